@@ -1,0 +1,112 @@
+"""Every error that a user can meet, as one tree. Each message says what is wrong and how to mend it.
+
+    AlError                     exit code 1
+    ├── UsageError              2   what was typed, or a file that was given, is wrong
+    │   ├── BadParams               a value in params.yaml
+    │   ├── BadInput                a pool, label or model file
+    │   └── NotAWorkspace           the folder holds no workspace, or another kind of one
+    ├── NothingToDo             3   asked for something that cannot be done now
+    ├── Locked                  4   another tick works in this workspace
+    ├── WorldError              5   something outside did not answer, or said no; try again later
+    │   ├── LabelStudioDown         no usable reply
+    │   ├── LabelStudioRefused      it answered: not allowed, or not valid
+    │   ├── RepositoryError         git or DVC failed
+    │   └── RemoteIncomplete        the DVC remote lacks objects of a round
+    └── NeedsAHand              6   going on could destroy something: a person must look first
+        ├── ForeignEdit             somebody edited a file that the engine owns
+        ├── ForeignProject          the Label Studio project is not the one we know
+        ├── VanishedAnswers         more answers vanished than people plausibly deleted
+        ├── SchemaInUse             a class that answers use was renamed or removed
+        ├── EngineChanged           a stage was started under another engine than the build's
+        └── StageFailed             a DVC stage ended with an error
+"""
+
+from __future__ import annotations
+
+
+class AlError(Exception):
+    """Something that the person at the keyboard can mend; printed without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(AlError):
+    """What was typed, or a file that was given, is wrong."""
+
+    exit_code = 2
+
+
+class BadParams(UsageError):
+    """A value in `params.yaml` is wrong; names the key, what it got and what it takes."""
+
+
+class BadInput(UsageError):
+    """A pool, label or model file cannot be used."""
+
+
+class NotAWorkspace(UsageError):
+    """The folder is no workspace."""
+
+
+class NothingToDo(AlError):
+    """Asked for something that cannot be done in the present state."""
+
+    exit_code = 3
+
+
+class Locked(AlError):
+    """Another process works in this workspace."""
+
+    exit_code = 4
+
+
+class WorldError(AlError):
+    """Something outside this process did not answer or said no."""
+
+    exit_code = 5
+
+
+class LabelStudioDown(WorldError):
+    """Label Studio gave no usable reply: not running, too slow, or broken in the middle."""
+
+
+class LabelStudioRefused(WorldError):
+    """Label Studio answered that the request is not allowed or not valid."""
+
+
+class RepositoryError(WorldError):
+    """A git or DVC command failed."""
+
+
+class RemoteIncomplete(WorldError):
+    """The DVC remote lacks objects that a published round needs."""
+
+
+class NeedsAHand(AlError):
+    """Going on could destroy something; a person must look first."""
+
+    exit_code = 6
+
+
+class ForeignEdit(NeedsAHand):
+    """Somebody edited a file that the engine owns."""
+
+
+class ForeignProject(NeedsAHand):
+    """The Label Studio project is not the one this workspace knows."""
+
+
+class VanishedAnswers(NeedsAHand):
+    """More answers vanished in one pull than people plausibly deleted."""
+
+
+class SchemaInUse(NeedsAHand):
+    """A class that answers use was renamed or removed."""
+
+
+class EngineChanged(NeedsAHand):
+    """A stage was started under another engine than the one its build began with."""
+
+
+class StageFailed(NeedsAHand):
+    """A DVC stage ended with an error; its log says why."""

@@ -1,0 +1,111 @@
+"""Writes that either happened or did not: temporary file, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+TEMPORARY_PREFIX = ".al-tmp-"
+
+
+@contextmanager
+def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it takes the place of `path`, else it goes away."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(mode)
+        _fsync(temporary)
+        temporary.replace(path)
+        _fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replace the content of `path` in one step."""
+    with replacing(path, mode) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str, mode: int = 0o644) -> None:
+    """Replace the content of `path` in one step, as UTF-8."""
+    write_bytes(path, text.encode(), mode)
+
+
+def write_json(path: Path, value: Any, mode: int = 0o644) -> None:
+    """Replace `path` by `value` as JSON with sorted keys, so that equal values give equal bytes."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", mode)
+
+
+def read_json(path: Path, default: Any = None) -> Any:
+    """The JSON value in `path`, or `default` where there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return default
+
+
+def json_line(value: Any) -> str:
+    """One line of canonical JSON: sorted keys, no blanks, no NaN."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Replace `path` by one line of canonical JSON a row."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as out:
+        out.writelines(json_line(row) for row in rows)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The rows of `path`; none where there is no such file."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
+    except FileNotFoundError:
+        return []
+
+
+def sha256_bytes(data: bytes) -> str:
+    """The SHA-256 of `data`, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_tree(root: Path) -> str:
+    """One SHA-256 over the names and contents of all files below `root` (or of `root` itself, if a file)."""
+    if root.is_file():
+        return sha256_file(root)
+    digest = hashlib.sha256()
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        digest.update(f"{path.relative_to(root).as_posix()}\0{sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def remove_leftovers(*folders: Path) -> None:
+    """Delete temporary files that a killed writer left in `folders`. Call only while holding the lock."""
+    for folder in folders:
+        for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+            path.unlink(missing_ok=True)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,208 @@
+"""Where every file of a workspace lies, and who owns it, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+STAGES = ("label", "train", "evaluate", "score", "select")
+"""The stages of `dvc.yaml`, in its order (a test compares the two)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths below a workspace's root."""
+
+    root: Path = Path()
+
+    # Tracked by git ------------------------------------------------------------------------------------------
+    @property
+    def marker(self) -> Path:
+        """Says that this folder is a workspace: its id and the version of this layout."""
+        return self.root / "al-workspace.json"
+
+    @property
+    def params(self) -> Path:
+        return self.root / "params.yaml"
+
+    @property
+    def dvc_yaml(self) -> Path:
+        return self.root / "dvc.yaml"
+
+    @property
+    def dvc_lock(self) -> Path:
+        return self.root / "dvc.lock"
+
+    @property
+    def engine(self) -> Path:
+        """The engine's fingerprint that the latest build began with; a dependency of every stage."""
+        return self.root / "engine.json"
+
+    @property
+    def rounds(self) -> Path:
+        return self.root / "rounds"
+
+    @property
+    def project(self) -> Path:
+        """Which Label Studio project is ours (never its address or token)."""
+        return self.rounds / "project.json"
+
+    @property
+    def overrides(self) -> Path:
+        """One-off settings of the batch that the next build selects."""
+        return self.rounds / "overrides.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.rounds / "metrics.json"
+
+    @property
+    def metrics_csv(self) -> Path:
+        return self.rounds / "metrics.csv"
+
+    @property
+    def predictions(self) -> Path:
+        """The newest model's probabilities for the labelled test set."""
+        return self.rounds / "predictions.csv"
+
+    @property
+    def histogram(self) -> Path:
+        """How uncertain the newest model is of the unlabelled pool."""
+        return self.rounds / "histogram.json"
+
+    @property
+    def genesis(self) -> Path:
+        """The record of the first build, before any round."""
+        return self.rounds / "genesis.json"
+
+    def round(self, number: int) -> Path:
+        return self.rounds / f"{number:04d}"
+
+    def plan(self, number: int) -> Path:
+        """What round `number` asks, one PlannedTask a line."""
+        return self.round(number) / "plan.jsonl"
+
+    def record(self, number: int) -> Path:
+        """The manifest of round `number`: parent, hashes, counts, parameters, metrics, decision, engine."""
+        return self.round(number) / "round.json"
+
+    # Tracked by DVC: sources (`dvc add`) -----------------------------------------------------------------------
+    @property
+    def pool(self) -> Path:
+        return self.root / "data/pool"
+
+    @property
+    def test(self) -> Path:
+        return self.root / "data/test"
+
+    @property
+    def events(self) -> Path:
+        """The ledger: `part-*.jsonl`, and `refused-*.jsonl` for answers that were refused, with the reason."""
+        return self.root / "data/events"
+
+    @property
+    def encoder(self) -> Path:
+        """The encoder's weights, as the workspace's own copy."""
+        return self.root / "models/encoder"
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        return (self.pool, self.test, self.events, self.encoder)
+
+    # Tracked by DVC: outputs of stages -------------------------------------------------------------------------
+    @property
+    def labeled(self) -> Path:
+        return self.root / "data/labeled.parquet"
+
+    @property
+    def test_labels(self) -> Path:
+        return self.root / "data/test_labels.parquet"
+
+    @property
+    def unresolved(self) -> Path:
+        return self.root / "data/unresolved.parquet"
+
+    @property
+    def model(self) -> Path:
+        return self.root / "models/candidate"
+
+    @property
+    def scores(self) -> Path:
+        return self.root / "data/scores.parquet"
+
+    @property
+    def queries(self) -> Path:
+        return self.root / "data/queries.jsonl"
+
+    # Ignored by git: what is not published, and what can be made again -----------------------------------------
+    @property
+    def inbox(self) -> Path:
+        """What came in since the last close; no stage reads it."""
+        return self.root / "data/inbox"
+
+    @property
+    def inbox_pool(self) -> Path:
+        return self.inbox / "pool"
+
+    @property
+    def inbox_test(self) -> Path:
+        return self.inbox / "test"
+
+    @property
+    def inbox_events(self) -> Path:
+        return self.inbox / "events"
+
+    @property
+    def rejects(self) -> Path:
+        """Rows that `al ingest` could not take, each with its reason."""
+        return self.root / "data/rejects"
+
+    @property
+    def private(self) -> Path:
+        return self.root / ".al"
+
+    @property
+    def features(self) -> Path:
+        """The cache of feature vectors, by encoder fingerprint; may be deleted."""
+        return self.private / "features"
+
+    @property
+    def lock(self) -> Path:
+        return self.private / "lock"
+
+    @property
+    def clone(self) -> Path:
+        """Which clone of the workspace this is."""
+        return self.private / "clone.json"
+
+    @property
+    def pull_state(self) -> Path:
+        """How far the last pull got; losing it costs a full pull."""
+        return self.private / "pull.json"
+
+    @property
+    def logs(self) -> Path:
+        return self.private / "logs"
+
+    @property
+    def aside(self) -> Path:
+        return self.private / "aside"
+
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports"
+
+    def state(self, number: int) -> Path:
+        """What a tick remembers of round `number`: times and attempts. May be lost."""
+        return self.private / "rounds" / f"{number:04d}.json"
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Lines of the workspace's `.gitignore`."""
+        return ("/.al/", "/data/inbox/", "/data/rejects/", "/reports/")
+
+    @property
+    def owned(self) -> tuple[Path, ...]:
+        """Paths that the engine writes and commits; a foreign edit to one of them stops a tick."""
+        sources = tuple(path.parent / f"{path.name}.dvc" for path in self.sources)
+        return (self.engine, self.dvc_lock, self.rounds, *sources)

@@ -1,0 +1,174 @@
+"""`params.yaml` as typed values, checked once at the door.
+
+A wrong value is reported with its key, what it got and what it takes; an unknown key is a wrong value too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+
+from al_pipeline.errors import BadParams
+
+_Name = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Schema(_Section):
+    """What people are asked: the question, its classes in the order shown, the fields shown."""
+
+    version: int = Field(ge=1)
+    question: str = Field(min_length=1, max_length=500)
+    labels: list[_Name] = Field(min_length=2, max_length=200)
+    fields: list[_Name] = Field(min_length=1, max_length=20)
+
+    @field_validator("labels", "fields")
+    @classmethod
+    def _distinct(cls, names: list[str]) -> list[str]:
+        if len({name.strip().casefold() for name in names}) < len(names):
+            raise ValueError("names must differ by more than case and blanks")
+        return names
+
+    @field_validator("labels", "fields")
+    @classmethod
+    def _trimmed(cls, names: list[str]) -> list[str]:
+        if any(name != name.strip() for name in names):
+            raise ValueError("names must not begin or end with blanks")
+        return names
+
+
+class Ingest(_Section):
+    """What may enter the pool, and how many items become the test set."""
+
+    test_size: int = Field(ge=0)
+    max_characters: int = Field(ge=1)
+
+
+class Features(_Section):
+    """What the model sees of a text."""
+
+    kind: Literal["encoder", "tfidf", "encoder+tfidf"]
+    encoder: str = Field(min_length=1)
+    max_tokens: int = Field(ge=8, le=8192)
+    precision: Literal["auto", "float32", "bfloat16"]
+
+    @property
+    def uses_encoder(self) -> bool:
+        """Whether vectors of a frozen encoder are part of the features."""
+        return self.kind != "tfidf"
+
+    @property
+    def uses_tfidf(self) -> bool:
+        """Whether TF-IDF is part of the features."""
+        return self.kind != "encoder"
+
+
+class Train(_Section):
+    """How the classifier is fitted."""
+
+    model: Literal["head"]
+    calibrate: bool
+
+
+class Select(_Section):
+    """How the next batch is chosen."""
+
+    strategy: Literal["margin", "entropy", "least_confidence", "random"]
+    batch_size: int = Field(ge=1, le=100_000)
+    random_share: float = Field(ge=0, le=1)
+    shortlist: int = Field(ge=1)
+
+
+class Evaluate(_Section):
+    """How intervals are computed."""
+
+    bootstrap: int = Field(ge=100, le=100_000)
+    confidence: float = Field(gt=0.5, lt=1)
+
+
+class Gate(_Section):
+    """When a new model replaces the promoted one."""
+
+    max_drop: float = Field(ge=0, le=1)
+    min_test_per_class: int = Field(ge=0)
+
+
+class Round(_Section):
+    """When a round is full, and when it closes anyway."""
+
+    seed_size: int = Field(ge=1, le=100_000)
+    quorum: float = Field(gt=0, le=1)
+    deadline_days: float = Field(gt=0)
+    min_labels: int = Field(ge=0)
+    overlap: int = Field(ge=1, le=50)
+
+
+class LabelStudio(_Section):
+    """How we talk to Label Studio. Its address and token are no parameters: see `al labelstudio --help`."""
+
+    show_guess: bool
+    timeout_seconds: float = Field(gt=0, le=3600)
+    max_vanished: int = Field(ge=0)
+
+
+class Params(_Section):
+    """All of `params.yaml`."""
+
+    version: Literal[1]
+    seed: int = Field(ge=0, lt=2**32)
+    schema_: Schema = Field(alias="schema")
+    ingest: Ingest
+    features: Features
+    train: Train
+    select: Select
+    evaluate: Evaluate
+    gate: Gate
+    round: Round
+    label_studio: LabelStudio
+    annotators: list[_Name]
+
+
+def load_params(path: Path) -> Params:
+    """Read and check a `params.yaml`. Raises BadParams naming every wrong key."""
+    try:
+        return parse_params(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        raise BadParams(f"{path} is missing; `git checkout -- params.yaml` brings back the last committed one") from None
+    except UnicodeDecodeError as error:
+        raise BadParams(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+
+
+def parse_params(text: str, source: str = "params.yaml") -> Params:
+    """Check the text of a `params.yaml`. Raises BadParams naming every wrong key."""
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise BadParams(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise BadParams(f"{source} must hold keys and values, got {type(values).__name__}")
+    try:
+        return Params.model_validate(values)
+    except (ValidationError, RecursionError) as error:
+        if isinstance(error, RecursionError):
+            raise BadParams(f"{source} is nested too deeply") from None
+        raise BadParams("\n".join(_explain(source, problem) for problem in error.errors())) from None
+
+
+def _explain(source: str, problem: Any) -> str:
+    key = ".".join(str(step) for step in problem["loc"]) or "(top level)"
+    takes = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"{source}: {key}: is missing"
+    if problem["type"] == "extra_forbidden":
+        return f"{source}: {key}: no such key; remove it or mend its spelling"
+    got = repr(problem["input"])
+    got = got if len(got) <= 80 else got[:77] + "..."
+    if isinstance(problem["input"], bool) and problem["type"] == "string_type":
+        takes += ' (YAML reads yes, no, on and off as true and false: put it in "quotes")'
+    return f"{source}: {key}: got {got}; {takes[0].lower()}{takes[1:]}"

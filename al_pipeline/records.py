@@ -1,0 +1,190 @@
+"""The words of the product, as frozen records. What each is, where it lies and who writes it: CONTRIBUTING.md."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Part = Literal["pool", "test"]
+"""Which of the two disjoint sets an item belongs to: the pool that may be asked, or the test set."""
+
+EventType = Literal[
+    "label", "skip", "supersede", "delete", "task_gone", "adjudicate", "gold", "quarantine", "restore", "import"
+]
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+
+
+def content_hash(text: str) -> str:
+    """What makes two texts the same item: SHA-256 (hex) of the stripped text in Unicode's NFC form."""
+    return hashlib.sha256(unicodedata.normalize("NFC", text).strip().encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def shown_text(text: str) -> str:
+    """The text as annotators see it: control characters (NUL breaks PostgreSQL) and lone surrogates become blanks."""
+    return _CONTROL.sub(" ", text)
+
+
+def push_key(workspace_id: str, round_number: int, item_id: str) -> str:
+    """The name of one task, the same for ever: `workspace:round:item_id`."""
+    return f"{workspace_id}:{round_number:04d}:{item_id}"
+
+
+def round_name(number: int) -> str:
+    """`7` -> `round-0007`: the tag of a published round."""
+    return f"round-{number:04d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing that can be labelled."""
+
+    item_id: str
+    content_hash: str
+    text: str
+    metadata: str = "{}"
+    """The user's other columns, as one JSON object."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One item that the model asks about. `score`: higher = ask sooner. `probability`: of its being selected."""
+
+    item_id: str
+    rank: int
+    score: float
+    strategy: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTask:
+    """One row of a round's plan: a query, or an item of the test set, as it will be pushed."""
+
+    push_key: str
+    item_id: str
+    content_hash: str
+    part: Part
+    round: int
+    rank: int
+    score: float
+    strategy: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A planned task with what annotators will see: `fields` maps a column's name to its (sanitised) text."""
+
+    plan: PlannedTask
+    fields: Mapping[str, str]
+    guess: tuple[str, float] | None = None
+    """The model's label and its probability, where annotators may see it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskState:
+    """What Label Studio says of one task, without its answers."""
+
+    task_id: int
+    push_key: str | None
+    round: int | None
+    part: Part | None
+    is_labeled: bool
+    annotations: int
+    cancelled: int
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """What one person said of one task, as Label Studio holds it now."""
+
+    annotation_id: int
+    annotator: str
+    """E-mail address in lower case, or `user:<id>` where the server does not tell."""
+    result: tuple[Mapping[str, Any], ...]
+    was_cancelled: bool
+    created_at: str
+    updated_at: str
+    lead_time: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredTask:
+    """One task with all its annotations; `data` as Label Studio holds it now (people can edit it there)."""
+
+    task_id: int
+    push_key: str | None
+    updated_at: str
+    data: Mapping[str, Any]
+    annotations: tuple[Annotation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that we were told about an answer; never edited.
+
+    `annotation_key` names the annotation that it speaks of (`push_key#annotation_id`, or `import:<content hash>`).
+    `targets` lists the event ids that a quarantine or restore speaks of.
+    """
+
+    event_id: str
+    type: EventType
+    item_id: str
+    content_hash: str
+    part: Part
+    round: int
+    annotation_key: str
+    annotator: str
+    label: str | None = None
+    schema_version: int = 1
+    reason: str | None = None
+    targets: tuple[str, ...] = ()
+    previous: str | None = None
+    lead_time: float | None = None
+    origin: str | None = None
+    created_at: str | None = None
+    updated_at: str | None = None
+    observed_at: str | None = None
+    prelabel_shown: bool = False
+
+    def to_row(self) -> dict[str, Any]:
+        """This event as a JSON object."""
+        row = asdict(self)
+        row["targets"] = list(self.targets)
+        return row
+
+    @staticmethod
+    def from_row(row: Mapping[str, Any]) -> Event:
+        """The event that `to_row` wrote; keys of a newer engine are refused by name."""
+        return Event(**{**row, "targets": tuple(row.get("targets", ()))})
+
+
+@dataclass(frozen=True, slots=True)
+class LabeledItem:
+    """An item with the label that we train (or test) on. Holds nothing of the server's: no ids, no times."""
+
+    item_id: str
+    content_hash: str
+    label: str
+    agreement: float
+    """Share of the counted annotators who gave this label."""
+    answers: int
+    """How many annotators' labels were counted."""
+    round: int
+    """The first round whose answers made it labelled; -1 for imported labels."""
+
+@dataclass(frozen=True, slots=True)
+class Unresolved:
+    """An item whose answers give no label: a tie, or ignored (skipped by two people or by everybody)."""
+
+    item_id: str
+    part: Part
+    kind: Literal["tie", "ignored"]
+    reason: str
+    asked: int
+    """In how many rounds it was asked."""
