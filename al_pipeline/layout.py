@@ -185,8 +185,14 @@ class Layout:
         return self.private / "logs"
 
     @property
-    def aside(self) -> Path:
-        return self.private / "aside"
+    def closing(self) -> Path:
+        """Written while a round is being closed: which parts are ours until they are committed."""
+        return self.private / "closing.json"
+
+    @property
+    def build(self) -> Path:
+        """Which steps of the build under way have ended, and for which inputs. May be lost."""
+        return self.private / "build.json"
 
     @property
     def reports(self) -> Path:
@@ -198,8 +204,10 @@ class Layout:
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        """Lines of the workspace's `.gitignore`."""
-        return ("/.al/", "/data/inbox/", "/data/rejects/", "/reports/")
+        """Lines of the workspace's `.gitignore`: what is DVC's, and what is nobody's."""
+        outputs = (self.labeled, self.test_labels, self.unresolved, self.model, self.scores, self.queries)
+        data = tuple(f"/{path.relative_to(self.root).as_posix()}" for path in (*self.sources, *outputs))
+        return ("/.al/", "/data/inbox/", "/data/rejects/", "/reports/", *data)
 
     @property
     def owned(self) -> tuple[Path, ...]:

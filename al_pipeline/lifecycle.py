@@ -1,0 +1,150 @@
+"""The round's state machine as a pure, total function: facts in, the next step (or why there is none) out.
+
+Facts come from disk, git and Label Studio; nothing here remembers. A tick asks, takes the step, looks again.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+State = Literal["empty", "planned", "open", "closed", "built", "decided", "published", "exhausted"]
+
+
+class Step(StrEnum):
+    """What a tick can do next; each is a task of its own in the Prefect run graph."""
+
+    INGEST = "ingest"
+    CONNECT = "connect"
+    RETIRE = "retire"
+    PUSH = "push"
+    PULL = "pull"
+    AUDIT = "audit"
+    CLOSE = "close"
+    ENCODER = "encoder"
+    ENCODE = "encode"
+    LABEL = "label"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    SCORE = "score"
+    SELECT = "select"
+    DECIDE = "decide"
+    PUBLISH = "publish"
+    TAG = "tag"
+    SYNC = "sync"
+
+
+BUILD = (Step.ENCODER, Step.ENCODE, Step.LABEL, Step.TRAIN, Step.EVALUATE, Step.SCORE, Step.SELECT)
+"""The steps of a build, in the order of `dvc.yaml`, after the features that they share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing can be done now; `reason` says what the round waits for."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a tick sees. `done` holds the steps that this tick has taken for the round that is current now."""
+
+    items: int
+    """In the pool and its inbox."""
+    incoming: int
+    """Of them, still in the inbox."""
+    planned: int | None
+    """The round whose plan is committed and whose record is not; None before the first build."""
+    untagged: int | None = None
+    """A round whose record is committed and whose tag is missing."""
+    unsynced: bool = False
+    """Commits or tags that the git remote lacks (False where there is no git remote)."""
+    tasks: int = 0
+    settled: int = 0
+    """Of `tasks`: answered, or given up."""
+    new_labels: int = 0
+    """Items with an answer in the inbox."""
+    age_days: float = 0.0
+    """Since the round opened."""
+    close_requested: bool = False
+    closed: bool = False
+    """The inbox has become part of the ledger, and what it led to is not committed."""
+    built: frozenset[Step] = frozenset()
+    """Steps of the build that have ended for exactly these inputs."""
+    decided: bool = False
+    done: frozenset[Step] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """When a round is full, and when it closes anyway (`params.yaml`, `round`)."""
+
+    quorum: float
+    deadline_days: float
+    min_labels: int
+
+
+def next_step(facts: Facts, rule: Closing) -> Step | Wait:
+    """What to do now. Total: every combination of facts gives a step or a reason to wait."""
+    if facts.untagged is not None:
+        return Step.TAG
+    if facts.unsynced and Step.SYNC not in facts.done:
+        return Step.SYNC
+    if facts.closed:
+        return next((step for step in BUILD if step not in facts.built), Step.PUBLISH if facts.decided else Step.DECIDE)
+    if Step.INGEST not in facts.done:
+        return Step.INGEST
+    if facts.planned is None:
+        return Step.CLOSE if facts.items else Wait("there is nothing to ask about; `al ingest FILE` fills the pool")
+    for step in (Step.CONNECT, Step.RETIRE, Step.PUSH, Step.PULL):
+        if step not in facts.done:
+            return step
+    if close_reason(facts, rule) is None:
+        return Wait(waiting_for(facts, rule))
+    return Step.AUDIT if Step.AUDIT not in facts.done else Step.CLOSE
+
+
+def close_reason(facts: Facts, rule: Closing) -> str | None:
+    """Why an open round closes now; None where it stays open. A round without any news never closes."""
+    if facts.tasks == 0:
+        if facts.incoming:
+            return f"{facts.incoming} new items came in"
+        return f"{facts.new_labels} late answers came in" if facts.new_labels else None
+    if facts.settled >= needed(facts.tasks, rule.quorum):
+        return f"{facts.settled} of {facts.tasks} tasks are settled"
+    if facts.close_requested and facts.new_labels:
+        return f"asked to, with {facts.settled} of {facts.tasks} tasks settled"
+    if facts.age_days >= rule.deadline_days and facts.new_labels >= max(rule.min_labels, 1):
+        return f"the deadline of {rule.deadline_days:g} days has passed with {facts.new_labels} new labels"
+    return None
+
+
+def waiting_for(facts: Facts, rule: Closing) -> str:
+    """What an open round waits for, in words."""
+    if facts.tasks == 0:
+        return "every item of the pool is labelled or set aside; `al ingest FILE` brings new ones"
+    missing = needed(facts.tasks, rule.quorum) - facts.settled
+    text = f"{missing} more of {facts.tasks} tasks to be answered in Label Studio"
+    if facts.age_days >= rule.deadline_days:
+        return f"{text}; the deadline has passed, but there are only {facts.new_labels} of {rule.min_labels} new labels"
+    return f"{text}, or {rule.deadline_days - facts.age_days:.1f} days"
+
+
+def needed(tasks: int, quorum: float) -> int:
+    """How many settled tasks make the quorum: at least one, at most all."""
+    return min(tasks, max(1, math.ceil(quorum * tasks - 1e-9)))
+
+
+def state(facts: Facts) -> State:
+    """Where the current round stands, in one word."""
+    if facts.closed:
+        if facts.decided:
+            return "decided"
+        return "built" if facts.built.issuperset(BUILD) else "closed"
+    if facts.planned is None:
+        return "empty" if facts.items == 0 else "planned"
+    if facts.tasks == 0:
+        return "exhausted"
+    return "open"

@@ -1,0 +1,75 @@
+"""Make a workspace: a git and DVC repository that holds one labelling project."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from al_pipeline.errors import BadInput
+from al_pipeline.files import write_json, write_text
+from al_pipeline.layout import Layout
+from al_pipeline.params import parse_params
+from al_pipeline.repository import Dvc, Git
+from al_pipeline.workspace import LAYOUT_VERSION, Workspace, open_workspace
+
+
+def template(name: str) -> str:
+    """The text of a file that every workspace starts from (`params.yaml`, `dvc.yaml`): this engine's own."""
+    packaged = files("al_pipeline") / "template" / name
+    if packaged.is_file():
+        return packaged.read_text(encoding="utf-8")
+    return (Path(__file__).parents[2] / name).read_text(encoding="utf-8")
+
+
+def init(folder: Path, labels: Sequence[str], question: str | None = None, remote: str | None = None) -> Workspace:
+    """Make a workspace in `folder`, which must be new or empty, and commit it.
+
+    `remote` is a DVC remote's address (default: a folder in `al`'s home, on this machine). Killed half-way, the same
+    call finishes the job. Raises BadInput where `folder` holds something else, BadParams where labels are no good.
+    """
+    folder = folder.resolve()
+    layout = Layout(folder)
+    text = _with_schema(template("params.yaml"), labels, question)
+    parse_params(text, "the schema")
+    if layout.marker.exists():
+        if Git(folder).head() is not None:
+            raise BadInput(f"{folder} is a workspace already; work inside it, or choose another folder")
+    elif folder.exists() and any(entry.name != ".git" for entry in folder.iterdir()):
+        raise BadInput(f"{folder} is not empty; choose a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not layout.marker.exists():
+        write_json(layout.marker, {"layout": LAYOUT_VERSION, "workspace_id": uuid.uuid4().hex[:12]})
+    workspace = open_workspace(folder)
+    write_text(layout.params, text)
+    write_text(layout.dvc_yaml, template("dvc.yaml"))
+    write_text(folder / ".gitignore", "".join(f"{line}\n" for line in layout.ignored))
+    write_json(layout.project, {})
+    git = Git(folder)
+    git.init()
+    with Dvc(folder, layout.private / "dvc.json", layout.logs / "dvc.log") as dvc:
+        dvc.init(remote or str(workspace.home / "dvc-remote"))
+    layout.inbox.mkdir(parents=True, exist_ok=True)
+    git.commit(
+        "Make the workspace",
+        [layout.marker, layout.params, layout.dvc_yaml, layout.rounds, folder / ".gitignore", folder / ".dvcignore", folder / ".dvc"],
+    )
+    _ = workspace.clone_id
+    return workspace
+
+
+def _with_schema(text: str, labels: Sequence[str], question: str | None) -> str:
+    """The template with its labels (and question) replaced; comments stay."""
+    import yaml
+
+    def scalar(value: str) -> str:
+        return yaml.safe_dump(value, allow_unicode=True, width=10_000, default_style='"').strip()
+
+    lines = "".join(f"    - {scalar(label)}\n" for label in labels)
+    text = re.sub(r"(?m)^(  labels:.*\n)(?:    - .*\n)+", lambda found: found.group(1) + lines, text)
+    if question is not None:
+        text = re.sub(r"(?m)^  question:.*$", lambda _: f"  question: {scalar(question)}", text)
+    return text
+

@@ -1,0 +1,185 @@
+"""DVC as we use it: one process for many commands, in a group of its own that a later tick can find and end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import psutil
+
+from al_pipeline.errors import RemoteIncomplete, RepositoryError, StageFailed
+from al_pipeline.files import read_json, write_json
+
+_STAGE_TIMEOUT = 6 * 3600.0
+_TRANSFER_TIMEOUT = 6 * 3600.0
+_TIMEOUT = 600.0
+
+
+@dataclass
+class Dvc:
+    """The DVC repository at `root`. Use as a context manager; the process starts with the first command."""
+
+    root: Path
+    state: Path
+    """Where the process is written down (`pid`, `started`), so that a later tick can end it."""
+    log: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    _process: subprocess.Popen[str] | None = None
+    _output: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        if self._process is not None:
+            self._stop(self._process.pid)
+            with contextlib.suppress(BrokenPipeError):
+                self._process.__exit__(None, None, None)
+            self._process = None
+            self.state.unlink(missing_ok=True)
+        if self._output is not None:
+            self._output.close()
+            self._output = None
+
+    def init(self, remote: str) -> None:
+        """Make `root` a DVC repository whose default remote is `remote`; harmless where it is one."""
+        if not (self.root / ".dvc/config").exists():
+            self._checked(["init", "--quiet", "--force"], "init")
+        self._checked(["remote", "add", "--quiet", "--force", "--default", "store", remote], "remote add")
+        self._checked(["config", "--quiet", "core.analytics", "false"], "config")
+        self._checked(["config", "--quiet", "core.autostage", "false"], "config")
+        self._checked(["config", "--quiet", "core.check_update", "false"], "config")
+
+    def end_previous(self) -> None:
+        """End a DVC process, with its stage, that a killed tick left. Call only while holding the workspace's lock."""
+        left = read_json(self.state)
+        if left is None:
+            return
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if abs(psutil.Process(left["pid"]).create_time() - left["started"]) < 1:
+                self._stop(left["pid"])
+        self._stop_orphans(left["pid"])
+        self.state.unlink(missing_ok=True)
+
+    def repro(self, stage: str, *, force: bool = False, run_cache: bool = True) -> None:
+        """Bring one stage up to date. Raises StageFailed with the last lines that it printed."""
+        options = (["--force"] if force else []) + ([] if run_cache else ["--no-run-cache"])
+        code, said = self._command(["repro", "--single-item", *options, stage], _STAGE_TIMEOUT)
+        if code:
+            raise StageFailed(f"stage {stage} failed; its last words (all of them: {self.log}):\n{said}")
+
+    def add(self, *paths: Path) -> None:
+        """Track source data as it is now."""
+        self._checked(["add", "--quiet", *self._names(paths)], "add")
+
+    def push(self, *targets: str) -> None:
+        """Copy what the work tree's `.dvc` files and `dvc.lock` name to the default remote."""
+        self._checked(["push", "--quiet", *targets], "push", _TRANSFER_TIMEOUT)
+
+    def verify_remote(self) -> None:
+        """Raise RemoteIncomplete where the default remote lacks an object that the work tree names."""
+        missing = self._json(["status", "--cloud", "--json"], "status --cloud", _TRANSFER_TIMEOUT)
+        if missing:
+            names = ", ".join(sorted(missing)[:5])
+            raise RemoteIncomplete(f"the DVC remote lacks objects after a push: {names}; `al doctor` says more")
+
+    def changed(self, *targets: str) -> dict[str, object]:
+        """What `dvc status` says of `targets` (everything, if none): empty where all is as recorded."""
+        return self._json(["status", "--json", *targets], "status", _TIMEOUT)
+
+    def pull(self, *targets: str) -> None:
+        """Bring back data that the work tree lacks."""
+        self._checked(["pull", "--quiet", *targets], "pull", _TRANSFER_TIMEOUT)
+
+    def checkout(self, *targets: str) -> None:
+        """Make the work tree's data what its records say; refuses to lose data that is nowhere else."""
+        self._checked(["checkout", "--quiet", *targets], "checkout")
+
+    def get(self, path: str, revision: str, target: Path) -> None:
+        """Copy `path` as of `revision` to `target`, without touching the work tree."""
+        self._checked(["get", "--quiet", "--force", ".", path, "--rev", revision, "--out", str(target)], "get", _TRANSFER_TIMEOUT)
+
+    def _checked(self, arguments: list[str], name: str, timeout: float = _TIMEOUT) -> None:
+        code, said = self._command(arguments, timeout)
+        if code:
+            raise RepositoryError(f"dvc {name} failed ({code}): {said}")
+
+    def _json(self, arguments: list[str], name: str, timeout: float) -> dict[str, object]:
+        code, said = self._command(arguments, timeout)
+        line = next((line for line in reversed(said.splitlines()) if line.startswith("{")), None)
+        if code or line is None:
+            raise RepositoryError(f"dvc {name} failed ({code}): {said}")
+        found: dict[str, object] = json.loads(line)
+        return found
+
+    def _command(self, arguments: list[str], timeout: float) -> tuple[int, str]:
+        """Exit code, and the last lines of what the command printed."""
+        process = self._start()
+        begin = self.log.stat().st_size
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(arguments) + "\n")
+            process.stdin.flush()
+            ready, _, _ = select.select([process.stdout], [], [], timeout)
+            reply = process.stdout.readline() if ready else None
+        except BrokenPipeError:
+            reply = ""
+        with self.log.open("rb") as log:
+            log.seek(begin)
+            said = log.read().decode("utf-8", "replace").strip()
+        said = "\n".join(said.splitlines()[-15:])
+        if reply:
+            return json.loads(reply), said
+        self.close()
+        why = "ended in the middle" if reply == "" else f"did not end within {timeout:.0f} s and was stopped"
+        raise RepositoryError(f"the DVC process {why} at `dvc {' '.join(arguments[:4])}`: {said}")
+
+    def _start(self) -> subprocess.Popen[str]:
+        if self._process is not None:
+            return self._process
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._output = self.log.open("ab")
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "al_pipeline.repository.worker"],
+            cwd=self.root,
+            env={**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", "NO_COLOR": "1", **self.environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._output,
+            text=True,
+            start_new_session=True,
+        )
+        started = psutil.Process(self._process.pid).create_time()
+        write_json(self.state, {"pid": self._process.pid, "started": started})
+        return self._process
+
+    @staticmethod
+    def _stop(group: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
+
+    @staticmethod
+    def _stop_orphans(group: int) -> None:
+        """End stages of a group whose leader is gone already; another group's number cannot be taken while they live."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError):
+                if os.getpgid(process.pid) == group and any("al_pipeline.stages" in word for word in process.cmdline()):
+                    Dvc._stop(group)
+
+    def _names(self, paths: Sequence[Path]) -> list[str]:
+        return [str(path.relative_to(self.root) if path.is_absolute() else path) for path in paths]

@@ -1,0 +1,145 @@
+"""Git as we use it: named paths only, never a prompt, a hook or a signature, nothing of the user's reset."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from al_pipeline.errors import ForeignEdit, RepositoryError
+
+_QUIET = ("-c", "core.hooksPath=/dev/null", "-c", "commit.gpgsign=false", "-c", "tag.gpgsign=false", "-c", "core.fsmonitor=false")
+_FALLBACK_IDENTITY = ("-c", "user.name=al", "-c", "user.email=al@localhost")
+_NETWORK_TIMEOUT = 600.0
+_TIMEOUT = 120.0
+
+
+@dataclass(frozen=True)
+class Git:
+    """The git repository at `root`."""
+
+    root: Path
+
+    def run(self, *arguments: str, check: bool = True, timeout: float = _TIMEOUT) -> subprocess.CompletedProcess[str]:
+        """Run git in the repository. Raises RepositoryError with git's own last words."""
+        environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
+        try:
+            result = subprocess.run(
+                ["git", *_QUIET, *arguments],
+                cwd=self.root,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                encoding="utf-8",
+                errors="surrogateescape",
+                timeout=timeout,
+                check=False,
+            )
+        except FileNotFoundError:
+            raise RepositoryError("git is not installed, or not on the PATH") from None
+        except subprocess.TimeoutExpired:
+            raise RepositoryError(f"git {arguments[0]} did not end within {timeout:.0f} s") from None
+        if check and result.returncode != 0:
+            said = " ".join((result.stderr or result.stdout).split())[-500:]
+            raise RepositoryError(f"git {arguments[0]} failed ({result.returncode}): {said}")
+        return result
+
+    def init(self) -> None:
+        """Make the repository, its branch named main; harmless where there is one."""
+        self.run("init", "--quiet", "--initial-branch=main")
+
+    def has_identity(self) -> bool:
+        """Whether commits would carry the user's own name."""
+        return self.run("config", "user.email", check=False).returncode == 0 or "GIT_AUTHOR_EMAIL" in os.environ
+
+    def head(self) -> str | None:
+        """The commit that is checked out; None before the first."""
+        result = self.run("rev-parse", "--verify", "--quiet", "HEAD", check=False)
+        return result.stdout.strip() or None
+
+    def branch(self) -> str | None:
+        """The branch that is checked out; None on a detached HEAD."""
+        return self.run("symbolic-ref", "--quiet", "--short", "HEAD", check=False).stdout.strip() or None
+
+    def commit_time(self, revision: str = "HEAD") -> int:
+        """When `revision` was committed, in seconds since 1970."""
+        return int(self.run("log", "-1", "--format=%ct", revision).stdout)
+
+    def show(self, revision: str, path: str) -> str | None:
+        """The text of `path` at `revision`; None where it is not there."""
+        result = self.run("show", f"{revision}:{path}", check=False)
+        return result.stdout if result.returncode == 0 else None
+
+    def files(self, revision: str, folder: str) -> list[str]:
+        """The files below `folder` at `revision`."""
+        result = self.run("ls-tree", "-r", "-z", "--name-only", revision, "--", folder, check=False)
+        return [name for name in result.stdout.split("\0") if name]
+
+    def tags(self) -> dict[str, str]:
+        """Every tag, with the commit that it names."""
+        lines = self.run("for-each-ref", "--format=%(refname:short) %(*objectname) %(objectname)", "refs/tags").stdout
+        return {parts[0]: parts[1] for parts in (line.split() for line in lines.splitlines())}
+
+    def changed(self, paths: Iterable[Path]) -> list[str]:
+        """Which of `paths` (or files below them) differ from HEAD, untracked ones included."""
+        result = self.run("status", "--porcelain", "-z", "--untracked-files=all", "--", *map(self._name, paths))
+        return [entry[3:] for entry in result.stdout.split("\0") if entry]
+
+    def commit(self, message: str, paths: Iterable[Path]) -> str:
+        """Commit exactly `paths` (those that exist or are tracked) and return the commit; HEAD where nothing changed.
+
+        Raises ForeignEdit on a detached HEAD, where a commit would be lost at the next checkout.
+        """
+        if self.head() is not None and self.branch() is None:
+            raise ForeignEdit("HEAD is detached: `git switch main` (or your branch) first, then try again")
+        self.clear_dead_lock()
+        named = [
+            name
+            for path, name in ((path, self._name(path)) for path in paths)
+            if path.exists() or self.run("ls-files", "-z", "--", name).stdout
+        ]
+        if not named:
+            raise RepositoryError("nothing to commit: none of the paths exists")
+        self.run("add", "--all", "--", *named)
+        if self.head() is None or self.run("diff", "--cached", "--quiet", "HEAD", "--", *named, check=False).returncode:
+            identity = () if self.has_identity() else _FALLBACK_IDENTITY
+            self.run(*identity, "commit", "--quiet", "--message", message, "--", *named)
+        return self.run("rev-parse", "HEAD").stdout.strip()
+
+    def tag(self, name: str, message: str, revision: str = "HEAD") -> None:
+        """Make an annotated tag; harmless where it already names that commit. Raises ForeignEdit where it names another."""
+        commit = self.run("rev-parse", f"{revision}^{{commit}}").stdout.strip()
+        existing = self.tags().get(name)
+        if existing == commit:
+            return
+        if existing is not None:
+            raise ForeignEdit(f"the tag {name} names {existing[:12]}, not the commit of that round ({commit[:12]})")
+        identity = () if self.has_identity() else _FALLBACK_IDENTITY
+        self.run(*identity, "tag", "--annotate", "--message", message, name, commit)
+
+    def remote(self) -> str | None:
+        """The remote that rounds are pushed to: the branch's own, else `origin`; None where there is none."""
+        remotes = self.run("remote").stdout.split()
+        own = self.run("config", f"branch.{self.branch()}.remote", check=False).stdout.strip()
+        return own if own in remotes else "origin" if "origin" in remotes else None
+
+    def push(self, remote: str, refs: Sequence[str]) -> None:
+        """Push branch and tags in one atomic step."""
+        self.run("push", "--quiet", "--atomic", remote, *refs, timeout=_NETWORK_TIMEOUT)
+
+    def clear_dead_lock(self) -> None:
+        """Remove an index lock that a killed git left. Call only while holding the workspace's lock."""
+        lock = self.root / ".git/index.lock"
+        if not lock.exists():
+            return
+        for process in psutil.process_iter(["name", "cwd"]):
+            if process.info["name"] == "git" and process.info["cwd"] in (str(self.root), None):
+                raise RepositoryError(f"git (process {process.pid}) works in {self.root}; try again when it has ended")
+        lock.unlink(missing_ok=True)
+
+    def _name(self, path: Path) -> str:
+        return str(path.relative_to(self.root) if path.is_absolute() else path)
