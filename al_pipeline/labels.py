@@ -1,0 +1,248 @@
+"""The fold: what people said, event by event in the ledger's order -> the labelled set.
+
+No clock is read: the only order is that of the ledger. Events of different people may be interleaved in any way and
+give the same result, adjudications apart, of which the newest wins.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from al_pipeline.errors import BadInput, SchemaInUse
+from al_pipeline.records import Event, LabeledItem, Part, PlannedTask, Unresolved
+
+IMPORT = "import"
+"""The one annotator that all imported labels count as; any person's label outweighs it."""
+IMPORT_ROUND = -1
+MAX_SKIPS = 2
+"""So many people's skips end the asking (fewer only where there are fewer people)."""
+MAX_ASKED = 2
+"""A tie is asked in so many rounds, then ignored."""
+
+Standing = Literal["answered", "given_up", "open"]
+
+_CONTROL = ("quarantine", "restore")
+_NEEDS_LABEL = ("label", "adjudicate", "gold", "import")
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """What the events come to. An item in none of the three has no label yet and may be asked (again)."""
+
+    labeled: tuple[LabeledItem, ...]
+    """Items of the pool with their labels, by item_id."""
+    test: tuple[LabeledItem, ...]
+    """Items of the test set with their labels, by item_id."""
+    unresolved: tuple[Unresolved, ...]
+    """Items of both whose answers give no label, by item_id."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What one annotation says now: `label` None is a skip. `order`: place of its newest event in the ledger."""
+
+    annotator: str
+    label: str | None
+    binding: bool
+    round: int
+    order: int
+
+
+def active(events: Iterable[Event]) -> list[Event]:
+    """The events that count, in the ledger's order: each once, none that is quarantined, no quarantine or restore.
+
+    The newest quarantine or restore that names an event decides on it, wherever in the ledger the event stands. A
+    quarantine or restore can itself be quarantined by a later one, and then does nothing.
+    """
+    ledger: dict[str, Event] = {}
+    for event in events:
+        ledger.setdefault(event.event_id, event)
+    decided: dict[str, bool] = {}
+    for event in reversed(ledger.values()):
+        if event.type in _CONTROL and decided.get(event.event_id, True):
+            for target in event.targets:
+                decided.setdefault(target, event.type == "restore")
+    return [e for e in ledger.values() if e.type not in _CONTROL and decided.get(e.event_id, True)]
+
+
+def quarantined(events: Iterable[Event]) -> frozenset[str]:
+    """The ids of the events that are left out of the fold at present (quarantines and restores apart)."""
+    events = list(events)
+    counted = {event.event_id for event in active(events)}
+    return frozenset(e.event_id for e in events if e.type not in _CONTROL and e.event_id not in counted)
+
+
+def people(events: Iterable[Event]) -> int:
+    """How many people have answered or skipped anything (imports, adjudicators and gold apart)."""
+    return len({event.annotator for event in active(events) if event.type in ("label", "skip", "supersede")})
+
+
+def fold(
+    events: Sequence[Event], labels: Sequence[str], everybody: int | None = None, asked: Mapping[str, int] | None = None
+) -> Folded:
+    """The labelled set, the labelled test set, and what is unresolved.
+
+    `labels`: the schema's classes. `everybody`: how many people may answer, where that is known; else as many as have.
+    `asked`: in how many rounds each item was asked.
+
+    Each annotator's newest answer to an item counts, once. An adjudication or gold label wins (the newest of them);
+    else the class with the most people; else, where no person gave a label, the imported label. Two or more classes
+    with equally many people are a tie: unresolved, and ignored once it was asked in two rounds. Items that nobody
+    labelled and two people (or everybody) skipped are ignored.
+
+    Raises SchemaInUse where an answer names a class that the schema lacks, BadInput on events that contradict
+    each other about what an item is.
+    """
+    counted = active(events)
+    enough_skips = _enough_skips(counted, everybody)
+    asked = asked or {}
+    by_item: defaultdict[str, list[Event]] = defaultdict(list)
+    for event in counted:
+        by_item[event.item_id].append(event)
+    labeled: list[LabeledItem] = []
+    test: list[LabeledItem] = []
+    unresolved: list[Unresolved] = []
+    strangers: Counter[str] = Counter()
+    for item_id in sorted(by_item):
+        content, part = _identity(item_id, by_item[item_id])
+        answers = _answers(by_item[item_id]).values()
+        strangers.update(a.label for a in answers if a.label is not None and a.label not in labels)
+        result = _resolve(answers)
+        if isinstance(result, str):
+            votes = [vote for vote in _votes(answers) if vote.label is not None]
+            agreement = sum(vote.label == result for vote in votes) / len(votes)
+            row = LabeledItem(item_id, content, result, agreement, len(votes), _first_round(answers))
+            (labeled if part == "pool" else test).append(row)
+        elif problem := _unresolved(item_id, part, result, labels, answers, enough_skips, asked.get(item_id, 0)):
+            unresolved.append(problem)
+    if strangers:
+        named = ", ".join(f"{label!r} ({count} answers)" for label, count in sorted(strangers.items()))
+        raise SchemaInUse(
+            f"answers name classes that the schema lacks: {named}; put them back into schema.labels of params.yaml, "
+            "or revoke those answers first with `al labels revoke`"
+        )
+    return Folded(tuple(labeled), tuple(test), tuple(unresolved))
+
+
+def standing(
+    tasks: Sequence[PlannedTask], events: Sequence[Event], overlap: int, everybody: int | None = None
+) -> dict[str, Standing]:
+    """Whether each task, by push key, is answered, given up or still open. Only answers under that very key count.
+
+    Answered: `overlap` people gave a label, or one gave a binding one (adjudication, gold). Given up: two people
+    (or everybody) skipped it. Where it is known who may answer and all of them have, nothing more can come: answered
+    if there is a label.
+    """
+    counted = active(events)
+    enough_skips = _enough_skips(counted, everybody)
+    by_key: defaultdict[str, list[Event]] = defaultdict(list)
+    for event in counted:
+        by_key[event.annotation_key.rpartition("#")[0]].append(event)
+    found: dict[str, Standing] = {}
+    for task in tasks:
+        votes = _votes(_answers(by_key.get(task.push_key, ())).values())
+        given = sum(vote.label is not None for vote in votes)
+        all_spoke = everybody is not None and len(votes) >= everybody
+        if given >= overlap or any(vote.binding for vote in votes) or (given and all_spoke):
+            found[task.push_key] = "answered"
+        elif len(votes) - given >= enough_skips:
+            found[task.push_key] = "given_up"
+        else:
+            found[task.push_key] = "open"
+    return found
+
+
+def _enough_skips(counted: Sequence[Event], everybody: int | None) -> int:
+    return min(MAX_SKIPS, max(1, people(counted) if everybody is None else everybody))
+
+
+def _identity(item_id: str, events: Sequence[Event]) -> tuple[str, Part]:
+    seen = {(event.content_hash, event.part) for event in events}
+    if len(seen) > 1:
+        raise BadInput(
+            f"the ledger contradicts itself about item {item_id!r}: "
+            + " and ".join(f"{part} item with content {content[:12]}" for content, part in sorted(seen))
+            + "; quarantine the wrong events with `al labels revoke`"
+        )
+    return seen.pop()
+
+
+def _answers(events: Iterable[Event]) -> dict[str, _Answer]:
+    """What the annotations of one item (or task) say, by annotation key, after edits and deletions."""
+    now: dict[str, _Answer] = {}
+    for order, event in enumerate(events):
+        if event.type in _NEEDS_LABEL and event.label is None:
+            raise BadInput(f"event {event.event_id} is of type {event.type!r} but names no label")
+        if event.type == "delete":
+            now.pop(event.annotation_key, None)
+        elif event.type != "task_gone":
+            before = now.get(event.annotation_key)
+            edit = event.type == "supersede"
+            imported = event.type == "import" or (edit and before is not None and before.annotator == IMPORT)
+            now[event.annotation_key] = _Answer(
+                annotator=IMPORT if imported else event.annotator,
+                label=None if event.type == "skip" else event.label,
+                binding=event.type in ("adjudicate", "gold") or (edit and before is not None and before.binding),
+                round=IMPORT_ROUND if imported else event.round,
+                order=order,
+            )
+    return now
+
+
+def _votes(answers: Iterable[_Answer]) -> list[_Answer]:
+    """The one answer of each annotator that counts: the newest, a binding one before all others.
+
+    The import is among them only where no person gave a label.
+    """
+    best: dict[str, _Answer] = {}
+    for answer in sorted(answers, key=lambda a: (a.binding and a.label is not None, a.order)):
+        best[answer.annotator] = answer
+    imported = best.pop(IMPORT, None)
+    if imported is not None and all(vote.label is None for vote in best.values()):
+        best[IMPORT] = imported
+    return list(best.values())
+
+
+def _resolve(answers: Iterable[_Answer]) -> str | frozenset[str]:
+    """The label, or the classes that are tied (none where nobody gave a label)."""
+    votes = _votes(answers)
+    binding = {vote.order: vote.label for vote in votes if vote.binding and vote.label is not None}
+    if binding:
+        return binding[max(binding)]
+    counts = Counter(vote.label for vote in votes if vote.label is not None)
+    most = max(counts.values(), default=0)
+    leaders = [label for label, count in counts.items() if count == most]
+    return leaders[0] if len(leaders) == 1 else frozenset(leaders)
+
+
+def _first_round(answers: Iterable[_Answer]) -> int:
+    """The first round such that the answers up to it give a label. `answers` must give one."""
+    if any(vote.annotator == IMPORT for vote in _votes(answers)):
+        return IMPORT_ROUND
+    given = [answer for answer in answers if answer.annotator != IMPORT]
+    rounds = sorted({answer.round for answer in given})
+    return next(number for number in rounds if isinstance(_resolve([a for a in given if a.round <= number]), str))
+
+
+def _unresolved(
+    item_id: str,
+    part: Part,
+    tied: frozenset[str],
+    labels: Sequence[str],
+    answers: Iterable[_Answer],
+    enough_skips: int,
+    asked: int,
+) -> Unresolved | None:
+    if tied:
+        between = " and ".join(label for label in labels if label in tied)
+        if asked >= MAX_ASKED:
+            return Unresolved(item_id, part, "ignored", f"still a tie of {between} after {asked} rounds", asked)
+        return Unresolved(item_id, part, "tie", f"a tie of {between}", asked)
+    skips = len(_votes(answers))
+    if skips >= enough_skips:
+        who = "1 person, the only one there is" if skips == 1 else f"{skips} people"
+        return Unresolved(item_id, part, "ignored", f"skipped by {who}", asked)
+    return None
