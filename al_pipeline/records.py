@@ -122,13 +122,18 @@ class AnsweredTask:
     updated_at: str
     data: Mapping[str, Any]
     annotations: tuple[Annotation, ...]
+    created_at: str = ""
+    """When this copy of the task was made: an answer older than it was given to another, deleted copy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """One thing that we were told about an answer; never edited.
 
-    `annotation_key` names the annotation that it speaks of (`push_key#annotation_id`, or `import:<content hash>`).
+    `annotation_key` names the annotation that it speaks of: `push_key#project_uid.annotation_id`, or
+    `import:<content hash>`; for `task_gone` the push key.
+    A `supersede` without a label took the answer back by skipping. A `label` or `skip` whose `previous` is a `delete`
+    came back after it had vanished.
     `targets` lists the event ids that a quarantine or restore speaks of.
     """
 

@@ -1,0 +1,478 @@
+"""The Oracle that is Label Studio. The only importer of its SDK, which costs a second: import this module late.
+
+Only reads are repeated: after a lost reply nobody knows whether a write took place, and Label Studio never notices a
+duplicate. Errors name the call and the status, never a body or a header: those hold texts, tokens and sessions.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import string
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import partial
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+from uuid import uuid4
+from xml.etree import ElementTree
+
+import httpx
+
+from al_pipeline.errors import BadParams, LabelStudioDown, LabelStudioRefused
+from al_pipeline.oracle import (
+    CONTROL,
+    TIME_FORMAT,
+    ProjectMark,
+    ProjectRef,
+    check_mark,
+    choices_of,
+    data_key,
+    find_mark,
+    missing_project,
+    raw_result,
+    removed_in_use,
+    several_projects,
+    task_json,
+    task_state,
+    with_mark,
+)
+from al_pipeline.params import Schema
+from al_pipeline.records import Annotation, AnsweredTask, Task, TaskState, shown_text
+
+_T = TypeVar("_T")
+
+_READ_ATTEMPTS = 4
+_FIRST_DELAY = 0.5
+_PAGE = 500
+_KEYS_PER_REQUEST = 50
+_HOTKEYS = "123456789" + string.ascii_lowercase
+_STATE = "id,data,is_labeled,total_annotations,cancelled_annotations"
+_ANSWERS = "id,data,annotations,updated_at,result,completed_by,was_cancelled,lead_time,created_at"
+"""Also filters inside annotations, hence the names of their keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """Which server answers, as whom we talk to it, and how far its clock is ahead of ours, in seconds."""
+
+    version: str
+    user: str
+    clock_ahead: float | None
+
+
+class _NotFound(LabelStudioRefused):
+    """The server has no such thing (404), or does not let us see it."""
+
+
+class LabelStudioOracle:
+    """Label Studio at `url`, with a token of either kind. Close it, or use it as a context manager.
+
+    `timeout` bounds each request, in seconds. Creating it sends nothing. Raises LabelStudioRefused for an address or
+    token that cannot be right.
+    """
+
+    def __init__(
+        self, url: str, token: str, timeout: float = 60.0, *, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        from label_studio_sdk import LabelStudio
+
+        if not url.startswith(("http://", "https://")):
+            raise LabelStudioRefused(f"the address of Label Studio must begin with http:// or https://, got {url!r}")
+        if not token or not token.isascii() or not token.isprintable() or " " in token:
+            raise LabelStudioRefused(
+                "the token of Label Studio is empty or holds characters that no token has; copy it again from "
+                "Account & Settings in Label Studio"
+            )
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(timeout=timeout)
+        self._client = LabelStudio(  # type: ignore[no-untyped-call]
+            base_url=self.url, api_key=token, timeout=timeout, max_retries=0, httpx_client=self._http
+        )
+        self._sleep = sleep
+        self._jitter = random.Random()
+        self._emails: dict[int, str] = {}
+
+    def __repr__(self) -> str:
+        return f"LabelStudioOracle({self.url!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    # Projects ------------------------------------------------------------------------------------------------------
+
+    def about(self) -> About:
+        """The server's version, our user and the clocks; what `al doctor` asks. Checks the token."""
+        user = self._read("asking who we are", lambda: self._client.users.whoami())
+        version = self._read("asking for the version", lambda: self._client.versions.get())
+        return About(str(version.release or "unknown"), str(user.email or f"user:{user.id}"), self._clock_ahead())
+
+    def ensure_project(
+        self,
+        workspace_id: str,
+        clone_id: str,
+        schema: Schema,
+        overlap: int,
+        show_guess: bool,
+        known: ProjectRef | None,
+    ) -> ProjectRef:
+        """Find or create our project and bring its settings in line; see Oracle. Raises BadParams too."""
+        settings: dict[str, Any] = {
+            "label_config": label_config(schema),
+            "maximum_annotations": overlap,
+            "show_collab_predictions": show_guess,
+        }
+        ref = known or self._find_project(workspace_id)
+        if ref is None:
+            return self._create_project(workspace_id, clone_id, settings)
+        project = self._project(ref, workspace_id, clone_id)
+        changed = {key: value for key, value in settings.items() if getattr(project, key) != value}
+        if changed:
+            self._check_removed(ref, project, schema)
+            self._write(
+                "changing the project's settings", partial(self._client.projects.update, ref.project_id, **changed)
+            )
+        return ref
+
+    def check(self, ref: ProjectRef, workspace_id: str, clone_id: str | None = None) -> None:
+        """Raise ForeignProject unless `ref` is ours; see Oracle."""
+        self._project(ref, workspace_id, clone_id)
+
+    def adopt(self, ref: ProjectRef, workspace_id: str, clone_id: str) -> None:
+        """Make this clone the writer; see Oracle."""
+        project = self._project(ref, workspace_id, None)
+        description = with_mark(project.description, ProjectMark(workspace_id, clone_id, ref.project_uid))
+        self._write(
+            "adopting the project", partial(self._client.projects.update, ref.project_id, description=description)
+        )
+
+    def _create_project(self, workspace_id: str, clone_id: str, settings: Mapping[str, Any]) -> ProjectRef:
+        mark = ProjectMark(workspace_id, clone_id, uuid4().hex[:12])
+        project = self._write(
+            "creating the project",
+            lambda: self._client.projects.create(
+                title=f"al {workspace_id}"[:50],
+                description=str(mark),
+                sampling="Sequential sampling",
+                overlap_cohort_percentage=100,
+                skip_queue="REQUEUE_FOR_OTHERS",
+                enable_empty_annotation=False,
+                **settings,
+            ),
+        )
+        return ProjectRef(_whole_number(project.id, "the project's id"), mark.project_uid)
+
+    def _project(self, ref: ProjectRef, workspace_id: str, clone_id: str | None) -> Any:
+        try:
+            project = self._read("reading the project", partial(self._client.projects.get, ref.project_id))
+        except _NotFound:
+            raise missing_project(ref) from None
+        check_mark(find_mark(project.description), ref, workspace_id, clone_id)
+        return project
+
+    def _find_project(self, workspace_id: str) -> ProjectRef | None:
+        """The project that says it is ours: the trace of a creation whose reply, or record, was lost."""
+        found: dict[int, str] = {}
+        for number, description in self._descriptions():
+            mark = find_mark(description)
+            if mark is not None and mark.workspace_id == workspace_id:
+                found[number] = mark.project_uid
+        if len(found) > 1:
+            raise several_projects(workspace_id, found)
+        return next((ProjectRef(number, uid) for number, uid in found.items()), None)
+
+    def _descriptions(self) -> Iterator[tuple[int, str | None]]:
+        page, size = 1, 100
+        while True:
+            try:
+                items = self._page(
+                    "listing the projects",
+                    partial(self._client.projects.list, page=page, page_size=size, include="id,description"),
+                )
+            except _NotFound:  # the page after a full last one
+                return
+            for project in items:
+                yield _whole_number(project.id, "a project's id"), project.description
+            if len(items) < size:
+                return
+            page += 1
+
+    def _check_removed(self, ref: ProjectRef, project: Any, schema: Schema) -> None:
+        asked = (project.parsed_label_config or {}).get(CONTROL, {}).get("labels", [])
+        if removed := set(asked) - set(schema.labels):
+            used = {
+                label
+                for task in self.answered(ref, None)
+                for annotation in task.annotations
+                for label in choices_of(annotation.result)
+            }
+            removed_in_use(removed, used)
+
+    # Tasks ---------------------------------------------------------------------------------------------------------
+
+    def task_states(self, ref: ProjectRef, round: int | None = None) -> Iterator[TaskState]:
+        """Every task (of one round); see Oracle."""
+        of_round = [] if round is None else [_filter("data.al_round", "equal", "Number", round)]
+        for task in self._tasks(ref, of_round, _STATE, "task_only"):
+            yield task_state(
+                task.id,
+                _data(task),
+                is_labeled=bool(task.is_labeled),
+                annotations=int(task.total_annotations or 0),
+                cancelled=int(task.cancelled_annotations or 0),
+            )
+
+    def import_tasks(self, ref: ProjectRef, tasks: Sequence[Task]) -> None:
+        """Add tasks in one request, never repeated; see Oracle."""
+        request: Any = [task_json(task) for task in tasks]
+        reply = self._write(
+            f"sending {len(tasks)} tasks",
+            partial(self._client.projects.import_tasks, ref.project_id, request=request, return_task_ids=True),
+        )
+        if reply.task_count != len(tasks):
+            raise LabelStudioDown(f"Label Studio says that it took {reply.task_count!r} of {len(tasks)} tasks")
+
+    def answered(self, ref: ProjectRef, since: str | None) -> Iterator[AnsweredTask]:
+        """Tasks touched since then with all annotations; see Oracle."""
+        touched = [] if since is None else [_filter("updated_at", "greater_or_equal", "Datetime", since)]
+        self._emails = self._list_emails()
+        for task in self._tasks(ref, touched, _ANSWERS, "all"):
+            yield self._answered(task)
+
+    def answered_by_key(self, ref: ProjectRef, push_keys: Collection[str]) -> Iterator[AnsweredTask]:
+        """Tasks with these keys; see Oracle."""
+        keys = sorted(push_keys)
+        for start in range(0, len(keys), _KEYS_PER_REQUEST):
+            some = keys[start : start + _KEYS_PER_REQUEST]
+            wanted = [_filter("data.push_key", "in_list", "List", some)]
+            for task in self._tasks(ref, wanted, _ANSWERS, "all"):
+                yield self._answered(task)
+
+    def retire(self, ref: ProjectRef, task_ids: Sequence[int]) -> None:
+        """Take tasks out of the queue; see Oracle."""
+        for task_id in task_ids:
+            try:
+                self._write("retiring a task", partial(self._client.tasks.update, str(task_id), is_labeled=True))
+            except _NotFound:
+                continue
+
+    def delete_tasks(self, ref: ProjectRef, task_ids: Sequence[int]) -> int:
+        """Delete unanswered tasks, each looked at just before; see Oracle."""
+        deleted = 0
+        for task_id in task_ids:
+            same = _filter("id", "equal", "Number", task_id)
+            for task in list(self._tasks(ref, [same], _STATE, "task_only")):
+                if task.total_annotations == 0 and task.cancelled_annotations == 0:
+                    self._write("deleting a duplicate task", partial(self._client.tasks.delete, str(task_id)))
+                    deleted += 1
+        return deleted
+
+    def _tasks(
+        self, ref: ProjectRef, filters: list[dict[str, Any]], include: str, fields: Literal["all", "task_only"]
+    ) -> Iterator[Any]:
+        """Tasks by rising id, page by page from the last id on, so that concurrent changes lose no row."""
+        last = 0
+        while True:
+            query = json.dumps(
+                {
+                    "filters": {"conjunction": "and", "items": [*filters, _filter("id", "greater", "Number", last)]},
+                    "ordering": ["tasks:id"],
+                }
+            )
+            try:
+                items = self._page(
+                    "listing tasks",
+                    partial(
+                        self._client.tasks.list,
+                        project=ref.project_id,
+                        page=1,
+                        page_size=_PAGE,
+                        fields=fields,
+                        include=include,
+                        query=query,
+                    ),
+                )
+            except _NotFound:
+                raise missing_project(ref) from None
+            ids = [_whole_number(task.id, "a task's id") for task in items]
+            if any(later <= earlier for earlier, later in zip([last, *ids], ids, strict=False)):
+                raise LabelStudioDown("Label Studio listed tasks out of order; is something between us and it?")
+            yield from items
+            if len(items) < _PAGE:
+                return
+            last = ids[-1]
+
+    def _answered(self, task: Any) -> AnsweredTask:
+        data = _data(task)
+        key = data.get("push_key")
+        return AnsweredTask(
+            task_id=task.id,
+            push_key=key if isinstance(key, str) else None,
+            updated_at=_time(task.updated_at),
+            data=data,
+            annotations=tuple(self._annotation(row) for row in task.annotations or ()),
+            created_at=_time(task.created_at),
+        )
+
+    def _annotation(self, row: Any) -> Annotation:
+        if not isinstance(row, Mapping):
+            raise LabelStudioDown("Label Studio sent an annotation that is no object")
+        lead_time = row.get("lead_time")
+        return Annotation(
+            annotation_id=_whole_number(row.get("id"), "an annotation's id"),
+            annotator=self._annotator(row.get("completed_by")),
+            result=raw_result(row.get("result")),
+            was_cancelled=row.get("was_cancelled") is True,
+            created_at=_time(row.get("created_at")),
+            updated_at=_time(row.get("updated_at")),
+            lead_time=float(lead_time) if isinstance(lead_time, int | float) else None,
+        )
+
+    def _annotator(self, completed_by: Any) -> str:
+        number = completed_by.get("id") if isinstance(completed_by, Mapping) else completed_by
+        if type(number) is not int:
+            return "user:unknown"
+        if number not in self._emails:  # somebody who joined since the listing
+            self._emails = {number: f"user:{number}", **self._list_emails()}
+        return self._emails[number]
+
+    def _list_emails(self) -> dict[int, str]:
+        users = self._read("listing the users", lambda: list(self._client.users.list()))
+        return {user.id: str(user.email).strip().lower() or f"user:{user.id}" for user in users if user.email}
+
+    # Requests ------------------------------------------------------------------------------------------------------
+
+    def _page(self, what: str, send: Callable[[], Any]) -> list[Any]:
+        def items() -> list[Any]:
+            found = send().items
+            if not isinstance(found, list):
+                raise TypeError("no list")
+            return found
+
+        return self._read(what, items)
+
+    def _read(self, what: str, send: Callable[[], _T]) -> _T:
+        """Send a request that changes nothing; repeat it a few times, ever later, while there is no usable reply."""
+        for attempt in range(1, _READ_ATTEMPTS):
+            try:
+                return self._write(what, send)
+            except LabelStudioDown:
+                self._sleep(_FIRST_DELAY * 2 ** (attempt - 1) * self._jitter.uniform(0.5, 1.5))
+        return self._write(what, send)
+
+    def _write(self, what: str, send: Callable[[], _T]) -> _T:
+        """Send a request once. Raises LabelStudioDown, LabelStudioRefused, or _NotFound for status 404."""
+        from label_studio_sdk.core.api_error import ApiError
+
+        try:
+            return send()
+        except ApiError as error:
+            failure = _failure(what, self.url, error.status_code)
+        except httpx.TimeoutException:
+            failure = LabelStudioDown(
+                f"{what}: Label Studio at {self.url} gave no reply in time "
+                "(label_studio.timeout_seconds in params.yaml)"
+            )
+        except httpx.HTTPError as error:
+            failure = LabelStudioDown(
+                f"{what}: no usable reply from Label Studio at {self.url} ({type(error).__name__}); is it running?"
+            )
+        except (httpx.InvalidURL, UnicodeError):
+            failure = LabelStudioRefused(f"{what}: {self.url!r} is no usable address, or the request no valid text")
+        except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+            failure = LabelStudioDown(
+                f"{what}: Label Studio at {self.url} sent something that is no answer to it ({type(error).__name__})"
+            )
+        # Outside the handlers: the SDK's error holds headers and bodies, and must not travel with ours.
+        raise failure
+
+    def _clock_ahead(self) -> float | None:
+        try:
+            reply = self._http.get(f"{self.url}/health")
+            return (parsedate_to_datetime(reply.headers["date"]) - datetime.now(UTC)).total_seconds()
+        except (httpx.HTTPError, KeyError, ValueError, TypeError):
+            return None
+
+
+def label_config(schema: Schema) -> str:
+    """What annotators see, as Label Studio's XML: the question, the fields as plain text, the classes.
+
+    Raises BadParams where a `$` would make Label Studio put a field's content in its place.
+    """
+    if any("$" in label for label in schema.labels) or "$" in schema.question:
+        raise BadParams("params.yaml: schema: question and labels must not hold `$`: Label Studio puts a field there")
+    view = ElementTree.Element("View")
+    ElementTree.SubElement(view, "Header", value=shown_text(schema.question))
+    for field in schema.fields:
+        key = data_key(field)
+        if len(schema.fields) > 1:
+            ElementTree.SubElement(view, "Header", value=field.replace("$", " "), size="5")
+        ElementTree.SubElement(view, "Text", name=key, value=f"${key}")
+    choices = ElementTree.SubElement(
+        view,
+        "Choices",
+        name=CONTROL,
+        toName=data_key(schema.fields[0]),
+        choice="single",
+        showInLine="true",
+        required="true",
+    )
+    for position, label in enumerate(schema.labels):
+        hotkey = {"hotkey": _HOTKEYS[position]} if position < len(_HOTKEYS) else {}
+        ElementTree.SubElement(choices, "Choice", {"value": label, **hotkey})
+    return ElementTree.tostring(view, encoding="unicode")
+
+
+def _failure(what: str, url: str, status: int | None) -> Exception:
+    if status == 404:
+        return _NotFound(f"{what}: Label Studio at {url} has no such thing (404); is the address right?")
+    if status in (401, 403):
+        return LabelStudioRefused(
+            f"{what}: Label Studio at {url} refused the token ({status}): expired, revoked, or of another server. "
+            "Copy a new one from Account & Settings there; a legacy token must also be allowed for the organisation"
+        )
+    if status is not None and 400 <= status < 500 and status not in (408, 429):
+        return LabelStudioRefused(f"{what}: Label Studio at {url} says that this is not valid (status {status})")
+    if status is not None and 200 <= status < 400:
+        return LabelStudioDown(
+            f"{what}: {url} answered {status} with something that is not Label Studio's; "
+            "is the address right, or a log-in page in between?"
+        )
+    return LabelStudioDown(f"{what}: Label Studio at {url} failed (status {status})")
+
+
+def _filter(column: str, operator: str, kind: str, value: Any) -> dict[str, Any]:
+    return {"filter": f"filter:tasks:{column}", "operator": operator, "type": kind, "value": value}
+
+
+def _data(task: Any) -> dict[str, Any]:
+    if not isinstance(task.data, Mapping):
+        raise LabelStudioDown("Label Studio sent a task without data")
+    return dict(task.data)
+
+
+def _whole_number(value: Any, what: str) -> int:
+    if type(value) is not int:
+        raise LabelStudioDown(f"Label Studio sent {what} that is no whole number")
+    return value
+
+
+def _time(value: Any) -> str:
+    """A time of the server's in our form, from either of the forms in which the SDK gives it."""
+    try:
+        moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise LabelStudioDown("Label Studio sent a time that is none") from None
+    return moment.astimezone(UTC).strftime(TIME_FORMAT)

@@ -1,0 +1,178 @@
+"""Everything we were told, in files that only grow: the ledger (`data/events`) and the inbox in front of it.
+
+A folder holds events in `part-000007.jsonl` (ledger) or `pull-000007.jsonl` (inbox), one JSON object a line, and
+answers that were refused, with the reason, in `refused-000007.jsonl`. The order of events is (file, line). A file is
+written in one step and never again. The same event in two files counts once, where it first stands: a move from the
+inbox to the ledger can thus be killed and repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args
+
+from al_pipeline.errors import BadInput
+from al_pipeline.files import sha256_bytes, write_jsonl
+from al_pipeline.records import Event, EventType, Part
+
+_NUMBERED = re.compile(r"^(part|pull|refused)-(\d{6,})\.jsonl$")
+_TYPES = frozenset(get_args(EventType))
+_PARTS = frozenset(get_args(Part))
+_REQUIRED = ("event_id", "type", "item_id", "content_hash", "part", "round", "annotation_key", "annotator")
+_KNOWN = frozenset(field.name for field in fields(Event))
+_TEXT_OR_NONE = ("label", "reason", "previous", "origin", "created_at", "updated_at", "observed_at")
+
+Refused = Mapping[str, Any]
+"""An answer that was kept aside: `refused_id`, `reason`, whose it is, and `result`, the raw answer as JSON text."""
+
+
+def read_events(*folders: Path) -> list[Event]:
+    """All events of `folders` (say, the ledger and then the inbox), each once, in order.
+
+    Raises BadInput naming file and line where a line is torn or not as we wrote it.
+    """
+    events: dict[str, Event] = {}
+    for folder in folders:
+        for path in _files(folder, "part", "pull"):
+            for line, row in _rows(path):
+                event = _event(row, f"{path}:{line}")
+                events.setdefault(event.event_id, event)
+    return list(events.values())
+
+
+def read_refused(*folders: Path) -> list[Refused]:
+    """All refused answers of `folders`, each once, in order. Raises BadInput naming file and line."""
+    refused: dict[str, Refused] = {}
+    for folder in folders:
+        for path in _files(folder, "refused"):
+            for line, row in _rows(path):
+                if not isinstance(row.get("refused_id"), str) or not isinstance(row.get("reason"), str):
+                    raise BadInput(f"{path}:{line}: `refused_id` and `reason` must be text; {_MEND}")
+                refused.setdefault(row["refused_id"], row)
+    return list(refused.values())
+
+
+def known_ids(*folders: Path) -> frozenset[str]:
+    """Ids of all events in `folders`."""
+    return frozenset(event.event_id for event in read_events(*folders))
+
+
+def append_part(folder: Path, events: Iterable[Event], refused: Iterable[Refused] = ()) -> Path | None:
+    """Add to a ledger what it does not know yet, as one new part; its path, or None where nothing was new."""
+    return _append(folder, "part", events, refused, known=(folder,))
+
+
+def add_to_inbox(
+    inbox: Path, events: Iterable[Event], refused: Iterable[Refused] = (), ledger: Path | None = None
+) -> Path | None:
+    """Put what neither the inbox nor `ledger` knows into a new inbox file, fsynced; its path, or None."""
+    return _append(inbox, "pull", events, refused, known=(ledger, inbox) if ledger else (inbox,))
+
+
+def append_inbox(inbox: Path, ledger: Path) -> list[Path]:
+    """Append what the inbox holds to the ledger as one part; the inbox files that may now be deleted.
+
+    Can be killed anywhere and repeated: what the ledger knows already is not appended again.
+    """
+    consumed = [*_files(inbox, "pull"), *_files(inbox, "refused")]
+    append_part(ledger, read_events(inbox), read_refused(inbox))
+    return consumed
+
+
+def event_digest(*facts: Any) -> str:
+    """SHA-256 (hex) of what an event says: the id under which it is known. Holds nothing of when we saw it."""
+    return sha256_bytes(canonical(list(facts)).encode("ascii"))
+
+
+def canonical(value: Any) -> str:
+    """`value` as JSON text with sorted keys, in ASCII: equal values give equal text, and any text can be written."""
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    except RecursionError:
+        return '"nested too deeply"'
+
+
+def _append(
+    folder: Path, prefix: str, events: Iterable[Event], refused: Iterable[Refused], known: Sequence[Path]
+) -> Path | None:
+    ids = known_ids(*known)
+    new: dict[str, Event] = {}
+    for event in events:
+        if event.event_id not in ids:
+            new.setdefault(event.event_id, event)
+    refused_ids = {row["refused_id"] for row in read_refused(*known)}
+    new_refused = [row for row in refused if row["refused_id"] not in refused_ids]
+    # Refused answers first: a crash in between leaves events to find again, and no refusal is written twice.
+    if new_refused:
+        write_jsonl(_next(folder, "refused"), [dict(row) for row in new_refused])
+    if not new:
+        return None
+    path = _next(folder, prefix)
+    write_jsonl(path, [event.to_row() for event in new.values()])
+    return path
+
+
+def _files(folder: Path, *prefixes: str) -> list[Path]:
+    found = [(match, path) for path in folder.glob("*.jsonl") if (match := _NUMBERED.match(path.name))]
+    return [path for match, path in sorted(found, key=_position) if match[1] in prefixes]
+
+
+def _position(found: tuple[re.Match[str], Path]) -> tuple[str, int]:
+    match, _ = found
+    return match[1], int(match[2])
+
+
+def _next(folder: Path, prefix: str) -> Path:
+    last = max((int(path.stem.rpartition("-")[2]) for path in _files(folder, prefix)), default=0)
+    return folder / f"{prefix}-{last + 1:06d}.jsonl"
+
+
+_MEND = "restore the file with `dvc checkout` (ledger) or remove the bad line after a look (inbox)"
+
+
+def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line.decode("utf-8"))
+            except (ValueError, RecursionError):
+                raise BadInput(f"{path}:{number}: is no JSON object (torn or edited by hand); {_MEND}") from None
+            if not isinstance(row, dict):
+                raise BadInput(f"{path}:{number}: is no JSON object (torn or edited by hand); {_MEND}")
+            yield number, row
+
+
+def _event(row: dict[str, Any], place: str) -> Event:
+    if problem := _problem(row):
+        raise BadInput(f"{place}: {problem}; {_MEND}")
+    return Event.from_row(row)
+
+
+def _problem(row: Mapping[str, Any]) -> str | None:
+    """What keeps `row` from being an event; None where it is one."""
+    if unknown := sorted(set(row) - _KNOWN):
+        return f"unknown key {unknown[0]!r} (written by a newer engine?)"
+    if missing := [key for key in _REQUIRED if key not in row]:
+        return f"`{missing[0]}` is missing"
+    if wrong := [key for key in _REQUIRED if key != "round" and not isinstance(row[key], str)]:
+        return f"`{wrong[0]}` must be text"
+    if type(row["round"]) is not int or type(row.get("schema_version", 1)) is not int:
+        return "`round` and `schema_version` must be whole numbers"
+    if row["type"] not in _TYPES:
+        return f"unknown event type {row['type']!r} (written by a newer engine?)"
+    if row["part"] not in _PARTS:
+        return f"`part` must be pool or test, got {row['part']!r}"
+    if wrong := [key for key in _TEXT_OR_NONE if not isinstance(row.get(key), str | None)]:
+        return f"`{wrong[0]}` must be text or null"
+    targets = row.get("targets", [])
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        return "`targets` must be a list of event ids"
+    if not isinstance(row.get("lead_time"), int | float | None) or not isinstance(
+        row.get("prelabel_shown", False), bool
+    ):
+        return "`lead_time` must be a number and `prelabel_shown` true or false"
+    return None

@@ -1,0 +1,410 @@
+"""Bring what people answered from Label Studio into the inbox, as events that say what changed since the last pull.
+
+Label Studio overwrites and deletes, and believes anything; here nothing is lost and nothing believed unchecked. What
+it holds is compared with what ledger and inbox know of it: an annotation is new, changed, vanished or back. An answer
+that cannot be believed is kept aside with its reason. The inbox is written before the cursor, and an event's id is a
+hash of what it says, so that a pull can be killed anywhere and repeated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from al_pipeline.errors import VanishedAnswers
+from al_pipeline.files import read_json, write_json
+from al_pipeline.ledger import Refused, add_to_inbox, canonical, event_digest, read_events, read_refused
+from al_pipeline.oracle import CONTROL, RESERVED, TIME_FORMAT, Oracle, ProjectRef, data_key, shown_fields, shown_hash
+from al_pipeline.params import Schema
+from al_pipeline.records import Annotation, AnsweredTask, Event, EventType, PlannedTask, shown_text
+from al_pipeline.workspace import Workspace
+
+OVERLAP = timedelta(minutes=10)
+"""How far each pull looks back behind the newest change it saw: a change is stamped before it is committed."""
+
+Reason = Literal[
+    "task not ours", "changed text", "annotator not allowed", "malformed", "empty result", "wrong from_name",
+    "several choices", "unknown label",
+]  # fmt: skip
+"""Why an answer was not believed."""
+
+_WITHDRAWING: frozenset[Reason] = frozenset(
+    {"malformed", "empty result", "wrong from_name", "several choices", "unknown label"}
+)
+"""Reasons that lie in what the annotator now says. An earlier answer that was edited into this is no longer held; for
+the other reasons it stands, since it was given on the right text or by somebody who was allowed to."""
+
+_ANSWER_TYPES: frozenset[EventType] = frozenset({"label", "skip", "supersede", "delete"})
+_ORIGINS = frozenset({"manual", "prediction", "prediction-changed"})
+
+
+@dataclass(frozen=True, slots=True)
+class PullReport:
+    """What a pull brought: events by type, refused answers by reason, and where the next one begins."""
+
+    events: Counter[str]
+    refused: Counter[str]
+    cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an annotation says once it is believed; a skip has no label."""
+
+    label: str | None
+    origin: str | None
+
+
+def pull(
+    workspace: Workspace,
+    oracle: Oracle,
+    ref: ProjectRef,
+    plans: Mapping[str, PlannedTask],
+    schema: Schema,
+    allow: Collection[str],
+    observed_at: str,
+    max_vanished: int,
+    accept_vanished: bool = False,
+    full: bool = False,
+) -> PullReport:
+    """Append to the inbox what Label Studio holds that we do not know yet.
+
+    `plans` has every task ever planned, by push key; `allow` the annotators who may answer (empty: everybody);
+    `observed_at` is our time in UTC, ISO 8601. `full` reads everything again and finds deleted tasks too. Raises
+    VanishedAnswers, with nothing appended, when more than `max_vanished` answers are gone and not `accept_vanished`.
+    """
+    layout = workspace.layout
+    ledger = (layout.events, layout.inbox_events)
+    cursor = None if full else _cursor(read_json(layout.pull_state, {}), ref)
+    reading = _Reading(
+        ref=ref,
+        plans=plans,
+        schema=schema,
+        allow=frozenset(address.strip().lower() for address in allow),
+        observed_at=observed_at,
+        history=_History(read_events(*ledger), read_refused(*ledger), ref),
+    )
+    newest = ""
+    for task in oracle.answered(ref, cursor):
+        reading.read(task)
+        newest = max(newest, task.updated_at)
+    reading.look_again(oracle.answered_by_key(ref, keys) if (keys := reading.keys_with_losses()) else ())
+    reading.note_losses()
+    if full:
+        reading.note_gone_tasks({state.push_key for state in oracle.task_states(ref)})
+    if reading.vanished > max_vanished and not accept_vanished:
+        raise VanishedAnswers(
+            f"{reading.vanished} answers that we know are gone from Label Studio, more than label_studio.max_vanished "
+            f"({max_vanished}) in params.yaml; nothing was recorded. If people deleted them on purpose: "
+            "`al round --accept-vanished`"
+        )
+    add_to_inbox(layout.inbox_events, reading.new_events(), reading.refused, ledger=layout.events)
+    following = _following(cursor, newest, observed_at)
+    if following is not None:
+        write_json(layout.pull_state, {"project_uid": ref.project_uid, "cursor": following})
+    return PullReport(
+        events=Counter(event.type for event in reading.new_events()),
+        refused=Counter(str(row["reason"]) for row in reading.refused),
+        cursor=following,
+    )
+
+
+def believe(result: Sequence[Any], was_cancelled: bool, schema: Schema) -> Answer | Reason:
+    """What a raw result says, or why it cannot be believed. Total: `result` may be anything that JSON can hold."""
+    if was_cancelled:
+        return Answer(label=None, origin=None)
+    if not result:
+        return "empty result"
+    if not all(isinstance(entry, Mapping) for entry in result):
+        return "malformed"
+    if any(entry.get("from_name") != CONTROL for entry in result):
+        return "malformed" if any("from_name" not in entry for entry in result) else "wrong from_name"
+    if len(result) > 1:
+        return "several choices"
+    value = result[0].get("value")
+    choices = value.get("choices") if isinstance(value, Mapping) else None
+    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+        return "malformed"
+    if not choices:
+        return "empty result"
+    if len(choices) > 1:
+        return "several choices"
+    if choices[0] not in schema.labels:
+        return "unknown label"
+    origin = result[0].get("origin")
+    return Answer(choices[0], origin if isinstance(origin, str) and origin in _ORIGINS else None)
+
+
+def annotation_key(push_key: str, ref: ProjectRef, annotation_id: int) -> str:
+    """The name of an annotation, which no other project's annotation can have."""
+    return f"{push_key}#{ref.project_uid}.{annotation_id}"
+
+
+class _History:
+    """What ledger and inbox know of one project: its annotations' latest events, and all ids."""
+
+    def __init__(self, events: Iterable[Event], refused: Iterable[Refused], ref: ProjectRef) -> None:
+        self.ids: set[str] = set()
+        self.refused_ids = {str(row["refused_id"]) for row in refused}
+        self.latest: dict[str, Event] = {}
+        self.by_task: dict[str, list[str]] = defaultdict(list)
+        """The annotations of each push key, in the order in which we first heard of them."""
+        separator = f"#{ref.project_uid}."
+        for event in events:
+            self.ids.add(event.event_id)
+            push_key, found, number = event.annotation_key.rpartition(separator)
+            if event.type in _ANSWER_TYPES and found and number.isdecimal():
+                if event.annotation_key not in self.latest:
+                    self.by_task[push_key].append(event.annotation_key)
+                self.latest[event.annotation_key] = event
+
+    def live(self, push_key: str) -> list[Event]:
+        """The answers of this task that stand, as far as we know."""
+        latest = (self.latest[key] for key in self.by_task.get(push_key, ()))
+        return [event for event in latest if event.type != "delete"]
+
+
+@dataclass(slots=True)
+class _Reading:
+    """One pull under way: what it saw, and what that makes new."""
+
+    ref: ProjectRef
+    plans: Mapping[str, PlannedTask]
+    schema: Schema
+    allow: frozenset[str]
+    observed_at: str
+    history: _History
+    refused: list[Refused] = field(default_factory=list)
+    vanished: int = 0
+    _answers: list[Event] = field(default_factory=list)
+    _losses: list[Event] = field(default_factory=list)
+    _seen: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """The annotations that each push key has now, on any of its copies."""
+    _oldest: dict[str, str] = field(default_factory=dict)
+    """When the oldest copy of each push key's task was made."""
+
+    def read(self, task: AnsweredTask) -> None:
+        """Compare one task with what is known of it."""
+        plan = self.plans.get(task.push_key) if task.push_key is not None else None
+        if plan is not None:
+            self._see(plan.push_key, task)
+        for annotation in sorted(task.annotations, key=lambda a: (a.updated_at, a.annotation_id)):
+            self._read_annotation(task, plan, annotation)
+
+    def keys_with_losses(self) -> list[str]:
+        """Push keys of tasks that came back without an answer that we know."""
+        return [key for key in self._seen if self._lost(key)]
+
+    def look_again(self, tasks: Iterable[AnsweredTask]) -> None:
+        """Take note of what other copies of these tasks hold."""
+        for task in tasks:
+            if task.push_key is not None:
+                self._see(task.push_key, task)
+
+    def note_losses(self) -> None:
+        """An answer that its task no longer has is deleted; one older than the task lay on a task that is gone."""
+        for push_key in self.keys_with_losses():
+            for event in self._lost(push_key):
+                if event.created_at is not None and event.created_at < self._oldest[push_key]:
+                    self._note_gone(push_key, [event])
+                else:
+                    self._withdraw(event, "vanished from Label Studio")
+
+    def note_gone_tasks(self, present: Collection[str | None]) -> None:
+        """A task with known answers that is not listed is gone. Its answers stand."""
+        for push_key in self.history.by_task:
+            if push_key not in present and push_key in self.plans:
+                self._note_gone(push_key, self.history.live(push_key))
+
+    def new_events(self) -> list[Event]:
+        """What is new: answers as they were given, then losses."""
+        answers = sorted(self._answers, key=lambda event: (event.updated_at or "", event.annotation_key))
+        return [*answers, *self._losses]
+
+    def _see(self, push_key: str, task: AnsweredTask) -> None:
+        self._seen[push_key].update(
+            annotation_key(push_key, self.ref, annotation.annotation_id) for annotation in task.annotations
+        )
+        self._oldest[push_key] = min(self._oldest.get(push_key, task.created_at), task.created_at)
+
+    def _lost(self, push_key: str) -> list[Event]:
+        return [event for event in self.history.live(push_key) if event.annotation_key not in self._seen[push_key]]
+
+    def _read_annotation(self, task: AnsweredTask, plan: PlannedTask | None, annotation: Annotation) -> None:
+        said = _said(self.ref, task, annotation)
+        if plan is None:
+            self._refuse(said, "task not ours", task, annotation)
+            return
+        key = annotation_key(plan.push_key, self.ref, annotation.annotation_id)
+        last = self.history.latest.get(key)
+        if last is not None and last.event_id in (said, event_digest(said, last.previous)):
+            return
+        answer = self._judge(task, plan, annotation)
+        if isinstance(answer, Answer):
+            after = None if last is None else last.event_id
+            # A state that we have seen before (a restored database) needs an id of its own to count again.
+            event_id = event_digest(said, after) if said in self.history.ids else said
+            back = last is None or last.type == "delete"
+            kind: EventType = ("skip" if answer.label is None else "label") if back else "supersede"
+            self._answers.append(self._event(event_id, kind, plan, key, annotation, answer, task, after))
+            return
+        self._refuse(said, answer, task, annotation)
+        if last is not None and last.type != "delete" and answer in _WITHDRAWING:
+            self._withdraw(last, f"edited into an answer that was refused: {answer}")
+
+    def _judge(self, task: AnsweredTask, plan: PlannedTask, annotation: Annotation) -> Answer | Reason:
+        if self.allow and annotation.annotator not in self.allow:
+            return "annotator not allowed"
+        if not self._unchanged(task.data, plan):
+            return "changed text"
+        return believe(annotation.result, annotation.was_cancelled, self.schema)
+
+    def _unchanged(self, data: Mapping[str, Any], plan: PlannedTask) -> bool:
+        """Whether the task still shows what we sent; columns that people added beside it do not matter."""
+        recorded = data.get("shown_hash")
+        if data.get("item_id") != plan.item_id:
+            return False
+        if shown_hash(shown_fields(data)) == recorded:
+            return True
+        asked = {data_key(name) for name in self.schema.fields} - RESERVED
+        return shown_hash({key: value for key, value in data.items() if key in asked}) == recorded
+
+    def _event(
+        self,
+        event_id: str,
+        kind: EventType,
+        plan: PlannedTask,
+        key: str,
+        annotation: Annotation,
+        answer: Answer,
+        task: AnsweredTask,
+        previous: str | None,
+    ) -> Event:
+        lead_time = annotation.lead_time
+        return Event(
+            event_id=event_id,
+            type=kind,
+            item_id=plan.item_id,
+            content_hash=plan.content_hash,
+            part=plan.part,
+            round=plan.round,
+            annotation_key=key,
+            annotator=annotation.annotator,
+            label=answer.label,
+            schema_version=self.schema.version,
+            previous=previous,
+            lead_time=lead_time if lead_time is not None and math.isfinite(lead_time) else None,
+            origin=answer.origin,
+            created_at=annotation.created_at,
+            updated_at=annotation.updated_at,
+            observed_at=self.observed_at,
+            prelabel_shown=task.data.get("al_prelabel") is True,
+        )
+
+    def _withdraw(self, last: Event, reason: str) -> None:
+        self.vanished += 1
+        self._losses.append(
+            Event(
+                event_id=event_digest("delete", last.event_id),
+                type="delete",
+                item_id=last.item_id,
+                content_hash=last.content_hash,
+                part=last.part,
+                round=last.round,
+                annotation_key=last.annotation_key,
+                annotator=last.annotator,
+                schema_version=last.schema_version,
+                reason=reason,
+                previous=last.event_id,
+                observed_at=self.observed_at,
+            )
+        )
+
+    def _note_gone(self, push_key: str, answers: Sequence[Event]) -> None:
+        plan = self.plans[push_key]
+        event_id = event_digest("task_gone", self.ref.project_uid, push_key)
+        if event_id in self.history.ids:
+            return
+        self.vanished += len(answers)
+        if all(event.event_id != event_id for event in self._losses):
+            self._losses.append(
+                Event(
+                    event_id=event_id,
+                    type="task_gone",
+                    item_id=plan.item_id,
+                    content_hash=plan.content_hash,
+                    part=plan.part,
+                    round=plan.round,
+                    annotation_key=push_key,
+                    annotator="",
+                    schema_version=self.schema.version,
+                    observed_at=self.observed_at,
+                )
+            )
+
+    def _refuse(self, said: str, reason: Reason, task: AnsweredTask, annotation: Annotation) -> None:
+        if said in self.history.refused_ids:
+            return
+        self.history.refused_ids.add(said)
+        plan = self.plans.get(task.push_key or "")
+        self.refused.append(
+            {
+                "refused_id": said,
+                "reason": reason,
+                "push_key": shown_text(task.push_key)[:500] if task.push_key is not None else None,
+                "item_id": plan.item_id if plan else None,
+                "round": plan.round if plan else None,
+                "task_id": task.task_id,
+                "annotation_id": annotation.annotation_id,
+                "annotator": annotation.annotator,
+                "was_cancelled": annotation.was_cancelled,
+                "result": canonical(list(annotation.result)),
+                "created_at": annotation.created_at,
+                "updated_at": annotation.updated_at,
+                "observed_at": self.observed_at,
+            }
+        )
+
+
+def _said(ref: ProjectRef, task: AnsweredTask, annotation: Annotation) -> str:
+    """The id of what this annotation says now: the same on every pull until somebody changes it."""
+    return event_digest(
+        ref.project_uid,
+        task.push_key,
+        annotation.annotation_id,
+        annotation.updated_at,
+        list(annotation.result),
+        annotation.was_cancelled,
+    )
+
+
+def _cursor(state: Any, ref: ProjectRef) -> str | None:
+    """Where the last pull of this project got to; None (read everything) where nothing usable says so."""
+    if not isinstance(state, Mapping) or state.get("project_uid") != ref.project_uid:
+        return None
+    cursor = state.get("cursor")
+    return cursor if isinstance(cursor, str) and _moment(cursor) is not None else None
+
+
+def _following(cursor: str | None, newest: str, observed_at: str) -> str | None:
+    """Where the next pull begins: a while before the newest change seen, by the server's clock.
+
+    Never later than our own clock says: one change stamped in the future would hide all that follow.
+    """
+    seen = _moment(newest)
+    if seen is None:
+        return cursor
+    ours = datetime.fromisoformat(observed_at)
+    ours = ours if ours.tzinfo else ours.replace(tzinfo=UTC)
+    return (min(seen, ours).astimezone(UTC) - OVERLAP).strftime(TIME_FORMAT)
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text) if text.endswith("Z") else None
+    except ValueError:
+        return None
