@@ -1,0 +1,271 @@
+"""The pictures of a report: numbers -> SVG that a page can hold inline, or PNG bytes. Equal numbers give equal bytes.
+
+Only fixed words are drawn; names and texts of the user stay in HTML, where a browser has fonts for every script.
+SVG colors are CSS variables of the page (`--ink`, `--muted`, `--line`, `--accent`, `--second`, `--paper`), so that a
+picture follows the page into dark mode.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from al_pipeline.files import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """A metric after so many labels, with its interval where one is known. `solid`: drawn as a filled mark."""
+
+    labels: int
+    value: float
+    low: float | None = None
+    high: float | None = None
+    solid: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Palette:
+    """Colors by their part. The two hues are Okabe and Ito's blue and vermilion: told apart by any eyes."""
+
+    ink: str
+    muted: str
+    line: str
+    accent: str
+    second: str
+    paper: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    """A canvas in pixels, with the height of its letters."""
+
+    name: str
+    width: int
+    height: int
+    font: float
+
+
+_PRINT = _Palette("#1b1f24", "#57606a", "#d8dee4", "#0072b2", "#d55e00", "#ffffff")
+_VARIABLES = ("ink", "muted", "line", "accent", "second", "paper")
+_SENTINELS = _Palette(*(f"#01020{index}" for index in range(len(_VARIABLES))))
+_WIDE = _Size("wide", 560, 300, 12)
+_NARROW = _Size("narrow", 340, 260, 11.5)
+_UNITS_PER_INCH = 72
+
+_LOCK = threading.Lock()
+"""matplotlib's settings belong to the whole process; flows render in threads."""
+
+
+def learning_curve_svg(
+    name: str,
+    metric: str,
+    curve: Sequence[CurvePoint],
+    baseline: Sequence[CurvePoint] = (),
+) -> str:
+    """The metric against the number of labels, with its interval as a band: a wide and a narrow SVG for one page.
+
+    `name` keeps ids apart in a page with several charts. Empty where neither line has a point.
+    """
+    if not curve and not baseline:
+        return ""
+    spoken = f"Learning curve: {metric} against labels. " + "; ".join(_spoken(point) for point in _by_labels(curve))
+    return _both(name, spoken, lambda axes, size, colors: _draw_curve(axes, size, colors, metric, curve, baseline))
+
+
+def histogram_svg(name: str, label: str, edges: Sequence[float], counts: Sequence[int]) -> str:
+    """Counts between neighbouring `edges` (one more than counts) as bars: a wide and a narrow SVG for one page."""
+    if not counts or len(edges) != len(counts) + 1:
+        return ""
+    spoken = f"Histogram of {sum(counts)} items by {label}, from {edges[0]:.2f} to {edges[-1]:.2f}"
+    return _both(name, spoken, lambda axes, size, colors: _draw_histogram(axes, colors, label, edges, counts))
+
+
+def learning_curve_png(
+    curve: Sequence[CurvePoint], baseline: Sequence[CurvePoint] = (), metric: str = "macro-F1"
+) -> bytes:
+    """The same picture on white paper, 1440 by 720 pixels."""
+    size = _Size("print", 720, 360, 13)
+    out = io.BytesIO()
+    with _figure(size, "print") as (figure, axes):
+        figure.set_facecolor(_PRINT.paper)
+        _draw_curve(axes, size, _PRINT, metric, curve, baseline)
+        figure.savefig(out, format="png", dpi=2 * _UNITS_PER_INCH, metadata={"Software": None})
+    return out.getvalue()
+
+
+def save_learning_curve(
+    path: Path, curve: Sequence[CurvePoint], baseline: Sequence[CurvePoint] = (), metric: str = "macro-F1"
+) -> None:
+    """Write `learning_curve_png` to `path` in one step."""
+    write_bytes(path, learning_curve_png(curve, baseline, metric))
+
+
+def _spoken(point: CurvePoint) -> str:
+    interval = "" if point.low is None or point.high is None else f" ({point.low:.2f} to {point.high:.2f})"
+    return f"{point.labels} labels {point.value:.2f}{interval}"
+
+
+def _by_labels(points: Sequence[CurvePoint]) -> list[CurvePoint]:
+    return sorted(points, key=lambda point: point.labels)
+
+
+def _both(name: str, spoken: str, draw: Callable[[Axes, _Size, _Palette], None]) -> str:
+    return "\n".join(_svg(f"{name}-{size.name}", size, spoken, draw) for size in (_WIDE, _NARROW))
+
+
+def _svg(name: str, size: _Size, spoken: str, draw: Callable[[Axes, _Size, _Palette], None]) -> str:
+    out = io.StringIO()
+    silent: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with _figure(size, name) as (figure, axes):
+        figure.patch.set_visible(False)
+        draw(axes, size, _SENTINELS)
+        figure.savefig(out, format="svg", metadata=silent)
+    return _inline(out.getvalue(), name, size, spoken)
+
+
+@contextmanager
+def _figure(size: _Size, salt: str) -> Iterator[tuple[Figure, Axes]]:
+    """An empty figure under matplotlib's own defaults, whatever the user's matplotlibrc says."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with _LOCK, matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(
+            {"svg.hashsalt": salt, "svg.fonttype": "none", "font.size": size.font, "text.parse_math": False}
+        )
+        figure = Figure(figsize=(size.width / _UNITS_PER_INCH, size.height / _UNITS_PER_INCH), dpi=_UNITS_PER_INCH)
+        left, bottom, right, top = 3.2 * size.font, 3.9 * size.font, 1.2 * size.font, 2.6 * size.font
+        axes = figure.add_axes(
+            (
+                left / size.width,
+                bottom / size.height,
+                1 - (left + right) / size.width,
+                1 - (bottom + top) / size.height,
+            )
+        )
+        yield figure, axes
+
+
+def _inline(document: str, name: str, size: _Size, spoken: str) -> str:
+    """An SVG document as an element of a page: ids made its own, colors and fonts the page's, no outer address."""
+    body = document[document.index("<svg") :]
+    body = body[body.index(">") + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', body))
+    body = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m.group(1)}"' if m.group(1) in used else "", body)
+    body = re.sub(r'xlink:href="#', f'href="#{name}-', body)
+    body = body.replace("url(#", f"url(#{name}-")
+    body = re.sub(r"#01020(\d)", lambda match: f"var(--{_VARIABLES[int(match.group(1))]})", body)
+    body = re.sub(r"font: ([\d.]+px) [^;\"]+", r"font-size: \1", body)
+    body = re.sub(r" ?font-family: [^;\"]+;?", "", body)
+    body = re.sub(r"\n\s*", "\n", body)
+    opening = (
+        f'<svg class="chart-{size.name}" role="img" aria-label="{escape(spoken, quote=True)}" '
+        f'viewBox="0 0 {size.width} {size.height}">'
+    )
+    return opening + body.strip()
+
+
+def _dress(axes: Axes, colors: _Palette, x_label: str, y_label: str) -> None:
+    axes.set_facecolor("none")
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(colors.muted)
+    axes.tick_params(colors=colors.muted, length=0, pad=5)
+    axes.tick_params(axis="x", length=4)
+    axes.grid(axis="y", color=colors.line, linewidth=1)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(x_label, color=colors.muted, labelpad=6)
+    axes.annotate(
+        y_label, (0, 1), (-3.0, 0.9), xycoords="axes fraction", textcoords="offset fontsize", color=colors.muted
+    )
+
+
+def _draw_curve(
+    axes: Axes,
+    size: _Size,
+    colors: _Palette,
+    metric: str,
+    curve: Sequence[CurvePoint],
+    baseline: Sequence[CurvePoint],
+) -> None:
+    from matplotlib.ticker import FixedLocator, MaxNLocator
+
+    _dress(axes, colors, "labels", metric)
+    for points, color, style, marker, name in (
+        (_by_labels(baseline), colors.second, (0, (4, 3)), "s", "random sampling"),
+        (_by_labels(curve), colors.accent, "solid", "o", "active learning" if baseline else ""),
+    ):
+        if points:
+            _draw_line(axes, points, color, colors.paper, style, marker, name)
+    drawn = [*curve, *baseline]
+    lows = [point.value if point.low is None else point.low for point in drawn]
+    highs = [point.value if point.high is None else point.high for point in drawn]
+    axes.set_ylim(*_value_range(min(lows, default=0.0), max(highs, default=1.0)))
+    first, last = min((p.labels for p in drawn), default=0), max((p.labels for p in drawn), default=1)
+    margin = max(1.0, 0.04 * (last - first))
+    axes.set_xlim(first - margin, last + margin)
+    stops = sorted({point.labels for point in drawn})
+    axes.xaxis.set_major_locator(FixedLocator(stops) if len(stops) <= 6 else MaxNLocator(nbins=6, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    if curve and baseline:
+        axes.legend(
+            loc="lower right", frameon=False, labelcolor=colors.ink, fontsize=size.font, reverse=True, handlelength=2.6
+        )
+
+
+def _draw_line(
+    axes: Axes, points: Sequence[CurvePoint], color: str, paper: str, style: Any, marker: str, name: str
+) -> None:
+    labels = [point.labels for point in points]
+    banded = [(p.labels, p.low, p.high) for p in points if p.low is not None and p.high is not None]
+    if len(banded) > 1:
+        positions, floor, ceiling = zip(*banded, strict=True)
+        axes.fill_between(positions, floor, ceiling, color=color, alpha=0.16, linewidth=0, zorder=2)
+    for position, low, high in banded if len(banded) == 1 else ():
+        axes.plot([position, position], [low, high], color=color, linewidth=1.6, alpha=0.7, zorder=3)
+    axes.plot(
+        labels, [point.value for point in points], color=color, linestyle=style, linewidth=2.2, label=name, zorder=4,
+        marker=marker, markersize=0 if len(points) > 25 else 6.5, markerfacecolor=color,
+        markeredgecolor=color, markeredgewidth=1.6,
+    )  # fmt: skip
+    hollow = [(point.labels, point.value) for point in points if not point.solid]
+    if hollow:
+        x, y = zip(*hollow, strict=True)
+        axes.plot(
+            x, y, linestyle="none", marker=marker, markersize=6.5, markerfacecolor=paper, markeredgecolor=color,
+            markeredgewidth=1.6, zorder=5,
+        )  # fmt: skip
+
+
+def _value_range(low: float, high: float) -> tuple[float, float]:
+    """The axis of a metric: from the tenth below what is drawn up to 1 (or to what lies above it)."""
+    bottom = max(0.0, int((low - 0.02) * 10) / 10) if low >= 0 else low
+    top = max(1.0, high)
+    return bottom, top + 0.03 * (top - bottom)
+
+
+def _draw_histogram(axes: Axes, colors: _Palette, label: str, edges: Sequence[float], counts: Sequence[int]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    _dress(axes, colors, label, "items")
+    widths = [right - left for left, right in zip(edges, edges[1:], strict=False)]
+    axes.bar(list(edges[:-1]), list(counts), width=widths, align="edge", color=colors.accent, edgecolor=colors.paper)
+    axes.set_ylim(0, max(1, *counts) * 1.06)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+    axes.yaxis.set_major_formatter(lambda count, _: f"{count / 1000:g}k" if count >= 10_000 else f"{count:g}")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    axes.margins(x=0.01)

@@ -1,0 +1,524 @@
+"""Records -> one readable page: what was asked, answered and gained, what the model still gets wrong, what comes next.
+
+Pure: the same records give the same bytes. The page opens offline and loads nothing; whatever came from people or
+from the pool is escaped.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from al_pipeline.charts import CurvePoint, histogram_svg, learning_curve_svg
+from al_pipeline.records import shown_text
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+EXCERPT_CHARACTERS = 280
+SHOWN_ITEMS = 200
+"""Longer lists of items are cut, and the page says by how much."""
+MATRIX_CLASSES = 25
+"""With more classes a matrix is unreadable: the most frequent confusions are listed instead."""
+
+METRIC_NAMES = {
+    "macro_f1": "Macro-F1",
+    "accuracy": "Accuracy",
+    "average_precision": "Average precision",
+    "log_loss": "Log loss",
+    "calibration_error": "Calibration error",
+}
+"""Every metric in the order shown, with what the page calls it."""
+
+_MEANING = {
+    "macro_f1": "F1 of each class, averaged; higher is better",
+    "accuracy": "share of test items given the right label; higher is better",
+    "average_precision": "how well the classes are ranked, over all thresholds; higher is better",
+    "log_loss": "price of confident mistakes; lower is better, 0 is perfect",
+    "calibration_error": "gap between stated and true confidence; lower is better",
+}
+_UNBOUNDED = frozenset({"log_loss"})
+_NOTHING = "–"
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
+"""C1 controls, non-characters, and bidi embeddings, which could turn the words around them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What became of the round's model, and why. `verdict`: promoted, refused or held."""
+
+    verdict: str
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRow:
+    """One round of the history. `metrics`: the row of `metrics.Metrics.to_row`. `labels`: it was trained on."""
+
+    number: int
+    labels: int
+    metrics: Mapping[str, Any] | None = None
+    decision: Decision | None = None
+    date: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolCounts:
+    """The four disjoint parts of the pool."""
+
+    labeled: int = 0
+    pending: int = 0
+    ignored: int = 0
+    unlabeled: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LabelMix:
+    """How many items carry each class: in the labelled set, and in the test set."""
+
+    labeled: Mapping[str, int] = field(default_factory=dict)
+    test: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How uncertain the model is of the unlabelled pool. `edges` has one entry more than `counts`."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    label: str = "uncertainty (right: the model is least sure)"
+
+
+@dataclass(frozen=True, slots=True)
+class AskedItem:
+    """One item that this round asked about, with what came of it.
+
+    `answer` is the label that the answers gave, `answers` how many people's were counted, `agreement` the share of
+    them that gave it. Where there is no label, `outcome` says why: skipped, a tie, still waiting.
+    """
+
+    item_id: str
+    text: str
+    score: float
+    strategy: str
+    answer: str | None = None
+    answers: int = 0
+    agreement: float | None = None
+    outcome: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One test item that the model gets wrong. `probability`: what it gave its own, wrong, label."""
+
+    item_id: str
+    text: str
+    label: str
+    predicted: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What came back from the annotators. `refused` counts answers by the reason; `waiting`: questions still open."""
+
+    asked: int = 0
+    answered: int = 0
+    skipped: int = 0
+    late: int = 0
+    waiting: int = 0
+    refused: Mapping[str, int] = field(default_factory=dict)
+    annotators: int = 0
+    lead_seconds: float | None = None
+    """Working time of all annotators together, where Label Studio told it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportData:
+    """Everything that a report says, from records alone.
+
+    `history` is the closed rounds with this one, oldest first. `metrics` is this round's row of
+    `metrics.Metrics.to_row`, or None where nothing was measured. `baseline` is macro-F1 of random sampling at the
+    same budgets, where it was simulated, and `baseline_note` how. `confidence` is that of every interval.
+    """
+
+    title: str
+    question: str
+    classes: tuple[str, ...]
+    round: int
+    state: str
+    labels: int
+    date: str | None = None
+    history: tuple[RoundRow, ...] = ()
+    metrics: Mapping[str, Any] | None = None
+    decision: Decision | None = None
+    pool: PoolCounts = PoolCounts()
+    mix: LabelMix = LabelMix()
+    histogram: Histogram | None = None
+    asked: tuple[AskedItem, ...] = ()
+    mistakes: tuple[Mistake, ...] = ()
+    answers: Answers = Answers()
+    next_step: str = ""
+    params_digest: str = ""
+    engine: Mapping[str, str] = field(default_factory=dict)
+    baseline: tuple[CurvePoint, ...] = ()
+    baseline_note: str = ""
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A metric with its interval; `value` is None where it is undefined, and `reason` says why."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    reason: str = ""
+
+    @staticmethod
+    def of(metrics: Mapping[str, Any] | None, name: str) -> Estimate:
+        """The estimate called `name` in a metrics row; an empty one where there is none."""
+        values = (metrics or {}).get("values") or {}
+        return Estimate.from_row(values.get(name))
+
+    @staticmethod
+    def from_row(row: Mapping[str, Any] | None) -> Estimate:
+        """The estimate in `{"value", "low", "high", "reason"}`, each of which may be missing."""
+        row = row or {}
+        return Estimate(
+            _finite(row.get("value")), _finite(row.get("low")), _finite(row.get("high")), str(row.get("reason") or "")
+        )
+
+    def interval(self, digits: int = 2) -> str:
+        """`0.89–0.96`, or nothing."""
+        if self.low is None or self.high is None:
+            return ""
+        return f"{self.low:.{digits}f}–{self.high:.{digits}f}"
+
+
+def summary(report: ReportData) -> str:
+    """The round in one sentence of plain text, for the head of the page, a terminal or a flow's artifact."""
+    score = Estimate.of(report.metrics, "macro_f1")
+    parts = [_count(report.labels, "label")]
+    if score.value is None:
+        parts.append("nothing measured yet" + (f" ({score.reason})" if score.reason else ""))
+    else:
+        interval = score.interval()
+        parts.append(f"macro-F1 {score.value:.2f}" + (f" ({interval})" if interval else ""))
+    if report.decision:
+        because = f" because {'; '.join(report.decision.reasons)}" if report.decision.reasons else ""
+        parts.append(report.decision.verdict + because)
+    waiting = report.answers.waiting
+    ending = f"; {_count(waiting, 'question')} wait{'s' if waiting == 1 else ''} in Label Studio" if waiting else ""
+    return shown_text(f"Round {report.round}: {', '.join(parts)}{ending}.")
+
+
+def excerpt(text: str, limit: int = EXCERPT_CHARACTERS) -> str:
+    """The beginning of a text on one line, at most `limit` characters; control characters become blanks."""
+    text = text.lstrip()
+    words = _clean(text[: 4 * limit]).split()
+    line = " ".join(words)
+    if len(line) <= limit and len(text) <= 4 * limit:
+        return line
+    return line[: limit - 1].rstrip() + "…"
+
+
+def render(report: ReportData) -> str:
+    """The page of one round: HTML that holds its own style and pictures and loads nothing."""
+    from markupsafe import Markup
+
+    curve = _curve(report.history, "macro_f1")
+    ranking = _curve(report.history, "average_precision") if len(report.classes) == 2 else []
+    histogram = report.histogram
+    charts = {
+        "macro_f1": learning_curve_svg("macro-f1", "macro-F1", curve, report.baseline),
+        "average_precision": learning_curve_svg("average-precision", "average precision", ranking),
+        "histogram": histogram_svg("histogram", _clean(histogram.label), histogram.edges, histogram.counts)
+        if histogram
+        else "",
+    }
+    return _template().render(
+        report=report,
+        summary=summary(report),
+        charts={name: Markup(svg) for name, svg in charts.items()},
+        tiles=_tiles(report),
+        metrics=[_metric_row(report, name) for name in METRIC_NAMES] if report.metrics else [],
+        averaged=_averaged(report),
+        before=_before_number(report),
+        test_items=(report.metrics or {}).get("n", 0),
+        per_class=_per_class(report.metrics),
+        confusion=_confusion(report.metrics),
+        mix=_mix(report),
+        pool=_pool(report.pool),
+        comparison=_comparison(curve, report.baseline),
+        refused=sorted(report.answers.refused.items(), key=lambda pair: (-pair[1], pair[0])),
+        history=[_history_row(row) for row in reversed(report.history)],
+        shown=SHOWN_ITEMS,
+        percent=f"{100 * report.confidence:g}",
+    )
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("al_pipeline", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finalize,
+    )
+    environment.filters.update(excerpt=excerpt, count=_count, thousands=_thousands, duration=_duration, fixed=_fixed)
+    return environment.get_template("report.html")
+
+
+def _finalize(value: Any) -> Any:
+    """Every value on its way into the page: nothing shows as a dash, text loses what no page may hold."""
+    if value is None:
+        return _NOTHING
+    return _clean(value) if type(value) is str else value
+
+
+def _clean(text: str) -> str:
+    return _UNPRINTABLE.sub(" ", shown_text(text))
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _fixed(value: Any, digits: int = 2) -> str:
+    number = _finite(value)
+    return _NOTHING if number is None else f"{number:.{digits}f}"
+
+
+def _thousands(number: int) -> str:
+    return f"{number:,}".replace(",", "\u202f")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{_thousands(number)} {noun}{'' if number == 1 else 's'}"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return "under a minute"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def _curve(history: Sequence[RoundRow], metric: str) -> list[CurvePoint]:
+    points = []
+    for row in history:
+        estimate = Estimate.of(row.metrics, metric)
+        if estimate.value is not None:
+            promoted = row.decision is None or row.decision.verdict == "promoted"
+            points.append(CurvePoint(row.labels, estimate.value, estimate.low, estimate.high, solid=promoted))
+    return points
+
+
+def _before(report: ReportData) -> RoundRow | None:
+    """The newest measured round before this one."""
+    earlier = [row for row in report.history if row.number < report.round and row.metrics]
+    return max(earlier, key=lambda row: row.number, default=None)
+
+
+def _before_number(report: ReportData) -> int | None:
+    before = _before(report)
+    return before.number if before else None
+
+
+def _change(report: ReportData, name: str) -> str:
+    """How the metric moved since the newest measured round before this one, such as `+0.04`."""
+    before = _before(report)
+    now, then = Estimate.of(report.metrics, name).value, Estimate.of(before.metrics if before else None, name).value
+    if now is None or then is None:
+        return ""
+    change = round(now - then, 2)
+    return f"{change:+.2f}".replace("-", "−") if change else "±0.00"
+
+
+def _on(change: str, before: RoundRow | None) -> str:
+    return f"{change} on round {before.number}" if change and before else ""
+
+
+def _tiles(report: ReportData) -> list[dict[str, str]]:
+    """The figures at the head of the page: name, value, interval or remark, change."""
+    tiles = []
+    before = _before(report)
+    second = "average_precision" if len(report.classes) == 2 else "accuracy"
+    for name in ("macro_f1", second):
+        estimate = Estimate.of(report.metrics, name)
+        note = estimate.interval() or estimate.reason or "not measured"
+        tiles.append(
+            {
+                "name": METRIC_NAMES[name],
+                "value": _fixed(estimate.value),
+                "note": note,
+                "change": _on(_change(report, name), before),
+            }
+        )
+    gained = f"{report.labels - before.labels:+d}".replace("-", "−").replace("+0", "±0") if before else ""
+    answers = report.answers
+    tiles.append(
+        {
+            "name": "Labels",
+            "value": _thousands(report.labels),
+            "note": f"{_thousands(report.pool.unlabeled)} items unlabelled",
+            "change": _on(gained, before),
+        }
+    )
+    tiles.append(
+        {
+            "name": "Answered",
+            "value": f"{_thousands(answers.answered)} / {_thousands(answers.asked)}" if answers.asked else _NOTHING,
+            "note": "questions of this round",
+            "change": f"{_thousands(answers.waiting)} waiting" if answers.waiting else "",
+        }
+    )
+    return tiles
+
+
+def _metric_row(report: ReportData, name: str) -> dict[str, Any]:
+    estimate = Estimate.of(report.metrics, name)
+    bar = None
+    if name not in _UNBOUNDED and estimate.value is not None:
+        bar = {"at": 100 * _unit(estimate.value)}
+        if estimate.low is not None and estimate.high is not None:
+            bar |= {"from": 100 * _unit(estimate.low), "width": 100 * (_unit(estimate.high) - _unit(estimate.low))}
+    return {
+        "name": METRIC_NAMES[name],
+        "meaning": _MEANING[name],
+        "value": _fixed(estimate.value, 3),
+        "interval": estimate.interval(3),
+        "reason": estimate.reason,
+        "change": _change(report, name),
+        "bar": bar,
+    }
+
+
+def _unit(value: float) -> float:
+    return min(1.0, max(0.0, value))
+
+
+def _averaged(report: ReportData) -> str:
+    """Which classes macro-F1 leaves out, as a sentence; empty where none."""
+    metrics = report.metrics or {}
+    classes, averaged = metrics.get("classes") or [], metrics.get("averaged")
+    if averaged is None or len(averaged) >= len(classes):
+        return ""
+    missing = [name for name in classes if name not in set(averaged)]
+    return f"Averages leave out {', '.join(missing)}: not in the test set."
+
+
+def _per_class(metrics: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    rows = []
+    for name, row in ((metrics or {}).get("per_class") or {}).items():
+        f1 = Estimate.from_row(row.get("f1"))
+        rows.append(
+            {
+                "name": name,
+                "precision": _fixed(_number(row.get("precision"))),
+                "recall": _fixed(_number(row.get("recall"))),
+                "f1": _fixed(f1.value),
+                "interval": f1.interval(),
+                "support": row.get("support", 0),
+            }
+        )
+    return rows
+
+
+def _number(value: Any) -> Any:
+    """A plain number, or the value of an estimate's row."""
+    return value.get("value") if isinstance(value, Mapping) else value
+
+
+def _confusion(metrics: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The matrix as rows of shaded cells, or for many classes the most frequent confusions. None where not measured."""
+    metrics = metrics or {}
+    classes, matrix = list(metrics.get("classes") or []), metrics.get("confusion") or []
+    if not classes or not any(sum(row) for row in matrix):
+        return None
+    pairs = sorted(
+        (
+            (count, classes[i], classes[j])
+            for i, row in enumerate(matrix)
+            for j, count in enumerate(row)
+            if i != j and count
+        ),
+        key=lambda pair: -pair[0],
+    )
+    if len(classes) > MATRIX_CLASSES:
+        return {"rows": [], "pairs": pairs[:MATRIX_CLASSES], "classes": classes, "numbered": True}
+    rows = []
+    for i, row in enumerate(matrix):
+        total = sum(row)
+        cells = [{"count": n, "share": n / total if total else 0.0, "right": i == j} for j, n in enumerate(row)]
+        rows.append({"name": classes[i], "cells": cells, "total": total})
+    numbered = len(classes) > 6 or max(len(name) for name in classes) > 16
+    return {"rows": rows, "pairs": [], "classes": classes, "numbered": numbered}
+
+
+def _mix(report: ReportData) -> list[dict[str, Any]]:
+    """Every class with its count and share in the labelled set and the test set; the schema's order first."""
+    names = dict.fromkeys([*report.classes, *report.mix.labeled, *report.mix.test])
+    labeled, test = sum(report.mix.labeled.values()), sum(report.mix.test.values())
+    return [
+        {
+            "name": name,
+            "labeled": report.mix.labeled.get(name, 0),
+            "labeled_share": report.mix.labeled.get(name, 0) / labeled if labeled else 0.0,
+            "test": report.mix.test.get(name, 0),
+            "test_share": report.mix.test.get(name, 0) / test if test else 0.0,
+        }
+        for name in names
+    ]
+
+
+def _pool(pool: PoolCounts) -> list[dict[str, Any]]:
+    parts = (
+        ("labelled", pool.labeled), ("pending", pool.pending), ("ignored", pool.ignored), ("unlabelled", pool.unlabeled)
+    )  # fmt: skip
+    total = sum(count for _, count in parts)
+    return [{"name": name, "count": count, "share": count / total if total else 0.0} for name, count in parts]
+
+
+def _comparison(curve: Sequence[CurvePoint], baseline: Sequence[CurvePoint]) -> str:
+    """The newest common budget of the model and random sampling in one sentence, gain or none."""
+    chance = {point.labels: point for point in baseline}
+    common = [point for point in curve if point.labels in chance]
+    if not common:
+        return ""
+    mine = max(common, key=lambda point: point.labels)
+    other = chance[mine.labels]
+    text = f"At {mine.labels} labels: {mine.value:.3f} here, {other.value:.3f} with random sampling"
+    if other.low is None or other.high is None:
+        return text + "."
+    text += f" ({other.low:.3f}–{other.high:.3f})"
+    if mine.value > other.high:
+        return text + ": above that range."
+    if mine.value < other.low:
+        return text + ": below that range."
+    return text + ": inside that range, so no clear gain."
+
+
+def _history_row(row: RoundRow) -> dict[str, Any]:
+    f1, accuracy = Estimate.of(row.metrics, "macro_f1"), Estimate.of(row.metrics, "accuracy")
+    return {
+        "number": row.number,
+        "labels": row.labels,
+        "f1": _fixed(f1.value, 3),
+        "f1_interval": f1.interval(),
+        "accuracy": _fixed(accuracy.value, 3),
+        "accuracy_interval": accuracy.interval(),
+        "verdict": row.decision.verdict if row.decision else "",
+        "reasons": "; ".join(row.decision.reasons) if row.decision else "",
+        "date": row.date or "",
+    }
