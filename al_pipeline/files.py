@@ -96,6 +96,14 @@ def sha256_tree(root: Path) -> str:
     return digest.hexdigest()
 
 
+def move(source: Path, target: Path) -> None:
+    """Rename a file into another folder of the same file system, so that a power cut cannot undo it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.replace(target)
+    _fsync(target.parent)
+    _fsync(source.parent)
+
+
 def remove_leftovers(*folders: Path) -> None:
     """Delete temporary files that a killed writer left in `folders`. Call only while holding the lock."""
     for folder in folders:

@@ -1,0 +1,183 @@
+"""Our own Parquet parts of items: the pool and the test set. Append-only; a part is never rewritten."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from al_pipeline.errors import BadInput
+from al_pipeline.files import replacing
+from al_pipeline.records import Item
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+COLUMNS = ("item_id", "content_hash", "text", "metadata")
+PART_SUFFIX = ".parquet"
+
+_GROUP_ROWS = 4096
+_GROUP_CHARACTERS = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ItemKeys:
+    """Ids and content hashes of many items, in (part, row) order, without their texts: about 60 bytes an item."""
+
+    item_ids: pa.ChunkedArray
+    """Strings, shape (n,)."""
+    content_hashes: npt.NDArray[np.uint8]
+    """SHA-256 digests, shape (n, 32)."""
+
+    def __len__(self) -> int:
+        return len(self.content_hashes)
+
+    def ids(self) -> Iterator[str]:
+        """The ids, one after the other."""
+        for chunk in self.item_ids.chunks:
+            yield from chunk.to_pylist()
+
+    def hashes(self) -> Iterator[str]:
+        """The content hashes in hex, one after the other."""
+        for row in self.content_hashes:
+            yield row.tobytes().hex()
+
+
+def write_items(path: Path, batches: Iterable[Iterable[Item]]) -> int:
+    """Write one part, in one step; returns how many items it holds. Equal items give equal bytes, however batched."""
+    import pyarrow.parquet as pq
+
+    count = 0
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, _schema(), compression="zstd") as writer:
+        for group in _groups(batches):
+            writer.write_table(_table(group), row_group_size=len(group))
+            count += len(group)
+    return count
+
+
+def list_parts(folders: Iterable[Path]) -> list[Path]:
+    """The parts in `folders`, in their order: folders as given, parts by name."""
+    return [part for folder in folders for part in sorted(folder.glob(f"*{PART_SUFFIX}")) if part.name[0] != "."]
+
+
+def iter_batches(
+    folders: Iterable[Path], columns: Sequence[str] = COLUMNS, batch_rows: int = 1000
+) -> Iterator[pa.RecordBatch]:
+    """All items in (part, row) order as Arrow batches of at most `batch_rows`. Raises BadInput on a damaged part."""
+    for part in list_parts(folders):
+        with _opened(part) as file:
+            yield from _guarded(part, file.iter_batches(batch_size=batch_rows, columns=list(columns)))
+
+
+def iter_items(folders: Iterable[Path], batch_rows: int = 1000) -> Iterator[list[Item]]:
+    """All items in (part, row) order, at most `batch_rows` at a time. Raises BadInput on a damaged part."""
+    for batch in iter_batches(folders, COLUMNS, batch_rows):
+        yield _items(batch)
+
+
+def count_items(folders: Iterable[Path]) -> int:
+    """How many items there are, by the parts' own records."""
+    total = 0
+    for part in list_parts(folders):
+        with _opened(part) as file:
+            total += file.metadata.num_rows
+    return total
+
+
+def read_ids(folders: Iterable[Path]) -> ItemKeys:
+    """Ids and content hashes of all items, compactly. Raises BadInput on a damaged part."""
+    import pyarrow as pa
+
+    ids: list[pa.Array] = []
+    digests = bytearray()
+    for batch in iter_batches(folders, ("item_id", "content_hash"), 50_000):
+        # a copy: a column of a batch keeps the whole batch's buffers alive
+        ids.append(pa.concat_arrays([batch.column("item_id"), pa.array([], pa.string())]))
+        digests += bytes.fromhex("".join(batch.column("content_hash").to_pylist()))
+    return ItemKeys(pa.chunked_array(ids, pa.string()), np.frombuffer(digests, np.uint8).reshape(-1, 32))
+
+
+def fetch(folders: Iterable[Path], ids: Collection[str]) -> dict[str, Item]:
+    """The items with these ids, as far as they are there. Reads texts only of the row groups that hold one."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found: dict[str, Item] = {}
+    wanted = pa.array(sorted(set(ids)), pa.string())
+    for part in list_parts(folders):
+        if len(found) == len(wanted):
+            break
+        with _opened(part) as file:
+            for group in range(file.metadata.num_row_groups):
+                known = _guard(part, lambda g=group, f=file: f.read_row_group(g, columns=["item_id"]))
+                rows = pc.indices_nonzero(pc.is_in(known.column("item_id"), value_set=wanted))
+                if len(rows) == 0:
+                    continue
+                table = _guard(part, lambda g=group, f=file: f.read_row_group(g, columns=list(COLUMNS)))
+                for batch in table.take(rows).to_batches():
+                    found.update((item.item_id, item) for item in _items(batch))
+    return found
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema([pa.field(name, pa.string(), nullable=False) for name in COLUMNS])
+
+
+def _groups(batches: Iterable[Iterable[Item]]) -> Iterator[list[Item]]:
+    """Row groups that depend on the items alone, not on how they came in batches."""
+    group: list[Item] = []
+    characters = 0
+    for batch in batches:
+        for item in batch:
+            group.append(item)
+            characters += len(item.text) + len(item.metadata)
+            if len(group) >= _GROUP_ROWS or characters >= _GROUP_CHARACTERS:
+                yield group
+                group, characters = [], 0
+    if group:
+        yield group
+
+
+def _table(items: Sequence[Item]) -> pa.Table:
+    import pyarrow as pa
+
+    return pa.table({name: [getattr(item, name) for item in items] for name in COLUMNS}, schema=_schema())
+
+
+def _items(batch: pa.RecordBatch) -> list[Item]:
+    columns = [batch.column(name).to_pylist() for name in COLUMNS]
+    return [Item(*row) for row in zip(*columns, strict=True)]
+
+
+def _opened(part: Path) -> Any:
+    import pyarrow.parquet as pq
+
+    file = _guard(part, lambda: pq.ParquetFile(part))
+    if missing := [name for name in COLUMNS if name not in file.schema_arrow.names]:
+        file.close()
+        raise _damaged(part, ValueError(f"it has no column `{missing[0]}`"))
+    return file
+
+
+def _guard(part: Path, call: Any) -> Any:
+    import pyarrow as pa
+
+    try:
+        return call()
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(part, error) from None
+
+
+def _guarded(part: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    while (batch := _guard(part, lambda: next(batches, None))) is not None:
+        yield batch
+
+
+def _damaged(part: Path, error: Exception) -> BadInput:
+    return BadInput(f"{part} is damaged ({error}); if it is published, remove it and run `dvc checkout {part.parent}`")

@@ -1,0 +1,493 @@
+"""Take users' files into the inbox: new items, the test set, labels that they already have.
+
+Everything is staged in a folder of its own; `commit.json` there, written last, is the moment from which all of it
+counts. Killed before, nothing happened; killed after, the next ingest or tick finishes the moves. Dedupe by content
+makes the same command harmless afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from al_pipeline.errors import BadInput
+from al_pipeline.files import json_line, move, read_json, sha256_file, write_json
+from al_pipeline.items import iter_items, list_parts, read_ids, write_items
+from al_pipeline.layout import Layout
+from al_pipeline.ledger import add_to_inbox, event_digest, read_events
+from al_pipeline.pool import Catalog, draw_test, item_id_from, test_set_size
+from al_pipeline.records import Event, Item, Part, content_hash
+from al_pipeline.tables import BadRow, Row, check_readable, excerpt, read_table
+from al_pipeline.workspace import Workspace
+
+Progress = Callable[[int, int, int], None]
+"""Told from time to time: bytes read, bytes in all files, rows so far."""
+
+METADATA_CHARACTERS = 1_000_000
+IMPORT_ANNOTATOR = "import"
+IMPORT_ROUND = -1
+
+_STAGING = ".ingest"
+_COMMIT = "commit.json"
+_NO_LABEL = 0
+_CONTRADICTION = 0xFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class IngestReport:
+    """What became of the rows of one ingest: rows = added + test_added + duplicates + rejected."""
+
+    rows: int
+    added: int
+    """New items of the pool."""
+    test_added: int
+    """New items of the test set, given or drawn."""
+    drawn: bool
+    """Whether the test set was drawn at random just now."""
+    duplicates: int
+    """Rows whose content was there already; the first one stays, with its id."""
+    rejected: Mapping[str, int]
+    """Rows that were not taken, by reason."""
+    labels: int
+    """Labels that are new, or differ from what was imported before."""
+    labels_rejected: Mapping[str, int]
+    """Labels that were not taken, by reason, though their items were."""
+    rejects_file: Path | None
+    """One JSON object for each of them: file, row, reason, detail, and how the row begins."""
+    notes: tuple[str, ...] = ()
+    """What a person should know besides."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as a JSON object."""
+        return {
+            "rows": self.rows,
+            "added": self.added,
+            "test_added": self.test_added,
+            "test_drawn": self.drawn,
+            "duplicates": self.duplicates,
+            "rejected": dict(self.rejected),
+            "labels": self.labels,
+            "labels_rejected": dict(self.labels_rejected),
+            "rejects_file": None if self.rejects_file is None else str(self.rejects_file),
+            "notes": list(self.notes),
+        }
+
+    def lines(self) -> list[str]:
+        """The report in words, a line each."""
+        test = "drawn at random as the test set" if self.drawn else "new in the test set"
+        said = [
+            f"{self.rows:,} rows: {self.added:,} new in the pool, {self.test_added:,} {test}, "
+            f"{self.duplicates:,} there already, {sum(self.rejected.values()):,} rejected"
+        ]
+        if self.labels:
+            said.append(f"{self.labels:,} labels imported; they count from the next round on")
+        said += [f"rejected, {count:,}: {reason}" for reason, count in _by_count(self.rejected)]
+        said += [f"label not taken, {count:,}: {reason}" for reason, count in _by_count(self.labels_rejected)]
+        if self.rejects_file is not None:
+            said.append(f"each of them, with its reason: {self.rejects_file}")
+        return [*said, *self.notes]
+
+
+def ingest(
+    workspace: Workspace,
+    files: Sequence[Path],
+    *,
+    text_column: str = "text",
+    id_column: str | None = None,
+    label_column: str | None = None,
+    test: bool = False,
+    progress: Progress | None = None,
+) -> IngestReport:
+    """Add the rows of CSV, JSONL or Parquet files to the pool (or, `test`, to the test set), all of them or none.
+
+    `id_column`: by default `id`, where there is such a column. Rows without an id get one from their content. The
+    first items ever bring the test set with them: `ingest.test_size` of them, at most a fifth, drawn at random,
+    unless there is a test set already. Labels become `import` events; a label that differs from the one imported
+    before replaces it. Call it while holding the workspace's lock.
+
+    Raises BadInput where a file as a whole cannot be used; a row that cannot is kept aside with its reason.
+    """
+    if not files:
+        raise BadInput("name at least one file (CSV, JSONL or Parquet)")
+    if len({text_column, id_column, label_column} - {None}) < 1 + (id_column is not None) + (label_column is not None):
+        raise BadInput("text, id and label must be three different columns")
+    sizes = [check_readable(path) for path in files]
+    layout = workspace.layout
+    finish_ingest(layout)
+    columns = _Columns(text_column, id_column, label_column)
+    taken = _Intake(workspace, columns, "test" if test else "pool")
+    staging = layout.inbox / _STAGING
+    staging.mkdir(parents=True)
+    try:
+        staged = staging / "staged" / "new.parquet"
+        with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n") as rejects:
+            added = write_items(staged, _new_items(taken, files, sizes, rejects, progress))
+            rejects_file = _keep_rejects(rejects, staging, layout.rejects, files[0]) if taken.refusals else None
+        drawn, notes = _draw(taken, workspace) if not test else (0, [])
+        test_added = added if test else drawn
+        _stage_parts(taken, staging, staged, drawn)
+        events = list(taken.events())
+        add_to_inbox(staging / "events", events, ledger=None)
+        if added or events:
+            _commit(layout, staging)
+    finally:
+        if not (staging / _COMMIT).exists():
+            shutil.rmtree(staging, ignore_errors=True)
+    return IngestReport(
+        rows=taken.rows,
+        added=added - test_added,
+        test_added=test_added,
+        drawn=drawn > 0,
+        duplicates=taken.duplicates,
+        rejected=taken.rejected,
+        labels=len(events),
+        labels_rejected=taken.labels_rejected,
+        rejects_file=rejects_file,
+        notes=tuple(notes),
+    )
+
+
+def ingest_sources(workspace: Workspace) -> bool:
+    """What a tick does about new items: finish an ingest that was killed. Whether there was one."""
+    return finish_ingest(workspace.layout)
+
+
+def finish_ingest(layout: Layout) -> bool:
+    """Finish an ingest that was killed after it had begun to count, discard one that was killed before.
+
+    Whether something was finished. Call it while holding the workspace's lock, before the inbox is closed.
+    """
+    staging = layout.inbox / _STAGING
+    committed = (staging / _COMMIT).exists()
+    if committed:
+        _carry_out(layout, staging)
+    elif staging.exists():
+        shutil.rmtree(staging)
+    return committed
+
+
+# Rows --------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    text: str
+    id: str | None
+    label: str | None
+
+    @property
+    def required(self) -> list[str]:
+        return [name for name in (self.text, self.id, self.label) if name is not None]
+
+
+class _Refused(Exception):
+    """A row (or its label) that is not taken. The first argument is one of few reasons, the second what is special."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(slots=True)
+class _Intake:
+    """Decides row by row, remembering what is known; touches no file but to read what is known at the beginning."""
+
+    workspace: Workspace
+    columns: _Columns
+    part: Part
+    rows: int = 0
+    duplicates: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    labels_rejected: Counter[str] = field(default_factory=Counter)
+    known: Catalog = field(default_factory=Catalog)
+    first_new: int = 0
+    had_test: bool = False
+    _said: array[int] = field(default_factory=lambda: array("H"))
+    """For each item its label in these files: its place in the schema from 1, 0 for none, or _CONTRADICTION."""
+    _origins: array[int] = field(default_factory=lambda: array("L"))
+    """For each item the place in `_files` of the file that named its label."""
+    _files: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        layout = self.workspace.layout
+        folders: tuple[tuple[Part, Path, Path], ...] = (
+            ("pool", layout.pool, layout.inbox_pool),
+            ("test", layout.test, layout.inbox_test),
+        )
+        for part, *places in folders:
+            keys = read_ids(places)
+            for item_id, digest in zip(keys.ids(), keys.content_hashes, strict=True):
+                if self.known.find_content(digest.tobytes()) is None:
+                    self.known.add(item_id, digest.tobytes(), part)
+        self.first_new = len(self.known)
+        self.had_test = self.known.test_items > 0
+        self._said.extend([_NO_LABEL] * self.first_new)
+        self._origins.extend([0] * self.first_new)
+
+    @property
+    def refusals(self) -> int:
+        return self.rejected.total() + self.labels_rejected.total()
+
+    def open_file(self, name: str) -> None:
+        """The rows that follow are of this file."""
+        self._files.append(excerpt(name))
+
+    def take(self, row: Row | BadRow) -> tuple[Item | None, _Refused | None]:
+        """The new item that `row` brings, if any, and what is refused of it, if anything."""
+        self.rows += 1
+        try:
+            if isinstance(row, BadRow):
+                raise _Refused(row.reason, row.detail)
+            number, item = self._item(row.values)
+        except _Refused as refused:
+            self.rejected[refused.reason] += 1
+            return None, refused
+        if item is None:
+            self.duplicates += 1
+        try:
+            self._hear_label(number, row.values)
+        except _Refused as refused:
+            self.labels_rejected[refused.reason] += 1
+            return item, refused
+        return item, None
+
+    def _item(self, values: Mapping[str, Any]) -> tuple[int, Item | None]:
+        text = self._text(values)
+        content = content_hash(text)
+        digest = bytes.fromhex(content)
+        number = self.known.find_content(digest)
+        if number is not None:
+            if self.part == "test" and self.known.part(number) == "pool":
+                raise _Refused("the same text is in the pool", f"as item {self.known.item_id(number)}")
+            return number, None
+        id_column = self.columns.id or "id"
+        try:
+            item_id = item_id_from(values.get(id_column), content)
+        except ValueError as error:
+            raise _Refused(str(error)) from None
+        if self.known.find_id(item_id) is not None:
+            raise _Refused("the id belongs to another text", item_id)
+        metadata = _metadata(values, {self.columns.text, id_column, self.columns.label})
+        number = self.known.add(item_id, digest, self.part)
+        self._said.append(_NO_LABEL)
+        self._origins.append(0)
+        return number, Item(item_id, content, text, metadata)
+
+    def _text(self, values: Mapping[str, Any]) -> str:
+        text = values.get(self.columns.text)
+        if text is None:
+            raise _Refused("no text")
+        if not isinstance(text, str):
+            raise _Refused("the text is not a string", type(text).__name__)
+        if not text.strip():
+            raise _Refused("no text")
+        limit = self.workspace.params.ingest.max_characters
+        if len(text) > limit:
+            raise _Refused(f"the text is longer than {limit:,} characters (ingest.max_characters)", f"{len(text):,}")
+        if not _storable(text):
+            raise _Refused("the text holds half a surrogate pair, which UTF-8 cannot store")
+        return text
+
+    def _hear_label(self, number: int, values: Mapping[str, Any]) -> None:
+        if self.columns.label is None:
+            return
+        label = values.get(self.columns.label)
+        if isinstance(label, int) and not isinstance(label, bool):
+            label = excerpt(label)
+        if label is None or (isinstance(label, str) and not label.strip()):
+            return
+        labels = self.workspace.params.schema_.labels
+        if not isinstance(label, str) or label.strip() not in labels:
+            raise _Refused("the label is not one of schema.labels in params.yaml", excerpt(label)[:80])
+        said = 1 + labels.index(label.strip())
+        before = self._said[number]
+        if before not in (_NO_LABEL, said):
+            self._said[number] = _CONTRADICTION
+            raise _Refused("the same text has another label in an earlier row; neither is taken", label.strip())
+        self._said[number] = said
+        self._origins[number] = len(self._files) - 1
+
+    def events(self) -> Iterator[Event]:
+        """An import event for each label that says something new, in the order of the items."""
+        if self.columns.label is None:
+            return
+        layout, schema = self.workspace.layout, self.workspace.params.schema_
+        latest: dict[str, Event] = {}
+        for event in read_events(layout.events, layout.inbox_events):
+            if event.type == "import":
+                latest[event.annotation_key] = event
+        for number, said in enumerate(self._said):
+            if said in (_NO_LABEL, _CONTRADICTION):
+                continue
+            label, content = schema.labels[said - 1], self.known.digest(number).hex()
+            key = f"{IMPORT_ANNOTATOR}:{content}"
+            before = latest.get(key)
+            if before is not None and before.label == label:
+                continue
+            # The event before is part of what this one says, so that a label can change back.
+            previous = None if before is None else before.event_id
+            yield Event(
+                event_id=event_digest("import", content, label, previous),
+                type="import",
+                item_id=self.known.item_id(number),
+                content_hash=content,
+                part=self.known.part(number),
+                round=IMPORT_ROUND,
+                annotation_key=key,
+                annotator=IMPORT_ANNOTATOR,
+                label=label,
+                schema_version=schema.version,
+                previous=previous,
+                origin=self._files[self._origins[number]],
+            )
+
+
+def _metadata(values: Mapping[str, Any], apart: set[str | None]) -> str:
+    others = {name: value for name, value in values.items() if name not in apart}
+    try:
+        metadata = json.dumps(others, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (ValueError, RecursionError) as error:
+        raise _Refused("the other columns cannot be kept as JSON", excerpt(str(error))) from None
+    if len(metadata) > METADATA_CHARACTERS:
+        raise _Refused(f"the other columns hold more than {METADATA_CHARACTERS:,} characters", f"{len(metadata):,}")
+    if not _storable(metadata):
+        raise _Refused("the other columns hold half a surrogate pair, which UTF-8 cannot store")
+    return metadata
+
+
+def _storable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _new_items(
+    taken: _Intake, files: Sequence[Path], sizes: Sequence[int], rejects: IO[str], progress: Progress | None
+) -> Iterator[list[Item]]:
+    total, before = sum(sizes), 0
+    for path, size in zip(files, sizes, strict=True):
+        taken.open_file(path.name)
+
+        def tell(done: int, _: int, before: int = before) -> None:
+            if progress is not None:
+                progress(before + done, total, taken.rows)
+
+        for batch in read_table(path, taken.columns.required, progress=tell):
+            new = []
+            for row in batch:
+                item, refused = taken.take(row)
+                if item is not None:
+                    new.append(item)
+                if refused is not None:
+                    rejects.write(_reject_line(path, row, refused, taken.columns))
+            yield new
+        before += size
+        tell(0, 0, before)
+
+
+def _reject_line(path: Path, row: Row | BadRow, refused: _Refused, columns: _Columns) -> str:
+    if isinstance(row, Row):
+        begins = {excerpt(name)[:100]: excerpt(row.values[name])[:100] for name in list(row.values)[:20]}
+        begins[columns.text] = excerpt(row.values.get(columns.text, ""))
+        kept: object = begins
+    else:
+        kept = row.excerpt
+    return json_line(
+        {
+            "file": excerpt(path.name),
+            "row": row.number,
+            "reason": refused.reason,
+            "detail": excerpt(refused.detail),
+            "excerpt": kept,
+        }
+    )
+
+
+# Files -------------------------------------------------------------------------------------------------------------
+def _keep_rejects(rejects: IO[str], staging: Path, folder: Path, first: Path) -> Path:
+    """Move the rejects to a file whose name says which files and rows they are of: the same again, the same file."""
+    rejects.flush()
+    rejects.seek(0)
+    staged = staging / "rejects.jsonl"
+    with staged.open("w", encoding="utf-8", newline="\n") as out:
+        shutil.copyfileobj(rejects, out)
+    stem = re.sub(r"[^\w.-]+", "_", first.stem, flags=re.ASCII).strip("._")[:60] or "rows"
+    target = folder / f"{stem}-{sha256_file(staged)[:12]}.jsonl"
+    move(staged, target)
+    return target
+
+
+def _draw(taken: _Intake, workspace: Workspace) -> tuple[int, list[str]]:
+    """Draw the test set from the new items, if there is none yet: how many, and what to tell."""
+    params = workspace.params
+    new = range(taken.first_new, len(taken.known))
+    if taken.had_test or not new or params.ingest.test_size == 0:
+        return 0, []
+    count = test_set_size(params.ingest.test_size, len(new))
+    drawn = draw_test((taken.known.digest(number) for number in new), count, params.seed)
+    for number in new:
+        if taken.known.digest(number) in drawn:
+            taken.known.move_to_test(number)
+    if count == params.ingest.test_size:
+        return count, []
+    if count == 0:
+        return 0, ["too few items to draw a test set from; the next ingest draws one from what it adds"]
+    return count, [
+        f"the test set is {count:,} items, not {params.ingest.test_size:,}: at most a fifth of {len(new):,} new items; "
+        "give it more with `al ingest --test FILE`"
+    ]
+
+
+def _stage_parts(taken: _Intake, staging: Path, staged: Path, drawn: int) -> None:
+    """Sort what is new into a part of the pool and one of the test set."""
+    if len(taken.known) > taken.first_new:
+        if drawn:
+            for part in ("pool", "test"):
+                if part == "test" or drawn < len(taken.known) - taken.first_new:
+                    write_items(staging / part / "new.parquet", _only(taken, staged, part))
+        else:
+            move(staged, staging / taken.part / "new.parquet")
+    shutil.rmtree(staged.parent)
+
+
+def _only(taken: _Intake, staged: Path, part: Part) -> Iterator[list[Item]]:
+    number = taken.first_new
+    for batch in iter_items([staged.parent]):
+        yield [item for n, item in enumerate(batch, start=number) if taken.known.part(n) == part]
+        number += len(batch)
+
+
+def _commit(layout: Layout, staging: Path) -> None:
+    moves = {}
+    for name, inbox in (("test", layout.inbox_test), ("pool", layout.inbox_pool)):
+        if (staging / name / "new.parquet").exists():
+            names = [part.stem.removeprefix("part-") for part in list_parts([inbox])]
+            last = max((int(number) for number in names if number.isdecimal()), default=0)
+            moves[name] = f"part-{last + 1:06d}.parquet"
+    write_json(staging / _COMMIT, moves)
+    _carry_out(layout, staging)
+
+
+def _carry_out(layout: Layout, staging: Path) -> None:
+    """Move what is staged into the inbox; items before the labels that speak of them. Can be repeated."""
+    moves = read_json(staging / _COMMIT, {})
+    for name, inbox in (("test", layout.inbox_test), ("pool", layout.inbox_pool)):
+        staged = staging / name / "new.parquet"
+        if staged.exists():
+            move(staged, inbox / moves[name])
+    add_to_inbox(layout.inbox_events, read_events(staging / "events"), ledger=layout.events)
+    (staging / _COMMIT).unlink()
+    shutil.rmtree(staging)
+
+
+def _by_count(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(reasons.items(), key=lambda item: (-item[1], item[0]))

@@ -1,0 +1,193 @@
+"""The pool as an idea: what an id is, what is the same item, which items become the test set, who is in which part."""
+
+from __future__ import annotations
+
+import heapq
+from array import array
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from al_pipeline.records import Part
+
+ID_CHARACTERS = 200
+HASH_ID_CHARACTERS = 20
+TEST_SHARE = 5
+"""At most one new item in so many becomes a test item."""
+
+
+def item_id_from(value: Any, content_hash: str) -> str:
+    """The id of an item: the user's, or the first 20 hex digits of its content's hash where there is none.
+
+    Raises ValueError with the reason where the user's is neither a whole number nor 1 to 200 printable characters.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value) if abs(value) < 10**ID_CHARACTERS else "9" * (ID_CHARACTERS + 1)
+    if value is None:
+        value = ""
+    if not isinstance(value, str):
+        raise ValueError("the id is neither a string nor a whole number")
+    value = value.strip()
+    if len(value) > ID_CHARACTERS:
+        raise ValueError(f"the id is longer than {ID_CHARACTERS} characters")
+    if not value.isprintable():
+        raise ValueError("the id holds characters that cannot be printed")
+    return value or content_hash[:HASH_ID_CHARACTERS]
+
+
+def test_set_size(wanted: int, items: int) -> int:
+    """How many of `items` new items become the test set: what is wanted, but at most a fifth."""
+    return min(wanted, items // TEST_SHARE)
+
+
+def draw_test(content_hashes: Iterable[bytes], count: int, seed: int) -> set[bytes]:
+    """A random sample of items that depends on the seed and on which items there are, not on their order.
+
+    Those with the smallest keyed hash (BLAKE2b of the content's digest, keyed by the seed) are drawn.
+    """
+    key = seed.to_bytes(8, "big")
+    return set(heapq.nsmallest(count, content_hashes, key=lambda h: (blake2b(h, digest_size=16, key=key).digest(), h)))
+
+
+class Catalog:
+    """The items that are known, without their texts: found by id or by content, numbered in the order they came.
+
+    About 90 bytes an item, where sets and dicts of strings would take several hundred.
+    """
+
+    def __init__(self) -> None:
+        self._ids = bytearray()
+        self._ends = array("Q", [0])
+        self._hashes = bytearray()
+        self._test = bytearray()
+        self._by_hash = _Slots()
+        self._by_id = _Slots()
+
+    def __len__(self) -> int:
+        return len(self._test)
+
+    @property
+    def test_items(self) -> int:
+        """How many of them belong to the test set."""
+        return self._test.count(1)
+
+    def add(self, item_id: str, digest: bytes, part: Part) -> int:
+        """Take in an item that neither `find_content` nor `find_id` knows; returns its number."""
+        number = len(self._test)
+        encoded = item_id.encode()
+        self._ids += encoded
+        self._ends.append(len(self._ids))
+        self._hashes += digest
+        self._test.append(part == "test")
+        self._by_hash.insert(_hash_key(digest), number, self._hash_keys)
+        self._by_id.insert(hash(encoded), number, self._id_keys)
+        return number
+
+    def find_content(self, digest: bytes) -> int | None:
+        """The number of the item with this content (SHA-256, 32 bytes)."""
+        return next((n for n in self._by_hash.candidates(_hash_key(digest)) if self.digest(n) == digest), None)
+
+    def find_id(self, item_id: str) -> int | None:
+        """The number of the item with this id."""
+        encoded = item_id.encode()
+        return next((n for n in self._by_id.candidates(hash(encoded)) if self._encoded_id(n) == encoded), None)
+
+    def item_id(self, number: int) -> str:
+        """The id of item `number`."""
+        return self._encoded_id(number).decode()
+
+    def digest(self, number: int) -> bytes:
+        """The SHA-256 of the content of item `number`, 32 bytes."""
+        return bytes(self._hashes[32 * number : 32 * number + 32])
+
+    def part(self, number: int) -> Part:
+        """Where item `number` belongs."""
+        return "test" if self._test[number] else "pool"
+
+    def move_to_test(self, number: int) -> None:
+        """Item `number` was drawn for the test set."""
+        self._test[number] = 1
+
+    def _encoded_id(self, number: int) -> bytes:
+        return bytes(self._ids[self._ends[number] : self._ends[number + 1]])
+
+    def _hash_keys(self) -> Iterator[int]:
+        return (_hash_key(self.digest(number)) for number in range(len(self)))
+
+    def _id_keys(self) -> Iterator[int]:
+        return (hash(self._encoded_id(number)) for number in range(len(self)))
+
+
+def _hash_key(digest: bytes) -> int:
+    return int.from_bytes(digest[:8], "big")
+
+
+class _Slots:
+    """A hash table from keys to item numbers by open addressing; its caller tells equal items from equal keys."""
+
+    _EMPTY = 0xFFFFFFFF
+
+    def __init__(self) -> None:
+        self._slots = array("I", [self._EMPTY]) * 1024
+        self._used = 0
+
+    def candidates(self, key: int) -> Iterator[int]:
+        """The numbers of items that may have this key."""
+        mask = len(self._slots) - 1
+        slot = key & mask
+        while (number := self._slots[slot]) != self._EMPTY:
+            yield number
+            slot = (slot + 1) & mask
+
+    def insert(self, key: int, number: int, keys: Any) -> None:
+        """Remember an item; `keys()` gives the keys of all items in their order, this one included."""
+        self._used += 1
+        if 2 * self._used <= len(self._slots):
+            self._put(key, number)
+            return
+        self._slots = array("I", [self._EMPTY]) * (2 * len(self._slots))
+        for known, known_key in enumerate(keys()):
+            self._put(known_key, known)
+
+    def _put(self, key: int, number: int) -> None:
+        slots, mask = self._slots, len(self._slots) - 1
+        slot = key & mask
+        while slots[slot] != self._EMPTY:
+            slot = (slot + 1) & mask
+        slots[slot] = number
+
+
+State = Literal["labeled", "ignored", "pending", "unlabeled"]
+STATES: tuple[State, ...] = ("labeled", "ignored", "pending", "unlabeled")
+"""What a pool item can be, one of these at a time; where two apply, the earlier one holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """The pool, cut into four disjoint parts. `codes[i]` is the index in STATES of what item i is; shape (n,)."""
+
+    codes: npt.NDArray[np.uint8]
+
+    def mask(self, state: State) -> npt.NDArray[np.bool_]:
+        """Which items are `state`; shape (n,)."""
+        return np.equal(self.codes, STATES.index(state))
+
+    def counts(self) -> dict[State, int]:
+        """How many items are what; the numbers add up to the pool."""
+        numbers = np.bincount(self.codes, minlength=len(STATES))
+        return {state: int(numbers[index]) for index, state in enumerate(STATES)}
+
+
+def partition(
+    item_ids: Iterable[str], labeled: AbstractSet[str], pending: AbstractSet[str], ignored: AbstractSet[str]
+) -> Partition:
+    """labelled ∪ ignored ∪ pending ∪ unlabelled = pool, disjoint. Ids that are not in the pool do not count."""
+    codes = (
+        0 if item_id in labeled else 1 if item_id in ignored else 2 if item_id in pending else 3 for item_id in item_ids
+    )
+    return Partition(np.fromiter(codes, np.uint8))
