@@ -1,0 +1,219 @@
+"""A linear classifier on frozen features: weighted softmax regression with one temperature.
+
+Fitted from scratch by L-BFGS in float64 on one thread, so that the same labels give the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from al_pipeline.errors import BadInput
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+Floats = NDArray[np.float64]
+Weights = NDArray[np.float32]
+
+STRENGTH = 10.0
+"""How much the labels count against the penalty (C): see benchmarks/results/head.json."""
+FOLDS = 5
+_MIN_CALIBRATION = 20
+"""With fewer held-out predictions the temperature stays 1."""
+_TEMPERATURES = (0.2, 5.0)
+_FLOOR = 1e-9
+"""No class is impossible, none is certain."""
+
+
+@dataclass(frozen=True)
+class FeatureMatrix:
+    """What the classifier sees of n texts: dense vectors (n, d) float32, sparse TF-IDF (n, v), or both.
+
+    The rows of each block have unit length, so the blocks weigh the same.
+    """
+
+    dense: NDArray[np.float32] | None = None
+    sparse: csr_matrix | None = None
+
+    def __post_init__(self) -> None:
+        sizes = {block.shape[0] for block in self.blocks}
+        if len(sizes) != 1:
+            raise ValueError(f"features need one or two blocks with the same number of rows, got {sorted(sizes)}")
+
+    @property
+    def blocks(self) -> list[Any]:
+        """The blocks that are there."""
+        return [block for block in (self.dense, self.sparse) if block is not None]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Number of columns of each block."""
+        return tuple(block.shape[1] for block in self.blocks)
+
+    def __len__(self) -> int:
+        return int(self.blocks[0].shape[0])
+
+    def rows(self, rows: NDArray[np.intp]) -> FeatureMatrix:
+        """These rows of every block."""
+        return FeatureMatrix(
+            None if self.dense is None else self.dense[rows], None if self.sparse is None else self.sparse[rows]
+        )
+
+
+@dataclass(frozen=True)
+class Head:
+    """A fitted classifier. `weights` has one array a block, (seen, width), and `bias` is (seen,)."""
+
+    classes: tuple[str, ...]
+    """The schema's classes, in its order: the columns of the probabilities."""
+    counts: Mapping[str, int]
+    """Labels of each class that was seen, in the schema's order."""
+    weights: tuple[Weights, ...]
+    bias: Weights
+    temperature: float
+    widths: tuple[int, ...]
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """Classes that had labels."""
+        return tuple(self.counts)
+
+    def logits(self, features: FeatureMatrix) -> Floats:
+        """Scores of the seen classes before the temperature, (n, seen)."""
+        if features.widths != self.widths and self.weights:
+            raise BadInput(
+                f"the model was fitted on features of widths {self.widths}, these have {features.widths}: "
+                "they come from another encoder or vocabulary"
+            )
+        logits = np.tile(self.bias.astype(np.float64), (len(features), 1))
+        for block, weights in zip(features.blocks, self.weights, strict=False):
+            logits += np.asarray(block @ weights.T, np.float64)
+        return logits
+
+    def predict_proba(self, features: FeatureMatrix) -> Floats:
+        """Probabilities (n, C), a column for each class in the schema's order; rows sum to 1.
+
+        A class without labels gets what Laplace's rule of succession gives it, 1 / (labels + classes).
+        """
+        seen = [self.classes.index(name) for name in self.seen]
+        proba = np.full((len(features), len(self.classes)), 1 / (sum(self.counts.values()) + len(self.classes)))
+        if seen:
+            rest = 1 - proba[0, 0] * (len(self.classes) - len(seen)) if len(features) else 1.0
+            proba[:, seen] = rest * _softmax(self.logits(features) / self.temperature)
+        proba += _FLOOR
+        return np.asarray(proba / proba.sum(axis=1, keepdims=True), np.float64)
+
+
+def fit_head(
+    features: FeatureMatrix,
+    labels: Sequence[str],
+    classes: Sequence[str],
+    seed: int,
+    calibrate: bool,
+    strength: float = STRENGTH,
+) -> Head:
+    """Fit a classifier from scratch; with no labels it is uniform, with one class it knows only how often.
+
+    Classes weigh the same, however many labels each has. `calibrate` fits a temperature on the logits of held-out
+    stratified folds. Raises BadInput where a label is no class, ValueError where labels and features differ in number.
+    """
+    if len(features) != len(labels):
+        raise ValueError(f"{len(labels)} labels for {len(features)} rows of features")
+    unknown = sorted(set(labels) - set(classes))
+    if unknown:
+        raise BadInput(f"label {unknown[0]!r} is no class of the schema ({', '.join(classes)})")
+    counts = {name: count for name in classes if (count := sum(label == name for label in labels))}
+    targets = np.array([list(counts).index(label) for label in labels], np.intp)
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        weights, bias = _fit_softmax(features, targets, len(counts), strength)
+        temperature = _temperature(features, targets, len(counts), strength, seed) if calibrate else 1.0
+    return Head(tuple(classes), counts, weights, bias, temperature, features.widths)
+
+
+def _fit_softmax(
+    features: FeatureMatrix, targets: NDArray[np.intp], classes: int, strength: float
+) -> tuple[tuple[Weights, ...], Weights]:
+    """Minimise  sum_i w_i * -log softmax(x_i W + b)[y_i]  +  |W|^2 / (2 C),  with w_i = n / (classes * n of y_i)."""
+    if classes < 2:
+        return tuple(np.zeros((classes, width), np.float32) for width in features.widths), np.zeros(classes, np.float32)
+    from scipy.optimize import minimize
+
+    count = len(targets)
+    blocks = [block.astype(np.float64) for block in features.blocks]
+    importance = (count / (classes * np.bincount(targets, minlength=classes)))[targets]
+    cuts = np.cumsum([width * classes for width in features.widths])
+
+    def unpack(flat: Floats) -> tuple[list[Floats], Floats]:
+        *parts, bias = np.split(flat, cuts)
+        return [part.reshape(-1, classes) for part in parts], bias
+
+    def loss(flat: Floats) -> tuple[float, Floats]:
+        weights, bias = unpack(flat)
+        logits = sum((block @ part for block, part in zip(blocks, weights, strict=True)), bias)
+        proba = _softmax(logits)
+        chosen = np.maximum(proba[np.arange(count), targets], np.finfo(np.float64).tiny)
+        value = -(importance * np.log(chosen)).sum() + (flat[: cuts[-1]] ** 2).sum() / (2 * strength)
+        proba[np.arange(count), targets] -= 1
+        proba *= importance[:, None]
+        slopes = [(block.T @ proba + part / strength).ravel() for block, part in zip(blocks, weights, strict=True)]
+        return float(value), np.concatenate([*slopes, proba.sum(axis=0)])
+
+    start = np.zeros(int(cuts[-1]) + classes)
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 1000, "gtol": 1e-5, "maxcor": 20})
+    weights, bias = unpack(found.x)
+    return tuple(np.ascontiguousarray(part.T, np.float32) for part in weights), bias.astype(np.float32)
+
+
+def _temperature(features: FeatureMatrix, targets: NDArray[np.intp], classes: int, strength: float, seed: int) -> float:
+    """The temperature under which held-out labels are likeliest (Guo et al. 2017); 1 where too few can be held out."""
+    held_out = []
+    for train, test in stratified_folds(targets, FOLDS, seed):
+        known = np.unique(targets[train])
+        test = test[np.isin(targets[test], known)]
+        if len(known) < 2 or not len(test):
+            continue
+        weights, bias = _fit_softmax(features.rows(train), np.searchsorted(known, targets[train]), len(known), strength)
+        names = tuple(map(str, known))
+        head = Head(names, dict.fromkeys(names, 1), weights, bias, 1.0, features.widths)
+        held_out.append((head.logits(features.rows(test)), np.searchsorted(known, targets[test])))
+    if sum(len(found) for _, found in held_out) < _MIN_CALIBRATION:
+        return 1.0
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_temperature: float) -> float:
+        return sum(
+            -float(_log_softmax(logits / math.exp(log_temperature))[np.arange(len(found)), found].sum())
+            for logits, found in held_out
+        )
+
+    low, high = (math.log(value) for value in _TEMPERATURES)
+    return float(np.float32(math.exp(minimize_scalar(loss, bounds=(low, high), method="bounded").x)))
+
+
+def stratified_folds(
+    targets: NDArray[np.intp], folds: int, seed: int
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Rows to fit on and rows held out, for each fold; each class is spread evenly over the folds."""
+    rng = np.random.default_rng([seed, 0xF01D])
+    shuffled = rng.permutation(len(targets))
+    by_class = shuffled[np.argsort(targets[shuffled], kind="stable")]
+    dealt = np.empty(len(targets), np.intp)
+    dealt[by_class] = np.arange(len(targets)) % folds
+    return [(np.flatnonzero(dealt != fold), np.flatnonzero(dealt == fold)) for fold in range(folds)]
+
+
+def _softmax(logits: Floats) -> Floats:
+    return np.asarray(np.exp(_log_softmax(logits)), np.float64)
+
+
+def _log_softmax(logits: Floats) -> Floats:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)), np.float64)

@@ -1,0 +1,168 @@
+"""What a model is, and the one kind there is: a linear head on frozen features of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from al_pipeline.errors import BadInput
+from al_pipeline.files import read_json, sha256_bytes, sha256_file, write_bytes, write_json
+from al_pipeline.head import STRENGTH, FeatureMatrix, Head, fit_head
+from al_pipeline.params import Features
+from al_pipeline.tfidf import IDF_FILE, TERMS_FILE, Tfidf, load_tfidf
+from al_pipeline.tfidf import fit as fit_tfidf
+
+CARD_FILE = "card.json"
+HEAD_FILE = "head.safetensors"
+FORMAT = "al-head/1"
+
+Vectors = NDArray[np.float32]
+
+
+class Classifier(Protocol):
+    """What stages ask of a fitted model, whatever its kind."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The columns of the probabilities."""
+        ...
+
+    def predict_proba(self, texts: Sequence[str], vectors: Vectors | None) -> NDArray[np.float64]:
+        """Probabilities, (n, C); `vectors` are the encoder's, for a model that uses them."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the model; equal models give equal bytes."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A head with everything that turns a text into what the head sees, except the encoder."""
+
+    head: Head
+    tfidf: Tfidf | None
+    uses_encoder: bool
+    encoder: str | None = None
+    """The `encoder_identity` of the vectors that it was fitted on, where that is known."""
+    strength: float = STRENGTH
+
+    @property
+    def kind(self) -> str:
+        """Which features it uses, as `features.kind` in `params.yaml` names them."""
+        if self.tfidf is None:
+            return "encoder"
+        return "encoder+tfidf" if self.uses_encoder else "tfidf"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The columns of the probabilities, in the schema's order."""
+        return self.head.classes
+
+    def predict_proba(self, texts: Sequence[str], vectors: Vectors | None) -> NDArray[np.float64]:
+        """Probabilities (n, C), strictly between 0 and 1, rows sum to 1. Raises BadInput for unfit vectors."""
+        if not len(texts):
+            return np.zeros((0, len(self.classes)))
+        return self.head.predict_proba(_features(texts, vectors, self.uses_encoder, self.tfidf))
+
+    def save(self, folder: Path) -> None:
+        """Write `head.safetensors`, the vocabulary where there is one, and last `card.json`, which seals them."""
+        from safetensors.numpy import save
+
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CARD_FILE).unlink(missing_ok=True)
+        tensors = {f"weights.{number}": weights for number, weights in enumerate(self.head.weights)}
+        data = save({**tensors, "bias": self.head.bias})
+        write_bytes(folder / HEAD_FILE, data)
+        digests = {HEAD_FILE: sha256_bytes(data)}
+        if self.tfidf:
+            self.tfidf.save(folder)
+            digests |= {name: sha256_file(folder / name) for name in (TERMS_FILE, IDF_FILE)}
+        else:
+            for name in (TERMS_FILE, IDF_FILE):
+                (folder / name).unlink(missing_ok=True)
+        write_json(folder / CARD_FILE, self._card(digests))
+
+    def _card(self, digests: dict[str, str]) -> dict[str, Any]:
+        return {
+            "classes": list(self.head.classes),
+            "encoder": self.encoder,
+            "features": self.kind,
+            "format": FORMAT,
+            "labels": dict(self.head.counts),
+            "seen": list(self.head.seen),
+            "sha256": digests,
+            "strength": self.strength,
+            "temperature": self.head.temperature,
+            "total_labels": sum(self.head.counts.values()),
+            "widths": list(self.head.widths),
+        }
+
+
+def fit_text_model(
+    texts: Sequence[str],
+    vectors: Vectors | None,
+    labels: Sequence[str],
+    classes: Sequence[str],
+    features: Features,
+    tfidf_corpus: Iterable[str],
+    seed: int,
+    calibrate: bool,
+    encoder: str | None = None,
+) -> TextModel:
+    """Fit the model of `params.yaml` on labelled texts; with no labels it is the prior.
+
+    `vectors` are the encoder's for `texts`, where the features use it. `tfidf_corpus` gives the vocabulary: the
+    pool's texts, labelled or not; it is read only where the features use TF-IDF. `encoder` is noted in the card.
+    """
+    tfidf = fit_tfidf(tfidf_corpus) if features.uses_tfidf else None
+    matrix = _features(texts, vectors, features.uses_encoder, tfidf)
+    head = fit_head(matrix, labels, classes, seed, calibrate)
+    return TextModel(head, tfidf, features.uses_encoder, encoder if features.uses_encoder else None)
+
+
+def load_text_model(folder: Path) -> TextModel:
+    """What `TextModel.save` wrote, checked by digest. Raises BadInput where it is damaged or something else."""
+    try:
+        card = read_json(folder / CARD_FILE)
+    except ValueError as error:
+        raise BadInput(f"{folder / CARD_FILE} is no JSON: {error}") from error
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        found = card.get("format") if isinstance(card, dict) else None
+        raise BadInput(f"{folder} holds no model that this engine reads: its format is {found!r}, not {FORMAT!r}")
+    for name, expected in card["sha256"].items():
+        actual = sha256_file(folder / name) if (folder / name).is_file() else "no such file"
+        if actual != expected:
+            raise BadInput(f"{folder / name} is not what the model was saved with: sha256 {actual}, card {expected}")
+    kinds = card["features"].split("+")
+    return TextModel(
+        head=_load_head(folder, card),
+        tfidf=load_tfidf(folder) if "tfidf" in kinds else None,
+        uses_encoder="encoder" in kinds,
+        encoder=card["encoder"],
+        strength=card["strength"],
+    )
+
+
+def _load_head(folder: Path, card: dict[str, Any]) -> Head:
+    from safetensors.numpy import load
+
+    tensors = load((folder / HEAD_FILE).read_bytes())
+    widths = tuple(card["widths"])
+    weights = tuple(tensors[f"weights.{number}"] for number in range(len(widths)))
+    counts = {name: card["labels"][name] for name in card["seen"]}
+    expected = [(len(counts), width) for width in widths]
+    if [part.shape for part in weights] != expected or tensors["bias"].shape != (len(counts),):
+        raise BadInput(f"{folder / HEAD_FILE} has other shapes than its card says: expected weights {expected}")
+    return Head(tuple(card["classes"]), counts, weights, tensors["bias"], card["temperature"], widths)
+
+
+def _features(texts: Sequence[str], vectors: Vectors | None, uses_encoder: bool, tfidf: Tfidf | None) -> FeatureMatrix:
+    if uses_encoder and vectors is None:
+        raise BadInput("this model uses an encoder, but no vectors were given")
+    return FeatureMatrix(vectors if uses_encoder else None, tfidf.transform(texts) if tfidf else None)

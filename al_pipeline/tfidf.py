@@ -1,0 +1,128 @@
+"""TF-IDF of word 1-grams and 2-grams: terms counted sublinearly, weighted by their rarity, rows of unit length.
+
+tf = 1 + ln(count), idf = 1 + ln((1 + n) / (1 + df)), as scikit-learn's TfidfVectorizer has it (a test compares
+the two). Written here in plain numpy so that scoring a pool does not wait for that import.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from al_pipeline.errors import BadInput
+from al_pipeline.files import read_json, write_bytes, write_json
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+TERMS_FILE = "tfidf.json"
+IDF_FILE = "tfidf.safetensors"
+FORMAT = "al-tfidf/1"
+
+_WORD = re.compile(r"\b\w\w+\b")
+_MAX_CHARACTERS = 20_000
+"""Of a longer text only the beginning is counted."""
+
+
+@dataclass(frozen=True)
+class Tfidf:
+    """A fitted vocabulary: its terms in order, and the inverse document frequency of each, (v,)."""
+
+    terms: tuple[str, ...]
+    idf: NDArray[np.float32]
+
+    @cached_property
+    def _columns(self) -> dict[str, int]:
+        return {term: column for column, term in enumerate(self.terms)}
+
+    def transform(self, texts: Sequence[str]) -> csr_matrix:
+        """One row of unit length a text, (n, v) float32; a text without a known term is a row of zeros."""
+        from scipy.sparse import csr_matrix
+
+        columns, values, starts = array("i"), array("d"), array("q", [0])
+        for text in texts:
+            known = Counter(column for term in _terms(text) if (column := self._columns.get(term)) is not None)
+            row = sorted(known)
+            columns.extend(row)
+            values.extend(known[column] for column in row)
+            starts.append(len(columns))
+        indices, bounds = np.array(columns, np.int32), np.array(starts, np.int64)
+        weights = (1 + np.log(np.array(values, np.float64))) * self.idf.astype(np.float64)[indices]
+        rows = np.repeat(np.arange(len(texts)), np.diff(bounds))
+        norms = np.sqrt(np.bincount(rows, weights * weights, len(texts)))
+        weights /= norms[rows]
+        return csr_matrix((weights.astype(np.float32), indices, bounds), (len(texts), len(self.terms)))
+
+    def save(self, folder: Path) -> None:
+        """Write `tfidf.json` and `tfidf.safetensors`; equal vocabularies give equal bytes."""
+        from safetensors.numpy import save
+
+        write_json(folder / TERMS_FILE, {"format": FORMAT, "terms": list(self.terms)})
+        write_bytes(folder / IDF_FILE, save({"idf": self.idf}))
+
+
+def load_tfidf(folder: Path) -> Tfidf:
+    """What `Tfidf.save` wrote. Raises BadInput where it is something else."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    card = read_json(folder / TERMS_FILE)
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise BadInput(f"{folder / TERMS_FILE} is no vocabulary that this engine reads ({FORMAT})")
+    try:
+        idf = load((folder / IDF_FILE).read_bytes())["idf"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise BadInput(f"{folder / IDF_FILE} cannot be read: {error}") from error
+    if idf.shape != (len(card["terms"]),):
+        raise BadInput(f"{folder} holds {len(card['terms'])} terms, but {idf.shape} document frequencies")
+    return Tfidf(tuple(card["terms"]), idf)
+
+
+def fit(texts: Iterable[str], max_terms: int = 50_000, sample: int = 20_000, min_df: int = 2) -> Tfidf:
+    """The vocabulary of a bounded sample of `texts`: terms in at least `min_df` texts, the most frequent ones first.
+
+    The sample is those texts whose hash is smallest, so that neither order nor a seed decides, and a growing pool
+    changes it little. Ties in frequency go to the term that sorts first.
+    """
+    chosen = _sample(texts, sample)
+    frequency: Counter[str] = Counter()
+    for text in chosen:
+        frequency.update(set(_terms(text)))
+    common = ((term, count) for term, count in frequency.items() if count >= min_df)
+    kept = sorted(heapq.nsmallest(max_terms, common, key=lambda pair: (-pair[1], pair[0])))
+    counts = np.array([count for _, count in kept], np.float64)
+    idf = 1 + np.log((1 + len(chosen)) / (1 + counts))
+    return Tfidf(tuple(term for term, _ in kept), idf.astype(np.float32))
+
+
+def _sample(texts: Iterable[str], size: int) -> list[str]:
+    """The `size` distinct texts with the smallest hashes; holds no more than that in memory."""
+    kept: dict[int, str] = {}
+    largest: list[int] = []
+    for text in texts:
+        text = text[:_MAX_CHARACTERS]
+        key = int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest())
+        if key in kept or (len(kept) == size and key > -largest[0]):
+            continue
+        kept[key] = text
+        heapq.heappush(largest, -key)
+        if len(kept) > size:
+            del kept[-heapq.heappop(largest)]
+    return [kept[key] for key in sorted(kept)]
+
+
+def _terms(text: str) -> list[str]:
+    """Words of two letters or more in lower case, and each pair of neighbours."""
+    words = _WORD.findall(text[:_MAX_CHARACTERS].lower())
+    return words + [f"{first} {second}" for first, second in zip(words, words[1:], strict=False)]
