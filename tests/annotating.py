@@ -1,0 +1,137 @@
+"""What annotators (and vandals) do, the same words for the simulated oracle and for a real Label Studio."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from al_pipeline.oracle import Oracle, ProjectRef, SimulatedOracle, choice_result
+from al_pipeline.params import Schema
+from al_pipeline.records import Part, PlannedTask, Task, push_key
+
+ANN, BOB = "ann@example.com", "bob@example.com"
+SCHEMA = Schema(version=1, question="Which label fits?", labels=["ham", "spam"], fields=["text"])
+
+
+def planned(workspace: str, number: int, item: str, part: Part = "pool", rank: int = 0) -> PlannedTask:
+    """One row of a plan."""
+    return PlannedTask(
+        push_key=push_key(workspace, number, item),
+        item_id=item,
+        content_hash=f"hash-of-{item}",
+        part=part,
+        round=number,
+        rank=rank,
+        score=0.5,
+        strategy="margin",
+        probability=0.25,
+    )
+
+
+def tasks_of(workspace: str, number: int, count: int, part: Part = "pool") -> list[Task]:
+    """A round's tasks, `item-0` first."""
+    plans = [planned(workspace, number, f"item-{n}", part, n) for n in range(count)]
+    return [Task(plan, {"text": f"text of {plan.item_id}"}) for plan in plans]
+
+
+class Rig(Protocol):
+    """A Label Studio of some kind, and people who work in it. Annotations are named by their id."""
+
+    oracle: Oracle
+
+    def answer(self, ref: ProjectRef, key: str, who: str, label: Any) -> int: ...
+    def skip(self, ref: ProjectRef, key: str, who: str) -> int: ...
+    def edit(self, ref: ProjectRef, annotation: int, label: Any, cancelled: bool = False) -> None: ...
+    def delete_annotation(self, ref: ProjectRef, annotation: int) -> None: ...
+    def delete_task(self, ref: ProjectRef, key: str) -> None: ...
+    def edit_data(self, ref: ProjectRef, key: str, **changes: Any) -> None: ...
+    def delete_project(self, ref: ProjectRef) -> None: ...
+
+
+class SimulatedRig:
+    """People at the simulated oracle."""
+
+    def __init__(self) -> None:
+        self.oracle = SimulatedOracle()
+
+    def answer(self, ref: ProjectRef, key: str, who: str, label: Any) -> int:
+        return self.oracle.answer(key, who, label, ref.project_id)
+
+    def skip(self, ref: ProjectRef, key: str, who: str) -> int:
+        return self.oracle.skip(key, who, ref.project_id)
+
+    def edit(self, ref: ProjectRef, annotation: int, label: Any, cancelled: bool = False) -> None:
+        self.oracle.edit(annotation, label, cancelled, ref.project_id)
+
+    def delete_annotation(self, ref: ProjectRef, annotation: int) -> None:
+        self.oracle.delete_annotation(annotation, ref.project_id)
+
+    def delete_task(self, ref: ProjectRef, key: str) -> None:
+        self.oracle.delete_task(key, ref.project_id)
+
+    def edit_data(self, ref: ProjectRef, key: str, **changes: Any) -> None:
+        self.oracle.edit_data(key, ref.project_id, **changes)
+
+    def delete_project(self, ref: ProjectRef) -> None:
+        del self.oracle.projects[ref.project_id]
+
+
+class ServerRig:
+    """People at a real server, whom an administrator plays: Label Studio lets any member answer for another."""
+
+    def __init__(self, url: str, token: str, oracle: Oracle, users: Callable[[str], int]) -> None:
+        from label_studio_sdk import LabelStudio
+
+        self.oracle = oracle
+        self._client = LabelStudio(base_url=url, api_key=token, timeout=60, max_retries=0)
+        self._users = users
+
+    def close(self) -> None:
+        self._client._client_wrapper.httpx_client.httpx_client.close()
+
+    def answer(self, ref: ProjectRef, key: str, who: str, label: Any) -> int:
+        result = choice_result(label) if isinstance(label, str) else label
+        return self._annotate(ref, key, who, result, False)
+
+    def skip(self, ref: ProjectRef, key: str, who: str) -> int:
+        return self._annotate(ref, key, who, [], True)
+
+    def edit(self, ref: ProjectRef, annotation: int, label: Any, cancelled: bool = False) -> None:
+        result = choice_result(label) if isinstance(label, str) else label
+        self._client.annotations.update(annotation, result=result, was_cancelled=cancelled)
+
+    def delete_annotation(self, ref: ProjectRef, annotation: int) -> None:
+        self._client.annotations.delete(annotation)
+
+    def delete_task(self, ref: ProjectRef, key: str) -> None:
+        self._client.tasks.delete(str(self._task(ref, key).id))
+
+    def edit_data(self, ref: ProjectRef, key: str, **changes: Any) -> None:
+        task = self._task(ref, key)
+        self._client.tasks.update(str(task.id), data={**task.data, **changes})
+
+    def delete_project(self, ref: ProjectRef) -> None:
+        self._client.projects.delete(ref.project_id)
+
+    def served(self, ref: ProjectRef) -> dict[str, Any] | None:
+        """The data of the task that the label stream would show us next; None where there is none."""
+        http = self._client._client_wrapper.httpx_client
+        reply = http.request(f"api/projects/{ref.project_id}/next", method="GET")
+        return reply.json()["data"] if reply.status_code == 200 else None
+
+    def _annotate(self, ref: ProjectRef, key: str, who: str, result: Any, cancelled: bool) -> int:
+        made = self._client.annotations.create(
+            self._task(ref, key).id,
+            result=result,
+            was_cancelled=cancelled,
+            completed_by=self._users(who),
+            lead_time=1.0,
+        )
+        return int(made.id)
+
+    def _task(self, ref: ProjectRef, key: str) -> Any:
+        wanted = {"filter": "filter:tasks:data.push_key", "operator": "equal", "type": "String", "value": key}
+        query = json.dumps({"filters": {"conjunction": "and", "items": [wanted]}, "ordering": ["tasks:id"]})
+        found = self._client.tasks.list(project=ref.project_id, page=1, page_size=10, query=query, include="id,data")
+        return found.items[0]

@@ -1,0 +1,177 @@
+"""The ledger and the inbox: files that only grow, each event once, in order."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from al_pipeline import files, ledger
+from al_pipeline.errors import BadInput
+from al_pipeline.ledger import add_to_inbox, append_inbox, append_part, canonical, read_events, read_refused
+from al_pipeline.records import Event
+
+
+def event(name: str, **changes: Any) -> Event:
+    base = Event(name, "label", "item", "hash", "pool", 1, "key#p.1", "ann@example.com", label="ham")
+    return replace(base, **changes)
+
+
+def refusal(name: str) -> dict[str, Any]:
+    return {"refused_id": name, "reason": "unknown label", "result": "[]"}
+
+
+def names(*folders: Path) -> list[str]:
+    return [event.event_id for event in read_events(*folders)]
+
+
+def test_parts_are_read_in_the_order_in_which_they_were_appended(tmp_path: Path) -> None:
+    for name in "cabd":
+        append_part(tmp_path, [event(name)])
+    assert names(tmp_path) == list("cabd")
+    assert sorted(path.name for path in tmp_path.iterdir())[0] == "part-000001.jsonl"
+
+
+def test_the_millionth_part_comes_after_the_one_before(tmp_path: Path) -> None:
+    files.write_jsonl(tmp_path / "part-999999.jsonl", [event("a").to_row()])
+    append_part(tmp_path, [event("b")])
+    append_part(tmp_path, [event("c")])
+    assert names(tmp_path) == list("abc")
+
+
+def test_a_known_event_is_not_appended_again(tmp_path: Path) -> None:
+    append_part(tmp_path, [event("a")])
+    assert append_part(tmp_path, [event("a", observed_at="later")]) is None
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_event_given_twice_is_written_once(tmp_path: Path) -> None:
+    append_part(tmp_path, [event("a"), event("b"), event("a", label="spam")])
+    assert [(e.event_id, e.label) for e in read_events(tmp_path)] == [("a", "ham"), ("b", "ham")]
+
+
+def test_the_inbox_leaves_out_what_the_ledger_knows(tmp_path: Path) -> None:
+    inbox, parts = tmp_path / "inbox", tmp_path / "events"
+    append_part(parts, [event("a")], [refusal("r")])
+    path = add_to_inbox(inbox, [event("a"), event("b")], [refusal("r"), refusal("s")], ledger=parts)
+    assert path is not None and path.name == "pull-000001.jsonl"
+    assert names(inbox) == ["b"]
+    assert [row["refused_id"] for row in read_refused(inbox)] == ["s"]
+
+
+def test_the_inbox_moves_into_the_ledger_as_one_part_and_can_be_moved_twice(tmp_path: Path) -> None:
+    inbox, parts = tmp_path / "inbox", tmp_path / "events"
+    append_part(parts, [event("a")])
+    add_to_inbox(inbox, [event("b")], [refusal("r")], ledger=parts)
+    add_to_inbox(inbox, [event("c")], [refusal("s")], ledger=parts)
+    append_inbox(inbox, parts)
+    consumed = append_inbox(inbox, parts)
+    assert names(parts) == names(parts, inbox) == list("abc")
+    assert {path.name for path in parts.iterdir()} == {"part-000001.jsonl", "part-000002.jsonl", "refused-000001.jsonl"}
+    assert {path.name for path in consumed} == {path.name for path in inbox.iterdir()}
+
+
+def test_nothing_new_makes_no_file(tmp_path: Path) -> None:
+    assert add_to_inbox(tmp_path, []) is None
+    assert append_inbox(tmp_path / "inbox", tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_crash_between_the_two_files_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(path: Path, rows: list[dict[str, Any]]) -> None:
+        if path.name.startswith("pull"):
+            raise OSError("disk full")
+        files.write_jsonl(path, rows)
+
+    monkeypatch.setattr(ledger, "write_jsonl", crash)
+    with pytest.raises(OSError, match="disk full"):
+        add_to_inbox(tmp_path, [event("a")], [refusal("r")])
+    monkeypatch.undo()
+    add_to_inbox(tmp_path, [event("a")], [refusal("r")])
+    assert names(tmp_path) == ["a"]
+    assert len(read_refused(tmp_path)) == 1 == len(list(tmp_path.glob("refused-*.jsonl")))
+
+
+def test_leftovers_of_a_killed_writer_and_other_files_are_not_read(tmp_path: Path) -> None:
+    append_part(tmp_path, [event("a")])
+    (tmp_path / f"{files.TEMPORARY_PREFIX}x.jsonl").write_text("{torn")
+    (tmp_path / "notes.jsonl").write_text("mine")
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b'{"event_id": "b", "ty', "no JSON object"),
+        (b"\xff\xfe", "no JSON object"),
+        (b"[]", "no JSON object"),
+        (b"[" * 100_000, "no JSON object"),
+        (b"{}", "`event_id` is missing"),
+        (json.dumps({**event("b").to_row(), "round": "1"}).encode(), "whole numbers"),
+        (json.dumps({**event("b").to_row(), "round": True}).encode(), "whole numbers"),
+        (json.dumps({**event("b").to_row(), "type": "labels"}).encode(), "unknown event type 'labels'"),
+        (json.dumps({**event("b").to_row(), "part": "train"}).encode(), "pool or test"),
+        (json.dumps({**event("b").to_row(), "label": ["ham"]}).encode(), "`label` must be text or null"),
+        (json.dumps({**event("b").to_row(), "item_id": 7}).encode(), "`item_id` must be text"),
+        (json.dumps({**event("b").to_row(), "targets": "a"}).encode(), "list of event ids"),
+        (json.dumps({**event("b").to_row(), "lead_time": "1"}).encode(), "`lead_time`"),
+        (json.dumps({**event("b").to_row(), "mood": "good"}).encode(), "unknown key 'mood'"),
+    ],
+)
+def test_a_line_that_we_did_not_write_is_named(tmp_path: Path, line: bytes, says: str) -> None:
+    path = append_part(tmp_path, [event("a")])
+    assert path is not None
+    with path.open("ab") as out:
+        out.write(line + b"\n")
+    with pytest.raises(BadInput) as caught:
+        read_events(tmp_path)
+    assert f"{path}:2: " in str(caught.value) and says in str(caught.value)
+
+
+def test_a_torn_refusal_is_named(tmp_path: Path) -> None:
+    (tmp_path / "refused-000001.jsonl").write_text('{"refused_id": 7, "reason": "x"}\n')
+    with pytest.raises(BadInput, match=r"refused-000001\.jsonl:1"):
+        read_refused(tmp_path)
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+some_events = st.lists(
+    st.builds(event, st.sampled_from("abcdef"), item_id=texts, label=st.none() | texts, targets=st.tuples(texts)),
+    max_size=6,
+)
+
+
+@settings(max_examples=30, derandomize=True, deadline=None)
+@given(st.lists(some_events, max_size=4))
+def test_what_is_appended_comes_back_each_event_once_in_the_order_of_its_first_coming(
+    tmp_path_factory: pytest.TempPathFactory, pulls: list[list[Event]]
+) -> None:
+    root = tmp_path_factory.mktemp("ledger")
+    expected: dict[str, Event] = {}
+    for number, pulled in enumerate(pulls):
+        for one in pulled:
+            expected.setdefault(one.event_id, one)
+        add_to_inbox(root / "inbox", pulled, ledger=root / "events")
+        if number % 2:
+            for path in append_inbox(root / "inbox", root / "events"):
+                path.unlink()
+    assert read_events(root / "events", root / "inbox") == list(expected.values())
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=50, derandomize=True)
+@given(json_values)
+def test_anything_that_json_can_hold_has_a_text_that_can_be_written(value: Any) -> None:
+    text = canonical(value)
+    assert text.isascii() and canonical(json.loads(text)) == text
