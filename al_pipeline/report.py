@@ -14,6 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from al_pipeline.charts import CurvePoint, histogram_svg, learning_curve_svg
+from al_pipeline.metrics import Estimate
 from al_pipeline.records import shown_text
 
 if TYPE_CHECKING:
@@ -49,10 +50,14 @@ _UNPRINTABLE = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What became of the round's model, and why. `verdict`: promoted, refused or held."""
+    """What became of the round's model, and why. `verdict`: promoted, refused or held.
+
+    `provisional`: to be judged again when there is more evidence.
+    """
 
     verdict: str
     reasons: tuple[str, ...] = ()
+    provisional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +127,18 @@ class Mistake:
     probability: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """What came back from the annotators. `refused` counts answers by the reason; `waiting`: questions still open."""
+    """What came back from the annotators.
+
+    `unanswered`: questions of this round that nobody had answered when it closed. `waiting`: questions that lie in
+    Label Studio now, of whatever round. `refused` counts answers by the reason.
+    """
 
     asked: int = 0
     answered: int = 0
     skipped: int = 0
+    unanswered: int = 0
     late: int = 0
     waiting: int = 0
     refused: Mapping[str, int] = field(default_factory=dict)
@@ -137,7 +147,7 @@ class Answers:
     """Working time of all annotators together, where Label Studio told it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportData:
     """Everything that a report says, from records alone.
 
@@ -170,51 +180,27 @@ class ReportData:
     confidence: float = 0.95
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A metric with its interval; `value` is None where it is undefined, and `reason` says why."""
-
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    reason: str = ""
-
-    @staticmethod
-    def of(metrics: Mapping[str, Any] | None, name: str) -> Estimate:
-        """The estimate called `name` in a metrics row; an empty one where there is none."""
-        values = (metrics or {}).get("values") or {}
-        return Estimate.from_row(values.get(name))
-
-    @staticmethod
-    def from_row(row: Mapping[str, Any] | None) -> Estimate:
-        """The estimate in `{"value", "low", "high", "reason"}`, each of which may be missing."""
-        row = row or {}
-        return Estimate(
-            _finite(row.get("value")), _finite(row.get("low")), _finite(row.get("high")), str(row.get("reason") or "")
-        )
-
-    def interval(self, digits: int = 2) -> str:
-        """`0.89–0.96`, or nothing."""
-        if self.low is None or self.high is None:
-            return ""
-        return f"{self.low:.{digits}f}–{self.high:.{digits}f}"
-
-
 def summary(report: ReportData) -> str:
-    """The round in one sentence of plain text, for the head of the page, a terminal or a flow's artifact."""
-    score = Estimate.of(report.metrics, "macro_f1")
-    parts = [_count(report.labels, "label")]
+    """The round in plain words, for the head of the page, a terminal or a flow's artifact."""
+    score = _figure(report.metrics, "macro_f1")
+    interval = _interval(score)
     if score.value is None:
-        parts.append("nothing measured yet" + (f" ({score.reason})" if score.reason else ""))
+        measured = "nothing measured yet" + (f" ({score.reason})" if score.reason else "")
     else:
-        interval = score.interval()
-        parts.append(f"macro-F1 {score.value:.2f}" + (f" ({interval})" if interval else ""))
+        measured = f"macro-F1 {score.value:.2f}" + (f" ({interval})" if interval else "")
+    sentences = [f"Round {report.round}: {_count(report.labels, 'label')}, {measured}."]
     if report.decision:
-        because = f" because {'; '.join(report.decision.reasons)}" if report.decision.reasons else ""
-        parts.append(report.decision.verdict + because)
-    waiting = report.answers.waiting
-    ending = f"; {_count(waiting, 'question')} wait{'s' if waiting == 1 else ''} in Label Studio" if waiting else ""
-    return shown_text(f"Round {report.round}: {', '.join(parts)}{ending}.")
+        because = f": {'; '.join(report.decision.reasons)}" if report.decision.reasons else ""
+        sentences.append(f"{verdict(report.decision).capitalize()}{because}.")
+    if report.answers.waiting:
+        are = "waits" if report.answers.waiting == 1 else "wait"
+        sentences.append(f"{_count(report.answers.waiting, 'question')} {are} in Label Studio.")
+    return _clean(" ".join(sentences))
+
+
+def verdict(decision: Decision) -> str:
+    """What a decision is called: `promoted`, or `promoted for now` where it is provisional."""
+    return f"{decision.verdict} for now" if decision.provisional else decision.verdict
 
 
 def excerpt(text: str, limit: int = EXCERPT_CHARACTERS) -> str:
@@ -249,7 +235,7 @@ def render(report: ReportData) -> str:
         metrics=[_metric_row(report, name) for name in METRIC_NAMES] if report.metrics else [],
         averaged=_averaged(report),
         before=_before_number(report),
-        test_items=(report.metrics or {}).get("n", 0),
+        test_items=(report.metrics or {}).get("items", 0),
         per_class=_per_class(report.metrics),
         confusion=_confusion(report.metrics),
         mix=_mix(report),
@@ -274,7 +260,9 @@ def _template() -> Template:
         lstrip_blocks=True,
         finalize=_finalize,
     )
-    environment.filters.update(excerpt=excerpt, count=_count, thousands=_thousands, duration=_duration, fixed=_fixed)
+    environment.filters.update(
+        verdict=verdict, excerpt=excerpt, count=_count, thousands=_thousands, duration=_duration, fixed=_fixed
+    )
     return environment.get_template("report.html")
 
 
@@ -287,6 +275,23 @@ def _finalize(value: Any) -> Any:
 
 def _clean(text: str) -> str:
     return _UNPRINTABLE.sub(" ", shown_text(text))
+
+
+def _figure(metrics: Mapping[str, Any] | None, name: str) -> Estimate:
+    """One figure of a metrics row; an empty estimate where an older record lacks it."""
+    return _estimate((metrics or {}).get(name))
+
+
+def _estimate(row: Mapping[str, Any] | None) -> Estimate:
+    row = row or {}
+    return Estimate(_finite(row.get("value")), _finite(row.get("low")), _finite(row.get("high")), row.get("reason"))
+
+
+def _interval(estimate: Estimate, digits: int = 2) -> str:
+    """`0.89–0.96`, or nothing."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    return f"{estimate.low:.{digits}f}–{estimate.high:.{digits}f}"
 
 
 def _finite(value: Any) -> float | None:
@@ -317,7 +322,7 @@ def _duration(seconds: float) -> str:
 def _curve(history: Sequence[RoundRow], metric: str) -> list[CurvePoint]:
     points = []
     for row in history:
-        estimate = Estimate.of(row.metrics, metric)
+        estimate = _figure(row.metrics, metric)
         if estimate.value is not None:
             promoted = row.decision is None or row.decision.verdict == "promoted"
             points.append(CurvePoint(row.labels, estimate.value, estimate.low, estimate.high, solid=promoted))
@@ -338,7 +343,7 @@ def _before_number(report: ReportData) -> int | None:
 def _change(report: ReportData, name: str) -> str:
     """How the metric moved since the newest measured round before this one, such as `+0.04`."""
     before = _before(report)
-    now, then = Estimate.of(report.metrics, name).value, Estimate.of(before.metrics if before else None, name).value
+    now, then = _figure(report.metrics, name).value, _figure(before.metrics if before else None, name).value
     if now is None or then is None:
         return ""
     change = round(now - then, 2)
@@ -355,11 +360,11 @@ def _tiles(report: ReportData) -> list[dict[str, str]]:
     before = _before(report)
     second = "average_precision" if len(report.classes) == 2 else "accuracy"
     for name in ("macro_f1", second):
-        estimate = Estimate.of(report.metrics, name)
-        note = estimate.interval() or estimate.reason or "not measured"
+        estimate = _figure(report.metrics, name)
+        note = _interval(estimate) or estimate.reason or "not measured"
         tiles.append(
             {
-                "name": METRIC_NAMES[name],
+                "name": _metric_name(report, name),
                 "value": _fixed(estimate.value),
                 "note": note,
                 "change": _on(_change(report, name), before),
@@ -386,19 +391,25 @@ def _tiles(report: ReportData) -> list[dict[str, str]]:
     return tiles
 
 
+def _metric_name(report: ReportData, name: str) -> str:
+    """What the page calls a metric; average precision of two classes is that of one of them, which is named."""
+    of = (report.metrics or {}).get("average_precision_of", "macro") if name == "average_precision" else "macro"
+    return METRIC_NAMES[name] if of == "macro" else f"{METRIC_NAMES[name]} ({excerpt(str(of), 40)})"
+
+
 def _metric_row(report: ReportData, name: str) -> dict[str, Any]:
-    estimate = Estimate.of(report.metrics, name)
+    estimate = _figure(report.metrics, name)
     bar = None
     if name not in _UNBOUNDED and estimate.value is not None:
         bar = {"at": 100 * _unit(estimate.value)}
         if estimate.low is not None and estimate.high is not None:
             bar |= {"from": 100 * _unit(estimate.low), "width": 100 * (_unit(estimate.high) - _unit(estimate.low))}
     return {
-        "name": METRIC_NAMES[name],
+        "name": _metric_name(report, name),
         "meaning": _MEANING[name],
         "value": _fixed(estimate.value, 3),
-        "interval": estimate.interval(3),
-        "reason": estimate.reason,
+        "interval": _interval(estimate, 3),
+        "reason": estimate.reason or "",
         "change": _change(report, name),
         "bar": bar,
     }
@@ -421,23 +432,18 @@ def _averaged(report: ReportData) -> str:
 def _per_class(metrics: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     rows = []
     for name, row in ((metrics or {}).get("per_class") or {}).items():
-        f1 = Estimate.from_row(row.get("f1"))
+        f1 = _estimate(row.get("f1"))
         rows.append(
             {
                 "name": name,
-                "precision": _fixed(_number(row.get("precision"))),
-                "recall": _fixed(_number(row.get("recall"))),
+                "precision": _fixed(_estimate(row.get("precision")).value),
+                "recall": _fixed(_estimate(row.get("recall")).value),
                 "f1": _fixed(f1.value),
-                "interval": f1.interval(),
+                "interval": _interval(f1),
                 "support": row.get("support", 0),
             }
         )
     return rows
-
-
-def _number(value: Any) -> Any:
-    """A plain number, or the value of an estimate's row."""
-    return value.get("value") if isinstance(value, Mapping) else value
 
 
 def _confusion(metrics: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -510,15 +516,15 @@ def _comparison(curve: Sequence[CurvePoint], baseline: Sequence[CurvePoint]) -> 
 
 
 def _history_row(row: RoundRow) -> dict[str, Any]:
-    f1, accuracy = Estimate.of(row.metrics, "macro_f1"), Estimate.of(row.metrics, "accuracy")
+    f1, accuracy = _figure(row.metrics, "macro_f1"), _figure(row.metrics, "accuracy")
     return {
         "number": row.number,
         "labels": row.labels,
         "f1": _fixed(f1.value, 3),
-        "f1_interval": f1.interval(),
+        "f1_interval": _interval(f1),
         "accuracy": _fixed(accuracy.value, 3),
-        "accuracy_interval": accuracy.interval(),
-        "verdict": row.decision.verdict if row.decision else "",
+        "accuracy_interval": _interval(accuracy),
+        "decision": row.decision,
         "reasons": "; ".join(row.decision.reasons) if row.decision else "",
         "date": row.date or "",
     }

@@ -1,15 +1,18 @@
 """The report: one page that opens offline, says what the records say, and lets nobody's text become markup."""
 
+import json
 import re
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from al_pipeline.charts import CurvePoint
+from al_pipeline.metrics import ClassMetrics, Estimate, Metrics, evaluate
 from al_pipeline.report import (
     EXCERPT_CHARACTERS,
     MATRIX_CLASSES,
@@ -27,6 +30,11 @@ from al_pipeline.report import (
     render,
     summary,
 )
+
+UNDRAWN = {"history": (), "histogram": None, "baseline": ()}
+"""Changes that leave the charts out: they are most of the time that a page takes."""
+
+NOTHING_MEASURED = evaluate(np.empty((0, 2)), [], ("ham", "spam"), np.random.default_rng(0)).to_row()
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
@@ -68,28 +76,22 @@ class Page(HTMLParser):
 
 
 def estimate(value, width=0.04):
-    return {"value": value, "low": value - width, "high": value + width, "reason": None}
+    return Estimate(value, value - width, value + width)
 
 
 def metrics_row(f1=0.9, classes=("ham", "spam")):
     """A row as `metrics.Metrics.to_row` gives it."""
-    return {
-        "n": 300,
-        "classes": list(classes),
-        "averaged": list(classes),
-        "values": {
-            "accuracy": estimate(f1 + 0.02),
-            "macro_f1": estimate(f1),
-            "average_precision": estimate(f1 + 0.01),
-            "log_loss": estimate(0.21),
-            "calibration_error": estimate(0.05),
-        },
-        "per_class": {
-            name: {"precision": 0.91, "recall": 0.88, "f1": estimate(f1), "support": 100 + i}
+    return Metrics(
+        items=300, bootstrap=1000, confidence=0.95, classes=classes, averaged=classes, accuracy=estimate(f1 + 0.02),
+        macro_f1=estimate(f1), average_precision=estimate(f1 + 0.01),
+        average_precision_of=classes[-1] if len(classes) == 2 else "macro", log_loss=estimate(0.21),
+        calibration_error=estimate(0.05),
+        per_class=tuple(
+            ClassMetrics(name, 100 + i, 99, estimate(0.91), estimate(0.88), estimate(f1))
             for i, name in enumerate(classes)
-        },
-        "confusion": [[190 if i == j else 7 for j in range(len(classes))] for i in range(len(classes))],
-    }
+        ),
+        confusion=tuple(tuple(190 if i == j else 7 for j in range(len(classes))) for i in range(len(classes))),
+    ).to_row()  # fmt: skip
 
 
 def make_report(**changes):
@@ -114,7 +116,17 @@ def make_report(**changes):
             AskedItem("mail-2", "a second text", 0.5, "random", outcome="skipped"),
         ),
         mistakes=(Mistake("mail-9", "looks like spam", "ham", "spam", 0.98),),
-        answers=Answers(40, 38, 2, 3, 40, {"not a class of the schema": 2}, 3, 4400.0),
+        answers=Answers(
+            asked=40,
+            answered=36,
+            skipped=2,
+            unanswered=2,
+            late=3,
+            waiting=40,
+            refused={"not a class of the schema": 2},
+            annotators=3,
+            lead_seconds=4400.0,
+        ),
         next_step="Round 4 waits for answers.",
         params_digest="5f2c9a10b7e4",
         engine={"engine": "0.1.0"},
@@ -144,10 +156,10 @@ def hostile_report(text):
 def test_the_page_says_what_the_records_say():
     page = Page(render(make_report()))
     for words in (
-        "Round 3: 160 labels, macro-F1 0.93 (0.89–0.97), promoted because macro-F1 rose by 0.04 (0.01 to 0.07); "
-        "40 questions wait in Label Studio.",
+        "Round 3: 160 labels, macro-F1 0.93 (0.89–0.97). Promoted: macro-F1 rose by 0.04 (0.01 to 0.07). "
+        "40 questions wait in Label Studio.", "Average precision (spam)",
         "Which label fits this text?", "a first text", "mail-1", "0.987", "100 % of 2", "skipped",
-        "looks like spam", "0.98", "not a class of the schema", "1 h 13 min", "5f2c9a10b7e4",
+        "looks like spam", "0.98", "not a class of the schema", "1 h 13 min", "Not answered 2", "5f2c9a10b7e4",
         "Round 4 waits for answers.", "+0.11 on round 2", "+40 on round 2", "5\u202f543 unlabelled",
         "At 160 labels: 0.880 here, 0.850 with random sampling (0.800–0.900): inside that range, so no clear gain.",
     ):  # fmt: skip
@@ -183,7 +195,7 @@ def test_hostile_text_is_text_everywhere():
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(st.text(st.characters(), min_size=1, max_size=40))
 def test_no_text_changes_the_structure_of_the_page(text):
-    Page(render(replace(hostile_report(text), histogram=None, history=(), metrics=None, baseline=()))).html.encode()
+    Page(render(replace(hostile_report(text), **UNDRAWN))).html.encode()
 
 
 @pytest.mark.parametrize(
@@ -192,11 +204,9 @@ def test_no_text_changes_the_structure_of_the_page(text):
         {"round": 0, "labels": 0, "metrics": None, "history": (), "decision": None, "histogram": None, "asked": (),
          "mistakes": (), "answers": Answers(), "mix": LabelMix(), "pool": PoolCounts(), "baseline": (), "next_step": "",
          "date": None, "engine": {}, "params_digest": ""},
-        {"history": (), "baseline": (CurvePoint(40, 0.5),)},
-        {"metrics": {"n": 0, "classes": ["ham", "spam"], "averaged": [], "values": {
-            "macro_f1": {"value": None, "low": None, "high": None, "reason": "no test labels"}},
-            "per_class": {}, "confusion": [[0, 0], [0, 0]]}},
-        {"metrics": {}}, {"metrics": {"values": {"macro_f1": {"value": float("nan")}}}},
+        {"baseline": (CurvePoint(40, 0.5),)},
+        {"metrics": NOTHING_MEASURED},
+        {"metrics": {}}, {"metrics": {"macro_f1": {"value": float("nan")}}},
         {"classes": ("only",), "metrics": metrics_row(classes=("only",))},
         {"classes": tuple("abcdefghijklmnopqrst"), "metrics": metrics_row(classes=tuple("abcdefghijklmnopqrst"))},
         {"classes": ("x" * 200, "y" * 200), "metrics": metrics_row(classes=("x" * 200, "y" * 200))},
@@ -206,21 +216,30 @@ def test_no_text_changes_the_structure_of_the_page(text):
          "long names", "empty texts"],
 )  # fmt: skip
 def test_every_stage_of_a_life_has_a_page(changes):
-    page = Page(render(make_report(**changes)))
+    page = Page(render(make_report(**({**UNDRAWN, **changes}))))
     assert "None" not in page.text
     assert not re.search(r"\bnan\b", page.text)
 
 
 def test_missing_values_say_why():
-    row = {"n": 0, "classes": ["ham"], "values": {"macro_f1": {"value": None, "reason": "no test labels"}}}
-    report = make_report(metrics=row)
-    assert "nothing measured yet (no test labels)" in summary(report)
-    assert Page(render(report)).text.count("no test labels") >= 3
+    report = make_report(**UNDRAWN, metrics=NOTHING_MEASURED)
+    reason = NOTHING_MEASURED["macro_f1"]["reason"]
+    assert f"nothing measured yet ({reason})" in summary(report)
+    assert Page(render(report)).text.count(reason) >= 7
+
+
+def test_a_real_evaluation_has_a_page():
+    proba, truth = [[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]], [0, 0, 1, 1]
+    row = evaluate(proba, truth, ("ham", "spam"), np.random.default_rng(0), bootstrap=100).to_row()
+    page = Page(render(make_report(**UNDRAWN, metrics=json.loads(json.dumps(row)))))
+    assert "On 4 labelled test items" in page.text
+    assert "Accuracy share of test items given the right label; higher is better 0.750" in page.text
+    assert "spam 1.00 0.50 0.67" in page.text
 
 
 def test_a_class_that_averages_leave_out_is_named():
     row = metrics_row() | {"averaged": ["ham"]}
-    assert "Averages leave out spam" in Page(render(make_report(metrics=row))).text
+    assert "Averages leave out spam" in Page(render(make_report(**UNDRAWN, metrics=row))).text
 
 
 def test_only_two_classes_get_the_ranking_panel():
@@ -229,7 +248,7 @@ def test_only_two_classes_get_the_ranking_panel():
 
 
 def test_the_matrix_holds_every_count_and_its_shade():
-    page = Page(render(make_report(metrics=metrics_row() | {"confusion": [[198, 9], [0, 93]]})))
+    page = Page(render(make_report(**UNDRAWN, metrics=metrics_row() | {"confusion": [[198, 9], [0, 93]]})))
     assert [value for value in page.values("style") if "--share" in value] == [
         "--share:0.957", "--share:0.043", "--share:0.000", "--share:1.000",
     ]  # fmt: skip
@@ -241,14 +260,14 @@ def test_too_many_classes_for_a_matrix_list_their_confusions():
     names = tuple(f"class-{i}" for i in range(MATRIX_CLASSES + 1))
     row = metrics_row(classes=names)
     row["confusion"][3][5] = 55
-    page = Page(render(make_report(classes=names, metrics=row)))
+    page = Page(render(make_report(**UNDRAWN, classes=names, metrics=row)))
     assert "--share" not in "".join(page.values("style"))
     assert "class-3 class-5 55" in page.text
 
 
 def test_long_lists_are_cut_and_say_so():
     items = tuple(AskedItem(f"item-{i}", "text", 0.5, "margin") for i in range(SHOWN_ITEMS + 5))
-    page = Page(render(make_report(asked=items)))
+    page = Page(render(make_report(**UNDRAWN, asked=items)))
     assert f"item-{SHOWN_ITEMS - 1} " in page.text
     assert f"item-{SHOWN_ITEMS} " not in page.text
     assert "… and 5 more." in page.text
@@ -257,7 +276,7 @@ def test_long_lists_are_cut_and_say_so():
 def test_a_page_stays_small_whatever_the_texts():
     huge = "<b>word</b> " * 90_000
     items = tuple(AskedItem(f"item-{i}", huge, 0.5, "margin") for i in range(40))
-    assert len(render(make_report(asked=items))) < 200_000
+    assert len(render(make_report(**UNDRAWN, asked=items))) < 200_000
 
 
 def test_the_page_can_be_read_aloud():
@@ -275,7 +294,7 @@ def test_the_page_can_be_read_aloud():
 
 
 def test_right_to_left_text_takes_its_own_direction():
-    page = Page(render(make_report(asked=(AskedItem("1", "مرحبا", 0.5, "margin"),))))
+    page = Page(render(make_report(**UNDRAWN, asked=(AskedItem("1", "مرحبا", 0.5, "margin"),))))
     assert "مرحبا" in page.text
     assert ("p", "dir", "auto") in page.attributes
 
@@ -301,10 +320,14 @@ def test_an_excerpt_is_one_short_line_that_begins_as_the_text_does(text, times):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({}, "promoted because"),
-        ({"decision": None}, "Round 3: 160 labels, macro-F1 0.93 (0.89–0.97); 40 questions wait in Label Studio."),
-        ({"decision": Decision("held"), "answers": Answers(waiting=1)}, "held; 1 question waits in Label Studio."),
-        ({"labels": 1, "metrics": None, "decision": None, "answers": Answers()}, "Round 3: 1 label, nothing measured"),
+        ({}, "Promoted: macro-F1 rose by 0.04 (0.01 to 0.07). 40 questions"),
+        ({"decision": Decision("promoted", ("the first model",), True)}, "Promoted for now: the first model."),
+        ({"decision": None}, "Round 3: 160 labels, macro-F1 0.93 (0.89–0.97). 40 questions wait in Label Studio."),
+        ({"decision": Decision("held"), "answers": Answers(waiting=1)}, "Held. 1 question waits in Label Studio."),
+        (
+            {"labels": 1, "metrics": None, "decision": None, "answers": Answers()},
+            "Round 3: 1 label, nothing measured yet.",
+        ),
     ],
 )
 def test_summary(changes, said):
