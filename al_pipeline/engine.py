@@ -20,6 +20,7 @@ from al_pipeline.files import read_json, sha256_file, write_json
 
 MODULES = (
     "acquisition.py",
+    "encoding.py",
     "engine.py",
     "errors.py",
     "features.py",
@@ -36,11 +37,11 @@ MODULES = (
     "pool.py",
     "query_strategies.py",
     "records.py",
+    "results.py",
     "stages/evaluate.py",
     "stages/label.py",
     "stages/score.py",
     "stages/select.py",
-    "stages/tables.py",
     "stages/train.py",
     "tfidf.py",
 )
@@ -112,7 +113,9 @@ def difference(recorded: dict[str, Any] | None) -> str:
 def check_engine(path: Path) -> None:
     """Raise EngineChanged where `path` records another engine than this one."""
     if changes := difference(read_json(path)):
-        raise EngineChanged(f"{path} records another engine ({changes}); `al round` starts the build over with this one")
+        raise EngineChanged(
+            f"{path} records another engine ({changes}); `al round` starts the build over with this one"
+        )
 
 
 def _flat(engine: dict[str, Any]) -> dict[str, str]:

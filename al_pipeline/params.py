@@ -48,6 +48,9 @@ class Ingest(_Section):
 
     test_size: int = Field(ge=0)
     max_characters: int = Field(ge=1)
+    sources: list[_Name]
+    text_column: _Name
+    label_column: str = Field(max_length=100)
 
 
 class Features(_Section):

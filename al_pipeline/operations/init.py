@@ -54,7 +54,15 @@ def init(folder: Path, labels: Sequence[str], question: str | None = None, remot
     layout.inbox.mkdir(parents=True, exist_ok=True)
     git.commit(
         "Make the workspace",
-        [layout.marker, layout.params, layout.dvc_yaml, layout.rounds, folder / ".gitignore", folder / ".dvcignore", folder / ".dvc"],
+        [
+            layout.marker,
+            layout.params,
+            layout.dvc_yaml,
+            layout.rounds,
+            folder / ".gitignore",
+            folder / ".dvcignore",
+            folder / ".dvc",
+        ],
     )
     _ = workspace.clone_id
     return workspace
@@ -72,4 +80,3 @@ def _with_schema(text: str, labels: Sequence[str], question: str | None) -> str:
     if question is not None:
         text = re.sub(r"(?m)^  question:.*$", lambda _: f"  question: {scalar(question)}", text)
     return text
-

@@ -40,7 +40,9 @@ class Dvc:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -90,12 +92,43 @@ class Dvc:
         """Copy what the work tree's `.dvc` files and `dvc.lock` name to the default remote."""
         self._checked(["push", "--quiet", *targets], "push", _TRANSFER_TIMEOUT)
 
+    def missing_in_remote(self) -> list[str]:
+        """What the work tree's records name and the default remote lacks."""
+        return sorted(self._json(["status", "--cloud", "--json"], "status --cloud", _TRANSFER_TIMEOUT))
+
     def verify_remote(self) -> None:
         """Raise RemoteIncomplete where the default remote lacks an object that the work tree names."""
-        missing = self._json(["status", "--cloud", "--json"], "status --cloud", _TRANSFER_TIMEOUT)
-        if missing:
-            names = ", ".join(sorted(missing)[:5])
-            raise RemoteIncomplete(f"the DVC remote lacks objects after a push: {names}; `al doctor` says more")
+        if missing := self.missing_in_remote():
+            raise RemoteIncomplete(
+                f"the DVC remote lacks objects after a push: {', '.join(missing[:5])}; `al doctor` says more"
+            )
+
+    def check_writable(self) -> str:
+        """Write a small file to the default remote and remove it again; returns the remote's address."""
+        script = (
+            "import uuid; from dvc.repo import Repo; r = Repo(); o = r.cloud.get_remote_odb(); "
+            "p = o.fs.join(o.path, 'al-probe-' + uuid.uuid4().hex); o.fs.makedirs(o.path, exist_ok=True); "
+            "o.fs.pipe_file(p, b'al'); o.fs.rm_file(p); print(o.path)"
+        )
+        try:
+            result = subprocess.run(
+                [sys.executable, "-c", script],
+                cwd=self.root,
+                env={**os.environ, "DVC_NO_ANALYTICS": "1"},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_TIMEOUT,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise RepositoryError(f"the DVC remote did not answer within {_TIMEOUT:.0f} s") from None
+        if result.returncode:
+            said = result.stderr.strip().splitlines()[-1:] or ["no reason given"]
+            raise RepositoryError(
+                f"the DVC remote cannot be written: {said[0]}; `dvc remote list` shows it, mend its address or rights"
+            )
+        return result.stdout.strip()
 
     def changed(self, *targets: str) -> dict[str, object]:
         """What `dvc status` says of `targets` (everything, if none): empty where all is as recorded."""
@@ -111,7 +144,9 @@ class Dvc:
 
     def get(self, path: str, revision: str, target: Path) -> None:
         """Copy `path` as of `revision` to `target`, without touching the work tree."""
-        self._checked(["get", "--quiet", "--force", ".", path, "--rev", revision, "--out", str(target)], "get", _TRANSFER_TIMEOUT)
+        self._checked(
+            ["get", "--quiet", "--force", ".", path, "--rev", revision, "--out", str(target)], "get", _TRANSFER_TIMEOUT
+        )
 
     def _checked(self, arguments: list[str], name: str, timeout: float = _TIMEOUT) -> None:
         code, said = self._command(arguments, timeout)

@@ -12,7 +12,16 @@ import psutil
 
 from al_pipeline.errors import ForeignEdit, RepositoryError
 
-_QUIET = ("-c", "core.hooksPath=/dev/null", "-c", "commit.gpgsign=false", "-c", "tag.gpgsign=false", "-c", "core.fsmonitor=false")
+_QUIET = (
+    "-c",
+    "core.hooksPath=/dev/null",
+    "-c",
+    "commit.gpgsign=false",
+    "-c",
+    "tag.gpgsign=false",
+    "-c",
+    "core.fsmonitor=false",
+)
 _FALLBACK_IDENTITY = ("-c", "user.name=al", "-c", "user.email=al@localhost")
 _NETWORK_TIMEOUT = 600.0
 _TIMEOUT = 120.0

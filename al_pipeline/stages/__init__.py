@@ -1,0 +1,28 @@
+"""The stages of `dvc.yaml`, one module each: read, call, write. They meet only through files."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+
+from al_pipeline.engine import STAGE_ENVIRONMENT
+from al_pipeline.errors import AlError
+from al_pipeline.layout import Layout
+
+
+def stage(function: Callable[[Layout], None]) -> Callable[..., None]:
+    """A stage's main: as a command it runs in the current folder and reports an AlError without a traceback."""
+
+    @wraps(function)
+    def main(layout: Layout | None = None) -> None:
+        if layout is not None:
+            return function(layout)
+        os.environ.update(STAGE_ENVIRONMENT)
+        try:
+            function(Layout())
+        except AlError as error:
+            sys.exit(f"{type(error).__name__}: {error}")
+
+    return main

@@ -1,0 +1,52 @@
+"""Vectors of a workspace's items: from the cache where they are, from the encoder where they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from al_pipeline.features import FeatureCache, ensure
+from al_pipeline.layout import Layout
+from al_pipeline.neural.encoder import encoder_fingerprint
+from al_pipeline.params import Features
+from al_pipeline.records import Item
+
+if TYPE_CHECKING:
+    from al_pipeline.neural.encoder import Encoder
+
+
+class Vectors:
+    """The encoder's vectors for items of one workspace. Nothing is encoded twice; torch comes in only to encode."""
+
+    def __init__(self, encoder: Path, cache: Path, features: Features) -> None:
+        self._folder = encoder
+        self._features = features
+        fingerprint = encoder_fingerprint(encoder, features.max_tokens, features.precision)
+        self._cache = FeatureCache(cache / fingerprint)
+
+    def missing(self, hashes: Sequence[str]) -> int:
+        """How many of these content hashes have no vector yet."""
+        return len(self._cache.missing(hashes))
+
+    def prepare(self, items: Iterable[tuple[str, str]], total: int | None = None) -> int:
+        """Encode those of `items` (content hash, text) that the cache lacks, with a progress bar; return how many."""
+        return ensure(self._cache, items, self._encoder, total=total)
+
+    def of(self, items: Sequence[Item]) -> NDArray[np.float32]:
+        """One vector an item, (n, d), in their order."""
+        ensure(self._cache, ((item.content_hash, item.text) for item in items), self._encoder, progress=False)
+        return self._cache.get([item.content_hash for item in items])
+
+    def _encoder(self) -> Encoder:
+        from al_pipeline.neural.encoder import Encoder
+
+        return Encoder(self._folder, self._features.max_tokens, self._features.precision)
+
+
+def open_vectors(layout: Layout, features: Features) -> Vectors | None:
+    """The workspace's vectors; None where the features are TF-IDF alone."""
+    return Vectors(layout.encoder, layout.features, features) if features.uses_encoder else None

@@ -1,0 +1,109 @@
+"""The DVC half of a round as steps: the encoder's weights, the features, then the stages one by one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+from al_pipeline.engine import STAGE_ENVIRONMENT, current_engine, write_engine
+from al_pipeline.errors import StageFailed
+from al_pipeline.files import read_json, sha256_bytes, sha256_file, write_json
+from al_pipeline.layout import Layout
+from al_pipeline.lifecycle import BUILD, Step
+from al_pipeline.params import Features
+from al_pipeline.repository import Dvc
+
+_ENCODE_TIMEOUT = 24 * 3600.0
+
+
+def refresh_engine(layout: Layout) -> bool:
+    """Write this engine down where the build under way began with another; True where that starts it over."""
+    if read_json(layout.engine) == current_engine():
+        return False
+    write_engine(layout.engine)
+    return True
+
+
+def build_key(layout: Layout) -> str:
+    """What the build under way is made from: another value starts the build over."""
+    pointers = [path.parent / f"{path.name}.dvc" for path in (layout.events, layout.pool, layout.test)]
+    inputs = [*pointers, layout.engine, layout.params, layout.dvc_yaml, layout.overrides]
+    return sha256_bytes("\n".join(sha256_file(path) if path.exists() else "-" for path in inputs).encode())
+
+
+def built(layout: Layout) -> frozenset[Step]:
+    """The steps that have ended for exactly the inputs that lie there now."""
+    known = read_json(layout.build, {})
+    return (
+        frozenset(Step(name) for name in known.get("steps", ()))
+        if known.get("key") == build_key(layout)
+        else frozenset()
+    )
+
+
+def record_built(layout: Layout, step: Step, seconds: float) -> None:
+    """Remember that `step` has ended for these inputs."""
+    known, key = read_json(layout.build, {}), build_key(layout)
+    if known.get("key") != key:
+        known = {"key": key, "steps": [], "seconds": {}}
+    steps = [name for name in known["steps"] if name != step] + [str(step)]
+    write_json(
+        layout.build, {"key": key, "steps": steps, "seconds": {**known["seconds"], str(step): round(seconds, 3)}}
+    )
+
+
+def forget_built(layout: Layout) -> None:
+    """Make the build start over (what is up to date costs nothing)."""
+    layout.build.unlink(missing_ok=True)
+
+
+def build_seconds(layout: Layout) -> dict[str, float]:
+    """How long each step of the build took."""
+    found: dict[str, float] = read_json(layout.build, {}).get("seconds", {})
+    return found
+
+
+def run_step(step: Step, layout: Layout, features: Features, dvc: Dvc) -> None:
+    """Take one step of the build. Raises StageFailed with the stage's last words."""
+    if step is Step.ENCODER:
+        install(layout, features, dvc)
+    elif step is Step.ENCODE:
+        encode(layout, features)
+    elif step in BUILD:
+        dvc.repro(str(step))
+
+
+def install(layout: Layout, features: Features, dvc: Dvc) -> None:
+    """Bring the encoder that `params.yaml` names into the workspace, once; DVC versions its weights."""
+    wanted: dict[str, Any] = {"source": features.encoder if features.uses_encoder else None}
+    have = read_json(layout.encoder / "source.json")
+    pointer = layout.encoder.parent / f"{layout.encoder.name}.dvc"
+    if have is None and pointer.exists():
+        dvc.pull(str(pointer.relative_to(layout.root)))
+        have = read_json(layout.encoder / "source.json")
+    if have is None or have.get("source") != wanted["source"]:
+        if features.uses_encoder:
+            from al_pipeline.neural.encoder import install_encoder
+
+            install_encoder(features.encoder, layout.encoder)
+        else:
+            write_json(layout.encoder / "source.json", wanted)
+    dvc.add(layout.encoder)
+
+
+def encode(layout: Layout, features: Features) -> None:
+    """Fill the cache of features with what it lacks, in a process of its own that gives its memory back."""
+    if not features.uses_encoder:
+        return
+    result = subprocess.run(
+        [sys.executable, "-m", "al_pipeline.stages.encode"],
+        cwd=layout.root,
+        env={**os.environ, **{k: v for k, v in STAGE_ENVIRONMENT.items() if not k.endswith("_NUM_THREADS")}},
+        stdin=subprocess.DEVNULL,
+        timeout=_ENCODE_TIMEOUT,
+        check=False,
+    )
+    if result.returncode:
+        raise StageFailed(f"encoding the pool failed ({result.returncode}); what it printed stands above")

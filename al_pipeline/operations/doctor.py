@@ -1,0 +1,238 @@
+"""Look at everything that a round needs and say how to mend what is wrong. Reads only."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Literal
+
+from al_pipeline.engine import current_engine, difference
+from al_pipeline.errors import AlError
+from al_pipeline.files import read_json
+from al_pipeline.lock import holder
+from al_pipeline.operations.close import check_sources
+from al_pipeline.operations.connect import connect
+from al_pipeline.operations.history import read_history
+from al_pipeline.operations.tick import look, open_dvc
+from al_pipeline.oracle import ProjectRef
+from al_pipeline.records import round_name
+from al_pipeline.repository import Git
+from al_pipeline.workspace import Workspace
+
+LOW_DISK_BYTES = 2 * 1024**3
+CLOCK_TOLERANCE_SECONDS = 60.0
+LABEL_STUDIO = (1, 23)
+"""The oldest server that this engine was tried with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found; `mend` says what to do about it."""
+
+    check: str
+    level: Literal["ok", "warning", "error"]
+    message: str
+    mend: str = ""
+
+    def to_row(self) -> dict[str, str]:
+        """This finding as a JSON object."""
+        return asdict(self)
+
+
+def examine(workspace: Workspace) -> list[Finding]:
+    """Every check's findings, in the order in which they matter. A check that fails is a finding, not an error."""
+    checks: tuple[tuple[str, Callable[[Workspace], Iterator[Finding]]], ...] = (
+        ("versions", _versions),
+        ("parameters", _parameters),
+        ("git", _git),
+        ("data", _data),
+        ("remote", _remote),
+        ("encoder", _encoder),
+        ("engine", _engine),
+        ("Label Studio", _label_studio),
+        ("disk", _disk),
+        ("lock", _lock),
+    )
+    findings: list[Finding] = []
+    for name, check in checks:
+        try:
+            findings += check(workspace)
+        except AlError as error:
+            findings.append(Finding(name, "error", str(error)))
+    return findings
+
+
+def _versions(_: Workspace) -> Iterator[Finding]:
+    from packaging.requirements import Requirement
+
+    wrong = []
+    for line in requires("al-pipeline") or []:
+        need = Requirement(line)
+        if need.marker is not None and not need.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            have = version(need.name)
+        except PackageNotFoundError:
+            wrong.append(f"{need.name} is missing")
+            continue
+        if not need.specifier.contains(have, prereleases=True):
+            wrong.append(f"{need.name} {have} is installed, {need.specifier} works")
+    if wrong:
+        yield Finding("versions", "error", "; ".join(wrong), "install again, with the versions of requirements.lock")
+    else:
+        yield Finding("versions", "ok", f"al-pipeline {version('al-pipeline')} and what it is built on")
+
+
+def _parameters(workspace: Workspace) -> Iterator[Finding]:
+    schema = workspace.params.schema_
+    yield Finding("parameters", "ok", f"params.yaml is valid; schema {schema.version}: {', '.join(schema.labels)}")
+
+
+def _git(workspace: Workspace) -> Iterator[Finding]:
+    git = Git(workspace.layout.root)
+    if git.head() is None:
+        yield Finding("git", "error", "the workspace has no commit", "run `al init` again; it finishes what it began")
+        return
+    if git.branch() is None:
+        yield Finding("git", "error", "HEAD is detached: rounds committed there would be lost", "`git switch main`")
+    if not git.has_identity():
+        yield Finding(
+            "git",
+            "warning",
+            "no name for commits is set; rounds are committed as `al`",
+            "`git config user.name …` and `git config user.email …`",
+        )
+    tags = git.tags()
+    missing = [
+        round_name(r["round"]) for r in read_history(workspace.layout, git).rounds if round_name(r["round"]) not in tags
+    ]
+    if missing:
+        yield Finding("git", "warning", f"tags are missing: {', '.join(missing)}", "`al round` makes them again")
+    remote = git.remote()
+    yield Finding("git", "ok", f"branch {git.branch()}, {f'pushed to {remote}' if remote else 'no git remote'}")
+
+
+def _data(workspace: Workspace) -> Iterator[Finding]:
+    layout = workspace.layout
+    facts, _ = look(workspace)
+    if facts.closed or layout.closing.exists():
+        yield Finding("data", "ok", "a round is being built; `al round` goes on with it")
+        return
+    changed = [name for name in Git(layout.root).changed(layout.owned) if not name.endswith("project.json")]
+    if changed:
+        yield Finding(
+            "data",
+            "error",
+            f"changed by somebody else: {', '.join(changed[:5])}",
+            "`git diff`, then `git checkout -- FILE`",
+        )
+    with open_dvc(layout) as dvc:
+        check_sources(layout, dvc)
+    yield Finding("data", "ok", f"{facts.items:,} items; ledger, pool and test set are as the engine left them")
+
+
+def _remote(workspace: Workspace) -> Iterator[Finding]:
+    layout = workspace.layout
+    with open_dvc(layout) as dvc:
+        name = dvc.check_writable()
+        missing = dvc.missing_in_remote() if layout.dvc_lock.exists() else []
+    if missing and not look(workspace)[0].closed:
+        yield Finding(
+            "remote",
+            "error",
+            f"the DVC remote lacks {', '.join(missing[:5])}",
+            "`dvc push` from a clone whose cache is complete",
+        )
+    else:
+        yield Finding("remote", "ok", f"DVC remote {name} can be written and holds what the last commit names")
+
+
+def _encoder(workspace: Workspace) -> Iterator[Finding]:
+    layout, features = workspace.layout, workspace.params.features
+    if not features.uses_encoder:
+        yield Finding("encoder", "ok", "none is needed: the features are TF-IDF alone")
+        return
+    have = read_json(layout.encoder / "source.json", {}).get("source")
+    if have == features.encoder:
+        yield Finding("encoder", "ok", f"{have}, in the workspace and versioned")
+    elif have is None:
+        found = "is installed" if _is_installed(features.encoder) else "will be fetched from the hub"
+        yield Finding("encoder", "ok", f"{features.encoder} {found}; the first `al round` copies it into the workspace")
+    else:
+        yield Finding(
+            "encoder",
+            "warning",
+            f"params.yaml names {features.encoder}, the workspace holds {have}",
+            "the next build replaces it",
+        )
+
+
+def _is_installed(source: str) -> bool:
+    if Path(source).expanduser().is_dir():
+        return True
+    try:
+        return bool(version(source))
+    except (PackageNotFoundError, ValueError):
+        return False
+
+
+def _engine(workspace: Workspace) -> Iterator[Finding]:
+    recorded = read_json(workspace.layout.engine)
+    if recorded is None:
+        yield Finding("engine", "ok", f"{current_engine()['version']}; nothing was built yet")
+    elif changes := difference(recorded):
+        yield Finding(
+            "engine",
+            "warning",
+            f"not the one of the last build: {changes}",
+            "the next build runs under this one; older rounds stay as they are",
+        )
+    else:
+        yield Finding("engine", "ok", f"{recorded['version']}, the one of the last build")
+
+
+def _label_studio(workspace: Workspace) -> Iterator[Finding]:
+    oracle = connect(workspace)
+    about = oracle.about()
+    yield Finding("Label Studio", "ok", f"version {about.version} at {oracle.url}, as {about.user}")
+    numbers = tuple(int(part) for part in about.version.split(".")[:2] if part.isdigit())
+    if len(numbers) == 2 and numbers < LABEL_STUDIO:
+        yield Finding(
+            "Label Studio", "warning", f"version {about.version} is older than any tried", "upgrade to 1.23 or newer"
+        )
+    if about.clock_ahead is not None and abs(about.clock_ahead) > CLOCK_TOLERANCE_SECONDS:
+        yield Finding(
+            "clock",
+            "warning",
+            f"Label Studio's clock differs by {about.clock_ahead:+.0f} s",
+            "let both machines use NTP",
+        )
+    else:
+        yield Finding("clock", "ok", "agrees with Label Studio's")
+    known = read_json(workspace.layout.project)
+    if known:
+        oracle.check(ProjectRef(**known), workspace.id, workspace.clone_id)
+        yield Finding("project", "ok", f"project {known['project_id']} is ours")
+    else:
+        yield Finding("project", "ok", "none yet; the first `al round` makes one")
+
+
+def _disk(workspace: Workspace) -> Iterator[Finding]:
+    free = shutil.disk_usage(workspace.layout.root).free
+    level: Literal["ok", "warning"] = "ok" if free >= LOW_DISK_BYTES else "warning"
+    yield Finding(
+        "disk", level, f"{free / 1024**3:.1f} GiB free", "" if level == "ok" else "make room before the next round"
+    )
+
+
+def _lock(workspace: Workspace) -> Iterator[Finding]:
+    owner = holder(workspace.layout.lock)
+    if owner:
+        yield Finding(
+            "lock", "ok", f"held by {owner.get('purpose')} (process {owner.get('pid')}) since {owner.get('since')}"
+        )
+    else:
+        yield Finding("lock", "ok", "free")

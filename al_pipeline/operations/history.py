@@ -1,0 +1,79 @@
+"""What was published: the records of rounds, read from the last commit and never from a half-built tree."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from al_pipeline.errors import BadInput, NothingToDo
+from al_pipeline.layout import Layout
+from al_pipeline.records import PlannedTask, round_name
+from al_pipeline.repository import Git
+
+Record = dict[str, Any]
+"""One round's manifest, as `rounds/NNNN/round.json` holds it."""
+
+
+@dataclass(frozen=True)
+class History:
+    """The published records at one commit."""
+
+    revision: str
+    genesis: Record | None
+    rounds: tuple[Record, ...]
+    """In the order of their numbers."""
+    planned: int | None
+    """The round whose plan is committed and whose record is not."""
+
+    @property
+    def latest(self) -> Record | None:
+        """The newest record: a round's, else the first build's."""
+        return self.rounds[-1] if self.rounds else self.genesis
+
+    @property
+    def promoted(self) -> str | None:
+        """The tag of the round whose model is the promoted one: the newest record that says so."""
+        return next(
+            (round_name(r["round"]) for r in reversed(self.rounds) if r["decision"]["verdict"] == "promoted"), None
+        )
+
+    def record(self, number: int) -> Record:
+        """The record of one round. Raises NothingToDo where it is not published."""
+        for record in self.rounds:
+            if record["round"] == number:
+                return record
+        raise NothingToDo(f"{round_name(number)} is not published; `al rounds` lists those that are")
+
+
+def read_history(layout: Layout, git: Git, revision: str = "HEAD") -> History:
+    """The records at `revision`."""
+    names = git.files(revision, "rounds") if git.head() else []
+    records = tuple(
+        json.loads(git.show(revision, name) or "") for name in sorted(names) if name.endswith("/round.json")
+    )
+    plans = {int(name.split("/")[1]) for name in names if name.endswith("/plan.jsonl")}
+    genesis = git.show(revision, "rounds/genesis.json") if "rounds/genesis.json" in names else None
+    open_rounds = plans - {record["round"] for record in records}
+    return History(revision, json.loads(genesis) if genesis else None, records, max(open_rounds, default=None))
+
+
+def read_plan(git: Git, number: int, revision: str = "HEAD") -> list[PlannedTask]:
+    """What round `number` asks, as committed."""
+    text = git.show(revision, f"rounds/{number:04d}/plan.jsonl")
+    return [PlannedTask(**json.loads(line)) for line in (text or "").splitlines()]
+
+
+def read_plans(git: Git, revision: str = "HEAD") -> dict[str, PlannedTask]:
+    """Every task that was ever planned, by its push key."""
+    names = [name for name in git.files(revision, "rounds") if name.endswith("/plan.jsonl")]
+    tasks = (task for name in names for task in read_plan(git, int(name.split("/")[1]), revision))
+    return {task.push_key: task for task in tasks}
+
+
+def round_number(text: str) -> int:
+    """`7` or `round-0007` as a number. Raises BadInput."""
+    digits = text.removeprefix("round-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 6):
+        raise BadInput(f"{text!r} is no round; give a number such as 7, or a tag such as round-0007")
+    return int(digits)

@@ -1,0 +1,103 @@
+"""Predict with a published model: the promoted one, or any round's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from al_pipeline.errors import NothingToDo
+from al_pipeline.files import read_json, sha256_tree, write_json
+from al_pipeline.operations.history import read_history
+from al_pipeline.operations.tick import open_dvc
+from al_pipeline.records import content_hash, round_name
+from al_pipeline.repository import Git
+from al_pipeline.tables import BadRow, Row, read_table
+from al_pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from al_pipeline.models import TextModel
+
+
+def model_folder(workspace: Workspace, number: int | None = None) -> tuple[int, Path]:
+    """The round (default: the promoted one) and a folder with its model, fetched once and checked by digest.
+
+    Raises NothingToDo where no round is published, RepositoryError where its model cannot be had.
+    """
+    layout = workspace.layout
+    history = read_history(layout, Git(layout.root))
+    if number is None:
+        if history.promoted is None:
+            raise NothingToDo("no model is promoted yet; `al rounds` shows why, `--round N` takes a round's own model")
+        number = int(history.promoted.removeprefix("round-"))
+    record = history.record(number)
+    folder = layout.private / "published" / round_name(number)
+    if (
+        read_json(folder / "complete.json") != record["hashes"]["model"]
+        or sha256_tree(folder / "model") != record["hashes"]["model"]
+    ):
+        with open_dvc(layout) as dvc:
+            (folder / "complete.json").unlink(missing_ok=True)
+            dvc.get("models/candidate", round_name(number), folder / "model")
+            dvc.get("models/encoder", round_name(number), folder / "encoder")
+        found = sha256_tree(folder / "model")
+        if found != record["hashes"]["model"]:
+            raise NothingToDo(
+                f"the model of {round_name(number)} has digest {found[:12]}, its record says {record['hashes']['model'][:12]}"
+            )
+        write_json(folder / "complete.json", found)
+    return number, folder
+
+
+def predict(
+    workspace: Workspace, texts: Iterator[list[tuple[str, str]]], number: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """One row a text, in their order: `id`, `label`, and the probability of each class.
+
+    `texts` come in batches of (id, text), so that a file of any size can be streamed.
+    """
+    from al_pipeline.encoding import Vectors
+    from al_pipeline.models import load_text_model
+    from al_pipeline.params import Params
+    from al_pipeline.records import Item
+
+    number, folder = model_folder(workspace, number)
+    git = Git(workspace.layout.root)
+    params = Params.model_validate(read_history(workspace.layout, git).record(number)["params"])
+    model: TextModel = load_text_model(folder / "model")
+    vectors = (
+        Vectors(folder / "encoder", workspace.layout.features, params.features)
+        if params.features.uses_encoder
+        else None
+    )
+    for batch in texts:
+        items = [Item(item_id, content_hash(text), text) for item_id, text in batch]
+        proba = model.predict_proba([item.text for item in items], None if vectors is None else vectors.of(items))
+        for item, row in zip(items, proba, strict=True):
+            best = int(row.argmax())
+            yield {
+                "id": item.item_id,
+                "label": model.classes[best],
+                "probability": float(row[best]),
+                "probabilities": dict(zip(model.classes, row.tolist(), strict=True)),
+            }
+
+
+def read_texts(
+    path: Path, text_column: str, id_column: str | None, warn: Callable[[str], None]
+) -> Iterator[list[tuple[str, str]]]:
+    """The (id, text) pairs of a user's file, in batches; a row that cannot be read is told to `warn` and passed over.
+
+    Without an id column (by default `id`, where there is one) a row's id is its number in the file.
+    """
+    for batch in read_table(path, [text_column, *([id_column] if id_column else [])], [text_column, id_column or "id"]):
+        texts = []
+        for row in batch:
+            text = row.values.get(text_column) if isinstance(row, Row) else None
+            if isinstance(row, BadRow):
+                warn(f"row {row.number} is passed over: {row.reason} {row.detail}".rstrip())
+            elif not isinstance(text, str) or not text.strip():
+                warn(f"row {row.number} is passed over: it has no text")
+            else:
+                texts.append((str(row.values.get(id_column or "id", row.number)), text))
+        yield texts

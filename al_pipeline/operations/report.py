@@ -1,0 +1,170 @@
+"""The report of a round, rendered on demand from what is published."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from al_pipeline.errors import NothingToDo
+from al_pipeline.files import write_text
+from al_pipeline.items import fetch
+from al_pipeline.labels import fold, people, standing
+from al_pipeline.ledger import read_events
+from al_pipeline.operations.history import Record, read_history, read_plan
+from al_pipeline.operations.status import status
+from al_pipeline.records import Event, PlannedTask, round_name
+from al_pipeline.report import (
+    Answers,
+    AskedItem,
+    Decision,
+    Histogram,
+    LabelMix,
+    Mistake,
+    PoolCounts,
+    ReportData,
+    RoundRow,
+    render,
+)
+from al_pipeline.repository import Git
+from al_pipeline.results import Predictions, parse_predictions
+from al_pipeline.workspace import Workspace
+
+MISTAKES = 25
+
+
+def write_report(workspace: Workspace, number: int | None = None) -> Path:
+    """Render the report of round `number` (default: the latest published) to `reports/`; returns its path."""
+    data = report_data(workspace, number)
+    path = workspace.layout.reports / f"{round_name(data.round)}.html"
+    write_text(path, render(data))
+    return path
+
+
+def report_data(workspace: Workspace, number: int | None = None) -> ReportData:
+    """What the report of a round says. Raises NothingToDo where it is not published."""
+    layout = workspace.layout
+    git = Git(layout.root)
+    history = read_history(layout, git)
+    if not history.rounds:
+        raise NothingToDo("no round is published yet; `al status` says what the first one waits for")
+    record = history.rounds[-1] if number is None else history.record(number)
+    number = int(record["round"])
+    name = round_name(number)
+    revision = name if name in git.tags() else "HEAD"
+    schema, counts = record["params"]["schema"], record["counts"]
+    plan = read_plan(git, number, revision)
+    events = [event for event in read_events(layout.events) if event.round == number]
+    histogram = json.loads(git.show(revision, "rounds/histogram.json") or "{}")
+    latest = number == history.rounds[-1]["round"]
+    return ReportData(
+        title=layout.root.name,
+        question=schema["question"],
+        classes=tuple(schema["labels"]),
+        round=number,
+        state="published",
+        labels=counts["labelled"],
+        date=_date(record),
+        history=tuple(_row(r) for r in history.rounds if r["round"] <= number),
+        metrics=record["metrics"],
+        decision=_decision(record),
+        pool=PoolCounts(counts["labelled"], counts["pending"], counts["ignored"], counts["unlabelled"]),
+        mix=LabelMix(counts["labels"], counts["test_labels"]),
+        histogram=Histogram(tuple(histogram["edges"]), tuple(histogram["counts"])) if histogram.get("edges") else None,
+        asked=_asked(workspace, record, plan, events),
+        mistakes=_mistakes(
+            workspace, parse_predictions(git.show(revision, "rounds/predictions.csv") or "item_id,label\n")
+        ),
+        answers=_answers(record, plan, events),
+        next_step=status(workspace)["next"]
+        if latest
+        else f"This is history; the latest round is {history.rounds[-1]['round']}.",
+        params_digest=record["hashes"]["params"][:12],
+        engine={
+            "version": record["engine"]["version"],
+            "sources": record["engine"]["sources"][:12],
+            **record["engine"]["packages"],
+        },
+        confidence=record["params"]["evaluate"]["confidence"],
+    )
+
+
+def _asked(workspace: Workspace, record: Record, plan: list[PlannedTask], events: list[Event]) -> tuple[AskedItem, ...]:
+    """The round's queries (not its test tasks) with what came of them."""
+    queries = [task for task in plan if task.part == "pool"]
+    items = fetch([workspace.layout.pool], [task.item_id for task in queries])
+    everybody = len(record["params"]["annotators"]) or None
+    classes = dict.fromkeys([*record["params"]["schema"]["labels"], *(e.label for e in events if e.label is not None)])
+    folded = fold([event for event in events if event.part == "pool"], tuple(classes), everybody)
+    labels = {row.item_id: row for row in folded.labeled}
+    unresolved = {row.item_id: row.reason for row in folded.unresolved}
+    found = standing(queries, events, record["params"]["round"]["overlap"], everybody)
+    rows = []
+    for task in queries:
+        label = labels.get(task.item_id)
+        outcome = (
+            ""
+            if label
+            else unresolved.get(task.item_id, "skipped" if found[task.push_key] == "given_up" else "not answered")
+        )
+        rows.append(
+            AskedItem(
+                task.item_id,
+                items[task.item_id].text if task.item_id in items else "",
+                task.score,
+                task.strategy,
+                label.label if label else None,
+                label.answers if label else 0,
+                label.agreement if label else None,
+                outcome,
+            )
+        )
+    return tuple(rows)
+
+
+def _mistakes(workspace: Workspace, predictions: Predictions) -> tuple[Mistake, ...]:
+    best = predictions.proba.argmax(axis=1) if len(predictions.item_ids) else []
+    wrong = [
+        (float(predictions.proba[row, column]), item, label, predictions.classes[column])
+        for row, (item, label, column) in enumerate(zip(predictions.item_ids, predictions.labels, best, strict=True))
+        if predictions.classes[column] != label
+    ]
+    wrong = sorted(wrong, reverse=True)[:MISTAKES]
+    items = fetch([workspace.layout.test], [item for _, item, _, _ in wrong])
+    return tuple(
+        Mistake(item, items[item].text if item in items else "", label, predicted, probability)
+        for probability, item, label, predicted in wrong
+    )
+
+
+def _answers(record: Record, plan: list[PlannedTask], events: list[Event]) -> Answers:
+    given: dict[str, Any] = record["answers"]
+    closed = record["closed_at"]
+    return Answers(
+        asked=len(plan),
+        answered=given["answered"],
+        skipped=given["given_up"],
+        late=sum(_seconds(event.created_at) > closed for event in events if event.created_at) if closed else 0,
+        waiting=given["unanswered"],
+        refused=given["refused"],
+        annotators=people(events),
+        lead_seconds=sum(event.lead_time or 0.0 for event in events),
+    )
+
+
+def _row(record: Record) -> RoundRow:
+    return RoundRow(record["round"], record["counts"]["labelled"], record["metrics"], _decision(record), _date(record))
+
+
+def _decision(record: Record) -> Decision:
+    return Decision(record["decision"]["verdict"], tuple(record["decision"]["reasons"]))
+
+
+def _date(record: Record) -> str | None:
+    closed = record["closed_at"]
+    return datetime.fromtimestamp(closed, UTC).strftime("%Y-%m-%d %H:%M UTC") if closed else None
+
+
+def _seconds(stamp: str) -> float:
+    return datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()

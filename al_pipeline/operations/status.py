@@ -1,0 +1,92 @@
+"""Where a workspace stands: what is published, what is open, what comes next. Reads only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from al_pipeline.files import read_json
+from al_pipeline.ledger import read_refused
+from al_pipeline.lifecycle import Facts, Wait, close_reason, next_step, state, waiting_for
+from al_pipeline.lock import holder
+from al_pipeline.operations.history import read_history
+from al_pipeline.operations.tick import closing_rule, look
+from al_pipeline.repository import Git
+from al_pipeline.servers import prefect_environment
+from al_pipeline.workspace import Workspace
+
+FIGURES = ("accuracy", "macro_f1", "average_precision", "log_loss", "calibration_error")
+"""The metrics that status and history show, each with its interval in the record."""
+
+
+def status(workspace: Workspace) -> dict[str, Any]:
+    """The state of the workspace as one JSON object; counts come from the last commit, answers from the inbox too.
+
+    `labelled`, `pending`, `ignored` and `unlabelled` add up to `pool`.
+    """
+    layout = workspace.layout
+    facts, history = look(workspace)
+    latest = history.latest
+    counts = (
+        dict(latest["counts"]) if latest else {"labelled": 0, "pending": 0, "ignored": 0, "test": 0, "test_labelled": 0}
+    )
+    pool = facts.incoming + counts["pool"] if latest else facts.items
+    step = next_step(facts, closing_rule(workspace))
+    refused = Counter(row["reason"] for row in read_refused(layout.events, layout.inbox_events))
+    project = read_json(layout.project) or {}
+    metrics = history.rounds[-1]["metrics"] if history.rounds else {}
+    return {
+        "workspace": str(layout.root),
+        "workspace_id": workspace.id,
+        "round": facts.planned,
+        "state": state(facts),
+        "tasks": facts.tasks,
+        "settled": facts.settled,
+        "answers_in_inbox": facts.new_labels,
+        "next": step.reason if isinstance(step, Wait) else _next(facts.planned, str(step), facts, workspace),
+        "pool": pool,
+        "labelled": counts["labelled"],
+        "pending": counts["pending"],
+        "ignored": counts["ignored"],
+        "unlabelled": pool - counts["labelled"] - counts["pending"] - counts["ignored"],
+        "incoming": facts.incoming,
+        "labels": counts.get("labels", {}),
+        "test": counts["test"],
+        "test_labelled": counts["test_labelled"],
+        "refused": dict(sorted(refused.items())),
+        "promoted": history.promoted,
+        "metrics": {name: metrics[name]["value"] for name in FIGURES if metrics},
+        "project_id": project.get("project_id"),
+        "label_studio_url": workspace.credentials().get("url"),
+        "prefect_url": prefect_environment(workspace).get("PREFECT_UI_URL"),
+        "busy": holder(layout.lock) or None,
+    }
+
+
+def _next(planned: int | None, step: str, facts: Facts, workspace: Workspace) -> str:
+    """What the next `al round` will do, in words."""
+    if facts.closed:
+        return f"`al round` goes on with the build of {'the first plan' if planned is None else f'round {planned}'} ({step})"
+    if planned is None:
+        return "`al round` makes the first plan and pushes it to Label Studio"
+    rule = closing_rule(workspace)
+    if reason := close_reason(facts, rule):
+        return f"`al round` closes round {planned}: {reason}"
+    return f"round {planned} waits for {waiting_for(facts, rule)}; `al round` looks for new answers"
+
+
+def rounds(workspace: Workspace) -> list[dict[str, Any]]:
+    """The published rounds, oldest first, each with its labels, metrics and decision."""
+    history = read_history(workspace.layout, Git(workspace.layout.root))
+    return [
+        {
+            "round": record["round"],
+            "labelled": record["counts"]["labelled"],
+            "test_labelled": record["counts"]["test_labelled"],
+            "verdict": record["decision"]["verdict"],
+            "reasons": record["decision"]["reasons"],
+            "closed_at": record["closed_at"],
+            "metrics": {name: record["metrics"][name] for name in FIGURES},
+        }
+        for record in history.rounds
+    ]

@@ -1,0 +1,401 @@
+"""One tick: look at the facts, do the next steps that can be done, end. Twice is as good as once.
+
+The CLI, the Prefect flow and the tests all call `tick`; the flow passes a `run` that makes each step a task of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from al_pipeline.engine import STAGE_ENVIRONMENT
+from al_pipeline.errors import ForeignEdit
+from al_pipeline.files import read_json, remove_leftovers, write_json
+from al_pipeline.items import count_items, fetch
+from al_pipeline.labels import standing
+from al_pipeline.layout import Layout
+from al_pipeline.ledger import read_events, read_refused
+from al_pipeline.lifecycle import BUILD, Closing, Facts, State, Step, Wait, close_reason, next_step, state
+from al_pipeline.lock import locked
+from al_pipeline.operations import build, publish
+from al_pipeline.operations.close import check_sources, close, next_round
+from al_pipeline.operations.history import History, read_history, read_plan, read_plans
+from al_pipeline.operations.pull import pull
+from al_pipeline.operations.push import push, retire
+from al_pipeline.operations.sources import ingest_sources
+from al_pipeline.oracle import Oracle, ProjectRef
+from al_pipeline.records import Event, PlannedTask, Task, shown_text
+from al_pipeline.repository import Dvc, Git
+from al_pipeline.workspace import Workspace
+
+
+class Runner(Protocol):
+    """Takes a step: calls `action`, under the name `name`."""
+
+    def __call__(self, name: str, action: Callable[[], Any], /) -> Any: ...
+
+
+def call(name: str, action: Callable[[], Any], /) -> Any:
+    """The runner of the CLI and the tests: just take the step."""
+    return action()
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What may be asked of one tick beyond the ordinary."""
+
+    close_now: bool = False
+    accept_vanished: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TickReport:
+    """What a tick did, and what the round waits for."""
+
+    round: int | None
+    state: State
+    waits_for: str
+    steps: tuple[tuple[str, float], ...]
+    """The steps taken, with their seconds."""
+    published: tuple[int, ...]
+    """Rounds whose tags this tick made."""
+    pulled: Mapping[str, int] = field(default_factory=dict)
+    refused: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class _Session:
+    """What one tick has at hand; nothing in it outlives the tick."""
+
+    workspace: Workspace
+    git: Git
+    dvc: Dvc
+    make_oracle: Callable[[], Oracle]
+    options: Options
+    now: Callable[[], datetime]
+    say: Callable[[str], None]
+    history: History
+    done: set[Step] = field(default_factory=set)
+    oracle: Oracle | None = None
+    project: ProjectRef | None = None
+    pulled: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def layout(self) -> Layout:
+        return self.workspace.layout
+
+
+def open_dvc(layout: Layout) -> Dvc:
+    """DVC for a workspace, with the environment that stages need."""
+    return Dvc(layout.root, layout.private / "dvc.json", layout.logs / "dvc.log", dict(STAGE_ENVIRONMENT))
+
+
+def tick(
+    workspace: Workspace,
+    make_oracle: Callable[[], Oracle],
+    *,
+    run: Runner = call,
+    options: Options | None = None,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    say: Callable[[str], None] = lambda _: None,
+) -> TickReport:
+    """Do what can be done for the open round, then end. Raises AlError; what was done until then stays done.
+
+    `make_oracle` connects to Label Studio and is called only by a tick that needs it; `say` gets a line of progress.
+    """
+    layout = workspace.layout
+    with locked(layout.lock, "a tick"), open_dvc(layout) as dvc:
+        dvc.end_previous()
+        _tidy(layout)
+        git = Git(layout.root)
+        session = _Session(workspace, git, dvc, make_oracle, options or Options(), now, say, read_history(layout, git))
+        _check_owned(session)
+        steps: list[tuple[str, float]] = []
+        published: list[int] = []
+        rule = closing_rule(workspace)
+        while not isinstance(step := next_step(facts := _facts(session), rule), Wait):
+            say(_announce(step, session))
+            begin = time.perf_counter()
+            run(str(step), lambda step=step, facts=facts: _take(step, session, facts))
+            seconds = time.perf_counter() - begin
+            steps.append((str(step), seconds))
+            session.done.add(step)
+            if step in BUILD:
+                build.record_built(layout, step, seconds)
+            elif step is Step.PUBLISH:
+                session.done -= {Step.RETIRE, Step.PUSH, Step.SYNC}
+            elif step is Step.TAG and facts.untagged is not None:
+                published.append(facts.untagged)
+        return TickReport(
+            session.history.planned,
+            state(facts),
+            step.reason,
+            tuple(steps),
+            tuple(published),
+            session.pulled,
+            session.refused,
+            tuple(session.warnings),
+        )
+
+
+def closing_rule(workspace: Workspace) -> Closing:
+    """When rounds of this workspace close."""
+    params = workspace.params.round
+    return Closing(params.quorum, params.deadline_days, params.min_labels)
+
+
+def look(workspace: Workspace, now: datetime | None = None) -> tuple[Facts, History]:
+    """The facts as a tick would see them before it does anything; writes nothing, talks to nobody."""
+    layout = workspace.layout
+    git = Git(layout.root)
+    history = read_history(layout, git)
+    return _look(workspace, git, history, now or datetime.now(UTC)), history
+
+
+def _facts(session: _Session) -> Facts:
+    found = _look(session.workspace, session.git, session.history, session.now())
+    closed = found.closed
+    if closed and build.refresh_engine(session.layout):
+        session.say("this engine is not the one that the build began with: the build starts over")
+        found = _look(session.workspace, session.git, session.history, session.now())
+    return replace(
+        found,
+        done=frozenset(session.done),
+        close_requested=session.options.close_now,
+        unsynced=publish.unsynced(session.git, session.layout),
+    )
+
+
+def _look(workspace: Workspace, git: Git, history: History, now: datetime) -> Facts:
+    layout = workspace.layout
+    planned = history.planned
+    incoming = count_items([layout.inbox_pool])
+    items = incoming + count_items([layout.pool])
+    tags = git.tags() if history.rounds else {}
+    untagged = next((r["round"] for r in history.rounds if f"round-{r['round']:04d}" not in tags), None)
+    selected = next_round(layout)
+    closed = selected is not None and selected == (0 if planned is None else planned + 1)
+    decided = False
+    if closed:
+        record = read_json(layout.genesis if planned is None else layout.record(planned)) or {}
+        decided = record.get("build") == build.build_key(layout)
+    if planned is None or closed:
+        return Facts(items, incoming, planned, untagged, closed=closed, built=build.built(layout), decided=decided)
+    tasks = read_plan(git, planned)
+    inbox = read_events(layout.inbox_events)
+    settled = settled_tasks(workspace, tasks, read_events(layout.events, layout.inbox_events))
+    news = {event.item_id for event in inbox if event.label is not None}
+    opened = datetime.fromtimestamp(opened_at(layout, git, planned), UTC)
+    return Facts(
+        items=items,
+        incoming=incoming,
+        planned=planned,
+        untagged=untagged,
+        tasks=len(tasks),
+        settled=settled,
+        new_labels=len(news),
+        age_days=max(0.0, (now - opened).total_seconds() / 86_400),
+    )
+
+
+def settled_tasks(workspace: Workspace, tasks: list[PlannedTask], events: list[Event]) -> int:
+    """How many of a round's tasks are answered or given up."""
+    params = workspace.params
+    found = standing(tasks, events, params.round.overlap, len(params.annotators) or None)
+    return sum(value != "open" for value in found.values())
+
+
+def opened_at(layout: Layout, git: Git, number: int) -> float:
+    """When round `number` opened, in seconds since 1970: its first complete push, else the commit of its plan."""
+    remembered = read_json(layout.state(number), {}).get("opened_at")
+    return float(remembered) if remembered else float(git.commit_time())
+
+
+def _take(step: Step, session: _Session, facts: Facts) -> Any:
+    layout, workspace, planned = session.layout, session.workspace, facts.planned
+    match step:
+        case Step.INGEST:
+            return ingest_sources(workspace)
+        case Step.CONNECT:
+            return _connect(session)
+        case Step.RETIRE | Step.PUSH | Step.PULL | Step.AUDIT:
+            assert planned is not None
+            return _with_label_studio(step, session, planned)
+        case Step.CLOSE:
+            upcoming = 0 if planned is None else planned + 1
+            why = close_reason(facts, closing_rule(workspace)) if planned is not None else "the first build"
+            _remember(layout, planned, closed_at=session.now().timestamp(), reason=why)
+            return close(layout, session.dvc, upcoming)
+        case Step.DECIDE:
+            return publish.decide_and_plan(
+                workspace,
+                session.git,
+                session.history,
+                planned,
+                build.build_key(layout),
+                _round_facts(session, planned),
+            )
+        case Step.PUBLISH:
+            return _publish(session, planned)
+        case Step.TAG:
+            assert facts.untagged is not None
+            return publish.tag(session.git, layout, facts.untagged)
+        case Step.SYNC:
+            return publish.sync(session.git, layout)
+        case _:
+            return build.run_step(step, layout, workspace.params.features, session.dvc)
+
+
+def _connect(session: _Session) -> None:
+    """Find or make our project. A new one is committed at once, so that the work tree stays clean while people label."""
+    layout, workspace = session.layout, session.workspace
+    known = read_json(layout.project) or None
+    params = workspace.params
+    session.oracle = session.make_oracle()
+    session.project = session.oracle.ensure_project(
+        workspace_id=workspace.id,
+        clone_id=workspace.clone_id,
+        schema=params.schema_,
+        overlap=params.round.overlap,
+        show_guess=params.label_studio.show_guess,
+        known=None if known is None else ProjectRef(**known),
+    )
+    found = {"project_id": session.project.project_id, "project_uid": session.project.project_uid}
+    if known != found:
+        write_json(layout.project, found)
+    if session.git.changed([layout.project]):
+        session.git.commit(f"Use Label Studio's project {found['project_id']}", [layout.project])
+
+
+def _with_label_studio(step: Step, session: _Session, planned: int) -> None:
+    layout, workspace = session.layout, session.workspace
+    if session.oracle is None or session.project is None:
+        _connect(session)
+    assert session.oracle is not None and session.project is not None
+    if step is Step.RETIRE:
+        retire(session.oracle, session.project, planned)
+    elif step is Step.PUSH:
+        plan = read_plan(session.git, planned)
+        push(session.oracle, session.project, tasks_of(workspace, plan))
+        if "opened_at" not in read_json(layout.state(planned), {}):
+            _remember(layout, planned, opened_at=session.now().timestamp())
+    else:
+        report = pull(
+            workspace,
+            session.oracle,
+            session.project,
+            read_plans(session.git),
+            workspace.params.schema_,
+            workspace.params.annotators,
+            session.now().isoformat(timespec="seconds"),
+            workspace.params.label_studio.max_vanished,
+            accept_vanished=session.options.accept_vanished,
+            full=step is Step.AUDIT,
+        )
+        for kind, count in report.events.items():
+            session.pulled[kind] = session.pulled.get(kind, 0) + count
+        for reason, count in report.refused.items():
+            session.refused[reason] = session.refused.get(reason, 0) + count
+
+
+def tasks_of(workspace: Workspace, plan: list[PlannedTask]) -> list[Task]:
+    """The planned tasks with what annotators will see of them."""
+    layout, params = workspace.layout, workspace.params
+    items = fetch([layout.pool, layout.test], [task.item_id for task in plan])
+    tasks = []
+    for planned in plan:
+        item = items[planned.item_id]
+        columns = {"text": item.text, **{k: str(v) for k, v in json.loads(item.metadata).items()}}
+        fields = {name: shown_text(columns.get(name, "")) for name in params.schema_.fields}
+        tasks.append(Task(planned, fields))
+    return tasks
+
+
+def _publish(session: _Session, planned: int | None) -> None:
+    layout = session.layout
+    if session.dvc.changed():
+        build.forget_built(layout)
+        (layout.genesis if planned is None else layout.record(planned)).unlink(missing_ok=True)
+        session.say("an output of the build is not what its record says: the build starts over")
+        return
+    publish.publish(session.workspace, session.git, session.dvc, planned)
+    build.forget_built(layout)
+    session.history = read_history(layout, session.git)
+
+
+def _round_facts(session: _Session, planned: int | None) -> dict[str, Any]:
+    """What the record of a round says beside the results: times, answers, why it closed."""
+    layout = session.layout
+    remembered = read_json(_state_file(layout, planned), {})
+    facts: dict[str, Any] = {
+        "opened_at": remembered.get("opened_at"),
+        "closed_at": remembered.get("closed_at"),
+        "reason": remembered.get("reason"),
+        "seconds": build.build_seconds(layout),
+        "project": read_json(layout.project) or None,
+    }
+    if planned is not None:
+        events = read_events(layout.events)
+        tasks = read_plan(session.git, planned)
+        params = session.workspace.params
+        found = standing(tasks, events, params.round.overlap, len(params.annotators) or None)
+        facts["answers"] = {
+            "tasks": len(tasks),
+            "answered": sum(value == "answered" for value in found.values()),
+            "given_up": sum(value == "given_up" for value in found.values()),
+            "unanswered": sum(value == "open" for value in found.values()),
+            "refused": dict(Counter(row["reason"] for row in read_refused(layout.events))),
+        }
+    return facts
+
+
+def _check_owned(session: _Session) -> None:
+    """Between builds everything the engine owns is as committed; a change there is somebody else's."""
+    layout = session.layout
+    if layout.closing.exists() or _look(session.workspace, session.git, session.history, session.now()).closed:
+        return
+    if session.git.head() is None:
+        raise ForeignEdit(f"{layout.root} has no commit; was `al init` interrupted? Run it again")
+    changed = [name for name in session.git.changed(layout.owned) if not name.endswith("project.json")]
+    if changed:
+        raise ForeignEdit(
+            f"changed by somebody else: {', '.join(changed[:5])}. `git diff` shows what; "
+            "`git checkout -- FILE` (or deleting a file that git does not know) takes it back"
+        )
+    check_sources(layout, session.dvc)
+
+
+def _remember(layout: Layout, planned: int | None, **values: Any) -> None:
+    path = _state_file(layout, planned)
+    write_json(path, {**read_json(path, {}), **values})
+
+
+def _state_file(layout: Layout, planned: int | None) -> Path:
+    return layout.private / "rounds/genesis.json" if planned is None else layout.state(planned)
+
+
+def _tidy(layout: Layout) -> None:
+    remove_leftovers(
+        layout.root,
+        layout.private,
+        layout.rounds,
+        layout.root / "data",
+        layout.events,
+        layout.pool,
+        layout.test,
+        layout.inbox_events,
+    )
+
+
+def _announce(step: Step, session: _Session) -> str:
+    number = session.history.planned
+    return f"{'first build' if number is None else f'round {number}'}: {step}"

@@ -1,0 +1,138 @@
+"""The files that stages write and everybody else reads: labelled sets, scores, queries, predictions.
+
+Parquet is written so that equal rows give equal bytes: fixed schema, one row group, no timestamps.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from al_pipeline.errors import BadInput
+from al_pipeline.files import read_jsonl, replacing, write_jsonl, write_text
+from al_pipeline.records import LabeledItem, Query, Unresolved
+
+_LABELED = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("content_hash", pa.string()),
+        ("label", pa.string()),
+        ("agreement", pa.float64()),
+        ("answers", pa.int64()),
+        ("round", pa.int64()),
+    ]
+)
+_UNRESOLVED = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("part", pa.string()),
+        ("kind", pa.string()),
+        ("reason", pa.string()),
+        ("asked", pa.int64()),
+    ]
+)
+_SCORES = pa.schema([("item_id", pa.string()), ("score", pa.float64())])
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """A model's probabilities for the labelled test set. `proba` is (n, C), its columns in the order of `classes`."""
+
+    item_ids: tuple[str, ...]
+    labels: tuple[str, ...]
+    classes: tuple[str, ...]
+    proba: np.ndarray[Any, np.dtype[np.float64]]
+
+
+def write_labeled(path: Path, rows: Sequence[LabeledItem]) -> None:
+    """Write a labelled set."""
+    _write(path, _LABELED, rows)
+
+
+def read_labeled(path: Path) -> list[LabeledItem]:
+    """The labelled set that `write_labeled` wrote."""
+    return [LabeledItem(**row) for row in pq.read_table(path).to_pylist()]
+
+
+def write_unresolved(path: Path, rows: Sequence[Unresolved]) -> None:
+    """Write the items whose answers give no label."""
+    _write(path, _UNRESOLVED, rows)
+
+
+def read_unresolved(path: Path) -> list[Unresolved]:
+    """The items that `write_unresolved` wrote."""
+    return [Unresolved(**row) for row in pq.read_table(path).to_pylist()]
+
+
+def write_scores(path: Path, item_ids: Sequence[str], scores: Sequence[float]) -> None:
+    """Write the shortlist: the best-scored candidates, best first."""
+    columns = [pa.array(list(item_ids), pa.string()), pa.array(list(scores), pa.float64())]
+    _store(path, pa.Table.from_arrays(columns, schema=_SCORES))
+
+
+def read_scores(path: Path) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float64]]]:
+    """The shortlist's ids and their scores (n,)."""
+    table = pq.read_table(path)
+    return table.column("item_id").to_pylist(), table.column("score").to_numpy()
+
+
+def write_queries(path: Path, queries: Sequence[Query]) -> None:
+    """Write a batch in the order of asking."""
+    write_jsonl(path, (asdict(query) for query in queries))
+
+
+def read_queries(path: Path) -> list[Query]:
+    """The batch that `write_queries` wrote."""
+    return [Query(**row) for row in read_jsonl(path)]
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Write predictions as CSV: `item_id`, `label`, then one column of probabilities a class."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["item_id", "label", *predictions.classes])
+    for item_id, label, row in zip(predictions.item_ids, predictions.labels, predictions.proba.tolist(), strict=True):
+        writer.writerow([item_id, label, *(f"{value:.9g}" for value in row)])
+    write_text(path, out.getvalue())
+
+
+def parse_predictions(text: str) -> Predictions:
+    """The predictions in a CSV that `write_predictions` wrote. Raises BadInput where it is another file."""
+    rows = list(csv.reader(io.StringIO(text)))
+    if not rows or rows[0][:2] != ["item_id", "label"]:
+        raise BadInput("predictions.csv does not begin with the columns item_id, label")
+    classes = tuple(rows[0][2:])
+    try:
+        proba = np.array([[float(value) for value in row[2:]] for row in rows[1:]], dtype=np.float64)
+        proba = proba.reshape(len(rows) - 1, len(classes))
+    except ValueError:
+        raise BadInput("predictions.csv holds a probability that is not a number") from None
+    return Predictions(tuple(row[0] for row in rows[1:]), tuple(row[1] for row in rows[1:]), classes, proba)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values as one level, keys joined by dots."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _write(path: Path, schema: pa.Schema, rows: Sequence[LabeledItem] | Sequence[Unresolved]) -> None:
+    _store(path, pa.Table.from_pylist([asdict(row) for row in rows], schema=schema))
+
+
+def _store(path: Path, table: pa.Table) -> None:
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", store_schema=False)

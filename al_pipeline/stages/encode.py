@@ -1,0 +1,37 @@
+"""Fill the cache of features before the stages read it. No stage of `dvc.yaml`: the cache may be deleted at any time."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from al_pipeline.encoding import open_vectors
+from al_pipeline.errors import AlError
+from al_pipeline.items import iter_items, read_ids
+from al_pipeline.layout import Layout
+from al_pipeline.params import load_params
+
+
+def main(layout: Layout | None = None) -> int:
+    """Encode what the pool and the test set have new; return how many texts that were."""
+    layout = layout or Layout()
+    vectors = open_vectors(layout, load_params(layout.params).features)
+    if vectors is None:
+        return 0
+    folders = [layout.pool, layout.test]
+    missing = vectors.missing(list(read_ids(folders).hashes()))
+    if not missing:
+        return 0
+
+    def texts() -> Iterator[tuple[str, str]]:
+        for batch in iter_items(folders):
+            yield from ((item.content_hash, item.text) for item in batch)
+
+    return vectors.prepare(texts(), missing)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except AlError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

@@ -1,0 +1,55 @@
+"""Stage `evaluate`: the model against the labelled test set. The only stage that sees test labels."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+import numpy as np
+
+from al_pipeline.encoding import open_vectors
+from al_pipeline.engine import check_engine
+from al_pipeline.files import write_json, write_text
+from al_pipeline.items import fetch
+from al_pipeline.layout import Layout
+from al_pipeline.metrics import evaluate
+from al_pipeline.models import load_text_model
+from al_pipeline.params import load_params
+from al_pipeline.results import Predictions, read_labeled, write_predictions
+from al_pipeline.stages import stage
+
+
+@stage
+def main(layout: Layout) -> None:
+    """Write the metrics with their intervals, and the predictions that they come from."""
+    check_engine(layout.engine)
+    params = load_params(layout.params)
+    classes = params.schema_.labels
+    labeled = read_labeled(layout.test_labels)
+    found = fetch([layout.test], [row.item_id for row in labeled])
+    items = [found[row.item_id] for row in labeled]
+    vectors = open_vectors(layout, params.features)
+    model = load_text_model(layout.model)
+    proba = model.predict_proba([item.text for item in items], None if vectors is None else vectors.of(items))
+    truth = np.array([classes.index(row.label) for row in labeled], dtype=np.intp)
+    rng = np.random.default_rng([params.seed, 0xE7A1])
+    metrics = evaluate(proba, truth, classes, rng, params.evaluate.bootstrap, params.evaluate.confidence)
+    write_json(layout.metrics, metrics.to_row())
+    write_text(layout.metrics_csv, _csv(metrics.to_table()))
+    write_predictions(
+        layout.predictions,
+        Predictions(tuple(item.item_id for item in items), tuple(row.label for row in labeled), tuple(classes), proba),
+    )
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, ("metric", "label", "value", "low", "high", "reason"), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+if __name__ == "__main__":
+    main()

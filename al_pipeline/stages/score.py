@@ -1,0 +1,73 @@
+"""Stage `score`: how much each unlabelled item of the pool would teach the model."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from al_pipeline.acquisition import ACQUISITION
+from al_pipeline.encoding import open_vectors
+from al_pipeline.engine import check_engine
+from al_pipeline.files import write_json
+from al_pipeline.items import iter_items
+from al_pipeline.layout import Layout
+from al_pipeline.models import load_text_model
+from al_pipeline.params import load_params
+from al_pipeline.query_strategies import STRATEGIES, round_seed, top_k
+from al_pipeline.results import read_labeled, read_unresolved, write_scores
+from al_pipeline.stages import stage
+
+BINS = 20
+
+
+@stage
+def main(layout: Layout) -> None:
+    """Score the pool part by part; keep the best as a shortlist, and a histogram of all."""
+    check_engine(layout.engine)
+    params = load_params(layout.params)
+    closed = {row.item_id for row in read_labeled(layout.labeled)}
+    closed |= {row.item_id for row in read_unresolved(layout.unresolved) if row.kind == "ignored"}
+    vectors = open_vectors(layout, params.features)
+    model = load_text_model(layout.model)
+    acquire = ACQUISITION[STRATEGIES[params.select.strategy].acquisition or "margin"]
+    keep = max(params.select.shortlist, 2 * params.select.batch_size)
+    seed = round_seed(params.seed, 0, "score")
+    best_ids: list[str] = []
+    best = np.empty(0)
+    edges: np.ndarray | None = None
+    counts = np.zeros(BINS, dtype=np.int64)
+    predicted = np.zeros(len(params.schema_.labels), dtype=np.int64)
+    for batch in iter_items([layout.pool]):
+        items = [item for item in batch if item.item_id not in closed]
+        if not items:
+            continue
+        proba = model.predict_proba([item.text for item in items], None if vectors is None else vectors.of(items))
+        scores = acquire(proba)
+        if edges is None:
+            edges = np.linspace(*_bounds(acquire, proba.shape[1]), BINS + 1)
+        counts += np.histogram(np.clip(scores, edges[0], edges[-1]), edges)[0]
+        predicted += np.bincount(proba.argmax(axis=1), minlength=len(predicted))
+        best_ids += [item.item_id for item in items]
+        best = np.concatenate([best, scores])
+        rows = top_k(best, best_ids, keep, seed)
+        best_ids, best = [best_ids[row] for row in rows], best[rows]
+    write_scores(layout.scores, best_ids, best.tolist())
+    write_json(
+        layout.histogram,
+        {
+            "acquisition": params.select.strategy,
+            "edges": [] if edges is None else edges.tolist(),
+            "counts": counts.tolist(),
+            "predicted": dict(zip(params.schema_.labels, predicted.tolist(), strict=True)),
+        },
+    )
+
+
+def _bounds(acquire: object, classes: int) -> tuple[float, float]:
+    """The lowest and the highest score there can be: of a certain and of a uniform distribution."""
+    assert callable(acquire)
+    low, high = acquire(np.stack([np.eye(classes)[0], np.full(classes, 1 / classes)]))
+    return float(low), float(high)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Stage `train`: the labelled set as a model, from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from al_pipeline.encoding import open_vectors
+from al_pipeline.engine import check_engine
+from al_pipeline.items import fetch, iter_items
+from al_pipeline.layout import Layout
+from al_pipeline.models import fit_text_model
+from al_pipeline.params import load_params
+from al_pipeline.results import read_labeled
+from al_pipeline.stages import stage
+
+
+@stage
+def main(layout: Layout) -> None:
+    """Fit the classifier on the labelled set and save it; with no labels it is the prior."""
+    check_engine(layout.engine)
+    params = load_params(layout.params)
+    labeled = read_labeled(layout.labeled)
+    found = fetch([layout.pool], [row.item_id for row in labeled])
+    items = [found[row.item_id] for row in labeled]
+    vectors = open_vectors(layout, params.features)
+
+    def corpus() -> Iterator[str]:
+        for batch in iter_items([layout.pool]):
+            yield from (item.text for item in batch)
+
+    model = fit_text_model(
+        texts=[item.text for item in items],
+        vectors=None if vectors is None else vectors.of(items),
+        labels=[row.label for row in labeled],
+        classes=params.schema_.labels,
+        features=params.features,
+        tfidf_corpus=corpus(),
+        seed=params.seed,
+        calibrate=params.train.calibrate,
+    )
+    model.save(layout.model)
+
+
+if __name__ == "__main__":
+    main()
