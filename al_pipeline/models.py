@@ -66,8 +66,8 @@ class TextModel:
 
     def predict_proba(self, texts: Sequence[str], vectors: Vectors | None) -> NDArray[np.float64]:
         """Probabilities (n, C), strictly between 0 and 1, rows sum to 1. Raises BadInput for unfit vectors."""
-        if not len(texts):
-            return np.zeros((0, len(self.classes)))
+        if not self.head.weights:
+            return self.head.predict_proba(FeatureMatrix(np.zeros((len(texts), 0), np.float32)))
         return self.head.predict_proba(_features(texts, vectors, self.uses_encoder, self.tfidf))
 
     def save(self, folder: Path) -> None:

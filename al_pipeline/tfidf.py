@@ -31,7 +31,7 @@ IDF_FILE = "tfidf.safetensors"
 FORMAT = "al-tfidf/1"
 
 _WORD = re.compile(r"\b\w\w+\b")
-_MAX_CHARACTERS = 20_000
+_MAX_CHARACTERS = 10_000
 """Of a longer text only the beginning is counted."""
 
 
@@ -89,7 +89,7 @@ def load_tfidf(folder: Path) -> Tfidf:
     return Tfidf(tuple(card["terms"]), idf)
 
 
-def fit(texts: Iterable[str], max_terms: int = 50_000, sample: int = 20_000, min_df: int = 2) -> Tfidf:
+def fit(texts: Iterable[str], max_terms: int = 50_000, sample: int = 10_000, min_df: int = 2) -> Tfidf:
     """The vocabulary of a bounded sample of `texts`: terms in at least `min_df` texts, the most frequent ones first.
 
     The sample is those texts whose hash is smallest, so that neither order nor a seed decides, and a growing pool
