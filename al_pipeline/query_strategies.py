@@ -56,7 +56,7 @@ class Shortlist:
                 continue
             if len(values) != len(self.ids):
                 raise ValueError(f"the shortlist has {len(self.ids)} ids and {len(values)} rows of {need}")
-            finite = np.isfinite(values).reshape(len(self.ids), -1).all(axis=1)
+            finite = np.isfinite(values).all(axis=tuple(range(1, np.ndim(values))))
             if not finite.all():
                 raise ValueError(f"{need} of item {self.ids[int(np.argmin(finite))]!r} are not finite")
 

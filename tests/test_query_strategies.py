@@ -1,0 +1,376 @@
+"""Query strategies: one contract for all in the table, and the laws of the batch."""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from al_pipeline import query_strategies
+from al_pipeline.acquisition import ACQUISITION
+from al_pipeline.params import Select
+from al_pipeline.query_strategies import (
+    ASK_AGAIN,
+    RANDOM_FILL,
+    RANDOM_SLICE,
+    STRATEGIES,
+    Need,
+    Picked,
+    Shortlist,
+    Strategy,
+    choose,
+    round_seed,
+    sample,
+    slice_size,
+    top_k,
+)
+from al_pipeline.records import Query
+
+EVERY = pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+SEED = round_seed(1, 0, "margin")
+
+
+def ids(n: int, start: int = 0) -> list[str]:
+    return [f"item-{number}" for number in range(start, start + n)]
+
+
+def view_of(items: list[str], seed: int = 0) -> Shortlist:
+    """A shortlist with everything that a strategy may declare as needed; a row depends on its id alone."""
+    rows = np.array([row_of(item, seed) for item in items]).reshape(-1, 7)
+    proba = np.exp(rows[:, :3]) / np.exp(rows[:, :3]).sum(axis=1, keepdims=True)
+    return Shortlist(items, np.round(proba.max(axis=1), 1), proba, rows[:, 3:])  # rounded: ties
+
+
+@cache
+def row_of(item: str, seed: int) -> np.ndarray:
+    return np.random.default_rng([seed, *item.encode()]).normal(size=7)
+
+
+def batch(strategy: str, candidates: list[str], shortlist: Shortlist | None = None, **other) -> list[Query]:
+    settings_ = {"k": 8, "random_share": 0.25, "seed": round_seed(1, 1, strategy), **other}
+    return choose(candidates, shortlist or view_of(candidates), strategy=strategy, **settings_)
+
+
+# The table ----------------------------------------------------------------------------------------------------------
+def test_params_and_table_name_the_same_strategies() -> None:
+    assert set(get_args(Select.model_fields["strategy"].annotation)) == set(STRATEGIES)
+
+
+def test_every_declared_need_is_one_that_the_contract_supplies() -> None:
+    assert set(get_args(Need)) == {"scores", "proba", "vectors"}
+    for name, strategy in STRATEGIES.items():
+        assert strategy.needs <= set(get_args(Need)), name
+        assert strategy.acquisition is None or strategy.acquisition in ACQUISITION, name
+        assert ("scores" in strategy.needs) <= (strategy.acquisition is not None), name
+
+
+# The contract -------------------------------------------------------------------------------------------------------
+@EVERY
+def test_three_rounds_with_labels_ignored_items_and_arrivals(strategy: str) -> None:
+    """No labelled, ignored or pending item is ever offered; none twice; half-answered rounds proceed."""
+    pool, labeled, ignored, pending = ids(60), set(), set(), set()
+    for number in range(3):
+        pool = pool + ids(15, start=100 * (number + 1))
+        unlabeled = [item for item in pool if item not in labeled | ignored | pending]
+        queries = batch(
+            strategy, unlabeled, view_of(pool, number), seed=round_seed(1, number, strategy), cold_start=number == 0
+        )
+        asked = [query.item_id for query in queries]
+        assert len(asked) == len(set(asked)) == 8
+        assert set(asked) <= set(unlabeled)
+        assert [query.rank for query in queries] == list(range(8))
+        labeled |= set(asked[:3])
+        ignored |= set(asked[3:4])
+        pending = set(asked[4:])
+
+
+@EVERY
+@given(data=st.data())
+@settings(max_examples=25, derandomize=True, deadline=None)
+def test_order_of_pool_and_shortlist_is_nothing(strategy: str, data: st.DataObject) -> None:
+    items = ids(data.draw(st.integers(1, 30)))
+    view = view_of(items)
+    shuffled = data.draw(st.permutations(items))
+    order = np.array(data.draw(st.permutations(range(len(items)))), dtype=np.intp)
+    assert batch(strategy, items, view) == batch(strategy, shuffled, view.rows(order))
+
+
+@EVERY
+@given(
+    n=st.integers(0, 30),
+    shortlisted=st.integers(0, 40),
+    k=st.integers(0, 40),
+    share=st.floats(0, 1),
+    again=st.lists(st.integers(0, 40), max_size=8),
+    cold=st.booleans(),
+)
+@settings(max_examples=60, derandomize=True, deadline=None)
+def test_any_batch(strategy: str, n: int, shortlisted: int, k: int, share: float, again: list[int], cold: bool) -> None:
+    items = ids(n)
+    first = [f"item-{number}" for number in again]
+    queries = batch(strategy, items, view_of(ids(shortlisted)), k=k, random_share=share, first=first, cold_start=cold)
+    asked = [query.item_id for query in queries]
+    assert len(asked) == len(set(asked)) == min(n, k)
+    assert set(asked) <= set(items)
+    assert all(0 < query.probability <= 1 and np.isfinite(query.score) for query in queries)
+    honest = [query for query in queries if query.strategy == RANDOM_SLICE]
+    assert len(honest) == slice_size(min(n, k), share)
+    assert all(query.probability == len(honest) / n for query in honest)
+    assert {q.strategy for q in queries} <= {RANDOM_SLICE, ASK_AGAIN, RANDOM_FILL, "random" if cold else strategy}
+
+
+@EVERY
+def test_batch_larger_than_the_pool_gives_the_pool(strategy: str) -> None:
+    assert {query.item_id for query in batch(strategy, ids(5), k=50)} == set(ids(5))
+
+
+@EVERY
+@pytest.mark.parametrize("n", [0, 1, 7])
+def test_tiny_pools(strategy: str, n: int) -> None:
+    assert len(batch(strategy, ids(n))) == n
+
+
+@EVERY
+def test_the_shortlist_is_not_changed_and_the_seed_can_be_used_again(strategy: str) -> None:
+    view = view_of(ids(20))
+    before = [np.array(values) for values in (view.scores, view.proba, view.vectors)]
+    seed = round_seed(1, 1, strategy)
+    assert batch(strategy, ids(20), view, seed=seed) == batch(strategy, ids(20), view, seed=seed)
+    for one, other in zip(before, (view.scores, view.proba, view.vectors), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@EVERY
+def test_another_round_draws_another_slice(strategy: str) -> None:
+    def honest(number: int) -> set[str]:
+        queries = batch(strategy, ids(200), k=40, seed=round_seed(1, number, strategy))
+        return {query.item_id for query in queries if query.strategy == RANDOM_SLICE}
+
+    assert honest(1) != honest(2)
+
+
+@EVERY
+def test_a_strategy_without_what_it_needs_is_refused_by_name(strategy: str) -> None:
+    needs = STRATEGIES[strategy].needs
+    if not needs:
+        assert batch(strategy, ids(9), Shortlist([]))
+        return
+    for missing in needs:
+        with pytest.raises(ValueError, match=rf"'{strategy}' needs {missing}"):
+            batch(strategy, ids(9), replace(view_of(ids(9)), **{missing: None}))
+    with pytest.raises(ValueError, match=rf"'{strategy}' needs a shortlist"):
+        choose(ids(9), None, strategy=strategy, k=2, random_share=0, seed=SEED)
+
+
+def test_same_batch_in_a_new_process() -> None:
+    """Nothing hangs on hash randomisation or on a global generator."""
+    program = (
+        "import sys; sys.path.insert(0, 'tests'); from test_query_strategies import *;"
+        "print([(q.item_id, q.strategy) for s in sorted(STRATEGIES) for q in batch(s, ids(50))])"
+    )
+    here = str([(q.item_id, q.strategy) for s in sorted(STRATEGIES) for q in batch(s, ids(50))])
+    root = Path(query_strategies.__file__).parents[1]
+    environment = {**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": str(root)}
+    out = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert out.stdout.strip() == here
+
+
+def test_selection_is_pinned() -> None:
+    """A change of these ids changes what every workspace asks next: raise the engine's version, say it in CHANGELOG."""
+    queries = batch("margin", ids(30), Shortlist(ids(30), np.zeros(30)), k=5)
+    assert [query.item_id for query in queries] == ["item-26", "item-16", "item-29", "item-15", "item-7"]
+    assert [query.rank for query in queries if query.strategy == RANDOM_SLICE] == [3]
+
+
+# A strategy of one's own plugs in -----------------------------------------------------------------------------------
+def test_a_strategy_on_vectors_plugs_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    def farthest_from_origin(view: Shortlist, k: int, seed: np.random.SeedSequence) -> Picked:
+        return Picked(top_k(np.linalg.norm(view.vectors, axis=1), view.ids, k, seed), np.ones(k))
+
+    monkeypatch.setitem(STRATEGIES, "far", Strategy(farthest_from_origin, frozenset({"vectors"})))
+    view = view_of(ids(30))
+    expected = [view.ids[row] for row in np.argsort(-np.linalg.norm(view.vectors, axis=1))[:4]]
+    assert [query.item_id for query in batch("far", ids(30), view, k=4, random_share=0)] == expected
+
+
+# Top k --------------------------------------------------------------------------------------------------------------
+@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, -np.inf, np.inf]), max_size=30), st.integers(0, 40))
+@settings(max_examples=100, derandomize=True)
+def test_top_k_is_the_best_k_in_falling_order(scores: list[float], k: int) -> None:
+    chosen = top_k(scores, ids(len(scores)), k, SEED)
+    assert len(set(chosen.tolist())) == len(chosen) == min(k, len(scores))
+    assert [scores[position] for position in chosen] == sorted(scores, reverse=True)[:k]
+
+
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=30), st.integers(1, 30), st.integers(0, 29))
+@settings(max_examples=100, derandomize=True)
+def test_a_higher_score_never_loses_its_place(scores: list[float], k: int, which: int) -> None:
+    which %= len(scores)
+    raised = [score + 0.5 * (position == which) for position, score in enumerate(scores)]
+    names = ids(len(scores))
+    assert (which in top_k(scores, names, k, SEED)) <= (which in top_k(raised, names, k, SEED))
+
+
+def test_ties_are_broken_by_the_seed_and_fairly() -> None:
+    firsts = [int(top_k(np.zeros(5), ids(5), 1, round_seed(1, number, ""))[0]) for number in range(1000)]
+    counts = np.bincount(firsts, minlength=5)
+    assert ((counts > 150) & (counts < 250)).all()  # 200 +- 4 standard deviations of 12.6
+
+
+def test_two_ids_with_one_hash_are_ordered_by_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(query_strategies, "_hashes", lambda names, seed, purpose: np.zeros(len(names), dtype=np.uint64))
+    names = ["c", "a", "d", "b"]
+    assert [names[p] for p in top_k(np.zeros(4), names, 3, SEED)] == ["a", "b", "c"]
+    assert [names[p] for p in sample(names, 2, SEED)] == ["a", "b"]
+
+
+def test_top_k_names_the_item_whose_score_is_nan() -> None:
+    with pytest.raises(ValueError, match="'item-1' is NaN"):
+        top_k([0.0, np.nan], ids(2), 1, SEED)
+    with pytest.raises(ValueError, match="2 ids and scores of shape"):
+        top_k([0.0], ids(2), 1, SEED)
+    with pytest.raises(ValueError, match="cannot choose -1"):
+        top_k([0.0], ids(1), -1, SEED)
+
+
+# The random slice ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("k", "share", "size"),
+    [(40, 0.1, 4), (40, 0, 0), (40, 1, 40), (2, 0.01, 1), (1, 0.1, 0), (1, 0.5, 1), (5, 0.5, 3), (0, 0.5, 0)],
+)
+def test_slice_size(k: int, share: float, size: int) -> None:
+    assert slice_size(k, share) == size
+
+
+def test_slice_is_uniform_over_all_candidates_whatever_their_scores() -> None:
+    """Each of 20 candidates is in the slice with probability 2/20, the best scored and the tied ones too."""
+    counts = dict.fromkeys(ids(20), 0)
+    view = Shortlist(ids(20)[:10], np.linspace(1, 0.1, 10))
+    for number in range(2000):
+        queries = choose(
+            ids(20), view, strategy="margin", k=8, random_share=0.25, seed=round_seed(7, number, "margin"), first=ids(3)
+        )
+        for query in queries:
+            counts[query.item_id] += query.strategy == RANDOM_SLICE
+    chi_square = sum((count - 200) ** 2 / 200 for count in counts.values())
+    assert sum(counts.values()) == 4000
+    assert chi_square < 43.8  # 0.1 % point, 19 degrees of freedom
+
+
+def test_slice_weights_estimate_the_pool() -> None:
+    """Weight 1 / probability over the slice alone gives the pool's mean; the strategy's picks do not."""
+    truth = {item: float(number < 10) for number, item in enumerate(ids(100))}
+    view = Shortlist(ids(100), np.array([truth[item] for item in ids(100)]))
+    estimates, biased = [], []
+    for number in range(300):
+        queries = choose(ids(100), view, strategy="margin", k=20, random_share=0.5, seed=round_seed(3, number, ""))
+        honest = [query for query in queries if query.strategy == RANDOM_SLICE]
+        estimates.append(sum(truth[query.item_id] / query.probability for query in honest) / 100)
+        biased.append(np.mean([truth[query.item_id] for query in queries]))
+    assert np.mean(estimates) == pytest.approx(0.1, abs=0.02)
+    assert np.mean(biased) > 0.4
+
+
+@given(k=st.integers(2, 60), share=st.floats(0.05, 0.5), number=st.integers(0, 1000))
+@settings(max_examples=60, derandomize=True)
+def test_slice_is_spread_so_that_any_half_keeps_its_share(k: int, share: float, number: int) -> None:
+    queries = choose(
+        ids(200), view_of(ids(200)), strategy="margin", k=k, random_share=share, seed=round_seed(1, number, "margin")
+    )
+    places = [query.rank for query in queries if query.strategy == RANDOM_SLICE]
+    size = slice_size(k, share)
+    assert all(part * k // size <= place < -(-(part + 1) * k // size) for part, place in enumerate(places))
+
+
+def test_rest_is_the_best_by_score_in_falling_order() -> None:
+    scores = np.linspace(0, 1, 50)
+    queries = choose(ids(50), Shortlist(ids(50), scores), strategy="margin", k=10, random_share=0.2, seed=SEED)
+    own = [query for query in queries if query.strategy == "margin"]
+    honest = {query.item_id for query in queries if query.strategy == RANDOM_SLICE}
+    assert [query.item_id for query in own] == [item for item in reversed(ids(50)) if item not in honest][:8]
+    assert all(query.probability == 1.0 and query.score == scores[int(query.item_id[5:])] for query in own)
+
+
+# Random, cold start, re-asks, short shortlists ----------------------------------------------------------------------
+def test_random_draws_uniformly_and_says_so() -> None:
+    queries = choose(ids(40), None, strategy="random", k=10, random_share=0, seed=SEED)
+    assert {(query.strategy, query.probability) for query in queries} == {("random", 10 / 40)}
+    counts = dict.fromkeys(ids(10), 0)
+    for number in range(1000):
+        for query in choose(
+            ids(10), None, strategy="random", k=3, random_share=0, seed=round_seed(1, number, "random")
+        ):
+            counts[query.item_id] += 1
+    assert all(240 < count < 360 for count in counts.values())  # 300 +- 4 standard deviations of 14.5
+
+
+def test_random_beside_a_slice_says_what_it_was_drawn_from() -> None:
+    queries = choose(ids(40), None, strategy="random", k=10, random_share=0.2, seed=SEED)
+    assert sorted({(q.strategy, q.probability) for q in queries}) == [("random", 8 / 38), (RANDOM_SLICE, 2 / 40)]
+
+
+def test_cold_start_is_random_whatever_the_strategy_and_scores() -> None:
+    cold = choose(ids(40), None, strategy="margin", k=10, random_share=0, seed=SEED, cold_start=True)
+    assert cold == choose(ids(40), None, strategy="random", k=10, random_share=0, seed=SEED)
+
+
+def test_ties_come_first_once_and_only_while_candidates() -> None:
+    view = Shortlist(ids(50), np.linspace(0, 1, 50))
+    first = ["item-3", "gone", "item-1", "item-3"]
+    queries = choose(ids(50), view, strategy="margin", k=6, random_share=0, seed=SEED, first=first)
+    assert [query.item_id for query in queries] == ["item-3", "item-1", "item-49", "item-48", "item-47", "item-46"]
+    assert [query.strategy for query in queries] == [ASK_AGAIN] * 2 + ["margin"] * 4
+    assert [query.score for query in queries[:2]] == [view.scores[3], view.scores[1]]
+
+
+def test_ties_leave_room_for_the_slice() -> None:
+    queries = choose(ids(500), view_of(ids(500)), strategy="margin", k=10, random_share=0.2, seed=SEED, first=ids(100))
+    assert [query.strategy for query in queries].count(ASK_AGAIN) == 8
+    assert [query.strategy for query in queries].count(RANDOM_SLICE) == 2
+
+
+def test_a_short_shortlist_is_filled_up_at_random() -> None:
+    queries = choose(ids(50), Shortlist(ids(3), np.ones(3)), strategy="margin", k=10, random_share=0, seed=SEED)
+    assert [query.strategy for query in queries] == ["margin"] * 3 + [RANDOM_FILL] * 7
+    assert {query.probability for query in queries[3:]} == {7 / 47}
+    assert {query.score for query in queries[3:]} == {0.0}
+
+
+# Refusals -----------------------------------------------------------------------------------------------------------
+def test_wrong_input_is_named() -> None:
+    with pytest.raises(ValueError, match="twice: 'a'"):
+        choose(["a", "b", "a"], None, strategy="random", k=1, random_share=0, seed=SEED)
+    with pytest.raises(ValueError, match="no query strategy 'best'; there are entropy"):
+        choose(["a"], None, strategy="best", k=1, random_share=0, seed=SEED)
+    with pytest.raises(ValueError, match="between 0 and 1, got 1.5"):
+        choose(["a"], None, strategy="random", k=1, random_share=1.5, seed=SEED)
+    with pytest.raises(ValueError, match="shortlist names an item twice: 'a'"):
+        Shortlist(["a", "a"])
+    with pytest.raises(ValueError, match="2 ids and 1 rows of scores"):
+        Shortlist(["a", "b"], np.ones(1))
+    with pytest.raises(ValueError, match="vectors of item 'b' are not finite"):
+        Shortlist(["a", "b"], vectors=np.array([[0.0], [np.nan]]))
+
+
+def test_a_large_pool_is_cheap() -> None:
+    """One pass over 200,000 candidates, none of them compared with another."""
+    items = ids(200_000)
+    began = time.process_time()
+    choose(items, view_of(items[:1000]), strategy="margin", k=100, random_share=0.1, seed=SEED)
+    assert time.process_time() - began < 5
