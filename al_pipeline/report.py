@@ -181,21 +181,25 @@ class ReportData:
 
 
 def summary(report: ReportData) -> str:
-    """The round in plain words, for the head of the page, a terminal or a flow's artifact."""
+    """The round in plain words, for a terminal or a flow's artifact; the page begins with the same ones."""
+    return _clean(f"Round {report.round}: {_gist(report)}")
+
+
+def _gist(report: ReportData) -> str:
     score = _figure(report.metrics, "macro_f1")
     interval = _interval(score)
     if score.value is None:
         measured = "nothing measured yet" + (f" ({score.reason})" if score.reason else "")
     else:
         measured = f"macro-F1 {score.value:.2f}" + (f" ({interval})" if interval else "")
-    sentences = [f"Round {report.round}: {_count(report.labels, 'label')}, {measured}."]
+    sentences = [f"{_count(report.labels, 'label')}, {measured}."]
     if report.decision:
         because = f": {'; '.join(report.decision.reasons)}" if report.decision.reasons else ""
         sentences.append(f"{verdict(report.decision).capitalize()}{because}.")
     if report.answers.waiting:
         are = "waits" if report.answers.waiting == 1 else "wait"
         sentences.append(f"{_count(report.answers.waiting, 'question')} {are} in Label Studio.")
-    return _clean(" ".join(sentences))
+    return " ".join(sentences)
 
 
 def verdict(decision: Decision) -> str:
@@ -229,7 +233,7 @@ def render(report: ReportData) -> str:
     }
     return _template().render(
         report=report,
-        summary=summary(report),
+        summary=_gist(report),
         charts={name: Markup(svg) for name, svg in charts.items()},
         tiles=_tiles(report),
         metrics=[_metric_row(report, name) for name in METRIC_NAMES] if report.metrics else [],

@@ -88,7 +88,7 @@ def test_saving_writes_the_picture(tmp_path):
     assert (tmp_path / "docs/curve.png").read_bytes() == learning_curve_png(CURVE, BASELINE)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(
     st.lists(
         st.builds(

@@ -156,7 +156,7 @@ def hostile_report(text):
 def test_the_page_says_what_the_records_say():
     page = Page(render(make_report()))
     for words in (
-        "Round 3: 160 labels, macro-F1 0.93 (0.89–0.97). Promoted: macro-F1 rose by 0.04 (0.01 to 0.07). "
+        "Round 3", "160 labels, macro-F1 0.93 (0.89–0.97). Promoted: macro-F1 rose by 0.04 (0.01 to 0.07). "
         "40 questions wait in Label Studio.", "Average precision (spam)",
         "Which label fits this text?", "a first text", "mail-1", "0.987", "100 % of 2", "skipped",
         "looks like spam", "0.98", "not a class of the schema", "1 h 13 min", "Not answered 2", "5f2c9a10b7e4",
