@@ -127,7 +127,8 @@ def evaluate(
 
     The prediction is the most likely class, the first of equals. F1 = 2 hits / (support + predicted). Macro F1 is the
     mean over the classes present in the truth (in each resample: in its truth). Log loss is in nats, probabilities
-    below 2.2e-16 raised to it. Calibration error: Guo et al. 2017 (arXiv:1706.04599), equation 3.
+    below 2.2e-16 raised to it. Calibration error: Guo et al. 2017 (arXiv:1706.04599), equation 3. Resampling adds
+    noise to every bin, so that the interval of the calibration error lies high and may even leave its value out.
 
     Average precision is the step-wise sum of (recall gained) * precision over the distinct scores. With two classes it
     is that of `positive`, or by default of the class with fewer test items (the later in `classes` of equals); with
