@@ -194,7 +194,7 @@ def _gist(report: ReportData) -> str:
         measured = f"macro-F1 {score.value:.2f}" + (f" ({interval})" if interval else "")
     sentences = [f"{_count(report.labels, 'label')}, {measured}."]
     if report.decision:
-        because = f": {'; '.join(report.decision.reasons)}" if report.decision.reasons else ""
+        because = f": {'; '.join(report.decision.reasons).rstrip('.')}" if report.decision.reasons else ""
         sentences.append(f"{verdict(report.decision).capitalize()}{because}.")
     if report.answers.waiting:
         are = "waits" if report.answers.waiting == 1 else "wait"

@@ -193,7 +193,7 @@ def test_hostile_text_is_text_everywhere():
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
-@given(st.text(st.characters(), min_size=1, max_size=40))
+@given(st.text(st.sampled_from("<>&\"'/=!-[]{}% ab\x00\u202e\ud800"), min_size=1, max_size=40))
 def test_no_text_changes_the_structure_of_the_page(text):
     Page(render(replace(hostile_report(text), **UNDRAWN))).html.encode()
 
