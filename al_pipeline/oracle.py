@@ -407,6 +407,11 @@ class SimulatedOracle:
         task = self._find_task(push_key, project_id)
         task.data, task.updated_at = {**task.data, **changes}, self._tick()
 
+    def pass_time(self, seconds: float) -> str:
+        """Let the server's clock go on (each write moves it by one second); what it says then."""
+        self._now += timedelta(seconds=seconds)
+        return self._now.strftime(TIME_FORMAT)
+
     # -----------------------------------------------------------------------------------------------------------------
 
     def _strike(self, call: str, moment: Moment) -> None:
@@ -414,8 +419,7 @@ class SimulatedOracle:
             self.fault(call, moment)
 
     def _tick(self) -> str:
-        self._now += timedelta(seconds=1)
-        return self._now.strftime(TIME_FORMAT)
+        return self.pass_time(1)
 
     def _held(self, ref: ProjectRef) -> _HeldProject:
         if ref.project_id not in self.projects:

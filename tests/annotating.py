@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from al_pipeline.oracle import Oracle, ProjectRef, SimulatedOracle, choice_result
 from al_pipeline.params import Schema
@@ -36,7 +35,7 @@ def tasks_of(workspace: str, number: int, count: int, part: Part = "pool") -> li
 
 
 class Rig(Protocol):
-    """A Label Studio of some kind, and people who work in it. Annotations are named by their id."""
+    """A Label Studio of some kind, and people who work in it. `served`: the key that the label stream shows next."""
 
     oracle: Oracle
 
@@ -47,6 +46,7 @@ class Rig(Protocol):
     def delete_task(self, ref: ProjectRef, key: str) -> None: ...
     def edit_data(self, ref: ProjectRef, key: str, **changes: Any) -> None: ...
     def delete_project(self, ref: ProjectRef) -> None: ...
+    def served(self, ref: ProjectRef) -> str: ...
 
 
 class SimulatedRig:
@@ -76,19 +76,29 @@ class SimulatedRig:
     def delete_project(self, ref: ProjectRef) -> None:
         del self.oracle.projects[ref.project_id]
 
+    def served(self, ref: ProjectRef) -> str:
+        return self.oracle.queue("somebody@example.com", ref.project_id)[0]
+
 
 class ServerRig:
     """People at a real server, whom an administrator plays: Label Studio lets any member answer for another."""
 
-    def __init__(self, url: str, token: str, oracle: Oracle, users: Callable[[str], int]) -> None:
+    def __init__(self, server: Any, oracle: Oracle) -> None:
+        import httpx
         from label_studio_sdk import LabelStudio
 
         self.oracle = oracle
-        self._client = LabelStudio(base_url=url, api_key=token, timeout=60, max_retries=0)
-        self._users = users
+        self._server = server
+        self._http = httpx.Client(timeout=60)
+        self._client = LabelStudio(
+            base_url=server.url, api_key=server.token, timeout=60, max_retries=0, httpx_client=self._http
+        )
 
-    def close(self) -> None:
-        self._client._client_wrapper.httpx_client.httpx_client.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
 
     def answer(self, ref: ProjectRef, key: str, who: str, label: Any) -> int:
         result = choice_result(label) if isinstance(label, str) else label
@@ -114,21 +124,26 @@ class ServerRig:
     def delete_project(self, ref: ProjectRef) -> None:
         self._client.projects.delete(ref.project_id)
 
-    def served(self, ref: ProjectRef) -> dict[str, Any] | None:
-        """The data of the task that the label stream would show us next; None where there is none."""
-        http = self._client._client_wrapper.httpx_client
-        reply = http.request(f"api/projects/{ref.project_id}/next", method="GET")
-        return reply.json()["data"] if reply.status_code == 200 else None
+    def served(self, ref: ProjectRef) -> str:
+        reply = self._client._client_wrapper.httpx_client.request(f"api/projects/{ref.project_id}/next", method="GET")
+        return str(reply.json()["data"]["push_key"])
 
     def _annotate(self, ref: ProjectRef, key: str, who: str, result: Any, cancelled: bool) -> int:
         made = self._client.annotations.create(
             self._task(ref, key).id,
             result=result,
             was_cancelled=cancelled,
-            completed_by=self._users(who),
+            completed_by=self._user(who),
             lead_time=1.0,
         )
         return int(made.id)
+
+    def _user(self, email: str) -> int:
+        known = {user.email: user.id for user in self._client.users.list()}
+        if email not in known:
+            self._server.invite(email)
+            known = {user.email: user.id for user in self._client.users.list()}
+        return int(known[email])
 
     def _task(self, ref: ProjectRef, key: str) -> Any:
         wanted = {"filter": "filter:tasks:data.push_key", "operator": "equal", "type": "String", "value": key}

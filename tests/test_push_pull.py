@@ -1,0 +1,772 @@
+"""Push and pull: each task once, each answer once, nothing believed unchecked, whatever crashes or is lost."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from annotating import ANN, BOB, SCHEMA, Rig, ServerRig, SimulatedRig, planned, tasks_of
+from fault_proxy import AFTER, Fault, FaultProxy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from al_pipeline.errors import BadInput, LabelStudioDown, LabelStudioRefused, NeedsAHand, VanishedAnswers
+from al_pipeline.files import read_json, write_json
+from al_pipeline.labels import fold
+from al_pipeline.layout import Layout
+from al_pipeline.ledger import append_inbox, read_events, read_refused
+from al_pipeline.operations import pull as pulling
+from al_pipeline.operations.pull import Answer, PullReport, believe, pull
+from al_pipeline.operations.push import MAX_REQUEST_BYTES, PushReport, push, retire
+from al_pipeline.oracle import ProjectRef, SimulatedOracle, choice_result, raw_result
+from al_pipeline.params import Schema
+from al_pipeline.records import Event, Task
+from al_pipeline.workspace import Workspace
+
+NOW = "2099-01-01T00:00:00Z"
+
+
+def no_wait(_: float) -> None:
+    """A test has no time to sleep."""
+
+
+class Campaign:
+    """A workspace with its project, its plans, and people who answer; `pull` and `push` with the usual arguments."""
+
+    def __init__(self, rig: Rig, root: Path) -> None:
+        self.rig = rig
+        self.workspace = Workspace(Layout(root), uuid.uuid4().hex[:12])
+        self.ref: ProjectRef = rig.oracle.ensure_project(self.workspace.id, "clone-1", SCHEMA, 1, False, None)
+        self.tasks: list[Task] = []
+
+    def plan(self, count: int, number: int = 1, part: Any = "pool") -> list[str]:
+        tasks = tasks_of(self.workspace.id, number, count, part)
+        self.tasks += tasks
+        return [task.plan.push_key for task in tasks]
+
+    def push(self, **more: Any) -> PushReport:
+        return push(self.rig.oracle, self.ref, self.tasks, sleep=no_wait, **more)
+
+    def pull(self, **more: Any) -> PullReport:
+        usual: dict[str, Any] = {"schema": SCHEMA, "allow": [], "observed_at": NOW, "max_vanished": 3}
+        plans = {task.plan.push_key: task.plan for task in self.tasks}
+        return pull(self.workspace, self.rig.oracle, self.ref, plans, **{**usual, **more})
+
+    def events(self) -> list[Event]:
+        return read_events(self.workspace.layout.events, self.workspace.layout.inbox_events)
+
+    def refused(self) -> list[Mapping[str, Any]]:
+        return read_refused(self.workspace.layout.events, self.workspace.layout.inbox_events)
+
+    def close(self) -> None:
+        """What closing a round does to the inbox."""
+        for path in append_inbox(self.workspace.layout.inbox_events, self.workspace.layout.events):
+            path.unlink()
+
+    def labels(self) -> dict[str, str]:
+        return {item.item_id: item.label for item in fold(self.events(), SCHEMA.labels).labeled}
+
+    # In these words, so that each test reads as a story.
+    def answer(self, key: str, who: str, label: Any) -> int:
+        return self.rig.answer(self.ref, key, who, label)
+
+    def skip(self, key: str, who: str) -> int:
+        return self.rig.skip(self.ref, key, who)
+
+    def edit(self, annotation: int, label: Any, cancelled: bool = False) -> None:
+        self.rig.edit(self.ref, annotation, label, cancelled)
+
+    def delete(self, annotation: int) -> None:
+        self.rig.delete_annotation(self.ref, annotation)
+
+
+@pytest.fixture
+def simulated(tmp_path: Path) -> Campaign:
+    return Campaign(SimulatedRig(), tmp_path)
+
+
+@pytest.fixture(params=["simulated", pytest.param("label_studio", marks=pytest.mark.server)])
+def campaign(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Campaign]:
+    if request.param == "simulated":
+        yield Campaign(SimulatedRig(), tmp_path)
+        return
+    from al_pipeline.label_studio import LabelStudioOracle
+
+    server = request.getfixturevalue("label_studio")
+    with LabelStudioOracle(server.url, server.token) as oracle, ServerRig(server, oracle) as people:
+        yield Campaign(people, tmp_path)
+
+
+def twin(campaign: Campaign) -> SimulatedOracle:
+    assert isinstance(campaign.rig.oracle, SimulatedOracle)
+    return campaign.rig.oracle
+
+
+def held(campaign: Campaign) -> list[str | None]:
+    return [state.push_key for state in campaign.rig.oracle.task_states(campaign.ref)]
+
+
+def striking(*calls: tuple[str, str], error: Exception | None = None) -> Callable[[str, str], None]:
+    """A fault hook that raises at each of `calls`, in that order, once each."""
+    left = list(calls)
+
+    def strike(call: str, moment: str) -> None:
+        if left and left[0] == (call, moment):
+            left.pop(0)
+            raise error or LabelStudioDown("struck")
+
+    return strike
+
+
+# Push ------------------------------------------------------------------------------------------------
+
+
+def test_a_push_sends_each_task_once_in_plan_order(campaign: Campaign) -> None:
+    keys = campaign.plan(7)
+    assert campaign.push(chunk=3) == PushReport(present=0, sent=7, duplicates_removed=0)
+    assert campaign.push(chunk=3) == PushReport(present=7, sent=0, duplicates_removed=0)
+    assert held(campaign) == keys
+
+
+def test_what_is_missing_is_sent(campaign: Campaign) -> None:
+    keys = campaign.plan(4)
+    campaign.rig.oracle.import_tasks(campaign.ref, campaign.tasks[1:3])
+    assert campaign.push() == PushReport(present=2, sent=2, duplicates_removed=0)
+    assert sorted(map(str, held(campaign))) == keys
+
+
+def test_duplicates_are_removed_but_none_that_is_answered(campaign: Campaign) -> None:
+    keys = campaign.plan(3)
+    campaign.push()
+    campaign.answer(keys[0], ANN, "ham")
+    campaign.skip(keys[1], ANN)
+    campaign.rig.oracle.import_tasks(campaign.ref, campaign.tasks)
+    assert campaign.push() == PushReport(present=3, sent=0, duplicates_removed=3)
+    states = list(campaign.rig.oracle.task_states(campaign.ref))
+    assert [(state.push_key, state.annotations, state.cancelled) for state in states] == [
+        (keys[0], 1, 0),
+        (keys[1], 0, 1),
+        (keys[2], 0, 0),
+    ]
+
+
+def test_of_two_answered_copies_a_person_chooses(simulated: Campaign) -> None:
+    (key,) = simulated.plan(1)
+    simulated.push()
+    twin(simulated).import_tasks(simulated.ref, simulated.tasks)
+    for task in twin(simulated).projects[1].tasks.values():
+        twin(simulated)._annotate(task, ANN, "ham", cancelled=False)
+    with pytest.raises(NeedsAHand, match=key):
+        simulated.push()
+    assert len(held(simulated)) == 2
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_lost_requests_and_replies_leave_each_task_once(simulated: Campaign, moment: str, times: int) -> None:
+    keys = simulated.plan(7)
+    twin(simulated).fault = striking(*[("import_tasks", moment)] * times)
+    report = simulated.push(chunk=3)
+    assert held(simulated) == keys
+    assert report.sent == 7
+
+
+@pytest.mark.parametrize("call", ["task_states", "import_tasks"])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_push_killed_at_any_call_is_finished_by_the_next(simulated: Campaign, call: str, moment: str) -> None:
+    keys = simulated.plan(5)
+    for passed in range(4):
+        twin(simulated).fault = dying_after(passed, call, moment)
+        with pytest.raises((KeyboardInterrupt, StopIteration)):
+            simulated.push(chunk=2)
+            raise StopIteration
+    twin(simulated).fault = None
+    simulated.push(chunk=2)
+    assert held(simulated) == keys
+
+
+def dying_after(passed: int, call: str, moment: str) -> Callable[[str, str], None]:
+    left = [passed]
+
+    def strike(now: str, when: str) -> None:
+        if (now, when) == (call, moment):
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+
+    return strike
+
+
+def test_a_request_that_commits_late_leaves_each_task_once(simulated: Campaign) -> None:
+    """The reply times out, the server commits after we looked and sent again."""
+    keys = simulated.plan(3)
+    oracle = twin(simulated)
+    late: list[Task] = []
+    send = oracle.import_tasks
+
+    def timing_out(ref: ProjectRef, tasks: Any) -> None:
+        if not late:
+            late.extend(tasks)
+            raise LabelStudioDown("no reply in time")
+        send(ref, late)
+        send(ref, tasks)
+
+    oracle.import_tasks = timing_out  # type: ignore[method-assign]
+    assert simulated.push().duplicates_removed == 3
+    assert held(simulated) == keys
+
+
+def test_attempts_are_bounded_and_a_refusal_ends_at_once(simulated: Campaign) -> None:
+    simulated.plan(2)
+    calls: list[str] = []
+
+    def count(call: str, moment: str) -> None:
+        if call == "import_tasks":
+            calls.append(moment)
+            raise error
+
+    twin(simulated).fault = count
+    error: Exception = LabelStudioDown("down")
+    with pytest.raises(LabelStudioDown):
+        simulated.push()
+    assert len(calls) == 4
+    calls.clear()
+    error = LabelStudioRefused("not valid")
+    with pytest.raises(LabelStudioRefused):
+        simulated.push()
+    assert len(calls) == 1
+
+
+def test_requests_are_bounded_in_bytes(simulated: Campaign) -> None:
+    simulated.plan(5)
+    simulated.tasks = [replace(task, fields={"text": "ü" * 300_000}) for task in simulated.tasks]
+    sizes: list[int] = []
+    send = twin(simulated).import_tasks
+
+    def measuring(ref: ProjectRef, tasks: Any) -> None:
+        sizes.append(len(tasks))
+        send(ref, tasks)
+
+    twin(simulated).import_tasks = measuring  # type: ignore[method-assign]
+    simulated.push()
+    assert sizes == [MAX_REQUEST_BYTES // (300_000 * len("\\u00fc"))] * 2 + [1]
+
+
+def test_a_plan_that_names_a_task_twice_is_refused(simulated: Campaign) -> None:
+    simulated.plan(1)
+    simulated.plan(1)
+    with pytest.raises(BadInput, match="twice"):
+        simulated.push()
+
+
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["import_tasks"]), st.sampled_from(["before", "after"])), max_size=3), st.data()
+)
+def test_whatever_is_there_and_whatever_fails_each_task_is_there_once(
+    tmp_path_factory: pytest.TempPathFactory, faults: list[tuple[str, str]], data: st.DataObject
+) -> None:
+    campaign = Campaign(SimulatedRig(), tmp_path_factory.mktemp("push"))
+    keys = campaign.plan(6)
+    there = data.draw(st.lists(st.sampled_from(campaign.tasks), max_size=9))
+    twin(campaign).import_tasks(campaign.ref, there)
+    for key in (
+        data.draw(st.lists(st.sampled_from(sorted({t.plan.push_key for t in there})), max_size=3)) if there else []
+    ):
+        campaign.answer(key, ANN, "ham")
+    answered = sum(state.annotations for state in twin(campaign).task_states(campaign.ref))
+    twin(campaign).fault = striking(*faults)
+    campaign.push(chunk=data.draw(st.integers(1, 6)))
+    assert Counter(held(campaign)) == Counter(keys)
+    assert sum(state.annotations for state in twin(campaign).task_states(campaign.ref)) == answered
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("fault", [*AFTER, "502_before", "429_before"])
+def test_a_bad_network_before_the_real_server_leaves_each_task_once(
+    label_studio: Any, tmp_path: Path, fault: Fault
+) -> None:
+    from al_pipeline.label_studio import LabelStudioOracle
+
+    with (
+        FaultProxy(label_studio.url) as proxy,
+        LabelStudioOracle(proxy.url, label_studio.token) as oracle,
+        ServerRig(label_studio, oracle) as people,
+    ):
+        campaign = Campaign(people, tmp_path)
+        keys = campaign.plan(10)
+        proxy.strike(fault, times=3)
+        campaign.push(chunk=4)
+        assert proxy.struck == 3
+        assert held(campaign) == keys
+
+
+def test_open_pool_tasks_of_earlier_rounds_are_retired(campaign: Campaign) -> None:
+    old, test, new = campaign.plan(4, 1), campaign.plan(2, 2, "test"), campaign.plan(2, 3)
+    campaign.push()
+    campaign.answer(old[0], ANN, "ham")
+    campaign.skip(old[1], ANN)
+    assert retire(campaign.rig.oracle, campaign.ref, 3) == 3
+    assert retire(campaign.rig.oracle, campaign.ref, 3) == 0
+    open_keys = [state.push_key for state in campaign.rig.oracle.task_states(campaign.ref) if not state.is_labeled]
+    assert open_keys == test + new
+
+
+# Pull ------------------------------------------------------------------------------------------------
+
+
+def test_answers_and_skips_become_events_once(campaign: Campaign) -> None:
+    keys = campaign.plan(4)
+    campaign.push()
+    campaign.answer(keys[0], ANN, "spam")
+    campaign.skip(keys[1], BOB)
+    assert campaign.pull().events == {"label": 1, "skip": 1}
+    label, skip = campaign.events()
+    assert (label.type, label.label, label.annotator, label.item_id, label.round) == ("label", "spam", ANN, "item-0", 1)
+    assert (skip.type, skip.label, skip.annotator) == ("skip", None, BOB)
+    assert label.annotation_key.rpartition("#")[0] == keys[0]
+    before = campaign.events()
+    for again in ({}, {"full": True}, {"observed_at": "2100-01-01T00:00:00+00:00"}):
+        report = campaign.pull(**again)
+        assert (report.events, report.refused) == ({}, {})
+    campaign.close()
+    campaign.workspace.layout.pull_state.unlink()
+    assert campaign.pull().events == {}
+    assert campaign.events() == before
+
+
+def test_an_edit_supersedes_and_a_deletion_deletes(campaign: Campaign) -> None:
+    keys = campaign.plan(2)
+    campaign.push()
+    annotation = campaign.answer(keys[0], ANN, "spam")
+    campaign.pull()
+    campaign.edit(annotation, "ham")
+    assert campaign.pull().events == {"supersede": 1}
+    campaign.edit(annotation, [], cancelled=True)
+    assert campaign.pull().events == {"supersede": 1}
+    assert campaign.labels() == {}
+    campaign.edit(annotation, "ham")
+    assert campaign.pull().events == {"supersede": 1}
+    assert campaign.labels() == {"item-0": "ham"}
+    campaign.close()
+    campaign.delete(annotation)
+    assert campaign.pull().events == {"delete": 1}
+    assert campaign.labels() == {}
+    events = campaign.events()
+    assert [event.previous for event in events] == [None, *(event.event_id for event in events[:-1])]
+    assert campaign.pull().events == campaign.pull(full=True).events == {}
+
+
+def test_a_changed_mind_between_two_pulls_is_seen_as_it_ended(campaign: Campaign) -> None:
+    keys = campaign.plan(1)
+    campaign.push()
+    gone = campaign.answer(keys[0], ANN, "spam")
+    campaign.delete(gone)
+    campaign.answer(keys[0], ANN, "ham")
+    assert campaign.pull().events == {"label": 1}
+    assert campaign.labels() == {"item-0": "ham"}
+
+
+def test_an_annotation_that_comes_back_counts_again(simulated: Campaign) -> None:
+    (key,) = simulated.plan(1)
+    simulated.push()
+    annotation = simulated.answer(key, ANN, "spam")
+    simulated.pull()
+    for _ in range(2):
+        was = twin(simulated).delete_annotation(annotation)
+        assert simulated.pull().events == {"delete": 1}
+        assert simulated.labels() == {}
+        twin(simulated).restore_annotation(key, was)
+        assert simulated.pull().events == {"label": 1}
+        assert simulated.labels() == {"item-0": "spam"}
+        assert simulated.pull(full=True).events == {}
+    assert len({event.event_id for event in simulated.events()}) == 5
+
+
+def test_a_server_restored_to_an_earlier_state_is_followed(simulated: Campaign) -> None:
+    (key,) = simulated.plan(1)
+    simulated.push()
+    annotation = simulated.answer(key, ANN, "spam")
+    simulated.pull()
+    was = twin(simulated).projects[1].tasks[1].annotations[annotation]
+    simulated.edit(annotation, "ham")
+    simulated.pull()
+    twin(simulated).restore_annotation(key, was)
+    assert simulated.pull().events == {"supersede": 1}
+    assert simulated.labels() == {"item-0": "spam"}
+    assert simulated.pull().events == {}
+
+
+def result(**changes: Any) -> list[dict[str, Any]]:
+    return [{**choice_result("ham")[0], **changes}]
+
+
+UNBELIEVABLE: list[tuple[Any, str]] = [
+    (choice_result("eggs"), "unknown label"),
+    (choice_result("Ham"), "unknown label"),
+    (result(from_name="other"), "wrong from_name"),
+    ([], "empty result"),
+    (result(value={"choices": []}), "empty result"),
+    (result(value={"choices": ["ham", "spam"]}), "several choices"),
+    ([*choice_result("ham"), *choice_result("ham")], "several choices"),
+    (result(value={}), "malformed"),
+    (result(value={"choices": "ham"}), "malformed"),
+    (result(value={"choices": [{"ham": 1}]}), "malformed"),
+    ([{"value": None}], "malformed"),
+]
+
+
+def test_answers_that_cannot_be_believed_are_kept_aside_until_they_are_mended(campaign: Campaign) -> None:
+    keys = campaign.plan(len(UNBELIEVABLE))
+    campaign.push()
+    made = [campaign.answer(key, ANN, raw) for key, (raw, _) in zip(keys, UNBELIEVABLE, strict=True)]
+    report = campaign.pull()
+    assert report.events == {}
+    kept = {row["push_key"]: (json.loads(row["result"]), row["reason"]) for row in campaign.refused()}
+    assert kept == dict(zip(keys, UNBELIEVABLE, strict=True))
+    assert report.refused == Counter(reason for _, reason in UNBELIEVABLE)
+    assert campaign.pull(full=True).refused == {}
+    campaign.close()
+    campaign.edit(made[0], "ham")
+    report = campaign.pull()
+    assert (report.events, report.refused) == ({"label": 1}, {})
+
+
+def test_an_answer_edited_into_nonsense_no_longer_counts_and_a_mended_one_does(campaign: Campaign) -> None:
+    keys = campaign.plan(1)
+    campaign.push()
+    annotation = campaign.answer(keys[0], ANN, "ham")
+    campaign.pull()
+    campaign.edit(annotation, choice_result("eggs"))
+    report = campaign.pull()
+    assert (report.events, report.refused) == ({"delete": 1}, {"unknown label": 1})
+    assert campaign.labels() == {}
+    assert campaign.pull(full=True).events == {}
+    campaign.edit(annotation, "spam")
+    assert campaign.pull().events == {"label": 1}
+    assert campaign.labels() == {"item-0": "spam"}
+
+
+def test_an_answer_on_changed_text_is_refused_and_one_from_before_stands(campaign: Campaign) -> None:
+    keys = campaign.plan(2)
+    campaign.push()
+    first = campaign.answer(keys[0], ANN, "ham")
+    campaign.pull()
+    for key in keys:
+        campaign.rig.edit_data(campaign.ref, key, text="Something else.")
+    assert campaign.pull().events == {}
+    campaign.edit(first, "spam")
+    campaign.answer(keys[1], ANN, "spam")
+    report = campaign.pull()
+    assert (report.events, report.refused) == ({}, {"changed text": 2})
+    assert campaign.labels() == {"item-0": "ham"}
+
+
+def test_a_column_that_people_added_to_a_task_changes_nothing(campaign: Campaign) -> None:
+    keys = campaign.plan(1)
+    campaign.push()
+    campaign.rig.edit_data(campaign.ref, keys[0], note="look twice")
+    campaign.answer(keys[0], ANN, "ham")
+    assert campaign.pull().events == {"label": 1}
+
+
+@pytest.mark.parametrize("change", [{"item_id": "item-1"}, {"shown_hash": None}, {"text": 7}])
+def test_a_task_whose_keys_were_edited_is_not_believed(simulated: Campaign, change: dict[str, Any]) -> None:
+    keys = simulated.plan(2)
+    simulated.push()
+    simulated.rig.edit_data(simulated.ref, keys[0], **change)
+    simulated.answer(keys[0], ANN, "ham")
+    assert simulated.pull().refused == {"changed text": 1}
+
+
+def test_only_people_on_the_list_are_believed_where_there_is_one(campaign: Campaign) -> None:
+    keys = campaign.plan(2)
+    campaign.push()
+    campaign.answer(keys[0], ANN, "ham")
+    campaign.answer(keys[1], BOB, "ham")
+    report = campaign.pull(allow=[" Ann@Example.com"])
+    assert (report.events, report.refused) == ({"label": 1}, {"annotator not allowed": 1})
+    assert campaign.pull(allow=[ANN, BOB], full=True).events == {"label": 1}
+
+
+def test_tasks_that_are_not_ours_give_no_labels(campaign: Campaign) -> None:
+    campaign.plan(1)
+    campaign.push()
+    stranger = Task(planned("another", 1, "x"), {"text": "?"})
+    campaign.rig.oracle.import_tasks(campaign.ref, [stranger])
+    campaign.answer(stranger.plan.push_key, ANN, "ham")
+    report = campaign.pull()
+    assert (report.events, report.refused) == ({}, {"task not ours": 1})
+
+
+def test_a_deleted_task_voids_no_answer(campaign: Campaign) -> None:
+    keys = campaign.plan(2)
+    campaign.push()
+    campaign.answer(keys[0], ANN, "ham")
+    campaign.pull()
+    campaign.rig.delete_task(campaign.ref, keys[0])
+    assert campaign.pull().events == {}
+    assert campaign.pull(full=True).events == {"task_gone": 1}
+    assert campaign.pull(full=True).events == {}
+    assert campaign.labels() == {"item-0": "ham"}
+
+
+def test_a_deleted_task_that_is_sent_again_voids_no_answer(campaign: Campaign) -> None:
+    """Its key and (on SQLite) its very id are there again; only its time of creation tells."""
+    keys = campaign.plan(1)
+    campaign.push()
+    campaign.answer(keys[0], ANN, "ham")
+    campaign.pull()
+    campaign.rig.delete_task(campaign.ref, keys[0])
+    campaign.push()
+    assert campaign.pull().events == {"task_gone": 1}
+    assert campaign.labels() == {"item-0": "ham"}
+    campaign.answer(keys[0], ANN, "spam")
+    assert campaign.pull().events == {"label": 1}
+    assert campaign.labels() == {"item-0": "spam"}
+    assert campaign.pull(full=True).events == {}
+
+
+def test_a_reused_id_mixes_nothing_up(simulated: Campaign) -> None:
+    keys = simulated.plan(1)
+    simulated.push()
+    simulated.answer(keys[0], ANN, "ham")
+    simulated.pull()
+    simulated.rig.delete_task(simulated.ref, keys[0])
+    simulated.tasks = tasks_of(simulated.workspace.id, 2, 2)[1:]
+    simulated.push()
+    assert list(twin(simulated).projects[1].tasks) == [1]
+    simulated.answer(simulated.tasks[0].plan.push_key, BOB, "spam")
+    assert simulated.pull().events == {"label": 1}
+    assert simulated.labels() == {"item-0": "ham", "item-1": "spam"}
+
+
+def test_an_answer_on_another_copy_of_its_task_has_not_vanished(simulated: Campaign) -> None:
+    (key,) = simulated.plan(1)
+    simulated.push()
+    simulated.answer(key, ANN, "ham")
+    simulated.pull()
+    twin(simulated).pass_time(3600)  # beyond the window that every pull looks back over
+    twin(simulated).import_tasks(simulated.ref, simulated.tasks)
+    assert simulated.pull().events == {}
+    twin(simulated).projects[1].tasks[2].updated_at = twin(simulated).pass_time(60)
+    changed_since = read_json(simulated.workspace.layout.pull_state)["cursor"]
+    assert [task.task_id for task in twin(simulated).answered(simulated.ref, changed_since)] == [2]
+    assert simulated.pull().events == {}
+
+
+def test_too_many_vanished_answers_stop_the_pull_with_nothing_recorded(campaign: Campaign) -> None:
+    keys = campaign.plan(4)
+    campaign.push()
+    annotations = [campaign.answer(key, ANN, "ham") for key in keys[:3]]
+    campaign.pull()
+    before, cursor = campaign.events(), read_json(campaign.workspace.layout.pull_state)
+    campaign.answer(keys[3], ANN, "ham")
+    campaign.delete(annotations[0])
+    campaign.delete(annotations[1])
+    with pytest.raises(VanishedAnswers, match="2 answers.*al round --accept-vanished"):
+        campaign.pull(max_vanished=1)
+    assert campaign.events() == before
+    assert read_json(campaign.workspace.layout.pull_state) == cursor
+    assert campaign.pull(max_vanished=1, accept_vanished=True).events == {"delete": 2, "label": 1}
+    assert campaign.pull(max_vanished=0, full=True).events == {}
+
+
+def test_an_emptied_project_stops_the_pull(simulated: Campaign) -> None:
+    keys = simulated.plan(3)
+    simulated.push()
+    for key in keys:
+        simulated.answer(key, ANN, "ham")
+    simulated.pull()
+    twin(simulated).projects[1].tasks.clear()
+    with pytest.raises(VanishedAnswers, match="3 answers"):
+        simulated.pull(max_vanished=2, full=True)
+    assert simulated.pull(max_vanished=2, full=True, accept_vanished=True).events == {"task_gone": 3}
+    assert len(simulated.labels()) == 3
+
+
+def test_another_project_voids_nothing_of_the_old_one(simulated: Campaign) -> None:
+    (key,) = simulated.plan(1)
+    simulated.push()
+    simulated.answer(key, ANN, "ham")
+    simulated.pull()
+    del twin(simulated).projects[1]
+    simulated.ref = twin(simulated).ensure_project(simulated.workspace.id, "clone-1", SCHEMA, 1, False, None)
+    simulated.push()
+    twin(simulated)._last_annotation = 0  # another server counts from one again
+    simulated.answer(key, BOB, "ham")
+    assert simulated.pull(max_vanished=0, full=True).events == {"label": 1}
+    assert [event.type for event in simulated.events()] == ["label", "label"]
+
+
+@pytest.mark.parametrize("broken", ["add_to_inbox", "write_json"])
+def test_a_pull_killed_before_the_inbox_or_the_cursor_is_made_good_by_the_next(
+    simulated: Campaign, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    keys = simulated.plan(2)
+    simulated.push()
+    simulated.answer(keys[0], ANN, "ham")
+    simulated.answer(keys[1], ANN, [])
+
+    def crash(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pulling, broken, crash)
+    with pytest.raises(KeyboardInterrupt):
+        simulated.pull()
+    monkeypatch.undo()
+    simulated.pull()
+    assert [event.label for event in simulated.events()] == ["ham"]
+    assert [row["reason"] for row in simulated.refused()] == ["empty result"]
+
+
+@pytest.mark.parametrize("state", [None, [], {}, {"project_uid": "x"}, {"cursor": "2099"}, {"cursor": 7}])
+def test_a_lost_or_foreign_cursor_costs_a_full_pull(simulated: Campaign, state: Any) -> None:
+    (key,) = simulated.plan(1)
+    simulated.push()
+    if isinstance(state, dict) and "cursor" in state:
+        state = {"project_uid": simulated.ref.project_uid, **state}
+    write_json(simulated.workspace.layout.pull_state, state)
+    simulated.answer(key, ANN, "ham")
+    assert simulated.pull().events == {"label": 1}
+
+
+def test_the_cursor_stays_behind_both_clocks(simulated: Campaign) -> None:
+    (key,) = simulated.plan(1)
+    simulated.push()
+    simulated.answer(key, ANN, "ham")
+    assert simulated.pull(observed_at="2099-01-01T00:00:00+00:00").cursor == "2025-12-31T23:50:02.000000Z"
+    slow = simulated.pull(observed_at="2025-06-01T12:00:00", full=True)
+    assert slow.cursor == "2025-06-01T11:50:00.000000Z"
+
+
+def test_events_stand_in_the_order_in_which_people_answered(simulated: Campaign) -> None:
+    keys = simulated.plan(3)
+    simulated.push()
+    for key in reversed(keys):
+        simulated.answer(key, ANN, "ham")
+    simulated.pull()
+    assert [event.item_id for event in simulated.events()] == ["item-2", "item-1", "item-0"]
+
+
+def test_a_shown_guess_is_recorded_with_what_became_of_it(simulated: Campaign) -> None:
+    simulated.plan(2)
+    simulated.tasks[0] = replace(simulated.tasks[0], guess=("ham", 0.9))
+    simulated.push()
+    simulated.answer(simulated.tasks[0].plan.push_key, ANN, result(origin="prediction"))
+    simulated.answer(simulated.tasks[1].plan.push_key, ANN, result(origin={"any": "thing"}))
+    simulated.pull()
+    assert [(e.prelabel_shown, e.origin) for e in simulated.events()] == [(True, "prediction"), (False, None)]
+
+
+# Whatever people and scripts put into a result --------------------------------------------------------
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats() | st.sampled_from(["ham", "label", "\ud800", ""]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["from_name", "value", "choices", "origin", "x"]), inner, max_size=3)
+    ),
+    max_leaves=10,
+)
+near_misses = st.fixed_dictionaries(
+    {
+        "from_name": st.just("label") | json_values,
+        "value": st.fixed_dictionaries({"choices": json_values}) | json_values,
+    }
+)
+results = json_values | st.lists(near_misses | json_values, max_size=3)
+
+
+def is_clear(raw: Any) -> bool:
+    """Whether a raw result says `ham`, and nothing else, to the question that we asked."""
+    return (
+        isinstance(raw, list)
+        and len(raw) == 1
+        and isinstance(raw[0], dict)
+        and raw[0].get("from_name") == "label"
+        and isinstance(raw[0].get("value"), dict)
+        and raw[0]["value"].get("choices") == ["ham"]
+    )
+
+
+@settings(max_examples=400, derandomize=True, deadline=None)
+@given(results)
+def test_only_a_clear_answer_is_believed(raw: Any) -> None:
+    believed = isinstance(believe(raw_result(raw), False, SCHEMA), Answer)
+    assert believed == is_clear(raw)
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(results, st.booleans())
+def test_no_result_raises_and_only_a_clear_answer_is_believed(
+    tmp_path_factory: pytest.TempPathFactory, raw: Any, cancelled: bool
+) -> None:
+    campaign = Campaign(SimulatedRig(), tmp_path_factory.getbasetemp() / uuid.uuid4().hex)
+    (key,) = campaign.plan(1)
+    campaign.push()
+    annotation = campaign.answer(key, ANN, "spam")
+    campaign.edit(annotation, [raw] if isinstance(raw, str) else raw, cancelled)
+    report = campaign.pull()
+    clear = is_clear(raw)
+    expected = {"skip": 1} if cancelled else {"label": 1} if clear else {}
+    assert report.events == expected
+    assert sum(report.refused.values()) == (0 if expected else 1)
+    assert campaign.labels() == ({"item-0": "ham"} if clear and not cancelled else {})
+    assert (campaign.pull().events, campaign.pull().refused) == ({}, {})
+
+
+@settings(max_examples=50, derandomize=True)
+@given(st.sampled_from(["ham", "spam", "a b", "ünï"]), st.sampled_from(["manual", "prediction", "prediction-changed"]))
+def test_every_class_of_the_schema_is_believed(label: str, origin: str) -> None:
+    schema = Schema(version=1, question="?", labels=["ham", "spam", "a b", "ünï"], fields=["text"])
+    assert believe(result(value={"choices": [label]}, origin=origin), False, schema) == Answer(label, origin)
+
+
+acts = st.lists(
+    st.tuples(st.sampled_from(["ham", "spam", "skip", "junk", "edit", "delete", "pull", "close"]), st.integers(0, 2)),
+    max_size=25,
+)
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(acts)
+def test_after_a_pull_the_labels_are_what_label_studio_holds(
+    tmp_path_factory: pytest.TempPathFactory, story: list[tuple[str, int]]
+) -> None:
+    """Whatever people did, and whenever we looked: one annotator, whose newest answer to each item is the label."""
+    campaign = Campaign(SimulatedRig(), tmp_path_factory.getbasetemp() / uuid.uuid4().hex)
+    keys = campaign.plan(3)
+    campaign.push()
+    newest: dict[str, int] = {}
+    for act, number in story:
+        key = keys[number]
+        known = newest.get(key)
+        if act == "pull":
+            campaign.pull(max_vanished=99)
+        elif act == "close":
+            campaign.close()
+        elif act == "delete":
+            if known is not None:
+                campaign.delete(newest.pop(key))
+        elif known is None:
+            if act == "skip":
+                newest[key] = campaign.skip(key, ANN)
+            else:
+                newest[key] = campaign.answer(key, ANN, [] if act == "junk" else "ham" if act == "edit" else act)
+        else:
+            campaign.edit(known, [] if act in ("skip", "junk") else "spam" if act == "edit" else act, act == "skip")
+    campaign.pull(max_vanished=99)
+    expected = {}
+    for task in twin(campaign).projects[1].tasks.values():
+        for annotation in task.annotations.values():
+            answer = believe(annotation.result, annotation.was_cancelled, SCHEMA)
+            if isinstance(answer, Answer) and answer.label is not None:
+                expected[task.data["item_id"]] = answer.label
+    assert campaign.labels() == expected
