@@ -40,7 +40,7 @@ def item_id_from(value: Any, content_hash: str) -> str:
     return value or content_hash[:HASH_ID_CHARACTERS]
 
 
-def test_set_size(wanted: int, items: int) -> int:
+def drawn_size(wanted: int, items: int) -> int:
     """How many of `items` new items become the test set: what is wanted, but at most a fifth."""
     return min(wanted, items // TEST_SHARE)
 

@@ -101,7 +101,10 @@ def check_readable(path: Path) -> int:
 
 def excerpt(value: object) -> str:
     """How a value begins, fit for a terminal and for UTF-8."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    except (ValueError, RecursionError):
+        text = f"({type(value).__name__})"
     return shown_text(text[:EXCERPT_CHARACTERS]) + ("…" if len(text) > EXCERPT_CHARACTERS else "")
 
 
@@ -456,7 +459,7 @@ def _parquet_rows(
                     yield _parquet_row(number, columns, [column[position] for column in values])
                 if progress is not None:
                     progress(size * number // max(total, 1), size)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise BadInput(f"{path} is not a Parquet file that can be read: {excerpt(str(error))}") from None
 
 

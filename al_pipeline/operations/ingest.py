@@ -13,23 +13,20 @@ import shutil
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from al_pipeline.errors import BadInput
-from al_pipeline.files import json_line, move, read_json, sha256_file, write_json
+from al_pipeline.files import json_line, move, read_json, remove_leftovers, sha256_file, write_json
 from al_pipeline.items import iter_items, list_parts, read_ids, write_items
 from al_pipeline.layout import Layout
 from al_pipeline.ledger import add_to_inbox, event_digest, read_events
-from al_pipeline.pool import Catalog, draw_test, item_id_from, test_set_size
+from al_pipeline.pool import Catalog, draw_test, drawn_size, item_id_from
 from al_pipeline.records import Event, Item, Part, content_hash
-from al_pipeline.tables import BadRow, Row, check_readable, excerpt, read_table
+from al_pipeline.tables import BadRow, Progress, Row, check_readable, excerpt, read_table
 from al_pipeline.workspace import Workspace
-
-Progress = Callable[[int, int, int], None]
-"""Told from time to time: bytes read, bytes in all files, rows so far."""
 
 METADATA_CHARACTERS = 1_000_000
 IMPORT_ANNOTATOR = "import"
@@ -155,16 +152,12 @@ def ingest(
     )
 
 
-def ingest_sources(workspace: Workspace) -> bool:
-    """What a tick does about new items: finish an ingest that was killed. Whether there was one."""
-    return finish_ingest(workspace.layout)
-
-
 def finish_ingest(layout: Layout) -> bool:
     """Finish an ingest that was killed after it had begun to count, discard one that was killed before.
 
     Whether something was finished. Call it while holding the workspace's lock, before the inbox is closed.
     """
+    remove_leftovers(layout.inbox_pool, layout.inbox_test, layout.inbox_events, layout.rejects)
     staging = layout.inbox / _STAGING
     committed = (staging / _COMMIT).exists()
     if committed:
@@ -379,7 +372,7 @@ def _new_items(
 
         def tell(done: int, _: int, before: int = before) -> None:
             if progress is not None:
-                progress(before + done, total, taken.rows)
+                progress(before + done, total)
 
         for batch in read_table(path, taken.columns.required, progress=tell):
             new = []
@@ -391,13 +384,12 @@ def _new_items(
                     rejects.write(_reject_line(path, row, refused, taken.columns))
             yield new
         before += size
-        tell(0, 0, before)
 
 
 def _reject_line(path: Path, row: Row | BadRow, refused: _Refused, columns: _Columns) -> str:
     if isinstance(row, Row):
         begins = {excerpt(name)[:100]: excerpt(row.values[name])[:100] for name in list(row.values)[:20]}
-        begins[columns.text] = excerpt(row.values.get(columns.text, ""))
+        begins[excerpt(columns.text)] = excerpt(row.values.get(columns.text, ""))
         kept: object = begins
     else:
         kept = row.excerpt
@@ -432,7 +424,7 @@ def _draw(taken: _Intake, workspace: Workspace) -> tuple[int, list[str]]:
     new = range(taken.first_new, len(taken.known))
     if taken.had_test or not new or params.ingest.test_size == 0:
         return 0, []
-    count = test_set_size(params.ingest.test_size, len(new))
+    count = drawn_size(params.ingest.test_size, len(new))
     drawn = draw_test((taken.known.digest(number) for number in new), count, params.seed)
     for number in new:
         if taken.known.digest(number) in drawn:
