@@ -10,6 +10,7 @@
     ├── WorldError              5   something outside did not answer, or said no; try again later
     │   ├── LabelStudioDown         no usable reply
     │   ├── LabelStudioRefused      it answered: not allowed, or not valid
+    │   ├── ServerFailed            a server that we start ourselves did not start, or not soon enough
     │   ├── RepositoryError         git or DVC failed
     │   └── RemoteIncomplete        the DVC remote lacks objects of a round
     └── NeedsAHand              6   going on could destroy something: a person must look first
@@ -72,6 +73,10 @@ class LabelStudioDown(WorldError):
 
 class LabelStudioRefused(WorldError):
     """Label Studio answered that the request is not allowed or not valid."""
+
+
+class ServerFailed(WorldError):
+    """A server that we install or start ourselves failed; the message names its log."""
 
 
 class RepositoryError(WorldError):

@@ -1,0 +1,303 @@
+"""A server as a detached process on loopback: start once, wait until it is well, find it again, end it.
+
+A process is known as ours by a mark in its environment, which its children inherit, so that one which was started but
+not yet written down when we were killed is found too. The record only remembers where it listens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from al_pipeline.errors import ServerFailed
+from al_pipeline.files import read_json, write_json
+
+LOOPBACK = "127.0.0.1"
+MARK = "AL_SERVER"
+"""Environment variable that marks the processes of one server by the path of its record."""
+
+Progress = Callable[[str], None]
+
+_PORT_ATTEMPTS = 4
+_POLL_SECONDS = 0.2
+_STOP_SECONDS = 15.0
+_BUSY_SECONDS = 45.0
+_INHERITED = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that was started: where it listens, and which process it is."""
+
+    name: str
+    pid: int
+    started: float
+    """When the process began, in seconds since the epoch; with `pid` it names one process for ever."""
+    port: int
+    url: str
+
+
+@dataclass(frozen=True)
+class Service:
+    """How one kind of server is run."""
+
+    name: str
+    home: Path
+    """A folder of its own, only for its owner: record, log, data."""
+    command: Callable[[int], Sequence[str]]
+    """The command line for a port. Everybody on the machine can read it: no secrets."""
+    environment: Callable[[int], Mapping[str, str]]
+    """What is added to the few inherited variables, for a port. Only the owner can read it."""
+    health: str
+    """Path that answers 200 when the server is well."""
+    timeout: float
+    """Seconds that a start may take."""
+
+    @property
+    def record(self) -> Path:
+        return self.home / "server.json"
+
+    @property
+    def log(self) -> Path:
+        return self.home / "server.log"
+
+
+def start(service: Service, progress: Progress) -> Server:
+    """The running server; starts it where it is not, at its old port if that is free.
+
+    Raises ServerFailed with the last words of its log where it ends early, or is not well in time.
+    """
+    private_folder(service.home)
+    with exclusive(service.home / "start.lock", service.timeout):
+        found = _patiently(service)
+        if found is not None:
+            return found
+        stop(service)
+        remembered = _remembered(service)
+        port = remembered.port if remembered else None
+        for _ in range(_PORT_ATTEMPTS):
+            port = port if port is not None and port_is_free(port) else free_port()
+            pid = _spawn(service, port)
+            if _wait_until_well(service, pid, port, progress):
+                server = Server(service.name, pid, psutil.Process(pid).create_time(), port, f"http://{LOOPBACK}:{port}")
+                write_json(service.record, asdict(server), mode=0o600)
+                return server
+            end(processes(service))
+            port = None
+        raise ServerFailed(f"{service.name} found no port of its own in {_PORT_ATTEMPTS} attempts; try again")
+
+
+def status(service: Service) -> Server | None:
+    """The server, if its process lives, owns its port and is well."""
+    server = _remembered(service)
+    if server is None or not _alive(server):
+        return None
+    if server.port not in _listening(processes(service)) or not is_well(server.url + service.health):
+        return None
+    return server
+
+
+def stop(service: Service) -> bool:
+    """End every process of this server and no other; False where there was none. The port stays remembered."""
+    found = processes(service)
+    end(found)
+    return bool(found)
+
+
+def processes(service: Service) -> list[psutil.Process]:
+    """The living processes that carry this server's mark, whether or not they were written down."""
+    mark = str(service.record)
+    return [process for process in psutil.process_iter() if _carries(process, mark)]
+
+
+def end(found: Sequence[psutil.Process]) -> None:
+    """Ask processes to end, then make them. (psutil compares start times, so a reused id is never hit.)"""
+    for process in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, stubborn = psutil.wait_procs(found, timeout=_STOP_SECONDS)
+    for process in stubborn:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(stubborn, timeout=_STOP_SECONDS)
+    for process in found:
+        child = _children.pop(process.pid, None)
+        if child is not None:
+            child.poll()
+
+
+def is_well(url: str, timeout: float = 5.0) -> bool:
+    """Whether `url` answers 200 soon."""
+    import httpx
+
+    try:
+        with httpx.Client(trust_env=False, timeout=timeout) as client:
+            return client.get(url).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def inherited_environment() -> dict[str, str]:
+    """The few variables of ours that a server needs; settings meant for another server stay behind."""
+    return {name: os.environ[name] for name in _INHERITED if name in os.environ}
+
+
+def port_is_free(port: int) -> bool:
+    """Whether `port` can be bound on loopback and nothing answers there."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((LOOPBACK, port)) != 0
+
+
+def free_port() -> int:
+    """A random port that is free on loopback just now."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def private_folder(path: Path) -> Path:
+    """Make `path`, readable by its owner alone."""
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.chmod(0o700)
+    return path
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, timeout: float) -> Iterator[None]:
+    """Wait for and hold a lock that ends with this process. Raises ServerFailed after `timeout` seconds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    deadline = time.monotonic() + timeout
+    try:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ServerFailed(
+                        f"another process holds {path} for more than {timeout:.0f} s; try again"
+                    ) from None
+                time.sleep(_POLL_SECONDS)
+        yield
+    finally:
+        os.close(handle)
+
+
+def last_lines(path: Path, count: int = 8) -> str:
+    """The end of a log."""
+    try:
+        return "\n".join(path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-count:])
+    except FileNotFoundError:
+        return ""
+
+
+def _patiently(service: Service) -> Server | None:
+    """The running server; one that lives but is too busy to say that it is well gets some time."""
+    server = _remembered(service)
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while server is not None and _alive(server):
+        found = status(service)
+        if found is not None or time.monotonic() > deadline:
+            return found
+        time.sleep(_POLL_SECONDS)
+    return None
+
+
+def _spawn(service: Service, port: int) -> int:
+    if service.log.exists():
+        service.log.replace(service.log.with_suffix(".log.old"))
+    log = os.open(service.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        child = subprocess.Popen(
+            list(service.command(port)),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=service.home,
+            env={**inherited_environment(), **service.environment(port), MARK: str(service.record)},
+            start_new_session=True,
+        )
+    finally:
+        os.close(log)
+    _children[child.pid] = child
+    return child.pid
+
+
+def _wait_until_well(service: Service, pid: int, port: int, progress: Progress) -> bool:
+    """True when the server is well at `port`; False where another process took that port first."""
+    begin = time.monotonic()
+    told = -10.0
+    while (waited := time.monotonic() - begin) < service.timeout:
+        ours = processes(service)
+        if pid not in {process.pid for process in ours}:
+            if not port_is_free(port):
+                return False
+            raise ServerFailed(
+                f"{service.name} ended while starting; its last words ({service.log}):\n{last_lines(service.log)}"
+            )
+        listening = _listening(ours)
+        if listening and port not in listening:
+            return False
+        if port in listening and is_well(f"http://{LOOPBACK}:{port}{service.health}"):
+            return True
+        if waited - told >= 5:
+            progress(f"starting {service.name} ({waited:.0f} s)")
+            told = waited
+        time.sleep(_POLL_SECONDS)
+    end(processes(service))
+    raise ServerFailed(f"{service.name} was not well after {service.timeout:.0f} s; {_last_words(service)}")
+
+
+def _last_words(service: Service) -> str:
+    return f"its last words ({service.log}):\n{last_lines(service.log)}"
+
+
+def _remembered(service: Service) -> Server | None:
+    """The record, or None where there is none that can be read: it only saves a search."""
+    try:
+        return Server(**read_json(service.record))
+    except (TypeError, ValueError):
+        return None
+
+
+def _alive(server: Server) -> bool:
+    try:
+        process = psutil.Process(server.pid)
+        return abs(process.create_time() - server.started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _carries(process: psutil.Process, mark: str) -> bool:
+    try:
+        return process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, OSError):
+        return False
+
+
+def _listening(found: Sequence[psutil.Process]) -> set[int]:
+    """The ports at which these processes listen."""
+    ports: set[int] = set()
+    for process in found:
+        with contextlib.suppress(psutil.Error):
+            ports |= {c.laddr.port for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    return ports

@@ -1,0 +1,122 @@
+"""The real servers as tests use them, each with a home of its own, whatever `AL_HOME` the test at hand has."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from al_pipeline.layout import Layout
+from al_pipeline.servers import (
+    Account,
+    Invited,
+    admin,
+    invite,
+    prefect_environment,
+    start_label_studio,
+    start_prefect,
+    stop_label_studio,
+    stop_prefect,
+)
+from al_pipeline.servers.label_studio_server import template_database
+from al_pipeline.workspace import Workspace
+
+REPOSITORY = Path(__file__).parents[1]
+TEMPLATES = REPOSITORY / ".cache/tests"
+"""Migrated databases of Label Studio, kept from one test run to the next: a minute saved each."""
+
+
+@contextmanager
+def al_home_at(path: Path) -> Iterator[None]:
+    """`AL_HOME` is `path` inside the block."""
+    before = os.environ.get("AL_HOME")
+    os.environ["AL_HOME"] = str(path)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["AL_HOME"]
+        else:
+            os.environ["AL_HOME"] = before
+
+
+def silent(message: str) -> None:
+    """Progress that nobody watches."""
+
+
+def seed_templates(home: Path) -> None:
+    """Spare a test the migrations of Label Studio's database."""
+    with al_home_at(TEMPLATES):
+        template = template_database(Path(os.environ["AL_LABEL_STUDIO_VENV"]), silent)
+    (home / "templates").mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(template, home / "templates" / template.name)
+
+
+class LabelStudioServer:
+    """A real Label Studio with a home below `folder`. Starts when made."""
+
+    def __init__(self, folder: Path) -> None:
+        self._home = folder / "al-home"
+        self._workspace = Workspace(Layout(folder / "workspace"), "0123456789ab")
+        seed_templates(self._home)
+        self.restart()
+
+    @property
+    def data_dir(self) -> Path:
+        with al_home_at(self._home):
+            return self._workspace.home / "label-studio/data"
+
+    @property
+    def admin(self) -> Account:
+        with al_home_at(self._home):
+            account = admin(self._workspace)
+        assert account is not None
+        return account
+
+    @property
+    def token(self) -> str:
+        """The administrator's."""
+        return self.admin.token
+
+    def restart(self) -> None:
+        """Stop and start; the address stays while its port is free, users and data stay anyway."""
+        self.stop()
+        with al_home_at(self._home):
+            server = start_label_studio(self._workspace, silent)
+        self.url, self.port, self.pid = server.url, server.port, server.pid
+
+    def stop(self) -> None:
+        with al_home_at(self._home):
+            stop_label_studio(self._workspace)
+
+    def invite(self, email: str) -> str:
+        """Make an annotator; returns their token (`Authorization: Token …`)."""
+        return self.account(email).token
+
+    def account(self, email: str) -> Invited:
+        """Make an annotator; returns their password and token."""
+        with al_home_at(self._home):
+            return invite(self._workspace, email)
+
+
+class PrefectServer:
+    """A real Prefect server with a home below `folder`. Starts when made."""
+
+    def __init__(self, folder: Path) -> None:
+        self._home = folder / "al-home"
+        self._workspace = Workspace(Layout(folder / "workspace"), "ba9876543210")
+        with al_home_at(self._home):
+            server = start_prefect(self._workspace, silent)
+            self.env = prefect_environment(self._workspace)
+        self.api_url, self.ui_url, self.pid = f"{server.url}/api", server.url, server.pid
+
+    @property
+    def log(self) -> Path:
+        with al_home_at(self._home):
+            return self._workspace.home / "prefect/server.log"
+
+    def stop(self) -> None:
+        with al_home_at(self._home):
+            stop_prefect(self._workspace)
