@@ -1,0 +1,329 @@
+"""Heads, TF-IDF and the model that bundles them: laws of the probabilities, equal bytes, honest edge cases."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from al_pipeline.errors import BadInput
+from al_pipeline.files import sha256_tree
+from al_pipeline.head import FeatureMatrix, _compact, _fit_softmax, fit_head, stratified_folds
+from al_pipeline.models import TextModel, fit_text_model, load_text_model
+from al_pipeline.params import Features
+from al_pipeline.tfidf import Tfidf, fit, load_tfidf
+
+CLASSES = ["ham", "spam", "news"]
+Kind = Literal["encoder", "tfidf", "encoder+tfidf"]
+KINDS: tuple[Kind, ...] = ("encoder", "tfidf", "encoder+tfidf")
+WORDS = {"ham": "meeting lunch project notes", "spam": "cheap pills offer winner", "news": "election storm vote report"}
+
+
+def features(kind: Kind) -> Features:
+    return Features(kind=kind, encoder="none", max_tokens=16, precision="float32")
+
+
+def corpus(count: int, classes: list[str], seed: int = 0) -> tuple[list[str], NDArray[np.float32], list[str]]:
+    """Texts with vectors and labels: each class has its own words and its own direction, with noise on both."""
+    rng = np.random.default_rng(seed)
+    labels = [classes[number % len(classes)] for number in range(count)]
+    words = [rng.choice((WORDS[label] + " and the with from").split(), 6) for label in labels]
+    vectors = rng.normal(0, 0.4, (count, 8)) + np.eye(8)[[CLASSES.index(label) for label in labels]]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return [" ".join(row) for row in words], vectors.astype(np.float32), labels
+
+
+def fitted(kind: Kind, count: int = 30, classes: list[str] = CLASSES, calibrate: bool = True) -> TextModel:
+    texts, vectors, labels = corpus(count, classes)
+    return fit_text_model(texts, vectors, labels, CLASSES, features(kind), corpus(60, CLASSES)[0], 7, calibrate)
+
+
+def check_probabilities(proba: NDArray[np.float64], count: int, classes: int) -> None:
+    assert proba.shape == (count, classes)
+    assert proba.dtype == np.float64
+    assert np.isfinite(proba).all()
+    assert (proba > 0).all()
+    assert (proba < 1).all()
+    np.testing.assert_allclose(proba.sum(axis=1), 1, rtol=0, atol=1e-12)
+
+
+# Laws ----------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    labels=st.lists(st.integers(0, 3), max_size=25),
+    scale=st.sampled_from([0.0, 1e-30, 1.0, 1e4]),
+    seed=st.integers(0, 99),
+    calibrate=st.booleans(),
+)
+def test_any_labels_give_probabilities(labels: list[int], scale: float, seed: int, calibrate: bool) -> None:
+    names = ["a", "b", "c", "d"]
+    rng = np.random.default_rng(seed)
+    dense = (scale * rng.normal(size=(len(labels), 5))).astype(np.float32)
+    head = fit_head(FeatureMatrix(dense), [names[label] for label in labels], names, seed, calibrate)
+    assert head.seen == tuple(name for number, name in enumerate(names) if number in labels)
+    proba = head.predict_proba(FeatureMatrix((100 * scale * rng.normal(size=(6, 5))).astype(np.float32)))
+    check_probabilities(proba, 6, 4)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(st.lists(st.text(max_size=30), max_size=8), st.integers(1, 3))
+def test_any_texts_have_rows_of_unit_length_or_zero(texts: list[str], min_df: int) -> None:
+    tfidf = fit(texts, min_df=min_df)
+    rows = tfidf.transform(texts)
+    assert rows.shape == (len(texts), len(tfidf.terms))
+    norms = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1))).ravel()
+    assert all(norm == 0 or abs(norm - 1) < 1e-5 for norm in norms)
+
+
+def test_fitting_by_rows_equals_fitting_by_columns() -> None:
+    """The kernel's factor is a shortcut, not another model: both minimise the same convex function."""
+    texts, vectors, labels = corpus(40, CLASSES)
+    matrix = FeatureMatrix(vectors, fit(texts).transform(texts))
+    targets = np.array([CLASSES.index(label) for label in labels])
+    blocks, restore = _compact(matrix)
+    assert [block.shape for block in blocks] == [(40, 40)]
+    by_rows, bias_by_rows = _fit_softmax(blocks, targets, 3, 10.0)
+    by_columns, bias = _fit_softmax([block.astype(np.float64) for block in matrix.blocks], targets, 3, 10.0)
+    for got, expected in zip(restore(by_rows), by_columns, strict=True):
+        np.testing.assert_allclose(got, expected, atol=2e-4)
+    np.testing.assert_allclose(bias_by_rows - bias_by_rows.mean(), bias - bias.mean(), atol=2e-4)
+
+
+def test_the_fit_is_the_minimum_of_its_formula() -> None:
+    """No step away from the fitted weights makes the documented loss smaller."""
+    _, vectors, labels = corpus(31, CLASSES, seed=3)
+    targets = np.array([CLASSES.index(label) for label in labels])
+    importance = (len(labels) / (3 * np.bincount(targets)))[targets]
+
+    def loss(weights: NDArray[np.float64], bias: NDArray[np.float64]) -> float:
+        logits = vectors.astype(np.float64) @ weights + bias
+        logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        return float(-(importance * logits[np.arange(len(targets)), targets]).sum() + (weights**2).sum() / 20)
+
+    (weights,), bias = _fit_softmax([vectors.astype(np.float64)], targets, 3, 10.0)
+    best = loss(weights, bias)
+    rng = np.random.default_rng(0)
+    for size in (1e-2, 1e-1, 1.0):
+        for _ in range(20):
+            step = size * rng.normal(size=weights.shape), size * rng.normal(size=bias.shape)
+            assert loss(weights + step[0], bias + step[1]) > best
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(0, 99))
+def test_folds_hold_out_each_row_once_and_spread_each_class(labels: list[int], seed: int) -> None:
+    targets = np.array(labels)
+    folds = stratified_folds(targets, 5, seed)
+    assert sorted(row for _, test in folds for row in test) == list(range(len(labels)))
+    for train, test in folds:
+        assert sorted([*train, *test]) == list(range(len(labels)))
+        for name in set(labels):
+            assert abs((targets[test] == name).sum() - (targets == name).sum() / 5) < 1
+
+
+# Learning and calibration --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_learns(kind: Kind) -> None:
+    texts, vectors, labels = corpus(90, CLASSES, seed=5)
+    proba = fitted(kind, 60).predict_proba(texts, vectors)
+    accuracy = np.mean([CLASSES[row.argmax()] == label for row, label in zip(proba, labels, strict=True)])
+    assert accuracy > 0.85
+
+
+def test_calibration_lowers_the_loss_of_an_overconfident_head() -> None:
+    rng = np.random.default_rng(0)
+    dense = rng.normal(size=(300, 20)).astype(np.float32)
+    truth = (dense[:, 0] + 3 * rng.normal(size=300) > 0).astype(int)
+    labels = [CLASSES[label] for label in truth]
+    train, test = np.arange(100), np.arange(100, 300)
+    losses = []
+    for calibrate in (False, True):
+        head = fit_head(FeatureMatrix(dense[train]), labels[:100], CLASSES[:2], 1, calibrate, strength=1e4)
+        proba = head.predict_proba(FeatureMatrix(dense[test]))
+        losses.append(-np.log(proba[np.arange(200), truth[test]]).mean())
+    assert head.temperature > 1.2
+    assert losses[1] < losses[0] - 0.02
+
+
+def test_each_class_weighs_the_same_however_rare() -> None:
+    """Twenty to one, overlapping: an unweighted fit would never answer with the rare class."""
+    rng = np.random.default_rng(0)
+    dense = np.concatenate([rng.normal(0, 1, (400, 1)), rng.normal(1.5, 1, (20, 1))]).astype(np.float32)
+    head = fit_head(FeatureMatrix(dense), ["ham"] * 400 + ["spam"] * 20, ["ham", "spam"], 0, False)
+    border = dense[np.abs(head.predict_proba(FeatureMatrix(dense))[:, 0] - 0.5).argmin(), 0]
+    assert border == pytest.approx(0.75, abs=0.3)
+
+
+# Few labels ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_labels_give_the_uniform_prior(kind: Kind, tmp_path: Path) -> None:
+    model = fit_text_model(
+        [], np.zeros((0, 0), np.float32), [], CLASSES, features(kind), corpus(9, CLASSES)[0], 1, True
+    )
+    model.save(tmp_path)
+    texts, vectors, _ = corpus(4, CLASSES)
+    for found in (model, load_text_model(tmp_path)):
+        assert found.kind == kind
+        np.testing.assert_allclose(found.predict_proba(texts, vectors), 1 / 3)
+        assert found.predict_proba([], vectors[:0]).shape == (0, 3)
+
+
+def test_one_class_gives_what_the_rule_of_succession_says() -> None:
+    texts, vectors, _ = corpus(4, ["spam"])
+    model = fit_text_model(texts, vectors, ["spam"] * 4, CLASSES, features("encoder"), [], 1, True)
+    np.testing.assert_allclose(model.predict_proba(texts, vectors), np.tile([1 / 7, 5 / 7, 1 / 7], (4, 1)), rtol=1e-6)
+
+
+def test_two_items_of_two_classes() -> None:
+    texts, vectors, labels = corpus(2, ["ham", "spam"])
+    model = fit_text_model(texts, vectors, labels, CLASSES, features("encoder+tfidf"), texts, 1, True)
+    proba = model.predict_proba(texts, vectors)
+    check_probabilities(proba, 2, 3)
+    assert proba[:, :2].argmax(axis=1).tolist() == [0, 1]
+    np.testing.assert_allclose(proba[:, 2], 1 / 5, rtol=1e-6)
+    assert model.head.temperature == 1
+
+
+def test_labels_outside_the_schema_are_refused() -> None:
+    texts, vectors, _ = corpus(2, ["ham"])
+    with pytest.raises(BadInput, match=r"label 'eggs' is no class of the schema \(ham, spam, news\)"):
+        fit_text_model(texts, vectors, ["ham", "eggs"], CLASSES, features("encoder"), [], 1, True)
+    with pytest.raises(ValueError, match="1 labels for 2 rows"):
+        fit_head(FeatureMatrix(vectors), ["ham"], CLASSES, 1, True)
+
+
+# Saved models --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("classes", [CLASSES, ["spam", "news"], ["news"]])
+def test_a_saved_model_predicts_the_same(kind: Kind, classes: list[str], tmp_path: Path) -> None:
+    model = fitted(kind, classes=classes)
+    model.save(tmp_path)
+    texts, vectors, _ = corpus(11, CLASSES, seed=9)
+    loaded = load_text_model(tmp_path)
+    np.testing.assert_array_equal(loaded.predict_proba(texts, vectors), model.predict_proba(texts, vectors))
+    check_probabilities(loaded.predict_proba(texts, vectors), 11, 3)
+    loaded.save(tmp_path / "again")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == {
+        path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()
+    }
+
+
+def test_equal_inputs_give_equal_bytes_in_another_process_too(tmp_path: Path) -> None:
+    code = "from test_models import save_each; save_each()"
+    environment = {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}", "PYTHONHASHSEED": "1"}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, timeout=120)
+    for kind in KINDS:
+        fitted(kind).save(tmp_path / "one" / kind)
+        fitted(kind).save(tmp_path / "two" / kind)
+        assert len({sha256_tree(tmp_path / name / kind) for name in ("one", "two", "elsewhere")}) == 1
+
+
+def save_each() -> None:
+    """What the other process does: a model of each kind."""
+    for kind in KINDS:
+        fitted(kind).save(Path("elsewhere") / kind)
+
+
+def test_an_older_model_in_the_folder_leaves_nothing_behind(tmp_path: Path) -> None:
+    fitted("encoder+tfidf").save(tmp_path / "reused")
+    fitted("encoder").save(tmp_path / "reused")
+    fitted("encoder").save(tmp_path / "new")
+    assert sha256_tree(tmp_path / "reused") == sha256_tree(tmp_path / "new")
+
+
+def test_the_card_says_what_the_model_is(tmp_path: Path) -> None:
+    texts, vectors, labels = corpus(30, ["spam", "ham"])
+    model = fit_text_model(texts, vectors, labels, CLASSES, features("encoder"), [], 7, True, encoder="abc")
+    model.save(tmp_path)
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert card["classes"] == CLASSES
+    assert card["seen"] == ["ham", "spam"]
+    assert card["labels"] == {"ham": 15, "spam": 15}
+    assert (card["features"], card["encoder"], card["total_labels"]) == ("encoder", "abc", 30)
+    assert load_text_model(tmp_path).encoder == "abc"
+
+
+@pytest.mark.parametrize("name", ["head.safetensors", "tfidf.json", "tfidf.safetensors"])
+def test_a_damaged_model_is_refused(name: str, tmp_path: Path) -> None:
+    fitted("encoder+tfidf").save(tmp_path)
+    data = bytearray((tmp_path / name).read_bytes())
+    data[-9] ^= 1
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(BadInput, match="is not what the model was saved with"):
+        load_text_model(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(BadInput, match="no such file"):
+        load_text_model(tmp_path)
+
+
+@pytest.mark.parametrize("card", [None, "[]", '{"format": "al-head/99"}', "{torn"])
+def test_other_formats_are_refused(card: str | None, tmp_path: Path) -> None:
+    if card is not None:
+        (tmp_path / "card.json").write_text(card)
+    with pytest.raises(BadInput, match=r"no model that this engine reads|no JSON"):
+        load_text_model(tmp_path)
+
+
+def test_vectors_that_do_not_fit_are_refused() -> None:
+    model = fitted("encoder")
+    with pytest.raises(BadInput, match=r"widths \(8,\), these have \(9,\)"):
+        model.predict_proba(["a"], np.zeros((1, 9), np.float32))
+    with pytest.raises(BadInput, match="no vectors were given"):
+        model.predict_proba(["a"], None)
+
+
+# TF-IDF --------------------------------------------------------------------------------------------------------------
+
+
+def test_it_agrees_with_scikit_learn() -> None:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts = [*corpus(50, CLASSES)[0], "Ünïcode wörds, wörds; don't x 42 42 a_b", "", "the"]
+    ours = fit(texts)
+    unique = list(dict.fromkeys(texts))
+    theirs = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2).fit(unique)
+    assert list(ours.terms) == sorted(theirs.vocabulary_)
+    np.testing.assert_allclose(ours.transform(texts).toarray(), theirs.transform(texts).toarray(), atol=1e-6)
+
+
+def test_neither_order_nor_copies_change_the_vocabulary() -> None:
+    texts = corpus(40, CLASSES)[0]
+    for size in (7, 100):
+        assert_equal(fit(texts, sample=size), fit([*texts[::-1], *texts[:5]], sample=size))
+
+
+def test_the_vocabulary_is_capped_at_the_most_frequent_terms() -> None:
+    texts = ["aa bb", "aa bb cc", "aa dd", "dd bb aa cc"]
+    assert fit(texts, max_terms=2).terms == ("aa", "bb")
+    assert fit([], max_terms=2).terms == ()
+    assert fit(texts, max_terms=2).transform(["zz"]).nnz == 0
+
+
+def test_a_vocabulary_survives_its_file(tmp_path: Path) -> None:
+    tfidf = fit(corpus(40, CLASSES)[0])
+    tfidf.save(tmp_path)
+    assert_equal(load_tfidf(tmp_path), tfidf)
+    (tmp_path / "tfidf.json").write_text('{"format": "al-tfidf/1", "terms": ["one"]}')
+    with pytest.raises(BadInput, match="1 terms"):
+        load_tfidf(tmp_path)
+
+
+def assert_equal(one: Tfidf, two: Tfidf) -> None:
+    assert one.terms == two.terms
+    np.testing.assert_array_equal(one.idf, two.idf)
