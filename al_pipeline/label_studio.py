@@ -71,12 +71,18 @@ class _NotFound(LabelStudioRefused):
 class LabelStudioOracle:
     """Label Studio at `url`, with a token of either kind. Close it, or use it as a context manager.
 
-    `timeout` bounds each request, in seconds. Creating it sends nothing. Raises LabelStudioRefused for an address or
-    token that cannot be right.
+    `timeout` bounds each request, in seconds; `transport` stands in for the network in tests. Creating it sends
+    nothing. Raises LabelStudioRefused for an address or token that cannot be right.
     """
 
     def __init__(
-        self, url: str, token: str, timeout: float = 60.0, *, sleep: Callable[[float], None] = time.sleep
+        self,
+        url: str,
+        token: str,
+        timeout: float = 60.0,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
         from label_studio_sdk import LabelStudio
 
@@ -88,7 +94,7 @@ class LabelStudioOracle:
                 "Account & Settings in Label Studio"
             )
         self.url = url.rstrip("/")
-        self._http = httpx.Client(timeout=timeout)
+        self._http = httpx.Client(timeout=timeout, transport=transport)
         self._client = LabelStudio(  # type: ignore[no-untyped-call]
             base_url=self.url, api_key=token, timeout=timeout, max_retries=0, httpx_client=self._http
         )
@@ -115,9 +121,9 @@ class LabelStudioOracle:
 
     def about(self) -> About:
         """The server's version, our user and the clocks; what `al doctor` asks. Checks the token."""
-        user = self._read("asking who we are", lambda: self._client.users.whoami())
-        version = self._read("asking for the version", lambda: self._client.versions.get())
-        return About(str(version.release or "unknown"), str(user.email or f"user:{user.id}"), self._clock_ahead())
+        user = self._read("asking who we are", self._client.users.whoami, _user)
+        version = self._read("asking for the version", self._client.versions.get, lambda found: str(found.release))
+        return About(version, user[1], self._clock_ahead())
 
     def ensure_project(
         self,
@@ -138,12 +144,9 @@ class LabelStudioOracle:
         if ref is None:
             return self._create_project(workspace_id, clone_id, settings)
         project = self._project(ref, workspace_id, clone_id)
-        changed = {key: value for key, value in settings.items() if getattr(project, key) != value}
-        if changed:
+        if changed := {key: value for key, value in settings.items() if getattr(project, key) != value}:
             self._check_removed(ref, project, schema)
-            self._write(
-                "changing the project's settings", partial(self._client.projects.update, ref.project_id, **changed)
-            )
+            self._update(ref, "changing the project's settings", changed)
         return ref
 
     def check(self, ref: ProjectRef, workspace_id: str, clone_id: str | None = None) -> None:
@@ -153,30 +156,31 @@ class LabelStudioOracle:
     def adopt(self, ref: ProjectRef, workspace_id: str, clone_id: str) -> None:
         """Make this clone the writer; see Oracle."""
         project = self._project(ref, workspace_id, None)
-        description = with_mark(project.description, ProjectMark(workspace_id, clone_id, ref.project_uid))
-        self._write(
-            "adopting the project", partial(self._client.projects.update, ref.project_id, description=description)
-        )
+        mark = ProjectMark(workspace_id, clone_id, ref.project_uid)
+        self._update(ref, "adopting the project", {"description": with_mark(project.description, mark)})
+
+    def _update(self, ref: ProjectRef, what: str, changes: Mapping[str, Any]) -> None:
+        self._write(what, partial(self._client.projects.update, ref.project_id, **changes), _id)
 
     def _create_project(self, workspace_id: str, clone_id: str, settings: Mapping[str, Any]) -> ProjectRef:
         mark = ProjectMark(workspace_id, clone_id, uuid4().hex[:12])
-        project = self._write(
-            "creating the project",
-            lambda: self._client.projects.create(
-                title=f"al {workspace_id}"[:50],
-                description=str(mark),
-                sampling="Sequential sampling",
-                overlap_cohort_percentage=100,
-                skip_queue="REQUEUE_FOR_OTHERS",
-                enable_empty_annotation=False,
-                **settings,
-            ),
+        create = partial(
+            self._client.projects.create,
+            title=f"al {workspace_id}"[:50],
+            description=str(mark),
+            sampling="Sequential sampling",
+            overlap_cohort_percentage=100,
+            skip_queue="REQUEUE_FOR_OTHERS",
+            enable_empty_annotation=False,
+            **settings,
         )
-        return ProjectRef(_whole_number(project.id, "the project's id"), mark.project_uid)
+        return ProjectRef(self._write("creating the project", create, _id), mark.project_uid)
 
-    def _project(self, ref: ProjectRef, workspace_id: str, clone_id: str | None) -> Any:
+    def _project(self, ref: ProjectRef, workspace_id: str, clone_id: str | None) -> _Project:
         try:
-            project = self._read("reading the project", partial(self._client.projects.get, ref.project_id))
+            # Not projects.get: it dumps the model again, and warns of odd values by showing them.
+            get = partial(self._client.projects.with_raw_response.get, ref.project_id)
+            project = self._read("reading the project", get, lambda reply: _project(reply.data))
         except _NotFound:
             raise missing_project(ref) from None
         check_mark(find_mark(project.description), ref, workspace_id, clone_id)
@@ -196,22 +200,20 @@ class LabelStudioOracle:
     def _descriptions(self) -> Iterator[tuple[int, str | None]]:
         page, size = 1, 100
         while True:
+            wanted = partial(self._client.projects.list, page=page, page_size=size, include="id,description")
             try:
-                items = self._page(
-                    "listing the projects",
-                    partial(self._client.projects.list, page=page, page_size=size, include="id,description"),
+                found = self._read(
+                    "listing the projects", wanted, _each(lambda p: (_id(p), _text_or_none(p.description)))
                 )
             except _NotFound:  # the page after a full last one
                 return
-            for project in items:
-                yield _whole_number(project.id, "a project's id"), project.description
-            if len(items) < size:
+            yield from found
+            if len(found) < size:
                 return
             page += 1
 
-    def _check_removed(self, ref: ProjectRef, project: Any, schema: Schema) -> None:
-        asked = (project.parsed_label_config or {}).get(CONTROL, {}).get("labels", [])
-        if removed := set(asked) - set(schema.labels):
+    def _check_removed(self, ref: ProjectRef, project: _Project, schema: Schema) -> None:
+        if removed := project.labels - set(schema.labels):
             used = {
                 label
                 for task in self.answered(ref, None)
@@ -225,31 +227,21 @@ class LabelStudioOracle:
     def task_states(self, ref: ProjectRef, round: int | None = None) -> Iterator[TaskState]:
         """Every task (of one round); see Oracle."""
         of_round = [] if round is None else [_filter("data.al_round", "equal", "Number", round)]
-        for task in self._tasks(ref, of_round, _STATE, "task_only"):
-            yield task_state(
-                task.id,
-                _data(task),
-                is_labeled=bool(task.is_labeled),
-                annotations=int(task.total_annotations or 0),
-                cancelled=int(task.cancelled_annotations or 0),
-            )
+        return self._tasks(ref, of_round, _STATE, "task_only", _state)
 
     def import_tasks(self, ref: ProjectRef, tasks: Sequence[Task]) -> None:
         """Add tasks in one request, never repeated; see Oracle."""
         request: Any = [task_json(task) for task in tasks]
-        reply = self._write(
-            f"sending {len(tasks)} tasks",
-            partial(self._client.projects.import_tasks, ref.project_id, request=request, return_task_ids=True),
-        )
-        if reply.task_count != len(tasks):
-            raise LabelStudioDown(f"Label Studio says that it took {reply.task_count!r} of {len(tasks)} tasks")
+        send = partial(self._client.projects.import_tasks, ref.project_id, request=request, return_task_ids=True)
+        taken = self._write(f"sending {len(tasks)} tasks", send, lambda reply: reply.task_count)
+        if taken != len(tasks):
+            raise LabelStudioDown(f"Label Studio says that it took {taken!r} of {len(tasks)} tasks")
 
     def answered(self, ref: ProjectRef, since: str | None) -> Iterator[AnsweredTask]:
         """Tasks touched since then with all annotations; see Oracle."""
         touched = [] if since is None else [_filter("updated_at", "greater_or_equal", "Datetime", since)]
         self._emails = self._list_emails()
-        for task in self._tasks(ref, touched, _ANSWERS, "all"):
-            yield self._answered(task)
+        yield from self._tasks(ref, touched, _ANSWERS, "all", self._answered)
 
     def answered_by_key(self, ref: ProjectRef, push_keys: Collection[str]) -> Iterator[AnsweredTask]:
         """Tasks with these keys; see Oracle."""
@@ -257,14 +249,13 @@ class LabelStudioOracle:
         for start in range(0, len(keys), _KEYS_PER_REQUEST):
             some = keys[start : start + _KEYS_PER_REQUEST]
             wanted = [_filter("data.push_key", "in_list", "List", some)]
-            for task in self._tasks(ref, wanted, _ANSWERS, "all"):
-                yield self._answered(task)
+            yield from self._tasks(ref, wanted, _ANSWERS, "all", self._answered)
 
     def retire(self, ref: ProjectRef, task_ids: Sequence[int]) -> None:
         """Take tasks out of the queue; see Oracle."""
         for task_id in task_ids:
             try:
-                self._write("retiring a task", partial(self._client.tasks.update, str(task_id), is_labeled=True))
+                self._write("retiring a task", partial(self._client.tasks.update, str(task_id), is_labeled=True), _id)
             except _NotFound:
                 continue
 
@@ -273,44 +264,44 @@ class LabelStudioOracle:
         deleted = 0
         for task_id in task_ids:
             same = _filter("id", "equal", "Number", task_id)
-            for task in list(self._tasks(ref, [same], _STATE, "task_only")):
-                if task.total_annotations == 0 and task.cancelled_annotations == 0:
-                    self._write("deleting a duplicate task", partial(self._client.tasks.delete, str(task_id)))
+            for state in list(self._tasks(ref, [same], _STATE, "task_only", _state)):
+                if state.annotations == 0 and state.cancelled == 0:
+                    delete = partial(self._client.tasks.delete, str(task_id))
+                    self._write("deleting a duplicate task", delete, lambda _: None)
                     deleted += 1
         return deleted
 
     def _tasks(
-        self, ref: ProjectRef, filters: list[dict[str, Any]], include: str, fields: Literal["all", "task_only"]
-    ) -> Iterator[Any]:
+        self,
+        ref: ProjectRef,
+        filters: list[dict[str, Any]],
+        include: str,
+        fields: Literal["all", "task_only"],
+        parse: Callable[[Any], _T],
+    ) -> Iterator[_T]:
         """Tasks by rising id, page by page from the last id on, so that concurrent changes lose no row."""
         last = 0
         while True:
-            query = json.dumps(
-                {
-                    "filters": {"conjunction": "and", "items": [*filters, _filter("id", "greater", "Number", last)]},
-                    "ordering": ["tasks:id"],
-                }
+            items = [*filters, _filter("id", "greater", "Number", last)]
+            query = {"filters": {"conjunction": "and", "items": items}, "ordering": ["tasks:id"]}
+            wanted = partial(
+                self._client.tasks.list,
+                project=ref.project_id,
+                page=1,
+                page_size=_PAGE,
+                fields=fields,
+                include=include,
+                query=json.dumps(query),
             )
             try:
-                items = self._page(
-                    "listing tasks",
-                    partial(
-                        self._client.tasks.list,
-                        project=ref.project_id,
-                        page=1,
-                        page_size=_PAGE,
-                        fields=fields,
-                        include=include,
-                        query=query,
-                    ),
-                )
+                found = self._read("listing tasks", wanted, _each(lambda task: (_id(task), parse(task))))
             except _NotFound:
                 raise missing_project(ref) from None
-            ids = [_whole_number(task.id, "a task's id") for task in items]
+            ids = [task_id for task_id, _ in found]
             if any(later <= earlier for earlier, later in zip([last, *ids], ids, strict=False)):
                 raise LabelStudioDown("Label Studio listed tasks out of order; is something between us and it?")
-            yield from items
-            if len(items) < _PAGE:
+            yield from (task for _, task in found)
+            if len(found) < _PAGE:
                 return
             last = ids[-1]
 
@@ -349,35 +340,25 @@ class LabelStudioOracle:
         return self._emails[number]
 
     def _list_emails(self) -> dict[int, str]:
-        users = self._read("listing the users", lambda: list(self._client.users.list()))
-        return {user.id: str(user.email).strip().lower() or f"user:{user.id}" for user in users if user.email}
+        return dict(self._read("listing the users", self._client.users.list, lambda users: [_user(u) for u in users]))
 
     # Requests ------------------------------------------------------------------------------------------------------
 
-    def _page(self, what: str, send: Callable[[], Any]) -> list[Any]:
-        def items() -> list[Any]:
-            found = send().items
-            if not isinstance(found, list):
-                raise TypeError("no list")
-            return found
-
-        return self._read(what, items)
-
-    def _read(self, what: str, send: Callable[[], _T]) -> _T:
+    def _read(self, what: str, send: Callable[[], Any], parse: Callable[[Any], _T]) -> _T:
         """Send a request that changes nothing; repeat it a few times, ever later, while there is no usable reply."""
         for attempt in range(1, _READ_ATTEMPTS):
             try:
-                return self._write(what, send)
+                return self._write(what, send, parse)
             except LabelStudioDown:
                 self._sleep(_FIRST_DELAY * 2 ** (attempt - 1) * self._jitter.uniform(0.5, 1.5))
-        return self._write(what, send)
+        return self._write(what, send, parse)
 
-    def _write(self, what: str, send: Callable[[], _T]) -> _T:
-        """Send a request once. Raises LabelStudioDown, LabelStudioRefused, or _NotFound for status 404."""
+    def _write(self, what: str, send: Callable[[], Any], parse: Callable[[Any], _T]) -> _T:
+        """Send a request once and read its reply. Raises LabelStudioDown, LabelStudioRefused, _NotFound for a 404."""
         from label_studio_sdk.core.api_error import ApiError
 
         try:
-            return send()
+            return parse(send())
         except ApiError as error:
             failure = _failure(what, self.url, error.status_code)
         except httpx.TimeoutException:
@@ -457,10 +438,64 @@ def _filter(column: str, operator: str, kind: str, value: Any) -> dict[str, Any]
     return {"filter": f"filter:tasks:{column}", "operator": operator, "type": kind, "value": value}
 
 
+# What is in a reply. Whatever is not of its form raises: LabelStudioDown here, or what `_write` turns into it.
+
+
+@dataclass(frozen=True, slots=True)
+class _Project:
+    """A project's settings, as far as they are ours."""
+
+    description: str | None
+    label_config: str
+    maximum_annotations: int
+    show_collab_predictions: bool
+    labels: frozenset[str]
+
+
+def _project(found: Any) -> _Project:
+    asked = (found.parsed_label_config or {}).get(CONTROL, {}).get("labels", [])
+    return _Project(
+        description=_text_or_none(found.description),
+        label_config=found.label_config,
+        maximum_annotations=found.maximum_annotations,
+        show_collab_predictions=found.show_collab_predictions,
+        labels=frozenset(label for label in asked if isinstance(label, str)),
+    )
+
+
+def _each(parse: Callable[[Any], _T]) -> Callable[[Any], list[_T]]:
+    """For a page of a listing. `.items` is one page; the SDK's iterator would end in silence at an error."""
+    return lambda page: [parse(item) for item in page.items]
+
+
+def _state(task: Any) -> TaskState:
+    return task_state(
+        _id(task),
+        _data(task),
+        is_labeled=bool(task.is_labeled),
+        annotations=_whole_number(task.total_annotations, "a number of answers"),
+        cancelled=_whole_number(task.cancelled_annotations, "a number of skips"),
+    )
+
+
+def _user(found: Any) -> tuple[int, str]:
+    return _id(found), (_text_or_none(found.email) or "").strip().lower() or f"user:{found.id}"
+
+
 def _data(task: Any) -> dict[str, Any]:
     if not isinstance(task.data, Mapping):
         raise LabelStudioDown("Label Studio sent a task without data")
     return dict(task.data)
+
+
+def _id(found: Any) -> int:
+    return _whole_number(found.id, "an id")
+
+
+def _text_or_none(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise LabelStudioDown("Label Studio sent something else where text belongs")
+    return value
 
 
 def _whole_number(value: Any, what: str) -> int:

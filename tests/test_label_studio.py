@@ -1,0 +1,378 @@
+"""What is Label Studio's own: its config, its errors, its settings. The contract of all oracles: test_oracle."""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+from xml.etree import ElementTree
+
+import httpx
+import pytest
+from annotating import ANN, SCHEMA, ServerRig, tasks_of
+from fault_proxy import FaultProxy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from al_pipeline.errors import BadParams, ForeignProject, LabelStudioDown, LabelStudioRefused, WorldError
+from al_pipeline.label_studio import LabelStudioOracle, label_config
+from al_pipeline.oracle import Oracle, ProjectMark, ProjectRef, data_key
+from al_pipeline.params import Schema
+
+TOKEN = "0123456789abcdef0123456789abcdef01234567"
+REF = ProjectRef(1, "p")
+SECRET = "a text that nobody may read"
+
+
+def schema(labels: list[str], fields: list[str] | None = None, question: str = "Which?") -> Schema:
+    return Schema(version=1, question=question, labels=labels, fields=fields or ["text"])
+
+
+Handler = Callable[[httpx.Request], httpx.Response]
+
+
+def oracle_over(handler: Handler) -> LabelStudioOracle:
+    """An oracle whose requests `handler` answers."""
+    transport = httpx.MockTransport(handler)
+    return LabelStudioOracle("http://ls.example", TOKEN, timeout=1, sleep=lambda _: None, transport=transport)
+
+
+# The label config ------------------------------------------------------------------------------------
+
+
+def test_the_config_is_exactly_this() -> None:
+    assert label_config(schema(["ham", "spam"], question='Is "this" <spam> & ham?')) == (
+        '<View><Header value="Is &quot;this&quot; &lt;spam&gt; &amp; ham?" /><Text name="text" value="$text" />'
+        '<Choices name="label" toName="text" choice="single" showInLine="true" required="true">'
+        '<Choice value="ham" hotkey="1" /><Choice value="spam" hotkey="2" /></Choices></View>'
+    )
+
+
+def test_several_fields_are_shown_each_with_its_name() -> None:
+    root = ElementTree.fromstring(label_config(schema(["a", "b"], ["text", "Subject line", "label"])))
+    shown = [(e.tag, e.get("value")) for e in root if e.tag in ("Header", "Text")]
+    assert shown == [
+        ("Header", "Which?"),
+        ("Header", "text"),
+        ("Text", "$text"),
+        ("Header", "Subject line"),
+        ("Text", f"${data_key('Subject line')}"),
+        ("Header", "label"),
+        ("Text", f"${data_key('label')}"),
+    ]
+    assert root.find("Choices").get("toName") == "text"  # type: ignore[union-attr]
+
+
+def test_hotkeys_are_digits_then_letters_then_none() -> None:
+    root = ElementTree.fromstring(label_config(schema([f"class {n}" for n in range(40)])))
+    keys = [choice.get("hotkey") for choice in root.iter("Choice")]
+    assert keys[:10] == [*"123456789", "a"]
+    assert keys[34:] == ["z", *[None] * 5]
+    assert len({key for key in keys if key}) == 35
+
+
+@pytest.mark.parametrize("bad", [schema(["$5", "more"]), schema(["a", "b"], question="Is it $text?")])
+def test_a_dollar_is_refused_since_it_would_show_a_field(bad: Schema) -> None:
+    with pytest.raises(BadParams, match=r"\$"):
+        label_config(bad)
+
+
+words = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="$"), min_size=1, max_size=20)
+
+
+@settings(max_examples=100, derandomize=True)
+@given(words, st.lists(words.map(str.strip).filter(bool), min_size=2, max_size=5, unique_by=str.casefold))
+def test_whatever_the_names_hold_they_come_out_of_the_config_as_they_went_in(question: str, labels: list[str]) -> None:
+    root = ElementTree.fromstring(label_config(schema(labels, question=question)))
+    assert root.find("Header").get("value") == question  # type: ignore[union-attr]
+    assert [choice.get("value") for choice in root.iter("Choice")] == labels
+    assert {element.tag for element in root.iter()} == {"View", "Header", "Text", "Choices", "Choice"}
+
+
+# Errors ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "token"), [("ls.example", TOKEN), ("http://x", ""), ("http://x", "tökén"), ("http://x", "a b")]
+)
+def test_an_address_or_token_that_cannot_be_right_is_refused_at_once(url: str, token: str) -> None:
+    with pytest.raises(LabelStudioRefused):
+        LabelStudioOracle(url, token)
+
+
+def calls(oracle: Oracle) -> dict[str, Callable[[], Any]]:
+    """Every call of the interface."""
+    return {
+        "ensure_project": lambda: oracle.ensure_project("w", "c", SCHEMA, 1, False, None),
+        "ensure_known": lambda: oracle.ensure_project("w", "c", SCHEMA, 1, False, REF),
+        "check": lambda: oracle.check(REF, "w"),
+        "adopt": lambda: oracle.adopt(REF, "w", "c"),
+        "task_states": lambda: list(oracle.task_states(REF, 1)),
+        "import_tasks": lambda: oracle.import_tasks(REF, tasks_of("w", 1, 2)),
+        "answered": lambda: list(oracle.answered(REF, None)),
+        "answered_by_key": lambda: list(oracle.answered_by_key(REF, ["k"])),
+        "retire": lambda: oracle.retire(REF, [1]),
+        "delete_tasks": lambda: oracle.delete_tasks(REF, [1]),
+    }
+
+
+NAMES = list(calls(None))  # type: ignore[arg-type]
+REPLIES: dict[str, tuple[int, bytes, type[WorldError]]] = {
+    "unauthorized": (401, b'{"detail": "%s"}', LabelStudioRefused),
+    "forbidden": (403, b'{"detail": "%s"}', LabelStudioRefused),
+    "invalid": (400, b'{"detail": "%s"}', LabelStudioRefused),
+    "conflict": (409, b"%s", LabelStudioRefused),
+    "redirect": (302, b"%s", LabelStudioDown),
+    "busy": (429, b"%s", LabelStudioDown),
+    "broken": (500, b"<html>%s</html>", LabelStudioDown),
+    "portal": (200, b"<html>%s</html>", LabelStudioDown),
+    "empty": (200, b"", LabelStudioDown),
+    "list": (200, b'["%s"]', LabelStudioDown),
+    "text": (200, b'"%s"', LabelStudioDown),
+    "null": (200, b"null", LabelStudioDown),
+    "number": (200, b"17", LabelStudioDown),
+    "deep": (200, b"[" * 100_000, LabelStudioDown),
+}
+
+
+@pytest.mark.parametrize("reply", REPLIES)
+@pytest.mark.parametrize("name", NAMES)
+def test_any_unusable_reply_is_our_error_and_tells_no_secret(
+    name: str, reply: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    status, body, expected = REPLIES[reply]
+    headers = {"Set-Cookie": f"sessionid={SECRET}", "Content-Type": "application/json"}
+    text = body.replace(b"%s", SECRET.encode())
+    caplog.set_level(logging.DEBUG)
+    with (
+        oracle_over(lambda _: httpx.Response(status, content=text, headers=headers)) as oracle,
+        pytest.raises(expected) as caught,
+    ):
+        calls(oracle)[name]()
+    told = "".join(traceback.format_exception(caught.value)) + repr(vars(caught.value)) + caplog.text
+    assert SECRET not in told and TOKEN not in told
+    assert "http://ls.example" in told or "Label Studio" in told
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("error", [httpx.ConnectError, httpx.ReadTimeout, httpx.RemoteProtocolError, httpx.ReadError])
+def test_no_reply_is_our_error(name: str, error: type[httpx.TransportError]) -> None:
+    def fail(request: httpx.Request) -> httpx.Response:
+        raise error(SECRET, request=request)
+
+    with oracle_over(fail) as oracle, pytest.raises(LabelStudioDown) as caught:
+        calls(oracle)[name]()
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_only_reads_are_repeated_and_not_for_ever() -> None:
+    seen: list[str] = []
+
+    def down(request: httpx.Request) -> httpx.Response:
+        seen.append(request.method)
+        return httpx.Response(503)
+
+    with oracle_over(down) as oracle:
+        for name in ("check", "import_tasks", "retire"):
+            with pytest.raises(LabelStudioDown):
+                calls(oracle)[name]()
+    assert seen == ["GET"] * 4 + ["POST"] + ["PATCH"]
+
+
+def test_a_read_that_is_refused_is_not_repeated() -> None:
+    seen: list[str] = []
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        seen.append(request.method)
+        return httpx.Response(401)
+
+    with oracle_over(refuse) as oracle, pytest.raises(LabelStudioRefused, match="Copy a new one"):
+        oracle.check(REF, "w")
+    assert seen == ["GET"]
+
+
+def test_a_listing_that_goes_round_in_circles_ends() -> None:
+    counts = {"is_labeled": False, "total_annotations": 0, "cancelled_annotations": 0}
+    page = [{"id": n, "data": {}, **counts} for n in range(1, 501)]
+    with (
+        oracle_over(lambda _: httpx.Response(200, json={"tasks": page})) as oracle,
+        pytest.raises(LabelStudioDown, match="out of order"),
+    ):
+        list(oracle.task_states(REF))
+
+
+def test_a_partial_import_is_no_success() -> None:
+    with (
+        oracle_over(lambda _: httpx.Response(201, json={"task_count": 1})) as oracle,
+        pytest.raises(LabelStudioDown, match="1 of 2"),
+    ):
+        oracle.import_tasks(REF, tasks_of("w", 1, 2))
+
+
+def test_what_is_sent_is_exactly_this() -> None:
+    sent: list[Any] = []
+
+    def take(request: httpx.Request) -> httpx.Response:
+        sent.append((request.method, str(request.url), request.headers["Authorization"], json.loads(request.content)))
+        return httpx.Response(201, json={"task_count": 1})
+
+    with oracle_over(take) as oracle:
+        oracle.import_tasks(REF, tasks_of("w0rkspace", 7, 1))
+    data = {
+        "text": "text of item-0",
+        "item_id": "item-0",
+        "al_round": 7,
+        "al_part": "pool",
+        "al_rank": 0,
+        "al_score": 0.5,
+        "push_key": "w0rkspace:0007:item-0",
+        "shown_hash": "38a8fdcf493bd3c8ac4abd39e4286f3333cb1020494076e5b820315b4023fd90",
+    }
+    url = "http://ls.example/api/projects/1/import?return_task_ids=true"
+    assert sent == [("POST", url, f"Token {TOKEN}", [{"data": data}])]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["id", "tasks", "data", "annotations", "result", "completed_by", "updated_at", "email"]),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=30, derandomize=True, deadline=None)
+@given(json_values)
+def test_a_reply_of_any_shape_is_read_or_refused(value: Any) -> None:
+    replies = [json.dumps(shape) for shape in (value, {"tasks": [value]}, {"tasks": value})]
+    ANY_SHAPE.extend(replies)
+    for _ in replies:
+        for name in ("task_states", "answered_by_key", "answered", "check", "ensure_project"):
+            try:
+                calls(ODD_SERVER)[name]()
+            except (WorldError, ForeignProject):
+                continue
+        ANY_SHAPE.pop()
+
+
+ANY_SHAPE: list[str] = []
+ODD_SERVER = oracle_over(lambda _: httpx.Response(200, text=ANY_SHAPE[-1]))
+
+
+# A real server ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def oracle(label_studio: Any) -> Iterator[LabelStudioOracle]:
+    with LabelStudioOracle(label_studio.url, label_studio.token) as made:
+        yield made
+
+
+@pytest.mark.server
+def test_the_server_tells_its_version_and_who_we_are(oracle: LabelStudioOracle) -> None:
+    about = oracle.about()
+    assert about.version.startswith("1.")
+    assert "@" in about.user
+    assert about.clock_ahead is not None and abs(about.clock_ahead) < 60
+
+
+@pytest.mark.server
+def test_a_wrong_token_is_refused_with_what_to_do(label_studio: Any) -> None:
+    with (
+        LabelStudioOracle(label_studio.url, TOKEN) as stranger,
+        pytest.raises(LabelStudioRefused, match="refused the token") as caught,
+    ):
+        stranger.about()
+    assert TOKEN not in str(caught.value)
+
+
+@pytest.mark.server
+def test_our_settings_are_the_projects_and_stay_untouched_when_nothing_changed(
+    oracle: LabelStudioOracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = oracle.ensure_project(uuid.uuid4().hex[:12], "c", SCHEMA, 2, True, None)
+    project = oracle._client.projects.get(ref.project_id)
+    assert project.sampling == "Sequential sampling"
+    assert project.skip_queue == "REQUEUE_FOR_OTHERS"
+    assert (project.maximum_annotations, project.show_collab_predictions, project.enable_empty_annotation) == (
+        2,
+        True,
+        False,
+    )
+    mark = ProjectMark(str(project.title).removeprefix("al "), "c", ref.project_uid)
+    assert project.description == str(mark)
+    monkeypatch.setattr(oracle._client.projects, "update", lambda *_, **__: pytest.fail("nothing to change"))
+    assert oracle.ensure_project(mark.workspace_id, "c", SCHEMA, 2, True, ref) == ref
+
+
+@pytest.mark.server
+def test_strange_names_survive_the_server(oracle: LabelStudioOracle, label_studio: Any) -> None:
+    odd = schema(
+        ["<b>ham</b> & 'eggs'", 'say "spam"', "ünï, 日本 😀"], ["text", "Subject: line[0]"], "1 < 2 & 'so' \"on\"?"
+    )
+    workspace = uuid.uuid4().hex[:12]
+    ref = oracle.ensure_project(workspace, "c", odd, 1, False, None)
+    asked = oracle._client.projects.get(ref.project_id).parsed_label_config
+    assert asked["label"]["labels"] == odd.labels
+    assert oracle.ensure_project(workspace, "c", odd, 1, False, ref) == ref
+
+
+@pytest.mark.server
+def test_pages_are_joined_without_loss(oracle: LabelStudioOracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("al_pipeline.label_studio._PAGE", 3)
+    monkeypatch.setattr("al_pipeline.label_studio._KEYS_PER_REQUEST", 4)
+    workspace = uuid.uuid4().hex[:12]
+    ref = oracle.ensure_project(workspace, "c", SCHEMA, 1, False, None)
+    tasks = tasks_of(workspace, 1, 9)
+    oracle.import_tasks(ref, tasks)
+    keys = [task.plan.push_key for task in tasks]
+    assert [state.push_key for state in oracle.task_states(ref)] == keys
+    assert [task.push_key for task in oracle.answered(ref, None)] == keys
+    assert [task.push_key for task in oracle.answered_by_key(ref, keys)] == keys
+
+
+@pytest.mark.server
+def test_a_guess_is_stored_and_shown_only_where_it_is_wanted(oracle: LabelStudioOracle, label_studio: Any) -> None:
+    from dataclasses import replace
+
+    workspace = uuid.uuid4().hex[:12]
+    ref = oracle.ensure_project(workspace, "c", SCHEMA, 1, False, None)
+    plain, guessed = tasks_of(workspace, 1, 2)
+    oracle.import_tasks(ref, [plain, replace(guessed, guess=("spam", 0.75))])
+    tasks = [oracle._client.tasks.get(str(state.task_id)) for state in oracle.task_states(ref)]
+    assert [len(task.predictions or []) for task in tasks] == [0, 1]
+    assert tasks[1].predictions[0]["result"][0]["value"]["choices"] == ["spam"]
+
+
+@pytest.mark.server
+def test_an_invited_annotator_is_known_by_address(oracle: LabelStudioOracle, label_studio: Any) -> None:
+    workspace = uuid.uuid4().hex[:12]
+    ref = oracle.ensure_project(workspace, "c", SCHEMA, 1, False, None)
+    (task,) = tasks_of(workspace, 1, 1)
+    oracle.import_tasks(ref, [task])
+    with ServerRig(label_studio, oracle) as people:
+        people.answer(ref, task.plan.push_key, ANN, "ham")
+    (answered,) = oracle.answered(ref, None)
+    assert [annotation.annotator for annotation in answered.annotations] == [ANN]
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("fault", ["drop_after", "502_after", "truncate", "html_200", "wrong_json", "502_before"])
+def test_a_read_comes_through_a_bad_network_and_gives_up_on_a_dead_one(label_studio: Any, fault: Any) -> None:
+    with (
+        FaultProxy(label_studio.url) as proxy,
+        LabelStudioOracle(proxy.url, label_studio.token, sleep=lambda _: None) as through,
+    ):
+        proxy.strike(fault, times=3, method="GET", path="/api/version")
+        assert through.about().version.startswith("1.")
+        proxy.strike(fault, times=9, method="GET", path="/api/version")
+        with pytest.raises(LabelStudioDown):
+            through.about()
