@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from al_pipeline.acquisition import margin
 from al_pipeline.metrics import Metrics
 from al_pipeline.query_strategies import STRATEGIES
 from al_pipeline.replay import Corpus, Curve, Fit, Indices, Predict, Settings, mean_interval, replay
@@ -58,6 +59,17 @@ def test_every_strategy_replays_and_the_model_sees_labelled_pool_items_alone(str
     for before, rows in zip([[], *seen], seen, strict=False):
         assert set(before) < set(rows.tolist()) <= set(data.pool.tolist())
     assert all(point.metrics.items == len(data.test) for point in curve.points)
+
+
+def test_margin_asks_for_what_the_newest_model_is_least_sure_of() -> None:
+    data, vectors = corpus(200)
+    seen: list[Indices] = []
+    fit = logistic(data, vectors, seen)
+    replay(data, Settings("margin", 20, 10, 1), fit, seed=1)
+    before, after = seen
+    unlabeled = np.setdiff1d(data.pool, before)
+    scores = margin(fit(before)(unlabeled))
+    assert set(after) - set(before) == set(unlabeled[np.argsort(-scores)[:10]])
 
 
 def test_same_seed_same_curve() -> None:
