@@ -353,9 +353,8 @@ def labelstudio_invite(email: Annotated[str, typer.Argument(metavar="EMAIL")], a
     invited = invite(workspace, email)
     if as_json:
         return _print_json({"email": email, "password": invited.password, "token": invited.token})
-    _say(
-        f"{_safe(email)} can log in at {_safe(workspace.credentials().get('url', ''))} with the password {_safe(invited.password)}"
-    )
+    url = _safe(workspace.credentials().get("url", ""))
+    _say(f"{_safe(email)} can log in at {url} with the password {_safe(invited.password)}")
 
 
 @labelstudio.command("connect")
@@ -373,9 +372,8 @@ def labelstudio_connect(
     token = os.environ.get("AL_LABEL_STUDIO_TOKEN") or _read_token()
     workspace.store_credentials(url.rstrip("/"), token)
     about = connect(workspace).about()
-    _say(
-        f"Connected to {_safe(url)} (Label Studio {_safe(about.version)}) as {_safe(about.user)}; the token lies in {_safe(workspace.credentials_file)}, readable by you alone."
-    )
+    _say(f"Connected to {_safe(url)} (Label Studio {_safe(about.version)}) as {_safe(about.user)}.")
+    _say(f"The token lies in {_safe(workspace.credentials_file)}, readable by you alone.")
 
 
 def main() -> None:

@@ -142,7 +142,7 @@ def load_params(path: Path) -> Params:
     try:
         return parse_params(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
-        raise BadParams(f"{path} is missing; `git checkout -- params.yaml` brings back the last committed one") from None
+        raise BadParams(f"{path} is missing; `git checkout -- params.yaml` brings it back") from None
     except UnicodeDecodeError as error:
         raise BadParams(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
 

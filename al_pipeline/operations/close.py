@@ -57,8 +57,8 @@ def check_sources(layout: Layout, dvc: Dvc) -> None:
 
 def _move_parts(inbox: Path, target: Path) -> None:
     known = {sha256_file(path) for path in target.glob("part-*.parquet")}
-    number = 1 + max((int(path.stem.removeprefix("part-")) for path in target.glob("part-*.parquet")), default=0)
-    for number, path in enumerate(_parts(inbox), start=number):
+    first = 1 + max((int(path.stem.removeprefix("part-")) for path in target.glob("part-*.parquet")), default=0)
+    for number, path in enumerate(_parts(inbox), start=first):
         if sha256_file(path) in known:
             path.unlink()
         else:

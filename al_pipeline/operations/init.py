@@ -73,7 +73,7 @@ def _with_schema(text: str, labels: Sequence[str], question: str | None) -> str:
     import yaml
 
     def scalar(value: str) -> str:
-        return yaml.safe_dump(value, allow_unicode=True, width=10_000, default_style='"').strip()
+        return str(yaml.safe_dump(value, allow_unicode=True, width=10_000, default_style='"')).strip()
 
     lines = "".join(f"    - {scalar(label)}\n" for label in labels)
     text = re.sub(r"(?m)^(  labels:.*\n)(?:    - .*\n)+", lambda found: found.group(1) + lines, text)

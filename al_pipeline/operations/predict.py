@@ -43,7 +43,8 @@ def model_folder(workspace: Workspace, number: int | None = None) -> tuple[int, 
         found = sha256_tree(folder / "model")
         if found != record["hashes"]["model"]:
             raise NothingToDo(
-                f"the model of {round_name(number)} has digest {found[:12]}, its record says {record['hashes']['model'][:12]}"
+                f"the model of {round_name(number)} has digest {found[:12]}, "
+                f"its record says {record['hashes']['model'][:12]}"
             )
         write_json(folder / "complete.json", found)
     return number, folder

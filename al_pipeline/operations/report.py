@@ -51,13 +51,12 @@ def report_data(workspace: Workspace, number: int | None = None) -> ReportData:
         raise NothingToDo("no round is published yet; `al status` says what the first one waits for")
     record = history.rounds[-1] if number is None else history.record(number)
     number = int(record["round"])
-    name = round_name(number)
-    revision = name if name in git.tags() else "HEAD"
+    revision = round_name(number) if round_name(number) in git.tags() else "HEAD"
     schema, counts = record["params"]["schema"], record["counts"]
     plan = read_plan(git, number, revision)
     events = [event for event in read_events(layout.events) if event.round == number]
     histogram = json.loads(git.show(revision, "rounds/histogram.json") or "{}")
-    latest = number == history.rounds[-1]["round"]
+    latest, now = number == history.rounds[-1]["round"], status(workspace)
     return ReportData(
         title=layout.root.name,
         question=schema["question"],
@@ -76,10 +75,8 @@ def report_data(workspace: Workspace, number: int | None = None) -> ReportData:
         mistakes=_mistakes(
             workspace, parse_predictions(git.show(revision, "rounds/predictions.csv") or "item_id,label\n")
         ),
-        answers=_answers(record, plan, events),
-        next_step=status(workspace)["next"]
-        if latest
-        else f"This is history; the latest round is {history.rounds[-1]['round']}.",
+        answers=_answers(record, plan, events, now["tasks"] - now["settled"] if latest else 0),
+        next_step=now["next"] if latest else f"This is history; the latest round is {history.rounds[-1]['round']}.",
         params_digest=record["hashes"]["params"][:12],
         engine={
             "version": record["engine"]["version"],
@@ -138,7 +135,7 @@ def _mistakes(workspace: Workspace, predictions: Predictions) -> tuple[Mistake, 
     )
 
 
-def _answers(record: Record, plan: list[PlannedTask], events: list[Event]) -> Answers:
+def _answers(record: Record, plan: list[PlannedTask], events: list[Event], waiting: int) -> Answers:
     given: dict[str, Any] = record["answers"]
     closed = record["closed_at"]
     return Answers(
@@ -146,7 +143,8 @@ def _answers(record: Record, plan: list[PlannedTask], events: list[Event]) -> An
         answered=given["answered"],
         skipped=given["given_up"],
         late=sum(_seconds(event.created_at) > closed for event in events if event.created_at) if closed else 0,
-        waiting=given["unanswered"],
+        unanswered=given["unanswered"],
+        waiting=waiting,
         refused=given["refused"],
         annotators=people(events),
         lead_seconds=sum(event.lead_time or 0.0 for event in events),
@@ -158,7 +156,8 @@ def _row(record: Record) -> RoundRow:
 
 
 def _decision(record: Record) -> Decision:
-    return Decision(record["decision"]["verdict"], tuple(record["decision"]["reasons"]))
+    found = record["decision"]
+    return Decision(found["verdict"], tuple(found["reasons"]), found["provisional"])
 
 
 def _date(record: Record) -> str | None:

@@ -11,7 +11,7 @@ from al_pipeline.workspace import Workspace
 
 
 def ingest_sources(workspace: Workspace) -> int:
-    """Finish an ingest that was killed, then ingest every source file that is new or changed; returns how many items that added to the inbox.
+    """Finish an ingest that was killed, then ingest every source file that is new or changed; how many items came in.
 
     What was taken in already is remembered by digest; a lost memory costs a second reading, since known content is
     not added twice. Raises BadParams where a pattern leaves the workspace.

@@ -66,7 +66,8 @@ def status(workspace: Workspace) -> dict[str, Any]:
 def _next(planned: int | None, step: str, facts: Facts, workspace: Workspace) -> str:
     """What the next `al round` will do, in words."""
     if facts.closed:
-        return f"`al round` goes on with the build of {'the first plan' if planned is None else f'round {planned}'} ({step})"
+        what = "the first plan" if planned is None else f"round {planned}"
+        return f"`al round` goes on with the build of {what} ({step})"
     if planned is None:
         return "`al round` makes the first plan and pushes it to Label Studio"
     rule = closing_rule(workspace)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -125,7 +126,7 @@ def tick(
         while not isinstance(step := next_step(facts := _facts(session), rule), Wait):
             say(_announce(step, session))
             begin = time.perf_counter()
-            run(str(step), lambda step=step, facts=facts: _take(step, session, facts))
+            run(str(step), partial(_take, step, session, facts))
             seconds = time.perf_counter() - begin
             steps.append((str(step), seconds))
             session.done.add(step)
@@ -256,7 +257,7 @@ def _take(step: Step, session: _Session, facts: Facts) -> Any:
 
 
 def _connect(session: _Session) -> None:
-    """Find or make our project. A new one is committed at once, so that the work tree stays clean while people label."""
+    """Find or make our project. A new one is committed at once: the work tree stays clean while people label."""
     layout, workspace = session.layout, session.workspace
     known = read_json(layout.project) or None
     params = workspace.params

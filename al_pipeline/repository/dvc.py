@@ -210,7 +210,7 @@ class Dvc:
 
     @staticmethod
     def _stop_orphans(group: int) -> None:
-        """End stages of a group whose leader is gone already; another group's number cannot be taken while they live."""
+        """End stages of a group whose leader is gone; its number cannot be given again while they live."""
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError):
                 if os.getpgid(process.pid) == group and any("al_pipeline.stages" in word for word in process.cmdline()):

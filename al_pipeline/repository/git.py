@@ -120,7 +120,7 @@ class Git:
         return self.run("rev-parse", "HEAD").stdout.strip()
 
     def tag(self, name: str, message: str, revision: str = "HEAD") -> None:
-        """Make an annotated tag; harmless where it already names that commit. Raises ForeignEdit where it names another."""
+        """Make an annotated tag; harmless where it names that commit. Raises ForeignEdit where it names another."""
         commit = self.run("rev-parse", f"{revision}^{{commit}}").stdout.strip()
         existing = self.tags().get(name)
         if existing == commit:

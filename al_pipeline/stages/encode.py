@@ -1,4 +1,4 @@
-"""Fill the cache of features before the stages read it. No stage of `dvc.yaml`: the cache may be deleted at any time."""
+"""Fill the cache of features before the stages read it. No stage of `dvc.yaml`: the cache may be deleted."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from al_pipeline.acquisition import ACQUISITION
 from al_pipeline.encoding import open_vectors
@@ -32,8 +33,8 @@ def main(layout: Layout) -> None:
     keep = max(params.select.shortlist, 2 * params.select.batch_size)
     seed = round_seed(params.seed, 0, "score")
     best_ids: list[str] = []
-    best = np.empty(0)
-    edges: np.ndarray | None = None
+    best: NDArray[np.float64] = np.empty(0)
+    edges: NDArray[np.float64] | None = None
     counts = np.zeros(BINS, dtype=np.int64)
     predicted = np.zeros(len(params.schema_.labels), dtype=np.int64)
     for batch in iter_items([layout.pool]):

@@ -1,0 +1,84 @@
+"""What tests of whole rounds share: a small workspace on real git and DVC, and an annotator who answers it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+from al_pipeline.operations.ingest import ingest
+from al_pipeline.operations.init import init
+from al_pipeline.operations.tick import TickReport, tick
+from al_pipeline.oracle import SimulatedOracle
+from al_pipeline.workspace import Workspace, open_workspace
+
+WORDS = {
+    "ham": ("meeting agenda tomorrow", "project report please", "lunch on friday", "minutes of the call"),
+    "spam": ("win money now", "cheap pills click", "free offer today", "claim your prize"),
+}
+
+SMALL = {
+    "kind: encoder+tfidf": "kind: tfidf",
+    "test_size: 500": "test_size: 12",
+    "seed_size: 40": "seed_size: 10",
+    "batch_size: 40": "batch_size: 8",
+    "min_labels: 10": "min_labels: 1",
+    "bootstrap: 1000": "bootstrap: 100",
+}
+"""Changes of the template that make a round small and quick."""
+
+
+def write_pool(path: Path, size: int = 80, seed: int = 7, start: int = 0) -> dict[str, str]:
+    """Write a JSONL pool of little mails; returns the true label of each id."""
+    draw = random.Random(seed)
+    truth: dict[str, str] = {}
+    lines = []
+    for number in range(start, start + size):
+        label = "spam" if draw.random() < 0.4 else "ham"
+        other = "ham" if label == "spam" else "spam"
+        words = [draw.choice(WORDS[label if draw.random() < 0.85 else other]) for _ in range(4)]
+        truth[f"mail-{number:03d}"] = label
+        lines.append(json.dumps({"id": f"mail-{number:03d}", "text": f"{number} {' '.join(words)}"}) + "\n")
+    path.write_text("".join(lines), encoding="utf-8")
+    return truth
+
+
+def change_params(workspace: Workspace, changes: Mapping[str, str]) -> None:
+    """Replace lines of `params.yaml`; each must be there."""
+    text = workspace.layout.params.read_text(encoding="utf-8")
+    for before, after in changes.items():
+        assert before in text, before
+        text = text.replace(before, after)
+    workspace.layout.params.write_text(text, encoding="utf-8")
+
+
+def small_workspace(
+    folder: Path, size: int = 80, changes: Mapping[str, str] | None = None
+) -> tuple[Workspace, dict[str, str]]:
+    """A workspace with a small pool, and the true label of each item. Its id is fixed, so that two can be compared."""
+    folder.mkdir(parents=True, exist_ok=True)
+    root = folder / "workspace"
+    workspace = init(root, ["ham", "spam"], remote=str(folder / "remote"))
+    change_params(workspace, {**SMALL, **(changes or {})})
+    truth = write_pool(folder / "pool.jsonl", size)
+    workspace = open_workspace(root)
+    ingest(workspace, [folder / "pool.jsonl"])
+    return workspace, truth
+
+
+def answer_all(oracle: SimulatedOracle, truth: Mapping[str, str], annotator: str = "ann@example.org") -> int:
+    """Answer everything in the annotator's queue rightly; returns how many tasks that was."""
+    keys = oracle.queue(annotator)
+    for key in keys:
+        oracle.answer(key, annotator, truth[key.rsplit(":", 1)[1]])
+    return len(keys)
+
+
+def play(workspace: Workspace, oracle: SimulatedOracle, truth: Mapping[str, str], rounds: int) -> TickReport:
+    """Tick, answer everything, tick again, until `rounds` rounds are published."""
+    report = tick(workspace, lambda: oracle)
+    for _ in range(rounds):
+        answer_all(oracle, truth)
+        report = tick(open_workspace(workspace.layout.root), lambda: oracle)
+    return report
