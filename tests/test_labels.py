@@ -320,7 +320,7 @@ def histories(draw: st.DrawFn) -> list[Event]:
 
 
 def law(function: Callable[..., None]) -> Callable[..., None]:
-    return settings(max_examples=100, derandomize=True, deadline=None)(function)
+    return settings(max_examples=50, derandomize=True, deadline=None)(function)
 
 
 EVERYBODY = st.sampled_from([None, 1, 3])

@@ -112,7 +112,7 @@ def test_order_of_pool_and_shortlist_is_nothing(strategy: str, data: st.DataObje
     again=st.lists(st.integers(0, 40), max_size=8),
     cold=st.booleans(),
 )
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=30, derandomize=True, deadline=None)
 def test_any_batch(strategy: str, n: int, shortlisted: int, k: int, share: float, again: list[int], cold: bool) -> None:
     items = ids(n)
     first = [f"item-{number}" for number in again]
@@ -211,7 +211,7 @@ def test_a_strategy_on_vectors_plugs_in(monkeypatch: pytest.MonkeyPatch) -> None
 
 # Top k --------------------------------------------------------------------------------------------------------------
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, -np.inf, np.inf]), max_size=30), st.integers(0, 40))
-@settings(max_examples=100, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 def test_top_k_is_the_best_k_in_falling_order(scores: list[float], k: int) -> None:
     chosen = top_k(scores, ids(len(scores)), k, SEED)
     assert len(set(chosen.tolist())) == len(chosen) == min(k, len(scores))
@@ -219,7 +219,7 @@ def test_top_k_is_the_best_k_in_falling_order(scores: list[float], k: int) -> No
 
 
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=30), st.integers(1, 30), st.integers(0, 29))
-@settings(max_examples=100, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 def test_a_higher_score_never_loses_its_place(scores: list[float], k: int, which: int) -> None:
     which %= len(scores)
     raised = [score + 0.5 * (position == which) for position, score in enumerate(scores)]
@@ -288,7 +288,7 @@ def test_slice_weights_estimate_the_pool() -> None:
 
 
 @given(k=st.integers(2, 60), share=st.floats(0.05, 0.5), number=st.integers(0, 1000))
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 def test_slice_is_spread_so_that_any_half_keeps_its_share(k: int, share: float, number: int) -> None:
     queries = choose(
         ids(200), view_of(ids(200)), strategy="margin", k=k, random_share=share, seed=round_seed(1, number, "margin")
