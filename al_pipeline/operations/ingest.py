@@ -131,9 +131,8 @@ def ingest(
         drawn, notes = _draw(taken, workspace) if not test else (0, [])
         test_added = added if test else drawn
         _stage_parts(taken, staging, staged, drawn)
-        events = list(taken.events())
-        add_to_inbox(staging / "events", events, ledger=None)
-        if added or events:
+        labels = _stage_labels(taken, staging)
+        if added or labels:
             _commit(layout, staging)
     finally:
         if not (staging / _COMMIT).exists():
@@ -145,7 +144,7 @@ def ingest(
         drawn=drawn > 0,
         duplicates=taken.duplicates,
         rejected=taken.rejected,
-        labels=len(events),
+        labels=labels,
         labels_rejected=taken.labels_rejected,
         rejects_file=rejects_file,
         notes=tuple(notes),
@@ -456,6 +455,12 @@ def _only(taken: _Intake, staged: Path, part: Part) -> Iterator[list[Item]]:
     for batch in iter_items([staged.parent]):
         yield [item for n, item in enumerate(batch, start=number) if taken.known.part(n) == part]
         number += len(batch)
+
+
+def _stage_labels(taken: _Intake, staging: Path) -> int:
+    events = list(taken.events())
+    add_to_inbox(staging / "events", events)
+    return len(events)
 
 
 def _commit(layout: Layout, staging: Path) -> None:
