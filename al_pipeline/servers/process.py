@@ -28,11 +28,11 @@ MARK = "AL_SERVER"
 Progress = Callable[[str], None]
 
 _PORT_ATTEMPTS = 4
+_PORT_SECONDS = 3.0
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 15.0
 _BUSY_SECONDS = 45.0
 _INHERITED = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
-_children: dict[int, subprocess.Popen[bytes]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +84,15 @@ def start(service: Service, progress: Progress) -> Server:
             return found
         stop(service)
         remembered = _remembered(service)
-        port = remembered.port if remembered else None
+        port = remembered.port if remembered and _becomes_free(remembered.port) else free_port()
         for _ in range(_PORT_ATTEMPTS):
-            port = port if port is not None and port_is_free(port) else free_port()
             pid = _spawn(service, port)
             if _wait_until_well(service, pid, port, progress):
                 server = Server(service.name, pid, psutil.Process(pid).create_time(), port, f"http://{LOOPBACK}:{port}")
                 write_json(service.record, asdict(server), mode=0o600)
                 return server
             end(processes(service))
-            port = None
+            port = free_port()
         raise ServerFailed(f"{service.name} found no port of its own in {_PORT_ATTEMPTS} attempts; try again")
 
 
@@ -130,10 +129,6 @@ def end(found: Sequence[psutil.Process]) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(stubborn, timeout=_STOP_SECONDS)
-    for process in found:
-        child = _children.pop(process.pid, None)
-        if child is not None:
-            child.poll()
 
 
 def is_well(url: str, timeout: float = 5.0) -> bool:
@@ -238,7 +233,7 @@ def _spawn(service: Service, port: int) -> int:
         )
     finally:
         os.close(log)
-    _children[child.pid] = child
+    child.returncode = 0  # it is meant to outlive us: no warning that it still runs
     return child.pid
 
 
@@ -265,6 +260,16 @@ def _wait_until_well(service: Service, pid: int, port: int, progress: Progress) 
         time.sleep(_POLL_SECONDS)
     end(processes(service))
     raise ServerFailed(f"{service.name} was not well after {service.timeout:.0f} s; {_last_words(service)}")
+
+
+def _becomes_free(port: int) -> bool:
+    """Whether `port` is free, or soon: a killed process holds it until its memory is given back."""
+    deadline = time.monotonic() + _PORT_SECONDS
+    while not port_is_free(port):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
 
 
 def _last_words(service: Service) -> str:
