@@ -49,7 +49,7 @@ format: $(MAIN)
 	@$(BIN)/ruff format .
 
 setup: tools
-	@$(MAKE) --no-print-directory -j2 $(MAIN) $(LABEL_STUDIO)
+	@$(MAKE) --no-print-directory --silent -j2 $(MAIN) $(LABEL_STUDIO)
 
 tools:
 	@for tool in git npm; do command -v $$tool >/dev/null || \

@@ -1,0 +1,1 @@
+"""Worked examples: each is a whole project."""

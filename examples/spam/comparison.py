@@ -1,0 +1,119 @@
+"""What random sampling would have come to at the same budget: a replay on the demonstration's own data.
+
+The functions are those that the rounds run (selection, head, metrics) on the workspace's cached features; only Label
+Studio is left out. The replay is told what the annotators would have answered, errors included, and is measured on the
+test labels that they gave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from al_pipeline.encoding import open_vectors
+from al_pipeline.head import FeatureMatrix, fit_head
+from al_pipeline.items import iter_items
+from al_pipeline.metrics import Metrics
+from al_pipeline.replay import Corpus, Fit, Indices, MeanPoint, Predict, Settings, mean_interval, replay
+from al_pipeline.results import read_labeled
+from al_pipeline.tfidf import fit as fit_tfidf
+from al_pipeline.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Mean macro-F1 over the same seeds, round by round."""
+
+    strategy: str
+    active: tuple[MeanPoint, ...]
+    random: tuple[MeanPoint, ...]
+    gain: tuple[MeanPoint, ...]
+    """Active less random, seed by seed: above zero beyond doubt only where `low` is."""
+
+
+def compare(
+    workspace: Workspace,
+    answers: Mapping[str, str],
+    rounds: int,
+    seeds: Sequence[int],
+    progress: Callable[[int, int], None] | None = None,
+) -> Comparison:
+    """Replay `rounds` active rounds after the seed round, by the workspace's strategy and at random, over `seeds`.
+
+    `answers` maps an item's id to what the annotators say of it.
+    """
+    params = workspace.params
+    corpus, fit = _corpus(workspace, answers)
+    curves: dict[str, list[list[float]]] = {"active": [], "random": []}
+    points: dict[str, list[MeanPoint]] = {}
+    kinds = {"active": params.select.strategy, "random": "random"}
+    done = 0
+    for kind, strategy in kinds.items():
+        settings = Settings(
+            strategy, params.round.seed_size, params.select.batch_size, rounds, params.select.random_share
+        )
+        found = []
+        for seed in seeds:
+            found.append(replay(corpus, settings, fit, seed))
+            done += 1
+            if progress:
+                progress(done, 2 * len(seeds))
+        points[kind] = mean_interval(found, _macro_f1)
+        curves[kind] = [[_macro_f1(point.metrics) or 0.0 for point in curve.points] for curve in found]
+    differences = np.array(curves["active"]) - np.array(curves["random"])
+    return Comparison(
+        kinds["active"],
+        tuple(points["active"]),
+        tuple(points["random"]),
+        tuple(_interval(point.labels, differences[:, column]) for column, point in enumerate(points["random"])),
+    )
+
+
+def _macro_f1(metrics: Metrics) -> float | None:
+    value = metrics.to_row()["macro_f1"]["value"]
+    return None if value is None else float(value)
+
+
+def _interval(labels: int, values: NDArray[np.float64]) -> MeanPoint:
+    """The mean with Student's 95 % interval."""
+    from scipy.stats import t
+
+    mean = float(values.mean())
+    if len(values) < 2:
+        return MeanPoint(labels, mean, None, None, len(values))
+    half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return MeanPoint(labels, mean, mean - half, mean + half, len(values))
+
+
+def _corpus(workspace: Workspace, answers: Mapping[str, str]) -> tuple[Corpus, Fit]:
+    layout, params = workspace.layout, workspace.params
+    classes = tuple(params.schema_.labels)
+    pool = [item for batch in iter_items([layout.pool]) for item in batch]
+    test_labels = {row.item_id: row.label for row in read_labeled(layout.test_labels)}
+    test = [item for batch in iter_items([layout.test]) for item in batch if item.item_id in test_labels]
+    items = [*pool, *test]
+    vectors = open_vectors(layout, params.features)
+    tfidf = fit_tfidf(item.text for item in pool) if params.features.uses_tfidf else None
+    matrix = FeatureMatrix(
+        None if vectors is None else vectors.of(items),
+        None if tfidf is None else tfidf.transform([item.text for item in items]),
+    )
+    labels = [answers[item.item_id] for item in pool] + [test_labels[item.item_id] for item in test]
+
+    def fit(labeled: Indices) -> Predict:
+        head = fit_head(
+            matrix.rows(labeled), [labels[int(p)] for p in labeled], classes, params.seed, params.train.calibrate
+        )
+        return lambda positions: head.predict_proba(matrix.rows(positions))
+
+    corpus = Corpus(
+        [item.item_id for item in items],
+        np.array([classes.index(label) for label in labels], dtype=np.intp),
+        np.arange(len(pool), dtype=np.intp),
+        np.arange(len(pool), len(items), dtype=np.intp),
+        classes,
+    )
+    return corpus, fit

@@ -1,0 +1,410 @@
+"""`make demo`: a spam filter taught by active learning, with real servers and simulated annotators.
+
+It drives `al` as a person would: makes the workspace `demo/`, starts Label Studio and Prefect on this machine, and
+takes turns with the annotators until three active rounds are published. Run again, it goes on with the next round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from al_pipeline.charts import CurvePoint, save_learning_curve
+from al_pipeline.errors import AlError, NothingToDo, WorldError
+from al_pipeline.files import read_json, write_json
+from al_pipeline.layout import Layout
+from al_pipeline.records import push_key
+from al_pipeline.replay import MeanPoint
+from al_pipeline.workspace import Workspace, open_workspace
+from examples.spam.annotators import Act, Annotator, Done, acts_for, answer_round
+from examples.spam.comparison import Comparison, compare
+from examples.spam.corpus import Prepared, prepare
+
+ROOT = Path(__file__).resolve().parents[2]
+LABELS = ("ham", "spam")
+PEOPLE = ("ada@example.com", "grace@example.com", "edsger@example.com")
+SETTINGS = {"test_size": 300, "seed_size": 40, "batch_size": 40}
+SEED = 7
+_COMMAND_SECONDS = 3600
+
+console = Console(highlight=False)
+
+
+@dataclass
+class Timings:
+    """Seconds of everything that the demonstration waited for."""
+
+    started: float = field(default_factory=time.monotonic)
+    setup: dict[str, float] = field(default_factory=dict)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    comparison: float = 0.0
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Take the time of one part of the set-up."""
+        before = time.monotonic()
+        yield
+        self.setup[name] = round(time.monotonic() - before, 2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demonstration, or `--clean` it away; returns the exit code."""
+    options = _options(arguments)
+    folder: Path = options.folder.resolve()
+    try:
+        if options.clean:
+            clean(folder)
+        else:
+            run(folder, options.rounds, options.seeds, options.picture, options.record)
+    except AlError as error:
+        console.print(f"[red]{type(error).__name__}:[/] {_plain(error)}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.print("\nInterrupted. `make demo` goes on where this was.")
+        return 130
+    return 0
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m examples.spam.demo", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=ROOT / "demo", help="the workspace (default: demo/)")
+    parser.add_argument("--rounds", type=int, default=3, help="active rounds of the first run (default: 3)")
+    parser.add_argument("--seeds", type=int, default=10, help="seeds of the comparison with random sampling")
+    parser.add_argument("--picture", type=Path, help="write the learning curve here, as PNG")
+    parser.add_argument("--record", action="store_true", help="write the figures to benchmarks/results/demo.json")
+    parser.add_argument("--clean", action="store_true", help="end the demo's servers and remove everything of it")
+    return parser.parse_args(arguments)
+
+
+def run(folder: Path, rounds: int, seeds: int, picture: Path | None, record: bool) -> None:
+    """Make what is missing, run the rounds that are due, show what came of them."""
+    timings = Timings()
+    environment = ROOT / ".venv-label-studio"
+    if environment.is_dir():
+        os.environ.setdefault("AL_LABEL_STUDIO_VENV", str(environment))
+    with timings.of("corpus"), console.status("fetching 6,046 e-mails"):
+        corpus = prepare()
+    workspace = _workspace(folder, corpus, timings)
+    url = str(al(folder, "status")["label_studio_url"])
+    people = _people(workspace, url)
+    key = read_json(corpus.key)
+    published = [row["round"] for row in al(folder, "rounds")["rounds"]]
+    target = rounds if len(published) <= rounds else max(published) + 1
+    _rounds(folder, url, people, key, target, timings)
+    _show(workspace, people, key, seeds, timings, picture, record)
+
+
+def _workspace(folder: Path, corpus: Prepared, timings: Timings) -> Workspace:
+    """The demo's workspace with its items, its servers up."""
+    if not Layout(folder).marker.exists():
+        _step(f"Making the workspace [bold]{_plain(folder.name)}/[/]: a git and DVC repository of its own")
+        with timings.of("init"):
+            question = "Is this e-mail spam, or ham (wanted)?"
+            al(None, "init", str(folder), "--labels", ",".join(LABELS), "--question", question)
+            _set_params(Layout(folder).params)
+    workspace = open_workspace(folder)
+    _step("Starting Label Studio and Prefect on this machine")
+    with timings.of("servers"), console.status("the first start sets up their databases"):
+        al(folder, "up")
+    if al(folder, "status")["pool"] == 0:
+        _step(f"Taking {corpus.mails:,} e-mails in, without their labels")
+        with timings.of("ingest"):
+            al(folder, "ingest", str(corpus.pool), "--id-column", "id")
+    return workspace
+
+
+def _set_params(path: Path) -> None:
+    """A smaller test set and smaller batches than the template's, as one would edit them by hand."""
+    text = path.read_text(encoding="utf-8")
+    for name, value in SETTINGS.items():
+        text, found = re.subn(rf"(?m)^(  {name}:) \d+", rf"\1 {value}", text)
+        if found != 1:
+            raise NothingToDo(f"{path} has {found} lines `{name}:`, expected one")
+    path.write_text(text, encoding="utf-8")
+
+
+def _people(workspace: Workspace, url: str) -> list[Annotator]:
+    """The annotators' accounts; their tokens lie beside the servers' data, readable by this user alone."""
+    path = workspace.home / "annotators.json"
+    known: dict[str, dict[str, str]] = read_json(path, {})
+    for email in PEOPLE:
+        if known.get(email, {}).get("url") != url:
+            invited = al(workspace.layout.root, "labelstudio", "invite", email)
+            known[email] = {"url": url, "token": invited["token"], "password": invited["password"]}
+            write_json(path, known, mode=0o600)
+    return [Annotator(email, known[email]["token"]) for email in PEOPLE]
+
+
+def _rounds(
+    folder: Path, url: str, people: Sequence[Annotator], key: Mapping[str, str], target: int, timings: Timings
+) -> None:
+    """Take turns with the annotators until round `target` is published and the next one is asked."""
+    _step(
+        f"Rounds up to {target}; each is a flow run in Prefect, and nothing reaches the labels but through Label Studio"
+    )
+    patience = 2
+    while True:
+        tick, seconds = _tick(folder)
+        now = al(folder, "status")
+        number = now["round"]
+        timings.rounds.append({"published": tick["published"], "tick": seconds, "steps": tick["steps"]})
+        for name in tick["published"]:
+            _tell_published(folder, name, seconds)
+        if number is None:
+            raise NothingToDo(f"no round was planned: {tick['waits_for']}")
+        if number > target:
+            return
+        patience = 2 if tick["published"] else patience - 1
+        if patience < 0:
+            raise WorldError(f"round {number} does not close: {tick['waits_for']}")
+        done = Done()
+        if number:
+            _answer(url, now["project_id"], people, key, number - 1, late=True)
+        done = _answer(url, now["project_id"], people, key, number)
+        if patience == 0:
+            _answer(url, now["project_id"], people, key, number, late=True)
+        timings.rounds[-1]["answering"] = asdict(done)
+
+
+def _tick(folder: Path) -> tuple[dict[str, Any], float]:
+    before = time.monotonic()
+    report = al(folder, "round")
+    return report, round(time.monotonic() - before, 2)
+
+
+def _answer(
+    url: str, project: int, people: Sequence[Annotator], key: Mapping[str, str], number: int, late: bool = False
+) -> Done:
+    what = f"late answers to round {number}" if late else f"round {number}: {len(people)} annotators answer"
+    with _bar(what) as advance:
+        done = answer_round(url, project, people, key, SEED, round_number=number, late=late, progress=advance)
+    parts = {
+        "answered": done.answered, "skipped": done.skipped, "corrected": done.corrected,
+        "tasks with different answers": done.disagreed, "there already": done.already,
+        "to come late": done.left_for_later,
+    }  # fmt: skip
+    told = ", ".join(f"{count} {name}" for name, count in parts.items() if count)
+    console.print(f"  {what}: {told or 'none'} [dim]({done.seconds:.0f} s)[/]")
+    return done
+
+
+def _tell_published(folder: Path, number: int, seconds: float) -> None:
+    row = next(row for row in al(folder, "rounds")["rounds"] if row["round"] == number)
+    score = row["metrics"]["macro_f1"]["value"]
+    told = "not measured" if score is None else f"{score:.3f}"
+    console.print(
+        f"  [green]round-{number:04d} is published[/]: {row['labelled']} labels, macro-F1 {told}, {row['verdict']} "
+        f"[dim](pull to next batch in {seconds:.0f} s)[/]"
+    )
+
+
+# What came of it ---------------------------------------------------------------------------------------------------
+
+
+def _show(
+    workspace: Workspace,
+    people: Sequence[Annotator],
+    key: Mapping[str, str],
+    seeds: int,
+    timings: Timings,
+    picture: Path | None,
+    record: bool,
+) -> None:
+    folder = workspace.layout.root
+    rounds = al(folder, "rounds")["rounds"]
+    before = time.monotonic()
+    said = {item: _said(workspace.id, item, label, people) for item, label in key.items()}
+    with _bar(
+        f"the same rounds again with {seeds} other seeds, by {workspace.params.select.strategy} and at random"
+    ) as bar:
+        comparison = compare(workspace, said, len(rounds) - 1, range(1, seeds + 1), bar)
+    timings.comparison = round(time.monotonic() - before, 2)
+    console.print()
+    console.print(_table(rounds, comparison))
+    console.print(verdict(comparison, seeds))
+    curve = [
+        CurvePoint(row["labelled"], score["value"], score["low"], score["high"])
+        for row in rounds
+        if (score := row["metrics"]["macro_f1"])["value"] is not None
+    ]
+    if picture:
+        save_learning_curve(picture, curve, [CurvePoint(p.labels, p.mean, p.low, p.high) for p in comparison.random])
+    report = al(folder, "report")["report"]
+    _write_figures(folder, rounds, comparison, seeds, timings, record)
+    _farewell(workspace, Path(report))
+
+
+def _said(workspace_id: str, item: str, truth: str, people: Sequence[Annotator]) -> str:
+    """What the annotators would say of an item, were it asked: each one's last word, then the majority."""
+    last: dict[str, str] = {}
+    acts: list[Act] = acts_for(push_key(workspace_id, 0, item), truth, LABELS, people, SEED)
+    for act in acts:
+        if act.label is not None:
+            last[act.email] = act.label
+    return Counter(last.values()).most_common(1)[0][0] if last else truth
+
+
+def _table(rounds: Sequence[Mapping[str, Any]], comparison: Comparison) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", title="Macro-F1 on the test set", title_justify="left")
+    for name in ("round", "labels", "this run", comparison.strategy, "random", "gain over random"):
+        table.add_column(name, justify="left" if name == "round" else "right")
+    for place, row in enumerate(rounds):
+        score = row["metrics"]["macro_f1"]
+        replayed = [
+            _figure(points[place]) if place < len(points) else ""
+            for points in (comparison.active, comparison.random, comparison.gain)
+        ]
+        value = "" if score["value"] is None else f"{score['value']:.3f}"
+        table.add_row(f"round-{row['round']:04d}", str(row["labelled"]), value, *replayed)
+    return table
+
+
+def _figure(point: MeanPoint) -> str:
+    if point.low is None or point.high is None:
+        return f"{point.mean:.3f}"
+    return f"{point.mean:.3f} ({point.low:.3f} to {point.high:.3f})"
+
+
+def verdict(comparison: Comparison, seeds: int) -> str:
+    """In words whether asking by uncertainty paid, gain or none."""
+    if not comparison.gain:
+        return "Nothing to compare yet."
+    last = comparison.gain[-1]
+    basis = f"at {last.labels} labels, mean of {seeds} seeds with its 95 % interval"
+    amount = f"{last.mean:+.3f}"
+    if last.low is not None and last.low > 0:
+        saved = next((p.labels for p in comparison.active if p.mean >= comparison.random[-1].mean), last.labels)
+        less = f"; it reached random's final score with {saved} labels" if saved < last.labels else ""
+        return f"Choosing what to ask was better than random sampling: {amount} macro-F1 {basis}{less}."
+    if last.high is not None and last.high < 0:
+        return f"Choosing what to ask was worse than random sampling here: {amount} macro-F1 {basis}."
+    return f"No gain over random sampling that these seeds could show: {amount} macro-F1 {basis}, which holds zero."
+
+
+def _write_figures(
+    folder: Path,
+    rounds: Sequence[Mapping[str, Any]],
+    comparison: Comparison,
+    seeds: int,
+    timings: Timings,
+    record: bool,
+) -> None:
+    from benchmarks.record import RESULTS
+    from benchmarks.record import record as write
+
+    encoding = sum(seconds for row in timings.rounds for name, seconds in row["steps"].items() if "encod" in name)
+    ticks = sum(row["tick"] for row in timings.rounds)
+    answering = sum(row["answering"]["seconds"] for row in timings.rounds if "answering" in row)
+    figures = {
+        "curve": [
+            {"round": row["round"], "labels": row["labelled"], "macro_f1": row["metrics"]["macro_f1"]} for row in rounds
+        ],
+        "replay": {"seeds": seeds, **asdict(comparison)},
+        "verdict": verdict(comparison, seeds),
+        "seconds": {
+            "total": round(time.monotonic() - timings.started, 2),
+            "setup": timings.setup,
+            "encoding": round(encoding, 2),
+            "rounds_without_encoding": round(ticks + answering - encoding, 2),
+            "annotators": round(answering, 2),
+            "comparison": timings.comparison,
+            "ticks": timings.rounds,
+        },
+    }
+    for results in [Layout(folder).reports, *([RESULTS] if record else [])]:
+        write("demo", figures, results)
+
+
+def _farewell(workspace: Workspace, report: Path) -> None:
+    folder = workspace.layout.root
+    now = al(folder, "status")
+    people = read_json(workspace.home / "annotators.json")
+    place = _plain(_near(folder))
+    lines = [
+        "",
+        f"The report:    [bold]{_plain(_near(report))}[/] (one page, opens offline)",
+        f"Label Studio:  [bold]{now['label_studio_url']}/projects/{now['project_id']}/data?labeling=1[/]",
+        f"               log in as {PEOPLE[0]}, password {_plain(people[PEOPLE[0]]['password'])}",
+        f"Prefect:       [bold]{now['prefect_url']}[/] (no log-in; each tick is a flow run of al-round)",
+        "",
+        f"Round {now['round']} waits for answers. To go on by hand: answer in Label Studio, then",
+        f"    cd {place} && {_plain(_near(Path(sys.executable).with_name('al'), folder))} round",
+        "or let the annotators do it: [bold]make demo[/]. [bold]make clean[/] ends the servers and removes it all.",
+    ]
+    console.print("\n".join(lines), soft_wrap=True)
+
+
+def clean(folder: Path) -> None:
+    """End the workspace's servers, remove it and its folder in `al`'s home. Removes nothing but a workspace."""
+    if not Layout(folder).marker.exists():
+        if folder.exists():
+            raise NothingToDo(f"{folder} is no workspace; remove it by hand if it should go")
+        console.print("There is no demo.")
+        return
+    workspace = open_workspace(folder)
+    al(folder, "down", as_json=False)
+    shutil.rmtree(folder)
+    if workspace.home.exists():
+        shutil.rmtree(workspace.home)
+    console.print(f"Removed {_plain(_near(folder))} and its servers' data.")
+
+
+# How it talks ------------------------------------------------------------------------------------------------------
+
+
+def al(folder: Path | None, *words: str, as_json: bool = True) -> dict[str, Any]:
+    """Run `al WORDS --json` in `folder` and return what it printed; progress bars and warnings go to the terminal.
+
+    Raises WorldError where it fails; its own message has been printed by then.
+    """
+    place = [] if folder is None else ["-C", str(folder)]
+    command = [sys.executable, "-m", "al_pipeline.cli", *place, *words, *(["--json"] if as_json else [])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=_COMMAND_SECONDS)
+    if done.returncode:
+        raise WorldError(f"`al {' '.join(words)}` ended with exit code {done.returncode}; the reason stands above")
+    found: dict[str, Any] = json.loads(done.stdout) if as_json else {}
+    return found
+
+
+def _step(text: str) -> None:
+    console.print(f"[bold cyan]›[/] {text}")
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Any]:
+    """A progress bar in a terminal; yields what is told of (done, total)."""
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(_plain(what), total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _near(path: Path, start: Path | None = None) -> str:
+    """The path as one would type it from here (or from `start`)."""
+    return os.path.relpath(path, start)
+
+
+def _plain(text: object) -> str:
+    from rich.markup import escape
+
+    return escape(str(text))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
