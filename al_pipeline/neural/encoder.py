@@ -287,7 +287,7 @@ class Encoder:
         previous = logging.get_verbosity()
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, truncation_side="right")
             model = AutoModel.from_pretrained(
                 str(folder), local_files_only=True, use_safetensors=True, dtype=dtype, attn_implementation="sdpa"
             )
@@ -326,7 +326,7 @@ class Encoder:
         while todo:
             ends = [_cut(texts[row], budget) for row in todo]
             found = self._tokenizer(
-                [texts[row][:end] for row, end in zip(todo, ends, strict=True)],
+                [_without_surrogates(texts[row][:end]) for row, end in zip(todo, ends, strict=True)],
                 truncation=True,
                 max_length=self._max_tokens,
                 return_attention_mask=False,
@@ -380,3 +380,8 @@ def _cut(text: str, budget: int) -> int:
         if text[end].isspace():
             return end
     return min(len(text), budget + _LONGEST_WORD)
+
+
+def _without_surrogates(text: str) -> str:
+    """Half a UTF-16 pair is no text to a tokenizer; it becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
