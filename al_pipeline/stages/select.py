@@ -7,7 +7,7 @@ from al_pipeline.files import read_json
 from al_pipeline.items import read_ids
 from al_pipeline.layout import Layout
 from al_pipeline.params import load_params
-from al_pipeline.query_strategies import Shortlist, choose, round_seed
+from al_pipeline.query_strategies import COLD_START, Shortlist, choose, round_seed
 from al_pipeline.results import read_labeled, read_scores, read_unresolved, write_queries
 from al_pipeline.stages import stage
 
@@ -23,13 +23,14 @@ def main(layout: Layout) -> None:
     closed = labeled | {row.item_id for row in unresolved if row.kind == "ignored"}
     candidates = [item_id for item_id in read_ids([layout.pool]).ids() if item_id not in closed]
     ids, scores = read_scores(layout.scores)
+    strategy = params.select.strategy if labeled else COLD_START
     queries = choose(
         candidates,
         Shortlist(ids, scores),
-        strategy=params.select.strategy,
+        strategy=strategy,
         k=params.round.seed_size if number == 0 else params.select.batch_size,
         random_share=params.select.random_share,
-        seed=round_seed(params.seed, number, params.select.strategy),
+        seed=round_seed(params.seed, number, strategy),
         cold_start=not labeled,
         first=[row.item_id for row in unresolved if row.kind == "tie" and row.part == "pool"],
     )
