@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 
-from al_pipeline.engine import STAGE_ENVIRONMENT
+from al_pipeline.engine import STAGE_ENVIRONMENT, THREADS
 from al_pipeline.errors import AlError
 from al_pipeline.layout import Layout
 
@@ -17,12 +17,15 @@ def stage(function: Callable[[Layout], None]) -> Callable[..., None]:
 
     @wraps(function)
     def main(layout: Layout | None = None) -> None:
-        if layout is not None:
-            return function(layout)
-        os.environ.update(STAGE_ENVIRONMENT)
-        try:
-            function(Layout())
-        except AlError as error:
-            sys.exit(f"{type(error).__name__}: {error}")
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(THREADS):  # also where the environment came too late, as in a `dvc repro` by hand
+            if layout is not None:
+                return function(layout)
+            os.environ.update(STAGE_ENVIRONMENT)
+            try:
+                function(Layout())
+            except AlError as error:
+                sys.exit(f"{type(error).__name__}: {error}")
 
     return main
