@@ -89,6 +89,7 @@ class ServerRig:
 
         self.oracle = oracle
         self._server = server
+        self._users: dict[str, int] = {}
         self._http = httpx.Client(timeout=60)
         self._client = LabelStudio(
             base_url=server.url, api_key=server.token, timeout=60, max_retries=0, httpx_client=self._http
@@ -139,11 +140,12 @@ class ServerRig:
         return int(made.id)
 
     def _user(self, email: str) -> int:
-        known = {user.email: user.id for user in self._client.users.list()}
-        if email not in known:
+        if email not in self._users:
+            self._users = {user.email: user.id for user in self._client.users.list()}
+        if email not in self._users:
             self._server.invite(email)
-            known = {user.email: user.id for user in self._client.users.list()}
-        return int(known[email])
+            self._users = {user.email: user.id for user in self._client.users.list()}
+        return self._users[email]
 
     def _task(self, ref: ProjectRef, key: str) -> Any:
         wanted = {"filter": "filter:tasks:data.push_key", "operator": "equal", "type": "String", "value": key}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -323,8 +324,6 @@ def test_the_guess_is_sent_where_there_is_one() -> None:
 
 @pytest.mark.parametrize("bad", [{"push_key": "w:1:\x00"}, {"push_key": "\ud800"}, {"score": float("nan")}])
 def test_a_task_that_would_not_come_back_as_it_went_is_refused(bad: dict[str, Any]) -> None:
-    from dataclasses import replace
-
     with pytest.raises(BadInput, match="'a'"):
         task_json(Task(replace(planned("w", 1, "a"), **bad), {"text": "t"}))
 

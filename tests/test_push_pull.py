@@ -318,6 +318,15 @@ def test_open_pool_tasks_of_earlier_rounds_are_retired(campaign: Campaign) -> No
     assert open_keys == test + new
 
 
+def test_a_half_answered_task_stays_in_the_queue(simulated: Campaign) -> None:
+    keys = simulated.plan(2)
+    twin(simulated).projects[1].overlap = 2
+    simulated.push()
+    simulated.answer(keys[0], ANN, "ham")
+    assert retire(simulated.rig.oracle, simulated.ref, 2) == 1
+    assert twin(simulated).queue(BOB) == [keys[0]]
+
+
 # Pull ------------------------------------------------------------------------------------------------
 
 
