@@ -234,6 +234,29 @@ def test_an_environment_without_label_studio_is_named(tmp_path: Path, monkeypatc
         install(silent)
 
 
+@pytest.mark.slow
+def test_an_environment_is_made_once_and_believed_only_when_complete(
+    al_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a lock of no packages, so that nothing is fetched."""
+    monkeypatch.delenv("AL_LABEL_STUDIO_VENV")
+    monkeypatch.setattr("al_pipeline.servers.label_studio_server._lock", lambda: "# nothing\n")
+    said: list[str] = []
+    venv = install(said.append)
+    assert venv == al_home / "label-studio-1.23.2"
+    assert said
+    footprint = venv / "footprint"
+    footprint.touch()
+    said.clear()
+    assert install(said.append) == venv
+    assert footprint.exists() and not said, "made already"
+    monkeypatch.setattr("al_pipeline.servers.label_studio_server._lock", lambda: "not a requirement!\n")
+    with pytest.raises(ServerFailed, match="ended with code"):
+        install(silent)
+    assert not footprint.exists(), "another lock: made again"
+    assert not (venv / ".ready").exists(), "and not believed, since its making failed"
+
+
 def test_invite_without_a_server_says_what_to_do(workspace: Workspace) -> None:
     with pytest.raises(LabelStudioRefused, match="al labelstudio start"):
         invite(workspace, "ann@example.com")

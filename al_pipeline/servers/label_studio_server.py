@@ -135,7 +135,7 @@ def install(progress: Progress) -> Path:
         installed_version(Path(given))
         return Path(given)
     venv = _default_venv()
-    lock = (resources.files("al_pipeline") / "locks/label-studio.lock").read_text(encoding="utf-8")
+    lock = _lock()
     fingerprint = sha256_bytes(f"{sys.version_info[:2]}\n{lock}".encode())
     with process.exclusive(venv.with_name(f"{venv.name}.lock"), _INSTALL_SECONDS):
         if read_json(venv / ".ready", {}).get("lock") != fingerprint:
@@ -157,6 +157,11 @@ def install(progress: Progress) -> Path:
             _run([*pip, *quiet], None, log, _INSTALL_SECONDS, "installing Label Studio (1 GB, once)", progress)
             write_json(venv / ".ready", {"lock": fingerprint})
     return venv
+
+
+def _lock() -> str:
+    """Exact versions of all that the environment holds, as pip reads them."""
+    return (resources.files("al_pipeline") / "locks/label-studio.lock").read_text(encoding="utf-8")
 
 
 def installed_version(venv: Path) -> str:
