@@ -63,7 +63,7 @@ def start_label_studio(workspace: Workspace, progress: Progress) -> Server:
     the workspace is connected to another Label Studio.
     """
     home = process.private_folder(workspace.home / "label-studio")
-    with process.exclusive(home / "account.lock", _START_SECONDS):
+    with process.exclusive(home / "account.lock", _INSTALL_SECONDS):
         account = _account(home)
         _refuse_other_server(workspace, account)
         venv = install(progress)
