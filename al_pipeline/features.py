@@ -212,8 +212,7 @@ def _progress_bar(show: bool | None, total: int | None) -> Iterator[Callable[[in
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True, force_terminal=True if show and sys.stderr.isatty() else None)
-    with Progress(*columns, console=console, speed_estimate_period=180) as bar:
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=180) as bar:
         task = bar.add_task("", total=total, rate="")
 
         def advance(count: int) -> None:

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Weights = NDArray[np.float32]
 
-STRENGTH = 10.0
+STRENGTH = 3.0
 """How much the labels count against the penalty (C): see benchmarks/results/head.json."""
+FULL_TFIDF = 200
+"""Labels from which TF-IDF weighs as much as the encoder's vectors."""
 FOLDS = 5
 _MIN_CALIBRATION = 20
 """With fewer held-out predictions the temperature stays 1."""
@@ -39,7 +41,7 @@ _FLOOR = 1e-9
 class FeatureMatrix:
     """What the classifier sees of n texts: dense vectors (n, d) float32, sparse TF-IDF (n, v), or both.
 
-    The rows of each block have unit length, so the blocks weigh the same.
+    The rows of each block have unit length.
     """
 
     dense: NDArray[np.float32] | None = None
@@ -123,6 +125,7 @@ def fit_head(
     seed: int,
     calibrate: bool,
     strength: float = STRENGTH,
+    full_tfidf: int = FULL_TFIDF,
 ) -> Head:
     """Fit a classifier from scratch; with no labels it is uniform, with one class it knows only how often.
 
@@ -141,23 +144,24 @@ def fit_head(
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1):
-        blocks, restore = _compact(features)
+        blocks, restore = _compact(features, full_tfidf)
         fitted, bias = _fit_softmax(blocks, targets, len(counts), strength)
         temperature = _temperature(blocks, targets, strength, seed) if calibrate else 1.0
         weights = tuple(np.ascontiguousarray(part.T, np.float32) for part in restore(fitted))
     return Head(tuple(classes), counts, weights, bias.astype(np.float32), temperature, features.widths)
 
 
-def _compact(features: FeatureMatrix) -> tuple[list[Any], Callable[[list[Floats]], list[Floats]]]:
+def _compact(features: FeatureMatrix, full_tfidf: int) -> tuple[list[Any], Callable[[list[Floats]], list[Floats]]]:
     """Blocks that give the same fit in fewer columns, and the way back to weights on the features' own columns.
 
     The best weights are a sum of rows, W = X^T A, so with n < d rows it is enough to fit on a Cholesky factor L of
     the kernel X X^T = L L^T, (n, n): V = L^T A. Twenty classes on 50,000 terms then take seconds, not minutes.
     """
-    own = [block.astype(np.float64) for block in features.blocks]
+    scales = _scales(features, full_tfidf)
+    own = [block.astype(np.float64) * scale for block, scale in zip(features.blocks, scales, strict=True)]
     count = len(features)
     if count >= min(sum(features.widths), _MAX_KERNEL):
-        return own, lambda fitted: fitted
+        return own, lambda fitted: [part * scale for part, scale in zip(fitted, scales, strict=True)]
     from scipy.linalg import cholesky, solve_triangular
     from scipy.sparse import issparse
 
@@ -170,9 +174,20 @@ def _compact(features: FeatureMatrix) -> tuple[list[Any], Callable[[list[Floats]
 
     def restore(fitted: list[Floats]) -> list[Floats]:
         by_row = solve_triangular(factor, fitted[0], lower=True, trans="T")
-        return [np.asarray(block.T @ by_row) for block in own]
+        return [np.asarray(block.T @ by_row) * scale for block, scale in zip(own, scales, strict=True)]
 
     return [factor], restore
+
+
+def _scales(features: FeatureMatrix, full_tfidf: int) -> list[float]:
+    """What each block is multiplied by for the fit; the weights take it in, so that predicting knows nothing of it.
+
+    Words tell little until most of them have been seen with a label: beside the encoder's vectors, TF-IDF counts in
+    full only from `full_tfidf` labels on (measured: benchmarks/results/head.json).
+    """
+    if features.dense is None or features.sparse is None:
+        return [1.0]
+    return [1.0, min(1.0, math.sqrt(len(features) / full_tfidf))]
 
 
 def _fit_softmax(

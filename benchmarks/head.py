@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from al_pipeline.features import FeatureCache, ensure
-from al_pipeline.head import FeatureMatrix, fit_head
+from al_pipeline.head import FULL_TFIDF, STRENGTH, FeatureMatrix, fit_head
 from al_pipeline.neural.encoder import Encoder, encoder_fingerprint, install_encoder
 from al_pipeline.records import content_hash
 from al_pipeline.tfidf import fit as fit_tfidf
@@ -123,15 +123,15 @@ def summary(table: list[dict[str, object]]) -> dict[str, dict[str, float]]:
 
 
 def ours(
-    dense: bool, sparse_weight: float | Callable[[int], float], strength: float = 3.0, calibrate: bool = False
+    dense: bool, weight: float, strength: float = STRENGTH, calibrate: bool = False, full_tfidf: int = 1
 ) -> Callable[[Corpus, NDArray[np.intp], int], Proba]:
-    """Our head on some of the features."""
+    """Our head on some of the features, TF-IDF multiplied by `weight` and by min(1, sqrt(labels / full_tfidf))."""
 
     def run(corpus: Corpus, chosen: NDArray[np.intp], seed: int) -> Proba:
-        weight = sparse_weight(len(chosen)) if callable(sparse_weight) else sparse_weight
         pool, test = (view(matrix, dense, weight) for matrix in (corpus.pool, corpus.test))
         labels = corpus.labels[chosen].tolist()
-        return fit_head(pool.rows(chosen), labels, corpus.classes, seed, calibrate, strength).predict_proba(test)
+        head = fit_head(pool.rows(chosen), labels, corpus.classes, seed, calibrate, strength, full_tfidf)
+        return head.predict_proba(test)
 
     return run
 
@@ -150,7 +150,7 @@ def scikit_learn(corpus: Corpus, chosen: NDArray[np.intp], seed: int) -> Proba:
 
     pool, test = (hstack([csr_matrix(m.dense), m.sparse]).tocsr() for m in (corpus.pool, corpus.test))
     with threadpool_limits(1):
-        model = LogisticRegression(C=3, class_weight="balanced", max_iter=1000)
+        model = LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=1000)
         model.fit(pool[chosen], corpus.labels[chosen])
         return spread(model.predict_proba(test), list(model.classes_), corpus.classes)
 
@@ -185,16 +185,16 @@ def spread(proba: Proba, seen: list[str], classes: list[str]) -> Proba:
 
 METHODS: dict[str, Callable[[Corpus, NDArray[np.intp], int], Proba]] = {
     "encoder": ours(True, 0),
-    "tfidf": ours(False, 1),
-    "encoder+tfidf": ours(True, 1),
     "encoder, calibrated": ours(True, 0, calibrate=True),
-    "encoder+tfidf, calibrated": ours(True, 1, calibrate=True),
+    "tfidf": ours(False, 1),
+    "encoder+tfidf (default)": ours(True, 1, full_tfidf=FULL_TFIDF),
+    "encoder+tfidf (default), calibrated": ours(True, 1, calibrate=True, full_tfidf=FULL_TFIDF),
+    "encoder+tfidf, full from 1 label": ours(True, 1),
+    "encoder+tfidf, full from 100 labels": ours(True, 1, full_tfidf=100),
+    "encoder+tfidf, full from 500 labels": ours(True, 1, full_tfidf=500),
     "encoder+tfidf, tfidf x 0.5": ours(True, 0.5),
-    "encoder+tfidf, tfidf x min(1, sqrt(n/100))": ours(True, lambda count: min(1.0, (count / 100) ** 0.5)),
-    "encoder+tfidf, tfidf x min(1, sqrt(n/200))": ours(True, lambda count: min(1.0, (count / 200) ** 0.5)),
-    "encoder+tfidf, tfidf x sqrt(n/200)": ours(True, lambda count: (count / 200) ** 0.5),
-    **{f"encoder, C={c:g}": ours(True, 0, c) for c in STRENGTHS if c != 3},
-    **{f"encoder+tfidf, C={c:g}": ours(True, 1, c) for c in STRENGTHS if c != 3},
+    **{f"encoder, C={c:g}": ours(True, 0, c) for c in STRENGTHS if c != STRENGTH},
+    **{f"encoder+tfidf, C={c:g}": ours(True, 1, c, full_tfidf=FULL_TFIDF) for c in STRENGTHS if c != STRENGTH},
     "scikit-learn LogisticRegression, encoder+tfidf": scikit_learn,
     "torch linear AdamW, encoder": torch_linear,
 }

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from al_pipeline import head as head_module
 from al_pipeline.errors import BadInput
 from al_pipeline.files import sha256_tree
-from al_pipeline.head import FeatureMatrix, _compact, _fit_softmax, fit_head, stratified_folds
+from al_pipeline.head import FeatureMatrix, _compact, _fit_softmax, _scales, fit_head, stratified_folds
 from al_pipeline.models import TextModel, fit_text_model, load_text_model
 from al_pipeline.params import Features
 from al_pipeline.tfidf import Tfidf, fit, load_tfidf
@@ -85,18 +86,31 @@ def test_any_texts_have_rows_of_unit_length_or_zero(texts: list[str], min_df: in
     assert all(norm == 0 or abs(norm - 1) < 1e-5 for norm in norms)
 
 
-def test_fitting_by_rows_equals_fitting_by_columns() -> None:
+def test_fitting_by_rows_equals_fitting_by_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel's factor is a shortcut, not another model: both minimise the same convex function."""
     texts, vectors, labels = corpus(40, CLASSES)
     matrix = FeatureMatrix(vectors, fit(texts).transform(texts))
     targets = np.array([CLASSES.index(label) for label in labels])
-    blocks, restore = _compact(matrix)
+    blocks, restore = _compact(matrix, 80)
     assert [block.shape for block in blocks] == [(40, 40)]
     by_rows, bias_by_rows = _fit_softmax(blocks, targets, 3, 10.0)
-    by_columns, bias = _fit_softmax([block.astype(np.float64) for block in matrix.blocks], targets, 3, 10.0)
-    for got, expected in zip(restore(by_rows), by_columns, strict=True):
+    monkeypatch.setattr(head_module, "_MAX_KERNEL", 0)
+    blocks, restore_columns = _compact(matrix, 80)
+    assert [block.shape for block in blocks] == [block.shape for block in matrix.blocks]
+    by_columns, bias = _fit_softmax(blocks, targets, 3, 10.0)
+    for got, expected in zip(restore(by_rows), restore_columns(by_columns), strict=True):
         np.testing.assert_allclose(got, expected, atol=2e-4)
     np.testing.assert_allclose(bias_by_rows - bias_by_rows.mean(), bias - bias.mean(), atol=2e-4)
+
+
+def test_tfidf_counts_in_full_only_from_enough_labels() -> None:
+    """Beside vectors; alone it has nothing to be weighed against."""
+    texts, vectors, _ = corpus(300, CLASSES)
+    sparse = fit(texts).transform(texts)
+    for count, expected in ((2, 0.1), (50, 0.5), (200, 1.0), (300, 1.0)):
+        joined = FeatureMatrix(vectors[:count], sparse[:count])
+        assert _scales(joined, 200) == pytest.approx([1.0, expected])
+    assert _scales(FeatureMatrix(None, sparse), 200) == _scales(FeatureMatrix(vectors), 200) == [1.0]
 
 
 def test_the_fit_is_the_minimum_of_its_formula() -> None:

@@ -275,7 +275,7 @@ class Encoder:
         self, folder: Path, max_tokens: int, precision: Precision = "auto", threads: int | None = None
     ) -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        threads = threads or len(os.sched_getaffinity(0))
+        threads = threads or _usable_cpus()
         os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
         import torch
         from transformers import AutoModel, AutoTokenizer
@@ -380,6 +380,12 @@ def _cut(text: str, budget: int) -> int:
         if text[end].isspace():
             return end
     return min(len(text), budget + _LONGEST_WORD)
+
+
+def _usable_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _without_surrogates(text: str) -> str:
