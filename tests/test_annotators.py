@@ -6,6 +6,7 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 
 import httpx
 import pytest
@@ -131,7 +132,7 @@ class Desk:
 @pytest.fixture(scope="module")
 def desk(label_studio: object) -> Iterator[Desk]:
     made = Desk(label_studio, 12)
-    with made.http:
+    with closing(made.http):
         yield made
 
 

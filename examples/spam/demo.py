@@ -43,7 +43,7 @@ SETTINGS = {"test_size": 300, "seed_size": 40, "batch_size": 40}
 SEED = 7
 _COMMAND_SECONDS = 3600
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 @dataclass
@@ -236,7 +236,7 @@ def _show(
         comparison = compare(workspace, said, len(rounds) - 1, range(1, seeds + 1), bar)
     timings.comparison = round(time.monotonic() - before, 2)
     console.print()
-    console.print(_table(rounds, comparison))
+    console.print(_table(rounds, comparison, seeds), soft_wrap=False)
     console.print(verdict(comparison, seeds))
     curve = [
         CurvePoint(row["labelled"], score["value"], score["low"], score["high"])
@@ -260,9 +260,10 @@ def _said(workspace_id: str, item: str, truth: str, people: Sequence[Annotator])
     return Counter(last.values()).most_common(1)[0][0] if last else truth
 
 
-def _table(rounds: Sequence[Mapping[str, Any]], comparison: Comparison) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim", title="Macro-F1 on the test set", title_justify="left")
-    for name in ("round", "labels", "this run", comparison.strategy, "random", "gain over random"):
+def _table(rounds: Sequence[Mapping[str, Any]], comparison: Comparison, seeds: int) -> Table:
+    title = f"Macro-F1 on the test set; on the right, means over {seeds} seeds with their 95 % intervals"
+    table = Table(box=None, pad_edge=False, header_style="dim", title=title, title_justify="left")
+    for name in ("round", "labels", "this run", comparison.strategy, "random", "gain"):
         table.add_column(name, justify="left" if name == "round" else "right")
     for place, row in enumerate(rounds):
         score = row["metrics"]["macro_f1"]
@@ -278,7 +279,7 @@ def _table(rounds: Sequence[Mapping[str, Any]], comparison: Comparison) -> Table
 def _figure(point: MeanPoint) -> str:
     if point.low is None or point.high is None:
         return f"{point.mean:.3f}"
-    return f"{point.mean:.3f} ({point.low:.3f} to {point.high:.3f})"
+    return f"{point.mean:.3f} ± {(point.high - point.low) / 2:.3f}"
 
 
 def verdict(comparison: Comparison, seeds: int) -> str:
