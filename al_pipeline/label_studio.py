@@ -94,7 +94,7 @@ class LabelStudioOracle:
                 "Account & Settings in Label Studio"
             )
         self.url = url.rstrip("/")
-        self._http = httpx.Client(timeout=timeout, transport=transport)
+        self._http = httpx.Client(timeout=timeout, transport=transport, trust_env=not _on_this_machine(self.url))
         self._client = LabelStudio(  # type: ignore[no-untyped-call]
             base_url=self.url, api_key=token, timeout=timeout, max_retries=0, httpx_client=self._http
         )
@@ -414,6 +414,11 @@ def label_config(schema: Schema) -> str:
         hotkey = {"hotkey": _HOTKEYS[position]} if position < len(_HOTKEYS) else {}
         ElementTree.SubElement(choices, "Choice", {"value": label, **hotkey})
     return ElementTree.tostring(view, encoding="unicode")
+
+
+def _on_this_machine(url: str) -> bool:
+    """Whether a proxy from the environment would only stand in the way."""
+    return httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")
 
 
 def _failure(what: str, url: str, status: int | None) -> Exception:

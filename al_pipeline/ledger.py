@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -38,8 +39,8 @@ def read_events(*folders: Path) -> list[Event]:
     events: dict[str, Event] = {}
     for folder in folders:
         for path in _files(folder, "part", "pull"):
-            for line, row in _rows(path):
-                event = _event(row, f"{path}:{line}")
+            found = path.stat()
+            for event in _events(path, found.st_size, found.st_mtime_ns):
                 events.setdefault(event.event_id, event)
     return list(events.values())
 
@@ -144,6 +145,12 @@ def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
             if not isinstance(row, dict):
                 raise BadInput(f"{path}:{number}: is no JSON object (torn or edited by hand); {_MEND}")
             yield number, row
+
+
+@cache
+def _events(path: Path, _size: int, _changed: int) -> tuple[Event, ...]:
+    """A file's events, parsed once: it is never written again, and a tick reads the ledger several times."""
+    return tuple(_event(row, f"{path}:{line}") for line, row in _rows(path))
 
 
 def _event(row: dict[str, Any], place: str) -> Event:

@@ -110,6 +110,10 @@ class Oracle(Protocol):
         """Delete tasks, but none that has an answer or a skip by then; how many were deleted."""
         ...
 
+    def close(self) -> None:
+        """Give back what the connection holds."""
+        ...
+
 
 def data_key(name: str) -> str:
     """Key of a task's data under which a field of this name is sent.
@@ -349,6 +353,9 @@ class SimulatedOracle:
             if task_id in held:
                 held[task_id].retired, held[task_id].updated_at = True, self._tick()
         self._strike("retire", "after")
+
+    def close(self) -> None:
+        """Nothing to give back."""
 
     def delete_tasks(self, ref: ProjectRef, task_ids: Sequence[int]) -> int:
         """Delete unanswered tasks; see Oracle."""

@@ -49,26 +49,27 @@ class History:
 def read_history(layout: Layout, git: Git, revision: str = "HEAD") -> History:
     """The records at `revision`."""
     names = git.files(revision, "rounds") if git.head() else []
-    records = tuple(
-        json.loads(git.show(revision, name) or "") for name in sorted(names) if name.endswith("/round.json")
-    )
+    texts = git.read(revision, sorted(name for name in names if name.endswith(("/round.json", "/genesis.json"))))
+    genesis = texts.pop("rounds/genesis.json", None)
+    records = tuple(json.loads(text) for text in texts.values())
     plans = {int(name.split("/")[1]) for name in names if name.endswith("/plan.jsonl")}
-    genesis = git.show(revision, "rounds/genesis.json") if "rounds/genesis.json" in names else None
     open_rounds = plans - {record["round"] for record in records}
     return History(revision, json.loads(genesis) if genesis else None, records, max(open_rounds, default=None))
 
 
 def read_plan(git: Git, number: int, revision: str = "HEAD") -> list[PlannedTask]:
     """What round `number` asks, as committed."""
-    text = git.show(revision, f"rounds/{number:04d}/plan.jsonl")
-    return [PlannedTask(**json.loads(line)) for line in (text or "").splitlines()]
+    return _tasks(git.show(revision, f"rounds/{number:04d}/plan.jsonl") or "")
 
 
 def read_plans(git: Git, revision: str = "HEAD") -> dict[str, PlannedTask]:
     """Every task that was ever planned, by its push key."""
     names = [name for name in git.files(revision, "rounds") if name.endswith("/plan.jsonl")]
-    tasks = (task for name in names for task in read_plan(git, int(name.split("/")[1]), revision))
-    return {task.push_key: task for task in tasks}
+    return {task.push_key: task for text in git.read(revision, names).values() for task in _tasks(text)}
+
+
+def _tasks(text: str) -> list[PlannedTask]:
+    return [PlannedTask(**json.loads(line)) for line in text.split("\n") if line]
 
 
 def round_number(text: str) -> int:

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from al_pipeline.files import read_json
-from al_pipeline.ledger import read_refused
+from al_pipeline.ledger import known_ids, read_refused
 from al_pipeline.lifecycle import Facts, Wait, close_reason, next_step, state, waiting_for
 from al_pipeline.lock import holder
 from al_pipeline.operations.history import read_history
@@ -32,7 +32,9 @@ def status(workspace: Workspace) -> dict[str, Any]:
     )
     pool = facts.incoming + counts["pool"] if latest else facts.items
     step = next_step(facts, closing_rule(workspace))
-    refused = Counter(row["reason"] for row in read_refused(layout.events, layout.inbox_events))
+    believed = known_ids(layout.events, layout.inbox_events)
+    rows = read_refused(layout.events, layout.inbox_events)
+    refused = Counter(row["reason"] for row in rows if row["refused_id"] not in believed)
     project = read_json(layout.project) or {}
     metrics = history.rounds[-1]["metrics"] if history.rounds else {}
     return {

@@ -9,6 +9,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -94,6 +95,10 @@ class _Session:
     def layout(self) -> Layout:
         return self.workspace.layout
 
+    def close(self) -> None:
+        if self.oracle is not None:
+            self.oracle.close()
+
 
 def open_dvc(layout: Layout) -> Dvc:
     """DVC for a workspace, with the environment that stages need."""
@@ -123,19 +128,20 @@ def tick(
         steps: list[tuple[str, float]] = []
         published: list[int] = []
         rule = closing_rule(workspace)
-        while not isinstance(step := next_step(facts := _facts(session), rule), Wait):
-            say(_announce(step, session))
-            begin = time.perf_counter()
-            run(str(step), partial(_take, step, session, facts))
-            seconds = time.perf_counter() - begin
-            steps.append((str(step), seconds))
-            session.done.add(step)
-            if step in BUILD:
-                build.record_built(layout, step, seconds)
-            elif step is Step.PUBLISH:
-                session.done -= {Step.RETIRE, Step.PUSH, Step.SYNC}
-            elif step is Step.TAG and facts.untagged is not None:
-                published.append(facts.untagged)
+        with closing(session):
+            while not isinstance(step := next_step(facts := _facts(session), rule), Wait):
+                say(_announce(step, session))
+                begin = time.perf_counter()
+                run(str(step), partial(_take, step, session, facts))
+                seconds = time.perf_counter() - begin
+                steps.append((str(step), seconds))
+                session.done.add(step)
+                if step in BUILD:
+                    build.record_built(layout, step, seconds)
+                elif step is Step.PUBLISH:
+                    session.done -= {Step.RETIRE, Step.PUSH, Step.SYNC}
+                elif step is Step.TAG and facts.untagged is not None:
+                    published.append(facts.untagged)
         return TickReport(
             session.history.planned,
             state(facts),

@@ -23,6 +23,9 @@ _QUIET = (
     "core.fsmonitor=false",
 )
 _FALLBACK_IDENTITY = ("-c", "user.name=al", "-c", "user.email=al@localhost")
+NOT_OURS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_NAMESPACE")
+"""What git sets for its hooks: inherited, it would turn our commands on another repository."""
+
 _NETWORK_TIMEOUT = 600.0
 _TIMEOUT = 120.0
 
@@ -33,15 +36,18 @@ class Git:
 
     root: Path
 
-    def run(self, *arguments: str, check: bool = True, timeout: float = _TIMEOUT) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, check: bool = True, timeout: float = _TIMEOUT, feed: str = ""
+    ) -> subprocess.CompletedProcess[str]:
         """Run git in the repository. Raises RepositoryError with git's own last words."""
-        environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
+        inherited = {name: value for name, value in os.environ.items() if name not in NOT_OURS}
+        environment = {**inherited, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
         try:
             result = subprocess.run(
                 ["git", *_QUIET, *arguments],
                 cwd=self.root,
                 env=environment,
-                stdin=subprocess.DEVNULL,
+                input=feed,
                 capture_output=True,
                 encoding="utf-8",
                 errors="surrogateescape",
@@ -82,6 +88,21 @@ class Git:
         """The text of `path` at `revision`; None where it is not there."""
         result = self.run("show", f"{revision}:{path}", check=False)
         return result.stdout if result.returncode == 0 else None
+
+    def read(self, revision: str, names: Sequence[str]) -> dict[str, str]:
+        """The texts of many files at `revision`, by one git process; those that are not there are left out."""
+        asked = "".join(f"{revision}:{name}\n" for name in names)
+        output = self.run("cat-file", "--batch", feed=asked).stdout.encode("utf-8", "surrogateescape")
+        found: dict[str, str] = {}
+        place = 0
+        for name in names:
+            end = output.index(b"\n", place)
+            header, place = output[place:end], end + 1
+            if not header.endswith(b" missing"):
+                size = int(header.rsplit(b" ", 1)[1])
+                found[name] = output[place : place + size].decode("utf-8")
+                place += size + 1
+        return found
 
     def files(self, revision: str, folder: str) -> list[str]:
         """The files below `folder` at `revision`."""

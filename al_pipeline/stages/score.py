@@ -34,7 +34,7 @@ def main(layout: Layout) -> None:
     seed = round_seed(params.seed, 0, "score")
     best_ids: list[str] = []
     best: NDArray[np.float64] = np.empty(0)
-    edges: NDArray[np.float64] | None = None
+    edges = np.linspace(*_bounds(acquire, len(params.schema_.labels)), BINS + 1, dtype=np.float64)
     counts = np.zeros(BINS, dtype=np.int64)
     predicted = np.zeros(len(params.schema_.labels), dtype=np.int64)
     for batch in iter_items([layout.pool]):
@@ -43,8 +43,6 @@ def main(layout: Layout) -> None:
             continue
         proba = model.predict_proba([item.text for item in items], None if vectors is None else vectors.of(items))
         scores = acquire(proba)
-        if edges is None:
-            edges = np.linspace(*_bounds(acquire, proba.shape[1]), BINS + 1)
         counts += np.histogram(np.clip(scores, edges[0], edges[-1]), edges)[0]
         predicted += np.bincount(proba.argmax(axis=1), minlength=len(predicted))
         best_ids += [item.item_id for item in items]
@@ -56,7 +54,7 @@ def main(layout: Layout) -> None:
         layout.histogram,
         {
             "acquisition": params.select.strategy,
-            "edges": [] if edges is None else edges.tolist(),
+            "edges": edges.tolist(),
             "counts": counts.tolist(),
             "predicted": dict(zip(params.schema_.labels, predicted.tolist(), strict=True)),
         },
