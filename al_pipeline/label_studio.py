@@ -418,7 +418,10 @@ def label_config(schema: Schema) -> str:
 
 def _on_this_machine(url: str) -> bool:
     """Whether a proxy from the environment would only stand in the way."""
-    return httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")
+    try:
+        return httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")
+    except httpx.InvalidURL:
+        raise LabelStudioRefused(f"{url!r} is no address; give one such as https://labels.example.org") from None
 
 
 def _failure(what: str, url: str, status: int | None) -> Exception:
