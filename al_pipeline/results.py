@@ -99,7 +99,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["item_id", "label", *predictions.classes])
-    proba: list[list[float]] = predictions.proba.tolist()
+    proba: Any = predictions.proba.tolist()
     for item_id, label, row in zip(predictions.item_ids, predictions.labels, proba, strict=True):
         writer.writerow([item_id, label, *(f"{value:.9g}" for value in row)])
     write_text(path, out.getvalue())
