@@ -406,3 +406,13 @@ def test_a_stage_refuses_another_engine(undisturbed: Workspace, tmp_path: Path) 
 
 def test_steps_have_the_names_of_the_stages() -> None:
     assert {str(step) for step in Step} >= set(STAGES)
+
+
+def test_guesses_are_shown_only_where_asked_for_and_never_on_test_items(template: Any, tmp_path: Path) -> None:
+    workspace, oracle, truth = copy(template, tmp_path), SimulatedOracle(), template[1]
+    change_params(workspace, {"show_guess: false": "show_guess: true"})
+    play(open_workspace(workspace.layout.root), oracle, truth, 1)
+    held = oracle.projects[read_json(workspace.layout.project)["project_id"]].tasks.values()
+    guessed = {task.data["push_key"] for task in held if task.data.get("al_prelabel")}
+    plan = read_plan(Git(workspace.layout.root), 1)
+    assert guessed == {task.push_key for task in plan}, "round 0 had no model to guess with"

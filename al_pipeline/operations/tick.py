@@ -27,6 +27,7 @@ from al_pipeline.lifecycle import BUILD, Closing, Facts, State, Step, Wait, clos
 from al_pipeline.lock import locked
 from al_pipeline.operations import build, publish
 from al_pipeline.operations.close import check_sources, close, next_round
+from al_pipeline.operations.guess import guess
 from al_pipeline.operations.history import History, read_history, read_plan, read_plans
 from al_pipeline.operations.pull import pull
 from al_pipeline.operations.push import push, retire
@@ -318,12 +319,14 @@ def tasks_of(workspace: Workspace, plan: list[PlannedTask]) -> list[Task]:
     """The planned tasks with what annotators will see of them."""
     layout, params = workspace.layout, workspace.params
     items = fetch([layout.pool, layout.test], [task.item_id for task in plan])
+    queried = [items[task.item_id] for task in plan if task.part == "pool"]
+    guesses = guess(workspace, queried) if params.label_studio.show_guess else {}
     tasks = []
     for planned in plan:
         item = items[planned.item_id]
         columns = {"text": item.text, **{k: str(v) for k, v in json.loads(item.metadata).items()}}
         fields = {name: shown_text(columns.get(name, "")) for name in params.schema_.fields}
-        tasks.append(Task(planned, fields))
+        tasks.append(Task(planned, fields, guesses.get(planned.item_id)))
     return tasks
 
 

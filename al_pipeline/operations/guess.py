@@ -1,0 +1,27 @@
+"""What the newest model would answer, for annotators who may see it (`label_studio.show_guess`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from al_pipeline.records import Item
+from al_pipeline.workspace import Workspace
+
+
+def guess(workspace: Workspace, items: Sequence[Item]) -> dict[str, tuple[str, float]]:
+    """The label of each item and its probability, by item id; empty while the model has learnt nothing.
+
+    Never asked for items of the test set: a guess anchors the annotator, and with him the measurement.
+    """
+    from al_pipeline.encoding import open_vectors
+    from al_pipeline.models import load_text_model
+
+    model = load_text_model(workspace.layout.model)
+    if not items or not model.head.seen:
+        return {}
+    vectors = open_vectors(workspace.layout, workspace.params.features)
+    proba = model.predict_proba([item.text for item in items], None if vectors is None else vectors.of(items))
+    return {
+        item.item_id: (model.classes[int(row.argmax())], float(row.max()))
+        for item, row in zip(items, proba, strict=True)
+    }
