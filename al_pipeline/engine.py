@@ -19,6 +19,7 @@ from al_pipeline.errors import EngineChanged
 from al_pipeline.files import read_json, sha256_file, write_json
 
 MODULES = (
+    "__init__.py",
     "acquisition.py",
     "encoding.py",
     "engine.py",
@@ -32,12 +33,13 @@ MODULES = (
     "ledger.py",
     "metrics.py",
     "models.py",
+    "neural/__init__.py",
     "neural/encoder.py",
     "params.py",
-    "pool.py",
     "query_strategies.py",
     "records.py",
     "results.py",
+    "stages/__init__.py",
     "stages/evaluate.py",
     "stages/label.py",
     "stages/score.py",

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from al_pipeline.errors import Locked
 
 
@@ -32,25 +34,27 @@ def locked(path: Path, purpose: str) -> Iterator[None]:
                 f"When you are sure that it has ended, delete {path}"
             )
         _write(handle, _owner(purpose))
-        yield
-        _write(handle, {})
-    except Locked:
-        raise
-    except BaseException:
-        if holder(path).get("pid") == os.getpid():
+        try:
+            yield
+        finally:
             _write(handle, {})
-        raise
     finally:
         os.close(handle)
 
 
 def holder(path: Path) -> dict[str, Any]:
-    """Who wrote the lock last and has not released it; empty where nobody holds it."""
+    """Who holds the lock, as it wrote itself down; empty where nobody does, or where that process of this host is gone.
+
+    For display alone: only `flock` says who may work.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8") or "{}")
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    here = found.get("host") == socket.gethostname()
+    return {} if here and not (isinstance(found.get("pid"), int) and psutil.pid_exists(found["pid"])) else found
 
 
 def _owner(purpose: str) -> dict[str, Any]:
@@ -70,4 +74,5 @@ def _write(handle: int, value: dict[str, Any]) -> None:
 def _describe(owner: dict[str, Any]) -> str:
     if not owner:
         return "held by an unknown process"
-    return f"{owner['purpose']}, process {owner['pid']} on {owner['host']}, since {owner['since']}"
+    purpose, pid, host, since = (owner.get(name, "unknown") for name in ("purpose", "pid", "host", "since"))
+    return f"{purpose}, process {pid} on {host}, since {since}"

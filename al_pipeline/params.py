@@ -5,6 +5,7 @@ A wrong value is reported with its key, what it got and what it takes; an unknow
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,11 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from al_pipeline.errors import BadParams
 
+MAX_CHARACTERS = 1_000_000
+"""Of a `params.yaml`: a larger file is a mistake, and would only cost time to refuse."""
+
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Schema(_Section):
@@ -137,6 +141,30 @@ class Params(_Section):
     annotators: list[_Name]
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without what a file of knobs has no use for: a key given twice, of which the last would silently win, and
+    aliases, by which a few lines can stand for more than any memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(
+                None, None, "aliases are not taken; write the value out", event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} stands there twice; keep one of the two", key.start_mark
+                    )
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
 def load_params(path: Path) -> Params:
     """Read and check a `params.yaml`. Raises BadParams naming every wrong key."""
     try:
@@ -149,8 +177,10 @@ def load_params(path: Path) -> Params:
 
 def parse_params(text: str, source: str = "params.yaml") -> Params:
     """Check the text of a `params.yaml`. Raises BadParams naming every wrong key."""
+    if len(text) > MAX_CHARACTERS:
+        raise BadParams(f"{source} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are taken")
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadParams(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -170,8 +200,15 @@ def _explain(source: str, problem: Any) -> str:
         return f"{source}: {key}: is missing"
     if problem["type"] == "extra_forbidden":
         return f"{source}: {key}: no such key; remove it or mend its spelling"
-    got = repr(problem["input"])
-    got = got if len(got) <= 80 else got[:77] + "..."
+    got = _show(problem["input"])
     if isinstance(problem["input"], bool) and problem["type"] == "string_type":
         takes += ' (YAML reads yes, no, on and off as true and false: put it in "quotes")'
     return f"{source}: {key}: got {got}; {takes[0].lower()}{takes[1:]}"
+
+
+def _show(value: Any) -> str:
+    try:
+        shown = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or lists nested as deep
+        shown = f"a very large {type(value).__name__}"
+    return shown if len(shown) <= 80 else shown[:77] + "..."

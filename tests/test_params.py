@@ -1,0 +1,242 @@
+"""`params.yaml`: whatever stands in it, it is taken whole or refused with its key, what it got and what it takes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from al_pipeline.errors import BadParams
+from al_pipeline.params import MAX_CHARACTERS, Params, load_params, parse_params
+
+TEMPLATE = (Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8")
+
+
+def leaves(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    for key, value in values.items():
+        found += leaves(value, (*prefix, key)) if isinstance(value, dict) else [(*prefix, key)]
+    return found
+
+
+KEYS = leaves(yaml.safe_load(TEMPLATE))
+SECTIONS = sorted({key[0] for key in KEYS if len(key) == 2})
+
+
+def changed(key: tuple[str, ...], value: Any) -> str:
+    """The template with another value at `key`."""
+    values = yaml.safe_load(TEMPLATE)
+    place = values
+    for step in key[:-1]:
+        place = place[step]
+    place[key[-1]] = value
+    return str(yaml.safe_dump(values, allow_unicode=True))
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(BadParams) as caught:
+        parse_params(text)
+    return str(caught.value)
+
+
+def test_the_template_is_valid_and_says_everything() -> None:
+    params = parse_params(TEMPLATE)
+    assert params.schema_.labels == ["ham", "spam"]
+    assert params.model_dump(mode="json", by_alias=True) == yaml.safe_load(TEMPLATE)
+
+
+def test_what_a_record_keeps_is_taken_again() -> None:
+    params = parse_params(TEMPLATE)
+    assert Params.model_validate(params.model_dump(mode="json", by_alias=True)) == params
+
+
+def test_the_parameters_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        parse_params(TEMPLATE).seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "takes"),
+    [
+        (("seed",), -1, "greater than or equal to 0"),
+        (("seed",), 2**32, "less than 4294967296"),
+        (("seed",), "7", "valid integer"),
+        (("seed",), 7.0, "valid integer"),
+        (("version",), 2, "should be 1"),
+        (("schema", "labels"), ["ham"], "at least 2 items"),
+        (("schema", "labels"), "ham,spam", "valid list"),
+        (("schema", "labels"), ["ham", "Ham"], "differ by more than case and blanks"),
+        (("schema", "labels"), ["ham", "ham"], "differ by more than case and blanks"),
+        (("schema", "labels"), ["ham", " spam"], "must not begin or end with blanks"),
+        (("schema", "labels"), ["ham", ""], "at least 1 character"),
+        (("schema", "labels"), ["ham", "a\nb"], "match pattern"),
+        (("schema", "labels"), ["ham", 3], "valid string"),
+        (("schema", "labels"), ["ham", None], "valid string"),
+        (("schema", "question"), "", "at least 1 character"),
+        (("schema", "fields"), [], "at least 1 item"),
+        (("features", "kind"), "bert", "'encoder', 'tfidf' or 'encoder+tfidf'"),
+        (("features", "max_tokens"), 4, "greater than or equal to 8"),
+        (("train", "calibrate"), "true", "valid boolean"),
+        (("train", "calibrate"), 1, "valid boolean"),
+        (("select", "strategy"), "best", "'margin', 'entropy', 'least_confidence' or 'random'"),
+        (("select", "batch_size"), 0, "greater than or equal to 1"),
+        (("select", "random_share"), 1.5, "less than or equal to 1"),
+        (("select", "random_share"), math.nan, "finite number"),
+        (("evaluate", "confidence"), 1, "less than 1"),
+        (("round", "deadline_days"), math.inf, "finite number"),
+        (("round", "quorum"), 0, "greater than 0"),
+        (("round", "quorum"), "90%", "valid number"),
+        (("label_studio", "timeout_seconds"), -math.inf, "finite number"),
+        (("annotators",), "ann@example.org", "valid list"),
+        (("annotators",), None, "valid list"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_it_takes(key: tuple[str, ...], value: Any, takes: str) -> None:
+    message = refusal(changed(key, value))
+    assert message.startswith(f"params.yaml: {'.'.join(key)}")
+    assert "got " in message
+    assert takes in message
+
+
+def test_every_wrong_key_is_named_at_once() -> None:
+    message = refusal(changed(("seed",), -1).replace("quorum: 0.9", "quorum: 9"))
+    assert "seed" in message and "round.quorum" in message
+    assert len(message.splitlines()) == 2
+
+
+@pytest.mark.parametrize("word", ["yes", "no", "on", "off", "true"])
+def test_a_label_that_yaml_reads_as_true_or_false_says_to_quote_it(word: str) -> None:
+    message = refusal(TEMPLATE.replace("    - ham\n", f"    - {word}\n"))
+    assert "schema.labels.0" in message and 'put it in "quotes"' in message
+    assert parse_params(TEMPLATE.replace("    - ham\n", f'    - "{word}"\n')).schema_.labels == [word, "spam"]
+
+
+@pytest.mark.parametrize("key", KEYS, ids=".".join)
+def test_a_missing_key_is_named(key: tuple[str, ...]) -> None:
+    values = yaml.safe_load(TEMPLATE)
+    place = values
+    for step in key[:-1]:
+        place = place[step]
+    del place[key[-1]]
+    assert refusal(yaml.safe_dump(values)) == f"params.yaml: {'.'.join(key)}: is missing"
+
+
+@pytest.mark.parametrize("section", ["", *SECTIONS])
+def test_an_unknown_key_is_named(section: str) -> None:
+    key = (section, "colour") if section else ("colour",)
+    assert (
+        refusal(changed(key, "green")) == f"params.yaml: {'.'.join(key)}: no such key; remove it or mend its spelling"
+    )
+
+
+@pytest.mark.parametrize("key", KEYS, ids=".".join)
+def test_a_key_that_stands_there_twice_is_refused(key: tuple[str, ...]) -> None:
+    indent = "  " * (len(key) - 1)
+    lines = TEMPLATE.splitlines(keepends=True)
+    start = 0 if len(key) == 1 else lines.index(next(line for line in lines if line.startswith(f"{key[0]}:")))
+    place = next(n for n in range(start, len(lines)) if lines[n].startswith(f"{indent}{key[-1]}:"))
+    message = refusal("".join([*lines[:place], f"{indent}{key[-1]}: 0\n", *lines[place:]]))
+    assert f"the key '{key[-1]}' stands there twice" in message and "line" in message
+
+
+def test_a_bomb_of_aliases_is_refused_at_once() -> None:
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 40))
+    assert "aliases are not taken" in refusal(bomb)
+    assert "aliases are not taken" in refusal("a: &a [*a]\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "- a\n- b\n",
+        "just words",
+        "null",
+        "a: [",
+        "a: b: c",
+        "\tversion: 1",
+        "version: 1\n--- \nversion: 1",
+        "? [a, b]\n: 1",
+        "!!python/object/apply:os.system ['true']",
+        "a: !!binary $",
+        "a: 2026-13-45",
+        "a: \x00",
+        "[" * 100_000,
+        "{a: " * 3000 + "1" + "}" * 3000,
+        "1: 2\nnull: 3\ntrue: 4\n",
+    ],
+)
+def test_what_is_no_params_file_is_refused(text: str) -> None:
+    assert refusal(text).startswith("params.yaml")
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "0x" + "f" * 5000, "0b" + "1" * 20_000, "1" + ":59" * 3000])
+@pytest.mark.parametrize("key", ["seed", "batch_size"])
+def test_numbers_of_thousands_of_digits_are_refused(key: str, number: str) -> None:
+    before = {"seed": "seed: 20260101", "batch_size": "batch_size: 40"}[key]
+    message = refusal(TEMPLATE.replace(before, f"{key}: {number}"))
+    assert len(message) < 500
+
+
+def test_a_file_too_long_to_be_one_is_refused_unread() -> None:
+    assert "at most 1,000,000" in refusal(TEMPLATE + "#" * MAX_CHARACTERS)
+
+
+def test_a_long_value_is_not_repeated_in_full() -> None:
+    assert len(refusal(changed(("seed",), "x" * 10_000))) < 300
+
+
+def test_a_missing_file_and_one_that_is_not_utf8_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(BadParams, match="is missing; `git checkout"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_bytes(TEMPLATE.encode("utf-16"))
+    with pytest.raises(BadParams, match="not UTF-8"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_bytes(b"\xef\xbb\xbf" + TEMPLATE.encode())
+    assert load_params(tmp_path / "params.yaml").seed == 20260101
+
+
+def taken_or_refused(text: str) -> None:
+    try:
+        parse_params(text)
+    except BadParams as error:
+        assert str(error).startswith("params.yaml")
+
+
+@given(st.text(max_size=300))
+@settings(max_examples=150)
+def test_any_text_is_taken_or_refused(text: str) -> None:
+    taken_or_refused(text)
+
+
+@given(st.data())
+@settings(max_examples=100)
+def test_a_damaged_template_is_taken_or_refused(data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(TEMPLATE)))
+    end = data.draw(st.integers(start, min(len(TEMPLATE), start + 40)))
+    taken_or_refused(TEMPLATE[:start] + data.draw(st.text(max_size=20)) + TEMPLATE[end:])
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.binary(max_size=8) | st.dates(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8) | st.integers(), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(st.sampled_from([*KEYS, *((section,) for section in SECTIONS)]), VALUES)
+@settings(max_examples=200, deadline=None)
+def test_any_value_at_any_key_is_taken_or_refused_by_its_name(key: tuple[str, ...], value: Any) -> None:
+    try:
+        text = changed(key, value)
+    except (UnicodeError, yaml.YAMLError):
+        return
+    try:
+        parse_params(text)
+    except BadParams as error:
+        assert key[0] in str(error) or "not valid YAML" in str(error)
