@@ -6,7 +6,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 Part = Literal["pool", "test"]
@@ -159,7 +159,7 @@ class Event:
 
     def to_row(self) -> dict[str, Any]:
         """This event as a JSON object."""
-        row = asdict(self)
+        row = {name: getattr(self, name) for name in self.__slots__}  # asdict copies deeply, ten times as slow
         row["targets"] = list(self.targets)
         return row
 
@@ -182,6 +182,7 @@ class LabeledItem:
     """How many annotators' labels were counted."""
     round: int
     """The first round whose answers made it labelled; -1 for imported labels."""
+
 
 @dataclass(frozen=True, slots=True)
 class Unresolved:

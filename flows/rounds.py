@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
-from al_pipeline.errors import WorldError
+from al_pipeline.errors import LabelStudioRefused, WorldError
 from al_pipeline.lifecycle import Step
 from al_pipeline.operations.connect import connect
 from al_pipeline.operations.status import status
@@ -27,6 +28,10 @@ NETWORK = frozenset({Step.CONNECT, Step.RETIRE, Step.PUSH, Step.PULL, Step.AUDIT
 """Steps that may be tried again at once: a repeat is harmless, and the other side may be back."""
 
 
+LISTENER: ContextVar[Callable[[str], None]] = ContextVar("listener", default=lambda _: None)
+"""Whoever waits for the run in a terminal; gets what goes to the run's log."""
+
+
 @flow(name="al-round", persist_result=False, validate_parameters=True)
 def al_round(close_now: bool = False, accept_vanished: bool = False) -> TickReport:
     """Run one tick of the workspace: pull answers, close and build the round if it is full, push the next questions.
@@ -35,13 +40,18 @@ def al_round(close_now: bool = False, accept_vanished: bool = False) -> TickRepo
     accept_vanished: believe Label Studio although many answers vanished.
     """
     workspace = open_workspace(Path(os.environ.get("AL_WORKSPACE", ".")))
-    logger = get_run_logger()
+    logger, listen = get_run_logger(), LISTENER.get()
+
+    def say(line: str) -> None:
+        logger.info(line)
+        listen(line)
+
     report = tick(
         workspace,
         lambda: connect(workspace),
         run=as_task,
         options=Options(close_now=close_now, accept_vanished=accept_vanished),
-        say=logger.info,
+        say=say,
     )
     _artifact(workspace, report)
     return report
@@ -59,14 +69,15 @@ def as_task(name: str, action: Callable[[], Any], /) -> Any:
         retries=2 if network else 0,
         retry_delay_seconds=[2, 10],
         retry_jitter_factor=0.3,
-        retry_condition_fn=_world_failed,
+        retry_condition_fn=_may_come_right,
     )
     return step()
 
 
-def _world_failed(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Whether the world outside failed: all else fails again in the same way."""
-    return isinstance(state.result(raise_on_failure=False), WorldError)
+def _may_come_right(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether the world outside failed and did not refuse: all else fails again in the same way."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, WorldError) and not isinstance(error, LabelStudioRefused)
 
 
 def _artifact(workspace: Workspace, report: TickReport) -> None:

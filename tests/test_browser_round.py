@@ -1,0 +1,48 @@
+"""A person's answer, given in a browser, on its way into the labelled set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from browser import answer_one_task
+from embedded import LabelStudioServer
+from harness import small_workspace
+
+from al_pipeline.files import read_json
+from al_pipeline.ledger import read_events
+from al_pipeline.operations.connect import connect
+from al_pipeline.operations.history import read_plan
+from al_pipeline.operations.tick import tick
+from al_pipeline.repository import Git
+from al_pipeline.results import read_labeled
+from al_pipeline.workspace import open_workspace
+
+pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.slow]
+
+WHO, LABEL = "reader.round@example.com", "spam"
+
+
+def test_what_a_person_clicks_is_in_the_next_labelled_set(
+    chromium: Path, label_studio: LabelStudioServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AL_LABEL_STUDIO_URL", label_studio.url)
+    monkeypatch.setenv("AL_LABEL_STUDIO_TOKEN", label_studio.token)
+    one_is_enough = {"quorum: 0.9": "quorum: 0.05", "test_size: 500": "test_size: 0"}
+    workspace, _ = small_workspace(tmp_path, 30, one_is_enough)
+    person = label_studio.account(WHO)
+    assert tick(workspace, lambda: connect(workspace)).round == 0
+    asked = read_plan(Git(workspace.layout.root), 0)[0]
+    number = read_json(workspace.layout.project)["project_id"]
+
+    posted = answer_one_task(label_studio.url, WHO, person.password, number, LABEL, tmp_path / "browser")
+    assert posted["status"] == 201
+
+    report = tick(open_workspace(workspace.layout.root), lambda: connect(workspace))
+    assert (report.published, report.round, report.refused) == ((0,), 1, {})
+    [event] = read_events(workspace.layout.events)
+    assert (event.type, event.annotator, event.label, event.origin) == ("label", WHO, LABEL, "manual")
+    assert event.item_id == asked.item_id, "the page shows the first task of the plan"
+    assert (event.lead_time or 0) > 0, "the page says how long it took"
+    [row] = read_labeled(workspace.layout.labeled)
+    assert (row.item_id, row.label, row.answers, row.round) == (asked.item_id, LABEL, 1, 0)

@@ -1,0 +1,242 @@
+"""The tick as a Prefect flow, on a real Prefect server: what people see of it there, and what they must not see."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from annotating import ANN, ServerRig
+from embedded import LabelStudioServer, PrefectServer
+from harness import small_workspace
+
+from al_pipeline.files import read_json, write_json
+from al_pipeline.label_studio import LabelStudioOracle
+from al_pipeline.layout import STAGES
+from al_pipeline.operations.history import read_plan
+from al_pipeline.operations.init import init
+from al_pipeline.oracle import ProjectRef
+from al_pipeline.repository import Git
+from al_pipeline.workspace import Workspace, open_workspace
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+
+@pytest.fixture
+def served(
+    prefect_server: PrefectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Workspace, dict[str, str]]:
+    """A small workspace whose own Prefect server is the tests' one: it takes that one's home and id."""
+    workspace, truth = small_workspace(tmp_path)
+    home = prefect_server.log.parents[1]
+    monkeypatch.setenv("AL_HOME", str(home.parent))
+    write_json(workspace.layout.marker, {**read_json(workspace.layout.marker), "workspace_id": home.name})
+    Git(workspace.layout.root).commit("Take another id", [workspace.layout.marker])
+    return open_workspace(workspace.layout.root), truth
+
+
+def al_round(workspace: Workspace, *words: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`al round` in a process of its own; it must end with `code`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "al_pipeline.cli", "-C", str(workspace.layout.root), "round", *words],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def ask(prefect_server: PrefectServer, what: str, **wanted: Any) -> list[dict[str, Any]]:
+    reply = httpx.post(f"{prefect_server.api_url}/{what}/filter", json=wanted, timeout=60, trust_env=False)
+    found: list[dict[str, Any]] = reply.raise_for_status().json()
+    return found
+
+
+def run_of(prefect_server: PrefectServer, act: Callable[[], Any]) -> tuple[dict[str, Any], list[dict[str, Any]], Any]:
+    """The one flow run that `act` makes, its task runs as they began, and what `act` returned."""
+    before = {run["id"] for run in ask(prefect_server, "flow_runs")}
+    result = act()
+    [run] = [run for run in ask(prefect_server, "flow_runs") if run["id"] not in before]
+    tasks = ask(prefect_server, "task_runs", task_runs={"flow_run_id": {"any_": [run["id"]]}})
+    return run, sorted(tasks, key=lambda task: str(task["start_time"])), result
+
+
+def lines_of(prefect_server: PrefectServer, run: dict[str, Any]) -> list[str]:
+    return [line["message"] for line in ask(prefect_server, "logs", logs={"flow_run_id": {"any_": [run["id"]]}})]
+
+
+def files_that_hold(secret: str, *folders: Path) -> list[Path]:
+    """Which files below the folders hold the secret in any of their bytes."""
+    return [
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file() and secret.encode() in path.read_bytes()
+    ]
+
+
+def test_a_round_is_a_flow_run_with_a_task_for_each_step(
+    prefect_server: PrefectServer, label_studio: LabelStudioServer, served: tuple[Workspace, dict[str, str]]
+) -> None:
+    workspace, truth = served
+    layout, token = workspace.layout, label_studio.token
+    access = {"AL_LABEL_STUDIO_URL": label_studio.url, "AL_LABEL_STUDIO_TOKEN": token}
+
+    run, tasks, done = run_of(prefect_server, lambda: al_round(workspace, **access))
+    assert "as a flow run at http://127.0.0.1" in done.stderr and "first build: train" in done.stderr
+    assert run["state"]["type"] == "COMPLETED"
+    assert [task["name"] for task in tasks][:2] == ["ingest", "close"]
+
+    ref = ProjectRef(**read_json(layout.project))
+    with LabelStudioOracle(label_studio.url, token) as oracle, ServerRig(label_studio, oracle) as rig:
+        for task in read_plan(Git(layout.root), 0):
+            rig.answer(ref, task.push_key, ANN, truth[task.item_id])
+
+    run, tasks, done = run_of(prefect_server, lambda: al_round(workspace, "--json", **access))
+    report = json.loads(done.stdout)
+    assert report["published"] == [0] and report["state"] == "open"
+    assert done.stderr == "", "with --json nothing else is printed"
+    assert (run["state"]["type"], run["parameters"]) == (
+        "COMPLETED",
+        {"close_now": False, "accept_vanished": False},
+    )
+    names = [task["name"] for task in tasks]
+    assert set(names) >= {"ingest", "push", "pull", "close", *STAGES, "decide", "publish", "tag"}
+    assert set(names) == set(report["steps"])
+    assert [name for name in names if name in STAGES] == list(STAGES), "in the order of dvc.yaml"
+    assert names.index("pull") < names.index("close") < names.index("label") < names.index("publish")
+    assert names.index("publish") < names.index("tag") < len(names) - 1 - names[::-1].index("push")
+    assert {task["state"]["type"] for task in tasks} == {"COMPLETED"}
+    assert "round 0: train" in lines_of(prefect_server, run)
+
+    [artifact] = ask(prefect_server, "artifacts", artifacts={"flow_run_id": {"any_": [run["id"]]}})
+    metrics = read_json(layout.record(0))["metrics"]
+    assert artifact["key"] == "round-0001" and artifact["type"] == "markdown"
+    for row in (f"| macro_f1 | {metrics['macro_f1']['value']:.4f} |", "| labelled | 10 |", "| seconds: train |"):
+        assert row in artifact["data"], artifact["data"]
+
+    prefect_home = prefect_server.log.parent
+    assert list(prefect_home.glob("*.db")), "this is where Prefect keeps what it was told"
+    assert files_that_hold(token, prefect_home, layout.root, workspace.home / "dvc-remote") == []
+    assert files_that_hold("al-round", prefect_home), "the search can find something"
+
+
+def test_an_error_fails_the_run_and_tells_its_exit_code(
+    prefect_server: PrefectServer, label_studio: LabelStudioServer, served: tuple[Workspace, dict[str, str]]
+) -> None:
+    workspace, _ = served
+    wrong = "a11ce0a11ce0a11ce0a11ce0a11ce0a11ce0a11c"
+    access = {"AL_LABEL_STUDIO_URL": label_studio.url, "AL_LABEL_STUDIO_TOKEN": wrong}
+
+    run, tasks, done = run_of(prefect_server, lambda: al_round(workspace, code=5, **access))
+    assert run["state"]["type"] == "FAILED" and "refused the token (401)" in run["state"]["message"]
+    assert [(task["name"], task["run_count"]) for task in tasks if task["state"]["type"] == "FAILED"] == [
+        ("connect", 1)
+    ], "what was refused is not tried again"
+    assert "Traceback" not in done.stderr and done.stderr.splitlines()[-1].startswith("LabelStudioRefused:")
+    assert wrong not in done.stdout + done.stderr
+    assert files_that_hold(wrong, prefect_server.log.parent, workspace.layout.root) == []
+
+    plan = workspace.layout.plan(0)
+    plan.write_text(plan.read_text() + "\n")
+    run, tasks, done = run_of(prefect_server, lambda: al_round(workspace, "--json", code=6, **access))
+    assert run["state"]["type"] == "FAILED" and "rounds/0000/plan.jsonl" in run["state"]["message"]
+    assert tasks == []
+    told = json.loads(done.stdout)
+    assert (told["error"], told["exit_code"]) == ("ForeignEdit", 6)
+
+
+FLAKY = """
+import json, os, sys
+from al_pipeline import errors
+from al_pipeline.oracle import SimulatedOracle
+import flows.rounds as rounds
+
+failure, step = getattr(errors, sys.argv[1]), sys.argv[2]
+
+class Flaky(SimulatedOracle):
+    calls = 0
+    def _once(self, name):
+        if name == step:
+            Flaky.calls += 1
+            if Flaky.calls == 1:
+                raise failure("this once")
+    def ensure_project(self, *given, **named):
+        self._once("connect")
+        return super().ensure_project(*given, **named)
+    def answered(self, *given, **named):
+        self._once("pull")
+        return super().answered(*given, **named)
+
+oracle = Flaky()
+rounds.connect = lambda workspace: oracle
+try:
+    report = rounds.al_round()
+    print(json.dumps({"state": report.state, "calls": Flaky.calls}))
+except errors.AlError as error:
+    print(json.dumps({"error": type(error).__name__, "calls": Flaky.calls}))
+"""
+
+
+def test_only_what_may_come_right_is_tried_again(
+    prefect_server: PrefectServer, served: tuple[Workspace, dict[str, str]], tmp_path: Path
+) -> None:
+    workspace, _ = served
+    (tmp_path / "flaky.py").write_text(FLAKY)
+
+    def flaky(failure: str, step: str) -> tuple[dict[str, Any], list[dict[str, Any]], Any]:
+        def act() -> Any:
+            done = subprocess.run(
+                [sys.executable, str(tmp_path / "flaky.py"), failure, step],
+                env={**os.environ, **prefect_server.env, "AL_WORKSPACE": str(workspace.layout.root)},
+                capture_output=True,
+                text=True,
+                timeout=400,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            return json.loads(done.stdout)
+
+        return run_of(prefect_server, act)
+
+    def attempts(tasks: list[dict[str, Any]], name: str) -> list[tuple[str, int]]:
+        return [(task["state"]["type"], task["run_count"]) for task in tasks if task["name"] == name]
+
+    run, tasks, told = flaky("LabelStudioDown", "connect")
+    assert told == {"state": "open", "calls": 2} and run["state"]["type"] == "COMPLETED"
+    assert attempts(tasks, "connect") == [("COMPLETED", 2)]
+
+    run, tasks, told = flaky("ForeignProject", "connect")
+    assert told == {"error": "ForeignProject", "calls": 1} and run["state"]["type"] == "FAILED"
+    assert "this once" in run["state"]["message"]
+    assert attempts(tasks, "connect") == [("FAILED", 1)]
+
+
+def test_a_stage_that_fails_names_itself_in_the_run(
+    prefect_server: PrefectServer, served: tuple[Workspace, dict[str, str]]
+) -> None:
+    """A stage's failure is nobody's network: one attempt, the stage's last words in the run's state."""
+    workspace, _ = served
+    dvc_yaml = workspace.layout.dvc_yaml
+    dvc_yaml.write_text(dvc_yaml.read_text().replace("al_pipeline.stages.train", "al_pipeline.stages.nothing"))
+    run, tasks, done = run_of(prefect_server, lambda: al_round(workspace, code=6))
+    assert run["state"]["type"] == "FAILED" and "stage train failed" in run["state"]["message"]
+    assert [(t["name"], t["state"]["type"], t["run_count"]) for t in tasks][-1] == ("train", "FAILED", 1)
+    assert "stages.nothing" in done.stderr and done.stderr.count("Traceback") == 0
+
+
+def test_without_a_server_it_runs_in_this_process_and_says_so(tmp_path: Path) -> None:
+    workspace = init(tmp_path / "workspace", ["ham", "spam"], remote=str(tmp_path / "remote"))
+    done = al_round(workspace)
+    assert "Prefect server is not up: the round runs in this process" in done.stderr
+    assert "al ingest FILE" in done.stdout
+    assert json.loads(al_round(workspace, "--json").stdout)["state"] == "empty"
