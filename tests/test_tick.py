@@ -289,7 +289,7 @@ def test_what_goes_wrong_and_comes_right(template: Any, tmp_path: Path) -> None:
     answer_all(oracle, truth)
 
     ledger = workspace.layout.events / "part-000001.jsonl"
-    ledger.write_text("{}\n")
+    ledger.write_text("")
     with pytest.raises(ForeignEdit, match="data/events"):
         tick(open_workspace(root), lambda: oracle)
     ledger.unlink()

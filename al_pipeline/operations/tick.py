@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from al_pipeline.engine import STAGE_ENVIRONMENT
-from al_pipeline.errors import ForeignEdit
+from al_pipeline.errors import ForeignEdit, RepositoryError
 from al_pipeline.files import read_json, remove_leftovers, write_json
 from al_pipeline.items import count_items, fetch
 from al_pipeline.labels import standing
-from al_pipeline.layout import Layout
-from al_pipeline.ledger import read_events, read_refused
+from al_pipeline.layout import STAGES, Layout
+from al_pipeline.ledger import known_ids, read_events, read_refused
 from al_pipeline.lifecycle import BUILD, Closing, Facts, State, Step, Wait, close_reason, next_step, state
 from al_pipeline.lock import locked
 from al_pipeline.operations import build, publish
@@ -139,8 +139,6 @@ def tick(
                 session.done.add(step)
                 if step in BUILD:
                     build.record_built(layout, step, seconds)
-                elif step is Step.PUBLISH:
-                    session.done -= {Step.RETIRE, Step.PUSH, Step.SYNC}
                 elif step is Step.TAG and facts.untagged is not None:
                     published.append(facts.untagged)
         return TickReport(
@@ -201,7 +199,8 @@ def _look(workspace: Workspace, git: Git, history: History, now: datetime) -> Fa
     tasks = read_plan(git, planned)
     inbox = read_events(layout.inbox_events)
     settled = settled_tasks(workspace, tasks, read_events(layout.events, layout.inbox_events))
-    news = {event.item_id for event in inbox if event.label is not None}
+    folded = known_ids(layout.events)
+    news = {event.item_id for event in inbox if event.label is not None and event.event_id not in folded}
     opened = datetime.fromtimestamp(opened_at(layout, git, planned), UTC)
     return Facts(
         items=items,
@@ -258,9 +257,17 @@ def _take(step: Step, session: _Session, facts: Facts) -> Any:
             assert facts.untagged is not None
             return publish.tag(session.git, layout, facts.untagged)
         case Step.SYNC:
-            return publish.sync(session.git, layout)
+            return _sync(session)
         case _:
             return build.run_step(step, layout, workspace.params.features, session.dvc)
+
+
+def _sync(session: _Session) -> None:
+    """Push to the git remote. It may be out of reach: that must not keep people from labelling."""
+    try:
+        publish.sync(session.git, session.layout)
+    except RepositoryError as error:
+        session.warnings.append(f"the git remote lacks the newest rounds; the next tick tries again: {error}")
 
 
 def _connect(session: _Session) -> None:
@@ -290,7 +297,9 @@ def _with_label_studio(step: Step, session: _Session, planned: int) -> None:
         _connect(session)
     assert session.oracle is not None and session.project is not None
     if step is Step.RETIRE:
-        retire(session.oracle, session.project, planned)
+        if not read_json(layout.state(planned), {}).get("retired"):
+            retire(session.oracle, session.project, planned)
+            _remember(layout, planned, retired=True)
     elif step is Step.PUSH:
         plan = read_plan(session.git, planned)
         push(session.oracle, session.project, tasks_of(workspace, plan))
@@ -332,14 +341,19 @@ def tasks_of(workspace: Workspace, plan: list[PlannedTask]) -> list[Task]:
 
 def _publish(session: _Session, planned: int | None) -> None:
     layout = session.layout
-    if session.dvc.changed():
+    sources = [f"{path.relative_to(layout.root)}.dvc" for path in layout.sources]
+    if changed := session.dvc.changed(*STAGES, *sources):
+        if Step.PUBLISH in session.done:
+            raise ForeignEdit(f"changed again and again while the round was built: {', '.join(sorted(changed))}")
         build.forget_built(layout)
         (layout.genesis if planned is None else layout.record(planned)).unlink(missing_ok=True)
         session.say("an output of the build is not what its record says: the build starts over")
         return
     publish.publish(session.workspace, session.git, session.dvc, planned)
     build.forget_built(layout)
+    layout.closing.unlink(missing_ok=True)
     session.history = read_history(layout, session.git)
+    session.done -= {Step.RETIRE, Step.PUSH, Step.SYNC}
 
 
 def _round_facts(session: _Session, planned: int | None) -> dict[str, Any]:
@@ -371,6 +385,8 @@ def _round_facts(session: _Session, planned: int | None) -> dict[str, Any]:
 def _check_owned(session: _Session) -> None:
     """Between builds everything the engine owns is as committed; a change there is somebody else's."""
     layout = session.layout
+    if session.git.head() is not None and session.git.branch() is None:
+        raise ForeignEdit("HEAD is detached, and a round would be lost at the next checkout: `git switch main` first")
     if layout.closing.exists() or _look(session.workspace, session.git, session.history, session.now()).closed:
         return
     if session.git.head() is None:
