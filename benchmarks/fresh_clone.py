@@ -1,0 +1,51 @@
+"""How long both commands of the README take for a newcomer: a fresh clone, nothing set up.
+
+    python -m benchmarks.fresh_clone            both, one after the other
+    python -m benchmarks.fresh_clone demo       one of them
+
+Downloads come from wherever pip and npm are set up to look, so the network's share is this machine's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.record import record
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ("demo", "test")
+
+
+def main() -> None:
+    """Time the commands and write `results/fresh_clone_<command>.json` for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("commands", nargs="*", default=COMMANDS, help="demo, test (default: both)")
+    for command in parser.parse_args().commands:
+        with tempfile.TemporaryDirectory(prefix="al-fresh-") as folder:
+            measure(command, Path(folder))
+
+
+def measure(command: str, folder: Path) -> None:
+    """Clone, set up, run; the caches of pip and npm stay, the corpus and Label Studio's database do not."""
+    clone = folder / "clone"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "AL_HOME": str(folder / "al")}
+    for name in ("VIRTUAL_ENV", "AL_LABEL_STUDIO_VENV", "MAKEFLAGS", "MAKELEVEL"):
+        environment.pop(name, None)
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    seconds = {}
+    for step in ("setup", command):
+        begin = time.monotonic()
+        subprocess.run(["make", step], cwd=clone, env=environment, check=True)
+        seconds[step] = round(time.monotonic() - begin, 1)
+    if command == "demo":
+        subprocess.run(["make", "clean"], cwd=clone, env=environment, check=True)
+    record(f"fresh_clone_{command}", {"seconds": {**seconds, "total": round(sum(seconds.values()), 1)}})
+
+
+if __name__ == "__main__":
+    main()
