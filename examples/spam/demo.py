@@ -261,7 +261,7 @@ def _said(workspace_id: str, item: str, truth: str, people: Sequence[Annotator])
 
 
 def _table(rounds: Sequence[Mapping[str, Any]], comparison: Comparison, seeds: int) -> Table:
-    title = f"Macro-F1 on the test set; on the right, means over {seeds} seeds with their 95 % intervals"
+    title = f"Macro-F1 on the test set; right of this run: {seeds} seeds, mean ± 95 %"
     table = Table(box=None, pad_edge=False, header_style="dim", title=title, title_justify="left")
     for name in ("round", "labels", "this run", comparison.strategy, "random", "gain"):
         table.add_column(name, justify="left" if name == "round" else "right")
