@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from al_pipeline.errors import AlError
+from al_pipeline.errors import AlError, NothingToDo, UsageError, WorldError
 
 if TYPE_CHECKING:
     from al_pipeline.operations.tick import TickReport
@@ -23,14 +26,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="""Active learning in rounds: the model asks, people answer in Label Studio, every round can be made again.
-
-A project from nothing: [bold]al init spam --labels ham,spam[/], then inside it [bold]al ingest mails.csv[/],
-[bold]al up[/] (or your own Label Studio), and [bold]al round[/] whenever people have answered.
-
-Exit codes: 0 done, 1 a bug, 2 wrong input, 3 nothing to do, 4 the workspace is busy, 5 something outside failed (try
-again), 6 a person must look first.
-""",
+    help="\n\n".join(
+        (
+            "Active learning in rounds: the model asks, people answer in Label Studio, every round can be made again.",
+            "A project from nothing: [bold]al init spam --labels ham,spam[/], then inside it [bold]al ingest "
+            "mails.csv[/], [bold]al up[/] (or your own Label Studio), and [bold]al round[/] whenever people have "
+            "answered.",
+            "Exit codes: 0 done, 1 a bug, 2 wrong input, 3 nothing to do, 4 the workspace is busy, 5 something outside "
+            "failed (try again), 6 a person must look first.",
+        )
+    ),
 )
 labelstudio = typer.Typer(
     no_args_is_help=True,
@@ -142,8 +147,7 @@ def round_(
 ) -> None:
     """Run one tick: pull answers, close and build the round if it is full, push the next questions.
 
-    Safe to repeat and to interrupt. It runs as a flow of the workspace's Prefect server where that is up, else in this
-    process.
+    Safe to repeat and to interrupt. Runs as a flow where the workspace's Prefect server is up, else in this process.
     """
     from al_pipeline.servers import prefect_environment
 
@@ -161,7 +165,10 @@ def round_(
     if as_json:
         from dataclasses import asdict
 
-        return _print_json(asdict(report) | {"steps": dict(report.steps)})
+        seconds: dict[str, float] = {}
+        for name, took in report.steps:  # a tick that publishes pushes twice
+            seconds[name] = seconds.get(name, 0.0) + took
+        return _print_json(asdict(report) | {"steps": seconds})
     for number in report.published:
         _say(f"[green]Published round-{number:04d}.[/] [bold]al report[/] shows it.")
     for reason, count in report.refused.items():
@@ -287,9 +294,9 @@ def up(as_json: Json = False) -> None:
     from al_pipeline.servers import start_label_studio, start_prefect
 
     workspace = _workspace()
-    say = _whisper if as_json else lambda line: _say(f"[dim]{_safe(line)}[/]", err=True)
-    studio = start_label_studio(workspace, say)
-    prefect = start_prefect(workspace, say)
+    with _waiting(not as_json) as say:
+        studio = start_label_studio(workspace, say)
+        prefect = start_prefect(workspace, say)
     if as_json:
         return _print_json({"label_studio_url": studio.url, "prefect_url": prefect.url})
     _login(workspace, studio.url)
@@ -316,8 +323,7 @@ def adopt() -> None:
     workspace = _workspace()
     known = read_json(workspace.layout.project)
     if not known:
-        _say("There is no project yet; `al round` makes one.")
-        raise typer.Exit(3)
+        raise NothingToDo("there is no project yet; `al round` makes one")
     connect(workspace).adopt(ProjectRef(**known), workspace.id, workspace.clone_id)
     _say(f"This clone now writes to project {known['project_id']}.")
 
@@ -328,9 +334,8 @@ def labelstudio_start(as_json: Json = False) -> None:
     from al_pipeline.servers import start_label_studio
 
     workspace = _workspace()
-    studio = start_label_studio(
-        workspace, _whisper if as_json else lambda line: _say(f"[dim]{_safe(line)}[/]", err=True)
-    )
+    with _waiting(not as_json) as say:
+        studio = start_label_studio(workspace, say)
     if as_json:
         return _print_json({"label_studio_url": studio.url})
     _login(workspace, studio.url)
@@ -364,8 +369,6 @@ def labelstudio_connect(
     ],
 ) -> None:
     """Use your own Label Studio. The token is read from AL_LABEL_STUDIO_TOKEN, else from standard input."""
-    import os
-
     from al_pipeline.operations.connect import connect
 
     workspace = _workspace()
@@ -376,34 +379,82 @@ def labelstudio_connect(
     _say(f"The token lies in {_safe(workspace.credentials_file)}, readable by you alone.")
 
 
+_MENDABLE = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EROFS: "make the file system writable",
+    errno.EACCES: "mend its rights",
+    errno.EPERM: "mend its rights",
+    errno.EIO: "look after the disk",
+}
+"""Errors of the operating system that are the machine's and not ours, and how to mend them."""
+
+_INTERRUPTED = 130
+_BROKEN_PIPE = 141
+
+
 def main() -> None:
     """The entry point: errors become one message and an exit code, never a traceback."""
     try:
-        app(standalone_mode=True)
-    except AlError as error:
-        if "--json" in sys.argv:
-            _print_json({"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code})
-        _say(f"[red]{type(error).__name__}:[/] {_safe(error)}", err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _say("Interrupted; the next `al round` goes on where this one was.", err=True)
-        sys.exit(130)
+        code = _run()
+        sys.stdout.flush()
     except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(141)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's own flush at exit fails again
+        code = _BROKEN_PIPE
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Parse, run one command, report its error; the exit code."""
+    try:
+        code = app(standalone_mode=False) or 0
+    except AlError as error:
+        return _report(error)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.errno not in _MENDABLE:
+            raise
+        what = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+        return _report(WorldError(f"{what}; {_MENDABLE[error.errno]}, then try again: what was half done is finished"))
+    except SystemExit:  # how typer and rich end when nobody reads standard output any more
+        return _BROKEN_PIPE
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        return _usage(error)
+    if code == _INTERRUPTED:
+        _say("Interrupted; the next `al round` goes on where this one was.", err=True)
+    return int(code)
+
+
+def _report(error: AlError) -> int:
+    if "--json" in sys.argv:
+        _print_json({"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code})
+    _say(f"[red]{type(error).__name__}:[/] {_safe(error)}", err=True)
+    return error.exit_code
+
+
+def _usage(error: Any) -> int:
+    """Report what typer says of a command line that it cannot parse (without any command it has printed the help)."""
+    message = error.format_message()
+    if "--json" in sys.argv:
+        _print_json({"error": UsageError.__name__, "message": message, "exit_code": UsageError.exit_code})
+    if type(error).__name__ != "NoArgsIsHelpError":
+        error.show()
+    return UsageError.exit_code
 
 
 def _round_as_flow(
     workspace: Workspace, environment: dict[str, str], close_now: bool, accept_vanished: bool, say: Any
 ) -> TickReport:
-    import os
-
     os.environ.update(environment)
     os.environ["AL_WORKSPACE"] = str(workspace.layout.root)
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the run's log lies on the server
     say(f"as a flow run at {environment['PREFECT_UI_URL']}")
-    from flows.rounds import al_round
+    from flows.rounds import LISTENER, al_round
 
+    LISTENER.set(say)
     report: TickReport = al_round(close_now=close_now, accept_vanished=accept_vanished)
     return report
 
@@ -464,6 +515,28 @@ def _table(header: tuple[str, ...], rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*map(_safe, row))
     Console(highlight=False).print(table)
+
+
+@contextmanager
+def _waiting(show: bool) -> Iterator[Callable[[str], None]]:
+    """What a long wait is told to: one line that changes in a terminal, else each message once, without its seconds."""
+    if not show:
+        yield _whisper
+    elif sys.stderr.isatty():
+        from rich.console import Console
+
+        with Console(stderr=True).status("") as line:
+            yield lambda text: line.update(_safe(text))
+    else:
+        told: set[str] = set()
+
+        def tell(text: str) -> None:
+            text = re.sub(r" \(\d+ s\)$", "", text)
+            if text not in told:
+                told.add(text)
+                _say(_safe(text), err=True)
+
+        yield tell
 
 
 @contextmanager

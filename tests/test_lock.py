@@ -45,9 +45,9 @@ def other_process(path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_second_process_is_told_who_works_here(tmp_path: Path) -> None:
     path = tmp_path / ".al/lock"
     with other_process(path) as process:
-        with pytest.raises(Locked, match=rf"busy: a long tick, process {process.pid} on .*, since 20.*try again"):
-            with locked(path, "another tick"):
-                pytest.fail("two writers")
+        refusal = pytest.raises(Locked, match=rf"a long tick, process {process.pid} on .*, since 20.*try again")
+        with refusal, locked(path, "another tick"):
+            pytest.fail("two writers")
         assert holder(path)["pid"] == process.pid
         process.communicate("")
         assert process.returncode == 0
@@ -101,9 +101,9 @@ def test_another_hosts_lock_is_never_taken_and_the_way_out_is_named(tmp_path: Pa
     text = json.dumps({"pid": 1, "host": "elsewhere", "purpose": "a tick", "since": "2026-01-01T00:00:00+00:00"})
     path.write_text(text, encoding="utf-8")
     for _ in range(2):
-        with pytest.raises(Locked, match=rf"a tick, process 1 on elsewhere, since 2026.*delete {path}"):
-            with locked(path, "a tick"):
-                pytest.fail("two writers")
+        refusal = pytest.raises(Locked, match=rf"a tick, process 1 on elsewhere, since 2026.*delete {path}")
+        with refusal, locked(path, "a tick"):
+            pytest.fail("two writers")
         assert path.read_text(encoding="utf-8") == text, "what it says is kept"
     assert holder(path)["host"] == "elsewhere"
     path.unlink()

@@ -61,7 +61,8 @@ def examine(workspace: Workspace) -> list[Finding]:
         try:
             findings += check(workspace)
         except AlError as error:
-            findings.append(Finding(name, "error", str(error)))
+            if all(finding.message != str(error) for finding in findings):  # bad parameters stop several checks
+                findings.append(Finding(name, "error", str(error)))
     return findings
 
 

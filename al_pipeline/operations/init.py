@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from al_pipeline.errors import BadInput
-from al_pipeline.files import write_json, write_text
+from al_pipeline.files import TEMPORARY_PREFIX, remove_leftovers, write_json, write_text
 from al_pipeline.layout import Layout
 from al_pipeline.params import parse_params
 from al_pipeline.repository import Dvc, Git
@@ -32,14 +32,17 @@ def init(folder: Path, labels: Sequence[str], question: str | None = None, remot
     """
     folder = folder.resolve()
     layout = Layout(folder)
-    text = _with_schema(template("params.yaml"), labels, question)
+    text = with_schema(template("params.yaml"), labels, question)
     parse_params(text, "the schema")
     if layout.marker.exists():
-        if Git(folder).head() is not None:
+        if (folder / ".git").exists() and Git(folder).head() is not None:  # else git would look in the folders above
             raise BadInput(f"{folder} is a workspace already; work inside it, or choose another folder")
-    elif folder.exists() and any(entry.name != ".git" for entry in folder.iterdir()):
+    elif folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder} is a file; choose a new folder")
+    elif folder.exists() and not all(_is_ours(entry.name) for entry in folder.iterdir()):
         raise BadInput(f"{folder} is not empty; choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
     if not layout.marker.exists():
         write_json(layout.marker, {"layout": LAYOUT_VERSION, "workspace_id": uuid.uuid4().hex[:12]})
     workspace = open_workspace(folder)
@@ -68,7 +71,12 @@ def init(folder: Path, labels: Sequence[str], question: str | None = None, remot
     return workspace
 
 
-def _with_schema(text: str, labels: Sequence[str], question: str | None) -> str:
+def _is_ours(name: str) -> bool:
+    """Whether an otherwise empty folder may hold `name`: a repository just made, or what a killed call left."""
+    return name == ".git" or name.startswith(TEMPORARY_PREFIX)
+
+
+def with_schema(text: str, labels: Sequence[str], question: str | None) -> str:
     """The template with its labels (and question) replaced; comments stay."""
     import yaml
 

@@ -19,6 +19,7 @@ import psutil
 
 from al_pipeline.errors import RemoteIncomplete, RepositoryError, StageFailed
 from al_pipeline.files import read_json, write_json
+from al_pipeline.repository.git import NOT_OURS
 
 _STAGE_TIMEOUT = 6 * 3600.0
 _TRANSFER_TIMEOUT = 6 * 3600.0
@@ -60,11 +61,11 @@ class Dvc:
     def init(self, remote: str) -> None:
         """Make `root` a DVC repository whose default remote is `remote`; harmless where it is one."""
         if not (self.root / ".dvc/config").exists():
-            self._checked(["init", "--quiet", "--force"], "init")
-        self._checked(["remote", "add", "--quiet", "--force", "--default", "store", remote], "remote add")
-        self._checked(["config", "--quiet", "core.analytics", "false"], "config")
-        self._checked(["config", "--quiet", "core.autostage", "false"], "config")
-        self._checked(["config", "--quiet", "core.check_update", "false"], "config")
+            self._checked(["init", "--force"], "init")
+        self._checked(["remote", "add", "--force", "--default", "store", remote], "remote add")
+        self._checked(["config", "core.analytics", "false"], "config")
+        self._checked(["config", "core.autostage", "false"], "config")
+        self._checked(["config", "core.check_update", "false"], "config")
 
     def end_previous(self) -> None:
         """End a DVC process, with its stage, that a killed tick left. Call only while holding the workspace's lock."""
@@ -86,11 +87,11 @@ class Dvc:
 
     def add(self, *paths: Path) -> None:
         """Track source data as it is now."""
-        self._checked(["add", "--quiet", *self._names(paths)], "add")
+        self._checked(["add", *self._names(paths)], "add")
 
     def push(self, *targets: str) -> None:
         """Copy what the work tree's `.dvc` files and `dvc.lock` name to the default remote."""
-        self._checked(["push", "--quiet", *targets], "push", _TRANSFER_TIMEOUT)
+        self._checked(["push", *targets], "push", _TRANSFER_TIMEOUT)
 
     def missing_in_remote(self) -> list[str]:
         """What the work tree's records name and the default remote lacks."""
@@ -106,7 +107,7 @@ class Dvc:
     def check_writable(self) -> str:
         """Write a small file to the default remote and remove it again; returns the remote's address."""
         script = (
-            "import uuid; from dvc.repo import Repo; r = Repo(); o = r.cloud.get_remote_odb(); "
+            "import uuid; from dvc.repo import Repo; r = Repo(); o = r.cloud.get_remote(); "
             "p = o.fs.join(o.path, 'al-probe-' + uuid.uuid4().hex); o.fs.makedirs(o.path, exist_ok=True); "
             "o.fs.pipe_file(p, b'al'); o.fs.rm_file(p); print(o.path)"
         )
@@ -114,7 +115,7 @@ class Dvc:
             result = subprocess.run(
                 [sys.executable, "-c", script],
                 cwd=self.root,
-                env={**os.environ, "DVC_NO_ANALYTICS": "1"},
+                env={**_inherited(), "DVC_NO_ANALYTICS": "1"},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -136,17 +137,15 @@ class Dvc:
 
     def pull(self, *targets: str) -> None:
         """Bring back data that the work tree lacks."""
-        self._checked(["pull", "--quiet", *targets], "pull", _TRANSFER_TIMEOUT)
+        self._checked(["pull", *targets], "pull", _TRANSFER_TIMEOUT)
 
     def checkout(self, *targets: str) -> None:
         """Make the work tree's data what its records say; refuses to lose data that is nowhere else."""
-        self._checked(["checkout", "--quiet", *targets], "checkout")
+        self._checked(["checkout", *targets], "checkout")
 
     def get(self, path: str, revision: str, target: Path) -> None:
         """Copy `path` as of `revision` to `target`, without touching the work tree."""
-        self._checked(
-            ["get", "--quiet", "--force", ".", path, "--rev", revision, "--out", str(target)], "get", _TRANSFER_TIMEOUT
-        )
+        self._checked(["get", "--force", ".", path, "--rev", revision, "--out", str(target)], "get", _TRANSFER_TIMEOUT)
 
     def _checked(self, arguments: list[str], name: str, timeout: float = _TIMEOUT) -> None:
         code, said = self._command(arguments, timeout)
@@ -192,7 +191,7 @@ class Dvc:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "al_pipeline.repository.worker"],
             cwd=self.root,
-            env={**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", "NO_COLOR": "1", **self.environment},
+            env={**_inherited(), "PATH": path, "DVC_NO_ANALYTICS": "1", "NO_COLOR": "1", **self.environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._output,
@@ -218,3 +217,7 @@ class Dvc:
 
     def _names(self, paths: Sequence[Path]) -> list[str]:
         return [str(path.relative_to(self.root) if path.is_absolute() else path) for path in paths]
+
+
+def _inherited() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in NOT_OURS}

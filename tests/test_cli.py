@@ -1,0 +1,326 @@
+"""`al` for people and for scripts: help, exit codes, one JSON object, nothing of others' that steers a terminal."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from al_pipeline import cli, errors
+from al_pipeline.errors import AlError
+from al_pipeline.operations import status as status_module
+from al_pipeline.workspace import open_workspace
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Said:
+    code: int
+    out: str
+    err: str
+
+
+Al = Callable[..., Said]
+
+
+@pytest.fixture
+def al(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Al:
+    """Runs `al` in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(cli._Chosen, "folder", None)
+
+    def run(*arguments: str) -> Said:
+        monkeypatch.setattr(sys, "argv", ["al", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        said = capsys.readouterr()
+        assert isinstance(stop.value.code, int)
+        return Said(stop.value.code, said.out, said.err)
+
+    return run
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    group: Any = get_command(cli.app)
+    for name, command in group.commands.items():
+        yield name, command
+        for inner, below in getattr(command, "commands", {}).items():
+            yield f"{name} {inner}", below
+
+
+COMMANDS = dict(commands())
+TAKES_JSON = [name for name, command in COMMANDS.items() if any("--json" in p.opts for p in command.params)]
+
+
+def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_workspace", fail)
+
+
+def one_object(text: str) -> Any:
+    """The one JSON object that is all of `text`."""
+    value, end = json.JSONDecoder().raw_decode(text)
+    assert text[end:] == "\n", "nothing but the object"
+    assert isinstance(value, dict)
+    return value
+
+
+def test_the_commands_are_those_that_are_promised() -> None:
+    promised = {"init", "doctor", "ingest", "round", "status", "rounds", "report", "predict", "up", "down", "adopt"}
+    assert promised | {"labelstudio"} <= COMMANDS.keys()
+    assert {"labelstudio start", "labelstudio stop", "labelstudio invite", "labelstudio connect"} <= COMMANDS.keys()
+    assert {"init", "doctor", "ingest", "round", "status", "rounds", "report", "up"} <= set(TAKES_JSON)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_teaches(al: Al, name: str) -> None:
+    said = al(*name.split(), "--help")
+    assert said.code == 0 and said.err == ""
+    help_text = str(COMMANDS[name].help)
+    assert re.match(r"[A-Z].{20,}[.]$", help_text.split("\n\n")[0]), "a whole sentence first"
+    assert help_text.split()[0] in said.out
+    for paragraph in help_text.split("\n\n"):
+        assert "\n" not in paragraph.strip(), "one line a paragraph: the terminal wraps it"
+    for parameter in COMMANDS[name].params:
+        if parameter.param_type_name == "option":
+            assert parameter.help, f"{name} {parameter.name} has no help"
+
+
+def test_the_overview_wraps_as_prose_and_names_every_exit_code(al: Al, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    said = al("--help")
+    assert al("-h") == said
+    text = " ".join(said.out.split())
+    assert "al ingest mails.csv, al up (or your own Label Studio), and al round whenever people have answered." in text
+    used = {cls.exit_code for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, AlError)}
+    for code in used | {0}:
+        assert re.search(rf"\b{code} [a-z]", text), f"exit code {code} is not explained"
+    prose = said.out[: said.out.index("─ Options")].strip().split("\n")
+    lengths = [len(line.strip()) for line in prose if line.strip()]
+    assert sum(length < 50 for length in lengths) <= 4, "no lines broken in the middle"
+
+
+def test_no_command_shows_the_help_once(al: Al) -> None:
+    said = al()
+    assert said.code == 2
+    assert (said.out + said.err).count("Usage:") == 1
+
+
+@pytest.mark.parametrize("arguments", [["nope"], ["status", "--nope"], ["init"], ["ingest"], ["report", "1", "2"]])
+def test_a_wrong_command_line_is_two(al: Al, arguments: list[str]) -> None:
+    said = al(*arguments)
+    assert said.code == 2 and said.out == ""
+    assert "Error: " in said.err and "Traceback" not in said.err
+    machine = al(*arguments, "--json")
+    assert machine.code == 2
+    found = one_object(machine.out)
+    assert found["error"] == "UsageError" and found["exit_code"] == 2 and found["message"]
+
+
+ERRORS = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, AlError)]
+CODES = {"UsageError": 2, "NothingToDo": 3, "Locked": 4, "WorldError": 5, "NeedsAHand": 6}
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda cls: cls.__name__)
+def test_every_error_is_one_message_and_its_familys_exit_code(
+    al: Al, monkeypatch: pytest.MonkeyPatch, error: type[AlError]
+) -> None:
+    expected = next((CODES[cls.__name__] for cls in error.__mro__ if cls.__name__ in CODES), 1)
+    raising(monkeypatch, error("what is wrong; how to mend it"))
+    said = al("status")
+    assert (said.code, said.out) == (expected, "")
+    assert said.err == f"{error.__name__}: what is wrong; how to mend it\n"
+    machine = al("status", "--json")
+    assert machine.code == expected
+    assert one_object(machine.out) == {
+        "error": error.__name__,
+        "message": "what is wrong; how to mend it",
+        "exit_code": expected,
+    }
+
+
+def test_the_tree_of_errors_is_drawn_whole() -> None:
+    drawn = str(errors.__doc__)
+    for error in ERRORS:
+        line = next(line for line in drawn.splitlines() if re.search(rf"\b{error.__name__}\b", line))
+        code = re.search(rf"{error.__name__} +(?:exit code )?(\d)", line)
+        assert code is None or int(code.group(1)) == error.exit_code
+
+
+@pytest.mark.parametrize("name", sorted(set(TAKES_JSON) - {"init"}))
+def test_outside_a_workspace_every_command_says_so_in_json(al: Al, name: str) -> None:
+    needed = {"ingest": ["a.csv"], "labelstudio invite": ["ann@example.org"]}
+    said = al(*name.split(), *needed.get(name, []), "--json")
+    assert said.code == 2
+    assert one_object(said.out)["error"] == "NotAWorkspace"
+    assert "al init DIR" in said.err
+
+
+@pytest.mark.parametrize(
+    ("number", "cure"),
+    [
+        (errno.ENOSPC, "make room"),
+        (errno.EDQUOT, "make room"),
+        (errno.EROFS, "writable"),
+        (errno.EACCES, "rights"),
+        (errno.EPERM, "rights"),
+        (errno.EIO, "disk"),
+    ],
+)
+def test_a_full_or_locked_disk_is_one_line(al: Al, monkeypatch: pytest.MonkeyPatch, number: int, cure: str) -> None:
+    raising(monkeypatch, OSError(number, os.strerror(number), "/data/pool/part-1.parquet"))
+    said = al("status")
+    assert said.code == 5 and said.out == ""
+    assert len(said.err.splitlines()) == 1
+    assert os.strerror(number) in said.err and "/data/pool/part-1.parquet" in said.err and cure in said.err
+    assert one_object(al("status", "--json").out)["exit_code"] == 5
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EBADF, "Bad file descriptor"), ValueError("a bug"), KeyError("bug")])
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception) -> None:
+    monkeypatch.chdir(tmp_path)
+    raising(monkeypatch, error)
+    monkeypatch.setattr(sys, "argv", ["al", "status"])
+    with pytest.raises(type(error)) as caught:
+        cli.main()
+    assert caught.value is error
+
+
+def test_an_interrupt_says_that_nothing_is_lost(al: Al, monkeypatch: pytest.MonkeyPatch) -> None:
+    raising(monkeypatch, KeyboardInterrupt())
+    said = al("status")
+    assert said.code == 130 and said.out == ""
+    assert said.err == "Interrupted; the next `al round` goes on where this one was.\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["status"], ["status", "--json"], ["rounds"]])
+def test_a_reader_that_goes_away_is_no_error(arguments: list[str], tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from types import SimpleNamespace; from al_pipeline import cli\n"
+        "from al_pipeline.operations import status as module\n"
+        "module.status = module.rounds = lambda _: (_ for _ in ()).throw(BrokenPipeError())\n"
+        "cli._workspace = lambda: None\n"
+        "cli.main()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    said = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(60) == 141
+    assert said == ""
+
+
+HOSTILE = "\x1b[31mred\x1b[0m \x9b2J \x07 [bold]loud[/bold] [/] [link=http://evil]here[/link] \u202egnorw \r over"
+
+
+def steering(text: str) -> list[str]:
+    return [character for character in text if not character.isprintable() and character != "\n"]
+
+
+def found_status(**changes: Any) -> dict[str, Any]:
+    numbers = dict.fromkeys(("pool", "labelled", "pending", "ignored", "unlabelled", "test", "test_labelled"), 7)
+    words = {"round": 1, "state": "open", "settled": 1, "tasks": 2, "next": HOSTILE, "promoted": None, "metrics": {}}
+    more = {
+        "labels": {HOSTILE: 3},
+        "refused": {HOSTILE: 2},
+        "busy": {"purpose": HOSTILE, "since": HOSTILE},
+        "label_studio_url": HOSTILE,
+        "prefect_url": None,
+    }
+    return {**numbers, **words, **more, **changes}
+
+
+def test_texts_of_others_do_not_steer_the_terminal(al: Al, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_workspace", lambda: None)
+    monkeypatch.setattr(status_module, "status", lambda _: found_status())
+    said = al("status")
+    assert said.code == 0
+    assert steering(said.out) == []
+    assert said.out.count("[bold]loud[/bold] [/] [link=http://evil]here[/link]") == 6, "shown as it was written"
+    assert one_object(al("status", "--json").out)["next"] == HOSTILE, "machines get it whole"
+
+
+def test_an_error_that_repeats_a_hostile_text_does_not_steer_either(al: Al, monkeypatch: pytest.MonkeyPatch) -> None:
+    raising(monkeypatch, AlError(HOSTILE))
+    said = al("status")
+    assert steering(said.err) == []
+    assert "[bold]loud[/bold]" in said.err
+    assert one_object(al("status", "--json").out)["message"] == HOSTILE
+
+
+def test_c_works_in_another_folder(al: Al, tmp_path: Path) -> None:
+    said = al("-C", str(tmp_path / "not there"), "status")
+    assert said.code == 2 and "not there" in said.err
+
+
+@pytest.mark.slow
+def test_a_workspace_is_made_and_looked_at(al: Al, tmp_path: Path) -> None:
+    made = one_object(al("init", "spam", "--labels", "ham, spam", "--json").out)
+    assert made["workspace"] == str(tmp_path / "spam")
+    assert open_workspace(tmp_path / "spam").id == made["workspace_id"]
+    again = al("init", "spam", "--labels", "ham,spam")
+    assert again.code == 2 and "a workspace already" in again.err
+    (tmp_path / "pool.csv").write_text("id,text\na,one\nb,two\nc,\n", encoding="utf-8")
+    (tmp_path / "spam/pool.csv").write_text("id,text\na,one\nb,two\nc,\n", encoding="utf-8")
+    took = one_object(al("-C", "spam", "ingest", "pool.csv", "--json").out)
+    assert took["added"] == 2
+    status = one_object(al("-C", "spam", "status", "--json").out)
+    assert {"round", "state", "labelled", "pending", "ignored", "unlabelled", "promoted"} <= status.keys()
+    assert status["pool"] + status["test"] == 2 or status["incoming"] == 2
+    assert al("-C", "spam", "status").code == 0
+    assert one_object(al("-C", "spam", "rounds", "--json").out) == {"rounds": []}
+    for arguments, code in (
+        (["report"], 3),
+        (["report", "7"], 3),
+        (["report", "seven"], 2),
+        (["predict", "pool.csv"], 3),
+        (["predict", "pool.csv", "--round", "0"], 3),
+        (["adopt"], 3),
+        (["ingest", "nowhere.csv"], 2),
+    ):
+        said = al("-C", "spam", *arguments)
+        assert (said.code, "Traceback" in said.err) == (code, False), (arguments, said)
+        assert len(said.err.strip().splitlines()) >= 1
+    assert al("-C", "spam", "down").code == 0
+
+
+def test_a_long_wait_without_a_terminal_says_each_thing_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with cli._waiting(True) as say:
+        for message in ("installing", "installing (10 s)", "installing (20 s)", "starting x (0 s)", "starting x (5 s)"):
+            say(message)
+    assert capsys.readouterr() == ("", "installing\nstarting x\n")
+
+
+def test_a_long_wait_in_a_terminal_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    with cli._waiting(True) as say:
+        for second in range(5):
+            say(f"starting [x] ({second} s)")
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") <= 1
+
+
+def test_a_long_wait_for_machines_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    with cli._waiting(False) as say:
+        say("installing")
+    assert capsys.readouterr() == ("", "")

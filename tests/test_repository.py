@@ -1,0 +1,473 @@
+"""Real git and real DVC: only named paths, nothing of the user's touched, every failure said in words."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from al_pipeline.errors import ForeignEdit, RemoteIncomplete, RepositoryError, StageFailed
+from al_pipeline.files import read_json, write_json
+from al_pipeline.repository import Dvc, Git
+from al_pipeline.repository import dvc as dvc_module
+from al_pipeline.repository import git as git_module
+
+
+def raw(root: Path, *arguments: str) -> str:
+    """git as the user runs it."""
+    return subprocess.run(
+        ["git", *arguments], cwd=root, check=True, capture_output=True, text=True, timeout=60
+    ).stdout.strip()
+
+
+@pytest.fixture
+def git(tmp_path: Path) -> Git:
+    """A repository with one commit: `mine`, and the user's `theirs`."""
+    root = tmp_path / "repository"
+    root.mkdir()
+    git = Git(root)
+    git.init()
+    (root / "mine").write_text("1\n", encoding="utf-8")
+    (root / "theirs").write_text("1\n", encoding="utf-8")
+    git.commit("Begin", [root / "mine", root / "theirs"])
+    return git
+
+
+def change(git: Git, name: str = "mine", text: str = "2\n") -> Path:
+    path = git.root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_init_is_harmless_where_there_is_a_repository(git: Git) -> None:
+    head = git.head()
+    git.init()
+    assert git.head() == head
+    assert git.branch() == "main"
+
+
+def test_a_commit_holds_the_named_paths_and_leaves_the_users_work_as_it_was(git: Git) -> None:
+    change(git)
+    change(git, "theirs", "staged\n")
+    raw(git.root, "add", "theirs")
+    change(git, "theirs", "staged and edited\n")
+    change(git, "new-staged")
+    raw(git.root, "add", "new-staged")
+    change(git, "untracked")
+    commit = git.commit("Mine alone", [git.root / "mine"])
+    assert commit == git.head()
+    assert raw(git.root, "show", "--name-only", "--format=%s", commit).split() == ["Mine", "alone", "mine"]
+    assert raw(git.root, "status", "--porcelain").splitlines() == ["A  new-staged", "MM theirs", "?? untracked"]
+    assert raw(git.root, "show", ":theirs") == "staged"
+    assert (git.root / "theirs").read_text(encoding="utf-8") == "staged and edited\n"
+
+
+def test_a_commit_takes_folders_deletions_and_new_files_and_skips_what_never_was(git: Git) -> None:
+    change(git, "rounds/0001/plan.jsonl")
+    change(git, "rounds/0002/plan ü.jsonl")
+    (git.root / "mine").unlink()
+    git.commit("Folder", [git.root / "rounds", git.root / "mine", git.root / "never"])
+    assert git.files("HEAD", "rounds") == ["rounds/0001/plan.jsonl", "rounds/0002/plan ü.jsonl"]
+    assert git.files("HEAD", "mine") == []
+    assert raw(git.root, "status", "--porcelain") == ""
+
+
+def test_nothing_changed_is_no_new_commit(git: Git) -> None:
+    head = git.head()
+    change(git, "theirs", "the user's\n")
+    raw(git.root, "add", "theirs")
+    assert git.commit("Again", [git.root / "mine"]) == head
+    assert raw(git.root, "rev-list", "--count", "HEAD") == "1"
+
+
+def test_nothing_that_exists_is_an_error(git: Git) -> None:
+    with pytest.raises(RepositoryError, match="none of the paths exists"):
+        git.commit("Nothing", [git.root / "never"])
+
+
+def test_a_detached_head_is_refused_before_anything_is_staged(git: Git) -> None:
+    raw(git.root, "checkout", "--quiet", "--detach")
+    change(git)
+    with pytest.raises(ForeignEdit, match="HEAD is detached: `git switch main`"):
+        git.commit("Lost", [git.root / "mine"])
+    assert raw(git.root, "diff", "--cached", "--name-only") == ""
+    assert git.branch() is None
+
+
+def test_what_changed_is_told_by_name(git: Git) -> None:
+    change(git)
+    change(git, "rounds/a b.json")
+    assert git.changed([git.root / "mine", git.root / "rounds", git.root / "theirs"]) == ["mine", "rounds/a b.json"]
+    assert git.changed([git.root / "theirs"]) == []
+
+
+def test_reading_does_not_touch_the_tree(git: Git) -> None:
+    change(git)
+    assert git.show("HEAD", "mine") == "1\n"
+    assert git.show("HEAD", "never") is None
+    assert git.commit_time() > 1_700_000_000
+    assert (git.root / "mine").read_text(encoding="utf-8") == "2\n"
+
+
+def test_a_tag_is_made_once_and_never_moved(git: Git) -> None:
+    first = git.head()
+    git.tag("round-0001", "One")
+    git.tag("round-0001", "One, once more")
+    assert git.tags() == {"round-0001": first}
+    assert raw(git.root, "cat-file", "-t", "round-0001") == "tag"
+    second = git.commit("Next", [change(git)])
+    with pytest.raises(ForeignEdit, match=f"round-0001 names {str(first)[:12]}, not .*{second[:12]}"):
+        git.tag("round-0001", "Another")
+    git.tag("round-0002", "Two", str(first))
+    assert git.tags() == {"round-0001": first, "round-0002": first}
+
+
+def test_the_users_hooks_and_signature_are_not_run(git: Git, tmp_path: Path) -> None:
+    for hook in ("pre-commit", "commit-msg", "pre-push", "post-commit", "reference-transaction"):
+        path = git.root / ".git/hooks" / hook
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\ntouch {tmp_path}/hook-ran\nexit 1\n", encoding="utf-8")
+        path.chmod(0o755)
+    for key in ("commit.gpgsign", "tag.gpgsign", "tag.forceSignAnnotated"):
+        raw(git.root, "config", key, "true")
+    raw(git.root, "config", "gpg.program", "/bin/false")
+    raw(git.root, "config", "core.fsmonitor", f"touch {tmp_path}/hook-ran")
+    git.commit("Quietly", [change(git)])
+    git.tag("round-0001", "Quietly")
+    assert not (tmp_path / "hook-ran").exists()
+    assert len(git.tags()) == 1
+
+
+def test_without_an_identity_commits_are_als(git: Git, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert git.has_identity()
+    for name in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL", "EMAIL"):
+        monkeypatch.delenv(name, raising=False)
+    assert not git.has_identity()
+    git.commit("By nobody", [change(git)])
+    git.tag("round-0001", "By nobody")
+    assert raw(git.root, "log", "-1", "--format=%an %ae") == "al al@localhost"
+    raw(git.root, "config", "user.name", "Ann")
+    raw(git.root, "config", "user.email", "ann@example.org")
+    git.commit("By Ann", [change(git, text="3\n")])
+    assert raw(git.root, "log", "-1", "--format=%an %ae") == "Ann ann@example.org"
+
+
+def test_a_lock_that_a_killed_git_left_is_removed(git: Git) -> None:
+    (git.root / ".git/index.lock").touch()
+    git.commit("After a kill", [change(git)])
+    assert not (git.root / ".git/index.lock").exists()
+    assert raw(git.root, "status", "--porcelain") == ""
+
+
+def test_a_lock_of_a_living_git_is_left_alone(git: Git) -> None:
+    lock = git.root / ".git/index.lock"
+    lock.touch()
+    living = subprocess.Popen(["git", "cat-file", "--batch"], cwd=git.root, stdin=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 10
+        while psutil.Process(living.pid).name() != "git" and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with pytest.raises(RepositoryError, match=rf"git \(process {living.pid}\) works in .*try again"):
+            git.commit("Too soon", [change(git)])
+        assert lock.exists()
+    finally:
+        living.communicate(b"")
+
+
+def test_a_push_is_all_or_nothing(git: Git, tmp_path: Path) -> None:
+    bare = tmp_path / "bare.git"
+    raw(git.root, "init", "--quiet", "--bare", "--initial-branch=main", str(bare))
+    assert git.remote() is None
+    raw(git.root, "remote", "add", "origin", str(bare))
+    assert git.remote() == "origin"
+    git.tag("round-0001", "One")
+    git.push("origin", ["refs/heads/main", "refs/tags/round-0001"])
+    assert raw(bare, "rev-parse", "main", "round-0001^{commit}").split() == [git.head()] * 2
+    raw(bare, "tag", "-f", "-a", "-m", "foreign", "round-0002", "main")
+    git.commit("Next", [change(git)])
+    git.tag("round-0002", "Two")
+    before = raw(bare, "rev-parse", "main")
+    with pytest.raises(RepositoryError, match="push failed"):
+        git.push("origin", ["refs/heads/main", "refs/tags/round-0002"])
+    assert raw(bare, "rev-parse", "main") == before, "the branch has not moved without its tag"
+
+
+def test_the_branchs_own_remote_comes_first(git: Git, tmp_path: Path) -> None:
+    raw(git.root, "remote", "add", "origin", str(tmp_path / "a.git"))
+    raw(git.root, "remote", "add", "team", str(tmp_path / "b.git"))
+    raw(git.root, "config", "branch.main.remote", "team")
+    assert git.remote() == "team"
+    raw(git.root, "config", "branch.main.remote", "gone")
+    assert git.remote() == "origin"
+
+
+def test_a_remote_that_is_not_there_is_said_so(git: Git, tmp_path: Path) -> None:
+    raw(git.root, "remote", "add", "origin", str(tmp_path / "nowhere.git"))
+    with pytest.raises(RepositoryError, match=r"git push failed \(128\).*nowhere"):
+        git.push("origin", ["refs/heads/main"])
+
+
+def test_it_works_in_its_own_repository_when_called_from_a_hook_of_another(
+    git: Git, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    raw(other, "init", "--quiet")
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(other))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(other / ".git/index"))
+    git.commit("Mine", [change(git)])
+    monkeypatch.undo()
+    assert raw(git.root, "rev-list", "--count", "HEAD") == "2"
+    assert not (other / ".git/index").exists()
+
+
+def test_no_git_and_a_git_that_hangs_are_said_so(git: Git, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    slow = tmp_path / "bin/git"
+    slow.parent.mkdir()
+    slow.write_text("#!/bin/sh\nexec sleep 60\n", encoding="utf-8")
+    slow.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{slow.parent}{os.pathsep}{os.environ['PATH']}")
+        with pytest.raises(RepositoryError, match="git status did not end within 0 s"):
+            git.run("status", timeout=0.2)
+        patch.setenv("PATH", str(tmp_path))
+        with pytest.raises(RepositoryError, match="git is not installed"):
+            git.run("status")
+
+
+# DVC --------------------------------------------------------------------------------------------------------------
+
+PIPELINE = """\
+stages:
+  good:
+    cmd: cp source out
+    deps: [source]
+    outs: [out]
+  bad:
+    cmd: "echo the reason is here >&2; exit 3"
+  slow:
+    cmd: "sleep 300"
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a DVC repository and its remote; tests work on copies."""
+    folder = tmp_path_factory.mktemp("dvc")
+    root = folder / "repository"
+    root.mkdir()
+    git = Git(root)
+    git.init()
+    (root / "dvc.yaml").write_text(PIPELINE, encoding="utf-8")
+    (root / "source").write_text("the source\n", encoding="utf-8")
+    with at(root) as dvc:
+        dvc.init("../remote")
+        dvc.add(root / "source")
+        dvc.repro("good")
+        dvc.push()
+    (root / ".gitignore").write_text("/source\n/out\n/.al\n", encoding="utf-8")
+    git.commit("Begin", [root / name for name in (".dvc", "dvc.yaml", "dvc.lock", "source.dvc", ".gitignore")])
+    return folder
+
+
+def at(root: Path) -> Dvc:
+    return Dvc(root, root / ".al/dvc.json", root / ".al/logs/dvc.log")
+
+
+@pytest.fixture
+def dvc(made: Path, tmp_path: Path) -> Iterator[Dvc]:
+    shutil.copytree(made, tmp_path / "copy", symlinks=True)
+    with at(tmp_path / "copy/repository") as dvc:
+        yield dvc
+
+
+def running(dvc: Dvc) -> int:
+    pid: int = read_json(dvc.state)["pid"]
+    return pid
+
+
+def forget(dvc: Dvc) -> None:
+    """Lose the process as a killed tick does: nobody ends it, and what was written down stays."""
+    dvc._process = None
+    assert dvc._output is not None
+    dvc._output.close()
+    dvc._output = None
+
+
+def wait_for_sleep(group: int) -> psutil.Process:
+    """The `sleep` that the slow stage runs."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for process in psutil.Process(group).children(recursive=True):
+            if process.name() == "sleep":
+                return process
+        time.sleep(0.05)
+    pytest.fail("the stage did not start")
+
+
+def gone(pid: int) -> bool:
+    try:
+        psutil.Process(pid).wait(10)
+    except psutil.NoSuchProcess:
+        return True
+    return not psutil.pid_exists(pid)
+
+
+@pytest.mark.slow
+def test_one_process_serves_many_commands_and_failures(dvc: Dvc) -> None:
+    assert dvc.changed("good") == {}
+    pid = running(dvc)
+    with pytest.raises(StageFailed, match=r"stage bad failed; .*dvc\.log.*\n(.*\n)*the reason is here"):
+        dvc.repro("bad")
+    with pytest.raises(RepositoryError, match=r"dvc add failed \(\d+\).*never"):
+        dvc.add(dvc.root / "never")
+    (dvc.root / "source").write_text("another source\n", encoding="utf-8")
+    assert dvc.changed("good") != {}
+    dvc.repro("good")
+    assert (dvc.root / "out").read_text(encoding="utf-8") == "another source\n"
+    assert running(dvc) == pid
+    dvc.close()
+    assert not dvc.state.exists()
+    assert gone(pid)
+    assert dvc.changed("good") == {}, "closed is not for ever"
+
+
+@pytest.mark.slow
+def test_what_the_remote_lacks_is_named(dvc: Dvc) -> None:
+    dvc.verify_remote()
+    assert dvc.missing_in_remote() == []
+    assert dvc.check_writable() == str(dvc.root.parent / "remote")
+    assert not [path for path in (dvc.root.parent / "remote").rglob("al-probe-*")]
+    for path in (dvc.root.parent / "remote/files").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    with pytest.raises(RemoteIncomplete, match="lacks objects after a push: .*source"):
+        dvc.verify_remote()
+    dvc.push()
+    dvc.verify_remote()
+
+
+@pytest.mark.slow
+def test_a_remote_that_cannot_be_written_is_said_so(dvc: Dvc, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    dvc.init(str(tmp_path / "file/remote"))
+    with pytest.raises(RepositoryError, match="remote cannot be written: .*dvc remote list"):
+        dvc.check_writable()
+    with pytest.raises(RepositoryError, match="dvc push failed"):
+        dvc.push()
+
+
+@pytest.mark.slow
+def test_data_comes_back_and_edits_are_not_overwritten(dvc: Dvc, tmp_path: Path) -> None:
+    (dvc.root / "source").unlink()
+    (dvc.root / "out").write_text("edited by hand\n", encoding="utf-8")
+    dvc.checkout("source.dvc")
+    assert (dvc.root / "source").read_text(encoding="utf-8") == "the source\n"
+    with pytest.raises(RepositoryError, match="dvc checkout failed"):
+        dvc.checkout("out")
+    assert (dvc.root / "out").read_text(encoding="utf-8") == "edited by hand\n"
+    dvc.get("out", "HEAD", tmp_path / "got")
+    assert (tmp_path / "got").read_text(encoding="utf-8") == "the source\n"
+    shutil.rmtree(dvc.root / ".dvc/cache")
+    (dvc.root / "source").unlink()
+    dvc.pull("source.dvc")
+    assert (dvc.root / "source").read_text(encoding="utf-8") == "the source\n"
+
+
+@pytest.mark.slow
+def test_a_process_killed_in_the_middle_is_said_so_and_the_next_command_works(dvc: Dvc) -> None:
+    assert dvc.changed("good") == {}
+    pid = running(dvc)
+
+    def kill() -> None:
+        wait_for_sleep(pid)
+        os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(RepositoryError, match="the DVC process ended in the middle at `dvc repro --single-item slow`"):
+        dvc.repro("slow")
+    killer.join()
+    assert not [p for p in psutil.process_iter(["name", "cwd"]) if p.info["cwd"] == str(dvc.root)], "its stage is ended"
+    assert dvc.changed("good") == {}
+    assert running(dvc) != pid
+
+
+@pytest.mark.slow
+def test_a_command_that_takes_too_long_is_ended_with_its_stage(dvc: Dvc, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dvc.changed("good") == {}
+    pid = running(dvc)
+    monkeypatch.setattr(dvc_module, "_STAGE_TIMEOUT", 4.0)
+    with pytest.raises(RepositoryError, match="did not end within 4 s and was stopped"):
+        dvc.repro("slow")
+    assert gone(pid)
+    assert not [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(dvc.root)]
+    assert dvc.changed("good") == {}
+
+
+@pytest.mark.slow
+def test_what_a_killed_tick_left_is_ended_first(dvc: Dvc) -> None:
+    process = dvc._start()
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(["repro", "--single-item", "slow"]) + "\n")
+    process.stdin.flush()
+    stage = wait_for_sleep(process.pid)
+    forget(dvc)
+    with at(dvc.root) as next_tick:
+        next_tick.end_previous()
+        process.wait(10)
+        assert gone(stage.pid)
+        assert not dvc.state.exists()
+        next_tick.end_previous()
+        assert next_tick.changed("good") == {}
+    process.__exit__(None, None, None)
+
+
+@pytest.mark.slow
+def test_a_stage_whose_dvc_is_gone_is_found_by_its_group(dvc: Dvc) -> None:
+    leader = subprocess.Popen(
+        ["sh", "-c", f"{sys.executable} -c 'import time; time.sleep(300)' al_pipeline.stages.train & wait"],
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 30
+    while not (orphans := psutil.Process(leader.pid).children()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    write_json(dvc.state, {"pid": leader.pid, "started": psutil.Process(leader.pid).create_time()})
+    leader.kill()
+    leader.wait()
+    assert psutil.pid_exists(orphans[0].pid)
+    dvc.end_previous()
+    assert gone(orphans[0].pid)
+
+
+def test_another_process_that_got_the_same_number_is_left_alone(tmp_path: Path) -> None:
+    stranger = subprocess.Popen(["sleep", "300"], start_new_session=True)
+    try:
+        dvc = at(tmp_path)
+        write_json(dvc.state, {"pid": stranger.pid, "started": psutil.Process(stranger.pid).create_time() - 3600})
+        dvc.end_previous()
+        assert stranger.poll() is None
+        assert not dvc.state.exists()
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_git_names_nothing_of_the_user_that_resets() -> None:
+    for module in (git_module, dvc_module):
+        text = Path(str(module.__file__)).read_text(encoding="utf-8")
+        for word in ('"reset"', '"clean"', '"stash"', '"gc"', '"--hard"', '"--no-verify"', '"-A"'):
+            assert word not in text, f"{module.__name__} must never run {word}"
