@@ -1,0 +1,269 @@
+"""`al doctor`: each finding provoked once, on a workspace with a published round; nothing is changed by looking."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import change_params, play, small_workspace
+
+from al_pipeline import cli
+from al_pipeline.errors import ForeignProject, LabelStudioDown
+from al_pipeline.files import read_json, sha256_tree, write_json
+from al_pipeline.lock import locked
+from al_pipeline.operations import doctor
+from al_pipeline.operations.doctor import Finding, examine
+from al_pipeline.oracle import SimulatedOracle
+from al_pipeline.repository import Git
+from al_pipeline.workspace import Workspace, open_workspace
+
+pytestmark = pytest.mark.slow
+
+About = namedtuple("About", "version user clock_ahead")
+
+
+class Studio:
+    """A Label Studio that is well, as the doctor sees it."""
+
+    url = "http://localhost:8080"
+
+    def __init__(self, **changes: object) -> None:
+        self.changes = {"version": "1.23.2", "user": "ann@example.org", "clock_ahead": 0.5, **changes}
+
+    def about(self) -> About:
+        return About(**self.changes)  # type: ignore[arg-type]
+
+    def check(self, *_: object) -> None:
+        return None
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with one published round, and its remote; tests work on copies."""
+    folder = tmp_path_factory.mktemp("published")
+    workspace, truth = small_workspace(folder)
+    play(workspace, SimulatedOracle(), truth, 1)
+    return folder
+
+
+@pytest.fixture
+def workspace(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    root = tmp_path / "copy/workspace"
+    shutil.copytree(published, tmp_path / "copy", symlinks=True)
+    config = root / ".dvc/config"
+    text = config.read_text(encoding="utf-8").replace(str(published / "remote"), str(tmp_path / "copy/remote"))
+    assert str(tmp_path) in text
+    (root / ".dvc/config.local").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(doctor, "connect", lambda _: Studio())
+    return open_workspace(root)
+
+
+def ill(workspace: Workspace) -> dict[str, Finding]:
+    """The findings that are not well, by check."""
+    findings = examine(open_workspace(workspace.layout.root))
+    assert all(finding.message for finding in findings)
+    return {finding.check: finding for finding in findings if finding.level != "ok"}
+
+
+def test_a_workspace_in_order_is_well_and_left_as_it_was(workspace: Workspace) -> None:
+    def everything() -> tuple[str, ...]:
+        root = workspace.layout.root
+        names = ("data", "models", "rounds", "params.yaml", "dvc.lock", ".git/refs", ".dvc/config")
+        return tuple(sha256_tree(root / name) for name in names)
+
+    before = everything()
+    findings = examine(workspace)
+    assert [finding for finding in findings if finding.level != "ok"] == []
+    checks = [finding.check for finding in findings]
+    assert checks == [
+        "versions", "parameters", "git", "data", "remote", "encoder", "engine", "Label Studio", "clock", "project",
+        "disk", "lock",
+    ]  # fmt: skip
+    assert everything() == before
+    assert Git(workspace.layout.root).run("status", "--porcelain").stdout == ""
+
+
+def bad_parameter(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
+    change_params(workspace, {"quorum: 0.9": "quorum: 9"})
+
+
+def detached(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
+    Git(workspace.layout.root).run("checkout", "--quiet", "--detach")
+
+
+def no_tag(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
+    Git(workspace.layout.root).run("tag", "--delete", "round-0000")
+
+
+def no_identity(_: Workspace, patch: pytest.MonkeyPatch) -> None:
+    for name in ("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL", "EMAIL"):
+        patch.delenv(name, raising=False)
+
+
+def edited_ledger(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
+    part = next(workspace.layout.events.glob("part-*.jsonl"))
+    text = part.read_bytes().replace(b'"spam"', b'"ham"', 1)
+    part.unlink()
+    part.write_bytes(text)
+
+
+def edited_record(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
+    write_json(workspace.layout.record(0), {**read_json(workspace.layout.record(0)), "round": 7})
+
+
+def lost_object(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
+    for path in (workspace.layout.root.parent / "remote/files").rglob("*"):
+        if path.is_file():
+            path.unlink()
+
+
+def unwritable_remote(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
+    remote = workspace.layout.root.parent / "remote"
+    shutil.rmtree(remote)
+    remote.write_text("a file where a folder should be", encoding="utf-8")
+
+
+def another_engine(workspace: Workspace, patch: pytest.MonkeyPatch) -> None:
+    other = {**read_json(workspace.layout.engine), "version": "9.9"}
+    patch.setattr("al_pipeline.engine.current_engine", lambda: other)
+    patch.setattr(doctor, "current_engine", lambda: other)
+
+
+def no_label_studio(_: Workspace, patch: pytest.MonkeyPatch) -> None:
+    patch.undo()
+
+
+def dead_label_studio(_: Workspace, patch: pytest.MonkeyPatch) -> None:
+    def down(_: Workspace) -> Studio:
+        raise LabelStudioDown("Label Studio at http://localhost:8080 gives no answer; is it running?")
+
+    patch.setattr(doctor, "connect", down)
+
+
+def old_label_studio(_: Workspace, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(doctor, "connect", lambda _: Studio(version="1.13.1"))
+
+
+def wrong_clock(_: Workspace, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(doctor, "connect", lambda _: Studio(clock_ahead=-3600.0))
+
+
+def foreign_project(_: Workspace, patch: pytest.MonkeyPatch) -> None:
+    def check(*_: object) -> None:
+        raise ForeignProject("project 1 belongs to another clone; `al adopt` takes it over")
+
+    studio = Studio()
+    patch.setattr(studio, "check", check)
+    patch.setattr(doctor, "connect", lambda _: studio)
+
+
+def low_disk(_: Workspace, patch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    patch.setattr(doctor.shutil, "disk_usage", lambda _: usage(10**12, 10**12 - 10**6, 10**6))
+
+
+def wrong_version(_: Workspace, patch: pytest.MonkeyPatch) -> None:
+    whole = doctor.version
+    patch.setattr(doctor, "version", lambda name: "0.1" if name == "dvc" else whole(name))
+
+
+def another_encoder(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
+    change_params(workspace, {"kind: tfidf": "kind: encoder"})
+    write_json(workspace.layout.encoder / "source.json", {"source": "another/encoder"})
+
+
+def no_schema_match(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
+    change_params(workspace, {'    - "ham"\n': '    - "ham"\n    - yes\n'})
+
+
+PROVOKED: list[tuple[Callable[[Workspace, pytest.MonkeyPatch], None], str, str, str]] = [
+    (bad_parameter, "parameters", "error", "round.quorum: got 9"),
+    (no_schema_match, "parameters", "error", 'put it in "quotes"'),
+    (detached, "git", "error", "HEAD is detached"),
+    (no_tag, "git", "warning", "tags are missing: round-0000"),
+    (no_identity, "git", "warning", "no name for commits"),
+    (edited_ledger, "data", "error", "data/events"),
+    (edited_record, "data", "error", "rounds/0000/round.json"),
+    (lost_object, "remote", "error", "lacks"),
+    (unwritable_remote, "remote", "error", "cannot be written"),
+    (another_engine, "engine", "warning", "version: was"),
+    (no_label_studio, "Label Studio", "error", "al labelstudio start"),
+    (dead_label_studio, "Label Studio", "error", "is it running?"),
+    (old_label_studio, "Label Studio", "warning", "1.13.1 is older"),
+    (wrong_clock, "clock", "warning", "differs by -3600 s"),
+    (foreign_project, "Label Studio", "error", "al adopt"),
+    (low_disk, "disk", "warning", "0.0 GiB free"),
+    (wrong_version, "versions", "error", "dvc 0.1 is installed"),
+    (another_encoder, "encoder", "warning", "holds another/encoder"),
+]
+
+
+@pytest.mark.parametrize(("provoke", "check", "level", "says"), PROVOKED, ids=[case[0].__name__ for case in PROVOKED])
+def test_each_finding_is_provoked_once(
+    workspace: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    provoke: Callable[[Workspace, pytest.MonkeyPatch], None],
+    check: str,
+    level: str,
+    says: str,
+) -> None:
+    provoke(workspace, monkeypatch)
+    found = ill(workspace)
+    assert check in found
+    assert found[check].level == level
+    assert says in found[check].message
+    mended = f"{found[check].message} {found[check].mend}"
+    assert found[check].mend or "`" in mended or ":" in mended, "it says what to do"
+    others = {name for name, finding in found.items() if finding.level == "error"} - {check}
+    assert not others or provoke in (no_schema_match, another_encoder), f"only this is ill, not {others}"
+
+
+def test_who_holds_the_lock_is_said(workspace: Workspace) -> None:
+    with locked(workspace.layout.lock, "a long tick"):
+        (finding,) = (finding for finding in examine(workspace) if finding.check == "lock")
+    assert f"held by a long tick (process {os.getpid()})" in finding.message
+    write_json(
+        workspace.layout.lock, {"pid": 2**22 + 1, "host": socket.gethostname(), "purpose": "killed", "since": "2026"}
+    )
+    (finding,) = (finding for finding in examine(workspace) if finding.check == "lock")
+    assert finding.message == "free"
+
+
+@pytest.mark.parametrize(("provoke", "code"), [(None, 0), (low_disk, 0), (detached, 6)])
+def test_the_exit_code_says_whether_a_person_is_needed(
+    workspace: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    provoke: Callable[[Workspace, pytest.MonkeyPatch], None] | None,
+    code: int,
+) -> None:
+    if provoke:
+        provoke(workspace, monkeypatch)
+    for more in ([], ["--json"]):
+        monkeypatch.setattr(sys, "argv", ["al", "-C", str(workspace.layout.root), "doctor", *more])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == code
+        said = capsys.readouterr().out
+        if more:
+            found = json.loads(said)
+            assert found["ok"] == (code == 0)
+            assert all(finding.keys() == {"check", "level", "message", "mend"} for finding in found["findings"])
+        else:
+            assert ("✗" in said) == (code == 6) and "✓" in said
+
+
+def test_a_workspace_without_a_commit_says_to_finish_it(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    shutil.copy(Path(__file__).parents[1] / "params.yaml", tmp_path)
+    write_json(tmp_path / "al-workspace.json", {"layout": 1, "workspace_id": "0" * 12})
+    findings = {finding.check: finding for finding in examine(open_workspace(tmp_path))}
+    assert "run `al init` again" in findings["git"].mend
