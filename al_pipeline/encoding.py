@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from al_pipeline.features import FeatureCache, ensure
 from al_pipeline.layout import Layout
-from al_pipeline.neural.encoder import encoder_fingerprint
+from al_pipeline.neural.encoder import encoder_fingerprint, encoder_identity
 from al_pipeline.params import Features
 from al_pipeline.records import Item
 
@@ -27,6 +27,11 @@ class Vectors:
         self._features = features
         fingerprint = encoder_fingerprint(encoder, features.max_tokens, features.precision)
         self._cache = FeatureCache(cache / fingerprint)
+
+    @property
+    def identity(self) -> str:
+        """What the vectors mean, the same on every machine; a model fitted on others is not theirs."""
+        return encoder_identity(self._folder, self._features.max_tokens)
 
     def missing(self, hashes: Sequence[str]) -> int:
         """How many of these content hashes have no vector yet."""

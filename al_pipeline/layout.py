@@ -181,6 +181,11 @@ class Layout:
         return self.private / "pull.json"
 
     @property
+    def encoding(self) -> Path:
+        """The process that encodes, while there is one."""
+        return self.private / "encode.json"
+
+    @property
     def logs(self) -> Path:
         return self.private / "logs"
 

@@ -416,3 +416,16 @@ def test_guesses_are_shown_only_where_asked_for_and_never_on_test_items(template
     guessed = {task.data["push_key"] for task in held if task.data.get("al_prelabel")}
     plan = read_plan(Git(workspace.layout.root), 1)
     assert guessed == {task.push_key for task in plan}, "round 0 had no model to guess with"
+
+
+def test_a_notebook_sees_the_rounds_the_labels_and_the_predictions(undisturbed: Workspace) -> None:
+    from al_pipeline import frames
+
+    root = undisturbed.layout.root
+    rounds = frames.rounds(root)
+    assert rounds["round"].tolist() == [0, 1] and rounds["labelled"].tolist() == [10, 18]
+    labels = frames.labeled(root)
+    assert len(labels) == 18 and labels["text"].notna().all() and set(labels["label"]) <= {"ham", "spam"}
+    predicted = frames.predictions(root)
+    assert len(predicted) == 12
+    assert ((predicted["p_ham"] + predicted["p_spam"]) - 1).abs().max() < 1e-6

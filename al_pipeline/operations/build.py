@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from typing import Any
 
+from al_pipeline import child
 from al_pipeline.engine import STAGE_ENVIRONMENT, current_engine, write_engine
 from al_pipeline.errors import StageFailed
 from al_pipeline.files import read_json, sha256_bytes, sha256_file, write_json
@@ -97,13 +97,10 @@ def encode(layout: Layout, features: Features) -> None:
     """Fill the cache of features with what it lacks, in a process of its own that gives its memory back."""
     if not features.uses_encoder:
         return
-    result = subprocess.run(
-        [sys.executable, "-m", "al_pipeline.stages.encode"],
-        cwd=layout.root,
-        env={**os.environ, **{k: v for k, v in STAGE_ENVIRONMENT.items() if not k.endswith("_NUM_THREADS")}},
-        stdin=subprocess.DEVNULL,
-        timeout=_ENCODE_TIMEOUT,
-        check=False,
-    )
-    if result.returncode:
-        raise StageFailed(f"encoding the pool failed ({result.returncode}); what it printed stands above")
+    environment = {**os.environ, **{k: v for k, v in STAGE_ENVIRONMENT.items() if not k.endswith("_NUM_THREADS")}}
+    command = [sys.executable, "-m", "al_pipeline.stages.encode"]
+    code = child.run(command, layout.root, environment, layout.encoding, _ENCODE_TIMEOUT)
+    if code:
+        raise StageFailed(f"encoding the pool failed ({code}); what it printed stands above")
+    if code is None:
+        raise StageFailed(f"encoding the pool took more than {_ENCODE_TIMEOUT / 3600:.0f} hours; `al round` goes on")

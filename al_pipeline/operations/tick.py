@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from al_pipeline import child
 from al_pipeline.engine import STAGE_ENVIRONMENT
 from al_pipeline.errors import ForeignEdit, RepositoryError
 from al_pipeline.files import read_json, remove_leftovers, write_json
@@ -122,6 +123,7 @@ def tick(
     layout = workspace.layout
     with locked(layout.lock, "a tick"), open_dvc(layout) as dvc:
         dvc.end_previous()
+        child.end_remembered(layout.encoding)
         _tidy(layout)
         git = Git(layout.root)
         session = _Session(workspace, git, dvc, make_oracle, options or Options(), now, say, read_history(layout, git))

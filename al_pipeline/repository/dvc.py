@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,10 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-import psutil
-
+from al_pipeline import child
 from al_pipeline.errors import RemoteIncomplete, RepositoryError, StageFailed
-from al_pipeline.files import read_json, write_json
 from al_pipeline.repository.git import NOT_OURS
 
 _STAGE_TIMEOUT = 6 * 3600.0
@@ -49,7 +46,7 @@ class Dvc:
     def close(self) -> None:
         """End the process, if there is one."""
         if self._process is not None:
-            self._stop(self._process.pid)
+            child.end_group(self._process.pid)
             with contextlib.suppress(BrokenPipeError):
                 self._process.__exit__(None, None, None)
             self._process = None
@@ -69,14 +66,7 @@ class Dvc:
 
     def end_previous(self) -> None:
         """End a DVC process, with its stage, that a killed tick left. Call only while holding the workspace's lock."""
-        left = read_json(self.state)
-        if left is None:
-            return
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if abs(psutil.Process(left["pid"]).create_time() - left["started"]) < 1:
-                self._stop(left["pid"])
-        self._stop_orphans(left["pid"])
-        self.state.unlink(missing_ok=True)
+        child.end_remembered(self.state)
 
     def repro(self, stage: str, *, force: bool = False, run_cache: bool = True) -> None:
         """Bring one stage up to date. Raises StageFailed with the last lines that it printed."""
@@ -198,22 +188,8 @@ class Dvc:
             text=True,
             start_new_session=True,
         )
-        started = psutil.Process(self._process.pid).create_time()
-        write_json(self.state, {"pid": self._process.pid, "started": started})
+        child.remember(self.state, self._process.pid)
         return self._process
-
-    @staticmethod
-    def _stop(group: int) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, signal.SIGKILL)
-
-    @staticmethod
-    def _stop_orphans(group: int) -> None:
-        """End stages of a group whose leader is gone; its number cannot be given again while they live."""
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError):
-                if os.getpgid(process.pid) == group and any("al_pipeline.stages" in word for word in process.cmdline()):
-                    Dvc._stop(group)
 
     def _names(self, paths: Sequence[Path]) -> list[str]:
         return [str(path.relative_to(self.root) if path.is_absolute() else path) for path in paths]

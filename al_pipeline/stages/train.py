@@ -37,6 +37,7 @@ def main(layout: Layout) -> None:
         tfidf_corpus=corpus(),
         seed=params.seed,
         calibrate=params.train.calibrate,
+        encoder=None if vectors is None else vectors.identity,
     )
     model.save(layout.model)
 

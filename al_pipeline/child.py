@@ -1,0 +1,62 @@
+"""Processes in a group of their own, written down, so that a tick that comes after a kill can find and end them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from al_pipeline.files import read_json, write_json
+
+
+def remember(record: Path, process: int) -> None:
+    """Write down a process that leads a group of its own (`pid`, `started`)."""
+    write_json(record, {"pid": process, "started": psutil.Process(process).create_time()})
+
+
+def end_group(leader: int) -> None:
+    """Kill a process with everything that it started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def end_remembered(record: Path) -> None:
+    """End what `record` names, if it still runs. Call only while holding the workspace's lock."""
+    left = read_json(record)
+    if left is None:
+        return
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if abs(psutil.Process(left["pid"]).create_time() - left["started"]) < 1:
+            end_group(left["pid"])
+    _end_orphans(left["pid"])
+    record.unlink(missing_ok=True)
+
+
+def run(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str], record: Path, timeout: float
+) -> int | None:
+    """Run `command` to its end; its exit code, or None where the time was up. It ends when we are interrupted."""
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        try:
+            remember(record, process.pid)
+            return process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            end_group(process.pid)
+            record.unlink(missing_ok=True)
+
+
+def _end_orphans(group: int) -> None:
+    """End stages of a group whose leader is gone; its number cannot be given again while they live."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError):
+            if os.getpgid(process.pid) == group and any("al_pipeline.stages" in word for word in process.cmdline()):
+                end_group(group)
