@@ -54,7 +54,6 @@ PACKAGES = (
     "pandas",
     "pyarrow",
     "safetensors",
-    "scikit-learn",
     "scipy",
     "tokenizers",
     "torch",
