@@ -1,25 +1,25 @@
 """Every error that a user can meet, as one tree. Each message says what is wrong and how to mend it.
 
-    AlError                     exit code 1
-    ├── UsageError              2   what was typed, or a file that was given, is wrong
-    │   ├── BadParams               a value in params.yaml
-    │   ├── BadInput                a pool, label or model file
-    │   └── NotAWorkspace           the folder holds no workspace, or another kind of one
-    ├── NothingToDo             3   asked for something that cannot be done now
-    ├── Locked                  4   another tick works in this workspace
-    ├── WorldError              5   something outside did not answer, or said no; try again later
-    │   ├── LabelStudioDown         no usable reply
-    │   ├── LabelStudioRefused      it answered: not allowed, or not valid
-    │   ├── ServerFailed            a server that we start ourselves did not start, or not soon enough
-    │   ├── RepositoryError         git or DVC failed
-    │   └── RemoteIncomplete        the DVC remote lacks objects of a round
-    └── NeedsAHand              6   going on could destroy something: a person must look first
-        ├── ForeignEdit             somebody edited a file that the engine owns
-        ├── ForeignProject          the Label Studio project is not the one we know
-        ├── VanishedAnswers         more answers vanished than people plausibly deleted
-        ├── SchemaInUse             a class that answers use was renamed or removed
-        ├── EngineChanged           a stage was started under another engine than the build's
-        └── StageFailed             a DVC stage ended with an error
+AlError                     exit code 1
+├── UsageError              2   what was typed, or a file that was given, is wrong
+│   ├── BadParams               a value in params.yaml
+│   ├── BadInput                a pool, label or model file
+│   └── NotAWorkspace           the folder holds no workspace, or another kind of one
+├── NothingToDo             3   asked for something that cannot be done now
+├── Locked                  4   another tick works in this workspace
+├── WorldError              5   something outside did not answer, or said no; try again later
+│   ├── LabelStudioDown         no usable reply
+│   ├── LabelStudioRefused      it answered: not allowed, or not valid
+│   ├── ServerFailed            a server that we start ourselves did not start, or not soon enough
+│   ├── RepositoryError         git or DVC failed
+│   └── RemoteIncomplete        the DVC remote lacks objects of a round
+└── NeedsAHand              6   going on could destroy something: a person must look first
+    ├── ForeignEdit             somebody edited a file that the engine owns
+    ├── ForeignProject          the Label Studio project is not the one we know
+    ├── VanishedAnswers         more answers vanished than people plausibly deleted
+    ├── SchemaInUse             a class that answers use was renamed or removed
+    ├── EngineChanged           a stage was started under another engine than the build's
+    └── StageFailed             a DVC stage ended with an error
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -294,6 +295,7 @@ def dvc(made: Path, tmp_path: Path) -> Iterator[Dvc]:
 
 
 def running(dvc: Dvc) -> int:
+    assert dvc.state is not None
     pid: int = read_json(dvc.state)["pid"]
     return pid
 
@@ -433,6 +435,17 @@ def test_what_a_killed_tick_left_is_ended_first(dvc: Dvc) -> None:
         next_tick.end_previous()
         assert next_tick.changed("good") == {}
     process.__exit__(None, None, None)
+
+
+@pytest.mark.slow
+def test_a_reader_leaves_what_a_tick_wrote_down(dvc: Dvc) -> None:
+    assert dvc.changed("good") == {}
+    pid = running(dvc)
+    with replace(at(dvc.root), state=None) as reader:
+        assert reader.changed("good") == {}
+        reader.end_previous()
+    assert running(dvc) == pid
+    assert dvc.changed("good") == {}
 
 
 @pytest.mark.slow

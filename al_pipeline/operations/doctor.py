@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
@@ -130,14 +130,14 @@ def _data(workspace: Workspace) -> Iterator[Finding]:
             f"changed by somebody else: {', '.join(changed[:5])}",
             "`git diff`, then `git checkout -- FILE`",
         )
-    with open_dvc(layout) as dvc:
+    with replace(open_dvc(layout), state=None) as dvc:
         check_sources(layout, dvc)
     yield Finding("data", "ok", f"{facts.items:,} items; ledger, pool and test set are as the engine left them")
 
 
 def _remote(workspace: Workspace) -> Iterator[Finding]:
     layout = workspace.layout
-    with open_dvc(layout) as dvc:
+    with replace(open_dvc(layout), state=None) as dvc:
         name = dvc.check_writable()
         missing = dvc.missing_in_remote() if layout.dvc_lock.exists() else []
     if missing and not look(workspace)[0].closed:

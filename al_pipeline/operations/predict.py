@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from al_pipeline.errors import NothingToDo
-from al_pipeline.files import read_json, sha256_tree, write_json
+from al_pipeline.errors import NothingToDo, RepositoryError
+from al_pipeline.files import TEMPORARY_PREFIX, read_json, sha256_tree, write_json
 from al_pipeline.operations.history import read_history
 from al_pipeline.operations.tick import open_dvc
 from al_pipeline.records import content_hash, round_name
@@ -32,22 +35,31 @@ def model_folder(workspace: Workspace, number: int | None = None) -> tuple[int, 
         number = int(history.promoted.removeprefix("round-"))
     record = history.record(number)
     folder = layout.private / "published" / round_name(number)
-    if (
-        read_json(folder / "complete.json") != record["hashes"]["model"]
-        or sha256_tree(folder / "model") != record["hashes"]["model"]
-    ):
-        with open_dvc(layout) as dvc:
-            (folder / "complete.json").unlink(missing_ok=True)
-            dvc.get("models/candidate", round_name(number), folder / "model")
-            dvc.get("models/encoder", round_name(number), folder / "encoder")
-        found = sha256_tree(folder / "model")
-        if found != record["hashes"]["model"]:
-            raise NothingToDo(
-                f"the model of {round_name(number)} has digest {found[:12]}, "
-                f"its record says {record['hashes']['model'][:12]}"
-            )
-        write_json(folder / "complete.json", found)
+    wanted = record["hashes"]["model"]
+    if read_json(folder / "complete.json") != wanted or sha256_tree(folder / "model") != wanted:
+        _fetch(workspace, round_name(number), wanted, folder)
     return number, folder
+
+
+def _fetch(workspace: Workspace, name: str, wanted: str, folder: Path) -> None:
+    """Bring the model of a round into `folder`, whole or not at all: into a new one beside it, then in its place."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder.parent) as place:
+        fresh = Path(place) / name
+        fresh.mkdir()
+        with replace(open_dvc(workspace.layout), state=None) as dvc:
+            dvc.get("models/candidate", name, fresh / "model")
+            dvc.get("models/encoder", name, fresh / "encoder")
+        found = sha256_tree(fresh / "model")
+        if found != wanted:
+            raise RepositoryError(
+                f"the model of {name} has digest {found[:12]}, its record says {wanted[:12]}; "
+                "`al doctor` says what the DVC remote lacks"
+            )
+        write_json(fresh / "complete.json", found)
+        if folder.exists():
+            shutil.rmtree(folder)
+        fresh.replace(folder)
 
 
 def predict(
@@ -100,5 +112,6 @@ def read_texts(
             elif not isinstance(text, str) or not text.strip():
                 warn(f"row {row.number} is passed over: it has no text")
             else:
-                texts.append((str(row.values.get(id_column or "id", row.number)), text))
+                known = row.values.get(id_column or "id")
+                texts.append((str(row.number if known in (None, "") else known), text))
         yield texts

@@ -28,8 +28,9 @@ class Dvc:
     """The DVC repository at `root`. Use as a context manager; the process starts with the first command."""
 
     root: Path
-    state: Path
-    """Where the process is written down (`pid`, `started`), so that a later tick can end it."""
+    state: Path | None
+    """Where the process is written down (`pid`, `started`), so that a later tick can end it. None for those who read
+    without the workspace's lock: they must not overwrite what a tick wrote there."""
     log: Path
     environment: dict[str, str] = field(default_factory=dict)
     _process: subprocess.Popen[str] | None = None
@@ -50,7 +51,8 @@ class Dvc:
             with contextlib.suppress(BrokenPipeError):
                 self._process.__exit__(None, None, None)
             self._process = None
-            self.state.unlink(missing_ok=True)
+            if self.state is not None:
+                self.state.unlink(missing_ok=True)
         if self._output is not None:
             self._output.close()
             self._output = None
@@ -66,7 +68,8 @@ class Dvc:
 
     def end_previous(self) -> None:
         """End a DVC process, with its stage, that a killed tick left. Call only while holding the workspace's lock."""
-        child.end_remembered(self.state)
+        if self.state is not None:
+            child.end_remembered(self.state)
 
     def repro(self, stage: str, *, force: bool = False, run_cache: bool = True) -> None:
         """Bring one stage up to date. Raises StageFailed with the last lines that it printed."""
@@ -188,7 +191,8 @@ class Dvc:
             text=True,
             start_new_session=True,
         )
-        child.remember(self.state, self._process.pid)
+        if self.state is not None:
+            child.remember(self.state, self._process.pid)
         return self._process
 
     def _names(self, paths: Sequence[Path]) -> list[str]:
