@@ -1,0 +1,209 @@
+"""`al predict`: the promoted model or a round's own, fetched once, checked by digest, on whatever rows come."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import play, small_workspace
+
+from al_pipeline import cli
+from al_pipeline.errors import BadInput, NothingToDo, RepositoryError
+from al_pipeline.files import read_json, sha256_tree
+from al_pipeline.operations import predict as module
+from al_pipeline.operations.history import History, read_history
+from al_pipeline.operations.predict import model_folder, predict, read_texts
+from al_pipeline.oracle import SimulatedOracle
+from al_pipeline.repository import Git
+from al_pipeline.workspace import Workspace, open_workspace
+
+TEXTS = [("a", "win money now, free offer today"), ("b", "meeting agenda tomorrow, minutes of the call"), ("c", "?")]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Two published rounds, the first promoted."""
+    made, truth = small_workspace(
+        tmp_path_factory.mktemp("predict"), changes={"min_test_per_class: 10": "min_test_per_class: 0"}
+    )
+    play(made, SimulatedOracle(), truth, 2)
+    return open_workspace(made.layout.root)
+
+
+def history(workspace: Workspace) -> History:
+    return read_history(workspace.layout, Git(workspace.layout.root))
+
+
+def run(workspace: Workspace, number: int | None = None) -> list[dict[str, Any]]:
+    return list(predict(workspace, iter([TEXTS[:2], TEXTS[2:]]), number))
+
+
+@pytest.mark.slow
+def test_the_promoted_model_answers_each_text_in_its_order(workspace: Workspace) -> None:
+    promoted = history(workspace).promoted
+    assert promoted is not None
+    rows = run(workspace)
+    assert [row["id"] for row in rows] == ["a", "b", "c"]
+    assert [row["label"] for row in rows[:2]] == ["spam", "ham"]
+    for row in rows:
+        assert sum(row["probabilities"].values()) == pytest.approx(1)
+        assert row["probability"] == max(row["probabilities"].values()) == row["probabilities"][row["label"]]
+        assert list(row["probabilities"]) == ["ham", "spam"]
+    assert rows == run(workspace, int(promoted.removeprefix("round-")))
+
+
+@pytest.mark.slow
+def test_each_round_has_a_model_of_its_own(workspace: Workspace) -> None:
+    assert run(workspace, 0) != run(workspace, 1)
+    for number in (0, 1):
+        found, folder = model_folder(workspace, number)
+        assert found == number
+        assert sha256_tree(folder / "model") == history(workspace).record(number)["hashes"]["model"]
+    assert Git(workspace.layout.root).run("status", "--porcelain").stdout == "", "the work tree is left alone"
+
+
+@pytest.mark.slow
+def test_a_model_is_fetched_once(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = run(workspace, 0)
+
+    def no_dvc(_: Any) -> None:
+        pytest.fail("fetched again")
+
+    monkeypatch.setattr(module, "open_dvc", no_dvc)
+    assert run(workspace, 0) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["a changed byte", "a lost file", "a lost folder", "a lost mark"])
+def test_a_damaged_copy_is_fetched_again(workspace: Workspace, damage: str) -> None:
+    expected = run(workspace, 0)
+    _, folder = model_folder(workspace, 0)
+    file = max((path for path in (folder / "model").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    if damage == "a changed byte":
+        file.chmod(0o644)
+        file.write_bytes(file.read_bytes()[:-1] + b"!")
+    elif damage == "a lost file":
+        file.unlink()
+    elif damage == "a lost folder":
+        shutil.rmtree(folder)
+    else:
+        (folder / "complete.json").unlink()
+    assert run(workspace, 0) == expected
+    assert read_json(folder / "complete.json") == sha256_tree(folder / "model")
+
+
+@pytest.mark.slow
+def test_a_model_that_is_not_the_recorded_one_is_not_used(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = history(workspace)
+    record = {**whole.rounds[0], "hashes": {**whole.rounds[0]["hashes"], "model": "0" * 64}}
+    monkeypatch.setattr(module, "read_history", lambda *_: replace(whole, rounds=(record,)))
+    with pytest.raises(RepositoryError, match="its record says 000000000000; `al doctor`"):
+        model_folder(workspace, 0)
+    monkeypatch.undo()
+    run(workspace, 0)
+
+
+@pytest.mark.slow
+def test_without_a_promoted_model_it_says_how_to_take_another(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    whole = history(workspace)
+    held = tuple({**record, "decision": {**record["decision"], "verdict": "held"}} for record in whole.rounds)
+    monkeypatch.setattr(module, "read_history", lambda *_: replace(whole, rounds=held))
+    with pytest.raises(NothingToDo, match="no model is promoted yet.*--round N"):
+        model_folder(workspace)
+    with pytest.raises(NothingToDo, match="round-0009 is not published"):
+        model_folder(workspace, 9)
+    (tmp_path / "a.csv").write_text("text\nhello\n", encoding="utf-8")
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["al", "-C", str(workspace.layout.root), "predict", str(tmp_path / "a.csv"), "-o", str(tmp_path / "o")],
+    )
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 3
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to_file", [False, True])
+def test_the_command_writes_one_object_a_row_and_warns_beside_it(
+    workspace: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    to_file: bool,
+) -> None:
+    (tmp_path / "in.jsonl").write_text(
+        '{"id": "x", "text": "win money now"}\n{broken\n{"id": "y", "text": ""}\n', "utf-8"
+    )
+    arguments = ["predict", str(tmp_path / "in.jsonl"), "--round", "round-0001"]
+    arguments += ["--out", str(tmp_path / "out.jsonl")] if to_file else []
+    monkeypatch.setattr(sys, "argv", ["al", "-C", str(workspace.layout.root), *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    said = capsys.readouterr()
+    text = (tmp_path / "out.jsonl").read_text(encoding="utf-8") if to_file else said.out
+    (row,) = (json.loads(line) for line in text.splitlines())
+    assert (row["id"], row["label"]) == ("x", "spam")
+    assert [line.split(":")[0] for line in said.err.splitlines()] == ["row 2 is passed over", "row 3 is passed over"]
+
+
+# Reading a user's file ----------------------------------------------------------------------------------------------
+
+
+def read(path: Path, content: str, **more: Any) -> tuple[list[tuple[str, str]], list[str]]:
+    path.write_text(content, encoding="utf-8")
+    warned: list[str] = []
+    batches: Iterator[list[tuple[str, str]]] = read_texts(path, more.get("text", "text"), more.get("id"), warned.append)
+    return [pair for batch in batches for pair in batch], warned
+
+
+def test_rows_of_a_csv_come_with_their_ids_or_their_numbers(tmp_path: Path) -> None:
+    assert read(tmp_path / "a.csv", "id,text\nx,one\ny,two\n") == ([("x", "one"), ("y", "two")], [])
+    assert read(tmp_path / "a.csv", "text\none\ntwo\n") == ([("2", "one"), ("3", "two")], [])
+    assert read(tmp_path / "a.csv", "id,text\n,one\n") == ([("2", "one")], [])
+    assert read(tmp_path / "a.csv", "n,body\n7,one\n", text="body", id="n") == ([("7", "one")], [])
+
+
+def test_rows_of_jsonl_that_are_no_good_are_passed_over_with_their_place(tmp_path: Path) -> None:
+    lines = [
+        '{"id": 5, "text": "one"}',
+        "{broken",
+        '{"id": "b", "text": 7}',
+        '{"id": "c"}',
+        '{"id": "d", "text": "   "}',
+        "[1, 2]",
+        '{"id": null, "text": "two"}',
+    ]
+    rows, warned = read(tmp_path / "a.jsonl", "\n".join(lines) + "\n")
+    assert rows == [("5", "one"), ("7", "two")]
+    assert [int(text.split()[1]) for text in warned] == [2, 3, 4, 5, 6]
+
+
+def test_rows_of_a_csv_that_are_no_good_are_passed_over_with_their_place(tmp_path: Path) -> None:
+    rows, warned = read(tmp_path / "a.csv", "id,text\nx,one\ny,\nz,a,b,c\nw,two\n")
+    assert rows == [("x", "one"), ("w", "two")]
+    assert [int(text.split()[1]) for text in warned] == [3, 4]
+
+
+@pytest.mark.parametrize(("text", "more"), [("id,body\nx,one\n", {}), ("text\none\n", {"id": "key"}), ("", {})])
+def test_a_file_without_the_column_is_refused(tmp_path: Path, text: str, more: dict[str, str]) -> None:
+    with pytest.raises(BadInput):
+        read(tmp_path / "a.csv", text, **more)
+
+
+def test_no_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput):
+        list(read_texts(tmp_path / "never.csv", "text", None, lambda _: None))
