@@ -96,18 +96,19 @@ def read_ids(folders: Iterable[Path]) -> ItemKeys:
     digests = bytearray()
     for batch in iter_batches(folders, ("item_id", "content_hash"), 50_000):
         # a copy: a column of a batch keeps the whole batch's buffers alive
-        ids.append(pa.concat_arrays([batch.column("item_id"), pa.array([], pa.string())]))
+        ids.append(pa.concat_arrays([batch.column("item_id"), pa.nulls(0, pa.string())]))
         digests += bytes.fromhex("".join(batch.column("content_hash").to_pylist()))
     return ItemKeys(pa.chunked_array(ids, pa.string()), np.frombuffer(digests, np.uint8).reshape(-1, 32))
 
 
 def fetch(folders: Iterable[Path], ids: Collection[str]) -> dict[str, Item]:
     """The items with these ids, as far as they are there. Reads texts only of the row groups that hold one."""
-    import pyarrow as pa
     import pyarrow.compute as pc
 
+    from al_pipeline.columns import strings
+
     found: dict[str, Item] = {}
-    wanted = pa.array(sorted(set(ids)), pa.string())
+    wanted = strings(sorted(set(ids)))
     for part in list_parts(folders):
         if len(found) == len(wanted):
             break
@@ -147,7 +148,10 @@ def _groups(batches: Iterable[Iterable[Item]]) -> Iterator[list[Item]]:
 def _table(items: Sequence[Item]) -> pa.Table:
     import pyarrow as pa
 
-    return pa.table({name: [getattr(item, name) for item in items] for name in COLUMNS}, schema=_schema())
+    from al_pipeline.columns import strings
+
+    columns = [strings([getattr(item, name) for item in items]) for name in COLUMNS]
+    return pa.Table.from_arrays(columns, schema=_schema())
 
 
 def _items(batch: pa.RecordBatch) -> list[Item]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from al_pipeline.columns import floats, integers, strings
 from al_pipeline.errors import BadInput
 from al_pipeline.files import read_jsonl, replacing, write_jsonl, write_text
 from al_pipeline.records import LabeledItem, Query, Unresolved
@@ -39,6 +40,11 @@ _UNRESOLVED = pa.schema(
         ("asked", pa.int64()),
     ]
 )
+_MAKE: Mapping[pa.DataType, Callable[[Any], pa.Array]] = {
+    pa.string(): strings,
+    pa.int64(): integers,
+    pa.float64(): floats,
+}
 _SCORES = pa.schema([("item_id", pa.string()), ("score", pa.float64())])
 
 
@@ -59,7 +65,7 @@ def write_labeled(path: Path, rows: Sequence[LabeledItem]) -> None:
 
 def read_labeled(path: Path) -> list[LabeledItem]:
     """The labelled set that `write_labeled` wrote."""
-    return [LabeledItem(**row) for row in pq.read_table(path).to_pylist()]
+    return [LabeledItem(**row) for row in _read(path).to_pylist()]
 
 
 def write_unresolved(path: Path, rows: Sequence[Unresolved]) -> None:
@@ -69,19 +75,18 @@ def write_unresolved(path: Path, rows: Sequence[Unresolved]) -> None:
 
 def read_unresolved(path: Path) -> list[Unresolved]:
     """The items that `write_unresolved` wrote."""
-    return [Unresolved(**row) for row in pq.read_table(path).to_pylist()]
+    return [Unresolved(**row) for row in _read(path).to_pylist()]
 
 
 def write_scores(path: Path, item_ids: Sequence[str], scores: Sequence[float]) -> None:
     """Write the shortlist: the best-scored candidates, best first."""
-    columns = [pa.array(list(item_ids), pa.string()), pa.array(list(scores), pa.float64())]
-    _store(path, pa.Table.from_arrays(columns, schema=_SCORES))
+    _store(path, pa.Table.from_arrays([strings(item_ids), floats(scores)], schema=_SCORES))
 
 
 def read_scores(path: Path) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float64]]]:
     """The shortlist's ids and their scores (n,)."""
-    table = pq.read_table(path)
-    return table.column("item_id").to_pylist(), table.column("score").to_numpy()
+    table = _read(path)
+    return table.column("item_id").to_pylist(), np.array(table.column("score").to_pylist(), dtype=np.float64)
 
 
 def write_queries(path: Path, queries: Sequence[Query]) -> None:
@@ -131,7 +136,13 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _write(path: Path, schema: pa.Schema, rows: Sequence[LabeledItem] | Sequence[Unresolved]) -> None:
-    _store(path, pa.Table.from_pylist([asdict(row) for row in rows], schema=schema))
+    columns = [_MAKE[field.type]([getattr(row, field.name) for row in rows]) for field in schema]
+    _store(path, pa.Table.from_arrays(columns, schema=schema))
+
+
+def _read(path: Path) -> pa.Table:
+    with pq.ParquetFile(path) as file:
+        return file.read()
 
 
 def _store(path: Path, table: pa.Table) -> None:
