@@ -5,9 +5,11 @@
 #   PYTHON=python3.12       another Python
 #   TORCH_INDEX_URL=...     the package index that torch is taken from (see `torch` below)
 #   PYTEST=...              more arguments for pytest, such as PYTEST="-x -k lifecycle"
+#   WORKERS=3               how many test files run at once; they wait for servers more than they compute
 
 PYTHON ?= python3
 PYTEST ?=
+WORKERS ?= 3
 TORCH_INDEX_URL ?=
 export AL_LABEL_STUDIO_VENV ?= $(CURDIR)/.venv-label-studio
 
@@ -33,10 +35,10 @@ demo: setup
 	@$(BIN)/python -m examples.spam.demo
 
 test: setup
-	@$(BIN)/python -m pytest $(PYTEST)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST)
 
 test-fast: $(MAIN)
-	@$(BIN)/python -m pytest -m "not server and not slow and not browser" $(PYTEST)
+	@$(BIN)/python -m pytest --numprocesses auto -m "not server and not slow and not browser" $(PYTEST)
 
 check: $(MAIN)
 	@$(BIN)/ruff check .
