@@ -22,6 +22,7 @@ from al_pipeline.layout import STAGES
 from al_pipeline.ledger import read_events
 from al_pipeline.lifecycle import Step
 from al_pipeline.lock import locked
+from al_pipeline.operations.close import bring_sources, check_sources
 from al_pipeline.operations.history import read_history, read_plan
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.status import status
@@ -121,6 +122,10 @@ def test_a_fresh_clone_goes_back_to_a_tag_and_makes_it_again(undisturbed: Worksp
         assert sha256_tree(workspace.layout.labeled) == before["labeled"]
         assert sha256_tree(workspace.layout.model) == before["model"]
     shutil.rmtree(workspace.layout.features, ignore_errors=True)
+    shutil.rmtree(workspace.layout.pool)
+    with open_dvc(workspace.layout) as dvc:
+        bring_sources(workspace.layout, dvc)
+        check_sources(workspace.layout, dvc)
     with open_dvc(workspace.layout) as dvc:
         for stage in STAGES:
             dvc.repro(stage, force=True, run_cache=False)

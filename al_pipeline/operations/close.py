@@ -47,12 +47,31 @@ def close(layout: Layout, dvc: Dvc, selects_for: int, overrides: dict[str, Any] 
 
 def check_sources(layout: Layout, dvc: Dvc) -> None:
     """Raise ForeignEdit, naming the files, where data that only the engine writes is not as it left it."""
-    tracked = [f"{path.relative_to(layout.root)}.dvc" for path in layout.sources if _pointer(path).exists()]
-    if tracked and (changed := dvc.changed(*tracked)):
+    edited, absent = _changes(layout, dvc)
+    if edited:
         raise ForeignEdit(
-            f"changed by somebody else: {', '.join(sorted(name.removesuffix('.dvc') for name in changed))}. "
+            f"changed by somebody else: {', '.join(edited)}. "
             f"`dvc diff` in {layout.root} shows what; `dvc checkout --force FILE` discards the change"
         )
+    if absent:
+        raise ForeignEdit(f"not here: {', '.join(absent)}; `dvc pull` in {layout.root} brings it back")
+
+
+def bring_sources(layout: Layout, dvc: Dvc) -> None:
+    """Pull what is recorded and not here, as in a fresh clone; what somebody edited stays as it is."""
+    if absent := _changes(layout, dvc)[1]:
+        dvc.pull(*(f"{name}.dvc" for name in absent))
+
+
+def _changes(layout: Layout, dvc: Dvc) -> tuple[list[str], list[str]]:
+    """Which sources were edited, and which are gone."""
+    tracked = [f"{path.relative_to(layout.root)}.dvc" for path in layout.sources if _pointer(path).exists()]
+    changed = dvc.changed(*tracked) if tracked else {}
+    gone = {name for name in changed if not (layout.root / name.removesuffix(".dvc")).exists()}
+    return (
+        sorted(name.removesuffix(".dvc") for name in changed.keys() - gone),
+        sorted(name.removesuffix(".dvc") for name in gone),
+    )
 
 
 def _move_parts(inbox: Path, target: Path) -> None:

@@ -27,7 +27,7 @@ from al_pipeline.ledger import known_ids, read_events, read_refused
 from al_pipeline.lifecycle import BUILD, Closing, Facts, State, Step, Wait, close_reason, next_step, state
 from al_pipeline.lock import locked
 from al_pipeline.operations import build, publish
-from al_pipeline.operations.close import check_sources, close, next_round
+from al_pipeline.operations.close import bring_sources, check_sources, close, next_round
 from al_pipeline.operations.guess import guess
 from al_pipeline.operations.history import History, read_history, read_plan, read_plans
 from al_pipeline.operations.pull import pull
@@ -399,6 +399,7 @@ def _check_owned(session: _Session) -> None:
             f"changed by somebody else: {', '.join(changed[:5])}. `git diff` shows what; "
             "`git checkout -- FILE` (or deleting a file that git does not know) takes it back"
         )
+    bring_sources(layout, session.dvc)
     check_sources(layout, session.dvc)
 
 

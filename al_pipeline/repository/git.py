@@ -55,7 +55,8 @@ class Git:
                 check=False,
             )
         except FileNotFoundError:
-            raise RepositoryError("git is not installed, or not on the PATH") from None
+            missing = "git is not installed, or not on the PATH" if self.root.is_dir() else f"{self.root} is gone"
+            raise RepositoryError(missing) from None
         except subprocess.TimeoutExpired:
             raise RepositoryError(f"git {arguments[0]} did not end within {timeout:.0f} s") from None
         if check and result.returncode != 0:
