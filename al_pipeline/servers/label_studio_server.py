@@ -126,11 +126,12 @@ def invite(workspace: Workspace, email: str) -> Invited:
 
 
 def install(progress: Progress) -> Path:
-    """The virtual environment that holds Label Studio: AL_LABEL_STUDIO_VENV, else one that is made here once.
+    """The virtual environment that holds Label Studio: AL_LABEL_STUDIO_VENV, what `make setup` made, else our own.
 
     An environment whose making was cut short is made again. Raises ServerFailed, UsageError.
     """
-    given = os.environ.get("AL_LABEL_STUDIO_VENV")
+    beside = Path(sys.prefix).with_name(".venv-label-studio")
+    given = os.environ.get("AL_LABEL_STUDIO_VENV") or (beside if (beside / ".ready").is_file() else None)
     if given:
         installed_version(Path(given))
         return Path(given)
