@@ -11,6 +11,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -281,7 +282,8 @@ class Encoder:
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
-        torch.set_num_threads(threads)
+        self._threads = threads
+        torch.set_num_threads(1)  # batches run side by side instead: small products gain little from a second thread
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         dtype = getattr(torch, resolve_precision(precision))
         previous = logging.get_verbosity()
@@ -312,10 +314,20 @@ class Encoder:
         """One unit vector a text, (n, d) float32; tells `progress` how many texts each finished batch held."""
         vectors = np.empty((len(texts), self.dimension), np.float32)
         tokens = self._tokenize(texts)
-        for length, rows in self._batches(tokens):
-            vectors[rows] = self._forward([tokens[row] for row in rows], length)
-            if progress:
-                progress(len(rows))
+        batches = list(self._batches(tokens))
+
+        def forward(batch: tuple[int, list[int]]) -> Vectors:
+            return self._forward([tokens[row] for row in batch[1]], batch[0])
+
+        with ThreadPoolExecutor(self._threads, initializer=_one_thread) as pool:
+            try:
+                for (_, rows), found in zip(batches, pool.map(forward, batches), strict=True):
+                    vectors[rows] = found
+                    if progress:
+                        progress(len(rows))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
         return vectors
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
@@ -380,6 +392,12 @@ def _cut(text: str, budget: int) -> int:
         if text[end].isspace():
             return end
     return min(len(text), budget + _LONGEST_WORD)
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def _usable_cpus() -> int:
