@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 from embedded import REPOSITORY, LabelStudioServer, PrefectServer, seed_templates
+from harness import copy_workspace, play, small_workspace
+
+from al_pipeline.oracle import SimulatedOracle
+from al_pipeline.workspace import Workspace
 
 _ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
@@ -137,3 +141,19 @@ def chromium() -> Path:
     require(found is not None, "no chromium; on Debian: apt-get install chromium chromium-driver")
     require(shutil.which("chromedriver") is not None, "no chromedriver; on Debian: apt-get install chromium-driver")
     return Path(str(found))
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A workspace with items and no round, and the truth; tests work on copies, so that all share its id."""
+    folder = tmp_path_factory.mktemp("template")
+    _, truth = small_workspace(folder)
+    return folder, truth
+
+
+@pytest.fixture(scope="module")
+def undisturbed(template: tuple[Path, dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Two published rounds; nothing went wrong."""
+    workspace = copy_workspace(template, tmp_path_factory.mktemp("undisturbed"))
+    play(workspace, SimulatedOracle(), template[1], 2)
+    return workspace

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from al_pipeline.files import read_json
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
 from al_pipeline.operations.tick import TickReport, tick
@@ -82,3 +87,30 @@ def play(workspace: Workspace, oracle: SimulatedOracle, truth: Mapping[str, str]
         answer_all(oracle, truth)
         report = tick(open_workspace(workspace.layout.root), lambda: oracle)
     return report
+
+
+class Killed(BaseException):
+    """Stands for a process that ends between two steps."""
+
+
+def copy_workspace(template: tuple[Path, Mapping[str, str]], folder: Path) -> Workspace:
+    """A copy of the template's workspace, of the same id, with a DVC remote of its own."""
+    shutil.copytree(template[0], folder / "copy")
+    root = folder / "copy/workspace"
+    for command in (
+        ["dvc", "remote", "modify", "store", "url", str(folder / "copy/remote")],
+        ["git", "commit", "-qam", "Use another remote"],
+    ):
+        subprocess.run(command, cwd=root, check=True, env=tools_first())
+    return open_workspace(root)
+
+
+def tools_first() -> dict[str, str]:
+    """The environment, with this Python's tools before all others."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def results(workspace: Workspace, number: int) -> dict[str, str]:
+    """The digests that must not depend on what went wrong on the way."""
+    hashes = read_json(workspace.layout.record(number))["hashes"]
+    return {name: hashes[name] for name in ("labeled", "test_labels", "unresolved", "model", "queries", "plan")}

@@ -1,0 +1,186 @@
+"""Rounds that are killed at every step, made twice, or lose their memory: the bytes come out the same."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Killed, answer_all, copy_workspace, play, results, tools_first
+
+from al_pipeline.files import read_json, write_json
+from al_pipeline.layout import STAGES
+from al_pipeline.ledger import read_events
+from al_pipeline.operations.tick import TickReport, tick
+from al_pipeline.oracle import SimulatedOracle
+from al_pipeline.repository import Git
+from al_pipeline.workspace import Workspace, open_workspace
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_same_answers_give_the_same_bytes(template: Any, undisturbed: Workspace, tmp_path: Path) -> None:
+    again = copy_workspace(template, tmp_path)
+    play(again, SimulatedOracle(), template[1], 2)
+    for number in (0, 1):
+        assert results(again, number) == results(undisturbed, number)
+
+
+def interrupted(workspace: Workspace, oracle: SimulatedOracle, after: int) -> TickReport | None:
+    """A tick that ends like a killed process once `after` steps have been taken; None where it was killed."""
+    taken = 0
+
+    def run(_name: str, action: Callable[[], Any], /) -> Any:
+        nonlocal taken
+        result = action()
+        taken += 1
+        if taken == after:
+            raise Killed
+        return result
+
+    try:
+        return tick(open_workspace(workspace.layout.root), lambda: oracle, run=run)
+    except Killed:
+        return None
+
+
+def test_killed_after_every_step(template: Any, undisturbed: Workspace, tmp_path: Path) -> None:
+    """The first tick is killed after one step, the next after two, and so on, before it can note the last of them."""
+    workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
+    killed = 0
+    for published in (0, 1):
+        for attempt in range(60):
+            report = interrupted(workspace, oracle, 1 + attempt)
+            killed += report is None
+            if report is not None and report.round == published:
+                break
+        else:
+            pytest.fail("the round never came to an end")
+        answer_all(oracle, truth)
+    while (report := interrupted(workspace, oracle, 100)) is None or report.round != 2:
+        answer_all(oracle, truth)
+    assert killed > 10
+    for number in (0, 1):
+        assert results(workspace, number) == results(undisturbed, number)
+    keys = [state.push_key for state in oracle.task_states(_project(workspace))]
+    assert len(keys) == len(set(keys)) == 12 + 10 + 8 + 8
+    answers = [event.annotation_key for event in read_events(workspace.layout.events)]
+    assert len(answers) == len(set(answers)) == 12 + 10 + 8
+
+
+def _project(workspace: Workspace) -> Any:
+    from al_pipeline.oracle import ProjectRef
+
+    return ProjectRef(**read_json(workspace.layout.project))
+
+
+BUILD_STEPS = ("close", "encoder", *STAGES, "decide", "publish", "tag")
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_sigkill_at_every_step_of_a_build(template: Any, undisturbed: Workspace, tmp_path: Path, moment: str) -> None:
+    """The real thing, for the steps that touch disk, git and DVC: the ticking process gets a SIGKILL."""
+    workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
+    tick(workspace, lambda: oracle)
+    answer_all(oracle, truth)
+    for name in BUILD_STEPS:
+        child = multiprocessing.get_context("fork").Process(
+            target=_die_at, args=(workspace.layout.root, oracle, name, moment)
+        )
+        child.start()
+        child.join(120)
+        assert child.exitcode == -signal.SIGKILL, name
+    report = tick(open_workspace(workspace.layout.root), lambda: oracle)
+    assert report.round == 1
+    assert results(workspace, 0) == results(undisturbed, 0)
+    git = Git(workspace.layout.root)
+    assert git.run("status", "--porcelain").stdout == ""
+    assert list(git.tags()) == ["round-0000"]
+
+
+def _die_at(root: Path, oracle: SimulatedOracle, name: str, moment: str) -> None:
+    def run(step: str, action: Callable[[], Any], /) -> Any:
+        if step == name and moment == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = action()
+        if step == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    tick(open_workspace(root), lambda: oracle, run=run)
+
+
+def test_a_stage_that_a_killed_tick_left_running_is_ended(template: Any, tmp_path: Path) -> None:
+    workspace = copy_workspace(template, tmp_path)
+    script = f"""
+import sys
+from pathlib import Path
+from al_pipeline.operations.tick import open_dvc
+from al_pipeline.workspace import open_workspace
+with open_dvc(open_workspace(Path({str(workspace.layout.root)!r})).layout) as dvc:
+    dvc.repro("label")
+"""
+    stage = workspace.layout.root / "dvc.yaml"
+    text = stage.read_text()
+    stage.write_text(text.replace("python -m al_pipeline.stages.label", "sleep 600 # al_pipeline.stages.label", 1))
+    tick_files(workspace)
+    parent = subprocess.Popen([sys.executable, "-c", script], env=tools_first())
+    pid = _wait_for(lambda: read_json(workspace.layout.private / "dvc.json", {}).get("pid"))
+    _wait_for(lambda: _sleepers(pid))
+    parent.kill()
+    parent.wait()
+    assert _sleepers(pid)
+    stage.write_text(text)
+    workspace.layout.engine.unlink()
+    tick(open_workspace(workspace.layout.root), SimulatedOracle)
+    assert not _sleepers(pid)
+
+
+def tick_files(workspace: Workspace) -> None:
+    """What the label stage needs, without a tick."""
+    workspace.layout.events.mkdir(parents=True)
+    write_json(workspace.layout.engine, {})
+
+
+def _wait_for(found: Callable[[], Any], seconds: float = 60) -> Any:
+    import time
+
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := found():
+            return value
+        time.sleep(0.1)
+    pytest.fail("waited in vain")
+
+
+def _sleepers(group: int) -> list[int]:
+    import psutil
+
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        try:
+            if os.getpgid(process.pid) == group and "600" in (process.info["cmdline"] or []):
+                found.append(process.pid)
+        except ProcessLookupError:
+            continue
+    return found
+
+
+def test_a_lost_memory_changes_nothing(template: Any, undisturbed: Workspace, tmp_path: Path) -> None:
+    """Everything below .al/ can be deleted between ticks."""
+    workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
+    for _ in range(3):
+        clone = read_json(workspace.layout.clone)
+        shutil.rmtree(workspace.layout.private)
+        write_json(workspace.layout.clone, clone)
+        tick(open_workspace(workspace.layout.root), lambda: oracle)
+        answer_all(oracle, truth)
+    for number in (0, 1):
+        assert results(workspace, number) == results(undisturbed, number)
