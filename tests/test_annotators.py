@@ -85,7 +85,7 @@ class Desk:
         self.http = httpx.Client(base_url=self.url, headers=headers, timeout=60)
         tag = uuid.uuid4().hex[:6]
         self.people = [
-            Annotator(email, server.invite(email), skip_rate=0.2, correct_rate=0.3, late_rate=0.2)  # type: ignore[attr-defined]
+            Annotator(email, server.invite(email), skip_rate=0.2, correct_rate=0.3, late_rate=0.5)  # type: ignore[attr-defined]
             for email in (f"{name}-{tag}@example.com" for name in ("ada", "grace", "edsger"))
         ]
         config = (

@@ -240,6 +240,7 @@ def test_an_environment_is_made_once_and_believed_only_when_complete(
 ) -> None:
     """With a lock of no packages, so that nothing is fetched."""
     monkeypatch.delenv("AL_LABEL_STUDIO_VENV")
+    monkeypatch.setattr(sys, "prefix", str(al_home))  # else what `make setup` made would do
     monkeypatch.setattr("al_pipeline.servers.label_studio_server._lock", lambda: "# nothing\n")
     said: list[str] = []
     venv = install(said.append)
