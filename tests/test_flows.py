@@ -63,9 +63,10 @@ def ask(prefect_server: PrefectServer, what: str, **wanted: Any) -> list[dict[st
 
 def run_of(prefect_server: PrefectServer, act: Callable[[], Any]) -> tuple[dict[str, Any], list[dict[str, Any]], Any]:
     """The one flow run that `act` makes, its task runs as they began, and what `act` returned."""
-    before = {run["id"] for run in ask(prefect_server, "flow_runs")}
+    ours = {"name": {"any_": ["al-round"]}}  # another test's deployment may be scheduled on the same server
+    before = {run["id"] for run in ask(prefect_server, "flow_runs", flows=ours)}
     result = act()
-    [run] = [run for run in ask(prefect_server, "flow_runs") if run["id"] not in before]
+    [run] = [run for run in ask(prefect_server, "flow_runs", flows=ours) if run["id"] not in before]
     tasks = ask(prefect_server, "task_runs", task_runs={"flow_run_id": {"any_": [run["id"]]}})
     return run, sorted(tasks, key=lambda task: str(task["start_time"])), result
 
