@@ -14,7 +14,7 @@ from al_pipeline.errors import ForeignEdit
 from al_pipeline.files import read_json, remove_leftovers, sha256_file, write_json
 from al_pipeline.layout import Layout
 from al_pipeline.ledger import append_inbox
-from al_pipeline.repository import Dvc
+from al_pipeline.repository import Dvc, Git
 
 
 def next_round(layout: Layout) -> int | None:
@@ -55,6 +55,14 @@ def check_sources(layout: Layout, dvc: Dvc) -> None:
         )
     if absent:
         raise ForeignEdit(f"not here: {', '.join(absent)}; `dvc pull` in {layout.root} brings it back")
+
+
+def foreign_edits(layout: Layout, git: Git) -> list[str]:
+    """Files that the engine owns and that differ from the last commit; meant for the time between builds.
+
+    Connecting to Label Studio writes and commits its project by itself, and may be killed in between.
+    """
+    return [name for name in git.changed(layout.owned) if not name.endswith("project.json")]
 
 
 def bring_sources(layout: Layout, dvc: Dvc) -> None:

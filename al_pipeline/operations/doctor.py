@@ -13,7 +13,7 @@ from al_pipeline.engine import current_engine, difference
 from al_pipeline.errors import AlError
 from al_pipeline.files import read_json
 from al_pipeline.lock import holder
-from al_pipeline.operations.close import check_sources
+from al_pipeline.operations.close import check_sources, foreign_edits
 from al_pipeline.operations.connect import connect
 from al_pipeline.operations.history import read_history
 from al_pipeline.operations.tick import look, open_dvc
@@ -122,8 +122,7 @@ def _data(workspace: Workspace) -> Iterator[Finding]:
     if facts.closed or layout.closing.exists():
         yield Finding("data", "ok", "a round is being built; `al round` goes on with it")
         return
-    changed = [name for name in Git(layout.root).changed(layout.owned) if not name.endswith("project.json")]
-    if changed:
+    if changed := foreign_edits(layout, Git(layout.root)):
         yield Finding(
             "data",
             "error",

@@ -27,14 +27,14 @@ from al_pipeline.ledger import known_ids, read_events, read_refused
 from al_pipeline.lifecycle import BUILD, Closing, Facts, State, Step, Wait, close_reason, next_step, state
 from al_pipeline.lock import locked
 from al_pipeline.operations import build, publish
-from al_pipeline.operations.close import bring_sources, check_sources, close, next_round
+from al_pipeline.operations.close import bring_sources, check_sources, close, foreign_edits, next_round
 from al_pipeline.operations.guess import guess
 from al_pipeline.operations.history import History, read_history, read_plan, read_plans
 from al_pipeline.operations.pull import pull
 from al_pipeline.operations.push import push, retire
 from al_pipeline.operations.sources import ingest_sources
 from al_pipeline.oracle import Oracle, ProjectRef
-from al_pipeline.records import Event, PlannedTask, Task, shown_text
+from al_pipeline.records import Event, PlannedTask, Task, round_name, shown_text
 from al_pipeline.repository import Dvc, Git
 from al_pipeline.workspace import Workspace
 
@@ -189,7 +189,7 @@ def _look(workspace: Workspace, git: Git, history: History, now: datetime) -> Fa
     incoming = count_items([layout.inbox_pool])
     items = incoming + count_items([layout.pool])
     tags = git.tags() if history.rounds else {}
-    untagged = next((r["round"] for r in history.rounds if f"round-{r['round']:04d}" not in tags), None)
+    untagged = next((r["round"] for r in history.rounds if round_name(r["round"]) not in tags), None)
     selected = next_round(layout)
     closed = selected is not None and selected == (0 if planned is None else planned + 1)
     decided = False
@@ -393,8 +393,7 @@ def _check_owned(session: _Session) -> None:
         return
     if session.git.head() is None:
         raise ForeignEdit(f"{layout.root} has no commit; was `al init` interrupted? Run it again")
-    changed = [name for name in session.git.changed(layout.owned) if not name.endswith("project.json")]
-    if changed:
+    if changed := foreign_edits(layout, session.git):
         raise ForeignEdit(
             f"changed by somebody else: {', '.join(changed[:5])}. `git diff` shows what; "
             "`git checkout -- FILE` (or deleting a file that git does not know) takes it back"
