@@ -218,13 +218,22 @@ def _draw_curve(
     first, last = min((p.labels for p in drawn), default=0), max((p.labels for p in drawn), default=1)
     margin = max(1.0, 0.04 * (last - first))
     axes.set_xlim(first - margin, last + margin)
-    stops = sorted({point.labels for point in drawn})
+    stops = _apart(sorted({point.labels for point in curve or baseline}), (last - first) / 12)
     axes.xaxis.set_major_locator(FixedLocator(stops) if len(stops) <= 6 else MaxNLocator(nbins=6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
     if curve and baseline:
         axes.legend(
             loc="lower right", frameon=False, labelcolor=colors.ink, fontsize=size.font, reverse=True, handlelength=2.6
         )
+
+
+def _apart(stops: Sequence[int], least: float) -> list[int]:
+    """Those of `stops` (rising) that lie at least `least` behind the one kept before: their numbers do not overlap."""
+    kept: list[int] = []
+    for stop in stops:
+        if not kept or stop - kept[-1] >= least:
+            kept.append(stop)
+    return kept
 
 
 def _draw_line(

@@ -1,5 +1,6 @@
 """Pictures: equal numbers give equal bytes; a page may hold them without asking the world for anything."""
 
+import itertools
 import re
 import xml.etree.ElementTree as ElementTree
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from al_pipeline.charts import (
     CurvePoint,
+    _apart,
     histogram_svg,
     learning_curve_png,
     learning_curve_svg,
@@ -81,6 +83,13 @@ def test_hostile_labels_stay_text():
     svg = histogram_svg("h", '"><script>$x_{1}$</script>', (0.0, 1.0), (1,))
     assert "<script" not in svg
     assert len(elements(svg)) == 2
+
+
+@given(stops=st.lists(st.integers(1, 500), unique=True).map(sorted), least=st.floats(1, 80))
+def test_ticks_do_not_overlap_and_none_is_left_out_without_need(stops, least):
+    kept = _apart(stops, least)
+    assert all(b - a >= least for a, b in itertools.pairwise(kept))
+    assert all(any(0 <= stop - near < least for near in kept) for stop in stops)
 
 
 def test_saving_writes_the_picture(tmp_path):

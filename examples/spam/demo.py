@@ -32,6 +32,7 @@ from al_pipeline.layout import Layout
 from al_pipeline.records import push_key
 from al_pipeline.replay import MeanPoint
 from al_pipeline.workspace import Workspace, open_workspace
+from benchmarks.record import record as write_record
 from examples.spam.annotators import Act, Annotator, Done, acts_for, answer_round
 from examples.spam.comparison import Comparison, compare
 from examples.spam.corpus import Prepared, prepare
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.clean:
             clean(folder)
         else:
-            run(folder, options.rounds, options.seeds, options.picture, options.record)
+            run(folder, options.rounds, options.seeds)
     except AlError as error:
         console.print(f"[red]{type(error).__name__}:[/] {_plain(error)}")
         return error.exit_code
@@ -86,13 +87,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=ROOT / "demo", help="the workspace (default: demo/)")
     parser.add_argument("--rounds", type=int, default=3, help="active rounds of the first run (default: 3)")
     parser.add_argument("--seeds", type=int, default=10, help="seeds of the comparison with random sampling")
-    parser.add_argument("--picture", type=Path, help="write the learning curve here, as PNG")
-    parser.add_argument("--record", action="store_true", help="write the figures to benchmarks/results/demo.json")
     parser.add_argument("--clean", action="store_true", help="end the demo's servers and remove everything of it")
     return parser.parse_args(arguments)
 
 
-def run(folder: Path, rounds: int, seeds: int, picture: Path | None, record: bool) -> None:
+def run(folder: Path, rounds: int, seeds: int) -> None:
     """Make what is missing, run the rounds that are due, show what came of them."""
     timings = Timings()
     environment = ROOT / ".venv-label-studio"
@@ -107,7 +106,7 @@ def run(folder: Path, rounds: int, seeds: int, picture: Path | None, record: boo
     published = [row["round"] for row in al(folder, "rounds")["rounds"]]
     target = rounds if len(published) <= rounds else max(published) + 1
     _rounds(folder, url, people, key, target, timings)
-    _show(workspace, people, key, seeds, timings, picture, record)
+    _show(workspace, people, key, seeds, timings)
 
 
 def _workspace(folder: Path, corpus: Prepared, timings: Timings) -> Workspace:
@@ -223,8 +222,6 @@ def _show(
     key: Mapping[str, str],
     seeds: int,
     timings: Timings,
-    picture: Path | None,
-    record: bool,
 ) -> None:
     folder = workspace.layout.root
     rounds = al(folder, "rounds")["rounds"]
@@ -243,10 +240,11 @@ def _show(
         for row in rounds
         if (score := row["metrics"]["macro_f1"])["value"] is not None
     ]
-    if picture:
-        save_learning_curve(picture, curve, [CurvePoint(p.labels, p.mean, p.low, p.high) for p in comparison.random])
     report = al(folder, "report")["report"]
-    _write_figures(folder, rounds, comparison, seeds, timings, record)
+    reports = workspace.layout.reports
+    at_random = [CurvePoint(point.labels, point.mean, point.low, point.high) for point in comparison.random]
+    save_learning_curve(reports / "learning-curve.png", curve, at_random)
+    write_record("demo", _figures(rounds, comparison, seeds, timings), reports)
     _farewell(workspace, Path(report))
 
 
@@ -298,21 +296,13 @@ def verdict(comparison: Comparison, seeds: int) -> str:
     return f"No gain over random sampling that these seeds could show: {amount} macro-F1 {basis}, which holds zero."
 
 
-def _write_figures(
-    folder: Path,
-    rounds: Sequence[Mapping[str, Any]],
-    comparison: Comparison,
-    seeds: int,
-    timings: Timings,
-    record: bool,
-) -> None:
-    from benchmarks.record import RESULTS
-    from benchmarks.record import record as write
-
+def _figures(
+    rounds: Sequence[Mapping[str, Any]], comparison: Comparison, seeds: int, timings: Timings
+) -> dict[str, Any]:
     encoding = sum(seconds for row in timings.rounds for name, seconds in row["steps"].items() if "encod" in name)
     ticks = sum(row["tick"] for row in timings.rounds)
     answering = sum(row["answering"]["seconds"] for row in timings.rounds if "answering" in row)
-    figures = {
+    return {
         "curve": [
             {"round": row["round"], "labels": row["labelled"], "macro_f1": row["metrics"]["macro_f1"]} for row in rounds
         ],
@@ -328,8 +318,6 @@ def _write_figures(
             "ticks": timings.rounds,
         },
     }
-    for results in [Layout(folder).reports, *([RESULTS] if record else [])]:
-        write("demo", figures, results)
 
 
 def _farewell(workspace: Workspace, report: Path) -> None:
