@@ -65,9 +65,9 @@ def _portable(word: str, root: Path) -> str:
 
 
 def commit(root: Path = ROOT) -> dict[str, Any]:
-    """The commit that was measured, and whether files differed from it (results of benchmarks aside)."""
+    """The commit that was measured, and whether files differed from it (results and pictures of benchmarks aside)."""
     head = _git(root, "rev-parse", "HEAD")
-    changes = _git(root, "status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
+    changes = _git(root, "status", "--porcelain", "--", ".", ":(exclude)benchmarks/results", ":(exclude)docs/*.png")
     return {"id": head, "dirty": None if changes is None else bool(changes)}
 
 
