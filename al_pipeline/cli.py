@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from al_pipeline.errors import AlError, NothingToDo, UsageError, WorldError
+from al_pipeline.errors import AlError, Locked, NothingToDo, UsageError, WorldError
 
 if TYPE_CHECKING:
+    from al_pipeline.operations.rule import Change
     from al_pipeline.operations.tick import TickReport
+    from al_pipeline.repository import Dvc
+    from al_pipeline.rulings import Kind, Ruling
     from al_pipeline.workspace import Workspace
 
 app = typer.Typer(
@@ -42,6 +45,10 @@ labelstudio = typer.Typer(
     help="A Label Studio on this machine for those who have none of their own, or the address of yours.",
 )
 app.add_typer(labelstudio, name="labelstudio")
+labels_app = typer.Typer(
+    no_args_is_help=True, help="Take single answers out of the labelled set, or back into it; nothing is deleted."
+)
+app.add_typer(labels_app, name="labels")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
 
@@ -149,19 +156,7 @@ def round_(
 
     Safe to repeat and to interrupt. Runs as a flow where the workspace's Prefect server is up, else in this process.
     """
-    from al_pipeline.servers import prefect_environment
-
-    workspace = _workspace()
-    environment = prefect_environment(workspace)
-    say = _whisper if as_json else lambda line: _say(f"[dim]{_safe(line)}[/]", err=True)
-    if environment:
-        report = _round_as_flow(workspace, environment, close_now, accept_vanished, say)
-    else:
-        from al_pipeline.operations.connect import connect
-        from al_pipeline.operations.tick import Options, tick
-
-        say("the workspace's Prefect server is not up: the round runs in this process")
-        report = tick(workspace, lambda: connect(workspace), options=Options(close_now, accept_vanished), say=say)
+    report = _tick(_workspace(), close_now, accept_vanished, as_json)
     if as_json:
         from dataclasses import asdict
 
@@ -206,6 +201,9 @@ def status(as_json: Json = False) -> None:
         )
     for reason, count in found["refused"].items():
         _say(f"[yellow]refused {count}:[/] {_safe(reason)}")
+    for name in ("paused", "held"):
+        if found[name]:
+            _say(f"[yellow]{name}:[/] {_safe(found[name])}")
     if found["busy"]:
         _say(
             f"[yellow]busy:[/] {_safe(found['busy'].get('purpose', ''))} since {_safe(found['busy'].get('since', ''))}"
@@ -238,7 +236,7 @@ def rounds(as_json: Json = False) -> None:
                 str(row["round"]),
                 f"{row['labelled']:,}",
                 *(figure(row, n) for n in ("macro_f1", "accuracy", "average_precision")),
-                row["verdict"],
+                "; ".join([row["verdict"], *row["rulings"]]),
             ]
             for row in found
         ],
@@ -311,6 +309,107 @@ def down() -> None:
     workspace = _workspace()
     for name, stop in (("Prefect", stop_prefect), ("Label Studio", stop_label_studio)):
         _say(f"{name}: {'stopped' if stop(workspace) else 'was not running'}")
+
+
+@app.command()
+def rollback(
+    number: Annotated[str | None, typer.Argument(metavar="ROUND", help="7 or round-0007: the last good one.")] = None,
+    labels: Annotated[bool, typer.Option("--labels", help="Its labels: later answers no longer count.")] = False,
+    model: Annotated[
+        bool, typer.Option("--model", help="Its model is served, and new ones wait for [bold]al approve[/].")
+    ] = False,
+    params: Annotated[bool, typer.Option("--params", help="Its params.yaml too.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Take the newest rollback back.")] = False,
+    reason: Annotated[str, typer.Option(help="Why; kept for ever.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Go back to a round's labelled snapshot: its labels, its model, or both (the default).
+
+    Nothing is deleted. The answers given since then are quarantined, a new model is built from what is left, and the
+    result is published as the next round; `--undo` takes it back. The open round is abandoned: its tasks leave Label
+    Studio's queue, and a new batch is asked. Label Studio may be down: the next `al round` catches up.
+    """
+    from al_pipeline.operations.history import round_number
+    from al_pipeline.operations.rule import rollback as go_back
+    from al_pipeline.operations.rule import undo as take_back
+
+    if undo == (number is not None):
+        raise UsageError("name the round to go back to (`al rounds` lists them), or --undo")
+    workspace = _workspace()
+    both = not labels and not model
+    with _dvc(workspace) as dvc:
+        if number is None:
+            change = take_back(workspace, dvc, reason, dry_run=dry_run)
+        else:
+            change = go_back(
+                workspace, dvc, round_number(number), labels=labels or both, model=model or both, params=params,
+                reason=reason, dry_run=dry_run,
+            )  # fmt: skip
+    _carry_out(workspace, change, dry_run, as_json)
+
+
+@labels_app.command("revoke")
+def labels_revoke(
+    annotator: Annotated[str | None, typer.Option(help="Only what this person answered (e-mail address).")] = None,
+    number: Annotated[str | None, typer.Option("--round", help="Only answers to tasks of this round.")] = None,
+    since: Annotated[str | None, typer.Option(help="Only answers given or changed since then (UTC).")] = None,
+    item: Annotated[str | None, typer.Option(help="Only answers about this item.")] = None,
+    reason: Annotated[str, typer.Option(help="Why; kept for ever.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Quarantine answers: they are kept but no longer count. Conditions together narrow it down."""
+    _amend("revoke", annotator, number, since, item, reason, dry_run, as_json)
+
+
+@labels_app.command("restore")
+def labels_restore(
+    annotator: Annotated[str | None, typer.Option(help="Only what this person answered (e-mail address).")] = None,
+    number: Annotated[str | None, typer.Option("--round", help="Only answers to tasks of this round.")] = None,
+    since: Annotated[str | None, typer.Option(help="Only answers given or changed since then (UTC).")] = None,
+    item: Annotated[str | None, typer.Option(help="Only answers about this item.")] = None,
+    reason: Annotated[str, typer.Option(help="Why; kept for ever.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Let quarantined answers count again. Conditions together narrow it down."""
+    _amend("restore", annotator, number, since, item, reason, dry_run, as_json)
+
+
+@app.command()
+def approve(
+    number: Annotated[str | None, typer.Argument(metavar="ROUND", help="Default: the newest round.")] = None,
+    reason: Annotated[str, typer.Option(help="Why; kept for ever.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Promote a round's model although it was held or refused, and let later models be promoted again."""
+    from al_pipeline.operations.history import round_number
+    from al_pipeline.operations.rule import approve as rule
+
+    workspace = _workspace()
+    with _dvc(workspace) as dvc:
+        _ruled(rule(workspace, dvc, None if number is None else round_number(number), reason), as_json)
+
+
+@app.command()
+def pause(reason: Annotated[str, typer.Option(help="Why; shown to all.")] = "", as_json: Json = False) -> None:
+    """Have every tick do nothing, by hand or by schedule, until `al resume`. A rollback still works."""
+    from al_pipeline.operations.rule import pause as rule
+
+    workspace = _workspace()
+    with _dvc(workspace) as dvc:
+        _ruled(rule(workspace, dvc, reason), as_json)
+
+
+@app.command()
+def resume(reason: Annotated[str, typer.Option(help="Why; kept for ever.")] = "", as_json: Json = False) -> None:
+    """Have ticks work again after `al pause`."""
+    from al_pipeline.operations.rule import resume as rule
+
+    workspace = _workspace()
+    with _dvc(workspace) as dvc:
+        _ruled(rule(workspace, dvc, reason), as_json)
 
 
 @app.command()
@@ -443,6 +542,112 @@ def _usage(error: Any) -> int:
     if type(error).__name__ != "NoArgsIsHelpError":
         error.show()
     return UsageError.exit_code
+
+
+def _tick(workspace: Workspace, close_now: bool, accept_vanished: bool, as_json: bool) -> TickReport:
+    """One tick: as a flow run where the workspace's Prefect server is up, else in this process, saying so."""
+    from al_pipeline.servers import prefect_environment
+
+    say = _whisper if as_json else lambda line: _say(f"[dim]{_safe(line)}[/]", err=True)
+    if environment := prefect_environment(workspace):
+        return _round_as_flow(workspace, environment, close_now, accept_vanished, say)
+    from al_pipeline.operations.connect import connect
+    from al_pipeline.operations.tick import Options, tick
+
+    say("the workspace's Prefect server is not up: the round runs in this process")
+    return tick(workspace, lambda: connect(workspace), options=Options(close_now, accept_vanished), say=say)
+
+
+def _dvc(workspace: Workspace) -> Dvc:
+    from al_pipeline.operations.tick import open_dvc
+
+    return open_dvc(workspace.layout)
+
+
+def _amend(
+    kind: Kind,
+    annotator: str | None,
+    number: str | None,
+    since: str | None,
+    item: str | None,
+    reason: str,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    from al_pipeline.operations.history import round_number
+    from al_pipeline.operations.rule import amend
+    from al_pipeline.rulings import Selection
+
+    workspace = _workspace()
+    who = None if annotator is None else annotator.strip().lower()
+    selection = Selection(who, None if number is None else round_number(number), item, since)
+    with _dvc(workspace) as dvc:
+        change = amend(workspace, dvc, kind, selection, reason, dry_run=dry_run)
+    _carry_out(workspace, change, dry_run, as_json)
+
+
+def _carry_out(workspace: Workspace, change: Change, dry_run: bool, as_json: bool) -> None:
+    """Show a ruling, and run the tick that carries it out where it changes labels.
+
+    What Label Studio is owed (open tasks of the abandoned round, the new batch) may wait for a later tick.
+    """
+    if not as_json:
+        _show_change(change)
+    if dry_run:
+        if as_json:
+            return _print_json({**change.to_json(), "dry_run": True})
+        return _say("Nothing was changed.")
+    published: tuple[int, ...] = ()
+    owed = ""
+    if change.ruling.labels:
+        try:
+            published = _tick(workspace, False, False, as_json).published
+        except (WorldError, Locked) as error:
+            owed = str(error)
+        from al_pipeline.operations.history import read_history
+        from al_pipeline.repository import Git
+
+        done = read_history(workspace.layout, Git(workspace.layout.root))
+        if any(ruling.number == change.ruling.number for ruling in done.waiting):
+            raise WorldError(f"the ruling is made; the next `al round` carries it out. {owed}".rstrip())
+        published = published or tuple(r["round"] for r in done.rounds[-1:])
+    if as_json:
+        return _print_json({**change.to_json(), "dry_run": False, "published": list(published), "owed": owed})
+    for number in published:
+        _say(f"[green]Published round-{number:04d}[/] with these labels. [bold]al report[/] shows it.")
+    if not change.ruling.labels:
+        _say("[green]Done.[/]")
+    if owed:
+        _say(f"[yellow]What Label Studio is owed waits for the next `al round`:[/] {_safe(owed)}")
+
+
+def _show_change(change: Change) -> None:
+    def count(rows: tuple[tuple[int, str, int], ...]) -> list[list[str]]:
+        return [["imported" if n < 0 else f"round-{n:04d}", who, f"{many:,}"] for n, who, many in rows]
+
+    for title, rows in (("Answers that no longer count", change.leaving), ("Answers that count again", change.coming)):
+        if rows:
+            _say(f"[bold]{title}[/]")
+            _table(("round", "annotator", "answers"), count(rows))
+    found = change.to_json()
+    table = [["labelled items", f"{change.labels[0]:,}", f"{change.labels[1]:,}"]]
+    table += [["model served", str(change.served[0] or "none"), str(change.served[1] or "none")]]
+    for name, before in found["metrics_before"].items():
+        after = found["metrics_after"].get(name)
+        if change.metrics[0] is not change.metrics[1]:
+            table += [[name.replace("_", " "), _figure(before), _figure(after)]]
+    _table(("", "now", "then"), table)
+    _say(f"{change.changed:,} labels change" + (f"; parameters: {', '.join(change.params)}" if change.params else ""))
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _ruled(ruling: Ruling, as_json: bool) -> None:
+    if as_json:
+        return _print_json({"ruling": ruling.to_row()})
+    _say(f"[green]Ruling {ruling.number}[/]: {_safe(ruling.sentence())}.")
 
 
 def _round_as_flow(

@@ -24,7 +24,8 @@ MAX_ASKED = 2
 
 Standing = Literal["answered", "given_up", "open"]
 
-_CONTROL = ("quarantine", "restore")
+CONTROLS = ("quarantine", "restore")
+"""Events that speak of other events, and of no answer."""
 _NEEDS_LABEL = ("label", "adjudicate", "gold", "import")
 
 
@@ -62,17 +63,26 @@ def active(events: Iterable[Event]) -> list[Event]:
         ledger.setdefault(event.event_id, event)
     decided: dict[str, bool] = {}
     for event in reversed(ledger.values()):
-        if event.type in _CONTROL and decided.get(event.event_id, True):
+        if event.type in CONTROLS and decided.get(event.event_id, True):
             for target in event.targets:
                 decided.setdefault(target, event.type == "restore")
-    return [e for e in ledger.values() if e.type not in _CONTROL and decided.get(e.event_id, True)]
+    return [e for e in ledger.values() if e.type not in CONTROLS and decided.get(e.event_id, True)]
 
 
 def quarantined(events: Iterable[Event]) -> frozenset[str]:
     """The ids of the events that are left out of the fold at present (quarantines and restores apart)."""
     events = list(events)
     counted = {event.event_id for event in active(events)}
-    return frozenset(e.event_id for e in events if e.type not in _CONTROL and e.event_id not in counted)
+    return frozenset(e.event_id for e in events if e.type not in CONTROLS and e.event_id not in counted)
+
+
+def times_asked(events: Iterable[Event]) -> dict[str, int]:
+    """In how many rounds each item was asked, as far as the events that count tell."""
+    rounds: defaultdict[str, set[int]] = defaultdict(set)
+    for event in active(events):
+        if event.round >= 0:
+            rounds[event.item_id].add(event.round)
+    return {item: len(numbers) for item, numbers in rounds.items()}
 
 
 def people(events: Iterable[Event]) -> int:

@@ -75,6 +75,14 @@ class Layout:
         """The record of the first build, before any round."""
         return self.rounds / "genesis.json"
 
+    @property
+    def rulings(self) -> Path:
+        """What people decided outside the ordinary course, `000001.json` and on; only ever added to."""
+        return self.rounds / "rulings"
+
+    def ruling(self, number: int) -> Path:
+        return self.rulings / f"{number:06d}.json"
+
     def round(self, number: int) -> Path:
         return self.rounds / f"{number:04d}"
 

@@ -39,8 +39,7 @@ def read_events(*folders: Path) -> list[Event]:
     events: dict[str, Event] = {}
     for folder in folders:
         for path in _files(folder, "part", "pull"):
-            found = path.stat()
-            for event in _events(path, found.st_size, found.st_mtime_ns):
+            for event in _parsed(path):
                 events.setdefault(event.event_id, event)
     return list(events.values())
 
@@ -60,6 +59,17 @@ def read_refused(*folders: Path) -> list[Refused]:
 def known_ids(*folders: Path) -> frozenset[str]:
     """Ids of all events in `folders`."""
     return frozenset(event.event_id for event in read_events(*folders))
+
+
+def last_part(ledger: Path) -> int:
+    """The number of a ledger's newest part; 0 where it has none."""
+    return max((_position_of(path) for path in _files(ledger, "part")), default=0)
+
+
+def part_ids(ledger: Path, last: int) -> frozenset[str]:
+    """Ids of the events in a ledger's parts up to number `last`: what it held when that was the newest."""
+    paths = [path for path in _files(ledger, "part") if _position_of(path) <= last]
+    return frozenset(event.event_id for path in paths for event in _parsed(path))
 
 
 def append_part(folder: Path, events: Iterable[Event], refused: Iterable[Refused] = ()) -> Path | None:
@@ -127,8 +137,12 @@ def _position(found: tuple[re.Match[str], Path]) -> tuple[str, int]:
     return match[1], int(match[2])
 
 
+def _position_of(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
+
+
 def _next(folder: Path, prefix: str) -> Path:
-    last = max((int(path.stem.rpartition("-")[2]) for path in _files(folder, prefix)), default=0)
+    last = max((_position_of(path) for path in _files(folder, prefix)), default=0)
     return folder / f"{prefix}-{last + 1:06d}.jsonl"
 
 
@@ -145,6 +159,11 @@ def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
             if not isinstance(row, dict):
                 raise BadInput(f"{path}:{number}: is no JSON object (torn or edited by hand); {_MEND}")
             yield number, row
+
+
+def _parsed(path: Path) -> tuple[Event, ...]:
+    found = path.stat()
+    return _events(path, found.st_size, found.st_mtime_ns)
 
 
 @cache

@@ -69,6 +69,12 @@ class Facts:
     age_days: float = 0.0
     """Since the round opened."""
     close_requested: bool = False
+    amend: bool = False
+    """A person's ruling about labels waits to be carried out."""
+    amending: bool = False
+    """The build under way carries one out."""
+    paused: str = ""
+    """Who had ticks do nothing, and why."""
     closed: bool = False
     """The inbox has become part of the ledger, and what it led to is not committed."""
     built: frozenset[Step] = frozenset()
@@ -92,6 +98,10 @@ def next_step(facts: Facts, rule: Closing) -> Step | Wait:
         return Step.TAG
     if facts.unsynced and Step.SYNC not in facts.done:
         return Step.SYNC
+    if facts.amend:
+        return Step.CLOSE
+    if facts.paused and not facts.amending:
+        return Wait(f"{facts.paused}; `al resume` goes on")
     if facts.closed:
         return next((step for step in BUILD if step not in facts.built), Step.PUBLISH if facts.decided else Step.DECIDE)
     if Step.INGEST not in facts.done:

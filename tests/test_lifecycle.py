@@ -19,6 +19,7 @@ def facts(draw: st.DrawFn) -> Facts:
     items = draw(st.integers(0, 5))
     tasks = draw(st.integers(0, 50))
     planned = draw(st.none() | st.integers(0, 9))
+    closed = draw(st.booleans())
     return Facts(
         items=items,
         incoming=draw(st.integers(0, items)),
@@ -30,7 +31,10 @@ def facts(draw: st.DrawFn) -> Facts:
         new_labels=draw(st.integers(0, 60)),
         age_days=draw(st.floats(0, 30)),
         close_requested=draw(st.booleans()),
-        closed=draw(st.booleans()),
+        amend=planned is not None and draw(st.booleans()),
+        amending=closed and draw(st.booleans()),
+        paused=draw(st.sampled_from(["", "paused by ann"])),
+        closed=closed,
         built=draw(st.frozensets(st.sampled_from(BUILD))),
         decided=draw(st.booleans()),
         done=draw(steps),
@@ -55,7 +59,10 @@ def after(found: Facts, step: Step) -> Facts:
     if step is Step.SYNC:
         return replace(found, unsynced=False)
     if step is Step.CLOSE:
-        return replace(found, closed=True, built=frozenset(), decided=False, incoming=0, new_labels=0)
+        return replace(
+            found, closed=True, built=frozenset(), decided=False, incoming=0, new_labels=0,
+            amend=False, amending=found.amend or (found.closed and found.amending),
+        )  # fmt: skip
     if step in BUILD:
         return replace(found, built=found.built | {step})
     if step is Step.DECIDE:
@@ -67,6 +74,7 @@ def after(found: Facts, step: Step) -> Facts:
             planned=number,
             untagged=found.planned,
             closed=False,
+            amending=False,
             tasks=8,
             settled=0,
             age_days=0.0,
@@ -87,13 +95,14 @@ def test_a_tick_ends(found: Facts, rule: Closing) -> None:
 
 @given(facts(), rules)
 def test_no_state_is_without_a_way_out(found: Facts, rule: Closing) -> None:
-    """However a round stands, new items and answered tasks lead to a published round."""
+    """However a round stands, new items, answered tasks and `al resume` lead to a published round."""
     found = replace(found, items=max(found.items, 1), done=frozenset())
     before = -1 if found.planned is None else found.planned
     for _ in range(80):
         step = next_step(found, rule)
         if isinstance(step, Wait):
             found = replace(found, settled=found.tasks, incoming=1, new_labels=max(found.tasks, 1), done=frozenset())
+            found = replace(found, paused="")
             continue
         found = after(found, step)
         if found.planned is not None and found.planned > before:
@@ -103,9 +112,17 @@ def test_no_state_is_without_a_way_out(found: Facts, rule: Closing) -> None:
 
 @given(facts(), rules)
 def test_an_open_round_is_pushed_and_pulled_before_it_closes(found: Facts, rule: Closing) -> None:
-    found = replace(found, closed=False, planned=found.planned or 0)
+    found = replace(found, closed=False, amend=False, planned=found.planned or 0)
     if next_step(found, rule) is Step.CLOSE:
         assert {Step.CONNECT, Step.RETIRE, Step.PUSH, Step.PULL, Step.AUDIT} <= found.done
+
+
+@given(facts(), rules)
+def test_while_paused_only_a_ruling_about_labels_is_carried_out(found: Facts, rule: Closing) -> None:
+    found = replace(found, paused="paused by ann", untagged=None, unsynced=False)
+    step = next_step(found, rule)
+    assert isinstance(step, Wait) != (found.amend or found.amending)
+    assert step is Step.CLOSE or not found.amend
 
 
 @given(st.integers(1, 10_000), st.floats(0.001, 1))

@@ -5,16 +5,19 @@ Can be killed at any line and repeated: parts are added by content, and the mark
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from al_pipeline.engine import write_engine
 from al_pipeline.errors import ForeignEdit
 from al_pipeline.files import read_json, remove_leftovers, sha256_file, write_json
+from al_pipeline.labels import CONTROLS
 from al_pipeline.layout import Layout
-from al_pipeline.ledger import append_inbox
+from al_pipeline.ledger import append_inbox, append_part, event_digest, part_ids, read_events
+from al_pipeline.records import Event
 from al_pipeline.repository import Dvc, Git
+from al_pipeline.rulings import Ruling, control_event, ruling_key, targets_of
 
 
 def next_round(layout: Layout) -> int | None:
@@ -23,10 +26,17 @@ def next_round(layout: Layout) -> int | None:
     return number
 
 
-def close(layout: Layout, dvc: Dvc, selects_for: int, overrides: dict[str, Any] | None = None) -> None:
+def close(
+    layout: Layout,
+    dvc: Dvc,
+    selects_for: int,
+    overrides: dict[str, Any] | None = None,
+    rulings: Sequence[Ruling] = (),
+) -> None:
     """Move the inbox into `data/`, track it, and mark the round closed; the build then selects round `selects_for`.
 
-    Raises ForeignEdit where somebody edited the ledger, the pool, the test set or the encoder.
+    `rulings` about labels are carried out: what they quarantine or restore joins the ledger behind all else. Raises
+    ForeignEdit where somebody edited the ledger, the pool, the test set or the encoder.
     """
     if not layout.closing.exists():
         check_sources(layout, dvc)
@@ -37,12 +47,33 @@ def close(layout: Layout, dvc: Dvc, selects_for: int, overrides: dict[str, Any] 
     _move_parts(layout.inbox_pool, layout.pool)
     _move_parts(layout.inbox_test, layout.test)
     consumed = append_inbox(layout.inbox_events, layout.events)
+    append_part(layout.events, carry_out(rulings, layout.events))
     dvc.add(layout.events, layout.pool, layout.test)
     write_engine(layout.engine)
-    write_json(layout.overrides, {"round": selects_for, **(overrides or {})})
+    carried = {"rulings": [ruling.number for ruling in rulings]} if rulings else {}
+    write_json(layout.overrides, {"round": selects_for, **(overrides or {}), **carried})
     for path in consumed:
         path.unlink(missing_ok=True)
     layout.closing.unlink(missing_ok=True)
+
+
+def carry_out(rulings: Sequence[Ruling], ledger: Path, *inbox: Path) -> list[Event]:
+    """The control events by which `rulings` about labels are carried out on what `ledger` (and `inbox`) hold.
+
+    What a killed call has appended already is made again in the same way: a ruling's own controls are no part of what
+    it looks at.
+    """
+    ours = {ruling_key(ruling.number) for ruling in rulings}
+    events = [
+        event for event in read_events(ledger, *inbox) if event.type not in CONTROLS or event.annotation_key not in ours
+    ]
+    made: list[Event] = []
+    for ruling in rulings:
+        snapshot = frozenset() if ruling.parts is None else part_ids(ledger, ruling.parts)
+        kind, targets = targets_of(ruling, [*events, *made], snapshot)
+        if targets:
+            made.append(control_event(ruling, kind, targets, event_digest("ruling", ruling.number, *targets)))
+    return made
 
 
 def check_sources(layout: Layout, dvc: Dvc) -> None:
@@ -60,9 +91,11 @@ def check_sources(layout: Layout, dvc: Dvc) -> None:
 def foreign_edits(layout: Layout, git: Git) -> list[str]:
     """Files that the engine owns and that differ from the last commit; meant for the time between builds.
 
-    Connecting to Label Studio writes and commits its project by itself, and may be killed in between.
+    Connecting to Label Studio writes and commits its project by itself, and may be killed in between; so does whoever
+    makes a ruling.
     """
-    return [name for name in git.changed(layout.owned) if not name.endswith("project.json")]
+    own = {path.relative_to(layout.root).as_posix() for path in (layout.project, layout.rulings)}
+    return [name for name in git.changed(layout.owned) if not own & {name, str(PurePosixPath(name).parent)}]
 
 
 def bring_sources(layout: Layout, dvc: Dvc) -> None:

@@ -10,6 +10,7 @@ from al_pipeline.errors import BadInput, NothingToDo
 from al_pipeline.layout import Layout
 from al_pipeline.records import PlannedTask, round_name
 from al_pipeline.repository import Git
+from al_pipeline.rulings import Ruling, abandoned, holding, parse_ruling, pausing, promoted, waiting
 
 Record = dict[str, Any]
 """One round's manifest, as `rounds/NNNN/round.json` holds it."""
@@ -25,6 +26,8 @@ class History:
     """In the order of their numbers."""
     planned: int | None
     """The round whose plan is committed and whose record is not."""
+    rulings: tuple[Ruling, ...] = ()
+    """What people decided outside the ordinary course, in order."""
 
     @property
     def latest(self) -> Record | None:
@@ -33,10 +36,28 @@ class History:
 
     @property
     def promoted(self) -> str | None:
-        """The tag of the round whose model is the promoted one: the newest record that says so."""
-        return next(
-            (round_name(r["round"]) for r in reversed(self.rounds) if r["decision"]["verdict"] == "promoted"), None
-        )
+        """The tag of the round whose model is the promoted one: the newest record or ruling that says so."""
+        return promoted(self.rulings, [(r["round"], r["decision"]["verdict"] == "promoted") for r in self.rounds])
+
+    @property
+    def abandoned(self) -> dict[int, int]:
+        """The rounds that were rolled back, each with the number of the ruling."""
+        return abandoned(self.rulings)
+
+    @property
+    def holding(self) -> Ruling | None:
+        """The ruling for which new models wait for an approval."""
+        return holding(self.rulings)
+
+    @property
+    def pausing(self) -> Ruling | None:
+        """The ruling that has ticks do nothing."""
+        return pausing(self.rulings)
+
+    @property
+    def waiting(self) -> list[Ruling]:
+        """The rulings about labels that no published round has carried out yet."""
+        return waiting(self.rulings, {row["number"] for r in self.rounds for row in r.get("rulings", ())})
 
     def record(self, number: int) -> Record:
         """The record of one round. Raises NothingToDo where it is not published."""
@@ -49,12 +70,15 @@ class History:
 def read_history(layout: Layout, git: Git, revision: str = "HEAD") -> History:
     """The records at `revision`."""
     names = git.files(revision, "rounds") if git.head() else []
-    texts = git.read(revision, sorted(name for name in names if name.endswith(("/round.json", "/genesis.json"))))
+    wanted = ("/round.json", "/genesis.json")
+    texts = git.read(revision, sorted(n for n in names if n.endswith(wanted) or n.startswith("rounds/rulings/")))
     genesis = texts.pop("rounds/genesis.json", None)
+    spoken = [name for name in texts if name.startswith("rounds/rulings/")]
+    rulings = tuple(parse_ruling(json.loads(texts.pop(name)), name) for name in spoken)
     records = tuple(json.loads(text) for text in texts.values())
     plans = {int(name.split("/")[1]) for name in names if name.endswith("/plan.jsonl")}
     open_rounds = plans - {record["round"] for record in records}
-    return History(revision, json.loads(genesis) if genesis else None, records, max(open_rounds, default=None))
+    return History(revision, json.loads(genesis) if genesis else None, records, max(open_rounds, default=None), rulings)
 
 
 def read_plan(git: Git, number: int, revision: str = "HEAD") -> list[PlannedTask]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Collection
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,15 @@ from al_pipeline.errors import ForeignEdit
 from al_pipeline.files import read_json, sha256_file, sha256_tree, write_json, write_jsonl
 from al_pipeline.gate import Decision, decide
 from al_pipeline.items import count_items, fetch, read_ids
+from al_pipeline.labels import CONTROLS, active
 from al_pipeline.layout import Layout
-from al_pipeline.ledger import read_refused
+from al_pipeline.ledger import read_events, read_refused
 from al_pipeline.operations.history import History, Record, read_plans
 from al_pipeline.params import Params
-from al_pipeline.records import PlannedTask, push_key, round_name
+from al_pipeline.records import Event, PlannedTask, push_key, round_name
 from al_pipeline.repository import Dvc, Git
 from al_pipeline.results import Predictions, parse_predictions, read_labeled, read_queries, read_unresolved
+from al_pipeline.rulings import Ruling
 from al_pipeline.workspace import Workspace
 
 
@@ -33,7 +36,7 @@ def decide_and_plan(
     """
     layout, params = workspace.layout, workspace.params
     upcoming = 0 if number is None else number + 1
-    plan = _plan(workspace, git, upcoming)
+    plan = _plan(workspace, git, upcoming, history.abandoned)
     write_jsonl(layout.plan(upcoming), (asdict(task) for task in plan))
     record = {
         **facts,
@@ -48,7 +51,7 @@ def decide_and_plan(
         "metrics": read_json(layout.metrics),
     }
     if number is not None:
-        record["decision"] = _decide(layout, git, history, params).to_row()
+        record["decision"] = _held(_decide(layout, git, history, params), history.holding).to_row()
     write_json(layout.genesis if number is None else layout.record(number), record)
 
 
@@ -90,8 +93,8 @@ def unsynced(git: Git, layout: Layout) -> bool:
     return git.remote() is not None and read_json(layout.private / "synced.json", {}).get("head") != git.head()
 
 
-def _plan(workspace: Workspace, git: Git, number: int) -> list[PlannedTask]:
-    """Test items that nobody was asked about yet, then the batch."""
+def _plan(workspace: Workspace, git: Git, number: int, abandoned: Collection[int]) -> list[PlannedTask]:
+    """Test items that nobody was asked about yet (but in abandoned rounds), then the batch."""
     layout = workspace.layout
     queries = read_queries(layout.queries)
     hashes = {
@@ -101,7 +104,12 @@ def _plan(workspace: Workspace, git: Git, number: int) -> list[PlannedTask]:
     settled |= {
         row.item_id for row in read_unresolved(layout.unresolved) if row.part == "test" and row.kind == "ignored"
     }
-    earlier = {task.item_id for task in read_plans(git).values() if task.part == "test" and task.round < number}
+    void = _void_tasks(read_events(layout.events))
+    earlier = {
+        task.item_id
+        for task in read_plans(git).values()
+        if task.part == "test" and task.round < number and task.round not in abandoned and task.push_key not in void
+    }
     known = read_ids([layout.test])
     test = [
         (item, content)
@@ -130,6 +138,12 @@ def _plan(workspace: Workspace, git: Git, number: int) -> list[PlannedTask]:
         )
         for q in queries
     ]
+
+
+def _void_tasks(events: list[Event]) -> set[str]:
+    """Push keys of tasks with answers of which none counts any more: an item of the test set is asked once more."""
+    heard = {event.annotation_key.rpartition("#")[0] for event in events if event.type not in CONTROLS}
+    return heard - {event.annotation_key.rpartition("#")[0] for event in active(events)}
 
 
 def _counts(layout: Layout, plan: list[PlannedTask]) -> dict[str, Any]:
@@ -186,6 +200,14 @@ def _decide(layout: Layout, git: Git, history: History, params: Params) -> Decis
         bootstrap=params.evaluate.bootstrap,
         confidence=params.evaluate.confidence,
     )
+
+
+def _held(decision: Decision, holding: Ruling | None) -> Decision:
+    """The decision while promotion waits for a person: held, with what the gate would have said."""
+    if holding is None:
+        return decision
+    said = f"promotion waits for `al approve`: {holding.sentence()}"
+    return replace(decision, verdict="held", reasons=(said, f"else {decision.verdict}", *decision.reasons))
 
 
 def _shared(champion: Predictions, challenger: Predictions) -> tuple[Predictions, Predictions]:

@@ -21,6 +21,7 @@ from al_pipeline.ledger import Refused, add_to_inbox, canonical, event_digest, r
 from al_pipeline.oracle import CONTROL, RESERVED, TIME_FORMAT, Oracle, ProjectRef, data_key, shown_fields, shown_hash
 from al_pipeline.params import Schema
 from al_pipeline.records import Annotation, AnsweredTask, Event, EventType, PlannedTask, shown_text
+from al_pipeline.rulings import Ruling, control_event
 from al_pipeline.workspace import Workspace
 
 OVERLAP = timedelta(minutes=10)
@@ -70,11 +71,13 @@ def pull(
     max_vanished: int,
     accept_vanished: bool = False,
     full: bool = False,
+    abandoned: Mapping[int, Ruling] | None = None,
 ) -> PullReport:
     """Append to the inbox what Label Studio holds that we do not know yet.
 
     `plans` has every task ever planned, by push key; `allow` the annotators who may answer (empty: everybody);
-    `observed_at` is our time in UTC, ISO 8601. `full` reads everything again and finds deleted tasks too. Raises
+    `observed_at` is our time in UTC, ISO 8601. `full` reads everything again and finds deleted tasks too. What is said
+    of tasks of `abandoned` rounds is kept like all else, with a quarantine under the ruling that abandoned them. Raises
     VanishedAnswers, with nothing appended, when more than `max_vanished` answers are gone and not `accept_vanished`.
     """
     layout = workspace.layout
@@ -102,15 +105,30 @@ def pull(
             f"({max_vanished}) in params.yaml; nothing was recorded. If people deleted them on purpose: "
             "`al round --accept-vanished`"
         )
-    add_to_inbox(layout.inbox_events, reading.new_events(), reading.refused, ledger=layout.events)
+    news = reading.new_events()
+    news += _quarantines(news, abandoned or {}, observed_at)
+    add_to_inbox(layout.inbox_events, news, reading.refused, ledger=layout.events)
     following = _following(cursor, newest, observed_at)
     if following is not None:
         write_json(layout.pull_state, {"project_uid": ref.project_uid, "cursor": following})
     return PullReport(
-        events=Counter(event.type for event in reading.new_events()),
+        events=Counter(event.type for event in news),
         refused=Counter(str(row["reason"]) for row in reading.refused),
         cursor=following,
     )
+
+
+def _quarantines(news: Sequence[Event], abandoned: Mapping[int, Ruling], observed_at: str) -> list[Event]:
+    """What keeps answers to tasks of abandoned rounds out of the fold until their ruling is taken back."""
+    late: dict[int, list[str]] = defaultdict(list)
+    for event in news:
+        if event.round in abandoned:
+            late[abandoned[event.round].number].append(event.event_id)
+    rulings = {ruling.number: ruling for ruling in abandoned.values()}
+    return [
+        control_event(rulings[number], "quarantine", ids, event_digest("ruling", number, "late", *ids), observed_at)
+        for number, ids in late.items()
+    ]
 
 
 def believe(result: Sequence[Any], was_cancelled: bool, schema: Schema) -> Answer | Reason:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from al_pipeline.errors import BadInput, LabelStudioDown, NeedsAHand
@@ -76,17 +76,20 @@ def push(
     return PushReport(present=present, sent=len(sizes) - present, duplicates_removed=removed)
 
 
-def retire(oracle: Oracle, ref: ProjectRef, current_round: int) -> int:
-    """Take open pool tasks of earlier rounds that nobody answered out of the queue; how many. Test tasks stay."""
+def retire(oracle: Oracle, ref: ProjectRef, current_round: int, abandoned: Collection[int] = ()) -> int:
+    """Take open pool tasks of earlier rounds that nobody answered out of the queue; how many. Test tasks stay.
+
+    Of the `abandoned` rounds all open tasks go, those that wait for a second answer too: it would not count.
+    """
     stale = [
         state.task_id
         for state in oracle.task_states(ref)
-        if state.part == "pool"
+        if (state.part == "pool" or state.round in abandoned)
         and state.round is not None
         and state.round < current_round
         and state.push_key is not None
         and not state.is_labeled
-        and state.annotations == 0
+        and (state.annotations == 0 or state.round in abandoned)
     ]
     oracle.retire(ref, stale)
     return len(stale)

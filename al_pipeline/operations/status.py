@@ -12,6 +12,7 @@ from al_pipeline.lock import holder
 from al_pipeline.operations.history import read_history
 from al_pipeline.operations.tick import closing_rule, look
 from al_pipeline.repository import Git
+from al_pipeline.rulings import parse_ruling
 from al_pipeline.servers import prefect_environment
 from al_pipeline.workspace import Workspace
 
@@ -57,6 +58,8 @@ def status(workspace: Workspace) -> dict[str, Any]:
         "test_labelled": counts["test_labelled"],
         "refused": dict(sorted(refused.items())),
         "promoted": history.promoted,
+        "held": history.holding.sentence() if history.holding else None,
+        "paused": history.pausing.sentence() if history.pausing else None,
         "metrics": {name: metrics[name]["value"] for name in FIGURES if metrics},
         "project_id": project.get("project_id"),
         "label_studio_url": workspace.credentials().get("url"),
@@ -67,6 +70,8 @@ def status(workspace: Workspace) -> dict[str, Any]:
 
 def _next(planned: int | None, step: str, facts: Facts, workspace: Workspace) -> str:
     """What the next `al round` will do, in words."""
+    if facts.amend:
+        return f"`al round` carries out what was ruled about labels ({step})"
     if facts.closed:
         what = "the first plan" if planned is None else f"round {planned}"
         return f"`al round` goes on with the build of {what} ({step})"
@@ -88,6 +93,7 @@ def rounds(workspace: Workspace) -> list[dict[str, Any]]:
             "test_labelled": record["counts"]["test_labelled"],
             "verdict": record["decision"]["verdict"],
             "reasons": record["decision"]["reasons"],
+            "rulings": [parse_ruling(row, "round.json").sentence() for row in record.get("rulings", ())],
             "closed_at": record["closed_at"],
             "metrics": {name: record["metrics"][name] for name in FIGURES},
         }

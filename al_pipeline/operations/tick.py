@@ -19,9 +19,9 @@ from typing import Any, Protocol
 from al_pipeline import child
 from al_pipeline.engine import STAGE_ENVIRONMENT
 from al_pipeline.errors import ForeignEdit, RepositoryError
-from al_pipeline.files import read_json, remove_leftovers, write_json
+from al_pipeline.files import read_json, remove_leftovers, write_json, write_text
 from al_pipeline.items import count_items, fetch
-from al_pipeline.labels import standing
+from al_pipeline.labels import active, standing
 from al_pipeline.layout import STAGES, Layout
 from al_pipeline.ledger import known_ids, read_events, read_refused
 from al_pipeline.lifecycle import BUILD, Closing, Facts, State, Step, Wait, close_reason, next_step, state
@@ -32,6 +32,7 @@ from al_pipeline.operations.guess import guess
 from al_pipeline.operations.history import History, read_history, read_plan, read_plans
 from al_pipeline.operations.pull import pull
 from al_pipeline.operations.push import push, retire
+from al_pipeline.operations.rule import check_snapshot, finish_ruling
 from al_pipeline.operations.sources import ingest_sources
 from al_pipeline.oracle import Oracle, ProjectRef
 from al_pipeline.records import Event, PlannedTask, Task, round_name, shown_text
@@ -126,8 +127,9 @@ def tick(
         child.end_remembered(layout.encoding)
         _tidy(layout)
         git = Git(layout.root)
+        finish_ruling(layout, git)
         session = _Session(workspace, git, dvc, make_oracle, options or Options(), now, say, read_history(layout, git))
-        _check_owned(session)
+        check_owned(workspace, git, dvc, session.history, now())
         steps: list[tuple[str, float]] = []
         published: list[int] = []
         rule = closing_rule(workspace)
@@ -196,19 +198,28 @@ def _look(workspace: Workspace, git: Git, history: History, now: datetime) -> Fa
     if closed:
         record = read_json(layout.genesis if planned is None else layout.record(planned)) or {}
         decided = record.get("build") == build.build_key(layout)
-    if planned is None or closed:
-        return Facts(items, incoming, planned, untagged, closed=closed, built=build.built(layout), decided=decided)
-    tasks = read_plan(git, planned)
-    inbox = read_events(layout.inbox_events)
-    settled = settled_tasks(workspace, tasks, read_events(layout.events, layout.inbox_events))
-    folded = known_ids(layout.events)
-    news = {event.item_id for event in inbox if event.label is not None and event.event_id not in folded}
-    opened = datetime.fromtimestamp(opened_at(layout, git, planned), UTC)
-    return Facts(
+    carried = set(read_json(layout.overrides, {}).get("rulings", ())) if closed else set()
+    waiting = {ruling.number for ruling in history.waiting}
+    found = Facts(
         items=items,
         incoming=incoming,
         planned=planned,
         untagged=untagged,
+        amend=not waiting <= carried,
+        amending=bool(carried),
+        paused=history.pausing.sentence() if history.pausing else "",
+    )
+    if planned is None or closed:
+        return replace(found, closed=closed, built=build.built(layout), decided=decided)
+    tasks = read_plan(git, planned)
+    inbox = read_events(layout.inbox_events)
+    events = read_events(layout.events, layout.inbox_events)
+    settled = settled_tasks(workspace, tasks, events)
+    fresh = {event.event_id for event in inbox} - known_ids(layout.events)
+    news = {event.item_id for event in active(events) if event.label is not None and event.event_id in fresh}
+    opened = datetime.fromtimestamp(opened_at(layout, git, planned), UTC)
+    return replace(
+        found,
         tasks=len(tasks),
         settled=settled,
         new_labels=len(news),
@@ -240,10 +251,7 @@ def _take(step: Step, session: _Session, facts: Facts) -> Any:
             assert planned is not None
             return _with_label_studio(step, session, planned)
         case Step.CLOSE:
-            upcoming = 0 if planned is None else planned + 1
-            why = close_reason(facts, closing_rule(workspace)) if planned is not None else "the first build"
-            _remember(layout, planned, closed_at=session.now().timestamp(), reason=why)
-            return close(layout, session.dvc, upcoming)
+            return _close(session, facts)
         case Step.DECIDE:
             return publish.decide_and_plan(
                 workspace,
@@ -262,6 +270,22 @@ def _take(step: Step, session: _Session, facts: Facts) -> Any:
             return _sync(session)
         case _:
             return build.run_step(step, layout, workspace.params.features, session.dvc)
+
+
+def _close(session: _Session, facts: Facts) -> None:
+    """Close the open round. Rulings that wait are carried out by it, and then are why it closes."""
+    layout, planned, rulings = session.layout, facts.planned, session.history.waiting
+    if planned is None:
+        why = "the first build"
+    else:
+        why = "; ".join(r.sentence() for r in rulings) or close_reason(facts, closing_rule(session.workspace)) or ""
+    for ruling in rulings:
+        if ruling.params_from is not None and (text := session.git.show(ruling.params_from, layout.params.name)):
+            write_text(layout.params, text)
+    session.workspace = replace(session.workspace)  # which reads its parameters anew
+    check_snapshot(session.workspace, session.git, rulings)
+    _remember(layout, planned, closed_at=session.now().timestamp(), reason=why)
+    close(layout, session.dvc, 0 if planned is None else planned + 1, rulings=rulings)
 
 
 def _sync(session: _Session) -> None:
@@ -300,7 +324,7 @@ def _with_label_studio(step: Step, session: _Session, planned: int) -> None:
     assert session.oracle is not None and session.project is not None
     if step is Step.RETIRE:
         if not read_json(layout.state(planned), {}).get("retired"):
-            retire(session.oracle, session.project, planned)
+            retire(session.oracle, session.project, planned, session.history.abandoned)
             _remember(layout, planned, retired=True)
     elif step is Step.PUSH:
         plan = read_plan(session.git, planned)
@@ -308,6 +332,7 @@ def _with_label_studio(step: Step, session: _Session, planned: int) -> None:
         if "opened_at" not in read_json(layout.state(planned), {}):
             _remember(layout, planned, opened_at=session.now().timestamp())
     else:
+        rulings = {ruling.number: ruling for ruling in session.history.rulings}
         report = pull(
             workspace,
             session.oracle,
@@ -319,6 +344,7 @@ def _with_label_studio(step: Step, session: _Session, planned: int) -> None:
             workspace.params.label_studio.max_vanished,
             accept_vanished=session.options.accept_vanished,
             full=step is Step.AUDIT,
+            abandoned={number: rulings[ruling] for number, ruling in session.history.abandoned.items()},
         )
         for kind, count in report.events.items():
             session.pulled[kind] = session.pulled.get(kind, 0) + count
@@ -368,6 +394,7 @@ def _round_facts(session: _Session, planned: int | None) -> dict[str, Any]:
         "reason": remembered.get("reason"),
         "seconds": build.build_seconds(layout),
         "project": read_json(layout.project) or None,
+        "rulings": [ruling.to_row() for ruling in session.history.waiting],
     }
     if planned is not None:
         events = read_events(layout.events)
@@ -384,22 +411,22 @@ def _round_facts(session: _Session, planned: int | None) -> dict[str, Any]:
     return facts
 
 
-def _check_owned(session: _Session) -> None:
-    """Between builds everything the engine owns is as committed; a change there is somebody else's."""
-    layout = session.layout
-    if session.git.head() is not None and session.git.branch() is None:
+def check_owned(workspace: Workspace, git: Git, dvc: Dvc, history: History, now: datetime) -> None:
+    """Between builds everything the engine owns is as committed; raise ForeignEdit where somebody changed it."""
+    layout = workspace.layout
+    if git.head() is not None and git.branch() is None:
         raise ForeignEdit("HEAD is detached, and a round would be lost at the next checkout: `git switch main` first")
-    if layout.closing.exists() or _look(session.workspace, session.git, session.history, session.now()).closed:
+    if layout.closing.exists() or _look(workspace, git, history, now).closed:
         return
-    if session.git.head() is None:
+    if git.head() is None:
         raise ForeignEdit(f"{layout.root} has no commit; was `al init` interrupted? Run it again")
-    if changed := foreign_edits(layout, session.git):
+    if changed := foreign_edits(layout, git):
         raise ForeignEdit(
             f"changed by somebody else: {', '.join(changed[:5])}. `git diff` shows what; "
             "`git checkout -- FILE` (or deleting a file that git does not know) takes it back"
         )
-    bring_sources(layout, session.dvc)
-    check_sources(layout, session.dvc)
+    bring_sources(layout, dvc)
+    check_sources(layout, dvc)
 
 
 def _remember(layout: Layout, planned: int | None, **values: Any) -> None:

@@ -70,7 +70,11 @@ class Git:
 
     def has_identity(self) -> bool:
         """Whether commits would carry the user's own name."""
-        return self.run("config", "user.email", check=False).returncode == 0 or "GIT_AUTHOR_EMAIL" in os.environ
+        return self.identity() is not None
+
+    def identity(self) -> str | None:
+        """The user's own name for commits; None where git knows none."""
+        return self.run("config", "user.email", check=False).stdout.strip() or os.environ.get("GIT_AUTHOR_EMAIL")
 
     def head(self) -> str | None:
         """The commit that is checked out; None before the first."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 from al_pipeline.engine import check_engine
-from al_pipeline.labels import fold
+from al_pipeline.labels import fold, times_asked
 from al_pipeline.layout import Layout
 from al_pipeline.ledger import read_events
 from al_pipeline.params import load_params
@@ -19,12 +17,7 @@ def main(layout: Layout) -> None:
     check_engine(layout.engine)
     params = load_params(layout.params)
     events = read_events(layout.events)
-    rounds: defaultdict[str, set[int]] = defaultdict(set)
-    for event in events:
-        if event.round >= 0:
-            rounds[event.item_id].add(event.round)
-    asked = {item: len(numbers) for item, numbers in rounds.items()}
-    folded = fold(events, params.schema_.labels, len(params.annotators) or None, asked)
+    folded = fold(events, params.schema_.labels, len(params.annotators) or None, times_asked(events))
     write_labeled(layout.labeled, folded.labeled)
     write_labeled(layout.test_labels, folded.test)
     write_unresolved(layout.unresolved, folded.unresolved)

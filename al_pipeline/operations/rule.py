@@ -1,0 +1,363 @@
+"""Make rulings: roll back and take that back, revoke and restore answers, approve a model, pause and resume.
+
+A ruling is one small file and one commit. What it asks of the labels is carried out by the next tick, like the close of
+any round: a quarantine event, a new fold, a build, a tag. So a kill at any line leaves either nothing or a ruling that
+the next tick finishes.
+"""
+
+from __future__ import annotations
+
+import getpass
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from al_pipeline.errors import AlError, ForeignEdit, NeedsAHand, NothingToDo, RemoteIncomplete, UsageError
+from al_pipeline.files import TEMPORARY_PREFIX, sha256_file, write_json
+from al_pipeline.labels import Folded, active, fold, times_asked
+from al_pipeline.layout import Layout
+from al_pipeline.ledger import last_part, read_events
+from al_pipeline.lock import locked
+from al_pipeline.operations.close import carry_out
+from al_pipeline.operations.history import History, Record, read_history
+from al_pipeline.params import Params, parse_params
+from al_pipeline.records import Event, LabeledItem, round_name
+from al_pipeline.repository import Dvc, Git
+from al_pipeline.results import read_labeled, read_unresolved, write_labeled, write_unresolved
+from al_pipeline.rulings import Kind, Ruling, Selection, in_effect, moment
+from al_pipeline.workspace import Workspace
+
+_FOLDED = ("labeled", "test_labels", "unresolved")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a ruling does (or, in a rehearsal, would do)."""
+
+    ruling: Ruling
+    leaving: tuple[tuple[int, str, int], ...]
+    """Answers that stop counting, as (round, annotator, how many)."""
+    coming: tuple[tuple[int, str, int], ...]
+    """Answers that count again."""
+    labels: tuple[int, int]
+    """Size of the labelled set before and after."""
+    changed: int
+    """Items of the pool whose label goes, comes or becomes another."""
+    served: tuple[str | None, str | None]
+    """The round whose model is the promoted one, before and after."""
+    metrics: tuple[Record, Record]
+    """The newest round's metrics, and those of the round gone back to (the same where it is no rollback)."""
+    params: tuple[str, ...] = ()
+    """The sections of `params.yaml` that change."""
+
+    def to_json(self) -> dict[str, Any]:
+        """This change as a JSON object."""
+        names = ("accuracy", "macro_f1", "average_precision", "log_loss", "calibration_error")
+        before, after = ({name: found[name]["value"] for name in names if name in found} for found in self.metrics)
+        return {
+            "ruling": self.ruling.to_row(),
+            "leaving": [dict(zip(("round", "annotator", "answers"), row, strict=True)) for row in self.leaving],
+            "coming": [dict(zip(("round", "annotator", "answers"), row, strict=True)) for row in self.coming],
+            "labelled_before": self.labels[0],
+            "labelled_after": self.labels[1],
+            "labels_changed": self.changed,
+            "served_before": self.served[0],
+            "served_after": self.served[1],
+            "metrics_before": before,
+            "metrics_after": after,
+            "params": list(self.params),
+        }
+
+
+def rollback(
+    workspace: Workspace,
+    dvc: Dvc,
+    number: int,
+    *,
+    labels: bool,
+    model: bool,
+    params: bool,
+    reason: str,
+    dry_run: bool = False,
+) -> Change:
+    """Go back to the snapshot of round `number`: its labels, the model it served, its parameters.
+
+    Proves first that the snapshot's data can be had and that the fold will equal the snapshot's, and else raises with
+    nothing changed: RemoteIncomplete, NeedsAHand, NothingToDo where there is nothing to go back from. `dvc` must not be
+    running commands of its own.
+    """
+    with _ruling(workspace, dvc, "al rollback") as (git, history):
+        layout, record = workspace.layout, history.record(number)
+        tag = round_name(number)
+        if tag not in git.tags():
+            raise NothingToDo(f"{tag} has no tag yet; `al round` makes it, then roll back")
+        before = {"serves": history.promoted, "hold": history.holding is not None, "head": git.head()}
+        then = read_history(layout, git, tag)
+        serves = then.promoted if model else None
+        if model and serves is None:
+            raise NothingToDo(f"at {tag} no model was promoted; `--labels` alone goes back without one")
+        if params and git.changed([layout.params]):
+            raise ForeignEdit("params.yaml is edited and not committed; commit or discard that first (`git diff`)")
+        if not labels and not params and serves == history.promoted and history.holding is not None:
+            raise NothingToDo(f"the model of {serves} is served already, and promotion is held")
+        ruling = _new(
+            history, git, "rollback", reason, labels=labels, to=number,
+            serves=serves, hold=True if model else None, params_from=tag if params else None, before=before,
+        )  # fmt: skip
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=layout.private) as place:
+            snapshot = _prove(dvc, record, Path(place), model=model)
+            ruling = replace(ruling, parts=last_part(snapshot / "events") if labels else None)
+            change = _change(workspace, git, history, ruling, metrics_after=record["metrics"])
+            if labels:
+                folded = _fold_with(workspace, git, ruling, history)
+                _same_fold(folded, record, snapshot)
+        if not dry_run:
+            _commit(layout, git, ruling)
+        return change
+
+
+def undo(workspace: Workspace, dvc: Dvc, reason: str, *, dry_run: bool = False) -> Change:
+    """Take the newest rollback that stands back: its labels count again, and what it changed of the model is as before.
+
+    Raises NothingToDo where none stands.
+    """
+    with _ruling(workspace, dvc, "al rollback --undo") as (git, history):
+        undone = {ruling.undoes for ruling in history.rulings if ruling.kind == "undo"}
+        standing = [r for r in in_effect(history.rulings) if r.kind == "rollback" and r.number not in undone]
+        if not standing:
+            raise NothingToDo("no rollback stands that could be taken back; `al rounds` lists them")
+        last = standing[-1]
+        before = last.before or {}
+        ruling = _new(
+            history, git, "undo", reason, labels=last.labels, undoes=last.number,
+            serves=before.get("serves") if last.serves else None,
+            hold=bool(before.get("hold")) if last.hold is not None else None,
+            params_from=before.get("head") if last.params_from else None,
+        )  # fmt: skip
+        change = _change(workspace, git, history, ruling)
+        if not dry_run:
+            _commit(workspace.layout, git, ruling)
+        return change
+
+
+def amend(
+    workspace: Workspace, dvc: Dvc, kind: Kind, selection: Selection, reason: str, *, dry_run: bool = False
+) -> Change:
+    """Revoke the answers that `selection` names, or restore them. Raises NothingToDo where it names none."""
+    if selection == Selection():
+        raise UsageError("name the answers: --annotator, --round, --since or --item (together they narrow it down)")
+    if selection.since is not None:
+        try:
+            selection = replace(selection, since=moment(selection.since).isoformat())
+        except ValueError:
+            raise UsageError(
+                f"--since takes a date or a time such as 2026-03-01T14:00, got {selection.since!r}"
+            ) from None
+    with _ruling(workspace, dvc, f"al labels {kind}") as (git, history):
+        ruling = _new(history, git, kind, reason, labels=True, selection=selection)
+        change = _change(workspace, git, history, ruling)
+        if not change.leaving and not change.coming:
+            what = "counts" if kind == "revoke" else "is quarantined"
+            raise NothingToDo(f"no answer that {what} is one of: {selection}; `al log ITEM` shows an item's answers")
+        if not dry_run:
+            _commit(workspace.layout, git, ruling)
+        return change
+
+
+def approve(workspace: Workspace, dvc: Dvc, number: int | None, reason: str) -> Ruling:
+    """Promote the model of round `number` (default: the newest published) and let later models be promoted again."""
+    with _ruling(workspace, dvc, "al approve") as (git, history):
+        if not history.rounds:
+            raise NothingToDo("no round is published yet")
+        record = history.rounds[-1] if number is None else history.record(number)
+        tag = round_name(record["round"])
+        if history.holding is None and history.promoted == tag:
+            raise NothingToDo(f"the model of {tag} is the promoted one already, and nothing is held")
+        ruling = _new(history, git, "approve", reason, serves=tag, hold=False)
+        _commit(workspace.layout, git, ruling)
+        return ruling
+
+
+def pause(workspace: Workspace, dvc: Dvc, reason: str) -> Ruling:
+    """Have ticks do nothing until `resume`; what is half built is finished then."""
+    with _ruling(workspace, dvc, "al pause") as (git, history):
+        if history.pausing:
+            raise NothingToDo(f"it is paused already: {history.pausing.sentence()}")
+        ruling = _new(history, git, "pause", reason)
+        _commit(workspace.layout, git, ruling)
+        return ruling
+
+
+def resume(workspace: Workspace, dvc: Dvc, reason: str) -> Ruling:
+    """Have ticks work again."""
+    with _ruling(workspace, dvc, "al resume") as (git, history):
+        if not history.pausing:
+            raise NothingToDo("it is not paused; `al status` says what it waits for")
+        ruling = _new(history, git, "resume", reason)
+        _commit(workspace.layout, git, ruling)
+        return ruling
+
+
+def finish_ruling(layout: Layout, git: Git) -> None:
+    """Commit a ruling whose maker was killed in between. Call only while holding the lock."""
+    if git.head() is not None and git.branch() is not None and (left := git.changed([layout.rulings])):
+        if edited := [name for name in left if git.show("HEAD", name) is not None]:
+            raise ForeignEdit(f"rulings are never edited: {', '.join(edited)}; `git checkout -- FILE` takes that back")
+        git.commit("Finish a ruling whose making was interrupted", [layout.rulings])
+
+
+def check_snapshot(workspace: Workspace, git: Git, rulings: Sequence[Ruling]) -> None:
+    """Raise NeedsAHand where carrying `rulings` out, the last of them a rollback, would not give its snapshot's labels.
+
+    Parameters may have been edited since the ruling was made and checked.
+    """
+    if not rulings or rulings[-1].kind != "rollback":
+        return
+    layout = workspace.layout
+    record = read_history(layout, git).record(rulings[-1].to or 0)
+    _same_fold(_fold_after(workspace, rulings), record, None)
+
+
+# How a ruling is made ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _ruling(workspace: Workspace, dvc: Dvc, purpose: str) -> Iterator[tuple[Git, History]]:
+    """The lock, and the workspace as a tick would find it."""
+    from al_pipeline.operations.tick import check_owned
+
+    layout = workspace.layout
+    with locked(layout.lock, purpose):
+        dvc.end_previous()
+        git = Git(layout.root)
+        finish_ruling(layout, git)
+        history = read_history(layout, git)
+        if history.planned is None:
+            raise NothingToDo("no round was planned yet; `al round` makes the first plan")
+        check_owned(workspace, git, dvc, history, datetime.now(UTC))
+        yield git, history
+
+
+def _new(history: History, git: Git, kind: Kind, reason: str, **values: Any) -> Ruling:
+    assert history.planned is not None
+    return Ruling(
+        number=1 + max((ruling.number for ruling in history.rulings), default=0),
+        kind=kind,
+        round=history.planned,
+        by=git.identity() or getpass.getuser(),
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        reason=reason,
+        **values,
+    )
+
+
+def _commit(layout: Layout, git: Git, ruling: Ruling) -> None:
+    path = layout.ruling(ruling.number)
+    write_json(path, ruling.to_row())
+    git.commit(f"Ruling {ruling.number}: {ruling.sentence()}", [path])
+
+
+def _prove(dvc: Dvc, record: Record, place: Path, *, model: bool) -> Path:
+    """Bring a snapshot's labels, ledger and (with `model`) model into `place`: what cannot be had is named.
+
+    Raises RemoteIncomplete.
+    """
+    tag = round_name(record["round"])
+    wanted = {"events": "data/events", **{name: f"data/{name}.parquet" for name in _FOLDED}}
+    if model:
+        wanted["model"] = "models/candidate"
+    for name, path in wanted.items():
+        try:
+            dvc.get(path, tag, place / name)
+        except AlError as error:
+            raise RemoteIncomplete(
+                f"{path} of {tag} cannot be had, neither here nor from the DVC remote; nothing was changed. {error}"
+            ) from None
+    return place
+
+
+def _params_after(workspace: Workspace, git: Git, ruling: Ruling) -> Params:
+    """The parameters that will hold once `ruling` is carried out."""
+    if ruling.params_from is None:
+        return workspace.params
+    name = workspace.layout.params.name
+    return parse_params(git.show(ruling.params_from, name) or "", f"{name} of {ruling.params_from}")
+
+
+def _fold_with(workspace: Workspace, git: Git, ruling: Ruling, history: History) -> Folded:
+    """The labels as they will be."""
+    return _fold_after(workspace, [*history.waiting, ruling], _params_after(workspace, git, ruling))
+
+
+def _fold_after(workspace: Workspace, rulings: Sequence[Ruling], params: Params | None = None) -> Folded:
+    layout = workspace.layout
+    params = params or workspace.params
+    controls = carry_out(rulings, layout.events, layout.inbox_events)
+    events = [*read_events(layout.events, layout.inbox_events), *controls]
+    return fold(events, params.schema_.labels, len(params.annotators) or None, times_asked(events))
+
+
+def _same_fold(folded: Folded, record: Record, snapshot: Path | None) -> None:
+    """Raise NeedsAHand where `folded` is not what the round's record says, to the byte.
+
+    Another engine may write equal rows in other bytes: then the rows themselves are compared, where `snapshot` has
+    them.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        write_labeled(place / "labeled", folded.labeled)
+        write_labeled(place / "test_labels", folded.test)
+        write_unresolved(place / "unresolved", folded.unresolved)
+        differ = [part for part in _FOLDED if sha256_file(place / part) != record["hashes"][part]]
+    if differ and snapshot is not None:
+        rows = {"labeled": folded.labeled, "test_labels": folded.test, "unresolved": folded.unresolved}
+        readers: dict[str, Any] = {"labeled": read_labeled, "test_labels": read_labeled, "unresolved": read_unresolved}
+        differ = [part for part in differ if tuple(readers[part](snapshot / part)) != rows[part]]
+    if differ:
+        raise NeedsAHand(
+            f"the labels would not be those of {round_name(record['round'])} ({', '.join(differ)} differ), so nothing "
+            "was changed: schema or annotators in params.yaml are others than then. `--params` takes them back too"
+        )
+
+
+def _change(
+    workspace: Workspace, git: Git, history: History, ruling: Ruling, metrics_after: Record | None = None
+) -> Change:
+    layout = workspace.layout
+    events = read_events(layout.events, layout.inbox_events)
+    waiting = history.waiting
+    now = active([*events, *carry_out(waiting, layout.events, layout.inbox_events)])
+    then = now
+    if ruling.labels:
+        then = active([*events, *carry_out([*waiting, ruling], layout.events, layout.inbox_events)])
+    before, after = {event.event_id for event in now}, {event.event_id for event in then}
+    old = _labels(_fold_after(workspace, waiting).labeled)
+    new = _labels(_fold_with(workspace, git, ruling, history).labeled) if ruling.labels else old
+    newest = history.rounds[-1]["metrics"] if history.rounds else {}
+    mine, theirs = (
+        p.model_dump(mode="json", by_alias=True) for p in (workspace.params, _params_after(workspace, git, ruling))
+    )
+    return Change(
+        ruling=ruling,
+        leaving=_by_person([event for event in now if event.event_id not in after]),
+        coming=_by_person([event for event in then if event.event_id not in before]),
+        labels=(len(old), len(new)),
+        changed=sum(old.get(item) != new.get(item) for item in old.keys() | new.keys()),
+        served=(history.promoted, ruling.serves or history.promoted),
+        metrics=(newest, metrics_after or newest),
+        params=tuple(name for name in mine if mine[name] != theirs.get(name)),
+    )
+
+
+def _labels(rows: Sequence[LabeledItem]) -> dict[str, str]:
+    return {row.item_id: row.label for row in rows}
+
+
+def _by_person(events: Sequence[Event]) -> tuple[tuple[int, str, int], ...]:
+    counted = Counter((event.round, event.annotator) for event in events)
+    return tuple((number, who, count) for (number, who), count in sorted(counted.items()))

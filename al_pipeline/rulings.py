@@ -1,0 +1,223 @@
+"""Rulings: what a person decided about rounds, labels and models outside the ordinary course; never edited.
+
+A ruling is made while a round is open: it comes after the record of the round before and before that round's own. One
+that changes labels is carried out by the tick that closes this round; the others hold from the moment they are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from typing import Any, Literal, get_args
+
+from al_pipeline.errors import BadInput
+from al_pipeline.labels import active, quarantined
+from al_pipeline.records import Event, EventType, round_name
+
+Kind = Literal["rollback", "undo", "revoke", "restore", "approve", "pause", "resume"]
+
+_KINDS = frozenset(get_args(Kind))
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which answers a revocation or restoration speaks of: those that meet every condition that is given."""
+
+    annotator: str | None = None
+    round: int | None = None
+    item: str | None = None
+    since: str | None = None
+    """ISO 8601 with a zone: answers given or changed at that time or later."""
+
+    def __str__(self) -> str:
+        said = [
+            f"annotator {self.annotator}" if self.annotator is not None else "",
+            round_name(self.round) if self.round is not None else "",
+            f"item {self.item}" if self.item is not None else "",
+            f"since {self.since}" if self.since is not None else "",
+        ]
+        return ", ".join(filter(None, said))
+
+    def matches(self, event: Event) -> bool:
+        """Whether `event` meets the conditions; one whose time nobody knows is never `since`."""
+        if self.annotator is not None and event.annotator != self.annotator:
+            return False
+        if self.round is not None and event.round != self.round:
+            return False
+        if self.item is not None and event.item_id != self.item:
+            return False
+        if self.since is None:
+            return True
+        stamp = event.updated_at or event.created_at or event.observed_at
+        return stamp is not None and moment(stamp) >= moment(self.since)
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """One decision of a person."""
+
+    number: int
+    kind: Kind
+    round: int
+    """The round that was open."""
+    by: str
+    at: str
+    reason: str
+    labels: bool = False
+    """Whether it changes the labelled set."""
+    to: int | None = None
+    """rollback: the round whose snapshot is gone back to."""
+    parts: int | None = None
+    """rollback: the number of the snapshot's last part of the ledger."""
+    undoes: int | None = None
+    selection: Selection | None = None
+    serves: str | None = None
+    """The tag of the round whose model is the promoted one from now on; None leaves that as it is."""
+    hold: bool | None = None
+    """Whether later models wait for an approval; None leaves that as it is."""
+    params_from: str | None = None
+    """The git revision whose `params.yaml` comes back."""
+    before: Mapping[str, Any] | None = None
+    """rollback: what an undo goes back to (`serves`, `hold`, `head`)."""
+
+    def to_row(self) -> dict[str, Any]:
+        """This ruling as a JSON object."""
+        return asdict(self)
+
+    def sentence(self) -> str:
+        """What was decided, by whom and why."""
+        what = {
+            "rollback": f"rolled back to {round_name(self.to or 0)}",
+            "undo": f"took ruling {self.undoes} back",
+            "revoke": f"revoked answers ({self.selection})",
+            "restore": f"restored answers ({self.selection})",
+            "approve": f"approved the model of {self.serves}",
+            "pause": "paused",
+            "resume": "resumed",
+        }[self.kind]
+        return f"{what} by {self.by} at {self.at}" + (f": {self.reason}" if self.reason else "")
+
+
+def parse_ruling(row: Any, place: str) -> Ruling:
+    """The ruling that `to_row` wrote. Raises BadInput naming `place` where it is something else."""
+    known = {field.name for field in fields(Ruling)}
+    try:
+        if unknown := sorted(set(row) - known):
+            raise ValueError(f"unknown key {unknown[0]!r}")
+        selection = row.get("selection")
+        ruling = Ruling(**{**row, "selection": None if selection is None else Selection(**selection)})
+        if ruling.kind not in _KINDS or type(ruling.number) is not int or type(ruling.round) is not int:
+            raise ValueError("its kind, number or round is none")
+        if not all(value is None or type(value) is int for value in (ruling.to, ruling.parts, ruling.undoes)):
+            raise ValueError("a number is none")
+    except (TypeError, ValueError, AttributeError) as error:
+        raise BadInput(
+            f"{place} is no ruling that this engine knows ({error}); was it written by a newer one?"
+        ) from None
+    return ruling
+
+
+def moment(stamp: str) -> datetime:
+    """An ISO 8601 time with its zone (UTC where it names none). Raises ValueError."""
+    found = datetime.fromisoformat(stamp)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def in_effect(rulings: Sequence[Ruling]) -> list[Ruling]:
+    """The rulings that stand, in order: those about labels that a later one took back are left out.
+
+    An undo takes back the ruling that it names. A rollback takes back all that was made after the snapshot that it
+    goes to, undos included: as of events, the newest decides.
+    """
+    gone: set[int] = set()
+    standing = []
+    for place in range(len(rulings) - 1, -1, -1):
+        ruling = rulings[place]
+        if ruling.number in gone:
+            continue
+        if ruling.kind == "undo" and ruling.undoes is not None:
+            gone.add(ruling.undoes)
+        if ruling.kind == "rollback" and ruling.labels and ruling.to is not None:
+            gone |= {older.number for older in rulings[:place] if older.labels and older.round > ruling.to}
+        standing.append(ruling)
+    return standing[::-1]
+
+
+def abandoned(rulings: Sequence[Ruling]) -> dict[int, int]:
+    """The rounds whose answers do not count, even those that come in later, each with the ruling that says so."""
+    found: dict[int, int] = {}
+    for ruling in in_effect(rulings):
+        if ruling.kind == "rollback" and ruling.labels and ruling.to is not None:
+            found |= dict.fromkeys(range(ruling.to + 1, ruling.round + 1), ruling.number)
+    return found
+
+
+def holding(rulings: Sequence[Ruling]) -> Ruling | None:
+    """The ruling for which new models wait for an approval; None where they do not."""
+    newest = next((ruling for ruling in reversed(rulings) if ruling.hold is not None), None)
+    return newest if newest is not None and newest.hold else None
+
+
+def pausing(rulings: Sequence[Ruling]) -> Ruling | None:
+    """The ruling that has ticks do nothing; None where they work."""
+    newest = next((ruling for ruling in reversed(rulings) if ruling.kind in ("pause", "resume")), None)
+    return newest if newest is not None and newest.kind == "pause" else None
+
+
+def waiting(rulings: Iterable[Ruling], carried_out: Collection[int]) -> list[Ruling]:
+    """The rulings about labels that no published round has carried out yet, in order."""
+    return [ruling for ruling in rulings if ruling.labels and ruling.number not in carried_out]
+
+
+def promoted(rulings: Sequence[Ruling], rounds: Sequence[tuple[int, bool]]) -> str | None:
+    """The tag of the round whose model is the promoted one; None where there is none.
+
+    `rounds`: each published round's number and whether its record says promoted. The newest word counts; a ruling was
+    spoken before the record of the round that was open.
+    """
+    words = [((number, 1, 0), round_name(number)) for number, yes in rounds if yes]
+    words += [((r.round, 0, r.number), r.serves) for r in rulings if r.serves is not None]
+    return max(words)[1] if words else None
+
+
+def control_event(
+    ruling: Ruling, kind: EventType, targets: Sequence[str], event_id: str, observed_at: str | None = None
+) -> Event:
+    """The quarantine or restoration of `targets` that `ruling` asks for."""
+    return Event(
+        event_id=event_id,
+        type=kind,
+        item_id="",
+        content_hash="",
+        part="pool",
+        round=ruling.round,
+        annotation_key=ruling_key(ruling.number),
+        annotator=ruling.by,
+        reason=ruling.sentence(),
+        targets=tuple(targets),
+        observed_at=observed_at or ruling.at,
+    )
+
+
+def ruling_key(number: int) -> str:
+    """What the control events of a ruling bear in place of an annotation's name."""
+    return f"ruling:{number}"
+
+
+def targets_of(ruling: Ruling, events: Sequence[Event], snapshot: Collection[str]) -> tuple[EventType, list[str]]:
+    """Which events a ruling about labels takes out of the fold or back into it, in the ledger's order.
+
+    `snapshot`: the ids of the events that the snapshot of a rollback was folded from. Quarantining every later event,
+    controls included, gives exactly the snapshot's fold (see `labels.active`).
+    """
+    if ruling.kind == "rollback":
+        return "quarantine", [event.event_id for event in events if event.event_id not in snapshot]
+    if ruling.kind == "undo":
+        key = ruling_key(ruling.undoes or 0)
+        return "quarantine", [event.event_id for event in events if event.annotation_key == key]
+    selection = ruling.selection or Selection()
+    if ruling.kind == "revoke":
+        return "quarantine", [event.event_id for event in active(events) if selection.matches(event)]
+    out = quarantined(events)
+    return "restore", [event.event_id for event in events if event.event_id in out and selection.matches(event)]

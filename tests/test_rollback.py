@@ -1,0 +1,309 @@
+"""Rollback on real git and DVC: the labels of a snapshot to the byte, nothing lost, and the way back."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from harness import Killed, answer_all, change_params, copy_workspace, play
+
+from al_pipeline.errors import ForeignEdit, LabelStudioDown, NeedsAHand, NothingToDo, RemoteIncomplete, UsageError
+from al_pipeline.files import read_json
+from al_pipeline.labels import active
+from al_pipeline.ledger import read_events
+from al_pipeline.operations.history import read_history, read_plan
+from al_pipeline.operations.rule import Change, amend, approve, pause, resume, rollback, undo
+from al_pipeline.operations.status import rounds, status
+from al_pipeline.operations.tick import Options, TickReport, open_dvc, tick
+from al_pipeline.oracle import ProjectRef, SimulatedOracle
+from al_pipeline.repository import Git
+from al_pipeline.results import read_labeled
+from al_pipeline.rulings import Selection
+from al_pipeline.workspace import Workspace, open_workspace
+
+pytestmark = pytest.mark.slow
+
+BAD = "mallory@example.org"
+OTHER = {"ham": "spam", "spam": "ham"}
+
+
+@pytest.fixture(scope="module")
+def played(template: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str], SimulatedOracle]:
+    """Three published rounds, the last of them answered wrongly by one person; round 3 is open."""
+    folder = tmp_path_factory.mktemp("played")
+    workspace, oracle, truth = copy_workspace(template, folder), SimulatedOracle(), template[1]
+    play(workspace, oracle, truth, 2)
+    for key in oracle.queue(BAD):
+        oracle.answer(key, BAD, OTHER[truth[key.rsplit(":", 1)[1]]])
+    tick(open_workspace(workspace.layout.root), lambda: oracle)
+    return folder / "copy", truth, oracle
+
+
+class Rig:
+    """A copy of the played workspace with its Label Studio."""
+
+    def __init__(self, played: Any, folder: Path) -> None:
+        place, self.truth, oracle = played
+        self.workspace = copy_workspace((place, self.truth), folder)
+        self.layout, self.oracle = self.workspace.layout, copy.deepcopy(oracle)
+
+    @property
+    def git(self) -> Git:
+        return Git(self.layout.root)
+
+    def history(self) -> Any:
+        return read_history(self.layout, self.git)
+
+    def reopened(self) -> Workspace:
+        return open_workspace(self.layout.root)
+
+    def tick(self) -> TickReport:
+        return tick(self.reopened(), lambda: self.oracle)
+
+    def back(self, number: int, **wanted: Any) -> Change:
+        settings = {"labels": True, "model": True, "params": False, "reason": "bad labels", **wanted}
+        with open_dvc(self.layout) as dvc:
+            return rollback(self.reopened(), dvc, number, **settings)
+
+    def rule(self, what: Any, *given: Any, **named: Any) -> Any:
+        with open_dvc(self.layout) as dvc:
+            return what(self.reopened(), dvc, *given, **named)
+
+    def next_round(self, annotator: str = "ann@example.org", wrong: bool = False) -> TickReport:
+        for key in self.oracle.queue(annotator):
+            truth = self.truth[key.rsplit(":", 1)[1]]
+            other = {"ham": "spam", "spam": "ham"}[truth]
+            self.oracle.answer(key, annotator, other if wrong else truth)
+        return self.tick()
+
+    def hashes(self, number: int) -> dict[str, str]:
+        found = read_json(self.layout.record(number))["hashes"]
+        return {name: found[name] for name in ("labeled", "test_labels", "unresolved", "model")}
+
+    def clean(self) -> bool:
+        with open_dvc(self.layout) as dvc:
+            return self.git.run("status", "--porcelain").stdout == "" and dvc.changed() == {}
+
+
+def test_back_to_a_snapshot_and_on(played: Any, tmp_path: Path) -> None:
+    rig = Rig(played, tmp_path)
+    key = rig.oracle.queue("ann@example.org")[0]  # of the open round 3
+    change = rig.back(1)
+    assert {(number, who) for number, who, _ in change.leaving} == {(2, BAD)}
+    assert change.labels == (26, 18) and change.changed == 8
+    assert rig.history().planned == 3, "a ruling is made; the tick carries it out"
+    rig.oracle.answer(key, BAD, "ham")
+    report = rig.tick()
+    assert report.published == (3,) and report.round == 4
+    assert rig.hashes(3) == rig.hashes(1), "labels, and so the model, of the snapshot, to the byte"
+    assert rig.clean()
+    record = read_json(rig.layout.record(3))
+    assert "rolled back to round-0001" in record["reason"] and record["rulings"][0]["kind"] == "rollback"
+    assert record["decision"]["verdict"] == "held"
+    assert "rolled back" in rounds(rig.workspace)[-1]["rulings"][0]
+    assert rig.history().promoted == read_history(rig.layout, rig.git, "round-0001").promoted
+
+    keys = {task.push_key for task in read_plan(rig.git, 4)}
+    assert set(rig.oracle.queue("ann@example.org")) == keys, "the abandoned round has left the queue"
+    late = [e for e in read_events(rig.layout.inbox_events) if e.type == "label"]
+    assert [e.round for e in late] == [3], "what was said of it is kept"
+    assert late[0] not in active(read_events(rig.layout.events, rig.layout.inbox_events))
+
+    rig.next_round()
+    assert rig.history().planned == 5
+    rows = {row.item_id: row for row in read_labeled(rig.layout.labeled)}
+    assert len(rows) == 18 + 8 and all(row.label == rig.truth[item] for item, row in rows.items())
+    reasons = read_json(rig.layout.record(4))["decision"]["reasons"]
+    assert reasons[0].startswith("promotion waits for `al approve`: rolled back"), reasons
+    rig.rule(approve, None, "looks good")
+    assert rig.history().promoted == "round-0004" and rig.history().holding is None
+
+    change = rig.rule(undo, "it was not the labels after all")
+    assert {(number, who) for number, who, _ in change.coming} == {(2, BAD), (3, BAD)} and not change.leaving
+    rig.tick()
+    assert late[0] in active(read_events(rig.layout.events)), "the late answer to the abandoned round counts again too"
+    assert rig.history().abandoned == {} and rig.clean()
+    with pytest.raises(NothingToDo, match="no rollback stands"):
+        rig.rule(undo, "")
+
+
+def test_a_rehearsal_changes_nothing(played: Any, tmp_path: Path) -> None:
+    rig = Rig(played, tmp_path)
+    head = rig.git.head()
+    change = rig.back(0, dry_run=True)
+    assert change.to_json()["labelled_after"] == 10
+    rig.rule(amend, "revoke", Selection(round=1), "", dry_run=True)
+    assert rig.git.head() == head and rig.clean() and rig.history().rulings == ()
+
+
+def test_the_model_alone(played: Any, tmp_path: Path) -> None:
+    rig = Rig(played, tmp_path)
+    served = rig.history().promoted
+    rig.back(0, labels=False)
+    assert rig.history().promoted == "round-0000" and rig.clean()
+    assert rig.history().planned == 3, "no round is lost for it"
+    assert "rolled back" in status(rig.reopened())["held"]
+    with pytest.raises(NothingToDo, match="served already"):
+        rig.back(0, labels=False)
+    rig.rule(undo, "")
+    assert rig.history().promoted == served and rig.history().holding is None
+
+
+def test_parameters_go_back_where_asked(played: Any, tmp_path: Path) -> None:
+    rig = Rig(played, tmp_path)
+    change_params(rig.workspace, {"annotators: []": "annotators: [ann@example.org]"})
+    change_params(rig.workspace, {'    - "spam"\n': '    - "spam"\n    - "other"\n'})
+    with pytest.raises(ForeignEdit, match=r"params\.yaml is edited"):
+        rig.back(0, params=True)
+    text = rig.layout.params.read_text()
+    rig.git.commit("Three classes", [rig.layout.params])
+    change = rig.back(0, params=True)
+    assert set(change.params) == {"schema", "annotators"}
+    rig.tick()
+    assert rig.layout.params.read_text() == rig.git.show("round-0000", "params.yaml")
+    assert rig.hashes(3) == rig.hashes(0) and rig.clean()
+    rig.rule(undo, "")
+    rig.tick()
+    assert rig.layout.params.read_text() == text
+
+
+def test_other_parameters_that_change_the_fold_stop_it(played: Any, tmp_path: Path) -> None:
+    rig = Rig(played, tmp_path)
+    skipped = rig.oracle.queue("ann@example.org")[0]
+    rig.oracle.skip(skipped, "ann@example.org")
+    answer_all(rig.oracle, rig.truth)
+    tick(rig.reopened(), lambda: rig.oracle, options=Options(close_now=True))
+    change_params(rig.workspace, {"annotators: []": "annotators: [ann@example.org]"})
+    head = rig.git.head()
+    with pytest.raises(NeedsAHand, match="`--params` takes them back too"):
+        rig.back(3)
+    assert rig.git.head() == head
+
+
+def test_what_cannot_be_had_stops_it(played: Any, tmp_path: Path) -> None:
+    rig = Rig(played, tmp_path)
+    head = rig.git.head()
+    lock = yaml.safe_load(rig.git.show("round-0000", "dvc.lock") or "")
+    [md5] = [out["md5"] for out in lock["stages"]["label"]["outs"] if out["path"] == "data/labeled.parquet"]
+    for store in (tmp_path / "copy/remote", rig.layout.root / ".dvc/cache"):
+        (store / "files/md5" / md5[:2] / md5[2:]).unlink()
+    with pytest.raises(RemoteIncomplete, match=r"labeled.parquet of round-0000 cannot be had"):
+        rig.back(0)
+    with pytest.raises(NothingToDo, match="round-0009 is not published"):
+        rig.back(9)
+    assert rig.git.head() == head and rig.clean()
+
+
+def test_revoke_and_restore(played: Any, tmp_path: Path) -> None:
+    rig = Rig(played, tmp_path)
+    with pytest.raises(UsageError, match="name the answers"):
+        rig.rule(amend, "revoke", Selection(), "")
+    with pytest.raises(UsageError, match="--since takes a date"):
+        rig.rule(amend, "revoke", Selection(since="yesterday"), "")
+    with pytest.raises(NothingToDo, match="no answer that counts"):
+        rig.rule(amend, "revoke", Selection(annotator="nobody@example.org"), "")
+    test = next(task for task in read_plan(rig.git, 0) if task.part == "test").item_id
+    rig.rule(amend, "revoke", Selection(annotator=BAD), "wrong on purpose")
+    rig.rule(amend, "revoke", Selection(item=test), "and this one too, in the same round")
+    rig.tick()
+    assert rig.hashes(3)["labeled"] == rig.hashes(1)["labeled"] and rig.clean()
+    assert [task.item_id for task in read_plan(rig.git, 4) if task.part == "test"] == [test], "asked once more"
+    rig.rule(amend, "restore", Selection(round=2), "")
+    rig.tick()
+    assert len(read_labeled(rig.layout.labeled)) == 26 and rig.clean()
+    assert [task for task in read_plan(rig.git, 5) if task.part == "test"] == [], "still open, not asked twice"
+
+
+def test_a_build_that_bad_labels_have_stopped_is_no_dead_end(played: Any, tmp_path: Path) -> None:
+    rig = Rig(played, tmp_path)
+    answer_all(rig.oracle, rig.truth)
+
+    def die(name: str, action: Any, /) -> Any:
+        if name == "label":
+            raise Killed
+        return action()
+
+    with pytest.raises(Killed):
+        tick(rig.reopened(), lambda: rig.oracle, run=die)
+    rig.rule(amend, "revoke", Selection(round=3), "in the middle of a build")
+    report = rig.tick()
+    assert report.published == (3,) and rig.hashes(3)["labeled"] == rig.hashes(2)["labeled"] and rig.clean()
+
+
+def test_label_studio_may_be_down(played: Any, tmp_path: Path) -> None:
+    rig = Rig(played, tmp_path)
+    queue = set(rig.oracle.queue("ann@example.org"))
+
+    def down(_call: str, _moment: str) -> None:
+        raise LabelStudioDown("no reply")
+
+    rig.oracle.fault = down
+    rig.back(0)
+    with pytest.raises(LabelStudioDown):
+        rig.tick()
+    assert rig.hashes(3) == rig.hashes(0) and rig.clean(), "rolled back all the same"
+    rig.oracle.fault = None
+    rig.tick()
+    assert not queue & set(rig.oracle.queue("ann@example.org")), "what was owed is done"
+
+
+def test_paused_ticks_do_nothing_but_a_rollback_works(played: Any, tmp_path: Path) -> None:
+    rig = Rig(played, tmp_path)
+    rig.rule(pause, "the annotators are being trained")
+    answer_all(rig.oracle, rig.truth)
+    report = rig.tick()
+    assert report.steps == () and "being trained" in report.waits_for and "al resume" in report.waits_for
+    rig.back(0, model=False)
+    assert rig.tick().published == (3,)
+    assert status(rig.reopened())["paused"]
+    with pytest.raises(NothingToDo):
+        rig.rule(pause, "")
+    rig.rule(resume, "")
+    rig.tick()
+    assert rig.oracle.queue("ann@example.org")
+    with pytest.raises(NothingToDo):
+        rig.rule(resume, "")
+
+
+def test_killed_before_and_after_every_step(played: Any, tmp_path: Path) -> None:
+    rig = Rig(played, tmp_path)
+    rig.back(0)
+    names = ("close", "label", "train", "select", "decide", "publish", "tag", "retire", "push")
+    for moment, name in itertools.product(("before", "after"), names):
+
+        def die(step: str, action: Any, /, name: str = name, moment: str = moment) -> Any:
+            if step == name and moment == "before":
+                raise Killed
+            result = action()
+            if step == name:
+                raise Killed
+            return result
+
+        with contextlib.suppress(Killed):
+            tick(rig.reopened(), lambda: rig.oracle, run=die)
+    rig.tick()
+    assert rig.hashes(3) == rig.hashes(0) and rig.clean()
+    controls = [event for event in read_events(rig.layout.events) if event.type == "quarantine"]
+    assert len(controls) == 1
+    project = ProjectRef(**read_json(rig.layout.project))
+    keys = [state.push_key for state in rig.oracle.task_states(project)]
+    assert len(keys) == len(set(keys))
+
+
+def test_a_ruling_whose_maker_was_killed_is_committed_and_an_edited_one_refused(played: Any, tmp_path: Path) -> None:
+    rig = Rig(played, tmp_path)
+    head = rig.git.head()
+    rig.back(0, labels=False)
+    rig.git.run("reset", "--soft", str(head))
+    rig.git.run("restore", "--staged", "rounds/rulings")
+    rig.tick()
+    assert len(rig.history().rulings) == 1 and rig.clean()
+    path = rig.layout.ruling(1)
+    path.write_text(path.read_text().replace("bad labels", "no reason"))
+    with pytest.raises(ForeignEdit, match="rulings are never edited"):
+        rig.tick()
