@@ -174,6 +174,17 @@ def test_new_items_wait_for_the_close_and_late_answers_count(template: Any, tmp_
     assert found["pool"] == 98 and found["incoming"] == 0
 
 
+def test_a_lost_cache_is_no_foreign_edit(template: Any, tmp_path: Path) -> None:
+    """Somebody made room on the disk; the remote has it all."""
+    workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
+    play(workspace, oracle, truth, 1)
+    shutil.rmtree(workspace.layout.root / ".dvc/cache")
+    answer_all(oracle, truth)
+    assert tick(open_workspace(workspace.layout.root), lambda: oracle).published == (1,)
+    with open_dvc(workspace.layout) as dvc:
+        assert dvc.changed() == {}
+
+
 def test_close_now_closes_with_what_there_is(template: Any, tmp_path: Path) -> None:
     workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
     tick(workspace, lambda: oracle)

@@ -5,12 +5,13 @@ Can be killed at any line and repeated: parts are added by content, and the mark
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from al_pipeline.engine import write_engine
-from al_pipeline.errors import ForeignEdit
+from al_pipeline.errors import ForeignEdit, RepositoryError
 from al_pipeline.files import read_json, remove_leftovers, sha256_file, write_json
 from al_pipeline.labels import CONTROLS
 from al_pipeline.layout import Layout
@@ -79,6 +80,10 @@ def carry_out(rulings: Sequence[Ruling], ledger: Path, *inbox: Path) -> list[Eve
 def check_sources(layout: Layout, dvc: Dvc) -> None:
     """Raise ForeignEdit, naming the files, where data that only the engine writes is not as it left it."""
     edited, absent = _changes(layout, dvc)
+    if edited:
+        with contextlib.suppress(RepositoryError):  # without its list in DVC's cache an untouched folder looks edited
+            dvc.fetch(*(f"{name}.dvc" for name in edited))
+            edited, absent = _changes(layout, dvc)
     if edited:
         raise ForeignEdit(
             f"changed by somebody else: {', '.join(edited)}. "

@@ -128,6 +128,10 @@ class Dvc:
         """What `dvc status` says of `targets` (everything, if none): empty where all is as recorded."""
         return self._json(["status", "--json", *targets], "status", _TIMEOUT)
 
+    def fetch(self, *targets: str) -> None:
+        """Bring data that the cache lacks from the remote, and leave the work tree alone."""
+        self._checked(["fetch", *targets], "fetch", _TRANSFER_TIMEOUT)
+
     def pull(self, *targets: str) -> None:
         """Bring back data that the work tree lacks."""
         self._checked(["pull", *targets], "pull", _TRANSFER_TIMEOUT)
