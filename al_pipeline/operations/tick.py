@@ -135,7 +135,7 @@ def tick(
         rule = closing_rule(workspace)
         with closing(session):
             while not isinstance(step := next_step(facts := _facts(session), rule), Wait):
-                say(_announce(step, session))
+                say(_announce(step, facts))
                 begin = time.perf_counter()
                 run(str(step), partial(_take, step, session, facts))
                 seconds = time.perf_counter() - begin
@@ -451,6 +451,6 @@ def _tidy(layout: Layout) -> None:
     )
 
 
-def _announce(step: Step, session: _Session) -> str:
-    number = session.history.planned
+def _announce(step: Step, facts: Facts) -> str:
+    number = facts.untagged if step is Step.TAG else facts.planned
     return f"{'first build' if number is None else f'round {number}'}: {step}"
