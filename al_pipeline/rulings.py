@@ -85,9 +85,9 @@ class Ruling:
         """This ruling as a JSON object."""
         return asdict(self)
 
-    def sentence(self) -> str:
-        """What was decided, by whom and why."""
-        what = {
+    def summary(self) -> str:
+        """What was decided, in a few words."""
+        return {
             "rollback": f"rolled back to {round_name(self.to or 0)}",
             "undo": f"took ruling {self.undoes} back",
             "revoke": f"revoked answers ({self.selection})",
@@ -96,7 +96,10 @@ class Ruling:
             "pause": "paused",
             "resume": "resumed",
         }[self.kind]
-        return f"{what} by {self.by} at {self.at}" + (f": {self.reason}" if self.reason else "")
+
+    def sentence(self) -> str:
+        """What was decided, by whom and why."""
+        return f"{self.summary()} by {self.by} at {self.at}" + (f": {self.reason}" if self.reason else "")
 
 
 def parse_ruling(row: Any, place: str) -> Ruling:

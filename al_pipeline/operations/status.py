@@ -93,7 +93,7 @@ def rounds(workspace: Workspace) -> list[dict[str, Any]]:
             "test_labelled": record["counts"]["test_labelled"],
             "verdict": record["decision"]["verdict"],
             "reasons": record["decision"]["reasons"],
-            "rulings": [parse_ruling(row, "round.json").sentence() for row in record.get("rulings", ())],
+            "rulings": [parse_ruling(row, "round.json").summary() for row in record.get("rulings", ())],
             "closed_at": record["closed_at"],
             "metrics": {name: record["metrics"][name] for name in FIGURES},
         }
