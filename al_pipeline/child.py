@@ -8,6 +8,7 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -38,11 +39,25 @@ def end_remembered(record: Path) -> None:
 
 
 def run(
-    command: Sequence[str], folder: Path, environment: Mapping[str, str], record: Path, timeout: float
+    command: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    record: Path,
+    timeout: float,
+    log: IO[bytes] | None = None,
 ) -> int | None:
-    """Run `command` to its end; its exit code, or None where the time was up. It ends when we are interrupted."""
+    """Run `command` to its end; its exit code, or None where the time was up. It ends when we are interrupted.
+
+    What it prints goes to `log`, where one is given.
+    """
     with subprocess.Popen(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
     ) as process:
         try:
             remember(record, process.pid)

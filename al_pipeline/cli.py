@@ -17,6 +17,7 @@ import typer
 from al_pipeline.errors import AlError, Locked, NothingToDo, UsageError, WorldError
 
 if TYPE_CHECKING:
+    from al_pipeline.operations.reproduce import Reproduction
     from al_pipeline.operations.rule import Change
     from al_pipeline.operations.tick import TickReport
     from al_pipeline.repository import Dvc
@@ -284,6 +285,105 @@ def predict(
         return
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as target:
         target.writelines(json_line(row) for row in rows)
+
+
+@app.command()
+def reproduce(
+    number: Annotated[str | None, typer.Argument(metavar="ROUND", help="7 or round-0007. Default: the latest.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every published round, one after the other.")] = False,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="recorded|PATH",
+            help="Where another engine made the round: install that one in an environment of its own and run under it. "
+            "PATH: its sources, a checkout or wheel, where they are not the ones that run now.",
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="How far a metric may move where another engine makes the round again.")
+    ] = 0.02,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the clones for a look, until the next call.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make published rounds again in a fresh clone, from the DVC remote alone, and compare every byte.
+
+    Touches nothing in the workspace. Ends with 6 where a round came out different, naming the stage and the first \
+cause (data, features, parameters, engine), and with 5 where the remote lacks something.
+    """
+    from dataclasses import asdict
+
+    from al_pipeline.operations.history import round_number
+    from al_pipeline.operations.reproduce import failure
+    from al_pipeline.operations.reproduce import reproduce as run
+
+    if number is not None and everything:
+        raise UsageError("either one ROUND or `--all`, not both")
+    numbers = None if everything else [] if number is None else [round_number(number)]
+    made = []
+    with _waiting(not as_json) as say:
+        for one in run(_workspace(), numbers, engine=engine, tolerance=tolerance, keep=keep, say=say):
+            made.append(one)
+            if not as_json:
+                _show_reproduction(one, details=not everything or one.difference is not None)
+    error = failure(made)
+    if as_json:
+        _print_json({"ok": error is None, "rounds": [{**asdict(one), "ok": one.difference is None} for one in made]})
+        raise typer.Exit(error.exit_code if error else 0)
+    if error:
+        raise error
+
+
+def _show_reproduction(one: Reproduction, details: bool) -> None:
+    equal = sum(not output.unlike for output in one.outputs)
+    how = f"{equal} of {len(one.outputs)} outputs equal to the byte"
+    if one.compared == "metrics":
+        how = "metrics compared, not bytes, since another engine made it"
+    mark = "[green]✓[/]" if one.difference is None else "[red]✗[/]"
+    _say(f"{mark} [bold]round-{one.round:04d}[/], made again in a fresh clone: {how} ({one.seconds:.1f} s)")
+    if one.engine:
+        _say(f"    engine: {_safe(one.engine)}")
+        _say("    `--engine recorded` installs the one that made it in an environment of its own and compares bytes")
+    if details and one.figures:
+        _table(
+            ("metric", "recorded", "made again", ""),
+            [
+                [f.name, *("–" if v is None else f"{v:.4f}" for v in (f.recorded, f.made)), "" if f.near else "moved"]
+                for f in one.figures
+            ],
+        )
+    if details and one.outputs:
+        _table(
+            ("output", "stage", "made again (SHA-256)", ""),
+            [
+                [o.name, o.stage, o.sha256[:16], f"unlike {', '.join(o.unlike)}" if o.unlike else "equal"]
+                for o in one.outputs
+            ],
+        )
+    if one.difference is not None:
+        where = f"stage {one.difference.stage}" if one.difference.stage else "before any stage"
+        _say(f"    [red]{where}, cause: {one.difference.cause}.[/] {_safe(one.difference.what)}")
+    if one.folder:
+        _say(f"    the clone lies in {_safe(one.folder)} until the next `al reproduce`")
+
+
+@app.command()
+def upgrade(
+    replace_dvc_yaml: Annotated[
+        bool, typer.Option("--replace-dvc-yaml", help="Give up changes of your own in dvc.yaml (git keeps them).")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Carry the workspace to this engine's layout, in one commit. Your values and comments stay."""
+    from dataclasses import asdict
+
+    from al_pipeline.operations.upgrade import upgrade as run
+
+    done = run(_Chosen.folder, replace_dvc_yaml)
+    if as_json:
+        return _print_json(asdict(done))
+    if done.before == done.after:
+        return _say(f"The workspace has layout {done.after} already; nothing was changed.")
+    _say(f"Carried from layout {done.before} to {done.after}: {', '.join(done.changed)} ({done.commit[:12]}).")
 
 
 @app.command()

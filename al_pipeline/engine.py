@@ -102,9 +102,9 @@ def write_engine(path: Path) -> None:
         write_json(path, current_engine())
 
 
-def difference(recorded: dict[str, Any] | None) -> str:
-    """How the recorded engine differs from this one, in words; empty where it does not."""
-    mine, theirs = _flat(current_engine()), _flat(recorded or {})
+def difference(recorded: dict[str, Any] | None, other: dict[str, Any] | None = None) -> str:
+    """How the recorded engine differs from this one (or from `other`), in words; empty where it does not."""
+    mine, theirs = _flat(other or current_engine()), _flat(recorded or {})
     return "; ".join(
         f"{key}: was {theirs.get(key, 'absent')}, is {mine.get(key, 'absent')}"
         for key in sorted(mine.keys() | theirs.keys())

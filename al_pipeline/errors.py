@@ -19,7 +19,8 @@ AlError                     exit code 1
     ├── VanishedAnswers         more answers vanished than people plausibly deleted
     ├── SchemaInUse             a class that answers use was renamed or removed
     ├── EngineChanged           a stage was started under another engine than the build's
-    └── StageFailed             a DVC stage ended with an error
+    ├── StageFailed             a DVC stage ended with an error
+    └── NotReproduced           a published round, made again, came out different
 """
 
 from __future__ import annotations
@@ -115,3 +116,7 @@ class EngineChanged(NeedsAHand):
 
 class StageFailed(NeedsAHand):
     """A DVC stage ended with an error; its log says why."""
+
+
+class NotReproduced(NeedsAHand):
+    """A published round, made again from its own data, came out different from what is recorded."""

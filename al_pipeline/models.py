@@ -50,6 +50,8 @@ class TextModel:
     uses_encoder: bool
     encoder: str | None = None
     """The `encoder_identity` of the vectors that it was fitted on, where that is known."""
+    vectors: str | None = None
+    """The SHA-256 of those vectors: where a model comes out different, it tells whether the features did."""
     strength: float = STRENGTH
 
     @property
@@ -100,6 +102,7 @@ class TextModel:
             "strength": self.strength,
             "temperature": self.head.temperature,
             "total_labels": sum(self.head.counts.values()),
+            "vectors": self.vectors,
             "widths": list(self.head.widths),
         }
 
@@ -123,7 +126,10 @@ def fit_text_model(
     tfidf = fit_tfidf(tfidf_corpus) if features.uses_tfidf else None
     matrix = _features(texts, vectors, features.uses_encoder, tfidf)
     head = fit_head(matrix, labels, classes, seed, calibrate)
-    return TextModel(head, tfidf, features.uses_encoder, encoder if features.uses_encoder else None)
+    if vectors is None or not features.uses_encoder:
+        return TextModel(head, tfidf, features.uses_encoder)
+    digest = sha256_bytes(np.ascontiguousarray(vectors, np.float32).tobytes())
+    return TextModel(head, tfidf, True, encoder, digest)
 
 
 def load_text_model(folder: Path) -> TextModel:
@@ -145,6 +151,7 @@ def load_text_model(folder: Path) -> TextModel:
         tfidf=load_tfidf(folder) if "tfidf" in kinds else None,
         uses_encoder="encoder" in kinds,
         encoder=card["encoder"],
+        vectors=card.get("vectors"),
         strength=card["strength"],
     )
 

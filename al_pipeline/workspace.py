@@ -14,7 +14,8 @@ from al_pipeline.files import read_json, write_json
 from al_pipeline.layout import Layout
 from al_pipeline.params import Params, load_params
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
+"""Raise it with a migration in `operations/upgrade.py`."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,21 @@ def al_home() -> Path:
 
 def open_workspace(start: Path | None = None) -> Workspace:
     """The workspace that holds `start` (default: the current folder). Raises NotAWorkspace."""
+    layout, marker = find_workspace(start)
+    if (found := marker["layout"]) != LAYOUT_VERSION:
+        mend = "`al upgrade` carries it over" if found < LAYOUT_VERSION else "install a newer engine"
+        raise NotAWorkspace(f"{layout.root} has layout {found}, this engine works with {LAYOUT_VERSION}; {mend}")
+    return Workspace(layout, marker["workspace_id"])
+
+
+def find_workspace(start: Path | None = None) -> tuple[Layout, dict[str, Any]]:
+    """The workspace that holds `start`, of whatever layout, and what its marker says. Raises NotAWorkspace."""
     start = (start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
         layout = Layout(folder)
         marker = read_json(layout.marker)
-        if marker is None:
-            continue
-        if marker.get("layout") != LAYOUT_VERSION:
-            raise NotAWorkspace(
-                f"{folder} has layout {marker.get('layout')}, this engine works with {LAYOUT_VERSION}; "
-                "install the engine that made it"
-            )
-        return Workspace(layout, marker["workspace_id"])
+        if isinstance(marker, dict) and isinstance(marker.get("layout"), int):
+            return layout, marker
+        if marker is not None:
+            raise NotAWorkspace(f"{layout.marker} is not as `al init` wrote it; `git checkout -- {layout.marker.name}`")
     raise NotAWorkspace(f"{start} is not in a workspace; `al init DIR --labels a,b` makes one, then work inside DIR")

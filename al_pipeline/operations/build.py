@@ -8,6 +8,7 @@ from typing import Any
 
 from al_pipeline import child
 from al_pipeline.engine import STAGE_ENVIRONMENT, current_engine, write_engine
+from al_pipeline.environment import Engine
 from al_pipeline.errors import StageFailed
 from al_pipeline.files import read_json, sha256_bytes, sha256_file, write_json
 from al_pipeline.layout import Layout
@@ -93,12 +94,16 @@ def install(layout: Layout, features: Features, dvc: Dvc) -> None:
     dvc.add(layout.encoder)
 
 
-def encode(layout: Layout, features: Features) -> None:
-    """Fill the cache of features with what it lacks, in a process of its own that gives its memory back."""
+def encode(layout: Layout, features: Features, engine: Engine | None = None) -> None:
+    """Fill the cache of features with what it lacks, in a process of its own that gives its memory back.
+
+    `engine`: another than the running one.
+    """
     if not features.uses_encoder:
         return
-    environment = {**os.environ, **{k: v for k, v in STAGE_ENVIRONMENT.items() if not k.endswith("_NUM_THREADS")}}
-    command = [sys.executable, "-m", "al_pipeline.stages.encode"]
+    settings = {k: v for k, v in STAGE_ENVIRONMENT.items() if not k.endswith("_NUM_THREADS")}
+    environment = {**os.environ, **settings, **(engine.environment if engine else {})}
+    command = [str(engine.python) if engine else sys.executable, "-m", "al_pipeline.stages.encode"]
     code = child.run(command, layout.root, environment, layout.encoding, _ENCODE_TIMEOUT)
     if code:
         raise StageFailed(f"encoding the pool failed ({code}); what it printed stands above")

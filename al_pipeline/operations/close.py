@@ -27,6 +27,12 @@ def next_round(layout: Layout) -> int | None:
     return number
 
 
+def is_closed(layout: Layout, planned: int | None) -> bool:
+    """Whether the round that is planned (None: the first build) has been closed and is being built."""
+    selected = next_round(layout)
+    return selected is not None and selected == (0 if planned is None else planned + 1)
+
+
 def close(
     layout: Layout,
     dvc: Dvc,

@@ -36,7 +36,7 @@ def decide_and_plan(
     """
     layout, params = workspace.layout, workspace.params
     upcoming = 0 if number is None else number + 1
-    plan = _plan(workspace, git, upcoming, history.abandoned)
+    plan = plan_tasks(workspace, git, upcoming, history.abandoned)
     write_jsonl(layout.plan(upcoming), (asdict(task) for task in plan))
     record = {
         **facts,
@@ -93,8 +93,8 @@ def unsynced(git: Git, layout: Layout) -> bool:
     return git.remote() is not None and read_json(layout.private / "synced.json", {}).get("head") != git.head()
 
 
-def _plan(workspace: Workspace, git: Git, number: int, abandoned: Collection[int]) -> list[PlannedTask]:
-    """Test items that nobody was asked about yet (but in abandoned rounds), then the batch."""
+def plan_tasks(workspace: Workspace, git: Git, number: int, abandoned: Collection[int]) -> list[PlannedTask]:
+    """What round `number` asks: test items that nobody was asked about yet (but in abandoned rounds), then the batch."""
     layout = workspace.layout
     queries = read_queries(layout.queries)
     hashes = {
@@ -164,6 +164,7 @@ def _counts(layout: Layout, plan: list[PlannedTask]) -> dict[str, Any]:
         "labels": dict(sorted(Counter(row.label for row in labeled).items())),
         "test_labels": dict(sorted(Counter(row.label for row in test_labels).items())),
         "refused": len(read_refused(layout.events)),
+        "events": len(read_events(layout.events)),
     }
 
 

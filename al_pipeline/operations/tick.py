@@ -27,7 +27,7 @@ from al_pipeline.ledger import known_ids, read_events, read_refused
 from al_pipeline.lifecycle import BUILD, Closing, Facts, State, Step, Wait, close_reason, next_step, state
 from al_pipeline.lock import locked
 from al_pipeline.operations import build, publish
-from al_pipeline.operations.close import bring_sources, check_sources, close, foreign_edits, next_round
+from al_pipeline.operations.close import bring_sources, check_sources, close, foreign_edits, is_closed
 from al_pipeline.operations.guess import guess
 from al_pipeline.operations.history import History, read_history, read_plan, read_plans
 from al_pipeline.operations.pull import pull
@@ -192,8 +192,7 @@ def _look(workspace: Workspace, git: Git, history: History, now: datetime) -> Fa
     items = incoming + count_items([layout.pool])
     tags = git.tags() if history.rounds else {}
     untagged = next((r["round"] for r in history.rounds if round_name(r["round"]) not in tags), None)
-    selected = next_round(layout)
-    closed = selected is not None and selected == (0 if planned is None else planned + 1)
+    closed = is_closed(layout, planned)
     decided = False
     if closed:
         record = read_json(layout.genesis if planned is None else layout.record(planned)) or {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import select
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -21,6 +23,18 @@ from al_pipeline.repository.git import NOT_OURS
 _STAGE_TIMEOUT = 6 * 3600.0
 _TRANSFER_TIMEOUT = 6 * 3600.0
 _TIMEOUT = 600.0
+
+
+_STAND_ALONE = """
+import os, sys
+from dvc.config import Config
+os.umask(0o077)
+theirs = Config(os.path.join(sys.argv[1], ".dvc"), validate=False)
+with Config(".dvc").edit("local") as ours:
+    ours["remote"] = theirs["remote"]
+    ours["core"] = {name: value for name, value in theirs["core"].items() if name == "remote"}
+    ours["cache"] = {"dir": os.path.abspath(".dvc/cache")}
+"""
 
 
 @dataclass
@@ -66,6 +80,20 @@ class Dvc:
         self._checked(["config", "core.autostage", "false"], "config")
         self._checked(["config", "core.check_update", "false"], "config")
 
+    def stand_alone(self, source: Path) -> None:
+        """For a fresh clone: take data from where the repository at `source` keeps them today, never from its cache.
+
+        Remotes, with what opens them, come from its settings; the cache is this clone's own, whatever is set for all
+        of the user's repositories. Written to `config.local`, which git does not know.
+        """
+        try:
+            result = self._run_script(_STAND_ALONE, str(source))
+        except subprocess.TimeoutExpired:
+            raise RepositoryError(f"DVC's settings could not be read within {_TIMEOUT:.0f} s") from None
+        if result.returncode:
+            said = result.stderr.strip().splitlines()[-1:] or ["no reason given"]
+            raise RepositoryError(f"DVC's settings in {source} cannot be used: {said[0]}")
+
     def end_previous(self) -> None:
         """End a DVC process, with its stage, that a killed tick left. Call only while holding the workspace's lock."""
         if self.state is not None:
@@ -105,16 +133,7 @@ class Dvc:
             "o.fs.pipe_file(p, b'al'); o.fs.rm_file(p); print(o.path)"
         )
         try:
-            result = subprocess.run(
-                [sys.executable, "-c", script],
-                cwd=self.root,
-                env={**_inherited(), "DVC_NO_ANALYTICS": "1"},
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=_TIMEOUT,
-                check=False,
-            )
+            result = self._run_script(script)
         except subprocess.TimeoutExpired:
             raise RepositoryError(f"the DVC remote did not answer within {_TIMEOUT:.0f} s") from None
         if result.returncode:
@@ -143,6 +162,19 @@ class Dvc:
     def get(self, path: str, revision: str, target: Path) -> None:
         """Copy `path` as of `revision` to `target`, without touching the work tree."""
         self._checked(["get", "--force", ".", path, "--rev", revision, "--out", str(target)], "get", _TRANSFER_TIMEOUT)
+
+    def _run_script(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run Python that uses DVC's own modules, in the repository."""
+        return subprocess.run(
+            [sys.executable, "-c", script, *arguments],
+            cwd=self.root,
+            env={**_inherited(), "DVC_NO_ANALYTICS": "1"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT,
+            check=False,
+        )
 
     def _checked(self, arguments: list[str], name: str, timeout: float = _TIMEOUT) -> None:
         code, said = self._command(arguments, timeout)
@@ -201,6 +233,21 @@ class Dvc:
 
     def _names(self, paths: Sequence[Path]) -> list[str]:
         return [str(path.relative_to(self.root) if path.is_absolute() else path) for path in paths]
+
+
+def digest(path: Path) -> str | None:
+    """The digest by which DVC knows a file or folder, from its bytes as they lie there; None where there is nothing."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, _md5).hexdigest()
+    if not path.is_dir():
+        return None
+    files = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
+    listing = [{"md5": digest(file), "relpath": name} for name, file in files]
+    return _md5(json.dumps(listing, sort_keys=True).encode()).hexdigest() + ".dir"
+
+
+_md5 = partial(hashlib.md5, usedforsecurity=False)
 
 
 def _inherited() -> dict[str, str]:

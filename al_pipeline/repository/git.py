@@ -68,6 +68,12 @@ class Git:
         """Make the repository, its branch named main; harmless where there is one."""
         self.run("init", "--quiet", "--initial-branch=main")
 
+    def clone(self, target: Path, revision: str) -> Git:
+        """A fresh clone in `target` with `revision` (a tag or a branch) checked out; nothing changes here."""
+        command = ("clone", "--quiet", "--no-hardlinks", "--branch", revision, str(self.root), str(target))
+        self.run(*command, timeout=_NETWORK_TIMEOUT)
+        return Git(target)
+
     def has_identity(self) -> bool:
         """Whether commits would carry the user's own name."""
         return self.identity() is not None

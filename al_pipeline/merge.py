@@ -1,0 +1,127 @@
+"""Give a `params.yaml` the keys that its template has gained: values, comments and order of the user's stay.
+
+YAML libraries that write files lose comments, blank lines or quotes. So lines of the template are put between lines of
+the user's file, where the parser's marks say; what comes out is parsed again and must hold exactly the user's values
+and the new ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from al_pipeline.errors import BadParams
+
+Path = tuple[str, ...]
+
+
+def with_missing(text: str, template: str, source: str = "params.yaml") -> tuple[str, tuple[str, ...]]:
+    """`text` with what it lacks of `template`, and the dotted names of the keys that were added.
+
+    A key that is there stays as it is, whatever its value. Raises BadParams where `text` is no YAML mapping, or is
+    written so that no line can be put in (a section in braces): the message names the keys to add by hand.
+    """
+    values, whole = _values(text), yaml.safe_load(template)
+    if values is None:
+        raise BadParams(f"{source} is not valid YAML, or holds no keys and values; mend it first")
+    added = list(_missing(values, whole))
+    extended = text
+    for path in added:
+        if _values(extended) is not None:
+            extended = _insert(extended, template, path) or extended
+    if _values(extended) != _merged(values, whole):
+        names = ", ".join(".".join(path) for path in added)
+        raise BadParams(f"{source} cannot be extended line by line (a section in braces?); add by hand: {names}")
+    return extended, tuple(".".join(path) for path in added)
+
+
+def _values(text: str) -> dict[str, Any] | None:
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _missing(values: dict[str, Any], template: dict[str, Any], above: Path = ()) -> Iterator[Path]:
+    """Keys of the template that `values` lacks; of a missing section only the section."""
+    for key, value in template.items():
+        if key not in values:
+            yield (*above, key)
+        elif isinstance(value, dict) and isinstance(values[key], dict):
+            yield from _missing(values[key], value, (*above, key))
+
+
+def _merged(values: dict[str, Any], template: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(values)
+    for key, value in template.items():
+        if key not in values:
+            merged[key] = value
+        elif isinstance(value, dict) and isinstance(values[key], dict):
+            merged[key] = _merged(values[key], value)
+    return merged
+
+
+def _insert(text: str, template: str, path: Path) -> str | None:
+    """`text` with the template's lines of the key at `path`, behind the key that precedes it in the template."""
+    section, there = _mapping(text, path[:-1]), _mapping(template, path[:-1])
+    if section is None or there is None:
+        return None
+    lines, block = _lines(text), _block(_lines(template), there, path[-1])
+    known = {key.value: (key, value) for key, value in section.value}
+    before = [key.value for key, _ in there.value[: _index(there, path[-1])]]
+    nearest = next((known[name] for name in reversed(before) if name in known), None)
+    first = section.value[0][0].start_mark
+    place = first.line if nearest is None else _after(lines, *nearest)
+    if not path[:-1] and len(block) > 1:  # sections of the template stand apart
+        block = ["", *block] if place and lines[place - 1].strip() else block
+        block = [*block, ""] if place < len(lines) and lines[place].strip() else block
+    shift = first.column - there.value[0][0].start_mark.column
+    moved = [" " * shift + line if line else line for line in block] if shift >= 0 else [x[-shift:] for x in block]
+    return "\n".join([*lines[:place], *moved, *lines[place:], ""])
+
+
+def _lines(text: str) -> list[str]:
+    return text.removesuffix("\n").split("\n")
+
+
+def _mapping(text: str, path: Path) -> yaml.MappingNode | None:
+    """The mapping at `path`; None where it is empty or in braces."""
+    node = yaml.compose(text, yaml.SafeLoader)
+    for name in path:
+        assert isinstance(node, yaml.MappingNode)
+        node = node.value[_index(node, name)][1]
+    return node if isinstance(node, yaml.MappingNode) and node.value and not node.flow_style else None
+
+
+def _index(mapping: yaml.MappingNode, name: str) -> int:
+    return next(row for row, (key, _) in enumerate(mapping.value) if key.value == name)
+
+
+def _block(lines: list[str], mapping: yaml.MappingNode, name: str) -> list[str]:
+    """The lines of one key with its value, and the lines of comment right above it."""
+    key, value = mapping.value[_index(mapping, name)]
+    first = key.start_mark.line
+    while first > 1 and lines[first - 1].strip().startswith("#"):
+        first -= 1
+    return lines[first : _after(lines, key, value)]
+
+
+def _after(lines: list[str], key: yaml.Node, value: yaml.Node) -> int:
+    """The line behind a key, its value and the comments that go on deeper than the key."""
+    place = max(_last(key), _last(value)) + 1
+    while place < len(lines) and lines[place].lstrip().startswith("#"):
+        if len(lines[place]) - len(lines[place].lstrip()) <= key.start_mark.column:
+            break
+        place += 1
+    return place
+
+
+def _last(node: yaml.Node) -> int:
+    """The last line of a node. (The parser ends a block where the next token begins, behind blank lines.)"""
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+        below = node.value[-1]
+        return max(map(_last, below)) if isinstance(below, tuple) else _last(below)
+    return int(node.end_mark.line) - (node.end_mark.column == 0 and node.end_mark.line > node.start_mark.line)

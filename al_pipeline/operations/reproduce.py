@@ -1,0 +1,455 @@
+"""Make published rounds again in fresh clones, from what the DVC remote holds, and compare every byte.
+
+A clean `dvc status` proves nothing: DVC takes outputs from its run cache, and its lock says what was, not what would
+be. So a round is made anew from its sources, with the run cache off and no feature vector known, and what comes out is
+compared with three things that were published: `dvc.lock`, the round's record, and the bytes themselves.
+
+Nothing here writes to the workspace, takes its lock or talks to Label Studio: people may be labelling.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from al_pipeline import child
+from al_pipeline.engine import difference, write_engine
+from al_pipeline.environment import Engine, recorded_engine
+from al_pipeline.errors import AlError, NothingToDo, NotReproduced, RemoteIncomplete, RepositoryError, StageFailed
+from al_pipeline.files import json_line, read_json, sha256_bytes, sha256_file, sha256_tree
+from al_pipeline.layout import STAGES, Layout
+from al_pipeline.lock import locked
+from al_pipeline.models import CARD_FILE
+from al_pipeline.operations.build import encode
+from al_pipeline.operations.history import Record, read_history
+from al_pipeline.operations.publish import plan_tasks
+from al_pipeline.operations.status import FIGURES
+from al_pipeline.operations.tick import open_dvc
+from al_pipeline.operations.upgrade import bring_up_to_date
+from al_pipeline.params import load_params
+from al_pipeline.records import LabeledItem, round_name
+from al_pipeline.repository import Dvc, Git, digest
+from al_pipeline.results import read_labeled
+from al_pipeline.workspace import Workspace
+
+TOLERANCE = 0.02
+"""How far a metric may move under another engine. Another CPU or library moves it by far less; another rule by more."""
+
+Cause = Literal["data", "features", "parameters", "engine"]
+Source = Literal["dvc.lock", "round.json", "published"]
+
+_NAMES = (
+    *("labeled", "test_labels", "unresolved", "model", "predictions"),
+    *("metrics", "metrics_csv", "scores", "histogram", "queries"),
+)
+OUTPUTS: Mapping[str, str] = {getattr(Layout(), name).as_posix(): name for name in _NAMES}
+"""What stages write: its path, and its name in a round's record."""
+PLAN = "plan"
+"""The one output that no stage writes: the next round's plan, derived from the queries."""
+
+_CAUSES: Mapping[str, Cause] = {
+    "engine.json": "engine",
+    "models/encoder": "features",
+    "rounds/overrides.json": "parameters",
+}
+"""What it means where a stage's input is not the recorded one; of any other it is the data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One output, made again: which published accounts of it say the same, and which something else."""
+
+    name: str
+    stage: str
+    """Empty for the plan."""
+    sha256: str
+    alike: tuple[Source, ...]
+    unlike: tuple[Source, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One metric as recorded and as made again under another engine."""
+
+    name: str
+    recorded: float | None
+    made: float | None
+    near: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The first thing that differs. `stage` is empty where it shows before any stage has run."""
+
+    stage: str
+    cause: Cause
+    what: str
+    missing: bool = False
+    """Whether the remote simply lacks it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reproduction:
+    """A round made again. It is reproduced where `difference` is None."""
+
+    round: int
+    compared: Literal["bytes", "metrics"]
+    engine: str
+    """How the recorded engine differs from the one that made it again, in words; empty where it does not."""
+    outputs: tuple[Output, ...]
+    figures: tuple[Figure, ...]
+    difference: Difference | None
+    seconds: float
+    folder: str | None
+    """Where the clone lies, if it was kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """What was published, read before it is made again."""
+
+    digests: Mapping[str, str | None]
+    """Of each output, by path; None where the remote does not give it."""
+    card: Mapping[str, Any]
+    """The model's."""
+    labels: list[list[LabeledItem]]
+
+
+class _Different(Exception):
+    """Ends a reproduction at the first difference behind which nothing can be learnt."""
+
+    def __init__(self, found: Difference) -> None:
+        super().__init__(found.what)
+        self.found = found
+
+
+def reproduce(
+    workspace: Workspace,
+    numbers: Collection[int] | None,
+    *,
+    engine: str | None = None,
+    tolerance: float = TOLERANCE,
+    keep: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Iterator[Reproduction]:
+    """Make rounds again (None: all that are published; none: the latest), one after the other.
+
+    Under the recorded engine bytes are compared, under another one metrics within `tolerance`. `engine`: None for the
+    running one, `recorded` for one installed in an environment of its own, else the path of its sources (checkout or
+    wheel). `keep` leaves the clones for a look, until the next call. Vectors are made once a call, not once a round.
+
+    Raises NothingToDo where a round is not published, Locked where another call works, AlError where it cannot be done.
+    """
+    git = Git(workspace.layout.root)
+    history = read_history(workspace.layout, git)
+    records = history.rounds if numbers is None else history.rounds[-1:]
+    if numbers:
+        records = tuple(history.record(number) for number in numbers)
+    if not records:
+        raise NothingToDo("no round is published yet; `al status` says what the first one waits for")
+    if untagged := [round_name(r["round"]) for r in records if round_name(r["round"]) not in git.tags()]:
+        raise NothingToDo(f"without a tag yet: {', '.join(untagged)}; `al round` makes it")
+    home = workspace.home / "reproduce"
+    with locked(home / "lock", "al reproduce"):
+        home.chmod(0o700)
+        _remove_clones(home)
+        try:
+            for record in records:
+                other = _engine(record["engine"], engine, say)
+                yield _Attempt(workspace, record, home, other, tolerance, keep, say).run()
+        finally:
+            if not keep:
+                _remove_clones(home)
+
+
+def failure(made: Iterable[Reproduction]) -> AlError | None:
+    """The error that says that not all came out as published; None where they did."""
+    different = [one for one in made if one.difference is not None]
+    if not different:
+        return None
+    names = ", ".join(round_name(one.round) for one in different)
+    if all(one.difference and one.difference.missing for one in different):
+        return RemoteIncomplete(f"the DVC remote lacks objects of {names}; `dvc push` from a clone that has them")
+    return NotReproduced(f"not what was published: {names}; `--keep` leaves the clone for a look")
+
+
+def _engine(recorded: Mapping[str, Any], choice: str | None, say: Callable[[str], None]) -> Engine | None:
+    """The engine to run under; None for the running one, which is taken wherever it is the recorded one."""
+    if choice is None or not difference(dict(recorded)):
+        return None
+    return recorded_engine(recorded, None if choice == "recorded" else Path(choice), say)
+
+
+def _remove_clones(home: Path) -> None:
+    """Delete clones (a killed call may have left some), first ending what works in them."""
+    for folder in [path for path in home.iterdir() if path.is_dir()]:
+        layout = Layout(folder)
+        for process in (layout.private / "dvc.json", layout.encoding):
+            child.end_remembered(process)
+        shutil.rmtree(folder)
+
+
+class _Attempt:
+    """One round on its way through a clone."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        record: Record,
+        home: Path,
+        engine: Engine | None,
+        tolerance: float,
+        keep: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        self.workspace, self.record, self.engine, self.tolerance, self.keep = workspace, record, engine, tolerance, keep
+        self.name = round_name(record["round"])
+        self.layout = Layout(home / self.name)
+        self.features = home / "features"
+        self._tell = say
+        self.changes = "" if engine else difference(record["engine"])
+        self.outputs: list[Output] = []
+        self.figures: tuple[Figure, ...] = ()
+
+    def run(self) -> Reproduction:
+        begin = time.perf_counter()
+        try:
+            found = self._make()
+        except _Different as stopped:
+            found = stopped.found
+        finally:
+            if not self.keep and self.layout.root.exists():
+                shutil.rmtree(self.layout.root)
+        return Reproduction(
+            round=self.record["round"],
+            compared="metrics" if self.changes else "bytes",
+            engine=self.changes,
+            outputs=tuple(self.outputs),
+            figures=self.figures,
+            difference=found,
+            seconds=round(time.perf_counter() - begin, 3),
+            folder=str(self.layout.root) if self.keep else None,
+        )
+
+    def _make(self) -> Difference | None:
+        """Clone, fetch, check what goes in, make it, compare what comes out; the first difference."""
+        layout = self.layout
+        self.say("cloning")
+        self.git = Git(self.workspace.layout.root).clone(layout.root, self.name)
+        layout.private.mkdir()
+        self.features.mkdir(exist_ok=True)
+        layout.features.symlink_to(self.features)
+        self._check_records()
+        self.lock: dict[str, Any] = yaml.safe_load(layout.dvc_lock.read_text(encoding="utf-8"))["stages"]
+        with self._dvc() as dvc:
+            dvc.stand_alone(self.workspace.layout.root)
+            self._bring(dvc, [f"{path.relative_to(layout.root)}.dvc" for path in layout.sources])
+            self._check_inputs()
+            first = self._bring_outputs(dvc)
+            published = _Published(
+                {path: digest(layout.root / path) for path in self._outs()},
+                read_json(layout.model / CARD_FILE, {}),
+                self._labels() if self.changes else [],
+            )
+            if self.changes:
+                bring_up_to_date(layout)
+                write_engine(layout.engine)
+            self._encode()
+            for stage in STAGES:
+                found = self._stage(dvc, stage, published)
+                first = first or found
+        if self.changes:
+            return first or self._compare_metrics(published.labels)
+        found = self._compare_plan()
+        return first or found
+
+    def _dvc(self) -> Dvc:
+        """DVC for the clone. It keeps its notes in the clone too: those of the machine might know an object as good."""
+        dvc = open_dvc(self.layout)
+        engine = self.engine.environment if self.engine else {}
+        place = str(self.layout.private / "dvc")
+        return replace(dvc, environment={**dvc.environment, **engine, "DVC_SITE_CACHE_DIR": place})
+
+    def say(self, what: str) -> None:
+        self._tell(f"{self.name}: {what}")
+
+    # Before any stage ---------------------------------------------------------------------------------------------
+
+    def _check_records(self) -> None:
+        """The tag's own files say one thing, and what the last commit says of this round is the same."""
+        layout, hashes = self.layout, self.record["hashes"]
+        same: tuple[tuple[bool, Cause, str], ...] = (
+            (read_json(layout.record(self.record["round"])) == self.record, "data", "its record"),
+            (sha256_file(layout.dvc_lock) == hashes["dvc_lock"], "data", "dvc.lock"),
+            (sha256_file(layout.params) == hashes["params"], "parameters", "params.yaml"),
+            (not difference(read_json(layout.engine), self.record["engine"]), "engine", "engine.json"),
+        )
+        for equal, cause, name in same:
+            if not equal:
+                what = f"{name} at the tag {self.name} is not what the last commit's record of the round says"
+                raise _Different(Difference("", cause, what))
+
+    def _bring(self, dvc: Dvc, targets: Collection[str]) -> None:
+        """Fetch from the remote, each by itself, so that what is missing has a name."""
+        for target in targets:
+            name = target.removesuffix(".dvc")
+            self.say(f"fetching {name}")
+            try:
+                dvc.pull(target)
+            except RepositoryError as error:
+                what = f"the DVC remote does not give {name} of {self.name}: {error}"
+                raise _Different(Difference("", _CAUSES.get(name, "data"), what, missing=True)) from None
+
+    def _bring_outputs(self, dvc: Dvc) -> Difference | None:
+        """Fetch the published outputs too, to compare them. The round can be made without, but a loss is told."""
+        first = None
+        for path in self._outs():
+            if not (self.layout.root / path).exists():  # the rest is in git
+                try:
+                    self._bring(dvc, [path])
+                except _Different as lost:
+                    first = first or lost.found
+        return first
+
+    def _check_inputs(self) -> None:
+        """Every source and parameter of every stage is what `dvc.lock` says."""
+        params = yaml.safe_load(self.layout.params.read_text(encoding="utf-8"))
+        made = set(self._outs())
+        for stage in STAGES:
+            for entry in self.lock[stage].get("deps", ()):
+                path = entry["path"]
+                found = None if path in made else digest(self.layout.root / path)
+                if path not in made and found != entry["md5"]:
+                    what = f"{path} has digest {found}, dvc.lock says {entry['md5']}"
+                    raise _Different(Difference(stage, _CAUSES.get(path, "data"), what))
+            for key, value in self.lock[stage].get("params", {}).get("params.yaml", {}).items():
+                if (found := _dig(params, key)) != value:
+                    what = f"params.yaml says {key}: {found}, dvc.lock says {value}"
+                    raise _Different(Difference(stage, "parameters", what))
+
+    def _outs(self) -> list[str]:
+        return [entry["path"] for stage in STAGES for entry in self.lock[stage]["outs"]]
+
+    # Stages -------------------------------------------------------------------------------------------------------
+
+    def _encode(self) -> None:
+        self.say("encode")
+        try:
+            encode(self.layout, load_params(self.layout.params).features, self.engine)
+        except StageFailed as error:
+            raise _Different(Difference("encode", "features", str(error))) from None
+
+    def _run(self, dvc: Dvc, stage: str) -> None:
+        self.say(stage)
+        try:
+            dvc.repro(stage, force=True, run_cache=False)
+        except StageFailed as error:
+            raise _Different(Difference(stage, "engine", str(error))) from None
+
+    def _stage(self, dvc: Dvc, stage: str, published: _Published) -> Difference | None:
+        """Run a stage and compare what it wrote; what differs first, and why."""
+        self._run(dvc, stage)
+        rows = [self._compare(stage, entry, published) for entry in self.lock[stage]["outs"]]
+        self.outputs += rows
+        if self.changes:
+            return None
+        if other := [row for row in rows if not row.alike]:
+            return self._why(dvc, stage, [row.name for row in other], published)
+        return next((_contradiction(row) for row in rows if row.unlike), None)
+
+    def _compare(self, stage: str, entry: Mapping[str, Any], published: _Published) -> Output:
+        path = self.layout.root / entry["path"]
+        name = OUTPUTS.get(entry["path"], entry["path"])
+        md5, sha256 = digest(path), sha256_tree(path)
+        same: dict[Source, bool] = {"dvc.lock": md5 == entry["md5"]}
+        if name in self.record["hashes"]:
+            same["round.json"] = sha256 == self.record["hashes"][name]
+        elif path == self.layout.metrics:
+            same["round.json"] = read_json(path) == self.record["metrics"]
+        if there := published.digests[entry["path"]]:
+            same["published"] = md5 == there
+        return _output(name, stage, sha256, same)
+
+    def _why(self, dvc: Dvc, stage: str, names: Sequence[str], published: _Published) -> Difference:
+        """Why a stage with the recorded inputs and parameters, under the recorded engine, wrote something else."""
+        what = f"{', '.join(names)} came out different from everything that was published"
+        card = read_json(self.layout.model / CARD_FILE, {})
+        if stage != "label" and card.get("vectors") != published.card.get("vectors"):
+            return Difference(stage, "features", f"{what}: the encoder's vectors of the labelled items are others")
+        paths = [self.layout.root / entry["path"] for entry in self.lock[stage]["outs"]]
+        before = [digest(path) for path in paths]
+        self._run(dvc, stage)
+        if [digest(path) for path in paths] == before:
+            told = "the same each time, so something that engine.json does not name is not what it was"
+        else:
+            told = "and again different when run twice: the stage is not deterministic"
+        return Difference(
+            stage, "engine", f"{what}, from the same inputs and parameters under the same engine.json; {told}"
+        )
+
+    def _compare_plan(self) -> Difference | None:
+        """The next round's plan, derived again from the queries."""
+        upcoming = self.record["round"] + 1
+        before = read_history(self.layout, self.git, self.record["parent"])
+        tasks = plan_tasks(Workspace(self.layout, self.workspace.id), self.git, upcoming, before.abandoned)
+        sha256 = sha256_bytes("".join(json_line(asdict(task)) for task in tasks).encode())
+        path = self.layout.plan(upcoming)
+        row = _output(
+            PLAN,
+            "",
+            sha256,
+            {
+                "round.json": sha256 == self.record["hashes"][PLAN],
+                "published": path.exists() and sha256 == sha256_file(path),
+            },
+        )
+        self.outputs.append(row)
+        if row.alike:
+            return _contradiction(row) if row.unlike else None
+        return Difference("", "engine", "the plan derived from the queries is another; stages are not to blame")
+
+    # Under another engine -----------------------------------------------------------------------------------------
+
+    def _labels(self) -> list[list[LabeledItem]]:
+        return [read_labeled(path) for path in (self.layout.labeled, self.layout.test_labels) if path.exists()]
+
+    def _compare_metrics(self, labels: list[list[LabeledItem]]) -> Difference | None:
+        """Labels must be the same; metrics may have moved a little."""
+        made = read_json(self.layout.metrics, {})
+        for name in FIGURES:
+            was, now = self.record["metrics"][name]["value"], made[name]["value"]
+            near = was == now or None not in (was, now) and abs(was - now) <= self.tolerance
+            self.figures += (Figure(name, was, now, near),)
+        if labels and self._labels() != labels:
+            return Difference("label", "engine", "the labelled set is another: this engine folds answers differently")
+        if far := [f"{f.name} {_shown(f.recorded)} → {_shown(f.made)}" for f in self.figures if not f.near]:
+            what = f"moved by more than {self.tolerance:g} under another engine: {', '.join(far)}"
+            return Difference("evaluate", "engine", what)
+        return None
+
+
+def _output(name: str, stage: str, sha256: str, same: Mapping[Source, bool]) -> Output:
+    alike = tuple(source for source, equal in same.items() if equal)
+    return Output(name, stage, sha256, alike, tuple(source for source in same if source not in alike))
+
+
+def _contradiction(row: Output) -> Difference:
+    what = f"{row.name} came out as {' and '.join(row.alike)} has it, but {' and '.join(row.unlike)} is something else"
+    return Difference(row.stage, "data", what)
+
+
+def _dig(values: Any, key: str) -> Any:
+    """The value at a dotted key; None where there is none."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"

@@ -1,0 +1,151 @@
+"""Carry a workspace to this engine's layout: a table of migrations, and one commit for all that they change.
+
+A migration is a pure function of the texts that were committed. So an upgrade can be killed at any line and run again,
+and whatever else lies in the work tree was put there by somebody else: then it stops and names the file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from al_pipeline.errors import ForeignEdit, NotAWorkspace, NothingToDo
+from al_pipeline.files import read_json, sha256_bytes, write_json, write_text
+from al_pipeline.layout import Layout
+from al_pipeline.lock import locked
+from al_pipeline.merge import with_missing
+from al_pipeline.operations.close import foreign_edits, is_closed
+from al_pipeline.operations.history import read_history
+from al_pipeline.operations.init import template
+from al_pipeline.repository import Git
+from al_pipeline.workspace import LAYOUT_VERSION, find_workspace
+
+Texts = Mapping[str, str]
+"""The texts of FILES, by path."""
+
+FILES = ("params.yaml", "dvc.yaml", ".gitignore")
+"""What migrations may read and change, beside the marker."""
+
+_DVC_YAML = "b2997b93dd0bfe0ca3d2d59d02352f48c7c556b3386f27a088d20e42920deed8"
+"""SHA-256 of the `dvc.yaml` that layout 1 came with: another text has somebody's own changes in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """What an upgrade did; where nothing was to do, `before` is `after`."""
+
+    before: int
+    after: int
+    changed: tuple[str, ...]
+    commit: str
+
+
+def upgrade(start: Path | None = None, replace_dvc_yaml: bool = False) -> Upgrade:
+    """Bring the workspace that holds `start` to LAYOUT_VERSION, in one commit; harmless where it is there.
+
+    Raises NotAWorkspace for a newer layout, NothingToDo while a round is being built, ForeignEdit where somebody's
+    change would be lost (`replace_dvc_yaml` gives one in `dvc.yaml` up), BadParams where `params.yaml` cannot take
+    the new keys.
+    """
+    layout, _ = find_workspace(start)
+    git = Git(layout.root)
+    with locked(layout.lock, "al upgrade"):
+        marker = json.loads(git.show("HEAD", layout.marker.name) or "{}")
+        before = marker.get("layout")
+        if before is None:
+            raise NotAWorkspace(f"{layout.root} has no commit with its marker; was `al init` interrupted? Run it again")
+        if before > LAYOUT_VERSION:
+            raise NotAWorkspace(
+                f"{layout.root} has layout {before}, this engine works with {LAYOUT_VERSION}; install a newer engine"
+            )
+        if before == LAYOUT_VERSION:
+            return Upgrade(before, before, (), str(git.head()))
+        committed = {name: git.show("HEAD", name) or "" for name in FILES}
+        planned = migrate(committed, before, replace_dvc_yaml)
+        wanted = {**marker, "layout": LAYOUT_VERSION}
+        _check(layout, git, committed, planned, (marker, wanted))
+        changed = [name for name in FILES if planned[name] != committed[name]]
+        for name in changed:
+            write_text(layout.root / name, planned[name])
+        write_json(layout.marker, wanted)  # last: it says that the rest is done
+        changed.append(layout.marker.name)
+        message = f"Carry the workspace from layout {before} to {LAYOUT_VERSION}"
+        commit = git.commit(message, [layout.root / name for name in changed])
+        return Upgrade(before, LAYOUT_VERSION, tuple(changed), commit)
+
+
+def migrate(texts: Texts, layout: int, replace_dvc_yaml: bool = False) -> Texts:
+    """The texts of FILES as this engine's layout wants them."""
+    for version in range(layout, LAYOUT_VERSION):
+        texts = MIGRATIONS[version](texts, replace_dvc_yaml)
+    return texts
+
+
+def bring_up_to_date(layout: Layout) -> None:
+    """The same for the files of a clone that is nobody's workspace; commits nothing."""
+    texts = {name: (layout.root / name).read_text(encoding="utf-8") for name in FILES}
+    for name, text in migrate(texts, read_json(layout.marker)["layout"], True).items():
+        write_text(layout.root / name, text)
+
+
+def _check(
+    layout: Layout, git: Git, committed: Texts, planned: Texts, markers: tuple[dict[str, object], dict[str, object]]
+) -> None:
+    """Nothing is under way, and what is not as committed is what a killed upgrade of ours wrote."""
+    if git.branch() is None:
+        raise ForeignEdit("HEAD is detached, and the commit would be lost: `git switch main` first")
+    if layout.closing.exists() or is_closed(layout, read_history(layout, git).planned):
+        raise NothingToDo(
+            "a round is being built, by the engine of the older layout; finish it there (`al round`), then upgrade"
+        )
+    edited = foreign_edits(layout, git)
+    for name in FILES:
+        path = layout.root / name
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        if text not in (committed[name], planned[name]):
+            edited.append(name)
+    if read_json(layout.marker) not in markers:
+        edited.append(layout.marker.name)
+    if edited:
+        raise ForeignEdit(
+            f"changed and not committed: {', '.join(edited[:5])}. An upgrade would mix it with its own changes: "
+            "commit it (`git commit -- FILE`) or take it back (`git checkout -- FILE`), then upgrade"
+        )
+
+
+# Migrations: version -> the next one --------------------------------------------------------------------------------
+
+
+def _to_2(texts: Texts, replace_dvc_yaml: bool) -> Texts:
+    """Keys that `params.yaml` has gained, and the `dvc.yaml` and ignored paths of layout 2."""
+    return {
+        "params.yaml": with_missing(texts["params.yaml"], template("params.yaml"))[0],
+        "dvc.yaml": _dvc_yaml(texts["dvc.yaml"], _DVC_YAML, replace_dvc_yaml),
+        ".gitignore": _with_lines(texts[".gitignore"], Layout().ignored),
+    }
+
+
+def _dvc_yaml(text: str, known: str, replace: bool) -> str:
+    """The template's, where `text` is the one that came with the older layout (digest `known`)."""
+    ours = template("dvc.yaml")
+    if text == ours or sha256_bytes(ours.encode()) == known:
+        return text  # nothing is new in it
+    if sha256_bytes(text.encode()) != known and not replace:
+        raise ForeignEdit(
+            "dvc.yaml has changes of your own, and the stages of this layout are others; `al upgrade "
+            "--replace-dvc-yaml` takes the new one (git keeps yours), then put your changes in again"
+        )
+    return ours
+
+
+def _with_lines(text: str, lines: tuple[str, ...]) -> str:
+    """`text` with those of `lines` that it lacks; lines of the user's own stay."""
+    missing = [line for line in lines if line not in text.splitlines()]
+    return "".join(f"{line}\n" for line in [*text.splitlines(), *missing]) if missing else text
+
+
+Migration = Callable[[Texts, bool], Texts]
+MIGRATIONS: Mapping[int, Migration] = {1: _to_2}
+"""From each version to the next. A migration is never changed once it was released."""

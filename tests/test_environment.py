@@ -1,0 +1,72 @@
+"""Another engine in an environment of its own: only the recorded one will do, and what cannot be had is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from al_pipeline.engine import current_engine
+from al_pipeline.environment import recorded_engine
+from al_pipeline.errors import BadInput, NothingToDo
+from al_pipeline.workspace import al_home
+
+ROOT = Path(__file__).parents[1]
+
+
+def recorded(**changes: Any) -> dict[str, Any]:
+    return {**json.loads(json.dumps(current_engine())), **changes}
+
+
+def refuse(_: str) -> None:
+    pytest.fail("nothing is to be installed")
+
+
+@pytest.mark.parametrize(("key", "value"), [("python", "3.1.4"), ("machine", "abacus"), ("cpu", []), ("threads", 64)])
+def test_what_comes_with_the_machine_cannot_be_installed(key: str, value: Any) -> None:
+    with pytest.raises(NothingToDo, match=rf"cannot be installed here \({key}: was .*, is .*leave `--engine` out"):
+        recorded_engine(recorded(**{key: value}), None, refuse)
+    assert not (al_home() / "engines").exists()
+
+
+@pytest.mark.parametrize("changes", [{"sources": "0" * 64}, {"version": "0.0.7"}])
+def test_other_sources_must_be_given(changes: dict[str, str]) -> None:
+    with pytest.raises(NothingToDo, match="other sources of al-pipeline made it .*`--engine PATH`"):
+        recorded_engine(recorded(**changes), None, refuse)
+    with pytest.raises(BadInput, match="neither a checkout nor a wheel"):
+        recorded_engine(recorded(**changes), Path("never"), refuse)
+
+
+@pytest.mark.slow
+def test_sources_that_are_given_are_taken_where_they_are_the_recorded_ones(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    ignored = shutil.ignore_patterns(".*", "demo", "build", "tests", "benchmarks", "__pycache__", "*.egg-info")
+    shutil.copytree(ROOT, checkout, ignore=ignored)
+    with (checkout / "al_pipeline/metrics.py").open("a") as file:
+        file.write("# older\n")
+    before = sorted(path.name for path in checkout.iterdir())
+    look = "import json; from al_pipeline.engine import current_engine; print(json.dumps(current_engine()))"
+    done = subprocess.run(
+        [sys.executable, "-c", look],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(checkout)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    wanted = json.loads(done.stdout)
+    assert wanted["sources"] != current_engine()["sources"]
+    told: list[str] = []
+    engine = recorded_engine(wanted, checkout, told.append)
+    assert engine.python.exists() and len(told) == 1
+    assert sorted(path.name for path in checkout.iterdir()) == before, "nothing is built in the checkout"
+    assert recorded_engine(wanted, checkout, refuse) == engine, "made once"
+    with pytest.raises(BadInput, match="not the recorded engine: sources: was 0000"):
+        recorded_engine(recorded(sources="0" * 64), checkout, told.append)

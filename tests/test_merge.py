@@ -1,0 +1,100 @@
+"""What a template has gained comes into a user's file; what is the user's stays, to the comment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from al_pipeline.errors import BadParams
+from al_pipeline.merge import with_missing
+
+TEMPLATE = (Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8")
+WHOLE: dict[str, Any] = yaml.safe_load(TEMPLATE)
+LEAVES = [(key,) for key in WHOLE if key != "schema"] + [
+    (key, inner) for key, value in WHOLE.items() if isinstance(value, dict) and key != "schema" for inner in value
+]
+
+
+def without(text: str, path: tuple[str, ...]) -> str:
+    """The template's text without a key (and without its section, where that would be left empty)."""
+    lines = text.split("\n")
+    depth = len(path) - 1
+    begin = next((n for n, line in enumerate(lines) if line.startswith(f"{path[0]}:")), None)
+    if begin is None:
+        return text
+    if depth:
+        inner = next((n for n in range(begin + 1, len(lines)) if lines[n].startswith(f"  {path[1]}:")), None)
+        if inner is None or len(yaml.safe_load(text)[path[0]]) == 1:
+            return text
+        begin = inner
+    end = begin + 1
+    while end < len(lines) and lines[end].startswith("  " * (depth + 1)):
+        end += 1
+    return "\n".join([*lines[:begin], *lines[end:]])
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=".".join)
+def test_any_one_key_comes_back_with_its_comment_where_it_stood(path: tuple[str, ...]) -> None:
+    old = without(TEMPLATE, path)
+    assert yaml.safe_load(old) != WHOLE or len(path) == 2
+    text, added = with_missing(old, TEMPLATE)
+    assert yaml.safe_load(text) == WHOLE
+    assert [line for line in text.split("\n") if line] == [line for line in TEMPLATE.split("\n") if line]
+    if old != TEMPLATE:
+        assert added == (".".join(path),)
+
+
+@given(st.sets(st.sampled_from(LEAVES)))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_any_keys_come_back_and_no_line_of_the_users_is_touched(paths: set[tuple[str, ...]]) -> None:
+    old = TEMPLATE
+    for path in sorted(paths):
+        old = without(old, path)
+    old = old.replace("batch_size: 40 ", "batch_size: 7  # mine").replace("quorum: 0.9 ", "quorum: 0.5")
+    text, added = with_missing(old, TEMPLATE)
+    assert yaml.safe_load(text).keys() == WHOLE.keys()
+    kept = iter(text.split("\n"))
+    assert all(line in kept for line in old.split("\n")), "the user's lines are all there, in their order"
+    again, more = with_missing(text, TEMPLATE)
+    assert (again, more) == (text, ())
+    assert set(added) <= {".".join(path) for path in LEAVES}
+
+
+def test_other_indentation_odd_comments_and_values_are_kept() -> None:
+    mine = (
+        "# my file\nversion: 1\n\nselect:\n      strategy: 'random'   # mine\n\n"
+        "      # about the size\n      batch_size: 3\nannotators: []  # nobody yet\n"
+    )
+    template = (
+        "version: 1\n\nselect:\n  strategy: margin\n  share: 0.1   # new\n"
+        "                 # and what it means\n  batch_size: 40\n  last: [1,\n    2]\n\n"
+        "# when\nschedule:\n  cron: ''   # never\n\nannotators: []\n"
+    )
+    text, added = with_missing(mine, template)
+    assert added == ("select.share", "select.last", "schedule")
+    assert text == (
+        "# my file\nversion: 1\n\nselect:\n      strategy: 'random'   # mine\n"
+        "      share: 0.1   # new\n                     # and what it means\n\n"
+        "      # about the size\n      batch_size: 3\n      last: [1,\n        2]\n\n"
+        "# when\nschedule:\n  cron: ''   # never\n\nannotators: []  # nobody yet\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("select: {strategy: margin}\n", "by hand: version, select.share"),
+        ("{select: {strategy: margin, share: 1}}\n", "by hand: version"),
+        ("- a\n", "not valid YAML, or holds no keys"),
+        ("a: [\n", "not valid YAML"),
+        ("", "not valid YAML, or holds no keys"),
+    ],
+)
+def test_what_cannot_be_extended_says_which_keys_to_add(text: str, says: str) -> None:
+    with pytest.raises(BadParams, match=says):
+        with_missing(text, "version: 1\nselect:\n  strategy: margin\n  share: 0.1\n")

@@ -1,0 +1,354 @@
+"""`al reproduce`: the bytes of a published round come out again, and whatever is not as published has a name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from harness import copy_workspace, play, small_workspace
+
+from al_pipeline import cli
+from al_pipeline.engine import current_engine
+from al_pipeline.errors import NothingToDo
+from al_pipeline.features import FeatureCache
+from al_pipeline.files import read_json, sha256_tree, write_json, write_text
+from al_pipeline.layout import STAGES, Layout
+from al_pipeline.lock import locked
+from al_pipeline.operations import reproduce as module
+from al_pipeline.operations.reproduce import OUTPUTS, Reproduction, reproduce
+from al_pipeline.oracle import SimulatedOracle
+from al_pipeline.repository import Git, digest
+from al_pipeline.workspace import Workspace, open_workspace
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+Said = tuple[int, Any]
+
+
+@pytest.fixture
+def al(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """Runs `al … --json` in a workspace; its exit code and its object."""
+
+    def run(workspace: Workspace, *words: str) -> Said:
+        monkeypatch.setattr(sys, "argv", ["al", "-C", str(workspace.layout.root), *words, "--json"])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert isinstance(stop.value.code, int)
+        return stop.value.code, json.loads(capsys.readouterr().out)
+
+    return run
+
+
+@pytest.fixture
+def copy(undisturbed: Workspace, tmp_path: Path) -> Workspace:
+    """Two published rounds of one's own; its remote is another folder than the one that the tags name."""
+    return copy_workspace((undisturbed.layout.root.parent, {}), tmp_path)
+
+
+def remote_object(workspace: Workspace, path: str) -> Path:
+    """The object of `path` (of the first file in it, if a folder) in the remote, as of now."""
+    entries = {
+        entry["path"]: entry
+        for stage in yaml.safe_load(workspace.layout.dvc_lock.read_text("utf-8"))["stages"].values()
+        for kind in ("deps", "outs")
+        for entry in stage[kind]
+    }
+    md5 = entries[path]["md5"]
+    store = workspace.layout.root.parent / "remote/files/md5"
+    found = store / md5[:2] / md5[2:]
+    if md5.endswith(".dir"):
+        md5 = json.loads(found.read_text("utf-8"))[0]["md5"]
+        found = store / md5[:2] / md5[2:]
+    assert found.exists()
+    return found
+
+
+def tamper(path: Path) -> None:
+    """Change an object's bytes, rights and all else as they were."""
+    mode = path.stat().st_mode
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes() + b" ")
+    path.chmod(mode)
+
+
+def one(workspace: Workspace, number: int = 1, **options: Any) -> Reproduction:
+    (made,) = reproduce(open_workspace(workspace.layout.root), [number], **options)
+    return made
+
+
+def clones(workspace: Workspace) -> list[str]:
+    return sorted(path.name for path in (workspace.home / "reproduce").iterdir() if path.is_dir())
+
+
+def test_every_round_comes_out_again_without_cache_or_lock_even_after_a_kill(
+    copy: Workspace, al: Callable[..., Said]
+) -> None:
+    shutil.rmtree(copy.layout.root / ".dvc/cache")
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "al_pipeline.cli", "-C", str(copy.layout.root), "reproduce", "0"],
+        stderr=subprocess.DEVNULL,
+    )
+    working = Layout(copy.home / "reproduce/round-0000").private / "dvc.json"
+    left = _wait_for(lambda: read_json(working))
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert clones(copy) == ["features", "round-0000"]
+    before = sha256_tree(copy.layout.root)
+    with locked(copy.layout.lock, "a tick"):
+        busy = sha256_tree(copy.layout.root)
+        code, found = al(copy, "reproduce", "--all")
+        assert sha256_tree(copy.layout.root) == busy, "nothing in the workspace is touched"
+    assert code == 0 and found["ok"]
+    assert [row["round"] for row in found["rounds"]] == [0, 1]
+    for row in found["rounds"]:
+        assert (row["compared"], row["engine"], row["difference"]) == ("bytes", "", None)
+        assert {output["name"]: output["unlike"] for output in row["outputs"]} == {
+            name: [] for name in (*OUTPUTS.values(), "plan")
+        }
+        recorded = read_json(copy.layout.record(row["round"]))["hashes"]
+        made = {output["name"]: output["sha256"] for output in row["outputs"]}
+        assert {name: made[name] for name in made.keys() & recorded.keys()} == {
+            name: recorded[name] for name in recorded if name not in ("params", "dvc_lock")
+        }
+    assert clones(copy) == []
+    assert not psutil.pid_exists(left["pid"]), "what the killed call left running was ended"
+    assert before != busy, "the lock's own file is part of the look"
+
+
+def _wait_for(found: Callable[[], Any], seconds: float = 120) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := found():
+            return value
+        time.sleep(0.05)
+    pytest.fail("waited in vain")
+
+
+@pytest.mark.parametrize(
+    ("path", "cause", "stage"),
+    [("data/pool", "data", "train"), ("data/events", "data", "label"), ("models/encoder", "features", "train")],
+)
+def test_an_input_that_the_remote_lacks_or_holds_otherwise_is_named(
+    copy: Workspace, al: Callable[..., Said], path: str, cause: str, stage: str
+) -> None:
+    there = remote_object(copy, path)
+    tamper(there)
+    code, found = al(copy, "reproduce")
+    (row,) = found["rounds"]
+    assert code == 6
+    assert (row["difference"]["stage"], row["difference"]["cause"]) == (stage, cause)
+    assert path in row["difference"]["what"] and row["outputs"] == []
+    name = f"{there.parent.name}{there.name}"
+    there.unlink()
+    code, found = al(copy, "reproduce", "1")
+    (row,) = found["rounds"]
+    assert code == 5
+    assert (row["difference"]["cause"], row["difference"]["missing"]) == (cause, True)
+    assert f"does not give {path} of round-0001" in row["difference"]["what"] and name in row["difference"]["what"]
+    assert clones(copy) == []
+
+
+def republish(workspace: Workspace, changes: Mapping[Path, str], tag: bool = True) -> None:
+    """Commit other texts, and let the tag of round 1 name that commit."""
+    git = Git(workspace.layout.root)
+    for path, text in changes.items():
+        assert path.read_text("utf-8") != text
+        write_text(path, text)
+    git.commit("Tamper", list(changes))
+    if tag:
+        git.run("tag", "--force", "--annotate", "--message", "tampered", "round-0001")
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "cause"),
+    [
+        ("dvc_lock", "schema: '2.0'", 'schema: "2.0"', "data"),
+        ("params", "seed: 20260101", "seed: 20260102", "parameters"),
+        ("engine", '"threads": 1', '"threads": 2', "engine"),
+    ],
+)
+def test_a_tag_that_is_not_what_was_recorded_is_not_believed(
+    copy: Workspace, name: str, before: str, after: str, cause: str
+) -> None:
+    path: Path = getattr(copy.layout, name)
+    republish(copy, {path: path.read_text("utf-8").replace(before, after)})
+    made = one(copy)
+    assert made.difference is not None and made.difference.cause == cause
+    assert path.name in made.difference.what and made.outputs == ()
+
+
+def test_a_record_that_was_changed_afterwards_is_not_believed(copy: Workspace) -> None:
+    path = copy.layout.record(1)
+    republish(copy, {path: path.read_text("utf-8").replace('"labelled": ', '"labelled": 1')}, tag=False)
+    made = one(copy)
+    assert made.difference is not None and made.difference.cause == "data"
+    assert "its record at the tag round-0001" in made.difference.what
+
+
+def test_outputs_are_compared_with_every_account_of_them(copy: Workspace) -> None:
+    """The round itself comes out again; the remote holds other bytes of the model and no queries."""
+    tamper(remote_object(copy, "models/candidate"))
+    remote_object(copy, "data/queries.jsonl").unlink()
+    made = one(copy)
+    rows = {row.name: row for row in made.outputs}
+    assert (rows["model"].alike, rows["model"].unlike) == (("dvc.lock", "round.json"), ("published",))
+    assert (rows["queries"].alike, rows["queries"].unlike) == (("dvc.lock", "round.json"), ())
+    assert all(not row.unlike for name, row in rows.items() if name != "model")
+    assert made.difference is not None and made.difference.missing
+    assert "data/queries.jsonl" in made.difference.what
+
+
+def test_a_stage_that_is_not_deterministic_is_found(tmp_path: Path, al: Callable[..., Said]) -> None:
+    workspace, truth = small_workspace(tmp_path, size=40)
+    text = workspace.layout.dvc_yaml.read_text("utf-8")
+    train = "python -m al_pipeline.stages.train"
+    noise = " && head -c 8 /dev/urandom > models/candidate/noise"
+    write_text(workspace.layout.dvc_yaml, text.replace(train, train + noise))
+    play(workspace, SimulatedOracle(), truth, 1)
+    code, found = al(workspace, "reproduce", "round-0000")
+    (row,) = found["rounds"]
+    assert code == 6
+    assert (row["difference"]["stage"], row["difference"]["cause"]) == ("train", "engine")
+    assert "model came out different" in row["difference"]["what"]
+    assert "not deterministic" in row["difference"]["what"]
+    assert [output["name"] for output in row["outputs"] if output["unlike"]] == ["model"]
+
+
+# Another engine -----------------------------------------------------------------------------------------------------
+
+
+def another_pandas(folder: Path) -> Path:
+    """A wheel of a pandas 0.0.1, which no stage imports; its folder serves pip, and its content a Python path."""
+    import zipfile
+
+    files = {
+        "pandas-0.0.1.dist-info/METADATA": "Metadata-Version: 2.1\nName: pandas\nVersion: 0.0.1\n",
+        "pandas-0.0.1.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: us\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "pandas-0.0.1.dist-info/RECORD": "",
+    }
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "pandas-0.0.1-py3-none-any.whl", "w") as wheel:
+        for name, text in files.items():
+            wheel.writestr(name, text)
+            write_text(folder / "path" / name, text)
+    return folder
+
+
+def test_another_engine_is_told_and_metrics_compared_or_the_recorded_one_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, al: Callable[..., Said]
+) -> None:
+    workspace, truth = small_workspace(tmp_path / "w", size=40)
+    shelf = another_pandas(tmp_path / "shelf")
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(shelf / "path"), os.environ.get("PYTHONPATH", "")]))
+        patch.syspath_prepend(str(shelf / "path"))
+        current_engine.cache_clear()
+        play(workspace, SimulatedOracle(), truth, 1)
+    current_engine.cache_clear()
+    assert read_json(workspace.layout.record(0))["engine"]["packages"]["pandas"] == "0.0.1"
+    code, found = al(workspace, "reproduce")
+    (row,) = found["rounds"]
+    assert (code, row["compared"], row["difference"]) == (0, "metrics", None)
+    assert row["engine"].startswith("pandas: was 0.0.1, is ")
+    assert {figure["name"]: figure["near"] for figure in row["figures"]} == dict.fromkeys(module.FIGURES, True)
+
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    code, found = al(workspace, "reproduce", "--engine", "recorded")
+    assert code == 5 and "pip could not install pandas==0.0.1" in found["message"]
+    monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
+    code, found = al(workspace, "reproduce", "--engine", "recorded")
+    (row,) = found["rounds"]
+    assert (code, row["compared"], row["engine"], row["difference"]) == (0, "bytes", "", None)
+    assert len(row["outputs"]) == 11 and not any(output["unlike"] for output in row["outputs"])
+
+    path = workspace.layout.record(0)
+    record = read_json(path)
+    record["metrics"]["accuracy"]["value"] -= 0.05
+    write_json(path, record)
+    git = Git(workspace.layout.root)
+    git.commit("Tamper", [path])
+    git.run("tag", "--force", "--annotate", "--message", "tampered", "round-0000")
+    code, found = al(workspace, "reproduce")
+    (row,) = found["rounds"]
+    assert code == 6
+    assert (row["difference"]["stage"], row["difference"]["cause"]) == ("evaluate", "engine")
+    assert "accuracy" in row["difference"]["what"]
+    assert [figure["name"] for figure in row["figures"] if not figure["near"]] == ["accuracy"]
+    assert al(workspace, "reproduce", "--tolerance", "0.051")[0] == 0
+
+
+# Features -----------------------------------------------------------------------------------------------------------
+
+
+def test_with_an_encoder_vectors_are_made_anew_and_other_vectors_are_the_first_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, truth = small_workspace(tmp_path, size=30, changes={"kind: tfidf": "kind: encoder+tfidf"})
+    play(workspace, SimulatedOracle(), truth, 1)
+    real = module.encode
+    encoded: list[int] = []
+
+    def count(layout: Layout, *arguments: Any) -> None:
+        assert not any(layout.features.iterdir()), "no vector is known when it begins"
+        real(layout, *arguments)
+        (folder,) = layout.features.iterdir()
+        encoded.append(len(FeatureCache(folder)))
+
+    monkeypatch.setattr(module, "encode", count)
+    made = one(workspace, 0)
+    assert made.difference is None and len(made.outputs) == 11
+    assert encoded == [30]
+
+    def other(layout: Layout, *arguments: Any) -> None:
+        count(layout, *arguments)
+        (folder,) = layout.features.iterdir()
+        cache = FeatureCache(folder)
+        from al_pipeline.items import read_ids
+
+        hashes = list(read_ids([layout.pool, layout.test]).hashes())
+        vectors = cache.get(hashes)
+        shutil.rmtree(folder)
+        vectors[:, 0] += 1e-3
+        FeatureCache(folder).add(hashes, vectors)
+
+    monkeypatch.setattr(module, "encode", other)
+    made = one(workspace, 0)
+    assert made.difference is not None
+    assert (made.difference.stage, made.difference.cause) == ("train", "features")
+
+
+# What cannot be asked -----------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_published_cannot_be_made_again(copy: Workspace, al: Callable[..., Said]) -> None:
+    assert al(copy, "reproduce", "7")[0] == 3
+    assert al(copy, "reproduce", "1", "--all")[0] == 2
+    Git(copy.layout.root).run("tag", "--delete", "round-0001")
+    with pytest.raises(NothingToDo, match="without a tag yet: round-0001; `al round` makes it"):
+        list(reproduce(open_workspace(copy.layout.root), None))
+
+
+def test_the_outputs_are_those_of_the_stages() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
+    entries = [e for name in STAGES for kind in ("outs", "metrics", "plots") for e in stages[name].get(kind, [])]
+    assert {entry if isinstance(entry, str) else next(iter(entry)) for entry in entries} == OUTPUTS.keys()
+
+
+def test_the_digest_is_dvcs(undisturbed: Workspace) -> None:
+    lock = yaml.safe_load(undisturbed.layout.dvc_lock.read_text("utf-8"))["stages"]
+    for stage in STAGES:
+        for entry in (*lock[stage]["deps"], *lock[stage]["outs"]):
+            assert digest(undisturbed.layout.root / entry["path"]) == entry["md5"]
+    assert digest(undisturbed.layout.root / "never") is None
