@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -159,8 +160,6 @@ def round_(
     """
     report = _tick(_workspace(), close_now, accept_vanished, as_json)
     if as_json:
-        from dataclasses import asdict
-
         seconds: dict[str, float] = {}
         for name, took in report.steps:  # a tick that publishes pushes twice
             seconds[name] = seconds.get(name, 0.0) + took
@@ -310,8 +309,6 @@ def reproduce(
     Touches nothing in the workspace. Ends with 6 where a round came out different, naming the stage and the first \
 cause (data, features, parameters, engine), and with 5 where the remote lacks something.
     """
-    from dataclasses import asdict
-
     from al_pipeline.operations.history import round_number
     from al_pipeline.operations.reproduce import failure
     from al_pipeline.operations.reproduce import reproduce as run
@@ -367,6 +364,106 @@ def _show_reproduction(one: Reproduction, details: bool) -> None:
 
 
 @app.command()
+def diff(
+    before: Annotated[str, typer.Argument(metavar="A", help="A round: 7 or round-0007.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    as_json: Json = False,
+) -> None:
+    """Compare two published rounds: labels and who gave them, parameters, metrics with intervals, predictions."""
+    from al_pipeline.operations.diff import diff as compare
+    from al_pipeline.operations.history import round_number
+
+    found = compare(_workspace(), round_number(before), round_number(after))
+    if as_json:
+        return _print_json(found.to_json())
+    kinds = {kind: sum(change.kind == kind for change in found.labels) for kind in ("added", "changed", "removed")}
+    _say("[bold]labels[/]: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
+    rows = [
+        [
+            change.kind,
+            change.item_id,
+            f"{change.before or '–'} → {change.after or '–'}",
+            ", ".join(change.annotators),
+            ", ".join("imported" if number < 0 else str(number) for number in change.rounds),
+            "; ".join(dict.fromkeys(change.events)),
+        ]
+        for change in found.labels
+    ]
+    _shortened(("", "item", "label", "by", "asked in round", "what was said"), rows)
+    _say(f"[bold]parameters[/]: {len(found.params)} changed")
+    _shortened(("key", "before", "after"), [[key, str(old), str(new)] for key, (old, new) in found.params.items()])
+    _say(f"[bold]metrics[/]; the difference is on the {found.models.items} test items that both models saw")
+
+    def figure(estimate: Any, form: str = ".3f") -> str:
+        value, low, high = (estimate[name] for name in ("value", "low", "high"))
+        if value is None:
+            return "–"
+        return f"{value:{form}}" + ("" if low is None else f" ({low:{form}} to {high:{form}})")
+
+    _table(
+        ("metric", "before", "after", "difference"),
+        [
+            [name, figure(old), figure(new), figure(asdict(found.models.differences[name]), "+.3f")]
+            for name, (old, new) in found.metrics.items()
+        ],
+    )
+    _say(f"[bold]predictions[/]: {len(found.models.flips)} test items flipped")
+    _shortened(
+        ("item", "label", "before", "after"),
+        [
+            [
+                flip.item_id,
+                flip.label,
+                f"{flip.before} {flip.before_probability:.2f}",
+                f"{flip.after} {flip.after_probability:.2f}",
+            ]
+            for flip in found.models.flips
+        ],
+    )
+
+
+def _shortened(header: tuple[str, ...], rows: list[list[str]], most: int = 20) -> None:
+    if rows:
+        _table(header, rows[:most])
+    if len(rows) > most:
+        _say(f"[dim]… and {len(rows) - most} more; `--json` lists all[/]")
+
+
+_SHOWN = (
+    *("file", "rank", "score", "strategy", "probability", "agreement", "answers", "kind", "reason", "result"),
+    *("updated_at", "in"),
+)
+"""What `al log` shows of an entry; `--json` has all."""
+
+
+@app.command()
+def log(
+    item: Annotated[str, typer.Argument(metavar="ITEM", help="The item's id.")],
+    as_json: Json = False,
+) -> None:
+    """Show everything that ever happened to an item: taken in, asked, answered, labelled, predicted, and by whom."""
+    from al_pipeline.operations.log import log as read
+
+    found = read(_workspace(), item)
+    if as_json:
+        return _print_json(asdict(found))
+    text = " ".join((found.text or "").split())
+    _say(f"[bold]{_safe(found.item_id)}[/] ({found.part or 'no longer there'}): {_safe(text[:300])}")
+    rows = []
+    for entry in found.entries:
+        told = entry.details
+        what = " ".join(str(word) for word in (entry.what, told.get("label")) if word is not None)
+        rest = [
+            f"{name.replace('_', ' ')} {f'{told[name]:.3g}' if isinstance(told[name], float) else told[name]}"
+            for name in _SHOWN
+            if told.get(name) is not None
+        ]
+        number = "" if entry.round is None else str(entry.round)
+        rows.append([number, what, str(told.get("annotator") or ""), ", ".join(rest)])
+    _table(("round", "what", "by", "details"), rows)
+
+
+@app.command()
 def upgrade(
     replace_dvc_yaml: Annotated[
         bool, typer.Option("--replace-dvc-yaml", help="Give up changes of your own in dvc.yaml (git keeps them).")
@@ -374,8 +471,6 @@ def upgrade(
     as_json: Json = False,
 ) -> None:
     """Carry the workspace to this engine's layout, in one commit. Your values and comments stay."""
-    from dataclasses import asdict
-
     from al_pipeline.operations.upgrade import upgrade as run
 
     done = run(_Chosen.folder, replace_dvc_yaml)

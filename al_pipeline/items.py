@@ -103,25 +103,41 @@ def read_ids(folders: Iterable[Path]) -> ItemKeys:
 
 def fetch(folders: Iterable[Path], ids: Collection[str]) -> dict[str, Item]:
     """The items with these ids, as far as they are there. Reads texts only of the row groups that hold one."""
+    found: dict[str, Item] = {}
+    wanted = sorted(set(ids))
+    for part in list_parts(folders):
+        if len(found) == len(wanted):
+            break
+        found |= _fetch(part, wanted)
+    return found
+
+
+def _fetch(part: Path, ids: Sequence[str]) -> dict[str, Item]:
+    """The items of one part with these ids."""
     import pyarrow.compute as pc
 
     from al_pipeline.columns import strings
 
     found: dict[str, Item] = {}
-    wanted = strings(sorted(set(ids)))
-    for part in list_parts(folders):
-        if len(found) == len(wanted):
-            break
-        with _opened(part) as file:
-            for group in range(file.metadata.num_row_groups):
-                known = _guard(part, lambda g=group, f=file: f.read_row_group(g, columns=["item_id"]))
-                rows = pc.indices_nonzero(pc.is_in(known.column("item_id"), value_set=wanted))
-                if len(rows) == 0:
-                    continue
-                table = _guard(part, lambda g=group, f=file: f.read_row_group(g, columns=list(COLUMNS)))
-                for batch in table.take(rows).to_batches():
-                    found.update((item.item_id, item) for item in _items(batch))
+    wanted = strings(ids)
+    with _opened(part) as file:
+        for group in range(file.metadata.num_row_groups):
+            known = _guard(part, lambda g=group, f=file: f.read_row_group(g, columns=["item_id"]))
+            rows = pc.indices_nonzero(pc.is_in(known.column("item_id"), value_set=wanted))
+            if len(rows) == 0:
+                continue
+            table = _guard(part, lambda g=group, f=file: f.read_row_group(g, columns=list(COLUMNS)))
+            for batch in table.take(rows).to_batches():
+                found.update((item.item_id, item) for item in _items(batch))
     return found
+
+
+def find(folders: Iterable[Path], item_id: str) -> tuple[Path, Item] | None:
+    """The item with this id and the part that holds it."""
+    for part in list_parts(folders):
+        if item_id in (found := _fetch(part, [item_id])):
+            return part, found[item_id]
+    return None
 
 
 def _schema() -> pa.Schema:

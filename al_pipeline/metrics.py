@@ -27,6 +27,7 @@ _BLOCK = 4_000_000
 """Weights held at a time (32 MB), so that memory stays flat however large the test set."""
 _SMALLEST = float(np.finfo(np.float64).eps)
 _EMPTY = "the test set has no labelled items"
+_UNDEFINED = "needs test items of the class and of another one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +176,38 @@ def evaluate(
             for c, label in enumerate(classes)
         ),
         confusion=tuple(tuple(int(count) for count in counts) for counts in confusion),
-        **{
-            name: estimate(column, "needs test items of the class and of another one")
-            for column, name in enumerate(_FIGURES)
-        },
+        **{name: estimate(column, _UNDEFINED) for column, name in enumerate(_FIGURES)},
     )
+
+
+def differences(
+    before: ArrayLike,
+    after: ArrayLike,
+    truth: ArrayLike,
+    classes: Sequence[str],
+    rng: Generator,
+    bootstrap: int = 1000,
+    confidence: float = 0.95,
+) -> dict[str, Estimate]:
+    """Each overall figure of `after` minus that of `before`, probabilities (n, C) for the same n items.
+
+    The intervals are paired: both models are measured on the same resamples, so that what is hard for both cancels.
+    """
+    truth = check_truth(truth, len(classes))
+    if len(truth) == 0:
+        return {name: Estimate(None, reason=_EMPTY) for name in _FIGURES}
+    target = _target(truth, classes, None)
+    old, new = (_all_figures(check_proba(proba), truth, target) for proba in (before, after))
+
+    def moved(weights: Floats) -> Floats:
+        return (new(weights) - old(weights))[:, : len(_FIGURES)]
+
+    values = moved(np.ones((1, len(truth))))[0]
+    draws = np.concatenate([np.empty((0, len(values))), *map(moved, resamples(len(truth), bootstrap, rng))])
+    return {
+        name: _estimate(float(values[column]), draws[:, column], confidence, _UNDEFINED)
+        for column, name in enumerate(_FIGURES)
+    }
 
 
 def check_truth(truth: ArrayLike, classes: int) -> Indices:

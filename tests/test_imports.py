@@ -12,7 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-IDEAS = {"acquisition", "gate", "labels", "lifecycle", "metrics", "pool", "query_strategies", "replay", "report"}
+IDEAS = {
+    *("acquisition", "comparison", "gate", "labels", "lifecycle", "metrics", "pool"),
+    *("query_strategies", "replay", "report"),
+}
 """Know arrays and records: no files, no network, no process."""
 
 WORDS = {"errors", "records"}
@@ -55,7 +58,8 @@ LAYERS = {
 """What each layer must not import."""
 
 MATHS = {"numpy", "scipy"}
-OPERATIONS_WITH_ARRAYS = {"operations.publish", "operations.report"}
+OPERATIONS_WITH_ARRAYS = {"operations.diff", "operations.publish", "operations.report"}
+"""`diff` makes the random generator that `comparison` draws with."""
 
 EXCEPTIONS = {("operations.build", "neural.encoder")}
 """The weights are brought in by the module that knows them."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from al_pipeline.errors import BadInput, NothingToDo
 from al_pipeline.layout import Layout
-from al_pipeline.records import PlannedTask, round_name
+from al_pipeline.records import Event, PlannedTask, round_name
 from al_pipeline.repository import Git
 from al_pipeline.rulings import Ruling, abandoned, holding, parse_ruling, pausing, promoted, waiting
 
@@ -79,6 +80,34 @@ def read_history(layout: Layout, git: Git, revision: str = "HEAD") -> History:
     plans = {int(name.split("/")[1]) for name in names if name.endswith("/plan.jsonl")}
     open_rounds = plans - {record["round"] for record in records}
     return History(revision, json.loads(genesis) if genesis else None, records, max(open_rounds, default=None), rulings)
+
+
+def events_known(record: Record, events: Sequence[Event]) -> int:
+    """How many of the ledger's `events`, from the first, round `record` knew: the ledger only grows.
+
+    A record of layout 1 does not say; then it is those before the first answer to a later round's question.
+    """
+    later = next((n for n, event in enumerate(events) if event.round > record["round"]), len(events))
+    known: int = record["counts"].get("events", later)
+    return known
+
+
+def subjects(events: Sequence[Event]) -> dict[str, frozenset[str]]:
+    """The items that each event speaks of, by event id: its own, or those of the events that it names."""
+    by_id = {event.event_id: event for event in events}
+    found: dict[str, frozenset[str]] = {}
+
+    def of(event_id: str) -> frozenset[str]:
+        if event_id not in found:
+            event = by_id.get(event_id)
+            if event is None:
+                return frozenset()
+            found[event_id] = frozenset({event.item_id})
+            if event.targets:
+                found[event_id] = frozenset().union(*map(of, event.targets))
+        return found[event_id]
+
+    return {event_id: of(event_id) for event_id in by_id}
 
 
 def read_plan(git: Git, number: int, revision: str = "HEAD") -> list[PlannedTask]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from al_pipeline.comparison import shared
 from al_pipeline.engine import current_engine
 from al_pipeline.errors import ForeignEdit
 from al_pipeline.files import read_json, sha256_file, sha256_tree, write_json, write_jsonl
@@ -213,12 +214,11 @@ def _held(decision: Decision, holding: Ruling | None) -> Decision:
 
 def _shared(champion: Predictions, challenger: Predictions) -> tuple[Predictions, Predictions]:
     """Both models' rows for the test items that both saw, in the challenger's order; today's labels count."""
-    rows = {item: row for row, item in enumerate(champion.item_ids)}
-    keep = [row for row, item in enumerate(challenger.item_ids) if item in rows]
+    rows, keep = shared(champion, challenger)
     items = tuple(challenger.item_ids[row] for row in keep)
     labels = tuple(challenger.labels[row] for row in keep)
     return (
-        Predictions(items, labels, champion.classes, champion.proba[[rows[item] for item in items]]),
+        Predictions(items, labels, champion.classes, champion.proba[rows]),
         Predictions(items, labels, challenger.classes, challenger.proba[keep]),
     )
 

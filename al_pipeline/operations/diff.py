@@ -1,0 +1,130 @@
+"""What differs between two published rounds: labels and who gave them, parameters, metrics, predictions."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from al_pipeline.comparison import Comparison, compare
+from al_pipeline.ledger import read_events
+from al_pipeline.operations.history import Record, events_known, read_history, subjects
+from al_pipeline.operations.snapshots import Labels, snapshots
+from al_pipeline.operations.status import FIGURES
+from al_pipeline.records import Event, LabeledItem, round_name
+from al_pipeline.repository import Git
+from al_pipeline.results import Predictions, flat, parse_predictions
+from al_pipeline.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class LabelChange:
+    """An item whose label is another, and what was said of it between the two rounds."""
+
+    item_id: str
+    before: str | None
+    after: str | None
+    annotators: tuple[str, ...]
+    rounds: tuple[int, ...]
+    """The rounds that asked for those answers; -1 for imported labels."""
+    events: tuple[str, ...]
+    """Their types, such as label or quarantine, with the reason where there is one."""
+
+    @property
+    def kind(self) -> str:
+        """`added`, `removed` or `changed`."""
+        return "added" if self.before is None else "removed" if self.after is None else "changed"
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """Round `after` against round `before`; either may be the older one."""
+
+    before: int
+    after: int
+    labels: tuple[LabelChange, ...]
+    """By kind, then item."""
+    params: dict[str, tuple[Any, Any]]
+    """Dotted key -> both values; None where there is no such key."""
+    metrics: dict[str, tuple[dict[str, Any], dict[str, Any]]]
+    """As recorded, each on the test items of its own round."""
+    models: Comparison
+    """Both models on the test items that both saw."""
+
+    def to_json(self) -> dict[str, Any]:
+        """This record as a JSON object."""
+        return {
+            "before": round_name(self.before),
+            "after": round_name(self.after),
+            "labels": [{"kind": change.kind, **asdict(change)} for change in self.labels],
+            "params": {key: {"before": old, "after": new} for key, (old, new) in self.params.items()},
+            "metrics": {
+                name: {"before": old, "after": new, "difference": asdict(self.models.differences[name])}
+                for name, (old, new) in self.metrics.items()
+            },
+            "shared_test_items": self.models.items,
+            "flips": [asdict(flip) for flip in self.models.flips],
+        }
+
+
+def diff(workspace: Workspace, before: int, after: int) -> Diff:
+    """Compare two published rounds, from records and DVC; nothing is checked out.
+
+    Raises NothingToDo where one is not published, RepositoryError where its labels cannot be had.
+    """
+    layout = workspace.layout
+    git = Git(layout.root)
+    history = read_history(layout, git)
+    old, new = history.record(before), history.record(after)
+    events = read_events(layout.events)
+    known = sorted(events_known(record, events) for record in (old, new))
+    with snapshots(workspace) as labels:
+        changes = _changes(labels(old), labels(new), events, events[known[0] : known[1]])
+    was, now = flat(old["params"]), flat(new["params"])
+    evaluate = new["params"]["evaluate"]
+    return Diff(
+        before=before,
+        after=after,
+        labels=changes,
+        params={k: (was.get(k), now.get(k)) for k in dict.fromkeys((*was, *now)) if was.get(k) != now.get(k)},
+        metrics={name: (old["metrics"][name], new["metrics"][name]) for name in FIGURES},
+        models=compare(
+            _predictions(git, old),
+            _predictions(git, new),
+            np.random.default_rng([new["params"]["seed"], 0xD1FF]),
+            evaluate["bootstrap"],
+            evaluate["confidence"],
+        ),
+    )
+
+
+def _changes(
+    before: Labels, after: Labels, events: Sequence[Event], between: Sequence[Event]
+) -> tuple[LabelChange, ...]:
+    about = subjects(events)
+    told: defaultdict[str, list[Event]] = defaultdict(list)
+    for event in between:
+        for item_id in about[event.event_id]:
+            told[item_id].append(event)
+    changes = []
+    for item_id in sorted(before.keys() | after.keys()):
+        old, new = _label(before, item_id), _label(after, item_id)
+        if old != new:
+            said = told[item_id]
+            people = tuple(sorted({event.annotator for event in said if event.annotator}))
+            rounds = tuple(sorted({event.round for event in said}))
+            reasons = tuple(f"{event.type}: {event.reason}" if event.reason else event.type for event in said)
+            changes.append(LabelChange(item_id, old, new, people, rounds, reasons))
+    return tuple(sorted(changes, key=lambda change: change.kind))
+
+
+def _label(labels: Labels, item_id: str) -> str | None:
+    row = labels.get(item_id)
+    return row.label if isinstance(row, LabeledItem) else None
+
+
+def _predictions(git: Git, record: Record) -> Predictions:
+    return parse_predictions(git.show(round_name(record["round"]), "rounds/predictions.csv") or "item_id,label\n")

@@ -1,0 +1,52 @@
+"""What was labelled as of published rounds, whatever is checked out: from DVC's cache or the remote, by digest."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from al_pipeline.errors import RepositoryError
+from al_pipeline.files import sha256_file
+from al_pipeline.layout import Layout
+from al_pipeline.operations.history import Record
+from al_pipeline.operations.tick import open_dvc
+from al_pipeline.records import LabeledItem, Unresolved, round_name
+from al_pipeline.repository import Dvc
+from al_pipeline.results import read_labeled, read_unresolved
+from al_pipeline.workspace import Workspace
+
+Labels = Mapping[str, LabeledItem | Unresolved]
+"""What the answers to an item came to, by item id; an item that is not in it has no answer that counts."""
+NAMES = ("labeled", "test_labels", "unresolved")
+
+
+@contextmanager
+def snapshots(workspace: Workspace) -> Iterator[Callable[[Record], Labels]]:
+    """A function that gives the labels of a round by its record. Takes no lock and checks nothing out.
+
+    It raises RepositoryError where they cannot be had, or are not what the record says.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="al-snapshots-") as place,
+        replace(open_dvc(workspace.layout), state=None) as dvc,
+    ):
+        yield lambda record: _labels(workspace.layout, dvc, record, Path(place))
+
+
+def _labels(layout: Layout, dvc: Dvc, record: Record, place: Path) -> Labels:
+    name = round_name(record["round"])
+    found: dict[str, LabeledItem | Unresolved] = {}
+    for kind in NAMES:
+        path: Path = getattr(layout, kind)
+        target = place / f"{record['hashes'][kind]}{path.suffix}"
+        if not target.exists():
+            dvc.get(path.relative_to(layout.root).as_posix(), name, target)
+        if sha256_file(target) != record["hashes"][kind]:
+            raise RepositoryError(f"{path.name} of {name} is not what its record says; `al reproduce` says more")
+        rows: list[LabeledItem] | list[Unresolved]
+        rows = read_unresolved(target) if kind == "unresolved" else read_labeled(target)
+        found |= {row.item_id: row for row in rows}
+    return found
