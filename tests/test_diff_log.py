@@ -56,18 +56,20 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     given = {key.rsplit(":", 1)[1]: a for key, a in _answers(oracle).items()}
     oracle.edit(given[corrected], "ham" if truth[corrected] == "spam" else "spam")
     oracle.delete_annotation(given[withdrawn])
-    refused = oracle.queue(BOB)[-1]
+    keys = [key for key in oracle.queue(ANN) if not key.endswith(f":{withdrawn}")]
+    for key in keys:
+        oracle.answer(key, ANN, truth[key.rsplit(":", 1)[1]])
+    refused = keys[-1]
     oracle.answer(refused, BOB, f"{CONTROL} label")
-    answer_all(oracle, truth)
     target = next(e.event_id for e in read_events(workspace.layout.events) if e.item_id == voided)
     void = event("quarantine", "q1", targets=(target,), reason=f"{CONTROL} tired", annotator="ops")
     add_to_inbox(workspace.layout.inbox_events, [void], ledger=workspace.layout.events)
     change_params(workspace, {"batch_size: 8": "batch_size: 6"})
-    tick(open_workspace(root), lambda: oracle)
+    assert tick(open_workspace(root), lambda: oracle).published == (1,)
     answer_all(oracle, truth)
     restore = event("restore", "r1", targets=(target,), reason="was right", annotator="ops")
     add_to_inbox(workspace.layout.inbox_events, [restore], ledger=workspace.layout.events)
-    tick(open_workspace(root), lambda: oracle)
+    assert tick(open_workspace(root), lambda: oracle).published == (2,)
     return Story(open_workspace(root), corrected, withdrawn, voided, refused.rsplit(":", 1)[1], truth)
 
 
@@ -121,12 +123,15 @@ def test_the_log_of_an_item_tells_everything_in_order(story: Story) -> None:
     begin = [(None, "ingested"), (0, "asked"), (0, "label"), (0, "labelled")]
     assert whats(story, story.corrected) == [*begin, (1, "supersede"), (1, "labelled")]
     assert whats(story, story.withdrawn)[:6] == [*begin, (1, "delete"), (1, "unlabelled")]
-    assert whats(story, story.voided) == [*begin, (1, "quarantine"), (1, "unlabelled"), (2, "restore"), (2, "labelled")]
+    voided = [
+        step for step in whats(story, story.voided) if step not in ((2, "asked"), (2, "label"))
+    ]  # it may be asked
+    assert voided == [*begin, (1, "quarantine"), (1, "unlabelled"), (2, "restore"), (2, "labelled")]
     found = log(story.workspace, story.voided)
     label = story.truth[story.voided]
     assert found.labels == {"round-0000": label, "round-0001": None, "round-0002": label}
     assert found.part == "pool" and found.predictions == {}
-    asked = next(entry for entry in found.entries if entry.what == "asked")
+    asked = found.entries[1]
     assert asked.details.keys() == {"round", "rank", "score", "strategy", "probability"}
     refused = [entry for entry in log(story.workspace, story.refused).entries if entry.what == "refused"]
     assert [(entry.round, entry.details["reason"]) for entry in refused] == [(1, "unknown label")]

@@ -1,0 +1,88 @@
+"""What proof costs: `al reproduce` of each round of a small workspace on real e-mails, beside the round's own build.
+
+    python -m benchmarks.reproduce [--size 1000] [--rounds 3]      writes benchmarks/results/reproduce.json
+
+The e-mails are those of examples/spam/corpus.py, the answers are the right ones and come from the simulated oracle, git
+and DVC are real, the remote is a folder. The first round made again pays for all vectors, as each does alone; the rest
+are made in the same call. Everything is encoded and trained anew, so the seconds grow with the pool.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from al_pipeline.files import read_json, write_jsonl
+from al_pipeline.operations.ingest import ingest
+from al_pipeline.operations.init import init
+from al_pipeline.operations.reproduce import reproduce
+from al_pipeline.operations.tick import tick
+from al_pipeline.oracle import SimulatedOracle
+from al_pipeline.workspace import Workspace, open_workspace
+from benchmarks.record import ROOT, record
+from examples.spam.corpus import prepare
+
+SETTINGS = {"test_size": 150, "seed_size": 40, "batch_size": 40}
+PERSON = "ann@example.org"
+
+
+def main() -> None:
+    """Play rounds, make them again, record the seconds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=1000, help="e-mails in the pool and the test set")
+    parser.add_argument("--rounds", type=int, default=3, help="published rounds, the seed round included")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="al-benchmark-") as folder:
+        os.environ["AL_HOME"] = f"{folder}/home"
+        workspace = _play(Path(folder), options.size, options.rounds)
+        records = [read_json(workspace.layout.record(number)) for number in range(options.rounds)]
+        together = list(reproduce(workspace, None, say=_tell))
+        alone = list(reproduce(workspace, [options.rounds - 1], say=_tell))
+    if wrong := [one for one in (*together, *alone) if one.difference is not None or one.compared != "bytes"]:
+        raise SystemExit(f"not reproduced, so there is nothing to measure: {wrong}")
+    figures = {
+        "items": options.size,
+        "settings": SETTINGS,
+        "features": records[0]["params"]["features"]["kind"],
+        "outputs_compared": len(alone[0].outputs),
+        "build_seconds": {str(row["round"]): round(sum(row["seconds"].values()), 3) for row in records},
+        "reproduce_all_seconds": {str(one.round): one.seconds for one in together},
+        "reproduce_last_alone_seconds": alone[0].seconds,
+    }
+    print(json.dumps(figures, indent=2))  # noqa: T201
+    print(record("reproduce", figures).relative_to(ROOT))  # noqa: T201
+
+
+def _play(folder: Path, size: int, rounds: int) -> Workspace:
+    """A workspace with the first `size` e-mails by id and so many published rounds."""
+    corpus = prepare()
+    rows = [json.loads(line) for line in corpus.pool.read_text(encoding="utf-8").splitlines()]
+    write_jsonl(folder / "pool.jsonl", sorted(rows, key=lambda row: str(row["id"]))[:size])
+    key = read_json(corpus.key)
+    workspace = init(folder / "workspace", ["ham", "spam"], remote=str(folder / "remote"))
+    text = workspace.layout.params.read_text(encoding="utf-8")
+    for name, value in SETTINGS.items():
+        text = re.sub(rf"(?m)^(  {name}:) \d+", rf"\1 {value}", text)
+    workspace.layout.params.write_text(text, encoding="utf-8")
+    workspace = open_workspace(workspace.layout.root)
+    ingest(workspace, [folder / "pool.jsonl"])
+    oracle = SimulatedOracle()
+    tick(workspace, lambda: oracle, say=_tell)
+    for _ in range(rounds):
+        for push_key in oracle.queue(PERSON):
+            oracle.answer(push_key, PERSON, key[push_key.rsplit(":", 1)[1]])
+        tick(workspace, lambda: oracle, say=_tell)
+    return workspace
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
