@@ -95,7 +95,7 @@ def unsynced(git: Git, layout: Layout) -> bool:
 
 
 def plan_tasks(workspace: Workspace, git: Git, number: int, abandoned: Collection[int]) -> list[PlannedTask]:
-    """What round `number` asks: test items that nobody was asked about yet (but in abandoned rounds), then the batch."""
+    """What round `number` asks: test items that nobody was asked about yet (save in abandoned rounds), then queries."""
     layout = workspace.layout
     queries = read_queries(layout.queries)
     hashes = {
