@@ -27,6 +27,8 @@ from al_pipeline.layout import STAGES, Layout
 from al_pipeline.lock import locked
 from al_pipeline.operations import reproduce as module
 from al_pipeline.operations.reproduce import OUTPUTS, Reproduction, reproduce
+from al_pipeline.operations.rule import rollback
+from al_pipeline.operations.tick import open_dvc, tick
 from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.repository import Git, digest
 from al_pipeline.workspace import Workspace, open_workspace
@@ -224,6 +226,20 @@ def test_a_stage_that_is_not_deterministic_is_found(tmp_path: Path, al: Callable
     assert "model came out different" in row["difference"]["what"]
     assert "not deterministic" in row["difference"]["what"]
     assert [output["name"] for output in row["outputs"] if output["unlike"]] == ["model"]
+
+
+def test_rounds_before_and_after_a_rollback_come_out_again(tmp_path: Path) -> None:
+    workspace, truth = small_workspace(tmp_path, size=40)
+    oracle = SimulatedOracle()
+    play(workspace, oracle, truth, 2)
+    with open_dvc(workspace.layout) as dvc:
+        rollback(open_workspace(workspace.layout.root), dvc, 0, reason="bad", labels=True, model=True, params=False)
+    assert tick(open_workspace(workspace.layout.root), lambda: oracle).published == (2,)
+    assert read_json(workspace.layout.record(2))["rulings"]
+    made = list(reproduce(open_workspace(workspace.layout.root), None))
+    assert [(one.round, one.difference, len(one.outputs)) for one in made] == [(n, None, 11) for n in range(3)]
+    first, _, last = ({output.name: output.sha256 for output in one.outputs} for one in made)
+    assert first["labeled"] == last["labeled"]
 
 
 # Another engine -----------------------------------------------------------------------------------------------------
