@@ -30,5 +30,11 @@ def floats(values: Sequence[float] | NDArray[np.float64]) -> pa.Array:
     return _numbers(np.array(values, dtype=np.float64), pa.float64())
 
 
+def float_rows(values: NDArray[np.float64]) -> pa.Array:
+    """Equally long lists of numbers of 64 bits: the rows of (n, m)."""
+    ends = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
+    return pa.ListArray.from_arrays(_numbers(ends, pa.int32()), floats(values.ravel()))
+
+
 def _numbers(values: NDArray[np.generic], kind: pa.DataType) -> pa.Array:
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])

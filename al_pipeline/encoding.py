@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,14 @@ class Vectors:
         """One vector an item, (n, d), in their order."""
         ensure(self._cache, ((item.content_hash, item.text) for item in items), self._encoder, progress=False)
         return self._cache.get([item.content_hash for item in items])
+
+    def lookup(self, hashes: Sequence[str], items: Callable[[], Iterable[Item]]) -> NDArray[np.float32]:
+        """One vector a content hash, (n, d), in their order; `items` gives the texts, if one has to be encoded."""
+        if self._cache.missing(hashes):
+            ensure(self._cache, ((item.content_hash, item.text) for item in items()), self._encoder, progress=False)
+        if not hashes:
+            return np.zeros((0, self._cache.dimension), np.float32)
+        return self._cache.get(hashes)
 
     def _encoder(self) -> Encoder:
         from al_pipeline.neural.encoder import Encoder

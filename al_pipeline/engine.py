@@ -21,6 +21,7 @@ from al_pipeline.files import read_json, sha256_file, write_json
 MODULES = (
     "__init__.py",
     "acquisition.py",
+    "clustering.py",
     "columns.py",
     "encoding.py",
     "engine.py",

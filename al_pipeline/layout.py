@@ -71,6 +71,11 @@ class Layout:
         return self.rounds / "histogram.json"
 
     @property
+    def choice(self) -> Path:
+        """Which strategy chose the newest batch, and why."""
+        return self.rounds / "choice.json"
+
+    @property
     def genesis(self) -> Path:
         """The record of the first build, before any round."""
         return self.rounds / "genesis.json"

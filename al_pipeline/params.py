@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from al_pipeline.errors import BadParams
 
@@ -86,10 +86,26 @@ class Train(_Section):
 class Select(_Section):
     """How the next batch is chosen."""
 
-    strategy: Literal["margin", "entropy", "least_confidence", "random"]
+    strategy: Literal[
+        "auto",
+        "margin",
+        "entropy",
+        "least_confidence",
+        "cluster_margin",
+        "class_balanced",
+        "random",
+        "typiclust",
+        "kmeans",
+    ]
+    cold_start: Literal["random", "typiclust", "kmeans"] = "random"
     batch_size: int = Field(ge=1, le=100_000)
     random_share: float = Field(ge=0, le=1)
     shortlist: int = Field(ge=1)
+    max_similarity: float = Field(gt=0, le=1, default=1.0)
+
+
+NEEDS_ENCODER = frozenset({"cluster_margin", "typiclust", "kmeans"})
+"""Strategies that look at an encoder's vectors."""
 
 
 class Evaluate(_Section):
@@ -139,6 +155,15 @@ class Params(_Section):
     round: Round
     label_studio: LabelStudio
     annotators: list[_Name]
+
+    @model_validator(mode="after")
+    def _has_vectors(self) -> Params:
+        for key in ("strategy", "cold_start"):
+            if getattr(self.select, key) in NEEDS_ENCODER and not self.features.uses_encoder:
+                raise ValueError(
+                    f"select.{key} {getattr(self.select, key)!r} needs features.kind encoder or encoder+tfidf"
+                )
+        return self
 
 
 class _Loader(yaml.SafeLoader):
@@ -196,6 +221,8 @@ def parse_params(text: str, source: str = "params.yaml") -> Params:
 def _explain(source: str, problem: Any) -> str:
     key = ".".join(str(step) for step in problem["loc"]) or "(top level)"
     takes = str(problem["msg"]).removeprefix("Value error, ")
+    if not problem["loc"] and problem["type"] == "value_error":
+        return f"{source}: {takes}"
     if problem["type"] == "missing":
         return f"{source}: {key}: is missing"
     if problem["type"] == "extra_forbidden":

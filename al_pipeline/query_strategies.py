@@ -2,7 +2,8 @@
 
 A strategy is one function on arrays in the table `STRATEGIES`; it declares what it needs to see. `choose` makes a
 batch with it: the random slice first, then items to ask again, then the strategy's own picks. All of it is a function
-of ids, scores and seed, never of the order in which items come.
+of ids, scores and seed, never of the order in which items come. `next_batch` is what a round does: it names the
+strategy, lets it see what it needs, and chooses; the stage `select` and a simulation both call it.
 
 **What `Query.probability` says.** For `random_slice`, `random` and `random_fill` it is drawn / drawn from: the chance
 that this draw took this item, equal for all the items it could take. The random slice is a simple random sample of
@@ -16,7 +17,9 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -24,11 +27,14 @@ import numpy as np
 from numpy.random import SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
+from al_pipeline.clustering import k_means, neighbour_distance, spread_over, unlike
 from al_pipeline.records import Query
 
 Floats = NDArray[np.float64]
 Positions = NDArray[np.intp]
-Need = Literal["scores", "proba", "vectors"]
+Need = Literal["scores", "proba", "vectors", "labeled", "counts"]
+VectorsOf = Callable[[Sequence[str]], NDArray[np.floating]]
+"""Ids -> the encoder's vectors (n, d), in their order."""
 
 RANDOM_SLICE = "random_slice"
 """The uniform sample of all candidates that rides in each batch: the honest part."""
@@ -37,15 +43,25 @@ ASK_AGAIN = "ask_again"
 RANDOM_FILL = "random_fill"
 """Drawn at random because the shortlist was shorter than the batch."""
 
+COLD_CANDIDATES = 5000
+"""A strategy that goes by vectors alone looks at so many candidates, drawn at random: memory does not grow."""
+MAX_CLUSTERS = 500
+TYPICAL_NEIGHBOURS = 20
+
 
 @dataclass(frozen=True, slots=True)
 class Shortlist:
-    """The items that a strategy looks at, row by row: ids (s,), scores (s,), proba (s, C), vectors (s, d)."""
+    """The items that a strategy looks at, row by row: ids (s,), scores (s,), proba (s, C), vectors (s, d).
+
+    Beside them, what is labelled already: its vectors, `labeled` (m, d), and how many of each class, `counts` (C,).
+    """
 
     ids: Sequence[str]
     scores: Floats | None = None
     proba: Floats | None = None
     vectors: Floats | None = None
+    labeled: Floats | None = None
+    counts: Positions | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.ids)) < len(self.ids):
@@ -62,9 +78,14 @@ class Shortlist:
 
     def rows(self, positions: Positions) -> Shortlist:
         """The same, for some rows in the order given."""
-        return Shortlist(
-            [self.ids[position] for position in positions],
-            *(None if v is None else np.asarray(v)[positions] for v in (self.scores, self.proba, self.vectors)),
+        return replace(
+            self,
+            ids=[self.ids[position] for position in positions],
+            **{
+                need: np.asarray(values)[positions]
+                for need in ("scores", "proba", "vectors")
+                if (values := getattr(self, need)) is not None
+            },
         )
 
 
@@ -79,8 +100,8 @@ class Picked(NamedTuple):
 class Strategy:
     """One query strategy.
 
-    `pick(view, k, seed)` gets rows sorted by id, so that a function of arrays is a function of the set, and at most
-    as many picks to make as there are rows. It sees the shortlist, or every candidate (ids alone) if it needs nothing.
+    `pick(view, k, seed)` gets rows sorted by id, so that a function of arrays is a function of the set, and from one
+    pick to make to as many as there are rows. It sees the shortlist, or every candidate (ids alone) if it needs nothing.
     """
 
     pick: Callable[[Shortlist, int, SeedSequence], Picked]
@@ -92,6 +113,10 @@ class Strategy:
 def round_seed(project_seed: int, round_number: int, strategy: str) -> SeedSequence:
     """The seed of one round's choice, so that a repeated build picks the same batch."""
     return SeedSequence([project_seed, round_number, zlib.crc32(strategy.encode())])
+
+
+def _rng(seed: SeedSequence, purpose: str) -> np.random.Generator:
+    return np.random.default_rng([*seed.generate_state(4), zlib.crc32(purpose.encode())])
 
 
 def top_k(scores: ArrayLike, ids: Sequence[str], k: int, seed: SeedSequence) -> Positions:
@@ -138,16 +163,220 @@ def _pick_top(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
     return Picked(top_k(view.scores, view.ids, k, seed), np.ones(k))
 
 
+def _pick_kmeans(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
+    """K-means sampling: the item nearest to each of k centres, the largest cluster first (Kang, Ryu & Kwon 2004)."""
+    assert view.vectors is not None
+    clusters, centres = k_means(view.vectors, k, _rng(seed, "kmeans"))
+    distance = np.linalg.norm(view.vectors - centres[clusters], axis=1)
+    sizes = np.bincount(clusters, minlength=len(centres))
+    return Picked(spread_over(clusters, -distance, sizes.astype(np.float64), k), np.ones(k))
+
+
+def _pick_typiclust(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
+    """TypiClust: the most typical item of each large cluster without labels (Hacohen, Dekel & Weinshall 2022).
+
+    As many clusters as there are labels and picks together, at most 500. Typicality is one over the mean distance to
+    the 20 nearest of the same cluster (arXiv:2202.02794, section 2).
+    """
+    assert view.vectors is not None and view.labeled is not None
+    known = view.labeled.reshape(-1, view.vectors.shape[1])
+    everything = np.concatenate([view.vectors, known])
+    clusters, centres = k_means(everything, min(len(known) + k, MAX_CLUSTERS), _rng(seed, "typiclust"))
+    own, labeled = clusters[: len(view.ids)], np.bincount(clusters[len(view.ids) :], minlength=len(centres))
+    sizes = np.bincount(own, minlength=len(centres))
+    typicality = np.zeros(len(view.ids))
+    for cluster in np.unique(own):
+        rows = np.flatnonzero(own == cluster)
+        typicality[rows] = -neighbour_distance(view.vectors[rows], TYPICAL_NEIGHBOURS)
+    return Picked(spread_over(own, typicality, sizes - float(len(view.ids)) * labeled, k), np.ones(k))
+
+
+def _pick_cluster_margin(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
+    """Cluster-margin: of the 10 k smallest margins, the smallest in each of k clusters.
+
+    The margin before the clusters is from Citovsky et al. 2021 (arXiv:2107.14263), k-means over the most informative
+    ones from Zhdanov 2019 (arXiv:1901.05954).
+    """
+    assert view.vectors is not None and view.scores is not None
+    unsure = np.sort(top_k(view.scores, view.ids, 10 * k, seed))
+    few = view.rows(unsure)
+    assert few.vectors is not None and few.scores is not None
+    clusters, _ = k_means(few.vectors, k, _rng(seed, "cluster_margin"))
+    ranks = np.empty(len(unsure))
+    ranks[top_k(few.scores, few.ids, len(unsure), seed)] = -np.arange(len(unsure), dtype=np.float64)
+    best = np.full(int(clusters.max(initial=0)) + 1, -np.inf)
+    np.maximum.at(best, clusters, ranks)
+    return Picked(unsure[spread_over(clusters, ranks, best, k)], np.ones(k))
+
+
+def _pick_class_balanced(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
+    """Class-balanced quotas: each pick is the most uncertain item of the predicted class that has the fewest labels.
+
+    Picks count as labels of the class that is predicted (after Bengar et al. 2022, arXiv:2110.04543, who solve for
+    the quotas of a batch; here they fill up one by one). Of equally poor classes the first of the schema.
+    """
+    assert view.scores is not None and view.proba is not None and view.counts is not None
+    order = top_k(view.scores, view.ids, len(view.ids), seed)
+    waiting: dict[int, list[int]] = {}
+    for row in order.tolist():
+        waiting.setdefault(int(view.proba[row].argmax()), []).append(row)
+    counts = np.array(view.counts, dtype=np.int64)
+    picked: list[int] = []
+    while len(picked) < k:
+        poorest = min(waiting, key=lambda c: (counts[c], c))
+        picked.append(waiting[poorest].pop(0))
+        counts[poorest] += 1
+        if not waiting[poorest]:
+            del waiting[poorest]
+    return Picked(np.array(picked, dtype=np.intp), np.ones(k))
+
+
 STRATEGIES: dict[str, Strategy] = {
     "random": Strategy(_pick_random, frozenset()),
     "least_confidence": Strategy(_pick_top, frozenset({"scores"}), "least_confidence"),
     "margin": Strategy(_pick_top, frozenset({"scores"}), "margin"),
     "entropy": Strategy(_pick_top, frozenset({"scores"}), "entropy"),
+    "cluster_margin": Strategy(_pick_cluster_margin, frozenset({"scores", "vectors"}), "margin"),
+    "class_balanced": Strategy(_pick_class_balanced, frozenset({"scores", "proba", "counts"}), "margin"),
+    "kmeans": Strategy(_pick_kmeans, frozenset({"vectors"})),
+    "typiclust": Strategy(_pick_typiclust, frozenset({"vectors", "labeled"})),
 }
-"""Every query strategy, by the name that `params.yaml` uses."""
+"""Every query strategy, by the name that `params.yaml` uses, except `auto`, which names one of them for each round."""
 
-COLD_START = "random"
-"""The strategy while there is no model to ask with."""
+AUTO = "auto"
+FEW_LABELS = 500
+"""Up to so many labels `auto` spreads a batch over clusters; with more, the margin alone tells enough."""
+
+
+class Choice(NamedTuple):
+    """The strategy of one round, and why it is this one."""
+
+    strategy: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How a project asks: its seed, and what `params.yaml` says in `round` and `select`."""
+
+    seed: int
+    seed_size: int
+    strategy: str
+    batch_size: int
+    random_share: float
+    shortlist: int
+    cold_start: str = "random"
+    max_similarity: float = 1.0
+
+
+def choose_strategy(asking: Asking, counts: Sequence[int], has_vectors: bool) -> Choice:
+    """Which strategy asks the next batch, by the labels of each class that there are, `counts` (C,).
+
+    Before the first label it is `cold_start`; `auto` goes by what is known of the project, and never reads a score.
+    """
+    seen, labels = sum(count > 0 for count in counts), sum(counts)
+    if labels == 0:
+        return Choice(asking.cold_start, "there is no label yet")
+    if asking.strategy != AUTO:
+        return Choice(asking.strategy, "params.yaml names it")
+    if seen < 2:
+        return Choice("random", f"of {len(counts)} classes only {seen} was seen: a model cannot tell anything apart")
+    if not has_vectors:
+        return Choice("margin", "the features have no encoder, so that nothing tells how the pool is spread")
+    if labels < FEW_LABELS:
+        missing = len(counts) - seen
+        unseen = f", {missing} of {len(counts)} classes unseen" if missing else ""
+        return Choice("cluster_margin", f"{labels} labels, fewer than {FEW_LABELS}{unseen}: a batch is spread")
+    return Choice("margin", f"{labels} labels: the margin alone tells enough")
+
+
+def acquisition_of(strategy: str) -> str:
+    """The acquisition function that scores the pool for a strategy; margin, where the strategy has none of its own."""
+    return (STRATEGIES[strategy].acquisition if strategy in STRATEGIES else None) or "margin"
+
+
+def keep_best(ids: Sequence[str], scores: ArrayLike, shortlist: int, batch_size: int, project_seed: int) -> Positions:
+    """Positions of the candidates that go on the shortlist, best first: `shortlist` of them, or two batches if more."""
+    return top_k(scores, ids, max(shortlist, 2 * batch_size), round_seed(project_seed, 0, "score"))
+
+
+def next_batch(
+    asking: Asking,
+    round_number: int,
+    candidates: Sequence[str],
+    scored: Shortlist | None,
+    labels: Mapping[str, str],
+    classes: Sequence[str],
+    vectors: VectorsOf | None,
+    first: Sequence[str] = (),
+) -> tuple[list[Query], Choice]:
+    """The batch of a round, and which strategy chose it.
+
+    `scored`: the shortlist by `keep_best` with its scores and probabilities, None where no model scored. `labels`: the
+    labelled items and their classes. `vectors`: the encoder's, None where the features have none. `candidates` and
+    `first` are those of `choose`.
+    """
+    counts = Counter(labels.values())
+    choice = choose_strategy(asking, [counts[name] for name in classes], vectors is not None)
+    seed = round_seed(asking.seed, round_number, choice.strategy)
+    queries = choose(
+        candidates,
+        _what_it_needs(choice.strategy, asking, round_number, candidates, scored, labels, classes, vectors),
+        strategy=choice.strategy,
+        k=asking.seed_size if round_number == 0 else asking.batch_size,
+        random_share=asking.random_share,
+        seed=seed,
+        first=first,
+    )
+    return queries, choice
+
+
+def _what_it_needs(
+    name: str,
+    asking: Asking,
+    round_number: int,
+    candidates: Sequence[str],
+    scored: Shortlist | None,
+    labels: Mapping[str, str],
+    classes: Sequence[str],
+    vectors: VectorsOf | None,
+) -> Shortlist | None:
+    """What the strategy declares, and no more: vectors cost time."""
+    needs = STRATEGIES[name].needs
+    if not needs & {"vectors"}:
+        view = scored
+    elif vectors is None:
+        raise ValueError(f"strategy {name!r} needs vectors, and the features have no encoder")
+    else:
+        if "scores" in needs:
+            view = scored
+        else:
+            few = sample(candidates, COLD_CANDIDATES, round_seed(asking.seed, round_number, name), "candidates")
+            view = Shortlist([candidates[position] for position in few])
+        if view is not None:
+            view = _with_vectors(view, needs, asking, set(candidates), sorted(labels), vectors)
+    if view is not None and "counts" in needs:
+        counts = Counter(labels.values())
+        view = replace(view, counts=np.array([counts[name] for name in classes], dtype=np.intp))
+    return view
+
+
+def _with_vectors(
+    view: Shortlist,
+    needs: frozenset[Need],
+    asking: Asking,
+    candidates: AbstractSet[str],
+    labeled: Sequence[str],
+    vectors: VectorsOf,
+) -> Shortlist:
+    view = view.rows(np.array([row for row, item_id in enumerate(view.ids) if item_id in candidates], dtype=np.intp))
+    own = np.asarray(vectors(view.ids), dtype=np.float64)
+    distinct = asking.max_similarity < 1
+    known = np.asarray(vectors(labeled), dtype=np.float64) if distinct or "labeled" in needs else None
+    view = replace(view, vectors=own, labeled=known)
+    if distinct and known is not None:
+        view = view.rows(unlike(own, known, asking.max_similarity))
+    return view
 
 
 def slice_size(k: int, share: float) -> int:
@@ -166,14 +395,13 @@ def choose(
     k: int,
     random_share: float,
     seed: SeedSequence,
-    cold_start: bool = False,
     first: Sequence[str] = (),
 ) -> list[Query]:
     """The next batch, in the order to ask: at most k queries, each of another candidate.
 
     `candidates`: the ids of all unlabelled items that are not pending. `shortlist`: what is known of the best scored
     of them (others in it are passed over). `first`: ids to ask again; they come at the head, as far as the random
-    slice leaves room, those that are no candidates left out. `cold_start`: there is no model; choose at random.
+    slice leaves room, those that are no candidates left out.
 
     The random slice is drawn from all candidates before anything else, then spread: one slice item at a seeded place
     in each of equally long stretches, so that a round answered in part keeps its share of both. `Query.score` is 0.0
@@ -182,9 +410,8 @@ def choose(
     known = set(candidates)
     if len(known) < len(candidates):
         raise ValueError(f"the candidates name an item twice: {_first_repeat(candidates)!r}")
-    name = COLD_START if cold_start else strategy
-    if name not in STRATEGIES:
-        raise ValueError(f"no query strategy {name!r}; there are {', '.join(sorted(STRATEGIES))}")
+    if strategy not in STRATEGIES:
+        raise ValueError(f"no query strategy {strategy!r}; there are {', '.join(sorted(STRATEGIES))}")
     k = _batch(k, len(candidates))
     scores = _score_of(shortlist)
 
@@ -204,7 +431,12 @@ def choose(
     ]
     taken = honest.keys() | fresh_again
     own = _own_picks(
-        STRATEGIES[name], name, [c for c in candidates if c not in taken], shortlist, room - len(fresh_again), seed
+        STRATEGIES[strategy],
+        strategy,
+        [item_id for item_id in candidates if item_id not in taken],
+        shortlist,
+        room - len(fresh_again),
+        seed,
     )
     in_head = {one.item_id for one in head}
     spread = _interleave(
@@ -228,8 +460,10 @@ def _own_picks(
         open_items = set(rest)
         rows = [position for position, item_id in enumerate(shortlist.ids) if item_id in open_items]
         view = shortlist.rows(np.array(sorted(rows, key=lambda row: shortlist.ids[row]), dtype=np.intp))
-    picked = strategy.pick(view, min(k, len(view.ids)), seed)
-    chosen = [(view.ids[position], name, float(chance)) for position, chance in zip(*picked, strict=True)]
+    chosen: list[tuple[str, str, float]] = []
+    if room := min(k, len(view.ids)):
+        picked = strategy.pick(view, room, seed)
+        chosen = [(view.ids[position], name, float(chance)) for position, chance in zip(*picked, strict=True)]
     left = k - len(chosen)
     if left <= 0:
         return chosen
@@ -242,7 +476,7 @@ def _own_picks(
 def _interleave(ranked: list[Query], honest: list[Query], seed: SeedSequence) -> list[Query]:
     """Both in their own order, one of `honest` in each of as many equally long stretches."""
     length, parts = len(ranked) + len(honest), len(honest)
-    rng = np.random.default_rng([*seed.generate_state(4), zlib.crc32(b"interleave")])
+    rng = _rng(seed, "interleave")
     edges = [part * length // parts for part in range(parts)] + [length] if parts else []
     places = {int(rng.integers(low, high)) for low, high in zip(edges, edges[1:], strict=False)}
     ranked_left, honest_left = iter(ranked), iter(honest)

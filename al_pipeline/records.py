@@ -52,13 +52,18 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One item that the model asks about. `score`: higher = ask sooner. `probability`: of its being selected."""
+    """One item that the model asks about. `score`: higher = ask sooner. `probability`: of its being selected.
+
+    `predicted`: what the model that chose it would answer, with its `confidence`; None while it has learnt nothing.
+    """
 
     item_id: str
     rank: int
     score: float
     strategy: str
     probability: float
+    predicted: str | None = None
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,9 @@ class PlannedTask:
     score: float
     strategy: str
     probability: float
+    predicted: str | None = None
+    """What the model that chose it would answer; never shown with the task, and no test item has one."""
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

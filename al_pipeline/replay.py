@@ -1,11 +1,12 @@
 """Replay: what rounds with another strategy or seed would have come to, on a corpus whose labels are all known.
 
-The same `choose` and `evaluate` as in production; the model is passed in as `fit`, so that this knows arrays alone.
+The same functions as in the stages (`keep_best`, `next_batch`, `evaluate`), fed in the same order; the model is passed
+in as `fit`, so that this knows arrays alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 
 from al_pipeline.acquisition import ACQUISITION
 from al_pipeline.metrics import Floats, Metrics, check_truth, evaluate
-from al_pipeline.query_strategies import STRATEGIES, Shortlist, choose, round_seed, top_k
+from al_pipeline.query_strategies import Asking, Choice, Shortlist, VectorsOf, acquisition_of, keep_best, next_batch
+from al_pipeline.records import Query
 
 Indices = NDArray[np.intp]
 Predict = Callable[[Indices], Floats]
@@ -44,23 +46,13 @@ class Corpus:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """How the rounds go: a seed round without a model, then `rounds` active ones."""
-
-    strategy: str
-    seed_size: int
-    batch_size: int
-    rounds: int
-    random_share: float = 0.0
-    shortlist: int = 1000
-
-
-@dataclass(frozen=True, slots=True)
 class Point:
-    """The model after a round: how many labels it had, and how good it is."""
+    """The model after a round: how many labels it had, how good it is, and how the newest of them were asked for."""
 
     labels: int
     metrics: Metrics
+    queries: tuple[Query, ...]
+    choice: Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,50 +75,52 @@ class MeanPoint:
     seeds: int
 
 
-def replay(corpus: Corpus, settings: Settings, fit: Fit, seed: int, bootstrap: int = 0) -> Curve:
-    """The learning curve that `settings` would have given with this project seed, answered by the truth.
+def replay(
+    corpus: Corpus,
+    asking: Asking,
+    rounds: int,
+    fit: Fit,
+    bootstrap: int = 0,
+    vectors: VectorsOf | None = None,
+    positive: str | None = None,
+    told: Callable[[int], None] | None = None,
+) -> Curve:
+    """The learning curve of a seed round and `rounds` active ones, asked as `asking` says, answered by the truth.
 
-    Ends early when the pool is used up. A strategy that needs vectors cannot be replayed (ValueError).
+    Ends early when the pool is used up. `vectors` are for strategies that need some (ValueError without), `positive`
+    is the class of `evaluate`; `told` hears of each round's number of labels when it has ended.
+
+    What is asked never depends on the truth of what is not labelled: the pool's labels reach `fit` one batch after
+    the other, the test set's reach `evaluate` alone.
     """
-    strategy = STRATEGIES[settings.strategy]
-    if strategy.needs - {"scores", "proba"}:
-        raise ValueError(f"strategy {settings.strategy!r} needs {', '.join(sorted(strategy.needs))}; no replay of that")
     position = {corpus.item_ids[p]: int(p) for p in corpus.pool}
-    labeled: list[int] = []
+    labeled: dict[str, str] = {}
     points: list[Point] = []
     predict: Predict | None = None
-    for round_number in range(settings.rounds + 1):
-        unlabeled = np.array(sorted(set(position.values()) - set(labeled)), dtype=np.intp)
-        if len(unlabeled) == 0:
+    for round_number in range(rounds + 1):
+        unlabeled = [item_id for item_id in position if item_id not in labeled]
+        if not unlabeled:
             break
-        choice = round_seed(seed, round_number, settings.strategy if predict else "random")
-        queries = choose(
-            [corpus.item_ids[p] for p in unlabeled],
-            _shortlist(corpus, settings, predict, unlabeled, seed, round_number)
-            if predict and strategy.needs
-            else None,
-            strategy=settings.strategy,
-            k=settings.batch_size if predict else settings.seed_size,
-            random_share=settings.random_share,
-            seed=choice,
-            cold_start=predict is None,
-        )
-        labeled += [position[query.item_id] for query in queries]
-        predict = fit(np.array(sorted(labeled), dtype=np.intp))
-        rng = np.random.default_rng([seed, round_number])
-        metrics = evaluate(predict(corpus.test), corpus.truth[corpus.test], corpus.classes, rng, bootstrap)
-        points.append(Point(len(labeled), metrics))
-    return Curve(settings.strategy, seed, tuple(points))
+        scored = None if predict is None else _shortlist(asking, predict, unlabeled, position)
+        queries, choice = next_batch(asking, round_number, unlabeled, scored, labeled, corpus.classes, vectors)
+        for query in queries:
+            labeled[query.item_id] = corpus.classes[int(corpus.truth[position[query.item_id]])]
+        predict = fit(np.array([position[item_id] for item_id in sorted(labeled)], dtype=np.intp))
+        rng = np.random.default_rng([asking.seed, round_number])
+        truth = corpus.truth[corpus.test]
+        metrics = evaluate(predict(corpus.test), truth, corpus.classes, rng, bootstrap, positive=positive)
+        points.append(Point(len(labeled), metrics, tuple(queries), choice))
+        if told:
+            told(len(labeled))
+    return Curve(asking.strategy, asking.seed, tuple(points))
 
 
-def _shortlist(
-    corpus: Corpus, settings: Settings, predict: Predict, unlabeled: Indices, seed: int, round_number: int
-) -> Shortlist:
-    proba = predict(unlabeled)
-    scores = ACQUISITION[STRATEGIES[settings.strategy].acquisition or "margin"](proba)
-    ids = [corpus.item_ids[p] for p in unlabeled]
-    best = top_k(scores, ids, settings.shortlist, round_seed(seed, round_number, "shortlist"))
-    return Shortlist([ids[row] for row in best], scores[best], np.asarray(proba, dtype=np.float64)[best])
+def _shortlist(asking: Asking, predict: Predict, unlabeled: Sequence[str], position: Mapping[str, int]) -> Shortlist:
+    """What the stage `score` leaves for `select`."""
+    proba = np.asarray(predict(np.array([position[item_id] for item_id in unlabeled], dtype=np.intp)), dtype=np.float64)
+    scores = ACQUISITION[acquisition_of(asking.strategy)](proba)
+    best = keep_best(unlabeled, scores, asking.shortlist, asking.batch_size, asking.seed)
+    return Shortlist([unlabeled[row] for row in best], scores[best], proba[best])
 
 
 def mean_interval(

@@ -16,10 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from al_pipeline.columns import floats, integers, strings
+from al_pipeline.columns import float_rows, floats, integers, strings
 from al_pipeline.errors import BadInput
 from al_pipeline.files import read_jsonl, replacing, write_jsonl, write_text
 from al_pipeline.records import LabeledItem, Query, Unresolved
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 _LABELED = pa.schema(
     [
@@ -45,7 +47,7 @@ _MAKE: Mapping[pa.DataType, Callable[[Any], pa.Array]] = {
     pa.int64(): integers,
     pa.float64(): floats,
 }
-_SCORES = pa.schema([("item_id", pa.string()), ("score", pa.float64())])
+_SCORES = pa.schema([("item_id", pa.string()), ("score", pa.float64()), ("proba", pa.list_(pa.float64()))])
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +80,18 @@ def read_unresolved(path: Path) -> list[Unresolved]:
     return [Unresolved(**row) for row in _read(path).to_pylist()]
 
 
-def write_scores(path: Path, item_ids: Sequence[str], scores: Sequence[float]) -> None:
-    """Write the shortlist: the best-scored candidates, best first."""
-    _store(path, pa.Table.from_arrays([strings(item_ids), floats(scores)], schema=_SCORES))
+def write_scores(path: Path, item_ids: Sequence[str], scores: Floats, proba: Floats) -> None:
+    """Write the shortlist: the best-scored candidates, best first, with their probabilities (n, C)."""
+    columns = [strings(item_ids), floats(scores), float_rows(proba)]
+    _store(path, pa.Table.from_arrays(columns, schema=_SCORES))
 
 
-def read_scores(path: Path) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float64]]]:
-    """The shortlist's ids and their scores (n,)."""
+def read_scores(path: Path) -> tuple[list[str], Floats, Floats]:
+    """The shortlist's ids, their scores (n,) and their probabilities (n, C)."""
     table = _read(path)
-    return table.column("item_id").to_pylist(), np.array(table.column("score").to_pylist(), dtype=np.float64)
+    ids, rows = table.column("item_id").to_pylist(), table.column("proba").to_pylist()
+    scores = np.array(table.column("score").to_pylist(), dtype=np.float64)
+    return ids, scores, np.array(rows, dtype=np.float64).reshape(len(ids), len(rows[0]) if rows else 0)
 
 
 def write_queries(path: Path, queries: Sequence[Query]) -> None:

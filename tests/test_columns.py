@@ -14,15 +14,16 @@ from al_pipeline.columns import floats, integers, strings
 
 WRITE_AND_READ = """
 import sys
+import numpy as np
 from pathlib import Path
 from al_pipeline import items, results
 from al_pipeline.records import Item, LabeledItem, Unresolved
 folder = Path(sys.argv[1])
 results.write_labeled(folder / "labeled", [LabeledItem("a", "0" * 64, "ham", 1.0, 1, 0)])
 results.write_unresolved(folder / "unresolved", [Unresolved("b", "pool", "tie", "", 1)])
-results.write_scores(folder / "scores", ["a", "b"], [0.5, 0.25])
+results.write_scores(folder / "scores", ["a", "b"], np.array([0.5, 0.25]), np.eye(2))
 print(results.read_labeled(folder / "labeled")[0].item_id, results.read_unresolved(folder / "unresolved")[0].kind)
-print(results.read_scores(folder / "scores")[1].tolist())
+print([found.tolist() for found in results.read_scores(folder / "scores")[1:]])
 items.write_items(folder / "part-000001.parquet", [[Item("a", "0" * 64, "text")]])
 print(list(items.read_ids([folder]).ids()), items.fetch([folder], ["a"])["a"].text)
 print([name for name in ("pandas", "pyarrow.dataset", "sklearn", "torch") if name in sys.modules])
@@ -52,4 +53,5 @@ def test_what_stages_read_and_write_takes_no_heavy_import(tmp_path: Path) -> Non
     done = subprocess.run(
         [sys.executable, "-c", WRITE_AND_READ, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
     )
-    assert done.stdout.splitlines() == ["a tie", "[0.5, 0.25]", "['a'] text", "[]"], done.stdout + done.stderr
+    scores = "[[0.5, 0.25], [[1.0, 0.0], [0.0, 1.0]]]"
+    assert done.stdout.splitlines() == ["a tie", scores, "['a'] text", "[]"], done.stdout + done.stderr

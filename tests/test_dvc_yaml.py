@@ -22,7 +22,7 @@ OUTPUTS = {
     "train": {"model"},
     "evaluate": {"metrics", "metrics_csv", "predictions"},
     "score": {"scores", "histogram"},
-    "select": {"queries"},
+    "select": {"queries", "choice"},
 }
 """What each stage writes, as attributes of Layout."""
 

@@ -25,6 +25,7 @@ def leaves(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[s
 
 
 KEYS = leaves(yaml.safe_load(TEMPLATE))
+LATER: dict[tuple[str, ...], Any] = {("select", "cold_start"): "random", ("select", "max_similarity"): 1.0}
 SECTIONS = sorted({key[0] for key in KEYS if len(key) == 2})
 
 
@@ -83,7 +84,7 @@ def test_the_parameters_cannot_be_changed_afterwards() -> None:
         (("features", "max_tokens"), 4, "greater than or equal to 8"),
         (("train", "calibrate"), "true", "valid boolean"),
         (("train", "calibrate"), 1, "valid boolean"),
-        (("select", "strategy"), "best", "'margin', 'entropy', 'least_confidence' or 'random'"),
+        (("select", "strategy"), "best", "'auto', 'margin', 'entropy', 'least_confidence'"),
         (("select", "batch_size"), 0, "greater than or equal to 1"),
         (("select", "random_share"), 1.5, "less than or equal to 1"),
         (("select", "random_share"), math.nan, "finite number"),
@@ -116,7 +117,20 @@ def test_a_label_that_yaml_reads_as_true_or_false_says_to_quote_it(word: str) ->
     assert parse_params(TEMPLATE.replace("    - ham\n", f'    - "{word}"\n')).schema_.labels == [word, "spam"]
 
 
-@pytest.mark.parametrize("key", KEYS, ids=".".join)
+def test_keys_that_came_later_may_be_missing_and_mean_what_was_done_before() -> None:
+    values = yaml.safe_load(TEMPLATE)
+    for key, value in LATER.items():
+        del values[key[0]][key[1]]
+        assert parse_params(changed(key, value)) == parse_params(yaml.safe_dump(values))
+    assert parse_params(yaml.safe_dump(values)) == parse_params(TEMPLATE)
+
+
+def test_a_strategy_on_vectors_is_refused_where_no_encoder_gives_them() -> None:
+    text = changed(("select", "cold_start"), "typiclust").replace("kind: encoder+tfidf", "kind: tfidf")
+    assert refusal(text) == "params.yaml: select.cold_start 'typiclust' needs features.kind encoder or encoder+tfidf"
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS if key not in LATER], ids=".".join)
 def test_a_missing_key_is_named(key: tuple[str, ...]) -> None:
     values = yaml.safe_load(TEMPLATE)
     place = values

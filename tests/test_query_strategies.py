@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from typing import get_args
@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from al_pipeline import query_strategies
 from al_pipeline.acquisition import ACQUISITION
-from al_pipeline.params import Select
+from al_pipeline.params import NEEDS_ENCODER, Select
 from al_pipeline.query_strategies import (
     ASK_AGAIN,
+    AUTO,
     RANDOM_FILL,
     RANDOM_SLICE,
     STRATEGIES,
@@ -46,7 +47,8 @@ def view_of(items: list[str], seed: int = 0) -> Shortlist:
     """A shortlist with everything that a strategy may declare as needed; a row depends on its id alone."""
     rows = np.array([row_of(item, seed) for item in items]).reshape(-1, 7)
     proba = np.exp(rows[:, :3]) / np.exp(rows[:, :3]).sum(axis=1, keepdims=True)
-    return Shortlist(items, np.round(proba.max(axis=1), 1), proba, rows[:, 3:])  # rounded: ties
+    scores = np.round(proba.max(axis=1), 1)  # rounded: ties
+    return Shortlist(items, scores, proba, rows[:, 3:], row_of("labelled", seed)[3:][None], np.array([3, 0, 1]))
 
 
 @cache
@@ -55,17 +57,22 @@ def row_of(item: str, seed: int) -> np.ndarray:
 
 
 def batch(strategy: str, candidates: list[str], shortlist: Shortlist | None = None, **other) -> list[Query]:
+    """The batch of one call of `choose`."""
     settings_ = {"k": 8, "random_share": 0.25, "seed": round_seed(1, 1, strategy), **other}
     return choose(candidates, shortlist or view_of(candidates), strategy=strategy, **settings_)
 
 
 # The table ----------------------------------------------------------------------------------------------------------
 def test_params_and_table_name_the_same_strategies() -> None:
-    assert set(get_args(Select.model_fields["strategy"].annotation)) == set(STRATEGIES)
+    assert set(get_args(Select.model_fields["strategy"].annotation)) == {*STRATEGIES, AUTO}
+    cold = set(get_args(Select.model_fields["cold_start"].annotation))
+    assert cold == {name for name, strategy in STRATEGIES.items() if not strategy.needs & {"scores", "proba"}}
+    assert {name for name, strategy in STRATEGIES.items() if "vectors" in strategy.needs} == NEEDS_ENCODER
 
 
 def test_every_declared_need_is_one_that_the_contract_supplies() -> None:
-    assert set(get_args(Need)) == {"scores", "proba", "vectors"}
+    assert set(get_args(Need)) == {field.name for field in fields(Shortlist)} - {"ids"}
+    assert all(getattr(view_of(ids(3)), need) is not None for need in get_args(Need))
     for name, strategy in STRATEGIES.items():
         assert strategy.needs <= set(get_args(Need)), name
         assert strategy.acquisition is None or strategy.acquisition in ACQUISITION, name
@@ -80,9 +87,7 @@ def test_three_rounds_with_labels_ignored_items_and_arrivals(strategy: str) -> N
     for number in range(3):
         pool = pool + ids(15, start=100 * (number + 1))
         unlabeled = [item for item in pool if item not in labeled | ignored | pending]
-        queries = batch(
-            strategy, unlabeled, view_of(pool, number), seed=round_seed(1, number, strategy), cold_start=number == 0
-        )
+        queries = batch(strategy, unlabeled, view_of(pool, number), seed=round_seed(1, number, strategy))
         asked = [query.item_id for query in queries]
         assert len(asked) == len(set(asked)) == 8
         assert set(asked) <= set(unlabeled)
@@ -110,13 +115,12 @@ def test_order_of_pool_and_shortlist_is_nothing(strategy: str, data: st.DataObje
     k=st.integers(0, 40),
     share=st.floats(0, 1),
     again=st.lists(st.integers(0, 40), max_size=8),
-    cold=st.booleans(),
 )
 @settings(max_examples=30, derandomize=True, deadline=None)
-def test_any_batch(strategy: str, n: int, shortlisted: int, k: int, share: float, again: list[int], cold: bool) -> None:
+def test_any_batch(strategy: str, n: int, shortlisted: int, k: int, share: float, again: list[int]) -> None:
     items = ids(n)
     first = [f"item-{number}" for number in again]
-    queries = batch(strategy, items, view_of(ids(shortlisted)), k=k, random_share=share, first=first, cold_start=cold)
+    queries = batch(strategy, items, view_of(ids(shortlisted)), k=k, random_share=share, first=first)
     asked = [query.item_id for query in queries]
     assert len(asked) == len(set(asked)) == min(n, k)
     assert set(asked) <= set(items)
@@ -124,7 +128,7 @@ def test_any_batch(strategy: str, n: int, shortlisted: int, k: int, share: float
     honest = [query for query in queries if query.strategy == RANDOM_SLICE]
     assert len(honest) == slice_size(min(n, k), share)
     assert all(query.probability == len(honest) / n for query in honest)
-    assert {q.strategy for q in queries} <= {RANDOM_SLICE, ASK_AGAIN, RANDOM_FILL, "random" if cold else strategy}
+    assert {q.strategy for q in queries} <= {RANDOM_SLICE, ASK_AGAIN, RANDOM_FILL, strategy}
 
 
 @EVERY
@@ -141,11 +145,11 @@ def test_tiny_pools(strategy: str, n: int) -> None:
 @EVERY
 def test_the_shortlist_is_not_changed_and_the_seed_can_be_used_again(strategy: str) -> None:
     view = view_of(ids(20))
-    before = [np.array(values) for values in (view.scores, view.proba, view.vectors)]
+    before = [np.array(getattr(view, need)) for need in get_args(Need)]
     seed = round_seed(1, 1, strategy)
     assert batch(strategy, ids(20), view, seed=seed) == batch(strategy, ids(20), view, seed=seed)
-    for one, other in zip(before, (view.scores, view.proba, view.vectors), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for need, values in zip(get_args(Need), before, strict=True):
+        np.testing.assert_array_equal(getattr(view, need), values)
 
 
 @EVERY
@@ -325,11 +329,6 @@ def test_random_beside_a_slice_says_what_it_was_drawn_from() -> None:
     assert sorted({(q.strategy, q.probability) for q in queries}) == [("random", 8 / 38), (RANDOM_SLICE, 2 / 40)]
 
 
-def test_cold_start_is_random_whatever_the_strategy_and_scores() -> None:
-    cold = choose(ids(40), None, strategy="margin", k=10, random_share=0, seed=SEED, cold_start=True)
-    assert cold == choose(ids(40), None, strategy="random", k=10, random_share=0, seed=SEED)
-
-
 def test_ties_come_first_once_and_only_while_candidates() -> None:
     view = Shortlist(ids(50), np.linspace(0, 1, 50))
     first = ["item-3", "gone", "item-1", "item-3"]
@@ -356,7 +355,7 @@ def test_a_short_shortlist_is_filled_up_at_random() -> None:
 def test_wrong_input_is_named() -> None:
     with pytest.raises(ValueError, match="twice: 'a'"):
         choose(["a", "b", "a"], None, strategy="random", k=1, random_share=0, seed=SEED)
-    with pytest.raises(ValueError, match="no query strategy 'best'; there are entropy"):
+    with pytest.raises(ValueError, match="no query strategy 'best'; there are .*entropy"):
         choose(["a"], None, strategy="best", k=1, random_share=0, seed=SEED)
     with pytest.raises(ValueError, match="between 0 and 1, got 1.5"):
         choose(["a"], None, strategy="random", k=1, random_share=1.5, seed=SEED)

@@ -1,15 +1,26 @@
 """Replay: learning curves on known labels, honest about what the model may see; and that the strategies pay."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from al_pipeline.acquisition import margin
 from al_pipeline.metrics import Metrics
-from al_pipeline.query_strategies import STRATEGIES
-from al_pipeline.replay import Corpus, Curve, Fit, Indices, Predict, Settings, mean_interval, replay
+from al_pipeline.query_strategies import AUTO, STRATEGIES, Asking, VectorsOf
+from al_pipeline.replay import Corpus, Curve, Fit, Indices, Predict, mean_interval, replay
 
-SETTINGS = Settings(strategy="margin", seed_size=20, batch_size=20, rounds=4, random_share=0.1, shortlist=100)
+ROUNDS = 4
+
+
+def asking(strategy: str = "margin", seed: int = 0, seed_size: int = 20, batch_size: int = 20, **other) -> Asking:
+    return Asking(seed, seed_size, strategy, batch_size, **{"random_share": 0.1, "shortlist": 100, **other})
+
+
+def vectors_of(data: Corpus, vectors: np.ndarray) -> VectorsOf:
+    row = {item_id: number for number, item_id in enumerate(data.item_ids)}
+    return lambda ids: vectors[[row[item_id] for item_id in ids]]
 
 
 def corpus(n: int = 800, positives: float = 0.12, seed: int = 0) -> tuple[Corpus, np.ndarray]:
@@ -49,12 +60,15 @@ def average_precision(metrics: Metrics) -> float | None:
     return metrics.average_precision.value
 
 
-@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+EVERY = pytest.mark.parametrize("strategy", sorted([*STRATEGIES, AUTO]))
+
+
+@EVERY
 def test_every_strategy_replays_and_the_model_sees_labelled_pool_items_alone(strategy: str) -> None:
     data, vectors = corpus(200)
     seen: list[Indices] = []
-    settings = Settings(strategy, seed_size=20, batch_size=10, rounds=3, random_share=0.1)
-    curve = replay(data, settings, logistic(data, vectors, seen), seed=1)
+    asked = asking(strategy, 1, batch_size=10)
+    curve = replay(data, asked, 3, logistic(data, vectors, seen), vectors=vectors_of(data, vectors))
     assert [point.labels for point in curve.points] == [len(rows) for rows in seen] == [20, 30, 40, 50]
     for before, rows in zip([[], *seen], seen, strict=False):
         assert set(before) < set(rows.tolist()) <= set(data.pool.tolist())
@@ -65,7 +79,7 @@ def test_margin_asks_for_what_the_newest_model_is_least_sure_of() -> None:
     data, vectors = corpus(200)
     seen: list[Indices] = []
     fit = logistic(data, vectors, seen)
-    replay(data, Settings("margin", 20, 10, 1), fit, seed=1)
+    replay(data, asking(seed=1, batch_size=10, random_share=0.0), 1, fit)
     before, after = seen
     unlabeled = np.setdiff1d(data.pool, before)
     scores = margin(fit(before)(unlabeled))
@@ -75,21 +89,37 @@ def test_margin_asks_for_what_the_newest_model_is_least_sure_of() -> None:
 def test_same_seed_same_curve() -> None:
     data, vectors = corpus(200)
     fit = logistic(data, vectors)
-    assert replay(data, SETTINGS, fit, seed=3, bootstrap=100) == replay(data, SETTINGS, fit, seed=3, bootstrap=100)
-    assert replay(data, SETTINGS, fit, seed=3) != replay(data, SETTINGS, fit, seed=4)
+    three, four = asking(seed=3), asking(seed=4)
+    assert replay(data, three, ROUNDS, fit, bootstrap=100) == replay(data, three, ROUNDS, fit, bootstrap=100)
+    assert replay(data, three, ROUNDS, fit) != replay(data, four, ROUNDS, fit)
+
+
+@EVERY
+def test_labels_of_the_test_set_change_no_selection(strategy: str) -> None:
+    """Any order of the test set's labels: the same questions, other figures."""
+    data, vectors = corpus(200)
+    other = data.truth.copy()
+    other[data.test] = np.random.default_rng(1).permutation(1 - other[data.test])
+    swapped = replace(data, truth=other)
+    one, two = (
+        replay(arm, asking(strategy), 3, logistic(data, vectors), vectors=vectors_of(data, vectors))
+        for arm in (data, swapped)
+    )
+    assert [point.queries for point in one.points] == [point.queries for point in two.points]
+    assert [point.metrics for point in one.points] != [point.metrics for point in two.points]
 
 
 def test_arms_of_one_seed_share_their_seed_round() -> None:
     data, vectors = corpus(200)
     fit = logistic(data, vectors)
-    arms = [replay(data, Settings(name, 20, 20, 1), fit, seed=3) for name in ("margin", "random")]
+    arms = [replay(data, asking(name, 3), 1, fit) for name in ("margin", "random")]
     assert arms[0].points[0] == arms[1].points[0]
     assert arms[0].points[1] != arms[1].points[1]
 
 
 def test_replay_ends_with_the_pool() -> None:
     data, vectors = corpus(80)
-    curve = replay(data, Settings("margin", 20, 30, 9), logistic(data, vectors), seed=0)
+    curve = replay(data, asking(batch_size=30), 9, logistic(data, vectors))
     assert [point.labels for point in curve.points] == [20, 50, 60]
 
 
@@ -99,8 +129,7 @@ def test_margin_beats_random_where_a_class_is_rare_and_random_equals_random() ->
 
     def area(strategy: str, number: int, seed: int) -> float:
         data, vectors = corpus(2000, positives=0.08, seed=number)
-        settings = Settings(strategy, 40, 20, 6, 0.1, 500)
-        curve = replay(data, settings, logistic(data, vectors), seed)
+        curve = replay(data, asking(strategy, seed, 40, shortlist=500), 6, logistic(data, vectors))
         return float(np.mean([average_precision(point.metrics) for point in curve.points[1:]]))
 
     random = np.array([area("random", number, number) for number in range(40)])
@@ -114,8 +143,10 @@ def test_margin_beats_random_where_a_class_is_rare_and_random_equals_random() ->
 def curves(values: list[list[float | None]]) -> tuple[list[Curve], dict[int, float | None]]:
     """Curves of one seed each with these figures at 10, 20, ... labels, looked up by the metrics' identity."""
     data, vectors = corpus(120)
-    settings = Settings("random", 10, 10, len(values[0]) - 1)
-    made = [replay(data, settings, logistic(data, vectors), seed) for seed in range(len(values))]
+    made = [
+        replay(data, asking("random", seed, 10, 10), len(values[0]) - 1, logistic(data, vectors))
+        for seed in range(len(values))
+    ]
     figures = {
         id(point.metrics): value
         for curve, row in zip(made, values, strict=True)

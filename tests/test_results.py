@@ -54,9 +54,11 @@ def test_sets_come_back_and_equal_rows_give_equal_bytes(
 @given(st.lists(st.tuples(TEXT, NUMBER), max_size=6))
 @shared_folder
 def test_scores_come_back_in_their_order(tmp_path: Path, rows: list[tuple[str, float]]) -> None:
-    write_scores(tmp_path / "scores", [row[0] for row in rows], [row[1] for row in rows])
-    ids, scores = read_scores(tmp_path / "scores")
+    proba = np.array([[score, -score, 1.0] for _, score in rows]).reshape(-1, 3)
+    write_scores(tmp_path / "scores", [row[0] for row in rows], np.array([row[1] for row in rows]), proba)
+    ids, scores, found = read_scores(tmp_path / "scores")
     assert list(zip(ids, scores.tolist(), strict=True)) == rows
+    assert found.tolist() == proba.tolist()
     assert scores.dtype == np.float64
 
 

@@ -50,6 +50,7 @@ def decide_and_plan(
         "params": params.model_dump(mode="json", by_alias=True),
         "engine": current_engine(),
         "metrics": read_json(layout.metrics),
+        "next_batch": read_json(layout.choice),
     }
     if number is not None:
         record["decision"] = _held(_decide(layout, git, history, params), history.holding).to_row()
@@ -136,6 +137,8 @@ def plan_tasks(workspace: Workspace, git: Git, number: int, abandoned: Collectio
             q.score,
             q.strategy,
             q.probability,
+            q.predicted,
+            q.confidence,
         )
         for q in queries
     ]

@@ -13,7 +13,7 @@ from al_pipeline.items import iter_items
 from al_pipeline.layout import Layout
 from al_pipeline.models import load_text_model
 from al_pipeline.params import load_params
-from al_pipeline.query_strategies import STRATEGIES, round_seed, top_k
+from al_pipeline.query_strategies import acquisition_of, keep_best
 from al_pipeline.results import read_labeled, read_unresolved, write_scores
 from al_pipeline.stages import stage
 
@@ -29,11 +29,10 @@ def main(layout: Layout) -> None:
     closed |= {row.item_id for row in read_unresolved(layout.unresolved) if row.kind == "ignored"}
     vectors = open_vectors(layout, params.features)
     model = load_text_model(layout.model)
-    acquire = ACQUISITION[STRATEGIES[params.select.strategy].acquisition or "margin"]
-    keep = max(params.select.shortlist, 2 * params.select.batch_size)
-    seed = round_seed(params.seed, 0, "score")
+    acquire = ACQUISITION[acquisition_of(params.select.strategy)]
     best_ids: list[str] = []
     best: NDArray[np.float64] = np.empty(0)
+    best_proba: NDArray[np.float64] = np.empty((0, len(params.schema_.labels)))
     edges = np.linspace(*_bounds(acquire, len(params.schema_.labels)), BINS + 1, dtype=np.float64)
     counts = np.zeros(BINS, dtype=np.int64)
     predicted = np.zeros(len(params.schema_.labels), dtype=np.int64)
@@ -47,9 +46,10 @@ def main(layout: Layout) -> None:
         predicted += np.bincount(proba.argmax(axis=1), minlength=len(predicted))
         best_ids += [item.item_id for item in items]
         best = np.concatenate([best, scores])
-        rows = top_k(best, best_ids, keep, seed)
-        best_ids, best = [best_ids[row] for row in rows], best[rows]
-    write_scores(layout.scores, best_ids, best.tolist())
+        best_proba = np.concatenate([best_proba, proba])
+        rows = keep_best(best_ids, best, params.select.shortlist, params.select.batch_size, params.seed)
+        best_ids, best, best_proba = [best_ids[row] for row in rows], best[rows], best_proba[rows]
+    write_scores(layout.scores, best_ids, best, best_proba)
     write_json(
         layout.histogram,
         {

@@ -1,13 +1,22 @@
-"""Stage `select`: which unlabelled items to ask about in the next round."""
+"""Stage `select`: which unlabelled items to ask about in the next round, and what the model says of them before."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from al_pipeline.encoding import Vectors, open_vectors
 from al_pipeline.engine import check_engine
-from al_pipeline.files import read_json
-from al_pipeline.items import read_ids
+from al_pipeline.files import read_json, write_json
+from al_pipeline.items import ItemKeys, fetch, read_ids
 from al_pipeline.layout import Layout
+from al_pipeline.models import load_text_model
 from al_pipeline.params import load_params
-from al_pipeline.query_strategies import COLD_START, Shortlist, choose, round_seed
+from al_pipeline.query_strategies import Asking, Shortlist, VectorsOf, next_batch
+from al_pipeline.records import Query
 from al_pipeline.results import read_labeled, read_scores, read_unresolved, write_queries
 from al_pipeline.stages import stage
 
@@ -17,24 +26,51 @@ def main(layout: Layout) -> None:
     """Choose the batch from the shortlist and, for its random slice, from the whole unlabelled pool."""
     check_engine(layout.engine)
     params = load_params(layout.params)
-    number = int(read_json(layout.overrides)["round"])
-    labeled = {row.item_id for row in read_labeled(layout.labeled)}
+    labeled = {row.item_id: row.label for row in read_labeled(layout.labeled)}
     unresolved = read_unresolved(layout.unresolved)
-    closed = labeled | {row.item_id for row in unresolved if row.kind == "ignored"}
-    candidates = [item_id for item_id in read_ids([layout.pool]).ids() if item_id not in closed]
-    ids, scores = read_scores(layout.scores)
-    strategy = params.select.strategy if labeled else COLD_START
-    queries = choose(
-        candidates,
-        Shortlist(ids, scores),
-        strategy=strategy,
-        k=params.round.seed_size if number == 0 else params.select.batch_size,
-        random_share=params.select.random_share,
-        seed=round_seed(params.seed, number, strategy),
-        cold_start=not labeled,
+    closed = labeled.keys() | {row.item_id for row in unresolved if row.kind == "ignored"}
+    keys = read_ids([layout.pool])
+    vectors = open_vectors(layout, params.features)
+    queries, choice = next_batch(
+        Asking(params.seed, params.round.seed_size, **params.select.model_dump()),
+        int(read_json(layout.overrides)["round"]),
+        [item_id for item_id in keys.ids() if item_id not in closed],
+        Shortlist(*read_scores(layout.scores)),
+        labeled,
+        params.schema_.labels,
+        None if vectors is None else _vectors_of(layout, keys, vectors),
         first=[row.item_id for row in unresolved if row.kind == "tie" and row.part == "pool"],
     )
-    write_queries(layout.queries, queries)
+    write_queries(layout.queries, _forecast(layout, vectors, queries))
+    write_json(layout.choice, {"named": params.select.strategy, **choice._asdict()})
+
+
+def _vectors_of(layout: Layout, keys: ItemKeys, vectors: Vectors) -> VectorsOf:
+    """Vectors by id, from the cache by content hash; texts are read only where it lacks one."""
+
+    def of(ids: Sequence[str]) -> NDArray[np.float32]:
+        wanted = set(ids)
+        hashes = {item: known for item, known in zip(keys.ids(), keys.hashes(), strict=True) if item in wanted}
+        return vectors.lookup([hashes[item] for item in ids], lambda: fetch([layout.pool], ids).values())
+
+    return of
+
+
+def _forecast(layout: Layout, vectors: Vectors | None, queries: Sequence[Query]) -> list[Query]:
+    """The queries with what the newest model would answer; without it while the model has learnt nothing.
+
+    Those of the random slice are an honest measurement once they are answered: this model never saw their labels.
+    """
+    model = load_text_model(layout.model)
+    if not model.head.seen or not queries:
+        return list(queries)
+    found = fetch([layout.pool], [query.item_id for query in queries])
+    items = [found[query.item_id] for query in queries]
+    proba = model.predict_proba([item.text for item in items], None if vectors is None else vectors.of(items))
+    return [
+        replace(query, predicted=model.classes[int(row.argmax())], confidence=float(row.max()))
+        for query, row in zip(queries, proba, strict=True)
+    ]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from al_pipeline.encoding import open_vectors
 from al_pipeline.head import FeatureMatrix, fit_head
 from al_pipeline.items import iter_items
 from al_pipeline.metrics import Metrics
-from al_pipeline.replay import Corpus, Fit, Indices, MeanPoint, Predict, Settings, mean_interval, replay
+from al_pipeline.query_strategies import Asking, VectorsOf
+from al_pipeline.replay import Corpus, Fit, Indices, MeanPoint, Predict, mean_interval, replay
 from al_pipeline.results import read_labeled
 from al_pipeline.tfidf import fit as fit_tfidf
 from al_pipeline.workspace import Workspace
@@ -46,18 +47,16 @@ def compare(
     `answers` maps an item's id to what the annotators say of it.
     """
     params = workspace.params
-    corpus, fit = _corpus(workspace, answers)
+    corpus, fit, vectors = _corpus(workspace, answers)
     curves: dict[str, list[list[float]]] = {"active": [], "random": []}
     points: dict[str, list[MeanPoint]] = {}
     kinds = {"active": params.select.strategy, "random": "random"}
     done = 0
     for kind, strategy in kinds.items():
-        settings = Settings(
-            strategy, params.round.seed_size, params.select.batch_size, rounds, params.select.random_share
-        )
+        knobs = params.select.model_dump() | {"strategy": strategy}
         found = []
         for seed in seeds:
-            found.append(replay(corpus, settings, fit, seed))
+            found.append(replay(corpus, Asking(seed, params.round.seed_size, **knobs), rounds, fit, vectors=vectors))
             done += 1
             if progress:
                 progress(done, 2 * len(seeds))
@@ -88,7 +87,7 @@ def _interval(labels: int, values: NDArray[np.float64]) -> MeanPoint:
     return MeanPoint(labels, mean, mean - half, mean + half, len(values))
 
 
-def _corpus(workspace: Workspace, answers: Mapping[str, str]) -> tuple[Corpus, Fit]:
+def _corpus(workspace: Workspace, answers: Mapping[str, str]) -> tuple[Corpus, Fit, VectorsOf | None]:
     layout, params = workspace.layout, workspace.params
     classes = tuple(params.schema_.labels)
     pool = [item for batch in iter_items([layout.pool]) for item in batch]
@@ -116,4 +115,8 @@ def _corpus(workspace: Workspace, answers: Mapping[str, str]) -> tuple[Corpus, F
         np.arange(len(pool), len(items), dtype=np.intp),
         classes,
     )
-    return corpus, fit
+    dense = matrix.dense
+    if dense is None:
+        return corpus, fit, None
+    row = {item.item_id: number for number, item in enumerate(pool)}
+    return corpus, fit, lambda ids: dense[[row[item_id] for item_id in ids]]

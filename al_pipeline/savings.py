@@ -1,0 +1,213 @@
+"""What learning curves say of strategies: area, labels needed, labels saved against random sampling, wins and losses.
+
+A curve is one row of a table (seeds, budgets); all tables share the budgets and, row by row, the seeds, so that arms
+are compared in pairs. Nothing is extrapolated: what a curve does not reach within its budget has no number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+RANDOM = "random"
+"""The arm that all others are measured against."""
+SHARES = (90, 95, 98)
+"""Percent of the full-data score that a curve is asked to reach."""
+BOOTSTRAP = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A figure over seeds with its interval; None where it is not known."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """Labels that a strategy needs for a share of the full-data score, and how many times as many random needs.
+
+    `saving` is random's labels over the strategy's, None where one of the two did not get there; `at_least` is then the
+    budget over the strategy's labels, where the strategy did. An end of an interval that lies beyond the budget is None.
+    """
+
+    labels: float | None
+    random_labels: float | None
+    saving: Interval
+    at_least: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One strategy by one metric."""
+
+    curve: tuple[Interval, ...]
+    """Mean over seeds at each budget, with Student's interval of the mean."""
+    area: Interval
+    """Mean height of the curve over its budgets, with Student's interval over seeds."""
+    gain: Interval
+    """Area less random's, seed by seed."""
+    savings: Mapping[int, Saving]
+    wins: Mapping[str, int]
+    """Seeds in which its area is larger than the other strategy's."""
+    below_random: tuple[int, ...]
+    """Budgets at which it is below random beyond doubt: paired, corrected for the number of budgets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All strategies by one metric. `full`: the score of a model with all the pool's labels, mean over seeds."""
+
+    budgets: tuple[int, ...]
+    seeds: int
+    full: Interval
+    arms: Mapping[str, Arm]
+
+
+def compare(
+    budgets: Sequence[int],
+    curves: Mapping[str, Floats],
+    full: Floats,
+    rng: Generator,
+    confidence: float = 0.95,
+    bootstrap: int = BOOTSTRAP,
+    shares: Sequence[int] = SHARES,
+) -> Comparison:
+    """Compare strategies: `curves` (seeds, budgets) of each, `full` (seeds,) with all labels.
+
+    NaN marks a score that is not defined; means leave it out. `bootstrap` seeds are drawn with replacement, the same
+    ones for every arm (Efron & Tibshirani 1993, chapter 13). Raises ValueError on tables of unequal shape, or where
+    the random arm is missing.
+    """
+    if RANDOM not in curves:
+        raise ValueError("nothing can be said of savings without the random arm")
+    shapes = {table.shape for table in curves.values()} | {(len(full), len(budgets))}
+    if len(shapes) > 1:
+        raise ValueError(f"curves of different shapes: {sorted(shapes)}")
+    points = np.asarray(budgets, dtype=np.float64)
+    draws = rng.integers(0, len(full), size=(bootstrap, len(full)))
+    areas = {name: area(points, table) for name, table in curves.items()}
+    arms = {}
+    for name, table in curves.items():
+        against = table - curves[RANDOM]
+        arms[name] = Arm(
+            curve=tuple(mean_interval(table[:, column], confidence) for column in range(len(points))),
+            area=mean_interval(areas[name], confidence),
+            gain=mean_interval(areas[name] - areas[RANDOM], confidence),
+            savings={
+                share: _saving(points, table, curves[RANDOM], full, share / 100, draws, confidence) for share in shares
+            },
+            wins={other: int((areas[name] > areas[other]).sum()) for other in curves if other != name},
+            below_random=tuple(
+                int(budget)
+                for budget, column in zip(budgets, against.T, strict=True)
+                if name != RANDOM and _surely_below(column, 1 - (1 - confidence) / len(points))
+            ),
+        )
+    return Comparison(tuple(budgets), len(full), mean_interval(full, confidence), arms)
+
+
+def area(budgets: Floats, curves: Floats) -> Floats:
+    """Mean height (seeds,) of curves (seeds, budgets) between the first and the last budget, by trapezoids.
+
+    A point without a value is passed over: the line goes from the one before to the one after.
+    """
+    heights = np.full(len(curves), np.nan)
+    for row, curve in enumerate(curves):
+        known = np.isfinite(curve)
+        x, y = budgets[known], curve[known]
+        if len(x) > 1:
+            heights[row] = float(((y[1:] + y[:-1]) / 2 * np.diff(x)).sum() / (x[-1] - x[0]))
+        elif len(x) == 1:
+            heights[row] = float(y[0])
+    return heights
+
+
+def labels_needed(budgets: Floats, curves: Floats, targets: Floats) -> Floats:
+    """Where curves (b, budgets) first reach their targets (b,), by straight lines between budgets; infinity: nowhere.
+
+    A curve that is there at its first budget needs that many: what lies before it was not seen.
+    """
+    filled = np.where(np.isfinite(curves), curves, -np.inf)
+    there = filled >= targets[:, None]
+    first = np.where(there.any(axis=1), there.argmax(axis=1), -1)
+    found = np.full(len(curves), np.inf)
+    for row in np.flatnonzero(first >= 0):
+        column = int(first[row])
+        found[row] = budgets[column]
+        if column and np.isfinite(filled[row, column - 1]):
+            low, high = filled[row, column - 1], filled[row, column]
+            step = budgets[column] - budgets[column - 1]
+            found[row] -= step * (high - targets[row]) / (high - low)
+    return found
+
+
+def mean_interval(values: Floats, confidence: float) -> Interval:
+    """The mean of what is defined, with Student's t interval of the mean (Gosset 1908); no interval from one value."""
+    known = values[np.isfinite(values)]
+    if len(known) == 0:
+        return Interval(None)
+    mean = float(known.mean())
+    if len(known) < 2:
+        return Interval(mean)
+    half = _t((1 + confidence) / 2, len(known) - 1) * float(known.std(ddof=1)) / np.sqrt(len(known))
+    return Interval(mean, mean - float(half), mean + float(half))
+
+
+def _saving(
+    budgets: Floats, own: Floats, random: Floats, full: Floats, share: float, draws: Any, confidence: float
+) -> Saving:
+    mine, other = (_needed(budgets, table, full, share, None) for table in (own, random))
+    labels, random_labels = (None if np.isinf(needed[0]) else float(needed[0]) for needed in (mine, other))
+    ratios = _ratio(_needed(budgets, own, full, share, draws), _needed(budgets, random, full, share, draws))
+    low, high = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2], method="nearest")
+    value = None if labels is None or random_labels is None else random_labels / labels
+    if value is None or len(full) < 2:
+        interval = Interval(value)
+    else:
+        interval = Interval(value, None if low == 0 else float(low), None if np.isinf(high) else float(high))
+    at_least = float(budgets[-1]) / labels if labels is not None and random_labels is None else None
+    return Saving(labels, random_labels, interval, at_least)
+
+
+def _needed(budgets: Floats, table: Floats, full: Floats, share: float, draws: Any) -> Floats:
+    """Labels at which the mean curve of each draw of seeds (b, seeds) gets to its share of the mean full score."""
+    if draws is None:
+        draws = np.arange(len(full))[None, :]
+    return labels_needed(budgets, _mean(table[draws]), share * _mean(full[draws]))
+
+
+def _mean(values: Floats) -> Floats:
+    """Means over the seeds, axis 1, of what is defined; NaN where nothing is."""
+    known = np.isfinite(values)
+    count = known.sum(axis=1)
+    total = np.where(known, values, 0.0).sum(axis=1)
+    return np.asarray(np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0))
+
+
+def _ratio(own: Floats, random: Floats) -> Floats:
+    """Random's labels over our own: infinite where random alone is not there, 0 where we are not, 1 where neither is."""
+    neither = np.isinf(own) & np.isinf(random)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(neither, 1.0, random / own), dtype=np.float64)
+
+
+def _surely_below(differences: Floats, confidence: float) -> bool:
+    """Whether the mean of paired differences lies below zero, by a two-sided t interval of this confidence."""
+    found = mean_interval(differences, confidence)
+    return found.high is not None and found.high < 0
+
+
+def _t(probability: float, freedom: int) -> float:
+    from scipy.special import stdtrit  # type: ignore[import-untyped, unused-ignore]
+
+    return float(stdtrit(freedom, probability))
