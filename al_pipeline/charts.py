@@ -1,8 +1,8 @@
 """The pictures of a report: numbers -> SVG that a page can hold inline, or PNG bytes. Equal numbers give equal bytes.
 
 Only fixed words are drawn; names and texts of the user stay in HTML, where a browser has fonts for every script.
-SVG colors are CSS variables of the page (`--ink`, `--muted`, `--line`, `--accent`, `--second`, `--paper`), so that a
-picture follows the page into dark mode.
+SVG colors are CSS variables of the page (`--ink`, `--muted`, `--line`, `--paper`, `--accent`, `--second` to `--sixth`),
+so that a picture follows the page into dark mode.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -37,7 +37,7 @@ class CurvePoint:
 
 @dataclass(frozen=True, slots=True)
 class _Palette:
-    """Colors by their part. The two hues are Okabe and Ito's blue and vermilion: told apart by any eyes."""
+    """Colors by their part. The hues are Okabe and Ito's, blue and vermilion first: told apart by any eyes."""
 
     ink: str
     muted: str
@@ -45,6 +45,15 @@ class _Palette:
     accent: str
     second: str
     paper: str
+    third: str
+    fourth: str
+    fifth: str
+    sixth: str
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Colors of curves beside the baseline, which is the second hue."""
+        return (self.accent, self.third, self.fourth, self.fifth, self.sixth)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +66,10 @@ class _Size:
     font: float
 
 
-_PRINT = _Palette("#1b1f24", "#57606a", "#d8dee4", "#0072b2", "#d55e00", "#ffffff")
-_VARIABLES = ("ink", "muted", "line", "accent", "second", "paper")
+_PRINT = _Palette(
+    "#1b1f24", "#57606a", "#d8dee4", "#0072b2", "#d55e00", "#ffffff", "#009e73", "#b3578b", "#b07a00", "#3d4fb8"
+)
+_VARIABLES = ("ink", "muted", "line", "accent", "second", "paper", "third", "fourth", "fifth", "sixth")
 _SENTINELS = _Palette(*(f"#01020{index}" for index in range(len(_VARIABLES))))
 _WIDE = _Size("wide", 560, 300, 12)
 _NARROW = _Size("narrow", 340, 260, 11.5)
@@ -84,6 +95,22 @@ def learning_curve_svg(
     return _both(name, spoken, lambda axes, size, colors: _draw_curve(axes, size, colors, metric, curve, baseline))
 
 
+def comparison_svg(name: str, metric: str, lines: Mapping[str, Sequence[CurvePoint]], full: float | None = None) -> str:
+    """One learning curve a strategy with its band, `random` dashed; `full`: the score with all labels, a level line.
+
+    A wide and a narrow SVG for one page, as `learning_curve_svg`.
+    """
+    last = [f"{label} {_spoken(_by_labels(points)[-1])}" for label, points in lines.items() if points]
+    spoken = f"Learning curves: {metric} against labels. At the end: {'; '.join(last)}"
+    return _both(name, spoken, lambda axes, size, colors: _draw_comparison(axes, size, colors, metric, lines, full))
+
+
+def comparison_png(metric: str, lines: Mapping[str, Sequence[CurvePoint]], full: float | None = None) -> bytes:
+    """The same picture on white paper, 1440 by 840 pixels."""
+    size = _Size("print", 720, 420, 13)
+    return _png(size, lambda axes: _draw_comparison(axes, size, _PRINT, metric, lines, full))
+
+
 def histogram_svg(name: str, label: str, edges: Sequence[float], counts: Sequence[int]) -> str:
     """Counts between neighbouring `edges` (one more than counts) as bars: a wide and a narrow SVG for one page."""
     if not counts or len(edges) != len(counts) + 1:
@@ -97,12 +124,7 @@ def learning_curve_png(
 ) -> bytes:
     """The same picture on white paper, 1440 by 720 pixels."""
     size = _Size("print", 720, 360, 13)
-    out = io.BytesIO()
-    with _figure(size, "print") as (figure, axes):
-        figure.set_facecolor(_PRINT.paper)
-        _draw_curve(axes, size, _PRINT, metric, curve, baseline)
-        figure.savefig(out, format="png", dpi=2 * _UNITS_PER_INCH, metadata={"Software": None})
-    return out.getvalue()
+    return _png(size, lambda axes: _draw_curve(axes, size, _PRINT, metric, curve, baseline))
 
 
 def save_learning_curve(
@@ -110,6 +132,15 @@ def save_learning_curve(
 ) -> None:
     """Write `learning_curve_png` to `path` in one step."""
     write_bytes(path, learning_curve_png(curve, baseline, metric))
+
+
+def _png(size: _Size, draw: Callable[[Axes], None]) -> bytes:
+    out = io.BytesIO()
+    with _figure(size, "print") as (figure, axes):
+        figure.set_facecolor(_PRINT.paper)
+        draw(axes)
+        figure.savefig(out, format="png", dpi=2 * _UNITS_PER_INCH, metadata={"Software": None})
+    return out.getvalue()
 
 
 def _spoken(point: CurvePoint) -> str:
@@ -202,8 +233,6 @@ def _draw_curve(
     curve: Sequence[CurvePoint],
     baseline: Sequence[CurvePoint],
 ) -> None:
-    from matplotlib.ticker import FixedLocator, MaxNLocator
-
     _dress(axes, colors, "labels", metric)
     for points, color, style, marker, name in (
         (_by_labels(baseline), colors.second, (0, (4, 3)), "s", "random sampling"),
@@ -211,20 +240,56 @@ def _draw_curve(
     ):
         if points:
             _draw_line(axes, points, color, colors.paper, style, marker, name)
-    drawn = [*curve, *baseline]
+    _fit_axes(axes, [*curve, *baseline], curve or baseline)
+    if curve and baseline:
+        _legend(axes, size, colors)
+
+
+def _draw_comparison(
+    axes: Axes,
+    size: _Size,
+    colors: _Palette,
+    metric: str,
+    lines: Mapping[str, Sequence[CurvePoint]],
+    full: float | None,
+) -> None:
+    _dress(axes, colors, "labels", metric)
+    others = [name for name in lines if name != "random"]
+    styles: list[Any] = ["solid", (0, (6, 2)), (0, (1.5, 1.5))]
+    for name, points in lines.items():
+        if not points:
+            continue
+        number = others.index(name) if name in others else 0
+        hue, style = colors.lines[number % len(colors.lines)], styles[number // len(colors.lines) % len(styles)]
+        if name == "random":
+            hue, style = colors.second, (0, (4, 3))
+        _draw_line(axes, _by_labels(points), hue, colors.paper, style, "", name.replace("_", " "))
+    drawn = [point for points in lines.values() for point in points]
+    if full is not None:
+        axes.axhline(full, color=colors.muted, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
+    _fit_axes(axes, drawn, drawn)
+    _legend(axes, size, colors)
+
+
+def _legend(axes: Axes, size: _Size, colors: _Palette) -> None:
+    axes.legend(
+        loc="lower right", frameon=False, labelcolor=colors.ink, fontsize=size.font, reverse=True, handlelength=2.6
+    )
+
+
+def _fit_axes(axes: Axes, drawn: Sequence[CurvePoint], marked: Sequence[CurvePoint]) -> None:
+    """Axes that hold everything drawn, with the numbers of labels of `marked` where there is room for them."""
+    from matplotlib.ticker import FixedLocator, MaxNLocator
+
     lows = [point.value if point.low is None else point.low for point in drawn]
     highs = [point.value if point.high is None else point.high for point in drawn]
     axes.set_ylim(*_value_range(min(lows, default=0.0), max(highs, default=1.0)))
     first, last = min((p.labels for p in drawn), default=0), max((p.labels for p in drawn), default=1)
     margin = max(1.0, 0.04 * (last - first))
     axes.set_xlim(first - margin, last + margin)
-    stops = _apart(sorted({point.labels for point in curve or baseline}), (last - first) / 12)
+    stops = _apart(sorted({point.labels for point in marked}), (last - first) / 12)
     axes.xaxis.set_major_locator(FixedLocator(stops) if len(stops) <= 6 else MaxNLocator(nbins=6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
-    if curve and baseline:
-        axes.legend(
-            loc="lower right", frameon=False, labelcolor=colors.ink, fontsize=size.font, reverse=True, handlelength=2.6
-        )
 
 
 def _apart(stops: Sequence[int], least: float) -> list[int]:

@@ -18,11 +18,14 @@ import typer
 from al_pipeline.errors import AlError, Locked, NothingToDo, UsageError, WorldError
 
 if TYPE_CHECKING:
+    from al_pipeline.layout import Layout
     from al_pipeline.operations.reproduce import Reproduction
     from al_pipeline.operations.rule import Change
     from al_pipeline.operations.tick import TickReport
+    from al_pipeline.params import Params
     from al_pipeline.repository import Dvc
     from al_pipeline.rulings import Kind, Ruling
+    from al_pipeline.simulation.simulate import Simulation
     from al_pipeline.workspace import Workspace
 
 app = typer.Typer(
@@ -256,6 +259,75 @@ def report(
     if as_json:
         return _print_json({"report": str(path)})
     _say(f"Report: [bold]{_safe(path)}[/]")
+
+
+@app.command()
+def simulate(
+    corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="CSV, JSONL or Parquet with texts and labels.")],
+    strategies: Annotated[str, typer.Option(help="Query strategies, divided by commas.")] = "random,margin",
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each with its own test set and seed round.")] = 10,
+    budget: Annotated[int, typer.Option(min=1, help="Labels that each run may spend.")] = 1000,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Labels a round. Default: select.batch_size of params.yaml.")
+    ] = None,
+    seed_size: Annotated[
+        int | None, typer.Option(min=1, help="Labels of the seed round. Default: round.seed_size of params.yaml.")
+    ] = None,
+    cold_start: Annotated[
+        str | None, typer.Option(help="Who asks the seed round. Default: select.cold_start of params.yaml.")
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option(help="encoder, tfidf or encoder+tfidf. Default: features.kind of params.yaml.")
+    ] = None,
+    test_size: Annotated[
+        int | None, typer.Option(min=1, help="Texts of a test set, at most a fifth. Default: a fifth, 5,000 at most.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=50, help="Of a larger corpus take so many texts, at random.")] = 20_000,
+    text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
+    label_column: Annotated[str, typer.Option(help="The column that holds the label.")] = "label",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes, one core each. Default: as many as there are cores.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder of the results. Default: simulations/, in a workspace its reports/."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show on a labelled corpus how many labels active learning would have saved, before anything is spent.
+
+    The rounds run by the functions that the stages call, in this process: no git, no Label Studio, no Prefect.
+
+    Inside a workspace its params.yaml counts, else the template's. Run again, it does what is missing.
+    """
+    from al_pipeline.simulation.corpus import read_corpus
+    from al_pipeline.simulation.simulate import Options, corpus_vectors, with_features
+    from al_pipeline.simulation.simulate import simulate as run
+    from al_pipeline.workspace import al_home
+
+    layout, params = _simulated_project()
+    if features is not None:
+        params = with_features(params, features)
+    with _progress("reading", not as_json) as advance:
+        texts = read_corpus(corpus, text_column, label_column, limit, params.seed, params.schema_.labels, advance)
+    if out is None:
+        out = Path("simulations") if layout is None else layout.reports / "simulations"
+    options = Options(
+        strategies=tuple(name.strip() for name in strategies.split(",") if name.strip()),
+        seeds=seeds,
+        budget=budget,
+        batch_size=batch_size,
+        seed_size=seed_size,
+        cold_start=cold_start,
+        test_size=test_size,
+        workers=workers or _cores(),
+    )
+    vectors = corpus_vectors(texts, params.features, al_home() / "simulate", layout)
+    with _progress("simulating", not as_json) as advance:
+        done = run(texts, corpus.stem, params, options, out, vectors, advance)
+    if as_json:
+        return _print_json({**done.result, "folder": str(done.folder), "report": str(done.folder / "report.html")})
+    _say_simulation(done)
 
 
 @app.command()
@@ -857,6 +929,35 @@ def _round_as_flow(
     LISTENER.set(say)
     report: TickReport = al_round(close_now=close_now, accept_vanished=accept_vanished)
     return report
+
+
+def _simulated_project() -> tuple[Layout | None, Params]:
+    """The workspace around us, if there is one, and the parameters that a simulation goes by."""
+    from al_pipeline.operations.init import template
+    from al_pipeline.params import parse_params
+    from al_pipeline.workspace import in_workspace
+
+    if _Chosen.folder is None and not in_workspace():
+        return None, parse_params(template("params.yaml"))
+    workspace = _workspace()
+    return workspace.layout, workspace.params
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _say_simulation(done: Simulation) -> None:
+    from al_pipeline.simulation.page import summary, table
+
+    for name, header, rows in table(done.result):
+        _say(f"[bold]{_safe(name)}[/]")
+        _table(header, rows)
+    for sentence in summary(done.result):
+        _say(_safe(sentence))
+    for warning in done.result["warnings"]:
+        _say(f"[yellow]{_safe(warning)}[/]")
+    _say(f"Report: [bold]{_safe(done.folder / 'report.html')}[/]")
 
 
 def _workspace() -> Workspace:

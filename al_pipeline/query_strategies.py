@@ -101,7 +101,8 @@ class Strategy:
     """One query strategy.
 
     `pick(view, k, seed)` gets rows sorted by id, so that a function of arrays is a function of the set, and from one
-    pick to make to as many as there are rows. It sees the shortlist, or every candidate (ids alone) if it needs nothing.
+    pick to make to as many as there are rows. It sees the shortlist; a sample of the candidates if it needs vectors and
+    no scores; every candidate (ids alone) if it needs nothing.
     """
 
     pick: Callable[[Shortlist, int, SeedSequence], Picked]

@@ -231,7 +231,7 @@ def render(report: ReportData) -> str:
         if histogram
         else "",
     }
-    return _template().render(
+    return page("report.html").render(
         report=report,
         summary=_gist(report),
         charts={name: Markup(svg) for name, svg in charts.items()},
@@ -253,7 +253,8 @@ def render(report: ReportData) -> str:
 
 
 @cache
-def _template() -> Template:
+def page(name: str) -> Template:
+    """A template of this package that becomes a page which loads nothing; what goes into it is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -267,7 +268,7 @@ def _template() -> Template:
     environment.filters.update(
         verdict=verdict, excerpt=excerpt, count=_count, thousands=_thousands, duration=_duration, fixed=_fixed
     )
-    return environment.get_template("report.html")
+    return environment.get_template(name)
 
 
 def _finalize(value: Any) -> Any:

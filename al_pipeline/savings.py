@@ -36,8 +36,8 @@ class Interval:
 class Saving:
     """Labels that a strategy needs for a share of the full-data score, and how many times as many random needs.
 
-    `saving` is random's labels over the strategy's, None where one of the two did not get there; `at_least` is then the
-    budget over the strategy's labels, where the strategy did. An end of an interval that lies beyond the budget is None.
+    `saving` is random's labels over the strategy's, None where one of the two did not get there; `at_least` is then
+    the budget over the strategy's labels, where the strategy did. An end of its interval beyond the budget is None.
     """
 
     labels: float | None
@@ -195,7 +195,7 @@ def _mean(values: Floats) -> Floats:
 
 
 def _ratio(own: Floats, random: Floats) -> Floats:
-    """Random's labels over our own: infinite where random alone is not there, 0 where we are not, 1 where neither is."""
+    """Random's labels over our own: infinite where random alone is not there, 0 where we are not, 1 for neither."""
     neither = np.isinf(own) & np.isinf(random)
     with np.errstate(invalid="ignore"):
         return np.asarray(np.where(neither, 1.0, random / own), dtype=np.float64)

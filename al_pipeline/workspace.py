@@ -70,6 +70,12 @@ def al_home() -> Path:
     return Path(os.environ.get("AL_HOME") or Path.home() / ".local/share/al")
 
 
+def in_workspace(start: Path | None = None) -> bool:
+    """Whether `start` (default: the current folder) lies in a workspace, of whatever layout."""
+    start = (start or Path.cwd()).resolve()
+    return any(Layout(folder).marker.exists() for folder in (start, *start.parents))
+
+
 def open_workspace(start: Path | None = None) -> Workspace:
     """The workspace that holds `start` (default: the current folder). Raises NotAWorkspace."""
     layout, marker = find_workspace(start)

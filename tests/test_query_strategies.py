@@ -23,11 +23,14 @@ from al_pipeline.query_strategies import (
     RANDOM_FILL,
     RANDOM_SLICE,
     STRATEGIES,
+    Asking,
     Need,
     Picked,
     Shortlist,
     Strategy,
     choose,
+    choose_strategy,
+    next_batch,
     round_seed,
     sample,
     slice_size,
@@ -373,3 +376,172 @@ def test_a_large_pool_is_cheap() -> None:
     began = time.process_time()
     choose(items, view_of(items[:1000]), strategy="margin", k=100, random_share=0.1, seed=SEED)
     assert time.process_time() - began < 5
+
+
+# Strategies on vectors ----------------------------------------------------------------------------------------------
+def clouds(sizes: list[int], seed: int = 0) -> tuple[Shortlist, np.ndarray]:
+    """Items in clouds far from one another, of the sizes given; the cloud of each."""
+    rng = np.random.default_rng(seed)
+    own = np.repeat(np.arange(len(sizes)), sizes)
+    vectors = 20 * np.eye(max(len(sizes), 6))[own] + rng.normal(0, 0.1, (len(own), max(len(sizes), 6)))
+    items = ids(len(own))
+    order = np.argsort(items)
+    proba = rng.dirichlet(np.ones(3), len(own))
+    empty = np.zeros((0, vectors.shape[1]))
+    view = Shortlist(items, rng.random(len(own)), proba, vectors, empty, np.zeros(3, dtype=int))
+    return view.rows(order), own[order]
+
+
+def picked(strategy: str, view: Shortlist, k: int) -> list[int]:
+    return STRATEGIES[strategy].pick(view, k, SEED).positions.tolist()
+
+
+@pytest.mark.parametrize("strategy", ["typiclust", "kmeans"])
+def test_cold_start_takes_one_of_each_cloud_the_largest_first(strategy: str) -> None:
+    view, own = clouds([30, 50, 20, 10])
+    assert [own[row] for row in picked(strategy, view, 4)] == [1, 0, 2, 3]
+
+
+def test_typiclust_takes_the_densest_spot_and_leaves_clouds_with_labels_for_last() -> None:
+    view, own = clouds([30, 50])
+    labeled = replace(view, labeled=np.asarray(view.vectors)[own == 1][:1])
+    assert own[picked("typiclust", labeled, 1)[0]] == 0
+    rows = np.flatnonzero(own == 1)
+    points = np.asarray(view.vectors)[rows]
+    distance = np.sort(np.linalg.norm(points[:, None] - points[None], axis=2), axis=1)[:, 1:21].mean(axis=1)
+    assert picked("typiclust", view, 2)[0] == rows[distance.argmin()]
+
+
+def test_cluster_margin_asks_the_least_sure_of_each_cloud() -> None:
+    view, own = clouds([12, 12, 12])
+    chosen = picked("cluster_margin", view, 3)
+    scores = np.asarray(view.scores)
+    best = {cloud: max(np.flatnonzero(own == cloud), key=lambda row: scores[row]) for cloud in range(3)}
+    assert set(chosen) == set(best.values())
+    assert scores[chosen].tolist() == sorted(scores[chosen], reverse=True)
+
+
+def test_cluster_margin_looks_at_ten_times_the_batch_and_no_further() -> None:
+    view, own = clouds([40, 1])
+    far = int(np.flatnonzero(own == 1)[0])
+    scores = np.asarray(view.scores).copy()
+    scores[far] = -1.0
+    assert far not in picked("cluster_margin", replace(view, scores=scores), 4)
+
+
+def test_class_balanced_fills_up_the_poorest_class_by_uncertainty() -> None:
+    proba = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6], [0.2, 0.8]])
+    scores = np.array([0.2, 0.4, 0.6, 0.8, 0.4])
+    view = Shortlist(ids(5), scores, proba, counts=np.array([4, 2]))
+    assert picked("class_balanced", view, 2) == [3, 2]  # both of the class with two labels
+    assert picked("class_balanced", view, 5)[2:] == [1, 4, 0]  # then in turn, the first of equals first
+    assert picked("class_balanced", replace(view, counts=np.array([0, 9])), 1) == [1]
+
+
+# A round's batch ----------------------------------------------------------------------------------------------------
+def asking(strategy: str, **other) -> Asking:
+    return Asking(7, 6, strategy, 4, **{"random_share": 0.25, "shortlist": 20, **other})
+
+
+def vectors_of(items) -> np.ndarray:
+    return np.array([row_of(item, 0)[3:] for item in items]).reshape(len(items), 4)
+
+
+ARMS = pytest.mark.parametrize("strategy", [*sorted(STRATEGIES), AUTO])
+
+
+@ARMS
+@pytest.mark.parametrize("cold", ["random", "typiclust", "kmeans"])
+def test_three_rounds_from_nothing_with_one_class_first(strategy: str, cold: str) -> None:
+    """No label, then labels of one class, then of two; items arrive, are ignored, stay unanswered."""
+    pool, labels, ignored, pending = ids(40), {}, set(), set()
+    for number in range(3):
+        pool = pool + ids(10, start=100 * (number + 1))
+        candidates = [item for item in pool if item not in labels.keys() | ignored | pending]
+        scored = view_of(candidates, number) if labels else Shortlist([], *(np.zeros((0, 3)[: i + 1]) for i in (0, 1)))
+        queries, choice = next_batch(
+            asking(strategy, cold_start=cold), number, candidates, scored, labels, ("a", "b", "c"), vectors_of
+        )
+        assert choice.strategy == cold if number == 0 else choice.strategy != AUTO
+        asked = [query.item_id for query in queries]
+        assert len(asked) == len(set(asked)) == (6 if number == 0 else 4)
+        assert set(asked) <= set(candidates)
+        labels |= {item: "a" if number == 0 else "b" for item in asked[:2]}
+        ignored |= set(asked[2:3])
+        pending = set(asked[3:])
+
+
+@ARMS
+def test_a_batch_is_a_function_of_what_there_is_not_of_its_order(strategy: str) -> None:
+    items, labels = ids(60), {f"old-{n}": "ab"[n % 2] for n in range(8)}
+    backwards = dict(reversed(labels.items()))
+    view = view_of(items)
+    turned = view.rows(np.arange(60)[::-1])
+    one = next_batch(asking(strategy), 2, items, view, labels, ("a", "b", "c"), vectors_of)
+    assert one == next_batch(asking(strategy), 2, items[::-1], turned, backwards, ("a", "b", "c"), vectors_of)
+    assert one != next_batch(asking(strategy), 3, items, view, labels, ("a", "b", "c"), vectors_of)
+
+
+@ARMS
+def test_vectors_are_asked_for_only_by_what_declares_them(strategy: str) -> None:
+    seen: list[int] = []
+
+    def counted(items) -> np.ndarray:
+        seen.append(len(items))
+        return vectors_of(items)
+
+    labels = {"old-1": "a", "old-2": "b"}
+    _, choice = next_batch(asking(strategy), 1, ids(60), view_of(ids(60)[:20]), labels, ("a", "b", "c"), counted)
+    needs = STRATEGIES[choice.strategy].needs
+    assert len(seen) == ("vectors" in needs) + ("labeled" in needs)
+    if not seen:
+        next_batch(asking(strategy), 1, ids(60), view_of(ids(60)[:20]), labels, ("a", "b", "c"), None)
+    elif strategy != AUTO:
+        with pytest.raises(ValueError, match="needs vectors"):
+            next_batch(asking(strategy), 1, ids(60), view_of(ids(60)[:20]), labels, ("a", "b", "c"), None)
+
+
+def test_near_duplicates_are_asked_once() -> None:
+    """Neither beside one another nor after one of them was labelled; the honest slice is left alone."""
+    items = ids(30)
+    place = {item: number for number, item in enumerate([*items, "old"])}
+
+    def paired(some) -> np.ndarray:  # items 2n and 2n + 1 point the same way; `old` is like items 0 and 1
+        angle = np.array([(place[item] if item != "old" else 0) // 2 for item in some]) * np.pi / 15
+        return np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+    view = Shortlist(items, np.linspace(1, 0, 30), np.full((30, 2), 0.5))
+    labels = {"old": "a", "older": "b"}
+    place["older"] = 28
+
+    def asked(most: float) -> list[int]:
+        settings_ = Asking(7, 6, "cluster_margin", 10, 0.0, 30, max_similarity=most)
+        queries, _ = next_batch(settings_, 1, items, view, labels, ("a", "b"), paired)
+        return [place[query.item_id] for query in queries if query.strategy == "cluster_margin"]
+
+    pairs = [number // 2 for number in asked(0.999)]
+    assert len(pairs) == len(set(pairs)) == 10 and not {0, 14} & set(pairs)
+    assert 0 in {number // 2 for number in asked(1.0)}
+
+
+@given(st.lists(st.integers(0, 400), min_size=2, max_size=4), st.booleans())
+@settings(max_examples=80, derandomize=True)
+def test_auto_names_a_strategy_that_can_ask_and_says_why(counts: list[int], has_vectors: bool) -> None:
+    choice = choose_strategy(asking(AUTO), counts, has_vectors)
+    assert choice.reason
+    needs = STRATEGIES[choice.strategy].needs
+    assert has_vectors or "vectors" not in needs
+    assert sum(counts) or choice.strategy == "random"
+    assert sum(count > 0 for count in counts) >= 2 or not needs, "a model of one class has nothing to say"
+
+
+def test_the_cold_candidates_are_a_bounded_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(query_strategies, "COLD_CANDIDATES", 25)
+    sizes: list[int] = []
+
+    def counted(items) -> np.ndarray:
+        sizes.append(len(items))
+        return vectors_of(items)
+
+    next_batch(asking("margin", cold_start="typiclust"), 0, ids(500), None, {}, ("a", "b"), counted)
+    assert sizes == [25, 0]

@@ -1,0 +1,129 @@
+"""A user's labelled table -> texts with one label each, in the order of their ids."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from al_pipeline.errors import BadInput
+from al_pipeline.files import sha256_bytes
+from al_pipeline.pool import draw_test, item_id_from
+from al_pipeline.records import Item, content_hash
+from al_pipeline.tables import BadRow, Progress, Row, read_table
+
+LEAST = 50
+"""Texts; with fewer nothing can be told."""
+MAX_CLASSES = 200
+
+
+@dataclass(frozen=True)
+class LabeledTexts:
+    """The corpus: items by rising id, the class of each (n,), and the names of the classes."""
+
+    items: tuple[Item, ...]
+    truth: NDArray[np.intp]
+    classes: tuple[str, ...]
+    left_out: Mapping[str, int]
+    """Rows that were not taken, by reason."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many texts each class has."""
+        sizes = np.bincount(self.truth, minlength=len(self.classes))
+        return {name: int(size) for name, size in zip(self.classes, sizes, strict=True)}
+
+    @property
+    def digest(self) -> str:
+        """The same for the same texts and labels, in whatever order they came."""
+        rows = (f"{item.content_hash} {self.classes[c]}" for item, c in zip(self.items, self.truth, strict=True))
+        return sha256_bytes("\n".join(rows).encode())
+
+    @property
+    def positive(self) -> str | None:
+        """Of two classes the one that average precision speaks of: the rarer, the later of equals."""
+        if len(self.classes) != 2:
+            return None
+        first, second = self.counts.values()
+        return self.classes[0] if first < second else self.classes[1]
+
+
+def read_corpus(
+    path: Path,
+    text_column: str = "text",
+    label_column: str = "label",
+    limit: int | None = None,
+    seed: int = 0,
+    schema: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> LabeledTexts:
+    """The texts of a CSV, JSONL or Parquet file with their labels.
+
+    A text that comes twice counts once; with two different labels it is left out, all its copies. Of more than `limit`
+    texts a random sample is kept. `schema`: the order of the classes, where it names all of them. Raises BadInput where
+    there is too little to tell anything.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    contradicted: set[str] = set()
+    left_out: Counter[str] = Counter()
+    columns = (text_column, label_column)
+    for batch in read_table(path, columns, columns, progress=progress):
+        for row in batch:
+            taken = _taken(row, text_column, label_column)
+            if isinstance(taken, str):
+                left_out[taken] += 1
+                continue
+            text, label = taken
+            known = content_hash(text)
+            if known not in found:
+                found[known] = (text, label)
+            elif found[known][1] == label:
+                left_out["the same text stands there before"] += 1
+            else:
+                contradicted.add(known)
+                left_out["the same text has another label elsewhere"] += 1
+    for known in contradicted:
+        del found[known]
+    left_out["the same text has another label elsewhere"] += len(contradicted)
+    if limit is not None and len(found) > limit:
+        left_out["beyond the limit: a random sample is taken"] = len(found) - limit
+        kept = draw_test((bytes.fromhex(known) for known in found), limit, seed)
+        found = {known: row for known, row in found.items() if bytes.fromhex(known) in kept}
+    names = sorted({label for _, label in found.values()})
+    classes = tuple(schema) if set(names) <= set(schema) else tuple(names)
+    _check(path, len(found), names, label_column)
+    items = sorted((Item(item_id_from(None, known), known, text) for known, (text, _) in found.items()), key=_id)
+    truth = np.array([classes.index(found[item.content_hash][1]) for item in items], dtype=np.intp)
+    return LabeledTexts(tuple(items), truth, classes, {reason: count for reason, count in left_out.items() if count})
+
+
+def _id(item: Item) -> str:
+    return item.item_id
+
+
+def _taken(row: Row | BadRow, text_column: str, label_column: str) -> tuple[str, str] | str:
+    """Text and label of a row, or the reason why it is not taken."""
+    if isinstance(row, BadRow):
+        return row.reason
+    text, label = row.values.get(text_column), row.values.get(label_column)
+    if not isinstance(text, str) or not text.strip():
+        return "it has no text"
+    if label is None or isinstance(label, list | dict) or not str(label).strip():
+        return "it has no label"
+    return text, str(label).strip()
+
+
+def _check(path: Path, texts: int, names: Sequence[str], label_column: str) -> None:
+    if texts < LEAST:
+        raise BadInput(f"{path} holds {texts} different labelled texts; with fewer than {LEAST} nothing can be told")
+    if len(names) < 2:
+        raise BadInput(f"{path}: every label in `{label_column}` is {names[0]!r}; there is nothing to learn")
+    if len(names) > MAX_CLASSES:
+        raise BadInput(
+            f"{path}: `{label_column}` has {len(names):,} different values, at most {MAX_CLASSES} are taken as "
+            "classes; name the right column with --label-column"
+        )

@@ -1,0 +1,157 @@
+"""The result of a simulation as pictures and as one page that opens offline, in the style of a round's report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from al_pipeline.charts import CurvePoint, comparison_png, comparison_svg
+from al_pipeline.report import METRIC_NAMES, page
+from al_pipeline.savings import RANDOM, SHARES
+
+Result = Mapping[str, Any]
+
+
+def pictures(result: Result) -> dict[str, bytes]:
+    """The learning curves as PNG, one file a metric."""
+    return {
+        f"{metric.replace('_', '-')}.png": comparison_png(_axis(result, metric), _lines(result, metric), row["full"])
+        for metric, row in result["metrics"].items()
+    }
+
+
+def render(result: Result) -> str:
+    """The page: HTML that holds its own style and pictures and loads nothing."""
+    from markupsafe import Markup
+
+    metrics = [
+        {
+            "key": metric,
+            "name": METRIC_NAMES[metric],
+            "chart": Markup(
+                comparison_svg(metric.replace("_", "-"), _axis(result, metric), _lines(result, metric), row["full"])
+            ),
+            "full": row["full"],
+            "areas": [_area(row, arm) for arm in result["strategies"]],
+            "savings": [_savings(row, arm) for arm in result["strategies"]],
+            "wins": [[row["wins"][arm].get(other) for other in result["strategies"]] for arm in result["strategies"]],
+        }
+        for metric, row in _metrics(result)
+    ]
+    return page("simulation.html").render(
+        result=result,
+        summary=summary(result),
+        metrics=metrics,
+        shares=[str(share) for share in SHARES],
+        shown={arm: arm.replace("_", " ") for arm in result["strategies"]},
+        corpus=_corpus(result),
+    )
+
+
+def summary(result: Result) -> list[str]:
+    """What came out, a sentence for each strategy beside random."""
+    row = result["metrics"][result["metric"]]
+    name = METRIC_NAMES[result["metric"]].lower()
+    said = []
+    for arm in result["strategies"]:
+        if arm == RANDOM:
+            continue
+        reached = [str(share) for share in SHARES if row["labels_needed"][arm][str(share)] is not None]
+        if not reached:
+            said.append(f"{arm} does not reach {SHARES[0]} % of the full-data {name} within the budget.")
+            continue
+        share = reached[-1]
+        labels = row["labels_needed"][arm][share]
+        text = f"{arm} reaches {share} % of the full-data {name} with {labels:.0f} labels"
+        if row["savings"][arm][share] is not None:
+            text += f", random with {row['labels_needed'][RANDOM][share]:.0f}: {_times(row, arm, share)}"
+        else:
+            text += f"; random does not get there: at least {row['savings_at_least'][arm][share]:.1f} times as many"
+        said.append(text + ".")
+    return said
+
+
+def table(result: Result) -> list[tuple[str, tuple[str, ...], list[list[str]]]]:
+    """The figures for a terminal, a table a metric, the headline one first: its name, its header, its rows."""
+    tables = []
+    for metric, row in _metrics(result):
+        rows = []
+        for arm in result["strategies"]:
+            area = _area(row, arm)
+            gain = "" if area["gain"] is None else f"{area['gain']:+.3f} ({area['gain_interval']})"
+            cells = [f"{_fixed(cell['labels'], 0)}  {cell['saved']}" for cell in _savings(row, arm)["cells"]]
+            rows.append([arm, _fixed(area["area"]), gain, *cells])
+        shares = [f"labels for {share} %" for share in SHARES]
+        name = f"{METRIC_NAMES[metric]}; {_fixed(row['full'])} with all labels"
+        tables.append((name, ("strategy", "area", "gain", *shares), rows))
+    return tables
+
+
+def _metrics(result: Result) -> list[tuple[str, Mapping[str, Any]]]:
+    return sorted(result["metrics"].items(), key=lambda pair: pair[0] != result["metric"])
+
+
+def _fixed(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _axis(result: Result, metric: str) -> str:
+    name = METRIC_NAMES[metric]
+    return name if metric == "macro_f1" else name.lower()
+
+
+def _lines(result: Result, metric: str) -> dict[str, list[CurvePoint]]:
+    curves = result["metrics"][metric]["curves"]
+    return {
+        arm: [
+            CurvePoint(labels, value, low, high)
+            for labels, (value, low, high) in zip(result["budgets"], curves[arm], strict=True)
+            if value is not None
+        ]
+        for arm in result["strategies"]
+    }
+
+
+def _area(row: Mapping[str, Any], arm: str) -> dict[str, Any]:
+    return {
+        "strategy": arm,
+        "area": row["area"][arm],
+        "interval": _span(row["area_interval"][arm], 3),
+        "gain": None if arm == RANDOM else row["gain"][arm],
+        "gain_interval": "" if arm == RANDOM else _span(row["gain_interval"][arm], 3),
+        "below": row["below_random"][arm],
+    }
+
+
+def _savings(row: Mapping[str, Any], arm: str) -> dict[str, Any]:
+    cells = []
+    for share in map(str, SHARES):
+        labels = row["labels_needed"][arm][share]
+        saved = ""
+        if arm != RANDOM and labels is not None:
+            at_least = row["savings_at_least"][arm][share]
+            saved = _times(row, arm, share) if at_least is None else f"at least {at_least:.1f} ×"
+        cells.append({"labels": labels, "saved": saved})
+    return {"strategy": arm, "cells": cells}
+
+
+def _times(row: Mapping[str, Any], arm: str, share: str) -> str:
+    """`2.4 × (1.8–3.1)`: how many times as many labels random needs."""
+    low, high = row["savings_interval"][arm][share]
+    value = f"{row['savings'][arm][share]:.1f} ×"
+    if low is None and high is None:
+        return value
+    return f"{value} ({'…' if low is None else f'{low:.1f}'}–{'…' if high is None else f'{high:.1f}'})"
+
+
+def _span(ends: tuple[float | None, float | None], digits: int) -> str:
+    low, high = ends
+    return "" if low is None or high is None else f"{low:.{digits}f} to {high:.{digits}f}".replace("-", "−")
+
+
+def _corpus(result: Result) -> list[dict[str, Any]]:
+    """Each class: how many texts, and how many of them each strategy had found at the end, mean over seeds."""
+    return [
+        {"name": label, "count": count, "found": [result["found"][arm][label][-1] for arm in result["strategies"]]}
+        for label, count in result["corpus"]["classes"].items()
+    ]

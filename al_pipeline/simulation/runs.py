@@ -1,0 +1,303 @@
+"""The runs of a simulation: one for each strategy and seed, side by side in processes, each kept when it has ended.
+
+A run is a file that is there whole or not at all, in a folder that is named by everything a run depends on, so that
+the same command again does what is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing import active_children, connection, get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from al_pipeline.engine import STAGE_ENVIRONMENT, THREADS
+from al_pipeline.errors import AlError
+from al_pipeline.files import read_json, write_json
+from al_pipeline.head import FeatureMatrix, Head, fit_head
+from al_pipeline.metrics import evaluate
+from al_pipeline.pool import draw_test, drawn_size
+from al_pipeline.query_strategies import Asking, VectorsOf
+from al_pipeline.replay import Corpus, Curve, Indices, Predict, replay
+from al_pipeline.simulation.corpus import LabeledTexts
+from al_pipeline.tfidf import fit as fit_tfidf
+
+FULL = "all labels"
+"""The run that trains on the whole pool: what the others are measured against."""
+METRICS = ("macro_f1", "average_precision", "accuracy")
+_ROUND_COST = 150
+"""What a round costs beside its labels, in labels: for the bar's time left."""
+_LOOK_SECONDS = 0.2
+
+Run = tuple[str, int]
+"""A strategy (or FULL) and a seed."""
+Told = Callable[[int], None]
+"""Hears of work done, in labels trained on."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything that a run is made from. `asking` is the template of all: strategy and seed are the run's own."""
+
+    texts: LabeledTexts
+    dense: NDArray[np.float32] | None
+    """The encoder's vectors (n, d)."""
+    uses_tfidf: bool
+    calibrate: bool
+    asking: Asking
+    rounds: int
+    test_size: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One seed's split: the corpus with its pool and test set, and what the model sees of each text."""
+
+    corpus: Corpus
+    matrix: FeatureMatrix
+
+
+def prepare(work: Work, seed: int) -> Prepared:
+    """The split that a workspace with this seed would have drawn, and its features."""
+    items = work.texts.items
+    count = drawn_size(work.test_size, len(items))
+    drawn = draw_test((bytes.fromhex(item.content_hash) for item in items), count, seed)
+    is_test = np.array([bytes.fromhex(item.content_hash) in drawn for item in items])
+    pool, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
+    corpus = Corpus([item.item_id for item in items], work.texts.truth, pool, test, work.texts.classes)
+    sparse = None
+    if work.uses_tfidf:
+        sparse = fit_tfidf(items[p].text for p in pool).transform([item.text for item in items])
+    return Prepared(corpus, FeatureMatrix(work.dense, sparse))
+
+
+def simulate_run(work: Work, prepared: Prepared, strategy: str, seed: int, told: Told | None = None) -> Curve:
+    """One strategy's learning curve."""
+    vectors = None if work.dense is None else _vectors_of(prepared.corpus, work.dense)
+    asking = replace(work.asking, strategy=strategy, seed=seed)
+
+    def fit(labeled: Indices) -> Predict:
+        return _predict(prepared, _fit(work, prepared, labeled, seed, work.calibrate))
+
+    def count(labels: int) -> None:
+        if told:
+            told(labels + _ROUND_COST)
+
+    positive = work.texts.positive
+    return replay(prepared.corpus, asking, work.rounds, fit, vectors=vectors, positive=positive, told=count)
+
+
+def full_score(work: Work, prepared: Prepared, seed: int) -> dict[str, float | None]:
+    """The figures of a model with all the pool's labels.
+
+    Without calibration, which moves neither the likeliest class nor the ranking of two.
+    """
+    corpus = prepared.corpus
+    predict = _predict(prepared, _fit(work, prepared, corpus.pool, seed, calibrate=False))
+    rng = np.random.default_rng(seed)
+    truth = corpus.truth[corpus.test]
+    return _figures(evaluate(predict(corpus.test), truth, corpus.classes, rng, 0, positive=work.texts.positive))
+
+
+def _fit(work: Work, prepared: Prepared, labeled: Indices, seed: int, calibrate: bool) -> Head:
+    classes = prepared.corpus.classes
+    labels = [classes[int(c)] for c in prepared.corpus.truth[labeled]]
+    return fit_head(prepared.matrix.rows(labeled), labels, classes, seed, calibrate)
+
+
+def _predict(prepared: Prepared, head: Head) -> Predict:
+    return lambda positions: head.predict_proba(prepared.matrix.rows(positions))
+
+
+def _vectors_of(corpus: Corpus, dense: NDArray[np.float32]) -> VectorsOf:
+    row = {item_id: number for number, item_id in enumerate(corpus.item_ids)}
+    return lambda ids: dense[[row[item_id] for item_id in ids]]
+
+
+def _figures(metrics: Any) -> dict[str, float | None]:
+    return {name: getattr(metrics, name).value for name in METRICS}
+
+
+# What is kept -------------------------------------------------------------------------------------------------------
+def run_file(folder: Path, run: Run) -> Path:
+    """Where the result of a run lies."""
+    return folder / "runs" / f"{run[0].replace(' ', '-')}-{run[1]}.json"
+
+
+def read_run(folder: Path, run: Run) -> dict[str, Any] | None:
+    """The result of a run; None where it is not finished."""
+    found: dict[str, Any] | None = read_json(run_file(folder, run))
+    return found
+
+
+def _do(work: Work, prepared: Prepared, run: Run, folder: Path, told: Told | None) -> None:
+    strategy, seed = run
+    began = time.perf_counter()
+    row: dict[str, Any] = {"strategy": strategy, "seed": seed}
+    if strategy == FULL:
+        row |= {"labels": len(prepared.corpus.pool), **full_score(work, prepared, seed)}
+        if told:
+            told(_cost(work, run))
+    else:
+        curve = simulate_run(work, prepared, strategy, seed, told)
+        row["budgets"] = [point.labels for point in curve.points]
+        row["choices"] = [point.choice._asdict() for point in curve.points]
+        row |= {name: [_figures(point.metrics)[name] for point in curve.points] for name in METRICS}
+        row["found"] = _found(prepared.corpus, curve)
+    write_json(run_file(folder, run), row | {"seconds": round(time.perf_counter() - began, 2)})
+
+
+def _found(corpus: Corpus, curve: Curve) -> dict[str, list[int]]:
+    """How many labels of each class there were after each round."""
+    position = {corpus.item_ids[p]: int(p) for p in corpus.pool}
+    asked = [np.array([corpus.truth[position[query.item_id]] for query in point.queries]) for point in curve.points]
+    counts = np.cumsum([np.bincount(classes, minlength=len(corpus.classes)) for classes in asked], axis=0)
+    return {name: counts[:, column].tolist() for column, name in enumerate(corpus.classes)}
+
+
+# Side by side -------------------------------------------------------------------------------------------------------
+def run_all(
+    work: Work,
+    runs: Sequence[Run],
+    folder: Path,
+    workers: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Do those of `runs` that `folder` lacks; return how many. `progress` is told of work done, and of how much.
+
+    With one worker in this process, else in `workers` of their own, one thread of linear algebra each. Raises AlError
+    where a worker was ended from outside.
+    """
+    missing = [run for run in runs if read_run(folder, run) is None]
+    total = sum(_cost(work, run) for run in runs)
+    meter = _Meter(progress, total - sum(_cost(work, run) for run in missing), total)
+    meter.add(0)
+    groups = group_runs(missing, workers)
+    if not groups:
+        return 0
+    if workers <= 1:
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(THREADS):
+            for group in groups:
+                _do_group(work, group, folder, meter.add)
+    else:
+        _in_processes(work, groups, folder, min(workers, len(groups)), meter)
+    return len(missing)
+
+
+def group_runs(runs: Sequence[Run], workers: int) -> list[list[Run]]:
+    """Runs that share their seed's split, so that it is made once; as many groups as workers at least, if there are."""
+    seeds = dict.fromkeys(seed for _, seed in runs)
+    parts = -(-workers // len(seeds)) if seeds else 1
+    groups = []
+    for seed in seeds:
+        own = [run for run in runs if run[1] == seed]
+        groups += [own[part::parts] for part in range(min(parts, len(own)))]
+    return groups
+
+
+def _cost(work: Work, run: Run) -> int:
+    if run[0] == FULL:
+        return len(work.texts.items)
+    sizes = [work.asking.seed_size + number * work.asking.batch_size for number in range(work.rounds + 1)]
+    return sum(size + _ROUND_COST for size in sizes)
+
+
+@dataclass
+class _Meter:
+    progress: Callable[[int, int], None] | None
+    done: int
+    total: int
+
+    def add(self, labels: int) -> None:
+        self.done += labels
+        if self.progress:
+            self.progress(min(self.done, self.total), self.total)
+
+
+def _do_group(work: Work, group: Sequence[Run], folder: Path, told: Told | None) -> None:
+    prepared = prepare(work, group[0][1])
+    for run in group:
+        _do(work, prepared, run, folder, told)
+
+
+def _in_processes(work: Work, groups: Sequence[Sequence[Run]], folder: Path, workers: int, meter: _Meter) -> None:
+    context = get_context("spawn")
+    queue = context.SimpleQueue()
+    others = set(active_children())
+    with _environment(STAGE_ENVIRONMENT):
+        pool = ProcessPoolExecutor(workers, context, _begin, (work, folder, queue))
+        try:
+            open_: set[Future[None]] = {pool.submit(_in_worker, list(group)) for group in groups}
+            while open_:
+                ended, open_ = wait(open_, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED)
+                while not queue.empty():
+                    meter.add(queue.get())
+                for future in ended:
+                    future.result()
+        except BrokenProcessPool:
+            raise AlError(
+                "a worker of the simulation was ended from outside, for want of memory perhaps; what is finished is "
+                "kept: the same command with --workers 1 goes on from there"
+            ) from None
+        except BaseException:
+            for process in set(active_children()) - others:
+                process.terminate()
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """What processes that are started within find in their environment."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+class _Worker:
+    """What a worker process was given when it began."""
+
+    work: Work
+    folder: Path
+    queue: Any
+
+
+def _begin(work: Work, folder: Path, queue: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever interrupts means the parent, which ends us
+    _Worker.work, _Worker.folder, _Worker.queue = work, folder, queue
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _in_worker(group: list[Run]) -> None:
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(THREADS):
+        _do_group(_Worker.work, group, _Worker.folder, _Worker.queue.put)

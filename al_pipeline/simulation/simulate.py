@@ -1,0 +1,273 @@
+"""Simulate a project on a labelled corpus: encode it once, run strategies over seeds, compare, write it down."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import al_pipeline
+from al_pipeline.encoding import Vectors
+from al_pipeline.engine import current_engine
+from al_pipeline.errors import UsageError
+from al_pipeline.files import remove_leftovers, sha256_bytes, sha256_file, write_bytes, write_json, write_text
+from al_pipeline.layout import Layout
+from al_pipeline.neural.encoder import install_encoder, installed_source
+from al_pipeline.params import NEEDS_ENCODER, Features, Params
+from al_pipeline.query_strategies import AUTO, STRATEGIES, Asking
+from al_pipeline.savings import RANDOM, Comparison, compare
+from al_pipeline.simulation.corpus import LabeledTexts
+from al_pipeline.simulation.page import pictures, render
+from al_pipeline.simulation.runs import FULL, Run, Work, read_run, run_all
+
+FORMAT = "al-simulation/1"
+TEST_SHARE = 5
+LARGEST_TEST = 5000
+FEW_POSITIVES = 20
+"""Test items of a class; with fewer the page warns that its figures move by themselves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a simulation is asked for. None stands for what the parameters say (`test_size`: a fifth)."""
+
+    strategies: tuple[str, ...] = ("random", "margin")
+    seeds: int = 10
+    budget: int = 1000
+    batch_size: int | None = None
+    seed_size: int | None = None
+    cold_start: str | None = None
+    test_size: int | None = None
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What came out, and where it lies."""
+
+    folder: Path
+    result: Mapping[str, Any]
+    """What `result.json` holds, and `al simulate --json` prints."""
+    done: int
+    """Runs that were not there before."""
+
+
+def simulate(
+    texts: LabeledTexts,
+    name: str,
+    params: Params,
+    options: Options,
+    out: Path,
+    vectors: Vectors | None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Simulation:
+    """Replay `texts` by every strategy over all seeds, and compare. Raises UsageError for options that do not fit.
+
+    `vectors` are those of `params.features` (None for TF-IDF alone). Seeds are those of `params` and the ones after
+    it. The same call again does what is missing in `out`.
+    """
+    work = _work(texts, params, options, None if vectors is None else vectors.of(texts.items))
+    settings = _settings(texts, params, work, vectors)
+    folder = out / f"{name}-{sha256_bytes(json.dumps(settings, sort_keys=True).encode())[:12]}"
+    seeds = range(params.seed, params.seed + options.seeds)
+    strategies = dict.fromkeys((RANDOM, *options.strategies))
+    runs: list[Run] = [(arm, seed) for seed in seeds for arm in (FULL, *strategies)]
+    remove_leftovers(folder, folder / "runs")
+    write_json(folder / "settings.json", settings)
+    done = run_all(work, runs, folder, options.workers, progress)
+    found = {run: read_run(folder, run) or {} for run in runs}
+    result = _result(texts, name, work, list(strategies), list(seeds), found)
+    write_json(folder / "result.json", result)
+    for file, png in pictures(result).items():
+        write_bytes(folder / file, png)
+    write_text(folder / "report.html", render(result))
+    return Simulation(folder, result, done)
+
+
+def corpus_vectors(texts: LabeledTexts, features: Features, home: Path, workspace: Layout | None) -> Vectors | None:
+    """The encoder's vectors for `texts`, encoded where the cache lacks them; None where the features are TF-IDF alone.
+
+    In a workspace its own encoder and cache serve, where the encoder is the one asked for; else those below `home`.
+    """
+    if not features.uses_encoder:
+        return None
+    encoder, cache = home / "encoders" / sha256_bytes(features.encoder.encode())[:12], home / "features"
+    if workspace is not None and installed_source(workspace.encoder) == features.encoder:
+        encoder, cache = workspace.encoder, workspace.features
+    elif installed_source(encoder) != features.encoder:
+        install_encoder(features.encoder, encoder)
+    vectors = Vectors(encoder, cache, features)
+    if missing := vectors.missing([item.content_hash for item in texts.items]):
+        vectors.prepare(((item.content_hash, item.text) for item in texts.items), missing)
+    return vectors
+
+
+def _work(texts: LabeledTexts, params: Params, options: Options, dense: NDArray[np.float32] | None) -> Work:
+    known = [*STRATEGIES, AUTO]
+    for strategy in options.strategies:
+        if strategy not in known:
+            raise UsageError(f"no query strategy {strategy!r}; there are {', '.join(sorted(known))}")
+    knobs = params.select.model_dump()
+    knobs |= {key: value for key in ("batch_size", "cold_start") if (value := getattr(options, key)) is not None}
+    asking = Asking(params.seed, options.seed_size or params.round.seed_size, **knobs)
+    for strategy in (*options.strategies, asking.cold_start):
+        if strategy in NEEDS_ENCODER and dense is None:
+            raise UsageError(f"strategy {strategy!r} looks at vectors: --features encoder or encoder+tfidf")
+    if asking.cold_start not in STRATEGIES or STRATEGIES[asking.cold_start].needs & {"scores", "proba"}:
+        raise UsageError(f"{asking.cold_start!r} cannot ask before there is a model; random, typiclust or kmeans can")
+    rounds = (options.budget - asking.seed_size) // asking.batch_size
+    if rounds < 1:
+        raise UsageError(
+            f"a budget of {options.budget} labels holds no round after a seed of {asking.seed_size} with batches of "
+            f"{asking.batch_size}: raise --budget, or lower --seed-size or --batch-size"
+        )
+    size = min(LARGEST_TEST, len(texts.items) // TEST_SHARE) if options.test_size is None else options.test_size
+    return Work(texts, dense, params.features.uses_tfidf, params.train.calibrate, asking, rounds, size)
+
+
+def _settings(texts: LabeledTexts, params: Params, work: Work, vectors: Vectors | None) -> dict[str, Any]:
+    """Everything that a run depends on beside its strategy and seed; its digest names the folder."""
+    return {
+        "format": FORMAT,
+        "corpus": texts.digest,
+        "classes": list(texts.classes),
+        "features": params.features.model_dump(),
+        "encoder": None if vectors is None else vectors.identity,
+        "calibrate": work.calibrate,
+        "asking": {key: value for key, value in asdict(work.asking).items() if key not in ("seed", "strategy")},
+        "rounds": work.rounds,
+        "test_size": work.test_size,
+        "engine": current_engine() | {"simulation": _own_sources()},
+    }
+
+
+def _own_sources() -> str:
+    """A digest of what makes runs and is no part of the stages."""
+    package = Path(al_pipeline.__file__).parent
+    digest = hashlib.sha256()
+    for name in ("replay.py", "pool.py", "simulation/corpus.py", "simulation/runs.py"):
+        digest.update(sha256_file(package / name).encode())
+    return digest.hexdigest()
+
+
+def _result(
+    texts: LabeledTexts,
+    name: str,
+    work: Work,
+    strategies: Sequence[str],
+    seeds: Sequence[int],
+    found: Mapping[Run, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """What the page shows and `--json` prints."""
+    metric = "average_precision" if texts.positive else "macro_f1"
+    budgets = found[strategies[0], seeds[0]]["budgets"]
+    compared = {}
+    for figure in ("macro_f1", "average_precision") if texts.positive else ("macro_f1",):
+        curves = {arm: _table([found[arm, seed][figure] for seed in seeds]) for arm in strategies}
+        full = _table([found[FULL, seed][figure] for seed in seeds])
+        compared[figure] = _to_row(compare(budgets, curves, full, np.random.default_rng(0)))
+    sizes = {
+        "texts": len(texts.items),
+        "test": found[FULL, seeds[0]] and len(texts.items) - found[FULL, seeds[0]]["labels"],
+    }
+    return {
+        "corpus": {"name": name, **sizes, "classes": texts.counts, "left_out": dict(texts.left_out)},
+        "warnings": _warnings(texts, work, budgets),
+        "settings": {
+            "features": ("encoder" if work.dense is not None else "") + ("+tfidf" if work.uses_tfidf else ""),
+            **{key: value for key, value in asdict(work.asking).items() if key not in ("seed", "strategy")},
+        },
+        "seeds": list(seeds),
+        "budgets": budgets,
+        "strategies": list(strategies),
+        "metric": metric,
+        "positive": texts.positive,
+        **{key: compared[metric][key] for key in ("savings", "savings_interval", "area", "area_interval")},
+        "metrics": compared,
+        "choices": {arm: _choices(found[arm, seeds[0]]["choices"], budgets) for arm in strategies},
+        "found": {
+            arm: {label: _mean([found[arm, seed]["found"][label] for seed in seeds]) for label in texts.classes}
+            for arm in strategies
+        },
+        "seconds": round(sum(row.get("seconds", 0.0) for row in found.values()), 1),
+    }
+
+
+def _to_row(comparison: Comparison) -> dict[str, Any]:
+    """A comparison as JSON: each figure by strategy, then, for savings, by the share of the full-data score."""
+    arms = comparison.arms
+    return {
+        "full": comparison.full.value,
+        "full_interval": [comparison.full.low, comparison.full.high],
+        "curves": {name: [[p.value, p.low, p.high] for p in arm.curve] for name, arm in arms.items()},
+        "area": {name: arm.area.value for name, arm in arms.items()},
+        "area_interval": {name: [arm.area.low, arm.area.high] for name, arm in arms.items()},
+        "gain": {name: arm.gain.value for name, arm in arms.items()},
+        "gain_interval": {name: [arm.gain.low, arm.gain.high] for name, arm in arms.items()},
+        "labels_needed": {name: {str(s): one.labels for s, one in arm.savings.items()} for name, arm in arms.items()},
+        "savings": {name: {str(s): one.saving.value for s, one in arm.savings.items()} for name, arm in arms.items()},
+        "savings_interval": {
+            name: {str(s): [one.saving.low, one.saving.high] for s, one in arm.savings.items()}
+            for name, arm in arms.items()
+        },
+        "savings_at_least": {
+            name: {str(s): one.at_least for s, one in arm.savings.items()} for name, arm in arms.items()
+        },
+        "wins": {name: dict(arm.wins) for name, arm in arms.items()},
+        "below_random": {name: list(arm.below_random) for name, arm in arms.items()},
+    }
+
+
+def _table(rows: Sequence[Any]) -> NDArray[np.float64]:
+    """Figures of all seeds; NaN for what is not defined."""
+    return np.array(
+        [
+            [np.nan if v is None else v for v in row] if isinstance(row, list) else np.nan if row is None else row
+            for row in rows
+        ],
+        dtype=np.float64,
+    )
+
+
+def _mean(rows: Sequence[Sequence[int]]) -> list[float]:
+    return [float(value) for value in np.mean(rows, axis=0)]
+
+
+def _choices(choices: Sequence[Mapping[str, str]], budgets: Sequence[int]) -> list[dict[str, Any]]:
+    """Which strategy asked up to which number of labels in the first seed, and why; one row a change."""
+    rows: list[dict[str, Any]] = []
+    for choice, labels in zip(choices, budgets, strict=True):
+        if rows and rows[-1]["strategy"] == choice["strategy"]:
+            rows[-1]["labels"] = labels
+        else:
+            rows.append({"strategy": choice["strategy"], "reason": choice["reason"], "labels": labels})
+    return rows
+
+
+def _warnings(texts: LabeledTexts, work: Work, budgets: Sequence[int]) -> list[str]:
+    """What makes the figures worth less."""
+    said = []
+    share = min(work.test_size / len(texts.items), 1 / TEST_SHARE)
+    for label, count in texts.counts.items():
+        if 0 < count * share < FEW_POSITIVES:
+            said.append(
+                f"about {count * share:.0f} test items of a seed are {label}: figures of it move by chance, "
+                "and intervals are wide"
+            )
+    planned = work.asking.seed_size + work.rounds * work.asking.batch_size
+    if budgets[-1] < planned:
+        said.append(f"the pool ends at {budgets[-1]:,} labels, before the budget of {planned:,}")
+    return said
+
+
+def with_features(params: Params, kind: str) -> Params:
+    """The parameters with another kind of features. Raises UsageError where there is no such kind."""
+    if kind not in ("encoder", "tfidf", "encoder+tfidf"):
+        raise UsageError(f"no features {kind!r}; there are encoder, tfidf and encoder+tfidf")
+    return params.model_copy(update={"features": params.features.model_copy(update={"kind": kind})})

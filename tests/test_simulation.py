@@ -1,0 +1,381 @@
+"""Simulations: what a project would have asked, told without a project; whole runs, kept, gone on with, compared."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from harness import change_params, play, small_workspace, write_pool
+
+from al_pipeline.errors import BadInput, UsageError
+from al_pipeline.operations.history import read_plan
+from al_pipeline.operations.init import template
+from al_pipeline.oracle import SimulatedOracle
+from al_pipeline.params import Params, parse_params
+from al_pipeline.query_strategies import Asking
+from al_pipeline.records import content_hash
+from al_pipeline.repository import Git
+from al_pipeline.simulation.corpus import LabeledTexts, read_corpus
+from al_pipeline.simulation.page import render, summary
+from al_pipeline.simulation.runs import FULL, Work, group_runs, prepare, read_run, run_all, run_file, simulate_run
+from al_pipeline.simulation.simulate import Options, Simulation, corpus_vectors, simulate, with_features
+from al_pipeline.workspace import open_workspace
+
+WORDS = ("agenda", "report", "lunch", "call", "minutes", "friday", "please", "team", "draft", "notes")
+
+
+def write_corpus(path: Path, texts: int = 240, share: float = 0.3, seed: int = 3) -> Path:
+    """A CSV of little mails; `win` and `cheap` tell spam most of the time."""
+    draw = random.Random(seed)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file)
+        out.writerow(["text", "label", "other"])
+        for number in range(texts):
+            spam = draw.random() < share
+            words = [
+                *draw.choices(WORDS, k=6),
+                draw.choice(("win", "cheap") if spam != (draw.random() < 0.1) else WORDS),
+            ]
+            out.writerow([f"{' '.join(words)} {number}", "spam" if spam else "ham", number])
+    return path
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> LabeledTexts:
+    return read_corpus(write_corpus(tmp_path / "mails.csv"))
+
+
+def params() -> Params:
+    return with_features(parse_params(template("params.yaml")), "tfidf")
+
+
+def run(texts: LabeledTexts, out: Path, **other: Any) -> Simulation:
+    options = {"seeds": 2, "budget": 60, "batch_size": 20, "seed_size": 20, **other}
+    return simulate(texts, "mails", params(), Options(**options), out, None)
+
+
+def work_of(texts: LabeledTexts, **other: Any) -> Work:
+    return Work(texts, None, True, True, Asking(1, 20, "margin", 20, 0.1, 100, **other), 2, 48)
+
+
+# The corpus ---------------------------------------------------------------------------------------------------------
+def test_rows_become_texts_once_each_and_contradictions_go(tmp_path: Path) -> None:
+    rows = [{"text": f"text {n}", "label": "ab"[n % 2]} for n in range(60)]
+    rows += [{"text": " text 1 ", "label": "b"}, {"text": "text 2", "label": "b"}, {"text": "", "label": "a"}]
+    rows += [{"text": "unlabelled", "label": None}, {"text": "number", "label": 7}]
+    path = tmp_path / "c.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken\n", encoding="utf-8")
+    found = read_corpus(path)
+    assert {item.text for item in found.items} == {f"text {n}" for n in range(60) if n != 2} | {"number"}
+    assert found.counts == {"7": 1, "a": 29, "b": 30}
+    assert sum(found.left_out.values()) == 6
+    assert [item.item_id for item in found.items] == sorted(content_hash(item.text)[:20] for item in found.items)
+
+
+def test_neither_order_nor_form_of_the_file_matters(tmp_path: Path, texts: LabeledTexts) -> None:
+    lines = (tmp_path / "mails.csv").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "turned.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]), encoding="utf-8")
+    turned = read_corpus(tmp_path / "turned.csv")
+    assert turned.digest == texts.digest and turned.items == texts.items
+    other = replace(texts, truth=texts.truth[::-1].copy())
+    assert other.digest != texts.digest
+
+
+def test_of_a_large_corpus_a_random_sample_is_taken(tmp_path: Path, texts: LabeledTexts) -> None:
+    few = read_corpus(tmp_path / "mails.csv", limit=100, seed=1)
+    assert len(few.items) == 100 and set(few.items) < set(texts.items)
+    assert few.items != read_corpus(tmp_path / "mails.csv", limit=100, seed=2).items
+    assert list(few.left_out.values()) == [140]
+
+
+def test_classes_come_in_the_schemas_order_where_it_names_them_all(tmp_path: Path, texts: LabeledTexts) -> None:
+    path = tmp_path / "mails.csv"
+    assert texts.classes == ("ham", "spam") and texts.positive == "spam"
+    assert read_corpus(path, schema=("spam", "ham")).classes == ("spam", "ham")
+    assert read_corpus(path, schema=("spam", "eggs")).classes == ("ham", "spam")
+    assert replace(texts, classes=("a", "b", "c")).positive is None
+
+
+def test_a_corpus_that_tells_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="holds 20 different labelled texts"):
+        read_corpus(write_corpus(tmp_path / "few.csv", 20))
+    with pytest.raises(BadInput, match="every label in `label` is 'ham'"):
+        read_corpus(write_corpus(tmp_path / "one.csv", 80, share=-1))
+    with pytest.raises(BadInput, match="240 different values.*--label-column"):
+        read_corpus(write_corpus(tmp_path / "ids.csv"), label_column="other")
+    with pytest.raises(BadInput, match="has no column `tag`"):
+        read_corpus(write_corpus(tmp_path / "c.csv"), label_column="tag")
+
+
+# Runs ---------------------------------------------------------------------------------------------------------------
+def test_arms_of_a_seed_share_test_set_and_seed_round_and_no_two_seeds_do(texts: LabeledTexts) -> None:
+    work = work_of(texts)
+    one, two = prepare(work, 1), prepare(work, 2)
+    assert set(one.corpus.test) != set(two.corpus.test)
+    assert len(one.corpus.test) == 48 and len(one.corpus.pool) == 192
+    curves = [simulate_run(work, one, arm, 1) for arm in ("random", "margin")]
+    assert curves[0].points[0] == curves[1].points[0]
+    assert curves[0].points[1].queries != curves[1].points[1].queries
+
+
+def test_the_vocabulary_knows_nothing_of_the_test_set(texts: LabeledTexts) -> None:
+    work = work_of(texts)
+    test = set(prepare(work, 1).corpus.test.tolist())
+    marked = tuple(
+        replace(item, text=f"{item.text} zzz") if number in test else item for number, item in enumerate(texts.items)
+    )
+    before, after = prepare(work, 1), prepare(replace(work, texts=replace(texts, items=marked)), 1)
+    assert before.matrix.widths == after.matrix.widths
+
+
+def test_what_is_finished_is_kept_and_what_is_missing_is_done(texts: LabeledTexts, tmp_path: Path) -> None:
+    first = run(texts, tmp_path / "out")
+    assert first.done == 6  # two strategies and all labels, two seeds
+    again = run(texts, tmp_path / "out")
+    assert again.done == 0 and again.result == first.result and again.folder == first.folder
+    lost = run_file(first.folder, ("margin", 20260102))
+    kept = {path: path.stat().st_mtime_ns for path in lost.parent.iterdir() if path != lost}
+    lost.unlink()
+    mended = run(texts, tmp_path / "out")
+    assert mended.done == 1
+    assert {key: value for key, value in mended.result.items() if key != "seconds"} == {
+        key: value for key, value in first.result.items() if key != "seconds"
+    }
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert run(texts, tmp_path / "out", strategies=("entropy",), seeds=3).done == 5
+
+
+def test_other_texts_or_settings_are_another_simulation(texts: LabeledTexts, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    folders = [run(texts, out, seeds=1, **other).folder for other in ({}, {"budget": 80}, {"batch_size": 10})]
+    folders.append(run(replace(texts, truth=1 - texts.truth), out, seeds=1).folder)
+    assert len(set(folders)) == 4
+
+
+def test_processes_give_what_one_process_gives(texts: LabeledTexts, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    work, runs = work_of(texts), [(arm, seed) for seed in (1, 2) for arm in (FULL, "random", "margin")]
+    assert run_all(work, runs, tmp_path / "one", 1, lambda *done: told.append(done)) == 6
+    assert run_all(work, runs, tmp_path / "two", 2, lambda *done: told.append(done)) == 6
+    for each in runs:
+        one, two = read_run(tmp_path / "one", each), read_run(tmp_path / "two", each)
+        assert one is not None and two is not None
+        assert {**one, "seconds": 0} == {**two, "seconds": 0}
+    total = told[0][1]
+    assert told[0] == (0, total) and (total, total) in told
+    assert all(done <= whole == total for done, whole in told)
+
+
+def test_runs_of_a_seed_go_together_but_no_worker_idles() -> None:
+    runs = [(arm, seed) for seed in range(3) for arm in "abc"]
+    assert group_runs(runs, 2) == [[(arm, seed) for arm in "abc"] for seed in range(3)]
+    apart = group_runs(runs[:3], 2)
+    assert len(apart) == 2 and sorted(sum(apart, [])) == runs[:3]
+    assert group_runs([], 4) == []
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_leaves_whole_runs_and_nobody_running(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "mails.csv", 600)
+    command = [sys.executable, "-m", "al_pipeline.cli", "simulate", str(corpus), "--features", "tfidf", "--json"]
+    command += ["--seeds", "4", "--budget", "200", "--workers", "2", "--out", str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as one:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("out/*/runs/[!.]*.json")):
+            assert time.monotonic() < deadline and one.poll() is None
+            time.sleep(0.05)
+        one.send_signal(signal.SIGKILL)
+    for _ in range(200):
+        if not _alive(one.pid):
+            break
+        time.sleep(0.1)
+    assert not _alive(one.pid), "workers end with their parent"
+    kept = {path: path.read_bytes() for path in tmp_path.glob("out/*/runs/[!.]*.json")}
+    assert 0 < len(kept) < 12 and all(json.loads(data) for data in kept.values())
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert json.loads(done.stdout)["savings"]["margin"].keys() == {"90", "95", "98"}
+    assert len(list(tmp_path.glob("out/*/runs/[!.]*.json"))) == 12
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
+def _alive(session: int) -> list[int]:
+    """Processes of a session that have not ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rsplit(")", 1)[1].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if fields[3] == str(session) and fields[0] != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+# The same questions as a project's ----------------------------------------------------------------------------------
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "cold", "kind"),
+    [
+        ("margin", "random", "tfidf"),
+        ("class_balanced", "random", "tfidf"),
+        ("auto", "typiclust", "encoder+tfidf"),
+        ("cluster_margin", "kmeans", "encoder"),
+    ],
+)
+def test_simulated_rounds_ask_what_the_stages_ask(tmp_path: Path, strategy: str, cold: str, kind: str) -> None:
+    """Same seed, same pool: item by item, with scores, places and probabilities, in the seed round and two more."""
+    changes = {"cold_start: random": f"cold_start: {cold}"} if cold != "random" else {}
+    if kind != "tfidf":
+        changes["kind: tfidf"] = f"kind: {kind}"
+    if strategy != "margin":
+        changes["strategy: margin"] = f"strategy: {strategy}"
+    workspace, truth = _project_without_ids(tmp_path, changes)
+    play(workspace, SimulatedOracle(), truth, 2)
+    workspace = open_workspace(workspace.layout.root)
+    plans = [
+        [task for task in read_plan(Git(workspace.layout.root), number) if task.part == "pool"] for number in range(3)
+    ]
+
+    texts = read_corpus(tmp_path / "labelled.jsonl", schema=workspace.params.schema_.labels)
+    asked = workspace.params
+    vectors = corpus_vectors(texts, asked.features, tmp_path / "home", workspace.layout)
+    knobs = asked.select.model_dump()
+    work = Work(
+        texts,
+        None if vectors is None else vectors.of(texts.items),
+        asked.features.uses_tfidf,
+        asked.train.calibrate,
+        Asking(asked.seed, asked.round.seed_size, **knobs),
+        2,
+        asked.ingest.test_size,
+    )
+    curve = simulate_run(work, prepare(work, asked.seed), strategy, asked.seed)
+    for plan, point in zip(plans, curve.points, strict=True):
+        first = plan[0].rank
+        there = [(t.item_id, t.rank - first, t.strategy, t.probability) for t in plan]
+        assert [(q.item_id, q.rank, q.strategy, q.probability) for q in point.queries] == there
+        assert [q.score for q in point.queries] == pytest.approx([t.score for t in plan], abs=1e-6)
+    recorded = [json.loads(workspace.layout.choice.read_text())["strategy"]]
+    assert recorded == [curve.points[2].choice.strategy] or strategy == "auto"
+    macro_f1 = json.loads(workspace.layout.metrics.read_text())["macro_f1"]["value"]
+    assert curve.points[1].metrics.macro_f1.value == pytest.approx(macro_f1)
+
+
+def _project_without_ids(folder: Path, changes: dict[str, str]) -> tuple[Any, dict[str, str]]:
+    """A small workspace whose items have the ids of their content, as a simulation's have, and its labelled corpus."""
+    folder.mkdir(exist_ok=True)
+    labels = write_pool(folder / "raw.jsonl", 80)
+    rows = [json.loads(line) for line in (folder / "raw.jsonl").read_text(encoding="utf-8").splitlines()]
+    truth = {content_hash(row["text"])[:20]: labels[row["id"]] for row in rows}
+    (folder / "labelled.jsonl").write_text(
+        "".join(json.dumps({"text": row["text"], "label": labels[row["id"]]}) + "\n" for row in rows), encoding="utf-8"
+    )
+    workspace, _ = small_workspace(folder, 0)
+    change_params(workspace, changes)
+    from al_pipeline.operations.ingest import ingest
+
+    workspace = open_workspace(workspace.layout.root)
+    ingest(workspace, [folder / "labelled.jsonl"])
+    return workspace, truth
+
+
+# What comes out -----------------------------------------------------------------------------------------------------
+@pytest.fixture
+def done(texts: LabeledTexts, tmp_path: Path) -> Iterator[Simulation]:
+    yield run(texts, tmp_path / "out", strategies=("margin", "entropy"))
+
+
+def test_the_result_has_every_figure_for_every_strategy(done: Simulation) -> None:
+    result = json.loads((done.folder / "result.json").read_text(encoding="utf-8"))
+    assert result == json.loads(json.dumps(done.result))
+    assert result["strategies"] == ["random", "margin", "entropy"] and result["budgets"] == [20, 40, 60]
+    for arm in result["strategies"]:
+        low, high = result["area_interval"][arm]
+        assert low <= result["area"][arm] <= high
+        for share in ("90", "95", "98"):
+            saving, interval = result["savings"][arm][share], result["savings_interval"][arm][share]
+            assert len(interval) == 2
+            assert saving is None or saving > 0
+    assert all(value in (None, 1.0) for value in result["savings"]["random"].values())
+    assert result["metric"] == "average_precision" and set(result["metrics"]) == {"average_precision", "macro_f1"}
+    assert result["metrics"]["macro_f1"]["wins"]["margin"].keys() == {"random", "entropy"}
+    assert result["corpus"]["texts"] == 240 and result["corpus"]["test"] == 48
+    assert any("test items of a seed are spam" in warning for warning in result["warnings"])
+    assert {sum(found[label][-1] for label in found) for found in result["found"].values()} == {60.0}
+
+
+def test_three_classes_are_told_by_macro_f1_alone(texts: LabeledTexts, tmp_path: Path) -> None:
+    truth = np.where(np.arange(240) % 3 == 0, 2, texts.truth)
+    result = run(replace(texts, truth=truth, classes=("ham", "spam", "eggs")), tmp_path, seeds=1).result
+    assert result["metric"] == "macro_f1" and set(result["metrics"]) == {"macro_f1"}
+
+
+def test_pictures_and_page_stand_alone(done: Simulation) -> None:
+    for name in ("macro-f1.png", "average-precision.png"):
+        assert (done.folder / name).read_bytes().startswith(b"\x89PNG")
+    page = (done.folder / "report.html").read_text(encoding="utf-8")
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", page), "nothing is loaded"
+    assert "<script" not in page and page.count("<svg") == 4
+    for arm in ("random", "margin", "entropy"):
+        assert f">{arm}</th>" in page
+    assert render(done.result) == page
+
+
+def test_the_page_escapes_what_came_from_the_user(done: Simulation) -> None:
+    wicked = "<script>alert(1)</script>"
+    corpus = {**done.result["corpus"], "name": wicked, "classes": {wicked: 1, "spam": 2}}
+    found = {arm: {wicked: [1.0], "spam": [1.0]} for arm in done.result["strategies"]}
+    page = render({**done.result, "corpus": corpus, "found": found, "positive": wicked})
+    assert "<script" not in page and page.count("&lt;script&gt;") >= 3
+
+
+def test_the_summary_says_what_was_reached_and_what_was_not(done: Simulation) -> None:
+    row = done.result["metrics"]["average_precision"]
+    needed = {"random": {"90": 100.0, "95": None, "98": None}, "margin": {"90": 50.0, "95": 80.0, "98": None}}
+    needed["entropy"] = dict.fromkeys(("90", "95", "98"))
+    changed = {
+        **row,
+        "labels_needed": needed,
+        "savings": {"margin": {"90": 2.0, "95": None}},
+        "savings_at_least": {"margin": {"90": None, "95": 1.25}},
+    }
+    said = summary({**done.result, "metrics": {"average_precision": changed}})
+    assert said[0].startswith("margin reaches 95 % of the full-data average precision with 80 labels; random does not")
+    assert "at least 1.2 times" in said[0]
+    assert said[1] == "entropy does not reach 90 % of the full-data average precision within the budget."
+
+
+def test_options_that_do_not_fit_are_named(texts: LabeledTexts, tmp_path: Path) -> None:
+    for wrong, message in (
+        ({"strategies": ("best",)}, "no query strategy 'best'; there are auto"),
+        ({"strategies": ("cluster_margin",)}, "'cluster_margin' looks at vectors"),
+        ({"cold_start": "typiclust"}, "'typiclust' looks at vectors"),
+        ({"cold_start": "margin"}, "'margin' cannot ask before there is a model"),
+        ({"budget": 30}, "a budget of 30 labels holds no round"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            run(texts, tmp_path, **wrong)
+    with pytest.raises(UsageError, match="no features 'bert'"):
+        with_features(params(), "bert")
+
+
+def test_al_simulate_prints_one_object(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "mails.csv")
+    command = [sys.executable, "-m", "al_pipeline.cli", "simulate", "mails.csv", "--features", "tfidf", "--json"]
+    command += ["--seeds", "1", "--budget", "60", "--batch-size", "20", "--seed-size", "20"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True)
+    result = json.loads(done.stdout)
+    assert result["area"].keys() == {"random", "margin"} and done.stderr == ""
+    assert (tmp_path / result["report"]).is_file()
