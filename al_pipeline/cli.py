@@ -202,6 +202,10 @@ def status(as_json: Json = False) -> None:
             f"promoted model: [bold]{found['promoted']}[/]"
             + (f"; latest macro-F1 {score:.3f}" if score is not None else "")
         )
+    if found["running"] and found["running"]["whole"]["answered"]:
+        _say(f"running accuracy: {_running(found['running'])}")
+    if found["asked_by"]:
+        _say(f"asked by {_safe(found['asked_by']['strategy'])}: {_safe(found['asked_by']['reason'])}")
     for reason, count in found["refused"].items():
         _say(f"[yellow]refused {count}:[/] {_safe(reason)}")
     for name in ("paused", "held"):
@@ -929,6 +933,15 @@ def _round_as_flow(
     LISTENER.set(say)
     report: TickReport = al_round(close_now=close_now, accept_vanished=accept_vanished)
     return report
+
+
+def _running(found: dict[str, Any]) -> str:
+    """The running accuracy in words: over the newest rounds, or over all where those have no answer."""
+    one = found["recent"] if found["recent"]["answered"] else found["whole"]
+    return (
+        f"[bold]{one['accuracy']:.3f}[/] ({one['low']:.3f}–{one['high']:.3f}), rounds {one['first_round']} to "
+        f"{one['last_round']}: {one['answered']} of {one['asked']} random questions, predicted before they were learnt"
+    )
 
 
 def _simulated_project() -> tuple[Layout | None, Params]:

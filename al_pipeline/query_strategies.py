@@ -28,7 +28,7 @@ from numpy.random import SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
 from al_pipeline.clustering import k_means, neighbour_distance, spread_over, unlike
-from al_pipeline.records import Query
+from al_pipeline.records import RANDOM_SLICE, Query
 
 Floats = NDArray[np.float64]
 Positions = NDArray[np.intp]
@@ -36,8 +36,6 @@ Need = Literal["scores", "proba", "vectors", "labeled", "counts"]
 VectorsOf = Callable[[Sequence[str]], NDArray[np.floating]]
 """Ids -> the encoder's vectors (n, d), in their order."""
 
-RANDOM_SLICE = "random_slice"
-"""The uniform sample of all candidates that rides in each batch: the honest part."""
 ASK_AGAIN = "ask_again"
 """Items whose answers were tied."""
 RANDOM_FILL = "random_fill"

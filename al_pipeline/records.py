@@ -16,6 +16,9 @@ EventType = Literal[
     "label", "skip", "supersede", "delete", "task_gone", "adjudicate", "gold", "quarantine", "restore", "import"
 ]
 
+RANDOM_SLICE = "random_slice"
+"""The strategy of the uniform sample of all candidates that rides in each batch: the honest part."""
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 

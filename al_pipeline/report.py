@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from al_pipeline.charts import CurvePoint, histogram_svg, learning_curve_svg
 from al_pipeline.metrics import Estimate
 from al_pipeline.records import shown_text
+from al_pipeline.running import Accuracy, Running
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -178,6 +179,9 @@ class ReportData:
     baseline: tuple[CurvePoint, ...] = ()
     baseline_note: str = ""
     confidence: float = 0.95
+    running: Running | None = None
+    asked_because: str = ""
+    """Why the strategy of this round's batch was chosen, where it is known."""
 
 
 def summary(report: ReportData) -> str:
@@ -245,6 +249,7 @@ def render(report: ReportData) -> str:
         mix=_mix(report),
         pool=_pool(report.pool),
         comparison=_comparison(curve, report.baseline),
+        running=_running(report.running),
         refused=sorted(report.answers.refused.items(), key=lambda pair: (-pair[1], pair[0])),
         history=[_history_row(row) for row in reversed(report.history)],
         shown=SHOWN_ITEMS,
@@ -518,6 +523,29 @@ def _comparison(curve: Sequence[CurvePoint], baseline: Sequence[CurvePoint]) -> 
     if mine.value < other.low:
         return text + ": below that range."
     return text + ": inside that range, so no clear gain."
+
+
+def _running(running: Running | None) -> list[dict[str, Any]]:
+    """The running accuracy over the newest rounds, then over all of them, where those are more."""
+    if running is None:
+        return []
+    accuracies = dict.fromkeys([running.recent, running.whole])
+    return [_accuracy_row(one) for one in accuracies if one.accuracy is not None]
+
+
+def _accuracy_row(one: Accuracy) -> dict[str, Any]:
+    rounds = (
+        f"round {one.first_round}"
+        if one.first_round == one.last_round
+        else f"rounds {one.first_round}–{one.last_round}"
+    )
+    return {
+        "rounds": rounds,
+        "accuracy": _fixed(one.accuracy, 3),
+        "interval": _interval(Estimate(one.accuracy, one.low, one.high), 3),
+        "answered": one.answered,
+        "asked": one.asked,
+    }
 
 
 def _history_row(row: RoundRow) -> dict[str, Any]:

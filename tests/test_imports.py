@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 IDEAS = {
     "acquisition", "clustering", "comparison", "gate", "labels", "lifecycle", "metrics", "pool", "query_strategies",
-    "replay", "report", "savings",
+    "replay", "report", "running", "savings",
 }  # fmt: skip
 """Know arrays and records: no files, no network, no process."""
 

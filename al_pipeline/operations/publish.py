@@ -20,10 +20,11 @@ from al_pipeline.layout import Layout
 from al_pipeline.ledger import read_events, read_refused
 from al_pipeline.operations.history import History, Record, read_plans
 from al_pipeline.params import Params
-from al_pipeline.records import Event, PlannedTask, push_key, round_name
+from al_pipeline.records import RANDOM_SLICE, Event, PlannedTask, push_key, round_name
 from al_pipeline.repository import Dvc, Git
 from al_pipeline.results import Predictions, parse_predictions, read_labeled, read_queries, read_unresolved
 from al_pipeline.rulings import Ruling
+from al_pipeline.running import Forecast, running_accuracy
 from al_pipeline.workspace import Workspace
 
 
@@ -51,6 +52,7 @@ def decide_and_plan(
         "engine": current_engine(),
         "metrics": read_json(layout.metrics),
         "next_batch": read_json(layout.choice),
+        "running": _running(layout, git, params, number),
     }
     if number is not None:
         record["decision"] = _held(_decide(layout, git, history, params), history.holding).to_row()
@@ -148,6 +150,18 @@ def _void_tasks(events: list[Event]) -> set[str]:
     """Push keys of tasks with answers of which none counts any more: an item of the test set is asked once more."""
     heard = {event.annotation_key.rpartition("#")[0] for event in events if event.type not in CONTROLS}
     return heard - {event.annotation_key.rpartition("#")[0] for event in active(events)}
+
+
+def _running(layout: Layout, git: Git, params: Params, number: int | None) -> dict[str, Any] | None:
+    """How right models were about the random slices up to round `number`, by today's labels."""
+    labels = {row.item_id: row.label for row in read_labeled(layout.labeled)}
+    forecasts = [
+        Forecast(task.round, task.predicted, labels.get(task.item_id))
+        for task in read_plans(git).values()
+        if number is not None and task.round <= number and task.strategy == RANDOM_SLICE and task.predicted is not None
+    ]
+    found = running_accuracy(forecasts, params.evaluate.confidence)
+    return None if found is None else found.to_row()
 
 
 def _counts(layout: Layout, plan: list[PlannedTask]) -> dict[str, Any]:

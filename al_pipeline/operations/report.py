@@ -12,7 +12,7 @@ from al_pipeline.files import write_text
 from al_pipeline.items import fetch
 from al_pipeline.labels import fold, people, standing
 from al_pipeline.ledger import read_events
-from al_pipeline.operations.history import Record, read_history, read_plan
+from al_pipeline.operations.history import History, Record, read_history, read_plan
 from al_pipeline.operations.status import status
 from al_pipeline.records import Event, PlannedTask, round_name
 from al_pipeline.report import (
@@ -29,6 +29,7 @@ from al_pipeline.report import (
 )
 from al_pipeline.repository import Git
 from al_pipeline.results import Predictions, parse_predictions
+from al_pipeline.running import Running
 from al_pipeline.workspace import Workspace
 
 MISTAKES = 25
@@ -84,7 +85,17 @@ def report_data(workspace: Workspace, number: int | None = None) -> ReportData:
             **record["engine"]["packages"],
         },
         confidence=record["params"]["evaluate"]["confidence"],
+        running=Running.from_row(record.get("running")),
+        asked_because=_asked_because(history, number),
     )
+
+
+def _asked_because(history: History, number: int) -> str:
+    """Which strategy chose the batch of round `number`, and why: the build before it wrote that down."""
+    before = [record for record in history.rounds if record["round"] < number]
+    record = before[-1] if before else history.genesis
+    choice = (record or {}).get("next_batch")
+    return f"{choice['strategy']}: {choice['reason']}" if choice else ""
 
 
 def _asked(workspace: Workspace, record: Record, plan: list[PlannedTask], events: list[Event]) -> tuple[AskedItem, ...]:

@@ -61,6 +61,8 @@ def status(workspace: Workspace) -> dict[str, Any]:
         "held": history.holding.sentence() if history.holding else None,
         "paused": history.pausing.sentence() if history.pausing else None,
         "metrics": {name: metrics[name]["value"] for name in FIGURES if metrics},
+        "running": latest.get("running") if latest else None,
+        "asked_by": latest.get("next_batch") if latest else None,
         "project_id": project.get("project_id"),
         "label_studio_url": workspace.credentials().get("url"),
         "prefect_url": prefect_environment(workspace).get("PREFECT_UI_URL"),

@@ -1,0 +1,95 @@
+"""Running accuracy: how often the model was right about the random slice of each batch, before it learnt from it.
+
+The slice is a simple random sample of what was unlabelled when it was drawn, and the model that chose the batch never
+saw its labels: no test set could be more honest, and none is spent (prequential evaluation, Dawid 1984). It speaks of
+a row of models, each a little better than the one before: `recent` of the newest alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any
+
+RECENT = 100
+"""Answered items that `recent` goes back for, in whole rounds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """An item of a random slice: the round that asked it, what the model said before, what people said."""
+
+    round: int
+    predicted: str
+    label: str | None
+    """None where nobody answered, or the answers give no label."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Of `asked` items `answered` have a label, `right` of them the predicted one; with Wilson's interval."""
+
+    first_round: int
+    last_round: int
+    asked: int
+    answered: int
+    right: int
+    accuracy: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The accuracy over all rounds, and over the newest ones."""
+
+    whole: Accuracy
+    recent: Accuracy
+
+    def to_row(self) -> dict[str, Any]:
+        """This record as a JSON object."""
+        return asdict(self)
+
+    @staticmethod
+    def from_row(row: dict[str, Any] | None) -> Running | None:
+        """The record that `to_row` wrote; None where there is none."""
+        return None if row is None else Running(Accuracy(**row["whole"]), Accuracy(**row["recent"]))
+
+
+def running_accuracy(forecasts: Sequence[Forecast], confidence: float = 0.95) -> Running | None:
+    """The running accuracy; None before a slice was predicted.
+
+    Unanswered items are left out and counted: where they are many, those that people skip may be the harder ones.
+    """
+    if not forecasts:
+        return None
+    rounds = sorted({one.round for one in forecasts}, reverse=True)
+    newest: list[Forecast] = []
+    for number in rounds:
+        newest += [one for one in forecasts if one.round == number]
+        if sum(one.label is not None for one in newest) >= RECENT:
+            break
+    return Running(_accuracy(forecasts, confidence), _accuracy(newest, confidence))
+
+
+def _accuracy(forecasts: Sequence[Forecast], confidence: float) -> Accuracy:
+    numbers = [one.round for one in forecasts]
+    answered = [one for one in forecasts if one.label is not None]
+    right = sum(one.predicted == one.label for one in answered)
+    low, high = wilson(right, len(answered), confidence)
+    value = right / len(answered) if answered else None
+    return Accuracy(min(numbers), max(numbers), len(forecasts), len(answered), right, value, low, high)
+
+
+def wilson(successes: int, trials: int, confidence: float) -> tuple[float | None, float | None]:
+    """Wilson's score interval of a proportion (Wilson 1927); none without a trial."""
+    if trials == 0:
+        return None, None
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = successes / trials
+    middle = share + z * z / (2 * trials)
+    half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    scale = 1 + z * z / trials
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
