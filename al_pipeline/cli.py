@@ -204,6 +204,8 @@ def status(as_json: Json = False) -> None:
         )
     if found["running"] and found["running"]["whole"]["answered"]:
         _say(f"running accuracy: {_running(found['running'])}")
+    if found["saved"]:
+        _say(_safe(found["saved"]["sentence"]))
     if found["asked_by"]:
         _say(f"asked by {_safe(found['asked_by']['strategy'])}: {_safe(found['asked_by']['reason'])}")
     for reason, count in found["refused"].items():

@@ -53,6 +53,16 @@ class Layout:
         return self.rounds / "overrides.json"
 
     @property
+    def asked_at_random(self) -> Path:
+        """Which items of the pool were ever drawn at random: what the control model is trained on."""
+        return self.rounds / "random.json"
+
+    @property
+    def control(self) -> Path:
+        """What the control model, trained on the random labels alone, does on the test set."""
+        return self.rounds / "control.json"
+
+    @property
     def metrics(self) -> Path:
         return self.rounds / "metrics.json"
 

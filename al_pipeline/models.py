@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from al_pipeline.tfidf import fit as fit_tfidf
 
 CARD_FILE = "card.json"
 HEAD_FILE = "head.safetensors"
+CONTROL_FILE = "control.safetensors"
 FORMAT = "al-head/1"
 
 Vectors = NDArray[np.float32]
@@ -53,6 +54,8 @@ class TextModel:
     vectors: str | None = None
     """The SHA-256 of those vectors: where a model comes out different, it tells whether the features did."""
     strength: float = STRENGTH
+    control: Head | None = None
+    """The same classifier fitted on the randomly drawn labels alone: what random sampling would have come to."""
 
     @property
     def kind(self) -> str:
@@ -66,6 +69,10 @@ class TextModel:
         """The columns of the probabilities, in the schema's order."""
         return self.head.classes
 
+    def as_control(self) -> TextModel | None:
+        """The control as a model of its own; None where there is none."""
+        return None if self.control is None else replace(self, head=self.control, control=None)
+
     def predict_proba(self, texts: Sequence[str], vectors: Vectors | None) -> NDArray[np.float64]:
         """Probabilities (n, C), strictly between 0 and 1, rows sum to 1. Raises BadInput for unfit vectors."""
         if not self.head.weights:
@@ -73,15 +80,16 @@ class TextModel:
         return self.head.predict_proba(_features(texts, vectors, self.uses_encoder, self.tfidf))
 
     def save(self, folder: Path) -> None:
-        """Write `head.safetensors`, the vocabulary where there is one, and last `card.json`, which seals them."""
-        from safetensors.numpy import save
-
+        """Write the head, control and vocabulary where there are such, and last `card.json`, which seals them."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CARD_FILE).unlink(missing_ok=True)
-        tensors = {f"weights.{number}": weights for number, weights in enumerate(self.head.weights)}
-        data = save({**tensors, "bias": self.head.bias})
+        data = _tensors(self.head)
         write_bytes(folder / HEAD_FILE, data)
         digests = {HEAD_FILE: sha256_bytes(data)}
+        (folder / CONTROL_FILE).unlink(missing_ok=True)
+        if self.control:
+            write_bytes(folder / CONTROL_FILE, _tensors(self.control))
+            digests[CONTROL_FILE] = sha256_file(folder / CONTROL_FILE)
         if self.tfidf:
             self.tfidf.save(folder)
             digests |= {name: sha256_file(folder / name) for name in (TERMS_FILE, IDF_FILE)}
@@ -92,19 +100,34 @@ class TextModel:
 
     def _card(self, digests: dict[str, str]) -> dict[str, Any]:
         return {
+            **_head_card(self.head),
             "classes": list(self.head.classes),
+            "control": _head_card(self.control) if self.control else None,
             "encoder": self.encoder,
             "features": self.kind,
             "format": FORMAT,
-            "labels": dict(self.head.counts),
-            "seen": list(self.head.seen),
             "sha256": digests,
             "strength": self.strength,
-            "temperature": self.head.temperature,
             "total_labels": sum(self.head.counts.values()),
             "vectors": self.vectors,
-            "widths": list(self.head.widths),
         }
+
+
+def _head_card(head: Head) -> dict[str, Any]:
+    """What the tensors of a head do not say."""
+    return {
+        "labels": dict(head.counts),
+        "seen": list(head.seen),
+        "temperature": head.temperature,
+        "widths": list(head.widths),
+    }
+
+
+def _tensors(head: Head) -> bytes:
+    from safetensors.numpy import save
+
+    tensors = {f"weights.{number}": weights for number, weights in enumerate(head.weights)}
+    return save({**tensors, "bias": head.bias})
 
 
 def fit_text_model(
@@ -117,8 +140,11 @@ def fit_text_model(
     seed: int,
     calibrate: bool,
     encoder: str | None = None,
+    control: Sequence[int] | None = None,
 ) -> TextModel:
     """Fit the model of `params.yaml` on labelled texts; with no labels it is the prior.
+
+    `control`: the rows that the control is fitted on, None for a model without one.
 
     `vectors` are the encoder's for `texts`, where the features use it. `tfidf_corpus` gives the vocabulary: the
     pool's texts, labelled or not; it is read only where the features use TF-IDF. `encoder` is noted in the card.
@@ -126,10 +152,14 @@ def fit_text_model(
     tfidf = fit_tfidf(tfidf_corpus) if features.uses_tfidf else None
     matrix = _features(texts, vectors, features.uses_encoder, tfidf)
     head = fit_head(matrix, labels, classes, seed, calibrate)
+    beside = None
+    if control is not None:
+        rows = np.array(control, dtype=np.intp)
+        beside = fit_head(matrix.rows(rows), [labels[row] for row in rows], classes, seed, calibrate)
     if vectors is None or not features.uses_encoder:
-        return TextModel(head, tfidf, features.uses_encoder)
+        return TextModel(head, tfidf, features.uses_encoder, control=beside)
     digest = sha256_bytes(np.ascontiguousarray(vectors, np.float32).tobytes())
-    return TextModel(head, tfidf, True, encoder, digest)
+    return TextModel(head, tfidf, True, encoder, digest, control=beside)
 
 
 def load_text_model(folder: Path) -> TextModel:
@@ -147,26 +177,27 @@ def load_text_model(folder: Path) -> TextModel:
             raise BadInput(f"{folder / name} is not what the model was saved with: sha256 {actual}, card {expected}")
     kinds = card["features"].split("+")
     return TextModel(
-        head=_load_head(folder, card),
+        head=_load_head(folder / HEAD_FILE, card["classes"], card),
         tfidf=load_tfidf(folder) if "tfidf" in kinds else None,
         uses_encoder="encoder" in kinds,
         encoder=card["encoder"],
         vectors=card.get("vectors"),
         strength=card["strength"],
+        control=_load_head(folder / CONTROL_FILE, card["classes"], card["control"]) if card.get("control") else None,
     )
 
 
-def _load_head(folder: Path, card: dict[str, Any]) -> Head:
+def _load_head(path: Path, classes: Sequence[str], card: dict[str, Any]) -> Head:
     from safetensors.numpy import load
 
-    tensors = load((folder / HEAD_FILE).read_bytes())
+    tensors = load(path.read_bytes())
     widths = tuple(card["widths"])
     weights = tuple(tensors[f"weights.{number}"] for number in range(len(widths)))
     counts = {name: card["labels"][name] for name in card["seen"]}
     expected = [(len(counts), width) for width in widths]
     if [part.shape for part in weights] != expected or tensors["bias"].shape != (len(counts),):
-        raise BadInput(f"{folder / HEAD_FILE} has other shapes than its card says: expected weights {expected}")
-    return Head(tuple(card["classes"]), counts, weights, tensors["bias"], card["temperature"], widths)
+        raise BadInput(f"{path} has other shapes than its card says: expected weights {expected}")
+    return Head(tuple(classes), counts, weights, tensors["bias"], card["temperature"], widths)
 
 
 def _features(texts: Sequence[str], vectors: Vectors | None, uses_encoder: bool, tfidf: Tfidf | None) -> FeatureMatrix:

@@ -16,6 +16,8 @@ EventType = Literal[
     "label", "skip", "supersede", "delete", "task_gone", "adjudicate", "gold", "quarantine", "restore", "import"
 ]
 
+RANDOM = "random"
+"""The strategy that draws all of a batch uniformly."""
 RANDOM_SLICE = "random_slice"
 """The strategy of the uniform sample of all candidates that rides in each batch: the honest part."""
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from al_pipeline.charts import CurvePoint, histogram_svg, learning_curve_svg
 from al_pipeline.metrics import Estimate
 from al_pipeline.records import shown_text
-from al_pipeline.running import Accuracy, Running
+from al_pipeline.running import Accuracy, Running, Saved
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -180,6 +180,7 @@ class ReportData:
     baseline_note: str = ""
     confidence: float = 0.95
     running: Running | None = None
+    saved: Saved | None = None
     asked_because: str = ""
     """Why the strategy of this round's batch was chosen, where it is known."""
 

@@ -58,6 +58,40 @@ class Running:
         return None if row is None else Running(Accuracy(**row["whole"]), Accuracy(**row["recent"]))
 
 
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What the random labels alone reach on the test set, and how few labels the rounds needed to be as good."""
+
+    random_labels: int
+    macro_f1: float
+    """Of the control, the same classifier on the random labels alone."""
+    labels: int | None
+    """Of the first round that was as good; None where none is."""
+    at_most: bool
+    """That round was the first: it may have needed fewer."""
+
+    def sentence(self) -> str:
+        """It in words."""
+        reached = f"{self.random_labels} random labels alone reach macro-F1 {self.macro_f1:.3f}"
+        if self.labels is None:
+            return f"{reached}; no round is as good yet"
+        return f"{reached}; the rounds were as good with {'at most ' if self.at_most else ''}{self.labels}"
+
+
+def labels_saved(rounds: Sequence[tuple[int, float | None]], control: dict[str, Any] | None) -> Saved | None:
+    """How many labels the rounds needed for what the newest random labels reach; None without a control's score.
+
+    `rounds`: labels and macro-F1 of each, oldest first; `control`: the newest round's. Both were measured on one test
+    set, and only rounds that took place count: nothing lies between or beyond them.
+    """
+    if control is None or control["macro_f1"]["value"] is None:
+        return None
+    target = float(control["macro_f1"]["value"])
+    there = next((number for number, (_, score) in enumerate(rounds) if score is not None and score >= target), None)
+    labels = None if there is None else rounds[there][0]
+    return Saved(int(control["labels"]), target, labels, there == 0)
+
+
 def running_accuracy(forecasts: Sequence[Forecast], confidence: float = 0.95) -> Running | None:
     """The running accuracy; None before a slice was predicted.
 

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from al_pipeline.records import RANDOM
+
 Floats = NDArray[np.float64]
 
-RANDOM = "random"
-"""The arm that all others are measured against."""
 SHARES = (90, 95, 98)
 """Percent of the full-data score that a curve is asked to reach."""
 BOOTSTRAP = 2000

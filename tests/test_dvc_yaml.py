@@ -20,7 +20,7 @@ PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encodin
 OUTPUTS = {
     "label": {"labeled", "test_labels", "unresolved"},
     "train": {"model"},
-    "evaluate": {"metrics", "metrics_csv", "predictions"},
+    "evaluate": {"metrics", "metrics_csv", "predictions", "control"},
     "score": {"scores", "histogram"},
     "select": {"queries", "choice"},
 }
@@ -119,7 +119,7 @@ def test_what_no_stage_makes_is_a_source_or_the_engines() -> None:
     layout = Layout()
     made = {output for stage in PIPELINE.values() for output in outputs(stage)}
     needed = {dependency for stage in PIPELINE.values() for dependency in stage["deps"]} - made
-    assert needed == {str(path) for path in (*layout.sources, layout.engine, layout.overrides)}
+    assert needed == {str(path) for path in (*layout.sources, layout.engine, layout.overrides, layout.asked_at_random)}
 
 
 def test_the_test_set_reaches_evaluate_alone() -> None:

@@ -52,6 +52,7 @@ LAYERS = {
     "flows.": ("cli", "stages", "neural", "repository", "label_studio", "acquisition", "metrics", "head"),
     "label_studio": ("operations", "flows", "cli", "stages", "repository", "servers", "ledger"),
     "oracle": ("operations", "flows", "cli", "stages", "repository", "label_studio", "servers", "workspace"),
+    "simulation": ("operations", "flows", "cli", "stages", "repository", "label_studio", "oracle", "servers", "lock"),
     "models": ("operations", "flows", "cli", "stages", "repository", "label_studio", "workspace", "neural"),
     "head": ("files", "layout", "params", "workspace", "neural"),
 }

@@ -23,10 +23,13 @@ from al_pipeline.errors import BadInput, UsageError
 from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init, template
+from al_pipeline.operations.report import write_report
+from al_pipeline.operations.status import status
 from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.params import Params, parse_params
 from al_pipeline.query_strategies import Asking
-from al_pipeline.records import content_hash
+from al_pipeline.records import RANDOM_SLICE, PlannedTask, content_hash
+from al_pipeline.replay import Curve
 from al_pipeline.repository import Git
 from al_pipeline.simulation.corpus import LabeledTexts, read_corpus
 from al_pipeline.simulation.page import render, summary
@@ -270,8 +273,31 @@ def test_simulated_rounds_ask_what_the_stages_ask(tmp_path: Path, strategy: str,
             assert [q.score for q in point.queries] == pytest.approx([t.score for t in plan], abs=1e-6)
     recorded = [json.loads(workspace.layout.choice.read_text())["strategy"]]
     assert recorded == [curve.points[2].choice.strategy] or strategy == "auto"
+    _check_the_record(workspace, plans, truth, curve)
     macro_f1 = json.loads(workspace.layout.metrics.read_text())["macro_f1"]["value"]
     assert curve.points[1].metrics.macro_f1.value == pytest.approx(macro_f1)
+
+
+def _check_the_record(workspace: Any, plans: list[list[PlannedTask]], truth: dict[str, str], curve: Curve) -> None:
+    """What the last record says of the random slice and of the random labels."""
+    record = json.loads(workspace.layout.record(1).read_text())
+    assert {task.predicted for task in plans[0]} == {None}, "the prior knows nothing"
+    assert all(task.predicted in ("ham", "spam") and 0.5 <= task.confidence < 1 for task in plans[1])
+    drawn = [task for task in plans[1] if task.strategy == RANDOM_SLICE]
+    whole = record["running"]["whole"]
+    assert (whole["asked"], whole["answered"]) == (len(drawn), len(drawn)) and drawn
+    assert whole["right"] == sum(task.predicted == truth[task.item_id] for task in drawn)
+    random_labels = [q for point in curve.points[:2] for q in point.queries if q.strategy in ("random", RANDOM_SLICE)]
+    assert record["control"]["labels"] == len(random_labels)
+    shown = status(workspace)
+    assert shown["running"] == record["running"] and shown["saved"]["random_labels"] == len(random_labels)
+    page = write_report(workspace).read_text(encoding="utf-8")
+    assert shown["saved"]["sentence"] in page and "Running accuracy" in page
+    if not plans[0][0].strategy.startswith("random"):
+        return
+    genesis_control = json.loads(Git(workspace.layout.root).show("round-0000", "rounds/control.json") or "null")
+    first = json.loads(workspace.layout.record(0).read_text())["metrics"]["macro_f1"]["value"]
+    assert genesis_control["macro_f1"]["value"] == first, "after a random seed round the control is the model"
 
 
 def _project_without_ids(folder: Path, changes: dict[str, str]) -> tuple[Any, dict[str, str]]:

@@ -30,7 +30,7 @@ def refresh_engine(layout: Layout) -> bool:
 def build_key(layout: Layout) -> str:
     """What the build under way is made from: another value starts the build over."""
     pointers = [path.parent / f"{path.name}.dvc" for path in (layout.events, layout.pool, layout.test)]
-    inputs = [*pointers, layout.engine, layout.params, layout.dvc_yaml, layout.overrides]
+    inputs = [*pointers, layout.engine, layout.params, layout.dvc_yaml, layout.overrides, layout.asked_at_random]
     return sha256_bytes("\n".join(sha256_file(path) if path.exists() else "-" for path in inputs).encode())
 
 

@@ -6,7 +6,7 @@ Can be killed at any line and repeated: parts are added by content, and the mark
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,7 +16,7 @@ from al_pipeline.files import read_json, remove_leftovers, sha256_file, write_js
 from al_pipeline.labels import CONTROLS
 from al_pipeline.layout import Layout
 from al_pipeline.ledger import append_inbox, append_part, event_digest, part_ids, read_events
-from al_pipeline.records import Event
+from al_pipeline.records import RANDOM, RANDOM_SLICE, Event, PlannedTask
 from al_pipeline.repository import Dvc, Git
 from al_pipeline.rulings import Ruling, control_event, ruling_key, targets_of
 
@@ -39,10 +39,12 @@ def close(
     selects_for: int,
     overrides: dict[str, Any] | None = None,
     rulings: Sequence[Ruling] = (),
+    plans: Iterable[PlannedTask] = (),
 ) -> None:
     """Move the inbox into `data/`, track it, and mark the round closed; the build then selects round `selects_for`.
 
-    `rulings` about labels are carried out: what they quarantine or restore joins the ledger behind all else. Raises
+    `rulings` about labels are carried out: what they quarantine or restore joins the ledger behind all else. `plans`
+    is every task that was ever planned: which items were drawn at random is written down for `train`. Raises
     ForeignEdit where somebody edited the ledger, the pool, the test set or the encoder.
     """
     if not layout.closing.exists():
@@ -57,6 +59,7 @@ def close(
     append_part(layout.events, carry_out(rulings, layout.events))
     dvc.add(layout.events, layout.pool, layout.test)
     write_engine(layout.engine)
+    write_json(layout.asked_at_random, {"items": drawn_at_random(plans)})
     carried = {"rulings": [ruling.number for ruling in rulings]} if rulings else {}
     write_json(layout.overrides, {"round": selects_for, **(overrides or {}), **carried})
     for path in consumed:
@@ -81,6 +84,11 @@ def carry_out(rulings: Sequence[Ruling], ledger: Path, *inbox: Path) -> list[Eve
         if targets:
             made.append(control_event(ruling, kind, targets, event_digest("ruling", ruling.number, *targets)))
     return made
+
+
+def drawn_at_random(plans: Iterable[PlannedTask]) -> list[str]:
+    """The items of the pool that a uniform draw chose, in a seed round, in a random slice or by random sampling."""
+    return sorted({task.item_id for task in plans if task.part == "pool" and task.strategy in (RANDOM, RANDOM_SLICE)})
 
 
 def check_sources(layout: Layout, dvc: Dvc) -> None:

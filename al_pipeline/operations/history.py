@@ -12,6 +12,7 @@ from al_pipeline.layout import Layout
 from al_pipeline.records import Event, PlannedTask, round_name
 from al_pipeline.repository import Git
 from al_pipeline.rulings import Ruling, abandoned, holding, parse_ruling, pausing, promoted, waiting
+from al_pipeline.running import Saved, labels_saved
 
 Record = dict[str, Any]
 """One round's manifest, as `rounds/NNNN/round.json` holds it."""
@@ -108,6 +109,13 @@ def subjects(events: Sequence[Event]) -> dict[str, frozenset[str]]:
         return found[event_id]
 
     return {event_id: of(event_id) for event_id in by_id}
+
+
+def labels_saved_by(history: History, number: int | None) -> Saved | None:
+    """What the random labels of rounds up to `number` (None: all) reach, and how few labels the rounds needed."""
+    rounds = [record for record in history.rounds if number is None or record["round"] <= number]
+    scores = [(record["counts"]["labelled"], record["metrics"]["macro_f1"]["value"]) for record in rounds]
+    return labels_saved(scores, rounds[-1].get("control") if rounds else None)
 
 
 def read_plan(git: Git, number: int, revision: str = "HEAD") -> list[PlannedTask]:

@@ -52,6 +52,7 @@ def decide_and_plan(
         "engine": current_engine(),
         "metrics": read_json(layout.metrics),
         "next_batch": read_json(layout.choice),
+        "control": read_json(layout.control),
         "running": _running(layout, git, params, number),
     }
     if number is not None:

@@ -12,7 +12,7 @@ from al_pipeline.files import write_text
 from al_pipeline.items import fetch
 from al_pipeline.labels import fold, people, standing
 from al_pipeline.ledger import read_events
-from al_pipeline.operations.history import History, Record, read_history, read_plan
+from al_pipeline.operations.history import History, Record, labels_saved_by, read_history, read_plan
 from al_pipeline.operations.status import status
 from al_pipeline.records import Event, PlannedTask, round_name
 from al_pipeline.report import (
@@ -86,6 +86,7 @@ def report_data(workspace: Workspace, number: int | None = None) -> ReportData:
         },
         confidence=record["params"]["evaluate"]["confidence"],
         running=Running.from_row(record.get("running")),
+        saved=labels_saved_by(history, number),
         asked_because=_asked_because(history, number),
     )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 from al_pipeline.files import read_json
 from al_pipeline.ledger import known_ids, read_refused
 from al_pipeline.lifecycle import Facts, Wait, close_reason, next_step, state, waiting_for
 from al_pipeline.lock import holder
-from al_pipeline.operations.history import read_history
+from al_pipeline.operations.history import History, labels_saved_by, read_history
 from al_pipeline.operations.tick import closing_rule, look
 from al_pipeline.repository import Git
 from al_pipeline.rulings import parse_ruling
@@ -62,12 +63,19 @@ def status(workspace: Workspace) -> dict[str, Any]:
         "paused": history.pausing.sentence() if history.pausing else None,
         "metrics": {name: metrics[name]["value"] for name in FIGURES if metrics},
         "running": latest.get("running") if latest else None,
+        "saved": _saved(history),
         "asked_by": latest.get("next_batch") if latest else None,
         "project_id": project.get("project_id"),
         "label_studio_url": workspace.credentials().get("url"),
         "prefect_url": prefect_environment(workspace).get("PREFECT_UI_URL"),
         "busy": holder(layout.lock) or None,
     }
+
+
+def _saved(history: History) -> dict[str, Any] | None:
+    """What the random labels alone reach, and with how many the rounds were as good."""
+    saved = labels_saved_by(history, None)
+    return None if saved is None else {**asdict(saved), "sentence": saved.sentence()}
 
 
 def _next(planned: int | None, step: str, facts: Facts, workspace: Workspace) -> str:

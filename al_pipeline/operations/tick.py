@@ -284,7 +284,8 @@ def _close(session: _Session, facts: Facts) -> None:
     session.workspace = replace(session.workspace)  # which reads its parameters anew
     check_snapshot(session.workspace, session.git, rulings)
     _remember(layout, planned, closed_at=session.now().timestamp(), reason=why)
-    close(layout, session.dvc, 0 if planned is None else planned + 1, rulings=rulings)
+    plans = read_plans(session.git).values()
+    close(layout, session.dvc, 0 if planned is None else planned + 1, rulings=rulings, plans=plans)
 
 
 def _sync(session: _Session) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from al_pipeline.charts import CurvePoint, comparison_png, comparison_svg
+from al_pipeline.records import RANDOM
 from al_pipeline.report import METRIC_NAMES, page
-from al_pipeline.savings import RANDOM, SHARES
+from al_pipeline.savings import SHARES
 
 Result = Mapping[str, Any]
 

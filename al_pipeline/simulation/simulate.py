@@ -21,7 +21,8 @@ from al_pipeline.layout import Layout
 from al_pipeline.neural.encoder import install_encoder, installed_source
 from al_pipeline.params import NEEDS_ENCODER, Features, Params
 from al_pipeline.query_strategies import AUTO, STRATEGIES, Asking
-from al_pipeline.savings import RANDOM, Comparison, compare
+from al_pipeline.records import RANDOM
+from al_pipeline.savings import Comparison, compare
 from al_pipeline.simulation.corpus import LabeledTexts
 from al_pipeline.simulation.page import pictures, render
 from al_pipeline.simulation.runs import FULL, Run, Work, read_run, run_all

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from al_pipeline.encoding import open_vectors
 from al_pipeline.engine import check_engine
 from al_pipeline.files import write_json, write_text
 from al_pipeline.items import fetch
 from al_pipeline.layout import Layout
-from al_pipeline.metrics import evaluate
+from al_pipeline.metrics import Metrics, evaluate
 from al_pipeline.models import load_text_model
 from al_pipeline.params import load_params
 from al_pipeline.results import Predictions, read_labeled, write_predictions
@@ -22,19 +24,30 @@ from al_pipeline.stages import stage
 
 @stage
 def main(layout: Layout) -> None:
-    """Write the metrics with their intervals, and the predictions that they come from."""
+    """Write the metrics with their intervals, the predictions that they come from, and the control's score."""
     check_engine(layout.engine)
     params = load_params(layout.params)
     classes = params.schema_.labels
     labeled = read_labeled(layout.test_labels)
     found = fetch([layout.test], [row.item_id for row in labeled])
     items = [found[row.item_id] for row in labeled]
-    vectors = open_vectors(layout, params.features)
+    texts, vectors = [item.text for item in items], open_vectors(layout, params.features)
+    own = None if vectors is None else vectors.of(items)
     model = load_text_model(layout.model)
-    proba = model.predict_proba([item.text for item in items], None if vectors is None else vectors.of(items))
     truth = np.array([classes.index(row.label) for row in labeled], dtype=np.intp)
-    rng = np.random.default_rng([params.seed, 0xE7A1])
-    metrics = evaluate(proba, truth, classes, rng, params.evaluate.bootstrap, params.evaluate.confidence)
+
+    def measure(proba: NDArray[np.float64]) -> Metrics:
+        rng = np.random.default_rng([params.seed, 0xE7A1])
+        return evaluate(proba, truth, classes, rng, params.evaluate.bootstrap, params.evaluate.confidence)
+
+    proba = model.predict_proba(texts, own)
+    metrics = measure(proba)
+    control = model.as_control()
+    beside = None
+    if control is not None and control.head.seen:
+        figure = measure(control.predict_proba(texts, own)).macro_f1
+        beside = {"labels": sum(control.head.counts.values()), "macro_f1": asdict(figure)}
+    write_json(layout.control, beside)
     write_json(layout.metrics, metrics.to_row())
     write_text(layout.metrics_csv, _csv(metrics.to_table()))
     write_predictions(

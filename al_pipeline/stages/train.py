@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from al_pipeline.encoding import open_vectors
 from al_pipeline.engine import check_engine
+from al_pipeline.files import read_json
 from al_pipeline.items import fetch, iter_items
 from al_pipeline.layout import Layout
 from al_pipeline.models import fit_text_model
@@ -16,7 +17,10 @@ from al_pipeline.stages import stage
 
 @stage
 def main(layout: Layout) -> None:
-    """Fit the classifier on the labelled set and save it; with no labels it is the prior."""
+    """Fit the classifier on the labelled set and save it; with no labels it is the prior.
+
+    Beside it a control: the same classifier on the items alone that were drawn at random.
+    """
     check_engine(layout.engine)
     params = load_params(layout.params)
     labeled = read_labeled(layout.labeled)
@@ -28,6 +32,7 @@ def main(layout: Layout) -> None:
         for batch in iter_items([layout.pool]):
             yield from (item.text for item in batch)
 
+    drawn = set(read_json(layout.asked_at_random, {"items": []})["items"])
     model = fit_text_model(
         texts=[item.text for item in items],
         vectors=None if vectors is None else vectors.of(items),
@@ -38,6 +43,7 @@ def main(layout: Layout) -> None:
         seed=params.seed,
         calibrate=params.train.calibrate,
         encoder=None if vectors is None else vectors.identity,
+        control=[row for row, item in enumerate(labeled) if item.item_id in drawn],
     )
     model.save(layout.model)
 
