@@ -282,6 +282,10 @@ def simulate(
     cold_start: Annotated[
         str | None, typer.Option(help="Who asks the seed round. Default: select.cold_start of params.yaml.")
     ] = None,
+    guide: Annotated[
+        list[str] | None,
+        typer.Option(help='What a rare class is found by: spam="free money,act now"; once for each class.'),
+    ] = None,
     features: Annotated[
         str | None, typer.Option(help="encoder, tfidf or encoder+tfidf. Default: features.kind of params.yaml.")
     ] = None,
@@ -325,6 +329,7 @@ def simulate(
         batch_size=batch_size,
         seed_size=seed_size,
         cold_start=cold_start,
+        guide=_guide(guide) if guide else None,
         test_size=test_size,
         workers=workers or _cores(),
     )
@@ -956,6 +961,17 @@ def _simulated_project() -> tuple[Layout | None, Params]:
         return None, parse_params(template("params.yaml"))
     workspace = _workspace()
     return workspace.layout, workspace.params
+
+
+def _guide(words: list[str]) -> dict[str, list[str]]:
+    """`spam=free money,act now` as the words by class. Raises UsageError."""
+    found = {}
+    for word in words:
+        name, _, phrases = word.partition("=")
+        found[name.strip()] = [phrase.strip() for phrase in phrases.split(",") if phrase.strip()]
+        if not name.strip() or not found[name.strip()]:
+            raise UsageError(f"--guide {word!r} is not of the form CLASS=words,more words")
+    return found
 
 
 def _cores() -> int:

@@ -13,7 +13,7 @@ from al_pipeline.features import FeatureCache, ensure
 from al_pipeline.layout import Layout
 from al_pipeline.neural.encoder import encoder_fingerprint, encoder_identity
 from al_pipeline.params import Features
-from al_pipeline.records import Item
+from al_pipeline.records import Item, content_hash
 
 if TYPE_CHECKING:
     from al_pipeline.neural.encoder import Encoder
@@ -58,6 +58,11 @@ class Vectors:
         from al_pipeline.neural.encoder import Encoder
 
         return Encoder(self._folder, self._features.max_tokens, self._features.precision)
+
+
+def guide_vectors(vectors: Vectors | None, texts: Sequence[str]) -> NDArray[np.float32] | None:
+    """The vectors of words or texts that are no items."""
+    return None if vectors is None else vectors.of([Item("", content_hash(text), text) for text in texts])
 
 
 def open_vectors(layout: Layout, features: Features) -> Vectors | None:

@@ -65,6 +65,14 @@ class FeatureMatrix:
     def __len__(self) -> int:
         return int(self.blocks[0].shape[0])
 
+    def likeness(self, others: FeatureMatrix) -> Floats:
+        """Cosines with other texts, added up over the blocks, (n, m)."""
+        total = np.zeros((len(self), len(others)))
+        for mine, theirs in zip(self.blocks, others.blocks, strict=True):
+            product = mine @ theirs.T
+            total += product if isinstance(product, np.ndarray) else product.toarray()
+        return total
+
     def rows(self, rows: NDArray[np.intp]) -> FeatureMatrix:
         """These rows of every block."""
         return FeatureMatrix(

@@ -86,6 +86,11 @@ class Layout:
         return self.rounds / "choice.json"
 
     @property
+    def guided(self) -> Path:
+        """Ids of the candidates nearest to what `select.guide` gives for a class."""
+        return self.rounds / "guided.json"
+
+    @property
     def genesis(self) -> Path:
         """The record of the first build, before any round."""
         return self.rounds / "genesis.json"

@@ -79,6 +79,13 @@ class TextModel:
             return self.head.predict_proba(FeatureMatrix(np.zeros((len(texts), 0), np.float32)))
         return self.head.predict_proba(_features(texts, vectors, self.uses_encoder, self.tfidf))
 
+    def likeness(
+        self, texts: Sequence[str], vectors: Vectors | None, others: Sequence[str], other_vectors: Vectors | None
+    ) -> NDArray[np.float64]:
+        """How alike texts are by what the model sees of them, (n, m)."""
+        mine = _features(texts, vectors, self.uses_encoder, self.tfidf)
+        return mine.likeness(_features(others, other_vectors, self.uses_encoder, self.tfidf))
+
     def save(self, folder: Path) -> None:
         """Write the head, control and vocabulary where there are such, and last `card.json`, which seals them."""
         folder.mkdir(parents=True, exist_ok=True)

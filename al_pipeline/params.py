@@ -19,6 +19,8 @@ MAX_CHARACTERS = 1_000_000
 
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
+_Phrase = Annotated[str, StringConstraints(min_length=1, max_length=20_000, strip_whitespace=True)]
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -102,6 +104,7 @@ class Select(_Section):
     random_share: float = Field(ge=0, le=1)
     shortlist: int = Field(ge=1)
     max_similarity: float = Field(gt=0, le=1, default=1.0)
+    guide: dict[_Name, list[_Phrase]] = Field(default_factory=dict, max_length=200)
 
 
 NEEDS_ENCODER = frozenset({"cluster_margin", "typiclust", "kmeans"})
@@ -157,12 +160,16 @@ class Params(_Section):
     annotators: list[_Name]
 
     @model_validator(mode="after")
-    def _has_vectors(self) -> Params:
+    def _fits_together(self) -> Params:
         for key in ("strategy", "cold_start"):
             if getattr(self.select, key) in NEEDS_ENCODER and not self.features.uses_encoder:
                 raise ValueError(
                     f"select.{key} {getattr(self.select, key)!r} needs features.kind encoder or encoder+tfidf"
                 )
+        if unknown := sorted(set(self.select.guide) - set(self.schema_.labels)):
+            raise ValueError(f"select.guide names {unknown[0]!r}, which is no class of schema.labels")
+        if empty := next((name for name, texts in self.select.guide.items() if not texts), None):
+            raise ValueError(f"select.guide.{empty} is empty; give it words or texts, or remove it")
         return self
 
 

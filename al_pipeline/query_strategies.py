@@ -20,7 +20,8 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ from numpy.random import SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
 from al_pipeline.clustering import k_means, neighbour_distance, spread_over, unlike
-from al_pipeline.records import RANDOM_SLICE, Query
+from al_pipeline.records import RANDOM, RANDOM_SLICE, Query
 
 Floats = NDArray[np.float64]
 Positions = NDArray[np.intp]
@@ -38,12 +39,16 @@ VectorsOf = Callable[[Sequence[str]], NDArray[np.floating]]
 
 ASK_AGAIN = "ask_again"
 """Items whose answers were tied."""
+GUIDED = "guided"
+"""Nearest to what the user gave for a class that has few labels."""
 RANDOM_FILL = "random_fill"
 """Drawn at random because the shortlist was shorter than the batch."""
 
 COLD_CANDIDATES = 5000
 """A strategy that goes by vectors alone looks at so many candidates, drawn at random: memory does not grow."""
 MAX_CLUSTERS = 500
+GUIDED_LABELS = 10
+"""Labels of a class from which its guide is no longer followed: the model knows it better."""
 TYPICAL_NEIGHBOURS = 20
 
 
@@ -266,6 +271,8 @@ class Asking:
     shortlist: int
     cold_start: str = "random"
     max_similarity: float = 1.0
+    guide: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Words, phrases or whole texts that a class is found by."""
 
 
 def choose_strategy(asking: Asking, counts: Sequence[int], has_vectors: bool) -> Choice:
@@ -308,14 +315,17 @@ def next_batch(
     classes: Sequence[str],
     vectors: VectorsOf | None,
     first: Sequence[str] = (),
+    guided: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[list[Query], Choice]:
     """The batch of a round, and which strategy chose it.
 
     `scored`: the shortlist by `keep_best` with its scores and probabilities, None where no model scored. `labels`: the
     labelled items and their classes. `vectors`: the encoder's, None where the features have none. `candidates` and
-    `first` are those of `choose`.
+    `first` are those of `choose`. `guided`: for a class the ids nearest to its guide, best first; they are asked as
+    long as the class has few labels (Ein-Dor et al. 2020 seed rare classes so).
     """
     counts = Counter(labels.values())
+    wanted = [ids for name, ids in sorted((guided or {}).items()) if counts[name] < GUIDED_LABELS]
     choice = choose_strategy(asking, [counts[name] for name in classes], vectors is not None)
     seed = round_seed(asking.seed, round_number, choice.strategy)
     queries = choose(
@@ -326,6 +336,7 @@ def next_batch(
         random_share=asking.random_share,
         seed=seed,
         first=first,
+        guided=[item_id for row in zip_longest(*wanted) for item_id in row if item_id is not None],
     )
     return queries, choice
 
@@ -395,12 +406,14 @@ def choose(
     random_share: float,
     seed: SeedSequence,
     first: Sequence[str] = (),
+    guided: Sequence[str] = (),
 ) -> list[Query]:
     """The next batch, in the order to ask: at most k queries, each of another candidate.
 
     `candidates`: the ids of all unlabelled items that are not pending. `shortlist`: what is known of the best scored
     of them (others in it are passed over). `first`: ids to ask again; they come at the head, as far as the random
-    slice leaves room, those that are no candidates left out.
+    slice leaves room, those that are no candidates left out. `guided`: ids of which the first take half of what room
+    is left.
 
     The random slice is drawn from all candidates before anything else, then spread: one slice item at a seeded place
     in each of equally long stretches, so that a round answered in part keeps its share of both. `Query.score` is 0.0
@@ -429,14 +442,9 @@ def choose(
         if item_id in honest or item_id in fresh_again
     ]
     taken = honest.keys() | fresh_again
-    own = _own_picks(
-        STRATEGIES[strategy],
-        strategy,
-        [item_id for item_id in candidates if item_id not in taken],
-        shortlist,
-        room - len(fresh_again),
-        seed,
-    )
+    rest = [item_id for item_id in candidates if item_id not in taken]
+    own = _own_picks(STRATEGIES[strategy], strategy, rest, shortlist, room - len(fresh_again), seed)
+    own = _make_room(own, [item_id for item_id in dict.fromkeys(guided) if item_id in known - taken])
     in_head = {one.item_id for one in head}
     spread = _interleave(
         [query(*row) for row in own], [honest[item_id] for item_id in drawn if item_id not in in_head], seed
@@ -470,6 +478,22 @@ def _own_picks(
     others = [item_id for item_id in rest if item_id not in seen]
     fill = sample(others, left, seed, RANDOM_FILL)
     return chosen + [(others[position], RANDOM_FILL, len(fill) / len(others)) for position in fill]
+
+
+def _make_room(own: list[tuple[str, str, float]], guided: Sequence[str]) -> list[tuple[str, str, float]]:
+    """At most half of the picks give way to guided ones, which come first.
+
+    The last ones give way, so that what is left of a uniform draw still is one; its probability shrinks with it.
+    """
+    size = min(len(guided), len(own) // 2)
+    kept = own[: len(own) - size]
+    ids = {item_id for item_id, _, _ in kept}
+    search = [item_id for item_id in guided if item_id not in ids][:size]
+    spare = [row for row in own[len(kept) :] if row[0] not in search][: size - len(search)]
+    share = len(kept) / max(1, len(own))
+    rows = [(name, rule, chance * share if rule == RANDOM else chance) for name, rule, chance in kept]
+    rows += [(name, RANDOM_FILL if rule == RANDOM else rule, chance) for name, rule, chance in spare]
+    return [(item_id, GUIDED, 1.0) for item_id in search] + rows
 
 
 def _interleave(ranked: list[Query], honest: list[Query], seed: SeedSequence) -> list[Query]:

@@ -84,11 +84,13 @@ def replay(
     vectors: VectorsOf | None = None,
     positive: str | None = None,
     told: Callable[[int], None] | None = None,
+    guide: Mapping[str, Floats] | None = None,
 ) -> Curve:
     """The learning curve of a seed round and `rounds` active ones, asked as `asking` says, answered by the truth.
 
     Ends early when the pool is used up. `vectors` are for strategies that need some (ValueError without), `positive`
-    is the class of `evaluate`; `told` hears of each round's number of labels when it has ended.
+    is the class of `evaluate`; `told` hears of each round's number of labels when it has ended. `guide`: for a
+    class, how near each item of the corpus (n,) is to what it is found by.
 
     What is asked never depends on the truth of what is not labelled: the pool's labels reach `fit` one batch after
     the other, the test set's reach `evaluate` alone.
@@ -102,7 +104,10 @@ def replay(
         if not unlabeled:
             break
         scored = None if predict is None else _shortlist(asking, predict, unlabeled, position)
-        queries, choice = next_batch(asking, round_number, unlabeled, scored, labeled, corpus.classes, vectors)
+        guided = _search(guide or {}, asking, unlabeled, position)
+        queries, choice = next_batch(
+            asking, round_number, unlabeled, scored, labeled, corpus.classes, vectors, guided=guided
+        )
         for query in queries:
             labeled[query.item_id] = corpus.classes[int(corpus.truth[position[query.item_id]])]
         predict = fit(np.array([position[item_id] for item_id in sorted(labeled)], dtype=np.intp))
@@ -121,6 +126,18 @@ def _shortlist(asking: Asking, predict: Predict, unlabeled: Sequence[str], posit
     scores = ACQUISITION[acquisition_of(asking.strategy)](proba)
     best = keep_best(unlabeled, scores, asking.shortlist, asking.batch_size, asking.seed)
     return Shortlist([unlabeled[row] for row in best], scores[best], proba[best])
+
+
+def _search(
+    guide: Mapping[str, Floats], asking: Asking, unlabeled: Sequence[str], position: Mapping[str, int]
+) -> dict[str, list[str]]:
+    """The unlabelled items nearest to the guide of each class, as the stage `score` finds them."""
+    found = {}
+    for name, nearness in guide.items():
+        scores = nearness[[position[item_id] for item_id in unlabeled]]
+        rows = keep_best(unlabeled, scores, asking.batch_size, asking.batch_size, asking.seed)
+        found[name] = [unlabeled[row] for row in rows]
+    return found
 
 
 def mean_interval(

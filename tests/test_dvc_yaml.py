@@ -21,7 +21,7 @@ OUTPUTS = {
     "label": {"labeled", "test_labels", "unresolved"},
     "train": {"model"},
     "evaluate": {"metrics", "metrics_csv", "predictions", "control"},
-    "score": {"scores", "histogram"},
+    "score": {"scores", "histogram", "guided"},
     "select": {"queries", "choice"},
 }
 """What each stage writes, as attributes of Layout."""

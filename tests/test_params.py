@@ -25,7 +25,11 @@ def leaves(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[s
 
 
 KEYS = leaves(yaml.safe_load(TEMPLATE))
-LATER: dict[tuple[str, ...], Any] = {("select", "cold_start"): "random", ("select", "max_similarity"): 1.0}
+LATER: dict[tuple[str, ...], Any] = {
+    ("select", "cold_start"): "random",
+    ("select", "max_similarity"): 1.0,
+    ("select", "guide"): {},
+}
 SECTIONS = sorted({key[0] for key in KEYS if len(key) == 2})
 
 
@@ -128,6 +132,14 @@ def test_keys_that_came_later_may_be_missing_and_mean_what_was_done_before() -> 
 def test_a_strategy_on_vectors_is_refused_where_no_encoder_gives_them() -> None:
     text = changed(("select", "cold_start"), "typiclust").replace("kind: encoder+tfidf", "kind: tfidf")
     assert refusal(text) == "params.yaml: select.cold_start 'typiclust' needs features.kind encoder or encoder+tfidf"
+
+
+def test_a_guide_names_classes_of_the_schema_and_gives_something() -> None:
+    assert parse_params(changed(("select", "guide"), {"spam": [" free money "]})).select.guide == {
+        "spam": ["free money"]
+    }
+    assert "select.guide names 'eggs', which is no class" in refusal(changed(("select", "guide"), {"eggs": ["x"]}))
+    assert "select.guide.spam is empty" in refusal(changed(("select", "guide"), {"spam": []}))
 
 
 @pytest.mark.parametrize("key", [key for key in KEYS if key not in LATER], ids=".".join)

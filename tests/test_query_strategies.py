@@ -20,6 +20,7 @@ from al_pipeline.params import NEEDS_ENCODER, Select
 from al_pipeline.query_strategies import (
     ASK_AGAIN,
     AUTO,
+    GUIDED,
     RANDOM_FILL,
     RANDOM_SLICE,
     STRATEGIES,
@@ -545,3 +546,45 @@ def test_the_cold_candidates_are_a_bounded_sample(monkeypatch: pytest.MonkeyPatc
 
     next_batch(asking("margin", cold_start="typiclust"), 0, ids(500), None, {}, ("a", "b"), counted)
     assert sizes == [25, 0]
+
+
+# What the user gives for a rare class -------------------------------------------------------------------------------
+@ARMS
+def test_guided_items_take_half_of_the_batch_until_the_class_is_known(strategy: str) -> None:
+    items = ids(60)
+    guided = {"c": items[50:], "b": items[40:50]}
+
+    def asked(labels: dict[str, str], number: int = 1) -> list[Query]:
+        view = view_of(items[:40])
+        return next_batch(
+            replace(asking(strategy), batch_size=12), number, items, view, labels, "abc", vectors_of, guided=guided
+        )[0]
+
+    few = {f"old-{n}": "ab"[n % 2] for n in range(24)}
+    queries = asked(few)
+    found = [query.item_id for query in queries if query.strategy == GUIDED]
+    assert len(queries) == len({query.item_id for query in queries}) == 12
+    honest = [query for query in queries if query.strategy == RANDOM_SLICE]
+    assert len(honest) == 3 and len(found) == (12 - 3) // 2
+    assert set(found) <= set(guided["c"]), "b has its labels"
+    expected = [item for item in guided["c"] if item not in {query.item_id for query in queries} - set(found)]
+    assert found == expected[: len(found)], "the nearest first"
+    many = {**few, **{f"new-{n}": "c" for n in range(10)}}
+    assert GUIDED not in {query.strategy for query in asked(many)}
+    assert {query.strategy for query in asked({}, 0)} == {GUIDED, RANDOM_SLICE, "random"}
+
+
+def test_a_uniform_draw_beside_a_search_stays_uniform() -> None:
+    """Guided or not, every item has the same chance to be drawn at random, and the batch says which."""
+    drawn = dict.fromkeys(ids(20), 0)
+    for number in range(2000):
+        queries = choose(
+            ids(20), None, strategy="random", k=6, random_share=0, seed=round_seed(5, number, "random"), guided=ids(4)
+        )
+        assert len(queries) == 6
+        own = [query for query in queries if query.strategy == "random"]
+        assert [query.probability for query in own] == pytest.approx([3 / 20] * 3)
+        for query in own:
+            drawn[query.item_id] += 1
+    expected = sum(drawn.values()) / 20
+    assert sum((count - expected) ** 2 / expected for count in drawn.values()) < 43.8  # 0.1 % point, 19 degrees

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from harness import SMALL, change_params, play, write_pool
 
+from al_pipeline.encoding import guide_vectors
 from al_pipeline.errors import BadInput, UsageError
 from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.ingest import ingest
@@ -190,6 +191,25 @@ def test_runs_of_a_seed_go_together_but_no_worker_idles() -> None:
     assert group_runs([], 4) == []
 
 
+def test_a_guide_finds_the_rare_class_sooner_and_leaves_random_alone(tmp_path: Path) -> None:
+    texts = read_corpus(write_corpus(tmp_path / "rare.csv", 600, share=0.05))
+    plain = run(texts, tmp_path / "out", budget=40, seeds=4).result
+    guided = run(texts, tmp_path / "out", budget=40, seeds=4, guide={"spam": ["win", "cheap"]}).result
+    assert guided["found"]["margin"]["spam"][0] > plain["found"]["margin"]["spam"][0] + 2
+    assert guided["found"]["random"] == plain["found"]["random"]
+    with pytest.raises(UsageError, match="the guide names 'eggs', and the corpus has ham, spam"):
+        run(texts, tmp_path / "out", guide={"eggs": ["x"]})
+
+
+def test_arms_with_a_cold_start_of_their_own_leave_random_alone(texts: LabeledTexts) -> None:
+    dense = np.random.default_rng(0).normal(size=(240, 6)).astype(np.float32)
+    work = replace(work_of(texts, cold_start="kmeans"), dense=dense)
+    prepared = prepare(work, 1)
+    random, margin = (simulate_run(work, prepared, arm, 1) for arm in ("random", "margin"))
+    assert {query.strategy for query in margin.points[0].queries} == {"kmeans", RANDOM_SLICE}
+    assert {query.strategy for query in random.points[0].queries} == {"random", RANDOM_SLICE}
+
+
 @pytest.mark.slow
 def test_killed_anywhere_it_leaves_whole_runs_and_nobody_running(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "mails.csv", 600)
@@ -237,9 +257,12 @@ def _alive(session: int) -> list[int]:
         ("auto", "typiclust", "encoder+tfidf"),
     ],
 )
+@pytest.mark.timeout(1800)
 def test_simulated_rounds_ask_what_the_stages_ask(tmp_path: Path, strategy: str, cold: str, kind: str) -> None:
     """Same seed, same pool: item by item, with places, probabilities and scores, in the seed round and two more."""
     changes = {"cold_start: random": f"cold_start: {cold}"} if cold != "random" else {}
+    if strategy != "margin":
+        changes["guide: {}"] = "guide: {spam: [free offer, claim your prize]}"
     if kind != "tfidf":
         changes["kind: tfidf"] = f"kind: {kind}"
     if strategy != "margin":
@@ -263,6 +286,7 @@ def test_simulated_rounds_ask_what_the_stages_ask(tmp_path: Path, strategy: str,
         Asking(asked.seed, asked.round.seed_size, **knobs),
         2,
         asked.ingest.test_size,
+        {name: guide_vectors(vectors, phrases) for name, phrases in asked.select.guide.items()},
     )
     curve = simulate_run(work, prepare(work, asked.seed), strategy, asked.seed)
     for plan, point in zip(plans, curve.points, strict=True):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import active_children, connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from al_pipeline.head import FeatureMatrix, Head, fit_head
 from al_pipeline.metrics import evaluate
 from al_pipeline.pool import draw_test, drawn_size
 from al_pipeline.query_strategies import Asking, VectorsOf
+from al_pipeline.records import RANDOM
 from al_pipeline.replay import Corpus, Curve, Indices, Predict, replay
 from al_pipeline.simulation.corpus import LabeledTexts
 from al_pipeline.tfidf import fit as fit_tfidf
@@ -58,6 +59,8 @@ class Work:
     asking: Asking
     rounds: int
     test_size: int
+    guide: Mapping[str, NDArray[np.float32] | None] = field(default_factory=dict)
+    """The vectors of the words and texts in `asking.guide`, by class; None where there is no encoder."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Prepared:
 
     corpus: Corpus
     matrix: FeatureMatrix
+    guide: Mapping[str, NDArray[np.float64]]
+    """How near each text (n,) is to the guide of a class."""
 
 
 def prepare(work: Work, seed: int) -> Prepared:
@@ -76,16 +81,21 @@ def prepare(work: Work, seed: int) -> Prepared:
     is_test = np.array([bytes.fromhex(item.content_hash) in drawn for item in items])
     pool, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
     corpus = Corpus([item.item_id for item in items], work.texts.truth, pool, test, work.texts.classes)
-    sparse = None
-    if work.uses_tfidf:
-        sparse = fit_tfidf(items[p].text for p in pool).transform([item.text for item in items])
-    return Prepared(corpus, FeatureMatrix(work.dense, sparse))
+    tfidf = fit_tfidf(items[p].text for p in pool) if work.uses_tfidf else None
+    matrix = FeatureMatrix(work.dense, None if tfidf is None else tfidf.transform([item.text for item in items]))
+    guide = {}
+    for name, texts in work.asking.guide.items():
+        others = FeatureMatrix(work.guide[name], None if tfidf is None else tfidf.transform(texts))
+        guide[name] = matrix.likeness(others).max(axis=1)
+    return Prepared(corpus, matrix, guide)
 
 
 def simulate_run(work: Work, prepared: Prepared, strategy: str, seed: int, told: Told | None = None) -> Curve:
-    """One strategy's learning curve."""
+    """One strategy's learning curve. The random arm is random throughout, its seed round too: it measures the rest."""
     vectors = None if work.dense is None else _vectors_of(prepared.corpus, work.dense)
-    asking = replace(work.asking, strategy=strategy, seed=seed)
+    asking, guide = replace(work.asking, strategy=strategy, seed=seed), prepared.guide
+    if strategy == RANDOM:
+        asking, guide = replace(asking, cold_start=RANDOM), {}
 
     def fit(labeled: Indices) -> Predict:
         return _predict(prepared, _fit(work, prepared, labeled, seed, work.calibrate))
@@ -95,7 +105,9 @@ def simulate_run(work: Work, prepared: Prepared, strategy: str, seed: int, told:
             told(labels + _ROUND_COST)
 
     positive = work.texts.positive
-    return replay(prepared.corpus, asking, work.rounds, fit, vectors=vectors, positive=positive, told=count)
+    return replay(
+        prepared.corpus, asking, work.rounds, fit, vectors=vectors, positive=positive, told=count, guide=guide
+    )
 
 
 def full_score(work: Work, prepared: Prepared, seed: int) -> dict[str, float | None]:

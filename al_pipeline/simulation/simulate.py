@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import al_pipeline
-from al_pipeline.encoding import Vectors
+from al_pipeline.encoding import Vectors, guide_vectors
 from al_pipeline.engine import current_engine
 from al_pipeline.errors import UsageError
 from al_pipeline.files import remove_leftovers, sha256_bytes, sha256_file, write_bytes, write_json, write_text
@@ -44,6 +44,7 @@ class Options:
     batch_size: int | None = None
     seed_size: int | None = None
     cold_start: str | None = None
+    guide: Mapping[str, Sequence[str]] | None = None
     test_size: int | None = None
     workers: int = 1
 
@@ -73,7 +74,7 @@ def simulate(
     `vectors` are those of `params.features` (None for TF-IDF alone). Seeds are those of `params` and the ones after
     it. The same call again does what is missing in `out`.
     """
-    work = _work(texts, params, options, None if vectors is None else vectors.of(texts.items))
+    work = _work(texts, params, options, vectors)
     settings = _settings(texts, params, work, vectors)
     folder = out / f"{name}-{sha256_bytes(json.dumps(settings, sort_keys=True).encode())[:12]}"
     seeds = range(params.seed, params.seed + options.seeds)
@@ -109,14 +110,19 @@ def corpus_vectors(texts: LabeledTexts, features: Features, home: Path, workspac
     return vectors
 
 
-def _work(texts: LabeledTexts, params: Params, options: Options, dense: NDArray[np.float32] | None) -> Work:
+def _work(texts: LabeledTexts, params: Params, options: Options, vectors: Vectors | None) -> Work:
     known = [*STRATEGIES, AUTO]
     for strategy in options.strategies:
         if strategy not in known:
             raise UsageError(f"no query strategy {strategy!r}; there are {', '.join(sorted(known))}")
+    dense = None if vectors is None else vectors.of(texts.items)
     knobs = params.select.model_dump()
-    knobs |= {key: value for key in ("batch_size", "cold_start") if (value := getattr(options, key)) is not None}
+    knobs |= {
+        key: value for key in ("batch_size", "cold_start", "guide") if (value := getattr(options, key)) is not None
+    }
     asking = Asking(params.seed, options.seed_size or params.round.seed_size, **knobs)
+    if unknown := sorted(set(asking.guide) - set(texts.classes)):
+        raise UsageError(f"the guide names {unknown[0]!r}, and the corpus has {', '.join(texts.classes)}")
     for strategy in (*options.strategies, asking.cold_start):
         if strategy in NEEDS_ENCODER and dense is None:
             raise UsageError(f"strategy {strategy!r} looks at vectors: --features encoder or encoder+tfidf")
@@ -129,7 +135,8 @@ def _work(texts: LabeledTexts, params: Params, options: Options, dense: NDArray[
             f"{asking.batch_size}: raise --budget, or lower --seed-size or --batch-size"
         )
     size = min(LARGEST_TEST, len(texts.items) // TEST_SHARE) if options.test_size is None else options.test_size
-    return Work(texts, dense, params.features.uses_tfidf, params.train.calibrate, asking, rounds, size)
+    guide = {name: guide_vectors(vectors, phrases) for name, phrases in asking.guide.items()}
+    return Work(texts, dense, params.features.uses_tfidf, params.train.calibrate, asking, rounds, size, guide)
 
 
 def _settings(texts: LabeledTexts, params: Params, work: Work, vectors: Vectors | None) -> dict[str, Any]:

@@ -39,6 +39,7 @@ def main(layout: Layout) -> None:
         labeled,
         params.schema_.labels,
         None if vectors is None else _vectors_of(layout, keys, vectors),
+        guided=read_json(layout.guided, {}),
         first=[row.item_id for row in unresolved if row.kind == "tie" and row.part == "pool"],
     )
     write_queries(layout.queries, _forecast(layout, vectors, queries))
