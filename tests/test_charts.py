@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from al_pipeline.charts import (
     CurvePoint,
     _apart,
+    comparison_png,
+    comparison_svg,
     histogram_svg,
     learning_curve_png,
     learning_curve_svg,
@@ -114,3 +116,17 @@ def test_saving_writes_the_picture(tmp_path):
 )
 def test_any_curve_is_drawn(curve):
     assert len(elements(learning_curve_svg("a", "macro-F1", curve, curve))) == 2
+
+
+def test_a_comparison_tells_every_strategy_from_the_others():
+    lines = {"random": BASELINE, **{f"arm_{number}": CURVE for number in range(7)}}
+    wide, narrow = elements(comparison_svg("c", "macro-F1", lines, full=0.95))
+    for drawing in (wide, narrow):
+        words = {text for element in drawing.iter() if (text := "".join(element.itertext()).strip())}
+        assert {"random", *(f"arm {number}" for number in range(7))} <= words
+    hues = set(re.findall(r"var\(--(\w+)\)", comparison_svg("c", "m", lines)))
+    assert hues >= {"accent", "second", "third", "fourth", "fifth", "sixth"}
+    assert comparison_svg("c", "m", lines, 0.9) == comparison_svg("c", "m", lines, 0.9)
+    assert comparison_png("m", lines).startswith(b"\x89PNG") and comparison_png("m", lines) != comparison_png(
+        "m", lines, 0.9
+    )
