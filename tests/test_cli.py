@@ -80,7 +80,20 @@ def one_object(text: str) -> Any:
 
 
 def test_the_commands_are_those_that_are_promised() -> None:
-    promised = {"init", "doctor", "ingest", "round", "status", "rounds", "report", "predict", "up", "down", "adopt"}
+    promised = {
+        "init",
+        "doctor",
+        "ingest",
+        "round",
+        "status",
+        "rounds",
+        "report",
+        "predict",
+        "simulate",
+        "up",
+        "down",
+        "adopt",
+    }
     assert promised | {"labelstudio"} <= COMMANDS.keys()
     assert {"labelstudio start", "labelstudio stop", "labelstudio invite", "labelstudio connect"} <= COMMANDS.keys()
     assert {"init", "doctor", "ingest", "round", "status", "rounds", "report", "up"} <= set(TAKES_JSON)
@@ -161,7 +174,7 @@ def test_the_tree_of_errors_is_drawn_whole() -> None:
         assert code is None or int(code.group(1)) == error.exit_code
 
 
-@pytest.mark.parametrize("name", sorted(set(TAKES_JSON) - {"init"}))
+@pytest.mark.parametrize("name", sorted(set(TAKES_JSON) - {"init", "simulate"}))
 def test_outside_a_workspace_every_command_says_so_in_json(al: Al, name: str) -> None:
     needed = {"ingest": ["a.csv"], "labelstudio invite": ["ann@example.org"], "diff": ["0", "1"], "log": ["x"]}
     said = al(*name.split(), *needed.get(name, []), "--json")
@@ -234,6 +247,12 @@ def steering(text: str) -> list[str]:
     return [character for character in text if not character.isprintable() and character != "\n"]
 
 
+ACCURACY = {
+    "first_round": 1, "last_round": 3, "asked": 52, "answered": 50, "right": 45,
+    "accuracy": 0.9, "low": 0.8, "high": 0.95,
+}  # fmt: skip
+
+
 def found_status(**changes: Any) -> dict[str, Any]:
     numbers = dict.fromkeys(("pool", "labelled", "pending", "ignored", "unlabelled", "test", "test_labelled"), 7)
     words = {"round": 1, "state": "open", "settled": 1, "tasks": 2, "next": HOSTILE, "promoted": None, "metrics": {}}
@@ -243,6 +262,9 @@ def found_status(**changes: Any) -> dict[str, Any]:
         "busy": {"purpose": HOSTILE, "since": HOSTILE},
         "label_studio_url": HOSTILE,
         "prefect_url": None,
+        "running": dict.fromkeys(("whole", "recent"), ACCURACY),
+        "saved": {"sentence": HOSTILE},
+        "asked_by": {"strategy": HOSTILE, "reason": HOSTILE},
     }
     return {**numbers, **words, **more, **changes}
 
@@ -253,7 +275,10 @@ def test_texts_of_others_do_not_steer_the_terminal(al: Al, monkeypatch: pytest.M
     said = al("status")
     assert said.code == 0
     assert steering(said.out) == []
-    assert said.out.count("[bold]loud[/bold] [/] [link=http://evil]here[/link]") == 6, "shown as it was written"
+    assert said.out.count("[bold]loud[/bold] [/] [link=http://evil]here[/link]") == 9, "shown as it was written"
+    assert "running accuracy: 0.900 (0.800–0.950), rounds 1 to 3: 50 of 52 random questions" in " ".join(
+        said.out.split()
+    )
     assert one_object(al("status", "--json").out)["next"] == HOSTILE, "machines get it whole"
 
 

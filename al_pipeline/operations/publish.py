@@ -53,7 +53,7 @@ def decide_and_plan(
         "metrics": read_json(layout.metrics),
         "next_batch": read_json(layout.choice),
         "control": read_json(layout.control),
-        "running": _running(layout, git, params, number),
+        "running": _running(layout, git, history, params, number),
     }
     if number is not None:
         record["decision"] = _held(_decide(layout, git, history, params), history.holding).to_row()
@@ -153,13 +153,16 @@ def _void_tasks(events: list[Event]) -> set[str]:
     return heard - {event.annotation_key.rpartition("#")[0] for event in active(events)}
 
 
-def _running(layout: Layout, git: Git, params: Params, number: int | None) -> dict[str, Any] | None:
+def _running(layout: Layout, git: Git, history: History, params: Params, number: int | None) -> dict[str, Any] | None:
     """How right models were about the random slices up to round `number`, by today's labels."""
+    if number is None:
+        return None
     labels = {row.item_id: row.label for row in read_labeled(layout.labeled)}
     forecasts = [
         Forecast(task.round, task.predicted, labels.get(task.item_id))
         for task in read_plans(git).values()
-        if number is not None and task.round <= number and task.strategy == RANDOM_SLICE and task.predicted is not None
+        if task.round <= number and task.round not in history.abandoned
+        if task.strategy == RANDOM_SLICE and task.predicted is not None
     ]
     found = running_accuracy(forecasts, params.evaluate.confidence)
     return None if found is None else found.to_row()
