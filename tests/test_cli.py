@@ -265,6 +265,8 @@ def found_status(**changes: Any) -> dict[str, Any]:
         "running": dict.fromkeys(("whole", "recent"), ACCURACY),
         "saved": {"sentence": HOSTILE},
         "asked_by": {"strategy": HOSTILE, "reason": HOSTILE},
+        "paused": None,
+        "held": None,
     }
     return {**numbers, **words, **more, **changes}
 
