@@ -14,34 +14,19 @@ from pathlib import Path
 
 import pytest
 from embedded import REPOSITORY, LabelStudioServer, PrefectServer, seed_templates
-from harness import copy_workspace, play, small_workspace
+from harness import ENVIRONMENT, NOT_THE_USERS, copy_workspace, play, small_workspace
 
 from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.workspace import Workspace
 
-_ENVIRONMENT = {
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "MPLBACKEND": "agg",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "GIT_AUTHOR_NAME": "Test",
-    "GIT_AUTHOR_EMAIL": "test@example.com",
-    "GIT_COMMITTER_NAME": "Test",
-    "GIT_COMMITTER_EMAIL": "test@example.com",
-    "GIT_CONFIG_GLOBAL": os.devnull,
-    "GIT_CONFIG_NOSYSTEM": "1",
-}
-_NOT_THE_USERS = ("AL_LABEL_STUDIO_URL", "AL_LABEL_STUDIO_TOKEN", "AL_WORKSPACE", "PREFECT_API_URL", "PREFECT_PROFILE")
 _SCRATCH = pytest.StashKey[str]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Set the environment before a test module is imported: some libraries read it only then."""
-    for name in _NOT_THE_USERS:
+    for name in NOT_THE_USERS:
         os.environ.pop(name, None)
-    os.environ.update(_ENVIRONMENT)
+    os.environ.update(ENVIRONMENT)
     os.environ.setdefault("AL_LABEL_STUDIO_VENV", str(REPOSITORY / ".venv-label-studio"))
     config.stash[_SCRATCH] = tempfile.mkdtemp(prefix="al-tests-")
     os.environ["AL_HOME"] = f"{config.stash[_SCRATCH]}/al"

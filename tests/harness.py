@@ -18,6 +18,25 @@ from al_pipeline.operations.tick import TickReport, tick
 from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.workspace import Workspace, open_workspace
 
+ENVIRONMENT = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MPLBACKEND": "agg",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "GIT_AUTHOR_NAME": "Test",
+    "GIT_AUTHOR_EMAIL": "test@example.com",
+    "GIT_COMMITTER_NAME": "Test",
+    "GIT_COMMITTER_EMAIL": "test@example.com",
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_NOSYSTEM": "1",
+}
+"""What every test runs under: quiet, offline, with a git identity that is not the user's."""
+
+NOT_THE_USERS = ("AL_LABEL_STUDIO_URL", "AL_LABEL_STUDIO_TOKEN", "AL_WORKSPACE", "PREFECT_API_URL", "PREFECT_PROFILE")
+"""Variables that would lead a test to the user's own servers and workspace."""
+
 WORDS = {
     "ham": ("meeting agenda tomorrow", "project report please", "lunch on friday", "minutes of the call"),
     "spam": ("win money now", "cheap pills click", "free offer today", "claim your prize"),
