@@ -438,6 +438,23 @@ def test_what_a_killed_tick_left_is_ended_first(dvc: Dvc) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("left", ["", '{"read": {"/data'])
+def test_a_list_of_locks_that_a_kill_tore_is_removed(dvc: Dvc, left: str) -> None:
+    """DVC itself stops at it for ever."""
+    path = dvc.root / ".dvc/tmp/rwlock"
+    path.write_text(left)
+    with pytest.raises(RepositoryError, match="RWLock"):
+        dvc.changed()
+    dvc.close()
+    dvc.end_previous()
+    assert dvc.changed() is not None
+    dvc.close()
+    path.write_text('{"read": {}, "write": {}}')
+    dvc.end_previous()
+    assert path.exists(), "one that is whole stays: it may be that of somebody's own DVC"
+
+
+@pytest.mark.slow
 def test_a_reader_leaves_what_a_tick_wrote_down(dvc: Dvc) -> None:
     assert dvc.changed("good") == {}
     pid = running(dvc)

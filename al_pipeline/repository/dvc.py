@@ -9,6 +9,7 @@ import os
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +24,7 @@ from al_pipeline.repository.git import NOT_OURS
 _STAGE_TIMEOUT = 6 * 3600.0
 _TRANSFER_TIMEOUT = 6 * 3600.0
 _TIMEOUT = 600.0
+_SECOND_LOOK = 0.5
 
 
 _STAND_ALONE = """
@@ -98,6 +100,17 @@ class Dvc:
         """End a DVC process, with its stage, that a killed tick left. Call only while holding the workspace's lock."""
         if self.state is not None:
             child.end_remembered(self.state)
+        self._clear_torn_lock()
+
+    def _clear_torn_lock(self) -> None:
+        """Remove DVC's list of locks where a kill or a full disk tore it: DVC writes it in place, and then reads it no
+        more. What it held belonged to a process that is gone; a live one is through with writing at the second look.
+        """
+        path = self.root / ".dvc/tmp/rwlock"
+        if _is_torn(path):
+            time.sleep(_SECOND_LOOK)
+            if _is_torn(path):
+                path.unlink(missing_ok=True)
 
     def repro(self, stage: str, *, force: bool = False, run_cache: bool = True) -> None:
         """Bring one stage up to date. Raises StageFailed with the last lines that it printed."""
@@ -248,6 +261,16 @@ def digest(path: Path) -> str | None:
 
 
 _md5 = partial(hashlib.md5, usedforsecurity=False)
+
+
+def _is_torn(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        return True
+    return False
 
 
 def _inherited() -> dict[str, str]:
