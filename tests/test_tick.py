@@ -43,6 +43,16 @@ def test_rounds_are_published_complete_and_clean(undisturbed: Workspace) -> None
     assert found["promoted"] in git.tags()
 
 
+def test_a_tick_leaves_nothing_behind_that_the_git_remote_lacks(template: Any, tmp_path: Path) -> None:
+    """The commit that names Label Studio's project comes last of all."""
+    workspace = copy_workspace(template, tmp_path)
+    git = Git(workspace.layout.root)
+    subprocess.run(["git", "init", "-q", "--bare", "--initial-branch=main", str(tmp_path / "bare.git")], check=True)
+    git.run("remote", "add", "origin", str(tmp_path / "bare.git"))
+    tick(workspace, SimulatedOracle)
+    assert Git(tmp_path / "bare.git").run("rev-parse", "main").stdout.strip() == git.head()
+
+
 def test_plans_never_repeat_an_item_and_test_items_are_never_queried(undisturbed: Workspace) -> None:
     git = Git(undisturbed.layout.root)
     plans = [read_plan(git, number) for number in range(3)]

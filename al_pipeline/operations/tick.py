@@ -315,6 +315,7 @@ def _connect(session: _Session) -> None:
         write_json(layout.project, found)
     if session.git.changed([layout.project]):
         session.git.commit(f"Use Label Studio's project {found['project_id']}", [layout.project])
+        session.done.discard(Step.SYNC)
 
 
 def _with_label_studio(step: Step, session: _Session, planned: int) -> None:
