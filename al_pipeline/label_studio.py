@@ -439,7 +439,8 @@ def _failure(what: str, url: str, status: int | None) -> Exception:
             f"{what}: {url} answered {status} with something that is not Label Studio's; "
             "is the address right, or a log-in page in between?"
         )
-    return LabelStudioDown(f"{what}: Label Studio at {url} failed (status {status})")
+    why = "asks us to wait" if status == 429 else "failed; its own log says why"
+    return LabelStudioDown(f"{what}: Label Studio at {url} {why} (status {status}). Nothing is lost: try again later")
 
 
 def _filter(column: str, operator: str, kind: str, value: Any) -> dict[str, Any]:
