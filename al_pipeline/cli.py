@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from al_pipeline.errors import AlError, Locked, NothingToDo, UsageError, WorldError
+from al_pipeline.errors import AlError, Locked, UsageError, WorldError
 
 if TYPE_CHECKING:
     from al_pipeline.layout import Layout
@@ -691,18 +691,21 @@ def resume(reason: Annotated[str, typer.Option(help="Why; kept for ever.")] = ""
 
 
 @app.command()
-def adopt() -> None:
+def adopt(
+    new_project: Annotated[
+        bool,
+        typer.Option("--new-project", help="The project is gone for good: the next round makes a new one."),
+    ] = False,
+) -> None:
     """Make this clone the one that writes to the Label Studio project; the other clones become read-only towards it."""
-    from al_pipeline.files import read_json
-    from al_pipeline.operations.connect import connect
-    from al_pipeline.oracle import ProjectRef
+    from al_pipeline.operations.connect import adopt as take
+    from al_pipeline.operations.connect import leave_project
 
     workspace = _workspace()
-    known = read_json(workspace.layout.project)
-    if not known:
-        raise NothingToDo("there is no project yet; `al round` makes one")
-    connect(workspace).adopt(ProjectRef(**known), workspace.id, workspace.clone_id)
-    _say(f"This clone now writes to project {known['project_id']}.")
+    if new_project:
+        number = leave_project(workspace)
+        return _say(f"Project {number} is left; [bold]al round[/] makes a new one and asks again what is open.")
+    _say(f"This clone now writes to project {take(workspace)}.")
 
 
 @labelstudio.command("start")

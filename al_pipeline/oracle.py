@@ -203,7 +203,8 @@ def missing_project(ref: ProjectRef) -> ForeignProject:
     """The error for a project that is not on its server."""
     return ForeignProject(
         f"Label Studio has no project {ref.project_id} that we may see (project {ref.project_uid}): deleted, "
-        "or another server; nothing was changed. `al doctor` shows the address in use"
+        "or another server; nothing was changed. `al doctor` shows the address in use. If it is gone for good, "
+        "`al adopt --new-project`: what was pulled stays, and what is open is asked again in a new one"
     )
 
 

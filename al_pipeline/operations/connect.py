@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from al_pipeline.errors import LabelStudioRefused
+from al_pipeline.errors import LabelStudioRefused, NothingToDo
+from al_pipeline.files import read_json, write_json
+from al_pipeline.lock import locked
+from al_pipeline.oracle import ProjectRef
+from al_pipeline.repository import Git
 from al_pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -23,3 +27,30 @@ def connect(workspace: Workspace) -> LabelStudioOracle:
             f"`al labelstudio connect URL` takes yours, or set {variables}"
         )
     return LabelStudioOracle(known["url"], known["token"], workspace.params.label_studio.timeout_seconds)
+
+
+def adopt(workspace: Workspace) -> int:
+    """Make this clone the one that writes to the project; the project's number. Raises NothingToDo, ForeignProject."""
+    ref = _known(workspace)
+    with connect(workspace) as oracle:
+        oracle.adopt(ref, workspace.id, workspace.clone_id)
+    return ref.project_id
+
+
+def leave_project(workspace: Workspace) -> int:
+    """Forget a project that is gone; its number. A later tick makes another (or finds it again, if it is there).
+
+    Answers that were pulled stay, and count for the tasks that they were given to.
+    """
+    with locked(workspace.layout.lock, "al adopt"):
+        number = _known(workspace).project_id
+        write_json(workspace.layout.project, {})
+        Git(workspace.layout.root).commit(f"Leave Label Studio's project {number}", [workspace.layout.project])
+    return number
+
+
+def _known(workspace: Workspace) -> ProjectRef:
+    known = read_json(workspace.layout.project)
+    if not known:
+        raise NothingToDo("there is no project yet; `al round` makes one")
+    return ProjectRef(**known)
