@@ -12,12 +12,21 @@ from typing import Any
 import pytest
 from harness import Killed, answer_all, change_params, copy_workspace, play, write_pool
 
-from al_pipeline.errors import EngineChanged, ForeignEdit, LabelStudioDown, Locked, StageFailed
+from al_pipeline.errors import (
+    EngineChanged,
+    ForeignEdit,
+    ForeignProject,
+    LabelStudioDown,
+    Locked,
+    NothingToDo,
+    StageFailed,
+)
 from al_pipeline.files import read_json, sha256_tree, write_json
 from al_pipeline.layout import STAGES
 from al_pipeline.lifecycle import Step
 from al_pipeline.lock import locked
 from al_pipeline.operations.close import bring_sources, check_sources
+from al_pipeline.operations.connect import leave_project
 from al_pipeline.operations.history import read_history, read_plan
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.status import status
@@ -51,6 +60,50 @@ def test_a_tick_leaves_nothing_behind_that_the_git_remote_lacks(template: Any, t
     git.run("remote", "add", "origin", str(tmp_path / "bare.git"))
     tick(workspace, SimulatedOracle)
     assert Git(tmp_path / "bare.git").run("rev-parse", "main").stdout.strip() == git.head()
+
+
+def test_an_edit_made_while_a_round_is_built_is_named_and_not_published(template: Any, tmp_path: Path) -> None:
+    workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
+    tick(workspace, lambda: oracle)
+    answer_all(oracle, truth)
+    plan = workspace.layout.plan(0)
+    right = plan.read_text()
+
+    def editing(name: str, action: Callable[[], Any], /) -> Any:
+        if name == "train":
+            plan.write_text(right.replace("mail", "male", 1))
+        return action()
+
+    with pytest.raises(ForeignEdit, match=r"rounds/0000/plan\.jsonl"):
+        tick(open_workspace(workspace.layout.root), lambda: oracle, run=editing)
+    assert Git(workspace.layout.root).tags() == {}
+    plan.write_text(right)
+    assert tick(open_workspace(workspace.layout.root), lambda: oracle).published == (0,)
+
+
+def test_a_project_that_is_gone_is_left_by_command_and_its_answers_stay(template: Any, tmp_path: Path) -> None:
+    workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
+    with pytest.raises(NothingToDo, match="al round"):
+        leave_project(workspace)
+    tick(workspace, lambda: oracle)
+    leave_project(workspace)
+    tick(workspace, lambda: oracle)
+    assert list(oracle.projects) == [1], "a project that is still there is found again"
+    for key in oracle.queue("ann")[:5]:
+        oracle.answer(key, "ann", truth[key.rsplit(":", 1)[1]])
+    tick(workspace, lambda: oracle)
+    del oracle.projects[1]
+    with pytest.raises(ForeignProject, match="al adopt --new-project"):
+        tick(workspace, lambda: oracle)
+    leave_project(workspace)
+    assert Git(workspace.layout.root).run("status", "--porcelain").stdout == ""
+    report = tick(workspace, lambda: oracle)
+    assert (report.state, report.pulled, len(oracle.queue("ann"))) == ("open", {}, 22), "all of it is asked again"
+    assert status(workspace)["settled"] == 5
+    for key in oracle.queue("ann")[5:]:
+        oracle.answer(key, "ann", truth[key.rsplit(":", 1)[1]])
+    assert tick(workspace, lambda: oracle).published == (0,)
+    assert len(read_labeled(workspace.layout.labeled)) == 10, "the five from the old project count"
 
 
 def test_plans_never_repeat_an_item_and_test_items_are_never_queried(undisturbed: Workspace) -> None:

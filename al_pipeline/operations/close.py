@@ -6,7 +6,7 @@ Can be killed at any line and repeated: parts are added by content, and the mark
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -115,6 +115,15 @@ def foreign_edits(layout: Layout, git: Git) -> list[str]:
     """
     own = {path.relative_to(layout.root).as_posix() for path in (layout.project, layout.rulings)}
     return [name for name in git.changed(layout.owned) if not own & {name, str(PurePosixPath(name).parent)}]
+
+
+def refuse_edits(changed: Collection[str]) -> None:
+    """Raise ForeignEdit, naming the files, where there are any."""
+    if changed:
+        raise ForeignEdit(
+            f"changed by somebody else: {', '.join(sorted(changed)[:5])}. `git diff` shows what; "
+            "`git checkout -- FILE` (or deleting a file that git does not know) takes it back"
+        )
 
 
 def bring_sources(layout: Layout, dvc: Dvc) -> None:

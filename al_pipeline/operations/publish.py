@@ -18,6 +18,7 @@ from al_pipeline.items import count_items, fetch, read_ids
 from al_pipeline.labels import CONTROLS, active
 from al_pipeline.layout import Layout
 from al_pipeline.ledger import read_events, read_refused
+from al_pipeline.operations.close import foreign_edits, refuse_edits
 from al_pipeline.operations.history import History, Record, read_plans
 from al_pipeline.params import Params
 from al_pipeline.records import RANDOM_SLICE, Event, PlannedTask, push_key, round_name
@@ -61,12 +62,26 @@ def decide_and_plan(
 
 
 def publish(workspace: Workspace, git: Git, dvc: Dvc, number: int | None) -> str:
-    """Push the data, prove that the remote has it, commit; returns the commit. Data before pointers."""
+    """Push the data, prove that the remote has it, commit; returns the commit. Data before pointers.
+
+    Raises ForeignEdit where somebody changed, while the round was built, a file that no build writes.
+    """
     layout = workspace.layout
+    refuse_edits(set(foreign_edits(layout, git)) - _written(layout, number))
     dvc.push()
     dvc.verify_remote()
     message = "Plan round-0000, before any label" if number is None else _message(read_json(layout.record(number)))
     return git.commit(message, [*layout.owned, layout.params, layout.dvc_yaml])
+
+
+def _written(layout: Layout, number: int | None) -> set[str]:
+    """The files that the build of a round, and the decision about it, write."""
+    upcoming = 0 if number is None else number + 1
+    record = layout.genesis if number is None else layout.record(number)
+    results = (layout.metrics, layout.metrics_csv, layout.predictions, layout.histogram)
+    pointers = (path.parent / f"{path.name}.dvc" for path in layout.sources)
+    written = (layout.engine, layout.dvc_lock, layout.overrides, *results, *pointers, record, layout.plan(upcoming))
+    return {path.relative_to(layout.root).as_posix() for path in written}
 
 
 def tag(git: Git, layout: Layout, number: int) -> None:

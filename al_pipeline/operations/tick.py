@@ -27,7 +27,14 @@ from al_pipeline.ledger import known_ids, read_events, read_refused
 from al_pipeline.lifecycle import BUILD, Closing, Facts, State, Step, Wait, close_reason, next_step, state
 from al_pipeline.lock import locked
 from al_pipeline.operations import build, publish
-from al_pipeline.operations.close import bring_sources, check_sources, close, foreign_edits, is_closed
+from al_pipeline.operations.close import (
+    bring_sources,
+    check_sources,
+    close,
+    foreign_edits,
+    is_closed,
+    refuse_edits,
+)
 from al_pipeline.operations.guess import guess
 from al_pipeline.operations.history import History, read_history, read_plan, read_plans
 from al_pipeline.operations.pull import pull
@@ -421,11 +428,7 @@ def check_owned(workspace: Workspace, git: Git, dvc: Dvc, history: History, now:
         return
     if git.head() is None:
         raise ForeignEdit(f"{layout.root} has no commit; was `al init` interrupted? Run it again")
-    if changed := foreign_edits(layout, git):
-        raise ForeignEdit(
-            f"changed by somebody else: {', '.join(changed[:5])}. `git diff` shows what; "
-            "`git checkout -- FILE` (or deleting a file that git does not know) takes it back"
-        )
+    refuse_edits(foreign_edits(layout, git))
     bring_sources(layout, dvc)
     check_sources(layout, dvc)
 
