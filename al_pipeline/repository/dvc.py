@@ -25,6 +25,7 @@ _STAGE_TIMEOUT = 6 * 3600.0
 _TRANSFER_TIMEOUT = 6 * 3600.0
 _TIMEOUT = 600.0
 _SECOND_LOOK = 0.5
+_ADVERTISEMENT = "Having any troubles? "
 
 
 _STAND_ALONE = """
@@ -125,7 +126,7 @@ class Dvc:
 
     def push(self, *targets: str) -> None:
         """Copy what the work tree's `.dvc` files and `dvc.lock` name to the default remote."""
-        self._checked(["push", *targets], "push", _TRANSFER_TIMEOUT)
+        self._checked(["push", *targets], "push", _TRANSFER_TIMEOUT, mend="; `al doctor` tries the remote")
 
     def missing_in_remote(self) -> list[str]:
         """What the work tree's records name and the default remote lacks."""
@@ -166,7 +167,7 @@ class Dvc:
 
     def pull(self, *targets: str) -> None:
         """Bring back data that the work tree lacks."""
-        self._checked(["pull", *targets], "pull", _TRANSFER_TIMEOUT)
+        self._checked(["pull", *targets], "pull", _TRANSFER_TIMEOUT, mend="; `al doctor` tries the remote")
 
     def checkout(self, *targets: str) -> None:
         """Make the work tree's data what its records say; refuses to lose data that is nowhere else."""
@@ -190,9 +191,10 @@ class Dvc:
         )
 
     def _checked(self, arguments: list[str], name: str, timeout: float = _TIMEOUT) -> None:
+    def _checked(self, arguments: list[str], name: str, timeout: float = _TIMEOUT, mend: str = "") -> None:
         code, said = self._command(arguments, timeout)
         if code:
-            raise RepositoryError(f"dvc {name} failed ({code}): {said}")
+            raise RepositoryError(f"dvc {name} failed ({code}): {said}{mend}")
 
     def _json(self, arguments: list[str], name: str, timeout: float) -> dict[str, object]:
         code, said = self._command(arguments, timeout)
@@ -217,12 +219,16 @@ class Dvc:
         with self.log.open("rb") as log:
             log.seek(begin)
             said = log.read().decode("utf-8", "replace").strip()
+        said = "\n".join(line for line in said.splitlines() if line and not line.startswith(_ADVERTISEMENT))
         said = "\n".join(said.splitlines()[-15:])
         if reply:
             return json.loads(reply), said
         self.close()
         why = "ended in the middle" if reply == "" else f"did not end within {timeout:.0f} s and was stopped"
-        raise RepositoryError(f"the DVC process {why} at `dvc {' '.join(arguments[:4])}`: {said}")
+        raise RepositoryError(
+            f"the DVC process {why} at `dvc {' '.join(arguments[:4])}` (its log is {self.log}); nothing is lost, "
+            f"the next `al round` goes on: {said}"
+        )
 
     def _start(self) -> subprocess.Popen[str]:
         if self._process is not None:
