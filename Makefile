@@ -19,13 +19,14 @@ TOOLS := .venv/.tools
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: help demo test test-fast check format setup tools clean distclean
+.PHONY: help demo test test-fast chaos check format setup tools clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       a spam filter taught by active learning; again: the next round"
 	@echo "make test       every test, the real Label Studio, Prefect, git and DVC included"
 	@echo "make test-fast  the tests that need no server; under a minute"
+	@echo "make chaos      200 kills and every other fault that we know, within an hour; goes on where it was stopped"
 	@echo "make check      ruff, mypy, the import rules"
 	@echo "make format     put the code into ruff's form"
 	@echo "make setup      the two environments alone"
@@ -39,6 +40,9 @@ test: setup
 
 test-fast: $(MAIN)
 	@$(BIN)/python -m pytest --numprocesses auto -m "not server and not slow and not browser" $(PYTEST)
+
+chaos: setup
+	@PYTHONPATH=.:tests $(BIN)/python -m chaos $(CHAOS)
 
 check: $(MAIN)
 	@$(BIN)/ruff check .

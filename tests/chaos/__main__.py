@@ -1,0 +1,89 @@
+"""`make chaos`: play every scenario that has no outcome yet, then write and print the table.
+
+    python -m chaos [--fresh] [--failed] [--only REGEX] [--workers 2]
+
+Outcomes are appended to .cache/chaos/outcomes.jsonl as they come, so that an interrupted run goes on where it was. They
+count for the product whose sources were attacked: change a line of it, and all is to be played again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from embedded import REPOSITORY
+from harness import ENVIRONMENT, NOT_THE_USERS
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from benchmarks.record import record
+from chaos.reference import make_reference
+from chaos.suite import (
+    Outcome,
+    append_outcome,
+    figures,
+    play_all,
+    product_digest,
+    read_outcomes,
+    scenarios,
+    table,
+)
+
+OUTCOMES = REPOSITORY / ".cache/chaos/outcomes.jsonl"
+
+
+def main() -> int:
+    """Play; 0 where everything was survived."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fresh", action="store_true", help="forget earlier outcomes")
+    parser.add_argument("--failed", action="store_true", help="play those that failed again, too")
+    parser.add_argument("--only", default="", help="scenarios whose name or kind matches this; writes no record")
+    parser.add_argument("--workers", type=int, default=2, help="scenarios at once")
+    parser.add_argument("--outcomes", type=Path, default=OUTCOMES)
+    options = parser.parse_args()
+    for name in NOT_THE_USERS:
+        os.environ.pop(name, None)
+    os.environ.update(ENVIRONMENT)
+    os.environ.setdefault("AL_LABEL_STUDIO_VENV", str(REPOSITORY / ".venv-label-studio"))
+    if options.fresh:
+        options.outcomes.unlink(missing_ok=True)
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="al-chaos-") as folder:
+        os.environ["AL_HOME"] = f"{folder}/home"
+        outcomes = _play(options, Path(folder), console)
+    told = figures(list(outcomes.values()))
+    console.print(table(told))
+    for outcome in outcomes.values():
+        if outcome.why:
+            console.print(f"[red]not survived:[/] {outcome.name}: {outcome.why}", markup=True, highlight=False)
+    if not options.only:
+        console.print(str(record("chaos", told).relative_to(REPOSITORY)))
+    return 1 if told["failed"] else 0
+
+
+def _play(options: argparse.Namespace, folder: Path, console: Console) -> dict[str, Outcome]:
+    """What every scenario that was asked for came to."""
+    product = product_digest()
+    known = read_outcomes(options.outcomes, product)
+    with console.status("The run that nobody disturbs"):
+        reference = make_reference(folder / "reference")
+    asked = [s for s in scenarios(reference) if re.search(options.only, f"{s.name} | {s.kind}")]
+    todo = [s for s in asked if s.name not in known or (options.failed and known[s.name].why)]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task("scenarios", total=len(asked), completed=len(asked) - len(todo))
+        for outcome in play_all(reference, todo, folder, options.workers, product):
+            append_outcome(options.outcomes, outcome)
+            known[outcome.name] = outcome
+            if outcome.why:
+                bar.console.print(f"[red]not survived:[/] {outcome.name}", highlight=False)
+            bar.update(task, advance=1, description=outcome.name[:44].ljust(44))
+    return {scenario.name: known[scenario.name] for scenario in asked}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""`al` itself, which may talk to the twin, die or stop at the boundary of a step, and live by another clock.
+
+CHAOS_TWIN=SOCKET                 talk to a TwinServer instead of Label Studio
+CHAOS_AT=before:publish:1:die     before (or after) that step's first (second, …) time: kill -9 of itself, or
+CHAOS_AT=after:train:1:stop       SIGSTOP of itself, so that somebody can do something before SIGCONT
+CHAOS_AT=before:*:0:stop          before every step; its name goes to CHAOS_STEPS first
+CHAOS_CLOCK=-86400                the tick's clock is that many seconds ahead
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from al_pipeline import cli
+from al_pipeline.operations import connect, tick
+
+
+def main() -> None:
+    """Arm what the environment asks for, then be `al`."""
+    if address := os.environ.get("CHAOS_TWIN"):
+        from chaos.twin import TwinOracle
+
+        connect.connect = lambda _workspace: TwinOracle(address)  # type: ignore[assignment, return-value]
+    if at := os.environ.get("CHAOS_AT"):
+        _arm(*at.split(":"))
+    if ahead := os.environ.get("CHAOS_CLOCK"):
+        moved = timedelta(seconds=float(ahead))
+        tick.tick.__kwdefaults__["now"] = lambda: datetime.now(UTC) + moved
+    cli.main()
+
+
+def _arm(moment: str, step: str, time: str, deed: str) -> None:
+    """Strike at the `time`-th `step`; with `*` before each of them."""
+    take, taken = tick._take, Counter[str]()
+    number = signal.SIGKILL if deed == "die" else signal.SIGSTOP
+
+    def strike(name: str) -> None:
+        if step == "*":
+            with Path(os.environ["CHAOS_STEPS"]).open("a", encoding="ascii") as steps:
+                steps.write(f"{name}\n")
+        os.kill(os.getpid(), number)
+
+    def armed(now: Any, session: Any, facts: Any) -> Any:
+        name = str(now)
+        taken[name] += 1
+        due = step == "*" or (name == step and taken[name] == int(time))
+        if due and moment == "before":
+            strike(name)
+        found = take(now, session, facts)
+        if due and moment == "after":
+            strike(name)
+        return found
+
+    tick._take = armed
+
+
+if __name__ == "__main__":
+    main()

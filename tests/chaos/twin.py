@@ -1,0 +1,130 @@
+"""The simulated Label Studio in a process of its own: it outlives those who talk to it, as a server does."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Collection, Iterator, Sequence
+from multiprocessing.connection import Client, Connection, Listener
+from pathlib import Path
+from typing import Any, Self
+
+from al_pipeline.oracle import ProjectRef, SimulatedOracle
+from al_pipeline.params import Schema
+from al_pipeline.records import AnsweredTask, Task, TaskState
+
+LATENCY = 0.02
+"""Seconds that each call takes, before and after it is carried out: time for a kill to strike in the middle."""
+
+
+class TwinServer:
+    """Serves a SimulatedOracle at a socket, one call at a time; a dead caller's call is carried out too."""
+
+    def __init__(self, oracle: SimulatedOracle) -> None:
+        self.oracle = oracle
+        self.lock = threading.Lock()
+        """Held during each call; hold it to look at the oracle."""
+        self._folder = Path(tempfile.mkdtemp(prefix="al-twin-"))
+        self.address = self._folder / "socket"
+        self._listener = Listener(str(self.address), "AF_UNIX")
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection = self._listener.accept()
+            except OSError:  # closed
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: Connection) -> None:
+        with connection, contextlib.suppress(EOFError, OSError):
+            while True:
+                name, arguments = connection.recv()
+                connection.send(self._call(name, arguments))
+
+    def _call(self, name: str, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
+        time.sleep(LATENCY)
+        with self.lock:
+            try:
+                found = getattr(self.oracle, name)(*arguments)
+                reply = True, list(found) if isinstance(found, Iterator) else found
+            except Exception as error:
+                reply = False, error
+        time.sleep(LATENCY)
+        return reply
+
+
+class TwinOracle:
+    """The Oracle that asks a TwinServer."""
+
+    def __init__(self, address: str) -> None:
+        self._connection = Client(address, "AF_UNIX")
+
+    def _ask(self, name: str, *arguments: Any) -> Any:
+        self._connection.send((name, arguments))
+        well, found = self._connection.recv()
+        if not well:
+            raise found
+        return found
+
+    def ensure_project(
+        self,
+        workspace_id: str,
+        clone_id: str,
+        schema: Schema,
+        overlap: int,
+        show_guess: bool,
+        known: ProjectRef | None,
+    ) -> ProjectRef:
+        """See Oracle."""
+        found: ProjectRef = self._ask("ensure_project", workspace_id, clone_id, schema, overlap, show_guess, known)
+        return found
+
+    def check(self, ref: ProjectRef, workspace_id: str, clone_id: str | None = None) -> None:
+        """See Oracle."""
+        self._ask("check", ref, workspace_id, clone_id)
+
+    def adopt(self, ref: ProjectRef, workspace_id: str, clone_id: str) -> None:
+        """See Oracle."""
+        self._ask("adopt", ref, workspace_id, clone_id)
+
+    def task_states(self, ref: ProjectRef, round: int | None = None) -> Iterator[TaskState]:
+        """See Oracle."""
+        return iter(self._ask("task_states", ref, round))
+
+    def import_tasks(self, ref: ProjectRef, tasks: Sequence[Task]) -> None:
+        """See Oracle."""
+        self._ask("import_tasks", ref, tasks)
+
+    def answered(self, ref: ProjectRef, since: str | None) -> Iterator[AnsweredTask]:
+        """See Oracle."""
+        return iter(self._ask("answered", ref, since))
+
+    def answered_by_key(self, ref: ProjectRef, push_keys: Collection[str]) -> Iterator[AnsweredTask]:
+        """See Oracle."""
+        return iter(self._ask("answered_by_key", ref, sorted(push_keys)))
+
+    def retire(self, ref: ProjectRef, task_ids: Sequence[int]) -> None:
+        """See Oracle."""
+        self._ask("retire", ref, task_ids)
+
+    def delete_tasks(self, ref: ProjectRef, task_ids: Sequence[int]) -> int:
+        """See Oracle."""
+        deleted: int = self._ask("delete_tasks", ref, task_ids)
+        return deleted
+
+    def close(self) -> None:
+        """See Oracle."""
+        self._connection.close()
