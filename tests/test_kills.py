@@ -81,6 +81,35 @@ def _project(workspace: Workspace) -> Any:
     return ProjectRef(**read_json(workspace.layout.project))
 
 
+@pytest.mark.parametrize("rest", [0.0, 0.6])
+def test_records_of_dvc_that_a_kill_tore_are_put_back(
+    template: Any, undisturbed: Workspace, tmp_path: Path, rest: float
+) -> None:
+    """DVC writes dvc.lock and *.dvc in place: killed then, it leaves a part of them, or nothing."""
+    workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
+    layout = workspace.layout
+    tick(workspace, lambda: oracle)
+    answer_all(oracle, truth)
+
+    def tear(path: Path) -> None:
+        text = path.read_text()
+        path.write_text(text[: int(len(text) * rest)])
+
+    for step, path in (("close", layout.root / "data/events.dvc"), ("train", layout.dvc_lock)):
+
+        def tearing(name: str, action: Callable[[], Any], /, step: str = step, path: Path = path) -> Any:
+            if name != step:
+                return action()
+            write_json(layout.closing, {"selects_for": 1}) if step == "close" else action()
+            tear(path)
+            raise Killed
+
+        with pytest.raises(Killed):
+            tick(open_workspace(layout.root), lambda: oracle, run=tearing)
+    assert tick(open_workspace(layout.root), lambda: oracle).published == (0,)
+    assert results(workspace, 0) == results(undisturbed, 0)
+
+
 BUILD_STEPS = ("close", "encoder", *STAGES, "decide", "publish", "tag")
 
 

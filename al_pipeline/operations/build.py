@@ -4,19 +4,49 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from al_pipeline import child
 from al_pipeline.engine import STAGE_ENVIRONMENT, current_engine, write_engine
 from al_pipeline.environment import Engine
 from al_pipeline.errors import StageFailed
-from al_pipeline.files import read_json, sha256_bytes, sha256_file, write_json
+from al_pipeline.files import read_json, sha256_bytes, sha256_file, write_json, write_text
 from al_pipeline.layout import Layout
 from al_pipeline.lifecycle import BUILD, Step
 from al_pipeline.params import Features
-from al_pipeline.repository import Dvc
+from al_pipeline.repository import Dvc, Git
 
 _ENCODE_TIMEOUT = 24 * 3600.0
+
+
+def mend_torn(layout: Layout, git: Git) -> None:
+    """Put DVC's records back where a kill tore them, as they were committed: DVC writes them in place, and stops at a
+    torn one for ever. The step that was killed writes them again. Call only while a round is being closed or built.
+    """
+    for path in (layout.dvc_lock, *(path.parent / f"{path.name}.dvc" for path in layout.sources)):
+        if path.exists() and _is_torn(path):
+            committed = git.show("HEAD", path.relative_to(layout.root).as_posix())
+            if committed is None:
+                path.unlink()
+            else:
+                write_text(path, committed)
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether a file of DVC's lacks what each such file has: its end, or all of it."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        stages = found["stages"].values() if path.name == "dvc.lock" else [found]
+        return any("md5" not in entry or "path" not in entry for stage in stages for entry in _entries(stage))
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        return True
+
+
+def _entries(stage: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*stage.get("deps", ()), *stage["outs"]]
 
 
 def refresh_engine(layout: Layout) -> bool:

@@ -420,12 +420,15 @@ def _round_facts(session: _Session, planned: int | None) -> dict[str, Any]:
 
 
 def check_owned(workspace: Workspace, git: Git, dvc: Dvc, history: History, now: datetime) -> None:
-    """Between builds everything the engine owns is as committed; raise ForeignEdit where somebody changed it."""
+    """Between builds everything the engine owns is as committed; raise ForeignEdit where somebody changed it.
+
+    In the middle of one, what a kill tore is put back.
+    """
     layout = workspace.layout
     if git.head() is not None and git.branch() is None:
         raise ForeignEdit("HEAD is detached, and a round would be lost at the next checkout: `git switch main` first")
     if layout.closing.exists() or _look(workspace, git, history, now).closed:
-        return
+        return build.mend_torn(layout, git)
     if git.head() is None:
         raise ForeignEdit(f"{layout.root} has no commit; was `al init` interrupted? Run it again")
     refuse_edits(foreign_edits(layout, git))
