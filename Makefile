@@ -5,6 +5,7 @@
 #   PYTHON=python3.12       another Python
 #   TORCH_INDEX_URL=...     the package index that torch is taken from (see `torch` below)
 #   PYTEST=...              more arguments for pytest, such as PYTEST="-x -k lifecycle"
+#   CHAOS=...               arguments for make chaos, such as CHAOS="--fresh" or CHAOS="--only disk"
 #   WORKERS=3               how many test files run at once; they wait for servers more than they compute
 
 PYTHON ?= python3

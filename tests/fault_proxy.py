@@ -44,6 +44,7 @@ class FaultProxy:
         self._fault: Fault | None = None
         self._method = self._path = ""
         self._times = 0
+        self._is_down = False
         self._awake = threading.Event()
         self.struck = 0
         """Requests that were struck so far."""
@@ -81,12 +82,14 @@ class FaultProxy:
     def go_down(self) -> None:
         """Nobody listens at our address any more."""
         self._awake.set()
+        self._is_down = True  # connections that stay open are answered no more
         self._server.shutdown()
         self._server.server_close()
 
     def come_back(self) -> None:
         """Listen again, at the same address."""
         self._awake.clear()
+        self._is_down = False
         self._server = self._listen(int(self._server.server_address[1]))
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
@@ -117,6 +120,8 @@ class FaultProxy:
             return self._fault
 
     def _handle(self, request: http.server.BaseHTTPRequestHandler) -> None:
+        if self._is_down:
+            return _drop(request)
         length = int(request.headers.get("content-length") or 0)
         body = request.rfile.read(length) if length else None
         fault = self._next_fault(request.command, request.path)

@@ -218,6 +218,8 @@ class StudioPeople:
         self._studio = studio
         self._url = url
         self.given: dict[tuple[str, str], str | None] = {}
+        self.backwards = False
+        """Whether the last open task is answered first."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -232,6 +234,7 @@ class StudioPeople:
         answered = {key for key, _ in self.given}
         open_tasks = [task for task in self._studio.tasks() if not task["is_labeled"]]
         fresh = [task for task in open_tasks if task["data"]["push_key"] not in answered][:most]
+        fresh = fresh[::-1] if self.backwards else fresh
         jobs = [(task, who, label) for task in fresh for who, label in said(task["data"]["push_key"], truth)]
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda job: self.give(*job), jobs))
