@@ -190,7 +190,6 @@ class Dvc:
             check=False,
         )
 
-    def _checked(self, arguments: list[str], name: str, timeout: float = _TIMEOUT) -> None:
     def _checked(self, arguments: list[str], name: str, timeout: float = _TIMEOUT, mend: str = "") -> None:
         code, said = self._command(arguments, timeout)
         if code:
