@@ -162,6 +162,24 @@ def test_an_input_that_the_remote_lacks_or_holds_otherwise_is_named(
     assert clones(copy) == []
 
 
+def test_data_come_from_the_remote_of_today_and_never_from_a_cache_that_all_share(
+    copy: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = copy.layout.root / ".dvc/config"
+    text = config.read_text("utf-8")
+    store = str(copy.layout.root.parent / "remote")
+    assert store in text
+    write_text(config, text.replace(store, "../../remote"))  # DVC reads it from .dvc/; a clone lies elsewhere
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path / "global"))
+    write_text(tmp_path / "global/config", f"[cache]\n    dir = {copy.layout.root / '.dvc/cache'}\n")
+    remote_object(copy, "data/events").unlink()
+    told: list[str] = []
+    made = one(copy, say=told.append)
+    assert made.difference is not None and made.difference.missing
+    assert "does not give data/events" in made.difference.what
+    assert "round-0001: fetching data/pool" in told, "what is there came from there"
+
+
 def republish(workspace: Workspace, changes: Mapping[Path, str], tag: bool = True) -> None:
     """Commit other texts, and let the tag of round 1 name that commit."""
     git = Git(workspace.layout.root)
@@ -208,8 +226,9 @@ def test_outputs_are_compared_with_every_account_of_them(copy: Workspace) -> Non
     assert (rows["model"].alike, rows["model"].unlike) == (("dvc.lock", "round.json"), ("published",))
     assert (rows["queries"].alike, rows["queries"].unlike) == (("dvc.lock", "round.json"), ())
     assert all(not row.unlike for name, row in rows.items() if name != "model")
-    assert made.difference is not None and made.difference.missing
-    assert "data/queries.jsonl" in made.difference.what
+    assert made.difference is not None
+    assert (made.difference.stage, made.difference.cause, made.difference.missing) == ("train", "data", False)
+    assert "models/candidate is published with other bytes" in made.difference.what
 
 
 def test_a_stage_that_is_not_deterministic_is_found(tmp_path: Path, al: Callable[..., Said]) -> None:

@@ -18,7 +18,7 @@ from al_pipeline.layout import Layout
 from al_pipeline.lock import locked
 from al_pipeline.operations import upgrade as module
 from al_pipeline.operations.tick import tick
-from al_pipeline.operations.upgrade import FILES, MIGRATIONS, migrate, upgrade
+from al_pipeline.operations.upgrade import FILES, MIGRATIONS, bring_up_to_date, migrate, upgrade
 from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.params import parse_params
 from al_pipeline.repository import Git
@@ -157,6 +157,12 @@ def test_an_untouched_dvc_yaml_becomes_the_templates_and_one_that_is_still_right
     monkeypatch.setattr(module, "template", lambda name: real(name) + ("# newer\n" if name == "dvc.yaml" else ""))
     assert migrate(texts, 1)["dvc.yaml"] == texts["dvc.yaml"] + "# newer\n"
     parse_params(migrate(texts, 1)["params.yaml"])
+
+
+def test_the_files_of_an_older_rounds_clone_are_brought_up_to_date_where_they_lie(old: Path) -> None:
+    bring_up_to_date(Layout(old))
+    assert parse_params((old / "params.yaml").read_text("utf-8")).round.overlap == 1
+    assert read_json(old / "al-workspace.json")["layout"] == 1, "no workspace came of it"
 
 
 def test_what_stands_in_its_way_is_said(old: Path) -> None:

@@ -255,7 +255,7 @@ class _Attempt:
             published = _Published(
                 {path: digest(layout.root / path) for path in self._outs()},
                 read_json(layout.model / CARD_FILE, {}),
-                self._labels() if self.changes else [],
+                self._labels() if self.changes and first is None else [],
             )
             if self.changes:
                 bring_up_to_date(layout)
@@ -307,14 +307,23 @@ class _Attempt:
                 raise _Different(Difference("", _CAUSES.get(name, "data"), what, missing=True)) from None
 
     def _bring_outputs(self, dvc: Dvc) -> Difference | None:
-        """Fetch the published outputs too, to compare them. The round can be made without, but a loss is told."""
+        """Fetch the published outputs too (some are in git); what is lost or is not what `dvc.lock` says.
+
+        The round can be made all the same: they are only compared.
+        """
         first = None
-        for path in self._outs():
-            if not (self.layout.root / path).exists():  # the rest is in git
+        for stage in STAGES:
+            for entry in self.lock[stage]["outs"]:
+                path = self.layout.root / entry["path"]
                 try:
-                    self._bring(dvc, [path])
+                    if not path.exists():
+                        self._bring(dvc, [entry["path"]])
                 except _Different as lost:
                     first = first or lost.found
+                    continue
+                if digest(path) != entry["md5"]:
+                    what = f"{entry['path']} is published with other bytes than dvc.lock says"
+                    first = first or Difference(stage, "data", what)
         return first
 
     def _check_inputs(self) -> None:
