@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from chaos.sites import said
 from chaos.suite import Outcome, append_outcome, figures, play, read_outcomes, scenarios, summary
 
 SLICE = (
-    "tick 1-17 after tag",
-    "tick 1-20 after push",
+    "tick 1-?? after tag",
+    "tick 1-?? after push",
     "dvc in publish 0.15",
     "tick in train",
     "edited in the middle",
@@ -22,7 +23,7 @@ SLICE = (
     "two at once",
 )
 
-SLICE_WITH_SERVERS = ("tick with Label Studio 3", "network drop_after", "flow 1-12 score")
+SLICE_WITH_SERVERS = ("tick with Label Studio 3", "network drop_after", "flow 1-?? score")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_the_fault_is_survived_with_real_servers(label_studio_venv: Path, lab: L
 
 
 def survives(lab: Lab, name: str) -> None:
-    [scenario] = [one for one in scenarios(lab.reference) if one.name == name]
+    scenario = [one for one in scenarios(lab.reference) if fnmatch(one.name, name)][-1]
     outcome = play(scenario, lab, "")
     assert outcome.why == ""
     assert outcome.injected == outcome.survived > 0
@@ -59,11 +60,11 @@ def survives(lab: Lab, name: str) -> None:
 
 @pytest.mark.slow
 def test_the_suite_is_as_large_as_it_says(reference: Reference) -> None:
-    """Kills are promised by the scenarios' names; some strike several times."""
     every = scenarios(reference)
-    assert sum(one.kills for one in every) >= 120
-    assert sum(one.kills and one.real for one in every) >= 12
-    assert set(SLICE) | set(SLICE_WITH_SERVERS) <= {one.name for one in every}
+    assert sum(one.strikes for one in every if one.kills) >= 220
+    assert sum(one.strikes for one in every if one.kills and one.real) >= 50
+    for name in (*SLICE, *SLICE_WITH_SERVERS):
+        assert any(fnmatch(one.name, name) for one in every), name
 
 
 # Its books -----------------------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from chaos.lab import Lab, Scenario, Tally
 from chaos.reference import Reference
 from chaos.sites import Moment, Site, Tick, expect, stopped_before, strike
 
-RANDOM_STORIES, KILLS_PER_STORY = 14, 5
-STUDIO_STORIES = 16
+RANDOM_STORIES, KILLS_PER_STORY = 12, 5
+STUDIO_STORIES, KILLS_WITH_STUDIO = 9, 6
 INSTANT_SECONDS = (0.05, 0.8)
 """From when to when a kill in the middle of a step strikes."""
 
@@ -41,6 +41,7 @@ def kill_scenarios(reference: Reference) -> Iterator[Scenario]:
             "kill -9 of the tick at a random instant",
             partial(_at_random, seed=number),
             kills=True,
+            strikes=KILLS_PER_STORY,
         )
     for stage, victim in product(STAGES, ("stage", "dvc", "tick")):
         kind = {
@@ -62,6 +63,7 @@ def kill_scenarios(reference: Reference) -> Iterator[Scenario]:
             "kill -9 of the tick, real Label Studio",
             partial(_with_studio, seed=number),
             kills=True,
+            strikes=KILLS_WITH_STUDIO,
             real=True,
         )
     for place, step in enumerate(reference.steps[1]):
@@ -146,7 +148,7 @@ def _ends_by_itself(tick: Tick, code: int, named: str) -> None:
 
 
 def _with_studio(lab: Lab, tally: Tally, seed: int) -> None:
-    """Two kills while the first questions are asked, two while the round closes and asks again; real Label Studio."""
+    """Six kills: while the first questions are asked, while the round closes, while the next is published and asked."""
     draw = random.Random(f"studio {seed}")
     with lab.studio_site() as site:
         for _ in range(2):

@@ -55,6 +55,8 @@ class Scenario:
     """Whether its faults are kills."""
     real: bool = False
     """Whether the Label Studio is a real one."""
+    strikes: int = 1
+    """How often it kills, unless the tick is faster."""
 
 
 @dataclass
