@@ -73,8 +73,9 @@ STAGE_ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONSAFEPATH": "1",
 }
-"""What stages run under."""
+"""What stages run under. Safe path: a file in the workspace, such as `numpy.py`, must not stand in for a module."""
 
 
 @cache
@@ -104,7 +105,7 @@ def write_engine(path: Path) -> None:
 
 def difference(recorded: dict[str, Any] | None) -> str:
     """How the recorded engine differs from this one, in words; empty where it does not."""
-    mine, theirs = _flat(current_engine()), _flat(recorded or {})
+    mine, theirs = _flat(current_engine()), _flat(recorded if isinstance(recorded, dict) else {})
     return "; ".join(
         f"{key}: was {theirs.get(key, 'absent')}, is {mine.get(key, 'absent')}"
         for key in sorted(mine.keys() | theirs.keys())
@@ -122,7 +123,8 @@ def check_engine(path: Path) -> None:
 
 def _flat(engine: dict[str, Any]) -> dict[str, str]:
     flat = {key: str(value) for key, value in engine.items() if key != "packages"}
-    return flat | {key: str(value) for key, value in engine.get("packages", {}).items()}
+    packages = engine.get("packages")
+    return flat | {key: str(value) for key, value in (packages if isinstance(packages, dict) else {}).items()}
 
 
 def _version(package: str) -> str:

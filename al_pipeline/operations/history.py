@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from al_pipeline.errors import BadInput, NothingToDo
 from al_pipeline.layout import Layout
+from al_pipeline.manifests import parse_plan, parse_record, plan_number, record_number
 from al_pipeline.records import PlannedTask, round_name
 from al_pipeline.repository import Git
+from al_pipeline.trust import check_tree
 
 Record = dict[str, Any]
 """One round's manifest, as `rounds/NNNN/round.json` holds it."""
@@ -48,28 +49,28 @@ class History:
 
 def read_history(layout: Layout, git: Git, revision: str = "HEAD") -> History:
     """The records at `revision`."""
-    names = git.files(revision, "rounds") if git.head() else []
-    texts = git.read(revision, sorted(name for name in names if name.endswith(("/round.json", "/genesis.json"))))
-    genesis = texts.pop("rounds/genesis.json", None)
-    records = tuple(json.loads(text) for text in texts.values())
-    plans = {int(name.split("/")[1]) for name in names if name.endswith("/plan.jsonl")}
-    open_rounds = plans - {record["round"] for record in records}
-    return History(revision, json.loads(genesis) if genesis else None, records, max(open_rounds, default=None))
+    modes = git.modes(revision) if git.head() else {}
+    check_tree(modes, layout)
+    genesis_name = layout.genesis.relative_to(layout.root).as_posix()
+    numbered = {name: number for name in modes if (number := record_number(name)) is not None}
+    wanted = [*([genesis_name] if genesis_name in modes else []), *sorted(numbered, key=lambda name: numbered[name])]
+    found = {name: parse_record(text, name) for name, text in git.read(revision, wanted).items()}
+    genesis = found.pop(genesis_name, None)
+    plans = {number for name in modes if (number := plan_number(name)) is not None}
+    open_rounds = plans - set(numbered.values())
+    return History(revision, genesis, tuple(found.values()), max(open_rounds, default=None))
 
 
 def read_plan(git: Git, number: int, revision: str = "HEAD") -> list[PlannedTask]:
     """What round `number` asks, as committed."""
-    return _tasks(git.show(revision, f"rounds/{number:04d}/plan.jsonl") or "")
+    return parse_plan(git.show(revision, f"rounds/{number:04d}/plan.jsonl") or "", number)
 
 
 def read_plans(git: Git, revision: str = "HEAD") -> dict[str, PlannedTask]:
     """Every task that was ever planned, by its push key."""
-    names = [name for name in git.files(revision, "rounds") if name.endswith("/plan.jsonl")]
-    return {task.push_key: task for text in git.read(revision, names).values() for task in _tasks(text)}
-
-
-def _tasks(text: str) -> list[PlannedTask]:
-    return [PlannedTask(**json.loads(line)) for line in text.split("\n") if line]
+    names = {name: number for name in git.files(revision, "rounds") if (number := plan_number(name)) is not None}
+    texts = git.read(revision, list(names))
+    return {task.push_key: task for name, text in texts.items() for task in parse_plan(text, names[name])}
 
 
 def round_number(text: str) -> int:
