@@ -10,11 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from al_pipeline.errors import AlError, NothingToDo, UsageError, WorldError
+from al_pipeline.plain import printable
 
 if TYPE_CHECKING:
     from al_pipeline.operations.tick import TickReport
@@ -282,16 +283,17 @@ def predict(
     )
     if out is None:
         for row in rows:
-            sys.stdout.write(json_line(row))
+            _write_json(json_line(row), sys.stdout)
         return
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as target:
-        target.writelines(json_line(row) for row in rows)
+        for row in rows:
+            _write_json(json_line(row), target)
 
 
 @app.command()
 def up(as_json: Json = False) -> None:
     """Start the workspace's own Label Studio and Prefect server on this machine, where they are not running."""
-    from al_pipeline.servers import start_label_studio, start_prefect
+    from al_pipeline.servers import password_file, start_label_studio, start_prefect
 
     workspace = _workspace()
     with _waiting(not as_json) as say:
@@ -301,6 +303,7 @@ def up(as_json: Json = False) -> None:
         return _print_json({"label_studio_url": studio.url, "prefect_url": prefect.url})
     _login(workspace, studio.url)
     _say(f"Prefect: [bold]{prefect.url}[/]")
+    _say(f"    its page asks for what stands in {_safe(password_file(workspace))}, readable by you alone")
 
 
 @app.command()
@@ -314,18 +317,43 @@ def down() -> None:
 
 
 @app.command()
+def trust(
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; needed where nobody is there to answer.")] = False,
+) -> None:
+    """Show what differs in the files that steer DVC, and let DVC use them as they are on this machine.
+
+    DVC runs the commands of dvc.yaml. In a workspace that came from somebody else they are somebody else's program.
+    """
+    from al_pipeline.trust import accept, changes, doubtful
+
+    root = _workspace().layout.root
+    doubts = doubtful(root)
+    if not doubts:
+        raise NothingToDo("the files that steer DVC are this engine's own, or trusted already")
+    for name, problem in doubts.items():
+        _say(f"[bold]{_safe(name)}[/] {_safe(problem)}:")
+        for line in changes(root, name):
+            _say(f"    {_safe(line)}")
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("nobody is here to ask; look at the lines above, then `al trust --yes`")
+        if not typer.confirm("Let DVC use them on this machine?"):
+            raise NothingToDo("nothing was trusted")
+    accept(root)
+    _say("Trusted on this machine, as they are now; a change asks again.")
+
+
+@app.command()
 def adopt() -> None:
     """Make this clone the one that writes to the Label Studio project; the other clones become read-only towards it."""
-    from al_pipeline.files import read_json
-    from al_pipeline.operations.connect import connect
-    from al_pipeline.oracle import ProjectRef
+    from al_pipeline.operations.connect import connect, stored_project
 
     workspace = _workspace()
-    known = read_json(workspace.layout.project)
-    if not known:
+    known = stored_project(workspace.layout)
+    if known is None:
         raise NothingToDo("there is no project yet; `al round` makes one")
-    connect(workspace).adopt(ProjectRef(**known), workspace.id, workspace.clone_id)
-    _say(f"This clone now writes to project {known['project_id']}.")
+    connect(workspace).adopt(known, workspace.id, workspace.clone_id)
+    _say(f"This clone now writes to project {known.project_id}.")
 
 
 @labelstudio.command("start")
@@ -369,12 +397,10 @@ def labelstudio_connect(
     ],
 ) -> None:
     """Use your own Label Studio. The token is read from AL_LABEL_STUDIO_TOKEN, else from standard input."""
-    from al_pipeline.operations.connect import connect
+    from al_pipeline.operations.connect import connect_to
 
     workspace = _workspace()
-    token = os.environ.get("AL_LABEL_STUDIO_TOKEN") or _read_token()
-    workspace.store_credentials(url.rstrip("/"), token)
-    about = connect(workspace).about()
+    about = connect_to(workspace, url, os.environ.get("AL_LABEL_STUDIO_TOKEN") or _read_token())
     _say(f"Connected to {_safe(url)} (Label Studio {_safe(about.version)}) as {_safe(about.user)}.")
     _say(f"The token lies in {_safe(workspace.credentials_file)}, readable by you alone.")
 
@@ -386,6 +412,10 @@ _MENDABLE = {
     errno.EACCES: "mend its rights",
     errno.EPERM: "mend its rights",
     errno.EIO: "look after the disk",
+    errno.EISDIR: "a folder lies where a file belongs, move it away",
+    errno.ENOTDIR: "a file lies where a folder belongs, move it away",
+    errno.ELOOP: "links lead round in a circle, mend them",
+    errno.ENAMETOOLONG: "give a shorter name",
 }
 """Errors of the operating system that are the machine's and not ours, and how to mend them."""
 
@@ -437,7 +467,9 @@ def _report(error: AlError) -> int:
 
 def _usage(error: Any) -> int:
     """Report what typer says of a command line that it cannot parse (without any command it has printed the help)."""
-    message = error.format_message()
+    message = printable(error.format_message())
+    if hasattr(error, "message"):
+        error.message = printable(str(error.message))
     if "--json" in sys.argv:
         _print_json({"error": UsageError.__name__, "message": message, "exit_code": UsageError.exit_code})
     if type(error).__name__ != "NoArgsIsHelpError":
@@ -451,6 +483,8 @@ def _round_as_flow(
     os.environ.update(environment)
     os.environ["AL_WORKSPACE"] = str(workspace.layout.root)
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the run's log lies on the server
+    # Prefect obeys `.env`, `prefect.toml` and `pyproject.toml` of the current folder, which may be anybody's.
+    os.chdir(workspace.home)
     say(f"as a flow run at {environment['PREFECT_UI_URL']}")
     from flows.rounds import LISTENER, al_round
 
@@ -486,7 +520,7 @@ def _safe(value: object) -> str:
     """Text of others, fit for a terminal: no control sequences, no markup."""
     from rich.markup import escape
 
-    return escape("".join(c if c.isprintable() or c == "\n" else " " for c in str(value)))
+    return escape(printable(str(value)))
 
 
 def _say(text: str, err: bool = False) -> None:
@@ -504,7 +538,12 @@ def _whisper(_: str) -> None:
 
 
 def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
+    _write_json(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n", sys.stdout)
+
+
+def _write_json(text: str, out: IO[str]) -> None:
+    """Write JSON; what a terminal would obey, and what UTF-8 has no bytes for, as escapes: the value stays the same."""
+    out.write("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
 def _table(header: tuple[str, ...], rows: list[list[str]]) -> None:
