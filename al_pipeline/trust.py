@@ -91,6 +91,14 @@ def changes(root: Path, name: str) -> list[str]:
     return list(unified_diff(template(name).splitlines(), lines, "the engine's", "this workspace's", n=1, lineterm=""))
 
 
+def holds_secret(config: Path) -> bool:
+    """Whether one of DVC's configuration files holds what nobody else should read."""
+    if not config.exists():
+        return False
+    lines = config.read_bytes().decode("utf-8", "replace").splitlines()
+    return any(_SECRET.match(line) or has_password(line) for line in lines)
+
+
 def accept(root: Path) -> None:
     """Let DVC use the files that steer it as they are now. Remembered by content, outside the workspace."""
     new = {_digest(root / name) for name in doubtful(root)}

@@ -97,5 +97,17 @@ def open_workspace(start: Path | None = None) -> Workspace:
             raise NotAWorkspace(
                 f"{layout.marker} names no workspace: `workspace_id` must be 12 hex digits, got {name!r}"
             )
+        _check_folders(layout)
         return Workspace(layout, name)
     raise NotAWorkspace(f"{start} is not in a workspace; `al init DIR --labels a,b` makes one, then work inside DIR")
+
+
+def _check_folders(layout: Layout) -> None:
+    """Raise NotAWorkspace where a folder that we write into is a link to somewhere else: a clone can bring one."""
+    root = layout.root.resolve()
+    for folder in layout.folders:
+        if folder.is_symlink() and not folder.resolve().is_relative_to(root):
+            raise NotAWorkspace(
+                f"{folder} is a link that leads out of the workspace, where nothing of it may be written; put a folder "
+                "in its place (DVC's cache can lie elsewhere: `dvc cache dir --local PATH`)"
+            )

@@ -19,7 +19,7 @@ from al_pipeline.operations.tick import look, open_dvc
 from al_pipeline.plain import on_this_machine, redact
 from al_pipeline.records import round_name
 from al_pipeline.repository import Git
-from al_pipeline.trust import doubtful
+from al_pipeline.trust import doubtful, holds_secret
 from al_pipeline.workspace import Workspace
 
 LOW_DISK_BYTES = 2 * 1024**3
@@ -128,7 +128,8 @@ def _bared(workspace: Workspace) -> Iterator[Finding]:
     layout, found = workspace.layout, workspace.credentials_file
     for name, problem in doubtful(layout.root).items():
         yield Finding("secrets", "error", f"{name} {problem}", "`al trust` shows it and lets DVC use it")
-    for path in (found, layout.root / ".dvc/config.local"):
+    local = layout.root / ".dvc/config.local"
+    for path in (found, *([local] if holds_secret(local) else [])):
         if path.exists() and path.stat().st_mode & 0o077:
             yield Finding("secrets", "error", f"others on this machine can read {path}", f"`chmod 600 {path}`")
     git = Git(layout.root)

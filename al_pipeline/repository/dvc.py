@@ -185,7 +185,7 @@ class Dvc:
         if self._process is not None:
             return self._process
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        self._output = os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+        self._output = os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600), "ab")
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "al_pipeline.repository.worker"],  # -P: see STAGE_ENVIRONMENT
