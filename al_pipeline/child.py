@@ -12,7 +12,7 @@ from typing import IO
 
 import psutil
 
-from al_pipeline.files import read_json, write_json
+from al_pipeline.files import read_object, write_json
 
 
 def remember(record: Path, process: int) -> None:
@@ -28,13 +28,13 @@ def end_group(leader: int) -> None:
 
 def end_remembered(record: Path) -> None:
     """End what `record` names, if it still runs. Call only while holding the workspace's lock."""
-    left = read_json(record)
-    if left is None:
-        return
-    with contextlib.suppress(psutil.NoSuchProcess):
-        if abs(psutil.Process(left["pid"]).create_time() - left["started"]) < 1:
-            end_group(left["pid"])
-    _end_orphans(left["pid"])
+    left = read_object(record)
+    pid, started = left.get("pid"), left.get("started")
+    if isinstance(pid, int) and isinstance(started, int | float) and 0 < pid < 2**31:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if abs(psutil.Process(pid).create_time() - started) < 1:
+                end_group(pid)
+        _end_orphans(pid)
     record.unlink(missing_ok=True)
 
 

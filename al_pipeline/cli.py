@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from al_pipeline.errors import AlError, Locked, UsageError, WorldError
+from al_pipeline.errors import AlError, Locked, NothingToDo, UsageError, WorldError
+from al_pipeline.plain import printable
 
 if TYPE_CHECKING:
     from al_pipeline.layout import Layout
@@ -310,10 +311,10 @@ def simulate(
 
     Inside a workspace its params.yaml counts, else the template's. Run again, it does what is missing.
     """
+    from al_pipeline.home import al_home
     from al_pipeline.simulation.corpus import read_corpus
     from al_pipeline.simulation.simulate import Options, corpus_vectors, with_features
     from al_pipeline.simulation.simulate import simulate as run
-    from al_pipeline.workspace import al_home
 
     layout, params = _simulated_project()
     if features is not None:
@@ -363,10 +364,11 @@ def predict(
     )
     if out is None:
         for row in rows:
-            sys.stdout.write(json_line(row))
+            _write_json(json_line(row), sys.stdout)
         return
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as target:
-        target.writelines(json_line(row) for row in rows)
+        for row in rows:
+            _write_json(json_line(row), target)
 
 
 @app.command()
@@ -567,7 +569,7 @@ def upgrade(
 @app.command()
 def up(as_json: Json = False) -> None:
     """Start the workspace's own Label Studio and Prefect server on this machine, where they are not running."""
-    from al_pipeline.servers import start_label_studio, start_prefect
+    from al_pipeline.servers import password_file, start_label_studio, start_prefect
 
     workspace = _workspace()
     with _waiting(not as_json) as say:
@@ -577,6 +579,7 @@ def up(as_json: Json = False) -> None:
         return _print_json({"label_studio_url": studio.url, "prefect_url": prefect.url})
     _login(workspace, studio.url)
     _say(f"Prefect: [bold]{prefect.url}[/]")
+    _say(f"    its page asks for what stands in {_safe(password_file(workspace))}, readable by you alone")
 
 
 @app.command()
@@ -587,6 +590,33 @@ def down() -> None:
     workspace = _workspace()
     for name, stop in (("Prefect", stop_prefect), ("Label Studio", stop_label_studio)):
         _say(f"{name}: {'stopped' if stop(workspace) else 'was not running'}")
+
+
+@app.command()
+def trust(
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; needed where nobody is there to answer.")] = False,
+) -> None:
+    """Show what differs in the files that steer DVC, and let DVC use them as they are on this machine.
+
+    DVC runs the commands of dvc.yaml. In a workspace that came from somebody else they are somebody else's program.
+    """
+    from al_pipeline.trust import accept, changes, doubtful
+
+    root = _workspace().layout.root
+    doubts = doubtful(root)
+    if not doubts:
+        raise NothingToDo("the files that steer DVC are this engine's own, or trusted already")
+    for name, problem in doubts.items():
+        _say(f"[bold]{_safe(name)}[/] {_safe(problem)}:")
+        for line in changes(root, name):
+            _say(f"    {_safe(line)}")
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("nobody is here to ask; look at the lines above, then `al trust --yes`")
+        if not typer.confirm("Let DVC use them on this machine?"):
+            raise NothingToDo("nothing was trusted")
+    accept(root)
+    _say("Trusted on this machine, as they are now; a change asks again.")
 
 
 @app.command()
@@ -604,9 +634,9 @@ def rollback(
 ) -> None:
     """Go back to a round's labelled snapshot: its labels, its model, or both (the default).
 
-    Nothing is deleted. The answers given since then are quarantined, a new model is built from what is left, and the
-    result is published as the next round; `--undo` takes it back. The open round is abandoned: its tasks leave Label
-    Studio's queue, and a new batch is asked. Label Studio may be down: the next `al round` catches up.
+    Nothing is deleted. The answers given since then are quarantined, a new model is built from what is left, and the \
+result is published as the next round; `--undo` takes it back. The open round is abandoned: its tasks leave Label \
+Studio's queue, and a new batch is asked. Label Studio may be down: the next `al round` catches up.
     """
     from al_pipeline.operations.history import round_number
     from al_pipeline.operations.rule import rollback as go_back
@@ -749,12 +779,10 @@ def labelstudio_connect(
     ],
 ) -> None:
     """Use your own Label Studio. The token is read from AL_LABEL_STUDIO_TOKEN, else from standard input."""
-    from al_pipeline.operations.connect import connect
+    from al_pipeline.operations.connect import connect_to
 
     workspace = _workspace()
-    token = os.environ.get("AL_LABEL_STUDIO_TOKEN") or _read_token()
-    workspace.store_credentials(url.rstrip("/"), token)
-    about = connect(workspace).about()
+    about = connect_to(workspace, url, os.environ.get("AL_LABEL_STUDIO_TOKEN") or _read_token())
     _say(f"Connected to {_safe(url)} (Label Studio {_safe(about.version)}) as {_safe(about.user)}.")
     _say(f"The token lies in {_safe(workspace.credentials_file)}, readable by you alone.")
 
@@ -766,6 +794,10 @@ _MENDABLE = {
     errno.EACCES: "mend its rights",
     errno.EPERM: "mend its rights",
     errno.EIO: "look after the disk",
+    errno.EISDIR: "a folder lies where a file belongs, move it away",
+    errno.ENOTDIR: "a file lies where a folder belongs, move it away",
+    errno.ELOOP: "links lead round in a circle, mend them",
+    errno.ENAMETOOLONG: "give a shorter name",
 }
 """Errors of the operating system that are the machine's and not ours, and how to mend them."""
 
@@ -817,7 +849,9 @@ def _report(error: AlError) -> int:
 
 def _usage(error: Any) -> int:
     """Report what typer says of a command line that it cannot parse (without any command it has printed the help)."""
-    message = error.format_message()
+    message = printable(error.format_message())
+    if hasattr(error, "message"):
+        error.message = printable(str(error.message))
     if "--json" in sys.argv:
         _print_json({"error": UsageError.__name__, "message": message, "exit_code": UsageError.exit_code})
     if type(error).__name__ != "NoArgsIsHelpError":
@@ -937,6 +971,8 @@ def _round_as_flow(
     os.environ.update(environment)
     os.environ["AL_WORKSPACE"] = str(workspace.layout.root)
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the run's log lies on the server
+    # Prefect obeys `.env`, `prefect.toml` and `pyproject.toml` of the current folder, which may be anybody's.
+    os.chdir(workspace.home)
     say(f"as a flow run at {environment['PREFECT_UI_URL']}")
     from flows.rounds import LISTENER, al_round
 
@@ -956,8 +992,8 @@ def _running(found: dict[str, Any]) -> str:
 
 def _simulated_project() -> tuple[Layout | None, Params]:
     """The workspace around us, if there is one, and the parameters that a simulation goes by."""
-    from al_pipeline.operations.init import template
     from al_pipeline.params import parse_params
+    from al_pipeline.trust import template
     from al_pipeline.workspace import in_workspace
 
     if _Chosen.folder is None and not in_workspace():
@@ -1021,7 +1057,7 @@ def _safe(value: object) -> str:
     """Text of others, fit for a terminal: no control sequences, no markup."""
     from rich.markup import escape
 
-    return escape("".join(c if c.isprintable() or c == "\n" else " " for c in str(value)))
+    return escape(printable(str(value)))
 
 
 def _say(text: str, err: bool = False) -> None:
@@ -1039,7 +1075,12 @@ def _whisper(_: str) -> None:
 
 
 def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
+    _write_json(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n", sys.stdout)
+
+
+def _write_json(text: str, out: IO[str]) -> None:
+    """Write JSON; what a terminal would obey, and what UTF-8 has no bytes for, as escapes: the value stays the same."""
+    out.write("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
 def _table(header: tuple[str, ...], rows: list[list[str]]) -> None:

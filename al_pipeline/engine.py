@@ -74,8 +74,9 @@ STAGE_ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONSAFEPATH": "1",
 }
-"""What stages run under."""
+"""What stages run under. Safe path: a file in the workspace, such as `numpy.py`, must not stand in for a module."""
 
 
 @cache
@@ -105,7 +106,7 @@ def write_engine(path: Path) -> None:
 
 def difference(recorded: dict[str, Any] | None, other: dict[str, Any] | None = None) -> str:
     """How the recorded engine differs from this one (or from `other`), in words; empty where it does not."""
-    mine, theirs = _flat(other or current_engine()), _flat(recorded or {})
+    mine, theirs = _flat(other or current_engine()), _flat(recorded if isinstance(recorded, dict) else {})
     return "; ".join(
         f"{key}: was {theirs.get(key, 'absent')}, is {mine.get(key, 'absent')}"
         for key in sorted(mine.keys() | theirs.keys())
@@ -123,7 +124,8 @@ def check_engine(path: Path) -> None:
 
 def _flat(engine: dict[str, Any]) -> dict[str, str]:
     flat = {key: str(value) for key, value in engine.items() if key != "packages"}
-    return flat | {key: str(value) for key, value in engine.get("packages", {}).items()}
+    packages = engine.get("packages")
+    return flat | {key: str(value) for key, value in (packages if isinstance(packages, dict) else {}).items()}
 
 
 def _version(package: str) -> str:

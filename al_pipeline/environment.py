@@ -23,8 +23,8 @@ from al_pipeline import child
 from al_pipeline.engine import STAGE_ENVIRONMENT, current_engine, difference
 from al_pipeline.errors import BadInput, NothingToDo, WorldError
 from al_pipeline.files import json_line, read_json, sha256_bytes
+from al_pipeline.home import al_home
 from al_pipeline.lock import locked
-from al_pipeline.workspace import al_home
 
 _INSTALL_SECONDS = 3600.0
 _LOOK_SECONDS = 600.0

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from al_pipeline.errors import BadInput
+
 TEMPORARY_PREFIX = ".al-tmp-"
 
 
@@ -48,11 +50,28 @@ def write_json(path: Path, value: Any, mode: int = 0o644) -> None:
 
 
 def read_json(path: Path, default: Any = None) -> Any:
-    """The JSON value in `path`, or `default` where there is no such file."""
+    """The JSON value in `path`, or `default` where there is no such file. Raises BadInput where it holds no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return default
+    except (ValueError, RecursionError):
+        raise _damaged(path) from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`, empty where there is no such file. Raises BadInput where it holds anything else."""
+    found = read_json(path, {})
+    if not isinstance(found, dict):
+        raise _damaged(path)
+    return found
+
+
+def _damaged(path: Path) -> BadInput:
+    return BadInput(
+        f"{path} is not the JSON that belongs there: damaged, or edited by hand. `git checkout` brings back what git "
+        "knows; what it does not know can be deleted"
+    )
 
 
 def json_line(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,17 @@ def count_items(folders: Iterable[Path]) -> int:
     return total
 
 
+def columns_of(item: Item) -> dict[str, Any]:
+    """The user's other columns. Raises BadInput where the pool holds something else in their place."""
+    try:
+        found = json.loads(item.metadata)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise BadInput(f"the other columns of item {item.item_id} are no JSON object; who wrote that part of the pool?")
+    return found
+
+
 def read_ids(folders: Iterable[Path]) -> ItemKeys:
     """Ids and content hashes of all items, compactly. Raises BadInput on a damaged part."""
     import pyarrow as pa
@@ -97,7 +109,13 @@ def read_ids(folders: Iterable[Path]) -> ItemKeys:
     for batch in iter_batches(folders, ("item_id", "content_hash"), 50_000):
         # a copy: a column of a batch keeps the whole batch's buffers alive
         ids.append(pa.concat_arrays([batch.column("item_id"), pa.nulls(0, pa.string())]))
-        digests += bytes.fromhex("".join(batch.column("content_hash").to_pylist()))
+        hashes = batch.column("content_hash").to_pylist()
+        if any(len(found) != 64 for found in hashes):
+            raise BadInput("the pool holds a content hash that is no SHA-256; who wrote that part of it?")
+        try:
+            digests += bytes.fromhex("".join(hashes))
+        except ValueError:
+            raise BadInput("the pool holds a content hash that is no SHA-256; who wrote that part of it?") from None
     return ItemKeys(pa.chunked_array(ids, pa.string()), np.frombuffer(digests, np.uint8).reshape(-1, 32))
 
 
@@ -127,7 +145,7 @@ def _fetch(part: Path, ids: Sequence[str]) -> dict[str, Item]:
             if len(rows) == 0:
                 continue
             table = _guard(part, lambda g=group, f=file: f.read_row_group(g, columns=list(COLUMNS)))
-            for batch in table.take(rows).to_batches():
+            for batch in map(_whole, table.take(rows).to_batches()):
                 found.update((item.item_id, item) for item in _items(batch))
     return found
 
@@ -179,9 +197,12 @@ def _opened(part: Path) -> Any:
     import pyarrow.parquet as pq
 
     file = _guard(part, lambda: pq.ParquetFile(part))
-    if missing := [name for name in COLUMNS if name not in file.schema_arrow.names]:
+    if missing := [name for name in COLUMNS if file.schema_arrow.names.count(name) != 1]:
         file.close()
-        raise _damaged(part, ValueError(f"it has no column `{missing[0]}`"))
+        raise _damaged(part, ValueError(f"it has no column `{missing[0]}`, or two"))
+    if wrong := [name for name in COLUMNS if file.schema_arrow.field(name) != _schema().field(name)]:
+        file.close()
+        raise _damaged(part, ValueError(f"its column `{wrong[0]}` holds no text, or not always"))
     return file
 
 
@@ -190,13 +211,20 @@ def _guard(part: Path, call: Any) -> Any:
 
     try:
         return call()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         raise _damaged(part, error) from None
 
 
 def _guarded(part: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    while (batch := _guard(part, lambda: next(batches, None))) is not None:
+    while (batch := _guard(part, lambda: _whole(next(batches, None)))) is not None:
         yield batch
+
+
+def _whole(batch: pa.RecordBatch | None) -> pa.RecordBatch | None:
+    """The batch, its texts proved to be UTF-8, so that turning them into Python's cannot fail."""
+    if batch is not None:
+        batch.validate(full=True)
+    return batch
 
 
 def _damaged(part: Path, error: Exception) -> BadInput:

@@ -41,6 +41,7 @@ from al_pipeline.oracle import (
     with_mark,
 )
 from al_pipeline.params import Schema
+from al_pipeline.plain import redact
 from al_pipeline.records import Annotation, AnsweredTask, Task, TaskState, shown_text
 
 _T = TypeVar("_T")
@@ -87,7 +88,12 @@ class LabelStudioOracle:
         from label_studio_sdk import LabelStudio
 
         if not url.startswith(("http://", "https://")):
-            raise LabelStudioRefused(f"the address of Label Studio must begin with http:// or https://, got {url!r}")
+            raise LabelStudioRefused("the address of Label Studio must begin with http:// or https://")
+        if redact(url) != url:
+            raise LabelStudioRefused(
+                "the address of Label Studio must hold no user or password, which would show in `al status` and in "
+                "messages; the token alone says who we are"
+            )
         if not token or not token.isascii() or not token.isprintable() or " " in token:
             raise LabelStudioRefused(
                 "the token of Label Studio is empty or holds characters that no token has; copy it again from "
@@ -488,7 +494,8 @@ def _state(task: Any) -> TaskState:
 
 
 def _user(found: Any) -> tuple[int, str]:
-    return _id(found), (_text_or_none(found.email) or "").strip().lower() or f"user:{found.id}"
+    email = shown_text(_text_or_none(found.email) or "").strip().lower()
+    return _id(found), email or f"user:{found.id}"
 
 
 def _data(task: Any) -> dict[str, Any]:

@@ -243,6 +243,16 @@ class Layout:
         return ("/.al/", "/data/inbox/", "/data/rejects/", "/reports/", *data)
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """Folders that the engine or DVC writes into; none of them may be a link that leads out of the workspace."""
+        names = (".al/features", ".al/logs", ".al/published", ".al/rounds", ".dvc/cache", ".dvc/tmp")
+        inner = (self.inbox, self.inbox_pool, self.inbox_test, self.inbox_events, self.rejects, self.reports)
+        return (
+            *(self.private, self.rounds, self.root / ".dvc", self.root / "data", self.root / "models"),
+            *(*self.sources, self.model, *inner, *(self.root / name for name in names)),
+        )
+
+    @property
     def owned(self) -> tuple[Path, ...]:
         """Paths that the engine writes and commits; a foreign edit to one of them stops a tick."""
         sources = tuple(path.parent / f"{path.name}.dvc" for path in self.sources)

@@ -27,6 +27,9 @@ _REQUIRED = ("event_id", "type", "item_id", "content_hash", "part", "round", "an
 _KNOWN = frozenset(field.name for field in fields(Event))
 _TEXT_OR_NONE = ("label", "reason", "previous", "origin", "created_at", "updated_at", "observed_at")
 
+_LONGEST = 1e9
+"""No round has such a number, and no answer takes so many seconds. (Not-a-number and infinity: see `_rows`.)"""
+
 Refused = Mapping[str, Any]
 """An answer that was kept aside: `refused_id`, `reason`, whose it is, and `result`, the raw answer as JSON text."""
 
@@ -153,7 +156,7 @@ def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                row = json.loads(line.decode("utf-8"))
+                row = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
             except (ValueError, RecursionError):
                 raise BadInput(f"{path}:{number}: is no JSON object (torn or edited by hand); {_MEND}") from None
             if not isinstance(row, dict):
@@ -164,6 +167,10 @@ def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
 def _parsed(path: Path) -> tuple[Event, ...]:
     found = path.stat()
     return _events(path, found.st_size, found.st_mtime_ns)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON value")
 
 
 @cache
@@ -201,4 +208,6 @@ def _problem(row: Mapping[str, Any]) -> str | None:
         row.get("prelabel_shown", False), bool
     ):
         return "`lead_time` must be a number and `prelabel_shown` true or false"
+    if abs(row.get("lead_time") or 0.0) > _LONGEST or abs(row["round"]) > _LONGEST:
+        return "`lead_time` or `round` is a number that nobody can have meant"
     return None

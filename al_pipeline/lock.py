@@ -21,7 +21,7 @@ from al_pipeline.errors import Locked
 def locked(path: Path, purpose: str) -> Iterator[None]:
     """Hold the workspace's lock. Raises Locked, naming who holds it and since when, rather than wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)  # a link could lead to any file
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -171,18 +171,25 @@ def fit_text_model(
 
 def load_text_model(folder: Path) -> TextModel:
     """What `TextModel.save` wrote, checked by digest. Raises BadInput where it is damaged or something else."""
-    try:
-        card = read_json(folder / CARD_FILE)
-    except ValueError as error:
-        raise BadInput(f"{folder / CARD_FILE} is no JSON: {error}") from error
+    from safetensors import SafetensorError
+
+    card = read_json(folder / CARD_FILE)
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         found = card.get("format") if isinstance(card, dict) else None
         raise BadInput(f"{folder} holds no model that this engine reads: its format is {found!r}, not {FORMAT!r}")
-    for name, expected in card["sha256"].items():
+    try:
+        return _load(folder, card)
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError, SafetensorError) as error:
+        raise BadInput(f"{folder} holds no whole model: its card says something impossible ({error!r})") from None
+
+
+def _load(folder: Path, card: dict[str, Any]) -> TextModel:
+    kinds = card["features"].split("+")
+    for name in (HEAD_FILE, *((TERMS_FILE, IDF_FILE) if "tfidf" in kinds else ())):
+        expected = card["sha256"].get(name)
         actual = sha256_file(folder / name) if (folder / name).is_file() else "no such file"
         if actual != expected:
             raise BadInput(f"{folder / name} is not what the model was saved with: sha256 {actual}, card {expected}")
-    kinds = card["features"].split("+")
     return TextModel(
         head=_load_head(folder / HEAD_FILE, card["classes"], card),
         tfidf=load_tfidf(folder) if "tfidf" in kinds else None,

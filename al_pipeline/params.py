@@ -22,6 +22,11 @@ _Name = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r
 _Phrase = Annotated[str, StringConstraints(min_length=1, max_length=20_000, strip_whitespace=True)]
 
 
+def _stays_below(name: str) -> bool:
+    """Whether a path, joined to a folder, names something below it (links apart)."""
+    return name.isprintable() and not name.startswith(("/", "~")) and ".." not in name.split("/")
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -58,14 +63,31 @@ class Ingest(_Section):
     text_column: _Name
     label_column: str = Field(max_length=100)
 
+    @field_validator("sources")
+    @classmethod
+    def _below(cls, patterns: list[str]) -> list[str]:
+        if not all(map(_stays_below, patterns)):
+            raise ValueError("takes files or patterns below the workspace")
+        return patterns
+
 
 class Features(_Section):
     """What the model sees of a text."""
 
     kind: Literal["encoder", "tfidf", "encoder+tfidf"]
-    encoder: str = Field(min_length=1)
+    encoder: str = Field(min_length=1, max_length=500)
     max_tokens: int = Field(ge=8, le=8192)
     precision: Literal["auto", "float32", "bfloat16"]
+
+    @field_validator("encoder")
+    @classmethod
+    def _below(cls, name: str) -> str:
+        if not _stays_below(name):
+            raise ValueError(
+                "takes an installed package, a folder below the workspace, or a name on the hub: copy a folder that "
+                "lies elsewhere into the workspace, whose parameters may come from somebody else"
+            )
+        return name
 
     @property
     def uses_encoder(self) -> bool:

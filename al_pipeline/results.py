@@ -50,6 +50,10 @@ _MAKE: Mapping[pa.DataType, Callable[[Any], pa.Array]] = {
 _SCORES = pa.schema([("item_id", pa.string()), ("score", pa.float64()), ("proba", pa.list_(pa.float64()))])
 
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'", "＝", "＋", "－", "＠")
+"""How a cell begins that a spreadsheet would compute; `'` too, so that the way back is the only one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Predictions:
     """A model's probabilities for the labelled test set. `proba` is (n, C), its columns in the order of `classes`."""
@@ -108,25 +112,45 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write predictions as CSV: `item_id`, `label`, then one column of probabilities a class."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["item_id", "label", *predictions.classes])
+    writer.writerow(["item_id", "label", *map(csv_cell, predictions.classes)])
     proba: Any = predictions.proba.tolist()
     for item_id, label, row in zip(predictions.item_ids, predictions.labels, proba, strict=True):
-        writer.writerow([item_id, label, *(f"{value:.9g}" for value in row)])
+        writer.writerow([csv_cell(item_id), csv_cell(label), *(f"{value:.9g}" for value in row)])
     write_text(path, out.getvalue())
 
 
 def parse_predictions(text: str) -> Predictions:
     """The predictions in a CSV that `write_predictions` wrote. Raises BadInput where it is another file."""
-    rows = list(csv.reader(io.StringIO(text)))
+    try:
+        rows = list(csv.reader(io.StringIO(text)))
+    except csv.Error as error:
+        raise BadInput(f"predictions.csv is no CSV: {error}") from None
     if not rows or rows[0][:2] != ["item_id", "label"]:
         raise BadInput("predictions.csv does not begin with the columns item_id, label")
-    classes = tuple(rows[0][2:])
+    classes = tuple(map(from_csv_cell, rows[0][2:]))
+    if any(len(row) != len(rows[0]) for row in rows):
+        raise BadInput("predictions.csv holds a row of another length than its header")
     try:
         proba = np.array([[float(value) for value in row[2:]] for row in rows[1:]], dtype=np.float64)
         proba = proba.reshape(len(rows) - 1, len(classes))
     except ValueError:
         raise BadInput("predictions.csv holds a probability that is not a number") from None
-    return Predictions(tuple(row[0] for row in rows[1:]), tuple(row[1] for row in rows[1:]), classes, proba)
+    if not np.isfinite(proba).all():
+        raise BadInput("predictions.csv holds a probability that is not a number")
+    names, labels = ([from_csv_cell(row[column]) for row in rows[1:]] for column in (0, 1))
+    if unknown := set(labels) - set(classes):
+        raise BadInput(f"predictions.csv holds the label {min(unknown)!r}, which has no column")
+    return Predictions(tuple(names), tuple(labels), classes, proba)
+
+
+def csv_cell(text: str) -> str:
+    """A text as a cell that no spreadsheet takes for a formula: one that begins like one gets a `'` in front."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def from_csv_cell(cell: str) -> str:
+    """The text that `csv_cell` was given."""
+    return cell[1:] if cell[:1] == "'" and cell[1:].startswith(_FORMULA) else cell
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

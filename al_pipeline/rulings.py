@@ -6,6 +6,8 @@ that changes labels is carried out by the tick that closes this round; the other
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -18,6 +20,7 @@ from al_pipeline.records import Event, EventType, round_name
 Kind = Literal["rollback", "undo", "revoke", "restore", "approve", "pause", "resume"]
 
 _KINDS = frozenset(get_args(Kind))
+_FILE = re.compile(r"rounds/rulings/(\d{6})\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,24 @@ class Ruling:
     def sentence(self) -> str:
         """What was decided, by whom and why."""
         return f"{self.summary()} by {self.by} at {self.at}" + (f": {self.reason}" if self.reason else "")
+
+
+def ruling_number(path: str) -> int | None:
+    """Which ruling a file of the repository is; None where it is another file."""
+    found = _FILE.fullmatch(path)
+    return int(found[1]) if found else None
+
+
+def read_ruling(text: str, path: str) -> Ruling:
+    """The ruling in a file of the repository. Raises BadInput where it is something else."""
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        row = None
+    ruling = parse_ruling(row, path)
+    if ruling.number != ruling_number(path):
+        raise BadInput(f"{path} says that it is ruling {ruling.number}; `git log -p {path}` shows who wrote it")
+    return ruling
 
 
 def parse_ruling(row: Any, place: str) -> Ruling:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 from al_pipeline.errors import BadInput
 from al_pipeline.records import shown_text
@@ -25,6 +25,13 @@ Progress = Callable[[int, int], None]
 
 RECORD_LIMIT = 8 * 1024 * 1024
 """Characters of one row, all its columns together; a longer one is refused unread."""
+
+_LARGEST_AVERAGE = 16 * RECORD_LIMIT
+"""Bytes of a Parquet column's values on average: more, and a single one could fill the memory before it is refused."""
+_MOST_VALUES = 1_000_000
+"""Of one row in a column of lists."""
+_BATCH_BYTES = 64 * 1024 * 1024
+_NEXT_INTEGER, _DICTIONARY_PAGE = b"\x15", 2
 
 BATCH_ROWS = 1000
 BATCH_CHARACTERS = 4 * 1024 * 1024
@@ -449,8 +456,10 @@ def _parquet_rows(
             if wanted is not None:
                 columns = [name for name in columns if name in keep] if keep is not None else columns
             total = file.metadata.num_rows
+            largest = _largest_value(path, file.metadata, wanted)
             uncompressed = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
-            rows = max(1, min(BATCH_ROWS, BATCH_CHARACTERS * max(total, 1) // max(uncompressed, 1)))
+            rows = min(BATCH_ROWS, BATCH_CHARACTERS * max(total, 1) // max(uncompressed, 1))
+            rows = max(1, min(rows, _BATCH_BYTES // max(largest, 1)))
             number = 0
             for batch in file.iter_batches(batch_size=rows, columns=wanted):
                 values = [_python_values(batch.column(i)) for i in range(batch.num_columns)]
@@ -461,6 +470,55 @@ def _parquet_rows(
                     progress(size * number // max(total, 1), size)
     except (pa.ArrowException, OSError) as error:
         raise BadInput(f"{path} is not a Parquet file that can be read: {excerpt(str(error))}") from None
+
+
+def _largest_value(path: Path, metadata: Any, wanted: Sequence[str] | None) -> int:
+    """How many bytes one value of a text column may take once it is unpacked, at most; 0 where it takes its own room.
+
+    A long text that stands in the file once can be the value of a million rows, as a place in a list of distinct
+    values or as the beginning that it shares with the one before: a file of kilobytes that unpacks into gigabytes.
+    Raises BadInput where values are so large on average, or so many in a row, that one could fill the memory.
+    """
+    largest = 0
+    with path.open("rb") as file:
+        for group in (metadata.row_group(number) for number in range(metadata.num_row_groups)):
+            for column in (group.column(number) for number in range(group.num_columns)):
+                if wanted is not None and column.path_in_schema.split(".")[0] not in wanted:
+                    continue
+                size, name = column.total_uncompressed_size, excerpt(column.path_in_schema)[:60]
+                if size > _LARGEST_AVERAGE * max(column.num_values, 1):
+                    raise BadInput(
+                        f"{path}: values of column `{name}` have {size // max(column.num_values, 1):,} bytes each, "
+                        f"a row may have {RECORD_LIMIT:,} characters; leave the column out, or cut its values"
+                    )
+                if column.num_values > _MOST_VALUES * max(group.num_rows, 1):
+                    raise BadInput(f"{path}: column `{name}` has over {_MOST_VALUES:,} values a row; leave it out")
+                if column.physical_type == "BYTE_ARRAY":
+                    shares = "DELTA_BYTE_ARRAY" in column.encodings
+                    largest = max(largest, size if shares else _dictionary_bytes(file, column))
+    return largest
+
+
+def _dictionary_bytes(file: IO[bytes], column: Any) -> int:
+    """The unpacked size of a column's list of distinct values; 0 where it has none.
+
+    It stands in the header of the first page (Thrift's compact protocol: field 1 is the kind of page, field 2 the
+    size), and a reader that finds another size there refuses the page.
+    """
+    file.seek(column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset)
+    head, place = file.read(24), 0
+    numbers: list[int] = []
+    while len(numbers) < 2 and head[place : place + 1] == _NEXT_INTEGER:
+        place, shift, number = place + 1, 0, 0
+        while place < len(head):
+            number |= (head[place] & 0x7F) << shift
+            place, shift = place + 1, shift + 7
+            if not head[place - 1] & 0x80:
+                break
+        numbers.append(number >> 1)
+    if len(numbers) < 2:
+        return int(column.total_uncompressed_size)
+    return numbers[1] if numbers[0] == _DICTIONARY_PAGE else 0
 
 
 def _parquet_row(number: int, columns: Sequence[str], cells: Sequence[Any]) -> tuple[Row | BadRow, int]:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from al_pipeline.errors import NotAWorkspace
-from al_pipeline.files import read_json, write_json
+from al_pipeline.errors import NotAWorkspace, UsageError
+from al_pipeline.files import read_object, write_json
+from al_pipeline.home import al_home
 from al_pipeline.layout import Layout
 from al_pipeline.params import Params, load_params
 
 LAYOUT_VERSION = 2
 """Raise it with a migration in `operations/upgrade.py`."""
+
+_ID = re.compile(r"^[0-9a-f]{12}\Z")
 
 
 @dataclass(frozen=True)
@@ -34,16 +38,29 @@ class Workspace:
     @cached_property
     def clone_id(self) -> str:
         """Which clone of the workspace this is; made on first use, never in git."""
-        known: str | None = read_json(self.layout.clone, {}).get("clone_id")
-        if known is None:
+        known = read_object(self.layout.clone).get("clone_id")
+        if not isinstance(known, str) or not _ID.match(known):
             known = uuid.uuid4().hex[:12]
             write_json(self.layout.clone, {"clone_id": known})
         return known
 
     @property
     def home(self) -> Path:
-        """This workspace's folder outside itself: credentials (0600), embedded servers' data."""
-        return al_home() / self.id
+        """This workspace's folder outside itself: credentials (0600), embedded servers' data.
+
+        Raises UsageError where it would lie inside, so that git or DVC could pick up a secret.
+        """
+        home = al_home() / self.id
+        if home.resolve().is_relative_to(self.layout.root.resolve()):
+            raise UsageError(
+                f"AL_HOME ({al_home()}) lies in the workspace, where secrets must not be; move it elsewhere"
+            )
+        return home
+
+    def make_home(self) -> None:
+        """Make `home`, for its owner alone."""
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.home.chmod(0o700)
 
     @property
     def credentials_file(self) -> Path:
@@ -51,7 +68,7 @@ class Workspace:
 
     def credentials(self) -> dict[str, str]:
         """Address and token of Label Studio (`url`, `token`): environment first, then the 0600 file."""
-        stored: dict[str, Any] = read_json(self.credentials_file, {})
+        stored = read_object(self.credentials_file)
         found = {
             "url": os.environ.get("AL_LABEL_STUDIO_URL") or stored.get("url"),
             "token": os.environ.get("AL_LABEL_STUDIO_TOKEN") or stored.get("token"),
@@ -60,14 +77,8 @@ class Workspace:
 
     def store_credentials(self, url: str, token: str) -> None:
         """Keep Label Studio's address and token in a file that only its owner can read."""
-        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.home.chmod(0o700)
+        self.make_home()
         write_json(self.credentials_file, {"url": url, "token": token}, mode=0o600)
-
-
-def al_home() -> Path:
-    """Where `al` keeps what belongs to this machine: `AL_HOME`, else `~/.local/share/al`."""
-    return Path(os.environ.get("AL_HOME") or Path.home() / ".local/share/al")
 
 
 def in_workspace(start: Path | None = None) -> bool:
@@ -90,9 +101,27 @@ def find_workspace(start: Path | None = None) -> tuple[Layout, dict[str, Any]]:
     start = (start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
         layout = Layout(folder)
-        marker = read_json(layout.marker)
-        if isinstance(marker, dict) and isinstance(marker.get("layout"), int):
-            return layout, marker
-        if marker is not None:
+        if not layout.marker.is_file():
+            continue
+        marker = read_object(layout.marker)
+        if not isinstance(marker.get("layout"), int):
             raise NotAWorkspace(f"{layout.marker} is not as `al init` wrote it; `git checkout -- {layout.marker.name}`")
+        name = marker.get("workspace_id")
+        if not isinstance(name, str) or not _ID.match(name):  # it names a folder: `../..` would lead anywhere
+            raise NotAWorkspace(
+                f"{layout.marker} names no workspace: `workspace_id` must be 12 hex digits, got {name!r}"
+            )
+        _check_folders(layout)
+        return layout, marker
     raise NotAWorkspace(f"{start} is not in a workspace; `al init DIR --labels a,b` makes one, then work inside DIR")
+
+
+def _check_folders(layout: Layout) -> None:
+    """Raise NotAWorkspace where a folder that we write into is a link to somewhere else: a clone can bring one."""
+    root = layout.root.resolve()
+    for folder in layout.folders:
+        if folder.is_symlink() and not folder.resolve().is_relative_to(root):
+            raise NotAWorkspace(
+                f"{folder} is a link that leads out of the workspace, where nothing of it may be written; put a folder "
+                "in its place (DVC's cache can lie elsewhere: `dvc cache dir --local PATH`)"
+            )

@@ -102,7 +102,7 @@ class LabelStudioServer:
 
 
 class PrefectServer:
-    """A real Prefect server with a home below `folder`. Starts when made."""
+    """A real Prefect server with a home below `folder`. Starts when made. `api_url` holds the password."""
 
     def __init__(self, folder: Path) -> None:
         self._home = folder / "al-home"
@@ -110,7 +110,8 @@ class PrefectServer:
         with al_home_at(self._home):
             server = start_prefect(self._workspace, silent)
             self.env = prefect_environment(self._workspace)
-        self.api_url, self.ui_url, self.pid = f"{server.url}/api", server.url, server.pid
+        with_password = server.url.replace("://", f"://{self.env['PREFECT_API_AUTH_STRING']}@")
+        self.api_url, self.ui_url, self.pid = f"{with_password}/api", server.url, server.pid
 
     @property
     def log(self) -> Path:

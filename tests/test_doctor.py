@@ -84,8 +84,8 @@ def test_a_workspace_in_order_is_well_and_left_as_it_was(workspace: Workspace) -
     assert [finding for finding in findings if finding.level != "ok"] == []
     checks = [finding.check for finding in findings]
     assert checks == [
-        "versions", "parameters", "git", "data", "remote", "encoder", "engine", "Label Studio", "clock", "project",
-        "disk", "lock",
+        "versions", "parameters", "git", "secrets", "data", "remote", "encoder", "engine", "Label Studio", "clock",
+        "project", "disk", "lock",
     ]  # fmt: skip
     assert everything() == before
     assert Git(workspace.layout.root).run("status", "--porcelain").stdout == ""

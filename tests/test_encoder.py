@@ -137,7 +137,7 @@ def test_a_package_without_weights_is_refused(tmp_path: Path) -> None:
 
 def test_a_known_package_with_other_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = fake_source(tmp_path / "source")
-    monkeypatch.setattr(module, "_find", lambda _: source)
+    monkeypatch.setattr(module, "_find", lambda *_: source)
     with pytest.raises(BadInput, match="are not the ones we know"):
         install_encoder(PACKAGE, tmp_path / "encoder")
     assert not (tmp_path / "encoder").exists()
@@ -343,7 +343,7 @@ def test_automatic_precision_agrees_with_torch() -> None:
 
 @needs_torch
 def test_a_folder_that_is_no_encoder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="cannot load the encoder"):
+    with pytest.raises(BadInput, match="cannot load the encoder|no part of an encoder"):
         Encoder(fake_source(tmp_path / "source"), 32)
 
 

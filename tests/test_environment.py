@@ -15,7 +15,7 @@ import pytest
 from al_pipeline.engine import current_engine
 from al_pipeline.environment import recorded_engine
 from al_pipeline.errors import BadInput, NothingToDo
-from al_pipeline.workspace import al_home
+from al_pipeline.home import al_home
 
 ROOT = Path(__file__).parents[1]
 

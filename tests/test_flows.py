@@ -23,6 +23,7 @@ from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.init import init
 from al_pipeline.oracle import ProjectRef
 from al_pipeline.repository import Git
+from al_pipeline.trust import accept
 from al_pipeline.workspace import Workspace, open_workspace
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -229,6 +230,7 @@ def test_a_stage_that_fails_names_itself_in_the_run(
     workspace, _ = served
     dvc_yaml = workspace.layout.dvc_yaml
     dvc_yaml.write_text(dvc_yaml.read_text().replace("al_pipeline.stages.train", "al_pipeline.stages.nothing"))
+    accept(workspace.layout.root)
     run, tasks, done = run_of(prefect_server, lambda: al_round(workspace, code=6))
     assert run["state"]["type"] == "FAILED" and "stage train failed" in run["state"]["message"]
     assert [(t["name"], t["state"]["type"], t["run_count"]) for t in tasks][-1] == ("train", "FAILED", 1)

@@ -21,6 +21,7 @@ from al_pipeline.ledger import read_events
 from al_pipeline.operations.tick import TickReport, tick
 from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.repository import Git
+from al_pipeline.trust import accept
 from al_pipeline.workspace import Workspace, open_workspace
 
 pytestmark = pytest.mark.slow
@@ -159,6 +160,7 @@ with open_dvc(open_workspace(Path({str(workspace.layout.root)!r})).layout) as dv
     stage = workspace.layout.root / "dvc.yaml"
     text = stage.read_text()
     stage.write_text(text.replace("python -m al_pipeline.stages.label", "sleep 600 # al_pipeline.stages.label", 1))
+    accept(workspace.layout.root)
     tick_files(workspace)
     parent = subprocess.Popen([sys.executable, "-c", script], env=tools_first())
     pid = _wait_for(lambda: read_json(workspace.layout.private / "dvc.json", {}).get("pid"))

@@ -290,7 +290,7 @@ def test_a_damaged_model_is_refused(name: str, tmp_path: Path) -> None:
 def test_other_formats_are_refused(card: str | None, tmp_path: Path) -> None:
     if card is not None:
         (tmp_path / "card.json").write_text(card)
-    with pytest.raises(BadInput, match=r"no model that this engine reads|no JSON"):
+    with pytest.raises(BadInput, match=r"no model that this engine reads|not the JSON"):
         load_text_model(tmp_path)
 
 

@@ -284,7 +284,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def at(root: Path) -> Dvc:
-    return Dvc(root, root / ".al/dvc.json", root / ".al/logs/dvc.log")
+    return Dvc(root, root / ".al/dvc.json", root / ".al/logs/dvc.log", check=lambda _: None)
 
 
 @pytest.fixture

@@ -396,7 +396,7 @@ asyncio.run(main())
 class TestPrefect:
     def test_only_loopback_listens_and_clients_reach_it(self, prefect_server: PrefectServer) -> None:
         assert addresses(prefect_server.pid) == {"127.0.0.1"}
-        assert prefect_server.env["PREFECT_API_URL"] == prefect_server.api_url
+        assert prefect_server.env["PREFECT_API_URL"] == f"{prefect_server.ui_url}/api"
 
     def test_an_interval_deployment_gets_scheduled_runs(self, prefect_server: PrefectServer, tmp_path: Path) -> None:
         """One bad version of SQLAlchemy stops all schedules while everything else looks well (see pyproject.toml)."""

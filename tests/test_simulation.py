@@ -23,7 +23,7 @@ from al_pipeline.encoding import guide_vectors
 from al_pipeline.errors import BadInput, UsageError
 from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.ingest import ingest
-from al_pipeline.operations.init import init, template
+from al_pipeline.operations.init import init
 from al_pipeline.operations.report import write_report
 from al_pipeline.operations.status import status
 from al_pipeline.oracle import SimulatedOracle
@@ -36,6 +36,7 @@ from al_pipeline.simulation.corpus import LabeledTexts, read_corpus
 from al_pipeline.simulation.page import render, summary
 from al_pipeline.simulation.runs import FULL, Work, group_runs, prepare, read_run, run_all, run_file, simulate_run
 from al_pipeline.simulation.simulate import Options, Simulation, corpus_vectors, simulate, with_features
+from al_pipeline.trust import template
 from al_pipeline.workspace import open_workspace
 
 WORDS = ("agenda", "report", "lunch", "call", "minutes", "friday", "please", "team", "draft", "notes")

@@ -34,6 +34,7 @@ from al_pipeline.operations.tick import Options, open_dvc, tick
 from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.repository import Git
 from al_pipeline.results import read_labeled
+from al_pipeline.trust import accept
 from al_pipeline.workspace import Workspace, open_workspace
 
 pytestmark = pytest.mark.slow
@@ -180,6 +181,9 @@ def test_what_goes_wrong_and_comes_right(template: Any, tmp_path: Path) -> None:
     change_params(workspace, {"strategy: margin": "strategy: entropy"})
     dvc_yaml = workspace.layout.dvc_yaml.read_text()
     workspace.layout.dvc_yaml.write_text(dvc_yaml.replace("al_pipeline.stages.train", "al_pipeline.stages.nothing"))
+    with pytest.raises(ForeignEdit, match="dvc.yaml is not this engine's own.*al trust"):
+        tick(open_workspace(root), lambda: oracle)
+    accept(root)
     with pytest.raises(StageFailed, match="stages.nothing"):
         tick(open_workspace(root), lambda: oracle)
     found = status(open_workspace(root))

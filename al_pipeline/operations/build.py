@@ -13,7 +13,7 @@ from al_pipeline import child
 from al_pipeline.engine import STAGE_ENVIRONMENT, current_engine, write_engine
 from al_pipeline.environment import Engine
 from al_pipeline.errors import StageFailed
-from al_pipeline.files import read_json, sha256_bytes, sha256_file, write_json, write_text
+from al_pipeline.files import read_json, read_object, sha256_bytes, sha256_file, write_json, write_text
 from al_pipeline.layout import Layout
 from al_pipeline.lifecycle import BUILD, Step
 from al_pipeline.params import Features
@@ -66,7 +66,7 @@ def build_key(layout: Layout) -> str:
 
 def built(layout: Layout) -> frozenset[Step]:
     """The steps that have ended for exactly the inputs that lie there now."""
-    known = read_json(layout.build, {})
+    known = read_object(layout.build)
     return (
         frozenset(Step(name) for name in known.get("steps", ()))
         if known.get("key") == build_key(layout)
@@ -76,7 +76,7 @@ def built(layout: Layout) -> frozenset[Step]:
 
 def record_built(layout: Layout, step: Step, seconds: float) -> None:
     """Remember that `step` has ended for these inputs."""
-    known, key = read_json(layout.build, {}), build_key(layout)
+    known, key = read_object(layout.build), build_key(layout)
     if known.get("key") != key:
         known = {"key": key, "steps": [], "seconds": {}}
     steps = [name for name in known["steps"] if name != step] + [str(step)]
@@ -92,7 +92,7 @@ def forget_built(layout: Layout) -> None:
 
 def build_seconds(layout: Layout) -> dict[str, float]:
     """How long each step of the build took."""
-    found: dict[str, float] = read_json(layout.build, {}).get("seconds", {})
+    found: dict[str, float] = read_object(layout.build).get("seconds", {})
     return found
 
 
@@ -109,16 +109,16 @@ def run_step(step: Step, layout: Layout, features: Features, dvc: Dvc) -> None:
 def install(layout: Layout, features: Features, dvc: Dvc) -> None:
     """Bring the encoder that `params.yaml` names into the workspace, once; DVC versions its weights."""
     wanted: dict[str, Any] = {"source": features.encoder if features.uses_encoder else None}
-    have = read_json(layout.encoder / "source.json")
+    have = read_object(layout.encoder / "source.json")
     pointer = layout.encoder.parent / f"{layout.encoder.name}.dvc"
-    if have is None and pointer.exists():
+    if not have and pointer.exists():
         dvc.pull(str(pointer.relative_to(layout.root)))
-        have = read_json(layout.encoder / "source.json")
-    if have is None or have.get("source") != wanted["source"]:
+        have = read_object(layout.encoder / "source.json")
+    if "source" not in have or have["source"] != wanted["source"]:
         if features.uses_encoder:
             from al_pipeline.neural.encoder import install_encoder
 
-            install_encoder(features.encoder, layout.encoder)
+            install_encoder(features.encoder, layout.encoder, layout.root)
         else:
             write_json(layout.encoder / "source.json", wanted)
     dvc.add(layout.encoder)
@@ -133,7 +133,8 @@ def encode(layout: Layout, features: Features, engine: Engine | None = None) -> 
         return
     settings = {k: v for k, v in STAGE_ENVIRONMENT.items() if not k.endswith("_NUM_THREADS")}
     environment = {**os.environ, **settings, **(engine.environment if engine else {})}
-    command = [str(engine.python) if engine else sys.executable, "-m", "al_pipeline.stages.encode"]
+    environment.pop("AL_LABEL_STUDIO_TOKEN", None)
+    command = [str(engine.python) if engine else sys.executable, "-P", "-m", "al_pipeline.stages.encode"]
     code = child.run(command, layout.root, environment, layout.encoding, _ENCODE_TIMEOUT)
     if code:
         raise StageFailed(f"encoding the pool failed ({code}); what it printed stands above")

@@ -12,7 +12,7 @@ from typing import Any
 
 from al_pipeline.engine import write_engine
 from al_pipeline.errors import ForeignEdit, RepositoryError
-from al_pipeline.files import read_json, remove_leftovers, sha256_file, write_json
+from al_pipeline.files import read_object, remove_leftovers, sha256_file, write_json
 from al_pipeline.labels import CONTROLS
 from al_pipeline.layout import Layout
 from al_pipeline.ledger import append_inbox, append_part, event_digest, part_ids, read_events
@@ -23,7 +23,9 @@ from al_pipeline.rulings import Ruling, control_event, ruling_key, targets_of
 
 def next_round(layout: Layout) -> int | None:
     """The round that the build under way (or the latest one) selects for; None before the first build."""
-    number: int | None = read_json(layout.overrides, {}).get("round")
+    number = read_object(layout.overrides).get("round")
+    if number is not None and (type(number) is not int or number < 0):
+        raise ForeignEdit(f"{layout.overrides} names no round: {number!r}; `git checkout -- rounds/overrides.json`")
     return number
 
 

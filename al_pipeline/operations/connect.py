@@ -4,15 +4,40 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from al_pipeline.errors import LabelStudioRefused, NothingToDo
-from al_pipeline.files import read_json, write_json
+from al_pipeline.errors import ForeignEdit, LabelStudioRefused, NothingToDo
+from al_pipeline.files import read_object, write_json
+from al_pipeline.layout import Layout
 from al_pipeline.lock import locked
 from al_pipeline.oracle import ProjectRef
 from al_pipeline.repository import Git
 from al_pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
+    from al_pipeline.label_studio import About, LabelStudioOracle
+
+
+def stored_project(layout: Layout) -> ProjectRef | None:
+    """Which project of its server is ours; None before there is one. Raises ForeignEdit where the file is not ours."""
+    found = read_object(layout.project)
+    if not found:
+        return None
+    number, uid = found.get("project_id"), found.get("project_uid")
+    if type(number) is not int or not isinstance(uid, str) or not uid.isprintable() or " " in uid:
+        raise ForeignEdit(f"{layout.project} names no project; `git log -p {layout.project}` shows who changed it")
+    return ProjectRef(number, uid)
+
+
+def connect_to(workspace: Workspace, url: str, token: str) -> About:
+    """Use the Label Studio at `url` from now on, whatever the environment says; stored only once it has answered.
+
+    Raises LabelStudioRefused for an address or token that is not taken, LabelStudioDown where nobody answers.
+    """
     from al_pipeline.label_studio import LabelStudioOracle
+
+    with LabelStudioOracle(url, token, workspace.params.label_studio.timeout_seconds) as oracle:
+        about = oracle.about()
+        workspace.store_credentials(oracle.url, token)
+    return about
 
 
 def connect(workspace: Workspace) -> LabelStudioOracle:
@@ -50,7 +75,7 @@ def leave_project(workspace: Workspace) -> int:
 
 
 def _known(workspace: Workspace) -> ProjectRef:
-    known = read_json(workspace.layout.project)
-    if not known:
+    known = stored_project(workspace.layout)
+    if known is None:
         raise NothingToDo("there is no project yet; `al round` makes one")
-    return ProjectRef(**known)
+    return known

@@ -6,20 +6,20 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, requires, version
-from pathlib import Path
 from typing import Literal
 
 from al_pipeline.engine import current_engine, difference
 from al_pipeline.errors import AlError
-from al_pipeline.files import read_json
+from al_pipeline.files import read_json, read_object
 from al_pipeline.lock import holder
 from al_pipeline.operations.close import check_sources, foreign_edits
-from al_pipeline.operations.connect import connect
+from al_pipeline.operations.connect import connect, stored_project
 from al_pipeline.operations.history import read_history
 from al_pipeline.operations.tick import look, open_dvc
-from al_pipeline.oracle import ProjectRef
+from al_pipeline.plain import on_this_machine, redact
 from al_pipeline.records import round_name
 from al_pipeline.repository import Git
+from al_pipeline.trust import doubtful, holds_secret
 from al_pipeline.workspace import Workspace
 
 LOW_DISK_BYTES = 2 * 1024**3
@@ -48,6 +48,7 @@ def examine(workspace: Workspace) -> list[Finding]:
         ("versions", _versions),
         ("parameters", _parameters),
         ("git", _git),
+        ("secrets", _secrets),
         ("data", _data),
         ("remote", _remote),
         ("encoder", _encoder),
@@ -116,6 +117,38 @@ def _git(workspace: Workspace) -> Iterator[Finding]:
     yield Finding("git", "ok", f"branch {git.branch()}, {f'pushed to {remote}' if remote else 'no git remote'}")
 
 
+def _secrets(workspace: Workspace) -> Iterator[Finding]:
+    found = list(_bared(workspace))
+    yield from found
+    if not found:
+        yield Finding("secrets", "ok", "none was found where git, DVC or others on this machine would see it")
+
+
+def _bared(workspace: Workspace) -> Iterator[Finding]:
+    layout, found = workspace.layout, workspace.credentials_file
+    for name, problem in doubtful(layout.root).items():
+        yield Finding("secrets", "error", f"{name} {problem}", "`al trust` shows it and lets DVC use it")
+    local = layout.root / ".dvc/config.local"
+    for path in (found, *([local] if holds_secret(local) else [])):
+        if path.exists() and path.stat().st_mode & 0o077:
+            yield Finding("secrets", "error", f"others on this machine can read {path}", f"`chmod 600 {path}`")
+    git = Git(layout.root)
+    for remote in git.remotes_with_password():
+        yield Finding(
+            "secrets",
+            "warning",
+            f"the address of the git remote {remote} holds a password, which lies readable in .git/config",
+            f"`git remote set-url {remote} ADDRESS` without it, and a credential helper (`git help credentials`)",
+        )
+    if (url := workspace.credentials().get("url", "")).startswith("http://") and not on_this_machine(url):
+        yield Finding(
+            "secrets",
+            "warning",
+            f"{redact(url)} is not https: the token and all texts can be read on the way",
+            "give it the https address: `al labelstudio connect URL`",
+        )
+
+
 def _data(workspace: Workspace) -> Iterator[Finding]:
     layout = workspace.layout
     facts, _ = look(workspace)
@@ -155,11 +188,12 @@ def _encoder(workspace: Workspace) -> Iterator[Finding]:
     if not features.uses_encoder:
         yield Finding("encoder", "ok", "none is needed: the features are TF-IDF alone")
         return
-    have = read_json(layout.encoder / "source.json", {}).get("source")
+    have = read_object(layout.encoder / "source.json").get("source")
     if have == features.encoder:
         yield Finding("encoder", "ok", f"{have}, in the workspace and versioned")
     elif have is None:
-        found = "is installed" if _is_installed(features.encoder) else "will be fetched from the hub"
+        here = (layout.root / features.encoder).is_dir() or _is_installed(features.encoder)
+        found = "is installed" if here else "will be fetched from the hub"
         yield Finding("encoder", "ok", f"{features.encoder} {found}; the first `al round` copies it into the workspace")
     else:
         yield Finding(
@@ -171,8 +205,6 @@ def _encoder(workspace: Workspace) -> Iterator[Finding]:
 
 
 def _is_installed(source: str) -> bool:
-    if Path(source).expanduser().is_dir():
-        return True
     try:
         return bool(version(source))
     except (PackageNotFoundError, ValueError):
@@ -212,10 +244,10 @@ def _label_studio(workspace: Workspace) -> Iterator[Finding]:
         )
     else:
         yield Finding("clock", "ok", "agrees with Label Studio's")
-    known = read_json(workspace.layout.project)
+    known = stored_project(workspace.layout)
     if known:
-        oracle.check(ProjectRef(**known), workspace.id, workspace.clone_id)
-        yield Finding("project", "ok", f"project {known['project_id']} is ours")
+        oracle.check(known, workspace.id, workspace.clone_id)
+        yield Finding("project", "ok", f"project {known.project_id} is ours")
     else:
         yield Finding("project", "ok", "none yet; the first `al round` makes one")
 

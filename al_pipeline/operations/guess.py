@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from al_pipeline.errors import ForeignEdit
+from al_pipeline.files import sha256_tree
+from al_pipeline.operations.history import read_history
 from al_pipeline.records import Item
+from al_pipeline.repository import Git
 from al_pipeline.workspace import Workspace
 
 
@@ -16,7 +20,13 @@ def guess(workspace: Workspace, items: Sequence[Item]) -> dict[str, tuple[str, f
     from al_pipeline.encoding import open_vectors
     from al_pipeline.models import load_text_model
 
-    model = load_text_model(workspace.layout.model)
+    layout = workspace.layout
+    published = read_history(layout, Git(layout.root)).latest
+    if published is None or sha256_tree(layout.model) != published["hashes"]["model"]:
+        raise ForeignEdit(
+            f"{layout.model} is not the model of the last record; `dvc pull models/candidate` brings it back"
+        )
+    model = load_text_model(layout.model)
     if not items or not model.head.seen:
         return {}
     vectors = open_vectors(workspace.layout, workspace.params.features)

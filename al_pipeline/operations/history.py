@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from al_pipeline.errors import BadInput, NothingToDo
 from al_pipeline.layout import Layout
+from al_pipeline.manifests import parse_plan, parse_record, plan_number, record_number
 from al_pipeline.records import Event, PlannedTask, round_name
 from al_pipeline.repository import Git
-from al_pipeline.rulings import Ruling, abandoned, holding, parse_ruling, pausing, promoted, waiting
+from al_pipeline.rulings import Ruling, abandoned, holding, pausing, promoted, read_ruling, ruling_number, waiting
 from al_pipeline.running import Saved, labels_saved
+from al_pipeline.trust import check_tree
 
 Record = dict[str, Any]
 """One round's manifest, as `rounds/NNNN/round.json` holds it."""
@@ -71,16 +72,18 @@ class History:
 
 def read_history(layout: Layout, git: Git, revision: str = "HEAD") -> History:
     """The records at `revision`."""
-    names = git.files(revision, "rounds") if git.head() else []
-    wanted = ("/round.json", "/genesis.json")
-    texts = git.read(revision, sorted(n for n in names if n.endswith(wanted) or n.startswith("rounds/rulings/")))
-    genesis = texts.pop("rounds/genesis.json", None)
-    spoken = [name for name in texts if name.startswith("rounds/rulings/")]
-    rulings = tuple(parse_ruling(json.loads(texts.pop(name)), name) for name in spoken)
-    records = tuple(json.loads(text) for text in texts.values())
-    plans = {int(name.split("/")[1]) for name in names if name.endswith("/plan.jsonl")}
-    open_rounds = plans - {record["round"] for record in records}
-    return History(revision, json.loads(genesis) if genesis else None, records, max(open_rounds, default=None), rulings)
+    modes = git.modes(revision) if git.head() else {}
+    check_tree(modes, layout)
+    genesis_name = layout.genesis.relative_to(layout.root).as_posix()
+    numbered = {name: number for name in modes if (number := record_number(name)) is not None}
+    wanted = [*([genesis_name] if genesis_name in modes else []), *sorted(numbered, key=lambda name: numbered[name])]
+    found = {name: parse_record(text, name) for name, text in git.read(revision, wanted).items()}
+    genesis = found.pop(genesis_name, None)
+    plans = {number for name in modes if (number := plan_number(name)) is not None}
+    open_rounds = plans - set(numbered.values())
+    spoken = sorted(name for name in modes if ruling_number(name) is not None)
+    rulings = tuple(read_ruling(text, name) for name, text in git.read(revision, spoken).items())
+    return History(revision, genesis, tuple(found.values()), max(open_rounds, default=None), rulings)
 
 
 def events_known(record: Record, events: Sequence[Event]) -> int:
@@ -120,17 +123,14 @@ def labels_saved_by(history: History, number: int | None) -> Saved | None:
 
 def read_plan(git: Git, number: int, revision: str = "HEAD") -> list[PlannedTask]:
     """What round `number` asks, as committed."""
-    return _tasks(git.show(revision, f"rounds/{number:04d}/plan.jsonl") or "")
+    return parse_plan(git.show(revision, f"rounds/{number:04d}/plan.jsonl") or "", number)
 
 
 def read_plans(git: Git, revision: str = "HEAD") -> dict[str, PlannedTask]:
     """Every task that was ever planned, by its push key."""
-    names = [name for name in git.files(revision, "rounds") if name.endswith("/plan.jsonl")]
-    return {task.push_key: task for text in git.read(revision, names).values() for task in _tasks(text)}
-
-
-def _tasks(text: str) -> list[PlannedTask]:
-    return [PlannedTask(**json.loads(line)) for line in text.split("\n") if line]
+    names = {name: number for name in git.files(revision, "rounds") if (number := plan_number(name)) is not None}
+    texts = git.read(revision, list(names))
+    return {task.push_key: task for name, text in texts.items() for task in parse_plan(text, names[name])}
 
 
 def round_number(text: str) -> int:

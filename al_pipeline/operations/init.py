@@ -5,23 +5,16 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
 from al_pipeline.errors import BadInput
 from al_pipeline.files import TEMPORARY_PREFIX, remove_leftovers, write_json, write_text
 from al_pipeline.layout import Layout
 from al_pipeline.params import parse_params
+from al_pipeline.plain import has_password
 from al_pipeline.repository import Dvc, Git
+from al_pipeline.trust import template
 from al_pipeline.workspace import LAYOUT_VERSION, Workspace, open_workspace
-
-
-def template(name: str) -> str:
-    """The text of a file that every workspace starts from (`params.yaml`, `dvc.yaml`): this engine's own."""
-    packaged = files("al_pipeline") / "template" / name
-    if packaged.is_file():
-        return packaged.read_text(encoding="utf-8")
-    return (Path(__file__).parents[2] / name).read_text(encoding="utf-8")
 
 
 def init(folder: Path, labels: Sequence[str], question: str | None = None, remote: str | None = None) -> Workspace:
@@ -30,6 +23,11 @@ def init(folder: Path, labels: Sequence[str], question: str | None = None, remot
     `remote` is a DVC remote's address (default: a folder in `al`'s home, on this machine). Killed half-way, the same
     call finishes the job. Raises BadInput where `folder` holds something else, BadParams where labels are no good.
     """
+    if remote is not None and has_password(remote):
+        raise BadInput(
+            "the address of the DVC remote holds a password, which git would keep for ever: give it without, and the "
+            "password by `dvc remote modify --local store password …` inside the new workspace"
+        )
     folder = folder.resolve()
     layout = Layout(folder)
     text = with_schema(template("params.yaml"), labels, question)
@@ -50,6 +48,7 @@ def init(folder: Path, labels: Sequence[str], question: str | None = None, remot
     write_text(layout.dvc_yaml, template("dvc.yaml"))
     write_text(folder / ".gitignore", "".join(f"{line}\n" for line in layout.ignored))
     write_json(layout.project, {})
+    workspace.make_home()
     git = Git(folder)
     git.init()
     with Dvc(folder, layout.private / "dvc.json", layout.logs / "dvc.log") as dvc:

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from al_pipeline.errors import NothingToDo, RepositoryError
+from al_pipeline.errors import BadInput, NothingToDo, RepositoryError
 from al_pipeline.files import TEMPORARY_PREFIX, read_json, sha256_tree, write_json
-from al_pipeline.operations.history import read_history
+from al_pipeline.operations.history import Record, read_history
 from al_pipeline.operations.tick import open_dvc
 from al_pipeline.records import content_hash, round_name
 from al_pipeline.repository import Git
@@ -20,6 +20,7 @@ from al_pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     from al_pipeline.models import TextModel
+    from al_pipeline.params import Features
 
 
 def model_folder(workspace: Workspace, number: int | None = None) -> tuple[int, Path]:
@@ -71,18 +72,18 @@ def predict(
     """
     from al_pipeline.encoding import Vectors
     from al_pipeline.models import load_text_model
-    from al_pipeline.params import Params
     from al_pipeline.records import Item
 
     number, folder = model_folder(workspace, number)
     git = Git(workspace.layout.root)
-    params = Params.model_validate(read_history(workspace.layout, git).record(number)["params"])
+    features = _features(read_history(workspace.layout, git).record(number))
     model: TextModel = load_text_model(folder / "model")
-    vectors = (
-        Vectors(folder / "encoder", workspace.layout.features, params.features)
-        if params.features.uses_encoder
-        else None
-    )
+    vectors = Vectors(folder / "encoder", workspace.layout.features, features) if features.uses_encoder else None
+    if vectors is not None and model.encoder != vectors.identity:
+        raise BadInput(
+            f"the encoder of {round_name(number)} is not the one that its model was fitted on (by digest); delete "
+            f"{folder}, and `al predict` fetches both again"
+        )
     for batch in texts:
         items = [Item(item_id, content_hash(text), text) for item_id, text in batch]
         proba = model.predict_proba([item.text for item in items], None if vectors is None else vectors.of(items))
@@ -94,6 +95,21 @@ def predict(
                 "probability": float(row[best]),
                 "probabilities": dict(zip(model.classes, row.tolist(), strict=True)),
             }
+
+
+def _features(record: Record) -> Features:
+    """What the features were when the round was published."""
+    from pydantic import ValidationError
+
+    from al_pipeline.params import Features
+
+    try:
+        return Features.model_validate(record["params"]["features"])
+    except ValidationError:
+        raise BadInput(
+            f"{round_name(record['round'])} was made with features that this engine does not know; "
+            "install the engine that made it"
+        ) from None
 
 
 def read_texts(

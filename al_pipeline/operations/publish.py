@@ -12,7 +12,7 @@ import numpy as np
 from al_pipeline.comparison import shared
 from al_pipeline.engine import current_engine
 from al_pipeline.errors import ForeignEdit
-from al_pipeline.files import read_json, sha256_file, sha256_tree, write_json, write_jsonl
+from al_pipeline.files import read_json, read_object, sha256_file, sha256_tree, write_json, write_jsonl
 from al_pipeline.gate import Decision, decide
 from al_pipeline.items import count_items, fetch, read_ids
 from al_pipeline.labels import CONTROLS, active
@@ -110,7 +110,7 @@ def sync(git: Git, layout: Layout) -> None:
 
 def unsynced(git: Git, layout: Layout) -> bool:
     """Whether there is a git remote that was not given the present HEAD."""
-    return git.remote() is not None and read_json(layout.private / "synced.json", {}).get("head") != git.head()
+    return git.remote() is not None and read_object(layout.private / "synced.json").get("head") != git.head()
 
 
 def plan_tasks(workspace: Workspace, git: Git, number: int, abandoned: Collection[int]) -> list[PlannedTask]:

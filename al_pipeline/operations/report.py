@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from al_pipeline.files import write_text
 from al_pipeline.items import fetch
 from al_pipeline.labels import fold, people, standing
 from al_pipeline.ledger import read_events
+from al_pipeline.manifests import parse_histogram
 from al_pipeline.operations.history import History, Record, labels_saved_by, read_history, read_plan
 from al_pipeline.operations.status import status
 from al_pipeline.records import Event, PlannedTask, round_name
@@ -56,7 +56,7 @@ def report_data(workspace: Workspace, number: int | None = None) -> ReportData:
     schema, counts = record["params"]["schema"], record["counts"]
     plan = read_plan(git, number, revision)
     events = [event for event in read_events(layout.events) if event.round == number]
-    histogram = json.loads(git.show(revision, "rounds/histogram.json") or "{}")
+    histogram = parse_histogram(git.show(revision, "rounds/histogram.json") or "{}")
     latest, now = number == history.rounds[-1]["round"], status(workspace)
     return ReportData(
         title=layout.root.name,
@@ -71,7 +71,7 @@ def report_data(workspace: Workspace, number: int | None = None) -> ReportData:
         decision=_decision(record),
         pool=PoolCounts(counts["labelled"], counts["pending"], counts["ignored"], counts["unlabelled"]),
         mix=LabelMix(counts["labels"], counts["test_labels"]),
-        histogram=Histogram(tuple(histogram["edges"]), tuple(histogram["counts"])) if histogram.get("edges") else None,
+        histogram=Histogram(tuple(histogram.edges), tuple(histogram.counts)) if histogram.edges else None,
         asked=_asked(workspace, record, plan, events),
         mistakes=_mistakes(
             workspace, parse_predictions(git.show(revision, "rounds/predictions.csv") or "item_id,label\n")
@@ -154,7 +154,7 @@ def _answers(record: Record, plan: list[PlannedTask], events: list[Event], waiti
         asked=len(plan),
         answered=given["answered"],
         skipped=given["given_up"],
-        late=sum(_seconds(event.created_at) > closed for event in events if event.created_at) if closed else 0,
+        late=sum(_seconds(event.created_at) > closed for event in events) if closed else 0,
         unanswered=given["unanswered"],
         waiting=waiting,
         refused=given["refused"],
@@ -177,5 +177,9 @@ def _date(record: Record) -> str | None:
     return datetime.fromtimestamp(closed, UTC).strftime("%Y-%m-%d %H:%M UTC") if closed else None
 
 
-def _seconds(stamp: str) -> float:
-    return datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()
+def _seconds(stamp: str | None) -> float:
+    """A time of the server's in seconds since 1970; 0 where the event has none that can be read."""
+    try:
+        return datetime.fromisoformat((stamp or "").replace("Z", "+00:00")).timestamp()
+    except (ValueError, OverflowError):
+        return 0.0

@@ -6,10 +6,10 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from al_pipeline.files import read_json
 from al_pipeline.ledger import known_ids, read_refused
 from al_pipeline.lifecycle import Facts, Wait, close_reason, next_step, state, waiting_for
 from al_pipeline.lock import holder
+from al_pipeline.operations.connect import stored_project
 from al_pipeline.operations.history import History, labels_saved_by, read_history
 from al_pipeline.operations.tick import closing_rule, look
 from al_pipeline.repository import Git
@@ -37,7 +37,7 @@ def status(workspace: Workspace) -> dict[str, Any]:
     believed = known_ids(layout.events, layout.inbox_events)
     rows = read_refused(layout.events, layout.inbox_events)
     refused = Counter(row["reason"] for row in rows if row["refused_id"] not in believed)
-    project = read_json(layout.project) or {}
+    project = stored_project(layout)
     metrics = history.rounds[-1]["metrics"] if history.rounds else {}
     return {
         "workspace": str(layout.root),
@@ -65,7 +65,7 @@ def status(workspace: Workspace) -> dict[str, Any]:
         "running": latest.get("running") if latest else None,
         "saved": _saved(history),
         "asked_by": latest.get("next_batch") if latest else None,
-        "project_id": project.get("project_id"),
+        "project_id": None if project is None else project.project_id,
         "label_studio_url": workspace.credentials().get("url"),
         "prefect_url": prefect_environment(workspace).get("PREFECT_UI_URL"),
         "busy": holder(layout.lock) or None,

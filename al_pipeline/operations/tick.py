@@ -5,12 +5,11 @@ The CLI, the Prefect flow and the tests all call `tick`; the flow passes a `run`
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,8 +18,8 @@ from typing import Any, Protocol
 from al_pipeline import child
 from al_pipeline.engine import STAGE_ENVIRONMENT
 from al_pipeline.errors import ForeignEdit, RepositoryError
-from al_pipeline.files import read_json, remove_leftovers, write_json, write_text
-from al_pipeline.items import count_items, fetch
+from al_pipeline.files import read_json, read_object, remove_leftovers, write_json, write_text
+from al_pipeline.items import columns_of, count_items, fetch
 from al_pipeline.labels import active, standing
 from al_pipeline.layout import STAGES, Layout
 from al_pipeline.ledger import known_ids, read_events, read_refused
@@ -35,6 +34,7 @@ from al_pipeline.operations.close import (
     is_closed,
     refuse_edits,
 )
+from al_pipeline.operations.connect import stored_project
 from al_pipeline.operations.guess import guess
 from al_pipeline.operations.history import History, read_history, read_plan, read_plans
 from al_pipeline.operations.pull import pull
@@ -202,7 +202,7 @@ def _look(workspace: Workspace, git: Git, history: History, now: datetime) -> Fa
     closed = is_closed(layout, planned)
     decided = False
     if closed:
-        record = read_json(layout.genesis if planned is None else layout.record(planned)) or {}
+        record = read_object(layout.genesis if planned is None else layout.record(planned))
         decided = record.get("build") == build.build_key(layout)
     carried = set(read_json(layout.overrides, {}).get("rulings", ())) if closed else set()
     waiting = {ruling.number for ruling in history.waiting}
@@ -242,8 +242,8 @@ def settled_tasks(workspace: Workspace, tasks: list[PlannedTask], events: list[E
 
 def opened_at(layout: Layout, git: Git, number: int) -> float:
     """When round `number` opened, in seconds since 1970: its first complete push, else the commit of its plan."""
-    remembered = read_json(layout.state(number), {}).get("opened_at")
-    return float(remembered) if remembered else float(git.commit_time())
+    remembered = read_object(layout.state(number)).get("opened_at")
+    return float(remembered) if isinstance(remembered, int | float) else float(git.commit_time())
 
 
 def _take(step: Step, session: _Session, facts: Facts) -> Any:
@@ -306,7 +306,7 @@ def _sync(session: _Session) -> None:
 def _connect(session: _Session) -> None:
     """Find or make our project. A new one is committed at once: the work tree stays clean while people label."""
     layout, workspace = session.layout, session.workspace
-    known = read_json(layout.project) or None
+    known = stored_project(layout)
     params = workspace.params
     session.oracle = session.make_oracle()
     session.project = session.oracle.ensure_project(
@@ -315,13 +315,12 @@ def _connect(session: _Session) -> None:
         schema=params.schema_,
         overlap=params.round.overlap,
         show_guess=params.label_studio.show_guess,
-        known=None if known is None else ProjectRef(**known),
+        known=known,
     )
-    found = {"project_id": session.project.project_id, "project_uid": session.project.project_uid}
-    if known != found:
-        write_json(layout.project, found)
+    if known != session.project:
+        write_json(layout.project, asdict(session.project))
     if session.git.changed([layout.project]):
-        session.git.commit(f"Use Label Studio's project {found['project_id']}", [layout.project])
+        session.git.commit(f"Use Label Studio's project {session.project.project_id}", [layout.project])
         session.done.discard(Step.SYNC)
 
 
@@ -331,13 +330,13 @@ def _with_label_studio(step: Step, session: _Session, planned: int) -> None:
         _connect(session)
     assert session.oracle is not None and session.project is not None
     if step is Step.RETIRE:
-        if not read_json(layout.state(planned), {}).get("retired"):
+        if not read_object(layout.state(planned)).get("retired"):
             retire(session.oracle, session.project, planned, session.history.abandoned)
             _remember(layout, planned, retired=True)
     elif step is Step.PUSH:
         plan = read_plan(session.git, planned)
         push(session.oracle, session.project, tasks_of(workspace, plan))
-        if "opened_at" not in read_json(layout.state(planned), {}):
+        if "opened_at" not in read_object(layout.state(planned)):
             _remember(layout, planned, opened_at=session.now().timestamp())
     else:
         rulings = {ruling.number: ruling for ruling in session.history.rulings}
@@ -364,12 +363,14 @@ def tasks_of(workspace: Workspace, plan: list[PlannedTask]) -> list[Task]:
     """The planned tasks with what annotators will see of them."""
     layout, params = workspace.layout, workspace.params
     items = fetch([layout.pool, layout.test], [task.item_id for task in plan])
+    if missing := [task.item_id for task in plan if task.item_id not in items]:
+        raise ForeignEdit(f"the plan asks about items that the pool does not hold: {', '.join(missing[:3])}")
     queried = [items[task.item_id] for task in plan if task.part == "pool"]
     guesses = guess(workspace, queried) if params.label_studio.show_guess else {}
     tasks = []
     for planned in plan:
         item = items[planned.item_id]
-        columns = {"text": item.text, **{k: str(v) for k, v in json.loads(item.metadata).items()}}
+        columns = {"text": item.text, **{k: str(v) for k, v in columns_of(item).items()}}
         fields = {name: shown_text(columns.get(name, "")) for name in params.schema_.fields}
         tasks.append(Task(planned, fields, guesses.get(planned.item_id)))
     return tasks
@@ -395,7 +396,7 @@ def _publish(session: _Session, planned: int | None) -> None:
 def _round_facts(session: _Session, planned: int | None) -> dict[str, Any]:
     """What the record of a round says beside the results: times, answers, why it closed."""
     layout = session.layout
-    remembered = read_json(_state_file(layout, planned), {})
+    remembered = read_object(_state_file(layout, planned))
     facts: dict[str, Any] = {
         "opened_at": remembered.get("opened_at"),
         "closed_at": remembered.get("closed_at"),
@@ -438,7 +439,7 @@ def check_owned(workspace: Workspace, git: Git, dvc: Dvc, history: History, now:
 
 def _remember(layout: Layout, planned: int | None, **values: Any) -> None:
     path = _state_file(layout, planned)
-    write_json(path, {**read_json(path, {}), **values})
+    write_json(path, {**read_object(path), **values})
 
 
 def _state_file(layout: Layout, planned: int | None) -> Path:

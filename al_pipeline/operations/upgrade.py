@@ -18,8 +18,8 @@ from al_pipeline.lock import locked
 from al_pipeline.merge import with_missing
 from al_pipeline.operations.close import foreign_edits, is_closed
 from al_pipeline.operations.history import read_history
-from al_pipeline.operations.init import template
 from al_pipeline.repository import Git
+from al_pipeline.trust import template
 from al_pipeline.workspace import LAYOUT_VERSION, find_workspace
 
 Texts = Mapping[str, str]

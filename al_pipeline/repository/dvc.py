@@ -10,7 +10,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,9 @@ from typing import IO, Self
 
 from al_pipeline import child
 from al_pipeline.errors import RemoteIncomplete, RepositoryError, StageFailed
+from al_pipeline.plain import redact
 from al_pipeline.repository.git import NOT_OURS
+from al_pipeline.trust import check_dvc
 
 _STAGE_TIMEOUT = 6 * 3600.0
 _TRANSFER_TIMEOUT = 6 * 3600.0
@@ -50,6 +52,8 @@ class Dvc:
     without the workspace's lock: they must not overwrite what a tick wrote there."""
     log: Path
     environment: dict[str, str] = field(default_factory=dict)
+    check: Callable[[Path], None] = check_dvc
+    """Looks at the files that steer DVC before each command; raises what keeps it from running."""
     _process: subprocess.Popen[str] | None = None
     _output: IO[bytes] | None = None
 
@@ -147,15 +151,16 @@ class Dvc:
             "o.fs.pipe_file(p, b'al'); o.fs.rm_file(p); print(o.path)"
         )
         try:
+            self.check(self.root)
             result = self._run_script(script)
         except subprocess.TimeoutExpired:
             raise RepositoryError(f"the DVC remote did not answer within {_TIMEOUT:.0f} s") from None
         if result.returncode:
-            said = result.stderr.strip().splitlines()[-1:] or ["no reason given"]
+            said = redact(result.stderr).strip().splitlines()[-1:] or ["no reason given"]
             raise RepositoryError(
                 f"the DVC remote cannot be written: {said[0]}; `dvc remote list` shows it, mend its address or rights"
             )
-        return result.stdout.strip()
+        return redact(result.stdout.strip())
 
     def changed(self, *targets: str) -> dict[str, object]:
         """What `dvc status` says of `targets` (everything, if none): empty where all is as recorded."""
@@ -180,7 +185,7 @@ class Dvc:
     def _run_script(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run Python that uses DVC's own modules, in the repository."""
         return subprocess.run(
-            [sys.executable, "-c", script, *arguments],
+            [sys.executable, "-P", "-c", script, *arguments],
             cwd=self.root,
             env={**_inherited(), "DVC_NO_ANALYTICS": "1"},
             stdin=subprocess.DEVNULL,
@@ -205,6 +210,7 @@ class Dvc:
 
     def _command(self, arguments: list[str], timeout: float) -> tuple[int, str]:
         """Exit code, and the last lines of what the command printed."""
+        self.check(self.root)
         process = self._start()
         begin = self.log.stat().st_size
         assert process.stdin is not None and process.stdout is not None
@@ -219,7 +225,7 @@ class Dvc:
             log.seek(begin)
             said = log.read().decode("utf-8", "replace").strip()
         said = "\n".join(line for line in said.splitlines() if line and not line.startswith(_ADVERTISEMENT))
-        said = "\n".join(said.splitlines()[-15:])
+        said = redact("\n".join(said.splitlines()[-15:]))
         if reply:
             return json.loads(reply), said
         self.close()
@@ -233,10 +239,10 @@ class Dvc:
         if self._process is not None:
             return self._process
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        self._output = self.log.open("ab")
+        self._output = os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600), "ab")
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "al_pipeline.repository.worker"],
+            [sys.executable, "-P", "-m", "al_pipeline.repository.worker"],  # -P: see STAGE_ENVIRONMENT
             cwd=self.root,
             env={**_inherited(), "PATH": path, "DVC_NO_ANALYTICS": "1", "NO_COLOR": "1", **self.environment},
             stdin=subprocess.PIPE,
@@ -279,4 +285,5 @@ def _is_torn(path: Path) -> bool:
 
 
 def _inherited() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in NOT_OURS}
+    """Our environment without what is not for DVC and its stages: git's own variables, and Label Studio's token."""
+    return {name: value for name, value in os.environ.items() if name not in (*NOT_OURS, "AL_LABEL_STUDIO_TOKEN")}

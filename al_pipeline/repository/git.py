@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import psutil
 
 from al_pipeline.errors import ForeignEdit, RepositoryError
+from al_pipeline.plain import has_password, redact
 
 _QUIET = (
     "-c",
@@ -26,6 +28,10 @@ _FALLBACK_IDENTITY = ("-c", "user.name=al", "-c", "user.email=al@localhost")
 NOT_OURS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_NAMESPACE")
 """What git sets for its hooks: inherited, it would turn our commands on another repository."""
 
+_PASSWORD = "AL_GIT_PASSWORD"
+_HELPER = f'!f() {{ test "$1" != get || printf "password=%s\\n" "${_PASSWORD}"; }}; f'
+"""A credential helper that reads the environment, which only our own user can see."""
+
 _NETWORK_TIMEOUT = 600.0
 _TIMEOUT = 120.0
 
@@ -37,11 +43,17 @@ class Git:
     root: Path
 
     def run(
-        self, *arguments: str, check: bool = True, timeout: float = _TIMEOUT, feed: str = ""
+        self,
+        *arguments: str,
+        check: bool = True,
+        timeout: float = _TIMEOUT,
+        feed: str = "",
+        more: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run git in the repository. Raises RepositoryError with git's own last words."""
+        """Run git in the repository, with `more` in its environment. Raises RepositoryError with git's last words."""
         inherited = {name: value for name, value in os.environ.items() if name not in NOT_OURS}
-        environment = {**inherited, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
+        quiet = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
+        environment = {**inherited, **quiet, **(more or {})}
         try:
             result = subprocess.run(
                 ["git", *_QUIET, *arguments],
@@ -60,7 +72,7 @@ class Git:
         except subprocess.TimeoutExpired:
             raise RepositoryError(f"git {arguments[0]} did not end within {timeout:.0f} s") from None
         if check and result.returncode != 0:
-            said = " ".join((result.stderr or result.stdout).split())[-500:]
+            said = redact(" ".join((result.stderr or result.stdout).split()))[-500:]
             raise RepositoryError(f"git {arguments[0]} failed ({result.returncode}): {said}")
         return result
 
@@ -111,7 +123,7 @@ class Git:
             header, place = output[place:end], end + 1
             if not header.endswith(b" missing"):
                 size = int(header.rsplit(b" ", 1)[1])
-                found[name] = output[place : place + size].decode("utf-8")
+                found[name] = output[place : place + size].decode("utf-8", "replace")
                 place += size + 1
         return found
 
@@ -119,6 +131,11 @@ class Git:
         """The files below `folder` at `revision`."""
         result = self.run("ls-tree", "-r", "-z", "--name-only", revision, "--", folder, check=False)
         return [name for name in result.stdout.split("\0") if name]
+
+    def modes(self, revision: str) -> dict[str, str]:
+        """Every file at `revision` with git's mode of it, such as 100644; 120000 is a symbolic link."""
+        listed = self.run("ls-tree", "-r", "-z", revision).stdout.split("\0")
+        return {name: about.split(" ", 1)[0] for about, _, name in (line.partition("\t") for line in listed if line)}
 
     def tags(self) -> dict[str, str]:
         """Every tag, with the commit that it names."""
@@ -168,9 +185,35 @@ class Git:
         own = self.run("config", f"branch.{self.branch()}.remote", check=False).stdout.strip()
         return own if own in remotes else "origin" if "origin" in remotes else None
 
+    def remotes_with_password(self) -> list[str]:
+        """The remotes whose address holds a password."""
+        lines = self.run("config", "--get-regexp", r"^remote\..*\.(push)?url$", check=False).stdout.splitlines()
+        pairs = (line.partition(" ")[::2] for line in lines)
+        return sorted({key.split(".", 1)[1].rpartition(".")[0] for key, url in pairs if has_password(url)})
+
     def push(self, remote: str, refs: Sequence[str]) -> None:
         """Push branch and tags in one atomic step."""
-        self.run("push", "--quiet", "--atomic", remote, *refs, timeout=_NETWORK_TIMEOUT)
+        self.run(
+            "push", "--quiet", "--atomic", remote, *refs, timeout=_NETWORK_TIMEOUT, more=self._without_password(remote)
+        )
+
+    def _without_password(self, remote: str) -> dict[str, str]:
+        """What makes git give a password that stands in the remote's address by other means; empty where none does.
+
+        Git hands the address to a helper as an argument, and everybody on the machine can read arguments.
+        """
+        keys = (f"remote.{remote}.pushurl", f"remote.{remote}.url")
+        address = next((a for key in keys if (a := self.run("config", "--get", key, check=False).stdout.strip())), "")
+        parts = urlsplit(address)
+        if parts.scheme not in ("http", "https") or not parts.password:
+            return {}
+        bare = parts._replace(netloc=f"{parts.username}@{parts.netloc.rpartition('@')[2]}").geturl()
+        settings = [(f"url.{bare}.insteadOf", address), ("credential.helper", ""), ("credential.helper", _HELPER)]
+        first = int(os.environ.get("GIT_CONFIG_COUNT") or 0)
+        more = {"GIT_CONFIG_COUNT": str(first + len(settings)), _PASSWORD: unquote(parts.password)}
+        for number, (key, value) in enumerate(settings, first):
+            more |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+        return more
 
     def clear_dead_lock(self) -> None:
         """Remove an index lock that a killed git left. Call only while holding the workspace's lock."""

@@ -10,7 +10,13 @@ from al_pipeline.servers.label_studio_server import (
     start_label_studio,
     stop_label_studio,
 )
-from al_pipeline.servers.prefect_server import prefect_environment, prefect_status, start_prefect, stop_prefect
+from al_pipeline.servers.prefect_server import (
+    password_file,
+    prefect_environment,
+    prefect_status,
+    start_prefect,
+    stop_prefect,
+)
 from al_pipeline.servers.process import Progress, Server
 
 __all__ = [
@@ -22,6 +28,7 @@ __all__ = [
     "install",
     "invite",
     "label_studio_status",
+    "password_file",
     "prefect_environment",
     "prefect_status",
     "start_label_studio",

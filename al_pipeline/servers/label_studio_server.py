@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from al_pipeline.errors import BadInput, LabelStudioDown, LabelStudioRefused, ServerFailed, UsageError
 from al_pipeline.files import read_json, replacing, sha256_bytes, write_json, write_text
+from al_pipeline.home import al_home
 from al_pipeline.servers import process
 from al_pipeline.servers.process import LOOPBACK, Progress, Server, Service
-from al_pipeline.workspace import Workspace, al_home
+from al_pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     import httpx
@@ -214,12 +215,20 @@ def _service(home: Path, venv: Path | None = None, account: Account | None = Non
 
 
 def _quiet(home: Path) -> dict[str, str]:
-    """No telemetry, no version check, no sign-ups, nothing written outside `home`."""
+    """No telemetry, no version check, no sign-ups, no files of this machine served, nothing written outside `home`.
+
+    Whoever has an account may do everything in Label Studio, so what must not be possible is switched off here.
+    """
     return {
         "HOME": str(home),
         "LABEL_STUDIO_BASE_DATA_DIR": str(home / "data"),
         "LABEL_STUDIO_DISABLE_SIGNUP_WITHOUT_LINK": "true",
         "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
+        "LABEL_STUDIO_ENABLE_LOCAL_FILES_STORAGE": "false",
+        "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED": "false",  # unset, a folder `mydata` would switch it on
+        "LABEL_STUDIO_SSRF_PROTECTION_ENABLED": "true",
+        "LABEL_STUDIO_ALLOWED_HOSTS": f"{LOOPBACK},localhost",  # a page elsewhere must not pass for this one
+        "LABEL_STUDIO_CORS_ALLOW_ALL_ORIGINS": "false",
         "SENTRY_DSN": "",  # empty, not unset: an address is built in
         "FRONTEND_SENTRY_DSN": "",
         "COLLECT_ANALYTICS": "false",

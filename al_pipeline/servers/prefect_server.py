@@ -1,10 +1,16 @@
-"""A Prefect server of the workspace's own, for those who have none: SQLite, loopback, no telemetry."""
+"""A Prefect server of the workspace's own, for those who have none: SQLite, loopback, a password, no telemetry.
+
+The password is for the others on this machine: whoever reaches Prefect's API can make a worker run what they like.
+"""
 
 from __future__ import annotations
 
 import os
+import secrets
 import sys
+from pathlib import Path
 
+from al_pipeline.files import write_text
 from al_pipeline.servers import process
 from al_pipeline.servers.process import LOOPBACK, Progress, Server, Service
 from al_pipeline.workspace import Workspace
@@ -14,6 +20,7 @@ _START_SECONDS = 180.0
 
 def start_prefect(workspace: Workspace, progress: Progress) -> Server:
     """The workspace's Prefect server; starts it where it does not run. Raises ServerFailed."""
+    password_file(workspace)
     return process.start(_service(workspace), progress)
 
 
@@ -33,6 +40,14 @@ def prefect_environment(workspace: Workspace) -> dict[str, str]:
     return _environment(workspace, server.port) if server else {}
 
 
+def password_file(workspace: Workspace) -> Path:
+    """The file, for its owner alone, that holds what Prefect's page and API ask for; made where there is none."""
+    file = process.private_folder(workspace.home / "prefect") / "password"
+    if not file.exists():
+        write_text(file, f"al:{secrets.token_urlsafe(18)}\n", mode=0o600)
+    return file
+
+
 def _service(workspace: Workspace) -> Service:
     return Service(
         name="Prefect",
@@ -50,7 +65,11 @@ def _service(workspace: Workspace) -> Service:
 
 def _environment(workspace: Workspace, port: int) -> dict[str, str]:
     home = workspace.home / "prefect"
+    password = password_file(workspace).read_text(encoding="utf-8").strip()
     return {
+        "PREFECT_API_AUTH_STRING": password,
+        "PREFECT_SERVER_API_AUTH_STRING": password,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{LOOPBACK}:{port},http://localhost:{port}",
         "PREFECT_API_URL": f"http://{LOOPBACK}:{port}/api",
         "PREFECT_UI_URL": f"http://{LOOPBACK}:{port}",
         "PREFECT_HOME": str(home),

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from al_pipeline.errors import ServerFailed
+from al_pipeline.errors import BadInput, ServerFailed
 from al_pipeline.files import read_json, write_json
 
 LOOPBACK = "127.0.0.1"
@@ -280,7 +280,7 @@ def _remembered(service: Service) -> Server | None:
     """The record, or None where there is none that can be read: it only saves a search."""
     try:
         return Server(**read_json(service.record))
-    except (TypeError, ValueError):
+    except (BadInput, TypeError):
         return None
 
 

@@ -10,6 +10,7 @@ from al_pipeline.errors import AlError
 from al_pipeline.items import iter_items, read_ids
 from al_pipeline.layout import Layout
 from al_pipeline.params import load_params
+from al_pipeline.plain import printable
 
 
 def main(layout: Layout | None = None) -> int:
@@ -34,4 +35,4 @@ if __name__ == "__main__":
     try:
         main()
     except AlError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit(printable(f"{type(error).__name__}: {error}"))

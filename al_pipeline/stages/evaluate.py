@@ -18,7 +18,7 @@ from al_pipeline.layout import Layout
 from al_pipeline.metrics import Metrics, evaluate
 from al_pipeline.models import load_text_model
 from al_pipeline.params import load_params
-from al_pipeline.results import Predictions, read_labeled, write_predictions
+from al_pipeline.results import Predictions, csv_cell, read_labeled, write_predictions
 from al_pipeline.stages import stage
 
 
@@ -60,7 +60,7 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, ("metric", "label", "value", "low", "high", "reason"), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({**row, "label": csv_cell(row["label"])} for row in rows)
     return out.getvalue()
 
 

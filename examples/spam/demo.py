@@ -31,6 +31,7 @@ from al_pipeline.files import read_json, write_json
 from al_pipeline.layout import Layout
 from al_pipeline.records import push_key
 from al_pipeline.replay import MeanPoint
+from al_pipeline.servers import password_file
 from al_pipeline.workspace import Workspace, open_workspace
 from benchmarks.record import record as write_record
 from examples.spam.annotators import Act, Annotator, Done, acts_for, answer_round
@@ -330,7 +331,8 @@ def _farewell(workspace: Workspace, report: Path) -> None:
         f"The report:    [bold]{_plain(_near(report))}[/] (one page, opens offline)",
         f"Label Studio:  [bold]{now['label_studio_url']}/projects/{now['project_id']}/data?labeling=1[/]",
         f"               log in as {PEOPLE[0]}, password {_plain(people[PEOPLE[0]]['password'])}",
-        f"Prefect:       [bold]{now['prefect_url']}[/] (no log-in; each tick is a flow run of al-round)",
+        f"Prefect:       [bold]{now['prefect_url']}[/] (each tick is a flow run of al-round)",
+        f"               log in with {_plain(password_file(open_workspace(folder)).read_text('utf-8').strip())}",
         "",
         f"Round {now['round']} waits for answers. To go on by hand: answer in Label Studio, then",
         f"    cd {place} && {_plain(_near(Path(sys.executable).with_name('al'), folder))} round",
