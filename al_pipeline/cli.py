@@ -642,9 +642,9 @@ Studio's queue, and a new batch is asked. Label Studio may be down: the next `al
     from al_pipeline.operations.rule import rollback as go_back
     from al_pipeline.operations.rule import undo as take_back
 
+    workspace = _workspace()
     if undo == (number is not None):
         raise UsageError("name the round to go back to (`al rounds` lists them), or --undo")
-    workspace = _workspace()
     both = not labels and not model
     with _dvc(workspace) as dvc:
         if number is None:
