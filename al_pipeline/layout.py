@@ -91,6 +91,12 @@ class Layout:
         return self.rounds / "guided.json"
 
     @property
+    def results(self) -> tuple[Path, ...]:
+        """The outputs of stages that git tracks (a test compares them with `dvc.yaml`)."""
+        measured = (self.metrics, self.metrics_csv, self.predictions, self.control)
+        return (*measured, self.histogram, self.guided, self.choice)
+
+    @property
     def genesis(self) -> Path:
         """The record of the first build, before any round."""
         return self.rounds / "genesis.json"

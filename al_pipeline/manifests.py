@@ -162,7 +162,11 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "score": (float, int),
     "strategy": (str,),
     "probability": (float, int),
+    "predicted": (str, type(None)),
+    "confidence": (float, type(None)),
 }
+
+_REQUIRED = _TYPES.keys() - {"predicted", "confidence"}
 
 
 def record_number(path: str) -> int | None:
@@ -199,9 +203,9 @@ def parse_plan(text: str, number: int) -> list[PlannedTask]:
 
 def _task(line: str, place: str, number: int) -> PlannedTask:
     row = _object(line, place)
-    if row.keys() != _TYPES.keys():
+    if not _REQUIRED <= row.keys() <= _TYPES.keys():
         raise _foreign(place, f"must hold {', '.join(_TYPES)}, and nothing else")
-    if wrong := [name for name, types in _TYPES.items() if type(row[name]) not in types]:
+    if wrong := [name for name in row if type(row[name]) not in _TYPES[name]]:
         raise _foreign(place, f"{wrong[0]}: got {type(row[wrong[0]]).__name__}")
     item = row["item_id"]
     if not item.isprintable() or not 1 <= len(item) <= ID_CHARACTERS:
@@ -210,7 +214,8 @@ def _task(line: str, place: str, number: int) -> PlannedTask:
         raise _foreign(place, f"round and push_key must be those of round {number} and of the item")
     if not row["push_key"].isprintable() or not row["strategy"].isprintable() or row["part"] not in ("pool", "test"):
         raise _foreign(place, "part must be pool or test; push_key and strategy must be printable")
-    if not (math.isfinite(row["score"]) and math.isfinite(row["probability"]) and 0 <= row["rank"] <= 10**9):
+    numbers = (row["score"], row["probability"], row.get("confidence") or 0.0)
+    if not (all(map(math.isfinite, numbers)) and 0 <= row["rank"] <= 10**9):
         raise _foreign(place, "rank, score and probability must be numbers, rank a place in the plan")
     return PlannedTask(**row)
 

@@ -143,3 +143,17 @@ def test_what_dvc_keeps_is_ignored_by_git_and_the_rest_is_not() -> None:
     ignored = set(Layout().ignored)
     assert kept <= ignored
     assert not small & ignored
+
+
+def test_what_git_tracks_of_the_results_is_what_a_publication_expects() -> None:
+    """A file that a build writes and nobody expects would be taken for somebody's edit."""
+    kept = {
+        path
+        for stage in PIPELINE.values()
+        for kind in ("outs", "metrics", "plots")
+        for entry in stage.get(kind, ())
+        if isinstance(entry, dict)
+        for path, settings in entry.items()
+        if settings.get("cache") is False
+    }
+    assert kept == {path.as_posix() for path in Layout().results}

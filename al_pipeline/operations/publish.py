@@ -78,9 +78,9 @@ def _written(layout: Layout, number: int | None) -> set[str]:
     """The files that the build of a round, and the decision about it, write."""
     upcoming = 0 if number is None else number + 1
     record = layout.genesis if number is None else layout.record(number)
-    results = (layout.metrics, layout.metrics_csv, layout.predictions, layout.histogram)
     pointers = (path.parent / f"{path.name}.dvc" for path in layout.sources)
-    written = (layout.engine, layout.dvc_lock, layout.overrides, *results, *pointers, record, layout.plan(upcoming))
+    closing = (layout.engine, layout.overrides, layout.asked_at_random, layout.dvc_lock)
+    written = (*closing, *layout.results, *pointers, record, layout.plan(upcoming))
     return {path.relative_to(layout.root).as_posix() for path in written}
 
 
