@@ -173,7 +173,6 @@ def test_no_secret_is_anywhere_but_where_it_was_put(
         assert json.loads(al("round", "--json"))["published"] == [0]
         al("round", code=5, AL_LABEL_STUDIO_TOKEN=WRONG_TOKEN)
         al("round", code=5, AL_LABEL_STUDIO_URL="http://127.0.0.1:9")
-        al("labelstudio", "connect", f"http://al:{GIT_PASSWORD}@{host}", code=5, feed=f"{label_studio.token}\n")
         al("labelstudio", "connect", label_studio.url, code=5, feed=f"{WRONG_TOKEN}\n")
         al("doctor", code=None)
         al("status", "--json")
@@ -183,6 +182,7 @@ def test_no_secret_is_anywhere_but_where_it_was_put(
         al("trust", code=3)
         config.write_text(f"{remote}https://al:{GIT_PASSWORD}@127.0.0.1:9/x.git\n")
         al("round", code=0)
+    al("labelstudio", "connect", f"http://al:{GIT_PASSWORD}@127.0.0.1:9", code=5, feed=f"{label_studio.token}\n")
     assert "origin holds a password" in printed["doctor{}"]
     assert read_json(workspace.credentials_file)["token"] == label_studio.token, "what was refused was not stored"
     assert not (tmp_path / "prefect-ran-this").exists(), "settings of Prefect in the workspace are not obeyed"
@@ -260,7 +260,7 @@ def test_label_studio_serves_no_files_and_no_other_name(label_studio: LabelStudi
         assert client.post("/api/storages/localfiles/", json=storage).status_code in (404, 405)
         assert "precious" not in client.get(f"/data/local-files/?d={tmp_path}/precious.txt").text
         inner = f"{label_studio.url}/api/current-user/token"
-        assert client.post(f"/api/projects/{project}/import", json={"url": inner}).status_code >= 400
+        assert client.post(f"/api/projects/{project}/import", data={"url": inner}).status_code >= 400
         assert client.get("/api/projects/", headers={"Host": "evil.example"}).status_code == 400
         assert (
             "access-control-allow-origin"
