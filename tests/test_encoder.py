@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
@@ -345,6 +346,38 @@ def test_automatic_precision_agrees_with_torch() -> None:
 def test_a_folder_that_is_no_encoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot load the encoder|no part of an encoder"):
         Encoder(fake_source(tmp_path / "source"), 32)
+
+
+def test_a_folder_with_anything_but_an_encoder_or_changed_since_is_not_loaded(tmp_path: Path) -> None:
+    """Checked before anything heavy is imported, and before a byte of the weights is believed."""
+    folder = tmp_path / "encoder"
+    for name in ("modeling.py", "pytorch_model.bin", "adapter_config.json", "sub/x.safetensors", "spiece.model"):
+        install_encoder(str(fake_source(tmp_path / name.replace("/", "-"))), folder)
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+        with pytest.raises(BadInput, match="no part of an encoder"):
+            Encoder(folder, 32)
+    install_encoder(str(fake_source(tmp_path / "again")), folder)
+    (folder / "model.safetensors").write_bytes(b"others")
+    with pytest.raises(BadInput, match="model.safetensors is not what was installed"):
+        Encoder(folder, 32)
+
+
+@needs_torch
+@pytest.mark.parametrize("where", ["config.json", "tokenizer_config.json"])
+def test_an_encoder_that_brings_code_is_refused_unasked(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """transformers would ask in a terminal whether to run it. (A name of the hub stands for code elsewhere.)"""
+    folder = tmp_path / "encoder"
+    shutil.copytree(tiny, folder)
+    found = json.loads((folder / where).read_text())
+    brought = {"AutoConfig": "evil/repo--x.C", "AutoModel": "evil/repo--x.M", "AutoTokenizer": ["evil/repo--x.T", None]}
+    name = {"config.json": "model_type", "tokenizer_config.json": "tokenizer_class"}[where]
+    (folder / where).write_text(json.dumps({**found, name: "EvilThing", "auto_map": brought}))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked"))
+    with pytest.raises(BadInput, match="cannot load the encoder"):
+        Encoder(folder, 32)
 
 
 def test_neither_installing_nor_naming_imports_torch(tmp_path: Path) -> None:

@@ -8,15 +8,18 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from harness import play, small_workspace
 
 from al_pipeline import cli
-from al_pipeline.errors import BadInput, NothingToDo, RepositoryError
+from al_pipeline.errors import BadInput, ForeignEdit, NothingToDo, RepositoryError
 from al_pipeline.files import read_json, sha256_tree
+from al_pipeline.items import fetch, read_ids
 from al_pipeline.operations import predict as module
+from al_pipeline.operations.guess import guess
 from al_pipeline.operations.history import History, read_history
 from al_pipeline.operations.predict import model_folder, predict, read_texts
 from al_pipeline.oracle import SimulatedOracle
@@ -109,6 +112,29 @@ def test_a_model_that_is_not_the_recorded_one_is_not_used(
         model_folder(workspace, 0)
     monkeypatch.undo()
     run(workspace, 0)
+
+
+@pytest.mark.slow
+def test_a_model_is_not_used_with_another_encoder(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_features", lambda _: SimpleNamespace(uses_encoder=True))
+    monkeypatch.setattr("al_pipeline.encoding.Vectors", lambda *_: SimpleNamespace(identity="another"))
+    with pytest.raises(BadInput, match="not the one that its model was fitted on"):
+        run(workspace, 0)
+
+
+@pytest.mark.slow
+def test_a_guess_is_made_by_the_published_model_alone(workspace: Workspace) -> None:
+    card = workspace.layout.model / "card.json"
+    items = list(fetch([workspace.layout.pool], list(read_ids([workspace.layout.pool]).ids())[:2]).values())
+    assert len(guess(workspace, items)) == 2
+    whole = card.read_bytes()
+    card.unlink()
+    card.write_bytes(whole + b" ")
+    try:
+        with pytest.raises(ForeignEdit, match="not the model of the last record"):
+            guess(workspace, items)
+    finally:
+        card.write_bytes(whole)
 
 
 @pytest.mark.slow

@@ -28,8 +28,8 @@ _FALLBACK_IDENTITY = ("-c", "user.name=al", "-c", "user.email=al@localhost")
 NOT_OURS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_NAMESPACE")
 """What git sets for its hooks: inherited, it would turn our commands on another repository."""
 
-_PASSWORD = "AL_GIT_PASSWORD"
-_HELPER = f'!f() {{ test "$1" != get || printf "password=%s\\n" "${_PASSWORD}"; }}; f'
+_USER, _PASSWORD = "AL_GIT_USER", "AL_GIT_PASSWORD"
+_HELPER = f'!f() {{ test "$1" != get || printf "username=%s\\npassword=%s\\n" "${_USER}" "${_PASSWORD}"; }}; f'
 """A credential helper that reads the environment, which only our own user can see."""
 
 _NETWORK_TIMEOUT = 600.0
@@ -207,10 +207,11 @@ class Git:
         parts = urlsplit(address)
         if parts.scheme not in ("http", "https") or not parts.password:
             return {}
-        bare = parts._replace(netloc=f"{parts.username}@{parts.netloc.rpartition('@')[2]}").geturl()
+        bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
         settings = [(f"url.{bare}.insteadOf", address), ("credential.helper", ""), ("credential.helper", _HELPER)]
         first = int(os.environ.get("GIT_CONFIG_COUNT") or 0)
-        more = {"GIT_CONFIG_COUNT": str(first + len(settings)), _PASSWORD: unquote(parts.password)}
+        login = {_USER: unquote(parts.username or ""), _PASSWORD: unquote(parts.password)}
+        more = {"GIT_CONFIG_COUNT": str(first + len(settings)), **login}
         for number, (key, value) in enumerate(settings, first):
             more |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
         return more
