@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from al_pipeline.layout import Layout
     from al_pipeline.operations.reproduce import Reproduction
     from al_pipeline.operations.rule import Change
-    from al_pipeline.operations.tick import TickReport
+    from al_pipeline.operations.schedule import Standing
+    from al_pipeline.operations.tick import Options, TickReport
     from al_pipeline.params import Params
     from al_pipeline.repository import Dvc
     from al_pipeline.rulings import Kind, Ruling
@@ -55,6 +56,8 @@ labels_app = typer.Typer(
     no_args_is_help=True, help="Take single answers out of the labelled set, or back into it; nothing is deleted."
 )
 app.add_typer(labels_app, name="labels")
+schedule = typer.Typer()
+app.add_typer(schedule, name="schedule")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
 
@@ -63,6 +66,12 @@ class _Chosen:
     """Where `al` works: the folder that `-C` names, else the current one."""
 
     folder: Path | None = None
+
+
+class _Prefect:
+    """What became of the Prefect server that a round was shown to."""
+
+    gone: bool = False
 
 
 @app.callback()
@@ -156,13 +165,24 @@ def round_(
     accept_vanished: Annotated[
         bool, typer.Option("--accept-vanished", help="Believe Label Studio although many answers vanished.")
     ] = False,
+    size: Annotated[
+        int | None, typer.Option(help="How many items the batch asks about, if this tick selects one.")
+    ] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="Which query strategy selects that batch. Default: as params.yaml says.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run one tick: pull answers, close and build the round if it is full, push the next questions.
 
     Safe to repeat and to interrupt. Runs as a flow where the workspace's Prefect server is up, else in this process.
     """
-    report = _tick(_workspace(), close_now, accept_vanished, as_json)
+    from al_pipeline.operations.tick import Options
+    from al_pipeline.params import check_overrides
+
+    workspace = _workspace()
+    check_overrides(size, strategy)
+    report = _tick(workspace, Options(close_now, accept_vanished, size, strategy), as_json)
     if as_json:
         seconds: dict[str, float] = {}
         for name, took in report.steps:  # a tick that publishes pushes twice
@@ -221,6 +241,8 @@ def status(as_json: Json = False) -> None:
     for name, url in (("Label Studio", found["label_studio_url"]), ("Prefect", found["prefect_url"])):
         if url:
             _say(f"{name}: {_safe(url)}")
+    if found["next_run"]:
+        _say(f"next tick by itself: {_local_time(found['next_run'])}")
     _say(f"next: {_safe(found['next'])}")
 
 
@@ -566,29 +588,128 @@ def upgrade(
     _say(f"Carried from layout {done.before} to {done.after}: {', '.join(done.changed)} ({done.commit[:12]}).")
 
 
-@app.command()
-def up(as_json: Json = False) -> None:
-    """Start the workspace's own Label Studio and Prefect server on this machine, where they are not running."""
-    from al_pipeline.servers import password_file, start_label_studio, start_prefect
+@schedule.callback(invoke_without_command=True)
+def schedule_(
+    context: typer.Context,
+    cron: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CRON", help="Minute, hour, day of the month, month, day of the week: '*/30 8-18 * * 1-5'"
+        ),
+    ] = None,
+    timezone: Annotated[str | None, typer.Option(metavar="ZONE", help="Such as Europe/Berlin.")] = None,
+    active: Annotated[bool | None, typer.Option("--on/--off", help="Whether ticks run by themselves at all.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show when ticks run by themselves, or change it in params.yaml and in the workspace's Prefect server.
+
+    A change is committed, if params.yaml had no other.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from al_pipeline.operations.schedule import change_schedule, look_at_schedule
+    from al_pipeline.servers import prefect_status
 
     workspace = _workspace()
-    with _waiting(not as_json) as say:
-        studio = start_label_studio(workspace, say)
-        prefect = start_prefect(workspace, say)
+    if (cron, timezone, active) != (None, None, None):
+        before = workspace.layout.params.read_bytes()
+        committed = change_schedule(workspace, cron, timezone, active)
+        changed = before != workspace.layout.params.read_bytes()
+        if not as_json:
+            done = "and committed" if committed else "not committed: it has other changes, the next round commits it"
+            _say(f"params.yaml is changed, {done}." if changed else "params.yaml says so already.")
+        workspace = _workspace()
+        if prefect_status(workspace):
+            _offer_to_prefect(workspace)
+    found = look_at_schedule(workspace)
     if as_json:
-        return _print_json({"label_studio_url": studio.url, "prefect_url": prefect.url})
-    _login(workspace, studio.url)
-    _say(f"Prefect: [bold]{prefect.url}[/]")
-    _say(f"    its page asks for what stands in {_safe(password_file(workspace))}, readable by you alone")
+        return _print_json(found.to_json())
+    _show_schedule(found)
+
+
+@schedule.command("apply")
+def schedule_apply(as_json: Json = False) -> None:
+    """Tell the workspace's Prefect server of the schedule in params.yaml, and that ticks run in this clone."""
+    from al_pipeline.operations.schedule import look_at_schedule
+
+    workspace = _workspace()
+    changed = _tell_prefect(workspace, take_over=True)
+    found = look_at_schedule(workspace)
+    if as_json:
+        return _print_json({"changed": changed, **found.to_json()})
+    _say("Prefect was told." if changed else "Prefect knew already.")
+    _show_schedule(found)
+
+
+def _show_schedule(found: Standing) -> None:
+    wanted = found.wanted
+    _say(f"schedule: [bold]{_safe(wanted.cron)}[/] {_safe(wanted.timezone)}{'' if wanted.active else ', off'}")
+    if found.server is None:
+        return _say("The workspace's own Prefect server is not up, so nothing runs by itself: [bold]al up[/]")
+    if found.deployment is None:
+        return _say("[yellow]Prefect was never told of it:[/] [bold]al schedule apply[/]")
+    for difference in found.differs:
+        _say(f"[yellow]{_safe(difference)}:[/] [bold]al schedule apply[/], or change params.yaml")
+    if not found.worker:
+        _say("[yellow]No worker takes the runs that are due:[/] [bold]al up[/] starts it")
+    elif found.next_run:
+        _say(f"next tick by itself: {_local_time(found.next_run)}")
+
+
+@app.command()
+def up(as_json: Json = False) -> None:
+    """Start what is missing on this machine: Label Studio, a Prefect server, the worker that runs scheduled ticks.
+
+    Safe to repeat: what runs is left alone, what was killed comes back where it was.
+    """
+    from al_pipeline.operations.schedule import look_at_schedule
+    from al_pipeline.servers import (
+        label_studio_elsewhere,
+        password_file,
+        prefect_status,
+        services,
+        start_label_studio,
+        start_prefect,
+        start_worker,
+    )
+
+    workspace = _workspace()
+    _ = workspace.params  # what is wrong in it is told before anything starts
+    elsewhere = label_studio_elsewhere(workspace)
+    with _waiting(not as_json) as say:
+        studio = elsewhere or start_label_studio(workspace, say).url
+        prefect = prefect_status(workspace) or start_prefect(workspace, say)
+        say("telling Prefect of the schedule")
+        _offer_to_prefect(workspace)
+        start_worker(workspace, say)
+    rows, found = services(workspace), look_at_schedule(workspace)
+    if as_json:
+        return _print_json(
+            {
+                "label_studio_url": studio,
+                "prefect_url": prefect.url,
+                "services": [row.to_json() for row in rows],
+                "schedule": found.to_json(),
+            }
+        )
+    _table(
+        ("service", "state", "address", "process", "log"),
+        [[row.service, row.state, row.address, str(row.pid or ""), row.log or ""] for row in rows],
+    )
+    _say(f"[dim]logs lie in {_safe(workspace.home)}[/]")
+    if not elsewhere:
+        _login(workspace, studio)
+    _say(f"Prefect's page asks for what stands in {_safe(password_file(workspace))}, readable by you alone")
+    _show_schedule(found)
 
 
 @app.command()
 def down() -> None:
-    """Stop the workspace's own Label Studio and Prefect server."""
-    from al_pipeline.servers import stop_label_studio, stop_prefect
+    """Stop what `al up` started, and a scheduled tick that runs just now; the next one finishes its job."""
+    from al_pipeline.servers import stop_label_studio, stop_prefect, stop_worker
 
     workspace = _workspace()
-    for name, stop in (("Prefect", stop_prefect), ("Label Studio", stop_label_studio)):
+    for name, stop in (("worker", stop_worker), ("Prefect", stop_prefect), ("Label Studio", stop_label_studio)):
         _say(f"{name}: {'stopped' if stop(workspace) else 'was not running'}")
 
 
@@ -813,6 +934,9 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's own flush at exit fails again
         code = _BROKEN_PIPE
+    if _Prefect.gone:  # its client would try for minutes to tell a server that is not there
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 
@@ -859,18 +983,18 @@ def _usage(error: Any) -> int:
     return UsageError.exit_code
 
 
-def _tick(workspace: Workspace, close_now: bool, accept_vanished: bool, as_json: bool) -> TickReport:
+def _tick(workspace: Workspace, options: Options, as_json: bool) -> TickReport:
     """One tick: as a flow run where the workspace's Prefect server is up, else in this process, saying so."""
     from al_pipeline.servers import prefect_environment
 
     say = _whisper if as_json else lambda line: _say(f"[dim]{_safe(line)}[/]", err=True)
     if environment := prefect_environment(workspace):
-        return _round_as_flow(workspace, environment, close_now, accept_vanished, say)
+        return _round_as_flow(workspace, environment, options, say)
     from al_pipeline.operations.connect import connect
-    from al_pipeline.operations.tick import Options, tick
+    from al_pipeline.operations.tick import tick
 
     say("the workspace's Prefect server is not up: the round runs in this process")
-    return tick(workspace, lambda: connect(workspace), options=Options(close_now, accept_vanished), say=say)
+    return tick(workspace, lambda: connect(workspace), options=options, say=say)
 
 
 def _dvc(workspace: Workspace) -> Dvc:
@@ -915,8 +1039,10 @@ def _carry_out(workspace: Workspace, change: Change, dry_run: bool, as_json: boo
     published: tuple[int, ...] = ()
     owed = ""
     if change.ruling.labels:
+        from al_pipeline.operations.tick import Options
+
         try:
-            published = _tick(workspace, False, False, as_json).published
+            published = _tick(workspace, Options(), as_json).published
         except (WorldError, Locked) as error:
             owed = str(error)
         from al_pipeline.operations.history import read_history
@@ -965,20 +1091,51 @@ def _ruled(ruling: Ruling, as_json: bool) -> None:
     _say(f"[green]Ruling {ruling.number}[/]: {_safe(ruling.sentence())}.")
 
 
-def _round_as_flow(
-    workspace: Workspace, environment: dict[str, str], close_now: bool, accept_vanished: bool, say: Any
-) -> TickReport:
+def _round_as_flow(workspace: Workspace, environment: dict[str, str], options: Options, say: Any) -> TickReport:
+    _speak_to_prefect(workspace, environment)
+    say(f"as a flow run at {environment['PREFECT_UI_URL']}")
+    from al_pipeline.servers import prefect_environment
+    from flows.rounds import run_round
+
+    try:
+        return run_round(options, say)
+    finally:
+        _Prefect.gone = not prefect_environment(workspace)
+
+
+def _speak_to_prefect(workspace: Workspace, environment: dict[str, str]) -> None:
+    """Set what Prefect reads when it is imported."""
     os.environ.update(environment)
     os.environ["AL_WORKSPACE"] = str(workspace.layout.root)
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the run's log lies on the server
     # Prefect obeys `.env`, `prefect.toml` and `pyproject.toml` of the current folder, which may be anybody's.
     os.chdir(workspace.home)
-    say(f"as a flow run at {environment['PREFECT_UI_URL']}")
-    from flows.rounds import LISTENER, al_round
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the run's log lies on the server
+    os.environ.setdefault("PREFECT_INTERNAL_LOGGING_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")  # 14 s: somebody waits
 
-    LISTENER.set(say)
-    report: TickReport = al_round(close_now=close_now, accept_vanished=accept_vanished)
-    return report
+
+def _tell_prefect(workspace: Workspace, take_over: bool) -> bool:
+    """Bring the schedule to the workspace's own Prefect server; whether that changed anything."""
+    from al_pipeline.servers import prefect_environment
+
+    environment = prefect_environment(workspace)
+    if not environment:
+        raise NothingToDo(
+            "the workspace's own Prefect server is not up; `al up` starts it and tells it of the schedule "
+            "(a Prefect of your team's is told by `prefect deploy`: see prefect.yaml)"
+        )
+    _speak_to_prefect(workspace, environment)
+    from flows.deployments import apply
+
+    return apply(workspace, take_over=take_over)
+
+
+def _offer_to_prefect(workspace: Workspace) -> None:
+    """Bring the schedule to the workspace's own Prefect server, if its ticks do not run in another clone."""
+    try:
+        _tell_prefect(workspace, take_over=False)
+    except UsageError as error:  # that clone's ticks go on: the two share their servers
+        _warn(str(error))
 
 
 def _running(found: dict[str, Any]) -> str:
@@ -1034,6 +1191,13 @@ def _workspace() -> Workspace:
     from al_pipeline.workspace import open_workspace
 
     return open_workspace(_Chosen.folder)
+
+
+def _local_time(text: str) -> str:
+    """A time in UTC as the clock on the wall has it."""
+    from datetime import datetime
+
+    return f"{datetime.fromisoformat(text).astimezone():%a %Y-%m-%d %H:%M %Z}"
 
 
 def _login(workspace: Workspace, url: str) -> None:

@@ -23,6 +23,7 @@ MODULES = (
     "acquisition.py",
     "clustering.py",
     "columns.py",
+    "cron.py",
     "encoding.py",
     "engine.py",
     "errors.py",

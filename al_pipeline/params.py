@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
-from al_pipeline.errors import BadParams
+from al_pipeline.cron import check_cron
+from al_pipeline.errors import BadInput, BadParams, UsageError
+from al_pipeline.files import read_json
 
 MAX_CHARACTERS = 1_000_000
 """Of a `params.yaml`: a larger file is a mistake, and would only cost time to refuse."""
@@ -20,6 +23,20 @@ MAX_CHARACTERS = 1_000_000
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 _Phrase = Annotated[str, StringConstraints(min_length=1, max_length=20_000, strip_whitespace=True)]
+
+StrategyName = Literal[
+    "auto",
+    "margin",
+    "entropy",
+    "least_confidence",
+    "cluster_margin",
+    "class_balanced",
+    "random",
+    "typiclust",
+    "kmeans",
+]
+BatchSize = Annotated[int, Field(ge=1, le=100_000)]
+"""How many items a batch asks about."""
 
 
 def _stays_below(name: str) -> bool:
@@ -110,19 +127,9 @@ class Train(_Section):
 class Select(_Section):
     """How the next batch is chosen."""
 
-    strategy: Literal[
-        "auto",
-        "margin",
-        "entropy",
-        "least_confidence",
-        "cluster_margin",
-        "class_balanced",
-        "random",
-        "typiclust",
-        "kmeans",
-    ]
+    strategy: StrategyName
     cold_start: Literal["random", "typiclust", "kmeans"] = "random"
-    batch_size: int = Field(ge=1, le=100_000)
+    batch_size: BatchSize
     random_share: float = Field(ge=0, le=1)
     shortlist: int = Field(ge=1)
     max_similarity: float = Field(gt=0, le=1, default=1.0)
@@ -165,6 +172,32 @@ class LabelStudio(_Section):
     max_vanished: int = Field(ge=0)
 
 
+class Schedule(_Section):
+    """When ticks run by themselves, where a Prefect server was told (`al up`, `al schedule apply`)."""
+
+    cron: str = Field(max_length=200)
+    timezone: str = Field(max_length=100)
+    active: bool
+
+    @field_validator("cron")
+    @classmethod
+    def _comes_due(cls, text: str) -> str:
+        return check_cron(text)
+
+    @field_validator("timezone")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError("no time zone of that name is known; they look like UTC or Europe/Berlin") from None
+        return name
+
+
+NO_SCHEDULE = Schedule(cron="0 * * * *", timezone="UTC", active=False)
+"""Of a workspace whose `params.yaml` is older than schedules."""
+
+
 class Params(_Section):
     """All of `params.yaml`."""
 
@@ -179,6 +212,7 @@ class Params(_Section):
     gate: Gate
     round: Round
     label_studio: LabelStudio
+    schedule: Schedule = NO_SCHEDULE
     annotators: list[_Name]
 
     @model_validator(mode="after")
@@ -193,6 +227,22 @@ class Params(_Section):
         if empty := next((name for name, texts in self.select.guide.items() if not texts), None):
             raise ValueError(f"select.guide.{empty} is empty; give it words or texts, or remove it")
         return self
+
+
+class Overrides(_Section):
+    """What differs from `params.yaml` for one batch alone (`rounds/overrides.json`)."""
+
+    round: int = Field(ge=0)
+    """The round that the batch is for."""
+    size: BatchSize | None = None
+    strategy: StrategyName | None = None
+    rulings: list[int] = Field(default_factory=list)
+    """The numbers of the rulings that the close carried out."""
+
+    def applied_to(self, select: Select) -> Select:
+        """The settings of this batch."""
+        own = {"batch_size": self.size, "strategy": self.strategy}
+        return select.model_copy(update={name: value for name, value in own.items() if value is not None})
 
 
 class _Loader(yaml.SafeLoader):
@@ -245,6 +295,22 @@ def parse_params(text: str, source: str = "params.yaml") -> Params:
         if isinstance(error, RecursionError):
             raise BadParams(f"{source} is nested too deeply") from None
         raise BadParams("\n".join(_explain(source, problem) for problem in error.errors())) from None
+
+
+def load_overrides(path: Path) -> Overrides:
+    """What the build under way selects for, and with which settings of its own. Raises BadInput."""
+    try:
+        return Overrides.model_validate(read_json(path))
+    except ValidationError as error:
+        raise BadInput("\n".join(_explain(str(path), problem) for problem in error.errors())) from None
+
+
+def check_overrides(size: int | None, strategy: str | None) -> None:
+    """Raise UsageError, saying what is taken, where the size or the strategy of a batch is none."""
+    try:
+        Overrides.model_validate({"round": 0, "size": size, "strategy": strategy})
+    except ValidationError as error:
+        raise UsageError("\n".join(_explain("this round", problem) for problem in error.errors())) from None
 
 
 def _explain(source: str, problem: Any) -> str:

@@ -7,21 +7,28 @@ parameter of a run.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prefect import Task, flow, get_run_logger
+import httpx
+from prefect import Task, flow, get_run_logger, runtime
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.exceptions import CancelledRun
+from prefect.states import Cancelled
 
-from al_pipeline.errors import LabelStudioRefused, WorldError
+from al_pipeline.errors import LabelStudioRefused, Locked, ServerFailed, UsageError, WorldError
 from al_pipeline.lifecycle import Step
+from al_pipeline.lock import holder
 from al_pipeline.operations.connect import connect
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import Options, TickReport, tick
+from al_pipeline.params import BatchSize, StrategyName
 from al_pipeline.workspace import Workspace, open_workspace
 
 NETWORK = frozenset({Step.CONNECT, Step.RETIRE, Step.PUSH, Step.PULL, Step.AUDIT, Step.SYNC})
@@ -31,30 +38,86 @@ NETWORK = frozenset({Step.CONNECT, Step.RETIRE, Step.PUSH, Step.PULL, Step.AUDIT
 LISTENER: ContextVar[Callable[[str], None]] = ContextVar("listener", default=lambda _: None)
 """Whoever waits for the run in a terminal; gets what goes to the run's log."""
 
+FINISHED: ContextVar[Callable[[TickReport], None]] = ContextVar("finished", default=lambda _: None)
+"""Who waits for the tick's report, which is there before Prefect was told of it."""
+
+
+def run_round(options: Options, say: Callable[[str], None]) -> TickReport:
+    """The flow as the command line calls it, in this process; `say` gets what goes to the run's log.
+
+    Raises AlError: what the tick raises, Locked where another tick works, ServerFailed where Prefect went away before
+    the tick could begin. Where it goes away later the tick does not mind: it has no need of it.
+    """
+    done: list[TickReport] = []
+    LISTENER.set(say)
+    FINISHED.set(done.append)
+    try:
+        al_round(options.close_now, options.accept_vanished, options.size, options.strategy)  # type: ignore[arg-type]
+    except CancelledRun as error:
+        raise Locked(str(error)) from None
+    except httpx.HTTPError as error:
+        gone = f"the workspace's Prefect server went away ({type(error).__name__}), and `al up` starts it again"
+        if not done:
+            raise ServerFailed(f"{gone}; the next `al round` finishes the job") from error
+        return replace(done[0], warnings=(*done[0].warnings, f"{gone}: its page does not show how this run ended"))
+    return done[0]
+
 
 @flow(name="al-round", persist_result=False, validate_parameters=True)
-def al_round(close_now: bool = False, accept_vanished: bool = False) -> TickReport:
+def al_round(
+    close_now: bool = False,
+    accept_vanished: bool = False,
+    size: BatchSize | None = None,
+    strategy: StrategyName | None = None,
+) -> TickReport | State[Any]:
     """Run one tick of the workspace: pull answers, close and build the round if it is full, push the next questions.
 
-    close_now: close the open round with the answers there are.
-    accept_vanished: believe Label Studio although many answers vanished.
+    A run that comes while another tick works is cancelled and says who works: nothing went wrong, and nothing is lost.
+
+    Args:
+        close_now: Close the open round with the answers there are.
+        accept_vanished: Believe Label Studio although many answers vanished.
+        size: How many items the batch that this tick selects asks about; empty for what params.yaml says.
+        strategy: Which query strategy selects that batch; empty for the one that params.yaml names.
     """
-    workspace = open_workspace(Path(os.environ.get("AL_WORKSPACE", ".")))
+    workspace = _workspace()
     logger, listen = get_run_logger(), LISTENER.get()
 
     def say(line: str) -> None:
         logger.info(line)
         listen(line)
 
-    report = tick(
-        workspace,
-        lambda: connect(workspace),
-        run=as_task,
-        options=Options(close_now=close_now, accept_vanished=accept_vanished),
-        say=say,
-    )
-    _artifact(workspace, report)
+    try:
+        report = tick(
+            workspace,
+            lambda: connect(workspace),
+            run=as_task,
+            options=Options(close_now, accept_vanished, size, strategy),
+            say=say,
+            purpose=f"a tick, Prefect's run {runtime.flow_run.name}",
+        )
+    except Locked as error:
+        if holder(workspace.layout.lock).get("host", socket.gethostname()) != socket.gethostname():
+            raise  # it does not come right by itself: a person must look
+        return Cancelled(message=str(error))
+    FINISHED.get()(report)
+    try:
+        _artifact(workspace, report)
+    except httpx.HTTPError as error:
+        logger.warning("Prefect did not take the run's figures (%s)", type(error).__name__)
     return report
+
+
+def _workspace() -> Workspace:
+    """The workspace that this process works in. Raises UsageError where the run's deployment is for another."""
+    workspace = open_workspace(Path(os.environ.get("AL_WORKSPACE", ".")))
+    served = runtime.deployment.name
+    if served is not None and served != workspace.id:
+        raise UsageError(
+            f"this deployment is for the workspace {served}, and {workspace.layout.root} is {workspace.id}; a run "
+            "cannot choose its workspace, so leave its job variables alone"
+        )
+    return workspace
 
 
 def as_task(name: str, action: Callable[[], Any], /) -> Any:

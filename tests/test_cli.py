@@ -93,6 +93,8 @@ def test_the_commands_are_those_that_are_promised() -> None:
         "up",
         "down",
         "adopt",
+        "schedule",
+        "schedule apply",
     }
     assert promised | {"labelstudio"} <= COMMANDS.keys()
     assert {"labelstudio start", "labelstudio stop", "labelstudio invite", "labelstudio connect"} <= COMMANDS.keys()
@@ -267,6 +269,7 @@ def found_status(**changes: Any) -> dict[str, Any]:
         "asked_by": {"strategy": HOSTILE, "reason": HOSTILE},
         "paused": None,
         "held": None,
+        "next_run": None,
     }
     return {**numbers, **words, **more, **changes}
 

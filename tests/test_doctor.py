@@ -44,6 +44,9 @@ class Studio:
     def check(self, *_: object) -> None:
         return None
 
+    def close(self) -> None:
+        return None
+
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -85,7 +88,7 @@ def test_a_workspace_in_order_is_well_and_left_as_it_was(workspace: Workspace) -
     checks = [finding.check for finding in findings]
     assert checks == [
         "versions", "parameters", "git", "secrets", "data", "remote", "encoder", "engine", "Label Studio", "clock",
-        "project", "disk", "lock",
+        "project", "schedule", "disk", "lock",
     ]  # fmt: skip
     assert everything() == before
     assert Git(workspace.layout.root).run("status", "--porcelain").stdout == ""

@@ -105,6 +105,11 @@ def test_the_files_are_those_of_the_layout(name: str) -> None:
     assert {str(getattr(layout, attribute)) for attribute in reads} == set(stage["deps"])
 
 
+def test_the_schedule_is_no_stages_business() -> None:
+    assert "schedule" in PARAMS
+    assert not [name for name, stage in PIPELINE.items() if any("schedule" in key for key in stage["params"])]
+
+
 def test_no_stage_depends_on_a_later_one() -> None:
     everything = [output for stage in PIPELINE.values() for output in outputs(stage)]
     assert len(everything) == len(set(everything)), "one file is made by one stage"

@@ -28,6 +28,9 @@ from al_pipeline.workspace import Workspace, open_workspace
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
+ROOT = Path(__file__).parents[1]
+WATCH = "al-round: a run without a heartbeat has crashed"
+
 
 @pytest.fixture
 def served(
@@ -109,7 +112,7 @@ def test_a_round_is_a_flow_run_with_a_task_for_each_step(
     assert done.stderr == "", "with --json nothing else is printed"
     assert (run["state"]["type"], run["parameters"]) == (
         "COMPLETED",
-        {"close_now": False, "accept_vanished": False},
+        {"close_now": False, "accept_vanished": False, "size": None, "strategy": None},
     )
     names = [task["name"] for task in tasks]
     assert set(names) >= {"ingest", "push", "pull", "close", *STAGES, "decide", "publish", "tag"}
@@ -243,3 +246,57 @@ def test_without_a_server_it_runs_in_this_process_and_says_so(tmp_path: Path) ->
     assert "Prefect server is not up: the round runs in this process" in done.stderr
     assert "al ingest FILE" in done.stdout
     assert json.loads(al_round(workspace, "--json").stdout)["state"] == "empty"
+
+
+def test_a_teams_own_prefect_runs_it_by_prefect_yaml(
+    prefect_server: PrefectServer, served: tuple[Workspace, dict[str, str]], tmp_path: Path
+) -> None:
+    """Deployed by Prefect's own command, run by its own worker; a run that is given another workspace refuses."""
+    workspace, _ = served
+    root = workspace.layout.root
+    environment = {**os.environ, **prefect_server.env, "AL_WORKSPACE": str(root)}
+
+    def prefect(*words: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "prefect", "--no-prompt", *words],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def run(**given: Any) -> dict[str, Any]:
+        """Have a worker run the deployment once."""
+        body = {"state": {"type": "SCHEDULED"}, **given}
+        start = f"{prefect_server.api_url}/deployments/{deployment['id']}/create_flow_run"
+        made = httpx.post(start, json=body, timeout=60, trust_env=False).raise_for_status().json()
+        prefect("worker", "start", "--pool", "al", "--type", "process", "--run-once")
+        [found] = ask(prefect_server, "flow_runs", flow_runs={"id": {"any_": [made["id"]]}})
+        return found
+
+    prefect("work-pool", "create", "al", "--type", "process", "--overwrite")
+    for _ in range(2):
+        prefect("deploy", "--prefect-file", "prefect.yaml")
+    [deployment] = ask(prefect_server, "deployments", deployments={"name": {"any_": [workspace.id]}})
+    assert (deployment["entrypoint"], deployment["work_pool_name"]) == ("flows.rounds.al_round", "al")
+    assert deployment["global_concurrency_limit"]["limit"] == 1
+    assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+    [schedule] = deployment["schedules"]
+    assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("0 * * * *", "UTC")
+    assert schedule["active"] is True
+    [watch] = ask(prefect_server, "automations", automations={"name": {"any_": [WATCH]}})
+    assert watch["enabled"] and watch["trigger"]["within"] == 90
+
+    assert "strategy" in deployment["parameter_openapi_schema"]["properties"]
+    done = run(parameters={"close_now": True})
+    assert done["state"]["type"] == "FAILED" and "of a Label Studio is known here" in done["state"]["message"], done
+    assert read_json(workspace.layout.genesis), "it worked in its workspace until it needed Label Studio"
+
+    other = init(tmp_path / "other", ["ham", "spam"], remote=str(tmp_path / "other-remote"))
+    lost = run(job_variables={"env": {"AL_WORKSPACE": str(other.layout.root)}})
+    assert lost["state"]["type"] == "FAILED" and "a run cannot choose its workspace" in lost["state"]["message"]
+    httpx.delete(f"{prefect_server.api_url}/deployments/{deployment['id']}", timeout=60, trust_env=False)

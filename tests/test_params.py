@@ -11,8 +11,17 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from al_pipeline.errors import BadParams
-from al_pipeline.params import MAX_CHARACTERS, Params, load_params, parse_params
+from al_pipeline.errors import BadInput, BadParams, UsageError
+from al_pipeline.files import write_json
+from al_pipeline.params import (
+    MAX_CHARACTERS,
+    Overrides,
+    Params,
+    check_overrides,
+    load_overrides,
+    load_params,
+    parse_params,
+)
 
 TEMPLATE = (Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8")
 
@@ -60,6 +69,37 @@ def test_what_a_record_keeps_is_taken_again() -> None:
     assert Params.model_validate(params.model_dump(mode="json", by_alias=True)) == params
 
 
+def test_a_file_older_than_schedules_has_none() -> None:
+    values = yaml.safe_load(TEMPLATE)
+    del values["schedule"]
+    assert not parse_params(yaml.safe_dump(values)).schedule.active
+
+
+@pytest.mark.parametrize(
+    ("size", "strategy", "says"),
+    [
+        (0, None, "size: got 0; input should be greater than or equal to 1"),
+        (100_001, None, "less than or equal to 100000"),
+        (None, "best", "strategy: got 'best'; input should be 'auto', 'margin', .* or 'kmeans'"),
+    ],
+)
+def test_a_batch_takes_what_params_take(size: int | None, strategy: str | None, says: str) -> None:
+    check_overrides(5, "entropy")
+    check_overrides(None, None)
+    with pytest.raises(UsageError, match=says):
+        check_overrides(size, strategy)
+
+
+def test_what_one_batch_was_asked_with_is_checked_when_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "overrides.json"
+    write_json(path, {"round": 3, "size": 7})
+    assert load_overrides(path) == Overrides(round=3, size=7)
+    for wrong in ({"size": 7}, {"round": 3, "size": "7"}, {"round": 3, "colour": 1}):
+        write_json(path, wrong)
+        with pytest.raises(BadInput, match=r"overrides\.json"):
+            load_overrides(path)
+
+
 def test_the_parameters_cannot_be_changed_afterwards() -> None:
     with pytest.raises(ValueError, match="frozen"):
         parse_params(TEMPLATE).seed = 1  # type: ignore[misc]
@@ -97,6 +137,14 @@ def test_the_parameters_cannot_be_changed_afterwards() -> None:
         (("round", "quorum"), 0, "greater than 0"),
         (("round", "quorum"), "90%", "valid number"),
         (("label_studio", "timeout_seconds"), -math.inf, "finite number"),
+        (("schedule", "cron"), "61 * * * *", "minute: takes 0 to 59, got 61"),
+        (("schedule", "cron"), "@daily", "five fields"),
+        (("schedule", "cron"), 5, "valid string"),
+        (("schedule", "timezone"), "Europe/Atlantis", "like UTC or Europe/Berlin"),
+        (("schedule", "timezone"), "../../etc/passwd", "no time zone"),
+        (("schedule", "timezone"), "Europe", "no time zone"),
+        (("schedule", "timezone"), "", "no time zone"),
+        (("schedule", "active"), "yes please", "valid boolean"),
         (("annotators",), "ann@example.org", "valid list"),
         (("annotators",), None, "valid list"),
     ],

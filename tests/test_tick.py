@@ -262,6 +262,60 @@ def test_close_now_closes_with_what_there_is(template: Any, tmp_path: Path) -> N
     assert report.published == (0,)
 
 
+def test_a_batch_of_another_size_and_strategy_is_for_one_round_and_recorded(template: Any, tmp_path: Path) -> None:
+    """Killed where it had closed or was built, the round still gets what was asked; the next is ordinary again."""
+    workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
+    root, git = workspace.layout.root, Git(workspace.layout.root)
+
+    def go(options: Options | None = None, killed_at: str = "") -> Any:
+        def run(name: str, action: Callable[[], Any], /) -> Any:
+            if name == killed_at:
+                raise Killed
+            return action()
+
+        return tick(open_workspace(root), lambda: oracle, run=run, options=options)
+
+    first = go(Options(size=6, strategy="entropy"))
+    assert "not by entropy: there are no labels yet" in " ".join(first.warnings)
+    assert [task.part for task in read_plan(git, 0)].count("pool") == 6, "the seed's size too"
+    assert read_json(workspace.layout.genesis)["overrides"] == {"size": 6, "strategy": "entropy"}
+
+    with pytest.raises(NothingToDo, match="selected no batch, so that size had no effect: 17 more of 18 tasks"):
+        go(Options(size=3))
+    assert git.run("status", "--porcelain").stdout == ""
+    answer_all(oracle, truth)
+
+    with pytest.raises(Killed):
+        go(Options(size=3, strategy="entropy"), killed_at="train")
+    with pytest.raises(Killed):
+        go(killed_at="publish")
+    report = go(Options(strategy="entropy", size=3))
+    assert report.published == (0,) and not report.warnings
+    assert {task.strategy for task in read_plan(git, 1)} <= {"entropy", "random_slice"} and len(read_plan(git, 1)) == 3
+    assert read_json(workspace.layout.record(0))["overrides"] == {"size": 3, "strategy": "entropy"}
+    assert read_json(workspace.layout.histogram)["acquisition"] == "entropy", "scored for the strategy that chose"
+    assert workspace.params.select.strategy == "margin", "params.yaml stays"
+
+    answer_all(oracle, truth)
+    with pytest.raises(Killed):
+        go(killed_at="publish")
+    go(Options(size=4))
+    assert read_json(workspace.layout.record(1))["overrides"] == {"size": 4}, "a build under way is given it too"
+    assert len(read_plan(git, 2)) == 4
+    answer_all(oracle, truth)
+    go()
+    assert read_json(workspace.layout.record(2))["overrides"] == {} and len(read_plan(git, 3)) == 8
+    with open_dvc(workspace.layout) as dvc:
+        assert dvc.changed() == {}
+
+
+def test_what_a_killed_close_was_to_select_is_not_forgotten(template: Any, tmp_path: Path) -> None:
+    workspace, oracle = copy_workspace(template, tmp_path), SimulatedOracle()
+    write_json(workspace.layout.closing, {"selects_for": 0, "overrides": {"size": 5}})
+    tick(workspace, lambda: oracle)
+    assert read_json(workspace.layout.genesis)["overrides"] == {"size": 5}
+
+
 def test_the_record_says_what_the_round_was(undisturbed: Workspace) -> None:
     record = read_json(undisturbed.layout.record(1))
     assert record["answers"]["answered"] == record["answers"]["tasks"] == 8

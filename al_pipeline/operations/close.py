@@ -46,12 +46,14 @@ def close(
     """Move the inbox into `data/`, track it, and mark the round closed; the build then selects round `selects_for`.
 
     `rulings` about labels are carried out: what they quarantine or restore joins the ledger behind all else. `plans`
-    is every task that was ever planned: which items were drawn at random is written down for `train`. Raises
-    ForeignEdit where somebody edited the ledger, the pool, the test set or the encoder.
+    is every task that was ever planned: which items were drawn at random is written down for `train`. `overrides` are
+    this batch's own settings (params.Overrides); those of a close that was killed stay in force where none are given.
+    Raises ForeignEdit where somebody edited the ledger, the pool, the test set or the encoder.
     """
     if not layout.closing.exists():
         check_sources(layout, dvc)
-        write_json(layout.closing, {"selects_for": selects_for})
+    overrides = overrides or read_object(layout.closing).get("overrides") or {}
+    write_json(layout.closing, {"selects_for": selects_for, "overrides": overrides})
     for folder in (layout.events, layout.pool, layout.test):
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
@@ -63,7 +65,7 @@ def close(
     write_engine(layout.engine)
     write_json(layout.asked_at_random, {"items": drawn_at_random(plans)})
     carried = {"rulings": [ruling.number for ruling in rulings]} if rulings else {}
-    write_json(layout.overrides, {"round": selects_for, **(overrides or {}), **carried})
+    write_json(layout.overrides, {"round": selects_for, **overrides, **carried})
     for path in consumed:
         path.unlink(missing_ok=True)
     layout.closing.unlink(missing_ok=True)
@@ -91,6 +93,14 @@ def carry_out(rulings: Sequence[Ruling], ledger: Path, *inbox: Path) -> list[Eve
 def drawn_at_random(plans: Iterable[PlannedTask]) -> list[str]:
     """The items of the pool that a uniform draw chose, in a seed round, in a random slice or by random sampling."""
     return sorted({task.item_id for task in plans if task.part == "pool" and task.strategy in (RANDOM, RANDOM_SLICE)})
+
+
+def override(layout: Layout, overrides: dict[str, Any]) -> None:
+    """Give the batch of the build under way settings of its own; what it changes is built again."""
+    known = read_object(layout.overrides)
+    wanted = {name: value for name, value in known.items() if name in ("round", "rulings")} | overrides
+    if known != wanted:
+        write_json(layout.overrides, wanted)
 
 
 def check_sources(layout: Layout, dvc: Dvc) -> None:

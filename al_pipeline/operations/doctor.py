@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, requires, version
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from al_pipeline.engine import current_engine, difference
 from al_pipeline.errors import AlError
@@ -15,12 +16,16 @@ from al_pipeline.lock import holder
 from al_pipeline.operations.close import check_sources, foreign_edits
 from al_pipeline.operations.connect import connect, stored_project
 from al_pipeline.operations.history import read_history
+from al_pipeline.operations.schedule import look_at_schedule
 from al_pipeline.operations.tick import look, open_dvc
 from al_pipeline.plain import on_this_machine, redact
 from al_pipeline.records import round_name
 from al_pipeline.repository import Git
 from al_pipeline.trust import doubtful, holds_secret
 from al_pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from al_pipeline.label_studio import LabelStudioOracle
 
 LOW_DISK_BYTES = 2 * 1024**3
 CLOCK_TOLERANCE_SECONDS = 60.0
@@ -54,6 +59,7 @@ def examine(workspace: Workspace) -> list[Finding]:
         ("encoder", _encoder),
         ("engine", _engine),
         ("Label Studio", _label_studio),
+        ("schedule", _schedule),
         ("disk", _disk),
         ("lock", _lock),
     )
@@ -227,7 +233,11 @@ def _engine(workspace: Workspace) -> Iterator[Finding]:
 
 
 def _label_studio(workspace: Workspace) -> Iterator[Finding]:
-    oracle = connect(workspace)
+    with closing(connect(workspace)) as oracle:
+        yield from _label_studio_at(workspace, oracle)
+
+
+def _label_studio_at(workspace: Workspace, oracle: LabelStudioOracle) -> Iterator[Finding]:
     about = oracle.about()
     yield Finding("Label Studio", "ok", f"version {about.version} at {oracle.url}, as {about.user}")
     numbers = tuple(int(part) for part in about.version.split(".")[:2] if part.isdigit())
@@ -250,6 +260,24 @@ def _label_studio(workspace: Workspace) -> Iterator[Finding]:
         yield Finding("project", "ok", f"project {known.project_id} is ours")
     else:
         yield Finding("project", "ok", "none yet; the first `al round` makes one")
+
+
+def _schedule(workspace: Workspace) -> Iterator[Finding]:
+    found = look_at_schedule(workspace)
+    says = f"{found.wanted.cron} {found.wanted.timezone}"
+    if found.server is None:
+        off = "" if found.wanted.active else " (off)"
+        yield Finding("schedule", "ok", f"{says}{off}; no Prefect server of its own is up, so nothing runs by itself")
+    elif found.deployment is None:
+        yield Finding("schedule", "warning", f"Prefect was never told of {says}", "`al schedule apply`")
+    elif found.differs:
+        yield Finding("schedule", "warning", "; ".join(found.differs), "`al schedule apply`, or change params.yaml")
+    elif not found.worker:
+        yield Finding("schedule", "warning", "no worker takes the runs that are due", "`al up` starts it")
+    elif not found.wanted.active:
+        yield Finding("schedule", "ok", "off, as in Prefect")
+    else:
+        yield Finding("schedule", "ok", f"{says}, as in Prefect; next run {found.next_run or 'not yet set'}")
 
 
 def _disk(workspace: Workspace) -> Iterator[Finding]:

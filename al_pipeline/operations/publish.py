@@ -50,6 +50,7 @@ def decide_and_plan(
         "counts": _counts(layout, plan),
         "hashes": _hashes(layout, upcoming),
         "params": params.model_dump(mode="json", by_alias=True),
+        "overrides": chosen(layout),
         "engine": current_engine(),
         "metrics": read_json(layout.metrics),
         "next_batch": read_json(layout.choice),
@@ -59,6 +60,11 @@ def decide_and_plan(
     if number is not None:
         record["decision"] = _held(_decide(layout, git, history, params), history.holding).to_row()
     write_json(layout.genesis if number is None else layout.record(number), record)
+
+
+def chosen(layout: Layout) -> dict[str, Any]:
+    """What the next round's batch was asked with other than `params.yaml` says: `size`, `strategy`."""
+    return {name: value for name, value in read_object(layout.overrides).items() if name in ("size", "strategy")}
 
 
 def publish(workspace: Workspace, git: Git, dvc: Dvc, number: int | None) -> str:

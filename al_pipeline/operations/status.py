@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
+from al_pipeline.errors import ServerFailed
 from al_pipeline.ledger import known_ids, read_refused
 from al_pipeline.lifecycle import Facts, Wait, close_reason, next_step, state, waiting_for
 from al_pipeline.lock import holder
@@ -14,7 +15,7 @@ from al_pipeline.operations.history import History, labels_saved_by, read_histor
 from al_pipeline.operations.tick import closing_rule, look
 from al_pipeline.repository import Git
 from al_pipeline.rulings import parse_ruling
-from al_pipeline.servers import prefect_environment
+from al_pipeline.servers import prefect_status, read_deployment
 from al_pipeline.workspace import Workspace
 
 FIGURES = ("accuracy", "macro_f1", "average_precision", "log_loss", "calibration_error")
@@ -67,7 +68,7 @@ def status(workspace: Workspace) -> dict[str, Any]:
         "asked_by": latest.get("next_batch") if latest else None,
         "project_id": None if project is None else project.project_id,
         "label_studio_url": workspace.credentials().get("url"),
-        "prefect_url": prefect_environment(workspace).get("PREFECT_UI_URL"),
+        **_prefect(workspace),
         "busy": holder(layout.lock) or None,
     }
 
@@ -76,6 +77,18 @@ def _saved(history: History) -> dict[str, Any] | None:
     """What the random labels alone reach, and with how many the rounds were as good."""
     saved = labels_saved_by(history, None)
     return None if saved is None else {**asdict(saved), "sentence": saved.sentence()}
+
+
+def _prefect(workspace: Workspace) -> dict[str, str | None]:
+    """Where the workspace's Prefect server is, and when it starts a tick by itself."""
+    server = prefect_status(workspace)
+    if server is None:
+        return {"prefect_url": None, "next_run": None}
+    try:
+        deployment = read_deployment(workspace, server)
+    except ServerFailed:  # it is not asked for its own sake
+        deployment = None
+    return {"prefect_url": server.url, "next_run": deployment.next_run if deployment else None}
 
 
 def _next(planned: int | None, step: str, facts: Facts, workspace: Workspace) -> str:

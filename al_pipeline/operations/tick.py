@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from al_pipeline import child
 from al_pipeline.engine import STAGE_ENVIRONMENT
-from al_pipeline.errors import ForeignEdit, RepositoryError
+from al_pipeline.errors import ForeignEdit, NothingToDo, RepositoryError
 from al_pipeline.files import read_json, read_object, remove_leftovers, write_json, write_text
 from al_pipeline.items import columns_of, count_items, fetch
 from al_pipeline.labels import active, standing
@@ -32,6 +32,7 @@ from al_pipeline.operations.close import (
     close,
     foreign_edits,
     is_closed,
+    override,
     refuse_edits,
 )
 from al_pipeline.operations.connect import stored_project
@@ -64,6 +65,14 @@ class Options:
 
     close_now: bool = False
     accept_vanished: bool = False
+    size: int | None = None
+    strategy: str | None = None
+    """Of the batch that this tick selects; None: as `params.yaml` says. Checked before by `params.check_overrides`."""
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What is asked of the batch, as `rounds/overrides.json` holds it."""
+        return {name: value for name in ("size", "strategy") if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +104,10 @@ class _Session:
     say: Callable[[str], None]
     history: History
     done: set[Step] = field(default_factory=set)
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Settings that the next batch is still to get."""
+    selected: int = 0
+    """Items in the batch that this tick selected with the settings asked for."""
     oracle: Oracle | None = None
     project: ProjectRef | None = None
     pulled: dict[str, int] = field(default_factory=dict)
@@ -123,20 +136,26 @@ def tick(
     options: Options | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     say: Callable[[str], None] = lambda _: None,
+    purpose: str = "a tick",
 ) -> TickReport:
     """Do what can be done for the open round, then end. Raises AlError; what was done until then stays done.
 
-    `make_oracle` connects to Label Studio and is called only by a tick that needs it; `say` gets a line of progress.
+    `make_oracle` connects to Label Studio and is called only by a tick that needs it; `say` gets a line of progress;
+    `purpose` is what those who come meanwhile are told. Raises NothingToDo after a tick that had settings for a batch
+    and selected none.
     """
     layout = workspace.layout
-    with locked(layout.lock, "a tick"), open_dvc(layout) as dvc:
+    with locked(layout.lock, purpose), open_dvc(layout) as dvc:
         dvc.end_previous()
         child.end_remembered(layout.encoding)
         _tidy(layout)
         git = Git(layout.root)
         finish_ruling(layout, git)
-        session = _Session(workspace, git, dvc, make_oracle, options or Options(), now, say, read_history(layout, git))
+        options = options or Options()
+        session = _Session(workspace, git, dvc, make_oracle, options, now, say, read_history(layout, git))
+        session.overrides = options.overrides
         check_owned(workspace, git, dvc, session.history, now())
+        _override(session)
         steps: list[tuple[str, float]] = []
         published: list[int] = []
         rule = closing_rule(workspace)
@@ -152,6 +171,12 @@ def tick(
                     build.record_built(layout, step, seconds)
                 elif step is Step.TAG and facts.untagged is not None:
                     published.append(facts.untagged)
+        if session.options.overrides and not session.selected:
+            raise NothingToDo(
+                f"this tick selected no batch, so that {' and '.join(session.options.overrides)} had no effect: "
+                f"{step.reason}. Give it to the tick that closes the round (`--close-now` closes it with the answers "
+                "there are)"
+            )
         return TickReport(
             session.history.planned,
             state(facts),
@@ -292,7 +317,8 @@ def _close(session: _Session, facts: Facts) -> None:
     check_snapshot(session.workspace, session.git, rulings)
     _remember(layout, planned, closed_at=session.now().timestamp(), reason=why)
     plans = read_plans(session.git).values()
-    close(layout, session.dvc, 0 if planned is None else planned + 1, rulings=rulings, plans=plans)
+    overrides, session.overrides = session.overrides, {}
+    close(layout, session.dvc, 0 if planned is None else planned + 1, overrides, rulings, plans)
 
 
 def _sync(session: _Session) -> None:
@@ -391,6 +417,7 @@ def _publish(session: _Session, planned: int | None) -> None:
     layout.closing.unlink(missing_ok=True)
     session.history = read_history(layout, session.git)
     session.done -= {Step.RETIRE, Step.PUSH, Step.SYNC}
+    _count_selected(session)
 
 
 def _round_facts(session: _Session, planned: int | None) -> dict[str, Any]:
@@ -418,6 +445,28 @@ def _round_facts(session: _Session, planned: int | None) -> dict[str, Any]:
             "refused": dict(Counter(row["reason"] for row in read_refused(layout.events))),
         }
     return facts
+
+
+def _override(session: _Session) -> None:
+    """Give a build that an earlier tick left the settings asked for; the batch is not selected before it is published.
+
+    A later close takes what is left of them.
+    """
+    if session.overrides and _look(session.workspace, session.git, session.history, session.now()).closed:
+        override(session.layout, session.overrides)
+        session.overrides = {}
+
+
+def _count_selected(session: _Session) -> None:
+    """Remember how many items the plan just published asks about as asked for; say where the strategy had no say."""
+    record, wanted = session.history.latest, session.options.overrides
+    if not wanted or record is None or record["overrides"] != wanted:
+        return
+    session.selected += record["counts"]["pending"]
+    if "strategy" in wanted and not record["counts"]["labelled"]:
+        session.warnings.append(
+            f"the batch was drawn without a model, not by {wanted['strategy']}: there are no labels yet"
+        )
 
 
 def check_owned(workspace: Workspace, git: Git, dvc: Dvc, history: History, now: datetime) -> None:

@@ -1,5 +1,6 @@
 """Servers for those who have none of their own: Label Studio and Prefect, on loopback, outside the workspace."""
 
+from al_pipeline.servers.box import ServiceRow, label_studio_elsewhere, services
 from al_pipeline.servers.label_studio_server import (
     Account,
     Invited,
@@ -11,28 +12,39 @@ from al_pipeline.servers.label_studio_server import (
     stop_label_studio,
 )
 from al_pipeline.servers.prefect_server import (
+    Deployment,
     password_file,
     prefect_environment,
     prefect_status,
+    read_deployment,
     start_prefect,
     stop_prefect,
 )
 from al_pipeline.servers.process import Progress, Server
+from al_pipeline.servers.worker import start_worker, stop_worker, worker_status
 
 __all__ = [
     "Account",
+    "Deployment",
     "Invited",
     "Progress",
     "Server",
+    "ServiceRow",
     "admin",
     "install",
     "invite",
+    "label_studio_elsewhere",
     "label_studio_status",
     "password_file",
     "prefect_environment",
     "prefect_status",
+    "read_deployment",
+    "services",
     "start_label_studio",
     "start_prefect",
+    "start_worker",
     "stop_label_studio",
     "stop_prefect",
+    "stop_worker",
+    "worker_status",
 ]

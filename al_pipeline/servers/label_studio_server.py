@@ -66,7 +66,7 @@ def start_label_studio(workspace: Workspace, progress: Progress) -> Server:
     home = process.private_folder(workspace.home / "label-studio")
     with process.exclusive(home / "account.lock", _INSTALL_SECONDS):
         account = _account(home)
-        _refuse_other_server(workspace, account)
+        _refuse_other_server(workspace)
         venv = install(progress)
         # An account never seen to work belongs to a first start that was killed: nothing can be in its database.
         if not _proven(account):
@@ -287,11 +287,19 @@ def _new_database(venv: Path, home: Path, progress: Progress) -> None:
         shutil.copyfile(template, temporary)
 
 
-def _refuse_other_server(workspace: Workspace, account: Account) -> None:
+def connected_elsewhere(workspace: Workspace) -> str | None:
+    """The address of a Label Studio that is not the workspace's own, where it was told to use one."""
     known: dict[str, str] = read_json(workspace.credentials_file, {})
-    if known and known.get("token") != account.token:
+    account = admin(workspace)
+    if known and (account is None or known.get("token") != account.token):
+        return known.get("url")
+    return None
+
+
+def _refuse_other_server(workspace: Workspace) -> None:
+    if url := connected_elsewhere(workspace):
         raise UsageError(
-            f"this workspace is connected to the Label Studio at {known.get('url')}; "
+            f"this workspace is connected to the Label Studio at {url}; "
             f"to use one of its own instead, delete {workspace.credentials_file} first"
         )
 

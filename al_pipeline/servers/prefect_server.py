@@ -8,14 +8,36 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+from al_pipeline.errors import ServerFailed
 from al_pipeline.files import write_text
 from al_pipeline.servers import process
 from al_pipeline.servers.process import LOOPBACK, Progress, Server, Service
 from al_pipeline.workspace import Workspace
 
+FLOW = "al-round"
+"""The flow's name; a deployment of it is named after its workspace's id, and so is nothing else."""
+
 _START_SECONDS = 180.0
+_REQUEST_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """The schedule of a workspace as its Prefect server has it."""
+
+    schedules: tuple[tuple[str, str, bool], ...]
+    """Cron expression, time zone, and whether it is active; other kinds of schedules as `Prefect's own`."""
+    paused: bool
+    """By the switch in Prefect's page, for all schedules of the deployment."""
+    root: str | None
+    """The folder of the clone in which its runs work."""
+    next_run: str | None
+    """When the next run is due, as ISO 8601 in UTC."""
 
 
 def start_prefect(workspace: Workspace, progress: Progress) -> Server:
@@ -48,6 +70,77 @@ def password_file(workspace: Workspace) -> Path:
     return file
 
 
+def _password(workspace: Workspace) -> str:
+    return password_file(workspace).read_text(encoding="utf-8").strip()
+
+
+def pool_name(workspace: Workspace) -> str:
+    """The work pool of a workspace's own server: one a workspace, since it fixes where runs work."""
+    return f"al-{workspace.id}"
+
+
+def read_deployment(workspace: Workspace, server: Server) -> Deployment | None:
+    """What the workspace's own server has of its schedule; None before the first `al up` or `al schedule apply`.
+
+    Raises ServerFailed where the server gives no usable answer.
+    """
+    found = _ask(workspace, server, "GET", f"/deployments/name/{FLOW}/{workspace.id}")
+    if found is None:
+        return None
+    pool = _ask(workspace, server, "GET", f"/work_pools/{found['work_pool_name']}") if found["work_pool_name"] else None
+    job = (pool or {}).get("base_job_template", {}).get("job_configuration", {})
+    wanted = {
+        "deployments": {"id": {"any_": [found["id"]]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+        "sort": "EXPECTED_START_TIME_ASC",
+        "limit": 1,
+    }
+    runs = _ask(workspace, server, "POST", "/flow_runs/filter", wanted) or []
+    return Deployment(
+        tuple(
+            (row["schedule"].get("cron", "Prefect's own"), row["schedule"].get("timezone") or "UTC", row["active"])
+            for row in found["schedules"]
+        ),
+        found["paused"],
+        job.get("working_dir"),
+        runs[0]["expected_start_time"] if runs else None,
+    )
+
+
+def crash_runs(workspace: Workspace, server: Server, before: float, why: str) -> int:
+    """Mark as crashed what the workspace's worker had under way at `before` (seconds since 1970) and its end has ended;
+    how many runs that were. Prefect would find out by itself, a minute and a half later. Raises ServerFailed.
+    """
+    wanted = {
+        "work_pools": {"name": {"any_": [pool_name(workspace)]}},
+        "flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}},
+    }
+    state = {"type": "CRASHED", "name": "Crashed", "message": why}
+    found = [
+        run
+        for run in _ask(workspace, server, "POST", "/flow_runs/filter", wanted) or []
+        if datetime.fromisoformat(run["state"]["timestamp"]).timestamp() < before
+    ]
+    for run in found:
+        _ask(workspace, server, "POST", f"/flow_runs/{run['id']}/set_state", {"state": state})
+    return len(found)
+
+
+def _ask(workspace: Workspace, server: Server, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    """One request to the server's API; None where it says that there is no such thing."""
+    import httpx
+
+    user, _, word = _password(workspace).partition(":")
+    try:
+        with httpx.Client(trust_env=False, timeout=_REQUEST_SECONDS, auth=(user, word)) as client:
+            reply = client.request(method, f"{server.url}/api{path}", json=body)
+            return None if reply.status_code == 404 else reply.raise_for_status().json()
+    except (httpx.HTTPError, ValueError) as error:
+        raise ServerFailed(
+            f"Prefect at {server.url} gave no usable answer ({type(error).__name__}); try again"
+        ) from None
+
+
 def _service(workspace: Workspace) -> Service:
     return Service(
         name="Prefect",
@@ -65,7 +158,7 @@ def _service(workspace: Workspace) -> Service:
 
 def _environment(workspace: Workspace, port: int) -> dict[str, str]:
     home = workspace.home / "prefect"
-    password = password_file(workspace).read_text(encoding="utf-8").strip()
+    password = _password(workspace)
     return {
         "PREFECT_API_AUTH_STRING": password,
         "PREFECT_SERVER_API_AUTH_STRING": password,

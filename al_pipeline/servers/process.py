@@ -83,8 +83,8 @@ def start(service: Service, progress: Progress) -> Server:
         if found is not None:
             return found
         stop(service)
-        remembered = _remembered(service)
-        port = remembered.port if remembered and _becomes_free(remembered.port) else free_port()
+        known = remembered(service)
+        port = known.port if known and _becomes_free(known.port) else free_port()
         for _ in range(_PORT_ATTEMPTS):
             pid = _spawn(service, port)
             if _wait_until_well(service, pid, port, progress):
@@ -96,9 +96,17 @@ def start(service: Service, progress: Progress) -> Server:
         raise ServerFailed(f"{service.name} found no port of its own in {_PORT_ATTEMPTS} attempts; try again")
 
 
+def remembered(service: Service) -> Server | None:
+    """The record, or None where there is none that can be read: it only saves a search."""
+    try:
+        return Server(**read_json(service.record))
+    except (TypeError, ValueError):
+        return None
+
+
 def status(service: Service) -> Server | None:
     """The server, if its process lives, owns its port and is well."""
-    server = _remembered(service)
+    server = remembered(service)
     if server is None or not _alive(server):
         return None
     if server.port not in _listening(processes(service)) or not is_well(server.url + service.health):
@@ -207,7 +215,7 @@ def last_lines(path: Path, count: int = 8) -> str:
 
 def _patiently(service: Service) -> Server | None:
     """The running server; one that lives but is too busy to say that it is well gets some time."""
-    server = _remembered(service)
+    server = remembered(service)
     deadline = time.monotonic() + _BUSY_SECONDS
     while server is not None and _alive(server):
         found = status(service)

@@ -14,7 +14,7 @@ from al_pipeline.files import write_json
 from al_pipeline.items import iter_items
 from al_pipeline.layout import Layout
 from al_pipeline.models import TextModel, load_text_model
-from al_pipeline.params import Select, load_params
+from al_pipeline.params import Select, load_overrides, load_params
 from al_pipeline.query_strategies import acquisition_of, keep_best
 from al_pipeline.results import read_labeled, read_unresolved, write_scores
 from al_pipeline.stages import stage
@@ -31,35 +31,36 @@ def main(layout: Layout) -> None:
     closed |= {row.item_id for row in read_unresolved(layout.unresolved) if row.kind == "ignored"}
     vectors = open_vectors(layout, params.features)
     model = load_text_model(layout.model)
-    acquire = ACQUISITION[acquisition_of(params.select.strategy)]
+    select = load_overrides(layout.overrides).applied_to(params.select)
+    acquire = ACQUISITION[acquisition_of(select.strategy)]
     best_ids: list[str] = []
     best: NDArray[np.float64] = np.empty(0)
     best_proba: NDArray[np.float64] = np.empty((0, len(params.schema_.labels)))
     edges = np.linspace(*_bounds(acquire, len(params.schema_.labels)), BINS + 1, dtype=np.float64)
     counts = np.zeros(BINS, dtype=np.int64)
     predicted = np.zeros(len(params.schema_.labels), dtype=np.int64)
-    search = _Search(params.select.guide, model, vectors)
+    search = _Search(select.guide, model, vectors)
     for batch in iter_items([layout.pool]):
         items = [item for item in batch if item.item_id not in closed]
         if not items:
             continue
         texts, own = [item.text for item in items], None if vectors is None else vectors.of(items)
         proba = model.predict_proba(texts, own)
-        search.look([item.item_id for item in items], texts, own, params.select, params.seed)
+        search.look([item.item_id for item in items], texts, own, select, params.seed)
         scores = acquire(proba)
         counts += np.histogram(np.clip(scores, edges[0], edges[-1]), edges)[0]
         predicted += np.bincount(proba.argmax(axis=1), minlength=len(predicted))
         best_ids += [item.item_id for item in items]
         best = np.concatenate([best, scores])
         best_proba = np.concatenate([best_proba, proba])
-        rows = keep_best(best_ids, best, params.select.shortlist, params.select.batch_size, params.seed)
+        rows = keep_best(best_ids, best, select.shortlist, select.batch_size, params.seed)
         best_ids, best, best_proba = [best_ids[row] for row in rows], best[rows], best_proba[rows]
     write_scores(layout.scores, best_ids, best, best_proba)
     write_json(layout.guided, search.found)
     write_json(
         layout.histogram,
         {
-            "acquisition": params.select.strategy,
+            "acquisition": select.strategy,
             "edges": edges.tolist(),
             "counts": counts.tolist(),
             "predicted": dict(zip(params.schema_.labels, predicted.tolist(), strict=True)),

@@ -14,7 +14,7 @@ from al_pipeline.files import read_json, write_json
 from al_pipeline.items import ItemKeys, fetch, read_ids
 from al_pipeline.layout import Layout
 from al_pipeline.models import load_text_model
-from al_pipeline.params import load_params
+from al_pipeline.params import load_overrides, load_params
 from al_pipeline.query_strategies import Asking, Shortlist, VectorsOf, next_batch
 from al_pipeline.records import Query
 from al_pipeline.results import read_labeled, read_scores, read_unresolved, write_queries
@@ -26,14 +26,16 @@ def main(layout: Layout) -> None:
     """Choose the batch from the shortlist and, for its random slice, from the whole unlabelled pool."""
     check_engine(layout.engine)
     params = load_params(layout.params)
+    chosen = load_overrides(layout.overrides)
+    select = chosen.applied_to(params.select)
     labeled = {row.item_id: row.label for row in read_labeled(layout.labeled)}
     unresolved = read_unresolved(layout.unresolved)
     closed = labeled.keys() | {row.item_id for row in unresolved if row.kind == "ignored"}
     keys = read_ids([layout.pool])
     vectors = open_vectors(layout, params.features)
     queries, choice = next_batch(
-        Asking(params.seed, params.round.seed_size, **params.select.model_dump()),
-        int(read_json(layout.overrides)["round"]),
+        Asking(params.seed, chosen.size or params.round.seed_size, **select.model_dump()),
+        chosen.round,
         [item_id for item_id in keys.ids() if item_id not in closed],
         Shortlist(*read_scores(layout.scores)),
         labeled,
@@ -43,7 +45,7 @@ def main(layout: Layout) -> None:
         first=[row.item_id for row in unresolved if row.kind == "tie" and row.part == "pool"],
     )
     write_queries(layout.queries, _forecast(layout, vectors, queries))
-    write_json(layout.choice, {"named": params.select.strategy, **choice._asdict()})
+    write_json(layout.choice, {"named": select.strategy, **choice._asdict()})
 
 
 def _vectors_of(layout: Layout, keys: ItemKeys, vectors: Vectors) -> VectorsOf:

@@ -118,6 +118,7 @@ def _workspace(folder: Path, corpus: Prepared, timings: Timings) -> Workspace:
             question = "Is this e-mail spam, or ham (wanted)?"
             al(None, "init", str(folder), "--labels", ",".join(LABELS), "--question", question)
             _set_params(Layout(folder).params)
+            al(folder, "schedule", "--off")  # the demo's people answer between rounds, and none may come in between
     workspace = open_workspace(folder)
     _step("Starting Label Studio and Prefect on this machine")
     with timings.of("servers"), console.status("the first start sets up their databases"):

@@ -1,0 +1,74 @@
+"""Cron expressions as a schedule takes them: five fields, of which each says what it takes.
+
+Smaller than what Prefect understands (no seconds, no `@hourly`, no `L`, `#` or `?`): what is taken here is taken there.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+
+class _Field(NamedTuple):
+    """One of the five: the numbers that it takes, and names for them."""
+
+    name: str
+    low: int
+    high: int
+    names: tuple[str, ...] = ()
+    """For `low`, `low` + 1, and so on."""
+
+
+_FIELDS = (
+    _Field("minute", 0, 59),
+    _Field("hour", 0, 23),
+    _Field("day of the month", 1, 31),
+    _Field("month", 1, 12, ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")),
+    _Field("day of the week", 0, 7, ("sun", "mon", "tue", "wed", "thu", "fri", "sat")),
+)
+_DAYS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+"""Of each month, at most."""
+_ITEM = re.compile(r"(?:\*|([0-9A-Za-z]+)(?:-([0-9A-Za-z]+))?)(?:/([0-9]{1,3}))?")
+
+
+def check_cron(text: str) -> str:
+    """`text`, if it is a cron expression that comes due at some time. Raises ValueError saying what is wrong."""
+    words = text.split(" ")
+    if len(words) != len(_FIELDS) or not all(words):
+        raise ValueError(
+            "a cron expression has five fields with one blank between them: minute, hour, day of the month, month, "
+            f"day of the week, such as 0 * * * *; these are {len(text.split())}"
+        )
+    _, _, days, months, _ = (_values(field, word) for field, word in zip(_FIELDS, words, strict=True))
+    if words[4] == "*" and not any(day <= _DAYS[month - 1] for day in days for month in months):
+        raise ValueError("no month that it names has a day that it names, so it never comes due")
+    return text
+
+
+def _values(field: _Field, word: str) -> set[int]:
+    """The numbers that one field names."""
+    found: set[int] = set()
+    for item in word.split(","):
+        match = _ITEM.fullmatch(item)
+        if match is None:
+            raise ValueError(f"{field.name}: {item!r} is none of *, 5, 1-5, */15, 0-30/10, and commas between them")
+        first, last, step = match.groups()
+        if first is not None and last is None and step is not None:
+            raise ValueError(f"{field.name}: {item!r} steps through one number; */{step} steps through all")
+        low = field.low if first is None else _number(field, first)
+        high = low if first is not None and last is None else field.high if last is None else _number(field, last)
+        if low > high:
+            raise ValueError(f"{field.name}: {item!r} runs backwards")
+        if step is not None and not 1 <= int(step) <= field.high:
+            raise ValueError(f"{field.name}: steps of 1 to {field.high} are taken, got {step}")
+        found |= set(range(low, high + 1, int(step or 1)))
+    return found
+
+
+def _number(field: _Field, word: str) -> int:
+    if word.lower() in field.names:
+        return field.low + field.names.index(word.lower())
+    if not word.isdigit() or len(word) > 2 or not field.low <= int(word) <= field.high:
+        names = f" or {field.names[0]} to {field.names[-1]}" if field.names else ""
+        raise ValueError(f"{field.name}: takes {field.low} to {field.high}{names}, got {word}")
+    return int(word)

@@ -1,0 +1,54 @@
+"""All that one box runs for a workspace, as rows of one screen."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from al_pipeline.servers.label_studio_server import connected_elsewhere, label_studio_status
+from al_pipeline.servers.prefect_server import prefect_status
+from al_pipeline.servers.process import Server
+from al_pipeline.servers.worker import worker_status
+from al_pipeline.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRow:
+    """One service: what it is, whether it is well, and where to look."""
+
+    service: str
+    state: str
+    """`running`, `stopped`, or `yours` for one that we neither start nor stop."""
+    address: str
+    pid: int | None
+    log: str | None
+    """Below the workspace's home."""
+
+    def to_json(self) -> dict[str, Any]:
+        """This row as a JSON object."""
+        return asdict(self)
+
+
+def label_studio_elsewhere(workspace: Workspace) -> str | None:
+    """The address of the Label Studio that the workspace was told to use in place of one of its own."""
+    return os.environ.get("AL_LABEL_STUDIO_URL") or connected_elsewhere(workspace)
+
+
+def services(workspace: Workspace) -> list[ServiceRow]:
+    """Every service of the workspace, as it is now."""
+
+    def row(name: str, folder: str, server: Server | None) -> ServiceRow:
+        log = f"{folder}/server.log"
+        if server is None:
+            return ServiceRow(name, "stopped", "", None, log)
+        return ServiceRow(name, "running", "" if folder == "worker" else server.url, server.pid, log)
+
+    elsewhere = label_studio_elsewhere(workspace)
+    return [
+        ServiceRow("Label Studio", "yours", elsewhere, None, None)
+        if elsewhere
+        else row("Label Studio", "label-studio", label_studio_status(workspace)),
+        row("Prefect", "prefect", prefect_status(workspace)),
+        row("worker", "worker", worker_status(workspace)),
+    ]

@@ -1,0 +1,105 @@
+"""Cron expressions: what is taken comes due, and Prefect takes it too."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from al_pipeline.cron import check_cron
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0 * * * *",
+        "*/15 8-18 * * 1-5",
+        "0 3 1,15 * *",
+        "5 4 * JAN-mar sun",
+        "0 0 29 2 *",
+        "0 0 31 2 1",
+        "0-30/10 0 * * 7",
+    ],
+)
+def test_what_a_schedule_takes(text: str) -> None:
+    assert check_cron(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "has five fields"),
+        ("* * * *", "these are 4"),
+        ("0 * * * * *", "these are 6"),
+        ("0  * * * *", "one blank"),
+        (" 0 * * * *", "one blank"),
+        ("@hourly", "these are 1"),
+        ("60 * * * *", "minute: takes 0 to 59, got 60"),
+        ("0 24 * * *", "hour: takes 0 to 23"),
+        ("0 0 0 * *", "day of the month: takes 1 to 31"),
+        ("0 0 * 13 *", "month: takes 1 to 12 or jan to dec, got 13"),
+        ("0 0 * * 8", "day of the week: takes 0 to 7 or sun to sat"),
+        ("0 0 * * monday", "got monday"),
+        ("30-10 * * * *", "minute: '30-10' runs backwards"),
+        ("5/15 * * * *", "*/15 steps through all"),
+        ("*/0 * * * *", "steps of 1 to 59"),
+        ("*/60 * * * *", "steps of 1 to 59"),
+        ("1,,2 * * * *", "'' is none of"),
+        ("? * * * *", "'?' is none of"),
+        ("0 0 L * *", "got L"),
+        ("0 0 * * 5#2", "'5#2' is none of"),
+        ("-1 * * * *", "'-1' is none of"),
+        ("0 0 30 2 *", "never comes due"),
+        ("0 0 31 4,6,9,11 *", "never comes due"),
+        ("\u0663 * * * *", "none of"),
+        ("0\n* * * *", "these are 5"),
+    ],
+)
+def test_what_it_does_not_take_is_named(text: str, says: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        check_cron(text)
+    assert says in str(caught.value)
+
+
+def field(low: int, high: int, names: str = "") -> st.SearchStrategy[str]:
+    one = st.one_of(st.integers(low, high).map(str), st.sampled_from(names.split() or [str(low)]))
+    ranged = st.tuples(st.integers(low, high), st.integers(low, high)).map(lambda two: "{}-{}".format(*sorted(two)))
+    spread = st.one_of(st.just("*"), ranged)
+    stepped = st.tuples(spread, st.integers(1, high)).map(lambda two: f"{two[0]}/{two[1]}")
+    return st.lists(st.one_of(one, spread, stepped), min_size=1, max_size=3).map(",".join)
+
+
+EXPRESSIONS = st.tuples(
+    field(0, 59),
+    field(0, 23),
+    field(1, 31),
+    field(1, 12, "jan FEB dec"),
+    field(0, 7, "sun MON sat"),
+).map(" ".join)
+
+
+@pytest.mark.slow
+@given(EXPRESSIONS)
+@settings(max_examples=300, deadline=None)
+def test_what_is_taken_here_is_taken_by_prefect_and_comes_due(text: str) -> None:
+    """What is refused here may be taken there: then nothing is lost but a way to write it."""
+    from datetime import UTC, datetime
+
+    from prefect._vendor.croniter import croniter
+    from prefect.client.schemas.schedules import CronSchedule
+
+    try:
+        check_cron(text)
+    except ValueError as error:
+        assert "never comes due" in str(error)
+        return
+    assert CronSchedule(cron=text, timezone="Europe/Berlin").cron == text
+    assert croniter(text, datetime(2026, 1, 1, tzinfo=UTC)).get_next(datetime) > datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_taken_or_refused(text: str) -> None:
+    try:
+        assert len(check_cron(text).split(" ")) == 5
+    except ValueError as error:
+        assert str(error)
