@@ -21,6 +21,7 @@ ID_CHARACTERS = 200
 
 _Count = Annotated[int, Field(ge=0, le=10**12)]
 _Number = Annotated[float, Field(ge=-1e9, le=1e9)]
+_Share = Annotated[float, Field(ge=0, le=1)]
 _Moment = Annotated[float, Field(ge=0, le=2e11)]
 _Text = Annotated[str, StringConstraints(max_length=10_000)]
 _Word = Annotated[str, StringConstraints(pattern=r"^[a-z ]{1,40}$")]
@@ -123,8 +124,41 @@ class _Hashes(_Part):
     params: _Digest
 
 
+class _Accuracy(_Part):
+    first_round: _Count
+    last_round: _Count
+    asked: _Count
+    answered: _Count
+    right: _Count
+    accuracy: _Share | None
+    low: _Share | None
+    high: _Share | None
+
+    def model_post_init(self, _: Any) -> None:
+        if self.answered and None in (self.accuracy, self.low, self.high):
+            raise ValueError("accuracy, low and high must be there where something was answered")
+
+
+class _Running(_Part):
+    whole: _Accuracy
+    recent: _Accuracy
+
+
+class _Control(_Part):
+    labels: _Count
+    macro_f1: _Estimate
+
+
+class _Choice(_Part):
+    strategy: _Text
+    reason: _Text
+
+
 class _Genesis(_Part):
     round: Annotated[int, Field(ge=0, le=MAX_ROUND)] | None
+    running: _Running | None = None
+    control: _Control | None = None
+    next_batch: _Choice | None = None
     counts: _Totals
     hashes: _Hashes
     params: _Params
@@ -217,6 +251,8 @@ def _task(line: str, place: str, number: int) -> PlannedTask:
     numbers = (row["score"], row["probability"], row.get("confidence") or 0.0)
     if not (all(map(math.isfinite, numbers)) and 0 <= row["rank"] <= 10**9):
         raise _foreign(place, "rank, score and probability must be numbers, rank a place in the plan")
+    if len(row.get("predicted") or "") > ID_CHARACTERS or not 0 <= (row.get("confidence") or 0.0) <= 1:
+        raise _foreign(place, "predicted must be a label, confidence a share")
     return PlannedTask(**row)
 
 

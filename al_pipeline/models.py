@@ -185,7 +185,8 @@ def load_text_model(folder: Path) -> TextModel:
 
 def _load(folder: Path, card: dict[str, Any]) -> TextModel:
     kinds = card["features"].split("+")
-    for name in (HEAD_FILE, *((TERMS_FILE, IDF_FILE) if "tfidf" in kinds else ())):
+    beside = (CONTROL_FILE,) if card.get("control") else ()
+    for name in (HEAD_FILE, *beside, *((TERMS_FILE, IDF_FILE) if "tfidf" in kinds else ())):
         expected = card["sha256"].get(name)
         actual = sha256_file(folder / name) if (folder / name).is_file() else "no such file"
         if actual != expected:
@@ -197,7 +198,7 @@ def _load(folder: Path, card: dict[str, Any]) -> TextModel:
         encoder=card["encoder"],
         vectors=card.get("vectors"),
         strength=card["strength"],
-        control=_load_head(folder / CONTROL_FILE, card["classes"], card["control"]) if card.get("control") else None,
+        control=_load_head(folder / CONTROL_FILE, card["classes"], card["control"]) if beside else None,
     )
 
 

@@ -55,7 +55,10 @@ class Running:
     @staticmethod
     def from_row(row: dict[str, Any] | None) -> Running | None:
         """The record that `to_row` wrote; None where there is none."""
-        return None if row is None else Running(Accuracy(**row["whole"]), Accuracy(**row["recent"]))
+        if row is None:
+            return None
+        names = Accuracy.__slots__
+        return Running(*(Accuracy(**{name: row[part][name] for name in names}) for part in ("whole", "recent")))
 
 
 @dataclass(frozen=True, slots=True)

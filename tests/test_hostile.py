@@ -256,7 +256,7 @@ PLAN = {
 }  # fmt: skip
 
 
-@given(st.sampled_from(sorted(PLAN)), anything, st.booleans())
+@given(st.sampled_from(sorted([*PLAN, "predicted", "confidence"])), anything, st.booleans())
 def test_any_value_in_a_plan_is_taken_or_refused_by_its_line(key: str, value: Any, drop: bool) -> None:
     row = {name: inner for name, inner in PLAN.items() if not (drop and name == key)}
     row |= {} if drop else {key: value}
@@ -266,6 +266,8 @@ def test_any_value_in_a_plan_is_taken_or_refused_by_its_line(key: str, value: An
         assert "rounds/0003/plan.jsonl:1" in str(error) and "git log" in str(error)
         return
     assert task.round == 3 and task.item_id.isprintable() and task.push_key.endswith(f":0003:{task.item_id}")
+    assert task.predicted is None or isinstance(task.predicted, str)
+    assert task.confidence is None or 0 <= task.confidence <= 1
 
 
 @pytest.mark.parametrize(

@@ -273,6 +273,36 @@ def test_the_card_says_what_the_model_is(tmp_path: Path) -> None:
     assert load_text_model(tmp_path).encoder == "abc"
 
 
+def test_the_control_is_the_classifier_on_its_rows_alone(tmp_path: Path) -> None:
+    texts, vectors, labels = corpus(30, CLASSES)
+    rows = list(range(0, 30, 3))
+
+    def fit(some: list[int], control: list[int] | None) -> TextModel:
+        own = [labels[row] for row in some]
+        pool = corpus(60, CLASSES)[0]
+        few = [texts[row] for row in some]
+        return fit_text_model(
+            few, vectors[some], own, CLASSES, features("encoder+tfidf"), pool, 7, True, "abc", control
+        )
+
+    model, alone = fit(list(range(30)), rows), fit(rows, None)
+    assert alone.as_control() is None
+    model.save(tmp_path)
+    loaded = load_text_model(tmp_path)
+    control = loaded.as_control()
+    assert control is not None and sum(control.head.counts.values()) == len(rows)
+    np.testing.assert_array_equal(control.predict_proba(texts, vectors), alone.predict_proba(texts, vectors))
+    np.testing.assert_array_equal(
+        loaded.predict_proba(texts, vectors), fit(list(range(30)), None).predict_proba(texts, vectors)
+    )
+    fit(list(range(30)), None).save(tmp_path)
+    assert not (tmp_path / "control.safetensors").exists()
+    model.save(tmp_path)
+    (tmp_path / "control.safetensors").write_bytes((tmp_path / "head.safetensors").read_bytes())
+    with pytest.raises(BadInput, match=r"control\.safetensors is not what the model was saved with"):
+        load_text_model(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["head.safetensors", "tfidf.json", "tfidf.safetensors"])
 def test_a_damaged_model_is_refused(name: str, tmp_path: Path) -> None:
     fitted("encoder+tfidf").save(tmp_path)

@@ -46,7 +46,7 @@ Source = Literal["dvc.lock", "round.json", "published"]
 
 _NAMES = (
     *("labeled", "test_labels", "unresolved", "model", "predictions"),
-    *("metrics", "metrics_csv", "scores", "histogram", "queries"),
+    *("metrics", "metrics_csv", "control", "scores", "histogram", "guided", "queries", "choice"),
 )
 OUTPUTS: Mapping[str, str] = {getattr(Layout(), name).as_posix(): name for name in _NAMES}
 """What stages write: its path, and its name in a round's record."""
@@ -57,6 +57,7 @@ _CAUSES: Mapping[str, Cause] = {
     "engine.json": "engine",
     "models/encoder": "features",
     "rounds/overrides.json": "parameters",
+    "rounds/random.json": "data",
 }
 """What it means where a stage's input is not the recorded one; of any other it is the data."""
 
