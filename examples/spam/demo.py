@@ -41,7 +41,8 @@ from examples.spam.corpus import Prepared, prepare
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = ("ham", "spam")
 PEOPLE = ("ada@example.com", "grace@example.com", "edsger@example.com")
-SETTINGS = {"test_size": 300, "seed_size": 40, "batch_size": 40}
+SETTINGS = {"test_size": "300", "seed_size": "40", "batch_size": "40", "active": "false"}
+"""What is set in `params.yaml`; the demonstration takes turns with its annotators, so nothing runs by schedule."""
 SEED = 7
 _COMMAND_SECONDS = 3600
 
@@ -134,7 +135,7 @@ def _set_params(path: Path) -> None:
     """A smaller test set and smaller batches than the template's, as one would edit them by hand."""
     text = path.read_text(encoding="utf-8")
     for name, value in SETTINGS.items():
-        text, found = re.subn(rf"(?m)^(  {name}:) \d+", rf"\1 {value}", text)
+        text, found = re.subn(rf"(?m)^(  {name}:) \S+", rf"\1 {value}", text)
         if found != 1:
             raise NothingToDo(f"{path} has {found} lines `{name}:`, expected one")
     path.write_text(text, encoding="utf-8")
