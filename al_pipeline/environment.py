@@ -125,17 +125,22 @@ def _fingerprint(engine: Engine, folder: Path) -> dict[str, Any] | None:
     path = folder / "engine.json"
     path.unlink(missing_ok=True)
     with folder.with_suffix(".log").open("ab") as log:
-        environment = {**os.environ, **STAGE_ENVIRONMENT, **engine.environment}
+        environment = {**_inherited(), **STAGE_ENVIRONMENT, **engine.environment}
         command = [str(engine.python), "-c", _LOOK, str(path)]
         child.run(command, folder, environment, folder.with_suffix(".json"), _LOOK_SECONDS, log)
     found: dict[str, Any] | None = read_json(path)
     return found
 
 
+def _inherited() -> dict[str, str]:
+    """Our environment without Label Studio's token: what is installed may run code of others."""
+    return {name: value for name, value in os.environ.items() if name != "AL_LABEL_STUDIO_TOKEN"}
+
+
 def _run(command: Sequence[str], engine: Engine, folder: Path, failed: str) -> None:
     path = folder.with_suffix(".log")
     with path.open("ab") as log:
-        environment = {**os.environ, **engine.environment}
+        environment = {**_inherited(), **engine.environment}
         code = child.run(command, folder, environment, folder.with_suffix(".json"), _INSTALL_SECONDS, log)
     if code != 0:
         said = " ".join(path.read_text(encoding="utf-8", errors="replace").split())[-500:]

@@ -31,6 +31,7 @@ from al_pipeline.operations.rule import rollback
 from al_pipeline.operations.tick import open_dvc, tick
 from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.repository import Git, digest
+from al_pipeline.trust import accept
 from al_pipeline.workspace import Workspace, open_workspace
 
 pytestmark = pytest.mark.slow
@@ -237,6 +238,7 @@ def test_a_stage_that_is_not_deterministic_is_found(tmp_path: Path, al: Callable
     train = "python -m al_pipeline.stages.train"
     noise = " && head -c 8 /dev/urandom > models/candidate/noise"
     write_text(workspace.layout.dvc_yaml, text.replace(train, train + noise))
+    accept(workspace.layout.root)
     play(workspace, SimulatedOracle(), truth, 1)
     code, found = al(workspace, "reproduce", "round-0000")
     (row,) = found["rounds"]
@@ -256,7 +258,9 @@ def test_rounds_before_and_after_a_rollback_come_out_again(tmp_path: Path) -> No
     assert tick(open_workspace(workspace.layout.root), lambda: oracle).published == (2,)
     assert read_json(workspace.layout.record(2))["rulings"]
     made = list(reproduce(open_workspace(workspace.layout.root), None))
-    assert [(one.round, one.difference, len(one.outputs)) for one in made] == [(n, None, 11) for n in range(3)]
+    assert [(one.round, one.difference, len(one.outputs)) for one in made] == [
+        (n, None, len(OUTPUTS) + 1) for n in range(3)
+    ]
     first, _, last = ({output.name: output.sha256 for output in one.outputs} for one in made)
     assert first["labeled"] == last["labeled"]
 
@@ -306,7 +310,7 @@ def test_another_engine_is_told_and_metrics_compared_or_the_recorded_one_install
     code, found = al(workspace, "reproduce", "--engine", "recorded")
     (row,) = found["rounds"]
     assert (code, row["compared"], row["engine"], row["difference"]) == (0, "bytes", "", None)
-    assert len(row["outputs"]) == 11 and not any(output["unlike"] for output in row["outputs"])
+    assert len(row["outputs"]) == len(OUTPUTS) + 1 and not any(output["unlike"] for output in row["outputs"])
 
     path = workspace.layout.record(0)
     record = read_json(path)
@@ -343,7 +347,7 @@ def test_with_an_encoder_vectors_are_made_anew_and_other_vectors_are_the_first_c
 
     monkeypatch.setattr(module, "encode", count)
     made = one(workspace, 0)
-    assert made.difference is None and len(made.outputs) == 11
+    assert made.difference is None and len(made.outputs) == len(OUTPUTS) + 1
     assert encoded == [30]
 
     def other(layout: Layout, *arguments: Any) -> None:

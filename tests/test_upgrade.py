@@ -13,21 +13,28 @@ from harness import answer_all, copy_workspace, play, small_workspace
 
 from al_pipeline import cli
 from al_pipeline.errors import BadParams, ForeignEdit, Locked, NotAWorkspace, NothingToDo
-from al_pipeline.files import read_json, sha256_tree, write_json, write_text
+from al_pipeline.files import read_json, sha256_bytes, sha256_tree, write_json, write_text
 from al_pipeline.layout import Layout
 from al_pipeline.lock import locked
 from al_pipeline.operations import upgrade as module
+from al_pipeline.operations.diff import diff
+from al_pipeline.operations.report import write_report
+from al_pipeline.operations.status import rounds, status
 from al_pipeline.operations.tick import tick
-from al_pipeline.operations.upgrade import FILES, MIGRATIONS, bring_up_to_date, migrate, upgrade
+from al_pipeline.operations.upgrade import FILES, MIGRATIONS, OLD_DVC_YAML, bring_up_to_date, migrate, upgrade
 from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.params import parse_params
 from al_pipeline.repository import Git
+from al_pipeline.trust import template
 from al_pipeline.workspace import LAYOUT_VERSION, Workspace, open_workspace
 
 pytestmark = pytest.mark.slow
 
 GAINED = ("  overlap: 1 ", "  calibrate: true ", "annotators: []")
 """Lines of the template that this older engine did not know."""
+DVC_YAML = Path(__file__).with_name("layout_1") / "dvc.yaml"
+NOT_YET = ("rounds/random.json", "rounds/control.json", "rounds/guided.json", "rounds/choice.json")
+"""Files that only builds of layout 2 write."""
 
 
 def make_old(workspace: Workspace) -> Path:
@@ -39,14 +46,27 @@ def make_old(workspace: Workspace) -> Path:
     write_text(workspace.layout.params, "\n".join(lines).replace("seed_size: 10", "seed_size: 10 # ours"))
     ignore = root / ".gitignore"
     write_text(ignore, ignore.read_text("utf-8").replace("/data/rejects/\n", "") + "/notes/\n")
+    write_text(workspace.layout.dvc_yaml, DVC_YAML.read_text("utf-8"))
     write_json(workspace.layout.marker, {"layout": 1, "workspace_id": workspace.id})
-    Git(root).commit("As it was", [root / name for name in (*FILES, "al-workspace.json")])
+    for name in NOT_YET:
+        (root / name).unlink(missing_ok=True)
+    for path in (workspace.layout.genesis, *workspace.layout.rounds.glob("*/round.json")):
+        if path.exists():
+            record = read_json(path)
+            counts = {key: count for key, count in record["counts"].items() if key != "events"}
+            kept = {
+                key: value
+                for key, value in record.items()
+                if key not in ("control", "next_batch", "running", "rulings")
+            }
+            write_json(path, {**kept, "counts": counts})
+    Git(root).commit("As it was", [root / name for name in (*FILES, *NOT_YET, "al-workspace.json", "rounds")])
     return root
 
 
 @pytest.fixture
-def old(template: tuple[Path, dict[str, str]], tmp_path: Path) -> Path:
-    return make_old(copy_workspace(template, tmp_path))
+def old(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return make_old(copy_workspace(request.getfixturevalue("template"), tmp_path))
 
 
 def test_there_is_a_migration_from_every_version() -> None:
@@ -70,7 +90,8 @@ def test_an_older_workspace_is_refused_by_name_carried_over_once_and_works(
     assert stop.value.code == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["before"], found["after"], found["commit"]) == (1, LAYOUT_VERSION, git.head())
-    assert found["changed"] == ["params.yaml", ".gitignore", "al-workspace.json"]
+    assert found["changed"] == [*FILES, "al-workspace.json"]
+    assert (root / "dvc.yaml").read_text("utf-8") == template("dvc.yaml")
     assert git.run("rev-list", f"{head}..HEAD").stdout.split() == [git.head()], "one commit"
     assert git.run("status", "--porcelain").stdout == ""
     text = (root / "params.yaml").read_text("utf-8")
@@ -82,6 +103,10 @@ def test_an_older_workspace_is_refused_by_name_carried_over_once_and_works(
     answer_all(oracle, truth)
     assert tick(open_workspace(root), lambda: oracle).published == (1,)
     assert git.run("status", "--porcelain").stdout == ""
+    upgraded = open_workspace(root)
+    assert status(upgraded)["round"] == 2 and len(rounds(upgraded)) == 2
+    assert write_report(upgraded, 0).exists() and write_report(upgraded).exists()
+    assert len(diff(upgraded, 0, 1).labels) == 8
 
 
 class Killed(BaseException):
@@ -135,28 +160,25 @@ def test_a_change_that_is_not_committed_is_never_mixed_in(old: Path, name: str) 
     assert {path: (old / path).read_bytes() for path in before} == before
 
 
-def test_a_dvc_yaml_of_ones_own_is_kept_until_it_is_given_up(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dvc_yaml_of_ones_own_is_kept_until_it_is_given_up(old: Path) -> None:
     edited(old, "dvc.yaml")
     mine = (old / "dvc.yaml").read_text("utf-8")
     Git(old).commit("Mine", [old / "dvc.yaml"])
-    real = module.template
-    monkeypatch.setattr(module, "template", lambda name: real(name) + ("# newer\n" if name == "dvc.yaml" else ""))
     with pytest.raises(ForeignEdit, match="dvc.yaml has changes of your own.*--replace-dvc-yaml"):
         upgrade(old)
     assert (old / "dvc.yaml").read_text("utf-8") == mine
     assert "dvc.yaml" in upgrade(old, replace_dvc_yaml=True).changed
-    assert (old / "dvc.yaml").read_text("utf-8").endswith("# newer\n")
+    assert (old / "dvc.yaml").read_text("utf-8") == template("dvc.yaml")
 
 
-def test_an_untouched_dvc_yaml_becomes_the_templates_and_one_that_is_still_right_is_left(
-    old: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    texts = {name: (old / name).read_text("utf-8") for name in FILES}
-    assert migrate({**texts, "dvc.yaml": "# mine"}, 1)["dvc.yaml"] == "# mine", "nothing is new in the template"
-    real = module.template
-    monkeypatch.setattr(module, "template", lambda name: real(name) + ("# newer\n" if name == "dvc.yaml" else ""))
-    assert migrate(texts, 1)["dvc.yaml"] == texts["dvc.yaml"] + "# newer\n"
-    parse_params(migrate(texts, 1)["params.yaml"])
+def test_a_dvc_yaml_is_the_older_layouts_or_somebodys_own() -> None:
+    older = DVC_YAML.read_text("utf-8")
+    assert {sha256_bytes(older.encode())} == OLD_DVC_YAML
+    assert sha256_bytes(template("dvc.yaml").encode()) not in OLD_DVC_YAML
+    texts = {"params.yaml": template("params.yaml"), "dvc.yaml": template("dvc.yaml"), ".gitignore": "mine"}
+    found = migrate(texts, 1)
+    assert found["dvc.yaml"] == template("dvc.yaml"), "it may have been brought over by hand"
+    assert found[".gitignore"].splitlines() == ["mine", *Layout().ignored]
 
 
 def test_the_files_of_an_older_rounds_clone_are_brought_up_to_date_where_they_lie(old: Path) -> None:
@@ -192,6 +214,6 @@ def test_what_stands_in_its_way_is_said(old: Path) -> None:
     for use in (open_workspace, upgrade):
         with pytest.raises(NotAWorkspace, match="install a newer engine"):
             use(old)
-    write_text(layout.marker, "[]")
+    write_text(layout.marker, "{}")
     with pytest.raises(NotAWorkspace, match="not as `al init` wrote it"):
         open_workspace(old)

@@ -9,6 +9,7 @@ Nothing here writes to the workspace, takes its lock or talks to Label Studio: p
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,21 +22,31 @@ import yaml
 from al_pipeline import child
 from al_pipeline.engine import difference, write_engine
 from al_pipeline.environment import Engine, recorded_engine
-from al_pipeline.errors import AlError, NothingToDo, NotReproduced, RemoteIncomplete, RepositoryError, StageFailed
-from al_pipeline.files import json_line, read_json, sha256_bytes, sha256_file, sha256_tree
+from al_pipeline.errors import (
+    AlError,
+    ForeignEdit,
+    NothingToDo,
+    NotReproduced,
+    RemoteIncomplete,
+    RepositoryError,
+    StageFailed,
+)
+from al_pipeline.files import json_line, read_json, sha256_bytes, sha256_file, sha256_tree, write_json
 from al_pipeline.layout import STAGES, Layout
 from al_pipeline.lock import locked
 from al_pipeline.models import CARD_FILE
 from al_pipeline.operations.build import encode
-from al_pipeline.operations.history import Record, read_history
+from al_pipeline.operations.close import drawn_at_random
+from al_pipeline.operations.history import Record, read_history, read_plans
 from al_pipeline.operations.publish import plan_tasks
 from al_pipeline.operations.status import FIGURES
 from al_pipeline.operations.tick import open_dvc
-from al_pipeline.operations.upgrade import bring_up_to_date
+from al_pipeline.operations.upgrade import OLD_DVC_YAML, bring_up_to_date
 from al_pipeline.params import load_params
 from al_pipeline.records import LabeledItem, round_name
 from al_pipeline.repository import Dvc, Git, digest
 from al_pipeline.results import read_labeled
+from al_pipeline.trust import check_dvc, doubtful
 from al_pipeline.workspace import Workspace
 
 TOLERANCE = 0.02
@@ -45,11 +56,13 @@ Cause = Literal["data", "features", "parameters", "engine"]
 Source = Literal["dvc.lock", "round.json", "published"]
 
 _NAMES = (
-    *("labeled", "test_labels", "unresolved", "model", "predictions"),
-    *("metrics", "metrics_csv", "control", "scores", "histogram", "guided", "queries", "choice"),
+    *("labeled", "test_labels", "unresolved", "model", "predictions", "control", "metrics", "metrics_csv"),
+    *("scores", "histogram", "guided", "queries", "choice"),
 )
 OUTPUTS: Mapping[str, str] = {getattr(Layout(), name).as_posix(): name for name in _NAMES}
 """What stages write: its path, and its name in a round's record."""
+IN_RECORD = {"metrics": "metrics", "control": "control", "choice": "next_batch"}
+"""Outputs whose content stands in the record itself, and under which key."""
 PLAN = "plan"
 """The one output that no stage writes: the next round's plan, derived from the queries."""
 
@@ -60,6 +73,10 @@ _CAUSES: Mapping[str, Cause] = {
     "rounds/random.json": "data",
 }
 """What it means where a stage's input is not the recorded one; of any other it is the data."""
+
+
+_PATH = re.compile(r"(?!.*\.\.)\w[\w./-]*")
+_MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +165,7 @@ def reproduce(
     Raises NothingToDo where a round is not published, Locked where another call works, AlError where it cannot be done.
     """
     git = Git(workspace.layout.root)
+    check_dvc(workspace.layout.root)  # its settings say where the clones' data come from
     history = read_history(workspace.layout, git)
     records = history.rounds if numbers is None else history.rounds[-1:]
     if numbers:
@@ -240,14 +258,15 @@ class _Attempt:
 
     def _make(self) -> Difference | None:
         """Clone, fetch, check what goes in, make it, compare what comes out; the first difference."""
-        layout = self.layout
+        layout, git = self.layout, Git(self.workspace.layout.root)
         self.say("cloning")
-        self.git = Git(self.workspace.layout.root).clone(layout.root, self.name)
+        then = read_history(self.workspace.layout, git, self.name)  # before its files lie anywhere: they are checked
+        self.git = git.clone(layout.root, self.name)
         layout.private.mkdir()
         self.features.mkdir(exist_ok=True)
         layout.features.symlink_to(self.features)
-        self._check_records()
-        self.lock: dict[str, Any] = yaml.safe_load(layout.dvc_lock.read_text(encoding="utf-8"))["stages"]
+        self._check_records(self.record in then.rounds)
+        self.lock = _parse_lock(layout.dvc_lock)
         with self._dvc() as dvc:
             dvc.stand_alone(self.workspace.layout.root)
             self._bring(dvc, [f"{path.relative_to(layout.root)}.dvc" for path in layout.sources])
@@ -259,8 +278,7 @@ class _Attempt:
                 self._labels() if self.changes and first is None else [],
             )
             if self.changes:
-                bring_up_to_date(layout)
-                write_engine(layout.engine)
+                self._fit_to_this_engine()
             self._encode()
             for stage in STAGES:
                 found = self._stage(dvc, stage, published)
@@ -275,19 +293,32 @@ class _Attempt:
         dvc = open_dvc(self.layout)
         engine = self.engine.environment if self.engine else {}
         place = str(self.layout.private / "dvc")
-        return replace(dvc, environment={**dvc.environment, **engine, "DVC_SITE_CACHE_DIR": place})
+        environment = {**dvc.environment, **engine, "DVC_SITE_CACHE_DIR": place}
+        return replace(dvc, environment=environment, check=self._check_trusted)
+
+    def _check_trusted(self, root: Path) -> None:
+        """What steers DVC in the clone is believed as in the workspace; an older layout's `dvc.yaml` was ours too."""
+        doubts = doubtful(root)
+        if sha256_file(root / "dvc.yaml") in OLD_DVC_YAML:
+            doubts.pop("dvc.yaml", None)
+        if doubts:
+            name, problem = next(iter(doubts.items()))
+            raise ForeignEdit(
+                f"{name} at the tag {self.name} {problem}. Check that tag out in a clone of your own and look at it; "
+                "`al trust` there accepts it on this machine"
+            )
 
     def say(self, what: str) -> None:
         self._tell(f"{self.name}: {what}")
 
     # Before any stage ---------------------------------------------------------------------------------------------
 
-    def _check_records(self) -> None:
+    def _check_records(self, same_record: bool) -> None:
         """The tag's own files say one thing, and what the last commit says of this round is the same."""
         layout, hashes = self.layout, self.record["hashes"]
         same: tuple[tuple[bool, Cause, str], ...] = (
-            (read_json(layout.record(self.record["round"])) == self.record, "data", "its record"),
-            (sha256_file(layout.dvc_lock) == hashes["dvc_lock"], "data", "dvc.lock"),
+            (same_record, "data", "its record"),
+            (sha256_file(layout.dvc_lock) == hashes.get("dvc_lock"), "data", "dvc.lock"),
             (sha256_file(layout.params) == hashes["params"], "parameters", "params.yaml"),
             (not difference(read_json(layout.engine), self.record["engine"]), "engine", "engine.json"),
         )
@@ -329,7 +360,7 @@ class _Attempt:
 
     def _check_inputs(self) -> None:
         """Every source and parameter of every stage is what `dvc.lock` says."""
-        params = yaml.safe_load(self.layout.params.read_text(encoding="utf-8"))
+        params = _parse_yaml(self.layout.params)
         made = set(self._outs())
         for stage in STAGES:
             for entry in self.lock[stage].get("deps", ()):
@@ -380,8 +411,8 @@ class _Attempt:
         same: dict[Source, bool] = {"dvc.lock": md5 == entry["md5"]}
         if name in self.record["hashes"]:
             same["round.json"] = sha256 == self.record["hashes"][name]
-        elif path == self.layout.metrics:
-            same["round.json"] = read_json(path) == self.record["metrics"]
+        elif name in IN_RECORD and IN_RECORD[name] in self.record:
+            same["round.json"] = read_json(path) == self.record[IN_RECORD[name]]
         if there := published.digests[entry["path"]]:
             same["published"] = md5 == there
         return _output(name, stage, sha256, same)
@@ -406,7 +437,7 @@ class _Attempt:
     def _compare_plan(self) -> Difference | None:
         """The next round's plan, derived again from the queries."""
         upcoming = self.record["round"] + 1
-        before = read_history(self.layout, self.git, self.record["parent"])
+        before = read_history(self.layout, self.git, f"{self.name}^")
         tasks = plan_tasks(Workspace(self.layout, self.workspace.id), self.git, upcoming, before.abandoned)
         sha256 = sha256_bytes("".join(json_line(asdict(task)) for task in tasks).encode())
         path = self.layout.plan(upcoming)
@@ -415,7 +446,7 @@ class _Attempt:
             "",
             sha256,
             {
-                "round.json": sha256 == self.record["hashes"][PLAN],
+                "round.json": sha256 == self.record["hashes"].get(PLAN),
                 "published": path.exists() and sha256 == sha256_file(path),
             },
         )
@@ -425,6 +456,14 @@ class _Attempt:
         return Difference("", "engine", "the plan derived from the queries is another; stages are not to blame")
 
     # Under another engine -----------------------------------------------------------------------------------------
+
+    def _fit_to_this_engine(self) -> None:
+        """What closing the round with this engine would have written."""
+        bring_up_to_date(self.layout)
+        write_engine(self.layout.engine)
+        if not self.layout.asked_at_random.exists():
+            plans = read_plans(self.git, f"{self.name}^").values()
+            write_json(self.layout.asked_at_random, {"items": drawn_at_random(plans)})
 
     def _labels(self) -> list[list[LabeledItem]]:
         return [read_labeled(path) for path in (self.layout.labeled, self.layout.test_labels) if path.exists()]
@@ -452,6 +491,28 @@ def _output(name: str, stage: str, sha256: str, same: Mapping[Source, bool]) -> 
 def _contradiction(row: Output) -> Difference:
     what = f"{row.name} came out as {' and '.join(row.alike)} has it, but {' and '.join(row.unlike)} is something else"
     return Difference(row.stage, "data", what)
+
+
+def _parse_lock(path: Path) -> Mapping[str, Any]:
+    """The stages of a `dvc.lock`; what is used of it is of the form that DVC writes."""
+    stages: Any = _parse_yaml(path).get("stages")
+    try:
+        entries = [entry for stage in STAGES for kind in ("deps", "outs") for entry in stages[stage][kind]]
+        if all(_PATH.fullmatch(entry["path"]) and _MD5.fullmatch(entry["md5"]) for entry in entries):
+            return dict(stages)
+    except (KeyError, TypeError):
+        pass
+    raise _Different(Difference("", "data", f"{path.name} is not as DVC writes it"))
+
+
+def _parse_yaml(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise _Different(Difference("", "data", f"{path.name} at the tag is not valid"))
+    return found
 
 
 def _dig(values: Any, key: str) -> Any:

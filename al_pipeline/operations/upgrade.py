@@ -28,8 +28,9 @@ Texts = Mapping[str, str]
 FILES = ("params.yaml", "dvc.yaml", ".gitignore")
 """What migrations may read and change, beside the marker."""
 
-_DVC_YAML = "b2997b93dd0bfe0ca3d2d59d02352f48c7c556b3386f27a088d20e42920deed8"
-"""SHA-256 of the `dvc.yaml` that layout 1 came with: another text has somebody's own changes in it."""
+_DVC_YAML_1 = "b2997b93dd0bfe0ca3d2d59d02352f48c7c556b3386f27a088d20e42920deed8"
+OLD_DVC_YAML = frozenset({_DVC_YAML_1})
+"""SHA-256 of the `dvc.yaml` that older layouts came with: another text has somebody's own changes in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ def _to_2(texts: Texts, replace_dvc_yaml: bool) -> Texts:
     """Keys that `params.yaml` has gained, and the `dvc.yaml` and ignored paths of layout 2."""
     return {
         "params.yaml": with_missing(texts["params.yaml"], template("params.yaml"))[0],
-        "dvc.yaml": _dvc_yaml(texts["dvc.yaml"], _DVC_YAML, replace_dvc_yaml),
+        "dvc.yaml": _dvc_yaml(texts["dvc.yaml"], _DVC_YAML_1, replace_dvc_yaml),
         ".gitignore": _with_lines(texts[".gitignore"], Layout().ignored),
     }
 
