@@ -30,6 +30,7 @@ from chaos.suite import (
     product_digest,
     read_outcomes,
     scenarios,
+    stop_once,
     table,
 )
 
@@ -49,12 +50,17 @@ def main() -> int:
         os.environ.pop(name, None)
     os.environ.update(ENVIRONMENT)
     os.environ.setdefault("AL_LABEL_STUDIO_VENV", str(REPOSITORY / ".venv-label-studio"))
+    stop_once()
     if options.fresh:
         options.outcomes.unlink(missing_ok=True)
     console = Console()
     with tempfile.TemporaryDirectory(prefix="al-chaos-") as folder:
         os.environ["AL_HOME"] = f"{folder}/home"
-        outcomes = _play(options, Path(folder), console)
+        try:
+            outcomes = _play(options, Path(folder), console)
+        except KeyboardInterrupt:
+            console.print("Stopped; the same command goes on from here.")
+            return 130
     told = figures(list(outcomes.values()))
     console.print(table(told))
     for outcome in outcomes.values():

@@ -223,7 +223,7 @@ class Site:
     """Put before each tick's command."""
     real: bool = False
     """Whether ticks run the command line as it is; else through `chaos.ticker`."""
-    _count: int = 0
+    _ticks: list[Tick] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.outside.mkdir(parents=True, exist_ok=True)
@@ -257,11 +257,12 @@ class Site:
 
     def start(self, *words: str, at: str | None = None, root: Path | None = None, **variables: str) -> Tick:
         """Begin `al round` in a process of its own; see `chaos.ticker` for `at`."""
-        self._count += 1
         module = "al_pipeline.cli" if self.real and at is None else "chaos.ticker"
         command = [*self.wrapper, sys.executable, "-m", module, "-C", str(root or self.root), "round", "--json", *words]
         armed = {} if at is None else {"CHAOS_AT": at}
-        return Tick(command, {**self.environment, **armed, **variables}, self.outside / f"tick-{self._count}")
+        outputs = self.outside / f"tick-{len(self._ticks)}"
+        self._ticks.append(Tick(command, {**self.environment, **armed, **variables}, outputs))
+        return self._ticks[-1]
 
     def round(self, *words: str, at: str | None = None, root: Path | None = None, **variables: str) -> Ended:
         """`al round` to its end. Raises Failure where it shows a traceback."""
@@ -432,7 +433,11 @@ class Site:
         raise Failure("waited in vain for the moment to strike")
 
     def clean_up(self) -> None:
-        """End what a failed scenario left running, and remove the site."""
+        """End what a scenario that failed, or was stopped, left running, and remove the site."""
+        for tick in self._ticks:
+            if tick.process.poll() is None:
+                tick.process.kill()
+                tick.process.wait()
         with contextlib.suppress(OSError, ValueError, KeyError):
             child.end_remembered(self.layout.private / "dvc.json")
         for process in self.running():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -184,6 +185,7 @@ def play_all(
             return int(back.value)
 
     def work(slot: int) -> None:
+        stop_once()
         place = folder / f"worker-{slot}"
         place.mkdir()
         lab = Lab(reference, place)
@@ -207,6 +209,22 @@ def play_all(
             except Empty:
                 if not any(process.is_alive() for process in processes):
                     raise RuntimeError(f"the workers ended with {left} scenarios to go") from None
+    except BaseException:
+        for process in processes:
+            process.terminate()
+        raise
     finally:
         for process in processes:
             process.join()
+
+
+def stop_once() -> None:
+    """Let SIGTERM stop this process as Ctrl-C does, and let no second one disturb how it cleans up."""
+
+    def stop(*_: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
