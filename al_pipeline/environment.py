@@ -8,6 +8,7 @@ here. Whatever was installed, its own fingerprint decides: it is used only where
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import sysconfig
@@ -20,12 +21,14 @@ from typing import Any
 
 import al_pipeline
 from al_pipeline import child
-from al_pipeline.engine import STAGE_ENVIRONMENT, current_engine, difference
+from al_pipeline.engine import PACKAGES, STAGE_ENVIRONMENT, current_engine, difference
 from al_pipeline.errors import BadInput, NothingToDo, WorldError
 from al_pipeline.files import json_line, read_json, sha256_bytes
 from al_pipeline.home import al_home
 from al_pipeline.lock import locked
 
+_VERSION = re.compile(r"[0-9][0-9A-Za-z.+!-]{0,60}|absent")
+"""A version as pip takes it. A record may be anybody's: what it names is installed, so it must be what we depend on."""
 _INSTALL_SECONDS = 3600.0
 _LOOK_SECONDS = 600.0
 _LOOK = (
@@ -76,6 +79,10 @@ def recorded_engine(recorded: Mapping[str, Any], sources: Path | None, say: Call
 
 def _check_possible(wanted: Mapping[str, Any], sources: Path | None) -> None:
     here = current_engine()
+    packages = wanted.get("packages")
+    known = packages if isinstance(packages, dict) and set(packages) <= set(PACKAGES) else {"": None}
+    if not all(isinstance(v, str) and _VERSION.fullmatch(v) for v in known.values()):
+        raise BadInput(f"the record names packages or versions that no engine has: {packages!r}"[:300])
     if other := [key for key in _GIVEN if wanted.get(key) != here[key]]:
         told = "; ".join(f"{key}: was {wanted.get(key)}, is {here[key]}" for key in other)
         raise NothingToDo(
@@ -103,7 +110,12 @@ def _install(folder: Path, engine: Engine, wanted: Mapping[str, Any], sources: P
     pip = [sys.executable, "-m", "pip", "--python", str(engine.python), "--disable-pip-version-check", "--no-input"]
     other = [f"{name}=={v}" for name, v in wanted["packages"].items() if v not in (here.get(name), "absent")]
     if other:
-        _run([*pip, "install", *other], engine, folder, f"pip could not install {', '.join(other)}")
+        _run(
+            [*pip, "install", "--only-binary", ":all:", *other],
+            engine,
+            folder,
+            f"pip could not install {', '.join(other)}",
+        )
     if sources:
         source = sources.resolve()
         if source.is_dir():  # building leaves files behind: not in a checkout of the user's

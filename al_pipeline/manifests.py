@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from al_pipeline.errors import ForeignEdit
 from al_pipeline.records import PlannedTask
+from al_pipeline.rulings import parse_ruling
 
 MAX_ROUND = 999_999
 ID_CHARACTERS = 200
@@ -82,6 +83,8 @@ class _Totals(_Part):
     unlabelled: _Count
     test: _Count
     test_labelled: _Count
+    events: _Count = 0
+    refused: _Count
     labels: _Counts
     test_labels: _Counts
 
@@ -120,11 +123,13 @@ class _Decision(_Part):
 
 
 class _Hashes(_Part):
+    __pydantic_extra__: dict[str, _Digest]  # each of them: they name files
     model: _Digest
     params: _Digest
 
 
 class _Accuracy(_Part):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     first_round: _Count
     last_round: _Count
     asked: _Count
@@ -165,6 +170,11 @@ class _Genesis(_Part):
     engine: _Engine
     metrics: _Metrics
     closed_at: _Moment | None
+    parent: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40,64}$")] | None
+    running: _Running | None = None
+    control: _Control | None = None
+    next_batch: _Choice | None = None
+    rulings: list[dict[str, Any]] = Field(default_factory=list)
 
 
 class _Round(_Genesis):
@@ -221,6 +231,8 @@ def parse_record(text: str, path: str) -> dict[str, Any]:
     row = _checked(text, path, _Genesis if number is None else _Round)
     if row["round"] != number:
         raise _foreign(path, f"round: got {row['round']}, the folder says {number}")
+    for ruling in row.get("rulings", ()):
+        parse_ruling(ruling, path)
     return row
 
 

@@ -39,7 +39,7 @@ BatchSize = Annotated[int, Field(ge=1, le=100_000)]
 """How many items a batch asks about."""
 
 
-def _stays_below(name: str) -> bool:
+def stays_below(name: str) -> bool:
     """Whether a path, joined to a folder, names something below it (links apart)."""
     return name.isprintable() and not name.startswith(("/", "~")) and ".." not in name.split("/")
 
@@ -83,7 +83,7 @@ class Ingest(_Section):
     @field_validator("sources")
     @classmethod
     def _below(cls, patterns: list[str]) -> list[str]:
-        if not all(map(_stays_below, patterns)):
+        if not all(map(stays_below, patterns)):
             raise ValueError("takes files or patterns below the workspace")
         return patterns
 
@@ -99,7 +99,7 @@ class Features(_Section):
     @field_validator("encoder")
     @classmethod
     def _below(cls, name: str) -> str:
-        if not _stays_below(name):
+        if not stays_below(name):
             raise ValueError(
                 "takes an installed package, a folder below the workspace, or a name on the hub: copy a folder that "
                 "lies elsewhere into the workspace, whose parameters may come from somebody else"

@@ -20,6 +20,8 @@ from al_pipeline.records import Event, EventType, round_name
 Kind = Literal["rollback", "undo", "revoke", "restore", "approve", "pause", "resume"]
 
 _KINDS = frozenset(get_args(Kind))
+_TAG = re.compile(r"round-\d{4,6}")
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _FILE = re.compile(r"rounds/rulings/(\d{6})\.json")
 
 
@@ -135,11 +137,38 @@ def parse_ruling(row: Any, place: str) -> Ruling:
             raise ValueError("its kind, number or round is none")
         if not all(value is None or type(value) is int for value in (ruling.to, ruling.parts, ruling.undoes)):
             raise ValueError("a number is none")
+        _check(ruling)
     except (TypeError, ValueError, AttributeError) as error:
         raise BadInput(
             f"{place} is no ruling that this engine knows ({error}); was it written by a newer one?"
         ) from None
     return ruling
+
+
+def _check(ruling: Ruling) -> None:
+    """Raise TypeError or ValueError unless what `ruling` holds is of its kind and cannot pass for anything else.
+
+    A revision is an argument of git's, a tag names a folder: neither may be what somebody likes.
+    """
+    chosen = ruling.selection or Selection()
+    before = {} if ruling.before is None else dict(ruling.before)
+    texts = (ruling.by, ruling.at, ruling.reason, *(t for t in (chosen.annotator, chosen.item) if t is not None))
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a text is none")
+    for tag in (ruling.serves, before.get("serves")):
+        if tag is not None and not _TAG.fullmatch(tag):
+            raise ValueError(f"{tag!r} names no round")
+    for revision in (ruling.params_from, before.get("head")):
+        if revision is not None and not (_TAG.fullmatch(revision) or _COMMIT.fullmatch(revision)):
+            raise ValueError(f"{revision!r} names no commit")
+    if not all(flag is None or type(flag) is bool for flag in (ruling.labels, ruling.hold, before.get("hold"))):
+        raise TypeError("a yes or no is none")
+    if chosen.round is not None and type(chosen.round) is not int:
+        raise TypeError("a number is none")
+    if chosen.since is not None:
+        moment(chosen.since)
+    if not all(0 <= value < 10**6 for value in (ruling.round, ruling.to or 0)):
+        raise ValueError("a round has a number that none can have")
 
 
 def moment(stamp: str) -> datetime:

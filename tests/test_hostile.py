@@ -27,19 +27,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from al_pipeline import cli, trust
-from al_pipeline.errors import BadInput, BadParams, ForeignEdit, NotAWorkspace, UsageError
+from al_pipeline.engine import current_engine
+from al_pipeline.environment import recorded_engine
+from al_pipeline.errors import BadInput, BadParams, ForeignEdit, NotAWorkspace, RepositoryError, UsageError
 from al_pipeline.files import read_json, sha256_tree, write_json
 from al_pipeline.layout import Layout
 from al_pipeline.ledger import read_events
 from al_pipeline.manifests import parse_plan, parse_record
 from al_pipeline.operations.history import read_plan
-from al_pipeline.operations.tick import tick
+from al_pipeline.operations.rule import pause, resume
+from al_pipeline.operations.tick import open_dvc, tick
 from al_pipeline.oracle import ProjectMark, ProjectRef, SimulatedOracle
 from al_pipeline.params import parse_params
 from al_pipeline.plain import has_password, on_this_machine, printable, redact
 from al_pipeline.repository import Git
 from al_pipeline.repository.worker import check_entry
 from al_pipeline.results import csv_cell, from_csv_cell
+from al_pipeline.rulings import read_ruling
 from al_pipeline.tables import read_table
 from al_pipeline.trust import accept, check_dvc, check_tree, template
 from al_pipeline.workspace import Workspace, open_workspace
@@ -292,6 +296,48 @@ def test_what_is_no_record_is_refused(text: str) -> None:
             parse_plan(text, 0)
 
 
+RULING: dict[str, Any] = {
+    "number": 3, "kind": "rollback", "round": 2, "by": "ann", "at": "2026-01-01T00:00:00+00:00", "reason": "", "to": 1,
+    "labels": True, "parts": 1, "serves": "round-0001", "hold": True, "params_from": "a" * 40,
+    "before": {"serves": None, "hold": False, "head": "b" * 40}, "selection": {"since": "2026-01-01T00:00:00+00:00"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"serves": "--output=/tmp/x"}, {"serves": "round-0001;rm"}, {"serves": "../../x"},
+        {"params_from": "--output=x"}, {"params_from": "HEAD"}, {"before": {"head": "--output=/tmp/x"}},
+        {"before": {"serves": "-x"}}, {"before": 7}, {"selection": {"since": "yesterday"}},
+        {"selection": {"annotator": 7}}, {"selection": []}, {"hold": "no"}, {"round": -1}, {"to": 10**30},
+        {"by": ["ann"]}, {"reason": {}}, {"kind": "drop"}, {"number": True},
+    ],
+)  # fmt: skip
+def test_a_ruling_names_rounds_and_commits_and_nothing_else(changes: dict[str, Any]) -> None:
+    """What it serves becomes an argument of git's and the name of a folder."""
+    path = "rounds/rulings/000003.json"
+    assert read_ruling(json.dumps(RULING), path).serves == "round-0001"
+    with pytest.raises(BadInput, match=re.escape(path)):
+        read_ruling(json.dumps({**RULING, **changes}), path)
+
+
+def test_no_revision_passes_for_an_option_of_gits(tmp_path: Path) -> None:
+    git, target = Git(tmp_path), tmp_path / "written"
+    git.init()
+    for ask in (git.modes, git.commit_time, lambda name: git.show(name, "x"), lambda name: git.files(name, "x")):
+        with pytest.raises(RepositoryError, match="names no commit"):
+            ask(f"--output={target}")
+    assert not list(tmp_path.glob("written*"))
+
+
+@pytest.mark.parametrize(
+    "packages", [{"evil": "1.0"}, {"numpy": "1.0 --index-url http://evil"}, {"numpy": "git+x"}, [], {"-r": "x"}]
+)
+def test_a_record_installs_nothing_but_what_the_engine_depends_on(packages: Any) -> None:
+    with pytest.raises(BadInput, match="packages or versions that no engine has"):
+        recorded_engine({**current_engine(), "packages": packages}, None, print)
+
+
 # Files of users ------------------------------------------------------------------------------------------------------
 def _peak(script: str, *words: str) -> tuple[str, int]:
     """What a script prints in a process of its own, and by how many megabytes its memory grew after its imports."""
@@ -364,6 +410,10 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("good")
     workspace, truth = small_workspace(folder, changes={"min_test_per_class: 10": "min_test_per_class: 0"})
     play(workspace, SimulatedOracle(), truth, 1)
+    workspace = open_workspace(workspace.layout.root)
+    for rule in (pause, resume):
+        with open_dvc(workspace.layout) as dvc:
+            rule(workspace, dvc, "a look")
     return folder
 
 
@@ -511,7 +561,8 @@ def test_a_link_in_git_leads_no_command_out(clone: Clone, tmp_path: Path, name: 
 FORGED = (
     "rounds/0000/round.json", "rounds/genesis.json", "rounds/0001/plan.jsonl", "rounds/0000/plan.jsonl",
     "rounds/overrides.json", "rounds/project.json", "rounds/histogram.json", "rounds/predictions.csv", "engine.json",
-    "al-workspace.json", "params.yaml", "rounds/metrics.json", "dvc.lock",
+    "al-workspace.json", "params.yaml", "rounds/metrics.json", "dvc.lock", "rounds/rulings/000001.json",
+    "rounds/rulings/000002.json",
 )  # fmt: skip
 
 
@@ -555,7 +606,7 @@ def test_whatever_a_commit_holds_a_command_works_or_says_one_thing(clone: Clone,
     clone.commit(name)
     try:
         head = Git(clone.root).head()
-        for words in (["status", "--json"], ["rounds", "--json"], ["report", "0"]):
+        for words in (["status", "--json"], ["rounds", "--json"], ["status"], ["report", "0"]):
             said = al(clone.root, *words)
             assert said.code in (0, 2, 3, 5, 6), (name, said)
             assert said.code == 0 or path.read_bytes() != whole.encode(), "what was not forged works"
@@ -564,6 +615,29 @@ def test_whatever_a_commit_holds_a_command_works_or_says_one_thing(clone: Clone,
         assert Git(clone.root).run("status", "--porcelain").stdout == ""
     finally:
         Git(clone.root).run("reset", "--quiet", "--hard", str(good))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("round", 1), ("round", "0000"), ("parent", "--output=x"), ("hashes.labeled", "../../x"), ("hashes.model", ""),
+        ("counts.labelled", -1), ("counts.events", 1e9), ("running", {"whole": {}}), ("control", 7),
+        ("next_batch", {"strategy": 1}), ("rulings", "x"), ("rulings", [{"kind": "pause"}]), ("closed_at", 1e300),
+        ("metrics.macro_f1.value", "0.9"), ("engine.packages", []), ("decision.verdict", "[bold]"), ("hashes", None),
+    ],
+)  # fmt: skip
+def test_a_value_in_a_record_is_refused_by_its_name(published: Path, key: str, value: Any) -> None:
+    name = "rounds/0000/round.json"
+    row = read_json(published / "workspace" / name)
+    assert parse_record(json.dumps(row), name) == row
+    *way, last = key.split(".")
+    inner = row
+    for step in way:
+        inner = inner[step]
+    inner[last] = value
+    with pytest.raises((ForeignEdit, BadInput), match=f"round.json.*({last}|ruling)"):
+        parse_record(json.dumps(row), name)
 
 
 @pytest.mark.slow

@@ -105,11 +105,11 @@ class Git:
 
     def commit_time(self, revision: str = "HEAD") -> int:
         """When `revision` was committed, in seconds since 1970."""
-        return int(self.run("log", "-1", "--format=%ct", revision).stdout)
+        return int(self.run("log", "-1", "--format=%ct", _named(revision)).stdout)
 
     def show(self, revision: str, path: str) -> str | None:
         """The text of `path` at `revision`; None where it is not there."""
-        result = self.run("show", f"{revision}:{path}", check=False)
+        result = self.run("show", f"{_named(revision)}:{path}", check=False)
         return result.stdout if result.returncode == 0 else None
 
     def read(self, revision: str, names: Sequence[str]) -> dict[str, str]:
@@ -129,12 +129,12 @@ class Git:
 
     def files(self, revision: str, folder: str) -> list[str]:
         """The files below `folder` at `revision`."""
-        result = self.run("ls-tree", "-r", "-z", "--name-only", revision, "--", folder, check=False)
+        result = self.run("ls-tree", "-r", "-z", "--name-only", _named(revision), "--", folder, check=False)
         return [name for name in result.stdout.split("\0") if name]
 
     def modes(self, revision: str) -> dict[str, str]:
         """Every file at `revision` with git's mode of it, such as 100644; 120000 is a symbolic link."""
-        listed = self.run("ls-tree", "-r", "-z", revision).stdout.split("\0")
+        listed = self.run("ls-tree", "-r", "-z", _named(revision)).stdout.split("\0")
         return {name: about.split(" ", 1)[0] for about, _, name in (line.partition("\t") for line in listed if line)}
 
     def tags(self) -> dict[str, str]:
@@ -228,3 +228,10 @@ class Git:
 
     def _name(self, path: Path) -> str:
         return str(path.relative_to(self.root) if path.is_absolute() else path)
+
+
+def _named(revision: str) -> str:
+    """`revision`, which must not pass for an option: `--output=FILE` would have git write there."""
+    if revision.startswith("-"):
+        raise RepositoryError(f"{revision!r} names no commit")
+    return revision
