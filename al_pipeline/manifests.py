@@ -129,7 +129,6 @@ class _Hashes(_Part):
 
 
 class _Accuracy(_Part):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     first_round: _Count
     last_round: _Count
     asked: _Count
@@ -161,9 +160,6 @@ class _Choice(_Part):
 
 class _Genesis(_Part):
     round: Annotated[int, Field(ge=0, le=MAX_ROUND)] | None
-    running: _Running | None = None
-    control: _Control | None = None
-    next_batch: _Choice | None = None
     counts: _Totals
     hashes: _Hashes
     params: _Params

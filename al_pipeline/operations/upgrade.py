@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from al_pipeline.errors import ForeignEdit, NotAWorkspace, NothingToDo
 from al_pipeline.files import read_json, sha256_bytes, write_json, write_text
@@ -53,10 +54,8 @@ def upgrade(start: Path | None = None, replace_dvc_yaml: bool = False) -> Upgrad
     layout, _ = find_workspace(start)
     git = Git(layout.root)
     with locked(layout.lock, "al upgrade"):
-        marker = json.loads(git.show("HEAD", layout.marker.name) or "{}")
-        before = marker.get("layout")
-        if before is None:
-            raise NotAWorkspace(f"{layout.root} has no commit with its marker; was `al init` interrupted? Run it again")
+        marker = _committed_marker(layout, git)
+        before = marker["layout"]
         if before > LAYOUT_VERSION:
             raise NotAWorkspace(
                 f"{layout.root} has layout {before}, this engine works with {LAYOUT_VERSION}; install a newer engine"
@@ -75,6 +74,16 @@ def upgrade(start: Path | None = None, replace_dvc_yaml: bool = False) -> Upgrad
         message = f"Carry the workspace from layout {before} to {LAYOUT_VERSION}"
         commit = git.commit(message, [layout.root / name for name in changed])
         return Upgrade(before, LAYOUT_VERSION, tuple(changed), commit)
+
+
+def _committed_marker(layout: Layout, git: Git) -> dict[str, Any]:
+    try:
+        marker = json.loads(git.show("HEAD", layout.marker.name) or "{}")
+    except (ValueError, RecursionError):
+        marker = {}
+    if not isinstance(marker, dict) or not isinstance(marker.get("layout"), int) or marker["layout"] < 1:
+        raise NotAWorkspace(f"{layout.root} has no commit with its marker; was `al init` interrupted? Run it again")
+    return marker
 
 
 def migrate(texts: Texts, layout: int, replace_dvc_yaml: bool = False) -> Texts:
