@@ -37,6 +37,7 @@ from al_pipeline.oracle import ProjectRef
 from al_pipeline.repository import Git
 from al_pipeline.servers import invite, password_file, start_worker, stop_worker
 from al_pipeline.servers import process as servers
+from al_pipeline.trust import accept
 from al_pipeline.workspace import Workspace, open_workspace
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -170,6 +171,7 @@ def slow_stage(box: Box, seconds: float) -> None:
     if seconds:
         text = text.replace(command, f"cmd: sleep {seconds:.0f} && {command.removeprefix('cmd: ')}")
     path.write_text(text, encoding="utf-8")
+    accept(box.root)
 
 
 def test_up_is_safe_to_repeat_and_shows_everything(box: Box) -> None:

@@ -100,7 +100,7 @@ def remembered(service: Service) -> Server | None:
     """The record, or None where there is none that can be read: it only saves a search."""
     try:
         return Server(**read_json(service.record))
-    except (TypeError, ValueError):
+    except (BadInput, TypeError):
         return None
 
 
@@ -282,14 +282,6 @@ def _becomes_free(port: int) -> bool:
 
 def _last_words(service: Service) -> str:
     return f"its last words ({service.log}):\n{last_lines(service.log)}"
-
-
-def _remembered(service: Service) -> Server | None:
-    """The record, or None where there is none that can be read: it only saves a search."""
-    try:
-        return Server(**read_json(service.record))
-    except (BadInput, TypeError):
-        return None
 
 
 def _alive(server: Server) -> bool:
