@@ -138,7 +138,8 @@ def test_a_million_ids_are_well_under_200_megabytes(tmp_path):
     names = [f"{number:020x}" for number in range(count)]
     hashes = [hashlib.sha256(name.encode()).hexdigest() for name in names]
     blank = pa.array([""]).take(pa.array([0] * count))
-    table = pa.table({"item_id": names, "content_hash": hashes, "text": blank, "metadata": blank})
+    schema = module._schema()
+    table = pa.table({"item_id": names, "content_hash": hashes, "text": blank, "metadata": blank}, schema=schema)
     pq.write_table(table, tmp_path / "part-000001.parquet", compression="zstd")
     del table
     before = pa.total_allocated_bytes()

@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from subprocess import PIPE
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import httpx
 import psutil
@@ -34,6 +34,7 @@ from al_pipeline.lock import holder, locked
 from al_pipeline.operations.doctor import Finding, examine
 from al_pipeline.operations.history import read_plan
 from al_pipeline.oracle import ProjectRef
+from al_pipeline.params import StrategyName
 from al_pipeline.repository import Git
 from al_pipeline.servers import invite, password_file, start_worker, stop_worker
 from al_pipeline.servers import process as servers
@@ -86,10 +87,15 @@ class Box:
         with al_home_at(self.home):
             return str(read_json(self.workspace.home / "prefect/server.json")["url"])
 
+    @property
+    def password(self) -> str:
+        """What the box's Prefect server asks for."""
+        with al_home_at(self.home):
+            return password_file(self.workspace).read_text("utf-8").strip()
+
     def ask(self, method: str, path: str, body: Any = None, code: int | None = None) -> Any:
         """One request to the box's Prefect server."""
-        with al_home_at(self.home):
-            user, _, word = password_file(self.workspace).read_text("utf-8").strip().partition(":")
+        user, _, word = self.password.partition(":")
         url = f"{self.url}/api{path}"
         reply = httpx.request(method, url, json=body, timeout=60, trust_env=False, auth=(user, word))
         if code is not None:
@@ -197,7 +203,7 @@ def test_a_run_has_described_parameters_and_no_say_in_its_workspace(box: Box, tm
     properties = deployment["parameter_openapi_schema"]["properties"]
     assert set(properties) == {"close_now", "accept_vanished", "size", "strategy"}
     assert all(len(value["description"]) > 20 for value in properties.values())
-    assert properties["strategy"]["anyOf"][0]["enum"] == ["margin", "entropy", "least_confidence", "random"]
+    assert properties["strategy"]["anyOf"][0]["enum"] == list(get_args(StrategyName))
     assert "Args:" not in deployment["description"]
     start = f"/deployments/{deployment['id']}/create_flow_run"
     for parameters, says in (
@@ -224,7 +230,11 @@ def test_the_one_who_comes_second_is_told_who_works_here(box: Box) -> None:
 
 def test_a_run_by_hand_makes_the_first_plan_as_asked(box: Box) -> None:
     """`prefect deployment run`, through the worker, into the real Label Studio."""
-    where = {"PREFECT_API_URL": f"{box.url}/api", "PREFECT_HOME": str(box.home / "client")}
+    where = {
+        "PREFECT_API_URL": f"{box.url}/api",
+        "PREFECT_API_AUTH_STRING": box.password,
+        "PREFECT_HOME": str(box.home / "client"),
+    }
     name = f"al-round/{box.workspace.id}"
     words = ("-m", "prefect", "deployment", "run", name, "-p", "close_now=true", "-p", "size=4", "--watch")
     done = box.run(*words, **where)
