@@ -245,13 +245,21 @@ def _spawn(service: Service, port: int) -> int:
     return child.pid
 
 
+def _has_ended(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
 def _wait_until_well(service: Service, pid: int, port: int, progress: Progress) -> bool:
     """True when the server is well at `port`; False where another process took that port first."""
     begin = time.monotonic()
     told = -10.0
     while (waited := time.monotonic() - begin) < service.timeout:
         ours = processes(service)
-        if pid not in {process.pid for process in ours}:
+        # Between its exec and its first instruction a process has no environment yet: that it lives is asked too.
+        if pid not in {process.pid for process in ours} and _has_ended(pid):
             if not port_is_free(port):
                 return False
             raise ServerFailed(
