@@ -177,7 +177,8 @@ def slow_stage(box: Box, seconds: float) -> None:
     if seconds:
         text = text.replace(command, f"cmd: sleep {seconds:.0f} && {command.removeprefix('cmd: ')}")
     path.write_text(text, encoding="utf-8")
-    accept(box.root)
+    with al_home_at(box.home):
+        accept(box.root)
 
 
 def test_up_is_safe_to_repeat_and_shows_everything(box: Box) -> None:
