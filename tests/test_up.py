@@ -445,8 +445,8 @@ def test_a_round_by_hand_does_its_work_although_its_prefect_server_went_away(box
         hasty = {**box.environment, "PREFECT_CLIENT_MAX_RETRIES": "1"}
         with subprocess.Popen(words, cwd=ROOT, env=hasty, stderr=PIPE, stdout=PIPE, text=True) as process:
             assert process.stderr is not None
-            while "connect" not in process.stderr.readline():
-                pass
+            while "connect" not in (line := process.stderr.readline()):
+                assert line, "it ended before it connected"
             for found in box.processes("prefect"):
                 found.kill()
             for found in box.processes("label-studio"):
