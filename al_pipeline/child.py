@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -13,6 +14,8 @@ from typing import IO
 import psutil
 
 from al_pipeline.files import read_object, write_json
+
+_PATIENCE = 10.0
 
 
 def remember(record: Path, process: int) -> None:
@@ -34,8 +37,20 @@ def end_remembered(record: Path) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             if abs(psutil.Process(pid).create_time() - started) < 1:
                 end_group(pid)
+                _wait_for_end(pid, started)
         _end_orphans(pid)
     record.unlink(missing_ok=True)
+
+
+def lives(pid: int, before: float) -> bool:
+    """Whether process `pid` runs, and has since `before` (seconds since 1970): not one that was killed and waits to be
+    reaped, nor a later one that was given the same number.
+    """
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() < before + 1
+    except psutil.NoSuchProcess:
+        return False
 
 
 def run(
@@ -67,6 +82,13 @@ def run(
         finally:
             end_group(process.pid)
             record.unlink(missing_ok=True)
+
+
+def _wait_for_end(pid: int, started: float) -> None:
+    """A killed process holds its files and locks until the kernel is done with it."""
+    deadline = time.monotonic() + _PATIENCE
+    while lives(pid, before=started) and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def _end_orphans(group: int) -> None:

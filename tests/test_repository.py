@@ -455,6 +455,31 @@ def test_a_list_of_locks_that_a_kill_tore_is_removed(dvc: Dvc, left: str) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("holder", ["not reaped", "another by its number"])
+def test_a_lock_whose_holder_ended_does_not_stop_the_next_command(dvc: Dvc, holder: str) -> None:
+    """DVC asks only whether the number exists, and would wait for ever."""
+    (dvc.root / "data").write_text("x")
+    path = dvc.root / ".dvc/tmp/rwlock"
+    with subprocess.Popen(["sleep", "300"]) as process:
+        held = {"pid": process.pid, "cmd": "al"}
+        write_json(path, {"read": {}, "write": {str(dvc.root / "data"): held}})
+        with pytest.raises(RepositoryError, match="is busy"):
+            dvc.add(dvc.root / "data")
+        dvc.end_previous()
+        assert path.exists(), "one that is held stays"
+        if holder == "not reaped":
+            process.kill()
+            while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.01)
+        else:
+            os.utime(path, times=(time.time() - 3600, time.time() - 3600))
+        dvc.close()
+        dvc.end_previous()
+        dvc.add(dvc.root / "data")
+        process.kill()
+
+
+@pytest.mark.slow
 def test_a_reader_leaves_what_a_tick_wrote_down(dvc: Dvc) -> None:
     assert dvc.changed("good") == {}
     pid = running(dvc)

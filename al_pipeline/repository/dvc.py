@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import select
@@ -105,16 +106,20 @@ class Dvc:
         """End a DVC process, with its stage, that a killed tick left. Call only while holding the workspace's lock."""
         if self.state is not None:
             child.end_remembered(self.state)
-        self._clear_torn_lock()
+        self._clear_dead_lock()
 
-    def _clear_torn_lock(self) -> None:
-        """Remove DVC's list of locks where a kill or a full disk tore it: DVC writes it in place, and then reads it no
-        more. What it held belonged to a process that is gone; a live one is through with writing at the second look.
+    def _clear_dead_lock(self) -> None:
+        """Remove DVC's list of locks where nobody alive can hold one.
+
+        A kill or a full disk tears it, because DVC writes it in place, and then reads it no more. And DVC takes a
+        process for alive whose number still exists: a killed one that nothing reaps (a container whose first process
+        is no init), or a stranger's that got the number of one that ended with the machine. A live process is through
+        with writing at the second look.
         """
         path = self.root / ".dvc/tmp/rwlock"
-        if _is_torn(path):
+        if _is_dead(path):
             time.sleep(_SECOND_LOOK)
-            if _is_torn(path):
+            if _is_dead(path):
                 path.unlink(missing_ok=True)
 
     def repro(self, stage: str, *, force: bool = False, run_cache: bool = True) -> None:
@@ -274,14 +279,18 @@ def digest(path: Path) -> str | None:
 _md5 = partial(hashlib.md5, usedforsecurity=False)
 
 
-def _is_torn(path: Path) -> bool:
+def _is_dead(path: Path) -> bool:
+    """Whether DVC's list of locks is torn, or names holders and none of them lives."""
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        written = path.stat().st_mtime
+        held = json.loads(path.read_text(encoding="utf-8"))
+        entries = [*held.get("write", {}).values(), *itertools.chain.from_iterable(held.get("read", {}).values())]
+        holders = {int(entry["pid"]) for entry in entries if entry}
     except FileNotFoundError:
         return False
-    except ValueError:
+    except (ValueError, AttributeError, TypeError, KeyError):
         return True
-    return False
+    return bool(holders) and not any(child.lives(pid, before=written) for pid in holders)
 
 
 def _inherited() -> dict[str, str]:
