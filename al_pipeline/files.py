@@ -14,6 +14,8 @@ from typing import Any
 from al_pipeline.errors import BadInput
 
 TEMPORARY_PREFIX = ".al-tmp-"
+LARGEST_LOG, KEPT_LOG = 20 * 2**20, 2**20
+"""Bytes."""
 
 
 @contextmanager
@@ -47,6 +49,19 @@ def write_text(path: Path, text: str, mode: int = 0o644) -> None:
 def write_json(path: Path, value: Any, mode: int = 0o644) -> None:
     """Replace `path` by `value` as JSON with sorted keys, so that equal values give equal bytes."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", mode)
+
+
+def bound_log(path: Path, limit: int = LARGEST_LOG, keep: int = KEPT_LOG) -> None:
+    """Empty a log that is larger than `limit` bytes; its last `keep` stay beside it, with the suffix `.old`.
+
+    Whoever writes it must append: then it goes on at the new end, and need not be told.
+    """
+    if not path.exists() or path.stat().st_size <= limit:
+        return
+    with path.open("rb") as log:
+        log.seek(-keep, os.SEEK_END)
+        write_bytes(path.with_name(f"{path.name}.old"), log.read(), 0o600)
+    os.truncate(path, 0)
 
 
 def read_json(path: Path, default: Any = None) -> Any:

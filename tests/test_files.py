@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from al_pipeline import files
 from al_pipeline.files import (
     TEMPORARY_PREFIX,
+    bound_log,
     json_line,
     move,
     read_json,
@@ -183,3 +184,17 @@ def test_a_moved_file_is_in_one_place(tmp_path: Path) -> None:
     move(tmp_path / "inbox/a", tmp_path / "events/part-1")
     assert os.listdir(tmp_path / "inbox") == []
     assert (tmp_path / "events/part-1").read_text(encoding="utf-8") == "x"
+
+
+def test_a_log_never_grows_without_bound_and_its_writer_need_not_know(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    bound_log(log)
+    with log.open("ab", buffering=0) as writer:
+        writer.write(b"early " * 20)
+        bound_log(log, limit=200, keep=10)
+        assert log.stat().st_size == 120
+        writer.write(b"late " * 20)
+        bound_log(log, limit=200, keep=10)
+        assert (log.stat().st_size, (tmp_path / "server.log.old").read_bytes()) == (0, b"late late ")
+        writer.write(b"after")
+    assert log.read_bytes() == b"after"

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from al_pipeline import child
 from al_pipeline.engine import STAGE_ENVIRONMENT
 from al_pipeline.errors import ForeignEdit, NothingToDo, RepositoryError
-from al_pipeline.files import read_json, read_object, remove_leftovers, write_json, write_text
+from al_pipeline.files import bound_log, read_json, read_object, remove_leftovers, write_json, write_text
 from al_pipeline.items import columns_of, count_items, fetch
 from al_pipeline.labels import active, standing
 from al_pipeline.layout import STAGES, Layout
@@ -148,7 +148,7 @@ def tick(
     with locked(layout.lock, purpose), open_dvc(layout) as dvc:
         dvc.end_previous()
         child.end_remembered(layout.encoding)
-        _tidy(layout)
+        _tidy(workspace)
         git = Git(layout.root)
         finish_ruling(layout, git)
         options = options or Options()
@@ -495,7 +495,10 @@ def _state_file(layout: Layout, planned: int | None) -> Path:
     return layout.private / "rounds/genesis.json" if planned is None else layout.state(planned)
 
 
-def _tidy(layout: Layout) -> None:
+def _tidy(workspace: Workspace) -> None:
+    layout = workspace.layout
+    for log in (*layout.logs.glob("*.log"), *workspace.home.glob("*/server.log")):
+        bound_log(log)
     remove_leftovers(
         layout.root,
         layout.private,
