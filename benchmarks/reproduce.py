@@ -1,4 +1,5 @@
-"""What proof costs: `al reproduce` of each round of a small workspace on real e-mails, beside the round's own build.
+"""What proof and going back cost: `al reproduce` of each round of a small workspace on real e-mails, beside the round's
+own build; then `al rollback` to the first round and `--undo`, each with the tick that carries it out.
 
     python -m benchmarks.reproduce [--size 1000] [--rounds 3]      writes benchmarks/results/reproduce.json
 
@@ -15,14 +16,19 @@ import os
 import re
 import sys
 import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from al_pipeline.files import read_json, write_jsonl
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
 from al_pipeline.operations.reproduce import reproduce
-from al_pipeline.operations.tick import tick
+from al_pipeline.operations.rule import Change, rollback, undo
+from al_pipeline.operations.tick import open_dvc, tick
 from al_pipeline.oracle import SimulatedOracle
+from al_pipeline.repository import Dvc
 from al_pipeline.workspace import Workspace, open_workspace
 from benchmarks.record import ROOT, record
 from examples.spam.corpus import prepare
@@ -39,13 +45,15 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="al-benchmark-") as folder:
         os.environ["AL_HOME"] = f"{folder}/home"
-        workspace = _play(Path(folder), options.size, options.rounds)
+        workspace, oracle = _play(Path(folder), options.size, options.rounds)
         records = [read_json(workspace.layout.record(number)) for number in range(options.rounds)]
         together = list(reproduce(workspace, None, say=_tell))
         alone = list(reproduce(workspace, [options.rounds - 1], say=_tell))
+        going_back = _go_back(workspace, oracle)
     if wrong := [one for one in (*together, *alone) if one.difference is not None or one.compared != "bytes"]:
         raise SystemExit(f"not reproduced, so there is nothing to measure: {wrong}")
     figures = {
+        **going_back,
         "items": options.size,
         "settings": SETTINGS,
         "features": records[0]["params"]["features"]["kind"],
@@ -58,7 +66,7 @@ def main() -> None:
     print(record("reproduce", figures).relative_to(ROOT))  # noqa: T201
 
 
-def _play(folder: Path, size: int, rounds: int) -> Workspace:
+def _play(folder: Path, size: int, rounds: int) -> tuple[Workspace, SimulatedOracle]:
     """A workspace with the first `size` e-mails by id and so many published rounds."""
     corpus = prepare()
     rows = [json.loads(line) for line in corpus.pool.read_text(encoding="utf-8").splitlines()]
@@ -77,7 +85,33 @@ def _play(folder: Path, size: int, rounds: int) -> Workspace:
         for push_key in oracle.queue(PERSON):
             oracle.answer(push_key, PERSON, key[push_key.rsplit(":", 1)[1]])
         tick(workspace, lambda: oracle, say=_tell)
-    return workspace
+    return workspace, oracle
+
+
+def _go_back(workspace: Workspace, oracle: SimulatedOracle) -> dict[str, object]:
+    """Seconds of a rehearsal, a rollback of labels and model, and its undo; the ticks that build and publish apart."""
+    root, reason = workspace.layout.root, "to be measured"
+
+    def ruled(rule: Callable[[Workspace, Dvc], Change]) -> float:
+        begin = time.perf_counter()
+        with open_dvc(open_workspace(root).layout) as dvc:
+            rule(open_workspace(root), dvc)
+        return round(time.perf_counter() - begin, 3)
+
+    def ticked() -> float:
+        begin = time.perf_counter()
+        if not tick(open_workspace(root), lambda: oracle, say=_tell).published:
+            raise SystemExit("the ruling was not carried out, so there is nothing to measure")
+        return round(time.perf_counter() - begin, 3)
+
+    back = partial(rollback, number=0, labels=True, model=True, params=False, reason=reason)
+    return {
+        "rollback_rehearsal_seconds": ruled(partial(back, dry_run=True)),
+        "rollback_seconds": ruled(back),
+        "rollback_tick_seconds": ticked(),
+        "undo_seconds": ruled(partial(undo, reason=reason)),
+        "undo_tick_seconds": ticked(),
+    }
 
 
 def _tell(line: str) -> None:
