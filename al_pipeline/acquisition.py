@@ -1,4 +1,7 @@
-"""Acquisition functions: class probabilities (n, C) -> one score per item (n,), higher = ask sooner."""
+"""Acquisition functions: class probabilities (n, C) -> one score per item (n,), higher = ask sooner.
+
+Those of `SAMPLE_ACQUISITION` look at what K models say of each item instead, (n, K, C), and score their disagreement.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,31 @@ def check_proba(proba: ArrayLike) -> Floats:
     checked = np.asarray(proba, dtype=np.float64)
     if checked.ndim != 2 or checked.shape[1] < 2:
         raise ValueError(f"probabilities must have shape (items, 2 or more classes), got {checked.shape}")
-    finite = np.isfinite(checked).all(axis=1)
+    _check_rows(checked)
+    return checked
+
+
+def check_samples(samples: ArrayLike) -> Floats:
+    """`samples` as float64 of shape (n, K, C), C >= 2, each model's answer a distribution. Raises ValueError."""
+    checked = np.asarray(samples, dtype=np.float64)
+    if checked.ndim != 3 or checked.shape[1] < 1 or checked.shape[2] < 2:
+        raise ValueError(f"samples must have shape (items, models, 2 or more classes), got {checked.shape}")
+    _check_rows(checked)
+    return checked
+
+
+def _check_rows(checked: Floats) -> None:
+    """The last axis holds distributions. Raises ValueError naming the first item that has another."""
+    inner = tuple(range(1, checked.ndim))
+    finite = np.isfinite(checked).all(axis=inner)
     if not finite.all():
         row = int(np.argmin(finite))
         raise ValueError(f"row {row} of the probabilities is not finite: {checked[row].tolist()}")
-    proper = (checked >= 0).all(axis=1) & (np.abs(checked.sum(axis=1) - 1) <= _SUM_TOLERANCE)
+    near = np.abs(checked.sum(axis=-1) - 1) <= _SUM_TOLERANCE
+    proper = (checked >= 0).all(axis=inner) & near.all(axis=inner[:-1])
     if not proper.all():
         row = int(np.argmin(proper))
         raise ValueError(f"row {row} of the probabilities must be >= 0 and sum to 1, got {checked[row].tolist()}")
-    return checked
 
 
 def least_confidence(proba: ArrayLike) -> Floats:
@@ -54,3 +73,62 @@ ACQUISITION: dict[str, Acquisition] = {
     "entropy": entropy,
 }
 """Every acquisition function, by the name that `params.yaml` uses."""
+
+
+def vote_entropy(samples: ArrayLike) -> Floats:
+    """Vote entropy of a committee's likeliest classes in nats, from 0 to log min(K, C) (Dagan & Engelson 1995).
+
+    A model that holds several classes for equally likely votes for the first of them.
+    """
+    checked = check_samples(samples)
+    votes = np.eye(checked.shape[2])[checked.argmax(axis=2)]
+    return entropy(votes.mean(axis=1))
+
+
+def consensus_entropy(samples: ArrayLike) -> Floats:
+    """Consensus entropy: of the committee's mean distribution, from 0 to log C (soft votes: Settles 2009, section 3.2).
+
+    It is high too where all members agree that they do not know.
+    """
+    return entropy(check_samples(samples).mean(axis=1))
+
+
+def kl_disagreement(samples: ArrayLike) -> Floats:
+    """KL disagreement: mean divergence of the members from their consensus, 0 to log C (McCallum & Nigam 1998)."""
+    checked = check_samples(samples)
+    consensus = np.broadcast_to(checked.mean(axis=1, keepdims=True), checked.shape)
+    ratio = np.divide(checked, consensus, out=np.ones_like(checked), where=checked > 0)
+    return np.asarray(np.maximum((checked * np.log(ratio)).sum(axis=2).mean(axis=1), 0.0))
+
+
+def bald(samples: ArrayLike) -> Floats:
+    """BALD: entropy of the mean less the mean entropy, from 0 to log C (Houlsby et al. 2011, arXiv:1112.5745).
+
+    It is how much the item's label would tell about the model: high where samples of the posterior disagree, each being
+    sure. Over a committee it equals `kl_disagreement`.
+    """
+    checked = check_samples(samples)
+    items, models, classes = checked.shape
+    each = entropy(checked.reshape(-1, classes)).reshape(items, models)
+    return np.asarray(np.maximum(entropy(checked.mean(axis=1)) - each.mean(axis=1), 0.0))
+
+
+SAMPLE_ACQUISITION: dict[str, Acquisition] = {
+    "vote_entropy": vote_entropy,
+    "consensus_entropy": consensus_entropy,
+    "kl_disagreement": kl_disagreement,
+    "bald": bald,
+}
+"""Every acquisition function of samples (n, K, C), by name."""
+
+
+def score_bounds(name: str, classes: int, models: int = 1) -> tuple[float, float]:
+    """The lowest and the highest score there can be (of consensus entropy with more classes than models: nearly)."""
+    sure, unsure = np.eye(classes)[0], np.full(classes, 1 / classes)
+    if name in ACQUISITION:
+        low, high = ACQUISITION[name](np.stack([sure, unsure]))
+        return float(low), float(high)
+    parted = np.eye(classes)[np.arange(models) % classes]
+    extremes = np.stack([np.tile(sure, (models, 1)), np.tile(unsure, (models, 1)), parted])
+    scores = SAMPLE_ACQUISITION[name](extremes)
+    return float(scores.min()), float(scores.max())

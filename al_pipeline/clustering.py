@@ -69,6 +69,62 @@ def _squared(points: Floats, others: Floats) -> Floats:
     return np.asarray(np.maximum(distance, 0.0), dtype=np.float64)
 
 
+def k_center(vectors: Vectors, known: Vectors, k: int, first: int) -> Positions:
+    """At most k rows, each the farthest from all of `known` and all taken before: greedy k-center (Gonzalez 1985).
+
+    Without `known` it begins with the row `first`; of equally far ones it takes the earliest. O(n d) a pick.
+    """
+    points: Floats = np.asarray(vectors, dtype=np.float64)
+    others: Floats = np.asarray(known, dtype=np.float64).reshape(-1, points.shape[1])
+    k = min(k, len(points))
+    distance = np.full(len(points), np.inf)
+    for start in range(0, len(points) if len(others) else 0, _BLOCK):
+        distance[start : start + _BLOCK] = _squared(points[start : start + _BLOCK], others).min(axis=1)
+    chosen: list[int] = []
+    while len(chosen) < k:
+        row = first if not chosen and not len(others) else int(distance.argmax())
+        chosen.append(row)
+        distance = np.minimum(distance, _squared(points, points[[row]])[:, 0])
+        distance[chosen] = -1.0  # a copy of one that was taken is still better than the same one again
+    return np.array(chosen, dtype=np.intp)
+
+
+def product_distances(left: Floats, right: Floats, row: int) -> Floats:
+    """Squared distances (n,) of all g_i = a_i (x) h_i from that of one row, without making one of them.
+
+    |g_i - g_j|^2 = |a_i|^2 |h_i|^2 + |a_j|^2 |h_j|^2 - 2 (a_i . a_j)(h_i . h_j), for a (n, C) and h (n, d).
+    """
+    sizes = (left**2).sum(axis=1) * (right**2).sum(axis=1)
+    distance = sizes + sizes[row] - 2 * (left @ left[row]) * (right @ right[row])
+    return np.asarray(np.maximum(distance, 0.0), dtype=np.float64)  # rounding goes below zero
+
+
+def seeds_of_products(left: Floats, right: Floats, k: int, rng: Generator) -> Positions:
+    """K-means++ seeds (Arthur & Vassilvitskii 2007) of the products a_i (x) h_i, the longest first: at most k rows.
+
+    O(n (d + C)) a pick. Where no other product is left, the rest comes at random.
+    """
+    k = min(k, len(left))
+    distance = (left**2).sum(axis=1) * (right**2).sum(axis=1)
+    chosen: list[int] = []
+    while len(chosen) < k:
+        apart = np.flatnonzero(distance > 0)
+        if len(apart) == 0:
+            rest = np.setdiff1d(np.arange(len(left)), chosen)
+            return np.array(chosen + rng.permutation(rest)[: k - len(chosen)].tolist(), dtype=np.intp)
+        if chosen:
+            upto = np.cumsum(distance[apart], dtype=np.float64)
+            place = int(np.searchsorted(upto, rng.random() * upto[-1], side="right"))
+            row = int(apart[min(place, len(apart) - 1)])
+            distance = np.minimum(distance, product_distances(left, right, row))
+        else:
+            row = int(distance.argmax())
+            distance = product_distances(left, right, row)
+        chosen.append(row)
+        distance[chosen] = 0.0
+    return np.array(chosen, dtype=np.intp)
+
+
 def neighbour_distance(vectors: Vectors, neighbours: int) -> Floats:
     """Mean distance of each row to its nearest `neighbours` other rows (to all where there are fewer), (n,)."""
     points: Floats = np.asarray(vectors, dtype=np.float64)
@@ -101,7 +157,7 @@ def spread_over(clusters: Positions, scores: Floats, priority: Floats, k: int) -
 
 def unlike(vectors: Vectors, known: Vectors, most: float) -> Positions:
     """Rows, in their order, whose cosine with every row of `known` and every row kept before is below `most`."""
-    points, others = _unit(vectors), _unit(known)
+    points, others = unit_rows(vectors), unit_rows(known)
     fresh = np.ones(len(points), dtype=bool)
     if len(others):
         for start in range(0, len(points), _BLOCK):
@@ -114,7 +170,14 @@ def unlike(vectors: Vectors, known: Vectors, most: float) -> Positions:
     return np.array(kept, dtype=np.intp)
 
 
-def _unit(vectors: Vectors) -> Floats:
+def mean_direction(vectors: Vectors) -> Floats:
+    """The mean (d,) of the rows at unit length: its product with such a row is that row's mean cosine with all."""
+    points: Floats = unit_rows(vectors).sum(axis=0) / max(1, len(vectors))
+    return points
+
+
+def unit_rows(vectors: Vectors) -> Floats:
+    """The rows at unit length; a row of zeros stays one."""
     points: Floats = np.asarray(vectors, dtype=np.float64)
     length = np.linalg.norm(points, axis=1, keepdims=True)
     unit: Floats = np.divide(points, length, out=np.zeros_like(points), where=length > 0)

@@ -26,6 +26,7 @@ MODULES = (
     "cron.py",
     "encoding.py",
     "engine.py",
+    "ensemble.py",
     "errors.py",
     "features.py",
     "files.py",

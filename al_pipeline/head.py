@@ -165,7 +165,7 @@ def _compact(features: FeatureMatrix, full_tfidf: int) -> tuple[list[Any], Calla
     The best weights are a sum of rows, W = X^T A, so with n < d rows it is enough to fit on a Cholesky factor L of
     the kernel X X^T = L L^T, (n, n): V = L^T A. Twenty classes on 50,000 terms then take seconds, not minutes.
     """
-    scales = _scales(features, full_tfidf)
+    scales = feature_scales(features, full_tfidf)
     own = [block.astype(np.float64) * scale for block, scale in zip(features.blocks, scales, strict=True)]
     count = len(features)
     if count >= min(sum(features.widths), _MAX_KERNEL):
@@ -187,7 +187,7 @@ def _compact(features: FeatureMatrix, full_tfidf: int) -> tuple[list[Any], Calla
     return [factor], restore
 
 
-def _scales(features: FeatureMatrix, full_tfidf: int) -> list[float]:
+def feature_scales(features: FeatureMatrix, full_tfidf: int = FULL_TFIDF) -> list[float]:
     """What each block is multiplied by for the fit; the weights take it in, so that predicting knows nothing of it.
 
     Words tell little until most of them have been seen with a label: beside the encoder's vectors, TF-IDF counts in
@@ -209,7 +209,7 @@ def _fit_softmax(
     from scipy.optimize import minimize
 
     rows = np.arange(len(targets))
-    importance = (len(targets) / (classes * np.bincount(targets, minlength=classes)))[targets]
+    importance = class_weights(targets, classes)
     cuts = np.cumsum([width * classes for width in widths])
 
     def unpack(flat: Floats) -> tuple[list[Floats], Floats]:
@@ -229,6 +229,12 @@ def _fit_softmax(
     start = np.zeros(int(cuts[-1]) + classes)
     options = {"maxiter": 1000, "maxcor": 20, "gtol": 1e-5, "ftol": 1e-12}
     return unpack(minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x)
+
+
+def class_weights(targets: NDArray[np.intp], classes: int) -> Floats:
+    """What each label counts in the fit, (n,): every class the same in all, the labels of one class alike."""
+    weights: Floats = (len(targets) / (classes * np.bincount(targets, minlength=classes)))[targets]
+    return weights
 
 
 def _logits(blocks: Sequence[Any], weights: Sequence[NDArray[Any]], bias: NDArray[Any]) -> Floats:

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.random import SeedSequence
 from numpy.typing import NDArray
 
+from al_pipeline.ensemble import draw_heads, sample_proba
 from al_pipeline.errors import BadInput
 from al_pipeline.files import read_json, sha256_bytes, sha256_file, write_bytes, write_json
 from al_pipeline.head import STRENGTH, FeatureMatrix, Head, fit_head
 from al_pipeline.params import Features
+from al_pipeline.query_strategies import Samples
 from al_pipeline.tfidf import IDF_FILE, TERMS_FILE, Tfidf, load_tfidf
 from al_pipeline.tfidf import fit as fit_tfidf
 
@@ -75,9 +78,23 @@ class TextModel:
 
     def predict_proba(self, texts: Sequence[str], vectors: Vectors | None) -> NDArray[np.float64]:
         """Probabilities (n, C), strictly between 0 and 1, rows sum to 1. Raises BadInput for unfit vectors."""
+        return self.head.predict_proba(self._seen(texts, vectors))
+
+    def draw(
+        self, kind: Samples, texts: Sequence[str], vectors: Vectors | None, labels: Sequence[str], seed: SeedSequence
+    ) -> tuple[Head, ...]:
+        """Heads beside this model's own, by what it was fitted on; the same for the same seed."""
+        return draw_heads(kind, self.head, self._seen(texts, vectors), labels, seed)
+
+    def sample_proba(self, heads: Sequence[Head], texts: Sequence[str], vectors: Vectors | None) -> NDArray[np.float64]:
+        """What each of `heads` says in this model's place, (n, K, C)."""
+        return sample_proba(heads, self._seen(texts, vectors))
+
+    def _seen(self, texts: Sequence[str], vectors: Vectors | None) -> FeatureMatrix:
+        """What the head looks at: nothing, where it has learnt nothing."""
         if not self.head.weights:
-            return self.head.predict_proba(FeatureMatrix(np.zeros((len(texts), 0), np.float32)))
-        return self.head.predict_proba(_features(texts, vectors, self.uses_encoder, self.tfidf))
+            return FeatureMatrix(np.zeros((len(texts), 0), np.float32))
+        return _features(texts, vectors, self.uses_encoder, self.tfidf)
 
     def likeness(
         self, texts: Sequence[str], vectors: Vectors | None, others: Sequence[str], other_vectors: Vectors | None

@@ -31,6 +31,14 @@ StrategyName = Literal[
     "least_confidence",
     "cluster_margin",
     "class_balanced",
+    "badge",
+    "density",
+    "vote_entropy",
+    "consensus_entropy",
+    "kl_disagreement",
+    "bald",
+    "power_bald",
+    "core_set",
     "random",
     "typiclust",
     "kmeans",
@@ -128,7 +136,7 @@ class Select(_Section):
     """How the next batch is chosen."""
 
     strategy: StrategyName
-    cold_start: Literal["random", "typiclust", "kmeans"] = "random"
+    cold_start: Literal["random", "typiclust", "kmeans", "core_set"] = "random"
     batch_size: BatchSize
     random_share: float = Field(ge=0, le=1)
     shortlist: int = Field(ge=1)
@@ -136,7 +144,7 @@ class Select(_Section):
     guide: dict[_Name, list[_Phrase]] = Field(default_factory=dict, max_length=200)
 
 
-NEEDS_ENCODER = frozenset({"cluster_margin", "typiclust", "kmeans"})
+NEEDS_ENCODER = frozenset({"badge", "cluster_margin", "core_set", "density", "kmeans", "typiclust"})
 """Strategies that look at an encoder's vectors."""
 
 

@@ -28,12 +28,23 @@ import numpy as np
 from numpy.random import SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
-from al_pipeline.clustering import k_means, neighbour_distance, spread_over, unlike
+from al_pipeline.clustering import (
+    k_center,
+    k_means,
+    mean_direction,
+    neighbour_distance,
+    seeds_of_products,
+    spread_over,
+    unit_rows,
+    unlike,
+)
 from al_pipeline.records import RANDOM, RANDOM_SLICE, Query
 
 Floats = NDArray[np.float64]
 Positions = NDArray[np.intp]
-Need = Literal["scores", "proba", "vectors", "labeled", "counts"]
+Need = Literal["scores", "proba", "vectors", "labeled", "counts", "centre"]
+Samples = Literal["committee", "posterior"]
+"""Who else judges an item: heads fitted on resampled labels, or drawn around the fitted one."""
 VectorsOf = Callable[[Sequence[str]], NDArray[np.floating]]
 """Ids -> the encoder's vectors (n, d), in their order."""
 
@@ -45,18 +56,26 @@ RANDOM_FILL = "random_fill"
 """Drawn at random because the shortlist was shorter than the batch."""
 
 COLD_CANDIDATES = 5000
-"""A strategy that goes by vectors alone looks at so many candidates, drawn at random: memory does not grow."""
+"""A strategy that goes by vectors alone looks at so many candidates, drawn at random: memory does not grow.
+
+The centre of the pool is that of as many.
+"""
 MAX_CLUSTERS = 500
 GUIDED_LABELS = 10
 """Labels of a class from which its guide is no longer followed: the model knows it better."""
 TYPICAL_NEIGHBOURS = 20
+DENSITY_POWER = 1.0
+"""How much similarity counts beside uncertainty (beta in the paper)."""
+POWER = 1.0
+"""How much a score counts beside chance (beta in the paper); 0 is a uniform draw from the shortlist."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shortlist:
     """The items that a strategy looks at, row by row: ids (s,), scores (s,), proba (s, C), vectors (s, d).
 
-    Beside them, what is labelled already: its vectors, `labeled` (m, d), and how many of each class, `counts` (C,).
+    Beside them, what is labelled already: its vectors, `labeled` (m, d), and how many of each class, `counts` (C,); and
+    `centre` (d,), the mean of the candidates' vectors at unit length.
     """
 
     ids: Sequence[str]
@@ -65,6 +84,7 @@ class Shortlist:
     vectors: Floats | None = None
     labeled: Floats | None = None
     counts: Positions | None = None
+    centre: Floats | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.ids)) < len(self.ids):
@@ -112,6 +132,8 @@ class Strategy:
     needs: frozenset[Need]
     acquisition: str | None = None
     """Which acquisition function makes the scores."""
+    samples: Samples | None = None
+    """Whose samples (n, K, C) the acquisition function is of; None where it is of the model's own probabilities."""
 
 
 def round_seed(project_seed: int, round_number: int, strategy: str) -> SeedSequence:
@@ -235,6 +257,55 @@ def _pick_class_balanced(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
     return Picked(np.array(picked, dtype=np.intp), np.ones(k))
 
 
+def _pick_badge(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
+    """BADGE: k-means++ seeds of the gradients that the items' likeliest labels would give (Ash et al. 2020).
+
+    The gradient of item i in the last layer is (p_i - onehot(argmax p_i)) (x) h_i, with h its vector and a 1 for the
+    bias (arXiv:1906.03671, section 3); no gradient is made, and the longest comes first, as in the authors' code. Here
+    of the smallest margins: of the shortlist, that is, not of the pool.
+    """
+    assert view.proba is not None and view.vectors is not None
+    errors = np.array(view.proba, dtype=np.float64)
+    errors[np.arange(len(errors)), errors.argmax(axis=1)] -= 1.0
+    seen = np.column_stack([view.vectors, np.ones(len(errors))])
+    return Picked(seeds_of_products(errors, seen, k, _rng(seed, "badge")), np.ones(k))
+
+
+def _pick_core_set(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
+    """Core-set: each pick is the farthest from all labels and picks (Sener & Savarese 2018, arXiv:1708.00489).
+
+    Their greedy k-center, without the mixed integer programme after it. The first pick without labels is random.
+    """
+    assert view.vectors is not None and view.labeled is not None
+    first = int(sample(view.ids, 1, seed, "core_set")[0])
+    return Picked(k_center(view.vectors, view.labeled, k, first), np.ones(k))
+
+
+def _pick_density(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
+    """Information density: uncertainty times mean similarity to the pool (Settles & Craven 2008, section 3.4).
+
+    Similarity is the cosine, so that its mean over the pool is the cosine with one vector, and the cost linear; what
+    points away from the pool has none.
+    """
+    assert view.vectors is not None and view.scores is not None and view.centre is not None
+    likeness = np.maximum(unit_rows(view.vectors) @ view.centre, 0.0)
+    return Picked(top_k(view.scores * likeness**DENSITY_POWER, view.ids, k, seed), np.ones(k))
+
+
+def _pick_power(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
+    """Power sampling: a draw without replacement, by the scores' power (Kirsch et al. 2023, arXiv:2106.12059).
+
+    The k largest of `POWER * log(score)` with Gumbel noise, which an item keeps whatever stands beside it. Items with a
+    score of zero come last.
+    """
+    assert view.scores is not None
+    uniform = (_hashes(view.ids, seed, "power").astype(np.float64) + 0.5) / 2.0**64
+    noise = -np.log(-np.log(np.clip(uniform, 1e-18, 1 - 2.0**-53)))
+    positive = view.scores > 0
+    logs = np.log(view.scores, out=np.full(len(noise), -np.inf), where=positive)
+    return Picked(top_k(POWER * logs + noise, view.ids, k, seed), np.ones(k))
+
+
 STRATEGIES: dict[str, Strategy] = {
     "random": Strategy(_pick_random, frozenset()),
     "least_confidence": Strategy(_pick_top, frozenset({"scores"}), "least_confidence"),
@@ -242,11 +313,21 @@ STRATEGIES: dict[str, Strategy] = {
     "entropy": Strategy(_pick_top, frozenset({"scores"}), "entropy"),
     "cluster_margin": Strategy(_pick_cluster_margin, frozenset({"scores", "vectors"}), "margin"),
     "class_balanced": Strategy(_pick_class_balanced, frozenset({"scores", "proba", "counts"}), "margin"),
+    "badge": Strategy(_pick_badge, frozenset({"scores", "proba", "vectors"}), "margin"),
+    "density": Strategy(_pick_density, frozenset({"scores", "vectors", "centre"}), "margin"),
+    "vote_entropy": Strategy(_pick_top, frozenset({"scores"}), "vote_entropy", "committee"),
+    "consensus_entropy": Strategy(_pick_top, frozenset({"scores"}), "consensus_entropy", "committee"),
+    "kl_disagreement": Strategy(_pick_top, frozenset({"scores"}), "kl_disagreement", "committee"),
+    "bald": Strategy(_pick_top, frozenset({"scores"}), "bald", "posterior"),
+    "power_bald": Strategy(_pick_power, frozenset({"scores"}), "bald", "posterior"),
+    "core_set": Strategy(_pick_core_set, frozenset({"vectors", "labeled"})),
     "kmeans": Strategy(_pick_kmeans, frozenset({"vectors"})),
     "typiclust": Strategy(_pick_typiclust, frozenset({"vectors", "labeled"})),
 }
 """Every query strategy, by the name that `params.yaml` uses, except `auto`, which names one of them for each round."""
 
+COLD_STARTS = tuple(name for name, strategy in STRATEGIES.items() if not strategy.needs & {"scores", "proba"})
+"""Those that can ask before there is a model."""
 AUTO = "auto"
 FEW_LABELS = 500
 """Up to so many labels `auto` spreads a batch over clusters; with more, the margin alone tells enough."""
@@ -299,6 +380,16 @@ def choose_strategy(asking: Asking, counts: Sequence[int], has_vectors: bool) ->
 def acquisition_of(strategy: str) -> str:
     """The acquisition function that scores the pool for a strategy; margin, where the strategy has none of its own."""
     return (STRATEGIES[strategy].acquisition if strategy in STRATEGIES else None) or "margin"
+
+
+def samples_of(strategy: str) -> Samples | None:
+    """Whose samples score the pool for a strategy; None where the model's own probabilities do."""
+    return STRATEGIES[strategy].samples if strategy in STRATEGIES else None
+
+
+def ensemble_seed(project_seed: int, round_number: int, strategy: str) -> SeedSequence:
+    """The seed of the models that `samples_of` names, for the batch of one round."""
+    return SeedSequence([*round_seed(project_seed, round_number, strategy).generate_state(4), zlib.crc32(b"ensemble")])
 
 
 def keep_best(ids: Sequence[str], scores: ArrayLike, shortlist: int, batch_size: int, project_seed: int) -> Positions:
@@ -365,6 +456,10 @@ def _what_it_needs(
             view = Shortlist([candidates[position] for position in few])
         if view is not None:
             view = _with_vectors(view, needs, asking, set(candidates), sorted(labels), vectors)
+    if view is not None and vectors is not None and "centre" in needs:
+        few = sample(candidates, COLD_CANDIDATES, round_seed(asking.seed, round_number, name), "centre")
+        some = sorted(candidates[position] for position in few)
+        view = replace(view, centre=mean_direction(np.asarray(vectors(some), dtype=np.float64)))
     if view is not None and "counts" in needs:
         counts = Counter(labels.values())
         view = replace(view, counts=np.array([counts[name] for name in classes], dtype=np.intp))

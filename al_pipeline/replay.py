@@ -10,11 +10,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import SeedSequence
 from numpy.typing import NDArray
 
-from al_pipeline.acquisition import ACQUISITION
+from al_pipeline.acquisition import ACQUISITION, SAMPLE_ACQUISITION
 from al_pipeline.metrics import Floats, Metrics, check_truth, evaluate
-from al_pipeline.query_strategies import Asking, Choice, Shortlist, VectorsOf, acquisition_of, keep_best, next_batch
+from al_pipeline.query_strategies import (
+    Asking,
+    Choice,
+    Samples,
+    Shortlist,
+    VectorsOf,
+    acquisition_of,
+    ensemble_seed,
+    keep_best,
+    next_batch,
+    samples_of,
+)
 from al_pipeline.records import Query
 
 Indices = NDArray[np.intp]
@@ -22,6 +34,11 @@ Predict = Callable[[Indices], Floats]
 """Positions in the corpus (m,) -> probabilities (m, C)."""
 Fit = Callable[[Indices], Predict]
 """Positions of the labelled items -> the model trained on them. It may look at the truth of those alone."""
+Draw = Callable[[Samples, Indices, SeedSequence], Predict]
+"""Whose samples, positions of the labelled items, a seed -> models beside the one fitted last: (m,) -> (m, K, C)."""
+
+_BLOCK = 1000
+"""Items whose samples are held at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +102,14 @@ def replay(
     positive: str | None = None,
     told: Callable[[int], None] | None = None,
     guide: Mapping[str, Floats] | None = None,
+    draw: Draw | None = None,
 ) -> Curve:
     """The learning curve of a seed round and `rounds` active ones, asked as `asking` says, answered by the truth.
 
     Ends early when the pool is used up. `vectors` are for strategies that need some (ValueError without), `positive`
     is the class of `evaluate`; `told` hears of each round's number of labels when it has ended. `guide`: for a
-    class, how near each item of the corpus (n,) is to what it is found by.
+    class, how near each item of the corpus (n,) is to what it is found by. `draw` is for strategies that score by
+    samples (ValueError without).
 
     What is asked never depends on the truth of what is not labelled: the pool's labels reach `fit` one batch after
     the other, the test set's reach `evaluate` alone.
@@ -103,14 +122,17 @@ def replay(
         unlabeled = [item_id for item_id in position if item_id not in labeled]
         if not unlabeled:
             break
-        scored = None if predict is None else _shortlist(asking, predict, unlabeled, position)
+        scored = None
+        if predict is not None:
+            known = _positions(labeled, position)
+            scored = _shortlist(asking, round_number, predict, draw, known, unlabeled, position)
         guided = _search(guide or {}, asking, unlabeled, position)
         queries, choice = next_batch(
             asking, round_number, unlabeled, scored, labeled, corpus.classes, vectors, guided=guided
         )
         for query in queries:
             labeled[query.item_id] = corpus.classes[int(corpus.truth[position[query.item_id]])]
-        predict = fit(np.array([position[item_id] for item_id in sorted(labeled)], dtype=np.intp))
+        predict = fit(_positions(labeled, position))
         rng = np.random.default_rng([asking.seed, round_number])
         truth = corpus.truth[corpus.test]
         metrics = evaluate(predict(corpus.test), truth, corpus.classes, rng, bootstrap, positive=positive)
@@ -120,10 +142,32 @@ def replay(
     return Curve(asking.strategy, asking.seed, tuple(points))
 
 
-def _shortlist(asking: Asking, predict: Predict, unlabeled: Sequence[str], position: Mapping[str, int]) -> Shortlist:
+def _positions(labeled: Mapping[str, str], position: Mapping[str, int]) -> Indices:
+    """Where the labelled items stand, in the order of their ids, as the stages read them."""
+    return np.array([position[item_id] for item_id in sorted(labeled)], dtype=np.intp)
+
+
+def _shortlist(
+    asking: Asking,
+    round_number: int,
+    predict: Predict,
+    draw: Draw | None,
+    labeled: Indices,
+    unlabeled: Sequence[str],
+    position: Mapping[str, int],
+) -> Shortlist:
     """What the stage `score` leaves for `select`."""
-    proba = np.asarray(predict(np.array([position[item_id] for item_id in unlabeled], dtype=np.intp)), dtype=np.float64)
-    scores = ACQUISITION[acquisition_of(asking.strategy)](proba)
+    rows = np.array([position[item_id] for item_id in unlabeled], dtype=np.intp)
+    proba = np.asarray(predict(rows), dtype=np.float64)
+    name, kind = acquisition_of(asking.strategy), samples_of(asking.strategy)
+    if kind is None:
+        scores = ACQUISITION[name](proba)
+    elif draw is None:
+        raise ValueError(f"strategy {asking.strategy!r} needs samples of a {kind}, and nothing draws them")
+    else:
+        sampled = draw(kind, labeled, ensemble_seed(asking.seed, round_number, asking.strategy))
+        parts = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
+        scores = np.concatenate([SAMPLE_ACQUISITION[name](sampled(part)) for part in parts])
     best = keep_best(unlabeled, scores, asking.shortlist, asking.batch_size, asking.seed)
     return Shortlist([unlabeled[row] for row in best], scores[best], proba[best])
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from al_pipeline import head as head_module
 from al_pipeline.errors import BadInput
 from al_pipeline.files import sha256_tree
-from al_pipeline.head import FeatureMatrix, _compact, _fit_softmax, _scales, fit_head, stratified_folds
+from al_pipeline.head import FeatureMatrix, _compact, _fit_softmax, feature_scales, fit_head, stratified_folds
 from al_pipeline.models import TextModel, fit_text_model, load_text_model
 from al_pipeline.params import Features
 from al_pipeline.tfidf import Tfidf, fit, load_tfidf
@@ -109,8 +109,8 @@ def test_tfidf_counts_in_full_only_from_enough_labels() -> None:
     sparse = fit(texts).transform(texts)
     for count, expected in ((2, 0.1), (50, 0.5), (200, 1.0), (300, 1.0)):
         joined = FeatureMatrix(vectors[:count], sparse[:count])
-        assert _scales(joined, 200) == pytest.approx([1.0, expected])
-    assert _scales(FeatureMatrix(None, sparse), 200) == _scales(FeatureMatrix(vectors), 200) == [1.0]
+        assert feature_scales(joined, 200) == pytest.approx([1.0, expected])
+    assert feature_scales(FeatureMatrix(None, sparse), 200) == feature_scales(FeatureMatrix(vectors), 200) == [1.0]
 
 
 def test_the_fit_is_the_minimum_of_its_formula() -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from al_pipeline import query_strategies
-from al_pipeline.acquisition import ACQUISITION
+from al_pipeline.acquisition import ACQUISITION, SAMPLE_ACQUISITION
 from al_pipeline.params import NEEDS_ENCODER, Select
 from al_pipeline.query_strategies import (
     ASK_AGAIN,
@@ -52,7 +52,8 @@ def view_of(items: list[str], seed: int = 0) -> Shortlist:
     rows = np.array([row_of(item, seed) for item in items]).reshape(-1, 7)
     proba = np.exp(rows[:, :3]) / np.exp(rows[:, :3]).sum(axis=1, keepdims=True)
     scores = np.round(proba.max(axis=1), 1)  # rounded: ties
-    return Shortlist(items, scores, proba, rows[:, 3:], row_of("labelled", seed)[3:][None], np.array([3, 0, 1]))
+    known, centre = row_of("labelled", seed)[3:][None], row_of("centre", seed)[3:]
+    return Shortlist(items, scores, proba, rows[:, 3:], known, np.array([3, 0, 1]), centre)
 
 
 @cache
@@ -79,7 +80,9 @@ def test_every_declared_need_is_one_that_the_contract_supplies() -> None:
     assert all(getattr(view_of(ids(3)), need) is not None for need in get_args(Need))
     for name, strategy in STRATEGIES.items():
         assert strategy.needs <= set(get_args(Need)), name
-        assert strategy.acquisition is None or strategy.acquisition in ACQUISITION, name
+        functions = ACQUISITION if strategy.samples is None else SAMPLE_ACQUISITION
+        assert strategy.acquisition is None or strategy.acquisition in functions, name
+        assert strategy.samples is None or "scores" in strategy.needs, name
         assert ("scores" in strategy.needs) <= (strategy.acquisition is not None), name
 
 
@@ -494,7 +497,7 @@ def test_vectors_are_asked_for_only_by_what_declares_them(strategy: str) -> None
     labels = {"old-1": "a", "old-2": "b"}
     _, choice = next_batch(asking(strategy), 1, ids(60), view_of(ids(60)[:20]), labels, ("a", "b", "c"), counted)
     needs = STRATEGIES[choice.strategy].needs
-    assert len(seen) == ("vectors" in needs) + ("labeled" in needs)
+    assert len(seen) == ("vectors" in needs) + ("labeled" in needs) + ("centre" in needs)
     if not seen:
         next_batch(asking(strategy), 1, ids(60), view_of(ids(60)[:20]), labels, ("a", "b", "c"), None)
     elif strategy != AUTO:

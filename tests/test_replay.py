@@ -8,8 +8,8 @@ from scipy import stats
 
 from al_pipeline.acquisition import margin
 from al_pipeline.metrics import Metrics
-from al_pipeline.query_strategies import AUTO, STRATEGIES, Asking, VectorsOf
-from al_pipeline.replay import Corpus, Curve, Fit, Indices, Predict, mean_interval, replay
+from al_pipeline.query_strategies import AUTO, STRATEGIES, Asking, VectorsOf, samples_of
+from al_pipeline.replay import Corpus, Curve, Draw, Fit, Indices, Predict, mean_interval, replay
 
 ROUNDS = 4
 
@@ -60,6 +60,17 @@ def average_precision(metrics: Metrics) -> float | None:
     return metrics.average_precision.value
 
 
+def committee(fit: Fit) -> Draw:
+    """Five models of labels drawn again."""
+
+    def draw(kind: str, labeled: Indices, seed: np.random.SeedSequence) -> Predict:
+        rng = np.random.default_rng(seed)
+        models = [fit(rng.choice(labeled, len(labeled))) for _ in range(5)]
+        return lambda some: np.stack([predict(some) for predict in models], axis=1)
+
+    return draw
+
+
 EVERY = pytest.mark.parametrize("strategy", sorted([*STRATEGIES, AUTO]))
 
 
@@ -68,7 +79,10 @@ def test_every_strategy_replays_and_the_model_sees_labelled_pool_items_alone(str
     data, vectors = corpus(200)
     seen: list[Indices] = []
     asked = asking(strategy, 1, batch_size=10)
-    curve = replay(data, asked, 3, logistic(data, vectors, seen), vectors=vectors_of(data, vectors))
+    given: list[Indices] = []
+    draw = committee(logistic(data, vectors, given))
+    curve = replay(data, asked, 3, logistic(data, vectors, seen), vectors=vectors_of(data, vectors), draw=draw)
+    assert set().union(*map(set, given)) <= set(seen[-1]) and bool(given) == bool(samples_of(strategy))
     assert [point.labels for point in curve.points] == [len(rows) for rows in seen] == [20, 30, 40, 50]
     for before, rows in zip([[], *seen], seen, strict=False):
         assert set(before) < set(rows.tolist()) <= set(data.pool.tolist())
@@ -102,8 +116,8 @@ def test_labels_of_the_test_set_change_no_selection(strategy: str) -> None:
     other[data.test] = np.random.default_rng(1).permutation(1 - other[data.test])
     swapped = replace(data, truth=other)
     one, two = (
-        replay(arm, asking(strategy), 3, logistic(data, vectors), vectors=vectors_of(data, vectors))
-        for arm in (data, swapped)
+        replay(arm, asking(strategy), 3, fit, vectors=vectors_of(data, vectors), draw=committee(fit))
+        for arm, fit in ((data, logistic(data, vectors)), (swapped, logistic(swapped, vectors)))
     )
     assert [point.queries for point in one.points] == [point.queries for point in two.points]
     assert [point.metrics for point in one.points] != [point.metrics for point in two.points]

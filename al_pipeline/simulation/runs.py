@@ -20,15 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.random import SeedSequence
 from numpy.typing import NDArray
 
 from al_pipeline.engine import STAGE_ENVIRONMENT, THREADS
+from al_pipeline.ensemble import draw_heads, sample_proba
 from al_pipeline.errors import AlError
 from al_pipeline.files import read_json, write_json
 from al_pipeline.head import FeatureMatrix, Head, fit_head
 from al_pipeline.metrics import evaluate
 from al_pipeline.pool import draw_test, drawn_size
-from al_pipeline.query_strategies import Asking, VectorsOf
+from al_pipeline.query_strategies import Asking, Samples, VectorsOf
 from al_pipeline.records import RANDOM
 from al_pipeline.replay import Corpus, Curve, Indices, Predict, replay
 from al_pipeline.simulation.corpus import LabeledTexts
@@ -97,8 +99,16 @@ def simulate_run(work: Work, prepared: Prepared, strategy: str, seed: int, told:
     if strategy == RANDOM:
         asking, guide = replace(asking, cold_start=RANDOM), {}
 
+    newest: list[Head] = []
+
     def fit(labeled: Indices) -> Predict:
-        return _predict(prepared, _fit(work, prepared, labeled, seed, work.calibrate))
+        newest[:] = [_fit(work, prepared, labeled, seed, work.calibrate)]
+        return _predict(prepared, newest[0])
+
+    def draw(kind: Samples, labeled: Indices, from_seed: SeedSequence) -> Predict:
+        labels = _labels(prepared.corpus, labeled)
+        heads = draw_heads(kind, newest[0], prepared.matrix.rows(labeled), labels, from_seed)
+        return lambda positions: sample_proba(heads, prepared.matrix.rows(positions))
 
     def count(labels: int) -> None:
         if told:
@@ -106,7 +116,15 @@ def simulate_run(work: Work, prepared: Prepared, strategy: str, seed: int, told:
 
     positive = work.texts.positive
     return replay(
-        prepared.corpus, asking, work.rounds, fit, vectors=vectors, positive=positive, told=count, guide=guide
+        prepared.corpus,
+        asking,
+        work.rounds,
+        fit,
+        vectors=vectors,
+        positive=positive,
+        told=count,
+        guide=guide,
+        draw=draw,
     )
 
 
@@ -123,9 +141,12 @@ def full_score(work: Work, prepared: Prepared, seed: int) -> dict[str, float | N
 
 
 def _fit(work: Work, prepared: Prepared, labeled: Indices, seed: int, calibrate: bool) -> Head:
-    classes = prepared.corpus.classes
-    labels = [classes[int(c)] for c in prepared.corpus.truth[labeled]]
-    return fit_head(prepared.matrix.rows(labeled), labels, classes, seed, calibrate)
+    labels = _labels(prepared.corpus, labeled)
+    return fit_head(prepared.matrix.rows(labeled), labels, prepared.corpus.classes, seed, calibrate)
+
+
+def _labels(corpus: Corpus, positions: Indices) -> list[str]:
+    return [corpus.classes[int(c)] for c in corpus.truth[positions]]
 
 
 def _predict(prepared: Prepared, head: Head) -> Predict:

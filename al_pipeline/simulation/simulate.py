@@ -20,7 +20,7 @@ from al_pipeline.files import remove_leftovers, sha256_bytes, sha256_file, write
 from al_pipeline.layout import Layout
 from al_pipeline.neural.encoder import install_encoder, installed_source
 from al_pipeline.params import NEEDS_ENCODER, Features, Params
-from al_pipeline.query_strategies import AUTO, STRATEGIES, Asking
+from al_pipeline.query_strategies import AUTO, COLD_STARTS, STRATEGIES, Asking
 from al_pipeline.records import RANDOM
 from al_pipeline.savings import Comparison, compare
 from al_pipeline.simulation.corpus import LabeledTexts
@@ -127,8 +127,8 @@ def make_work(texts: LabeledTexts, params: Params, options: Options, vectors: Ve
     for strategy in (*options.strategies, asking.cold_start):
         if strategy in NEEDS_ENCODER and dense is None:
             raise UsageError(f"strategy {strategy!r} looks at vectors: --features encoder or encoder+tfidf")
-    if asking.cold_start not in STRATEGIES or STRATEGIES[asking.cold_start].needs & {"scores", "proba"}:
-        raise UsageError(f"{asking.cold_start!r} cannot ask before there is a model; random, typiclust or kmeans can")
+    if asking.cold_start not in COLD_STARTS:
+        raise UsageError(f"{asking.cold_start!r} cannot ask before there is a model; {' or '.join(COLD_STARTS)} can")
     rounds = (options.budget - asking.seed_size) // asking.batch_size
     if rounds < 1:
         raise UsageError(

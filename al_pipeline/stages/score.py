@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from al_pipeline.acquisition import ACQUISITION
+from al_pipeline.acquisition import ACQUISITION, SAMPLE_ACQUISITION, score_bounds
 from al_pipeline.encoding import Vectors, guide_vectors, open_vectors
 from al_pipeline.engine import check_engine
+from al_pipeline.ensemble import SIZES
 from al_pipeline.files import write_json
-from al_pipeline.items import iter_items
+from al_pipeline.items import fetch, iter_items
 from al_pipeline.layout import Layout
 from al_pipeline.models import TextModel, load_text_model
 from al_pipeline.params import Select, load_overrides, load_params
-from al_pipeline.query_strategies import acquisition_of, keep_best
+from al_pipeline.query_strategies import acquisition_of, ensemble_seed, keep_best, samples_of
+from al_pipeline.records import LabeledItem
 from al_pipeline.results import read_labeled, read_unresolved, write_scores
 from al_pipeline.stages import stage
 
@@ -27,16 +29,21 @@ def main(layout: Layout) -> None:
     """Score the pool part by part; keep the best as a shortlist, and a histogram of all."""
     check_engine(layout.engine)
     params = load_params(layout.params)
-    closed = {row.item_id for row in read_labeled(layout.labeled)}
+    labeled = read_labeled(layout.labeled)
+    closed = {row.item_id for row in labeled}
     closed |= {row.item_id for row in read_unresolved(layout.unresolved) if row.kind == "ignored"}
     vectors = open_vectors(layout, params.features)
     model = load_text_model(layout.model)
-    select = load_overrides(layout.overrides).applied_to(params.select)
-    acquire = ACQUISITION[acquisition_of(select.strategy)]
+    chosen = load_overrides(layout.overrides)
+    select = chosen.applied_to(params.select)
+    seed = ensemble_seed(params.seed, chosen.round, select.strategy)
+    score = _scorer(select.strategy, model, vectors, labeled, layout, seed)
     best_ids: list[str] = []
     best: NDArray[np.float64] = np.empty(0)
     best_proba: NDArray[np.float64] = np.empty((0, len(params.schema_.labels)))
-    edges = np.linspace(*_bounds(acquire, len(params.schema_.labels)), BINS + 1, dtype=np.float64)
+    models = SIZES[kind] if (kind := samples_of(select.strategy)) else 1
+    bounds = score_bounds(acquisition_of(select.strategy), len(params.schema_.labels), models)
+    edges = np.linspace(*bounds, BINS + 1, dtype=np.float64)
     counts = np.zeros(BINS, dtype=np.int64)
     predicted = np.zeros(len(params.schema_.labels), dtype=np.int64)
     search = _Search(select.guide, model, vectors)
@@ -47,7 +54,7 @@ def main(layout: Layout) -> None:
         texts, own = [item.text for item in items], None if vectors is None else vectors.of(items)
         proba = model.predict_proba(texts, own)
         search.look([item.item_id for item in items], texts, own, select, params.seed)
-        scores = acquire(proba)
+        scores = score(texts, own, proba)
         counts += np.histogram(np.clip(scores, edges[0], edges[-1]), edges)[0]
         predicted += np.bincount(proba.argmax(axis=1), minlength=len(predicted))
         best_ids += [item.item_id for item in items]
@@ -68,6 +75,31 @@ def main(layout: Layout) -> None:
     )
 
 
+_Score = Callable[[Sequence[str], NDArray[np.float32] | None, NDArray[np.float64]], NDArray[np.float64]]
+"""Texts, their vectors, the model's probabilities (n, C) -> scores (n,)."""
+
+
+def _scorer(
+    strategy: str,
+    model: TextModel,
+    vectors: Vectors | None,
+    labeled: Sequence[LabeledItem],
+    layout: Layout,
+    seed: np.random.SeedSequence,
+) -> _Score:
+    """What the strategy scores by. Heads beside the model are drawn only for one that asks for their samples."""
+    name, kind = acquisition_of(strategy), samples_of(strategy)
+    if kind is None:
+        acquire = ACQUISITION[name]
+        return lambda texts, own, proba: acquire(proba)
+    found = fetch([layout.pool], [row.item_id for row in labeled])
+    items = [found[row.item_id] for row in labeled]
+    own_vectors = None if vectors is None else vectors.of(items)
+    heads = model.draw(kind, [item.text for item in items], own_vectors, [row.label for row in labeled], seed)
+    disagree = SAMPLE_ACQUISITION[name]
+    return lambda texts, own, proba: disagree(model.sample_proba(heads, texts, own))
+
+
 class _Search:
     """The candidates nearest to the guide of each class, best first."""
 
@@ -86,13 +118,6 @@ class _Search:
             every, scores = self.found[name] + list(ids), np.concatenate([self._scores[name], nearest])
             rows = keep_best(every, scores, select.batch_size, select.batch_size, seed)
             self.found[name], self._scores[name] = [every[row] for row in rows], scores[rows]
-
-
-def _bounds(acquire: object, classes: int) -> tuple[float, float]:
-    """The lowest and the highest score there can be: of a certain and of a uniform distribution."""
-    assert callable(acquire)
-    low, high = acquire(np.stack([np.eye(classes)[0], np.full(classes, 1 / classes)]))
-    return float(low), float(high)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from al_pipeline.encoding import open_vectors
-from al_pipeline.head import FeatureMatrix, fit_head
+from al_pipeline.ensemble import draw_heads, sample_proba
+from al_pipeline.head import FeatureMatrix, Head, fit_head
 from al_pipeline.items import iter_items
 from al_pipeline.metrics import Metrics
-from al_pipeline.query_strategies import Asking, VectorsOf
-from al_pipeline.replay import Corpus, Fit, Indices, MeanPoint, Predict, mean_interval, replay
+from al_pipeline.query_strategies import Asking, Samples, VectorsOf
+from al_pipeline.replay import Corpus, Draw, Fit, Indices, MeanPoint, Predict, mean_interval, replay
 from al_pipeline.results import read_labeled
 from al_pipeline.tfidf import fit as fit_tfidf
 from al_pipeline.workspace import Workspace
@@ -47,7 +48,7 @@ def compare(
     `answers` maps an item's id to what the annotators say of it.
     """
     params = workspace.params
-    corpus, fit, vectors = _corpus(workspace, answers)
+    corpus, fit, vectors, draw = _corpus(workspace, answers)
     curves: dict[str, list[list[float]]] = {"active": [], "random": []}
     points: dict[str, list[MeanPoint]] = {}
     kinds = {"active": params.select.strategy, "random": "random"}
@@ -56,7 +57,8 @@ def compare(
         knobs = params.select.model_dump() | {"strategy": strategy}
         found = []
         for seed in seeds:
-            found.append(replay(corpus, Asking(seed, params.round.seed_size, **knobs), rounds, fit, vectors=vectors))
+            asking = Asking(seed, params.round.seed_size, **knobs)
+            found.append(replay(corpus, asking, rounds, fit, vectors=vectors, draw=draw))
             done += 1
             if progress:
                 progress(done, 2 * len(seeds))
@@ -87,7 +89,7 @@ def _interval(labels: int, values: NDArray[np.float64]) -> MeanPoint:
     return MeanPoint(labels, mean, mean - half, mean + half, len(values))
 
 
-def _corpus(workspace: Workspace, answers: Mapping[str, str]) -> tuple[Corpus, Fit, VectorsOf | None]:
+def _corpus(workspace: Workspace, answers: Mapping[str, str]) -> tuple[Corpus, Fit, VectorsOf | None, Draw]:
     layout, params = workspace.layout, workspace.params
     classes = tuple(params.schema_.labels)
     pool = [item for batch in iter_items([layout.pool]) for item in batch]
@@ -102,11 +104,18 @@ def _corpus(workspace: Workspace, answers: Mapping[str, str]) -> tuple[Corpus, F
     )
     labels = [answers[item.item_id] for item in pool] + [test_labels[item.item_id] for item in test]
 
+    newest: list[Head] = []
+
     def fit(labeled: Indices) -> Predict:
         head = fit_head(
             matrix.rows(labeled), [labels[int(p)] for p in labeled], classes, params.seed, params.train.calibrate
         )
+        newest[:] = [head]
         return lambda positions: head.predict_proba(matrix.rows(positions))
+
+    def draw(kind: Samples, labeled: Indices, seed: np.random.SeedSequence) -> Predict:
+        heads = draw_heads(kind, newest[0], matrix.rows(labeled), [labels[int(p)] for p in labeled], seed)
+        return lambda positions: sample_proba(heads, matrix.rows(positions))
 
     corpus = Corpus(
         [item.item_id for item in items],
@@ -117,6 +126,6 @@ def _corpus(workspace: Workspace, answers: Mapping[str, str]) -> tuple[Corpus, F
     )
     dense = matrix.dense
     if dense is None:
-        return corpus, fit, None
+        return corpus, fit, None, draw
     row = {item.item_id: number for number, item in enumerate(pool)}
-    return corpus, fit, lambda ids: dense[[row[item_id] for item_id in ids]]
+    return corpus, fit, lambda ids: dense[[row[item_id] for item_id in ids]], draw
