@@ -21,8 +21,6 @@ SIZES: dict[Samples, int] = {"committee": 8, "posterior": 20}
 
 _MAX_CURVATURE = 2000
 """Of more labels so many tell the posterior's curvature, weighted up: its cost grows with their cube."""
-_RANK = 1e-10
-"""Directions that carry less than this share of the largest one are no directions of the labels."""
 
 
 def draw_heads(
@@ -43,7 +41,7 @@ def draw_heads(
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1):
-        return tuple(_DRAW[kind](head, features, labels, np.random.default_rng(seed), count))
+        return tuple(_DRAW[kind](head, features, labels, seed, count))
 
 
 def sample_proba(heads: Sequence[Head], features: FeatureMatrix) -> Floats:
@@ -51,13 +49,15 @@ def sample_proba(heads: Sequence[Head], features: FeatureMatrix) -> Floats:
     return np.stack([head.predict_proba(features) for head in heads], axis=1)
 
 
-def _committee(head: Head, features: FeatureMatrix, labels: Sequence[str], rng: Generator, count: int) -> list[Head]:
+def _committee(
+    head: Head, features: FeatureMatrix, labels: Sequence[str], seed: SeedSequence, count: int
+) -> list[Head]:
     """Heads fitted on bootstrap samples: query by bagging (Abe & Mamitsuka 1998).
 
     Labels are drawn with replacement within each class, so that no member lacks a class that has been seen. Each takes
     the temperature of the head that stands for all.
     """
-    named = np.array(labels)
+    named, rng = np.array(labels), np.random.default_rng(seed)
     members = []
     for _ in range(count):
         drawn = np.concatenate(
@@ -69,68 +69,96 @@ def _committee(head: Head, features: FeatureMatrix, labels: Sequence[str], rng: 
     return members
 
 
-def _posterior(head: Head, features: FeatureMatrix, labels: Sequence[str], rng: Generator, count: int) -> list[Head]:
+def _posterior(
+    head: Head, features: FeatureMatrix, labels: Sequence[str], seed: SeedSequence, count: int
+) -> list[Head]:
     """Samples of the last layer's Laplace approximation around the fitted weights (MacKay 1992).
 
-    The precision is that of Ritter, Botev & Barber 2018, `G (x) A + 1 / C`: A, the weighted second moment of the
-    features, G, the mean curvature of softmax over the classes, and the penalty that the head was fitted with, which
-    holds for the bias too. It is exact where every label's probabilities are alike.
+    The precision is the curvature of the loss that the head was fitted with, whose penalty holds for the bias too. In
+    the directions of the classes in which the mean curvature of softmax is diagonal, that of each label is taken for
+    diagonal as well: exact with two classes, and where the labels' probabilities are alike; else near it, for C systems
+    of m equations instead of one of m C.
 
-    With m labels A has at most m directions, those of `basis`, in which a draw from the penalty is narrowed; in all
-    others the labels say nothing, and it stays as wide as it is. So an item unlike all labels is one that the samples
-    disagree about, and nothing as large as the features' width squared is ever made.
+    A draw from the penalty is corrected by what the labels say (Matheron's rule: Wilson et al. 2020, arXiv:2002.09309).
+    In directions that no label has it stays as wide as it is, so that the samples disagree about an item unlike all
+    labels; and nothing as large as the square of the features' width is ever made.
     """
+    from scipy.linalg import cho_factor, cho_solve
+
     targets = np.array([head.seen.index(label) for label in labels], np.intp)
-    importance = class_weights(targets, len(head.seen))
-    scales = feature_scales(features)
+    importance, scales = class_weights(targets, len(head.seen)), feature_scales(features)
     if len(targets) > _MAX_CURVATURE:
-        rows = np.sort(rng.choice(len(targets), _MAX_CURVATURE, replace=False))
+        rows = np.sort(_rng(seed, count).choice(len(targets), _MAX_CURVATURE, replace=False))
         importance = importance[rows] * (len(targets) / len(rows))
         features = features.rows(rows)
     blocks = [block.astype(np.float64) * scale for block, scale in zip(features.blocks, scales, strict=True)]
-    root = np.sqrt(importance)
-    moments, basis = _directions(blocks, root)
-    curvature, turn = np.linalg.eigh(_curvature(head.logits(features), importance))
-    wide = np.sqrt(STRENGTH)
-    narrow = 1 / np.sqrt(moments[:, None] * np.maximum(curvature, 0.0)[None, :] + 1 / STRENGTH)
-    lift = root[:, None] * basis / np.sqrt(moments)  # rows of the features -> an orthonormal basis of the directions
-    drawn = []
-    for _ in range(count):
-        noise = [rng.standard_normal((block.shape[1], len(head.seen))) for block in blocks]
-        shift = rng.standard_normal(len(head.seen))
-        seen = shift + sum(np.asarray(block @ part) for block, part in zip(blocks, noise, strict=True))
-        change = lift @ ((wide - narrow) * (lift.T @ seen @ turn)) @ turn.T
+    turn, curvature = _curvature(head.logits(features), importance)
+    known = np.stack([_product(blocks, *_noise(_rng(seed, draw), blocks, turn)) for draw in range(count)])
+    doubt = _rng(seed, count + 1).standard_normal(known.shape)
+    kernel = _kernel(blocks)
+    change = np.empty_like(known)
+    for column, root in enumerate(np.sqrt(curvature.T)):
+        system = STRENGTH * root[:, None] * kernel * root[None, :]
+        system[np.diag_indices(len(root))] += 1
+        solved = cho_solve(cho_factor(system, lower=True), (root * known[:, :, column] + doubt[:, :, column]).T)
+        change[:, :, column] = STRENGTH * root * solved.T
+    heads = []
+    for draw in range(count):
+        noise, shift = _noise(_rng(seed, draw), blocks, turn)
+        moved = [np.asarray(part - block.T @ change[draw]) @ turn.T for part, block in zip(noise, blocks, strict=True)]
         weights = tuple(
-            (own + scale * (wide * part - np.asarray(block.T @ change)).T).astype(np.float32)
-            for own, scale, part, block in zip(head.weights, scales, noise, blocks, strict=True)
+            (own + scale * part.T).astype(np.float32)
+            for own, scale, part in zip(head.weights, scales, moved, strict=True)
         )
-        bias = head.bias + wide * shift - change.sum(axis=0)
-        drawn.append(replace(head, weights=weights, bias=bias.astype(np.float32)))
-    return drawn
+        bias = head.bias + turn @ (shift - change[draw].sum(axis=0))
+        heads.append(replace(head, weights=weights, bias=bias.astype(np.float32)))
+    return heads
 
 
-def _directions(blocks: Sequence[Any], root: Floats) -> tuple[Floats, Floats]:
-    """Eigenvalues (r,) and eigenvectors (m, r) of the weighted kernel of the features with a 1 for the bias."""
+def _rng(seed: SeedSequence, number: int) -> Generator:
+    return np.random.default_rng([*seed.generate_state(4), number])
+
+
+def _noise(rng: Generator, blocks: Sequence[Any], turn: Floats) -> tuple[list[Floats], Floats]:
+    """A draw from the penalty: weights of each block (width, C) and bias (C,). Made twice rather than kept."""
+    wide = np.sqrt(STRENGTH)
+    return (
+        [wide * rng.standard_normal((block.shape[1], len(turn))) for block in blocks],
+        wide * rng.standard_normal(len(turn)),
+    )
+
+
+def _product(blocks: Sequence[Any], weights: Sequence[Floats], bias: Floats) -> Floats:
+    """What these weights say of the labels' rows, (m, C)."""
+    total = np.tile(bias, (blocks[0].shape[0], 1))
+    for block, part in zip(blocks, weights, strict=True):
+        total += block @ part
+    return total
+
+
+def _kernel(blocks: Sequence[Any]) -> Floats:
+    """Products of all pairs of rows, with a 1 for the bias, (m, m)."""
     from scipy.sparse import issparse
 
-    kernel = np.ones((len(root), len(root)))
+    kernel = np.ones((blocks[0].shape[0], blocks[0].shape[0]))
     for block in blocks:
         product = block @ block.T
         kernel += product.toarray() if issparse(product) else product
-    values, vectors = np.linalg.eigh(root[:, None] * kernel * root[None, :])
-    kept = values > _RANK * values[-1]
-    return values[kept], vectors[:, kept]
+    return kernel
 
 
-def _curvature(logits: Floats, importance: Floats) -> Floats:
-    """The weighted mean of diag(p) - p p^T over the labels, (C, C)."""
+def _curvature(logits: Floats, importance: Floats) -> tuple[Floats, Floats]:
+    """The directions of the classes (C, C) in which the mean of diag(p) - p p^T is diagonal; in them, each label's
+    weighted curvature, (m, C)."""
     proba = np.exp(logits - logits.max(axis=1, keepdims=True))
     proba /= proba.sum(axis=1, keepdims=True)
-    weights = importance / importance.sum()
-    return np.asarray(np.diag(weights @ proba) - (proba * weights[:, None]).T @ proba)
+    mean = np.diag(importance @ proba) - (proba * importance[:, None]).T @ proba
+    _, turn = np.linalg.eigh(mean / importance.sum())
+    own = importance[:, None] * (proba @ turn**2 - (proba @ turn) ** 2)
+    return turn, np.maximum(own, 0.0)
 
 
-_DRAW: dict[Samples, Callable[[Head, FeatureMatrix, Sequence[str], Generator, int], list[Head]]] = {
+_DRAW: dict[Samples, Callable[[Head, FeatureMatrix, Sequence[str], SeedSequence, int], list[Head]]] = {
     "committee": _committee,
     "posterior": _posterior,
 }

@@ -6,8 +6,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from al_pipeline.acquisition import ACQUISITION, check_proba, entropy, least_confidence, margin
+from al_pipeline.acquisition import (
+    ACQUISITION,
+    SAMPLE_ACQUISITION,
+    bald,
+    check_proba,
+    check_samples,
+    consensus_entropy,
+    entropy,
+    kl_disagreement,
+    least_confidence,
+    margin,
+    score_bounds,
+    vote_entropy,
+)
 
+DISAGREEMENTS = pytest.mark.parametrize("name", SAMPLE_ACQUISITION)
 FUNCTIONS = pytest.mark.parametrize("function", ACQUISITION.values(), ids=ACQUISITION.keys())
 
 
@@ -104,3 +118,70 @@ def test_no_items_no_scores(function) -> None:
 def test_float32_sums_are_good_enough(function) -> None:
     proba = np.random.default_rng(0).dirichlet(np.ones(50), 100).astype(np.float32)
     assert np.isfinite(function(proba)).all()
+
+
+# What several models say --------------------------------------------------------------------------------------------
+@st.composite
+def samples(draw: st.DrawFn) -> np.ndarray:
+    """(n, K, C), whose last axis sums to 1, exact zeros and equal models among them."""
+    shape = (draw(st.integers(1, 8)), draw(st.integers(1, 5)), draw(st.integers(2, 5)))
+    counts = draw(arrays(np.int64, shape, elements=st.integers(0, 9))) + 0
+    counts[..., 0] += counts.sum(axis=2) == 0
+    return counts / counts.sum(axis=2, keepdims=True)
+
+
+def test_disagreement_by_hand() -> None:
+    split = [[[1.0, 0.0], [0.0, 1.0]], [[0.5, 0.5], [0.5, 0.5]], [[0.75, 0.25], [0.25, 0.75]]]
+    log2, unsure = np.log(2), entropy([[0.75, 0.25]])[0]
+    assert vote_entropy(split) == pytest.approx([log2, 0, log2])
+    assert consensus_entropy(split) == pytest.approx([log2, log2, log2])
+    assert bald(split) == pytest.approx([log2, 0, log2 - unsure])
+    assert kl_disagreement(split) == pytest.approx([log2, 0, 0.75 * np.log(1.5) + 0.25 * np.log(0.5)])
+
+
+@given(samples())
+@settings(max_examples=80, derandomize=True)
+def test_bald_is_the_four_lines_of_its_definition_and_the_mean_divergence(given_: np.ndarray) -> None:
+    """Mutual information of label and model: H(mean) - mean H, and the same as the mean KL from the mean."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = given_.mean(axis=1)
+        total = -np.nansum(mean * np.log(mean), axis=1)
+        own = -np.nansum(given_ * np.log(given_), axis=2).mean(axis=1)
+    np.testing.assert_allclose(bald(given_), total - own, atol=1e-12)
+    np.testing.assert_allclose(kl_disagreement(given_), bald(given_), atol=1e-12)
+    np.testing.assert_allclose(consensus_entropy(given_) - own, bald(given_), atol=1e-12)
+
+
+@DISAGREEMENTS
+@given(samples())
+@settings(max_examples=50, derandomize=True)
+def test_disagreement_has_its_bounds_and_no_order_of_items_or_models(name: str, given_: np.ndarray) -> None:
+    function, (_, models, classes) = SAMPLE_ACQUISITION[name], given_.shape
+    low, high = score_bounds(name, classes, models)
+    scores = function(given_)
+    assert low == 0 and (scores >= 0).all() and (scores <= high + 1e-9).all()
+    np.testing.assert_allclose(function(given_[:, ::-1]), scores, atol=1e-12)
+    np.testing.assert_array_equal(function(given_[::-1]), scores[::-1])
+    alone = function(given_[:, :1])
+    assert alone == pytest.approx(entropy(given_[:, 0]) if name == "consensus_entropy" else 0)
+
+
+@DISAGREEMENTS
+def test_wrong_samples_are_named(name: str) -> None:
+    function = SAMPLE_ACQUISITION[name]
+    fine = np.full((3, 2, 2), 0.5)
+    assert function(np.empty((0, 3, 2))).shape == (0,)
+    for value, message in ((np.nan, "row 1 .* not finite"), (0.9, "row 1 .* sum to 1")):
+        wrong = fine.copy()
+        wrong[1, 1, 0] = value
+        with pytest.raises(ValueError, match=message):
+            function(wrong)
+    for shape in ((2, 3), (2, 0, 3), (2, 3, 1)):
+        with pytest.raises(ValueError, match="shape"):
+            check_samples(np.ones(shape))
+
+
+@pytest.mark.parametrize("name", ACQUISITION)
+def test_bounds_of_scores_are_those_of_a_certain_and_an_undecided_item(name: str) -> None:
+    function = ACQUISITION[name]
+    assert score_bounds(name, 4) == pytest.approx([function(np.eye(1, 4))[0], function(np.full((1, 4), 0.25))[0]])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -11,7 +13,17 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from sklearn.neighbors import NearestNeighbors
 
-from al_pipeline.clustering import k_means, neighbour_distance, spread_over, unlike
+from al_pipeline.clustering import (
+    k_center,
+    k_means,
+    mean_direction,
+    neighbour_distance,
+    product_distances,
+    seeds_of_products,
+    spread_over,
+    unit_rows,
+    unlike,
+)
 
 
 def blobs(n: int, k: int, seed: int = 0, dimensions: int = 8) -> tuple[np.ndarray, np.ndarray]:
@@ -93,3 +105,87 @@ def test_a_large_shortlist_is_cheap() -> None:
     began = time.process_time()
     k_means(vectors, 100, np.random.default_rng(0))
     assert time.process_time() - began < 20
+
+
+# Core-set -----------------------------------------------------------------------------------------------------------
+@given(st.integers(1, 12), st.integers(0, 4), st.integers(0, 14), st.integers(0, 99))
+@settings(max_examples=80, derandomize=True, deadline=None)
+def test_k_center_is_the_farthest_first_by_brute_force(n: int, known: int, k: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    points, others = rng.integers(0, 4, (n, 2)).astype(float), rng.integers(0, 4, (known, 2)).astype(float)
+    chosen = k_center(points, others, k, n - 1).tolist()
+    assert len(chosen) == len(set(chosen)) == min(n, k)
+    for place, row in enumerate(chosen):
+        centres = np.concatenate([others, points[chosen[:place]]])
+        if len(centres) == 0:
+            assert row == n - 1
+            continue
+        far = np.linalg.norm(points[:, None] - centres[None], axis=2).min(axis=1)
+        far[chosen[:place]] = -1
+        assert far[row] == pytest.approx(far.max())
+
+
+@given(st.integers(1, 3), st.integers(0, 99))
+@settings(max_examples=25, derandomize=True, deadline=None)
+def test_k_center_covers_within_twice_the_best_radius(k: int, seed: int) -> None:
+    points = np.random.default_rng(seed).normal(size=(8, 2))
+    distance = np.linalg.norm(points[:, None] - points[None], axis=2)
+    best = min(distance[:, list(some)].min(axis=1).max() for some in combinations(range(8), k))
+    assert distance[:, k_center(points, np.zeros((0, 2)), k, 0)].min(axis=1).max() <= 2 * best + 1e-9
+
+
+# Gradients ----------------------------------------------------------------------------------------------------------
+def explicit(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return (left[:, :, None] * right[:, None, :]).reshape(len(left), left.shape[1] * right.shape[1])
+
+
+@given(st.integers(1, 20), st.integers(0, 22), st.integers(0, 99), st.booleans())
+@settings(max_examples=60, derandomize=True, deadline=None)
+def test_seeds_of_products_are_those_of_the_explicit_gradients(n: int, k: int, seed: int, alike: bool) -> None:
+    rng = np.random.default_rng(seed)
+    left, right = rng.normal(size=(n, 3)), rng.normal(size=(n, 4))
+    if alike:
+        left, right = left[np.arange(n) % 3], right[np.arange(n) % 3]
+    gradients = explicit(left, right)
+    for row in range(n):
+        there = ((gradients - gradients[row]) ** 2).sum(axis=1)
+        np.testing.assert_allclose(product_distances(left, right, row), there, atol=1e-9)
+    chosen = seeds_of_products(left, right, k, np.random.default_rng(seed)).tolist()
+    assert len(chosen) == len(set(chosen)) == min(n, k)
+    if alike:  # of copies, each kind is there before any of them comes twice
+        assert len({row % 3 for row in chosen[:3]}) == min(3, n, len(chosen))
+        return
+    draw, naive = np.random.default_rng(seed), []
+    distance = (gradients**2).sum(axis=1)
+    while len(naive) < min(n, k):
+        upto = np.cumsum(distance)
+        naive.append(int(np.searchsorted(upto, draw.random() * upto[-1])) if naive else int(distance.argmax()))
+        new = ((gradients - gradients[naive[-1]]) ** 2).sum(axis=1)
+        distance = np.minimum(distance, new) if len(naive) > 1 else new
+    assert chosen == naive
+
+
+def test_gradients_that_are_all_nothing_come_at_random() -> None:
+    zeros = np.zeros((6, 2))
+    draws = {tuple(seeds_of_products(zeros, zeros, 3, np.random.default_rng(seed)).tolist()) for seed in range(5)}
+    assert len(draws) > 1 and all(len(set(draw)) == 3 for draw in draws)
+
+
+def test_the_gradients_are_never_made() -> None:
+    """2,000 x (20 * 385) of them would be 123 MB."""
+    rng = np.random.default_rng(0)
+    left, right = rng.normal(size=(2000, 20)), rng.normal(size=(2000, 385))
+    tracemalloc.start()
+    seeds_of_products(left, right, 50, rng)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12e6
+
+
+def test_the_product_with_the_mean_direction_is_the_mean_cosine() -> None:
+    rng = np.random.default_rng(0)
+    points, others = rng.normal(size=(9, 4)), rng.normal(size=(30, 4)) + 1
+    points[0] = 0
+    units = [np.linalg.norm(some, axis=1)[:, None] for some in (points, others)]
+    naive = ((points @ others.T) / np.maximum(units[0] * units[1].T, 1e-30)).mean(axis=1)
+    np.testing.assert_allclose(unit_rows(points) @ mean_direction(others), naive, atol=1e-12)

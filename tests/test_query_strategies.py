@@ -1,6 +1,7 @@
 """Query strategies: one contract for all in the table, and the laws of the batch."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -37,7 +38,7 @@ from al_pipeline.query_strategies import (
     slice_size,
     top_k,
 )
-from al_pipeline.records import Query
+from al_pipeline.records import RANDOM, Query
 
 EVERY = pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 SEED = round_seed(1, 0, "margin")
@@ -84,6 +85,37 @@ def test_every_declared_need_is_one_that_the_contract_supplies() -> None:
         assert strategy.acquisition is None or strategy.acquisition in functions, name
         assert strategy.samples is None or "scores" in strategy.needs, name
         assert ("scores" in strategy.needs) <= (strategy.acquisition is not None), name
+
+
+def test_every_strategy_that_is_written_is_in_the_table_and_cites_its_paper() -> None:
+    written = {value for name, value in vars(query_strategies).items() if name.startswith("_pick_")}
+    assert written == {strategy.pick for strategy in STRATEGIES.values()}
+    for name, strategy in STRATEGIES.items():
+        function = {**ACQUISITION, **SAMPLE_ACQUISITION}.get(strategy.acquisition or "")
+        said = f"{strategy.pick.__doc__} {function.__doc__ if function else ''}"
+        assert name == RANDOM or re.search(r"(19|20)\d\d", said), name
+    assert {strategy.acquisition for strategy in STRATEGIES.values()} >= {*ACQUISITION, *SAMPLE_ACQUISITION}
+
+
+def test_no_strategy_is_left_out_of_the_contract() -> None:
+    """Every law below runs over the whole table, and the laws are these."""
+    laws: dict[str, set[str]] = {}
+    for name, function in globals().items():
+        for mark in getattr(function, "pytestmark", []) if name.startswith("test_") else []:
+            if mark.name == "parametrize" and mark.args[0] == "strategy":
+                laws[name] = set(mark.args[1])
+    assert laws.keys() >= {
+        "test_three_rounds_with_labels_ignored_items_and_arrivals",
+        "test_three_rounds_from_nothing_with_one_class_first",
+        "test_order_of_pool_and_shortlist_is_nothing",
+        "test_any_batch",
+        "test_batch_larger_than_the_pool_gives_the_pool",
+        "test_tiny_pools",
+        "test_what_is_not_finite_is_refused_by_the_items_name",
+        "test_the_shortlist_is_not_changed_and_the_seed_can_be_used_again",
+    }
+    laws.pop("test_cold_start_takes_one_of_each_cloud_the_largest_first")  # is of two of them
+    assert all(arms >= set(STRATEGIES) for arms in laws.values())
 
 
 # The contract -------------------------------------------------------------------------------------------------------
@@ -160,6 +192,15 @@ def test_the_shortlist_is_not_changed_and_the_seed_can_be_used_again(strategy: s
 
 
 @EVERY
+def test_what_is_not_finite_is_refused_by_the_items_name(strategy: str) -> None:
+    for need in STRATEGIES[strategy].needs & {"scores", "proba", "vectors"}:
+        wrong = np.array(getattr(view_of(ids(9)), need), dtype=float)
+        wrong[4] = np.nan
+        with pytest.raises(ValueError, match=f"{need} of item 'item-4' are not finite"):
+            batch(strategy, ids(9), replace(view_of(ids(9)), **{need: wrong}))
+
+
+@EVERY
 def test_another_round_draws_another_slice(strategy: str) -> None:
     def honest(number: int) -> set[str]:
         queries = batch(strategy, ids(200), k=40, seed=round_seed(1, number, strategy))
@@ -218,6 +259,17 @@ def test_a_strategy_on_vectors_plugs_in(monkeypatch: pytest.MonkeyPatch) -> None
     view = view_of(ids(30))
     expected = [view.ids[row] for row in np.argsort(-np.linalg.norm(view.vectors, axis=1))[:4]]
     assert [query.item_id for query in batch("far", ids(30), view, k=4, random_share=0)] == expected
+
+
+def test_the_strategy_that_the_docs_add_in_ten_lines_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CONTRIBUTING.md's example, as it stands there, passes three rounds of the contract."""
+    text = (Path(query_strategies.__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
+    assert len(code.strip().splitlines()) <= 10
+    monkeypatch.setattr(query_strategies, "STRATEGIES", dict(STRATEGIES))
+    exec(code, vars(query_strategies) | {"STRATEGIES": query_strategies.STRATEGIES})
+    test_three_rounds_with_labels_ignored_items_and_arrivals("spread")
+    test_batch_larger_than_the_pool_gives_the_pool("spread")
 
 
 # Top k --------------------------------------------------------------------------------------------------------------
@@ -440,6 +492,71 @@ def test_class_balanced_fills_up_the_poorest_class_by_uncertainty() -> None:
     assert picked("class_balanced", view, 2) == [3, 2]  # both of the class with two labels
     assert picked("class_balanced", view, 5)[2:] == [1, 4, 0]  # then in turn, the first of equals first
     assert picked("class_balanced", replace(view, counts=np.array([0, 9])), 1) == [1]
+
+
+def test_badge_begins_with_the_longest_gradient_and_does_not_ask_the_same_twice() -> None:
+    """Copies of one sure item and of one unsure item: the unsure one first, then the other, before any copy."""
+    proba = np.array([[0.9, 0.1]] * 4 + [[0.55, 0.45]] * 4)
+    vectors = np.repeat([[1.0, 0.0], [0.0, 1.0]], 4, axis=0)
+    view = Shortlist(ids(8), np.ones(8), proba, vectors)
+    chosen = picked("badge", view, 8)
+    assert [row // 4 for row in chosen[:2]] == [1, 0] and sorted(chosen) == list(range(8))
+
+
+def test_badge_asks_in_every_cloud() -> None:
+    view, own = clouds([40, 40, 40, 40])
+    assert set(own[picked("badge", view, 12)]) == {0, 1, 2, 3}
+
+
+def test_core_set_begins_where_no_label_is() -> None:
+    view, own = clouds([30, 30, 3])
+    known = np.asarray(view.vectors)[own < 2][::7]
+    assert own[picked("core_set", replace(view, labeled=known), 1)[0]] == 2
+    assert set(own[picked("core_set", view, 3)]) == {0, 1, 2}
+
+
+def test_density_prefers_the_crowd_among_equally_unsure_items() -> None:
+    view, own = clouds([50, 5])
+    vectors = np.asarray(view.vectors)
+    centre = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).mean(axis=0)
+    crowd = replace(view, scores=np.full(55, 0.5), centre=centre)
+    assert set(own[picked("density", crowd, 10)]) == {0}
+    unsure = replace(crowd, scores=np.where(own == 1, 1.0, 0.05))
+    assert set(own[picked("density", unsure, 5)]) == {1}, "uncertainty counts too"
+    away = replace(crowd, centre=-centre)
+    assert len(set(picked("density", away, 55))) == 55
+
+
+def test_density_gets_the_centre_of_all_candidates_not_of_the_shortlist() -> None:
+    seen: list[Shortlist] = []
+    real = STRATEGIES["density"]
+
+    def spy(view: Shortlist, k: int, seed: np.random.SeedSequence) -> Picked:
+        seen.append(view)
+        return real.pick(view, k, seed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(STRATEGIES, "density", replace(real, pick=spy))
+        labels = {"old-1": "a", "old-2": "b"}
+        next_batch(asking("density"), 1, ids(60), view_of(ids(60)[:20]), labels, ("a", "b", "c"), vectors_of)
+    points = vectors_of(ids(60))
+    expected = (points / np.linalg.norm(points, axis=1, keepdims=True)).mean(axis=0)
+    np.testing.assert_allclose(seen[0].centre, expected)
+
+
+def test_power_sampling_draws_in_proportion_to_the_score() -> None:
+    scores = np.array([0.4, 0.3, 0.2, 0.1, 0.0])
+    view = Shortlist(ids(5), scores)
+    firsts, seconds = np.zeros(5), np.zeros(5)
+    for number in range(3000):
+        first, second, *_, last = STRATEGIES["power_bald"].pick(view, 5, round_seed(1, number, "power_bald")).positions
+        firsts[first] += 1
+        seconds[second] += 1
+        assert last == 4, "no score, no chance while there are others"
+    chances = np.array([0.4, 0.3, 0.2, 0.1])
+    after = np.array([sum(chances[i] * chances[j] / (1 - chances[i]) for i in range(4) if i != j) for j in range(4)])
+    for counts, expected in ((firsts, 3000 * chances), (seconds, 3000 * after)):
+        assert ((counts[:4] - expected) ** 2 / expected).sum() < 16.3  # 0.1 % point, 3 degrees of freedom
 
 
 # A round's batch ----------------------------------------------------------------------------------------------------

@@ -256,6 +256,8 @@ def _alive(session: int) -> list[int]:
         ("margin", "random", "tfidf"),
         ("class_balanced", "random", "tfidf"),
         ("auto", "typiclust", "encoder+tfidf"),
+        ("bald", "random", "tfidf"),
+        ("vote_entropy", "random", "tfidf"),
     ],
 )
 @pytest.mark.timeout(1800)
