@@ -89,23 +89,29 @@ def k_center(vectors: Vectors, known: Vectors, k: int, first: int) -> Positions:
     return np.array(chosen, dtype=np.intp)
 
 
-def product_distances(left: Floats, right: Floats, row: int) -> Floats:
+def product_lengths(left: Vectors, right: Vectors) -> Floats:
+    """Squared lengths (n,) of all g_i = a_i (x) h_i."""
+    lengths = np.einsum("ij,ij->i", left, left) * np.einsum("ij,ij->i", right, right)
+    return np.asarray(lengths, dtype=np.float64)
+
+
+def product_distances(left: Vectors, right: Vectors, row: int, sizes: Floats) -> Floats:
     """Squared distances (n,) of all g_i = a_i (x) h_i from that of one row, without making one of them.
 
-    |g_i - g_j|^2 = |a_i|^2 |h_i|^2 + |a_j|^2 |h_j|^2 - 2 (a_i . a_j)(h_i . h_j), for a (n, C) and h (n, d).
+    |g_i - g_j|^2 = |a_i|^2 |h_i|^2 + |a_j|^2 |h_j|^2 - 2 (a_i . a_j)(h_i . h_j), for a (n, C) and h (n, d); `sizes` are
+    their `product_lengths`.
     """
-    sizes = (left**2).sum(axis=1) * (right**2).sum(axis=1)
     distance = sizes + sizes[row] - 2 * (left @ left[row]) * (right @ right[row])
     return np.asarray(np.maximum(distance, 0.0), dtype=np.float64)  # rounding goes below zero
 
 
-def seeds_of_products(left: Floats, right: Floats, k: int, rng: Generator) -> Positions:
+def seeds_of_products(left: Vectors, right: Vectors, k: int, rng: Generator) -> Positions:
     """K-means++ seeds (Arthur & Vassilvitskii 2007) of the products a_i (x) h_i, the longest first: at most k rows.
 
-    O(n (d + C)) a pick. Where no other product is left, the rest comes at random.
+    O(n (d + C)) a pick, in one pass over both. Where no other product is left, the rest comes at random.
     """
     k = min(k, len(left))
-    distance = (left**2).sum(axis=1) * (right**2).sum(axis=1)
+    distance = sizes = product_lengths(left, right)
     chosen: list[int] = []
     while len(chosen) < k:
         apart = np.flatnonzero(distance > 0)
@@ -116,10 +122,10 @@ def seeds_of_products(left: Floats, right: Floats, k: int, rng: Generator) -> Po
             upto = np.cumsum(distance[apart], dtype=np.float64)
             place = int(np.searchsorted(upto, rng.random() * upto[-1], side="right"))
             row = int(apart[min(place, len(apart) - 1)])
-            distance = np.minimum(distance, product_distances(left, right, row))
+            distance = np.minimum(distance, product_distances(left, right, row, sizes))
         else:
             row = int(distance.argmax())
-            distance = product_distances(left, right, row)
+            distance = product_distances(left, right, row, sizes)
         chosen.append(row)
         distance[chosen] = 0.0
     return np.array(chosen, dtype=np.intp)

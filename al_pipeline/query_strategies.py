@@ -392,6 +392,44 @@ def ensemble_seed(project_seed: int, round_number: int, strategy: str) -> SeedSe
     return SeedSequence([*round_seed(project_seed, round_number, strategy).generate_state(4), zlib.crc32(b"ensemble")])
 
 
+class Best:
+    """The best of a pool that comes part by part: what `keep_best` keeps of the whole, and a row of figures of each.
+
+    It holds no more than twice as many, and one part. What scores lower than all that are kept is passed over unseen.
+    """
+
+    def __init__(self, shortlist: int, batch_size: int, project_seed: int, columns: int = 0) -> None:
+        self._keep = (shortlist, batch_size, project_seed)
+        self._size = max(shortlist, 2 * batch_size)
+        self._least = -np.inf
+        self._ids: list[str] = []
+        self._scores: list[Floats] = [np.empty(0)]
+        self._rows: list[Floats] = [np.empty((0, columns))]
+
+    def add(self, ids: Sequence[str], scores: Floats, rows: Floats | None = None) -> None:
+        """Look at another part: ids, scores (n,), and figures (n, columns) where there are some."""
+        near = np.flatnonzero(~(scores < self._least))  # a NaN stays, to be named
+        if len(near) == 0:
+            return
+        self._ids += ids if len(near) == len(ids) else [ids[row] for row in near]
+        self._scores.append(scores[near])
+        self._rows.append(np.empty((len(near), 0)) if rows is None else rows[near])
+        if len(self._ids) > 2 * self._size:
+            self._cut()
+
+    def kept(self) -> tuple[list[str], Floats, Floats]:
+        """Ids, scores and figures, best first."""
+        self._cut()
+        return list(self._ids), self._scores[0], self._rows[0]
+
+    def _cut(self) -> None:
+        scores, rows = np.concatenate(self._scores), np.concatenate(self._rows)
+        best = keep_best(self._ids, scores, *self._keep)
+        self._ids, self._scores, self._rows = [self._ids[row] for row in best], [scores[best]], [rows[best]]
+        if len(best) >= self._size:
+            self._least = float(self._scores[0][-1])
+
+
 def keep_best(ids: Sequence[str], scores: ArrayLike, shortlist: int, batch_size: int, project_seed: int) -> Positions:
     """Positions of the candidates that go on the shortlist, best first: `shortlist` of them, or two batches if more."""
     return top_k(scores, ids, max(shortlist, 2 * batch_size), round_seed(project_seed, 0, "score"))

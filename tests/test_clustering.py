@@ -19,6 +19,7 @@ from al_pipeline.clustering import (
     mean_direction,
     neighbour_distance,
     product_distances,
+    product_lengths,
     seeds_of_products,
     spread_over,
     unit_rows,
@@ -146,10 +147,10 @@ def test_seeds_of_products_are_those_of_the_explicit_gradients(n: int, k: int, s
     left, right = rng.normal(size=(n, 3)), rng.normal(size=(n, 4))
     if alike:
         left, right = left[np.arange(n) % 3], right[np.arange(n) % 3]
-    gradients = explicit(left, right)
+    gradients, sizes = explicit(left, right), product_lengths(left, right)
     for row in range(n):
         there = ((gradients - gradients[row]) ** 2).sum(axis=1)
-        np.testing.assert_allclose(product_distances(left, right, row), there, atol=1e-9)
+        np.testing.assert_allclose(product_distances(left, right, row, sizes), there, atol=1e-9)
     chosen = seeds_of_products(left, right, k, np.random.default_rng(seed)).tolist()
     assert len(chosen) == len(set(chosen)) == min(n, k)
     if alike:  # of copies, each kind is there before any of them comes twice

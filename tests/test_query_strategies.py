@@ -26,12 +26,14 @@ from al_pipeline.query_strategies import (
     RANDOM_SLICE,
     STRATEGIES,
     Asking,
+    Best,
     Need,
     Picked,
     Shortlist,
     Strategy,
     choose,
     choose_strategy,
+    keep_best,
     next_batch,
     round_seed,
     sample,
@@ -310,6 +312,38 @@ def test_top_k_names_the_item_whose_score_is_nan() -> None:
         top_k([0.0], ids(2), 1, SEED)
     with pytest.raises(ValueError, match="cannot choose -1"):
         top_k([0.0], ids(1), -1, SEED)
+
+
+@given(
+    scores=st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), max_size=60),
+    shortlist=st.integers(1, 12),
+    part=st.integers(1, 20),
+)
+@settings(max_examples=100, derandomize=True)
+def test_a_pool_read_in_parts_leaves_what_one_look_at_all_of_it_leaves(
+    scores: list[float], shortlist: int, part: int
+) -> None:
+    names, values = ids(len(scores)), np.array(scores)
+    figures = np.arange(2.0 * len(scores)).reshape(-1, 2)
+    best, plain = Best(shortlist, 2, 5, columns=2), Best(shortlist, 2, 5)
+    for start in range(0, len(scores), part):
+        some = slice(start, start + part)
+        best.add(names[some], values[some], figures[some])
+        plain.add(names[some], values[some])
+    whole = keep_best(names, values, shortlist, 2, 5)
+    kept, their_scores, their_figures = best.kept()
+    assert kept == plain.kept()[0] == [names[row] for row in whole]
+    np.testing.assert_array_equal(their_scores, values[whole])
+    np.testing.assert_array_equal(their_figures, figures[whole])
+
+
+def test_a_score_that_is_nan_is_named_in_whatever_part_it_comes() -> None:
+    best = Best(2, 1, 5)
+    for number in range(4):
+        best.add(ids(5, 5 * number), np.linspace(0.5, 1, 5))
+    best.add(ids(1, 99), np.array([np.nan]))
+    with pytest.raises(ValueError, match="'item-99' is NaN"):
+        best.kept()
 
 
 # The random slice ---------------------------------------------------------------------------------------------------

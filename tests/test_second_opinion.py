@@ -15,7 +15,7 @@ from al_pipeline.acquisition import (
     margin,
     vote_entropy,
 )
-from al_pipeline.clustering import k_center, product_distances, seeds_of_products
+from al_pipeline.clustering import k_center, product_distances, product_lengths, seeds_of_products
 
 pytest.importorskip("skactiveml", reason="!! NOT TESTED: scikit-activeml is not installed; `make setup` installs it")
 from skactiveml import pool
@@ -72,8 +72,8 @@ def test_badge_begins_with_the_same_item_and_draws_the_second_with_the_same_chan
     errors = model.predict_proba(vectors[20:])
     errors[np.arange(80), errors.argmax(axis=1)] -= 1
     assert seeds_of_products(errors, vectors[20:], 1, rng)[0] + 20 == theirs[0]
-    distance = product_distances(errors, vectors[20:], theirs[0] - 20)
-    lengths = (errors**2).sum(axis=1) * (vectors[20:] ** 2).sum(axis=1)
+    lengths = product_lengths(errors, vectors[20:])
+    distance = product_distances(errors, vectors[20:], theirs[0] - 20, lengths)
     distance = np.minimum(distance, lengths)  # they take the origin for a centre too, the paper's authors and we do not
     others = np.arange(80) != theirs[0] - 20
     np.testing.assert_allclose((distance / distance.sum())[others], chances[1, 20:][others], atol=1e-9)

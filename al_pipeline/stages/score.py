@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from al_pipeline.items import fetch, iter_items
 from al_pipeline.layout import Layout
 from al_pipeline.models import TextModel, load_text_model
 from al_pipeline.params import Select, load_overrides, load_params
-from al_pipeline.query_strategies import acquisition_of, ensemble_seed, keep_best, samples_of
+from al_pipeline.query_strategies import Best, acquisition_of, ensemble_seed, samples_of
 from al_pipeline.records import LabeledItem
 from al_pipeline.results import read_labeled, read_unresolved, write_scores
 from al_pipeline.stages import stage
@@ -38,32 +38,26 @@ def main(layout: Layout) -> None:
     select = chosen.applied_to(params.select)
     seed = ensemble_seed(params.seed, chosen.round, select.strategy)
     score = _scorer(select.strategy, model, vectors, labeled, layout, seed)
-    best_ids: list[str] = []
-    best: NDArray[np.float64] = np.empty(0)
-    best_proba: NDArray[np.float64] = np.empty((0, len(params.schema_.labels)))
+    best = Best(select.shortlist, select.batch_size, params.seed, len(params.schema_.labels))
     models = SIZES[kind] if (kind := samples_of(select.strategy)) else 1
     bounds = score_bounds(acquisition_of(select.strategy), len(params.schema_.labels), models)
     edges = np.linspace(*bounds, BINS + 1, dtype=np.float64)
     counts = np.zeros(BINS, dtype=np.int64)
     predicted = np.zeros(len(params.schema_.labels), dtype=np.int64)
-    search = _Search(select.guide, model, vectors)
+    search = _Search(select, params.seed, model, vectors)
     for batch in iter_items([layout.pool]):
         items = [item for item in batch if item.item_id not in closed]
         if not items:
             continue
         texts, own = [item.text for item in items], None if vectors is None else vectors.of(items)
         proba = model.predict_proba(texts, own)
-        search.look([item.item_id for item in items], texts, own, select, params.seed)
+        search.look([item.item_id for item in items], texts, own)
         scores = score(texts, own, proba)
         counts += np.histogram(np.clip(scores, edges[0], edges[-1]), edges)[0]
         predicted += np.bincount(proba.argmax(axis=1), minlength=len(predicted))
-        best_ids += [item.item_id for item in items]
-        best = np.concatenate([best, scores])
-        best_proba = np.concatenate([best_proba, proba])
-        rows = keep_best(best_ids, best, select.shortlist, select.batch_size, params.seed)
-        best_ids, best, best_proba = [best_ids[row] for row in rows], best[rows], best_proba[rows]
-    write_scores(layout.scores, best_ids, best, best_proba)
-    write_json(layout.guided, search.found)
+        best.add([item.item_id for item in items], scores, proba)
+    write_scores(layout.scores, *best.kept())
+    write_json(layout.guided, search.found())
     write_json(
         layout.histogram,
         {
@@ -103,21 +97,19 @@ def _scorer(
 class _Search:
     """The candidates nearest to the guide of each class, best first."""
 
-    def __init__(self, guide: Mapping[str, Sequence[str]], model: TextModel, vectors: Vectors | None) -> None:
-        self.found: dict[str, list[str]] = {name: [] for name in guide}
-        self._scores = {name: np.empty(0) for name in guide}
+    def __init__(self, select: Select, seed: int, model: TextModel, vectors: Vectors | None) -> None:
+        self._best = {name: Best(select.batch_size, select.batch_size, seed) for name in select.guide}
         self._model = model
-        self._guide = {name: (list(texts), guide_vectors(vectors, texts)) for name, texts in guide.items()}
+        self._guide = {name: (list(texts), guide_vectors(vectors, texts)) for name, texts in select.guide.items()}
 
-    def look(
-        self, ids: Sequence[str], texts: Sequence[str], own: NDArray[np.float32] | None, select: Select, seed: int
-    ) -> None:
+    def look(self, ids: Sequence[str], texts: Sequence[str], own: NDArray[np.float32] | None) -> None:
         """Take more candidates into account."""
         for name, (others, other_vectors) in self._guide.items():
-            nearest = self._model.likeness(texts, own, others, other_vectors).max(axis=1)
-            every, scores = self.found[name] + list(ids), np.concatenate([self._scores[name], nearest])
-            rows = keep_best(every, scores, select.batch_size, select.batch_size, seed)
-            self.found[name], self._scores[name] = [every[row] for row in rows], scores[rows]
+            self._best[name].add(ids, self._model.likeness(texts, own, others, other_vectors).max(axis=1))
+
+    def found(self) -> dict[str, list[str]]:
+        """For each class the ids, best first."""
+        return {name: best.kept()[0] for name, best in self._best.items()}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,196 @@
+"""What choosing a batch costs on a large pool, beside one matrix product of its cached features.
+
+    python -m benchmarks.selection [--items 1000000]      writes benchmarks/results/selection.json
+
+The pool is a file of float32 features of unit length, 384 wide, read part by part as the stage `score` reads the
+cache; a head of 20 classes scores it by the functions that the stage calls; `next_batch` chooses 100 from the
+shortlist. Features and head are drawn at random: cost does not depend on what they say. A strategy's seconds run from
+the first feature to the finished batch, without the random slice, which costs the same for all and stands by itself
+(it hashes every id). BADGE runs on the shortlist, as the strategy does, and once over the whole pool, in passes over
+the features. Memory is the peak of what the process holds beyond the file's pages, for the pool and for a quarter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from al_pipeline.acquisition import ACQUISITION
+from al_pipeline.clustering import seeds_of_products
+from al_pipeline.head import FeatureMatrix, Head
+from al_pipeline.query_strategies import (
+    RANDOM_SLICE,
+    Asking,
+    Best,
+    Shortlist,
+    acquisition_of,
+    next_batch,
+    round_seed,
+    sample,
+)
+from benchmarks.record import record
+
+WIDTH, CLASSES, BATCH, SHORTLIST = 384, 20, 100, 1000
+STRATEGIES = ("margin", "cluster_margin", "badge")
+THREADS = 2
+PART = 1000
+"""Rows at a time, as the stage reads them."""
+_LOOK_SECONDS = 0.005
+
+Features = NDArray[np.float32]
+
+
+def main() -> None:
+    """Measure and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=1_000_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, threadpool_limits(THREADS):
+        pool = write_pool(Path(folder) / "pool.npy", options.items)
+        figures = measure(pool, options.repeats)
+        quarter = {name: row["peak_memory_mib"] for name, row in strategies(pool[: len(pool) // 4], 1, 1.0).items()}
+    sizes = {"items": options.items, "width": WIDTH, "classes": CLASSES, "batch": BATCH, "shortlist": SHORTLIST}
+    record("selection", {**sizes, "threads": THREADS, **figures, "peak_memory_mib_of_a_quarter": quarter})
+
+
+def write_pool(path: Path, items: int) -> Features:
+    """Rows of unit length in a file; they come into memory when they are read."""
+    rng = np.random.default_rng(0)
+    pool = np.lib.format.open_memmap(path, "w+", np.float32, (items, WIDTH))
+    for start in range(0, items, 50_000):
+        rows = rng.standard_normal((min(50_000, items - start), WIDTH), dtype=np.float32)
+        pool[start : start + len(rows)] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    pool.flush()
+    return np.load(path, mmap_mode="r")
+
+
+def random_head() -> Head:
+    """A head of all classes that is neither sure nor unsure of everything."""
+    rng = np.random.default_rng(1)
+    names = tuple(f"class {number}" for number in range(CLASSES))
+    weights = rng.normal(0, 3, (CLASSES, WIDTH)).astype(np.float32)
+    return Head(names, dict.fromkeys(names, 5), (weights,), np.zeros(CLASSES, np.float32), 1.0, (WIDTH,))
+
+
+def measure(pool: Features, repeats: int) -> dict[str, object]:
+    """The product, the strategies beside it, and BADGE over everything."""
+    weights = np.ascontiguousarray(random_head().weights[0].T)
+    one = pool[0].copy()
+    product = seconds(lambda: pool @ weights, repeats)
+    one_pass = seconds(lambda: pool @ one, repeats)
+    ids = names_of(len(pool))
+    slice_seconds = seconds(lambda: sample(ids, BATCH // 10, round_seed(1, 1, "margin"), RANDOM_SLICE), 1)
+    return {
+        "matrix_product_seconds": round(product, 3),
+        "one_pass_seconds": round(one_pass, 3),
+        "random_slice_seconds": round(slice_seconds, 3),
+        "strategies": strategies(pool, repeats, product),
+        "badge_over_the_whole_pool": whole_badge(pool, one_pass),
+    }
+
+
+def strategies(pool: Features, repeats: int, product: float) -> dict[str, dict[str, float]]:
+    """Each strategy from the first feature to the batch."""
+    ids = names_of(len(pool))
+    found = {}
+    for name in STRATEGIES:
+        with peak_memory() as peak:
+            spent = seconds(lambda name=name: select(name, pool, ids), repeats)
+        found[name] = {
+            "seconds": round(spent, 3),
+            "matrix_products": round(spent / product, 2),
+            "peak_memory_mib": round(peak[0]),
+        }
+    return found
+
+
+def select(strategy: str, pool: Features, ids: Sequence[str]) -> list[str]:
+    """What the stages `score` and `select` do with features that are cached."""
+    asking = Asking(1, BATCH, strategy, BATCH, 0.0, SHORTLIST)
+    head, acquire = random_head(), ACQUISITION[acquisition_of(strategy)]
+    best = Best(SHORTLIST, BATCH, asking.seed, CLASSES)
+    for start in range(0, len(pool), PART):
+        proba = head.predict_proba(FeatureMatrix(np.asarray(pool[start : start + PART])))
+        best.add(ids[start : start + PART], acquire(proba), proba)
+    labels = {f"label {number}": head.classes[number % CLASSES] for number in range(100)}
+
+    def vectors(some: Sequence[str]) -> Features:
+        return np.array(pool[[int(name, 16) for name in some]])
+
+    queries, _ = next_batch(asking, 1, ids, Shortlist(*best.kept()), labels, head.classes, vectors)
+    assert len({query.item_id for query in queries}) == BATCH and {query.strategy for query in queries} == {strategy}
+    return [query.item_id for query in queries]
+
+
+def whole_badge(pool: Features, one_pass: float) -> dict[str, float]:
+    """BADGE's seeds over every row, in passes over the features; without the bias, which would copy them."""
+    head = random_head()
+    errors = np.empty((len(pool), CLASSES), np.float32)
+    for start in range(0, len(pool), PART):
+        errors[start : start + PART] = head.predict_proba(FeatureMatrix(np.asarray(pool[start : start + PART])))
+    errors[np.arange(len(pool)), errors.argmax(axis=1)] -= 1
+    with peak_memory() as peak:
+        spent = seconds(lambda: seeds_of_products(errors, pool, BATCH, np.random.default_rng(0)), 1)
+    passes = spent / one_pass
+    return {
+        "seconds": round(spent, 2),
+        "passes_over_memory": round(passes, 1),
+        "passes_a_pick": round(passes / BATCH, 2),
+        "peak_memory_mib": round(peak[0]),
+    }
+
+
+def names_of(items: int) -> list[str]:
+    """Ids as ingest makes them: twenty hexadecimal digits."""
+    return [f"{number:020x}" for number in range(items)]
+
+
+def seconds(call: Callable[[], object], repeats: int) -> float:
+    """The median of some runs, after one that brings the file into memory."""
+    if repeats > 1:
+        call()
+    spent = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        call()
+        spent.append(time.perf_counter() - began)
+    return median(spent)
+
+
+@contextmanager
+def peak_memory() -> Iterator[list[float]]:
+    """The highest anonymous memory while it runs, in MiB beyond what there was at its beginning."""
+    before, peak, ended = _anonymous(), [0.0], threading.Event()
+
+    def look() -> None:
+        while not ended.wait(_LOOK_SECONDS):
+            peak[0] = max(peak[0], _anonymous() - before)
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _anonymous() -> float:
+    """Memory of this process that is no file's page, in MiB."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+
+if __name__ == "__main__":
+    main()
