@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator, SeedSequence
 
-from al_pipeline.head import STRENGTH, FeatureMatrix, Floats, Head, class_weights, feature_scales, fit_head
+from al_pipeline.head import STRENGTH, FeatureMatrix, Floats, Head, class_weights, feature_scales, fit_head, softmax
 from al_pipeline.query_strategies import Samples
 
 SIZES: dict[Samples, int] = {"committee": 8, "posterior": 20}
@@ -150,8 +150,7 @@ def _kernel(blocks: Sequence[Any]) -> Floats:
 def _curvature(logits: Floats, importance: Floats) -> tuple[Floats, Floats]:
     """The directions of the classes (C, C) in which the mean of diag(p) - p p^T is diagonal; in them, each label's
     weighted curvature, (m, C)."""
-    proba = np.exp(logits - logits.max(axis=1, keepdims=True))
-    proba /= proba.sum(axis=1, keepdims=True)
+    proba = softmax(logits)
     mean = np.diag(importance @ proba) - (proba * importance[:, None]).T @ proba
     _, turn = np.linalg.eigh(mean / importance.sum())
     own = importance[:, None] * (proba @ turn**2 - (proba @ turn) ** 2)

@@ -121,7 +121,7 @@ class Head:
         proba = np.full((len(features), len(self.classes)), 1 / (sum(self.counts.values()) + len(self.classes)))
         if seen:
             rest = 1 - proba[0, 0] * (len(self.classes) - len(seen)) if len(features) else 1.0
-            proba[:, seen] = rest * np.exp(_log_softmax(self.logits(features) / self.temperature))
+            proba[:, seen] = rest * softmax(self.logits(features) / self.temperature)
         proba += _FLOOR
         return np.asarray(proba / proba.sum(axis=1, keepdims=True), np.float64)
 
@@ -282,6 +282,13 @@ def stratified_folds(
     dealt = np.empty(len(targets), np.intp)
     dealt[by_class] = np.arange(len(targets)) % folds
     return [(np.flatnonzero(dealt != fold), np.flatnonzero(dealt == fold)) for fold in range(folds)]
+
+
+def softmax(logits: Floats) -> Floats:
+    """Distributions over the columns, (n, C)."""
+    proba: Floats = np.exp(logits - logits.max(axis=1, keepdims=True))
+    proba /= proba.sum(axis=1, keepdims=True)
+    return proba
 
 
 def _log_softmax(logits: Floats) -> Floats:

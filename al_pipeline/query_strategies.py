@@ -170,6 +170,8 @@ def sample(ids: Sequence[str], k: int, seed: SeedSequence, purpose: str = "sampl
     The k smallest hashes of (seed, purpose, id): no order of the ids, and no release of a random generator, changes it.
     """
     k = _batch(k, len(ids))
+    if k == 0:
+        return np.empty(0, dtype=np.intp)
     keys = _hashes(ids, seed, purpose)
     if k < len(ids):
         threshold = np.partition(keys, k)[k]
