@@ -38,14 +38,12 @@ def check_samples(samples: ArrayLike) -> Floats:
 def _check_rows(checked: Floats) -> None:
     """The last axis holds distributions. Raises ValueError naming the first item that has another."""
     inner = tuple(range(1, checked.ndim))
-    finite = np.isfinite(checked).all(axis=inner)
-    if not finite.all():
-        row = int(np.argmin(finite))
+    if not np.isfinite(checked).all():
+        row = int(np.argmin(np.isfinite(checked).all(axis=inner)))
         raise ValueError(f"row {row} of the probabilities is not finite: {checked[row].tolist()}")
     near = np.abs(checked.sum(axis=-1) - 1) <= _SUM_TOLERANCE
-    proper = (checked >= 0).all(axis=inner) & near.all(axis=inner[:-1])
-    if not proper.all():
-        row = int(np.argmin(proper))
+    if not (near.all() and (checked >= 0).all()):
+        row = int(np.argmin((checked >= 0).all(axis=inner) & near.all(axis=inner[:-1])))
         raise ValueError(f"row {row} of the probabilities must be >= 0 and sum to 1, got {checked[row].tolist()}")
 
 

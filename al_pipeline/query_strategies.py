@@ -495,7 +495,9 @@ def _what_it_needs(
             few = sample(candidates, COLD_CANDIDATES, round_seed(asking.seed, round_number, name), "candidates")
             view = Shortlist([candidates[position] for position in few])
         if view is not None:
-            view = _with_vectors(view, needs, asking, set(candidates), sorted(labels), vectors)
+            seen = set(view.ids)
+            open_ = {item_id for item_id in candidates if item_id in seen}
+            view = _with_vectors(view, needs, asking, open_, sorted(labels), vectors)
     if view is not None and vectors is not None and "centre" in needs:
         few = sample(candidates, COLD_CANDIDATES, round_seed(asking.seed, round_number, name), "centre")
         some = sorted(candidates[position] for position in few)
@@ -577,9 +579,9 @@ def choose(
         if item_id in honest or item_id in fresh_again
     ]
     taken = honest.keys() | fresh_again
-    rest = [item_id for item_id in candidates if item_id not in taken]
-    own = _own_picks(STRATEGIES[strategy], strategy, rest, shortlist, room - len(fresh_again), seed)
-    own = _make_room(own, [item_id for item_id in dict.fromkeys(guided) if item_id in known - taken])
+    free = _Free(candidates, known, taken)
+    own = _own_picks(STRATEGIES[strategy], strategy, free, shortlist, room - len(fresh_again), seed)
+    own = _make_room(own, [item_id for item_id in dict.fromkeys(guided) if item_id in free])
     in_head = {one.item_id for one in head}
     spread = _interleave(
         [query(*row) for row in own], [honest[item_id] for item_id in drawn if item_id not in in_head], seed
@@ -587,20 +589,36 @@ def choose(
     return [replace(one, rank=rank) for rank, one in enumerate([*head, *spread])]
 
 
+@dataclass(frozen=True, slots=True)
+class _Free:
+    """Candidates without those that are taken. They are listed only for who has to see all: a pool is large."""
+
+    candidates: Sequence[str]
+    known: AbstractSet[str]
+    """The candidates, as a set."""
+    taken: AbstractSet[str]
+
+    def __contains__(self, item_id: str) -> bool:
+        return item_id in self.known and item_id not in self.taken
+
+    def without(self, others: AbstractSet[str]) -> list[str]:
+        """All of them but these, in their order."""
+        return [item_id for item_id in self.candidates if item_id not in self.taken and item_id not in others]
+
+
 def _own_picks(
-    strategy: Strategy, name: str, rest: list[str], shortlist: Shortlist | None, k: int, seed: SeedSequence
+    strategy: Strategy, name: str, free: _Free, shortlist: Shortlist | None, k: int, seed: SeedSequence
 ) -> list[tuple[str, str, float]]:
-    """The strategy's picks among `rest`, filled up at random where its shortlist is too short."""
+    """The strategy's picks among the free ones, filled up at random where its shortlist is too short."""
     if not strategy.needs:
-        view = Shortlist(sorted(rest))
+        view = Shortlist(sorted(free.without(set())))
     elif shortlist is None:
         raise ValueError(f"strategy {name!r} needs a shortlist with {', '.join(sorted(strategy.needs))}")
     else:
         missing = sorted(need for need in strategy.needs if getattr(shortlist, need) is None)
         if missing:
             raise ValueError(f"strategy {name!r} needs {', '.join(missing)}, which the shortlist lacks")
-        open_items = set(rest)
-        rows = [position for position, item_id in enumerate(shortlist.ids) if item_id in open_items]
+        rows = [position for position, item_id in enumerate(shortlist.ids) if item_id in free]
         view = shortlist.rows(np.array(sorted(rows, key=lambda row: shortlist.ids[row]), dtype=np.intp))
     chosen: list[tuple[str, str, float]] = []
     if room := min(k, len(view.ids)):
@@ -609,8 +627,7 @@ def _own_picks(
     left = k - len(chosen)
     if left <= 0:
         return chosen
-    seen = {item_id for item_id, _, _ in chosen}
-    others = [item_id for item_id in rest if item_id not in seen]
+    others = free.without({item_id for item_id, _, _ in chosen})
     fill = sample(others, left, seed, RANDOM_FILL)
     return chosen + [(others[position], RANDOM_FILL, len(fill) / len(others)) for position in fill]
 
