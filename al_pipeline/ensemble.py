@@ -60,10 +60,8 @@ def _committee(
     named, rng = np.array(labels), np.random.default_rng(seed)
     members = []
     for _ in range(count):
-        drawn = np.concatenate(
-            [rng.choice(own, len(own)) for name in head.seen if len(own := np.flatnonzero(named == name))]
-        )
-        drawn.sort()
+        own = [np.flatnonzero(named == name) for name in head.seen]
+        drawn = np.sort(np.concatenate([rng.choice(rows, len(rows)) for rows in own]))
         member = fit_head(features.rows(drawn), named[drawn].tolist(), head.classes, 0, calibrate=False)
         members.append(replace(member, counts=head.counts, temperature=head.temperature))
     return members
