@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from embedded import REPOSITORY, LabelStudioServer, PrefectServer, seed_templates
 from harness import ENVIRONMENT, NOT_THE_USERS, copy_workspace, play, small_workspace
+from hypothesis import settings
 
 from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.workspace import Workspace
@@ -31,6 +32,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_SCRATCH] = tempfile.mkdtemp(prefix="al-tests-")
     os.environ["AL_HOME"] = f"{config.stash[_SCRATCH]}/al"
     os.environ["PREFECT_HOME"] = f"{config.stash[_SCRATCH]}/prefect"
+    # The same examples each time, so that a failure is of the change at hand; `--hypothesis-profile=explore` looks for
+    # others.
+    settings.register_profile("same", derandomize=True, deadline=None)
+    settings.register_profile("explore", derandomize=False, deadline=None, max_examples=1000)
+    settings.load_profile(config.getoption("--hypothesis-profile") or "same")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -372,6 +372,7 @@ def test_a_parquet_file_of_kilobytes_does_not_unpack_into_gigabytes(tmp_path: Pa
     assert grown < 400
 
 
+@pytest.mark.slow
 def test_a_parquet_value_that_would_fill_the_memory_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "huge.parquet"
     pq.write_table(pa.table({"text": pa.array(["y" * 150_000_000])}), path, compression="zstd")

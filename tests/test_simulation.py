@@ -146,6 +146,7 @@ def test_the_vocabulary_knows_nothing_of_the_test_set(texts: LabeledTexts) -> No
     assert before.matrix.widths == after.matrix.widths
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_kept_and_what_is_missing_is_done(texts: LabeledTexts, tmp_path: Path) -> None:
     first = run(texts, tmp_path / "out")
     assert first.done == 6  # two strategies and all labels, two seeds
@@ -163,6 +164,7 @@ def test_what_is_finished_is_kept_and_what_is_missing_is_done(texts: LabeledText
     assert run(texts, tmp_path / "out", strategies=("entropy",), seeds=3).done == 5
 
 
+@pytest.mark.slow
 def test_other_texts_or_settings_are_another_simulation(texts: LabeledTexts, tmp_path: Path) -> None:
     out = tmp_path / "out"
     folders = [run(texts, out, seeds=1, **other).folder for other in ({}, {"budget": 80}, {"batch_size": 10})]
@@ -423,6 +425,7 @@ def test_options_that_do_not_fit_are_named(texts: LabeledTexts, tmp_path: Path) 
         with_features(params(), "bert")
 
 
+@pytest.mark.slow
 def test_al_simulate_prints_one_object(tmp_path: Path) -> None:
     write_corpus(tmp_path / "mails.csv")
     command = [sys.executable, "-m", "al_pipeline.cli", "simulate", "mails.csv", "--features", "tfidf", "--json"]
