@@ -2,6 +2,9 @@
 
 Only reads are repeated: after a lost reply nobody knows whether a write took place, and Label Studio never notices a
 duplicate. Errors name the call and the status, never a body or a header: those hold texts, tokens and sessions.
+
+A server that asks us to wait (429 or 503 with `Retry-After`) is not asked earlier than it says, whatever the request.
+We wait for a minute at most, all waits of one client taken together; where more is asked, the call fails and says so.
 """
 
 from __future__ import annotations
@@ -48,6 +51,8 @@ _T = TypeVar("_T")
 
 _READ_ATTEMPTS = 4
 _FIRST_DELAY = 0.5
+_PATIENCE_SECONDS = 60.0
+"""How long a server may have one client wait by `Retry-After`, in all: a tick must come to its end."""
 _PAGE = 500
 _KEYS_PER_REQUEST = 50
 _HOTKEYS = "123456789" + string.ascii_lowercase
@@ -106,6 +111,9 @@ class LabelStudioOracle:
         )
         self._sleep = sleep
         self._jitter = random.Random()
+        self._not_before = 0.0
+        """Until when (`time.monotonic`) the server asked us to be silent."""
+        self._patience = _PATIENCE_SECONDS
         self._emails: dict[int, str] = {}
 
     def __repr__(self) -> str:
@@ -356,17 +364,25 @@ class LabelStudioOracle:
             try:
                 return self._write(what, send, parse)
             except LabelStudioDown:
+                if self._silence() > self._patience:
+                    raise
                 self._sleep(_FIRST_DELAY * 2 ** (attempt - 1) * self._jitter.uniform(0.5, 1.5))
         return self._write(what, send, parse)
 
     def _write(self, what: str, send: Callable[[], Any], parse: Callable[[Any], _T]) -> _T:
-        """Send a request once and read its reply. Raises LabelStudioDown, LabelStudioRefused, _NotFound for a 404."""
+        """Send a request once, when the server allows, and read its reply.
+
+        Raises LabelStudioDown, LabelStudioRefused, _NotFound for a 404.
+        """
         from label_studio_sdk.core.api_error import ApiError
 
+        self._keep_silence(what)
         try:
             return parse(send())
         except ApiError as error:
-            failure = _failure(what, self.url, error.status_code)
+            if error.status_code in (429, 503):
+                self._not_before = time.monotonic() + asked_to_wait(error.headers or {})
+            failure = _failure(what, self.url, error.status_code, self._silence())
         except httpx.TimeoutException:
             failure = LabelStudioDown(
                 f"{what}: Label Studio at {self.url} gave no reply in time "
@@ -384,6 +400,20 @@ class LabelStudioOracle:
             )
         # Outside the handlers: the SDK's error holds headers and bodies, and must not travel with ours.
         raise failure
+
+    def _silence(self) -> float:
+        """How many seconds we must still be silent."""
+        return max(0.0, self._not_before - time.monotonic())
+
+    def _keep_silence(self, what: str) -> None:
+        """Wait as long as the server asked. Raises LabelStudioDown where that is too long, and sends nothing."""
+        seconds = self._silence()
+        if seconds > self._patience:
+            raise _failure(what, self.url, 429, seconds)
+        if seconds:
+            self._patience -= seconds
+            self._sleep(seconds)
+            self._not_before = 0.0
 
     def _clock_ahead(self) -> float | None:
         try:
@@ -430,7 +460,33 @@ def _on_this_machine(url: str) -> bool:
         raise LabelStudioRefused(f"{url!r} is no address; give one such as https://labels.example.org") from None
 
 
-def _failure(what: str, url: str, status: int | None) -> Exception:
+def asked_to_wait(headers: Mapping[str, str]) -> float:
+    """For how many seconds a reply asks us to wait; 0 where it does not, or not in a form that the standard knows.
+
+    `Retry-After` is a number of seconds or a date; a date is compared with the server's own `Date`, if it tells it.
+    """
+    found = {name.lower(): value.strip() for name, value in headers.items()}
+    asked = found.get("retry-after", "")
+    if asked.isascii() and asked.isdecimal():
+        return float(asked)
+    try:
+        until = _header_date(asked)
+    except (ValueError, TypeError):
+        return 0.0
+    try:
+        now = _header_date(found.get("date", ""))
+    except (ValueError, TypeError):
+        now = datetime.now(UTC)
+    return max(0.0, (until - now).total_seconds())
+
+
+def _header_date(text: str) -> datetime:
+    moment = parsedate_to_datetime(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _failure(what: str, url: str, status: int | None, wait: float = 0.0) -> Exception:
+    """What a reply of this status means; `wait`: for how many seconds the server asked to be left alone."""
     if status == 404:
         return _NotFound(f"{what}: Label Studio at {url} has no such thing (404); is the address right?")
     if status in (401, 403):
@@ -445,7 +501,10 @@ def _failure(what: str, url: str, status: int | None) -> Exception:
             f"{what}: {url} answered {status} with something that is not Label Studio's; "
             "is the address right, or a log-in page in between?"
         )
-    why = "asks us to wait" if status == 429 else "failed; its own log says why"
+    if wait:
+        why = f"asks us to wait for {wait:.0f} s"
+    else:
+        why = "asks us to wait" if status == 429 else "failed; its own log says why"
     return LabelStudioDown(f"{what}: Label Studio at {url} {why} (status {status}). Nothing is lost: try again later")
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+from annotating import SCHEMA
 from chaos.lab import Lab
 from chaos.reference import Reference, make_reference
 from chaos.sites import said
 from chaos.suite import Outcome, append_outcome, figures, play, read_outcomes, scenarios, summary
+from chaos.twin import TwinOracle, TwinServer
+
+from al_pipeline.oracle import SimulatedOracle
 
 SLICE = (
     "tick 1-?? after tag",
@@ -105,6 +112,18 @@ def test_the_table_adds_up_by_kind() -> None:
         "recover_seconds": {"median": 2.0, "max": 3.0},
         "ticks_until_quiet": {"median": 1.5, "max": 2},
     }
+
+
+def test_a_twin_that_ended_cannot_answer_for_the_next_one() -> None:
+    """Its thread would: woken up, it may look for callers where another twin listens by now."""
+    threads = threading.active_count()
+    with TwinServer(SimulatedOracle()) as server, closing(TwinOracle(str(server.address))) as oracle:
+        project = oracle.ensure_project("w", "c", SCHEMA, 1, False, None)
+        assert list(oracle.task_states(project)) == []
+    deadline = time.monotonic() + 10
+    while threading.active_count() > threads:
+        assert time.monotonic() < deadline, threading.enumerate()
+        time.sleep(0.01)
 
 
 def test_answers_depend_on_the_task_alone() -> None:

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from al_pipeline.errors import BadParams, ForeignProject, LabelStudioDown, LabelStudioRefused, WorldError
-from al_pipeline.label_studio import LabelStudioOracle, label_config
+from al_pipeline.label_studio import LabelStudioOracle, asked_to_wait, label_config
 from al_pipeline.oracle import Oracle, ProjectMark, ProjectRef, data_key
 from al_pipeline.params import Schema
 
@@ -181,6 +181,64 @@ def test_only_reads_are_repeated_and_not_for_ever() -> None:
             with pytest.raises(LabelStudioDown):
                 calls(oracle)[name]()
     assert seen == ["GET"] * 4 + ["POST"] + ["PATCH"]
+
+
+def busy_oracle(waits: list[str], slept: list[float], seen: list[str]) -> LabelStudioOracle:
+    """An oracle of a server that asks to wait as `waits` says, one after another, and then answers 404."""
+
+    def busy(request: httpx.Request) -> httpx.Response:
+        seen.append(request.method)
+        return httpx.Response(429, headers={"Retry-After": waits.pop(0)}) if waits else httpx.Response(404)
+
+    transport = httpx.MockTransport(busy)
+    return LabelStudioOracle("http://ls.example", TOKEN, timeout=1, sleep=slept.append, transport=transport)
+
+
+def test_a_server_that_asks_us_to_wait_is_not_asked_earlier_whatever_the_request() -> None:
+    slept: list[float] = []
+    seen: list[str] = []
+    with busy_oracle(["7", "8"], slept, seen) as oracle:
+        with pytest.raises(LabelStudioDown, match=r"asks us to wait for 7 s \(status 429\)"):
+            oracle.import_tasks(REF, tasks_of("w", 1, 1))
+        assert slept == [], "a write is not repeated"
+        with pytest.raises(ForeignProject):
+            oracle.check(REF, "w")
+    assert seen == ["POST", "GET", "GET"]
+    asked = [seconds for seconds in slept if seconds > 1]
+    assert asked == [pytest.approx(7, abs=0.5), pytest.approx(8, abs=0.5)]
+
+
+@pytest.mark.parametrize("waits", [["3600"], ["40", "40"], ["9" * 400]])
+def test_a_server_that_asks_us_to_wait_for_long_is_left_alone(waits: list[str]) -> None:
+    slept: list[float] = []
+    seen: list[str] = []
+    requests = len(waits)
+    with busy_oracle(waits, slept, seen) as oracle:
+        for _ in range(2):
+            with pytest.raises(LabelStudioDown, match="asks us to wait for .* try again later"):
+                oracle.check(REF, "w")
+    assert len(seen) == requests, "nothing more was sent"
+    assert sum(slept) <= 60 + 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "12"}, 12.0),
+        ({"Retry-After": " 12 "}, 12.0),
+        ({"retry-after": "Tue, 24 Nov 2026 10:00:30 GMT", "date": "Tue, 24 Nov 2026 10:00:00 GMT"}, 30.0),
+        ({"retry-after": "Tue, 24 Nov 2026 10:00:30 -0000", "date": "Tue, 24 Nov 2026 10:00:00 GMT"}, 30.0),
+        ({"retry-after": "Tue, 24 Nov 2026 10:00:00 GMT", "date": "Tue, 24 Nov 2026 10:00:30 GMT"}, 0.0),
+        ({"retry-after": "Mon, 01 Jan 2001 00:00:00 GMT", "date": "soon"}, 0.0),
+        ({"retry-after": "-5"}, 0.0),
+        ({"retry-after": "1.5"}, 0.0),
+        ({"retry-after": "²"}, 0.0),
+        ({"retry-after": "soon"}, 0.0),
+        ({}, 0.0),
+    ],
+)
+def test_retry_after_is_read_in_both_of_its_forms(headers: dict[str, str], seconds: float) -> None:
+    assert asked_to_wait(headers) == seconds
 
 
 def test_a_read_that_is_refused_is_not_repeated() -> None:

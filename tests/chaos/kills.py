@@ -89,12 +89,16 @@ def _at_random(lab: Lab, tally: Tally, seed: int) -> None:
     draw = random.Random(f"random {seed}")
     phase = draw.choice((0, 1, 1))
     with lab.site(f"start-{phase}") as site:
-        for _ in range(KILLS_PER_STORY):
+        while tally.injected < KILLS_PER_STORY:
             tick = site.start()
             time.sleep(draw.uniform(0.6, 0.6 + lab.reference.seconds[phase]))
             both = site.dvc_process() if draw.random() < 0.5 else None
-            if tick.kill().code == 0:  # it was faster
-                break
+            ended = tick.kill()
+            if ended.code == 0:  # it was faster: on to the next round
+                site.recover()
+                site.answer()
+                continue
+            expect(ended.code == -signal.SIGKILL, f"the tick was not killed: {ended.short}")
             tally.strike()
             if both is not None:
                 _kill(both)

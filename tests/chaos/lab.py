@@ -147,6 +147,8 @@ class Studio:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
         self._folder = folder
+        self._saved: dict[str, dict[str, str]] = {}
+        """The tokens of each saved database."""
         self.server = LabelStudioServer(folder)
         self.tokens = {email: self.server.invite(email) for email in (ANN, BOB, ROBOT)}
         self.ids = {email: int(self.api("GET", "/api/current-user/whoami", email)["id"]) for email in self.tokens}
@@ -199,6 +201,7 @@ class Studio:
         """Keep the database as it is, as a backup would. (It stops the server and starts it again.)"""
         self.server.stop()
         shutil.copytree(self.server.data_dir, self._folder / name, dirs_exist_ok=True)
+        self._saved[name] = dict(self.tokens)
         self.server.restart()
 
     def restore(self, name: str) -> None:
@@ -206,6 +209,7 @@ class Studio:
         self.server.stop()
         shutil.rmtree(self.server.data_dir)
         shutil.copytree(self._folder / name, self.server.data_dir)
+        self.tokens = dict(self._saved[name])
         self.server.restart()
 
     def stop(self) -> None:

@@ -388,7 +388,9 @@ class Site:
         before = self.fingerprint()
         ended = self.round()
         expect(ended.code == 0, f"a tick without news failed: {ended.short}")
-        expect(self.fingerprint() == before, "a tick without news changed something")
+        names = ("HEAD", "tags", "git status", "tasks", "answers")
+        changed = [name for name, was, now in zip(names, before, self.fingerprint(), strict=True) if was != now]
+        expect(not changed, f"a tick without news changed {', '.join(changed)}: {dict(ended.told)}")
 
     def _check_nothing_runs(self) -> None:
         running = [process.pid for process in self.running()]

@@ -25,6 +25,7 @@ from chaos.machine import machine_scenarios
 from chaos.network import network_scenarios
 from chaos.reference import Reference
 from chaos.sites import Failure
+from chaos.workers import worker_scenarios
 
 _PATIENCE_SECONDS = 5.0
 
@@ -51,7 +52,7 @@ class Outcome:
 
 def scenarios(reference: Reference) -> list[Scenario]:
     """Every scenario: those on a real Label Studio first, those with Prefect last, so that few servers are started."""
-    found = [*network_scenarios(), *kill_scenarios(reference), *machine_scenarios()]
+    found = [*network_scenarios(), *kill_scenarios(reference), *machine_scenarios(), *worker_scenarios()]
     assert len({scenario.name for scenario in found}) == len(found)
     return sorted(found, key=lambda one: (not one.real, one.name.startswith(("flow", "Prefect"))))
 

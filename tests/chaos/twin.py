@@ -30,6 +30,7 @@ class TwinServer:
         self._folder = Path(tempfile.mkdtemp(prefix="al-twin-"))
         self.address = self._folder / "socket"
         self._listener = Listener(str(self.address), "AF_UNIX")
+        self._ended = False
         self._thread = threading.Thread(target=self._accept, daemon=True)
 
     def __enter__(self) -> Self:
@@ -37,6 +38,11 @@ class TwinServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """End the thread, then close: one that still waits in `accept` may find the next twin behind the number."""
+        self._ended = True
+        with contextlib.suppress(OSError):
+            Client(str(self.address), "AF_UNIX").close()
+        self._thread.join()
         self._listener.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -44,7 +50,10 @@ class TwinServer:
         while True:
             try:
                 connection = self._listener.accept()
-            except OSError:  # closed
+            except OSError:  # the caller is gone already
+                continue
+            if self._ended:
+                connection.close()
                 return
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
