@@ -293,7 +293,7 @@ def report(
 @app.command()
 def simulate(
     corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="CSV, JSONL or Parquet with texts and labels.")],
-    strategies: Annotated[str, typer.Option(help="Query strategies, divided by commas.")] = "random,margin",
+    strategies: Annotated[str, typer.Option(help="Query strategies, divided by commas.")] = "random,margin,auto",
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each with its own test set and seed round.")] = 10,
     budget: Annotated[int, typer.Option(min=1, help="Labels that each run may spend.")] = 1000,
     batch_size: Annotated[

@@ -31,6 +31,7 @@ StrategyName = Literal[
     "least_confidence",
     "cluster_margin",
     "class_balanced",
+    "relevance",
     "badge",
     "density",
     "vote_entropy",
@@ -144,7 +145,7 @@ class Select(_Section):
     guide: dict[_Name, list[_Phrase]] = Field(default_factory=dict, max_length=200)
 
 
-NEEDS_ENCODER = frozenset({"badge", "cluster_margin", "core_set", "density", "kmeans", "typiclust"})
+NEEDS_ENCODER = frozenset({"badge", "cluster_margin", "core_set", "density", "kmeans", "relevance", "typiclust"})
 """Strategies that look at an encoder's vectors."""
 
 

@@ -259,6 +259,36 @@ def _pick_class_balanced(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
     return Picked(np.array(picked, dtype=np.intp), np.ones(k))
 
 
+def _pick_relevance(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
+    """Relevance sampling for the classes with few labels, in half of the batch; cluster-margin in the rest.
+
+    Each of those picks is the item that is most probably of the class with the fewest labels, of those that have any
+    (Lewis & Gale 1994, section 3, who search for one class), and counts as one of its labels. Where no class has less
+    than half of an equal share of the labels, the whole batch is cluster-margin's.
+    """
+    assert view.proba is not None and view.counts is not None
+    counts = np.array(view.counts, dtype=np.int64)
+    seen = np.flatnonzero(counts)
+    free = np.ones(len(view.ids), dtype=np.bool_)
+    picked: list[int] = []
+    if is_unbalanced(counts.tolist()):
+        ties = np.argsort(sample(view.ids, len(view.ids), seed, "relevance"))
+        for _ in range(k // 2):
+            poorest = seen[counts[seen].argmin()]
+            order = np.lexsort((ties, np.where(free, -view.proba[:, poorest], np.inf)))
+            picked.append(int(order[0]))
+            free[picked[-1]] = False
+            counts[poorest] += 1
+    rest = np.flatnonzero(free)
+    others = rest[_pick_cluster_margin(view.rows(rest), k - len(picked), seed).positions]
+    return Picked(np.concatenate([np.array(picked, dtype=np.intp), others]), np.ones(k))
+
+
+def is_unbalanced(counts: Sequence[int]) -> bool:
+    """Whether a class that has labels, of `counts` (C,), has less than half of an equal share of them."""
+    return 2 * len(counts) * min((count for count in counts if count), default=0) < sum(counts)
+
+
 def _pick_badge(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
     """BADGE: k-means++ seeds of the gradients that the items' likeliest labels would give (Ash et al. 2020).
 
@@ -315,6 +345,7 @@ STRATEGIES: dict[str, Strategy] = {
     "entropy": Strategy(_pick_top, frozenset({"scores"}), "entropy"),
     "cluster_margin": Strategy(_pick_cluster_margin, frozenset({"scores", "vectors"}), "margin"),
     "class_balanced": Strategy(_pick_class_balanced, frozenset({"scores", "proba", "counts"}), "margin"),
+    "relevance": Strategy(_pick_relevance, frozenset({"scores", "proba", "vectors", "counts"}), "margin"),
     "badge": Strategy(_pick_badge, frozenset({"scores", "proba", "vectors"}), "margin"),
     "density": Strategy(_pick_density, frozenset({"scores", "vectors", "centre"}), "margin"),
     "vote_entropy": Strategy(_pick_top, frozenset({"scores"}), "vote_entropy", "committee"),
@@ -370,12 +401,15 @@ def choose_strategy(asking: Asking, counts: Sequence[int], has_vectors: bool) ->
         return Choice(asking.strategy, "params.yaml names it")
     if seen < 2:
         return Choice("random", f"of {len(counts)} classes only {seen} was seen: a model cannot tell anything apart")
+    missing = f", {len(counts) - seen} of {len(counts)} classes unseen" if seen < len(counts) else ""
+    fewest = min(count for count in counts if count)
+    if is_unbalanced(counts):
+        few = f"{labels} labels, only {fewest} of the poorest class{missing}: half of a batch looks for such classes"
+        return Choice("relevance" if has_vectors else "class_balanced", few)
     if not has_vectors:
         return Choice("margin", "the features have no encoder, so that nothing tells how the pool is spread")
     if labels < FEW_LABELS:
-        missing = len(counts) - seen
-        unseen = f", {missing} of {len(counts)} classes unseen" if missing else ""
-        return Choice("cluster_margin", f"{labels} labels, fewer than {FEW_LABELS}{unseen}: a batch is spread")
+        return Choice("cluster_margin", f"{labels} labels, fewer than {FEW_LABELS}{missing}: a batch is spread")
     return Choice("margin", f"{labels} labels: the margin alone tells enough")
 
 

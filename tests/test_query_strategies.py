@@ -690,6 +690,40 @@ def test_auto_names_a_strategy_that_can_ask_and_says_why(counts: list[int], has_
     assert sum(count > 0 for count in counts) >= 2 or not needs, "a model of one class has nothing to say"
 
 
+@pytest.mark.parametrize(
+    ("counts", "has_vectors", "strategy"),
+    [
+        ((0, 0), True, "random"),
+        ((9, 0), True, "random"),
+        ((9, 9), True, "cluster_margin"),
+        ((40, 9), True, "relevance"),
+        ((40, 9), False, "class_balanced"),
+        ((30, 30, 0), True, "cluster_margin"),
+        ((300, 300), True, "margin"),
+        ((900, 100), True, "relevance"),
+        ((9, 9), False, "margin"),
+    ],
+)
+def test_auto_goes_by_the_labels(counts: tuple[int, ...], has_vectors: bool, strategy: str) -> None:
+    assert choose_strategy(asking(AUTO), counts, has_vectors).strategy == strategy
+
+
+def test_relevance_spends_half_on_the_poorest_class_that_was_seen() -> None:
+    """Two likeliest items of class b until it has as many labels as c; never class d, of which nothing is known."""
+    items = ids(40)
+    proba = np.full((40, 4), 0.01)
+    proba[:, 0] = 0.97
+    proba[:6, 1], proba[6:12, 2] = np.linspace(0.9, 0.4, 6), np.linspace(0.8, 0.3, 6)
+    view = replace(view_of(items), proba=proba, scores=np.arange(40) / 40, counts=np.array([50, 1, 3, 0]))
+    found = STRATEGIES["relevance"].pick(view, 8, SEED).positions.tolist()
+    assert len(set(found)) == 8
+    assert found[:2] == [0, 1] and sorted(found[2:4]) == [2, 6], "one, then two, then three of each"
+    even = replace(view, counts=np.array([9, 9, 9, 0]))
+    assert STRATEGIES["relevance"].pick(even, 8, SEED).positions.tolist() == (
+        STRATEGIES["cluster_margin"].pick(even, 8, SEED).positions.tolist()
+    )
+
+
 def test_the_cold_candidates_are_a_bounded_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(query_strategies, "COLD_CANDIDATES", 25)
     sizes: list[int] = []

@@ -218,6 +218,7 @@ def test_killed_anywhere_it_leaves_whole_runs_and_nobody_running(tmp_path: Path)
     corpus = write_corpus(tmp_path / "mails.csv", 600)
     command = [sys.executable, "-m", "al_pipeline.cli", "simulate", str(corpus), "--features", "tfidf", "--json"]
     command += ["--seeds", "4", "--budget", "200", "--workers", "2", "--out", str(tmp_path / "out")]
+    command += ["--strategies", "random,margin"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as one:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob("out/*/runs/[!.]*.json")):
@@ -271,7 +272,7 @@ def test_simulated_rounds_ask_what_the_stages_ask(tmp_path: Path, strategy: str,
     if kind != "tfidf":
         changes["kind: tfidf"] = f"kind: {kind}"
     if strategy != "margin":
-        changes["strategy: margin"] = f"strategy: {strategy}"
+        changes["strategy: auto"] = f"strategy: {strategy}"
     workspace, truth = _project_without_ids(tmp_path, changes)
     play(workspace, SimulatedOracle(), truth, 2)
     workspace = open_workspace(workspace.layout.root)
@@ -432,5 +433,5 @@ def test_al_simulate_prints_one_object(tmp_path: Path) -> None:
     command += ["--seeds", "1", "--budget", "60", "--batch-size", "20", "--seed-size", "20"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True)
     result = json.loads(done.stdout)
-    assert result["area"].keys() == {"random", "margin"} and done.stderr == ""
+    assert result["area"].keys() == {"random", "margin", "auto"} and done.stderr == ""
     assert (tmp_path / result["report"]).is_file()

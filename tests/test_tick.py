@@ -178,7 +178,7 @@ def test_what_goes_wrong_and_comes_right(template: Any, tmp_path: Path) -> None:
     assert record.read_text() == text + "\n", "somebody's edit is not overwritten"
     record.write_text(text)
 
-    change_params(workspace, {"strategy: margin": "strategy: entropy"})
+    change_params(workspace, {"strategy: auto": "strategy: entropy"})
     dvc_yaml = workspace.layout.dvc_yaml.read_text()
     workspace.layout.dvc_yaml.write_text(dvc_yaml.replace("al_pipeline.stages.train", "al_pipeline.stages.nothing"))
     with pytest.raises(ForeignEdit, match="dvc.yaml is not this engine's own.*al trust"):
