@@ -1,12 +1,14 @@
 """How many labels each query strategy needs: the table and the curves of the README.
 
-    python -m benchmarks.label_efficiency --data FOLDER [--only REGEX]
+    python -m benchmarks.label_efficiency --data FOLDER [--only REGEX] [--peers NAMES]
 
-Writes benchmarks/results/label_efficiency.json. `benchmarks/corpora.py` says what FOLDER
-holds. It goes on where it was stopped: vectors, and each run of a strategy and a seed, are kept in FOLDER.
+Writes benchmarks/results/label_efficiency.json. `benchmarks/corpora.py` says what FOLDER holds. It goes on where
+it was stopped: vectors, and each run of a strategy and a seed, are kept in FOLDER.
 
 Every strategy sees the same features, classifier, splits and seeds. The spam corpus is also cut: all its ham, and so
 much of its spam, at random, that it makes up 10, 2 and 1 % of the mails. Nothing is planted in a seed round.
+
+`--peers` names strategies of scikit-activeml, see benchmarks/peers.py.
 
 """
 
@@ -17,6 +19,8 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +28,19 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from threadpoolctl import threadpool_limits
 
-from al_pipeline.files import write_jsonl
+from al_pipeline.engine import THREADS
+from al_pipeline.files import read_json, write_jsonl
 from al_pipeline.params import Params, parse_params
 from al_pipeline.records import content_hash
+from al_pipeline.savings import compare
 from al_pipeline.simulation.corpus import LabeledTexts, read_corpus
-from al_pipeline.simulation.simulate import Options, corpus_vectors, simulate
+from al_pipeline.simulation.runs import FULL, Work, prepare, read_run
+from al_pipeline.simulation.simulate import Options, corpus_vectors, make_work, simulate, table, to_row
 from al_pipeline.trust import template
 from benchmarks.corpora import READERS
+from benchmarks.peers import PEERS, peer_run
 from benchmarks.record import record
 
 SPAM = "spamassassin2"
@@ -51,23 +60,30 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", default="", help="corpora whose name matches this; writes no record")
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
+    parser.add_argument("--peers", default="", help=", ".join(PEERS))
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    strategies = tuple(options.strategies.split(","))
+    strategies, peers = tuple(options.strategies.split(",")), tuple(filter(None, options.peers.split(",")))
     console = Console(stderr=True)
     found = {}
     for name in CORPORA:
         if re.search(options.only, name):
-            found[name] = play(name, options.data, strategies, options.seeds, options.workers, console)
+            found[name] = play(name, options.data, strategies, peers, options.seeds, options.workers, console)
             show(name, found[name], console)
     if options.only:
         return
-    record("label_efficiency", {"budget": BUDGET, "corpora": found, "means": means(found, strategies)})
+    record("label_efficiency", {"budget": BUDGET, "corpora": found, "means": means(found)})
 
 
 def play(
-    name: str, data: Path, strategies: Sequence[str], seeds: int, workers: int, console: Console
+    name: str,
+    data: Path,
+    strategies: Sequence[str],
+    peers: Sequence[str],
+    seeds: int,
+    workers: int,
+    console: Console,
 ) -> dict[str, Any]:
     """One corpus by all strategies: the figures of `al simulate --json` that the table needs."""
     texts = corpus(name, data)
@@ -82,7 +98,47 @@ def play(
         done = simulate(
             texts, name, params, options, data / "runs", vectors, lambda n, of: bar.update(task, completed=n, total=of)
         )
-    return figures(done.result)
+    found = figures(done.result)
+    if peers:
+        work = make_work(texts, params, options, vectors)
+        rows = play_peers(work, done.folder, peers, done.result["seeds"], workers)
+        found["peers"] = compared(done.folder, rows, done.result)
+    return found
+
+
+def play_peers(
+    work: Work, folder: Path, peers: Sequence[str], seeds: Sequence[int], workers: int
+) -> dict[tuple[str, int], Mapping[str, Any]]:
+    """The runs of scikit-activeml's strategies, a process for each seed."""
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        tasks = [pool.submit(play_seed, work, folder, tuple(peers), seed) for seed in seeds]
+        return {(row["strategy"], row["seed"]): row for task in tasks for row in task.result()}
+
+
+def play_seed(work: Work, folder: Path, peers: Sequence[str], seed: int) -> list[dict[str, Any]]:
+    """All peers with one seed, on one thread each as ours."""
+    with threadpool_limits(THREADS):
+        paths = {peer: folder / "peers" / f"{peer.replace(' ', '-')}-{seed}.json" for peer in peers}
+        prepared = None if all(path.exists() for path in paths.values()) else prepare(work, seed)
+        return [
+            read_json(path) if prepared is None else peer_run(work, prepared, peer, seed, path)
+            for peer, path in paths.items()
+        ]
+
+
+def compared(
+    folder: Path, rows: Mapping[tuple[str, int], Mapping[str, Any]], result: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Ours and theirs by the metric of the corpus: area, gain over random, wins, where it is below random."""
+    seeds, metric = result["seeds"], result["metric"]
+    runs = dict(rows) | {
+        (arm, seed): read_run(folder, (arm, seed)) or {} for arm in result["strategies"] for seed in seeds
+    }
+    arms = dict.fromkeys(arm for arm, _ in runs)
+    curves = {arm: table([runs[arm, seed][metric] for seed in seeds]) for arm in arms}
+    full = table([(read_run(folder, (FULL, seed)) or {})[metric] for seed in seeds])
+    found = to_row(compare(result["budgets"], curves, full, np.random.default_rng(0)))
+    return {key: found[key] for key in ("area", "area_interval", "gain", "labels_needed", "wins", "below_random")}
 
 
 def parameters(max_tokens: int) -> Params:
@@ -155,10 +211,12 @@ def show(name: str, found: Mapping[str, Any], console: Console) -> None:
     console.print(shown)
 
 
-def means(found: Mapping[str, Mapping[str, Any]], strategies: Sequence[str]) -> dict[str, float]:
-    """Mean over the corpora of the area under each strategy's curve."""
-    areas = [row["metrics"][row["metric"]]["area"] for row in found.values()]
-    return {strategy: float(np.mean([area[strategy] for area in areas])) for strategy in strategies}
+def means(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Mean over the corpora of the area under each strategy's curve, ours and theirs."""
+    areas = [
+        {**row["metrics"][row["metric"]]["area"], **row.get("peers", {}).get("area", {})} for row in found.values()
+    ]
+    return {strategy: float(np.mean([area[strategy] for area in areas])) for strategy in areas[0]}
 
 
 if __name__ == "__main__":

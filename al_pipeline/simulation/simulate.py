@@ -178,9 +178,9 @@ def _result(
     budgets = found[strategies[0], seeds[0]]["budgets"]
     compared = {}
     for figure in ("macro_f1", "average_precision") if texts.positive else ("macro_f1",):
-        curves = {arm: _table([found[arm, seed][figure] for seed in seeds]) for arm in strategies}
-        full = _table([found[FULL, seed][figure] for seed in seeds])
-        compared[figure] = _to_row(compare(budgets, curves, full, np.random.default_rng(0)))
+        curves = {arm: table([found[arm, seed][figure] for seed in seeds]) for arm in strategies}
+        full = table([found[FULL, seed][figure] for seed in seeds])
+        compared[figure] = to_row(compare(budgets, curves, full, np.random.default_rng(0)))
     sizes = {
         "texts": len(texts.items),
         "test": found[FULL, seeds[0]] and len(texts.items) - found[FULL, seeds[0]]["labels"],
@@ -208,7 +208,7 @@ def _result(
     }
 
 
-def _to_row(comparison: Comparison) -> dict[str, Any]:
+def to_row(comparison: Comparison) -> dict[str, Any]:
     """A comparison as JSON: each figure by strategy, then, for savings, by the share of the full-data score."""
     arms = comparison.arms
     return {
@@ -233,7 +233,7 @@ def _to_row(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _table(rows: Sequence[Any]) -> NDArray[np.float64]:
+def table(rows: Sequence[Any]) -> NDArray[np.float64]:
     """Figures of all seeds; NaN for what is not defined."""
     return np.array(
         [
