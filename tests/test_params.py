@@ -304,7 +304,7 @@ VALUES = st.recursive(
 
 
 @given(st.sampled_from([*KEYS, *((section,) for section in SECTIONS)]), VALUES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_value_at_any_key_is_taken_or_refused_by_its_name(key: tuple[str, ...], value: Any) -> None:
     try:
         text = changed(key, value)

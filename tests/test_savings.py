@@ -80,6 +80,7 @@ def test_what_is_not_reached_has_no_number_and_nothing_is_extrapolated() -> None
     assert behind.saving.value is behind.labels is behind.at_least is None
 
 
+@pytest.mark.slow
 def test_below_random_is_told_only_beyond_doubt() -> None:
     rng = np.random.default_rng(4)
     random = curves(rng, 10, 0.5)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from al_pipeline import cli
@@ -74,6 +74,7 @@ def test_a_file_older_than_schedules_gets_the_templates_section() -> None:
     names=st.sets(st.sampled_from(["cron", "timezone", "active"])),
     text=st.sampled_from([TEMPLATE, with_section(""), *(with_section(section) for section in SECTIONS)]),
 )
+@settings(max_examples=40)
 def test_it_reads_back_as_what_was_written_and_nothing_else_changes(
     cron: str, zone: str, active: bool, names: set[str], text: str
 ) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
 
 from al_pipeline.acquisition import (
     bald,
@@ -17,10 +18,14 @@ from al_pipeline.acquisition import (
 )
 from al_pipeline.clustering import k_center, product_distances, product_lengths, seeds_of_products
 
-pytest.importorskip("skactiveml", reason="!! NOT TESTED: scikit-activeml is not installed; `make setup` installs it")
-from skactiveml import pool
-from skactiveml.classifier import SklearnClassifier
-from skactiveml.utils import MISSING_LABEL
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def pool() -> Any:
+    """Their strategies. Imported here, since it takes seconds that the collection of tests should not pay."""
+    reason = "!! NOT TESTED: scikit-activeml is not installed; `make setup` installs it"
+    return pytest.importorskip("skactiveml.pool", reason=reason)
 
 
 def samples(items: int = 80, models: int = 6, classes: int = 4, seed: int = 0) -> np.ndarray:
@@ -31,12 +36,12 @@ def samples(items: int = 80, models: int = 6, classes: int = 4, seed: int = 0) -
     ("ours", "method"),
     [(margin, "margin_sampling"), (entropy, "entropy"), (least_confidence, "least_confident")],
 )
-def test_uncertainty(ours, method: str) -> None:
+def test_uncertainty(pool: Any, ours, method: str) -> None:
     proba = samples(models=1)[:, 0]
     np.testing.assert_allclose(ours(proba), pool.uncertainty_scores(proba, method=method), atol=1e-9)
 
 
-def test_a_committees_disagreement() -> None:
+def test_a_committees_disagreement(pool: Any) -> None:
     given = samples()
     theirs = np.swapaxes(given, 0, 1)
     np.testing.assert_allclose(kl_disagreement(given), pool.average_kl_divergence(theirs.copy()), atol=1e-5)
@@ -46,13 +51,15 @@ def test_a_committees_disagreement() -> None:
     np.testing.assert_allclose(consensus_entropy(given), mean, atol=1e-9)
 
 
-def test_bald_is_batch_bald_of_one() -> None:
+def test_bald_is_batch_bald_of_one(pool: Any) -> None:
     given = samples()
     theirs = pool.batch_bald(np.swapaxes(given, 0, 1).copy(), batch_size=1)[0]
     np.testing.assert_allclose(bald(given), theirs, atol=1e-5)
 
 
-def test_core_set_picks_the_same_items() -> None:
+def test_core_set_picks_the_same_items(pool: Any) -> None:
+    from skactiveml.utils import MISSING_LABEL
+
     vectors = np.random.default_rng(0).normal(size=(120, 5))
     labels = np.full(120, MISSING_LABEL)
     labels[:10] = 0
@@ -60,7 +67,11 @@ def test_core_set_picks_the_same_items() -> None:
     assert (k_center(vectors[10:], vectors[:10], 15, 0) + 10).tolist() == np.asarray(theirs).tolist()
 
 
-def test_badge_begins_with_the_same_item_and_draws_the_second_with_the_same_chances() -> None:
+def test_badge_begins_with_the_same_item_and_draws_the_second_with_the_same_chances(pool: Any) -> None:
+    from skactiveml.classifier import SklearnClassifier
+    from skactiveml.utils import MISSING_LABEL
+    from sklearn.linear_model import LogisticRegression
+
     rng = np.random.default_rng(0)
     vectors = np.column_stack([rng.normal(size=(100, 5)), np.ones(100)])
     labels = np.full(100, MISSING_LABEL)
