@@ -271,7 +271,7 @@ def test_simulated_rounds_ask_what_the_stages_ask(tmp_path: Path, strategy: str,
         changes["guide: {}"] = "guide: {spam: [free offer, claim your prize]}"
     if kind != "tfidf":
         changes["kind: tfidf"] = f"kind: {kind}"
-    if strategy != "margin":
+    if strategy != "auto":
         changes["strategy: auto"] = f"strategy: {strategy}"
     workspace, truth = _project_without_ids(tmp_path, changes)
     play(workspace, SimulatedOracle(), truth, 2)

@@ -294,7 +294,7 @@ def test_a_batch_of_another_size_and_strategy_is_for_one_round_and_recorded(temp
     assert {task.strategy for task in read_plan(git, 1)} <= {"entropy", "random_slice"} and len(read_plan(git, 1)) == 3
     assert read_json(workspace.layout.record(0))["overrides"] == {"size": 3, "strategy": "entropy"}
     assert read_json(workspace.layout.histogram)["acquisition"] == "entropy", "scored for the strategy that chose"
-    assert workspace.params.select.strategy == "margin", "params.yaml stays"
+    assert workspace.params.select.strategy == "auto", "params.yaml stays"
 
     answer_all(oracle, truth)
     with pytest.raises(Killed):
