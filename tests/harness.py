@@ -8,8 +8,12 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import httpx
 
 from al_pipeline.files import read_json
 from al_pipeline.operations.ingest import ingest
@@ -122,6 +126,16 @@ def copy_workspace(template: tuple[Path, Mapping[str, str]], folder: Path) -> Wo
     ):
         subprocess.run(command, cwd=root, check=True, env=tools_first())
     return open_workspace(root)
+
+
+def ask_prefect(method: str, url: str, body: Any = None, auth: tuple[str, str] | None = None) -> httpx.Response:
+    """One request to a Prefect server, sent again while its database is busy (503), as Prefect's client does."""
+    deadline = time.monotonic() + 60
+    while True:
+        reply = httpx.request(method, url, json=body, auth=auth, timeout=60, trust_env=False, follow_redirects=True)
+        if reply.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
+            return reply
+        time.sleep(1)
 
 
 def tools_first() -> dict[str, str]:

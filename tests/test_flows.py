@@ -14,7 +14,7 @@ import httpx
 import pytest
 from annotating import ANN, ServerRig
 from embedded import LabelStudioServer, PrefectServer
-from harness import small_workspace
+from harness import ask_prefect, small_workspace
 
 from al_pipeline.files import read_json, write_json
 from al_pipeline.label_studio import LabelStudioOracle
@@ -60,7 +60,7 @@ def al_round(workspace: Workspace, *words: str, code: int = 0, **environment: st
 
 
 def ask(prefect_server: PrefectServer, what: str, **wanted: Any) -> list[dict[str, Any]]:
-    reply = httpx.post(f"{prefect_server.api_url}/{what}/filter", json=wanted, timeout=60, trust_env=False)
+    reply = ask_prefect("POST", f"{prefect_server.api_url}/{what}/filter", wanted)
     found: list[dict[str, Any]] = reply.raise_for_status().json()
     return found
 
@@ -273,7 +273,7 @@ def test_a_teams_own_prefect_runs_it_by_prefect_yaml(
         """Have a worker run the deployment once."""
         body = {"state": {"type": "SCHEDULED"}, **given}
         start = f"{prefect_server.api_url}/deployments/{deployment['id']}/create_flow_run"
-        made = httpx.post(start, json=body, timeout=60, trust_env=False).raise_for_status().json()
+        made = ask_prefect("POST", start, body).raise_for_status().json()
         prefect("worker", "start", "--pool", "al", "--type", "process", "--run-once")
         [found] = ask(prefect_server, "flow_runs", flow_runs={"id": {"any_": [made["id"]]}})
         return found

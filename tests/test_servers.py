@@ -19,6 +19,7 @@ import httpx
 import psutil
 import pytest
 from embedded import LabelStudioServer, PrefectServer, silent
+from harness import ask_prefect
 
 from al_pipeline.errors import BadInput, LabelStudioRefused, ServerFailed, UsageError
 from al_pipeline.files import read_json, write_json
@@ -31,8 +32,9 @@ from al_pipeline.servers import (
     start_label_studio,
     stop_label_studio,
 )
+from al_pipeline.servers import prefect_server as prefects
 from al_pipeline.servers import process as servers
-from al_pipeline.servers.process import MARK, Service
+from al_pipeline.servers.process import MARK, Server, Service
 from al_pipeline.workspace import Workspace
 
 HONEST = """
@@ -263,6 +265,37 @@ def test_invite_without_a_server_says_what_to_do(workspace: Workspace) -> None:
         invite(workspace, "ann@example.com")
 
 
+@pytest.mark.parametrize("busy", [2, 99])
+def test_a_prefect_that_is_busy_is_asked_again_for_a_while(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, busy: int
+) -> None:
+    """SQLite has one writer; while it is held, Prefect's server says 503."""
+    answers: list[int] = []
+
+    class Busy(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answers.append(503 if len(answers) < busy else 404)
+            self.send_response(answers[-1])
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            """Say nothing."""
+
+    monkeypatch.setattr(prefects, "_BUSY_SECONDS", (0.0, 0.0, 0.0))
+    with http.server.HTTPServer(("127.0.0.1", 0), Busy) as listener:
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        port = listener.server_port
+        server = Server("Prefect", os.getpid(), 0.0, port, f"http://127.0.0.1:{port}")
+        if busy == 2:
+            assert prefects.read_deployment(workspace, server) is None
+            assert answers == [503, 503, 404]
+        else:
+            with pytest.raises(ServerFailed, match="try again"):
+                prefects.read_deployment(workspace, server)
+            assert answers == [503] * 4, "and no more"
+        listener.shutdown()
+
+
 def test_prefect_environment_is_empty_without_a_server(workspace: Workspace) -> None:
     assert prefect_environment(workspace) == {}
 
@@ -415,9 +448,7 @@ class TestPrefect:
         deadline = time.monotonic() + 120
         runs: list[dict[str, object]] = []
         while not runs and time.monotonic() < deadline:
-            reply = httpx.post(
-                f"{prefect_server.api_url}/flow_runs/filter", json=wanted, timeout=60, trust_env=False
-            ).raise_for_status()
+            reply = ask_prefect("POST", f"{prefect_server.api_url}/flow_runs/filter", wanted).raise_for_status()
             runs = [run for run in reply.json() if run["state_type"] == "SCHEDULED" and run["auto_scheduled"]]
             time.sleep(1)
         log = servers.last_lines(prefect_server.log, 30)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +25,8 @@ FLOW = "al-round"
 
 _START_SECONDS = 180.0
 _REQUEST_SECONDS = 10.0
+_BUSY_SECONDS = (0.5, 1.0, 2.0, 4.0)
+"""How long to wait before asking again a server that says 503: its database, a file, is busy with another writer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,11 @@ def _ask(workspace: Workspace, server: Server, method: str, path: str, body: dic
     try:
         with httpx.Client(trust_env=False, timeout=_REQUEST_SECONDS, auth=(user, word)) as client:
             reply = client.request(method, f"{server.url}/api{path}", json=body)
+            for seconds in _BUSY_SECONDS:
+                if reply.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                    break
+                time.sleep(seconds)
+                reply = client.request(method, f"{server.url}/api{path}", json=body)
             return None if reply.status_code == 404 else reply.raise_for_status().json()
     except (httpx.HTTPError, ValueError) as error:
         raise ServerFailed(
