@@ -37,6 +37,7 @@ from al_pipeline.params import StrategyName
 from al_pipeline.repository import Git
 from al_pipeline.servers import invite, password_file, start_worker, stop_worker
 from al_pipeline.servers import process as servers
+from al_pipeline.servers.prefect_server import crash_runs
 from al_pipeline.trust import accept
 from al_pipeline.workspace import Workspace, open_workspace
 
@@ -381,13 +382,24 @@ def test_a_run_whose_processes_all_vanished_is_marked_as_crashed(box: Box) -> No
     assert box.wait_for(box.start_run())["state"]["type"] == "COMPLETED", "its place is free again"
 
 
-def test_a_run_that_was_killed_with_its_worker_has_ended_when_a_worker_is_back(box: Box) -> None:
+def test_a_run_that_was_killed_with_its_worker_has_ended_before_a_worker_is_back(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new worker asks for work at once: what is due would be cancelled if the dead run still had its place."""
+    workers: list[int] = []
+
+    def watched(*words: Any) -> int:
+        workers.append(len(box.processes("worker")))
+        return crash_runs(*words)
+
+    monkeypatch.setattr("al_pipeline.servers.worker.crash_runs", watched)
     box.al("up")
     with speechless(box):
         run = begun(box, "connect")
         for found in box.processes("worker"):
             found.kill()
         start_worker(box.workspace, lambda _: None)
+    assert workers[0] == 0
     ended = box.wait_for(run, seconds=1)
     assert ended["state"]["type"] == "CRASHED" and "next tick finishes" in ended["state"]["message"], ended["state"]
     assert box.wait_for(box.start_run())["state"]["type"] == "COMPLETED", "its place is free"

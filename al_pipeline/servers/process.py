@@ -72,8 +72,10 @@ class Service:
         return self.home / "server.log"
 
 
-def start(service: Service, progress: Progress) -> Server:
+def start(service: Service, progress: Progress, ended: Callable[[], object] = lambda: None) -> Server:
     """The running server; starts it where it is not, at its old port if that is free.
+
+    `ended` is called where it does not run, when no process of it is left and before there is a new one.
 
     Raises ServerFailed with the last words of its log where it ends early, or is not well in time.
     """
@@ -83,6 +85,7 @@ def start(service: Service, progress: Progress) -> Server:
         if found is not None:
             return found
         stop(service)
+        ended()
         known = remembered(service)
         port = known.port if known and _becomes_free(known.port) else free_port()
         for _ in range(_PORT_ATTEMPTS):

@@ -34,10 +34,16 @@ def start_worker(workspace: Workspace, progress: Progress) -> Server:
     service = _service(workspace, environment)
     if worker_status(workspace) and not _asks(service, environment["PREFECT_API_URL"]):
         process.stop(service)
-    before, server = process.remembered(service), process.start(service, progress)
-    prefect = prefect_status(workspace)
-    if server != before and prefect is not None:
-        crash_runs(workspace, prefect, server.started, f"its worker was ended, and it with it; {_GOES_ON}")
+
+    def crash(ended: float) -> None:
+        prefect = prefect_status(workspace)
+        if prefect is not None:
+            crash_runs(workspace, prefect, ended, f"its worker was ended, and it with it; {_GOES_ON}")
+
+    # First: else a run that is due finds its place taken by one that is dead, and is cancelled.
+    before, server = process.remembered(service), process.start(service, progress, lambda: crash(time.time()))
+    if server != before:
+        crash(server.started)  # what the server was still being told when the worker died
     return server
 
 
