@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from al_pipeline.layout import Layout
 from al_pipeline.servers import (
     Account,
@@ -15,6 +17,7 @@ from al_pipeline.servers import (
     admin,
     invite,
     prefect_environment,
+    process,
     start_label_studio,
     start_prefect,
     stop_label_studio,
@@ -90,6 +93,16 @@ class LabelStudioServer:
     def stop(self) -> None:
         with al_home_at(self._home):
             stop_label_studio(self._workspace)
+
+    def kill(self) -> None:
+        """kill -9 of all that it runs."""
+        with al_home_at(self._home):
+            mark = str(self._workspace.home / "label-studio/server.json")
+        found = [one for one in psutil.process_iter() if process._carries(one, mark)]
+        assert found, "Label Studio does not run"
+        for one in found:
+            one.kill()
+        psutil.wait_procs(found, timeout=15)
 
     def invite(self, email: str) -> str:
         """Make an annotator; returns their token (`Authorization: Token …`)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -10,9 +12,10 @@ from typing import Any
 from fault_proxy import ALWAYS, Fault, FaultProxy
 from harness import change_params
 
+from al_pipeline.records import round_name
 from al_pipeline.workspace import open_workspace
 from chaos.lab import Lab, Scenario, StudioPeople, Tally, project_of
-from chaos.sites import Site, expect, stopped_before
+from chaos.sites import Ended, Site, expect, stopped_before
 
 MOST_REQUESTS = 16
 """How many requests one tick may send to a server that gives no usable reply."""
@@ -56,6 +59,9 @@ def network_scenarios() -> Iterator[Scenario]:
         ("answers vanish", "Label Studio: many answers deleted", _answers_vanish),
     ):
         yield Scenario(name, kind, play, real=True)
+    yield Scenario(
+        "Label Studio killed", "kill -9 of Label Studio's server", _server_killed, kills=True, real=True, strikes=5
+    )
 
 
 _SHOWN: dict[Fault, str] = {
@@ -149,6 +155,55 @@ def _down(lab: Lab, tally: Tally) -> None:
         proxy.come_back()
         tally.recovered(site)
         site.check()
+
+
+def _server_killed(lab: Lab, tally: Tally) -> None:
+    """Before the push; in its middle and before the pull, and soon back; while a stage runs; with fresh answers."""
+    server, draw = lab.studio.server, random.Random("Label Studio killed")
+
+    def kill() -> None:
+        server.kill()
+        tally.strike()
+
+    with lab.studio_site() as site:
+        with stopped_before(site, "push") as tick:
+            kill()
+            tick.go_on()
+            _is_missed(tick.end())
+        server.restart()
+        with stopped_before(site, "push") as tick:
+            tick.go_on()
+            time.sleep(draw.uniform(0.05, 0.5))
+            kill()
+            server.restart()
+            ended = tick.end()
+        expect(ended.code in (0, 5), f"expected exit code 0 or 5, got {ended.short}")
+        tally.recovered(site)
+        site.check()
+        site.answer()
+        with stopped_before(site, "pull") as tick:
+            kill()
+            server.restart()
+            tick.go_on()
+            site.await_(lambda: site.stage_process("train"), tick)
+            kill()
+            _is_missed(tick.end())
+        expect(round_name(0) in site.git.tags(), "a round was not published because Label Studio had gone")
+        server.restart()
+        tally.recovered(site)
+        site.check()
+        site.answer()
+        before = local(site)
+        kill()
+        _is_missed(site.round())
+        expect(local(site) == before, "a tick that failed changed something")
+        server.restart()
+        tally.recovered(site)
+        site.check()
+
+
+def _is_missed(ended: Ended) -> None:
+    expect(ended.code == 5 and "is it running?" in ended.message, f"expected exit code 5, got {ended.short}")
 
 
 def _token_revoked(lab: Lab, tally: Tally) -> None:

@@ -272,9 +272,25 @@ class Site:
 
     def al(self, *words: str) -> None:
         """Another command, which must succeed."""
+        with self.start_al(*words):
+            pass
+
+    @contextlib.contextmanager
+    def start_al(self, *words: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+        """The same while something else is done; waited for at the end of the block."""
         command = [sys.executable, "-m", "al_pipeline.cli", "-C", str(self.root), *words]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=TICK_SECONDS)
-        expect(done.returncode == 0, f"al {' '.join(words)} ended with {done.returncode}: {done.stderr[-600:]}")
+        log = self.outside / "al.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                command, env={**self.environment, **variables}, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+            )
+        try:
+            yield process
+            code = process.wait(TICK_SECONDS)
+        finally:
+            process.kill()
+            process.wait()
+        expect(code == 0, f"al {' '.join(words)} ended with {code}: {log.read_text('utf-8', 'replace')[-600:]}")
 
     def refused(self, code: int, *key_words: str, **more: Any) -> Ended:
         """A tick that must end with this exit code and a message that holds all of these words."""

@@ -52,7 +52,7 @@ class Outcome:
 
 def scenarios(reference: Reference) -> list[Scenario]:
     """Every scenario: those on a real Label Studio first, those with Prefect last, so that few servers are started."""
-    found = [*network_scenarios(), *kill_scenarios(reference), *machine_scenarios(), *worker_scenarios()]
+    found = [*network_scenarios(), *kill_scenarios(reference), *machine_scenarios(), *worker_scenarios(reference)]
     assert len({scenario.name for scenario in found}) == len(found)
     return sorted(found, key=lambda one: (not one.real, one.name.startswith(("flow", "Prefect"))))
 

@@ -27,14 +27,15 @@ def main() -> None:
 
         connect.connect = lambda _workspace: TwinOracle(address)  # type: ignore[assignment, return-value]
     if at := os.environ.get("CHAOS_AT"):
-        _arm(*at.split(":"))
+        arm(*at.split(":"))
     if ahead := os.environ.get("CHAOS_CLOCK"):
         moved = timedelta(seconds=float(ahead))
         tick.tick.__kwdefaults__["now"] = lambda: datetime.now(UTC) + moved
     cli.main()
 
 
-def _arm(moment: str, step: str, time: str, deed: str) -> None:
+def arm(moment: str, step: str, time: str, deed: str) -> None:
+    """Have the step's boundary do the deed to this process."""
     """Strike at the `time`-th `step`; with `*` before each of them."""
     take, taken = tick._take, Counter[str]()
     number = signal.SIGKILL if deed == "die" else signal.SIGSTOP

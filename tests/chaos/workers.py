@@ -1,14 +1,22 @@
 """Scenarios of the worker that `al up` starts: kill -9 of it while it runs a tick, then `al up` again.
 
 A real Label Studio, a real Prefect server, and runs of the workspace's deployment, as the schedule or the button in
-Prefect's page starts them: nothing of the suite is inside of the processes that are killed.
+Prefect's page starts them. A run that is to be killed at a step's boundary waits there (`runs/sitecustomize.py`); else
+nothing of the suite is inside of the processes that are killed.
 """
 
 from __future__ import annotations
 
+import os
+import random
+import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import httpx
@@ -16,14 +24,26 @@ import psutil
 from embedded import al_home_at
 from harness import change_params
 
-from al_pipeline.lock import holder
 from al_pipeline.servers import process as servers
 from al_pipeline.servers import stop_worker
 from al_pipeline.workspace import open_workspace
 from chaos.lab import Lab, Scenario, Tally
+from chaos.reference import Reference
 from chaos.sites import Failure, Recovery, Site, expect
 
 Victim = Literal["worker", "both"]
+VICTIMS: tuple[Victim, Victim] = ("worker", "both")
+"""Prefect's worker alone, its tick left running; or all that it started too."""
+
+RANDOM_STORIES, KILLS_PER_STORY = 2, 4
+START_SECONDS = 4.0
+"""From `al up` to the first step of a tick that is due."""
+
+LASTING = ("pull", "close", "train", "decide", "publish", "tag", "sync", "push")
+"""The steps that change what the next tick finds."""
+
+STAGE = "train"
+"""The stage in whose middle a worker is killed."""
 
 RUN_SECONDS = 120.0
 """What a run may take from its order to its end, the worker's wait between two looks included."""
@@ -31,45 +51,103 @@ RUN_SECONDS = 120.0
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
 
 
-def worker_scenarios() -> Iterator[Scenario]:
+@dataclass(frozen=True)
+class Strike:
+    """One kill of the worker while it runs a tick."""
+
+    victim: Victim
+    at: str | None
+    """Where the tick waits for it (see `chaos.ticker`); None: it is in the middle of its longest stage."""
+
+
+def worker_scenarios(reference: Reference) -> Iterator[Scenario]:
     """All of them."""
-    shown: dict[Victim, str] = {
-        "worker": "kill -9 of Prefect's worker, its tick left running",
-        "both": "kill -9 of Prefect's worker and its tick",
-    }
-    for victim, kind in shown.items():
+    steps = reference.steps[1]
+    for name, strikes in (
+        ("before each step", tuple(_before(steps))),
+        ("after each lasting step", tuple(_after(steps))),
+    ):
         yield Scenario(
-            f"worker of `al up`, {victim}", kind, partial(_killed, victim=victim), kills=True, real=True, strikes=3
+            f"worker of `al up` {name}",
+            "kill -9 of Prefect's worker at a step's boundary, alone or with its tick",
+            partial(_at_boundaries, strikes=strikes),
+            kills=True,
+            real=True,
+            strikes=len(strikes),
+        )
+    for number in range(RANDOM_STORIES):
+        yield Scenario(
+            f"worker of `al up` at random {number}",
+            "kill -9 of Prefect's worker at a random instant, alone or with its tick",
+            partial(_at_random, seed=number),
+            kills=True,
+            real=True,
+            strikes=KILLS_PER_STORY,
         )
 
 
-def _killed(lab: Lab, tally: Tally, victim: Victim) -> None:
-    """Before a tick did anything, in the middle of a stage, and between a round's commit and what must follow it."""
+# A tick that goes on after a kill takes each step that is left for the first time, whence the 1.
+
+
+def _before(steps: Sequence[str]) -> Iterator[Strike]:
+    """Before each step of a tick, by turns of either victim, and of both in the middle of a stage."""
+    for place, step in enumerate(steps):
+        yield Strike(VICTIMS[place % 2], f"before:{step}:1:stop")
+        if step == STAGE:
+            yield from (Strike(victim, None) for victim in VICTIMS)
+
+
+def _after(steps: Sequence[str]) -> Iterator[Strike]:
+    """At those boundaries that matter most the other victim too, before the tick could look at what it did."""
+    for place, step in enumerate(steps):
+        if step in LASTING:
+            yield Strike(VICTIMS[place % 2], f"after:{step}:1:stop")
+
+
+def _at_boundaries(lab: Lab, tally: Tally, strikes: Sequence[Strike]) -> None:
+    """Kill after kill: each run goes on where the one before was killed, and comes one step further."""
+    with _box(lab, tally) as box:
+        for one in strikes:
+            run = box.start_run(one.at)
+            box.await_(box.waiting if one.at else lambda: box.site.stage_process(STAGE), run)
+            box.kill(one.victim)
+            tally.strike()
+
+
+def _at_random(lab: Lab, tally: Tally, seed: int) -> None:
+    """Kill after kill, from a run's order to its end, then `al up` at once or when a tick left running has ended."""
+    draw = random.Random(f"worker {seed}")
+    with _box(lab, tally) as box:
+        while tally.injected < KILLS_PER_STORY:
+            run = box.start_run()
+            time.sleep(draw.uniform(0, START_SECONDS + lab.reference.seconds[1]))
+            state = box.state(run)
+            expect(state not in ("FAILED", "CANCELLED", "CRASHED"), f"a run that nobody disturbed is {state}")
+            victim, patient = draw.choice(VICTIMS), draw.random() < 0.5
+            box.kill(victim)
+            tally.strike(state not in ENDED)  # an idle worker's death is none of a tick's
+            if victim == "worker" and patient:
+                box.await_stillness()
+            if state == "COMPLETED":
+                box.site.answer()
+
+
+@contextmanager
+def _box(lab: Lab, tally: Tally) -> Iterator[Box]:
+    """A round whose questions are all answered, no worker yet. At the end all must be as if nothing had happened."""
     with lab.studio_site() as site:
         site.extra["AL_HOME"] = str(lab.prefect.home)
-        change_params(open_workspace(site.root), {"active: true": "active: false"})  # no run but those asked for here
+        change_params(open_workspace(site.root), {"active: true": "active: false"})  # no run but those ordered here
         site.git.run("commit", "--quiet", "--all", "--message", "No schedule")
         box = Box(lab, site)
         try:
             site.recover()
             site.answer()
-            site.al("up")
-            head = site.git.head()
-            for moment in (
-                lambda: holder(site.layout.lock).get("purpose", "").startswith("a tick, Prefect's run"),
-                lambda: site.stage_process("train"),
-                lambda: site.git.head() != head,
-            ):
-                run = box.start_run()
-                box.await_(moment, run)
-                box.kill(victim)
-                tally.strike()
-                begin = time.perf_counter()
-                site.al("up")
-                state = box.state(run)
-                expect(state in ("CRASHED", "COMPLETED"), f"a run whose worker was killed is shown as {state}")
-                expect(not holder(site.layout.lock), "a tick is still at work although its worker was killed")
-            box.await_end(box.start_run())
+            site.al("schedule", "apply")
+            yield box
+            begin = time.perf_counter()
+            run = box.start_run()
+            box.await_end(run)
             found = site.recover()
             tally.recoveries.append(Recovery(found.ticks + 1, time.perf_counter() - begin))
             site.check()
@@ -82,26 +160,66 @@ class Box:
     """The site's Prefect server and worker, as their users see them."""
 
     def __init__(self, lab: Lab, site: Site) -> None:
+        self.site = site
         where = lab.prefect.environment
         user, _, word = where["PREFECT_API_AUTH_STRING"].partition(":")
         self._client = httpx.Client(
             base_url=where["PREFECT_API_URL"], auth=(user, word), timeout=60, trust_env=False, follow_redirects=True
         )
         self._id = open_workspace(site.root).id
+        self._runs: list[str] = []
         with al_home_at(lab.prefect.home):
             self._mark = str(open_workspace(site.root).home / "worker/server.json")
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
         return self._client.request(method, path, json=body).raise_for_status().json()
 
-    def start_run(self) -> str:
-        """Order a run of the deployment; its id."""
+    def start_run(self, at: str | None = None) -> str:
+        """Order a run, and `al up`: the worker is back, and what the last one left is ended, in fact and on the server.
+
+        The run, whose id is returned, waits `at` a step's boundary. A tick that waits there already, its worker dead,
+        wakes up when it is asked to end and not before.
+        """
+        if not self._runs or self.state(self._runs[-1]) != "SCHEDULED":  # else no worker came to begin the last one
+            self._order()
+        hook = Path(__file__).parent / "runs"
+        path = f"{hook}{os.pathsep}{self.site.environment['PYTHONPATH']}"
+        armed = {} if at is None else {"CHAOS_AT": at, "PYTHONPATH": path}
+        waiting = self.waiting()
+        with self.site.start_al("up", **armed) as command:
+            while command.poll() is None:
+                if waiting is not None and _is_asked_to_end(waiting):
+                    waiting.resume()
+                    waiting = None
+                time.sleep(0.02)
+        self._check_the_dead()
+        return self._runs[-1]
+
+    def _order(self) -> None:
         deployment = self._ask("GET", f"/deployments/name/al-round/{self._id}")
-        return str(self._ask("POST", f"/deployments/{deployment['id']}/create_flow_run", {})["id"])
+        self._runs.append(str(self._ask("POST", f"/deployments/{deployment['id']}/create_flow_run", {})["id"]))
+
+    def _check_the_dead(self) -> None:
+        """Every run whose worker was killed has ended, and did not cost the run that was due its place."""
+        *dead, due = (self._ask("GET", f"/flow_runs/{run}")["state"] for run in self._runs)
+        for state in dead:
+            expect(state["type"] in ("CRASHED", "COMPLETED"), f"a run whose worker was killed is {state['type']}")
+        if due["type"] == "CANCELLED" and dead and _at(due) < _at(dead[-1]):
+            # On a slow machine it is late before we come, and Prefect takes the dead run to be at work until then.
+            self._runs.pop()
+            self._order()
 
     def state(self, run: str) -> str:
         """What the server says of a run."""
         return str(self._ask("GET", f"/flow_runs/{run}")["state"]["type"])
+
+    def waiting(self) -> psutil.Process | None:
+        """The run's process, if it waits at a step's boundary."""
+        for one in self._processes():
+            with suppress(psutil.NoSuchProcess):
+                if one.status() == psutil.STATUS_STOPPED:
+                    return one
+        return None
 
     def await_(self, moment: Callable[[], Any], run: str) -> None:
         """Wait for the moment to strike. Raises Failure where the run ends first."""
@@ -121,12 +239,38 @@ class Box:
             time.sleep(0.2)
         expect(state == "COMPLETED", f"a run after the kill is {state}")
 
+    def await_stillness(self) -> None:
+        """Wait until a tick without its worker has ended by itself."""
+        end = time.monotonic() + RUN_SECONDS
+        while self._processes():
+            expect(time.monotonic() < end, "a tick whose worker was killed does not end")
+            time.sleep(0.1)
+
     def kill(self, victim: Victim) -> None:
         """kill -9 of the worker alone, or of all that it started too."""
-        found = [one for one in psutil.process_iter() if servers._carries(one, self._mark)]
+        found = self._processes()
         ids = {one.pid for one in found}
         doomed = [one for one in found if victim == "both" or one.ppid() not in ids]
-        expect(doomed and len(found) > 1, "the worker runs no tick")
+        expect(doomed, "there is no worker")
         for one in doomed:
-            one.kill()
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
         psutil.wait_procs(doomed, timeout=15)
+
+    def _processes(self) -> list[psutil.Process]:
+        """The worker and all that it started."""
+        return [one for one in psutil.process_iter() if servers._carries(one, self._mark)]
+
+
+def _at(state: Mapping[str, Any]) -> datetime:
+    return datetime.fromisoformat(state["timestamp"])
+
+
+def _is_asked_to_end(process: psutil.Process) -> bool:
+    """Whether SIGTERM waits for a process that is stopped."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{process.pid}/status").read_text("ascii", "replace").splitlines():
+            name, _, value = line.partition(":")
+            if name in ("SigPnd", "ShdPnd") and int(value, 16) >> (signal.SIGTERM - 1) & 1:
+                return True
+    return False
