@@ -160,7 +160,10 @@ def reproduce(
 
     Under the recorded engine bytes are compared, under another one metrics within `tolerance`. `engine`: None for the
     running one, `recorded` for one installed in an environment of its own, else the path of its sources (checkout or
-    wheel). `keep` leaves the clones for a look, until the next call. Vectors are made once a call, not once a round.
+    wheel). `keep` leaves the clones for a look, until the next call.
+
+    Within one call sources are fetched once, and vectors made once, not once a round: a pool that grows is the same
+    objects in every round. Outputs are fetched for each round anew, since stages write theirs into the clone's cache.
 
     Raises NothingToDo where a round is not published, Locked where another call works, AlError where it cannot be done.
     """
@@ -231,6 +234,9 @@ class _Attempt:
         self.name = round_name(record["round"])
         self.layout = Layout(home / self.name)
         self.features = home / "features"
+        self.cache = self.layout.root / ".dvc/cache"
+        self.fetched = home / "fetched"
+        """The sources' objects, as the remote gave them in this call."""
         self._tell = say
         self.changes = "" if engine else difference(record["engine"])
         self.outputs: list[Output] = []
@@ -269,7 +275,7 @@ class _Attempt:
         self.lock = _parse_lock(layout.dvc_lock)
         with self._dvc() as dvc:
             dvc.stand_alone(self.workspace.layout.root)
-            self._bring(dvc, [f"{path.relative_to(layout.root)}.dvc" for path in layout.sources])
+            self._bring_sources(dvc)
             self._check_inputs()
             first = self._bring_outputs(dvc)
             published = _Published(
@@ -337,6 +343,17 @@ class _Attempt:
             except RepositoryError as error:
                 what = f"the DVC remote does not give {name} of {self.name}: {error}"
                 raise _Different(Difference("", _CAUSES.get(name, "data"), what, missing=True)) from None
+
+    def _bring_sources(self, dvc: Dvc) -> None:
+        """Fetch what goes in: what this call has fetched for an earlier round is at hand, the rest comes from the remote.
+
+        Nothing that a stage made is among it. Whatever is at hand is compared with `dvc.lock` like all else.
+        """
+        _link_tree(self.fetched, self.cache)
+        try:
+            self._bring(dvc, [f"{path.relative_to(self.layout.root)}.dvc" for path in self.layout.sources])
+        finally:
+            _link_tree(self.cache, self.fetched)
 
     def _bring_outputs(self, dvc: Dvc) -> Difference | None:
         """Fetch the published outputs too (some are in git); what is lost or is not what `dvc.lock` says.
@@ -481,6 +498,19 @@ class _Attempt:
             what = f"moved by more than {self.tolerance:g} under another engine: {', '.join(far)}"
             return Difference("evaluate", "engine", what)
         return None
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """Have `target` hold every file of `source` too, without a second copy where the file system knows links."""
+    for path in sorted(source.rglob("*")):
+        there = target / path.relative_to(source)
+        if path.is_dir() or there.exists():
+            continue
+        there.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            there.hardlink_to(path)
+        except OSError:
+            shutil.copy2(path, there)
 
 
 def _output(name: str, stage: str, sha256: str, same: Mapping[Source, bool]) -> Output:
