@@ -255,11 +255,15 @@ def test_a_lost_cache_is_no_foreign_edit(template: Any, tmp_path: Path) -> None:
 def test_close_now_closes_with_what_there_is(template: Any, tmp_path: Path) -> None:
     workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
     tick(workspace, lambda: oracle)
+    report = tick(open_workspace(workspace.layout.root), lambda: oracle, options=Options(close_now=True))
+    assert report.published == () and report.warnings == (
+        "nothing was closed: there are no new answers to close it with",
+    )
     key = oracle.queue("ann@example.org")[-1]
     oracle.answer(key, "ann@example.org", truth[key.rsplit(":", 1)[1]])
     assert tick(open_workspace(workspace.layout.root), lambda: oracle).published == ()
     report = tick(open_workspace(workspace.layout.root), lambda: oracle, options=Options(close_now=True))
-    assert report.published == (0,)
+    assert report.published == (0,) and report.warnings == ()
 
 
 def test_a_batch_of_another_size_and_strategy_is_for_one_round_and_recorded(template: Any, tmp_path: Path) -> None:

@@ -92,7 +92,9 @@ class Git:
 
     def identity(self) -> str | None:
         """The user's own name for commits; None where git knows none."""
-        return os.environ.get("GIT_AUTHOR_EMAIL") or self.run("config", "user.email", check=False).stdout.strip() or None
+        return (
+            os.environ.get("GIT_AUTHOR_EMAIL") or self.run("config", "user.email", check=False).stdout.strip() or None
+        )
 
     def head(self) -> str | None:
         """The commit that is checked out; None before the first."""
