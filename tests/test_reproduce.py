@@ -79,10 +79,10 @@ def remote_object(workspace: Workspace, path: str) -> Path:
 
 
 def tamper(path: Path) -> None:
-    """Change an object's bytes, rights and all else as they were."""
+    """Change an object's bytes, rights and all else as they were. What was JSON is none any more."""
     mode = path.stat().st_mode
     path.chmod(0o644)
-    path.write_bytes(path.read_bytes() + b" ")
+    path.write_bytes(path.read_bytes() + b" }")
     path.chmod(mode)
 
 

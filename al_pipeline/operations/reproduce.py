@@ -24,6 +24,7 @@ from al_pipeline.engine import difference, write_engine
 from al_pipeline.environment import Engine, recorded_engine
 from al_pipeline.errors import (
     AlError,
+    BadInput,
     ForeignEdit,
     NothingToDo,
     NotReproduced,
@@ -31,7 +32,7 @@ from al_pipeline.errors import (
     RepositoryError,
     StageFailed,
 )
-from al_pipeline.files import json_line, read_json, sha256_bytes, sha256_file, sha256_tree, write_json
+from al_pipeline.files import json_line, read_json, read_object, sha256_bytes, sha256_file, sha256_tree, write_json
 from al_pipeline.layout import STAGES, Layout
 from al_pipeline.lock import locked
 from al_pipeline.models import CARD_FILE
@@ -280,7 +281,7 @@ class _Attempt:
             first = self._bring_outputs(dvc)
             published = _Published(
                 {path: digest(layout.root / path) for path in self._outs()},
-                read_json(layout.model / CARD_FILE, {}),
+                self._published_card(),
                 self._labels() if self.changes and first is None else [],
             )
             if self.changes:
@@ -345,7 +346,7 @@ class _Attempt:
                 raise _Different(Difference("", _CAUSES.get(name, "data"), what, missing=True)) from None
 
     def _bring_sources(self, dvc: Dvc) -> None:
-        """Fetch what goes in: what this call has fetched for an earlier round is at hand, the rest comes from the remote.
+        """Fetch what goes in, as far as this call has not fetched it for an earlier round.
 
         Nothing that a stage made is among it. Whatever is at hand is compared with `dvc.lock` like all else.
         """
@@ -374,6 +375,13 @@ class _Attempt:
                     what = f"{entry['path']} is published with other bytes than dvc.lock says"
                     first = first or Difference(stage, "data", what)
         return first
+
+    def _published_card(self) -> Mapping[str, Any]:
+        """What the published model says of itself; nothing where its bytes are no longer what they were."""
+        try:
+            return read_object(self.layout.model / CARD_FILE)
+        except BadInput:
+            return {}
 
     def _check_inputs(self) -> None:
         """Every source and parameter of every stage is what `dvc.lock` says."""
