@@ -565,7 +565,8 @@ def log(
             for name in _SHOWN
             if told.get(name) is not None
         ]
-        number = "" if entry.round is None else str(entry.round)
+        known = "" if entry.what == "ingested" else "open"  # what no published round knows yet
+        number = known if entry.round is None else str(entry.round)
         rows.append([number, what, str(told.get("annotator") or ""), ", ".join(rest)])
     _table(("round", "what", "by", "details"), rows)
 
@@ -774,6 +775,10 @@ Studio's queue, and a new batch is asked. Label Studio may be down: the next `al
     workspace = _workspace()
     if undo == (number is not None):
         raise UsageError("name the round to go back to (`al rounds` lists them), or --undo")
+    if undo and (labels or model or params):
+        raise UsageError(
+            "`--undo` takes back all that the rollback did; give it without --labels, --model and --params"
+        )
     both = not labels and not model
     with _dvc(workspace) as dvc:
         if number is None:

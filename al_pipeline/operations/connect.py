@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from al_pipeline.errors import ForeignEdit, LabelStudioRefused, NothingToDo
+from al_pipeline.errors import ForeignEdit, LabelStudioRefused, NeedsAHand, NothingToDo
 from al_pipeline.files import read_object, write_json
 from al_pipeline.layout import Layout
 from al_pipeline.lock import locked
@@ -55,8 +55,17 @@ def connect(workspace: Workspace) -> LabelStudioOracle:
 
 
 def adopt(workspace: Workspace) -> int:
-    """Make this clone the one that writes to the project; the project's number. Raises NothingToDo, ForeignProject."""
+    """Make this clone the one that writes to the project; the project's number.
+
+    Raises NothingToDo, ForeignProject, and NeedsAHand where another clone published what this one lacks: it would make
+    those rounds again, under the same numbers.
+    """
     ref = _known(workspace)
+    if missing := Git(workspace.layout.root).lacks():
+        raise NeedsAHand(
+            f"the git remote is {missing} commits ahead of this clone, and may hold rounds that it lacks: "
+            "`git pull`, `dvc pull`, then `al adopt` again"
+        )
     with connect(workspace) as oracle:
         oracle.adopt(ref, workspace.id, workspace.clone_id)
     return ref.project_id

@@ -199,6 +199,15 @@ class Git:
             "push", "--quiet", "--atomic", remote, *refs, timeout=_NETWORK_TIMEOUT, more=self._without_password(remote)
         )
 
+    def lacks(self) -> int:
+        """How many commits the remote's branch has and this clone has not, as of now; 0 where there is no remote."""
+        remote, branch = self.remote(), self.branch()
+        if remote is None or branch is None:
+            return 0
+        self.run("fetch", "--quiet", "--no-tags", remote, timeout=_NETWORK_TIMEOUT, more=self._without_password(remote))
+        found = self.run("rev-list", "--count", f"HEAD..refs/remotes/{remote}/{branch}", check=False)
+        return int(found.stdout) if found.returncode == 0 else 0
+
     def _without_password(self, remote: str) -> dict[str, str]:
         """What makes git give a password that stands in the remote's address by other means; empty where none does.
 

@@ -468,7 +468,9 @@ def _two_clones(lab: Lab, tally: Tally) -> None:
         site.check()
         for old, new in ((site, second), (second, site)):
             site.answer()
+            _is_behind(new)
             new.git.run("pull", "--quiet", "--ff-only")
+            new.dvc("pull")
             tick = old.start(at="before:close:1:stop")
             expect(tick.stopped(), "the tick ended before it came to close")
             new.al("adopt")
@@ -479,6 +481,13 @@ def _two_clones(lab: Lab, tally: Tally) -> None:
             expect(local(old) == before, "a clone that may only read changed something")
             tally.recovered(new)
             new.check()
+
+
+def _is_behind(site: Site) -> None:
+    """It lacks a round that the other clone published, and must not make it again under the same number."""
+    done = site.run_al("adopt", "--json")
+    expect(done.returncode == 6, f"a clone that lacks rounds took the project: {done.stdout}{done.stderr}")
+    expect("ahead of this clone" in done.stdout, f"it does not say what is missing: {done.stdout}")
 
 
 def _clone_of(site: Site) -> Site:
