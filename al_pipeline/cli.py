@@ -780,6 +780,8 @@ Studio's queue, and a new batch is asked. Label Studio may be down: the next `al
             "`--undo` takes back all that the rollback did; give it without --labels, --model and --params"
         )
     both = not labels and not model
+    if not dry_run:
+        _refuse_elsewhere(workspace)
     with _dvc(workspace) as dvc:
         if number is None:
             change = take_back(workspace, dvc, reason, dry_run=dry_run)
@@ -830,6 +832,7 @@ def approve(
     from al_pipeline.operations.rule import approve as rule
 
     workspace = _workspace()
+    _refuse_elsewhere(workspace)
     with _dvc(workspace) as dvc:
         _ruled(rule(workspace, dvc, None if number is None else round_number(number), reason), as_json)
 
@@ -840,6 +843,7 @@ def pause(reason: Annotated[str, typer.Option(help="Why; shown to all.")] = "", 
     from al_pipeline.operations.rule import pause as rule
 
     workspace = _workspace()
+    _refuse_elsewhere(workspace)
     with _dvc(workspace) as dvc:
         _ruled(rule(workspace, dvc, reason), as_json)
 
@@ -850,6 +854,7 @@ def resume(reason: Annotated[str, typer.Option(help="Why; kept for ever.")] = ""
     from al_pipeline.operations.rule import resume as rule
 
     workspace = _workspace()
+    _refuse_elsewhere(workspace)
     with _dvc(workspace) as dvc:
         _ruled(rule(workspace, dvc, reason), as_json)
 
@@ -1028,6 +1033,12 @@ def _dvc(workspace: Workspace) -> Dvc:
     return open_dvc(workspace.layout)
 
 
+def _refuse_elsewhere(workspace: Workspace) -> None:
+    from al_pipeline.operations.connect import refuse_elsewhere
+
+    refuse_elsewhere(workspace)
+
+
 def _amend(
     kind: Kind,
     annotator: str | None,
@@ -1045,6 +1056,8 @@ def _amend(
     workspace = _workspace()
     who = None if annotator is None else annotator.strip().lower()
     selection = Selection(who, None if number is None else round_number(number), item, since)
+    if not dry_run:
+        _refuse_elsewhere(workspace)
     with _dvc(workspace) as dvc:
         change = amend(workspace, dvc, kind, selection, reason, dry_run=dry_run)
     _carry_out(workspace, change, dry_run, as_json)

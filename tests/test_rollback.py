@@ -14,10 +14,19 @@ import yaml
 from harness import Killed, answer_all, change_params, copy_workspace, play
 
 from al_pipeline import cli
-from al_pipeline.errors import ForeignEdit, LabelStudioDown, NeedsAHand, NothingToDo, RemoteIncomplete, UsageError
-from al_pipeline.files import read_json
+from al_pipeline.errors import (
+    ForeignEdit,
+    ForeignProject,
+    LabelStudioDown,
+    NeedsAHand,
+    NothingToDo,
+    RemoteIncomplete,
+    UsageError,
+)
+from al_pipeline.files import read_json, write_json
 from al_pipeline.labels import active
 from al_pipeline.ledger import read_events
+from al_pipeline.operations import connect
 from al_pipeline.operations.history import read_history, read_plan
 from al_pipeline.operations.rule import Change, amend, approve, pause, resume, rollback, undo
 from al_pipeline.operations.status import rounds, status
@@ -168,6 +177,31 @@ def test_the_command_shows_what_would_change_and_asks_nobody(
     shown = al("rollback", "1", "--reason", "bad labels")
     assert "Published round-0003" in shown and "held until al approve" in shown
     assert "What Label Studio is owed waits for the next `al round`" in shown and rig.clean()
+
+
+def test_what_would_not_reach_the_clone_where_ticks_run_is_not_ruled(
+    played: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a second clone; but where Label Studio is away or not ours, going back does not wait for it."""
+    rig = Rig(played, tmp_path)
+    rig.tick()
+    write_json(rig.layout.clone, {**read_json(rig.layout.clone), "clone_id": "feedfeedfeed"})
+    second, head = rig.reopened(), rig.git.head()
+    monkeypatch.setattr(connect, "connect", lambda *_: rig.oracle)
+    for words in (["rollback", "1"], ["labels", "revoke", "--round", "2"], ["pause"], ["resume"], ["approve"]):
+        monkeypatch.setattr(sys, "argv", ["al", "-C", str(rig.layout.root), *words])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == ForeignProject.exit_code
+    assert rig.git.head() == head and rig.clean()
+    rig.oracle.projects.clear()
+    connect.refuse_elsewhere(second)
+
+    def down(_call: str, _moment: str) -> None:
+        raise LabelStudioDown("no reply")
+
+    rig.oracle.fault = down
+    connect.refuse_elsewhere(second)
 
 
 def test_the_model_alone(played: Any, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from al_pipeline.errors import (
     ForeignProject,
     LabelStudioDown,
     Locked,
+    NeedsAHand,
     NothingToDo,
     StageFailed,
 )
@@ -61,6 +62,24 @@ def test_a_tick_leaves_nothing_behind_that_the_git_remote_lacks(template: Any, t
     git.run("remote", "add", "origin", str(tmp_path / "bare.git"))
     tick(workspace, SimulatedOracle)
     assert Git(tmp_path / "bare.git").run("rev-parse", "main").stdout.strip() == git.head()
+
+
+def test_a_round_that_another_clone_published_is_not_made_twice(template: Any, tmp_path: Path) -> None:
+    workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
+    root, git = workspace.layout.root, Git(workspace.layout.root)
+    git.run("init", "--quiet", "--bare", "--initial-branch=main", str(tmp_path / "bare.git"))
+    git.run("remote", "add", "origin", str(tmp_path / "bare.git"))
+    tick(workspace, lambda: oracle)
+    git.run("push", "--quiet", "origin", "HEAD:refs/tags/round-0000")
+    head = git.head()
+    answer_all(oracle, truth)
+    for _ in range(2):
+        with pytest.raises(NeedsAHand, match="round-0000 is on the git remote already: another clone published it"):
+            tick(open_workspace(root), lambda: oracle)
+    assert git.head() == head and git.tags() == {}
+    (tmp_path / "bare.git").rename(tmp_path / "away.git")
+    report = tick(open_workspace(root), lambda: oracle)
+    assert report.published == (0,) and "git remote" in report.warnings[0], "where it is away, rounds do not wait"
 
 
 def test_an_edit_made_while_a_round_is_built_is_named_and_not_published(template: Any, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ _HELPER = f'!f() {{ test "$1" != get || printf "username=%s\\npassword=%s\\n" "$
 """A credential helper that reads the environment, which only our own user can see."""
 
 _NETWORK_TIMEOUT = 600.0
+_LOOK_TIMEOUT = 30.0
 _TIMEOUT = 120.0
 
 
@@ -197,6 +198,15 @@ class Git:
         """Push branch and tags in one atomic step."""
         self.run(
             "push", "--quiet", "--atomic", remote, *refs, timeout=_NETWORK_TIMEOUT, more=self._without_password(remote)
+        )
+
+    def remote_has_tag(self, name: str) -> bool:
+        """Whether the remote has a tag, as of now; False where there is no remote."""
+        if (remote := self.remote()) is None:
+            return False
+        more = self._without_password(remote)
+        return bool(
+            self.run("ls-remote", "--tags", remote, f"refs/tags/{name}", timeout=_LOOK_TIMEOUT, more=more).stdout
         )
 
     def lacks(self) -> int:
