@@ -469,7 +469,7 @@ def _two_clones(lab: Lab, tally: Tally) -> None:
         for old, new in ((site, second), (second, site)):
             site.answer()
             _is_behind(new)
-            new.git.run("pull", "--quiet", "--ff-only")
+            new.git.run("pull", "--quiet", "--ff-only", "--tags", "origin", "main")
             new.dvc("pull")
             tick = old.start(at="before:close:1:stop")
             expect(tick.stopped(), "the tick ended before it came to close")
