@@ -565,7 +565,8 @@ def log(
             for name in _SHOWN
             if told.get(name) is not None
         ]
-        number = "" if entry.round is None else str(entry.round)
+        known = "" if entry.what == "ingested" else "open"  # what no published round knows yet
+        number = known if entry.round is None else str(entry.round)
         rows.append([number, what, str(told.get("annotator") or ""), ", ".join(rest)])
     _table(("round", "what", "by", "details"), rows)
 
@@ -704,18 +705,24 @@ def up(as_json: Json = False) -> None:
 
 
 @app.command()
-def down() -> None:
+def down(as_json: Json = False) -> None:
     """Stop what `al up` started, and a scheduled tick that runs just now; the next one finishes its job."""
     from al_pipeline.servers import stop_label_studio, stop_prefect, stop_worker
 
     workspace = _workspace()
+    stopped = {}
     for name, stop in (("worker", stop_worker), ("Prefect", stop_prefect), ("Label Studio", stop_label_studio)):
-        _say(f"{name}: {'stopped' if stop(workspace) else 'was not running'}")
+        stopped[name] = stop(workspace)
+        if not as_json:
+            _say(f"{name}: {'stopped' if stopped[name] else 'was not running'}")
+    if as_json:
+        _print_json({"stopped": [name for name, ran in stopped.items() if ran]})
 
 
 @app.command()
 def trust(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask; needed where nobody is there to answer.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show what differs in the files that steer DVC, and let DVC use them as they are on this machine.
 
@@ -728,15 +735,17 @@ def trust(
     if not doubts:
         raise NothingToDo("the files that steer DVC are this engine's own, or trusted already")
     for name, problem in doubts.items():
-        _say(f"[bold]{_safe(name)}[/] {_safe(problem)}:")
+        _say(f"[bold]{_safe(name)}[/] {_safe(problem)}:", err=as_json)
         for line in changes(root, name):
-            _say(f"    {_safe(line)}")
+            _say(f"    {_safe(line)}", err=as_json)
     if not yes:
-        if not sys.stdin.isatty():
+        if as_json or not sys.stdin.isatty():
             raise UsageError("nobody is here to ask; look at the lines above, then `al trust --yes`")
         if not typer.confirm("Let DVC use them on this machine?"):
             raise NothingToDo("nothing was trusted")
     accept(root)
+    if as_json:
+        return _print_json({"trusted": list(doubts)})
     _say("Trusted on this machine, as they are now; a change asks again.")
 
 
@@ -745,7 +754,7 @@ def rollback(
     number: Annotated[str | None, typer.Argument(metavar="ROUND", help="7 or round-0007: the last good one.")] = None,
     labels: Annotated[bool, typer.Option("--labels", help="Its labels: later answers no longer count.")] = False,
     model: Annotated[
-        bool, typer.Option("--model", help="Its model is served, and new ones wait for [bold]al approve[/].")
+        bool, typer.Option("--model", help="What it served is served, and new ones wait for [bold]al approve[/].")
     ] = False,
     params: Annotated[bool, typer.Option("--params", help="Its params.yaml too.")] = False,
     undo: Annotated[bool, typer.Option("--undo", help="Take the newest rollback back.")] = False,
@@ -766,7 +775,13 @@ Studio's queue, and a new batch is asked. Label Studio may be down: the next `al
     workspace = _workspace()
     if undo == (number is not None):
         raise UsageError("name the round to go back to (`al rounds` lists them), or --undo")
+    if undo and (labels or model or params):
+        raise UsageError(
+            "`--undo` takes back all that the rollback did; give it without --labels, --model and --params"
+        )
     both = not labels and not model
+    if not dry_run:
+        _refuse_elsewhere(workspace)
     with _dvc(workspace) as dvc:
         if number is None:
             change = take_back(workspace, dvc, reason, dry_run=dry_run)
@@ -817,6 +832,7 @@ def approve(
     from al_pipeline.operations.rule import approve as rule
 
     workspace = _workspace()
+    _refuse_elsewhere(workspace)
     with _dvc(workspace) as dvc:
         _ruled(rule(workspace, dvc, None if number is None else round_number(number), reason), as_json)
 
@@ -827,6 +843,7 @@ def pause(reason: Annotated[str, typer.Option(help="Why; shown to all.")] = "", 
     from al_pipeline.operations.rule import pause as rule
 
     workspace = _workspace()
+    _refuse_elsewhere(workspace)
     with _dvc(workspace) as dvc:
         _ruled(rule(workspace, dvc, reason), as_json)
 
@@ -837,6 +854,7 @@ def resume(reason: Annotated[str, typer.Option(help="Why; kept for ever.")] = ""
     from al_pipeline.operations.rule import resume as rule
 
     workspace = _workspace()
+    _refuse_elsewhere(workspace)
     with _dvc(workspace) as dvc:
         _ruled(rule(workspace, dvc, reason), as_json)
 
@@ -847,6 +865,7 @@ def adopt(
         bool,
         typer.Option("--new-project", help="The project is gone for good: the next round makes a new one."),
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Make this clone the one that writes to the Label Studio project; the other clones become read-only towards it."""
     from al_pipeline.operations.connect import adopt as take
@@ -855,8 +874,13 @@ def adopt(
     workspace = _workspace()
     if new_project:
         number = leave_project(workspace)
+        if as_json:
+            return _print_json({"left": number})
         return _say(f"Project {number} is left; [bold]al round[/] makes a new one and asks again what is open.")
-    _say(f"This clone now writes to project {take(workspace)}.")
+    number = take(workspace)
+    if as_json:
+        return _print_json({"adopted": number})
+    _say(f"This clone now writes to project {number}.")
 
 
 @labelstudio.command("start")
@@ -873,11 +897,14 @@ def labelstudio_start(as_json: Json = False) -> None:
 
 
 @labelstudio.command("stop")
-def labelstudio_stop() -> None:
+def labelstudio_stop(as_json: Json = False) -> None:
     """Stop this workspace's Label Studio; everything in it is kept."""
     from al_pipeline.servers import stop_label_studio
 
-    _say("Stopped." if stop_label_studio(_workspace()) else "It was not running.")
+    stopped = stop_label_studio(_workspace())
+    if as_json:
+        return _print_json({"stopped": stopped})
+    _say("Stopped." if stopped else "It was not running.")
 
 
 @labelstudio.command("invite")
@@ -898,12 +925,15 @@ def labelstudio_connect(
     url: Annotated[
         str, typer.Argument(metavar="URL", help="Your own Label Studio, such as https://labels.example.org")
     ],
+    as_json: Json = False,
 ) -> None:
     """Use your own Label Studio. The token is read from AL_LABEL_STUDIO_TOKEN, else from standard input."""
     from al_pipeline.operations.connect import connect_to
 
     workspace = _workspace()
     about = connect_to(workspace, url, os.environ.get("AL_LABEL_STUDIO_TOKEN") or _read_token())
+    if as_json:
+        return _print_json({"url": url, "version": about.version, "user": about.user})
     _say(f"Connected to {_safe(url)} (Label Studio {_safe(about.version)}) as {_safe(about.user)}.")
     _say(f"The token lies in {_safe(workspace.credentials_file)}, readable by you alone.")
 
@@ -1003,6 +1033,12 @@ def _dvc(workspace: Workspace) -> Dvc:
     return open_dvc(workspace.layout)
 
 
+def _refuse_elsewhere(workspace: Workspace) -> None:
+    from al_pipeline.operations.connect import refuse_elsewhere
+
+    refuse_elsewhere(workspace)
+
+
 def _amend(
     kind: Kind,
     annotator: str | None,
@@ -1020,6 +1056,8 @@ def _amend(
     workspace = _workspace()
     who = None if annotator is None else annotator.strip().lower()
     selection = Selection(who, None if number is None else round_number(number), item, since)
+    if not dry_run:
+        _refuse_elsewhere(workspace)
     with _dvc(workspace) as dvc:
         change = amend(workspace, dvc, kind, selection, reason, dry_run=dry_run)
     _carry_out(workspace, change, dry_run, as_json)
@@ -1057,7 +1095,9 @@ def _carry_out(workspace: Workspace, change: Change, dry_run: bool, as_json: boo
     for number in published:
         _say(f"[green]Published round-{number:04d}[/] with these labels. [bold]al report[/] shows it.")
     if not change.ruling.labels:
-        _say("[green]Done.[/]")
+        _say(f"[green]Done:[/] the model of {change.served[1] or 'no round'} is served.")
+    if change.ruling.hold:
+        _say("New models are held until [bold]al approve[/].")
     if owed:
         _say(f"[yellow]What Label Studio is owed waits for the next `al round`:[/] {_safe(owed)}")
 
@@ -1073,10 +1113,11 @@ def _show_change(change: Change) -> None:
     found = change.to_json()
     table = [["labelled items", f"{change.labels[0]:,}", f"{change.labels[1]:,}"]]
     table += [["model served", str(change.served[0] or "none"), str(change.served[1] or "none")]]
+    whose = "of the newest model" if change.ruling.labels else "of the model served"
     for name, before in found["metrics_before"].items():
         after = found["metrics_after"].get(name)
         if change.metrics[0] is not change.metrics[1]:
-            table += [[name.replace("_", " "), _figure(before), _figure(after)]]
+            table += [[f"{name.replace('_', ' ')} {whose}", _figure(before), _figure(after)]]
     _table(("", "now", "then"), table)
     _say(f"{change.changed:,} labels change" + (f"; parameters: {', '.join(change.params)}" if change.params else ""))
 

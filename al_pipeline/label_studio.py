@@ -53,6 +53,7 @@ _READ_ATTEMPTS = 4
 _FIRST_DELAY = 0.5
 _PATIENCE_SECONDS = 60.0
 """How long a server may have one client wait by `Retry-After`, in all: a tick must come to its end."""
+_DAY = 86_400.0
 _PAGE = 500
 _KEYS_PER_REQUEST = 50
 _HOTKEYS = "123456789" + string.ascii_lowercase
@@ -502,7 +503,7 @@ def _failure(what: str, url: str, status: int | None, wait: float = 0.0) -> Exce
             "is the address right, or a log-in page in between?"
         )
     if wait:
-        why = f"asks us to wait for {wait:.0f} s"
+        why = f"asks us to wait for {wait:.0f} s" if wait <= _DAY else "asks us to wait for more than a day"
     else:
         why = "asks us to wait" if status == 429 else "failed; its own log says why"
     return LabelStudioDown(f"{what}: Label Studio at {url} {why} (status {status}). Nothing is lost: try again later")

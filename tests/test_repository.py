@@ -204,6 +204,28 @@ def test_a_push_is_all_or_nothing(git: Git, tmp_path: Path) -> None:
     assert raw(bare, "rev-parse", "main") == before, "the branch has not moved without its tag"
 
 
+def test_what_the_remote_has_and_this_clone_lacks_is_counted(git: Git, tmp_path: Path) -> None:
+    assert git.lacks() == 0, "no remote"
+    bare = tmp_path / "bare.git"
+    raw(git.root, "init", "--quiet", "--bare", "--initial-branch=main", str(bare))
+    raw(git.root, "remote", "add", "origin", str(bare))
+    assert git.lacks() == 0, "no branch there"
+    git.push("origin", ["refs/heads/main"])
+    raw(tmp_path, "clone", "--quiet", str(bare), "other")
+    other = Git(tmp_path / "other")
+    for text in ("2\n", "3\n"):
+        git.commit("Next", [change(git, text=text)])
+    assert git.lacks() == 0, "it is ahead itself"
+    git.tag("round-0001", "One")
+    git.push("origin", ["refs/heads/main", "refs/tags/round-0001"])
+    head = other.head()
+    assert other.lacks() == 2
+    assert other.head() == head and other.tags() == {}, "it only looked"
+    raw(other.root, "remote", "set-url", "origin", str(tmp_path / "nowhere.git"))
+    with pytest.raises(RepositoryError, match="git fetch failed"):
+        other.lacks()
+
+
 def test_the_branchs_own_remote_comes_first(git: Git, tmp_path: Path) -> None:
     raw(git.root, "remote", "add", "origin", str(tmp_path / "a.git"))
     raw(git.root, "remote", "add", "team", str(tmp_path / "b.git"))

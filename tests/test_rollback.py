@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,20 @@ import pytest
 import yaml
 from harness import Killed, answer_all, change_params, copy_workspace, play
 
-from al_pipeline.errors import ForeignEdit, LabelStudioDown, NeedsAHand, NothingToDo, RemoteIncomplete, UsageError
-from al_pipeline.files import read_json
+from al_pipeline import cli
+from al_pipeline.errors import (
+    ForeignEdit,
+    ForeignProject,
+    LabelStudioDown,
+    NeedsAHand,
+    NothingToDo,
+    RemoteIncomplete,
+    UsageError,
+)
+from al_pipeline.files import read_json, write_json
 from al_pipeline.labels import active
 from al_pipeline.ledger import read_events
+from al_pipeline.operations import connect
 from al_pipeline.operations.history import read_history, read_plan
 from al_pipeline.operations.rule import Change, amend, approve, pause, resume, rollback, undo
 from al_pipeline.operations.status import rounds, status
@@ -137,14 +148,68 @@ def test_a_rehearsal_changes_nothing(played: Any, tmp_path: Path) -> None:
     head = rig.git.head()
     change = rig.back(0, dry_run=True)
     assert change.to_json()["labelled_after"] == 10
+    assert change.metrics == tuple(read_json(rig.layout.record(number))["metrics"] for number in (2, 0))
     rig.rule(amend, "revoke", Selection(round=1), "", dry_run=True)
     assert rig.git.head() == head and rig.clean() and rig.history().rulings == ()
+
+
+def test_the_command_shows_what_would_change_and_asks_nobody(
+    played: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a terminal, and with no Label Studio that is known: what it is owed waits."""
+    rig = Rig(played, tmp_path)
+
+    def al(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["al", "-C", str(rig.layout.root), *words])
+        monkeypatch.setattr(sys, "stdin", None)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    head = rig.git.head()
+    for name in ("1", "round-0001"):
+        shown = al("rollback", name, "--dry-run")
+        assert f"Answers that no longer count round annotator answers round-0002 {BAD} 8" in shown
+        figures = [read_json(rig.layout.record(number))["metrics"]["macro_f1"]["value"] for number in (2, 1)]
+        assert "macro f1 of the newest model {:.3f} {:.3f}".format(*figures) in shown
+        assert shown.endswith("Nothing was changed.") and rig.git.head() == head
+    shown = al("rollback", "1", "--reason", "bad labels")
+    assert "Published round-0003" in shown and "held until al approve" in shown
+    assert "What Label Studio is owed waits for the next `al round`" in shown and rig.clean()
+
+
+def test_what_would_not_reach_the_clone_where_ticks_run_is_not_ruled(
+    played: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a second clone; but where Label Studio is away or not ours, going back does not wait for it."""
+    rig = Rig(played, tmp_path)
+    rig.tick()
+    write_json(rig.layout.clone, {**read_json(rig.layout.clone), "clone_id": "feedfeedfeed"})
+    second, head = rig.reopened(), rig.git.head()
+    monkeypatch.setattr(connect, "connect", lambda *_: rig.oracle)
+    for words in (["rollback", "1"], ["labels", "revoke", "--round", "2"], ["pause"], ["resume"], ["approve"]):
+        monkeypatch.setattr(sys, "argv", ["al", "-C", str(rig.layout.root), *words])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == ForeignProject.exit_code
+    assert rig.git.head() == head and rig.clean()
+    rig.oracle.projects.clear()
+    connect.refuse_elsewhere(second)
+
+    def down(_call: str, _moment: str) -> None:
+        raise LabelStudioDown("no reply")
+
+    rig.oracle.fault = down
+    connect.refuse_elsewhere(second)
 
 
 def test_the_model_alone(played: Any, tmp_path: Path) -> None:
     rig = Rig(played, tmp_path)
     served = rig.history().promoted
-    rig.back(0, labels=False)
+    was = read_json(rig.layout.record(int(served.removeprefix("round-"))))["metrics"]
+    change = rig.back(0, labels=False)
+    assert change.metrics == (was, read_json(rig.layout.record(0))["metrics"]), "of what is served, not of the newest"
     assert rig.history().promoted == "round-0000" and rig.clean()
     assert rig.history().planned == 3, "no round is lost for it"
     assert "rolled back" in status(rig.reopened())["held"]

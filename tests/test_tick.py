@@ -18,6 +18,7 @@ from al_pipeline.errors import (
     ForeignProject,
     LabelStudioDown,
     Locked,
+    NeedsAHand,
     NothingToDo,
     StageFailed,
 )
@@ -61,6 +62,24 @@ def test_a_tick_leaves_nothing_behind_that_the_git_remote_lacks(template: Any, t
     git.run("remote", "add", "origin", str(tmp_path / "bare.git"))
     tick(workspace, SimulatedOracle)
     assert Git(tmp_path / "bare.git").run("rev-parse", "main").stdout.strip() == git.head()
+
+
+def test_a_round_that_another_clone_published_is_not_made_twice(template: Any, tmp_path: Path) -> None:
+    workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
+    root, git = workspace.layout.root, Git(workspace.layout.root)
+    git.run("init", "--quiet", "--bare", "--initial-branch=main", str(tmp_path / "bare.git"))
+    git.run("remote", "add", "origin", str(tmp_path / "bare.git"))
+    tick(workspace, lambda: oracle)
+    git.run("push", "--quiet", "origin", "HEAD:refs/tags/round-0000")
+    head = git.head()
+    answer_all(oracle, truth)
+    for _ in range(2):
+        with pytest.raises(NeedsAHand, match="round-0000 is on the git remote already: another clone published it"):
+            tick(open_workspace(root), lambda: oracle)
+    assert git.head() == head and git.tags() == {}
+    (tmp_path / "bare.git").rename(tmp_path / "away.git")
+    report = tick(open_workspace(root), lambda: oracle)
+    assert report.published == (0,) and "git remote" in report.warnings[0], "where it is away, rounds do not wait"
 
 
 def test_an_edit_made_while_a_round_is_built_is_named_and_not_published(template: Any, tmp_path: Path) -> None:
@@ -255,11 +274,15 @@ def test_a_lost_cache_is_no_foreign_edit(template: Any, tmp_path: Path) -> None:
 def test_close_now_closes_with_what_there_is(template: Any, tmp_path: Path) -> None:
     workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
     tick(workspace, lambda: oracle)
+    report = tick(open_workspace(workspace.layout.root), lambda: oracle, options=Options(close_now=True))
+    assert report.published == () and report.warnings == (
+        "nothing was closed: there are no new answers to close it with",
+    )
     key = oracle.queue("ann@example.org")[-1]
     oracle.answer(key, "ann@example.org", truth[key.rsplit(":", 1)[1]])
     assert tick(open_workspace(workspace.layout.root), lambda: oracle).published == ()
     report = tick(open_workspace(workspace.layout.root), lambda: oracle, options=Options(close_now=True))
-    assert report.published == (0,)
+    assert report.published == (0,) and report.warnings == ()
 
 
 def test_a_batch_of_another_size_and_strategy_is_for_one_round_and_recorded(template: Any, tmp_path: Path) -> None:

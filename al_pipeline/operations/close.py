@@ -112,8 +112,8 @@ def check_sources(layout: Layout, dvc: Dvc) -> None:
             edited, absent = _changes(layout, dvc)
     if edited:
         raise ForeignEdit(
-            f"changed by somebody else: {', '.join(edited)}. "
-            f"`dvc diff` in {layout.root} shows what; `dvc checkout --force FILE` discards the change"
+            f"changed by somebody else: {', '.join(edited)}. After a `git pull`, `dvc pull` brings what belongs to it; "
+            f"else `dvc diff` in {layout.root} shows what, and `dvc checkout --force FILE` discards the change"
         )
     if absent:
         raise ForeignEdit(f"not here: {', '.join(absent)}; `dvc pull` in {layout.root} brings it back")

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+from contextlib import closing
 from typing import TYPE_CHECKING
 
-from al_pipeline.errors import ForeignEdit, LabelStudioRefused, NothingToDo
+from al_pipeline.errors import (
+    ForeignEdit,
+    ForeignProject,
+    LabelStudioDown,
+    LabelStudioRefused,
+    NeedsAHand,
+    NothingToDo,
+)
 from al_pipeline.files import read_object, write_json
 from al_pipeline.layout import Layout
 from al_pipeline.lock import locked
@@ -14,6 +24,10 @@ from al_pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     from al_pipeline.label_studio import About, LabelStudioOracle
+
+
+_LOOK_SECONDS = 5.0
+"""How long a look at whose the project is waits for a reply."""
 
 
 def stored_project(layout: Layout) -> ProjectRef | None:
@@ -40,8 +54,11 @@ def connect_to(workspace: Workspace, url: str, token: str) -> About:
     return about
 
 
-def connect(workspace: Workspace) -> LabelStudioOracle:
-    """A client for the workspace's Label Studio; sends nothing yet. Raises LabelStudioRefused where none is known."""
+def connect(workspace: Workspace, most_seconds: float = math.inf) -> LabelStudioOracle:
+    """A client for the workspace's Label Studio; sends nothing yet. Raises LabelStudioRefused where none is known.
+
+    It waits for a reply as long as `params.yaml` says, and at most so long.
+    """
     from al_pipeline.label_studio import LabelStudioOracle
 
     known = workspace.credentials()
@@ -51,12 +68,39 @@ def connect(workspace: Workspace) -> LabelStudioOracle:
             f"no {' and no '.join(missing)} of a Label Studio is known here; `al labelstudio start` runs one, "
             f"`al labelstudio connect URL` takes yours, or set {variables}"
         )
-    return LabelStudioOracle(known["url"], known["token"], workspace.params.label_studio.timeout_seconds)
+    seconds = min(workspace.params.label_studio.timeout_seconds, most_seconds)
+    return LabelStudioOracle(known["url"], known["token"], seconds)
+
+
+def refuse_elsewhere(workspace: Workspace) -> None:
+    """Raise ForeignProject where ticks run in another clone: what is ruled here would not reach them.
+
+    Where Label Studio is not known, out of reach or not ours, nobody can tell, and nothing is raised: going back must
+    not wait for it.
+    """
+    ref = stored_project(workspace.layout)
+    if ref is None:
+        return
+    with contextlib.suppress(LabelStudioDown, LabelStudioRefused), closing(connect(workspace, _LOOK_SECONDS)) as oracle:
+        try:
+            oracle.check(ref, workspace.id)
+        except ForeignProject:
+            return
+        oracle.check(ref, workspace.id, workspace.clone_id)
 
 
 def adopt(workspace: Workspace) -> int:
-    """Make this clone the one that writes to the project; the project's number. Raises NothingToDo, ForeignProject."""
+    """Make this clone the one that writes to the project; the project's number.
+
+    Raises NothingToDo, ForeignProject, and NeedsAHand where another clone published what this one lacks: it would make
+    those rounds again, under the same numbers.
+    """
     ref = _known(workspace)
+    if missing := Git(workspace.layout.root).lacks():
+        raise NeedsAHand(
+            f"the git remote is {missing} commits ahead of this clone, and may hold rounds that it lacks: "
+            "`git pull`, `dvc pull`, then `al adopt` again"
+        )
     with connect(workspace) as oracle:
         oracle.adopt(ref, workspace.id, workspace.clone_id)
     return ref.project_id

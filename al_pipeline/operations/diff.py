@@ -73,7 +73,7 @@ class Diff:
 def diff(workspace: Workspace, before: int, after: int) -> Diff:
     """Compare two published rounds, from records and DVC; nothing is checked out.
 
-    Raises NothingToDo where one is not published, RepositoryError where its labels cannot be had.
+    Raises NothingToDo where one is not published, RemoteIncomplete where its labels cannot be had.
     """
     layout = workspace.layout
     git = Git(layout.root)

@@ -45,7 +45,7 @@ class ItemLog:
 def log(workspace: Workspace, item_id: str) -> ItemLog:
     """What is known of an item. The order is the ledger's and that of the rounds; no clock is asked.
 
-    Raises BadInput where nothing is known of it, RepositoryError where a round's labels cannot be had.
+    Raises BadInput where nothing is known of it, RemoteIncomplete where a round's labels cannot be had.
     """
     layout = workspace.layout
     git = Git(layout.root)

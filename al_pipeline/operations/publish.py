@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import asdict, replace
@@ -11,7 +12,7 @@ import numpy as np
 
 from al_pipeline.comparison import shared
 from al_pipeline.engine import current_engine
-from al_pipeline.errors import ForeignEdit
+from al_pipeline.errors import ForeignEdit, NeedsAHand, RepositoryError
 from al_pipeline.files import read_json, read_object, sha256_file, sha256_tree, write_json, write_jsonl
 from al_pipeline.gate import Decision, decide
 from al_pipeline.items import count_items, fetch, read_ids
@@ -70,14 +71,31 @@ def chosen(layout: Layout) -> dict[str, Any]:
 def publish(workspace: Workspace, git: Git, dvc: Dvc, number: int | None) -> str:
     """Push the data, prove that the remote has it, commit; returns the commit. Data before pointers.
 
-    Raises ForeignEdit where somebody changed, while the round was built, a file that no build writes.
+    Raises ForeignEdit where somebody changed, while the round was built, a file that no build writes, and NeedsAHand
+    where another clone published a round of this number.
     """
     layout = workspace.layout
+    if number is not None:
+        _refuse_published(git, number)
     refuse_edits(set(foreign_edits(layout, git)) - _written(layout, number))
     dvc.push()
     dvc.verify_remote()
     message = "Plan round-0000, before any label" if number is None else _message(read_json(layout.record(number)))
     return git.commit(message, [*layout.owned, layout.params, layout.dvc_yaml])
+
+
+def _refuse_published(git: Git, number: int) -> None:
+    """Raise NeedsAHand where the git remote has this round although we have yet to make it.
+
+    The remote may be out of reach, and rounds do not wait for it: then nobody can tell.
+    """
+    with contextlib.suppress(RepositoryError):
+        if git.remote_has_tag(round_name(number)):
+            raise NeedsAHand(
+                f"{round_name(number)} is on the git remote already: another clone published it, and took the project "
+                "in Label Studio over. Nothing was published here. No answer is lost: go on in that clone, or make a "
+                "new one (`git clone`, `dvc pull`) and `al adopt` there"
+            )
 
 
 def _written(layout: Layout, number: int | None) -> set[str]:

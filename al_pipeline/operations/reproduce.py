@@ -24,6 +24,7 @@ from al_pipeline.engine import difference, write_engine
 from al_pipeline.environment import Engine, recorded_engine
 from al_pipeline.errors import (
     AlError,
+    BadInput,
     ForeignEdit,
     NothingToDo,
     NotReproduced,
@@ -31,7 +32,7 @@ from al_pipeline.errors import (
     RepositoryError,
     StageFailed,
 )
-from al_pipeline.files import json_line, read_json, sha256_bytes, sha256_file, sha256_tree, write_json
+from al_pipeline.files import json_line, read_json, read_object, sha256_bytes, sha256_file, sha256_tree, write_json
 from al_pipeline.layout import STAGES, Layout
 from al_pipeline.lock import locked
 from al_pipeline.models import CARD_FILE
@@ -160,7 +161,10 @@ def reproduce(
 
     Under the recorded engine bytes are compared, under another one metrics within `tolerance`. `engine`: None for the
     running one, `recorded` for one installed in an environment of its own, else the path of its sources (checkout or
-    wheel). `keep` leaves the clones for a look, until the next call. Vectors are made once a call, not once a round.
+    wheel). `keep` leaves the clones for a look, until the next call.
+
+    Within one call sources are fetched once, and vectors made once, not once a round: a pool that grows is the same
+    objects in every round. Outputs are fetched for each round anew, since stages write theirs into the clone's cache.
 
     Raises NothingToDo where a round is not published, Locked where another call works, AlError where it cannot be done.
     """
@@ -231,6 +235,9 @@ class _Attempt:
         self.name = round_name(record["round"])
         self.layout = Layout(home / self.name)
         self.features = home / "features"
+        self.cache = self.layout.root / ".dvc/cache"
+        self.fetched = home / "fetched"
+        """The sources' objects, as the remote gave them in this call."""
         self._tell = say
         self.changes = "" if engine else difference(record["engine"])
         self.outputs: list[Output] = []
@@ -269,12 +276,12 @@ class _Attempt:
         self.lock = _parse_lock(layout.dvc_lock)
         with self._dvc() as dvc:
             dvc.stand_alone(self.workspace.layout.root)
-            self._bring(dvc, [f"{path.relative_to(layout.root)}.dvc" for path in layout.sources])
+            self._bring_sources(dvc)
             self._check_inputs()
             first = self._bring_outputs(dvc)
             published = _Published(
                 {path: digest(layout.root / path) for path in self._outs()},
-                read_json(layout.model / CARD_FILE, {}),
+                self._published_card(),
                 self._labels() if self.changes and first is None else [],
             )
             if self.changes:
@@ -338,6 +345,17 @@ class _Attempt:
                 what = f"the DVC remote does not give {name} of {self.name}: {error}"
                 raise _Different(Difference("", _CAUSES.get(name, "data"), what, missing=True)) from None
 
+    def _bring_sources(self, dvc: Dvc) -> None:
+        """Fetch what goes in, as far as this call has not fetched it for an earlier round.
+
+        Nothing that a stage made is among it. Whatever is at hand is compared with `dvc.lock` like all else.
+        """
+        _link_tree(self.fetched, self.cache)
+        try:
+            self._bring(dvc, [f"{path.relative_to(self.layout.root)}.dvc" for path in self.layout.sources])
+        finally:
+            _link_tree(self.cache, self.fetched)
+
     def _bring_outputs(self, dvc: Dvc) -> Difference | None:
         """Fetch the published outputs too (some are in git); what is lost or is not what `dvc.lock` says.
 
@@ -357,6 +375,13 @@ class _Attempt:
                     what = f"{entry['path']} is published with other bytes than dvc.lock says"
                     first = first or Difference(stage, "data", what)
         return first
+
+    def _published_card(self) -> Mapping[str, Any]:
+        """What the published model says of itself; nothing where its bytes are no longer what they were."""
+        try:
+            return read_object(self.layout.model / CARD_FILE)
+        except BadInput:
+            return {}
 
     def _check_inputs(self) -> None:
         """Every source and parameter of every stage is what `dvc.lock` says."""
@@ -481,6 +506,19 @@ class _Attempt:
             what = f"moved by more than {self.tolerance:g} under another engine: {', '.join(far)}"
             return Difference("evaluate", "engine", what)
         return None
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """Have `target` hold every file of `source` too, without a second copy where the file system knows links."""
+    for path in sorted(source.rglob("*")):
+        there = target / path.relative_to(source)
+        if path.is_dir() or there.exists():
+            continue
+        there.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            there.hardlink_to(path)
+        except OSError:
+            shutil.copy2(path, there)
 
 
 def _output(name: str, stage: str, sha256: str, same: Mapping[Source, bool]) -> Output:

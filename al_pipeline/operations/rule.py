@@ -51,7 +51,8 @@ class Change:
     served: tuple[str | None, str | None]
     """The round whose model is the promoted one, before and after."""
     metrics: tuple[Record, Record]
-    """The newest round's metrics, and those of the round gone back to (the same where it is no rollback)."""
+    """Before and after. Where labels go back: the newest round's and those of the round gone back to; where the model
+    alone does: those of the models served. The same where it is no rollback."""
     params: tuple[str, ...] = ()
     """The sections of `params.yaml` that change."""
 
@@ -112,7 +113,11 @@ def rollback(
         with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=layout.private) as place:
             snapshot = _prove(dvc, record, Path(place), model=model)
             ruling = replace(ruling, parts=last_part(snapshot / "events") if labels else None)
-            change = _change(workspace, git, history, ruling, metrics_after=record["metrics"])
+            change = _change(workspace, git, history, ruling)
+            if labels:
+                change = replace(change, metrics=(change.metrics[0], record["metrics"]))
+            else:
+                change = replace(change, metrics=(_metrics(history, history.promoted), _metrics(history, serves)))
             if labels:
                 folded = _fold_with(workspace, git, ruling, history)
                 _same_fold(folded, record, snapshot)
@@ -325,9 +330,13 @@ def _same_fold(folded: Folded, record: Record, snapshot: Path | None) -> None:
         )
 
 
-def _change(
-    workspace: Workspace, git: Git, history: History, ruling: Ruling, metrics_after: Record | None = None
-) -> Change:
+def _metrics(history: History, tag: str | None) -> Record:
+    """The metrics of a round by its tag; none where there is no such round."""
+    found: Record = next((r["metrics"] for r in history.rounds if round_name(r["round"]) == tag), {})
+    return found
+
+
+def _change(workspace: Workspace, git: Git, history: History, ruling: Ruling) -> Change:
     layout = workspace.layout
     events = read_events(layout.events, layout.inbox_events)
     waiting = history.waiting
@@ -349,7 +358,7 @@ def _change(
         labels=(len(old), len(new)),
         changed=sum(old.get(item) != new.get(item) for item in old.keys() | new.keys()),
         served=(history.promoted, ruling.serves or history.promoted),
-        metrics=(newest, metrics_after or newest),
+        metrics=(newest, newest),
         params=tuple(name for name in mine if mine[name] != theirs.get(name)),
     )
 

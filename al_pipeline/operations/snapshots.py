@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from al_pipeline.errors import RepositoryError
+from al_pipeline.errors import RemoteIncomplete, RepositoryError
 from al_pipeline.files import sha256_file
 from al_pipeline.layout import Layout
 from al_pipeline.operations.history import Record
@@ -27,7 +27,7 @@ NAMES = ("labeled", "test_labels", "unresolved")
 def snapshots(workspace: Workspace) -> Iterator[Callable[[Record], Labels]]:
     """A function that gives the labels of a round by its record. Takes no lock and checks nothing out.
 
-    It raises RepositoryError where they cannot be had, or are not what the record says.
+    It raises RemoteIncomplete where they cannot be had, RepositoryError where they are not what the record says.
     """
     with (
         tempfile.TemporaryDirectory(prefix="al-snapshots-") as place,
@@ -43,7 +43,13 @@ def _labels(layout: Layout, dvc: Dvc, record: Record, place: Path) -> Labels:
         path: Path = getattr(layout, kind)
         target = place / f"{record['hashes'][kind]}{path.suffix}"
         if not target.exists():
-            dvc.get(path.relative_to(layout.root).as_posix(), name, target)
+            try:
+                dvc.get(path.relative_to(layout.root).as_posix(), name, target)
+            except RepositoryError as error:
+                raise RemoteIncomplete(
+                    f"{path.name} of {name} cannot be had, neither here nor from the DVC remote: `al doctor` tries "
+                    f"the remote, `dvc push` from a clone that has it mends it. {error}"
+                ) from None
         if sha256_file(target) != record["hashes"][kind]:
             raise RepositoryError(f"{path.name} of {name} is not what its record says; `al reproduce` says more")
         rows: list[LabeledItem] | list[Unresolved]

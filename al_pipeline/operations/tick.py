@@ -177,6 +177,10 @@ def tick(
                 f"{step.reason}. Give it to the tick that closes the round (`--close-now` closes it with the answers "
                 "there are)"
             )
+        if session.options.close_now and not published and Step.CLOSE not in session.done:
+            session.warnings.append(
+                f"nothing was closed: {facts.paused or 'there are no new answers to close it with'}"
+            )
         return TickReport(
             session.history.planned,
             state(facts),

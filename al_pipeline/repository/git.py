@@ -33,6 +33,7 @@ _HELPER = f'!f() {{ test "$1" != get || printf "username=%s\\npassword=%s\\n" "$
 """A credential helper that reads the environment, which only our own user can see."""
 
 _NETWORK_TIMEOUT = 600.0
+_LOOK_TIMEOUT = 30.0
 _TIMEOUT = 120.0
 
 
@@ -92,7 +93,9 @@ class Git:
 
     def identity(self) -> str | None:
         """The user's own name for commits; None where git knows none."""
-        return self.run("config", "user.email", check=False).stdout.strip() or os.environ.get("GIT_AUTHOR_EMAIL")
+        return (
+            os.environ.get("GIT_AUTHOR_EMAIL") or self.run("config", "user.email", check=False).stdout.strip() or None
+        )
 
     def head(self) -> str | None:
         """The commit that is checked out; None before the first."""
@@ -196,6 +199,24 @@ class Git:
         self.run(
             "push", "--quiet", "--atomic", remote, *refs, timeout=_NETWORK_TIMEOUT, more=self._without_password(remote)
         )
+
+    def remote_has_tag(self, name: str) -> bool:
+        """Whether the remote has a tag, as of now; False where there is no remote."""
+        if (remote := self.remote()) is None:
+            return False
+        more = self._without_password(remote)
+        return bool(
+            self.run("ls-remote", "--tags", remote, f"refs/tags/{name}", timeout=_LOOK_TIMEOUT, more=more).stdout
+        )
+
+    def lacks(self) -> int:
+        """How many commits the remote's branch has and this clone has not, as of now; 0 where there is no remote."""
+        remote, branch = self.remote(), self.branch()
+        if remote is None or branch is None:
+            return 0
+        self.run("fetch", "--quiet", "--no-tags", remote, timeout=_NETWORK_TIMEOUT, more=self._without_password(remote))
+        found = self.run("rev-list", "--count", f"HEAD..refs/remotes/{remote}/{branch}", check=False)
+        return int(found.stdout) if found.returncode == 0 else 0
 
     def _without_password(self, remote: str) -> dict[str, str]:
         """What makes git give a password that stands in the remote's address by other means; empty where none does.

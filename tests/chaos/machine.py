@@ -75,9 +75,9 @@ def _disk_full(lab: Lab, tally: Tally, step: str) -> None:
         with lab.site(lab.reference.before(1, step), place) as site, stopped_before(site, step) as tick:
             ballast = disk / "ballast"
             _fill(ballast, leave=draw.choice((0, 4096, 20_000)))
-            tally.strike()
             tick.go_on()
             ended = tick.end()
+            tally.strike(ended.code != 0)  # what is left of the tick may need less than what is left of the disk
             _says_that_it_failed(ended)
             if ended.code:
                 expect("No space left" in ended.message or "disk" in ended.message, f"what is full? {ended.message}")
@@ -450,20 +450,54 @@ def _two_by_chance(lab: Lab, tally: Tally) -> None:
 
 
 def _two_clones(lab: Lab, tally: Tally) -> None:
-    """The second clone may only read, also while the first one works; then it adopts, and the first may only read."""
+    """The second clone may only read, also while the first one works. Then they change roles, twice, by `al adopt`.
+
+    Each time in the middle of a tick of the one that had the project, which is killed there.
+    """
     with lab.studio_site() as site:
         site.recover()
         site.answer()
-        clone = site.folder / "second"
-        Git(site.folder).run("clone", "--quiet", "origin.git", "second")
+        second = _clone_of(site)
         with stopped_before(site, "pull") as tick:
             tally.strike()
-            site.refused(6, "another clone", "al adopt", root=clone)
+            second.refused(6, "another clone", "al adopt")
             tick.go_on()
             ended = tick.end()
         expect(ended.code == 0 and ended.told["published"] == [0], f"the first was disturbed: {ended.short}")
         tally.recovered(site)
         site.check()
+        for old, new in ((site, second), (second, site)):
+            site.answer()
+            _is_behind(new)
+            new.git.run("pull", "--quiet", "--ff-only", "--tags", "origin", "main")
+            new.dvc("pull")
+            tick = old.start(at="before:close:1:stop")
+            expect(tick.stopped(), "the tick ended before it came to close")
+            new.al("adopt")
+            tick.kill()
+            tally.strike()
+            before = local(old)
+            old.refused(6, "another clone", "al adopt")
+            expect(local(old) == before, "a clone that may only read changed something")
+            tally.recovered(new)
+            new.check()
+
+
+def _is_behind(site: Site) -> None:
+    """It lacks a round that the other clone published, and must not make it again under the same number."""
+    done = site.run_al("adopt", "--json")
+    expect(done.returncode == 6, f"a clone that lacks rounds took the project: {done.stdout}{done.stderr}")
+    expect("ahead of this clone" in done.stdout, f"it does not say what is missing: {done.stdout}")
+
+
+def _clone_of(site: Site) -> Site:
+    """Another clone of the same workspace, with the same people and the same remotes."""
+    folder = site.folder / "second"
+    folder.mkdir()
+    for name in ("origin.git", "remote"):
+        (folder / name).symlink_to(site.folder / name)
+    Git(site.folder).run("clone", "--quiet", "origin.git", "second/workspace")
+    return Site(folder, site.people, site.truth, site.expected, site.outside / "second")
 
 
 # Prefect -------------------------------------------------------------------------------------------------------------

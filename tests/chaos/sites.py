@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 
 import psutil
 from embedded import REPOSITORY
-from harness import ENVIRONMENT, NOT_THE_USERS
+from harness import ENVIRONMENT, NOT_THE_USERS, tools_first
 
 from al_pipeline import child
 from al_pipeline.files import read_json, sha256_bytes, sha256_tree
@@ -269,6 +269,17 @@ class Site:
         ended = self.start(*words, at=at, root=root, **variables).end()
         expect("Traceback" not in ended.err or ended.code < 0, f"a tick ended with a traceback: {ended.err[-1500:]}")
         return ended
+
+    def run_al(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Another command to its end."""
+        command = [sys.executable, "-m", "al_pipeline.cli", "-C", str(self.root), *words]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=TICK_SECONDS)
+
+    def dvc(self, *words: str) -> None:
+        """A command of DVC's, typed by a person, which must succeed."""
+        environment = {**self.environment, "PATH": tools_first()["PATH"]}
+        done = subprocess.run(["dvc", *words], cwd=self.root, env=environment, capture_output=True, text=True)
+        expect(done.returncode == 0, f"dvc {' '.join(words)} ended with {done.returncode}: {done.stderr[-600:]}")
 
     def al(self, *words: str) -> None:
         """Another command, which must succeed."""
