@@ -359,14 +359,14 @@ def test_a_score_that_is_nan_is_named_in_whatever_part_it_comes() -> None:
         best.kept()
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 10_000),
     scale=st.sampled_from([0.0, 1e-6, 0.3, 3.0, 30.0, 1e5]),
     classes=st.integers(2, 9),
     unseen=st.integers(0, 2),
     blocks=st.integers(1, 2),
-    part=st.sampled_from([1, 17, 50]),
+    part=st.sampled_from([7, 17, 50]),
     wait=st.integers(1, 120),
 )
 def test_a_glance_leaves_to_the_bit_what_full_probabilities_leave(
