@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from al_pipeline.acquisition import Glance
 from al_pipeline.errors import BadInput
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 Weights = NDArray[np.float32]
+Columns = Sequence[NDArray[np.float32]]
 
 STRENGTH = 3.0
 """How much the labels count against the penalty (C): see benchmarks/results/head.json."""
@@ -35,6 +37,8 @@ _JITTER = 1e-9
 """Keeps the kernel's factor defined where two texts have the same features."""
 _FLOOR = 1e-9
 """No class is impossible, none is certain."""
+_ROUGH = 0.01
+"""A glance that may be wrong by more says nothing: logits are too large for single precision."""
 
 
 @dataclass(frozen=True)
@@ -105,25 +109,91 @@ class Head:
         """Scores of the seen classes before the temperature, (n, seen)."""
         if not self.weights:
             return np.zeros((len(features), len(self.seen)))
+        return _sums(self._products(features), self.bias)
+
+    def _products(self, features: FeatureMatrix) -> list[NDArray[Any]]:
+        """What each block adds to the logits, (n, seen)."""
         if features.widths != self.widths:
             raise BadInput(
                 f"the model was fitted on features of widths {self.widths}, these have {features.widths}: "
                 "they come from another encoder or vocabulary"
             )
-        return _logits(features.blocks, [part.T for part in self.weights], self.bias)
+        return [block @ part.T for block, part in zip(features.blocks, self.weights, strict=True)]
 
     def predict_proba(self, features: FeatureMatrix) -> Floats:
         """Probabilities (n, C), a column for each class in the schema's order; rows sum to 1.
 
         A class without labels gets what Laplace's rule of succession gives it, 1 / (labels + classes).
         """
-        seen = [self.classes.index(name) for name in self.seen]
-        proba = np.full((len(features), len(self.classes)), 1 / (sum(self.counts.values()) + len(self.classes)))
-        if seen:
-            rest = 1 - proba[0, 0] * (len(self.classes) - len(seen)) if len(features) else 1.0
-            proba[:, seen] = rest * softmax(self.logits(features) / self.temperature)
+        return self._proba(self.logits(features))
+
+    def _proba(self, logits: Floats) -> Floats:
+        """Probabilities (n, C) for logits (n, seen)."""
+        proba = np.full((len(logits), len(self.classes)), self._unseen)
+        if self.seen:
+            proba[:, self._columns] = self._rest * softmax(logits / self.temperature)
         proba += _FLOOR
         return np.asarray(proba / proba.sum(axis=1, keepdims=True), np.float64)
+
+    @property
+    def _columns(self) -> list[int]:
+        return [self.classes.index(name) for name in self.seen]
+
+    @property
+    def _unseen(self) -> float:
+        """The probability of a class without labels."""
+        return 1 / (sum(self.counts.values()) + len(self.classes))
+
+    @property
+    def _rest(self) -> float:
+        """What the seen classes share."""
+        return 1 - self._unseen * (len(self.classes) - len(self.seen))
+
+    def columns(self, features: FeatureMatrix) -> Columns | None:
+        """What each block adds to the logits, class by class: (seen, n) each. None where the head looks at no feature.
+
+        Of this `glance` and `exact` make what they say; those of many parts may stand side by side.
+        """
+        if not self.weights:
+            return None
+        return [np.array(product.T, order="C") for product in self._products(features)]
+
+    def exact(self, columns: Columns) -> Floats:
+        """Probabilities (n, C), to the bit those that `predict_proba` gives."""
+        return self._proba(_sums([np.array(part.T, order="C") for part in columns], self.bias))
+
+    def glance(self, columns: Columns) -> Glance:
+        """Margins of n items in single precision, made in steps over all items at once: a class is a row."""
+        seen, count = columns[0].shape
+        with np.errstate(over="ignore", invalid="ignore"):  # then the slack is infinite
+            logits = np.add(columns[0], self.bias[:, None], dtype=np.float32)
+            for part in columns[1:]:
+                logits += part
+            logits *= np.float32(1 / self.temperature)
+            first, next_ = _two_largest(logits)
+            likeliest = logits == first
+            logits -= first
+            share = np.float32(self._rest) / np.exp(logits, out=logits).sum(axis=0)
+            second = np.exp(next_ - first) * share
+        if seen < len(self.classes):
+            np.maximum(second, np.float32(self._unseen), out=second)
+            some, likeliest = likeliest, np.zeros((len(self.classes), count), np.bool_)
+            likeliest[self._columns] = some
+        return Glance(1 - (share - second), self._slack(columns), likeliest)
+
+    def _slack(self, columns: Columns) -> float:
+        """How far the margins of a glance may be from the exact ones: twice what adds up in the worst case.
+
+        With unit roundoff u and logits up to m, a difference of two is wrong by at most 10 m u, its exponential by
+        5 u more; the sum of C of them and two divisions bring the margin to (20 m + C + 16) u. A floor of f under each
+        probability moves it by C f.
+        """
+        if not columns[0].size:
+            return 0.0
+        largest = sum(max(float(part.max()), -float(part.min())) for part in (*columns, self.bias))
+        classes = len(self.classes)
+        slack = np.finfo(np.float32).eps * (20 * largest / self.temperature + classes + 16) + classes * _FLOOR
+        return float(slack) if slack < _ROUGH else np.inf
 
 
 def fit_head(
@@ -239,9 +309,15 @@ def class_weights(targets: NDArray[np.intp], classes: int) -> Floats:
 
 def _logits(blocks: Sequence[Any], weights: Sequence[NDArray[Any]], bias: NDArray[Any]) -> Floats:
     """x W + b over all blocks, (n, classes)."""
-    logits = np.tile(bias.astype(np.float64), (blocks[0].shape[0], 1))
-    for block, part in zip(blocks, weights, strict=True):
-        logits += block @ part
+    return _sums([block @ part for block, part in zip(blocks, weights, strict=True)], bias)
+
+
+def _sums(products: Sequence[NDArray[Any]], bias: NDArray[Any]) -> Floats:
+    """What all blocks and the bias say together, (n, classes)."""
+    logits = np.empty(products[0].shape)
+    np.add(products[0], bias.astype(np.float64), out=logits)
+    for product in products[1:]:
+        logits += product
     return logits
 
 
@@ -289,6 +365,15 @@ def softmax(logits: Floats) -> Floats:
     proba: Floats = np.exp(logits - logits.max(axis=1, keepdims=True))
     proba /= proba.sum(axis=1, keepdims=True)
     return proba
+
+
+def _two_largest(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The largest and the second largest of each column of (C, n), C >= 2; equal ones are both."""
+    first, second = np.maximum(rows[0], rows[1]), np.minimum(rows[0], rows[1])
+    for row in rows[2:]:
+        np.maximum(second, np.minimum(first, row), out=second)
+        np.maximum(first, row, out=first)
+    return first, second
 
 
 def _log_softmax(logits: Floats) -> Floats:

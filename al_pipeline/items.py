@@ -109,14 +109,62 @@ def read_ids(folders: Iterable[Path]) -> ItemKeys:
     for batch in iter_batches(folders, ("item_id", "content_hash"), 50_000):
         # a copy: a column of a batch keeps the whole batch's buffers alive
         ids.append(pa.concat_arrays([batch.column("item_id"), pa.nulls(0, pa.string())]))
-        hashes = batch.column("content_hash").to_pylist()
-        if any(len(found) != 64 for found in hashes):
-            raise BadInput("the pool holds a content hash that is no SHA-256; who wrote that part of it?")
-        try:
-            digests += bytes.fromhex("".join(hashes))
-        except ValueError:
-            raise BadInput("the pool holds a content hash that is no SHA-256; who wrote that part of it?") from None
+        digests += _digests(batch.column("content_hash").to_pylist())
     return ItemKeys(pa.chunked_array(ids, pa.string()), np.frombuffer(digests, np.uint8).reshape(-1, 32))
+
+
+def _digests(hashes: Sequence[str]) -> bytes:
+    """Content hashes in hex as bytes, one after the other. Raises BadInput where one is no SHA-256."""
+    try:
+        if all(len(found) == 64 for found in hashes):
+            return bytes.fromhex("".join(hashes))
+    except ValueError:
+        pass
+    raise BadInput("the pool holds a content hash that is no SHA-256; who wrote that part of it?")
+
+
+def hashes_of(folders: Iterable[Path], ids: Collection[str]) -> dict[str, str]:
+    """The content hashes of the items with these ids, as far as they are there. Raises BadInput on a damaged part."""
+    import pyarrow.compute as pc
+
+    from al_pipeline.columns import strings
+
+    found: dict[str, str] = {}
+    wanted = strings(sorted(set(ids)))
+    for batch in iter_batches(folders, ("item_id", "content_hash"), 50_000):
+        some = batch.filter(pc.is_in(batch.column("item_id"), value_set=wanted))
+        hashes = some.column("content_hash").to_pylist()
+        _digests(hashes)
+        found |= zip(some.column("item_id").to_pylist(), hashes, strict=True)
+    return found
+
+
+class OpenIds(Collection[str]):
+    """The ids in `folders` but those that are closed, read anew each time they are gone through: none is held."""
+
+    def __init__(self, folders: Iterable[Path], closed: Collection[str]) -> None:
+        from al_pipeline.columns import strings
+
+        self._folders = list(folders)
+        self._closed = strings(sorted(closed))
+        self._length = sum(len(ids) for ids in self._batches())
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[str]:
+        for ids in self._batches():
+            yield from ids.to_pylist()
+
+    def __contains__(self, item_id: object) -> bool:
+        return any(item_id == known for known in self)
+
+    def _batches(self) -> Iterator[pa.Array]:
+        import pyarrow.compute as pc
+
+        for batch in iter_batches(self._folders, ("item_id",), 10_000):
+            ids = batch.column("item_id")
+            yield ids.filter(pc.invert(pc.is_in(ids, value_set=self._closed)))
 
 
 def fetch(folders: Iterable[Path], ids: Collection[str]) -> dict[str, Item]:

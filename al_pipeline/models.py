@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from al_pipeline.ensemble import draw_heads, sample_proba
 from al_pipeline.errors import BadInput
 from al_pipeline.files import read_json, sha256_bytes, sha256_file, write_bytes, write_json
-from al_pipeline.head import STRENGTH, FeatureMatrix, Head, fit_head
+from al_pipeline.head import STRENGTH, Columns, FeatureMatrix, Head, fit_head
 from al_pipeline.params import Features
 from al_pipeline.query_strategies import Samples
 from al_pipeline.tfidf import IDF_FILE, TERMS_FILE, Tfidf, load_tfidf
@@ -79,6 +79,10 @@ class TextModel:
     def predict_proba(self, texts: Sequence[str], vectors: Vectors | None) -> NDArray[np.float64]:
         """Probabilities (n, C), strictly between 0 and 1, rows sum to 1. Raises BadInput for unfit vectors."""
         return self.head.predict_proba(self._seen(texts, vectors))
+
+    def columns(self, texts: Sequence[str], vectors: Vectors | None) -> Columns | None:
+        """What the head's `glance` looks at; None where the head has learnt nothing."""
+        return self.head.columns(self._seen(texts, vectors))
 
     def draw(
         self, kind: Samples, texts: Sequence[str], vectors: Vectors | None, labels: Sequence[str], seed: SeedSequence

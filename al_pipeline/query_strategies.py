@@ -18,16 +18,17 @@ import hashlib
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
-from typing import Literal, NamedTuple
+from itertools import islice, zip_longest
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.random import SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
+from al_pipeline.acquisition import Glance, margin
 from al_pipeline.clustering import (
     k_center,
     k_means,
@@ -66,6 +67,13 @@ GUIDED_LABELS = 10
 TYPICAL_NEIGHBOURS = 20
 DENSITY_POWER = 1.0
 """How much similarity counts beside uncertainty (beta in the paper)."""
+_BLOCK = 10_000
+"""Ids that are held at a time."""
+_GLANCE = 8000
+_OPEN = 256
+"""So many items are looked at together, and get their exact scores together."""
+_PLACE = 1e-6
+"""How far rounding may move the place of a score."""
 POWER = 1.0
 """How much a score counts beside chance (beta in the paper); 0 is a uniform draw from the shortlist."""
 
@@ -160,8 +168,18 @@ def top_k(scores: ArrayLike, ids: Sequence[str], k: int, seed: SeedSequence) -> 
         return np.empty(0, dtype=np.intp)
     threshold = np.partition(values, len(values) - k)[len(values) - k]
     contenders = np.flatnonzero(values >= threshold)
-    keys = _hashes([ids[position] for position in contenders], seed, "ties")
-    return contenders[_lexsort(keys, -values[contenders], [ids[position] for position in contenders])[:k]]
+    found, names = values[contenders], [ids[position] for position in contenders]
+    keys = np.zeros(len(contenders), dtype=np.uint64)
+    if len(tied := _tied(found)):
+        keys[tied] = _hashes([names[row] for row in tied], seed, "ties")
+    return contenders[_lexsort(keys, -found, names)[:k]]
+
+
+def _tied(values: Floats) -> Positions:
+    """Where a value stands that comes more than once."""
+    order = np.argsort(values)
+    same = values[order][1:] == values[order][:-1]
+    return order[np.append(same, False) | np.append(False, same)] if same.any() else order[:0]
 
 
 def sample(ids: Sequence[str], k: int, seed: SeedSequence, purpose: str = "sample") -> Positions:
@@ -180,6 +198,27 @@ def sample(ids: Sequence[str], k: int, seed: SeedSequence, purpose: str = "sampl
         contenders = np.arange(len(ids))
     tied = [ids[position] for position in contenders]
     return contenders[_lexsort(keys[contenders], np.zeros(len(contenders)), tied)[:k]]
+
+
+def draw(ids: Iterable[str], k: int, seed: SeedSequence, purpose: str = "sample") -> list[str]:
+    """The ids that `sample` takes, in its order, of a pool that comes one by one: no more than a block is held."""
+    kept: list[str] = []
+    keys = np.empty(0, dtype=np.uint64)
+    if k == 0:
+        return kept
+    for block in _blocks(ids):
+        fresh = _hashes(block, seed, purpose)
+        near = np.arange(len(block)) if len(kept) < k else np.flatnonzero(fresh <= keys[-1])
+        names, both = kept + [block[row] for row in near], np.concatenate([keys, fresh[near]])
+        order = _lexsort(both, np.zeros(len(both)), names)[: _batch(k, len(names))]
+        kept, keys = [names[row] for row in order], both[order]
+    return kept
+
+
+def _blocks(ids: Iterable[str]) -> Iterator[list[str]]:
+    rest = iter(ids)
+    while block := list(islice(rest, _BLOCK)):
+        yield block
 
 
 def _pick_random(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
@@ -442,6 +481,11 @@ class Best:
         self._scores: list[Floats] = [np.empty(0)]
         self._rows: list[Floats] = [np.empty((0, columns))]
 
+    @property
+    def least(self) -> float:
+        """What scores lower is not kept, whatever else comes."""
+        return self._least
+
     def add(self, ids: Sequence[str], scores: Floats, rows: Floats | None = None) -> None:
         """Look at another part: ids, scores (n,), and figures (n, columns) where there are some."""
         near = np.flatnonzero(~(scores < self._least))  # a NaN stays, to be named
@@ -466,6 +510,117 @@ class Best:
             self._least = float(self._scores[0][-1])
 
 
+class Tallied(NamedTuple):
+    """The best (ids, scores, probabilities, best first), items in each bin of scores, items by likeliest class."""
+
+    kept: tuple[list[str], Floats, Floats]
+    counts: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+
+
+class Quick(Protocol):
+    """A head that sees at a glance who is no candidate; both go by what it made of the features, (seen, n) a block."""
+
+    def glance(self, columns: Sequence[NDArray[np.float32]]) -> Glance:
+        """Margins in single precision."""
+        ...
+
+    def exact(self, columns: Sequence[NDArray[np.float32]]) -> Floats:
+        """Probabilities (n, C)."""
+        ...
+
+
+class Tally:
+    """What is told of a pool that comes part by part: the best, how scores are spread, which classes are likely."""
+
+    def __init__(self, best: Best, bounds: tuple[float, float], bins: int, classes: int) -> None:
+        self._best = best
+        self._low, self._scale = bounds[0], bins / (bounds[1] - bounds[0])
+        self.edges: Floats = np.linspace(*bounds, bins + 1, dtype=np.float64)
+        """Of equally wide bins; what lies beyond counts in the outermost."""
+        self._counts = np.zeros(bins, dtype=np.int64)
+        self._predicted = np.zeros(classes, dtype=np.int64)
+        self._unseen = _Waiting()
+        self._open = _Waiting()
+        self._head: Quick | None = None
+
+    def add(self, ids: Sequence[str], scores: Floats, proba: Floats) -> None:
+        """Take a part into account: ids, scores (n,), probabilities (n, C)."""
+        bins = np.searchsorted(self.edges[1:-1], scores, side="right")
+        self._counts += np.bincount(bins, minlength=len(self._counts))
+        self._predicted += np.bincount(proba.argmax(axis=1), minlength=len(self._predicted))
+        self._best.add(ids, scores, proba)
+
+    def look(self, ids: Sequence[str], columns: Sequence[NDArray[np.float32]], head: Quick) -> None:
+        """Take a part into account by its margins, to the bit as `add` would. All parts come from the same head.
+
+        Exact scores are made only for what may be among the best, and where a glance leaves open which bin or class it
+        counts in. Parts wait until there are enough for either: a step costs as much for few items as for many.
+        """
+        self._head = head
+        self._unseen.add(ids, columns)
+        if len(self._unseen) >= _GLANCE:
+            self._glance(head)
+        if len(self._open) >= _OPEN:
+            self._settle(head)
+
+    def result(self) -> Tallied:
+        """Of all parts so far."""
+        if self._head is not None:
+            self._glance(self._head)
+            self._settle(self._head)
+        return Tallied(self._best.kept(), self._counts.copy(), self._predicted.copy())
+
+    def _glance(self, head: Quick) -> None:
+        """Count what is plain; put aside what is not."""
+        if len(self._unseen) == 0:
+            return
+        ids, columns = self._unseen.take()
+        glance = head.glance(columns)
+        places = (glance.scores - np.float32(self._low)) * np.float32(self._scale)  # in bins
+        edges = np.clip(np.rint(places), 1, len(self._counts) - 1)  # the nearest that parts two bins
+        plain = np.abs(places - edges) > (glance.slack + _PLACE) * self._scale
+        # compared so that a NaN is not plain
+        plain &= glance.scores < np.float32(min(self._best.least, 1.0) - glance.slack - _PLACE)
+        open_ = np.flatnonzero(~plain)
+        if len(open_) < len(plain):
+            bins = np.clip(places[plain], 0, len(self._counts) - 1).astype(np.intp)
+            self._counts += np.bincount(bins, minlength=len(self._counts))
+            likely = np.array([np.count_nonzero(row) for row in glance.likeliest])
+            self._predicted += likely - glance.likeliest[:, open_].sum(axis=1)
+        if len(open_):
+            self._open.add([ids[row] for row in open_], [part[:, open_] for part in columns])
+
+    def _settle(self, head: Quick) -> None:
+        """Take into account what was put aside."""
+        if len(self._open) == 0:
+            return
+        ids, columns = self._open.take()
+        proba = head.exact(columns)
+        self.add(ids, margin(proba), proba)
+
+
+class _Waiting:
+    """Items that wait, with what the head made of their features, (seen, n) a block."""
+
+    def __init__(self) -> None:
+        self._ids: list[str] = []
+        self._parts: list[Sequence[NDArray[np.float32]]] = []
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def add(self, ids: Sequence[str], columns: Sequence[NDArray[np.float32]]) -> None:
+        self._ids += ids
+        self._parts.append(columns)
+
+    def take(self) -> tuple[list[str], list[NDArray[np.float32]]]:
+        """All of them; nobody waits any more."""
+        ids, columns = self._ids, [np.concatenate(blocks, axis=1) for blocks in zip(*self._parts, strict=True)]
+        self._ids, self._parts = [], []
+        return ids, columns
+
+
 def keep_best(ids: Sequence[str], scores: ArrayLike, shortlist: int, batch_size: int, project_seed: int) -> Positions:
     """Positions of the candidates that go on the shortlist, best first: `shortlist` of them, or two batches if more."""
     return top_k(scores, ids, max(shortlist, 2 * batch_size), round_seed(project_seed, 0, "score"))
@@ -474,7 +629,7 @@ def keep_best(ids: Sequence[str], scores: ArrayLike, shortlist: int, batch_size:
 def next_batch(
     asking: Asking,
     round_number: int,
-    candidates: Sequence[str],
+    candidates: Collection[str],
     scored: Shortlist | None,
     labels: Mapping[str, str],
     classes: Sequence[str],
@@ -510,7 +665,7 @@ def _what_it_needs(
     name: str,
     asking: Asking,
     round_number: int,
-    candidates: Sequence[str],
+    candidates: Collection[str],
     scored: Shortlist | None,
     labels: Mapping[str, str],
     classes: Sequence[str],
@@ -526,15 +681,13 @@ def _what_it_needs(
         if "scores" in needs:
             view = scored
         else:
-            few = sample(candidates, COLD_CANDIDATES, round_seed(asking.seed, round_number, name), "candidates")
-            view = Shortlist([candidates[position] for position in few])
+            seed = round_seed(asking.seed, round_number, name)
+            view = Shortlist(draw(candidates, COLD_CANDIDATES, seed, "candidates"))
         if view is not None:
-            seen = set(view.ids)
-            open_ = {item_id for item_id in candidates if item_id in seen}
+            open_ = set(view.ids).intersection(candidates)
             view = _with_vectors(view, needs, asking, open_, sorted(labels), vectors)
     if view is not None and vectors is not None and "centre" in needs:
-        few = sample(candidates, COLD_CANDIDATES, round_seed(asking.seed, round_number, name), "centre")
-        some = sorted(candidates[position] for position in few)
+        some = sorted(draw(candidates, COLD_CANDIDATES, round_seed(asking.seed, round_number, name), "centre"))
         view = replace(view, centre=mean_direction(np.asarray(vectors(some), dtype=np.float64)))
     if view is not None and "counts" in needs:
         counts = Counter(labels.values())
@@ -569,7 +722,7 @@ def slice_size(k: int, share: float) -> int:
 
 
 def choose(
-    candidates: Sequence[str],
+    candidates: Collection[str],
     shortlist: Shortlist | None,
     *,
     strategy: str,
@@ -581,18 +734,17 @@ def choose(
 ) -> list[Query]:
     """The next batch, in the order to ask: at most k queries, each of another candidate.
 
-    `candidates`: the ids of all unlabelled items that are not pending. `shortlist`: what is known of the best scored
+    `candidates`: the ids of all unlabelled items that are not pending; gone through a few times, never held, except
+    for a strategy that has to see all of them. `shortlist`: what is known of the best scored
     of them (others in it are passed over). `first`: ids to ask again; they come at the head, as far as the random
     slice leaves room, those that are no candidates left out. `guided`: ids of which the first take half of what room
     is left.
 
     The random slice is drawn from all candidates before anything else, then spread: one slice item at a seeded place
     in each of equally long stretches, so that a round answered in part keeps its share of both. `Query.score` is 0.0
-    where none is known. Raises ValueError on a repeated candidate or a strategy without what it needs.
+    where none is known. Raises ValueError on a strategy without what it needs, and on a candidate that
+    comes twice where that would tell: in what is drawn at random. Elsewhere it is asked once.
     """
-    known = set(candidates)
-    if len(known) < len(candidates):
-        raise ValueError(f"the candidates name an item twice: {_first_repeat(candidates)!r}")
     if strategy not in STRATEGIES:
         raise ValueError(f"no query strategy {strategy!r}; there are {', '.join(sorted(STRATEGIES))}")
     k = _batch(k, len(candidates))
@@ -601,7 +753,9 @@ def choose(
     def query(item_id: str, rule: str, probability: float) -> Query:
         return Query(item_id, -1, scores.get(item_id, 0.0), rule, probability)
 
-    drawn = [candidates[position] for position in sample(candidates, slice_size(k, random_share), seed, RANDOM_SLICE)]
+    drawn = _each_once(draw(candidates, slice_size(k, random_share), seed, RANDOM_SLICE))
+    named = {*drawn, *first, *guided, *(() if shortlist is None else shortlist.ids)}
+    known = named.intersection(candidates)
     honest = {item_id: query(item_id, RANDOM_SLICE, len(drawn) / len(candidates)) for item_id in drawn}
 
     again = [item_id for item_id in dict.fromkeys(first) if item_id in known]
@@ -623,21 +777,28 @@ def choose(
     return [replace(one, rank=rank) for rank, one in enumerate([*head, *spread])]
 
 
+def _each_once(candidates: list[str]) -> list[str]:
+    """The same, some of the candidates or all. Raises ValueError where one comes twice."""
+    if len(set(candidates)) < len(candidates):
+        raise ValueError(f"the candidates name an item twice: {_first_repeat(candidates)!r}")
+    return candidates
+
+
 @dataclass(frozen=True, slots=True)
 class _Free:
     """Candidates without those that are taken. They are listed only for who has to see all: a pool is large."""
 
-    candidates: Sequence[str]
+    candidates: Collection[str]
     known: AbstractSet[str]
-    """The candidates, as a set."""
+    """Those of the candidates that anything names."""
     taken: AbstractSet[str]
 
     def __contains__(self, item_id: str) -> bool:
         return item_id in self.known and item_id not in self.taken
 
-    def without(self, others: AbstractSet[str]) -> list[str]:
+    def without(self, others: AbstractSet[str]) -> Iterator[str]:
         """All of them but these, in their order."""
-        return [item_id for item_id in self.candidates if item_id not in self.taken and item_id not in others]
+        return (item_id for item_id in self.candidates if item_id not in self.taken and item_id not in others)
 
 
 def _own_picks(
@@ -645,7 +806,7 @@ def _own_picks(
 ) -> list[tuple[str, str, float]]:
     """The strategy's picks among the free ones, filled up at random where its shortlist is too short."""
     if not strategy.needs:
-        view = Shortlist(sorted(free.without(set())))
+        view = Shortlist(_each_once(sorted(free.without(set()))))
     elif shortlist is None:
         raise ValueError(f"strategy {name!r} needs a shortlist with {', '.join(sorted(strategy.needs))}")
     else:
@@ -661,9 +822,10 @@ def _own_picks(
     left = k - len(chosen)
     if left <= 0:
         return chosen
-    others = free.without({item_id for item_id, _, _ in chosen})
-    fill = sample(others, left, seed, RANDOM_FILL)
-    return chosen + [(others[position], RANDOM_FILL, len(fill) / len(others)) for position in fill]
+    rest = free.without({item_id for item_id, _, _ in chosen})
+    fill = _each_once(draw(rest, left, seed, RANDOM_FILL))
+    others = len(free.candidates) - len(free.taken) - len(chosen)
+    return chosen + [(item_id, RANDOM_FILL, len(fill) / others) for item_id in fill]
 
 
 def _make_room(own: list[tuple[str, str, float]], guided: Sequence[str]) -> list[tuple[str, str, float]]:

@@ -27,7 +27,6 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from al_pipeline.acquisition import ACQUISITION
 from al_pipeline.clustering import seeds_of_products
 from al_pipeline.engine import THREADS
 from al_pipeline.head import FeatureMatrix, Head
@@ -36,11 +35,13 @@ from al_pipeline.query_strategies import (
     Asking,
     Best,
     Shortlist,
+    Tally,
     acquisition_of,
     next_batch,
     round_seed,
     sample,
 )
+from al_pipeline.stages.score import BINS
 from benchmarks.record import record
 
 WIDTH, CLASSES, BATCH, SHORTLIST = 384, 20, 100, 1000
@@ -125,17 +126,20 @@ def strategies(pool: Features, repeats: int, product: float) -> dict[str, dict[s
 def select(strategy: str, pool: Features, ids: Sequence[str]) -> list[str]:
     """What the stages `score` and `select` do with features that are cached."""
     asking = Asking(1, BATCH, strategy, BATCH, 0.0, SHORTLIST)
-    head, acquire = random_head(), ACQUISITION[acquisition_of(strategy)]
-    best = Best(SHORTLIST, BATCH, asking.seed, CLASSES)
+    head = random_head()
+    tally = Tally(Best(SHORTLIST, BATCH, asking.seed, CLASSES), (0.0, 1.0), BINS, CLASSES)
     for start in range(0, len(pool), PART):
-        proba = head.predict_proba(FeatureMatrix(np.asarray(pool[start : start + PART])))
-        best.add(ids[start : start + PART], acquire(proba), proba)
+        columns = head.columns(FeatureMatrix(np.asarray(pool[start : start + PART])))
+        assert columns is not None and acquisition_of(strategy) == "margin"
+        tally.look(ids[start : start + PART], columns, head)
+    found = tally.result()
+    assert found.counts.sum() == found.predicted.sum() == len(pool)
     labels = {f"label {number}": head.classes[number % CLASSES] for number in range(100)}
 
     def vectors(some: Sequence[str]) -> Features:
         return np.array(pool[[int(name, 16) for name in some]])
 
-    queries, _ = next_batch(asking, 1, ids, Shortlist(*best.kept()), labels, head.classes, vectors)
+    queries, _ = next_batch(asking, 1, ids, Shortlist(*found.kept), labels, head.classes, vectors)
     assert len({query.item_id for query in queries}) == BATCH and {query.strategy for query in queries} == {strategy}
     return [query.item_id for query in queries]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,17 @@ from hypothesis import strategies as st
 
 from al_pipeline import items as module
 from al_pipeline.errors import BadInput
-from al_pipeline.items import count_items, fetch, iter_batches, iter_items, list_parts, read_ids, write_items
+from al_pipeline.items import (
+    OpenIds,
+    count_items,
+    fetch,
+    hashes_of,
+    iter_batches,
+    iter_items,
+    list_parts,
+    read_ids,
+    write_items,
+)
 from al_pipeline.records import Item, content_hash
 
 
@@ -82,6 +93,24 @@ def test_ids_and_hashes_without_texts(folders):
     assert list(keys.ids()) == [f"id-{n}" for n in range(1, 6)]
     assert list(keys.hashes()) == [item(n).content_hash for n in range(1, 6)]
     assert keys.content_hashes.shape == (5, 32)
+
+
+def test_open_ids_are_read_anew_without_the_closed_ones(folders):
+    found = OpenIds(folders, {"id-2", "id-5", "nobody"})
+    assert list(found) == list(found) == ["id-1", "id-3", "id-4"]
+    assert len(found) == 3
+    assert "id-1" in found and "id-2" not in found
+    assert list(OpenIds(folders, ())) == [f"id-{n}" for n in range(1, 6)]
+
+
+def test_hashes_of_a_few(folders, tmp_path):
+    assert hashes_of(folders, ["id-5", "nobody", "id-2"]) == {
+        n: item(int(n[3:])).content_hash for n in ("id-2", "id-5")
+    }
+    assert hashes_of(folders, []) == {}
+    write_items(tmp_path / "bad" / "part-000001.parquet", [[replace(item(1), content_hash="z" * 64)]])
+    with pytest.raises(BadInput, match="no SHA-256"):
+        hashes_of([tmp_path / "bad"], ["id-1"])
 
 
 def test_no_parts_are_no_items(tmp_path):

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_matrix
 
 from al_pipeline import query_strategies
 from al_pipeline.acquisition import ACQUISITION, SAMPLE_ACQUISITION
+from al_pipeline.head import FeatureMatrix, Head
 from al_pipeline.params import NEEDS_ENCODER, Select
 from al_pipeline.query_strategies import (
     ASK_AGAIN,
@@ -31,8 +33,10 @@ from al_pipeline.query_strategies import (
     Picked,
     Shortlist,
     Strategy,
+    Tally,
     choose,
     choose_strategy,
+    draw,
     keep_best,
     next_batch,
     round_seed,
@@ -298,6 +302,15 @@ def test_ties_are_broken_by_the_seed_and_fairly() -> None:
     assert ((counts > 150) & (counts < 250)).all()  # 200 +- 4 standard deviations of 12.6
 
 
+@given(st.integers(0, 80), st.integers(0, 90), st.integers(1, 30))
+@settings(max_examples=60, derandomize=True)
+def test_a_draw_from_what_comes_one_by_one_is_the_sample(count: int, k: int, block: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(query_strategies, "_BLOCK", block)
+        drawn = draw(iter(ids(count)), k, SEED, "purpose")
+    assert drawn == [ids(count)[row] for row in sample(ids(count), k, SEED, "purpose")]
+
+
 def test_two_ids_with_one_hash_are_ordered_by_id(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(query_strategies, "_hashes", lambda names, seed, purpose: np.zeros(len(names), dtype=np.uint64))
     names = ["c", "a", "d", "b"]
@@ -344,6 +357,78 @@ def test_a_score_that_is_nan_is_named_in_whatever_part_it_comes() -> None:
     best.add(ids(1, 99), np.array([np.nan]))
     with pytest.raises(ValueError, match="'item-99' is NaN"):
         best.kept()
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10_000),
+    scale=st.sampled_from([0.0, 1e-6, 0.3, 3.0, 30.0, 1e5]),
+    classes=st.integers(2, 9),
+    unseen=st.integers(0, 2),
+    blocks=st.integers(1, 2),
+    part=st.sampled_from([7, 17, 50]),
+    wait=st.integers(1, 120),
+)
+def test_a_glance_leaves_to_the_bit_what_full_probabilities_leave(
+    seed: int, scale: float, classes: int, unseen: int, blocks: int, part: int, wait: int
+) -> None:
+    """Ties, near ties, classes without labels, logits too large for single precision: the same best, the same bins."""
+    rng = np.random.default_rng(seed)
+    names = tuple(f"class {number}" for number in range(classes + unseen))
+    seen = [names[column] for column in np.sort(rng.permutation(len(names))[:classes])]
+    features = [rng.normal(size=(120, 6)).astype(np.float32) for _ in range(blocks)]
+    for block in features:
+        block[rng.integers(120, size=30)] = block[rng.integers(120, size=30)]  # the same text again
+        block[rng.integers(120, size=5)] = 0
+    weights = tuple((scale * rng.normal(size=(classes, 6))).astype(np.float32) for _ in features)
+    for each in weights:
+        each[0] = each[1]  # two classes that no item tells apart
+    bias = rng.choice([0.0, 0.5], classes).astype(np.float32)
+    head = Head(names, dict.fromkeys(seen, 4), weights, bias, float(rng.choice([0.2, 1.0, 1.7])), (6,) * blocks)
+    full, quick = (Tally(Best(8, 4, 5, len(names)), (0.0, 1.0), 20, len(names)) for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(query_strategies, "_GLANCE", wait)
+        patch.setattr(query_strategies, "_OPEN", wait // 3)
+        for start in range(0, 120, part):
+            own = [block[start : start + part] for block in features]
+            matrix = FeatureMatrix(own[0], csr_matrix(own[1]) if blocks == 2 else None)
+            some, proba = ids(len(matrix), start), head.predict_proba(matrix)
+            full.add(some, ACQUISITION["margin"](proba), proba)
+            quick.look(some, head.columns(matrix), head)
+            glance = head.glance(head.columns(matrix))
+            assert (np.abs(glance.scores - ACQUISITION["margin"](proba)) <= glance.slack).all()
+    for one, other in zip(full.result().kept, quick.result().kept, strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(full.result().counts, quick.result().counts)
+    np.testing.assert_array_equal(full.result().predicted, quick.result().predicted)
+
+
+def test_a_glance_spares_nearly_all_exact_scores() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(20_000, 8)).astype(np.float32)
+    weights = rng.normal(0, 2, (5, 8)).astype(np.float32)
+    head = Head(tuple("abcde"), dict.fromkeys("abcde", 3), (weights,), np.zeros(5, np.float32), 1.0, (8,))
+    exact: list[int] = []
+
+    class Counted:
+        glance = head.glance
+
+        def exact(self, columns: list[np.ndarray]) -> np.ndarray:
+            exact.append(columns[0].shape[1])
+            return head.exact(columns)
+
+    tally = Tally(Best(50, 10, 5, 5), (0.0, 1.0), 20, 5)
+    for start in range(0, 20_000, 1000):
+        tally.look(ids(1000, start), head.columns(FeatureMatrix(vectors[start : start + 1000])), Counted())
+    assert tally.result().counts.sum() == 20_000
+    assert 8000 <= sum(exact) < 9000  # the first look has nothing to compare with
+
+
+def test_the_bins_are_those_of_numpy() -> None:
+    scores = np.append(np.random.default_rng(0).random(500), np.linspace(0, 1, 21))
+    tally = Tally(Best(5, 1, 0, 2), (0.0, 1.0), 20, 2)
+    tally.add(ids(521), scores, np.full((521, 2), 0.5))
+    np.testing.assert_array_equal(tally.result().counts, np.histogram(scores, tally.edges)[0])
 
 
 # The random slice ---------------------------------------------------------------------------------------------------
@@ -448,6 +533,8 @@ def test_a_short_shortlist_is_filled_up_at_random() -> None:
 def test_wrong_input_is_named() -> None:
     with pytest.raises(ValueError, match="twice: 'a'"):
         choose(["a", "b", "a"], None, strategy="random", k=1, random_share=0, seed=SEED)
+    with pytest.raises(ValueError, match="candidates name an item twice: 'a'"):
+        choose(["a", "b", "a"], view_of(["a", "b"]), strategy="margin", k=3, random_share=1, seed=SEED)
     with pytest.raises(ValueError, match="no query strategy 'best'; there are .*entropy"):
         choose(["a"], None, strategy="best", k=1, random_share=0, seed=SEED)
     with pytest.raises(ValueError, match="between 0 and 1, got 1.5"):

@@ -16,7 +16,7 @@ from al_pipeline.items import fetch, iter_items
 from al_pipeline.layout import Layout
 from al_pipeline.models import TextModel, load_text_model
 from al_pipeline.params import Select, load_overrides, load_params
-from al_pipeline.query_strategies import Best, acquisition_of, ensemble_seed, samples_of
+from al_pipeline.query_strategies import Best, Tally, acquisition_of, ensemble_seed, samples_of
 from al_pipeline.records import LabeledItem
 from al_pipeline.results import read_labeled, read_unresolved, write_scores
 from al_pipeline.stages import stage
@@ -38,39 +38,35 @@ def main(layout: Layout) -> None:
     select = chosen.applied_to(params.select)
     seed = ensemble_seed(params.seed, chosen.round, select.strategy)
     score = _scorer(select.strategy, model, vectors, labeled, layout, seed)
-    best = Best(select.shortlist, select.batch_size, params.seed, len(params.schema_.labels))
     models = SIZES[kind] if (kind := samples_of(select.strategy)) else 1
     bounds = score_bounds(acquisition_of(select.strategy), len(params.schema_.labels), models)
-    edges = np.linspace(*bounds, BINS + 1, dtype=np.float64)
-    counts = np.zeros(BINS, dtype=np.int64)
-    predicted = np.zeros(len(params.schema_.labels), dtype=np.int64)
+    classes = len(params.schema_.labels)
+    tally = Tally(Best(select.shortlist, select.batch_size, params.seed, classes), bounds, BINS, classes)
     search = _Search(select, params.seed, model, vectors)
     for batch in iter_items([layout.pool]):
         items = [item for item in batch if item.item_id not in closed]
         if not items:
             continue
         texts, own = [item.text for item in items], None if vectors is None else vectors.of(items)
-        proba = model.predict_proba(texts, own)
-        search.look([item.item_id for item in items], texts, own)
-        scores = score(texts, own, proba)
-        counts += np.histogram(np.clip(scores, edges[0], edges[-1]), edges)[0]
-        predicted += np.bincount(proba.argmax(axis=1), minlength=len(predicted))
-        best.add([item.item_id for item in items], scores, proba)
-    write_scores(layout.scores, *best.kept())
+        ids = [item.item_id for item in items]
+        search.look(ids, texts, own)
+        score(tally, ids, texts, own)
+    found = tally.result()
+    write_scores(layout.scores, *found.kept)
     write_json(layout.guided, search.found())
     write_json(
         layout.histogram,
         {
             "acquisition": select.strategy,
-            "edges": edges.tolist(),
-            "counts": counts.tolist(),
-            "predicted": dict(zip(params.schema_.labels, predicted.tolist(), strict=True)),
+            "edges": tally.edges.tolist(),
+            "counts": found.counts.tolist(),
+            "predicted": dict(zip(params.schema_.labels, found.predicted.tolist(), strict=True)),
         },
     )
 
 
-_Score = Callable[[Sequence[str], NDArray[np.float32] | None, NDArray[np.float64]], NDArray[np.float64]]
-"""Texts, their vectors, the model's probabilities (n, C) -> scores (n,)."""
+_Score = Callable[[Tally, Sequence[str], Sequence[str], NDArray[np.float32] | None], None]
+"""Takes a part into the tally: its ids, texts and vectors."""
 
 
 def _scorer(
@@ -84,14 +80,31 @@ def _scorer(
     """What the strategy scores by. Heads beside the model are drawn only for one that asks for their samples."""
     name, kind = acquisition_of(strategy), samples_of(strategy)
     if kind is None:
-        acquire = ACQUISITION[name]
-        return lambda texts, own, proba: acquire(proba)
+        return _by_proba(name, model)
     found = fetch([layout.pool], [row.item_id for row in labeled])
     items = [found[row.item_id] for row in labeled]
     own_vectors = None if vectors is None else vectors.of(items)
     heads = model.draw(kind, [item.text for item in items], own_vectors, [row.label for row in labeled], seed)
     disagree = SAMPLE_ACQUISITION[name]
-    return lambda texts, own, proba: disagree(model.sample_proba(heads, texts, own))
+
+    def by_samples(tally: Tally, ids: Sequence[str], texts: Sequence[str], own: NDArray[np.float32] | None) -> None:
+        tally.add(ids, disagree(model.sample_proba(heads, texts, own)), model.predict_proba(texts, own))
+
+    return by_samples
+
+
+def _by_proba(name: str, model: TextModel) -> _Score:
+    """Scores by the model's own probabilities; by margin at a glance, which leaves the same in less time."""
+    acquire = ACQUISITION[name]
+
+    def score(tally: Tally, ids: Sequence[str], texts: Sequence[str], own: NDArray[np.float32] | None) -> None:
+        if name == "margin" and (columns := model.columns(texts, own)):
+            tally.look(ids, columns, model.head)
+            return
+        proba = model.predict_proba(texts, own)
+        tally.add(ids, acquire(proba), proba)
+
+    return score
 
 
 class _Search:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from al_pipeline.encoding import Vectors, open_vectors
 from al_pipeline.engine import check_engine
 from al_pipeline.files import read_json, write_json
-from al_pipeline.items import ItemKeys, fetch, read_ids
+from al_pipeline.items import OpenIds, fetch, hashes_of
 from al_pipeline.layout import Layout
 from al_pipeline.models import load_text_model
 from al_pipeline.params import load_overrides, load_params
@@ -31,16 +31,15 @@ def main(layout: Layout) -> None:
     labeled = {row.item_id: row.label for row in read_labeled(layout.labeled)}
     unresolved = read_unresolved(layout.unresolved)
     closed = labeled.keys() | {row.item_id for row in unresolved if row.kind == "ignored"}
-    keys = read_ids([layout.pool])
     vectors = open_vectors(layout, params.features)
     queries, choice = next_batch(
         Asking(params.seed, chosen.size or params.round.seed_size, **select.model_dump()),
         chosen.round,
-        [item_id for item_id in keys.ids() if item_id not in closed],
+        OpenIds([layout.pool], closed),
         Shortlist(*read_scores(layout.scores)),
         labeled,
         params.schema_.labels,
-        None if vectors is None else _vectors_of(layout, keys, vectors),
+        None if vectors is None else _vectors_of(layout, vectors),
         guided=read_json(layout.guided, {}),
         first=[row.item_id for row in unresolved if row.kind == "tie" and row.part == "pool"],
     )
@@ -48,12 +47,11 @@ def main(layout: Layout) -> None:
     write_json(layout.choice, {"named": select.strategy, **choice._asdict()})
 
 
-def _vectors_of(layout: Layout, keys: ItemKeys, vectors: Vectors) -> VectorsOf:
+def _vectors_of(layout: Layout, vectors: Vectors) -> VectorsOf:
     """Vectors by id, from the cache by content hash; texts are read only where it lacks one."""
 
     def of(ids: Sequence[str]) -> NDArray[np.float32]:
-        wanted = set(ids)
-        hashes = {item: known for item, known in zip(keys.ids(), keys.hashes(), strict=True) if item in wanted}
+        hashes = hashes_of([layout.pool], ids)
         return vectors.lookup([hashes[item] for item in ids], lambda: fetch([layout.pool], ids).values())
 
     return of
