@@ -127,7 +127,7 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def ingest(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="CSV, JSONL or Parquet.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="CSV, JSONL or Parquet.")],
     text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
     id_column: Annotated[str | None, typer.Option(help="Your ids. Default: `id`, if there is such a column.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Labels that you already have.")] = None,
@@ -254,6 +254,8 @@ def rounds(as_json: Json = False) -> None:
     found = read(_workspace())
     if as_json:
         return _print_json({"rounds": found})
+    if not found:
+        return _say("No round is published yet; [bold]al status[/] says what the first one waits for.")
 
     def figure(row: dict[str, Any], name: str) -> str:
         estimate = row["metrics"][name]
@@ -373,6 +375,10 @@ def predict(
     text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
     id_column: Annotated[str | None, typer.Option(help="Your ids. Default: `id`, if there is such a column.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write here instead of standard output.")] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="With --out, print one JSON object: out, rows. Without, rows are JSON anyway."),
+    ] = False,
 ) -> None:
     """Predict with the promoted model. Writes one JSON object a row: id, label, probability, probabilities."""
     from al_pipeline.files import json_line, replacing
@@ -388,9 +394,13 @@ def predict(
         for row in rows:
             _write_json(json_line(row), sys.stdout)
         return
+    count = 0
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as target:
         for row in rows:
             _write_json(json_line(row), target)
+            count += 1
+    if as_json:
+        _print_json({"out": str(out), "rows": count})
 
 
 @app.command()
@@ -704,18 +714,24 @@ def up(as_json: Json = False) -> None:
 
 
 @app.command()
-def down() -> None:
+def down(as_json: Json = False) -> None:
     """Stop what `al up` started, and a scheduled tick that runs just now; the next one finishes its job."""
     from al_pipeline.servers import stop_label_studio, stop_prefect, stop_worker
 
     workspace = _workspace()
+    stopped = {}
     for name, stop in (("worker", stop_worker), ("Prefect", stop_prefect), ("Label Studio", stop_label_studio)):
-        _say(f"{name}: {'stopped' if stop(workspace) else 'was not running'}")
+        stopped[name] = stop(workspace)
+        if not as_json:
+            _say(f"{name}: {'stopped' if stopped[name] else 'was not running'}")
+    if as_json:
+        _print_json({"stopped": stopped})
 
 
 @app.command()
 def trust(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask; needed where nobody is there to answer.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show what differs in the files that steer DVC, and let DVC use them as they are on this machine.
 
@@ -728,15 +744,17 @@ def trust(
     if not doubts:
         raise NothingToDo("the files that steer DVC are this engine's own, or trusted already")
     for name, problem in doubts.items():
-        _say(f"[bold]{_safe(name)}[/] {_safe(problem)}:")
+        _say(f"[bold]{_safe(name)}[/] {_safe(problem)}:", err=as_json)
         for line in changes(root, name):
-            _say(f"    {_safe(line)}")
+            _say(f"    {_safe(line)}", err=as_json)
     if not yes:
-        if not sys.stdin.isatty():
+        if as_json or not sys.stdin.isatty():
             raise UsageError("nobody is here to ask; look at the lines above, then `al trust --yes`")
         if not typer.confirm("Let DVC use them on this machine?"):
             raise NothingToDo("nothing was trusted")
     accept(root)
+    if as_json:
+        return _print_json({"trusted": doubts})
     _say("Trusted on this machine, as they are now; a change asks again.")
 
 
@@ -847,6 +865,7 @@ def adopt(
         bool,
         typer.Option("--new-project", help="The project is gone for good: the next round makes a new one."),
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Make this clone the one that writes to the Label Studio project; the other clones become read-only towards it."""
     from al_pipeline.operations.connect import adopt as take
@@ -855,8 +874,13 @@ def adopt(
     workspace = _workspace()
     if new_project:
         number = leave_project(workspace)
+        if as_json:
+            return _print_json({"left_project": number})
         return _say(f"Project {number} is left; [bold]al round[/] makes a new one and asks again what is open.")
-    _say(f"This clone now writes to project {take(workspace)}.")
+    number = take(workspace)
+    if as_json:
+        return _print_json({"project_id": number})
+    _say(f"This clone now writes to project {number}.")
 
 
 @labelstudio.command("start")
@@ -873,11 +897,14 @@ def labelstudio_start(as_json: Json = False) -> None:
 
 
 @labelstudio.command("stop")
-def labelstudio_stop() -> None:
+def labelstudio_stop(as_json: Json = False) -> None:
     """Stop this workspace's Label Studio; everything in it is kept."""
     from al_pipeline.servers import stop_label_studio
 
-    _say("Stopped." if stop_label_studio(_workspace()) else "It was not running.")
+    stopped = stop_label_studio(_workspace())
+    if as_json:
+        return _print_json({"stopped": stopped})
+    _say("Stopped." if stopped else "It was not running.")
 
 
 @labelstudio.command("invite")
@@ -898,12 +925,15 @@ def labelstudio_connect(
     url: Annotated[
         str, typer.Argument(metavar="URL", help="Your own Label Studio, such as https://labels.example.org")
     ],
+    as_json: Json = False,
 ) -> None:
     """Use your own Label Studio. The token is read from AL_LABEL_STUDIO_TOKEN, else from standard input."""
     from al_pipeline.operations.connect import connect_to
 
     workspace = _workspace()
     about = connect_to(workspace, url, os.environ.get("AL_LABEL_STUDIO_TOKEN") or _read_token())
+    if as_json:
+        return _print_json({"label_studio_url": url, "version": about.version, "user": about.user})
     _say(f"Connected to {_safe(url)} (Label Studio {_safe(about.version)}) as {_safe(about.user)}.")
     _say(f"The token lies in {_safe(workspace.credentials_file)}, readable by you alone.")
 
