@@ -74,11 +74,22 @@ class _Prefect:
     gone: bool = False
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        _say(f"al {version('al-pipeline')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _main(
     workspace: Annotated[
         Path | None, typer.Option("--workspace", "-C", help="Work in this workspace instead of the current folder.")
     ] = None,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and end.")
+    ] = False,
 ) -> None:
     _Chosen.folder = workspace
 
@@ -127,7 +138,7 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def ingest(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="CSV, JSONL or Parquet.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="CSV, JSONL or Parquet.")],
     text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
     id_column: Annotated[str | None, typer.Option(help="Your ids. Default: `id`, if there is such a column.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Labels that you already have.")] = None,
@@ -254,6 +265,8 @@ def rounds(as_json: Json = False) -> None:
     found = read(_workspace())
     if as_json:
         return _print_json({"rounds": found})
+    if not found:
+        return _say("No round is published yet; [bold]al status[/] says what the first one waits for.")
 
     def figure(row: dict[str, Any], name: str) -> str:
         estimate = row["metrics"][name]
@@ -373,6 +386,10 @@ def predict(
     text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
     id_column: Annotated[str | None, typer.Option(help="Your ids. Default: `id`, if there is such a column.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write here instead of standard output.")] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="With --out, print one JSON object: out, rows. Without, rows are JSON anyway."),
+    ] = False,
 ) -> None:
     """Predict with the promoted model. Writes one JSON object a row: id, label, probability, probabilities."""
     from al_pipeline.files import json_line, replacing
@@ -388,9 +405,13 @@ def predict(
         for row in rows:
             _write_json(json_line(row), sys.stdout)
         return
+    count = 0
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as target:
         for row in rows:
             _write_json(json_line(row), target)
+            count += 1
+    if as_json:
+        _print_json({"out": str(out), "rows": count})
 
 
 @app.command()
@@ -716,7 +737,7 @@ def down(as_json: Json = False) -> None:
         if not as_json:
             _say(f"{name}: {'stopped' if stopped[name] else 'was not running'}")
     if as_json:
-        _print_json({"stopped": [name for name, ran in stopped.items() if ran]})
+        _print_json({"stopped": stopped})
 
 
 @app.command()
@@ -745,7 +766,7 @@ def trust(
             raise NothingToDo("nothing was trusted")
     accept(root)
     if as_json:
-        return _print_json({"trusted": list(doubts)})
+        return _print_json({"trusted": doubts})
     _say("Trusted on this machine, as they are now; a change asks again.")
 
 
@@ -875,11 +896,11 @@ def adopt(
     if new_project:
         number = leave_project(workspace)
         if as_json:
-            return _print_json({"left": number})
+            return _print_json({"left_project": number})
         return _say(f"Project {number} is left; [bold]al round[/] makes a new one and asks again what is open.")
     number = take(workspace)
     if as_json:
-        return _print_json({"adopted": number})
+        return _print_json({"project_id": number})
     _say(f"This clone now writes to project {number}.")
 
 
@@ -933,7 +954,7 @@ def labelstudio_connect(
     workspace = _workspace()
     about = connect_to(workspace, url, os.environ.get("AL_LABEL_STUDIO_TOKEN") or _read_token())
     if as_json:
-        return _print_json({"url": url, "version": about.version, "user": about.user})
+        return _print_json({"label_studio_url": url, "version": about.version, "user": about.user})
     _say(f"Connected to {_safe(url)} (Label Studio {_safe(about.version)}) as {_safe(about.user)}.")
     _say(f"The token lies in {_safe(workspace.credentials_file)}, readable by you alone.")
 

@@ -111,7 +111,7 @@ def decide(
     low, high = interval(macro_draws, confidence) or (difference, difference)
     class_draws = np.concatenate([f1_scores(a) - f1_scores(b) for a, b in pairs])
     change = (
-        f"macro F1 {difference:+.3f} against the promoted model "
+        f"macro-F1 {difference:+.3f} against the promoted model "
         f"({confidence:.0%} interval {low:+.3f} to {high:+.3f}, {len(actual)} test items)"
     )
     collapsed = _collapsed(before, after, class_draws, classes, limits.max_drop, confidence)

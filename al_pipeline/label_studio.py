@@ -391,7 +391,8 @@ class LabelStudioOracle:
             )
         except httpx.HTTPError as error:
             failure = LabelStudioDown(
-                f"{what}: no usable reply from Label Studio at {self.url} ({type(error).__name__}); is it running?"
+                f"{what}: no usable reply from Label Studio at {self.url} ({type(error).__name__}); is it running? "
+                "(`al labelstudio start` starts the workspace's own)"
             )
         except (httpx.InvalidURL, UnicodeError):
             failure = LabelStudioRefused(f"{what}: {self.url!r} is no usable address, or the request no valid text")

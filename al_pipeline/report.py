@@ -351,14 +351,14 @@ def _before_number(report: ReportData) -> int | None:
     return before.number if before else None
 
 
-def _change(report: ReportData, name: str) -> str:
+def _change(report: ReportData, name: str, digits: int = 2) -> str:
     """How the metric moved since the newest measured round before this one, such as `+0.04`."""
     before = _before(report)
     now, then = _figure(report.metrics, name).value, _figure(before.metrics if before else None, name).value
     if now is None or then is None:
         return ""
-    change = round(now - then, 2)
-    return f"{change:+.2f}".replace("-", "−") if change else "±0.00"
+    change = round(now - then, digits)
+    return f"{change:+.{digits}f}".replace("-", "−") if change else f"±{0:.{digits}f}"
 
 
 def _on(change: str, before: RoundRow | None) -> str:
@@ -421,7 +421,7 @@ def _metric_row(report: ReportData, name: str) -> dict[str, Any]:
         "value": _fixed(estimate.value, 3),
         "interval": _interval(estimate, 3),
         "reason": estimate.reason or "",
-        "change": _change(report, name),
+        "change": _change(report, name, 3),
         "bar": bar,
     }
 

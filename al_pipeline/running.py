@@ -78,6 +78,8 @@ class Saved:
         reached = f"{self.random_labels} random labels alone reach macro-F1 {self.macro_f1:.3f}"
         if self.labels is None:
             return f"{reached}; no round is as good yet"
+        if self.at_most and self.labels >= self.random_labels:  # against the first round's size it would read as a loss
+            return f"{reached}: too few to tell what the rounds saved"
         return f"{reached}; the rounds were as good with {'at most ' if self.at_most else ''}{self.labels}"
 
 

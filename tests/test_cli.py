@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,8 @@ def test_the_commands_are_those_that_are_promised() -> None:
     }
     assert promised | {"labelstudio"} <= COMMANDS.keys()
     assert {"labelstudio start", "labelstudio stop", "labelstudio invite", "labelstudio connect"} <= COMMANDS.keys()
-    without = {"labelstudio", "labels", "predict"}
-    assert set(COMMANDS) - set(TAKES_JSON) == without, "two families, and one that writes JSON anyway"
+    groups = {"labelstudio", "labels"}
+    assert COMMANDS.keys() - set(TAKES_JSON) == groups, "every command takes --json"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -179,13 +180,8 @@ def test_the_tree_of_errors_is_drawn_whole() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(TAKES_JSON) - {"init", "simulate"}))
 def test_outside_a_workspace_every_command_says_so_in_json(al: Al, name: str) -> None:
-    needed = {
-        "ingest": ["a.csv"],
-        "labelstudio invite": ["ann@example.org"],
-        "labelstudio connect": ["https://labels.example.org"],
-        "diff": ["0", "1"],
-        "log": ["x"],
-    }
+    needed = {"ingest": ["a.csv"], "predict": ["a.csv"], "diff": ["0", "1"], "log": ["x"]}
+    needed |= {"labelstudio invite": ["ann@example.org"], "labelstudio connect": ["https://labels.example.org"]}
     said = al(*name.split(), *needed.get(name, []), "--json")
     assert said.code == 2
     assert one_object(said.out)["error"] == "NotAWorkspace"
@@ -314,6 +310,8 @@ def test_a_workspace_is_made_and_looked_at(al: Al, tmp_path: Path) -> None:
     assert open_workspace(tmp_path / "spam").id == made["workspace_id"]
     again = al("init", "spam", "--labels", "ham,spam")
     assert again.code == 2 and "a workspace already" in again.err
+    assert "al ingest FILE" in one_object(al("-C", "spam", "status", "--json").out)["next"], "what comes first"
+    assert "No round is published yet" in al("-C", "spam", "rounds").out
     (tmp_path / "pool.csv").write_text("id,text\na,one\nb,two\nc,\n", encoding="utf-8")
     (tmp_path / "spam/pool.csv").write_text("id,text\na,one\nb,two\nc,\n", encoding="utf-8")
     took = one_object(al("-C", "spam", "ingest", "pool.csv", "--json").out)
@@ -336,6 +334,12 @@ def test_a_workspace_is_made_and_looked_at(al: Al, tmp_path: Path) -> None:
         assert (said.code, "Traceback" in said.err) == (code, False), (arguments, said)
         assert len(said.err.strip().splitlines()) >= 1
     assert al("-C", "spam", "down").code == 0
+    stopped = one_object(al("-C", "spam", "down", "--json").out)["stopped"]
+    assert stopped == {"worker": False, "Prefect": False, "Label Studio": False}
+
+
+def test_the_version_is_the_one_installed(al: Al) -> None:
+    assert al("--version").out == f"al {version('al-pipeline')}\n"
 
 
 def test_a_long_wait_without_a_terminal_says_each_thing_once(capsys: pytest.CaptureFixture[str]) -> None:

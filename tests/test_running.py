@@ -68,3 +68,5 @@ def test_labels_saved_are_those_of_a_round_that_took_place() -> None:
     assert saved(0.75).sentence() == "52 random labels alone reach macro-F1 0.750; the rounds were as good with 120"
     assert "at most 40" in saved(0.6).sentence() and "no round is as good yet" in saved(0.95).sentence()
     assert saved(None) is None is labels_saved(rounds, None)
+    assert saved(0.6, labels=6).sentence().endswith("0.600: too few to tell what the rounds saved"), "6 against ≤ 40"
+    assert saved(0.75, labels=6).sentence().endswith("with 120"), "a loss that was seen is told"

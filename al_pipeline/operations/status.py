@@ -98,6 +98,10 @@ def _next(planned: int | None, step: str, facts: Facts, workspace: Workspace) ->
     if facts.closed:
         what = "the first plan" if planned is None else f"round {planned}"
         return f"`al round` goes on with the build of {what} ({step})"
+    if planned is None and not facts.items:
+        if workspace.params.ingest.sources:
+            return "`al round` takes in the files of ingest.sources in params.yaml"
+        return "`al ingest FILE` fills the pool: there is nothing to ask about yet"
     if planned is None:
         return "`al round` makes the first plan and pushes it to Label Studio"
     rule = closing_rule(workspace)
