@@ -16,6 +16,7 @@ from al_pipeline.params import Features
 from al_pipeline.records import Item, content_hash
 
 if TYPE_CHECKING:
+    from al_pipeline.models import Classifier
     from al_pipeline.neural.encoder import Encoder
 
 
@@ -58,6 +59,11 @@ class Vectors:
         from al_pipeline.neural.encoder import Encoder
 
         return Encoder(self._folder, self._features.max_tokens, self._features.precision)
+
+
+def vectors_for(model: Classifier, vectors: Vectors | None, items: Sequence[Item]) -> NDArray[np.float32] | None:
+    """The vectors of items, where the model looks at any."""
+    return vectors.of(items) if vectors is not None and model.needs_vectors else None
 
 
 def guide_vectors(vectors: Vectors | None, texts: Sequence[str]) -> NDArray[np.float32] | None:

@@ -6,14 +6,15 @@ whatever order it comes, and two items are judged by the same K models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
 
-from al_pipeline.head import STRENGTH, FeatureMatrix, Floats, Head, class_weights, feature_scales, fit_head, softmax
+from al_pipeline.estimators import HEAD, Estimate, fit_classifier
+from al_pipeline.head import STRENGTH, FeatureMatrix, Floats, Head, class_weights, feature_scales, softmax
 from al_pipeline.query_strategies import Samples
 
 SIZES: dict[Samples, int] = {"committee": 8, "posterior": 20}
@@ -25,15 +26,16 @@ _MAX_CURVATURE = 2000
 
 def draw_heads(
     kind: Samples,
-    head: Head,
+    head: Head | Estimate,
     features: FeatureMatrix,
     labels: Sequence[str],
     seed: SeedSequence,
     size: int | None = None,
-) -> tuple[Head, ...]:
+) -> tuple[Head | Estimate, ...]:
     """K heads beside `head`, which was fitted on `labels` and their `features` (m rows); the same for the same seed.
 
-    Copies of it where it has seen fewer than two classes: there is nothing to disagree about.
+    Copies of it where it has seen fewer than two classes: there is nothing to disagree about. The posterior of an
+    estimator of one's own is not known; fits on resampled labels stand in for it (Lakshminarayanan et al. 2017).
     """
     count = SIZES[kind] if size is None else size
     if len(head.seen) < 2:
@@ -41,28 +43,31 @@ def draw_heads(
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1):
-        return tuple(_DRAW[kind](head, features, labels, seed, count))
+        if kind == "posterior" and isinstance(head, Head):
+            return tuple(_posterior(head, features, labels, seed, count))
+        return tuple(_committee(head, features, labels, seed, count))
 
 
-def sample_proba(heads: Sequence[Head], features: FeatureMatrix) -> Floats:
+def sample_proba(heads: Sequence[Head | Estimate], features: FeatureMatrix) -> Floats:
     """Each head's probabilities, (n, K, C)."""
     return np.stack([head.predict_proba(features) for head in heads], axis=1)
 
 
 def _committee(
-    head: Head, features: FeatureMatrix, labels: Sequence[str], seed: SeedSequence, count: int
-) -> list[Head]:
+    head: Head | Estimate, features: FeatureMatrix, labels: Sequence[str], seed: SeedSequence, count: int
+) -> list[Head | Estimate]:
     """Heads fitted on bootstrap samples: query by bagging (Abe & Mamitsuka 1998).
 
     Labels are drawn with replacement within each class, so that no member lacks a class that has been seen. Each takes
     the temperature of the head that stands for all.
     """
     named, rng = np.array(labels), np.random.default_rng(seed)
-    members = []
+    name = HEAD if isinstance(head, Head) else head.name
+    members: list[Head | Estimate] = []
     for _ in range(count):
         own = [np.flatnonzero(named == name) for name in head.seen]
         drawn = np.sort(np.concatenate([rng.choice(rows, len(rows)) for rows in own]))
-        member = fit_head(features.rows(drawn), named[drawn].tolist(), head.classes, 0, calibrate=False)
+        member = fit_classifier(name, features.rows(drawn), named[drawn].tolist(), head.classes, 0, calibrate=False)
         members.append(replace(member, counts=head.counts, temperature=head.temperature))
     return members
 
@@ -153,9 +158,3 @@ def _curvature(logits: Floats, importance: Floats) -> tuple[Floats, Floats]:
     _, turn = np.linalg.eigh(mean / importance.sum())
     own = importance[:, None] * (proba @ turn**2 - (proba @ turn) ** 2)
     return turn, np.maximum(own, 0.0)
-
-
-_DRAW: dict[Samples, Callable[[Head, FeatureMatrix, Sequence[str], SeedSequence, int], list[Head]]] = {
-    "committee": _committee,
-    "posterior": _posterior,
-}

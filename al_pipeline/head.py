@@ -28,7 +28,7 @@ STRENGTH = 3.0
 FULL_TFIDF = 200
 """Labels from which TF-IDF weighs as much as the encoder's vectors."""
 FOLDS = 5
-_MIN_CALIBRATION = 20
+MIN_CALIBRATION = 20
 """With fewer held-out predictions the temperature stays 1."""
 _TEMPERATURES = (0.2, 5.0)
 _MAX_KERNEL = 3000
@@ -123,17 +123,14 @@ class Head:
     def predict_proba(self, features: FeatureMatrix) -> Floats:
         """Probabilities (n, C), a column for each class in the schema's order; rows sum to 1.
 
-        A class without labels gets what Laplace's rule of succession gives it, 1 / (labels + classes).
+        A class without labels gets what Laplace's rule of succession gives it.
         """
         return self._proba(self.logits(features))
 
     def _proba(self, logits: Floats) -> Floats:
         """Probabilities (n, C) for logits (n, seen)."""
-        proba = np.full((len(logits), len(self.classes)), self._unseen)
-        if self.seen:
-            proba[:, self._columns] = self._rest * softmax(logits / self.temperature)
-        proba += _FLOOR
-        return np.asarray(proba / proba.sum(axis=1, keepdims=True), np.float64)
+        shared = softmax(logits / self.temperature) if self.seen else logits
+        return over_all_classes(shared, self.classes, self.counts)
 
     @property
     def _columns(self) -> list[int]:
@@ -196,6 +193,21 @@ class Head:
         return float(slack) if slack < _ROUGH else np.inf
 
 
+def over_all_classes(proba: Floats, classes: Sequence[str], counts: Mapping[str, int]) -> Floats:
+    """Probabilities of the classes seen, (n, seen), as those of all classes, (n, C), strictly between 0 and 1.
+
+    `counts`: labels of each class seen. A class without labels gets 1 / (labels + classes); with none at all, all are
+    alike.
+    """
+    seen = [classes.index(name) for name in counts]
+    prior = 1 / (sum(counts.values()) + len(classes))
+    whole = np.full((len(proba), len(classes)), prior)
+    if seen:
+        whole[:, seen] = (1 - prior * (len(classes) - len(seen))) * proba
+    whole += _FLOOR
+    return np.asarray(whole / whole.sum(axis=1, keepdims=True), np.float64)
+
+
 def fit_head(
     features: FeatureMatrix,
     labels: Sequence[str],
@@ -212,11 +224,7 @@ def fit_head(
     """
     if len(features) != len(labels):
         raise ValueError(f"{len(labels)} labels for {len(features)} rows of features")
-    unknown = sorted(set(labels) - set(classes))
-    if unknown:
-        raise BadInput(f"label {unknown[0]!r} is no class of the schema ({', '.join(classes)})")
-    counts = {name: count for name in classes if (count := sum(label == name for label in labels))}
-    targets = np.array([list(counts).index(label) for label in labels], np.intp)
+    counts, targets = count_classes(labels, classes)
     if len(counts) < 2:
         return Head(tuple(classes), counts, (), np.zeros(len(counts), np.float32), 1.0, ())
     from threadpoolctl import threadpool_limits
@@ -227,6 +235,17 @@ def fit_head(
         temperature = _temperature(blocks, targets, strength, seed) if calibrate else 1.0
         weights = tuple(np.ascontiguousarray(part.T, np.float32) for part in restore(fitted))
     return Head(tuple(classes), counts, weights, bias.astype(np.float32), temperature, features.widths)
+
+
+def count_classes(labels: Sequence[str], classes: Sequence[str]) -> tuple[dict[str, int], NDArray[np.intp]]:
+    """Labels of each class that has some, in the order of `classes`, and the place of each label among these, (n,).
+
+    Raises BadInput where a label is no class.
+    """
+    if unknown := sorted(set(labels) - set(classes)):
+        raise BadInput(f"label {unknown[0]!r} is no class of the schema ({', '.join(classes)})")
+    counts = {name: count for name in classes if (count := sum(label == name for label in labels))}
+    return counts, np.array([list(counts).index(label) for label in labels], np.intp)
 
 
 def _compact(features: FeatureMatrix, full_tfidf: int) -> tuple[list[Any], Callable[[list[Floats]], list[Floats]]]:
@@ -322,7 +341,7 @@ def _sums(products: Sequence[NDArray[Any]], bias: NDArray[Any]) -> Floats:
 
 
 def _temperature(blocks: Sequence[Any], targets: NDArray[np.intp], strength: float, seed: int) -> float:
-    """The temperature under which held-out labels are likeliest (Guo et al. 2017); 1 where too few can be held out."""
+    """The temperature of heads that were each fitted without a fold, on all that was held out."""
     held_out = []
     for train, test in stratified_folds(targets, FOLDS, seed):
         known = np.unique(targets[train])
@@ -334,7 +353,15 @@ def _temperature(blocks: Sequence[Any], targets: NDArray[np.intp], strength: flo
         )
         logits = _logits([block[test] for block in blocks], weights, bias)
         held_out.append((logits, np.searchsorted(known, targets[test])))
-    if sum(len(found) for _, found in held_out) < _MIN_CALIBRATION:
+    return fit_temperature(held_out)
+
+
+def fit_temperature(held_out: Sequence[tuple[Floats, NDArray[np.intp]]]) -> float:
+    """The temperature under which held-out labels are likeliest (Guo et al. 2017); 1 where they are too few to say.
+
+    `held_out`: logits (n, classes) with the classes that were found (n,), one pair a fold.
+    """
+    if sum(len(found) for _, found in held_out) < MIN_CALIBRATION:
         return 1.0
     from scipy.optimize import minimize_scalar
 

@@ -220,6 +220,11 @@ class Layout:
         return self.private / "encode.json"
 
     @property
+    def progress(self) -> Path:
+        """How far the stage is that runs, for the bar; only of stages that take long."""
+        return self.private / "progress.json"
+
+    @property
     def logs(self) -> Path:
         return self.private / "logs"
 

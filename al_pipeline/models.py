@@ -1,8 +1,8 @@
-"""What a model is, and the one kind there is: a linear head on frozen features of a text."""
+"""What a model is; and the kind that looks at frozen features: by a linear head, or by an estimator of one's own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from al_pipeline.ensemble import draw_heads, sample_proba
 from al_pipeline.errors import BadInput
+from al_pipeline.estimators import ESTIMATORS, HEAD, Estimate, fit_classifier
 from al_pipeline.files import read_json, sha256_bytes, sha256_file, write_bytes, write_json
-from al_pipeline.head import STRENGTH, Columns, FeatureMatrix, Head, fit_head
+from al_pipeline.head import STRENGTH, Columns, FeatureMatrix, Head
 from al_pipeline.params import Features
 from al_pipeline.query_strategies import Samples
 from al_pipeline.tfidf import IDF_FILE, TERMS_FILE, Tfidf, load_tfidf
@@ -36,8 +37,43 @@ class Classifier(Protocol):
         """The columns of the probabilities."""
         ...
 
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Labels of each class that it was fitted on, classes without labels left out."""
+        ...
+
+    @property
+    def encoder(self) -> str | None:
+        """The `encoder_identity` of the encoder that it fits, where that is known."""
+        ...
+
+    @property
+    def needs_vectors(self) -> bool:
+        """Whether it looks at the encoder's vectors."""
+        ...
+
+    def as_control(self) -> Classifier | None:
+        """The same kind of model, fitted on the randomly drawn labels alone; None where there is none."""
+        ...
+
     def predict_proba(self, texts: Sequence[str], vectors: Vectors | None) -> NDArray[np.float64]:
-        """Probabilities, (n, C); `vectors` are the encoder's, for a model that uses them."""
+        """Probabilities, (n, C); `vectors` are the encoder's, for a model that needs them."""
+        ...
+
+    def draw(
+        self, kind: Samples, texts: Sequence[str], vectors: Vectors | None, labels: Sequence[str], seed: SeedSequence
+    ) -> Sequence[Any]:
+        """K others that judge beside it, given what it was fitted on; the same for the same seed."""
+        ...
+
+    def sample_proba(self, judges: Any, texts: Sequence[str], vectors: Vectors | None) -> NDArray[np.float64]:
+        """What each of them says, (n, K, C)."""
+        ...
+
+    def likeness(
+        self, texts: Sequence[str], vectors: Vectors | None, others: Sequence[str], other_vectors: Vectors | None
+    ) -> NDArray[np.float64]:
+        """How alike texts are, (n, m)."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -49,7 +85,7 @@ class Classifier(Protocol):
 class TextModel:
     """A head with everything that turns a text into what the head sees, except the encoder."""
 
-    head: Head
+    head: Head | Estimate
     tfidf: Tfidf | None
     uses_encoder: bool
     encoder: str | None = None
@@ -57,7 +93,7 @@ class TextModel:
     vectors: str | None = None
     """The SHA-256 of those vectors: where a model comes out different, it tells whether the features did."""
     strength: float = STRENGTH
-    control: Head | None = None
+    control: Head | Estimate | None = None
     """The same classifier fitted on the randomly drawn labels alone: what random sampling would have come to."""
 
     @property
@@ -72,6 +108,16 @@ class TextModel:
         """The columns of the probabilities, in the schema's order."""
         return self.head.classes
 
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Labels of each class that was seen, in the schema's order."""
+        return self.head.counts
+
+    @property
+    def needs_vectors(self) -> bool:
+        """Whether the encoder's vectors are part of its features."""
+        return self.uses_encoder
+
     def as_control(self) -> TextModel | None:
         """The control as a model of its own; None where there is none."""
         return None if self.control is None else replace(self, head=self.control, control=None)
@@ -81,22 +127,24 @@ class TextModel:
         return self.head.predict_proba(self._seen(texts, vectors))
 
     def columns(self, texts: Sequence[str], vectors: Vectors | None) -> Columns | None:
-        """What the head's `glance` looks at; None where the head has learnt nothing."""
-        return self.head.columns(self._seen(texts, vectors))
+        """What the head's `glance` looks at; None where it has learnt nothing, or is an estimator of one's own."""
+        return self.head.columns(self._seen(texts, vectors)) if isinstance(self.head, Head) else None
 
     def draw(
         self, kind: Samples, texts: Sequence[str], vectors: Vectors | None, labels: Sequence[str], seed: SeedSequence
-    ) -> tuple[Head, ...]:
+    ) -> tuple[Head | Estimate, ...]:
         """Heads beside this model's own, by what it was fitted on; the same for the same seed."""
         return draw_heads(kind, self.head, self._seen(texts, vectors), labels, seed)
 
-    def sample_proba(self, heads: Sequence[Head], texts: Sequence[str], vectors: Vectors | None) -> NDArray[np.float64]:
-        """What each of `heads` says in this model's place, (n, K, C)."""
-        return sample_proba(heads, self._seen(texts, vectors))
+    def sample_proba(
+        self, judges: Sequence[Head | Estimate], texts: Sequence[str], vectors: Vectors | None
+    ) -> NDArray[np.float64]:
+        """What each of the heads `judges` says in this model's place, (n, K, C)."""
+        return sample_proba(judges, self._seen(texts, vectors))
 
     def _seen(self, texts: Sequence[str], vectors: Vectors | None) -> FeatureMatrix:
         """What the head looks at: nothing, where it has learnt nothing."""
-        if not self.head.weights:
+        if not self.head.widths:
             return FeatureMatrix(np.zeros((len(texts), 0), np.float32))
         return _features(texts, vectors, self.uses_encoder, self.tfidf)
 
@@ -141,9 +189,10 @@ class TextModel:
         }
 
 
-def _head_card(head: Head) -> dict[str, Any]:
+def _head_card(head: Head | Estimate) -> dict[str, Any]:
     """What the tensors of a head do not say."""
     return {
+        "estimator": head.name if isinstance(head, Estimate) else HEAD,
         "labels": dict(head.counts),
         "seen": list(head.seen),
         "temperature": head.temperature,
@@ -151,9 +200,11 @@ def _head_card(head: Head) -> dict[str, Any]:
     }
 
 
-def _tensors(head: Head) -> bytes:
+def _tensors(head: Head | Estimate) -> bytes:
     from safetensors.numpy import save
 
+    if isinstance(head, Estimate):
+        return save(dict(sorted(head.arrays.items())))
     tensors = {f"weights.{number}": weights for number, weights in enumerate(head.weights)}
     return save({**tensors, "bias": head.bias})
 
@@ -169,21 +220,24 @@ def fit_text_model(
     calibrate: bool,
     encoder: str | None = None,
     control: Sequence[int] | None = None,
+    classifier: str = HEAD,
 ) -> TextModel:
-    """Fit the model of `params.yaml` on labelled texts; with no labels it is the prior.
+    """Fit a classifier on frozen features of labelled texts; with no labels it is the prior.
 
-    `control`: the rows that the control is fitted on, None for a model without one.
+    `classifier`: the head, or one of `ESTIMATORS`. `control`: the rows that the control is fitted on, None for a model
+    without one.
 
     `vectors` are the encoder's for `texts`, where the features use it. `tfidf_corpus` gives the vocabulary: the
     pool's texts, labelled or not; it is read only where the features use TF-IDF. `encoder` is noted in the card.
     """
     tfidf = fit_tfidf(tfidf_corpus) if features.uses_tfidf else None
     matrix = _features(texts, vectors, features.uses_encoder, tfidf)
-    head = fit_head(matrix, labels, classes, seed, calibrate)
+    head = fit_classifier(classifier, matrix, labels, classes, seed, calibrate)
     beside = None
     if control is not None:
         rows = np.array(control, dtype=np.intp)
-        beside = fit_head(matrix.rows(rows), [labels[row] for row in rows], classes, seed, calibrate)
+        drawn = [labels[row] for row in rows]
+        beside = fit_classifier(classifier, matrix.rows(rows), drawn, classes, seed, calibrate)
     if vectors is None or not features.uses_encoder:
         return TextModel(head, tfidf, features.uses_encoder, control=beside)
     digest = sha256_bytes(np.ascontiguousarray(vectors, np.float32).tobytes())
@@ -223,11 +277,16 @@ def _load(folder: Path, card: dict[str, Any]) -> TextModel:
     )
 
 
-def _load_head(path: Path, classes: Sequence[str], card: dict[str, Any]) -> Head:
+def _load_head(path: Path, classes: Sequence[str], card: dict[str, Any]) -> Head | Estimate:
     from safetensors.numpy import load
 
     tensors = load(path.read_bytes())
     widths = tuple(card["widths"])
+    if (name := card.get("estimator", HEAD)) != HEAD:
+        if name not in ESTIMATORS:
+            raise BadInput(f"{path} is of an estimator {name!r}, which is not in al_pipeline/estimators.py")
+        own = {label: card["labels"][label] for label in card["seen"]}
+        return Estimate(name, tuple(classes), own, tensors, widths, card["temperature"])
     weights = tuple(tensors[f"weights.{number}"] for number in range(len(widths)))
     counts = {name: card["labels"][name] for name in card["seen"]}
     expected = [(len(counts), width) for width in widths]

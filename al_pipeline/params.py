@@ -44,6 +44,9 @@ StrategyName = Literal[
     "typiclust",
     "kmeans",
 ]
+ModelName = Literal["head", "centroid", "finetuned"]
+"""The linear head, an estimator of `al_pipeline/estimators.py`, or the encoder itself, trained."""
+FINETUNED: ModelName = "finetuned"
 BatchSize = Annotated[int, Field(ge=1, le=100_000)]
 """How many items a batch asks about."""
 
@@ -126,11 +129,21 @@ class Features(_Section):
         return self.kind != "encoder"
 
 
+class Finetune(_Section):
+    """How the encoder is trained, where the model is `finetuned`."""
+
+    epochs: int = Field(ge=1, le=100, default=6)
+    batch_size: int = Field(ge=1, le=256, default=16)
+    learning_rate: float = Field(gt=0, le=0.01, default=1e-4)
+    passes: int = Field(ge=2, le=100, default=10)
+
+
 class Train(_Section):
     """How the classifier is fitted."""
 
-    model: Literal["head"]
+    model: ModelName
     calibrate: bool
+    finetune: Finetune = Finetune()
 
 
 class Select(_Section):
@@ -226,6 +239,10 @@ class Params(_Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Params:
+        if self.train.model == FINETUNED and not self.features.uses_encoder:
+            raise ValueError(
+                "train.model 'finetuned' trains the encoder: it needs features.kind encoder or encoder+tfidf"
+            )
         for key in ("strategy", "cold_start"):
             if getattr(self.select, key) in NEEDS_ENCODER and not self.features.uses_encoder:
                 raise ValueError(
@@ -332,9 +349,19 @@ def _explain(source: str, problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         return f"{source}: {key}: no such key; remove it or mend its spelling"
     got = _show(problem["input"])
+    if isinstance(problem["input"], str) and problem["type"] == "float_type" and _is_number(problem["input"]):
+        takes += " (YAML reads 5e-5 as text: write 5.0e-5, or 0.00005)"
     if isinstance(problem["input"], bool) and problem["type"] == "string_type":
         takes += ' (YAML reads yes, no, on and off as true and false: put it in "quotes")'
     return f"{source}: {key}: got {got}; {takes[0].lower()}{takes[1:]}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _show(value: Any) -> str:

@@ -26,8 +26,8 @@ OUTPUTS = {
 }
 """What each stage writes, as attributes of Layout."""
 
-FREE = {"features"}
-"""Attributes of Layout that a stage may read without a dependency: the cache of vectors."""
+FREE = {"features", "progress"}
+"""Attributes of Layout that need no dependency: the cache of vectors, and what the bar is told."""
 
 THROUGH = {"open_vectors": {"encoder"}}
 """Files that a stage reads through a function that is given the whole layout."""

@@ -38,6 +38,10 @@ LATER: dict[tuple[str, ...], Any] = {
     ("select", "cold_start"): "random",
     ("select", "max_similarity"): 1.0,
     ("select", "guide"): {},
+    ("train", "finetune", "epochs"): 6,
+    ("train", "finetune", "batch_size"): 16,
+    ("train", "finetune", "learning_rate"): 0.0001,
+    ("train", "finetune", "passes"): 10,
 }
 SECTIONS = sorted({key[0] for key in KEYS if len(key) == 2})
 
@@ -128,6 +132,10 @@ def test_the_parameters_cannot_be_changed_afterwards() -> None:
         (("features", "max_tokens"), 4, "greater than or equal to 8"),
         (("train", "calibrate"), "true", "valid boolean"),
         (("train", "calibrate"), 1, "valid boolean"),
+        (("train", "model"), "svm", "'head', 'centroid' or 'finetuned'"),
+        (("train", "finetune", "epochs"), 0, "greater than or equal to 1"),
+        (("train", "finetune", "learning_rate"), "5e-5", "valid number (YAML reads 5e-5 as text: write 5.0e-5"),
+        (("train", "finetune", "passes"), 1, "greater than or equal to 2"),
         (("select", "strategy"), "best", "'auto', 'margin', 'entropy', 'least_confidence'"),
         (("select", "batch_size"), 0, "greater than or equal to 1"),
         (("select", "random_share"), 1.5, "less than or equal to 1"),
@@ -172,7 +180,10 @@ def test_a_label_that_yaml_reads_as_true_or_false_says_to_quote_it(word: str) ->
 def test_keys_that_came_later_may_be_missing_and_mean_what_was_done_before() -> None:
     values = yaml.safe_load(TEMPLATE)
     for key, value in LATER.items():
-        del values[key[0]][key[1]]
+        place = values
+        for step in key[:-1]:
+            place = place[step]
+        del place[key[-1]]
         assert parse_params(changed(key, value)) == parse_params(yaml.safe_dump(values))
     assert parse_params(yaml.safe_dump(values)) == parse_params(TEMPLATE)
 
@@ -180,6 +191,20 @@ def test_keys_that_came_later_may_be_missing_and_mean_what_was_done_before() -> 
 def test_a_strategy_on_vectors_is_refused_where_no_encoder_gives_them() -> None:
     text = changed(("select", "cold_start"), "typiclust").replace("kind: encoder+tfidf", "kind: tfidf")
     assert refusal(text) == "params.yaml: select.cold_start 'typiclust' needs features.kind encoder or encoder+tfidf"
+
+
+def test_a_fine_tuned_model_is_refused_where_there_is_no_encoder_to_train() -> None:
+    text = changed(("train", "model"), "finetuned")
+    assert parse_params(text).train.finetune.passes == 10
+    assert refusal(text.replace("kind: encoder+tfidf", "kind: tfidf")) == (
+        "params.yaml: train.model 'finetuned' trains the encoder: it needs features.kind encoder or encoder+tfidf"
+    )
+
+
+def test_parameters_older_than_fine_tuning_are_taken() -> None:
+    values = yaml.safe_load(TEMPLATE)
+    del values["train"]["finetune"]
+    assert parse_params(yaml.safe_dump(values)) == parse_params(TEMPLATE)
 
 
 def test_a_guide_names_classes_of_the_schema_and_gives_something() -> None:

@@ -172,6 +172,23 @@ def test_other_texts_or_settings_are_another_simulation(texts: LabeledTexts, tmp
     assert len(set(folders)) == 4
 
 
+def test_an_estimator_of_ones_own_is_played_and_a_fine_tuned_model_stood_in_for(
+    texts: LabeledTexts, tmp_path: Path
+) -> None:
+    """The head's figures, with a warning, where training a transformer in every round would take for ever."""
+
+    def played(model: str) -> Simulation:
+        other = params().model_copy(update={"train": params().train.model_copy(update={"model": model})})
+        options = Options(strategies=("random",), seeds=1, budget=40, batch_size=20, seed_size=20)
+        return simulate(texts, "mails", other, options, tmp_path / "out", None)
+
+    head, own, tuned = played("head"), played("centroid"), played("finetuned")
+    assert tuned.folder == head.folder != own.folder
+    assert "the linear head on frozen features" in tuned.result["warnings"][0]
+    assert tuned.result["metrics"] == head.result["metrics"] != own.result["metrics"]
+    assert not [warning for warning in own.result["warnings"] if "linear head" in warning]
+
+
 def test_processes_give_what_one_process_gives(texts: LabeledTexts, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     work, runs = work_of(texts), [(arm, seed) for seed in (1, 2) for arm in (FULL, "random", "margin")]

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -300,7 +301,8 @@ class Encoder:
             logging.set_verbosity(previous)
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
-        self._model = model.eval().requires_grad_(False)
+        self.model = model.eval().requires_grad_(False)
+        """The transformer, as transformers made it."""
         positions = getattr(model.config, "max_position_embeddings", None) or 1 << 30
         self._longest = min(int(self._tokenizer.model_max_length), int(positions))
         self._max_tokens = min(max_tokens, self._longest)
@@ -309,29 +311,43 @@ class Encoder:
     @property
     def dimension(self) -> int:
         """Length of a vector."""
-        return int(self._model.config.hidden_size)
+        return int(self.model.config.hidden_size)
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a text that are looked at, as far as the transformer has positions for them."""
+        return self._max_tokens
 
     def encode(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> Vectors:
         """One unit vector a text, (n, d) float32; tells `progress` how many texts each finished batch held."""
-        vectors = np.empty((len(texts), self.dimension), np.float32)
-        tokens = self._tokenize(texts)
+        return self.encode_tokens(self.tokenize(texts), progress)
+
+    def encode_tokens(self, tokens: Sequence[Sequence[int]], progress: Callable[[int], None] | None = None) -> Vectors:
+        """What `encode` does, for texts that `tokenize` has read."""
+        vectors = np.empty((len(tokens), self.dimension), np.float32)
         batches = list(self._batches(tokens))
 
         def forward(batch: tuple[int, list[int]]) -> Vectors:
             return self._forward([tokens[row] for row in batch[1]], batch[0])
 
+        with self.workers() as pool:
+            for (_, rows), found in zip(batches, pool.map(forward, batches), strict=True):
+                vectors[rows] = found
+                if progress:
+                    progress(len(rows))
+        return vectors
+
+    @contextmanager
+    def workers(self) -> Iterator[ThreadPoolExecutor]:
+        """Threads for batches side by side; what waits for one is dropped where the block is left by an error."""
         with ThreadPoolExecutor(self._threads, initializer=_one_thread) as pool:
             try:
-                for (_, rows), found in zip(batches, pool.map(forward, batches), strict=True):
-                    vectors[rows] = found
-                    if progress:
-                        progress(len(rows))
+                yield pool
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        return vectors
 
-    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, at most `max_tokens`; of a long text only its beginning is looked at."""
         tokens: list[list[int]] = [[] for _ in texts]
         budget = self._max_tokens * _CHARACTERS_PER_TOKEN
@@ -353,12 +369,24 @@ class Encoder:
             todo, budget = short, budget * 4
         return tokens
 
+    def padded_length(self, ids: Sequence[int]) -> int:
+        """The length that a text of these tokens is padded to."""
+        return min(-(-max(len(ids), 1) // _STEP) * _STEP, self._longest)
+
+    def pad(self, tokens: Sequence[Sequence[int]], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Token ids and attention mask of some texts, both (n, length)."""
+        ids = np.full((len(tokens), length), self._padding, np.int64)
+        mask = np.zeros((len(tokens), length), np.int64)
+        for row, found in enumerate(tokens):
+            ids[row, : len(found)] = found
+            mask[row, : max(len(found), 1)] = 1
+        return ids, mask
+
     def _batches(self, tokens: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[int]]]:
         """Rows that share a padded length, the longest first, so that lack of memory shows at once."""
         buckets: dict[int, list[int]] = {}
         for row, ids in enumerate(tokens):
-            padded = min(-(-max(len(ids), 1) // _STEP) * _STEP, self._longest)
-            buckets.setdefault(padded, []).append(row)
+            buckets.setdefault(self.padded_length(ids), []).append(row)
         for length in sorted(buckets, reverse=True):
             rows = buckets[length]
             size = max(1, _TOKENS_PER_BATCH // length)
@@ -368,13 +396,9 @@ class Encoder:
     def _forward(self, tokens: Sequence[Sequence[int]], length: int) -> Vectors:
         import torch
 
-        ids = np.full((len(tokens), length), self._padding, np.int64)
-        mask = np.zeros((len(tokens), length), np.int64)
-        for row, found in enumerate(tokens):
-            ids[row, : len(found)] = found
-            mask[row, : max(len(found), 1)] = 1
+        ids, mask = self.pad(tokens, length)
         with torch.inference_mode():
-            output = self._model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
+            output = self.model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
         hidden: torch.Tensor = output.last_hidden_state
         states = hidden.float().numpy()
         # Text by text in float64: torch's own reductions may be split differently at another batch size.

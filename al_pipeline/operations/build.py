@@ -17,6 +17,7 @@ from al_pipeline.files import read_json, read_object, sha256_bytes, sha256_file,
 from al_pipeline.layout import Layout
 from al_pipeline.lifecycle import BUILD, Step
 from al_pipeline.params import Features
+from al_pipeline.progress import shown
 from al_pipeline.repository import Dvc, Git
 
 _ENCODE_TIMEOUT = 24 * 3600.0
@@ -103,7 +104,8 @@ def run_step(step: Step, layout: Layout, features: Features, dvc: Dvc) -> None:
     elif step is Step.ENCODE:
         encode(layout, features)
     elif step in BUILD:
-        dvc.repro(str(step))
+        with shown(layout.progress):
+            dvc.repro(str(step))
 
 
 def install(layout: Layout, features: Features, dvc: Dvc) -> None:

@@ -17,8 +17,8 @@ def guess(workspace: Workspace, items: Sequence[Item]) -> dict[str, tuple[str, f
 
     Never asked for items of the test set: a guess anchors the annotator, and with him the measurement.
     """
-    from al_pipeline.encoding import open_vectors
-    from al_pipeline.models import load_text_model
+    from al_pipeline.classifiers import load_model
+    from al_pipeline.encoding import open_vectors, vectors_for
 
     layout = workspace.layout
     published = read_history(layout, Git(layout.root)).latest
@@ -26,11 +26,11 @@ def guess(workspace: Workspace, items: Sequence[Item]) -> dict[str, tuple[str, f
         raise ForeignEdit(
             f"{layout.model} is not the model of the last record; `dvc pull models/candidate` brings it back"
         )
-    model = load_text_model(layout.model)
-    if not items or not model.head.seen:
+    model = load_model(layout.model, layout.encoder)
+    if not items or not model.counts:
         return {}
     vectors = open_vectors(workspace.layout, workspace.params.features)
-    proba = model.predict_proba([item.text for item in items], None if vectors is None else vectors.of(items))
+    proba = model.predict_proba([item.text for item in items], vectors_for(model, vectors, items))
     return {
         item.item_id: (model.classes[int(row.argmax())], float(row.max()))
         for item, row in zip(items, proba, strict=True)

@@ -19,7 +19,6 @@ from al_pipeline.tables import BadRow, Row, read_table
 from al_pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
-    from al_pipeline.models import TextModel
     from al_pipeline.params import Features
 
 
@@ -70,14 +69,14 @@ def predict(
 
     `texts` come in batches of (id, text), so that a file of any size can be streamed.
     """
-    from al_pipeline.encoding import Vectors
-    from al_pipeline.models import load_text_model
+    from al_pipeline.classifiers import load_model
+    from al_pipeline.encoding import Vectors, vectors_for
     from al_pipeline.records import Item
 
     number, folder = model_folder(workspace, number)
     git = Git(workspace.layout.root)
     features = _features(read_history(workspace.layout, git).record(number))
-    model: TextModel = load_text_model(folder / "model")
+    model = load_model(folder / "model", folder / "encoder")
     vectors = Vectors(folder / "encoder", workspace.layout.features, features) if features.uses_encoder else None
     if vectors is not None and model.encoder != vectors.identity:
         raise BadInput(
@@ -86,7 +85,7 @@ def predict(
         )
     for batch in texts:
         items = [Item(item_id, content_hash(text), text) for item_id, text in batch]
-        proba = model.predict_proba([item.text for item in items], None if vectors is None else vectors.of(items))
+        proba = model.predict_proba([item.text for item in items], vectors_for(model, vectors, items))
         for item, row in zip(items, proba, strict=True):
             best = int(row.argmax())
             yield {

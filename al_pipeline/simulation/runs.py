@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from al_pipeline.engine import STAGE_ENVIRONMENT, THREADS
 from al_pipeline.ensemble import draw_heads, sample_proba
 from al_pipeline.errors import AlError
+from al_pipeline.estimators import HEAD, Estimate, fit_classifier
 from al_pipeline.files import read_json, write_json
-from al_pipeline.head import FeatureMatrix, Head, fit_head
+from al_pipeline.head import FeatureMatrix, Head
 from al_pipeline.metrics import evaluate
 from al_pipeline.pool import draw_test, drawn_size
 from al_pipeline.query_strategies import Asking, Samples, VectorsOf
@@ -63,6 +64,8 @@ class Work:
     test_size: int
     guide: Mapping[str, NDArray[np.float32] | None] = field(default_factory=dict)
     """The vectors of the words and texts in `asking.guide`, by class; None where there is no encoder."""
+    classifier: str = HEAD
+    """The head, or one of `ESTIMATORS`."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def simulate_run(work: Work, prepared: Prepared, strategy: str, seed: int, told:
     if strategy == RANDOM:
         asking, guide = replace(asking, cold_start=RANDOM), {}
 
-    newest: list[Head] = []
+    newest: list[Head | Estimate] = []
 
     def fit(labeled: Indices) -> Predict:
         newest[:] = [_fit(work, prepared, labeled, seed, work.calibrate)]
@@ -140,16 +143,17 @@ def full_score(work: Work, prepared: Prepared, seed: int) -> dict[str, float | N
     return _figures(evaluate(predict(corpus.test), truth, corpus.classes, rng, 0, positive=work.texts.positive))
 
 
-def _fit(work: Work, prepared: Prepared, labeled: Indices, seed: int, calibrate: bool) -> Head:
+def _fit(work: Work, prepared: Prepared, labeled: Indices, seed: int, calibrate: bool) -> Head | Estimate:
     labels = _labels(prepared.corpus, labeled)
-    return fit_head(prepared.matrix.rows(labeled), labels, prepared.corpus.classes, seed, calibrate)
+    rows = prepared.matrix.rows(labeled)
+    return fit_classifier(work.classifier, rows, labels, prepared.corpus.classes, seed, calibrate)
 
 
 def _labels(corpus: Corpus, positions: Indices) -> list[str]:
     return [corpus.classes[int(c)] for c in corpus.truth[positions]]
 
 
-def _predict(prepared: Prepared, head: Head) -> Predict:
+def _predict(prepared: Prepared, head: Head | Estimate) -> Predict:
     return lambda positions: head.predict_proba(prepared.matrix.rows(positions))
 
 

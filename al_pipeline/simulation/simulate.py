@@ -16,10 +16,11 @@ import al_pipeline
 from al_pipeline.encoding import Vectors, guide_vectors
 from al_pipeline.engine import current_engine
 from al_pipeline.errors import UsageError
+from al_pipeline.estimators import HEAD
 from al_pipeline.files import remove_leftovers, sha256_bytes, sha256_file, write_bytes, write_json, write_text
 from al_pipeline.layout import Layout
 from al_pipeline.neural.encoder import install_encoder, installed_source
-from al_pipeline.params import NEEDS_ENCODER, Features, Params
+from al_pipeline.params import FINETUNED, NEEDS_ENCODER, Features, Params
 from al_pipeline.query_strategies import AUTO, COLD_STARTS, STRATEGIES, Asking
 from al_pipeline.records import RANDOM
 from al_pipeline.savings import Comparison, compare
@@ -84,7 +85,7 @@ def simulate(
     write_json(folder / "settings.json", settings)
     done = run_all(work, runs, folder, options.workers, progress)
     found = {run: read_run(folder, run) or {} for run in runs}
-    result = _result(texts, name, work, list(strategies), list(seeds), found)
+    result = _result(texts, name, params, work, list(strategies), list(seeds), found)
     write_json(folder / "result.json", result)
     for file, png in pictures(result).items():
         write_bytes(folder / file, png)
@@ -137,7 +138,10 @@ def make_work(texts: LabeledTexts, params: Params, options: Options, vectors: Ve
         )
     size = min(LARGEST_TEST, len(texts.items) // TEST_SHARE) if options.test_size is None else options.test_size
     guide = {name: guide_vectors(vectors, phrases) for name, phrases in asking.guide.items()}
-    return Work(texts, dense, params.features.uses_tfidf, params.train.calibrate, asking, rounds, size, guide)
+    classifier = HEAD if params.train.model == FINETUNED else params.train.model
+    return Work(
+        texts, dense, params.features.uses_tfidf, params.train.calibrate, asking, rounds, size, guide, classifier
+    )
 
 
 def _settings(texts: LabeledTexts, params: Params, work: Work, vectors: Vectors | None) -> dict[str, Any]:
@@ -149,6 +153,7 @@ def _settings(texts: LabeledTexts, params: Params, work: Work, vectors: Vectors 
         "features": params.features.model_dump(),
         "encoder": None if vectors is None else vectors.identity,
         "calibrate": work.calibrate,
+        "classifier": work.classifier,
         "asking": {key: value for key, value in asdict(work.asking).items() if key not in ("seed", "strategy")},
         "rounds": work.rounds,
         "test_size": work.test_size,
@@ -168,6 +173,7 @@ def _own_sources() -> str:
 def _result(
     texts: LabeledTexts,
     name: str,
+    params: Params,
     work: Work,
     strategies: Sequence[str],
     seeds: Sequence[int],
@@ -187,7 +193,7 @@ def _result(
     }
     return {
         "corpus": {"name": name, **sizes, "classes": texts.counts, "left_out": dict(texts.left_out)},
-        "warnings": _warnings(texts, work, budgets),
+        "warnings": [*_stand_in(params), *_warnings(texts, work, budgets)],
         "settings": {
             "features": ("encoder" if work.dense is not None else "") + ("+tfidf" if work.uses_tfidf else ""),
             **{key: value for key, value in asdict(work.asking).items() if key not in ("seed", "strategy")},
@@ -273,6 +279,16 @@ def _warnings(texts: LabeledTexts, work: Work, budgets: Sequence[int]) -> list[s
     if budgets[-1] < planned:
         said.append(f"the pool ends at {budgets[-1]:,} labels, before the budget of {planned:,}")
     return said
+
+
+def _stand_in(params: Params) -> list[str]:
+    """That another model is played than the workspace's, where that is so."""
+    if params.train.model != FINETUNED:
+        return []
+    return [
+        "the model is the linear head on frozen features: the fine-tuned one of params.yaml would have to be trained "
+        "in every round of every run"
+    ]
 
 
 def with_features(params: Params, kind: str) -> Params:

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from al_pipeline.encoding import open_vectors
+from al_pipeline.classifiers import load_model
+from al_pipeline.encoding import open_vectors, vectors_for
 from al_pipeline.engine import check_engine
 from al_pipeline.files import write_json, write_text
 from al_pipeline.items import fetch
 from al_pipeline.layout import Layout
 from al_pipeline.metrics import Metrics, evaluate
-from al_pipeline.models import load_text_model
 from al_pipeline.params import load_params
 from al_pipeline.results import Predictions, csv_cell, read_labeled, write_predictions
 from al_pipeline.stages import stage
@@ -32,8 +32,8 @@ def main(layout: Layout) -> None:
     found = fetch([layout.test], [row.item_id for row in labeled])
     items = [found[row.item_id] for row in labeled]
     texts, vectors = [item.text for item in items], open_vectors(layout, params.features)
-    own = None if vectors is None else vectors.of(items)
-    model = load_text_model(layout.model)
+    model = load_model(layout.model, layout.encoder)
+    own = vectors_for(model, vectors, items)
     truth = np.array([classes.index(row.label) for row in labeled], dtype=np.intp)
 
     def measure(proba: NDArray[np.float64]) -> Metrics:
@@ -44,9 +44,9 @@ def main(layout: Layout) -> None:
     metrics = measure(proba)
     control = model.as_control()
     beside = None
-    if control is not None and control.head.seen:
+    if control is not None and control.counts:
         figure = measure(control.predict_proba(texts, own)).macro_f1
-        beside = {"labels": sum(control.head.counts.values()), "macro_f1": asdict(figure)}
+        beside = {"labels": sum(control.counts.values()), "macro_f1": asdict(figure)}
     write_json(layout.control, beside)
     write_json(layout.metrics, metrics.to_row())
     write_text(layout.metrics_csv, _csv(metrics.to_table()))

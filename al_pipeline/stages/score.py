@@ -8,14 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from al_pipeline.acquisition import ACQUISITION, SAMPLE_ACQUISITION, score_bounds
-from al_pipeline.encoding import Vectors, guide_vectors, open_vectors
+from al_pipeline.classifiers import load_model
+from al_pipeline.encoding import Vectors, guide_vectors, open_vectors, vectors_for
 from al_pipeline.engine import check_engine
-from al_pipeline.ensemble import SIZES
 from al_pipeline.files import write_json
-from al_pipeline.items import fetch, iter_items
+from al_pipeline.head import Head
+from al_pipeline.items import count_items, fetch, iter_items
 from al_pipeline.layout import Layout
-from al_pipeline.models import TextModel, load_text_model
+from al_pipeline.models import Classifier, TextModel
 from al_pipeline.params import Select, load_overrides, load_params
+from al_pipeline.progress import teller
 from al_pipeline.query_strategies import Best, Tally, acquisition_of, ensemble_seed, samples_of
 from al_pipeline.records import LabeledItem
 from al_pipeline.results import read_labeled, read_unresolved, write_scores
@@ -33,24 +35,29 @@ def main(layout: Layout) -> None:
     closed = {row.item_id for row in labeled}
     closed |= {row.item_id for row in read_unresolved(layout.unresolved) if row.kind == "ignored"}
     vectors = open_vectors(layout, params.features)
-    model = load_text_model(layout.model)
+    model = load_model(layout.model, layout.encoder)
     chosen = load_overrides(layout.overrides)
     select = chosen.applied_to(params.select)
     seed = ensemble_seed(params.seed, chosen.round, select.strategy)
-    score = _scorer(select.strategy, model, vectors, labeled, layout, seed)
-    models = SIZES[kind] if (kind := samples_of(select.strategy)) else 1
-    bounds = score_bounds(acquisition_of(select.strategy), len(params.schema_.labels), models)
+    score, judges = _scorer(select.strategy, model, vectors, labeled, layout, seed)
+    bounds = score_bounds(acquisition_of(select.strategy), len(params.schema_.labels), judges)
     classes = len(params.schema_.labels)
     tally = Tally(Best(select.shortlist, select.batch_size, params.seed, classes), bounds, BINS, classes)
     search = _Search(select, params.seed, model, vectors)
+    looked_at = model.needs_vectors or bool(select.guide)
+    total, done = count_items([layout.pool]), 0
+    tell = None if model.needs_vectors else teller(layout.progress, "scoring the pool")
     for batch in iter_items([layout.pool]):
+        done += len(batch)
         items = [item for item in batch if item.item_id not in closed]
         if not items:
             continue
-        texts, own = [item.text for item in items], None if vectors is None else vectors.of(items)
+        texts, own = [item.text for item in items], vectors.of(items) if vectors is not None and looked_at else None
         ids = [item.item_id for item in items]
         search.look(ids, texts, own)
         score(tally, ids, texts, own)
+        if tell:
+            tell(done, total)
     found = tally.result()
     write_scores(layout.scores, *found.kept)
     write_json(layout.guided, search.found())
@@ -71,34 +78,39 @@ _Score = Callable[[Tally, Sequence[str], Sequence[str], NDArray[np.float32] | No
 
 def _scorer(
     strategy: str,
-    model: TextModel,
+    model: Classifier,
     vectors: Vectors | None,
     labeled: Sequence[LabeledItem],
     layout: Layout,
     seed: np.random.SeedSequence,
-) -> _Score:
-    """What the strategy scores by. Heads beside the model are drawn only for one that asks for their samples."""
+) -> tuple[_Score, int]:
+    """What the strategy scores by, and how many judge. Others than the model only where the strategy wants samples."""
     name, kind = acquisition_of(strategy), samples_of(strategy)
     if kind is None:
-        return _by_proba(name, model)
+        return _by_proba(name, model), 1
     found = fetch([layout.pool], [row.item_id for row in labeled])
     items = [found[row.item_id] for row in labeled]
-    own_vectors = None if vectors is None else vectors.of(items)
-    heads = model.draw(kind, [item.text for item in items], own_vectors, [row.label for row in labeled], seed)
+    labels = [row.label for row in labeled]
+    judges = model.draw(kind, [item.text for item in items], vectors_for(model, vectors, items), labels, seed)
     disagree = SAMPLE_ACQUISITION[name]
 
     def by_samples(tally: Tally, ids: Sequence[str], texts: Sequence[str], own: NDArray[np.float32] | None) -> None:
-        tally.add(ids, disagree(model.sample_proba(heads, texts, own)), model.predict_proba(texts, own))
+        tally.add(ids, disagree(model.sample_proba(judges, texts, own)), model.predict_proba(texts, own))
 
-    return by_samples
+    return by_samples, len(judges)
 
 
-def _by_proba(name: str, model: TextModel) -> _Score:
+def _by_proba(name: str, model: Classifier) -> _Score:
     """Scores by the model's own probabilities; by margin at a glance, which leaves the same in less time."""
     acquire = ACQUISITION[name]
 
     def score(tally: Tally, ids: Sequence[str], texts: Sequence[str], own: NDArray[np.float32] | None) -> None:
-        if name == "margin" and (columns := model.columns(texts, own)):
+        if (
+            name == "margin"
+            and isinstance(model, TextModel)
+            and isinstance(model.head, Head)
+            and (columns := model.columns(texts, own))
+        ):
             tally.look(ids, columns, model.head)
             return
         proba = model.predict_proba(texts, own)
@@ -110,7 +122,7 @@ def _by_proba(name: str, model: TextModel) -> _Score:
 class _Search:
     """The candidates nearest to the guide of each class, best first."""
 
-    def __init__(self, select: Select, seed: int, model: TextModel, vectors: Vectors | None) -> None:
+    def __init__(self, select: Select, seed: int, model: Classifier, vectors: Vectors | None) -> None:
         self._best = {name: Best(select.batch_size, select.batch_size, seed) for name in select.guide}
         self._model = model
         self._guide = {name: (list(texts), guide_vectors(vectors, texts)) for name, texts in select.guide.items()}

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from al_pipeline.encoding import Vectors, open_vectors
+from al_pipeline.classifiers import load_model
+from al_pipeline.encoding import Vectors, open_vectors, vectors_for
 from al_pipeline.engine import check_engine
 from al_pipeline.files import read_json, write_json
 from al_pipeline.items import OpenIds, fetch, hashes_of
 from al_pipeline.layout import Layout
-from al_pipeline.models import load_text_model
 from al_pipeline.params import load_overrides, load_params
 from al_pipeline.query_strategies import Asking, Shortlist, VectorsOf, next_batch
 from al_pipeline.records import Query
@@ -62,12 +62,12 @@ def _forecast(layout: Layout, vectors: Vectors | None, queries: Sequence[Query])
 
     Those of the random slice are an honest measurement once they are answered: this model never saw their labels.
     """
-    model = load_text_model(layout.model)
-    if not model.head.seen or not queries:
+    model = load_model(layout.model, layout.encoder)
+    if not model.counts or not queries:
         return list(queries)
     found = fetch([layout.pool], [query.item_id for query in queries])
     items = [found[query.item_id] for query in queries]
-    proba = model.predict_proba([item.text for item in items], None if vectors is None else vectors.of(items))
+    proba = model.predict_proba([item.text for item in items], vectors_for(model, vectors, items))
     return [
         replace(query, predicted=model.classes[int(row.argmax())], confidence=float(row.max()))
         for query, row in zip(queries, proba, strict=True)

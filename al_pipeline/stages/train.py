@@ -10,7 +10,9 @@ from al_pipeline.files import read_json
 from al_pipeline.items import fetch, iter_items
 from al_pipeline.layout import Layout
 from al_pipeline.models import fit_text_model
-from al_pipeline.params import load_params
+from al_pipeline.neural.finetuned import fit_finetuned
+from al_pipeline.params import FINETUNED, load_params
+from al_pipeline.progress import teller
 from al_pipeline.results import read_labeled
 from al_pipeline.stages import stage
 
@@ -19,13 +21,28 @@ from al_pipeline.stages import stage
 def main(layout: Layout) -> None:
     """Fit the classifier on the labelled set and save it; with no labels it is the prior.
 
-    Beside it a control: the same classifier on the items alone that were drawn at random.
+    Beside it a control: the same classifier on the items alone that were drawn at random. A fine-tuned model has none:
+    it would be a second training for one figure.
     """
     check_engine(layout.engine)
     params = load_params(layout.params)
     labeled = read_labeled(layout.labeled)
     found = fetch([layout.pool], [row.item_id for row in labeled])
     items = [found[row.item_id] for row in labeled]
+    texts, labels = [item.text for item in items], [row.label for row in labeled]
+    if params.train.model == FINETUNED:
+        fit_finetuned(
+            texts,
+            labels,
+            params.schema_.labels,
+            layout.encoder,
+            params.features.max_tokens,
+            params.train.finetune,
+            params.seed,
+            params.train.calibrate,
+            told=teller(layout.progress, "fine-tuning"),
+        ).save(layout.model)
+        return
     vectors = open_vectors(layout, params.features)
 
     def corpus() -> Iterator[str]:
@@ -34,9 +51,9 @@ def main(layout: Layout) -> None:
 
     drawn = set(read_json(layout.asked_at_random, {"items": []})["items"])
     model = fit_text_model(
-        texts=[item.text for item in items],
+        texts=texts,
         vectors=None if vectors is None else vectors.of(items),
-        labels=[row.label for row in labeled],
+        labels=labels,
         classes=params.schema_.labels,
         features=params.features,
         tfidf_corpus=corpus(),
@@ -44,6 +61,7 @@ def main(layout: Layout) -> None:
         calibrate=params.train.calibrate,
         encoder=None if vectors is None else vectors.identity,
         control=[row for row, item in enumerate(labeled) if item.item_id in drawn],
+        classifier=params.train.model,
     )
     model.save(layout.model)
 

@@ -1,0 +1,68 @@
+"""How far a long stage is. It runs in a process without a terminal: it writes, and whoever waits for it shows a bar."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from al_pipeline.errors import AlError
+from al_pipeline.files import read_object, write_json
+
+_LOOK_SECONDS = 0.5
+_STEPS = 200
+"""How often a stage writes at most: nothing in it looks at a clock."""
+
+
+def teller(path: Path, what: str) -> Callable[[int, int], None]:
+    """A function that is told how much is done, of how much, and writes it to `path` whenever that is news."""
+    last = -1
+
+    def told(done: int, total: int) -> None:
+        nonlocal last
+        now = done * _STEPS // max(1, total)
+        if now != last:
+            last = now
+            write_json(path, {"what": what, "done": done, "total": total})
+
+    return told
+
+
+@contextmanager
+def shown(path: Path, show: bool | None = None) -> Iterator[None]:
+    """A bar with the time left on stderr, once what runs within tells `path` (None: where stderr is a terminal)."""
+    path.unlink(missing_ok=True)
+    if show is False or (show is None and not sys.stderr.isatty()):
+        yield
+        return
+    from rich.console import Console
+    from rich.errors import LiveError
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    ended = threading.Event()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), speed_estimate_period=180)
+    task = bar.add_task("", total=None)
+
+    def look() -> None:
+        with suppress(AlError, KeyError, LiveError):  # a line of somebody else's may be alive: then that one stays
+            if found := read_object(path):
+                bar.update(task, description=found["what"], completed=found["done"], total=found["total"])
+                bar.start()
+
+    def watch() -> None:
+        while not ended.wait(_LOOK_SECONDS):
+            look()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+        look()
+        bar.stop()
+        path.unlink(missing_ok=True)
