@@ -40,6 +40,7 @@ def draw_heads(
         return (head,) * count
     from threadpoolctl import threadpool_limits
 
+    features = replace(features, themes=None)  # a loaded model has none, and the draw shall not depend on that
     with threadpool_limits(1):
         return tuple(_DRAW[kind](head, features, labels, seed, count))
 

@@ -27,6 +27,8 @@ STRENGTH = 3.0
 """How much the labels count against the penalty (C): see benchmarks/results/head.json."""
 FULL_TFIDF = 200
 """Labels from which TF-IDF weighs as much as the encoder's vectors."""
+TFIDF_SHARE = THEMES_SHARE = math.sqrt(0.5)
+"""What terms and themes are multiplied by, where there are themes: half of TF-IDF's likeness from each."""
 FOLDS = 5
 _MIN_CALIBRATION = 20
 """With fewer held-out predictions the temperature stays 1."""
@@ -50,6 +52,9 @@ class FeatureMatrix:
 
     dense: NDArray[np.float32] | None = None
     sparse: csr_matrix | None = None
+    themes: NDArray[np.float32] | None = None
+    """Directions of the terms (v, k) that a fit also sees the texts in (`tfidf.find_themes`); the weights that come out
+    of it are the terms' again, so that predicting knows nothing of them."""
 
     def __post_init__(self) -> None:
         sizes = {block.shape[0] for block in self.blocks}
@@ -80,7 +85,9 @@ class FeatureMatrix:
     def rows(self, rows: NDArray[np.intp]) -> FeatureMatrix:
         """These rows of every block."""
         return FeatureMatrix(
-            None if self.dense is None else self.dense[rows], None if self.sparse is None else self.sparse[rows]
+            None if self.dense is None else self.dense[rows],
+            None if self.sparse is None else self.sparse[rows],
+            self.themes,
         )
 
 
@@ -237,9 +244,20 @@ def _compact(features: FeatureMatrix, full_tfidf: int) -> tuple[list[Any], Calla
     """
     scales = feature_scales(features, full_tfidf)
     own = [block.astype(np.float64) * scale for block, scale in zip(features.blocks, scales, strict=True)]
+    themes = None if features.sparse is None or features.themes is None else features.themes.astype(np.float64)
+    if themes is not None:
+        own += [np.asarray(own[-1] @ themes) * THEMES_SHARE]
+        own[-2] = own[-2] * TFIDF_SHARE
+
+    def scale_back(fitted: list[Floats]) -> list[Floats]:
+        """Weights on the features' columns from those on `own`."""
+        if themes is not None:
+            fitted = [*fitted[:-2], fitted[-2] * TFIDF_SHARE + themes @ fitted[-1] * THEMES_SHARE]
+        return [part * scale for part, scale in zip(fitted, scales, strict=True)]
+
     count = len(features)
-    if count >= min(sum(features.widths), _MAX_KERNEL):
-        return own, lambda fitted: [part * scale for part, scale in zip(fitted, scales, strict=True)]
+    if count >= min(sum(block.shape[1] for block in own), _MAX_KERNEL):
+        return own, scale_back
     from scipy.linalg import cholesky, solve_triangular
     from scipy.sparse import issparse
 
@@ -252,7 +270,7 @@ def _compact(features: FeatureMatrix, full_tfidf: int) -> tuple[list[Any], Calla
 
     def restore(fitted: list[Floats]) -> list[Floats]:
         by_row = solve_triangular(factor, fitted[0], lower=True, trans="T")
-        return [np.asarray(block.T @ by_row) * scale for block, scale in zip(own, scales, strict=True)]
+        return scale_back([np.asarray(block.T @ by_row) for block in own])
 
     return [factor], restore
 

@@ -239,4 +239,6 @@ def _load_head(path: Path, classes: Sequence[str], card: dict[str, Any]) -> Head
 def _features(texts: Sequence[str], vectors: Vectors | None, uses_encoder: bool, tfidf: Tfidf | None) -> FeatureMatrix:
     if uses_encoder and vectors is None:
         raise BadInput("this model uses an encoder, but no vectors were given")
-    return FeatureMatrix(vectors if uses_encoder else None, tfidf.transform(texts) if tfidf else None)
+    if tfidf is None:
+        return FeatureMatrix(vectors)
+    return FeatureMatrix(vectors if uses_encoder else None, tfidf.transform(texts), tfidf.themes)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from al_pipeline import head as head_module
+from al_pipeline import tfidf as tfidf_module
 from al_pipeline.errors import BadInput
 from al_pipeline.files import sha256_tree
 from al_pipeline.head import FeatureMatrix, _compact, _fit_softmax, feature_scales, fit_head, stratified_folds
@@ -86,21 +87,55 @@ def test_any_texts_have_rows_of_unit_length_or_zero(texts: list[str], min_df: in
     assert all(norm == 0 or abs(norm - 1) < 1e-5 for norm in norms)
 
 
-def test_fitting_by_rows_equals_fitting_by_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("themes", [False, True])
+def test_fitting_by_rows_equals_fitting_by_columns(themes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel's factor is a shortcut, not another model: both minimise the same convex function."""
     texts, vectors, labels = corpus(40, CLASSES)
-    matrix = FeatureMatrix(vectors, fit(texts).transform(texts))
+    tfidf = fit(texts)
+    matrix = FeatureMatrix(vectors, tfidf.transform(texts), tfidf.themes if themes else None)
     targets = np.array([CLASSES.index(label) for label in labels])
     blocks, restore = _compact(matrix, 80)
     assert [block.shape for block in blocks] == [(40, 40)]
     by_rows, bias_by_rows = _fit_softmax(blocks, targets, 3, 10.0)
     monkeypatch.setattr(head_module, "_MAX_KERNEL", 0)
     blocks, restore_columns = _compact(matrix, 80)
-    assert [block.shape for block in blocks] == [block.shape for block in matrix.blocks]
+    assert [block.shape[1] for block in blocks[:2]] == list(matrix.widths)
+    assert len(blocks) == 3 if themes else 2
     by_columns, bias = _fit_softmax(blocks, targets, 3, 10.0)
     for got, expected in zip(restore(by_rows), restore_columns(by_columns), strict=True):
         np.testing.assert_allclose(got, expected, atol=2e-4)
     np.testing.assert_allclose(bias_by_rows - bias_by_rows.mean(), bias - bias.mean(), atol=2e-4)
+
+
+def test_a_label_tells_of_words_that_come_with_the_labelled_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No labelled text has a word of the others, but texts without labels have both together."""
+    monkeypatch.setattr(tfidf_module, "_THEMES", 2)
+    pool = ["apple banana", "banana cherry", "apple cherry", "hammer pliers", "pliers wrench", "hammer wrench"] * 9
+    tfidf = fit(pool)
+    heads = {}
+    for name, themes in (("with", tfidf.themes), ("without", None)):
+        seen = FeatureMatrix(None, tfidf.transform(["apple", "hammer"]), themes)
+        heads[name] = fit_head(seen, ["ham", "spam"], CLASSES, 1, False)
+    unseen = FeatureMatrix(None, tfidf.transform(["cherry", "wrench"]))
+    np.testing.assert_allclose(*heads["without"].predict_proba(unseen), rtol=1e-5)
+    assert heads["with"].predict_proba(unseen)[:, :2].argmax(axis=1).tolist() == [0, 1]
+    assert np.abs(np.diff(heads["with"].predict_proba(unseen)[:, 0])) > 0.1
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(st.lists(st.lists(st.sampled_from("one two three four five six".split()), max_size=6), max_size=12))
+def test_themes_are_the_strongest_directions_of_the_texts(words: list[list[str]]) -> None:
+    texts = [" ".join(row) for row in words]
+    tfidf = fit(texts, min_df=1)
+    rows = tfidf.transform(list(dict.fromkeys(texts))).toarray().astype(np.float64)
+    if tfidf.themes is None:
+        assert not rows.any()
+        return
+    _, size, terms = np.linalg.svd(rows, full_matrices=False)
+    terms = terms[size**2 > 1e-6 * size[0] ** 2]
+    scale = len(rows) / (size**2).sum()
+    np.testing.assert_allclose(tfidf.themes @ tfidf.themes.T, scale * terms.T @ terms, atol=1e-3)
+    assert ((rows @ tfidf.themes) ** 2).sum() == pytest.approx(len(rows), rel=1e-4)
 
 
 def test_tfidf_counts_in_full_only_from_enough_labels() -> None:

@@ -84,7 +84,8 @@ def prepare(work: Work, seed: int) -> Prepared:
     pool, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
     corpus = Corpus([item.item_id for item in items], work.texts.truth, pool, test, work.texts.classes)
     tfidf = fit_tfidf(items[p].text for p in pool) if work.uses_tfidf else None
-    matrix = FeatureMatrix(work.dense, None if tfidf is None else tfidf.transform([item.text for item in items]))
+    sparse, themes = (None, None) if tfidf is None else (tfidf.transform([item.text for item in items]), tfidf.themes)
+    matrix = FeatureMatrix(work.dense, sparse, themes)
     guide = {}
     for name, texts in work.asking.guide.items():
         others = FeatureMatrix(work.guide[name], None if tfidf is None else tfidf.transform(texts))
