@@ -56,7 +56,7 @@ def _committee(
     """Heads fitted on bootstrap samples: query by bagging (Abe & Mamitsuka 1998).
 
     Labels are drawn with replacement within each class, so that no member lacks a class that has been seen. Each takes
-    the temperature of the head that stands for all.
+    the calibration of the head that stands for all.
     """
     named, rng = np.array(labels), np.random.default_rng(seed)
     members = []
@@ -64,7 +64,7 @@ def _committee(
         own = [np.flatnonzero(named == name) for name in head.seen]
         drawn = np.sort(np.concatenate([rng.choice(rows, len(rows)) for rows in own]))
         member = fit_head(features.rows(drawn), named[drawn].tolist(), head.classes, 0, calibrate=False)
-        members.append(replace(member, counts=head.counts, temperature=head.temperature))
+        members.append(replace(member, counts=head.counts, temperature=head.temperature, shift=head.shift))
     return members
 
 

@@ -1,4 +1,4 @@
-"""A linear classifier on frozen features: weighted softmax regression with one temperature.
+"""A linear classifier on frozen features: weighted softmax regression, calibrated on held-out labels.
 
 Fitted from scratch by L-BFGS in float64 on one thread, so that the same labels give the same bytes.
 """
@@ -31,8 +31,15 @@ TFIDF_SHARE = THEMES_SHARE = math.sqrt(0.5)
 """What terms and themes are multiplied by, where there are themes: half of TF-IDF's likeness from each."""
 FOLDS = 5
 _MIN_CALIBRATION = 20
-"""With fewer held-out predictions the temperature stays 1."""
+"""With fewer held-out predictions nothing is calibrated."""
 _TEMPERATURES = (0.2, 5.0)
+_SHIFT_PRIOR = 1.0
+"""How many labels' worth of evidence hold the shifts, and the temperature, where they are."""
+_SHIFT_BALANCE = 0.5
+"""Classes count in the calibration by this power of what they count in the fit: half-way between equal and as they come.
+
+With all of it a rare class is foretold too often to be believed, with none of it hardly ever.
+"""
 _MAX_KERNEL = 3000
 """Above so many labels the fit goes by columns, not by rows: the kernel would grow with their square."""
 _JITTER = 1e-9
@@ -106,6 +113,8 @@ class Head:
     bias: Weights
     temperature: float
     widths: tuple[int, ...]
+    shift: tuple[float, ...] = ()
+    """What is added to the scores of each seen class after the temperature; none: nothing."""
 
     @property
     def seen(self) -> tuple[str, ...]:
@@ -138,9 +147,14 @@ class Head:
         """Probabilities (n, C) for logits (n, seen)."""
         proba = np.full((len(logits), len(self.classes)), self._unseen)
         if self.seen:
-            proba[:, self._columns] = self._rest * softmax(logits / self.temperature)
+            proba[:, self._columns] = self._rest * softmax(logits / self.temperature + self._shift)
         proba += _FLOOR
         return np.asarray(proba / proba.sum(axis=1, keepdims=True), np.float64)
+
+    @property
+    def _shift(self) -> Floats:
+        """`shift` as an array, (seen,)."""
+        return np.array(self.shift) if self.shift else np.zeros(len(self.seen))
 
     @property
     def _columns(self) -> list[int]:
@@ -177,6 +191,7 @@ class Head:
             for part in columns[1:]:
                 logits += part
             logits *= np.float32(1 / self.temperature)
+            logits += self._shift.astype(np.float32)[:, None]
             first, next_ = _two_largest(logits)
             likeliest = logits == first
             logits -= first
@@ -191,15 +206,16 @@ class Head:
     def _slack(self, columns: Columns) -> float:
         """How far the margins of a glance may be from the exact ones: twice what adds up in the worst case.
 
-        With unit roundoff u and logits up to m, a difference of two is wrong by at most 10 m u, its exponential by
-        5 u more; the sum of C of them and two divisions bring the margin to (20 m + C + 16) u. A floor of f under each
+        With unit roundoff u and logits up to m, a difference of two is wrong by at most 12 m u, its exponential by
+        5 u more; the sum of C of them and two divisions bring the margin to (24 m + C + 16) u. A floor of f under each
         probability moves it by C f.
         """
         if not columns[0].size:
             return 0.0
         largest = sum(max(float(part.max()), -float(part.min())) for part in (*columns, self.bias))
         classes = len(self.classes)
-        slack = np.finfo(np.float32).eps * (20 * largest / self.temperature + classes + 16) + classes * _FLOOR
+        largest = largest / self.temperature + float(np.abs(self._shift).max(initial=0.0))
+        slack = np.finfo(np.float32).eps * (24 * largest + classes + 16) + classes * _FLOOR
         return float(slack) if slack < _ROUGH else np.inf
 
 
@@ -214,8 +230,8 @@ def fit_head(
 ) -> Head:
     """Fit a classifier from scratch; with no labels it is uniform, with one class it knows only how often.
 
-    Classes weigh the same, however many labels each has. `calibrate` fits a temperature on the logits of held-out
-    stratified folds. Raises BadInput where a label is no class, ValueError where labels and features differ in number.
+    Classes weigh the same, however many labels each has. `calibrate` fits a temperature and a shift for each class on
+    the logits of held-out stratified folds. Raises BadInput where a label is no class, ValueError where labels and features differ in number.
     """
     if len(features) != len(labels):
         raise ValueError(f"{len(labels)} labels for {len(features)} rows of features")
@@ -231,9 +247,9 @@ def fit_head(
     with threadpool_limits(1):
         blocks, restore = _compact(features, full_tfidf)
         fitted, bias = _fit_softmax(blocks, targets, len(counts), strength)
-        temperature = _temperature(blocks, targets, strength, seed) if calibrate else 1.0
+        temperature, shift = _calibration(blocks, targets, len(counts), strength, seed) if calibrate else (1.0, ())
         weights = tuple(np.ascontiguousarray(part.T, np.float32) for part in restore(fitted))
-    return Head(tuple(classes), counts, weights, bias.astype(np.float32), temperature, features.widths)
+    return Head(tuple(classes), counts, weights, bias.astype(np.float32), temperature, features.widths, shift)
 
 
 def _compact(features: FeatureMatrix, full_tfidf: int) -> tuple[list[Any], Callable[[list[Floats]], list[Floats]]]:
@@ -339,8 +355,15 @@ def _sums(products: Sequence[NDArray[Any]], bias: NDArray[Any]) -> Floats:
     return logits
 
 
-def _temperature(blocks: Sequence[Any], targets: NDArray[np.intp], strength: float, seed: int) -> float:
-    """The temperature under which held-out labels are likeliest (Guo et al. 2017); 1 where too few can be held out."""
+def _calibration(
+    blocks: Sequence[Any], targets: NDArray[np.intp], classes: int, strength: float, seed: int
+) -> tuple[float, tuple[float, ...]]:
+    """Temperature (Guo et al. 2017) and shifts under which held-out labels are likeliest; 1 and none where too few can
+    be held out.
+
+    The fit has the labels of a rare class by heart, so that unseen texts of it score lower than those that it learnt
+    from; the shift makes up for that, where there is evidence.
+    """
     held_out = []
     for train, test in stratified_folds(targets, FOLDS, seed):
         known = np.unique(targets[train])
@@ -350,20 +373,34 @@ def _temperature(blocks: Sequence[Any], targets: NDArray[np.intp], strength: flo
         weights, bias = _fit_softmax(
             [block[train] for block in blocks], np.searchsorted(known, targets[train]), len(known), strength
         )
-        logits = _logits([block[test] for block in blocks], weights, bias)
-        held_out.append((logits, np.searchsorted(known, targets[test])))
-    if sum(len(found) for _, found in held_out) < _MIN_CALIBRATION:
-        return 1.0
-    from scipy.optimize import minimize_scalar
+        logits = np.full((len(test), classes), -np.inf)
+        logits[:, known] = _logits([block[test] for block in blocks], weights, bias)
+        held_out.append((test, logits))
+    if sum(len(test) for test, _ in held_out) < _MIN_CALIBRATION:
+        return 1.0, ()
+    from scipy.optimize import minimize
 
-    def loss(log_temperature: float) -> float:
-        return sum(
-            -float(_log_softmax(logits / math.exp(log_temperature))[np.arange(len(found)), found].sum())
-            for logits, found in held_out
-        )
+    rows = np.concatenate([test for test, _ in held_out])
+    logits, found = np.concatenate([part for _, part in held_out]), targets[rows]
+    importance = class_weights(targets, classes)[rows] ** _SHIFT_BALANCE
+    importance /= importance.mean()
+    known_logits = np.where(np.isinf(logits), 0.0, logits)
 
-    low, high = (math.log(value) for value in _TEMPERATURES)
-    return float(np.float32(math.exp(minimize_scalar(loss, bounds=(low, high), method="bounded").x)))
+    def loss(flat: Floats) -> tuple[float, Floats]:
+        """Of the negative logarithm of the temperature and the shifts; with its slopes."""
+        scale = math.exp(flat[0])
+        log_proba = _log_softmax(logits * scale + flat[1:])
+        value = -(importance * log_proba[np.arange(len(found)), found]).sum() + _SHIFT_PRIOR * (flat**2).sum() / 2
+        error = np.exp(log_proba)
+        error[np.arange(len(found)), found] -= 1
+        error *= importance[:, None]
+        slopes = np.concatenate([[scale * (error * known_logits).sum()], error.sum(axis=0)]) + _SHIFT_PRIOR * flat
+        return float(value), slopes
+
+    low, high = (-math.log(value) for value in reversed(_TEMPERATURES))
+    bounds = [(low, high), *[(None, None)] * classes]
+    best = minimize(loss, np.zeros(classes + 1), jac=True, method="L-BFGS-B", bounds=bounds).x
+    return float(np.float32(math.exp(-best[0]))), tuple(float(np.float32(value)) for value in best[1:])
 
 
 def stratified_folds(

@@ -146,6 +146,7 @@ def _head_card(head: Head) -> dict[str, Any]:
     return {
         "labels": dict(head.counts),
         "seen": list(head.seen),
+        "shift": list(head.shift),
         "temperature": head.temperature,
         "widths": list(head.widths),
     }
@@ -233,7 +234,10 @@ def _load_head(path: Path, classes: Sequence[str], card: dict[str, Any]) -> Head
     expected = [(len(counts), width) for width in widths]
     if [part.shape for part in weights] != expected or tensors["bias"].shape != (len(counts),):
         raise BadInput(f"{path} has other shapes than its card says: expected weights {expected}")
-    return Head(tuple(classes), counts, weights, tensors["bias"], card["temperature"], widths)
+    shift = tuple(card.get("shift", ()))
+    if len(shift) not in (0, len(counts)):
+        raise BadInput(f"{path} is of {len(counts)} classes, and its card shifts {len(shift)}")
+    return Head(tuple(classes), counts, weights, tensors["bias"], card["temperature"], widths, shift)
 
 
 def _features(texts: Sequence[str], vectors: Vectors | None, uses_encoder: bool, tfidf: Tfidf | None) -> FeatureMatrix:

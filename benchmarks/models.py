@@ -575,7 +575,7 @@ def other(make: Callable[[Task], Fitted]) -> Callable[[Task], Floats]:
     return lambda task: make(task).test
 
 
-DEFAULT = "default"
+DEFAULT, CHOSEN = "default", "half lsa, shifted"
 _HELD = Model(standard(), held_out=True, pool=True)
 CANDIDATES: dict[str, Callable[[Task], Floats]] = {
     DEFAULT: plain(Model(standard())),
@@ -597,6 +597,8 @@ CANDIDATES: dict[str, Callable[[Task], Floats]] = {
     "with lsa, ramped": plain(Model(ramped({"tfidf": 1.0, "lsa": 1.0}))),
     "with lsa x.5, ramped": plain(Model(ramped({"tfidf": 1.0, "lsa": 0.5}))),
     "half lsa": plain(Model(ramped({"tfidf": 0.7, "lsa": 0.7}))),
+    CHOSEN: plain(Model(ramped({"tfidf": 0.7, "lsa": 0.7}), held_out=True), shifted(1.0, 0.5)),
+    "half lsa, calibrated": plain(Model(ramped({"tfidf": 0.7, "lsa": 0.7}), held_out=True), tempered),
     "half lsa, self-trained": other(SelfTrained(blend=ramped({"tfidf": 0.7, "lsa": 0.7}))),
     "with sharp lsa": plain(Model(standard(more={"lsa sharp": 0.7}))),
     "with chars": plain(Model(standard(more={"chars": 0.7}))),
@@ -660,7 +662,6 @@ def open_split(work: Work, seed: int, path: Path) -> Split:
         beginning = path.with_name(f"part-{path.name}")
         save_npz(beginning, prepared.matrix.sparse)
         beginning.replace(path)
-        return Split(work, prepared, seed)
     prepared = prepare(replace(work, uses_tfidf=False), seed)
     return Split(work, replace(prepared, matrix=FeatureMatrix(work.dense, load_npz(path))), seed)
 

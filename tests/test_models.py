@@ -206,6 +206,44 @@ def test_calibration_lowers_the_loss_of_an_overconfident_head() -> None:
     assert losses[1] < losses[0] - 0.02
 
 
+def test_calibration_makes_up_for_a_rare_class_learnt_by_heart() -> None:
+    """With more columns than labels the few of a class are told apart by what is theirs alone; others of it are not."""
+    rng = np.random.default_rng(0)
+    truth = (np.arange(1500) % 10 == 0).astype(int)
+    dense = rng.normal(size=(1500, 400))
+    dense[:, 0] += 4 * truth
+    dense = (dense / np.linalg.norm(dense, axis=1, keepdims=True)).astype(np.float32)
+    train, test = np.arange(200), np.arange(200, 1500)
+    found, losses = [], []
+    for calibrate in (False, True):
+        names = [CLASSES[label] for label in truth[train]]
+        head = fit_head(FeatureMatrix(dense[train]), names, CLASSES[:2], 1, calibrate)
+        proba = head.predict_proba(FeatureMatrix(dense[test]))
+        found.append((proba.argmax(axis=1) & truth[test]).sum() / truth[test].sum())
+        losses.append(-np.log(proba[np.arange(len(test)), truth[test]]).mean())
+    assert head.shift[1] > head.shift[0]
+    assert found[1] > found[0] + 0.1
+    assert losses[1] < losses[0]
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, 2), min_size=20, max_size=40), st.integers(0, 99))
+def test_calibration_keeps_each_class_in_its_place(labels: list[int], seed: int) -> None:
+    """Scores of a class keep their order, and classes that look alike are not parted by it: it has no features."""
+    rng = np.random.default_rng(seed)
+    names = [CLASSES[label] for label in labels]
+    dense = rng.normal(size=(len(labels), 5)).astype(np.float32)
+    plain, calibrated = (fit_head(FeatureMatrix(dense), names, CLASSES, seed, calibrate) for calibrate in (False, True))
+    for one, other in zip(plain.weights, calibrated.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(plain.bias, calibrated.bias)
+    assert plain.shift == ()
+    assert len(calibrated.shift) in (0, len(plain.seen))
+    assert 0.199 < calibrated.temperature < 5.001
+    if calibrated.shift:
+        assert sum(calibrated.shift) == pytest.approx(0, abs=1e-3)
+
+
 def test_each_class_weighs_the_same_however_rare() -> None:
     """Twenty to one, overlapping: an unweighted fit would never answer with the rare class."""
     rng = np.random.default_rng(0)
@@ -306,6 +344,19 @@ def test_the_card_says_what_the_model_is(tmp_path: Path) -> None:
     assert card["labels"] == {"ham": 15, "spam": 15}
     assert (card["features"], card["encoder"], card["total_labels"]) == ("encoder", "abc", 30)
     assert load_text_model(tmp_path).encoder == "abc"
+
+
+def test_a_card_without_a_shift_is_read_and_one_of_other_classes_refused(tmp_path: Path) -> None:
+    model = fitted("encoder")
+    assert len(model.head.shift) == 3
+    model.save(tmp_path)
+    card = json.loads((tmp_path / "card.json").read_text())
+    (tmp_path / "card.json").write_text(json.dumps(card | {"shift": [0.5]}))
+    with pytest.raises(BadInput, match="is of 3 classes, and its card shifts 1"):
+        load_text_model(tmp_path)
+    del card["shift"]  # as models were saved before there was one
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    assert load_text_model(tmp_path).head.shift == ()
 
 
 def test_the_control_is_the_classifier_on_its_rows_alone(tmp_path: Path) -> None:
