@@ -1,9 +1,10 @@
 """What a model makes of few labels: candidates beside the default, on the same labelled sets of ten corpora.
 
     python -m benchmarks.models --data FOLDER --work OTHER [--only REGEX] [--candidates REGEX]
+    python -m benchmarks.models --data FOLDER --work OTHER --record
 
-Writes benchmarks/results/models.json. `benchmarks/corpora.py` says what FOLDER holds; each labelled set's figures are
-kept in OTHER, and the same command goes on where it was stopped.
+The second writes benchmarks/results/models.json from what the first has measured. `benchmarks/corpora.py` says what
+FOLDER holds; each labelled set's figures are kept in OTHER, and the same command goes on where it was stopped.
 
 Every candidate sees the labelled sets that the default sees: drawn at random, or asked by `auto` with the default as
 its model. Differences are paired. Candidates differ in how the texts are seen (a kernel: all are linear), how strongly
@@ -20,7 +21,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,11 @@ from threadpoolctl import threadpool_limits
 from al_pipeline.files import read_json, write_json, write_jsonl
 from al_pipeline.head import FULL_TFIDF, STRENGTH, FeatureMatrix, softmax, stratified_folds
 from al_pipeline.metrics import evaluate
-from al_pipeline.replay import replay
 from al_pipeline.simulation.corpus import LabeledTexts, read_corpus
 from al_pipeline.simulation.runs import Prepared, Work, prepare, simulate_run
 from al_pipeline.simulation.simulate import Options, corpus_vectors, make_work
 from benchmarks.corpora import READERS
-from benchmarks.label_efficiency import CORPORA, CUTS, LIMIT, SPAM, corpus, parameters
+from benchmarks.label_efficiency import CORPORA, CUTS, SPAM, corpus, parameters
 from benchmarks.record import record
 
 BUDGETS = (20, 40, 80, 160, 320, 500)
@@ -57,6 +56,7 @@ Ints = NDArray[np.intp]
 
 # Data ---------------------------------------------------------------------------------------------------------------
 def load(name: str, data: Path, work: Path) -> LabeledTexts:
+    """A corpus; those of a rare class are one class of another corpus, cut to 2 %, against all its others."""
     if name not in RARE:
         return corpus(name, data)
     path = work / f"{name}.jsonl"
@@ -82,6 +82,7 @@ class Split:
 
     @property
     def unlabeled(self) -> Ints:
+        """A random sample of the pool."""
         pool = self.prepared.corpus.pool
         rng = np.random.default_rng([self.seed, 5])
         return np.sort(rng.choice(pool, min(UNLABELED, len(pool)), replace=False))
@@ -175,6 +176,7 @@ class Task:
 
     @property
     def classes(self) -> int:
+        """How many classes there are labels of."""
         return len(self.seen)
 
     def kernels(self, blend: Mapping[str, float], rows: Ints | None = None) -> tuple[Floats, Floats]:
@@ -241,6 +243,7 @@ class Model:
     pool: bool = False
 
     def run(self, task: Task) -> Fitted:
+        """Fit on the task's labels, and score."""
         blend = self.blend(len(task.rows))
         own, other = task.kernels(blend)
         factor = cholesky(own, lower=True)
@@ -266,7 +269,8 @@ class Model:
                 if len(known) < 2:
                     continue
                 targets = np.searchsorted(known, task.targets[train])
-                weights, bias = fit(factor[train], targets, len(known), self.strength, weigh(targets, len(known), self.power))
+                own = weigh(targets, len(known), self.power)
+                weights, bias = fit(factor[train], targets, len(known), self.strength, own)
                 part = factor[test] @ weights + bias
                 full = np.full((len(test), task.classes), -20.0)
                 full[:, known] = part
@@ -274,14 +278,21 @@ class Model:
                 found[test[keep]] = full[keep]
                 continue
             targets = task.targets[train]
-            weights, bias = fit(factor[train], targets, task.classes, self.strength, weigh(targets, task.classes, self.power))
+            own = weigh(targets, task.classes, self.power)
+            weights, bias = fit(factor[train], targets, task.classes, self.strength, own)
             found[test] = factor[test] @ weights + bias
         return found
 
 
-def standard(dense: str = "encoder", sparse: str = "tfidf", scale: float = 1.0, full: float = FULL_TFIDF, more: Mapping[str, float] = {}) -> Callable[[int], dict[str, float]]:
+def standard(
+    dense: str = "encoder",
+    sparse: str = "tfidf",
+    scale: float = 1.0,
+    full: float = FULL_TFIDF,
+    more: Mapping[str, float] | None = None,
+) -> Callable[[int], dict[str, float]]:
     """The default's blend with other views or weights."""
-    return lambda n: {dense: 1.0, sparse: scale * min(1.0, math.sqrt(n / full)), **more}
+    return lambda n: {dense: 1.0, sparse: scale * min(1.0, math.sqrt(n / full)), **(more or {})}
 
 
 def ramped(views: Mapping[str, float]) -> Callable[[int], dict[str, float]]:
@@ -289,8 +300,14 @@ def ramped(views: Mapping[str, float]) -> Callable[[int], dict[str, float]]:
     return lambda n: {"encoder": 1.0} | {k: v * min(1.0, math.sqrt(n / FULL_TFIDF)) for k, v in views.items()}
 
 
+def fixed(views: Mapping[str, float]) -> Callable[[int], dict[str, float]]:
+    """Some views, whatever the number of labels."""
+    return lambda n: dict(views)
+
+
 def only(name: str) -> Callable[[int], dict[str, float]]:
-    return lambda n: {name: 1.0}
+    """One view."""
+    return fixed({name: 1.0})
 
 
 # After the fit ------------------------------------------------------------------------------------------------------
@@ -309,9 +326,11 @@ def temperature(held: Floats, targets: Ints) -> float:
     if len(held) < 20:
         return 1.0
     rows = np.arange(len(held))
-    found = minimize_scalar(
-        lambda t: -log_softmax(held / math.exp(t))[rows, targets].sum(), bounds=(math.log(0.2), math.log(5)), method="bounded"
-    )
+
+    def loss(log: float) -> float:
+        return -float(log_softmax(held / math.exp(log))[rows, targets].sum())
+
+    found = minimize_scalar(loss, bounds=(math.log(0.2), math.log(5)), method="bounded")
     return float(math.exp(found.x))
 
 
@@ -331,9 +350,11 @@ def shifted(prior: float, power: float = 0.0) -> Callable[[Task, Fitted], Floats
 
         def loss(flat: Floats) -> float:
             scores = held * math.exp(flat[0]) + flat[1:]
-            return float(-(importance * log_softmax(scores)[rows, targets]).sum() + prior * (flat[1:] ** 2).sum() / 2 + flat[0] ** 2 / 2)
+            value = -(importance * log_softmax(scores)[rows, targets]).sum()
+            return float(value + prior * (flat[1:] ** 2).sum() / 2 + flat[0] ** 2 / 2)
 
-        flat = minimize(loss, np.zeros(task.classes + 1), method="L-BFGS-B", bounds=[(-1.6, 1.6)] + [(-6, 6)] * task.classes).x
+        bounds = [(-1.6, 1.6)] + [(-6, 6)] * task.classes
+        flat = minimize(loss, np.zeros(task.classes + 1), method="L-BFGS-B", bounds=bounds).x
         return np.asarray(found.test * math.exp(flat[0]) + flat[1:])
 
     return apply
@@ -358,8 +379,9 @@ def thresholded(shrink: float) -> Callable[[Task, Fitted], Floats]:
         scores = []
         for cut in cuts:
             guess = margin > cut
-            f = [2 * ((targets == c) & (guess == bool(c))).sum() / max(1, (targets == c).sum() + (guess == bool(c)).sum()) for c in (0, 1)]
-            scores.append(np.mean(f))
+            hits = [((targets == c) & (guess == bool(c))).sum() for c in (0, 1)]
+            sizes = [(targets == c).sum() + (guess == bool(c)).sum() for c in (0, 1)]
+            scores.append(np.mean([2 * hit / max(1, size) for hit, size in zip(hits, sizes, strict=True)]))
         best = np.array(scores) >= max(scores) - 1e-9
         cut = cuts[best].mean()
         few = np.bincount(targets, minlength=2).min()
@@ -431,12 +453,13 @@ def selected(rule: str) -> Callable[[Task], Fitted]:
         if rule == "blend":
             weight = np.exp(-(total - total.min()))
             weight /= weight.sum()
-            parts = [(w, Model(lambda n, s=s: {"encoder": 1.0, "tfidf": s}, c).run(task).test) for w, (s, c) in zip(weight, points, strict=True) if w > 0.05]
+            kept = [(w, s, c) for w, (s, c) in zip(weight, points, strict=True) if w > 0.05]
+            parts = [(w, Model(fixed({"encoder": 1.0, "tfidf": s}), c).run(task).test) for w, s, c in kept]
             return Fitted(sum(w * log_softmax(part) for w, part in parts) / sum(w for w, _ in parts))
         scale, strength = points[choice]
         if choice == home:
             scale, strength = start, STRENGTH
-        return Model(lambda n: {"encoder": 1.0, "tfidf": scale}, strength).run(task)
+        return Model(fixed({"encoder": 1.0, "tfidf": scale}), strength).run(task)
 
     return run
 
@@ -494,7 +517,8 @@ class SelfTrained:
             if self.balanced:  # every class the same in all, where it is guessed at all
                 more /= np.maximum(more.sum(axis=0), 1.0)
             more *= self.weight * len(task.rows) / more.sum()
-            mass = np.concatenate([np.eye(task.classes)[task.targets] * weigh(task.targets, task.classes, 1.0)[:, None], more])
+            labeled = np.eye(task.classes)[task.targets] * weigh(task.targets, task.classes, 1.0)[:, None]
+            mass = np.concatenate([labeled, more])
             factor = cholesky(own, lower=True)
             weights, bias = fit_soft(factor, mass, STRENGTH)
             by_row = solve_triangular(factor, weights, lower=True, trans="T")
@@ -553,7 +577,8 @@ def prototypes(task: Task) -> Fitted:
     """Distance to the class means in the whitened view: linear discriminant analysis with the pool's covariance."""
     view = task.split.view("whitened 1")
     rows, test = view[task.rows], view[task.split.prepared.corpus.test]
-    means = np.stack([rows[task.targets == c].sum(axis=0) / ((task.targets == c).sum() + 1) for c in range(task.classes)])
+    own = [task.targets == c for c in range(task.classes)]
+    means = np.stack([rows[one].sum(axis=0) / (one.sum() + 1) for one in own])
     return Fitted(4 * (test @ means.T - 0.5 * (means**2).sum(axis=1)))
 
 
@@ -598,6 +623,8 @@ CANDIDATES: dict[str, Callable[[Task], Floats]] = {
     "with lsa x.5, ramped": plain(Model(ramped({"tfidf": 1.0, "lsa": 0.5}))),
     "half lsa": plain(Model(ramped({"tfidf": 0.7, "lsa": 0.7}))),
     CHOSEN: plain(Model(ramped({"tfidf": 0.7, "lsa": 0.7}), held_out=True), shifted(1.0, 0.5)),
+    "with lsa, ramped, shifted": plain(Model(ramped({"tfidf": 1.0, "lsa": 1.0}), held_out=True), shifted(1.0, 0.5)),
+    "tfidf x.7, lsa x1, shifted": plain(Model(ramped({"tfidf": 0.7, "lsa": 1.0}), held_out=True), shifted(1.0, 0.5)),
     "half lsa, calibrated": plain(Model(ramped({"tfidf": 0.7, "lsa": 0.7}), held_out=True), tempered),
     "half lsa, self-trained": other(SelfTrained(blend=ramped({"tfidf": 0.7, "lsa": 0.7}))),
     "with sharp lsa": plain(Model(standard(more={"lsa sharp": 0.7}))),
@@ -647,9 +674,8 @@ def probabilities(task: Task, scores: Floats, classes: int) -> Floats:
 def measure(task: Task, scores: Floats) -> dict[str, float]:
     corpus = task.split.prepared.corpus
     proba = probabilities(task, scores, len(corpus.classes))
-    found = evaluate(
-        proba, corpus.truth[corpus.test], corpus.classes, np.random.default_rng(0), 0, positive=task.split.work.texts.positive
-    )
+    truth, positive = corpus.truth[corpus.test], task.split.work.texts.positive
+    found = evaluate(proba, truth, corpus.classes, np.random.default_rng(0), 0, positive=positive)
     return {name: float(getattr(found, name).value) for name in FIGURES}
 
 
@@ -712,6 +738,68 @@ def play(split: Split, design: str, seed: int, wanted: Sequence[str], path: Path
     write_json(path, kept)
 
 
+def table(folder: Path) -> dict[str, Any]:
+    """For each way of labelling, candidate and figure: its paired difference from the default."""
+    found: dict[str, Any] = {}
+    for design in DESIGNS:
+        differences: dict[tuple[str, str], dict[str, dict[int, list[float]]]] = {}
+        levels: dict[str, dict[str, list[float]]] = {}
+        for path in sorted(folder.glob(f"*-{design}-*.json")):
+            name = path.name.removesuffix(".json").rpartition(f"-{design}-")[0]
+            for n, figures in (read_json(path, {}) or {}).get("figures", {}).items():
+                for candidate, measured in figures.items():
+                    for figure in FIGURES:
+                        if candidate == DEFAULT:
+                            levels.setdefault(figure, {}).setdefault(name, []).append(measured[figure])
+                            continue
+                        gap = measured[figure] - figures[DEFAULT][figure]
+                        own = differences.setdefault((candidate, figure), {}).setdefault(name, {})
+                        own.setdefault(int(n), []).append(gap)
+        rows: dict[str, Any] = {}
+        for (candidate, figure), by_corpus in differences.items():
+            rows.setdefault(candidate, {})[figure] = summarize(by_corpus, lower_is_better=figure == "log_loss")
+        means = {f: {name: rounded(np.mean(v)) for name, v in own.items()} for f, own in levels.items()}
+        found[design] = {"default": means, "differences": rows}
+    return found
+
+
+def summarize(by_corpus: Mapping[str, Mapping[int, Sequence[float]]], lower_is_better: bool) -> dict[str, Any]:
+    """Means over the sets of each corpus, then over corpora; Student's interval over corpora; the worst corpus."""
+    from scipy.special import stdtrit
+
+    sign = -1.0 if lower_is_better else 1.0
+    means = {name: float(np.mean([v for values in own.values() for v in values])) for name, own in by_corpus.items()}
+    values = np.array(list(means.values()))
+    row: dict[str, Any] = {"mean": rounded(values.mean())}
+    if len(values) > 1:
+        half = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / math.sqrt(len(values))
+        row["interval"] = [rounded(values.mean() - half), rounded(values.mean() + half)]
+    worst = min(means, key=lambda name: sign * means[name])
+    row |= {"worst": [worst, rounded(means[worst])], "better_on": int((sign * values > 0).sum())}
+    budgets = sorted({n for own in by_corpus.values() for n in own})
+    row["by_labels"] = {
+        str(n): rounded(np.mean([np.mean(own[n]) for own in by_corpus.values() if n in own])) for n in budgets
+    }
+    row["by_corpus"] = {name: rounded(value) for name, value in sorted(means.items())}
+    row["sets"] = {name: sum(map(len, own.values())) for name, own in sorted(by_corpus.items())}
+    return row
+
+
+def rounded(value: Any) -> float:
+    """To what means anything."""
+    return round(float(value), 4)
+
+
+def spent(folder: Path) -> dict[str, float]:
+    """The most CPU seconds that a candidate took on one labelled set, once its views are there."""
+    most: dict[str, float] = {}
+    for path in sorted(folder.glob("*.json")):
+        for by_candidate in (read_json(path, {}) or {}).get("seconds", {}).values():
+            for candidate, seconds in by_candidate.items():
+                most[candidate] = max(most.get(candidate, 0.0), seconds)
+    return most
+
+
 def main() -> None:
     """Measure what is missing; write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -721,8 +809,13 @@ def main() -> None:
     parser.add_argument("--candidates", default="")
     parser.add_argument("--designs", default=",".join(DESIGNS))
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--record", action="store_true")
+    parser.add_argument("--record", action="store_true", help="write the record of what there is, and measure nothing")
     options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    if options.record:
+        sizes = {"budgets": list(BUDGETS), "unlabeled": UNLABELED, "chosen": CHOSEN}
+        record("models", {**sizes, **table(options.work), "most_cpu_seconds": spent(options.work)})
+        return
     names = [name for name in (*CORPORA, *RARE) if re.search(options.only, name)]
     wanted = [DEFAULT] + [c for c in (*CANDIDATES, *AFTER) if c != DEFAULT and re.search(options.candidates, c)]
     began = time.perf_counter()

@@ -130,12 +130,9 @@ def simulate_run(work: Work, prepared: Prepared, strategy: str, seed: int, told:
 
 
 def full_score(work: Work, prepared: Prepared, seed: int) -> dict[str, float | None]:
-    """The figures of a model with all the pool's labels.
-
-    Without calibration, which moves neither the likeliest class nor the ranking of two.
-    """
+    """The figures of a model with all the pool's labels, calibrated as the runs are."""
     corpus = prepared.corpus
-    predict = _predict(prepared, _fit(work, prepared, corpus.pool, seed, calibrate=False))
+    predict = _predict(prepared, _fit(work, prepared, corpus.pool, seed, work.calibrate))
     rng = np.random.default_rng(seed)
     truth = corpus.truth[corpus.test]
     return _figures(evaluate(predict(corpus.test), truth, corpus.classes, rng, 0, positive=work.texts.positive))
