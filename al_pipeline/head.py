@@ -27,8 +27,6 @@ STRENGTH = 3.0
 """How much the labels count against the penalty (C): see benchmarks/results/head.json."""
 FULL_TFIDF = 200
 """Labels from which TF-IDF weighs as much as the encoder's vectors."""
-TFIDF_SHARE = THEMES_SHARE = math.sqrt(0.5)
-"""What terms and themes are multiplied by, where there are themes: half of TF-IDF's likeness from each."""
 FOLDS = 5
 _MIN_CALIBRATION = 20
 """With fewer held-out predictions nothing is calibrated."""
@@ -36,7 +34,8 @@ _TEMPERATURES = (0.2, 5.0)
 _SHIFT_PRIOR = 1.0
 """How many labels' worth of evidence hold the shifts, and the temperature, where they are."""
 _SHIFT_BALANCE = 0.5
-"""Classes count in the calibration by this power of what they count in the fit: half-way between equal and as they come.
+"""Classes count in the calibration by this power of what they count in the fit: half-way between equal and as
+they come.
 
 With all of it a rare class is foretold too often to be believed, with none of it hardly ever.
 """
@@ -231,7 +230,8 @@ def fit_head(
     """Fit a classifier from scratch; with no labels it is uniform, with one class it knows only how often.
 
     Classes weigh the same, however many labels each has. `calibrate` fits a temperature and a shift for each class on
-    the logits of held-out stratified folds. Raises BadInput where a label is no class, ValueError where labels and features differ in number.
+    the logits of held-out stratified folds. Raises BadInput where a label is no class, ValueError where labels and
+    features differ in number.
     """
     if len(features) != len(labels):
         raise ValueError(f"{len(labels)} labels for {len(features)} rows of features")
@@ -262,13 +262,12 @@ def _compact(features: FeatureMatrix, full_tfidf: int) -> tuple[list[Any], Calla
     own = [block.astype(np.float64) * scale for block, scale in zip(features.blocks, scales, strict=True)]
     themes = None if features.sparse is None or features.themes is None else features.themes.astype(np.float64)
     if themes is not None:
-        own += [np.asarray(own[-1] @ themes) * THEMES_SHARE]
-        own[-2] = own[-2] * TFIDF_SHARE
+        own += [np.asarray(own[-1] @ themes)]
 
     def scale_back(fitted: list[Floats]) -> list[Floats]:
         """Weights on the features' columns from those on `own`."""
         if themes is not None:
-            fitted = [*fitted[:-2], fitted[-2] * TFIDF_SHARE + themes @ fitted[-1] * THEMES_SHARE]
+            fitted = [*fitted[:-2], fitted[-2] + themes @ fitted[-1]]
         return [part * scale for part, scale in zip(fitted, scales, strict=True)]
 
     count = len(features)

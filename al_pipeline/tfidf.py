@@ -115,11 +115,11 @@ def fit(texts: Iterable[str], max_terms: int = 50_000, sample: int = 10_000, min
 
 
 def find_themes(rows: csr_matrix) -> NDArray[np.float32] | None:
-    """The directions of the terms in which texts spread most, (v, k): latent semantic analysis (Deerwester et al. 1990).
+    """The directions of the terms in which texts spread most, (v, k).
 
-    `rows` (n, v) are texts without labels. Terms that come in the same texts share a theme, so that a label tells
-    something of words that no labelled text has. The mean square length of the texts in them is 1. None where the texts
-    have no terms.
+    Latent semantic analysis (Deerwester et al. 1990). `rows` (n, v) are texts without labels. Terms that come in the
+    same texts share a theme, so that a label tells something of words that no labelled text has. The mean square length
+    of the texts in them is 1. None where the texts have no terms.
     """
     from scipy.linalg import eigh
     from threadpoolctl import threadpool_limits
