@@ -42,6 +42,7 @@ def draw_heads(
         return (head,) * count
     from threadpoolctl import threadpool_limits
 
+    features = replace(features, themes=None)  # a loaded model has none, and the draw shall not depend on that
     with threadpool_limits(1):
         if kind == "posterior" and isinstance(head, Head):
             return tuple(_posterior(head, features, labels, seed, count))
@@ -59,7 +60,7 @@ def _committee(
     """Heads fitted on bootstrap samples: query by bagging (Abe & Mamitsuka 1998).
 
     Labels are drawn with replacement within each class, so that no member lacks a class that has been seen. Each takes
-    the temperature of the head that stands for all.
+    the calibration of the head that stands for all.
     """
     named, rng = np.array(labels), np.random.default_rng(seed)
     name = HEAD if isinstance(head, Head) else head.name
@@ -68,7 +69,10 @@ def _committee(
         own = [np.flatnonzero(named == name) for name in head.seen]
         drawn = np.sort(np.concatenate([rng.choice(rows, len(rows)) for rows in own]))
         member = fit_classifier(name, features.rows(drawn), named[drawn].tolist(), head.classes, 0, calibrate=False)
-        members.append(replace(member, counts=head.counts, temperature=head.temperature))
+        member = replace(member, counts=head.counts, temperature=head.temperature)
+        if isinstance(head, Head) and isinstance(member, Head):
+            member = replace(member, shift=head.shift)
+        members.append(member)
     return members
 
 

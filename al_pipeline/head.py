@@ -1,4 +1,4 @@
-"""A linear classifier on frozen features: weighted softmax regression with one temperature.
+"""A linear classifier on frozen features: weighted softmax regression, calibrated on held-out labels.
 
 Fitted from scratch by L-BFGS in float64 on one thread, so that the same labels give the same bytes.
 """
@@ -29,8 +29,16 @@ FULL_TFIDF = 200
 """Labels from which TF-IDF weighs as much as the encoder's vectors."""
 FOLDS = 5
 MIN_CALIBRATION = 20
-"""With fewer held-out predictions the temperature stays 1."""
+"""With fewer held-out predictions nothing is calibrated."""
 _TEMPERATURES = (0.2, 5.0)
+_SHIFT_PRIOR = 1.0
+"""How many labels' worth of evidence hold the shifts, and the temperature, where they are."""
+_SHIFT_BALANCE = 0.5
+"""Classes count in the calibration by this power of what they count in the fit: half-way between equal and as
+they come.
+
+With all of it a rare class is foretold too often to be believed, with none of it hardly ever.
+"""
 _MAX_KERNEL = 3000
 """Above so many labels the fit goes by columns, not by rows: the kernel would grow with their square."""
 _JITTER = 1e-9
@@ -50,6 +58,9 @@ class FeatureMatrix:
 
     dense: NDArray[np.float32] | None = None
     sparse: csr_matrix | None = None
+    themes: NDArray[np.float32] | None = None
+    """Directions of the terms (v, k) that a fit also sees the texts in (`tfidf.find_themes`); the weights that come out
+    of it are the terms' again, so that predicting knows nothing of them."""
 
     def __post_init__(self) -> None:
         sizes = {block.shape[0] for block in self.blocks}
@@ -80,7 +91,9 @@ class FeatureMatrix:
     def rows(self, rows: NDArray[np.intp]) -> FeatureMatrix:
         """These rows of every block."""
         return FeatureMatrix(
-            None if self.dense is None else self.dense[rows], None if self.sparse is None else self.sparse[rows]
+            None if self.dense is None else self.dense[rows],
+            None if self.sparse is None else self.sparse[rows],
+            self.themes,
         )
 
 
@@ -99,6 +112,8 @@ class Head:
     bias: Weights
     temperature: float
     widths: tuple[int, ...]
+    shift: tuple[float, ...] = ()
+    """What is added to the scores of each seen class after the temperature; none: nothing."""
 
     @property
     def seen(self) -> tuple[str, ...]:
@@ -129,8 +144,13 @@ class Head:
 
     def _proba(self, logits: Floats) -> Floats:
         """Probabilities (n, C) for logits (n, seen)."""
-        shared = softmax(logits / self.temperature) if self.seen else logits
+        shared = softmax(logits / self.temperature + self._shift) if self.seen else logits
         return over_all_classes(shared, self.classes, self.counts)
+
+    @property
+    def _shift(self) -> Floats:
+        """`shift` as an array, (seen,)."""
+        return np.array(self.shift) if self.shift else np.zeros(len(self.seen))
 
     @property
     def _columns(self) -> list[int]:
@@ -167,6 +187,7 @@ class Head:
             for part in columns[1:]:
                 logits += part
             logits *= np.float32(1 / self.temperature)
+            logits += self._shift.astype(np.float32)[:, None]
             first, next_ = _two_largest(logits)
             likeliest = logits == first
             logits -= first
@@ -181,15 +202,16 @@ class Head:
     def _slack(self, columns: Columns) -> float:
         """How far the margins of a glance may be from the exact ones: twice what adds up in the worst case.
 
-        With unit roundoff u and logits up to m, a difference of two is wrong by at most 10 m u, its exponential by
-        5 u more; the sum of C of them and two divisions bring the margin to (20 m + C + 16) u. A floor of f under each
+        With unit roundoff u and logits up to m, a difference of two is wrong by at most 12 m u, its exponential by
+        5 u more; the sum of C of them and two divisions bring the margin to (24 m + C + 16) u. A floor of f under each
         probability moves it by C f.
         """
         if not columns[0].size:
             return 0.0
         largest = sum(max(float(part.max()), -float(part.min())) for part in (*columns, self.bias))
         classes = len(self.classes)
-        slack = np.finfo(np.float32).eps * (20 * largest / self.temperature + classes + 16) + classes * _FLOOR
+        largest = largest / self.temperature + float(np.abs(self._shift).max(initial=0.0))
+        slack = np.finfo(np.float32).eps * (24 * largest + classes + 16) + classes * _FLOOR
         return float(slack) if slack < _ROUGH else np.inf
 
 
@@ -219,8 +241,9 @@ def fit_head(
 ) -> Head:
     """Fit a classifier from scratch; with no labels it is uniform, with one class it knows only how often.
 
-    Classes weigh the same, however many labels each has. `calibrate` fits a temperature on the logits of held-out
-    stratified folds. Raises BadInput where a label is no class, ValueError where labels and features differ in number.
+    Classes weigh the same, however many labels each has. `calibrate` fits a temperature and a shift for each class on
+    the logits of held-out stratified folds. Raises BadInput where a label is no class, ValueError where labels and
+    features differ in number.
     """
     if len(features) != len(labels):
         raise ValueError(f"{len(labels)} labels for {len(features)} rows of features")
@@ -232,9 +255,9 @@ def fit_head(
     with threadpool_limits(1):
         blocks, restore = _compact(features, full_tfidf)
         fitted, bias = _fit_softmax(blocks, targets, len(counts), strength)
-        temperature = _temperature(blocks, targets, strength, seed) if calibrate else 1.0
+        temperature, shift = _calibration(blocks, targets, len(counts), strength, seed) if calibrate else (1.0, ())
         weights = tuple(np.ascontiguousarray(part.T, np.float32) for part in restore(fitted))
-    return Head(tuple(classes), counts, weights, bias.astype(np.float32), temperature, features.widths)
+    return Head(tuple(classes), counts, weights, bias.astype(np.float32), temperature, features.widths, shift)
 
 
 def count_classes(labels: Sequence[str], classes: Sequence[str]) -> tuple[dict[str, int], NDArray[np.intp]]:
@@ -256,9 +279,19 @@ def _compact(features: FeatureMatrix, full_tfidf: int) -> tuple[list[Any], Calla
     """
     scales = feature_scales(features, full_tfidf)
     own = [block.astype(np.float64) * scale for block, scale in zip(features.blocks, scales, strict=True)]
+    themes = None if features.sparse is None or features.themes is None else features.themes.astype(np.float64)
+    if themes is not None:
+        own += [np.asarray(own[-1] @ themes)]
+
+    def scale_back(fitted: list[Floats]) -> list[Floats]:
+        """Weights on the features' columns from those on `own`."""
+        if themes is not None:
+            fitted = [*fitted[:-2], fitted[-2] + themes @ fitted[-1]]
+        return [part * scale for part, scale in zip(fitted, scales, strict=True)]
+
     count = len(features)
-    if count >= min(sum(features.widths), _MAX_KERNEL):
-        return own, lambda fitted: [part * scale for part, scale in zip(fitted, scales, strict=True)]
+    if count >= min(sum(block.shape[1] for block in own), _MAX_KERNEL):
+        return own, scale_back
     from scipy.linalg import cholesky, solve_triangular
     from scipy.sparse import issparse
 
@@ -271,7 +304,7 @@ def _compact(features: FeatureMatrix, full_tfidf: int) -> tuple[list[Any], Calla
 
     def restore(fitted: list[Floats]) -> list[Floats]:
         by_row = solve_triangular(factor, fitted[0], lower=True, trans="T")
-        return [np.asarray(block.T @ by_row) * scale for block, scale in zip(own, scales, strict=True)]
+        return scale_back([np.asarray(block.T @ by_row) for block in own])
 
     return [factor], restore
 
@@ -340,8 +373,15 @@ def _sums(products: Sequence[NDArray[Any]], bias: NDArray[Any]) -> Floats:
     return logits
 
 
-def _temperature(blocks: Sequence[Any], targets: NDArray[np.intp], strength: float, seed: int) -> float:
-    """The temperature of heads that were each fitted without a fold, on all that was held out."""
+def _calibration(
+    blocks: Sequence[Any], targets: NDArray[np.intp], classes: int, strength: float, seed: int
+) -> tuple[float, tuple[float, ...]]:
+    """Temperature (Guo et al. 2017) and shifts under which held-out labels are likeliest; 1 and none where too few can
+    be held out.
+
+    The fit has the labels of a rare class by heart, so that unseen texts of it score lower than those that it learnt
+    from; the shift makes up for that, where there is evidence.
+    """
     held_out = []
     for train, test in stratified_folds(targets, FOLDS, seed):
         known = np.unique(targets[train])
@@ -351,9 +391,34 @@ def _temperature(blocks: Sequence[Any], targets: NDArray[np.intp], strength: flo
         weights, bias = _fit_softmax(
             [block[train] for block in blocks], np.searchsorted(known, targets[train]), len(known), strength
         )
-        logits = _logits([block[test] for block in blocks], weights, bias)
-        held_out.append((logits, np.searchsorted(known, targets[test])))
-    return fit_temperature(held_out)
+        logits = np.full((len(test), classes), -np.inf)
+        logits[:, known] = _logits([block[test] for block in blocks], weights, bias)
+        held_out.append((test, logits))
+    if sum(len(test) for test, _ in held_out) < MIN_CALIBRATION:
+        return 1.0, ()
+    from scipy.optimize import minimize
+
+    rows = np.concatenate([test for test, _ in held_out])
+    logits, found = np.concatenate([part for _, part in held_out]), targets[rows]
+    importance = class_weights(targets, classes)[rows] ** _SHIFT_BALANCE
+    importance /= importance.mean()
+    known_logits = np.where(np.isinf(logits), 0.0, logits)
+
+    def loss(flat: Floats) -> tuple[float, Floats]:
+        """Of the negative logarithm of the temperature and the shifts; with its slopes."""
+        scale = math.exp(flat[0])
+        log_proba = _log_softmax(logits * scale + flat[1:])
+        value = -(importance * log_proba[np.arange(len(found)), found]).sum() + _SHIFT_PRIOR * (flat**2).sum() / 2
+        error = np.exp(log_proba)
+        error[np.arange(len(found)), found] -= 1
+        error *= importance[:, None]
+        slopes = np.concatenate([[scale * (error * known_logits).sum()], error.sum(axis=0)]) + _SHIFT_PRIOR * flat
+        return float(value), slopes
+
+    low, high = (-math.log(value) for value in reversed(_TEMPERATURES))
+    bounds = [(low, high), *[(None, None)] * classes]
+    best = minimize(loss, np.zeros(classes + 1), jac=True, method="L-BFGS-B", bounds=bounds).x
+    return float(np.float32(math.exp(-best[0]))), tuple(float(np.float32(value)) for value in best[1:])
 
 
 def fit_temperature(held_out: Sequence[tuple[Floats, NDArray[np.intp]]]) -> float:

@@ -195,6 +195,7 @@ def _head_card(head: Head | Estimate) -> dict[str, Any]:
         "estimator": head.name if isinstance(head, Estimate) else HEAD,
         "labels": dict(head.counts),
         "seen": list(head.seen),
+        "shift": list(head.shift) if isinstance(head, Head) else [],
         "temperature": head.temperature,
         "widths": list(head.widths),
     }
@@ -292,10 +293,15 @@ def _load_head(path: Path, classes: Sequence[str], card: dict[str, Any]) -> Head
     expected = [(len(counts), width) for width in widths]
     if [part.shape for part in weights] != expected or tensors["bias"].shape != (len(counts),):
         raise BadInput(f"{path} has other shapes than its card says: expected weights {expected}")
-    return Head(tuple(classes), counts, weights, tensors["bias"], card["temperature"], widths)
+    shift = tuple(card.get("shift", ()))
+    if len(shift) not in (0, len(counts)):
+        raise BadInput(f"{path} is of {len(counts)} classes, and its card shifts {len(shift)}")
+    return Head(tuple(classes), counts, weights, tensors["bias"], card["temperature"], widths, shift)
 
 
 def _features(texts: Sequence[str], vectors: Vectors | None, uses_encoder: bool, tfidf: Tfidf | None) -> FeatureMatrix:
     if uses_encoder and vectors is None:
         raise BadInput("this model uses an encoder, but no vectors were given")
-    return FeatureMatrix(vectors if uses_encoder else None, tfidf.transform(texts) if tfidf else None)
+    if tfidf is None:
+        return FeatureMatrix(vectors)
+    return FeatureMatrix(vectors if uses_encoder else None, tfidf.transform(texts), tfidf.themes)

@@ -11,7 +11,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -33,6 +33,11 @@ FORMAT = "al-tfidf/1"
 _WORD = re.compile(r"\b\w\w+\b")
 _MAX_CHARACTERS = 10_000
 """Of a longer text only the beginning is counted."""
+_THEMES = 128
+_THEME_TEXTS = 2000
+"""Texts that the themes are found in: their number's cube is what it costs, about a second."""
+_FAINTEST = 1e-6
+"""A theme that spreads less, as a share of the strongest, is rounding."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class Tfidf:
 
     terms: tuple[str, ...]
     idf: NDArray[np.float32]
+    themes: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    """What `find_themes` makes of the texts of a fit. Not saved: a fitted head has taken them in."""
 
     @cached_property
     def _columns(self) -> dict[str, int]:
@@ -103,7 +110,31 @@ def fit(texts: Iterable[str], max_terms: int = 50_000, sample: int = 10_000, min
     kept = sorted(heapq.nsmallest(max_terms, common, key=lambda pair: (-pair[1], pair[0])))
     counts = np.array([count for _, count in kept], np.float64)
     idf = 1 + np.log((1 + len(chosen)) / (1 + counts))
-    return Tfidf(tuple(term for term, _ in kept), idf.astype(np.float32))
+    fitted = Tfidf(tuple(term for term, _ in kept), idf.astype(np.float32))
+    return replace(fitted, themes=find_themes(fitted.transform(chosen[:_THEME_TEXTS])))
+
+
+def find_themes(rows: csr_matrix) -> NDArray[np.float32] | None:
+    """The directions of the terms in which texts spread most, (v, k).
+
+    Latent semantic analysis (Deerwester et al. 1990). `rows` (n, v) are texts without labels. Terms that come in the
+    same texts share a theme, so that a label tells something of words that no labelled text has. The mean square length
+    of the texts in them is 1. None where the texts have no terms.
+    """
+    from scipy.linalg import eigh
+    from threadpoolctl import threadpool_limits
+
+    count = rows.shape[0]
+    with threadpool_limits(1):  # more threads would add up in another order
+        likeness = (rows @ rows.T).toarray().astype(np.float64)
+        if not likeness.any():
+            return None
+        spread, turn = eigh(likeness, subset_by_index=(max(0, count - _THEMES), count - 1))
+        strong = spread > _FAINTEST * spread[-1]
+        spread, turn = spread[strong], turn[:, strong]
+        # Unit directions are rows^T turn / sqrt(spread), and in them the texts have the square lengths of `spread`.
+        found = np.asarray(rows.T @ (turn / np.sqrt(spread))) * np.sqrt(count / spread.sum())
+    return np.ascontiguousarray(found, np.float32)
 
 
 def _sample(texts: Iterable[str], size: int) -> list[str]:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from al_pipeline import head as head_module
+from al_pipeline import tfidf as tfidf_module
 from al_pipeline.errors import BadInput
 from al_pipeline.files import sha256_tree
 from al_pipeline.head import FeatureMatrix, _compact, _fit_softmax, feature_scales, fit_head, stratified_folds
@@ -86,21 +87,55 @@ def test_any_texts_have_rows_of_unit_length_or_zero(texts: list[str], min_df: in
     assert all(norm == 0 or abs(norm - 1) < 1e-5 for norm in norms)
 
 
-def test_fitting_by_rows_equals_fitting_by_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("themes", [False, True])
+def test_fitting_by_rows_equals_fitting_by_columns(themes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel's factor is a shortcut, not another model: both minimise the same convex function."""
     texts, vectors, labels = corpus(40, CLASSES)
-    matrix = FeatureMatrix(vectors, fit(texts).transform(texts))
+    tfidf = fit(texts)
+    matrix = FeatureMatrix(vectors, tfidf.transform(texts), tfidf.themes if themes else None)
     targets = np.array([CLASSES.index(label) for label in labels])
     blocks, restore = _compact(matrix, 80)
     assert [block.shape for block in blocks] == [(40, 40)]
     by_rows, bias_by_rows = _fit_softmax(blocks, targets, 3, 10.0)
     monkeypatch.setattr(head_module, "_MAX_KERNEL", 0)
     blocks, restore_columns = _compact(matrix, 80)
-    assert [block.shape for block in blocks] == [block.shape for block in matrix.blocks]
+    assert [block.shape[1] for block in blocks[:2]] == list(matrix.widths)
+    assert len(blocks) == 3 if themes else 2
     by_columns, bias = _fit_softmax(blocks, targets, 3, 10.0)
     for got, expected in zip(restore(by_rows), restore_columns(by_columns), strict=True):
         np.testing.assert_allclose(got, expected, atol=2e-4)
     np.testing.assert_allclose(bias_by_rows - bias_by_rows.mean(), bias - bias.mean(), atol=2e-4)
+
+
+def test_a_label_tells_of_words_that_come_with_the_labelled_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No labelled text has a word of the others, but texts without labels have both together."""
+    monkeypatch.setattr(tfidf_module, "_THEMES", 2)
+    pool = ["apple banana", "banana cherry", "apple cherry", "hammer pliers", "pliers wrench", "hammer wrench"] * 9
+    tfidf = fit(pool)
+    heads = {}
+    for name, themes in (("with", tfidf.themes), ("without", None)):
+        seen = FeatureMatrix(None, tfidf.transform(["apple", "hammer"]), themes)
+        heads[name] = fit_head(seen, ["ham", "spam"], CLASSES, 1, False)
+    unseen = FeatureMatrix(None, tfidf.transform(["cherry", "wrench"]))
+    np.testing.assert_allclose(*heads["without"].predict_proba(unseen), rtol=1e-5)
+    assert heads["with"].predict_proba(unseen)[:, :2].argmax(axis=1).tolist() == [0, 1]
+    assert np.abs(np.diff(heads["with"].predict_proba(unseen)[:, 0])) > 0.1
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(st.lists(st.lists(st.sampled_from(["one", "two", "three", "four", "five", "six"]), max_size=6), max_size=12))
+def test_themes_are_the_strongest_directions_of_the_texts(words: list[list[str]]) -> None:
+    texts = [" ".join(row) for row in words]
+    tfidf = fit(texts, min_df=1)
+    rows = tfidf.transform(list(dict.fromkeys(texts))).toarray().astype(np.float64)
+    if tfidf.themes is None:
+        assert not rows.any()
+        return
+    _, size, terms = np.linalg.svd(rows, full_matrices=False)
+    terms = terms[size**2 > 1e-6 * size[0] ** 2]
+    scale = len(rows) / (size**2).sum()
+    np.testing.assert_allclose(tfidf.themes @ tfidf.themes.T, scale * terms.T @ terms, atol=1e-3)
+    assert ((rows @ tfidf.themes) ** 2).sum() == pytest.approx(len(rows), rel=1e-4)
 
 
 def test_tfidf_counts_in_full_only_from_enough_labels() -> None:
@@ -169,6 +204,44 @@ def test_calibration_lowers_the_loss_of_an_overconfident_head() -> None:
         losses.append(-np.log(proba[np.arange(200), truth[test]]).mean())
     assert head.temperature > 1.2
     assert losses[1] < losses[0] - 0.02
+
+
+def test_calibration_makes_up_for_a_rare_class_learnt_by_heart() -> None:
+    """With more columns than labels the few of a class are told apart by what is theirs alone; others of it are not."""
+    rng = np.random.default_rng(0)
+    truth = (np.arange(1500) % 10 == 0).astype(int)
+    dense = rng.normal(size=(1500, 400))
+    dense[:, 0] += 4 * truth
+    dense = (dense / np.linalg.norm(dense, axis=1, keepdims=True)).astype(np.float32)
+    train, test = np.arange(200), np.arange(200, 1500)
+    found, losses = [], []
+    for calibrate in (False, True):
+        names = [CLASSES[label] for label in truth[train]]
+        head = fit_head(FeatureMatrix(dense[train]), names, CLASSES[:2], 1, calibrate)
+        proba = head.predict_proba(FeatureMatrix(dense[test]))
+        found.append((proba.argmax(axis=1) & truth[test]).sum() / truth[test].sum())
+        losses.append(-np.log(proba[np.arange(len(test)), truth[test]]).mean())
+    assert head.shift[1] > head.shift[0]
+    assert found[1] > found[0] + 0.1
+    assert losses[1] < losses[0]
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, 2), min_size=20, max_size=40), st.integers(0, 99))
+def test_calibration_keeps_each_class_in_its_place(labels: list[int], seed: int) -> None:
+    """Scores of a class keep their order, and classes that look alike are not parted by it: it has no features."""
+    rng = np.random.default_rng(seed)
+    names = [CLASSES[label] for label in labels]
+    dense = rng.normal(size=(len(labels), 5)).astype(np.float32)
+    plain, calibrated = (fit_head(FeatureMatrix(dense), names, CLASSES, seed, calibrate) for calibrate in (False, True))
+    for one, other in zip(plain.weights, calibrated.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(plain.bias, calibrated.bias)
+    assert plain.shift == ()
+    assert len(calibrated.shift) in (0, len(plain.seen))
+    assert 0.199 < calibrated.temperature < 5.001
+    if calibrated.shift:
+        assert sum(calibrated.shift) == pytest.approx(0, abs=1e-3)
 
 
 def test_each_class_weighs_the_same_however_rare() -> None:
@@ -271,6 +344,19 @@ def test_the_card_says_what_the_model_is(tmp_path: Path) -> None:
     assert card["labels"] == {"ham": 15, "spam": 15}
     assert (card["features"], card["encoder"], card["total_labels"]) == ("encoder", "abc", 30)
     assert load_text_model(tmp_path).encoder == "abc"
+
+
+def test_a_card_without_a_shift_is_read_and_one_of_other_classes_refused(tmp_path: Path) -> None:
+    model = fitted("encoder")
+    assert len(model.head.shift) == 3
+    model.save(tmp_path)
+    card = json.loads((tmp_path / "card.json").read_text())
+    (tmp_path / "card.json").write_text(json.dumps(card | {"shift": [0.5]}))
+    with pytest.raises(BadInput, match="is of 3 classes, and its card shifts 1"):
+        load_text_model(tmp_path)
+    del card["shift"]  # as models were saved before there was one
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    assert load_text_model(tmp_path).head.shift == ()
 
 
 def test_the_control_is_the_classifier_on_its_rows_alone(tmp_path: Path) -> None:

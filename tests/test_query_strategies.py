@@ -384,7 +384,8 @@ def test_a_glance_leaves_to_the_bit_what_full_probabilities_leave(
     for each in weights:
         each[0] = each[1]  # two classes that no item tells apart
     bias = rng.choice([0.0, 0.5], classes).astype(np.float32)
-    head = Head(names, dict.fromkeys(seen, 4), weights, bias, float(rng.choice([0.2, 1.0, 1.7])), (6,) * blocks)
+    shift = tuple(map(float, rng.normal(size=len(seen)))) if rng.random() < 0.7 else ()
+    head = Head(names, dict.fromkeys(seen, 4), weights, bias, float(rng.choice([0.2, 1.0, 1.7])), (6,) * blocks, shift)
     full, quick = (Tally(Best(8, 4, 5, len(names)), (0.0, 1.0), 20, len(names)) for _ in range(2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(query_strategies, "_GLANCE", wait)

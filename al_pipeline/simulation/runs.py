@@ -87,7 +87,8 @@ def prepare(work: Work, seed: int) -> Prepared:
     pool, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
     corpus = Corpus([item.item_id for item in items], work.texts.truth, pool, test, work.texts.classes)
     tfidf = fit_tfidf(items[p].text for p in pool) if work.uses_tfidf else None
-    matrix = FeatureMatrix(work.dense, None if tfidf is None else tfidf.transform([item.text for item in items]))
+    sparse, themes = (None, None) if tfidf is None else (tfidf.transform([item.text for item in items]), tfidf.themes)
+    matrix = FeatureMatrix(work.dense, sparse, themes)
     guide = {}
     for name, texts in work.asking.guide.items():
         others = FeatureMatrix(work.guide[name], None if tfidf is None else tfidf.transform(texts))
@@ -132,12 +133,9 @@ def simulate_run(work: Work, prepared: Prepared, strategy: str, seed: int, told:
 
 
 def full_score(work: Work, prepared: Prepared, seed: int) -> dict[str, float | None]:
-    """The figures of a model with all the pool's labels.
-
-    Without calibration, which moves neither the likeliest class nor the ranking of two.
-    """
+    """The figures of a model with all the pool's labels, calibrated as the runs are."""
     corpus = prepared.corpus
-    predict = _predict(prepared, _fit(work, prepared, corpus.pool, seed, calibrate=False))
+    predict = _predict(prepared, _fit(work, prepared, corpus.pool, seed, work.calibrate))
     rng = np.random.default_rng(seed)
     truth = corpus.truth[corpus.test]
     return _figures(evaluate(predict(corpus.test), truth, corpus.classes, rng, 0, positive=work.texts.positive))

@@ -101,6 +101,7 @@ def _corpus(workspace: Workspace, answers: Mapping[str, str]) -> tuple[Corpus, F
     matrix = FeatureMatrix(
         None if vectors is None else vectors.of(items),
         None if tfidf is None else tfidf.transform([item.text for item in items]),
+        None if tfidf is None else tfidf.themes,
     )
     labels = [answers[item.item_id] for item in pool] + [test_labels[item.item_id] for item in test]
 
