@@ -28,6 +28,7 @@ def elements(svg):
     return list(ElementTree.fromstring(f"<both>{svg}</both>"))
 
 
+@pytest.mark.slow
 def test_equal_numbers_give_equal_bytes():
     assert learning_curve_svg("a", "macro-F1", CURVE, BASELINE) == learning_curve_svg("a", "macro-F1", CURVE, BASELINE)
     assert learning_curve_png(CURVE, BASELINE) == learning_curve_png(CURVE, BASELINE)

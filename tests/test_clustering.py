@@ -100,6 +100,7 @@ def test_unlike_keeps_the_first_of_what_is_alike(rows: list[tuple[int, int]], mo
     assert unlike(vectors, known, most).tolist() == kept
 
 
+@pytest.mark.slow
 def test_a_large_shortlist_is_cheap() -> None:
     """5,000 x 384 in 100 clusters: seconds, and no matrix of all pairs."""
     vectors = np.random.default_rng(0).normal(size=(5000, 384))

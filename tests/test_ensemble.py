@@ -109,6 +109,7 @@ def test_the_posterior_is_laplaces_where_all_probabilities_are_alike(labels: int
     np.testing.assert_allclose(np.cov(alike.T), np.eye(len(whole)), atol=5 * np.sqrt(2 / 4000))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("classes", "noise", "within"), [(2, 0.3, 0.06), (2, 0.7, 0.06), (3, 0.3, 0.3), (3, 0.7, 0.3)])
 def test_the_posterior_is_near_laplaces_at_a_fitted_head(classes: int, noise: float, within: float) -> None:
     """The diagonal form against the whole curvature: how unsure of which items. Of two classes it is exact."""

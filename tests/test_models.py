@@ -311,6 +311,7 @@ def test_a_saved_model_predicts_the_same(kind: Kind, classes: list[str], tmp_pat
     }
 
 
+@pytest.mark.slow
 def test_equal_inputs_give_equal_bytes_in_another_process_too(tmp_path: Path) -> None:
     code = "from test_models import save_each; save_each()"
     environment = {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}", "PYTHONHASHSEED": "1"}

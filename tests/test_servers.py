@@ -283,7 +283,7 @@ def test_a_prefect_that_is_busy_is_asked_again_for_a_while(
 
     monkeypatch.setattr(prefects, "_BUSY_SECONDS", (0.0, 0.0, 0.0))
     with http.server.HTTPServer(("127.0.0.1", 0), Busy) as listener:
-        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        threading.Thread(target=listener.serve_forever, args=(0.01,), daemon=True).start()
         port = listener.server_port
         server = Server("Prefect", os.getpid(), 0.0, port, f"http://127.0.0.1:{port}")
         if busy == 2:

@@ -172,6 +172,7 @@ def test_other_texts_or_settings_are_another_simulation(texts: LabeledTexts, tmp
     assert len(set(folders)) == 4
 
 
+@pytest.mark.slow
 def test_an_estimator_of_ones_own_is_played_and_a_fine_tuned_model_stood_in_for(
     texts: LabeledTexts, tmp_path: Path
 ) -> None:
@@ -189,6 +190,7 @@ def test_an_estimator_of_ones_own_is_played_and_a_fine_tuned_model_stood_in_for(
     assert not [warning for warning in own.result["warnings"] if "linear head" in warning]
 
 
+@pytest.mark.slow
 def test_processes_give_what_one_process_gives(texts: LabeledTexts, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     work, runs = work_of(texts), [(arm, seed) for seed in (1, 2) for arm in (FULL, "random", "margin")]
@@ -211,6 +213,7 @@ def test_runs_of_a_seed_go_together_but_no_worker_idles() -> None:
     assert group_runs([], 4) == []
 
 
+@pytest.mark.slow
 def test_a_guide_finds_the_rare_class_sooner_and_leaves_random_alone(tmp_path: Path) -> None:
     texts = read_corpus(write_corpus(tmp_path / "rare.csv", 600, share=0.05))
     plain = run(texts, tmp_path / "out", budget=40, seeds=4).result

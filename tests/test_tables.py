@@ -135,6 +135,7 @@ def test_a_quote_never_closed_in_a_long_file_costs_its_row_alone(file, monkeypat
     assert [row.number for row in rows] == list(range(2, 102))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_fifty_megabytes_in_one_text(tmp_path, suffix):
     path = tmp_path / f"big{suffix}"

@@ -19,10 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import httpx
 import psutil
 from embedded import al_home_at
-from harness import change_params
+from harness import ask_prefect, change_params
 
 from al_pipeline.servers import process as servers
 from al_pipeline.servers import stop_worker
@@ -66,6 +65,7 @@ def worker_scenarios(reference: Reference) -> Iterator[Scenario]:
     for name, strikes in (
         ("before each step", tuple(_before(steps))),
         ("after each lasting step", tuple(_after(steps))),
+        ("in the middle of a stage, its tick left running", (Strike("worker", None),)),
     ):
         yield Scenario(
             f"worker of `al up` {name}",
@@ -90,11 +90,14 @@ def worker_scenarios(reference: Reference) -> Iterator[Scenario]:
 
 
 def _before(steps: Sequence[str]) -> Iterator[Strike]:
-    """Before each step of a tick, by turns of either victim, and of both in the middle of a stage."""
+    """Before each step of a tick, by turns of either victim, and of both in the middle of a stage.
+
+    The worker alone is killed there in a scenario of its own: its tick does not wait, so nobody knows where the next is.
+    """
     for place, step in enumerate(steps):
         yield Strike(VICTIMS[place % 2], f"before:{step}:1:stop")
         if step == STAGE:
-            yield from (Strike(victim, None) for victim in VICTIMS)
+            yield Strike("both", None)
 
 
 def _after(steps: Sequence[str]) -> Iterator[Strike]:
@@ -163,16 +166,14 @@ class Box:
         self.site = site
         where = lab.prefect.environment
         user, _, word = where["PREFECT_API_AUTH_STRING"].partition(":")
-        self._client = httpx.Client(
-            base_url=where["PREFECT_API_URL"], auth=(user, word), timeout=60, trust_env=False, follow_redirects=True
-        )
+        self._url, self._auth = where["PREFECT_API_URL"], (user, word)
         self._id = open_workspace(site.root).id
         self._runs: list[str] = []
         with al_home_at(lab.prefect.home):
             self._mark = str(open_workspace(site.root).home / "worker/server.json")
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
-        return self._client.request(method, path, json=body).raise_for_status().json()
+        return ask_prefect(method, f"{self._url}{path}", body, self._auth).raise_for_status().json()
 
     def start_run(self, at: str | None = None) -> str:
         """Order a run, and `al up`: the worker is back, and what the last one left is ended, in fact and on the server.
