@@ -27,7 +27,7 @@ help:
 	@echo "make demo       a spam filter taught by active learning; again: the next round"
 	@echo "make test       every test, the real Label Studio, Prefect, git and DVC included"
 	@echo "make test-fast  the tests that need no server; under a minute"
-	@echo "make chaos      200 kills and every other fault that we know, within an hour; goes on where it was stopped"
+	@echo "make chaos      270 kills and every other fault that we know, within an hour; goes on where it was stopped"
 	@echo "make check      ruff, mypy, the import rules"
 	@echo "make format     put the code into ruff's form"
 	@echo "make setup      the two environments alone"

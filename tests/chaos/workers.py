@@ -92,7 +92,7 @@ def worker_scenarios(reference: Reference) -> Iterator[Scenario]:
 def _before(steps: Sequence[str]) -> Iterator[Strike]:
     """Before each step of a tick, by turns of either victim, and of both in the middle of a stage.
 
-    The worker alone is killed there in a scenario of its own: its tick does not wait, so nobody knows where the next is.
+    There the worker alone is killed in a scenario of its own: its tick goes on, nobody knows how far.
     """
     for place, step in enumerate(steps):
         yield Strike(VICTIMS[place % 2], f"before:{step}:1:stop")
