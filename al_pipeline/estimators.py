@@ -17,16 +17,15 @@ from numpy.typing import NDArray
 
 from al_pipeline.errors import BadInput
 from al_pipeline.head import (
-    FOLDS,
     FeatureMatrix,
     Floats,
     Head,
+    calibration_folds,
     count_classes,
     fit_head,
     fit_temperature,
     over_all_classes,
     softmax,
-    stratified_folds,
 )
 
 HEAD = "head"
@@ -125,11 +124,7 @@ def _predict(name: str, arrays: Arrays, features: FeatureMatrix, classes: int) -
 def _temperature(name: str, features: FeatureMatrix, targets: Targets, seed: int) -> float:
     """The temperature of estimators that were each fitted without a fold, on all that was held out."""
     held_out = []
-    for train, test in stratified_folds(targets, FOLDS, seed):
-        known = np.unique(targets[train])
-        test = test[np.isin(targets[test], known)]
-        if len(known) < 2 or not len(test):
-            continue
+    for train, test, known in calibration_folds(targets, seed):
         arrays = _fit(name, features.rows(train), np.searchsorted(known, targets[train]), seed)
         logits = _log(_predict(name, arrays, features.rows(test), len(known)))
         held_out.append((logits, np.searchsorted(known, targets[test])))

@@ -6,7 +6,7 @@ Fitted from scratch by L-BFGS in float64 on one thread, so that the same labels 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -383,11 +383,7 @@ def _calibration(
     from; the shift makes up for that, where there is evidence.
     """
     held_out = []
-    for train, test in stratified_folds(targets, FOLDS, seed):
-        known = np.unique(targets[train])
-        test = test[np.isin(targets[test], known)]
-        if len(known) < 2 or not len(test):
-            continue
+    for train, test, known in calibration_folds(targets, seed):
         weights, bias = _fit_softmax(
             [block[train] for block in blocks], np.searchsorted(known, targets[train]), len(known), strength
         )
@@ -438,6 +434,20 @@ def fit_temperature(held_out: Sequence[tuple[Floats, NDArray[np.intp]]]) -> floa
 
     low, high = (math.log(value) for value in _TEMPERATURES)
     return float(np.float32(math.exp(minimize_scalar(loss, bounds=(low, high), method="bounded").x)))
+
+
+def calibration_folds(
+    targets: NDArray[np.intp], seed: int
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]]:
+    """Rows to fit on, rows held out, and the classes that the first ones know; only rows of these are held out.
+
+    Folds that would know a single class, or hold nothing out, are left out.
+    """
+    for train, test in stratified_folds(targets, FOLDS, seed):
+        known = np.unique(targets[train])
+        test = test[np.isin(targets[test], known)]
+        if len(known) >= 2 and len(test):
+            yield train, test, known
 
 
 def stratified_folds(

@@ -136,12 +136,11 @@ def _ask(workspace: Workspace, server: Server, method: str, path: str, body: dic
     user, _, word = _password(workspace).partition(":")
     try:
         with httpx.Client(trust_env=False, timeout=_REQUEST_SECONDS, auth=(user, word)) as client:
-            reply = client.request(method, f"{server.url}/api{path}", json=body)
-            for seconds in _BUSY_SECONDS:
-                if reply.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+            for seconds in (*_BUSY_SECONDS, None):
+                reply = client.request(method, f"{server.url}/api{path}", json=body)
+                if seconds is None or reply.status_code != httpx.codes.SERVICE_UNAVAILABLE:
                     break
                 time.sleep(seconds)
-                reply = client.request(method, f"{server.url}/api{path}", json=body)
             return None if reply.status_code == 404 else reply.raise_for_status().json()
     except (httpx.HTTPError, ValueError) as error:
         raise ServerFailed(
