@@ -19,7 +19,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -84,14 +84,19 @@ def play(
     seeds: int,
     workers: int,
     console: Console,
+    budget: int = BUDGET,
+    limit: float | None = None,
 ) -> dict[str, Any]:
-    """One corpus by all strategies: the figures of `al simulate --json` that the table needs."""
+    """One corpus by all strategies: the figures of `al simulate --json` that the table needs.
+
+    `limit`: of `peer_run`.
+    """
     texts = corpus(name, data)
     params = parameters(READERS[SPAM if name in CUTS else name][1])
     began = time.perf_counter()
     vectors = corpus_vectors(texts, params.features, data, None)
     console.print(f"{name}: {len(texts.items)} texts, vectors after {time.perf_counter() - began:.0f} s")
-    options = Options(strategies=tuple(strategies), seeds=seeds, budget=BUDGET, workers=workers)
+    options = Options(strategies=tuple(strategies), seeds=seeds, budget=budget, workers=workers)
     columns = (TextColumn(name), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("runs", total=None)
@@ -101,27 +106,35 @@ def play(
     found = figures(done.result)
     if peers:
         work = make_work(texts, params, options, vectors)
-        rows = play_peers(work, done.folder, peers, done.result["seeds"], workers)
+        rows = play_peers(work, done.folder, peers, done.result["seeds"], workers, console, limit)
         found["peers"] = compared(done.folder, rows, done.result)
     return found
 
 
 def play_peers(
-    work: Work, folder: Path, peers: Sequence[str], seeds: Sequence[int], workers: int
+    work: Work,
+    folder: Path,
+    peers: Sequence[str],
+    seeds: Sequence[int],
+    workers: int,
+    console: Console,
+    limit: float | None = None,
 ) -> dict[tuple[str, int], Mapping[str, Any]]:
-    """The runs of scikit-activeml's strategies, a process for each seed."""
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        tasks = [pool.submit(play_seed, work, folder, tuple(peers), seed) for seed in seeds]
-        return {(row["strategy"], row["seed"]): row for task in tasks for row in task.result()}
+    """The runs of scikit-activeml's strategies, a process for each seed at a time."""
+    columns = (TextColumn("theirs"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool, Progress(*columns, console=console) as bar:
+        tasks = [pool.submit(play_seed, work, folder, tuple(peers), seed, limit) for seed in seeds]
+        rows = [row for task in bar.track(as_completed(tasks), total=len(tasks)) for row in task.result()]
+    return {(row["strategy"], row["seed"]): row for row in rows}
 
 
-def play_seed(work: Work, folder: Path, peers: Sequence[str], seed: int) -> list[dict[str, Any]]:
+def play_seed(work: Work, folder: Path, peers: Sequence[str], seed: int, limit: float | None) -> list[dict[str, Any]]:
     """All peers with one seed, on one thread each as ours."""
     with threadpool_limits(THREADS):
         paths = {peer: folder / "peers" / f"{peer.replace(' ', '-')}-{seed}.json" for peer in peers}
         prepared = None if all(path.exists() for path in paths.values()) else prepare(work, seed)
         return [
-            read_json(path) if prepared is None else peer_run(work, prepared, peer, seed, path)
+            read_json(path) if prepared is None else peer_run(work, prepared, peer, seed, path, limit)
             for peer, path in paths.items()
         ]
 
@@ -131,14 +144,19 @@ def compared(
 ) -> dict[str, Any]:
     """Ours and theirs by the metric of the corpus: area, gain over random, wins, where it is below random."""
     seeds, metric = result["seeds"], result["metric"]
-    runs = dict(rows) | {
+    failed = {name: row["failed"] for (name, _), row in rows.items() if "failed" in row}
+    runs = {run: row for run, row in rows.items() if run[0] not in failed} | {
         (arm, seed): read_run(folder, (arm, seed)) or {} for arm in result["strategies"] for seed in seeds
     }
     arms = dict.fromkeys(arm for arm, _ in runs)
     curves = {arm: table([runs[arm, seed][metric] for seed in seeds]) for arm in arms}
     full = table([(read_run(folder, (FULL, seed)) or {})[metric] for seed in seeds])
     found = to_row(compare(result["budgets"], curves, full, np.random.default_rng(0)))
-    return {key: found[key] for key in ("area", "area_interval", "gain", "labels_needed", "wins", "below_random")}
+    kept = ("area", "area_interval", "gain", "gain_interval", "labels_needed", "wins", "below_random")
+    cpu: dict[str, float] = {}
+    for (name, _), row in rows.items():
+        cpu[name] = cpu.get(name, 0.0) + row["cpu_seconds"] / len(seeds)
+    return {key: found[key] for key in kept} | {"failed": failed, "cpu_seconds": cpu}
 
 
 def parameters(max_tokens: int) -> Params:

@@ -1,54 +1,144 @@
 """Strategies of scikit-activeml in our loop: the same features, classifier, splits, seed rounds and figures.
 
-They are handed the encoder's vectors, our classifier's probabilities and the labels so far, as their interface asks.
+They are handed the encoder's vectors, our classifier's probabilities and the labels so far, as their interface asks. A
+committee is ours too. Where a strategy wants a classifier's answer elsewhere than at an item of the pool (what it would
+be with one label more, or for a vector it made up) it gets scikit-learn's logistic regression on the vectors, or, where
+it accepts no other, a classifier of theirs; what was asked is then learnt and measured with our own all the same.
 """
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.random import SeedSequence
 from numpy.typing import NDArray
 
+from al_pipeline.ensemble import draw_heads
+from al_pipeline.estimators import Estimate
 from al_pipeline.files import read_json, write_json
 from al_pipeline.head import Head, fit_head
 from al_pipeline.metrics import evaluate
 from al_pipeline.simulation.runs import METRICS, Prepared, Work, simulate_run
 
 Floats = NDArray[np.float64]
+Rows = NDArray[np.intp]
 
 
-def make_peer(name: str, seed: int) -> Any:
+def _uncertainty(method: str) -> Callable[[int, int], Any]:
+    return lambda seed, _: _theirs().UncertaintySampling(method=method, random_state=seed)
+
+
+def _committee(method: str) -> Callable[[int, int], Any]:
+    return lambda seed, _: _theirs().QueryByCommittee(method=method, random_state=seed)
+
+
+def _plain(name: str) -> Callable[[int, int], Any]:
+    return lambda seed, _: getattr(_theirs(), name)(random_state=seed)
+
+
+def _with_classes(name: str) -> Callable[[int, int], Any]:
+    return lambda seed, classes: getattr(_theirs(), name)(classes=list(range(classes)), random_state=seed)
+
+
+def _theirs() -> Any:
+    import skactiveml.pool
+
+    return skactiveml.pool
+
+
+_MAKERS: Mapping[str, Callable[[int, int], Any]] = {
+    "margin": _uncertainty("margin_sampling"),
+    "entropy": _uncertainty("entropy"),
+    "least confident": _uncertainty("least_confident"),
+    "expected AP": _uncertainty("expected_average_precision"),
+    "QBC KL": _committee("KL_divergence"),
+    "QBC vote entropy": _committee("vote_entropy"),
+    "QBC variation ratios": _committee("variation_ratios"),
+    "BADGE": _plain("Badge"),
+    "BatchBALD": _plain("BatchBALD"),
+    "CAL": _plain("ContrastiveAL"),
+    "CLUE": _plain("Clue"),
+    "CoreSet": _plain("CoreSet"),
+    "CostEmbedding": _with_classes("CostEmbeddingAL"),
+    "DiscriminativeAL": _plain("DiscriminativeAL"),
+    "DropQuery": _plain("DropQuery"),
+    "epistemic": _plain("EpistemicUncertaintySampling"),
+    "expected error": _plain("MonteCarloEER"),
+    "Falcun": _plain("Falcun"),
+    "FourDs": _plain("FourDs"),
+    "GreedyBALD": _plain("GreedyBALD"),
+    "GreedySamplingX": _plain("GreedySamplingX"),
+    "MaxHerding": _plain("MaxHerding"),
+    "McPAL": _plain("ProbabilisticAL"),
+    "ProbCover": lambda seed, classes: _theirs().ProbCover(n_classes=classes, random_state=seed),
+    "QUIRE": _with_classes("Quire"),
+    "TypiClust": _plain("TypiClust"),
+    "value of information": _plain("ValueOfInformationEER"),
+}
+"""All that 1.0.1 has for classification, plain random sampling left out. Those for regression take no classifier."""
+PEERS = tuple(f"their {name}" for name in _MAKERS)
+
+_ASK_ELSEWHERE = {"DropQuery", "epistemic", "expected error", "value of information"}
+"""They get a classifier to fit."""
+
+
+class TooSlow(Exception):
+    """A batch took more than its processor time."""
+
+
+def make_peer(name: str, seed: int, classes: int = 2) -> Any:
     """One of their strategies by its name here. Raises KeyError for one that is not in `PEERS`."""
-    import skactiveml.pool as theirs
-
-    makers: Mapping[str, Callable[[], Any]] = {
-        "their margin": lambda: theirs.UncertaintySampling(method="margin_sampling", random_state=seed),
-        "their entropy": lambda: theirs.UncertaintySampling(method="entropy", random_state=seed),
-        "their BADGE": lambda: theirs.Badge(random_state=seed),
-        "their CLUE": lambda: theirs.Clue(random_state=seed),
-        "their Falcun": lambda: theirs.Falcun(random_state=seed),
-        "their CAL": lambda: theirs.ContrastiveAL(random_state=seed),
-        "their CoreSet": lambda: theirs.CoreSet(random_state=seed),
-        "their TypiClust": lambda: theirs.TypiClust(random_state=seed),
-    }
-    return makers[name]()
+    return _MAKERS[name.removeprefix("their ")](seed, classes)
 
 
-_NAMES = ("margin", "entropy", "BADGE", "CLUE", "Falcun", "CAL", "CoreSet", "TypiClust")
-PEERS = tuple(f"their {name}" for name in _NAMES)
+@dataclass(frozen=True)
+class _Pool:
+    """What a strategy sees: vectors (n, d), labels (n,) with NaN for none, the trained head and the committee."""
+
+    vectors: Floats
+    given: Floats
+    head: Head
+    committee: Callable[[], tuple[Head | Estimate, ...]]
+    prepared: Prepared
+    positions: Rows
+
+    @property
+    def classes(self) -> list[int]:
+        return list(range(len(self.prepared.corpus.classes)))
 
 
-def peer_run(work: Work, prepared: Prepared, name: str, seed: int, path: Path) -> dict[str, Any]:
-    """One strategy's curve with one seed; read from `path` where it is there."""
+def peer_run(
+    work: Work, prepared: Prepared, name: str, seed: int, path: Path, limit: float | None = None
+) -> dict[str, Any]:
+    """One strategy's curve with one seed; read from `path` where it is there.
+
+    `limit`: seconds of processor time for a batch; with it, a strategy that needs more, or raises, comes to a row with
+    `failed` and the reason in place of a curve.
+    """
     kept: dict[str, Any] | None = read_json(path)
     if kept is not None:
         return kept
-    began = time.perf_counter()
+    began = time.process_time()
+    try:
+        row = _curve(work, prepared, name, seed, limit)
+    except Exception as error:  # whatever their code raises is a result of the screening
+        if limit is None:
+            raise
+        row = {"strategy": name, "seed": seed, "failed": f"{type(error).__name__}: {str(error)[:200]}"}
+    row |= {"cpu_seconds": round(time.process_time() - began, 2)}
+    write_json(path, row)
+    return row
+
+
+def _curve(work: Work, prepared: Prepared, name: str, seed: int, limit: float | None) -> dict[str, Any]:
     corpus, classes = prepared.corpus, prepared.corpus.classes
     assert work.dense is not None
     pool = np.sort(corpus.pool)
@@ -56,12 +146,13 @@ def peer_run(work: Work, prepared: Prepared, name: str, seed: int, path: Path) -
     place = {corpus.item_ids[int(position)]: row for row, position in enumerate(pool)}
     first = simulate_run(replace(work, rounds=0), prepared, "margin", seed).points[0]
     labeled = [place[query.item_id] for query in first.queries]
-    strategy = make_peer(name, seed)
+    strategy = make_peer(name, seed, len(classes))
     row: dict[str, Any] = {"strategy": name, "seed": seed, "budgets": [], **{metric: [] for metric in METRICS}}
     for number in range(work.rounds + 1):
         rows = np.sort(np.array(labeled))
         truth = [classes[int(one)] for one in corpus.truth[pool[rows]]]
-        head = fit_head(prepared.matrix.rows(pool[rows]), truth, classes, seed, work.calibrate)
+        known = prepared.matrix.rows(pool[rows])
+        head = fit_head(known, truth, classes, seed, work.calibrate)
         figures = evaluate(
             head.predict_proba(prepared.matrix.rows(corpus.test)),
             corpus.truth[corpus.test],
@@ -77,33 +168,76 @@ def peer_run(work: Work, prepared: Prepared, name: str, seed: int, path: Path) -
             given = np.full(len(pool), np.nan)
             given[rows] = corpus.truth[pool[rows]]
             size = min(work.asking.batch_size, len(pool) - len(labeled))
-            labeled += [int(one) for one in _query(strategy, vectors, given, head, prepared, pool, size)]
-    write_json(path, row | {"seconds": round(time.perf_counter() - began, 2)})
+            draws = SeedSequence([seed, number])
+
+            def committee(
+                head: Head = head, known: Any = known, truth: list[str] = truth, draws: SeedSequence = draws
+            ) -> tuple[Head | Estimate, ...]:
+                return draw_heads("committee", head, known, truth, draws)
+
+            with _within(limit):
+                found = _query(strategy, name, _Pool(vectors, given, head, committee, prepared, pool), size)
+            labeled += [int(one) for one in found]
     return row
 
 
-def _query(
-    strategy: Any, vectors: Floats, given: Floats, head: Head, prepared: Prepared, pool: NDArray[np.intp], size: int
-) -> NDArray[np.intp]:
-    """What a strategy asks: rows of the pool."""
-    from inspect import signature
+@contextmanager
+def _within(limit: float | None) -> Iterator[None]:
+    """Raise TooSlow after so many seconds of this process's time."""
+    if limit is None:
+        yield
+        return
 
+    def stop(*_: Any) -> None:
+        raise TooSlow(f"more than {limit:.0f} s of processor time for a batch")
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, limit)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def _query(strategy: Any, name: str, pool: _Pool, size: int) -> Rows:
+    """What a strategy asks: rows of the pool."""
     known = signature(strategy.query).parameters
-    model = _model(vectors, head, prepared, pool) if {"clf", "estimator"} & known.keys() else None
     options: dict[str, Any] = {}
     for argument, fit in (("clf", "fit_clf"), ("estimator", "fit_estimator")):
         if argument in known:
-            options |= {argument: model, fit: False}
-    found: NDArray[np.intp] = strategy.query(vectors, given, batch_size=size, **options)
+            own = _own_classifier(name, pool)
+            options |= {argument: own or _trained(pool, pool.head), fit: own is not None}
+    if "ensemble" in known:
+        options |= {"ensemble": [_trained(pool, head) for head in pool.committee()], "fit_ensemble": False}
+    if "discriminator" in known:
+        options["discriminator"] = _logistic(pool)
+    found: Rows = strategy.query(pool.vectors, pool.given, batch_size=size, **options)
     return found
 
 
-def _model(vectors: Floats, head: Head, prepared: Prepared, pool: NDArray[np.intp]) -> Any:
-    """Our classifier, trained, in their clothes: it finds an item by its vector."""
+def _own_classifier(name: str, pool: _Pool) -> Any:
+    """A classifier that the strategy shall fit itself; None for most."""
+    if name == "their FourDs":
+        from skactiveml.classifier import MixtureModelClassifier
+
+        return MixtureModelClassifier(classes=pool.classes, random_state=0)
+    return _logistic(pool) if name.removeprefix("their ") in _ASK_ELSEWHERE else None
+
+
+def _logistic(pool: _Pool) -> Any:
+    from skactiveml.classifier import SklearnClassifier
+    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped, unused-ignore]
+
+    return SklearnClassifier(LogisticRegression(max_iter=500), classes=pool.classes)
+
+
+def _trained(pool: _Pool, head: Head | Estimate) -> Any:
+    """A classifier of ours, trained, in their clothes: it finds an item by its vector."""
     from skactiveml.base import SkactivemlClassifier
 
-    row = {vector.tobytes(): number for number, vector in enumerate(vectors)}
-    proba = head.predict_proba(prepared.matrix.rows(pool))
+    row = {vector.tobytes(): number for number, vector in enumerate(pool.vectors)}
+    proba = head.predict_proba(pool.prepared.matrix.rows(pool.positions))
 
     class Trained(SkactivemlClassifier):  # type: ignore[misc]
         def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
@@ -113,7 +247,7 @@ def _model(vectors: Floats, head: Head, prepared: Prepared, pool: NDArray[np.int
             known = [row[np.ascontiguousarray(vector).tobytes()] for vector in X]
             return np.asarray(proba[known], dtype=np.float64)
 
-    model = Trained(classes=list(range(len(prepared.corpus.classes))))
-    model.classes_ = np.arange(len(prepared.corpus.classes))
-    model.cost_matrix_ = 1 - np.eye(len(model.classes_))
+    model = Trained(classes=pool.classes)
+    model.classes_ = np.array(pool.classes)
+    model.cost_matrix_ = 1 - np.eye(len(pool.classes))
     return model
