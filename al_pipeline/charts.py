@@ -111,6 +111,31 @@ def comparison_png(metric: str, lines: Mapping[str, Sequence[CurvePoint]], full:
     return _png(size, lambda axes: _draw_comparison(axes, size, _PRINT, metric, lines, full))
 
 
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One corpus among several: what is measured, the curves, and the score of a model that has all the labels."""
+
+    metric: str
+    lines: Mapping[str, Sequence[CurvePoint]]
+    full: float | None = None
+
+
+def panels_png(panels: Mapping[str, Panel], columns: int = 2) -> bytes:
+    """Comparisons side by side on white paper, each under its name; they share the colours, and the first the key."""
+    wide, high, rows = 460, 290, -(-len(panels) // columns)
+    size = _Size("print", wide * columns, high * rows, 13)
+    out = io.BytesIO()
+    with _canvas(size, "print") as figure:
+        figure.set_facecolor(_PRINT.paper)
+        for number, (name, panel) in enumerate(panels.items()):
+            corner = (number % columns * wide, (rows - 1 - number // columns) * high)
+            axes = _add_axes(figure, size, corner, (wide, high))
+            title = f"{name}: {panel.metric}"
+            _draw_comparison(axes, size, _PRINT, title, panel.lines, panel.full, with_legend=number == 0)
+        figure.savefig(out, format="png", dpi=2 * _UNITS_PER_INCH, metadata={"Software": None})
+    return out.getvalue()
+
+
 def histogram_svg(name: str, label: str, edges: Sequence[float], counts: Sequence[int]) -> str:
     """Counts between neighbouring `edges` (one more than counts) as bars: a wide and a narrow SVG for one page."""
     if not counts or len(edges) != len(counts) + 1:
@@ -167,7 +192,7 @@ def _svg(name: str, size: _Size, spoken: str, draw: Callable[[Axes, _Size, _Pale
 
 
 @contextmanager
-def _figure(size: _Size, salt: str) -> Iterator[tuple[Figure, Axes]]:
+def _canvas(size: _Size, salt: str) -> Iterator[Figure]:
     """An empty figure under matplotlib's own defaults, whatever the user's matplotlibrc says."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -177,17 +202,27 @@ def _figure(size: _Size, salt: str) -> Iterator[tuple[Figure, Axes]]:
         matplotlib.rcParams.update(
             {"svg.hashsalt": salt, "svg.fonttype": "none", "font.size": size.font, "text.parse_math": False}
         )
-        figure = Figure(figsize=(size.width / _UNITS_PER_INCH, size.height / _UNITS_PER_INCH), dpi=_UNITS_PER_INCH)
-        left, bottom, right, top = 3.2 * size.font, 3.9 * size.font, 1.2 * size.font, 2.6 * size.font
-        axes = figure.add_axes(
-            (
-                left / size.width,
-                bottom / size.height,
-                1 - (left + right) / size.width,
-                1 - (bottom + top) / size.height,
-            )
+        yield Figure(figsize=(size.width / _UNITS_PER_INCH, size.height / _UNITS_PER_INCH), dpi=_UNITS_PER_INCH)
+
+
+@contextmanager
+def _figure(size: _Size, salt: str) -> Iterator[tuple[Figure, Axes]]:
+    """A figure with one pair of axes that fill it."""
+    with _canvas(size, salt) as figure:
+        yield figure, _add_axes(figure, size, (0, 0), (size.width, size.height))
+
+
+def _add_axes(figure: Figure, size: _Size, corner: tuple[int, int], extent: tuple[int, int]) -> Axes:
+    """Axes in a part of the figure, with room around them for what `_dress` writes."""
+    left, bottom, right, top = 3.2 * size.font, 3.9 * size.font, 1.2 * size.font, 2.6 * size.font
+    return figure.add_axes(
+        (
+            (corner[0] + left) / size.width,
+            (corner[1] + bottom) / size.height,
+            (extent[0] - left - right) / size.width,
+            (extent[1] - bottom - top) / size.height,
         )
-        yield figure, axes
+    )
 
 
 def _inline(document: str, name: str, size: _Size, spoken: str) -> str:
@@ -252,6 +287,7 @@ def _draw_comparison(
     metric: str,
     lines: Mapping[str, Sequence[CurvePoint]],
     full: float | None,
+    with_legend: bool = True,
 ) -> None:
     _dress(axes, colors, "labels", metric)
     others = [name for name in lines if name != "random"]
@@ -268,7 +304,8 @@ def _draw_comparison(
     if full is not None:
         axes.axhline(full, color=colors.muted, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
     _fit_axes(axes, drawn, drawn)
-    _legend(axes, size, colors)
+    if with_legend:
+        _legend(axes, size, colors)
 
 
 def _legend(axes: Axes, size: _Size, colors: _Palette) -> None:

@@ -941,6 +941,17 @@ def labelstudio_invite(email: Annotated[str, typer.Argument(metavar="EMAIL")], a
     _say(f"{_safe(email)} can log in at {url} with the password {_safe(invited.password)}")
 
 
+@labelstudio.command("password")
+def labelstudio_password(email: Annotated[str, typer.Argument(metavar="EMAIL")], as_json: Json = False) -> None:
+    """Give an annotator who lost it a new password, printed once; what they annotated stays theirs."""
+    from al_pipeline.servers import reset_password
+
+    password = reset_password(_workspace(), email)
+    if as_json:
+        return _print_json({"email": email, "password": password})
+    _say(f"{_safe(email)} can log in with the password {_safe(password)}; the old one is void")
+
+
 @labelstudio.command("connect")
 def labelstudio_connect(
     url: Annotated[

@@ -2,14 +2,17 @@
 
     python -m benchmarks.label_efficiency --data FOLDER [--only REGEX] [--peers NAMES]
 
-Writes benchmarks/results/label_efficiency.json. `benchmarks/corpora.py` says what FOLDER holds. It goes on where
+Writes benchmarks/results/label_efficiency.json, the table in README.md and docs/label-efficiency.png.
+`benchmarks/corpora.py` says what FOLDER holds. It goes on where
 it was stopped: vectors, and each run of a strategy and a seed, are kept in FOLDER.
 
 Every strategy sees the same features, classifier, splits and seeds. The spam corpus is also cut: all its ham, and so
 much of its spam, at random, that it makes up 10, 2 and 1 % of the mails. Nothing is planted in a seed round.
 
-`--peers` names strategies of scikit-activeml, see benchmarks/peers.py.
+Where a class is so rare that random sampling does not get there within the budget, it goes on to the pool's end, so
+that the saving is a number.
 
+`--peers` names strategies of scikit-activeml, see benchmarks/peers.py; benchmarks/screening.py finds the best.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -30,6 +34,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
+from al_pipeline.encoding import Vectors
 from al_pipeline.engine import THREADS
 from al_pipeline.files import read_json, write_jsonl
 from al_pipeline.params import Params, parse_params
@@ -37,9 +42,10 @@ from al_pipeline.records import content_hash
 from al_pipeline.savings import compare
 from al_pipeline.simulation.corpus import LabeledTexts, read_corpus
 from al_pipeline.simulation.runs import FULL, Work, prepare, read_run
-from al_pipeline.simulation.simulate import Options, corpus_vectors, make_work, simulate, table, to_row
+from al_pipeline.simulation.simulate import Options, Simulation, corpus_vectors, make_work, simulate, table, to_row
 from al_pipeline.trust import template
 from benchmarks.corpora import READERS
+from benchmarks.efficiency_table import publish
 from benchmarks.peers import PEERS, peer_run
 from benchmarks.record import record
 
@@ -51,6 +57,8 @@ LIMIT = 8_200
 """Texts of a corpus; of a larger one a random sample is taken."""
 STRATEGIES = ("random", "margin", "auto")
 BUDGET = 1000
+TO_THE_END = (f"{SPAM}_2pct", f"{SPAM}_1pct")
+"""Of these random sampling asks the whole pool."""
 TARGETS = ("90", "95", "98")
 
 
@@ -73,7 +81,9 @@ def main() -> None:
             show(name, found[name], console)
     if options.only:
         return
-    record("label_efficiency", {"budget": BUDGET, "corpora": found, "means": means(found)})
+    told = {"budget": BUDGET, "corpora": found, "means": means(found)}
+    record("label_efficiency", told)
+    publish(told)
 
 
 def play(
@@ -104,11 +114,43 @@ def play(
             texts, name, params, options, data / "runs", vectors, lambda n, of: bar.update(task, completed=n, total=of)
         )
     found = figures(done.result)
+    if name in TO_THE_END and budget == BUDGET:
+        found["to_the_end"] = to_the_end(texts, name, params, options, data / "runs", vectors, done, console)
     if peers:
         work = make_work(texts, params, options, vectors)
         rows = play_peers(work, done.folder, peers, done.result["seeds"], workers, console, limit)
         found["peers"] = compared(done.folder, rows, done.result)
     return found
+
+
+def to_the_end(
+    texts: LabeledTexts,
+    name: str,
+    params: Params,
+    options: Options,
+    out: Path,
+    vectors: Vectors | None,
+    short: Simulation,
+    console: Console,
+) -> dict[str, Any]:
+    """What the strategies save of the labels that random sampling needs where it may ask the whole pool."""
+    pool = short.result["corpus"]["texts"] - short.result["corpus"]["test"]
+    options = replace(options, strategies=("random",), budget=pool + params.select.batch_size)
+    columns = (TextColumn(f"{name}, random to the pool's end"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("runs", total=None)
+        long = simulate(
+            texts, name, params, options, out, vectors, lambda n, of: bar.update(task, completed=n, total=of)
+        )
+    seeds, metric, budgets = short.result["seeds"], short.result["metric"], long.result["budgets"]
+    curves = {"random": table([(read_run(long.folder, ("random", seed)) or {})[metric] for seed in seeds])}
+    for arm in short.result["strategies"][1:]:
+        known = table([(read_run(short.folder, (arm, seed)) or {})[metric] for seed in seeds])
+        curves[arm] = np.full((len(seeds), len(budgets)), np.nan)
+        curves[arm][:, : known.shape[1]] = known
+    full = table([(read_run(short.folder, (FULL, seed)) or {})[metric] for seed in seeds])
+    row = to_row(compare(budgets, curves, full, np.random.default_rng(0)))
+    return {key: row[key] for key in ("labels_needed", "savings", "savings_interval")} | {"pool": pool}
 
 
 def play_peers(
@@ -152,7 +194,7 @@ def compared(
     curves = {arm: table([runs[arm, seed][metric] for seed in seeds]) for arm in arms}
     full = table([(read_run(folder, (FULL, seed)) or {})[metric] for seed in seeds])
     found = to_row(compare(result["budgets"], curves, full, np.random.default_rng(0)))
-    kept = ("area", "area_interval", "gain", "gain_interval", "labels_needed", "wins", "below_random")
+    kept = ("area", "area_interval", "gain", "gain_interval", "labels_needed", "wins", "below_random", "curves")
     cpu: dict[str, float] = {}
     for (name, _), row in rows.items():
         cpu[name] = cpu.get(name, 0.0) + row["cpu_seconds"] / len(seeds)

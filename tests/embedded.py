@@ -18,6 +18,7 @@ from al_pipeline.servers import (
     invite,
     prefect_environment,
     process,
+    reset_password,
     start_label_studio,
     start_prefect,
     stop_label_studio,
@@ -112,6 +113,10 @@ class LabelStudioServer:
         """Make an annotator; returns their password and token."""
         with al_home_at(self._home):
             return invite(self._workspace, email)
+
+    def reset_password(self, email: str) -> str:
+        with al_home_at(self._home):
+            return reset_password(self._workspace, email)
 
 
 class PrefectServer:

@@ -29,6 +29,7 @@ from al_pipeline.servers import (
     install,
     invite,
     prefect_environment,
+    reset_password,
     start_label_studio,
     stop_label_studio,
 )
@@ -265,6 +266,14 @@ def test_invite_without_a_server_says_what_to_do(workspace: Workspace) -> None:
         invite(workspace, "ann@example.com")
 
 
+def test_a_password_is_reset_only_where_the_accounts_are_ours(workspace: Workspace) -> None:
+    with pytest.raises(UsageError, match="al labelstudio start"):
+        reset_password(workspace, "ann@example.com")
+    workspace.store_credentials("https://labels.example.org", "f" * 40)
+    with pytest.raises(UsageError, match=r"labels\.example\.org"):
+        reset_password(workspace, "ann@example.com")
+
+
 @pytest.mark.parametrize("busy", [2, 99])
 def test_a_prefect_that_is_busy_is_asked_again_for_a_while(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, busy: int
@@ -363,6 +372,26 @@ class TestLabelStudio:
                 f"{other.url}/api/projects", headers={"Authorization": f"Token {token}"}, timeout=60, trust_env=False
             )
             assert reply.status_code == expected
+
+    @pytest.mark.slow
+    def test_a_lost_password_is_replaced(self, fresh_label_studio: Callable[[], LabelStudioServer]) -> None:
+        server = fresh_label_studio()
+        token = server.invite("ann@example.com")
+        with pytest.raises(BadInput, match="al labelstudio password"):
+            server.invite("ann@example.com")
+        password = server.reset_password("ann@example.com")
+        with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client:
+            for given, expected in (("not this one", 200), (password, 302)):
+                page = client.get("/user/login/").text
+                key = page.split('csrfmiddlewaretoken" value="')[1].split('"')[0]
+                form = {"csrfmiddlewaretoken": key, "email": "ann@example.com", "password": given}
+                assert client.post("/user/login/", data=form, headers={"Referer": server.url}).status_code == expected
+            reply = client.get("/api/projects", headers={"Authorization": f"Token {token}"})
+        assert reply.is_success, "the token stays"
+        with pytest.raises(BadInput, match="no account"):
+            server.reset_password("bob@example.com")
+        with pytest.raises(UsageError, match=r"account\.json"):
+            server.reset_password(server.admin.email)
 
     @pytest.mark.slow
     def test_users_survive_a_kill_and_a_start_again(self, fresh_label_studio: Callable[[], LabelStudioServer]) -> None:

@@ -8,6 +8,7 @@ from al_pipeline.servers.label_studio_server import (
     install,
     invite,
     label_studio_status,
+    reset_password,
     start_label_studio,
     stop_label_studio,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "admin",
     "install",
     "invite",
+    "reset_password",
     "label_studio_elsewhere",
     "label_studio_status",
     "password_file",

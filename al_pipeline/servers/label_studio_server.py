@@ -38,6 +38,14 @@ _INSTALL_SECONDS = 3600.0
 _MIGRATE_SECONDS = 900.0
 _REQUEST_SECONDS = 30.0
 _DATABASE = "label_studio.sqlite3"
+# Its own command, which takes the password as an argument: given inside, it shows in no list of processes.
+_RESET = """\
+import sys
+from label_studio.server import main
+email, password = (sys.stdin.readline().rstrip("\\n") for _ in range(2))
+sys.argv += ["--username", email, "--password", password]
+sys.exit(main())
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +132,40 @@ def invite(workspace: Workspace, email: str) -> Invited:
             return Invited(password, _json(theirs.get("/api/current-user/token"))["token"])
     except httpx.HTTPError as error:
         raise LabelStudioDown(f"Label Studio at {known['url']} did not answer ({type(error).__name__})") from error
+
+
+def reset_password(workspace: Workspace, email: str) -> str:
+    """Give an annotator of the workspace's own Label Studio a new password, which is returned; the old one is void.
+
+    Their annotations and API token stay. The server may run or not. Raises BadInput for an address without an account,
+    UsageError where the accounts are not ours to change, ServerFailed.
+    """
+    home = workspace.home / "label-studio"
+    account = admin(workspace)
+    if url := connected_elsewhere(workspace):
+        raise UsageError(f"this workspace uses the Label Studio at {url}; whoever administers that sets passwords")
+    if account is None or not (home / "data" / _DATABASE).exists():
+        raise UsageError("this workspace has no Label Studio of its own yet; `al labelstudio start` makes one")
+    if email == account.email:
+        raise UsageError(f"{email} is the administrator, whose password lies in {account.file}")
+    venv, password = install(lambda _: None), secrets.token_urlsafe(15)
+    try:
+        done = subprocess.run(
+            (str(venv / "bin/python"), "-c", _RESET, "reset_password", "--data-dir", str(home / "data")),
+            input=f"{email}\n{password}\n",
+            env={**process.inherited_environment(), **_quiet(home)},
+            cwd=home,
+            capture_output=True,
+            text=True,
+            timeout=_START_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise ServerFailed(f"Label Studio did not set the password within {_START_SECONDS:.0f} s") from None
+    if "successfully changed" in done.stdout:
+        return password
+    if "not found" in done.stdout:
+        raise BadInput(f"{email} has no account in this Label Studio; `al labelstudio invite {email}` makes one")
+    raise ServerFailed(f"Label Studio did not set the password (code {done.returncode})")
 
 
 def install(progress: Progress) -> Path:
@@ -343,7 +385,7 @@ def _json(reply: httpx.Response) -> dict[str, str]:
 
 def _why_not_invited(reply: httpx.Response, email: str) -> str:
     if "already exists" in reply.text:
-        return f"{email} has an account in this Label Studio already; its password cannot be shown again"
+        return f"{email} has an account here already; `al labelstudio password {email}` gives it a new password"
     if reply.status_code == 200:
         return f"Label Studio does not take {email} as an e-mail address"
     return f"Label Studio answered {reply.status_code} to the sign-up of {email}"
