@@ -428,10 +428,12 @@ class Asking:
     """Words, phrases or whole texts that a class is found by."""
 
 
-def choose_strategy(asking: Asking, counts: Sequence[int], has_vectors: bool) -> Choice:
-    """Which strategy asks the next batch, by the labels of each class that there are, `counts` (C,).
+def choose_strategy(asking: Asking, round_number: int, counts: Sequence[int], has_vectors: bool) -> Choice:
+    """Which strategy asks the batch of a round, by the labels of each class that there are, `counts` (C,).
 
     Before the first label it is `cold_start`; `auto` goes by what is known of the project, and never reads a score.
+    While all labels are of one class it searches: every other round what is least like all that was asked, since a
+    rare class is often odd, and at random in between, since an odd item is often no more than that.
     """
     seen, labels = sum(count > 0 for count in counts), sum(counts)
     if labels == 0:
@@ -439,7 +441,10 @@ def choose_strategy(asking: Asking, counts: Sequence[int], has_vectors: bool) ->
     if asking.strategy != AUTO:
         return Choice(asking.strategy, "params.yaml names it")
     if seen < 2:
-        return Choice("random", f"of {len(counts)} classes only {seen} was seen: a model cannot tell anything apart")
+        alone = f"of {len(counts)} classes only {seen} was seen: a model cannot tell anything apart"
+        if has_vectors and round_number % 2 == 1:
+            return Choice("core_set", f"{alone}, so that what is least like the labelled is looked at")
+        return Choice("random", alone)
     missing = f", {len(counts) - seen} of {len(counts)} classes unseen" if seen < len(counts) else ""
     fewest = min(count for count in counts if count)
     if is_unbalanced(counts):
@@ -646,7 +651,7 @@ def next_batch(
     """
     counts = Counter(labels.values())
     wanted = [ids for name, ids in sorted((guided or {}).items()) if counts[name] < GUIDED_LABELS]
-    choice = choose_strategy(asking, [counts[name] for name in classes], vectors is not None)
+    choice = choose_strategy(asking, round_number, [counts[name] for name in classes], vectors is not None)
     seed = round_seed(asking.seed, round_number, choice.strategy)
     queries = choose(
         candidates,

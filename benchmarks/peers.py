@@ -249,5 +249,6 @@ def _trained(pool: _Pool, head: Head | Estimate) -> Any:
 
     model = Trained(classes=pool.classes)
     model.classes_ = np.array(pool.classes)
+    model.random_state_ = np.random.RandomState(0)  # for ties, when they ask for classes
     model.cost_matrix_ = 1 - np.eye(len(pool.classes))
     return model

@@ -767,15 +767,18 @@ def test_near_duplicates_are_asked_once() -> None:
     assert 0 in {number // 2 for number in asked(1.0)}
 
 
-@given(st.lists(st.integers(0, 400), min_size=2, max_size=4), st.booleans())
+@given(st.integers(0, 4), st.lists(st.integers(0, 400), min_size=2, max_size=4), st.booleans())
 @settings(max_examples=80, derandomize=True)
-def test_auto_names_a_strategy_that_can_ask_and_says_why(counts: list[int], has_vectors: bool) -> None:
-    choice = choose_strategy(asking(AUTO), counts, has_vectors)
+def test_auto_names_a_strategy_that_can_ask_and_says_why(
+    round_number: int, counts: list[int], has_vectors: bool
+) -> None:
+    choice = choose_strategy(asking(AUTO), round_number, counts, has_vectors)
     assert choice.reason
     needs = STRATEGIES[choice.strategy].needs
     assert has_vectors or "vectors" not in needs
     assert sum(counts) or choice.strategy == "random"
-    assert sum(count > 0 for count in counts) >= 2 or not needs, "a model of one class has nothing to say"
+    of_a_model = needs & {"scores", "proba"}
+    assert sum(count > 0 for count in counts) >= 2 or not of_a_model, "a model of one class has nothing to say"
 
 
 @pytest.mark.parametrize(
@@ -793,7 +796,13 @@ def test_auto_names_a_strategy_that_can_ask_and_says_why(counts: list[int], has_
     ],
 )
 def test_auto_goes_by_the_labels(counts: tuple[int, ...], has_vectors: bool, strategy: str) -> None:
-    assert choose_strategy(asking(AUTO), counts, has_vectors).strategy == strategy
+    assert choose_strategy(asking(AUTO), 2, counts, has_vectors).strategy == strategy
+
+
+@pytest.mark.parametrize("has_vectors", [True, False])
+def test_auto_searches_for_a_second_class_among_the_odd_and_at_random_by_turns(has_vectors: bool) -> None:
+    found = [choose_strategy(asking(AUTO), number, (9 * number, 0), has_vectors).strategy for number in range(1, 5)]
+    assert found == (["core_set", "random"] * 2 if has_vectors else ["random"] * 4)
 
 
 def test_relevance_spends_half_on_the_poorest_class_that_was_seen() -> None:
