@@ -1145,7 +1145,8 @@ def _show_change(change: Change) -> None:
     found = change.to_json()
     table = [["labelled items", f"{change.labels[0]:,}", f"{change.labels[1]:,}"]]
     table += [["model served", str(change.served[0] or "none"), str(change.served[1] or "none")]]
-    whose = "of the newest model" if change.ruling.labels else "of the model served"
+    of_the_newest = change.ruling.labels and change.ruling.kind == "rollback"
+    whose = "of the newest model" if of_the_newest else "of the model served"
     for name, before in found["metrics_before"].items():
         after = found["metrics_after"].get(name)
         if change.metrics[0] is not change.metrics[1]:

@@ -136,6 +136,8 @@ def test_back_to_a_snapshot_and_on(played: Any, tmp_path: Path) -> None:
 
     change = rig.rule(undo, "it was not the labels after all")
     assert {(number, who) for number, who, _ in change.coming} == {(2, BAD), (3, BAD)} and not change.leaving
+    served = [read_json(rig.layout.record(int(str(tag)[-4:])))["metrics"] for tag in change.served]
+    assert list(change.metrics) == served, "of the model served now, and of the one served before the rollback"
     rig.tick()
     assert late[0] in active(read_events(rig.layout.events)), "the late answer to the abandoned round counts again too"
     assert rig.history().abandoned == {} and rig.clean()

@@ -52,7 +52,7 @@ class Change:
     """The round whose model is the promoted one, before and after."""
     metrics: tuple[Record, Record]
     """Before and after. Where labels go back: the newest round's and those of the round gone back to; where the model
-    alone does: those of the models served. The same where it is no rollback."""
+    alone does, or a rollback of a model is taken back: those of the models served. The same elsewhere."""
     params: tuple[str, ...] = ()
     """The sections of `params.yaml` that change."""
 
@@ -117,7 +117,7 @@ def rollback(
             if labels:
                 change = replace(change, metrics=(change.metrics[0], record["metrics"]))
             else:
-                change = replace(change, metrics=(_metrics(history, history.promoted), _metrics(history, serves)))
+                change = replace(change, metrics=_served(history, serves))
             if labels:
                 folded = _fold_with(workspace, git, ruling, history)
                 _same_fold(folded, record, snapshot)
@@ -145,6 +145,8 @@ def undo(workspace: Workspace, dvc: Dvc, reason: str, *, dry_run: bool = False) 
             params_from=before.get("head") if last.params_from else None,
         )  # fmt: skip
         change = _change(workspace, git, history, ruling)
+        if ruling.serves:
+            change = replace(change, metrics=_served(history, ruling.serves))
         if not dry_run:
             _commit(workspace.layout, git, ruling)
         return change
@@ -328,6 +330,11 @@ def _same_fold(folded: Folded, record: Record, snapshot: Path | None) -> None:
             f"the labels would not be those of {round_name(record['round'])} ({', '.join(differ)} differ), so nothing "
             "was changed: schema or annotators in params.yaml are others than then. `--params` takes them back too"
         )
+
+
+def _served(history: History, serves: str | None) -> tuple[Record, Record]:
+    """The metrics of the model that is served, and of the one that `serves` names."""
+    return _metrics(history, history.promoted), _metrics(history, serves)
 
 
 def _metrics(history: History, tag: str | None) -> Record:
