@@ -77,7 +77,7 @@ _MAKERS: Mapping[str, Callable[[int, int], Any]] = {
     "GreedyBALD": _plain("GreedyBALD"),
     "GreedySamplingX": _plain("GreedySamplingX"),
     "MaxHerding": _plain("MaxHerding"),
-    "McPAL": _plain("ProbabilisticAL"),
+    "McPAL": lambda seed, _: _theirs().ProbabilisticAL(metric="rbf", random_state=seed),
     "ProbCover": lambda seed, classes: _theirs().ProbCover(n_classes=classes, random_state=seed),
     "QUIRE": _with_classes("Quire"),
     "TypiClust": _plain("TypiClust"),

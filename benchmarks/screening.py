@@ -27,7 +27,7 @@ CORPORA = ("spamassassin2_10pct", "bbc_news")
 """A class that is rare, and five that are not; pools of 3,700 and 1,700."""
 SEEDS = 3
 BUDGET = 400
-LIMIT = 60.0
+LIMIT = 20.0
 """Seconds of processor time for a batch."""
 BEST = 3
 
