@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from chaos.sites import ANN, BOB, Recovery, Site, said
 
 ROBOT = "robot.chaos@example.com"
 """The account whose token the pipeline uses."""
+
+BUSY_SECONDS = 60.0
 
 
 @dataclass
@@ -126,9 +129,12 @@ class Prefect:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a client needs."""
+        """What a client needs. A server that is too busy to say that it is well is waited for."""
+        end = time.monotonic() + BUSY_SECONDS
         with al_home_at(self.home):
-            return prefect_environment(self._workspace)
+            while not (found := prefect_environment(self._workspace)) and time.monotonic() < end:
+                time.sleep(0.5)
+        return found
 
     def start(self) -> None:
         """Start it, where it is not running, at its old port."""
