@@ -20,6 +20,7 @@ from al_pipeline.running import Accuracy, Running, Saved
 
 if TYPE_CHECKING:
     from jinja2 import Template
+    from markupsafe import Markup
 
 EXCERPT_CHARACTERS = 280
 SHOWN_ITEMS = 200
@@ -272,9 +273,18 @@ def page(name: str) -> Template:
         finalize=_finalize,
     )
     environment.filters.update(
-        verdict=verdict, excerpt=excerpt, count=_count, thousands=_thousands, duration=_duration, fixed=_fixed
-    )
+        verdict=verdict, excerpt=excerpt, count=_count, thousands=_thousands, duration=_duration, fixed=_fixed,
+        sentence=_sentence,
+    )  # fmt: skip
     return environment.get_template(name)
+
+
+def _sentence(text: str) -> Markup:
+    """A message of ours as a sentence of the page: a capital first, and what stands in backticks as code."""
+    from markupsafe import Markup, escape
+
+    shown = str(escape(_clean(text[:1].upper() + text[1:])))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", shown))
 
 
 def _finalize(value: Any) -> Any:

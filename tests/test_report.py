@@ -184,6 +184,13 @@ def test_the_page_says_what_the_records_say():
         assert " ".join(words.split()) in page.text
 
 
+def test_a_command_in_a_message_is_shown_as_one():
+    decision = Decision("held", ("promotion waits for `al approve`: rolled back",))
+    html = render(make_report(next_step="the next `al round` pulls <b>", decision=decision))
+    assert "<p>The next <code>al round</code> pulls &lt;b&gt;</p>" in html
+    assert "Promotion waits for <code>al approve</code>: rolled back" in html
+
+
 def test_equal_records_give_equal_bytes():
     assert render(make_report()) == render(make_report())
 
