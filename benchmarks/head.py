@@ -194,15 +194,21 @@ METHODS: dict[str, Callable[[Corpus, NDArray[np.intp], int], Proba]] = {
 # Corpora -----------------------------------------------------------------------------------------------------------
 
 
-def load(rows: Rows, max_tokens: int, folder: Path) -> Corpus:
-    """A random pool and test set of distinct texts, with their features."""
+def choose_texts(rows: Rows) -> tuple[list[str], NDArray[np.str_]]:
+    """As many distinct texts as a pool and a test set hold, at random, with their labels."""
     labels: dict[str, set[str]] = {}
     for text, label in rows:
         labels.setdefault(text.replace("\0", " ").strip(), set()).add(label)
     distinct = {content_hash(text): text for text, found in labels.items() if len(text) >= 3 and len(found) == 1}
     hashes = sorted(distinct)[: POOL + TEST]
     texts = [distinct[name] for name in hashes]
-    truth = np.array([next(iter(labels[text])) for text in texts])
+    return texts, np.array([next(iter(labels[text])) for text in texts])
+
+
+def load(rows: Rows, max_tokens: int, folder: Path) -> Corpus:
+    """A random pool and test set of distinct texts, with their features."""
+    texts, truth = choose_texts(rows)
+    hashes = [content_hash(text) for text in texts]
     weights = folder / "encoder"
     if not (weights / "source.json").exists():
         install_encoder(ENCODER, weights)
