@@ -124,16 +124,13 @@ def panels_png(panels: Mapping[str, Panel], columns: int = 2) -> bytes:
     """Comparisons side by side on white paper, each under its name; they share the colours, and the first the key."""
     wide, high, rows = 460, 290, -(-len(panels) // columns)
     size = _Size("print", wide * columns, high * rows, 13)
-    out = io.BytesIO()
     with _canvas(size, "print") as figure:
-        figure.set_facecolor(_PRINT.paper)
         for number, (name, panel) in enumerate(panels.items()):
             corner = (number % columns * wide, (rows - 1 - number // columns) * high)
             axes = _add_axes(figure, size, corner, (wide, high))
             title = f"{name}: {panel.metric}"
             _draw_comparison(axes, size, _PRINT, title, panel.lines, panel.full, with_legend=number == 0)
-        figure.savefig(out, format="png", dpi=2 * _UNITS_PER_INCH, metadata={"Software": None})
-    return out.getvalue()
+        return _on_paper(figure)
 
 
 def histogram_svg(name: str, label: str, edges: Sequence[float], counts: Sequence[int]) -> str:
@@ -160,11 +157,15 @@ def save_learning_curve(
 
 
 def _png(size: _Size, draw: Callable[[Axes], None]) -> bytes:
-    out = io.BytesIO()
     with _figure(size, "print") as (figure, axes):
-        figure.set_facecolor(_PRINT.paper)
         draw(axes)
-        figure.savefig(out, format="png", dpi=2 * _UNITS_PER_INCH, metadata={"Software": None})
+        return _on_paper(figure)
+
+
+def _on_paper(figure: Figure) -> bytes:
+    out = io.BytesIO()
+    figure.set_facecolor(_PRINT.paper)
+    figure.savefig(out, format="png", dpi=2 * _UNITS_PER_INCH, metadata={"Software": None})
     return out.getvalue()
 
 

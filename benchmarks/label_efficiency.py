@@ -21,8 +21,9 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -108,12 +109,8 @@ def play(
     vectors = corpus_vectors(texts, params.features, data, None)
     console.print(f"{name}: {len(texts.items)} texts, vectors after {time.perf_counter() - began:.0f} s")
     options = Options(strategies=tuple(strategies), seeds=seeds, budget=budget, workers=workers)
-    columns = (TextColumn(name), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("runs", total=None)
-        done = simulate(
-            texts, name, params, options, data / "runs", vectors, lambda n, of: bar.update(task, completed=n, total=of)
-        )
+    with shown_bar(name, console) as tell:
+        done = simulate(texts, name, params, options, data / "runs", vectors, tell)
     found = figures(done.result)
     if name in TO_THE_END and budget == BUDGET:
         found["to_the_end"] = to_the_end(texts, name, params, options, data / "runs", vectors, done, console)
@@ -122,6 +119,15 @@ def play(
         rows = play_peers(work, done.folder, peers, done.result["seeds"], workers, console, limit)
         found["peers"] = compared(done.folder, rows, done.result)
     return found
+
+
+@contextmanager
+def shown_bar(label: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar that is told how much is done, and of how much."""
+    columns = (TextColumn(label), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("runs", total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)
 
 
 def to_the_end(
@@ -140,12 +146,8 @@ def to_the_end(
     """
     pool = short.result["corpus"]["texts"] - short.result["corpus"]["test"]
     options = replace(options, strategies=("random",), budget=pool + LONG_BATCH, batch_size=LONG_BATCH)
-    columns = (TextColumn(f"{name}, random to the pool's end"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("runs", total=None)
-        long = simulate(
-            texts, name, params, options, out, vectors, lambda n, of: bar.update(task, completed=n, total=of)
-        )
+    with shown_bar(f"{name}, random to the pool's end", console) as tell:
+        long = simulate(texts, name, params, options, out, vectors, tell)
     seeds, metric, near = short.result["seeds"], short.result["metric"], short.result["budgets"]
     far = [labels for labels in long.result["budgets"] if labels > near[-1]]
     beyond = table([(read_run(long.folder, ("random", seed)) or {})[metric][-len(far) :] for seed in seeds])
@@ -168,10 +170,12 @@ def play_peers(
     limit: float | None = None,
 ) -> dict[tuple[str, int], Mapping[str, Any]]:
     """The runs of scikit-activeml's strategies, a process for each seed at a time."""
-    columns = (TextColumn("theirs"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool, Progress(*columns, console=console) as bar:
+    rows: list[dict[str, Any]] = []
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool, shown_bar("theirs", console) as tell:
         tasks = [pool.submit(play_seed, work, folder, tuple(peers), seed, limit) for seed in seeds]
-        rows = [row for task in bar.track(as_completed(tasks), total=len(tasks)) for row in task.result()]
+        for number, task in enumerate(as_completed(tasks), 1):
+            rows += task.result()
+            tell(number, len(tasks))
     return {(row["strategy"], row["seed"]): row for row in rows}
 
 

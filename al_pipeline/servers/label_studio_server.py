@@ -42,8 +42,7 @@ _DATABASE = "label_studio.sqlite3"
 _RESET = """\
 import sys
 from label_studio.server import main
-email, password = (sys.stdin.readline().rstrip("\\n") for _ in range(2))
-sys.argv += ["--username", email, "--password", password]
+sys.argv.append("--password=" + sys.stdin.read())
 sys.exit(main())
 """
 
@@ -151,8 +150,16 @@ def reset_password(workspace: Workspace, email: str) -> str:
     venv, password = install(lambda _: None), secrets.token_urlsafe(15)
     try:
         done = subprocess.run(
-            (str(venv / "bin/python"), "-c", _RESET, "reset_password", "--data-dir", str(home / "data")),
-            input=f"{email}\n{password}\n",
+            (
+                str(venv / "bin/python"),
+                "-c",
+                _RESET,
+                "reset_password",
+                f"--username={email}",
+                "--data-dir",
+                str(home / "data"),
+            ),
+            input=password,
             env={**process.inherited_environment(), **_quiet(home)},
             cwd=home,
             capture_output=True,
