@@ -72,6 +72,13 @@ def test_a_doubtful_task_is_settled_by_a_third() -> None:
     assert all(sorted(filter(None, labels)) in (["ham", "spam", "spam"], ["ham", "spam"]) for labels in three)
 
 
+def test_another_workspace_is_answered_the_same() -> None:
+    elsewhere = [acts_for(key.replace("ws:", "other:", 1), "spam", LABELS, PEOPLE, 7) for key in MANY]
+    told = [[(act.email, act.kind, act.label, act.late) for act in mine] for mine in elsewhere]
+    assert told == [[(act.email, act.kind, act.label, act.late) for act in mine] for mine in acts_of_many(PEOPLE)]
+    assert [mine[0].push_key for mine in elsewhere] != MANY
+
+
 def test_another_seed_is_another_history() -> None:
     assert acts_of_many(PEOPLE) != [acts_for(key, "spam", LABELS, PEOPLE, 8) for key in MANY]
 

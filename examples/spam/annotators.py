@@ -1,9 +1,9 @@
 """Simulated annotators: people with accounts of their own, who answer in Label Studio over its REST API.
 
 They know the truth and are nevertheless like people: they skip, err, disagree, correct themselves, answer when the
-round has long been closed. What somebody does with a task is a pure function (`acts_for`) of the task's push key, of
-who they are, and of a seed, so that a repeat changes nothing. For the same reason they take a round's tasks from a
-listing: in the label stream, who gets which task depends on who was faster.
+round has long been closed. What somebody does with a task is a pure function (`acts_for`) of the task's round and item, of
+who they are, and of a seed: a repeat changes nothing, and whoever runs the demonstration sees the same labels. For the
+same reason they take a round's tasks from a listing: in the label stream, who gets which task depends on who was faster.
 """
 
 from __future__ import annotations
@@ -85,11 +85,13 @@ def acts_for(
     """What the annotators do with one task whose right label is `truth`, each one's acts in their order.
 
     A task goes to one of them; after a skip to the next. A share `doubtful_rate` of the tasks is doubtful: the first
-    errs, the second says otherwise, the third settles it.
+    errs, the second says otherwise, the third settles it. The workspace's id, with which a push key begins, changes
+    nothing.
     """
+    asked = push_key.split(":", 1)[-1]
 
     def draw(*what: str) -> float:
-        name = "\0".join((str(seed), push_key, *what))
+        name = "\0".join((str(seed), asked, *what))
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
     wrong = [label for label in labels if label != truth]

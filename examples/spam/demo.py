@@ -88,7 +88,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.spam.demo", description=__doc__)
     parser.add_argument("--folder", type=Path, default=ROOT / "demo", help="the workspace (default: demo/)")
     parser.add_argument("--rounds", type=int, default=3, help="active rounds of the first run (default: 3)")
-    parser.add_argument("--seeds", type=int, default=10, help="seeds of the comparison with random sampling")
+    parser.add_argument("--seeds", type=int, default=20, help="seeds of the comparison with random sampling")
     parser.add_argument("--clean", action="store_true", help="end the demo's servers and remove everything of it")
     return parser.parse_args(arguments)
 
@@ -229,7 +229,7 @@ def _show(
     folder = workspace.layout.root
     rounds = al(folder, "rounds")["rounds"]
     before = time.monotonic()
-    said = {item: _said(workspace.id, item, label, people) for item, label in key.items()}
+    said = {item: _said(item, label, people) for item, label in key.items()}
     with _bar(
         f"the same rounds again with {seeds} other seeds, by {workspace.params.select.strategy} and at random"
     ) as bar:
@@ -251,10 +251,10 @@ def _show(
     _farewell(workspace, Path(report))
 
 
-def _said(workspace_id: str, item: str, truth: str, people: Sequence[Annotator]) -> str:
+def _said(item: str, truth: str, people: Sequence[Annotator]) -> str:
     """What the annotators would say of an item, were it asked: each one's last word, then the majority."""
     last: dict[str, str] = {}
-    acts: list[Act] = acts_for(push_key(workspace_id, 0, item), truth, LABELS, people, SEED)
+    acts: list[Act] = acts_for(push_key("", 0, item), truth, LABELS, people, SEED)
     for act in acts:
         if act.label is not None:
             last[act.email] = act.label
