@@ -1,9 +1,10 @@
 """Simulated annotators: people with accounts of their own, who answer in Label Studio over its REST API.
 
 They know the truth and are nevertheless like people: they skip, err, disagree, correct themselves, answer when the
-round has long been closed. What somebody does with a task is a pure function (`acts_for`) of the task's round and item, of
-who they are, and of a seed: a repeat changes nothing, and whoever runs the demonstration sees the same labels. For the
-same reason they take a round's tasks from a listing: in the label stream, who gets which task depends on who was faster.
+round has long been closed. What somebody does with a task is a pure function (`acts_for`) of the task's round and item,
+of who they are, and of a seed: a repeat changes nothing, and whoever runs the demonstration sees the same labels. For
+the same reason they take a round's tasks from a listing: in the label stream, who gets which task depends on who was
+faster.
 """
 
 from __future__ import annotations
