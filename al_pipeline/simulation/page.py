@@ -16,7 +16,7 @@ Result = Mapping[str, Any]
 def pictures(result: Result) -> dict[str, bytes]:
     """The learning curves as PNG, one file a metric."""
     return {
-        f"{metric.replace('_', '-')}.png": comparison_png(_axis(result, metric), _lines(result, metric), row["full"])
+        f"{metric.replace('_', '-')}.png": comparison_png(_in_text(metric), _lines(result, metric), row["full"])
         for metric, row in result["metrics"].items()
     }
 
@@ -30,7 +30,7 @@ def render(result: Result) -> str:
             "key": metric,
             "name": METRIC_NAMES[metric],
             "chart": Markup(
-                comparison_svg(metric.replace("_", "-"), _axis(result, metric), _lines(result, metric), row["full"])
+                comparison_svg(metric.replace("_", "-"), _in_text(metric), _lines(result, metric), row["full"])
             ),
             "full": row["full"],
             "areas": [_area(row, arm) for arm in result["strategies"]],
@@ -52,7 +52,7 @@ def render(result: Result) -> str:
 def summary(result: Result) -> list[str]:
     """What came out, a sentence for each strategy beside random."""
     row = result["metrics"][result["metric"]]
-    name = METRIC_NAMES[result["metric"]].lower()
+    name = _in_text(result["metric"])
     said = []
     for arm in result["strategies"]:
         if arm == RANDOM:
@@ -96,9 +96,9 @@ def _fixed(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _axis(result: Result, metric: str) -> str:
+def _in_text(metric: str) -> str:
     name = METRIC_NAMES[metric]
-    return name if metric == "macro_f1" else name.lower()
+    return name[0].lower() + name[1:]
 
 
 def _lines(result: Result, metric: str) -> dict[str, list[CurvePoint]]:

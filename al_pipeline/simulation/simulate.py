@@ -269,12 +269,16 @@ def _warnings(texts: LabeledTexts, work: Work, budgets: Sequence[int]) -> list[s
     """What makes the figures worth less."""
     said = []
     share = min(work.test_size / len(texts.items), 1 / TEST_SHARE)
-    for label, count in texts.counts.items():
-        if 0 < count * share < FEW_POSITIVES:
-            said.append(
-                f"about {count * share:.0f} test items of a seed are {label}: figures of it move by chance, "
-                "and intervals are wide"
-            )
+    rare = [
+        f"{label} ({round(expected)})"
+        for label, n in texts.counts.items()
+        if 0 < (expected := n * share) < FEW_POSITIVES
+    ]
+    if rare:
+        said.append(
+            f"few test items of a seed are {', '.join(rare)}: figures of such a class move by chance, and intervals "
+            "are wide"
+        )
     planned = work.asking.seed_size + work.rounds * work.asking.batch_size
     if budgets[-1] < planned:
         said.append(f"the pool ends at {budgets[-1]:,} labels, before the budget of {planned:,}")
