@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from embedded import REPOSITORY
@@ -54,14 +55,16 @@ def main() -> int:
     if options.fresh:
         options.outcomes.unlink(missing_ok=True)
     console = Console()
+    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="al-chaos-") as folder:
         os.environ["AL_HOME"] = f"{folder}/home"
         try:
-            outcomes = _play(options, Path(folder), console)
+            outcomes, played = _play(options, Path(folder), console)
         except KeyboardInterrupt:
             console.print("Stopped; the same command goes on from here.")
             return 130
     told = figures(list(outcomes.values()))
+    told["this_run"] = {"scenarios": played, "minutes": round((time.monotonic() - began) / 60, 1)}
     console.print(table(told))
     for outcome in outcomes.values():
         if outcome.why:
@@ -71,8 +74,8 @@ def main() -> int:
     return 1 if told["failed"] else 0
 
 
-def _play(options: argparse.Namespace, folder: Path, console: Console) -> dict[str, Outcome]:
-    """What every scenario that was asked for came to."""
+def _play(options: argparse.Namespace, folder: Path, console: Console) -> tuple[dict[str, Outcome], int]:
+    """What every scenario that was asked for came to, and how many were played now."""
     product = product_digest()
     known = read_outcomes(options.outcomes, product)
     with console.status("The run that nobody disturbs"):
@@ -88,7 +91,7 @@ def _play(options: argparse.Namespace, folder: Path, console: Console) -> dict[s
             if outcome.why:
                 bar.console.print(f"[red]not survived:[/] {outcome.name}", highlight=False)
             bar.update(task, advance=1, description=outcome.name[:44].ljust(44))
-    return {scenario.name: known[scenario.name] for scenario in asked}
+    return {scenario.name: known[scenario.name] for scenario in asked}, len(todo)
 
 
 if __name__ == "__main__":
