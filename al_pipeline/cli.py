@@ -60,6 +60,12 @@ schedule = typer.Typer()
 app.add_typer(schedule, name="schedule")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
+Reason = Annotated[str, typer.Option(help="Why; kept for ever.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")]
+OfAnnotator = Annotated[str | None, typer.Option(help="Only what this person answered (e-mail address).")]
+OfRound = Annotated[str | None, typer.Option("--round", help="Only answers to tasks of this round.")]
+OfItem = Annotated[str | None, typer.Option(help="Only answers about this item.")]
+Since = Annotated[str | None, typer.Option(help="Only answers given or changed since then (UTC).")]
 
 
 class _Chosen:
@@ -779,8 +785,8 @@ def rollback(
     ] = False,
     params: Annotated[bool, typer.Option("--params", help="Its params.yaml too.")] = False,
     undo: Annotated[bool, typer.Option("--undo", help="Take the newest rollback back.")] = False,
-    reason: Annotated[str, typer.Option(help="Why; kept for ever.")] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
+    reason: Reason = "",
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Go back to a round's labelled snapshot: its labels, its model, or both (the default).
@@ -801,9 +807,7 @@ Studio's queue, and a new batch is asked. Label Studio may be down: the next `al
             "`--undo` takes back all that the rollback did; give it without --labels, --model and --params"
         )
     both = not labels and not model
-    if not dry_run:
-        _refuse_elsewhere(workspace)
-    with _dvc(workspace) as dvc:
+    with _desk(workspace, dry_run) as dvc:
         if number is None:
             change = take_back(workspace, dvc, reason, dry_run=dry_run)
         else:
@@ -816,12 +820,12 @@ Studio's queue, and a new batch is asked. Label Studio may be down: the next `al
 
 @labels_app.command("revoke")
 def labels_revoke(
-    annotator: Annotated[str | None, typer.Option(help="Only what this person answered (e-mail address).")] = None,
-    number: Annotated[str | None, typer.Option("--round", help="Only answers to tasks of this round.")] = None,
-    since: Annotated[str | None, typer.Option(help="Only answers given or changed since then (UTC).")] = None,
-    item: Annotated[str | None, typer.Option(help="Only answers about this item.")] = None,
-    reason: Annotated[str, typer.Option(help="Why; kept for ever.")] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
+    annotator: OfAnnotator = None,
+    number: OfRound = None,
+    since: Since = None,
+    item: OfItem = None,
+    reason: Reason = "",
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Quarantine answers: they are kept but no longer count. Conditions together narrow it down."""
@@ -830,12 +834,12 @@ def labels_revoke(
 
 @labels_app.command("restore")
 def labels_restore(
-    annotator: Annotated[str | None, typer.Option(help="Only what this person answered (e-mail address).")] = None,
-    number: Annotated[str | None, typer.Option("--round", help="Only answers to tasks of this round.")] = None,
-    since: Annotated[str | None, typer.Option(help="Only answers given or changed since then (UTC).")] = None,
-    item: Annotated[str | None, typer.Option(help="Only answers about this item.")] = None,
-    reason: Annotated[str, typer.Option(help="Why; kept for ever.")] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
+    annotator: OfAnnotator = None,
+    number: OfRound = None,
+    since: Since = None,
+    item: OfItem = None,
+    reason: Reason = "",
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Let quarantined answers count again. Conditions together narrow it down."""
@@ -845,7 +849,7 @@ def labels_restore(
 @app.command()
 def approve(
     number: Annotated[str | None, typer.Argument(metavar="ROUND", help="Default: the newest round.")] = None,
-    reason: Annotated[str, typer.Option(help="Why; kept for ever.")] = "",
+    reason: Reason = "",
     as_json: Json = False,
 ) -> None:
     """Promote a round's model although it was held or refused, and let later models be promoted again."""
@@ -853,8 +857,7 @@ def approve(
     from al_pipeline.operations.rule import approve as rule
 
     workspace = _workspace()
-    _refuse_elsewhere(workspace)
-    with _dvc(workspace) as dvc:
+    with _desk(workspace) as dvc:
         _ruled(rule(workspace, dvc, None if number is None else round_number(number), reason), as_json)
 
 
@@ -864,19 +867,17 @@ def pause(reason: Annotated[str, typer.Option(help="Why; shown to all.")] = "", 
     from al_pipeline.operations.rule import pause as rule
 
     workspace = _workspace()
-    _refuse_elsewhere(workspace)
-    with _dvc(workspace) as dvc:
+    with _desk(workspace) as dvc:
         _ruled(rule(workspace, dvc, reason), as_json)
 
 
 @app.command()
-def resume(reason: Annotated[str, typer.Option(help="Why; kept for ever.")] = "", as_json: Json = False) -> None:
+def resume(reason: Reason = "", as_json: Json = False) -> None:
     """Have ticks work again after `al pause`."""
     from al_pipeline.operations.rule import resume as rule
 
     workspace = _workspace()
-    _refuse_elsewhere(workspace)
-    with _dvc(workspace) as dvc:
+    with _desk(workspace) as dvc:
         _ruled(rule(workspace, dvc, reason), as_json)
 
 
@@ -1059,16 +1060,16 @@ def _tick(workspace: Workspace, options: Options, as_json: bool) -> TickReport:
     return tick(workspace, lambda: connect(workspace), options=options, say=say)
 
 
-def _dvc(workspace: Workspace) -> Dvc:
+@contextmanager
+def _desk(workspace: Workspace, dry_run: bool = False) -> Iterator[Dvc]:
+    """DVC for a ruling, which is refused where another clone runs the ticks that would carry it out."""
+    from al_pipeline.operations.connect import refuse_elsewhere
     from al_pipeline.operations.tick import open_dvc
 
-    return open_dvc(workspace.layout)
-
-
-def _refuse_elsewhere(workspace: Workspace) -> None:
-    from al_pipeline.operations.connect import refuse_elsewhere
-
-    refuse_elsewhere(workspace)
+    if not dry_run:
+        refuse_elsewhere(workspace)
+    with open_dvc(workspace.layout) as dvc:
+        yield dvc
 
 
 def _amend(
@@ -1088,9 +1089,7 @@ def _amend(
     workspace = _workspace()
     who = None if annotator is None else annotator.strip().lower()
     selection = Selection(who, None if number is None else round_number(number), item, since)
-    if not dry_run:
-        _refuse_elsewhere(workspace)
-    with _dvc(workspace) as dvc:
+    with _desk(workspace, dry_run) as dvc:
         change = amend(workspace, dvc, kind, selection, reason, dry_run=dry_run)
     _carry_out(workspace, change, dry_run, as_json)
 
