@@ -62,10 +62,6 @@ app.add_typer(schedule, name="schedule")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
 Reason = Annotated[str, typer.Option(help="Why; kept for ever.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")]
-OfAnnotator = Annotated[str | None, typer.Option(help="Only what this person answered (e-mail address).")]
-OfRound = Annotated[str | None, typer.Option("--round", help="Only answers to tasks of this round.")]
-OfItem = Annotated[str | None, typer.Option(help="Only answers about this item.")]
-Since = Annotated[str | None, typer.Option(help="Only answers given or changed since then (UTC).")]
 
 
 class _Chosen:
@@ -818,32 +814,38 @@ Studio's queue, and a new batch is asked. Label Studio may be down: the next `al
     _carry_out(workspace, change, dry_run, as_json)
 
 
-@labels_app.command("revoke")
-def labels_revoke(
-    annotator: OfAnnotator = None,
-    number: OfRound = None,
-    since: Since = None,
-    item: OfItem = None,
-    reason: Reason = "",
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
-    """Quarantine answers: they are kept but no longer count. Conditions together narrow it down."""
-    _amend("revoke", annotator, number, since, item, reason, dry_run, as_json)
+def _amending(kind: Kind) -> Callable[..., None]:
+    """The command that revokes or restores; both select alike."""
+
+    def command(
+        annotator: Annotated[str | None, typer.Option(help="Only what this person answered (e-mail address).")] = None,
+        number: Annotated[str | None, typer.Option("--round", help="Only answers to tasks of this round.")] = None,
+        since: Annotated[str | None, typer.Option(help="Only answers given or changed since then (UTC).")] = None,
+        item: Annotated[str | None, typer.Option(help="Only answers about this item.")] = None,
+        reason: Reason = "",
+        dry_run: DryRun = False,
+        as_json: Json = False,
+    ) -> None:
+        from al_pipeline.operations.history import round_number
+        from al_pipeline.operations.rule import amend
+        from al_pipeline.rulings import Selection
+
+        workspace = _workspace()
+        who = None if annotator is None else annotator.strip().lower()
+        selection = Selection(who, None if number is None else round_number(number), item, since)
+        with _desk(workspace, dry_run) as dvc:
+            change = amend(workspace, dvc, kind, selection, reason, dry_run=dry_run)
+        _carry_out(workspace, change, dry_run, as_json)
+
+    return command
 
 
-@labels_app.command("restore")
-def labels_restore(
-    annotator: OfAnnotator = None,
-    number: OfRound = None,
-    since: Since = None,
-    item: OfItem = None,
-    reason: Reason = "",
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
-    """Let quarantined answers count again. Conditions together narrow it down."""
-    _amend("restore", annotator, number, since, item, reason, dry_run, as_json)
+labels_app.command(
+    "revoke", help="Quarantine answers: they are kept but no longer count. Conditions together narrow it down."
+)(_amending("revoke"))
+labels_app.command("restore", help="Let quarantined answers count again. Conditions together narrow it down.")(
+    _amending("restore")
+)
 
 
 @app.command()
@@ -1070,28 +1072,6 @@ def _desk(workspace: Workspace, dry_run: bool = False) -> Iterator[Dvc]:
         refuse_elsewhere(workspace)
     with open_dvc(workspace.layout) as dvc:
         yield dvc
-
-
-def _amend(
-    kind: Kind,
-    annotator: str | None,
-    number: str | None,
-    since: str | None,
-    item: str | None,
-    reason: str,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
-    from al_pipeline.operations.history import round_number
-    from al_pipeline.operations.rule import amend
-    from al_pipeline.rulings import Selection
-
-    workspace = _workspace()
-    who = None if annotator is None else annotator.strip().lower()
-    selection = Selection(who, None if number is None else round_number(number), item, since)
-    with _desk(workspace, dry_run) as dvc:
-        change = amend(workspace, dvc, kind, selection, reason, dry_run=dry_run)
-    _carry_out(workspace, change, dry_run, as_json)
 
 
 def _carry_out(workspace: Workspace, change: Change, dry_run: bool, as_json: bool) -> None:
