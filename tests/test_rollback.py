@@ -6,9 +6,11 @@ import contextlib
 import copy
 import itertools
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from harness import Killed, answer_all, change_params, copy_workspace, play
@@ -26,7 +28,7 @@ from al_pipeline.errors import (
 from al_pipeline.files import read_json, write_json
 from al_pipeline.labels import active
 from al_pipeline.ledger import read_events
-from al_pipeline.operations import connect
+from al_pipeline.operations import connect, rule
 from al_pipeline.operations.history import read_history, read_plan
 from al_pipeline.operations.rule import Change, amend, approve, pause, resume, rollback, undo
 from al_pipeline.operations.status import rounds, status
@@ -143,6 +145,37 @@ def test_back_to_a_snapshot_and_on(played: Any, tmp_path: Path) -> None:
     assert rig.history().abandoned == {} and rig.clean()
     with pytest.raises(NothingToDo, match="no rollback stands"):
         rig.rule(undo, "")
+
+
+@pytest.mark.parametrize("others", ["labels", "labels and model"])
+def test_a_snapshot_of_equal_rows_in_other_bytes_is_gone_back_to(
+    played: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: str
+) -> None:
+    """Another pyarrow writes the same table in other bytes; what a rollback is accepted for, the tick carries out."""
+
+    def other_bytes(path: Path, rows: Any, write: Any) -> None:
+        write(path, rows)
+        pq.write_table(pq.read_table(path), path, compression="none")
+
+    rig = Rig(played, tmp_path)
+    for name in ("write_labeled", "write_unresolved"):
+        monkeypatch.setattr(rule, name, partial(other_bytes, write=getattr(rule, name)))
+    rig.back(1, model=others != "labels")
+    report = rig.tick()
+    assert report.published == (3,) and rig.hashes(3) == rig.hashes(1)
+    assert rig.tick().round == 4 and rig.clean()
+
+
+def test_a_snapshot_of_other_rows_is_refused_before_anything_is_ruled(
+    played: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(played, tmp_path)
+    monkeypatch.setattr(rule, "write_labeled", lambda path, rows: write_json(path, {}))
+    monkeypatch.setattr(rule, "read_labeled", lambda path: read_labeled(path)[1:])
+    head = rig.git.head()
+    with pytest.raises(NeedsAHand, match="labeled"):
+        rig.back(1)
+    assert rig.git.head() == head and rig.history().rulings == ()
 
 
 def test_a_rehearsal_changes_nothing(played: Any, tmp_path: Path) -> None:

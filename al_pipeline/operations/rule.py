@@ -10,7 +10,7 @@ from __future__ import annotations
 import getpass
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -33,6 +33,7 @@ from al_pipeline.rulings import Kind, Ruling, Selection, in_effect, moment
 from al_pipeline.workspace import Workspace
 
 _FOLDED = ("labeled", "test_labels", "unresolved")
+_FOLDED_PATHS = {name: f"data/{name}.parquet" for name in _FOLDED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,8 @@ def rollback(
             serves=serves, hold=True if model else None, params_from=tag if params else None, before=before,
         )  # fmt: skip
         with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=layout.private) as place:
-            snapshot = _prove(dvc, record, Path(place), model=model)
+            wanted = {"events": "data/events", **_FOLDED_PATHS}
+            snapshot = _prove(dvc, record, Path(place), {**wanted, "model": "models/candidate"} if model else wanted)
             ruling = replace(ruling, parts=last_part(snapshot / "events") if labels else None)
             change = _change(workspace, git, history, ruling)
             if labels:
@@ -119,8 +121,7 @@ def rollback(
             else:
                 change = replace(change, metrics=_served(history, serves))
             if labels:
-                folded = _fold_with(workspace, git, ruling, history)
-                _same_fold(folded, record, snapshot)
+                _same_fold(_fold_with(workspace, git, ruling, history), record, lambda: snapshot)
         if not dry_run:
             _commit(layout, git, ruling)
         return change
@@ -218,16 +219,18 @@ def finish_ruling(layout: Layout, git: Git) -> None:
         git.commit("Finish a ruling whose making was interrupted", [layout.rulings])
 
 
-def check_snapshot(workspace: Workspace, git: Git, rulings: Sequence[Ruling]) -> None:
+def check_snapshot(workspace: Workspace, git: Git, dvc: Dvc, rulings: Sequence[Ruling]) -> None:
     """Raise NeedsAHand where carrying `rulings` out, the last of them a rollback, would not give its snapshot's labels.
 
-    Parameters may have been edited since the ruling was made and checked.
+    Parameters may have been edited since the ruling was made and checked. Whatever a rollback was accepted for is
+    equal here too: both ask `_same_fold`.
     """
     if not rulings or rulings[-1].kind != "rollback":
         return
     layout = workspace.layout
     record = read_history(layout, git).record(rulings[-1].to or 0)
-    _same_fold(_fold_after(workspace, rulings), record, None)
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=layout.private) as place:
+        _same_fold(_fold_after(workspace, rulings), record, lambda: _prove(dvc, record, Path(place), _FOLDED_PATHS))
 
 
 # How a ruling is made ----------------------------------------------------------------------------------------------
@@ -269,15 +272,12 @@ def _commit(layout: Layout, git: Git, ruling: Ruling) -> None:
     git.commit(f"Ruling {ruling.number}: {ruling.sentence()}", [path])
 
 
-def _prove(dvc: Dvc, record: Record, place: Path, *, model: bool) -> Path:
-    """Bring a snapshot's labels, ledger and (with `model`) model into `place`: what cannot be had is named.
+def _prove(dvc: Dvc, record: Record, place: Path, wanted: Mapping[str, str]) -> Path:
+    """Bring what a round published into `place`: `wanted` gives each name there its path in the workspace.
 
-    Raises RemoteIncomplete.
+    Raises RemoteIncomplete, naming what cannot be had.
     """
     tag = round_name(record["round"])
-    wanted = {"events": "data/events", **{name: f"data/{name}.parquet" for name in _FOLDED}}
-    if model:
-        wanted["model"] = "models/candidate"
     for name, path in wanted.items():
         try:
             dvc.get(path, tag, place / name)
@@ -309,11 +309,11 @@ def _fold_after(workspace: Workspace, rulings: Sequence[Ruling], params: Params 
     return fold(events, params.schema_.labels, len(params.annotators) or None, times_asked(events))
 
 
-def _same_fold(folded: Folded, record: Record, snapshot: Path | None) -> None:
-    """Raise NeedsAHand where `folded` is not what the round's record says, to the byte.
+def _same_fold(folded: Folded, record: Record, snapshot: Callable[[], Path]) -> None:
+    """Raise NeedsAHand where `folded` is not what the round published: the one place that decides about equality.
 
-    Another engine may write equal rows in other bytes: then the rows themselves are compared, where `snapshot` has
-    them.
+    Equal bytes are equal. Another pyarrow may write equal rows in other bytes: then the rows decide, read from the
+    folder that `snapshot` gives, which is asked only then.
     """
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
@@ -321,10 +321,11 @@ def _same_fold(folded: Folded, record: Record, snapshot: Path | None) -> None:
         write_labeled(place / "test_labels", folded.test)
         write_unresolved(place / "unresolved", folded.unresolved)
         differ = [part for part in _FOLDED if sha256_file(place / part) != record["hashes"][part]]
-    if differ and snapshot is not None:
+    if differ:
+        place = snapshot()
         rows = {"labeled": folded.labeled, "test_labels": folded.test, "unresolved": folded.unresolved}
         readers: dict[str, Any] = {"labeled": read_labeled, "test_labels": read_labeled, "unresolved": read_unresolved}
-        differ = [part for part in differ if tuple(readers[part](snapshot / part)) != rows[part]]
+        differ = [part for part in differ if tuple(readers[part](place / part)) != rows[part]]
     if differ:
         raise NeedsAHand(
             f"the labels would not be those of {round_name(record['round'])} ({', '.join(differ)} differ), so nothing "

@@ -318,7 +318,7 @@ def _close(session: _Session, facts: Facts) -> None:
         if ruling.params_from is not None and (text := session.git.show(ruling.params_from, layout.params.name)):
             write_text(layout.params, text)
     session.workspace = replace(session.workspace)  # which reads its parameters anew
-    check_snapshot(session.workspace, session.git, rulings)
+    check_snapshot(session.workspace, session.git, session.dvc, rulings)
     _remember(layout, planned, closed_at=session.now().timestamp(), reason=why)
     plans = read_plans(session.git).values()
     overrides, session.overrides = session.overrides, {}
