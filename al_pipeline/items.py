@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from al_pipeline.errors import BadInput
 from al_pipeline.files import replacing
 from al_pipeline.records import Item
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import pyarrow as pa
 
 COLUMNS = ("item_id", "content_hash", "text", "metadata")
@@ -102,6 +101,7 @@ def columns_of(item: Item) -> dict[str, Any]:
 
 def read_ids(folders: Iterable[Path]) -> ItemKeys:
     """Ids and content hashes of all items, compactly. Raises BadInput on a damaged part."""
+    import numpy as np
     import pyarrow as pa
 
     ids: list[pa.Array] = []

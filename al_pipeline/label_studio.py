@@ -91,7 +91,9 @@ class LabelStudioOracle:
         sleep: Callable[[float], None] = time.sleep,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        from label_studio_sdk import LabelStudio
+        # The generated client. The SDK's own top-level class adds label interfaces and exports that nothing here uses,
+        # and with them pandas and a JSON Schema faker: three seconds of imports.
+        from label_studio_sdk.base_client import LabelStudioBase
 
         if not url.startswith(("http://", "https://")):
             raise LabelStudioRefused("the address of Label Studio must begin with http:// or https://")
@@ -107,7 +109,7 @@ class LabelStudioOracle:
             )
         self.url = url.rstrip("/")
         self._http = httpx.Client(timeout=timeout, transport=transport, trust_env=not _on_this_machine(self.url))
-        self._client = LabelStudio(  # type: ignore[no-untyped-call]
+        self._client = LabelStudioBase(
             base_url=self.url, api_key=token, timeout=timeout, max_retries=0, httpx_client=self._http
         )
         self._sleep = sleep

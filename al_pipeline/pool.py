@@ -1,17 +1,12 @@
-"""The pool as an idea: what an id is, what is the same item, which items become the test set, who is in which part."""
+"""The pool as an idea: what an id is, what is the same item, which items become the test set."""
 
 from __future__ import annotations
 
 import heapq
 from array import array
 from collections.abc import Iterable, Iterator
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Literal
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any
 
 from al_pipeline.records import Part
 
@@ -160,34 +155,3 @@ class _Slots:
         while slots[slot] != self._EMPTY:
             slot = (slot + 1) & mask
         slots[slot] = number
-
-
-State = Literal["labeled", "ignored", "pending", "unlabeled"]
-STATES: tuple[State, ...] = ("labeled", "ignored", "pending", "unlabeled")
-"""What a pool item can be, one of these at a time; where two apply, the earlier one holds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Partition:
-    """The pool, cut into four disjoint parts. `codes[i]` is the index in STATES of what item i is; shape (n,)."""
-
-    codes: npt.NDArray[np.uint8]
-
-    def mask(self, state: State) -> npt.NDArray[np.bool_]:
-        """Which items are `state`; shape (n,)."""
-        return np.equal(self.codes, STATES.index(state))
-
-    def counts(self) -> dict[State, int]:
-        """How many items are what; the numbers add up to the pool."""
-        numbers = np.bincount(self.codes, minlength=len(STATES))
-        return {state: int(numbers[index]) for index, state in enumerate(STATES)}
-
-
-def partition(
-    item_ids: Iterable[str], labeled: AbstractSet[str], pending: AbstractSet[str], ignored: AbstractSet[str]
-) -> Partition:
-    """labelled ∪ ignored ∪ pending ∪ unlabelled = pool, disjoint. Ids that are not in the pool do not count."""
-    codes = (
-        0 if item_id in labeled else 1 if item_id in ignored else 2 if item_id in pending else 3 for item_id in item_ids
-    )
-    return Partition(np.fromiter(codes, np.uint8))

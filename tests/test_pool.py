@@ -1,4 +1,4 @@
-"""Ids, the test draw, the catalogue of what is known, and the partition of the pool: laws first."""
+"""Ids, the test draw and the catalogue of what is known: laws first."""
 
 from __future__ import annotations
 
@@ -9,14 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from al_pipeline.pool import (
-    STATES,
-    Catalog,
-    draw_test,
-    drawn_size,
-    item_id_from,
-    partition,
-)
+from al_pipeline.pool import Catalog, draw_test, drawn_size, item_id_from
 
 HASH = "0123456789abcdef" * 4
 
@@ -116,21 +109,3 @@ def test_the_catalogue_grows_and_stays_small():
     assert all(catalog.find_id(f"item-{n:012d}") == catalog.find_content(digest(n)) == n for n in range(0, 20_000, 97))
     assert catalog.find_id("item-1") is None
     assert size / 20_000 < 130, "bytes an item"
-
-
-ids = st.frozensets(st.sampled_from("abcdefghij"))
-
-
-@settings(deadline=None)
-@given(ids, ids, ids, ids)
-def test_the_parts_are_disjoint_and_together_the_pool(pool, labeled, pending, ignored):
-    names = sorted(pool)
-    parts = partition(names, labeled, pending, ignored)
-    chosen = {state: {n for n, yes in zip(names, parts.mask(state), strict=True) if yes} for state in STATES}
-    assert set().union(*chosen.values()) == pool
-    assert sum(map(len, chosen.values())) == len(pool)
-    assert parts.counts() == {state: len(chosen[state]) for state in STATES}
-    assert chosen["labeled"] == pool & labeled
-    assert chosen["ignored"] == (pool & ignored) - labeled
-    assert chosen["pending"] == (pool & pending) - labeled - ignored
-    assert chosen["unlabeled"] == pool - labeled - pending - ignored

@@ -6,15 +6,11 @@ import contextlib
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from al_pipeline.comparison import shared
 from al_pipeline.engine import current_engine
 from al_pipeline.errors import ForeignEdit, NeedsAHand, RepositoryError
 from al_pipeline.files import read_json, read_object, sha256_file, sha256_tree, write_json, write_jsonl
-from al_pipeline.gate import Decision, decide
 from al_pipeline.items import count_items, fetch, read_ids
 from al_pipeline.labels import CONTROLS, active
 from al_pipeline.layout import Layout
@@ -24,10 +20,13 @@ from al_pipeline.operations.history import History, Record, read_plans
 from al_pipeline.params import Params
 from al_pipeline.records import RANDOM_SLICE, Event, PlannedTask, push_key, round_name
 from al_pipeline.repository import Dvc, Git
-from al_pipeline.results import Predictions, parse_predictions, read_labeled, read_queries, read_unresolved
 from al_pipeline.rulings import Ruling
 from al_pipeline.running import Forecast, running_accuracy
 from al_pipeline.workspace import Workspace
+
+if TYPE_CHECKING:  # at run time where they are used: a tick that finds nothing to do needs no numpy
+    from al_pipeline.gate import Decision
+    from al_pipeline.results import Predictions
 
 
 def decide_and_plan(
@@ -139,6 +138,8 @@ def unsynced(git: Git, layout: Layout) -> bool:
 
 def plan_tasks(workspace: Workspace, git: Git, number: int, abandoned: Collection[int]) -> list[PlannedTask]:
     """What round `number` asks: test items that nobody was asked about yet (save in abandoned rounds), then queries."""
+    from al_pipeline.results import read_labeled, read_queries, read_unresolved
+
     layout = workspace.layout
     queries = read_queries(layout.queries)
     hashes = {
@@ -196,6 +197,8 @@ def _running(layout: Layout, git: Git, history: History, params: Params, number:
     """How right models were about the random slices up to round `number`, by today's labels."""
     if number is None:
         return None
+    from al_pipeline.results import read_labeled
+
     labels = {row.item_id: row.label for row in read_labeled(layout.labeled)}
     forecasts = [
         Forecast(task.round, task.predicted, labels.get(task.item_id))
@@ -208,6 +211,8 @@ def _running(layout: Layout, git: Git, history: History, params: Params, number:
 
 
 def _counts(layout: Layout, plan: list[PlannedTask]) -> dict[str, Any]:
+    from al_pipeline.results import read_labeled, read_unresolved
+
     labeled, test_labels = read_labeled(layout.labeled), read_labeled(layout.test_labels)
     unresolved = read_unresolved(layout.unresolved)
     ignored = sum(row.part == "pool" and row.kind == "ignored" for row in unresolved)
@@ -244,6 +249,11 @@ def _hashes(layout: Layout, upcoming: int) -> dict[str, str]:
 
 
 def _decide(layout: Layout, git: Git, history: History, params: Params) -> Decision:
+    import numpy as np
+
+    from al_pipeline.gate import decide
+    from al_pipeline.results import parse_predictions
+
     challenger = parse_predictions(layout.predictions.read_text(encoding="utf-8"))
     champion = None
     if history.promoted and (text := git.show(history.promoted, "rounds/predictions.csv")):
@@ -274,6 +284,9 @@ def _held(decision: Decision, holding: Ruling | None) -> Decision:
 
 def _shared(champion: Predictions, challenger: Predictions) -> tuple[Predictions, Predictions]:
     """Both models' rows for the test items that both saw, in the challenger's order; today's labels count."""
+    from al_pipeline.comparison import shared
+    from al_pipeline.results import Predictions
+
     rows, keep = shared(champion, challenger)
     items = tuple(challenger.item_ids[row] for row in keep)
     labels = tuple(challenger.labels[row] for row in keep)

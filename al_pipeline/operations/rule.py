@@ -28,7 +28,6 @@ from al_pipeline.operations.history import History, Record, read_history
 from al_pipeline.params import Params, parse_params
 from al_pipeline.records import Event, LabeledItem, round_name
 from al_pipeline.repository import Dvc, Git
-from al_pipeline.results import read_labeled, read_unresolved, write_labeled, write_unresolved
 from al_pipeline.rulings import Kind, Ruling, Selection, in_effect, moment
 from al_pipeline.workspace import Workspace
 
@@ -179,7 +178,7 @@ def amend(
 
 def approve(workspace: Workspace, dvc: Dvc, number: int | None, reason: str) -> Ruling:
     """Promote the model of round `number` (default: the newest published) and let later models be promoted again."""
-    with _ruling(workspace, dvc, "al approve") as (git, history):
+    with _ruling(workspace, dvc, "al approve", data=False) as (git, history):
         if not history.rounds:
             raise NothingToDo("no round is published yet")
         record = history.rounds[-1] if number is None else history.record(number)
@@ -193,7 +192,7 @@ def approve(workspace: Workspace, dvc: Dvc, number: int | None, reason: str) -> 
 
 def pause(workspace: Workspace, dvc: Dvc, reason: str) -> Ruling:
     """Have ticks do nothing until `resume`; what is half built is finished then."""
-    with _ruling(workspace, dvc, "al pause") as (git, history):
+    with _ruling(workspace, dvc, "al pause", data=False) as (git, history):
         if history.pausing:
             raise NothingToDo(f"it is paused already: {history.pausing.sentence()}")
         ruling = _new(history, git, "pause", reason)
@@ -203,7 +202,7 @@ def pause(workspace: Workspace, dvc: Dvc, reason: str) -> Ruling:
 
 def resume(workspace: Workspace, dvc: Dvc, reason: str) -> Ruling:
     """Have ticks work again."""
-    with _ruling(workspace, dvc, "al resume") as (git, history):
+    with _ruling(workspace, dvc, "al resume", data=False) as (git, history):
         if not history.pausing:
             raise NothingToDo("it is not paused; `al status` says what it waits for")
         ruling = _new(history, git, "resume", reason)
@@ -237,8 +236,11 @@ def check_snapshot(workspace: Workspace, git: Git, dvc: Dvc, rulings: Sequence[R
 
 
 @contextmanager
-def _ruling(workspace: Workspace, dvc: Dvc, purpose: str) -> Iterator[tuple[Git, History]]:
-    """The lock, and the workspace as a tick would find it."""
+def _ruling(workspace: Workspace, dvc: Dvc, purpose: str, *, data: bool = True) -> Iterator[tuple[Git, History]]:
+    """The lock, and the workspace as a tick would find it. `data`: whether the ruling depends on pool and ledger.
+
+    One that does not must work while the data are away or damaged: that is when people pause.
+    """
     from al_pipeline.operations.tick import check_owned
 
     layout = workspace.layout
@@ -249,7 +251,7 @@ def _ruling(workspace: Workspace, dvc: Dvc, purpose: str) -> Iterator[tuple[Git,
         history = read_history(layout, git)
         if history.planned is None:
             raise NothingToDo("no round was planned yet; `al round` makes the first plan")
-        check_owned(workspace, git, dvc, history, datetime.now(UTC))
+        check_owned(workspace, git, dvc, history, datetime.now(UTC), sources=data)
         yield git, history
 
 
@@ -315,6 +317,8 @@ def _same_fold(folded: Folded, record: Record, snapshot: Callable[[], Path]) -> 
     Equal bytes are equal. Another pyarrow may write equal rows in other bytes: then the rows decide, read from the
     folder that `snapshot` gives, which is asked only then.
     """
+    from al_pipeline.results import read_labeled, read_unresolved, write_labeled, write_unresolved
+
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         write_labeled(place / "labeled", folded.labeled)

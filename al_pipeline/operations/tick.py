@@ -36,12 +36,10 @@ from al_pipeline.operations.close import (
     refuse_edits,
 )
 from al_pipeline.operations.connect import stored_project
-from al_pipeline.operations.guess import guess
 from al_pipeline.operations.history import History, read_history, read_plan, read_plans
 from al_pipeline.operations.pull import pull
 from al_pipeline.operations.push import push, retire
 from al_pipeline.operations.rule import check_snapshot, finish_ruling
-from al_pipeline.operations.sources import ingest_sources
 from al_pipeline.oracle import Oracle, ProjectRef
 from al_pipeline.records import Event, PlannedTask, Task, round_name, shown_text
 from al_pipeline.repository import Dvc, Git
@@ -225,7 +223,6 @@ def _look(workspace: Workspace, git: Git, history: History, now: datetime) -> Fa
     layout = workspace.layout
     planned = history.planned
     incoming = count_items([layout.inbox_pool])
-    items = incoming + count_items([layout.pool])
     tags = git.tags() if history.rounds else {}
     untagged = next((r["round"] for r in history.rounds if round_name(r["round"]) not in tags), None)
     closed = is_closed(layout, planned)
@@ -236,7 +233,7 @@ def _look(workspace: Workspace, git: Git, history: History, now: datetime) -> Fa
     carried = set(read_json(layout.overrides, {}).get("rulings", ())) if closed else set()
     waiting = {ruling.number for ruling in history.waiting}
     found = Facts(
-        items=items,
+        items=incoming + _published_items(layout, history),
         incoming=incoming,
         planned=planned,
         untagged=untagged,
@@ -262,6 +259,17 @@ def _look(workspace: Workspace, git: Git, history: History, now: datetime) -> Fa
     )
 
 
+def _published_items(layout: Layout, history: History) -> int:
+    """Items in the pool: its parts are counted before the first record only, after that the newest record says it.
+
+    While a round is being closed the inbox may have become a part that the record does not know; nothing asks then.
+    """
+    if history.latest is None:
+        return count_items([layout.pool])
+    found: int = history.latest["counts"]["pool"]
+    return found
+
+
 def settled_tasks(workspace: Workspace, tasks: list[PlannedTask], events: list[Event]) -> int:
     """How many of a round's tasks are answered or given up."""
     params = workspace.params
@@ -279,6 +287,8 @@ def _take(step: Step, session: _Session, facts: Facts) -> Any:
     layout, workspace, planned = session.layout, session.workspace, facts.planned
     match step:
         case Step.INGEST:
+            from al_pipeline.operations.sources import ingest_sources
+
             return ingest_sources(workspace)
         case Step.CONNECT:
             return _connect(session)
@@ -391,6 +401,8 @@ def _with_label_studio(step: Step, session: _Session, planned: int) -> None:
 
 def tasks_of(workspace: Workspace, plan: list[PlannedTask]) -> list[Task]:
     """The planned tasks with what annotators will see of them."""
+    from al_pipeline.operations.guess import guess
+
     layout, params = workspace.layout, workspace.params
     items = fetch([layout.pool, layout.test], [task.item_id for task in plan])
     if missing := [task.item_id for task in plan if task.item_id not in items]:
@@ -473,10 +485,12 @@ def _count_selected(session: _Session) -> None:
         )
 
 
-def check_owned(workspace: Workspace, git: Git, dvc: Dvc, history: History, now: datetime) -> None:
+def check_owned(
+    workspace: Workspace, git: Git, dvc: Dvc, history: History, now: datetime, *, sources: bool = True
+) -> None:
     """Between builds everything the engine owns is as committed; raise ForeignEdit where somebody changed it.
 
-    In the middle of one, what a kill tore is put back.
+    In the middle of one, what a kill tore is put back. `sources`: the data too, which whoever reads none can leave out.
     """
     layout = workspace.layout
     if git.head() is not None and git.branch() is None:
@@ -486,8 +500,9 @@ def check_owned(workspace: Workspace, git: Git, dvc: Dvc, history: History, now:
     if git.head() is None:
         raise ForeignEdit(f"{layout.root} has no commit; was `al init` interrupted? Run it again")
     refuse_edits(foreign_edits(layout, git))
-    bring_sources(layout, dvc)
-    check_sources(layout, dvc)
+    if sources:
+        bring_sources(layout, dvc)
+        check_sources(layout, dvc)
 
 
 def _remember(layout: Layout, planned: int | None, **values: Any) -> None:
