@@ -107,15 +107,25 @@ def init(
             help="Where DVC keeps data and models (s3://…, ssh://…, a folder). Default: a folder of this user."
         ),
     ] = None,
+    test_size: Annotated[
+        int | None,
+        typer.Option(min=0, help="Items set aside at random to measure on. Default: 500, at most a fifth."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a workspace: a git and DVC repository that holds one labelling project."""
     from al_pipeline.operations.init import init as make
 
-    workspace = make(folder, [label.strip() for label in labels.split(",")], question, remote)
+    workspace = make(folder, [label.strip() for label in labels.split(",")], question, remote, test_size)
     if as_json:
         return _print_json({"workspace": str(workspace.layout.root), "workspace_id": workspace.id})
+    asked = workspace.params
     _say(f"Made the workspace [bold]{_safe(workspace.layout.root)}[/]. Every knob is in its params.yaml.")
+    _say(
+        f"The first file brings a test set of {asked.ingest.test_size:,} items, at most a fifth (--test-size). Before "
+        f"the first model people label {asked.round.seed_size + min(asked.round.test_tasks, asked.ingest.test_size):,} "
+        "items; labels that you have already (al ingest --label-column) make a model at once."
+    )
     _say(f"Next: [bold]cd {_safe(folder)}[/], [bold]al ingest FILE[/], [bold]al up[/], [bold]al round[/].")
 
 
@@ -140,34 +150,56 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def ingest(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="CSV, JSONL or Parquet.")],
+    files: Annotated[list[Path] | None, typer.Argument(metavar="FILE", help="CSV, JSONL or Parquet.")] = None,
     text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
     id_column: Annotated[str | None, typer.Option(help="Your ids. Default: `id`, if there is such a column.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Labels that you already have.")] = None,
     test: Annotated[
         bool, typer.Option("--test", help="These items are the test set: measured on, never asked.")
     ] = False,
+    test_size: Annotated[
+        int | None,
+        typer.Option(min=0, help="Items drawn at random as the test set. Default: ingest.test_size of params.yaml."),
+    ] = None,
+    redraw: Annotated[
+        bool,
+        typer.Option("--redraw-test", help="Draw the test set again from all files, until the first round begins."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Add items to the pool. What is there already is not added twice; a bad row goes to a rejects file."""
     from al_pipeline.lock import locked
+    from al_pipeline.operations.ingest import before_first_model, redraw_test
     from al_pipeline.operations.ingest import ingest as take
 
+    if not files and not redraw:
+        raise UsageError("name at least one FILE: CSV, JSONL or Parquet")
     workspace = _workspace()
+    report, redrawn = None, None
     with _progress("reading", not as_json) as advance, locked(workspace.layout.lock, "al ingest"):
-        report = take(
-            workspace,
-            files,
-            text_column=text_column,
-            id_column=id_column,
-            label_column=label_column,
-            test=test,
-            progress=advance,
-        )
+        if files or not redraw:
+            report = take(
+                workspace,
+                files or [],
+                text_column=text_column,
+                id_column=id_column,
+                label_column=label_column,
+                test=test,
+                test_size=None if redraw else test_size,
+                progress=advance,
+            )
+        if redraw:
+            redrawn = redraw_test(workspace, test_size)
+        first = before_first_model(workspace)
     if as_json:
-        return _print_json(report.to_json())
-    for line in report.lines():
+        found = {} if report is None else report.to_json()
+        return _print_json({**found, "before_first_model": first, "test_redrawn": redrawn})
+    for line in report.lines() if report else ():
         _say(_safe(line))
+    if redrawn is not None:
+        _say(f"The test set was drawn again from all items: {redrawn:,} of them.")
+    if first:
+        _say(_safe(first))
 
 
 @app.command(name="round")
@@ -244,16 +276,19 @@ def status(as_json: Json = False) -> None:
         _say(f"asked by {_safe(found['asked_by']['strategy'])}: {_safe(found['asked_by']['reason'])}")
     for reason, count in found["refused"].items():
         _say(f"[yellow]refused {count}:[/] {_safe(reason)}")
-    for name in ("paused", "held"):
+    for name in ("schema_problem", "paused", "held"):
         if found[name]:
-            _say(f"[yellow]{name}:[/] {_safe(found[name])}")
+            _say(f"[yellow]{name.replace('_', ' ')}:[/] {_safe(found[name])}")
     if found["busy"]:
         _say(
             f"[yellow]busy:[/] {_safe(found['busy'].get('purpose', ''))} since {_safe(found['busy'].get('since', ''))}"
         )
-    for name, url in (("Label Studio", found["label_studio_url"]), ("Prefect", found["prefect_url"])):
-        if url:
-            _say(f"{name}: {_safe(url)}")
+    if found["label_studio_page"]:
+        _say(f'annotators: {_safe(found["label_studio_page"])}, then the button "Label All Tasks"')
+    elif found["label_studio_url"]:
+        _say(f"Label Studio: {_safe(found['label_studio_url'])}")
+    if found["prefect_url"]:
+        _say(f"Prefect: {_safe(found['prefect_url'])}")
     if found["next_run"]:
         _say(f"next tick by itself: {_local_time(found['next_run'])}")
     _say(f"next: {_safe(found['next'])}")
@@ -864,6 +899,20 @@ def approve(
 
 
 @app.command()
+def ask(
+    items: Annotated[list[str], typer.Argument(metavar="ITEM", help="Ids of items of the pool.")],
+    reason: Reason = "",
+    as_json: Json = False,
+) -> None:
+    """Put items into the next batch, before those that the strategy chooses."""
+    from al_pipeline.operations.ask import ask as put
+
+    workspace = _workspace()
+    with _desk(workspace) as dvc:
+        _ruled(put(workspace, dvc, items, reason), as_json)
+
+
+@app.command()
 def pause(reason: Annotated[str, typer.Option(help="Why; shown to all.")] = "", as_json: Json = False) -> None:
     """Have every tick do nothing, by hand or by schedule, until `al resume`. A rollback still works."""
     from al_pipeline.operations.rule import pause as rule
@@ -934,14 +983,30 @@ def labelstudio_stop(as_json: Json = False) -> None:
 @labelstudio.command("invite")
 def labelstudio_invite(email: Annotated[str, typer.Argument(metavar="EMAIL")], as_json: Json = False) -> None:
     """Make an account for an annotator and print its password, once."""
+    from al_pipeline.operations.connect import project_page
     from al_pipeline.servers import invite
 
     workspace = _workspace()
     invited = invite(workspace, email)
+    page = project_page(workspace)
     if as_json:
-        return _print_json({"email": email, "password": invited.password, "token": invited.token})
-    url = _safe(workspace.credentials().get("url", ""))
+        return _print_json({"email": email, "password": invited.password, "token": invited.token, "page": page})
+    url = _safe(page or workspace.credentials().get("url", ""))
     _say(f"{_safe(email)} can log in at {url} with the password {_safe(invited.password)}")
+    where = "there" if page else "on the project's page, which `al status` shows once `al round` has made it"
+    _say(f'and begins {where} with the button "Label All Tasks".')
+
+
+@labelstudio.command("reset")
+def labelstudio_reset(as_json: Json = False) -> None:
+    """Have the project's page offer the classes of params.yaml alone; answers with others stay, and are not counted."""
+    from al_pipeline.operations.connect import reset_page
+
+    taken_out = reset_page(_workspace())
+    if as_json:
+        return _print_json({"taken_out": list(taken_out)})
+    named = ", ".join(map(repr, taken_out))
+    _say(f"Taken out of the page: {_safe(named)}." if taken_out else "The page offers the classes of params.yaml.")
 
 
 @labelstudio.command("password")

@@ -65,8 +65,8 @@ def compare(
     """
     old_rows, new_rows = shared(before, after)
     classes = tuple(dict.fromkeys((*after.classes, *before.classes)))
-    old = _aligned(before, old_rows, classes)
-    new = _aligned(after, new_rows, classes)
+    old = aligned(before, old_rows, classes)
+    new = aligned(after, new_rows, classes)
     labels = [after.labels[row] for row in new_rows]
     truth = np.array([classes.index(label) for label in labels], dtype=np.intp)
     first, second = old.argmax(axis=1), new.argmax(axis=1)
@@ -87,7 +87,16 @@ def compare(
     )
 
 
-def _aligned(model: Predicted, rows: Sequence[int], classes: Sequence[str]) -> Floats:
-    aligned = np.zeros((len(rows), len(classes)))
-    aligned[:, [classes.index(name) for name in model.classes]] = model.proba[list(rows)]
-    return aligned
+def aligned(model: Predicted, rows: Sequence[int], classes: Sequence[str]) -> Floats:
+    """A model's probabilities for `rows` with a column for each of `classes`; shape (rows, classes).
+
+    A class that the model did not know has probability 0; what it gave to a class that is no more is shared out.
+    """
+    found = np.zeros((len(rows), len(classes)))
+    for column, name in enumerate(model.classes):
+        if name in classes:
+            found[:, classes.index(name)] = model.proba[list(rows), column]
+    if set(model.classes) <= set(classes):
+        return found
+    whole = found.sum(axis=1, keepdims=True)
+    return np.where(whole > 0, found / np.where(whole > 0, whole, 1.0), 1.0 / len(classes))

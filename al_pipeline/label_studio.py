@@ -29,15 +29,16 @@ from al_pipeline.errors import BadParams, LabelStudioDown, LabelStudioRefused
 from al_pipeline.oracle import (
     CONTROL,
     TIME_FORMAT,
+    PageEdit,
     ProjectMark,
     ProjectRef,
     check_mark,
-    choices_of,
     data_key,
     find_mark,
+    ignore,
     missing_project,
+    page_edit,
     raw_result,
-    removed_in_use,
     several_projects,
     task_json,
     task_state,
@@ -150,6 +151,8 @@ class LabelStudioOracle:
         overlap: int,
         show_guess: bool,
         known: ProjectRef | None,
+        published: Collection[str] = (),
+        on_page_edit: Callable[[PageEdit], None] = ignore,
     ) -> ProjectRef:
         """Find or create our project and bring its settings in line; see Oracle. Raises BadParams too."""
         settings: dict[str, Any] = {
@@ -161,8 +164,10 @@ class LabelStudioOracle:
         if ref is None:
             return self._create_project(workspace_id, clone_id, settings)
         project = self._project(ref, workspace_id, clone_id)
+        if edit := page_edit(project.labels, schema, published):
+            settings["label_config"] = label_config(schema, edit.added)
+            on_page_edit(edit)
         if changed := {key: value for key, value in settings.items() if getattr(project, key) != value}:
-            self._check_removed(ref, project, schema)
             self._update(ref, "changing the project's settings", changed)
         return ref
 
@@ -229,22 +234,17 @@ class LabelStudioOracle:
                 return
             page += 1
 
-    def _check_removed(self, ref: ProjectRef, project: _Project, schema: Schema) -> None:
-        if removed := project.labels - set(schema.labels):
-            used = {
-                label
-                for task in self.answered(ref, None)
-                for annotation in task.annotations
-                for label in choices_of(annotation.result)
-            }
-            removed_in_use(removed, used)
-
     # Tasks ---------------------------------------------------------------------------------------------------------
 
     def task_states(self, ref: ProjectRef, round: int | None = None) -> Iterator[TaskState]:
         """Every task (of one round); see Oracle."""
         of_round = [] if round is None else [_filter("data.al_round", "equal", "Number", round)]
         return self._tasks(ref, of_round, _STATE, "task_only", _state)
+
+    def open_tasks(self, ref: ProjectRef) -> Iterator[TaskState]:
+        """Every task that people may still be served; see Oracle."""
+        is_open = [_filter("is_labeled", "equal", "Boolean", False)]
+        return self._tasks(ref, is_open, _STATE, "task_only", _state)
 
     def import_tasks(self, ref: ProjectRef, tasks: Sequence[Task]) -> None:
         """Add tasks in one request, never repeated; see Oracle."""
@@ -275,18 +275,6 @@ class LabelStudioOracle:
                 self._write("retiring a task", partial(self._client.tasks.update, str(task_id), is_labeled=True), _id)
             except _NotFound:
                 continue
-
-    def delete_tasks(self, ref: ProjectRef, task_ids: Sequence[int]) -> int:
-        """Delete unanswered tasks, each looked at just before; see Oracle."""
-        deleted = 0
-        for task_id in task_ids:
-            same = _filter("id", "equal", "Number", task_id)
-            for state in list(self._tasks(ref, [same], _STATE, "task_only", _state)):
-                if state.annotations == 0 and state.cancelled == 0:
-                    delete = partial(self._client.tasks.delete, str(task_id))
-                    self._write("deleting a duplicate task", delete, lambda _: None)
-                    deleted += 1
-        return deleted
 
     def _tasks(
         self,
@@ -427,9 +415,10 @@ class LabelStudioOracle:
             return None
 
 
-def label_config(schema: Schema) -> str:
+def label_config(schema: Schema, others: Sequence[str] = ()) -> str:
     """What annotators see, as Label Studio's XML: the question, the fields as plain text, the classes.
 
+    `others` are classes behind the schema's that the page is to go on offering.
     Raises BadParams where a `$` would make Label Studio put a field's content in its place.
     """
     if any("$" in label for label in schema.labels) or "$" in schema.question:
@@ -453,6 +442,8 @@ def label_config(schema: Schema) -> str:
     for position, label in enumerate(schema.labels):
         hotkey = {"hotkey": _HOTKEYS[position]} if position < len(_HOTKEYS) else {}
         ElementTree.SubElement(choices, "Choice", {"value": label, **hotkey})
+    for label in others:
+        ElementTree.SubElement(choices, "Choice", value=label)
     return ElementTree.tostring(view, encoding="unicode")
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 from al_pipeline.errors import BadInput, SchemaInUse
 from al_pipeline.records import Event, LabeledItem, Part, PlannedTask, Unresolved
+from al_pipeline.schema_change import missing_in_use
 
 IMPORT = "import"
 """The one annotator that all imported labels count as; any person's label outweighs it."""
@@ -126,15 +127,24 @@ def fold(
             agreement = sum(vote.label == result for vote in votes) / len(votes)
             row = LabeledItem(item_id, content, result, agreement, len(votes), _first_round(answers))
             (labeled if part == "pool" else test).append(row)
-        elif problem := _unresolved(item_id, part, result, labels, answers, enough_skips, asked.get(item_id, 0)):
-            unresolved.append(problem)
-    if strangers:
-        named = ", ".join(f"{label!r} ({count} answers)" for label, count in sorted(strangers.items()))
-        raise SchemaInUse(
-            f"answers name classes that the schema lacks: {named}; put them back into schema.labels of params.yaml, "
-            "or revoke those answers first with `al labels revoke`"
-        )
+        elif row_of := _unresolved(item_id, part, result, labels, answers, enough_skips, asked.get(item_id, 0)):
+            unresolved.append(row_of)
+    if problem := missing_in_use(labels, {name: f"{count} answers" for name, count in sorted(strangers.items())}):
+        raise SchemaInUse(problem)
     return Folded(tuple(labeled), tuple(test), tuple(unresolved))
+
+
+def labels_in_use(events: Iterable[Event]) -> dict[str, Counter[Part]]:
+    """How many answers that count now name each class, by the part that their items belong to."""
+    by_item: defaultdict[str, list[Event]] = defaultdict(list)
+    for event in active(events):
+        by_item[event.item_id].append(event)
+    found: defaultdict[str, Counter[Part]] = defaultdict(Counter)
+    for about in by_item.values():
+        for answer in _answers(about).values():
+            if answer.label is not None:
+                found[answer.label][about[0].part] += 1
+    return dict(found)
 
 
 def standing(

@@ -59,6 +59,28 @@ def read_refused(*folders: Path) -> list[Refused]:
     return list(refused.values())
 
 
+def still_refused(refused: Iterable[Refused], events: Iterable[Event]) -> list[Refused]:
+    """Of refused answers those that stand: none that was taken later, and of an edited answer the newest alone."""
+    taken: dict[tuple[str, str], str] = {}
+    ids: set[str] = set()
+    for event in events:
+        ids.add(event.event_id)
+        push_key, _, number = event.annotation_key.rpartition("#")
+        if event.type in ("label", "skip", "supersede"):
+            taken[push_key, number.rpartition(".")[2]] = event.updated_at or ""
+    newest: dict[Any, Refused] = {}
+    for row in refused:
+        if row["refused_id"] in ids:
+            continue
+        key = (str(row.get("push_key")), str(row.get("annotation_id")))
+        if taken.get(key, "") > str(row.get("updated_at") or ""):
+            continue
+        name = key if row.get("annotation_id") is not None else row["refused_id"]
+        if name not in newest or str(newest[name].get("updated_at")) <= str(row.get("updated_at")):
+            newest[name] = row
+    return list(newest.values())
+
+
 def known_ids(*folders: Path) -> frozenset[str]:
     """Ids of all events in `folders`."""
     return frozenset(event.event_id for event in read_events(*folders))

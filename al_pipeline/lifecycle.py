@@ -64,6 +64,8 @@ class Facts:
     tasks: int = 0
     settled: int = 0
     """Of `tasks`: answered, or given up."""
+    brought: int = 0
+    """Labels that the user brought, where they alone make round 0."""
     new_labels: int = 0
     """Items with an answer in the inbox."""
     age_days: float = 0.0
@@ -108,6 +110,8 @@ def next_step(facts: Facts, rule: Closing) -> Step | Wait:
         return Step.INGEST
     if facts.planned is None:
         return Step.CLOSE if facts.items else Wait("there is nothing to ask about; `al ingest FILE` fills the pool")
+    if facts.brought:
+        return Step.CLOSE
     for step in (Step.CONNECT, Step.RETIRE, Step.PUSH, Step.PULL):
         if step not in facts.done:
             return step
@@ -118,6 +122,8 @@ def next_step(facts: Facts, rule: Closing) -> Step | Wait:
 
 def close_reason(facts: Facts, rule: Closing) -> str | None:
     """Why an open round closes now; None where it stays open. A round without any news never closes."""
+    if facts.brought:
+        return f"{facts.brought:,} labels were brought along"
     if facts.tasks == 0:
         if facts.incoming:
             return f"{facts.incoming} new items came in"
@@ -155,6 +161,8 @@ def state(facts: Facts) -> State:
         return "built" if facts.built.issuperset(BUILD) else "closed"
     if facts.planned is None:
         return "empty" if facts.items == 0 else "planned"
+    if facts.brought:
+        return "planned"
     if facts.tasks == 0:
         return "exhausted"
     return "open"

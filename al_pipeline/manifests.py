@@ -90,6 +90,7 @@ class _Totals(_Part):
 
 
 class _Schema(_Part):
+    version: Annotated[int, Field(ge=1, le=10**9)] = 1
     question: _Text
     labels: Annotated[list[_Text], Field(min_length=1)]
 

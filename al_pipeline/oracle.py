@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from al_pipeline.errors import BadInput, ForeignProject, SchemaInUse
+from al_pipeline.errors import BadInput, ForeignProject
 from al_pipeline.files import sha256_bytes
 from al_pipeline.params import Schema
 from al_pipeline.records import Annotation, AnsweredTask, Part, Task, TaskState, shown_text
@@ -58,6 +58,43 @@ class ProjectMark:
         return f"al-workspace:{self.workspace_id} clone:{self.clone_id} project:{self.project_uid}"
 
 
+@dataclass(frozen=True, slots=True)
+class PageEdit:
+    """How the classes that the project offered differed from the schema, where somebody edited them in its page."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+
+    def sentence(self, version: int) -> str:
+        """What that means, and both ways out. `version` is the present `schema.version`."""
+        said = []
+        if self.added:
+            named = ", ".join(map(repr, self.added))
+            said.append(
+                f"the project in Label Studio differs from params.yaml: it offers {named}, which somebody added in its "
+                f"page. Answers with that class are kept aside. To count them, add it to schema.labels in params.yaml "
+                f"and set schema.version to {version + 1}; to take it out of the page, `al labelstudio reset`"
+            )
+        if self.removed:
+            named = ", ".join(map(repr, self.removed))
+            said.append(
+                f"the project in Label Studio lacked {named}, which somebody removed or renamed in its page, and "
+                "params.yaml has it: it was put back. Classes are changed in params.yaml, with a raised schema.version"
+            )
+        return "; ".join(said)
+
+
+def ignore(_: object) -> None:
+    """Nobody is told."""
+
+
+def page_edit(offered: Collection[str], schema: Schema, published: Collection[str]) -> PageEdit | None:
+    """What somebody changed in the project's page, which offers `offered`; None where nobody did."""
+    added = tuple(sorted(set(offered) - set(schema.labels) - set(published)))
+    removed = tuple(name for name in schema.labels if name in published and name not in offered)
+    return PageEdit(added, removed) if added or removed else None
+
+
 @runtime_checkable
 class Oracle(Protocol):
     """What the pipeline asks of Label Studio. Every call may raise LabelStudioDown or LabelStudioRefused."""
@@ -70,11 +107,15 @@ class Oracle(Protocol):
         overlap: int,
         show_guess: bool,
         known: ProjectRef | None,
+        published: Collection[str] = (),
+        on_page_edit: Callable[[PageEdit], None] = ignore,
     ) -> ProjectRef:
         """Find our project (by `known`, else by its mark) or create it, and bring its settings in line.
 
-        Raises ForeignProject where `known` is missing, is another's or belongs to another clone, and SchemaInUse
-        where the schema lacks a class that answers use.
+        `published` are the classes that any published schema had. Others that the project offers and the schema lacks
+        somebody added in Label Studio's page: they stay there, since answers may name them, and `on_page_edit` is told;
+        so it is where the page lacks a published class of the schema, which is put back. Raises ForeignProject where
+        `known` is missing, is another's or belongs to another clone.
         """
         ...
 
@@ -88,6 +129,10 @@ class Oracle(Protocol):
 
     def task_states(self, ref: ProjectRef, round: int | None = None) -> Iterator[TaskState]:
         """Every task (of one round), by rising id, duplicates and foreign tasks too."""
+        ...
+
+    def open_tasks(self, ref: ProjectRef) -> Iterator[TaskState]:
+        """Every task that people may still be served, by rising id, duplicates and foreign tasks too."""
         ...
 
     def import_tasks(self, ref: ProjectRef, tasks: Sequence[Task]) -> None:
@@ -104,10 +149,6 @@ class Oracle(Protocol):
 
     def retire(self, ref: ProjectRef, task_ids: Sequence[int]) -> None:
         """Take tasks out of the queue; answers stay possible. A task that is gone is passed over."""
-        ...
-
-    def delete_tasks(self, ref: ProjectRef, task_ids: Sequence[int]) -> int:
-        """Delete tasks, but none that has an answer or a skip by then; how many were deleted."""
         ...
 
     def close(self) -> None:
@@ -217,26 +258,6 @@ def several_projects(workspace_id: str, project_ids: Collection[int]) -> Foreign
     )
 
 
-def removed_in_use(removed: Collection[str], used: Collection[str]) -> None:
-    """Raise SchemaInUse where a class that the new schema lacks is one that answers use."""
-    if lost := sorted(set(removed) & set(used)):
-        raise SchemaInUse(
-            f"answers in Label Studio use {', '.join(map(repr, lost))}, which schema.labels in params.yaml no longer "
-            "has (renamed or removed). Put it back; a class that nobody should choose again can stay at the end of the "
-            "list, a different set of classes needs a new workspace"
-        )
-
-
-def choices_of(result: Any) -> list[str]:
-    """All classes that a raw answer names, whatever else it holds."""
-    found = []
-    for entry in result if isinstance(result, list | tuple) else ():
-        value = entry.get("value") if isinstance(entry, Mapping) else None
-        choices = value.get("choices") if isinstance(value, Mapping) else None
-        found += [choice for choice in choices if isinstance(choice, str)] if isinstance(choices, list) else []
-    return found
-
-
 # The twin ----------------------------------------------------------------------------------------------------------
 
 Moment = Literal["before", "after"]
@@ -257,7 +278,7 @@ class _HeldTask:
 @dataclass(slots=True)
 class _HeldProject:
     description: str
-    schema: Schema
+    labels: list[str]
     overlap: int
     show_guess: bool
     tasks: dict[int, _HeldTask] = field(default_factory=dict)
@@ -267,8 +288,9 @@ class SimulatedOracle:
     """Label Studio in memory, for tests and rehearsals, with its traps.
 
     A repeated import makes duplicates; the highest task id is handed out again after a deletion; an edit overwrites;
-    a deletion leaves no trace; any result is stored. `fault(call, moment)`, where set, is called around each call of
-    the interface and may raise. The other public methods are what annotators (and vandals) do.
+    a deletion leaves no trace; any result is stored; another overlap opens retired tasks again. `fault(call, moment)`,
+    where set, is called around each call of the interface and may raise. The other public methods are what annotators
+    (and vandals) do.
     """
 
     def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
@@ -287,6 +309,8 @@ class SimulatedOracle:
         overlap: int,
         show_guess: bool,
         known: ProjectRef | None,
+        published: Collection[str] = (),
+        on_page_edit: Callable[[PageEdit], None] = ignore,
     ) -> ProjectRef:
         """Find or create our project; see Oracle."""
         self._strike("ensure_project", "before")
@@ -294,12 +318,17 @@ class SimulatedOracle:
         if ref is None:
             ref = ProjectRef(1 + max(self.projects, default=0), uuid.uuid4().hex[:12])
             mark = ProjectMark(workspace_id, clone_id, ref.project_uid)
-            self.projects[ref.project_id] = _HeldProject(str(mark), schema, overlap, show_guess)
+            self.projects[ref.project_id] = _HeldProject(str(mark), list(schema.labels), overlap, show_guess)
         else:
             project = self._project(ref, workspace_id, clone_id)
-            used = {label for task in project.tasks.values() for a in _live(task) for label in choices_of(a.result)}
-            removed_in_use(set(project.schema.labels) - set(schema.labels), used)
-            project.schema, project.overlap, project.show_guess = schema, overlap, show_guess
+            edit = page_edit(project.labels, schema, published)
+            if edit is not None:
+                on_page_edit(edit)
+            if overlap != project.overlap:  # opens retired tasks again
+                for task in project.tasks.values():
+                    task.retired = False
+            project.labels = [*schema.labels, *(edit.added if edit else ())]
+            project.overlap, project.show_guess = overlap, show_guess
         self._strike("ensure_project", "after")
         return ref
 
@@ -322,6 +351,15 @@ class SimulatedOracle:
         for task in sorted(project.tasks.values(), key=lambda task: task.task_id):
             if round is None or task.data.get("al_round") == round:
                 yield self._state(project, task)
+
+    def open_tasks(self, ref: ProjectRef) -> Iterator[TaskState]:
+        """Every task that people may still be served; see Oracle."""
+        self._strike("open_tasks", "before")
+        project = self._held(ref)
+        for task in sorted(project.tasks.values(), key=lambda task: task.task_id):
+            state = self._state(project, task)
+            if not state.is_labeled:
+                yield state
 
     def import_tasks(self, ref: ProjectRef, tasks: Sequence[Task]) -> None:
         """Add tasks, twice if asked twice; see Oracle."""
@@ -357,16 +395,6 @@ class SimulatedOracle:
 
     def close(self) -> None:
         """Nothing to give back."""
-
-    def delete_tasks(self, ref: ProjectRef, task_ids: Sequence[int]) -> int:
-        """Delete unanswered tasks; see Oracle."""
-        self._strike("delete_tasks", "before")
-        held = self._held(ref).tasks
-        doomed = [task_id for task_id in task_ids if task_id in held and not held[task_id].annotations]
-        for task_id in doomed:
-            del held[task_id]
-        self._strike("delete_tasks", "after")
-        return len(doomed)
 
     # What annotators do --------------------------------------------------------------------------------------------
 

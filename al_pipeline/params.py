@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from al_pipeline.cron import check_cron
 from al_pipeline.errors import BadInput, BadParams, UsageError
 from al_pipeline.files import read_json
+from al_pipeline.schema_change import plain_form
 
 MAX_CHARACTERS = 1_000_000
 """Of a `params.yaml`: a larger file is a mistake, and would only cost time to refuse."""
@@ -71,8 +72,10 @@ class Schema(_Section):
     @field_validator("labels", "fields")
     @classmethod
     def _distinct(cls, names: list[str]) -> list[str]:
-        if len({name.strip().casefold() for name in names}) < len(names):
-            raise ValueError("names must differ by more than case and blanks")
+        if len({plain_form(name) for name in names}) < len(names):
+            raise ValueError("names must differ by more than case, blanks, invisible characters or Unicode's forms")
+        if not all(map(plain_form, names)):
+            raise ValueError("names must hold something that can be seen")
         return names
 
     @field_validator("labels", "fields")
@@ -180,6 +183,7 @@ class Round(_Section):
     """When a round is full, and when it closes anyway."""
 
     seed_size: int = Field(ge=1, le=100_000)
+    test_tasks: int = Field(ge=0, le=100_000, default=40)
     quorum: float = Field(gt=0, le=1)
     deadline_days: float = Field(gt=0)
     min_labels: int = Field(ge=0)
@@ -264,6 +268,8 @@ class Overrides(_Section):
     strategy: StrategyName | None = None
     rulings: list[int] = Field(default_factory=list)
     """The numbers of the rulings that the close carried out."""
+    ask: list[str] = Field(default_factory=list)
+    """Items that people want in the batch (`al ask`), in the order of asking."""
 
     def applied_to(self, select: Select) -> Select:
         """The settings of this batch."""

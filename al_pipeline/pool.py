@@ -45,8 +45,15 @@ def draw_test(content_hashes: Iterable[bytes], count: int, seed: int) -> set[byt
 
     Those with the smallest keyed hash (BLAKE2b of the content's digest, keyed by the seed) are drawn.
     """
-    key = seed.to_bytes(8, "big")
-    return set(heapq.nsmallest(count, content_hashes, key=lambda h: (blake2b(h, digest_size=16, key=key).digest(), h)))
+    return set(heapq.nsmallest(count, content_hashes, key=lambda digest: test_order(digest, seed)))
+
+
+def test_order(digest: bytes, seed: int) -> tuple[bytes, bytes]:
+    """Where an item of this content stands in the order in which test items are drawn, and later asked.
+
+    Any prefix of the test set in this order is itself a random sample, the one that a smaller test set would be.
+    """
+    return blake2b(digest, digest_size=16, key=seed.to_bytes(8, "big")).digest(), digest
 
 
 class Catalog:

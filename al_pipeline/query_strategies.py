@@ -50,6 +50,8 @@ VectorsOf = Callable[[Sequence[str]], NDArray[np.floating]]
 """Ids -> the encoder's vectors (n, d), in their order."""
 
 ASK_AGAIN = "ask_again"
+ASKED = "asked"
+"""The rule of an item that a person wanted in the batch (`al ask`): no draw, and no estimate rests on it."""
 """Items whose answers were tied."""
 GUIDED = "guided"
 """Nearest to what the user gave for a class that has few labels."""
@@ -641,13 +643,14 @@ def next_batch(
     vectors: VectorsOf | None,
     first: Sequence[str] = (),
     guided: Mapping[str, Sequence[str]] | None = None,
+    requested: Sequence[str] = (),
 ) -> tuple[list[Query], Choice]:
     """The batch of a round, and which strategy chose it.
 
     `scored`: the shortlist by `keep_best` with its scores and probabilities, None where no model scored. `labels`: the
-    labelled items and their classes. `vectors`: the encoder's, None where the features have none. `candidates` and
-    `first` are those of `choose`. `guided`: for a class the ids nearest to its guide, best first; they are asked as
-    long as the class has few labels (Ein-Dor et al. 2020 seed rare classes so).
+    labelled items and their classes. `vectors`: the encoder's, None where the features have none. `candidates`,
+    `first` and `requested` are those of `choose`. `guided`: for a class the ids nearest to its guide, best first; they
+    are asked as long as the class has few labels (Ein-Dor et al. 2020 seed rare classes so).
     """
     counts = Counter(labels.values())
     wanted = [ids for name, ids in sorted((guided or {}).items()) if counts[name] < GUIDED_LABELS]
@@ -661,6 +664,7 @@ def next_batch(
         random_share=asking.random_share,
         seed=seed,
         first=first,
+        requested=requested,
         guided=[item_id for row in zip_longest(*wanted) for item_id in row if item_id is not None],
     )
     return queries, choice
@@ -736,14 +740,15 @@ def choose(
     seed: SeedSequence,
     first: Sequence[str] = (),
     guided: Sequence[str] = (),
+    requested: Sequence[str] = (),
 ) -> list[Query]:
     """The next batch, in the order to ask: at most k queries, each of another candidate.
 
     `candidates`: the ids of all unlabelled items that are not pending; gone through a few times, never held, except
     for a strategy that has to see all of them. `shortlist`: what is known of the best scored
-    of them (others in it are passed over). `first`: ids to ask again; they come at the head, as far as the random
-    slice leaves room, those that are no candidates left out. `guided`: ids of which the first take half of what room
-    is left.
+    of them (others in it are passed over). `requested`: ids that a person wants asked, and `first`: ids to ask again;
+    they come at the head, as far as the random slice leaves room, those that are no candidates left out. `guided`: ids
+    of which the first take half of what room is left.
 
     The random slice is drawn from all candidates before anything else, then spread: one slice item at a seeded place
     in each of equally long stretches, so that a round answered in part keeps its share of both. `Query.score` is 0.0
@@ -759,15 +764,16 @@ def choose(
         return Query(item_id, -1, scores.get(item_id, 0.0), rule, probability)
 
     drawn = _each_once(draw(candidates, slice_size(k, random_share), seed, RANDOM_SLICE))
-    named = {*drawn, *first, *guided, *(() if shortlist is None else shortlist.ids)}
+    named = {*drawn, *requested, *first, *guided, *(() if shortlist is None else shortlist.ids)}
     known = named.intersection(candidates)
     honest = {item_id: query(item_id, RANDOM_SLICE, len(drawn) / len(candidates)) for item_id in drawn}
 
-    again = [item_id for item_id in dict.fromkeys(first) if item_id in known]
+    wanted = frozenset(requested)
+    again = [item_id for item_id in dict.fromkeys([*requested, *first]) if item_id in known]
     room = k - len(drawn)
     fresh_again = set([item_id for item_id in again if item_id not in honest][:room])
     head = [
-        honest.get(item_id) or query(item_id, ASK_AGAIN, 1.0)
+        honest.get(item_id) or query(item_id, ASKED if item_id in wanted else ASK_AGAIN, 1.0)
         for item_id in again
         if item_id in honest or item_id in fresh_again
     ]

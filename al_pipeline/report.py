@@ -146,6 +146,7 @@ class Answers:
     refused: Mapping[str, int] = field(default_factory=dict)
     annotators: int = 0
     lead_seconds: float | None = None
+    """How long the tasks were shown until they were answered, idle time included, as Label Studio's page measures."""
     """Working time of all annotators together, where Label Studio told it."""
 
 

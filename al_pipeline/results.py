@@ -56,7 +56,10 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'", "＝", "＋", "－", "＠
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """A model's probabilities for the labelled test set. `proba` is (n, C), its columns in the order of `classes`."""
+    """A model's probabilities for items of the test set. `proba` is (n, C), its columns in the order of `classes`.
+
+    The label of an item that has none yet is empty: a later model is compared on the items that are labelled by then.
+    """
 
     item_ids: tuple[str, ...]
     labels: tuple[str, ...]
@@ -119,8 +122,11 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     write_text(path, out.getvalue())
 
 
-def parse_predictions(text: str) -> Predictions:
-    """The predictions in a CSV that `write_predictions` wrote. Raises BadInput where it is another file."""
+def parse_predictions(text: str, unlabelled: bool = False) -> Predictions:
+    """The predictions in a CSV that `write_predictions` wrote: of the labelled items, or (`unlabelled`) of all.
+
+    Raises BadInput where it is another file.
+    """
     try:
         rows = list(csv.reader(io.StringIO(text)))
     except csv.Error as error:
@@ -138,9 +144,12 @@ def parse_predictions(text: str) -> Predictions:
     if not np.isfinite(proba).all():
         raise BadInput("predictions.csv holds a probability that is not a number")
     names, labels = ([from_csv_cell(row[column]) for row in rows[1:]] for column in (0, 1))
-    if unknown := set(labels) - set(classes):
+    if unknown := set(labels) - {*classes, ""}:
         raise BadInput(f"predictions.csv holds the label {min(unknown)!r}, which has no column")
-    return Predictions(tuple(names), tuple(labels), classes, proba)
+    kept = [place for place, label in enumerate(labels) if label or unlabelled]
+    return Predictions(
+        tuple(names[place] for place in kept), tuple(labels[place] for place in kept), classes, proba[kept]
+    )
 
 
 def csv_cell(text: str) -> str:

@@ -17,7 +17,10 @@ from al_pipeline.errors import BadInput
 from al_pipeline.labels import active, quarantined
 from al_pipeline.records import Event, EventType, round_name
 
-Kind = Literal["rollback", "undo", "revoke", "restore", "approve", "pause", "resume"]
+Kind = Literal["rollback", "undo", "revoke", "restore", "approve", "pause", "resume", "ask"]
+
+MAX_ITEMS = 10_000
+"""That one ruling may name."""
 
 _KINDS = frozenset(get_args(Kind))
 _TAG = re.compile(r"round-\d{4,6}")
@@ -85,13 +88,17 @@ class Ruling:
     """The git revision whose `params.yaml` comes back."""
     before: Mapping[str, Any] | None = None
     """rollback: what an undo goes back to (`serves`, `hold`, `head`)."""
+    items: tuple[str, ...] = ()
+    """ask: the items of the pool that the next batch is to ask about."""
 
     def to_row(self) -> dict[str, Any]:
         """This ruling as a JSON object."""
-        return asdict(self)
+        row = asdict(self)
+        return row | {"items": list(self.items)} if self.items else {k: v for k, v in row.items() if k != "items"}
 
     def summary(self) -> str:
         """What was decided, in a few words."""
+        named = [*self.items[:3], *([f"{len(self.items) - 3} more"] if len(self.items) > 3 else [])]
         return {
             "rollback": f"rolled back to {round_name(self.to or 0)}",
             "undo": f"took ruling {self.undoes} back",
@@ -100,6 +107,7 @@ class Ruling:
             "approve": f"approved the model of {self.serves}",
             "pause": "paused",
             "resume": "resumed",
+            "ask": f"asked for {', '.join(named)}",
         }[self.kind]
 
     def sentence(self) -> str:
@@ -132,7 +140,11 @@ def parse_ruling(row: Any, place: str) -> Ruling:
         if unknown := sorted(set(row) - known):
             raise ValueError(f"unknown key {unknown[0]!r}")
         selection = row.get("selection")
-        ruling = Ruling(**{**row, "selection": None if selection is None else Selection(**selection)})
+        items = row.get("items", [])
+        if not isinstance(items, list) or len(items) > MAX_ITEMS or not all(isinstance(item, str) for item in items):
+            raise TypeError("its items are none")
+        chosen = None if selection is None else Selection(**selection)
+        ruling = Ruling(**{**row, "selection": chosen, "items": tuple(items)})
         if ruling.kind not in _KINDS or type(ruling.number) is not int or type(ruling.round) is not int:
             raise ValueError("its kind, number or round is none")
         if not all(value is None or type(value) is int for value in (ruling.to, ruling.parts, ruling.undoes)):
@@ -221,6 +233,15 @@ def pausing(rulings: Sequence[Ruling]) -> Ruling | None:
 def waiting(rulings: Iterable[Ruling], carried_out: Collection[int]) -> list[Ruling]:
     """The rulings about labels that no published round has carried out yet, in order."""
     return [ruling for ruling in rulings if ruling.labels and ruling.number not in carried_out]
+
+
+def asked_for(rulings: Iterable[Ruling], planned: Mapping[str, int]) -> list[str]:
+    """The items that people want asked and that no plan since has held, in the order in which they were named.
+
+    `planned`: the newest round whose plan holds an item, by item. A batch that had no room leaves the rest waiting.
+    """
+    wanted = [(item, ruling.round) for ruling in rulings if ruling.kind == "ask" for item in ruling.items]
+    return list(dict.fromkeys(item for item, number in wanted if planned.get(item, -1) <= number))
 
 
 def promoted(rulings: Sequence[Ruling], rounds: Sequence[tuple[int, bool]]) -> str | None:

@@ -22,6 +22,7 @@ ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 """The key under which the protocol hands out an element's id."""
 
 _SUBMIT = "//button[normalize-space(.)='Submit']"
+_LABEL_ALL = "//button[normalize-space(.)='Label All Tasks']"
 
 
 class Browser:
@@ -172,28 +173,43 @@ def log_in(browser: Browser, url: str, email: str, password: str) -> None:
         time.sleep(0.2)
 
 
-def answer_one_task(
-    url: str, email: str, password: str, project_id: int, label: str, folder: Path, timeout: float = 120.0
-) -> dict[str, Any]:
-    """Do what an annotator does: log in, open the label stream, pick `label`, submit.
+def open_queue(browser: Browser, address: str, timeout: float = 120.0) -> str:
+    """Open a project's page and press its button "Label All Tasks"; what the page shows then.
 
-    `folder` takes the browser's profile. Returns what the page posted: `url`, `status`, `task` (its id), `result`, and
-    `text`, what the page showed.
+    The button, unlike a link that ends in `labeling=1`, asks for the queue that keeps two people apart.
+    """
+    browser.goto(address)
+    browser.find(_LABEL_ALL, timeout)
+    browser.click(_LABEL_ALL)
+    browser.find(_SUBMIT, timeout)
+    return browser.text
+
+
+def submit(browser: Browser, label: str, timeout: float = 120.0) -> dict[str, Any]:
+    """Choose `label` for the task that is shown and submit; what the page posted: `url`, `status`, `task`, `result`."""
+    browser.find(_SUBMIT, timeout)
+    browser.click(f'//label[.//input[@name="{label}"]]')
+    list(browser.posts())  # what the page told the server so far is of no interest
+    browser.click(_SUBMIT)
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        for address, body, status in browser.posts():
+            if "/annotations" in address:
+                posted: dict[str, Any] = json.loads(body)
+                task = int(address.split("/tasks/")[1].split("/")[0])
+                return {"url": address, "status": status, "task": task, "result": posted["result"]}
+        time.sleep(0.2)
+    raise AssertionError(f"nothing was posted within {timeout} s; the page says:\n{browser.text[:2000]}")
+
+
+def answer_one_task(
+    url: str, email: str, password: str, address: str, label: str, folder: Path, timeout: float = 120.0
+) -> dict[str, Any]:
+    """Do what an annotator does: log in, open the project's page, start labelling, pick `label`, submit.
+
+    `folder` takes the browser's profile. Returns what `submit` does, and `text`, what the page showed.
     """
     with Browser(folder) as browser:
         log_in(browser, url, email, password)
-        browser.goto(f"{url}/projects/{project_id}/data?labeling=1")
-        browser.find(_SUBMIT, timeout)
-        shown = browser.text
-        browser.click(f'//label[.//input[@name="{label}"]]')
-        list(browser.posts())  # what the page told the server so far is of no interest
-        browser.click(_SUBMIT)
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            for address, body, status in browser.posts():
-                if "/annotations" in address:
-                    posted: dict[str, Any] = json.loads(body)
-                    task = int(address.split("/tasks/")[1].split("/")[0])
-                    return {"url": address, "status": status, "task": task, "result": posted["result"], "text": shown}
-            time.sleep(0.2)
-        raise AssertionError(f"nothing was posted within {timeout} s; the page says:\n{browser.text[:2000]}")
+        shown = open_queue(browser, address, timeout)
+        return {**submit(browser, label, timeout), "text": shown}

@@ -30,8 +30,9 @@ def test_what_a_person_submits_is_what_the_server_holds(
         project = api.post("/api/projects", json=settings).json()["id"]
         api.post(f"/api/projects/{project}/import", json=tasks).raise_for_status()
 
+        page = f"{label_studio.url}/projects/{project}/data"
         posted = answer_one_task(
-            label_studio.url, "browser@example.com", person.password, project, "spam", tmp_path / "browser"
+            label_studio.url, "browser@example.com", person.password, page, "spam", tmp_path / "browser"
         )
 
         assert posted["status"] == 201

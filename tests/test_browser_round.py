@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from browser import answer_one_task
+from browser import Browser, answer_one_task, log_in, open_queue, submit
 from embedded import LabelStudioServer
 from harness import small_workspace
 
-from al_pipeline.files import read_json
 from al_pipeline.ledger import read_events
 from al_pipeline.operations.connect import connect
 from al_pipeline.operations.history import read_plan
+from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import tick
 from al_pipeline.repository import Git
 from al_pipeline.results import read_labeled
@@ -33,9 +33,9 @@ def test_what_a_person_clicks_is_in_the_next_labelled_set(
     person = label_studio.account(WHO)
     assert tick(workspace, lambda: connect(workspace)).round == 0
     asked = read_plan(Git(workspace.layout.root), 0)[0]
-    number = read_json(workspace.layout.project)["project_id"]
+    address = str(status(workspace)["label_studio_page"])
 
-    posted = answer_one_task(label_studio.url, WHO, person.password, number, LABEL, tmp_path / "browser")
+    posted = answer_one_task(label_studio.url, WHO, person.password, address, LABEL, tmp_path / "browser")
     assert posted["status"] == 201
 
     report = tick(open_workspace(workspace.layout.root), lambda: connect(workspace))
@@ -46,3 +46,29 @@ def test_what_a_person_clicks_is_in_the_next_labelled_set(
     assert (event.lead_time or 0) > 0, "the page says how long it took"
     [row] = read_labeled(workspace.layout.labeled)
     assert (row.item_id, row.label, row.answers, row.round) == (asked.item_id, LABEL, 1, 0)
+
+
+def test_two_people_at_once_get_different_tasks(
+    chromium: Path, label_studio: LabelStudioServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At overlap 1, in fresh browsers, at the address that `al status` gives: nobody's work is done twice."""
+    monkeypatch.setenv("AL_LABEL_STUDIO_URL", label_studio.url)
+    monkeypatch.setenv("AL_LABEL_STUDIO_TOKEN", label_studio.token)
+    workspace, _ = small_workspace(tmp_path, 30, {"test_size: 500": "test_size: 0"})
+    assert tick(workspace, lambda: connect(workspace)).round == 0
+    address = str(status(workspace)["label_studio_page"])
+    assert "labeling" not in address
+    people = {email: label_studio.account(email) for email in ("left.pair@example.com", "right.pair@example.com")}
+    with Browser(tmp_path / "left") as left, Browser(tmp_path / "right") as right:
+        browsers = (left, right)
+        for browser, (email, person) in zip(browsers, people.items(), strict=True):
+            log_in(browser, label_studio.url, email, person.password)
+        for browser in browsers:
+            open_queue(browser, address)  # both look at their first task before either answers
+        given = [submit(browser, LABEL) for browser in (*browsers, *browsers)]
+    assert [answer["status"] for answer in given] == [201] * 4
+    assert len({answer["task"] for answer in given}) == 4
+
+    report = tick(open_workspace(workspace.layout.root), lambda: connect(workspace))
+    assert report.pulled == {"label": 4}
+    assert status(open_workspace(workspace.layout.root))["settled"] == 4

@@ -182,7 +182,7 @@ def test_the_tree_of_errors_is_drawn_whole() -> None:
 def test_outside_a_workspace_every_command_says_so_in_json(al: Al, name: str) -> None:
     needed = {"ingest": ["a.csv"], "predict": ["a.csv"], "diff": ["0", "1"], "log": ["x"]}
     needed |= {"labelstudio invite": ["ann@example.org"], "labelstudio connect": ["https://labels.example.org"]}
-    needed |= {"labelstudio password": ["ann@example.org"]}
+    needed |= {"labelstudio password": ["ann@example.org"], "ask": ["x"]}
     said = al(*name.split(), *needed.get(name, []), "--json")
     assert said.code == 2
     assert one_object(said.out)["error"] == "NotAWorkspace"
@@ -267,11 +267,13 @@ def found_status(**changes: Any) -> dict[str, Any]:
         "refused": {HOSTILE: 2},
         "busy": {"purpose": HOSTILE, "since": HOSTILE},
         "label_studio_url": HOSTILE,
+        "label_studio_page": HOSTILE,
         "prefect_url": None,
         "running": dict.fromkeys(("whole", "recent"), ACCURACY),
         "saved": {"sentence": HOSTILE},
         "asked_by": {"strategy": HOSTILE, "reason": HOSTILE},
         "paused": None,
+        "schema_problem": None,
         "held": None,
         "next_run": None,
     }

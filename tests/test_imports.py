@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 IDEAS = {
     "acquisition", "clustering", "comparison", "cron", "gate", "labels", "lifecycle", "metrics", "pool",
-    "query_strategies", "replay", "report", "running", "savings",
+    "query_strategies", "replay", "report", "running", "savings", "schema_change",
 }  # fmt: skip
 """Know arrays and records: no files, no network, no process."""
 

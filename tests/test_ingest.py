@@ -396,7 +396,7 @@ def test_a_kill_at_any_write_and_the_same_command_give_the_same_result(tmp_path,
     ingest(whole, [second], label_column="label")
     after = snapshot(whole)
     visible = {name for name in after if not name.startswith("data/rejects/")}
-    assert {Path(name).parent.name for name in visible} == {"pool", "test", "events"}
+    assert {Path(name).parent.name for name in visible} == {"pool", "test", "events", "inbox"}
     kills = 0
     for stop in itertools.count():
         space = fresh(f"killed-{stop}")

@@ -116,7 +116,7 @@ def calls(oracle: Oracle) -> dict[str, Callable[[], Any]]:
         "answered": lambda: list(oracle.answered(REF, None)),
         "answered_by_key": lambda: list(oracle.answered_by_key(REF, ["k"])),
         "retire": lambda: oracle.retire(REF, [1]),
-        "delete_tasks": lambda: oracle.delete_tasks(REF, [1]),
+        "open_tasks": lambda: list(oracle.open_tasks(REF)),
     }
 
 

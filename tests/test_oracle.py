@@ -6,16 +6,19 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from annotating import ANN, BOB, SCHEMA, Rig, ServerRig, SimulatedRig, planned, tasks_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from al_pipeline.errors import BadInput, ForeignProject, LabelStudioDown, SchemaInUse
+from al_pipeline.errors import BadInput, ForeignProject, LabelStudioDown
+from al_pipeline.label_studio import label_config
 from al_pipeline.oracle import (
     RESERVED,
     Oracle,
+    PageEdit,
     ProjectMark,
     ProjectRef,
     SimulatedOracle,
@@ -118,13 +121,43 @@ def test_a_class_can_be_added_and_the_question_changed(rig: Rig, ref: ProjectRef
     assert rig.oracle.ensure_project(workspace_id, "clone-1", wider, 2, False, ref) == ref
 
 
-def test_a_class_that_answers_use_cannot_be_taken_out(rig: Rig, ref: ProjectRef, workspace_id: str) -> None:
-    tasks = tasks_of(workspace_id, 1, 1)
-    rig.oracle.import_tasks(ref, tasks)
-    rig.answer(ref, tasks[0].plan.push_key, ANN, "spam")
-    with pytest.raises(SchemaInUse, match="'spam'"):
-        rig.oracle.ensure_project(workspace_id, "clone-1", changed(labels=["ham", "junk"]), 1, False, ref)
-    rig.oracle.ensure_project(workspace_id, "clone-1", changed(labels=["eggs", "spam"]), 1, False, ref)
+def offered(rig: Rig, ref: ProjectRef) -> list[str]:
+    """The classes that the project's page offers."""
+    if isinstance(rig.oracle, SimulatedOracle):
+        return list(rig.oracle.projects[ref.project_id].labels)
+    config = rig._client.projects.get(ref.project_id).label_config  # type: ignore[attr-defined]
+    return [choice.get("value", "") for choice in ElementTree.fromstring(config).iter("Choice")]
+
+
+def edit_page(rig: Rig, ref: ProjectRef, *labels: str) -> None:
+    """Somebody changes the classes in the project's page."""
+    if isinstance(rig.oracle, SimulatedOracle):
+        rig.oracle.projects[ref.project_id].labels = list(labels)
+        return
+    config = label_config(changed(labels=list(labels)))
+    rig._client.projects.update(ref.project_id, label_config=config)  # type: ignore[attr-defined]
+
+
+def test_a_class_that_params_yaml_no_longer_has_leaves_the_page(rig: Rig, ref: ProjectRef, workspace_id: str) -> None:
+    edits: list[PageEdit] = []
+    other = changed(version=2, labels=["ham", "eggs"])
+    rig.oracle.ensure_project(workspace_id, "clone-1", other, 1, False, ref, SCHEMA.labels, edits.append)
+    assert (offered(rig, ref), edits) == (["ham", "eggs"], [])
+
+
+def test_what_somebody_added_in_the_page_stays_and_what_they_removed_is_put_back(
+    rig: Rig, ref: ProjectRef, workspace_id: str
+) -> None:
+    """Answers may name it: a project that lacked it would show them without their choice."""
+    edits: list[PageEdit] = []
+    edit_page(rig, ref, "spam", "eggs")
+    for _ in range(2):
+        rig.oracle.ensure_project(workspace_id, "clone-1", SCHEMA, 1, False, ref, SCHEMA.labels, edits.append)
+    assert edits == [PageEdit(("eggs",), ("ham",)), PageEdit(("eggs",), ())]
+    assert offered(rig, ref) == ["ham", "spam", "eggs"]
+    adopted = changed(version=2, labels=["ham", "eggs", "spam"])
+    rig.oracle.ensure_project(workspace_id, "clone-1", adopted, 1, False, ref, SCHEMA.labels, edits.append)
+    assert (offered(rig, ref), len(edits)) == (["ham", "eggs", "spam"], 2)
 
 
 # Tasks ------------------------------------------------------------
@@ -212,14 +245,14 @@ def test_any_answer_is_taken(rig: Rig, ref: ProjectRef, workspace_id: str, resul
     assert [dict(entry) for entry in task.annotations[0].result] == result
 
 
-def test_only_unanswered_tasks_are_deleted(rig: Rig, ref: ProjectRef, workspace_id: str) -> None:
-    tasks = tasks_of(workspace_id, 1, 3)
+def test_open_tasks_are_those_that_may_still_be_served(rig: Rig, ref: ProjectRef, workspace_id: str) -> None:
+    tasks = tasks_of(workspace_id, 1, 4)
+    keys = [task.plan.push_key for task in tasks]
     rig.oracle.import_tasks(ref, tasks)
-    rig.answer(ref, tasks[0].plan.push_key, ANN, "ham")
-    rig.skip(ref, tasks[1].plan.push_key, ANN)
-    ids = [state.task_id for state in rig.oracle.task_states(ref)]
-    assert rig.oracle.delete_tasks(ref, [*ids, 10**9]) == 1
-    assert [state.task_id for state in rig.oracle.task_states(ref)] == ids[:2]
+    rig.answer(ref, keys[0], ANN, "ham")
+    rig.skip(ref, keys[1], ANN)
+    rig.oracle.retire(ref, [next(s.task_id for s in rig.oracle.task_states(ref) if s.push_key == keys[2])])
+    assert [(state.push_key, state.cancelled) for state in rig.oracle.open_tasks(ref)] == [(keys[1], 1), (keys[3], 0)]
 
 
 def test_a_retired_task_leaves_the_queue_and_can_still_be_answered(

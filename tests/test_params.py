@@ -35,6 +35,7 @@ def leaves(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[s
 
 KEYS = leaves(yaml.safe_load(TEMPLATE))
 LATER: dict[tuple[str, ...], Any] = {
+    ("round", "test_tasks"): 40,
     ("select", "cold_start"): "random",
     ("select", "max_similarity"): 1.0,
     ("select", "guide"): {},
@@ -119,8 +120,8 @@ def test_the_parameters_cannot_be_changed_afterwards() -> None:
         (("version",), 2, "should be 1"),
         (("schema", "labels"), ["ham"], "at least 2 items"),
         (("schema", "labels"), "ham,spam", "valid list"),
-        (("schema", "labels"), ["ham", "Ham"], "differ by more than case and blanks"),
-        (("schema", "labels"), ["ham", "ham"], "differ by more than case and blanks"),
+        (("schema", "labels"), ["ham", "Ham"], "differ by more than case, blanks"),
+        (("schema", "labels"), ["ham", "ham"], "differ by more than case, blanks"),
         (("schema", "labels"), ["ham", " spam"], "must not begin or end with blanks"),
         (("schema", "labels"), ["ham", ""], "at least 1 character"),
         (("schema", "labels"), ["ham", "a\nb"], "match pattern"),

@@ -16,7 +16,7 @@ from fault_proxy import AFTER, Fault, FaultProxy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from al_pipeline.errors import BadInput, LabelStudioDown, LabelStudioRefused, NeedsAHand, VanishedAnswers
+from al_pipeline.errors import BadInput, LabelStudioDown, LabelStudioRefused, VanishedAnswers
 from al_pipeline.files import read_json, write_json
 from al_pipeline.labels import fold
 from al_pipeline.layout import Layout
@@ -109,7 +109,9 @@ def twin(campaign: Campaign) -> SimulatedOracle:
 
 
 def held(campaign: Campaign) -> list[str | None]:
-    return [state.push_key for state in campaign.rig.oracle.task_states(campaign.ref)]
+    """The keys of the tasks that are in the queue or were answered; retired copies are neither."""
+    states = campaign.rig.oracle.task_states(campaign.ref)
+    return [state.push_key for state in states if state.annotations or not state.is_labeled]
 
 
 def striking(*calls: tuple[str, str], error: Exception | None = None) -> Callable[[str, str], None]:
@@ -129,42 +131,75 @@ def striking(*calls: tuple[str, str], error: Exception | None = None) -> Callabl
 
 def test_a_push_sends_each_task_once_in_plan_order(campaign: Campaign) -> None:
     keys = campaign.plan(7)
-    assert campaign.push(chunk=3) == PushReport(present=0, sent=7, duplicates_removed=0)
-    assert campaign.push(chunk=3) == PushReport(present=7, sent=0, duplicates_removed=0)
+    assert campaign.push(chunk=3) == PushReport(present=0, sent=7, duplicates_retired=0)
+    assert campaign.push(chunk=3) == PushReport(present=7, sent=0, duplicates_retired=0)
     assert held(campaign) == keys
 
 
 def test_what_is_missing_is_sent(campaign: Campaign) -> None:
     keys = campaign.plan(4)
     campaign.rig.oracle.import_tasks(campaign.ref, campaign.tasks[1:3])
-    assert campaign.push() == PushReport(present=2, sent=2, duplicates_removed=0)
+    assert campaign.push() == PushReport(present=2, sent=2, duplicates_retired=0)
     assert sorted(map(str, held(campaign))) == keys
 
 
-def test_duplicates_are_removed_but_none_that_is_answered(campaign: Campaign) -> None:
+def test_duplicates_leave_the_queue_and_none_is_deleted(campaign: Campaign) -> None:
     keys = campaign.plan(3)
     campaign.push()
     campaign.answer(keys[0], ANN, "ham")
     campaign.skip(keys[1], ANN)
     campaign.rig.oracle.import_tasks(campaign.ref, campaign.tasks)
-    assert campaign.push() == PushReport(present=3, sent=0, duplicates_removed=3)
+    assert campaign.push() == PushReport(present=3, sent=0, duplicates_retired=3)
+    assert campaign.push() == PushReport(present=3, sent=0, duplicates_retired=0)
     states = list(campaign.rig.oracle.task_states(campaign.ref))
-    assert [(state.push_key, state.annotations, state.cancelled) for state in states] == [
-        (keys[0], 1, 0),
-        (keys[1], 0, 1),
-        (keys[2], 0, 0),
+    assert [(state.push_key, state.annotations, state.cancelled, state.is_labeled) for state in states] == [
+        (keys[0], 1, 0, True),
+        (keys[1], 0, 1, False),
+        (keys[2], 0, 0, False),
+        *((key, 0, 0, True) for key in keys),
     ]
 
 
-def test_of_two_answered_copies_a_person_chooses(simulated: Campaign) -> None:
+def test_an_answer_to_a_retired_copy_counts_and_none_lands_on_another_task(simulated: Campaign) -> None:
+    """Somebody had the second copy open when it left the queue; its number is not given to the next task."""
+    keys = simulated.plan(2)
+    simulated.push()
+    twin(simulated).import_tasks(simulated.ref, simulated.tasks[1:])
+    shown = max(twin(simulated).projects[1].tasks)
+    assert simulated.push().duplicates_retired == 1
+    new = simulated.plan(1, number=2)
+    simulated.push()
+    twin(simulated)._annotate(twin(simulated).projects[1].tasks[shown], ANN, "spam", cancelled=False)
+    simulated.pull(full=True)
+    assert [(event.annotation_key.rpartition("#")[0], event.label) for event in simulated.events()] == [
+        (keys[1], "spam")
+    ]
+    assert simulated.push().duplicates_retired == 1, "now the answered copy is the one that stays"
+    assert twin(simulated).queue(BOB) == [keys[0], *new]
+
+
+def test_a_task_of_which_only_a_retired_copy_is_left_is_sent_again(simulated: Campaign) -> None:
+    keys = simulated.plan(1)
+    simulated.push()
+    twin(simulated).import_tasks(simulated.ref, simulated.tasks)
+    simulated.push()
+    twin(simulated).delete_task(keys[0])
+    assert simulated.push() == PushReport(present=0, sent=1, duplicates_retired=0)
+    assert twin(simulated).queue(ANN) == keys
+
+
+def test_of_two_answered_copies_both_answers_count(simulated: Campaign) -> None:
     (key,) = simulated.plan(1)
     simulated.push()
     twin(simulated).import_tasks(simulated.ref, simulated.tasks)
-    for task in twin(simulated).projects[1].tasks.values():
-        twin(simulated)._annotate(task, ANN, "ham", cancelled=False)
-    with pytest.raises(NeedsAHand, match=key):
-        simulated.push()
-    assert len(held(simulated)) == 2
+    for task, who, label in zip(twin(simulated).projects[1].tasks.values(), (ANN, BOB), ("ham", "spam"), strict=True):
+        twin(simulated)._annotate(task, who, label, cancelled=False)
+    assert simulated.push() == PushReport(present=1, sent=0, duplicates_retired=0)
+    simulated.pull()
+    assert Counter((event.annotator, event.label) for event in simulated.events()) == {
+        (ANN, "ham"): 1,
+        (BOB, "spam"): 1,
+    }
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -218,7 +253,7 @@ def test_a_request_that_commits_late_leaves_each_task_once(simulated: Campaign) 
         send(ref, tasks)
 
     oracle.import_tasks = timing_out  # type: ignore[method-assign]
-    assert simulated.push().duplicates_removed == 3
+    assert simulated.push().duplicates_retired == 3
     assert held(simulated) == keys
 
 
@@ -283,7 +318,13 @@ def test_whatever_is_there_and_whatever_fails_each_task_is_there_once(
     answered = sum(state.annotations for state in twin(campaign).task_states(campaign.ref))
     twin(campaign).fault = striking(*faults)
     campaign.push(chunk=data.draw(st.integers(1, 6)))
-    assert Counter(held(campaign)) == Counter(keys)
+    queue = {key for who in (ANN, BOB, "new@example.com") for key in twin(campaign).queue(who)}
+    states = list(twin(campaign).task_states(campaign.ref))
+    done = {state.push_key for state in states if state.annotations}
+    assert queue | done == set(keys)
+    waiting = Counter(state.push_key for state in twin(campaign).open_tasks(campaign.ref))
+    assert max(waiting.values(), default=1) == 1 and not done & set(waiting)
+    assert len(states) >= len(there), "nothing is deleted"
     assert sum(state.annotations for state in twin(campaign).task_states(campaign.ref)) == answered
 
 
@@ -316,6 +357,24 @@ def test_open_pool_tasks_of_earlier_rounds_are_retired(campaign: Campaign) -> No
     assert retire(campaign.rig.oracle, campaign.ref, 3) == 0
     open_keys = [state.push_key for state in campaign.rig.oracle.task_states(campaign.ref) if not state.is_labeled]
     assert open_keys == test + new
+
+
+def test_another_overlap_brings_no_settled_task_back(campaign: Campaign) -> None:
+    """Label Studio opens every task again, retired and answered ones, when the project's overlap changes."""
+    old, test, new = campaign.plan(2, 1), campaign.plan(2, 2, "test"), campaign.plan(2, 3)
+    campaign.push()
+    campaign.answer(old[0], ANN, "ham")
+    campaign.answer(test[0], ANN, "ham")
+    campaign.answer(new[0], ANN, "ham")
+    assert retire(campaign.rig.oracle, campaign.ref, 3, overlaps={1: 1, 2: 1}) == 1
+
+    def open_keys(overlap: int) -> list[str | None]:
+        campaign.rig.oracle.ensure_project(campaign.workspace.id, "clone-1", SCHEMA, overlap, False, campaign.ref)
+        retire(campaign.rig.oracle, campaign.ref, 3, overlaps={1: 1, 2: 1})
+        return [state.push_key for state in campaign.rig.oracle.open_tasks(campaign.ref)]
+
+    assert open_keys(2) == [test[1], *new], "what this round asks wants a second answer; nothing else comes back"
+    assert open_keys(1) == [test[1], new[1]]
 
 
 def test_a_half_answered_task_stays_in_the_queue(simulated: Campaign) -> None:
@@ -416,6 +475,8 @@ def result(**changes: Any) -> list[dict[str, Any]]:
     return [{**choice_result("ham")[0], **changes}]
 
 
+COMMENT = {"from_name": "why", "to_name": "text", "type": "textarea", "value": {"text": ["not sure"]}}
+
 UNBELIEVABLE: list[tuple[Any, str]] = [
     (choice_result("eggs"), "unknown label"),
     (choice_result("Ham"), "unknown label"),
@@ -424,6 +485,8 @@ UNBELIEVABLE: list[tuple[Any, str]] = [
     (result(value={"choices": []}), "empty result"),
     (result(value={"choices": ["ham", "spam"]}), "several choices"),
     ([*choice_result("ham"), *choice_result("ham")], "several choices"),
+    ([*choice_result("ham"), {**COMMENT, "from_name": None}], "malformed"),
+    ([COMMENT], "empty result"),
     (result(value={}), "malformed"),
     (result(value={"choices": "ham"}), "malformed"),
     (result(value={"choices": [{"ham": 1}]}), "malformed"),
@@ -445,6 +508,15 @@ def test_answers_that_cannot_be_believed_are_kept_aside_until_they_are_mended(ca
     campaign.edit(made[0], "ham")
     report = campaign.pull()
     assert (report.events, report.refused) == ({"label": 1}, {})
+
+
+@pytest.mark.parametrize("raw", [[*choice_result("ham"), COMMENT], [COMMENT, *choice_result("ham")]])
+def test_a_comment_beside_the_choice_does_not_matter(campaign: Campaign, raw: list[dict[str, Any]]) -> None:
+    (key,) = campaign.plan(1)
+    campaign.push()
+    campaign.answer(key, ANN, raw)
+    assert (campaign.pull().events, campaign.refused()) == ({"label": 1}, [])
+    assert campaign.labels() == {"item-0": "ham"}
 
 
 def test_an_answer_edited_into_nonsense_no_longer_counts_and_a_mended_one_does(campaign: Campaign) -> None:

@@ -175,8 +175,9 @@ def test_a_round_from_nothing_to_the_next_one(
     plan = read_plan(git, 0)
     there = tasks(studio, workspace)
     assert list(there) == [task.push_key for task in plan], "in the plan's order"
-    assert [task.part for task in plan] == ["test"] * 4 + ["pool"] * 8
+    assert [task.part for task in plan].count("test") == 4 and "pool" in [task.part for task in plan[:3]], "mixed"
     assert ann.next(project(workspace).project_id) == plan[0].push_key
+    asked_in_order, plan = plan, sorted(plan, key=lambda task: task.part != "test")
 
     before = fingerprint(studio, workspace)
     again = al_json(root, "round")
@@ -242,7 +243,7 @@ def test_a_round_from_nothing_to_the_next_one(
 
     following = read_plan(git, 1)
     there = tasks(studio, workspace)
-    assert list(there) == [task.push_key for task in (*plan, *following)]
+    assert list(there) == [task.push_key for task in (*asked_in_order, *following)]
     assert there[plan[late].push_key][1], "an unanswered task has left the queue"
     assert bob.next(project(workspace).project_id) == following[0].push_key
     assert not {task.item_id for task in following} & {plan[task].item_id for task in (*counted, given_up)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Collection
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from al_pipeline.errors import (
 from al_pipeline.files import read_object, write_json
 from al_pipeline.layout import Layout
 from al_pipeline.lock import locked
-from al_pipeline.oracle import ProjectRef
+from al_pipeline.oracle import PageEdit, ProjectRef
 from al_pipeline.repository import Git
 from al_pipeline.workspace import Workspace
 
@@ -39,6 +40,16 @@ def stored_project(layout: Layout) -> ProjectRef | None:
     if type(number) is not int or not isinstance(uid, str) or not uid.isprintable() or " " in uid:
         raise ForeignEdit(f"{layout.project} names no project; `git log -p {layout.project}` shows who changed it")
     return ProjectRef(number, uid)
+
+
+def project_page(workspace: Workspace) -> str | None:
+    """Where annotators begin, by the button "Label All Tasks"; None where there is no project yet.
+
+    Never an address with `labeling=1`: opened directly, it is served from a queue without locks, so that two people
+    get the same task.
+    """
+    project, url = stored_project(workspace.layout), workspace.credentials().get("url")
+    return None if project is None or url is None else f"{url.rstrip('/')}/projects/{project.project_id}/data"
 
 
 def connect_to(workspace: Workspace, url: str, token: str) -> About:
@@ -87,6 +98,37 @@ def refuse_elsewhere(workspace: Workspace) -> None:
         except ForeignProject:
             return
         oracle.check(ref, workspace.id, workspace.clone_id)
+
+
+def reset_page(workspace: Workspace) -> tuple[str, ...]:
+    """Take classes that somebody added in the project's page out of it; which these were.
+
+    Raises NothingToDo, ForeignProject.
+    """
+    with locked(workspace.layout.lock, "al labelstudio reset"):
+        ref, params = _known(workspace), workspace.params
+        taken_out: list[str] = []
+
+        def note(edit: PageEdit) -> None:
+            taken_out.extend(edit.added)
+
+        def bring_in_line(published: Collection[str]) -> None:
+            oracle.ensure_project(
+                workspace_id=workspace.id,
+                clone_id=workspace.clone_id,
+                schema=params.schema_,
+                overlap=params.round.overlap,
+                show_guess=params.label_studio.show_guess,
+                known=ref,
+                published=published,
+                on_page_edit=note,
+            )
+
+        with connect(workspace) as oracle:
+            bring_in_line(())
+            if taken_out:
+                bring_in_line(tuple(taken_out))  # as if they were ours, and had been removed
+        return tuple(dict.fromkeys(taken_out))
 
 
 def adopt(workspace: Workspace) -> int:

@@ -17,6 +17,7 @@ from al_pipeline.operations.close import check_sources, foreign_edits
 from al_pipeline.operations.connect import connect, stored_project
 from al_pipeline.operations.history import read_history
 from al_pipeline.operations.schedule import look_at_schedule
+from al_pipeline.operations.schema import schema_problem
 from al_pipeline.operations.tick import look, open_dvc
 from al_pipeline.plain import on_this_machine, redact
 from al_pipeline.records import round_name
@@ -52,6 +53,7 @@ def examine(workspace: Workspace) -> list[Finding]:
     checks: tuple[tuple[str, Callable[[Workspace], Iterator[Finding]]], ...] = (
         ("versions", _versions),
         ("parameters", _parameters),
+        ("classes", _classes),
         ("git", _git),
         ("secrets", _secrets),
         ("data", _data),
@@ -97,6 +99,12 @@ def _versions(_: Workspace) -> Iterator[Finding]:
 def _parameters(workspace: Workspace) -> Iterator[Finding]:
     schema = workspace.params.schema_
     yield Finding("parameters", "ok", f"params.yaml is valid; schema {schema.version}: {', '.join(schema.labels)}")
+
+
+def _classes(workspace: Workspace) -> Iterator[Finding]:
+    history = read_history(workspace.layout, Git(workspace.layout.root))
+    if problem := schema_problem(workspace, history):
+        yield Finding("classes", "error", str(problem))
 
 
 def _git(workspace: Workspace) -> Iterator[Finding]:

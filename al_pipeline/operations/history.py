@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,6 +131,14 @@ def read_plans(git: Git, revision: str = "HEAD") -> dict[str, PlannedTask]:
     names = {name: number for name in git.files(revision, "rounds") if (number := plan_number(name)) is not None}
     texts = git.read(revision, list(names))
     return {task.push_key: task for name, text in texts.items() for task in parse_plan(text, names[name])}
+
+
+def rounds_of(plans: Iterable[PlannedTask]) -> dict[str, int]:
+    """The newest round whose plan holds an item, by item."""
+    found: dict[str, int] = {}
+    for task in plans:
+        found[task.item_id] = max(found.get(task.item_id, task.round), task.round)
+    return found
 
 
 def round_number(text: str) -> int:

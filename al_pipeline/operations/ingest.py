@@ -14,17 +14,21 @@ import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from al_pipeline.errors import BadInput
-from al_pipeline.files import json_line, move, read_json, remove_leftovers, sha256_file, write_json
-from al_pipeline.items import iter_items, list_parts, read_ids, write_items
+from al_pipeline.errors import BadInput, NothingToDo
+from al_pipeline.files import json_line, move, read_json, read_object, remove_leftovers, sha256_file, write_json
+from al_pipeline.items import count_items, iter_items, list_parts, read_ids, write_items
 from al_pipeline.layout import Layout
 from al_pipeline.ledger import add_to_inbox, event_digest, read_events
+from al_pipeline.operations.close import next_round
+from al_pipeline.operations.history import read_history
+from al_pipeline.operations.schema import check_schema
 from al_pipeline.pool import Catalog, draw_test, drawn_size, item_id_from
 from al_pipeline.records import Event, Item, Part, content_hash
+from al_pipeline.repository import Git
 from al_pipeline.tables import BadRow, Progress, Row, check_readable, excerpt, read_table
 from al_pipeline.workspace import Workspace
 
@@ -34,6 +38,8 @@ IMPORT_ROUND = -1
 
 _STAGING = ".ingest"
 _COMMIT = "commit.json"
+_DRAWN = "drawn.json"
+"""In the inbox: which of its parts of the test set were drawn, and not given."""
 _NO_LABEL = 0
 _CONTRADICTION = 0xFFFF
 
@@ -101,14 +107,15 @@ def ingest(
     id_column: str | None = None,
     label_column: str | None = None,
     test: bool = False,
+    test_size: int | None = None,
     progress: Progress | None = None,
 ) -> IngestReport:
     """Add the rows of CSV, JSONL or Parquet files to the pool (or, `test`, to the test set), all of them or none.
 
     `id_column`: by default `id`, where there is such a column. Rows without an id get one from their content. The
-    first items ever bring the test set with them: `ingest.test_size` of them, at most a fifth, drawn at random,
-    unless there is a test set already. Labels become `import` events; a label that differs from the one imported
-    before replaces it. Call it while holding the workspace's lock.
+    first items ever bring the test set with them: `test_size` of them (default: `ingest.test_size`), at most a fifth,
+    drawn at random, unless there is a test set already. Labels become `import` events; a label that differs from the
+    one imported before replaces it. Call it while holding the workspace's lock.
 
     Raises BadInput where a file as a whole cannot be used; a row that cannot is kept aside with its reason.
     """
@@ -118,9 +125,17 @@ def ingest(
         raise BadInput("text, id and label must be three different columns")
     sizes = [check_readable(path) for path in files]
     layout = workspace.layout
+    if label_column is not None and (layout.root / ".git").exists():
+        check_schema(workspace, read_history(layout, Git(layout.root)))  # labels are read by these classes
     finish_ingest(layout)
     columns = _Columns(text_column, id_column, label_column)
     taken = _Intake(workspace, columns, "test" if test else "pool")
+    if test_size is not None and (test or taken.had_test):
+        raise BadInput(
+            "there is a test set already: `al ingest --redraw-test --test-size N` draws another until the "
+            "first `al round`, and `al ingest --test FILE` adds to it"
+        )
+    size = workspace.params.ingest.test_size if test_size is None else test_size
     staging = layout.inbox / _STAGING
     staging.mkdir(parents=True)
     try:
@@ -128,12 +143,17 @@ def ingest(
         with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n") as rejects:
             added = write_items(staged, _new_items(taken, files, sizes, rejects, progress))
             rejects_file = _keep_rejects(rejects, staging, layout.rejects, files[0]) if taken.refusals else None
-        drawn, notes = _draw(taken, workspace) if not test else (0, [])
+        drawn, notes = _draw(taken, size, workspace.params.seed) if not test else (0, [])
+        if added and not test and taken.had_test and next_round(layout) is None and read_object(layout.inbox / _DRAWN):
+            notes = [
+                "the test set was drawn from earlier files alone, and measures on texts like theirs; `al ingest "
+                "--redraw-test` draws it again from all of them, until the first `al round`"
+            ]
         test_added = added if test else drawn
         _stage_parts(taken, staging, staged, drawn)
         labels = _stage_labels(taken, staging)
         if added or labels:
-            _commit(layout, staging)
+            _commit(layout, staging, drawn=drawn > 0)
     finally:
         if not (staging / _COMMIT).exists():
             shutil.rmtree(staging, ignore_errors=True)
@@ -151,12 +171,83 @@ def ingest(
     )
 
 
+def redraw_test(workspace: Workspace, test_size: int | None = None) -> int:
+    """Draw the test set again from all items that were ingested, those of given test files apart; how many it has now.
+
+    `test_size`: default `ingest.test_size`. Only before the first round, while nobody was asked anything. Call it while
+    holding the workspace's lock. Raises NothingToDo where it is too late, or nothing was drawn.
+    """
+    layout = workspace.layout
+    finish_ingest(layout)
+    if layout.closing.exists() or next_round(layout) is not None:
+        raise NothingToDo(
+            "the first round has begun, and the test set stays what it is; `al ingest --test FILE` adds to it"
+        )
+    drawn_parts = [layout.inbox_test / name for name in read_object(layout.inbox / _DRAWN).get("parts", ())]
+    drawn_parts = [path for path in drawn_parts if path.exists()]
+    if not drawn_parts:
+        raise NothingToDo("no test set was drawn yet; the first `al ingest FILE` draws one")
+    staging = layout.inbox / _STAGING
+    before = staging / "before"
+    before.mkdir(parents=True)
+    try:
+        for path in drawn_parts:
+            shutil.copyfile(path, before / path.name)
+
+        def items() -> Iterator[list[Item]]:
+            return iter_items([layout.inbox_pool, before])
+
+        digests = [bytes.fromhex(item.content_hash) for batch in items() for item in batch]
+        size = drawn_size(workspace.params.ingest.test_size if test_size is None else test_size, len(digests))
+        drawn = draw_test(digests, size, workspace.params.seed)
+
+        def of(part: Part) -> Iterator[list[Item]]:
+            for batch in items():
+                yield [item for item in batch if (bytes.fromhex(item.content_hash) in drawn) == (part == "test")]
+
+        parts: tuple[Part, ...] = ("pool", "test") if drawn else ("pool",)
+        written = [write_items(staging / part / "new.parquet", of(part)) for part in parts]
+        assert sum(written) == len(digests)
+        known = {digest.hex() for digest in digests}
+        events = [
+            replace(e, part="test" if bytes.fromhex(e.content_hash) in drawn else "pool")
+            if e.content_hash in known
+            else e
+            for e in read_events(layout.inbox_events)
+        ]
+        add_to_inbox(staging / "events", events)
+        old = [*list_parts([layout.inbox_pool]), *drawn_parts, *layout.inbox_events.glob("pull-*.jsonl")]
+        _commit(layout, staging, drawn=True, drop=old)
+    finally:
+        if not (staging / _COMMIT).exists():
+            shutil.rmtree(staging, ignore_errors=True)
+    return len(drawn)
+
+
+def before_first_model(workspace: Workspace) -> str | None:
+    """What people will be asked before there is a model, in words; None once a round was planned."""
+    layout, params = workspace.layout, workspace.params
+    if next_round(layout) is not None:
+        return None
+    labels = [e.label for e in read_events(layout.inbox_events) if e.part == "pool" and e.label is not None]
+    if len(set(labels)) > 1 and len(labels) >= params.round.min_labels:
+        return f"The next `al round` makes a model of {len(labels):,} labels, before anybody answers."
+    pool, test = count_items([layout.inbox_pool]), count_items([layout.inbox_test])
+    labelled = sum(e.part == "test" and e.label is not None for e in read_events(layout.inbox_events))
+    seed, first = min(params.round.seed_size, pool), min(params.round.test_tasks, max(test - labelled, 0))
+    return (
+        f"Before the first model people label {seed + first:,} items: {seed:,} to learn from (round.seed_size) and "
+        f"{first:,} of the test set (round.test_tasks), which grows by as many each round. Labels that you have "
+        "already (--label-column) make a model at once."
+    )
+
+
 def finish_ingest(layout: Layout) -> bool:
     """Finish an ingest that was killed after it had begun to count, discard one that was killed before.
 
     Whether something was finished. Call it while holding the workspace's lock, before the inbox is closed.
     """
-    remove_leftovers(layout.inbox_pool, layout.inbox_test, layout.inbox_events, layout.rejects)
+    remove_leftovers(layout.inbox, layout.inbox_pool, layout.inbox_test, layout.inbox_events, layout.rejects)
     staging = layout.inbox / _STAGING
     committed = (staging / _COMMIT).exists()
     if committed:
@@ -417,23 +508,22 @@ def _keep_rejects(rejects: IO[str], staging: Path, folder: Path, first: Path) ->
     return target
 
 
-def _draw(taken: _Intake, workspace: Workspace) -> tuple[int, list[str]]:
-    """Draw the test set from the new items, if there is none yet: how many, and what to tell."""
-    params = workspace.params
+def _draw(taken: _Intake, size: int, seed: int) -> tuple[int, list[str]]:
+    """Draw a test set of `size` from the new items, if there is none yet: how many, and what to tell."""
     new = range(taken.first_new, len(taken.known))
-    if taken.had_test or not new or params.ingest.test_size == 0:
+    if taken.had_test or not new or size == 0:
         return 0, []
-    count = drawn_size(params.ingest.test_size, len(new))
-    drawn = draw_test((taken.known.digest(number) for number in new), count, params.seed)
+    count = drawn_size(size, len(new))
+    drawn = draw_test((taken.known.digest(number) for number in new), count, seed)
     for number in new:
         if taken.known.digest(number) in drawn:
             taken.known.move_to_test(number)
-    if count == params.ingest.test_size:
+    if count == size:
         return count, []
     if count == 0:
         return 0, ["too few items to draw a test set from; the next ingest draws one from what it adds"]
     return count, [
-        f"the test set is {count:,} items, not {params.ingest.test_size:,}: at most a fifth of {len(new):,} new items; "
+        f"the test set is {count:,} items, not {size:,}: at most a fifth of {len(new):,} new items; "
         "give it more with `al ingest --test FILE`"
     ]
 
@@ -463,8 +553,9 @@ def _stage_labels(taken: _Intake, staging: Path) -> int:
     return len(events)
 
 
-def _commit(layout: Layout, staging: Path) -> None:
-    moves = {}
+def _commit(layout: Layout, staging: Path, *, drawn: bool = False, drop: Sequence[Path] = ()) -> None:
+    """Have what is staged count, and the files `drop` of the inbox no more."""
+    moves: dict[str, Any] = {"drawn": drawn, "drop": [path.relative_to(layout.inbox).as_posix() for path in drop]}
     for name, inbox in (("test", layout.inbox_test), ("pool", layout.inbox_pool)):
         if (staging / name / "new.parquet").exists():
             names = [part.stem.removeprefix("part-") for part in list_parts([inbox])]
@@ -477,6 +568,10 @@ def _commit(layout: Layout, staging: Path) -> None:
 def _carry_out(layout: Layout, staging: Path) -> None:
     """Move what is staged into the inbox; items before the labels that speak of them. Can be repeated."""
     moves = read_json(staging / _COMMIT, {})
+    for name in moves.get("drop", ()):
+        (layout.inbox / name).unlink(missing_ok=True)
+    if moves.get("drawn"):
+        write_json(layout.inbox / _DRAWN, {"parts": [moves["test"]] if "test" in moves else []})
     for name, inbox in (("test", layout.inbox_test), ("pool", layout.inbox_pool)):
         staged = staging / name / "new.parquet"
         if staged.exists():

@@ -17,10 +17,17 @@ from al_pipeline.trust import template
 from al_pipeline.workspace import LAYOUT_VERSION, Workspace, open_workspace
 
 
-def init(folder: Path, labels: Sequence[str], question: str | None = None, remote: str | None = None) -> Workspace:
+def init(
+    folder: Path,
+    labels: Sequence[str],
+    question: str | None = None,
+    remote: str | None = None,
+    test_size: int | None = None,
+) -> Workspace:
     """Make a workspace in `folder`, which must be new or empty, and commit it.
 
-    `remote` is a DVC remote's address (default: a folder in `al`'s home, on this machine). Killed half-way, the same
+    `remote` is a DVC remote's address (default: a folder in `al`'s home, on this machine); `test_size` how many items
+    the first ingest sets aside as the test set. Killed half-way, the same
     call finishes the job. Raises BadInput where `folder` holds something else, BadParams where labels are no good.
     """
     if remote is not None and has_password(remote):
@@ -31,6 +38,8 @@ def init(folder: Path, labels: Sequence[str], question: str | None = None, remot
     folder = folder.resolve()
     layout = Layout(folder)
     text = with_schema(template("params.yaml"), labels, question)
+    if test_size is not None:
+        text = re.sub(r"(?m)^(  test_size:) \S+", rf"\1 {test_size}", text)
     parse_params(text, "the schema")
     if layout.marker.exists():
         if (folder / ".git").exists() and Git(folder).head() is not None:  # else git would look in the folders above

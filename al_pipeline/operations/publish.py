@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from al_pipeline.ledger import read_events, read_refused
 from al_pipeline.operations.close import foreign_edits, refuse_edits
 from al_pipeline.operations.history import History, Record, read_plans
 from al_pipeline.params import Params
+from al_pipeline.pool import test_order
 from al_pipeline.records import RANDOM_SLICE, Event, PlannedTask, push_key, round_name
 from al_pipeline.repository import Dvc, Git
 from al_pipeline.rulings import Ruling
@@ -137,10 +139,17 @@ def unsynced(git: Git, layout: Layout) -> bool:
 
 
 def plan_tasks(workspace: Workspace, git: Git, number: int, abandoned: Collection[int]) -> list[PlannedTask]:
-    """What round `number` asks: test items that nobody was asked about yet (save in abandoned rounds), then queries."""
+    """What round `number` asks: queries, and between them the next test items that nobody was asked about yet (save in
+    abandoned rounds), `round.test_tasks` of them.
+
+    The test set was drawn once, at random, and is asked in an order drawn at random, so that what is labelled of it is
+    a random sample at any time. Round 0 asks nothing where labels that the user brought make the first model.
+    """
     from al_pipeline.results import read_labeled, read_queries, read_unresolved
 
-    layout = workspace.layout
+    layout, params = workspace.layout, workspace.params
+    if number == 0 and brought_labels(layout, params):
+        return []
     queries = read_queries(layout.queries)
     hashes = {
         item.item_id: item.content_hash for item in fetch([layout.pool], [query.item_id for query in queries]).values()
@@ -156,35 +165,51 @@ def plan_tasks(workspace: Workspace, git: Git, number: int, abandoned: Collectio
         if task.part == "test" and task.round < number and task.round not in abandoned and task.push_key not in void
     }
     known = read_ids([layout.test])
-    test = [
+    unasked = [
         (item, content)
         for item, content in zip(known.ids(), known.hashes(), strict=True)
         if item not in settled and item not in earlier
     ]
+    share = params.round.test_tasks
+    test = heapq.nsmallest(share, unasked, key=lambda found: test_order(bytes.fromhex(found[1]), params.seed))
 
     def key(item_id: str) -> str:
         return push_key(workspace.id, number, item_id)
 
-    tasks = [
-        PlannedTask(key(item), item, content, "test", number, rank, 0.0, "test_set", 1.0)
-        for rank, (item, content) in enumerate(sorted(test))
-    ]
-    return tasks + [
+    tasks = [PlannedTask(key(item), item, content, "test", number, 0, 0.0, "test_set", 1.0) for item, content in test]
+    asked = [
         PlannedTask(
             key(q.item_id),
             q.item_id,
             hashes[q.item_id],
             "pool",
             number,
-            len(tasks) + q.rank,
+            q.rank,
             q.score,
             q.strategy,
             q.probability,
             q.predicted,
             q.confidence,
         )
-        for q in queries
+        for q in sorted(queries, key=lambda query: query.rank)
     ]
+    return [replace(task, rank=rank) for rank, task in enumerate(interleaved(tasks, asked))]
+
+
+def interleaved(first: Sequence[PlannedTask], second: Sequence[PlannedTask]) -> list[PlannedTask]:
+    """Both rows of tasks as one, each in its order and spread over the whole: a half of it is a half of either."""
+    placed = [
+        ((2 * place + 1) / (2 * len(tasks)), task) for tasks in (first, second) for place, task in enumerate(tasks)
+    ]
+    return [task for _, task in sorted(placed, key=lambda pair: pair[0])]
+
+
+def brought_labels(layout: Layout, params: Params) -> int:
+    """How many labels of the pool the user brought, where they make a model without anybody's answer; else 0."""
+    from al_pipeline.results import read_labeled
+
+    labels = [row.label for row in read_labeled(layout.labeled)]
+    return len(labels) if len(set(labels)) > 1 and len(labels) >= params.round.min_labels else 0
 
 
 def _void_tasks(events: list[Event]) -> set[str]:
@@ -257,9 +282,7 @@ def _decide(layout: Layout, git: Git, history: History, params: Params) -> Decis
     challenger = parse_predictions(layout.predictions.read_text(encoding="utf-8"))
     champion = None
     if history.promoted and (text := git.show(history.promoted, "rounds/predictions.csv")):
-        champion = parse_predictions(text)
-        if champion.classes != challenger.classes:
-            champion = None
+        champion = parse_predictions(text, unlabelled=True)
     before, after = _shared(champion, challenger) if champion else (None, challenger)
     truth = np.array([after.classes.index(label) for label in after.labels], dtype=np.intp)
     return decide(
@@ -283,15 +306,15 @@ def _held(decision: Decision, holding: Ruling | None) -> Decision:
 
 
 def _shared(champion: Predictions, challenger: Predictions) -> tuple[Predictions, Predictions]:
-    """Both models' rows for the test items that both saw, in the challenger's order; today's labels count."""
-    from al_pipeline.comparison import shared
+    """Both models' rows for the test items that both saw, in the challenger's order; by today's labels and classes."""
+    from al_pipeline.comparison import aligned, shared
     from al_pipeline.results import Predictions
 
     rows, keep = shared(champion, challenger)
     items = tuple(challenger.item_ids[row] for row in keep)
     labels = tuple(challenger.labels[row] for row in keep)
     return (
-        Predictions(items, labels, champion.classes, champion.proba[rows]),
+        Predictions(items, labels, challenger.classes, aligned(champion, rows, challenger.classes)),
         Predictions(items, labels, challenger.classes, challenger.proba[keep]),
     )
 

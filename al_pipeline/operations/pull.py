@@ -82,7 +82,10 @@ def pull(
     """
     layout = workspace.layout
     ledger = (layout.events, layout.inbox_events)
-    cursor = None if full else _cursor(read_json(layout.pull_state, {}), ref)
+    known = read_json(layout.pull_state, {})
+    # Answers that other classes were needed for may count by now.
+    same_classes = isinstance(known, Mapping) and known.get("classes") == list(schema.labels)
+    cursor = _cursor(known, ref) if same_classes and not full else None
     reading = _Reading(
         ref=ref,
         plans=plans,
@@ -110,7 +113,7 @@ def pull(
     add_to_inbox(layout.inbox_events, news, reading.refused, ledger=layout.events)
     following = _following(cursor, newest, observed_at)
     if following is not None:
-        write_json(layout.pull_state, {"project_uid": ref.project_uid, "cursor": following})
+        write_json(layout.pull_state, {"project_uid": ref.project_uid, "cursor": following, "classes": schema.labels})
     return PullReport(
         events=Counter(event.type for event in news),
         refused=Counter(str(row["reason"]) for row in reading.refused),
@@ -132,18 +135,26 @@ def _quarantines(news: Sequence[Event], abandoned: Mapping[int, Ruling], observe
 
 
 def believe(result: Sequence[Any], was_cancelled: bool, schema: Schema) -> Answer | Reason:
-    """What a raw result says, or why it cannot be believed. Total: `result` may be anything that JSON can hold."""
+    """What a raw result says, or why it cannot be believed. Total: `result` may be anything that JSON can hold.
+
+    What other controls hold beside the choice, such as a comment (`textarea`), does not matter: it stays in Label
+    Studio.
+    """
     if was_cancelled:
         return Answer(label=None, origin=None)
     if not result:
         return "empty result"
     if not all(isinstance(entry, Mapping) for entry in result):
         return "malformed"
-    if any(entry.get("from_name") != CONTROL for entry in result):
-        return "malformed" if any("from_name" not in entry for entry in result) else "wrong from_name"
-    if len(result) > 1:
+    if not all(isinstance(entry.get("from_name"), str) for entry in result):
+        return "malformed"
+    chosen = [entry for entry in result if entry["from_name"] == CONTROL]
+    if not chosen:
+        only_comments = all(entry.get("type") == "textarea" for entry in result)
+        return "empty result" if only_comments else "wrong from_name"
+    if len(chosen) > 1:
         return "several choices"
-    value = result[0].get("value")
+    value = chosen[0].get("value")
     choices = value.get("choices") if isinstance(value, Mapping) else None
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         return "malformed"
@@ -153,7 +164,7 @@ def believe(result: Sequence[Any], was_cancelled: bool, schema: Schema) -> Answe
         return "several choices"
     if choices[0] not in schema.labels:
         return "unknown label"
-    origin = result[0].get("origin")
+    origin = chosen[0].get("origin")
     return Answer(choices[0], origin if isinstance(origin, str) and origin in _ORIGINS else None)
 
 

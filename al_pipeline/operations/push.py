@@ -1,7 +1,11 @@
-"""Bring a round's plan into Label Studio: each task once, whatever crashes or is lost on the way.
+"""Bring a round's plan into Label Studio: each task once in the queue, whatever crashes or is lost on the way.
 
 Label Studio has no unique keys, and an error says nothing about whether the tasks exist. So: list what is there, send
 what is missing, and count again; after an error, let the server finish first.
+
+Nothing is ever deleted. Somebody may have a task open in the browser: the answer to a deleted one is lost, and where
+its id is given to the next task, the answer lands there. A second copy is retired instead: it leaves the queue and
+still takes a late answer, which counts under the same key.
 """
 
 from __future__ import annotations
@@ -9,10 +13,10 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from al_pipeline.errors import BadInput, LabelStudioDown, NeedsAHand
+from al_pipeline.errors import BadInput, LabelStudioDown
 from al_pipeline.oracle import Oracle, ProjectRef, task_json
 from al_pipeline.records import Task, TaskState
 
@@ -30,7 +34,7 @@ class PushReport:
 
     present: int
     sent: int
-    duplicates_removed: int
+    duplicates_retired: int
 
 
 def push(
@@ -40,10 +44,9 @@ def push(
     chunk: int = 250,
     sleep: Callable[[float], None] = time.sleep,
 ) -> PushReport:
-    """Make Label Studio hold each of `tasks` exactly once, in this order. May be killed and repeated.
+    """Make Label Studio's queue hold each of `tasks` exactly once, in this order. May be killed and repeated.
 
-    Raises LabelStudioDown when a few attempts do not bring it about, NeedsAHand where two copies of one task are both
-    answered, and whatever says that the request is not valid. Nothing that has an answer is ever deleted.
+    Raises LabelStudioDown when a few attempts do not bring it about, and whatever says that the request is not valid.
     """
     sizes = {task.plan.push_key: len(json.dumps(task_json(task))) for task in tasks}
     if len(sizes) < len(tasks):
@@ -69,39 +72,51 @@ def push(
             if len(settled) > len(copies):
                 attempts = 0
             copies = settled
-    removed = _remove_duplicates(oracle, ref, copies)
-    if removed:
-        copies = _copies(oracle, ref, tasks)
-    _check(copies, sizes)
-    return PushReport(present=present, sent=len(sizes) - present, duplicates_removed=removed)
+    spare = _spare_copies(copies)
+    if spare:
+        oracle.retire(ref, spare)
+    return PushReport(present=present, sent=len(sizes) - present, duplicates_retired=len(spare))
 
 
-def retire(oracle: Oracle, ref: ProjectRef, current_round: int, abandoned: Collection[int] = ()) -> int:
-    """Take open pool tasks of earlier rounds that nobody answered out of the queue; how many. Test tasks stay.
+def retire(
+    oracle: Oracle,
+    ref: ProjectRef,
+    current_round: int,
+    abandoned: Collection[int] = (),
+    overlaps: Mapping[int, int] | None = None,
+) -> int:
+    """Take tasks of earlier rounds that nobody need answer any more out of the queue; how many.
 
+    These are pool tasks that nobody answered, and tasks with as many answers as their round wanted (`overlaps`, by
+    round): Label Studio opens all of them again when the project's overlap changes. Test tasks without an answer stay.
     Of the `abandoned` rounds all open tasks go, those that wait for a second answer too: it would not count.
     """
+    wanted = overlaps or {}
     stale = [
         state.task_id
-        for state in oracle.task_states(ref)
-        if (state.part == "pool" or state.round in abandoned)
+        for state in oracle.open_tasks(ref)
+        if state.push_key is not None
         and state.round is not None
         and state.round < current_round
-        and state.push_key is not None
-        and not state.is_labeled
-        and (state.annotations == 0 or state.round in abandoned)
+        and (
+            state.round in abandoned
+            or (state.part == "pool" and state.annotations == 0)
+            or (state.round in wanted and state.annotations >= wanted[state.round])
+        )
     ]
-    oracle.retire(ref, stale)
+    if stale:
+        oracle.retire(ref, stale)
     return len(stale)
 
 
 def _copies(oracle: Oracle, ref: ProjectRef, tasks: Sequence[Task]) -> dict[str, list[TaskState]]:
-    """What Label Studio holds of our tasks: each key with all its copies, by rising id."""
+    """What Label Studio holds of our tasks: each key with its copies, by rising id. Empty ones out of the queue, which
+    nobody is served, are no copies."""
     ours = {task.plan.push_key for task in tasks}
     copies: dict[str, list[TaskState]] = defaultdict(list)
     for number in sorted({task.plan.round for task in tasks}):
         for state in oracle.task_states(ref, number):
-            if state.push_key in ours:
+            if state.push_key in ours and (state.annotations or not state.is_labeled):
                 copies[state.push_key].append(state)
     return dict(copies)
 
@@ -135,24 +150,14 @@ def _batches(missing: Sequence[Task], sizes: dict[str, int], chunk: int) -> Iter
         yield batch
 
 
-def _remove_duplicates(oracle: Oracle, ref: ProjectRef, copies: dict[str, list[TaskState]]) -> int:
-    doomed: list[int] = []
+def _spare_copies(copies: Mapping[str, Sequence[TaskState]]) -> list[int]:
+    """Open copies that the queue need not hold beside another: of each key the one with most answers stays, and of
+    those the first, which stands where the plan wants it."""
+    spare: list[int] = []
     for states in copies.values():
-        unanswered = [state.task_id for state in states if state.annotations == 0 and state.cancelled == 0]
-        # The first copy stays where nobody answered any: it stands where the plan wants it.
-        doomed += unanswered if len(unanswered) < len(states) else unanswered[1:]
-    return oracle.delete_tasks(ref, doomed) if doomed else 0
-
-
-def _check(copies: dict[str, list[TaskState]], sizes: dict[str, int]) -> None:
-    twice = sorted(key for key, states in copies.items() if len(states) > 1)
-    if twice:
-        raise NeedsAHand(
-            f"Label Studio holds {len(twice)} tasks more than once with answers on several copies, first {twice[0]} "
-            f"(tasks {', '.join(str(state.task_id) for state in copies[twice[0]])}); delete one copy of each there"
-        )
-    if len(copies) != len(sizes):
-        raise LabelStudioDown(f"the plan has {len(sizes)} tasks, Label Studio lists {len(copies)} of them")
+        kept = max(states, key=lambda state: (state.annotations, state.cancelled, -state.task_id))
+        spare += [state.task_id for state in states if state is not kept and not state.is_labeled]
+    return spare
 
 
 def _count(copies: dict[str, list[TaskState]]) -> int:

@@ -92,7 +92,7 @@ def rollback(
     nothing changed: RemoteIncomplete, NeedsAHand, NothingToDo where there is nothing to go back from. `dvc` must not be
     running commands of its own.
     """
-    with _ruling(workspace, dvc, "al rollback") as (git, history):
+    with ruling_at_desk(workspace, dvc, "al rollback") as (git, history):
         layout, record = workspace.layout, history.record(number)
         tag = round_name(number)
         if tag not in git.tags():
@@ -106,7 +106,7 @@ def rollback(
             raise ForeignEdit("params.yaml is edited and not committed; commit or discard that first (`git diff`)")
         if not labels and not params and serves == history.promoted and history.holding is not None:
             raise NothingToDo(f"the model of {serves} is served already, and promotion is held")
-        ruling = _new(
+        ruling = new_ruling(
             history, git, "rollback", reason, labels=labels, to=number,
             serves=serves, hold=True if model else None, params_from=tag if params else None, before=before,
         )  # fmt: skip
@@ -122,7 +122,7 @@ def rollback(
             if labels:
                 _same_fold(_fold_with(workspace, git, ruling, history), record, lambda: snapshot)
         if not dry_run:
-            _commit(layout, git, ruling)
+            commit_ruling(layout, git, ruling)
         return change
 
 
@@ -131,14 +131,14 @@ def undo(workspace: Workspace, dvc: Dvc, reason: str, *, dry_run: bool = False) 
 
     Raises NothingToDo where none stands.
     """
-    with _ruling(workspace, dvc, "al rollback --undo") as (git, history):
+    with ruling_at_desk(workspace, dvc, "al rollback --undo") as (git, history):
         undone = {ruling.undoes for ruling in history.rulings if ruling.kind == "undo"}
         standing = [r for r in in_effect(history.rulings) if r.kind == "rollback" and r.number not in undone]
         if not standing:
             raise NothingToDo("no rollback stands that could be taken back; `al rounds` lists them")
         last = standing[-1]
         before = last.before or {}
-        ruling = _new(
+        ruling = new_ruling(
             history, git, "undo", reason, labels=last.labels, undoes=last.number,
             serves=before.get("serves") if last.serves else None,
             hold=bool(before.get("hold")) if last.hold is not None else None,
@@ -148,7 +148,7 @@ def undo(workspace: Workspace, dvc: Dvc, reason: str, *, dry_run: bool = False) 
         if ruling.serves:
             change = replace(change, metrics=_served(history, ruling.serves))
         if not dry_run:
-            _commit(workspace.layout, git, ruling)
+            commit_ruling(workspace.layout, git, ruling)
         return change
 
 
@@ -165,48 +165,48 @@ def amend(
             raise UsageError(
                 f"--since takes a date or a time such as 2026-03-01T14:00, got {selection.since!r}"
             ) from None
-    with _ruling(workspace, dvc, f"al labels {kind}") as (git, history):
-        ruling = _new(history, git, kind, reason, labels=True, selection=selection)
+    with ruling_at_desk(workspace, dvc, f"al labels {kind}") as (git, history):
+        ruling = new_ruling(history, git, kind, reason, labels=True, selection=selection)
         change = _change(workspace, git, history, ruling)
         if not change.leaving and not change.coming:
             what = "counts" if kind == "revoke" else "is quarantined"
             raise NothingToDo(f"no answer that {what} is one of: {selection}; `al log ITEM` shows an item's answers")
         if not dry_run:
-            _commit(workspace.layout, git, ruling)
+            commit_ruling(workspace.layout, git, ruling)
         return change
 
 
 def approve(workspace: Workspace, dvc: Dvc, number: int | None, reason: str) -> Ruling:
     """Promote the model of round `number` (default: the newest published) and let later models be promoted again."""
-    with _ruling(workspace, dvc, "al approve", data=False) as (git, history):
+    with ruling_at_desk(workspace, dvc, "al approve", data=False) as (git, history):
         if not history.rounds:
             raise NothingToDo("no round is published yet")
         record = history.rounds[-1] if number is None else history.record(number)
         tag = round_name(record["round"])
         if history.holding is None and history.promoted == tag:
             raise NothingToDo(f"the model of {tag} is the promoted one already, and nothing is held")
-        ruling = _new(history, git, "approve", reason, serves=tag, hold=False)
-        _commit(workspace.layout, git, ruling)
+        ruling = new_ruling(history, git, "approve", reason, serves=tag, hold=False)
+        commit_ruling(workspace.layout, git, ruling)
         return ruling
 
 
 def pause(workspace: Workspace, dvc: Dvc, reason: str) -> Ruling:
     """Have ticks do nothing until `resume`; what is half built is finished then."""
-    with _ruling(workspace, dvc, "al pause", data=False) as (git, history):
+    with ruling_at_desk(workspace, dvc, "al pause", data=False) as (git, history):
         if history.pausing:
             raise NothingToDo(f"it is paused already: {history.pausing.sentence()}")
-        ruling = _new(history, git, "pause", reason)
-        _commit(workspace.layout, git, ruling)
+        ruling = new_ruling(history, git, "pause", reason)
+        commit_ruling(workspace.layout, git, ruling)
         return ruling
 
 
 def resume(workspace: Workspace, dvc: Dvc, reason: str) -> Ruling:
     """Have ticks work again."""
-    with _ruling(workspace, dvc, "al resume", data=False) as (git, history):
+    with ruling_at_desk(workspace, dvc, "al resume", data=False) as (git, history):
         if not history.pausing:
             raise NothingToDo("it is not paused; `al status` says what it waits for")
-        ruling = _new(history, git, "resume", reason)
-        _commit(workspace.layout, git, ruling)
+        ruling = new_ruling(history, git, "resume", reason)
+        commit_ruling(workspace.layout, git, ruling)
         return ruling
 
 
@@ -236,7 +236,7 @@ def check_snapshot(workspace: Workspace, git: Git, dvc: Dvc, rulings: Sequence[R
 
 
 @contextmanager
-def _ruling(workspace: Workspace, dvc: Dvc, purpose: str, *, data: bool = True) -> Iterator[tuple[Git, History]]:
+def ruling_at_desk(workspace: Workspace, dvc: Dvc, purpose: str, *, data: bool = True) -> Iterator[tuple[Git, History]]:
     """The lock, and the workspace as a tick would find it. `data`: whether the ruling depends on pool and ledger.
 
     One that does not must work while the data are away or damaged: that is when people pause.
@@ -255,7 +255,7 @@ def _ruling(workspace: Workspace, dvc: Dvc, purpose: str, *, data: bool = True) 
         yield git, history
 
 
-def _new(history: History, git: Git, kind: Kind, reason: str, **values: Any) -> Ruling:
+def new_ruling(history: History, git: Git, kind: Kind, reason: str, **values: Any) -> Ruling:
     assert history.planned is not None
     return Ruling(
         number=1 + max((ruling.number for ruling in history.rulings), default=0),
@@ -268,7 +268,7 @@ def _new(history: History, git: Git, kind: Kind, reason: str, **values: Any) -> 
     )
 
 
-def _commit(layout: Layout, git: Git, ruling: Ruling) -> None:
+def commit_ruling(layout: Layout, git: Git, ruling: Ruling) -> None:
     path = layout.ruling(ruling.number)
     write_json(path, ruling.to_row())
     git.commit(f"Ruling {ruling.number}: {ruling.sentence()}", [path])

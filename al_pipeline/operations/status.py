@@ -7,11 +7,12 @@ from dataclasses import asdict
 from typing import Any
 
 from al_pipeline.errors import ServerFailed
-from al_pipeline.ledger import known_ids, read_refused
+from al_pipeline.ledger import read_events, read_refused, still_refused
 from al_pipeline.lifecycle import Facts, Wait, close_reason, next_step, state, waiting_for
 from al_pipeline.lock import holder
-from al_pipeline.operations.connect import stored_project
+from al_pipeline.operations.connect import project_page, stored_project
 from al_pipeline.operations.history import History, labels_saved_by, read_history
+from al_pipeline.operations.schema import schema_problem
 from al_pipeline.operations.tick import closing_rule, look
 from al_pipeline.repository import Git
 from al_pipeline.rulings import parse_ruling
@@ -35,9 +36,10 @@ def status(workspace: Workspace) -> dict[str, Any]:
     )
     pool = facts.incoming + counts["pool"] if latest else facts.items
     step = next_step(facts, closing_rule(workspace))
-    believed = known_ids(layout.events, layout.inbox_events)
     rows = read_refused(layout.events, layout.inbox_events)
-    refused = Counter(row["reason"] for row in rows if row["refused_id"] not in believed)
+    events = read_events(layout.events, layout.inbox_events) if rows else []
+    refused = Counter(str(row["reason"]) for row in still_refused(rows, events))
+    problem = schema_problem(workspace, history)
     project = stored_project(layout)
     metrics = history.rounds[-1]["metrics"] if history.rounds else {}
     return {
@@ -59,6 +61,7 @@ def status(workspace: Workspace) -> dict[str, Any]:
         "test": counts["test"],
         "test_labelled": counts["test_labelled"],
         "refused": dict(sorted(refused.items())),
+        "schema_problem": None if problem is None else str(problem),
         "promoted": history.promoted,
         "held": history.holding.sentence() if history.holding else None,
         "paused": history.pausing.sentence() if history.pausing else None,
@@ -68,6 +71,7 @@ def status(workspace: Workspace) -> dict[str, Any]:
         "asked_by": latest.get("next_batch") if latest else None,
         "project_id": None if project is None else project.project_id,
         "label_studio_url": workspace.credentials().get("url"),
+        "label_studio_page": project_page(workspace),
         **_prefect(workspace),
         "busy": holder(layout.lock) or None,
     }

@@ -22,7 +22,7 @@ from al_pipeline.files import bound_log, read_json, read_object, remove_leftover
 from al_pipeline.items import columns_of, count_items, fetch
 from al_pipeline.labels import active, standing
 from al_pipeline.layout import STAGES, Layout
-from al_pipeline.ledger import known_ids, read_events, read_refused
+from al_pipeline.ledger import known_ids, read_events, read_refused, still_refused
 from al_pipeline.lifecycle import BUILD, Closing, Facts, State, Step, Wait, close_reason, next_step, state
 from al_pipeline.lock import locked
 from al_pipeline.operations import build, publish
@@ -36,13 +36,15 @@ from al_pipeline.operations.close import (
     refuse_edits,
 )
 from al_pipeline.operations.connect import stored_project
-from al_pipeline.operations.history import History, read_history, read_plan, read_plans
+from al_pipeline.operations.history import History, read_history, read_plan, read_plans, rounds_of
 from al_pipeline.operations.pull import pull
 from al_pipeline.operations.push import push, retire
 from al_pipeline.operations.rule import check_snapshot, finish_ruling
+from al_pipeline.operations.schema import check_schema, published_labels
 from al_pipeline.oracle import Oracle, ProjectRef
 from al_pipeline.records import Event, PlannedTask, Task, round_name, shown_text
 from al_pipeline.repository import Dvc, Git
+from al_pipeline.rulings import asked_for
 from al_pipeline.workspace import Workspace
 
 
@@ -153,6 +155,7 @@ def tick(
         session = _Session(workspace, git, dvc, make_oracle, options, now, say, read_history(layout, git))
         session.overrides = options.overrides
         check_owned(workspace, git, dvc, session.history, now())
+        check_schema(workspace, session.history)
         _override(session)
         steps: list[tuple[str, float]] = []
         published: list[int] = []
@@ -244,6 +247,8 @@ def _look(workspace: Workspace, git: Git, history: History, now: datetime) -> Fa
     if planned is None or closed:
         return replace(found, closed=closed, built=build.built(layout), decided=decided)
     tasks = read_plan(git, planned)
+    if planned == 0 and not tasks and history.genesis is not None and history.genesis["counts"]["labelled"]:
+        return replace(found, brought=history.genesis["counts"]["labelled"])
     inbox = read_events(layout.inbox_events)
     events = read_events(layout.events, layout.inbox_events)
     settled = settled_tasks(workspace, tasks, events)
@@ -331,8 +336,9 @@ def _close(session: _Session, facts: Facts) -> None:
     check_snapshot(session.workspace, session.git, session.dvc, rulings)
     _remember(layout, planned, closed_at=session.now().timestamp(), reason=why)
     plans = read_plans(session.git).values()
+    asked = asked_for(session.history.rulings, rounds_of(plans))
     overrides, session.overrides = session.overrides, {}
-    close(layout, session.dvc, 0 if planned is None else planned + 1, overrides, rulings, plans)
+    close(layout, session.dvc, 0 if planned is None else planned + 1, overrides, rulings, plans, asked)
 
 
 def _sync(session: _Session) -> None:
@@ -356,6 +362,8 @@ def _connect(session: _Session) -> None:
         overlap=params.round.overlap,
         show_guess=params.label_studio.show_guess,
         known=known,
+        published=published_labels(session.history),
+        on_page_edit=lambda edit: session.warnings.append(edit.sentence(params.schema_.version)),
     )
     if known != session.project:
         write_json(layout.project, asdict(session.project))
@@ -370,9 +378,8 @@ def _with_label_studio(step: Step, session: _Session, planned: int) -> None:
         _connect(session)
     assert session.oracle is not None and session.project is not None
     if step is Step.RETIRE:
-        if not read_object(layout.state(planned)).get("retired"):
-            retire(session.oracle, session.project, planned, session.history.abandoned)
-            _remember(layout, planned, retired=True)
+        overlaps = {record["round"]: record["params"]["round"]["overlap"] for record in session.history.rounds}
+        retire(session.oracle, session.project, planned, session.history.abandoned, overlaps)
     elif step is Step.PUSH:
         plan = read_plan(session.git, planned)
         push(session.oracle, session.project, tasks_of(workspace, plan))
@@ -458,7 +465,13 @@ def _round_facts(session: _Session, planned: int | None) -> dict[str, Any]:
             "answered": sum(value == "answered" for value in found.values()),
             "given_up": sum(value == "given_up" for value in found.values()),
             "unanswered": sum(value == "open" for value in found.values()),
-            "refused": dict(Counter(row["reason"] for row in read_refused(layout.events))),
+            "refused": dict(
+                Counter(
+                    str(row["reason"])
+                    for row in still_refused(read_refused(layout.events), events)
+                    if row.get("round") == planned
+                )
+            ),
         }
     return facts
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from al_pipeline.classifiers import load_model
 from al_pipeline.encoding import open_vectors, vectors_for
 from al_pipeline.engine import check_engine
+from al_pipeline.errors import BadInput
 from al_pipeline.files import write_json, write_text
-from al_pipeline.items import fetch
+from al_pipeline.items import iter_items
 from al_pipeline.layout import Layout
 from al_pipeline.metrics import Metrics, evaluate
 from al_pipeline.params import load_params
@@ -24,21 +25,24 @@ from al_pipeline.stages import stage
 
 @stage
 def main(layout: Layout) -> None:
-    """Write the metrics with their intervals, the predictions that they come from, and the control's score."""
+    """Write the metrics with their intervals, the control's score, and predictions of all test items: those without a
+    label yet are there for the comparison with a later model."""
     check_engine(layout.engine)
     params = load_params(layout.params)
     classes = params.schema_.labels
-    labeled = read_labeled(layout.test_labels)
-    found = fetch([layout.test], [row.item_id for row in labeled])
-    items = [found[row.item_id] for row in labeled]
+    label_of = {row.item_id: row.label for row in read_labeled(layout.test_labels)}
+    items = sorted((item for batch in iter_items([layout.test]) for item in batch), key=lambda item: item.item_id)
+    labelled = [row for row, item in enumerate(items) if item.item_id in label_of]
+    if len(labelled) < len(label_of):
+        raise BadInput("test_labels.parquet names items that data/test lacks")
     texts, vectors = [item.text for item in items], open_vectors(layout, params.features)
     model = load_model(layout.model, layout.encoder)
     own = vectors_for(model, vectors, items)
-    truth = np.array([classes.index(row.label) for row in labeled], dtype=np.intp)
+    truth = np.array([classes.index(label_of[items[row].item_id]) for row in labelled], dtype=np.intp)
 
     def measure(proba: NDArray[np.float64]) -> Metrics:
         rng = np.random.default_rng([params.seed, 0xE7A1])
-        return evaluate(proba, truth, classes, rng, params.evaluate.bootstrap, params.evaluate.confidence)
+        return evaluate(proba[labelled], truth, classes, rng, params.evaluate.bootstrap, params.evaluate.confidence)
 
     proba = model.predict_proba(texts, own)
     metrics = measure(proba)
@@ -52,7 +56,12 @@ def main(layout: Layout) -> None:
     write_text(layout.metrics_csv, _csv(metrics.to_table()))
     write_predictions(
         layout.predictions,
-        Predictions(tuple(item.item_id for item in items), tuple(row.label for row in labeled), tuple(classes), proba),
+        Predictions(
+            tuple(item.item_id for item in items),
+            tuple(label_of.get(item.item_id, "") for item in items),
+            tuple(classes),
+            proba,
+        ),
     )
 
 

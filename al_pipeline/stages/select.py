@@ -30,7 +30,8 @@ def main(layout: Layout) -> None:
     select = chosen.applied_to(params.select)
     labeled = {row.item_id: row.label for row in read_labeled(layout.labeled)}
     unresolved = read_unresolved(layout.unresolved)
-    closed = labeled.keys() | {row.item_id for row in unresolved if row.kind == "ignored"}
+    ignored = {row.item_id for row in unresolved if row.kind == "ignored"}
+    closed = labeled.keys() | (ignored - set(chosen.ask))
     vectors = open_vectors(layout, params.features)
     queries, choice = next_batch(
         Asking(params.seed, chosen.size or params.round.seed_size, **select.model_dump()),
@@ -42,6 +43,7 @@ def main(layout: Layout) -> None:
         None if vectors is None else _vectors_of(layout, vectors),
         guided=read_json(layout.guided, {}),
         first=[row.item_id for row in unresolved if row.kind == "tie" and row.part == "pool"],
+        requested=chosen.ask,
     )
     write_queries(layout.queries, _forecast(layout, vectors, queries))
     write_json(layout.choice, {"named": select.strategy, **choice._asdict()})

@@ -41,8 +41,9 @@ from examples.spam.corpus import Prepared, prepare
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = ("ham", "spam")
 PEOPLE = ("ada@example.com", "grace@example.com", "edsger@example.com")
-SETTINGS = {"test_size": "300", "seed_size": "40", "batch_size": "40", "active": "false"}
-"""What is set in `params.yaml`; the demonstration takes turns with its annotators, so nothing runs by schedule."""
+SETTINGS = {"test_size": "300", "test_tasks": "300", "seed_size": "40", "batch_size": "40", "active": "false"}
+"""What is set in `params.yaml`: the whole test set is labelled in round 0, so that every round is measured on the same
+items; the demonstration takes turns with its annotators, so nothing runs by schedule."""
 SEED = 7
 _COMMAND_SECONDS = 3600
 
@@ -331,7 +332,7 @@ def _farewell(workspace: Workspace, report: Path) -> None:
     lines = [
         "",
         f"The report:    [bold]{_plain(_near(report))}[/] (one page, opens offline)",
-        f"Label Studio:  [bold]{now['label_studio_url']}/projects/{now['project_id']}/data?labeling=1[/]",
+        f'Label Studio:  [bold]{now["label_studio_page"]}[/], then the button "Label All Tasks"',
         f"               log in as {PEOPLE[0]}, password {_plain(people[PEOPLE[0]]['password'])}",
         f"Prefect:       [bold]{now['prefect_url']}[/] (each tick is a flow run of al-round)",
         f"               log in with {_plain(password_file(open_workspace(folder)).read_text('utf-8').strip())}",

@@ -261,7 +261,8 @@ class StudioPeople:
 
     def keys(self) -> list[str]:
         """See People."""
-        return [str(task["data"]["push_key"]) for task in self._studio.tasks()]
+        live = [task for task in self._studio.tasks() if task["total_annotations"] or not task["is_labeled"]]
+        return [str(task["data"]["push_key"]) for task in live]
 
 
 def project_of(site: Site) -> ProjectRef:

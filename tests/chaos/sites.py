@@ -125,6 +125,7 @@ class TwinPeople:
                 str(task.data["push_key"])
                 for _, project in sorted(self.oracle.projects.items())
                 for _, task in sorted(project.tasks.items())
+                if task.annotations or not task.retired
             ]
 
 

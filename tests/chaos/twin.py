@@ -7,12 +7,12 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any, Self
 
-from al_pipeline.oracle import ProjectRef, SimulatedOracle
+from al_pipeline.oracle import PageEdit, ProjectRef, SimulatedOracle, ignore
 from al_pipeline.params import Schema
 from al_pipeline.records import AnsweredTask, Task, TaskState
 
@@ -96,6 +96,8 @@ class TwinOracle:
         overlap: int,
         show_guess: bool,
         known: ProjectRef | None,
+        published: Collection[str] = (),
+        on_page_edit: Callable[[PageEdit], None] = ignore,
     ) -> ProjectRef:
         """See Oracle."""
         found: ProjectRef = self._ask("ensure_project", workspace_id, clone_id, schema, overlap, show_guess, known)
@@ -113,6 +115,10 @@ class TwinOracle:
         """See Oracle."""
         return iter(self._ask("task_states", ref, round))
 
+    def open_tasks(self, ref: ProjectRef) -> Iterator[TaskState]:
+        """See Oracle."""
+        return iter(self._ask("open_tasks", ref))
+
     def import_tasks(self, ref: ProjectRef, tasks: Sequence[Task]) -> None:
         """See Oracle."""
         self._ask("import_tasks", ref, tasks)
@@ -128,11 +134,6 @@ class TwinOracle:
     def retire(self, ref: ProjectRef, task_ids: Sequence[int]) -> None:
         """See Oracle."""
         self._ask("retire", ref, task_ids)
-
-    def delete_tasks(self, ref: ProjectRef, task_ids: Sequence[int]) -> int:
-        """See Oracle."""
-        deleted: int = self._ask("delete_tasks", ref, task_ids)
-        return deleted
 
     def close(self) -> None:
         """See Oracle."""

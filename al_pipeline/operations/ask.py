@@ -1,0 +1,55 @@
+"""Put items that a person names into the next batch: a ruling, so that it is recorded and can be made again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from al_pipeline.errors import BadInput, NothingToDo
+from al_pipeline.items import hashes_of
+from al_pipeline.labels import fold
+from al_pipeline.ledger import read_events
+from al_pipeline.operations.history import History, read_plan, read_plans, rounds_of
+from al_pipeline.operations.rule import commit_ruling, new_ruling, ruling_at_desk
+from al_pipeline.repository import Dvc, Git
+from al_pipeline.rulings import MAX_ITEMS, Ruling, asked_for
+from al_pipeline.workspace import Workspace
+
+
+def ask(workspace: Workspace, dvc: Dvc, items: Sequence[str], reason: str) -> Ruling:
+    """Have the next batch that is selected ask about `items` of the pool, before all else.
+
+    What the batch has no room for waits for the one after. Raises BadInput where an item cannot be asked, NothingToDo
+    where all of them are waiting already.
+    """
+    wanted = list(dict.fromkeys(item.strip() for item in items))
+    if len(wanted) > MAX_ITEMS:
+        raise BadInput(f"{len(wanted):,} items; at most {MAX_ITEMS:,} at a time")
+    with ruling_at_desk(workspace, dvc, "al ask") as (git, history):
+        _check(workspace, git, history, wanted)
+        waiting = asked_for(history.rulings, rounds_of(read_plans(git).values()))
+        if not (new := [item for item in wanted if item not in waiting]):
+            raise NothingToDo("they wait for the next batch already")
+        ruling = new_ruling(history, git, "ask", reason, items=tuple(new))
+        commit_ruling(workspace.layout, git, ruling)
+        return ruling
+
+
+def _check(workspace: Workspace, git: Git, history: History, wanted: Sequence[str]) -> None:
+    layout, params = workspace.layout, workspace.params
+    pool = hashes_of([layout.pool, layout.inbox_pool], wanted)
+    test = hashes_of([layout.test, layout.inbox_test], wanted)
+    events = read_events(layout.events, layout.inbox_events)
+    labelled = {row.item_id: row.label for row in fold(events, params.schema_.labels).labeled}
+    open_tasks = {task.item_id for task in read_plan(git, history.planned or 0)}
+    for item in wanted:
+        if item in test:
+            raise BadInput(f"{item!r} belongs to the test set, which is measured on and never chosen")
+        if item not in pool:
+            raise BadInput(f"the pool has no item {item!r}; items are named by their ids, as in `al log ITEM`")
+        if item in labelled:
+            raise BadInput(
+                f"{item!r} has the label {labelled[item]!r} already; after `al labels revoke --item {item}` "
+                "and a round it can be asked again"
+            )
+        if item in open_tasks:
+            raise BadInput(f"{item!r} is asked in round {history.planned}, which is open")

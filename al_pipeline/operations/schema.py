@@ -1,0 +1,53 @@
+"""Whether the classes in `params.yaml` may follow those that were published, asked before anything is changed."""
+
+from __future__ import annotations
+
+from al_pipeline.errors import AlError, BadParams, SchemaInUse
+from al_pipeline.labels import labels_in_use
+from al_pipeline.ledger import read_events
+from al_pipeline.operations.history import History
+from al_pipeline.records import round_name
+from al_pipeline.schema_change import Published, missing_in_use, wrong_version
+from al_pipeline.workspace import Workspace
+
+
+def check_schema(workspace: Workspace, history: History) -> None:
+    """Raise BadParams where the list of classes changed without a new version, SchemaInUse where one in use is gone."""
+    if problem := schema_problem(workspace, history):
+        raise problem
+
+
+def schema_problem(workspace: Workspace, history: History) -> AlError | None:
+    """What `check_schema` would raise; None where the classes may stay as they are."""
+    if any(ruling.params_from is not None for ruling in history.waiting):
+        return None  # the next close puts another params.yaml in place, which was checked with its snapshot
+    layout, schema = workspace.layout, workspace.params.schema_
+    published = published_schema(history)
+    if published is not None and (published.version, published.labels) == (schema.version, tuple(schema.labels)):
+        return None
+    used = labels_in_use(read_events(layout.events, layout.inbox_events))
+    in_words = {
+        name: ", ".join(f"{count:,} of the {part}{' set' if part == 'test' else ''}" for part, count in parts.items())
+        for name, parts in sorted(used.items())
+    }
+    if problem := missing_in_use(schema.labels, in_words):
+        return SchemaInUse(problem)
+    if published is not None and (problem := wrong_version(published, schema)):
+        return BadParams(problem)
+    return None
+
+
+def published_schema(history: History) -> Published | None:
+    """The schema that the newest record was made with; None before the first build."""
+    record = history.latest
+    if record is None:
+        return None
+    schema = record["params"]["schema"]
+    where = "the first build" if record["round"] is None else round_name(record["round"])
+    return Published(schema.get("version", 1), tuple(schema["labels"]), where)
+
+
+def published_labels(history: History) -> frozenset[str]:
+    """All classes that any record's schema had: what Label Studio's page offers beyond them somebody added there."""
+    records = [*([history.genesis] if history.genesis else []), *history.rounds]
+    return frozenset(label for record in records for label in record["params"]["schema"]["labels"])
