@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from al_pipeline.errors import AlError, Locked, NothingToDo, UsageError, WorldError
+from al_pipeline.home import own_environment, restrict_umask
 from al_pipeline.plain import printable
 
 if TYPE_CHECKING:
@@ -1058,6 +1059,10 @@ _BROKEN_PIPE = 141
 
 def main() -> None:
     """The entry point: errors become one message and an exit code, never a traceback."""
+    restrict_umask()
+    os.environ.update(own_environment())
+    if sys.getfilesystemencoding() != "utf-8":  # a locale of another encoding: libraries hand paths on as UTF-8
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ)
     try:
         code = _run()
         sys.stdout.flush()

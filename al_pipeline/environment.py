@@ -24,7 +24,7 @@ from al_pipeline import child
 from al_pipeline.engine import PACKAGES, STAGE_ENVIRONMENT, current_engine, difference
 from al_pipeline.errors import BadInput, NothingToDo, WorldError
 from al_pipeline.files import json_line, read_json, sha256_bytes
-from al_pipeline.home import al_home
+from al_pipeline.home import al_home, check_private, own_environment, private_folder
 from al_pipeline.lock import locked
 
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.+!-]{0,60}|absent")
@@ -65,6 +65,7 @@ def recorded_engine(recorded: Mapping[str, Any], sources: Path | None, say: Call
     _check_possible(wanted, sources)
     folder = al_home() / "engines" / sha256_bytes(json_line(wanted).encode())[:12]
     engine = Engine(folder / "bin/python", str(wanted["blas"]))
+    check_private(folder)  # what is in it is run
     with locked(folder.with_suffix(".lock"), "al reproduce --engine"):
         child.end_remembered(folder.with_suffix(".json"))
         if _fingerprint(engine, folder) != wanted:
@@ -103,6 +104,7 @@ def _install(folder: Path, engine: Engine, wanted: Mapping[str, Any], sources: P
     """An environment with the packages that differ, in front of those of the running one."""
     here = current_engine()["packages"]
     shutil.rmtree(folder, ignore_errors=True)
+    private_folder(folder)
     venv.create(folder, symlinks=True, with_pip=False)
     (library,) = folder.glob("lib/python*/site-packages")
     paths = [*([] if sources else [str(Path(al_pipeline.__file__).parents[1])]), *_site_packages()]
@@ -146,7 +148,8 @@ def _fingerprint(engine: Engine, folder: Path) -> dict[str, Any] | None:
 
 def _inherited() -> dict[str, str]:
     """Our environment without Label Studio's token: what is installed may run code of others."""
-    return {name: value for name, value in os.environ.items() if name != "AL_LABEL_STUDIO_TOKEN"}
+    inherited = {name: value for name, value in os.environ.items() if name != "AL_LABEL_STUDIO_TOKEN"}
+    return {**inherited, **own_environment()}
 
 
 def _run(command: Sequence[str], engine: Engine, folder: Path, failed: str) -> None:

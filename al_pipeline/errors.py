@@ -15,6 +15,7 @@ AlError                     exit code 1
 │   └── RemoteIncomplete        the DVC remote lacks objects of a round
 └── NeedsAHand              6   going on could destroy something: a person must look first
     ├── ForeignEdit             somebody edited a file that the engine owns
+    ├── UnsafeFolder            others could change what is believed in a folder
     ├── ForeignProject          the Label Studio project is not the one we know
     ├── VanishedAnswers         more answers vanished than people plausibly deleted
     ├── SchemaInUse             a class that answers use was renamed or removed
@@ -96,6 +97,10 @@ class NeedsAHand(AlError):
 
 class ForeignEdit(NeedsAHand):
     """Somebody edited a file that the engine owns."""
+
+
+class UnsafeFolder(NeedsAHand):
+    """A folder whose content is believed belongs to somebody else, or others can write to it."""
 
 
 class ForeignProject(NeedsAHand):

@@ -18,10 +18,25 @@ LARGEST_LOG, KEPT_LOG = 20 * 2**20, 2**20
 """Bytes."""
 
 
+def make_folder(path: Path) -> Path:
+    """Make `path` and what is missing above it; below a folder of its owner alone they are for the owner alone too."""
+    if not path.is_dir():
+        parent = make_folder(path.parent)
+        private = not parent.stat().st_mode & 0o077
+        path.mkdir(mode=0o700 if private else 0o777, exist_ok=True)
+        if private:
+            path.chmod(0o700)
+    return path
+
+
 @contextmanager
-def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it takes the place of `path`, else it goes away."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def replacing(path: Path, mode: int | None = None) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it takes the place of `path`, else it goes away.
+
+    `mode` is 0644 if not given, and 0600 in a folder of its owner alone.
+    """
+    make_folder(path.parent)
+    mode = _default_mode(path.parent) if mode is None else mode
     handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -35,18 +50,22 @@ def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, data: bytes, mode: int = 0o644) -> None:
+def _default_mode(folder: Path) -> int:
+    return 0o644 if folder.stat().st_mode & 0o077 else 0o600
+
+
+def write_bytes(path: Path, data: bytes, mode: int | None = None) -> None:
     """Replace the content of `path` in one step."""
     with replacing(path, mode) as temporary:
         temporary.write_bytes(data)
 
 
-def write_text(path: Path, text: str, mode: int = 0o644) -> None:
+def write_text(path: Path, text: str, mode: int | None = None) -> None:
     """Replace the content of `path` in one step, as UTF-8."""
     write_bytes(path, text.encode(), mode)
 
 
-def write_json(path: Path, value: Any, mode: int = 0o644) -> None:
+def write_json(path: Path, value: Any, mode: int | None = None) -> None:
     """Replace `path` by `value` as JSON with sorted keys, so that equal values give equal bytes."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", mode)
 
@@ -132,7 +151,8 @@ def sha256_tree(root: Path) -> str:
 
 def move(source: Path, target: Path) -> None:
     """Rename a file into another folder of the same file system, so that a power cut cannot undo it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
+    source.chmod(_default_mode(target.parent))
     source.replace(target)
     _fsync(target.parent)
     _fsync(source.parent)

@@ -1,4 +1,8 @@
-"""One writer per workspace: `flock` on this host; another host's lock is never taken by itself."""
+"""One writer per workspace: `flock` on this host; another host's lock is never taken by itself.
+
+`flock` says all there is to know where no other kernel can hold one: the record was written under this one (containers
+come back under new host names), or the file system is of this machine alone.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +19,29 @@ from typing import Any
 import psutil
 
 from al_pipeline.errors import Locked
+from al_pipeline.home import private_folder
+
+_LOCAL = frozenset(
+    {
+        "apfs", "aufs", "bcachefs", "btrfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "fuse.fuse-overlayfs", "fuseblk",
+        "hfs", "jfs", "ntfs", "ntfs3", "overlay", "ramfs", "reiserfs", "tmpfs", "ufs", "vfat", "xfs", "zfs",
+    }
+)  # fmt: skip
+"""File systems that one kernel alone mounts at a time. Of others (NFS, SMB, 9p, FUSE) nobody can tell."""
 
 
 @contextmanager
 def locked(path: Path, purpose: str) -> Iterator[None]:
     """Hold the workspace's lock. Raises Locked, naming who holds it and since when, rather than wait."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)  # a link could lead to any file
+    private_folder(path.parent)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)  # a link could lead to any file
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Locked(f"this workspace is busy: {_describe(holder(path))}; try again when it has ended") from None
         previous = holder(path)
-        if previous and previous.get("host") != socket.gethostname():
+        if previous and previous.get("host") != socket.gethostname() and not _is_ours(previous, path):
             raise Locked(
                 f"this workspace was locked on another machine: {_describe(previous)}. "
                 f"When you are sure that it has ended, delete {path}"
@@ -61,9 +74,30 @@ def _owner(purpose: str) -> dict[str, Any]:
     return {
         "pid": os.getpid(),
         "host": socket.gethostname(),
+        "boot": _boot(),
         "purpose": purpose,
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _boot() -> str:
+    """Names the running kernel since its start, which containers share; empty where it has no name."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _is_ours(previous: dict[str, Any], path: Path) -> bool:
+    """Whether whoever wrote the record would hold `flock` before our eyes, if it lived."""
+    return (bool(_boot()) and previous.get("boot") == _boot()) or _file_system(path) in _LOCAL
+
+
+def _file_system(path: Path) -> str:
+    """The type of the file system that holds `path`; empty where it cannot be told."""
+    place = path.resolve()
+    mounted = [part for part in psutil.disk_partitions(all=True) if place.is_relative_to(part.mountpoint)]
+    return max(mounted, key=lambda part: len(part.mountpoint)).fstype if mounted else ""
 
 
 def _write(handle: int, value: dict[str, Any]) -> None:

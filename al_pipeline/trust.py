@@ -14,7 +14,7 @@ from pathlib import Path
 
 from al_pipeline.errors import ForeignEdit
 from al_pipeline.files import read_object, sha256_bytes, write_json
-from al_pipeline.home import al_home
+from al_pipeline.home import al_home, private_folder
 from al_pipeline.layout import Layout
 from al_pipeline.plain import has_password, redact
 
@@ -24,7 +24,7 @@ _POINTER = re.compile(
 """A `.dvc` file as `dvc add` writes it for a folder: one output beside it, no source elsewhere, no command."""
 
 _SECTION = re.compile(r"\[(core|cache|'remote \"[\w.-]+\"')\]")
-_SETTING = re.compile(r"""([a-z_]+)\s*=\s*(?:[^'"].*|"[^"]*"|'[^']*')?""")
+_SETTING = re.compile(r"""([a-z_]+)\s*=\s*(?:[^'"].*|"[^"]*"|'[^']*'|'{3}(?:(?!'{3}).)*'{3}|"{3}(?:(?!"{3}).)*"{3})?""")
 """A setting on one line: a value of several lines could hide another."""
 
 _HARMLESS = frozenset(
@@ -50,6 +50,9 @@ _OURS = frozenset(
     }
 )  # fmt: skip
 """The names in a workspace's root under which the engine reads and writes."""
+
+_STORE = "trusted.json"
+"""What the user has accepted, in `al`'s home."""
 
 _LINK, _SUBMODULE = "120000", "160000"
 _MACHINES_OWN = (".dvc/cache", ".dvc/tmp", ".dvc/config.local")
@@ -103,8 +106,7 @@ def accept(root: Path) -> None:
     """Let DVC use the files that steer it as they are now. Remembered by content, outside the workspace."""
     new = {_digest(root / name) for name in doubtful(root)}
     if new:
-        al_home().mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_json(_store(), {"sha256": sorted(new | _accepted())}, mode=0o600)
+        write_json(private_folder(al_home()) / _STORE, {"sha256": sorted(new | _accepted())}, mode=0o600)
 
 
 def check_tree(modes: Mapping[str, str], layout: Layout) -> None:
@@ -166,10 +168,6 @@ def _digest(path: Path) -> str:
     return sha256_bytes(f"{path.name}\0".encode() + path.read_bytes())
 
 
-def _store() -> Path:
-    return al_home() / "trusted.json"
-
-
 def _accepted() -> frozenset[str]:
-    found = read_object(_store()).get("sha256", [])
+    found = read_object(al_home() / _STORE).get("sha256", [])
     return frozenset(found if isinstance(found, list) else ())

@@ -12,7 +12,7 @@ from typing import Any
 
 from al_pipeline.errors import NotAWorkspace, UsageError
 from al_pipeline.files import read_object, write_json
-from al_pipeline.home import al_home
+from al_pipeline.home import al_home, check_private, check_workspace, private_folder
 from al_pipeline.layout import Layout
 from al_pipeline.params import Params, load_params
 
@@ -41,6 +41,7 @@ class Workspace:
         known = read_object(self.layout.clone).get("clone_id")
         if not isinstance(known, str) or not _ID.match(known):
             known = uuid.uuid4().hex[:12]
+            private_folder(self.layout.private)
             write_json(self.layout.clone, {"clone_id": known})
         return known
 
@@ -51,6 +52,7 @@ class Workspace:
         Raises UsageError where it would lie inside, so that git or DVC could pick up a secret.
         """
         home = al_home() / self.id
+        check_private(home)
         if home.resolve().is_relative_to(self.layout.root.resolve()):
             raise UsageError(
                 f"AL_HOME ({al_home()}) lies in the workspace, where secrets must not be; move it elsewhere"
@@ -59,8 +61,7 @@ class Workspace:
 
     def make_home(self) -> None:
         """Make `home`, for its owner alone."""
-        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.home.chmod(0o700)
+        private_folder(self.home)
 
     @property
     def credentials_file(self) -> Path:
@@ -97,7 +98,10 @@ def open_workspace(start: Path | None = None) -> Workspace:
 
 
 def find_workspace(start: Path | None = None) -> tuple[Layout, dict[str, Any]]:
-    """The workspace that holds `start`, of whatever layout, and what its marker says. Raises NotAWorkspace."""
+    """The workspace that holds `start`, of whatever layout, and what its marker says.
+
+    Raises NotAWorkspace, and UnsafeFolder where others could change what is believed in it.
+    """
     start = (start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
         layout = Layout(folder)
@@ -112,6 +116,9 @@ def find_workspace(start: Path | None = None) -> tuple[Layout, dict[str, Any]]:
                 f"{layout.marker} names no workspace: `workspace_id` must be 12 hex digits, got {name!r}"
             )
         _check_folders(layout)
+        check_workspace(layout.root)
+        for private in (layout.private, layout.inbox):
+            check_private(private)
         return layout, marker
     raise NotAWorkspace(f"{start} is not in a workspace; `al init DIR --labels a,b` makes one, then work inside DIR")
 

@@ -23,6 +23,7 @@ from prefect.exceptions import CancelledRun
 from prefect.states import Cancelled
 
 from al_pipeline.errors import LabelStudioRefused, Locked, ServerFailed, UsageError, WorldError
+from al_pipeline.home import restrict_umask
 from al_pipeline.lifecycle import Step
 from al_pipeline.lock import holder
 from al_pipeline.operations.connect import connect
@@ -80,6 +81,7 @@ def al_round(
         size: How many items the batch that this tick selects asks about; empty for what params.yaml says.
         strategy: Which query strategy selects that batch; empty for the one that params.yaml names.
     """
+    restrict_umask()
     workspace = _workspace()
     logger, listen = get_run_logger(), LISTENER.get()
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import site
 import subprocess
 import sys
+import time
 import venv
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +30,7 @@ from al_pipeline.schema_change import plain_form
 from al_pipeline.workspace import open_workspace
 
 ROOT = Path(__file__).parents[1]
+AL = Path(sys.executable).parent / "al"
 ODD = [
     "it's",
     'say "no"',
@@ -143,38 +147,33 @@ def test_sixty_labels_are_taken() -> None:
     assert parse_params(with_schema(template("params.yaml"), labels, None)).schema_.labels == labels
 
 
-class Killed(BaseException):
-    """Stands for a process that ends."""
+def killed_after(owner: Any, name: str, action: Callable[[], object]) -> None:
+    """Run `action` in a process that ends at once after the first call of `owner.name`."""
+    if (pid := os.fork()) == 0:
+        whole: Callable[..., Any] = getattr(owner, name)
 
-
-def dies(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, after: bool) -> None:
-    whole: Callable[..., Any] = getattr(owner, name)
-
-    def die(*arguments: Any, **more: Any) -> Any:
-        if after:
+        def die(*arguments: Any, **more: Any) -> Any:
             whole(*arguments, **more)
-        raise Killed
+            os._exit(9)
 
-    monkeypatch.setattr(owner, name, die)
+        setattr(owner, name, die)
+        action()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("inside", [False, True], ids=["alone", "inside a repository"])
 @pytest.mark.parametrize(
-    ("owner", "name", "after"),
-    [(module, "write_json", True), (module, "write_text", True), (Git, "init", True), (Dvc, "init", True)],
+    ("owner", "name"),
+    [(module, "write_json"), (module, "write_text"), (Git, "init"), (Dvc, "init")],
     ids=["marker", "params", "git", "dvc"],
 )
-def test_killed_half_way_the_same_call_finishes_the_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, after: bool, inside: bool
-) -> None:
+def test_killed_half_way_the_same_call_finishes_the_job(tmp_path: Path, owner: Any, name: str, inside: bool) -> None:
     if inside:
         subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
         subprocess.run(["git", "commit", "--quiet", "--allow-empty", "-m", "Outer"], cwd=tmp_path, check=True)
-    with monkeypatch.context() as patch:
-        dies(patch, owner, name, after)
-        with pytest.raises(Killed):
-            init(tmp_path / "w", ["a", "b"])
+    killed_after(owner, name, lambda: init(tmp_path / "w", ["a", "b"]))
     begun = read_json(tmp_path / "w/al-workspace.json")
     workspace = init(tmp_path / "w", ["a", "c"])
     assert begun == read_json(workspace.layout.marker), "it is still the same workspace"
@@ -184,13 +183,9 @@ def test_killed_half_way_the_same_call_finishes_the_job(
     assert git.run("rev-list", "--count", "HEAD").stdout.strip() == "1"
 
 
-def test_what_a_killed_write_left_does_not_make_the_folder_somebody_elses(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_killed_write_left_does_not_make_the_folder_somebody_elses(tmp_path: Path) -> None:
     (tmp_path / ".al-tmp-x.json").write_text("{", encoding="utf-8")
-    dies(monkeypatch, module, "write_json", True)
-    with pytest.raises(Killed):
-        init(tmp_path, ["a", "b"])
+    killed_after(module, "write_json", lambda: init(tmp_path, ["a", "b"]))
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".al-tmp")] == []
 
 
@@ -258,3 +253,107 @@ def test_a_wheel_installed_elsewhere_makes_a_workspace(tmp_path: Path) -> None:
     assert "al = al_pipeline.cli:main" in next(library.glob("al_pipeline-*/entry_points.txt")).read_text(
         encoding="utf-8"
     )
+
+
+# What a failed call leaves -------------------------------------------------------------------------------------------
+
+
+def listing(folder: Path) -> dict[str, bytes | None]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
+    }
+
+
+def fails(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, error: BaseException, late: bool) -> None:
+    whole: Callable[..., Any] = getattr(owner, name)
+
+    def fail(*arguments: Any, **more: Any) -> Any:
+        if late:
+            whole(*arguments, **more)
+        raise error
+
+    monkeypatch.setattr(owner, name, fail)
+
+
+FAILURES = [
+    (Git, "init", RepositoryError("git failed"), False),
+    (Git, "init", KeyboardInterrupt(), True),
+    (Dvc, "init", RepositoryError("dvc failed"), True),
+    (Git, "commit", OSError(28, "No space left on device"), False),
+    (module, "write_text", OSError(28, "No space left on device"), True),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "error", "late"), FAILURES, ids=[f"{f[1]} {f[2]!r:.20}" for f in FAILURES])
+@pytest.mark.parametrize("before", ["nothing", "an empty folder", "a repository", "a repository with an index"])
+def test_a_failed_call_leaves_what_was_there_and_nothing_else(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: str,
+    owner: Any,
+    name: str,
+    error: BaseException,
+    late: bool,
+) -> None:
+    folder = tmp_path / "deep/w"
+    if before != "nothing":
+        folder.mkdir(parents=True)
+    if before.startswith("a repository"):
+        subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    if before == "a repository with an index":
+        (folder / "x").write_text("x", encoding="utf-8")
+        subprocess.run(["git", "add", "x"], cwd=folder, check=True)
+        (folder / "x").unlink()
+    found = listing(tmp_path)
+    with monkeypatch.context() as patch:
+        fails(patch, owner, name, error, late)
+        with pytest.raises(type(error)):
+            init(folder, ["a", "b"])
+    assert listing(tmp_path) == found
+    assert init(folder, ["a", "b"]).layout.root == folder
+
+
+def test_an_interrupt_while_dvc_works_leaves_nothing(tmp_path: Path, al_home: Path) -> None:
+    command = [str(AL), "init", str(tmp_path / "w"), "--labels", "a,b"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "w/.dvc").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert not (tmp_path / "w").exists()
+    assert not al_home.exists()
+
+
+LOCALES = [{"LC_ALL": "C"}, {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"LC_ALL": "C.UTF-8"}]
+
+
+@pytest.mark.parametrize("locale", LOCALES, ids=lambda locale: " ".join(locale.values()))
+def test_any_utf8_path_of_home_workspace_and_remote_works(tmp_path: Path, locale: dict[str, str]) -> None:
+    place = tmp_path / 'ö 😀 it\'s "b" #;%=,$HOME\\[core]'
+    place.mkdir()
+    (place / "pool.csv").write_text("text\nüne\ndeux\ntrois\n", encoding="utf-8")
+    environment = {**os.environ, "AL_HOME": str(place / "home"), **locale}
+    environment.pop("LANG", None)
+
+    def run(program: str, *words: str, cwd: Path = place / "w", **more: str) -> str:
+        done = subprocess.run(
+            [str(AL.with_name(program)), *words],
+            cwd=cwd, env={**environment, **more}, capture_output=True, encoding="utf-8", errors="replace", timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, (words, done.stdout, done.stderr)
+        return done.stdout
+
+    run("al", "init", str(place / "w"), "--labels", "a,b", "--remote", str(place / "remote"), cwd=place)
+    run("al", "ingest", str(place / "pool.csv"))
+    assert run("dvc", "config", "remote.store.url", PYTHONUTF8="1").strip() == str(place / "remote")
+    assert f"Repo.site_cache_dir: {place / 'home'}/" in run("dvc", "doctor", PYTHONUTF8="1"), "by hand too"
+
+
+@pytest.mark.parametrize("name", [b"\xf6", b"a%(b)s", b"line\nbreak"])
+def test_a_path_that_dvc_cannot_keep_is_refused_and_leaves_nothing(tmp_path: Path, name: bytes) -> None:
+    with pytest.raises(BadInput, match="UTF-8|cannot keep"):
+        init(tmp_path / "w", ["a", "b"], remote=str(tmp_path / os.fsdecode(name)))
+    assert not (tmp_path / "w").exists()

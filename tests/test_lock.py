@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from al_pipeline import lock as lock_module
 from al_pipeline.errors import Locked
 from al_pipeline.lock import holder, locked
 
@@ -96,6 +97,13 @@ def test_nobody_holds_it_after_an_exception(tmp_path: Path, error: type[BaseExce
     assert json.loads(path.read_text(encoding="utf-8")) == {}
 
 
+@pytest.fixture
+def network_drive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the workspace lay where other machines can write too."""
+    monkeypatch.setattr(lock_module, "_file_system", lambda _: "nfs4")
+
+
+@pytest.mark.usefixtures("network_drive")
 def test_another_hosts_lock_is_never_taken_and_the_way_out_is_named(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     text = json.dumps({"pid": 1, "host": "elsewhere", "purpose": "a tick", "since": "2026-01-01T00:00:00+00:00"})
@@ -120,6 +128,36 @@ def test_a_damaged_lock_file_is_a_free_lock(tmp_path: Path, content: bytes) -> N
         assert holder(path)["pid"] == os.getpid()
 
 
+def test_a_container_that_comes_back_under_another_name_takes_its_lock(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.write_text('{"host": "elsewhere", "pid": 1}', encoding="utf-8")
+    with locked(path, "a tick"):
+        assert holder(path)["host"] == socket.gethostname(), "a file system of this machine: flock says it all"
+
+
+@pytest.mark.usefixtures("network_drive")
+def test_the_same_kernel_on_a_network_drive_takes_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lock"
+    with locked(path, "a tick"):
+        left = path.read_text(encoding="utf-8")
+    monkeypatch.setattr(socket, "gethostname", lambda: "renamed")
+    path.write_text(left, encoding="utf-8")
+    with locked(path, "a tick"):
+        assert holder(path)["host"] == "renamed"
+    path.write_text(left.replace(json.loads(left)["boot"], "another-kernel"), encoding="utf-8")
+    with pytest.raises(Locked, match="locked on another machine"), locked(path, "a tick"):
+        pass
+
+
+def test_a_lock_that_is_held_is_refused_whatever_its_record_says(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with locked(path, "a tick"):
+        path.write_text('{"host": "elsewhere", "pid": 1}', encoding="utf-8")
+        with pytest.raises(Locked, match="busy"), locked(path, "another"):
+            pass
+
+
+@pytest.mark.usefixtures("network_drive")
 def test_a_record_that_lacks_words_is_still_refused_in_words(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     path.write_text('{"host": "elsewhere"}', encoding="utf-8")

@@ -14,6 +14,7 @@ from al_pipeline.engine import STAGE_ENVIRONMENT, current_engine, write_engine
 from al_pipeline.environment import Engine
 from al_pipeline.errors import StageFailed
 from al_pipeline.files import read_json, read_object, sha256_bytes, sha256_file, write_json, write_text
+from al_pipeline.home import own_environment
 from al_pipeline.layout import Layout
 from al_pipeline.lifecycle import BUILD, Step
 from al_pipeline.params import Features
@@ -134,7 +135,7 @@ def encode(layout: Layout, features: Features, engine: Engine | None = None) -> 
     if not features.uses_encoder:
         return
     settings = {k: v for k, v in STAGE_ENVIRONMENT.items() if not k.endswith("_NUM_THREADS")}
-    environment = {**os.environ, **settings, **(engine.environment if engine else {})}
+    environment = {**os.environ, **own_environment(), **settings, **(engine.environment if engine else {})}
     environment.pop("AL_LABEL_STUDIO_TOKEN", None)
     command = [str(engine.python) if engine else sys.executable, "-P", "-m", "al_pipeline.stages.encode"]
     code = child.run(command, layout.root, environment, layout.encoding, _ENCODE_TIMEOUT)

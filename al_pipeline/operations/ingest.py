@@ -19,7 +19,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from al_pipeline.errors import BadInput, NothingToDo
-from al_pipeline.files import json_line, move, read_json, read_object, remove_leftovers, sha256_file, write_json
+from al_pipeline.files import (
+    json_line,
+    make_folder,
+    move,
+    read_json,
+    read_object,
+    remove_leftovers,
+    sha256_file,
+    write_json,
+)
+from al_pipeline.home import private_folder
 from al_pipeline.items import count_items, iter_items, list_parts, read_ids, write_items
 from al_pipeline.layout import Layout
 from al_pipeline.ledger import add_to_inbox, event_digest, read_events
@@ -137,7 +147,9 @@ def ingest(
         )
     size = workspace.params.ingest.test_size if test_size is None else test_size
     staging = layout.inbox / _STAGING
-    staging.mkdir(parents=True)
+    make_folder(layout.inbox.parent)
+    private_folder(layout.inbox)
+    staging.mkdir(mode=0o700)
     try:
         staged = staging / "staged" / "new.parquet"
         with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n") as rejects:

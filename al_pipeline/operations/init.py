@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import shutil
+import signal
+import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from al_pipeline.errors import BadInput
-from al_pipeline.files import TEMPORARY_PREFIX, remove_leftovers, write_json, write_text
+from al_pipeline.errors import BadInput, RepositoryError
+from al_pipeline.files import TEMPORARY_PREFIX, make_folder, remove_leftovers, write_bytes, write_json, write_text
+from al_pipeline.home import private_folder, restrict_umask
 from al_pipeline.layout import Layout
 from al_pipeline.params import parse_params
 from al_pipeline.plain import has_password
@@ -27,8 +34,9 @@ def init(
     """Make a workspace in `folder`, which must be new or empty, and commit it.
 
     `remote` is a DVC remote's address (default: a folder in `al`'s home, on this machine); `test_size` how many items
-    the first ingest sets aside as the test set. Killed half-way, the same
-    call finishes the job. Raises BadInput where `folder` holds something else, BadParams where labels are no good.
+    the first ingest sets aside as the test set. Where it fails, nothing that it made is left; killed half-way, the same
+    call finishes the job. Raises BadInput where `folder` holds something else or DVC cannot keep a path, BadParams
+    where labels are no good.
     """
     if remote is not None and has_password(remote):
         raise BadInput(
@@ -48,35 +56,104 @@ def init(
         raise BadInput(f"{folder} is a file; choose a new folder")
     elif folder.exists() and not all(_is_ours(entry.name) for entry in folder.iterdir()):
         raise BadInput(f"{folder} is not empty; choose a new folder")
+    umask = restrict_umask()
+    try:
+        with _all_or_nothing(folder):
+            return _make(layout, text, remote)
+    finally:
+        os.umask(umask)
+
+
+def _make(layout: Layout, params: str, remote: str | None) -> Workspace:
+    folder = layout.root
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
     if not layout.marker.exists():
         write_json(layout.marker, {"layout": LAYOUT_VERSION, "workspace_id": uuid.uuid4().hex[:12]})
     workspace = open_workspace(folder)
-    write_text(layout.params, text)
-    write_text(layout.dvc_yaml, template("dvc.yaml"))
-    write_text(folder / ".gitignore", "".join(f"{line}\n" for line in layout.ignored))
-    write_json(layout.project, {})
-    workspace.make_home()
-    git = Git(folder)
-    git.init()
-    with Dvc(folder, layout.private / "dvc.json", layout.logs / "dvc.log") as dvc:
-        dvc.init(remote or str(workspace.home / "dvc-remote"))
-    layout.inbox.mkdir(parents=True, exist_ok=True)
-    git.commit(
-        "Make the workspace",
-        [
-            layout.marker,
-            layout.params,
-            layout.dvc_yaml,
-            layout.rounds,
-            folder / ".gitignore",
-            folder / ".dvcignore",
-            folder / ".dvc",
-        ],
-    )
-    _ = workspace.clone_id
+    homes = [place for place in (workspace.home, *workspace.home.parents) if not place.exists()]
+    try:
+        write_text(layout.params, params)
+        write_text(layout.dvc_yaml, template("dvc.yaml"))
+        write_text(folder / ".gitignore", "".join(f"{line}\n" for line in layout.ignored))
+        write_json(layout.project, {})
+        workspace.make_home()
+        git = Git(folder)
+        git.init()
+        with Dvc(folder, layout.private / "dvc.json", layout.logs / "dvc.log") as dvc:
+            dvc.init(remote or str(workspace.home / "dvc-remote"))
+        make_folder(layout.inbox.parent)
+        private_folder(layout.inbox)
+        _ = workspace.clone_id
+        names = (".gitignore", ".dvcignore", ".dvc")
+        ours = [layout.marker, layout.params, layout.dvc_yaml, layout.rounds, *(folder / name for name in names)]
+        git.commit("Make the workspace", ours)
+    except BaseException:
+        if homes:
+            shutil.rmtree(workspace.home, ignore_errors=True)
+        for place in homes:
+            with contextlib.suppress(OSError):
+                place.rmdir()
+        raise
     return workspace
+
+
+@contextmanager
+def _all_or_nothing(folder: Path) -> Iterator[None]:
+    """Take away what the block made in `folder`, and the folders above it, where it fails; what was there stays.
+
+    A folder made by a call that was killed is finished by the next one, or left as that call found it.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    repository = folder / ".git"
+    before = {path: path.read_bytes() if path.name in ("index", "HEAD") else None for path in _tree(repository)}
+    entries = set() if made else {path.name for path in folder.iterdir()}
+    head = _head(folder)
+    try:
+        yield
+    except BaseException:
+        handler = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second Ctrl-C must not cut this short
+        try:
+            if _head(folder) == head:  # else it is whole
+                _take_away(folder, entries, before, made)
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, handler)
+        raise
+
+
+def _take_away(folder: Path, entries: set[str], repository: Mapping[Path, bytes | None], made: Sequence[Path]) -> None:
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        if path.name in entries:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    if repository:  # it was there before us: what git put into it goes, what it held stays
+        for path in sorted(_tree(folder / ".git") - set(repository), reverse=True):
+            with contextlib.suppress(OSError):
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+        for path, content in repository.items():
+            if content is not None and path.read_bytes() != content:
+                write_bytes(path, content)
+    for place in made:
+        with contextlib.suppress(OSError):
+            place.rmdir()
+
+
+def _tree(folder: Path) -> set[Path]:
+    return set(folder.rglob("*")) if folder.is_dir() else set()
+
+
+def _head(folder: Path) -> str | None:
+    """The commit of a repository in `folder` itself; else git would look in the folders above."""
+    try:
+        return Git(folder).head() if (folder / ".git").exists() else None
+    except RepositoryError:
+        return None
 
 
 def _is_ours(name: str) -> bool:

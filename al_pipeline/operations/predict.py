@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from al_pipeline.errors import BadInput, NothingToDo, RepositoryError
-from al_pipeline.files import TEMPORARY_PREFIX, read_json, sha256_tree, write_json
+from al_pipeline.files import TEMPORARY_PREFIX, make_folder, read_json, sha256_tree, write_json
+from al_pipeline.home import private_folder
 from al_pipeline.operations.history import Record, read_history
 from al_pipeline.operations.tick import open_dvc
 from al_pipeline.records import content_hash, round_name
@@ -43,7 +44,8 @@ def model_folder(workspace: Workspace, number: int | None = None) -> tuple[int, 
 
 def _fetch(workspace: Workspace, name: str, wanted: str, folder: Path) -> None:
     """Bring the model of a round into `folder`, whole or not at all: into a new one beside it, then in its place."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(workspace.layout.private)
+    make_folder(folder.parent)
     with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder.parent) as place:
         fresh = Path(place) / name
         fresh.mkdir()

@@ -33,6 +33,7 @@ from al_pipeline.errors import (
     StageFailed,
 )
 from al_pipeline.files import json_line, read_json, read_object, sha256_bytes, sha256_file, sha256_tree, write_json
+from al_pipeline.home import private_folder
 from al_pipeline.layout import STAGES, Layout
 from al_pipeline.lock import locked
 from al_pipeline.models import CARD_FILE
@@ -180,7 +181,6 @@ def reproduce(
         raise NothingToDo(f"without a tag yet: {', '.join(untagged)}; `al round` makes it")
     home = workspace.home / "reproduce"
     with locked(home / "lock", "al reproduce"):
-        home.chmod(0o700)
         _remove_clones(home)
         try:
             for record in records:
@@ -269,8 +269,8 @@ class _Attempt:
         self.say("cloning")
         then = read_history(self.workspace.layout, git, self.name)  # before its files lie anywhere: they are checked
         self.git = git.clone(layout.root, self.name)
-        layout.private.mkdir()
-        self.features.mkdir(exist_ok=True)
+        private_folder(layout.private)
+        private_folder(self.features)
         layout.features.symlink_to(self.features)
         self._check_records(self.record in then.rounds)
         self.lock = _parse_lock(layout.dvc_lock)

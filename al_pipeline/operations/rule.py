@@ -7,7 +7,6 @@ the next tick finishes.
 
 from __future__ import annotations
 
-import getpass
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 from al_pipeline.errors import AlError, ForeignEdit, NeedsAHand, NothingToDo, RemoteIncomplete, UsageError
 from al_pipeline.files import TEMPORARY_PREFIX, sha256_file, write_json
+from al_pipeline.home import user_name
 from al_pipeline.labels import Folded, active, fold, times_asked
 from al_pipeline.layout import Layout
 from al_pipeline.ledger import last_part, read_events
@@ -261,7 +261,7 @@ def new_ruling(history: History, git: Git, kind: Kind, reason: str, **values: An
         number=1 + max((ruling.number for ruling in history.rulings), default=0),
         kind=kind,
         round=history.planned,
-        by=git.identity() or getpass.getuser(),
+        by=git.identity() or user_name(),
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         reason=reason,
         **values,

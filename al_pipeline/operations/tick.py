@@ -19,6 +19,7 @@ from al_pipeline import child
 from al_pipeline.engine import STAGE_ENVIRONMENT
 from al_pipeline.errors import ForeignEdit, NothingToDo, RepositoryError
 from al_pipeline.files import bound_log, read_json, read_object, remove_leftovers, write_json, write_text
+from al_pipeline.home import private_folder
 from al_pipeline.items import columns_of, count_items, fetch
 from al_pipeline.labels import active, standing
 from al_pipeline.layout import STAGES, Layout
@@ -147,6 +148,8 @@ def tick(
     layout = workspace.layout
     with locked(layout.lock, purpose), open_dvc(layout) as dvc:
         dvc.end_previous()
+        private_folder(layout.inbox)
+        dvc.keep_state_private()
         child.end_remembered(layout.encoding)
         _tidy(workspace)
         git = Git(layout.root)

@@ -19,6 +19,7 @@ from al_pipeline.lock import locked
 from al_pipeline.merge import with_missing
 from al_pipeline.operations.close import foreign_edits, is_closed
 from al_pipeline.operations.history import read_history
+from al_pipeline.operations.tick import open_dvc
 from al_pipeline.repository import Git
 from al_pipeline.trust import template
 from al_pipeline.workspace import LAYOUT_VERSION, find_workspace
@@ -60,6 +61,8 @@ def upgrade(start: Path | None = None, replace_dvc_yaml: bool = False) -> Upgrad
             raise NotAWorkspace(
                 f"{layout.root} has layout {before}, this engine works with {LAYOUT_VERSION}; install a newer engine"
             )
+        with open_dvc(layout) as dvc:
+            dvc.keep_state_private()
         if before == LAYOUT_VERSION:
             return Upgrade(before, before, (), str(git.head()))
         committed = {name: git.show("HEAD", name) or "" for name in FILES}

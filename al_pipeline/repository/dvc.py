@@ -4,42 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import itertools
 import json
 import os
+import re
 import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 from al_pipeline import child
-from al_pipeline.errors import RemoteIncomplete, RepositoryError, StageFailed
+from al_pipeline.errors import BadInput, RemoteIncomplete, RepositoryError, StageFailed
+from al_pipeline.files import read_object, write_bytes
+from al_pipeline.home import dvc_state, own_environment, private_folder
+from al_pipeline.layout import Layout
 from al_pipeline.plain import redact
-from al_pipeline.repository.git import NOT_OURS
+from al_pipeline.repository.git import NOT_OURS, Git
 from al_pipeline.trust import check_dvc
 
 _STAGE_TIMEOUT = 6 * 3600.0
 _TRANSFER_TIMEOUT = 6 * 3600.0
 _TIMEOUT = 600.0
 _SECOND_LOOK = 0.5
+_ID = re.compile(r"[0-9a-f]{12}\Z")
 _ADVERTISEMENT = "Having any troubles? "
 
 
 _STAND_ALONE = """
-import os, sys
+import json, os, sys
 from dvc.config import Config
-os.umask(0o077)
 theirs = Config(os.path.join(sys.argv[1], ".dvc"), validate=False)
-with Config(".dvc").edit("local") as ours:
-    ours["remote"] = theirs["remote"]
-    ours["core"] = {name: value for name, value in theirs["core"].items() if name == "remote"}
-    ours["cache"] = {"dir": os.path.abspath(".dvc/cache")}
+print(json.dumps({"remote": theirs["remote"], "core": theirs["core"]}, default=str))
 """
 
 
@@ -81,12 +83,28 @@ class Dvc:
 
     def init(self, remote: str) -> None:
         """Make `root` a DVC repository whose default remote is `remote`; harmless where it is one."""
-        if not (self.root / ".dvc/config").exists():
+        config = self.root / ".dvc/config"
+        if not config.exists():
             self._checked(["init", "--force"], "init")
-        self._checked(["remote", "add", "--force", "--default", "store", remote], "remote add")
-        self._checked(["config", "core.analytics", "false"], "config")
-        self._checked(["config", "core.autostage", "false"], "config")
-        self._checked(["config", "core.check_update", "false"], "config")
+        core = {"remote": "store", "analytics": "false", "autostage": "false", "check_update": "false"}
+        if "://" not in remote and not remote.startswith("~") and not os.path.isabs(remote):
+            remote = os.path.relpath(self.root / remote, config.parent)  # as DVC writes it, for every clone
+        change_config(config, {"core": core, 'remote "store"': {"url": _utf8(remote)}}, 0o644)
+        self.keep_state_private()
+
+    def keep_state_private(self) -> None:
+        """Have every `dvc` in this repository, run by us or by hand, keep its state in a folder of this user alone.
+
+        It holds pickles, and lies below /var/tmp otherwise, where everybody could plant one. Written to `config.local`,
+        which git does not know; harmless where it stands there. Call only while holding the workspace's lock.
+        """
+        place = _utf8(str(private_folder(self._state_folder())))
+        change_config(self.root / ".dvc/config.local", {"core": {"site_cache_dir": place}}, 0o600)
+
+    def _state_folder(self) -> Path:
+        """Of the workspace that lies here; of a repository that is none (yet), one for all."""
+        name = read_object(self.root / Layout().marker).get("workspace_id")
+        return dvc_state(name if isinstance(name, str) and _ID.match(name) else "dvc-only")
 
     def stand_alone(self, source: Path) -> None:
         """For a fresh clone: take data from where the repository at `source` keeps them today, never from its cache.
@@ -101,11 +119,18 @@ class Dvc:
         if result.returncode:
             said = result.stderr.strip().splitlines()[-1:] or ["no reason given"]
             raise RepositoryError(f"DVC's settings in {source} cannot be used: {said[0]}")
+        theirs = json.loads(result.stdout)
+        core = {name: value for name, value in theirs["core"].items() if name == "remote"}
+        core["site_cache_dir"] = _utf8(str(private_folder(self._state_folder())))
+        remotes = {f'remote "{name}"': settings for name, settings in theirs["remote"].items()}
+        cache = {"dir": _utf8(os.path.abspath(self.root / ".dvc/cache"))}
+        change_config(self.root / ".dvc/config.local", {**remotes, "core": core, "cache": cache}, 0o600)
 
     def end_previous(self) -> None:
         """End a DVC process, with its stage, that a killed tick left. Call only while holding the workspace's lock."""
         if self.state is not None:
             child.end_remembered(self.state)
+        Git(self.root).plain_index()
         self._clear_dead_lock()
 
     def _clear_dead_lock(self) -> None:
@@ -192,10 +217,11 @@ class Dvc:
         return subprocess.run(
             [sys.executable, "-P", "-c", script, *arguments],
             cwd=self.root,
-            env={**_inherited(), "DVC_NO_ANALYTICS": "1"},
+            env=self._environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=_TIMEOUT,
             check=False,
         )
@@ -243,25 +269,79 @@ class Dvc:
     def _start(self) -> subprocess.Popen[str]:
         if self._process is not None:
             return self._process
-        self.log.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(self.log.parent)
         self._output = os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600), "ab")
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "al_pipeline.repository.worker"],  # -P: see STAGE_ENVIRONMENT
             cwd=self.root,
-            env={**_inherited(), "PATH": path, "DVC_NO_ANALYTICS": "1", "NO_COLOR": "1", **self.environment},
+            env=self._environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._output,
-            text=True,
+            encoding="utf-8",
             start_new_session=True,
         )
         if self.state is not None:
             child.remember(self.state, self._process.pid)
         return self._process
 
+    def _environment(self) -> dict[str, str]:
+        """What every process of DVC's runs under: our programs first, and its state where nobody else can write."""
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        state = Path(self.environment.get("DVC_SITE_CACHE_DIR") or self._state_folder())
+        ours = {
+            "PATH": path,
+            "DVC_NO_ANALYTICS": "1",
+            "NO_COLOR": "1",
+            **self.environment,
+            "DVC_SITE_CACHE_DIR": str(private_folder(state)),
+        }
+        return {**_inherited(), **own_environment(), **ours}
+
     def _names(self, paths: Sequence[Path]) -> list[str]:
         return [str(path.relative_to(self.root) if path.is_absolute() else path) for path in paths]
+
+
+def change_config(path: Path, changes: Mapping[str, Mapping[str, Any]], mode: int) -> None:
+    """Set values in one of DVC's configuration files, by section; writes nothing where all are as given.
+
+    DVC's own writer knows ASCII alone, and leaves an empty file behind where a path is not. Raises BadInput for a value
+    that DVC would not read as it was given, RepositoryError where the file is no configuration of DVC's.
+    """
+    from configobj import ConfigObj, ConfigObjError
+
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        config = ConfigObj(text.splitlines(), interpolation=False, list_values=True, encoding="utf-8")
+    except (ConfigObjError, UnicodeDecodeError) as error:
+        raise RepositoryError(f"{path} cannot be read as DVC's configuration ({error}); mend or delete it") from None
+    before = config.dict()
+    for section, values in changes.items():
+        known = config.setdefault(section, {})
+        if not isinstance(known, dict):
+            raise RepositoryError(f"{path} holds a value named {section}, where DVC has a section; mend or delete it")
+        known.update(values)
+    if config.dict() == before:
+        return
+    written = io.BytesIO()
+    config.write(written)
+    try:
+        found = ConfigObj(io.StringIO(written.getvalue().decode())).dict()
+    except (ConfigObjError, UnicodeDecodeError):
+        found = {}
+    for section, values in changes.items():
+        for name, value in values.items():
+            if found.get(section, {}).get(name) != value:
+                raise BadInput(f"DVC cannot keep {value!r} in its configuration; choose a path without such characters")
+    write_bytes(path, written.getvalue(), mode)
+
+
+def _utf8(path: str) -> str:
+    """`path` as DVC will read it, whatever locale we run under. Raises BadInput where its bytes are not UTF-8."""
+    try:
+        return os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadInput(f"{os.fsencode(path)!r} is not UTF-8, which DVC writes paths in; rename that folder") from None
 
 
 def digest(path: Path) -> str | None:

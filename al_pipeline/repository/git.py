@@ -12,21 +12,96 @@ from urllib.parse import unquote, urlsplit
 import psutil
 
 from al_pipeline.errors import ForeignEdit, RepositoryError
+from al_pipeline.home import own_environment
 from al_pipeline.plain import has_password, redact
 
-_QUIET = (
-    "-c",
-    "core.hooksPath=/dev/null",
-    "-c",
-    "commit.gpgsign=false",
-    "-c",
-    "tag.gpgsign=false",
-    "-c",
-    "core.fsmonitor=false",
+_SETTINGS = {
+    "advice.detachedHead": "false",
+    "color.ui": "false",
+    "column.ui": "never",
+    "commit.cleanup": "whitespace",
+    "commit.gpgSign": "false",
+    "commit.template": "",
+    "commit.verbose": "false",
+    "core.attributesFile": "/dev/null",
+    "core.commentChar": "#",
+    "core.excludesFile": "/dev/null",
+    "core.fsmonitor": "false",
+    "core.hooksPath": "/dev/null",
+    "core.preferSymlinkRefs": "false",
+    "core.quotePath": "false",
+    "core.splitIndex": "false",
+    "diff.ignoreSubmodules": "none",
+    "diff.orderFile": "/dev/null",
+    "diff.renames": "false",
+    "feature.experimental": "false",
+    "feature.manyFiles": "false",
+    "fetch.all": "false",
+    "fetch.prune": "false",
+    "fetch.pruneTags": "false",
+    "fetch.recurseSubmodules": "false",
+    "fetch.writeCommitGraph": "false",
+    "gc.auto": "0",
+    "i18n.commitEncoding": "UTF-8",
+    "i18n.logOutputEncoding": "UTF-8",
+    "index.skipHash": "false",
+    "index.sparse": "false",
+    "index.version": "2",
+    "init.defaultObjectFormat": "sha1",
+    "init.defaultRefFormat": "files",
+    "log.follow": "false",
+    "log.showSignature": "false",
+    "maintenance.auto": "false",
+    "push.followTags": "false",
+    "push.gpgSign": "false",
+    "push.recurseSubmodules": "no",
+    "status.renames": "false",
+    "status.submoduleSummary": "false",
+    "submodule.recurse": "false",
+    "tag.forceSignAnnotated": "false",
+    "tag.gpgSign": "false",
+}
+"""What our commands print and do must not hang on the user's settings. How a remote is reached (`core.sshCommand`,
+`credential.*`, `http.*`, `url.*`), `safe.directory` and the identity stay the user's own."""
+
+_QUIET = tuple(word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}"))
+
+_NAME, _EMAIL = "al", "al@localhost"
+"""Who commits where git knows nobody."""
+
+NOT_OURS = (
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_ATTR_SOURCE",
+    "GIT_AUTHOR_DATE",
+    "GIT_COMMITTER_DATE",
+    "GIT_COMMON_DIR",
+    "GIT_CONFIG",
+    "GIT_DEFAULT_HASH",
+    "GIT_DEFAULT_REF_FORMAT",
+    "GIT_DIFF_OPTS",
+    "GIT_DIR",
+    "GIT_EXTERNAL_DIFF",
+    "GIT_GLOB_PATHSPECS",
+    "GIT_ICASE_PATHSPECS",
+    "GIT_INDEX_FILE",
+    "GIT_INDEX_VERSION",
+    "GIT_LITERAL_PATHSPECS",
+    "GIT_NAMESPACE",
+    "GIT_NOGLOB_PATHSPECS",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_PREFIX",
+    "GIT_QUARANTINE_PATH",
+    "GIT_REPLACE_REF_BASE",
+    "GIT_SHALLOW_FILE",
+    "GIT_TRACE",
+    "GIT_TRACE2",
+    "GIT_TRACE2_EVENT",
+    "GIT_TRACE2_PERF",
+    "GIT_TRACE_SETUP",
+    "GIT_WORK_TREE",
 )
-_FALLBACK_IDENTITY = ("-c", "user.name=al", "-c", "user.email=al@localhost")
-NOT_OURS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_NAMESPACE")
-"""What git sets for its hooks: inherited, it would turn our commands on another repository."""
+"""What git sets for its hooks: inherited, it would turn our commands on another repository, or make them say or do
+something else."""
 
 _USER, _PASSWORD = "AL_GIT_USER", "AL_GIT_PASSWORD"
 _HELPER = f'!f() {{ test "$1" != get || printf "username=%s\\npassword=%s\\n" "${_USER}" "${_PASSWORD}"; }}; f'
@@ -54,7 +129,7 @@ class Git:
         """Run git in the repository, with `more` in its environment. Raises RepositoryError with git's last words."""
         inherited = {name: value for name, value in os.environ.items() if name not in NOT_OURS}
         quiet = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
-        environment = {**inherited, **quiet, **(more or {})}
+        environment = {**inherited, **own_environment(inherited), **quiet, **(more or {})}
         try:
             result = subprocess.run(
                 ["git", *_QUIET, *arguments],
@@ -80,22 +155,59 @@ class Git:
     def init(self) -> None:
         """Make the repository, its branch named main; harmless where there is one."""
         self.run("init", "--quiet", "--initial-branch=main")
+        self.check_format()
+
+    def check_format(self) -> None:
+        """Raise RepositoryError where git keeps the repository in a form that DVC cannot read."""
+        settings = self.run("config", "--get-regexp", r"^extensions\.", check=False).stdout.lower().splitlines()
+        for name, usable in (("objectformat", "sha1"), ("refstorage", "files")):
+            found = next((line.split()[-1] for line in settings if line.startswith(f"extensions.{name} ")), usable)
+            if found != usable:
+                kind = "object" if name == "objectformat" else "ref"
+                raise RepositoryError(
+                    f"{self.root} is a git repository of the {kind} format {found}, which DVC cannot read; use one "
+                    f"that `git init --{kind}-format={usable}` makes"
+                )
+
+    def plain_index(self) -> None:
+        """Bring the index into the form that DVC reads. Call only while holding the workspace's lock."""
+        index = self._path("index")
+        if not index.exists():
+            return
+        with index.open("rb") as file:
+            header = file.read(8)
+        if header[:4] == b"DIRC" and header[4:] != b"\0\0\0\2" or any(index.parent.glob("sharedindex.*")):
+            self.clear_dead_lock()
+            self.run("update-index", "--index-version", "2", "--no-split-index", "--force-write-index", check=False)
 
     def clone(self, target: Path, revision: str) -> Git:
         """A fresh clone in `target` with `revision` (a tag or a branch) checked out; nothing changes here."""
-        command = ("clone", "--quiet", "--no-hardlinks", "--branch", revision, str(self.root), str(target))
-        self.run(*command, timeout=_NETWORK_TIMEOUT)
+        command = ("clone", "--quiet", "--no-hardlinks", "--template=", "--branch", revision)
+        ours = ("-c", "protocol.file.allow=always")
+        self.run(*ours, *command, str(self.root), str(target), timeout=_NETWORK_TIMEOUT)
         return Git(target)
 
     def has_identity(self) -> bool:
-        """Whether commits would carry the user's own name."""
-        return self.identity() is not None
+        """Whether commits would carry the user's own name and address."""
+        return {_NAME, _EMAIL}.isdisjoint(self._identity().values())
 
     def identity(self) -> str | None:
-        """The user's own name for commits; None where git knows none."""
-        return (
-            os.environ.get("GIT_AUTHOR_EMAIL") or self.run("config", "user.email", check=False).stdout.strip() or None
-        )
+        """The user's own address for commits; None where git knows none."""
+        email = self._identity()["GIT_AUTHOR_EMAIL"]
+        return None if email == _EMAIL else email
+
+    def _identity(self) -> dict[str, str]:
+        """Author and committer for git's environment, complete: where git knows a half, the other one is ours."""
+        lines = self.run("config", "-z", "--get-regexp", r"^(user|author|committer)\.(name|email)$", check=False).stdout
+        known = {key: value for key, _, value in (line.partition("\n") for line in lines.split("\0")) if value}
+        found = {}
+        for role in ("author", "committer"):
+            for part, ours in (("name", _NAME), ("email", _EMAIL)):
+                variable = f"GIT_{role}_{part}".upper()
+                given = (os.environ.get(variable), known.get(f"{role}.{part}"), known.get(f"user.{part}"))
+                # git takes these characters away, and refuses what is empty then
+                found[variable] = next((value for value in given if value and value.strip(" .,:;<>\"\\'\n\t")), ours)
+        return found
 
     def head(self) -> str | None:
         """The commit that is checked out; None before the first."""
@@ -167,8 +279,7 @@ class Git:
             raise RepositoryError("nothing to commit: none of the paths exists")
         self.run("add", "--all", "--", *named)
         if self.head() is None or self.run("diff", "--cached", "--quiet", "HEAD", "--", *named, check=False).returncode:
-            identity = () if self.has_identity() else _FALLBACK_IDENTITY
-            self.run(*identity, "commit", "--quiet", "--message", message, "--", *named)
+            self.run("commit", "--quiet", "--message", message, "--", *named, more=self._identity())
         return self.run("rev-parse", "HEAD").stdout.strip()
 
     def tag(self, name: str, message: str, revision: str = "HEAD") -> None:
@@ -179,8 +290,7 @@ class Git:
             return
         if existing is not None:
             raise ForeignEdit(f"the tag {name} names {existing[:12]}, not the commit of that round ({commit[:12]})")
-        identity = () if self.has_identity() else _FALLBACK_IDENTITY
-        self.run(*identity, "tag", "--annotate", "--message", message, name, commit)
+        self.run("tag", "--annotate", "--message", message, name, commit, more=self._identity())
 
     def remote(self) -> str | None:
         """The remote that rounds are pushed to: the branch's own, else `origin`; None where there is none."""
@@ -196,8 +306,9 @@ class Git:
 
     def push(self, remote: str, refs: Sequence[str]) -> None:
         """Push branch and tags in one atomic step."""
+        whole = [ref if ":" in ref else f"{ref}:{ref}" for ref in refs]  # else `push.default` may choose another name
         self.run(
-            "push", "--quiet", "--atomic", remote, *refs, timeout=_NETWORK_TIMEOUT, more=self._without_password(remote)
+            "push", "--quiet", "--atomic", remote, *whole, timeout=_NETWORK_TIMEOUT, more=self._without_password(remote)
         )
 
     def remote_has_tag(self, name: str) -> bool:
@@ -214,7 +325,8 @@ class Git:
         remote, branch = self.remote(), self.branch()
         if remote is None or branch is None:
             return 0
-        self.run("fetch", "--quiet", "--no-tags", remote, timeout=_NETWORK_TIMEOUT, more=self._without_password(remote))
+        kept = ("--no-tags", "--no-prune", "--no-prune-tags")  # a remote's own settings would delete tags of ours
+        self.run("fetch", "--quiet", *kept, remote, timeout=_NETWORK_TIMEOUT, more=self._without_password(remote))
         found = self.run("rev-list", "--count", f"HEAD..refs/remotes/{remote}/{branch}", check=False)
         return int(found.stdout) if found.returncode == 0 else 0
 
@@ -239,13 +351,19 @@ class Git:
 
     def clear_dead_lock(self) -> None:
         """Remove an index lock that a killed git left. Call only while holding the workspace's lock."""
-        lock = self.root / ".git/index.lock"
+        lock = self._path("index.lock")
         if not lock.exists():
             return
         for process in psutil.process_iter(["name", "cwd"]):
             if process.info["name"] == "git" and process.info["cwd"] in (str(self.root), None):
                 raise RepositoryError(f"git (process {process.pid}) works in {self.root}; try again when it has ended")
         lock.unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        """Where git keeps a file of this work tree: in a linked one `.git` is a file, which names the place."""
+        if not (self.root / ".git").is_file():
+            return self.root / ".git" / name
+        return self.root / self.run("rev-parse", "--git-path", name).stdout.rstrip("\n")
 
     def _name(self, path: Path) -> str:
         return str(path.relative_to(self.root) if path.is_absolute() else path)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from al_pipeline.errors import BadInput, LabelStudioDown, LabelStudioRefused, ServerFailed, UsageError
 from al_pipeline.files import read_json, replacing, sha256_bytes, write_json, write_text
-from al_pipeline.home import al_home
+from al_pipeline.home import al_home, check_private, private_folder
 from al_pipeline.servers import process
 from al_pipeline.servers.process import LOOPBACK, Progress, Server, Service
 from al_pipeline.workspace import Workspace
@@ -70,7 +70,7 @@ def start_label_studio(workspace: Workspace, progress: Progress) -> Server:
     Raises ServerFailed where it does not start, LabelStudioRefused where it no longer takes our token, UsageError where
     the workspace is connected to another Label Studio.
     """
-    home = process.private_folder(workspace.home / "label-studio")
+    home = private_folder(workspace.home / "label-studio")
     with process.exclusive(home / "account.lock", _INSTALL_SECONDS):
         account = _account(home)
         _refuse_other_server(workspace)
@@ -189,12 +189,14 @@ def install(progress: Progress) -> Path:
     lock = _lock()
     fingerprint = sha256_bytes(f"{sys.version_info[:2]}\n{lock}".encode())
     with process.exclusive(venv.with_name(f"{venv.name}.lock"), _INSTALL_SECONDS):
+        check_private(venv)
         if read_json(venv / ".ready", {}).get("lock") != fingerprint:
             shutil.rmtree(venv, ignore_errors=True)
             constraints = venv.with_name(f"{venv.name}.txt")
             write_text(constraints, lock)
             log = venv.with_name(f"{venv.name}.log")
             log.unlink(missing_ok=True)
+            private_folder(venv)  # what is in it is run
             _run(
                 [sys.executable, "-m", "venv", str(venv)],
                 None,
@@ -329,7 +331,7 @@ def _store(account: Account, *, proven: bool) -> None:
 
 def _new_database(venv: Path, home: Path, progress: Progress) -> None:
     template = template_database(venv, progress)
-    database = process.private_folder(home / "data") / _DATABASE
+    database = private_folder(home / "data") / _DATABASE
     for left in (database, *database.parent.glob(f"{_DATABASE}-*")):
         left.unlink(missing_ok=True)
     with replacing(database, mode=0o600) as temporary:

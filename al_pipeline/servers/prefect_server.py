@@ -16,6 +16,7 @@ from typing import Any
 
 from al_pipeline.errors import ServerFailed
 from al_pipeline.files import write_text
+from al_pipeline.home import private_folder
 from al_pipeline.servers import process
 from al_pipeline.servers.process import LOOPBACK, Progress, Server, Service
 from al_pipeline.workspace import Workspace
@@ -67,7 +68,7 @@ def prefect_environment(workspace: Workspace) -> dict[str, str]:
 
 def password_file(workspace: Workspace) -> Path:
     """The file, for its owner alone, that holds what Prefect's page and API ask for; made where there is none."""
-    file = process.private_folder(workspace.home / "prefect") / "password"
+    file = private_folder(workspace.home / "prefect") / "password"
     if not file.exists():
         write_text(file, f"al:{secrets.token_urlsafe(18)}\n", mode=0o600)
     return file

@@ -20,6 +20,7 @@ import psutil
 
 from al_pipeline.errors import BadInput, ServerFailed
 from al_pipeline.files import read_json, write_json
+from al_pipeline.home import own_environment, private_folder
 
 LOOPBACK = "127.0.0.1"
 MARK = "AL_SERVER"
@@ -155,7 +156,8 @@ def is_well(url: str, timeout: float = 5.0) -> bool:
 
 def inherited_environment() -> dict[str, str]:
     """The few variables of ours that a server needs; settings meant for another server stay behind."""
-    return {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    return {**inherited, **own_environment(inherited)}
 
 
 def port_is_free(port: int) -> bool:
@@ -179,18 +181,11 @@ def free_port() -> int:
         return port
 
 
-def private_folder(path: Path) -> Path:
-    """Make `path`, readable by its owner alone."""
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.chmod(0o700)
-    return path
-
-
 @contextlib.contextmanager
 def exclusive(path: Path, timeout: float) -> Iterator[None]:
     """Wait for and hold a lock that ends with this process. Raises ServerFailed after `timeout` seconds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    private_folder(path.parent)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     deadline = time.monotonic() + timeout
     try:
         while True:
