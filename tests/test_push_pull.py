@@ -485,7 +485,7 @@ UNBELIEVABLE: list[tuple[Any, str]] = [
     (result(value={"choices": []}), "empty result"),
     (result(value={"choices": ["ham", "spam"]}), "several choices"),
     ([*choice_result("ham"), *choice_result("ham")], "several choices"),
-    ([*choice_result("ham"), {**COMMENT, "from_name": None}], "malformed"),
+    ([*choice_result("ham"), {"value": None}], "malformed"),
     ([COMMENT], "empty result"),
     (result(value={}), "malformed"),
     (result(value={"choices": "ham"}), "malformed"),
