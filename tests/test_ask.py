@@ -67,13 +67,17 @@ def test_items_enter_the_next_batch_and_the_record_says_who_wanted_them(tmp_path
     test = next(task.item_id for task in plan if task.part == "test")
     pending = next(task.item_id for task in plan if task.part == "pool")
     wanted = sorted(set(read_ids([layout.pool]).ids()) - planned)[:2]
-    with open_dvc(layout) as dvc:
-        for item, says in ((test, "test set"), (pending, "round 0, which is open"), ("nobody", "no item")):
-            with pytest.raises(BadInput, match=says):
-                ask(workspace, dvc, [*wanted, item], "")
-        made = ask(workspace, dvc, wanted, "a customer complained")
-        with pytest.raises(NothingToDo, match="already"):
-            ask(workspace, dvc, wanted, "")
+
+    def put(*items: str) -> Ruling:
+        with open_dvc(layout) as dvc:
+            return ask(open_workspace(layout.root), dvc, items, "a customer complained")
+
+    for item, says in ((test, "test set"), (pending, "round 0, which is open"), ("nobody", "no item")):
+        with pytest.raises(BadInput, match=says):
+            put(*wanted, item)
+    made = put(*wanted)
+    with pytest.raises(NothingToDo, match="already"):
+        put(*wanted)
     assert (made.items, made.reason) == (tuple(wanted), "a customer complained")
     answer_all(oracle, truth)
     assert tick(open_workspace(layout.root), lambda: oracle).published == (0,)
@@ -84,5 +88,5 @@ def test_items_enter_the_next_batch_and_the_record_says_who_wanted_them(tmp_path
     answer_all(oracle, truth)
     assert tick(open_workspace(layout.root), lambda: oracle).published == (1,)
     assert "ask" not in read_json(layout.overrides), "once is enough"
-    with open_dvc(layout) as dvc, pytest.raises(BadInput, match="has the label"):
-        ask(open_workspace(layout.root), dvc, wanted[:1], "")
+    with pytest.raises(BadInput, match="has the label"):
+        put(wanted[0])

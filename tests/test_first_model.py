@@ -20,6 +20,7 @@ from al_pipeline.operations.init import init
 from al_pipeline.operations.predict import predict
 from al_pipeline.operations.publish import interleaved
 from al_pipeline.operations.report import report_data
+from al_pipeline.operations.reproduce import reproduce
 from al_pipeline.operations.tick import tick
 from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.pool import draw_test
@@ -151,6 +152,9 @@ def test_labels_of_the_user_are_a_model_before_anybody_answers(tmp_path: Path) -
     assert report_data(workspace).labels == 48
     [row] = predict(workspace, iter([[("x", "win money now, claim your prize")]]))
     assert row["label"] == "spam"
+
+    [again] = reproduce(workspace, {0})
+    assert again.difference is None and again.compared == "bytes", again
 
     oracle.fault = None
     opened = tick(open_workspace(layout.root), lambda: oracle)
