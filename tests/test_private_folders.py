@@ -70,7 +70,8 @@ def plant(state: Path, marker: Path) -> int:
             database.execute("UPDATE Cache SET mode = 4, value = ?", (bomb,))  # of whatever is looked up by its name
             database.execute(
                 "INSERT OR REPLACE INTO Cache "
-                "(key, raw, store_time, expire_time, access_time, tag, mode, filename, value) VALUES (?, 0, 0, NULL, 0, NULL, 4, NULL, ?)",
+                "(key, raw, store_time, expire_time, access_time, tag, mode, filename, value) "
+                "VALUES (?, 0, 0, NULL, 0, NULL, 4, NULL, ?)",
                 (bomb, bomb),
             )
         database.close()
@@ -369,3 +370,16 @@ def test_a_record_in_a_private_folder_is_read_as_before(tmp_path: Path) -> None:
     write_json(private_folder(tmp_path / "p") / "a.json", {"a": 1})
     assert read_json(tmp_path / "p/a.json") == {"a": 1}
     assert json.loads((tmp_path / "p/a.json").read_text(encoding="utf-8")) == {"a": 1}
+
+
+@as_root
+def test_doctor_on_a_read_only_file_system_still_has_findings(tmp_path: Path, shared: Path) -> None:
+    root = init(tmp_path / "w", ["a", "b"]).layout.root
+    script = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && cd "$0" && exec "$@"'
+    command = ["unshare", "-m", "--propagation", "private", "sh", "-c", script, str(root), str(BIN / "al")]
+    done = subprocess.run([*command, "doctor", "--json"], capture_output=True, text=True, timeout=120)
+    found = {row["check"]: row for row in json.loads(done.stdout)["findings"]}
+    assert done.returncode == 6
+    assert {"versions", "parameters", "git", "data", "remote", "disk", "lock"} <= set(found)
+    assert "Read-only file system" in found["data"]["message"]
+    assert "Traceback" not in done.stderr

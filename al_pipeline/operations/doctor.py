@@ -72,6 +72,9 @@ def examine(workspace: Workspace) -> list[Finding]:
         except AlError as error:
             if all(finding.message != str(error) for finding in findings):  # bad parameters stop several checks
                 findings.append(Finding(name, "error", str(error)))
+        except OSError as error:
+            what = f"{error.strerror or error}: {error.filename}" if error.filename else str(error.strerror or error)
+            findings.append(Finding(name, "error", what, "see to the file system and its rights, then look again"))
     return findings
 
 
