@@ -378,8 +378,9 @@ def test_doctor_on_a_read_only_file_system_still_has_findings(tmp_path: Path, sh
     script = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && cd "$0" && exec "$@"'
     command = ["unshare", "-m", "--propagation", "private", "sh", "-c", script, str(root), str(BIN / "al")]
     done = subprocess.run([*command, "doctor", "--json"], capture_output=True, text=True, timeout=120)
-    found = {row["check"]: row for row in json.loads(done.stdout)["findings"]}
+    rows = json.loads(done.stdout)["findings"]
+    found = {row["check"] for row in rows}
     assert done.returncode == 6
-    assert {"versions", "parameters", "git", "data", "remote", "disk", "lock"} <= set(found)
-    assert "Read-only file system" in found["data"]["message"]
+    assert {"versions", "parameters", "git", "data", "remote", "disk", "lock"} <= found
+    assert any(row["level"] == "error" and f"{root} cannot be written" in row["message"] for row in rows)
     assert "Traceback" not in done.stderr

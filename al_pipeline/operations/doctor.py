@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -292,6 +293,14 @@ def _schedule(workspace: Workspace) -> Iterator[Finding]:
 
 
 def _disk(workspace: Workspace) -> Iterator[Finding]:
+    for folder in (workspace.layout.root, workspace.home):
+        if folder.exists() and not os.access(folder, os.W_OK):
+            yield Finding(
+                "disk",
+                "error",
+                f"{folder} cannot be written: its file system is read-only, or you have no right to",
+                "make it writable (`mount`, `chmod`) before the next round",
+            )
     free = shutil.disk_usage(workspace.layout.root).free
     level: Literal["ok", "warning"] = "ok" if free >= LOW_DISK_BYTES else "warning"
     yield Finding(
