@@ -111,7 +111,7 @@ def test_rounds_and_a_rollback_under_hostile_settings(tmp_path: Path, hostile: P
     git_by_hand = ["git", "-C", str(git.root), "update-index", "--split-index"]
     subprocess.run(git_by_hand, check=True, capture_output=True)
     with open_dvc(workspace.layout) as dvc:
-        rollback(open_workspace(git.root), dvc, 0, "back", labels=True)
+        rollback(open_workspace(git.root), dvc, 0, labels=True, model=False, params=False, reason="back")
     play(open_workspace(git.root), oracle, truth, 1)
     assert {"round-0000", "round-0001"} <= set(git.tags())
     assert git.remote_has_tag("round-0001")
