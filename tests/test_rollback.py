@@ -15,7 +15,7 @@ import pytest
 import yaml
 from harness import Killed, answer_all, change_params, copy_workspace, play
 
-from al_pipeline import cli
+from al_pipeline import cli, results
 from al_pipeline.errors import (
     ForeignEdit,
     ForeignProject,
@@ -28,7 +28,7 @@ from al_pipeline.errors import (
 from al_pipeline.files import read_json, write_json
 from al_pipeline.labels import active
 from al_pipeline.ledger import read_events
-from al_pipeline.operations import connect, rule
+from al_pipeline.operations import connect
 from al_pipeline.operations.history import read_history, read_plan
 from al_pipeline.operations.rule import Change, amend, approve, pause, resume, rollback, undo
 from al_pipeline.operations.status import rounds, status
@@ -159,7 +159,7 @@ def test_a_snapshot_of_equal_rows_in_other_bytes_is_gone_back_to(
 
     rig = Rig(played, tmp_path)
     for name in ("write_labeled", "write_unresolved"):
-        monkeypatch.setattr(rule, name, partial(other_bytes, write=getattr(rule, name)))
+        monkeypatch.setattr(results, name, partial(other_bytes, write=getattr(results, name)))
     rig.back(1, model=others != "labels")
     report = rig.tick()
     assert report.published == (3,) and rig.hashes(3) == rig.hashes(1)
@@ -170,8 +170,8 @@ def test_a_snapshot_of_other_rows_is_refused_before_anything_is_ruled(
     played: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rig = Rig(played, tmp_path)
-    monkeypatch.setattr(rule, "write_labeled", lambda path, rows: write_json(path, {}))
-    monkeypatch.setattr(rule, "read_labeled", lambda path: read_labeled(path)[1:])
+    monkeypatch.setattr(results, "write_labeled", lambda path, rows: write_json(path, {}))
+    monkeypatch.setattr(results, "read_labeled", lambda path: read_labeled(path)[1:])
     head = rig.git.head()
     with pytest.raises(NeedsAHand, match="labeled"):
         rig.back(1)

@@ -37,6 +37,22 @@ def schema_problem(workspace: Workspace, history: History) -> AlError | None:
     return None
 
 
+def schema_news(workspace: Workspace, history: History) -> str | None:
+    """What a class that no published round has yet means for the labels that there are; None where there is none."""
+    published, latest = published_schema(history), history.latest
+    if published is None or latest is None:
+        return None
+    added = [name for name in workspace.params.schema_.labels if name not in published.labels]
+    labels, test = latest["counts"]["labelled"], latest["counts"]["test_labelled"]
+    if not added or not labels + test:
+        return None
+    return (
+        f"{', '.join(map(repr, added))} {'is' if len(added) == 1 else 'are'} new since {published.where}: {labels:,} labels "
+        f"and {test:,} of the test set were given without it, and stay as they are. Where some of them should have it, "
+        "`al labels revoke --item ITEM` has an item asked again"
+    )
+
+
 def published_schema(history: History) -> Published | None:
     """The schema that the newest record was made with; None before the first build."""
     record = history.latest

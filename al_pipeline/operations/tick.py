@@ -41,7 +41,7 @@ from al_pipeline.operations.history import History, read_history, read_plan, rea
 from al_pipeline.operations.pull import pull
 from al_pipeline.operations.push import push, retire
 from al_pipeline.operations.rule import check_snapshot, finish_ruling
-from al_pipeline.operations.schema import check_schema, published_labels
+from al_pipeline.operations.schema import check_schema, published_labels, schema_news
 from al_pipeline.oracle import Oracle, ProjectRef
 from al_pipeline.records import Event, PlannedTask, Task, round_name, shown_text
 from al_pipeline.repository import Dvc, Git
@@ -159,6 +159,8 @@ def tick(
         session.overrides = options.overrides
         check_owned(workspace, git, dvc, session.history, now())
         check_schema(workspace, session.history)
+        if news := schema_news(workspace, session.history):
+            session.warnings.append(news)
         _override(session)
         steps: list[tuple[str, float]] = []
         published: list[int] = []
