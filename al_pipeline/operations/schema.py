@@ -46,9 +46,10 @@ def schema_news(workspace: Workspace, history: History) -> str | None:
     labels, test = latest["counts"]["labelled"], latest["counts"]["test_labelled"]
     if not added or not labels + test:
         return None
+    named = f"{', '.join(map(repr, added))} {'is' if len(added) == 1 else 'are'} new"
     return (
-        f"{', '.join(map(repr, added))} {'is' if len(added) == 1 else 'are'} new since {published.where}: {labels:,} labels "
-        f"and {test:,} of the test set were given without it, and stay as they are. Where some of them should have it, "
+        f"{named} since {published.where}: {labels:,} labels and {test:,} of the test set were given "
+        "without it, and stay as they are. Where some of them should have it, "
         "`al labels revoke --item ITEM` has an item asked again"
     )
 
