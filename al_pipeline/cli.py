@@ -864,7 +864,7 @@ def _amending(kind: Kind) -> Callable[..., None]:
     ) -> None:
         from al_pipeline.operations.history import round_number
         from al_pipeline.operations.rule import amend
-        from al_pipeline.rulings import Selection
+        from al_pipeline.records import Selection
 
         workspace = _workspace()
         who = None if annotator is None else annotator.strip().lower()

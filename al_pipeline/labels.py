@@ -1,18 +1,20 @@
 """The fold: what people said, event by event in the ledger's order -> the labelled set.
 
 No clock is read: the only order is that of the ledger. Events of different people may be interleaved in any way and
-give the same result, adjudications apart, of which the newest wins.
+give the same result, adjudications apart, of which the newest wins. Which events count is derived from the
+interventions that the ledger holds, and nothing about it is stored.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from al_pipeline.errors import BadInput, SchemaInUse
-from al_pipeline.records import Event, LabeledItem, Part, PlannedTask, Unresolved
+from al_pipeline.records import Event, LabeledItem, Part, PlannedTask, Selection, Unresolved, round_name
 from al_pipeline.schema_change import missing_in_use
 
 IMPORT = "import"
@@ -56,18 +58,129 @@ class _Answer:
 def active(events: Iterable[Event]) -> list[Event]:
     """The events that count, in the ledger's order: each once, none that is quarantined, no quarantine or restore.
 
-    The newest quarantine or restore that names an event decides on it, wherever in the ledger the event stands. A
-    quarantine or restore can itself be quarantined by a later one, and then does nothing.
+    The interventions in force decide, each from its place in the ledger on:
+
+    - A rollback is taken back by an undo that is in force. One that is in force takes out all events between its
+      snapshot and itself, takes back the interventions among them, and keeps out later answers to the rounds that it
+      abandons.
+    - A revocation takes out the answers that stand at its place and that its selection names, with all that was said
+      before under the same annotation: a withdrawn answer, or an older wording of it, does not come back by it.
+    - A restoration brings back answers that are out at its place and that its selection names, with what became of
+      them: one that was deleted afterwards does not count again.
+
+    What quarantines and restores of earlier versions decide stands in their `targets`.
     """
     ledger: dict[str, Event] = {}
     for event in events:
         ledger.setdefault(event.event_id, event)
+    ordered = list(ledger.values())
+    counts = _counts(ordered)
+    return [event for event, yes in zip(ordered, counts, strict=True) if yes]
+
+
+def _counts(ledger: Sequence[Event]) -> list[bool]:
+    """Whether each event of `ledger`, in which each stands once, counts."""
+    counts = [event.type not in CONTROLS for event in ledger]
+    if all(counts):
+        return counts
+    places = {event.event_id: place for place, event in enumerate(ledger)}
+    in_force = _in_force(ledger, places)
+    named: dict[str, bool] = {}
+    abandoned: set[int] = set()
+    said: defaultdict[str, list[int]] = defaultdict(list)
+    for place, event in enumerate(ledger):
+        asked = event.intervention
+        if event.type not in CONTROLS:
+            counts[place] = named.get(event.event_id, event.round not in abandoned)
+            if event.type != "task_gone":
+                said[event.annotation_key].append(place)
+        elif place not in in_force:
+            continue
+        elif asked is None:
+            decided = _named(event, ledger, places)
+            named |= decided
+            for target, yes in decided.items():
+                if places.get(target, place) < place and ledger[places[target]].type not in CONTROLS:
+                    counts[places[target]] = yes
+            abandoned |= _abandoned_before(event)
+        elif asked.kind == "rollback" and asked.to is not None:
+            first = _snapshot_end(event, places)
+            counts[first:place] = [False] * (place - first)
+            abandoned |= set(range(asked.to + 1, event.round + 1))
+        elif asked.selection is not None:
+            for spoken in said.values():
+                if _speaks_of(asked.selection, asked.kind == "restore", [(ledger[p], counts[p]) for p in spoken]):
+                    for one in spoken:
+                        counts[one] = asked.kind == "restore"
+    return counts
+
+
+def _in_force(ledger: Sequence[Event], places: Mapping[str, int]) -> frozenset[int]:
+    """The places of the interventions that hold, newest first: an undo and a rollback take back older ones."""
+    found: set[int] = set()
     decided: dict[str, bool] = {}
-    for event in reversed(ledger.values()):
-        if event.type in CONTROLS and decided.get(event.event_id, True):
+    undone: set[str] = set()
+    rolled_back = len(ledger)
+    for place in reversed(range(len(ledger))):
+        event, asked = ledger[place], ledger[place].intervention
+        if event.type not in CONTROLS or place >= rolled_back:
+            continue
+        if event.annotation_key in undone or not decided.get(event.event_id, True):
+            continue
+        found.add(place)
+        if asked is None:
             for target in event.targets:
                 decided.setdefault(target, event.type == "restore")
-    return [e for e in ledger.values() if e.type not in CONTROLS and decided.get(e.event_id, True)]
+        elif asked.kind == "undo":
+            undone.add(ruling_key(asked.undoes or 0))
+        elif asked.kind == "rollback":
+            rolled_back = min(rolled_back, _snapshot_end(event, places))
+    return frozenset(found)
+
+
+def _snapshot_end(rollback: Event, places: Mapping[str, int]) -> int:
+    """How many events the snapshot of a rollback knew."""
+    asked = rollback.intervention
+    if asked is None or asked.after is None:
+        return 0
+    if asked.after not in places or places[asked.after] > places[rollback.event_id]:
+        raise BadInput(
+            f"the ledger lacks event {asked.after[:12]}, the last one that {round_name(asked.to or 0)} knew, which "
+            f"{rollback.annotation_key} went back to; `dvc checkout data/events` brings the ledger as it was published"
+        )
+    return places[asked.after] + 1
+
+
+def _speaks_of(selection: Selection, restores: bool, spoken: Sequence[tuple[Event, bool]]) -> bool:
+    """Whether a restoration (else a revocation) speaks of an annotation. `spoken`: its events, and which count.
+
+    The newest answer is looked at: of those that count where it is revoked, of all where it is restored.
+    """
+    if restores:
+        given = [(event, yes) for event, yes in spoken if event.type != "delete"]
+        return bool(given) and not given[-1][1] and selection.matches(given[-1][0])
+    counting = [event for event, yes in spoken if yes]
+    return bool(counting) and counting[-1].type != "delete" and selection.matches(counting[-1])
+
+
+_ROLLED_BACK = re.compile(r"rolled back to round-(\d{4,6}) by ")
+
+
+def _abandoned_before(event: Event) -> frozenset[int]:
+    """The rounds that a rollback of an earlier version abandons; its reason alone says that it is one."""
+    found = _ROLLED_BACK.match(event.reason or "") if event.type == "quarantine" else None
+    return frozenset(range(int(found[1]) + 1, event.round + 1)) if found else frozenset()
+
+
+def _named(event: Event, ledger: Sequence[Event], places: Mapping[str, int]) -> dict[str, bool]:
+    """What a quarantine or restore of an earlier version decides, by event id.
+
+    Its revocations named withdrawals too, which brought the withdrawn answers back; a withdrawal is no answer.
+    """
+    targets = event.targets
+    if (event.reason or "").startswith("revoked answers ("):
+        targets = tuple(t for t in targets if t not in places or ledger[places[t]].type not in ("delete", "task_gone"))
+    return dict.fromkeys(targets, event.type == "restore")
 
 
 def quarantined(events: Iterable[Event]) -> frozenset[str]:
@@ -77,13 +190,42 @@ def quarantined(events: Iterable[Event]) -> frozenset[str]:
     return frozenset(e.event_id for e in events if e.type not in CONTROLS and e.event_id not in counted)
 
 
-def times_asked(events: Iterable[Event]) -> dict[str, int]:
-    """In how many rounds each item was asked, as far as the events that count tell."""
-    rounds: defaultdict[str, set[int]] = defaultdict(set)
+def standing_answers(events: Iterable[Event]) -> dict[str, Event]:
+    """The newest event of each annotation that says something now, by annotation key."""
+    now: dict[str, Event] = {}
     for event in active(events):
+        if event.type == "delete":
+            now.pop(event.annotation_key, None)
+        elif event.type != "task_gone":
+            now[event.annotation_key] = event
+    return now
+
+
+def times_asked(events: Iterable[Event]) -> dict[str, int]:
+    """In how many rounds each item was asked: those with an answer, or a skip, that stands."""
+    rounds: defaultdict[str, set[int]] = defaultdict(set)
+    for event in standing_answers(events).values():
         if event.round >= 0:
             rounds[event.item_id].add(event.round)
     return {item: len(numbers) for item, numbers in rounds.items()}
+
+
+def changed_by(events: Sequence[Event]) -> dict[str, frozenset[str]]:
+    """The items of the events that each intervention took out or brought back where it stands, by its event id."""
+    ledger = list({event.event_id: event for event in reversed(events)}.values())[::-1]
+    found: dict[str, frozenset[str]] = {}
+    for place, event in enumerate(ledger):
+        if event.intervention is not None:
+            before, after = _counts(ledger[:place]), _counts(ledger[: place + 1])
+            found[event.event_id] = frozenset(
+                one.item_id for one, was, now in zip(ledger, before, after[:place], strict=False) if was != now
+            )
+    return found
+
+
+def ruling_key(number: int) -> str:
+    """What the quarantines and restores of a ruling bear in place of an annotation's name."""
+    return f"ruling:{number}"
 
 
 def people(events: Iterable[Event]) -> int:

@@ -6,6 +6,7 @@ package, with the traps of the real thing: it never refuses a duplicate, reuses 
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -437,6 +438,15 @@ class SimulatedOracle:
     def delete_task(self, push_key: str, project_id: int = 1) -> None:
         """Delete the (first) task with this key, answers and all."""
         del self.projects[project_id].tasks[self._find_task(push_key, project_id).task_id]
+
+    def backup(self) -> SimulatedOracle:
+        """What a backup of the server holds now."""
+        return copy.deepcopy(self)
+
+    def restore_backup(self, saved: SimulatedOracle) -> None:
+        """Bring the server back to what a backup holds: numbers given since then are given again. The clock goes on."""
+        held = copy.deepcopy(saved)
+        self.projects, self._last_annotation = held.projects, held._last_annotation
 
     def edit_data(self, push_key: str, project_id: int = 1, **changes: Any) -> None:
         """Change the data of the (first) task with this key."""

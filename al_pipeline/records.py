@@ -6,7 +6,8 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 Part = Literal["pool", "test"]
@@ -140,14 +141,101 @@ class AnsweredTask:
 
 
 @dataclass(frozen=True, slots=True)
+class Selection:
+    """Which answers a revocation or restoration speaks of: those that meet every condition that is given."""
+
+    annotator: str | None = None
+    round: int | None = None
+    item: str | None = None
+    since: str | None = None
+    """ISO 8601 with a zone: answers given or changed at that time or later."""
+
+    def __str__(self) -> str:
+        said = [
+            f"annotator {self.annotator}" if self.annotator is not None else "",
+            round_name(self.round) if self.round is not None else "",
+            f"item {self.item}" if self.item is not None else "",
+            f"since {self.since}" if self.since is not None else "",
+        ]
+        return ", ".join(filter(None, said))
+
+    def matches(self, event: Event) -> bool:
+        """Whether `event` meets the conditions; one whose time nobody knows is never `since`."""
+        if self.annotator is not None and event.annotator != self.annotator:
+            return False
+        if self.round is not None and event.round != self.round:
+            return False
+        if self.item is not None and event.item_id != self.item:
+            return False
+        if self.since is None:
+            return True
+        stamp = event.updated_at or event.created_at or event.observed_at
+        return stamp is not None and moment(stamp) >= moment(self.since)
+
+
+def moment(stamp: str) -> datetime:
+    """An ISO 8601 time with its zone (UTC where it names none). Raises ValueError."""
+    found = datetime.fromisoformat(stamp)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Intervention:
+    """What a person asks of the labels, as the ledger holds it.
+
+    It lists no events. Which ones it speaks of is derived at each fold, from its place in the ledger and from the other
+    interventions in force (see `labels.active`).
+    """
+
+    kind: Literal["rollback", "undo", "revoke", "restore"]
+    to: int | None = None
+    """rollback: the round whose snapshot is gone back to. Rounds after it, up to the event's own, are abandoned."""
+    after: str | None = None
+    """rollback: the id of the last event in the snapshot's ledger; None where it had none."""
+    undoes: int | None = None
+    """undo: the number of the ruling that is taken back."""
+    selection: Selection | None = None
+    """revoke, restore: which answers."""
+
+    def to_row(self) -> dict[str, Any]:
+        """This intervention as a JSON object, without what is None."""
+        row = {name: getattr(self, name) for name in self.__slots__ if getattr(self, name) is not None}
+        if self.selection is not None:
+            given = {name: getattr(self.selection, name) for name in self.selection.__slots__}
+            row["selection"] = {name: value for name, value in given.items() if value is not None}
+        return row
+
+    @staticmethod
+    def from_row(row: Any) -> Intervention:
+        """The intervention that `to_row` wrote. Raises ValueError, TypeError or AttributeError on anything else."""
+        if unknown := sorted(set(row) - {field.name for field in fields(Intervention)}):
+            raise ValueError(f"unknown key {unknown[0]!r}")
+        chosen = row.get("selection")
+        asked = Intervention(**{**row, "selection": None if chosen is None else Selection(**chosen)})
+        needed = {"rollback": "to", "undo": "undoes", "revoke": "selection", "restore": "selection"}
+        if asked.kind not in needed or getattr(asked, needed[asked.kind]) is None:
+            raise ValueError("it does not say what it asks for")
+        numbers = (asked.to, asked.undoes, asked.selection.round if asked.selection else None)
+        if not all(value is None or type(value) is int for value in numbers):
+            raise TypeError("a number is none")
+        texts = (asked.after, *((asked.selection.annotator, asked.selection.item) if asked.selection else ()))
+        if not all(isinstance(text, str | None) for text in texts):
+            raise TypeError("a text is none")
+        if asked.selection is not None and asked.selection.since is not None:
+            moment(asked.selection.since)
+        return asked
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """One thing that we were told about an answer; never edited.
 
-    `annotation_key` names the annotation that it speaks of: `push_key#project_uid.annotation_id`, or
-    `import:<content hash>`; for `task_gone` the push key.
+    `annotation_key` names the annotation that it speaks of (see `operations.pull.annotation_key`), or is
+    `import:<content hash>`; for `task_gone` the push key, for a quarantine or restore `ruling:<number>`.
     A `supersede` without a label took the answer back by skipping. A `label` or `skip` whose `previous` is a `delete`
     came back after it had vanished.
-    `targets` lists the event ids that a quarantine or restore speaks of.
+    A quarantine or restore says in `intervention` what a person asked for. Those of earlier versions list the ids of
+    the events that they speak of in `targets` instead. `targets` of a `task_gone`: the answers that its task had.
     """
 
     event_id: str
@@ -169,17 +257,22 @@ class Event:
     updated_at: str | None = None
     observed_at: str | None = None
     prelabel_shown: bool = False
+    intervention: Intervention | None = None
 
     def to_row(self) -> dict[str, Any]:
         """This event as a JSON object."""
         row = {name: getattr(self, name) for name in self.__slots__}  # asdict copies deeply, ten times as slow
         row["targets"] = list(self.targets)
-        return row
+        asked = row.pop("intervention")
+        return row if asked is None else {**row, "intervention": asked.to_row()}
 
     @staticmethod
     def from_row(row: Mapping[str, Any]) -> Event:
         """The event that `to_row` wrote; keys of a newer engine are refused by name."""
-        return Event(**{**row, "targets": tuple(row.get("targets", ()))})
+        values = {**row, "targets": tuple(row.get("targets", ()))}
+        if row.get("intervention") is not None:
+            values["intervention"] = Intervention.from_row(row["intervention"])
+        return Event(**values)
 
 
 @dataclass(frozen=True, slots=True)

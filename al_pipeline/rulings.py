@@ -10,12 +10,12 @@ import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
 from al_pipeline.errors import BadInput
-from al_pipeline.labels import active, quarantined
-from al_pipeline.records import Event, EventType, round_name
+from al_pipeline.labels import ruling_key
+from al_pipeline.ledger import event_digest
+from al_pipeline.records import Event, Intervention, Selection, moment, round_name
 
 Kind = Literal["rollback", "undo", "revoke", "restore", "approve", "pause", "resume", "ask"]
 
@@ -26,39 +26,6 @@ _KINDS = frozenset(get_args(Kind))
 _TAG = re.compile(r"round-\d{4,6}")
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _FILE = re.compile(r"rounds/rulings/(\d{6})\.json")
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Which answers a revocation or restoration speaks of: those that meet every condition that is given."""
-
-    annotator: str | None = None
-    round: int | None = None
-    item: str | None = None
-    since: str | None = None
-    """ISO 8601 with a zone: answers given or changed at that time or later."""
-
-    def __str__(self) -> str:
-        said = [
-            f"annotator {self.annotator}" if self.annotator is not None else "",
-            round_name(self.round) if self.round is not None else "",
-            f"item {self.item}" if self.item is not None else "",
-            f"since {self.since}" if self.since is not None else "",
-        ]
-        return ", ".join(filter(None, said))
-
-    def matches(self, event: Event) -> bool:
-        """Whether `event` meets the conditions; one whose time nobody knows is never `since`."""
-        if self.annotator is not None and event.annotator != self.annotator:
-            return False
-        if self.round is not None and event.round != self.round:
-            return False
-        if self.item is not None and event.item_id != self.item:
-            return False
-        if self.since is None:
-            return True
-        stamp = event.updated_at or event.created_at or event.observed_at
-        return stamp is not None and moment(stamp) >= moment(self.since)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,12 +150,6 @@ def _check(ruling: Ruling) -> None:
         raise ValueError("a round has a number that none can have")
 
 
-def moment(stamp: str) -> datetime:
-    """An ISO 8601 time with its zone (UTC where it names none). Raises ValueError."""
-    found = datetime.fromisoformat(stamp)
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
-
-
 def in_effect(rulings: Sequence[Ruling]) -> list[Ruling]:
     """The rulings that stand, in order: those about labels that a later one took back are left out.
 
@@ -207,6 +168,13 @@ def in_effect(rulings: Sequence[Ruling]) -> list[Ruling]:
             gone |= {older.number for older in rulings[:place] if older.labels and older.round > ruling.to}
         standing.append(ruling)
     return standing[::-1]
+
+
+def undoable(rulings: Sequence[Ruling]) -> Ruling | None:
+    """The newest rollback that stands; None where none does."""
+    undone = {ruling.undoes for ruling in rulings if ruling.kind == "undo"}
+    standing = [r for r in in_effect(rulings) if r.kind == "rollback" and r.number not in undone]
+    return standing[-1] if standing else None
 
 
 def abandoned(rulings: Sequence[Ruling]) -> dict[int, int]:
@@ -255,13 +223,21 @@ def promoted(rulings: Sequence[Ruling], rounds: Sequence[tuple[int, bool]]) -> s
     return max(words)[1] if words else None
 
 
-def control_event(
-    ruling: Ruling, kind: EventType, targets: Sequence[str], event_id: str, observed_at: str | None = None
-) -> Event:
-    """The quarantine or restoration of `targets` that `ruling` asks for."""
+def control_event(ruling: Ruling, snapshot_end: str | None = None) -> Event:
+    """What the ledger holds of a ruling about labels: what it asks for, and no list of events.
+
+    `snapshot_end`: for a rollback, the id of the last event that its snapshot knew.
+    """
+    if ruling.kind == "rollback":
+        asked = Intervention("rollback", to=ruling.to or 0, after=snapshot_end)
+    elif ruling.kind == "undo":
+        asked = Intervention("undo", undoes=ruling.undoes or 0)
+    else:
+        kind: Literal["revoke", "restore"] = "restore" if ruling.kind == "restore" else "revoke"
+        asked = Intervention(kind, selection=ruling.selection or Selection())
     return Event(
-        event_id=event_id,
-        type=kind,
+        event_id=event_digest("ruling", ruling.number, asked.to_row()),
+        type="restore" if ruling.kind == "restore" else "quarantine",
         item_id="",
         content_hash="",
         part="pool",
@@ -269,29 +245,6 @@ def control_event(
         annotation_key=ruling_key(ruling.number),
         annotator=ruling.by,
         reason=ruling.sentence(),
-        targets=tuple(targets),
-        observed_at=observed_at or ruling.at,
+        observed_at=ruling.at,
+        intervention=asked,
     )
-
-
-def ruling_key(number: int) -> str:
-    """What the control events of a ruling bear in place of an annotation's name."""
-    return f"ruling:{number}"
-
-
-def targets_of(ruling: Ruling, events: Sequence[Event], snapshot: Collection[str]) -> tuple[EventType, list[str]]:
-    """Which events a ruling about labels takes out of the fold or back into it, in the ledger's order.
-
-    `snapshot`: the ids of the events that the snapshot of a rollback was folded from. Quarantining every later event,
-    controls included, gives exactly the snapshot's fold (see `labels.active`).
-    """
-    if ruling.kind == "rollback":
-        return "quarantine", [event.event_id for event in events if event.event_id not in snapshot]
-    if ruling.kind == "undo":
-        key = ruling_key(ruling.undoes or 0)
-        return "quarantine", [event.event_id for event in events if event.annotation_key == key]
-    selection = ruling.selection or Selection()
-    if ruling.kind == "revoke":
-        return "quarantine", [event.event_id for event in active(events) if selection.matches(event)]
-    out = quarantined(events)
-    return "restore", [event.event_id for event in events if event.event_id in out and selection.matches(event)]

@@ -10,8 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from al_pipeline.errors import BadInput, SchemaInUse
-from al_pipeline.labels import Folded, active, fold, people, quarantined, standing
-from al_pipeline.records import Event, LabeledItem, PlannedTask, Unresolved
+from al_pipeline.labels import (
+    Folded,
+    active,
+    fold,
+    people,
+    quarantined,
+    ruling_key,
+    standing,
+    standing_answers,
+    times_asked,
+)
+from al_pipeline.records import Event, Intervention, LabeledItem, PlannedTask, Selection, Unresolved
 
 LABELS = ("ham", "spam", "other")
 
@@ -271,6 +281,159 @@ def test_quarantine_can_itself_be_quarantined() -> None:
     undo = control("quarantine", out, id_="undo")
     assert label_of(answer, out, undo) == "ham"
     assert label_of(answer, out, undo, control("restore", out, id_="redo")) is None
+
+
+# Interventions, as the ledger holds them ------------------------------------------------------------------------------
+def intervened(number: int, kind: str, at: int = 0, **asked) -> Event:
+    type_ = "restore" if kind == "restore" else "quarantine"
+    what = Intervention(kind, **asked)
+    return Event(f"i{number}", type_, "", "", "pool", at, ruling_key(number), "admin", intervention=what)
+
+
+def back(number: int, at: int, to: int, after: Event | None) -> Event:
+    return intervened(number, "rollback", at, to=to, after=after.event_id if after else None)
+
+
+def revoked(number: int, kind: str = "revoke", **selection) -> Event:
+    return intervened(number, kind, selection=Selection(**selection))
+
+
+def counted(*events: Event) -> set[str]:
+    return {f"{one.annotator} {one.label}" for one in standing_answers(events).values()}
+
+
+FIRST, SECOND = said("ann", "ham", at=1), said("bob", "ham", at=2)
+LATE = event("supersede", "bob", "spam", at=2)
+"""An edit of SECOND, pulled while it is out."""
+
+
+def test_rollback_holds_out_what_came_after_its_snapshot_and_late_answers_to_abandoned_rounds() -> None:
+    rollback = back(1, at=3, to=1, after=FIRST)
+    assert counted(FIRST, SECOND, rollback, LATE) == {"ann ham"}
+    assert counted(FIRST, SECOND, rollback, said("eve", "ham", at=1)) == {"ann ham", "eve ham"}, "round 1 is none"
+    assert counted(FIRST, SECOND, rollback, LATE, intervened(2, "undo", undoes=1)) == {"ann ham", "bob spam"}
+    assert counted(back(1, at=0, to=0, after=None), FIRST) == {"ann ham"}, "a snapshot without events"
+
+
+@pytest.mark.parametrize("undos", [0, 1, 2])
+@pytest.mark.parametrize("place", range(5))
+def test_an_edit_pulled_at_any_time_counts_when_no_rollback_holds_it_out(undos: int, place: int) -> None:
+    """Back to round 1, again to round 1, and both taken back, with the edit of an answer that is out in between."""
+    story = [back(1, 3, 1, FIRST), back(2, 4, 1, FIRST), intervened(3, "undo", 5, undoes=2)]
+    story = [*story, intervened(4, "undo", 6, undoes=1)][: 2 + undos]
+    story.insert(min(place, len(story)), LATE)
+    assert counted(FIRST, SECOND, *story) == ({"ann ham", "bob spam"} if undos == 2 else {"ann ham"})
+
+
+def test_an_undo_brings_back_nothing_that_another_rollback_holds_out() -> None:
+    third = said("eve", "ham", at=3)
+    story = [FIRST, SECOND, third, back(1, at=4, to=3, after=third), back(2, at=5, to=1, after=FIRST)]
+    assert counted(*story) == {"ann ham"}
+    fifth = said("dan", "ham", at=4)
+    assert counted(*story, fifth, intervened(3, "undo", 6, undoes=2)) == {"ann ham", "bob ham", "eve ham"}
+    assert "dan ham" in counted(*story, fifth, intervened(3, "undo", 6, undoes=2), intervened(4, "undo", 7, undoes=1))
+
+
+def test_going_back_to_a_snapshot_before_an_undo_takes_the_undo_back() -> None:
+    rollback = back(1, at=3, to=1, after=FIRST)
+    undo = intervened(2, "undo", 4, undoes=1)
+    again = back(3, at=5, to=3, after=rollback)
+    assert counted(FIRST, SECOND, rollback, undo, again, LATE) == {"ann ham"}
+    assert counted(FIRST, SECOND, rollback, undo, again, LATE, intervened(4, "undo", 6, undoes=3)) == {
+        "ann ham", "bob spam"
+    }  # fmt: skip
+
+
+def test_a_revocation_holds_whatever_rollbacks_come_and_go() -> None:
+    revocation, rollback = revoked(1, annotator="bob"), back(2, at=3, to=1, after=FIRST)
+    undo = intervened(3, "undo", 4, undoes=2)
+    assert counted(FIRST, SECOND, revocation, rollback, undo) == {"ann ham"}
+    assert counted(
+        FIRST, SECOND, back(1, 3, 1, FIRST), revoked(2, annotator="bob"), intervened(3, "undo", undoes=1)
+    ) == {"ann ham"}, "made while a rollback held the answer out"
+
+
+def test_a_restored_answer_counts_although_a_rollback_holds_others_out() -> None:
+    rollback, restored = back(1, at=3, to=1, after=FIRST), revoked(2, "restore", annotator="bob")
+    other = said("eve", "ham", at=2)
+    assert counted(FIRST, SECOND, other, rollback, restored) == {"ann ham", "bob ham"}
+    assert counted(FIRST, SECOND, other, rollback, restored, back(3, 5, 1, FIRST)) == {"ann ham"}
+
+
+GIVEN = [said("ann", "ham", updated_at="2026-01-01T00:00:00Z"), said("bob", "ham", updated_at="2026-01-01T00:00:00Z")]
+WITHDRAWALS = [
+    event("delete", "ann", observed_at="2026-03-02T00:00:00Z"),
+    event("supersede", "ann", None, updated_at="2026-03-02T00:00:00Z"),
+    event("supersede", "ann", "spam", updated_at="2026-03-02T00:00:00Z"),
+]
+
+
+@pytest.mark.parametrize("withdrawal", WITHDRAWALS)
+@pytest.mark.parametrize("chosen", [{"since": "2026-03-01"}, {"annotator": "ann"}, {"item": "a"}, {"round": 1}])
+def test_a_revocation_only_takes_answers_out(withdrawal: Event, chosen: dict) -> None:
+    before = counted(*GIVEN, withdrawal)
+    after = counted(*GIVEN, withdrawal, revoked(1, **chosen))
+    assert after <= before and "ann ham" not in after
+    restored = counted(*GIVEN, withdrawal, revoked(1, **chosen), revoked(2, "restore", **chosen))
+    assert restored == before
+
+
+def test_an_answer_given_or_edited_after_its_revocation_counts() -> None:
+    edit = event("supersede", "ann", "spam")
+    assert counted(*GIVEN, revoked(1, annotator="ann"), edit) == {"bob ham", "ann spam"}
+
+
+def test_a_rollback_whose_snapshot_the_ledger_lacks_is_refused() -> None:
+    with pytest.raises(BadInput, match="the ledger lacks event .*round-0001.*dvc checkout"):
+        active([SECOND, back(1, at=3, to=1, after=FIRST)])
+
+
+def test_only_answers_that_stand_say_that_an_item_was_asked() -> None:
+    """A task that is gone, an intervention, a deleted answer: nobody's answer, so that a tie is asked once more."""
+    third = said("eve", "ham", at=2)
+    gone = event("task_gone", "", at=2, annotation_key="ws:0002:a")
+    assert times_asked([*TIE, third]) == {"a": 2}
+    for others in (
+        [revoked(1, annotator="eve")],
+        [revoked(1, annotator="eve"), gone],
+        [gone, revoked(1, annotator="eve")],
+        [event("delete", "eve", at=2)],
+        [back(1, at=3, to=1, after=TIE[-1]), gone],
+    ):
+        events = [*TIE, third, *others]
+        assert times_asked(events) == {"a": 1}, others
+        [found] = fold(events, LABELS, 9, times_asked(events)).unresolved
+        assert (found.kind, found.asked) == ("tie", 1)
+    assert times_asked([*TIE, gone]) == {"a": 1} and times_asked([*TIE, skipped("eve", at=2)]) == {"a": 2}
+
+
+def older(number: int, type_: str, reason: str, *targets: Event, at: int = 3) -> Event:
+    """A quarantine or restore as earlier versions wrote it."""
+    key, ids = ruling_key(number), tuple(target.event_id for target in targets)
+    return Event(f"o{number} {ids}", type_, "", "", "pool", at, key, "admin", reason=reason, targets=ids)
+
+
+def test_a_ledger_of_an_earlier_version_counts_as_it_did_or_better() -> None:
+    first = older(1, "quarantine", "rolled back to round-0001 by admin at 2026", SECOND)
+    late = older(1, "quarantine", "rolled back to round-0001 by admin at 2026", LATE)
+    undo = older(2, "quarantine", "took ruling 1 back by admin at 2026", first, late, at=4)
+    assert counted(FIRST, SECOND, first, LATE, late) == {"ann ham"}
+    assert counted(FIRST, SECOND, first, LATE, late, undo) == {"ann ham", "bob spam"}
+    assert counted(FIRST, SECOND, first, LATE) == {"ann ham"}, "pulled by this version"
+    assert counted(FIRST, SECOND, first, LATE, late, intervened(2, "undo", 4, undoes=1)) == {"ann ham", "bob spam"}
+    assert counted(FIRST, SECOND, first, LATE, late, undo, back(3, 5, 1, FIRST)) == {"ann ham"}
+    assert counted(FIRST, SECOND, first, LATE, late, undo, back(3, 5, 3, first)) == {"ann ham"}, "the undo goes too"
+
+    second = older(2, "quarantine", "rolled back to round-0001 by admin at 2026", SECOND, first, at=4)
+    blamed = older(2, "quarantine", "rolled back to round-0001 by admin at 2026", LATE, at=4)
+    undone = older(3, "quarantine", "took ruling 2 back by admin at 2026", second, blamed, at=5)
+    assert counted(FIRST, SECOND, first, second, LATE, blamed, undone) == {"ann ham"}, "the first one holds it out"
+
+    gone = event("delete", "ann", at=1)
+    revocation = older(1, "quarantine", "revoked answers (since 2026-01-01) by admin at 2026", gone, SECOND)
+    assert counted(FIRST, SECOND, gone, revocation) == set(), "a withdrawn answer does not come back"
+    restored = older(2, "restore", "restored answers (item a) by admin at 2026", SECOND)
+    assert counted(FIRST, SECOND, gone, revocation, restored) == {"bob ham"}
 
 
 # Laws ---------------------------------------------------------------------------------------------------------------

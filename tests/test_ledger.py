@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from al_pipeline import files, ledger
 from al_pipeline.errors import BadInput
 from al_pipeline.ledger import add_to_inbox, append_inbox, append_part, canonical, read_events, read_refused
-from al_pipeline.records import Event
+from al_pipeline.records import Event, Intervention, Selection
 
 
 def event(name: str, **changes: Any) -> Event:
@@ -121,6 +121,23 @@ def test_leftovers_of_a_killed_writer_and_other_files_are_not_read(tmp_path: Pat
         (json.dumps({**event("b").to_row(), "targets": "a"}).encode(), "list of event ids"),
         (json.dumps({**event("b").to_row(), "lead_time": "1"}).encode(), "`lead_time`"),
         (json.dumps({**event("b").to_row(), "mood": "good"}).encode(), "unknown key 'mood'"),
+        *(
+            (json.dumps({**event("b").to_row(), "intervention": asked}).encode(), "`intervention`")
+            for asked in (
+                7,
+                [],
+                {},
+                {"kind": "dance"},
+                {"kind": "rollback"},
+                {"kind": "rollback", "to": "1"},
+                {"kind": "rollback", "to": 1, "after": 2},
+                {"kind": "undo", "to": 1},
+                {"kind": "revoke"},
+                {"kind": "revoke", "selection": {"mood": "good"}},
+                {"kind": "revoke", "selection": {"since": "yesterday"}},
+                {"kind": "revoke", "selection": {"item": "a"}, "targets": []},
+            )
+        ),
     ],
 )
 def test_a_line_that_we_did_not_write_is_named(tmp_path: Path, line: bytes, says: str) -> None:
@@ -175,3 +192,20 @@ json_values = st.recursive(
 def test_anything_that_json_can_hold_has_a_text_that_can_be_written(value: Any) -> None:
     text = canonical(value)
     assert text.isascii() and canonical(json.loads(text)) == text
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        Intervention("rollback", to=3, after="abc"),
+        Intervention("rollback", to=0),
+        Intervention("undo", undoes=7),
+        Intervention("revoke", selection=Selection("ann", 0, "a", "2026-03-01")),
+        Intervention("restore", selection=Selection(item="a")),
+    ],
+)
+def test_an_intervention_comes_back_as_it_was_written(tmp_path: Path, asked: Intervention) -> None:
+    one = replace(event("a"), type="quarantine", intervention=asked)
+    append_part(tmp_path, [one, event("b")])
+    assert read_events(tmp_path) == [one, event("b")]
+    assert "intervention" not in event("b").to_row(), "an earlier version reads a ledger without any"

@@ -686,6 +686,109 @@ def test_another_project_voids_nothing_of_the_old_one(simulated: Campaign) -> No
     assert [event.type for event in simulated.events()] == ["label", "label"]
 
 
+@pytest.mark.parametrize("who", [BOB, ANN])
+def test_a_number_that_a_restored_server_gives_again_is_another_answer(simulated: Campaign, who: str) -> None:
+    """To somebody else, or to the same person at another time: one answer vanished and one is new."""
+    keys = simulated.plan(3)
+    simulated.push()
+    saved = twin(simulated).backup()
+    number = simulated.answer(keys[0], ANN, "ham")
+    simulated.pull()
+    twin(simulated).restore_backup(saved)
+    assert simulated.answer(keys[0], who, "spam") == number
+    with pytest.raises(VanishedAnswers, match="1 answers"):
+        simulated.pull(max_vanished=0)
+    assert simulated.pull(max_vanished=1).events == {"label": 1, "delete": 1}
+    assert simulated.labels() == {"item-0": "spam"}
+    assert {event.annotator for event in simulated.events() if event.type == "label"} == {ANN, who}
+    simulated.close()
+    assert simulated.pull(full=True, max_vanished=0).events == {}
+    simulated.edit(number, "ham")
+    assert simulated.pull(max_vanished=0).events == {"supersede": 1}
+
+
+def test_many_numbers_given_to_others_stop_the_pull(simulated: Campaign) -> None:
+    keys = simulated.plan(5)
+    simulated.push()
+    saved = twin(simulated).backup()
+    for key in keys:
+        simulated.answer(key, ANN, "ham")
+    simulated.pull()
+    before = simulated.events()
+    twin(simulated).restore_backup(saved)
+    for key in keys:
+        simulated.answer(key, BOB, "ham")
+    with pytest.raises(VanishedAnswers, match="5 answers"):
+        simulated.pull()
+    assert simulated.events() == before
+    twin(simulated).restore_backup(saved)
+    for key in reversed(keys):  # the same numbers on other tasks
+        simulated.answer(key, ANN, "spam")
+    with pytest.raises(VanishedAnswers, match="5 answers"):
+        simulated.pull()
+
+
+def test_an_answer_that_comes_back_under_its_number_is_the_one_that_it_was(simulated: Campaign) -> None:
+    (key,) = simulated.plan(1)
+    simulated.push()
+    saved = twin(simulated).backup()
+    simulated.answer(key, ANN, "ham")
+    simulated.pull()
+    later = twin(simulated).backup()
+    twin(simulated).restore_backup(saved)
+    simulated.answer(key, BOB, "spam")
+    simulated.pull()
+    twin(simulated).restore_backup(later)
+    assert simulated.pull(full=True).events == {"label": 1, "delete": 1}
+    assert simulated.labels() == {"item-0": "ham"}
+    assert len({event.annotation_key for event in simulated.events()}) == 2
+
+
+def test_answers_that_earlier_versions_recorded_are_known_again(simulated: Campaign) -> None:
+    """Under names that end with the server's number, and ids that say nothing of who answered when."""
+    keys = simulated.plan(3)
+    simulated.push()
+    numbers = [simulated.answer(key, ANN, raw) for key, raw in zip(keys, ["ham", "ham", "eggs"], strict=True)]
+    simulated.pull()
+    held = {key: task for task in twin(simulated).answered(simulated.ref, None) if (key := task.push_key)}
+    for path in simulated.workspace.layout.inbox_events.glob("*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            key = row["annotation_key"].rpartition("#")[0] if "annotation_key" in row else row["push_key"]
+            [annotation] = held[key].annotations
+            old = pulling._said(simulated.ref, held[key], annotation, whose=False)
+            if "annotation_key" in row:
+                name = f"{key}#{simulated.ref.project_uid}.{annotation.annotation_id}"
+                row.update(event_id=old, annotation_key=name)
+            else:
+                row.update(refused_id=old)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = simulated.pull(full=True, max_vanished=0)
+    assert (report.events, report.refused) == ({}, {})
+    simulated.edit(numbers[0], "spam")
+    assert simulated.pull(max_vanished=0).events == {"supersede": 1}
+    assert len({event.annotation_key for event in simulated.events()}) == 2
+    simulated.delete(numbers[1])
+    assert simulated.pull().events == {"delete": 1}
+    assert simulated.labels() == {"item-0": "spam"}
+
+
+def test_answers_on_a_task_that_is_gone_again_are_counted_as_gone_again(simulated: Campaign) -> None:
+    (key,) = simulated.plan(1)
+    simulated.push()
+    for number, who in enumerate((ANN, BOB), start=1):
+        simulated.answer(key, who, "ham")
+        simulated.pull()
+        simulated.rig.delete_task(simulated.ref, key)
+        with pytest.raises(VanishedAnswers, match="1 answers"):
+            simulated.pull(full=True, max_vanished=0)
+        assert simulated.pull(full=True).events == {"task_gone": 1}
+        assert simulated.pull(full=True, max_vanished=0).events == {}
+        assert len([event for event in simulated.events() if event.type == "task_gone"]) == number
+        simulated.push()
+    assert simulated.labels() == {"item-0": "ham"}
+
+
 @pytest.mark.parametrize("broken", ["add_to_inbox", "write_json"])
 def test_a_pull_killed_before_the_inbox_or_the_cursor_is_made_good_by_the_next(
     simulated: Campaign, monkeypatch: pytest.MonkeyPatch, broken: str

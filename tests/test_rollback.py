@@ -34,9 +34,9 @@ from al_pipeline.operations.rule import Change, amend, approve, pause, resume, r
 from al_pipeline.operations.status import rounds, status
 from al_pipeline.operations.tick import Options, TickReport, open_dvc, tick
 from al_pipeline.oracle import ProjectRef, SimulatedOracle
+from al_pipeline.records import Selection
 from al_pipeline.repository import Git
 from al_pipeline.results import read_labeled
-from al_pipeline.rulings import Selection
 from al_pipeline.workspace import Workspace, open_workspace
 
 pytestmark = pytest.mark.slow

@@ -13,12 +13,12 @@ from typing import Any
 from al_pipeline.engine import write_engine
 from al_pipeline.errors import ForeignEdit, RepositoryError
 from al_pipeline.files import read_object, remove_leftovers, sha256_file, write_json
-from al_pipeline.labels import CONTROLS
+from al_pipeline.labels import CONTROLS, ruling_key
 from al_pipeline.layout import Layout
-from al_pipeline.ledger import append_inbox, append_part, event_digest, part_ids, read_events
+from al_pipeline.ledger import append_inbox, append_part, part_ids, read_events
 from al_pipeline.records import RANDOM, RANDOM_SLICE, Event, PlannedTask
 from al_pipeline.repository import Dvc, Git
-from al_pipeline.rulings import Ruling, control_event, ruling_key, targets_of
+from al_pipeline.rulings import Ruling, control_event
 
 
 def next_round(layout: Layout) -> int | None:
@@ -46,7 +46,7 @@ def close(
 ) -> None:
     """Move the inbox into `data/`, track it, and mark the round closed; the build then selects round `selects_for`.
 
-    `rulings` about labels are carried out: what they quarantine or restore joins the ledger behind all else. `plans`
+    `rulings` about labels are carried out: what they ask for joins the ledger behind all else. `plans`
     is every task that was ever planned: which items were drawn at random is written down for `train`. `overrides` are
     this batch's own settings (params.Overrides); those of a close that was killed stay in force where none are given.
     `asked` are the items that people want in it.
@@ -74,22 +74,18 @@ def close(
     layout.closing.unlink(missing_ok=True)
 
 
-def carry_out(rulings: Sequence[Ruling], ledger: Path, *inbox: Path) -> list[Event]:
-    """The control events by which `rulings` about labels are carried out on what `ledger` (and `inbox`) hold.
-
-    What a killed call has appended already is made again in the same way: a ruling's own controls are no part of what
-    it looks at.
-    """
-    ours = {ruling_key(ruling.number) for ruling in rulings}
-    events = [
-        event for event in read_events(ledger, *inbox) if event.type not in CONTROLS or event.annotation_key not in ours
-    ]
+def carry_out(rulings: Sequence[Ruling], ledger: Path) -> list[Event]:
+    """What `ledger` is to hold of `rulings` about labels and does not hold yet. Can be killed and repeated."""
+    if not rulings:
+        return []
+    events = read_events(ledger)
+    there = {event.annotation_key for event in events if event.type in CONTROLS}
     made: list[Event] = []
     for ruling in rulings:
-        snapshot = frozenset() if ruling.parts is None else part_ids(ledger, ruling.parts)
-        kind, targets = targets_of(ruling, [*events, *made], snapshot)
-        if targets:
-            made.append(control_event(ruling, kind, targets, event_digest("ruling", ruling.number, *targets)))
+        if ruling_key(ruling.number) not in there:
+            known = frozenset() if ruling.parts is None else part_ids(ledger, ruling.parts)
+            last = next((event.event_id for event in reversed(events) if event.event_id in known), None)
+            made.append(control_event(ruling, last))
     return made
 
 

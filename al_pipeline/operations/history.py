@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from al_pipeline.errors import BadInput, NothingToDo
+from al_pipeline.labels import changed_by
 from al_pipeline.layout import Layout
 from al_pipeline.manifests import parse_plan, parse_record, plan_number, record_number
 from al_pipeline.records import Event, PlannedTask, round_name
@@ -97,9 +98,9 @@ def events_known(record: Record, events: Sequence[Event]) -> int:
 
 
 def subjects(events: Sequence[Event]) -> dict[str, frozenset[str]]:
-    """The items that each event speaks of, by event id: its own, or those of the events that it names."""
+    """The items that each event speaks of, by event id: its own, or those of the events that it takes out or back."""
     by_id = {event.event_id: event for event in events}
-    found: dict[str, frozenset[str]] = {}
+    found: dict[str, frozenset[str]] = changed_by(events)
 
     def of(event_id: str) -> frozenset[str]:
         if event_id not in found:

@@ -9,6 +9,7 @@ hash of what it says, so that a pull can be killed anywhere and repeated.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,6 @@ from al_pipeline.ledger import Refused, add_to_inbox, canonical, event_digest, r
 from al_pipeline.oracle import CONTROL, RESERVED, TIME_FORMAT, Oracle, ProjectRef, data_key, shown_fields, shown_hash
 from al_pipeline.params import Schema
 from al_pipeline.records import Annotation, AnsweredTask, Event, EventType, PlannedTask, shown_text
-from al_pipeline.rulings import Ruling, control_event
 from al_pipeline.workspace import Workspace
 
 OVERLAP = timedelta(minutes=10)
@@ -71,13 +71,12 @@ def pull(
     max_vanished: int,
     accept_vanished: bool = False,
     full: bool = False,
-    abandoned: Mapping[int, Ruling] | None = None,
 ) -> PullReport:
     """Append to the inbox what Label Studio holds that we do not know yet.
 
     `plans` has every task ever planned, by push key; `allow` the annotators who may answer (empty: everybody);
-    `observed_at` is our time in UTC, ISO 8601. `full` reads everything again and finds deleted tasks too. What is said
-    of tasks of `abandoned` rounds is kept like all else, with a quarantine under the ruling that abandoned them. Raises
+    `observed_at` is our time in UTC, ISO 8601. `full` reads everything again and finds deleted tasks too. Answers
+    to abandoned rounds are recorded like all others; whether they count is decided by each fold. Raises
     VanishedAnswers, with nothing appended, when more than `max_vanished` answers are gone and not `accept_vanished`.
     """
     layout = workspace.layout
@@ -109,7 +108,6 @@ def pull(
             "`al round --accept-vanished`"
         )
     news = reading.new_events()
-    news += _quarantines(news, abandoned or {}, observed_at)
     add_to_inbox(layout.inbox_events, news, reading.refused, ledger=layout.events)
     following = _following(cursor, newest, observed_at)
     if following is not None:
@@ -119,19 +117,6 @@ def pull(
         refused=Counter(str(row["reason"]) for row in reading.refused),
         cursor=following,
     )
-
-
-def _quarantines(news: Sequence[Event], abandoned: Mapping[int, Ruling], observed_at: str) -> list[Event]:
-    """What keeps answers to tasks of abandoned rounds out of the fold until their ruling is taken back."""
-    late: dict[int, list[str]] = defaultdict(list)
-    for event in news:
-        if event.round in abandoned:
-            late[abandoned[event.round].number].append(event.event_id)
-    rulings = {ruling.number: ruling for ruling in abandoned.values()}
-    return [
-        control_event(rulings[number], "quarantine", ids, event_digest("ruling", number, "late", *ids), observed_at)
-        for number, ids in late.items()
-    ]
 
 
 def believe(result: Sequence[Any], was_cancelled: bool, schema: Schema) -> Answer | Reason:
@@ -168,9 +153,17 @@ def believe(result: Sequence[Any], was_cancelled: bool, schema: Schema) -> Answe
     return Answer(choices[0], origin if isinstance(origin, str) and origin in _ORIGINS else None)
 
 
-def annotation_key(push_key: str, ref: ProjectRef, annotation_id: int) -> str:
-    """The name of an annotation, which no other project's annotation can have."""
-    return f"{push_key}#{ref.project_uid}.{annotation_id}"
+def annotation_key(push_key: str, ref: ProjectRef, annotation: Annotation) -> str:
+    """The name of an answer: `push_key#project_uid.number-digest`, the digest of its annotator and creation time.
+
+    A server gives a number again after a deletion, or after it was restored from a backup. Names that earlier versions
+    wrote end with the number.
+    """
+    whose = event_digest(annotation.annotator, annotation.created_at)[:12]
+    return f"{push_key}#{ref.project_uid}.{annotation.annotation_id}-{whose}"
+
+
+_NUMBER = re.compile(r"(\d+)(?:-[0-9a-f]{12})?")
 
 
 class _History:
@@ -178,23 +171,54 @@ class _History:
 
     def __init__(self, events: Iterable[Event], refused: Iterable[Refused], ref: ProjectRef) -> None:
         self.ids: set[str] = set()
-        self.refused_ids = {str(row["refused_id"]) for row in refused}
+        self.refused = {str(row["refused_id"]): row for row in refused}
         self.latest: dict[str, Event] = {}
         self.by_task: dict[str, list[str]] = defaultdict(list)
         """The annotations of each push key, in the order in which we first heard of them."""
+        self._ref = ref
+        self._numbered: dict[tuple[str, int], list[str]] = defaultdict(list)
+        """The annotations of each push key that bore a number, the newest last."""
+        self._identity: dict[str, tuple[str, str | None]] = {}
+        self._noted: set[str] = set()
+        """Ids of answers whose task is known to be gone."""
+        self.gone: set[str] = set()
+        """Push keys of tasks that were gone once."""
         separator = f"#{ref.project_uid}."
         for event in events:
             self.ids.add(event.event_id)
-            push_key, found, number = event.annotation_key.rpartition(separator)
-            if event.type in _ANSWER_TYPES and found and number.isdecimal():
-                if event.annotation_key not in self.latest:
-                    self.by_task[push_key].append(event.annotation_key)
-                self.latest[event.annotation_key] = event
+            key = event.annotation_key
+            push_key, found, rest = key.rpartition(separator)
+            if event.type in _ANSWER_TYPES and found and (number := _NUMBER.fullmatch(rest)):
+                if key not in self.latest:
+                    self.by_task[push_key].append(key)
+                    self._numbered[push_key, int(number[1])].append(key)
+                self.latest[key] = event
+                if event.type != "delete":
+                    self._identity[key] = event.annotator, event.created_at
+            elif event.type == "task_gone":
+                # Earlier versions named no answers: then it is all those known until then.
+                self._noted |= set(event.targets) or {answer.event_id for answer in self.live(key)}
+                self.gone.add(key)
 
     def live(self, push_key: str) -> list[Event]:
         """The answers of this task that stand, as far as we know."""
         latest = (self.latest[key] for key in self.by_task.get(push_key, ()))
         return [event for event in latest if event.type != "delete"]
+
+    def key_of(self, push_key: str, annotation: Annotation) -> str:
+        """The name under which we know an annotation, or are to know it.
+
+        One with a known number, and another annotator or another creation time, is another answer.
+        """
+        for key in reversed(self._numbered.get((push_key, annotation.annotation_id), ())):
+            annotator, created_at = self._identity.get(key, ("", None))
+            if annotator == annotation.annotator and created_at in (None, annotation.created_at):
+                return key
+        return annotation_key(push_key, self._ref, annotation)
+
+    def news_of_gone(self, answers: Iterable[Event]) -> list[Event]:
+        """Of `answers` to a task that is gone, those of which that is not noted yet."""
+        return [event for event in answers if event.event_id not in self._noted]
 
 
 @dataclass(slots=True)
@@ -237,11 +261,13 @@ class _Reading:
     def note_losses(self) -> None:
         """An answer that its task no longer has is deleted; one older than the task lay on a task that is gone."""
         for push_key in self.keys_with_losses():
+            gone = []
             for event in self._lost(push_key):
                 if event.created_at is not None and event.created_at < self._oldest[push_key]:
-                    self._note_gone(push_key, [event])
+                    gone.append(event)
                 else:
                     self._withdraw(event, "vanished from Label Studio")
+            self._note_gone(push_key, gone)
 
     def note_gone_tasks(self, present: Collection[str | None]) -> None:
         """A task with known answers that is not listed is gone. Its answers stand."""
@@ -255,21 +281,19 @@ class _Reading:
         return [*answers, *self._losses]
 
     def _see(self, push_key: str, task: AnsweredTask) -> None:
-        self._seen[push_key].update(
-            annotation_key(push_key, self.ref, annotation.annotation_id) for annotation in task.annotations
-        )
+        self._seen[push_key].update(self.history.key_of(push_key, annotation) for annotation in task.annotations)
         self._oldest[push_key] = min(self._oldest.get(push_key, task.created_at), task.created_at)
 
     def _lost(self, push_key: str) -> list[Event]:
         return [event for event in self.history.live(push_key) if event.annotation_key not in self._seen[push_key]]
 
     def _read_annotation(self, task: AnsweredTask, plan: PlannedTask | None, annotation: Annotation) -> None:
-        said = _said(self.ref, task, annotation)
         if plan is None:
-            self._refuse(said, "task not ours", task, annotation)
+            self._refuse("task not ours", task, annotation)
             return
-        key = annotation_key(plan.push_key, self.ref, annotation.annotation_id)
+        key = self.history.key_of(plan.push_key, annotation)
         last = self.history.latest.get(key)
+        said = _said(self.ref, task, annotation, whose=key == annotation_key(plan.push_key, self.ref, annotation))
         if last is not None and last.event_id in (said, event_digest(said, last.previous)):
             return
         answer = self._judge(task, plan, annotation)
@@ -281,7 +305,7 @@ class _Reading:
             kind: EventType = ("skip" if answer.label is None else "label") if back else "supersede"
             self._answers.append(self._event(event_id, kind, plan, key, annotation, answer, task, after))
             return
-        self._refuse(said, answer, task, annotation)
+        self._refuse(answer, task, annotation)
         if last is not None and last.type != "delete" and answer in _WITHDRAWING:
             self._withdraw(last, f"edited into an answer that was refused: {answer}")
 
@@ -354,11 +378,13 @@ class _Reading:
         )
 
     def _note_gone(self, push_key: str, answers: Sequence[Event]) -> None:
-        plan = self.plans[push_key]
-        event_id = event_digest("task_gone", self.ref.project_uid, push_key)
-        if event_id in self.history.ids:
+        fresh = sorted(event.event_id for event in self.history.news_of_gone(answers))
+        if not fresh:
             return
-        self.vanished += len(answers)
+        plan = self.plans[push_key]
+        again = fresh if push_key in self.history.gone else ()
+        event_id = event_digest("task_gone", self.ref.project_uid, push_key, *again)
+        self.vanished += len(fresh)
         if all(event.event_id != event_id for event in self._losses):
             self._losses.append(
                 Event(
@@ -371,36 +397,42 @@ class _Reading:
                     annotation_key=push_key,
                     annotator="",
                     schema_version=self.schema.version,
+                    targets=tuple(fresh),
                     observed_at=self.observed_at,
                 )
             )
 
-    def _refuse(self, said: str, reason: Reason, task: AnsweredTask, annotation: Annotation) -> None:
-        if said in self.history.refused_ids:
+    def _refuse(self, reason: Reason, task: AnsweredTask, annotation: Annotation) -> None:
+        said = _said(self.ref, task, annotation)
+        earlier = self.history.refused.get(_said(self.ref, task, annotation, whose=False), {})
+        same = earlier.get("annotator") == annotation.annotator and earlier.get("created_at") == annotation.created_at
+        if said in self.history.refused or same:
             return
-        self.history.refused_ids.add(said)
         plan = self.plans.get(task.push_key or "")
-        self.refused.append(
-            {
-                "refused_id": said,
-                "reason": reason,
-                "push_key": shown_text(task.push_key)[:500] if task.push_key is not None else None,
-                "item_id": plan.item_id if plan else None,
-                "round": plan.round if plan else None,
-                "task_id": task.task_id,
-                "annotation_id": annotation.annotation_id,
-                "annotator": annotation.annotator,
-                "was_cancelled": annotation.was_cancelled,
-                "result": canonical(list(annotation.result)),
-                "created_at": annotation.created_at,
-                "updated_at": annotation.updated_at,
-                "observed_at": self.observed_at,
-            }
-        )
+        row = {
+            "refused_id": said,
+            "reason": reason,
+            "push_key": shown_text(task.push_key)[:500] if task.push_key is not None else None,
+            "item_id": plan.item_id if plan else None,
+            "round": plan.round if plan else None,
+            "task_id": task.task_id,
+            "annotation_id": annotation.annotation_id,
+            "annotator": annotation.annotator,
+            "was_cancelled": annotation.was_cancelled,
+            "result": canonical(list(annotation.result)),
+            "created_at": annotation.created_at,
+            "updated_at": annotation.updated_at,
+            "observed_at": self.observed_at,
+        }
+        self.history.refused[said] = row
+        self.refused.append(row)
 
 
-def _said(ref: ProjectRef, task: AnsweredTask, annotation: Annotation) -> str:
-    """The id of what this annotation says now: the same on every pull until somebody changes it."""
+def _said(ref: ProjectRef, task: AnsweredTask, annotation: Annotation, *, whose: bool = True) -> str:
+    """The id of what this annotation says now: the same on every pull until somebody changes it.
+
+    Without `whose`, the id that earlier versions gave it.
+    """
     return event_digest(
         ref.project_uid,
         task.push_key,
@@ -408,6 +440,7 @@ def _said(ref: ProjectRef, task: AnsweredTask, annotation: Annotation) -> str:
         annotation.updated_at,
         list(annotation.result),
         annotation.was_cancelled,
+        *((annotation.annotator, annotation.created_at) if whose else ()),
     )
 
 

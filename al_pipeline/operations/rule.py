@@ -19,16 +19,16 @@ from typing import Any
 from al_pipeline.errors import AlError, ForeignEdit, NeedsAHand, NothingToDo, RemoteIncomplete, UsageError
 from al_pipeline.files import TEMPORARY_PREFIX, sha256_file, write_json
 from al_pipeline.home import user_name
-from al_pipeline.labels import Folded, active, fold, times_asked
+from al_pipeline.labels import Folded, fold, standing_answers, times_asked
 from al_pipeline.layout import Layout
 from al_pipeline.ledger import last_part, read_events
 from al_pipeline.lock import locked
 from al_pipeline.operations.close import carry_out
 from al_pipeline.operations.history import History, Record, read_history
 from al_pipeline.params import Params, parse_params
-from al_pipeline.records import Event, LabeledItem, round_name
+from al_pipeline.records import Event, LabeledItem, Selection, moment, round_name
 from al_pipeline.repository import Dvc, Git
-from al_pipeline.rulings import Kind, Ruling, Selection, in_effect, moment
+from al_pipeline.rulings import Kind, Ruling, undoable
 from al_pipeline.workspace import Workspace
 
 _FOLDED = ("labeled", "test_labels", "unresolved")
@@ -132,11 +132,9 @@ def undo(workspace: Workspace, dvc: Dvc, reason: str, *, dry_run: bool = False) 
     Raises NothingToDo where none stands.
     """
     with ruling_at_desk(workspace, dvc, "al rollback --undo") as (git, history):
-        undone = {ruling.undoes for ruling in history.rulings if ruling.kind == "undo"}
-        standing = [r for r in in_effect(history.rulings) if r.kind == "rollback" and r.number not in undone]
-        if not standing:
+        last = undoable(history.rulings)
+        if last is None:
             raise NothingToDo("no rollback stands that could be taken back; `al rounds` lists them")
-        last = standing[-1]
         before = last.before or {}
         ruling = new_ruling(
             history, git, "undo", reason, labels=last.labels, undoes=last.number,
@@ -306,8 +304,7 @@ def _fold_with(workspace: Workspace, git: Git, ruling: Ruling, history: History)
 def _fold_after(workspace: Workspace, rulings: Sequence[Ruling], params: Params | None = None) -> Folded:
     layout = workspace.layout
     params = params or workspace.params
-    controls = carry_out(rulings, layout.events, layout.inbox_events)
-    events = [*read_events(layout.events, layout.inbox_events), *controls]
+    events = [*read_events(layout.events, layout.inbox_events), *carry_out(rulings, layout.events)]
     return fold(events, params.schema_.labels, len(params.annotators) or None, times_asked(events))
 
 
@@ -352,11 +349,8 @@ def _change(workspace: Workspace, git: Git, history: History, ruling: Ruling) ->
     layout = workspace.layout
     events = read_events(layout.events, layout.inbox_events)
     waiting = history.waiting
-    now = active([*events, *carry_out(waiting, layout.events, layout.inbox_events)])
-    then = now
-    if ruling.labels:
-        then = active([*events, *carry_out([*waiting, ruling], layout.events, layout.inbox_events)])
-    before, after = {event.event_id for event in now}, {event.event_id for event in then}
+    now = standing_answers([*events, *carry_out(waiting, layout.events)])
+    then = standing_answers([*events, *carry_out([*waiting, ruling], layout.events)]) if ruling.labels else now
     old = _labels(_fold_after(workspace, waiting).labeled)
     new = _labels(_fold_with(workspace, git, ruling, history).labeled) if ruling.labels else old
     newest = history.rounds[-1]["metrics"] if history.rounds else {}
@@ -365,8 +359,8 @@ def _change(workspace: Workspace, git: Git, history: History, ruling: Ruling) ->
     )
     return Change(
         ruling=ruling,
-        leaving=_by_person([event for event in now if event.event_id not in after]),
-        coming=_by_person([event for event in then if event.event_id not in before]),
+        leaving=_by_person([event for key, event in now.items() if then.get(key) != event]),
+        coming=_by_person([event for key, event in then.items() if now.get(key) != event]),
         labels=(len(old), len(new)),
         changed=sum(old.get(item) != new.get(item) for item in old.keys() | new.keys()),
         served=(history.promoted, ruling.serves or history.promoted),

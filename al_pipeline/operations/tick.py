@@ -391,7 +391,6 @@ def _with_label_studio(step: Step, session: _Session, planned: int) -> None:
         if "opened_at" not in read_object(layout.state(planned)):
             _remember(layout, planned, opened_at=session.now().timestamp())
     else:
-        rulings = {ruling.number: ruling for ruling in session.history.rulings}
         report = pull(
             workspace,
             session.oracle,
@@ -403,7 +402,6 @@ def _with_label_studio(step: Step, session: _Session, planned: int) -> None:
             workspace.params.label_studio.max_vanished,
             accept_vanished=session.options.accept_vanished,
             full=step is Step.AUDIT,
-            abandoned={number: rulings[ruling] for number, ruling in session.history.abandoned.items()},
         )
         for kind, count in report.events.items():
             session.pulled[kind] = session.pulled.get(kind, 0) + count

@@ -1,0 +1,388 @@
+"""Random histories of answers, losses and interventions, against a reference that works all of it out anew.
+
+The product's pull, ledger, close and fold run on real files, with the simulated oracle as Label Studio. A history is a
+list of steps, each a name and a number that its choices are drawn from, so that any step can be left out of it.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from reference_history import AnswerId, Closed, Intervened, Outcome, Reference, Said, Seen, in_force
+
+from al_pipeline.errors import NeedsAHand, VanishedAnswers
+from al_pipeline.labels import Folded, fold, standing_answers, times_asked
+from al_pipeline.layout import Layout
+from al_pipeline.ledger import append_inbox, append_part, last_part, read_events
+from al_pipeline.operations.close import carry_out
+from al_pipeline.operations.pull import pull
+from al_pipeline.operations.push import push, retire
+from al_pipeline.oracle import SimulatedOracle
+from al_pipeline.params import Schema
+from al_pipeline.records import PlannedTask, Selection, Task, push_key
+from al_pipeline.rulings import Kind, Ruling, abandoned, undoable
+from al_pipeline.workspace import Workspace
+
+PEOPLE = ("ann@example.org", "bob@example.org", "eve@example.org")
+CLASSES = ("ham", "spam", "news", "lists")
+JUNK = "???"
+WORKSPACE = "0123456789ab"
+NOW = "2027-01-01T00:00:00+00:00"
+MAX_VANISHED = 2
+
+Step = tuple[str, int]
+"""What happens, and the seed of its choices."""
+
+WEIGHTS = {
+    "answer": 12,
+    "delete": 2,
+    "delete_task": 1,
+    "duplicate_task": 1,
+    "back_up_the_server": 1,
+    "restore_the_server": 1,
+    "pull_again": 2,
+    "more_items": 1,
+    "another_class": 1,
+    "close_the_round": 3,
+    "roll_back": 3,
+    "undo": 3,
+    "revoke": 2,
+    "restore": 1,
+}
+
+
+def steps_of(seed: int, length: int = 40) -> list[Step]:
+    """The history of a seed."""
+    draw = random.Random(seed)
+    names = draw.choices(list(WEIGHTS), list(WEIGHTS.values()), k=length)
+    return [("begin", draw.randrange(10**6)), *((name, draw.randrange(10**6)) for name in names)]
+
+
+def play(steps: Sequence[Step]) -> None:
+    """Play a history; AssertionError where a promise is broken."""
+    memory = Path("/dev/shm")  # nobody looks at these files after a power loss, and fsync is slow
+    with tempfile.TemporaryDirectory(prefix="al-history-", dir=memory if memory.is_dir() else None) as folder:
+        world = World(Path(folder))
+        for name, salt in steps:
+            world.draw = random.Random(salt)
+            getattr(world, name)()
+
+
+def fails(steps: Sequence[Step]) -> Exception | None:
+    """How a history ends where it does not end well."""
+    try:
+        play(steps)
+    except Exception as error:  # whatever it is, it is no way to end
+        return error
+    return None
+
+
+def shortest(steps: Sequence[Step]) -> list[Step]:
+    """A failing history without the steps that it does not need."""
+    steps = list(steps)
+    size = len(steps) // 2
+    while size:
+        place = 1
+        while place < len(steps):
+            fewer = [*steps[:place], *steps[place + size :]]
+            if fails(fewer):
+                steps = fewer
+            else:
+                place += size
+        size //= 2
+    return steps
+
+
+def check(steps: Sequence[Step]) -> None:
+    """Play a history; where it fails, say how the shortest one does that fails too."""
+    if fails(steps):
+        short = shortest(steps)
+        raise AssertionError(f"this history fails: {short}") from fails(short)
+
+
+@dataclass
+class Published:
+    """What a round's record remembers of its snapshot."""
+
+    part: int
+    folded: Folded
+
+
+class World:
+    """One workspace, its Label Studio, its people, and the reference beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.layout, self.draw = folder, Layout(folder), random.Random(0)
+        for path in (self.layout.events, self.layout.inbox_events, self.layout.private):
+            path.mkdir(parents=True)
+        self.workspace = Workspace(self.layout, WORKSPACE)
+
+    def begin(self) -> None:
+        """A pool, a project, and the first questions."""
+        self.items = [f"item-{number}" for number in range(self.draw.randint(3, 8))]
+        self.classes = list(CLASSES[:2])
+        self.oracle = SimulatedOracle()
+        self.ref = self.oracle.ensure_project(WORKSPACE, "c", self.schema, 1, False, None)
+        self.everybody = self.draw.choice([None, len(PEOPLE)])
+        self.reference = Reference(self.everybody)
+        self.plans: dict[str, PlannedTask] = {}
+        self.rulings: list[Ruling] = []
+        self.published: dict[int, Published] = {}
+        self.round = 0
+        self.saved = self.oracle.backup()
+        self.look_everywhere = False
+        self.plan()
+        self.pull()
+
+    # What the product does -------------------------------------------------------------------------------------------
+
+    @property
+    def schema(self) -> Schema:
+        return Schema(version=len(self.classes), question="?", labels=self.classes, fields=["text"])
+
+    def fold(self) -> Folded:
+        events = read_events(self.layout.events, self.layout.inbox_events)
+        return fold(events, self.classes, self.everybody, times_asked(events))
+
+    def plan(self) -> None:
+        """Ask about the first items that have no label, as a selection would."""
+        folded = self.fold()
+        settled = {row.item_id for row in folded.labeled}
+        settled |= {row.item_id for row in folded.unresolved if row.kind == "ignored"}
+        chosen = [item for item in self.items if item not in settled][:3]
+        for rank, item in enumerate(chosen):
+            key = push_key(WORKSPACE, self.round, item)
+            self.plans[key] = PlannedTask(key, item, f"hash {item}", "pool", self.round, rank, 0.0, "margin", 1.0)
+
+    def tasks(self, number: int | None = None) -> list[Task]:
+        wanted = self.round if number is None else number
+        return [Task(plan, {"text": plan.item_id}) for plan in self.plans.values() if plan.round == wanted]
+
+    def pull(self) -> None:
+        """Retire, push and pull, as a tick does; then both sides have been told."""
+        retire(self.oracle, self.ref, self.round, abandoned(self.rulings))
+        try:
+            push(self.oracle, self.ref, self.tasks(), sleep=lambda _: None)
+        except NeedsAHand:  # two copies of a task are answered, and a person is to choose
+            self.look_everywhere = True
+        seen, born = self.seen()
+        news, gone = self.reference.pull(seen, born)
+        full, self.look_everywhere = self.look_everywhere, False
+        before = self.told()
+        for accept in (False, True):
+            try:
+                pull(
+                    self.workspace, self.oracle, self.ref, self.plans, self.schema, (), NOW, MAX_VANISHED, accept, full
+                )
+                assert self.reference.vanished(news, gone) <= MAX_VANISHED or accept, "too many vanished unnoticed"
+                break
+            except VanishedAnswers:
+                assert self.reference.vanished(news, gone) > MAX_VANISHED
+                assert self.told() == before, "nothing is recorded"
+        self.reference.take(news, gone)
+        self.check()
+        again = pull(self.workspace, self.oracle, self.ref, self.plans, self.schema, (), NOW, 0, full=True)
+        assert not again.events, "what was pulled is not pulled again"
+
+    def told(self) -> list[str]:
+        return [event.event_id for event in read_events(self.layout.events, self.layout.inbox_events)]
+
+    def seen(self) -> tuple[list[Seen], dict[str, str]]:
+        """What Label Studio shows, and since when each of our tasks is there."""
+        seen, born = [], {}
+        for task in self.held().values():
+            key = str(task.data["push_key"])
+            born[key] = min(born.get(key, task.created_at), task.created_at)
+            for one in task.annotations.values():
+                label = None if one.was_cancelled else _chosen(one.result)
+                if label is None or label in self.classes:
+                    answer = AnswerId(key, one.annotator, one.created_at)
+                    seen.append(Seen(answer, self.plans[key].item_id, self.plans[key].round, label, one.updated_at))
+        return seen, born
+
+    def close(self, made: list[Ruling]) -> None:
+        """What `close` does to the ledger; killed after the append, it is done again from the start."""
+        self.rulings += made
+        consumed: list[Path] = []
+        for _ in range(self.draw.choice([1, 2])):
+            consumed = append_inbox(self.layout.inbox_events, self.layout.events)
+            append_part(self.layout.events, carry_out(made, self.layout.events))
+        for path in consumed:
+            path.unlink(missing_ok=True)
+        self.reference.told.append(Closed(self.round))
+        self.published[self.round] = Published(last_part(self.layout.events), self.fold())
+        self.check()
+        self.round += 1
+        self.plan()
+
+    # What must hold --------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """The labels are the reference's, the pool is divided, and nothing was lost or told twice."""
+        folded, expected = self.fold(), self.reference.outcome()
+        labels = {row.item_id: (row.label, row.agreement, row.answers, row.round) for row in folded.labeled}
+        ties = {row.item_id for row in folded.unresolved if row.kind == "tie"}
+        ignored = {row.item_id for row in folded.unresolved if row.kind == "ignored"}
+        assert Outcome(labels, frozenset(ties), frozenset(ignored)) == expected
+        assert labels.keys() | ties | ignored <= set(self.items)
+        assert len(labels) + len(ties) + len(ignored) == len(labels.keys() | ties | ignored)
+        events = read_events(self.layout.events, self.layout.inbox_events)
+        statements = [entry for entry in self.reference.told if isinstance(entry, Said)]
+        assert sum(event.type in ("label", "skip", "supersede", "delete") for event in events) == len(statements)
+        assert len({event.event_id for event in events}) == len(events)
+        goes, at = set(), [e for e in in_force(self.reference.told) if isinstance(e, Intervened)]
+        for one in at:
+            if one.kind == "rollback":
+                assert isinstance(one.which, int)
+                goes |= set(range(one.which + 1, one.round + 1))
+        assert set(abandoned(self.rulings)) == goes
+
+    # What people do --------------------------------------------------------------------------------------------------
+
+    def answer(self) -> None:
+        """In time, late, or to an abandoned round; an edit of one's own answer, or a second one beside it."""
+        for _ in range(self.draw.randint(1, 4)):
+            newest = sorted(self.keys(), key=lambda key: -self.plans[key].round)
+            key = self.draw.choice(newest[: self.draw.choice([3, 3, 99])])
+            task = self.draw.choice([t for t in self.held().values() if t.data["push_key"] == key])
+            who = self.draw.choice(PEOPLE)
+            label = self.draw.choice([*CLASSES[:2] * 3, *CLASSES[2:], None, None, JUNK])
+            mine = [number for number, a in task.annotations.items() if a.annotator == who]
+            if mine and self.draw.random() < 0.7:
+                self.oracle.edit(mine[-1], label or [], cancelled=label is None)
+            else:
+                self.oracle._annotate(task, who, label or [], cancelled=label is None)
+        self.perhaps_pull()
+
+    def delete(self) -> None:
+        if numbers := sorted(n for task in self.held().values() for n in task.annotations):
+            self.oracle.delete_annotation(self.draw.choice(numbers))
+        self.perhaps_pull()
+
+    def delete_task(self) -> None:
+        if len(keys := sorted(self.keys())) > 1:
+            self.oracle.delete_task(self.draw.choice(keys))
+            self.look_everywhere = True
+        self.perhaps_pull()
+
+    def duplicate_task(self) -> None:
+        """An import whose reply was lost, and that is repeated."""
+        plan = self.plans[self.draw.choice(sorted(self.keys()))]
+        self.oracle.import_tasks(self.ref, [Task(plan, {"text": plan.item_id})])
+        self.look_everywhere = True
+
+    def back_up_the_server(self) -> None:
+        self.saved = self.oracle.backup()
+
+    def restore_the_server(self) -> None:
+        """Numbers that were given since the backup are given again."""
+        self.oracle.restore_backup(self.saved)
+        self.look_everywhere = True
+        self.perhaps_pull()
+
+    def pull_again(self) -> None:
+        if self.draw.random() < 0.5:  # killed between inbox and cursor, or the cursor's file is gone
+            self.layout.pull_state.unlink(missing_ok=True)
+        self.pull()
+
+    def more_items(self) -> None:
+        self.items.append(f"item-{len(self.items)}")
+
+    def another_class(self) -> None:
+        """Answers that named it before it was there were refused; they are looked at again."""
+        if len(self.classes) < len(CLASSES):
+            self.classes.append(CLASSES[len(self.classes)])
+            self.oracle.ensure_project(WORKSPACE, "c", self.schema, 1, False, self.ref)
+            self.look_everywhere = True
+            self.pull()
+
+    def perhaps_pull(self) -> None:
+        if self.draw.random() < 0.6:
+            self.pull()
+
+    def held(self) -> dict[int, Any]:
+        """Label Studio's tasks."""
+        return self.oracle.projects[self.ref.project_id].tasks
+
+    def keys(self) -> set[str]:
+        """Push keys of the tasks that Label Studio holds; where it holds none, the plan is sent first."""
+        if not self.held():
+            push(self.oracle, self.ref, self.tasks() or self.tasks(0), sleep=lambda _: None)
+        return {str(task.data["push_key"]) for task in self.held().values()}
+
+    # What is decided -------------------------------------------------------------------------------------------------
+
+    def close_the_round(self) -> None:
+        self.pull()
+        self.close([])
+        self.pull()
+
+    def ruling(self, kind: Kind, **values: Any) -> Ruling:
+        number = len(self.rulings) + 1
+        return Ruling(number, kind, self.round, "ann", "2026-01-01T00:00:00+00:00", "", labels=True, **values)
+
+    def roll_back(self) -> None:
+        self.perhaps_pull()
+        if not self.published:
+            return
+        to = self.draw.choice(sorted(self.published))
+        made = self.ruling("rollback", to=to, parts=self.published[to].part)
+        self.reference.told.append(Intervened(made.number, "rollback", to, self.round))
+        self.close([made])
+        assert self.published[self.round - 1].folded == self.published[to].folded, "the snapshot's labels"
+        self.perhaps_pull()
+
+    def undo(self) -> None:
+        self.perhaps_pull()
+        standing = [e for e in in_force(self.reference.told) if isinstance(e, Intervened) and e.kind == "rollback"]
+        last = undoable(self.rulings)
+        assert (last.number if last else None) == (standing[-1].number if standing else None)
+        if last is not None:
+            made = self.ruling("undo", undoes=last.number)
+            self.reference.told.append(Intervened(made.number, "undo", last.number, self.round))
+            self.close([made])
+        self.perhaps_pull()
+
+    def revoke(self) -> None:
+        before = self.standing()
+        self.amend("revoke")
+        assert self.standing().items() <= before.items(), "a revocation only takes answers out"
+
+    def restore(self) -> None:
+        self.amend("restore")
+
+    def amend(self, kind: Literal["revoke", "restore"]) -> None:
+        by = self.draw.choice([("annotator",), ("round",), ("item",), ("since",), ("annotator", "since")])
+        who = self.draw.choice(PEOPLE) if "annotator" in by else None
+        number = self.draw.randint(0, self.round) if "round" in by else None
+        item = self.draw.choice(self.items) if "item" in by else None
+        since = None
+        if "since" in by:
+            stamps = sorted({e.at for e in self.reference.told if isinstance(e, Said)})
+            since = self.draw.choice(stamps) if stamps else NOW
+
+        def named(said: Said) -> bool:
+            return (
+                (who is None or said.answer.annotator == who)
+                and (number is None or said.round == number)
+                and (item is None or said.item == item)
+                and (since is None or said.at >= since)
+            )
+
+        made = self.ruling(kind, selection=Selection(who, number, item, since))
+        self.reference.told.append(Intervened(made.number, kind, named, self.round))
+        self.close([made])
+
+    def standing(self) -> dict[str, str | None]:
+        events = read_events(self.layout.events, self.layout.inbox_events)
+        return {key: event.label for key, event in standing_answers(events).items()}
+
+
+def _chosen(result: Sequence[Any]) -> str:
+    """The class that an answer of these histories names."""
+    return str(result[0]["value"]["choices"][0]) if result else JUNK
