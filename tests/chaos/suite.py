@@ -19,6 +19,7 @@ from embedded import REPOSITORY
 from rich.table import Table
 
 from al_pipeline.files import json_line, sha256_bytes, sha256_file
+from chaos.answers import answer_scenarios
 from chaos.kills import kill_scenarios
 from chaos.lab import Lab, Scenario, Tally
 from chaos.machine import machine_scenarios
@@ -53,6 +54,7 @@ class Outcome:
 def scenarios(reference: Reference) -> list[Scenario]:
     """Every scenario: those on a real Label Studio first, those with Prefect last, so that few servers are started."""
     found = [*network_scenarios(), *kill_scenarios(reference), *machine_scenarios(), *worker_scenarios(reference)]
+    found += answer_scenarios()
     assert len({scenario.name for scenario in found}) == len(found)
     return sorted(found, key=lambda one: (not one.real, one.name.startswith(("flow", "Prefect"))))
 
