@@ -31,6 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("AL_LABEL_STUDIO_VENV", str(REPOSITORY / ".venv-label-studio"))
     config.stash[_SCRATCH] = tempfile.mkdtemp(prefix="al-tests-")
     os.environ["AL_HOME"] = f"{config.stash[_SCRATCH]}/al"
+    os.environ["DVC_SITE_CACHE_DIR"] = f"{config.stash[_SCRATCH]}/dvc"  # of a `dvc` that a test runs by hand
     os.environ["PREFECT_HOME"] = f"{config.stash[_SCRATCH]}/prefect"
     # The same examples each time, so that a failure is of the change at hand; `--hypothesis-profile=explore` looks for
     # others.

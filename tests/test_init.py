@@ -336,7 +336,8 @@ def test_any_utf8_path_of_home_workspace_and_remote_works(tmp_path: Path, locale
     place.mkdir()
     (place / "pool.csv").write_text("text\nüne\ndeux\ntrois\n", encoding="utf-8")
     environment = {**os.environ, "AL_HOME": str(place / "home"), **locale}
-    environment.pop("LANG", None)
+    for name in ("LANG", "DVC_SITE_CACHE_DIR"):
+        environment.pop(name, None)
 
     def run(program: str, *words: str, cwd: Path = place / "w", **more: str) -> str:
         done = subprocess.run(

@@ -82,10 +82,12 @@ def plant(state: Path, marker: Path) -> int:
 
 def in_shared(shared: Path, *command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run a command that sees `shared` as /var/tmp, where DVC keeps its state by itself."""
+    environment = {name: value for name, value in os.environ.items() if name != "DVC_SITE_CACHE_DIR"}
     return subprocess.run(
         ["unshare", "-m", "--propagation", "private", "sh", "-c", 'mount --bind "$0" /var/tmp && exec "$@"']
         + [str(shared), *command],
-        cwd=cwd, capture_output=True, text=True, timeout=300, env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"},
+        cwd=cwd, capture_output=True, text=True, timeout=300,
+        env={**environment, "PATH": f"{BIN}:{os.environ['PATH']}"},
     )  # fmt: skip
 
 
