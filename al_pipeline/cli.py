@@ -57,6 +57,8 @@ labels_app = typer.Typer(
     no_args_is_help=True, help="Take single answers out of the labelled set, or back into it; nothing is deleted."
 )
 app.add_typer(labels_app, name="labels")
+remote_app = typer.Typer(no_args_is_help=True, help="The DVC remote, where the data of every round are kept.")
+app.add_typer(remote_app, name="remote")
 schedule = typer.Typer()
 app.add_typer(schedule, name="schedule")
 
@@ -776,6 +778,30 @@ def down(as_json: Json = False) -> None:
             _say(f"{name}: {'stopped' if stopped[name] else 'was not running'}")
     if as_json:
         _print_json({"stopped": stopped})
+
+
+@remote_app.command("mend")
+def remote_mend(as_json: Json = False) -> None:
+    """Send the DVC remote what it lacks, or holds other bytes of, of the last commit and of every published round.
+
+    Each object is proved by its digest before it is sent, and read back. Run it in a clone that has the data.
+    """
+    from al_pipeline.errors import RemoteIncomplete
+    from al_pipeline.operations.remote import mend_remote
+    from al_pipeline.repository import told
+
+    mended = mend_remote(_workspace())
+    if as_json:
+        _print_json({"ok": not mended.wrong, **mended.to_json()})
+    else:
+        _say(f"{mended.sent} objects were sent to the DVC remote.")
+    if mended.wrong and as_json:
+        raise typer.Exit(RemoteIncomplete.exit_code)
+    if mended.wrong:
+        raise RemoteIncomplete(
+            f"the DVC remote still lacks what this clone does not have either: {told(mended.wrong)}. Try a clone that "
+            "has it, or a backup of the remote"
+        )
 
 
 @app.command()

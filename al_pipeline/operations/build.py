@@ -17,6 +17,7 @@ from al_pipeline.files import read_json, read_object, sha256_bytes, sha256_file,
 from al_pipeline.home import own_environment
 from al_pipeline.layout import Layout
 from al_pipeline.lifecycle import BUILD, Step
+from al_pipeline.operations.close import check_sources
 from al_pipeline.params import Features
 from al_pipeline.progress import shown
 from al_pipeline.repository import Dvc, Git
@@ -99,7 +100,12 @@ def build_seconds(layout: Layout) -> dict[str, float]:
 
 
 def run_step(step: Step, layout: Layout, features: Features, dvc: Dvc) -> None:
-    """Take one step of the build. Raises StageFailed with the stage's last words."""
+    """Take one step of the build, from data whose bytes are what is recorded.
+
+    Raises StageFailed with the stage's last words, ForeignEdit where somebody changed a source.
+    """
+    if step is not Step.ENCODER:  # which may find its own weights half recorded
+        check_sources(layout, dvc)
     if step is Step.ENCODER:
         install(layout, features, dvc)
     elif step is Step.ENCODE:

@@ -5,19 +5,18 @@ Can be killed at any line and repeated: parts are added by content, and the mark
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NoReturn
 
 from al_pipeline.engine import write_engine
-from al_pipeline.errors import ForeignEdit, RepositoryError
+from al_pipeline.errors import ForeignEdit, RemoteIncomplete, RepositoryError
 from al_pipeline.files import read_object, remove_leftovers, sha256_file, write_json
 from al_pipeline.labels import CONTROLS, ruling_key
 from al_pipeline.layout import Layout
 from al_pipeline.ledger import append_inbox, append_part, part_ids, read_events
 from al_pipeline.records import RANDOM, RANDOM_SLICE, Event, PlannedTask
-from al_pipeline.repository import Dvc, Git
+from al_pipeline.repository import Different, Dvc, Git
 from al_pipeline.rulings import Ruling, control_event
 
 
@@ -103,19 +102,58 @@ def override(layout: Layout, overrides: dict[str, Any]) -> None:
 
 
 def check_sources(layout: Layout, dvc: Dvc) -> None:
-    """Raise ForeignEdit, naming the files, where data that only the engine writes is not as it left it."""
-    edited, absent = _changes(layout, dvc)
-    if edited:
-        with contextlib.suppress(RepositoryError):  # without its list in DVC's cache an untouched folder looks edited
-            dvc.fetch(*(f"{name}.dvc" for name in edited))
-            edited, absent = _changes(layout, dvc)
-    if edited:
-        raise ForeignEdit(
-            f"changed by somebody else: {', '.join(edited)}. After a `git pull`, `dvc pull` brings what belongs to it; "
-            f"else `dvc diff` in {layout.root} shows what, and `dvc checkout --force FILE` discards the change"
-        )
-    if absent:
+    """Raise ForeignEdit, naming the files, where data that only the engine writes is not what git's records say.
+
+    Their bytes are compared, not DVC's notes. Raises RemoteIncomplete where they came damaged from the DVC remote.
+    """
+    unlike = _unlike(layout, dvc)
+    if not unlike:
+        return
+    if here := [name for name in unlike if (layout.root / name).exists()]:
+        _blame(layout, dvc, here)
+    if absent := [name for name in unlike if name not in here]:
         raise ForeignEdit(f"not here: {', '.join(absent)}; `dvc pull` in {layout.root} brings it back")
+
+
+def _blame(layout: Layout, dvc: Dvc, names: Sequence[str]) -> NoReturn:
+    """Raise what says who changed data, and the way out: somebody here, the remote, or this clone's disk."""
+    try:
+        found = dvc.differences(*(f"{name}.dvc" for name in names))
+    except RepositoryError:
+        found = []
+    files = ", ".join(names)
+    again = f"delete {files} in {layout.root}, and the next `al round` fetches it anew"
+    if bad := [one for one in found if one.alike and one.remote == "other"]:
+        raise RemoteIncomplete(
+            f"{_listed(bad)} came damaged from the DVC remote, which holds other bytes under the name {bad[0].object} "
+            "than git's records say; nothing was built from it. `al remote mend` in a clone that has the right data "
+            f"puts the remote right; then {again}"
+        )
+    if bad := [one for one in found if one.alike and one.cache == "other"]:
+        raise ForeignEdit(
+            f"{_listed(bad)} is damaged here, and so is its copy in DVC's cache (a disk error, or an edit through a "
+            f"link); the DVC remote {_has(bad)}. Keep a copy of what you want of it, then {again}"
+        )
+    if found and all(one.here == "absent" for one in found):
+        raise ForeignEdit(f"not here: {_listed(found)}; `dvc pull` in {layout.root} brings it back")
+    changed = [one for one in found if one.here in ("other", "extra")]
+    raise ForeignEdit(
+        f"changed by somebody else: {_listed(changed) if changed else files}. After a `git pull`, `dvc pull` brings "
+        f"what belongs to it; else `dvc diff` in {layout.root} shows what, and `dvc checkout --force "
+        f"{' '.join(names)}` discards the change"
+    )
+
+
+def _listed(files: Sequence[Different]) -> str:
+    names = [one.name for one in files]
+    return ", ".join([*names[:3], *([f"{len(names) - 3} more"] if len(names) > 3 else [])])
+
+
+def _has(files: Sequence[Different]) -> str:
+    """Whether the remote has the right bytes of all of them."""
+    if all(one.remote == "good" for one in files):
+        return "has it whole"
+    return "is out of reach" if any(one.remote == "unknown" for one in files) else "has it no more"
 
 
 def foreign_edits(layout: Layout, git: Git) -> list[str]:
@@ -138,20 +176,38 @@ def refuse_edits(changed: Collection[str]) -> None:
 
 
 def bring_sources(layout: Layout, dvc: Dvc) -> None:
-    """Pull what is recorded and not here, as in a fresh clone; what somebody edited stays as it is."""
-    if absent := _changes(layout, dvc)[1]:
+    """Pull what is recorded and not here, as in a fresh clone; what somebody edited stays as it is.
+
+    Raises RemoteIncomplete where the remote does not have it, or has other bytes under its name.
+    """
+    if absent := [name for name in _unlike(layout, dvc) if _is_absent(layout, dvc, name)]:
         dvc.pull(*(f"{name}.dvc" for name in absent))
 
 
-def _changes(layout: Layout, dvc: Dvc) -> tuple[list[str], list[str]]:
-    """Which sources were edited, and which are gone."""
+def absent_sources(layout: Layout) -> list[str]:
+    """Which sources are recorded and have nothing here, as in a fresh clone."""
+    return [
+        path.relative_to(layout.root).as_posix()
+        for path in layout.sources
+        if _pointer(path).exists() and not path.exists()
+    ]
+
+
+def _is_absent(layout: Layout, dvc: Dvc, name: str) -> bool:
+    """Whether a source lacks all of its files or some, as a killed pull leaves it, and no file of it is another."""
+    if not (layout.root / name).exists():
+        return True
+    try:
+        found = dvc.differences(f"{name}.dvc")
+    except RepositoryError:
+        return False
+    return bool(found) and all(one.here == "absent" for one in found)
+
+
+def _unlike(layout: Layout, dvc: Dvc) -> list[str]:
+    """Which sources are not what git's records say, or not here."""
     tracked = [f"{path.relative_to(layout.root)}.dvc" for path in layout.sources if _pointer(path).exists()]
-    changed = dvc.changed(*tracked) if tracked else {}
-    gone = {name for name in changed if not (layout.root / name.removesuffix(".dvc")).exists()}
-    return (
-        sorted(name.removesuffix(".dvc") for name in changed.keys() - gone),
-        sorted(name.removesuffix(".dvc") for name in gone),
-    )
+    return dvc.unlike(*tracked) if tracked else []
 
 
 def _move_parts(inbox: Path, target: Path) -> None:

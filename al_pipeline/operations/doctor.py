@@ -14,7 +14,7 @@ from al_pipeline.engine import current_engine, difference
 from al_pipeline.errors import AlError
 from al_pipeline.files import read_json, read_object
 from al_pipeline.lock import holder
-from al_pipeline.operations.close import check_sources, foreign_edits
+from al_pipeline.operations.close import absent_sources, check_sources, foreign_edits, is_closed
 from al_pipeline.operations.connect import connect, stored_project
 from al_pipeline.operations.history import read_history
 from al_pipeline.operations.schedule import look_at_schedule
@@ -22,7 +22,7 @@ from al_pipeline.operations.schema import schema_problem
 from al_pipeline.operations.tick import look, open_dvc
 from al_pipeline.plain import on_this_machine, redact
 from al_pipeline.records import round_name
-from al_pipeline.repository import Git
+from al_pipeline.repository import Git, told
 from al_pipeline.trust import doubtful, holds_secret
 from al_pipeline.workspace import Workspace
 
@@ -169,8 +169,7 @@ def _bared(workspace: Workspace) -> Iterator[Finding]:
 
 def _data(workspace: Workspace) -> Iterator[Finding]:
     layout = workspace.layout
-    facts, _ = look(workspace)
-    if facts.closed or layout.closing.exists():
+    if _is_building(workspace):
         yield Finding("data", "ok", "a round is being built; `al round` goes on with it")
         return
     if changed := foreign_edits(layout, Git(layout.root)):
@@ -181,24 +180,57 @@ def _data(workspace: Workspace) -> Iterator[Finding]:
             "`git diff`, then `git checkout -- FILE`",
         )
     with replace(open_dvc(layout), state=None) as dvc:
-        check_sources(layout, dvc)
-    yield Finding("data", "ok", f"{facts.items:,} items; ledger, pool and test set are as the engine left them")
+        if absent := absent_sources(layout):
+            yield Finding(
+                "data",
+                "warning",
+                f"not here yet: {', '.join(absent)}",
+                "`dvc pull`; else the next `al round` fetches what it needs",
+            )
+            return
+        check_sources(layout, dvc)  # before anything reads the data themselves
+    facts, _ = look(workspace)
+    yield Finding("data", "ok", f"{facts.items:,} items; ledger, pool and test set are as git's records say")
+
+
+def _is_building(workspace: Workspace) -> bool:
+    layout = workspace.layout
+    planned = read_history(layout, Git(layout.root)).planned
+    return layout.closing.exists() or is_closed(layout, planned)
 
 
 def _remote(workspace: Workspace) -> Iterator[Finding]:
     layout = workspace.layout
     with replace(open_dvc(layout), state=None) as dvc:
+        published = layout.dvc_lock.exists() and not _is_building(workspace)
+        if published and (gone := dvc.absent_folder()):
+            yield Finding(
+                "remote",
+                "error",
+                f"the DVC remote {gone} is not there",
+                "mount its disk, or give the address that it has now: `dvc remote list`, `dvc remote modify`",
+            )
+            return
         name = dvc.check_writable()
-        missing = dvc.missing_in_remote() if layout.dvc_lock.exists() else []
-    if missing and not look(workspace)[0].closed:
+        looked, wrong = dvc.look_at_remote() if published else (0, [])
+    if not wrong:
+        yield Finding("remote", "ok", f"DVC remote {name} can be written and holds what the last commit names")
+    elif len(wrong) == looked and all(one.why == "missing" for one in wrong):
         yield Finding(
             "remote",
             "error",
-            f"the DVC remote lacks {', '.join(missing[:5])}",
-            "`dvc push` from a clone whose cache is complete",
+            f"the DVC remote {name} holds nothing of what the last commit names",
+            "if that is not where the rounds were pushed to, `dvc remote modify` gives it the right address; if its "
+            "objects are lost, `al remote mend` in a clone that has the data sends them again",
         )
     else:
-        yield Finding("remote", "ok", f"DVC remote {name} can be written and holds what the last commit names")
+        here = all(one.have for one in wrong)
+        yield Finding(
+            "remote",
+            "error",
+            f"the DVC remote lacks what the last commit names, or holds other bytes of it: {told(wrong)}",
+            "`al remote mend` sends it" + (" from this clone" if here else "; run it in a clone that has the data"),
+        )
 
 
 def _encoder(workspace: Workspace) -> Iterator[Finding]:
@@ -209,6 +241,8 @@ def _encoder(workspace: Workspace) -> Iterator[Finding]:
     have = read_object(layout.encoder / "source.json").get("source")
     if have == features.encoder:
         yield Finding("encoder", "ok", f"{have}, in the workspace and versioned")
+    elif have is None and layout.encoder.relative_to(layout.root).as_posix() in absent_sources(layout):
+        yield Finding("encoder", "ok", "versioned, and not here yet; it comes with the data")
     elif have is None:
         here = (layout.root / features.encoder).is_dir() or _is_installed(features.encoder)
         found = "is installed" if here else "will be fetched from the hub"

@@ -198,7 +198,9 @@ def failure(made: Iterable[Reproduction]) -> AlError | None:
         return None
     names = ", ".join(round_name(one.round) for one in different)
     if all(one.difference and one.difference.missing for one in different):
-        return RemoteIncomplete(f"the DVC remote lacks objects of {names}; `dvc push` from a clone that has them")
+        return RemoteIncomplete(
+            f"the DVC remote lacks objects of {names}, or holds damaged ones; `al remote mend` in a clone that has them"
+        )
     return NotReproduced(f"not what was published: {names}; `--keep` leaves the clone for a look")
 
 
@@ -341,7 +343,7 @@ class _Attempt:
             self.say(f"fetching {name}")
             try:
                 dvc.pull(target)
-            except RepositoryError as error:
+            except (RepositoryError, RemoteIncomplete) as error:
                 what = f"the DVC remote does not give {name} of {self.name}: {error}"
                 raise _Different(Difference("", _CAUSES.get(name, "data"), what, missing=True)) from None
 

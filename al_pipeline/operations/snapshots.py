@@ -45,10 +45,9 @@ def _labels(layout: Layout, dvc: Dvc, record: Record, place: Path) -> Labels:
         if not target.exists():
             try:
                 dvc.get(path.relative_to(layout.root).as_posix(), name, target)
-            except RepositoryError as error:
+            except (RepositoryError, RemoteIncomplete) as error:
                 raise RemoteIncomplete(
-                    f"{path.name} of {name} cannot be had, neither here nor from the DVC remote: `al doctor` tries "
-                    f"the remote, `dvc push` from a clone that has it mends it. {error}"
+                    f"{path.name} of {name} cannot be had, neither here nor from the DVC remote: {error}"
                 ) from None
         if sha256_file(target) != record["hashes"][kind]:
             raise RepositoryError(f"{path.name} of {name} is not what its record says; `al reproduce` says more")

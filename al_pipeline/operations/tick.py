@@ -431,7 +431,7 @@ def tasks_of(workspace: Workspace, plan: list[PlannedTask]) -> list[Task]:
 def _publish(session: _Session, planned: int | None) -> None:
     layout = session.layout
     sources = [f"{path.relative_to(layout.root)}.dvc" for path in layout.sources]
-    if changed := session.dvc.changed(*STAGES, *sources):
+    if changed := {*session.dvc.changed(*STAGES, *sources), *session.dvc.unlike(), *session.dvc.unlike(*sources)}:
         if Step.PUBLISH in session.done:
             raise ForeignEdit(f"changed again and again while the round was built: {', '.join(sorted(changed))}")
         build.forget_built(layout)
@@ -511,7 +511,7 @@ def check_owned(
     layout = workspace.layout
     if git.head() is not None and git.branch() is None:
         raise ForeignEdit("HEAD is detached, and a round would be lost at the next checkout: `git switch main` first")
-    if layout.closing.exists() or _look(workspace, git, history, now).closed:
+    if layout.closing.exists() or is_closed(layout, history.planned):  # before anything reads the data themselves
         return build.mend_torn(layout, git)
     if git.head() is None:
         raise ForeignEdit(f"{layout.root} has no commit; was `al init` interrupted? Run it again")

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import itertools
 import json
 import os
 import re
 import select
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, NoReturn, Self
+
+import yaml
 
 from al_pipeline import child
-from al_pipeline.errors import BadInput, RemoteIncomplete, RepositoryError, StageFailed
+from al_pipeline.errors import BadInput, ForeignEdit, RemoteIncomplete, RepositoryError, StageFailed
 from al_pipeline.files import read_object, write_bytes
 from al_pipeline.home import dvc_state, own_environment, private_folder
 from al_pipeline.layout import Layout
 from al_pipeline.plain import redact
+from al_pipeline.repository.digests import Digests, digest
 from al_pipeline.repository.git import NOT_OURS, Git
 from al_pipeline.trust import check_dvc
 
@@ -43,6 +45,38 @@ from dvc.config import Config
 theirs = Config(os.path.join(sys.argv[1], ".dvc"), validate=False)
 print(json.dumps({"remote": theirs["remote"], "core": theirs["core"]}, default=str))
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Wrong:
+    """An object that the DVC remote lacks, or holds other bytes of."""
+
+    name: str
+    """Where its bytes belong in the workspace."""
+    object: str
+    """Its digest, which is its name in the remote."""
+    at: str
+    """Its address."""
+    why: str
+    """missing, empty, other bytes, or its size."""
+    have: bool
+    """Whether this machine has the right bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Different:
+    """A file of the work tree that is not what is recorded."""
+
+    name: str
+    object: str
+    here: str
+    """absent, other, extra (recorded nowhere), or unknown (its folder's list of files cannot be had)."""
+    cache: str
+    """What the cache holds in its place: good, other, absent or unknown."""
+    remote: str
+    """The same of the remote."""
+    alike: bool
+    """Whether the bytes here are those that the cache or the remote hold under the recorded name."""
 
 
 @dataclass
@@ -89,7 +123,7 @@ class Dvc:
         core = {"remote": "store", "analytics": "false", "autostage": "false", "check_update": "false"}
         if "://" not in remote and not remote.startswith("~") and not os.path.isabs(remote):
             remote = os.path.relpath(self.root / remote, config.parent)  # as DVC writes it, for every clone
-        change_config(config, {"core": core, 'remote "store"': {"url": _utf8(remote)}}, 0o644)
+        change_config(config, {"core": core, 'remote "store"': {"url": _utf8(remote), "verify": "true"}}, 0o644)
         self.keep_state_private()
 
     def keep_state_private(self) -> None:
@@ -148,30 +182,145 @@ class Dvc:
                 path.unlink(missing_ok=True)
 
     def repro(self, stage: str, *, force: bool = False, run_cache: bool = True) -> None:
-        """Bring one stage up to date. Raises StageFailed with the last lines that it printed."""
+        """Bring one stage up to date, and prove the bytes of its outputs.
+
+        Raises StageFailed with the last lines that it printed.
+        DVC takes outputs that it knows from the work tree or from its cache and believes both: where their bytes are
+        not what it has recorded, the stage runs.
+        """
+        self._repro(stage, force, run_cache)
+        if self._unlike_of(stage):
+            self.set_aside_damaged(*self._outputs_of(stage))
+            self._repro(stage, True, False)
+            if wrong := self._unlike_of(stage):
+                raise StageFailed(
+                    f"stage {stage} wrote {', '.join(wrong)}, and the disk gives other bytes back; is it in order?"
+                )
+
+    def _repro(self, stage: str, force: bool, run_cache: bool) -> None:
         options = (["--force"] if force else []) + ([] if run_cache else ["--no-run-cache"])
         code, said = self._command(["repro", "--single-item", *options, stage], _STAGE_TIMEOUT)
         if code:
             raise StageFailed(f"stage {stage} failed; its last words (all of them: {self.log}):\n{said}")
 
+    def _outputs_of(self, stage: str) -> dict[str, str]:
+        return dict(self._outputs("dvc.lock", None, stage))
+
+    def _unlike_of(self, stage: str) -> list[str]:
+        outputs = self._outputs_of(stage)
+        return self.unlike(*outputs) if outputs else []
+
     def add(self, *paths: Path) -> None:
         """Track source data as it is now."""
         self._checked(["add", *self._names(paths)], "add")
 
-    def push(self, *targets: str) -> None:
-        """Copy what the work tree's `.dvc` files and `dvc.lock` name to the default remote."""
-        self._checked(["push", *targets], "push", _TRANSFER_TIMEOUT, mend="; `al doctor` tries the remote")
+    def push(self) -> None:
+        """Have the default remote hold, byte for byte, all that the work tree's `.dvc` files and `dvc.lock` name.
+
+        What it lacks, or holds other bytes of, is sent from the work tree or the cache, proved by its digest first; a
+        damaged object of the cache is set aside, so that it is neither sent nor linked. What is proved here is on disk
+        (fsync) when this returns. Raises RepositoryError; what could not be sent is for `verify_remote` to say.
+        """
+        self.set_aside_damaged()
+        self._ask("push", "push", mend="; `al doctor` tries the remote")
+
+    def mend_remote(self, revisions: Sequence[str]) -> tuple[int, list[Wrong]]:
+        """The same for what `revisions` name, too: how many objects were sent, and what is still wrong."""
+        self.set_aside_damaged(revisions=revisions)
+        reply = self._ask("push", "push", revisions=list(revisions), mend="; `al doctor` tries the remote")
+        return reply["sent"], [Wrong(**row) for row in reply["wrong"]]
+
+    def wrong_in_remote(self, *targets: str) -> list[Wrong]:
+        """What the work tree's records name and the default remote lacks, or holds other bytes of.
+
+        The size of every object is compared, and the digest of each that was not proved before, save large ones in a
+        remote that is not a folder.
+        """
+        return self.look_at_remote(*targets)[1]
+
+    def look_at_remote(self, *targets: str) -> tuple[int, list[Wrong]]:
+        """How many objects were looked at, and which of them are wrong."""
+        reply = self._ask("look", "status --cloud", targets=targets)
+        return reply["looked"], [Wrong(**row) for row in reply["wrong"]]
+
+    def absent_folder(self) -> str:
+        """The path of the default remote, if it is a folder that is not there; else empty."""
+        return str(self._ask("where", "remote")["absent"])
 
     def missing_in_remote(self) -> list[str]:
-        """What the work tree's records name and the default remote lacks."""
-        return sorted(self._json(["status", "--cloud", "--json"], "status --cloud", _TRANSFER_TIMEOUT))
+        """The names of what `wrong_in_remote` finds."""
+        return sorted(wrong.name for wrong in self.wrong_in_remote())
 
     def verify_remote(self) -> None:
-        """Raise RemoteIncomplete where the default remote lacks an object that the work tree names."""
-        if missing := self.missing_in_remote():
-            raise RemoteIncomplete(
-                f"the DVC remote lacks objects after a push: {', '.join(missing[:5])}; `al doctor` says more"
-            )
+        """Raise RemoteIncomplete where the default remote lacks an object that the work tree names, or holds another
+        in its place."""
+        if wrong := self.wrong_in_remote():
+            raise RemoteIncomplete(f"the DVC remote lacks objects after a push: {told(wrong)}; `al doctor` says more")
+
+    def set_aside_damaged(self, *targets: str, revisions: Sequence[str] = ()) -> list[str]:
+        """Move what the cache holds under the name of other bytes to `.al/damaged`; the files that it stood for."""
+        place = str(self.root / ".al/damaged")
+        reply = self._ask("set aside", "cache", targets=targets, revisions=list(revisions), place=place)
+        aside: list[str] = reply["aside"]
+        return aside
+
+    def digest(self, path: Path) -> str | None:
+        """The digest by which DVC knows a file or folder, from its bytes; unchanged files are not read again."""
+        with Digests(self._notes) as digests:
+            return digests.of(path)
+
+    def unlike(self, *targets: str) -> list[str]:
+        """Which of `targets` (as for `recorded`) hold other bytes than recorded, or are not there.
+
+        DVC is not asked: its notes believe what it has fetched.
+        """
+        recorded = self.recorded(*targets)
+        with Digests(self._notes) as digests:
+            return [name for name, wanted in recorded.items() if digests.of(self.root / name) != wanted]
+
+    def recorded(self, *targets: str, revision: str | None = None) -> dict[str, str]:
+        """The digest of each of `targets` by its path, as recorded in the work tree, or in the commit `revision`.
+
+        `targets`: `.dvc` files, and paths that `dvc.lock` records; none: all outputs in `dvc.lock`.
+        """
+        return {
+            name: digest
+            for record in sorted({name if name.endswith(".dvc") else "dvc.lock" for name in targets or ("dvc.lock",)})
+            for name, digest in self._outputs(record, revision)
+            if record.endswith(".dvc") or not targets or name in targets
+        }
+
+    def _outputs(self, record: str, revision: str | None, stage: str | None = None) -> Iterator[tuple[str, str]]:
+        path = self.root / record
+        if revision is not None:
+            text = Git(self.root).show(revision, record)
+        else:
+            text = path.read_text(encoding="utf-8") if path.exists() else None
+        try:
+            found = yaml.safe_load(text) if text else {}
+            known = {} if record.endswith(".dvc") else found.get("stages", {})
+            stages = [found] if record.endswith(".dvc") else [known[name] for name in known if stage in (None, name)]
+            folder = Path(record).parent
+            for entry in (entry for stage in stages for entry in stage.get("outs", ())):
+                yield (folder / entry["path"]).as_posix(), entry["md5"]
+        except (yaml.YAMLError, AttributeError, KeyError, TypeError):
+            raise ForeignEdit(f"{record} is not as DVC writes it; `git checkout -- {record}` brings it back") from None
+
+    def differences(self, *targets: str) -> list[Different]:
+        """For data that are not as recorded: each file, with what the cache and the remote hold in its place."""
+        return [Different(**row) for row in self._ask("compare", "status", targets=targets)["wrong"]]
+
+    @property
+    def _notes(self) -> Path:
+        return self.root / ".al/verified"
+
+    def _ask(self, what: str, name: str, mend: str = "", **more: Any) -> dict[str, Any]:
+        """Have DVC's process do what `objects.serve` knows by the name `what`."""
+        reply, said = self._exchange({"do": what, "notes": str(self._notes), **more}, _TRANSFER_TIMEOUT)
+        if not isinstance(reply, dict) or "error" in reply:
+            why = redact(str(reply["error"])) if isinstance(reply, dict) else said
+            raise RepositoryError(f"dvc {name} failed: {why}{mend}")
+        return reply
 
     def check_writable(self) -> str:
         """Write a small file to the default remote and remove it again; returns the remote's address."""
@@ -196,21 +345,68 @@ class Dvc:
         """What `dvc status` says of `targets` (everything, if none): empty where all is as recorded."""
         return self._json(["status", "--json", *targets], "status", _TIMEOUT)
 
-    def fetch(self, *targets: str) -> None:
-        """Bring data that the cache lacks from the remote, and leave the work tree alone."""
-        self._checked(["fetch", *targets], "fetch", _TRANSFER_TIMEOUT)
-
     def pull(self, *targets: str) -> None:
-        """Bring back data that the work tree lacks."""
-        self._checked(["pull", *targets], "pull", _TRANSFER_TIMEOUT, mend="; `al doctor` tries the remote")
+        """Bring back data that the work tree lacks, and prove their bytes.
+
+        Raises RemoteIncomplete, naming the objects, where the remote lacks them or holds others under their names.
+        """
+        self.set_aside_damaged(*targets)
+        try:
+            self._checked(["pull", *targets], "pull", _TRANSFER_TIMEOUT, mend="; `al doctor` tries the remote")
+        except RepositoryError as error:
+            self._blame_remote(targets, error)
+        if wrong := self.unlike(*targets):
+            raise RepositoryError(
+                f"dvc pull left other bytes than recorded in {', '.join(wrong[:3])}: somebody changed them meanwhile; "
+                "`dvc diff` shows what"
+            )
+
+    def _blame_remote(self, targets: Sequence[str], error: RepositoryError) -> NoReturn:
+        """Raise what a failed transfer comes from: the remote's objects, where they are to blame."""
+        try:
+            wrong = self.wrong_in_remote(*targets)
+        except RepositoryError:
+            raise error from None
+        if wrong:
+            raise RemoteIncomplete(remote_wrong(wrong)) from None
+        raise error
 
     def checkout(self, *targets: str) -> None:
         """Make the work tree's data what its records say; refuses to lose data that is nowhere else."""
         self._checked(["checkout", *targets], "checkout")
 
     def get(self, path: str, revision: str, target: Path) -> None:
-        """Copy `path` as of `revision` to `target`, without touching the work tree."""
-        self._checked(["get", "--force", ".", path, "--rev", revision, "--out", str(target)], "get", _TRANSFER_TIMEOUT)
+        """Copy `path` as of `revision` to `target`, without touching the work tree, and prove its bytes.
+
+        Raises RemoteIncomplete, naming the objects, where neither the cache nor the remote has them.
+        """
+        record = next((name for name in (f"{path}.dvc",) if Git(self.root).show(revision, name)), path)
+        wanted = self.recorded(record, revision=revision).get(path)
+        command = ["get", "--force", ".", path, "--rev", revision, "--out", str(target)]
+        try:
+            self._checked(command, "get", _TRANSFER_TIMEOUT)
+            if wanted is None or digest(target) == wanted:
+                return
+            found: RepositoryError | None = None
+        except RepositoryError as error:
+            found = error
+        if self.set_aside_damaged(path, revisions=[revision]):
+            _remove(target)
+            with contextlib.suppress(RepositoryError):
+                self._checked(command, "get", _TRANSFER_TIMEOUT)
+                if digest(target) == wanted:
+                    return
+        _remove(target)
+        wrong = [
+            wrong
+            for wrong in map(_wrong, self._ask("look", "get", targets=[path], revisions=[revision])["wrong"])
+            if not wrong.have
+        ]
+        if wrong:
+            raise RemoteIncomplete(remote_wrong(wrong)) from None
+        raise found or RepositoryError(
+            f"{path} of {revision} came with other bytes than recorded; `al doctor` says more"
+        )
 
     def _run_script(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run Python that uses DVC's own modules, in the repository."""
@@ -241,12 +437,17 @@ class Dvc:
 
     def _command(self, arguments: list[str], timeout: float) -> tuple[int, str]:
         """Exit code, and the last lines of what the command printed."""
+        code, said = self._exchange(arguments, timeout)
+        return (code if isinstance(code, int) else 1), said
+
+    def _exchange(self, request: list[str] | dict[str, Any], timeout: float) -> tuple[Any, str]:
+        """The reply of DVC's process to a request, and the last lines of what it printed."""
         self.check(self.root)
         process = self._start()
         begin = self.log.stat().st_size
         assert process.stdin is not None and process.stdout is not None
         try:
-            process.stdin.write(json.dumps(arguments) + "\n")
+            process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
             ready, _, _ = select.select([process.stdout], [], [], timeout)
             reply = process.stdout.readline() if ready else None
@@ -260,9 +461,10 @@ class Dvc:
         if reply:
             return json.loads(reply), said
         self.close()
+        command = " ".join(request[:4]) if isinstance(request, list) else str(request["do"])
         why = "ended in the middle" if reply == "" else f"did not end within {timeout:.0f} s and was stopped"
         raise RepositoryError(
-            f"the DVC process {why} at `dvc {' '.join(arguments[:4])}` (its log is {self.log}); nothing is lost, "
+            f"the DVC process {why} at `dvc {command}` (its log is {self.log}); nothing is lost, "
             f"the next `al round` goes on: {said}"
         )
 
@@ -344,19 +546,29 @@ def _utf8(path: str) -> str:
         raise BadInput(f"{os.fsencode(path)!r} is not UTF-8, which DVC writes paths in; rename that folder") from None
 
 
-def digest(path: Path) -> str | None:
-    """The digest by which DVC knows a file or folder, from its bytes as they lie there; None where there is nothing."""
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, _md5).hexdigest()
-    if not path.is_dir():
-        return None
-    files = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
-    listing = [{"md5": digest(file), "relpath": name} for name, file in files]
-    return _md5(json.dumps(listing, sort_keys=True).encode()).hexdigest() + ".dir"
+def remote_wrong(wrong: Sequence[Wrong]) -> str:
+    """What to tell of objects that the remote lacks or has damaged, and how to put it right."""
+    return (
+        f"the DVC remote does not hold what git's records name: {told(wrong)}. `al remote mend` in a clone that has "
+        "the data puts the remote right; nothing of it was used here"
+    )
 
 
-_md5 = partial(hashlib.md5, usedforsecurity=False)
+def told(wrong: Sequence[Wrong]) -> str:
+    """The first few of them, each by its name, with what is wrong."""
+    shown = [f"{one.name} ({one.why}, object {one.object})" for one in wrong[:3]]
+    return ", ".join([*shown, *([f"and {len(wrong) - 3} more"] if len(wrong) > 3 else [])])
+
+
+def _wrong(row: dict[str, Any]) -> Wrong:
+    return Wrong(**row)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _is_dead(path: Path) -> bool:

@@ -27,6 +27,8 @@ _SETTINGS = {
     "core.commentChar": "#",
     "core.excludesFile": "/dev/null",
     "core.fsmonitor": "false",
+    "core.fsync": "all",
+    "core.fsyncMethod": "fsync",
     "core.hooksPath": "/dev/null",
     "core.preferSymlinkRefs": "false",
     "core.quotePath": "false",

@@ -1,0 +1,42 @@
+"""Put the DVC remote right from a clone that has the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from al_pipeline.lock import locked
+from al_pipeline.operations.history import read_history
+from al_pipeline.operations.tick import open_dvc
+from al_pipeline.records import round_name
+from al_pipeline.repository import Git, Wrong
+from al_pipeline.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Mended:
+    """What `mend_remote` did."""
+
+    sent: int
+    """Objects."""
+    wrong: tuple[Wrong, ...]
+    """What the remote still lacks or holds other bytes of: this clone does not have it either."""
+
+    def to_json(self) -> dict[str, Any]:
+        """This as a JSON object."""
+        wrong = [{"name": one.name, "object": one.object, "at": one.at, "why": one.why} for one in self.wrong]
+        return {"sent": self.sent, "wrong": wrong}
+
+
+def mend_remote(workspace: Workspace) -> Mended:
+    """Send the DVC remote what it lacks, or holds other bytes of, of the work tree and of every published round.
+
+    Each object is proved by its digest before it is sent, and again in the remote. Raises Locked, RepositoryError.
+    """
+    layout = workspace.layout
+    with locked(layout.lock, "al remote mend"), open_dvc(layout) as dvc:
+        git = Git(layout.root)
+        tags = git.tags()
+        names = [round_name(record["round"]) for record in read_history(layout, git).rounds]
+        sent, wrong = dvc.mend_remote([name for name in names if name in tags])
+    return Mended(sent, tuple(wrong))

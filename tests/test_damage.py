@@ -1,0 +1,518 @@
+"""Bytes are believed, not names: each kind of object damaged in the remote, in the cache and in the work tree."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import answer_all, play, small_workspace, tools_first
+
+from al_pipeline.errors import AlError, ForeignEdit, RemoteIncomplete
+from al_pipeline.operations import doctor
+from al_pipeline.operations.close import bring_sources, check_sources
+from al_pipeline.operations.predict import model_folder
+from al_pipeline.operations.remote import mend_remote
+from al_pipeline.operations.reproduce import failure, reproduce
+from al_pipeline.operations.rule import rollback
+from al_pipeline.operations.tick import open_dvc, tick
+from al_pipeline.oracle import SimulatedOracle
+from al_pipeline.repository import Dvc, Git, digest
+from al_pipeline.repository import digests as digests_module
+from al_pipeline.repository.digests import Digests, listing_bytes
+from al_pipeline.workspace import Workspace, open_workspace
+
+SOURCES = ("data/events", "data/pool", "data/test", "models/encoder")
+OUTPUTS = ("data/labeled.parquet", "data/test_labels.parquet", "models/candidate", "data/queries.jsonl")
+
+
+# Digests ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each file that was read: each is synced when it is."""
+    found: list[int] = []
+    sync = digests_module._sync
+
+    def count(file: int | str) -> None:
+        if isinstance(file, int):
+            found.append(file)
+        sync(file)
+
+    monkeypatch.setattr(digests_module, "_sync", count)
+    monkeypatch.setattr(digests_module, "_SETTLED_NS", 0)
+    return found
+
+
+def test_a_file_is_read_again_only_when_it_changed(tmp_path: Path, reads: list[int]) -> None:
+    folder, notes = tmp_path / "data", tmp_path / "private/verified"
+    folder.mkdir()
+    for name in "abc":
+        (folder / name).write_text(name)
+    for expected in (3, 0):
+        reads.clear()
+        with Digests(notes) as digests:
+            assert digests.of(folder) == digest(folder)
+        reads[:] = reads[: len(reads) - 3]  # those of `digest`, which remembers nothing
+        assert len(reads) == expected
+    assert notes.stat().st_mode & 0o777 == 0o700 and (notes / "files.json").stat().st_mode & 0o777 == 0o600
+
+    def again() -> int:
+        reads.clear()
+        with Digests(notes) as digests:
+            found = digests.of(folder)
+        count = len(reads)
+        assert found == digest(folder)
+        return count
+
+    (folder / "d").write_text("d")
+    assert again() == 1, "what is new"
+    before = (folder / "a").stat()
+    (folder / "a").write_text("A")
+    os.utime(folder / "a", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert again() == 1, "the same size and time, other bytes"
+    (folder / "b").unlink()
+    (folder / "b").write_text("B")
+    os.utime(folder / "b", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert again() == 1
+    (notes / "files.json").chmod(0o666)
+    assert again() == 4, "what others could have written is not believed"
+    (notes / "files.json").write_text("[]")
+    assert again() == 4
+
+
+def test_a_place_that_cannot_be_written_costs_another_reading_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "a").write_text("a")
+    with Digests(tmp_path / "file/verified") as digests:
+        assert digests.of(tmp_path / "a") == "0cc175b9c0f1b6a831c399e269772661"
+    assert Digests(None).of(tmp_path / "nothing") is None
+
+
+# Workspaces ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str], SimulatedOracle]:
+    """A workspace with one published round, and its remote."""
+    folder = tmp_path_factory.mktemp("published")
+    workspace, truth = small_workspace(folder)
+    oracle = SimulatedOracle()
+    play(workspace, oracle, truth, 1)
+    return folder, truth, oracle
+
+
+class Rig:
+    """A fresh clone of the published workspace with a remote of its own to damage."""
+
+    def __init__(self, source: Path, folder: Path, *, verify: bool = True) -> None:
+        self.remote = folder / "remote"
+        shutil.copytree(source / "remote", self.remote, copy_function=shutil.copy2)
+        self.root = folder / "clone"
+        subprocess.run(["git", "clone", "-q", str(source / "workspace"), str(self.root)], check=True)
+        settings = f"['remote \"store\"']\n    url = {self.remote}\n" + ("" if verify else "    verify = false\n")
+        (self.root / ".dvc/config.local").write_text(settings)
+
+    @property
+    def workspace(self) -> Workspace:
+        return open_workspace(self.root)
+
+    def dvc(self) -> Dvc:
+        return open_dvc(self.workspace.layout)
+
+    def run_dvc(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """As a person types it."""
+        return subprocess.run(["dvc", *words], cwd=self.root, env=tools_first(), capture_output=True, text=True)
+
+    def forget_data(self) -> None:
+        for name in ("data", "models"):
+            for path in (self.root / name).iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.suffix != ".dvc":
+                    path.unlink()
+        for name in (".dvc/cache", ".al/damaged"):
+            shutil.rmtree(self.root / name, ignore_errors=True)
+
+    def objects(self, name: str) -> dict[str, str]:
+        """The objects of a source or output: what each is called in messages, and its digest."""
+        with self.dvc() as dvc:
+            target = f"{name}.dvc" if (self.root / f"{name}.dvc").exists() else name
+            (found,) = dvc.recorded(target).values()
+        if not found.endswith(".dir"):
+            return {name: found}
+        listing = json.loads(self.path(found).read_text())
+        listing = json.loads(self.path(found).read_text())
+        files = {entry["md5"]: f"{name}/{entry['relpath']}" for entry in reversed(listing)}  # the first, of equal files
+        return {called: oid for oid, called in files.items()} | {f"{name} (its list of files)": found}
+
+    def path(self, oid: str, where: str = "remote") -> Path:
+        store = self.remote if where == "remote" else self.root / ".dvc/cache"
+        return store / "files/md5" / oid[:2] / oid[2:]
+
+
+def flip(path: Path) -> None:
+    """One bit; times and rights stay."""
+    before, data = path.stat(), bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    path.chmod(before.st_mode & 0o777)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def truncate(path: Path) -> None:
+    path.chmod(0o644)
+    os.truncate(path, path.stat().st_size // 2)
+    path.chmod(0o444)
+
+
+def empty(path: Path) -> None:
+    path.chmod(0o644)
+    os.truncate(path, 0)
+    path.chmod(0o444)
+
+
+def swap(path: Path) -> None:
+    """With another object's bytes, as somebody who can write to the bucket puts an older ledger in place."""
+    other = max((p for p in path.parents[1].rglob("*") if p.is_file() and p != path), key=lambda p: p.stat().st_size)
+    data = other.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(data)
+    path.chmod(0o444)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+DAMAGES: tuple[Callable[[Path], None], ...] = (flip, truncate, empty, swap, remove)
+
+
+def damaged(paths: Mapping[str, Path], damage: Callable[[Path], None]) -> Iterator[str]:
+    """Each of `paths` damaged in turn, and put back; yields its name."""
+    for name, path in paths.items():
+        kept = path.with_name("kept")
+        shutil.copy2(path, kept)
+        damage(path)
+        yield name
+        path.unlink(missing_ok=True)
+        kept.rename(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_nothing_damaged_comes_out_of_the_remote(
+    published: Any, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    """Neither into a build nor into the work tree; whoever pulls is told which object it is."""
+    rig = Rig(published[0], tmp_path)
+    layout = rig.workspace.layout
+    with rig.dvc() as dvc:
+        for kind in (*SOURCES, *OUTPUTS):
+            objects = rig.objects(kind)
+            for name in damaged({name: rig.path(oid) for name, oid in objects.items()}, damage):
+                rig.forget_data()
+                with pytest.raises(RemoteIncomplete) as told:
+                    if kind in SOURCES:
+                        bring_sources(layout, dvc)
+                    else:
+                        dvc.pull(kind)
+                assert name in str(told.value) and objects[name] in str(told.value), name
+                assert "al remote mend" in str(told.value)
+                here = rig.root / name
+                assert not here.exists() or digest(here) == objects[name], name
+                assert dvc.wrong_in_remote(kind)[0].name == name
+        rig.forget_data()
+        bring_sources(layout, dvc)
+        check_sources(layout, dvc)
+        dvc.pull("models/candidate")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_damaged_in_the_remote_is_sent_again_and_proved(
+    published: Any, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    """From the work tree or the cache; DVC would skip what is there by name, and the files of a folder it knows."""
+    rig = Rig(published[0], tmp_path)
+    with rig.dvc() as dvc:
+        dvc.pull()
+        for kind in (*SOURCES, *OUTPUTS):
+            for name, oid in rig.objects(kind).items():
+                damage(rig.path(oid))
+                with pytest.raises(RemoteIncomplete, match="al doctor"):
+                    dvc.verify_remote()
+                dvc.push()
+                dvc.verify_remote()
+                assert digest(rig.path(oid)) == oid.removesuffix(".dir"), name
+                assert not [path for path in rig.path(oid).parent.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [flip, truncate, empty, swap])
+def test_nothing_damaged_comes_out_of_the_cache(published: Any, tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    """It is set aside, and the remote's taken; and what is sent to a remote is never from there."""
+    rig = Rig(published[0], tmp_path)
+    layout = rig.workspace.layout
+    with rig.dvc() as dvc:
+        dvc.pull()
+        for kind in (*SOURCES, *OUTPUTS):
+            for name, oid in rig.objects(kind).items():
+                damage(rig.path(oid, "cache"))
+                rig.path(oid).unlink()
+                dvc.push()
+                dvc.verify_remote()
+                assert digest(rig.path(oid)) == oid.removesuffix(".dir"), name
+                assert list((rig.root / ".al/damaged").glob(f"{oid}-*")), "nothing is thrown away"
+                shutil.rmtree(rig.root / ".al/damaged")
+                dvc.pull(f"{kind}.dvc" if kind in SOURCES else kind)
+            for name, oid in rig.objects(kind).items():
+                damage(rig.path(oid, "cache"))
+                place = rig.root / kind
+                shutil.rmtree(place) if place.is_dir() else place.unlink()
+                if kind in SOURCES:
+                    bring_sources(layout, dvc)
+                    check_sources(layout, dvc)
+                else:
+                    dvc.pull(kind)
+                assert dvc.unlike(f"{kind}.dvc" if kind in SOURCES else kind) == [], name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("link", ["copy", "reflink", "hardlink", "symlink"])
+def test_damage_is_seen_through_every_kind_of_link(published: Any, tmp_path: Path, link: str) -> None:
+    rig = Rig(published[0], tmp_path)
+    with (rig.root / ".dvc/config.local").open("a") as config:
+        config.write(f"[cache]\n    type = {link},copy\n")
+    layout = rig.workspace.layout
+    with rig.dvc() as dvc:
+        bring_sources(layout, dvc)
+        check_sources(layout, dvc)
+        part = next(layout.events.glob("part-*"))
+        if link == "symlink":
+            assert part.is_symlink()
+        flip(part.resolve())
+        with pytest.raises(ForeignEdit, match="events/part-000001.jsonl") as told:
+            check_sources(layout, dvc)
+        if link in ("hardlink", "symlink"):
+            assert "damaged here, and so is its copy in DVC's cache" in str(told.value)
+            assert "the DVC remote has it whole" in str(told.value)
+            shutil.rmtree(layout.events)  # the way out that is told
+        else:
+            assert "changed by somebody else" in str(told.value) and "--force data/events" in str(told.value)
+            shutil.rmtree(layout.events)
+        bring_sources(layout, dvc)
+        check_sources(layout, dvc)
+
+
+@pytest.mark.slow
+def test_a_pull_that_was_killed_half_way_goes_on(published: Any, tmp_path: Path) -> None:
+    rig = Rig(published[0], tmp_path)
+    layout = rig.workspace.layout
+    with rig.dvc() as dvc:
+        bring_sources(layout, dvc)
+        for folder in (layout.events, layout.pool):
+            next(folder.iterdir()).unlink()
+        bring_sources(layout, dvc)
+        check_sources(layout, dvc)
+
+
+@pytest.mark.slow
+def test_without_its_cache_a_clone_is_whole(published: Any, tmp_path: Path) -> None:
+    rig = Rig(published[0], tmp_path)
+    with rig.dvc() as dvc:
+        dvc.pull()
+        shutil.rmtree(rig.root / ".dvc/cache")
+        check_sources(rig.workspace.layout, dvc)
+        for path in (rig.remote / "files").rglob("*"):
+            if path.is_file():
+                path.unlink()
+        dvc.push()
+        dvc.verify_remote()
+
+
+@pytest.mark.slow
+def test_what_a_plain_dvc_pull_brought_in_damaged_builds_nothing(published: Any, tmp_path: Path) -> None:
+    """`verify` is off, as in a clone of an older workspace: DVC calls the ledger up to date, the tick does not."""
+    source, truth, oracle = published
+    rig = Rig(source, tmp_path, verify=False)
+    ((name, oid), _) = rig.objects("data/events").items()
+    kept = rig.path(oid).read_bytes()
+    flip(rig.path(oid))
+    assert rig.run_dvc("pull").returncode == 0
+    assert "up to date" in rig.run_dvc("status").stdout
+    head = Git(rig.root).head()
+    with pytest.raises(RemoteIncomplete, match="came damaged from the DVC remote") as told:
+        tick(rig.workspace, lambda: oracle)
+    assert name in str(told.value) and oid in str(told.value)
+    assert Git(rig.root).head() == head
+    found = {finding.check: finding for finding in doctor.examine(rig.workspace) if finding.level == "error"}
+    assert "came damaged" in found["data"].message and oid in found["remote"].message
+    origin = Rig(source, tmp_path / "origin")
+    shutil.rmtree(origin.remote)
+    origin.remote.symlink_to(rig.remote)
+    with origin.dvc() as dvc:
+        rig.path(oid).chmod(0o644)
+        (tmp_path / "good").write_bytes(kept)
+        shutil.copy2(tmp_path / "good", rig.path(oid))
+        dvc.pull()
+        flip(rig.path(oid))
+    assert mend_remote(origin.workspace).sent == 1
+    shutil.rmtree(rig.workspace.layout.events)
+    with rig.dvc() as dvc:
+        bring_sources(rig.workspace.layout, dvc)
+        check_sources(rig.workspace.layout, dvc)
+    assert rig.path(oid).read_bytes() == kept
+
+
+def _rollback(rig: Rig) -> None:
+    with rig.dvc() as dvc:
+        rollback(rig.workspace, dvc, 0, labels=False, model=True, params=True, reason="")
+
+
+def _predict(rig: Rig) -> None:
+    model_folder(rig.workspace, 0)
+
+
+def _reproduce(rig: Rig) -> None:
+    if error := failure(made := list(reproduce(rig.workspace, [0]))):
+        assert made[0].difference is not None
+        raise type(error)(f"{error} {made[0].difference.what}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("use", "kind"),
+    [
+        (_rollback, "data/events"),
+        (_rollback, "data/labeled.parquet"),
+        (_rollback, "models/candidate"),
+        (_predict, "models/candidate"),
+        (_predict, "models/encoder"),
+        (_reproduce, "data/pool"),
+        (_reproduce, "data/labeled.parquet"),
+    ],
+)
+def test_going_back_predicting_and_proving_name_the_object(
+    published: Any, tmp_path: Path, use: Callable[[Rig], None], kind: str
+) -> None:
+    rig = Rig(published[0], tmp_path)
+    objects = rig.objects(kind)
+    name = next(iter(objects))
+    kept = rig.path(objects[name]).read_bytes()
+    with rig.dvc() as dvc:
+        bring_sources(rig.workspace.layout, dvc)
+        if use is _rollback:
+            dvc.pull()
+            if kind in SOURCES:
+                cached = rig.path(objects[name], "cache")
+                cached.chmod(0o644)
+                cached.unlink()
+            else:
+                shutil.rmtree(rig.root / ".dvc/cache")
+        else:
+            shutil.rmtree(rig.root / ".dvc/cache")
+        flip(rig.path(objects[name]))
+    head = Git(rig.root).head()
+    with pytest.raises(AlError) as told:
+        use(rig)
+    assert name in str(told.value) and objects[name] in str(told.value) and told.value.exit_code == 5
+    assert Git(rig.root).head() == head
+
+    rig.path(objects[name]).chmod(0o644)
+    rig.path(objects[name]).write_bytes(kept)
+    with rig.dvc() as dvc:
+        dvc.pull(f"{kind}.dvc" if kind in SOURCES else kind)
+    for oid in objects.values():
+        if rig.path(oid, "cache").exists():
+            flip(rig.path(oid, "cache"))
+    use(rig)
+
+
+@pytest.mark.slow
+def test_a_published_round_costs_no_second_reading(published: Any, tmp_path: Path) -> None:
+    """The next tick reads what is new, in the work tree, the cache and the remote."""
+    rig = Rig(published[0], tmp_path)
+    with rig.dvc() as dvc:
+        dvc.pull()
+        dvc.push()
+        bring_sources(rig.workspace.layout, dvc)
+        notes = rig.root / ".al/verified/files.json"
+        before = notes.read_bytes()
+        dvc.push()
+        dvc.verify_remote()
+        check_sources(rig.workspace.layout, dvc)
+        assert dvc.unlike() == [] and notes.read_bytes() == before
+        known = json.loads(before)
+        assert {Path(key).parts[len(tmp_path.parts)] for key in known} == {"clone", "remote"}
+
+
+def test_a_listing_is_made_as_dvc_makes_it() -> None:
+    listing = [{"md5": "a" * 32, "relpath": "part-000001.jsonl"}]
+    assert listing_bytes(listing) == b'[{"md5": "%s", "relpath": "part-000001.jsonl"}]' % (b"a" * 32)
+
+
+# What doctor says of each side --------------------------------------------------------------------------------------
+
+
+def ill(rig: Rig) -> dict[str, tuple[str, str, str]]:
+    checks = ("data", "remote", "encoder")
+    return {
+        found.check: (found.level, found.message, found.mend)
+        for found in doctor.examine(rig.workspace)
+        if found.level != "ok" and found.check in checks
+    }
+
+
+@pytest.mark.slow
+def test_doctor_blames_the_side_that_is_wrong(published: Any, tmp_path: Path) -> None:
+    source, truth, oracle = published
+    rig = Rig(source, tmp_path)
+
+    found = ill(rig)
+    assert list(found) == ["data"], "a fresh clone of a complete remote"
+    assert found["data"][0] == "warning" and "`dvc pull`" in found["data"][2]
+
+    pool = next(iter(rig.objects("data/pool").items()))
+    kept = tmp_path / "kept"
+    shutil.copy2(rig.path(pool[1]), kept)
+    rig.path(pool[1]).unlink()
+    level, message, mend = ill(rig)["remote"]
+    assert level == "error" and pool[0] in message and "missing" in message
+    assert mend == "`al remote mend` sends it; run it in a clone that has the data"
+    shutil.copy2(kept, rig.path(pool[1]))
+
+    with rig.dvc() as dvc:
+        dvc.pull()
+    assert ill(rig) == {}
+    shutil.rmtree(rig.root / ".dvc/cache")
+    assert ill(rig) == {}, "the cache is not needed"
+    flip(rig.path(pool[1]))
+    level, message, mend = ill(rig)["remote"]
+    assert "other bytes" in message and mend == "`al remote mend` sends it from this clone"
+    assert mend_remote(rig.workspace).sent == 1 and ill(rig) == {}
+
+    rig.remote.rename(tmp_path / "away")
+    level, message, mend = ill(rig)["remote"]
+    assert level == "error" and "is not there" in message and "mount its disk" in mend
+    assert not rig.remote.exists(), "looking makes nothing"
+    rig.remote.mkdir()
+    level, message, mend = ill(rig)["remote"]
+    assert "holds nothing of what the last commit names" in message and "dvc remote modify" in mend
+    rig.remote.rmdir()
+    rig.remote.write_text("a file")
+    assert "cannot be written" in ill(rig)["remote"][1]
+    rig.remote.unlink()
+    (tmp_path / "away").rename(rig.remote)
+    assert ill(rig) == {}
+
+    answer_all(oracle, truth)
+    shutil.rmtree(rig.root / ".dvc/cache", ignore_errors=True)
+    assert ill(rig) == {}
