@@ -64,6 +64,13 @@ app.add_typer(schedule, name="schedule")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
 Reason = Annotated[str, typer.Option(help="Why; kept for ever.")]
+Encoding = Annotated[
+    str | None, typer.Option(help="Of the file: cp1252, gb18030, utf-16, … Default: found out, or refused.")
+]
+InputFormat = Annotated[
+    str | None,
+    typer.Option("--input-format", help="csv, jsonl, parquet or xlsx. Default: by the content and the name."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")]
 
 
@@ -153,7 +160,10 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def ingest(
-    files: Annotated[list[Path] | None, typer.Argument(metavar="FILE", help="CSV, JSONL or Parquet.")] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FILE", help="CSV, JSONL, Parquet or XLSX, a folder of them, or - for standard input."),
+    ] = None,
     text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
     id_column: Annotated[str | None, typer.Option(help="Your ids. Default: `id`, if there is such a column.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Labels that you already have.")] = None,
@@ -168,6 +178,8 @@ def ingest(
         bool,
         typer.Option("--redraw-test", help="Draw the test set again from all files, until the first round begins."),
     ] = False,
+    encoding: Encoding = None,
+    input_format: InputFormat = None,
     as_json: Json = False,
 ) -> None:
     """Add items to the pool. What is there already is not added twice; a bad row goes to a rejects file."""
@@ -189,6 +201,8 @@ def ingest(
                 label_column=label_column,
                 test=test,
                 test_size=None if redraw else test_size,
+                format=input_format,
+                encoding=encoding,
                 progress=advance,
             )
         if redraw:
@@ -345,7 +359,10 @@ def report(
 
 @app.command()
 def simulate(
-    corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="CSV, JSONL or Parquet with texts and labels.")],
+    corpus: Annotated[
+        Path,
+        typer.Argument(metavar="CORPUS", help="CSV, JSONL, Parquet or XLSX with texts and labels, a folder, or -."),
+    ],
     strategies: Annotated[str, typer.Option(help="Query strategies, divided by commas.")] = "random,margin,auto",
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each with its own test set and seed round.")] = 10,
     budget: Annotated[int, typer.Option(min=1, help="Labels that each run may spend.")] = 1000,
@@ -374,6 +391,8 @@ def simulate(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes, one core each. Default: as many as there are cores.")
     ] = None,
+    encoding: Encoding = None,
+    input_format: InputFormat = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder of the results. Default: simulations/, in a workspace its reports/."),
@@ -395,7 +414,19 @@ def simulate(
     if features is not None:
         params = with_features(params, features)
     with _progress("reading", not as_json) as advance:
-        texts = read_corpus(corpus, text_column, label_column, limit, params.seed, params.schema_.labels, advance)
+        texts = read_corpus(
+            corpus,
+            text_column,
+            label_column,
+            limit,
+            params.seed,
+            params.schema_.labels,
+            advance,
+            max_characters=params.ingest.max_characters,
+            format=input_format,
+            encoding=encoding,
+            on_note=_warn,
+        )
     if out is None:
         out = Path("simulations") if layout is None else layout.reports / "simulations"
     options = Options(
@@ -411,7 +442,9 @@ def simulate(
     )
     vectors = corpus_vectors(texts, params.features, al_home() / "simulate", layout)
     with _progress("simulating", not as_json) as advance:
-        done = run(texts, corpus.stem, params, options, out, vectors, advance)
+        done = run(
+            texts, "stdin" if str(corpus) == "-" else corpus.resolve().stem, params, options, out, vectors, advance
+        )
     if as_json:
         return _print_json({**done.result, "folder": str(done.folder), "report": str(done.folder / "report.html")})
     _say_simulation(done)

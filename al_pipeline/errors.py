@@ -4,6 +4,7 @@ AlError                     exit code 1
 ├── UsageError              2   what was typed, or a file that was given, is wrong
 │   ├── BadParams               a value in params.yaml
 │   ├── BadInput                a pool, label or model file
+│   │   └── UnusableFile            a file that the user wants read
 │   └── NotAWorkspace           the folder holds no workspace, or another kind of one
 ├── NothingToDo             3   asked for something that cannot be done now
 ├── Locked                  4   another tick works in this workspace
@@ -45,6 +46,10 @@ class BadParams(UsageError):
 
 class BadInput(UsageError):
     """A pool, label or model file cannot be used."""
+
+
+class UnusableFile(BadInput):
+    """A file that the user wants read cannot be used as a whole; nothing of it was taken."""
 
 
 class NotAWorkspace(UsageError):

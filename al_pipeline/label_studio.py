@@ -46,7 +46,7 @@ from al_pipeline.oracle import (
 )
 from al_pipeline.params import Schema
 from al_pipeline.plain import redact
-from al_pipeline.records import Annotation, AnsweredTask, Task, TaskState, shown_text
+from al_pipeline.records import Annotation, AnsweredTask, Task, TaskState, composed, shown_text
 
 _T = TypeVar("_T")
 
@@ -528,7 +528,7 @@ def _project(found: Any) -> _Project:
         label_config=found.label_config,
         maximum_annotations=found.maximum_annotations,
         show_collab_predictions=found.show_collab_predictions,
-        labels=frozenset(label for label in asked if isinstance(label, str)),
+        labels=frozenset(composed(label) for label in asked if isinstance(label, str)),
     )
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from al_pipeline.cron import check_cron
 from al_pipeline.errors import BadInput, BadParams, UsageError
 from al_pipeline.files import read_json
+from al_pipeline.records import composed
 from al_pipeline.schema_change import plain_form
 
 MAX_CHARACTERS = 1_000_000
@@ -23,6 +24,8 @@ MAX_CHARACTERS = 1_000_000
 
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
+ClassName = _Name
+"""The name of a class, as `schema.labels` takes it."""
 _Phrase = Annotated[str, StringConstraints(min_length=1, max_length=20_000, strip_whitespace=True)]
 
 StrategyName = Literal[
@@ -71,6 +74,12 @@ class Schema(_Section):
 
     @field_validator("labels", "fields")
     @classmethod
+    def _composed(cls, names: list[str]) -> list[str]:
+        """The names in Unicode's NFC form: an é of one character and one of two are the same class."""
+        return [composed(name) for name in names]
+
+    @field_validator("labels", "fields")
+    @classmethod
     def _distinct(cls, names: list[str]) -> list[str]:
         if len({plain_form(name) for name in names}) < len(names):
             raise ValueError("names must differ by more than case, blanks, invisible characters or Unicode's forms")
@@ -94,6 +103,7 @@ class Ingest(_Section):
     sources: list[_Name]
     text_column: _Name
     label_column: str = Field(max_length=100)
+    encoding: str = Field(max_length=100, default="")
 
     @field_validator("sources")
     @classmethod
@@ -159,6 +169,11 @@ class Select(_Section):
     shortlist: int = Field(ge=1)
     max_similarity: float = Field(gt=0, le=1, default=1.0)
     guide: dict[_Name, list[_Phrase]] = Field(default_factory=dict, max_length=200)
+
+    @field_validator("guide")
+    @classmethod
+    def _composed(cls, guide: dict[str, list[str]]) -> dict[str, list[str]]:
+        return {composed(name): texts for name, texts in guide.items()}
 
 
 NEEDS_ENCODER = frozenset({"badge", "cluster_margin", "core_set", "density", "kmeans", "relevance", "typiclust"})

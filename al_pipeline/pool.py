@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import Any
 
-from al_pipeline.records import Part
+from al_pipeline.records import Part, composed
 
 ID_CHARACTERS = 200
 HASH_ID_CHARACTERS = 20
@@ -21,7 +21,8 @@ def item_id_from(value: Any, content_hash: str) -> str:
 
     Raises ValueError with the reason where the user's is neither a whole number nor 1 to 200 printable characters.
     """
-    if isinstance(value, int) and not isinstance(value, bool):
+    value = _whole(value)
+    if isinstance(value, int):
         value = str(value) if abs(value) < 10**ID_CHARACTERS else "9" * (ID_CHARACTERS + 1)
     if value is None:
         value = ""
@@ -33,6 +34,51 @@ def item_id_from(value: Any, content_hash: str) -> str:
     if not value.isprintable():
         raise ValueError("the id holds characters that cannot be printed")
     return value or content_hash[:HASH_ID_CHARACTERS]
+
+
+def text_from(value: Any, longest: int) -> str:
+    """The text of an item. Raises ValueError with the reason and, as a second argument, what is special here."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise ValueError("no text", "")
+    if not isinstance(value, str):
+        raise ValueError("the text is not a string", type(value).__name__)
+    if len(value) > longest:
+        raise ValueError(f"the text is longer than {longest:,} characters (ingest.max_characters)", f"{len(value):,}")
+    if not storable(value):
+        raise ValueError("the text holds half a surrogate pair, which UTF-8 cannot store", "")
+    return value
+
+
+def label_from(value: Any) -> str | None:
+    """The name of a class that a user's cell holds, in Unicode's NFC form; None where it holds none.
+
+    A column of whole numbers in which some are missing comes as floats: 1.0 is the class `1`. Raises ValueError with
+    the reason where the cell holds anything else than a string or a whole number.
+    """
+    value = _whole(value)
+    if value is None:
+        return None
+    if isinstance(value, int):
+        value = str(value) if abs(value) < 10**ID_CHARACTERS else "9" * (ID_CHARACTERS + 1)
+    if not isinstance(value, str):
+        raise ValueError("the label is neither a string nor a whole number")
+    return composed(value).strip() or None
+
+
+def storable(text: str) -> bool:
+    """Whether UTF-8 has bytes for it: half a surrogate pair has none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _whole(value: Any) -> Any:
+    """A float without a fraction as the whole number that it is; a truth value is no number."""
+    if isinstance(value, bool):
+        return float("nan")
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def drawn_size(wanted: int, items: int) -> int:

@@ -30,6 +30,11 @@ def content_hash(text: str) -> str:
     return hashlib.sha256(unicodedata.normalize("NFC", text).strip().encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def composed(text: str) -> str:
+    """The text in Unicode's NFC form, in which names of classes are compared: an é can be one character or two."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
 def shown_text(text: str) -> str:
     """The text as annotators see it: control characters (NUL breaks PostgreSQL) and lone surrogates become blanks."""
     return _CONTROL.sub(" ", text)
@@ -270,6 +275,8 @@ class Event:
     def from_row(row: Mapping[str, Any]) -> Event:
         """The event that `to_row` wrote; keys of a newer engine are refused by name."""
         values = {**row, "targets": tuple(row.get("targets", ()))}
+        if isinstance(label := row.get("label"), str):
+            values["label"] = composed(label)
         if row.get("intervention") is not None:
             values["intervention"] = Intervention.from_row(row["intervention"])
         return Event(**values)

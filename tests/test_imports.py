@@ -33,6 +33,8 @@ ONLY = {
     "prefect": ("flows.",),
     "subprocess": ("repository.", "servers.", "child"),
     "httpx": ("label_studio", "servers.", "flows."),  # Prefect's client raises its errors
+    "chardet": ("encodings",),
+    "openpyxl": ("excel",),
     "typer": ("cli",),
     "matplotlib": ("charts",),
     "sklearn": (),

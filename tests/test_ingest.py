@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import itertools
 import json
@@ -10,15 +11,19 @@ import random
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
+import openpyxl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from al_pipeline import files
-from al_pipeline.errors import AlError, BadInput
+from al_pipeline.errors import AlError, BadInput, UnusableFile
 from al_pipeline.files import read_jsonl
 from al_pipeline.items import iter_items
 from al_pipeline.labels import fold
@@ -201,7 +206,7 @@ def test_each_refusal_has_its_reason_and_its_place(workspace, tmp_path):
     ]
     report = ingest(workspace, [write(tmp_path / "mails.jsonl", *(line for line, _ in lines))])
     expected = [(number, reason) for number, (_, reason) in enumerate(lines, start=1) if reason]
-    assert [(row["row"], row["reason"]) for row in rejects(report)] == expected
+    assert [(row["line"], row["reason"]) for row in rejects(report)] == expected
     assert sum(report.rejected.values()) == len(expected)
     assert report.rows == report.added + report.duplicates + len(expected)
     assert {row["file"] for row in rejects(report)} == {"mails.jsonl"}
@@ -311,7 +316,7 @@ def test_a_label_that_is_no_class_costs_the_label_alone(workspace, tmp_path):
     report = ingest(workspace, [write(tmp_path / "a.csv", "id,text,label", *rows)], label_column="label")
     assert (report.added, report.labels, sum(report.rejected.values())) == (5, 2, 0)
     assert report.labels_rejected == {"the label is not one of schema.labels in params.yaml": 2}
-    assert [(row["row"], row["detail"]) for row in rejects(report)] == [(3, "eggs"), (5, "HAM")]
+    assert [(row["line"], row["detail"]) for row in rejects(report)] == [(3, "eggs"), (5, "HAM")]
     assert labels(workspace) == {"a": "ham", "c": "spam"}
 
 
@@ -509,3 +514,94 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     added, test_added, kilobytes = map(int, done.stdout.split())
     assert (added, test_added) == (199_500, 500)
     assert kilobytes < 160_000
+
+
+# Encodings and other forms of a file ------------------------------------------------------------------------------
+def test_a_file_that_is_not_utf_8_loses_no_row_or_is_refused_whole(workspace, tmp_path):
+    """Otherwise exactly the rows with accents would be missing, and pool and test set be biased."""
+    rows = [
+        "id,text",
+        *(f"{n},the café on Zülpicher Straße {n}" if n % 50 == 0 else f"{n},plain {n}" for n in range(1000)),
+    ]
+    file = tmp_path / "a.csv"
+    file.write_bytes("\n".join(rows).encode("cp1252"))
+    report = ingest(workspace, [file])
+    assert (report.added, report.rejected) == (1000, {})
+    assert "read as cp1252" in report.notes[0]
+    assert sum("café" in item.text for item in pool(workspace)) == 20
+
+    before = snapshot(workspace)
+    odd = ["id,text", *(f"x{n},grün {n}" for n in range(900)), *(f"x{n},naïve {n}" for n in range(900, 1000))]
+    file.write_bytes("\n".join(odd[:901]).encode() + b"\n" + "\n".join(odd[901:]).encode("cp1252"))
+    with pytest.raises(UnusableFile, match=r"100 of 1,000 rows .*`--encoding utf-8\+cp1252`"):
+        ingest(workspace, [file])
+    assert snapshot(workspace) == before
+    assert ingest(workspace, [file], encoding="utf-8+cp1252").added == 1000
+
+
+def test_every_kind_of_file_brings_the_same_items(tmp_path):
+    rows = [{"id": f"m{n}", "text": f"Grüße {n}"} for n in range(30)]
+    lines = ["id,text", *(f"{row['id']},{row['text']}" for row in rows)]
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "a.csv").write_bytes("\n".join(lines).encode("utf-16"))
+    (folder / "b.csv.gz").write_bytes(gzip.compress(b"sep=,\n" + "\n".join(lines).encode()))
+    (folder / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(pa.Table.from_pylist(rows), folder / "d.parquet")
+    book = openpyxl.Workbook()
+    for line in lines:
+        book.active.append(line.split(","))
+    book.save(folder / "e.xlsx")
+    (folder / "._f.csv").write_bytes(b"\0\x05\x16\x07")
+    found = []
+    for place in [*sorted(folder.glob("[a-e]*")), folder]:
+        space = make_workspace(tmp_path / f"ws-{place.name}")
+        assert ingest(space, [place]).added == 30
+        found.append(pool(space))
+    assert all(items == found[0] for items in found)
+
+
+def test_the_rejects_say_whether_they_count_lines_or_rows(workspace, tmp_path):
+    pq.write_table(pa.table({"text": ["one", " "]}), tmp_path / "a.parquet")
+    write(tmp_path / "b.csv", "text", '"two', 'lines"', '" "')
+    report = ingest(workspace, [tmp_path / "a.parquet", tmp_path / "b.csv"])
+    assert [{k: row[k] for k in row if k in ("file", "line", "row")} for row in rejects(report)] == [
+        {"file": "a.parquet", "row": 2},
+        {"file": "b.csv", "line": 4},
+    ]
+
+
+def test_rejects_are_bounded(workspace, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_MOST_REJECTS", 3)
+    report = ingest(workspace, [write(tmp_path / "a.csv", "id,text", *["x"] * 10)])
+    assert report.rejected == {"wrong number of fields": 10}
+    assert len(rejects(report)) == 3
+    assert report.notes == ("the rejects file holds the first 3 of 10 rejects",)
+
+
+# Ids and labels -----------------------------------------------------------------------------------------------------
+def test_a_whole_number_with_a_fraction_of_zero_is_that_number(tmp_path):
+    """pandas makes floats of a column of whole numbers in which one is missing."""
+    space = make_workspace(tmp_path / "ws")
+    space.layout.params.write_text(space.layout.params.read_text().replace("- ham\n    - spam", '- "0"\n    - "1"'))
+    space = open_workspace(space.layout.root)
+    frame = {"id": [1.0, None, 3.0, 2.5], "text": ["a", "b", "c", "d"], "label": [1.0, None, 0.0, 1.0]}
+    pq.write_table(pa.table(frame), tmp_path / "a.parquet")
+    report = ingest(space, [tmp_path / "a.parquet"], label_column="label")
+    assert report.rejected == {"the id is neither a string nor a whole number": 1}
+    assert [item.item_id for item in pool(space)] == ["1", content_hash("b")[:20], "3"]
+    assert {event.item_id: event.label for event in events(space)} == {"1": "1", "3": "0"}
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("schema", ["NFC", "NFD"])
+def test_labels_are_compared_in_one_form_of_unicode(tmp_path, form, schema):
+    space = make_workspace(tmp_path / "ws")
+    text = space.layout.params.read_text().replace("- ham", f"- {unicodedata.normalize(schema, 'Café')}")
+    space.layout.params.write_text(text)
+    space = open_workspace(space.layout.root)
+    assert space.params.schema_.labels == ["Café", "spam"]
+    file = write(tmp_path / "a.csv", "id,text,label", f"x,hello,{unicodedata.normalize(form, 'Café')}")
+    report = ingest(space, [file], label_column="label")
+    assert (report.labels, report.labels_rejected) == (1, {})
+    assert [event.label for event in events(space)] == ["Café"]

@@ -36,6 +36,7 @@ def leaves(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[s
 KEYS = leaves(yaml.safe_load(TEMPLATE))
 LATER: dict[tuple[str, ...], Any] = {
     ("round", "test_tasks"): 40,
+    ("ingest", "encoding"): "",
     ("select", "cold_start"): "random",
     ("select", "max_similarity"): 1.0,
     ("select", "guide"): {},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -911,6 +912,13 @@ def test_no_result_raises_and_only_a_clear_answer_is_believed(
 def test_every_class_of_the_schema_is_believed(label: str, origin: str) -> None:
     schema = Schema(version=1, question="?", labels=["ham", "spam", "a b", "ünï"], fields=["text"])
     assert believe(result(value={"choices": [label]}, origin=origin), False, schema) == Answer(label, origin)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_an_answer_is_compared_in_one_form_of_unicode(form):
+    schema = SCHEMA.model_copy(update={"labels": ["Café", "other"]})
+    label = unicodedata.normalize(form, "Café")
+    assert believe(result(value={"choices": [label]}), False, schema) == Answer("Café", None)
 
 
 acts = st.lists(

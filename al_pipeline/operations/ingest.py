@@ -13,12 +13,13 @@ import shutil
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
-from al_pipeline.errors import BadInput, NothingToDo
+from al_pipeline.errors import BadInput, NothingToDo, UnusableFile
 from al_pipeline.files import (
     json_line,
     make_folder,
@@ -30,17 +31,20 @@ from al_pipeline.files import (
     write_json,
 )
 from al_pipeline.home import private_folder
+from al_pipeline.inputs import WANTED, Source, open_inputs
 from al_pipeline.items import count_items, iter_items, list_parts, read_ids, write_items
 from al_pipeline.layout import Layout
 from al_pipeline.ledger import add_to_inbox, event_digest, read_events
 from al_pipeline.operations.close import next_round
 from al_pipeline.operations.history import read_history
 from al_pipeline.operations.schema import check_schema
-from al_pipeline.pool import Catalog, draw_test, drawn_size, item_id_from
+from al_pipeline.pool import Catalog, draw_test, drawn_size, item_id_from, label_from, storable, text_from
 from al_pipeline.records import Event, Item, Part, content_hash
 from al_pipeline.repository import Git
 from al_pipeline.tables import BadRow, Progress, Row, check_readable, excerpt, read_table
 from al_pipeline.workspace import Workspace
+
+_T = TypeVar("_T")
 
 METADATA_CHARACTERS = 1_000_000
 IMPORT_ANNOTATOR = "import"
@@ -50,6 +54,8 @@ _STAGING = ".ingest"
 _COMMIT = "commit.json"
 _DRAWN = "drawn.json"
 """In the inbox: which of its parts of the test set were drawn, and not given."""
+_MOST_REJECTS = 100_000
+"""Lines of a rejects file; what is rejected beyond them is counted alone."""
 _NO_LABEL = 0
 _CONTRADICTION = 0xFFFF
 
@@ -74,7 +80,7 @@ class IngestReport:
     labels_rejected: Mapping[str, int]
     """Labels that were not taken, by reason, though their items were."""
     rejects_file: Path | None
-    """One JSON object for each of them: file, row, reason, detail, and how the row begins."""
+    """One JSON object for each of them: file, line (CSV, JSONL) or row (Parquet, XLSX), reason, detail, its begin."""
     notes: tuple[str, ...] = ()
     """What a person should know besides."""
 
@@ -111,36 +117,56 @@ class IngestReport:
 
 def ingest(
     workspace: Workspace,
-    files: Sequence[Path],
+    files: Sequence[Path | Source],
     *,
     text_column: str = "text",
     id_column: str | None = None,
     label_column: str | None = None,
     test: bool = False,
     test_size: int | None = None,
+    format: str | None = None,
+    encoding: str | None = None,
     progress: Progress | None = None,
 ) -> IngestReport:
-    """Add the rows of CSV, JSONL or Parquet files to the pool (or, `test`, to the test set), all of them or none.
+    """Add the rows of CSV, JSONL, Parquet or XLSX files to the pool (or, `test`, to the test set), all or none.
+
+    A folder stands for its files, `-` for standard input; `format` and `encoding` say what they are, where that is not
+    to be found out.
 
     `id_column`: by default `id`, where there is such a column. Rows without an id get one from their content. The
     first items ever bring the test set with them: `test_size` of them (default: `ingest.test_size`), at most a fifth,
     drawn at random, unless there is a test set already. Labels become `import` events; a label that differs from the
     one imported before replaces it. Call it while holding the workspace's lock.
 
-    Raises BadInput where a file as a whole cannot be used; a row that cannot is kept aside with its reason.
+    Raises UnusableFile where a file as a whole cannot be used; a row that cannot is kept aside with its reason.
     """
     if not files:
-        raise BadInput("name at least one file (CSV, JSONL or Parquet)")
+        raise BadInput(f"name at least one file ({WANTED})")
     if len({text_column, id_column, label_column} - {None}) < 1 + (id_column is not None) + (label_column is not None):
         raise BadInput("text, id and label must be three different columns")
-    sizes = [check_readable(path) for path in files]
+    with open_inputs(files, format, encoding) as inputs:
+        columns = _Columns(text_column, id_column, label_column)
+        return _take_in(
+            workspace, inputs.sources, columns, "test" if test else "pool", inputs.notes, progress, test_size
+        )
+
+
+def _take_in(
+    workspace: Workspace,
+    sources: Sequence[Source],
+    columns: _Columns,
+    part: Part,
+    notes: list[str],
+    progress: Progress | None,
+    test_size: int | None,
+) -> IngestReport:
+    sizes = [_usable(partial(check_readable, source)) for source in sources]
     layout = workspace.layout
-    if label_column is not None and (layout.root / ".git").exists():
+    if columns.label is not None and (layout.root / ".git").exists():
         check_schema(workspace, read_history(layout, Git(layout.root)))  # labels are read by these classes
     finish_ingest(layout)
-    columns = _Columns(text_column, id_column, label_column)
-    taken = _Intake(workspace, columns, "test" if test else "pool")
-    if test_size is not None and (test or taken.had_test):
+    taken = _Intake(workspace, columns, part)
+    if test_size is not None and (part == "test" or taken.had_test):
         raise BadInput(
             "there is a test set already: `al ingest --redraw-test --test-size N` draws another until the "
             "first `al round`, and `al ingest --test FILE` adds to it"
@@ -153,15 +179,22 @@ def ingest(
     try:
         staged = staging / "staged" / "new.parquet"
         with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n") as rejects:
-            added = write_items(staged, _new_items(taken, files, sizes, rejects, progress))
-            rejects_file = _keep_rejects(rejects, staging, layout.rejects, files[0]) if taken.refusals else None
-        drawn, notes = _draw(taken, size, workspace.params.seed) if not test else (0, [])
-        if added and not test and taken.had_test and next_round(layout) is None and read_object(layout.inbox / _DRAWN):
-            notes = [
+            added = write_items(staged, _new_items(taken, sources, sizes, rejects, notes.append, progress))
+            rejects_file = _keep_rejects(rejects, staging, layout.rejects, sources[0]) if taken.refusals else None
+        drawn, said = _draw(taken, size, workspace.params.seed) if part == "pool" else (0, [])
+        if (
+            added
+            and part == "pool"
+            and taken.had_test
+            and next_round(layout) is None
+            and read_object(layout.inbox / _DRAWN)
+        ):
+            said = [
                 "the test set was drawn from earlier files alone, and measures on texts like theirs; `al ingest "
                 "--redraw-test` draws it again from all of them, until the first `al round`"
             ]
-        test_added = added if test else drawn
+        notes += said
+        test_added = added if part == "test" else drawn
         _stage_parts(taken, staging, staged, drawn)
         labels = _stage_labels(taken, staging)
         if added or labels:
@@ -376,36 +409,29 @@ class _Intake:
         return number, Item(item_id, content, text, metadata)
 
     def _text(self, values: Mapping[str, Any]) -> str:
-        text = values.get(self.columns.text)
-        if text is None:
-            raise _Refused("no text")
-        if not isinstance(text, str):
-            raise _Refused("the text is not a string", type(text).__name__)
-        if not text.strip():
-            raise _Refused("no text")
-        limit = self.workspace.params.ingest.max_characters
-        if len(text) > limit:
-            raise _Refused(f"the text is longer than {limit:,} characters (ingest.max_characters)", f"{len(text):,}")
-        if not _storable(text):
-            raise _Refused("the text holds half a surrogate pair, which UTF-8 cannot store")
-        return text
+        try:
+            return text_from(values.get(self.columns.text), self.workspace.params.ingest.max_characters)
+        except ValueError as error:
+            raise _Refused(*error.args) from None
 
     def _hear_label(self, number: int, values: Mapping[str, Any]) -> None:
         if self.columns.label is None:
             return
-        label = values.get(self.columns.label)
-        if isinstance(label, int) and not isinstance(label, bool):
-            label = excerpt(label)
-        if label is None or (isinstance(label, str) and not label.strip()):
-            return
+        cell = values.get(self.columns.label)
         labels = self.workspace.params.schema_.labels
-        if not isinstance(label, str) or label.strip() not in labels:
-            raise _Refused("the label is not one of schema.labels in params.yaml", excerpt(label)[:80])
-        said = 1 + labels.index(label.strip())
+        try:
+            label = label_from(cell)
+        except ValueError:
+            label = ""
+        if label is None:
+            return
+        if label not in labels:
+            raise _Refused("the label is not one of schema.labels in params.yaml", excerpt(cell)[:80])
+        said = 1 + labels.index(label)
         before = self._said[number]
         if before not in (_NO_LABEL, said):
             self._said[number] = _CONTRADICTION
-            raise _Refused("the same text has another label in an earlier row; neither is taken", label.strip())
+            raise _Refused("the same text has another label in an earlier row; neither is taken", label)
         self._said[number] = said
         self._origins[number] = len(self._files) - 1
 
@@ -452,43 +478,51 @@ def _metadata(values: Mapping[str, Any], apart: set[str | None]) -> str:
         raise _Refused("the other columns cannot be kept as JSON", excerpt(str(error))) from None
     if len(metadata) > METADATA_CHARACTERS:
         raise _Refused(f"the other columns hold more than {METADATA_CHARACTERS:,} characters", f"{len(metadata):,}")
-    if not _storable(metadata):
+    if not storable(metadata):
         raise _Refused("the other columns hold half a surrogate pair, which UTF-8 cannot store")
     return metadata
 
 
-def _storable(text: str) -> bool:
+def _usable(read: Callable[[], _T]) -> _T:
+    """What `read` gives; its complaint about a user's file as an UnusableFile, unlike one about our own data."""
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        return read()
+    except BadInput as error:
+        raise UnusableFile(str(error)) from None
 
 
 def _new_items(
-    taken: _Intake, files: Sequence[Path], sizes: Sequence[int], rejects: IO[str], progress: Progress | None
+    taken: _Intake,
+    sources: Sequence[Source],
+    sizes: Sequence[int],
+    rejects: IO[str],
+    on_note: Callable[[str], None],
+    progress: Progress | None,
 ) -> Iterator[list[Item]]:
-    total, before = sum(sizes), 0
-    for path, size in zip(files, sizes, strict=True):
-        taken.open_file(path.name)
+    total, before, kept = sum(sizes), 0, 0
+    for source, size in zip(sources, sizes, strict=True):
+        taken.open_file(source.name or source.path.name)
 
         def tell(done: int, _: int, before: int = before) -> None:
             if progress is not None:
                 progress(before + done, total)
 
-        for batch in read_table(path, taken.columns.required, progress=tell):
+        batches = read_table(source, taken.columns.required, progress=tell, on_note=on_note)
+        while (batch := _usable(partial(next, batches, None))) is not None:
             new = []
             for row in batch:
                 item, refused = taken.take(row)
                 if item is not None:
                     new.append(item)
-                if refused is not None:
-                    rejects.write(_reject_line(path, row, refused, taken.columns))
+                if refused is not None and (kept := kept + 1) <= _MOST_REJECTS:
+                    rejects.write(_reject_line(source, row, refused, taken.columns))
             yield new
         before += size
+    if kept > _MOST_REJECTS:
+        on_note(f"the rejects file holds the first {_MOST_REJECTS:,} of {kept:,} rejects")
 
 
-def _reject_line(path: Path, row: Row | BadRow, refused: _Refused, columns: _Columns) -> str:
+def _reject_line(source: Source, row: Row | BadRow, refused: _Refused, columns: _Columns) -> str:
     if isinstance(row, Row):
         begins = {excerpt(name)[:100]: excerpt(row.values[name])[:100] for name in list(row.values)[:20]}
         begins[excerpt(columns.text)] = excerpt(row.values.get(columns.text, ""))
@@ -497,8 +531,8 @@ def _reject_line(path: Path, row: Row | BadRow, refused: _Refused, columns: _Col
         kept = row.excerpt
     return json_line(
         {
-            "file": excerpt(path.name),
-            "row": row.number,
+            "file": excerpt(source.name or source.path.name),
+            row.unit: row.number,
             "reason": refused.reason,
             "detail": excerpt(refused.detail),
             "excerpt": kept,
@@ -507,14 +541,14 @@ def _reject_line(path: Path, row: Row | BadRow, refused: _Refused, columns: _Col
 
 
 # Files -------------------------------------------------------------------------------------------------------------
-def _keep_rejects(rejects: IO[str], staging: Path, folder: Path, first: Path) -> Path:
+def _keep_rejects(rejects: IO[str], staging: Path, folder: Path, first: Source) -> Path:
     """Move the rejects to a file whose name says which files and rows they are of: the same again, the same file."""
     rejects.flush()
     rejects.seek(0)
     staged = staging / "rejects.jsonl"
     with staged.open("w", encoding="utf-8", newline="\n") as out:
         shutil.copyfileobj(rejects, out)
-    stem = re.sub(r"[^\w.-]+", "_", first.stem, flags=re.ASCII).strip("._")[:60] or "rows"
+    stem = re.sub(r"[^\w.-]+", "_", Path(first.name or first.path.name).stem, flags=re.ASCII).strip("._")[:60] or "rows"
     target = folder / f"{stem}-{sha256_file(staged)[:12]}.jsonl"
     move(staged, target)
     return target

@@ -21,7 +21,7 @@ from al_pipeline.files import read_json, write_json
 from al_pipeline.ledger import Refused, add_to_inbox, canonical, event_digest, read_events, read_refused
 from al_pipeline.oracle import CONTROL, RESERVED, TIME_FORMAT, Oracle, ProjectRef, data_key, shown_fields, shown_hash
 from al_pipeline.params import Schema
-from al_pipeline.records import Annotation, AnsweredTask, Event, EventType, PlannedTask, shown_text
+from al_pipeline.records import Annotation, AnsweredTask, Event, EventType, PlannedTask, composed, shown_text
 from al_pipeline.workspace import Workspace
 
 OVERLAP = timedelta(minutes=10)
@@ -147,10 +147,11 @@ def believe(result: Sequence[Any], was_cancelled: bool, schema: Schema) -> Answe
         return "empty result"
     if len(choices) > 1:
         return "several choices"
-    if choices[0] not in schema.labels:
+    label = composed(choices[0])
+    if label not in schema.labels:
         return "unknown label"
     origin = chosen[0].get("origin")
-    return Answer(choices[0], origin if isinstance(origin, str) and origin in _ORIGINS else None)
+    return Answer(label, origin if isinstance(origin, str) and origin in _ORIGINS else None)
 
 
 def annotation_key(push_key: str, ref: ProjectRef, annotation: Annotation) -> str:

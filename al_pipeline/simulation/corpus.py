@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from al_pipeline.errors import BadInput
 from al_pipeline.files import sha256_bytes
-from al_pipeline.pool import draw_test, item_id_from
+from al_pipeline.inputs import Source, open_inputs
+from al_pipeline.params import ClassName
+from al_pipeline.pool import draw_test, item_id_from, label_from, text_from
 from al_pipeline.records import Item, content_hash
 from al_pipeline.tables import BadRow, Progress, Row, read_table
 
 LEAST = 50
 """Texts; with fewer nothing can be told."""
 MAX_CLASSES = 200
+MAX_CHARACTERS = 200_000
+"""Of a text, where no `params.yaml` says otherwise."""
+_CLASS_NAME = TypeAdapter[str](ClassName)
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,15 @@ def read_corpus(
     seed: int = 0,
     schema: Sequence[str] = (),
     progress: Progress | None = None,
+    *,
+    max_characters: int = MAX_CHARACTERS,
+    format: str | None = None,
+    encoding: str | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> LabeledTexts:
-    """The texts of a CSV, JSONL or Parquet file with their labels.
+    """The texts of a CSV, JSONL, Parquet or XLSX file with their labels; a folder stands for its files, `-` for a pipe.
+
+    What ingest would not take as a text or as the name of a class is left out and counted, with its reason.
 
     A text that comes twice counts once; with two different labels it is left out, all its copies. Of more than `limit`
     texts a random sample is kept. `schema`: the order of the classes, where it names all of them. Raises BadInput where
@@ -70,10 +83,12 @@ def read_corpus(
     found: dict[str, tuple[str, str]] = {}
     contradicted: set[str] = set()
     left_out: Counter[str] = Counter()
-    columns = (text_column, label_column)
-    for batch in read_table(path, columns, columns, progress=progress):
-        for row in batch:
-            taken = _taken(row, text_column, label_column)
+    with open_inputs([path], format, encoding) as inputs:
+        if on_note is not None:
+            for note in inputs.notes:
+                on_note(note)
+        for row in _rows(inputs.sources, (text_column, label_column), progress, on_note):
+            taken = _taken(row, text_column, label_column, max_characters)
             if isinstance(taken, str):
                 left_out[taken] += 1
                 continue
@@ -105,16 +120,33 @@ def _id(item: Item) -> str:
     return item.item_id
 
 
-def _taken(row: Row | BadRow, text_column: str, label_column: str) -> tuple[str, str] | str:
+def _rows(
+    sources: Sequence[Source],
+    columns: tuple[str, str],
+    progress: Progress | None,
+    on_note: Callable[[str], None] | None,
+) -> Iterator[Row | BadRow]:
+    for source in sources:
+        for batch in read_table(source, columns, columns, progress=progress, on_note=on_note):
+            yield from batch
+
+
+def _taken(row: Row | BadRow, text_column: str, label_column: str, max_characters: int) -> tuple[str, str] | str:
     """Text and label of a row, or the reason why it is not taken."""
     if isinstance(row, BadRow):
         return row.reason
-    text, label = row.values.get(text_column), row.values.get(label_column)
-    if not isinstance(text, str) or not text.strip():
-        return "it has no text"
-    if label is None or isinstance(label, list | dict) or not str(label).strip():
-        return "it has no label"
-    return text, str(label).strip()
+    try:
+        text = text_from(row.values.get(text_column), max_characters)
+        label = label_from(row.values.get(label_column))
+    except ValueError as error:
+        return str(error.args[0])
+    if label is None:
+        return "no label"
+    try:
+        _CLASS_NAME.validate_python(label)
+    except ValidationError:
+        return "the label is no name of a class: at most 100 printable characters"
+    return text, label
 
 
 def _check(path: Path, texts: int, names: Sequence[str], label_column: str) -> None:
