@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -254,6 +255,58 @@ class Layout:
         return ("/.al/", "/data/inbox/", "/data/rejects/", "/reports/", *data)
 
     @property
+    def not_ignored(self) -> tuple[str, ...]:
+        """Lines of the workspace's `.gitignore` by which no pattern of the user's own hides what is ours.
+
+        It counts more than `.git/info/exclude` and the user's global file; DVC refuses an ignored `.dvc` file.
+        """
+        roots = (self.marker, self.params, self.dvc_yaml, self.dvc_lock, self.engine)
+        names = (*(path.relative_to(self.root).as_posix() for path in roots), ".gitignore", ".gitattributes")
+        dvc = (".dvcignore", ".dvc/", ".dvc/config", ".dvc/.gitignore")
+        folders = ("rounds/", "rounds/*/", "data/", "models/")
+        files = ("rounds/*.json", "rounds/*.csv", "rounds/*/*.json", "rounds/*/*.jsonl", "data/*.dvc", "models/*.dvc")
+        return tuple(f"!/{name}" for name in (*names, *dvc, *folders, *files))
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Lines of the workspace's `.gitattributes` by which git stores and checks out our files byte for byte.
+
+        They count more than the user's global file and settings such as `core.autocrlf`.
+        """
+        roots = (self.marker, self.params, self.dvc_yaml, self.dvc_lock, self.engine)
+        names = (*(path.relative_to(self.root).as_posix() for path in roots), ".gitignore", ".gitattributes")
+        places = (*names, ".dvcignore", ".dvc/**", "rounds/**", "data/*.dvc", "models/*.dvc")
+        return tuple(f"/{name} -text -ident -filter !working-tree-encoding" for name in places)
+
+    @property
+    def steering(self) -> tuple[Path, ...]:
+        """Small tracked files whose bytes a build or DVC reads."""
+        sources = tuple(path.parent / f"{path.name}.dvc" for path in self.sources)
+        settings = (self.params, self.dvc_yaml, self.dvc_lock, self.engine, self.root / ".dvc/config")
+        return (*settings, self.overrides, self.asked_at_random, *self.results, *sources)
+
+    @property
+    def tracked(self) -> tuple[Path, ...]:
+        """All that lies in git for the engine: what it owns, and what the user edits."""
+        user = (
+            self.marker,
+            self.params,
+            self.dvc_yaml,
+            self.git_ignore,
+            self.git_attributes,
+            self.root / ".dvc/config",
+        )
+        return (*self.owned, *user)
+
+    @property
+    def git_attributes(self) -> Path:
+        return self.root / ".gitattributes"
+
+    @property
+    def git_ignore(self) -> Path:
+        return self.root / ".gitignore"
+
+    @property
     def folders(self) -> tuple[Path, ...]:
         """Folders that the engine or DVC writes into; none of them may be a link that leads out of the workspace."""
         names = (".al/features", ".al/logs", ".al/published", ".al/rounds", ".dvc/cache", ".dvc/tmp")
@@ -268,3 +321,19 @@ class Layout:
         """Paths that the engine writes and commits; a foreign edit to one of them stops a tick."""
         sources = tuple(path.parent / f"{path.name}.dvc" for path in self.sources)
         return (self.engine, self.dvc_lock, self.rounds, *sources)
+
+
+_IN_ROUNDS = re.compile(r"rounds/(?:\d{4,6}/(?:plan\.jsonl|round\.json)|rulings/\d{6}\.json)")
+
+
+def is_ours(name: str) -> bool:
+    """Whether the engine writes and commits a file of this name, relative to the workspace's root.
+
+    What else lies in `rounds/`, such as an editor's backup, is not ours.
+    """
+    layout = Layout()
+    singles = (
+        *(layout.marker, layout.engine, layout.dvc_lock, layout.project, layout.overrides, layout.asked_at_random),
+        *(layout.genesis, *layout.results, *(path.parent / f"{path.name}.dvc" for path in layout.sources)),
+    )
+    return bool(_IN_ROUNDS.fullmatch(name)) or name in {path.as_posix() for path in singles}

@@ -45,8 +45,8 @@ _SECRET = re.compile(
 
 _OURS = frozenset(
     {
-        ".al", ".dvc", ".dvcignore", ".gitignore", "al-workspace.json", "data", "dvc.lock", "dvc.yaml", "engine.json",
-        "models", "params.yaml", "reports", "rounds",
+        ".al", ".dvc", ".dvcignore", ".gitattributes", ".gitignore", "al-workspace.json", "data", "dvc.lock",
+        "dvc.yaml", "engine.json", "models", "params.yaml", "reports", "rounds",
     }
 )  # fmt: skip
 """The names in a workspace's root under which the engine reads and writes."""
@@ -129,12 +129,12 @@ def check_tree(modes: Mapping[str, str], layout: Layout) -> None:
 
 
 def _doubts(layout: Layout) -> Iterator[tuple[str, str]]:
-    if layout.dvc_yaml.exists() and layout.dvc_yaml.read_bytes() != template("dvc.yaml").encode():
+    if layout.dvc_yaml.exists() and _unix(layout.dvc_yaml.read_bytes()) != template("dvc.yaml").encode():
         yield "dvc.yaml", "is not this engine's own, and DVC runs the commands in it"
     for source in layout.sources:
         pointer = source.parent / f"{source.name}.dvc"
         if pointer.exists():
-            found = _POINTER.fullmatch(pointer.read_bytes())
+            found = _POINTER.fullmatch(_unix(pointer.read_bytes()))
             if found is None or found["name"].decode() != source.name:
                 yield (
                     f"{pointer.relative_to(layout.root)}",
@@ -147,6 +147,11 @@ def _doubts(layout: Layout) -> Iterator[tuple[str, str]]:
             f"holds `{line}`: a setting that names a secret, a program or a file belongs in .dvc/config.local "
             "(`dvc config --local`, `dvc remote modify --local`), which git does not carry",
         )
+
+
+def _unix(text: bytes) -> bytes:
+    """`text` with the line ends that git may have converted on check-out put back; they mean the same in YAML."""
+    return text.replace(b"\r\n", b"\n")
 
 
 def _odd_setting(text: str) -> str | None:

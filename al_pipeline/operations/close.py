@@ -15,6 +15,7 @@ from al_pipeline.files import read_object, remove_leftovers, sha256_file, write_
 from al_pipeline.labels import CONTROLS, ruling_key
 from al_pipeline.layout import Layout
 from al_pipeline.ledger import append_inbox, append_part, part_ids, read_events
+from al_pipeline.operations.checkout import converted
 from al_pipeline.records import RANDOM, RANDOM_SLICE, Event, PlannedTask
 from al_pipeline.repository import Different, Dvc, Git
 from al_pipeline.rulings import Ruling, control_event
@@ -163,7 +164,9 @@ def foreign_edits(layout: Layout, git: Git) -> list[str]:
     makes a ruling.
     """
     own = {path.relative_to(layout.root).as_posix() for path in (layout.project, layout.rulings)}
-    return [name for name in git.changed(layout.owned) if not own & {name, str(PurePosixPath(name).parent)}]
+    found = [name for name in git.changed(layout.owned) if not own & {name, str(PurePosixPath(name).parent)}]
+    same = set(converted(layout, git, found)) if found else set()  # only git's own conversion of line ends
+    return [name for name in found if name not in same]
 
 
 def refuse_edits(changed: Collection[str]) -> None:

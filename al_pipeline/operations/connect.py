@@ -19,6 +19,7 @@ from al_pipeline.errors import (
 from al_pipeline.files import read_object, write_json
 from al_pipeline.layout import Layout
 from al_pipeline.lock import locked
+from al_pipeline.operations.checkout import ROUND_TAGS, check_ready
 from al_pipeline.oracle import PageEdit, ProjectRef
 from al_pipeline.repository import Git
 from al_pipeline.workspace import Workspace
@@ -137,8 +138,11 @@ def adopt(workspace: Workspace) -> int:
     Raises NothingToDo, ForeignProject, and NeedsAHand where another clone published what this one lacks: it would make
     those rounds again, under the same numbers.
     """
-    ref = _known(workspace)
-    if missing := Git(workspace.layout.root).lacks():
+    ref, git = _known(workspace), Git(workspace.layout.root)
+    check_ready(workspace.layout, git)
+    if (remote := git.remote()) is not None:
+        git.fetch_tags(remote, ROUND_TAGS)
+    if missing := git.lacks():
         raise NeedsAHand(
             f"the git remote is {missing} commits ahead of this clone, and may hold rounds that it lacks: "
             "`git pull`, `dvc pull`, then `al adopt` again"
@@ -154,6 +158,7 @@ def leave_project(workspace: Workspace) -> int:
     Answers that were pulled stay, and count for the tasks that they were given to.
     """
     with locked(workspace.layout.lock, "al adopt"):
+        check_ready(workspace.layout, Git(workspace.layout.root))
         number = _known(workspace).project_id
         write_json(workspace.layout.project, {})
         Git(workspace.layout.root).commit(f"Leave Label Studio's project {number}", [workspace.layout.project])

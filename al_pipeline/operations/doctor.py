@@ -11,9 +11,12 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from typing import TYPE_CHECKING, Literal
 
 from al_pipeline.engine import current_engine, difference
-from al_pipeline.errors import AlError
+from al_pipeline.errors import AlError, NeedsAHand, RepositoryError
 from al_pipeline.files import read_json, read_object
+from al_pipeline.layout import Layout
 from al_pipeline.lock import holder
+from al_pipeline.operations import publish
+from al_pipeline.operations.checkout import check_ready
 from al_pipeline.operations.close import absent_sources, check_sources, foreign_edits, is_closed
 from al_pipeline.operations.connect import connect, stored_project
 from al_pipeline.operations.history import read_history
@@ -116,8 +119,17 @@ def _git(workspace: Workspace) -> Iterator[Finding]:
     if git.head() is None:
         yield Finding("git", "error", "the workspace has no commit", "run `al init` again; it finishes what it began")
         return
-    if git.branch() is None:
-        yield Finding("git", "error", "HEAD is detached: rounds committed there would be lost", "`git switch main`")
+    try:
+        check_ready(workspace.layout, git)
+    except NeedsAHand as error:
+        yield Finding("git", "error", str(error))
+    if damaged := git.check_objects():
+        yield Finding(
+            "git",
+            "error",
+            f"git has lost objects: {'; '.join(damaged[:3])}",
+            "a complete clone or the git remote may have them still: `git fetch --refetch`, or copy its .git/objects",
+        )
     if not git.has_identity():
         yield Finding(
             "git",
@@ -131,8 +143,48 @@ def _git(workspace: Workspace) -> Iterator[Finding]:
     ]
     if missing:
         yield Finding("git", "warning", f"tags are missing: {', '.join(missing)}", "`al round` makes them again")
-    remote = git.remote()
-    yield Finding("git", "ok", f"branch {git.branch()}, {f'pushed to {remote}' if remote else 'no git remote'}")
+    yield from _git_remote(git, tags)
+
+
+def _git_remote(git: Git, tags: dict[str, str]) -> Iterator[Finding]:
+    """What the git remote has of the branch and of the rounds' tags, as of now."""
+    remote, branch = git.remote(), git.branch()
+    for name, commit in sorted(tags.items()):
+        number = name.removeprefix("round-")
+        if not (name.startswith("round-") and number.isdigit()):
+            continue
+        path = Layout().record(int(number)).as_posix()
+        if git.show("HEAD", path) is not None and git.brought(path) != commit:
+            yield Finding(
+                "git",
+                "error",
+                f"the tag {name} names {commit[:12]}, and that round was published by {git.brought(path)[:12]}",
+                f"`git tag -d {name}`, and `al round` makes it again; where the git remote has it so too, "
+                f"`git push --delete {remote or 'origin'} {name}` first",
+            )
+    if remote is None or branch is None:
+        yield Finding("git", "ok", f"branch {branch}, no git remote")
+        return
+    try:
+        found = git.remote_refs(remote, f"refs/heads/{branch}", "refs/tags/round-*")
+    except RepositoryError as error:
+        yield Finding("git", "warning", f"the git remote {remote} cannot be looked at: {error}")
+        return
+    there = {name.removeprefix("refs/tags/"): tag for name, tag in found.items() if name.startswith("refs/tags/")}
+    here = {name: tag for name, tag in git.tag_objects("refs/tags").items() if name.startswith("round-")}
+    for sentence in publish.other_tags(remote, here, there):
+        yield Finding("git", "error", sentence)
+    lacking = [name for name in here if name not in there]
+    if found.get(f"refs/heads/{branch}", ("", ""))[1] != git.head() or lacking:
+        what = f", nor {', '.join(lacking[:3])}" if lacking else ""
+        yield Finding(
+            "git",
+            "warning",
+            f"{remote} does not have the last commit of {branch}{what}, or has newer ones",
+            "`al round` pushes; where it cannot, `git pull` first",
+        )
+    else:
+        yield Finding("git", "ok", f"branch {branch} and {len(here)} rounds' tags, as on {remote}")
 
 
 def _secrets(workspace: Workspace) -> Iterator[Finding]:

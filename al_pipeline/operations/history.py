@@ -123,7 +123,7 @@ def labels_saved_by(history: History, number: int | None) -> Saved | None:
 
 
 def read_plan(git: Git, number: int, revision: str = "HEAD") -> list[PlannedTask]:
-    """What round `number` asks, as committed."""
+    """What round `number` asks, as committed. Raises RepositoryError where git has lost it."""
     return parse_plan(git.show(revision, f"rounds/{number:04d}/plan.jsonl") or "", number)
 
 

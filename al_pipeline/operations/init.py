@@ -14,9 +14,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from al_pipeline.errors import BadInput, RepositoryError
-from al_pipeline.files import TEMPORARY_PREFIX, make_folder, remove_leftovers, write_bytes, write_json, write_text
+from al_pipeline.files import (
+    TEMPORARY_PREFIX,
+    make_folder,
+    read_object,
+    remove_leftovers,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from al_pipeline.home import private_folder, restrict_umask
 from al_pipeline.layout import Layout
+from al_pipeline.operations.checkout import git_files
 from al_pipeline.params import parse_params
 from al_pipeline.plain import has_password
 from al_pipeline.repository import Dvc, Git
@@ -50,12 +59,13 @@ def init(
         text = re.sub(r"(?m)^(  test_size:) \S+", rf"\1 {test_size}", text)
     parse_params(text, "the schema")
     if layout.marker.exists():
-        if (folder / ".git").exists() and Git(folder).head() is not None:  # else git would look in the folders above
-            raise BadInput(f"{folder} is a workspace already; work inside it, or choose another folder")
+        _refuse_begun(layout)
     elif folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder} is a file; choose a new folder")
     elif folder.exists() and not all(_is_ours(entry.name) for entry in folder.iterdir()):
         raise BadInput(f"{folder} is not empty; choose a new folder")
+    elif (folder / ".git").exists() and Git(folder).head() is not None and Git(folder).modes("HEAD"):
+        raise BadInput(f"{folder} is a git repository whose last commit holds files; choose a new folder")
     umask = restrict_umask()
     try:
         with _all_or_nothing(folder):
@@ -75,7 +85,8 @@ def _make(layout: Layout, params: str, remote: str | None) -> Workspace:
     try:
         write_text(layout.params, params)
         write_text(layout.dvc_yaml, template("dvc.yaml"))
-        write_text(folder / ".gitignore", "".join(f"{line}\n" for line in layout.ignored))
+        for path, lines in git_files(layout, "", "").items():
+            write_text(path, lines)
         write_json(layout.project, {})
         workspace.make_home()
         git = Git(folder)
@@ -85,7 +96,7 @@ def _make(layout: Layout, params: str, remote: str | None) -> Workspace:
         make_folder(layout.inbox.parent)
         private_folder(layout.inbox)
         _ = workspace.clone_id
-        names = (".gitignore", ".dvcignore", ".dvc")
+        names = (".gitignore", ".gitattributes", ".dvcignore", ".dvc")
         ours = [layout.marker, layout.params, layout.dvc_yaml, layout.rounds, *(folder / name for name in names)]
         git.commit("Make the workspace", ours)
     except BaseException:
@@ -154,6 +165,29 @@ def _head(folder: Path) -> str | None:
         return Git(folder).head() if (folder / ".git").exists() else None
     except RepositoryError:
         return None
+
+
+def _refuse_begun(layout: Layout) -> None:
+    """Raise BadInput unless the workspace is what a killed `init` left: no commit, and nothing but what it writes.
+
+    Raises RepositoryError where git cannot say whether there is a commit.
+    """
+    folder = layout.root
+    if (folder / ".git").exists() and Git(folder).head() is not None:
+        raise BadInput(f"{folder} is a workspace already; work inside it, or choose another folder")
+    work = (layout.dvc_lock, layout.engine, layout.closing, layout.genesis, layout.rulings, *layout.sources)
+    answers = (
+        layout.inbox_pool,
+        layout.inbox_test,
+        layout.inbox_events,
+        layout.round(0),
+        layout.logs.parent / "rounds",
+    )
+    if (found := next((path for path in (*work, *answers) if path.exists()), None)) or read_object(layout.project):
+        raise BadInput(
+            f"{folder} is a workspace with work in it ({(found or layout.project).relative_to(folder)}), but without "
+            "its history in git: bring `.git` back from a copy or a clone, or choose another folder"
+        )
 
 
 def _is_ours(name: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from al_pipeline.items import count_items, fetch, read_ids
 from al_pipeline.labels import CONTROLS, active
 from al_pipeline.layout import Layout
 from al_pipeline.ledger import read_events, read_refused
+from al_pipeline.manifests import parse_record
 from al_pipeline.operations.close import foreign_edits, refuse_edits
 from al_pipeline.operations.history import History, Record, read_plans
 from al_pipeline.params import Params
@@ -111,26 +112,42 @@ def _written(layout: Layout, number: int | None) -> set[str]:
 
 def tag(git: Git, layout: Layout, number: int) -> None:
     """Make the tag of round `number` at the commit that brought its record; harmless where it is there."""
+    if (remote := git.remote()) is not None:
+        with contextlib.suppress(RepositoryError):  # out of reach; the tag made here is the one that is there
+            git.fetch_tags(remote, round_name(number))
     path = layout.record(number).relative_to(layout.root).as_posix()
-    commit = git.run("log", "--format=%H", "--diff-filter=A", "--", path).stdout.split()[-1]
+    commit = git.brought(path)
     text = git.show(commit, path)
     if text is None:
         raise ForeignEdit(f"{path} is not in the commit {commit[:12]} that should have brought it")
-    git.tag(round_name(number), _message(read_json(layout.record(number))), commit)
+    (layout.private / "synced.json").unlink(missing_ok=True)
+    git.tag(round_name(number), _message(parse_record(text, path)), commit)
 
 
-def sync(git: Git, layout: Layout) -> None:
-    """Push the branch and all rounds' tags to the git remote in one atomic step."""
+def sync(git: Git, layout: Layout) -> list[str]:
+    """Push the branch, and those tags of rounds that the git remote lacks, in one atomic step.
+
+    Returns a sentence for each tag that names another object there; neither is overwritten.
+    """
     remote, branch = git.remote(), git.branch()
-    if remote and branch:
-        git.push(
-            remote,
-            [
-                f"refs/heads/{branch}",
-                *(f"refs/tags/{name}" for name in sorted(git.tags()) if name.startswith("round-")),
-            ],
-        )
-        write_json(layout.private / "synced.json", {"head": git.head()})
+    if not remote or not branch:
+        return []
+    there = {name.removeprefix("refs/tags/"): tag for name, tag in git.remote_refs(remote, "refs/tags/round-*").items()}
+    here = {name: tag for name, tag in git.tag_objects("refs/tags").items() if name.startswith("round-")}
+    git.push(remote, [f"refs/heads/{branch}", *(f"refs/tags/{name}" for name in sorted(here.keys() - there.keys()))])
+    write_json(layout.private / "synced.json", {"head": git.head()})
+    return other_tags(remote, here, there)
+
+
+def other_tags(remote: str, here: Mapping[str, tuple[str, str]], there: Mapping[str, tuple[str, str]]) -> list[str]:
+    """A sentence for each round's tag that is another object on the git remote, with the way out."""
+    return [
+        f"the tag {name} is another on {remote} "
+        f"({'of the same commit' if here[name][1] == there[name][1] else f'of the commit {there[name][1][:12]}'}), and "
+        f"neither was changed: `git tag -d {name} && git fetch {remote} tag {name}` takes the one there"
+        for name in sorted(here.keys() & there.keys())
+        if here[name][0] != there[name][0]
+    ]
 
 
 def unsynced(git: Git, layout: Layout) -> bool:

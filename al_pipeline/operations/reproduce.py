@@ -178,7 +178,7 @@ def reproduce(
     if not records:
         raise NothingToDo("no round is published yet; `al status` says what the first one waits for")
     if untagged := [round_name(r["round"]) for r in records if round_name(r["round"]) not in git.tags()]:
-        raise NothingToDo(f"without a tag yet: {', '.join(untagged)}; `al round` makes it")
+        raise NothingToDo(f"without a tag here: {', '.join(untagged)}; `git fetch --tags`, or `al round` makes it")
     home = workspace.home / "reproduce"
     with locked(home / "lock", "al reproduce"):
         _remove_clones(home)

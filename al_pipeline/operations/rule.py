@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from al_pipeline.errors import AlError, ForeignEdit, NeedsAHand, NothingToDo, RemoteIncomplete, UsageError
-from al_pipeline.files import TEMPORARY_PREFIX, sha256_file, write_json
+from al_pipeline.files import TEMPORARY_PREFIX, sha256_file, sha256_tree, write_json
 from al_pipeline.home import user_name
 from al_pipeline.labels import Folded, fold, standing_answers, times_asked
 from al_pipeline.layout import Layout
 from al_pipeline.ledger import last_part, read_events
 from al_pipeline.lock import locked
+from al_pipeline.operations.checkout import check_ready
 from al_pipeline.operations.close import carry_out
 from al_pipeline.operations.history import History, Record, read_history
 from al_pipeline.params import Params, parse_params
@@ -99,6 +100,11 @@ def rollback(
             raise NothingToDo(f"{tag} has no tag yet; `al round` makes it, then roll back")
         before = {"serves": history.promoted, "hold": history.holding is not None, "head": git.head()}
         then = read_history(layout, git, tag)
+        if record not in then.rounds or then.latest != record:
+            raise NeedsAHand(
+                f"the commit that {tag} names is not the one that published that round, so that it is no snapshot of "
+                "it: `al doctor` says which is; nothing was changed"
+            )
         serves = then.promoted if model else None
         if model and serves is None:
             raise NothingToDo(f"at {tag} no model was promoted; `--labels` alone goes back without one")
@@ -210,7 +216,7 @@ def resume(workspace: Workspace, dvc: Dvc, reason: str) -> Ruling:
 
 def finish_ruling(layout: Layout, git: Git) -> None:
     """Commit a ruling whose maker was killed in between. Call only while holding the lock."""
-    if git.head() is not None and git.branch() is not None and (left := git.changed([layout.rulings])):
+    if left := git.changed([layout.rulings]):
         if edited := [name for name in left if git.show("HEAD", name) is not None]:
             raise ForeignEdit(f"rulings are never edited: {', '.join(edited)}; `git checkout -- FILE` takes that back")
         git.commit("Finish a ruling whose making was interrupted", [layout.rulings])
@@ -245,6 +251,7 @@ def ruling_at_desk(workspace: Workspace, dvc: Dvc, purpose: str, *, data: bool =
     with locked(layout.lock, purpose):
         dvc.end_previous()
         git = Git(layout.root)
+        check_ready(layout, git)
         finish_ruling(layout, git)
         history = read_history(layout, git)
         if history.planned is None:
@@ -285,6 +292,12 @@ def _prove(dvc: Dvc, record: Record, place: Path, wanted: Mapping[str, str]) -> 
             raise RemoteIncomplete(
                 f"{path} of {tag} cannot be had, neither here nor from the DVC remote; nothing was changed. {error}"
             ) from None
+        if name in record["hashes"] and sha256_tree(place / name) != record["hashes"][name]:
+            raise NeedsAHand(
+                f"{path} of {tag} is not what the round's record says, so that going back to it would bring other "
+                f"{'labels' if name in _FOLDED else 'bytes'} than were published; nothing was changed. "
+                f"`al reproduce {record['round']}` says more"
+            )
     return place
 
 

@@ -89,7 +89,8 @@ def change_schedule(
         edited = with_schedule(text, {name: value for name, value in wanted.items() if value is not None})
         if edited == text:
             return False
-        clean = not git.changed([layout.params])
+        if clean := not git.changed([layout.params]):
+            git.check_idle()
         write_bytes(layout.params, edited.encode())
         if clean:
             schedule = parse_params(edited).schedule

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from al_pipeline import child
 from al_pipeline.engine import STAGE_ENVIRONMENT
-from al_pipeline.errors import ForeignEdit, NothingToDo, RepositoryError
+from al_pipeline.errors import ForeignEdit, NeedsAHand, NothingToDo, RepositoryError
 from al_pipeline.files import bound_log, read_json, read_object, remove_leftovers, write_json, write_text
 from al_pipeline.home import private_folder
 from al_pipeline.items import columns_of, count_items, fetch
@@ -27,6 +27,7 @@ from al_pipeline.ledger import known_ids, read_events, read_refused, still_refus
 from al_pipeline.lifecycle import BUILD, Closing, Facts, State, Step, Wait, close_reason, next_step, state
 from al_pipeline.lock import locked
 from al_pipeline.operations import build, publish
+from al_pipeline.operations.checkout import check_ready, check_tags, keep_bytes, put_back_converted
 from al_pipeline.operations.close import (
     bring_sources,
     check_sources,
@@ -105,6 +106,8 @@ class _Session:
     say: Callable[[str], None]
     history: History
     done: set[Step] = field(default_factory=set)
+    taken: set[tuple[Step, Facts, str]] = field(default_factory=set)
+    """Each step with the facts that led to it: one that changes nothing would be taken for ever."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Settings that the next batch is still to get."""
     selected: int = 0
@@ -119,9 +122,37 @@ class _Session:
     def layout(self) -> Layout:
         return self.workspace.layout
 
+    def begin(self, step: Step, facts: Facts) -> None:
+        """Note that `step` is taken on `facts`; raises NeedsAHand where it was already in this tick."""
+        known = replace(facts, age_days=0.0, done=frozenset())
+        entry = (step, known, build.build_key(self.layout) if facts.closed else "")
+        if entry in self.taken:
+            seen = ", ".join(f"{name} {value}" for name, value in _changed_facts(known).items())
+            raise NeedsAHand(
+                f"the step `{step}` was taken, and all is as it was before ({seen}); it was stopped, since it would go "
+                "on for ever. `al doctor` looks for the reason; if it finds none, please report this sentence"
+            )
+        self.taken.add(entry)
+
+    def again(self, *steps: Step) -> None:
+        """Let `steps` be taken once more, for another reason than before."""
+        self.done -= set(steps)
+        self.taken = {entry for entry in self.taken if entry[0] not in steps}
+
     def close(self) -> None:
         if self.oracle is not None:
             self.oracle.close()
+
+
+def _changed_facts(facts: Facts) -> dict[str, Any]:
+    """What of `facts` is not as in an empty workspace, for a message."""
+    row = asdict(facts)
+    plain = asdict(Facts(items=0, incoming=0, planned=None))
+    return {
+        name: "/".join(sorted(map(str, value))) if name == "built" else value
+        for name, value in row.items()
+        if value != plain[name]
+    }
 
 
 def open_dvc(layout: Layout) -> Dvc:
@@ -153,6 +184,7 @@ def tick(
         child.end_remembered(layout.encoding)
         _tidy(workspace)
         git = Git(layout.root)
+        check_ready(layout, git)
         finish_ruling(layout, git)
         options = options or Options()
         session = _Session(workspace, git, dvc, make_oracle, options, now, say, read_history(layout, git))
@@ -168,6 +200,7 @@ def tick(
         with closing(session):
             while not isinstance(step := next_step(facts := _facts(session), rule), Wait):
                 say(_announce(step, facts))
+                session.begin(step, facts)
                 begin = time.perf_counter()
                 run(str(step), partial(_take, step, session, facts))
                 seconds = time.perf_counter() - begin
@@ -290,7 +323,9 @@ def settled_tasks(workspace: Workspace, tasks: list[PlannedTask], events: list[E
 def opened_at(layout: Layout, git: Git, number: int) -> float:
     """When round `number` opened, in seconds since 1970: its first complete push, else the commit of its plan."""
     remembered = read_object(layout.state(number)).get("opened_at")
-    return float(remembered) if isinstance(remembered, int | float) else float(git.commit_time())
+    if isinstance(remembered, int | float):
+        return float(remembered)
+    return float(git.commit_time(git.brought(layout.plan(number).relative_to(layout.root).as_posix())))
 
 
 def _take(step: Step, session: _Session, facts: Facts) -> Any:
@@ -349,7 +384,7 @@ def _close(session: _Session, facts: Facts) -> None:
 def _sync(session: _Session) -> None:
     """Push to the git remote. It may be out of reach: that must not keep people from labelling."""
     try:
-        publish.sync(session.git, session.layout)
+        session.warnings += publish.sync(session.git, session.layout)
     except RepositoryError as error:
         session.warnings.append(f"the git remote lacks the newest rounds; the next tick tries again: {error}")
 
@@ -374,7 +409,9 @@ def _connect(session: _Session) -> None:
         write_json(layout.project, asdict(session.project))
     if session.git.changed([layout.project]):
         session.git.commit(f"Use Label Studio's project {session.project.project_id}", [layout.project])
-        session.done.discard(Step.SYNC)
+        session.again(Step.SYNC)
+    if keep_bytes(layout, session.git):
+        session.again(Step.SYNC)
 
 
 def _with_label_studio(step: Step, session: _Session, planned: int) -> None:
@@ -387,9 +424,11 @@ def _with_label_studio(step: Step, session: _Session, planned: int) -> None:
         retire(session.oracle, session.project, planned, session.history.abandoned, overlaps)
     elif step is Step.PUSH:
         plan = read_plan(session.git, planned)
-        push(session.oracle, session.project, tasks_of(workspace, plan))
+        report = push(session.oracle, session.project, tasks_of(workspace, plan))
         if "opened_at" not in read_object(layout.state(planned)):
-            _remember(layout, planned, opened_at=session.now().timestamp())
+            elsewhere = report.present and not report.sent  # another clone opened it
+            now = opened_at(layout, session.git, planned) if elsewhere else session.now().timestamp()
+            _remember(layout, planned, opened_at=now)
     else:
         report = pull(
             workspace,
@@ -436,6 +475,8 @@ def _publish(session: _Session, planned: int | None) -> None:
             raise ForeignEdit(f"changed again and again while the round was built: {', '.join(sorted(changed))}")
         build.forget_built(layout)
         (layout.genesis if planned is None else layout.record(planned)).unlink(missing_ok=True)
+        session.again(*BUILD, Step.DECIDE)
+        session.done.add(Step.PUBLISH)
         session.say("an output of the build is not what its record says: the build starts over")
         return
     publish.publish(session.workspace, session.git, session.dvc, planned)
@@ -509,12 +550,11 @@ def check_owned(
     In the middle of one, what a kill tore is put back. `sources`: the data too, which whoever reads none can leave out.
     """
     layout = workspace.layout
-    if git.head() is not None and git.branch() is None:
-        raise ForeignEdit("HEAD is detached, and a round would be lost at the next checkout: `git switch main` first")
+    check_tags([record["round"] for record in history.rounds], git.tags())
     if layout.closing.exists() or is_closed(layout, history.planned):  # before anything reads the data themselves
+        git.unstage([*layout.owned, layout.params, layout.dvc_yaml])
         return build.mend_torn(layout, git)
-    if git.head() is None:
-        raise ForeignEdit(f"{layout.root} has no commit; was `al init` interrupted? Run it again")
+    put_back_converted(layout, git)
     refuse_edits(foreign_edits(layout, git))
     if sources:
         bring_sources(layout, dvc)

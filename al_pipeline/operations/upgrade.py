@@ -17,6 +17,7 @@ from al_pipeline.files import read_json, sha256_bytes, write_json, write_text
 from al_pipeline.layout import Layout
 from al_pipeline.lock import locked
 from al_pipeline.merge import with_missing
+from al_pipeline.operations.checkout import check_ready, keep_bytes, with_lines
 from al_pipeline.operations.close import foreign_edits, is_closed
 from al_pipeline.operations.history import read_history
 from al_pipeline.operations.tick import open_dvc
@@ -61,10 +62,11 @@ def upgrade(start: Path | None = None, replace_dvc_yaml: bool = False) -> Upgrad
             raise NotAWorkspace(
                 f"{layout.root} has layout {before}, this engine works with {LAYOUT_VERSION}; install a newer engine"
             )
+        check_ready(layout, git)
         with open_dvc(layout) as dvc:
             dvc.keep_state_private()
         if before == LAYOUT_VERSION:
-            return Upgrade(before, before, (), str(git.head()))
+            return Upgrade(before, before, tuple(keep_bytes(layout, git)), str(git.head()))
         committed = {name: git.show("HEAD", name) or "" for name in FILES}
         planned = migrate(committed, before, replace_dvc_yaml)
         wanted = {**marker, "layout": LAYOUT_VERSION}
@@ -75,8 +77,9 @@ def upgrade(start: Path | None = None, replace_dvc_yaml: bool = False) -> Upgrad
         write_json(layout.marker, wanted)  # last: it says that the rest is done
         changed.append(layout.marker.name)
         message = f"Carry the workspace from layout {before} to {LAYOUT_VERSION}"
-        commit = git.commit(message, [layout.root / name for name in changed])
-        return Upgrade(before, LAYOUT_VERSION, tuple(changed), commit)
+        git.commit(message, [layout.root / name for name in changed])
+        changed += [name for name in keep_bytes(layout, git) if name not in changed]
+        return Upgrade(before, LAYOUT_VERSION, tuple(changed), str(git.head()))
 
 
 def _committed_marker(layout: Layout, git: Git) -> dict[str, Any]:
@@ -107,8 +110,6 @@ def _check(
     layout: Layout, git: Git, committed: Texts, planned: Texts, markers: tuple[dict[str, object], dict[str, object]]
 ) -> None:
     """Nothing is under way, and what is not as committed is what a killed upgrade of ours wrote."""
-    if git.branch() is None:
-        raise ForeignEdit("HEAD is detached, and the commit would be lost: `git switch main` first")
     if layout.closing.exists() or is_closed(layout, read_history(layout, git).planned):
         raise NothingToDo(
             "a round is being built, by the engine of the older layout; finish it there (`al round`), then upgrade"
@@ -136,7 +137,7 @@ def _to_2(texts: Texts, replace_dvc_yaml: bool) -> Texts:
     return {
         "params.yaml": with_missing(texts["params.yaml"], template("params.yaml"))[0],
         "dvc.yaml": _dvc_yaml(texts["dvc.yaml"], _DVC_YAML_1, replace_dvc_yaml),
-        ".gitignore": _with_lines(texts[".gitignore"], Layout().ignored),
+        ".gitignore": with_lines(texts[".gitignore"], Layout().ignored),
     }
 
 
@@ -151,12 +152,6 @@ def _dvc_yaml(text: str, known: str, replace: bool) -> str:
             "--replace-dvc-yaml` takes the new one (git keeps yours), then put your changes in again"
         )
     return ours
-
-
-def _with_lines(text: str, lines: tuple[str, ...]) -> str:
-    """`text` with those of `lines` that it lacks; lines of the user's own stay."""
-    missing = [line for line in lines if line not in text.splitlines()]
-    return "".join(f"{line}\n" for line in [*text.splitlines(), *missing]) if missing else text
 
 
 Migration = Callable[[Texts, bool], Texts]

@@ -1,0 +1,115 @@
+"""What must be so of the git repository before anything is decided, staged or committed in it; one place for all."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from al_pipeline.errors import NeedsAHand
+from al_pipeline.files import write_bytes, write_text
+from al_pipeline.layout import Layout
+from al_pipeline.records import round_name
+from al_pipeline.repository import Git
+
+ROUND_TAGS = "round-*"
+
+
+def check_ready(layout: Layout, git: Git) -> None:
+    """Raise NeedsAHand, with the way out, unless HEAD is a branch with all of its history and nobody is working on it.
+
+    No merge, rebase or the like is under way, no conflict is open, the clone is whole, no round's tag has fallen out of
+    the branch's history. Raises RepositoryError where git cannot say.
+    """
+    if git.head() is None:
+        raise NeedsAHand(f"{layout.root} has no commit; was `al init` interrupted? Run it again")
+    git.check_idle()
+    git.check_complete(layout.tracked)
+    if outside := [name for name in git.unmerged_tags(ROUND_TAGS) if _is_round(name)]:
+        name, branch = max(outside), git.branch()
+        has = git.show("HEAD", Layout().record(int(name.removeprefix("round-"))).as_posix()) is not None
+        why, way = (
+            ("the branch was rebased or amended after it was published", f"`git merge -s ours {name}` joins the two")
+            if has
+            else (
+                "an older state, or another branch, is checked out",
+                f"`git merge {name}` and `dvc pull` bring it here",
+            )
+        )
+        raise NeedsAHand(f"{name} is not in the history of {branch}: {why}. {way}, then try again")
+
+
+def check_tags(rounds: Collection[int], tags: Iterable[str]) -> None:
+    """Raise NeedsAHand where a tag bears the name of a round that was not published: it could never get its own."""
+    known = {round_name(number) for number in rounds}
+    if strange := sorted(name for name in tags if _is_round(name) and name not in known):
+        raise NeedsAHand(
+            f"the tag {strange[0]} names a commit without that round, and the round will need it: `git tag -d "
+            f"{strange[0]}` (`git show {strange[0]}` says who made it), then try again"
+        )
+
+
+def put_back_converted(layout: Layout, git: Git) -> list[str]:
+    """Give files whose line ends git converted when it checked them out (`core.autocrlf`) the bytes that it stores.
+
+    Nothing else of a file is different then, so nothing is lost. Returns their names. Call only while holding the lock.
+    """
+    if not (found := converted(layout, git, git.changed(layout.tracked))):
+        return []
+    found = converted(layout, git, [*found, *git.tracked(layout.tracked)])
+    for name in found:
+        stored = git.blob("HEAD", name)
+        assert stored is not None
+        write_bytes(layout.root / name, stored)
+    git.refresh(found)
+    return found
+
+
+def converted(layout: Layout, git: Git, changed: Iterable[str] = ()) -> list[str]:
+    """Those of `changed`, and of the files that a build reads, that differ from what git stores in line ends alone."""
+    found = []
+    read = (path.relative_to(layout.root).as_posix() for path in layout.steering)
+    for name in sorted({*changed, *read}):
+        path = layout.root / name
+        if path.is_file() and b"\r\n" in (text := path.read_bytes()):
+            stored = git.blob("HEAD", name)
+            if stored is not None and stored != text and stored == text.replace(b"\r\n", b"\n"):
+                found.append(name)
+    return found
+
+
+def git_files(layout: Layout, ignore: str, attributes: str) -> dict[Path, str]:
+    """The texts of `.gitignore` and `.gitattributes` with the engine's lines in them; lines of the user's own stay."""
+    return {
+        layout.git_ignore: with_lines(ignore, (*layout.not_ignored, *layout.ignored)),
+        layout.git_attributes: with_lines(attributes, layout.attributes),
+    }
+
+
+def keep_bytes(layout: Layout, git: Git) -> list[str]:
+    """Carry a workspace of an older engine over: git neither converts nor ignores what is ours. Idempotent.
+
+    Commits what it changed, and returns the names; does nothing while somebody edits those files.
+    """
+    texts = git.read("HEAD", [".gitignore", ".gitattributes"])
+    wanted = git_files(layout, texts.get(".gitignore", ""), texts.get(".gitattributes", ""))
+    stale = {path: text for path, text in wanted.items() if text != texts.get(path.name, "")}
+    for path, text in stale.items():
+        here = path.read_text(encoding="utf-8", errors="surrogateescape") if path.exists() else ""
+        if here not in (texts.get(path.name, ""), text):
+            return []
+    for path, text in stale.items():
+        write_text(path, text)
+    if stale:
+        git.commit("Have git neither convert nor ignore the engine's files", stale)
+    return sorted(path.name for path in stale)
+
+
+def with_lines(text: str, lines: tuple[str, ...]) -> str:
+    """`text` with those of `lines` that it lacks; lines of the user's own stay."""
+    missing = [line for line in lines if line not in text.splitlines()]
+    return "".join(f"{line}\n" for line in [*text.splitlines(), *missing]) if missing else text
+
+
+def _is_round(name: str) -> bool:
+    number = name.removeprefix("round-")
+    return name.startswith("round-") and number.isascii() and number.isdigit() and round_name(int(number)) == name

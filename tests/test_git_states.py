@@ -1,0 +1,780 @@
+"""git in every state that people bring it into: refused in one sentence, or read for what it is; nothing is lost."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from al_pipeline.errors import BadInput, ForeignEdit, NeedsAHand, RepositoryError
+from al_pipeline.layout import Layout, is_ours
+from al_pipeline.operations.checkout import (
+    check_ready,
+    check_tags,
+    converted,
+    git_files,
+    keep_bytes,
+    put_back_converted,
+)
+from al_pipeline.operations.publish import sync
+from al_pipeline.operations.publish import tag as tag_round
+from al_pipeline.repository import Git
+
+PLAN = "rounds/0001/plan.jsonl"
+
+
+def raw(root: Path, *arguments: str, check: bool = True, env: dict[str, str] | None = None) -> str:
+    """git as the user runs it."""
+    environment = {**os.environ, **(env or {})}
+    command = ["git", *arguments]
+    return subprocess.run(
+        command, cwd=root, check=check, capture_output=True, text=True, timeout=60, env=environment
+    ).stdout.strip()
+
+
+def write(root: Path, name: str, text: str) -> Path:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode())
+    return path
+
+
+@pytest.fixture
+def git(tmp_path: Path) -> Git:
+    """The git half of a workspace: a plan and a record, two branches that cannot be merged without a hand."""
+    root = tmp_path / "workspace"
+    root.mkdir()
+    git = Git(root)
+    git.init()
+    for name in ("params.yaml", "engine.json", "rounds/project.json", "rounds/0000/plan.jsonl", PLAN):
+        write(root, name, f"{name} 1\n")
+    layout = Layout(root)
+    git.commit("Begin", [layout.params, *layout.owned])
+    raw(root, "switch", "-qc", "other")
+    write(root, "params.yaml", "theirs\n")
+    raw(root, "commit", "-qam", "Theirs")
+    raw(root, "switch", "-q", "main")
+    write(root, "params.yaml", "ours\n")
+    raw(root, "commit", "-qam", "Ours")
+    return git
+
+
+# What a person is in the middle of ----------------------------------------------------------------------------------
+
+NO_EDITOR = {"GIT_EDITOR": "true", "GIT_SEQUENCE_EDITOR": "true"}
+
+
+def merging(root: Path) -> None:
+    raw(root, "merge", "other", check=False)
+
+
+def merging_without_conflict(root: Path) -> None:
+    raw(root, "merge", "--no-commit", "--no-ff", "-s", "ours", "other")
+
+
+def picking(root: Path) -> None:
+    raw(root, "cherry-pick", "other", check=False)
+
+
+def picking_without_conflict(root: Path) -> None:
+    raw(root, "cherry-pick", "other", check=False)
+    raw(root, "add", "params.yaml")
+
+
+def picking_several(root: Path) -> None:
+    for text in ("2", "3"):
+        raw(root, "update-ref", "refs/heads/other", raw(root, "commit-tree", "-p", "other", "-m", text, "main^{tree}"))
+    raw(root, "cherry-pick", "other~2", "other~1", "other", check=False)
+    raw(root, "checkout", "--ours", "params.yaml")
+    raw(root, "add", "params.yaml")
+    raw(root, "commit", "--allow-empty", "-qm", "By hand")
+
+
+def reverting(root: Path) -> None:
+    raw(root, "revert", "--no-edit", "HEAD~1", check=False)
+    raw(root, "revert", "--no-commit", "HEAD", check=False)
+
+
+def rebasing(root: Path) -> None:
+    raw(root, "rebase", "--merge", "other", check=False, env=NO_EDITOR)
+
+
+def rebasing_by_apply(root: Path) -> None:
+    raw(root, "rebase", "--apply", "other", check=False, env=NO_EDITOR)
+
+
+def editing_in_a_rebase(root: Path) -> None:
+    raw(root, "rebase", "-i", "HEAD~1", env={"GIT_SEQUENCE_EDITOR": "sed -i s/^pick/edit/", "GIT_EDITOR": "true"})
+
+
+def applying_mail(root: Path) -> None:
+    mail = write(root.parent, "mail", raw(root, "format-patch", "-1", "other", "--stdout") + "\n")
+    raw(root, "am", str(mail), check=False)
+
+
+def bisecting(root: Path) -> None:
+    raw(root, "bisect", "start")
+
+
+def detached(root: Path) -> None:
+    raw(root, "checkout", "-q", "--detach")
+
+
+def stash_conflict(root: Path) -> None:
+    write(root, "params.yaml", "stashed\n")
+    raw(root, "stash")
+    write(root, "params.yaml", "others\n")
+    raw(root, "commit", "-qam", "Others")
+    raw(root, "stash", "pop", check=False)
+
+
+STATES: list[tuple[Callable[[Path], None], str]] = [
+    (merging, "a merge is under way.*`git merge --continue` or `--abort`"),
+    (merging_without_conflict, "a merge is under way"),
+    (picking, "a cherry-pick is under way"),
+    (picking_without_conflict, "a cherry-pick is under way"),
+    (picking_several, "a cherry-pick.* is under way"),
+    (reverting, "a revert is under way"),
+    (rebasing, "a rebase is under way.*`git rebase --continue`"),
+    (rebasing_by_apply, "a rebase is under way"),
+    (editing_in_a_rebase, "a rebase is under way"),
+    (applying_mail, "`git am` is under way.*`git am --continue`"),
+    (bisecting, "a bisection is under way.*`git bisect reset`"),
+    (detached, "HEAD is detached: `git switch main`"),
+    (stash_conflict, r"not merged yet: params\.yaml.*`git add`"),
+]
+
+
+@pytest.mark.parametrize("linked", [False, True], ids=["main tree", "linked tree"])
+@pytest.mark.parametrize(("begin", "says"), STATES, ids=[state[0].__name__ for state in STATES])
+def test_in_the_middle_of_a_persons_work_nothing_is_staged(
+    git: Git, tmp_path: Path, begin: Callable[[Path], None], says: str, linked: bool
+) -> None:
+    root = git.root
+    if linked:
+        raw(root, "switch", "-qc", "elsewhere")
+        root = tmp_path / "linked"
+        raw(git.root, "worktree", "add", "-q", str(root), "main")
+    begin(root)
+    here, layout = Git(root), Layout(root)
+    write(root, PLAN, "changed by us\n")
+    write(root, "rounds/0002/plan.jsonl", "new\n")
+    before = raw(root, "status", "--porcelain"), raw(root, "ls-files", "--stage"), here.head()
+    with pytest.raises(NeedsAHand, match=says):
+        check_ready(layout, here)
+    with pytest.raises(ForeignEdit, match=says):
+        here.commit("Ours", layout.owned)
+    assert (raw(root, "status", "--porcelain"), raw(root, "ls-files", "--stage"), here.head()) == before
+
+
+def test_what_somebody_staged_of_ours_and_changed_again_is_not_lost(git: Git) -> None:
+    write(git.root, PLAN, "staged\n")
+    raw(git.root, "add", PLAN)
+    write(git.root, PLAN, "and changed\n")
+    with pytest.raises(ForeignEdit, match=r"staged, and changed again since: rounds/0001/plan\.jsonl"):
+        git.commit("Ours", Layout(git.root).owned)
+    assert raw(git.root, "show", f":{PLAN}") == "staged"
+
+
+def test_what_a_killed_commit_staged_is_taken_out_again(git: Git) -> None:
+    layout = Layout(git.root)
+    write(git.root, PLAN, "ours\n")
+    write(git.root, "rounds/0001/round.json", "{}\n")
+    raw(git.root, "add", "rounds")
+    write(git.root, "theirs", "staged by a person\n")
+    raw(git.root, "add", "theirs")
+    git.unstage(layout.owned)
+    assert raw(git.root, "diff", "--cached", "--name-only") == "theirs"
+    assert (git.root / PLAN).read_text() == "ours\n"
+    write(git.root, PLAN, "and built anew\n")
+    git.commit("Ours", layout.owned)
+    assert raw(git.root, "show", f"HEAD:{PLAN}") == "and built anew"
+    assert raw(git.root, "status", "--porcelain") == "A  theirs"
+
+
+def test_a_commit_that_fails_leaves_nothing_staged(git: Git, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(git.root, PLAN, "ours\n")
+    write(git.root, "rounds/0002/plan.jsonl", "new\n")
+    monkeypatch.setattr(Git, "check_idle", lambda _: None)  # a person began a merge just now
+    merging_without_conflict(git.root)
+    with pytest.raises(RepositoryError, match="partial commit during a merge"):
+        git.commit("Ours", Layout(git.root).owned)
+    raw(git.root, "commit", "-qm", "Their merge")
+    assert raw(git.root, "show", "--format=", "--name-only", "-m", "HEAD", "--", "rounds") == ""
+    assert (git.root / PLAN).read_text() == "ours\n"
+
+
+@pytest.mark.parametrize("order", [("--no-assume-unchanged", "--assume-unchanged"), ("", "--skip-worktree")])
+def test_files_that_git_is_told_not_to_look_at_are_named(git: Git, order: tuple[str, str]) -> None:
+    raw(git.root, "update-index", order[1], PLAN)
+    with pytest.raises(NeedsAHand, match=rf"not to look at {PLAN}: `git sparse-checkout disable`"):
+        check_ready(Layout(git.root), git)
+
+
+# Which commit a round is ---------------------------------------------------------------------------------------------
+
+
+def record(git: Git, number: int, text: str | None = None) -> Path:
+    return write(git.root, f"rounds/{number:04d}/round.json", text or f"{number}\n")
+
+
+def test_a_round_that_a_merge_brought_is_found(git: Git) -> None:
+    merging_without_conflict(git.root)
+    record(git, 1)
+    raw(git.root, "add", "rounds")
+    raw(git.root, "commit", "-qm", "A merge that took our staged files")
+    assert git.brought("rounds/0001/round.json") == git.head()
+
+
+def test_a_round_from_a_merged_branch_is_the_commit_of_that_branch(git: Git) -> None:
+    raw(git.root, "switch", "-qc", "rounds")
+    record(git, 1)
+    made = git.commit("Round 1", Layout(git.root).owned)
+    raw(git.root, "switch", "-q", "main")
+    raw(git.root, "merge", "-q", "--no-ff", "-m", "Merge", "rounds")
+    record(git, 2)
+    git.commit("Round 2", Layout(git.root).owned)
+    assert git.brought("rounds/0001/round.json") == made
+
+
+def test_a_round_in_a_criss_cross_history_is_found(git: Git) -> None:
+    raw(git.root, "switch", "-qc", "rounds")
+    record(git, 1)
+    made = git.commit("Round 1", Layout(git.root).owned)
+    raw(git.root, "switch", "-q", "main")
+    raw(git.root, "commit", "-q", "--allow-empty", "-m", "Meanwhile")
+    raw(git.root, "tag", "start")
+    raw(git.root, "merge", "-q", "--no-ff", "-m", "One way", "rounds")
+    one = raw(git.root, "rev-parse", "main")
+    raw(git.root, "switch", "-q", "rounds")
+    raw(git.root, "merge", "-q", "--no-ff", "-m", "The other way", "start")
+    raw(git.root, "switch", "-q", "main")
+    raw(git.root, "merge", "-q", "--no-ff", "-m", "Both", "rounds")
+    assert one != git.head() and git.brought("rounds/0001/round.json") == made
+
+
+def test_a_round_that_no_commit_brought_is_said_so(git: Git) -> None:
+    with pytest.raises(NeedsAHand, match=r"no commit in the history of main brought rounds/0009/round\.json"):
+        git.brought("rounds/0009/round.json")
+
+
+def rewritten(git: Git) -> None:
+    raw(git.root, "commit", "-q", "--amend", "-m", "Round 1, amended")
+
+
+def older(git: Git) -> None:
+    raw(git.root, "reset", "-q", "--hard", "HEAD~1")
+
+
+@pytest.mark.parametrize(
+    ("change", "says", "way"),
+    [
+        (rewritten, "rebased or amended.*`git merge -s ours round-0001`", ["-s", "ours", "round-0001"]),
+        (older, "an older state.*`git merge round-0001`", ["round-0001"]),
+    ],
+)
+def test_a_tag_that_fell_out_of_history_is_named_and_the_way_back_works(
+    git: Git, change: Callable[[Git], None], says: str, way: list[str]
+) -> None:
+    layout = Layout(git.root)
+    record(git, 1)
+    git.tag("round-0001", "One", git.commit("Round 1", layout.owned))
+    check_ready(layout, git)
+    raw(git.root, "tag", "round-and-about", "other")
+    change(git)
+    with pytest.raises(NeedsAHand, match=f"round-0001 is not in the history of main: .*{says}"):
+        check_ready(layout, git)
+    raw(git.root, "merge", "-q", "--no-edit", *way)
+    check_ready(layout, git)
+    assert (git.root / "rounds/0001/round.json").read_text() == "1\n"
+
+
+def test_a_tag_with_the_name_of_a_round_to_come_is_named() -> None:
+    check_tags([0, 1], ["round-0000", "round-0001", "v1", "round-2", "rollback-0009-to-0005"])
+    with pytest.raises(NeedsAHand, match="the tag round-0002 .*`git tag -d round-0002`"):
+        check_tags([0, 1], ["round-0000", "round-0002"])
+
+
+# Tags ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_tag_is_the_same_object_wherever_and_whenever_it_is_made(
+    git: Git, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git.tag("round-0001", "One: 8 labelled")
+    made = raw(git.root, "rev-parse", "round-0001")
+    assert raw(git.root, "cat-file", "-t", made) == "tag" and raw(git.root, "tag", "-n", "-l") != ""
+    raw(git.root, "tag", "-d", "round-0001")
+    for name, value in {"GIT_COMMITTER_NAME": "Bob", "GIT_COMMITTER_DATE": "2001-01-01T00:00:00"}.items():
+        monkeypatch.setenv(name, value)
+    raw(git.root, "config", "i18n.commitEncoding", "latin1")
+    raw(git.root, "config", "core.commentChar", "O")
+    git.tag("round-0001", "One: 8 labelled")
+    assert raw(git.root, "rev-parse", "round-0001") == made
+    raw(tmp_path, "clone", "-q", "--no-tags", str(git.root), "clone")
+    clone = Git(tmp_path / "clone")
+    clone.tag("round-0001", "One: 8 labelled", str(git.head()))
+    assert raw(clone.root, "rev-parse", "round-0001") == made
+    assert raw(clone.root, "fsck", "--strict") == ""
+
+
+@pytest.fixture
+def bare(git: Git, tmp_path: Path) -> Path:
+    place = tmp_path / "bare.git"
+    raw(tmp_path, "init", "-q", "--bare", "--initial-branch=main", str(place))
+    raw(git.root, "remote", "add", "origin", str(place))
+    (git.root / ".al").mkdir()
+    return place
+
+
+def test_only_tags_that_the_remote_lacks_are_pushed_and_another_is_named(git: Git, bare: Path) -> None:
+    layout = Layout(git.root)
+    git.tag("round-0000", "Zero", "HEAD~1")
+    git.tag("round-0001", "One")
+    raw(git.root, "push", "-q", "origin", "main")
+    raw(bare, "tag", "-a", "-m", "made by hand", "round-0000", "main~1")
+    raw(git.root, "push", "-q", "origin", "other")
+    raw(bare, "tag", "round-0001", "other")
+    theirs = raw(bare, "rev-parse", "round-0000", "round-0001")
+    write(git.root, PLAN, "more\n")
+    git.commit("More", layout.owned)
+    git.tag("round-0002", "Two")
+    said = sync(git, layout)
+    assert raw(bare, "rev-parse", "main", "round-0002^{commit}").split() == [git.head()] * 2
+    assert raw(bare, "rev-parse", "round-0000", "round-0001") == theirs, "neither was overwritten"
+    assert len(said) == 2 and "round-0000 is another on origin (of the same commit)" in said[0]
+    assert f"(of the commit {raw(git.root, 'rev-parse', 'other')[:12]})" in said[1]
+    raw(git.root, "tag", "-d", "round-0000")
+    raw(git.root, "fetch", "-q", "origin", "tag", "round-0000")
+    assert len(sync(git, layout)) == 1, "the way out that it names works"
+
+
+def test_the_remotes_tags_are_fetched_before_one_is_made(git: Git, bare: Path, tmp_path: Path) -> None:
+    layout = Layout(git.root)
+    raw(git.root, "tag", "-a", "-m", "As an older engine made it", "round-0001")
+    raw(git.root, "push", "-q", "--tags", "origin", "main")
+    theirs = raw(bare, "rev-parse", "round-0001")
+    raw(tmp_path, "clone", "-q", "--no-tags", str(bare), "clone")
+    clone = Git(tmp_path / "clone")
+    assert clone.tags() == {}
+    assert clone.fetch_tags("origin", "round-*") == {}
+    assert raw(clone.root, "rev-parse", "round-0001") == theirs
+    raw(git.root, "tag", "-d", "round-0001")
+    tag_round(git, layout, 1) if (git.root / "rounds/0001/round.json").exists() else git.fetch_tags("origin", "round-*")
+    assert raw(git.root, "rev-parse", "round-0001") == theirs
+    raw(clone.root, "tag", "-f", "-a", "-m", "moved", "round-0001", "HEAD~1")
+    assert clone.fetch_tags("origin", "round-*") == {"round-0001": theirs}, "named, and left as it is"
+
+
+# Clones that lack something ----------------------------------------------------------------------------------------
+
+
+CLONES = {
+    "depth": (["--depth=1"], "shallow clone.*`git fetch --unshallow --tags`"),
+    "since": (["--shallow-exclude=other"], "shallow clone"),
+    "blobless": (["--filter=blob:none"], "partial clone.*`git clone ADDRESS`"),
+    "treeless": (["--filter=tree:0"], "partial clone"),
+    "sized": (["--filter=blob:limit=1k"], "partial clone"),
+}
+
+
+@pytest.mark.parametrize(("options", "says"), CLONES.values(), ids=CLONES)
+def test_a_clone_without_all_of_history_is_refused_and_the_command_mends_it(
+    git: Git, bare: Path, tmp_path: Path, options: list[str], says: str
+) -> None:
+    git.tag("round-0000", "Zero", "HEAD~1")
+    raw(git.root, "push", "-q", "--tags", "origin", "main", "other")
+    for name in ("uploadpack.allowFilter", "uploadpack.allowAnySHA1InWant"):
+        raw(bare, "config", name, "true")
+    raw(tmp_path, "clone", "-q", *options, f"file://{bare}", "clone")
+    clone = Git(tmp_path / "clone")
+    with pytest.raises(NeedsAHand, match=says) as refused:
+        check_ready(Layout(clone.root), clone)
+    command = next(word for word in str(refused.value).split("`") if word.startswith("git fetch"))
+    subprocess.run(["sh", "-c", command], cwd=clone.root, check=False, timeout=60, capture_output=True)
+    check_ready(Layout(clone.root), clone)
+    shutil.rmtree(bare)
+    assert clone.brought(PLAN) and clone.check_objects() == []
+    assert clone.show("HEAD~1", PLAN) == f"{PLAN} 1\n"
+
+
+def test_grafts_and_replacements_change_no_history(git: Git) -> None:
+    first = git.brought(PLAN)
+    write(git.root, ".git/info/grafts", f"{git.head()}\n")
+    raw(git.root, "replace", str(git.head()), "other")
+    assert git.brought(PLAN) == first
+    assert git.show("HEAD", "params.yaml") == "ours\n"
+
+
+# What git has lost ---------------------------------------------------------------------------------------------------
+
+
+def damage(git: Git, digest: str, how: str) -> None:
+    """Damage one object of a repository, loose or in a pack."""
+    objects = git.root / ".git/objects"
+    for pack in objects.glob("pack/*.pack"):
+        moved = pack.rename(git.root.parent / pack.name)
+        for side in objects.glob("pack/*"):
+            side.unlink()
+        with moved.open("rb") as feed:
+            subprocess.run(["git", "unpack-objects", "-q"], cwd=git.root, stdin=feed, check=True)
+    path = objects / digest[:2] / digest[2:]
+    path.chmod(0o600)
+    match how:
+        case "deleted":
+            path.unlink()
+        case "empty":
+            path.write_bytes(b"")
+        case "zeroed":
+            path.write_bytes(bytes(path.stat().st_size))
+        case "cut":
+            path.write_bytes(path.read_bytes()[:-4])
+        case "another's":
+            other = raw(git.root, "hash-object", "-w", str(write(git.root.parent, "x", "forged\n")))
+            path.write_bytes((objects / other[:2] / other[2:]).read_bytes())
+
+
+DAMAGES = ["deleted", "empty", "zeroed", "cut", "another's"]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("packed", [False, True], ids=["loose", "packed"])
+def test_a_lost_file_is_an_error_that_names_it(git: Git, how: str, packed: bool) -> None:
+    digest = raw(git.root, "rev-parse", f"HEAD:{PLAN}")
+    if packed:
+        raw(git.root, "gc", "-q")
+    damage(git, digest, how)
+    with pytest.raises(RepositoryError, match=f"git has lost {PLAN} of HEAD.*{digest}"):
+        git.show("HEAD", PLAN)
+    with pytest.raises(RepositoryError, match=f"git has lost {PLAN} of HEAD.*{digest}"):
+        git.read("HEAD", ["params.yaml", "nowhere", PLAN, "engine.json"])
+    assert git.read("HEAD", ["params.yaml", "nowhere"]) == {"params.yaml": "ours\n"}
+    assert git.show("HEAD", "nowhere") is None and git.show("HEAD", "rounds") is None
+    assert PLAN in git.files("HEAD", "rounds") and PLAN in git.modes("HEAD")
+    assert git.check_objects() != []
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("what", ["rounds", "rounds/0001", ""])
+def test_a_lost_folder_is_an_error_that_names_it(git: Git, how: str, what: str) -> None:
+    digest = raw(git.root, "rev-parse", f"HEAD:{what}" if what else "HEAD^{tree}")
+    damage(git, digest, how)
+    named = rf"{what} at HEAD|{digest}|HEAD"
+    for read in (
+        lambda: git.show("HEAD", PLAN),
+        lambda: git.read("HEAD", [PLAN]),
+        lambda: git.files("HEAD", "rounds"),
+        lambda: git.modes("HEAD"),
+        lambda: git.commit("Ours", [write(git.root, PLAN, "changed\n")]),
+    ):
+        with pytest.raises(RepositoryError, match=named):
+            read()
+    assert git.check_objects() != []
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_lost_commit_is_no_missing_commit(git: Git, how: str) -> None:
+    head = str(git.head())
+    git.tag("round-0001", "One")
+    damage(git, head, how)
+    for read in (git.head, git.commit_time, lambda: git.modes("HEAD"), lambda: git.brought(PLAN)):
+        with pytest.raises(RepositoryError):
+            read()
+    with pytest.raises((RepositoryError, NeedsAHand)):
+        check_ready(Layout(git.root), git)
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_lost_tag_is_no_missing_tag(git: Git, how: str) -> None:
+    git.tag("round-0001", "One")
+    damage(git, raw(git.root, "rev-parse", "round-0001"), how)
+    with pytest.raises(RepositoryError):
+        git.tags()
+
+
+@pytest.mark.parametrize("content", [b"", bytes(41), b"nonsense\n"])
+def test_a_broken_tag_is_named_with_its_file(git: Git, content: bytes) -> None:
+    git.tag("round-0001", "One")
+    (git.root / ".git/refs/tags/round-0001").write_bytes(content)
+    with pytest.raises(RepositoryError, match=r"cannot read refs/tags/round-0001: delete .*\.git/refs/tags/round-0001"):
+        git.tags()
+
+
+def test_a_revision_that_git_does_not_know_is_said_so(git: Git) -> None:
+    with pytest.raises(RepositoryError, match="git knows no round-0007 here: `git fetch --tags`"):
+        git.show("round-0007", PLAN)
+
+
+def test_bytes_come_back_as_they_were_stored(git: Git) -> None:
+    text = 'a\r\nb\rc\n\x00\x85\u2028"ü"\n\n'
+    git.commit("Odd", [write(git.root, PLAN, text), write(git.root, "rounds/0001/round.json", "\r\n")])
+    assert git.show("HEAD", PLAN) == text
+    assert git.read("HEAD", [PLAN, "rounds/0001/round.json", "engine.json"]) == {
+        PLAN: text,
+        "rounds/0001/round.json": "\r\n",
+        "engine.json": "engine.json 1\n",
+    }
+    git.commit("Not UTF-8", [git.root / PLAN]) if (git.root / PLAN).write_bytes(b"\xff\xfe\n") else None
+    assert git.blob("HEAD", PLAN) == b"\xff\xfe\n"
+
+
+# A git that fails ----------------------------------------------------------------------------------------------------
+
+
+def empty_ref(root: Path) -> None:
+    (root / ".git/refs/heads/main").write_text("")
+
+
+def zeroed_ref(root: Path) -> None:
+    (root / ".git/refs/heads/main").write_bytes(bytes(41))
+
+
+def odd_ref(root: Path) -> None:
+    (root / ".git/refs/heads/main").write_text("not a commit\n")
+
+
+def lost_ref(root: Path) -> None:
+    (root / ".git/refs/heads/main").unlink()
+
+
+def lost_ref_and_log(root: Path) -> None:
+    lost_ref(root)
+    shutil.rmtree(root / ".git/logs")
+
+
+def lost_refs(root: Path) -> None:
+    shutil.rmtree(root / ".git/refs")
+    (root / ".git/refs").mkdir()
+
+
+def empty_head(root: Path) -> None:
+    (root / ".git/HEAD").write_text("")
+
+
+def lost_head(root: Path) -> None:
+    (root / ".git/HEAD").unlink()
+
+
+def torn_settings(root: Path) -> None:
+    (root / ".git/config").write_text("[core\n\tbare = ")
+
+
+def another_format(root: Path) -> None:
+    raw(root, "config", "core.repositoryFormatVersion", "99")
+
+
+def lost_git(root: Path) -> None:
+    shutil.rmtree(root / ".git")
+
+
+def ref_to_nowhere(root: Path) -> None:
+    (root / ".git/refs/heads/main").write_text("1" * 40 + "\n")
+
+
+def orphan(root: Path) -> None:
+    raw(root, "switch", "-q", "--orphan", "fresh")
+
+
+def foreign_owner(_: Path) -> None:
+    os.environ["GIT_TEST_ASSUME_DIFFERENT_OWNER"] = "1"
+
+
+FAILURES: list[tuple[Callable[[Path], None], str]] = [
+    (empty_ref, "cannot read refs/heads/main: .*broken ref.*update-ref refs/heads/main [0-9a-f]{40}`"),
+    (zeroed_ref, "refs/heads/main"),
+    (odd_ref, "refs/heads/main"),
+    (lost_ref, "refs/heads/main names no commit.*update-ref refs/heads/main [0-9a-f]{40}`"),
+    (lost_ref_and_log, "refs/heads/main names no commit.*update-ref refs/heads/main COMMIT`"),
+    (lost_refs, "names no commit|not a git repository"),
+    (empty_head, "not a git repository|HEAD"),
+    (lost_head, "not a git repository"),
+    (torn_settings, "bad config"),
+    (another_format, "version.* 99"),
+    (lost_git, "not a git repository"),
+    (ref_to_nowhere, "1111111|refs/heads/main"),
+    (orphan, "refs/heads/fresh names no commit"),
+    (foreign_owner, "dubious ownership.*safe.directory"),
+]
+
+
+def contents(root: Path) -> dict[str, str]:
+    """Every file below `root` with a digest."""
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize(("fail", "says"), FAILURES, ids=[failure[0].__name__ for failure in FAILURES])
+def test_a_git_that_fails_is_never_a_repository_without_a_commit(
+    git: Git, fail: Callable[[Path], None], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from al_pipeline.operations.init import init
+    from al_pipeline.workspace import LAYOUT_VERSION
+
+    write(git.root, "al-workspace.json", f'{{"layout": {LAYOUT_VERSION}, "workspace_id": "0123456789ab"}}')
+    git.commit("Marker", [git.root / "al-workspace.json"])
+    monkeypatch.delenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", raising=False)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "0")
+    fail(git.root)
+    with pytest.raises(RepositoryError, match=says) as failed:
+        git.head()
+    assert "al init" not in str(failed.value)
+    with pytest.raises(RepositoryError, match=says):
+        check_ready(Layout(git.root), git)
+    before = contents(git.root)
+    with pytest.raises((RepositoryError, BadInput)) as refused:
+        init(git.root, ["other", "labels"])
+    assert contents(git.root) == before, "a refused init changes no byte"
+    assert "Traceback" not in str(refused.value)
+
+
+def test_before_the_first_commit_there_is_none_and_nothing_fails(tmp_path: Path) -> None:
+    git = Git(tmp_path)
+    git.init()
+    assert git.head() is None and git.branch() == "main" and git.tags() == {}
+    write(tmp_path, "a", "1\n")
+    raw(tmp_path, "add", "a")
+    assert git.head() is None, "a killed init may have staged"
+    tree = raw(tmp_path, "write-tree")
+    raw(tmp_path, "commit-tree", "-m", "Killed before the branch knew it", tree)
+    assert git.head() is None
+
+
+# What the user has git ignore ----------------------------------------------------------------------------------------
+
+PATTERNS = [
+    "*.jsonl",
+    "*.json",
+    "*.csv",
+    "*.lock",
+    "rounds/",
+    "rounds",
+    "*.dvc",
+    ".dvc",
+    "data",
+    "*",
+    "engine*",
+    "plan.*",
+]
+
+
+@pytest.mark.parametrize("place", ["global", "exclude", "parent"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_what_the_user_ignores_is_committed_where_it_is_ours(
+    git: Git, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, place: str
+) -> None:
+    root, layout = git.root, Layout(git.root)
+    if place == "global":
+        settings = write(tmp_path, "gitconfig", f"[core]\n\texcludesFile = {write(tmp_path, 'ignore', pattern)}\n")
+        monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
+    else:
+        write(root, ".git/info/exclude" if place == "exclude" else ".gitignore", f"{pattern}\n")
+    ours = {
+        "rounds/0002/plan.jsonl", "rounds/0001/round.json", "rounds/predictions.csv", "rounds/metrics.json",
+        "rounds/overrides.json", "rounds/rulings/000001.json", "dvc.lock", "data/pool.dvc", "models/encoder.dvc",
+    }  # fmt: skip
+    for name in ours:
+        write(root, name, f"{name}\n")
+    assert set(git.changed(layout.owned)) == ours
+    git.commit("Ours", layout.owned)
+    assert ours <= set(git.files("HEAD", ".")) or ours <= set(git.modes("HEAD"))
+    assert git.changed(layout.owned) == []
+
+
+def test_what_is_ignored_and_not_ours_is_left_alone(git: Git) -> None:
+    layout = Layout(git.root)
+    write(git.root, ".git/info/exclude", ".DS_Store\n*.swp\n*~\n")
+    for name in ("rounds/.DS_Store", "rounds/0001/.plan.jsonl.swp", "rounds/0001/plan.jsonl~", "data/pool/x.swp"):
+        write(git.root, name, "x")
+        assert not is_ours(name)
+    assert git.changed(layout.owned) == []
+    write(git.root, "rounds/notes.txt", "not ignored, and nobody's")
+    assert git.changed(layout.owned) == ["rounds/notes.txt"]
+
+
+# What git converts ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attributes", ["", "* text=auto eol=crlf", "* ident", "* filter=rot", "*.json text"])
+@pytest.mark.parametrize("eol", ["lf", "crlf"])
+@pytest.mark.parametrize("safe", ["true", "warn", "false"])
+@pytest.mark.parametrize("auto", ["true", "input", "false"])
+def test_bytes_survive_every_conversion_that_is_set(
+    git: Git, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, auto: str, safe: str, eol: str, attributes: str
+) -> None:
+    settings = write(
+        tmp_path,
+        "gitconfig",
+        f"[core]\n\tautocrlf = {auto}\n\tsafecrlf = {safe}\n\teol = {eol}\n"
+        f"\tattributesFile = {write(tmp_path, 'attributes', attributes + chr(10))}\n"
+        '[filter "rot"]\n\tclean = tr a-z b-za\n\tsmudge = tr b-za a-z\n\trequired = true\n',
+    )
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
+    root, layout = git.root, Layout(git.root)
+    for path, text in git_files(layout, "", "").items():
+        path.write_text(text)
+    texts = {PLAN: "a\nb\n", "rounds/0002/plan.jsonl": "a\r\nb\n", "rounds/metrics.json": "$Id$\r\n", "dvc.lock": "x\n"}
+    for name, text in texts.items():
+        write(root, name, text)
+    git.commit("Ours", [*layout.owned, layout.git_ignore, layout.git_attributes])
+    for name, text in texts.items():
+        assert git.blob("HEAD", name) == text.encode()
+    assert git.changed(layout.tracked) == []
+    assert raw(root, "status", "--porcelain") == "", "and as the user sees it"
+    raw(tmp_path, "clone", "-q", str(root), "theirs")
+    git.tag("round-0001", "One")
+    git.clone(tmp_path / "ours", "round-0001")
+    for name, text in texts.items():
+        assert (tmp_path / "theirs" / name).read_bytes() == text.encode(), "a clone that the user makes"
+        assert (tmp_path / "ours" / name).read_bytes() == text.encode()
+
+
+def test_a_clone_that_git_converted_is_not_accused_and_put_right(
+    git: Git, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a workspace of an engine that knew no `.gitattributes` looks in a clone made under `core.autocrlf`."""
+    settings = write(tmp_path, "gitconfig", "[core]\n\tautocrlf = true\n\tsafecrlf = true\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
+    raw(tmp_path, "clone", "-q", str(git.root), "clone")
+    clone = Git(tmp_path / "clone")
+    layout = Layout(clone.root)
+    assert layout.engine.read_bytes() == b"engine.json 1\r\n"
+    os.utime(clone.root / PLAN)
+    assert "engine.json" in converted(layout, clone)
+    edited = write(clone.root, "rounds/0000/plan.jsonl", "edited by hand\r\n")
+    done = put_back_converted(layout, clone)
+    assert {"engine.json", "params.yaml", PLAN} <= set(done)
+    assert layout.engine.read_bytes() == b"engine.json 1\n"
+    assert edited.read_bytes() == b"edited by hand\r\n", "an edit is no conversion"
+    assert keep_bytes(layout, clone) == [".gitattributes", ".gitignore"]
+    assert keep_bytes(layout, clone) == []
+    assert clone.changed(layout.tracked) == ["rounds/0000/plan.jsonl"]
+
+
+def test_a_conversion_that_nothing_turns_off_is_refused_before_it_is_stored(git: Git) -> None:
+    write(git.root, ".git/info/attributes", "*.jsonl filter=rot\n")
+    raw(git.root, "config", "filter.rot.clean", "tr a-z b-za")
+    head = git.head()
+    with pytest.raises(RepositoryError, match=rf"git would not store {PLAN} as it is: `git check-attr --all {PLAN}`"):
+        git.commit("Ours", [write(git.root, PLAN, "abc\n")])
+    assert git.head() == head and raw(git.root, "diff", "--cached", "--name-only") == ""
+
+
+def test_lines_of_the_users_own_stay_and_an_edit_is_waited_for(git: Git) -> None:
+    layout = Layout(git.root)
+    layout.git_ignore.write_text("/mine\n")
+    git.commit("Mine", [layout.git_ignore])
+    layout.git_attributes.write_text("*.md text\n")
+    assert keep_bytes(layout, git) == [], "somebody is editing one of them"
+    git.commit("Mine too", [layout.git_attributes])
+    keep_bytes(layout, git)
+    assert layout.git_ignore.read_text().startswith("/mine\n")
+    assert layout.git_attributes.read_text().startswith("*.md text\n")
+    assert git.changed(layout.tracked) == []
