@@ -24,6 +24,7 @@ from al_pipeline.plain import has_password, redact
 
 _SETTINGS = {
     "advice.detachedHead": "false",
+    "advice.graftFileDeprecated": "false",
     "color.ui": "false",
     "column.ui": "never",
     "commit.cleanup": "whitespace",
@@ -375,6 +376,7 @@ class Git:
         """
         found = self.run("log", "-m", "--topo-order", "--no-renames", "--format=%H", "--diff-filter=A", "--", path)
         if not (commits := found.stdout.split()):
+            self.head()  # which says where it cannot be read
             if found.stderr:
                 raise _failed("log", found)
             raise NeedsAHand(
