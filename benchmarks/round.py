@@ -125,16 +125,16 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=2000, help="e-mails in the pool and the test set")
     parser.add_argument("--repeats", type=int, default=2, help="rounds of each kind")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="al-benchmark-") as folder, _homes(Path(folder)):
-        workspace, key = _workspace(Path(folder), options.size)
+    with tempfile.TemporaryDirectory(prefix="al-benchmark-") as folder, homes(Path(folder)):
+        workspace, key = mail_workspace(Path(folder), options.size)
         try:
-            url = start_label_studio(workspace, _tell).url
+            url = start_label_studio(workspace, tell).url
             account = admin(workspace)
             assert account is not None
             person = Annotator(account.email, account.token, 0.0, 0.0, 0.0, 0.0)
             encode = _tick(workspace)  # builds, encodes, asks
             here = [_round(workspace, url, person, key, number) for number in range(1 + options.repeats)][1:]
-            start_prefect(workspace, _tell)
+            start_prefect(workspace, tell)
             flows = [
                 _round(workspace, url, person, key, 1 + options.repeats + number) for number in range(options.repeats)
             ]
@@ -163,7 +163,7 @@ def main() -> None:
 
 
 @contextmanager
-def _homes(folder: Path) -> Iterator[None]:
+def homes(folder: Path) -> Iterator[None]:
     """A home for the servers that is ours; Label Studio's environment and empty database are kept between runs."""
     environment = ROOT / ".venv-label-studio"
     if environment.is_dir():
@@ -177,7 +177,7 @@ def _homes(folder: Path) -> Iterator[None]:
     shutil.copytree(folder / "home/templates", kept, dirs_exist_ok=True)
 
 
-def _workspace(folder: Path, size: int) -> tuple[Workspace, dict[str, str]]:
+def mail_workspace(folder: Path, size: int) -> tuple[Workspace, dict[str, str]]:
     """A workspace with the first `size` e-mails by id, and the right labels."""
     corpus = prepare()
     rows = [json.loads(line) for line in corpus.pool.read_text(encoding="utf-8").splitlines()]
@@ -198,7 +198,7 @@ def _round(workspace: Workspace, url: str, person: Annotator, key: Mapping[str, 
     project = read_json(workspace.layout.project)["project_id"]
     answer_round(url, project, [person], key, 0, round_number=number)
     tick = _tick(workspace)
-    _tell(f"round {number}: {tick.wall:.1f} s")
+    tell(f"round {number}: {tick.wall:.1f} s")
     return tick
 
 
@@ -271,7 +271,7 @@ def _peaks(ticks: Sequence[Tick]) -> dict[str, float]:
     return {name: max(tick.peak_mib.get(name, 0.0) for tick in ticks) for name in names}
 
 
-def _tell(line: str) -> None:
+def tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
