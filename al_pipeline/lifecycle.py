@@ -106,13 +106,13 @@ def next_step(facts: Facts, rule: Closing) -> Step | Wait:
         return Wait(f"{facts.paused}; `al resume` goes on")
     if facts.closed:
         return next((step for step in BUILD if step not in facts.built), Step.PUBLISH if facts.decided else Step.DECIDE)
-    if Step.INGEST not in facts.done:
-        return Step.INGEST
     if facts.planned is None:
+        if Step.INGEST not in facts.done:
+            return Step.INGEST
         return Step.CLOSE if facts.items else Wait("there is nothing to ask about; `al ingest FILE` fills the pool")
     if facts.brought:
         return Step.CLOSE
-    for step in (Step.CONNECT, Step.RETIRE, Step.PUSH, Step.PULL):
+    for step in (Step.CONNECT, Step.RETIRE, Step.PUSH, Step.PULL, Step.INGEST):
         if step not in facts.done:
             return step
     if close_reason(facts, rule) is None:

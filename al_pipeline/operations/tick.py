@@ -334,7 +334,9 @@ def _take(step: Step, session: _Session, facts: Facts) -> Any:
         case Step.INGEST:
             from al_pipeline.operations.sources import ingest_sources
 
-            return ingest_sources(workspace)
+            added, problems = ingest_sources(workspace)
+            session.warnings += problems
+            return added
         case Step.CONNECT:
             return _connect(session)
         case Step.RETIRE | Step.PUSH | Step.PULL | Step.AUDIT:
