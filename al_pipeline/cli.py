@@ -114,7 +114,8 @@ def init(
     remote: Annotated[
         str | None,
         typer.Option(
-            help="Where DVC keeps data and models (s3://…, ssh://…, a folder). Default: a folder of this user."
+            help="Where DVC keeps data and models: a folder, or an address (s3://… needs al-pipeline[s3], and so on). "
+            "Default: a folder of this user."
         ),
     ] = None,
     test_size: Annotated[

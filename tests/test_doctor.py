@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from al_pipeline.operations import doctor
 from al_pipeline.operations.doctor import Finding, examine
 from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.repository import Git
+from al_pipeline.repository.dvc import change_config
 from al_pipeline.workspace import Workspace, open_workspace
 
 pytestmark = pytest.mark.slow
@@ -134,6 +136,11 @@ def unwritable_remote(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
     remote.write_text("a file where a folder should be", encoding="utf-8")
 
 
+def no_plugin(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
+    assert find_spec("dvc_gs") is None
+    change_config(workspace.layout.root / ".dvc/config.local", {'remote "store"': {"url": "gs://bucket/al"}}, 0o600)
+
+
 def another_engine(workspace: Workspace, patch: pytest.MonkeyPatch) -> None:
     other = {**read_json(workspace.layout.engine), "version": "9.9"}
     patch.setattr("al_pipeline.engine.current_engine", lambda: other)
@@ -197,6 +204,7 @@ PROVOKED: list[tuple[Callable[[Workspace, pytest.MonkeyPatch], None], str, str, 
     (edited_record, "data", "error", "rounds/0000/round.json"),
     (lost_object, "remote", "error", "holds nothing of what the last commit names"),
     (unwritable_remote, "remote", "error", "cannot be written"),
+    (no_plugin, "remote", "error", "pip install 'al-pipeline[gs]'"),
     (another_engine, "engine", "warning", "version: was"),
     (no_label_studio, "Label Studio", "error", "al labelstudio start"),
     (dead_label_studio, "Label Studio", "error", "is it running?"),

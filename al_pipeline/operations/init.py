@@ -29,6 +29,7 @@ from al_pipeline.operations.checkout import git_files
 from al_pipeline.params import parse_params
 from al_pipeline.plain import has_password
 from al_pipeline.repository import Dvc, Git
+from al_pipeline.repository.remotes import check_address
 from al_pipeline.trust import template
 from al_pipeline.workspace import LAYOUT_VERSION, Workspace, open_workspace
 
@@ -44,14 +45,16 @@ def init(
 
     `remote` is a DVC remote's address (default: a folder in `al`'s home, on this machine); `test_size` how many items
     the first ingest sets aside as the test set. Where it fails, nothing that it made is left; killed half-way, the same
-    call finishes the job. Raises BadInput where `folder` holds something else or DVC cannot keep a path, BadParams
-    where labels are no good.
+    call finishes the job. Raises BadInput where `folder` holds something else or DVC cannot keep a path, or
+    use the remote on this machine, BadParams where labels are no good.
     """
     if remote is not None and has_password(remote):
         raise BadInput(
             "the address of the DVC remote holds a password, which git would keep for ever: give it without, and the "
             "password by `dvc remote modify --local store password …` inside the new workspace"
         )
+    if remote is not None:
+        check_address(remote)
     folder = folder.resolve()
     layout = Layout(folder)
     text = with_schema(template("params.yaml"), labels, question)

@@ -29,6 +29,7 @@ from al_pipeline.layout import Layout
 from al_pipeline.plain import redact
 from al_pipeline.repository.digests import Digests, digest
 from al_pipeline.repository.git import NOT_OURS, Git
+from al_pipeline.repository.remotes import explained
 from al_pipeline.trust import check_dvc
 
 _STAGE_TIMEOUT = 6 * 3600.0
@@ -319,7 +320,7 @@ class Dvc:
         reply, said = self._exchange({"do": what, "notes": str(self._notes), **more}, _TRANSFER_TIMEOUT)
         if not isinstance(reply, dict) or "error" in reply:
             why = redact(str(reply["error"])) if isinstance(reply, dict) else said
-            raise RepositoryError(f"dvc {name} failed: {why}{mend}")
+            raise RepositoryError(explained(why) or f"dvc {name} failed: {why}{mend}")
         return reply
 
     def check_writable(self) -> str:
@@ -337,7 +338,9 @@ class Dvc:
         if result.returncode:
             said = redact(result.stderr).strip().splitlines()[-1:] or ["no reason given"]
             raise RepositoryError(
-                f"the DVC remote cannot be written: {said[0]}; `dvc remote list` shows it, mend its address or rights"
+                explained(said[0])
+                or f"the DVC remote cannot be written: {said[0]}; `dvc remote list` shows it, mend its address or "
+                "rights"
             )
         return redact(result.stdout.strip())
 
@@ -425,13 +428,13 @@ class Dvc:
     def _checked(self, arguments: list[str], name: str, timeout: float = _TIMEOUT, mend: str = "") -> None:
         code, said = self._command(arguments, timeout)
         if code:
-            raise RepositoryError(f"dvc {name} failed ({code}): {said}{mend}")
+            raise RepositoryError(explained(said) or f"dvc {name} failed ({code}): {said}{mend}")
 
     def _json(self, arguments: list[str], name: str, timeout: float) -> dict[str, object]:
         code, said = self._command(arguments, timeout)
         line = next((line for line in reversed(said.splitlines()) if line.startswith("{")), None)
         if code or line is None:
-            raise RepositoryError(f"dvc {name} failed ({code}): {said}")
+            raise RepositoryError(explained(said) or f"dvc {name} failed ({code}): {said}")
         found: dict[str, object] = json.loads(line)
         return found
 
