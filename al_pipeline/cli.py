@@ -1326,7 +1326,8 @@ def _running(found: dict[str, Any]) -> str:
     one = found["recent"] if found["recent"]["answered"] else found["whole"]
     return (
         f"[bold]{one['accuracy']:.3f}[/] ({one['low']:.3f}–{one['high']:.3f}), rounds {one['first_round']} to "
-        f"{one['last_round']}: {one['answered']} of {one['asked']} random questions, predicted before they were learnt"
+        f"{one['last_round']}: {one['right']} right of {one['answered']} answered ({one['asked']} random questions "
+        "asked), predicted before they were learnt"
     )
 
 

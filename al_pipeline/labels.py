@@ -233,6 +233,17 @@ def people(events: Iterable[Event]) -> int:
     return len({event.annotator for event in active(events) if event.type in ("label", "skip", "supersede")})
 
 
+def skips(events: Iterable[Event]) -> dict[str, int]:
+    """How many people's newest answer to an item is a skip, by item; items that nobody skips are left out."""
+    by_item: defaultdict[str, list[Event]] = defaultdict(list)
+    for event in active(events):
+        by_item[event.item_id].append(event)
+    counts = {
+        item: sum(vote.label is None for vote in _votes(_answers(said).values())) for item, said in by_item.items()
+    }
+    return {item: count for item, count in counts.items() if count}
+
+
 def fold(
     events: Sequence[Event], labels: Sequence[str], everybody: int | None = None, asked: Mapping[str, int] | None = None
 ) -> Folded:

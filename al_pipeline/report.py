@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 EXCERPT_CHARACTERS = 280
 SHOWN_ITEMS = 200
 """Longer lists of items are cut, and the page says by how much."""
+DENSE_CLASSES = 5
+"""With more classes the matrix takes the whole width, and its columns bear numbers."""
+BARE_CLASSES = 12
+"""With more classes the cells of the matrix hold counts alone; the shade still tells the share."""
 MATRIX_CLASSES = 25
 """With more classes a matrix is unreadable: the most frequent confusions are listed instead."""
 
@@ -105,12 +109,13 @@ class AskedItem:
     """One item that this round asked about, with what came of it.
 
     `answer` is the label that the answers gave, `answers` how many people's were counted, `agreement` the share of
-    them that gave it. Where there is no label, `outcome` says why: skipped, a tie, still waiting.
+    them that gave it. Where there is no label, `outcome` says why: skipped, a tie, refused, not answered. `score` is
+    None where no model scored the item.
     """
 
     item_id: str
     text: str
-    score: float
+    score: float | None
     strategy: str
     answer: str | None = None
     answers: int = 0
@@ -133,21 +138,27 @@ class Mistake:
 class Answers:
     """What came back from the annotators.
 
+    `asked`: questions of this round, `for_test` of them about the test set; each is `answered` (with as many labels as
+    asked for), `given_up` (skipped by two people, or by all there are) or `unanswered`. `skipped`: people's skips.
     `unanswered`: questions of this round that nobody had answered when it closed. `waiting`: questions that lie in
     Label Studio now, of whatever round. `refused` counts answers by the reason.
     """
 
     asked: int = 0
+    for_test: int = 0
     answered: int = 0
     skipped: int = 0
+    given_up: int = 0
     unanswered: int = 0
     late: int = 0
     waiting: int = 0
     refused: Mapping[str, int] = field(default_factory=dict)
     annotators: int = 0
     lead_seconds: float | None = None
-    """How long the tasks were shown until they were answered, idle time included, as Label Studio's page measures."""
-    """Working time of all annotators together, where Label Studio told it."""
+    """How long the tasks were shown until they were answered, idle time included, as Label Studio's page measures.
+
+    Of all annotators together; None where Label Studio told none.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,6 +264,7 @@ def render(report: ReportData) -> str:
         pool=_pool(report.pool),
         comparison=_comparison(curve, report.baseline),
         running=_running(report.running),
+        mistakes_in_all=_mistakes_in_all(report.metrics),
         refused=sorted(report.answers.refused.items(), key=lambda pair: (-pair[1], pair[0])),
         history=[_history_row(row) for row in reversed(report.history)],
         shown=SHOWN_ITEMS,
@@ -398,7 +410,7 @@ def _tiles(report: ReportData) -> list[dict[str, str]]:
         {
             "name": "Labels",
             "value": _thousands(report.labels),
-            "note": f"{_thousands(report.pool.unlabeled)} items unlabelled",
+            "note": f"{_thousands(report.pool.unlabeled)} more items unlabelled and not asked now",
             "change": _on(gained, before),
         }
     )
@@ -406,11 +418,15 @@ def _tiles(report: ReportData) -> list[dict[str, str]]:
         {
             "name": "Answered",
             "value": f"{_thousands(answers.answered)} / {_thousands(answers.asked)}" if answers.asked else _NOTHING,
-            "note": "questions of this round",
-            "change": f"{_thousands(answers.waiting)} waiting" if answers.waiting else "",
+            "note": "questions of this round" + (f"; {_refused(answers)} not counted" if answers.refused else ""),
+            "change": f"{_count(answers.waiting, 'question')} waiting now" if answers.waiting else "",
         }
     )
     return tiles
+
+
+def _refused(answers: Answers) -> str:
+    return _count(sum(answers.refused.values()), "refused answer")
 
 
 def _metric_name(report: ReportData, name: str) -> str:
@@ -452,8 +468,13 @@ def _averaged(report: ReportData) -> str:
 
 
 def _per_class(metrics: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    metrics = metrics or {}
+    found = metrics.get("per_class") or {}
     rows = []
-    for name, row in ((metrics or {}).get("per_class") or {}).items():
+    for name in dict.fromkeys([*(metrics.get("classes") or ()), *found]):  # records hold them by the alphabet
+        if name not in found:
+            continue
+        row = found[name]
         f1 = _estimate(row.get("f1"))
         rows.append(
             {
@@ -484,14 +505,35 @@ def _confusion(metrics: Mapping[str, Any] | None) -> dict[str, Any] | None:
         key=lambda pair: -pair[0],
     )
     if len(classes) > MATRIX_CLASSES:
-        return {"rows": [], "pairs": pairs[:MATRIX_CLASSES], "classes": classes, "numbered": True}
+        return {
+            "rows": [],
+            "pairs": pairs[:MATRIX_CLASSES],
+            "more": len(pairs[MATRIX_CLASSES:]),
+            "classes": classes,
+            "dense": True,
+        }
     rows = []
     for i, row in enumerate(matrix):
         total = sum(row)
         cells = [{"count": n, "share": n / total if total else 0.0, "right": i == j} for j, n in enumerate(row)]
         rows.append({"name": classes[i], "cells": cells, "total": total})
-    numbered = len(classes) > 6 or max(len(name) for name in classes) > 16
-    return {"rows": rows, "pairs": [], "classes": classes, "numbered": numbered}
+    dense = len(classes) > DENSE_CLASSES
+    return {
+        "rows": rows,
+        "pairs": [],
+        "classes": classes,
+        "dense": dense,
+        "bare": len(classes) > BARE_CLASSES,
+        "numbered": dense or max(len(name) for name in classes) > 16,
+    }
+
+
+def _mistakes_in_all(metrics: Mapping[str, Any] | None) -> int | None:
+    """How many items of the test set the model gets wrong; None where none was measured."""
+    matrix: list[list[int]] = (metrics or {}).get("confusion") or []
+    if not any(sum(row) for row in matrix):
+        return None
+    return sum(count for i, row in enumerate(matrix) for j, count in enumerate(row) if i != j)
 
 
 def _mix(report: ReportData) -> list[dict[str, Any]]:
@@ -512,7 +554,8 @@ def _mix(report: ReportData) -> list[dict[str, Any]]:
 
 def _pool(pool: PoolCounts) -> list[dict[str, Any]]:
     parts = (
-        ("labelled", pool.labeled), ("pending", pool.pending), ("ignored", pool.ignored), ("unlabelled", pool.unlabeled)
+        ("labelled", pool.labeled), ("pending: asked now", pool.pending), ("ignored", pool.ignored),
+        ("unlabelled, not asked now", pool.unlabeled),
     )  # fmt: skip
     total = sum(count for _, count in parts)
     return [{"name": name, "count": count, "share": count / total if total else 0.0} for name, count in parts]
@@ -555,6 +598,7 @@ def _accuracy_row(one: Accuracy) -> dict[str, Any]:
         "rounds": rounds,
         "accuracy": _fixed(one.accuracy, 3),
         "interval": _interval(Estimate(one.accuracy, one.low, one.high), 3),
+        "right": one.right,
         "answered": one.answered,
         "asked": one.asked,
     }

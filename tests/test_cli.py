@@ -287,7 +287,7 @@ def test_texts_of_others_do_not_steer_the_terminal(al: Al, monkeypatch: pytest.M
     assert said.code == 0
     assert steering(said.out) == []
     assert said.out.count("[bold]loud[/bold] [/] [link=http://evil]here[/link]") == 9, "shown as it was written"
-    assert "running accuracy: 0.900 (0.800–0.950), rounds 1 to 3: 50 of 52 random questions" in " ".join(
+    assert "running accuracy: 0.900 (0.800–0.950), rounds 1 to 3: 45 right of 50 answered (52 random" in " ".join(
         said.out.split()
     )
     assert one_object(al("status", "--json").out)["next"] == HOSTILE, "machines get it whole"

@@ -17,6 +17,7 @@ from al_pipeline.labels import (
     people,
     quarantined,
     ruling_key,
+    skips,
     standing,
     standing_answers,
     times_asked,
@@ -599,3 +600,20 @@ def test_standing_has_each_task_once_and_copes_with_odd_ids() -> None:
     odd = "x#1:2"
     events = [said("ann", "ham", item=odd, annotation_key=f"ws:0001:{odd}#p.7")]
     assert standing([task("a"), task(odd)], events, 1, 3) == {"ws:0001:a": "open", f"ws:0001:{odd}": "answered"}
+
+
+@pytest.mark.parametrize(
+    ("events", "counted"),
+    [
+        ([], {}),
+        ([said("ann", "ham")], {}),
+        ([skipped("ann"), skipped("bob"), said("eve", "ham")], {"a": 2}),
+        ([skipped("ann"), skipped("ann", at=2)], {"a": 1}),
+        ([skipped("ann"), said("ann", "ham", at=2)], {}),
+        ([said("ann", "ham"), skipped("ann", at=2)], {"a": 1}),
+        ([skipped("ann"), event("delete", "ann")], {}),
+        ([imported("ham"), skipped("ann")], {"a": 1}),
+    ],
+)
+def test_people_whose_newest_word_is_a_skip_are_counted(events: list[Event], counted: dict[str, int]) -> None:
+    assert skips(events) == counted

@@ -1,6 +1,7 @@
 """The report: one page that opens offline, says what the records say, and lets nobody's text become markup."""
 
 import json
+import random
 import re
 from collections import Counter
 from dataclasses import replace
@@ -8,11 +9,19 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from harness import SMALL, answer_all, change_params
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from al_pipeline.charts import CurvePoint
+from al_pipeline.files import read_jsonl
 from al_pipeline.metrics import ClassMetrics, Estimate, Metrics, evaluate
+from al_pipeline.operations.ingest import ingest
+from al_pipeline.operations.init import init
+from al_pipeline.operations.report import report_data, write_report
+from al_pipeline.operations.status import status
+from al_pipeline.operations.tick import Options, tick
+from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.report import (
     EXCERPT_CHARACTERS,
     MATRIX_CLASSES,
@@ -30,6 +39,8 @@ from al_pipeline.report import (
     render,
     summary,
 )
+from al_pipeline.running import Accuracy, Running
+from al_pipeline.workspace import open_workspace
 
 UNDRAWN = {"history": (), "histogram": None, "baseline": ()}
 """Changes that leave the charts out: they are most of the time that a page takes."""
@@ -136,9 +147,11 @@ def make_report(**changes):
         mistakes=(Mistake("mail-9", "looks like spam", "ham", "spam", 0.98),),
         answers=Answers(
             asked=40,
-            answered=36,
-            skipped=2,
-            unanswered=2,
+            for_test=12,
+            answered=35,
+            skipped=5,
+            given_up=1,
+            unanswered=4,
             late=3,
             waiting=40,
             refused={"not a class of the schema": 2},
@@ -177,7 +190,13 @@ def test_the_page_says_what_the_records_say():
         "Round 3", "160 labels, macro-F1 0.93 (0.89–0.97). Promoted: macro-F1 rose by 0.04 (0.01 to 0.07). "
         "40 questions wait in Label Studio.", "Average precision (spam)",
         "Which label fits this text?", "a first text", "mail-1", "0.987", "100 % of 2", "skipped",
-        "looks like spam", "0.98", "not a class of the schema", "1 h 13 min", "Not answered 2", "5f2c9a10b7e4",
+        "looks like spam", "0.98", "not a class of the schema", "1 h 13 min",
+        "Questions asked 40 12 of them about the test set",
+        "Questions answered 35", "Questions given up: skipped by two people, or by all there are 1",
+        "Questions not answered 4", "Skips by people 5", "Answers after the round closed 3",
+        "2 refused answers not counted",
+        "Questions waiting in Label Studio now 40",
+        "These do not count: a question with no other answer is not answered", "5f2c9a10b7e4",
         "Round 4 waits for answers.", "+0.11 on round 2", "+40 on round 2", "5\u202f543 unlabelled",
         "At 160 labels: 0.880 here, 0.850 with random sampling (0.800–0.900): inside that range, so no clear gain.",
     ):  # fmt: skip
@@ -281,6 +300,140 @@ def test_the_matrix_holds_every_count_and_its_shade():
     ]  # fmt: skip
     for count in ("198", "9", "93"):
         assert f" {count} " in page.text
+
+
+def test_the_classes_stand_in_the_schemas_order_wherever_they_are_listed():
+    names = ("zebra", "mule", "ant")
+    row = json.loads(json.dumps(metrics_row(classes=names), sort_keys=True))
+    page = Page(render(make_report(**UNDRAWN, classes=names, metrics=row, mix=LabelMix({"ant": 1, "zebra": 2}, {}))))
+    assert list(row["per_class"]) == sorted(names), "as a record holds them"
+    for first in ("Each class", "people ↓ model →", "Label mix"):
+        places = [page.text.index(f" {name} ", page.text.index(first, page.text.index("Metrics"))) for name in names]
+        assert places == sorted(places), first
+
+
+@pytest.mark.parametrize(("classes", "dense", "bare"), [(5, False, False), (6, True, False), (20, True, True)])
+def test_a_large_matrix_takes_the_whole_width_and_numbers_its_columns(classes, dense, bare):
+    names = tuple(f"a class with a long name, number {i}" for i in range(classes))
+    page = Page(render(make_report(**UNDRAWN, classes=names, metrics=metrics_row(classes=names))))
+    assert ("The number over a column is that of its class" in page.text) == (dense or len(names[0]) > 16)
+    assert len([value for value in page.values("style") if "--share" in value]) == classes**2
+    tables = [value for _, name, value in page.attributes if name == "class" and value.startswith("matrix")]
+    assert tables == ["matrix" + " dense" * dense + " bare" * bare]
+    assert ("Cells hold test items" in page.text) == bare
+
+
+def test_running_accuracy_says_how_many_were_right():
+    accuracy = Accuracy(0, 2, 10, 8, 5, 0.625, 0.306, 0.863)
+    page = Page(render(make_report(**UNDRAWN, running=Running(accuracy, accuracy))))
+    assert "Rounds Accuracy Interval Right Asked rounds 0–2 0.625 0.306–0.863 5 of 8 answered 10" in page.text
+
+
+def test_a_score_that_no_model_gave_is_a_dash():
+    items = (AskedItem("1", "text", None, "random", "ham", 1, 1.0), AskedItem("2", "text", 0.0, "margin"))
+    page = Page(render(make_report(**UNDRAWN, asked=items)))
+    assert "random – ham 100 % of 1" in page.text
+    assert "margin 0.000 no label" in page.text
+    assert "a dash, that no model scored the item" in page.text
+
+
+def test_no_mistake_is_claimed_where_nothing_was_measured():
+    page = Page(render(make_report(**UNDRAWN, metrics=NOTHING_MEASURED, mistakes=())))
+    assert "No mistake" not in page.text
+    right = metrics_row() | {"confusion": [[9, 0], [0, 9]]}
+    assert "No mistake on the test set." in Page(render(make_report(**UNDRAWN, metrics=right, mistakes=()))).text
+    assert "1 of 14 mistakes on the test set" in Page(render(make_report(**UNDRAWN))).text
+
+
+def test_no_time_is_claimed_where_label_studio_told_none():
+    assert "screens" not in Page(render(make_report(**UNDRAWN, answers=Answers(asked=3)))).text
+
+
+CLASSES = (
+    "news",
+    "spam",
+    "ham",
+    "bill",
+    "a class of which the name is a good deal longer than it should be",
+    "art",
+    "tax",
+)
+
+
+@pytest.mark.slow
+def test_every_figure_of_a_round_says_what_happened(tmp_path):
+    draw = random.Random(5)
+    truth = {f"mail-{number:03d}": draw.choice(CLASSES[:-1]) for number in range(90)}
+    pool = tmp_path / "pool.jsonl"
+    pool.write_text(
+        "".join(
+            json.dumps({"id": name, "text": f"{name} {label.split()[-1]} {draw.choice(CLASSES)[:9]}"}) + "\n"
+            for name, label in truth.items()
+        )
+    )
+    root = tmp_path / "workspace"
+    workspace = init(root, list(CLASSES), remote=str(tmp_path / "remote"))
+    change_params(workspace, {**SMALL, "overlap: 1": "overlap: 2"})
+    ingest(open_workspace(root), [pool])
+    oracle = SimulatedOracle()
+
+    def run(close_now=False):
+        return tick(open_workspace(root), lambda: oracle, options=Options(close_now=close_now))
+
+    run()
+    for person in ("ann", "bob"):
+        answer_all(oracle, truth, person)
+    assert run().published == (0,)
+    keys = [key for key in oracle.queue("ann") if read_plan_part(root, 1, key) == "pool"]
+    tied, given_up, skipped_once, corrected, refused, *rest = keys
+    for person in ("ann", "bob"):
+        oracle.answer(tied, person, "ham" if person == "ann" else "spam")
+        oracle.skip(given_up, person)
+        for key in rest[:-1]:
+            oracle.answer(key, person, truth[key.rsplit(":", 1)[1]])
+    oracle.skip(skipped_once, "ann")
+    oracle.edit(oracle.answer(corrected, "ann", "art"), "tax")
+    oracle.answer(corrected, "bob", "tax")
+    oracle.edit(oracle.skip(rest[-1], "ann"), "ham")
+    oracle.answer(rest[-1], "bob", "ham")
+    oracle.answer(refused, "ann", "nonsense")
+    run()
+    assert run(close_now=True).published == (1,)
+
+    workspace = open_workspace(root)
+    data = report_data(workspace)
+    outcomes = {item.item_id: item.answer or item.outcome for item in data.asked}
+    said = {name: outcomes[key.rsplit(":", 1)[1]] for name, key in
+            {"tied": tied, "given up": given_up, "once": skipped_once, "corrected": corrected, "refused": refused,
+             "unskipped": rest[-1]}.items()}  # fmt: skip
+    assert said == {
+        "tied": "a tie of spam and ham", "given up": "skipped by 2 people", "once": "skipped by 1 person, not answered",
+        "corrected": "tax", "refused": "refused: unknown label", "unskipped": "ham",
+    }  # fmt: skip
+    answers = data.answers
+    assert (answers.skipped, answers.given_up, dict(answers.refused)) == (3, 1, {"unknown label": 1})
+    assert answers.asked == answers.answered + answers.given_up + answers.unanswered
+    assert answers.for_test == answers.asked - len(data.asked)
+    assert answers.annotators == 2
+    assert all(item.score is None for item in report_data(workspace, 0).asked), "the first questions had no model"
+    assert list(status(workspace)["labels"]) == [name for name in CLASSES if name in status(workspace)["labels"]]
+    page = Page(write_report(workspace).read_text("utf-8"))
+    for words in (
+        f"Questions asked {answers.asked}", "Skips by people 3", "or by all there are 1", "unknown label 1",
+        f"Questions not answered {answers.unanswered}", "1 refused answer not counted",
+        f"{answers.answered} / {answers.asked} questions of this round",
+    ):  # fmt: skip
+        assert words in page.text, words
+    oracle.answer(skipped_once, "eve", "ham")
+    oracle.answer(skipped_once, "bob", "ham")
+    answer_all(oracle, truth, "ann")
+    run()
+    assert report_data(workspace, 1).asked == data.asked, "what is published does not move with later answers"
+
+
+def read_plan_part(root, number, key):
+    """Which part the task with this push key asks about; None where round `number` does not hold it."""
+    return {row["push_key"]: row["part"] for row in read_jsonl(root / f"rounds/{number:04d}/plan.jsonl")}.get(key)
 
 
 def test_too_many_classes_for_a_matrix_list_their_confusions():

@@ -30,6 +30,7 @@ from al_pipeline.labels import active
 from al_pipeline.ledger import read_events
 from al_pipeline.operations import connect
 from al_pipeline.operations.history import read_history, read_plan
+from al_pipeline.operations.report import report_data
 from al_pipeline.operations.rule import Change, amend, approve, pause, resume, rollback, undo
 from al_pipeline.operations.status import rounds, status
 from al_pipeline.operations.tick import Options, TickReport, open_dvc, tick
@@ -164,6 +165,16 @@ def test_a_snapshot_of_equal_rows_in_other_bytes_is_gone_back_to(
     report = rig.tick()
     assert report.published == (3,) and rig.hashes(3) == rig.hashes(1)
     assert rig.tick().round == 4 and rig.clean()
+
+
+def test_the_reports_say_the_same_before_and_after_a_rollback(played: Any, tmp_path: Path) -> None:
+    rig = Rig(played, tmp_path)
+    before = [report_data(rig.workspace, number).answers for number in (0, 1)]
+    rig.back(1)
+    assert rig.tick().published == (3,)
+    rig.next_round()
+    assert [report_data(rig.reopened(), number).answers for number in (0, 1)] == before
+    assert report_data(rig.reopened(), 3).answers.answered == 0, "the round was abandoned"
 
 
 def test_a_snapshot_of_other_rows_is_refused_before_anything_is_ruled(

@@ -9,10 +9,10 @@ from typing import Any
 from al_pipeline.errors import NothingToDo
 from al_pipeline.files import write_text
 from al_pipeline.items import fetch
-from al_pipeline.labels import fold, people, standing
-from al_pipeline.ledger import read_events
+from al_pipeline.labels import Standing, active, fold, people, skips, standing, times_asked
+from al_pipeline.ledger import read_events, read_refused, still_refused
 from al_pipeline.manifests import parse_histogram
-from al_pipeline.operations.history import History, Record, labels_saved_by, read_history, read_plan
+from al_pipeline.operations.history import History, Record, events_known, labels_saved_by, read_history, read_plan
 from al_pipeline.operations.status import status
 from al_pipeline.records import Event, PlannedTask, round_name
 from al_pipeline.report import (
@@ -55,7 +55,8 @@ def report_data(workspace: Workspace, number: int | None = None) -> ReportData:
     revision = round_name(number) if round_name(number) in git.tags() else "HEAD"
     schema, counts = record["params"]["schema"], record["counts"]
     plan = read_plan(git, number, revision)
-    events = [event for event in read_events(layout.events) if event.round == number]
+    ledger = read_events(layout.events)
+    known = active(ledger[: events_known(record, ledger)])
     histogram = parse_histogram(git.show(revision, "rounds/histogram.json") or "{}")
     latest, now = number == history.rounds[-1]["round"], status(workspace)
     return ReportData(
@@ -72,11 +73,11 @@ def report_data(workspace: Workspace, number: int | None = None) -> ReportData:
         pool=PoolCounts(counts["labelled"], counts["pending"], counts["ignored"], counts["unlabelled"]),
         mix=LabelMix(counts["labels"], counts["test_labels"]),
         histogram=Histogram(tuple(histogram.edges), tuple(histogram.counts)) if histogram.edges else None,
-        asked=_asked(workspace, record, plan, events),
+        asked=_asked(workspace, record, plan, known),
         mistakes=_mistakes(
             workspace, parse_predictions(git.show(revision, "rounds/predictions.csv") or "item_id,label\n")
         ),
-        answers=_answers(record, plan, events, now["tasks"] - now["settled"] if latest else 0),
+        answers=_answers(record, plan, known, ledger, now["tasks"] - now["settled"] if latest else 0),
         next_step=now["next"] if latest else f"This is history; the latest round is {history.rounds[-1]['round']}.",
         params_digest=record["hashes"]["params"][:12],
         engine={
@@ -99,29 +100,41 @@ def _asked_because(history: History, number: int) -> str:
     return f"{choice['strategy']}: {choice['reason']}" if choice else ""
 
 
-def _asked(workspace: Workspace, record: Record, plan: list[PlannedTask], events: list[Event]) -> tuple[AskedItem, ...]:
-    """The round's queries (not its test tasks) with what came of them."""
+def _asked(workspace: Workspace, record: Record, plan: list[PlannedTask], known: list[Event]) -> tuple[AskedItem, ...]:
+    """The round's queries (not its test tasks) with what had come of them when it was published.
+
+    `known`: the events that counted then. Earlier rounds' answers to the same items are among what gives a label.
+    """
     queries = [task for task in plan if task.part == "pool"]
     items = fetch([workspace.layout.pool], [task.item_id for task in queries])
     everybody = len(record["params"]["annotators"]) or None
-    classes = dict.fromkeys([*record["params"]["schema"]["labels"], *(e.label for e in events if e.label is not None)])
-    folded = fold([event for event in events if event.part == "pool"], tuple(classes), everybody)
+    wanted = {task.item_id for task in queries}
+    about = [event for event in known if event.item_id in wanted]
+    classes = dict.fromkeys([*record["params"]["schema"]["labels"], *(e.label for e in about if e.label is not None)])
+    folded = fold(about, tuple(classes), everybody or people(known), times_asked(about))
     labels = {row.item_id: row for row in folded.labeled}
     unresolved = {row.item_id: row.reason for row in folded.unresolved}
-    found = standing(queries, events, record["params"]["round"]["overlap"], everybody)
+    found = standing(queries, known, record["params"]["round"]["overlap"], everybody)
+    skipped = skips(event for event in about if event.round == record["round"])
+    refused = {
+        str(row.get("push_key")): f"refused: {row['reason']}"
+        for row in still_refused(read_refused(workspace.layout.events), known)
+    }
     rows = []
     for task in queries:
         label = labels.get(task.item_id)
         outcome = (
             ""
             if label
-            else unresolved.get(task.item_id, "skipped" if found[task.push_key] == "given_up" else "not answered")
+            else unresolved.get(task.item_id)
+            or refused.get(task.push_key)
+            or _without_label(found[task.push_key], skipped.get(task.item_id, 0))
         )
         rows.append(
             AskedItem(
                 task.item_id,
                 items[task.item_id].text if task.item_id in items else "",
-                task.score,
+                _score(task),
                 task.strategy,
                 label.label if label else None,
                 label.answers if label else 0,
@@ -130,6 +143,21 @@ def _asked(workspace: Workspace, record: Record, plan: list[PlannedTask], events
             )
         )
     return tuple(rows)
+
+
+def _without_label(found: Standing, skipped: int) -> str:
+    """Why a task that no refused answer and no tie explains has no label."""
+    if found == "given_up":
+        return "given up: skipped by enough people"
+    return f"skipped by {skipped} {'person' if skipped == 1 else 'people'}, not answered" if skipped else "not answered"
+
+
+def _score(task: PlannedTask) -> float | None:
+    """How unsure a model was of a task's item; None where no model was asked about it.
+
+    A plan holds a number even then: 0, or before the first model what equal probabilities come to.
+    """
+    return task.score if task.predicted is not None and task.score else None
 
 
 def _mistakes(workspace: Workspace, predictions: Predictions) -> tuple[Mistake, ...]:
@@ -147,19 +175,30 @@ def _mistakes(workspace: Workspace, predictions: Predictions) -> tuple[Mistake, 
     )
 
 
-def _answers(record: Record, plan: list[PlannedTask], events: list[Event], waiting: int) -> Answers:
+def _answers(record: Record, plan: list[PlannedTask], known: list[Event], ledger: list[Event], waiting: int) -> Answers:
+    """What came back. `known`: the events that counted when the round was published; late answers are in `ledger`."""
     given: dict[str, Any] = record["answers"]
     closed = record["closed_at"]
+    events = [event for event in known if event.round == record["round"]]
+    late = {
+        event.annotation_key
+        for event in ledger
+        if closed and event.round == record["round"] and event.type in ("label", "skip", "supersede")
+        if _seconds(event.created_at) > closed
+    }
+    times = _lead_times(events)
     return Answers(
         asked=len(plan),
         answered=given["answered"],
-        skipped=given["given_up"],
-        late=sum(_seconds(event.created_at) > closed for event in events) if closed else 0,
+        for_test=sum(task.part == "test" for task in plan),
+        skipped=sum(skips(events).values()),
+        given_up=given["given_up"],
+        late=len(late),
         unanswered=given["unanswered"],
         waiting=waiting,
         refused=given["refused"],
         annotators=people(events),
-        lead_seconds=sum(_lead_times(events).values()),
+        lead_seconds=sum(times.values()) if times else None,
     )
 
 

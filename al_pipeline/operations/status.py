@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -57,7 +58,7 @@ def status(workspace: Workspace) -> dict[str, Any]:
         "ignored": counts["ignored"],
         "unlabelled": pool - counts["labelled"] - counts["pending"] - counts["ignored"],
         "incoming": facts.incoming,
-        "labels": counts.get("labels", {}),
+        "labels": in_order(latest["params"]["schema"]["labels"], latest["counts"]["labels"]) if latest else {},
         "test": counts["test"],
         "test_labelled": counts["test_labelled"],
         "refused": dict(sorted(refused.items())),
@@ -75,6 +76,11 @@ def status(workspace: Workspace) -> dict[str, Any]:
         **_prefect(workspace),
         "busy": holder(layout.lock) or None,
     }
+
+
+def in_order(classes: Sequence[str], counts: Mapping[str, int]) -> dict[str, int]:
+    """The counts in the order of the schema; classes that it lacks come last."""
+    return {name: counts[name] for name in dict.fromkeys([*classes, *counts]) if name in counts}
 
 
 def _saved(history: History) -> dict[str, Any] | None:
