@@ -1,0 +1,183 @@
+"""A remote that is no folder: rounds on a real S3 server (moto's) on this machine, and damage in its bucket."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from harness import SMALL, change_params, play, tools_first, write_pool
+from moto.server import ThreadedMotoServer
+
+from al_pipeline.errors import RemoteIncomplete
+from al_pipeline.operations.doctor import examine
+from al_pipeline.operations.ingest import ingest
+from al_pipeline.operations.init import init
+from al_pipeline.operations.remote import mend_remote
+from al_pipeline.operations.reproduce import reproduce
+from al_pipeline.operations.tick import open_dvc
+from al_pipeline.oracle import SimulatedOracle
+from al_pipeline.workspace import Workspace, open_workspace
+
+pytestmark = [pytest.mark.slow, pytest.mark.server]
+
+SECRET = "not-for-git-1234"
+BUCKET = "al-data"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A workspace with one round published, to S3."""
+
+    server: str
+    s3: Any
+    root: Path
+    oracle: SimulatedOracle
+    truth: Mapping[str, str]
+
+    @property
+    def workspace(self) -> Workspace:
+        return open_workspace(self.root)
+
+    def clone(self, folder: Path) -> Workspace:
+        """A clone without data."""
+        run(self.root, "git", "clone", "-q", str(self.root), str(folder))
+        connect(folder, self.server)
+        return open_workspace(folder)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The address of an S3 server."""
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    yield f"http://{host}:{port}"
+    moto.stop()
+
+
+@pytest.fixture(scope="module")
+def published(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
+    """Nothing of the user's own settings counts; tests leave the bucket as whole as they found it."""
+    folder = tmp_path_factory.mktemp("s3")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_") or name.lower() == "http_proxy"]:
+            patch.delenv(name)
+        for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+            patch.setenv(name, str(folder / "none"))
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        s3 = boto3.client(
+            "s3", endpoint_url=server, region_name="us-east-1", aws_access_key_id="al", aws_secret_access_key=SECRET
+        )
+        s3.create_bucket(Bucket=BUCKET)
+        root = folder / "workspace"
+        workspace = init(root, ["ham", "spam"], remote=f"s3://{BUCKET}/team")
+        connect(root, server)
+        change_params(workspace, SMALL)
+        truth = write_pool(folder / "pool.jsonl")
+        ingest(open_workspace(root), [folder / "pool.jsonl"])
+        oracle = SimulatedOracle()
+        assert play(open_workspace(root), oracle, truth, 1).published == (0,)
+        yield Published(server, s3, root, oracle, truth)
+        s3.close()
+
+
+def run(root: Path, *words: str) -> str:
+    return subprocess.run(words, cwd=root, env=tools_first(), check=True, capture_output=True, text=True).stdout
+
+
+def connect(root: Path, server: str) -> None:
+    """Say where the server is and what opens it, on this machine alone."""
+    for name, value in (("endpointurl", server), ("access_key_id", "al"), ("secret_access_key", SECRET)):
+        run(root, "dvc", "remote", "modify", "--local", "store", name, value)
+
+
+def objects(s3: Any) -> dict[str, bytes]:
+    """What the bucket holds, by key."""
+    found = s3.list_objects_v2(Bucket=BUCKET).get("Contents", ())
+    return {one["Key"]: s3.get_object(Bucket=BUCKET, Key=one["Key"])["Body"].read() for one in found}
+
+
+def key_of(digest: str) -> str:
+    return f"team/files/md5/{digest[:2]}/{digest[2:]}"
+
+
+def of_remote(workspace: Workspace) -> list[tuple[str, str, str]]:
+    return [(one.level, one.message, one.mend) for one in examine(workspace) if one.check == "remote"]
+
+
+def test_a_published_round_is_in_the_bucket_and_no_secret_in_git(published: Published) -> None:
+    assert [level for level, _, _ in of_remote(published.workspace)] == ["ok"]
+    told = run(published.root, "git", "log", "-p", "--all")
+    assert SECRET not in told and published.server not in told
+    held = objects(published.s3)
+    assert all(key.startswith("team/files/md5/") for key in held), "no probe is left"
+    for key, content in held.items():
+        name = "".join(key.split("/")[-2:])
+        assert hashlib.md5(content, usedforsecurity=False).hexdigest() == name.removesuffix(".dir")
+    with open_dvc(published.workspace.layout) as dvc:
+        looked, wrong = dvc.look_at_remote()
+        recorded = {**dvc.recorded("models/candidate"), **dvc.recorded("data/pool.dvc")}
+    assert looked and not wrong
+    assert len(recorded) == 2 and {key_of(digest) for digest in recorded.values()} <= held.keys()
+
+
+def test_a_round_on_s3_is_made_again(published: Published) -> None:
+    assert [made.difference for made in reproduce(published.workspace, [0])] == [None]
+
+
+def test_all_damage_is_seen_and_mended_by_a_clone_that_has_the_data(published: Published) -> None:
+    s3, workspace = published.s3, published.workspace
+    before = objects(s3)
+    key = newest_model(workspace)
+    with open_dvc(workspace.layout) as dvc:
+        listing = key_of(dvc.recorded("models/candidate")["models/candidate"])
+    damages = [("other bytes", bytes(len(before[key]))), ("empty", b""), ("bytes of", b"x"), ("missing", None)]
+    cases = [(key, one) for one in damages] + [(listing, one) for one in (damages[0], damages[3])]
+    for damaged, (what, content) in cases:
+        damage(s3, damaged, bytes(len(before[damaged])) if what == "other bytes" else content)
+        with open_dvc(workspace.layout) as dvc:
+            _, (wrong,) = dvc.look_at_remote()
+        assert what in wrong.why and wrong.have and wrong.at == f"s3://{BUCKET}/{damaged}"
+        if damaged == key and what == "other bytes":
+            ((level, message, mend),) = of_remote(workspace)
+            assert level == "error" and what in message and "`al remote mend` sends it from this clone" in mend
+        mended = mend_remote(workspace)
+        assert mended.sent == 1 and not mended.wrong
+        assert objects(s3) == before
+
+
+def test_a_clone_without_data_takes_no_damaged_object(published: Published, tmp_path: Path) -> None:
+    s3, workspace = published.s3, published.clone(tmp_path / "clone")
+    with open_dvc(workspace.layout) as dvc:
+        digest = dvc.recorded("data/pool.dvc")["data/pool"]
+    for key in [key_of(digest), key_of(json.loads(objects(s3)[key_of(digest)])[0]["md5"])]:
+        right = objects(s3)[key]
+        damage(s3, key, right[:-1] + b"!")
+        with open_dvc(workspace.layout) as dvc, pytest.raises(RemoteIncomplete, match="al remote mend"):
+            dvc.pull("data/pool.dvc")
+        damage(s3, key, right)
+    with open_dvc(workspace.layout) as dvc:
+        dvc.pull("data/pool.dvc")
+
+
+def newest_model(workspace: Workspace) -> str:
+    """The key of the object of the candidate model's first file."""
+    with open_dvc(workspace.layout) as dvc:
+        listing = dvc.recorded()["models/candidate"]
+    folder = workspace.layout.root / ".dvc/cache/files/md5" / listing[:2] / listing[2:]
+    return key_of(json.loads(folder.read_bytes())[0]["md5"])
+
+
+def damage(s3: Any, key: str, content: bytes | None) -> None:
+    if content is None:
+        s3.delete_object(Bucket=BUCKET, Key=key)
+    else:
+        s3.put_object(Bucket=BUCKET, Key=key, Body=content)
