@@ -489,6 +489,30 @@ def predict(
 
 
 @app.command()
+def export(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write; with `datasets`, the folder.")],
+    form: Annotated[
+        str | None,
+        typer.Option("--format", metavar="csv|jsonl|parquet|datasets", help="Default: by the suffix of --out."),
+    ] = None,
+    number: Annotated[str | None, typer.Option("--round", help="As of this round. Default: the latest.")] = None,
+    test: Annotated[bool, typer.Option("--test", help="The test set's labels too, and a column `part`.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the published labels: item, text, label, who gave it, agreement, round. `datasets` is for Hugging Face."""
+    from al_pipeline.operations.export import export as run
+    from al_pipeline.operations.history import round_number
+
+    done = run(_workspace(), out, form, None if number is None else round_number(number), test=test, force=force)
+    if done.waiting:
+        _warn(f"{done.waiting} interventions on labels are not in {done.round} yet; `al round` carries them out")
+    if as_json:
+        return _print_json(asdict(done))
+    _say(f"{done.rows:,} labels of {done.round} written to {_safe(done.out)}")
+
+
+@app.command()
 def reproduce(
     number: Annotated[str | None, typer.Argument(metavar="ROUND", help="7 or round-0007. Default: the latest.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every published round, one after the other.")] = False,

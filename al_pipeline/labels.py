@@ -201,6 +201,21 @@ def standing_answers(events: Iterable[Event]) -> dict[str, Event]:
     return now
 
 
+def supporters(events: Iterable[Event], labels: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Who gave each item the label that `labels` (item id -> label) says: distinct people, sorted.
+
+    Only answers that stand count, and of one person only the one that the fold counts.
+    """
+    said: defaultdict[str, list[Event]] = defaultdict(list)
+    for event in active(events):
+        if event.item_id in labels:
+            said[event.item_id].append(event)
+    return {
+        item: tuple(sorted({v.annotator for v in _votes(_answers(said[item]).values()) if v.label == label}))
+        for item, label in labels.items()
+    }
+
+
 def times_asked(events: Iterable[Event]) -> dict[str, int]:
     """In how many rounds each item was asked: those with an answer, or a skip, that stands."""
     rounds: defaultdict[str, set[int]] = defaultdict(set)

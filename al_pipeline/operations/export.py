@@ -1,0 +1,184 @@
+"""The labels of a published round for other tools: CSV, JSONL, Parquet, or a folder for Hugging Face `datasets`."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from al_pipeline.errors import BadInput, NothingToDo, RepositoryError, UsageError
+from al_pipeline.files import TEMPORARY_PREFIX, make_folder, replacing, write_jsonl, write_text
+from al_pipeline.items import fetch
+from al_pipeline.labels import supporters
+from al_pipeline.ledger import read_events
+from al_pipeline.operations.history import Record, events_known, read_history
+from al_pipeline.operations.snapshots import snapshots
+from al_pipeline.records import LabeledItem, round_name
+from al_pipeline.repository import Git
+from al_pipeline.workspace import Workspace
+
+SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
+FORMATS = (*SUFFIXES.values(), "datasets")
+COLUMNS = ("item_id", "text", "label", "annotators", "agreement", "round")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One labelled item as it is exported."""
+
+    item_id: str
+    text: str
+    label: str
+    annotators: tuple[str, ...]
+    """The people whose standing answers give the label, sorted; `import` for a label that was imported."""
+    agreement: float
+    round: int
+    """The first round whose answers made it labelled; -1 for imported labels."""
+    part: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written."""
+
+    out: str
+    format: str
+    round: str
+    rows: int
+    waiting: int
+    """Interventions on labels that no published round has carried out yet."""
+
+
+def export(
+    workspace: Workspace,
+    out: Path,
+    form: str | None = None,
+    number: int | None = None,
+    *,
+    test: bool = False,
+    force: bool = False,
+) -> Exported:
+    """Write the labels of a round (default: the latest one that is not rolled back) to `out`, whole or not at all.
+
+    Raises UsageError or BadInput where `out` cannot be written, NothingToDo where nothing is published,
+    RemoteIncomplete where the labels cannot be had, RepositoryError where ledger or pool lack what the round knew.
+    """
+    form = _format(out, form)
+    _check_target(out, form, force)
+    history = read_history(workspace.layout, Git(workspace.layout.root))
+    if number is not None:
+        record = history.record(number)
+    else:
+        standing = [record for record in history.rounds if record["round"] not in history.abandoned]
+        if not standing:
+            raise NothingToDo("no round is published yet; `al round` publishes one once its answers are in")
+        record = standing[-1]
+    name = round_name(record["round"])
+    rows = [row for row in _rows(workspace, record) if test or row.part == "pool"]
+    if not rows:
+        raise NothingToDo(f"{name} has no labels to export{'' if test else '; --test takes those of the test set'}")
+    write_rows(out, form, rows, test)
+    waiting = len(history.waiting) if number is None else 0
+    return Exported(str(out), form, name, len(rows), waiting)
+
+
+def _format(out: Path, form: str | None) -> str:
+    found = form or SUFFIXES.get(out.suffix.lower())
+    if found not in FORMATS:
+        raise UsageError(f"--format is one of {', '.join(FORMATS)}; without it, --out ends with {', '.join(SUFFIXES)}")
+    return found
+
+
+def _check_target(out: Path, form: str, force: bool) -> None:
+    if not out.parent.is_dir():
+        raise BadInput(f"there is no folder {out.parent} to write {out.name} into; make it first")
+    if not (out.exists() or out.is_symlink()):
+        return
+    if not force:
+        raise BadInput(f"{out} is there already; give another --out, or --force to replace it")
+    if (form == "datasets") != (out.is_dir() and not out.is_symlink()):
+        raise BadInput(f"{out} is {'a folder' if out.is_dir() else 'no folder'}; --force does not replace it")
+    if form == "datasets":
+        for path in out.rglob("*"):
+            inside = path.relative_to(out).as_posix()
+            ours = inside in ("README.md", "data") or (path.parent == out / "data" and path.suffix == ".parquet")
+            if not ours:
+                raise BadInput(f"{out} holds {inside}, which no export wrote; --force does not delete it")
+
+
+def _rows(workspace: Workspace, record: Record) -> list[Row]:
+    layout, name = workspace.layout, round_name(record["round"])
+    with snapshots(workspace) as labels:
+        items = {key: row for key, row in labels(record).items() if isinstance(row, LabeledItem)}
+    events = read_events(layout.events)
+    known = events_known(record, events)
+    if known > len(events):
+        raise RepositoryError(
+            f"the ledger holds {len(events)} events, {name} knew {known}; `dvc pull` brings them back"
+        )
+    people = supporters(events[:known], {key: row.label for key, row in items.items()})
+    pool, test = fetch([layout.pool], items), fetch([layout.test], items)
+    rows = []
+    for key in sorted(items):
+        item = pool.get(key) or test.get(key)
+        if item is None:
+            raise RepositoryError(f"item {key} of {name} is in neither pool nor test set; `dvc pull` brings them back")
+        part, row = "pool" if key in pool else "test", items[key]
+        rows.append(Row(key, item.text, row.label, people[key], row.agreement, row.round, part))
+    return rows
+
+
+def write_rows(out: Path, form: str, rows: Sequence[Row], with_part: bool) -> None:
+    """Write `rows` in one of FORMATS, in one step."""
+    names = (*COLUMNS, "part") if with_part else COLUMNS
+    if form == "csv":
+        _write_csv(out, rows, names)
+    elif form == "jsonl":
+        write_jsonl(out, ({key: asdict(row)[key] for key in names} for row in rows))
+    elif form == "parquet":
+        _write_parquet(out, rows, names)
+    else:
+        _write_folder(out, rows, names)
+
+
+def _write_csv(out: Path, rows: Sequence[Row], names: Sequence[str]) -> None:
+    from al_pipeline.results import csv_cell
+
+    with replacing(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(names)
+        for row in rows:
+            values: dict[str, Any] = {**asdict(row), "annotators": ";".join(row.annotators)}
+            writer.writerow([csv_cell(v) if isinstance(v, str) else v for v in (values[key] for key in names)])
+
+
+def _write_parquet(out: Path, rows: Sequence[Row], names: Sequence[str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = {"annotators": pa.list_(pa.string()), "agreement": pa.float64(), "round": pa.int64()}
+    schema = pa.schema([(key, kinds.get(key, pa.string())) for key in names])
+    table = pa.Table.from_pylist([{key: asdict(row)[key] for key in names} for row in rows], schema=schema)
+    with replacing(out) as temporary:
+        pq.write_table(table, temporary, compression="zstd", store_schema=False)
+
+
+def _write_folder(out: Path, rows: Sequence[Row], names: Sequence[str]) -> None:
+    """A folder beside `out` takes its place; what was there goes away after that."""
+    splits = {"train": [r for r in rows if r.part == "pool"], "test": [r for r in rows if r.part == "test"]}
+    header = ["---", "configs:", "- config_name: default", "  data_files:"]
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=out.parent) as place:
+        fresh = make_folder(Path(place) / "new")
+        for split, some in splits.items():
+            if some:
+                _write_parquet(fresh / "data" / f"{split}-00000-of-00001.parquet", some, names)
+                header += [f"  - split: {split}", f"    path: data/{split}-*"]
+        text = "Labels exported by `al export`. Columns: " + ", ".join(f"`{key}`" for key in names)
+        write_text(fresh / "README.md", "\n".join([*header, "---", "", f"{text}.", ""]))
+        if out.is_dir():
+            shutil.move(out, Path(place) / "old")
+        fresh.replace(out)
