@@ -25,6 +25,7 @@ from al_pipeline.head import (
     fit_head,
     fit_temperature,
     over_all_classes,
+    row_products,
     softmax,
 )
 
@@ -45,7 +46,8 @@ class Estimator:
 
     `fit(features, targets, rng)`: n rows of features and the class of each, (n,), from 0 to C - 1, all of which occur,
     two at least; gives what it has learnt as arrays by name, which is what is saved.
-    `predict(arrays, features)`: probabilities (m, C) of m rows, whose rows sum to 1.
+    `predict(arrays, features)`: probabilities (m, C) of m rows, whose rows sum to 1. A row's shall not depend on the
+    others: use `row_products`, since `@` rounds differently with the number of rows.
     """
 
     fit: Callable[[FeatureMatrix, Targets, Generator], Arrays]
@@ -147,7 +149,7 @@ def _fit_centroid(features: FeatureMatrix, targets: Targets, rng: Generator) -> 
 
 
 def _predict_centroid(arrays: Arrays, features: FeatureMatrix) -> Floats:
-    cosines = [np.asarray(block @ arrays[f"means.{number}"].T) for number, block in enumerate(features.blocks)]
+    cosines = [row_products(block, arrays[f"means.{number}"]) for number, block in enumerate(features.blocks)]
     return softmax(SHARPNESS * np.sum(cosines, axis=0))
 
 

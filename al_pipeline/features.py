@@ -29,8 +29,8 @@ Vectors = NDArray[np.float32]
 Digests = NDArray[np.uint8]
 """Content hashes as raw bytes, (n, 32)."""
 
-CHUNK = 1024
-"""Texts that are encoded between two shards: what a kill loses at most."""
+CHUNK = 4096
+"""Texts that are encoded between two shards: what a kill loses at most. The last batches of each are part padding."""
 _STALE_SECONDS = 24 * 3600
 _SUFFIX = ".safetensors"
 

@@ -49,6 +49,17 @@ _ROUGH = 0.01
 """A glance that may be wrong by more says nothing: logits are too large for single precision."""
 
 
+def row_products(rows: Any, others: Any) -> Any:
+    """`rows @ others.T`, (n, m), in which no row depends on how many there are, nor on threads.
+
+    BLAS chooses its kernel by the shape of the whole product, so that the same text would get other probabilities alone
+    than in a pool. numpy's own sum goes row by row; a sparse product does so anyway.
+    """
+    if isinstance(rows, np.ndarray):
+        return np.einsum("nd,md->nm", np.ascontiguousarray(rows), np.ascontiguousarray(others), optimize=False)
+    return rows @ others.T
+
+
 @dataclass(frozen=True)
 class FeatureMatrix:
     """What the classifier sees of n texts: dense vectors (n, d) float32, sparse TF-IDF (n, v), or both.
@@ -84,7 +95,7 @@ class FeatureMatrix:
         """Cosines with other texts, added up over the blocks, (n, m)."""
         total = np.zeros((len(self), len(others)))
         for mine, theirs in zip(self.blocks, others.blocks, strict=True):
-            product = mine @ theirs.T
+            product = row_products(mine, theirs)
             total += product if isinstance(product, np.ndarray) else product.toarray()
         return total
 
@@ -133,7 +144,7 @@ class Head:
                 f"the model was fitted on features of widths {self.widths}, these have {features.widths}: "
                 "they come from another encoder or vocabulary"
             )
-        return [block @ part.T for block, part in zip(features.blocks, self.weights, strict=True)]
+        return [row_products(block, part) for block, part in zip(features.blocks, self.weights, strict=True)]
 
     def predict_proba(self, features: FeatureMatrix) -> Floats:
         """Probabilities (n, C), a column for each class in the schema's order; rows sum to 1.

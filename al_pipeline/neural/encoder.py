@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, distribution, version
+from math import gcd
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -58,11 +59,17 @@ _NO_INFLUENCE = ("LICENSE*", "NOTICE*", "README.md", SOURCE_FILE)
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
 
-_ENCODING_VERSION = 1
+_ENCODING_VERSION = 2
 """Raise it whenever this module would turn the same text into other bytes."""
 _STEP = 16
 """Token counts are rounded up to a multiple of it; no text is padded by what shares its batch."""
-_TOKENS_PER_BATCH = 2048
+_TOKENS_PER_BATCH = 512
+"""About the size of every batch. A kernel is chosen by the size of its product, so a batch that is not full is filled
+up with padding; twice the size would be a few per cent faster on many texts and cost twice as much on a few."""
+_TILE = 64
+"""A batch has a multiple of so many tokens, so that kernels which work in tiles leave no remainder."""
+_ATTENTION = "al_sdpa"
+"""The name under which transformers knows our kind of attention."""
 _CHARACTERS_PER_TOKEN = 8
 _LONGEST_WORD = 1000
 
@@ -266,8 +273,9 @@ def _cpu_flags() -> list[str]:
 class Encoder:
     """A frozen encoder: mean of the last layer over a text's tokens, scaled to unit length.
 
-    On one machine a text has the same bytes whatever shares its batch, in any order, at any number of threads:
-    it is padded to its own length rounded up to a multiple of 16, never to its neighbours'.
+    On one machine a text has the same bytes whatever shares its batch, in any order, at any number of threads, in each
+    precision: it is padded to its own length rounded up to a multiple of 16, never to its neighbours', and all batches
+    of a length have the same number of rows, some of them padding. `neural/invariance.py` tests a machine for it.
     Raises BadInput where transformers cannot load `folder`.
     """
 
@@ -282,7 +290,8 @@ class Encoder:
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
-        self._threads = threads
+        self.threads = threads
+        """How many batches are worked on side by side, each on one thread."""
         torch.set_num_threads(1)  # batches run side by side instead: small products gain little from a second thread
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         dtype = getattr(torch, resolve_precision(precision))
@@ -293,7 +302,7 @@ class Encoder:
             local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
             self._tokenizer = AutoTokenizer.from_pretrained(str(folder), truncation_side="right", **local)
             model = AutoModel.from_pretrained(
-                str(folder), use_safetensors=True, dtype=dtype, attn_implementation="sdpa", **local
+                str(folder), use_safetensors=True, dtype=dtype, attn_implementation=_attention(), **local
             )
         except Exception as error:  # a configuration can send transformers anywhere
             raise BadInput(f"transformers cannot load the encoder in {folder}: {error}") from error
@@ -312,6 +321,11 @@ class Encoder:
     def dimension(self) -> int:
         """Length of a vector."""
         return int(self.model.config.hidden_size)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens have an embedding."""
+        return int(self.model.get_input_embeddings().num_embeddings)
 
     @property
     def max_tokens(self) -> int:
@@ -340,7 +354,7 @@ class Encoder:
     @contextmanager
     def workers(self) -> Iterator[ThreadPoolExecutor]:
         """Threads for batches side by side; what waits for one is dropped where the block is left by an error."""
-        with ThreadPoolExecutor(self._threads, initializer=_one_thread) as pool:
+        with ThreadPoolExecutor(self.threads, initializer=_one_thread) as pool:
             try:
                 yield pool
             except BaseException:
@@ -373,13 +387,16 @@ class Encoder:
         """The length that a text of these tokens is padded to."""
         return min(-(-max(len(ids), 1) // _STEP) * _STEP, self._longest)
 
-    def pad(self, tokens: Sequence[Sequence[int]], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Token ids and attention mask of some texts, both (n, length)."""
-        ids = np.full((len(tokens), length), self._padding, np.int64)
-        mask = np.zeros((len(tokens), length), np.int64)
+    def pad(
+        self, tokens: Sequence[Sequence[int]], length: int, rows: int | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Token ids and attention mask of some texts, both (n, length), or (rows, length) with rows of padding."""
+        ids = np.full((rows or len(tokens), length), self._padding, np.int64)
+        mask = np.zeros(ids.shape, np.int64)
+        mask[:, 0] = 1
         for row, found in enumerate(tokens):
             ids[row, : len(found)] = found
-            mask[row, : max(len(found), 1)] = 1
+            mask[row, : len(found)] = 1
         return ids, mask
 
     def _batches(self, tokens: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[int]]]:
@@ -389,24 +406,47 @@ class Encoder:
             buckets.setdefault(self.padded_length(ids), []).append(row)
         for length in sorted(buckets, reverse=True):
             rows = buckets[length]
-            size = max(1, _TOKENS_PER_BATCH // length)
+            size = batch_rows(length)
             for start in range(0, len(rows), size):
                 yield length, rows[start : start + size]
 
     def _forward(self, tokens: Sequence[Sequence[int]], length: int) -> Vectors:
         import torch
 
-        ids, mask = self.pad(tokens, length)
+        ids, mask = self.pad(tokens, length, batch_rows(length))
         with torch.inference_mode():
             output = self.model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
         hidden: torch.Tensor = output.last_hidden_state
-        states = hidden.float().numpy()
+        states = hidden.float().numpy()[: len(tokens)]
         # Text by text in float64: torch's own reductions may be split differently at another batch size.
         means = np.stack(
             [state[: max(len(found), 1)].sum(0, np.float64) for state, found in zip(states, tokens, strict=True)]
         )
         norms = np.sqrt((means * means).sum(1, keepdims=True))
         return np.asarray(means / np.maximum(norms, 1e-12), np.float32)
+
+
+def batch_rows(length: int) -> int:
+    """Rows of every batch of texts that are padded to `length` tokens."""
+    step = min(_TILE // gcd(length, _TILE), _TILE // _STEP)
+    return max(1, _TOKENS_PER_BATCH // length // step) * step
+
+
+def _attention() -> str:
+    """transformers' attention by torch's kernels, with a mask also where no text of the batch has padding.
+
+    transformers leaves the mask out there, and torch then takes another kernel: a text would depend on its neighbours.
+    """
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    def mask(*args: Any, **options: Any) -> Any:
+        return sdpa_mask(*args, **{**options, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
+
+    AttentionInterface.register(_ATTENTION, sdpa_attention_forward)
+    AttentionMaskInterface.register(_ATTENTION, mask)
+    return _ATTENTION
 
 
 def _check_folder(folder: Path) -> None:

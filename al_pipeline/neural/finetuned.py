@@ -37,6 +37,7 @@ from al_pipeline.head import (
     fit_head,
     fit_temperature,
     over_all_classes,
+    row_products,
     softmax,
     stratified_folds,
 )
@@ -133,7 +134,7 @@ class FinetunedModel:
         """How alike texts are, (n, m): cosines of the frozen encoder's vectors, which know of no label."""
         if vectors is None or other_vectors is None:
             raise BadInput("this model needs the encoder's vectors to say which texts are alike; none were given")
-        return np.asarray(vectors @ other_vectors.T, np.float64)
+        return np.asarray(row_products(vectors, other_vectors), np.float64)
 
     def save(self, folder: Path) -> None:
         """Write the weights, and last `card.json`, which seals them; equal models give equal bytes."""
@@ -163,10 +164,7 @@ class FinetunedModel:
 
     def _proba(self, vectors: Vectors) -> Floats:
         weight, bias = (self.tensors[name].astype(np.float64) for name in (_WEIGHT, _BIAS))
-        # Text by text: a product of matrices may be summed differently at another number of rows.
-        logits = (
-            np.array([weight @ vector for vector in vectors.astype(np.float64)]).reshape(len(vectors), len(bias)) + bias
-        )
+        logits = row_products(vectors.astype(np.float64), weight) + bias
         return over_all_classes(softmax(logits / self.temperature), self.classes, self.counts)
 
     @cached_property
@@ -269,7 +267,8 @@ def fit_finetuned(
     temperature = 1.0
     if len(held):
         few = _fit(network, [tokens[row] for row in kept], frozen[kept], targets[kept], settings, seed, meter)
-        logits = network.vectors([tokens[row] for row in held]).astype(np.float64) @ few[_WEIGHT].T + few[_BIAS]
+        unseen = network.vectors([tokens[row] for row in held]).astype(np.float64)
+        logits = row_products(unseen, few[_WEIGHT].astype(np.float64)) + few[_BIAS]
         temperature = fit_temperature([(logits, targets[held])])
         network = _Network(encoder, max_tokens, threads)
     return model(_fit(network, tokens, frozen, targets, settings, seed, meter), temperature)

