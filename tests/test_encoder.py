@@ -176,19 +176,25 @@ def test_the_fingerprint_changes_with_whatever_vectors_depend_on(
     with monkeypatch.context() as patch:
         patch.setattr(module, "_cpu_flags", lambda: ["avx9000"])
         found.add(encoder_fingerprint(folder, 128, "float32"))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_ENCODING_VERSION", module._ENCODING_VERSION + 1)
+        found.add(encoder_fingerprint(folder, 128, "float32"))
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         data = (folder / name).read_bytes()
         (folder / name).write_bytes(data + b" ")
         found.add(encoder_fingerprint(folder, 128, "float32"))
         (folder / name).write_bytes(data)
-    assert len(found) == 8
+    assert len(found) == 9
 
 
 def test_the_identity_is_that_of_the_vectors_meaning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same on every machine and wherever the weights came from; another length is another identity."""
     for name in ("one", "two"):
         install_encoder(str(fake_source(tmp_path / f"source-{name}")), tmp_path / name)
+    before = encoder_identity(tmp_path / "one", 128)
     monkeypatch.setattr(module, "_cpu_flags", lambda: ["avx9000"])
+    monkeypatch.setattr(module, "_ENCODING_VERSION", 99)
+    assert encoder_identity(tmp_path / "one", 128) == before, "models of older rounds still fit"
     (tmp_path / "two" / "README.md").write_text("another card")
     assert encoder_identity(tmp_path / "one", 128) == encoder_identity(tmp_path / "two", 128)
     assert encoder_identity(tmp_path / "one", 128) != encoder_identity(tmp_path / "one", 129)

@@ -61,6 +61,8 @@ _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
 
 _ENCODING_VERSION = 2
 """Raise it whenever this module would turn the same text into other bytes."""
+_MEANING_VERSION = 1
+"""Raise it only where models fitted on the vectors before no longer fit: not for the last bits."""
 _STEP = 16
 """Token counts are rounded up to a multiple of it; no text is padded by what shares its batch."""
 _TOKENS_PER_BATCH = 512
@@ -223,7 +225,7 @@ def encoder_identity(folder: Path, max_tokens: int) -> str:
         for path in sorted(folder.iterdir())
         if path.is_file() and not path.name.startswith(".") and not _matches(path, _NO_INFLUENCE)
     }
-    return _digest({"encoding": _ENCODING_VERSION, "files": files, "max_tokens": max_tokens, "pooling": "mean"})
+    return _digest({"encoding": _MEANING_VERSION, "files": files, "max_tokens": max_tokens, "pooling": "mean"})
 
 
 def encoder_fingerprint(folder: Path, max_tokens: int, precision: Precision) -> str:
@@ -234,6 +236,7 @@ def encoder_fingerprint(folder: Path, max_tokens: int, precision: Precision) -> 
     return _digest(
         {
             "cpu": _cpu(),
+            "encoding": _ENCODING_VERSION,
             "identity": encoder_identity(folder, max_tokens),
             "precision": resolve_precision(precision),
             "versions": {name: version(name) for name in ("numpy", "tokenizers", "torch", "transformers")},
