@@ -47,6 +47,7 @@ MODULES = (
     "query_strategies.py",
     "records.py",
     "results.py",
+    "schema_change.py",
     "stages/__init__.py",
     "stages/evaluate.py",
     "stages/label.py",
