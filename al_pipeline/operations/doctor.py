@@ -315,12 +315,14 @@ def _encoder(workspace: Workspace) -> Iterator[Finding]:
 
 def _invariance(workspace: Workspace, source: str) -> Iterator[Finding]:
     """Whether vectors depend on their batch here, in each precision that the workspace uses: some forward passes."""
-    from al_pipeline.neural.encoder import Encoder, resolve_precision
+    from al_pipeline.neural.encoder import Encoder, Precision, resolve_precision
     from al_pipeline.neural.invariance import find_dependence
     from al_pipeline.params import FINETUNED
 
     features, model = workspace.params.features, workspace.params.train.model
-    used = {resolve_precision(features.precision)} | ({"float32"} if model == FINETUNED else set())
+    used: set[Precision] = {resolve_precision(features.precision)}
+    if model == FINETUNED:
+        used.add("float32")
     for precision in sorted(used):
         encoder = Encoder(workspace.layout.encoder, features.max_tokens, precision)
         if not (found := find_dependence(encoder)):

@@ -426,9 +426,9 @@ def _with_label_studio(step: Step, session: _Session, planned: int) -> None:
         retire(session.oracle, session.project, planned, session.history.abandoned, overlaps)
     elif step is Step.PUSH:
         plan = read_plan(session.git, planned)
-        report = push(session.oracle, session.project, tasks_of(workspace, plan))
+        pushed = push(session.oracle, session.project, tasks_of(workspace, plan))
         if "opened_at" not in read_object(layout.state(planned)):
-            elsewhere = report.present and not report.sent  # another clone opened it
+            elsewhere = pushed.present and not pushed.sent  # another clone opened it
             now = opened_at(layout, session.git, planned) if elsewhere else session.now().timestamp()
             _remember(layout, planned, opened_at=now)
     else:
