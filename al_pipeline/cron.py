@@ -1,4 +1,4 @@
-"""Cron expressions as a schedule takes them: five fields, of which each says what it takes.
+"""Cron expressions and time zones as a schedule takes them.
 
 Smaller than what Prefect understands (no seconds, no `@hourly`, no `L`, `#` or `?`): what is taken here is taken there.
 """
@@ -6,6 +6,8 @@ Smaller than what Prefect understands (no seconds, no `@hourly`, no `L`, `#` or 
 from __future__ import annotations
 
 import re
+from functools import cache
+from importlib.resources import files
 from typing import NamedTuple
 
 
@@ -43,6 +45,36 @@ def check_cron(text: str) -> str:
     if words[4] == "*" and not any(day <= _DAYS[month - 1] for day in days for month in months):
         raise ValueError("no month that it names has a day that it names, so it never comes due")
     return text
+
+
+_OTHER_ON_EACH_MACHINE = frozenset({"localtime", "factory", "posixrules"})
+_OTHER_TREES = ("posix/", "right/")
+"""Folders of a system's time zones that hold every zone again, without and with leap seconds; Prefect takes neither."""
+
+
+def check_timezone(name: str) -> str:
+    """`name`, if it is a time zone that means the same on every machine. Raises ValueError saying what to write.
+
+    Names are those of the tzdata package, which Prefect knows wherever it runs, and not of the system at hand.
+    """
+    zones = _zones()
+    if name in zones:
+        return name
+    if name.lower() in _OTHER_ON_EACH_MACHINE:
+        raise ValueError(
+            f"{name} is another time zone on each machine; name the zone itself, such as UTC or Europe/Berlin"
+        )
+    bare = name.removeprefix(_OTHER_TREES[0]).removeprefix(_OTHER_TREES[1])
+    meant = {zone.lower(): zone for zone in zones}.get(bare.lower())
+    if meant is not None:
+        raise ValueError(f"Prefect takes no time zone of that name; write {meant}")
+    raise ValueError("no time zone of that name is known; they look like UTC or Europe/Berlin")
+
+
+@cache
+def _zones() -> frozenset[str]:
+    names = files("tzdata").joinpath("zones").read_text(encoding="utf-8").split()
+    return frozenset(name for name in names if name.lower() not in _OTHER_ON_EACH_MACHINE)
 
 
 def _values(field: _Field, word: str) -> set[int]:

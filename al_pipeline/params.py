@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
-from al_pipeline.cron import check_cron
+from al_pipeline.cron import check_cron, check_timezone
 from al_pipeline.errors import BadInput, BadParams, UsageError
 from al_pipeline.files import read_json
 from al_pipeline.records import composed
@@ -228,11 +227,7 @@ class Schedule(_Section):
     @field_validator("timezone")
     @classmethod
     def _known(cls, name: str) -> str:
-        try:
-            ZoneInfo(name)
-        except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError("no time zone of that name is known; they look like UTC or Europe/Berlin") from None
-        return name
+        return check_timezone(name)
 
 
 NO_SCHEDULE = Schedule(cron="0 * * * *", timezone="UTC", active=False)

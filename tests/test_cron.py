@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from zoneinfo import TZPATH, ZoneInfo, available_timezones
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from al_pipeline.cron import check_cron
+from al_pipeline.cron import check_cron, check_timezone
 
 
 @pytest.mark.parametrize(
@@ -103,3 +107,52 @@ def test_any_text_is_taken_or_refused(text: str) -> None:
         assert len(check_cron(text).split(" ")) == 5
     except ValueError as error:
         assert str(error)
+
+
+def _names_of_zones() -> list[str]:
+    """Every name that a system or the tzdata package has for a zone, in other spellings too, and what is none."""
+    names = set(available_timezones())
+    for root in map(Path, TZPATH):
+        names |= {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    names |= {spelling for name in available_timezones() for spelling in (name.lower(), name.upper())}
+    names |= {f"{tree}/{name}" for name in available_timezones() for tree in ("posix", "right")}
+    words = "localtime Factory posixrules CEST PDT IST BST GMT+1 UTC+2 +02:00 Europe/Berlin\n Europe//Berlin ./UTC"
+    return sorted(names | set(words.split(" ")) | {"", " UTC", "Europe/Berlin ", "Europe"})
+
+
+def test_a_time_zone_that_is_taken_is_taken_by_prefect_and_means_the_same_everywhere() -> None:
+    from prefect.client.schemas.schedules import CronSchedule
+
+    taken, refused = [], []
+    for name in _names_of_zones():
+        try:
+            taken.append(check_timezone(name))
+        except ValueError as error:
+            refused.append(name)
+            assert "such as UTC" in str(error) or "write " in str(error) or "look like UTC" in str(error)
+    for name in taken:
+        assert CronSchedule(cron="0 * * * *", timezone=name).timezone == name
+        assert ZoneInfo(name).key == name
+    assert {"UTC", "Europe/Berlin", "America/Argentina/Ushuaia", "Etc/GMT+5", "EST5EDT"} <= set(taken)
+    for name in refused:  # of what Prefect takes, no more than what differs between machines is refused
+        if name in available_timezones():
+            assert name in ("localtime", "Factory", "posixrules")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("localtime", "is another time zone on each machine"),
+        ("Factory", "is another time zone on each machine"),
+        ("posixrules", "is another time zone on each machine"),
+        ("posix/Europe/Berlin", "write Europe/Berlin"),
+        ("right/America/New_York", "write America/New_York"),
+        ("europe/berlin", "write Europe/Berlin"),
+        ("utc", "write UTC"),
+        ("CEST", "no time zone of that name"),
+        ("GMT+1", "no time zone of that name"),
+    ],
+)
+def test_another_time_zone_is_refused_with_what_to_write(name: str, says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        check_timezone(name)
