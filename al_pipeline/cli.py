@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from al_pipeline import streams
 from al_pipeline.errors import AlError, Locked, NothingToDo, UsageError, WorldError
 from al_pipeline.home import own_environment, restrict_umask
 from al_pipeline.plain import printable
@@ -79,6 +81,14 @@ class _Chosen:
 
     folder: Path | None = None
 
+    shows: bool = True
+    """Whether the command does nothing but show: then it failed where its output could not be written."""
+
+
+_SHOW = frozenset({"status", "rounds", "doctor", "diff", "log", "predict"})
+"""Commands whose output is all that they do. Of the others the exit code speaks of what was done, whether or not
+somebody could be told of it."""
+
 
 class _Prefect:
     """What became of the Prefect server that a round was shown to."""
@@ -96,6 +106,7 @@ def _say_version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
+    context: typer.Context,
     workspace: Annotated[
         Path | None, typer.Option("--workspace", "-C", help="Work in this workspace instead of the current folder.")
     ] = None,
@@ -104,12 +115,13 @@ def _main(
     ] = False,
 ) -> None:
     _Chosen.folder = workspace
+    _Chosen.shows = context.invoked_subcommand in _SHOW or not {"-h", "--help"}.isdisjoint(sys.argv)
 
 
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
-    labels: Annotated[str, typer.Option(help="The classes, divided by commas: ham,spam")],
+    labels: Annotated[str, typer.Option(help="The classes, divided by commas: ham,spam (as in CSV: '\"a, b\",c')")],
     question: Annotated[str | None, typer.Option(help="What annotators are asked.")] = None,
     remote: Annotated[
         str | None,
@@ -127,7 +139,7 @@ def init(
     """Make a workspace: a git and DVC repository that holds one labelling project."""
     from al_pipeline.operations.init import init as make
 
-    workspace = make(folder, [label.strip() for label in labels.split(",")], question, remote, test_size)
+    workspace = make(folder, _listed(labels, "--labels"), question, remote, test_size)
     if as_json:
         return _print_json({"workspace": str(workspace.layout.root), "workspace_id": workspace.id})
     asked = workspace.params
@@ -137,7 +149,7 @@ def init(
         f"the first model people label {asked.round.seed_size + min(asked.round.test_tasks, asked.ingest.test_size):,} "
         "items; labels that you have already (al ingest --label-column) make a model at once."
     )
-    _say(f"Next: [bold]cd {_safe(folder)}[/], [bold]al ingest FILE[/], [bold]al up[/], [bold]al round[/].")
+    _say(f"Next: [bold]cd {_safe(_typed(folder))}[/], [bold]al ingest FILE[/], [bold]al up[/], [bold]al round[/].")
 
 
 @app.command()
@@ -238,7 +250,8 @@ def round_(
 ) -> None:
     """Run one tick: pull answers, close and build the round if it is full, push the next questions.
 
-    Safe to repeat and to interrupt. Runs as a flow where the workspace's Prefect server is up, else in this process.
+    Safe to repeat and to interrupt. Runs as a flow where the workspace's Prefect server is up, else in this process. \
+Ends with 3 where there was nothing to do: no new answer, or a pause.
     """
     from al_pipeline.operations.tick import Options
     from al_pipeline.params import check_overrides
@@ -250,7 +263,8 @@ def round_(
         seconds: dict[str, float] = {}
         for name, took in report.steps:  # a tick that publishes pushes twice
             seconds[name] = seconds.get(name, 0.0) + took
-        return _print_json(asdict(report) | {"steps": seconds})
+        _print_json(asdict(report) | {"steps": seconds})
+        raise typer.Exit(0 if report.changed else NothingToDo.exit_code)
     for number in report.published:
         _say(f"[green]Published round-{number:04d}.[/] [bold]al report[/] shows it.")
     for reason, count in report.refused.items():
@@ -259,6 +273,8 @@ def round_(
         _say(f"[yellow]{_safe(warning)}[/]")
     where = "No round is open" if report.round is None else f"Round {report.round} is {report.state}"
     _say(f"{where}: {_safe(report.waits_for)}.")
+    if not report.changed:
+        raise typer.Exit(NothingToDo.exit_code)
 
 
 @app.command()
@@ -266,7 +282,8 @@ def status(as_json: Json = False) -> None:
     """Show the round, how much is labelled, what was refused and why, and what comes next."""
     from al_pipeline.operations.status import status as read
 
-    found = read(_workspace())
+    workspace = _workspace()
+    found = read(workspace)
     if as_json:
         return _print_json(found)
     number = "no round yet" if found["round"] is None else f"round {found['round']}"
@@ -308,7 +325,7 @@ def status(as_json: Json = False) -> None:
     if found["prefect_url"]:
         _say(f"Prefect: {_safe(found['prefect_url'])}")
     if found["next_run"]:
-        _say(f"next tick by itself: {_local_time(found['next_run'])}")
+        _say(f"next tick by itself: {_time_in(workspace.params.schedule.timezone, found['next_run'])}")
     _say(f"next: {_safe(found['next'])}")
 
 
@@ -478,6 +495,8 @@ def predict(
     if out is None:
         for row in rows:
             _write_json(json_line(row), sys.stdout)
+            if streams.lost(sys.stdout):  # nobody reads on: what is left need not be predicted
+                break
         return
     count = 0
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as target:
@@ -773,7 +792,7 @@ def _show_schedule(found: Standing) -> None:
     if not found.worker:
         _say("[yellow]No worker takes the runs that are due:[/] [bold]al up[/] starts it")
     elif found.next_run:
-        _say(f"next tick by itself: {_local_time(found.next_run)}")
+        _say(f"next tick by itself: {_time_in(wanted.timezone, found.next_run)}")
 
 
 @app.command()
@@ -1139,6 +1158,8 @@ _MENDABLE = {
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
+_WIDE = 10_000
+"""Columns of a table that goes into a file or a pipe."""
 
 
 def main() -> None:
@@ -1147,16 +1168,24 @@ def main() -> None:
     os.environ.update(own_environment())
     if sys.getfilesystemencoding() != "utf-8":  # a locale of another encoding: libraries hand paths on as UTF-8
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ)
-    try:
-        code = _run()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's own flush at exit fails again
-        code = _BROKEN_PIPE
+    streams.guard()
+    _Chosen.shows = True
+    code = _run()
+    if problem := streams.lost(sys.stdout):
+        code = _not_shown(problem, code)
+    streams.lost(sys.stderr)
     if _Prefect.gone:  # its client would try for minutes to tell a server that is not there
-        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _not_shown(problem: OSError, code: int) -> int:
+    """The exit code of a command whose output was lost: of what it did, unless showing is all that it does."""
+    if problem.errno == errno.EPIPE:
+        return _BROKEN_PIPE if code == 0 and _Chosen.shows else code
+    done = "" if code or _Chosen.shows else "; what was asked for is done all the same"
+    _warn(f"standard output could not be written ({problem.strerror}){done}")
+    return WorldError.exit_code if code == 0 and _Chosen.shows else code
 
 
 def _run() -> int:
@@ -1165,15 +1194,11 @@ def _run() -> int:
         code = app(standalone_mode=False) or 0
     except AlError as error:
         return _report(error)
-    except BrokenPipeError:
-        raise
     except OSError as error:
         if error.errno not in _MENDABLE:
             raise
         what = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
         return _report(WorldError(f"{what}; {_MENDABLE[error.errno]}, then try again: what was half done is finished"))
-    except SystemExit:  # how typer and rich end when nobody reads standard output any more
-        return _BROKEN_PIPE
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
@@ -1186,7 +1211,8 @@ def _run() -> int:
 def _report(error: AlError) -> int:
     if "--json" in sys.argv:
         _print_json({"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code})
-    _say(f"[red]{type(error).__name__}:[/] {_safe(error)}", err=True)
+    kind = "[yellow]Nothing done:[/]" if isinstance(error, NothingToDo) else "[red]Error:[/]"
+    _say(f"{kind} {_safe(error)}", err=True)
     return error.exit_code
 
 
@@ -1367,12 +1393,32 @@ def _simulated_project() -> tuple[Layout | None, Params]:
     return workspace.layout, workspace.params
 
 
+def _listed(text: str, option: str) -> list[str]:
+    """What stands between the commas of an option; a part with commas of its own in double quotes, as in CSV.
+
+    Raises UsageError.
+    """
+    import csv
+
+    try:
+        rows = list(csv.reader([text], skipinitialspace=True, strict=True))
+    except csv.Error as error:
+        raise UsageError(f"{option} {text!r} is no list of names divided by commas: {error}") from None
+    return [part.strip() for part in rows[0]] if rows else []
+
+
+def _typed(path: Path) -> str:
+    """A path as a shell takes it."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+
 def _guide(words: list[str]) -> dict[str, list[str]]:
     """`spam=free money,act now` as the words by class. Raises UsageError."""
     found = {}
     for word in words:
         name, _, phrases = word.partition("=")
-        found[name.strip()] = [phrase.strip() for phrase in phrases.split(",") if phrase.strip()]
+        found[name.strip()] = [phrase for phrase in _listed(phrases, "--guide") if phrase]
         if not name.strip() or not found[name.strip()]:
             raise UsageError(f"--guide {word!r} is not of the form CLASS=words,more words")
     return found
@@ -1401,11 +1447,12 @@ def _workspace() -> Workspace:
     return open_workspace(_Chosen.folder)
 
 
-def _local_time(text: str) -> str:
-    """A time in UTC as the clock on the wall has it."""
+def _time_in(zone: str, text: str) -> str:
+    """A time in UTC as clocks have it in the time zone of the schedule."""
     from datetime import datetime
+    from zoneinfo import ZoneInfo
 
-    return f"{datetime.fromisoformat(text).astimezone():%a %Y-%m-%d %H:%M %Z}"
+    return f"{datetime.fromisoformat(text).astimezone(ZoneInfo(zone)):%a %Y-%m-%d %H:%M %Z}"
 
 
 def _login(workspace: Workspace, url: str) -> None:
@@ -1451,18 +1498,48 @@ def _print_json(value: Any) -> None:
 
 
 def _write_json(text: str, out: IO[str]) -> None:
-    """Write JSON; what a terminal would obey, and what UTF-8 has no bytes for, as escapes: the value stays the same."""
+    """Write JSON as UTF-8; what a terminal would obey, and what UTF-8 has no bytes for, as escapes: the value stays."""
+    streams.utf8(out)  # type: ignore[arg-type]
     out.write("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
 def _table(header: tuple[str, ...], rows: list[list[str]]) -> None:
+    """Show a table: in whole lines where no terminal is, one line a cell where the terminal is too narrow for words."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*header, box=None, pad_edge=False, header_style="dim")
+    whole = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDE
+    console = Console(highlight=False, width=whole)
+    widths = _column_widths([*zip(header, *rows, strict=True)], console.width)
+    if widths is not None:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for name, width in zip(header, widths, strict=True):
+            table.add_column(name, width=width)
+        for row in rows:
+            table.add_row(*map(_safe, row))
+        return console.print(table)
     for row in rows:
-        table.add_row(*map(_safe, row))
-    Console(highlight=False).print(table)
+        for name, cell in zip(header, row, strict=True):
+            if cell:
+                _say(f"[dim]{_safe(name)}:[/] {_safe(cell)}" if name else _safe(cell))
+
+
+def _column_widths(columns: list[tuple[str, ...]], room: int) -> list[int] | None:
+    """How wide each column is, so that all fit into `room` and no word is cut; None where they cannot.
+
+    As few as possible, the widest, are broken into lines.
+    """
+    from rich.cells import cell_len
+
+    lines = [[line for cell in column for line in printable(cell).split("\n")] for column in columns]
+    widths = [max(map(cell_len, column)) for column in lines]
+    words = [max((cell_len(word) for line in column for word in line.split()), default=0) for column in lines]
+    room -= 2 * (len(columns) - 1)
+    for place in sorted(range(len(columns)), key=lambda place: words[place] - widths[place]):
+        excess = sum(widths) - room
+        if excess > 0:
+            widths[place] = max(words[place], widths[place] - excess)
+    return widths if sum(widths) <= room else None
 
 
 @contextmanager

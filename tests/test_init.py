@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -172,6 +173,7 @@ def killed_after(owner: Any, name: str, action: Callable[[], object]) -> None:
 def test_killed_half_way_the_same_call_finishes_the_job(tmp_path: Path, owner: Any, name: str, inside: bool) -> None:
     if inside:
         subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+        (tmp_path / ".gitignore").write_text("/w/\n", encoding="utf-8")
         subprocess.run(["git", "commit", "--quiet", "--allow-empty", "-m", "Outer"], cwd=tmp_path, check=True)
     killed_after(owner, name, lambda: init(tmp_path / "w", ["a", "b"]))
     begun = read_json(tmp_path / "w/al-workspace.json")
@@ -358,3 +360,58 @@ def test_a_path_that_dvc_cannot_keep_is_refused_and_leaves_nothing(tmp_path: Pat
     with pytest.raises(BadInput, match="UTF-8|cannot keep"):
         init(tmp_path / "w", ["a", "b"], remote=str(tmp_path / os.fsdecode(name)))
     assert not (tmp_path / "w").exists()
+
+
+# Where a workspace may lie, and how its classes are typed ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("below", ["inner", "data/deep/inner"])
+def test_no_workspace_is_made_inside_another(tmp_path: Path, below: str) -> None:
+    outer = init(tmp_path / "outer", ["a", "b"]).layout.root
+    head = Git(outer).head()
+    with pytest.raises(BadInput, match="lies in the workspace .*outer; choose a folder outside"):
+        init(outer / below, ["a", "b"])
+    assert Git(outer).head() == head and Git(outer).run("status", "--porcelain").stdout == ""
+    assert not (outer / below).exists()
+
+
+def test_inside_a_repository_only_where_that_ignores_it(tmp_path: Path) -> None:
+    outer = tmp_path / "mono ö repo"
+    outer.mkdir()
+    Git(outer).run("init", "--quiet")
+    folder = outer / "projects" / "spam"
+    with pytest.raises(BadInput, match="a workspace is a repository of its own") as caught:
+        init(folder, ["a", "b"])
+    line = str(caught.value).split("add the line ")[1].split(" to ")[0]
+    assert line == "/projects/spam/" and not folder.exists()
+    (outer / ".gitignore").write_text(f"{line}\n", encoding="utf-8")
+    init(folder, ["a", "b"])
+    assert Git(folder).head() is not None and Git(outer).head() is None
+    assert "projects" not in Git(outer).run("status", "--porcelain", "--untracked-files=all").stdout
+
+
+def test_a_repository_just_made_is_taken(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    Git(folder).run("init", "--quiet")
+    assert init(folder, ["a", "b"]).layout.root == folder
+
+
+NAMES = ["🐟", "größe", "日本", 'say "no"', "back\\slash", "\\U0001F41F", "👩‍👩‍👧", "🏴󠁧󠁢󠁥󠁮󠁧󠁿", "a: b # c", "می‌خواهم"]
+
+
+def test_names_stand_in_the_parameters_as_they_were_typed(tmp_path: Path) -> None:
+    workspace = init(tmp_path / "ws", NAMES, "Welches 🐟? \u202e \u2028")
+    assert workspace.params.schema_.labels == NAMES
+    assert workspace.params.schema_.question == "Welches 🐟? \u202e \u2028"
+    text = workspace.layout.params.read_text(encoding="utf-8")
+    for name in ("🐟", "größe", "日本", "👩‍👩‍👧", "🏴󠁧󠁢󠁥󠁮󠁧󠁿", "می‌خواهم"):
+        assert f'    - "{name}"\n' in text, "no escapes"
+    assert "\u202e" not in text and "\u2028" not in text, "what turns or breaks lines stays an escape"
+
+
+@settings(deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20))
+def test_every_question_comes_back_as_it_was(question: str) -> None:
+    text = with_schema(template("params.yaml"), ["a", "b"], question)
+    assert yaml.safe_load(text)["schema"]["question"] == question

@@ -33,6 +33,9 @@ from al_pipeline.repository.remotes import check_address
 from al_pipeline.trust import template
 from al_pipeline.workspace import LAYOUT_VERSION, Workspace, open_workspace
 
+_JOINERS = "\u200c\u200d"
+"""Not printed themselves, yet parts of words in some scripts, and of emoji."""
+
 
 def init(
     folder: Path,
@@ -45,8 +48,9 @@ def init(
 
     `remote` is a DVC remote's address (default: a folder in `al`'s home, on this machine); `test_size` how many items
     the first ingest sets aside as the test set. Where it fails, nothing that it made is left; killed half-way, the same
-    call finishes the job. Raises BadInput where `folder` holds something else or DVC cannot keep a path, or
-    use the remote on this machine, BadParams where labels are no good.
+    call finishes the job. Raises BadInput where `folder` holds something else, lies in a workspace or in a git
+    repository that does not ignore it, DVC cannot keep a path or use the remote on this machine; BadParams where labels
+    are no good.
     """
     if remote is not None and has_password(remote):
         raise BadInput(
@@ -57,6 +61,7 @@ def init(
         check_address(remote)
     folder = folder.resolve()
     layout = Layout(folder)
+    _refuse_inside(folder)
     text = with_schema(template("params.yaml"), labels, question)
     if test_size is not None:
         text = re.sub(r"(?m)^(  test_size:) \S+", rf"\1 {test_size}", text)
@@ -193,6 +198,24 @@ def _refuse_begun(layout: Layout) -> None:
         )
 
 
+def _refuse_inside(folder: Path) -> None:
+    """Raise BadInput where a repository above `folder` would take the workspace for files, or a submodule, of its own.
+
+    One that ignores the folder does not: so a workspace can lie in a repository of many projects.
+    """
+    for outer in folder.parents:
+        if Layout(outer).marker.exists():
+            raise BadInput(f"{folder} lies in the workspace {outer}; choose a folder outside of it")
+        if (outer / ".git").exists():
+            inner = f"{folder.relative_to(outer).as_posix()}/"
+            if Git(outer).run("check-ignore", "--quiet", "--no-index", "--", inner, check=False).returncode == 0:
+                continue
+            raise BadInput(
+                f"{folder} lies in the git repository {outer}, and a workspace is a repository of its own: choose a "
+                f"folder outside, or add the line /{inner} to {outer / '.gitignore'} and try again"
+            )
+
+
 def _is_ours(name: str) -> bool:
     """Whether an otherwise empty folder may hold `name`: a repository just made, or what a killed call left."""
     return name == ".git" or name.startswith(TEMPORARY_PREFIX)
@@ -200,13 +223,22 @@ def _is_ours(name: str) -> bool:
 
 def with_schema(text: str, labels: Sequence[str], question: str | None) -> str:
     """The template with its labels (and question) replaced; comments stay."""
-    import yaml
-
-    def scalar(value: str) -> str:
-        return str(yaml.safe_dump(value, allow_unicode=True, width=10_000, default_style='"')).strip()
-
-    lines = "".join(f"    - {scalar(label)}\n" for label in labels)
+    lines = "".join(f"    - {_quoted(label)}\n" for label in labels)
     text = re.sub(r"(?m)^(  labels:.*\n)(?:    - .*\n)+", lambda found: found.group(1) + lines, text)
     if question is not None:
-        text = re.sub(r"(?m)^  question:.*$", lambda _: f"  question: {scalar(question)}", text)
+        text = re.sub(r"(?m)^  question:.*$", lambda _: f"  question: {_quoted(question)}", text)
     return text
+
+
+def _quoted(value: str) -> str:
+    """A text as YAML in double quotes, letters of all scripts and emoji as they are."""
+    return f'"{"".join(map(_escaped, value))}"'
+
+
+def _escaped(character: str) -> str:
+    if character in '"\\':
+        return f"\\{character}"
+    joins = character in _JOINERS or "\U000e0020" <= character <= "\U000e007f"
+    if character.isprintable() or joins:
+        return character
+    return f"\\u{ord(character):04x}" if ord(character) <= 0xFFFF else f"\\U{ord(character):08x}"

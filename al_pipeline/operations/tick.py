@@ -91,6 +91,8 @@ class TickReport:
     pulled: Mapping[str, int] = field(default_factory=dict)
     refused: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    changed: bool = True
+    """Whether anything came of it: an answer, a task, a step of a build; not where it only looked and waits."""
 
 
 @dataclass
@@ -117,6 +119,8 @@ class _Session:
     pulled: dict[str, int] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    changed: bool = False
+    """Whether a step that often only looks has changed something."""
 
     @property
     def layout(self) -> Layout:
@@ -229,7 +233,12 @@ def tick(
             session.pulled,
             session.refused,
             tuple(session.warnings),
+            changed=session.changed or any(name not in _LOOKS for name, _ in steps),
         )
+
+
+_LOOKS = frozenset({Step.INGEST, Step.CONNECT, Step.RETIRE, Step.PUSH, Step.PULL, Step.AUDIT, Step.SYNC})
+"""Steps of every tick, which mostly find nothing to do."""
 
 
 def closing_rule(workspace: Workspace) -> Closing:
@@ -336,6 +345,7 @@ def _take(step: Step, session: _Session, facts: Facts) -> Any:
 
             added, problems = ingest_sources(workspace)
             session.warnings += problems
+            session.changed |= added > 0
             return added
         case Step.CONNECT:
             return _connect(session)
@@ -387,6 +397,7 @@ def _sync(session: _Session) -> None:
     """Push to the git remote. It may be out of reach: that must not keep people from labelling."""
     try:
         session.warnings += publish.sync(session.git, session.layout)
+        session.changed = True
     except RepositoryError as error:
         session.warnings.append(f"the git remote lacks the newest rounds; the next tick tries again: {error}")
 
@@ -407,6 +418,7 @@ def _connect(session: _Session) -> None:
         published=published_labels(session.history),
         on_page_edit=lambda edit: session.warnings.append(edit.sentence(params.schema_.version)),
     )
+    session.changed |= known != session.project
     if known != session.project:
         write_json(layout.project, asdict(session.project))
     if session.git.changed([layout.project]):
@@ -423,10 +435,12 @@ def _with_label_studio(step: Step, session: _Session, planned: int) -> None:
     assert session.oracle is not None and session.project is not None
     if step is Step.RETIRE:
         overlaps = {record["round"]: record["params"]["round"]["overlap"] for record in session.history.rounds}
-        retire(session.oracle, session.project, planned, session.history.abandoned, overlaps)
+        retired = retire(session.oracle, session.project, planned, session.history.abandoned, overlaps)
+        session.changed |= retired > 0
     elif step is Step.PUSH:
         plan = read_plan(session.git, planned)
         pushed = push(session.oracle, session.project, tasks_of(workspace, plan))
+        session.changed |= pushed.sent > 0
         if "opened_at" not in read_object(layout.state(planned)):
             elsewhere = pushed.present and not pushed.sent  # another clone opened it
             now = opened_at(layout, session.git, planned) if elsewhere else session.now().timestamp()
@@ -444,6 +458,7 @@ def _with_label_studio(step: Step, session: _Session, planned: int) -> None:
             accept_vanished=session.options.accept_vanished,
             full=step is Step.AUDIT,
         )
+        session.changed |= bool(report.events or report.refused)
         for kind, count in report.events.items():
             session.pulled[kind] = session.pulled.get(kind, 0) + count
         for reason, count in report.refused.items():

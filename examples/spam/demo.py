@@ -187,7 +187,7 @@ def _rounds(
 
 def _tick(folder: Path) -> tuple[dict[str, Any], float]:
     before = time.monotonic()
-    report = al(folder, "round")
+    report = al(folder, "round", idle=True)
     return report, round(time.monotonic() - before, 2)
 
 
@@ -362,15 +362,16 @@ def clean(folder: Path) -> None:
 # How it talks ------------------------------------------------------------------------------------------------------
 
 
-def al(folder: Path | None, *words: str, as_json: bool = True) -> dict[str, Any]:
+def al(folder: Path | None, *words: str, as_json: bool = True, idle: bool = False) -> dict[str, Any]:
     """Run `al WORDS --json` in `folder` and return what it printed; progress bars and warnings go to the terminal.
 
-    Raises WorldError where it fails; its own message has been printed by then.
+    `idle`: that there was nothing to do is no failure. Raises WorldError where it fails; its own message has been
+    printed by then.
     """
     place = [] if folder is None else ["-C", str(folder)]
     command = [sys.executable, "-m", "al_pipeline.cli", *place, *words, *(["--json"] if as_json else [])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=_COMMAND_SECONDS)
-    if done.returncode:
+    if done.returncode and not (idle and done.returncode == NothingToDo.exit_code and done.stdout):
         raise WorldError(f"`al {' '.join(words)}` ended with exit code {done.returncode}; the reason stands above")
     found: dict[str, Any] = json.loads(done.stdout) if as_json else {}
     return found

@@ -204,7 +204,10 @@ class Tick:
         seconds = time.perf_counter() - self._begin
         out, err = (path.read_text("utf-8", "replace") for path in (self._out, self._err))
         told = json.loads(out) if out.strip() and self.process.returncode >= 0 else {}
-        return Ended(self.process.returncode, told, err, seconds)
+        code = self.process.returncode
+        if code == 3 and told.get("changed") is False:  # there was nothing to do, which is no failure here
+            code = 0
+        return Ended(code, told, err, seconds)
 
 
 @dataclass

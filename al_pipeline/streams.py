@@ -1,0 +1,118 @@
+"""Standard input, output and error of `al`, wherever they lead: closed, full, read by nobody, not UTF-8.
+
+No write to them raises, so that a terminal that fails stops no work half-way. What could not be written is remembered:
+`lost` says why, for the exit code of a command whose output is all that it does.
+"""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import io
+import os
+import select
+import sys
+from contextlib import suppress
+from typing import TextIO
+
+_PLAIN = {"✓": "+", "✗": "x", "→": "->", "←": "<-", "–": "-", "−": "-", "…": "...", "·": "-", "±": "+/-", "≥": ">=",
+          "“": '"', "”": '"', "’": "'", "\u202f": " ", "\u00a0": " "}  # fmt: skip
+"""Our own signs for a terminal that has no such letters."""
+
+
+class _Sink(io.RawIOBase):
+    """Writes to a file descriptor (None: nowhere) until that fails for the first time; the rest is dropped."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+        self.failure: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        if self._descriptor is None:
+            raise io.UnsupportedOperation("fileno")
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return self._descriptor is not None and os.isatty(self._descriptor)
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:  # type: ignore[override]
+        while self.failure is None:
+            try:
+                if self._descriptor is None:
+                    raise OSError(errno.EBADF, "it is closed")
+                return os.write(self._descriptor, data)
+            except BlockingIOError:  # somebody made it non-blocking: the reader is slow, not gone
+                select.select([], [self._descriptor], [])
+            except OSError as error:
+                self.failure = error
+        return len(data)
+
+
+def guard() -> None:
+    """Replace the standard streams of this process by such that never raise; open what is closed, to nowhere.
+
+    A closed descriptor would be given to the next file that is opened, and what children print would go into it.
+    Streams that somebody else has put in place already are left alone.
+    """
+    codecs.register_error("al", _plainly)
+    missing = [number for number in (0, 1, 2) if not _is_open(number)]
+    while missing:
+        opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+        if opened not in missing:
+            os.close(opened)
+            break
+        missing.remove(opened)
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 - for as long as we live
+    for name in ("stdout", "stderr"):
+        stream: TextIO | None = getattr(sys, name)
+        if stream is getattr(sys, f"__{name}__"):
+            setattr(sys, name, _guarded(stream))
+
+
+def utf8(stream: TextIO) -> None:
+    """What is written to `stream` from now on is UTF-8, whatever the terminal or PYTHONIOENCODING asks for."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def lost(stream: TextIO) -> OSError | None:
+    """Why something that was written to `stream` did not get there; None where all of it did, as far as is known."""
+    with suppress(OSError, ValueError):
+        stream.flush()
+    sink = getattr(getattr(stream, "buffer", None), "raw", None)
+    return sink.failure if isinstance(sink, _Sink) else None
+
+
+def _guarded(stream: TextIO | None) -> TextIO:
+    if stream is None:
+        return io.TextIOWrapper(io.BufferedWriter(_Sink(None)), encoding="utf-8", errors="al")
+    with suppress(OSError, ValueError):
+        stream.flush()
+    sink = _Sink(stream.fileno())
+    return io.TextIOWrapper(
+        io.BufferedWriter(sink),
+        encoding=stream.encoding,
+        errors="al",
+        line_buffering=stream is sys.__stderr__ or sink.isatty(),
+    )
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def _plainly(error: UnicodeError) -> tuple[str | bytes, int]:
+    """For a terminal without the letters: our own signs in ASCII, all else as an escape."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    plain = "".join(_PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text)
+    return plain, error.end
