@@ -1210,7 +1210,8 @@ def _run() -> int:
 
 def _report(error: AlError) -> int:
     if "--json" in sys.argv:
-        _print_json({"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code})
+        name = next(cls.__name__ for cls in type(error).__mro__ if not cls.__name__.startswith("_"))
+        _print_json({"error": name, "message": str(error), "exit_code": error.exit_code})
     kind = "[yellow]Nothing done:[/]" if isinstance(error, NothingToDo) else "[red]Error:[/]"
     _say(f"{kind} {_safe(error)}", err=True)
     return error.exit_code

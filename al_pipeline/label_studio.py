@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import random
+import socket
+import ssl
 import string
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -19,7 +21,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from uuid import uuid4
 from xml.etree import ElementTree
 
@@ -47,6 +49,9 @@ from al_pipeline.oracle import (
 from al_pipeline.params import Schema
 from al_pipeline.plain import redact
 from al_pipeline.records import Annotation, AnsweredTask, Task, TaskState, composed, shown_text
+
+if TYPE_CHECKING:
+    from label_studio_sdk.core.api_error import ApiError
 
 _T = TypeVar("_T")
 
@@ -139,7 +144,10 @@ class LabelStudioOracle:
 
     def about(self) -> About:
         """The server's version, our user and the clocks; what `al doctor` asks. Checks the token."""
-        user = self._read("asking who we are", self._client.users.whoami, _user)
+        try:
+            user = self._read("asking who we are", self._client.users.whoami, _user)
+        except _NotFound:
+            raise _no_label_studio("asking who we are", self.url) from None
         version = self._read("asking for the version", self._client.versions.get, lambda found: str(found.release))
         return About(version, user[1], self._clock_ahead())
 
@@ -204,6 +212,7 @@ class LabelStudioOracle:
             get = partial(self._client.projects.with_raw_response.get, ref.project_id)
             project = self._read("reading the project", get, lambda reply: _project(reply.data))
         except _NotFound:
+            self.about()  # raises where another service answers, which cannot tell
             raise missing_project(ref) from None
         check_mark(find_mark(project.description), ref, workspace_id, clone_id)
         return project
@@ -227,8 +236,10 @@ class LabelStudioOracle:
                 found = self._read(
                     "listing the projects", wanted, _each(lambda p: (_id(p), _text_or_none(p.description)))
                 )
-            except _NotFound:  # the page after a full last one
-                return
+            except _NotFound:
+                if page == 1:
+                    raise
+                return  # the page after a full last one
             yield from found
             if len(found) < size:
                 return
@@ -373,17 +384,14 @@ class LabelStudioOracle:
         except ApiError as error:
             if error.status_code in (429, 503):
                 self._not_before = time.monotonic() + asked_to_wait(error.headers or {})
-            failure = _failure(what, self.url, error.status_code, self._silence())
+            failure = _failure(what, self.url, error, self._silence())
         except httpx.TimeoutException:
             failure = LabelStudioDown(
                 f"{what}: Label Studio at {self.url} gave no reply in time "
                 "(label_studio.timeout_seconds in params.yaml)"
             )
         except httpx.HTTPError as error:
-            failure = LabelStudioDown(
-                f"{what}: no usable reply from Label Studio at {self.url} ({type(error).__name__}); is it running? "
-                "(`al labelstudio start` starts the workspace's own)"
-            )
+            failure = _no_reply(what, self.url, error)
         except (httpx.InvalidURL, UnicodeError):
             failure = LabelStudioRefused(f"{what}: {self.url!r} is no usable address, or the request no valid text")
         except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
@@ -401,7 +409,7 @@ class LabelStudioOracle:
         """Wait as long as the server asked. Raises LabelStudioDown where that is too long, and sends nothing."""
         seconds = self._silence()
         if seconds > self._patience:
-            raise _failure(what, self.url, 429, seconds)
+            raise _busy(what, self.url, 429, seconds)
         if seconds:
             self._patience -= seconds
             self._sleep(seconds)
@@ -480,27 +488,99 @@ def _header_date(text: str) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _failure(what: str, url: str, status: int | None, wait: float = 0.0) -> Exception:
-    """What a reply of this status means; `wait`: for how many seconds the server asked to be left alone."""
+def _failure(what: str, url: str, error: ApiError, wait: float = 0.0) -> Exception:
+    """What an unsuccessful reply means; `wait`: for how many seconds the server asked to be left alone."""
+    status = error.status_code
+    theirs = not error.body or isinstance(
+        error.body, Mapping
+    )  # Label Studio says in JSON what is wrong; pages are of somebody else
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+    if status == 404 and theirs:
+        return _NotFound(f"{what}: Label Studio at {url} has no such thing (404), or does not let us see it")
     if status == 404:
-        return _NotFound(f"{what}: Label Studio at {url} has no such thing (404); is the address right?")
+        return _no_label_studio(what, url)
+    if status in (401, 403) and not theirs:
+        return LabelStudioRefused(
+            f"{what}: something in front of Label Studio at {url} wants a password ({status}), or another service is "
+            "there; give an address by which programs reach Label Studio itself"
+        )
     if status in (401, 403):
         return LabelStudioRefused(
             f"{what}: Label Studio at {url} refused the token ({status}): expired, revoked, or of another server. "
             "Copy a new one from Account & Settings there; a legacy token must also be allowed for the organisation"
         )
+    if status is not None and 300 <= status < 400:
+        target = _origin(headers.get("location", ""))
+        if target and target != _origin(url):
+            return LabelStudioRefused(f"{what}: {url} sends us on to {target} ({status}); if that is right, give it")
+        return LabelStudioDown(
+            f"{what}: {url} sends us on to another page ({status}), such as a log-in in front of Label Studio; "
+            "give an address by which programs reach Label Studio itself"
+        )
     if status is not None and 400 <= status < 500 and status not in (408, 429):
         return LabelStudioRefused(f"{what}: Label Studio at {url} says that this is not valid (status {status})")
-    if status is not None and 200 <= status < 400:
+    if status is not None and 200 <= status < 300:
         return LabelStudioDown(
             f"{what}: {url} answered {status} with something that is not Label Studio's; "
             "is the address right, or a log-in page in between?"
         )
+    return _busy(what, url, status, wait)
+
+
+def _no_label_studio(what: str, url: str) -> LabelStudioRefused:
+    """Another service answers. No _NotFound: it cannot tell what Label Studio has, and what it lacks."""
+    return LabelStudioRefused(
+        f"{what}: there is no Label Studio at {url} (404); is the address right? It is what a browser shows before "
+        "/projects"
+    )
+
+
+def _busy(what: str, url: str, status: int | None, wait: float) -> LabelStudioDown:
+    """A server that has no time for us, or none for anybody."""
     if wait:
         why = f"asks us to wait for {wait:.0f} s" if wait <= _DAY else "asks us to wait for more than a day"
     else:
         why = "asks us to wait" if status == 429 else "failed; its own log says why"
     return LabelStudioDown(f"{what}: Label Studio at {url} {why} (status {status}). Nothing is lost: try again later")
+
+
+def _no_reply(what: str, url: str, error: httpx.HTTPError) -> LabelStudioDown | LabelStudioRefused:
+    """Why a connection came to nothing."""
+    causes = list(_causes(error))
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
+        return LabelStudioRefused(
+            f"{what}: the certificate of {url} is not one that this machine trusts, or is of another host; where it is "
+            "your own authority's, set SSL_CERT_FILE to its certificate"
+        )
+    if any(isinstance(cause, ssl.SSLError) for cause in causes):
+        return LabelStudioRefused(f"{what}: {url} does not speak TLS as https needs it; is it http:// there?")
+    if any(isinstance(cause, socket.gaierror) for cause in causes):
+        return LabelStudioDown(f"{what}: the host of {url} is not found; is its name right, and the network up?")
+    if isinstance(error, httpx.ConnectError):
+        return LabelStudioDown(
+            f"{what}: nobody answers at {url} ({type(error).__name__}); is it running? "
+            "(`al labelstudio start` starts the workspace's own)"
+        )
+    return LabelStudioDown(
+        f"{what}: no usable reply from {url} ({type(error).__name__}); is it running, and is it Label Studio? "
+        "(`al labelstudio start` starts the workspace's own)"
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _origin(address: str) -> str:
+    """`https://host:port` of an address; nothing where it has no host."""
+    try:
+        url = httpx.URL(address)
+    except httpx.InvalidURL:
+        return ""
+    return f"{url.scheme}://{url.netloc.decode('ascii', 'replace')}" if url.host and "@" not in address else ""
 
 
 def _filter(column: str, operator: str, kind: str, value: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import os
 import select
 import sys
 from contextlib import suppress
-from typing import TextIO
+from typing import Any, TextIO
 
 _PLAIN = {"✓": "+", "✗": "x", "→": "->", "←": "<-", "–": "-", "−": "-", "…": "...", "·": "-", "±": "+/-", "≥": ">=",
           "“": '"', "”": '"', "’": "'", "\u202f": " ", "\u00a0": " "}  # fmt: skip
@@ -32,7 +32,7 @@ class _Sink(io.RawIOBase):
 
     def fileno(self) -> int:
         if self._descriptor is None:
-            raise io.UnsupportedOperation("fileno")
+            raise OSError(errno.EBADF, "it is closed")
         return self._descriptor
 
     def isatty(self) -> bool:
@@ -41,11 +41,9 @@ class _Sink(io.RawIOBase):
     def write(self, data: bytes | bytearray | memoryview) -> int:  # type: ignore[override]
         while self.failure is None:
             try:
-                if self._descriptor is None:
-                    raise OSError(errno.EBADF, "it is closed")
-                return os.write(self._descriptor, data)
+                return os.write(self.fileno(), data)
             except BlockingIOError:  # somebody made it non-blocking: the reader is slow, not gone
-                select.select([], [self._descriptor], [])
+                select.select([], [self.fileno()], [])
             except OSError as error:
                 self.failure = error
         return len(data)
@@ -88,16 +86,17 @@ def lost(stream: TextIO) -> OSError | None:
 
 
 def _guarded(stream: TextIO | None) -> TextIO:
-    if stream is None:
-        return io.TextIOWrapper(io.BufferedWriter(_Sink(None)), encoding="utf-8", errors="al")
-    with suppress(OSError, ValueError):
-        stream.flush()
-    sink = _Sink(stream.fileno())
+    descriptor = None
+    if stream is not None:
+        with suppress(OSError, ValueError):
+            stream.flush()
+        descriptor = stream.fileno()
+    sink: Any = _Sink(descriptor)
     return io.TextIOWrapper(
         io.BufferedWriter(sink),
-        encoding=stream.encoding,
+        encoding="utf-8" if stream is None else stream.encoding,
         errors="al",
-        line_buffering=stream is sys.__stderr__ or sink.isatty(),
+        line_buffering=sink.isatty() or stream is sys.__stderr__,
     )
 
 

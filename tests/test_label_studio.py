@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
+import ssl
+import subprocess
+import threading
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -158,6 +165,126 @@ def test_any_unusable_reply_is_our_error_and_tells_no_secret(
     assert "http://ls.example" in told or "Label Studio" in told
 
 
+PAGE = b"<html><h1>Not Found</h1></html>"
+ELSEWHERE: dict[str, tuple[int, bytes, dict[str, str], str]] = {
+    "a page is missing": (404, PAGE, {}, "there is no Label Studio at http://ls.example (404); is the address right?"),
+    "another service": (404, b'{"detail": "Not Found"}', {}, "there is no Label Studio at http://ls.example (404)"),
+    "a proxy's password": (401, PAGE, {}, "something in front of Label Studio at http://ls.example wants a password"),
+    "a proxy's ban": (403, b"denied", {}, "something in front of Label Studio"),
+    "https": (301, b"", {"Location": "https://ls.example/api"}, "sends us on to https://ls.example (301); if that is"),
+    "another host": (302, b"", {"Location": "https://sso.example/login?next=/"}, "sends us on to https://sso.example"),
+    "a log-in": (
+        302,
+        b"",
+        {"Location": "/user/login?next=/api"},
+        "sends us on to another page (302), such as",
+    ),
+    "a secret target": (302, b"", {"Location": f"https://u:{SECRET}@x.example/"}, "sends us on to another page (302)"),
+    "a page": (200, PAGE, {}, "answered 200 with something that is not Label Studio's"),
+}
+
+
+@pytest.mark.parametrize("case", ELSEWHERE)
+def test_an_address_at_which_something_else_answers_is_named_so(case: str) -> None:
+    status, body, headers, says = ELSEWHERE[case]
+    kind = "application/json" if body.startswith(b"{") else "text/html"
+    reply = partial(httpx.Response, status, content=body, headers={"Content-Type": kind, **headers})
+    with oracle_over(lambda _: reply()) as oracle, pytest.raises(WorldError) as caught:
+        oracle.about()
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert not type(caught.value).__name__.startswith("_") and SECRET not in str(caught.value)
+    with oracle_over(lambda _: reply()) as oracle, pytest.raises(WorldError):  # no ForeignProject: who knows of it?
+        oracle.check(REF, "w")
+    with oracle_over(lambda _: reply()) as oracle, pytest.raises(WorldError):
+        oracle.ensure_project("w", "c", SCHEMA, 1, False, None)
+
+
+@contextmanager
+def listening(answer: bytes | None) -> Iterator[int]:
+    """A port at which something takes connections and says this, or is silent (None)."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        stop = threading.Event()
+
+        def serve() -> None:
+            server.settimeout(0.1)
+            kept = []
+            while not stop.is_set():
+                with suppress(TimeoutError, OSError):
+                    connection, _ = server.accept()
+                    kept.append(connection)
+                    if answer is not None:
+                        connection.sendall(answer)
+                        connection.close()
+            for connection in kept:
+                connection.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            stop.set()
+            thread.join()
+
+
+def why_not(url: str, timeout: float = 5.0) -> str:
+    with LabelStudioOracle(url, TOKEN, timeout, sleep=lambda _: None) as oracle, pytest.raises(WorldError) as caught:
+        oracle.about()
+    assert "\n" not in str(caught.value) and TOKEN not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_connection_that_comes_to_nothing_says_why() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        closed = free.getsockname()[1]
+    assert "nobody answers at http" in why_not(f"http://127.0.0.1:{closed}")
+    assert "is it running?" in why_not(f"http://127.0.0.1:{closed}")
+    assert "the host of http://no-such-host.invalid is not found" in why_not("http://no-such-host.invalid")
+    with listening(b"SSH-2.0-OpenSSH_9.6\r\n") as port:
+        assert "no usable reply from http" in why_not(f"http://127.0.0.1:{port}")
+    with listening(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi") as port:
+        assert "does not speak TLS as https needs it; is it http:// there?" in why_not(f"https://127.0.0.1:{port}")
+    with listening(None) as port:
+        assert "gave no reply in time" in why_not(f"http://127.0.0.1:{port}", timeout=0.2)
+    with listening(b"") as port:
+        assert "is it running, and is it Label Studio?" in why_not(f"http://127.0.0.1:{port}")
+
+
+def test_a_certificate_that_nobody_knows_is_named(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    make = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-subj",
+        "/CN=other.example",
+        "-days",
+        "1",
+        "-keyout",
+    ]
+    subprocess.run([*make, str(key), "-out", str(certificate)], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with socket.create_server(("127.0.0.1", 0)) as plain:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = plain.accept()
+                    with suppress(OSError):
+                        context.wrap_socket(connection, server_side=True).close()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        told = why_not(f"https://127.0.0.1:{plain.getsockname()[1]}")
+        plain.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
+    assert "is not one that this machine trusts" in told and "SSL_CERT_FILE" in told
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("error", [httpx.ConnectError, httpx.ReadTimeout, httpx.RemoteProtocolError, httpx.ReadError])
 def test_no_reply_is_our_error(name: str, error: type[httpx.TransportError]) -> None:
@@ -201,7 +328,7 @@ def test_a_server_that_asks_us_to_wait_is_not_asked_earlier_whatever_the_request
         with pytest.raises(LabelStudioDown, match=r"asks us to wait for 7 s \(status 429\)"):
             oracle.import_tasks(REF, tasks_of("w", 1, 1))
         assert slept == [], "a write is not repeated"
-        with pytest.raises(ForeignProject):
+        with pytest.raises(LabelStudioRefused, match="there is no Label Studio"):
             oracle.check(REF, "w")
     assert seen == ["POST", "GET", "GET"]
     asked = [seconds for seconds in slept if seconds > 1]
