@@ -99,7 +99,7 @@ def test_the_commands_are_those_that_are_promised() -> None:
     }
     assert promised | {"labelstudio"} <= COMMANDS.keys()
     assert {"labelstudio start", "labelstudio stop", "labelstudio invite", "labelstudio connect"} <= COMMANDS.keys()
-    groups = {"labelstudio", "labels"}
+    groups = {"labelstudio", "labels", "remote"}
     assert COMMANDS.keys() - set(TAKES_JSON) == groups, "every command takes --json"
 
 

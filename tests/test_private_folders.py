@@ -330,7 +330,7 @@ def test_what_an_earlier_version_left_readable_is_closed(tmp_path: Path, al_home
 
 def test_a_user_whom_the_system_does_not_know_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_has_entry", lambda: False)
-    for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "HOME"):
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "HOME", "TORCHINDUCTOR_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AL_HOME", str(tmp_path / "al"))
     added = own_environment()

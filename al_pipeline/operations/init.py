@@ -208,7 +208,9 @@ def _refuse_inside(folder: Path) -> None:
             raise BadInput(f"{folder} lies in the workspace {outer}; choose a folder outside of it")
         if (outer / ".git").exists():
             inner = f"{folder.relative_to(outer).as_posix()}/"
-            if Git(outer).run("check-ignore", "--quiet", "--no-index", "--", inner, check=False).returncode == 0:
+            magic = {"GIT_LITERAL_PATHSPECS": "0"}  # check-ignore knows no literal ones, and takes no patterns anyway
+            ask = ("check-ignore", "--quiet", "--no-index", "--", f"./{inner}")
+            if Git(outer).run(*ask, check=False, more=magic).returncode == 0:
                 continue
             raise BadInput(
                 f"{folder} lies in the git repository {outer}, and a workspace is a repository of its own: choose a "

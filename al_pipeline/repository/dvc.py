@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -542,7 +543,14 @@ def change_config(path: Path, changes: Mapping[str, Mapping[str, Any]], mode: in
 
 
 def _utf8(path: str) -> str:
-    """`path` as DVC will read it, whatever locale we run under. Raises BadInput where its bytes are not UTF-8."""
+    """`path` as DVC will read it, whatever locale we run under.
+
+    Raises BadInput where its bytes are not UTF-8, or break the line: settings of several lines are believed nowhere.
+    """
+    if not path.isprintable() and any(unicodedata.category(sign) == "Cc" for sign in path):
+        raise BadInput(
+            f"DVC cannot keep {path!r} in its configuration: it holds a control character; rename that folder"
+        )
     try:
         return os.fsencode(path).decode("utf-8")
     except UnicodeDecodeError:
