@@ -59,25 +59,33 @@ def read_refused(*folders: Path) -> list[Refused]:
     return list(refused.values())
 
 
+def author_digest(annotator: str, created_at: str | None) -> str:
+    """What tells an answer from others that bore its number on the server: a digest of annotator and creation time."""
+    return event_digest(annotator, created_at)[:12]
+
+
 def still_refused(refused: Iterable[Refused], events: Iterable[Event]) -> list[Refused]:
     """Of refused answers those that stand: none that was taken later, and of an edited answer the newest alone."""
     taken: dict[tuple[str, str], str] = {}
     ids: set[str] = set()
     for event in events:
         ids.add(event.event_id)
-        push_key, _, number = event.annotation_key.rpartition("#")
         if event.type in ("label", "skip", "supersede"):
-            taken[push_key, number.rpartition(".")[2]] = event.updated_at or ""
+            push_key, _, answer = event.annotation_key.rpartition("#")
+            taken[push_key, answer.rpartition(".")[2]] = event.updated_at or ""
     newest: dict[Any, Refused] = {}
     for row in refused:
         if row["refused_id"] in ids:
             continue
-        key = (str(row.get("push_key")), str(row.get("annotation_id")))
-        if taken.get(key, "") > str(row.get("updated_at") or ""):
+        push_key, number = str(row.get("push_key")), str(row.get("annotation_id"))
+        name = f"{number}-{author_digest(str(row.get('annotator')), row.get('created_at'))}"
+        changed = str(row.get("updated_at") or "")
+        # An answer that an earlier version took has its number alone for a name.
+        if any(taken[known] >= changed for known in ((push_key, name), (push_key, number)) if known in taken):
             continue
-        name = key if row.get("annotation_id") is not None else row["refused_id"]
-        if name not in newest or str(newest[name].get("updated_at")) <= str(row.get("updated_at")):
-            newest[name] = row
+        key = (push_key, name) if row.get("annotation_id") is not None else row["refused_id"]
+        if key not in newest or str(newest[key].get("updated_at") or "") <= changed:
+            newest[key] = row
     return list(newest.values())
 
 

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from al_pipeline import files, ledger
 from al_pipeline.errors import BadInput
-from al_pipeline.ledger import add_to_inbox, append_inbox, append_part, canonical, read_events, read_refused
+from al_pipeline.ledger import (
+    add_to_inbox,
+    append_inbox,
+    append_part,
+    author_digest,
+    canonical,
+    read_events,
+    read_refused,
+    still_refused,
+)
 from al_pipeline.records import Event, Intervention, Selection
 
 
@@ -209,3 +218,30 @@ def test_an_intervention_comes_back_as_it_was_written(tmp_path: Path, asked: Int
     append_part(tmp_path, [one, event("b")])
     assert read_events(tmp_path) == [one, event("b")]
     assert "intervention" not in event("b").to_row(), "an earlier version reads a ledger without any"
+
+
+def _refused_answer(name: str, minute: int, **changes: Any) -> dict[str, Any]:
+    told = {"push_key": "key", "annotation_id": 7, "annotator": "ann@example.com", "created_at": _at(0)}
+    return {**refusal(name), **told, "updated_at": _at(minute), **changes}
+
+
+def _at(minute: int) -> str:
+    return f"2026-01-01T10:{minute:02}:00.000000Z"
+
+
+@pytest.mark.parametrize("suffix", ["", "-" + author_digest("ann@example.com", _at(0))], ids=["earlier name", "name"])
+def test_an_answer_that_was_taken_later_is_not_refused_whatever_form_its_name_has(suffix: str) -> None:
+    taken = event("e", annotation_key=f"key#p.7{suffix}", updated_at=_at(2))
+    kept = [_refused_answer("before", 1), _refused_answer("same state, by an earlier id", 2)]
+    assert still_refused(kept, [taken]) == []
+    assert still_refused([*kept, _refused_answer("after", 3)], [taken]) == [_refused_answer("after", 3)]
+
+
+def test_of_an_edited_answer_one_refusal_stands_and_another_with_its_number_is_its_own() -> None:
+    bobs = _refused_answer("bob", 1, annotator="bob@example.com", created_at=_at(1))
+    assert still_refused([_refused_answer("a", 1), bobs, _refused_answer("b", 2)], []) == [
+        _refused_answer("b", 2),
+        bobs,
+    ]
+    taken = event("e", annotation_key=f"key#p.7-{author_digest('ann@example.com', _at(0))}", updated_at=_at(4))
+    assert still_refused([_refused_answer("a", 1), bobs], [taken]) == [bobs]

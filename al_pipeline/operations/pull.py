@@ -18,7 +18,15 @@ from typing import Any, Literal
 
 from al_pipeline.errors import VanishedAnswers
 from al_pipeline.files import read_json, write_json
-from al_pipeline.ledger import Refused, add_to_inbox, canonical, event_digest, read_events, read_refused
+from al_pipeline.ledger import (
+    Refused,
+    add_to_inbox,
+    author_digest,
+    canonical,
+    event_digest,
+    read_events,
+    read_refused,
+)
 from al_pipeline.oracle import CONTROL, RESERVED, TIME_FORMAT, Oracle, ProjectRef, data_key, shown_fields, shown_hash
 from al_pipeline.params import Schema
 from al_pipeline.records import Annotation, AnsweredTask, Event, EventType, PlannedTask, composed, shown_text
@@ -160,8 +168,8 @@ def annotation_key(push_key: str, ref: ProjectRef, annotation: Annotation) -> st
     A server gives a number again after a deletion, or after it was restored from a backup. Names that earlier versions
     wrote end with the number.
     """
-    whose = event_digest(annotation.annotator, annotation.created_at)[:12]
-    return f"{push_key}#{ref.project_uid}.{annotation.annotation_id}-{whose}"
+    digest = author_digest(annotation.annotator, annotation.created_at)
+    return f"{push_key}#{ref.project_uid}.{annotation.annotation_id}-{digest}"
 
 
 _NUMBER = re.compile(r"(\d+)(?:-[0-9a-f]{12})?")
