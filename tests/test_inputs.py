@@ -204,7 +204,12 @@ def piped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 @pytest.mark.parametrize(
     "content",
-    [b"text\nhello\n", b'{"text": "hello"}\n', gzip.compress(b"text\nhello\n"), "text\nhello\n".encode("utf-16")],
+    [
+        b"text\nhello\n",
+        b'{"text": "hello"}\n',
+        gzip.compress(b"text\nhello\n", mtime=0),
+        "text\nhello\n".encode("utf-16"),
+    ],
 )
 def test_standard_input_is_kept_for_this_user_alone_and_no_longer_than_needed(piped: Any, content: bytes) -> None:
     piped(content)
