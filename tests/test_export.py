@@ -61,6 +61,22 @@ def test_jsonl_and_parquet_hold_the_same(tmp_path: Path) -> None:
     assert lines[0]["annotators"] == [ANN, BOB] and "part" not in lines[0]
 
 
+def test_a_replacement_that_fails_leaves_the_last_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, real = tmp_path / "set", Path.replace
+    write_rows(out, "datasets", ROWS, with_part=True)
+    before = {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    def fails(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise OSError("no more room")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(OSError, match="no more room"):
+        write_rows(out, "datasets", ROWS[:1], with_part=False)
+    assert {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 def test_a_folder_for_datasets_has_a_split_for_each_part_and_is_replaced_whole(tmp_path: Path) -> None:
     out = tmp_path / "set"
     write_rows(out, "datasets", ROWS, with_part=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -179,6 +178,12 @@ def _write_folder(out: Path, rows: Sequence[Row], names: Sequence[str]) -> None:
                 header += [f"  - split: {split}", f"    path: data/{split}-*"]
         text = "Labels exported by `al export`. Columns: " + ", ".join(f"`{key}`" for key in names)
         write_text(fresh / "README.md", "\n".join([*header, "---", "", f"{text}.", ""]))
+        old = Path(place) / "old"
         if out.is_dir():
-            shutil.move(out, Path(place) / "old")
-        fresh.replace(out)
+            out.replace(old)
+        try:
+            fresh.replace(out)
+        except OSError:
+            if old.is_dir():
+                old.replace(out)  # else the folder that is cleaned up would take the last export with it
+            raise
