@@ -179,7 +179,6 @@ def steered(tmp_path: Path) -> Path:
         ("data/events.dvc", POINTER + "deps:\n- repo:\n    url: https://evil\n"),
         ("data/events.dvc", "wdir: /\n" + POINTER),
         ("data/events.dvc", POINTER.replace("a" * 32, "../" * 10 + "aa")),
-        ("data/events.dvc", POINTER.replace("\n", "\r\n")),
         (".dvc/config", CONFIG + "    bearer_token_command = touch pwned\n"),
         (".dvc/config", CONFIG + "    CONFIGPATH = evil.ini\n"),
         (".dvc/config", CONFIG + '    "configpath" = evil.ini\n'),
@@ -212,6 +211,16 @@ def test_ordinary_settings_of_dvc_need_nobodys_word(steered: Path) -> None:
     more = '    endpointurl = "https://minio.example.org"\n    region = eu\n\n# why\n[cache]\n    type = reflink,copy\n'
     (steered / ".dvc/config").write_text(CONFIG + more, encoding="utf-8")
     check_dvc(steered)
+
+
+def test_a_pointer_with_the_line_ends_of_windows_needs_nobodys_word(steered: Path) -> None:
+    """As git writes it under `core.autocrlf`; DVC reads the same from it. A bare CR is no line end."""
+    (steered / "data/events.dvc").write_bytes(POINTER.replace("\n", "\r\n").encode())
+    check_dvc(steered)
+    for text in (POINTER.replace("\n", "\r"), POINTER.replace("path", "\r\n  path: x\r\n  path")):
+        (steered / "data/events.dvc").write_bytes(text.encode())
+        with pytest.raises(ForeignEdit, match="data/events.dvc .*al trust"):
+            check_dvc(steered)
 
 
 @pytest.mark.parametrize(
@@ -445,13 +454,15 @@ def clone(published: Path, tmp_path: Path) -> Clone:
 
 
 def outside(clone: Clone) -> set[str]:
-    """All files around the clone and the remote's objects."""
+    """All files around the clone and the remote's objects, save DVC's own state in the user's private folder."""
     top = clone.root.parents[1]
-    return {
+    state = re.compile(r"al-home(/[0-9a-f]{12}(/dvc(/(?!.*escaped).*)?)?)?")
+    names = {
         str(path.relative_to(top))
         for path in top.rglob("*")
         if not path.is_relative_to(clone.root) and not path.is_relative_to(clone.remote)
     }
+    return {name for name in names if not state.fullmatch(name)}
 
 
 def forged_listing(clone: Clone, pointer: Path, entries: Callable[[str], list[dict[str, Any]]]) -> None:
@@ -479,7 +490,7 @@ def test_a_listing_in_the_remote_writes_nothing_outside(clone: Clone) -> None:
     before = outside(clone)
     said = al(clone.root, "round")
     assert said.code == 5 and "leads out of it: '../../../escaped.txt'" in said.err
-    assert outside(clone) - before <= {"al-home"} and not (clone.root.parent / "escaped.txt").exists()
+    assert outside(clone) == before and not (clone.root.parent / "escaped.txt").exists()
     assert not clone.root.joinpath("data/events").exists() or not any(clone.root.joinpath("data/events").iterdir())
 
 
