@@ -148,7 +148,6 @@ class Rig:
         if not found.endswith(".dir"):
             return {name: found}
         listing = json.loads(self.path(found).read_text())
-        listing = json.loads(self.path(found).read_text())
         files = {entry["md5"]: f"{name}/{entry['relpath']}" for entry in reversed(listing)}  # the first, of equal files
         return {called: oid for oid, called in files.items()} | {f"{name} (its list of files)": found}
 
@@ -181,8 +180,9 @@ def empty(path: Path) -> None:
 
 def swap(path: Path) -> None:
     """With another object's bytes, as somebody who can write to the bucket puts an older ledger in place."""
-    other = max((p for p in path.parents[1].rglob("*") if p.is_file() and p != path), key=lambda p: p.stat().st_size)
-    data = other.read_bytes()
+    own = path.read_bytes()
+    others = (p for p in path.parents[1].rglob("*") if p.is_file() and p.read_bytes() != own)  # `damaged` keeps a copy
+    data = max(others, key=lambda p: p.stat().st_size).read_bytes()
     path.chmod(0o644)
     path.write_bytes(data)
     path.chmod(0o444)

@@ -401,13 +401,11 @@ class Dvc:
                 if digest(target) == wanted:
                     return
         _remove(target)
-        wrong = [
-            wrong
-            for wrong in map(_wrong, self._ask("look", "get", targets=[path], revisions=[revision])["wrong"])
-            if not wrong.have
-        ]
+        wrong = [Wrong(**row) for row in self._ask("look", "get", targets=[path], revisions=[revision])["wrong"]]
         if wrong:
-            raise RemoteIncomplete(remote_wrong(wrong)) from None
+            # What only the work tree has is wrong all the same: DVC takes from the cache and the remote alone.
+            absent = [one for one in wrong if not one.have]
+            raise RemoteIncomplete(remote_wrong(absent or wrong)) from None
         raise found or RepositoryError(
             f"{path} of {revision} came with other bytes than recorded; `al doctor` says more"
         )
@@ -569,10 +567,6 @@ def told(wrong: Sequence[Wrong]) -> str:
     """The first few of them, each by its name, with what is wrong."""
     shown = [f"{one.name} ({one.why}, object {one.object})" for one in wrong[:3]]
     return ", ".join([*shown, *([f"and {len(wrong) - 3} more"] if len(wrong) > 3 else [])])
-
-
-def _wrong(row: dict[str, Any]) -> Wrong:
-    return Wrong(**row)
 
 
 def _remove(path: Path) -> None:
