@@ -50,9 +50,9 @@ VectorsOf = Callable[[Sequence[str]], NDArray[np.floating]]
 """Ids -> the encoder's vectors (n, d), in their order."""
 
 ASK_AGAIN = "ask_again"
+"""Items whose answers were tied."""
 ASKED = "asked"
 """The rule of an item that a person wanted in the batch (`al ask`): no draw, and no estimate rests on it."""
-"""Items whose answers were tied."""
 GUIDED = "guided"
 """Nearest to what the user gave for a class that has few labels."""
 RANDOM_FILL = "random_fill"
