@@ -57,6 +57,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     outer = tmp_path_factory.mktemp("outer")
     subprocess.run(["git", "init", "--quiet"], cwd=outer, check=True)
     (outer / "theirs").write_text("x", encoding="utf-8")
+    (outer / ".gitignore").write_text("/deep/workspace/\n", encoding="utf-8")
     subprocess.run(["git", "add", "."], cwd=outer, check=True)
     subprocess.run(["git", "commit", "--quiet", "-m", "Theirs"], cwd=outer, check=True)
     return init(outer / "deep/workspace", ODD, "Which \"one\" is it: a, b or c? \\ 'quoted'").layout
