@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from al_pipeline.files import read_object, write_json
 from al_pipeline.layout import Layout
 from al_pipeline.lock import locked
 from al_pipeline.operations.checkout import ROUND_TAGS, check_ready
-from al_pipeline.oracle import PageEdit, ProjectRef
+from al_pipeline.oracle import Oracle, PageEdit, ProjectRef
 from al_pipeline.repository import Git
 from al_pipeline.workspace import Workspace
 
@@ -101,34 +101,43 @@ def refuse_elsewhere(workspace: Workspace) -> None:
         oracle.check(ref, workspace.id, workspace.clone_id)
 
 
+def ensure_project(
+    workspace: Workspace,
+    oracle: Oracle,
+    known: ProjectRef | None,
+    published: Collection[str],
+    on_page_edit: Callable[[PageEdit], None],
+) -> ProjectRef:
+    """Find or make the workspace's project, and bring its settings in line with `params.yaml`; see Oracle."""
+    params = workspace.params
+    return oracle.ensure_project(
+        workspace_id=workspace.id,
+        clone_id=workspace.clone_id,
+        schema=params.schema_,
+        overlap=params.round.overlap,
+        show_guess=params.label_studio.show_guess,
+        known=known,
+        published=published,
+        on_page_edit=on_page_edit,
+    )
+
+
 def reset_page(workspace: Workspace) -> tuple[str, ...]:
     """Take classes that somebody added in the project's page out of it; which these were.
 
     Raises NothingToDo, ForeignProject.
     """
     with locked(workspace.layout.lock, "al labelstudio reset"):
-        ref, params = _known(workspace), workspace.params
+        ref = _known(workspace)
         taken_out: list[str] = []
 
         def note(edit: PageEdit) -> None:
             taken_out.extend(edit.added)
 
-        def bring_in_line(published: Collection[str]) -> None:
-            oracle.ensure_project(
-                workspace_id=workspace.id,
-                clone_id=workspace.clone_id,
-                schema=params.schema_,
-                overlap=params.round.overlap,
-                show_guess=params.label_studio.show_guess,
-                known=ref,
-                published=published,
-                on_page_edit=note,
-            )
-
         with connect(workspace) as oracle:
-            bring_in_line(())
-            if taken_out:
-                bring_in_line(tuple(taken_out))  # as if they were ours, and had been removed
+            ensure_project(workspace, oracle, ref, (), note)
+            if taken_out:  # as if they were ours, and had been removed
+                ensure_project(workspace, oracle, ref, tuple(taken_out), note)
         return tuple(dict.fromkeys(taken_out))
 
 

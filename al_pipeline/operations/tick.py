@@ -37,7 +37,7 @@ from al_pipeline.operations.close import (
     override,
     refuse_edits,
 )
-from al_pipeline.operations.connect import stored_project
+from al_pipeline.operations.connect import ensure_project, stored_project
 from al_pipeline.operations.history import History, read_history, read_plan, read_plans, rounds_of
 from al_pipeline.operations.pull import pull
 from al_pipeline.operations.push import push, retire
@@ -406,17 +406,14 @@ def _connect(session: _Session) -> None:
     """Find or make our project. A new one is committed at once: the work tree stays clean while people label."""
     layout, workspace = session.layout, session.workspace
     known = stored_project(layout)
-    params = workspace.params
+    version = workspace.params.schema_.version
     session.oracle = session.make_oracle()
-    session.project = session.oracle.ensure_project(
-        workspace_id=workspace.id,
-        clone_id=workspace.clone_id,
-        schema=params.schema_,
-        overlap=params.round.overlap,
-        show_guess=params.label_studio.show_guess,
-        known=known,
-        published=published_labels(session.history),
-        on_page_edit=lambda edit: session.warnings.append(edit.sentence(params.schema_.version)),
+    session.project = ensure_project(
+        workspace,
+        session.oracle,
+        known,
+        published_labels(session.history),
+        lambda edit: session.warnings.append(edit.sentence(version)),
     )
     session.changed |= known != session.project
     if known != session.project:
