@@ -23,6 +23,7 @@ from al_pipeline.plain import printable
 
 if TYPE_CHECKING:
     from al_pipeline.layout import Layout
+    from al_pipeline.operations.machine import Destruction
     from al_pipeline.operations.reproduce import Reproduction
     from al_pipeline.operations.rule import Change
     from al_pipeline.operations.schedule import Standing
@@ -85,7 +86,7 @@ class _Chosen:
     """Whether the command does nothing but show: then it failed where its output could not be written."""
 
 
-_SHOW = frozenset({"status", "rounds", "doctor", "diff", "log", "predict"})
+_SHOW = frozenset({"status", "rounds", "doctor", "diff", "log", "predict", "workspaces"})
 """Commands whose output is all that they do. Of the others the exit code speaks of what was done, whether or not
 somebody could be told of it."""
 
@@ -814,6 +815,7 @@ def up(as_json: Json = False) -> None:
 
     workspace = _workspace()
     _ = workspace.params  # what is wrong in it is told before anything starts
+    workspace.make_home()
     elsewhere = label_studio_elsewhere(workspace)
     with _waiting(not as_json) as say:
         studio = elsewhere or start_label_studio(workspace, say).url
@@ -855,6 +857,100 @@ def down(as_json: Json = False) -> None:
             _say(f"{name}: {'stopped' if stopped[name] else 'was not running'}")
     if as_json:
         _print_json({"stopped": stopped})
+
+
+@app.command()
+def workspaces(as_json: Json = False) -> None:
+    """List what workspaces left on this machine: servers, databases, caches, credentials. `al destroy` removes it."""
+    from al_pipeline.home import al_home
+    from al_pipeline.operations.machine import workspaces as look
+
+    found = [left.to_json() for left in look()]
+    if as_json:
+        return _print_json({"home": str(al_home()), "workspaces": found})
+    if not found:
+        return _say(f"No workspace left anything in {_safe(al_home())}.")
+    _table(
+        ("name", "id", "state", "size", "servers", "path"),
+        [
+            [
+                row["name"] or "?",
+                row["workspace_id"],
+                row["state"],
+                "–" if row["bytes"] is None else _size(row["bytes"]),
+                ", ".join(
+                    f"{one['service']} {one['address'].rpartition('//')[2]}".strip()
+                    for one in row["services"]
+                    if one["state"] == "running"
+                ),
+                row["problem"] or row["path"] or "unknown until its next `al round`",
+            ]
+            for row in found
+        ],
+    )
+    _say(f"[dim]in {_safe(al_home())}; `al destroy ID` removes what one of them left[/]")
+
+
+@app.command()
+def destroy(
+    wanted: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="WORKSPACE", help="Id, path or name, as in `al workspaces`. Default: the one around you."
+        ),
+    ] = None,
+    with_folder: Annotated[
+        bool, typer.Option("--with-folder", help="The workspace's folder too, and the data of its rounds.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Even where answers that were not pulled are lost.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; needed where nobody is there to answer.")] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Remove what a workspace left on this machine: servers, their databases, caches, credentials, the schedule.
+
+    The workspace's folder stays, with git and DVC and the data of its rounds, unless --with-folder is given. Works \
+for a workspace whose folder is gone. Safe to interrupt and repeat.
+    """
+    from al_pipeline.operations.machine import destroy as remove
+    from al_pipeline.operations.machine import find, plan
+
+    left = find(wanted, _Chosen.folder)
+    planned = plan(left, with_folder)
+    if not as_json:
+        _show_destruction(planned)
+    if dry_run:
+        return _print_json({**planned.to_json(), "dry_run": True}) if as_json else _say("Nothing was changed.")
+    if planned.goes and not yes and (force or not planned.losses):
+        if as_json or not sys.stdin.isatty():
+            raise UsageError("nobody is here to ask; `--dry-run` shows what goes, `--yes` removes it")
+        if not typer.confirm("Remove it for good?"):
+            raise NothingToDo("nothing was removed")
+    with _waiting(not as_json) as say:
+        done = remove(left, with_folder, force, say)
+    if as_json:
+        return _print_json({**done.to_json(), "dry_run": False})
+    _say(f"Removed {_size(sum(size for _, _, size in done.goes))}.")
+    if left.present and not with_folder and any(Path(path).name == "label-studio" for path, _, _ in done.goes):
+        _say("To go on with the workspace: [bold]al up[/], then [bold]al adopt --new-project[/].")
+
+
+def _show_destruction(planned: Destruction) -> None:
+    named = f"{planned.left.name} ({planned.left.workspace_id})" if planned.left.name else planned.left.workspace_id
+    _say(f"[bold]{_safe(named)}[/], {planned.left.state}")
+    if planned.left.state == "gone":
+        places = ", ".join(map(str, planned.left.places))
+        _say(f"[yellow]Its folder is not at {_safe(places)}:[/] deleted, moved, or on a disk that is not mounted?")
+    for path, what, size in planned.goes:
+        _say(f"[red]goes[/]   {_safe(path)}: {_safe(what)}, {_size(size)}")
+    for path, what in planned.stays:
+        _say(f"[green]stays[/]  {_safe(path)}: {_safe(what)}")
+    for loss in planned.losses:
+        _say(f"[yellow]lost for good:[/] {_safe(loss)}")
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:,.1f} GB" if count >= 2**30 else f"{count / 2**20:,.1f} MB"
 
 
 @remote_app.command("mend")

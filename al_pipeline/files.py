@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -147,6 +149,38 @@ def sha256_tree(root: Path) -> str:
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
         digest.update(f"{path.relative_to(root).as_posix()}\0{sha256_file(path)}\n".encode())
     return digest.hexdigest()
+
+
+def disk_usage(path: Path) -> int:
+    """Bytes that a file, or all below a folder, takes on disk; links are not followed, what vanishes is passed over."""
+    found: dict[tuple[int, int], int] = {}
+    todo = [path]
+    while todo:
+        place = todo.pop()
+        try:
+            one = place.lstat()
+            if stat.S_ISDIR(one.st_mode):
+                todo += [Path(entry) for entry in os.scandir(place)]
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        found[one.st_dev, one.st_ino] = one.st_blocks * 512
+    return sum(found.values())
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a file, or a folder with all in it: it leaves its place in one step. A link is deleted, not followed.
+
+    Killed half-way, it leaves a folder whose name begins with TEMPORARY_PREFIX, which may be given to it again.
+    """
+    if not os.path.lexists(path):
+        return
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+        return
+    if not path.name.startswith(TEMPORARY_PREFIX):
+        aside = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
+        path = path.rename(aside / path.name).parent
+    shutil.rmtree(path)
 
 
 def move(source: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from al_pipeline.errors import NotAWorkspace, UsageError
-from al_pipeline.files import read_object, write_json
+from al_pipeline.files import read_object, sha256_bytes, write_bytes, write_json
 from al_pipeline.home import al_home, check_private, check_workspace, private_folder
 from al_pipeline.layout import Layout
 from al_pipeline.params import Params, load_params
@@ -19,7 +19,15 @@ from al_pipeline.params import Params, load_params
 LAYOUT_VERSION = 2
 """Raise it with a migration in `operations/upgrade.py`."""
 
+PLACES = "places"
+"""A folder of a workspace's home: the path of each clone that worked on this machine, a file each."""
+
 _ID = re.compile(r"^[0-9a-f]{12}\Z")
+
+
+def is_workspace_id(name: object) -> bool:
+    """Whether `name` is what workspaces are called by in their markers, and their homes by in `al`'s."""
+    return isinstance(name, str) and bool(_ID.match(name))
 
 
 @dataclass(frozen=True)
@@ -39,11 +47,11 @@ class Workspace:
     def clone_id(self) -> str:
         """Which clone of the workspace this is; made on first use, never in git."""
         known = read_object(self.layout.clone).get("clone_id")
-        if not isinstance(known, str) or not _ID.match(known):
+        if not is_workspace_id(known):
             known = uuid.uuid4().hex[:12]
             private_folder(self.layout.private)
             write_json(self.layout.clone, {"clone_id": known})
-        return known
+        return str(known)
 
     @property
     def home(self) -> Path:
@@ -60,8 +68,12 @@ class Workspace:
         return home
 
     def make_home(self) -> None:
-        """Make `home`, for its owner alone."""
+        """Make `home`, for its owner alone, and note there where this clone lies, so that it can be found again."""
         private_folder(self.home)
+        place = os.fsencode(os.path.abspath(self.layout.root))
+        note = private_folder(self.home / PLACES) / sha256_bytes(place)[:12]  # one file each: clones do not race
+        if not note.exists():
+            write_bytes(note, place, 0o600)
 
     @property
     def credentials_file(self) -> Path:
@@ -111,7 +123,7 @@ def find_workspace(start: Path | None = None) -> tuple[Layout, dict[str, Any]]:
         if not isinstance(marker.get("layout"), int):
             raise NotAWorkspace(f"{layout.marker} is not as `al init` wrote it; `git checkout -- {layout.marker.name}`")
         name = marker.get("workspace_id")
-        if not isinstance(name, str) or not _ID.match(name):  # it names a folder: `../..` would lead anywhere
+        if not is_workspace_id(name):  # it names a folder: `../..` would lead anywhere
             raise NotAWorkspace(
                 f"{layout.marker} names no workspace: `workspace_id` must be 12 hex digits, got {name!r}"
             )

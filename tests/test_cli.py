@@ -179,7 +179,7 @@ def test_the_tree_of_errors_is_drawn_whole() -> None:
         assert code is None or int(code.group(1)) == error.exit_code
 
 
-@pytest.mark.parametrize("name", sorted(set(TAKES_JSON) - {"init", "simulate"}))
+@pytest.mark.parametrize("name", sorted(set(TAKES_JSON) - {"init", "simulate", "workspaces"}))
 def test_outside_a_workspace_every_command_says_so_in_json(al: Al, name: str) -> None:
     needed = {"ingest": ["a.csv"], "predict": ["a.csv"], "diff": ["0", "1"], "log": ["x"], "export": ["-o", "a.csv"]}
     needed |= {"labelstudio invite": ["ann@example.org"], "labelstudio connect": ["https://labels.example.org"]}

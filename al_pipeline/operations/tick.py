@@ -185,6 +185,7 @@ def tick(
         dvc.end_previous()
         private_folder(layout.inbox)
         dvc.keep_state_private()
+        workspace.make_home()
         child.end_remembered(layout.encoding)
         _tidy(workspace)
         git = Git(layout.root)

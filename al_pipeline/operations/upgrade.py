@@ -23,7 +23,7 @@ from al_pipeline.operations.history import read_history
 from al_pipeline.operations.tick import open_dvc
 from al_pipeline.repository import Git
 from al_pipeline.trust import template
-from al_pipeline.workspace import LAYOUT_VERSION, find_workspace
+from al_pipeline.workspace import LAYOUT_VERSION, Workspace, find_workspace
 
 Texts = Mapping[str, str]
 """The texts of FILES, by path."""
@@ -65,6 +65,7 @@ def upgrade(start: Path | None = None, replace_dvc_yaml: bool = False) -> Upgrad
         check_ready(layout, git)
         with open_dvc(layout) as dvc:
             dvc.keep_state_private()
+        Workspace(layout, marker["workspace_id"]).make_home()
         if before == LAYOUT_VERSION:
             return Upgrade(before, before, tuple(keep_bytes(layout, git)), str(git.head()))
         committed = {name: git.show("HEAD", name) or "" for name in FILES}

@@ -1,9 +1,11 @@
 """Servers for those who have none of their own: Label Studio and Prefect, on loopback, outside the workspace."""
 
-from al_pipeline.servers.box import ServiceRow, label_studio_elsewhere, services
+from al_pipeline.servers.box import ServiceRow, end_all_in, label_studio_elsewhere, running_in, services
 from al_pipeline.servers.label_studio_server import (
     Account,
     Invited,
+    Stored,
+    StoredAnswer,
     admin,
     install,
     invite,
@@ -11,6 +13,7 @@ from al_pipeline.servers.label_studio_server import (
     reset_password,
     start_label_studio,
     stop_label_studio,
+    stored_answers,
 )
 from al_pipeline.servers.prefect_server import (
     Deployment,
@@ -31,7 +34,10 @@ __all__ = [
     "Progress",
     "Server",
     "ServiceRow",
+    "Stored",
+    "StoredAnswer",
     "admin",
+    "end_all_in",
     "install",
     "invite",
     "reset_password",
@@ -41,6 +47,7 @@ __all__ = [
     "prefect_environment",
     "prefect_status",
     "read_deployment",
+    "running_in",
     "services",
     "start_label_studio",
     "start_prefect",
@@ -48,5 +55,6 @@ __all__ = [
     "stop_label_studio",
     "stop_prefect",
     "stop_worker",
+    "stored_answers",
     "worker_status",
 ]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from al_pipeline.servers import process
 from al_pipeline.servers.label_studio_server import connected_elsewhere, label_studio_status
 from al_pipeline.servers.prefect_server import prefect_status
 from al_pipeline.servers.process import Server
@@ -33,6 +36,46 @@ class ServiceRow:
 def label_studio_elsewhere(workspace: Workspace) -> str | None:
     """The address of the Label Studio that the workspace was told to use in place of one of its own."""
     return os.environ.get("AL_LABEL_STUDIO_URL") or connected_elsewhere(workspace)
+
+
+FOLDERS = {"Label Studio": "label-studio", "Prefect": "prefect", "worker": "worker"}
+"""The folder of each service in a workspace's home."""
+
+
+def running_in(homes: Sequence[Path]) -> dict[Path, list[ServiceRow]]:
+    """The services of workspaces, by their homes, whether or not the workspaces are still there.
+
+    One look at all processes, and no request: a process that lives counts as running, though it may be busy starting.
+    """
+    marked = process.marked()
+    found = {}
+    for home in homes:
+        rows = []
+        for name, folder in FOLDERS.items():
+            record = home / folder / "server.json"
+            living = marked.get(os.path.realpath(record), [])
+            if not living:
+                if record.exists():
+                    rows.append(ServiceRow(name, "stopped", "", None, f"{folder}/server.log"))
+                continue
+            known = process.recorded(record)
+            known = known if known and any(one.pid == known.pid for one in living) else None
+            address = known.url if known and folder != "worker" else ""
+            pid = known.pid if known else living[0].pid
+            rows.append(ServiceRow(name, "running", address, pid, f"{folder}/server.log"))
+        found[home] = rows
+    return found
+
+
+def end_all_in(home: Path) -> list[str]:
+    """End every process of the services in a workspace's home, and no other; which services ran."""
+    marked = process.marked()
+    ended = []
+    for name, folder in reversed(FOLDERS.items()):  # the worker first: it asks the others
+        if living := marked.get(os.path.realpath(home / folder / "server.json")):
+            process.end(living)
+            ended.append(name)
+    return ended
 
 
 def services(workspace: Workspace) -> list[ServiceRow]:

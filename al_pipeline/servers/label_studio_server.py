@@ -6,16 +6,19 @@ user, no organisation and no key: each copy makes its own at its first start.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -104,6 +107,47 @@ def label_studio_status(workspace: Workspace) -> Server | None:
 def admin(workspace: Workspace) -> Account | None:
     """The administrator of the workspace's own Label Studio; None where it has none of its own."""
     return _stored_account(workspace.home / "label-studio")
+
+
+class StoredAnswer(NamedTuple):
+    """An annotation or skip in the database of a Label Studio that need not run."""
+
+    push_key: str | None
+    annotation_id: int
+    annotator: str
+    updated_at: datetime
+
+
+class Stored(NamedTuple):
+    """What people made in a Label Studio: its projects (title and description), and all answers."""
+
+    projects: tuple[tuple[str, str], ...]
+    answers: tuple[StoredAnswer, ...]
+
+
+def stored_answers(home: Path) -> Stored:
+    """What the database of the Label Studio in `home` holds; nothing where it has none. Raises ServerFailed."""
+    database = home / "data" / _DATABASE
+    if not database.exists():
+        return Stored((), ())
+    try:
+        # Not read-only: what a killed server left half written is rolled back by whoever reads next.
+        with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=rw", uri=True, timeout=10)) as connection:
+            projects = connection.execute("SELECT title, description FROM project").fetchall()
+            answers = connection.execute(
+                "SELECT json_extract(task.data, '$.push_key'), answer.id, htx_user.email, answer.updated_at "
+                "FROM task_completion AS answer LEFT JOIN task ON task.id = answer.task_id "
+                "LEFT JOIN htx_user ON htx_user.id = answer.completed_by_id"
+            ).fetchall()
+            return Stored(
+                tuple((title or "", description or "") for title, description in projects),
+                tuple(
+                    StoredAnswer(key, number, email or "somebody", datetime.fromisoformat(at).replace(tzinfo=UTC))
+                    for key, number, email, at in answers
+                ),
+            )
+    except (sqlite3.Error, ValueError, TypeError) as error:
+        raise ServerFailed(f"Label Studio's database {database} cannot be read ({error})") from None
 
 
 def invite(workspace: Workspace, email: str) -> Invited:

@@ -102,8 +102,13 @@ def start(service: Service, progress: Progress, ended: Callable[[], object] = la
 
 def remembered(service: Service) -> Server | None:
     """The record, or None where there is none that can be read: it only saves a search."""
+    return recorded(service.record)
+
+
+def recorded(record: Path) -> Server | None:
+    """The same, by the record's path."""
     try:
-        return Server(**read_json(service.record))
+        return Server(**read_json(record))
     except (BadInput, TypeError):
         return None
 
@@ -129,6 +134,17 @@ def processes(service: Service) -> list[psutil.Process]:
     """The living processes that carry this server's mark, whether or not they were written down."""
     mark = str(service.record)
     return [process for process in psutil.process_iter() if _carries(process, mark)]
+
+
+def marked() -> dict[str, list[psutil.Process]]:
+    """The living processes of every server of this user, by the mark that they carry: one look at all processes."""
+    found: dict[str, list[psutil.Process]] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            mark = process.environ().get(MARK)
+            if mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.setdefault(os.path.realpath(mark), []).append(process)
+    return found
 
 
 def end(found: Sequence[psutil.Process]) -> None:

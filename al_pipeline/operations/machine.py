@@ -1,0 +1,343 @@
+"""What workspaces left on this machine, below `al`'s home, and how one of them takes it away again.
+
+A workspace's home holds its servers with their databases, credentials, caches and, unless `al init` was given another
+DVC remote, the data of its rounds. The workspace itself may be gone by then: its folder was deleted or moved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from al_pipeline.errors import BadInput, NeedsAHand, NotAWorkspace, NothingToDo, ServerFailed, UnsafeFolder, UsageError
+from al_pipeline.files import TEMPORARY_PREFIX, disk_usage, read_object, remove_tree
+from al_pipeline.home import al_home, check_private
+from al_pipeline.layout import Layout
+from al_pipeline.ledger import read_events, read_refused
+from al_pipeline.lock import locked
+from al_pipeline.oracle import TIME_FORMAT, find_mark
+from al_pipeline.servers import ServiceRow, StoredAnswer, end_all_in, running_in, stored_answers
+from al_pipeline.workspace import PLACES, is_workspace_id
+
+State = Literal["running", "stopped", "gone", "unsafe"]
+
+_MACHINES = ("label-studio", "worker", "prefect", "credentials.json", "reproduce", "dvc")
+"""What of a workspace's home can be made again, or is worth nothing without the servers, in the order it is removed."""
+
+_DATA = "dvc-remote"
+"""The data of the rounds, where `al init` was given no other DVC remote."""
+
+_CALLED = {
+    "label-studio": "Label Studio's database, with its accounts and every answer in it",
+    "worker": "the worker",
+    "prefect": "Prefect's database, with the schedule and the log of its runs",
+    "credentials.json": "the address and token of Label Studio",
+    "reproduce": "clones that `al reproduce` kept",
+    "dvc": "DVC's state",
+    _DATA: "the DVC remote, with the data and models of every round",
+}
+
+
+_WORKSPACE = "the workspace: git history, labels, models"
+_WITH_FOLDER = "`--with-folder` removes the workspace and the data of its rounds too"
+_YOURS = "not made by `al`"
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What one workspace left on this machine."""
+
+    workspace_id: str
+    home: Path
+    places: tuple[Path, ...]
+    """Where its clones worked on this machine, those that are still there first; empty where nothing noted it."""
+    present: tuple[Path, ...]
+    """Those of them that are still there."""
+    state: State
+    services: tuple[ServiceRow, ...]
+    problem: str = ""
+    """Why the home cannot be looked into (state `unsafe`)."""
+
+    @property
+    def name(self) -> str:
+        """What its folder is called; empty where nobody knows."""
+        return self.places[0].name if self.places else ""
+
+    def to_json(self) -> dict[str, Any]:
+        """This as a JSON object, with the bytes that it takes."""
+        safe = self.state != "unsafe"
+        return {
+            "workspace_id": self.workspace_id,
+            "name": self.name,
+            "state": self.state,
+            "path": str(self.places[0]) if self.places else None,
+            "clones": [str(place) for place in self.present],
+            "home": str(self.home),
+            "bytes": disk_usage(self.home) if safe else None,
+            "data_bytes": disk_usage(self.home / _DATA) if safe else None,
+            "services": [row.to_json() for row in self.services],
+            "problem": self.problem or None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Destruction:
+    """What `destroy` would take away, or took."""
+
+    left: Left
+    goes: tuple[tuple[str, str, int], ...]
+    """Path, what it is, bytes."""
+    stays: tuple[tuple[str, str], ...]
+    """Path or address, what it is."""
+    losses: tuple[str, ...]
+    """What would be lost for good, and nobody has elsewhere, as far as can be told: sentences."""
+    ended: tuple[str, ...] = ()
+    """Services that ran, and were ended."""
+
+    def to_json(self) -> dict[str, Any]:
+        """This as a JSON object."""
+        return {
+            "workspace_id": self.left.workspace_id,
+            "goes": [{"path": path, "what": what, "bytes": size} for path, what, size in self.goes],
+            "stays": [{"path": path, "what": what} for path, what in self.stays],
+            "losses": list(self.losses),
+            "ended": list(self.ended),
+        }
+
+
+def workspaces() -> list[Left]:
+    """Every workspace that left something below `al`'s home, by the name of its folder. Reads only."""
+    root = al_home()
+    if not root.is_dir():
+        return []
+    homes = sorted(entry for entry in root.iterdir() if is_workspace_id(entry.name) and not entry.is_symlink())
+    homes = [home for home in homes if home.is_dir()]
+    running = running_in(homes)
+    return sorted((_look(home, running[home]) for home in homes), key=lambda one: (one.name, one.workspace_id))
+
+
+def find(wanted: str | None, here: Path | None) -> Left:
+    """What the workspace left that `wanted` names (id, path, or name of its folder), else the one around `here`.
+
+    Raises UsageError where there is none, or several have that name.
+    """
+    everything = workspaces()
+    if wanted is None:
+        start = (here or Path.cwd()).resolve()
+        around = next((folder for folder in (start, *start.parents) if Layout(folder).marker.is_file()), None)
+        if around is None:
+            raise NotAWorkspace(
+                f"{start} is not in a workspace; name one of those that `al workspaces` lists by its id or path "
+                "(`al init DIR` makes one)"
+            )
+        name = read_object(Layout(around).marker).get("workspace_id")
+        found = [one for one in everything if one.workspace_id == name]
+        if not found:
+            raise UsageError(f"the workspace {around} left nothing in {al_home()}: there is nothing to remove")
+        return found[0]
+    place = Path(os.path.abspath(os.path.expanduser(wanted)))
+    found = [one for one in everything if one.workspace_id == wanted]
+    found = found or [one for one in everything if place in one.places or place.resolve() in one.present]
+    found = found or [one for one in everything if one.name == wanted]
+    if not found:
+        raise UsageError(f"no workspace {wanted!r} left anything in {al_home()}; `al workspaces` lists those that did")
+    if len(found) > 1:
+        ids = ", ".join(one.workspace_id for one in found)
+        raise UsageError(f"{len(found)} workspaces are called {wanted!r}; name one by its id: {ids}")
+    return found[0]
+
+
+def plan(left: Left, with_folder: bool) -> Destruction:
+    """What `destroy` would take away. Raises UnsafeFolder, and BadInput where what it depends on cannot be read."""
+    check_private(left.home)
+    goes: list[tuple[str, str, int]] = []
+    stays: list[tuple[str, str]] = []
+    takes_data = with_folder and len(left.present) <= 1
+    for entry in sorted(left.home.iterdir()):
+        begun = entry.name.startswith(TEMPORARY_PREFIX)
+        what = _CALLED.get(entry.name, "what an earlier call began to remove" if begun else _YOURS)
+        if begun or entry.name in _MACHINES or (entry.name == _DATA and takes_data):
+            goes.append((str(entry), what, disk_usage(entry)))
+        elif entry.name != PLACES:
+            stays.append((str(entry), what))
+    if url := _elsewhere(left):
+        stays.append((url, "your own Label Studio, with its project and answers"))
+    for place in left.present:
+        if not takes_data:
+            stays.append((str(place), _WORKSPACE))
+            continue
+        ours = _owned(place)
+        goes.append((str(place), _WORKSPACE, sum(map(disk_usage, ours))))
+        kept = _others(place, ours)
+        stays += [(str(path), "git history of your own files" if path.name == ".git" else _YOURS) for path in kept]
+    return Destruction(left, tuple(goes), tuple(stays), tuple(_losses(left, with_folder)))
+
+
+def destroy(left: Left, with_folder: bool, force: bool, say: Callable[[str], None] = lambda _: None) -> Destruction:
+    """End the workspace's servers and take away what it left on this machine; `with_folder`: the workspace too.
+
+    The workspace stays otherwise, with the DVC remote in the home. Killed at any line, the same call goes on. Raises
+    NeedsAHand, with nothing changed, where something would be lost and not `force`; UsageError for the folder of a
+    workspace that has several clones here; Locked while a round runs.
+    """
+    if with_folder and len(left.present) > 1:
+        clones = ", ".join(map(str, left.present))
+        raise UsageError(
+            f"several clones of this workspace are here ({clones}), and share what it left; delete the folders that "
+            "you no longer want yourself, then call this again"
+        )
+    with contextlib.ExitStack() as stack:
+        for place in left.present:
+            stack.enter_context(locked(Layout(place).lock, "al destroy"))
+        planned = plan(left, with_folder)
+        if not planned.goes:
+            raise NothingToDo("there is nothing left to remove" + ("" if with_folder else f"; {_WITH_FOLDER}"))
+        if planned.losses and not force:
+            raise NeedsAHand(f"{'; '.join(planned.losses)}. Nothing was removed; `--force` removes it all the same")
+        say("stopping servers")
+        ended = end_all_in(left.home)
+        say("removing files")
+        for begun in left.home.glob(f"{TEMPORARY_PREFIX}*"):
+            remove_tree(begun)
+        for name in _MACHINES:
+            remove_tree(left.home / name)
+        if with_folder:
+            for place in left.places:
+                _remove_workspace(place) if place in left.present else _remove_empty(place)
+            remove_tree(left.home / _DATA)
+    if not any(entry.name != PLACES for entry in left.home.iterdir()):
+        remove_tree(left.home / PLACES)  # last: by it the same call finds the workspace again
+        left.home.rmdir()
+    return Destruction(left, planned.goes, planned.stays, planned.losses, tuple(ended))
+
+
+def _look(home: Path, services: Sequence[ServiceRow]) -> Left:
+    try:
+        check_private(home)
+        notes = sorted((home / PLACES).glob("*"))
+        noted = [Path(os.fsdecode(note.read_bytes())) for note in notes if not note.name.startswith(TEMPORARY_PREFIX)]
+    except (UnsafeFolder, OSError) as error:
+        return Left(home.name, home, (), (), "unsafe", tuple(services), str(error))
+    present = tuple(place for place in noted if _is_clone(place, home.name))
+    state: State = "running" if any(row.state == "running" for row in services) else "stopped"
+    if noted and not present:
+        state = "gone"
+    return Left(home.name, home, tuple(dict.fromkeys((*present, *noted))), present, state, tuple(services))
+
+
+def _is_clone(place: Path, workspace_id: str) -> bool:
+    """Whether the workspace lies at `place`. What is there but cannot be read counts: nobody knows that it is gone."""
+    try:
+        return bool(read_object(Layout(place).marker).get("workspace_id") == workspace_id)
+    except NotADirectoryError:
+        return False
+    except (BadInput, OSError):
+        return True
+
+
+def _elsewhere(left: Left) -> str | None:
+    """The address of a Label Studio that is not the workspace's own, where it was told to use one."""
+    with contextlib.suppress(BadInput):
+        known = read_object(left.home / "credentials.json")
+        own = read_object(left.home / "label-studio/account.json")
+        if known and known.get("token") != own.get("token"):
+            return str(known.get("url"))
+    return None
+
+
+def _losses(left: Left, with_folder: bool) -> list[str]:
+    """What only the workspace's own Label Studio, or its inbox, holds."""
+    losses = []
+    try:
+        stored = stored_answers(left.home / "label-studio")
+    except ServerFailed as error:
+        return [f"{error}, so nobody can tell whether answers in it were pulled"]
+    try:
+        pulled = _pulled(left)
+    except (BadInput, OSError) as error:
+        return [f"which answers were pulled cannot be read ({error})"] if stored.answers else []
+    waiting = Counter(answer.annotator for answer in stored.answers if _key(answer) not in pulled)
+    if waiting:
+        who = ", ".join(f"{name} {count:,}" for name, count in sorted(waiting.items()))
+        answers = f"{waiting.total():,} answers in its Label Studio"
+        if left.present:
+            losses.append(f"{answers} were not pulled ({who}); `al round` pulls them")
+        else:
+            losses.append(f"{answers} ({who}) may not have been pulled: the workspace is gone, and with it the record")
+    others = [
+        title for title, description in stored.projects
+        if (mark := find_mark(description)) is None or mark.workspace_id != left.workspace_id
+    ]  # fmt: skip
+    if others:
+        losses.append(f"its Label Studio holds projects that are not the workspace's: {', '.join(map(repr, others))}")
+    for place in left.present if with_folder else ():
+        layout = Layout(place)
+        inbox = read_events(layout.inbox_events)
+        known = {event.event_id for event in read_events(layout.events)}
+        if count := len([event for event in inbox if event.event_id not in known]):
+            losses.append(f"{count:,} pulled answers are in no published round yet; `al round --close-now` closes one")
+    return losses
+
+
+def _pulled(left: Left) -> set[tuple[str, str, str]]:
+    """What the ledgers and inboxes of the clones here hold: push key, number and time of change of each answer."""
+    found = set()
+    for place in left.present:
+        layout = Layout(place)
+        for event in read_events(layout.events, layout.inbox_events):
+            push_key, _, answer = event.annotation_key.rpartition("#")
+            found.add((push_key, answer.rpartition(".")[2].partition("-")[0], event.updated_at or ""))
+        for row in read_refused(layout.events, layout.inbox_events):
+            found.add((str(row.get("push_key")), str(row.get("annotation_id")), str(row.get("updated_at"))))
+    return found
+
+
+def _key(answer: StoredAnswer) -> tuple[str, str, str]:
+    return str(answer.push_key), str(answer.annotation_id), answer.updated_at.strftime(TIME_FORMAT)
+
+
+def _owned(place: Path) -> list[Path]:
+    """What of a workspace's folder the engine, git or DVC made; the marker last.
+
+    Where somebody's own files lie there too, git's history is theirs as well and is not in the list.
+    """
+    layout = Layout(place)
+    pointers = (source.parent / f"{source.name}.dvc" for source in layout.sources)
+    outputs = (layout.labeled, layout.test_labels, layout.unresolved, layout.model, layout.scores, layout.queries)
+    made = (*layout.sources, *pointers, *outputs, layout.inbox, layout.rejects, layout.reports, layout.rounds)
+    plain = (layout.engine, layout.dvc_lock, layout.dvc_yaml, layout.params, place / "data/.gitignore")
+    tools = (place / "models/.gitignore", place / ".dvc", place / ".dvcignore", layout.private)
+    history: tuple[Path, ...] = (layout.git_ignore, layout.git_attributes, place / ".git", layout.marker)
+    found = [*made, *plain, *tools]
+    if (place / ".git").is_file() or _others(place, [*found, *history]):
+        history = (layout.marker,)
+    return [path for path in (*found, *history) if os.path.lexists(path)]
+
+
+def _others(place: Path, ours: Sequence[Path]) -> list[Path]:
+    """What lies in a workspace's folder beside `ours`: entries of its root, of `data` and of `models`."""
+    entries: list[Path] = []
+    for entry in sorted(place.iterdir()):
+        inside = entry.name in ("data", "models") and entry.is_dir() and not entry.is_symlink()
+        entries += sorted(entry.iterdir()) if inside else [entry]
+    return [entry for entry in entries if entry not in ours and not entry.name.startswith(TEMPORARY_PREFIX)]
+
+
+def _remove_workspace(place: Path) -> None:
+    folders = (place / "data", place / "models", place)
+    for begun in (path for folder in folders for path in folder.glob(f"{TEMPORARY_PREFIX}*")):
+        remove_tree(begun)
+    for path in _owned(place):
+        remove_tree(path)
+    _remove_empty(place)
+
+
+def _remove_empty(place: Path) -> None:
+    for folder in (place / "data", place / "models", place):
+        with contextlib.suppress(OSError):  # somebody's files are in it, or it is not there
+            folder.rmdir()
