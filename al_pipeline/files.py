@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from al_pipeline.errors import BadInput
 TEMPORARY_PREFIX = ".al-tmp-"
 LARGEST_LOG, KEPT_LOG = 20 * 2**20, 2**20
 """Bytes."""
+_CANNOT_SYNC = {errno.EINVAL, errno.EROFS, errno.ENOTSUP, errno.EBADF}
 
 
 def make_folder(path: Path) -> Path:
@@ -28,6 +30,7 @@ def make_folder(path: Path) -> Path:
         path.mkdir(mode=0o700 if private else 0o777, exist_ok=True)
         if private:
             path.chmod(0o700)
+        sync(parent)
     return path
 
 
@@ -45,9 +48,9 @@ def replacing(path: Path, mode: int | None = None) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(mode)
-        _fsync(temporary)
+        sync(temporary)
         temporary.replace(path)
-        _fsync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -188,8 +191,8 @@ def move(source: Path, target: Path) -> None:
     make_folder(target.parent)
     source.chmod(_default_mode(target.parent))
     source.replace(target)
-    _fsync(target.parent)
-    _fsync(source.parent)
+    sync(target.parent)
+    sync(source.parent)
 
 
 def remove_leftovers(*folders: Path) -> None:
@@ -199,9 +202,32 @@ def remove_leftovers(*folders: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def sync(file: Path | str | int) -> None:
+    """Have a file's bytes, or a folder's names, on disk before anything points to them (fsync).
+
+    A file system that knows no such thing is passed over; an error of the disk itself is raised.
+    """
+    handle = file if isinstance(file, int) else os.open(file, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
     finally:
-        os.close(handle)
+        if not isinstance(file, int):
+            os.close(handle)
+
+
+def sync_names(files: Iterable[Path | str]) -> None:
+    """Have the names of `files` on disk, with those of the folders that lead to them on the same file system."""
+    done: set[str] = set()
+    for file in files:
+        folder = os.path.dirname(os.path.realpath(file))
+        device = os.stat(folder).st_dev
+        while folder not in done and os.stat(folder).st_dev == device:
+            done.add(folder)
+            try:
+                sync(folder)
+            except PermissionError:  # a folder of somebody else's, in which we have made nothing
+                break
+            folder = os.path.dirname(folder)

@@ -38,14 +38,14 @@ OUTPUTS = ("data/labeled.parquet", "data/test_labels.parquet", "models/candidate
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each file that was read: each is synced when it is."""
     found: list[int] = []
-    sync = digests_module._sync
+    sync = digests_module.sync
 
     def count(file: int | str) -> None:
         if isinstance(file, int):
             found.append(file)
         sync(file)
 
-    monkeypatch.setattr(digests_module, "_sync", count)
+    monkeypatch.setattr(digests_module, "sync", count)
     monkeypatch.setattr(digests_module, "_SETTLED_NS", 0)
     return found
 

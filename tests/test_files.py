@@ -88,13 +88,13 @@ def test_a_secret_is_never_readable_by_others_on_the_way(tmp_path: Path) -> None
 def test_content_reaches_the_disk_before_its_name_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a"
     synced: list[tuple[str, bool]] = []
-    sync = files._fsync
+    sync = files.sync
 
     def spy(target: Path) -> None:
         synced.append(("folder" if target.is_dir() else "file", path.exists()))
         sync(target)
 
-    monkeypatch.setattr(files, "_fsync", spy)
+    monkeypatch.setattr(files, "sync", spy)
     write_text(path, "x")
     assert synced == [("file", False), ("folder", True)]
 

@@ -6,7 +6,6 @@ DVC's own notes are no proof: whatever it has fetched it knows by the name that 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -16,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from al_pipeline.files import write_text
+from al_pipeline.files import sync, sync_names, write_text
 
 _FILE = "files.json"
 _MOST = 5000
@@ -25,7 +24,6 @@ _MOST = 5000
 _SETTLED_NS = 50_000_000
 """A file that changed this shortly ago may change again within the same tick of the file system's clock."""
 
-_CANNOT_SYNC = {errno.EINVAL, errno.EROFS, errno.ENOTSUP, errno.EBADF}
 _md5 = partial(hashlib.md5, usedforsecurity=False)
 
 
@@ -41,7 +39,8 @@ class Digests:
         self._folder = folder
         self._known: dict[str, list[Any]] = {}
         self._changed = False
-        self._folders: set[str] = set()
+        self._read: dict[str, Path] = {}
+        """One file of each folder in which something was read."""
 
     def __enter__(self) -> Self:
         if self._folder is not None:
@@ -51,8 +50,7 @@ class Digests:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for folder in sorted(self._folders):
-            _sync(folder)
+        sync_names(self._read.values())
         if self._folder is None or not self._changed:
             return
         if len(self._known) > _MOST:
@@ -70,8 +68,8 @@ class Digests:
             return known
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, _md5).hexdigest()
-            _sync(file.fileno())
-        self._folders.add(os.path.dirname(os.path.realpath(path)))
+            sync(file.fileno())
+        self._read[os.path.dirname(os.path.realpath(path))] = path
         if _mark(path) == before and time.time_ns() - max(before[1], before[2]) > _SETTLED_NS:
             self.remember(key, before, digest)
         return digest
@@ -140,16 +138,3 @@ def _load(folder: Path) -> dict[str, list[Any]]:
         except (ValueError, RecursionError):
             return {}
     return known if isinstance(known, dict) else {}
-
-
-def _sync(file: int | str) -> None:
-    """Have a file's bytes, or a folder's names, on disk before anything points to them."""
-    handle = file if isinstance(file, int) else os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in _CANNOT_SYNC:  # a read-only disk; an error of the disk itself must be heard
-            raise
-    finally:
-        if not isinstance(file, int):
-            os.close(handle)

@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 import psutil
 
 from al_pipeline.errors import ForeignEdit, NeedsAHand, RepositoryError
+from al_pipeline.files import sync, sync_names
 from al_pipeline.home import own_environment
 from al_pipeline.layout import is_ours
 from al_pipeline.plain import has_password, redact
@@ -543,6 +544,7 @@ class Git:
                 f"staged, and changed again since: {', '.join(staged[:5])}. Commit it or take it back "
                 "(`git restore --staged FILE` keeps what the file holds now), then try again"
             )
+        self._sync_files(names)
         listed = "".join(f"{name}\0" for name in names)
         from_feed = ("--pathspec-from-file=-", "--pathspec-file-nul")
         try:
@@ -555,10 +557,41 @@ class Git:
                 "restore", "--staged", *from_feed, feed=listed, check=False
             )  # nothing of ours for somebody's commit
             raise
-        return self.run("rev-parse", "HEAD").stdout.strip()
+        made = self.run("rev-parse", "HEAD").stdout.strip()
+        self._sync_stored(made, made)
+        return made
+
+    def _sync_files(self, names: Iterable[str]) -> None:
+        """Have files of the work tree on disk before a commit says what they are: a tool may have written them."""
+        here = [self.root / name for name in names if (self.root / name).is_file()]
+        for path in here:
+            sync(path)
+        sync_names(here)
+
+    def _sync_stored(self, name: str, commit: str, ref: str | None = None) -> None:
+        """Have the object `name` on disk, with all that `commit` brought and the names of all these, and `ref` too.
+
+        git syncs the content of what it writes (`core.fsync`) before the ref that names it; folders it does not, nor
+        the index of a commit of named paths.
+        """
+        found = self.run("rev-list", "--objects", "--no-object-names", name, "--not", f"{commit}^@").stdout.split()
+        refs = [one for one in (ref, self._ask("symbolic-ref", "--quiet", "HEAD")) if one is not None]
+        self._sync_inside(["config", "index", "HEAD", *refs, *map(_object_path, found)])
+
+    def _sync_inside(self, names: Iterable[str]) -> None:
+        """Have files of git's own, and their names, on disk. What is not there is in a pack."""
+        asked = [word for name in names for word in ("--git-path", name)]
+        places = [self.root / place for place in self.run("rev-parse", *asked).stdout.splitlines()]
+        there = [place for place in places if place.is_file()]
+        for place in there:
+            sync(place)
+        sync_names(there)
 
     def _check_stored(self, names: Sequence[str]) -> None:
-        """Raise RepositoryError where what is staged of `names` is not, byte for byte, what the files hold."""
+        """Raise RepositoryError where what is staged of `names` is not, byte for byte, what the files hold.
+
+        It is on disk then, whoever staged it: DVC stages files of its own, and syncs nothing.
+        """
         here = [name for name in names if (self.root / name).is_file() and not (self.root / name).is_symlink()]
         lines = self.run("ls-files", "--stage", "-z", "--", *here).stdout.split("\0") if here else []
         stored = {name: about.split(" ")[1] for about, _, name in (line.partition("\t") for line in lines if line)}
@@ -568,6 +601,7 @@ class Git:
                     f"git would not store {name} as it is: `git check-attr --all {name}` shows which filter or "
                     "line-end conversion changes it (.gitattributes, .git/info/attributes); take that out"
                 )
+        self._sync_inside(_object_path(one) for one in stored.values())
 
     def refresh(self, names: Sequence[str]) -> None:
         """Have git look at files anew that hold what it stores: it takes another size for another content."""
@@ -603,7 +637,9 @@ class Git:
         who = next(line for line in header.splitlines() if line.startswith("committer ")).removeprefix("committer ")
         text = f"object {commit}\ntype commit\ntag {name}\ntagger {who}\n\n{message.strip()}\n"
         made = self.run("mktag", feed=text).stdout.strip()
+        self._sync_stored(made, commit)
         self.run("update-ref", f"refs/tags/{name}", made, "")
+        self._sync_stored(made, commit, f"refs/tags/{name}")
 
     def remote(self) -> str | None:
         """The remote that rounds are pushed to: the branch's own, else `origin`; None where there is none."""
@@ -713,6 +749,10 @@ class Git:
 
     def _name(self, path: Path) -> str:
         return str(path.relative_to(self.root) if path.is_absolute() else path)
+
+
+def _object_path(name: str) -> str:
+    return f"objects/{name[:2]}/{name[2:]}"
 
 
 def _named(revision: str) -> str:
