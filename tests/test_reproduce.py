@@ -390,7 +390,7 @@ def test_what_is_not_published_cannot_be_made_again(copy: Workspace, al: Callabl
     assert al(copy, "reproduce", "7")[0] == 3
     assert al(copy, "reproduce", "1", "--all")[0] == 2
     Git(copy.layout.root).run("tag", "--delete", "round-0001")
-    with pytest.raises(NothingToDo, match="without a tag yet: round-0001; `al round` makes it"):
+    with pytest.raises(NothingToDo, match="without a tag here: round-0001; `git fetch --tags`, or `al round` makes it"):
         list(reproduce(open_workspace(copy.layout.root), None))
 
 

@@ -490,7 +490,7 @@ def _publish(session: _Session, planned: int | None) -> None:
             raise ForeignEdit(f"changed again and again while the round was built: {', '.join(sorted(changed))}")
         build.forget_built(layout)
         (layout.genesis if planned is None else layout.record(planned)).unlink(missing_ok=True)
-        session.again(*BUILD, Step.DECIDE)
+        session.again(*BUILD, Step.DECIDE, Step.PUBLISH)
         session.done.add(Step.PUBLISH)
         session.say("an output of the build is not what its record says: the build starts over")
         return

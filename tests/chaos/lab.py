@@ -200,7 +200,7 @@ class Studio:
         found: list[dict[str, Any]] = []
         for number in self.projects():
             query = f"/api/tasks?project={number}&page_size=1000&fields=task_only"
-            found += self.api("GET", f"{query}&include=id,data,is_labeled,cancelled_annotations")["tasks"]
+            found += self.api("GET", f"{query}&include=id,data,is_labeled,total_annotations,cancelled_annotations")["tasks"]
         return sorted(found, key=lambda task: int(task["id"]))
 
     def save(self, name: str) -> None:

@@ -21,8 +21,8 @@ MOST_REQUESTS = 16
 """How many requests one tick may send to a server that gives no usable reply."""
 
 UNUSABLE: dict[Fault, tuple[str, ...]] = {
-    "drop_before": ("no usable reply", "is it running?"),
-    "drop_after": ("no usable reply", "is it running?"),
+    "drop_before": ("no usable reply", "is it running"),
+    "drop_after": ("no usable reply", "is it running"),
     "500_before": ("status 500", "its own log says why", "try again later"),
     "500_after": ("status 500", "try again later"),
     "502_after": ("status 502", "try again later"),
@@ -134,7 +134,7 @@ def _down(lab: Lab, tally: Tally) -> None:
         before = local(site)
         proxy.go_down()
         tally.strike()
-        site.refused(5, "is it running?")
+        site.refused(5, "is it running")
         expect(local(site) == before, "a tick that failed changed something")
         proxy.come_back()
         with stopped_before(site, "push") as tick:
@@ -142,7 +142,7 @@ def _down(lab: Lab, tally: Tally) -> None:
             tally.strike()
             tick.go_on()
             ended = tick.end()
-        expect(ended.code == 5 and "is it running?" in ended.message, f"expected exit code 5, got {ended.short}")
+        expect(ended.code == 5 and "is it running" in ended.message, f"expected exit code 5, got {ended.short}")
         proxy.come_back()
         tally.recovered(site)
         site.check()
@@ -150,7 +150,7 @@ def _down(lab: Lab, tally: Tally) -> None:
         proxy.go_down()
         tally.strike()
         before = local(site)
-        site.refused(5, "is it running?")
+        site.refused(5, "is it running")
         expect(local(site) == before, "a tick that failed changed something")
         proxy.come_back()
         tally.recovered(site)
@@ -203,7 +203,7 @@ def _server_killed(lab: Lab, tally: Tally) -> None:
 
 
 def _is_missed(ended: Ended) -> None:
-    expect(ended.code == 5 and "is it running?" in ended.message, f"expected exit code 5, got {ended.short}")
+    expect(ended.code == 5 and "is it running" in ended.message, f"expected exit code 5, got {ended.short}")
 
 
 def _token_revoked(lab: Lab, tally: Tally) -> None:
