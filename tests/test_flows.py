@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from annotating import ANN, ServerRig
+from annotating import ANN, ServerRig, leave
 from embedded import LabelStudioServer, PrefectServer
 from harness import ask_prefect, small_workspace
 
@@ -34,15 +34,17 @@ WATCH = "al-round: a run without a heartbeat has crashed"
 
 @pytest.fixture
 def served(
-    prefect_server: PrefectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Workspace, dict[str, str]]:
+    prefect_server: PrefectServer, label_studio: LabelStudioServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Workspace, dict[str, str]]]:
     """A small workspace whose own Prefect server is the tests' one: it takes that one's home and id."""
     workspace, truth = small_workspace(tmp_path)
     home = prefect_server.log.parents[1]
     monkeypatch.setenv("AL_HOME", str(home.parent))
     write_json(workspace.layout.marker, {**read_json(workspace.layout.marker), "workspace_id": home.name})
     Git(workspace.layout.root).commit("Take another id", [workspace.layout.marker])
-    return open_workspace(workspace.layout.root), truth
+    workspace = open_workspace(workspace.layout.root)
+    yield workspace, truth
+    leave(label_studio, workspace)
 
 
 def al_round(workspace: Workspace, *words: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:

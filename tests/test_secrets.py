@@ -21,7 +21,7 @@ from urllib.parse import quote
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from annotating import ServerRig
+from annotating import ServerRig, leave
 from embedded import LabelStudioServer, PrefectServer
 from harness import change_params, small_workspace, tools_first
 
@@ -101,7 +101,7 @@ def git_server() -> Iterator[tuple[str, list[str]]]:
 @pytest.fixture
 def planted(
     prefect_server: PrefectServer, label_studio: LabelStudioServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Workspace, dict[str, str]]:
+) -> Iterator[tuple[Workspace, dict[str, str]]]:
     """A workspace on the tests' own servers with a secret in each place where a user may keep one."""
     workspace, truth = small_workspace(tmp_path / "w", 40)
     layout, home = workspace.layout, prefect_server.log.parents[1]
@@ -122,7 +122,8 @@ def planted(
     Git(layout.root).commit("Take another id", [layout.marker, layout.params])
     workspace = open_workspace(layout.root)
     workspace.store_credentials(label_studio.url, label_studio.token)
-    return workspace, truth
+    yield workspace, truth
+    leave(label_studio, workspace)
 
 
 def test_no_secret_is_anywhere_but_where_it_was_put(

@@ -199,8 +199,8 @@ class Studio:
         """All tasks of all projects, by rising id."""
         found: list[dict[str, Any]] = []
         for number in self.projects():
-            query = f"/api/tasks?project={number}&page_size=1000&fields=task_only"
-            found += self.api("GET", f"{query}&include=id,data,is_labeled,total_annotations,cancelled_annotations")["tasks"]
+            query = f"project={number}&page_size=1000&fields=task_only&include=id,data,is_labeled,total_annotations"
+            found += self.api("GET", f"/api/tasks?{query}")["tasks"]
         return sorted(found, key=lambda task: int(task["id"]))
 
     def save(self, name: str) -> None:
