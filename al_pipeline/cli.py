@@ -77,6 +77,9 @@ InputFormat = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")]
 
 
+_SOURCES_SHOWN = 10
+
+
 class _Chosen:
     """Where `al` works: the folder that `-C` names, else the current one."""
 
@@ -312,6 +315,13 @@ def status(as_json: Json = False) -> None:
         _say(f"asked by {_safe(found['asked_by']['strategy'])}: {_safe(found['asked_by']['reason'])}")
     for reason, count in found["refused"].items():
         _say(f"[yellow]refused {count}:[/] {_safe(reason)}")
+    sources = found.get("sources", [])
+    for one in sources[:_SOURCES_SHOWN]:
+        since = _time_in(workspace.params.schedule.timezone, one["since"])
+        told = f"{one['message']} (since {since})" if one["state"] == "failing" else one["message"]
+        _say(f"[yellow]ingest.sources:[/] {_safe(one['file'])} {_safe(told)}")
+    if (more := len(sources) - _SOURCES_SHOWN) > 0:
+        _say(f"[yellow]ingest.sources:[/] and {more:,} more; `al status --json` names them")
     for name in ("schema_problem", "paused", "held"):
         if found[name]:
             _say(f"[yellow]{name.replace('_', ' ')}:[/] {_safe(found[name])}")

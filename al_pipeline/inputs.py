@@ -7,6 +7,7 @@ cannot be used as a whole is a BadInput; nothing here looks at rows.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import os
 import shutil
@@ -18,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Literal, get_args
+from typing import IO, Literal, NamedTuple, get_args
 
 from al_pipeline.encodings import known
 from al_pipeline.errors import BadInput, UsageError
@@ -60,6 +61,22 @@ _SPARE_BYTES = 512 * 1024 * 1024
 """Of the disk that holds temporary files: what a spooled pipe leaves free."""
 
 
+class Stamp(NamedTuple):
+    """What tells that a file was written to or replaced, without reading it."""
+
+    size: int
+    modified: int
+    """Nanoseconds since 1970, as programs may set it."""
+    changed: int
+    """The same of the last change of content, name or rights, which no program can set."""
+    inode: int
+
+    @property
+    def last_change(self) -> float:
+        """Seconds since 1970."""
+        return max(self.modified, self.changed) / 1e9
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """One file to read. `format` and `encoding`: what the user says of it; None: found out from its content."""
@@ -69,6 +86,8 @@ class Source:
     """How messages call it; empty: by its path."""
     format: Format | None = None
     encoding: str | None = None
+    stamp: Stamp | None = None
+    """What the file must look like before and after it is read; None: as it does before."""
 
     def __str__(self) -> str:
         return shown_text(self.name or str(self.path))
@@ -187,6 +206,21 @@ def open_regular(source: Source) -> IO[bytes]:
             raise BadInput(f"{source} is a folder; name the files in it ({WANTED})")
         raise BadInput(f"{source} is not a regular file; give `-` and pipe it in: `cat {source} | al … -`")
     return open(handle, "rb")
+
+
+def stamp_of(path: Path) -> Stamp:
+    """What a file looks like now. Raises OSError."""
+    found = path.stat()
+    return Stamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+
+
+def digest_of(source: Source) -> str:
+    """The SHA-256 of a file's bytes, in hex. Raises BadInput where it is no regular file, or cannot be read."""
+    with open_regular(source) as file:
+        try:
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        except OSError as error:
+            raise BadInput(f"{source} cannot be read: {error.strerror or error}") from None
 
 
 def read_head(source: Source) -> bytes:

@@ -106,6 +106,10 @@ def read_table(
                 batch, characters = [], 0
     except OSError as error:
         raise BadInput(f"{source} cannot be read: {error.strerror or error}") from None
+    except UnicodeError as error:  # UTF-16 is named, and the file has no mark: nothing says which of the two it is
+        raise BadInput(
+            f"{source} is not {source.encoding}: {error}; name its encoding, or leave --encoding out and have it found"
+        ) from None
     if batch:
         yield batch
 

@@ -30,7 +30,6 @@ from al_pipeline.labels import fold
 from al_pipeline.ledger import append_part, read_events
 from al_pipeline.operations import ingest as module
 from al_pipeline.operations.ingest import IngestReport, finish_ingest, ingest
-from al_pipeline.operations.sources import ingest_sources
 from al_pipeline.records import Event, Item, content_hash
 from al_pipeline.workspace import Workspace, open_workspace
 
@@ -606,23 +605,3 @@ def test_labels_are_compared_in_one_form_of_unicode(tmp_path, form, schema):
     report = ingest(space, [file], label_column="label")
     assert (report.labels, report.labels_rejected) == (1, {})
     assert [event.label for event in events(space)] == ["Café"]
-
-
-def test_a_source_that_cannot_be_used_stops_no_other(tmp_path):
-    space = make_workspace(tmp_path / "ws")
-    text = space.layout.params.read_text().replace("sources: []", "sources: ['incoming/*']")
-    space.layout.params.write_text(text)
-    space = open_workspace(space.layout.root)
-    folder = space.layout.root / "incoming"
-    folder.mkdir()
-    (folder / "a.csv").touch()
-    (folder / "._x.csv").write_bytes(b"\0\5\x16\7")
-    (folder / "b.parquet").write_bytes(b"PAR1half")
-    (folder / "c.csv.gz").write_bytes(gzip.compress(b"text\nlost\n")[:-5])
-    Path(os.fsdecode(os.fsencode(folder) + b"/d\xe9.csv")).write_text("text\nfrom a name that is not UTF-8\n")
-    write(folder / "e.csv", "text", "good", '" "')
-    added, problems = ingest_sources(space)
-    assert added == 2
-    assert len(problems) == 4
-    assert "1 rows rejected" in problems[-1]
-    assert ingest_sources(space)[0] == 0

@@ -301,3 +301,13 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
     count, grown = map(int, done.stdout.split())
     assert count == 20_000
     assert grown < 150, "megabytes; the file unpacks into 32"
+
+
+def test_an_encoding_that_only_a_mark_could_tell_apart_is_refused_where_there_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"text,n\nhello,1\n")
+    for encoding in ("utf-16", "utf-32"):
+        with (
+            pytest.raises(BadInput, match="leave --encoding out"),
+            open_inputs([tmp_path / "a.csv"], encoding=encoding) as found,
+        ):
+            rows_of(found.sources[0], "text")

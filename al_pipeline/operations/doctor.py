@@ -22,6 +22,7 @@ from al_pipeline.operations.connect import connect, stored_project
 from al_pipeline.operations.history import read_history
 from al_pipeline.operations.schedule import look_at_schedule
 from al_pipeline.operations.schema import schema_problem
+from al_pipeline.operations.sources import source_news
 from al_pipeline.operations.tick import look, open_dvc
 from al_pipeline.plain import on_this_machine, redact
 from al_pipeline.records import round_name
@@ -61,6 +62,7 @@ def examine(workspace: Workspace) -> list[Finding]:
         ("git", _git),
         ("secrets", _secrets),
         ("data", _data),
+        ("sources", _sources),
         ("remote", _remote),
         ("encoder", _encoder),
         ("engine", _engine),
@@ -243,6 +245,22 @@ def _data(workspace: Workspace) -> Iterator[Finding]:
         check_sources(layout, dvc)  # before anything reads the data themselves
     facts, _ = look(workspace)
     yield Finding("data", "ok", f"{facts.items:,} items; ledger, pool and test set are as git's records say")
+
+
+def _sources(workspace: Workspace) -> Iterator[Finding]:
+    """Files of `ingest.sources` that the last tick could not read; what only waits for a minute of quiet is well."""
+    failing = [one.sentence() for one in source_news(workspace.layout) if one.state == "failing"]
+    if failing:
+        more = f"; and {len(failing) - _MOST_SHOWN:,} more" if len(failing) > _MOST_SHOWN else ""
+        yield Finding(
+            "sources",
+            "warning",
+            "; ".join(failing[:_MOST_SHOWN]) + more,
+            "mend or remove the file, or change ingest in params.yaml; every `al round` tries again",
+        )
+
+
+_MOST_SHOWN = 10
 
 
 def _is_building(workspace: Workspace) -> bool:

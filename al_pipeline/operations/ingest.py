@@ -31,7 +31,7 @@ from al_pipeline.files import (
     write_json,
 )
 from al_pipeline.home import private_folder
-from al_pipeline.inputs import WANTED, Source, open_inputs
+from al_pipeline.inputs import WANTED, Source, Stamp, open_inputs, stamp_of
 from al_pipeline.items import count_items, iter_items, list_parts, read_ids, write_items
 from al_pipeline.layout import Layout
 from al_pipeline.ledger import add_to_inbox, event_digest, read_events
@@ -56,6 +56,8 @@ _DRAWN = "drawn.json"
 """In the inbox: which of its parts of the test set were drawn, and not given."""
 _MOST_REJECTS = 100_000
 """Lines of a rejects file; what is rejected beyond them is counted alone."""
+ANOTHER_TEXT = "the id belongs to another text"
+"""Why a row is rejected whose id is known with a text that is not this one."""
 _NO_LABEL = 0
 _CONTRADICTION = 0xFFFF
 
@@ -83,6 +85,8 @@ class IngestReport:
     """One JSON object for each of them: file, line (CSV, JSONL) or row (Parquet, XLSX), reason, detail, its begin."""
     notes: tuple[str, ...] = ()
     """What a person should know besides."""
+    about_test: tuple[str, ...] = ()
+    """Those of them that speak of the test set, and not of a file."""
 
     def to_json(self) -> dict[str, Any]:
         """The report as a JSON object."""
@@ -138,7 +142,8 @@ def ingest(
     drawn at random, unless there is a test set already. Labels become `import` events; a label that differs from the
     one imported before replaces it. Call it while holding the workspace's lock.
 
-    Raises UnusableFile where a file as a whole cannot be used; a row that cannot is kept aside with its reason.
+    Raises UnusableFile where a file as a whole cannot be used, or changes while it is read; a row that cannot be used
+    is kept aside with its reason.
     """
     if not files:
         raise BadInput(f"name at least one file ({WANTED})")
@@ -160,6 +165,7 @@ def _take_in(
     progress: Progress | None,
     test_size: int | None,
 ) -> IngestReport:
+    stamps = [_stamp(source) for source in sources]
     sizes = [_usable(partial(check_readable, source)) for source in sources]
     layout = workspace.layout
     if columns.label is not None and (layout.root / ".git").exists():
@@ -180,6 +186,7 @@ def _take_in(
         staged = staging / "staged" / "new.parquet"
         with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n") as rejects:
             added = write_items(staged, _new_items(taken, sources, sizes, rejects, notes.append, progress))
+            _refuse_changed(sources, stamps)
             rejects_file = _keep_rejects(rejects, staging, layout.rejects, sources[0]) if taken.refusals else None
         drawn, said = _draw(taken, size, workspace.params.seed) if part == "pool" else (0, [])
         if (
@@ -193,7 +200,6 @@ def _take_in(
                 "the test set was drawn from earlier files alone, and measures on texts like theirs; `al ingest "
                 "--redraw-test` draws it again from all of them, until the first `al round`"
             ]
-        notes += said
         test_added = added if part == "test" else drawn
         _stage_parts(taken, staging, staged, drawn)
         labels = _stage_labels(taken, staging)
@@ -212,15 +218,36 @@ def _take_in(
         labels=labels,
         labels_rejected=taken.labels_rejected,
         rejects_file=rejects_file,
-        notes=tuple(notes),
+        notes=(*notes, *said),
+        about_test=tuple(said),
     )
 
 
-def redraw_test(workspace: Workspace, test_size: int | None = None) -> int:
+def _stamp(source: Source) -> Stamp | None:
+    """What the file must look like once it is read; None where there is none, which is said in words later."""
+    if source.stamp is not None:
+        return source.stamp
+    try:
+        return stamp_of(source.path)
+    except (OSError, ValueError):
+        return None
+
+
+def _refuse_changed(sources: Sequence[Source], stamps: Sequence[Stamp | None]) -> None:
+    """Raise UnusableFile where a file is not what it was before it was read: what was read may be cut off."""
+    for source, stamp in zip(sources, stamps, strict=True):
+        if stamp is None or _stamp(replace(source, stamp=None)) != stamp:
+            raise UnusableFile(
+                f"{source} was written to while it was read; nothing was taken in. Run this again once it is complete"
+            )
+
+
+def redraw_test(workspace: Workspace, test_size: int | None = None, *, again: bool = True) -> int:
     """Draw the test set again from all items that were ingested, those of given test files apart; how many it has now.
 
-    `test_size`: default `ingest.test_size`. Only before the first round, while nobody was asked anything. Call it while
-    holding the workspace's lock. Raises NothingToDo where it is too late, or nothing was drawn.
+    `again`: False draws one also where none could be drawn before. `test_size`: default `ingest.test_size`. Only before
+    the first round, while nobody was asked anything. Call it while holding the workspace's lock. Raises NothingToDo
+    where it is too late, or nothing was drawn.
     """
     layout = workspace.layout
     finish_ingest(layout)
@@ -230,7 +257,7 @@ def redraw_test(workspace: Workspace, test_size: int | None = None) -> int:
         )
     drawn_parts = [layout.inbox_test / name for name in read_object(layout.inbox / _DRAWN).get("parts", ())]
     drawn_parts = [path for path in drawn_parts if path.exists()]
-    if not drawn_parts:
+    if again and not drawn_parts:
         raise NothingToDo("no test set was drawn yet; the first `al ingest FILE` draws one")
     staging = layout.inbox / _STAGING
     before = staging / "before"
@@ -401,7 +428,7 @@ class _Intake:
         except ValueError as error:
             raise _Refused(str(error)) from None
         if self.known.find_id(item_id) is not None:
-            raise _Refused("the id belongs to another text", item_id)
+            raise _Refused(ANOTHER_TEXT, item_id)
         metadata = _metadata(values, {self.columns.text, id_column, self.columns.label})
         number = self.known.add(item_id, digest, self.part)
         self._said.append(_NO_LABEL)

@@ -14,6 +14,7 @@ from al_pipeline.lock import holder
 from al_pipeline.operations.connect import project_page, stored_project
 from al_pipeline.operations.history import History, labels_saved_by, read_history
 from al_pipeline.operations.schema import schema_problem
+from al_pipeline.operations.sources import source_news
 from al_pipeline.operations.tick import closing_rule, look
 from al_pipeline.repository import Git
 from al_pipeline.rulings import parse_ruling
@@ -62,6 +63,7 @@ def status(workspace: Workspace) -> dict[str, Any]:
         "test": counts["test"],
         "test_labelled": counts["test_labelled"],
         "refused": dict(sorted(refused.items())),
+        "sources": [{**asdict(one), "since": one.since.isoformat()} for one in source_news(layout)],
         "schema_problem": None if problem is None else str(problem),
         "promoted": history.promoted,
         "held": history.holding.sentence() if history.holding else None,

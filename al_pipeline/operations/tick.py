@@ -344,7 +344,7 @@ def _take(step: Step, session: _Session, facts: Facts) -> Any:
         case Step.INGEST:
             from al_pipeline.operations.sources import ingest_sources
 
-            added, problems = ingest_sources(workspace)
+            added, problems = ingest_sources(workspace, session.now().timestamp())
             session.warnings += problems
             session.changed |= added > 0
             return added
