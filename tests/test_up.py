@@ -451,7 +451,7 @@ def test_a_round_by_hand_does_its_work_although_its_prefect_server_went_away(box
             for found in box.processes("label-studio"):
                 found.resume()
             out, err = process.communicate(timeout=200)
-    assert process.returncode == 3, err  # it waits for answers
+    assert process.returncode in (0, 3), err  # it did something, or found nothing to do
     assert "Traceback" not in err
     assert "Prefect server went away" in out and "`al up`" in out and "is open" in out
 
