@@ -38,6 +38,7 @@ from al_pipeline.oracle import (
     data_key,
     find_mark,
     ignore,
+    is_our_title,
     missing_project,
     page_edit,
     raw_result,
@@ -62,7 +63,8 @@ _PATIENCE_SECONDS = 60.0
 _DAY = 86_400.0
 _PAGE = 500
 _KEYS_PER_REQUEST = 50
-_HOTKEYS = "123456789" + string.ascii_lowercase
+_HOTKEYS = string.digits[1:] + "0" + "".join(key for key in string.ascii_lowercase if key not in "hru")
+"""Of the classes, in their order. Label Studio's editor has h, r and u for itself (pan, rectangle, unselect)."""
 _STATE = "id,data,is_labeled,total_annotations,cancelled_annotations"
 _ANSWERS = "id,data,annotations,updated_at,result,completed_by,was_cancelled,lead_time,created_at"
 """Also filters inside annotations, hence the names of their keys."""
@@ -161,17 +163,21 @@ class LabelStudioOracle:
         known: ProjectRef | None,
         published: Collection[str] = (),
         on_page_edit: Callable[[PageEdit], None] = ignore,
+        title: str | None = None,
     ) -> ProjectRef:
         """Find or create our project and bring its settings in line; see Oracle. Raises BadParams too."""
         settings: dict[str, Any] = {
             "label_config": label_config(schema),
             "maximum_annotations": overlap,
             "show_collab_predictions": show_guess,
+            "title": title or f"al {workspace_id}",
         }
         ref = known or self._find_project(workspace_id)
         if ref is None:
             return self._create_project(workspace_id, clone_id, settings)
         project = self._project(ref, workspace_id, clone_id)
+        if title is None or not is_our_title(project.title, workspace_id):
+            del settings["title"]
         if edit := page_edit(project.labels, schema, published):
             settings["label_config"] = label_config(schema, edit.added)
             on_page_edit(edit)
@@ -196,7 +202,6 @@ class LabelStudioOracle:
         mark = ProjectMark(workspace_id, clone_id, uuid4().hex[:12])
         create = partial(
             self._client.projects.create,
-            title=f"al {workspace_id}"[:50],
             description=str(mark),
             sampling="Sequential sampling",
             overlap_cohort_percentage=100,
@@ -594,6 +599,7 @@ def _filter(column: str, operator: str, kind: str, value: Any) -> dict[str, Any]
 class _Project:
     """A project's settings, as far as they are ours."""
 
+    title: str | None
     description: str | None
     label_config: str
     maximum_annotations: int
@@ -604,6 +610,7 @@ class _Project:
 def _project(found: Any) -> _Project:
     asked = (found.parsed_label_config or {}).get(CONTROL, {}).get("labels", [])
     return _Project(
+        title=_text_or_none(found.title),
         description=_text_or_none(found.description),
         label_config=found.label_config,
         maximum_annotations=found.maximum_annotations,

@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from al_pipeline.errors import BadInput, ForeignProject
 from al_pipeline.files import sha256_bytes
 from al_pipeline.params import Schema
+from al_pipeline.plain import one_line, shortened
 from al_pipeline.records import Annotation, AnsweredTask, Part, Task, TaskState, shown_text
 
 CONTROL = "label"
@@ -34,6 +35,14 @@ RESERVED = frozenset(
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 """How Label Studio's times are written here: UTC, six digits, so that text order is time order."""
+
+SHORT_ID = 6
+"""Characters of a workspace's id that names for people end with."""
+
+_LONGEST_TITLE = 50
+"""What Label Studio takes."""
+
+_LONGEST_NAME = 24
 
 _PLAIN_KEY = re.compile(r"^[A-Za-z][A-Za-z0-9_]*$")
 _MARK = re.compile(r"al-workspace:(\S+) clone:(\S+) project:(\S+)")
@@ -110,8 +119,11 @@ class Oracle(Protocol):
         known: ProjectRef | None,
         published: Collection[str] = (),
         on_page_edit: Callable[[PageEdit], None] = ignore,
+        title: str | None = None,
     ) -> ProjectRef:
         """Find our project (by `known`, else by its mark) or create it, and bring its settings in line.
+
+        `title` is what people find it by (see `project_title`; default: the id alone). One that people gave it stays.
 
         `published` are the classes that any published schema had. Others that the project offers and the schema lacks
         somebody added in Label Studio's page: they stay there, since answers may name them, and `on_page_edit` is told;
@@ -155,6 +167,21 @@ class Oracle(Protocol):
     def close(self) -> None:
         """Give back what the connection holds."""
         ...
+
+
+def project_title(name: str, question: str, workspace_id: str) -> str:
+    """What the project of a workspace is called: its name and question, and the beginning of its id, never cut.
+
+    We find it by its mark; the title is for people.
+    """
+    end = f" ({workspace_id[:SHORT_ID]})"
+    name, question = shortened(one_line(name), _LONGEST_NAME), one_line(question)
+    return shortened(": ".join(filter(None, (name, question))), _LONGEST_TITLE - len(end)) + end
+
+
+def is_our_title(title: str | None, workspace_id: str) -> bool:
+    """Whether a title is one that this or an earlier version gave, and no person's."""
+    return title == f"al {workspace_id}" or (title or "").endswith(f"({workspace_id[:SHORT_ID]})")
 
 
 def data_key(name: str) -> str:
@@ -278,6 +305,7 @@ class _HeldTask:
 
 @dataclass(slots=True)
 class _HeldProject:
+    title: str
     description: str
     labels: list[str]
     overlap: int
@@ -312,6 +340,7 @@ class SimulatedOracle:
         known: ProjectRef | None,
         published: Collection[str] = (),
         on_page_edit: Callable[[PageEdit], None] = ignore,
+        title: str | None = None,
     ) -> ProjectRef:
         """Find or create our project; see Oracle."""
         self._strike("ensure_project", "before")
@@ -319,7 +348,8 @@ class SimulatedOracle:
         if ref is None:
             ref = ProjectRef(1 + max(self.projects, default=0), uuid.uuid4().hex[:12])
             mark = ProjectMark(workspace_id, clone_id, ref.project_uid)
-            self.projects[ref.project_id] = _HeldProject(str(mark), list(schema.labels), overlap, show_guess)
+            named = title or f"al {workspace_id}"
+            self.projects[ref.project_id] = _HeldProject(named, str(mark), list(schema.labels), overlap, show_guess)
         else:
             project = self._project(ref, workspace_id, clone_id)
             edit = page_edit(project.labels, schema, published)
@@ -330,6 +360,8 @@ class SimulatedOracle:
                     task.retired = False
             project.labels = [*schema.labels, *(edit.added if edit else ())]
             project.overlap, project.show_guess = overlap, show_guess
+            if title is not None and is_our_title(project.title, workspace_id):
+                project.title = title
         self._strike("ensure_project", "after")
         return ref
 

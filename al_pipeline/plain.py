@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+
+JOINERS = "\u200c\u200d"
+"""Not printed themselves, yet parts of words in some scripts, and of emoji."""
+
+_TAGS = frozenset(map(chr, range(0xE0020, 0xE0080)))
+"""Parts of the flags of countries within a state."""
 
 _USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{1,20}://)[^\s/?#\"'<>]*@")
 
@@ -13,6 +20,37 @@ def printable(text: str) -> str:
     Line feeds stay.
     """
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+
+
+def one_line(text: str) -> str:
+    """`text` as a name on one line: blanks for what `printable` takes out, but letters and emoji stay joined."""
+    kept = "".join(c if c.isprintable() or c in JOINERS or c in _TAGS else " " for c in text)
+    return " ".join(kept.split())
+
+
+def shortened(text: str, most: int) -> str:
+    """At most `most` characters of `text`, with … for what is left out: whole words where that costs little, and never
+    half of what is seen as one character."""
+    if len(text) <= most:
+        return text
+    end = max(0, most - 1)
+    blank = text.rfind(" ", 0, end + 1)
+    if blank >= 0.6 * end:
+        end = blank
+    while end > 0 and _belongs_together(text, end):
+        end -= 1
+    return f"{text[:end].rstrip(' ,;:.-–')}…"
+
+
+def _belongs_together(text: str, place: int) -> bool:
+    """Whether the characters before and behind `place` are seen as one."""
+    behind = text[place]
+    if text[place - 1] == "\u200d" or behind in JOINERS or behind in _TAGS or "\U0001f3fb" <= behind <= "\U0001f3ff":
+        return True
+    if unicodedata.category(behind).startswith("M"):
+        return True
+    flags = re.search("[\U0001f1e6-\U0001f1ff]*$", text[:place])
+    return flags is not None and len(flags[0]) % 2 == 1 and "\U0001f1e6" <= behind <= "\U0001f1ff"
 
 
 def redact(text: str) -> str:

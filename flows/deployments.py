@@ -17,6 +17,7 @@ import httpx
 from prefect.automations import AutomationCore, ChangeFlowRunState, EventTrigger, Posture
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName, WorkPoolFilter, WorkPoolFilterName
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
@@ -27,7 +28,7 @@ from al_pipeline.engine import current_engine
 from al_pipeline.errors import ServerFailed, UsageError
 from al_pipeline.files import json_line, read_json, sha256_bytes
 from al_pipeline.layout import Layout
-from al_pipeline.servers.prefect_server import FLOW, pool_name
+from al_pipeline.servers.prefect_server import FLOW, deployment_name, is_our_deployment, pool_name
 from al_pipeline.workspace import Workspace, open_workspace
 from flows.rounds import al_round
 
@@ -51,6 +52,7 @@ def apply(workspace: Workspace, *, take_over: bool = False) -> bool:
             _refuse_other_clone(client, workspace, take_over)
             changed = _apply_pool(client, workspace)
             changed = _apply_deployment(client, workspace) or changed
+            changed = _remove_renamed(client, workspace) or changed
             return _apply_watch(client) or changed
     except httpx.HTTPError as error:
         raise ServerFailed(f"Prefect did not take the schedule: {_why(error)}") from error
@@ -62,6 +64,7 @@ def describe() -> dict[str, Any]:
     schedule = workspace.params.schedule
     return {
         "id": workspace.id,
+        "name": deployment_name(workspace),
         "root": str(workspace.layout.root),
         "command": _command(),
         "description": _description(),
@@ -69,6 +72,17 @@ def describe() -> dict[str, Any]:
         "timezone": schedule.timezone,
         "active": schedule.active,
     }
+
+
+def rename() -> dict[str, Any]:
+    """A step of `prefect.yaml`: remove the deployment that an earlier version named after the workspace's id alone."""
+    workspace = open_workspace(Path(os.environ.get("AL_WORKSPACE", ".")))
+    with get_client(sync_client=True) as client:
+        try:
+            client.delete_deployment(client.read_deployment_by_name(f"{FLOW}/{workspace.id}").id)
+        except ObjectNotFound:
+            return {"changed": False}
+    return {"changed": True}
 
 
 def watch() -> dict[str, Any]:
@@ -140,7 +154,7 @@ def _apply_deployment(client: SyncPrefectClient, workspace: Workspace) -> bool:
             return False
     client.create_deployment(
         flow_id=client.create_flow_from_name(FLOW),
-        name=workspace.id,
+        name=deployment_name(workspace),
         version=version,
         schedules=[DeploymentScheduleCreate(schedule=cron, active=schedule.active)],
         concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
@@ -212,10 +226,24 @@ def _refuse_other_clone(client: SyncPrefectClient, workspace: Workspace, take_ov
 
 
 def _known(client: SyncPrefectClient, workspace: Workspace) -> DeploymentResponse | None:
-    try:
-        return client.read_deployment_by_name(f"{FLOW}/{workspace.id}")
-    except ObjectNotFound:
-        return None
+    return next((one for one in _ours(client, workspace) if one.name == deployment_name(workspace)), None)
+
+
+def _remove_renamed(client: SyncPrefectClient, workspace: Workspace) -> bool:
+    """Delete deployments that earlier versions made, or that bear the name that the workspace's folder had."""
+    others = [one for one in _ours(client, workspace) if one.name != deployment_name(workspace)]
+    for other in others:
+        client.delete_deployment(other.id)
+    return bool(others)
+
+
+def _ours(client: SyncPrefectClient, workspace: Workspace) -> list[DeploymentResponse]:
+    """The deployments of the workspace, by its work pool; those that somebody else put there are not among them."""
+    found = client.read_deployments(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])),
+        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool_name(workspace)])),
+    )
+    return [one for one in found if is_our_deployment(one.name, workspace.id)]
 
 
 def _why(error: httpx.HTTPError) -> str:

@@ -30,6 +30,7 @@ from al_pipeline.operations.connect import connect
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import Options, TickReport, tick
 from al_pipeline.params import BatchSize, StrategyName
+from al_pipeline.servers.prefect_server import is_our_deployment
 from al_pipeline.workspace import Workspace, open_workspace
 
 NETWORK = frozenset({Step.CONNECT, Step.RETIRE, Step.PUSH, Step.PULL, Step.AUDIT, Step.SYNC})
@@ -114,7 +115,7 @@ def _workspace() -> Workspace:
     """The workspace that this process works in. Raises UsageError where the run's deployment is for another."""
     workspace = open_workspace(Path(os.environ.get("AL_WORKSPACE", ".")))
     served = runtime.deployment.name
-    if served is not None and served != workspace.id:
+    if served is not None and not is_our_deployment(served, workspace.id):
         raise UsageError(
             f"this deployment is for the workspace {served}, and {workspace.layout.root} is {workspace.id}; a run "
             "cannot choose its workspace, so leave its job variables alone"

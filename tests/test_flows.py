@@ -23,6 +23,7 @@ from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.init import init
 from al_pipeline.oracle import ProjectRef
 from al_pipeline.repository import Git
+from al_pipeline.servers import prefect_status, read_deployment
 from al_pipeline.trust import accept
 from al_pipeline.workspace import Workspace, open_workspace
 
@@ -251,6 +252,44 @@ def test_without_a_server_it_runs_in_this_process_and_says_so(tmp_path: Path) ->
     assert json.loads(al_round(workspace, "--json", code=3).stdout)["state"] == "empty"
 
 
+def test_the_deployment_bears_the_workspaces_name_and_is_there_once(
+    prefect_server: PrefectServer, served: tuple[Workspace, dict[str, str]]
+) -> None:
+    """Whatever an earlier version called it, and whatever its folder is renamed to; what others put there stays."""
+    workspace, _ = served
+    pool = f"al-{workspace.id}"
+
+    def apply(root: Path) -> None:
+        code = "import os, sys; from pathlib import Path; from al_pipeline.workspace import open_workspace as o; "
+        code += "from flows.deployments import apply; apply(o(Path(sys.argv[1])), take_over=True)"
+        command = [sys.executable, "-c", code, str(root)]
+        subprocess.run(command, env={**os.environ, **prefect_server.env}, check=True, timeout=120, cwd=ROOT)
+
+    def names() -> list[str]:
+        return sorted(row["name"] for row in ask(prefect_server, "deployments", work_pools={"name": {"any_": [pool]}}))
+
+    apply(workspace.layout.root)
+    end = workspace.id
+    assert names() == [f"workspace-{end}"]
+    flow = ask_prefect("POST", f"{prefect_server.api_url}/flows/", {"name": "al-round"}).json()["id"]
+    for name in (workspace.id, "a person's own"):
+        body = {"name": name, "flow_id": flow, "work_pool_name": pool}
+        ask_prefect("POST", f"{prefect_server.api_url}/deployments/", body).raise_for_status()
+    server = prefect_status(workspace)
+    assert server is not None
+    before = read_deployment(workspace, server)
+    assert before is not None and before.schedules, "the one that is named right, where there are two"
+    apply(workspace.layout.root)
+    assert names() == sorted(["a person's own", f"workspace-{end}"])
+    renamed = workspace.layout.root.rename(workspace.layout.root.with_name("spâm <b>/% 🐟".replace("/", "")))
+    found = read_deployment(open_workspace(renamed), server)
+    assert found is not None, "found by its pool until it is renamed too"
+    apply(renamed)
+    assert names() == sorted(["a person's own", f"spâm-b-{end}"])
+    for row in ask(prefect_server, "deployments", work_pools={"name": {"any_": [pool]}}):
+        httpx.delete(f"{prefect_server.api_url}/deployments/{row['id']}", timeout=60, trust_env=False)
+
+
 def test_a_teams_own_prefect_runs_it_by_prefect_yaml(
     prefect_server: PrefectServer, served: tuple[Workspace, dict[str, str]], tmp_path: Path
 ) -> None:
@@ -282,9 +321,13 @@ def test_a_teams_own_prefect_runs_it_by_prefect_yaml(
         return found
 
     prefect("work-pool", "create", "al", "--type", "process", "--overwrite")
+    flow = ask_prefect("POST", f"{prefect_server.api_url}/flows/", {"name": "al-round"}).json()["id"]
+    older = {"name": workspace.id, "flow_id": flow, "work_pool_name": "al"}
+    ask_prefect("POST", f"{prefect_server.api_url}/deployments/", older).raise_for_status()
     for _ in range(2):
         prefect("deploy", "--prefect-file", "prefect.yaml")
-    [deployment] = ask(prefect_server, "deployments", deployments={"name": {"any_": [workspace.id]}})
+    [deployment] = ask(prefect_server, "deployments", work_pools={"name": {"any_": ["al"]}})
+    assert deployment["name"] == f"workspace-{workspace.id}", "and none beside it, named as by earlier versions"
     assert (deployment["entrypoint"], deployment["work_pool_name"]) == ("flows.rounds.al_round", "al")
     assert deployment["global_concurrency_limit"]["limit"] == 1
     assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"

@@ -25,6 +25,7 @@ from al_pipeline.oracle import (
     choice_result,
     data_key,
     find_mark,
+    project_title,
     shown_fields,
     shown_hash,
     task_json,
@@ -72,6 +73,40 @@ def test_a_project_is_made_once(rig: Rig, workspace_id: str) -> None:
     found_by_its_mark = rig.oracle.ensure_project(workspace_id, "clone-1", SCHEMA, 1, False, None)
     assert found_by_its_mark == ref
     rig.oracle.check(ref, workspace_id, "clone-1")
+
+
+def title_of(rig: Rig, ref: ProjectRef) -> str:
+    if isinstance(rig, SimulatedRig):
+        return rig.oracle.projects[ref.project_id].title
+    return str(rig._client.projects.get(ref.project_id).title)  # type: ignore[attr-defined]
+
+
+def retitle(rig: Rig, ref: ProjectRef, title: str) -> None:
+    if isinstance(rig, SimulatedRig):
+        rig.oracle.projects[ref.project_id].title = title
+    else:
+        rig._client.projects.update(ref.project_id, title=title)  # type: ignore[attr-defined]
+
+
+def test_a_project_is_called_by_name_and_question_and_found_by_its_mark(rig: Rig, workspace_id: str) -> None:
+    def ensure(known: ProjectRef | None, name: str, clone: str = "clone-1") -> ProjectRef:
+        title = project_title(name, "Is <b>it</b> spam? 👩‍👩‍👧\x1b[2J", workspace_id)
+        return rig.oracle.ensure_project(workspace_id, clone, SCHEMA, 1, False, known, title=title)
+
+    ref = ensure(None, "mails")
+    end = f"({workspace_id[:6]})"
+    assert title_of(rig, ref) == f"mails: Is <b>it</b> spam? 👩‍👩‍👧 [2J {end}"
+    retitle(rig, ref, f"al {workspace_id}")  # as an earlier version called it
+    with pytest.raises(ForeignProject):
+        ensure(ref, "other", "clone-2")
+    assert title_of(rig, ref) == f"al {workspace_id}", "a clone that may not write renames nothing"
+    assert ensure(None, "mails") == ensure(ref, "mails") == ref
+    assert title_of(rig, ref).startswith("mails: ")
+    ensure(ref, "renamed")
+    assert title_of(rig, ref).startswith("renamed: "), "the folder's name, or the question, has changed"
+    retitle(rig, ref, "A person's own")
+    assert ensure(ref, "mails") == ensure(None, "mails") == ref
+    assert title_of(rig, ref) == "A person's own"
 
 
 def test_a_missing_project_is_never_made_anew_where_we_know_one(rig: Rig, ref: ProjectRef, workspace_id: str) -> None:

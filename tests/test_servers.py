@@ -282,7 +282,8 @@ def test_a_prefect_that_is_busy_is_asked_again_for_a_while(
     answers: list[int] = []
 
     class Busy(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
             answers.append(503 if len(answers) < busy else 404)
             self.send_response(answers[-1])
             self.end_headers()

@@ -37,7 +37,7 @@ from al_pipeline.params import StrategyName
 from al_pipeline.repository import Git
 from al_pipeline.servers import invite, password_file, start_worker, stop_worker
 from al_pipeline.servers import process as servers
-from al_pipeline.servers.prefect_server import crash_runs
+from al_pipeline.servers.prefect_server import crash_runs, deployment_name
 from al_pipeline.trust import accept
 from al_pipeline.workspace import Workspace, open_workspace
 
@@ -103,7 +103,7 @@ class Box:
         return reply.raise_for_status().json() if reply.content else None
 
     def deployment(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.ask("GET", f"/deployments/name/al-round/{self.workspace.id}")
+        found: dict[str, Any] = self.ask("GET", f"/deployments/name/al-round/{deployment_name(self.workspace)}")
         return found
 
     def start_run(self, due: datetime | None = None, **parameters: Any) -> str:
@@ -239,7 +239,7 @@ def test_a_run_by_hand_makes_the_first_plan_as_asked(box: Box) -> None:
         "PREFECT_API_AUTH_STRING": box.password,
         "PREFECT_HOME": str(box.home / "client"),
     }
-    name = f"al-round/{box.workspace.id}"
+    name = f"al-round/workspace-{box.workspace.id}"
     words = ("-m", "prefect", "deployment", "run", name, "-p", "close_now=true", "-p", "size=4", "--watch")
     done = box.run(*words, **where)
     assert "Completed" in done.stdout

@@ -20,7 +20,7 @@ from al_pipeline.files import read_object, write_json
 from al_pipeline.layout import Layout
 from al_pipeline.lock import locked
 from al_pipeline.operations.checkout import ROUND_TAGS, check_ready
-from al_pipeline.oracle import Oracle, PageEdit, ProjectRef
+from al_pipeline.oracle import Oracle, PageEdit, ProjectRef, project_title
 from al_pipeline.repository import Git
 from al_pipeline.workspace import Workspace
 
@@ -119,6 +119,7 @@ def ensure_project(
         known=known,
         published=published,
         on_page_edit=on_page_edit,
+        title=project_title(workspace.layout.root.name, params.schema_.question, workspace.id),
     )
 
 

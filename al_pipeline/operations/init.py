@@ -27,14 +27,11 @@ from al_pipeline.home import private_folder, restrict_umask
 from al_pipeline.layout import Layout
 from al_pipeline.operations.checkout import git_files
 from al_pipeline.params import parse_params
-from al_pipeline.plain import has_password
+from al_pipeline.plain import JOINERS, has_password
 from al_pipeline.repository import Dvc, Git
 from al_pipeline.repository.remotes import check_address
 from al_pipeline.trust import template
 from al_pipeline.workspace import LAYOUT_VERSION, Workspace, open_workspace
-
-_JOINERS = "\u200c\u200d"
-"""Not printed themselves, yet parts of words in some scripts, and of emoji."""
 
 
 def init(
@@ -240,7 +237,7 @@ def _quoted(value: str) -> str:
 def _escaped(character: str) -> str:
     if character in '"\\':
         return f"\\{character}"
-    joins = character in _JOINERS or "\U000e0020" <= character <= "\U000e007f"
+    joins = character in JOINERS or "\U000e0020" <= character <= "\U000e007f"
     if character.isprintable() or joins:
         return character
     return f"\\u{ord(character):04x}" if ord(character) <= 0xFFFF else f"\\U{ord(character):08x}"

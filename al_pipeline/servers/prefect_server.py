@@ -6,6 +6,7 @@ The password is for the others on this machine: whoever reaches Prefect's API ca
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import sys
 import time
@@ -22,7 +23,9 @@ from al_pipeline.servers.process import LOOPBACK, Progress, Server, Service
 from al_pipeline.workspace import Workspace
 
 FLOW = "al-round"
-"""The flow's name; a deployment of it is named after its workspace's id, and so is nothing else."""
+"""The flow's name."""
+
+_LONGEST_NAME = 40
 
 _START_SECONDS = 180.0
 _REQUEST_SECONDS = 10.0
@@ -83,14 +86,32 @@ def pool_name(workspace: Workspace) -> str:
     return f"al-{workspace.id}"
 
 
+def deployment_name(workspace: Workspace) -> str:
+    """What people find a workspace's deployment by: its folder's name, of plain characters, and its id.
+
+    The folder may be renamed, and then so is the deployment: we find it by its work pool and by the name's end. A run
+    tells by that end whether it is this workspace's.
+    """
+    name = re.sub(r"[^\w.]+", "-", workspace.layout.root.name.encode("utf-8", "replace").decode()).strip("-._")
+    return f"{name[:_LONGEST_NAME].rstrip('-._') or 'workspace'}-{workspace.id}"
+
+
+def is_our_deployment(name: str, workspace_id: str) -> bool:
+    """Whether a deployment of this name is a workspace's, made by this or an earlier version."""
+    return name == workspace_id or name.endswith(f"-{workspace_id}")
+
+
 def read_deployment(workspace: Workspace, server: Server) -> Deployment | None:
     """What the workspace's own server has of its schedule; None before the first `al up` or `al schedule apply`.
 
     Raises ServerFailed where the server gives no usable answer.
     """
-    found = _ask(workspace, server, "GET", f"/deployments/name/{FLOW}/{workspace.id}")
-    if found is None:
+    ours = {"flows": {"name": {"any_": [FLOW]}}, "work_pools": {"name": {"any_": [pool_name(workspace)]}}}
+    known = _ask(workspace, server, "POST", "/deployments/filter", ours) or []
+    known = [row for row in known if is_our_deployment(row["name"], workspace.id)]
+    if not known:
         return None
+    found = max(known, key=lambda row: row["name"] == deployment_name(workspace))
     pool = _ask(workspace, server, "GET", f"/work_pools/{found['work_pool_name']}") if found["work_pool_name"] else None
     job = (pool or {}).get("base_job_template", {}).get("job_configuration", {})
     wanted = {

@@ -197,7 +197,7 @@ class Box:
         return self._runs[-1]
 
     def _order(self) -> None:
-        deployment = self._ask("GET", f"/deployments/name/al-round/{self._id}")
+        [deployment] = self._ask("POST", "/deployments/filter", {"work_pools": {"name": {"any_": [f"al-{self._id}"]}}})
         self._runs.append(str(self._ask("POST", f"/deployments/{deployment['id']}/create_flow_run", {})["id"]))
 
     def _check_the_dead(self) -> None:
