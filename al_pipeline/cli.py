@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from al_pipeline.simulation.simulate import Simulation
     from al_pipeline.workspace import Workspace
 
+_WORKSPACE, _DATA, _ROUNDS, _MODEL, _SERVERS = "Workspace", "Data and labels", "Rounds", "Model", "Servers"
+"""The groups of commands in `al --help`."""
+
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -55,15 +57,15 @@ labelstudio = typer.Typer(
     no_args_is_help=True,
     help="A Label Studio on this machine for those who have none of their own, or the address of yours.",
 )
-app.add_typer(labelstudio, name="labelstudio")
+app.add_typer(labelstudio, name="labelstudio", rich_help_panel=_SERVERS)
 labels_app = typer.Typer(
     no_args_is_help=True, help="Take single answers out of the labelled set, or back into it; nothing is deleted."
 )
-app.add_typer(labels_app, name="labels")
+app.add_typer(labels_app, name="labels", rich_help_panel=_DATA)
 remote_app = typer.Typer(no_args_is_help=True, help="The DVC remote, where the data of every round are kept.")
-app.add_typer(remote_app, name="remote")
+app.add_typer(remote_app, name="remote", rich_help_panel=_WORKSPACE)
 schedule = typer.Typer()
-app.add_typer(schedule, name="schedule")
+app.add_typer(schedule, name="schedule", rich_help_panel=_SERVERS)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
 Reason = Annotated[str, typer.Option(help="Why; kept for ever.")]
@@ -122,7 +124,7 @@ def _main(
     _Chosen.shows = context.invoked_subcommand in _SHOW or not {"-h", "--help"}.isdisjoint(sys.argv)
 
 
-@app.command()
+@app.command(rich_help_panel=_WORKSPACE)
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
     labels: Annotated[str, typer.Option(help="The classes, divided by commas: ham,spam (as in CSV: '\"a, b\",c')")],
@@ -156,7 +158,7 @@ def init(
     _say(f"Next: [bold]cd {_safe(_typed(folder))}[/], [bold]al ingest FILE[/], [bold]al up[/], [bold]al round[/].")
 
 
-@app.command()
+@app.command(rich_help_panel=_WORKSPACE)
 def doctor(as_json: Json = False) -> None:
     """Check everything that a round needs, and say how to mend what is wrong. Changes nothing."""
     from al_pipeline.operations.doctor import examine
@@ -175,7 +177,7 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(6)
 
 
-@app.command()
+@app.command(rich_help_panel=_DATA)
 def ingest(
     files: Annotated[
         list[Path] | None,
@@ -236,7 +238,7 @@ def ingest(
         _say(_safe(first))
 
 
-@app.command(name="round")
+@app.command(name="round", rich_help_panel=_ROUNDS)
 def round_(
     close_now: Annotated[
         bool, typer.Option("--close-now", help="Close the open round with the answers there are.")
@@ -281,7 +283,7 @@ Ends with 3 where there was nothing to do: no new answer, or a pause.
         raise typer.Exit(NothingToDo.exit_code)
 
 
-@app.command()
+@app.command(rich_help_panel=_ROUNDS)
 def status(as_json: Json = False) -> None:
     """Show the round, how much is labelled, what was refused and why, and what comes next."""
     from al_pipeline.operations.status import status as read
@@ -329,6 +331,12 @@ def status(as_json: Json = False) -> None:
         _say(
             f"[yellow]busy:[/] {_safe(found['busy'].get('purpose', ''))} since {_safe(found['busy'].get('since', ''))}"
         )
+    if found["tasks"]:
+        since = found["answered_since"]
+        waiting = f", {since} since the last look (`al round` pulls them)" if since else ", all of them pulled"
+        _say(f"answers: {found['answered']} of {found['tasks']} tasks answered{'' if since is None else waiting}")
+    if found["label_studio"] and found["label_studio"]["state"] != "up":
+        _say(f"[yellow]Label Studio is {found['label_studio']['state']}:[/] {_safe(found['label_studio']['detail'])}")
     if found["label_studio_page"]:
         _say(f'annotators: {_safe(found["label_studio_page"])}, then the button "Label All Tasks"')
     elif found["label_studio_url"]:
@@ -340,7 +348,7 @@ def status(as_json: Json = False) -> None:
     _say(f"next: {_safe(found['next'])}")
 
 
-@app.command()
+@app.command(rich_help_panel=_ROUNDS)
 def rounds(as_json: Json = False) -> None:
     """List the published rounds with their metrics and decisions."""
     from al_pipeline.operations.status import rounds as read
@@ -371,7 +379,7 @@ def rounds(as_json: Json = False) -> None:
     )
 
 
-@app.command()
+@app.command(rich_help_panel=_ROUNDS)
 def report(
     number: Annotated[str | None, typer.Argument(metavar="ROUND", help="7 or round-0007. Default: the latest.")] = None,
     as_json: Json = False,
@@ -386,7 +394,7 @@ def report(
     _say(f"Report: [bold]{_safe(path)}[/]")
 
 
-@app.command()
+@app.command(rich_help_panel=_MODEL)
 def simulate(
     corpus: Annotated[
         Path,
@@ -479,7 +487,7 @@ def simulate(
     _say_simulation(done)
 
 
-@app.command()
+@app.command(rich_help_panel=_MODEL)
 def predict(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV, JSONL or Parquet with the texts.")],
     number: Annotated[
@@ -518,7 +526,7 @@ def predict(
         _print_json({"out": str(out), "rows": count})
 
 
-@app.command()
+@app.command(rich_help_panel=_DATA)
 def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write; with `datasets`, the folder.")],
     form: Annotated[
@@ -542,7 +550,7 @@ def export(
     _say(f"{done.rows:,} labels of {done.round} written to {_safe(done.out)}")
 
 
-@app.command()
+@app.command(rich_help_panel=_ROUNDS)
 def reproduce(
     number: Annotated[str | None, typer.Argument(metavar="ROUND", help="7 or round-0007. Default: the latest.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every published round, one after the other.")] = False,
@@ -619,7 +627,7 @@ def _show_reproduction(one: Reproduction, details: bool) -> None:
         _say(f"    the clone lies in {_safe(one.folder)} until the next `al reproduce`")
 
 
-@app.command()
+@app.command(rich_help_panel=_ROUNDS)
 def diff(
     before: Annotated[str, typer.Argument(metavar="A", help="A round: 7 or round-0007.")],
     after: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
@@ -692,7 +700,7 @@ _SHOWN = (
 """What `al log` shows of an entry; `--json` has all."""
 
 
-@app.command()
+@app.command(rich_help_panel=_DATA)
 def log(
     item: Annotated[str, typer.Argument(metavar="ITEM", help="The item's id.")],
     as_json: Json = False,
@@ -720,7 +728,7 @@ def log(
     _table(("round", "what", "by", "details"), rows)
 
 
-@app.command()
+@app.command(rich_help_panel=_WORKSPACE)
 def upgrade(
     replace_dvc_yaml: Annotated[
         bool, typer.Option("--replace-dvc-yaml", help="Give up changes of your own in dvc.yaml (git keeps them).")
@@ -806,7 +814,7 @@ def _show_schedule(found: Standing) -> None:
         _say(f"next tick by itself: {_time_in(wanted.timezone, found.next_run)}")
 
 
-@app.command()
+@app.command(rich_help_panel=_SERVERS)
 def up(as_json: Json = False) -> None:
     """Start what is missing on this machine: Label Studio, a Prefect server, the worker that runs scheduled ticks.
 
@@ -854,7 +862,7 @@ def up(as_json: Json = False) -> None:
     _show_schedule(found)
 
 
-@app.command()
+@app.command(rich_help_panel=_SERVERS)
 def down(as_json: Json = False) -> None:
     """Stop what `al up` started, and a scheduled tick that runs just now; the next one finishes its job."""
     from al_pipeline.servers import stop_label_studio, stop_prefect, stop_worker
@@ -869,7 +877,7 @@ def down(as_json: Json = False) -> None:
         _print_json({"stopped": stopped})
 
 
-@app.command()
+@app.command(rich_help_panel=_WORKSPACE)
 def workspaces(as_json: Json = False) -> None:
     """List what workspaces left on this machine: servers, databases, caches, credentials. `al destroy` removes it."""
     from al_pipeline.home import al_home
@@ -901,7 +909,7 @@ def workspaces(as_json: Json = False) -> None:
     _say(f"[dim]in {_safe(al_home())}; `al destroy ID` removes what one of them left[/]")
 
 
-@app.command()
+@app.command(rich_help_panel=_WORKSPACE)
 def destroy(
     wanted: Annotated[
         str | None,
@@ -987,7 +995,7 @@ def remote_mend(as_json: Json = False) -> None:
         )
 
 
-@app.command()
+@app.command(rich_help_panel=_WORKSPACE)
 def trust(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask; needed where nobody is there to answer.")] = False,
     as_json: Json = False,
@@ -1017,7 +1025,7 @@ def trust(
     _say("Trusted on this machine, as they are now; a change asks again.")
 
 
-@app.command()
+@app.command(rich_help_panel=_ROUNDS)
 def rollback(
     number: Annotated[str | None, typer.Argument(metavar="ROUND", help="7 or round-0007: the last good one.")] = None,
     labels: Annotated[bool, typer.Option("--labels", help="Its labels: later answers no longer count.")] = False,
@@ -1093,7 +1101,7 @@ labels_app.command("restore", help="Let quarantined answers count again. Conditi
 )
 
 
-@app.command()
+@app.command(rich_help_panel=_MODEL)
 def approve(
     number: Annotated[str | None, typer.Argument(metavar="ROUND", help="Default: the newest round.")] = None,
     reason: Reason = "",
@@ -1108,7 +1116,7 @@ def approve(
         _ruled(rule(workspace, dvc, None if number is None else round_number(number), reason), as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=_ROUNDS)
 def ask(
     items: Annotated[list[str], typer.Argument(metavar="ITEM", help="Ids of items of the pool.")],
     reason: Reason = "",
@@ -1122,7 +1130,7 @@ def ask(
         _ruled(put(workspace, dvc, items, reason), as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=_ROUNDS)
 def pause(reason: Annotated[str, typer.Option(help="Why; shown to all.")] = "", as_json: Json = False) -> None:
     """Have every tick do nothing, by hand or by schedule, until `al resume`. A rollback still works."""
     from al_pipeline.operations.rule import pause as rule
@@ -1132,7 +1140,7 @@ def pause(reason: Annotated[str, typer.Option(help="Why; shown to all.")] = "", 
         _ruled(rule(workspace, dvc, reason), as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=_ROUNDS)
 def resume(reason: Reason = "", as_json: Json = False) -> None:
     """Have ticks work again after `al pause`."""
     from al_pipeline.operations.rule import resume as rule
@@ -1142,7 +1150,7 @@ def resume(reason: Reason = "", as_json: Json = False) -> None:
         _ruled(rule(workspace, dvc, reason), as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=_SERVERS)
 def adopt(
     new_project: Annotated[
         bool,
@@ -1275,6 +1283,7 @@ def main() -> None:
     if sys.getfilesystemencoding() != "utf-8":  # a locale of another encoding: libraries hand paths on as UTF-8
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ)
     streams.guard()
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # ours needs none, and looking for them takes longest
     _Chosen.shows = True
     code = _run()
     if problem := streams.lost(sys.stdout):

@@ -60,7 +60,8 @@ def stays_below(name: str) -> bool:
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    # defer_build: the sections are built once, in `Params`, and not each on its own as well (a tenth of a second).
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
 
 
 class Schema(_Section):
@@ -155,7 +156,7 @@ class Train(_Section):
 
     model: ModelName
     calibrate: bool
-    finetune: Finetune = Finetune()
+    finetune: Finetune = Field(default_factory=Finetune)
 
 
 class Select(_Section):
@@ -230,8 +231,9 @@ class Schedule(_Section):
         return check_timezone(name)
 
 
-NO_SCHEDULE = Schedule(cron="0 * * * *", timezone="UTC", active=False)
-"""Of a workspace whose `params.yaml` is older than schedules."""
+def no_schedule() -> Schedule:
+    """Of a workspace whose `params.yaml` is older than schedules."""
+    return Schedule(cron="0 * * * *", timezone="UTC", active=False)
 
 
 class Params(_Section):
@@ -248,7 +250,7 @@ class Params(_Section):
     gate: Gate
     round: Round
     label_studio: LabelStudio
-    schedule: Schedule = NO_SCHEDULE
+    schedule: Schedule = Field(default_factory=no_schedule)
     annotators: list[_Name]
 
     @model_validator(mode="after")

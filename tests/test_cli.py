@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -257,6 +258,9 @@ def found_status(**changes: Any) -> dict[str, Any]:
         "schema_problem": None,
         "held": None,
         "next_run": None,
+        "answered": 1,
+        "answered_since": 1,
+        "label_studio": {"state": "down", "detail": HOSTILE, "answered": None},
     }
     return {**numbers, **words, **more, **changes}
 
@@ -267,7 +271,7 @@ def test_texts_of_others_do_not_steer_the_terminal(al: Al, monkeypatch: pytest.M
     said = al("status")
     assert said.code == 0
     assert steering(said.out) == []
-    assert said.out.count("[bold]loud[/bold] [/] [link=http://evil]here[/link]") == 9, "shown as it was written"
+    assert said.out.count("[bold]loud[/bold] [/] [link=http://evil]here[/link]") == 10, "shown as it was written"
     assert "running accuracy: 0.900 (0.800–0.950), rounds 1 to 3: 45 right of 50 answered (52 random" in " ".join(
         said.out.split()
     )
@@ -380,3 +384,34 @@ def test_the_next_command_can_be_typed_as_it_stands(name: str) -> None:
     quoted = cli._typed(Path(name))
     [word] = shlex.split(quoted)
     assert Path(word) == Path(name) and not word.startswith("-")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_and_options_without_anything_heavy(shell: str, tmp_path: Path) -> None:
+    def complete(line: str) -> str:
+        environment = {
+            **os.environ,
+            "_AL_COMPLETE": f"complete_{shell}",
+            "_TYPER_COMPLETE_ARGS": line,
+            "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+            "COMP_WORDS": line,
+            "COMP_CWORD": str(len(line.split()) - 1),
+        }
+        code = "import sys; sys.argv = ['al']; import atexit; from al_pipeline import cli; "
+        code += "atexit.register(lambda: print(*sys.modules, file=sys.stderr)); cli.main()"
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        heavy = {"torch", "numpy", "pyarrow", "prefect", "dvc", "label_studio_sdk", "httpx", "psutil"}
+        assert not set(done.stderr.split()) & heavy
+        return done.stdout
+
+    assert {"rollback", "round", "rounds"} <= set(re.findall(r"\w+", complete("al ro")))
+    assert "invite" in complete("al labelstudio in")
+    assert "--with-folder" in complete("al destroy --w")
+
+
+def test_the_commands_of_the_overview_are_in_groups(al: Al) -> None:
+    said = al("--help").out
+    panels = re.findall(r"─ ([A-Z][\w ]+?) ─", said)
+    assert panels == ["Options", "Workspace", "Data and labels", "Rounds", "Model", "Servers"]

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from al_pipeline.errors import ServerFailed
+from al_pipeline.labels import active
 from al_pipeline.ledger import read_events, read_refused, still_refused
 from al_pipeline.lifecycle import Facts, Wait, close_reason, next_step, state, waiting_for
 from al_pipeline.lock import holder
@@ -52,6 +53,7 @@ def status(workspace: Workspace) -> dict[str, Any]:
         "tasks": facts.tasks,
         "settled": facts.settled,
         "answers_in_inbox": facts.new_labels,
+        **_answers(workspace, facts),
         "next": step.reason if isinstance(step, Wait) else _next(facts.planned, str(step), facts, workspace),
         "pool": pool,
         "labelled": counts["labelled"],
@@ -77,6 +79,40 @@ def status(workspace: Workspace) -> dict[str, Any]:
         "label_studio_page": project_page(workspace),
         **_prefect(workspace),
         "busy": holder(layout.lock) or None,
+    }
+
+
+def _answers(workspace: Workspace, facts: Facts) -> dict[str, Any]:
+    """Whether Label Studio is up, how many tasks of the open round are answered, and how many of them since the last
+    pull. Label Studio is asked for a second at most; None where it is not known, or did not say.
+    """
+    from al_pipeline.label_studio_look import look as look_at
+
+    layout, known = workspace.layout, workspace.credentials()
+    is_open = state(facts) == "open"
+    answered: set[str] = set()
+    seen: set[object] = set()
+    if is_open:
+        events = active(read_events(layout.events, layout.inbox_events))
+        newest = {event.annotation_key: event for event in events if event.round == facts.planned}
+        answered = {event.item_id for event in newest.values() if event.label is not None}
+        refused = read_refused(layout.events, layout.inbox_events)
+        seen = answered | {row.get("item_id") for row in refused if row.get("round") == facts.planned}
+    pulled = len(answered)
+    if "url" not in known:
+        return {"label_studio": None, "answered": pulled, "answered_since": None}
+    project = stored_project(layout)
+    found = look_at(
+        known["url"],
+        known.get("token"),
+        None if project is None else project.project_id,
+        workspace.id,
+        facts.planned if is_open else None,
+    )
+    return {
+        "label_studio": found.to_json(),
+        "answered": pulled if found.answered is None else max(pulled, found.answered),
+        "answered_since": None if found.answered is None else max(0, found.answered - len(seen)),
     }
 
 

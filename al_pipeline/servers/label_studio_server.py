@@ -11,7 +11,6 @@ import os
 import re
 import secrets
 import shutil
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -127,6 +126,8 @@ class Stored(NamedTuple):
 
 def stored_answers(home: Path) -> Stored:
     """What the database of the Label Studio in `home` holds; nothing where it has none. Raises ServerFailed."""
+    import sqlite3
+
     database = home / "data" / _DATABASE
     if not database.exists():
         return Stored((), ())
