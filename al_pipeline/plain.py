@@ -64,6 +64,12 @@ def has_password(address: str) -> bool:
     return found is not None and ":" in found[0].removeprefix(found[1])
 
 
+def is_web_address(address: str) -> bool:
+    """Whether an address is one that a page may lead to: http or https, a host, and no user or password."""
+    plain = address.isprintable() and not re.search(r"[\s\"'<>\\^`{|}]", address)
+    return plain and re.match(r"(?i)https?://[^/?#@]+(?:[/?#]|$)", address) is not None and redact(address) == address
+
+
 def on_this_machine(address: str) -> bool:
     """Whether an address such as `http://127.0.0.1:8080` leads to this machine, so that nobody listens on the way."""
     host = re.sub(r"^[a-z]+://", "", address.lower()).split("/")[0]

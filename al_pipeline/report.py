@@ -163,7 +163,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportData:
-    """Everything that a report says, from records alone.
+    """Everything that a report says, from records alone (but for `links`).
 
     `history` is the closed rounds with this one, oldest first. `metrics` is this round's row of
     `metrics.Metrics.to_row`, or None where nothing was measured. `baseline` is macro-F1 of random sampling at the
@@ -196,6 +196,8 @@ class ReportData:
     saved: Saved | None = None
     asked_because: str = ""
     """Why the strategy of this round's batch was chosen, where it is known."""
+    links: Mapping[str, str] = field(default_factory=dict)
+    """Where items can be looked at, by id. Of this clone alone: no record holds them, and another clone shows none."""
 
 
 def summary(report: ReportData) -> str:

@@ -148,7 +148,7 @@ def _may_come_right(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> 
 
 def _artifact(workspace: Workspace, report: TickReport) -> None:
     """The run's figures, where people look at the run."""
-    found = status(workspace)
+    found = status(workspace, ask=False)
     rows = [("state", found["state"]), ("next", found["next"]), ("promoted", found["promoted"] or "none yet")]
     rows += [(name, f"{found[name]:,}") for name in ("pool", "labelled", "pending", "ignored", "unlabelled")]
     rows += [(name, f"{value:.4f}") for name, value in found["metrics"].items() if value is not None]

@@ -21,6 +21,7 @@ from al_pipeline.layout import Layout
 from al_pipeline.lock import locked
 from al_pipeline.operations.checkout import ROUND_TAGS, check_ready
 from al_pipeline.oracle import Oracle, PageEdit, ProjectRef, project_title
+from al_pipeline.plain import is_web_address
 from al_pipeline.repository import Git
 from al_pipeline.workspace import Workspace
 
@@ -51,6 +52,24 @@ def project_page(workspace: Workspace) -> str | None:
     """
     project, url = stored_project(workspace.layout), workspace.credentials().get("url")
     return None if project is None or url is None else f"{url.rstrip('/')}/projects/{project.project_id}/data"
+
+
+def task_pages(workspace: Workspace, last: int) -> dict[str, str]:
+    """The page in Label Studio of each item asked in the rounds up to `last`, as far as this clone pushed them.
+
+    None where the address is not one that a browser should be sent to.
+    """
+    project, url = stored_project(workspace.layout), workspace.credentials().get("url", "")
+    if project is None or not is_web_address(url):
+        return {}
+    numbers: dict[str, int] = {}
+    for number in range(last + 1):
+        tasks = read_object(workspace.layout.state(number)).get("tasks")
+        if isinstance(tasks, dict) and tasks.get("project_uid") == project.project_uid:
+            known = tasks.get("numbers")
+            numbers |= known if isinstance(known, dict) else {}
+    page = f"{url.rstrip('/')}/projects/{project.project_id}/data?task="
+    return {item: f"{page}{number}" for item, number in numbers.items() if type(number) is int}
 
 
 def connect_to(workspace: Workspace, url: str, token: str) -> About:

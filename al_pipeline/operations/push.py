@@ -14,7 +14,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from al_pipeline.errors import BadInput, LabelStudioDown
 from al_pipeline.oracle import Oracle, ProjectRef, task_json
@@ -35,6 +35,8 @@ class PushReport:
     present: int
     sent: int
     duplicates_retired: int
+    task_ids: Mapping[str, int] = field(default_factory=dict, compare=False)
+    """The server's number of each task, by push key: to look at it, not to know it by."""
 
 
 def push(
@@ -75,7 +77,8 @@ def push(
     spare = _spare_copies(copies)
     if spare:
         oracle.retire(ref, spare)
-    return PushReport(present=present, sent=len(sizes) - present, duplicates_retired=len(spare))
+    numbers = {key: _kept(states).task_id for key, states in copies.items()}
+    return PushReport(present, len(sizes) - present, len(spare), numbers)
 
 
 def retire(
@@ -155,9 +158,13 @@ def _spare_copies(copies: Mapping[str, Sequence[TaskState]]) -> list[int]:
     those the first, which stands where the plan wants it."""
     spare: list[int] = []
     for states in copies.values():
-        kept = max(states, key=lambda state: (state.annotations, state.cancelled, -state.task_id))
+        kept = _kept(states)
         spare += [state.task_id for state in states if state is not kept and not state.is_labeled]
     return spare
+
+
+def _kept(states: Sequence[TaskState]) -> TaskState:
+    return max(states, key=lambda state: (state.annotations, state.cancelled, -state.task_id))
 
 
 def _count(copies: dict[str, list[TaskState]]) -> int:

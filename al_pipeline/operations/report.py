@@ -12,6 +12,7 @@ from al_pipeline.items import fetch
 from al_pipeline.labels import Standing, active, fold, people, skips, standing, times_asked
 from al_pipeline.ledger import read_events, read_refused, still_refused
 from al_pipeline.manifests import parse_histogram
+from al_pipeline.operations.connect import task_pages
 from al_pipeline.operations.history import History, Record, events_known, labels_saved_by, read_history, read_plan
 from al_pipeline.operations.status import status
 from al_pipeline.records import Event, PlannedTask, round_name
@@ -58,7 +59,7 @@ def report_data(workspace: Workspace, number: int | None = None) -> ReportData:
     ledger = read_events(layout.events)
     known = active(ledger[: events_known(record, ledger)])
     histogram = parse_histogram(git.show(revision, "rounds/histogram.json") or "{}")
-    latest, now = number == history.rounds[-1]["round"], status(workspace)
+    latest, now = number == history.rounds[-1]["round"], status(workspace, ask=False)
     return ReportData(
         title=layout.root.name,
         question=schema["question"],
@@ -89,6 +90,7 @@ def report_data(workspace: Workspace, number: int | None = None) -> ReportData:
         running=Running.from_row(record.get("running")),
         saved=labels_saved_by(history, number),
         asked_because=_asked_because(history, number),
+        links=task_pages(workspace, number),
     )
 
 

@@ -26,8 +26,10 @@ FIGURES = ("accuracy", "macro_f1", "average_precision", "log_loss", "calibration
 """The metrics that status and history show, each with its interval in the record."""
 
 
-def status(workspace: Workspace) -> dict[str, Any]:
+def status(workspace: Workspace, *, ask: bool = True) -> dict[str, Any]:
     """The state of the workspace as one JSON object; counts come from the last commit, answers from the inbox too.
+
+    With `ask`, Label Studio is asked what waits there, for a second at most.
 
     `labelled`, `pending`, `ignored` and `unlabelled` add up to `pool`.
     """
@@ -53,7 +55,7 @@ def status(workspace: Workspace) -> dict[str, Any]:
         "tasks": facts.tasks,
         "settled": facts.settled,
         "answers_in_inbox": facts.new_labels,
-        **_answers(workspace, facts),
+        **_answers(workspace, facts, ask),
         "next": step.reason if isinstance(step, Wait) else _next(facts.planned, str(step), facts, workspace),
         "pool": pool,
         "labelled": counts["labelled"],
@@ -82,7 +84,7 @@ def status(workspace: Workspace) -> dict[str, Any]:
     }
 
 
-def _answers(workspace: Workspace, facts: Facts) -> dict[str, Any]:
+def _answers(workspace: Workspace, facts: Facts, ask: bool) -> dict[str, Any]:
     """Whether Label Studio is up, how many tasks of the open round are answered, and how many of them since the last
     pull. Label Studio is asked for a second at most; None where it is not known, or did not say.
     """
@@ -99,7 +101,7 @@ def _answers(workspace: Workspace, facts: Facts) -> dict[str, Any]:
         refused = read_refused(layout.events, layout.inbox_events)
         seen = answered | {row.get("item_id") for row in refused if row.get("round") == facts.planned}
     pulled = len(answered)
-    if "url" not in known:
+    if "url" not in known or not ask:
         return {"label_studio": None, "answered": pulled, "answered_since": None}
     project = stored_project(layout)
     found = look_at(

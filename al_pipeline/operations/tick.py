@@ -439,6 +439,10 @@ def _with_label_studio(step: Step, session: _Session, planned: int) -> None:
         plan = read_plan(session.git, planned)
         pushed = push(session.oracle, session.project, tasks_of(workspace, plan))
         session.changed |= pushed.sent > 0
+        numbers = {task.item_id: pushed.task_ids[task.push_key] for task in plan if task.push_key in pushed.task_ids}
+        tasks = {"project_uid": session.project.project_uid, "numbers": numbers}
+        if read_object(layout.state(planned)).get("tasks") != tasks:
+            _remember(layout, planned, tasks=tasks)
         if "opened_at" not in read_object(layout.state(planned)):
             elsewhere = pushed.present and not pushed.sent  # another clone opened it
             now = opened_at(layout, session.git, planned) if elsewhere else session.now().timestamp()
