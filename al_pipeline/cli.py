@@ -489,39 +489,77 @@ def simulate(
 
 @app.command(rich_help_panel=_MODEL)
 def predict(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV, JSONL or Parquet with the texts.")],
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FILE", help="CSV, JSONL, Parquet or XLSX, a folder of them, or - for standard input."),
+    ] = None,
+    texts: Annotated[
+        list[str] | None, typer.Option("--text", help="Predict this text instead of a file's; may be given again.")
+    ] = None,
     number: Annotated[
         str | None, typer.Option("--round", help="Take this round's model, not the promoted one.")
     ] = None,
     text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
     id_column: Annotated[str | None, typer.Option(help="Your ids. Default: `id`, if there is such a column.")] = None,
+    columns: Annotated[bool, typer.Option("--columns", help="Keep the input's columns in the output.")] = False,
+    encoding: Encoding = None,
+    input_format: InputFormat = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write here instead of standard output.")] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", metavar="csv|jsonl", help="Default: by the suffix of --out, else jsonl.")
+    ] = None,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="With --out, print one JSON object: out, rows. Without, rows are JSON anyway."),
     ] = False,
 ) -> None:
-    """Predict with the promoted model. Writes one JSON object a row: id, label, probability, probabilities."""
-    from al_pipeline.files import json_line, replacing
-    from al_pipeline.operations.history import round_number
-    from al_pipeline.operations.predict import predict as run
-    from al_pipeline.operations.predict import read_texts
+    """Predict with the promoted model: id, label, its probability, and that of each class, a row or JSON object each.
 
+    A row without a text is passed over, with a warning. Output is UTF-8; in CSV, what a spreadsheet would take for a \
+formula gets a ' in front.
+    """
+    from al_pipeline.files import json_line, replacing
+    from al_pipeline.inputs import open_inputs
+    from al_pipeline.operations.history import round_number
+    from al_pipeline.operations.predict import classes_of, columns_in, csv_lines, output_format, read_texts, typed_texts
+    from al_pipeline.operations.predict import predict as run
+
+    if bool(files) == bool(texts):
+        raise UsageError("name either a FILE (CSV, JSONL, Parquet or XLSX; - for standard input) or a --text, not both")
+    if texts and columns:
+        raise UsageError("a --text has no columns to keep; leave --columns out")
     workspace = _workspace()
-    rows = run(
-        workspace, read_texts(file, text_column, id_column, _warn), None if number is None else round_number(number)
-    )
-    if out is None:
-        for row in rows:
-            _write_json(json_line(row), sys.stdout)
-            if streams.lost(sys.stdout):  # nobody reads on: what is left need not be predicted
-                break
-        return
-    count = 0
-    with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as target:
-        for row in rows:
-            _write_json(json_line(row), target)
-            count += 1
+    wanted = None if number is None else round_number(number)
+    with open_inputs(files or [], input_format, encoding) as inputs:
+        form = output_format(form, out, inputs.sources)
+        if as_json and form == "csv" and out is None:
+            raise UsageError("--json and --format csv exclude each other; --out FILE takes the rows")
+        for note in inputs.notes:
+            _warn(note)
+        given = (
+            typed_texts(texts) if texts else read_texts(inputs.sources, text_column, id_column, _warn, columns=columns)
+        )
+        rows = run(workspace, given, wanted)
+        if form == "csv":
+            names = columns_in(inputs.sources) if columns else []
+            lines = csv_lines(rows, classes_of(workspace, wanted), names, id_column)
+        else:
+            lines = map(json_line, rows)
+        write = _write_json if form == "jsonl" else _write_csv
+        if out is None:
+            for line in lines:
+                write(line, sys.stdout)
+                if streams.lost(sys.stdout):  # nobody reads on: what is left need not be predicted
+                    break
+            return
+        count = -1 if form == "csv" else 0  # but for the header
+        with (
+            replacing(out) as temporary,
+            temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as target,
+        ):
+            for line in lines:
+                write(line, target)
+                count += 1
     if as_json:
         _print_json({"out": str(out), "rows": count})
 
@@ -1617,6 +1655,12 @@ def _write_json(text: str, out: IO[str]) -> None:
     """Write JSON as UTF-8; what a terminal would obey, and what UTF-8 has no bytes for, as escapes: the value stays."""
     streams.utf8(out)  # type: ignore[arg-type]
     out.write("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
+
+
+def _write_csv(line: str, out: IO[str]) -> None:
+    """Write CSV as UTF-8; a terminal gets blanks for what it would obey, a file or a pipe every character."""
+    streams.utf8(out)  # type: ignore[arg-type]
+    out.write("".join(c if c.isprintable() or c == "\n" else " " for c in line) if out.isatty() else line)
 
 
 def _table(header: tuple[str, ...], rows: list[list[str]]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import json
 import shutil
 import sys
@@ -11,6 +14,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import openpyxl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from harness import play, small_workspace
 
@@ -21,7 +27,7 @@ from al_pipeline.items import fetch, read_ids
 from al_pipeline.operations import predict as module
 from al_pipeline.operations.guess import guess
 from al_pipeline.operations.history import History, read_history
-from al_pipeline.operations.predict import model_folder, predict, read_texts
+from al_pipeline.operations.predict import csv_lines, model_folder, predict, read_texts
 from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.repository import Git
 from al_pipeline.workspace import Workspace, open_workspace
@@ -184,6 +190,151 @@ def test_the_command_writes_one_object_a_row_and_warns_beside_it(
     (row,) = (json.loads(line) for line in text.splitlines())
     assert (row["id"], row["label"]) == ("x", "spam")
     assert [line.split(":")[0] for line in said.err.splitlines()] == ["row 2 is passed over", "row 3 is passed over"]
+
+
+def al(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["al", "-C", str(workspace.layout.root), "predict", *words])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return int(stop.value.code or 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["encoding", "stdin", "folder", "gzip", "xlsx", "sep="])
+def test_the_command_reads_what_ingest_reads(
+    workspace: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    how: str,
+) -> None:
+    plain = "id;text\nx;win money now café\n"
+    file, words = tmp_path / "a.csv", [str(tmp_path / "a.csv")]
+    match how:
+        case "encoding":
+            file.write_bytes(plain.encode("cp850"))
+            words += ["--encoding", "cp850"]
+        case "stdin":
+            monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(plain.encode())))
+            words = ["-", "--input-format", "csv"]
+        case "folder":
+            (tmp_path / "in").mkdir()
+            (tmp_path / "in/a.csv").write_text(plain, encoding="utf-8")
+            (tmp_path / "in/b.jsonl").write_text('{"text": "meeting agenda tomorrow"}\n', encoding="utf-8")
+            words = [str(tmp_path / "in")]
+        case "gzip":
+            file.write_bytes(gzip.compress(plain.encode(), mtime=0))
+        case "xlsx":
+            book = openpyxl.Workbook()
+            for row in (["id", "text"], ["x", "win money now café"]):
+                book.active.append(row)
+            book.save(tmp_path / "a.xlsx")
+            words = [str(tmp_path / "a.xlsx")]
+        case _:
+            file.write_text(f"sep=;\n{plain}", encoding="utf-8")
+    assert al(workspace, monkeypatch, *words, "--round", "1", "--columns") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (rows[0]["id"], rows[0]["label"]) == ("x", "spam")
+    assert rows[0]["columns"]["text"] == "win money now café"
+    assert [row["id"] for row in rows[1:]] == (["b.jsonl:1"] if how == "folder" else [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to_file", [False, True])
+def test_csv_keeps_the_inputs_columns_and_holds_no_formula(
+    workspace: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    to_file: bool,
+) -> None:
+    rows = [
+        {"id": 1.0, "text": "=cmd|'/c calc'!A1 win money now", "label": "mine", "=x": "+1"},
+        {"id": "@b", "text": "meeting agenda tomorrow\nminutes", "more": [1, {"é": "\ud800"}], "none": None},
+        {"text": "\ud800"},
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    words = [str(tmp_path / "in.jsonl"), "--columns", "--round", "1"]
+    words += ["-o", str(tmp_path / "out.csv")] if to_file else ["--format", "csv"]
+    assert al(workspace, monkeypatch, *words) == 0
+    said = capsys.readouterr()
+    assert "row 3 is passed over: the text holds half a surrogate pair" in said.err
+    content = (tmp_path / "out.csv").read_text(encoding="utf-8") if to_file else said.out
+    found = list(csv.DictReader(io.StringIO(content)))
+    assert list(found[0]) == [
+        "text", "input_label", "'=x", "more", "none", "id", "label", "probability", "probability_ham",
+        "probability_spam",
+    ]  # fmt: skip
+    assert [row["id"] for row in found] == ["1", "'@b"]
+    assert [row["label"] for row in found] == ["spam", "ham"]
+    assert (found[0]["text"], found[0]["input_label"], found[0]["'=x"]) == (f"'{rows[0]['text']}", "mine", "'+1")
+    assert found[1]["text"] == "meeting agenda tomorrow\nminutes"
+    assert found[1]["more"].startswith('[1, {"é": ') and found[1]["none"] == ""
+    assert max(float(found[0]["probability_ham"]), float(found[0]["probability_spam"])) == float(
+        found[0]["probability"]
+    )
+    import_back = [pair for batch in read_texts(tmp_path / "in.jsonl", "text", None, lambda _: None) for pair in batch]
+    assert [pair[0] for pair in import_back] == ["1", "@b"]
+
+
+@pytest.mark.slow
+def test_typed_texts_and_a_table_without_rows(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert al(workspace, monkeypatch, "--text", "win money now", "--text=-meeting agenda", "--round", "1") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["id"], row["label"]) for row in rows] == [("1", "spam"), ("2", "ham")]
+    (tmp_path / "a.csv").write_text("id,text\n", encoding="utf-8")
+    assert al(workspace, monkeypatch, str(tmp_path / "a.csv"), "--format", "csv", "--round", "1") == 0
+    assert capsys.readouterr().out == "id,label,probability,probability_ham,probability_spam\n"
+    before = (tmp_path / "a.csv").read_bytes()
+    for words, says in (
+        ([], "name either a FILE"),
+        (["a.csv", "--text", "x"], "name either a FILE"),
+        (["--text", " "], "no text"),
+        (["--text", "x\udcff"], "half a surrogate pair"),
+        (["--text", "x", "--columns"], "has no columns"),
+        (["--text", "x", "--format", "xml"], "csv or jsonl, not 'xml'"),
+        (["--text", "x", "--format", "csv", "--json"], "exclude each other"),
+        (["--text", "x", "-o", str(tmp_path)], "is a folder"),
+        (["--text", "x", "-o", str(tmp_path / "a.parquet")], "not .parquet"),
+        ([str(tmp_path / "a.csv"), "-o", str(tmp_path / "a.csv")], "is the file that is read"),
+        ([str(tmp_path / "a.csv"), "--encoding", "klingon"], "no encoding is named"),
+    ):
+        assert al(workspace, monkeypatch, *words, "--round", "1") == 2, words
+        said = capsys.readouterr()
+        assert says in " ".join(said.err.split()), words
+        assert not [line for line in said.out.splitlines() if line.startswith("id,")]
+    assert (tmp_path / "a.csv").read_bytes() == before
+    assert al(workspace, monkeypatch, "--text", "x", "--format", "csv", "--round", "9") == 3
+    assert capsys.readouterr().out == "", "no header before the error"
+
+
+def test_ids_are_those_that_ingest_gives(tmp_path: Path) -> None:
+    """pandas makes floats of a column of whole numbers in which one is missing."""
+    frame = {"id": [1.0, None, 3.0, 2.5], "text": ["a", "b", "c", "d"]}
+    pq.write_table(pa.table(frame), tmp_path / "a.parquet")
+    batches = read_texts(tmp_path / "a.parquet", "text", None, lambda _: None)
+    assert [row[0] for batch in batches for row in batch] == ["1", "2", "3", "2.5"]
+
+
+def test_many_rows_that_are_passed_over_are_a_few_warnings(tmp_path: Path) -> None:
+    rows, warned = read(tmp_path / "a.csv", "id,text\n" + "x,\n" * 500 + "y,good\n")
+    assert rows == [("y", "good")]
+    assert len(warned) == 21
+    assert warned[-1] == "500 rows were passed over, 480 of them not shown here"
+
+
+def test_columns_of_the_input_never_hide_ours_nor_each_other() -> None:
+    names = ["id", "key", "label", "input_label", "probability_a", "text"]
+    row = {"id": "7", "label": "a", "probability": 0.5, "probabilities": {"a": 0.5, "b": 0.5}}
+    row["columns"] = {name: name.upper() for name in names}
+    header, line = csv_lines(iter([row]), ["a", "b"], names, "key")
+    assert header == (
+        "input_id,input_label,input_input_label,input_probability_a,text,"
+        "id,label,probability,probability_a,probability_b\n"
+    )
+    assert line == "ID,LABEL,INPUT_LABEL,PROBABILITY_A,TEXT,7,a,0.5,0.5,0.5\n"
 
 
 # Reading a user's file ----------------------------------------------------------------------------------------------

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from al_pipeline.errors import BadInput, NothingToDo, RepositoryError
+from al_pipeline.errors import BadInput, NothingToDo, RepositoryError, UsageError
 from al_pipeline.files import TEMPORARY_PREFIX, make_folder, read_json, sha256_tree, write_json
 from al_pipeline.home import private_folder
+from al_pipeline.inputs import Source
 from al_pipeline.operations.history import Record, read_history
 from al_pipeline.operations.tick import open_dvc
-from al_pipeline.records import content_hash, round_name
+from al_pipeline.pool import item_id_from, text_from
+from al_pipeline.records import content_hash, round_name, shown_text
 from al_pipeline.repository import Git
-from al_pipeline.tables import BadRow, Row, read_table
+from al_pipeline.tables import BadRow, Row, excerpt, read_table
 from al_pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -64,12 +70,16 @@ def _fetch(workspace: Workspace, name: str, wanted: str, folder: Path) -> None:
         fresh.replace(folder)
 
 
-def predict(
-    workspace: Workspace, texts: Iterator[list[tuple[str, str]]], number: int | None = None
-) -> Iterator[dict[str, Any]]:
-    """One row a text, in their order: `id`, `label`, and the probability of each class.
+TextRow = tuple[str, str] | tuple[str, str, Mapping[str, Any]]
+"""The id, the text and, where they are kept, the other columns of a row."""
 
-    `texts` come in batches of (id, text), so that a file of any size can be streamed.
+
+def predict(
+    workspace: Workspace, texts: Iterator[Sequence[TextRow]], number: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """One row a text, in their order: `id`, `label`, and the probability of each class; `columns` where a text has any.
+
+    `texts` come in batches of (id, text) or (id, text, columns), so that a file of any size can be streamed.
     """
     from al_pipeline.classifiers import load_model
     from al_pipeline.encoding import Vectors, vectors_for
@@ -86,15 +96,18 @@ def predict(
             f"{folder}, and `al predict` fetches both again"
         )
     for batch in texts:
-        items = [Item(item_id, content_hash(text), text) for item_id, text in batch]
+        items = [Item(row[0], content_hash(row[1]), row[1]) for row in batch]
+        if not items:
+            continue
         proba = model.predict_proba([item.text for item in items], vectors_for(model, vectors, items))
-        for item, row in zip(items, proba, strict=True):
-            best = int(row.argmax())
+        for row, found in zip(batch, proba, strict=True):
+            best = int(found.argmax())
             yield {
-                "id": item.item_id,
+                "id": row[0],
                 "label": model.classes[best],
-                "probability": float(row[best]),
-                "probabilities": dict(zip(model.classes, row.tolist(), strict=True)),
+                "probability": float(found[best]),
+                "probabilities": dict(zip(model.classes, found.tolist(), strict=True)),
+                **({"columns": row[2]} if len(row) > 2 else {}),
             }
 
 
@@ -113,22 +126,166 @@ def _features(record: Record) -> Features:
         ) from None
 
 
-def read_texts(
-    path: Path, text_column: str, id_column: str | None, warn: Callable[[str], None]
-) -> Iterator[list[tuple[str, str]]]:
-    """The (id, text) pairs of a user's file, in batches; a row that cannot be read is told to `warn` and passed over.
+def typed_texts(texts: Sequence[str]) -> Iterator[list[TextRow]]:
+    """Texts that were typed, numbered from 1. Raises UsageError where one is none."""
+    for text in texts:
+        try:
+            text_from(text, _LONGEST)
+        except ValueError as error:
+            raise UsageError(f"--text {excerpt(text)!r}: {' '.join(error.args).strip()}") from None
+    yield [(str(number), text) for number, text in enumerate(texts, start=1)]
 
-    Without an id column (by default `id`, where there is one) a row's id is its number in the file.
+
+def read_texts(
+    files: Path | Sequence[Source],
+    text_column: str,
+    id_column: str | None,
+    warn: Callable[[str], None],
+    *,
+    columns: bool = False,
+) -> Iterator[list[TextRow]]:
+    """The (id, text) pairs of users' files, in batches; a row that cannot be read is told to `warn` and passed over.
+
+    `columns` keeps the others. Ids are those that `al ingest` would give, from `id_column` (by default `id`, where
+    there is one); else a row's id is its number in the file, behind the file's name where there are several.
     """
-    for batch in read_table(path, [text_column, *([id_column] if id_column else [])], [text_column, id_column or "id"]):
-        texts = []
-        for row in batch:
-            text = row.values.get(text_column) if isinstance(row, Row) else None
-            if isinstance(row, BadRow):
-                warn(f"row {row.number} is passed over: {row.reason} {row.detail}".rstrip())
-            elif not isinstance(text, str) or not text.strip():
-                warn(f"row {row.number} is passed over: it has no text")
-            else:
-                known = row.values.get(id_column or "id")
-                texts.append((str(row.number if known in (None, "") else known), text))
-        yield texts
+    sources = [Source(files)] if isinstance(files, Path) else files
+    passed = 0
+    for source in sources:
+        prefix = "" if len(sources) == 1 else f"{shown_text(source.name or source.path.name)}:"
+        required = [text_column, *([id_column] if id_column else [])]
+        keep = None if columns else [text_column, id_column or "id"]
+        for batch in read_table(source, required, keep, on_note=warn):
+            texts: list[TextRow] = []
+            for row in batch:
+                problem = _problem(row, text_column)
+                if problem is not None:
+                    passed += 1
+                    if passed <= _MOST_WARNINGS:
+                        warn(f"row {prefix}{row.number} is passed over: {problem}")
+                    continue
+                assert isinstance(row, Row)
+                known = _id(row.values.get(id_column or "id")) or f"{prefix}{row.number}"
+                text = row.values[text_column]
+                texts.append((known, text, row.values) if columns else (known, text))
+            yield texts
+    if passed > _MOST_WARNINGS:
+        warn(f"{passed:,} rows were passed over, {passed - _MOST_WARNINGS:,} of them not shown here")
+
+
+_LONGEST = 2**31
+_MOST_WARNINGS = 20
+
+
+def _problem(row: Row | BadRow, text_column: str) -> str | None:
+    """Why nothing can be predicted for a row."""
+    if isinstance(row, BadRow):
+        return f"{row.reason} {row.detail}".rstrip()
+    try:
+        text_from(row.values.get(text_column), _LONGEST)
+    except ValueError as error:
+        return " ".join(error.args).strip()
+    return None
+
+
+def _id(value: Any) -> str:
+    """The id of a row as `al ingest` would take it; what it would refuse as it stands there; empty: there is none."""
+    try:
+        return item_id_from(value, "")
+    except ValueError:
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+# Output -------------------------------------------------------------------------------------------------------------
+SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
+_OURS = ("id", "label", "probability")
+
+
+def output_format(form: str | None, out: Path | None, inputs: Sequence[Source]) -> str:
+    """csv or jsonl: as asked for, by the name of `out`, else jsonl. Raises UsageError where `out` cannot be written."""
+    if out is not None and out.is_dir():
+        raise UsageError(f"{out} is a folder; name the file to write")
+    if out is not None and any(
+        out.exists() and source.path.exists() and out.samefile(source.path) for source in inputs
+    ):
+        raise UsageError(f"{out} is the file that is read; write to another one")
+    suffix = "" if out is None else out.suffix.lower()
+    if form is None and suffix in (".parquet", ".xlsx", ".gz", ".tsv"):
+        raise UsageError(f"predictions are written as CSV or JSONL, not {suffix}; --format chooses one of them")
+    form = SUFFIXES.get(suffix, "jsonl") if form is None else form
+    if form not in ("csv", "jsonl"):
+        raise UsageError(f"--format is csv or jsonl, not {form!r}; without it --out ends with .csv or .jsonl")
+    return form
+
+
+def csv_lines(
+    rows: Iterable[Mapping[str, Any]], classes: Sequence[str], names: Sequence[str], id_column: str | None
+) -> Iterator[str]:
+    """Predictions as CSV: the input's columns `names`, then `id`, `label`, `probability`, and one column a class.
+
+    No cell is a formula for a spreadsheet. A column of the input that is called like one of ours gets `input_` in
+    front; the one that holds the ids is not repeated. Nothing comes before the first row can be predicted.
+    """
+    rows = iter(rows)
+    first = next(rows, None)
+    ours = [*_OURS, *(f"probability_{name}" for name in classes)]
+    kept = [name for name in names if name != (id_column or "id")]
+    taken, header = {*ours}, []
+    for name in kept:
+        shown = name
+        while shown in taken:
+            shown = f"input_{shown}"
+        taken.add(shown)
+        header.append(shown)
+    yield _csv_line([*header, *ours])
+    for row in rows if first is None else chain([first], rows):
+        theirs = row.get("columns", {})
+        probabilities = row["probabilities"]
+        yield _csv_line(
+            [
+                *(theirs.get(name) for name in kept),
+                *(row[name] for name in _OURS),
+                *(probabilities[name] for name in classes),
+            ]
+        )
+
+
+def _csv_line(cells: Sequence[Any]) -> str:
+    from al_pipeline.results import csv_cell
+
+    out = io.StringIO()
+    shown = [
+        csv_cell(cell)
+        if isinstance(cell, str)
+        else json.dumps(cell, ensure_ascii=False)
+        if isinstance(cell, bool | list | dict)
+        else cell
+        for cell in cells
+    ]
+    csv.writer(out, lineterminator="\n").writerow(shown)
+    return out.getvalue()
+
+
+def classes_of(workspace: Workspace, number: int | None) -> list[str]:
+    """The classes that a round's model gives probabilities of, in their order."""
+    history = read_history(workspace.layout, Git(workspace.layout.root))
+    name = history.promoted
+    if number is None and name is not None:
+        number = int(name.removeprefix("round-"))
+    return [] if number is None else list(history.record(number)["params"]["schema"]["labels"])
+
+
+def columns_in(sources: Sequence[Source]) -> list[str]:
+    """The names of all columns, in the order in which they first come: JSONL may bring one in its last row."""
+    names: dict[str, None] = {}
+    for source in sources:
+        for batch in read_table(source):
+            for row in batch:
+                if isinstance(row, Row) and not row.values.keys() <= names.keys():
+                    names.update(dict.fromkeys(row.values))
+                    if len(names) > _MOST_COLUMNS:
+                        raise BadInput(f"{source} has more than {_MOST_COLUMNS:,} columns; leave --columns out")
+    return list(names)
+
+
+_MOST_COLUMNS = 2_000
