@@ -1321,7 +1321,10 @@ def main() -> None:
     if sys.getfilesystemencoding() != "utf-8":  # a locale of another encoding: libraries hand paths on as UTF-8
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ)
     streams.guard()
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # ours needs none, and looking for them takes longest
+    # What costs every command time and serves none: pydantic's search for plugins, and httpx's own command line, which
+    # loads click, pygments and a Markdown parser wherever httpx is used.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
     _Chosen.shows = True
     code = _run()
     if problem := streams.lost(sys.stdout):

@@ -216,6 +216,11 @@ class Layout:
         return self.private / "pull.json"
 
     @property
+    def ingested(self) -> Path:
+        """What ticks remember of the files of `ingest.sources`."""
+        return self.private / "ingested.json"
+
+    @property
     def encoding(self) -> Path:
         """The process that encodes, while there is one."""
         return self.private / "encode.json"

@@ -31,7 +31,8 @@ _Counts = dict[_Text, _Count]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+    # defer_build: a validator is built when it is first asked for, not for each part of a record on its own.
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, defer_build=True)
 
 
 class _Estimate(_Part):

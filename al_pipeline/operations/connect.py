@@ -90,8 +90,6 @@ def connect(workspace: Workspace, most_seconds: float = math.inf) -> LabelStudio
 
     It waits for a reply as long as `params.yaml` says, and at most so long.
     """
-    from al_pipeline.label_studio import LabelStudioOracle
-
     known = workspace.credentials()
     if missing := [name for name in ("url", "token") if name not in known]:
         variables = " and ".join(f"AL_LABEL_STUDIO_{name.upper()}" for name in missing)
@@ -99,6 +97,8 @@ def connect(workspace: Workspace, most_seconds: float = math.inf) -> LabelStudio
             f"no {' and no '.join(missing)} of a Label Studio is known here; `al labelstudio start` runs one, "
             f"`al labelstudio connect URL` takes yours, or set {variables}"
         )
+    from al_pipeline.label_studio import LabelStudioOracle
+
     seconds = min(workspace.params.label_studio.timeout_seconds, most_seconds)
     return LabelStudioOracle(known["url"], known["token"], seconds)
 

@@ -328,7 +328,7 @@ class _Memory:
     """
 
     def __init__(self, layout: Layout) -> None:
-        self._path = layout.private / "ingested.json"
+        self._path = layout.ingested
         try:
             found = read_object(self._path)
         except BadInput:

@@ -9,13 +9,13 @@ from typing import Any
 
 from al_pipeline.errors import ServerFailed
 from al_pipeline.labels import active
+from al_pipeline.layout import Layout
 from al_pipeline.ledger import read_events, read_refused, still_refused
 from al_pipeline.lifecycle import Facts, Wait, close_reason, next_step, state, waiting_for
 from al_pipeline.lock import holder
 from al_pipeline.operations.connect import project_page, stored_project
 from al_pipeline.operations.history import History, labels_saved_by, read_history
 from al_pipeline.operations.schema import schema_problem
-from al_pipeline.operations.sources import source_news
 from al_pipeline.operations.tick import closing_rule, look
 from al_pipeline.repository import Git
 from al_pipeline.rulings import parse_ruling
@@ -67,7 +67,7 @@ def status(workspace: Workspace, *, ask: bool = True) -> dict[str, Any]:
         "test": counts["test"],
         "test_labelled": counts["test_labelled"],
         "refused": dict(sorted(refused.items())),
-        "sources": [{**asdict(one), "since": one.since.isoformat()} for one in source_news(layout)],
+        "sources": _sources(layout),
         "schema_problem": None if problem is None else str(problem),
         "promoted": history.promoted,
         "held": history.holding.sentence() if history.holding else None,
@@ -82,6 +82,15 @@ def status(workspace: Workspace, *, ask: bool = True) -> dict[str, Any]:
         **_prefect(workspace),
         "busy": holder(layout.lock) or None,
     }
+
+
+def _sources(layout: Layout) -> list[dict[str, Any]]:
+    """The files of `ingest.sources` that the last tick could not read, or not yet."""
+    if not layout.ingested.exists():
+        return []
+    from al_pipeline.operations.sources import source_news  # with all that reads tables
+
+    return [{**asdict(one), "since": one.since.isoformat()} for one in source_news(layout)]
 
 
 def _answers(workspace: Workspace, facts: Facts, ask: bool) -> dict[str, Any]:
