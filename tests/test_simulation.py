@@ -10,17 +10,21 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from harness import SMALL, change_params, play, write_pool
 
 from al_pipeline.encoding import guide_vectors
 from al_pipeline.errors import BadInput, UsageError
+from al_pipeline.ledger import read_events
 from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
@@ -123,6 +127,79 @@ def test_a_corpus_that_tells_nothing_is_refused(tmp_path: Path) -> None:
         read_corpus(write_corpus(tmp_path / "ids.csv"), label_column="other")
     with pytest.raises(BadInput, match="has no column `tag`"):
         read_corpus(write_corpus(tmp_path / "c.csv"), label_column="tag")
+
+
+@pytest.mark.parametrize(
+    ("cell", "label"),
+    [
+        (7, "7"),
+        (7.0, "7"),
+        (" ham ", "ham"),
+        (unicodedata.normalize("NFC", "Café"), "Café"),
+        (unicodedata.normalize("NFD", "Café"), "Café"),
+        ("x" * 100, "x" * 100),
+        ("x" * 101, None),
+        ("a\x07b", None),
+        ("a\tb", None),
+        ("a\nb", None),
+        ("\ud800", None),
+        (1.5, None),
+        (True, None),
+        (["ham"], None),
+        ({"a": 1}, None),
+        (10**300, None),
+        ("", None),
+        (" ", None),
+        (None, None),
+    ],
+)
+def test_a_label_is_taken_where_ingest_takes_it(tmp_path: Path, cell: Any, label: str | None) -> None:
+    path = tmp_path / "c.jsonl"
+    rows = [{"text": f"text {n}", "label": ("ham", "spam")[n % 2]} for n in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"text": "this one", "label": cell}]))
+    found = read_corpus(path)
+    taken = {item.text: found.classes[place] for item, place in zip(found.items, found.truth, strict=True)}
+    assert taken.get("this one") == label
+    assert sum(found.left_out.values()) == (label is None)
+
+    text = template("params.yaml").replace("test_size: 500", "test_size: 0")
+    if isinstance(cell, str) and cell.strip():  # as the user would write it into the schema
+        text = text.replace("- ham", f"- ham\n    - {json.dumps(cell.strip())}" if cell.strip() != "ham" else "- ham")
+    elif label is not None:
+        text = text.replace("- ham", f'- ham\n    - "{label}"')
+    (tmp_path / "params.yaml").write_text(text)
+    (tmp_path / "al-workspace.json").write_text('{"layout": 2, "workspace_id": "0123456789ab"}')
+    try:
+        space = open_workspace(tmp_path)
+        assert space.params.schema_.labels
+    except UsageError:
+        assert label is None, "what params.yaml refuses is no class for simulate either"
+        return
+    ingest(space, [path], label_column="label")
+    events = {event.item_id: event.label for event in read_events(space.layout.inbox_events)}
+    assert events.get(content_hash("this one")[:20]) == label
+
+
+def test_whole_numbers_that_pandas_made_floats_are_classes(tmp_path: Path) -> None:
+    labels = [float(n % 2) if n < 60 else None for n in range(61)]
+    frame = {"id": [float(n) for n in range(61)], "text": [f"text {n}" for n in range(61)], "label": labels}
+    pq.write_table(pa.table(frame), tmp_path / "c.parquet")
+    found = read_corpus(tmp_path / "c.parquet")
+    assert (found.classes, found.left_out) == (("0", "1"), {"no label": 1})
+
+
+def test_a_text_is_taken_where_ingest_takes_it(tmp_path: Path) -> None:
+    rows = [{"text": f"text {n}", "label": ("ham", "spam")[n % 2]} for n in range(60)]
+    odd: list[Any] = ["\ud800", "x" * 200_001, 7, None, " ", ["a"], unicodedata.normalize("NFD", "é 1")]
+    odd.append(unicodedata.normalize("NFC", "é 1"))
+    path = tmp_path / "c.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in [*rows, *({"text": t, "label": "ham"} for t in odd)]))
+    found = read_corpus(path)
+    (tmp_path / "params.yaml").write_text(template("params.yaml").replace("test_size: 500", "test_size: 0"))
+    (tmp_path / "al-workspace.json").write_text('{"layout": 2, "workspace_id": "0123456789ab"}')
+    report = ingest(open_workspace(tmp_path), [path], label_column="label")
+    assert len(found.items) == report.added == 61
+    assert sum(found.left_out.values()) == sum(report.rejected.values()) + report.duplicates == 7
 
 
 # Runs ---------------------------------------------------------------------------------------------------------------
