@@ -605,3 +605,29 @@ def test_labels_are_compared_in_one_form_of_unicode(tmp_path, form, schema):
     report = ingest(space, [file], label_column="label")
     assert (report.labels, report.labels_rejected) == (1, {})
     assert [event.label for event in events(space)] == ["Café"]
+
+
+def test_texts_that_were_cut_off_are_told_from_others_that_differ(workspace, tmp_path):
+    ingest(workspace, [write(tmp_path / "a.csv", "id,text", "a,the beg", "b,whole", "c,also the beg ", "d,same")])
+    close(workspace)
+    ingest(workspace, [write(tmp_path / "b.csv", "id,text", "e,in the in")])
+    again = write(
+        tmp_path / "c.csv", "id,text", "a,the beginning", "b,other", "c,also the beginning", "d,same", "e,in the inbox",
+        "f,twice here", "f,twice here and longer",
+    )  # fmt: skip
+    before = snapshot(workspace)
+    report = ingest(workspace, [again])
+    assert report.rejected == {module.ANOTHER_TEXT: 5}
+    assert report.notes == (
+        "3 texts of known ids only go on where the one in the pool ends, which was cut off: was its file read while it "
+        "was copied?",
+    )
+    assert [item.text for item in pool(workspace)] == [
+        "the beg",
+        "whole",
+        "also the beg ",
+        "same",
+        "in the in",
+        "twice here",
+    ]
+    assert before.items() <= snapshot(workspace).items()

@@ -253,8 +253,9 @@ def test_rejected_rows_and_texts_that_have_changed_are_counted_once(space):
     _, (line,) = ingest_sources(space, later())
     assert line.startswith("ingest.sources: incoming/a.csv: 1 row rejected; each with its reason: ")
     write(incoming(space) / "a.csv", "id,text", "x,hello", "y,cut off no longer", "z,", "u,")
-    added, (texts, rows) = ingest_sources(space, later())
+    added, (cut, texts, rows) = ingest_sources(space, later())
     assert added == 0
+    assert cut.startswith("ingest.sources: incoming/a.csv: 1 text of a known id only goes on where the one in the pool")
     assert "incoming/a.csv: 1 item has another text than before, under the same id. The pool keeps the first" in texts
     assert "2 rows rejected" in rows
     assert ingest_sources(space, later()) == (0, [])

@@ -32,7 +32,7 @@ from al_pipeline.files import (
 )
 from al_pipeline.home import private_folder
 from al_pipeline.inputs import WANTED, Source, Stamp, open_inputs, stamp_of
-from al_pipeline.items import count_items, iter_items, list_parts, read_ids, write_items
+from al_pipeline.items import count_items, fetch, iter_items, list_parts, read_ids, write_items
 from al_pipeline.layout import Layout
 from al_pipeline.ledger import add_to_inbox, event_digest, read_events
 from al_pipeline.operations.close import next_round
@@ -58,6 +58,9 @@ _MOST_REJECTS = 100_000
 """Lines of a rejects file; what is rejected beyond them is counted alone."""
 ANOTHER_TEXT = "the id belongs to another text"
 """Why a row is rejected whose id is known with a text that is not this one."""
+_MOST_COMPARED = 1000
+_LONGEST_COMPARED = 20_000
+"""Characters."""
 _NO_LABEL = 0
 _CONTRADICTION = 0xFFFF
 
@@ -187,6 +190,7 @@ def _take_in(
         with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n") as rejects:
             added = write_items(staged, _new_items(taken, sources, sizes, rejects, notes.append, progress))
             _refuse_changed(sources, stamps)
+            notes += _cut_off(taken)
             rejects_file = _keep_rejects(rejects, staging, layout.rejects, sources[0]) if taken.refusals else None
         drawn, said = _draw(taken, size, workspace.params.seed) if part == "pool" else (0, [])
         if (
@@ -369,6 +373,8 @@ class _Intake:
     _origins: array[int] = field(default_factory=lambda: array("L"))
     """For each item the place in `_files` of the file that named its label."""
     _files: list[str] = field(default_factory=list)
+    other_texts: dict[str, str] = field(default_factory=dict)
+    """Texts that came under a known id with another text, the first _MOST_COMPARED of them, by id."""
 
     def __post_init__(self) -> None:
         layout = self.workspace.layout
@@ -428,6 +434,8 @@ class _Intake:
         except ValueError as error:
             raise _Refused(str(error)) from None
         if self.known.find_id(item_id) is not None:
+            if len(self.other_texts) < _MOST_COMPARED and len(text) <= _LONGEST_COMPARED:
+                self.other_texts.setdefault(item_id, text)
             raise _Refused(ANOTHER_TEXT, item_id)
         metadata = _metadata(values, {self.columns.text, id_column, self.columns.label})
         number = self.known.add(item_id, digest, self.part)
@@ -579,6 +587,20 @@ def _keep_rejects(rejects: IO[str], staging: Path, folder: Path, first: Source) 
     target = folder / f"{stem}-{sha256_file(staged)[:12]}.jsonl"
     move(staged, target)
     return target
+
+
+def _cut_off(taken: _Intake) -> list[str]:
+    """Say how many texts under a known id only go on where the known one ends: that one was read from half a file."""
+    layout = taken.workspace.layout
+    folders = [layout.pool, layout.test, layout.inbox_pool, layout.inbox_test]
+    known = fetch(folders, taken.other_texts) if taken.other_texts else {}
+    ends = {item_id: item.text.rstrip() for item_id, item in known.items()}
+    cut = sum(taken.other_texts[item_id].startswith(text) for item_id, text in ends.items())
+    if not cut:
+        return []
+    these = "1 text of a known id only goes on" if cut == 1 else f"{cut:,} texts of known ids only go on"
+    least = "at least " if len(taken.other_texts) == _MOST_COMPARED else ""
+    return [f"{least}{these} where the one in the pool ends, which was cut off: was its file read while it was copied?"]
 
 
 def _draw(taken: _Intake, size: int, seed: int) -> tuple[int, list[str]]:

@@ -143,7 +143,9 @@ def _take(
 
 
 def _told(name: str, report: IngestReport) -> Iterator[str]:
-    yield from (note for note in report.notes if note not in report.about_test)
+    for note in report.notes:
+        if note not in report.about_test:
+            yield note if note.startswith(name) else f"{name}: {note}"
     rejected = sum(report.rejected.values())
     if other := report.rejected.get(ANOTHER_TEXT, 0):
         yield (
