@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import itertools
 import json
 import os
@@ -334,6 +335,31 @@ def test_a_folder_and_a_file_without_permission_are_told(space):
         assert [one.file for one in source_news(space.layout)] == ["incoming/bad.csv", "incoming/closed"]
     finally:
         (incoming(space) / "closed").chmod(0o700)
+
+
+def test_a_file_that_cannot_be_opened_or_read_stops_no_other(space, monkeypatch):
+    for name in ("a.csv", "b.csv", "z.csv"):
+        write(incoming(space) / name, "text", name)
+    open_, digest = os.open, hashlib.file_digest
+
+    def opened(path, *more, **others):
+        if path == incoming(space) / "a.csv":
+            raise PermissionError(13, "Permission denied")
+        return open_(path, *more, **others)
+
+    def digested(file, name):
+        if os.readlink(f"/proc/self/fd/{file.fileno()}").endswith("b.csv"):
+            raise OSError(5, "Input/output error")
+        return digest(file, name)
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(hashlib, "file_digest", digested)
+    added, told = ingest_sources(space, later())
+    assert added == 1
+    assert told == [
+        "ingest.sources: incoming/a.csv was not taken in: incoming/a.csv cannot be read: Permission denied",
+        "ingest.sources: incoming/b.csv was not taken in: incoming/b.csv cannot be read: Input/output error",
+    ]
 
 
 def test_a_folder_that_cannot_be_listed_stops_no_other(space, monkeypatch):

@@ -123,7 +123,7 @@ def _take(
         if memory.see(name, stamp, now) < QUIET_SECONDS:
             return None
         source = Source(path, name=name, encoding=check_encoding(params.encoding or None), stamp=stamp)
-        digest = digest_of(source)
+        digest = _digest(source)
         if memory.holds(name, digest, settings):
             memory.took(name, digest, settings)
             return None
@@ -140,6 +140,13 @@ def _take(
     memory.took(name, digest, settings)
     memory.store()
     return report
+
+
+def _digest(source: Source) -> str:
+    try:
+        return digest_of(source)
+    except BadInput as error:
+        raise UnusableFile(str(error)) from None
 
 
 def _told(name: str, report: IngestReport) -> Iterator[str]:
