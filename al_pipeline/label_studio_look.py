@@ -76,7 +76,7 @@ def _answered(url: str, token: str, project_id: int, workspace_id: str, round: i
     ]
     query = json.dumps({"filters": {"conjunction": "and", "items": items}})
     wanted = {"project": project_id, "page": 1, "page_size": 1, "fields": "task_only", "include": "id", "query": query}
-    reply = _get(f"{url}/api/tasks?{urlencode(wanted)}", _authorization(url, token, seconds), seconds)
+    reply = _get(f"{url}/api/tasks/?{urlencode(wanted)}", _authorization(url, token, seconds), seconds)
     total = json.loads(reply)["total"]
     if type(total) is not int or total < 0:
         raise ValueError("the number of tasks is none")
@@ -87,7 +87,7 @@ def _authorization(url: str, token: str, seconds: float) -> dict[str, str]:
     """The header for a legacy token, or for a personal access token, which first buys a short-lived one."""
     if token.count(".") != 2:
         return {"Authorization": f"Token {token}"}
-    access = json.loads(_get(f"{url}/api/token/refresh", {}, seconds, json.dumps({"refresh": token})))["access"]
+    access = json.loads(_get(f"{url}/api/token/refresh/", {}, seconds, json.dumps({"refresh": token})))["access"]
     return {"Authorization": f"Bearer {access}"}
 
 

@@ -1,17 +1,18 @@
-"""Items of a report lead to their tasks in Label Studio, and nowhere else."""
+"""Items of a report lead to their tasks in Label Studio, and nowhere else; its times are those of the schedule."""
 
 from __future__ import annotations
 
 import html
 import re
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from harness import play, small_workspace
 
 from al_pipeline.operations.connect import task_pages
-from al_pipeline.operations.report import write_report
+from al_pipeline.operations.report import _date, _zone, write_report
 from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.plain import is_web_address
 from al_pipeline.workspace import Workspace, open_workspace
@@ -101,3 +102,25 @@ def test_another_project_or_clone_shows_none(played: tuple[Workspace, SimulatedO
             assert "a" not in task_pages(workspace, 1)
     finally:
         state.write_text(text, "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "date"),
+    [
+        ({"timezone": "Europe/Berlin"}, "2026-07-01 14:00 CEST"),
+        ({"timezone": "Asia/Kolkata"}, "2026-07-01 17:30 IST"),
+        ({"timezone": "UTC"}, "2026-07-01 12:00 UTC"),
+        ({"timezone": "localtime"}, "2026-07-01 12:00 UTC"),
+        ({"timezone": "../../etc/passwd"}, "2026-07-01 12:00 UTC"),
+        ({"timezone": 7}, "2026-07-01 12:00 UTC"),
+        ({}, "2026-07-01 12:00 UTC"),
+        ([], "2026-07-01 12:00 UTC"),
+        (None, "2026-07-01 12:00 UTC"),
+    ],
+)
+def test_times_are_those_of_the_schedule_with_their_zone(schedule: object, date: str) -> None:
+    """A record comes out of git, written by anybody."""
+    record = {"params": {"schedule": schedule}, "closed_at": datetime(2026, 7, 1, 12, tzinfo=UTC).timestamp()}
+    assert _date(record, _zone(record)) == date
+    assert _date({**record, "closed_at": None}, _zone(record)) is None
+    assert _date({"params": {}, "closed_at": 1.0}, _zone({"params": {}})) == "1970-01-01 00:00 UTC"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
+from al_pipeline.cron import check_timezone
 from al_pipeline.errors import NothingToDo
 from al_pipeline.files import write_text
 from al_pipeline.items import fetch
@@ -54,7 +56,7 @@ def report_data(workspace: Workspace, number: int | None = None) -> ReportData:
     record = history.rounds[-1] if number is None else history.record(number)
     number = int(record["round"])
     revision = round_name(number) if round_name(number) in git.tags() else "HEAD"
-    schema, counts = record["params"]["schema"], record["counts"]
+    schema, counts, zone = record["params"]["schema"], record["counts"], _zone(record)
     plan = read_plan(git, number, revision)
     ledger = read_events(layout.events)
     known = active(ledger[: events_known(record, ledger)])
@@ -67,8 +69,8 @@ def report_data(workspace: Workspace, number: int | None = None) -> ReportData:
         round=number,
         state="published",
         labels=counts["labelled"],
-        date=_date(record),
-        history=tuple(_row(r) for r in history.rounds if r["round"] <= number),
+        date=_date(record, zone),
+        history=tuple(_row(r, zone) for r in history.rounds if r["round"] <= number),
         metrics=record["metrics"],
         decision=_decision(record),
         pool=PoolCounts(counts["labelled"], counts["pending"], counts["ignored"], counts["unlabelled"]),
@@ -209,8 +211,10 @@ def _lead_times(events: list[Event]) -> dict[str, float]:
     return {event.annotation_key: event.lead_time for event in events if event.lead_time is not None}
 
 
-def _row(record: Record) -> RoundRow:
-    return RoundRow(record["round"], record["counts"]["labelled"], record["metrics"], _decision(record), _date(record))
+def _row(record: Record, zone: tzinfo) -> RoundRow:
+    return RoundRow(
+        record["round"], record["counts"]["labelled"], record["metrics"], _decision(record), _date(record, zone)
+    )
 
 
 def _decision(record: Record) -> Decision:
@@ -218,9 +222,19 @@ def _decision(record: Record) -> Decision:
     return Decision(found["verdict"], tuple(found["reasons"]), found["provisional"])
 
 
-def _date(record: Record) -> str | None:
+def _zone(record: Record) -> tzinfo:
+    """The time zone that a record's schedule is in; UTC where it names none that we know."""
+    schedule = record["params"].get("schedule")
+    name = schedule.get("timezone") if isinstance(schedule, dict) else None
+    try:
+        return ZoneInfo(check_timezone(name)) if isinstance(name, str) and name != "UTC" else UTC
+    except ValueError:
+        return UTC
+
+
+def _date(record: Record, zone: tzinfo) -> str | None:
     closed = record["closed_at"]
-    return datetime.fromtimestamp(closed, UTC).strftime("%Y-%m-%d %H:%M UTC") if closed else None
+    return datetime.fromtimestamp(closed, zone).strftime("%Y-%m-%d %H:%M %Z") if closed else None
 
 
 def _seconds(stamp: str | None) -> float:
