@@ -806,8 +806,9 @@ def schedule_(
     from al_pipeline.operations.schedule import change_schedule, look_at_schedule
     from al_pipeline.servers import prefect_status
 
-    workspace = _workspace()
-    if (cron, timezone, active) != (None, None, None):
+    changes = (cron, timezone, active) != (None, None, None)
+    workspace = _original() if changes else _workspace()
+    if changes:
         before = workspace.layout.params.read_bytes()
         committed = change_schedule(workspace, cron, timezone, active)
         changed = before != workspace.layout.params.read_bytes()
@@ -828,7 +829,7 @@ def schedule_apply(as_json: Json = False) -> None:
     """Tell the workspace's Prefect server of the schedule in params.yaml, and that ticks run in this clone."""
     from al_pipeline.operations.schedule import look_at_schedule
 
-    workspace = _workspace()
+    workspace = _original()
     changed = _tell_prefect(workspace, take_over=True)
     found = look_at_schedule(workspace)
     if as_json:
@@ -869,7 +870,7 @@ def up(as_json: Json = False) -> None:
         start_worker,
     )
 
-    workspace = _workspace()
+    workspace = _original()
     _ = workspace.params  # what is wrong in it is told before anything starts
     workspace.make_home()
     elsewhere = label_studio_elsewhere(workspace)
@@ -905,7 +906,7 @@ def down(as_json: Json = False) -> None:
     """Stop what `al up` started, and a scheduled tick that runs just now; the next one finishes its job."""
     from al_pipeline.servers import stop_label_studio, stop_prefect, stop_worker
 
-    workspace = _workspace()
+    workspace = _original()
     stopped = {}
     for name, stop in (("worker", stop_worker), ("Prefect", stop_prefect), ("Label Studio", stop_label_studio)):
         stopped[name] = stop(workspace)
@@ -1196,7 +1197,10 @@ def adopt(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Make this clone the one that writes to the Label Studio project; the other clones become read-only towards it."""
+    """Make this clone the one that writes to the Label Studio project; the other clones become read-only towards it.
+
+    A copy of a workspace's folder, which writes nothing before, gets an identity of its own by it.
+    """
     from al_pipeline.operations.connect import adopt as take
     from al_pipeline.operations.connect import leave_project
 
@@ -1206,10 +1210,13 @@ def adopt(
         if as_json:
             return _print_json({"left_project": number})
         return _say(f"Project {number} is left; [bold]al round[/] makes a new one and asks again what is open.")
-    number = take(workspace)
+    done = take(workspace)
     if as_json:
-        return _print_json({"project_id": number})
-    _say(f"This clone now writes to project {number}.")
+        return _print_json({"project_id": done.project, "copy": done.copy})
+    if done.copy:
+        _say("This copy has an identity of its own now: it is another clone of the workspace.")
+    if done.project is not None:
+        _say(f"This clone now writes to project {done.project}; the other clones are read-only towards it.")
 
 
 @labelstudio.command("start")
@@ -1217,7 +1224,7 @@ def labelstudio_start(as_json: Json = False) -> None:
     """Start Label Studio for this workspace (the first start installs it, a few minutes)."""
     from al_pipeline.servers import start_label_studio
 
-    workspace = _workspace()
+    workspace = _original()
     with _waiting(not as_json) as say:
         studio = start_label_studio(workspace, say)
     if as_json:
@@ -1230,7 +1237,7 @@ def labelstudio_stop(as_json: Json = False) -> None:
     """Stop this workspace's Label Studio; everything in it is kept."""
     from al_pipeline.servers import stop_label_studio
 
-    stopped = stop_label_studio(_workspace())
+    stopped = stop_label_studio(_original())
     if as_json:
         return _print_json({"stopped": stopped})
     _say("Stopped." if stopped else "It was not running.")
@@ -1242,7 +1249,7 @@ def labelstudio_invite(email: Annotated[str, typer.Argument(metavar="EMAIL")], a
     from al_pipeline.operations.connect import project_page
     from al_pipeline.servers import invite
 
-    workspace = _workspace()
+    workspace = _original()
     invited = invite(workspace, email)
     page = project_page(workspace)
     if as_json:
@@ -1270,7 +1277,7 @@ def labelstudio_password(email: Annotated[str, typer.Argument(metavar="EMAIL")],
     """Give an annotator who lost it a new password, printed once; what they annotated stays theirs."""
     from al_pipeline.servers import reset_password
 
-    password = reset_password(_workspace(), email)
+    password = reset_password(_original(), email)
     if as_json:
         return _print_json({"email": email, "password": password})
     _say(f"{_safe(email)} can log in with the password {_safe(password)}; the old one is void")
@@ -1602,6 +1609,15 @@ def _workspace() -> Workspace:
     from al_pipeline.workspace import open_workspace
 
     return open_workspace(_Chosen.folder)
+
+
+def _original() -> Workspace:
+    """The same for a command that acts on servers, which a copy of the folder would share with its original."""
+    from al_pipeline.identity import refuse_copy
+
+    workspace = _workspace()
+    refuse_copy(workspace.layout)
+    return workspace
 
 
 def _time_in(zone: str, text: str) -> str:

@@ -18,6 +18,7 @@ AlError                     exit code 1
     ├── ForeignEdit             somebody edited a file that the engine owns
     ├── UnsafeFolder            others could change what is believed in a folder
     ├── ForeignProject          the Label Studio project is not the one we know
+    ├── CopiedWorkspace         the folder is, or may be, a copy of the one that writes
     ├── VanishedAnswers         more answers vanished than people plausibly deleted
     ├── SchemaInUse             a class that answers use was renamed or removed
     ├── EngineChanged           a stage was started under another engine than the build's
@@ -110,6 +111,10 @@ class UnsafeFolder(NeedsAHand):
 
 class ForeignProject(NeedsAHand):
     """The Label Studio project is not the one this workspace knows."""
+
+
+class CopiedWorkspace(NeedsAHand):
+    """The folder is, or may be, a copy of the clone whose identity it brought along."""
 
 
 class VanishedAnswers(NeedsAHand):

@@ -207,8 +207,13 @@ class Layout:
 
     @property
     def clone(self) -> Path:
-        """Which clone of the workspace this is."""
+        """Which clone of the workspace this is, and where it lies; see `identity`."""
         return self.private / "clone.json"
+
+    @property
+    def dvc_process(self) -> Path:
+        """The process that runs DVC's commands, while there is one."""
+        return self.private / "dvc.json"
 
     @property
     def pull_state(self) -> Path:
@@ -289,6 +294,11 @@ class Layout:
         sources = tuple(path.parent / f"{path.name}.dvc" for path in self.sources)
         settings = (self.params, self.dvc_yaml, self.dvc_lock, self.engine, self.root / ".dvc/config")
         return (*settings, self.overrides, self.asked_at_random, *self.results, *sources)
+
+    @property
+    def of_dvc(self) -> tuple[Path, ...]:
+        """Files that git tracks and DVC reads as its own."""
+        return (self.dvc_yaml, self.dvc_lock, *(path.parent / f"{path.name}.dvc" for path in self.sources))
 
     @property
     def tracked(self) -> tuple[Path, ...]:

@@ -20,6 +20,7 @@ import psutil
 
 from al_pipeline.errors import Locked
 from al_pipeline.home import private_folder
+from al_pipeline.identity import boot_id
 
 _LOCAL = frozenset(
     {
@@ -74,23 +75,15 @@ def _owner(purpose: str) -> dict[str, Any]:
     return {
         "pid": os.getpid(),
         "host": socket.gethostname(),
-        "boot": _boot(),
+        "boot": boot_id(),
         "purpose": purpose,
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def _boot() -> str:
-    """Names the running kernel since its start, which containers share; empty where it has no name."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
-
-
 def _is_ours(previous: dict[str, Any], path: Path) -> bool:
     """Whether whoever wrote the record would hold `flock` before our eyes, if it lived."""
-    return (bool(_boot()) and previous.get("boot") == _boot()) or _file_system(path) in _LOCAL
+    return (bool(boot_id()) and previous.get("boot") == boot_id()) or _file_system(path) in _LOCAL
 
 
 def _file_system(path: Path) -> str:

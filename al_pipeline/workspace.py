@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import uuid
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from al_pipeline.errors import NotAWorkspace, UsageError
 from al_pipeline.files import read_object, sha256_bytes, write_bytes, write_json
 from al_pipeline.home import al_home, check_private, check_workspace, private_folder
+from al_pipeline.identity import clone_id
 from al_pipeline.layout import Layout
 from al_pipeline.params import Params, load_params
 
@@ -46,12 +46,7 @@ class Workspace:
     @cached_property
     def clone_id(self) -> str:
         """Which clone of the workspace this is; made on first use, never in git."""
-        known = read_object(self.layout.clone).get("clone_id")
-        if not is_workspace_id(known):
-            known = uuid.uuid4().hex[:12]
-            private_folder(self.layout.private)
-            write_json(self.layout.clone, {"clone_id": known})
-        return str(known)
+        return clone_id(self.layout)
 
     @property
     def home(self) -> Path:

@@ -27,6 +27,7 @@ from prefect.utilities.callables import parameter_schema
 from al_pipeline.engine import current_engine
 from al_pipeline.errors import ServerFailed, UsageError
 from al_pipeline.files import json_line, read_json, sha256_bytes
+from al_pipeline.identity import refuse_copy
 from al_pipeline.layout import Layout
 from al_pipeline.servers.prefect_server import FLOW, deployment_name, is_our_deployment, pool_name
 from al_pipeline.workspace import Workspace, open_workspace
@@ -59,8 +60,9 @@ def apply(workspace: Workspace, *, take_over: bool = False) -> bool:
 
 
 def describe() -> dict[str, Any]:
-    """A step of `prefect.yaml`: what it must know of the workspace that AL_WORKSPACE names."""
+    """A step of `prefect.yaml`: what it must know of the workspace that AL_WORKSPACE names. Raises CopiedWorkspace."""
     workspace = open_workspace(Path(os.environ.get("AL_WORKSPACE", ".")))
+    refuse_copy(workspace.layout)
     schedule = workspace.params.schedule
     return {
         "id": workspace.id,

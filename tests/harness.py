@@ -10,12 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from al_pipeline.files import read_json
+from al_pipeline.files import read_json, write_json
+from al_pipeline.identity import here
+from al_pipeline.layout import Layout
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
 from al_pipeline.operations.tick import TickReport, tick
@@ -120,12 +123,21 @@ def copy_workspace(template: tuple[Path, Mapping[str, str]], folder: Path) -> Wo
     """A copy of the template's workspace, of the same id, with a DVC remote of its own."""
     shutil.copytree(template[0], folder / "copy")
     root = folder / "copy/workspace"
+    settle(root)
     for command in (
         ["dvc", "remote", "modify", "store", "url", str(folder / "copy/remote")],
         ["git", "commit", "-qam", "Use another remote"],
     ):
         subprocess.run(command, cwd=root, check=True, env=tools_first())
     return open_workspace(root)
+
+
+def settle(root: Path) -> Path:
+    """Let a copied workspace pass for one that was always where it lies now, with the id of its original."""
+    layout = Layout(root)
+    known = read_json(layout.clone)
+    write_json(layout.clone, {"clone_id": known["clone_id"], "place": asdict(here(layout))})
+    return root
 
 
 def ask_prefect(method: str, url: str, body: Any = None, auth: tuple[str, str] | None = None) -> httpx.Response:

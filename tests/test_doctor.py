@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from harness import change_params, play, small_workspace
+from harness import change_params, play, settle, small_workspace
 
 from al_pipeline import cli
 from al_pipeline.errors import ForeignProject, LabelStudioDown
@@ -68,7 +68,7 @@ def workspace(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert str(tmp_path) in text
     (root / ".dvc/config.local").write_text(text, encoding="utf-8")
     monkeypatch.setattr(doctor, "connect", lambda _: Studio())
-    return open_workspace(root)
+    return open_workspace(settle(root))
 
 
 def ill(workspace: Workspace) -> dict[str, Finding]:

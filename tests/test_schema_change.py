@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import answer_all, change_params, small_workspace
+from harness import answer_all, change_params, settle, small_workspace
 
 from al_pipeline.errors import AlError, BadParams, SchemaInUse
 from al_pipeline.files import read_json, sha256_tree
@@ -111,7 +111,7 @@ class Rig:
 
     def __init__(self, played: Any, folder: Path) -> None:
         shutil.copytree(played[0], folder / "copy")
-        self.root = folder / "copy/workspace"
+        self.root = settle(folder / "copy/workspace")
         self.oracle: SimulatedOracle = copy.deepcopy(played[1])
         self.truth: Mapping[str, str] = played[2]
 

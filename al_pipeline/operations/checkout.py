@@ -38,6 +38,18 @@ def check_ready(layout: Layout, git: Git) -> None:
         raise NeedsAHand(f"{name} is not in the history of {branch}: {why}. {way}, then try again")
 
 
+def check_not_ignored(layout: Layout, git: Git) -> None:
+    """Raise NeedsAHand, naming the line, where git ignores a file that DVC reads: it works with none that are ignored.
+
+    Lines of ours keep what the user ignores elsewhere from it, but a line behind them counts more.
+    """
+    for name, line in git.ignored(layout.of_dvc).items():
+        raise NeedsAHand(
+            f"git ignores {name}, and DVC refuses to work with what is ignored. The line that does it is `{line}`: "
+            "take it out, or narrow it, then try again"
+        )
+
+
 def check_tags(rounds: Collection[int], tags: Iterable[str]) -> None:
     """Raise NeedsAHand where a tag bears the name of a round that was not published: it could never get its own."""
     known = {round_name(number) for number in rounds}

@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Collection
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from al_pipeline.errors import (
@@ -17,6 +18,7 @@ from al_pipeline.errors import (
     NothingToDo,
 )
 from al_pipeline.files import read_object, write_json
+from al_pipeline.identity import begin_adoption, check_identity, clone_id, end_adoption, identify
 from al_pipeline.layout import Layout
 from al_pipeline.lock import locked
 from al_pipeline.operations.checkout import ROUND_TAGS, check_ready
@@ -148,6 +150,7 @@ def reset_page(workspace: Workspace) -> tuple[str, ...]:
     Raises NothingToDo, ForeignProject.
     """
     with locked(workspace.layout.lock, "al labelstudio reset"):
+        check_identity(workspace.layout)
         ref = _known(workspace)
         taken_out: list[str] = []
 
@@ -161,14 +164,32 @@ def reset_page(workspace: Workspace) -> tuple[str, ...]:
         return tuple(dict.fromkeys(taken_out))
 
 
-def adopt(workspace: Workspace) -> int:
-    """Make this clone the one that writes to the project; the project's number.
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """What `adopt` did."""
+
+    project: int | None
+    """The project that this clone now writes to; None where there is none yet."""
+    copy: bool
+    """Whether the folder was a copy, which has an identity of its own now."""
+
+
+def adopt(workspace: Workspace) -> Adopted:
+    """Make this clone the one that writes to the project; a copy of a clone gets an identity of its own by it.
 
     Raises NothingToDo, ForeignProject, and NeedsAHand where another clone published what this one lacks: it would make
     those rounds again, under the same numbers.
     """
-    ref, git = _known(workspace), Git(workspace.layout.root)
-    check_ready(workspace.layout, git)
+    layout, git = workspace.layout, Git(workspace.layout.root)
+    check_ready(layout, git)
+    copy = identify(layout).verdict != "same"
+    if copy:
+        with locked(layout.lock, "al adopt"):
+            begin_adoption(layout)
+    if copy and stored_project(layout) is None:
+        end_adoption(layout)
+        return Adopted(None, copy)
+    ref = _known(workspace)
     if (remote := git.remote()) is not None:
         git.fetch_tags(remote, ROUND_TAGS)
     if missing := git.lacks():
@@ -176,19 +197,24 @@ def adopt(workspace: Workspace) -> int:
             f"the git remote is {missing} commits ahead of this clone, and may hold rounds that it lacks: "
             "`git pull`, `dvc pull`, then `al adopt` again"
         )
-    with connect(workspace) as oracle:
-        oracle.adopt(ref, workspace.id, workspace.clone_id)
-    return ref.project_id
+    with closing(connect(workspace)) as oracle:
+        oracle.adopt(ref, workspace.id, clone_id(layout))
+    end_adoption(layout)
+    return Adopted(ref.project_id, copy)
 
 
 def leave_project(workspace: Workspace) -> int:
     """Forget a project that is gone; its number. A later tick makes another (or finds it again, if it is there).
 
-    Answers that were pulled stay, and count for the tasks that they were given to.
+    Answers that were pulled stay, and count for the tasks that they were given to. A copy gets an identity of its own.
     """
-    with locked(workspace.layout.lock, "al adopt"):
-        check_ready(workspace.layout, Git(workspace.layout.root))
+    layout = workspace.layout
+    with locked(layout.lock, "al adopt"):
+        check_ready(layout, Git(layout.root))
         number = _known(workspace).project_id
+        if identify(layout).verdict != "same":
+            begin_adoption(layout)
+            end_adoption(layout)
         write_json(workspace.layout.project, {})
         Git(workspace.layout.root).commit(f"Leave Label Studio's project {number}", [workspace.layout.project])
     return number

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Literal
 from al_pipeline.engine import current_engine, difference
 from al_pipeline.errors import AlError, NeedsAHand, RepositoryError
 from al_pipeline.files import read_json, read_object
+from al_pipeline.identity import identify
 from al_pipeline.layout import Layout
 from al_pipeline.lock import holder
 from al_pipeline.operations import publish
-from al_pipeline.operations.checkout import check_ready
+from al_pipeline.operations.checkout import check_not_ignored, check_ready
 from al_pipeline.operations.close import absent_sources, check_sources, foreign_edits, is_closed
 from al_pipeline.operations.connect import connect, stored_project
 from al_pipeline.operations.history import read_history
@@ -60,6 +61,7 @@ def examine(workspace: Workspace) -> list[Finding]:
         ("parameters", _parameters),
         ("classes", _classes),
         ("git", _git),
+        ("identity", _identity),
         ("secrets", _secrets),
         ("data", _data),
         ("sources", _sources),
@@ -123,6 +125,7 @@ def _git(workspace: Workspace) -> Iterator[Finding]:
         return
     try:
         check_ready(workspace.layout, git)
+        check_not_ignored(workspace.layout, git)
     except NeedsAHand as error:
         yield Finding("git", "error", str(error))
     if damaged := git.check_objects():
@@ -151,12 +154,13 @@ def _git(workspace: Workspace) -> Iterator[Finding]:
 def _git_remote(git: Git, tags: dict[str, str]) -> Iterator[Finding]:
     """What the git remote has of the branch and of the rounds' tags, as of now."""
     remote, branch = git.remote(), git.branch()
+    published, brought = set(git.files("HEAD", Layout().rounds.as_posix())), git.newcomers(Layout().rounds.as_posix())
     for name, commit in sorted(tags.items()):
         number = name.removeprefix("round-")
         if not (name.startswith("round-") and number.isdigit()):
             continue
         path = Layout().record(int(number)).as_posix()
-        if git.show("HEAD", path) is not None and git.brought(path) != commit:
+        if path in published and brought.get(path) != commit and git.brought(path) != commit:
             yield Finding(
                 "git",
                 "error",
@@ -168,12 +172,10 @@ def _git_remote(git: Git, tags: dict[str, str]) -> Iterator[Finding]:
         yield Finding("git", "ok", f"branch {branch}, no git remote")
         return
     try:
-        found = git.remote_refs(remote, f"refs/heads/{branch}", "refs/tags/round-*")
+        here, there, found = publish.round_tags(git, remote, f"refs/heads/{branch}")
     except RepositoryError as error:
         yield Finding("git", "warning", f"the git remote {remote} cannot be looked at: {error}")
         return
-    there = {name.removeprefix("refs/tags/"): tag for name, tag in found.items() if name.startswith("refs/tags/")}
-    here = {name: tag for name, tag in git.tag_objects("refs/tags").items() if name.startswith("round-")}
     for sentence in publish.other_tags(remote, here, there):
         yield Finding("git", "error", sentence)
     lacking = [name for name in here if name not in there]
@@ -187,6 +189,14 @@ def _git_remote(git: Git, tags: dict[str, str]) -> Iterator[Finding]:
         )
     else:
         yield Finding("git", "ok", f"branch {branch} and {len(here)} rounds' tags, as on {remote}")
+
+
+def _identity(workspace: Workspace) -> Iterator[Finding]:
+    found = identify(workspace.layout)
+    if found.verdict == "same":
+        yield Finding("identity", "ok", f"clone {found.clone_id or 'without an id yet'} of workspace {workspace.id}")
+    else:
+        yield Finding("identity", "error", found.problem)
 
 
 def _secrets(workspace: Workspace) -> Iterator[Finding]:

@@ -96,7 +96,7 @@ def _make(layout: Layout, params: str, remote: str | None) -> Workspace:
         workspace.make_home()
         git = Git(folder)
         git.init()
-        with Dvc(folder, layout.private / "dvc.json", layout.logs / "dvc.log") as dvc:
+        with Dvc(folder, layout.dvc_process, layout.logs / "dvc.log") as dvc:
             dvc.init(remote or str(workspace.home / "dvc-remote"))
         make_folder(layout.inbox.parent)
         private_folder(layout.inbox)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from al_pipeline.errors import BadInput, NeedsAHand, NotAWorkspace, NothingToDo, ServerFailed, UnsafeFolder, UsageError
 from al_pipeline.files import TEMPORARY_PREFIX, disk_usage, read_object, remove_tree
 from al_pipeline.home import al_home, check_private
+from al_pipeline.identity import refuse_copy
 from al_pipeline.layout import Layout
 from al_pipeline.ledger import read_events, read_refused
 from al_pipeline.lock import locked
@@ -124,7 +125,7 @@ def workspaces() -> list[Left]:
 def find(wanted: str | None, here: Path | None) -> Left:
     """What the workspace left that `wanted` names (id, path, or name of its folder), else the one around `here`.
 
-    Raises UsageError where there is none, or several have that name.
+    Raises UsageError where there is none, or several have that name; CopiedWorkspace where `here` lies in a copy.
     """
     everything = workspaces()
     if wanted is None:
@@ -135,6 +136,7 @@ def find(wanted: str | None, here: Path | None) -> Left:
                 f"{start} is not in a workspace; name one of those that `al workspaces` lists by its id or path "
                 "(`al init DIR` makes one)"
             )
+        refuse_copy(Layout(around))  # whoever stands in a copy does not mean its original's
         name = read_object(Layout(around).marker).get("workspace_id")
         found = [one for one in everything if one.workspace_id == name]
         if not found:

@@ -17,6 +17,7 @@ from al_pipeline.labels import CONTROLS, active
 from al_pipeline.layout import Layout
 from al_pipeline.ledger import read_events, read_refused
 from al_pipeline.manifests import parse_record
+from al_pipeline.operations.checkout import ROUND_TAGS
 from al_pipeline.operations.close import foreign_edits, refuse_edits
 from al_pipeline.operations.history import History, Record, read_plans
 from al_pipeline.params import Params
@@ -30,6 +31,9 @@ from al_pipeline.workspace import Workspace
 if TYPE_CHECKING:  # at run time where they are used: a tick that finds nothing to do needs no numpy
     from al_pipeline.gate import Decision
     from al_pipeline.results import Predictions
+
+Tags = Mapping[str, tuple[str, str]]
+"""References by name: each one's object, and the commit that it names."""
 
 
 def decide_and_plan(
@@ -132,14 +136,21 @@ def sync(git: Git, layout: Layout) -> list[str]:
     remote, branch = git.remote(), git.branch()
     if not remote or not branch:
         return []
-    there = {name.removeprefix("refs/tags/"): tag for name, tag in git.remote_refs(remote, "refs/tags/round-*").items()}
-    here = {name: tag for name, tag in git.tag_objects("refs/tags").items() if name.startswith("round-")}
+    here, there, _ = round_tags(git, remote)
     git.push(remote, [f"refs/heads/{branch}", *(f"refs/tags/{name}" for name in sorted(here.keys() - there.keys()))])
     write_json(layout.private / "synced.json", {"head": git.head()})
     return other_tags(remote, here, there)
 
 
-def other_tags(remote: str, here: Mapping[str, tuple[str, str]], there: Mapping[str, tuple[str, str]]) -> list[str]:
+def round_tags(git: Git, remote: str, *more: str) -> tuple[Tags, Tags, Tags]:
+    """The rounds' tags here, those on the remote, and what else it has of the references `more`; as of now."""
+    tags = f"refs/tags/{ROUND_TAGS}"
+    found = git.remote_refs(remote, tags, *more)
+    there = {name.removeprefix("refs/tags/"): tag for name, tag in found.items() if name.startswith("refs/tags/")}
+    return git.tag_objects(tags), there, found
+
+
+def other_tags(remote: str, here: Tags, there: Tags) -> list[str]:
     """A sentence for each round's tag that is another object on the git remote, with the way out."""
     return [
         f"the tag {name} is another on {remote} "

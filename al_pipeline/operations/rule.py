@@ -19,11 +19,12 @@ from typing import Any
 from al_pipeline.errors import AlError, ForeignEdit, NeedsAHand, NothingToDo, RemoteIncomplete, UsageError
 from al_pipeline.files import TEMPORARY_PREFIX, sha256_file, sha256_tree, write_json
 from al_pipeline.home import user_name
+from al_pipeline.identity import check_identity
 from al_pipeline.labels import Folded, fold, standing_answers, times_asked
 from al_pipeline.layout import Layout
 from al_pipeline.ledger import last_part, read_events
 from al_pipeline.lock import locked
-from al_pipeline.operations.checkout import check_ready
+from al_pipeline.operations.checkout import check_not_ignored, check_ready
 from al_pipeline.operations.close import carry_out
 from al_pipeline.operations.history import History, Record, read_history
 from al_pipeline.params import Params, parse_params
@@ -249,9 +250,12 @@ def ruling_at_desk(workspace: Workspace, dvc: Dvc, purpose: str, *, data: bool =
 
     layout = workspace.layout
     with locked(layout.lock, purpose):
+        check_identity(layout)
         dvc.end_previous()
         git = Git(layout.root)
         check_ready(layout, git)
+        if data:
+            check_not_ignored(layout, git)
         finish_ruling(layout, git)
         history = read_history(layout, git)
         if history.planned is None:

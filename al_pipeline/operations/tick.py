@@ -20,6 +20,7 @@ from al_pipeline.engine import STAGE_ENVIRONMENT
 from al_pipeline.errors import ForeignEdit, NeedsAHand, NothingToDo, RepositoryError
 from al_pipeline.files import bound_log, read_json, read_object, remove_leftovers, write_json, write_text
 from al_pipeline.home import private_folder
+from al_pipeline.identity import check_identity
 from al_pipeline.items import columns_of, count_items, fetch
 from al_pipeline.labels import active, standing
 from al_pipeline.layout import STAGES, Layout
@@ -27,7 +28,7 @@ from al_pipeline.ledger import known_ids, read_events, read_refused, still_refus
 from al_pipeline.lifecycle import BUILD, Closing, Facts, State, Step, Wait, close_reason, next_step, state
 from al_pipeline.lock import locked
 from al_pipeline.operations import build, publish
-from al_pipeline.operations.checkout import check_ready, check_tags, keep_bytes, put_back_converted
+from al_pipeline.operations.checkout import check_not_ignored, check_ready, check_tags, keep_bytes, put_back_converted
 from al_pipeline.operations.close import (
     bring_sources,
     check_sources,
@@ -161,7 +162,7 @@ def _changed_facts(facts: Facts) -> dict[str, Any]:
 
 def open_dvc(layout: Layout) -> Dvc:
     """DVC for a workspace, with the environment that stages need."""
-    return Dvc(layout.root, layout.private / "dvc.json", layout.logs / "dvc.log", dict(STAGE_ENVIRONMENT))
+    return Dvc(layout.root, layout.dvc_process, layout.logs / "dvc.log", dict(STAGE_ENVIRONMENT))
 
 
 def tick(
@@ -182,6 +183,7 @@ def tick(
     """
     layout = workspace.layout
     with locked(layout.lock, purpose), open_dvc(layout) as dvc:
+        check_identity(layout)
         dvc.end_previous()
         private_folder(layout.inbox)
         dvc.keep_state_private()
@@ -190,6 +192,7 @@ def tick(
         _tidy(workspace)
         git = Git(layout.root)
         check_ready(layout, git)
+        check_not_ignored(layout, git)
         finish_ruling(layout, git)
         options = options or Options()
         session = _Session(workspace, git, dvc, make_oracle, options, now, say, read_history(layout, git))

@@ -14,6 +14,7 @@ from typing import Any
 
 from al_pipeline.errors import ForeignEdit, NotAWorkspace, NothingToDo
 from al_pipeline.files import read_json, sha256_bytes, write_json, write_text
+from al_pipeline.identity import bind, identify
 from al_pipeline.layout import Layout
 from al_pipeline.lock import locked
 from al_pipeline.merge import with_missing
@@ -63,6 +64,8 @@ def upgrade(start: Path | None = None, replace_dvc_yaml: bool = False) -> Upgrad
                 f"{layout.root} has layout {before}, this engine works with {LAYOUT_VERSION}; install a newer engine"
             )
         check_ready(layout, git)
+        if identify(layout).verdict == "same":  # a copy is carried over too: only then can it be adopted
+            bind(layout)
         with open_dvc(layout) as dvc:
             dvc.keep_state_private()
         Workspace(layout, marker["workspace_id"]).make_home()

@@ -212,7 +212,7 @@ class Git:
 
     def plain_index(self) -> None:
         """Bring the index into the form that DVC reads. Call only while holding the workspace's lock."""
-        index = self._path("index")
+        index = self.path("index")
         if not index.exists():
             return
         with index.open("rb") as file:
@@ -273,6 +273,7 @@ class Git:
         found = self.run("rev-parse", "--verify", "--quiet", "HEAD^{commit}", check=False)
         if found.returncode == 0:
             return found.stdout.strip()
+        self.run("rev-parse", "--git-dir")  # which says where git cannot open the repository at all
         try:  # as a file: `git symbolic-ref` does not say which branch it is whose ref is broken
             name = self.path("HEAD").read_text(encoding="utf-8", errors="replace").strip()
         except OSError as error:
@@ -311,7 +312,13 @@ class Git:
         return None
 
     def path(self, name: str) -> Path:
-        """Where git keeps a file of its own, such as MERGE_HEAD; in a linked worktree that is another folder."""
+        """Where git keeps a file of its own, such as MERGE_HEAD.
+
+        In a linked work tree `.git` is a file, and git is asked; elsewhere no git runs, so that a repository which git
+        cannot open, or none at all, has paths too.
+        """
+        if not (self.root / ".git").is_file():
+            return self.root / ".git" / name
         return self.root / self.run("rev-parse", "--git-path", name).stdout.rstrip("\n")
 
     def branch(self) -> str | None:
@@ -385,6 +392,18 @@ class Git:
                 "shows where it came from; `git merge` that branch, then try again"
             )
         return commits[-1]
+
+    def newcomers(self, folder: str) -> dict[str, str]:
+        """For each file below `folder`, the oldest commit in the history of HEAD that brought it; by one git process.
+
+        Where histories were merged in which a file came twice, `brought` may name the other commit, and is right.
+        """
+        command = ("log", "-m", "--topo-order", "--no-renames", "--format=%x01%H", "--diff-filter=A", "--name-only")
+        found: dict[str, str] = {}
+        for entry in self.run(*command, "-z", "--", folder).stdout.split("\1")[1:]:
+            commit, _, names = entry.partition("\0")
+            found |= {name.lstrip("\n"): commit for name in names.split("\0") if name.strip("\n")}
+        return found
 
     def unmerged_tags(self, pattern: str) -> dict[str, str]:
         """The tags like `pattern` (a glob) whose commits are not in the history of HEAD."""
@@ -522,6 +541,18 @@ class Git:
         entries = [entry for entry in self.run(*command, "--", *sorted(named)).stdout.split("\0") if entry]
         rows = [(entry[:2], entry[3:]) for entry in entries]
         return [(letters, name) for letters, name in rows if letters != "!!" or name in named or is_ours(name)]
+
+    def ignored(self, paths: Iterable[Path]) -> dict[str, str]:
+        """Which of `paths` git would ignore if they were new, and the line that does it, as `.gitignore:3: *.dvc`."""
+        feed = "".join(f"{self._name(path)}\0" for path in paths)
+        magic = {"GIT_LITERAL_PATHSPECS": "0"}  # check-ignore knows no literal ones, and takes no patterns anyway
+        command = ("check-ignore", "--verbose", "--no-index", "--stdin", "-z")
+        result = self.run(*command, check=False, feed=feed, more=magic)
+        if result.returncode not in (0, 1):
+            raise _failed("check-ignore", result)
+        words = iter(result.stdout.split("\0"))
+        rows = zip(words, words, words, words, strict=False)  # file, line, pattern, path
+        return {name: f"{file}:{line}: {text}" for file, line, text, name in rows if not text.startswith("!")}
 
     def commit(self, message: str, paths: Iterable[Path]) -> str:
         """Commit exactly `paths` (those that exist or are tracked) and return the commit; HEAD where nothing changed.
@@ -733,19 +764,13 @@ class Git:
 
     def clear_dead_lock(self) -> None:
         """Remove an index lock that a killed git left. Call only while holding the workspace's lock."""
-        lock = self._path("index.lock")
+        lock = self.path("index.lock")
         if not lock.exists():
             return
         for process in psutil.process_iter(["name", "cwd"]):
             if process.info["name"] == "git" and process.info["cwd"] in (str(self.root), None):
                 raise RepositoryError(f"git (process {process.pid}) works in {self.root}; try again when it has ended")
         lock.unlink(missing_ok=True)
-
-    def _path(self, name: str) -> Path:
-        """Where git keeps a file of this work tree: in a linked one `.git` is a file, which names the place."""
-        if not (self.root / ".git").is_file():
-            return self.root / ".git" / name
-        return self.root / self.run("rev-parse", "--git-path", name).stdout.rstrip("\n")
 
     def _name(self, path: Path) -> str:
         return str(path.relative_to(self.root) if path.is_absolute() else path)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import small_workspace
+from harness import settle, small_workspace
 
 from al_pipeline.files import read_json
 from al_pipeline.oracle import SimulatedOracle
@@ -58,6 +58,7 @@ class Reference:
     def placed(self, folder: Path, start: str, people: People, outside: Path) -> Iterator[Site]:
         """A copy of a snapshot's workspace, with these people instead of the twin's. It is removed at the end."""
         shutil.copytree(self.snapshots[start].folder, folder, symlinks=True)
+        settle(folder / "workspace")
         site = Site(folder, people, self.truth, self.expected, outside)
         try:
             yield site
