@@ -251,9 +251,9 @@ def _read(layout: Layout) -> tuple[dict[str, Any], Place | None]:
     if (found := known.get("place")) is None:
         return known, None
     try:
-        texts = (str(found[name]) for name in ("machine", "boot", "path", "inside"))
+        machine, boot, path, inside = (str(found[name]) for name in ("machine", "boot", "path", "inside"))
         root, private = found["inodes"]
-        return known, Place(*texts, int(found["device"]), (int(root), int(private)))
+        return known, Place(machine, boot, path, inside, int(found["device"]), (int(root), int(private)))
     except (KeyError, TypeError, ValueError):
         raise BadInput(
             f"{layout.clone} is damaged; delete it, then `al adopt` makes this folder the one that writes to the "

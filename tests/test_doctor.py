@@ -108,6 +108,95 @@ def no_tag(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
     Git(workspace.layout.root).run("tag", "--delete", "round-0000")
 
 
+def with_origin(workspace: Workspace) -> tuple[Git, Path]:
+    """A git remote that has all there is."""
+    git, origin = Git(workspace.layout.root), workspace.layout.root.parent / "origin.git"
+    subprocess.run(["git", "init", "-q", "--bare", "--initial-branch=main", str(origin)], check=True)
+    git.run("remote", "add", "origin", str(origin))
+    git.run("push", "--quiet", "--tags", "origin", "main")
+    return git, origin
+
+
+def by_hand(place: Path, *words: str) -> None:
+    subprocess.run(["git", *words], cwd=place, check=True, capture_output=True)
+
+
+def another_tag_there(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
+    _, origin = with_origin(workspace)
+    by_hand(origin, "tag", "-f", "-a", "-m", "by hand", "round-0000", "round-0000^{commit}")
+
+
+def tag_of_another_commit_there(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
+    _, origin = with_origin(workspace)
+    by_hand(origin, "tag", "-f", "round-0000", "main~1")
+
+
+def no_tag_there(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
+    _, origin = with_origin(workspace)
+    by_hand(origin, "tag", "-d", "round-0000")
+
+
+def behind_there(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
+    _, origin = with_origin(workspace)
+    by_hand(origin, "update-ref", "refs/heads/main", "main~1")
+
+
+def no_origin(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
+    _, origin = with_origin(workspace)
+    shutil.rmtree(origin)
+
+
+def tag_of_another_commit(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
+    by_hand(workspace.layout.root, "tag", "-f", "-a", "-m", "x", "round-0000", "HEAD~1")
+
+
+def ignored(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
+    with workspace.layout.git_ignore.open("a") as file:
+        file.write("*.dvc\n")
+
+
+def loose(workspace: Workspace, name: str) -> Path:
+    """The file of the git object that HEAD has at `name`."""
+    digest = Git(workspace.layout.root).run("rev-parse", f"HEAD:{name}").stdout.strip()
+    path = workspace.layout.root / ".git/objects" / digest[:2] / digest[2:]
+    path.chmod(0o600)
+    return path
+
+
+def emptied_blob(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
+    loose(workspace, "rounds/metrics.csv").write_bytes(b"")
+
+
+def emptied_old_blob(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
+    """Of an older commit: no round needs it today, and a rollback would."""
+    git = Git(workspace.layout.root)
+    digest = git.run("rev-parse", "HEAD~2:params.yaml").stdout.strip()
+    assert digest != git.run("rev-parse", "HEAD:params.yaml").stdout.strip()
+    path = workspace.layout.root / ".git/objects" / digest[:2] / digest[2:]
+    path.chmod(0o600)
+    path.write_bytes(b"")
+
+
+def lost_tree(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
+    loose(workspace, "rounds/0000").unlink()
+
+
+def cut_pack(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
+    git = Git(workspace.layout.root)
+    git.run("repack", "-a", "-d", "-q")
+    (pack,) = (git.root / ".git/objects/pack").glob("*.pack")
+    pack.chmod(0o600)
+    pack.write_bytes(pack.read_bytes()[: pack.stat().st_size // 2])
+
+
+def copied_folder(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
+    found = read_json(workspace.layout.clone)
+    first = workspace.layout.root.parent / "first"
+    write_json(first / ".al/clone.json", found)
+    place = {**found["place"], "path": str(first), "inodes": [1, 2]}
+    write_json(workspace.layout.clone, {**found, "place": place})
+
+
 def no_identity(_: Workspace, patch: pytest.MonkeyPatch) -> None:
     for name in ("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL", "EMAIL"):
         patch.delenv(name, raising=False)
@@ -199,6 +288,16 @@ PROVOKED: list[tuple[Callable[[Workspace, pytest.MonkeyPatch], None], str, str, 
     (no_schema_match, "parameters", "error", 'put it in "quotes"'),
     (detached, "git", "error", "HEAD is detached"),
     (no_tag, "git", "warning", "tags are missing: round-0000"),
+    (another_tag_there, "git", "error", "round-0000 is another on origin (of the same commit)"),
+    (tag_of_another_commit_there, "git", "error", "round-0000 is another on origin (of the commit "),
+    (no_tag_there, "git", "warning", "origin does not have the last commit of main, nor round-0000"),
+    (behind_there, "git", "warning", "origin does not have the last commit of main, or has newer ones"),
+    (no_origin, "git", "warning", "the git remote origin cannot be looked at"),
+    (tag_of_another_commit, "git", "error", "and that round was published by"),
+    (ignored, "git", "error", "git ignores data/pool.dvc"),
+    (emptied_blob, "git", "error", "rounds/metrics.csv"),
+    (emptied_old_blob, "git", "error", "git has lost objects"),
+    (copied_folder, "identity", "error", "is a copy of the workspace at"),
     (no_identity, "git", "warning", "no name for commits"),
     (edited_ledger, "data", "error", "data/events"),
     (edited_record, "data", "error", "rounds/0000/round.json"),
@@ -235,6 +334,25 @@ def test_each_finding_is_provoked_once(
     assert found[check].mend or "`" in mended or ":" in mended, "it says what to do"
     others = {name for name, finding in found.items() if finding.level == "error"} - {check}
     assert not others or provoke in (no_schema_match, another_encoder), f"only this is ill, not {others}"
+
+
+@pytest.mark.parametrize("provoke", [lost_tree, cut_pack])
+def test_objects_that_all_depends_on_are_named(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, provoke: Callable[[Workspace, pytest.MonkeyPatch], None]
+) -> None:
+    """No check is left out for it, none ends in a traceback, and none says that anything is in order for lack of it."""
+    provoke(workspace, monkeypatch)
+    findings = examine(open_workspace(workspace.layout.root))
+    ills = [finding for finding in findings if finding.check == "git" and finding.level == "error"]
+    assert ills and "rounds" in ills[0].message + ills[0].mend or "pack" in str(ills), findings
+    assert not [finding for finding in findings if finding.check == "git" and finding.level == "ok"]
+    assert {"disk", "lock", "Label Studio"} <= {finding.check for finding in findings}
+
+
+def test_a_git_remote_that_has_all_is_well(workspace: Workspace) -> None:
+    with_origin(workspace)
+    (finding,) = (finding for finding in examine(workspace) if finding.check == "git")
+    assert finding.level == "ok" and finding.message == "branch main and 1 rounds' tags, as on origin"
 
 
 def test_who_holds_the_lock_is_said(workspace: Workspace) -> None:

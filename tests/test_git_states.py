@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from al_pipeline.errors import BadInput, ForeignEdit, NeedsAHand, RepositoryError
 from al_pipeline.layout import Layout, is_ours
+from al_pipeline.operations import doctor
 from al_pipeline.operations.checkout import (
+    check_not_ignored,
     check_ready,
     check_tags,
     converted,
@@ -256,6 +260,67 @@ def test_a_round_in_a_criss_cross_history_is_found(git: Git) -> None:
     raw(git.root, "switch", "-q", "main")
     raw(git.root, "merge", "-q", "--no-ff", "-m", "Both", "rounds")
     assert one != git.head() and git.brought("rounds/0001/round.json") == made
+
+
+def histories(git: Git) -> None:
+    """Rounds in one line, from a merged branch, by a merge itself, and twice: on both of two branches."""
+    for number in (10, 11):
+        record(git, number)
+        git.commit(f"Round {number}", Layout(git.root).owned)
+    raw(git.root, "switch", "-qc", "side")
+    for number in (12, 13):
+        record(git, number)
+        git.commit(f"Round {number}", Layout(git.root).owned)
+    raw(git.root, "switch", "-q", "main")
+    record(git, 13)
+    git.commit("Round 13, here too", Layout(git.root).owned)
+    raw(git.root, "merge", "-q", "--no-ff", "--no-commit", "side")
+    record(git, 14)
+    raw(git.root, "add", "rounds")
+    raw(git.root, "commit", "-qm", "A merge with a round")
+    record(git, 15)
+    git.commit("Round 15", Layout(git.root).owned)
+
+
+def test_one_call_finds_the_commits_of_all_rounds(git: Git) -> None:
+    histories(git)
+    found = git.newcomers("rounds")
+    names = [f"rounds/{number:04d}/round.json" for number in (10, 11, 12, 14, 15)]
+    assert {name: found[name] for name in names} == {name: git.brought(name) for name in names}
+    assert found.keys() == set(git.files("HEAD", "rounds"))
+
+
+def test_doctor_asks_git_as_often_for_many_rounds_as_for_few(git: Git, monkeypatch: pytest.MonkeyPatch) -> None:
+    histories(git)
+
+    def look(numbers: Sequence[int]) -> int:
+        for number in numbers:
+            git.tag(f"round-{number:04d}", "x", git.brought(f"rounds/{number:04d}/round.json"))
+        calls = 0
+        run = Git.run
+
+        def counted(self: Git, *words: str, **more: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return run(self, *words, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Git, "run", counted)
+            findings = list(doctor._git_remote(git, git.tags()))
+        assert [finding.level for finding in findings] == ["ok"]
+        return calls
+
+    assert look([10]) == look([11, 12, 14, 15])
+    assert look([13]) <= look([10]) + 1, "a round that came twice is asked for by itself"
+
+
+def test_a_tag_at_another_commit_than_its_round_is_named(git: Git) -> None:
+    histories(git)
+    git.tag("round-0011", "x", git.brought("rounds/0012/round.json"))
+    (finding, _) = doctor._git_remote(git, git.tags())
+    assert finding.level == "error"
+    assert f"round was published by {git.brought('rounds/0011/round.json')[:12]}" in finding.message
+    assert "`git tag -d round-0011`" in finding.mend
 
 
 def test_a_round_that_no_commit_brought_is_said_so(git: Git) -> None:
@@ -697,6 +762,46 @@ def test_what_is_ignored_and_not_ours_is_left_alone(git: Git) -> None:
     assert git.changed(layout.owned) == []
     write(git.root, "rounds/notes.txt", "not ignored, and nobody's")
     assert git.changed(layout.owned) == ["rounds/notes.txt"]
+
+
+LAST = ["*.dvc", "dvc.lock", "*.lock", "data/", "/models", "*", "dvc.yaml", "data/pool.dvc"]
+
+
+@pytest.mark.parametrize("place", [".gitignore", "data/.gitignore", "models/.gitignore"])
+@pytest.mark.parametrize("pattern", LAST)
+def test_a_line_behind_ours_that_hides_a_file_from_dvc_is_named(git: Git, pattern: str, place: str) -> None:
+    layout = Layout(git.root)
+    for path, text in git_files(layout, "", "").items():
+        path.write_text(text)
+    check_not_ignored(layout, git)
+    before = (git.root / place).read_text() if (git.root / place).exists() else ""
+    write(git.root, place, f"{before}\n{pattern}\n")
+    hidden = raw(git.root, "check-ignore", "--no-index", *(str(path) for path in layout.of_dvc), check=False)
+    if not hidden:  # as git says itself; `dvc.lock` in data/ is no file of ours
+        check_not_ignored(layout, git)
+        return
+    line = len((git.root / place).read_text().splitlines())
+    with pytest.raises(NeedsAHand, match=re.escape(f"`{place}:{line}: {pattern}`")) as said:
+        check_not_ignored(layout, git)
+    assert str(said.value).startswith("git ignores ")
+    for name in git.ignored(layout.of_dvc):
+        assert any(name in line for line in hidden.splitlines())
+    write(git.root, place, before)
+    check_not_ignored(layout, git)
+
+
+def test_what_is_ignored_before_our_lines_or_elsewhere_hides_nothing_from_dvc(
+    git: Git, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = Layout(git.root)
+    settings = write(tmp_path, "gitconfig", f"[core]\n\texcludesFile = {write(tmp_path, 'ignore', '*')}\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
+    write(git.root, ".git/info/exclude", "*.dvc\n")
+    for path, text in git_files(layout, "*.lock\n*.dvc\n", "").items():
+        path.write_text(text)
+    check_not_ignored(layout, git)
+    write(git.root, ".gitignore", layout.git_ignore.read_text() + "*.dvc\n!*.dvc\n# dvc.lock\nrounds/\n")
+    check_not_ignored(layout, git)
 
 
 # What git converts ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,189 @@
+"""No step of a tick is taken twice on equal facts, and none that has a reason to come again is stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import answer_all, copy_workspace, play
+
+from al_pipeline.errors import NeedsAHand, RepositoryError
+from al_pipeline.lifecycle import Facts, Step
+from al_pipeline.operations import build, publish
+from al_pipeline.operations import tick as ticking
+from al_pipeline.operations.history import read_history
+from al_pipeline.operations.tick import Options, _Session, open_dvc, tick
+from al_pipeline.oracle import SimulatedOracle
+from al_pipeline.repository import Git
+from al_pipeline.workspace import Workspace, open_workspace
+
+FACTS = Facts(items=80, incoming=0, planned=1, tasks=8)
+BUILDING = replace(FACTS, closed=True, built=frozenset({Step.LABEL}))
+
+
+@pytest.fixture
+def session(template: Any, tmp_path: Path) -> Iterator[_Session]:
+    workspace = copy_workspace(template, tmp_path)
+    git = Git(workspace.layout.root)
+    with open_dvc(workspace.layout) as dvc:
+        yield _Session(
+            workspace, git, dvc, SimulatedOracle, Options(), lambda: datetime.now(UTC), print,
+            read_history(workspace.layout, git),
+        )  # fmt: skip
+
+
+def test_a_step_on_equal_facts_is_stopped_and_the_sentence_says_what_they_are(session: _Session) -> None:
+    session.begin(Step.PUSH, FACTS)
+    with pytest.raises(NeedsAHand, match="the step `push` was taken, and all is as it was before .*planned 1, tasks 8"):
+        session.begin(Step.PUSH, FACTS)
+
+
+@pytest.mark.parametrize("passed", [{"age_days": 0.5}, {"done": frozenset({Step.PUSH})}])
+def test_time_and_the_step_itself_are_no_new_facts(session: _Session, passed: dict[str, Any]) -> None:
+    session.begin(Step.PUSH, FACTS)
+    with pytest.raises(NeedsAHand, match="`push`"):
+        session.begin(Step.PUSH, replace(FACTS, **passed))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"items": 81},
+        {"incoming": 3},
+        {"planned": 2},
+        {"settled": 1},
+        {"new_labels": 1},
+        {"untagged": 1},
+        {"closed": True},
+        {"built": frozenset({Step.LABEL})},
+        {"decided": True},
+        {"unsynced": True},
+        {"amend": True},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_step_on_other_facts_is_taken(session: _Session, change: dict[str, Any]) -> None:
+    session.begin(Step.PUSH, FACTS)
+    session.begin(Step.PUSH, replace(FACTS, **change))
+    session.begin(Step.PULL, FACTS)
+
+
+def test_a_step_that_is_asked_for_again_is_taken_once_more(session: _Session) -> None:
+    for step in (Step.PUSH, Step.SYNC):
+        session.begin(step, FACTS)
+        session.done.add(step)
+    session.again(Step.SYNC)
+    assert session.done == {Step.PUSH}
+    session.begin(Step.SYNC, FACTS)
+    for step in (Step.PUSH, Step.SYNC):
+        with pytest.raises(NeedsAHand):
+            session.begin(step, FACTS)
+
+
+def test_a_build_of_other_inputs_starts_over_and_one_of_the_same_does_not(session: _Session) -> None:
+    layout = session.layout
+    layout.engine.write_text("{}\n")
+    session.begin(Step.TRAIN, BUILDING)
+    with pytest.raises(NeedsAHand, match="`train`"):
+        session.begin(Step.TRAIN, BUILDING)
+    before = build.build_key(layout)
+    layout.params.write_text(layout.params.read_text() + "# edited\n")
+    assert build.build_key(layout) != before
+    session.begin(Step.TRAIN, BUILDING)
+
+
+# In a whole tick -----------------------------------------------------------------------------------------------------
+
+
+def nothing(*_: Any) -> None:
+    return None
+
+
+def no_tag(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(publish, "tag", nothing)
+
+
+def no_record_of_stages(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(build, "record_built", nothing)
+
+
+def no_decision(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(publish, "decide_and_plan", nothing)
+
+
+def no_close(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ticking, "close", nothing)
+
+
+BROKEN: list[tuple[Callable[[pytest.MonkeyPatch], None], str]] = [
+    (no_tag, "tag"),
+    (no_record_of_stages, "encoder"),
+    (no_decision, "decide"),
+    (no_close, "close"),
+]
+
+
+@pytest.mark.parametrize(("breaks", "step"), BROKEN, ids=[case[0].__name__ for case in BROKEN])
+def test_a_step_without_effect_ends_the_tick(
+    template: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    breaks: Callable[[pytest.MonkeyPatch], None],
+    step: str,
+) -> None:
+    """Whatever makes it so: then nobody waits for ever, the lock is free, and the next tick goes on."""
+    workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
+    tick(workspace, lambda: oracle)
+    answer_all(oracle, truth)
+    taken: list[str] = []
+
+    def note(name: str, action: Callable[[], Any], /) -> Any:
+        taken.append(name)
+        assert len(taken) < 40, f"it goes on for ever: {taken}"
+        return action()
+
+    with monkeypatch.context() as patch:
+        breaks(patch)
+        with pytest.raises(NeedsAHand, match=f"the step `{step}` was taken, and all is as it was before"):
+            tick(open_workspace(workspace.layout.root), lambda: oracle, run=note)
+    assert taken.count(step) == 1
+    assert play(open_workspace(workspace.layout.root), oracle, truth, 1).published == (1,)
+    assert {"round-0000", "round-0001"} <= set(Git(workspace.layout.root).tags())
+
+
+# An object that git has lost -----------------------------------------------------------------------------------------
+
+
+def opened(template: Any, tmp_path: Path) -> tuple[Workspace, SimulatedOracle]:
+    workspace, oracle = copy_workspace(template, tmp_path), SimulatedOracle()
+    tick(workspace, lambda: oracle)
+    answer_all(oracle, template[1])
+    return workspace, oracle
+
+
+@pytest.mark.parametrize("how", ["emptied", "lost"])
+@pytest.mark.parametrize("name", ["rounds/0000/plan.jsonl", "rounds/0000", "rounds/genesis.json"])
+def test_a_lost_object_of_the_open_round_is_named_and_nothing_is_decided_on_it(
+    template: Any, tmp_path: Path, name: str, how: str
+) -> None:
+    workspace, oracle = opened(template, tmp_path)
+    layout, git = workspace.layout, Git(workspace.layout.root)
+    head, digest = git.head(), git.run("rev-parse", f"HEAD:{name}").stdout.strip()
+    path = layout.root / ".git/objects" / digest[:2] / digest[2:]
+    kept = path.read_bytes()
+    path.chmod(0o600)
+    path.write_bytes(b"") if how == "emptied" else path.unlink()
+    for options in (Options(), Options(close_now=True)):
+        with pytest.raises(RepositoryError, match=digest):
+            tick(open_workspace(layout.root), lambda: oracle, options=options)
+    assert git.run("rev-parse", "HEAD").stdout.strip() == head and git.tags() == {}
+    assert not list(layout.inbox_events.glob("refused-*")), "no answer is refused on it"
+    assert git.run("diff", "--cached", "--name-only", check=False).stdout == ""
+    path.unlink(missing_ok=True)
+    path.write_bytes(kept)
+    report = tick(open_workspace(layout.root), lambda: oracle)
+    assert report.published == (0,) and not report.refused and report.pulled == {"label": 22}
