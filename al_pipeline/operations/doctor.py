@@ -59,8 +59,8 @@ def examine(workspace: Workspace) -> list[Finding]:
     checks: tuple[tuple[str, Callable[[Workspace], Iterator[Finding]]], ...] = (
         ("versions", _versions),
         ("parameters", _parameters),
-        ("classes", _classes),
         ("git", _git),
+        ("classes", _classes),
         ("identity", _identity),
         ("secrets", _secrets),
         ("data", _data),

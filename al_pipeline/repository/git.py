@@ -487,7 +487,8 @@ class Git:
     def check_objects(self) -> list[str]:
         """What git itself says of objects that are lost or damaged, a line each; empty where all can be read.
 
-        It reads every object, so it costs what the history holds: for `al doctor`.
+        Files and folders of HEAD come first, by their names. It reads every object, so it costs what the history holds:
+        for `al doctor`.
         """
         result = self.run("fsck", "--no-dangling", "--no-progress", "--name-objects", check=False)
         if result.returncode == 0:
@@ -496,7 +497,10 @@ class Git:
         bad = [line for line in lines if _DAMAGE.search(line)]
         if not bad and not any(line.startswith(("error", "warning", "dangling")) for line in lines):
             raise _failed("fsck", result)
-        return bad
+        listed = self.run("ls-tree", "-r", "-t", "-z", "--full-tree", "HEAD", check=False).stdout.split("\0")
+        names = {about.split(" ")[2]: name for about, _, name in (line.partition("\t") for line in listed if line)}
+        lost = dict.fromkeys(digest for line in bad for digest in re.findall(r"\b[0-9a-f]{40}\b", line))
+        return [*(f"{names[digest]} (object {digest})" for digest in lost if digest in names), *bad]
 
     def tags(self) -> dict[str, str]:
         """Every tag, with the commit that it names. Raises RepositoryError where one cannot be read."""
