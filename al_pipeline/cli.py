@@ -1080,8 +1080,8 @@ def rollback(
     """Go back to a round's labelled snapshot: its labels, its model, or both (the default).
 
     Nothing is deleted. The answers given since then are quarantined, a new model is built from what is left, and the \
-result is published as the next round; `--undo` takes it back. The open round is abandoned: its tasks leave Label \
-Studio's queue, and a new batch is asked. Label Studio may be down: the next `al round` catches up.
+result is published as the next round; `--undo` takes it back. What is open in Label Studio stays there: the next round \
+keeps those tasks and fills the batch up. Label Studio may be down: the next `al round` catches up.
     """
     from al_pipeline.operations.history import round_number
     from al_pipeline.operations.rule import rollback as go_back
@@ -1114,6 +1114,7 @@ def _amending(kind: Kind) -> Callable[..., None]:
         number: Annotated[str | None, typer.Option("--round", help="Only answers to tasks of this round.")] = None,
         since: Annotated[str | None, typer.Option(help="Only answers given or changed since then (UTC).")] = None,
         item: Annotated[str | None, typer.Option(help="Only answers about this item.")] = None,
+        label: Annotated[str | None, typer.Option(help="Only answers that say this class.")] = None,
         reason: Reason = "",
         dry_run: DryRun = False,
         as_json: Json = False,
@@ -1124,7 +1125,7 @@ def _amending(kind: Kind) -> Callable[..., None]:
 
         workspace = _workspace()
         who = None if annotator is None else annotator.strip().lower()
-        selection = Selection(who, None if number is None else round_number(number), item, since)
+        selection = Selection(who, None if number is None else round_number(number), item, since, label)
         with _desk(workspace, dry_run) as dvc:
             change = amend(workspace, dvc, kind, selection, reason, dry_run=dry_run)
         _carry_out(workspace, change, dry_run, as_json)

@@ -79,7 +79,10 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class PlannedTask:
-    """One row of a round's plan: a query, or an item of the test set, as it will be pushed."""
+    """One row of a round's plan: a query, or an item of the test set, as it will be pushed.
+
+    `push_key` is that of the round that asked it first: a task that is kept for the next round keeps its name.
+    """
 
     push_key: str
     item_id: str
@@ -93,6 +96,11 @@ class PlannedTask:
     predicted: str | None = None
     """What the model that chose it would answer; never shown with the task, and no test item has one."""
     confidence: float | None = None
+
+    @property
+    def first_round(self) -> int:
+        """The round that asked it first; another than `round` where an intervention closed that one and it was kept."""
+        return int(self.push_key.removesuffix(f":{self.item_id}").rpartition(":")[2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +162,8 @@ class Selection:
     item: str | None = None
     since: str | None = None
     """ISO 8601 with a zone: answers given or changed at that time or later."""
+    label: str | None = None
+    """The class that an answer says now."""
 
     def __str__(self) -> str:
         said = [
@@ -161,6 +171,7 @@ class Selection:
             round_name(self.round) if self.round is not None else "",
             f"item {self.item}" if self.item is not None else "",
             f"since {self.since}" if self.since is not None else "",
+            f"label {self.label}" if self.label is not None else "",
         ]
         return ", ".join(filter(None, said))
 
@@ -171,6 +182,8 @@ class Selection:
         if self.round is not None and event.round != self.round:
             return False
         if self.item is not None and event.item_id != self.item:
+            return False
+        if self.label is not None and event.label != composed(self.label):
             return False
         if self.since is None:
             return True
@@ -215,15 +228,16 @@ class Intervention:
         """The intervention that `to_row` wrote. Raises ValueError, TypeError or AttributeError on anything else."""
         if unknown := sorted(set(row) - {field.name for field in fields(Intervention)}):
             raise ValueError(f"unknown key {unknown[0]!r}")
-        chosen = row.get("selection")
-        asked = Intervention(**{**row, "selection": None if chosen is None else Selection(**chosen)})
+        given = row.get("selection")
+        asked = Intervention(**{**row, "selection": None if given is None else Selection(**given)})
         needed = {"rollback": "to", "undo": "undoes", "revoke": "selection", "restore": "selection"}
         if asked.kind not in needed or getattr(asked, needed[asked.kind]) is None:
             raise ValueError("it does not say what it asks for")
         numbers = (asked.to, asked.undoes, asked.selection.round if asked.selection else None)
         if not all(value is None or type(value) is int for value in numbers):
             raise TypeError("a number is none")
-        texts = (asked.after, *((asked.selection.annotator, asked.selection.item) if asked.selection else ()))
+        chosen = asked.selection or Selection()
+        texts = (asked.after, chosen.annotator, chosen.item, chosen.label)
         if not all(isinstance(text, str | None) for text in texts):
             raise TypeError("a text is none")
         if asked.selection is not None and asked.selection.since is not None:

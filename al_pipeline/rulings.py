@@ -61,6 +61,8 @@ class Ruling:
     def to_row(self) -> dict[str, Any]:
         """This ruling as a JSON object."""
         row = asdict(self)
+        if self.selection is not None and self.selection.label is None:  # as earlier versions wrote it
+            del row["selection"]["label"]
         return row | {"items": list(self.items)} if self.items else {k: v for k, v in row.items() if k != "items"}
 
     def summary(self) -> str:
@@ -131,7 +133,8 @@ def _check(ruling: Ruling) -> None:
     """
     chosen = ruling.selection or Selection()
     before = {} if ruling.before is None else dict(ruling.before)
-    texts = (ruling.by, ruling.at, ruling.reason, *(t for t in (chosen.annotator, chosen.item) if t is not None))
+    named = (text for text in (chosen.annotator, chosen.item, chosen.label) if text is not None)
+    texts = (ruling.by, ruling.at, ruling.reason, *named)
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("a text is none")
     for tag in (ruling.serves, before.get("serves")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,14 +38,15 @@ def missing_in_use(labels: Sequence[str], used: Mapping[str, str]) -> str | None
     lost = [name for name in used if name not in labels]
     if not lost:
         return None
+    name = shlex.quote(lost[0]) if len(lost) == 1 else "CLASS"
     looks = [f"{name!r} differs from {other!r} in form alone" for name in lost if (other := _lookalike(name, labels))]
     hint = f" ({'; '.join(looks)})" if looks else ""
     return (
         f"answers name classes that schema.labels in params.yaml lacks: "
         f"{', '.join(f'{name!r} ({used[name]})' for name in lost)}{hint}. Nothing was changed. A class in use can be "
         "neither removed nor renamed nor merged into another: put it back into schema.labels, at the end if nobody "
-        "should choose it again, or take its answers out first with `al labels revoke`. Other classes altogether need "
-        "a workspace of their own"
+        f"should choose it again, or take its answers out with `al labels revoke --label {name}`. Other classes "
+        "altogether need a workspace of their own"
     )
 
 

@@ -379,6 +379,30 @@ def test_a_revocation_only_takes_answers_out(withdrawal: Event, chosen: dict) ->
     assert restored == before
 
 
+CAFE = said("eve", "caf\u00e9", updated_at="2026-03-02T00:00:00Z")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "left"),
+    [
+        ({"label": "ham"}, {"ann spam", "eve caf\u00e9", "dan None"}),
+        ({"label": "spam"}, {"bob ham", "eve caf\u00e9", "dan None"}),
+        ({"label": "cafe\u0301"}, {"ann spam", "bob ham", "dan None"}),
+        ({"label": "other"}, {"ann spam", "bob ham", "eve caf\u00e9", "dan None"}),
+        ({"label": "ham", "annotator": "bob"}, {"ann spam", "eve caf\u00e9", "dan None"}),
+        ({"label": "ham", "annotator": "ann"}, {"ann spam", "bob ham", "eve caf\u00e9", "dan None"}),
+        ({"label": "spam", "since": "2026-03-01"}, {"bob ham", "eve caf\u00e9", "dan None"}),
+        ({"label": "ham", "since": "2026-03-01"}, {"ann spam", "bob ham", "eve caf\u00e9", "dan None"}),
+        ({"label": "ham", "item": "a", "round": 1}, {"ann spam", "eve caf\u00e9", "dan None"}),
+    ],
+)
+def test_a_class_is_revoked_by_what_answers_say_now(chosen: dict, left: set[str]) -> None:
+    """ann's answer said ham until she changed it to spam, and dan skipped."""
+    story = [*GIVEN, WITHDRAWALS[2], CAFE, skipped("dan")]
+    assert counted(*story, revoked(1, **chosen)) == left
+    assert counted(*story, revoked(1, **chosen), revoked(2, "restore", **chosen)) == counted(*story)
+
+
 def test_an_answer_given_or_edited_after_its_revocation_counts() -> None:
     edit = event("supersede", "ann", "spam")
     assert counted(*GIVEN, revoked(1, annotator="ann"), edit) == {"bob ham", "ann spam"}

@@ -144,6 +144,7 @@ def test_leftovers_of_a_killed_writer_and_other_files_are_not_read(tmp_path: Pat
                 {"kind": "revoke"},
                 {"kind": "revoke", "selection": {"mood": "good"}},
                 {"kind": "revoke", "selection": {"since": "yesterday"}},
+                {"kind": "revoke", "selection": {"label": ["ham"]}},
                 {"kind": "revoke", "selection": {"item": "a"}, "targets": []},
             )
         ),
@@ -211,6 +212,7 @@ def test_anything_that_json_can_hold_has_a_text_that_can_be_written(value: Any) 
         Intervention("undo", undoes=7),
         Intervention("revoke", selection=Selection("ann", 0, "a", "2026-03-01")),
         Intervention("restore", selection=Selection(item="a")),
+        Intervention("revoke", selection=Selection(annotator="ann", label="caf\u00e9")),
     ],
 )
 def test_an_intervention_comes_back_as_it_was_written(tmp_path: Path, asked: Intervention) -> None:

@@ -39,9 +39,13 @@ def test_a_ruling_comes_back_as_it_went_and_nothing_else_is_one() -> None:
         {**one.to_row(), "kind": "dance"},
         {**one.to_row(), "new": 1},
         {**one.to_row(), "to": "3"},
+        {**one.to_row(), "selection": {"label": 3}},
     ):
         with pytest.raises(BadInput, match="here is no ruling"):
             parse_ruling(bad, "here")
+    by_class = ruling(1, "revoke", labels=True, selection=Selection(label="ham"))
+    assert parse_ruling(by_class.to_row(), "here") == by_class and "(label ham)" in by_class.sentence()
+    assert "label" not in one.to_row()["selection"], "an earlier version reads a ruling without one"
 
 
 def test_what_is_abandoned_and_what_takes_it_back() -> None:

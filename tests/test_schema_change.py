@@ -13,16 +13,18 @@ from typing import Any
 import pytest
 from harness import answer_all, change_params, settle, small_workspace
 
-from al_pipeline.errors import AlError, BadParams, SchemaInUse
+from al_pipeline.errors import AlError, BadParams, NothingToDo, SchemaInUse
 from al_pipeline.files import read_json, sha256_tree
 from al_pipeline.operations import connect as connect_module
 from al_pipeline.operations.doctor import examine
 from al_pipeline.operations.history import read_history
 from al_pipeline.operations.ingest import ingest
+from al_pipeline.operations.rule import Change, amend
 from al_pipeline.operations.status import status
-from al_pipeline.operations.tick import Options, TickReport, tick
+from al_pipeline.operations.tick import Options, TickReport, open_dvc, tick
 from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.params import parse_params
+from al_pipeline.records import Selection
 from al_pipeline.repository import Git
 from al_pipeline.schema_change import Published, missing_in_use, plain_form, wrong_version
 from al_pipeline.trust import template
@@ -63,7 +65,7 @@ def test_another_list_of_classes_is_another_version(after: After, problem: str |
 def test_a_class_in_use_stays() -> None:
     assert missing_in_use(["ham", "spam"], {"ham": "3", "spam": "1"}) is None
     said = str(missing_in_use(["ham", "caf\u00e9"], {"ham": "3", "cafe\u0301": "4 of the pool"}))
-    assert "4 of the pool" in said and "in form alone" in said and "`al labels revoke`" in said
+    assert "4 of the pool" in said and "in form alone" in said and "`al labels revoke --label 'cafe\u0301'`" in said
 
 
 @pytest.mark.parametrize(
@@ -167,6 +169,32 @@ def test_a_tick_refuses_before_it_changes_anything(
         ingest(rig.workspace, [tmp_path / "more.jsonl"], label_column="label")
     rig.classes(1, "ham", "spam", "eggs")
     assert rig.tick().published == (1,)
+
+
+@pytest.mark.slow
+def test_a_class_in_use_leaves_once_its_answers_are_revoked(played: Any, tmp_path: Path) -> None:
+    """Before or after it was taken out of params.yaml; the page that says so names the command."""
+    rig = Rig(played, tmp_path)
+    key = rig.oracle.queue("ann@example.org")[0]
+    rig.oracle.answer(key, "ann@example.org", "eggs")
+    rig.tick()
+    rig.classes(2, "ham", "spam")
+    with pytest.raises(SchemaInUse, match=r"'eggs' \(1 of the pool\).*`al labels revoke --label eggs`"):
+        rig.tick()
+
+    def revoke(kind: Any, **chosen: Any) -> Change:
+        with open_dvc(rig.workspace.layout) as dvc:
+            return amend(rig.workspace, dvc, kind, Selection(**chosen), "nobody needs it")
+
+    with pytest.raises(NothingToDo, match="is one of: annotator bob@example.org, label eggs"):
+        revoke("revoke", label="eggs", annotator="bob@example.org")
+    change = revoke("revoke", label="eggs")
+    assert change.leaving == ((1, "ann@example.org", 1),) and change.labels == (11, 10)
+    assert rig.tick().published == (1,)
+    record = read_json(rig.workspace.layout.record(1))
+    assert (record["params"]["schema"]["labels"], record["counts"]["labelled"]) == (["ham", "spam"], 10)
+    with pytest.raises(SchemaInUse, match="'eggs'"):
+        revoke("restore", label="eggs")
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from al_pipeline.errors import AlError, ForeignEdit, NeedsAHand, NothingToDo, Re
 from al_pipeline.files import TEMPORARY_PREFIX, sha256_file, sha256_tree, write_json
 from al_pipeline.home import user_name
 from al_pipeline.identity import check_identity
-from al_pipeline.labels import Folded, fold, standing_answers, times_asked
+from al_pipeline.labels import Folded, fold, labels_in_use, standing_answers, times_asked
 from al_pipeline.layout import Layout
 from al_pipeline.ledger import last_part, read_events
 from al_pipeline.lock import locked
@@ -162,7 +162,9 @@ def amend(
 ) -> Change:
     """Revoke the answers that `selection` names, or restore them. Raises NothingToDo where it names none."""
     if selection == Selection():
-        raise UsageError("name the answers: --annotator, --round, --since or --item (together they narrow it down)")
+        raise UsageError(
+            "name the answers: --annotator, --round, --since, --label or --item (together they narrow it down)"
+        )
     if selection.since is not None:
         try:
             selection = replace(selection, since=moment(selection.since).isoformat())
@@ -318,11 +320,15 @@ def _fold_with(workspace: Workspace, git: Git, ruling: Ruling, history: History)
     return _fold_after(workspace, [*history.waiting, ruling], _params_after(workspace, git, ruling))
 
 
-def _fold_after(workspace: Workspace, rulings: Sequence[Ruling], params: Params | None = None) -> Folded:
+def _fold_after(
+    workspace: Workspace, rulings: Sequence[Ruling], params: Params | None = None, *, all_classes: bool = False
+) -> Folded:
+    """The labels once `rulings` are carried out. `all_classes`: take those that the schema lacks too."""
     layout = workspace.layout
     params = params or workspace.params
     events = [*read_events(layout.events, layout.inbox_events), *carry_out(rulings, layout.events)]
-    return fold(events, params.schema_.labels, len(params.annotators) or None, times_asked(events))
+    classes = [*params.schema_.labels, *sorted(labels_in_use(events))] if all_classes else params.schema_.labels
+    return fold(events, list(dict.fromkeys(classes)), len(params.annotators) or None, times_asked(events))
 
 
 def _same_fold(folded: Folded, record: Record, snapshot: Callable[[], Path]) -> None:
@@ -368,8 +374,13 @@ def _change(workspace: Workspace, git: Git, history: History, ruling: Ruling) ->
     waiting = history.waiting
     now = standing_answers([*events, *carry_out(waiting, layout.events)])
     then = standing_answers([*events, *carry_out([*waiting, ruling], layout.events)]) if ruling.labels else now
-    old = _labels(_fold_after(workspace, waiting).labeled)
-    new = _labels(_fold_with(workspace, git, ruling, history).labeled) if ruling.labels else old
+    # A revocation may be what frees a class that params.yaml has no more; a tick refuses what is left of it.
+    old = _labels(_fold_after(workspace, waiting, all_classes=True).labeled)
+    new = old
+    if ruling.kind == "revoke":
+        new = _labels(_fold_after(workspace, [*waiting, ruling], all_classes=True).labeled)
+    elif ruling.labels:
+        new = _labels(_fold_with(workspace, git, ruling, history).labeled)
     newest = history.rounds[-1]["metrics"] if history.rounds else {}
     mine, theirs = (
         p.model_dump(mode="json", by_alias=True) for p in (workspace.params, _params_after(workspace, git, ruling))

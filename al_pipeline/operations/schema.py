@@ -5,6 +5,7 @@ from __future__ import annotations
 from al_pipeline.errors import AlError, BadParams, SchemaInUse
 from al_pipeline.labels import labels_in_use
 from al_pipeline.ledger import read_events
+from al_pipeline.operations.close import carry_out
 from al_pipeline.operations.history import History
 from al_pipeline.records import round_name
 from al_pipeline.schema_change import Published, missing_in_use, wrong_version
@@ -25,7 +26,8 @@ def schema_problem(workspace: Workspace, history: History) -> AlError | None:
     published = published_schema(history)
     if published is not None and (published.version, published.labels) == (schema.version, tuple(schema.labels)):
         return None
-    used = labels_in_use(read_events(layout.events, layout.inbox_events))
+    events = read_events(layout.events, layout.inbox_events)
+    used = labels_in_use([*events, *carry_out(history.waiting, layout.events)])  # a revocation may be what frees one
     in_words = {
         name: ", ".join(f"{count:,} of the {part}{' set' if part == 'test' else ''}" for part, count in parts.items())
         for name, parts in sorted(used.items())
