@@ -9,16 +9,27 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from reference_history import AnswerId, Closed, Intervened, Outcome, Reference, Said, Seen, in_force
+from reference_history import (
+    WITHDRAWN,
+    AnswerId,
+    Closed,
+    Intervened,
+    Outcome,
+    Reference,
+    Said,
+    Seen,
+    in_force,
+    standing,
+)
 
 from al_pipeline.errors import NeedsAHand, VanishedAnswers
-from al_pipeline.labels import Folded, fold, standing_answers, times_asked
+from al_pipeline.labels import Folded, fold, standing_answers, times_asked, worth_asking
 from al_pipeline.layout import Layout
-from al_pipeline.ledger import append_inbox, append_part, last_part, read_events
+from al_pipeline.ledger import append_inbox, append_part, last_part, read_events, read_refused, still_refused
 from al_pipeline.operations.close import carry_out
 from al_pipeline.operations.pull import pull
 from al_pipeline.operations.push import push, retire
@@ -34,6 +45,7 @@ JUNK = "???"
 WORKSPACE = "0123456789ab"
 NOW = "2027-01-01T00:00:00+00:00"
 MAX_VANISHED = 2
+BATCH = 3
 
 Step = tuple[str, int]
 """What happens, and the seed of its choices."""
@@ -149,12 +161,14 @@ class World:
         events = read_events(self.layout.events, self.layout.inbox_events)
         return fold(events, self.classes, self.everybody, times_asked(events))
 
-    def plan(self) -> None:
-        """Ask about the first items that have no label, as a selection would."""
+    def plan(self, kept: Sequence[PlannedTask] = ()) -> None:
+        """Ask about what is kept and the first items that have no label, as a selection would."""
+        for task in kept:
+            self.plans[task.push_key] = replace(task, round=self.round)
         folded = self.fold()
-        settled = {row.item_id for row in folded.labeled}
+        settled = {row.item_id for row in folded.labeled} | {task.item_id for task in kept}
         settled |= {row.item_id for row in folded.unresolved if row.kind == "ignored"}
-        chosen = [item for item in self.items if item not in settled][:3]
+        chosen = [item for item in self.items if item not in settled][: max(0, BATCH - len(kept))]
         for rank, item in enumerate(chosen):
             key = push_key(WORKSPACE, self.round, item)
             self.plans[key] = PlannedTask(key, item, f"hash {item}", "pool", self.round, rank, 0.0, "margin", 1.0)
@@ -165,7 +179,8 @@ class World:
 
     def pull(self) -> None:
         """Retire, push and pull, as a tick does; then both sides have been told."""
-        retire(self.oracle, self.ref, self.round, abandoned(self.rulings))
+        rounds = {key: plan.round for key, plan in self.plans.items()}
+        retire(self.oracle, self.ref, self.round, abandoned(self.rulings), rounds=rounds)
         try:
             push(self.oracle, self.ref, self.tasks(), sleep=lambda _: None)
         except NeedsAHand:  # two copies of a task are answered, and a person is to choose
@@ -217,8 +232,27 @@ class World:
         self.reference.told.append(Closed(self.round))
         self.published[self.round] = Published(last_part(self.layout.events), self.fold())
         self.check()
+        kept = self.kept() if made else []
         self.round += 1
-        self.plan()
+        self.plan(kept)
+
+    def kept(self) -> list[PlannedTask]:
+        """What an intervention leaves with the annotators: at least all of the round that nobody has said anything of,
+        where its item is not settled by others."""
+        events = read_events(self.layout.events)
+        refused = {str(row["push_key"]) for row in still_refused(read_refused(self.layout.events), events)}
+        plans = [task.plan for task in self.tasks()]
+        found = worth_asking(plans, events, self.fold(), 1, self.everybody, refused)
+        assert all(task in plans for task in found)
+        outcome, heard = self.reference.outcome(), {answer.task for answer in self.reference.last()} | refused
+        settled = outcome.labels.keys() | outcome.ignored
+        untouched = [plan for plan in plans if plan.push_key not in heard and plan.item_id not in settled]
+        assert set(untouched) <= set(found)
+        last = standing(self.reference.told)
+        for task in found:
+            said = [one.statements[-1][1] for answer, one in last.items() if answer.task == task.push_key]
+            assert all(one.label in (WITHDRAWN, None) for one in said), "no answer of it is in Label Studio"
+        return found
 
     # What must hold --------------------------------------------------------------------------------------------------
 
@@ -357,6 +391,7 @@ class World:
         self.amend("restore")
 
     def amend(self, kind: Literal["revoke", "restore"]) -> None:
+        # Drawn one after the other, so that kept histories stay what they are.
         by = self.draw.choice([("annotator",), ("round",), ("item",), ("since",), ("annotator", "since")])
         who = self.draw.choice(PEOPLE) if "annotator" in by else None
         number = self.draw.randint(0, self.round) if "round" in by else None
@@ -366,15 +401,20 @@ class World:
             stamps = sorted({e.at for e in self.reference.told if isinstance(e, Said)})
             since = self.draw.choice(stamps) if stamps else NOW
 
+        label = self.draw.choice(CLASSES) if self.draw.random() < 0.25 else None
+        if label is not None and self.draw.random() < 0.5:
+            who = number = item = since = None
+
         def named(said: Said) -> bool:
             return (
-                (who is None or said.answer.annotator == who)
+                (label is None or said.label == label)
+                and (who is None or said.answer.annotator == who)
                 and (number is None or said.round == number)
                 and (item is None or said.item == item)
                 and (since is None or said.at >= since)
             )
 
-        made = self.ruling(kind, selection=Selection(who, number, item, since))
+        made = self.ruling(kind, selection=Selection(who, number, item, since, label))
         self.reference.told.append(Intervened(made.number, kind, named, self.round))
         self.close([made])
 

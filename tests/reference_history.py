@@ -146,7 +146,7 @@ def outcome(told: Sequence[Entry], everybody: int | None) -> Outcome:
             given = [vote for vote in votes if vote is not None]
             labels[item] = (label, given.count(label) / len(given), len(given), first)
         elif any(vote is not None for vote in votes):
-            asked = len({one.round for _, one in said})
+            asked = len({one.answer.task for _, one in said})
             (ignored if asked >= 2 else ties).add(item)
         elif len(votes) >= enough:
             ignored.add(item)

@@ -14,6 +14,16 @@ KEPT: dict[str, list[Step]] = {
         ("revoke", 114355),
         ("roll_back", 130873),
     ],
+    "a restoration spoke of an answer that counts, and brought its withdrawal back": [
+        ("begin", 902385),
+        ("another_class", 14160),
+        ("another_class", 771590),
+        ("answer", 733475),
+        ("close_the_round", 238286),
+        ("delete", 960698),
+        ("roll_back", 316371),
+        ("restore", 296545),
+    ],
 }
 """Histories that failed, with what was wrong."""
 
