@@ -1080,8 +1080,8 @@ def rollback(
     """Go back to a round's labelled snapshot: its labels, its model, or both (the default).
 
     Nothing is deleted. The answers given since then are quarantined, a new model is built from what is left, and the \
-result is published as the next round; `--undo` takes it back. What is open in Label Studio stays there: the next round \
-keeps those tasks and fills the batch up. Label Studio may be down: the next `al round` catches up.
+result is published as the next round; `--undo` takes it back. What is open in Label Studio stays there: the next \
+round keeps those tasks and fills the batch up. Label Studio may be down: the next `al round` catches up.
     """
     from al_pipeline.operations.history import round_number
     from al_pipeline.operations.rule import rollback as go_back

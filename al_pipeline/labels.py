@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -217,12 +217,15 @@ def supporters(events: Iterable[Event], labels: Mapping[str, str]) -> dict[str, 
 
 
 def times_asked(events: Iterable[Event]) -> dict[str, int]:
-    """In how many rounds each item was asked: those with an answer, or a skip, that stands."""
-    rounds: defaultdict[str, set[int]] = defaultdict(set)
+    """How often each item was asked: in so many tasks with an answer, or a skip, that stands.
+
+    A task that was kept for the next round is asked once, although its answers belong to two rounds.
+    """
+    tasks: defaultdict[str, set[str]] = defaultdict(set)
     for event in standing_answers(events).values():
         if event.round >= 0:
-            rounds[event.item_id].add(event.round)
-    return {item: len(numbers) for item, numbers in rounds.items()}
+            tasks[event.item_id].add(_task_of(event) or round_name(event.round))
+    return {item: len(keys) for item, keys in tasks.items()}
 
 
 def changed_by(events: Sequence[Event]) -> dict[str, frozenset[str]]:
@@ -328,7 +331,7 @@ def standing(
     enough_skips = _enough_skips(counted, everybody)
     by_key: defaultdict[str, list[Event]] = defaultdict(list)
     for event in counted:
-        by_key[event.annotation_key.rpartition("#")[0]].append(event)
+        by_key[_task_of(event)].append(event)
     found: dict[str, Standing] = {}
     for task in tasks:
         votes = _votes(_answers(by_key.get(task.push_key, ())).values())
@@ -341,6 +344,57 @@ def standing(
         else:
             found[task.push_key] = "open"
     return found
+
+
+def worth_asking(
+    tasks: Sequence[PlannedTask],
+    events: Sequence[Event],
+    folded: Folded,
+    overlap: int,
+    everybody: int | None = None,
+    refused: Collection[str] = (),
+    wanted: Collection[str] = (),
+) -> list[PlannedTask]:
+    """Of a round's tasks those that can stay with the annotators when an intervention closes the round, in their order.
+
+    They are open, for Label Studio too: it serves a task to nobody that `overlap` people have answered, and counts
+    answers that are quarantined, were refused (`refused`: the push keys of those) or were followed by their author's
+    skip. So every answer that it holds counts here, and they are of fewer people than that. Nor has another task given
+    the item a label, or enough skips, unless a person asked for it (`wanted`: items). `folded` is what `events` come
+    to.
+
+    Whether the newest model would choose them does not matter: somebody may have them on the screen.
+    """
+    found = standing(tasks, events, overlap, everybody)
+    counting = standing_answers(events).keys()
+    held = {key: event for key, event in _last_said(events).items() if event.type != "delete"}
+    spoiled = {_task_of(event) for key, event in held.items() if key not in counting} | set(refused)
+    begun = {_task_of(event) for key, event in held.items() if key in counting}
+    givers: defaultdict[str, set[str]] = defaultdict(set)
+    for event in held.values():
+        if event.label is not None:
+            givers[_task_of(event)].add(event.annotator)
+    labelled = {row.item_id for row in (*folded.labeled, *folded.test)}
+    ignored = {row.item_id for row in folded.unresolved if row.kind == "ignored"}
+    return [
+        task
+        for task in tasks
+        if found[task.push_key] == "open"
+        and task.push_key not in spoiled
+        and len(givers[task.push_key]) < overlap
+        and (task.item_id not in labelled or task.push_key in begun)
+        and (task.item_id not in ignored or task.item_id in wanted)
+    ]
+
+
+def _last_said(events: Iterable[Event]) -> dict[str, Event]:
+    """The newest event of each annotation, whether it counts or not, by annotation key."""
+    return {event.annotation_key: event for event in events if event.type not in (*CONTROLS, "task_gone")}
+
+
+def _task_of(event: Event) -> str:
+    """The push key of the task that an event speaks of; empty for an imported label."""
+    return event.annotation_key.rpartition("#")[0]
 
 
 def _enough_skips(counted: Sequence[Event], everybody: int | None) -> int:

@@ -73,6 +73,7 @@ class _TaskCounts(_Part):
     answered: _Count
     given_up: _Count
     unanswered: _Count
+    kept: _Count = 0
     refused: _Counts
 
 
@@ -194,6 +195,8 @@ class HistogramRow(_Part):
 
 _RECORD = re.compile(r"rounds/(\d{4,6})/round\.json")
 _PLAN = re.compile(r"rounds/(\d{4,6})/plan\.jsonl")
+_ASKED_IN = re.compile(r":([0-9]{4}|[1-9][0-9]{4,5})\Z")
+"""The round in a push key from which the item's name was taken: the one that asked it first."""
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "push_key": (str,),
     "item_id": (str,),
@@ -254,8 +257,10 @@ def _task(line: str, place: str, number: int) -> PlannedTask:
     item = row["item_id"]
     if not item.isprintable() or not 1 <= len(item) <= ID_CHARACTERS:
         raise _foreign(place, "item_id: must be 1 to 200 characters that can be printed")
-    if row["round"] != number or not row["push_key"].endswith(f":{number:04d}:{item}"):
-        raise _foreign(place, f"round and push_key must be those of round {number} and of the item")
+    asked = _ASKED_IN.search(row["push_key"].removesuffix(f":{item}"))
+    named = row["push_key"].endswith(f":{item}") and asked is not None and int(asked[1]) <= number
+    if row["round"] != number or not named:
+        raise _foreign(place, f"round and push_key must be those of round {number} (or an earlier one) and of the item")
     if not row["push_key"].isprintable() or not row["strategy"].isprintable() or row["part"] not in ("pool", "test"):
         raise _foreign(place, "part must be pool or test; push_key and strategy must be printable")
     numbers = (row["score"], row["probability"], row.get("confidence") or 0.0)

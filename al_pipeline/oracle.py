@@ -222,7 +222,7 @@ def task_json(task: Task) -> dict[str, Any]:
     data: dict[str, Any] = {
         **shown,
         "item_id": plan.item_id,
-        "al_round": plan.round,
+        "al_round": plan.first_round,
         "al_part": plan.part,
         "al_rank": plan.rank,
         "al_score": plan.score,

@@ -282,6 +282,10 @@ class Overrides(_Section):
     """The numbers of the rulings that the close carried out."""
     ask: list[str] = Field(default_factory=list)
     """Items that people want in the batch (`al ask`), in the order of asking."""
+    kept: list[str] = Field(default_factory=list)
+    """Items of the pool that are asked already and stay in the batch, since an intervention closed their round."""
+    kept_test: list[str] = Field(default_factory=list)
+    """The same of the test set."""
 
     def applied_to(self, select: Select) -> Select:
         """The settings of this batch."""

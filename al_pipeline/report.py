@@ -140,7 +140,8 @@ class Answers:
 
     `asked`: questions of this round, `for_test` of them about the test set; each is `answered` (with as many labels as
     asked for), `given_up` (skipped by two people, or by all there are) or `unanswered`. `skipped`: people's skips.
-    `unanswered`: questions of this round that nobody had answered when it closed. `waiting`: questions that lie in
+    `unanswered`: questions of this round that were still open when it closed, `kept` of them for the next round.
+    `carried`: questions of this round that the round before had kept for it. `waiting`: questions that lie in
     Label Studio now, of whatever round. `refused` counts answers by the reason.
     """
 
@@ -150,6 +151,8 @@ class Answers:
     skipped: int = 0
     given_up: int = 0
     unanswered: int = 0
+    kept: int = 0
+    carried: int = 0
     late: int = 0
     waiting: int = 0
     refused: Mapping[str, int] = field(default_factory=dict)

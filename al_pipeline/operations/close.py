@@ -43,13 +43,14 @@ def close(
     rulings: Sequence[Ruling] = (),
     plans: Iterable[PlannedTask] = (),
     asked: Sequence[str] = (),
+    kept: Sequence[PlannedTask] = (),
 ) -> None:
     """Move the inbox into `data/`, track it, and mark the round closed; the build then selects round `selects_for`.
 
     `rulings` about labels are carried out: what they ask for joins the ledger behind all else. `plans`
     is every task that was ever planned: which items were drawn at random is written down for `train`. `overrides` are
     this batch's own settings (params.Overrides); those of a close that was killed stay in force where none are given.
-    `asked` are the items that people want in it.
+    `asked` are the items that people want in it, `kept` the tasks of this round that stay in it.
     Raises ForeignEdit where somebody edited the ledger, the pool, the test set or the encoder.
     """
     if not layout.closing.exists():
@@ -68,7 +69,9 @@ def close(
     write_json(layout.asked_at_random, {"items": drawn_at_random(plans)})
     carried = {"rulings": [ruling.number for ruling in rulings]} if rulings else {}
     wanted = {"ask": list(asked)} if asked else {}
-    write_json(layout.overrides, {"round": selects_for, **overrides, **carried, **wanted})
+    parts = {"kept": "pool", "kept_test": "test"}
+    stays = {name: ids for name, part in parts.items() if (ids := [task.item_id for task in kept if task.part == part])}
+    write_json(layout.overrides, {"round": selects_for, **overrides, **carried, **wanted, **stays})
     for path in consumed:
         path.unlink(missing_ok=True)
     layout.closing.unlink(missing_ok=True)
@@ -97,7 +100,7 @@ def drawn_at_random(plans: Iterable[PlannedTask]) -> list[str]:
 def override(layout: Layout, overrides: dict[str, Any]) -> None:
     """Give the batch of the build under way settings of its own; what it changes is built again."""
     known = read_object(layout.overrides)
-    wanted = {name: value for name, value in known.items() if name in ("round", "rulings", "ask")} | overrides
+    wanted = {name: value for name, value in known.items() if name not in ("size", "strategy")} | overrides
     if known != wanted:
         write_json(layout.overrides, wanted)
 

@@ -128,10 +128,15 @@ def read_plan(git: Git, number: int, revision: str = "HEAD") -> list[PlannedTask
 
 
 def read_plans(git: Git, revision: str = "HEAD") -> dict[str, PlannedTask]:
-    """Every task that was ever planned, by its push key."""
+    """Every task that was ever planned, by its push key; of one that was kept for a later round, that round's row."""
+    return {task.push_key: task for task in read_plan_rows(git, revision)}
+
+
+def read_plan_rows(git: Git, revision: str = "HEAD") -> list[PlannedTask]:
+    """All that every plan holds, in the order of the rounds: a task that was kept stands in several."""
     names = {name: number for name in git.files(revision, "rounds") if (number := plan_number(name)) is not None}
-    texts = git.read(revision, list(names))
-    return {task.push_key: task for name, text in texts.items() for task in parse_plan(text, names[name])}
+    texts = git.read(revision, sorted(names, key=lambda name: names[name]))
+    return [task for name, text in texts.items() for task in parse_plan(text, names[name])]
 
 
 def rounds_of(plans: Iterable[PlannedTask]) -> dict[str, int]:

@@ -9,7 +9,7 @@ from typing import Any
 from al_pipeline.errors import BadInput
 from al_pipeline.items import find
 from al_pipeline.ledger import read_events, read_refused
-from al_pipeline.operations.history import Record, events_known, read_history, read_plans, subjects
+from al_pipeline.operations.history import Record, events_known, read_history, read_plan_rows, subjects
 from al_pipeline.operations.snapshots import Labels, snapshots
 from al_pipeline.records import Event, LabeledItem, PlannedTask, round_name
 from al_pipeline.repository import Git
@@ -51,7 +51,7 @@ def log(workspace: Workspace, item_id: str) -> ItemLog:
     git = Git(layout.root)
     history = read_history(layout, git)
     found = find([layout.pool, layout.test, layout.inbox_pool, layout.inbox_test], item_id)
-    tasks = {task.round: task for task in read_plans(git).values() if task.item_id == item_id}
+    tasks = {task.round: task for task in read_plan_rows(git) if task.item_id == item_id}
     past = _Past(workspace, item_id)
     entries: list[Entry] = []
     if found is not None:

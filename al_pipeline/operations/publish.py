@@ -19,8 +19,8 @@ from al_pipeline.ledger import read_events, read_refused
 from al_pipeline.manifests import parse_record
 from al_pipeline.operations.checkout import ROUND_TAGS
 from al_pipeline.operations.close import foreign_edits, refuse_edits
-from al_pipeline.operations.history import History, Record, read_plans
-from al_pipeline.params import Params
+from al_pipeline.operations.history import History, Record, read_plan, read_plans
+from al_pipeline.params import Params, load_overrides
 from al_pipeline.pool import test_order
 from al_pipeline.records import RANDOM_SLICE, Event, PlannedTask, push_key, round_name
 from al_pipeline.repository import Dvc, Git
@@ -167,8 +167,9 @@ def unsynced(git: Git, layout: Layout) -> bool:
 
 
 def plan_tasks(workspace: Workspace, git: Git, number: int, abandoned: Collection[int]) -> list[PlannedTask]:
-    """What round `number` asks: queries, and between them the next test items that nobody was asked about yet (save in
-    abandoned rounds), `round.test_tasks` of them.
+    """What round `number` asks: the tasks that it keeps of the round before, as they are; then queries, and between
+    them the next test items that nobody was asked about yet (save in abandoned rounds), `round.test_tasks` with those
+    that are kept.
 
     The test set was drawn once, at random, and is asked in an order drawn at random, so that what is labelled of it is
     a random sample at any time. Round 0 asks nothing where labels that the user brought make the first model.
@@ -178,6 +179,7 @@ def plan_tasks(workspace: Workspace, git: Git, number: int, abandoned: Collectio
     layout, params = workspace.layout, workspace.params
     if number == 0 and brought_labels(layout, params):
         return []
+    kept = kept_tasks(layout, git, number)
     queries = read_queries(layout.queries)
     hashes = {
         item.item_id: item.content_hash for item in fetch([layout.pool], [query.item_id for query in queries]).values()
@@ -187,7 +189,7 @@ def plan_tasks(workspace: Workspace, git: Git, number: int, abandoned: Collectio
         row.item_id for row in read_unresolved(layout.unresolved) if row.part == "test" and row.kind == "ignored"
     }
     void = _void_tasks(read_events(layout.events))
-    earlier = {
+    earlier = {task.item_id for task in kept} | {
         task.item_id
         for task in read_plans(git).values()
         if task.part == "test" and task.round < number and task.round not in abandoned and task.push_key not in void
@@ -198,7 +200,7 @@ def plan_tasks(workspace: Workspace, git: Git, number: int, abandoned: Collectio
         for item, content in zip(known.ids(), known.hashes(), strict=True)
         if item not in settled and item not in earlier
     ]
-    share = params.round.test_tasks
+    share = max(0, params.round.test_tasks - sum(task.part == "test" for task in kept))
     test = heapq.nsmallest(share, unasked, key=lambda found: test_order(bytes.fromhex(found[1]), params.seed))
 
     def key(item_id: str) -> str:
@@ -221,7 +223,16 @@ def plan_tasks(workspace: Workspace, git: Git, number: int, abandoned: Collectio
         )
         for q in sorted(queries, key=lambda query: query.rank)
     ]
-    return [replace(task, rank=rank) for rank, task in enumerate(interleaved(tasks, asked))]
+    return [replace(task, rank=rank) for rank, task in enumerate([*kept, *interleaved(tasks, asked)])]
+
+
+def kept_tasks(layout: Layout, git: Git, number: int) -> list[PlannedTask]:
+    """The tasks of the round before that round `number` keeps, in their order: the close wrote down which."""
+    chosen = load_overrides(layout.overrides)
+    wanted = {*chosen.kept, *chosen.kept_test}
+    if not wanted:
+        return []
+    return [replace(task, round=number) for task in read_plan(git, number - 1) if task.item_id in wanted]
 
 
 def interleaved(first: Sequence[PlannedTask], second: Sequence[PlannedTask]) -> list[PlannedTask]:
@@ -268,15 +279,16 @@ def _counts(layout: Layout, plan: list[PlannedTask]) -> dict[str, Any]:
 
     labeled, test_labels = read_labeled(layout.labeled), read_labeled(layout.test_labels)
     unresolved = read_unresolved(layout.unresolved)
-    ignored = sum(row.part == "pool" and row.kind == "ignored" for row in unresolved)
-    pending = sum(task.part == "pool" for task in plan)
+    # An item that waits for its second answer has a label, and one that was asked for may be ignored: it counts once.
+    pending = {task.item_id for task in plan if task.part == "pool"} - {row.item_id for row in labeled}
+    ignored = {row.item_id for row in unresolved if row.part == "pool" and row.kind == "ignored"} - pending
     pool = count_items([layout.pool])
     return {
         "pool": pool,
         "labelled": len(labeled),
-        "pending": pending,
-        "ignored": ignored,
-        "unlabelled": pool - len(labeled) - ignored - pending,
+        "pending": len(pending),
+        "ignored": len(ignored),
+        "unlabelled": pool - len(labeled) - len(ignored) - len(pending),
         "ties": sum(row.kind == "tie" for row in unresolved),
         "test": count_items([layout.test]),
         "test_labelled": len(test_labels),

@@ -87,24 +87,26 @@ def retire(
     current_round: int,
     abandoned: Collection[int] = (),
     overlaps: Mapping[int, int] | None = None,
+    rounds: Mapping[str, int] | None = None,
 ) -> int:
     """Take tasks of earlier rounds that nobody need answer any more out of the queue; how many.
 
     These are pool tasks that nobody answered, and tasks with as many answers as their round wanted (`overlaps`, by
     round): Label Studio opens all of them again when the project's overlap changes. Test tasks without an answer stay.
-    Of the `abandoned` rounds all open tasks go, those that wait for a second answer too: it would not count.
+    Of the `abandoned` rounds all open tasks go, those that wait for a second answer too: it would not count. `rounds`
+    has the round that a task belongs to, by push key: one that was kept for a later round does not say so itself.
     """
-    wanted = overlaps or {}
+    wanted, moved = overlaps or {}, rounds or {}
     stale = [
         state.task_id
         for state in oracle.open_tasks(ref)
         if state.push_key is not None
-        and state.round is not None
-        and state.round < current_round
+        and (number := moved.get(state.push_key, state.round)) is not None
+        and number < current_round
         and (
-            state.round in abandoned
+            number in abandoned
             or (state.part == "pool" and state.annotations == 0)
-            or (state.round in wanted and state.annotations >= wanted[state.round])
+            or (number in wanted and state.annotations >= wanted[number])
         )
     ]
     if stale:
@@ -117,7 +119,7 @@ def _copies(oracle: Oracle, ref: ProjectRef, tasks: Sequence[Task]) -> dict[str,
     nobody is served, are no copies."""
     ours = {task.plan.push_key for task in tasks}
     copies: dict[str, list[TaskState]] = defaultdict(list)
-    for number in sorted({task.plan.round for task in tasks}):
+    for number in sorted({task.plan.first_round for task in tasks}):
         for state in oracle.task_states(ref, number):
             if state.push_key in ours and (state.annotations or not state.is_labeled):
                 copies[state.push_key].append(state)

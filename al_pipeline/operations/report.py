@@ -119,7 +119,7 @@ def _asked(workspace: Workspace, record: Record, plan: list[PlannedTask], known:
     labels = {row.item_id: row for row in folded.labeled}
     unresolved = {row.item_id: row.reason for row in folded.unresolved}
     found = standing(queries, known, record["params"]["round"]["overlap"], everybody)
-    skipped = skips(event for event in about if event.round == record["round"])
+    skipped = skips(event for event in about if event.annotation_key.rpartition("#")[0] in found)
     refused = {
         str(row.get("push_key")): f"refused: {row['reason']}"
         for row in still_refused(read_refused(workspace.layout.events), known)
@@ -199,6 +199,8 @@ def _answers(record: Record, plan: list[PlannedTask], known: list[Event], ledger
         given_up=given["given_up"],
         late=len(late),
         unanswered=given["unanswered"],
+        kept=given.get("kept", 0),
+        carried=sum(task.first_round < task.round for task in plan),
         waiting=waiting,
         refused=given["refused"],
         annotators=people(events),

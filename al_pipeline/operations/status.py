@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from al_pipeline.errors import ServerFailed
+from al_pipeline.files import read_object
 from al_pipeline.labels import active
 from al_pipeline.layout import Layout
 from al_pipeline.ledger import read_events, read_refused, still_refused
@@ -112,13 +113,14 @@ def _answers(workspace: Workspace, facts: Facts, ask: bool) -> dict[str, Any]:
     pulled = len(answered)
     if "url" not in known or not ask:
         return {"label_studio": None, "answered": pulled, "answered_since": None}
-    project = stored_project(layout)
+    project, chosen = stored_project(layout), read_object(layout.overrides)
+    kept = chosen.get("kept") or chosen.get("kept_test")  # there, they are tasks of the round that asked them first
     found = look_at(
         known["url"],
         known.get("token"),
         None if project is None else project.project_id,
         workspace.id,
-        facts.planned if is_open else None,
+        facts.planned if is_open and not kept else None,
     )
     return {
         "label_studio": found.to_json(),

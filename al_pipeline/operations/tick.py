@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ from al_pipeline.files import bound_log, read_json, read_object, remove_leftover
 from al_pipeline.home import private_folder
 from al_pipeline.identity import check_identity
 from al_pipeline.items import columns_of, count_items, fetch
-from al_pipeline.labels import active, standing
+from al_pipeline.labels import active, fold, standing, times_asked, worth_asking
 from al_pipeline.layout import STAGES, Layout
 from al_pipeline.ledger import known_ids, read_events, read_refused, still_refused
 from al_pipeline.lifecycle import BUILD, Closing, Facts, State, Step, Wait, close_reason, next_step, state
@@ -31,6 +31,7 @@ from al_pipeline.operations import build, publish
 from al_pipeline.operations.checkout import check_not_ignored, check_ready, check_tags, keep_bytes, put_back_converted
 from al_pipeline.operations.close import (
     bring_sources,
+    carry_out,
     check_sources,
     close,
     foreign_edits,
@@ -47,7 +48,7 @@ from al_pipeline.operations.schema import check_schema, published_labels, schema
 from al_pipeline.oracle import Oracle, ProjectRef
 from al_pipeline.records import Event, PlannedTask, Task, round_name, shown_text
 from al_pipeline.repository import Dvc, Git
-from al_pipeline.rulings import asked_for
+from al_pipeline.rulings import Ruling, asked_for
 from al_pipeline.workspace import Workspace
 
 
@@ -122,6 +123,14 @@ class _Session:
     warnings: list[str] = field(default_factory=list)
     changed: bool = False
     """Whether a step that often only looks has changed something."""
+    _plans: tuple[str | None, dict[str, PlannedTask]] | None = None
+
+    def plans(self) -> dict[str, PlannedTask]:
+        """Every task that was ever planned, by its push key; read once for each commit."""
+        head = self.git.head()
+        if self._plans is None or self._plans[0] != head:
+            self._plans = head, read_plans(self.git)
+        return self._plans[1]
 
     @property
     def layout(self) -> Layout:
@@ -391,10 +400,37 @@ def _close(session: _Session, facts: Facts) -> None:
     session.workspace = replace(session.workspace)  # which reads its parameters anew
     check_snapshot(session.workspace, session.git, session.dvc, rulings)
     _remember(layout, planned, closed_at=session.now().timestamp(), reason=why)
-    plans = read_plans(session.git).values()
+    plans = session.plans().values()
     asked = asked_for(session.history.rulings, rounds_of(plans))
+    kept = _kept(session, planned, rulings) if planned is not None and rulings else []
+    if kept:
+        session.say(f"round {planned}: {len(kept)} open tasks stay in the queue")
     overrides, session.overrides = session.overrides, {}
-    close(layout, session.dvc, 0 if planned is None else planned + 1, overrides, rulings, plans, asked)
+    close(layout, session.dvc, 0 if planned is None else planned + 1, overrides, rulings, plans, asked, kept)
+
+
+def _kept(session: _Session, planned: int, rulings: Sequence[Ruling]) -> list[PlannedTask]:
+    """The open tasks of round `planned` that the next one asks on, since nothing but `rulings` closes this one.
+
+    None where the tasks show other fields, or offer other classes, than the schema that holds now.
+    """
+    layout, params, latest = session.layout, session.workspace.params, session.history.latest
+    before = latest["params"]["schema"] if latest else {}
+    if (before.get("labels"), before.get("fields")) != (params.schema_.labels, params.schema_.fields):
+        return []
+    events = read_events(layout.events, layout.inbox_events)
+    refused = still_refused(read_refused(layout.events, layout.inbox_events), events)
+    events += carry_out(rulings, layout.events)
+    everybody = len(params.annotators) or None
+    return worth_asking(
+        read_plan(session.git, planned),
+        events,
+        fold(events, params.schema_.labels, everybody, times_asked(events)),
+        params.round.overlap,
+        everybody,
+        {str(row.get("push_key")) for row in refused},
+        {item for ruling in session.history.rulings for item in ruling.items},
+    )
 
 
 def _sync(session: _Session) -> None:
@@ -436,7 +472,8 @@ def _with_label_studio(step: Step, session: _Session, planned: int) -> None:
     assert session.oracle is not None and session.project is not None
     if step is Step.RETIRE:
         overlaps = {record["round"]: record["params"]["round"]["overlap"] for record in session.history.rounds}
-        retired = retire(session.oracle, session.project, planned, session.history.abandoned, overlaps)
+        rounds = {key: task.round for key, task in session.plans().items()}
+        retired = retire(session.oracle, session.project, planned, session.history.abandoned, overlaps, rounds)
         session.changed |= retired > 0
     elif step is Step.PUSH:
         plan = read_plan(session.git, planned)
@@ -455,7 +492,7 @@ def _with_label_studio(step: Step, session: _Session, planned: int) -> None:
             workspace,
             session.oracle,
             session.project,
-            read_plans(session.git),
+            session.plans(),
             workspace.params.schema_,
             workspace.params.annotators,
             session.now().isoformat(timespec="seconds"),
@@ -531,6 +568,7 @@ def _round_facts(session: _Session, planned: int | None) -> dict[str, Any]:
             "answered": sum(value == "answered" for value in found.values()),
             "given_up": sum(value == "given_up" for value in found.values()),
             "unanswered": sum(value == "open" for value in found.values()),
+            "kept": len(publish.kept_tasks(layout, session.git, planned + 1)),
             "refused": dict(
                 Counter(
                     str(row["reason"])
@@ -557,7 +595,8 @@ def _count_selected(session: _Session) -> None:
     record, wanted = session.history.latest, session.options.overrides
     if not wanted or record is None or record["overrides"] != wanted:
         return
-    session.selected += record["counts"]["pending"]
+    plan = read_plan(session.git, session.history.planned or 0)
+    session.selected += sum(task.part == "pool" and task.first_round == task.round for task in plan)
     if "strategy" in wanted and not record["counts"]["labelled"]:
         session.warnings.append(
             f"the batch was drawn without a model, not by {wanted['strategy']}: there are no labels yet"

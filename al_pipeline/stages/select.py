@@ -23,7 +23,10 @@ from al_pipeline.stages import stage
 
 @stage
 def main(layout: Layout) -> None:
-    """Choose the batch from the shortlist and, for its random slice, from the whole unlabelled pool."""
+    """Choose the batch from the shortlist and, for its random slice, from the whole unlabelled pool.
+
+    What is kept of the round before takes up room, and is no candidate.
+    """
     check_engine(layout.engine)
     params = load_params(layout.params)
     chosen = load_overrides(layout.overrides)
@@ -31,10 +34,11 @@ def main(layout: Layout) -> None:
     labeled = {row.item_id: row.label for row in read_labeled(layout.labeled)}
     unresolved = read_unresolved(layout.unresolved)
     ignored = {row.item_id for row in unresolved if row.kind == "ignored"}
-    closed = labeled.keys() | (ignored - set(chosen.ask))
+    closed = labeled.keys() | (ignored - set(chosen.ask)) | set(chosen.kept)
+    room = max(0, select.batch_size - len(chosen.kept))
     vectors = open_vectors(layout, params.features)
     queries, choice = next_batch(
-        Asking(params.seed, chosen.size or params.round.seed_size, **select.model_dump()),
+        Asking(params.seed, chosen.size or params.round.seed_size, **select.model_dump() | {"batch_size": room}),
         chosen.round,
         OpenIds([layout.pool], closed),
         Shortlist(*read_scores(layout.scores)),
