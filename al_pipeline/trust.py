@@ -141,7 +141,7 @@ def _doubts(layout: Layout) -> Iterator[tuple[str, str]]:
                     "is not as `dvc add` writes it, and DVC could write elsewhere",
                 )
     config = layout.root / ".dvc/config"
-    if config.exists() and (line := _odd_setting(config.read_bytes().decode("utf-8", "replace"))):
+    if config.exists() and (line := odd_setting(config.read_bytes().decode("utf-8", "replace"))):
         yield (
             ".dvc/config",
             f"holds `{line}`: a setting that names a secret, a program or a file belongs in .dvc/config.local "
@@ -154,7 +154,7 @@ def _unix(text: bytes) -> bytes:
     return text.replace(b"\r\n", b"\n")
 
 
-def _odd_setting(text: str) -> str | None:
+def odd_setting(text: str) -> str | None:
     """The name of the first setting that is not known to be harmless; None where all are."""
     for line in text.splitlines():
         line = line.strip()

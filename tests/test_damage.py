@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import answer_all, play, small_workspace, tools_first
+from harness import Killed, answer_all, play, small_workspace, tools_first, write_pool
 
 from al_pipeline.errors import AlError, ForeignEdit, RemoteIncomplete
 from al_pipeline.operations import doctor
-from al_pipeline.operations.close import bring_sources, check_sources
+from al_pipeline.operations.close import bring_sources, check_sources, close
+from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.predict import model_folder
 from al_pipeline.operations.remote import mend_remote
 from al_pipeline.operations.reproduce import failure, reproduce
@@ -457,6 +458,45 @@ def test_a_published_round_costs_no_second_reading(published: Any, tmp_path: Pat
 def test_a_listing_is_made_as_dvc_makes_it() -> None:
     listing = [{"md5": "a" * 32, "relpath": "part-000001.jsonl"}]
     assert listing_bytes(listing) == b'[{"md5": "%s", "relpath": "part-000001.jsonl"}]' % (b"a" * 32)
+
+
+# What is taken into the records ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["data/events", "data/pool", "data/test"])
+@pytest.mark.parametrize("damage", [flip, truncate, empty, remove])
+def test_a_change_never_passes_for_something_new(
+    published: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, damage: Callable[[Path], None]
+) -> None:
+    """A close that was killed goes on with what it has moved, and not with a part that changed meanwhile."""
+    rig = Rig(published[0], tmp_path)
+    layout = rig.workspace.layout
+    with rig.dvc() as dvc:
+        bring_sources(layout, dvc)
+        write_pool(tmp_path / "more.jsonl", 5, start=500)
+        ingest(rig.workspace, [tmp_path / "more.jsonl"])
+        with monkeypatch.context() as patch:
+            patch.setattr(Dvc, "add", raise_killed)
+            with pytest.raises(Killed):
+                close(layout, dvc, 2)
+        new = sorted(layout.pool.iterdir())[-1]
+        name, part = kind, sorted((rig.root / kind).iterdir())[0]
+        before, records = part.read_bytes(), {path: path.read_bytes() for path in rig.root.glob("data/*.dvc")}
+        damage(part)
+        with pytest.raises(ForeignEdit, match=f"closed: {name}/{part.name}") as told:
+            close(layout, dvc, 2)
+        assert {path: path.read_bytes() for path in records} == records
+        command = str(told.value).split("`")[1].split()
+        assert command[0] == "dvc" and rig.run_dvc(*command[1:]).returncode == 0, "the way out that is told"
+        assert part.read_bytes() == before and new.exists()
+        close(layout, dvc, 2)
+        assert {path.read_bytes() for path in rig.root.glob("data/*.dvc")} != set(records.values())
+        check_sources(layout, dvc)
+
+
+def raise_killed(*_: Any) -> None:
+    raise Killed
 
 
 # What doctor says of each side --------------------------------------------------------------------------------------

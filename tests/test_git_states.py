@@ -17,6 +17,7 @@ from al_pipeline.errors import BadInput, ForeignEdit, NeedsAHand, RepositoryErro
 from al_pipeline.layout import Layout, is_ours
 from al_pipeline.operations import doctor
 from al_pipeline.operations.checkout import (
+    bring_in_line,
     check_not_ignored,
     check_ready,
     check_tags,
@@ -24,6 +25,7 @@ from al_pipeline.operations.checkout import (
     git_files,
     keep_bytes,
     put_back_converted,
+    with_verification,
 )
 from al_pipeline.operations.publish import sync
 from al_pipeline.operations.publish import tag as tag_round
@@ -861,6 +863,49 @@ def test_a_clone_that_git_converted_is_not_accused_and_put_right(
     assert keep_bytes(layout, clone) == [".gitattributes", ".gitignore"]
     assert keep_bytes(layout, clone) == []
     assert clone.changed(layout.tracked) == ["rounds/0000/plan.jsonl"]
+
+
+def test_a_workspace_of_an_older_engine_has_dvc_verify_from_now_on(git: Git) -> None:
+    """A `dvc pull` by hand, here and in each later clone."""
+    layout = Layout(git.root)
+    keep_bytes(layout, git)
+    config = layout.root / ".dvc/config"
+    old = (
+        "[core]\n    remote = store\n['remote \"store\"']\n    url = /r\n# mine\n['remote \"b\"']\n    verify = false\n"
+    )
+    git.commit("Old", [write(git.root, ".dvc/config", old)])
+    write(git.root, ".dvc/config", old + "# being edited\n")
+    assert bring_in_line(layout, git) == []
+    write(git.root, ".dvc/config", old)
+    assert bring_in_line(layout, git) == [".dvc/config"]
+    wanted = old.replace("    url = /r", "    verify = true\n    url = /r")
+    assert config.read_text() == wanted == git.show("HEAD", ".dvc/config")
+    assert bring_in_line(layout, git) == [], "what says something of it stays"
+
+    git.commit("Old again", [write(git.root, ".dvc/config", old)])
+    write(git.root, ".dvc/config", wanted)
+    assert bring_in_line(layout, git) == [".dvc/config"], "killed before its commit"
+    accepted = old + "    keyfile = /k\n"
+    git.commit("Accepted by `al trust`, by its content", [write(git.root, ".dvc/config", accepted)])
+    assert bring_in_line(layout, git) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", ""),
+        ("[core]\n    remote = store\n", None),
+        ("['remote \"a\"']\n\tverify=true\n", None),
+        ('[remote "a"]\nurl = x', '[remote "a"]\n    verify = true\nurl = x\n'),
+        (
+            "['remote \"a\"']\n['remote \"b\"']",
+            "['remote \"a\"']\n    verify = true\n['remote \"b\"']\n    verify = true\n",
+        ),
+        ("[core]\nverify = x\n['remote \"a\"']\n", "[core]\nverify = x\n['remote \"a\"']\n    verify = true\n"),
+    ],
+)
+def test_verification_is_said_of_each_remote_that_says_nothing(before: str, after: str | None) -> None:
+    assert with_verification(before) == (before if after is None else after)
 
 
 def test_a_conversion_that_nothing_turns_off_is_refused_before_it_is_stored(git: Git) -> None:

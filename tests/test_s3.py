@@ -5,24 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
-from harness import SMALL, change_params, play, tools_first, write_pool
+from harness import SMALL, answer_all, change_params, play, tools_first, write_pool
 from moto.server import ThreadedMotoServer
 
-from al_pipeline.errors import RemoteIncomplete
+from al_pipeline.errors import RemoteIncomplete, RepositoryError
+from al_pipeline.operations import connect as connecting
+from al_pipeline.operations.close import bring_sources
+from al_pipeline.operations.connect import adopt
 from al_pipeline.operations.doctor import examine
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
 from al_pipeline.operations.remote import mend_remote
 from al_pipeline.operations.reproduce import reproduce
-from al_pipeline.operations.tick import open_dvc
+from al_pipeline.operations.tick import open_dvc, tick
 from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.workspace import Workspace, open_workspace
 
@@ -166,6 +172,66 @@ def test_a_clone_without_data_takes_no_damaged_object(published: Published, tmp_
         damage(s3, key, right)
     with open_dvc(workspace.layout) as dvc:
         dvc.pull("data/pool.dvc")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"url": "s3://al-nowhere/team"}, "bucket"),
+        ({"access_key_id": None, "secret_access_key": None}, "redentials"),
+        ({"endpointurl": "http://127.0.0.1:9"}, "connect"),
+        ({"endpointurl": "http://no-such-host.invalid"}, "connect"),
+        ({"endpointurl": "not an address"}, "ndpoint"),
+    ],
+)
+def test_a_remote_that_cannot_be_used_is_one_sentence_and_its_fault(
+    published: Published, tmp_path: Path, settings: Mapping[str, str | None], said: str
+) -> None:
+    """To whoever fetches, publishes, looks and asks; nothing is made in its place, and all is well once it is mended."""
+    workspace = published.clone(tmp_path / "clone")
+    root, layout = workspace.layout.root, workspace.layout
+    buckets = [one["Name"] for one in published.s3.list_buckets()["Buckets"]]
+    for name, value in settings.items():
+        words = [name, value] if value is not None else ["--unset", name]
+        run(root, "dvc", "remote", "modify", "--local", "store", *words)
+    with open_dvc(layout) as dvc:
+        for action in (lambda: bring_sources(layout, dvc), dvc.push, dvc.verify_remote, dvc.check_writable):
+            begin = time.monotonic()
+            with pytest.raises(RepositoryError) as told:
+                action()
+            print(f"{time.monotonic() - begin:.1f} s: {told.value}")
+            assert time.monotonic() - begin < 60
+            assert told.value.exit_code == 5 and said in str(told.value)
+            assert "Traceback" not in str(told.value) and len(str(told.value).splitlines()) == 1
+            assert SECRET not in str(told.value)
+    assert [level for level, _, _ in of_remote(workspace)] == ["error"]
+    assert [one["Name"] for one in published.s3.list_buckets()["Buckets"]] == buckets
+    shutil.rmtree(root)
+    workspace = published.clone(tmp_path / "clone")
+    with open_dvc(workspace.layout) as dvc:
+        bring_sources(workspace.layout, dvc)
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_another_clone_goes_on(
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_hand: bool
+) -> None:
+    """It takes the project over with the data fetched, by hand or by `al adopt`, and publishes the next round."""
+    workspace, oracle = published.clone(tmp_path / "clone"), published.oracle
+    root = workspace.layout.root
+    run(root, "git", "remote", "remove", "origin")
+    if by_hand:
+        run(root, "dvc", "pull")
+    monkeypatch.setattr(connecting, "connect", lambda _: nullcontext(oracle))
+    with open_dvc(workspace.layout) as dvc:
+        adopt(workspace, dvc)
+        assert dvc.unlike("data/pool.dvc", "data/events.dvc", "data/test.dvc") == []
+    assert "site_cache_dir" in (root / ".dvc/config.local").read_text(encoding="utf-8")
+    answer_all(oracle, published.truth)
+    published_now = tick(open_workspace(root), lambda: oracle).published
+    assert published_now == (1,)
+    assert [level for level, _, _ in of_remote(workspace)] == ["ok"]
+    assert [made.difference for made in reproduce(workspace, [1])] == [None]
 
 
 def newest_model(workspace: Workspace) -> str:

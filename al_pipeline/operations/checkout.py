@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
+from itertools import pairwise
 from pathlib import Path
 
 from al_pipeline.errors import NeedsAHand
@@ -10,8 +12,13 @@ from al_pipeline.files import write_bytes, write_text
 from al_pipeline.layout import Layout
 from al_pipeline.records import round_name
 from al_pipeline.repository import Git
+from al_pipeline.trust import odd_setting
 
 ROUND_TAGS = "round-*"
+
+_SECTION = re.compile(r"\s*\[")
+_REMOTE = re.compile(r"""\s*\[\s*['"]?\s*remote\s""")
+_VERIFY = re.compile(r"\s*verify\s*=")
 
 
 def check_ready(layout: Layout, git: Git) -> None:
@@ -114,6 +121,38 @@ def keep_bytes(layout: Layout, git: Git) -> list[str]:
     if stale:
         git.commit("Have git neither convert nor ignore the engine's files", stale)
     return sorted(path.name for path in stale)
+
+
+def bring_in_line(layout: Layout, git: Git) -> list[str]:
+    """Carry a workspace of an older engine over, in what git keeps of it. Idempotent.
+
+    Commits what it changed, and returns the names; leaves out what somebody edits.
+    """
+    return sorted([*keep_bytes(layout, git), *keep_verified(layout, git)])
+
+
+def keep_verified(layout: Layout, git: Git) -> list[str]:
+    """Have a `dvc` by hand compare what it fetches, in this clone and every later one. `al` itself always does."""
+    config = layout.root / ".dvc/config"
+    text = git.show("HEAD", ".dvc/config") or ""
+    wanted = with_verification(text)
+    if wanted == text or odd_setting(text):  # a file that was accepted by `al trust` stays as it was accepted
+        return []
+    if config.read_bytes() not in (text.encode(), wanted.encode()):
+        return []
+    write_text(config, wanted)
+    git.commit("Have DVC compare what it fetches with the digest that was asked for", [config])
+    return [".dvc/config"]
+
+
+def with_verification(text: str) -> str:
+    """DVC's settings with `verify` on in each remote that says nothing of it."""
+    lines = text.splitlines()
+    places = [place for place, line in enumerate(lines) if _SECTION.match(line)]
+    for begin, end in reversed([*pairwise([*places, len(lines)])]):
+        if _REMOTE.match(lines[begin]) and not any(_VERIFY.match(line) for line in lines[begin:end]):
+            lines.insert(begin + 1, "    verify = true")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def with_lines(text: str, lines: tuple[str, ...]) -> str:

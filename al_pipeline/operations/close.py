@@ -53,7 +53,9 @@ def close(
     `asked` are the items that people want in it, `kept` the tasks of this round that stay in it.
     Raises ForeignEdit where somebody edited the ledger, the pool, the test set or the encoder.
     """
-    if not layout.closing.exists():
+    if layout.closing.exists():
+        check_kept(layout, dvc)
+    else:
         check_sources(layout, dvc)
     overrides = overrides or read_object(layout.closing).get("overrides") or {}
     write_json(layout.closing, {"selects_for": selects_for, "overrides": overrides})
@@ -64,6 +66,7 @@ def close(
     _move_parts(layout.inbox_test, layout.test)
     consumed = append_inbox(layout.inbox_events, layout.events)
     append_part(layout.events, carry_out(rulings, layout.events))
+    check_kept(layout, dvc)
     dvc.add(layout.events, layout.pool, layout.test)
     write_engine(layout.engine)
     write_json(layout.asked_at_random, {"items": drawn_at_random(plans)})
@@ -117,6 +120,29 @@ def check_sources(layout: Layout, dvc: Dvc) -> None:
         _blame(layout, dvc, here)
     if absent := [name for name in unlike if name not in here]:
         raise ForeignEdit(f"not here: {', '.join(absent)}; `dvc pull` in {layout.root} brings it back")
+
+
+def check_kept(layout: Layout, dvc: Dvc) -> None:
+    """Raise ForeignEdit where a part that was recorded is not what it was; new ones may stand beside it.
+
+    For the middle of a close, which may have been killed: what it takes into the records is new, and never a change.
+    """
+    tracked = [path for path in (layout.events, layout.pool, layout.test) if _pointer(path).exists()]
+    names = [f"{path.relative_to(layout.root)}.dvc" for path in tracked]
+    if not names or not dvc.unlike(*names):
+        return
+    changed = [one for one in dvc.differences(*names) if one.here != "extra"]
+    if unknown := [one.name for one in changed if one.here == "unknown"]:
+        raise RepositoryError(
+            f"neither DVC's cache nor the DVC remote gives {', '.join(unknown)}, so that new data cannot be told from "
+            "changed data; `al doctor` tries the remote"
+        )
+    if changed:
+        raise ForeignEdit(
+            f"changed while the round was being closed: {_listed(changed)}. `dvc checkout --force "
+            f"{' '.join(one.name for one in changed)}` in {layout.root} puts back what was recorded (after a "
+            "`dvc fetch`, where the cache lacks it), and `al round` goes on"
+        )
 
 
 def _blame(layout: Layout, dvc: Dvc, names: Sequence[str]) -> NoReturn:

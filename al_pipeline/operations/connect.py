@@ -22,6 +22,8 @@ from al_pipeline.identity import begin_adoption, check_identity, clone_id, end_a
 from al_pipeline.layout import Layout
 from al_pipeline.lock import locked
 from al_pipeline.operations.checkout import ROUND_TAGS, check_ready
+from al_pipeline.operations.close import bring_sources, check_sources, is_closed
+from al_pipeline.operations.history import read_history
 from al_pipeline.oracle import Oracle, PageEdit, ProjectRef, project_title
 from al_pipeline.plain import is_web_address
 from al_pipeline.repository import Git
@@ -177,9 +179,13 @@ class Adopted:
 def adopt(workspace: Workspace) -> Adopted:
     """Make this clone the one that writes to the project; a copy of a clone gets an identity of its own by it.
 
-    Raises NothingToDo, ForeignProject, and NeedsAHand where another clone published what this one lacks: it would make
-    those rounds again, under the same numbers.
+    It must be able to go on: the data that it lacks are fetched, and all are compared with git's records, before
+    anything changes in Label Studio. Raises NothingToDo, ForeignProject, RemoteIncomplete or ForeignEdit where data are
+    not as recorded, and NeedsAHand where another clone published what this one lacks: it would make those rounds again,
+    under the same numbers.
     """
+    from al_pipeline.operations.tick import open_dvc  # which imports this module
+
     layout, git = workspace.layout, Git(workspace.layout.root)
     check_ready(layout, git)
     copy = identify(layout).verdict != "same"
@@ -195,8 +201,13 @@ def adopt(workspace: Workspace) -> Adopted:
     if missing := git.lacks():
         raise NeedsAHand(
             f"the git remote is {missing} commits ahead of this clone, and may hold rounds that it lacks: "
-            "`git pull`, `dvc pull`, then `al adopt` again"
+            "`git pull`, then `al adopt` again"
         )
+    with locked(layout.lock, "al adopt"), open_dvc(layout) as dvc:
+        dvc.keep_state_private()
+        if not layout.closing.exists() and not is_closed(layout, read_history(layout, git).planned):
+            bring_sources(layout, dvc)
+            check_sources(layout, dvc)
     with closing(connect(workspace)) as oracle:
         oracle.adopt(ref, workspace.id, clone_id(layout))
     end_adoption(layout)

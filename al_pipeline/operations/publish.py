@@ -100,7 +100,7 @@ def _refuse_published(git: Git, number: int) -> None:
             raise NeedsAHand(
                 f"{round_name(number)} is on the git remote already: another clone published it, and took the project "
                 "in Label Studio over. Nothing was published here. No answer is lost: go on in that clone, or make a "
-                "new one (`git clone`, `dvc pull`) and `al adopt` there"
+                "new one (`git clone`) and `al adopt` there"
             )
 
 

@@ -28,7 +28,13 @@ from al_pipeline.ledger import known_ids, read_events, read_refused, still_refus
 from al_pipeline.lifecycle import BUILD, Closing, Facts, State, Step, Wait, close_reason, next_step, state
 from al_pipeline.lock import locked
 from al_pipeline.operations import build, publish
-from al_pipeline.operations.checkout import check_not_ignored, check_ready, check_tags, keep_bytes, put_back_converted
+from al_pipeline.operations.checkout import (
+    bring_in_line,
+    check_not_ignored,
+    check_ready,
+    check_tags,
+    put_back_converted,
+)
 from al_pipeline.operations.close import (
     bring_sources,
     carry_out,
@@ -461,7 +467,7 @@ def _connect(session: _Session) -> None:
     if session.git.changed([layout.project]):
         session.git.commit(f"Use Label Studio's project {session.project.project_id}", [layout.project])
         session.again(Step.SYNC)
-    if keep_bytes(layout, session.git):
+    if bring_in_line(layout, session.git):
         session.again(Step.SYNC)
 
 

@@ -18,7 +18,7 @@ from al_pipeline.identity import bind, identify
 from al_pipeline.layout import Layout
 from al_pipeline.lock import locked
 from al_pipeline.merge import with_missing
-from al_pipeline.operations.checkout import check_ready, keep_bytes, with_lines
+from al_pipeline.operations.checkout import bring_in_line, check_ready, with_lines
 from al_pipeline.operations.close import foreign_edits, is_closed
 from al_pipeline.operations.history import read_history
 from al_pipeline.operations.tick import open_dvc
@@ -70,7 +70,7 @@ def upgrade(start: Path | None = None, replace_dvc_yaml: bool = False) -> Upgrad
             dvc.keep_state_private()
         Workspace(layout, marker["workspace_id"]).make_home()
         if before == LAYOUT_VERSION:
-            return Upgrade(before, before, tuple(keep_bytes(layout, git)), str(git.head()))
+            return Upgrade(before, before, tuple(bring_in_line(layout, git)), str(git.head()))
         committed = {name: git.show("HEAD", name) or "" for name in FILES}
         planned = migrate(committed, before, replace_dvc_yaml)
         wanted = {**marker, "layout": LAYOUT_VERSION}
@@ -82,7 +82,7 @@ def upgrade(start: Path | None = None, replace_dvc_yaml: bool = False) -> Upgrad
         changed.append(layout.marker.name)
         message = f"Carry the workspace from layout {before} to {LAYOUT_VERSION}"
         git.commit(message, [layout.root / name for name in changed])
-        changed += [name for name in keep_bytes(layout, git) if name not in changed]
+        changed += [name for name in bring_in_line(layout, git) if name not in changed]
         return Upgrade(before, LAYOUT_VERSION, tuple(changed), str(git.head()))
 
 
