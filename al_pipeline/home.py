@@ -171,6 +171,7 @@ def own_environment(environment: Mapping[str, str] | None = None) -> dict[str, s
 
     A complete user, which libraries ask for as they are imported; UTF-8, since paths are; and folders of this user
     alone for the state that libraries would keep in, and believe from, a folder that all users of the machine share.
+    Raises UnsafeFolder where such a folder is somebody else's.
     """
     environment = os.environ if environment is None else environment
     added = {"PYTHONUTF8": "1"}
@@ -180,9 +181,11 @@ def own_environment(environment: Mapping[str, str] | None = None) -> dict[str, s
         home = al_home()
     except (UsageError, UnsafeFolder):
         return added  # whatever needs it says so
+    check_private(home / "cache")
     if not _is_own_home(environment.get("HOME")):
+        check_private(home / "user")
         added["HOME"] = str(home / "user")
-    elif not os.access(environment["HOME"], os.W_OK) and "XDG_CACHE_HOME" not in environment:
+    elif "XDG_CACHE_HOME" not in environment and not _keeps_caches(environment.get("HOME")):
         added["XDG_CACHE_HOME"] = str(home / "cache")
         added |= {"HF_HOME": str(home / "cache/huggingface")} if "HF_HOME" not in environment else {}
         added |= {"MPLCONFIGDIR": str(home / "cache/matplotlib")} if "MPLCONFIGDIR" not in environment else {}
@@ -208,11 +211,21 @@ def _is_own_home(home: str | None) -> bool:
         if not _has_entry():
             return False
         home = pwd.getpwuid(os.geteuid()).pw_dir
+    return os.path.isabs(home) and _is_own(home)
+
+
+def _keeps_caches(home: str | None) -> bool:
+    """Whether libraries find folders below this user's HOME that they can write to, and nobody else."""
+    home = pwd.getpwuid(os.geteuid()).pw_dir if home is None else home
+    return os.access(home, os.W_OK) and all(_is_own(os.path.join(home, name)) for name in (".cache", ".config"))
+
+
+def _is_own(folder: str) -> bool:
     try:
-        found = Path(home).stat()
+        found = os.stat(folder)
     except OSError:
-        return os.path.isabs(home)  # not there: nobody's settings
-    return os.path.isabs(home) and found.st_uid in _trusted_owners() and not writable_by_others(found)
+        return True  # not there: nobody's
+    return found.st_uid in _trusted_owners() and not writable_by_others(found)
 
 
 def _has_entry() -> bool:

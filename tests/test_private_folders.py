@@ -10,12 +10,13 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from harness import small_workspace
+from tracing import FILES, Call, read_calls, trace
 
 from al_pipeline import home as module
 from al_pipeline.errors import AlError, UnsafeFolder, UsageError
@@ -26,6 +27,7 @@ from al_pipeline.operations.init import init
 from al_pipeline.operations.tick import open_dvc
 from al_pipeline.operations.upgrade import upgrade
 from al_pipeline.repository.dvc import change_config
+from al_pipeline.servers import start_label_studio, start_prefect
 from al_pipeline.trust import accept, doubtful
 from al_pipeline.workspace import open_workspace
 
@@ -346,6 +348,142 @@ def test_a_home_where_others_can_put_settings_is_not_ours(tmp_path: Path, monkey
     assert own_environment()["HOME"].endswith("/al-home/user")
     (tmp_path / "h").chmod(0o755)
     assert "HOME" not in own_environment()
+
+
+@pytest.mark.parametrize("name", [".cache", ".config"])
+@pytest.mark.parametrize("whose", ["foreign", "open"])
+def test_caches_that_others_can_change_are_not_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, whose: str
+) -> None:
+    """matplotlib and Hugging Face then keep theirs in `al`'s home."""
+    for variable in ("XDG_CACHE_HOME", "HF_HOME", "MPLCONFIGDIR"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "h"))
+    (tmp_path / "h" / name).mkdir(parents=True)
+    assert "XDG_CACHE_HOME" not in own_environment()
+    if whose == "open":
+        (tmp_path / "h" / name).chmod(0o777)
+    elif os.geteuid() == 0:
+        os.chown(tmp_path / "h" / name, NOBODY, NOBODY)
+    else:
+        return
+    added = own_environment()
+    cache = str(al_home() / "cache")
+    assert added["XDG_CACHE_HOME"] == cache
+    assert (added["HF_HOME"], added["MPLCONFIGDIR"]) == (f"{cache}/huggingface", f"{cache}/matplotlib")
+    monkeypatch.setenv("HF_HOME", "/mine")
+    assert "HF_HOME" not in own_environment()
+
+
+@pytest.mark.parametrize("name", ["cache", "user"])
+def test_what_libraries_get_in_place_of_home_is_looked_at_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "h"))
+    (tmp_path / "h").mkdir(mode=0o777)
+    (tmp_path / "h").chmod(0o777)
+    folder = private_folder(al_home() / name)
+    assert own_environment()["HOME"] == str(al_home() / "user")
+    folder.chmod(0o777)
+    with pytest.raises(UnsafeFolder, match=f"others can write to {folder}"):
+        own_environment()
+    folder.chmod(0o700)
+    if os.geteuid() == 0:
+        os.chown(folder, NOBODY, NOBODY)
+        with pytest.raises(UnsafeFolder, match=f"{folder} belongs to nobody"):
+            own_environment()
+
+
+@as_root
+def test_no_server_uses_a_home_of_somebody_else(tmp_path: Path) -> None:
+    """Prefect would run what its settings and its database name."""
+    workspace = init(tmp_path / "w", ["a", "b"])
+    starts = {
+        "prefect": lambda: start_prefect(workspace, lambda _: None),
+        "label-studio": lambda: start_label_studio(workspace, lambda _: None),
+    }
+    for name, start in starts.items():
+        home = private_folder(workspace.home / name)
+        os.chown(home, NOBODY, NOBODY)
+        with pytest.raises(UnsafeFolder, match=f"{home} belongs to nobody"):
+            start()
+        assert not list(home.iterdir())
+
+
+# What is opened ------------------------------------------------------------------------------------------------------
+
+
+def shared_folders(path: str) -> Iterator[str]:
+    """The folders on the way to `path` in which every user can make files."""
+    for folder in reversed(Path(path).parents):
+        try:
+            if folder.stat().st_mode & stat.S_IWOTH:
+                yield str(folder)
+        except OSError:
+            return
+
+
+def plantable(calls: Iterable[Call]) -> set[str]:
+    """What was looked for, read or run that another user could have put there before."""
+    made: set[str] = set()
+    found: set[str] = set()
+    for call in calls:
+        for path in call.paths if call.name not in ("unlink", "unlinkat", "rmdir") else ():
+            if path.startswith(("/proc/", "/dev/")) and not path.startswith("/dev/shm/"):
+                continue
+            if not call.failed and (call.name in ("mkdir", "mkdirat") or "O_EXCL" in call.words):
+                made.add(path)  # it was not there, and is ours
+            for folder in shared_folders(path):
+                first = os.path.join(folder, os.path.relpath(path, folder).split("/")[0])
+                try:
+                    ours = os.lstat(first).st_uid == os.geteuid()  # in a sticky folder, nobody else's to replace
+                except OSError:
+                    ours = False
+                if not ours and first not in made:
+                    found.add(path)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("writable", [True, False])
+def test_no_command_looks_for_anything_where_others_can_plant_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writable: bool
+) -> None:
+    """Builds with the encoder, status, report and doctor; also with a HOME where libraries cannot keep their caches."""
+    home = tmp_path / "h"
+    home.mkdir()
+    (home / ".cache").mkdir()
+    (home / ".cache").chmod(0o755 if writable else 0o777)
+    workspace, _ = small_workspace(tmp_path, 30, {"kind: tfidf": "kind: encoder+tfidf"})
+    for name in ("DVC_SITE_CACHE_DIR", "PREFECT_HOME", "TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    seen: set[str] = set()
+    for words, code in (["round"], 5), (["status"], 0), (["report"], 3), (["doctor"], 6):
+        log = tmp_path / "log"
+        done = trace([str(BIN / "al"), *words], log, FILES, workspace.layout.root)
+        assert done.returncode == code, done.stderr
+        calls = list(read_calls(log, failed=True))
+        assert plantable(calls) == set(), words
+        seen |= {path for call in calls for path in call.paths}
+    assert any(path.endswith("model.safetensors") for path in seen), "the encoder ran"
+    assert any("/dvc/repo/" in path for path in seen), "and DVC"
+
+
+def test_what_could_be_planted_is_told(tmp_path: Path) -> None:
+    """Else the test above shows nothing."""
+    shared = os.path.realpath(tmp_path / "shared")
+    os.mkdir(shared)
+    os.chmod(shared, 0o1777)
+    look = Call("openat", (f"{shared}/dvc/x",), "O_RDONLY", failed=True)
+    assert plantable([look]) == {f"{shared}/dvc/x"}
+    assert plantable([Call("mkdir", (f"{shared}/dvc",), ""), look]) == set()
+    assert plantable([Call("execve", (f"{shared}/run",), "")]) == {f"{shared}/run"}
+    assert plantable([Call("openat", ("/usr/lib/x", "/etc/passwd"), "O_RDONLY")]) == set()
+    if os.geteuid() == 0:
+        os.mkdir(f"{shared}/dvc")
+        os.chown(f"{shared}/dvc", NOBODY, NOBODY)
+        assert plantable([Call("openat", (f"{shared}/dvc/x",), "O_RDONLY")]) == {f"{shared}/dvc/x"}
 
 
 def test_no_place_at_all_is_said_in_one_sentence(tmp_path: Path) -> None:

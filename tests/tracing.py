@@ -30,13 +30,14 @@ _OPEN_FILE = re.compile(r"\d+<(/[^>]*)>")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call that did not fail."""
+    """One call."""
 
     name: str
     paths: tuple[str, ...]
     """Absolute: what it names, or the open files that it was given, in their order; of an `open` what came of it."""
     words: str
     """Its arguments as strace writes them."""
+    failed: bool = False
 
 
 def trace(
@@ -55,8 +56,8 @@ def trace(
     )
 
 
-def read_calls(log: Path) -> Iterator[Call]:
-    """The calls in the order in which they ended."""
+def read_calls(log: Path, *, failed: bool = False) -> Iterator[Call]:
+    """The calls in the order in which they ended; with those that failed, if so wished."""
     begun: dict[str, str] = {}
     where: dict[str, str] = {}
     for line in log.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
@@ -68,18 +69,18 @@ def read_calls(log: Path) -> Iterator[Call]:
             continue
         if resumed:
             text = begun.pop(process, "") + text
-        if not (call := _CALL.match(text)) or call[3] in ("-1", "?"):
+        if not (call := _CALL.match(text)) or call[3] == "?" or (call[3] == "-1" and not failed):
             continue
-        name, words, _, opened = call.groups()
+        name, words, code, opened = call.groups()
         if "AT_FDCWD<" in words:
             where[process] = words.split("AT_FDCWD<", 1)[1].split(">", 1)[0]
-        yield Call(name, tuple(_paths(name, words, opened, where.get(process, "/"))), words)
+        yield Call(name, tuple(_paths(name, words, opened, where.get(process, "/"))), words, code == "-1")
 
 
 def _paths(name: str, words: str, opened: str | None, folder: str) -> Iterator[str]:
     if opened and opened.startswith("/"):
         yield opened
-    elif name in FILES and name not in ("open", "openat", "creat", "connect"):
+    elif name in FILES and name != "connect":
         rest = words
         for quoted in _QUOTED.finditer(words):
             before = rest[: quoted.start() - (len(words) - len(rest))]

@@ -327,9 +327,9 @@ class Dvc:
     def check_writable(self) -> str:
         """Write a small file to the default remote and remove it again; returns the remote's address."""
         script = (
-            "import uuid; from dvc.repo import Repo; r = Repo(); o = r.cloud.get_remote(); "
-            "p = o.fs.join(o.path, 'al-probe-' + uuid.uuid4().hex); o.fs.makedirs(o.path, exist_ok=True); "
-            "o.fs.pipe_file(p, b'al'); o.fs.rm_file(p); print(o.path)"
+            "import uuid; from dvc.repo import Repo; from al_pipeline.repository.objects import FOLDERS_NEEDED; "
+            "r = Repo(); o = r.cloud.get_remote(); p = o.fs.join(o.path, 'al-probe-' + uuid.uuid4().hex); "
+            "o.fs.protocol not in FOLDERS_NEEDED or o.fs.makedirs(o.path, exist_ok=True); o.fs.pipe_file(p, b'al'); o.fs.rm_file(p); print(o.path)"
         )
         try:
             self.check(self.root)
@@ -355,6 +355,7 @@ class Dvc:
         Raises RemoteIncomplete, naming the objects, where the remote lacks them or holds others under their names.
         """
         self.set_aside_damaged(*targets)
+        self._ask("reach", "pull", targets=targets, mend="; `al doctor` tries the remote")
         try:
             self._checked(["pull", *targets], "pull", _TRANSFER_TIMEOUT, mend="; `al doctor` tries the remote")
         except RepositoryError as error:

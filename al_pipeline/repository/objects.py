@@ -27,8 +27,10 @@ _MARKS = (
     *("LastModified", "last_modified", "updated", "modified", "mtime", "created", "ino"),
 )
 """What a file system may tell of an object that changes with its bytes."""
-_FOLDERS_NEEDED = ("local", "ssh", "webdav", "webdavs", "hdfs", "webhdfs")
+FOLDERS_NEEDED = ("local", "ssh", "webdav", "webdavs", "hdfs", "webhdfs")
 """Remotes where a file needs its folder to be there; elsewhere making one could make a bucket."""
+_NO_BUCKET = re.compile(r"(?i)\b(bucket|container)\b.*\bnot (exist|found)")
+"""How stores say that not an object is missing, but what should hold it."""
 _LISTING = " (its list of files)"
 _OBJECT = re.compile(r"[0-9a-f]{32}(\.dir)?\Z")
 
@@ -51,6 +53,7 @@ def serve(request: Mapping[str, Any]) -> dict[str, Any]:
         "look": lambda objects, _: objects.look(),
         "where": lambda objects, _: {"absent": objects.absent_folder()},
         "push": lambda objects, _: objects.push(),
+        "reach": lambda objects, _: objects.reach(),
         "set aside": lambda objects, asked: {"aside": objects.set_aside(Path(asked["place"]))},
         "compare": lambda objects, _: {"wrong": objects.wrong_here()},
     }
@@ -243,6 +246,21 @@ class _Objects:
 
     # The remote ------------------------------------------------------------------------------------------------------
 
+    def reach(self) -> dict[str, Any]:
+        """Ask the remote for one object, if there is any that only it can have: DVC asks for each, again and again.
+
+        Raises what a remote raises that is out of reach, or that does not let us in.
+        """
+        for digest in self.collect():
+            if not Path(self.cache.oid_to_path(digest)).is_file():
+                (info,) = self.remote.fs.info([self.remote.oid_to_path(digest)], return_exceptions=True)
+                if isinstance(info, Exception) and (
+                    not isinstance(info, FileNotFoundError) or _NO_BUCKET.search(str(info))
+                ):
+                    raise info
+                break
+        return {}
+
     def look(self) -> dict[str, Any]:
         """How many objects are recorded, and which of them the remote does not hold."""
         objects = self.collect()
@@ -274,7 +292,7 @@ class _Objects:
 
     def _why(self, digest: str, path: str, info: Any, wanted: _Object) -> str:
         """What is wrong with an object of the remote; empty where nothing is."""
-        if isinstance(info, FileNotFoundError):
+        if isinstance(info, FileNotFoundError) and not _NO_BUCKET.search(str(info)):
             return "missing"
         if isinstance(info, BaseException):
             raise info
@@ -302,7 +320,7 @@ class _Objects:
         wrong = self.wrong_in_remote(objects)
         ready = [row["object"] for row in wrong if row["have"]]
         odb = self.remote
-        if odb.fs.protocol in _FOLDERS_NEEDED:
+        if odb.fs.protocol in FOLDERS_NEEDED:
             for folder in sorted({odb.fs.parent(odb.oid_to_path(digest)) for digest in ready}):
                 odb.fs.makedirs(folder, exist_ok=True)
         for listings in (False, True):
