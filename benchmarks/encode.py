@@ -2,7 +2,8 @@
 
     python -m benchmarks.encode [--short 512] [--long 192]      writes benchmarks/results/encode.json
 
-The peer encodes in the order of arrival, 32 texts a batch, padded to the longest of the batch, as most examples do.
+The peer encodes in the order of arrival, 32 texts a batch, padded to the longest of the batch, as most examples do,
+with the same weights in the same precision: float32, and what `precision: auto` takes here.
 Texts are SpamAssassin mails: whole ones (long) and their subjects (short). Each contestant runs in a process of its
 own on one thread, in turns. The ratio is of texts per CPU second, since a busy machine blurs the clock on the wall.
 """
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from al_pipeline.files import write_json
-from al_pipeline.neural.encoder import Encoder, install_encoder
+from al_pipeline.neural.encoder import Encoder, install_encoder, resolve_precision
 from benchmarks.record import record
 from examples.spam.corpus import cache_folder, fetch, read_mails
 
@@ -39,10 +40,11 @@ def main() -> None:
     parser.add_argument("--long", type=int, default=192)
     parser.add_argument("--corpus", type=Path, help="folder of the fetched package (default: the cache)")
     parser.add_argument("--contestant", choices=["ours", "peer"], help=argparse.SUPPRESS)
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contestant:
-        print(json.dumps(turn(options.contestant, options.work)))  # noqa: T201
+        print(json.dumps(turn(options.contestant, options.work, options.precision)))  # noqa: T201
         return
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
@@ -53,16 +55,21 @@ def main() -> None:
             "short": [mails[row].text.partition("\n")[0] for row in chosen[: options.short]],
             "long": [mails[row].text for row in chosen[-options.long :]],
         }
-        record("encode", {size: contest(work, found) for size, found in texts.items()})
+        precisions = sorted({"float32", resolve_precision("auto")})
+        figures = {
+            size: {precision: contest(work, found, precision) for precision in precisions}
+            for size, found in texts.items()
+        }
+        record("encode", {**figures, "auto": resolve_precision("auto")})
 
 
-def contest(work: Path, texts: list[str]) -> dict[str, Any]:
+def contest(work: Path, texts: list[str], precision: str) -> dict[str, Any]:
     """Both contestants in turns on these texts."""
     write_json(work / "texts.json", texts)
     found: dict[str, list[dict[str, float]]] = {"ours": [], "peer": []}
     for _ in range(TURNS):
         for contestant, results in found.items():
-            results.append(_in_own_process(contestant, work))
+            results.append(_in_own_process(contestant, work, precision))
     rate = {name: [len(texts) / one["seconds"] for one in results] for name, results in found.items()}
     return {
         "texts": len(texts),
@@ -87,18 +94,21 @@ def contest(work: Path, texts: list[str]) -> dict[str, Any]:
     }
 
 
-def _in_own_process(contestant: str, work: Path) -> dict[str, float]:
+def _in_own_process(contestant: str, work: Path, precision: str) -> dict[str, float]:
     words = [sys.executable, "-m", "benchmarks.encode", "--contestant", contestant, "--work", str(work)]
+    words += ["--precision", precision]
     done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=1800)
     figures: dict[str, float] = json.loads(done.stdout)
     return figures
 
 
-def turn(contestant: str, work: Path) -> dict[str, float]:
+def turn(contestant: str, work: Path, precision: Any) -> dict[str, float]:
     """One contestant on all texts: seconds without loading, CPU seconds, peak memory of the process."""
     texts = json.loads((work / "texts.json").read_text())
     encode = (
-        Encoder(work / "encoder", MAX_TOKENS, threads=1).encode if contestant == "ours" else plain(work / "encoder")
+        Encoder(work / "encoder", MAX_TOKENS, precision, threads=1).encode
+        if contestant == "ours"
+        else plain(work / "encoder", precision)
     )
     encode(texts[:8])
     began, cpu = time.perf_counter(), time.process_time()
@@ -110,13 +120,14 @@ def turn(contestant: str, work: Path) -> dict[str, float]:
     }
 
 
-def plain(folder: Path) -> Any:
+def plain(folder: Path, precision: str) -> Any:
     """The peer."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
     torch.set_num_threads(1)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    model = model.to(getattr(torch, precision))
 
     def encode(texts: list[str]) -> Any:
         found = []
@@ -124,7 +135,7 @@ def plain(folder: Path) -> Any:
             batch = texts[start : start + 32]
             tokens = tokenizer(batch, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
             with torch.inference_mode():
-                hidden = model(**tokens).last_hidden_state
+                hidden = model(**tokens).last_hidden_state.float()
             mask = tokens["attention_mask"].unsqueeze(-1).float()
             found.append(torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1))
         return torch.cat(found)

@@ -127,11 +127,7 @@ def check_kept(layout: Layout, dvc: Dvc) -> None:
 
     For the middle of a close, which may have been killed: what it takes into the records is new, and never a change.
     """
-    tracked = [path for path in (layout.events, layout.pool, layout.test) if _pointer(path).exists()]
-    names = [f"{path.relative_to(layout.root)}.dvc" for path in tracked]
-    if not names or not dvc.unlike(*names):
-        return
-    changed = [one for one in dvc.differences(*names) if one.here != "extra"]
+    changed = [one for one in _parts_unlike(layout, dvc) if one.here != "extra"]
     if unknown := [one.name for one in changed if one.here == "unknown"]:
         raise RepositoryError(
             f"neither DVC's cache nor the DVC remote gives {', '.join(unknown)}, so that new data cannot be told from "
@@ -143,6 +139,22 @@ def check_kept(layout: Layout, dvc: Dvc) -> None:
             f"{' '.join(one.name for one in changed)}` in {layout.root} puts back what was recorded (after a "
             "`dvc fetch`, where the cache lacks it), and `al round` goes on"
         )
+
+
+def refuse_changed(layout: Layout, dvc: Dvc) -> None:
+    """Raise ForeignEdit or RemoteIncomplete where a part that is here and recorded holds other bytes than it did.
+
+    For those who only read, perhaps while a tick adds parts or before all parts are here.
+    """
+    if changed := {PurePosixPath(one.name).parent for one in _parts_unlike(layout, dvc) if one.here == "other"}:
+        _blame(layout, dvc, sorted(map(str, changed)))
+
+
+def _parts_unlike(layout: Layout, dvc: Dvc) -> list[Different]:
+    """The files of ledger, pool and test set that are not as recorded, in folders that are here."""
+    folders = [path for path in (layout.events, layout.pool, layout.test) if path.exists() and _pointer(path).exists()]
+    names = [f"{path.relative_to(layout.root)}.dvc" for path in folders]
+    return dvc.differences(*names) if names and dvc.unlike(*names) else []
 
 
 def _blame(layout: Layout, dvc: Dvc, names: Sequence[str]) -> NoReturn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from al_pipeline.files import TEMPORARY_PREFIX, make_folder, replacing, write_js
 from al_pipeline.items import fetch
 from al_pipeline.labels import supporters
 from al_pipeline.ledger import read_events
+from al_pipeline.operations.close import refuse_changed
 from al_pipeline.operations.history import Record, events_known, read_history
 from al_pipeline.operations.snapshots import snapshots
+from al_pipeline.operations.tick import open_dvc
 from al_pipeline.records import LabeledItem, round_name
 from al_pipeline.repository import Git
 from al_pipeline.workspace import Workspace
@@ -64,7 +66,8 @@ def export(
     """Write the labels of a round (default: the latest one that is not rolled back) to `out`, whole or not at all.
 
     Raises UsageError or BadInput where `out` cannot be written, NothingToDo where nothing is published,
-    RemoteIncomplete where the labels cannot be had, RepositoryError where ledger or pool lack what the round knew.
+    RemoteIncomplete where the labels cannot be had, RepositoryError where ledger or pool lack what the round knew,
+    ForeignEdit where they are not what git's records say.
     """
     form = _format(out, form)
     _check_target(out, form, force)
@@ -113,6 +116,8 @@ def _rows(workspace: Workspace, record: Record) -> list[Row]:
     layout, name = workspace.layout, round_name(record["round"])
     with snapshots(workspace) as labels:
         items = {key: row for key, row in labels(record).items() if isinstance(row, LabeledItem)}
+    with replace(open_dvc(layout), state=None) as dvc:
+        refuse_changed(layout, dvc)
     events = read_events(layout.events)
     known = events_known(record, events)
     if known > len(events):

@@ -329,7 +329,8 @@ class Dvc:
         script = (
             "import uuid; from dvc.repo import Repo; from al_pipeline.repository.objects import FOLDERS_NEEDED; "
             "r = Repo(); o = r.cloud.get_remote(); p = o.fs.join(o.path, 'al-probe-' + uuid.uuid4().hex); "
-            "o.fs.protocol not in FOLDERS_NEEDED or o.fs.makedirs(o.path, exist_ok=True); o.fs.pipe_file(p, b'al'); o.fs.rm_file(p); print(o.path)"
+            "o.fs.protocol not in FOLDERS_NEEDED or o.fs.makedirs(o.path, exist_ok=True); "
+            "o.fs.pipe_file(p, b'al'); o.fs.rm_file(p); print(o.path)"
         )
         try:
             self.check(self.root)
@@ -338,10 +339,10 @@ class Dvc:
             raise RepositoryError(f"the DVC remote did not answer within {_TIMEOUT:.0f} s") from None
         if result.returncode:
             said = redact(result.stderr).strip().splitlines()[-1:] or ["no reason given"]
+            why = re.sub(r"\A[\w.]+: ", "", said[0])  # the name of the error's class
             raise RepositoryError(
                 explained(said[0])
-                or f"the DVC remote cannot be written: {said[0]}; `dvc remote list` shows it, mend its address or "
-                "rights"
+                or f"the DVC remote cannot be written: {why}; `dvc remote list` shows it, mend its address or rights"
             )
         return redact(result.stdout.strip())
 

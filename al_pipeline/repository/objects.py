@@ -90,6 +90,8 @@ class _Objects:
         self.revisions = list(revisions)
         self.cache = repo.cache.local
         self._remote: Any = None
+        self._out_of_reach = False
+        """Whether the remote failed when it was asked: each further attempt would wait as long."""
 
     @property
     def remote(self) -> Any:
@@ -146,11 +148,16 @@ class _Objects:
             listing = self.digests.listing(folder)
             if listing_digest(listing) == digest:
                 return listing_bytes(listing)
-        with suppress(Exception):  # out of reach, or not there: whoever needs the remote hears it when he looks at it
+        if self._out_of_reach:
+            return None
+        try:
             data: bytes = self.remote.fs.cat_file(self.remote.oid_to_path(digest))
-            if holds(data, digest):
-                return data
-        return None
+        except FileNotFoundError:
+            return None
+        except Exception:  # whoever needs the remote hears it when he looks at it
+            self._out_of_reach = True
+            return None
+        return data if holds(data, digest) else None
 
     # Here ------------------------------------------------------------------------------------------------------------
 
@@ -251,7 +258,7 @@ class _Objects:
 
         Raises what a remote raises that is out of reach, or that does not let us in.
         """
-        for digest in self.collect():
+        for _, digest, _ in self._recorded():
             if not Path(self.cache.oid_to_path(digest)).is_file():
                 (info,) = self.remote.fs.info([self.remote.oid_to_path(digest)], return_exceptions=True)
                 if isinstance(info, Exception) and (
