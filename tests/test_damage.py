@@ -16,9 +16,8 @@ from harness import Killed, answer_all, play, small_workspace, tools_first, writ
 from al_pipeline.errors import AlError, ForeignEdit, RemoteIncomplete
 from al_pipeline.operations import doctor
 from al_pipeline.operations.close import bring_sources, check_sources, close
-from al_pipeline.operations.export import export
 from al_pipeline.operations.ingest import ingest
-from al_pipeline.operations.predict import model_folder, predict
+from al_pipeline.operations.predict import model_folder
 from al_pipeline.operations.remote import mend_remote
 from al_pipeline.operations.reproduce import failure, reproduce
 from al_pipeline.operations.rule import rollback
@@ -436,56 +435,6 @@ def test_going_back_predicting_and_proving_name_the_object(
         if rig.path(oid, "cache").exists():
             flip(rig.path(oid, "cache"))
     use(rig)
-
-
-def _export(rig: Rig) -> bytes:
-    out = rig.root / "out.jsonl"
-    out.unlink(missing_ok=True)
-    export(rig.workspace, out, test=True)
-    return out.read_bytes()
-
-
-def _predict_one(rig: Rig) -> bytes:
-    return repr(list(predict(rig.workspace, iter([[("a", "win money now")]]), 0))).encode()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("use", [_export, _predict_one])
-@pytest.mark.parametrize("where", ["remote", "cache", "work tree"])
-def test_nothing_damaged_leaves_the_workspace(
-    published: Any, tmp_path: Path, use: Callable[[Rig], bytes], where: str
-) -> None:
-    """Whatever is damaged, and wherever: the same bytes come out, or one sentence that says what is wrong."""
-    rig = Rig(published[0], tmp_path)
-    private = rig.root / ".al/published"
-    with rig.dvc() as dvc:
-        bring_sources(rig.workspace.layout, dvc)
-        dvc.pull("models/candidate")
-    right, refused = use(rig), 0
-    for kind in (*SOURCES[:3], *OUTPUTS[:3]):
-        objects = {name: oid for name, oid in rig.objects(kind).items() if where != "work tree" or "(" not in name}
-        for damage in DAMAGES:
-            for name in damaged({name: _place(rig, name, oid, where) for name, oid in objects.items()}, damage):
-                shutil.rmtree(private, ignore_errors=True)
-                if where == "remote":
-                    shutil.rmtree(rig.root / ".dvc/cache", ignore_errors=True)
-                try:
-                    assert use(rig) == right, (name, damage)
-                except AlError as error:
-                    refused += 1
-                    assert name.rpartition("/")[0] in str(error) or "dvc pull" in str(error), (damage, str(error))
-                    assert error.exit_code in (5, 6), (name, damage)
-                shutil.rmtree(rig.root / ".al/damaged", ignore_errors=True)
-    assert refused or where == "cache" or (use is _predict_one and where == "work tree")
-    assert use(rig) == right
-
-
-def _place(rig: Rig, name: str, oid: str, where: str) -> Path:
-    place = rig.root / name if where == "work tree" else rig.path(oid, where)
-    if not place.exists():  # an earlier case set it aside, or it was never needed here
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(rig.path(oid), place)
-    return place
 
 
 @pytest.mark.slow
