@@ -141,6 +141,35 @@ def behind_there(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
     by_hand(origin, "update-ref", "refs/heads/main", "main~1")
 
 
+def no_branch_there(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
+    _, origin = with_origin(workspace)
+    by_hand(origin, "update-ref", "-d", "refs/heads/main")
+
+
+def newer_there(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
+    with_origin(workspace)
+    root = workspace.layout.root
+    by_hand(root, "commit", "-q", "--allow-empty", "-m", "newer")
+    by_hand(root, "push", "-q", "origin", "main")
+    by_hand(root, "reset", "-q", "--soft", "HEAD~1")
+
+
+def never_seen_there(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
+    _, origin = with_origin(workspace)
+    by_hand(origin, "update-ref", "refs/heads/main", new_commit(origin, "main"))
+
+
+def apart(workspace: Workspace, patch: pytest.MonkeyPatch) -> None:
+    newer_there(workspace, patch)
+    by_hand(workspace.layout.root, "commit", "-q", "--allow-empty", "-m", "another")
+
+
+def new_commit(repository: Path, parent: str) -> str:
+    """A commit on `parent` that no branch names."""
+    command = ["git", "commit-tree", "-p", parent, "-m", "newer", f"{parent}^{{tree}}"]
+    return subprocess.run(command, cwd=repository, check=True, capture_output=True, text=True).stdout.strip()
+
+
 def no_origin(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
     _, origin = with_origin(workspace)
     shutil.rmtree(origin)
@@ -291,8 +320,12 @@ PROVOKED: list[tuple[Callable[[Workspace, pytest.MonkeyPatch], None], str, str, 
     (no_tag, "git", "warning", "tags are missing: round-0000"),
     (another_tag_there, "git", "error", "round-0000 is another on origin (of the same commit)"),
     (tag_of_another_commit_there, "git", "error", "round-0000 is another on origin (of the commit "),
-    (no_tag_there, "git", "warning", "origin does not have the last commit of main, nor round-0000"),
-    (behind_there, "git", "warning", "origin does not have the last commit of main, or has newer ones"),
+    (no_tag_there, "git", "warning", "origin lacks round-0000"),
+    (behind_there, "git", "warning", "origin lacks 1 commit of main"),
+    (no_branch_there, "git", "warning", "origin has no branch main"),
+    (newer_there, "git", "warning", "origin has 1 commit of main that is not in this branch"),
+    (never_seen_there, "git", "warning", "origin has commits of main that are not here"),
+    (apart, "git", "warning", "went apart: 1 commit here, 1 there"),
     (no_origin, "git", "warning", "the git remote origin cannot be looked at"),
     (tag_of_another_commit, "git", "error", "and that round was published by"),
     (ignored, "git", "error", "git ignores data/pool.dvc"),

@@ -147,7 +147,10 @@ def _git(workspace: Workspace) -> Iterator[Finding]:
         round_name(r["round"]) for r in read_history(workspace.layout, git).rounds if round_name(r["round"]) not in tags
     ]
     if missing:
-        yield Finding("git", "warning", f"tags are missing: {', '.join(missing)}", "`al round` makes them again")
+        fetch = "`git fetch --tags` brings those that the git remote has; " if git.remote() is not None else ""
+        yield Finding(
+            "git", "warning", f"tags are missing: {', '.join(missing)}", f"{fetch}`al round` makes them again"
+        )
     yield from _git_remote(git, tags)
 
 
@@ -179,16 +182,40 @@ def _git_remote(git: Git, tags: dict[str, str]) -> Iterator[Finding]:
     for sentence in publish.other_tags(remote, here, there):
         yield Finding("git", "error", sentence)
     lacking = [name for name in here if name not in there]
-    if found.get(f"refs/heads/{branch}", ("", ""))[1] != git.head() or lacking:
-        what = f", nor {', '.join(lacking[:3])}" if lacking else ""
-        yield Finding(
-            "git",
-            "warning",
-            f"{remote} does not have the last commit of {branch}{what}, or has newer ones",
-            "`al round` pushes; where it cannot, `git pull` first",
-        )
-    else:
+    tip = found.get(f"refs/heads/{branch}", ("", ""))[1]
+    if tip == git.head() and not lacking:
         yield Finding("git", "ok", f"branch {branch} and {len(here)} rounds' tags, as on {remote}")
+        return
+    tags_too = (
+        f"{remote} lacks {', '.join(lacking[:3])}{' and more tags' if len(lacking) > 3 else ''}" if lacking else ""
+    )
+    problem, fix = _compared(git, remote, branch, tip)
+    yield Finding("git", "warning", "; ".join(filter(None, (problem, tags_too))), fix)
+
+
+def _compared(git: Git, remote: str, branch: str, tip: str) -> tuple[str, str]:
+    """How the branch on the remote, whose last commit is `tip`, differs from the one here, and the way out."""
+    pushes = "`al round` pushes"
+    if not tip:
+        return f"{remote} has no branch {branch}", pushes
+    if (counts := git.ahead_behind(tip)) is None:
+        return f"{remote} has commits of {branch} that are not here", "`git pull`"
+    ahead, behind = counts
+    if ahead and behind:
+        return (
+            f"{branch} and that of {remote} went apart: {_commits(ahead)} here, {_commits(behind)} there",
+            "`git pull`",
+        )
+    if behind:
+        return (
+            f"{remote} has {_commits(behind)} of {branch} that {'is' if behind == 1 else 'are'} not in this branch",
+            "`git pull`",
+        )
+    return (f"{remote} lacks {_commits(ahead)} of {branch}" if ahead else ""), pushes
+
+
+def _commits(count: int) -> str:
+    return f"{count:,} commit{'' if count == 1 else 's'}"
 
 
 def _identity(workspace: Workspace) -> Iterator[Finding]:

@@ -393,6 +393,13 @@ class Git:
             )
         return commits[-1]
 
+    def ahead_behind(self, other: str) -> tuple[int, int] | None:
+        """How many commits HEAD has that the commit `other` lacks, and the reverse; None where `other` is not here."""
+        if self.run("cat-file", "--batch-check", feed=f"{other}\n").stdout.split()[1:2] != ["commit"]:
+            return None
+        ahead, behind = self.run("rev-list", "--left-right", "--count", f"HEAD...{other}").stdout.split()
+        return int(ahead), int(behind)
+
     def newcomers(self, folder: str) -> dict[str, str]:
         """For each file below `folder`, the oldest commit in the history of HEAD that brought it; by one git process.
 
