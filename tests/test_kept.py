@@ -12,20 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Killed, answer_all, change_params, copy_workspace, play, results
+from annotating import ServerRig
+from embedded import LabelStudioServer
+from harness import Killed, answer_all, change_params, copy_workspace, play, results, small_workspace
 
-from al_pipeline.errors import ForeignEdit
+from al_pipeline.errors import ForeignEdit, NothingToDo
 from al_pipeline.files import read_json
 from al_pipeline.labels import fold, times_asked, worth_asking
 from al_pipeline.ledger import read_events
 from al_pipeline.manifests import parse_plan
-from al_pipeline.operations.history import read_plan
+from al_pipeline.operations.ask import ask
+from al_pipeline.operations.connect import connect
+from al_pipeline.operations.history import read_plan, read_plans
 from al_pipeline.operations.log import log
 from al_pipeline.operations.report import report_data
 from al_pipeline.operations.reproduce import reproduce
 from al_pipeline.operations.rule import amend, rollback, undo
 from al_pipeline.operations.status import status
-from al_pipeline.operations.tick import TickReport, open_dvc, tick
+from al_pipeline.operations.tick import Options, TickReport, call, open_dvc, tick
 from al_pipeline.oracle import ProjectRef, SimulatedOracle
 from al_pipeline.records import Event, Intervention, PlannedTask, Selection, push_key
 from al_pipeline.repository import Git
@@ -219,6 +223,103 @@ def test_killed_before_and_after_every_step_the_same_tasks_are_kept(played: Any,
     assert torn.keys(3) == whole.keys(3) and results(torn.reopened(), 2) == results(whole.reopened(), 2)
     assert torn.record(2)["answers"] == whole.record(2)["answers"] and whole.record(2)["answers"]["kept"] == 6
     assert torn.copies() == whole.copies() and torn.clean()
+
+
+@pytest.mark.slow
+def test_what_else_is_asked_of_the_batch(played: Any, tmp_path: Path) -> None:
+    """Named items wait for room, like all that is named; other settings speak of the room; test tasks are kept too."""
+    rig = Rig(played, tmp_path)
+    planned = {task.item_id for task in read_plans(rig.git).values()}
+    wanted = next(item for item in sorted(rig.truth) if item not in planned)
+    rig.rule(ask, [wanted], "a customer complained")
+    rig.rule(amend, "revoke", Selection(annotator=EVE), "")
+    with pytest.raises(NothingToDo, match="selected no batch, so that strategy had no effect"):
+        rig.tick(options=Options(strategy="entropy"))
+    assert rig.keys(3) == rig.keys(2), "nobody had answered anything, and all of it is asked on"
+    test = next(task.item_id for task in rig.plan(0) if task.part == "test")
+    rig.rule(amend, "revoke", Selection(item=test), "the test task is asked once more")
+    rig.tick(options=Options(size=10))
+    plan = rig.plan(4)
+    assert [task.push_key for task in plan[:8]] == rig.keys(2) and len(plan) == 11
+    assert [task.item_id for task in plan[8:] if task.part == "test"] == [test]
+    assert wanted in {task.item_id for task in plan[8:]}, "first among the two that there is room for"
+    again = next(task.push_key for task in plan if task.item_id == test)
+    rig.rule(amend, "restore", Selection(annotator=EVE), "")
+    rig.tick()
+    assert again in rig.keys(5) and wanted in {task.item_id for task in rig.plan(5)}
+    gone = {task.item_id for task in rig.plan(4)} - {task.item_id for task in rig.plan(5)}
+    assert len(gone) <= 1 and gone <= {row.item_id for row in read_labeled(rig.layout.labeled)}, "labelled once more"
+    for key in rig.keys(5):
+        rig.label(key)
+    rig.tick()
+    assert test in {row.item_id for row in read_labeled(rig.layout.test_labels)}
+    assert not set(rig.keys(6)) & set(rig.keys(5)) and rig.divided(), "a round that closes by itself keeps nothing"
+
+    rig.rule(amend, "revoke", Selection(annotator=EVE), "again")
+    change_params(
+        rig.workspace,
+        {'    - "spam"\n': '    - "spam"\n    - "other"\n', "  version: 1\n": "  version: 2\n"},
+    )
+    rig.tick()
+    assert not set(rig.keys(7)) & set(rig.keys(6)), "what was asked with other classes is asked anew"
+    assert set(rig.oracle.queue(ANN)) == set(rig.keys(7))
+
+
+@pytest.mark.server
+@pytest.mark.slow
+def test_in_a_real_label_studio_who_has_a_kept_task_on_the_screen_answers_it(
+    label_studio: LabelStudioServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AL_LABEL_STUDIO_URL", label_studio.url)
+    monkeypatch.setenv("AL_LABEL_STUDIO_TOKEN", label_studio.token)
+    small = {"quorum: 0.9": "quorum: 1.0", "test_size: 500": "test_size: 0", "seed_size: 40": "seed_size: 4"}
+    workspace, truth = small_workspace(tmp_path, 30, {**small, "batch_size: 40": "batch_size: 4"})
+    git, layout = Git(workspace.layout.root), workspace.layout
+
+    def go(run: Any = call) -> TickReport:
+        return tick(open_workspace(layout.root), lambda: connect(workspace), run=run)
+
+    def right(key: str) -> str:
+        return truth[key.rsplit(":", 1)[1]]
+
+    go()
+    with connect(workspace) as oracle, ServerRig(label_studio, oracle) as people:
+        ref = ProjectRef(**read_json(layout.project))
+        for task in read_plan(git, 0):
+            people.answer(ref, task.push_key, ANN, right(task.push_key))
+        assert go().published == (0,)
+        keys = [task.push_key for task in read_plan(git, 1)]
+        people.answer(ref, keys[0], ANN, right(keys[0]))
+        people.skip(ref, keys[1], BOB)
+        go()
+        on_screen = people.served(ref)
+        assert on_screen in keys[1:]
+        ids = {state.push_key: state.task_id for state in oracle.task_states(ref)}
+        with open_dvc(layout) as dvc:
+            amend(open_workspace(layout.root), dvc, "revoke", Selection(item=read_plan(git, 0)[0].item_id), "wrong")
+
+        def answer_in_between(name: str, action: Any, /) -> Any:
+            result = action()
+            if name == "close":
+                people.answer(ref, on_screen, ANN, right(on_screen))
+            return result
+
+        report = go(answer_in_between)
+        assert (report.published, report.round) == ((1,), 2)
+        plan = [task.push_key for task in read_plan(git, 2)]
+        assert plan[:3] == keys[1:] and len(plan) == 4
+        held = {state.push_key: state for state in oracle.task_states(ref)}
+        assert {key: held[key].task_id for key in ids} == ids and held.keys() - ids.keys() == {plan[3]}
+        assert {state.push_key for state in oracle.open_tasks(ref)} == set(plan) - {on_screen}
+        assert people.served(ref) in plan
+        [late] = read_events(layout.inbox_events)
+        assert (late.annotation_key.rpartition("#")[0], late.round, late.label) == (on_screen, 2, right(on_screen))
+        assert status(open_workspace(layout.root))["settled"] == 1
+        for key in set(plan) - {on_screen}:
+            people.answer(ref, key, ANN, right(key))
+        assert go().published == (2,)
+    labels = {row.item_id: row for row in read_labeled(layout.labeled)}
+    assert {labels[key.rsplit(":", 1)[1]].round for key in plan} == {2}
 
 
 # Which tasks --------------------------------------------------------------------------------------------------------

@@ -15,17 +15,19 @@ from typing import Any
 
 import boto3
 import pytest
-from harness import SMALL, change_params, play, tools_first, write_pool
+from harness import SMALL, answer_all, change_params, play, tools_first, write_pool
 from moto.server import ThreadedMotoServer
 
 from al_pipeline.errors import RemoteIncomplete, RepositoryError
+from al_pipeline.operations import connect as connecting
 from al_pipeline.operations.close import bring_sources
+from al_pipeline.operations.connect import adopt
 from al_pipeline.operations.doctor import examine
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
 from al_pipeline.operations.remote import mend_remote
 from al_pipeline.operations.reproduce import reproduce
-from al_pipeline.operations.tick import open_dvc
+from al_pipeline.operations.tick import open_dvc, tick
 from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.workspace import Workspace, open_workspace
 
@@ -228,6 +230,28 @@ def test_a_remote_that_cannot_be_used_is_one_sentence_and_its_fault(
         dvc.verify_remote()
     assert "al-nowhere" not in [one["Name"] for one in s3.list_buckets()["Buckets"]]
     s3.close()
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_another_clone_goes_on(
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_hand: bool
+) -> None:
+    """It takes the project over with the data fetched, by hand or by `al adopt`, and publishes the next round."""
+    workspace, oracle = published.clone(tmp_path / "clone"), published.oracle
+    root = workspace.layout.root
+    run(root, "git", "remote", "remove", "origin")
+    if by_hand:
+        run(root, "dvc", "pull")
+    monkeypatch.setattr(connecting, "connect", lambda _: oracle)
+    adopt(workspace)
+    with open_dvc(workspace.layout) as dvc:
+        assert dvc.unlike("data/pool.dvc", "data/events.dvc", "data/test.dvc") == []
+    assert "site_cache_dir" in (root / ".dvc/config.local").read_text(encoding="utf-8")
+    answer_all(oracle, published.truth)
+    published_now = tick(open_workspace(root), lambda: oracle).published
+    assert published_now == (1,)
+    assert [level for level, _, _ in of_remote(workspace)] == ["ok"]
+    assert [made.difference for made in reproduce(workspace, [1])] == [None]
 
 
 def newest_model(workspace: Workspace) -> str:
