@@ -1200,8 +1200,8 @@ def adopt(
 ) -> None:
     """Make this clone the one that writes to the Label Studio project; the other clones become read-only towards it.
 
-    A copy of a workspace's folder, which writes nothing before, gets an identity of its own by it.
-    Data that it lacks are fetched from the DVC remote first, and all are compared with git's records.
+    A copy of a workspace's folder, which writes nothing before, gets an identity of its own by it. Data that it \
+lacks are fetched from the DVC remote first, and all are compared with git's records.
     """
     from al_pipeline.operations.connect import adopt as take
     from al_pipeline.operations.connect import leave_project
