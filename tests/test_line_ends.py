@@ -50,7 +50,7 @@ def test_what_reads_rounds_reads_them_whatever_git_converts(
     workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
     root, git = workspace.layout.root, Git(workspace.layout.root)
     if not attributes:
-        monkeypatch.setattr(ticking, "keep_bytes", lambda *_: [])
+        monkeypatch.setattr(ticking, "bring_in_line", lambda *_: [])
         git.run("rm", "--quiet", ".gitattributes")
         git.run("-c", "user.name=x", "-c", "user.email=x@x", "commit", "--quiet", "--message", "As it was")
     play(workspace, oracle, truth, 2)
@@ -66,7 +66,7 @@ def test_what_reads_rounds_reads_them_whatever_git_converts(
     assert (clone / "params.yaml").read_bytes() == text, "what reads changes nothing"
 
     # The clone takes the project over, and goes on.
-    monkeypatch.setattr(ticking, "keep_bytes", checkout.keep_bytes)
+    monkeypatch.setattr(ticking, "bring_in_line", checkout.bring_in_line)
     second = open_workspace(clone)
     (ref,) = [number for number in oracle.projects]
     oracle.adopt(ticking.stored_project(second.layout), second.id, second.clone_id)

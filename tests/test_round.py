@@ -281,6 +281,7 @@ def _check_reports(root: Path, plan: list[PlannedTask], given_up: int) -> None:
         "answered": 8,
         "given_up": 1,
         "unanswered": 3,
+        "kept": 0,
         "refused": {"unknown label": 1, "changed text": 1},
     }
     latest = al_json(root, "report")["report"]

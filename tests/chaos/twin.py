@@ -98,6 +98,7 @@ class TwinOracle:
         known: ProjectRef | None,
         published: Collection[str] = (),
         on_page_edit: Callable[[PageEdit], None] = ignore,
+        title: str | None = None,
     ) -> ProjectRef:
         """See Oracle."""
         found: ProjectRef = self._ask("ensure_project", workspace_id, clone_id, schema, overlap, show_guess, known)
