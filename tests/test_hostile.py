@@ -455,7 +455,7 @@ def clone(published: Path, tmp_path: Path) -> Clone:
 
 
 def outside(clone: Clone) -> set[str]:
-    """All files around the clone and the remote's objects, save DVC's state and the note of the clone's place in AL_HOME."""
+    """All files around the clone and the remote's objects, save DVC's state and the note of its place in AL_HOME."""
     top = clone.root.parents[1]
     state = re.compile(r"al-home(/[0-9a-f]{12}(/dvc(/(?!.*escaped).*)?|/places(/[0-9a-f]{12})?)?)?")
     names = {
