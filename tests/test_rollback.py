@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import itertools
 import sys
 from functools import partial
@@ -208,7 +209,7 @@ def test_the_command_shows_what_would_change_and_asks_nobody(
 
     def al(*words: str) -> str:
         monkeypatch.setattr(sys, "argv", ["al", "-C", str(rig.layout.root), *words])
-        monkeypatch.setattr(sys, "stdin", None)
+        monkeypatch.setattr(sys, "stdin", io.StringIO())
         with pytest.raises(SystemExit) as stop:
             cli.main()
         assert stop.value.code == 0
