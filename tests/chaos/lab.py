@@ -199,8 +199,9 @@ class Studio:
         """All tasks of all projects, by rising id."""
         found: list[dict[str, Any]] = []
         for number in self.projects():
-            query = f"project={number}&page_size=1000&fields=task_only&include=id,data,is_labeled,total_annotations"
-            found += self.api("GET", f"/api/tasks?{query}")["tasks"]
+            query = f"project={number}&page_size=1000&fields=task_only&include=id,data,is_labeled"
+            counts = "total_annotations,cancelled_annotations"
+            found += self.api("GET", f"/api/tasks?{query},{counts}")["tasks"]
         return sorted(found, key=lambda task: int(task["id"]))
 
     def save(self, name: str) -> None:
@@ -261,7 +262,8 @@ class StudioPeople:
 
     def keys(self) -> list[str]:
         """See People."""
-        live = [task for task in self._studio.tasks() if task["total_annotations"] or not task["is_labeled"]]
+        counts = ("total_annotations", "cancelled_annotations")
+        live = [task for task in self._studio.tasks() if not task["is_labeled"] or any(task[name] for name in counts)]
         return [str(task["data"]["push_key"]) for task in live]
 
 
