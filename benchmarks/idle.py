@@ -8,8 +8,8 @@ and of every process that it starts (git, DVC); Label Studio's own are not among
 Python that imports the libraries of any command line of this kind (typer, rich, pydantic, PyYAML) and ends. Python
 keeps its bytecode between the runs, as in any installation.
 
-Then, once each: `al rollback 0 --labels` after two published rounds, split by the steps of its tick, and `al up` where
-Label Studio is installed and nothing runs.
+Then, once each: `al rollback 0 --labels` after two published rounds, and `al up` where Label Studio is installed and
+nothing runs.
 """
 
 from __future__ import annotations

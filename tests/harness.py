@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,20 @@ def play(workspace: Workspace, oracle: SimulatedOracle, truth: Mapping[str, str]
 
 class Killed(BaseException):
     """Stands for a process that ends between two steps."""
+
+
+def killing(name: str, moment: str) -> Callable[..., Any]:
+    """Runs the steps of a tick, and ends it "before" or "after" the step `name`."""
+
+    def run(step: str, action: Callable[[], Any], /) -> Any:
+        if step == name and moment == "before":
+            raise Killed
+        result = action()
+        if step == name:
+            raise Killed
+        return result
+
+    return run
 
 
 def copy_workspace(template: tuple[Path, Mapping[str, str]], folder: Path) -> Workspace:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from annotating import ServerRig
 from embedded import LabelStudioServer
-from harness import Killed, answer_all, change_params, copy_workspace, play, results, small_workspace
+from harness import Killed, answer_all, change_params, copy_workspace, killing, play, results, small_workspace
 
 from al_pipeline.errors import ForeignEdit, NothingToDo
 from al_pipeline.files import read_json
@@ -208,17 +208,8 @@ def test_killed_before_and_after_every_step_the_same_tasks_are_kept(played: Any,
     whole.tick()
     names = ("close", "select", "decide", "publish", "tag", "retire", "push", "pull")
     for moment, name in itertools.product(("before", "after"), names):
-
-        def die(step: str, action: Any, /, name: str = name, moment: str = moment) -> Any:
-            if step == name and moment == "before":
-                raise Killed
-            result = action()
-            if step == name:
-                raise Killed
-            return result
-
         with contextlib.suppress(Killed):
-            torn.tick(run=die)
+            torn.tick(run=killing(name, moment))
     torn.tick()
     assert torn.keys(3) == whole.keys(3) and results(torn.reopened(), 2) == results(whole.reopened(), 2)
     assert torn.record(2)["answers"] == whole.record(2)["answers"] and whole.record(2)["answers"]["kept"] == 6

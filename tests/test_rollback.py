@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from harness import Killed, answer_all, change_params, copy_workspace, play
+from harness import Killed, answer_all, change_params, copy_workspace, killing, play
 
 from al_pipeline import cli, results
 from al_pipeline.errors import (
@@ -393,17 +393,8 @@ def test_killed_before_and_after_every_step(played: Any, tmp_path: Path) -> None
     rig.back(0)
     names = ("close", "label", "train", "select", "decide", "publish", "tag", "retire", "push")
     for moment, name in itertools.product(("before", "after"), names):
-
-        def die(step: str, action: Any, /, name: str = name, moment: str = moment) -> Any:
-            if step == name and moment == "before":
-                raise Killed
-            result = action()
-            if step == name:
-                raise Killed
-            return result
-
         with contextlib.suppress(Killed):
-            tick(rig.reopened(), lambda: rig.oracle, run=die)
+            tick(rig.reopened(), lambda: rig.oracle, run=killing(name, moment))
     rig.tick()
     assert rig.hashes(3) == rig.hashes(0) and rig.clean()
     controls = [event for event in read_events(rig.layout.events) if event.type == "quarantine"]
