@@ -11,13 +11,13 @@ from typing import Any
 
 import pandas as pd
 
+from al_pipeline.data.outputs import parse_predictions, read_labeled
+from al_pipeline.data.pool import iter_items
 from al_pipeline.errors import NothingToDo
-from al_pipeline.items import iter_items
+from al_pipeline.integrations.git import Git
 from al_pipeline.operations import status
 from al_pipeline.operations.history import read_history
-from al_pipeline.repository import Git
-from al_pipeline.results import parse_predictions, read_labeled
-from al_pipeline.workspace import open_workspace
+from al_pipeline.workspace.workspace import open_workspace
 
 
 def rounds(workspace: str | Path = ".") -> pd.DataFrame:

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
+from al_pipeline.annotation.schema_change import plain_form
 from al_pipeline.cron import check_cron, check_timezone
 from al_pipeline.errors import BadInput, BadParams, UsageError
 from al_pipeline.files import read_json
 from al_pipeline.records import composed
-from al_pipeline.schema_change import plain_form
 
 MAX_CHARACTERS = 1_000_000
 """Of a `params.yaml`: a larger file is a mistake, and would only cost time to refuse."""
@@ -48,7 +48,7 @@ StrategyName = Literal[
     "kmeans",
 ]
 ModelName = Literal["head", "centroid", "finetuned"]
-"""The linear head, an estimator of `al_pipeline/estimators.py`, or the encoder itself, trained."""
+"""The linear head, an estimator of `al_pipeline/models/estimators.py`, or the encoder itself, trained."""
 FINETUNED: ModelName = "finetuned"
 BatchSize = Annotated[int, Field(ge=1, le=100_000)]
 """How many items a batch asks about."""

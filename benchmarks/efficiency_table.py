@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from al_pipeline.charts import CurvePoint, Panel, panels_png
 from al_pipeline.files import read_json, write_bytes, write_text
+from al_pipeline.reporting.charts import CurvePoint, Panel, panels_png
 from benchmarks.record import RESULTS, ROOT
 
 NAMES = {

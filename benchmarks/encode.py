@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from al_pipeline.features.encoder import Encoder, install_encoder, resolve_precision
 from al_pipeline.files import write_json
-from al_pipeline.neural.encoder import Encoder, install_encoder, resolve_precision
 from benchmarks.record import record
 from examples.spam.corpus import cache_folder, fetch, read_mails
 

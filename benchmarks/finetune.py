@@ -19,10 +19,10 @@ import numpy as np
 from numpy.random import SeedSequence
 from numpy.typing import NDArray
 
-from al_pipeline.head import FeatureMatrix, fit_head
-from al_pipeline.metrics import evaluate
-from al_pipeline.neural.encoder import Encoder, install_encoder
-from al_pipeline.neural.finetuned import fit_finetuned
+from al_pipeline.evaluation.metrics import evaluate
+from al_pipeline.features.encoder import Encoder, install_encoder
+from al_pipeline.models.finetuned import fit_finetuned
+from al_pipeline.models.linear import FeatureMatrix, fit_head
 from al_pipeline.params import Finetune
 from benchmarks.corpora import READERS, Rows
 from benchmarks.record import record

@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from al_pipeline.features import FeatureCache, ensure
-from al_pipeline.head import FULL_TFIDF, STRENGTH, FeatureMatrix, fit_head
-from al_pipeline.neural.encoder import Encoder, encoder_fingerprint, install_encoder
+from al_pipeline.features.cache import FeatureCache, ensure
+from al_pipeline.features.encoder import Encoder, encoder_fingerprint, install_encoder
+from al_pipeline.features.tfidf import fit as fit_tfidf
+from al_pipeline.models.linear import FULL_TFIDF, STRENGTH, FeatureMatrix, fit_head
 from al_pipeline.records import content_hash
-from al_pipeline.tfidf import fit as fit_tfidf
 from benchmarks.corpora import READERS, Rows
 from benchmarks.record import record
 

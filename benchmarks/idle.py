@@ -28,7 +28,7 @@ from statistics import median
 
 from al_pipeline.files import read_json
 from al_pipeline.servers import admin, start_label_studio
-from al_pipeline.workspace import Workspace
+from al_pipeline.workspace.workspace import Workspace
 from benchmarks.record import ROOT, record
 from benchmarks.round import SECONDS, homes, mail_workspace, tell
 from examples.spam.annotators import Annotator, answer_round
@@ -53,7 +53,7 @@ def main() -> None:
     runs: dict[str, list[tuple[float, float]]] = {name: [] for name in (*COMMANDS, "limit")}
     with tempfile.TemporaryDirectory(prefix="al-benchmark-") as folder, homes(Path(folder)):
         workspace, truth = mail_workspace(Path(folder), options.size)
-        al = [sys.executable, "-m", "al_pipeline.cli", "-C", str(workspace.layout.root)]
+        al = [sys.executable, "-m", "al_pipeline.cli.app", "-C", str(workspace.layout.root)]
         try:
             start_label_studio(workspace, tell)
             _run([*al, "round"])  # builds, encodes, asks

@@ -35,16 +35,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
-from al_pipeline.encoding import Vectors
-from al_pipeline.engine import THREADS
+from al_pipeline.evaluation.savings import compare
+from al_pipeline.features.vectors import Vectors
 from al_pipeline.files import read_json, write_jsonl
 from al_pipeline.params import Params, parse_params
 from al_pipeline.records import content_hash
-from al_pipeline.savings import compare
 from al_pipeline.simulation.corpus import LabeledTexts, read_corpus
 from al_pipeline.simulation.runs import FULL, Work, prepare, read_run
 from al_pipeline.simulation.simulate import Options, Simulation, corpus_vectors, make_work, simulate, table, to_row
-from al_pipeline.trust import template
+from al_pipeline.workspace.fingerprint import THREADS
+from al_pipeline.workspace.trust import template
 from benchmarks.corpora import READERS
 from benchmarks.efficiency_table import publish
 from benchmarks.peers import PEERS, peer_run

@@ -31,13 +31,13 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.sparse import issparse
 from threadpoolctl import threadpool_limits
 
+from al_pipeline.evaluation.metrics import evaluate
+from al_pipeline.features.tfidf import find_themes
 from al_pipeline.files import read_json, write_json, write_jsonl
-from al_pipeline.head import FULL_TFIDF, STRENGTH, FeatureMatrix, fit_head, softmax, stratified_folds
-from al_pipeline.metrics import evaluate
+from al_pipeline.models.linear import FULL_TFIDF, STRENGTH, FeatureMatrix, fit_head, softmax, stratified_folds
 from al_pipeline.simulation.corpus import LabeledTexts, read_corpus
 from al_pipeline.simulation.runs import Prepared, Work, prepare, simulate_run
 from al_pipeline.simulation.simulate import Options, corpus_vectors, make_work
-from al_pipeline.tfidf import find_themes
 from benchmarks.corpora import READERS
 from benchmarks.label_efficiency import CORPORA, CUTS, SPAM, corpus, parameters
 from benchmarks.record import record

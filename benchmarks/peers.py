@@ -21,11 +21,11 @@ import numpy as np
 from numpy.random import SeedSequence
 from numpy.typing import NDArray
 
-from al_pipeline.ensemble import draw_heads
-from al_pipeline.estimators import Estimate
+from al_pipeline.evaluation.metrics import evaluate
 from al_pipeline.files import read_json, write_json
-from al_pipeline.head import Head, fit_head
-from al_pipeline.metrics import evaluate
+from al_pipeline.models.ensembles import draw_heads
+from al_pipeline.models.estimators import Estimate
+from al_pipeline.models.linear import Head, fit_head
 from al_pipeline.simulation.runs import METRICS, Prepared, Work, simulate_run
 
 Floats = NDArray[np.float64]

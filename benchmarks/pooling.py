@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from al_pipeline.head import FeatureMatrix, fit_head
-from al_pipeline.neural.encoder import Encoder, install_encoder
-from al_pipeline.tfidf import fit as fit_tfidf
+from al_pipeline.features.encoder import Encoder, install_encoder
+from al_pipeline.features.tfidf import fit as fit_tfidf
+from al_pipeline.models.linear import FeatureMatrix, fit_head
 from benchmarks.corpora import READERS
 from benchmarks.head import ENCODER, TEST, choose_texts
 from benchmarks.record import record

@@ -30,13 +30,13 @@ from typing import Any
 
 import psutil
 
-from al_pipeline.engine import STAGE_ENVIRONMENT
 from al_pipeline.files import read_json, write_jsonl
-from al_pipeline.layout import STAGES
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
 from al_pipeline.servers import admin, start_label_studio, start_prefect, stop_label_studio, stop_prefect
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT
+from al_pipeline.workspace.layout import STAGES
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 from benchmarks.record import ROOT, record
 from examples.spam.annotators import Annotator, answer_round
 from examples.spam.corpus import prepare
@@ -203,7 +203,7 @@ def _round(workspace: Workspace, url: str, person: Annotator, key: Mapping[str, 
 
 
 def _tick(workspace: Workspace) -> Tick:
-    command = [sys.executable, "-m", "al_pipeline.cli", "-C", str(workspace.layout.root), "round", "--json"]
+    command = [sys.executable, "-m", "al_pipeline.cli.app", "-C", str(workspace.layout.root), "round", "--json"]
     begin = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         memory = Memory(process.pid)

@@ -27,10 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from al_pipeline.clustering import seeds_of_products
-from al_pipeline.engine import THREADS
-from al_pipeline.head import FeatureMatrix, Head
-from al_pipeline.query_strategies import (
+from al_pipeline.active_learning.clustering import seeds_of_products
+from al_pipeline.active_learning.strategies import (
     RANDOM_SLICE,
     Asking,
     Best,
@@ -41,7 +39,9 @@ from al_pipeline.query_strategies import (
     round_seed,
     sample,
 )
+from al_pipeline.models.linear import FeatureMatrix, Head
 from al_pipeline.stages.score import BINS
+from al_pipeline.workspace.fingerprint import THREADS
 from benchmarks.record import record
 
 WIDTH, CLASSES, BATCH, SHORTLIST = 384, 20, 100, 1000

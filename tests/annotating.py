@@ -6,10 +6,10 @@ import json
 from typing import Any, Protocol, Self
 
 from al_pipeline.files import read_json
-from al_pipeline.oracle import Oracle, ProjectRef, SimulatedOracle, choice_result
+from al_pipeline.integrations.oracle import Oracle, ProjectRef, SimulatedOracle, choice_result
 from al_pipeline.params import Schema
 from al_pipeline.records import Part, PlannedTask, Task, push_key
-from al_pipeline.workspace import Workspace
+from al_pipeline.workspace.workspace import Workspace
 
 ANN, BOB = "ann@example.com", "bob@example.com"
 SCHEMA = Schema(version=1, question="Which label fits?", labels=["ham", "spam"], fields=["text"])
@@ -86,7 +86,7 @@ def leave(server: Any, workspace: Workspace) -> None:
     """Delete the workspace's project: a later test whose workspace has the same id would find it."""
     from label_studio_sdk.core.api_error import ApiError
 
-    from al_pipeline.label_studio import LabelStudioOracle
+    from al_pipeline.integrations.label_studio.client import LabelStudioOracle
 
     if found := read_json(workspace.layout.project, {}):
         with LabelStudioOracle(server.url, server.token) as oracle, ServerRig(server, oracle) as rig:

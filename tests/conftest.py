@@ -17,8 +17,8 @@ from embedded import REPOSITORY, LabelStudioServer, PrefectServer, seed_template
 from harness import ENVIRONMENT, NOT_THE_USERS, copy_workspace, play, small_workspace
 from hypothesis import settings
 
-from al_pipeline.oracle import SimulatedOracle
-from al_pipeline.workspace import Workspace
+from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.workspace.workspace import Workspace
 
 _SCRATCH = pytest.StashKey[str]()
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import psutil
 
-from al_pipeline.layout import Layout
 from al_pipeline.servers import (
     Account,
     Invited,
@@ -25,7 +24,8 @@ from al_pipeline.servers import (
     stop_prefect,
 )
 from al_pipeline.servers.label_studio_server import template_database
-from al_pipeline.workspace import Workspace
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.workspace import Workspace
 
 REPOSITORY = Path(__file__).parents[1]
 TEMPLATES = REPOSITORY / ".cache/tests"

@@ -17,13 +17,13 @@ from typing import Any
 import httpx
 
 from al_pipeline.files import read_json, write_json
-from al_pipeline.identity import here
-from al_pipeline.layout import Layout
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
 from al_pipeline.operations.tick import TickReport, tick
-from al_pipeline.oracle import SimulatedOracle
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.workspace.identity import here
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 ENVIRONMENT = {
     "DO_NOT_TRACK": "1",

@@ -26,18 +26,18 @@ from reference_history import (
     standing,
 )
 
+from al_pipeline.annotation.aggregation import Folded, fold, standing_answers, times_asked, worth_asking
+from al_pipeline.data.ledger import append_inbox, append_part, last_part, read_events, read_refused, still_refused
 from al_pipeline.errors import NeedsAHand, VanishedAnswers
-from al_pipeline.labels import Folded, fold, standing_answers, times_asked, worth_asking
-from al_pipeline.layout import Layout
-from al_pipeline.ledger import append_inbox, append_part, last_part, read_events, read_refused, still_refused
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations.close import carry_out
 from al_pipeline.operations.pull import pull
 from al_pipeline.operations.push import push, retire
-from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.params import Schema
 from al_pipeline.records import PlannedTask, Selection, Task, push_key
-from al_pipeline.rulings import Kind, Ruling, abandoned, undoable
-from al_pipeline.workspace import Workspace
+from al_pipeline.rounds.interventions import Kind, Ruling, abandoned, undoable
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.workspace import Workspace
 
 PEOPLE = ("ann@example.org", "bob@example.org", "eve@example.org")
 CLASSES = ("ham", "spam", "news", "lists")

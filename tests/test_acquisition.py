@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from al_pipeline.acquisition import (
+from al_pipeline.active_learning.acquisition import (
     ACQUISITION,
     SAMPLE_ACQUISITION,
     bald,

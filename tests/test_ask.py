@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 from harness import answer_all, small_workspace
 
+from al_pipeline.active_learning.strategies import ASKED, RANDOM_SLICE, choose, round_seed
+from al_pipeline.data.pool import read_ids
 from al_pipeline.errors import BadInput, NothingToDo
 from al_pipeline.files import read_json
-from al_pipeline.items import read_ids
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations.ask import ask
 from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.tick import open_dvc, tick
-from al_pipeline.oracle import SimulatedOracle
-from al_pipeline.query_strategies import ASKED, RANDOM_SLICE, choose, round_seed
-from al_pipeline.repository import Git
-from al_pipeline.rulings import Ruling, asked_for, parse_ruling
-from al_pipeline.workspace import open_workspace
+from al_pipeline.rounds.interventions import Ruling, asked_for, parse_ruling
+from al_pipeline.workspace.workspace import open_workspace
 
 
 def ruling(number: int, at_round: int, *items: str) -> Ruling:

@@ -9,14 +9,14 @@ from browser import Browser, answer_one_task, log_in, open_queue, submit
 from embedded import LabelStudioServer
 from harness import small_workspace
 
-from al_pipeline.ledger import read_events
+from al_pipeline.data.ledger import read_events
+from al_pipeline.data.outputs import read_labeled
+from al_pipeline.integrations.git import Git
 from al_pipeline.operations.connect import connect
 from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import tick
-from al_pipeline.repository import Git
-from al_pipeline.results import read_labeled
-from al_pipeline.workspace import open_workspace
+from al_pipeline.workspace.workspace import open_workspace
 
 pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.slow]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from al_pipeline.charts import (
+from al_pipeline.reporting.charts import (
     CurvePoint,
     _apart,
     comparison_png,

@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from al_pipeline import cli, errors
+from al_pipeline import errors
+from al_pipeline.cli import app as cli
 from al_pipeline.errors import AlError
 from al_pipeline.operations import status as status_module
-from al_pipeline.workspace import open_workspace
+from al_pipeline.workspace.workspace import open_workspace
 
 ROOT = Path(__file__).parents[1]
 

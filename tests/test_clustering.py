@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from sklearn.neighbors import NearestNeighbors
 
-from al_pipeline.clustering import (
+from al_pipeline.active_learning.clustering import (
     k_center,
     k_means,
     mean_direction,

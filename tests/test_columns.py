@@ -10,7 +10,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from al_pipeline.columns import floats, integers, strings
+from al_pipeline.data.parquet import floats, integers, strings
 
 WRITE_AND_READ = """
 import sys

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from al_pipeline.comparison import compare, shared
-from al_pipeline.metrics import Floats, differences, evaluate
+from al_pipeline.evaluation.comparison import compare, shared
+from al_pipeline.evaluation.metrics import Floats, differences, evaluate
 
 CLASSES = ("eggs", "ham", "spam")
 FIGURES = ("accuracy", "macro_f1", "average_precision", "log_loss", "calibration_error")

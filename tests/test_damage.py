@@ -14,6 +14,11 @@ import pytest
 from harness import Killed, answer_all, play, small_workspace, tools_first, write_pool
 
 from al_pipeline.errors import AlError, ForeignEdit, RemoteIncomplete
+from al_pipeline.integrations.dvc import digests as digests_module
+from al_pipeline.integrations.dvc.digests import Digests, digest, listing_bytes
+from al_pipeline.integrations.dvc.session import Dvc
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations import doctor
 from al_pipeline.operations.close import bring_sources, check_sources, close
 from al_pipeline.operations.ingest import ingest
@@ -22,11 +27,7 @@ from al_pipeline.operations.remote import mend_remote
 from al_pipeline.operations.reproduce import failure, reproduce
 from al_pipeline.operations.rule import rollback
 from al_pipeline.operations.tick import open_dvc, tick
-from al_pipeline.oracle import SimulatedOracle
-from al_pipeline.repository import Dvc, Git, digest
-from al_pipeline.repository import digests as digests_module
-from al_pipeline.repository.digests import Digests, listing_bytes
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 SOURCES = ("data/events", "data/pool", "data/test", "models/encoder")
 OUTPUTS = ("data/labeled.parquet", "data/test_labels.parquet", "models/candidate", "data/queries.jsonl")

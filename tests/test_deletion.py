@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from harness import answer_all, play, small_workspace, tools_first
 
+from al_pipeline.data.outputs import read_labeled
+from al_pipeline.data.pool import count_items, fetch
 from al_pipeline.files import read_json
-from al_pipeline.items import count_items, fetch
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations.predict import predict
 from al_pipeline.operations.tick import tick
-from al_pipeline.oracle import SimulatedOracle
-from al_pipeline.repository import Git
-from al_pipeline.results import read_labeled
-from al_pipeline.workspace import open_workspace
+from al_pipeline.workspace.workspace import open_workspace
 
 pytestmark = pytest.mark.slow
 

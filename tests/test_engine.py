@@ -12,11 +12,11 @@ import pytest
 from test_imports import modules, ours
 
 import al_pipeline
-from al_pipeline import engine
-from al_pipeline.engine import MODULES, PACKAGES, check_engine, current_engine, difference, write_engine
 from al_pipeline.errors import EngineChanged
 from al_pipeline.files import read_json, write_json
-from al_pipeline.layout import STAGES
+from al_pipeline.workspace import fingerprint as engine
+from al_pipeline.workspace.fingerprint import MODULES, PACKAGES, check_engine, current_engine, difference, write_engine
+from al_pipeline.workspace.layout import STAGES
 
 
 @pytest.fixture(autouse=True)

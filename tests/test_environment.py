@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from al_pipeline.engine import current_engine
-from al_pipeline.environment import recorded_engine
 from al_pipeline.errors import BadInput, NothingToDo
-from al_pipeline.home import al_home
+from al_pipeline.integrations.environment import recorded_engine
+from al_pipeline.workspace.fingerprint import current_engine
+from al_pipeline.workspace.home import al_home
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,7 +48,7 @@ def test_sources_that_are_given_are_taken_where_they_are_the_recorded_ones(tmp_p
     checkout = tmp_path / "checkout"
     ignored = shutil.ignore_patterns(".*", "demo", "build", "tests", "benchmarks", "__pycache__", "*.egg-info")
     shutil.copytree(ROOT, checkout, ignore=ignored)
-    with (checkout / "al_pipeline/metrics.py").open("a") as file:
+    with (checkout / "al_pipeline/evaluation/metrics.py").open("a") as file:
         file.write("# older\n")
     before = sorted(path.name for path in checkout.iterdir())
     look = "import json; from al_pipeline.engine import current_engine; print(json.dumps(current_engine()))"

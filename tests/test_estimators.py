@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from test_models import CLASSES, check_probabilities, corpus, features
 
-from al_pipeline.acquisition import bald
-from al_pipeline.ensemble import SIZES, draw_heads, sample_proba
+from al_pipeline.active_learning.acquisition import bald
 from al_pipeline.errors import BadInput
-from al_pipeline.estimators import ESTIMATORS, HEAD, Arrays, Estimate, Estimator, fit_classifier
 from al_pipeline.files import read_json, sha256_tree
-from al_pipeline.head import FeatureMatrix
-from al_pipeline.models import fit_text_model, load_text_model
+from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.models.ensembles import SIZES, draw_heads, sample_proba
+from al_pipeline.models.estimators import ESTIMATORS, HEAD, Arrays, Estimate, Estimator, fit_classifier
+from al_pipeline.models.linear import FeatureMatrix
+from al_pipeline.models.text_model import fit_text_model, load_text_model
 from al_pipeline.operations.reproduce import reproduce
-from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.params import FINETUNED, ModelName
-from al_pipeline.workspace import open_workspace
+from al_pipeline.workspace.workspace import open_workspace
 
 EACH = pytest.mark.parametrize("name", sorted(ESTIMATORS))
 

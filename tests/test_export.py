@@ -15,14 +15,14 @@ import pytest
 import yaml
 from harness import play, small_workspace
 
-from al_pipeline import cli
+from al_pipeline.annotation.aggregation import supporters
+from al_pipeline.cli import app as cli
+from al_pipeline.data.outputs import from_csv_cell, read_labeled
 from al_pipeline.errors import BadInput, UsageError
-from al_pipeline.labels import supporters
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations.export import FORMATS, Row, _check_target, _format, export, write_rows
-from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.records import Event, Intervention, Selection
-from al_pipeline.results import from_csv_cell, read_labeled
-from al_pipeline.workspace import open_workspace
+from al_pipeline.workspace.workspace import open_workspace
 
 ANN, BOB = "ann@example.org", "bob@example.org"
 ROWS = [

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from al_pipeline.features import FeatureCache, _Index, ensure
+from al_pipeline.features.cache import FeatureCache, _Index, ensure
 from al_pipeline.records import content_hash
 
 Vectors = NDArray[np.float32]
@@ -195,8 +195,8 @@ def test_a_million_rows_stay_light(tmp_path: Path) -> None:
 
 def test_neither_torch_nor_transformers_is_imported() -> None:
     code = (
-        "import sys, al_pipeline.features, al_pipeline.head, al_pipeline.models, al_pipeline.tfidf, "
-        "al_pipeline.neural.encoder\n"
+        "import sys, al_pipeline.features.cache, al_pipeline.features.encoder, al_pipeline.features.tfidf\n"
+        "import al_pipeline.models.linear, al_pipeline.models.text_model\n"
         "heavy = {'torch', 'transformers', 'sklearn', 'scipy', 'rich'} & set(sys.modules)\n"
         "sys.exit(f'imported {sorted(heavy)}' if heavy else 0)"
     )

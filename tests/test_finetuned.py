@@ -13,18 +13,18 @@ from harness import play, small_workspace
 from numpy.random import SeedSequence
 from test_encoder import PACKAGE, WORDS, make_tiny
 
-from al_pipeline.acquisition import bald
-from al_pipeline.classifiers import load_model
+from al_pipeline.active_learning.acquisition import bald
+from al_pipeline.data.outputs import read_scores
 from al_pipeline.errors import BadInput
+from al_pipeline.features.encoder import encoder_identity, install_encoder
 from al_pipeline.files import read_json, sha256_tree
-from al_pipeline.neural.encoder import encoder_identity, install_encoder
-from al_pipeline.neural.finetuned import CARD_FILE, WEIGHTS_FILE, FinetunedModel, Masks, fit_finetuned
+from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.models.finetuned import CARD_FILE, WEIGHTS_FILE, FinetunedModel, Masks, fit_finetuned
+from al_pipeline.models.loading import load_model
 from al_pipeline.operations.predict import predict
 from al_pipeline.operations.reproduce import reproduce
-from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.params import Finetune
-from al_pipeline.results import read_scores
-from al_pipeline.workspace import open_workspace
+from al_pipeline.workspace.workspace import open_workspace
 
 CLASSES = ["ham", "spam", "news"]
 

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 from harness import answer_all, change_params, small_workspace, write_pool
 
+from al_pipeline.data.catalog import draw_test
+from al_pipeline.data.ledger import read_events
+from al_pipeline.data.outputs import parse_predictions
+from al_pipeline.data.pool import iter_items, read_ids
 from al_pipeline.errors import BadInput, NothingToDo
 from al_pipeline.files import read_json
-from al_pipeline.items import iter_items, read_ids
-from al_pipeline.ledger import read_events
-from al_pipeline.lifecycle import Closing, Facts, Step, close_reason, next_step, state
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations import ingest as ingest_module
 from al_pipeline.operations.history import read_history, read_plan, read_plans
 from al_pipeline.operations.ingest import before_first_model, finish_ingest, ingest, redraw_test
@@ -22,12 +25,9 @@ from al_pipeline.operations.publish import interleaved
 from al_pipeline.operations.report import report_data
 from al_pipeline.operations.reproduce import reproduce
 from al_pipeline.operations.tick import tick
-from al_pipeline.oracle import SimulatedOracle
-from al_pipeline.pool import draw_test
 from al_pipeline.records import PlannedTask
-from al_pipeline.repository import Git
-from al_pipeline.results import parse_predictions
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.rounds.state_machine import Closing, Facts, Step, close_reason, next_step, state
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 RULE = Closing(0.9, 7, 10)
 

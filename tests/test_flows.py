@@ -17,15 +17,15 @@ from embedded import LabelStudioServer, PrefectServer
 from harness import ask_prefect, small_workspace
 
 from al_pipeline.files import read_json, write_json
-from al_pipeline.label_studio import LabelStudioOracle
-from al_pipeline.layout import STAGES
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.label_studio.client import LabelStudioOracle
+from al_pipeline.integrations.oracle import ProjectRef
 from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.init import init
-from al_pipeline.oracle import ProjectRef
-from al_pipeline.repository import Git
 from al_pipeline.servers import prefect_status, read_deployment
-from al_pipeline.trust import accept
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.workspace.layout import STAGES
+from al_pipeline.workspace.trust import accept
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -51,7 +51,7 @@ def served(
 def al_round(workspace: Workspace, *words: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
     """`al round` in a process of its own; it must end with `code`."""
     done = subprocess.run(
-        [sys.executable, "-m", "al_pipeline.cli", "-C", str(workspace.layout.root), "round", *words],
+        [sys.executable, "-m", "al_pipeline.cli.app", "-C", str(workspace.layout.root), "round", *words],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -168,7 +168,7 @@ FLAKY = """
 import json, os, sys
 from al_pipeline import errors
 from al_pipeline.oracle import SimulatedOracle
-import flows.rounds as rounds
+import al_pipeline.flows.rounds as rounds
 
 failure, step = getattr(errors, sys.argv[1]), sys.argv[2]
 
@@ -261,7 +261,7 @@ def test_the_deployment_bears_the_workspaces_name_and_is_there_once(
 
     def apply(root: Path) -> None:
         code = "import os, sys; from pathlib import Path; from al_pipeline.workspace import open_workspace as o; "
-        code += "from flows.deployments import apply; apply(o(Path(sys.argv[1])), take_over=True)"
+        code += "from al_pipeline.flows.deployments import apply; apply(o(Path(sys.argv[1])), take_over=True)"
         command = [sys.executable, "-c", code, str(root)]
         subprocess.run(command, env={**os.environ, **prefect_server.env}, check=True, timeout=120, cwd=ROOT)
 
@@ -328,7 +328,7 @@ def test_a_teams_own_prefect_runs_it_by_prefect_yaml(
         prefect("deploy", "--prefect-file", "prefect.yaml")
     [deployment] = ask(prefect_server, "deployments", work_pools={"name": {"any_": ["al"]}})
     assert deployment["name"] == f"workspace-{workspace.id}", "and none beside it, named as by earlier versions"
-    assert (deployment["entrypoint"], deployment["work_pool_name"]) == ("flows.rounds.al_round", "al")
+    assert (deployment["entrypoint"], deployment["work_pool_name"]) == ("al_pipeline.flows.rounds.al_round", "al")
     assert deployment["global_concurrency_limit"]["limit"] == 1
     assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     [schedule] = deployment["schedules"]

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from al_pipeline.gate import Decision, decide
+from al_pipeline.evaluation.promotion import Decision, decide
 from al_pipeline.params import Gate
 
 GATE = Gate(max_drop=0.02, min_test_per_class=10)

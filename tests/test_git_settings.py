@@ -10,12 +10,13 @@ import pytest
 from harness import play, small_workspace
 
 from al_pipeline.errors import RepositoryError
+from al_pipeline.integrations.dvc.session import Dvc
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations.init import init
 from al_pipeline.operations.rule import rollback
 from al_pipeline.operations.tick import open_dvc
-from al_pipeline.oracle import SimulatedOracle
-from al_pipeline.repository import Dvc, Git
-from al_pipeline.workspace import open_workspace
+from al_pipeline.workspace.workspace import open_workspace
 
 HOSTILE = """\
 [color]

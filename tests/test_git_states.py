@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from al_pipeline.errors import BadInput, ForeignEdit, NeedsAHand, RepositoryError
-from al_pipeline.layout import Layout, is_ours
+from al_pipeline.integrations.git import Git
 from al_pipeline.operations import doctor
 from al_pipeline.operations.checkout import (
     bring_in_line,
@@ -29,7 +29,7 @@ from al_pipeline.operations.checkout import (
 )
 from al_pipeline.operations.publish import sync
 from al_pipeline.operations.publish import tag as tag_round
-from al_pipeline.repository import Git
+from al_pipeline.workspace.layout import Layout, is_ours
 
 PLAN = "rounds/0001/plan.jsonl"
 
@@ -683,7 +683,7 @@ def test_a_git_that_fails_is_never_a_repository_without_a_commit(
     git: Git, fail: Callable[[Path], None], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from al_pipeline.operations.init import init
-    from al_pipeline.workspace import LAYOUT_VERSION
+    from al_pipeline.workspace.workspace import LAYOUT_VERSION
 
     write(git.root, "al-workspace.json", f'{{"layout": {LAYOUT_VERSION}, "workspace_id": "0123456789ab"}}')
     git.commit("Marker", [git.root / "al-workspace.json"])

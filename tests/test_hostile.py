@@ -26,27 +26,28 @@ from harness import answer_all, change_params, play, small_workspace, tools_firs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from al_pipeline import cli, trust
-from al_pipeline.engine import current_engine
-from al_pipeline.environment import recorded_engine
+from al_pipeline.cli import app as cli
+from al_pipeline.data.ledger import read_events
+from al_pipeline.data.outputs import csv_cell, from_csv_cell
+from al_pipeline.data.tables import read_table
 from al_pipeline.errors import BadInput, BadParams, ForeignEdit, NotAWorkspace, RepositoryError, UsageError
 from al_pipeline.files import read_json, sha256_tree, write_json
-from al_pipeline.layout import Layout
-from al_pipeline.ledger import read_events
-from al_pipeline.manifests import parse_plan, parse_record
+from al_pipeline.integrations.dvc.worker import check_entry
+from al_pipeline.integrations.environment import recorded_engine
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import ProjectMark, ProjectRef, SimulatedOracle
 from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.rule import pause, resume
 from al_pipeline.operations.tick import open_dvc, tick
-from al_pipeline.oracle import ProjectMark, ProjectRef, SimulatedOracle
 from al_pipeline.params import parse_params
-from al_pipeline.plain import has_password, on_this_machine, printable, redact
-from al_pipeline.repository import Git
-from al_pipeline.repository.worker import check_entry
-from al_pipeline.results import csv_cell, from_csv_cell
-from al_pipeline.rulings import read_ruling
-from al_pipeline.tables import read_table
-from al_pipeline.trust import accept, check_dvc, check_tree, template
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.rounds.interventions import read_ruling
+from al_pipeline.rounds.manifests import parse_plan, parse_record
+from al_pipeline.sanitize import has_password, on_this_machine, printable, redact
+from al_pipeline.workspace import trust
+from al_pipeline.workspace.fingerprint import current_engine
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.trust import accept, check_dvc, check_tree, template
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 ROOT = Path(__file__).parents[1]
 
@@ -519,7 +520,7 @@ def test_modules_in_the_workspace_are_not_run(clone: Clone, tmp_path: Path) -> N
     environment = {**tools_first(), "PYTHONPATH": str(ROOT)}
     for words in (["round"], ["doctor"], ["status"]):
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "al_pipeline.cli", *words], cwd=clone.root, env=environment,
+            [sys.executable, "-P", "-m", "al_pipeline.cli.app", *words], cwd=clone.root, env=environment,
             capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert "Traceback" not in done.stderr, done.stderr

@@ -18,18 +18,20 @@ import pytest
 from conftest import require
 from harness import answer_all, copy_workspace, play, results, tools_first
 
-from al_pipeline import child, cli, identity
+from al_pipeline.cli import app as cli
 from al_pipeline.errors import BadInput, CopiedWorkspace, ForeignProject, LabelStudioDown, NeedsAHand, NothingToDo
 from al_pipeline.files import read_json, write_json
-from al_pipeline.identity import Place, bind, check_identity, compare, here, identify, refuse_copy
-from al_pipeline.layout import Layout
+from al_pipeline.integrations import processes as child
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import SimulatedOracle, find_mark
 from al_pipeline.operations import connect
 from al_pipeline.operations.rule import pause
 from al_pipeline.operations.tick import open_dvc, tick
 from al_pipeline.operations.upgrade import upgrade
-from al_pipeline.oracle import SimulatedOracle, find_mark
-from al_pipeline.repository import Git
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.workspace import identity
+from al_pipeline.workspace.identity import Place, bind, check_identity, compare, here, identify, refuse_copy
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 # What the evidence says ----------------------------------------------------------------------------------------------
 
@@ -253,7 +255,7 @@ def test_no_secret_of_the_machine_is_written_down(workspace: Workspace) -> None:
 
 
 def al(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "al_pipeline.cli", "-C", str(root), *words]
+    command = [sys.executable, "-m", "al_pipeline.cli.app", "-C", str(root), *words]
     return subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=300)
 
 

@@ -23,15 +23,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from al_pipeline import files
+from al_pipeline.annotation.aggregation import fold
+from al_pipeline.data.ledger import append_part, read_events
+from al_pipeline.data.pool import iter_items
 from al_pipeline.errors import AlError, BadInput, UnusableFile
 from al_pipeline.files import read_jsonl
-from al_pipeline.items import iter_items
-from al_pipeline.labels import fold
-from al_pipeline.ledger import append_part, read_events
 from al_pipeline.operations import ingest as module
 from al_pipeline.operations.ingest import IngestReport, finish_ingest, ingest
 from al_pipeline.records import Event, Item, content_hash
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 TEMPLATE = (Path(__file__).parents[1] / "params.yaml").read_text()
 

@@ -20,15 +20,16 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from al_pipeline.annotation.schema_change import plain_form
 from al_pipeline.errors import BadInput, BadParams, RepositoryError
 from al_pipeline.files import read_json
-from al_pipeline.layout import Layout
+from al_pipeline.integrations.dvc.session import Dvc
+from al_pipeline.integrations.git import Git
 from al_pipeline.operations import init as module
 from al_pipeline.operations.init import init, template, with_schema
 from al_pipeline.params import parse_params
-from al_pipeline.repository import Dvc, Git
-from al_pipeline.schema_change import plain_form
-from al_pipeline.workspace import open_workspace
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.workspace import open_workspace
 
 ROOT = Path(__file__).parents[1]
 AL = Path(sys.executable).parent / "al"
@@ -241,9 +242,9 @@ def test_a_wheel_installed_elsewhere_makes_a_workspace(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr
         return result.stdout
 
-    where = run("-c", "import al_pipeline, flows.rounds; print(al_pipeline.__file__)")
+    where = run("-c", "import al_pipeline, al_pipeline.flows.rounds; print(al_pipeline.__file__)")
     assert Path(where.strip()).is_relative_to(library), "the wheel is what is tested, not the source"
-    found = json.loads(run("-m", "al_pipeline.cli", "init", "spam", "--labels", "ham,spam", "--json"))
+    found = json.loads(run("-m", "al_pipeline.cli.app", "init", "spam", "--labels", "ham,spam", "--json"))
     assert found["workspace"] == str(tmp_path / "spam")
     for name in ("params.yaml", "dvc.yaml"):
         assert (tmp_path / "spam" / name).is_file()
@@ -253,7 +254,7 @@ def test_a_wheel_installed_elsewhere_makes_a_workspace(tmp_path: Path) -> None:
         carried = {path.name: path.read_bytes() for path in (package / folder).iterdir()}
         assert carried == {path.name: path.read_bytes() for path in (ROOT / "al_pipeline" / folder).iterdir()}
     assert (package / "py.typed").is_file()
-    assert "al = al_pipeline.cli:main" in next(library.glob("al_pipeline-*/entry_points.txt")).read_text(
+    assert "al = al_pipeline.cli.app:main" in next(library.glob("al_pipeline-*/entry_points.txt")).read_text(
         encoding="utf-8"
     )
 

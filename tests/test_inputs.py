@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from al_pipeline import inputs as module
+from al_pipeline.data import inputs as module
+from al_pipeline.data.inputs import Source, check_encoding, open_inputs
+from al_pipeline.data.tables import BadRow, Row, read_table
 from al_pipeline.errors import BadInput, UsageError
-from al_pipeline.inputs import Source, check_encoding, open_inputs
-from al_pipeline.tables import BadRow, Row, read_table
 
 
 def rows_of(path: Path | Source, *required: str, **options: Any) -> list[Row | BadRow]:

@@ -15,21 +15,21 @@ from numpy.random import SeedSequence
 from scipy.sparse import random as random_sparse
 from test_encoder import PACKAGE, PRECISIONS, make_tiny, texts
 
-from al_pipeline.ensemble import SIZES, draw_heads
-from al_pipeline.estimators import ESTIMATORS, fit_classifier
-from al_pipeline.features import FeatureCache, ensure
+from al_pipeline.features.cache import FeatureCache, ensure
+from al_pipeline.features.encoder import Encoder, Precision, batch_rows, install_encoder
+from al_pipeline.features.invariance import find_dependence
 from al_pipeline.files import read_json, write_json
-from al_pipeline.head import FeatureMatrix, fit_head, row_products
-from al_pipeline.neural.encoder import Encoder, Precision, batch_rows, install_encoder
-from al_pipeline.neural.invariance import find_dependence
+from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.models.ensembles import SIZES, draw_heads
+from al_pipeline.models.estimators import ESTIMATORS, fit_classifier
+from al_pipeline.models.linear import FeatureMatrix, fit_head, row_products
 from al_pipeline.operations import doctor
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.reproduce import reproduce
 from al_pipeline.operations.tick import tick
-from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.params import Finetune
 from al_pipeline.records import content_hash
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 needs_torch = pytest.mark.slow
 each_precision = pytest.mark.parametrize("precision", PRECISIONS)
@@ -207,7 +207,7 @@ def test_a_fit_and_its_predictions_do_not_depend_on_threads() -> None:
 
 @needs_torch
 def test_a_fine_tuned_model_says_the_same_of_a_text_in_any_company(tiny: Path) -> None:
-    from al_pipeline.neural.finetuned import fit_finetuned
+    from al_pipeline.models.finetuned import fit_finetuned
 
     some = texts(30, 30)
     labels = ["even" if row % 2 else "odd" for row in range(30)]

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from al_pipeline import items as module
-from al_pipeline.errors import BadInput
-from al_pipeline.items import (
+from al_pipeline.data import pool as module
+from al_pipeline.data.pool import (
     OpenIds,
     count_items,
     fetch,
@@ -24,6 +23,7 @@ from al_pipeline.items import (
     read_ids,
     write_items,
 )
+from al_pipeline.errors import BadInput
 from al_pipeline.records import Item, content_hash
 
 

@@ -16,11 +16,13 @@ from annotating import ServerRig
 from embedded import LabelStudioServer
 from harness import Killed, answer_all, change_params, copy_workspace, killing, play, results, small_workspace
 
+from al_pipeline.annotation.aggregation import fold, times_asked, worth_asking
+from al_pipeline.data.ledger import read_events
+from al_pipeline.data.outputs import read_labeled
 from al_pipeline.errors import ForeignEdit, NothingToDo
 from al_pipeline.files import read_json
-from al_pipeline.labels import fold, times_asked, worth_asking
-from al_pipeline.ledger import read_events
-from al_pipeline.manifests import parse_plan
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import ProjectRef, SimulatedOracle
 from al_pipeline.operations.ask import ask
 from al_pipeline.operations.connect import connect
 from al_pipeline.operations.history import read_plan, read_plans
@@ -30,11 +32,9 @@ from al_pipeline.operations.reproduce import reproduce
 from al_pipeline.operations.rule import amend, rollback, undo
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import Options, TickReport, call, open_dvc, tick
-from al_pipeline.oracle import ProjectRef, SimulatedOracle
 from al_pipeline.records import Event, Intervention, PlannedTask, Selection, push_key
-from al_pipeline.repository import Git
-from al_pipeline.results import read_labeled
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.rounds.manifests import parse_plan
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 ANN, BOB, EVE = "ann@example.org", "bob@example.org", "eve@example.org"
 

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 from harness import Killed, answer_all, copy_workspace, play, results, tools_first
 
+from al_pipeline.data.ledger import read_events
 from al_pipeline.files import read_json, write_json
-from al_pipeline.layout import STAGES
-from al_pipeline.ledger import read_events
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations.tick import TickReport, tick
-from al_pipeline.oracle import SimulatedOracle
-from al_pipeline.repository import Git
-from al_pipeline.trust import accept
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.workspace.layout import STAGES
+from al_pipeline.workspace.trust import accept
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +77,7 @@ def test_killed_after_every_step(template: Any, undisturbed: Workspace, tmp_path
 
 
 def _project(workspace: Workspace) -> Any:
-    from al_pipeline.oracle import ProjectRef
+    from al_pipeline.integrations.oracle import ProjectRef
 
     return ProjectRef(**read_json(workspace.layout.project))
 

@@ -26,8 +26,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from al_pipeline.errors import BadParams, ForeignProject, LabelStudioDown, LabelStudioRefused, WorldError
-from al_pipeline.label_studio import LabelStudioOracle, asked_to_wait, label_config
-from al_pipeline.oracle import Oracle, ProjectMark, ProjectRef, data_key
+from al_pipeline.integrations.label_studio.client import LabelStudioOracle, asked_to_wait, label_config
+from al_pipeline.integrations.oracle import Oracle, ProjectMark, ProjectRef, data_key
 from al_pipeline.params import Schema
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
@@ -517,8 +517,8 @@ def test_strange_names_survive_the_server(oracle: LabelStudioOracle) -> None:
 
 @pytest.mark.server
 def test_pages_are_joined_without_loss(oracle: LabelStudioOracle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("al_pipeline.label_studio._PAGE", 3)
-    monkeypatch.setattr("al_pipeline.label_studio._KEYS_PER_REQUEST", 4)
+    monkeypatch.setattr("al_pipeline.integrations.label_studio.client._PAGE", 3)
+    monkeypatch.setattr("al_pipeline.integrations.label_studio.client._KEYS_PER_REQUEST", 4)
     workspace = uuid.uuid4().hex[:12]
     ref = oracle.ensure_project(workspace, "c", SCHEMA, 1, False, None)
     tasks = tasks_of(workspace, 1, 9)

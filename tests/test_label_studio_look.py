@@ -15,13 +15,13 @@ from annotating import ANN, SCHEMA, ServerRig, tasks_of
 from embedded import LabelStudioServer
 from harness import answer_all, small_workspace
 
-from al_pipeline import label_studio_look
-from al_pipeline.label_studio import LabelStudioOracle
-from al_pipeline.label_studio_look import Look, look
+from al_pipeline.integrations.label_studio import probe as label_studio_look
+from al_pipeline.integrations.label_studio.client import LabelStudioOracle
+from al_pipeline.integrations.label_studio.probe import Look, look
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import tick
-from al_pipeline.oracle import SimulatedOracle
-from al_pipeline.workspace import open_workspace
+from al_pipeline.workspace.workspace import open_workspace
 
 ID = "0123456789ab"
 

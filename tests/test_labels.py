@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from al_pipeline.errors import BadInput, SchemaInUse
-from al_pipeline.labels import (
+from al_pipeline.annotation.aggregation import (
     Folded,
     active,
     fold,
@@ -22,6 +21,7 @@ from al_pipeline.labels import (
     standing_answers,
     times_asked,
 )
+from al_pipeline.errors import BadInput, SchemaInUse
 from al_pipeline.records import Event, Intervention, LabeledItem, PlannedTask, Selection, Unresolved
 
 LABELS = ("ham", "spam", "other")

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from al_pipeline import files, ledger
-from al_pipeline.errors import BadInput
-from al_pipeline.ledger import (
+from al_pipeline import files
+from al_pipeline.data import ledger
+from al_pipeline.data.ledger import (
     add_to_inbox,
     append_inbox,
     append_part,
@@ -23,6 +23,7 @@ from al_pipeline.ledger import (
     read_refused,
     still_refused,
 )
+from al_pipeline.errors import BadInput
 from al_pipeline.records import Event, Intervention, Selection
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from al_pipeline.lifecycle import BUILD, Closing, Facts, Step, Wait, close_reason, needed, next_step, state
+from al_pipeline.rounds.state_machine import BUILD, Closing, Facts, Step, Wait, close_reason, needed, next_step, state
 
 RULE = Closing(quorum=0.9, deadline_days=7, min_labels=10)
 steps = st.frozensets(st.sampled_from(list(Step)))

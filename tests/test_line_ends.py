@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from harness import answer_all, copy_workspace, play, tools_first
 
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations import checkout
 from al_pipeline.operations import tick as ticking
 from al_pipeline.operations.doctor import examine
 from al_pipeline.operations.predict import predict
 from al_pipeline.operations.reproduce import reproduce
 from al_pipeline.operations.tick import tick
-from al_pipeline.oracle import SimulatedOracle
-from al_pipeline.repository import Git
-from al_pipeline.workspace import open_workspace
+from al_pipeline.workspace.workspace import open_workspace
 
 CONVERTING = "[core]\n\tautocrlf = true\n\tsafecrlf = true\n\teol = crlf\n"
 
@@ -34,7 +34,7 @@ def check_what_reads(root: Path, rounds: int) -> None:
     rows = list(predict(open_workspace(root), iter([[("1", "win money now"), ("2", "minutes of the call")]])))
     assert [row["id"] for row in rows] == ["1", "2"] and {row["label"] for row in rows} <= {"ham", "spam"}
     for words in (["predict", "--text", "win money now"], ["report"]):
-        command = [sys.executable, "-m", "al_pipeline.cli", "-C", str(root), *words]
+        command = [sys.executable, "-m", "al_pipeline.cli.app", "-C", str(root), *words]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=300)
         assert done.returncode == 0, (words, done.stdout, done.stderr)
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from al_pipeline import lock as lock_module
 from al_pipeline.errors import Locked
-from al_pipeline.lock import holder, locked
+from al_pipeline.workspace import lock as lock_module
+from al_pipeline.workspace.lock import holder, locked
 
 ROOT = Path(__file__).parents[1]
 HOLD = """

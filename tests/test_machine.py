@@ -21,18 +21,18 @@ from test_cli import al as al
 
 from al_pipeline.errors import Locked, NeedsAHand, NothingToDo, UsageError
 from al_pipeline.files import sha256_tree, write_json
-from al_pipeline.lock import locked
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations import machine
 from al_pipeline.operations.connect import connect, stored_project
 from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.init import init
 from al_pipeline.operations.machine import destroy, find, plan, workspaces
 from al_pipeline.operations.tick import tick
-from al_pipeline.oracle import SimulatedOracle
-from al_pipeline.repository import Git
 from al_pipeline.servers import Stored, StoredAnswer, admin, label_studio_status, start_label_studio, stop_label_studio
 from al_pipeline.servers.process import MARK
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.workspace.lock import locked
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from al_pipeline.errors import BadParams
-from al_pipeline.merge import with_missing
+from al_pipeline.workspace.params_file import with_missing
 
 TEMPLATE = (Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8")
 WHOLE: dict[str, Any] = yaml.safe_load(TEMPLATE)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from al_pipeline.metrics import Metrics, evaluate, interval, resamples
+from al_pipeline.evaluation.metrics import Metrics, evaluate, interval, resamples
 
 NAMES = tuple("abcdefghijklmnopqrstuvwxyz")
 
@@ -142,7 +142,7 @@ def test_no_interval_where_most_resamples_have_no_value() -> None:
 
 # The bootstrap ------------------------------------------------------------------------------------------------------
 def test_resamples_draw_n_of_n_with_replacement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("al_pipeline.metrics._BLOCK", 700)
+    monkeypatch.setattr("al_pipeline.evaluation.metrics._BLOCK", 700)
     blocks = list(resamples(100, 50, np.random.default_rng(0)))
     assert [len(block) for block in blocks] == [7] * 7 + [1]
     weights = np.concatenate(blocks)

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from al_pipeline import head as head_module
-from al_pipeline import tfidf as tfidf_module
 from al_pipeline.errors import BadInput
+from al_pipeline.features import tfidf as tfidf_module
+from al_pipeline.features.tfidf import Tfidf, fit, load_tfidf
 from al_pipeline.files import sha256_tree
-from al_pipeline.head import FeatureMatrix, _compact, _fit_softmax, feature_scales, fit_head, stratified_folds
-from al_pipeline.models import TextModel, fit_text_model, load_text_model
+from al_pipeline.models import linear as head_module
+from al_pipeline.models.linear import FeatureMatrix, _compact, _fit_softmax, feature_scales, fit_head, stratified_folds
+from al_pipeline.models.text_model import TextModel, fit_text_model, load_text_model
 from al_pipeline.params import Features
-from al_pipeline.tfidf import Tfidf, fit, load_tfidf
 
 CLASSES = ["ham", "spam", "news"]
 Kind = Literal["encoder", "tfidf", "encoder+tfidf"]

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from al_pipeline.layout import Layout
-from al_pipeline.oracle import is_our_title, project_title
-from al_pipeline.plain import one_line, shortened
+from al_pipeline.integrations.oracle import is_our_title, project_title
+from al_pipeline.sanitize import one_line, shortened
 from al_pipeline.servers.prefect_server import deployment_name, is_our_deployment
-from al_pipeline.workspace import Workspace
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.workspace import Workspace
 
 ID = "0123456789ab"
 

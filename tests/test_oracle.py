@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from al_pipeline.errors import BadInput, ForeignProject, LabelStudioDown
-from al_pipeline.label_studio import label_config
-from al_pipeline.oracle import (
+from al_pipeline.integrations.label_studio.client import label_config
+from al_pipeline.integrations.oracle import (
     RESERVED,
     Oracle,
     PageEdit,
@@ -40,7 +40,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     if request.param == "simulated":
         yield SimulatedRig()
         return
-    from al_pipeline.label_studio import LabelStudioOracle
+    from al_pipeline.integrations.label_studio.client import LabelStudioOracle
 
     server = request.getfixturevalue("label_studio")
     with (

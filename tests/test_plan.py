@@ -11,10 +11,10 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from al_pipeline.data.ledger import append_part
+from al_pipeline.data.outputs import write_labeled, write_queries, write_unresolved
+from al_pipeline.data.pool import write_items
 from al_pipeline.files import write_json
-from al_pipeline.items import write_items
-from al_pipeline.layout import Layout
-from al_pipeline.ledger import append_part
 from al_pipeline.operations.publish import plan_tasks
 from al_pipeline.records import (
     Event,
@@ -28,9 +28,9 @@ from al_pipeline.records import (
     content_hash,
     push_key,
 )
-from al_pipeline.results import write_labeled, write_queries, write_unresolved
-from al_pipeline.trust import template
-from al_pipeline.workspace import Workspace
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.trust import template
+from al_pipeline.workspace.workspace import Workspace
 
 WORKSPACE = "0123456789ab"
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None

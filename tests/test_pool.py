@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from al_pipeline.pool import Catalog, draw_test, drawn_size, item_id_from
+from al_pipeline.data.catalog import Catalog, draw_test, drawn_size, item_id_from
 
 HASH = "0123456789abcdef" * 4
 

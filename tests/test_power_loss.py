@@ -19,7 +19,7 @@ from harness import tools_first
 from tracing import FILES, WRITES, Call, read_calls, trace
 
 from al_pipeline.files import sync_names
-from al_pipeline.repository import Git
+from al_pipeline.integrations.git import Git
 
 ROUNDS = """
 import sys

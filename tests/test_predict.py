@@ -20,17 +20,17 @@ import pyarrow.parquet as pq
 import pytest
 from harness import play, small_workspace
 
-from al_pipeline import cli
+from al_pipeline.cli import app as cli
+from al_pipeline.data.pool import fetch, read_ids
 from al_pipeline.errors import BadInput, ForeignEdit, NothingToDo, RepositoryError
 from al_pipeline.files import read_json, sha256_tree
-from al_pipeline.items import fetch, read_ids
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations import predict as module
 from al_pipeline.operations.guess import guess
 from al_pipeline.operations.history import History, read_history
 from al_pipeline.operations.predict import csv_lines, model_folder, predict, read_texts
-from al_pipeline.oracle import SimulatedOracle
-from al_pipeline.repository import Git
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 TEXTS = [("a", "win money now, free offer today"), ("b", "meeting agenda tomorrow, minutes of the call"), ("c", "?")]
 
@@ -123,7 +123,7 @@ def test_a_model_that_is_not_the_recorded_one_is_not_used(
 @pytest.mark.slow
 def test_a_model_is_not_used_with_another_encoder(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_features", lambda _: SimpleNamespace(uses_encoder=True))
-    monkeypatch.setattr("al_pipeline.encoding.Vectors", lambda *_: SimpleNamespace(identity="another"))
+    monkeypatch.setattr("al_pipeline.features.vectors.Vectors", lambda *_: SimpleNamespace(identity="another"))
     with pytest.raises(BadInput, match="not the one that its model was fitted on"):
         run(workspace, 0)
 

@@ -18,18 +18,18 @@ import pytest
 from harness import small_workspace
 from tracing import FILES, Call, read_calls, trace
 
-from al_pipeline import home as module
 from al_pipeline.errors import AlError, UnsafeFolder, UsageError
 from al_pipeline.files import read_json, write_json
-from al_pipeline.home import al_home, check_private, check_unshared, own_environment, private_folder
-from al_pipeline.lock import locked
+from al_pipeline.integrations.dvc.session import change_config
 from al_pipeline.operations.init import init
 from al_pipeline.operations.tick import open_dvc
 from al_pipeline.operations.upgrade import upgrade
-from al_pipeline.repository.dvc import change_config
 from al_pipeline.servers import start_label_studio, start_prefect
-from al_pipeline.trust import accept, doubtful
-from al_pipeline.workspace import open_workspace
+from al_pipeline.workspace import home as module
+from al_pipeline.workspace.home import al_home, check_private, check_unshared, own_environment, private_folder
+from al_pipeline.workspace.lock import locked
+from al_pipeline.workspace.trust import accept, doubtful
+from al_pipeline.workspace.workspace import open_workspace
 
 BIN = Path(sys.executable).parent
 NOBODY = 65534

@@ -17,18 +17,18 @@ from fault_proxy import AFTER, Fault, FaultProxy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from al_pipeline.annotation.aggregation import fold
+from al_pipeline.data.ledger import append_inbox, read_events, read_refused
 from al_pipeline.errors import BadInput, LabelStudioDown, LabelStudioRefused, VanishedAnswers
 from al_pipeline.files import read_json, write_json
-from al_pipeline.labels import fold
-from al_pipeline.layout import Layout
-from al_pipeline.ledger import append_inbox, read_events, read_refused
+from al_pipeline.integrations.oracle import ProjectRef, SimulatedOracle, choice_result, raw_result
 from al_pipeline.operations import pull as pulling
 from al_pipeline.operations.pull import Answer, PullReport, believe, pull
 from al_pipeline.operations.push import MAX_REQUEST_BYTES, PushReport, push, retire
-from al_pipeline.oracle import ProjectRef, SimulatedOracle, choice_result, raw_result
 from al_pipeline.params import Schema
 from al_pipeline.records import Event, Task
-from al_pipeline.workspace import Workspace
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.workspace import Workspace
 
 NOW = "2099-01-01T00:00:00Z"
 
@@ -97,7 +97,7 @@ def campaign(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Campaig
     if request.param == "simulated":
         yield Campaign(SimulatedRig(), tmp_path)
         return
-    from al_pipeline.label_studio import LabelStudioOracle
+    from al_pipeline.integrations.label_studio.client import LabelStudioOracle
 
     server = request.getfixturevalue("label_studio")
     with LabelStudioOracle(server.url, server.token) as oracle, ServerRig(server, oracle) as people:
@@ -334,7 +334,7 @@ def test_whatever_is_there_and_whatever_fails_each_task_is_there_once(
 def test_a_bad_network_before_the_real_server_leaves_each_task_once(
     label_studio: Any, tmp_path: Path, fault: Fault
 ) -> None:
-    from al_pipeline.label_studio import LabelStudioOracle
+    from al_pipeline.integrations.label_studio.client import LabelStudioOracle
 
     with (
         FaultProxy(label_studio.url) as proxy,

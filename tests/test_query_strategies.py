@@ -16,11 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from al_pipeline import query_strategies
-from al_pipeline.acquisition import ACQUISITION, SAMPLE_ACQUISITION
-from al_pipeline.head import FeatureMatrix, Head
-from al_pipeline.params import NEEDS_ENCODER, Select
-from al_pipeline.query_strategies import (
+from al_pipeline.active_learning import strategies as query_strategies
+from al_pipeline.active_learning.acquisition import ACQUISITION, SAMPLE_ACQUISITION
+from al_pipeline.active_learning.strategies import (
     ASK_AGAIN,
     AUTO,
     GUIDED,
@@ -44,6 +42,8 @@ from al_pipeline.query_strategies import (
     slice_size,
     top_k,
 )
+from al_pipeline.models.linear import FeatureMatrix, Head
+from al_pipeline.params import NEEDS_ENCODER, Select
 from al_pipeline.records import RANDOM, Query
 
 EVERY = pytest.mark.parametrize("strategy", sorted(STRATEGIES))

@@ -12,9 +12,10 @@ import pytest
 from packaging.requirements import Requirement
 
 from al_pipeline.errors import BadInput, RepositoryError
+from al_pipeline.integrations.dvc import remotes
+from al_pipeline.integrations.dvc.session import Dvc, change_config
+from al_pipeline.integrations.git import Git
 from al_pipeline.operations.init import init
-from al_pipeline.repository import Dvc, Git, remotes
-from al_pipeline.repository.dvc import change_config
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from al_pipeline.acquisition import margin
-from al_pipeline.metrics import Metrics
-from al_pipeline.query_strategies import AUTO, STRATEGIES, Asking, VectorsOf, samples_of
-from al_pipeline.replay import Corpus, Curve, Draw, Fit, Indices, Predict, mean_interval, replay
+from al_pipeline.active_learning.acquisition import margin
+from al_pipeline.active_learning.strategies import AUTO, STRATEGIES, Asking, VectorsOf, samples_of
+from al_pipeline.evaluation.metrics import Metrics
+from al_pipeline.simulation.replay import Corpus, Curve, Draw, Fit, Indices, Predict, mean_interval, replay
 
 ROUNDS = 4
 

@@ -13,16 +13,17 @@ from harness import SMALL, answer_all, change_params
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from al_pipeline.charts import CurvePoint
+from al_pipeline.evaluation.metrics import ClassMetrics, Estimate, Metrics, evaluate
+from al_pipeline.evaluation.online import Accuracy, Running
 from al_pipeline.files import read_jsonl
-from al_pipeline.metrics import ClassMetrics, Estimate, Metrics, evaluate
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
 from al_pipeline.operations.report import report_data, write_report
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import Options, tick
-from al_pipeline.oracle import SimulatedOracle
-from al_pipeline.report import (
+from al_pipeline.reporting.charts import CurvePoint
+from al_pipeline.reporting.page import (
     EXCERPT_CHARACTERS,
     MATRIX_CLASSES,
     SHOWN_ITEMS,
@@ -39,8 +40,7 @@ from al_pipeline.report import (
     render,
     summary,
 )
-from al_pipeline.running import Accuracy, Running
-from al_pipeline.workspace import open_workspace
+from al_pipeline.workspace.workspace import open_workspace
 
 UNDRAWN = {"history": (), "histogram": None, "baseline": ()}
 """Changes that leave the charts out: they are most of the time that a page takes."""

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from harness import play, small_workspace
 
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations.connect import task_pages
 from al_pipeline.operations.report import _date, _zone, write_report
-from al_pipeline.oracle import SimulatedOracle
-from al_pipeline.plain import is_web_address
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.sanitize import is_web_address
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 
 @pytest.fixture(scope="module")

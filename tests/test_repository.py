@@ -19,9 +19,10 @@ import pytest
 
 from al_pipeline.errors import ForeignEdit, RemoteIncomplete, RepositoryError, StageFailed
 from al_pipeline.files import read_json, write_json
-from al_pipeline.repository import Dvc, Git
-from al_pipeline.repository import dvc as dvc_module
-from al_pipeline.repository import git as git_module
+from al_pipeline.integrations import git as git_module
+from al_pipeline.integrations.dvc import session as dvc_module
+from al_pipeline.integrations.dvc.session import Dvc
+from al_pipeline.integrations.git import Git
 
 
 def raw(root: Path, *arguments: str) -> str:

@@ -18,21 +18,22 @@ import pytest
 import yaml
 from harness import copy_workspace, play, small_workspace
 
-from al_pipeline import cli
-from al_pipeline.engine import current_engine
+from al_pipeline.cli import app as cli
 from al_pipeline.errors import NothingToDo
-from al_pipeline.features import FeatureCache
+from al_pipeline.features.cache import FeatureCache
 from al_pipeline.files import read_json, sha256_tree, write_json, write_text
-from al_pipeline.layout import STAGES, Layout
-from al_pipeline.lock import locked
+from al_pipeline.integrations.dvc.digests import digest
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations import reproduce as module
 from al_pipeline.operations.reproduce import OUTPUTS, Reproduction, reproduce
 from al_pipeline.operations.rule import rollback
 from al_pipeline.operations.tick import open_dvc, tick
-from al_pipeline.oracle import SimulatedOracle
-from al_pipeline.repository import Git, digest
-from al_pipeline.trust import accept
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.workspace.fingerprint import current_engine
+from al_pipeline.workspace.layout import STAGES, Layout
+from al_pipeline.workspace.lock import locked
+from al_pipeline.workspace.trust import accept
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 pytestmark = pytest.mark.slow
 
@@ -100,7 +101,7 @@ def test_every_round_comes_out_again_without_cache_or_lock_even_after_a_kill(
 ) -> None:
     shutil.rmtree(copy.layout.root / ".dvc/cache")
     killed = subprocess.Popen(
-        [sys.executable, "-m", "al_pipeline.cli", "-C", str(copy.layout.root), "reproduce", "0"],
+        [sys.executable, "-m", "al_pipeline.cli.app", "-C", str(copy.layout.root), "reproduce", "0"],
         stderr=subprocess.DEVNULL,
     )
     working = Layout(copy.home / "reproduce/round-0000").private / "dvc.json"
@@ -369,7 +370,7 @@ def test_with_an_encoder_vectors_are_made_anew_and_other_vectors_are_the_first_c
         count(layout, *arguments)
         (folder,) = layout.features.iterdir()
         cache = FeatureCache(folder)
-        from al_pipeline.items import read_ids
+        from al_pipeline.data.pool import read_ids
 
         hashes = list(read_ids([layout.pool, layout.test]).hashes())
         vectors = cache.get(hashes)

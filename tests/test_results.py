@@ -9,9 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from al_pipeline.errors import BadInput
-from al_pipeline.records import LabeledItem, Query, Unresolved
-from al_pipeline.results import (
+from al_pipeline.data.outputs import (
     Predictions,
     flat,
     parse_predictions,
@@ -25,6 +23,8 @@ from al_pipeline.results import (
     write_scores,
     write_unresolved,
 )
+from al_pipeline.errors import BadInput
+from al_pipeline.records import LabeledItem, Query, Unresolved
 
 shared_folder = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True

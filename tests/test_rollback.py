@@ -16,7 +16,11 @@ import pytest
 import yaml
 from harness import Killed, answer_all, change_params, copy_workspace, killing, play
 
-from al_pipeline import cli, results
+from al_pipeline.annotation.aggregation import active
+from al_pipeline.cli import app as cli
+from al_pipeline.data import outputs as results
+from al_pipeline.data.ledger import read_events
+from al_pipeline.data.outputs import read_labeled
 from al_pipeline.errors import (
     ForeignEdit,
     ForeignProject,
@@ -27,19 +31,16 @@ from al_pipeline.errors import (
     UsageError,
 )
 from al_pipeline.files import read_json, write_json
-from al_pipeline.labels import active
-from al_pipeline.ledger import read_events
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import ProjectRef, SimulatedOracle
 from al_pipeline.operations import connect
 from al_pipeline.operations.history import read_history, read_plan
 from al_pipeline.operations.report import report_data
 from al_pipeline.operations.rule import Change, amend, approve, pause, resume, rollback, undo
 from al_pipeline.operations.status import rounds, status
 from al_pipeline.operations.tick import Options, TickReport, open_dvc, tick
-from al_pipeline.oracle import ProjectRef, SimulatedOracle
 from al_pipeline.records import Selection
-from al_pipeline.repository import Git
-from al_pipeline.results import read_labeled
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 pytestmark = pytest.mark.slow
 

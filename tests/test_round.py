@@ -18,19 +18,19 @@ from annotating import ServerRig
 from embedded import LabelStudioServer
 from harness import SMALL, change_params, small_workspace, write_pool
 
+from al_pipeline.data.ledger import read_events, read_refused
+from al_pipeline.data.outputs import read_labeled, read_unresolved
+from al_pipeline.data.pool import fetch, read_ids
 from al_pipeline.errors import ForeignProject, VanishedAnswers
 from al_pipeline.files import read_json, sha256_tree
-from al_pipeline.items import fetch, read_ids
-from al_pipeline.label_studio import LabelStudioOracle
-from al_pipeline.ledger import read_events, read_refused
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.label_studio.client import LabelStudioOracle
+from al_pipeline.integrations.oracle import ProjectRef, choice_result, shown_fields, shown_hash
 from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.tick import Options, TickReport, open_dvc, tick
-from al_pipeline.oracle import ProjectRef, choice_result, shown_fields, shown_hash
 from al_pipeline.records import PlannedTask
-from al_pipeline.repository import Git
-from al_pipeline.results import read_labeled, read_unresolved
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -96,7 +96,7 @@ def al(folder: Path | None, *words: str, code: int = 0, **environment: str) -> s
     """Run the command line in a process of its own; it must end with `code`."""
     place = [] if folder is None else ["-C", str(folder)]
     done = subprocess.run(
-        [sys.executable, "-m", "al_pipeline.cli", *place, *words],
+        [sys.executable, "-m", "al_pipeline.cli.app", *place, *words],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,

@@ -9,7 +9,7 @@ import pytest
 
 from al_pipeline.errors import BadInput
 from al_pipeline.records import Selection, moment
-from al_pipeline.rulings import (
+from al_pipeline.rounds.interventions import (
     Ruling,
     abandoned,
     holding,

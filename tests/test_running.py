@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from al_pipeline.running import RECENT, Forecast, Running, labels_saved, running_accuracy, wilson
+from al_pipeline.evaluation.online import RECENT, Forecast, Running, labels_saved, running_accuracy, wilson
 
 
 @given(st.integers(0, 60), st.integers(0, 60), st.sampled_from([0.8, 0.95, 0.99]))

@@ -19,6 +19,7 @@ from harness import SMALL, answer_all, change_params, play, tools_first, write_p
 from moto.server import ThreadedMotoServer
 
 from al_pipeline.errors import RemoteIncomplete, RepositoryError
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations import connect as connecting
 from al_pipeline.operations.close import bring_sources
 from al_pipeline.operations.connect import adopt
@@ -28,8 +29,7 @@ from al_pipeline.operations.init import init
 from al_pipeline.operations.remote import mend_remote
 from al_pipeline.operations.reproduce import reproduce
 from al_pipeline.operations.tick import open_dvc, tick
-from al_pipeline.oracle import SimulatedOracle
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 pytestmark = [pytest.mark.slow, pytest.mark.server]
 

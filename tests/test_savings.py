@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from al_pipeline.savings import RANDOM, area, compare, labels_needed, mean_interval
+from al_pipeline.evaluation.savings import RANDOM, area, compare, labels_needed, mean_interval
 
 BUDGETS = np.array([20.0, 40.0, 60.0, 80.0])
 

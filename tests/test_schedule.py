@@ -12,14 +12,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from al_pipeline import cli
+from al_pipeline.cli import app as cli
 from al_pipeline.errors import BadParams, Locked
-from al_pipeline.lock import locked
+from al_pipeline.integrations.git import Git
 from al_pipeline.operations.init import init
 from al_pipeline.operations.schedule import change_schedule, with_schedule
 from al_pipeline.params import parse_params
-from al_pipeline.repository import Git
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.workspace.lock import locked
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 TEMPLATE = (Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8")
 

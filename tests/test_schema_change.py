@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 from harness import answer_all, change_params, settle, small_workspace
 
+from al_pipeline.annotation.schema_change import Published, missing_in_use, plain_form, wrong_version
 from al_pipeline.errors import AlError, BadParams, NothingToDo, SchemaInUse
 from al_pipeline.files import read_json, sha256_tree
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations import connect as connect_module
 from al_pipeline.operations.doctor import examine
 from al_pipeline.operations.history import read_history
@@ -22,13 +25,10 @@ from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.rule import Change, amend
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import Options, TickReport, open_dvc, tick
-from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.params import parse_params
 from al_pipeline.records import Selection
-from al_pipeline.repository import Git
-from al_pipeline.schema_change import Published, missing_in_use, plain_form, wrong_version
-from al_pipeline.trust import template
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.workspace.trust import template
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 BEFORE = Published(1, ("ham", "spam", "eggs"), "round-0003")
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from al_pipeline.acquisition import (
+from al_pipeline.active_learning.acquisition import (
     bald,
     consensus_entropy,
     entropy,
@@ -16,7 +16,7 @@ from al_pipeline.acquisition import (
     margin,
     vote_entropy,
 )
-from al_pipeline.clustering import k_center, product_distances, product_lengths, seeds_of_products
+from al_pipeline.active_learning.clustering import k_center, product_distances, product_lengths, seeds_of_products
 
 pytestmark = pytest.mark.slow
 

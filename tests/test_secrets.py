@@ -26,11 +26,11 @@ from embedded import LabelStudioServer, PrefectServer
 from harness import change_params, small_workspace, tools_first
 
 from al_pipeline.files import read_json, write_json
-from al_pipeline.label_studio import LabelStudioOracle
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.label_studio.client import LabelStudioOracle
+from al_pipeline.integrations.oracle import ProjectRef
 from al_pipeline.operations.history import read_plan
-from al_pipeline.oracle import ProjectRef
-from al_pipeline.repository import Git
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -150,7 +150,7 @@ def test_no_secret_is_anywhere_but_where_it_was_put(
     def al(*words: str, code: int | None = 0, feed: str = "", **environment: str) -> str:
         """`al` as a user would type it inside the workspace; keeps what it printed."""
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "al_pipeline.cli", *words], cwd=root, env={**tools_first(), **environment},
+            [sys.executable, "-P", "-m", "al_pipeline.cli.app", *words], cwd=root, env={**tools_first(), **environment},
             input=feed, capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
         printed[" ".join(words) + str(environment)] = done.stdout + done.stderr

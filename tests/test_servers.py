@@ -23,7 +23,6 @@ from harness import ask_prefect
 
 from al_pipeline.errors import BadInput, LabelStudioRefused, ServerFailed, UsageError
 from al_pipeline.files import read_json, write_json
-from al_pipeline.layout import Layout
 from al_pipeline.servers import (
     admin,
     install,
@@ -36,7 +35,8 @@ from al_pipeline.servers import (
 from al_pipeline.servers import prefect_server as prefects
 from al_pipeline.servers import process as servers
 from al_pipeline.servers.process import MARK, Server, Service
-from al_pipeline.workspace import Workspace
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.workspace import Workspace
 
 HONEST = """
 import http.server, sys

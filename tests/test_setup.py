@@ -142,7 +142,7 @@ def test_a_wheel_installed_elsewhere_makes_workspaces(tmp_path: Path) -> None:
     where.mkdir()
 
     def al(*words: str, cwd: Path) -> str:
-        command = [sys.executable, "-m", "al_pipeline.cli", *words]
+        command = [sys.executable, "-m", "al_pipeline.cli.app", *words]
         done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -22,26 +22,26 @@ import pyarrow.parquet as pq
 import pytest
 from harness import SMALL, change_params, play, write_pool
 
-from al_pipeline.encoding import guide_vectors
+from al_pipeline.active_learning.strategies import Asking
+from al_pipeline.data.ledger import read_events
 from al_pipeline.errors import BadInput, UsageError
-from al_pipeline.ledger import read_events
+from al_pipeline.features.vectors import guide_vectors
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
 from al_pipeline.operations.report import write_report
 from al_pipeline.operations.status import status
-from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.params import Params, parse_params
-from al_pipeline.query_strategies import Asking
 from al_pipeline.records import RANDOM_SLICE, PlannedTask, content_hash
-from al_pipeline.replay import Curve
-from al_pipeline.repository import Git
 from al_pipeline.simulation.corpus import LabeledTexts, read_corpus
 from al_pipeline.simulation.page import render, summary
+from al_pipeline.simulation.replay import Curve
 from al_pipeline.simulation.runs import FULL, Work, group_runs, prepare, read_run, run_all, run_file, simulate_run
 from al_pipeline.simulation.simulate import Options, Simulation, corpus_vectors, simulate, with_features
-from al_pipeline.trust import template
-from al_pipeline.workspace import open_workspace
+from al_pipeline.workspace.trust import template
+from al_pipeline.workspace.workspace import open_workspace
 
 WORDS = ("agenda", "report", "lunch", "call", "minutes", "friday", "please", "team", "draft", "notes")
 
@@ -313,7 +313,7 @@ def test_arms_with_a_cold_start_of_their_own_leave_random_alone(texts: LabeledTe
 @pytest.mark.slow
 def test_killed_anywhere_it_leaves_whole_runs_and_nobody_running(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "mails.csv", 600)
-    command = [sys.executable, "-m", "al_pipeline.cli", "simulate", str(corpus), "--features", "tfidf", "--json"]
+    command = [sys.executable, "-m", "al_pipeline.cli.app", "simulate", str(corpus), "--features", "tfidf", "--json"]
     command += ["--seeds", "4", "--budget", "200", "--workers", "2", "--out", str(tmp_path / "out")]
     command += ["--strategies", "random,margin"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as one:
@@ -530,7 +530,7 @@ def test_options_that_do_not_fit_are_named(texts: LabeledTexts, tmp_path: Path) 
 @pytest.mark.slow
 def test_al_simulate_prints_one_object(tmp_path: Path) -> None:
     write_corpus(tmp_path / "mails.csv")
-    command = [sys.executable, "-m", "al_pipeline.cli", "simulate", "mails.csv", "--features", "tfidf", "--json"]
+    command = [sys.executable, "-m", "al_pipeline.cli.app", "simulate", "mails.csv", "--features", "tfidf", "--json"]
     command += ["--seeds", "1", "--budget", "60", "--batch-size", "20", "--seed-size", "20"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True)
     result = json.loads(done.stdout)

@@ -21,6 +21,7 @@ from test_ingest import events, labels, make_workspace, pool, test_set, write
 
 from al_pipeline.errors import UnusableFile
 from al_pipeline.files import write_json
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations import ingest as ingest_module
 from al_pipeline.operations import sources as module
 from al_pipeline.operations.doctor import examine
@@ -28,8 +29,7 @@ from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.sources import QUIET_SECONDS, find_sources, ingest_sources, source_news
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import tick
-from al_pipeline.oracle import SimulatedOracle
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 
 def with_params(space: Workspace, **changes: str) -> Workspace:

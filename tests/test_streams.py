@@ -17,11 +17,12 @@ import pytest
 import yaml
 from test_cli import COMMANDS, TAKES_JSON
 
-from al_pipeline import cli, streams
+from al_pipeline.cli import app as cli
+from al_pipeline.cli import streams
+from al_pipeline.data.pool import count_items
 from al_pipeline.files import read_json
-from al_pipeline.items import count_items
 from al_pipeline.operations.init import init
-from al_pipeline.workspace import Workspace
+from al_pipeline.workspace.workspace import Workspace
 
 FULL = "/dev/full"
 

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from al_pipeline import tables
+from al_pipeline.data import tables
+from al_pipeline.data.tables import BadRow, Row, check_readable, read_table
 from al_pipeline.errors import BadInput
-from al_pipeline.tables import BadRow, Row, check_readable, read_table
 
 
 def rows_of(path: Path, *required: str, **options: Any) -> list[Row | BadRow]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from harness import Killed, answer_all, change_params, copy_workspace, play, write_pool
 
+from al_pipeline.data.outputs import read_labeled
 from al_pipeline.errors import (
     EngineChanged,
     ForeignEdit,
@@ -24,20 +25,19 @@ from al_pipeline.errors import (
     StageFailed,
 )
 from al_pipeline.files import read_json, sha256_tree, write_json
-from al_pipeline.layout import STAGES
-from al_pipeline.lifecycle import Step
-from al_pipeline.lock import locked
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations.close import bring_sources, check_sources
 from al_pipeline.operations.connect import leave_project
 from al_pipeline.operations.history import read_history, read_plan
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import Options, open_dvc, tick
-from al_pipeline.oracle import SimulatedOracle
-from al_pipeline.repository import Git
-from al_pipeline.results import read_labeled
-from al_pipeline.trust import accept
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.rounds.state_machine import Step
+from al_pipeline.workspace.layout import STAGES
+from al_pipeline.workspace.lock import locked
+from al_pipeline.workspace.trust import accept
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 pytestmark = pytest.mark.slow
 
@@ -351,8 +351,8 @@ def test_the_record_says_what_the_round_was(undisturbed: Workspace) -> None:
 
 
 def test_a_stage_refuses_another_engine(undisturbed: Workspace, tmp_path: Path) -> None:
-    from al_pipeline.layout import Layout
     from al_pipeline.stages.label import main
+    from al_pipeline.workspace.layout import Layout
 
     layout = Layout(tmp_path)
     write_json(layout.engine, {"version": "0"})

@@ -28,18 +28,18 @@ from harness import ask_prefect, change_params, small_workspace
 
 from al_pipeline.errors import ServerFailed
 from al_pipeline.files import read_json
-from al_pipeline.label_studio import LabelStudioOracle
-from al_pipeline.lock import holder, locked
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.label_studio.client import LabelStudioOracle
+from al_pipeline.integrations.oracle import ProjectRef
 from al_pipeline.operations.doctor import Finding, examine
 from al_pipeline.operations.history import read_plan
-from al_pipeline.oracle import ProjectRef
 from al_pipeline.params import StrategyName
-from al_pipeline.repository import Git
 from al_pipeline.servers import invite, password_file, start_worker, stop_worker
 from al_pipeline.servers import process as servers
 from al_pipeline.servers.prefect_server import crash_runs, deployment_name
-from al_pipeline.trust import accept
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.workspace.lock import holder, locked
+from al_pipeline.workspace.trust import accept
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -65,7 +65,7 @@ class Box:
 
     def al(self, *words: str, code: int = 0) -> Any:
         """What `al WORDS --json` prints; it must end with `code`."""
-        done = self.run("-m", "al_pipeline.cli", "-C", str(self.root), *words, "--json", code=code)
+        done = self.run("-m", "al_pipeline.cli.app", "-C", str(self.root), *words, "--json", code=code)
         return json.loads(done.stdout)
 
     def run(self, *words: str, code: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
@@ -157,7 +157,7 @@ def box(label_studio_venv: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         made.al("up")
         yield made
     finally:
-        made.run("-m", "al_pipeline.cli", "-C", str(made.root), "down")
+        made.run("-m", "al_pipeline.cli.app", "-C", str(made.root), "down")
 
 
 @pytest.fixture(autouse=True)
@@ -197,7 +197,7 @@ def test_up_is_safe_to_repeat_and_shows_everything(box: Box) -> None:
     due = datetime.fromisoformat(again["schedule"]["next_run"])
     assert due.minute == 0 and timedelta() < due - datetime.now(UTC) <= timedelta(hours=1), "hourly, in UTC"
     assert box.al("status")["next_run"] == again["schedule"]["next_run"]
-    shown = box.run("-m", "al_pipeline.cli", "-C", str(box.root), "up").stdout
+    shown = box.run("-m", "al_pipeline.cli.app", "-C", str(box.root), "up").stdout
     assert all(row["address"] in shown and str(row["pid"]) in shown for row in rows.values())
     assert schedule_finding(box).level == "ok"
 
@@ -299,7 +299,7 @@ def test_another_clone_does_not_take_the_schedule_by_accident(box: Box, tmp_path
     assert f"{box.root}, and this is {clone.root}" in schedule_finding(clone).message
     assert clone.al("up")["schedule"]["applied"] is False
     assert clone.al("schedule", "--off")["applied"] is False
-    said = clone.run("-m", "al_pipeline.cli", "-C", str(clone.root), "schedule", "--on").stderr
+    said = clone.run("-m", "al_pipeline.cli.app", "-C", str(clone.root), "schedule", "--on").stderr
     assert f"another clone of this workspace, {box.root}" in said
     assert box.al("up")["schedule"]["applied"]
     assert clone.al("schedule", "apply")["applied"]
@@ -409,7 +409,7 @@ def test_down_in_the_middle_of_a_tick_leaves_nothing_behind(box: Box) -> None:
     box.al("up")
     with speechless(box):
         run = begun(box, "connect")
-        box.run("-m", "al_pipeline.cli", "-C", str(box.root), "down")
+        box.run("-m", "al_pipeline.cli.app", "-C", str(box.root), "down")
     assert not any(box.processes(service) for service in ("worker", "prefect", "label-studio"))
     assert holder(box.workspace.layout.lock) == {}
     box.al("up")
@@ -440,7 +440,7 @@ def test_a_round_by_hand_does_its_work_although_its_prefect_server_went_away(box
     box.al("up")
     slow_stage(box, 0)
     with speechless(box):
-        words = [sys.executable, "-m", "al_pipeline.cli", "-C", str(box.root), "round"]
+        words = [sys.executable, "-m", "al_pipeline.cli.app", "-C", str(box.root), "round"]
         hasty = {**box.environment, "PREFECT_CLIENT_MAX_RETRIES": "1"}
         with subprocess.Popen(words, cwd=ROOT, env=hasty, stderr=PIPE, stdout=PIPE, text=True) as process:
             assert process.stderr is not None

@@ -11,22 +11,22 @@ from typing import Any
 import pytest
 from harness import answer_all, copy_workspace, play, small_workspace
 
-from al_pipeline import cli
+from al_pipeline.cli import app as cli
 from al_pipeline.errors import BadParams, ForeignEdit, Locked, NotAWorkspace, NothingToDo
 from al_pipeline.files import read_json, sha256_bytes, sha256_tree, write_json, write_text
-from al_pipeline.layout import Layout
-from al_pipeline.lock import locked
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations import upgrade as module
 from al_pipeline.operations.diff import diff
 from al_pipeline.operations.report import write_report
 from al_pipeline.operations.status import rounds, status
 from al_pipeline.operations.tick import tick
 from al_pipeline.operations.upgrade import FILES, MIGRATIONS, OLD_DVC_YAML, bring_up_to_date, migrate, upgrade
-from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.params import parse_params
-from al_pipeline.repository import Git
-from al_pipeline.trust import template
-from al_pipeline.workspace import LAYOUT_VERSION, Workspace, open_workspace
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.lock import locked
+from al_pipeline.workspace.trust import template
+from al_pipeline.workspace.workspace import LAYOUT_VERSION, Workspace, open_workspace
 
 pytestmark = pytest.mark.slow
 

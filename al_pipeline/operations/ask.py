@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from al_pipeline.annotation.aggregation import fold
+from al_pipeline.data.ledger import read_events
+from al_pipeline.data.pool import hashes_of
 from al_pipeline.errors import BadInput, NothingToDo
-from al_pipeline.items import hashes_of
-from al_pipeline.labels import fold
-from al_pipeline.ledger import read_events
+from al_pipeline.integrations.dvc.session import Dvc
+from al_pipeline.integrations.git import Git
 from al_pipeline.operations.history import History, read_plan, read_plans, rounds_of
 from al_pipeline.operations.rule import commit_ruling, new_ruling, ruling_at_desk
-from al_pipeline.repository import Dvc, Git
-from al_pipeline.rulings import MAX_ITEMS, Ruling, asked_for
-from al_pipeline.workspace import Workspace
+from al_pipeline.rounds.interventions import MAX_ITEMS, Ruling, asked_for
+from al_pipeline.workspace.workspace import Workspace
 
 
 def ask(workspace: Workspace, dvc: Dvc, items: Sequence[str], reason: str) -> Ruling:

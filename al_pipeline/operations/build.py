@@ -9,18 +9,19 @@ from typing import Any
 
 import yaml
 
-from al_pipeline import child
-from al_pipeline.engine import STAGE_ENVIRONMENT, current_engine, write_engine
-from al_pipeline.environment import Engine
 from al_pipeline.errors import StageFailed
 from al_pipeline.files import read_json, read_object, sha256_bytes, sha256_file, write_json, write_text
-from al_pipeline.home import own_environment
-from al_pipeline.layout import Layout
-from al_pipeline.lifecycle import BUILD, Step
+from al_pipeline.integrations import processes as child
+from al_pipeline.integrations.dvc.session import Dvc
+from al_pipeline.integrations.environment import Engine
+from al_pipeline.integrations.git import Git
 from al_pipeline.operations.close import check_sources
 from al_pipeline.params import Features
 from al_pipeline.progress import shown
-from al_pipeline.repository import Dvc, Git
+from al_pipeline.rounds.state_machine import BUILD, Step
+from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT, current_engine, write_engine
+from al_pipeline.workspace.home import own_environment
+from al_pipeline.workspace.layout import Layout
 
 _ENCODE_TIMEOUT = 24 * 3600.0
 
@@ -125,7 +126,7 @@ def install(layout: Layout, features: Features, dvc: Dvc) -> None:
         have = read_object(layout.encoder / "source.json")
     if "source" not in have or have["source"] != wanted["source"]:
         if features.uses_encoder:
-            from al_pipeline.neural.encoder import install_encoder
+            from al_pipeline.features.encoder import install_encoder
 
             install_encoder(features.encoder, layout.encoder, layout.root)
         else:

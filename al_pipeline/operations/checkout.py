@@ -9,10 +9,10 @@ from pathlib import Path
 
 from al_pipeline.errors import NeedsAHand
 from al_pipeline.files import write_bytes, write_text
-from al_pipeline.layout import Layout
+from al_pipeline.integrations.git import Git
 from al_pipeline.records import round_name
-from al_pipeline.repository import Git
-from al_pipeline.trust import odd_setting
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.trust import odd_setting
 
 ROUND_TAGS = "round-*"
 

@@ -9,16 +9,17 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
-from al_pipeline.engine import write_engine
+from al_pipeline.annotation.aggregation import CONTROLS, ruling_key
+from al_pipeline.data.ledger import append_inbox, append_part, part_ids, read_events
 from al_pipeline.errors import ForeignEdit, RemoteIncomplete, RepositoryError
 from al_pipeline.files import read_object, remove_leftovers, sha256_file, write_json
-from al_pipeline.labels import CONTROLS, ruling_key
-from al_pipeline.layout import Layout
-from al_pipeline.ledger import append_inbox, append_part, part_ids, read_events
+from al_pipeline.integrations.dvc.session import Different, Dvc
+from al_pipeline.integrations.git import Git
 from al_pipeline.operations.checkout import converted
 from al_pipeline.records import RANDOM, RANDOM_SLICE, Event, PlannedTask
-from al_pipeline.repository import Different, Dvc, Git
-from al_pipeline.rulings import Ruling, control_event
+from al_pipeline.rounds.interventions import Ruling, control_event
+from al_pipeline.workspace.fingerprint import write_engine
+from al_pipeline.workspace.layout import Layout
 
 
 def next_round(layout: Layout) -> int | None:

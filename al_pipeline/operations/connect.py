@@ -18,19 +18,19 @@ from al_pipeline.errors import (
     NothingToDo,
 )
 from al_pipeline.files import read_object, write_json
-from al_pipeline.identity import begin_adoption, check_identity, clone_id, end_adoption, identify
-from al_pipeline.layout import Layout
-from al_pipeline.lock import locked
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import Oracle, PageEdit, ProjectRef, project_title
 from al_pipeline.operations.checkout import ROUND_TAGS, check_ready
 from al_pipeline.operations.close import bring_sources, check_sources, is_closed
 from al_pipeline.operations.history import read_history
-from al_pipeline.oracle import Oracle, PageEdit, ProjectRef, project_title
-from al_pipeline.plain import is_web_address
-from al_pipeline.repository import Git
-from al_pipeline.workspace import Workspace
+from al_pipeline.sanitize import is_web_address
+from al_pipeline.workspace.identity import begin_adoption, check_identity, clone_id, end_adoption, identify
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.lock import locked
+from al_pipeline.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
-    from al_pipeline.label_studio import About, LabelStudioOracle
+    from al_pipeline.integrations.label_studio.client import About, LabelStudioOracle
 
 
 _LOOK_SECONDS = 5.0
@@ -81,7 +81,7 @@ def connect_to(workspace: Workspace, url: str, token: str) -> About:
 
     Raises LabelStudioRefused for an address or token that is not taken, LabelStudioDown where nobody answers.
     """
-    from al_pipeline.label_studio import LabelStudioOracle
+    from al_pipeline.integrations.label_studio.client import LabelStudioOracle
 
     with LabelStudioOracle(url, token, workspace.params.label_studio.timeout_seconds) as oracle:
         about = oracle.about()
@@ -101,7 +101,7 @@ def connect(workspace: Workspace, most_seconds: float = math.inf) -> LabelStudio
             f"no {' and no '.join(missing)} of a Label Studio is known here; `al labelstudio start` runs one, "
             f"`al labelstudio connect URL` takes yours, or set {variables}"
         )
-    from al_pipeline.label_studio import LabelStudioOracle
+    from al_pipeline.integrations.label_studio.client import LabelStudioOracle
 
     seconds = min(workspace.params.label_studio.timeout_seconds, most_seconds)
     return LabelStudioOracle(known["url"], known["token"], seconds)

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from al_pipeline.comparison import Comparison, compare
-from al_pipeline.ledger import read_events
+from al_pipeline.data.ledger import read_events
+from al_pipeline.data.outputs import Predictions, flat, parse_predictions
+from al_pipeline.evaluation.comparison import Comparison, compare
+from al_pipeline.integrations.git import Git
 from al_pipeline.operations.history import Record, events_known, read_history, subjects
 from al_pipeline.operations.snapshots import Labels, snapshots
 from al_pipeline.operations.status import FIGURES
 from al_pipeline.records import Event, LabeledItem, round_name
-from al_pipeline.repository import Git
-from al_pipeline.results import Predictions, flat, parse_predictions
-from al_pipeline.workspace import Workspace
+from al_pipeline.workspace.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)

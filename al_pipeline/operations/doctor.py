@@ -10,12 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import TYPE_CHECKING, Literal
 
-from al_pipeline.engine import current_engine, difference
 from al_pipeline.errors import AlError, NeedsAHand, RepositoryError
 from al_pipeline.files import read_json, read_object
-from al_pipeline.identity import identify
-from al_pipeline.layout import Layout
-from al_pipeline.lock import holder
+from al_pipeline.integrations.dvc.session import told
+from al_pipeline.integrations.git import Git
 from al_pipeline.operations import publish
 from al_pipeline.operations.checkout import check_not_ignored, check_ready
 from al_pipeline.operations.close import absent_sources, check_sources, foreign_edits, is_closed
@@ -25,14 +23,17 @@ from al_pipeline.operations.schedule import look_at_schedule
 from al_pipeline.operations.schema import schema_problem
 from al_pipeline.operations.sources import source_news
 from al_pipeline.operations.tick import look, open_dvc
-from al_pipeline.plain import on_this_machine, redact
 from al_pipeline.records import round_name
-from al_pipeline.repository import Git, told
-from al_pipeline.trust import doubtful, holds_secret
-from al_pipeline.workspace import Workspace
+from al_pipeline.sanitize import on_this_machine, redact
+from al_pipeline.workspace.fingerprint import current_engine, difference
+from al_pipeline.workspace.identity import identify
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.lock import holder
+from al_pipeline.workspace.trust import doubtful, holds_secret
+from al_pipeline.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
-    from al_pipeline.label_studio import LabelStudioOracle
+    from al_pipeline.integrations.label_studio.client import LabelStudioOracle
 
 LOW_DISK_BYTES = 2 * 1024**3
 CLOCK_TOLERANCE_SECONDS = 60.0
@@ -370,8 +371,8 @@ def _encoder(workspace: Workspace) -> Iterator[Finding]:
 
 def _invariance(workspace: Workspace, source: str) -> Iterator[Finding]:
     """Whether vectors depend on their batch here, in each precision that the workspace uses: some forward passes."""
-    from al_pipeline.neural.encoder import Encoder, Precision, resolve_precision
-    from al_pipeline.neural.invariance import find_dependence
+    from al_pipeline.features.encoder import Encoder, Precision, resolve_precision
+    from al_pipeline.features.invariance import find_dependence
     from al_pipeline.params import FINETUNED
 
     features, model = workspace.params.features, workspace.params.train.model

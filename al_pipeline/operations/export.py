@@ -9,18 +9,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from al_pipeline.annotation.aggregation import supporters
+from al_pipeline.data.ledger import read_events
+from al_pipeline.data.pool import fetch
 from al_pipeline.errors import BadInput, NothingToDo, RepositoryError, UsageError
 from al_pipeline.files import TEMPORARY_PREFIX, make_folder, replacing, write_jsonl, write_text
-from al_pipeline.items import fetch
-from al_pipeline.labels import supporters
-from al_pipeline.ledger import read_events
+from al_pipeline.integrations.git import Git
 from al_pipeline.operations.close import refuse_changed
 from al_pipeline.operations.history import Record, events_known, read_history
 from al_pipeline.operations.snapshots import snapshots
 from al_pipeline.operations.tick import open_dvc
 from al_pipeline.records import LabeledItem, round_name
-from al_pipeline.repository import Git
-from al_pipeline.workspace import Workspace
+from al_pipeline.workspace.workspace import Workspace
 
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
 FORMATS = (*SUFFIXES.values(), "datasets")
@@ -150,7 +150,7 @@ def write_rows(out: Path, form: str, rows: Sequence[Row], with_part: bool) -> No
 
 
 def _write_csv(out: Path, rows: Sequence[Row], names: Sequence[str]) -> None:
-    from al_pipeline.results import csv_cell
+    from al_pipeline.data.outputs import csv_cell
 
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

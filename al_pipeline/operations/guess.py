@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from al_pipeline.errors import ForeignEdit
 from al_pipeline.files import sha256_tree
+from al_pipeline.integrations.git import Git
 from al_pipeline.operations.history import read_history
 from al_pipeline.records import Item
-from al_pipeline.repository import Git
-from al_pipeline.workspace import Workspace
+from al_pipeline.workspace.workspace import Workspace
 
 
 def guess(workspace: Workspace, items: Sequence[Item]) -> dict[str, tuple[str, float]]:
@@ -17,8 +17,8 @@ def guess(workspace: Workspace, items: Sequence[Item]) -> dict[str, tuple[str, f
 
     Never asked for items of the test set: a guess anchors the annotator, and with him the measurement.
     """
-    from al_pipeline.classifiers import load_model
-    from al_pipeline.encoding import open_vectors, vectors_for
+    from al_pipeline.features.vectors import open_vectors, vectors_for
+    from al_pipeline.models.loading import load_model
 
     layout = workspace.layout
     published = read_history(layout, Git(layout.root)).latest

@@ -6,15 +6,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from al_pipeline.annotation.aggregation import changed_by
 from al_pipeline.errors import BadInput, NothingToDo
-from al_pipeline.labels import changed_by
-from al_pipeline.layout import Layout
-from al_pipeline.manifests import parse_plan, parse_record, plan_number, record_number
+from al_pipeline.evaluation.online import Saved, labels_saved
+from al_pipeline.integrations.git import Git
 from al_pipeline.records import Event, PlannedTask, round_name
-from al_pipeline.repository import Git
-from al_pipeline.rulings import Ruling, abandoned, holding, pausing, promoted, read_ruling, ruling_number, waiting
-from al_pipeline.running import Saved, labels_saved
-from al_pipeline.trust import check_tree
+from al_pipeline.rounds.interventions import (
+    Ruling,
+    abandoned,
+    holding,
+    pausing,
+    promoted,
+    read_ruling,
+    ruling_number,
+    waiting,
+)
+from al_pipeline.rounds.manifests import parse_plan, parse_record, plan_number, record_number
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.trust import check_tree
 
 Record = dict[str, Any]
 """One round's manifest, as `rounds/NNNN/round.json` holds it."""

@@ -19,6 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from al_pipeline.data.catalog import Catalog, draw_test, drawn_size, item_id_from, label_from, storable, text_from
+from al_pipeline.data.inputs import WANTED, Source, Stamp, open_inputs, stamp_of
+from al_pipeline.data.ledger import add_to_inbox, event_digest, read_events
+from al_pipeline.data.pool import count_items, fetch, iter_items, list_parts, read_ids, write_items
+from al_pipeline.data.tables import BadRow, Progress, Row, check_readable, excerpt, read_table
 from al_pipeline.errors import BadInput, NothingToDo, UnusableFile
 from al_pipeline.files import (
     json_line,
@@ -30,19 +35,14 @@ from al_pipeline.files import (
     sha256_file,
     write_json,
 )
-from al_pipeline.home import private_folder
-from al_pipeline.inputs import WANTED, Source, Stamp, open_inputs, stamp_of
-from al_pipeline.items import count_items, fetch, iter_items, list_parts, read_ids, write_items
-from al_pipeline.layout import Layout
-from al_pipeline.ledger import add_to_inbox, event_digest, read_events
+from al_pipeline.integrations.git import Git
 from al_pipeline.operations.close import next_round
 from al_pipeline.operations.history import read_history
 from al_pipeline.operations.schema import check_schema
-from al_pipeline.pool import Catalog, draw_test, drawn_size, item_id_from, label_from, storable, text_from
 from al_pipeline.records import Event, Item, Part, content_hash
-from al_pipeline.repository import Git
-from al_pipeline.tables import BadRow, Progress, Row, check_readable, excerpt, read_table
-from al_pipeline.workspace import Workspace
+from al_pipeline.workspace.home import private_folder
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.workspace import Workspace
 
 _T = TypeVar("_T")
 

@@ -23,15 +23,16 @@ from al_pipeline.files import (
     write_json,
     write_text,
 )
-from al_pipeline.home import private_folder, restrict_umask
-from al_pipeline.layout import Layout
+from al_pipeline.integrations.dvc.remotes import check_address
+from al_pipeline.integrations.dvc.session import Dvc
+from al_pipeline.integrations.git import Git
 from al_pipeline.operations.checkout import git_files
 from al_pipeline.params import parse_params
-from al_pipeline.plain import JOINERS, has_password
-from al_pipeline.repository import Dvc, Git
-from al_pipeline.repository.remotes import check_address
-from al_pipeline.trust import template
-from al_pipeline.workspace import LAYOUT_VERSION, Workspace, open_workspace
+from al_pipeline.sanitize import JOINERS, has_password
+from al_pipeline.workspace.home import private_folder, restrict_umask
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.trust import template
+from al_pipeline.workspace.workspace import LAYOUT_VERSION, Workspace, open_workspace
 
 
 def init(

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from al_pipeline.data.ledger import read_events, read_refused
+from al_pipeline.data.outputs import parse_predictions
+from al_pipeline.data.pool import find
 from al_pipeline.errors import BadInput
-from al_pipeline.items import find
-from al_pipeline.ledger import read_events, read_refused
+from al_pipeline.integrations.git import Git
 from al_pipeline.operations.history import Record, events_known, read_history, read_plan_rows, subjects
 from al_pipeline.operations.snapshots import Labels, snapshots
 from al_pipeline.records import Event, LabeledItem, PlannedTask, round_name
-from al_pipeline.repository import Git
-from al_pipeline.results import parse_predictions
-from al_pipeline.workspace import Workspace
+from al_pipeline.workspace.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from al_pipeline.data.ledger import read_events, read_refused
 from al_pipeline.errors import BadInput, NeedsAHand, NotAWorkspace, NothingToDo, ServerFailed, UnsafeFolder, UsageError
 from al_pipeline.files import TEMPORARY_PREFIX, disk_usage, read_object, remove_tree
-from al_pipeline.home import al_home, check_private
-from al_pipeline.identity import refuse_copy
-from al_pipeline.layout import Layout
-from al_pipeline.ledger import read_events, read_refused
-from al_pipeline.lock import locked
-from al_pipeline.oracle import TIME_FORMAT, find_mark
+from al_pipeline.integrations.oracle import TIME_FORMAT, find_mark
 from al_pipeline.servers import ServiceRow, StoredAnswer, end_all_in, running_in, stored_answers
-from al_pipeline.workspace import PLACES, is_workspace_id
+from al_pipeline.workspace.home import al_home, check_private
+from al_pipeline.workspace.identity import refuse_copy
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.lock import locked
+from al_pipeline.workspace.workspace import PLACES, is_workspace_id
 
 State = Literal["running", "stopped", "gone", "unsafe"]
 

@@ -13,17 +13,17 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from al_pipeline.data.catalog import item_id_from, text_from
+from al_pipeline.data.inputs import Source
+from al_pipeline.data.tables import BadRow, Row, excerpt, read_table
 from al_pipeline.errors import BadInput, NothingToDo, RepositoryError, UsageError
 from al_pipeline.files import TEMPORARY_PREFIX, make_folder, read_json, sha256_tree, write_json
-from al_pipeline.home import private_folder
-from al_pipeline.inputs import Source
+from al_pipeline.integrations.git import Git
 from al_pipeline.operations.history import Record, read_history
 from al_pipeline.operations.tick import open_dvc
-from al_pipeline.pool import item_id_from, text_from
 from al_pipeline.records import content_hash, round_name, shown_text
-from al_pipeline.repository import Git
-from al_pipeline.tables import BadRow, Row, excerpt, read_table
-from al_pipeline.workspace import Workspace
+from al_pipeline.workspace.home import private_folder
+from al_pipeline.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from al_pipeline.params import Features
@@ -81,8 +81,8 @@ def predict(
 
     `texts` come in batches of (id, text) or (id, text, columns), so that a file of any size can be streamed.
     """
-    from al_pipeline.classifiers import load_model
-    from al_pipeline.encoding import Vectors, vectors_for
+    from al_pipeline.features.vectors import Vectors, vectors_for
+    from al_pipeline.models.loading import load_model
     from al_pipeline.records import Item
 
     number, folder = model_folder(workspace, number)
@@ -251,7 +251,7 @@ def csv_lines(
 
 
 def _csv_line(cells: Sequence[Any]) -> str:
-    from al_pipeline.results import csv_cell
+    from al_pipeline.data.outputs import csv_cell
 
     out = io.StringIO()
     shown = [

@@ -9,28 +9,29 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from al_pipeline.engine import current_engine
+from al_pipeline.annotation.aggregation import CONTROLS, active
+from al_pipeline.data.catalog import test_order
+from al_pipeline.data.ledger import read_events, read_refused
+from al_pipeline.data.pool import count_items, fetch, read_ids
 from al_pipeline.errors import ForeignEdit, NeedsAHand, RepositoryError
+from al_pipeline.evaluation.online import Forecast, running_accuracy
 from al_pipeline.files import read_json, read_object, sha256_file, sha256_tree, write_json, write_jsonl
-from al_pipeline.items import count_items, fetch, read_ids
-from al_pipeline.labels import CONTROLS, active
-from al_pipeline.layout import Layout
-from al_pipeline.ledger import read_events, read_refused
-from al_pipeline.manifests import parse_record
+from al_pipeline.integrations.dvc.session import Dvc
+from al_pipeline.integrations.git import Git
 from al_pipeline.operations.checkout import ROUND_TAGS
 from al_pipeline.operations.close import foreign_edits, refuse_edits
 from al_pipeline.operations.history import History, Record, read_plan, read_plans
 from al_pipeline.params import Params, load_overrides
-from al_pipeline.pool import test_order
 from al_pipeline.records import RANDOM_SLICE, Event, PlannedTask, push_key, round_name
-from al_pipeline.repository import Dvc, Git
-from al_pipeline.rulings import Ruling
-from al_pipeline.running import Forecast, running_accuracy
-from al_pipeline.workspace import Workspace
+from al_pipeline.rounds.interventions import Ruling
+from al_pipeline.rounds.manifests import parse_record
+from al_pipeline.workspace.fingerprint import current_engine
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.workspace import Workspace
 
 if TYPE_CHECKING:  # at run time where they are used: a tick that finds nothing to do needs no numpy
-    from al_pipeline.gate import Decision
-    from al_pipeline.results import Predictions
+    from al_pipeline.data.outputs import Predictions
+    from al_pipeline.evaluation.promotion import Decision
 
 Tags = Mapping[str, tuple[str, str]]
 """References by name: each one's object, and the commit that it names."""
@@ -174,7 +175,7 @@ def plan_tasks(workspace: Workspace, git: Git, number: int, abandoned: Collectio
     The test set was drawn once, at random, and is asked in an order drawn at random, so that what is labelled of it is
     a random sample at any time. Round 0 asks nothing where labels that the user brought make the first model.
     """
-    from al_pipeline.results import read_labeled, read_queries, read_unresolved
+    from al_pipeline.data.outputs import read_labeled, read_queries, read_unresolved
 
     layout, params = workspace.layout, workspace.params
     if number == 0 and brought_labels(layout, params):
@@ -245,7 +246,7 @@ def interleaved(first: Sequence[PlannedTask], second: Sequence[PlannedTask]) -> 
 
 def brought_labels(layout: Layout, params: Params) -> int:
     """How many labels of the pool the user brought, where they make a model without anybody's answer; else 0."""
-    from al_pipeline.results import read_labeled
+    from al_pipeline.data.outputs import read_labeled
 
     labels = [row.label for row in read_labeled(layout.labeled)]
     return len(labels) if len(set(labels)) > 1 and len(labels) >= params.round.min_labels else 0
@@ -261,7 +262,7 @@ def _running(layout: Layout, git: Git, history: History, params: Params, number:
     """How right models were about the random slices up to round `number`, by today's labels."""
     if number is None:
         return None
-    from al_pipeline.results import read_labeled
+    from al_pipeline.data.outputs import read_labeled
 
     labels = {row.item_id: row.label for row in read_labeled(layout.labeled)}
     forecasts = [
@@ -275,7 +276,7 @@ def _running(layout: Layout, git: Git, history: History, params: Params, number:
 
 
 def _counts(layout: Layout, plan: list[PlannedTask]) -> dict[str, Any]:
-    from al_pipeline.results import read_labeled, read_unresolved
+    from al_pipeline.data.outputs import read_labeled, read_unresolved
 
     labeled, test_labels = read_labeled(layout.labeled), read_labeled(layout.test_labels)
     unresolved = read_unresolved(layout.unresolved)
@@ -316,8 +317,8 @@ def _hashes(layout: Layout, upcoming: int) -> dict[str, str]:
 def _decide(layout: Layout, git: Git, history: History, params: Params) -> Decision:
     import numpy as np
 
-    from al_pipeline.gate import decide
-    from al_pipeline.results import parse_predictions
+    from al_pipeline.data.outputs import parse_predictions
+    from al_pipeline.evaluation.promotion import decide
 
     challenger = parse_predictions(layout.predictions.read_text(encoding="utf-8"))
     champion = None
@@ -347,8 +348,8 @@ def _held(decision: Decision, holding: Ruling | None) -> Decision:
 
 def _shared(champion: Predictions, challenger: Predictions) -> tuple[Predictions, Predictions]:
     """Both models' rows for the test items that both saw, in the challenger's order; by today's labels and classes."""
-    from al_pipeline.comparison import aligned, shared
-    from al_pipeline.results import Predictions
+    from al_pipeline.data.outputs import Predictions
+    from al_pipeline.evaluation.comparison import aligned, shared
 
     rows, keep = shared(champion, challenger)
     items = tuple(challenger.item_ids[row] for row in keep)

@@ -16,9 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from al_pipeline.errors import VanishedAnswers
-from al_pipeline.files import read_json, write_json
-from al_pipeline.ledger import (
+from al_pipeline.data.ledger import (
     Refused,
     add_to_inbox,
     author_digest,
@@ -27,10 +25,21 @@ from al_pipeline.ledger import (
     read_events,
     read_refused,
 )
-from al_pipeline.oracle import CONTROL, RESERVED, TIME_FORMAT, Oracle, ProjectRef, data_key, shown_fields, shown_hash
+from al_pipeline.errors import VanishedAnswers
+from al_pipeline.files import read_json, write_json
+from al_pipeline.integrations.oracle import (
+    CONTROL,
+    RESERVED,
+    TIME_FORMAT,
+    Oracle,
+    ProjectRef,
+    data_key,
+    shown_fields,
+    shown_hash,
+)
 from al_pipeline.params import Schema
 from al_pipeline.records import Annotation, AnsweredTask, Event, EventType, PlannedTask, composed, shown_text
-from al_pipeline.workspace import Workspace
+from al_pipeline.workspace.workspace import Workspace
 
 OVERLAP = timedelta(minutes=10)
 """How far each pull looks back behind the newest change it saw: a change is stamped before it is committed."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from al_pipeline.lock import locked
+from al_pipeline.integrations.dvc.session import Wrong
+from al_pipeline.integrations.git import Git
 from al_pipeline.operations.history import read_history
 from al_pipeline.operations.tick import open_dvc
 from al_pipeline.records import round_name
-from al_pipeline.repository import Git, Wrong
-from al_pipeline.workspace import Workspace
+from al_pipeline.workspace.lock import locked
+from al_pipeline.workspace.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)

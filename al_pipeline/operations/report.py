@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from al_pipeline.annotation.aggregation import Standing, active, fold, people, skips, standing, times_asked
 from al_pipeline.cron import check_timezone
+from al_pipeline.data.ledger import read_events, read_refused, still_refused
+from al_pipeline.data.outputs import Predictions, parse_predictions
+from al_pipeline.data.pool import fetch
 from al_pipeline.errors import NothingToDo
+from al_pipeline.evaluation.online import Running
 from al_pipeline.files import write_text
-from al_pipeline.items import fetch
-from al_pipeline.labels import Standing, active, fold, people, skips, standing, times_asked
-from al_pipeline.ledger import read_events, read_refused, still_refused
-from al_pipeline.manifests import parse_histogram
+from al_pipeline.integrations.git import Git
 from al_pipeline.operations.connect import task_pages
 from al_pipeline.operations.history import History, Record, events_known, labels_saved_by, read_history, read_plan
 from al_pipeline.operations.status import status
 from al_pipeline.records import Event, PlannedTask, round_name
-from al_pipeline.report import (
+from al_pipeline.reporting.page import (
     Answers,
     AskedItem,
     Decision,
@@ -30,10 +32,8 @@ from al_pipeline.report import (
     RoundRow,
     render,
 )
-from al_pipeline.repository import Git
-from al_pipeline.results import Predictions, parse_predictions
-from al_pipeline.running import Running
-from al_pipeline.workspace import Workspace
+from al_pipeline.rounds.manifests import parse_histogram
+from al_pipeline.workspace.workspace import Workspace
 
 MISTAKES = 25
 

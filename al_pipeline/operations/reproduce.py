@@ -19,9 +19,7 @@ from typing import Any, Literal
 
 import yaml
 
-from al_pipeline import child
-from al_pipeline.engine import difference, write_engine
-from al_pipeline.environment import Engine, recorded_engine
+from al_pipeline.data.outputs import read_labeled
 from al_pipeline.errors import (
     AlError,
     BadInput,
@@ -33,10 +31,12 @@ from al_pipeline.errors import (
     StageFailed,
 )
 from al_pipeline.files import json_line, read_json, read_object, sha256_bytes, sha256_file, sha256_tree, write_json
-from al_pipeline.home import private_folder
-from al_pipeline.layout import STAGES, Layout
-from al_pipeline.lock import locked
-from al_pipeline.models import CARD_FILE
+from al_pipeline.integrations import processes as child
+from al_pipeline.integrations.dvc.digests import digest
+from al_pipeline.integrations.dvc.session import Dvc
+from al_pipeline.integrations.environment import Engine, recorded_engine
+from al_pipeline.integrations.git import Git
+from al_pipeline.models.text_model import CARD_FILE
 from al_pipeline.operations.build import encode
 from al_pipeline.operations.close import drawn_at_random
 from al_pipeline.operations.history import Record, read_history, read_plans
@@ -46,10 +46,12 @@ from al_pipeline.operations.tick import open_dvc
 from al_pipeline.operations.upgrade import OLD_DVC_YAML, bring_up_to_date
 from al_pipeline.params import load_params
 from al_pipeline.records import LabeledItem, round_name
-from al_pipeline.repository import Dvc, Git, digest
-from al_pipeline.results import read_labeled
-from al_pipeline.trust import check_dvc, doubtful
-from al_pipeline.workspace import Workspace
+from al_pipeline.workspace.fingerprint import difference, write_engine
+from al_pipeline.workspace.home import private_folder
+from al_pipeline.workspace.layout import STAGES, Layout
+from al_pipeline.workspace.lock import locked
+from al_pipeline.workspace.trust import check_dvc, doubtful
+from al_pipeline.workspace.workspace import Workspace
 
 TOLERANCE = 0.02
 """How far a metric may move under another engine. Another CPU or library moves it by far less; another rule by more."""

@@ -16,22 +16,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from al_pipeline.annotation.aggregation import Folded, fold, labels_in_use, standing_answers, times_asked
+from al_pipeline.data.ledger import last_part, read_events
 from al_pipeline.errors import AlError, ForeignEdit, NeedsAHand, NothingToDo, RemoteIncomplete, UsageError
 from al_pipeline.files import TEMPORARY_PREFIX, sha256_file, sha256_tree, write_json
-from al_pipeline.home import user_name
-from al_pipeline.identity import check_identity
-from al_pipeline.labels import Folded, fold, labels_in_use, standing_answers, times_asked
-from al_pipeline.layout import Layout
-from al_pipeline.ledger import last_part, read_events
-from al_pipeline.lock import locked
+from al_pipeline.integrations.dvc.session import Dvc
+from al_pipeline.integrations.git import Git
 from al_pipeline.operations.checkout import check_not_ignored, check_ready
 from al_pipeline.operations.close import carry_out
 from al_pipeline.operations.history import History, Record, read_history
 from al_pipeline.params import Params, parse_params
 from al_pipeline.records import Event, LabeledItem, Selection, moment, round_name
-from al_pipeline.repository import Dvc, Git
-from al_pipeline.rulings import Kind, Ruling, undoable
-from al_pipeline.workspace import Workspace
+from al_pipeline.rounds.interventions import Kind, Ruling, undoable
+from al_pipeline.workspace.home import user_name
+from al_pipeline.workspace.identity import check_identity
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.lock import locked
+from al_pipeline.workspace.workspace import Workspace
 
 _FOLDED = ("labeled", "test_labels", "unresolved")
 _FOLDED_PATHS = {name: f"data/{name}.parquet" for name in _FOLDED}
@@ -337,7 +338,7 @@ def _same_fold(folded: Folded, record: Record, snapshot: Callable[[], Path]) -> 
     Equal bytes are equal. Another pyarrow may write equal rows in other bytes: then the rows decide, read from the
     folder that `snapshot` gives, which is asked only then.
     """
-    from al_pipeline.results import read_labeled, read_unresolved, write_labeled, write_unresolved
+    from al_pipeline.data.outputs import read_labeled, read_unresolved, write_labeled, write_unresolved
 
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)

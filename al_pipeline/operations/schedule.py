@@ -1,6 +1,6 @@
 """When ticks run by themselves: what `params.yaml` says, what the workspace's Prefect server has, and how to change it.
 
-Telling the server is the work of `flows/deployments.py`; here it is only looked at.
+Telling the server is the work of `al_pipeline/flows/deployments.py`; here it is only looked at.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import yaml
 
 from al_pipeline.errors import BadParams
 from al_pipeline.files import write_bytes
-from al_pipeline.lock import locked
+from al_pipeline.integrations.git import Git
 from al_pipeline.params import Schedule, parse_params
-from al_pipeline.repository import Git
 from al_pipeline.servers import Deployment, prefect_status, read_deployment, worker_status
-from al_pipeline.trust import template
-from al_pipeline.workspace import Workspace
+from al_pipeline.workspace.lock import locked
+from al_pipeline.workspace.trust import template
+from al_pipeline.workspace.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)

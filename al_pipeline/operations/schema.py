@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from al_pipeline.annotation.aggregation import labels_in_use
+from al_pipeline.annotation.schema_change import Published, missing_in_use, wrong_version
+from al_pipeline.data.ledger import read_events
 from al_pipeline.errors import AlError, BadParams, SchemaInUse
-from al_pipeline.labels import labels_in_use
-from al_pipeline.ledger import read_events
 from al_pipeline.operations.close import carry_out
 from al_pipeline.operations.history import History
 from al_pipeline.records import round_name
-from al_pipeline.schema_change import Published, missing_in_use, wrong_version
-from al_pipeline.workspace import Workspace
+from al_pipeline.workspace.workspace import Workspace
 
 
 def check_schema(workspace: Workspace, history: History) -> None:

@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from al_pipeline.data.outputs import read_labeled, read_unresolved
 from al_pipeline.errors import RemoteIncomplete, RepositoryError
 from al_pipeline.files import sha256_file
-from al_pipeline.layout import Layout
+from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.operations.history import Record
 from al_pipeline.operations.tick import open_dvc
 from al_pipeline.records import LabeledItem, Unresolved, round_name
-from al_pipeline.repository import Dvc
-from al_pipeline.results import read_labeled, read_unresolved
-from al_pipeline.workspace import Workspace
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.workspace import Workspace
 
 Labels = Mapping[str, LabeledItem | Unresolved]
 """What the answers to an item came to, by item id; an item that is not in it has no answer that counts."""

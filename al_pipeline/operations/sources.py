@@ -19,14 +19,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
+from al_pipeline.data.inputs import Source, Stamp, check_encoding, digest_of, is_hidden, stamp_of
+from al_pipeline.data.pool import count_items
 from al_pipeline.errors import BadInput, NothingToDo, UnusableFile, UsageError
 from al_pipeline.files import json_line, read_object, write_text
-from al_pipeline.inputs import Source, Stamp, check_encoding, digest_of, is_hidden, stamp_of
-from al_pipeline.items import count_items
-from al_pipeline.layout import Layout
 from al_pipeline.operations.ingest import ANOTHER_TEXT, IngestReport, finish_ingest, ingest, redraw_test
 from al_pipeline.params import Params
-from al_pipeline.workspace import Workspace
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.workspace import Workspace
 
 QUIET_SECONDS = 60.0
 """How long a file must not have changed before a tick reads it."""

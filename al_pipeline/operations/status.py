@@ -7,21 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from al_pipeline.annotation.aggregation import active
+from al_pipeline.data.ledger import read_events, read_refused, still_refused
 from al_pipeline.errors import ServerFailed
 from al_pipeline.files import read_object
-from al_pipeline.labels import active
-from al_pipeline.layout import Layout
-from al_pipeline.ledger import read_events, read_refused, still_refused
-from al_pipeline.lifecycle import Facts, Wait, close_reason, next_step, state, waiting_for
-from al_pipeline.lock import holder
+from al_pipeline.integrations.git import Git
 from al_pipeline.operations.connect import project_page, stored_project
 from al_pipeline.operations.history import History, labels_saved_by, read_history
 from al_pipeline.operations.schema import schema_problem
 from al_pipeline.operations.tick import closing_rule, look
-from al_pipeline.repository import Git
-from al_pipeline.rulings import parse_ruling
+from al_pipeline.rounds.interventions import parse_ruling
+from al_pipeline.rounds.state_machine import Facts, Wait, close_reason, next_step, state, waiting_for
 from al_pipeline.servers import prefect_status, read_deployment
-from al_pipeline.workspace import Workspace
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.lock import holder
+from al_pipeline.workspace.workspace import Workspace
 
 FIGURES = ("accuracy", "macro_f1", "average_precision", "log_loss", "calibration_error")
 """The metrics that status and history show, each with its interval in the record."""
@@ -98,7 +98,7 @@ def _answers(workspace: Workspace, facts: Facts, ask: bool) -> dict[str, Any]:
     """Whether Label Studio is up, how many tasks of the open round are answered, and how many of them since the last
     pull. Label Studio is asked for a second at most; None where it is not known, or did not say.
     """
-    from al_pipeline.label_studio_look import look as look_at
+    from al_pipeline.integrations.label_studio.probe import look as look_at
 
     layout, known = workspace.layout, workspace.credentials()
     is_open = state(facts) == "open"

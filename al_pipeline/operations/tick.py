@@ -15,18 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from al_pipeline import child
-from al_pipeline.engine import STAGE_ENVIRONMENT
+from al_pipeline.annotation.aggregation import active, fold, standing, times_asked, worth_asking
+from al_pipeline.data.ledger import known_ids, read_events, read_refused, still_refused
+from al_pipeline.data.pool import columns_of, count_items, fetch
 from al_pipeline.errors import ForeignEdit, NeedsAHand, NothingToDo, RepositoryError
 from al_pipeline.files import bound_log, read_json, read_object, remove_leftovers, write_json, write_text
-from al_pipeline.home import private_folder
-from al_pipeline.identity import check_identity
-from al_pipeline.items import columns_of, count_items, fetch
-from al_pipeline.labels import active, fold, standing, times_asked, worth_asking
-from al_pipeline.layout import STAGES, Layout
-from al_pipeline.ledger import known_ids, read_events, read_refused, still_refused
-from al_pipeline.lifecycle import BUILD, Closing, Facts, State, Step, Wait, close_reason, next_step, state
-from al_pipeline.lock import locked
+from al_pipeline.integrations import processes as child
+from al_pipeline.integrations.dvc.session import Dvc
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import Oracle, ProjectRef
 from al_pipeline.operations import build, publish
 from al_pipeline.operations.checkout import (
     bring_in_line,
@@ -51,11 +48,15 @@ from al_pipeline.operations.pull import pull
 from al_pipeline.operations.push import push, retire
 from al_pipeline.operations.rule import check_snapshot, finish_ruling
 from al_pipeline.operations.schema import check_schema, published_labels, schema_news
-from al_pipeline.oracle import Oracle, ProjectRef
 from al_pipeline.records import Event, PlannedTask, Task, round_name, shown_text
-from al_pipeline.repository import Dvc, Git
-from al_pipeline.rulings import Ruling, asked_for
-from al_pipeline.workspace import Workspace
+from al_pipeline.rounds.interventions import Ruling, asked_for
+from al_pipeline.rounds.state_machine import BUILD, Closing, Facts, State, Step, Wait, close_reason, next_step, state
+from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT
+from al_pipeline.workspace.home import private_folder
+from al_pipeline.workspace.identity import check_identity
+from al_pipeline.workspace.layout import STAGES, Layout
+from al_pipeline.workspace.lock import locked
+from al_pipeline.workspace.workspace import Workspace
 
 
 class Runner(Protocol):

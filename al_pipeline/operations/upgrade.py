@@ -14,17 +14,17 @@ from typing import Any
 
 from al_pipeline.errors import ForeignEdit, NotAWorkspace, NothingToDo
 from al_pipeline.files import read_json, sha256_bytes, write_json, write_text
-from al_pipeline.identity import bind, identify
-from al_pipeline.layout import Layout
-from al_pipeline.lock import locked
-from al_pipeline.merge import with_missing
+from al_pipeline.integrations.git import Git
 from al_pipeline.operations.checkout import bring_in_line, check_ready, with_lines
 from al_pipeline.operations.close import foreign_edits, is_closed
 from al_pipeline.operations.history import read_history
 from al_pipeline.operations.tick import open_dvc
-from al_pipeline.repository import Git
-from al_pipeline.trust import template
-from al_pipeline.workspace import LAYOUT_VERSION, Workspace, find_workspace
+from al_pipeline.workspace.identity import bind, identify
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.lock import locked
+from al_pipeline.workspace.params_file import with_missing
+from al_pipeline.workspace.trust import template
+from al_pipeline.workspace.workspace import LAYOUT_VERSION, Workspace, find_workspace
 
 Texts = Mapping[str, str]
 """The texts of FILES, by path."""

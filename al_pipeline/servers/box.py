@@ -13,7 +13,7 @@ from al_pipeline.servers.label_studio_server import connected_elsewhere, label_s
 from al_pipeline.servers.prefect_server import prefect_status
 from al_pipeline.servers.process import Server
 from al_pipeline.servers.worker import worker_status
-from al_pipeline.workspace import Workspace
+from al_pipeline.workspace.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from al_pipeline.errors import BadInput, LabelStudioDown, LabelStudioRefused, ServerFailed, UsageError
 from al_pipeline.files import read_json, replacing, sha256_bytes, write_json, write_text
-from al_pipeline.home import al_home, check_private, private_folder
 from al_pipeline.servers import process
 from al_pipeline.servers.process import LOOPBACK, Progress, Server, Service
-from al_pipeline.workspace import Workspace
+from al_pipeline.workspace.home import al_home, check_private, private_folder
+from al_pipeline.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     import httpx

@@ -17,10 +17,10 @@ from typing import Any
 
 from al_pipeline.errors import ServerFailed
 from al_pipeline.files import write_text
-from al_pipeline.home import private_folder
 from al_pipeline.servers import process
 from al_pipeline.servers.process import LOOPBACK, Progress, Server, Service
-from al_pipeline.workspace import Workspace
+from al_pipeline.workspace.home import private_folder
+from al_pipeline.workspace.workspace import Workspace
 
 FLOW = "al-round"
 """The flow's name."""

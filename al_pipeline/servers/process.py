@@ -20,7 +20,7 @@ import psutil
 
 from al_pipeline.errors import BadInput, ServerFailed
 from al_pipeline.files import read_json, write_json
-from al_pipeline.home import own_environment, private_folder
+from al_pipeline.workspace.home import own_environment, private_folder
 
 LOOPBACK = "127.0.0.1"
 MARK = "AL_SERVER"

@@ -17,7 +17,7 @@ from al_pipeline.errors import ServerFailed
 from al_pipeline.servers import process
 from al_pipeline.servers.prefect_server import crash_runs, pool_name, prefect_environment, prefect_status
 from al_pipeline.servers.process import LOOPBACK, MARK, Progress, Server, Service
-from al_pipeline.workspace import Workspace
+from al_pipeline.workspace.workspace import Workspace
 
 _START_SECONDS = 120.0
 _GOES_ON = "the next tick finishes its job"
@@ -26,7 +26,7 @@ _GOES_ON = "the next tick finishes its job"
 def start_worker(workspace: Workspace, progress: Progress) -> Server:
     """The workspace's worker; starts it where it does not run, or asks a Prefect server that is no longer there.
 
-    Its work pool must be there (flows/deployments.py). Raises ServerFailed.
+    Its work pool must be there (al_pipeline/flows/deployments.py). Raises ServerFailed.
     """
     environment = prefect_environment(workspace)
     if not environment:

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from al_pipeline.data.catalog import draw_test, item_id_from, label_from, text_from
+from al_pipeline.data.inputs import Source, open_inputs
+from al_pipeline.data.tables import BadRow, Progress, Row, read_table
 from al_pipeline.errors import BadInput
 from al_pipeline.files import sha256_bytes
-from al_pipeline.inputs import Source, open_inputs
 from al_pipeline.params import ClassName
-from al_pipeline.pool import draw_test, item_id_from, label_from, text_from
 from al_pipeline.records import Item, content_hash
-from al_pipeline.tables import BadRow, Progress, Row, read_table
 
 LEAST = 50
 """Texts; with fewer nothing can be told."""

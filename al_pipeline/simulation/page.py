@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from al_pipeline.charts import CurvePoint, comparison_png, comparison_svg
+from al_pipeline.evaluation.savings import SHARES
 from al_pipeline.records import RANDOM
-from al_pipeline.report import METRIC_NAMES, page
-from al_pipeline.savings import SHARES
+from al_pipeline.reporting.charts import CurvePoint, comparison_png, comparison_svg
+from al_pipeline.reporting.page import METRIC_NAMES, page
 
 Result = Mapping[str, Any]
 

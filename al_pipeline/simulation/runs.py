@@ -23,19 +23,19 @@ import numpy as np
 from numpy.random import SeedSequence
 from numpy.typing import NDArray
 
-from al_pipeline.engine import STAGE_ENVIRONMENT, THREADS
-from al_pipeline.ensemble import draw_heads, sample_proba
+from al_pipeline.active_learning.strategies import Asking, Samples, VectorsOf
+from al_pipeline.data.catalog import draw_test, drawn_size
 from al_pipeline.errors import AlError
-from al_pipeline.estimators import HEAD, Estimate, fit_classifier
+from al_pipeline.evaluation.metrics import evaluate
+from al_pipeline.features.tfidf import fit as fit_tfidf
 from al_pipeline.files import read_json, write_json
-from al_pipeline.head import FeatureMatrix, Head
-from al_pipeline.metrics import evaluate
-from al_pipeline.pool import draw_test, drawn_size
-from al_pipeline.query_strategies import Asking, Samples, VectorsOf
+from al_pipeline.models.ensembles import draw_heads, sample_proba
+from al_pipeline.models.estimators import HEAD, Estimate, fit_classifier
+from al_pipeline.models.linear import FeatureMatrix, Head
 from al_pipeline.records import RANDOM
-from al_pipeline.replay import Corpus, Curve, Indices, Predict, replay
 from al_pipeline.simulation.corpus import LabeledTexts
-from al_pipeline.tfidf import fit as fit_tfidf
+from al_pipeline.simulation.replay import Corpus, Curve, Indices, Predict, replay
+from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT, THREADS
 
 FULL = "all labels"
 """The run that trains on the whole pool: what the others are measured against."""

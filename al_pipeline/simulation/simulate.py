@@ -13,20 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 import al_pipeline
-from al_pipeline.encoding import Vectors, guide_vectors
-from al_pipeline.engine import current_engine
+from al_pipeline.active_learning.strategies import AUTO, COLD_STARTS, STRATEGIES, Asking
 from al_pipeline.errors import UsageError
-from al_pipeline.estimators import HEAD
+from al_pipeline.evaluation.savings import Comparison, compare
+from al_pipeline.features.encoder import install_encoder, installed_source
+from al_pipeline.features.vectors import Vectors, guide_vectors
 from al_pipeline.files import remove_leftovers, sha256_bytes, sha256_file, write_bytes, write_json, write_text
-from al_pipeline.layout import Layout
-from al_pipeline.neural.encoder import install_encoder, installed_source
+from al_pipeline.models.estimators import HEAD
 from al_pipeline.params import FINETUNED, NEEDS_ENCODER, Features, Params
-from al_pipeline.query_strategies import AUTO, COLD_STARTS, STRATEGIES, Asking
 from al_pipeline.records import RANDOM
-from al_pipeline.savings import Comparison, compare
 from al_pipeline.simulation.corpus import LabeledTexts
 from al_pipeline.simulation.page import pictures, render
 from al_pipeline.simulation.runs import FULL, Run, Work, read_run, run_all
+from al_pipeline.workspace.fingerprint import current_engine
+from al_pipeline.workspace.layout import Layout
 
 FORMAT = "al-simulation/1"
 TEST_SHARE = 5
@@ -165,7 +165,7 @@ def _own_sources() -> str:
     """A digest of what makes runs and is no part of the stages."""
     package = Path(al_pipeline.__file__).parent
     digest = hashlib.sha256()
-    for name in ("replay.py", "pool.py", "simulation/corpus.py", "simulation/runs.py"):
+    for name in ("data/catalog.py", "simulation/corpus.py", "simulation/replay.py", "simulation/runs.py"):
         digest.update(sha256_file(package / name).encode())
     return digest.hexdigest()
 

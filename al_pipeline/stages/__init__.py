@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 
-from al_pipeline.engine import STAGE_ENVIRONMENT, THREADS
 from al_pipeline.errors import AlError
-from al_pipeline.layout import Layout
+from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT, THREADS
+from al_pipeline.workspace.layout import Layout
 
 
 def stage(function: Callable[[Layout], None]) -> Callable[..., None]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from al_pipeline.encoding import open_vectors
+from al_pipeline.data.pool import iter_items, read_ids
 from al_pipeline.errors import AlError
-from al_pipeline.items import iter_items, read_ids
-from al_pipeline.layout import Layout
+from al_pipeline.features.vectors import open_vectors
 from al_pipeline.params import load_params
-from al_pipeline.plain import printable
+from al_pipeline.sanitize import printable
+from al_pipeline.workspace.layout import Layout
 
 
 def main(layout: Layout | None = None) -> int:

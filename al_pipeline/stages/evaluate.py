@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from al_pipeline.classifiers import load_model
-from al_pipeline.encoding import open_vectors, vectors_for
-from al_pipeline.engine import check_engine
+from al_pipeline.data.outputs import Predictions, csv_cell, read_labeled, write_predictions
+from al_pipeline.data.pool import iter_items
 from al_pipeline.errors import BadInput
+from al_pipeline.evaluation.metrics import Metrics, evaluate
+from al_pipeline.features.vectors import open_vectors, vectors_for
 from al_pipeline.files import write_json, write_text
-from al_pipeline.items import iter_items
-from al_pipeline.layout import Layout
-from al_pipeline.metrics import Metrics, evaluate
+from al_pipeline.models.loading import load_model
 from al_pipeline.params import load_params
-from al_pipeline.results import Predictions, csv_cell, read_labeled, write_predictions
 from al_pipeline.stages import stage
+from al_pipeline.workspace.fingerprint import check_engine
+from al_pipeline.workspace.layout import Layout
 
 
 @stage

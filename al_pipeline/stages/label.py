@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from al_pipeline.engine import check_engine
-from al_pipeline.labels import fold, times_asked
-from al_pipeline.layout import Layout
-from al_pipeline.ledger import read_events
+from al_pipeline.annotation.aggregation import fold, times_asked
+from al_pipeline.data.ledger import read_events
+from al_pipeline.data.outputs import write_labeled, write_unresolved
 from al_pipeline.params import load_params
-from al_pipeline.results import write_labeled, write_unresolved
 from al_pipeline.stages import stage
+from al_pipeline.workspace.fingerprint import check_engine
+from al_pipeline.workspace.layout import Layout
 
 
 @stage

@@ -7,21 +7,21 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from al_pipeline.acquisition import ACQUISITION, SAMPLE_ACQUISITION, score_bounds
-from al_pipeline.classifiers import load_model
-from al_pipeline.encoding import Vectors, guide_vectors, open_vectors, vectors_for
-from al_pipeline.engine import check_engine
+from al_pipeline.active_learning.acquisition import ACQUISITION, SAMPLE_ACQUISITION, score_bounds
+from al_pipeline.active_learning.strategies import Best, Tally, acquisition_of, ensemble_seed, samples_of
+from al_pipeline.data.outputs import read_labeled, read_unresolved, write_scores
+from al_pipeline.data.pool import count_items, fetch, iter_items
+from al_pipeline.features.vectors import Vectors, guide_vectors, open_vectors, vectors_for
 from al_pipeline.files import write_json
-from al_pipeline.head import Head
-from al_pipeline.items import count_items, fetch, iter_items
-from al_pipeline.layout import Layout
-from al_pipeline.models import Classifier, TextModel
+from al_pipeline.models.linear import Head
+from al_pipeline.models.loading import load_model
+from al_pipeline.models.text_model import Classifier, TextModel
 from al_pipeline.params import Select, load_overrides, load_params
 from al_pipeline.progress import teller
-from al_pipeline.query_strategies import Best, Tally, acquisition_of, ensemble_seed, samples_of
 from al_pipeline.records import LabeledItem
-from al_pipeline.results import read_labeled, read_unresolved, write_scores
 from al_pipeline.stages import stage
+from al_pipeline.workspace.fingerprint import check_engine
+from al_pipeline.workspace.layout import Layout
 
 BINS = 20
 

@@ -8,17 +8,17 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from al_pipeline.classifiers import load_model
-from al_pipeline.encoding import Vectors, open_vectors, vectors_for
-from al_pipeline.engine import check_engine
+from al_pipeline.active_learning.strategies import Asking, Shortlist, VectorsOf, next_batch
+from al_pipeline.data.outputs import read_labeled, read_scores, read_unresolved, write_queries
+from al_pipeline.data.pool import OpenIds, fetch, hashes_of
+from al_pipeline.features.vectors import Vectors, open_vectors, vectors_for
 from al_pipeline.files import read_json, write_json
-from al_pipeline.items import OpenIds, fetch, hashes_of
-from al_pipeline.layout import Layout
+from al_pipeline.models.loading import load_model
 from al_pipeline.params import load_overrides, load_params
-from al_pipeline.query_strategies import Asking, Shortlist, VectorsOf, next_batch
 from al_pipeline.records import Query
-from al_pipeline.results import read_labeled, read_scores, read_unresolved, write_queries
 from al_pipeline.stages import stage
+from al_pipeline.workspace.fingerprint import check_engine
+from al_pipeline.workspace.layout import Layout
 
 
 @stage

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from al_pipeline.encoding import open_vectors
-from al_pipeline.engine import check_engine
+from al_pipeline.data.outputs import read_labeled
+from al_pipeline.data.pool import fetch, iter_items
+from al_pipeline.features.vectors import open_vectors
 from al_pipeline.files import read_json
-from al_pipeline.items import fetch, iter_items
-from al_pipeline.layout import Layout
-from al_pipeline.models import fit_text_model
-from al_pipeline.neural.finetuned import fit_finetuned
+from al_pipeline.models.finetuned import fit_finetuned
+from al_pipeline.models.text_model import fit_text_model
 from al_pipeline.params import FINETUNED, load_params
 from al_pipeline.progress import teller
-from al_pipeline.results import read_labeled
 from al_pipeline.stages import stage
+from al_pipeline.workspace.fingerprint import check_engine
+from al_pipeline.workspace.layout import Layout
 
 
 @stage

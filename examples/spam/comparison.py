@@ -13,16 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from al_pipeline.encoding import open_vectors
-from al_pipeline.ensemble import draw_heads, sample_proba
-from al_pipeline.head import FeatureMatrix, Head, fit_head
-from al_pipeline.items import iter_items
-from al_pipeline.metrics import Metrics
-from al_pipeline.query_strategies import Asking, Samples, VectorsOf
-from al_pipeline.replay import Corpus, Draw, Fit, Indices, MeanPoint, Predict, mean_interval, replay
-from al_pipeline.results import read_labeled
-from al_pipeline.tfidf import fit as fit_tfidf
-from al_pipeline.workspace import Workspace
+from al_pipeline.active_learning.strategies import Asking, Samples, VectorsOf
+from al_pipeline.data.outputs import read_labeled
+from al_pipeline.data.pool import iter_items
+from al_pipeline.evaluation.metrics import Metrics
+from al_pipeline.features.tfidf import fit as fit_tfidf
+from al_pipeline.features.vectors import open_vectors
+from al_pipeline.models.ensembles import draw_heads, sample_proba
+from al_pipeline.models.linear import FeatureMatrix, Head, fit_head
+from al_pipeline.simulation.replay import Corpus, Draw, Fit, Indices, MeanPoint, Predict, mean_interval, replay
+from al_pipeline.workspace.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)

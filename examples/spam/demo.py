@@ -25,14 +25,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from al_pipeline.charts import CurvePoint, save_learning_curve
 from al_pipeline.errors import AlError, NothingToDo, WorldError
 from al_pipeline.files import read_json, write_json
-from al_pipeline.layout import Layout
 from al_pipeline.records import push_key
-from al_pipeline.replay import MeanPoint
+from al_pipeline.reporting.charts import CurvePoint, save_learning_curve
 from al_pipeline.servers import password_file
-from al_pipeline.workspace import Workspace, open_workspace
+from al_pipeline.simulation.replay import MeanPoint
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 from benchmarks.record import record as write_record
 from examples.spam.annotators import Act, Annotator, Done, acts_for, answer_round
 from examples.spam.comparison import Comparison, compare
@@ -369,7 +369,7 @@ def al(folder: Path | None, *words: str, as_json: bool = True, idle: bool = Fals
     printed by then.
     """
     place = [] if folder is None else ["-C", str(folder)]
-    command = [sys.executable, "-m", "al_pipeline.cli", *place, *words, *(["--json"] if as_json else [])]
+    command = [sys.executable, "-m", "al_pipeline.cli.app", *place, *words, *(["--json"] if as_json else [])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=_COMMAND_SECONDS)
     if done.returncode and not (idle and done.returncode == NothingToDo.exit_code and done.stdout):
         raise WorldError(f"`al {' '.join(words)}` ended with exit code {done.returncode}; the reason stands above")

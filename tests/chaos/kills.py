@@ -13,7 +13,7 @@ from typing import Literal
 
 import psutil
 
-from al_pipeline.layout import STAGES
+from al_pipeline.workspace.layout import STAGES
 from chaos.lab import Lab, Scenario, Tally
 from chaos.reference import Reference
 from chaos.sites import Moment, Site, Tick, expect, stopped_before, strike

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from al_pipeline.files import sha256_file
-from al_pipeline.repository import Git
+from al_pipeline.integrations.git import Git
 from chaos.lab import Lab, Scenario, Tally
 from chaos.network import local
 from chaos.sites import Ended, Failure, Site, expect, stopped_before

@@ -13,7 +13,7 @@ from fault_proxy import ALWAYS, Fault, FaultProxy
 from harness import change_params
 
 from al_pipeline.records import round_name
-from al_pipeline.workspace import open_workspace
+from al_pipeline.workspace.workspace import open_workspace
 from chaos.lab import Lab, Scenario, StudioPeople, Tally, project_of
 from chaos.sites import Ended, Site, expect, stopped_before
 

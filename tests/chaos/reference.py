@@ -12,8 +12,8 @@ from pathlib import Path
 from harness import settle, small_workspace
 
 from al_pipeline.files import read_json
-from al_pipeline.oracle import SimulatedOracle
-from al_pipeline.repository import Git
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import SimulatedOracle
 from chaos.sites import LATEST, People, Site, Tick, TwinPeople, expect
 from chaos.twin import TwinServer
 

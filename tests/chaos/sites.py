@@ -20,14 +20,15 @@ import psutil
 from embedded import REPOSITORY
 from harness import ENVIRONMENT, NOT_THE_USERS, tools_first
 
-from al_pipeline import child
+from al_pipeline.data.ledger import read_events, read_refused
 from al_pipeline.files import read_json, sha256_bytes, sha256_tree
-from al_pipeline.layout import Layout
-from al_pipeline.ledger import read_events, read_refused
+from al_pipeline.integrations import processes as child
+from al_pipeline.integrations.dvc.session import Dvc
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations.history import read_history, read_plan
-from al_pipeline.oracle import SimulatedOracle
 from al_pipeline.records import Event, round_name
-from al_pipeline.repository import Dvc, Git
+from al_pipeline.workspace.layout import Layout
 from chaos.twin import TwinServer
 
 ANN, BOB = "ann.chaos@example.com", "bob.chaos@example.com"
@@ -261,7 +262,7 @@ class Site:
 
     def start(self, *words: str, at: str | None = None, root: Path | None = None, **variables: str) -> Tick:
         """Begin `al round` in a process of its own; see `chaos.ticker` for `at`."""
-        module = "al_pipeline.cli" if self.real and at is None else "chaos.ticker"
+        module = "al_pipeline.cli.app" if self.real and at is None else "chaos.ticker"
         command = [*self.wrapper, sys.executable, "-m", module, "-C", str(root or self.root), "round", "--json", *words]
         armed = {} if at is None else {"CHAOS_AT": at}
         outputs = self.outside / f"tick-{len(self._ticks)}"
@@ -276,7 +277,7 @@ class Site:
 
     def run_al(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Another command to its end."""
-        command = [sys.executable, "-m", "al_pipeline.cli", "-C", str(self.root), *words]
+        command = [sys.executable, "-m", "al_pipeline.cli.app", "-C", str(self.root), *words]
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=TICK_SECONDS)
 
     def dvc(self, *words: str) -> None:
@@ -293,7 +294,7 @@ class Site:
     @contextlib.contextmanager
     def start_al(self, *words: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
         """The same while something else is done; waited for at the end of the block."""
-        command = [sys.executable, "-m", "al_pipeline.cli", "-C", str(self.root), *words]
+        command = [sys.executable, "-m", "al_pipeline.cli.app", "-C", str(self.root), *words]
         log = self.outside / "al.log"
         with log.open("wb") as out:
             process = subprocess.Popen(

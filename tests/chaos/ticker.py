@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from al_pipeline import cli
+from al_pipeline.cli import app as cli
 from al_pipeline.operations import connect, tick
 
 

@@ -25,7 +25,7 @@ from harness import ask_prefect, change_params
 
 from al_pipeline.servers import process as servers
 from al_pipeline.servers import stop_worker
-from al_pipeline.workspace import open_workspace
+from al_pipeline.workspace.workspace import open_workspace
 from chaos.lab import Lab, Scenario, Tally
 from chaos.reference import Reference
 from chaos.sites import Failure, Recovery, Site, expect

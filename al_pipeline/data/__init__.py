@@ -1,0 +1,1 @@
+"""What lies on disk, row by row: users' files, the pool, the ledger, what stages write."""

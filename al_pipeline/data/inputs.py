@@ -1,0 +1,310 @@
+"""The files that users hand in, as a whole: which there are, of what kind, and how their bytes are got at.
+
+What a name stands for (a file, a folder's files, standard input) is decided here, once for all commands. A file that
+cannot be used as a whole is a BadInput; nothing here looks at rows.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Literal, NamedTuple, get_args
+
+from al_pipeline.data.encodings import known
+from al_pipeline.errors import BadInput, UsageError
+from al_pipeline.records import shown_text
+
+Format = Literal["csv", "jsonl", "parquet", "xlsx"]
+WANTED = "CSV, JSONL, Parquet or XLSX"
+STANDARD_INPUT = Path("-")
+HEAD_BYTES = 64 * 1024
+
+_SUFFIXES: dict[str, Format] = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".txt": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".xlsx": "xlsx",
+    ".xlsm": "xlsx",
+}
+_NOT_TABLES = {
+    b"\xd0\xcf\x11\xe0": "is an old Excel workbook, or one with a password; save it as .xlsx without one, or as CSV",
+    b"%PDF": f"is a PDF; a table is wanted ({WANTED})",
+    b"BZh": "is compressed by bzip2; unpack it, or compress it by gzip",
+    b"\xfd7zXZ": "is compressed by xz; unpack it, or compress it by gzip",
+    b"\x28\xb5\x2f\xfd": "is compressed by zstd; unpack it, or compress it by gzip",
+    b"ARROW1": "is an Arrow file; write it as Parquet",
+    b"SQLite format 3": "is an SQLite database; export the table as CSV",
+}
+_GZIP = b"\x1f\x8b"
+_ZIP = b"PK\x03\x04"
+
+LARGEST_RATIO = 200
+"""How many times its size a compressed file may unpack into, beyond the first SMALL bytes. Texts reach about 20."""
+SMALL = 256 * 1024 * 1024
+_SPARE_BYTES = 512 * 1024 * 1024
+"""Of the disk that holds temporary files: what a spooled pipe leaves free."""
+
+
+class Stamp(NamedTuple):
+    """What tells that a file was written to or replaced, without reading it."""
+
+    size: int
+    modified: int
+    """Nanoseconds since 1970, as programs may set it."""
+    changed: int
+    """The same of the last change of content, name or rights, which no program can set."""
+    inode: int
+
+    @property
+    def last_change(self) -> float:
+        """Seconds since 1970."""
+        return max(self.modified, self.changed) / 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file to read. `format` and `encoding`: what the user says of it; None: found out from its content."""
+
+    path: Path
+    name: str = ""
+    """How messages call it; empty: by its path."""
+    format: Format | None = None
+    encoding: str | None = None
+    stamp: Stamp | None = None
+    """What the file must look like before and after it is read; None: as it does before."""
+
+    def __str__(self) -> str:
+        return shown_text(self.name or str(self.path))
+
+
+@dataclass
+class Inputs:
+    """The files that the user's names stand for, in the order given, a folder's by name."""
+
+    sources: list[Source] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What a folder holds that is not read."""
+
+
+def check_encoding(name: str | None) -> str | None:
+    """Python's name of an encoding that a user typed. Raises UsageError where there is none of that name."""
+    if not name:
+        return None
+    first, *second = (known(part.strip()) for part in name.split("+"))
+    if first is None or None in second or len(second) > 1 or (second and first != known("utf-8")):
+        raise UsageError(
+            f"no encoding is named {name!r}; usual ones are utf-8, utf-16, cp1252, latin-1, cp1250, cp1251, koi8-r, "
+            "shift_jis, gb18030, and utf-8+cp1252 for a file that mixes the two"
+        )
+    return "+".join(filter(None, (first, *second)))
+
+
+@contextmanager
+def open_inputs(
+    names: Sequence[Path | Source], format: str | None = None, encoding: str | None = None
+) -> Iterator[Inputs]:
+    """The files that `names` stand for; `-` is standard input, kept in a file of this user alone until the end.
+
+    Raises BadInput and UsageError.
+    """
+    if format is not None and format not in get_args(Format):
+        raise UsageError(f"no format is named {format!r}; there are {', '.join(get_args(Format))}")
+    common = Source(Path(), format=format, encoding=check_encoding(encoding))  # type: ignore[arg-type]
+    if list(names).count(STANDARD_INPUT) > 1:
+        raise UsageError("standard input (-) can be read once only")
+    found = Inputs()
+    spool: str | None = None
+    try:
+        for name in names:
+            if isinstance(name, Source):
+                found.sources.append(name)
+            elif name == STANDARD_INPUT:
+                spool = tempfile.mkdtemp(prefix="al-stdin-")  # 0700
+                found.sources.append(replace(common, path=_spool(Path(spool) / "stdin"), name="standard input"))
+            elif name.is_dir():
+                _list_folder(name, common, found)
+            else:
+                found.sources.append(replace(common, path=name))
+        yield found
+    finally:
+        if spool is not None:
+            shutil.rmtree(spool, ignore_errors=True)
+
+
+def _spool(path: Path) -> Path:
+    """Copy standard input into a file, 0600, and leave room on its disk."""
+    source = sys.stdin.buffer
+    if source.isatty():
+        raise UsageError("standard input is a terminal; pipe a file into it: `… - < FILE`")
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(handle, "wb") as out:
+        while block := source.read(1024 * 1024):
+            if shutil.disk_usage(path.parent).free < _SPARE_BYTES + len(block):
+                raise BadInput(
+                    f"standard input does not fit into {path.parent.parent}; save it to a file, or set TMPDIR"
+                )
+            out.write(block)
+    return path
+
+
+def _list_folder(folder: Path, common: Source, found: Inputs) -> None:
+    """The files right in a folder whose names are those of tables. Dot files and the like are nobody's data."""
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be read: {error.strerror or error}") from None
+    files = [entry for entry in entries if format_by_name(entry.name) is not None and not entry.is_dir()]
+    if not files:
+        raise BadInput(f"{folder} holds no file to read ({WANTED}, by its name's ending)")
+    if others := [shown_text(entry.name) for entry in entries if entry not in files]:
+        shown = ", ".join(others[:5]) + (", …" if len(others) > 5 else "")
+        found.notes.append(f"{folder}: {len(others):,} not read (folders, or not named as tables): {shown}")
+    found.sources += [replace(common, path=entry) for entry in files]
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file's name is that of a helper file: macOS's `._x.csv`, Emacs's `.#x`, Office's `~$x.xlsx`."""
+    return name.startswith((".", "~$", "#")) or name.endswith("~")
+
+
+def format_by_name(name: str) -> Format | None:
+    """What a file's name says it is, under a `.gz` too."""
+    path = Path(name.lower())
+    if path.suffix == ".gz":
+        path = path.with_suffix("")
+    return _SUFFIXES.get(path.suffix)
+
+
+def open_regular(source: Source) -> IO[bytes]:
+    """Open a regular file; a pipe or a device is refused before anything waits for it. Raises BadInput."""
+    try:
+        handle = os.open(source.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise BadInput(f"{source} does not exist; check the name") from None
+    except (OSError, ValueError) as error:  # ValueError: NUL in the name
+        raise BadInput(f"{source} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        if stat.S_ISDIR(mode):
+            raise BadInput(f"{source} is a folder; name the files in it ({WANTED})")
+        raise BadInput(f"{source} is not a regular file; give `-` and pipe it in: `cat {source} | al … -`")
+    return open(handle, "rb")
+
+
+def stamp_of(path: Path) -> Stamp:
+    """What a file looks like now. Raises OSError."""
+    found = path.stat()
+    return Stamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+
+
+def digest_of(source: Source) -> str:
+    """The SHA-256 of a file's bytes, in hex. Raises BadInput where it is no regular file, or cannot be read."""
+    with open_regular(source) as file:
+        try:
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        except OSError as error:
+            raise BadInput(f"{source} cannot be read: {error.strerror or error}") from None
+
+
+def read_head(source: Source) -> bytes:
+    """The first bytes of a file, unpacked where it is compressed. Raises BadInput where it is no table."""
+    with open_regular(source) as file:
+        head = _read(source, file, HEAD_BYTES)
+    if not head:
+        raise BadInput(f"{source} is empty; a table with a header is wanted ({WANTED})")
+    if head.startswith(_GZIP):
+        with open_bytes(source) as file:
+            head = _read(source, file, HEAD_BYTES)
+        if not head:
+            raise BadInput(f"{source} is empty once it is unpacked; a table with a header is wanted ({WANTED})")
+        if head.startswith((_GZIP, _ZIP, b"PAR1")):
+            raise BadInput(f"{source} holds another compressed file or a binary table; unpack it first (`gunzip`)")
+    if head[257:262] == b"ustar":
+        raise BadInput(f"{source} is a tar archive; unpack it, and name the files in it")
+    for magic, complaint in _NOT_TABLES.items():
+        if head.startswith(magic):
+            raise BadInput(f"{source} {complaint}")
+    return head
+
+
+def _read(source: Source, file: IO[bytes], size: int) -> bytes:
+    try:
+        return file.read(size)
+    except OSError as error:
+        raise BadInput(f"{source} cannot be read: {error.strerror or error}") from None
+
+
+def kind_of(source: Source, head: bytes) -> Format:
+    """What a file is: as the user says, by its first bytes, by its name, else CSV."""
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.startswith(_ZIP):
+        if source.format in (None, "xlsx"):
+            return "xlsx"
+        raise BadInput(f"{source} is a ZIP archive or an Excel workbook, not {source.format}")
+    if source.format is not None:
+        return source.format
+    return format_by_name(source.path.name) or "csv"
+
+
+def open_bytes(source: Source) -> IO[bytes]:
+    """The content of a file, unpacked where it is compressed by gzip. Raises BadInput, also while it is read."""
+    file = open_regular(source)
+    if file.read(2) != _GZIP:
+        file.seek(0)
+        return file
+    file.seek(0)
+    return io.BufferedReader(_Unpacked(source, file), 256 * 1024)
+
+
+class _Unpacked(io.RawIOBase):
+    """A gzip file's content, read once from its beginning; a bomb is a BadInput before it fills anything."""
+
+    def __init__(self, source: Source, file: IO[bytes]) -> None:
+        self._source = source
+        self._packed = file
+        self._file = gzip.GzipFile(fileobj=file, mode="rb")
+        self._left = max(SMALL, LARGEST_RATIO * os.fstat(file.fileno()).st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        try:
+            count = self._file.readinto(buffer)
+        except (EOFError, zlib.error, OSError) as error:
+            raise BadInput(f"{self._source} is cut off or damaged (gzip: {error}); get it again") from None
+        self._left -= count
+        if self._left < 0:
+            raise BadInput(
+                f"{self._source} unpacks into more than {LARGEST_RATIO} times its size; if that is right, unpack it "
+                "yourself (`gunzip`) and name the file that comes out"
+            )
+        return count
+
+    def tell(self) -> int:
+        """Bytes of the compressed file read so far, for progress."""
+        return self._packed.tell()
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+            self._packed.close()
+        super().close()

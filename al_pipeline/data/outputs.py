@@ -1,0 +1,188 @@
+"""The files that stages write and everybody else reads: labelled sets, scores, queries, predictions.
+
+Parquet is written so that equal rows give equal bytes: fixed schema, one row group, no timestamps.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from al_pipeline.data.parquet import float_rows, floats, integers, strings
+from al_pipeline.errors import BadInput
+from al_pipeline.files import read_jsonl, replacing, write_jsonl, write_text
+from al_pipeline.records import LabeledItem, Query, Unresolved
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+_LABELED = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("content_hash", pa.string()),
+        ("label", pa.string()),
+        ("agreement", pa.float64()),
+        ("answers", pa.int64()),
+        ("round", pa.int64()),
+    ]
+)
+_UNRESOLVED = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("part", pa.string()),
+        ("kind", pa.string()),
+        ("reason", pa.string()),
+        ("asked", pa.int64()),
+    ]
+)
+_MAKE: Mapping[pa.DataType, Callable[[Any], pa.Array]] = {
+    pa.string(): strings,
+    pa.int64(): integers,
+    pa.float64(): floats,
+}
+_SCORES = pa.schema([("item_id", pa.string()), ("score", pa.float64()), ("proba", pa.list_(pa.float64()))])
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'", "＝", "＋", "－", "＠")
+"""How a cell begins that a spreadsheet would compute; `'` too, so that the way back is the only one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """A model's probabilities for items of the test set. `proba` is (n, C), its columns in the order of `classes`.
+
+    The label of an item that has none yet is empty: a later model is compared on the items that are labelled by then.
+    """
+
+    item_ids: tuple[str, ...]
+    labels: tuple[str, ...]
+    classes: tuple[str, ...]
+    proba: np.ndarray[Any, np.dtype[np.float64]]
+
+
+def write_labeled(path: Path, rows: Sequence[LabeledItem]) -> None:
+    """Write a labelled set."""
+    _write(path, _LABELED, rows)
+
+
+def read_labeled(path: Path) -> list[LabeledItem]:
+    """The labelled set that `write_labeled` wrote."""
+    return [LabeledItem(**row) for row in _read(path).to_pylist()]
+
+
+def write_unresolved(path: Path, rows: Sequence[Unresolved]) -> None:
+    """Write the items whose answers give no label."""
+    _write(path, _UNRESOLVED, rows)
+
+
+def read_unresolved(path: Path) -> list[Unresolved]:
+    """The items that `write_unresolved` wrote."""
+    return [Unresolved(**row) for row in _read(path).to_pylist()]
+
+
+def write_scores(path: Path, item_ids: Sequence[str], scores: Floats, proba: Floats) -> None:
+    """Write the shortlist: the best-scored candidates, best first, with their probabilities (n, C)."""
+    columns = [strings(item_ids), floats(scores), float_rows(proba)]
+    _store(path, pa.Table.from_arrays(columns, schema=_SCORES))
+
+
+def read_scores(path: Path) -> tuple[list[str], Floats, Floats]:
+    """The shortlist's ids, their scores (n,) and their probabilities (n, C)."""
+    table = _read(path)
+    ids, rows = table.column("item_id").to_pylist(), table.column("proba").to_pylist()
+    scores = np.array(table.column("score").to_pylist(), dtype=np.float64)
+    return ids, scores, np.array(rows, dtype=np.float64).reshape(len(ids), len(rows[0]) if rows else 0)
+
+
+def write_queries(path: Path, queries: Sequence[Query]) -> None:
+    """Write a batch in the order of asking."""
+    write_jsonl(path, (asdict(query) for query in queries))
+
+
+def read_queries(path: Path) -> list[Query]:
+    """The batch that `write_queries` wrote."""
+    return [Query(**row) for row in read_jsonl(path)]
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Write predictions as CSV: `item_id`, `label`, then one column of probabilities a class."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["item_id", "label", *map(csv_cell, predictions.classes)])
+    proba: Any = predictions.proba.tolist()
+    for item_id, label, row in zip(predictions.item_ids, predictions.labels, proba, strict=True):
+        writer.writerow([csv_cell(item_id), csv_cell(label), *(f"{value:.9g}" for value in row)])
+    write_text(path, out.getvalue())
+
+
+def parse_predictions(text: str, unlabelled: bool = False) -> Predictions:
+    """The predictions in a CSV that `write_predictions` wrote: of the labelled items, or (`unlabelled`) of all.
+
+    Raises BadInput where it is another file.
+    """
+    try:
+        rows = list(csv.reader(io.StringIO(text)))
+    except csv.Error as error:
+        raise BadInput(f"predictions.csv is no CSV: {error}") from None
+    if not rows or rows[0][:2] != ["item_id", "label"]:
+        raise BadInput("predictions.csv does not begin with the columns item_id, label")
+    classes = tuple(map(from_csv_cell, rows[0][2:]))
+    if any(len(row) != len(rows[0]) for row in rows):
+        raise BadInput("predictions.csv holds a row of another length than its header")
+    try:
+        proba = np.array([[float(value) for value in row[2:]] for row in rows[1:]], dtype=np.float64)
+        proba = proba.reshape(len(rows) - 1, len(classes))
+    except ValueError:
+        raise BadInput("predictions.csv holds a probability that is not a number") from None
+    if not np.isfinite(proba).all():
+        raise BadInput("predictions.csv holds a probability that is not a number")
+    names, labels = ([from_csv_cell(row[column]) for row in rows[1:]] for column in (0, 1))
+    if unknown := set(labels) - {*classes, ""}:
+        raise BadInput(f"predictions.csv holds the label {min(unknown)!r}, which has no column")
+    kept = [place for place, label in enumerate(labels) if label or unlabelled]
+    return Predictions(
+        tuple(names[place] for place in kept), tuple(labels[place] for place in kept), classes, proba[kept]
+    )
+
+
+def csv_cell(text: str) -> str:
+    """A text as a cell that no spreadsheet takes for a formula: one that begins like one gets a `'` in front."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def from_csv_cell(cell: str) -> str:
+    """The text that `csv_cell` was given."""
+    return cell[1:] if cell[:1] == "'" and cell[1:].startswith(_FORMULA) else cell
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values as one level, keys joined by dots."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _write(path: Path, schema: pa.Schema, rows: Sequence[LabeledItem] | Sequence[Unresolved]) -> None:
+    columns = [_MAKE[field.type]([getattr(row, field.name) for row in rows]) for field in schema]
+    _store(path, pa.Table.from_arrays(columns, schema=schema))
+
+
+def _read(path: Path) -> pa.Table:
+    with pq.ParquetFile(path) as file:
+        return file.read()
+
+
+def _store(path: Path, table: pa.Table) -> None:
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", store_schema=False)

@@ -1,0 +1,279 @@
+"""Our own Parquet parts of items: the pool and the test set. Append-only; a part is never rewritten."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from al_pipeline.errors import BadInput
+from al_pipeline.files import replacing
+from al_pipeline.records import Item
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pyarrow as pa
+
+COLUMNS = ("item_id", "content_hash", "text", "metadata")
+PART_SUFFIX = ".parquet"
+
+_GROUP_ROWS = 4096
+_GROUP_CHARACTERS = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ItemKeys:
+    """Ids and content hashes of many items, in (part, row) order, without their texts: about 60 bytes an item."""
+
+    item_ids: pa.ChunkedArray
+    """Strings, shape (n,)."""
+    content_hashes: npt.NDArray[np.uint8]
+    """SHA-256 digests, shape (n, 32)."""
+
+    def __len__(self) -> int:
+        return len(self.content_hashes)
+
+    def ids(self) -> Iterator[str]:
+        """The ids, one after the other."""
+        for chunk in self.item_ids.chunks:
+            yield from chunk.to_pylist()
+
+    def hashes(self) -> Iterator[str]:
+        """The content hashes in hex, one after the other."""
+        for row in self.content_hashes:
+            yield row.tobytes().hex()
+
+
+def write_items(path: Path, batches: Iterable[Iterable[Item]]) -> int:
+    """Write one part, in one step; returns how many items it holds. Equal items give equal bytes, however batched."""
+    import pyarrow.parquet as pq
+
+    count = 0
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, _schema(), compression="zstd") as writer:
+        for group in _groups(batches):
+            writer.write_table(_table(group), row_group_size=len(group))
+            count += len(group)
+    return count
+
+
+def list_parts(folders: Iterable[Path]) -> list[Path]:
+    """The parts in `folders`, in their order: folders as given, parts by name."""
+    return [part for folder in folders for part in sorted(folder.glob(f"*{PART_SUFFIX}")) if part.name[0] != "."]
+
+
+def iter_batches(
+    folders: Iterable[Path], columns: Sequence[str] = COLUMNS, batch_rows: int = 1000
+) -> Iterator[pa.RecordBatch]:
+    """All items in (part, row) order as Arrow batches of at most `batch_rows`. Raises BadInput on a damaged part."""
+    for part in list_parts(folders):
+        with _opened(part) as file:
+            yield from _guarded(part, file.iter_batches(batch_size=batch_rows, columns=list(columns)))
+
+
+def iter_items(folders: Iterable[Path], batch_rows: int = 1000) -> Iterator[list[Item]]:
+    """All items in (part, row) order, at most `batch_rows` at a time. Raises BadInput on a damaged part."""
+    for batch in iter_batches(folders, COLUMNS, batch_rows):
+        yield _items(batch)
+
+
+def count_items(folders: Iterable[Path]) -> int:
+    """How many items there are, by the parts' own records."""
+    total = 0
+    for part in list_parts(folders):
+        with _opened(part) as file:
+            total += file.metadata.num_rows
+    return total
+
+
+def columns_of(item: Item) -> dict[str, Any]:
+    """The user's other columns. Raises BadInput where the pool holds something else in their place."""
+    try:
+        found = json.loads(item.metadata)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise BadInput(f"the other columns of item {item.item_id} are no JSON object; who wrote that part of the pool?")
+    return found
+
+
+def read_ids(folders: Iterable[Path]) -> ItemKeys:
+    """Ids and content hashes of all items, compactly. Raises BadInput on a damaged part."""
+    import numpy as np
+    import pyarrow as pa
+
+    ids: list[pa.Array] = []
+    digests = bytearray()
+    for batch in iter_batches(folders, ("item_id", "content_hash"), 50_000):
+        # a copy: a column of a batch keeps the whole batch's buffers alive
+        ids.append(pa.concat_arrays([batch.column("item_id"), pa.nulls(0, pa.string())]))
+        digests += _digests(batch.column("content_hash").to_pylist())
+    return ItemKeys(pa.chunked_array(ids, pa.string()), np.frombuffer(digests, np.uint8).reshape(-1, 32))
+
+
+def _digests(hashes: Sequence[str]) -> bytes:
+    """Content hashes in hex as bytes, one after the other. Raises BadInput where one is no SHA-256."""
+    try:
+        if all(len(found) == 64 for found in hashes):
+            return bytes.fromhex("".join(hashes))
+    except ValueError:
+        pass
+    raise BadInput("the pool holds a content hash that is no SHA-256; who wrote that part of it?")
+
+
+def hashes_of(folders: Iterable[Path], ids: Collection[str]) -> dict[str, str]:
+    """The content hashes of the items with these ids, as far as they are there. Raises BadInput on a damaged part."""
+    import pyarrow.compute as pc
+
+    from al_pipeline.data.parquet import strings
+
+    found: dict[str, str] = {}
+    wanted = strings(sorted(set(ids)))
+    for batch in iter_batches(folders, ("item_id", "content_hash"), 50_000):
+        some = batch.filter(pc.is_in(batch.column("item_id"), value_set=wanted))
+        hashes = some.column("content_hash").to_pylist()
+        _digests(hashes)
+        found |= zip(some.column("item_id").to_pylist(), hashes, strict=True)
+    return found
+
+
+class OpenIds(Collection[str]):
+    """The ids in `folders` but those that are closed, read anew each time they are gone through: none is held."""
+
+    def __init__(self, folders: Iterable[Path], closed: Collection[str]) -> None:
+        from al_pipeline.data.parquet import strings
+
+        self._folders = list(folders)
+        self._closed = strings(sorted(closed))
+        self._length = sum(len(ids) for ids in self._batches())
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[str]:
+        for ids in self._batches():
+            yield from ids.to_pylist()
+
+    def __contains__(self, item_id: object) -> bool:
+        return any(item_id == known for known in self)
+
+    def _batches(self) -> Iterator[pa.Array]:
+        import pyarrow.compute as pc
+
+        for batch in iter_batches(self._folders, ("item_id",), 10_000):
+            ids = batch.column("item_id")
+            yield ids.filter(pc.invert(pc.is_in(ids, value_set=self._closed)))
+
+
+def fetch(folders: Iterable[Path], ids: Collection[str]) -> dict[str, Item]:
+    """The items with these ids, as far as they are there. Reads texts only of the row groups that hold one."""
+    found: dict[str, Item] = {}
+    wanted = sorted(set(ids))
+    for part in list_parts(folders):
+        if len(found) == len(wanted):
+            break
+        found |= _fetch(part, wanted)
+    return found
+
+
+def _fetch(part: Path, ids: Sequence[str]) -> dict[str, Item]:
+    """The items of one part with these ids."""
+    import pyarrow.compute as pc
+
+    from al_pipeline.data.parquet import strings
+
+    found: dict[str, Item] = {}
+    wanted = strings(ids)
+    with _opened(part) as file:
+        for group in range(file.metadata.num_row_groups):
+            known = _guard(part, lambda g=group, f=file: f.read_row_group(g, columns=["item_id"]))
+            rows = pc.indices_nonzero(pc.is_in(known.column("item_id"), value_set=wanted))
+            if len(rows) == 0:
+                continue
+            table = _guard(part, lambda g=group, f=file: f.read_row_group(g, columns=list(COLUMNS)))
+            for batch in map(_whole, table.take(rows).to_batches()):
+                found.update((item.item_id, item) for item in _items(batch))
+    return found
+
+
+def find(folders: Iterable[Path], item_id: str) -> tuple[Path, Item] | None:
+    """The item with this id and the part that holds it."""
+    for part in list_parts(folders):
+        if item_id in (found := _fetch(part, [item_id])):
+            return part, found[item_id]
+    return None
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema([pa.field(name, pa.string(), nullable=False) for name in COLUMNS])
+
+
+def _groups(batches: Iterable[Iterable[Item]]) -> Iterator[list[Item]]:
+    """Row groups that depend on the items alone, not on how they came in batches."""
+    group: list[Item] = []
+    characters = 0
+    for batch in batches:
+        for item in batch:
+            group.append(item)
+            characters += len(item.text) + len(item.metadata)
+            if len(group) >= _GROUP_ROWS or characters >= _GROUP_CHARACTERS:
+                yield group
+                group, characters = [], 0
+    if group:
+        yield group
+
+
+def _table(items: Sequence[Item]) -> pa.Table:
+    import pyarrow as pa
+
+    from al_pipeline.data.parquet import strings
+
+    columns = [strings([getattr(item, name) for item in items]) for name in COLUMNS]
+    return pa.Table.from_arrays(columns, schema=_schema())
+
+
+def _items(batch: pa.RecordBatch) -> list[Item]:
+    columns = [batch.column(name).to_pylist() for name in COLUMNS]
+    return [Item(*row) for row in zip(*columns, strict=True)]
+
+
+def _opened(part: Path) -> Any:
+    import pyarrow.parquet as pq
+
+    file = _guard(part, lambda: pq.ParquetFile(part))
+    if missing := [name for name in COLUMNS if file.schema_arrow.names.count(name) != 1]:
+        file.close()
+        raise _damaged(part, ValueError(f"it has no column `{missing[0]}`, or two"))
+    if wrong := [name for name in COLUMNS if file.schema_arrow.field(name) != _schema().field(name)]:
+        file.close()
+        raise _damaged(part, ValueError(f"its column `{wrong[0]}` holds no text, or not always"))
+    return file
+
+
+def _guard(part: Path, call: Any) -> Any:
+    import pyarrow as pa
+
+    try:
+        return call()
+    except (pa.ArrowException, OSError, UnicodeError) as error:
+        raise _damaged(part, error) from None
+
+
+def _guarded(part: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    while (batch := _guard(part, lambda: _whole(next(batches, None)))) is not None:
+        yield batch
+
+
+def _whole(batch: pa.RecordBatch | None) -> pa.RecordBatch | None:
+    """The batch, its texts proved to be UTF-8, so that turning them into Python's cannot fail."""
+    if batch is not None:
+        batch.validate(full=True)
+    return batch
+
+
+def _damaged(part: Path, error: Exception) -> BadInput:
+    return BadInput(f"{part} is damaged ({error}); if it is published, remove it and run `dvc checkout {part.parent}`")

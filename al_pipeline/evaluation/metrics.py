@@ -1,0 +1,343 @@
+"""How good a model is on the test set: predicted probabilities and true classes -> `Metrics`, with intervals.
+
+Every interval is a percentile bootstrap (Efron & Tibshirani 1993, chapter 13) over resampled test items. A resample is
+a row of weights (how often each item was drawn), so that every figure of all resamples is a few matrix products.
+What is not defined is None, with the reason; NaN never leaves this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import ArrayLike, NDArray
+
+from al_pipeline.active_learning.acquisition import check_proba
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+CALIBRATION_BINS = 15
+"""Equal-width bins of the calibration error, as in Guo et al. 2017."""
+
+_BLOCK = 4_000_000
+"""Weights held at a time (32 MB), so that memory stays flat however large the test set."""
+_SMALLEST = float(np.finfo(np.float64).eps)
+_EMPTY = "the test set has no labelled items"
+_UNDEFINED = "needs test items of the class and of another one"
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with its interval, or None and the reason why there is none."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClassMetrics:
+    """One class against the rest. `support`: test items of the class; `predicted`: items given this class."""
+
+    label: str
+    support: int
+    predicted: int
+    precision: Estimate
+    recall: Estimate
+    f1: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """What one model does on one test set."""
+
+    items: int
+    bootstrap: int
+    confidence: float
+    classes: tuple[str, ...]
+    averaged: tuple[str, ...]
+    """The classes that macro figures average: those present in the truth."""
+    accuracy: Estimate
+    macro_f1: Estimate
+    average_precision: Estimate
+    average_precision_of: str
+    """The class whose average precision it is, or `macro` for the mean over `averaged`, each against the rest."""
+    log_loss: Estimate
+    calibration_error: Estimate
+    per_class: tuple[ClassMetrics, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    """Rows: the truth; columns: predicted; both in the order of `classes`."""
+
+    def to_row(self) -> dict[str, Any]:
+        """This record as a JSON object; the per-class figures keyed by class, so that `dvc metrics diff` names them."""
+        row = asdict(self)
+        row["per_class"] = {one.pop("label"): one for one in row["per_class"]}
+        for name in ("classes", "averaged"):
+            row[name] = list(row[name])
+        row["confusion"] = [list(counts) for counts in self.confusion]
+        return row
+
+    @staticmethod
+    def from_row(row: Mapping[str, Any]) -> Metrics:
+        """The record that `to_row` wrote."""
+        values = _read_estimates(row, _FIGURES)
+        values["per_class"] = tuple(
+            ClassMetrics(label=label, **_read_estimates(row["per_class"][label], ("precision", "recall", "f1")))
+            for label in row["classes"]
+        )
+        for name in ("classes", "averaged"):
+            values[name] = tuple(row[name])
+        values["confusion"] = tuple(tuple(counts) for counts in row["confusion"])
+        return Metrics(**values)
+
+    def to_table(self) -> list[dict[str, Any]]:
+        """One flat row a figure: `metric`, `label` (empty for all classes), `value`, `low`, `high`, `reason`."""
+        figures = [(name, "", getattr(self, name)) for name in _FIGURES]
+        for one in self.per_class:
+            figures += [("precision", one.label, one.precision), ("recall", one.label, one.recall)]
+            figures += [("f1", one.label, one.f1)]
+        return [{"metric": name, "label": label, **asdict(estimate)} for name, label, estimate in figures]
+
+
+_FIGURES = ("accuracy", "macro_f1", "average_precision", "log_loss", "calibration_error")
+
+
+class ClassCounts(NamedTuple):
+    """Weighted counts of b resamples, each (b, C): rightly predicted, truly of the class, predicted as the class."""
+
+    hits: Floats
+    support: Floats
+    predicted: Floats
+
+
+def evaluate(
+    proba: ArrayLike,
+    truth: ArrayLike,
+    classes: Sequence[str],
+    rng: Generator,
+    bootstrap: int = 1000,
+    confidence: float = 0.95,
+    positive: str | None = None,
+) -> Metrics:
+    """All figures of `proba` (n, C) against `truth` (n,), indices into `classes`.
+
+    The prediction is the most likely class, the first of equals. F1 = 2 hits / (support + predicted). Macro F1 is the
+    mean over the classes present in the truth (in each resample: in its truth). Log loss is in nats, probabilities
+    below 2.2e-16 raised to it. Calibration error: Guo et al. 2017 (arXiv:1706.04599), equation 3. Resampling adds
+    noise to every bin, so that the interval of the calibration error lies high and may even leave its value out.
+
+    Average precision is the step-wise sum of (recall gained) * precision over the distinct scores. With two classes it
+    is that of `positive`, or by default of the class with fewer test items (the later in `classes` of equals); with
+    more, the mean over the classes present.
+
+    `bootstrap` = 0 gives no intervals. An interval leaves out resamples in which the figure is not defined; it is None
+    where those are the most. Raises ValueError on shapes that do not fit or an unknown class.
+    """
+    classes = tuple(classes)
+    truth = check_truth(truth, len(classes))
+    proba = np.empty((0, len(classes))) if len(truth) == 0 else check_proba(proba)
+    if proba.shape != (len(truth), len(classes)):
+        raise ValueError(f"{len(truth)} items and {len(classes)} classes, but probabilities of shape {proba.shape}")
+    target = _target(truth, classes, positive)
+    compute = _all_figures(proba, truth, target)
+    values = compute(np.ones((1, len(truth))))[0]
+    blocks = [compute(weights) for weights in resamples(len(truth), bootstrap, rng)] if len(truth) else []
+    draws = np.concatenate([np.empty((0, len(values))), *blocks])
+
+    def estimate(column: int, undefined: str) -> Estimate:
+        return _estimate(float(values[column]), draws[:, column], confidence, undefined if len(truth) else _EMPTY)
+
+    def class_estimate(kind: int, c: int, undefined: str) -> Estimate:
+        return estimate(len(_FIGURES) + kind * len(classes) + c, undefined)
+
+    predicted = proba.argmax(axis=1)
+    confusion = np.bincount(truth * len(classes) + predicted, minlength=len(classes) ** 2).reshape(len(classes), -1)
+    return Metrics(
+        items=len(truth),
+        bootstrap=bootstrap,
+        confidence=confidence,
+        classes=classes,
+        averaged=tuple(classes[c] for c in np.unique(truth)),
+        average_precision_of="macro" if target is None else classes[target],
+        per_class=tuple(
+            ClassMetrics(
+                label,
+                int(confusion[c].sum()),
+                int(confusion[:, c].sum()),
+                precision=class_estimate(0, c, f"no item was predicted as {label}"),
+                recall=class_estimate(1, c, f"no test item is {label}"),
+                f1=class_estimate(2, c, f"no test item is {label}"),
+            )
+            for c, label in enumerate(classes)
+        ),
+        confusion=tuple(tuple(int(count) for count in counts) for counts in confusion),
+        **{name: estimate(column, _UNDEFINED) for column, name in enumerate(_FIGURES)},
+    )
+
+
+def differences(
+    before: ArrayLike,
+    after: ArrayLike,
+    truth: ArrayLike,
+    classes: Sequence[str],
+    rng: Generator,
+    bootstrap: int = 1000,
+    confidence: float = 0.95,
+) -> dict[str, Estimate]:
+    """Each overall figure of `after` minus that of `before`, probabilities (n, C) for the same n items.
+
+    The intervals are paired: both models are measured on the same resamples, so that what is hard for both cancels.
+    """
+    truth = check_truth(truth, len(classes))
+    if len(truth) == 0:
+        return {name: Estimate(None, reason=_EMPTY) for name in _FIGURES}
+    target = _target(truth, classes, None)
+    old, new = (_all_figures(check_proba(proba), truth, target) for proba in (before, after))
+
+    def moved(weights: Floats) -> Floats:
+        return (new(weights) - old(weights))[:, : len(_FIGURES)]
+
+    values = moved(np.ones((1, len(truth))))[0]
+    draws = np.concatenate([np.empty((0, len(values))), *map(moved, resamples(len(truth), bootstrap, rng))])
+    return {
+        name: _estimate(float(values[column]), draws[:, column], confidence, _UNDEFINED)
+        for column, name in enumerate(_FIGURES)
+    }
+
+
+def check_truth(truth: ArrayLike, classes: int) -> Indices:
+    """`truth` as class indices (n,). Raises ValueError on anything that is no index of a class."""
+    checked = np.asarray(truth)
+    if checked.size == 0:
+        return np.empty(0, dtype=np.intp)
+    if checked.ndim != 1 or not np.issubdtype(checked.dtype, np.integer):
+        raise ValueError(f"the truth must be a row of class indices, got {checked.dtype} of shape {checked.shape}")
+    if checked.min() < 0 or checked.max() >= classes:
+        raise ValueError(f"the truth names class {checked.min()} to {checked.max()}, there are {classes} classes")
+    return checked.astype(np.intp)
+
+
+def resamples(n: int, bootstrap: int, rng: Generator) -> Iterator[Floats]:
+    """Bootstrap resamples of n > 0 items as weights: blocks (b, n) of how often each item was drawn; rows sum to n."""
+    block = max(1, _BLOCK // n)
+    for start in range(0, bootstrap, block):
+        size = min(block, bootstrap - start)
+        drawn = rng.integers(0, n, size=(size, n)) + np.arange(size)[:, None] * n
+        yield np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
+
+
+def class_counts(weights: Floats, truth: Indices, predicted: Indices, classes: int) -> ClassCounts:
+    """What precision, recall and F1 of each class are made of, in each of the resamples `weights` (b, n)."""
+    is_true, is_predicted = np.eye(classes)[truth], np.eye(classes)[predicted]
+    return ClassCounts(weights @ (is_true * is_predicted), weights @ is_true, weights @ is_predicted)
+
+
+def f1_scores(counts: ClassCounts) -> Floats:
+    """F1 (b, C) = 2 hits / (support + predicted); NaN for a class without test items."""
+    f1 = _ratio(2 * counts.hits, counts.support + counts.predicted)
+    return np.where(counts.support > 0, f1, np.nan)
+
+
+def macro_f1_scores(counts: ClassCounts) -> Floats:
+    """Mean F1 (b,) over the classes present in each resample's truth."""
+    present = counts.support > 0
+    return _ratio(np.where(present, f1_scores(counts), 0.0).sum(axis=1), present.sum(axis=1).astype(np.float64))
+
+
+def interval(draws: Floats, confidence: float) -> tuple[float, float] | None:
+    """The percentile interval of the finite draws; None where they are less than half."""
+    defined = draws[np.isfinite(draws)]
+    if len(defined) == 0 or 2 * len(defined) < len(draws):
+        return None
+    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _all_figures(proba: Floats, truth: Indices, target: int | None) -> Callable[[Floats], Floats]:
+    """A function of weights (b, n): `_FIGURES`, then precision, recall and F1 of each class, as columns (b, 5 + 3C).
+
+    NaN marks what is not defined.
+    """
+    classes = proba.shape[1]
+    predicted = proba.argmax(axis=1)
+    right = (predicted == truth).astype(np.float64)
+    loss = -np.log(np.maximum(proba[np.arange(len(truth)), truth], _SMALLEST))
+    sure = proba.max(axis=1)
+    bins = np.clip(np.ceil(sure * CALIBRATION_BINS).astype(np.intp) - 1, 0, CALIBRATION_BINS - 1)
+    gaps = np.eye(CALIBRATION_BINS)[bins] * (right - sure)[:, None]
+    targets = np.unique(truth).tolist() if target is None else [target]
+    curves = [_average_precision(proba[:, c], truth == c) for c in targets]
+
+    def compute(weights: Floats) -> Floats:
+        total = weights.sum(axis=1)
+        counts = class_counts(weights, truth, predicted, classes)
+        precisions = np.array([curve(weights) for curve in curves]).reshape(len(curves), len(weights))
+        known = np.isfinite(precisions)
+        return np.column_stack(
+            [
+                _ratio(weights @ right, total),
+                macro_f1_scores(counts),
+                _ratio(np.where(known, precisions, 0.0).sum(axis=0), known.sum(axis=0).astype(np.float64)),
+                _ratio(weights @ loss, total),
+                _ratio(np.abs(weights @ gaps).sum(axis=1), total),
+                _ratio(counts.hits, counts.predicted),
+                _ratio(counts.hits, counts.support),
+                f1_scores(counts),
+            ]
+        )
+
+    return compute
+
+
+def _average_precision(scores: Floats, is_positive: NDArray[np.bool_]) -> Callable[[Floats], Floats]:
+    """Weights (b, n) -> average precision (b,), items of equal score counted together; NaN without both kinds."""
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.diff(scores[order], append=np.nan) != 0)  # NaN: the last item ends a group too
+    positive = is_positive[order].astype(np.float64)
+
+    def compute(weights: Floats) -> Floats:
+        ranked = weights[:, order]
+        hits = np.cumsum(ranked * positive, axis=1)[:, ends]
+        found = np.cumsum(ranked, axis=1)[:, ends]
+        gained = np.diff(hits, axis=1, prepend=0.0)
+        precision = np.divide(hits, found, out=np.zeros_like(hits), where=found > 0)
+        total, everything = weights @ is_positive, weights.sum(axis=1)
+        both = (total > 0) & (total < everything)
+        return np.where(both, _ratio((gained * precision).sum(axis=1), total), np.nan)
+
+    return compute
+
+
+def _target(truth: Indices, classes: Sequence[str], positive: str | None) -> int | None:
+    """The class whose average precision is reported; None for the mean over all."""
+    if positive is not None:
+        if positive not in classes:
+            raise ValueError(f"no class {positive!r}; there are {', '.join(classes)}")
+        return list(classes).index(positive)
+    if len(classes) > 2:
+        return None
+    first, second = np.bincount(truth, minlength=2)
+    return 0 if first < second else 1
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    """`above / below`, NaN where below is 0."""
+    return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
+
+
+def _estimate(value: float, draws: Floats, confidence: float, undefined: str) -> Estimate:
+    if not np.isfinite(value):
+        return Estimate(None, reason=undefined)
+    ends = interval(draws, confidence)
+    if ends is None:
+        return Estimate(value, reason="no interval: not defined in most resamples" if len(draws) else None)
+    return Estimate(value, *ends)
+
+
+def _read_estimates(row: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {key: Estimate(**value) if key in names else value for key, value in row.items()}

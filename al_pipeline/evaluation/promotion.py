@@ -1,0 +1,167 @@
+"""The gate: does the new model (challenger) replace the promoted one (champion)?
+
+The newer model knows the newer labels, so it is promoted unless there is evidence against it. In this order:
+
+1. **No champion**: promoted. Provisional (to be judged again when there is more evidence) where a class has fewer than
+   `min_test_per_class` test items, or where the model finds no item of some class.
+2. **Too few test items** of some class of the schema: held.
+3. **A class collapsed**: refused. Its recall fell to 0 from above 0, or its F1 fell by more than `max_drop` even at the
+   favourable end of its paired interval (at a confidence shared out among the classes, Bonferroni 1936).
+4. **Macro F1 fell by more than `max_drop`**: refused if the whole paired interval is below 0 (the fall is no accident
+   of the test set), else held.
+5. Otherwise promoted, also after a fall within `max_drop`.
+
+Comparing the *unfavourable* end with `-max_drop` instead would refuse models for the test set's noise: with 300 test
+items the interval of two equally good models is often wider than any sensible `max_drop`. A fall that is real but
+within `max_drop` is tolerated on purpose: that is what the setting says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import ArrayLike
+
+from al_pipeline.active_learning.acquisition import check_proba
+from al_pipeline.evaluation.metrics import (
+    ClassCounts,
+    Floats,
+    Indices,
+    check_truth,
+    class_counts,
+    f1_scores,
+    interval,
+    macro_f1_scores,
+    resamples,
+)
+
+Verdict = Literal["promoted", "refused", "held"]
+
+
+class Limits(Protocol):
+    """The `gate` section of `params.yaml`."""
+
+    @property
+    def max_drop(self) -> float:
+        """The fall of F1 that is tolerated."""
+
+    @property
+    def min_test_per_class(self) -> int:
+        """With fewer test items of some class nothing is compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of the new model, and why, in sentences.
+
+    `difference`: macro F1 of the challenger minus the champion's, `low` and `high` its paired interval; None where
+    nothing was compared.
+    """
+
+    verdict: Verdict
+    provisional: bool
+    reasons: tuple[str, ...]
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    def to_row(self) -> dict[str, Any]:
+        """This record as a JSON object."""
+        return {**asdict(self), "reasons": list(self.reasons)}
+
+
+def decide(
+    champion: ArrayLike | None,
+    challenger: ArrayLike,
+    truth: ArrayLike,
+    classes: Sequence[str],
+    limits: Limits,
+    rng: Generator,
+    bootstrap: int = 1000,
+    confidence: float = 0.95,
+) -> Decision:
+    """The decision by the rule above. `champion`, `challenger`: probabilities (n, C) for the same n test items.
+
+    Raises ValueError where the shapes do not fit `truth` (n,) and `classes`.
+    """
+    actual = check_truth(truth, len(classes))
+    new = _predictions(challenger, len(actual), classes)
+    thin = _too_few(np.bincount(actual, minlength=len(classes)), classes, limits.min_test_per_class)
+    once = np.ones((1, len(actual)))
+    after = class_counts(once, actual, new, len(classes))
+    if champion is None:
+        unfound = "" if thin else _never_found(after, classes)
+        reasons = [reason for reason in ("the first model", thin, unfound) if reason]
+        return Decision("promoted", provisional=bool(thin or unfound), reasons=tuple(reasons))
+    if thin:
+        return Decision("held", provisional=False, reasons=(f"not enough evidence: {thin}",))
+
+    old = _predictions(champion, len(actual), classes)
+    before = class_counts(once, actual, old, len(classes))
+    pairs = [
+        (class_counts(weights, actual, new, len(classes)), class_counts(weights, actual, old, len(classes)))
+        for weights in resamples(len(actual), bootstrap, rng)
+    ]
+    difference = float((macro_f1_scores(after) - macro_f1_scores(before))[0])
+    macro_draws = np.concatenate([macro_f1_scores(a) - macro_f1_scores(b) for a, b in pairs])
+    low, high = interval(macro_draws, confidence) or (difference, difference)
+    class_draws = np.concatenate([f1_scores(a) - f1_scores(b) for a, b in pairs])
+    change = (
+        f"macro-F1 {difference:+.3f} against the promoted model "
+        f"({confidence:.0%} interval {low:+.3f} to {high:+.3f}, {len(actual)} test items)"
+    )
+    collapsed = _collapsed(before, after, class_draws, classes, limits.max_drop, confidence)
+    if collapsed:
+        return Decision("refused", False, (*collapsed, change), difference, low, high)
+    if difference < -limits.max_drop:
+        if high < 0:
+            reason = f"{change}: worse by more than the {limits.max_drop:g} tolerated"
+            return Decision("refused", False, (reason,), difference, low, high)
+        reason = f"{change}: looks worse than the {limits.max_drop:g} tolerated, but could be chance"
+        return Decision("held", False, (reason,), difference, low, high)
+    return Decision("promoted", False, (change,), difference, low, high)
+
+
+def _predictions(proba: ArrayLike, items: int, classes: Sequence[str]) -> Indices:
+    if items == 0:
+        return np.empty(0, dtype=np.intp)
+    checked = check_proba(proba)
+    if checked.shape != (items, len(classes)):
+        raise ValueError(f"{items} items and {len(classes)} classes, but probabilities of shape {checked.shape}")
+    return np.asarray(checked.argmax(axis=1))
+
+
+def _too_few(support: Indices, classes: Sequence[str], least: int) -> str:
+    if support.sum() == 0:
+        return "the test set has no labelled items"
+    few = [f"{label} {count}" for label, count in zip(classes, support, strict=True) if count < least]
+    return f"fewer than {least} test items of {', '.join(few)}" if few else ""
+
+
+def _never_found(counts: ClassCounts, classes: Sequence[str]) -> str:
+    silent = [label for c, label in enumerate(classes) if counts.support[0, c] > 0 and counts.hits[0, c] == 0]
+    return f"it finds no test item of {', '.join(silent)}" if silent else ""
+
+
+def _collapsed(
+    before: ClassCounts, after: ClassCounts, draws: Floats, classes: Sequence[str], max_drop: float, confidence: float
+) -> list[str]:
+    """A sentence for each class that collapsed. `draws`: differences of F1 (b, C)."""
+    fall = f1_scores(after)[0] - f1_scores(before)[0]
+    shared = 1 - (1 - confidence) / len(classes)
+    reasons = []
+    for c, label in enumerate(classes):
+        found = int(before.hits[0, c])
+        if found > 0 and after.hits[0, c] == 0:
+            reasons.append(
+                f"class {label} collapsed: none of its {int(before.support[0, c])} test items found, {found} before"
+            )
+            continue
+        ends = interval(draws[:, c], shared)
+        if ends is not None and fall[c] < -max_drop and ends[1] < -max_drop:
+            reasons.append(f"class {label} got worse: F1 {fall[c]:+.3f} (interval {ends[0]:+.3f} to {ends[1]:+.3f})")
+    return reasons

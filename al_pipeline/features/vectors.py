@@ -1,0 +1,76 @@
+"""Vectors of a workspace's items: from the cache where they are, from the encoder where they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from al_pipeline.features.cache import FeatureCache, ensure
+from al_pipeline.features.encoder import encoder_fingerprint, encoder_identity
+from al_pipeline.params import Features
+from al_pipeline.records import Item, content_hash
+from al_pipeline.workspace.layout import Layout
+
+if TYPE_CHECKING:
+    from al_pipeline.features.encoder import Encoder
+    from al_pipeline.models.text_model import Classifier
+
+
+class Vectors:
+    """The encoder's vectors for items of one workspace. Nothing is encoded twice; torch comes in only to encode."""
+
+    def __init__(self, encoder: Path, cache: Path, features: Features) -> None:
+        self._folder = encoder
+        self._features = features
+        fingerprint = encoder_fingerprint(encoder, features.max_tokens, features.precision)
+        self._cache = FeatureCache(cache / fingerprint)
+
+    @property
+    def identity(self) -> str:
+        """What the vectors mean, the same on every machine; a model fitted on others is not theirs."""
+        return encoder_identity(self._folder, self._features.max_tokens)
+
+    def missing(self, hashes: Sequence[str]) -> int:
+        """How many of these content hashes have no vector yet."""
+        return len(self._cache.missing(hashes))
+
+    def prepare(self, items: Iterable[tuple[str, str]], total: int | None = None) -> int:
+        """Encode those of `items` (content hash, text) that the cache lacks, with a progress bar; return how many."""
+        return ensure(self._cache, items, self._encoder, total=total)
+
+    def of(self, items: Sequence[Item]) -> NDArray[np.float32]:
+        """One vector an item, (n, d), in their order."""
+        ensure(self._cache, ((item.content_hash, item.text) for item in items), self._encoder, progress=False)
+        return self._cache.get([item.content_hash for item in items])
+
+    def lookup(self, hashes: Sequence[str], items: Callable[[], Iterable[Item]]) -> NDArray[np.float32]:
+        """One vector a content hash, (n, d), in their order; `items` gives the texts, if one has to be encoded."""
+        if self._cache.missing(hashes):
+            ensure(self._cache, ((item.content_hash, item.text) for item in items()), self._encoder, progress=False)
+        if not hashes:
+            return np.zeros((0, self._cache.dimension), np.float32)
+        return self._cache.get(hashes)
+
+    def _encoder(self) -> Encoder:
+        from al_pipeline.features.encoder import Encoder
+
+        return Encoder(self._folder, self._features.max_tokens, self._features.precision)
+
+
+def vectors_for(model: Classifier, vectors: Vectors | None, items: Sequence[Item]) -> NDArray[np.float32] | None:
+    """The vectors of items, where the model looks at any."""
+    return vectors.of(items) if vectors is not None and model.needs_vectors else None
+
+
+def guide_vectors(vectors: Vectors | None, texts: Sequence[str]) -> NDArray[np.float32] | None:
+    """The vectors of words or texts that are no items."""
+    return None if vectors is None else vectors.of([Item("", content_hash(text), text) for text in texts])
+
+
+def open_vectors(layout: Layout, features: Features) -> Vectors | None:
+    """The workspace's vectors; None where the features are TF-IDF alone."""
+    return Vectors(layout.encoder, layout.features, features) if features.uses_encoder else None

@@ -1,0 +1,1 @@
+"""The tick as a Prefect flow, and its deployments."""

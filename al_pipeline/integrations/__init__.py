@@ -1,0 +1,1 @@
+"""Outside systems, one module or package each: git, DVC, Label Studio, child processes."""

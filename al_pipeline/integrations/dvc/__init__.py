@@ -1,0 +1,1 @@
+"""DVC: the only importer of it, as one long-lived process."""

@@ -1,0 +1,597 @@
+"""DVC as we use it: one process for many commands, in a group of its own that a later tick can find and end."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import re
+import select
+import shutil
+import subprocess
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, NoReturn, Self
+
+import yaml
+
+from al_pipeline.errors import BadInput, ForeignEdit, RemoteIncomplete, RepositoryError, StageFailed
+from al_pipeline.files import read_object, write_bytes
+from al_pipeline.integrations import processes as child
+from al_pipeline.integrations.dvc.digests import Digests, digest
+from al_pipeline.integrations.dvc.remotes import explained
+from al_pipeline.integrations.git import NOT_OURS, Git
+from al_pipeline.sanitize import redact
+from al_pipeline.workspace.home import dvc_state, own_environment, private_folder
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.trust import check_dvc
+
+_STAGE_TIMEOUT = 6 * 3600.0
+_TRANSFER_TIMEOUT = 6 * 3600.0
+_TIMEOUT = 600.0
+_SECOND_LOOK = 0.5
+_ID = re.compile(r"[0-9a-f]{12}\Z")
+_ADVERTISEMENT = "Having any troubles? "
+
+
+_STAND_ALONE = """
+import json, os, sys
+from dvc.config import Config
+theirs = Config(os.path.join(sys.argv[1], ".dvc"), validate=False)
+print(json.dumps({"remote": theirs["remote"], "core": theirs["core"]}, default=str))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Wrong:
+    """An object that the DVC remote lacks, or holds other bytes of."""
+
+    name: str
+    """Where its bytes belong in the workspace."""
+    object: str
+    """Its digest, which is its name in the remote."""
+    at: str
+    """Its address."""
+    why: str
+    """missing, empty, other bytes, or its size."""
+    have: bool
+    """Whether this machine has the right bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Different:
+    """A file of the work tree that is not what is recorded."""
+
+    name: str
+    object: str
+    here: str
+    """absent, other, extra (recorded nowhere), or unknown (its folder's list of files cannot be had)."""
+    cache: str
+    """What the cache holds in its place: good, other, absent or unknown."""
+    remote: str
+    """The same of the remote."""
+    alike: bool
+    """Whether the bytes here are those that the cache or the remote hold under the recorded name."""
+
+
+@dataclass
+class Dvc:
+    """The DVC repository at `root`. Use as a context manager; the process starts with the first command."""
+
+    root: Path
+    state: Path | None
+    """Where the process is written down (`pid`, `started`), so that a later tick can end it. None for those who read
+    without the workspace's lock: they must not overwrite what a tick wrote there."""
+    log: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    check: Callable[[Path], None] = check_dvc
+    """Looks at the files that steer DVC before each command; raises what keeps it from running."""
+    _process: subprocess.Popen[str] | None = None
+    _output: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        if self._process is not None:
+            child.end_group(self._process.pid)
+            with contextlib.suppress(BrokenPipeError):
+                self._process.__exit__(None, None, None)
+            self._process = None
+            if self.state is not None:
+                self.state.unlink(missing_ok=True)
+        if self._output is not None:
+            self._output.close()
+            self._output = None
+
+    def init(self, remote: str) -> None:
+        """Make `root` a DVC repository whose default remote is `remote`; harmless where it is one."""
+        config = self.root / ".dvc/config"
+        if not config.exists():
+            self._checked(["init", "--force"], "init")
+        core = {"remote": "store", "analytics": "false", "autostage": "false", "check_update": "false"}
+        if "://" not in remote and not remote.startswith("~") and not os.path.isabs(remote):
+            remote = os.path.relpath(self.root / remote, config.parent)  # as DVC writes it, for every clone
+        change_config(config, {"core": core, 'remote "store"': {"url": _utf8(remote), "verify": "true"}}, 0o644)
+        self.keep_state_private()
+
+    def keep_state_private(self) -> None:
+        """Have every `dvc` in this repository, run by us or by hand, keep its state in a folder of this user alone.
+
+        It holds pickles, and lies below /var/tmp otherwise, where everybody could plant one. Written to `config.local`,
+        which git does not know; harmless where it stands there. Call only while holding the workspace's lock.
+        """
+        place = _utf8(str(private_folder(self._state_folder())))
+        change_config(self.root / ".dvc/config.local", {"core": {"site_cache_dir": place}}, 0o600)
+
+    def _state_folder(self) -> Path:
+        """Of the workspace that lies here; of a repository that is none (yet), one for all."""
+        name = read_object(self.root / Layout().marker).get("workspace_id")
+        return dvc_state(name if isinstance(name, str) and _ID.match(name) else "dvc-only")
+
+    def stand_alone(self, source: Path) -> None:
+        """For a fresh clone: take data from where the repository at `source` keeps them today, never from its cache.
+
+        Remotes, with what opens them, come from its settings; the cache is this clone's own, whatever is set for all
+        of the user's repositories. Written to `config.local`, which git does not know.
+        """
+        try:
+            result = self._run_script(_STAND_ALONE, str(source))
+        except subprocess.TimeoutExpired:
+            raise RepositoryError(f"DVC's settings could not be read within {_TIMEOUT:.0f} s") from None
+        if result.returncode:
+            said = result.stderr.strip().splitlines()[-1:] or ["no reason given"]
+            raise RepositoryError(f"DVC's settings in {source} cannot be used: {said[0]}")
+        theirs = json.loads(result.stdout)
+        core = {name: value for name, value in theirs["core"].items() if name == "remote"}
+        core["site_cache_dir"] = _utf8(str(private_folder(self._state_folder())))
+        remotes = {f'remote "{name}"': settings for name, settings in theirs["remote"].items()}
+        cache = {"dir": _utf8(os.path.abspath(self.root / ".dvc/cache"))}
+        change_config(self.root / ".dvc/config.local", {**remotes, "core": core, "cache": cache}, 0o600)
+
+    def end_previous(self) -> None:
+        """End a DVC process, with its stage, that a killed tick left. Call only while holding the workspace's lock."""
+        if self.state is not None:
+            child.end_remembered(self.state)
+        Git(self.root).plain_index()
+        self._clear_dead_lock()
+
+    def _clear_dead_lock(self) -> None:
+        """Remove DVC's list of locks where nobody alive can hold one.
+
+        A kill or a full disk tears it, because DVC writes it in place, and then reads it no more. And DVC takes a
+        process for alive whose number still exists: a killed one that nothing reaps (a container whose first process
+        is no init), or a stranger's that got the number of one that ended with the machine. A live process is through
+        with writing at the second look.
+        """
+        path = self.root / ".dvc/tmp/rwlock"
+        if _is_dead(path):
+            time.sleep(_SECOND_LOOK)
+            if _is_dead(path):
+                path.unlink(missing_ok=True)
+
+    def repro(self, stage: str, *, force: bool = False, run_cache: bool = True) -> None:
+        """Bring one stage up to date, and prove the bytes of its outputs.
+
+        Raises StageFailed with the last lines that it printed.
+        DVC takes outputs that it knows from the work tree or from its cache and believes both: where their bytes are
+        not what it has recorded, the stage runs.
+        """
+        self._repro(stage, force, run_cache)
+        if self._unlike_of(stage):
+            self.set_aside_damaged(*self._outputs_of(stage))
+            self._repro(stage, True, False)
+            if wrong := self._unlike_of(stage):
+                raise StageFailed(
+                    f"stage {stage} wrote {', '.join(wrong)}, and the disk gives other bytes back; is it in order?"
+                )
+
+    def _repro(self, stage: str, force: bool, run_cache: bool) -> None:
+        options = (["--force"] if force else []) + ([] if run_cache else ["--no-run-cache"])
+        code, said = self._command(["repro", "--single-item", *options, stage], _STAGE_TIMEOUT)
+        if code:
+            raise StageFailed(f"stage {stage} failed; its last words (all of them: {self.log}):\n{said}")
+
+    def _outputs_of(self, stage: str) -> dict[str, str]:
+        return dict(self._outputs("dvc.lock", None, stage))
+
+    def _unlike_of(self, stage: str) -> list[str]:
+        outputs = self._outputs_of(stage)
+        return self.unlike(*outputs) if outputs else []
+
+    def add(self, *paths: Path) -> None:
+        """Track source data as it is now."""
+        self._checked(["add", *self._names(paths)], "add")
+
+    def push(self) -> None:
+        """Have the default remote hold, byte for byte, all that the work tree's `.dvc` files and `dvc.lock` name.
+
+        What it lacks, or holds other bytes of, is sent from the work tree or the cache, proved by its digest first; a
+        damaged object of the cache is set aside, so that it is neither sent nor linked. What is proved here is on disk
+        (fsync) when this returns. Raises RepositoryError; what could not be sent is for `verify_remote` to say.
+        """
+        self.set_aside_damaged()
+        self._ask("push", "push", mend="; `al doctor` tries the remote")
+
+    def mend_remote(self, revisions: Sequence[str]) -> tuple[int, list[Wrong]]:
+        """The same for what `revisions` name, too: how many objects were sent, and what is still wrong."""
+        self.set_aside_damaged(revisions=revisions)
+        reply = self._ask("push", "push", revisions=list(revisions), mend="; `al doctor` tries the remote")
+        return reply["sent"], [Wrong(**row) for row in reply["wrong"]]
+
+    def wrong_in_remote(self, *targets: str) -> list[Wrong]:
+        """What the work tree's records name and the default remote lacks, or holds other bytes of.
+
+        The size of every object is compared, and the digest of each that was not proved before, save large ones in a
+        remote that is not a folder.
+        """
+        return self.look_at_remote(*targets)[1]
+
+    def look_at_remote(self, *targets: str) -> tuple[int, list[Wrong]]:
+        """How many objects were looked at, and which of them are wrong."""
+        reply = self._ask("look", "status --cloud", targets=targets)
+        return reply["looked"], [Wrong(**row) for row in reply["wrong"]]
+
+    def absent_folder(self) -> str:
+        """The path of the default remote, if it is a folder that is not there; else empty."""
+        return str(self._ask("where", "remote")["absent"])
+
+    def missing_in_remote(self) -> list[str]:
+        """The names of what `wrong_in_remote` finds."""
+        return sorted(wrong.name for wrong in self.wrong_in_remote())
+
+    def verify_remote(self) -> None:
+        """Raise RemoteIncomplete where the default remote lacks an object that the work tree names, or holds another
+        in its place."""
+        if wrong := self.wrong_in_remote():
+            raise RemoteIncomplete(f"the DVC remote lacks objects after a push: {told(wrong)}; `al doctor` says more")
+
+    def set_aside_damaged(self, *targets: str, revisions: Sequence[str] = ()) -> list[str]:
+        """Move what the cache holds under the name of other bytes to `.al/damaged`; the files that it stood for."""
+        place = str(self.root / ".al/damaged")
+        reply = self._ask("set aside", "cache", targets=targets, revisions=list(revisions), place=place)
+        aside: list[str] = reply["aside"]
+        return aside
+
+    def digest(self, path: Path) -> str | None:
+        """The digest by which DVC knows a file or folder, from its bytes; unchanged files are not read again."""
+        with Digests(self._notes) as digests:
+            return digests.of(path)
+
+    def unlike(self, *targets: str) -> list[str]:
+        """Which of `targets` (as for `recorded`) hold other bytes than recorded, or are not there.
+
+        DVC is not asked: its notes believe what it has fetched.
+        """
+        recorded = self.recorded(*targets)
+        with Digests(self._notes) as digests:
+            return [name for name, wanted in recorded.items() if digests.of(self.root / name) != wanted]
+
+    def recorded(self, *targets: str, revision: str | None = None) -> dict[str, str]:
+        """The digest of each of `targets` by its path, as recorded in the work tree, or in the commit `revision`.
+
+        `targets`: `.dvc` files, and paths that `dvc.lock` records; none: all outputs in `dvc.lock`.
+        """
+        return {
+            name: digest
+            for record in sorted({name if name.endswith(".dvc") else "dvc.lock" for name in targets or ("dvc.lock",)})
+            for name, digest in self._outputs(record, revision)
+            if record.endswith(".dvc") or not targets or name in targets
+        }
+
+    def _outputs(self, record: str, revision: str | None, stage: str | None = None) -> Iterator[tuple[str, str]]:
+        path = self.root / record
+        if revision is not None:
+            text = Git(self.root).show(revision, record)
+        else:
+            text = path.read_text(encoding="utf-8") if path.exists() else None
+        try:
+            found = yaml.safe_load(text) if text else {}
+            known = {} if record.endswith(".dvc") else found.get("stages", {})
+            stages = [found] if record.endswith(".dvc") else [known[name] for name in known if stage in (None, name)]
+            folder = Path(record).parent
+            for entry in (entry for stage in stages for entry in stage.get("outs", ())):
+                yield (folder / entry["path"]).as_posix(), entry["md5"]
+        except (yaml.YAMLError, AttributeError, KeyError, TypeError):
+            raise ForeignEdit(f"{record} is not as DVC writes it; `git checkout -- {record}` brings it back") from None
+
+    def differences(self, *targets: str) -> list[Different]:
+        """For data that are not as recorded: each file, with what the cache and the remote hold in its place."""
+        return [Different(**row) for row in self._ask("compare", "status", targets=targets)["wrong"]]
+
+    @property
+    def _notes(self) -> Path:
+        return self.root / ".al/verified"
+
+    def _ask(self, what: str, name: str, mend: str = "", **more: Any) -> dict[str, Any]:
+        """Have DVC's process do what `objects.serve` knows by the name `what`."""
+        reply, said = self._exchange({"do": what, "notes": str(self._notes), **more}, _TRANSFER_TIMEOUT)
+        if not isinstance(reply, dict) or "error" in reply:
+            why = redact(str(reply["error"])) if isinstance(reply, dict) else said
+            raise RepositoryError(explained(why) or f"dvc {name} failed: {why}{mend}")
+        return reply
+
+    def check_writable(self) -> str:
+        """Write a small file to the default remote and remove it again; returns the remote's address."""
+        script = (
+            "import uuid; from dvc.repo import Repo; from al_pipeline.repository.objects import FOLDERS_NEEDED; "
+            "r = Repo(); o = r.cloud.get_remote(); p = o.fs.join(o.path, 'al-probe-' + uuid.uuid4().hex); "
+            "o.fs.protocol not in FOLDERS_NEEDED or o.fs.makedirs(o.path, exist_ok=True); "
+            "o.fs.pipe_file(p, b'al'); o.fs.rm_file(p); print(o.path)"
+        )
+        try:
+            self.check(self.root)
+            result = self._run_script(script)
+        except subprocess.TimeoutExpired:
+            raise RepositoryError(f"the DVC remote did not answer within {_TIMEOUT:.0f} s") from None
+        if result.returncode:
+            said = redact(result.stderr).strip().splitlines()[-1:] or ["no reason given"]
+            why = re.sub(r"\A[\w.]+: ", "", said[0])  # the name of the error's class
+            raise RepositoryError(
+                explained(said[0])
+                or f"the DVC remote cannot be written: {why}; `dvc remote list` shows it, mend its address or rights"
+            )
+        return redact(result.stdout.strip())
+
+    def changed(self, *targets: str) -> dict[str, object]:
+        """What `dvc status` says of `targets` (everything, if none): empty where all is as recorded."""
+        return self._json(["status", "--json", *targets], "status", _TIMEOUT)
+
+    def pull(self, *targets: str) -> None:
+        """Bring back data that the work tree lacks, and prove their bytes.
+
+        Raises RemoteIncomplete, naming the objects, where the remote lacks them or holds others under their names.
+        """
+        self.set_aside_damaged(*targets)
+        self._ask("reach", "pull", targets=targets, mend="; `al doctor` tries the remote")
+        try:
+            self._checked(["pull", *targets], "pull", _TRANSFER_TIMEOUT, mend="; `al doctor` tries the remote")
+        except RepositoryError as error:
+            self._blame_remote(targets, error)
+        if wrong := self.unlike(*targets):
+            raise RepositoryError(
+                f"dvc pull left other bytes than recorded in {', '.join(wrong[:3])}: somebody changed them meanwhile; "
+                "`dvc diff` shows what"
+            )
+
+    def _blame_remote(self, targets: Sequence[str], error: RepositoryError) -> NoReturn:
+        """Raise what a failed transfer comes from: the remote's objects, where they are to blame."""
+        try:
+            wrong = self.wrong_in_remote(*targets)
+        except RepositoryError:
+            raise error from None
+        if wrong:
+            raise RemoteIncomplete(remote_wrong(wrong)) from None
+        raise error
+
+    def checkout(self, *targets: str) -> None:
+        """Make the work tree's data what its records say; refuses to lose data that is nowhere else."""
+        self._checked(["checkout", *targets], "checkout")
+
+    def get(self, path: str, revision: str, target: Path) -> None:
+        """Copy `path` as of `revision` to `target`, without touching the work tree, and prove its bytes.
+
+        Raises RemoteIncomplete, naming the objects, where neither the cache nor the remote has them.
+        """
+        record = next((name for name in (f"{path}.dvc",) if Git(self.root).show(revision, name)), path)
+        wanted = self.recorded(record, revision=revision).get(path)
+        command = ["get", "--force", ".", path, "--rev", revision, "--out", str(target)]
+        try:
+            self._checked(command, "get", _TRANSFER_TIMEOUT)
+            if wanted is None or digest(target) == wanted:
+                return
+            found: RepositoryError | None = None
+        except RepositoryError as error:
+            found = error
+        if self.set_aside_damaged(path, revisions=[revision]):
+            _remove(target)
+            with contextlib.suppress(RepositoryError):
+                self._checked(command, "get", _TRANSFER_TIMEOUT)
+                if digest(target) == wanted:
+                    return
+        _remove(target)
+        wrong = [Wrong(**row) for row in self._ask("look", "get", targets=[path], revisions=[revision])["wrong"]]
+        if wrong:
+            # What only the work tree has is wrong all the same: DVC takes from the cache and the remote alone.
+            absent = [one for one in wrong if not one.have]
+            raise RemoteIncomplete(remote_wrong(absent or wrong)) from None
+        raise found or RepositoryError(
+            f"{path} of {revision} came with other bytes than recorded; `al doctor` says more"
+        )
+
+    def _run_script(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run Python that uses DVC's own modules, in the repository."""
+        return subprocess.run(
+            [sys.executable, "-P", "-c", script, *arguments],
+            cwd=self.root,
+            env=self._environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_TIMEOUT,
+            check=False,
+        )
+
+    def _checked(self, arguments: list[str], name: str, timeout: float = _TIMEOUT, mend: str = "") -> None:
+        code, said = self._command(arguments, timeout)
+        if code:
+            raise RepositoryError(explained(said) or f"dvc {name} failed ({code}): {said}{mend}")
+
+    def _json(self, arguments: list[str], name: str, timeout: float) -> dict[str, object]:
+        code, said = self._command(arguments, timeout)
+        line = next((line for line in reversed(said.splitlines()) if line.startswith("{")), None)
+        if code or line is None:
+            raise RepositoryError(explained(said) or f"dvc {name} failed ({code}): {said}")
+        found: dict[str, object] = json.loads(line)
+        return found
+
+    def _command(self, arguments: list[str], timeout: float) -> tuple[int, str]:
+        """Exit code, and the last lines of what the command printed."""
+        code, said = self._exchange(arguments, timeout)
+        return (code if isinstance(code, int) else 1), said
+
+    def _exchange(self, request: list[str] | dict[str, Any], timeout: float) -> tuple[Any, str]:
+        """The reply of DVC's process to a request, and the last lines of what it printed."""
+        self.check(self.root)
+        process = self._start()
+        begin = self.log.stat().st_size
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            ready, _, _ = select.select([process.stdout], [], [], timeout)
+            reply = process.stdout.readline() if ready else None
+        except BrokenPipeError:
+            reply = ""
+        with self.log.open("rb") as log:
+            log.seek(begin)
+            said = log.read().decode("utf-8", "replace").strip()
+        said = "\n".join(line for line in said.splitlines() if line and not line.startswith(_ADVERTISEMENT))
+        said = redact("\n".join(said.splitlines()[-15:]))
+        if reply:
+            return json.loads(reply), said
+        self.close()
+        command = " ".join(request[:4]) if isinstance(request, list) else str(request["do"])
+        why = "ended in the middle" if reply == "" else f"did not end within {timeout:.0f} s and was stopped"
+        raise RepositoryError(
+            f"the DVC process {why} at `dvc {command}` (its log is {self.log}); nothing is lost, "
+            f"the next `al round` goes on: {said}"
+        )
+
+    def _start(self) -> subprocess.Popen[str]:
+        if self._process is not None:
+            return self._process
+        private_folder(self.log.parent)
+        self._output = os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600), "ab")
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "al_pipeline.integrations.dvc.worker"],  # -P: see STAGE_ENVIRONMENT
+            cwd=self.root,
+            env=self._environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._output,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+        if self.state is not None:
+            child.remember(self.state, self._process.pid)
+        return self._process
+
+    def _environment(self) -> dict[str, str]:
+        """What every process of DVC's runs under: our programs first, and its state where nobody else can write."""
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        state = Path(self.environment.get("DVC_SITE_CACHE_DIR") or self._state_folder())
+        ours = {
+            "PATH": path,
+            "DVC_NO_ANALYTICS": "1",
+            "NO_COLOR": "1",
+            **self.environment,
+            "DVC_SITE_CACHE_DIR": str(private_folder(state)),
+        }
+        return {**_inherited(), **own_environment(), **ours}
+
+    def _names(self, paths: Sequence[Path]) -> list[str]:
+        return [str(path.relative_to(self.root) if path.is_absolute() else path) for path in paths]
+
+
+def change_config(path: Path, changes: Mapping[str, Mapping[str, Any]], mode: int) -> None:
+    """Set values in one of DVC's configuration files, by section; writes nothing where all are as given.
+
+    DVC's own writer knows ASCII alone, and leaves an empty file behind where a path is not. Raises BadInput for a value
+    that DVC would not read as it was given, RepositoryError where the file is no configuration of DVC's.
+    """
+    from configobj import ConfigObj, ConfigObjError
+
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        config = ConfigObj(text.splitlines(), interpolation=False, list_values=True, encoding="utf-8")
+    except (ConfigObjError, UnicodeDecodeError) as error:
+        raise RepositoryError(f"{path} cannot be read as DVC's configuration ({error}); mend or delete it") from None
+    before = config.dict()
+    for section, values in changes.items():
+        known = config.setdefault(section, {})
+        if not isinstance(known, dict):
+            raise RepositoryError(f"{path} holds a value named {section}, where DVC has a section; mend or delete it")
+        known.update(values)
+    if config.dict() == before:
+        return
+    written = io.BytesIO()
+    config.write(written)
+    try:
+        found = ConfigObj(io.StringIO(written.getvalue().decode())).dict()
+    except (ConfigObjError, UnicodeDecodeError):
+        found = {}
+    for section, values in changes.items():
+        for name, value in values.items():
+            if found.get(section, {}).get(name) != value:
+                raise BadInput(f"DVC cannot keep {value!r} in its configuration; choose a path without such characters")
+    write_bytes(path, written.getvalue(), mode)
+
+
+def _utf8(path: str) -> str:
+    """`path` as DVC will read it, whatever locale we run under.
+
+    Raises BadInput where its bytes are not UTF-8, or break the line: settings of several lines are believed nowhere.
+    """
+    if not path.isprintable() and any(unicodedata.category(sign) == "Cc" for sign in path):
+        raise BadInput(
+            f"DVC cannot keep {path!r} in its configuration: it holds a control character; rename that folder"
+        )
+    try:
+        return os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadInput(f"{os.fsencode(path)!r} is not UTF-8, which DVC writes paths in; rename that folder") from None
+
+
+def remote_wrong(wrong: Sequence[Wrong]) -> str:
+    """What to tell of objects that the remote lacks or has damaged, and how to put it right."""
+    return (
+        f"the DVC remote does not hold what git's records name: {told(wrong)}. `al remote mend` in a clone that has "
+        "the data puts the remote right; nothing of it was used here"
+    )
+
+
+def told(wrong: Sequence[Wrong]) -> str:
+    """The first few of them, each by its name, with what is wrong."""
+    shown = [f"{one.name} ({one.why}, object {one.object})" for one in wrong[:3]]
+    return ", ".join([*shown, *([f"and {len(wrong) - 3} more"] if len(wrong) > 3 else [])])
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _is_dead(path: Path) -> bool:
+    """Whether DVC's list of locks is torn, or names holders and none of them lives."""
+    try:
+        written = path.stat().st_mtime
+        held = json.loads(path.read_text(encoding="utf-8"))
+        entries = [*held.get("write", {}).values(), *itertools.chain.from_iterable(held.get("read", {}).values())]
+        holders = {int(entry["pid"]) for entry in entries if entry}
+    except FileNotFoundError:
+        return False
+    except (ValueError, AttributeError, TypeError, KeyError):
+        return True
+    return bool(holders) and not any(child.lives(pid, before=written) for pid in holders)
+
+
+def _inherited() -> dict[str, str]:
+    """Our environment without what is not for DVC and its stages: git's own variables, and Label Studio's token."""
+    return {name: value for name, value in os.environ.items() if name not in (*NOT_OURS, "AL_LABEL_STUDIO_TOKEN")}

@@ -1,0 +1,162 @@
+"""Another engine than the running one, in a virtual environment of its own: the recorded versions, and nothing guessed.
+
+What is recorded of an engine are versions and the digest of its sources. Libraries of other versions can be installed;
+sources that are not the running ones must be given, as a checkout or a wheel; another Python or CPU cannot be had from
+here. Whatever was installed, its own fingerprint decides: it is used only where that is the recorded one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import sysconfig
+import venv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import al_pipeline
+from al_pipeline.errors import BadInput, NothingToDo, WorldError
+from al_pipeline.files import json_line, read_json, sha256_bytes
+from al_pipeline.integrations import processes as child
+from al_pipeline.workspace.fingerprint import PACKAGES, STAGE_ENVIRONMENT, current_engine, difference
+from al_pipeline.workspace.home import al_home, check_private, own_environment, private_folder
+from al_pipeline.workspace.lock import locked
+
+_VERSION = re.compile(r"[0-9][0-9A-Za-z.+!-]{0,60}|absent")
+"""A version as pip takes it. A record may be anybody's: what it names is installed, so it must be what we depend on."""
+_INSTALL_SECONDS = 3600.0
+_LOOK_SECONDS = 600.0
+_LOOK = (
+    "import sys; from pathlib import Path; from al_pipeline.engine import current_engine; "
+    "from al_pipeline.files import write_json; write_json(Path(sys.argv[1]), current_engine())"
+)
+_GIVEN = ("python", "machine", "cpu", "threads")
+"""What comes with the machine and with the Python that runs `al`; no package brings it."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An environment in which stages run under another engine."""
+
+    python: Path
+    blas: str
+    """Which kernels its BLAS is told to take; empty where it chooses."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What makes `python -m al_pipeline.stages...` that engine's: its programs first, no modules of ours."""
+        path = os.pathsep.join([str(self.python.parent), os.environ.get("PATH", "")])
+        return {"PATH": path, "PYTHONPATH": "", "OPENBLAS_CORETYPE": self.blas}
+
+
+def recorded_engine(recorded: Mapping[str, Any], sources: Path | None, say: Callable[[str], None]) -> Engine:
+    """The engine that `recorded` describes; its environment is made where it is missing, and kept in `al`'s home.
+
+    `sources`: a checkout or wheel of al-pipeline, where the running sources are not the recorded ones. Packages that
+    are the same as here are shared with the running environment. Raises NothingToDo where that engine cannot be had
+    on this machine or without sources, BadInput where `sources` are others, WorldError where pip fails.
+    """
+    wanted = dict(recorded)
+    _check_possible(wanted, sources)
+    folder = al_home() / "engines" / sha256_bytes(json_line(wanted).encode())[:12]
+    engine = Engine(folder / "bin/python", str(wanted["blas"]))
+    check_private(folder)  # what is in it is run
+    with locked(folder.with_suffix(".lock"), "al reproduce --engine"):
+        child.end_remembered(folder.with_suffix(".json"))
+        if _fingerprint(engine, folder) != wanted:
+            say("installing the recorded engine in an environment of its own (once)")
+            _install(folder, engine, wanted, sources)
+            found = _fingerprint(engine, folder)
+            if found != wanted:
+                shutil.rmtree(folder)
+                raise BadInput(f"what could be installed is not the recorded engine: {difference(wanted, found or {})}")
+    return engine
+
+
+def _check_possible(wanted: Mapping[str, Any], sources: Path | None) -> None:
+    here = current_engine()
+    packages = wanted.get("packages")
+    known = packages if isinstance(packages, dict) and set(packages) <= set(PACKAGES) else {"": None}
+    if not all(isinstance(v, str) and _VERSION.fullmatch(v) for v in known.values()):
+        raise BadInput(f"the record names packages or versions that no engine has: {packages!r}"[:300])
+    if other := [key for key in _GIVEN if wanted.get(key) != here[key]]:
+        told = "; ".join(f"{key}: was {wanted.get(key)}, is {here[key]}" for key in other)
+        raise NothingToDo(
+            f"the recorded engine cannot be installed here ({told}); run `al` on such a machine and Python, "
+            "or leave `--engine` out: then metrics are compared"
+        )
+    if sources is None and (wanted["sources"], wanted["version"]) != (here["sources"], here["version"]):
+        raise NothingToDo(
+            f"other sources of al-pipeline made it (version {wanted['version']}, digest {wanted['sources'][:12]}; "
+            f"these are {here['version']}, {here['sources'][:12]}), and a record holds only their digest; "
+            "give a checkout or a wheel of them: `--engine PATH`"
+        )
+    if sources is not None and not sources.exists():
+        raise BadInput(f"{sources} is neither a checkout nor a wheel of al-pipeline: there is no such file or folder")
+
+
+def _install(folder: Path, engine: Engine, wanted: Mapping[str, Any], sources: Path | None) -> None:
+    """An environment with the packages that differ, in front of those of the running one."""
+    here = current_engine()["packages"]
+    shutil.rmtree(folder, ignore_errors=True)
+    private_folder(folder)
+    venv.create(folder, symlinks=True, with_pip=False)
+    (library,) = folder.glob("lib/python*/site-packages")
+    paths = [*([] if sources else [str(Path(al_pipeline.__file__).parents[1])]), *_site_packages()]
+    (library / "shared.pth").write_text("".join(f"{path}\n" for path in paths), encoding="utf-8")
+    pip = [sys.executable, "-m", "pip", "--python", str(engine.python), "--disable-pip-version-check", "--no-input"]
+    other = [f"{name}=={v}" for name, v in wanted["packages"].items() if v not in (here.get(name), "absent")]
+    if other:
+        _run(
+            [*pip, "install", "--only-binary", ":all:", *other],
+            engine,
+            folder,
+            f"pip could not install {', '.join(other)}",
+        )
+    if sources:
+        source = sources.resolve()
+        if source.is_dir():  # building leaves files behind: not in a checkout of the user's
+            source = folder / "sources"
+            shutil.copytree(sources, source, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__"))
+        isolated = [] if find_spec("setuptools") is None else ["--no-build-isolation"]
+        command = [*pip, "install", "--no-deps", *isolated, str(source)]
+        _run(command, engine, folder, f"pip could not install {sources}")
+
+
+def _site_packages() -> list[str]:
+    return list(dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib")))
+
+
+def _fingerprint(engine: Engine, folder: Path) -> dict[str, Any] | None:
+    """What the environment says that it is; None where there is none, or none that works."""
+    if not engine.python.exists():
+        return None
+    path = folder / "engine.json"
+    path.unlink(missing_ok=True)
+    with folder.with_suffix(".log").open("ab") as log:
+        environment = {**_inherited(), **STAGE_ENVIRONMENT, **engine.environment}
+        command = [str(engine.python), "-c", _LOOK, str(path)]
+        child.run(command, folder, environment, folder.with_suffix(".json"), _LOOK_SECONDS, log)
+    found: dict[str, Any] | None = read_json(path)
+    return found
+
+
+def _inherited() -> dict[str, str]:
+    """Our environment without Label Studio's token: what is installed may run code of others."""
+    inherited = {name: value for name, value in os.environ.items() if name != "AL_LABEL_STUDIO_TOKEN"}
+    return {**inherited, **own_environment()}
+
+
+def _run(command: Sequence[str], engine: Engine, folder: Path, failed: str) -> None:
+    path = folder.with_suffix(".log")
+    with path.open("ab") as log:
+        environment = {**_inherited(), **engine.environment}
+        code = child.run(command, folder, environment, folder.with_suffix(".json"), _INSTALL_SECONDS, log)
+    if code != 0:
+        said = " ".join(path.read_text(encoding="utf-8", errors="replace").split())[-500:]
+        raise WorldError(f"{failed} ({'too slow' if code is None else code}; its log is {path}): {said}")

@@ -1,0 +1,816 @@
+"""Git as we use it: named paths only, never a prompt, a hook or a signature, nothing of the user's reset.
+
+What git cannot read is an error that names it, never "not there": see `head`, `show`, `read`, `tags`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import psutil
+
+from al_pipeline.errors import ForeignEdit, NeedsAHand, RepositoryError
+from al_pipeline.files import sync, sync_names
+from al_pipeline.sanitize import has_password, redact
+from al_pipeline.workspace.home import own_environment
+from al_pipeline.workspace.layout import is_ours
+
+_SETTINGS = {
+    "advice.detachedHead": "false",
+    "advice.graftFileDeprecated": "false",
+    "color.ui": "false",
+    "column.ui": "never",
+    "commit.cleanup": "whitespace",
+    "commit.gpgSign": "false",
+    "commit.template": "",
+    "commit.verbose": "false",
+    "core.attributesFile": "/dev/null",
+    "core.autocrlf": "false",
+    "core.commentChar": "#",
+    "core.excludesFile": "/dev/null",
+    "core.fsmonitor": "false",
+    "core.fsync": "all",
+    "core.fsyncMethod": "fsync",
+    "core.hooksPath": "/dev/null",
+    "core.preferSymlinkRefs": "false",
+    "core.quotePath": "false",
+    "core.safecrlf": "false",
+    "core.splitIndex": "false",
+    "diff.ignoreSubmodules": "none",
+    "diff.orderFile": "/dev/null",
+    "diff.renames": "false",
+    "feature.experimental": "false",
+    "feature.manyFiles": "false",
+    "fetch.all": "false",
+    "fetch.prune": "false",
+    "fetch.pruneTags": "false",
+    "fetch.recurseSubmodules": "false",
+    "fetch.writeCommitGraph": "false",
+    "gc.auto": "0",
+    "i18n.commitEncoding": "UTF-8",
+    "i18n.logOutputEncoding": "UTF-8",
+    "index.skipHash": "false",
+    "index.sparse": "false",
+    "index.version": "2",
+    "init.defaultObjectFormat": "sha1",
+    "init.defaultRefFormat": "files",
+    "log.follow": "false",
+    "log.showSignature": "false",
+    "maintenance.auto": "false",
+    "push.followTags": "false",
+    "push.gpgSign": "false",
+    "push.recurseSubmodules": "no",
+    "status.renames": "false",
+    "status.submoduleSummary": "false",
+    "submodule.recurse": "false",
+    "tag.forceSignAnnotated": "false",
+    "tag.gpgSign": "false",
+}
+"""What our commands print and do must not hang on the user's settings. How a remote is reached (`core.sshCommand`,
+`credential.*`, `http.*`, `url.*`), `safe.directory` and the identity stay the user's own."""
+
+_QUIET = tuple(word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}"))
+
+_NAME, _EMAIL = "al", "al@localhost"
+"""Who commits where git knows nobody."""
+
+NOT_OURS = (
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_ATTR_SOURCE",
+    "GIT_AUTHOR_DATE",
+    "GIT_COMMITTER_DATE",
+    "GIT_COMMON_DIR",
+    "GIT_CONFIG",
+    "GIT_DEFAULT_HASH",
+    "GIT_DEFAULT_REF_FORMAT",
+    "GIT_DIFF_OPTS",
+    "GIT_DIR",
+    "GIT_EXTERNAL_DIFF",
+    "GIT_GLOB_PATHSPECS",
+    "GIT_ICASE_PATHSPECS",
+    "GIT_INDEX_FILE",
+    "GIT_INDEX_VERSION",
+    "GIT_LITERAL_PATHSPECS",
+    "GIT_NAMESPACE",
+    "GIT_NOGLOB_PATHSPECS",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_PREFIX",
+    "GIT_QUARANTINE_PATH",
+    "GIT_REPLACE_REF_BASE",
+    "GIT_SHALLOW_FILE",
+    "GIT_TRACE",
+    "GIT_TRACE2",
+    "GIT_TRACE2_EVENT",
+    "GIT_TRACE2_PERF",
+    "GIT_TRACE_SETUP",
+    "GIT_WORK_TREE",
+)
+"""What git sets for its hooks: inherited, it would turn our commands on another repository, or make them say or do
+something else."""
+
+_USER, _PASSWORD = "AL_GIT_USER", "AL_GIT_PASSWORD"
+_HELPER = f'!f() {{ test "$1" != get || printf "username=%s\\npassword=%s\\n" "${_USER}" "${_PASSWORD}"; }}; f'
+"""A credential helper that reads the environment, which only our own user can see."""
+
+_AS_STORED = {"GIT_NO_REPLACE_OBJECTS": "1", "GIT_GRAFT_FILE": os.devnull, "GIT_LITERAL_PATHSPECS": "1"}
+"""History as it is stored, whatever `git replace` and grafts make of it; a name of a file is no pattern."""
+
+_NO_CONVERSION = "* -text -ident -filter !working-tree-encoding\n"
+"""Attributes under which git checks out exactly the bytes that it stores."""
+
+_KEPT = ("--no-tags", "--no-prune", "--no-prune-tags")
+"""A remote's own settings would delete tags of ours."""
+
+_UNDER_WAY = (
+    ("rebase-merge", "a rebase", "rebase"),
+    ("rebase-apply/applying", "`git am`", "am"),
+    ("rebase-apply", "a rebase", "rebase"),
+    ("MERGE_HEAD", "a merge", "merge"),
+    ("CHERRY_PICK_HEAD", "a cherry-pick", "cherry-pick"),
+    ("REVERT_HEAD", "a revert", "revert"),
+    ("sequencer", "a cherry-pick or revert of several commits", "cherry-pick"),
+    ("BISECT_LOG", "a bisection", "bisect"),
+)
+"""What git keeps while a person's work is under way: the file, what it is, and the command that goes on with it."""
+
+_NETWORK_TIMEOUT = 600.0
+_LOOK_TIMEOUT = 30.0
+_TIMEOUT = 120.0
+
+
+@dataclass(frozen=True)
+class Git:
+    """The git repository at `root`."""
+
+    root: Path
+
+    def run(
+        self,
+        *arguments: str,
+        check: bool = True,
+        timeout: float = _TIMEOUT,
+        feed: str = "",
+        more: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run git in the repository, with `more` in its environment. Raises RepositoryError with git's last words."""
+        inherited = {name: value for name, value in os.environ.items() if name not in NOT_OURS}
+        quiet = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
+        here = {"GIT_CEILING_DIRECTORIES": str(self.root.resolve().parent)}  # a repository around it is not this one
+        environment = {**inherited, **own_environment(inherited), **quiet, **_AS_STORED, **here, **(more or {})}
+        try:
+            ended = subprocess.run(
+                ["git", *_QUIET, *arguments],
+                cwd=self.root,
+                env=environment,
+                input=feed.encode("utf-8", "surrogateescape"),
+                capture_output=True,  # as bytes: text mode would turn the line ends of files into others
+                timeout=timeout,
+                check=False,
+            )
+            said = (part.decode("utf-8", "surrogateescape") for part in (ended.stdout, ended.stderr))
+            result = subprocess.CompletedProcess(ended.args, ended.returncode, *said)
+        except FileNotFoundError:
+            missing = "git is not installed, or not on the PATH" if self.root.is_dir() else f"{self.root} is gone"
+            raise RepositoryError(missing) from None
+        except subprocess.TimeoutExpired:
+            raise RepositoryError(f"git {arguments[0]} did not end within {timeout:.0f} s") from None
+        if check and result.returncode != 0:
+            raise _failed(arguments[0], result)
+        return result
+
+    def _ask(self, *arguments: str) -> str | None:
+        """What a command prints that answers "no" by exit code 1: None then. Raises RepositoryError where it fails."""
+        result = self.run(*arguments, check=False)
+        if result.returncode not in (0, 1):
+            raise _failed(arguments[0], result)
+        return result.stdout.strip() if result.returncode == 0 else None
+
+    def init(self) -> None:
+        """Make the repository, its branch named main; harmless where there is one."""
+        self.run("init", "--quiet", "--initial-branch=main")
+        self.check_format()
+
+    def check_format(self) -> None:
+        """Raise RepositoryError where git keeps the repository in a form that DVC cannot read."""
+        settings = self.run("config", "--get-regexp", r"^extensions\.", check=False).stdout.lower().splitlines()
+        for name, usable in (("objectformat", "sha1"), ("refstorage", "files")):
+            found = next((line.split()[-1] for line in settings if line.startswith(f"extensions.{name} ")), usable)
+            if found != usable:
+                kind = "object" if name == "objectformat" else "ref"
+                raise RepositoryError(
+                    f"{self.root} is a git repository of the {kind} format {found}, which DVC cannot read; use one "
+                    f"that `git init --{kind}-format={usable}` makes"
+                )
+
+    def plain_index(self) -> None:
+        """Bring the index into the form that DVC reads. Call only while holding the workspace's lock."""
+        index = self.path("index")
+        if not index.exists():
+            return
+        with index.open("rb") as file:
+            header = file.read(8)
+        if header[:4] == b"DIRC" and header[4:] != b"\0\0\0\2" or any(index.parent.glob("sharedindex.*")):
+            self.clear_dead_lock()
+            self.run("update-index", "--index-version", "2", "--no-split-index", "--force-write-index", check=False)
+
+    def clone(self, target: Path, revision: str) -> Git:
+        """A fresh clone in `target` with `revision` (a tag or a branch) checked out, byte for byte as it is stored,
+        whatever the user's settings convert; nothing changes here.
+        """
+        command = (
+            "clone",
+            "--quiet",
+            "--no-hardlinks",
+            "--template=",
+            "--no-checkout",
+            "--config",
+            "core.autocrlf=false",
+        )
+        ours = ("-c", "protocol.file.allow=always")
+        self.run(*ours, *command, "--branch", revision, str(self.root), str(target), timeout=_NETWORK_TIMEOUT)
+        clone = Git(target)
+        attributes = target / ".git/info/attributes"
+        attributes.parent.mkdir(exist_ok=True)
+        attributes.write_text(_NO_CONVERSION, encoding="utf-8")
+        clone.run("checkout", "--quiet", "HEAD", "--", ".", timeout=_NETWORK_TIMEOUT)
+        return clone
+
+    def has_identity(self) -> bool:
+        """Whether commits would carry the user's own name and address."""
+        return {_NAME, _EMAIL}.isdisjoint(self._identity().values())
+
+    def identity(self) -> str | None:
+        """The user's own address for commits; None where git knows none."""
+        email = self._identity()["GIT_AUTHOR_EMAIL"]
+        return None if email == _EMAIL else email
+
+    def _identity(self) -> dict[str, str]:
+        """Author and committer for git's environment, complete: where git knows a half, the other one is ours."""
+        lines = self.run("config", "-z", "--get-regexp", r"^(user|author|committer)\.(name|email)$", check=False).stdout
+        known = {key: value for key, _, value in (line.partition("\n") for line in lines.split("\0")) if value}
+        found = {}
+        for role in ("author", "committer"):
+            for part, ours in (("name", _NAME), ("email", _EMAIL)):
+                variable = f"GIT_{role}_{part}".upper()
+                given = (os.environ.get(variable), known.get(f"{role}.{part}"), known.get(f"user.{part}"))
+                # git takes these characters away, and refuses what is empty then
+                found[variable] = next((value for value in given if value and value.strip(" .,:;<>\"\\'\n\t")), ours)
+        return found
+
+    def head(self) -> str | None:
+        """The commit that is checked out; None before the first.
+
+        Raises RepositoryError, with git's own words, where there is one that git cannot read or find.
+        """
+        found = self.run("rev-parse", "--verify", "--quiet", "HEAD^{commit}", check=False)
+        if found.returncode == 0:
+            return found.stdout.strip()
+        self.run("rev-parse", "--git-dir")  # which says where git cannot open the repository at all
+        try:  # as a file: `git symbolic-ref` does not say which branch it is whose ref is broken
+            name = self.path("HEAD").read_text(encoding="utf-8", errors="replace").strip()
+        except OSError as error:
+            raise RepositoryError(f"git's HEAD cannot be read: {error}") from None
+        if not name.startswith("ref: "):
+            raise _failed("log", self.run("log", "-1", "--format=%H", check=False))
+        name = name.removeprefix("ref: ").strip()
+        refs = self.run("for-each-ref", "--format=%(objectname)", name)
+        if refs.stdout.strip():
+            self.run("cat-file", "commit", refs.stdout.strip())
+            raise RepositoryError(f"{name} names {refs.stdout.strip()}, which is no commit")
+        last = self._last_in_reflog(name)
+        if "ignoring broken ref" in refs.stderr:
+            raise RepositoryError(
+                f"git cannot read {name}: {' '.join(refs.stderr.split())}. The commits are still there: delete "
+                f"{self.path(name)}, then `git update-ref {name} {last or 'COMMIT'}` (`git fsck` and `git reflog` show "
+                "commits)"
+            )
+        kinds = self.run("cat-file", "--batch-all-objects", "--batch-check=%(objecttype)").stdout.split()
+        if last is not None or kinds.count("commit") > 1:  # one alone: `git commit` was killed before it named it
+            raise RepositoryError(
+                f"{name} names no commit, although this repository holds some: `git switch` to the branch of the "
+                f"rounds, or, where it was lost, `git update-ref {name} {last or 'COMMIT'}` (`git fsck --lost-found` "
+                "shows commits)"
+            )
+        return None
+
+    def _last_in_reflog(self, ref: str) -> str | None:
+        """The commit that git's own log last wrote down for `ref`, or for HEAD; None where there is no such log."""
+        for name in (ref, "HEAD"):
+            with contextlib.suppress(OSError):
+                lines = self.path(f"logs/{name}").read_text(encoding="utf-8", errors="replace").splitlines()
+                found = [parts[1] for parts in map(str.split, lines) if len(parts) > 1]
+                if known := [commit for commit in found if re.fullmatch(r"[0-9a-f]{40,64}", commit)]:
+                    return known[-1]
+        return None
+
+    def path(self, name: str) -> Path:
+        """Where git keeps a file of its own, such as MERGE_HEAD.
+
+        In a linked work tree `.git` is a file, and git is asked; elsewhere no git runs, so that a repository which git
+        cannot open, or none at all, has paths too.
+        """
+        if not (self.root / ".git").is_file():
+            return self.root / ".git" / name
+        return self.root / self.run("rev-parse", "--git-path", name).stdout.rstrip("\n")
+
+    def branch(self) -> str | None:
+        """The branch that is checked out; None on a detached HEAD."""
+        return self._ask("symbolic-ref", "--quiet", "--short", "HEAD")
+
+    def check_idle(self) -> None:
+        """Raise ForeignEdit, with the way out, where a person is in the middle of something, or HEAD is detached.
+
+        A merge, rebase, cherry-pick, revert, `git am` or bisection; conflicts that are not resolved.
+        """
+        asked = [word for name, _, _ in _UNDER_WAY for word in ("--git-path", name)]
+        places = self.run("rev-parse", *asked).stdout.splitlines()
+        for (_, what, command), place in zip(_UNDER_WAY, places, strict=True):
+            if (self.root / place).exists():
+                end = "`git bisect reset`" if command == "bisect" else f"`git {command} --continue` or `--abort`"
+                raise ForeignEdit(f"{what} is under way in {self.root}: end it first ({end}), then try again")
+        if unmerged := self.run("ls-files", "--unmerged", "-z").stdout:
+            names = sorted({entry.partition("\t")[2] for entry in unmerged.split("\0") if entry})
+            raise ForeignEdit(
+                f"not merged yet: {', '.join(names[:5])}. Resolve the conflict (`git status` shows it), `git add` the "
+                "file, then try again"
+            )
+        if self.branch() is None:
+            self.head()
+            raise ForeignEdit("HEAD is detached: `git switch main` (or your branch) first, then try again")
+
+    def check_complete(self, paths: Iterable[Path]) -> None:
+        """Raise NeedsAHand, with the command that fetches it, where this clone lacks history or files of `paths`."""
+        if self.run("rev-parse", "--is-shallow-repository").stdout.strip() == "true":
+            raise NeedsAHand(
+                f"{self.root} is a shallow clone, which lacks the commits of earlier rounds: "
+                "`git fetch --unshallow --tags`, then try again"
+            )
+        partial = self._ask("config", "--get-regexp", r"^(extensions\.partialclone|remote\..*\.promisor)$")
+        if partial:
+            name = next((line.split(".")[1] for line in partial.splitlines() if line.startswith("remote.")), "origin")
+            raise NeedsAHand(
+                f"{self.root} is a partial clone, which lacks files of earlier rounds: make a full one "
+                "(`git clone ADDRESS`), or complete this one: "
+                f"`git fetch --refetch --no-filter {name} && git config --unset-all remote.{name}.promisor && "
+                f"git config --unset-all remote.{name}.partialclonefilter; "
+                "git config --unset-all extensions.partialclone`"
+            )
+        listed = self.run("ls-files", "-t", "-v", "-z", "--", *map(self._name, paths)).stdout.split("\0")
+        if skipped := [entry[2:] for entry in listed if entry and (entry[0] == "S" or entry[0].islower())]:
+            raise NeedsAHand(
+                f"git is told not to look at {', '.join(skipped[:3])}: `git sparse-checkout disable` (or `git "
+                "update-index --no-skip-worktree --no-assume-unchanged FILE`), then try again"
+            )
+
+    def commit_time(self, revision: str = "HEAD") -> int:
+        """When `revision` was committed, in seconds since 1970."""
+        found = self.run("log", "-1", "--format=%ct", _named(revision))
+        if not found.stdout.strip().isdigit():
+            raise _failed("log", found, f"{revision}: ")
+        return int(found.stdout)
+
+    def brought(self, path: str) -> str:
+        """The oldest commit in the history of HEAD that brought `path`, a merge included.
+
+        Raises NeedsAHand where none did: history was cut or written anew.
+        """
+        found = self.run("log", "-m", "--topo-order", "--no-renames", "--format=%H", "--diff-filter=A", "--", path)
+        if not (commits := found.stdout.split()):
+            self.head()  # which says where it cannot be read
+            if found.stderr:
+                raise _failed("log", found)
+            raise NeedsAHand(
+                f"no commit in the history of {self.branch() or 'HEAD'} brought {path}: `git log --all -- {path}` "
+                "shows where it came from; `git merge` that branch, then try again"
+            )
+        return commits[-1]
+
+    def ahead_behind(self, other: str) -> tuple[int, int] | None:
+        """How many commits HEAD has that the commit `other` lacks, and the reverse; None where `other` is not here."""
+        if self.run("cat-file", "--batch-check", feed=f"{other}\n").stdout.split()[1:2] != ["commit"]:
+            return None
+        ahead, behind = self.run("rev-list", "--left-right", "--count", f"HEAD...{other}").stdout.split()
+        return int(ahead), int(behind)
+
+    def newcomers(self, folder: str) -> dict[str, str]:
+        """For each file below `folder`, the oldest commit in the history of HEAD that brought it; by one git process.
+
+        Where histories were merged in which a file came twice, `brought` may name the other commit, and is right.
+        """
+        command = ("log", "-m", "--topo-order", "--no-renames", "--format=%x01%H", "--diff-filter=A", "--name-only")
+        found: dict[str, str] = {}
+        for entry in self.run(*command, "-z", "--", folder).stdout.split("\1")[1:]:
+            commit, _, names = entry.partition("\0")
+            found |= {name.lstrip("\n"): commit for name in names.split("\0") if name.strip("\n")}
+        return found
+
+    def unmerged_tags(self, pattern: str) -> dict[str, str]:
+        """The tags like `pattern` (a glob) whose commits are not in the history of HEAD."""
+        return self._tags(f"refs/tags/{pattern}", "--no-merged=HEAD")
+
+    def show(self, revision: str, path: str) -> str | None:
+        """The text of `path` at `revision`; None where it is not there.
+
+        Raises RepositoryError where git has lost it, or knows no such revision.
+        """
+        found = self.blob(revision, path)
+        return None if found is None else found.decode("utf-8", "surrogateescape")
+
+    def blob(self, revision: str, path: str) -> bytes | None:
+        """As `show`, the bytes."""
+        tree = self._tree(revision, path)
+        if path not in tree or tree[path][1] != "blob":
+            return None
+        return self._blobs(revision, {path: tree[path][2]})[path]
+
+    def read(self, revision: str, names: Sequence[str]) -> dict[str, str]:
+        """The texts of many files at `revision`, by two git processes; those that are not there are left out.
+
+        Raises RepositoryError, naming the file, where git has lost one that the commit holds.
+        """
+        if not names:
+            return {}
+        tree = self._tree(revision)
+        wanted = {name: tree[name][2] for name in names if name in tree and tree[name][1] == "blob"}
+        return {name: found.decode("utf-8", "replace") for name, found in self._blobs(revision, wanted).items()}
+
+    def files(self, revision: str, folder: str) -> list[str]:
+        """The files below `folder` at `revision`."""
+        return [name for name, (_, kind, _) in self._tree(revision, folder).items() if kind != "tree"]
+
+    def modes(self, revision: str) -> dict[str, str]:
+        """Every file at `revision` with git's mode of it, such as 100644; 120000 is a symbolic link."""
+        return {name: mode for name, (mode, kind, _) in self._tree(revision).items() if kind != "tree"}
+
+    def _tree(self, revision: str, *paths: str) -> dict[str, tuple[str, str, str]]:
+        """Mode, kind and object of every file and folder at `revision` (or of `paths` and what is below and above)."""
+        command = ("ls-tree", "-r", "-t", "-z", "--full-tree", _named(revision), "--", *paths)
+        result = self.run(*command, check=False)
+        entries = (line.partition("\t") for line in result.stdout.split("\0") if line)
+        tree = {name: tuple(about.split(" ")[:3]) for about, _, name in entries}
+        if result.returncode == 0:
+            return tree  # type: ignore[return-value]
+        if "Not a valid object name" in result.stderr:
+            raise RepositoryError(
+                f"git knows no {revision} here: `git fetch --tags` brings a tag that the remote has, `al round` makes "
+                "one that is missing"
+            )
+        lost = next((name for name, entry in tree.items() if entry[-1] in result.stderr), None)
+        raise _failed("ls-tree", result, f"{lost} at {revision}: " if lost else f"{revision}: ")
+
+    def _blobs(self, revision: str, wanted: Mapping[str, str]) -> dict[str, bytes]:
+        """The bytes of files by name; `wanted` names the object of each. Raises RepositoryError for what is lost."""
+        if not wanted:
+            return {}
+        result = self.run("cat-file", "--batch", feed="".join(f"{digest}\n" for digest in wanted.values()), check=False)
+        output = result.stdout.encode("utf-8", "surrogateescape")
+        found: dict[str, bytes] = {}
+        place = 0
+        for name, digest in wanted.items():
+            end = output.find(b"\n", place)
+            header = output[place:end].split(b" ") if end >= 0 else []
+            if header[:2] == [digest.encode(), b"blob"]:
+                size = int(header[2])
+                found[name] = output[end + 1 : end + 1 + size]
+                place = end + 1 + size + 1
+            elif header[1:] == [b"missing"]:
+                place = end + 1
+            if name not in found or _object_id(found[name], len(digest)) != digest:
+                words = " ".join(result.stderr.split())[-300:]
+                raise RepositoryError(
+                    f"git has lost {name} of {revision} (object {digest}){f': {words}' if words else ''}. Nothing was "
+                    "changed: `git fsck` shows what else; a complete clone, or the git remote, has it still"
+                )
+        return found
+
+    def check_objects(self) -> list[str]:
+        """What git itself says of objects that are lost or damaged, a line each; empty where all can be read.
+
+        Files and folders of HEAD come first, by their names. It reads every object, so it costs what the history holds:
+        for `al doctor`.
+        """
+        result = self.run("fsck", "--no-dangling", "--no-progress", "--name-objects", check=False)
+        if result.returncode == 0:
+            return []
+        lines = [line for line in (*result.stderr.splitlines(), *result.stdout.splitlines()) if line]
+        bad = [line for line in lines if _DAMAGE.search(line)]
+        if not bad and not any(line.startswith(("error", "warning", "dangling")) for line in lines):
+            raise _failed("fsck", result)
+        listed = self.run("ls-tree", "-r", "-t", "-z", "--full-tree", "HEAD", check=False).stdout.split("\0")
+        names = {about.split(" ")[2]: name for about, _, name in (line.partition("\t") for line in listed if line)}
+        lost = dict.fromkeys(digest for line in bad for digest in re.findall(r"\b[0-9a-f]{40}\b", line))
+        return [*(f"{names[digest]} (object {digest})" for digest in lost if digest in names), *bad]
+
+    def tags(self) -> dict[str, str]:
+        """Every tag, with the commit that it names. Raises RepositoryError where one cannot be read."""
+        return self._tags("refs/tags")
+
+    def _tags(self, *arguments: str) -> dict[str, str]:
+        return {name: commit for name, (_, commit) in self.tag_objects(*arguments).items()}
+
+    def tag_objects(self, *arguments: str) -> dict[str, tuple[str, str]]:
+        """The tags that `git for-each-ref` names: each tag's object, and the commit that it names."""
+        form = "--format=%(refname:strip=2) %(objectname) %(*objectname) %(objecttype)"
+        result = self.run("for-each-ref", form, *arguments)
+        broken = [line for line in result.stderr.splitlines() if "ignoring broken ref" in line]
+        if broken:
+            name = broken[0].split()[-1]
+            raise RepositoryError(
+                f"git cannot read {name}: delete {self.path(name)}, then `git fetch --tags` (or `al round`, which "
+                "makes a round's tag again)"
+            )
+        found: dict[str, tuple[str, str]] = {}
+        for name, digest, *more in (line.split() for line in result.stdout.splitlines()):
+            if len(more) == 2 or more == ["commit"]:
+                found[name] = digest, (more[0] if len(more) == 2 else digest)
+            elif name.startswith("round-"):
+                raise RepositoryError(
+                    f"the tag {name} names no commit (object {digest}); was it damaged? `git tag -d {name}`, then "
+                    "`git fetch --tags` (or `al round`, which makes a round's tag again)"
+                )
+        return found
+
+    def changed(self, paths: Iterable[Path]) -> list[str]:
+        """Which of `paths` (or files below them) differ from HEAD: untracked ones, and ours that git ignores, too."""
+        return [name for _, name in self._status(paths)]
+
+    def _status(self, paths: Iterable[Path]) -> list[tuple[str, str]]:
+        """git's two letters for each path that differs from HEAD, and its name.
+
+        What git ignores counts where it was named itself, or is a file that the engine writes.
+        """
+        named = {self._name(path) for path in paths}
+        command = ("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--ignored=traditional")
+        entries = [entry for entry in self.run(*command, "--", *sorted(named)).stdout.split("\0") if entry]
+        rows = [(entry[:2], entry[3:]) for entry in entries]
+        return [(letters, name) for letters, name in rows if letters != "!!" or name in named or is_ours(name)]
+
+    def ignored(self, paths: Iterable[Path]) -> dict[str, str]:
+        """Which of `paths` git would ignore if they were new, and the line that does it, as `.gitignore:3: *.dvc`."""
+        feed = "".join(f"{self._name(path)}\0" for path in paths)
+        magic = {"GIT_LITERAL_PATHSPECS": "0"}  # check-ignore knows no literal ones, and takes no patterns anyway
+        command = ("check-ignore", "--verbose", "--no-index", "--stdin", "-z")
+        result = self.run(*command, check=False, feed=feed, more=magic)
+        if result.returncode not in (0, 1):
+            raise _failed("check-ignore", result)
+        words = iter(result.stdout.split("\0"))
+        rows = zip(words, words, words, words, strict=False)  # file, line, pattern, path
+        return {name: f"{file}:{line}: {text}" for file, line, text, name in rows if not text.startswith("!")}
+
+    def commit(self, message: str, paths: Iterable[Path]) -> str:
+        """Commit exactly `paths` (those that exist or are tracked) and return the commit; HEAD where nothing changed.
+
+        Raises ForeignEdit where a person is in the middle of something (`check_idle`), or has staged one of the files
+        with a content other than it has now; RepositoryError where git would store other bytes than lie there.
+        """
+        paths = list(paths)
+        if begun := self.head() is not None:
+            self.check_idle()
+        self.clear_dead_lock()
+        changes = self._status(paths)
+        if not changes:
+            if not any(path.exists() for path in paths) and not self.run("ls-files", *map(self._name, paths)).stdout:
+                raise RepositoryError("nothing to commit: none of the paths exists")
+            return self.run("rev-parse", "HEAD").stdout.strip()
+        names = sorted({name for _, name in changes})
+        if begun and (staged := [n for letters, n in changes if letters[0] not in " ?!" and letters[1] != " "]):
+            raise ForeignEdit(
+                f"staged, and changed again since: {', '.join(staged[:5])}. Commit it or take it back "
+                "(`git restore --staged FILE` keeps what the file holds now), then try again"
+            )
+        self._sync_files(names)
+        listed = "".join(f"{name}\0" for name in names)
+        from_feed = ("--pathspec-from-file=-", "--pathspec-file-nul")
+        try:
+            self.run("add", "--all", "--force", *from_feed, feed=listed)
+            self._check_stored(names)
+            command = ("commit", "--quiet", "--only", "--message", message)
+            self.run(*command, *from_feed, feed=listed, more=self._identity())
+        except RepositoryError:
+            self.run(
+                "restore", "--staged", *from_feed, feed=listed, check=False
+            )  # nothing of ours for somebody's commit
+            raise
+        made = self.run("rev-parse", "HEAD").stdout.strip()
+        self._sync_stored(made, made)
+        return made
+
+    def _sync_files(self, names: Iterable[str]) -> None:
+        """Have files of the work tree on disk before a commit says what they are: a tool may have written them."""
+        here = [self.root / name for name in names if (self.root / name).is_file()]
+        for path in here:
+            sync(path)
+        sync_names(here)
+
+    def _sync_stored(self, name: str, commit: str, ref: str | None = None) -> None:
+        """Have the object `name` on disk, with all that `commit` brought and the names of all these, and `ref` too.
+
+        git syncs the content of what it writes (`core.fsync`) before the ref that names it; folders it does not, nor
+        the index of a commit of named paths.
+        """
+        found = self.run("rev-list", "--objects", "--no-object-names", name, "--not", f"{commit}^@").stdout.split()
+        refs = [one for one in (ref, self._ask("symbolic-ref", "--quiet", "HEAD")) if one is not None]
+        self._sync_inside(["config", "index", "HEAD", *refs, *map(_object_path, found)])
+
+    def _sync_inside(self, names: Iterable[str]) -> None:
+        """Have files of git's own, and their names, on disk. What is not there is in a pack."""
+        asked = [word for name in names for word in ("--git-path", name)]
+        places = [self.root / place for place in self.run("rev-parse", *asked).stdout.splitlines()]
+        there = [place for place in places if place.is_file()]
+        for place in there:
+            sync(place)
+        sync_names(there)
+
+    def _check_stored(self, names: Sequence[str]) -> None:
+        """Raise RepositoryError where what is staged of `names` is not, byte for byte, what the files hold.
+
+        It is on disk then, whoever staged it: DVC stages files of its own, and syncs nothing.
+        """
+        here = [name for name in names if (self.root / name).is_file() and not (self.root / name).is_symlink()]
+        lines = self.run("ls-files", "--stage", "-z", "--", *here).stdout.split("\0") if here else []
+        stored = {name: about.split(" ")[1] for about, _, name in (line.partition("\t") for line in lines if line)}
+        for name in here:
+            if stored.get(name) != _object_id((self.root / name).read_bytes(), len(stored.get(name, ""))):
+                raise RepositoryError(
+                    f"git would not store {name} as it is: `git check-attr --all {name}` shows which filter or "
+                    "line-end conversion changes it (.gitattributes, .git/info/attributes); take that out"
+                )
+        self._sync_inside(_object_path(one) for one in stored.values())
+
+    def refresh(self, names: Sequence[str]) -> None:
+        """Have git look at files anew that hold what it stores: it takes another size for another content."""
+        feed = "".join(f"{name}\0" for name in names)
+        self.run("add", "--pathspec-from-file=-", "--pathspec-file-nul", feed=feed)
+
+    def tracked(self, paths: Iterable[Path]) -> list[str]:
+        """The files of `paths`, and below them, that git tracks."""
+        listed = self.run("ls-files", "-z", "--", *map(self._name, paths)).stdout
+        return [name for name in listed.split("\0") if name]
+
+    def unstage(self, paths: Iterable[Path]) -> None:
+        """Take out of the index what is staged of `paths` exactly as the files are now: a killed commit left it."""
+        names = [name for letters, name in self._status(paths) if letters[0] not in " ?!" and letters[1] == " "]
+        if names:
+            self.clear_dead_lock()
+            listed = "".join(f"{name}\0" for name in names)
+            self.run("restore", "--staged", "--pathspec-from-file=-", "--pathspec-file-nul", feed=listed)
+
+    def tag(self, name: str, message: str, revision: str = "HEAD") -> None:
+        """Make an annotated tag; harmless where it names that commit. Raises ForeignEdit where it names another.
+
+        The tag's object follows from its name, commit and message alone, so that every clone makes the same one: its
+        tagger and time are the commit's committer and time.
+        """
+        commit = self.run("rev-parse", "--verify", f"{_named(revision)}^{{commit}}").stdout.strip()
+        existing = self.tags().get(name)
+        if existing == commit:
+            return
+        if existing is not None:
+            raise ForeignEdit(f"the tag {name} names {existing[:12]}, not the commit of that round ({commit[:12]})")
+        header = self.run("cat-file", "commit", commit).stdout.partition("\n\n")[0]
+        who = next(line for line in header.splitlines() if line.startswith("committer ")).removeprefix("committer ")
+        text = f"object {commit}\ntype commit\ntag {name}\ntagger {who}\n\n{message.strip()}\n"
+        made = self.run("mktag", feed=text).stdout.strip()
+        self._sync_stored(made, commit)
+        self.run("update-ref", f"refs/tags/{name}", made, "")
+        self._sync_stored(made, commit, f"refs/tags/{name}")
+
+    def remote(self) -> str | None:
+        """The remote that rounds are pushed to: the branch's own, else `origin`; None where there is none."""
+        remotes = self.run("remote").stdout.split()
+        own = self._ask("config", f"branch.{self.branch()}.remote")
+        return own if own is not None and own in remotes else "origin" if "origin" in remotes else None
+
+    def remotes_with_password(self) -> list[str]:
+        """The remotes whose address holds a password."""
+        lines = (self._ask("config", "--get-regexp", r"^remote\..*\.(push)?url$") or "").splitlines()
+        pairs = (line.partition(" ")[::2] for line in lines)
+        return sorted({key.split(".", 1)[1].rpartition(".")[0] for key, url in pairs if has_password(url)})
+
+    def push(self, remote: str, refs: Sequence[str]) -> None:
+        """Push branch and tags in one atomic step."""
+        whole = [ref if ":" in ref else f"{ref}:{ref}" for ref in refs]  # else `push.default` may choose another name
+        self.run(
+            "push", "--quiet", "--atomic", remote, *whole, timeout=_NETWORK_TIMEOUT, more=self._without_password(remote)
+        )
+
+    def remote_has_tag(self, name: str) -> bool:
+        """Whether the remote has a tag, as of now; False where there is no remote."""
+        if (remote := self.remote()) is None:
+            return False
+        more = self._without_password(remote)
+        return bool(
+            self.run("ls-remote", "--tags", remote, f"refs/tags/{name}", timeout=_LOOK_TIMEOUT, more=more).stdout
+        )
+
+    def remote_refs(self, remote: str, *patterns: str) -> dict[str, tuple[str, str]]:
+        """What the remote has now of the references like `patterns`: each one's object, and the commit that it names.
+
+        Names are whole, such as `refs/tags/round-0001`.
+        """
+        more = self._without_password(remote)
+        lines = self.run("ls-remote", remote, *patterns, timeout=_LOOK_TIMEOUT, more=more).stdout.splitlines()
+        found = {name: digest for digest, name in (line.split("\t") for line in lines)}
+        return {
+            name: (digest, found.get(f"{name}^{{}}", digest))
+            for name, digest in found.items()
+            if not name.endswith("^{}")
+        }
+
+    def fetch_tags(self, remote: str, pattern: str) -> dict[str, str]:
+        """Bring the remote's tags like `pattern` (a glob) that are missing here; those here stay as they are.
+
+        Returns the tags that name one object here and another there, with the object there.
+        """
+        there = {name.removeprefix("refs/tags/"): found for name, found in self._remote_tags(remote, pattern).items()}
+        here = self.tag_objects("refs/tags")
+        if missing := sorted(there.keys() - here.keys()):
+            refs = [f"refs/tags/{name}:refs/tags/{name}" for name in missing]
+            more = self._without_password(remote)
+            self.run("fetch", "--quiet", *_KEPT, remote, *refs, timeout=_NETWORK_TIMEOUT, more=more)
+        return {name: found[0] for name, found in there.items() if name in here and here[name][0] != found[0]}
+
+    def _remote_tags(self, remote: str, pattern: str) -> dict[str, tuple[str, str]]:
+        return self.remote_refs(remote, f"refs/tags/{pattern}")
+
+    def lacks(self) -> int:
+        """How many commits the remote's branch has and this clone has not, as of now; 0 where there is no remote."""
+        remote, branch = self.remote(), self.branch()
+        if remote is None or branch is None:
+            return 0
+        name = f"refs/heads/{branch}"
+        there = self.remote_refs(remote, name).get(name)
+        if there is None:
+            return 0
+        more = self._without_password(remote)
+        self.run("fetch", "--quiet", *_KEPT, remote, name, timeout=_NETWORK_TIMEOUT, more=more)
+        return int(self.run("rev-list", "--count", f"HEAD..{there[1]}").stdout)
+
+    def _without_password(self, remote: str) -> dict[str, str]:
+        """What makes git give a password that stands in the remote's address by other means; empty where none does.
+
+        Git hands the address to a helper as an argument, and everybody on the machine can read arguments.
+        """
+        keys = (f"remote.{remote}.pushurl", f"remote.{remote}.url")
+        address = next((a for key in keys if (a := self._ask("config", "--get", key))), "")
+        parts = urlsplit(address)
+        if parts.scheme not in ("http", "https") or not parts.password:
+            return {}
+        bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        settings = [(f"url.{bare}.insteadOf", address), ("credential.helper", ""), ("credential.helper", _HELPER)]
+        first = int(os.environ.get("GIT_CONFIG_COUNT") or 0)
+        login = {_USER: unquote(parts.username or ""), _PASSWORD: unquote(parts.password)}
+        more = {"GIT_CONFIG_COUNT": str(first + len(settings)), **login}
+        for number, (key, value) in enumerate(settings, first):
+            more |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+        return more
+
+    def clear_dead_lock(self) -> None:
+        """Remove an index lock that a killed git left. Call only while holding the workspace's lock."""
+        lock = self.path("index.lock")
+        if not lock.exists():
+            return
+        for process in psutil.process_iter(["name", "cwd"]):
+            if process.info["name"] == "git" and process.info["cwd"] in (str(self.root), None):
+                raise RepositoryError(f"git (process {process.pid}) works in {self.root}; try again when it has ended")
+        lock.unlink(missing_ok=True)
+
+    def _name(self, path: Path) -> str:
+        return str(path.relative_to(self.root) if path.is_absolute() else path)
+
+
+def _object_path(name: str) -> str:
+    return f"objects/{name[:2]}/{name[2:]}"
+
+
+def _named(revision: str) -> str:
+    """`revision`, which must not pass for an option: `--output=FILE` would have git write there."""
+    if revision.startswith("-"):
+        raise RepositoryError(f"{revision!r} names no commit")
+    return revision
+
+
+_DAMAGE = re.compile(
+    r"missing|corrupt|broken|is empty|unable to|mismatch|could not|invalid sha1|bad object|hash-path", re.I
+)
+"""What git's check says of an object that cannot be read; the rest of it is about style."""
+
+
+def _failed(command: str, result: subprocess.CompletedProcess[str], about: str = "") -> RepositoryError:
+    """The error for a git that failed, with its last words."""
+    said = redact(" ".join((result.stderr or result.stdout).split()))[-500:]
+    return RepositoryError(f"{about}git {command} failed ({result.returncode}): {said}")
+
+
+def _object_id(content: bytes, digits: int) -> str:
+    """The id that git gives a file of this content, in a repository whose ids have so many hex digits."""
+    make = hashlib.sha256 if digits == 64 else hashlib.sha1
+    return make(b"blob %d\0%b" % (len(content), content), usedforsecurity=False).hexdigest()

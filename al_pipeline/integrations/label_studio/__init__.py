@@ -1,0 +1,1 @@
+"""Label Studio: the client on its SDK, and a cheap probe without it."""

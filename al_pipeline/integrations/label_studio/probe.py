@@ -1,0 +1,130 @@
+"""A look at Label Studio that may fail and costs next to nothing: one plain request, without the SDK.
+
+For display alone. It waits a second at most, whatever the network does, and decides nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from al_pipeline.records import push_key
+from al_pipeline.sanitize import on_this_machine
+
+State = Literal["up", "down", "refused", "odd"]
+
+_SECONDS = 0.9
+_MOST_BYTES = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What Label Studio said of itself."""
+
+    state: State
+    """`down`: nobody answers in time; `refused`: the token is not taken; `odd`: something else answers."""
+    detail: str = ""
+    """Why it is not up, in words."""
+    answered: int | None = None
+    """Tasks of the open round that somebody has answered there; None where it was not asked, or did not say."""
+
+    def to_json(self) -> dict[str, Any]:
+        """This as a JSON object."""
+        return asdict(self)
+
+
+def look(
+    url: str, token: str | None, project_id: int | None, workspace_id: str, round: int | None, seconds: float = _SECONDS
+) -> Look:
+    """Whether the Label Studio at `url` is up and takes our token, and how many tasks of `round` are answered there.
+
+    Never raises for what the server or the network does, and never takes longer than `seconds`.
+    """
+    found: list[Look] = []
+    address = url.rstrip("/")
+
+    def ask() -> None:
+        try:
+            if token is None or project_id is None or round is None:
+                _get(f"{address}/health", {}, seconds)
+                found.append(Look("up"))
+            else:
+                count = _answered(address, token, project_id, workspace_id, round, seconds)
+                found.append(Look("up", answered=count))
+        except Exception as error:  # whatever it is, it is one word of a status
+            found.append(_failure(error))
+
+    # A thread, since the look-up of a host name knows no time limit; a daemon, since nobody waits for its end.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return found[0] if found else Look("down", f"no answer within {seconds:.0f} s")
+
+
+def _answered(url: str, token: str, project_id: int, workspace_id: str, round: int, seconds: float) -> int:
+    from urllib.parse import urlencode
+
+    def condition(column: str, operator: str, kind: str, value: object) -> dict[str, Any]:
+        return {"filter": f"filter:tasks:{column}", "operator": operator, "type": kind, "value": value}
+
+    items = [
+        condition("data.al_round", "equal", "Number", round),
+        condition("data.push_key", "contains", "String", push_key(workspace_id, round, "")),
+        condition("total_annotations", "greater", "Number", 0),
+    ]
+    query = json.dumps({"filters": {"conjunction": "and", "items": items}})
+    wanted = {"project": project_id, "page": 1, "page_size": 1, "fields": "task_only", "include": "id", "query": query}
+    reply = _get(f"{url}/api/tasks/?{urlencode(wanted)}", _authorization(url, token, seconds), seconds)
+    total = json.loads(reply)["total"]
+    if type(total) is not int or total < 0:
+        raise ValueError("the number of tasks is none")
+    return total
+
+
+def _authorization(url: str, token: str, seconds: float) -> dict[str, str]:
+    """The header for a legacy token, or for a personal access token, which first buys a short-lived one."""
+    if token.count(".") != 2:
+        return {"Authorization": f"Token {token}"}
+    access = json.loads(_get(f"{url}/api/token/refresh/", {}, seconds, json.dumps({"refresh": token})))["access"]
+    return {"Authorization": f"Bearer {access}"}
+
+
+def _get(url: str, headers: dict[str, str], seconds: float, body: str | None = None) -> bytes:
+    """The reply to one request; it is sent on nowhere, so that no other server gets the token."""
+    from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
+
+    class Nowhere(HTTPRedirectHandler):
+        def redirect_request(self, *_: Any) -> None:
+            return None
+
+    if not url.startswith(("http://", "https://")):
+        raise ValueError("no address of a server")
+    handlers = [Nowhere(), *([ProxyHandler({})] if on_this_machine(url) else [])]
+    if body is not None:
+        headers = {**headers, "Content-Type": "application/json"}
+    request = Request(url, None if body is None else body.encode(), headers)
+    with build_opener(*handlers).open(request, timeout=seconds) as reply:
+        content: bytes = reply.read(_MOST_BYTES)
+        return content
+
+
+def _failure(error: Exception) -> Look:
+    from http.client import HTTPException
+    from urllib.error import HTTPError, URLError
+
+    if isinstance(error, HTTPError):
+        if error.code in (401, 403):
+            return Look("refused", f"it refuses the token ({error.code})")
+        if error.code >= 500:
+            return Look("down", f"it failed ({error.code})")
+        return Look("odd", f"it answers {error.code}; is that Label Studio, and the right one?")
+    if isinstance(error, TimeoutError) or (isinstance(error, URLError) and isinstance(error.reason, TimeoutError)):
+        return Look("down", "no answer in time")
+    if isinstance(error, URLError):
+        reason = error.reason
+        return Look("down", str(reason.strerror or reason) if isinstance(reason, OSError) else str(reason))
+    if isinstance(error, OSError | HTTPException):
+        return Look("down", f"the connection broke ({type(error).__name__})")
+    return Look("odd", "its answer is none of Label Studio's")

@@ -1,0 +1,164 @@
+"""Several heads in place of one: what a committee or a posterior's samples say of an item, (n, K, C).
+
+All of them are drawn before the first item is looked at, so that a pool read part by part gets the same answers in
+whatever order it comes, and two items are judged by the same K models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator, SeedSequence
+
+from al_pipeline.active_learning.strategies import Samples
+from al_pipeline.models.estimators import HEAD, Estimate, fit_classifier
+from al_pipeline.models.linear import STRENGTH, FeatureMatrix, Floats, Head, class_weights, feature_scales, softmax
+
+SIZES: dict[Samples, int] = {"committee": 8, "posterior": 20}
+"""How many heads: a fit each in a committee, a draw and a matrix product each from a posterior."""
+
+_MAX_CURVATURE = 2000
+"""Of more labels so many tell the posterior's curvature, weighted up: its cost grows with their cube."""
+
+
+def draw_heads(
+    kind: Samples,
+    head: Head | Estimate,
+    features: FeatureMatrix,
+    labels: Sequence[str],
+    seed: SeedSequence,
+    size: int | None = None,
+) -> tuple[Head | Estimate, ...]:
+    """K heads beside `head`, which was fitted on `labels` and their `features` (m rows); the same for the same seed.
+
+    Copies of it where it has seen fewer than two classes: there is nothing to disagree about. The posterior of an
+    estimator of one's own is not known; fits on resampled labels stand in for it (Lakshminarayanan et al. 2017).
+    """
+    count = SIZES[kind] if size is None else size
+    if len(head.seen) < 2:
+        return (head,) * count
+    from threadpoolctl import threadpool_limits
+
+    features = replace(features, themes=None)  # a loaded model has none, and the draw shall not depend on that
+    with threadpool_limits(1):
+        if kind == "posterior" and isinstance(head, Head):
+            return tuple(_posterior(head, features, labels, seed, count))
+        return tuple(_committee(head, features, labels, seed, count))
+
+
+def sample_proba(heads: Sequence[Head | Estimate], features: FeatureMatrix) -> Floats:
+    """Each head's probabilities, (n, K, C)."""
+    return np.stack([head.predict_proba(features) for head in heads], axis=1)
+
+
+def _committee(
+    head: Head | Estimate, features: FeatureMatrix, labels: Sequence[str], seed: SeedSequence, count: int
+) -> list[Head | Estimate]:
+    """Heads fitted on bootstrap samples: query by bagging (Abe & Mamitsuka 1998).
+
+    Labels are drawn with replacement within each class, so that no member lacks a class that has been seen. Each takes
+    the calibration of the head that stands for all.
+    """
+    named, rng = np.array(labels), np.random.default_rng(seed)
+    name = HEAD if isinstance(head, Head) else head.name
+    members: list[Head | Estimate] = []
+    for _ in range(count):
+        own = [np.flatnonzero(named == name) for name in head.seen]
+        drawn = np.sort(np.concatenate([rng.choice(rows, len(rows)) for rows in own]))
+        member = fit_classifier(name, features.rows(drawn), named[drawn].tolist(), head.classes, 0, calibrate=False)
+        member = replace(member, counts=head.counts, temperature=head.temperature)
+        if isinstance(head, Head) and isinstance(member, Head):
+            member = replace(member, shift=head.shift)
+        members.append(member)
+    return members
+
+
+def _posterior(
+    head: Head, features: FeatureMatrix, labels: Sequence[str], seed: SeedSequence, count: int
+) -> list[Head]:
+    """Samples of the last layer's Laplace approximation around the fitted weights (MacKay 1992).
+
+    The precision is the curvature of the loss that the head was fitted with, whose penalty holds for the bias too. In
+    the directions of the classes in which the mean curvature of softmax is diagonal, that of each label is taken for
+    diagonal as well: exact with two classes, and where the labels' probabilities are alike; else near it, for C systems
+    of m equations instead of one of m C.
+
+    A draw from the penalty is corrected by what the labels say (Matheron's rule: Wilson et al. 2020, arXiv:2002.09309).
+    In directions that no label has it stays as wide as it is, so that the samples disagree about an item unlike all
+    labels; and nothing as large as the square of the features' width is ever made.
+    """
+    from scipy.linalg import cho_factor, cho_solve
+
+    targets = np.array([head.seen.index(label) for label in labels], np.intp)
+    importance, scales = class_weights(targets, len(head.seen)), feature_scales(features)
+    if len(targets) > _MAX_CURVATURE:
+        rows = np.sort(_rng(seed, count).choice(len(targets), _MAX_CURVATURE, replace=False))
+        importance = importance[rows] * (len(targets) / len(rows))
+        features = features.rows(rows)
+    blocks = [block.astype(np.float64) * scale for block, scale in zip(features.blocks, scales, strict=True)]
+    turn, curvature = _curvature(head.logits(features), importance)
+    known = np.stack([_product(blocks, *_noise(_rng(seed, draw), blocks, turn)) for draw in range(count)])
+    doubt = _rng(seed, count + 1).standard_normal(known.shape)
+    kernel = _kernel(blocks)
+    change = np.empty_like(known)
+    for column, root in enumerate(np.sqrt(curvature.T)):
+        system = STRENGTH * root[:, None] * kernel * root[None, :]
+        system[np.diag_indices(len(root))] += 1
+        solved = cho_solve(cho_factor(system, lower=True), (root * known[:, :, column] + doubt[:, :, column]).T)
+        change[:, :, column] = STRENGTH * root * solved.T
+    heads = []
+    for draw in range(count):
+        noise, shift = _noise(_rng(seed, draw), blocks, turn)
+        moved = [np.asarray(part - block.T @ change[draw]) @ turn.T for part, block in zip(noise, blocks, strict=True)]
+        weights = tuple(
+            (own + scale * part.T).astype(np.float32)
+            for own, scale, part in zip(head.weights, scales, moved, strict=True)
+        )
+        bias = head.bias + turn @ (shift - change[draw].sum(axis=0))
+        heads.append(replace(head, weights=weights, bias=bias.astype(np.float32)))
+    return heads
+
+
+def _rng(seed: SeedSequence, number: int) -> Generator:
+    return np.random.default_rng([*seed.generate_state(4), number])
+
+
+def _noise(rng: Generator, blocks: Sequence[Any], turn: Floats) -> tuple[list[Floats], Floats]:
+    """A draw from the penalty: weights of each block (width, C) and bias (C,). Made twice rather than kept."""
+    wide = np.sqrt(STRENGTH)
+    return (
+        [wide * rng.standard_normal((block.shape[1], len(turn))) for block in blocks],
+        wide * rng.standard_normal(len(turn)),
+    )
+
+
+def _product(blocks: Sequence[Any], weights: Sequence[Floats], bias: Floats) -> Floats:
+    """What these weights say of the labels' rows, (m, C)."""
+    total = np.tile(bias, (blocks[0].shape[0], 1))
+    for block, part in zip(blocks, weights, strict=True):
+        total += block @ part
+    return total
+
+
+def _kernel(blocks: Sequence[Any]) -> Floats:
+    """Products of all pairs of rows, with a 1 for the bias, (m, m)."""
+    from scipy.sparse import issparse
+
+    kernel = np.ones((blocks[0].shape[0], blocks[0].shape[0]))
+    for block in blocks:
+        product = block @ block.T
+        kernel += product.toarray() if issparse(product) else product
+    return kernel
+
+
+def _curvature(logits: Floats, importance: Floats) -> tuple[Floats, Floats]:
+    """The directions of the classes (C, C) in which the mean of diag(p) - p p^T is diagonal; in them, each label's
+    weighted curvature, (m, C)."""
+    proba = softmax(logits)
+    mean = np.diag(importance @ proba) - (proba * importance[:, None]).T @ proba
+    _, turn = np.linalg.eigh(mean / importance.sum())
+    own = importance[:, None] * (proba @ turn**2 - (proba @ turn) ** 2)
+    return turn, np.maximum(own, 0.0)

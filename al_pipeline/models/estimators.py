@@ -1,0 +1,159 @@
+"""Classifiers on frozen features: the linear head, and one's own.
+
+An estimator of one's own is two functions on arrays in the table `ESTIMATORS`, by the name that `train.model` uses.
+All else is done for it, as for the head: features, classes without labels, calibration, saving and loading, committees,
+rounds and simulations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from al_pipeline.errors import BadInput
+from al_pipeline.models.linear import (
+    FeatureMatrix,
+    Floats,
+    Head,
+    calibration_folds,
+    count_classes,
+    fit_head,
+    fit_temperature,
+    over_all_classes,
+    row_products,
+    softmax,
+)
+
+HEAD = "head"
+
+Arrays = Mapping[str, NDArray[Any]]
+Targets = NDArray[np.intp]
+
+_LEAST = 1e-12
+"""Probability below which a logarithm tells nothing."""
+SHARPNESS = 10.0
+"""What cosines to a mean count in `centroid`, before calibration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimator:
+    """One classifier. Both functions depend on their arguments alone: the same ones give the same bytes.
+
+    `fit(features, targets, rng)`: n rows of features and the class of each, (n,), from 0 to C - 1, all of which occur,
+    two at least; gives what it has learnt as arrays by name, which is what is saved.
+    `predict(arrays, features)`: probabilities (m, C) of m rows, whose rows sum to 1. A row's shall not depend on the
+    others: use `row_products`, since `@` rounds differently with the number of rows.
+    """
+
+    fit: Callable[[FeatureMatrix, Targets, Generator], Arrays]
+    predict: Callable[[Arrays, FeatureMatrix], Floats]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an estimator has learnt, in the place of a head. With labels of fewer than two classes that is nothing."""
+
+    name: str
+    classes: tuple[str, ...]
+    """The schema's classes, in its order: the columns of the probabilities."""
+    counts: Mapping[str, int]
+    """Labels of each class that was seen, in the schema's order."""
+    arrays: Arrays
+    widths: tuple[int, ...]
+    """Of the features' blocks; none, where it has learnt nothing and looks at none."""
+    temperature: float = 1.0
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """Classes that had labels."""
+        return tuple(self.counts)
+
+    def predict_proba(self, features: FeatureMatrix) -> Floats:
+        """Probabilities (n, C), a column for each class in the schema's order; rows sum to 1."""
+        if not self.widths:
+            return over_all_classes(np.ones((len(features), len(self.seen))), self.classes, self.counts)
+        if features.widths != self.widths:
+            raise BadInput(
+                f"the model was fitted on features of widths {self.widths}, these have {features.widths}: "
+                "they come from another encoder or vocabulary"
+            )
+        logits = _log(_predict(self.name, self.arrays, features, len(self.seen)))
+        return over_all_classes(softmax(logits / self.temperature), self.classes, self.counts)
+
+
+def fit_classifier(
+    name: str, features: FeatureMatrix, labels: Sequence[str], classes: Sequence[str], seed: int, calibrate: bool
+) -> Head | Estimate:
+    """Fit the classifier that `train.model` names, from scratch. Raises BadInput where a label is no class."""
+    if name == HEAD:
+        return fit_head(features, labels, classes, seed, calibrate)
+    counts, targets = count_classes(labels, classes)
+    if len(features) != len(labels):
+        raise ValueError(f"{len(labels)} labels for {len(features)} rows of features")
+    if len(counts) < 2:
+        return Estimate(name, tuple(classes), counts, {}, ())
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        arrays = _fit(name, features, targets, seed)
+        temperature = _temperature(name, features, targets, seed) if calibrate else 1.0
+    return Estimate(name, tuple(classes), counts, arrays, features.widths, temperature)
+
+
+def _fit(name: str, features: FeatureMatrix, targets: Targets, seed: int) -> Arrays:
+    arrays = ESTIMATORS[name].fit(features, targets, np.random.default_rng([seed, 0xE57]))
+    return {key: np.ascontiguousarray(value) for key, value in arrays.items()}
+
+
+def _predict(name: str, arrays: Arrays, features: FeatureMatrix, classes: int) -> Floats:
+    """Probabilities (n, classes). Raises BadInput where the estimator gives something else."""
+    proba = np.asarray(ESTIMATORS[name].predict(arrays, features), np.float64)
+    if proba.shape != (len(features), classes):
+        raise BadInput(
+            f"estimator {name!r} gave probabilities of shape {proba.shape} for {len(features)} texts and {classes} "
+            "classes; mend it in al_pipeline/models/estimators.py"
+        )
+    if not ((proba >= 0).all() and np.allclose(proba.sum(axis=1), 1)):
+        raise BadInput(f"estimator {name!r} gave rows that are no probabilities; fix it in {__name__}")
+    return proba
+
+
+def _temperature(name: str, features: FeatureMatrix, targets: Targets, seed: int) -> float:
+    """The temperature of estimators that were each fitted without a fold, on all that was held out."""
+    held_out = []
+    for train, test, known in calibration_folds(targets, seed):
+        arrays = _fit(name, features.rows(train), np.searchsorted(known, targets[train]), seed)
+        logits = _log(_predict(name, arrays, features.rows(test), len(known)))
+        held_out.append((logits, np.searchsorted(known, targets[test])))
+    return fit_temperature(held_out)
+
+
+def _log(proba: Floats) -> Floats:
+    return np.asarray(np.log(np.maximum(proba, _LEAST)), np.float64)
+
+
+# Estimators ---------------------------------------------------------------------------------------------------------
+def _fit_centroid(features: FeatureMatrix, targets: Targets, rng: Generator) -> Arrays:
+    """The nearest class mean (Rocchio 1971): of each class the direction of its rows' mean."""
+    own = np.eye(int(targets.max()) + 1)[targets]
+    means = [np.asarray(block.T @ own).T for block in features.blocks]
+    return {
+        f"means.{number}": part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), _LEAST)
+        for number, part in enumerate(means)
+    }
+
+
+def _predict_centroid(arrays: Arrays, features: FeatureMatrix) -> Floats:
+    cosines = [row_products(block, arrays[f"means.{number}"]) for number, block in enumerate(features.blocks)]
+    return softmax(SHARPNESS * np.sum(cosines, axis=0))
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "centroid": Estimator(_fit_centroid, _predict_centroid),
+}
+"""Every estimator beside the head, by the name that `params.yaml` uses."""

@@ -1,1 +1,0 @@
-"""Everything that knows torch and transformers; both are imported only where weights are run."""

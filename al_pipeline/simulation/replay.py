@@ -1,0 +1,215 @@
+"""Replay: what rounds with another strategy or seed would have come to, on a corpus whose labels are all known.
+
+The same functions as in the stages (`keep_best`, `next_batch`, `evaluate`), fed in the same order; the model is passed
+in as `fit`, so that this knows arrays alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import SeedSequence
+from numpy.typing import NDArray
+
+from al_pipeline.active_learning.acquisition import ACQUISITION, SAMPLE_ACQUISITION
+from al_pipeline.active_learning.strategies import (
+    Asking,
+    Choice,
+    Samples,
+    Shortlist,
+    VectorsOf,
+    acquisition_of,
+    ensemble_seed,
+    keep_best,
+    next_batch,
+    samples_of,
+)
+from al_pipeline.evaluation.metrics import Floats, Metrics, check_truth, evaluate
+from al_pipeline.records import Query
+
+Indices = NDArray[np.intp]
+Predict = Callable[[Indices], Floats]
+"""Positions in the corpus (m,) -> probabilities (m, C)."""
+Fit = Callable[[Indices], Predict]
+"""Positions of the labelled items -> the model trained on them. It may look at the truth of those alone."""
+Draw = Callable[[Samples, Indices, SeedSequence], Predict]
+"""Whose samples, positions of the labelled items, a seed -> models beside the one fitted last: (m,) -> (m, K, C)."""
+
+_BLOCK = 1000
+"""Items whose samples are held at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """A labelled corpus: ids and true classes (n,) of all items, positions of its pool and of its test set."""
+
+    item_ids: Sequence[str]
+    truth: Indices
+    pool: Indices
+    test: Indices
+    classes: Sequence[str]
+
+    def __post_init__(self) -> None:
+        if len(self.item_ids) != len(self.truth):
+            raise ValueError(f"{len(self.item_ids)} ids and {len(self.truth)} true classes")
+        if len({self.item_ids[int(p)] for p in self.pool}) < len(self.pool):
+            raise ValueError("the pool names an item twice")
+        check_truth(self.truth, len(self.classes))
+        both = np.intersect1d(self.pool, self.test)
+        if len(both):
+            raise ValueError(f"item {self.item_ids[int(both[0])]!r} is in the pool and in the test set")
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The model after a round: how many labels it had, how good it is, and how the newest of them were asked for."""
+
+    labels: int
+    metrics: Metrics
+    queries: tuple[Query, ...]
+    choice: Choice
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A learning curve: one point a round, the seed round first."""
+
+    strategy: str
+    seed: int
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MeanPoint:
+    """The mean over seeds at one number of labels; `low`, `high` None where one seed alone has a value there."""
+
+    labels: int
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+
+
+def replay(
+    corpus: Corpus,
+    asking: Asking,
+    rounds: int,
+    fit: Fit,
+    bootstrap: int = 0,
+    vectors: VectorsOf | None = None,
+    positive: str | None = None,
+    told: Callable[[int], None] | None = None,
+    guide: Mapping[str, Floats] | None = None,
+    draw: Draw | None = None,
+) -> Curve:
+    """The learning curve of a seed round and `rounds` active ones, asked as `asking` says, answered by the truth.
+
+    Ends early when the pool is used up. `vectors` are for strategies that need some (ValueError without), `positive`
+    is the class of `evaluate`; `told` hears of each round's number of labels when it has ended. `guide`: for a
+    class, how near each item of the corpus (n,) is to what it is found by. `draw` is for strategies that score by
+    samples (ValueError without).
+
+    What is asked never depends on the truth of what is not labelled: the pool's labels reach `fit` one batch after
+    the other, the test set's reach `evaluate` alone.
+    """
+    position = {corpus.item_ids[p]: int(p) for p in corpus.pool}
+    labeled: dict[str, str] = {}
+    points: list[Point] = []
+    predict: Predict | None = None
+    for round_number in range(rounds + 1):
+        unlabeled = [item_id for item_id in position if item_id not in labeled]
+        if not unlabeled:
+            break
+        scored = None
+        if predict is not None:
+            known = _positions(labeled, position)
+            scored = _shortlist(asking, round_number, predict, draw, known, unlabeled, position)
+        guided = _search(guide or {}, asking, unlabeled, position)
+        queries, choice = next_batch(
+            asking, round_number, unlabeled, scored, labeled, corpus.classes, vectors, guided=guided
+        )
+        for query in queries:
+            labeled[query.item_id] = corpus.classes[int(corpus.truth[position[query.item_id]])]
+        predict = fit(_positions(labeled, position))
+        rng = np.random.default_rng([asking.seed, round_number])
+        truth = corpus.truth[corpus.test]
+        metrics = evaluate(predict(corpus.test), truth, corpus.classes, rng, bootstrap, positive=positive)
+        points.append(Point(len(labeled), metrics, tuple(queries), choice))
+        if told:
+            told(len(labeled))
+    return Curve(asking.strategy, asking.seed, tuple(points))
+
+
+def _positions(labeled: Mapping[str, str], position: Mapping[str, int]) -> Indices:
+    """Where the labelled items stand, in the order of their ids, as the stages read them."""
+    return np.array([position[item_id] for item_id in sorted(labeled)], dtype=np.intp)
+
+
+def _shortlist(
+    asking: Asking,
+    round_number: int,
+    predict: Predict,
+    draw: Draw | None,
+    labeled: Indices,
+    unlabeled: Sequence[str],
+    position: Mapping[str, int],
+) -> Shortlist:
+    """What the stage `score` leaves for `select`."""
+    rows = np.array([position[item_id] for item_id in unlabeled], dtype=np.intp)
+    proba = np.asarray(predict(rows), dtype=np.float64)
+    name, kind = acquisition_of(asking.strategy), samples_of(asking.strategy)
+    if kind is None:
+        scores = ACQUISITION[name](proba)
+    elif draw is None:
+        raise ValueError(f"strategy {asking.strategy!r} needs samples of a {kind}, and nothing draws them")
+    else:
+        sampled = draw(kind, labeled, ensemble_seed(asking.seed, round_number, asking.strategy))
+        parts = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
+        scores = np.concatenate([SAMPLE_ACQUISITION[name](sampled(part)) for part in parts])
+    best = keep_best(unlabeled, scores, asking.shortlist, asking.batch_size, asking.seed)
+    return Shortlist([unlabeled[row] for row in best], scores[best], proba[best])
+
+
+def _search(
+    guide: Mapping[str, Floats], asking: Asking, unlabeled: Sequence[str], position: Mapping[str, int]
+) -> dict[str, list[str]]:
+    """The unlabelled items nearest to the guide of each class, as the stage `score` finds them."""
+    found = {}
+    for name, nearness in guide.items():
+        scores = nearness[[position[item_id] for item_id in unlabeled]]
+        rows = keep_best(unlabeled, scores, asking.batch_size, asking.batch_size, asking.seed)
+        found[name] = [unlabeled[row] for row in rows]
+    return found
+
+
+def mean_interval(
+    curves: Sequence[Curve], figure: Callable[[Metrics], float | None], confidence: float = 0.95
+) -> list[MeanPoint]:
+    """Mean of a figure over curves of several seeds, with Student's t interval of the mean (Gosset 1908).
+
+    Points where a curve has no value are means over the others; points where none has are left out. Raises ValueError
+    where the curves do not stand at the same numbers of labels.
+    """
+    grids = {tuple(point.labels for point in curve.points) for curve in curves}
+    if len(grids) > 1:
+        raise ValueError(f"curves at different numbers of labels: {' and '.join(map(str, sorted(grids)))}")
+    means = []
+    for column, labels in enumerate(next(iter(grids), ())):
+        found = [figure(curve.points[column].metrics) for curve in curves]
+        values = np.array([value for value in found if value is not None], dtype=np.float64)
+        if len(values) == 0:
+            continue
+        low = high = None
+        if len(values) > 1:
+            half = _t_quantile((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+            low, high = float(values.mean() - half), float(values.mean() + half)
+        means.append(MeanPoint(labels, float(values.mean()), low, high, len(values)))
+    return means
+
+
+def _t_quantile(probability: float, freedom: int) -> float:
+    from scipy.special import stdtrit  # type: ignore[import-untyped, unused-ignore]
+
+    return float(stdtrit(freedom, probability))

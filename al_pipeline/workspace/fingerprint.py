@@ -1,0 +1,157 @@
+"""This engine's fingerprint: what must be equal for the same inputs to give the same bytes.
+
+`engine.json` is a dependency of every DVC stage. Closing a round writes it; a stage refuses to run where it says
+another engine. The digest covers the modules that stages import (a test compares the list with their imports).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import al_pipeline
+from al_pipeline.errors import EngineChanged
+from al_pipeline.files import read_json, sha256_file, write_json
+
+MODULES = (
+    "__init__.py",
+    "active_learning/__init__.py",
+    "active_learning/acquisition.py",
+    "active_learning/clustering.py",
+    "active_learning/strategies.py",
+    "annotation/__init__.py",
+    "annotation/aggregation.py",
+    "annotation/schema_change.py",
+    "cron.py",
+    "data/__init__.py",
+    "data/ledger.py",
+    "data/outputs.py",
+    "data/parquet.py",
+    "data/pool.py",
+    "errors.py",
+    "evaluation/__init__.py",
+    "evaluation/metrics.py",
+    "features/__init__.py",
+    "features/cache.py",
+    "features/encoder.py",
+    "features/tfidf.py",
+    "features/vectors.py",
+    "files.py",
+    "models/__init__.py",
+    "models/ensembles.py",
+    "models/estimators.py",
+    "models/finetuned.py",
+    "models/linear.py",
+    "models/loading.py",
+    "models/text_model.py",
+    "params.py",
+    "progress.py",
+    "records.py",
+    "stages/__init__.py",
+    "stages/evaluate.py",
+    "stages/label.py",
+    "stages/score.py",
+    "stages/select.py",
+    "stages/train.py",
+    "workspace/__init__.py",
+    "workspace/fingerprint.py",
+    "workspace/layout.py",
+)
+"""Modules that stages import: their bytes are part of the fingerprint."""
+
+PACKAGES = (
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "safetensors",
+    "scipy",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+
+_CPU_FLAGS = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
+
+THREADS = 1
+"""Threads of the linear algebra in stages: more of them change the order of sums, and with it the bytes."""
+
+STAGE_ENVIRONMENT = {
+    "OMP_NUM_THREADS": str(THREADS),
+    "OPENBLAS_NUM_THREADS": str(THREADS),
+    "MKL_NUM_THREADS": str(THREADS),
+    "PYTHONHASHSEED": "0",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONSAFEPATH": "1",
+}
+"""What stages run under. Safe path: a file in the workspace, such as `numpy.py`, must not stand in for a module."""
+
+
+@cache
+def current_engine() -> dict[str, Any]:
+    """The fingerprint of the engine that runs now."""
+    package = Path(al_pipeline.__file__).parent
+    sources = hashlib.sha256()
+    for module in MODULES:
+        sources.update(f"{module}\0{sha256_file(package / module)}\n".encode())
+    return {
+        "version": version("al-pipeline"),
+        "sources": sources.hexdigest(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "machine": platform.machine(),
+        "cpu": _cpu_flags(),
+        "blas": os.environ.get("OPENBLAS_CORETYPE", ""),
+        "threads": THREADS,
+    }
+
+
+def write_engine(path: Path) -> None:
+    """Record this engine; only closing a round may call it. An equal record is left as it is."""
+    if read_json(path) != current_engine():
+        write_json(path, current_engine())
+
+
+def difference(recorded: dict[str, Any] | None, other: dict[str, Any] | None = None) -> str:
+    """How the recorded engine differs from this one (or from `other`), in words; empty where it does not."""
+    mine, theirs = _flat(other or current_engine()), _flat(recorded if isinstance(recorded, dict) else {})
+    return "; ".join(
+        f"{key}: was {theirs.get(key, 'absent')}, is {mine.get(key, 'absent')}"
+        for key in sorted(mine.keys() | theirs.keys())
+        if mine.get(key) != theirs.get(key)
+    )
+
+
+def check_engine(path: Path) -> None:
+    """Raise EngineChanged where `path` records another engine than this one."""
+    if changes := difference(read_json(path)):
+        raise EngineChanged(
+            f"{path} records another engine ({changes}); `al round` starts the build over with this one"
+        )
+
+
+def _flat(engine: dict[str, Any]) -> dict[str, str]:
+    flat = {key: str(value) for key, value in engine.items() if key != "packages"}
+    packages = engine.get("packages")
+    return flat | {key: str(value) for key, value in (packages if isinstance(packages, dict) else {}).items()}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def _cpu_flags() -> list[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return []
+    present = next((set(line.split(":")[1].split()) for line in lines if line.startswith(("flags", "Features"))), set())
+    return [flag for flag in _CPU_FLAGS if flag in present]

@@ -1,0 +1,105 @@
+"""One writer per workspace: `flock` on this host; another host's lock is never taken by itself.
+
+`flock` says all there is to know where no other kernel can hold one: the record was written under this one (containers
+come back under new host names), or the file system is of this machine alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from al_pipeline.errors import Locked
+from al_pipeline.workspace.home import private_folder
+from al_pipeline.workspace.identity import boot_id
+
+_LOCAL = frozenset(
+    {
+        "apfs", "aufs", "bcachefs", "btrfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "fuse.fuse-overlayfs", "fuseblk",
+        "hfs", "jfs", "ntfs", "ntfs3", "overlay", "ramfs", "reiserfs", "tmpfs", "ufs", "vfat", "xfs", "zfs",
+    }
+)  # fmt: skip
+"""File systems that one kernel alone mounts at a time. Of others (NFS, SMB, 9p, FUSE) nobody can tell."""
+
+
+@contextmanager
+def locked(path: Path, purpose: str) -> Iterator[None]:
+    """Hold the workspace's lock. Raises Locked, naming who holds it and since when, rather than wait."""
+    private_folder(path.parent)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)  # a link could lead to any file
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Locked(f"this workspace is busy: {_describe(holder(path))}; try again when it has ended") from None
+        previous = holder(path)
+        if previous and previous.get("host") != socket.gethostname() and not _is_ours(previous, path):
+            raise Locked(
+                f"this workspace was locked on another machine: {_describe(previous)}. "
+                f"When you are sure that it has ended, delete {path}"
+            )
+        _write(handle, _owner(purpose))
+        try:
+            yield
+        finally:
+            _write(handle, {})
+    finally:
+        os.close(handle)
+
+
+def holder(path: Path) -> dict[str, Any]:
+    """Who holds the lock, as it wrote itself down; empty where nobody does, or where that process of this host is gone.
+
+    For display alone: only `flock` says who may work.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8") or "{}")
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    here = found.get("host") == socket.gethostname()
+    return {} if here and not (isinstance(found.get("pid"), int) and psutil.pid_exists(found["pid"])) else found
+
+
+def _owner(purpose: str) -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "boot": boot_id(),
+        "purpose": purpose,
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _is_ours(previous: dict[str, Any], path: Path) -> bool:
+    """Whether whoever wrote the record would hold `flock` before our eyes, if it lived."""
+    return (bool(boot_id()) and previous.get("boot") == boot_id()) or _file_system(path) in _LOCAL
+
+
+def _file_system(path: Path) -> str:
+    """The type of the file system that holds `path`; empty where it cannot be told."""
+    place = path.resolve()
+    mounted = [part for part in psutil.disk_partitions(all=True) if place.is_relative_to(part.mountpoint)]
+    return max(mounted, key=lambda part: len(part.mountpoint)).fstype if mounted else ""
+
+
+def _write(handle: int, value: dict[str, Any]) -> None:
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, json.dumps(value).encode(), 0)
+
+
+def _describe(owner: dict[str, Any]) -> str:
+    if not owner:
+        return "held by an unknown process"
+    purpose, pid, host, since = (owner.get(name, "unknown") for name in ("purpose", "pid", "host", "since"))
+    return f"{purpose}, process {pid} on {host}, since {since}"

@@ -1,0 +1,178 @@
+"""What of a workspace is believed before its files steer a program: it may have been cloned from anybody.
+
+DVC runs the commands of `dvc.yaml`, writes where its `.dvc` files point and, for some remotes, runs what `.dvc/config`
+names. So DVC is started only where those are what this engine writes, or what the user has accepted on this machine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from difflib import unified_diff
+from importlib.resources import files
+from pathlib import Path
+
+from al_pipeline.errors import ForeignEdit
+from al_pipeline.files import read_object, sha256_bytes, write_json
+from al_pipeline.sanitize import has_password, redact
+from al_pipeline.workspace.home import al_home, private_folder
+from al_pipeline.workspace.layout import Layout
+
+_POINTER = re.compile(
+    rb"outs:\n- md5: [0-9a-f]{32}\.dir\n(?:  (?:size|nfiles): \d+\n|  hash: md5\n)*  path: (?P<name>[\w.-]+)\n"
+)
+"""A `.dvc` file as `dvc add` writes it for a folder: one output beside it, no source elsewhere, no command."""
+
+_SECTION = re.compile(r"\[(core|cache|'remote \"[\w.-]+\"')\]")
+_SETTING = re.compile(r"""([a-z_]+)\s*=\s*(?:[^'"].*|"[^"]*"|'[^']*'|'{3}(?:(?!'{3}).)*'{3}|"{3}(?:(?!"{3}).)*"{3})?""")
+"""A setting on one line: a value of several lines could hide another."""
+
+_HARMLESS = frozenset(
+    {
+        "account_name", "acl", "allow_agent", "allow_anonymous_login", "analytics", "ask_passphrase", "ask_password",
+        "auth", "autostage", "check_update", "checksum_jobs", "connect_timeout", "endpointurl", "gss_auth",
+        "hardlink_lock", "jobs", "listobjects", "max_sessions", "method", "no_traverse", "port", "profile",
+        "projectname", "protected", "read_timeout", "region", "remote", "shared", "slow_link_warning", "sse",
+        "ssl_verify", "timeout", "type", "url", "use_ssl", "user", "verify",
+    }
+)  # fmt: skip
+"""Settings of DVC that neither name a program or a file to read, nor a secret, nor a place outside the remote."""
+
+_SECRET = re.compile(
+    r"(?i)^(\s*[a-z_]*(?:password|passphrase|secret|token|access_key|account_key|connection_string))\s*=.*"
+)
+"""A setting whose value is not shown."""
+
+_OURS = frozenset(
+    {
+        ".al", ".dvc", ".dvcignore", ".gitattributes", ".gitignore", "al-workspace.json", "data", "dvc.lock",
+        "dvc.yaml", "engine.json", "models", "params.yaml", "reports", "rounds",
+    }
+)  # fmt: skip
+"""The names in a workspace's root under which the engine reads and writes."""
+
+_STORE = "trusted.json"
+"""What the user has accepted, in `al`'s home."""
+
+_LINK, _SUBMODULE = "120000", "160000"
+_MACHINES_OWN = (".dvc/cache", ".dvc/tmp", ".dvc/config.local")
+_SHARED = "/reports/"
+"""Ignored by git, but harmless where a team keeps it there all the same."""
+
+
+def template(name: str) -> str:
+    """The text of a file that every workspace starts from (`params.yaml`, `dvc.yaml`): this engine's own."""
+    packaged = files("al_pipeline") / "template" / name
+    if packaged.is_file():
+        return packaged.read_text(encoding="utf-8")
+    return (Path(__file__).parents[2] / name).read_text(encoding="utf-8")
+
+
+def check_dvc(root: Path) -> None:
+    """Raise ForeignEdit where a file that steers DVC is neither this engine's own nor accepted by the user."""
+    accepted: frozenset[str] | None = None
+    for name, problem in _doubts(Layout(root)):
+        accepted = accepted if accepted is not None else _accepted()
+        if _digest(root / name) not in accepted:
+            raise ForeignEdit(
+                f"{name} {problem}. If this workspace came from somebody else, look at it first; if you know why it is "
+                "so, `al trust` shows it and lets DVC use it on this machine"
+            )
+
+
+def doubtful(root: Path) -> dict[str, str]:
+    """The files that steer DVC and that only `accept` makes usable: name -> what is wrong with it."""
+    accepted = _accepted()
+    return {name: problem for name, problem in _doubts(Layout(root)) if _digest(root / name) not in accepted}
+
+
+def changes(root: Path, name: str) -> list[str]:
+    """How a file that steers DVC differs from this engine's own, or all of it where there is none: lines to show."""
+    lines = (root / name).read_bytes().decode("utf-8", "replace").splitlines()
+    if name != "dvc.yaml":
+        return [_SECRET.sub(r"\1 = ***", redact(line)) for line in lines]
+    return list(unified_diff(template(name).splitlines(), lines, "the engine's", "this workspace's", n=1, lineterm=""))
+
+
+def holds_secret(config: Path) -> bool:
+    """Whether one of DVC's configuration files holds what nobody else should read."""
+    if not config.exists():
+        return False
+    lines = config.read_bytes().decode("utf-8", "replace").splitlines()
+    return any(_SECRET.match(line) or has_password(line) for line in lines)
+
+
+def accept(root: Path) -> None:
+    """Let DVC use the files that steer it as they are now. Remembered by content, outside the workspace."""
+    new = {_digest(root / name) for name in doubtful(root)}
+    if new:
+        write_json(private_folder(al_home()) / _STORE, {"sha256": sorted(new | _accepted())}, mode=0o600)
+
+
+def check_tree(modes: Mapping[str, str], layout: Layout) -> None:
+    """Raise ForeignEdit where git holds what could lead the engine out of the workspace or feed it forged state.
+
+    `modes`: every file of the commit with git's mode of it.
+    """
+    ignored = tuple(line.strip("/") for line in layout.ignored if line != _SHARED)
+    for name, mode in modes.items():
+        if mode in (_LINK, _SUBMODULE) and name.partition("/")[0] in _OURS:
+            raise ForeignEdit(
+                f"{name} is a {'symbolic link' if mode == _LINK else 'submodule'} in git, where the workspace keeps "
+                f"files of its own, and could lead anywhere; put a file or folder in its place and commit that"
+            )
+        if any(name == place or name.startswith(f"{place}/") for place in (*ignored, *_MACHINES_OWN)):
+            raise ForeignEdit(
+                f"git holds {name}, which belongs to DVC or to one machine alone; "
+                f"`git rm -r --cached {name}` and a commit take it out"
+            )
+
+
+def _doubts(layout: Layout) -> Iterator[tuple[str, str]]:
+    if layout.dvc_yaml.exists() and _unix(layout.dvc_yaml.read_bytes()) != template("dvc.yaml").encode():
+        yield "dvc.yaml", "is not this engine's own, and DVC runs the commands in it"
+    for source in layout.sources:
+        pointer = source.parent / f"{source.name}.dvc"
+        if pointer.exists():
+            found = _POINTER.fullmatch(_unix(pointer.read_bytes()))
+            if found is None or found["name"].decode() != source.name:
+                yield (
+                    f"{pointer.relative_to(layout.root)}",
+                    "is not as `dvc add` writes it, and DVC could write elsewhere",
+                )
+    config = layout.root / ".dvc/config"
+    if config.exists() and (line := odd_setting(config.read_bytes().decode("utf-8", "replace"))):
+        yield (
+            ".dvc/config",
+            f"holds `{line}`: a setting that names a secret, a program or a file belongs in .dvc/config.local "
+            "(`dvc config --local`, `dvc remote modify --local`), which git does not carry",
+        )
+
+
+def _unix(text: bytes) -> bytes:
+    """`text` with the line ends that git may have converted on check-out put back; they mean the same in YAML."""
+    return text.replace(b"\r\n", b"\n")
+
+
+def odd_setting(text: str) -> str | None:
+    """The name of the first setting that is not known to be harmless; None where all are."""
+    for line in text.splitlines():
+        line = line.strip()
+        if not line or line.startswith("#") or _SECTION.fullmatch(line):
+            continue
+        found = _SETTING.fullmatch(line)
+        if found is None or found[1] not in _HARMLESS:
+            return line.partition("=")[0].strip()[:60]
+        if has_password(line):
+            return f"{found[1]} with a password"
+    return None
+
+
+def _digest(path: Path) -> str:
+    """Of the name and the content: what was accepted for one file says nothing of another."""
+    return sha256_bytes(f"{path.name}\0".encode() + path.read_bytes())
+
+
+def _accepted() -> frozenset[str]:
+    found = read_object(al_home() / _STORE).get("sha256", [])
+    return frozenset(found if isinstance(found, list) else ())

@@ -1,0 +1,141 @@
+"""An opened workspace: its layout, its ids, its parameters, and where its secrets lie."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from al_pipeline.errors import NotAWorkspace, UsageError
+from al_pipeline.files import read_object, sha256_bytes, write_bytes, write_json
+from al_pipeline.params import Params, load_params
+from al_pipeline.workspace.home import al_home, check_private, check_workspace, private_folder
+from al_pipeline.workspace.identity import clone_id
+from al_pipeline.workspace.layout import Layout
+
+LAYOUT_VERSION = 2
+"""Raise it with a migration in `operations/upgrade.py`."""
+
+PLACES = "places"
+"""A folder of a workspace's home: the path of each clone that worked on this machine, a file each."""
+
+_ID = re.compile(r"^[0-9a-f]{12}\Z")
+
+
+def is_workspace_id(name: object) -> bool:
+    """Whether `name` is what workspaces are called by in their markers, and their homes by in `al`'s."""
+    return isinstance(name, str) and bool(_ID.match(name))
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """One labelling project on this machine. Create it by `open_workspace`."""
+
+    layout: Layout
+    id: str
+    """Twelve hex digits, the same in every clone."""
+
+    @cached_property
+    def params(self) -> Params:
+        """The parameters as they were when first asked for. Raises BadParams."""
+        return load_params(self.layout.params)
+
+    @cached_property
+    def clone_id(self) -> str:
+        """Which clone of the workspace this is; made on first use, never in git."""
+        return clone_id(self.layout)
+
+    @property
+    def home(self) -> Path:
+        """This workspace's folder outside itself: credentials (0600), embedded servers' data.
+
+        Raises UsageError where it would lie inside, so that git or DVC could pick up a secret.
+        """
+        home = al_home() / self.id
+        check_private(home)
+        if home.resolve().is_relative_to(self.layout.root.resolve()):
+            raise UsageError(
+                f"AL_HOME ({al_home()}) lies in the workspace, where secrets must not be; move it elsewhere"
+            )
+        return home
+
+    def make_home(self) -> None:
+        """Make `home`, for its owner alone, and note there where this clone lies, so that it can be found again."""
+        private_folder(self.home)
+        place = os.fsencode(os.path.abspath(self.layout.root))
+        note = private_folder(self.home / PLACES) / sha256_bytes(place)[:12]  # one file each: clones do not race
+        if not note.exists():
+            write_bytes(note, place, 0o600)
+
+    @property
+    def credentials_file(self) -> Path:
+        return self.home / "credentials.json"
+
+    def credentials(self) -> dict[str, str]:
+        """Address and token of Label Studio (`url`, `token`): environment first, then the 0600 file."""
+        stored = read_object(self.credentials_file)
+        found = {
+            "url": os.environ.get("AL_LABEL_STUDIO_URL") or stored.get("url"),
+            "token": os.environ.get("AL_LABEL_STUDIO_TOKEN") or stored.get("token"),
+        }
+        return {key: value for key, value in found.items() if value}
+
+    def store_credentials(self, url: str, token: str) -> None:
+        """Keep Label Studio's address and token in a file that only its owner can read."""
+        self.make_home()
+        write_json(self.credentials_file, {"url": url, "token": token}, mode=0o600)
+
+
+def in_workspace(start: Path | None = None) -> bool:
+    """Whether `start` (default: the current folder) lies in a workspace, of whatever layout."""
+    start = (start or Path.cwd()).resolve()
+    return any(Layout(folder).marker.exists() for folder in (start, *start.parents))
+
+
+def open_workspace(start: Path | None = None) -> Workspace:
+    """The workspace that holds `start` (default: the current folder). Raises NotAWorkspace."""
+    layout, marker = find_workspace(start)
+    if (found := marker["layout"]) != LAYOUT_VERSION:
+        mend = "`al upgrade` carries it over" if found < LAYOUT_VERSION else "install a newer engine"
+        raise NotAWorkspace(f"{layout.root} has layout {found}, this engine works with {LAYOUT_VERSION}; {mend}")
+    return Workspace(layout, marker["workspace_id"])
+
+
+def find_workspace(start: Path | None = None) -> tuple[Layout, dict[str, Any]]:
+    """The workspace that holds `start`, of whatever layout, and what its marker says.
+
+    Raises NotAWorkspace, and UnsafeFolder where others could change what is believed in it.
+    """
+    start = (start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        layout = Layout(folder)
+        if not layout.marker.is_file():
+            continue
+        marker = read_object(layout.marker)
+        if not isinstance(marker.get("layout"), int):
+            raise NotAWorkspace(f"{layout.marker} is not as `al init` wrote it; `git checkout -- {layout.marker.name}`")
+        name = marker.get("workspace_id")
+        if not is_workspace_id(name):  # it names a folder: `../..` would lead anywhere
+            raise NotAWorkspace(
+                f"{layout.marker} names no workspace: `workspace_id` must be 12 hex digits, got {name!r}"
+            )
+        _check_folders(layout)
+        check_workspace(layout.root)
+        for private in (layout.private, layout.inbox):
+            check_private(private)
+        return layout, marker
+    raise NotAWorkspace(f"{start} is not in a workspace; `al init DIR --labels a,b` makes one, then work inside DIR")
+
+
+def _check_folders(layout: Layout) -> None:
+    """Raise NotAWorkspace where a folder that we write into is a link to somewhere else: a clone can bring one."""
+    root = layout.root.resolve()
+    for folder in layout.folders:
+        if folder.is_symlink() and not folder.resolve().is_relative_to(root):
+            raise NotAWorkspace(
+                f"{folder} is a link that leads out of the workspace, where nothing of it may be written; put a folder "
+                "in its place (DVC's cache can lie elsewhere: `dvc cache dir --local PATH`)"
+            )
