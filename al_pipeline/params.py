@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
-from al_pipeline.annotation.schema_change import plain_form
 from al_pipeline.cron import check_cron, check_timezone
 from al_pipeline.errors import BadInput, BadParams, UsageError
 from al_pipeline.files import read_json
 from al_pipeline.records import composed
+from al_pipeline.sanitize import plain_form
 
 MAX_CHARACTERS = 1_000_000
 """Of a `params.yaml`: a larger file is a mistake, and would only cost time to refuse."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -48,6 +49,19 @@ def push_key(workspace_id: str, round_number: int, item_id: str) -> str:
 def round_name(number: int) -> str:
     """`7` -> `round-0007`: the tag of a published round."""
     return f"round-{number:04d}"
+
+
+def event_digest(*facts: Any) -> str:
+    """SHA-256 (hex) of what an event says: the id under which it is known. Holds nothing of when we saw it."""
+    return hashlib.sha256(canonical(list(facts)).encode("ascii")).hexdigest()
+
+
+def canonical(value: Any) -> str:
+    """`value` as JSON text with sorted keys, in ASCII: equal values give equal text, and any text can be written."""
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    except RecursionError:
+        return '"nested too deeply"'
 
 
 @dataclass(frozen=True, slots=True)

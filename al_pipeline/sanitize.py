@@ -74,3 +74,9 @@ def on_this_machine(address: str) -> bool:
     """Whether an address such as `http://127.0.0.1:8080` leads to this machine, so that nobody listens on the way."""
     host = re.sub(r"^[a-z]+://", "", address.lower()).split("/")[0]
     return bool(re.fullmatch(r"(127(\.\d{1,3}){3}|localhost|\[::1\])(:\d+)?", host))
+
+
+def plain_form(name: str) -> str:
+    """A name without what the eye hardly sees: case, blanks, invisible characters, forms of Unicode."""
+    visible = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) != "Cf")
+    return unicodedata.normalize("NFC", " ".join(visible.split()).casefold())

@@ -49,7 +49,7 @@ _LOOK_SECONDS = 0.1
 CALLS = """
 import json, time
 from importlib import import_module
-from al_pipeline.layout import STAGES, Layout
+from al_pipeline.workspace.layout import STAGES, Layout
 mains = {name: import_module(f"al_pipeline.stages.{name}").main for name in STAGES}
 mains["label"](Layout())
 seconds = {}

@@ -29,9 +29,6 @@ OUTPUTS = {
 FREE = {"features", "progress"}
 """Attributes of Layout that need no dependency: the cache of vectors, and what the bar is told."""
 
-THROUGH = {"open_vectors": {"encoder"}}
-"""Files that a stage reads through a function that is given the whole layout."""
-
 
 def outputs(stage: dict[str, Any]) -> list[str]:
     entries = [entry for kind in ("outs", "metrics", "plots") for entry in stage.get(kind, [])]
@@ -48,8 +45,6 @@ def layout_reads(stage: str) -> set[str]:
     for node in ast.walk(source(stage)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "layout":
             found.add(node.attr)
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            found |= THROUGH.get(node.func.id, set())
     return found
 
 

@@ -395,7 +395,7 @@ def test_an_encoder_that_brings_code_is_refused_unasked(
 def test_neither_installing_nor_naming_imports_torch(tmp_path: Path) -> None:
     source = fake_source(tmp_path / "source")
     code = (
-        "import sys; from pathlib import Path; from al_pipeline.neural.encoder import *\n"
+        "import sys; from pathlib import Path; from al_pipeline.features.encoder import *\n"
         f"install_encoder({str(source)!r}, Path({str(tmp_path / 'encoder')!r}))\n"
         f"encoder_fingerprint(Path({str(tmp_path / 'encoder')!r}), 128, 'auto')\n"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"

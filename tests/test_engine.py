@@ -72,7 +72,7 @@ def test_one_byte_of_a_module_changes_the_fingerprint(copied: Path, module: str)
 
 def test_other_modules_do_not_change_the_fingerprint(copied: Path) -> None:
     before = current_engine()
-    (copied / "cli.py").write_text("", encoding="utf-8")
+    (copied / "cli/app.py").write_text("", encoding="utf-8")
     current_engine.cache_clear()
     assert current_engine() == before
 

@@ -51,7 +51,9 @@ def test_sources_that_are_given_are_taken_where_they_are_the_recorded_ones(tmp_p
     with (checkout / "al_pipeline/evaluation/metrics.py").open("a") as file:
         file.write("# older\n")
     before = sorted(path.name for path in checkout.iterdir())
-    look = "import json; from al_pipeline.engine import current_engine; print(json.dumps(current_engine()))"
+    look = (
+        "import json; from al_pipeline.workspace.fingerprint import current_engine; print(json.dumps(current_engine()))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", look],
         cwd=tmp_path,

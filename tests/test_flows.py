@@ -167,7 +167,7 @@ def test_an_error_fails_the_run_and_tells_its_exit_code(
 FLAKY = """
 import json, os, sys
 from al_pipeline import errors
-from al_pipeline.oracle import SimulatedOracle
+from al_pipeline.integrations.oracle import SimulatedOracle
 import al_pipeline.flows.rounds as rounds
 
 failure, step = getattr(errors, sys.argv[1]), sys.argv[2]
@@ -260,7 +260,8 @@ def test_the_deployment_bears_the_workspaces_name_and_is_there_once(
     pool = f"al-{workspace.id}"
 
     def apply(root: Path) -> None:
-        code = "import os, sys; from pathlib import Path; from al_pipeline.workspace import open_workspace as o; "
+        code = "import os, sys; from pathlib import Path; "
+        code += "from al_pipeline.workspace.workspace import open_workspace as o; "
         code += "from al_pipeline.flows.deployments import apply; apply(o(Path(sys.argv[1])), take_over=True)"
         command = [sys.executable, "-c", code, str(root)]
         subprocess.run(command, env={**os.environ, **prefect_server.env}, check=True, timeout=120, cwd=ROOT)

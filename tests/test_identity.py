@@ -202,9 +202,9 @@ def test_mounts(workspace: Workspace, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     copied(root, tmp_path / "other/copy")
     look = (
-        f"import sys; sys.path.insert(0, {str(Path(identity.__file__).parents[1])!r})\n"
-        "from pathlib import Path\nfrom al_pipeline.identity import check_identity, identify\n"
-        "from al_pipeline.layout import Layout\n"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        "from pathlib import Path\nfrom al_pipeline.workspace.identity import check_identity, identify\n"
+        "from al_pipeline.workspace.layout import Layout\n"
         "layout = Layout(Path(sys.argv[1]))\n"
         "print(identify(layout).verdict)\n"
         "if len(sys.argv) > 2: check_identity(layout)\n"

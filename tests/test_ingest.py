@@ -502,7 +502,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         out.writelines(f'{n},"{n} {"some words, " * 90}",ham\n' for n in range(200_000))
     script = (
         "import resource, sys; from pathlib import Path\n"
-        "from al_pipeline.operations.ingest import ingest; from al_pipeline.workspace import open_workspace\n"
+        "from al_pipeline.operations.ingest import ingest; from al_pipeline.workspace.workspace import open_workspace\n"
         "import pyarrow.parquet\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "report = ingest(open_workspace(Path(sys.argv[1])), [Path(sys.argv[2])])\n"

@@ -20,7 +20,6 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from al_pipeline.annotation.schema_change import plain_form
 from al_pipeline.errors import BadInput, BadParams, RepositoryError
 from al_pipeline.files import read_json
 from al_pipeline.integrations.dvc.session import Dvc
@@ -28,6 +27,7 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.operations import init as module
 from al_pipeline.operations.init import init, template, with_schema
 from al_pipeline.params import parse_params
+from al_pipeline.sanitize import plain_form
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import open_workspace
 

@@ -292,7 +292,7 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
         for n in range(20_000):
             out.write(f"{n} {'Grüße aus Köln, ' * 100}\n".encode("cp1252"))
     script = (
-        "import resource, sys; from pathlib import Path; from al_pipeline.tables import read_table; import chardet\n"
+        "import resource, sys, chardet; from pathlib import Path; from al_pipeline.data.tables import read_table\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "print(sum(len(batch) for batch in read_table(Path(sys.argv[1]), ['text'])))\n"
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"

@@ -18,13 +18,12 @@ from al_pipeline.data.ledger import (
     append_inbox,
     append_part,
     author_digest,
-    canonical,
     read_events,
     read_refused,
     still_refused,
 )
 from al_pipeline.errors import BadInput
-from al_pipeline.records import Event, Intervention, Selection
+from al_pipeline.records import Event, Intervention, Selection, canonical
 
 
 def event(name: str, **changes: Any) -> Event:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 HOLD = """
 import sys
 from pathlib import Path
-from al_pipeline.lock import locked
+from al_pipeline.workspace.lock import locked
 with locked(Path(sys.argv[1]), "a long tick"):
     print("held", flush=True)
     sys.stdin.read()

@@ -488,7 +488,8 @@ def test_what_could_be_planted_is_told(tmp_path: Path) -> None:
 def test_no_place_at_all_is_said_in_one_sentence(tmp_path: Path) -> None:
     environment = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
     command = ["setpriv", "--reuid", "4242", "--regid", "4242", "--clear-groups"] if os.geteuid() == 0 else []
-    script = "from al_pipeline.home import al_home\ntry: al_home()\nexcept Exception as e: print(type(e).__name__, e)"
+    script = "from al_pipeline.workspace.home import al_home\n"
+    script += "try: al_home()\nexcept Exception as e: print(type(e).__name__, e)"
     python = [sys.executable, "-c", script]
     if command and subprocess.run([*command, sys.executable, "-c", ""], capture_output=True).returncode:
         pytest.skip("!! NOT TESTED: another user may not run this Python")

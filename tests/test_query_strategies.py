@@ -235,7 +235,7 @@ def test_same_batch_in_a_new_process() -> None:
         "print([(q.item_id, q.strategy) for s in sorted(STRATEGIES) for q in batch(s, ids(50))])"
     )
     here = str([(q.item_id, q.strategy) for s in sorted(STRATEGIES) for q in batch(s, ids(50))])
-    root = Path(query_strategies.__file__).parents[1]
+    root = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": str(root)}
     out = subprocess.run(
         [sys.executable, "-c", program],
@@ -269,7 +269,7 @@ def test_a_strategy_on_vectors_plugs_in(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_strategy_that_the_docs_add_in_ten_lines_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """CONTRIBUTING.md's example, as it stands there, passes three rounds of the contract."""
-    text = (Path(query_strategies.__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
     code = text.split("```python\n")[1].split("```")[0]
     assert len(code.strip().splitlines()) <= 10
     monkeypatch.setattr(query_strategies, "STRATEGIES", dict(STRATEGIES))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from harness import answer_all, change_params, settle, small_workspace
 
-from al_pipeline.annotation.schema_change import Published, missing_in_use, plain_form, wrong_version
+from al_pipeline.annotation.schema_change import Published, missing_in_use, wrong_version
 from al_pipeline.errors import AlError, BadParams, NothingToDo, SchemaInUse
 from al_pipeline.files import read_json, sha256_tree
 from al_pipeline.integrations.git import Git
@@ -27,6 +27,7 @@ from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import Options, TickReport, open_dvc, tick
 from al_pipeline.params import parse_params
 from al_pipeline.records import Selection
+from al_pipeline.sanitize import plain_form
 from al_pipeline.workspace.trust import template
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 

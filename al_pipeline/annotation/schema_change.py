@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from al_pipeline.sanitize import plain_form
 
 
 class Classes(Protocol):
@@ -76,12 +77,6 @@ def wrong_version(before: Published, after: Classes) -> str | None:
         f"{after.version}.{drops} A new list of classes is a new version: set schema.version to {after.version + 1}, "
         "or put the list back. Nothing was changed"
     )
-
-
-def plain_form(name: str) -> str:
-    """A name without what the eye hardly sees: case, blanks, invisible characters, forms of Unicode."""
-    visible = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) != "Cf")
-    return unicodedata.normalize("NFC", " ".join(visible.split()).casefold())
 
 
 def _lookalike(name: str, others: Sequence[str]) -> str | None:

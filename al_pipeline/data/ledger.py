@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from al_pipeline.errors import BadInput
-from al_pipeline.files import sha256_bytes, write_jsonl
-from al_pipeline.records import Event, EventType, Intervention, Part
+from al_pipeline.files import write_jsonl
+from al_pipeline.records import Event, EventType, Intervention, Part, event_digest
 
 _NUMBERED = re.compile(r"^(part|pull|refused)-(\d{6,})\.jsonl$")
 _TYPES = frozenset(get_args(EventType))
@@ -125,19 +125,6 @@ def append_inbox(inbox: Path, ledger: Path) -> list[Path]:
     consumed = [*_files(inbox, "pull"), *_files(inbox, "refused")]
     append_part(ledger, read_events(inbox), read_refused(inbox))
     return consumed
-
-
-def event_digest(*facts: Any) -> str:
-    """SHA-256 (hex) of what an event says: the id under which it is known. Holds nothing of when we saw it."""
-    return sha256_bytes(canonical(list(facts)).encode("ascii"))
-
-
-def canonical(value: Any) -> str:
-    """`value` as JSON text with sorted keys, in ASCII: equal values give equal text, and any text can be written."""
-    try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    except RecursionError:
-        return '"nested too deeply"'
 
 
 def _append(

@@ -278,7 +278,7 @@ class Encoder:
 
     On one machine a text has the same bytes whatever shares its batch, in any order, at any number of threads, in each
     precision: it is padded to its own length rounded up to a multiple of 16, never to its neighbours', and all batches
-    of a length have the same number of rows, some of them padding. `neural/invariance.py` tests a machine for it.
+    of a length have the same number of rows, some of them padding. `invariance.py` tests a machine for it.
     Raises BadInput where transformers cannot load `folder`.
     """
 

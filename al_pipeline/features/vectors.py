@@ -13,11 +13,9 @@ from al_pipeline.features.cache import FeatureCache, ensure
 from al_pipeline.features.encoder import encoder_fingerprint, encoder_identity
 from al_pipeline.params import Features
 from al_pipeline.records import Item, content_hash
-from al_pipeline.workspace.layout import Layout
 
 if TYPE_CHECKING:
     from al_pipeline.features.encoder import Encoder
-    from al_pipeline.models.text_model import Classifier
 
 
 class Vectors:
@@ -61,16 +59,11 @@ class Vectors:
         return Encoder(self._folder, self._features.max_tokens, self._features.precision)
 
 
-def vectors_for(model: Classifier, vectors: Vectors | None, items: Sequence[Item]) -> NDArray[np.float32] | None:
-    """The vectors of items, where the model looks at any."""
-    return vectors.of(items) if vectors is not None and model.needs_vectors else None
-
-
 def guide_vectors(vectors: Vectors | None, texts: Sequence[str]) -> NDArray[np.float32] | None:
     """The vectors of words or texts that are no items."""
     return None if vectors is None else vectors.of([Item("", content_hash(text), text) for text in texts])
 
 
-def open_vectors(layout: Layout, features: Features) -> Vectors | None:
-    """The workspace's vectors; None where the features are TF-IDF alone."""
-    return Vectors(layout.encoder, layout.features, features) if features.uses_encoder else None
+def open_vectors(encoder: Path, cache: Path, features: Features) -> Vectors | None:
+    """The vectors that this encoder gives, kept below `cache`; None where the features are TF-IDF alone."""
+    return Vectors(encoder, cache, features) if features.uses_encoder else None

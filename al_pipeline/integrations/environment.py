@@ -32,7 +32,7 @@ _VERSION = re.compile(r"[0-9][0-9A-Za-z.+!-]{0,60}|absent")
 _INSTALL_SECONDS = 3600.0
 _LOOK_SECONDS = 600.0
 _LOOK = (
-    "import sys; from pathlib import Path; from al_pipeline.engine import current_engine; "
+    "import sys; from pathlib import Path; from al_pipeline.workspace.fingerprint import current_engine; "
     "from al_pipeline.files import write_json; write_json(Path(sys.argv[1]), current_engine())"
 )
 _GIVEN = ("python", "machine", "cpu", "threads")

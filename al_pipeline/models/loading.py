@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from al_pipeline.features.vectors import Vectors
 from al_pipeline.files import read_object
 from al_pipeline.models.finetuned import FORMAT, load_finetuned
 from al_pipeline.models.text_model import CARD_FILE, Classifier, load_text_model
+from al_pipeline.records import Item
 
 
 def load_model(folder: Path, encoder: Path) -> Classifier:
@@ -17,3 +23,8 @@ def load_model(folder: Path, encoder: Path) -> Classifier:
     if read_object(folder / CARD_FILE).get("format") == FORMAT:
         return load_finetuned(folder, encoder)
     return load_text_model(folder)
+
+
+def vectors_for(model: Classifier, vectors: Vectors | None, items: Sequence[Item]) -> NDArray[np.float32] | None:
+    """The encoder's vectors of items, (n, d), where the model looks at any."""
+    return vectors.of(items) if vectors is not None and model.needs_vectors else None

@@ -17,8 +17,8 @@ def guess(workspace: Workspace, items: Sequence[Item]) -> dict[str, tuple[str, f
 
     Never asked for items of the test set: a guess anchors the annotator, and with him the measurement.
     """
-    from al_pipeline.features.vectors import open_vectors, vectors_for
-    from al_pipeline.models.loading import load_model
+    from al_pipeline.features.vectors import open_vectors
+    from al_pipeline.models.loading import load_model, vectors_for
 
     layout = workspace.layout
     published = read_history(layout, Git(layout.root)).latest
@@ -29,7 +29,7 @@ def guess(workspace: Workspace, items: Sequence[Item]) -> dict[str, tuple[str, f
     model = load_model(layout.model, layout.encoder)
     if not items or not model.counts:
         return {}
-    vectors = open_vectors(workspace.layout, workspace.params.features)
+    vectors = open_vectors(workspace.layout.encoder, workspace.layout.features, workspace.params.features)
     proba = model.predict_proba([item.text for item in items], vectors_for(model, vectors, items))
     return {
         item.item_id: (model.classes[int(row.argmax())], float(row.max()))

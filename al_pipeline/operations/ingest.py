@@ -21,7 +21,7 @@ from typing import IO, Any, TypeVar
 
 from al_pipeline.data.catalog import Catalog, draw_test, drawn_size, item_id_from, label_from, storable, text_from
 from al_pipeline.data.inputs import WANTED, Source, Stamp, open_inputs, stamp_of
-from al_pipeline.data.ledger import add_to_inbox, event_digest, read_events
+from al_pipeline.data.ledger import add_to_inbox, read_events
 from al_pipeline.data.pool import count_items, fetch, iter_items, list_parts, read_ids, write_items
 from al_pipeline.data.tables import BadRow, Progress, Row, check_readable, excerpt, read_table
 from al_pipeline.errors import BadInput, NothingToDo, UnusableFile
@@ -39,7 +39,7 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.operations.close import next_round
 from al_pipeline.operations.history import read_history
 from al_pipeline.operations.schema import check_schema
-from al_pipeline.records import Event, Item, Part, content_hash
+from al_pipeline.records import Event, Item, Part, content_hash, event_digest
 from al_pipeline.workspace.home import private_folder
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace

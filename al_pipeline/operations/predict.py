@@ -81,8 +81,8 @@ def predict(
 
     `texts` come in batches of (id, text) or (id, text, columns), so that a file of any size can be streamed.
     """
-    from al_pipeline.features.vectors import Vectors, vectors_for
-    from al_pipeline.models.loading import load_model
+    from al_pipeline.features.vectors import Vectors
+    from al_pipeline.models.loading import load_model, vectors_for
     from al_pipeline.records import Item
 
     number, folder = model_folder(workspace, number)

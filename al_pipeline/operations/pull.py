@@ -20,8 +20,6 @@ from al_pipeline.data.ledger import (
     Refused,
     add_to_inbox,
     author_digest,
-    canonical,
-    event_digest,
     read_events,
     read_refused,
 )
@@ -38,7 +36,17 @@ from al_pipeline.integrations.oracle import (
     shown_hash,
 )
 from al_pipeline.params import Schema
-from al_pipeline.records import Annotation, AnsweredTask, Event, EventType, PlannedTask, composed, shown_text
+from al_pipeline.records import (
+    Annotation,
+    AnsweredTask,
+    Event,
+    EventType,
+    PlannedTask,
+    canonical,
+    composed,
+    event_digest,
+    shown_text,
+)
 from al_pipeline.workspace.workspace import Workspace
 
 OVERLAP = timedelta(minutes=10)

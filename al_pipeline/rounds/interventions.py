@@ -13,9 +13,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from al_pipeline.annotation.aggregation import ruling_key
-from al_pipeline.data.ledger import event_digest
 from al_pipeline.errors import BadInput
-from al_pipeline.records import Event, Intervention, Selection, moment, round_name
+from al_pipeline.records import Event, Intervention, Selection, event_digest, moment, round_name
 
 Kind = Literal["rollback", "undo", "revoke", "restore", "approve", "pause", "resume", "ask"]
 

@@ -16,7 +16,7 @@ from al_pipeline.workspace.layout import Layout
 def main(layout: Layout | None = None) -> int:
     """Encode what the pool and the test set have new; return how many texts that were."""
     layout = layout or Layout()
-    vectors = open_vectors(layout, load_params(layout.params).features)
+    vectors = open_vectors(layout.encoder, layout.features, load_params(layout.params).features)
     if vectors is None:
         return 0
     folders = [layout.pool, layout.test]

@@ -14,9 +14,9 @@ from al_pipeline.data.outputs import Predictions, csv_cell, read_labeled, write_
 from al_pipeline.data.pool import iter_items
 from al_pipeline.errors import BadInput
 from al_pipeline.evaluation.metrics import Metrics, evaluate
-from al_pipeline.features.vectors import open_vectors, vectors_for
+from al_pipeline.features.vectors import open_vectors
 from al_pipeline.files import write_json, write_text
-from al_pipeline.models.loading import load_model
+from al_pipeline.models.loading import load_model, vectors_for
 from al_pipeline.params import load_params
 from al_pipeline.stages import stage
 from al_pipeline.workspace.fingerprint import check_engine
@@ -35,7 +35,7 @@ def main(layout: Layout) -> None:
     labelled = [row for row, item in enumerate(items) if item.item_id in label_of]
     if len(labelled) < len(label_of):
         raise BadInput("test_labels.parquet names items that data/test lacks")
-    texts, vectors = [item.text for item in items], open_vectors(layout, params.features)
+    texts, vectors = [item.text for item in items], open_vectors(layout.encoder, layout.features, params.features)
     model = load_model(layout.model, layout.encoder)
     own = vectors_for(model, vectors, items)
     truth = np.array([classes.index(label_of[items[row].item_id]) for row in labelled], dtype=np.intp)

@@ -11,10 +11,10 @@ from al_pipeline.active_learning.acquisition import ACQUISITION, SAMPLE_ACQUISIT
 from al_pipeline.active_learning.strategies import Best, Tally, acquisition_of, ensemble_seed, samples_of
 from al_pipeline.data.outputs import read_labeled, read_unresolved, write_scores
 from al_pipeline.data.pool import count_items, fetch, iter_items
-from al_pipeline.features.vectors import Vectors, guide_vectors, open_vectors, vectors_for
+from al_pipeline.features.vectors import Vectors, guide_vectors, open_vectors
 from al_pipeline.files import write_json
 from al_pipeline.models.linear import Head
-from al_pipeline.models.loading import load_model
+from al_pipeline.models.loading import load_model, vectors_for
 from al_pipeline.models.text_model import Classifier, TextModel
 from al_pipeline.params import Select, load_overrides, load_params
 from al_pipeline.progress import teller
@@ -34,7 +34,7 @@ def main(layout: Layout) -> None:
     labeled = read_labeled(layout.labeled)
     closed = {row.item_id for row in labeled}
     closed |= {row.item_id for row in read_unresolved(layout.unresolved) if row.kind == "ignored"}
-    vectors = open_vectors(layout, params.features)
+    vectors = open_vectors(layout.encoder, layout.features, params.features)
     model = load_model(layout.model, layout.encoder)
     chosen = load_overrides(layout.overrides)
     select = chosen.applied_to(params.select)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from al_pipeline.active_learning.strategies import Asking, Shortlist, VectorsOf, next_batch
 from al_pipeline.data.outputs import read_labeled, read_scores, read_unresolved, write_queries
 from al_pipeline.data.pool import OpenIds, fetch, hashes_of
-from al_pipeline.features.vectors import Vectors, open_vectors, vectors_for
+from al_pipeline.features.vectors import Vectors, open_vectors
 from al_pipeline.files import read_json, write_json
-from al_pipeline.models.loading import load_model
+from al_pipeline.models.loading import load_model, vectors_for
 from al_pipeline.params import load_overrides, load_params
 from al_pipeline.records import Query
 from al_pipeline.stages import stage
@@ -36,7 +36,7 @@ def main(layout: Layout) -> None:
     ignored = {row.item_id for row in unresolved if row.kind == "ignored"}
     closed = labeled.keys() | (ignored - set(chosen.ask)) | set(chosen.kept)
     room = max(0, select.batch_size - len(chosen.kept))
-    vectors = open_vectors(layout, params.features)
+    vectors = open_vectors(layout.encoder, layout.features, params.features)
     queries, choice = next_batch(
         Asking(params.seed, chosen.size or params.round.seed_size, **select.model_dump() | {"batch_size": room}),
         chosen.round,

@@ -43,7 +43,7 @@ def main(layout: Layout) -> None:
             told=teller(layout.progress, "fine-tuning"),
         ).save(layout.model)
         return
-    vectors = open_vectors(layout, params.features)
+    vectors = open_vectors(layout.encoder, layout.features, params.features)
 
     def corpus() -> Iterator[str]:
         for batch in iter_items([layout.pool]):

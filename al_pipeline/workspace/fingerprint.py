@@ -52,6 +52,7 @@ MODULES = (
     "params.py",
     "progress.py",
     "records.py",
+    "sanitize.py",
     "stages/__init__.py",
     "stages/evaluate.py",
     "stages/label.py",

@@ -327,7 +327,7 @@ class Dvc:
     def check_writable(self) -> str:
         """Write a small file to the default remote and remove it again; returns the remote's address."""
         script = (
-            "import uuid; from dvc.repo import Repo; from al_pipeline.repository.objects import FOLDERS_NEEDED; "
+            "import uuid; from dvc.repo import Repo; from al_pipeline.integrations.dvc.objects import FOLDERS_NEEDED; "
             "r = Repo(); o = r.cloud.get_remote(); p = o.fs.join(o.path, 'al-probe-' + uuid.uuid4().hex); "
             "o.fs.protocol not in FOLDERS_NEEDED or o.fs.makedirs(o.path, exist_ok=True); "
             "o.fs.pipe_file(p, b'al'); o.fs.rm_file(p); print(o.path)"
