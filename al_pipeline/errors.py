@@ -1,4 +1,4 @@
-"""Every error that a user can meet, as one tree. Each message says what is wrong and how to mend it.
+"""Every error that a user can meet, as one tree. Each message says what is wrong and how to fix it.
 
 AlError                     exit code 1
 ├── UsageError              2   what was typed, or a file that was given, is wrong
@@ -8,16 +8,16 @@ AlError                     exit code 1
 │   └── NotAWorkspace           the folder holds no workspace, or another kind of one
 ├── NothingToDo             3   asked for something that cannot be done now
 ├── Locked                  4   another tick works in this workspace
-├── WorldError              5   something outside did not answer, or said no; try again later
+├── ExternalServiceError              5   something outside did not answer, or said no; try again later
 │   ├── LabelStudioDown         no usable reply
 │   ├── LabelStudioRefused      it answered: not allowed, or not valid
 │   ├── ServerFailed            a server that we start ourselves did not start, or not soon enough
 │   ├── RepositoryError         git or DVC failed
 │   └── RemoteIncomplete        the DVC remote lacks objects of a round
-└── NeedsAHand              6   going on could destroy something: a person must look first
-    ├── ForeignEdit             somebody edited a file that the engine owns
+└── ManualActionRequired              6   going on could destroy something: a person must look first
+    ├── UnexpectedChange             somebody edited a file that the engine owns
     ├── UnsafeFolder            others could change what is believed in a folder
-    ├── ForeignProject          the Label Studio project is not the one we know
+    ├── WrongProject          the Label Studio project is not the one we know
     ├── CopiedWorkspace         the folder is, or may be, a copy of the one that writes
     ├── VanishedAnswers         more answers vanished than people plausibly deleted
     ├── SchemaInUse             a class that answers use was renamed or removed
@@ -30,7 +30,7 @@ from __future__ import annotations
 
 
 class AlError(Exception):
-    """Something that the person at the keyboard can mend; printed without a traceback."""
+    """Something that the person at the keyboard can fix; printed without a traceback."""
 
     exit_code = 1
 
@@ -69,69 +69,69 @@ class Locked(AlError):
     exit_code = 4
 
 
-class WorldError(AlError):
+class ExternalServiceError(AlError):
     """Something outside this process did not answer or said no."""
 
     exit_code = 5
 
 
-class LabelStudioDown(WorldError):
+class LabelStudioDown(ExternalServiceError):
     """Label Studio gave no usable reply: not running, too slow, or broken in the middle."""
 
 
-class LabelStudioRefused(WorldError):
+class LabelStudioRefused(ExternalServiceError):
     """Label Studio answered that the request is not allowed or not valid."""
 
 
-class ServerFailed(WorldError):
+class ServerFailed(ExternalServiceError):
     """A server that we install or start ourselves failed; the message names its log."""
 
 
-class RepositoryError(WorldError):
+class RepositoryError(ExternalServiceError):
     """A git or DVC command failed."""
 
 
-class RemoteIncomplete(WorldError):
+class RemoteIncomplete(ExternalServiceError):
     """The DVC remote lacks objects that a published round needs."""
 
 
-class NeedsAHand(AlError):
+class ManualActionRequired(AlError):
     """Going on could destroy something; a person must look first."""
 
     exit_code = 6
 
 
-class ForeignEdit(NeedsAHand):
+class UnexpectedChange(ManualActionRequired):
     """Somebody edited a file that the engine owns."""
 
 
-class UnsafeFolder(NeedsAHand):
+class UnsafeFolder(ManualActionRequired):
     """A folder whose content is believed belongs to somebody else, or others can write to it."""
 
 
-class ForeignProject(NeedsAHand):
+class WrongProject(ManualActionRequired):
     """The Label Studio project is not the one this workspace knows."""
 
 
-class CopiedWorkspace(NeedsAHand):
+class CopiedWorkspace(ManualActionRequired):
     """The folder is, or may be, a copy of the clone whose identity it brought along."""
 
 
-class VanishedAnswers(NeedsAHand):
+class VanishedAnswers(ManualActionRequired):
     """More answers vanished in one pull than people plausibly deleted."""
 
 
-class SchemaInUse(NeedsAHand):
+class SchemaInUse(ManualActionRequired):
     """A class that answers use was renamed or removed."""
 
 
-class EngineChanged(NeedsAHand):
+class EngineChanged(ManualActionRequired):
     """A stage was started under another engine than the one its build began with."""
 
 
-class StageFailed(NeedsAHand):
+class StageFailed(ManualActionRequired):
     """A DVC stage ended with an error; its log says why."""
 
 
-class NotReproduced(NeedsAHand):
+class NotReproduced(ManualActionRequired):
     """A published round, made again from its own data, came out different from what is recorded."""

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from al_pipeline.cron import check_cron, check_timezone
 from al_pipeline.errors import BadInput, BadParams, UsageError
@@ -278,8 +287,8 @@ class Overrides(_Section):
     """The round that the batch is for."""
     size: BatchSize | None = None
     strategy: StrategyName | None = None
-    rulings: list[int] = Field(default_factory=list)
-    """The numbers of the rulings that the close carried out."""
+    interventions: list[int] = Field(default_factory=list, validation_alias=AliasChoices("interventions", "rulings"))
+    """The numbers of the interventions that the close carried out."""
     ask: list[str] = Field(default_factory=list)
     """Items that people want in the batch (`al ask`), in the order of asking."""
     kept: list[str] = Field(default_factory=list)
@@ -369,7 +378,7 @@ def _explain(source: str, problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{source}: {key}: is missing"
     if problem["type"] == "extra_forbidden":
-        return f"{source}: {key}: no such key; remove it or mend its spelling"
+        return f"{source}: {key}: no such key; remove it or fix its spelling"
     got = _show(problem["input"])
     if isinstance(problem["input"], str) and problem["type"] == "float_type" and _is_number(problem["input"]):
         takes += " (YAML reads 5e-5 as text: write 5.0e-5, or 0.00005)"

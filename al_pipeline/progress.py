@@ -16,7 +16,7 @@ _STEPS = 200
 """How often a stage writes at most: nothing in it looks at a clock."""
 
 
-def teller(path: Path, what: str) -> Callable[[int, int], None]:
+def progress_reporter(path: Path, what: str) -> Callable[[int, int], None]:
     """A function that is told how much is done, of how much, and writes it to `path` whenever that is news."""
     last = -1
 

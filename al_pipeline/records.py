@@ -212,7 +212,7 @@ def moment(stamp: str) -> datetime:
 
 
 @dataclass(frozen=True, slots=True)
-class Intervention:
+class LabelIntervention:
     """What a person asks of the labels, as the ledger holds it.
 
     It lists no events. Which ones it speaks of is derived at each fold, from its place in the ledger and from the other
@@ -225,7 +225,7 @@ class Intervention:
     after: str | None = None
     """rollback: the id of the last event in the snapshot's ledger; None where it had none."""
     undoes: int | None = None
-    """undo: the number of the ruling that is taken back."""
+    """undo: the number of the intervention that is taken back."""
     selection: Selection | None = None
     """revoke, restore: which answers."""
 
@@ -238,12 +238,12 @@ class Intervention:
         return row
 
     @staticmethod
-    def from_row(row: Any) -> Intervention:
+    def from_row(row: Any) -> LabelIntervention:
         """The intervention that `to_row` wrote. Raises ValueError, TypeError or AttributeError on anything else."""
-        if unknown := sorted(set(row) - {field.name for field in fields(Intervention)}):
+        if unknown := sorted(set(row) - {field.name for field in fields(LabelIntervention)}):
             raise ValueError(f"unknown key {unknown[0]!r}")
         given = row.get("selection")
-        asked = Intervention(**{**row, "selection": None if given is None else Selection(**given)})
+        asked = LabelIntervention(**{**row, "selection": None if given is None else Selection(**given)})
         needed = {"rollback": "to", "undo": "undoes", "revoke": "selection", "restore": "selection"}
         if asked.kind not in needed or getattr(asked, needed[asked.kind]) is None:
             raise ValueError("it does not say what it asks for")
@@ -264,7 +264,7 @@ class Event:
     """One thing that we were told about an answer; never edited.
 
     `annotation_key` names the annotation that it speaks of (see `operations.pull.annotation_key`), or is
-    `import:<content hash>`; for `task_gone` the push key, for a quarantine or restore `ruling:<number>`.
+    `import:<content hash>`; for `task_gone` the push key, for a quarantine or restore `intervention:<number>`.
     A `supersede` without a label took the answer back by skipping. A `label` or `skip` whose `previous` is a `delete`
     came back after it had vanished.
     A quarantine or restore says in `intervention` what a person asked for. Those of earlier versions list the ids of
@@ -290,7 +290,7 @@ class Event:
     updated_at: str | None = None
     observed_at: str | None = None
     prelabel_shown: bool = False
-    intervention: Intervention | None = None
+    intervention: LabelIntervention | None = None
 
     def to_row(self) -> dict[str, Any]:
         """This event as a JSON object."""
@@ -306,7 +306,7 @@ class Event:
         if isinstance(label := row.get("label"), str):
             values["label"] = composed(label)
         if row.get("intervention") is not None:
-            values["intervention"] = Intervention.from_row(row["intervention"])
+            values["intervention"] = LabelIntervention.from_row(row["intervention"])
         return Event(**values)
 
 

@@ -101,7 +101,7 @@ def _go_back(workspace: Workspace, oracle: SimulatedOracle) -> dict[str, object]
     def ticked() -> float:
         begin = time.perf_counter()
         if not tick(open_workspace(root), lambda: oracle, say=_tell).published:
-            raise SystemExit("the ruling was not carried out, so there is nothing to measure")
+            raise SystemExit("the intervention was not carried out, so there is nothing to measure")
         return round(time.perf_counter() - begin, 3)
 
     back = partial(rollback, number=0, labels=True, model=True, params=False, reason=reason)

@@ -31,9 +31,9 @@ from al_pipeline.active_learning.clustering import seeds_of_products
 from al_pipeline.active_learning.strategies import (
     RANDOM_SLICE,
     Asking,
-    Best,
+    ScoreAccumulator,
     Shortlist,
-    Tally,
+    TopK,
     acquisition_of,
     next_batch,
     round_seed,
@@ -127,7 +127,7 @@ def select(strategy: str, pool: Features, ids: Sequence[str]) -> list[str]:
     """What the stages `score` and `select` do with features that are cached."""
     asking = Asking(1, BATCH, strategy, BATCH, 0.0, SHORTLIST)
     head = random_head()
-    tally = Tally(Best(SHORTLIST, BATCH, asking.seed, CLASSES), (0.0, 1.0), BINS, CLASSES)
+    tally = ScoreAccumulator(TopK(SHORTLIST, BATCH, asking.seed, CLASSES), (0.0, 1.0), BINS, CLASSES)
     for start in range(0, len(pool), PART):
         columns = head.columns(FeatureMatrix(np.asarray(pool[start : start + PART])))
         assert columns is not None and acquisition_of(strategy) == "margin"

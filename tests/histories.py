@@ -28,14 +28,14 @@ from reference_history import (
 
 from al_pipeline.annotation.aggregation import Folded, fold, standing_answers, times_asked, worth_asking
 from al_pipeline.data.ledger import append_inbox, append_part, last_part, read_events, read_refused, still_refused
-from al_pipeline.errors import NeedsAHand, VanishedAnswers
+from al_pipeline.errors import ManualActionRequired, VanishedAnswers
 from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations.close import carry_out
 from al_pipeline.operations.pull import pull
 from al_pipeline.operations.push import push, retire
 from al_pipeline.params import Schema
 from al_pipeline.records import PlannedTask, Selection, Task, push_key
-from al_pipeline.rounds.interventions import Kind, Ruling, abandoned, undoable
+from al_pipeline.rounds.interventions import Intervention, Kind, abandoned, undoable
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
 
@@ -143,7 +143,7 @@ class World:
         self.everybody = self.draw.choice([None, len(PEOPLE)])
         self.reference = Reference(self.everybody)
         self.plans: dict[str, PlannedTask] = {}
-        self.rulings: list[Ruling] = []
+        self.interventions: list[Intervention] = []
         self.published: dict[int, Published] = {}
         self.round = 0
         self.saved = self.oracle.backup()
@@ -180,10 +180,10 @@ class World:
     def pull(self) -> None:
         """Retire, push and pull, as a tick does; then both sides have been told."""
         rounds = {key: plan.round for key, plan in self.plans.items()}
-        retire(self.oracle, self.ref, self.round, abandoned(self.rulings), rounds=rounds)
+        retire(self.oracle, self.ref, self.round, abandoned(self.interventions), rounds=rounds)
         try:
             push(self.oracle, self.ref, self.tasks(), sleep=lambda _: None)
-        except NeedsAHand:  # two copies of a task are answered, and a person is to choose
+        except ManualActionRequired:  # two copies of a task are answered, and a person is to choose
             self.look_everywhere = True
         seen, born = self.seen()
         news, gone = self.reference.pull(seen, born)
@@ -220,9 +220,9 @@ class World:
                     seen.append(Seen(answer, self.plans[key].item_id, self.plans[key].round, label, one.updated_at))
         return seen, born
 
-    def close(self, made: list[Ruling]) -> None:
+    def close(self, made: list[Intervention]) -> None:
         """What `close` does to the ledger; killed after the append, it is done again from the start."""
-        self.rulings += made
+        self.interventions += made
         consumed: list[Path] = []
         for _ in range(self.draw.choice([1, 2])):
             consumed = append_inbox(self.layout.inbox_events, self.layout.events)
@@ -274,7 +274,7 @@ class World:
             if one.kind == "rollback":
                 assert isinstance(one.which, int)
                 goes |= set(range(one.which + 1, one.round + 1))
-        assert set(abandoned(self.rulings)) == goes
+        assert set(abandoned(self.interventions)) == goes
 
     # What people do --------------------------------------------------------------------------------------------------
 
@@ -356,16 +356,16 @@ class World:
         self.close([])
         self.pull()
 
-    def ruling(self, kind: Kind, **values: Any) -> Ruling:
-        number = len(self.rulings) + 1
-        return Ruling(number, kind, self.round, "ann", "2026-01-01T00:00:00+00:00", "", labels=True, **values)
+    def intervention(self, kind: Kind, **values: Any) -> Intervention:
+        number = len(self.interventions) + 1
+        return Intervention(number, kind, self.round, "ann", "2026-01-01T00:00:00+00:00", "", labels=True, **values)
 
     def roll_back(self) -> None:
         self.perhaps_pull()
         if not self.published:
             return
         to = self.draw.choice(sorted(self.published))
-        made = self.ruling("rollback", to=to, parts=self.published[to].part)
+        made = self.intervention("rollback", to=to, parts=self.published[to].part)
         self.reference.told.append(Intervened(made.number, "rollback", to, self.round))
         self.close([made])
         assert self.published[self.round - 1].folded == self.published[to].folded, "the snapshot's labels"
@@ -374,10 +374,10 @@ class World:
     def undo(self) -> None:
         self.perhaps_pull()
         standing = [e for e in in_force(self.reference.told) if isinstance(e, Intervened) and e.kind == "rollback"]
-        last = undoable(self.rulings)
+        last = undoable(self.interventions)
         assert (last.number if last else None) == (standing[-1].number if standing else None)
         if last is not None:
-            made = self.ruling("undo", undoes=last.number)
+            made = self.intervention("undo", undoes=last.number)
             self.reference.told.append(Intervened(made.number, "undo", last.number, self.round))
             self.close([made])
         self.perhaps_pull()
@@ -414,7 +414,7 @@ class World:
                 and (since is None or said.at >= since)
             )
 
-        made = self.ruling(kind, selection=Selection(who, number, item, since, label))
+        made = self.intervention(kind, selection=Selection(who, number, item, since, label))
         self.reference.told.append(Intervened(made.number, kind, named, self.round))
         self.close([made])
 

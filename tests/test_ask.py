@@ -16,27 +16,29 @@ from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations.ask import ask
 from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.tick import open_dvc, tick
-from al_pipeline.rounds.interventions import Ruling, asked_for, parse_ruling
+from al_pipeline.rounds.interventions import Intervention, asked_for, parse_intervention
 from al_pipeline.workspace.workspace import open_workspace
 
 
-def ruling(number: int, at_round: int, *items: str) -> Ruling:
-    return Ruling(number, "ask", at_round, "Ann", "2026-01-01T00:00:00+00:00", "", items=items)
+def intervention(number: int, at_round: int, *items: str) -> Intervention:
+    return Intervention(number, "ask", at_round, "Ann", "2026-01-01T00:00:00+00:00", "", items=items)
 
 
 def test_what_was_asked_for_waits_until_a_plan_holds_it() -> None:
-    rulings = [ruling(1, 2, "a", "b"), ruling(2, 3, "c", "a")]
-    assert asked_for(rulings, {}) == ["a", "b", "c"]
-    assert asked_for(rulings, {"a": 3, "b": 2, "c": 1}) == ["b", "c", "a"], "asked again after it was asked in round 3"
-    assert asked_for(rulings, {"a": 4, "b": 3, "c": 4}) == []
+    interventions = [intervention(1, 2, "a", "b"), intervention(2, 3, "c", "a")]
+    assert asked_for(interventions, {}) == ["a", "b", "c"]
+    assert asked_for(interventions, {"a": 3, "b": 2, "c": 1}) == ["b", "c", "a"], (
+        "asked again after it was asked in round 3"
+    )
+    assert asked_for(interventions, {"a": 4, "b": 3, "c": 4}) == []
 
 
-def test_the_ruling_comes_back_and_others_look_as_before() -> None:
-    assert parse_ruling(ruling(1, 2, "a", "b").to_row(), "x") == ruling(1, 2, "a", "b")
-    assert "items" not in Ruling(1, "pause", 2, "Ann", "2026-01-01T00:00:00+00:00", "").to_row()
+def test_the_intervention_comes_back_and_others_look_as_before() -> None:
+    assert parse_intervention(intervention(1, 2, "a", "b").to_row(), "x") == intervention(1, 2, "a", "b")
+    assert "items" not in Intervention(1, "pause", 2, "Ann", "2026-01-01T00:00:00+00:00", "").to_row()
     for items in ("a", [1], [None], {"a": 1}):
         with pytest.raises(BadInput, match="items are none"):
-            parse_ruling({**ruling(1, 2).to_row(), "items": items}, "x")
+            parse_intervention({**intervention(1, 2).to_row(), "items": items}, "x")
 
 
 def test_requested_items_come_first_and_are_no_part_of_the_random_slice() -> None:
@@ -68,7 +70,7 @@ def test_items_enter_the_next_batch_and_the_record_says_who_wanted_them(tmp_path
     pending = next(task.item_id for task in plan if task.part == "pool")
     wanted = sorted(set(read_ids([layout.pool]).ids()) - planned)[:2]
 
-    def put(*items: str) -> Ruling:
+    def put(*items: str) -> Intervention:
         with open_dvc(layout) as dvc:
             return ask(open_workspace(layout.root), dvc, items, "a customer complained")
 

@@ -151,7 +151,7 @@ def test_a_wrong_command_line_is_two(al: Al, arguments: list[str]) -> None:
 
 
 ERRORS = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, AlError)]
-CODES = {"UsageError": 2, "NothingToDo": 3, "Locked": 4, "WorldError": 5, "NeedsAHand": 6}
+CODES = {"UsageError": 2, "NothingToDo": 3, "Locked": 4, "ExternalServiceError": 5, "ManualActionRequired": 6}
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda cls: cls.__name__)
@@ -159,16 +159,16 @@ def test_every_error_is_one_message_and_its_familys_exit_code(
     al: Al, monkeypatch: pytest.MonkeyPatch, error: type[AlError]
 ) -> None:
     expected = next((CODES[cls.__name__] for cls in error.__mro__ if cls.__name__ in CODES), 1)
-    raising(monkeypatch, error("what is wrong; how to mend it"))
+    raising(monkeypatch, error("what is wrong; how to fix it"))
     said = al("status")
     assert (said.code, said.out) == (expected, "")
     start = "Nothing done" if error.__name__ == "NothingToDo" else "Error"
-    assert said.err == f"{start}: what is wrong; how to mend it\n", "no name of a class before the sentence"
+    assert said.err == f"{start}: what is wrong; how to fix it\n", "no name of a class before the sentence"
     machine = al("status", "--json")
     assert machine.code == expected
     assert one_object(machine.out) == {
         "error": error.__name__,
-        "message": "what is wrong; how to mend it",
+        "message": "what is wrong; how to fix it",
         "exit_code": expected,
     }
 

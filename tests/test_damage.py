@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 from harness import Killed, answer_all, play, small_workspace, tools_first, write_pool
 
-from al_pipeline.errors import AlError, ForeignEdit, RemoteIncomplete
+from al_pipeline.errors import AlError, RemoteIncomplete, UnexpectedChange
 from al_pipeline.integrations.dvc import digests as digests_module
 from al_pipeline.integrations.dvc.digests import Digests, digest, listing_bytes
 from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations import doctor
-from al_pipeline.operations.close import bring_sources, check_sources, close
+from al_pipeline.operations.close import check_sources, close, pull_missing_sources
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.predict import model_folder
-from al_pipeline.operations.remote import mend_remote
+from al_pipeline.operations.remote import repair_remote
 from al_pipeline.operations.reproduce import failure, reproduce
 from al_pipeline.operations.rule import rollback
 from al_pipeline.operations.tick import open_dvc, tick
@@ -223,16 +223,16 @@ def test_nothing_damaged_comes_out_of_the_remote(
                 rig.forget_data()
                 with pytest.raises(RemoteIncomplete) as told:
                     if kind in SOURCES:
-                        bring_sources(layout, dvc)
+                        pull_missing_sources(layout, dvc)
                     else:
                         dvc.pull(kind)
                 assert name in str(told.value) and objects[name] in str(told.value), name
-                assert "al remote mend" in str(told.value)
+                assert "al remote repair" in str(told.value)
                 here = rig.root / name
                 assert not here.exists() or digest(here) == objects[name], name
                 assert dvc.wrong_in_remote(kind)[0].name == name
         rig.forget_data()
-        bring_sources(layout, dvc)
+        pull_missing_sources(layout, dvc)
         check_sources(layout, dvc)
         dvc.pull("models/candidate")
 
@@ -280,7 +280,7 @@ def test_nothing_damaged_comes_out_of_the_cache(published: Any, tmp_path: Path, 
                 place = rig.root / kind
                 shutil.rmtree(place) if place.is_dir() else place.unlink()
                 if kind in SOURCES:
-                    bring_sources(layout, dvc)
+                    pull_missing_sources(layout, dvc)
                     check_sources(layout, dvc)
                 else:
                     dvc.pull(kind)
@@ -295,13 +295,13 @@ def test_damage_is_seen_through_every_kind_of_link(published: Any, tmp_path: Pat
         config.write(f"[cache]\n    type = {link},copy\n")
     layout = rig.workspace.layout
     with rig.dvc() as dvc:
-        bring_sources(layout, dvc)
+        pull_missing_sources(layout, dvc)
         check_sources(layout, dvc)
         part = next(layout.events.glob("part-*"))
         if link == "symlink":
             assert part.is_symlink()
         flip(part.resolve())
-        with pytest.raises(ForeignEdit, match="events/part-000001.jsonl") as told:
+        with pytest.raises(UnexpectedChange, match="events/part-000001.jsonl") as told:
             check_sources(layout, dvc)
         if link in ("hardlink", "symlink"):
             assert "damaged here, and so is its copy in DVC's cache" in str(told.value)
@@ -310,7 +310,7 @@ def test_damage_is_seen_through_every_kind_of_link(published: Any, tmp_path: Pat
         else:
             assert "changed by somebody else" in str(told.value) and "--force data/events" in str(told.value)
             shutil.rmtree(layout.events)
-        bring_sources(layout, dvc)
+        pull_missing_sources(layout, dvc)
         check_sources(layout, dvc)
 
 
@@ -319,10 +319,10 @@ def test_a_pull_that_was_killed_half_way_goes_on(published: Any, tmp_path: Path)
     rig = Rig(published[0], tmp_path)
     layout = rig.workspace.layout
     with rig.dvc() as dvc:
-        bring_sources(layout, dvc)
+        pull_missing_sources(layout, dvc)
         for folder in (layout.events, layout.pool):
             next(folder.iterdir()).unlink()
-        bring_sources(layout, dvc)
+        pull_missing_sources(layout, dvc)
         check_sources(layout, dvc)
 
 
@@ -366,10 +366,10 @@ def test_what_a_plain_dvc_pull_brought_in_damaged_builds_nothing(published: Any,
         shutil.copy2(tmp_path / "good", rig.path(oid))
         dvc.pull()
         flip(rig.path(oid))
-    assert mend_remote(origin.workspace).sent == 1
+    assert repair_remote(origin.workspace).sent == 1
     shutil.rmtree(rig.workspace.layout.events)
     with rig.dvc() as dvc:
-        bring_sources(rig.workspace.layout, dvc)
+        pull_missing_sources(rig.workspace.layout, dvc)
         check_sources(rig.workspace.layout, dvc)
     assert rig.path(oid).read_bytes() == kept
 
@@ -410,7 +410,7 @@ def test_going_back_predicting_and_proving_name_the_object(
     name = next(iter(objects))
     kept = rig.path(objects[name]).read_bytes()
     with rig.dvc() as dvc:
-        bring_sources(rig.workspace.layout, dvc)
+        pull_missing_sources(rig.workspace.layout, dvc)
         if use is _rollback:
             dvc.pull()
             if kind in SOURCES:
@@ -445,7 +445,7 @@ def test_a_published_round_costs_no_second_reading(published: Any, tmp_path: Pat
     with rig.dvc() as dvc:
         dvc.pull()
         dvc.push()
-        bring_sources(rig.workspace.layout, dvc)
+        pull_missing_sources(rig.workspace.layout, dvc)
         notes = rig.root / ".al/verified/files.json"
         before = notes.read_bytes()
         dvc.push()
@@ -474,7 +474,7 @@ def test_a_change_never_passes_for_something_new(
     rig = Rig(published[0], tmp_path)
     layout = rig.workspace.layout
     with rig.dvc() as dvc:
-        bring_sources(layout, dvc)
+        pull_missing_sources(layout, dvc)
         write_pool(tmp_path / "more.jsonl", 5, start=500)
         ingest(rig.workspace, [tmp_path / "more.jsonl"])
         with monkeypatch.context() as patch:
@@ -485,7 +485,7 @@ def test_a_change_never_passes_for_something_new(
         name, part = kind, sorted((rig.root / kind).iterdir())[0]
         before, records = part.read_bytes(), {path: path.read_bytes() for path in rig.root.glob("data/*.dvc")}
         damage(part)
-        with pytest.raises(ForeignEdit, match=f"closed: {name}/{part.name}") as told:
+        with pytest.raises(UnexpectedChange, match=f"closed: {name}/{part.name}") as told:
             close(layout, dvc, 2)
         assert {path: path.read_bytes() for path in records} == records
         command = str(told.value).split("`")[1].split()
@@ -506,7 +506,7 @@ def raise_killed(*_: Any) -> None:
 def ill(rig: Rig) -> dict[str, tuple[str, str, str]]:
     checks = ("data", "remote", "encoder")
     return {
-        found.check: (found.level, found.message, found.mend)
+        found.check: (found.level, found.message, found.fix)
         for found in doctor.examine(rig.workspace)
         if found.level != "ok" and found.check in checks
     }
@@ -525,9 +525,9 @@ def test_doctor_blames_the_side_that_is_wrong(published: Any, tmp_path: Path) ->
     kept = tmp_path / "kept"
     shutil.copy2(rig.path(pool[1]), kept)
     rig.path(pool[1]).unlink()
-    level, message, mend = ill(rig)["remote"]
+    level, message, fix = ill(rig)["remote"]
     assert level == "error" and pool[0] in message and "missing" in message
-    assert mend == "`al remote mend` sends it; run it in a clone that has the data"
+    assert fix == "`al remote repair` sends it; run it in a clone that has the data"
     shutil.copy2(kept, rig.path(pool[1]))
 
     with rig.dvc() as dvc:
@@ -536,17 +536,17 @@ def test_doctor_blames_the_side_that_is_wrong(published: Any, tmp_path: Path) ->
     shutil.rmtree(rig.root / ".dvc/cache")
     assert ill(rig) == {}, "the cache is not needed"
     flip(rig.path(pool[1]))
-    level, message, mend = ill(rig)["remote"]
-    assert "other bytes" in message and mend == "`al remote mend` sends it from this clone"
-    assert mend_remote(rig.workspace).sent == 1 and ill(rig) == {}
+    level, message, fix = ill(rig)["remote"]
+    assert "other bytes" in message and fix == "`al remote repair` sends it from this clone"
+    assert repair_remote(rig.workspace).sent == 1 and ill(rig) == {}
 
     rig.remote.rename(tmp_path / "away")
-    level, message, mend = ill(rig)["remote"]
-    assert level == "error" and "is not there" in message and "mount its disk" in mend
+    level, message, fix = ill(rig)["remote"]
+    assert level == "error" and "is not there" in message and "mount its disk" in fix
     assert not rig.remote.exists(), "looking makes nothing"
     rig.remote.mkdir()
-    level, message, mend = ill(rig)["remote"]
-    assert "holds nothing of what the last commit names" in message and "dvc remote modify" in mend
+    level, message, fix = ill(rig)["remote"]
+    assert "holds nothing of what the last commit names" in message and "dvc remote modify" in fix
     rig.remote.rmdir()
     rig.remote.write_text("a file")
     assert "cannot be written" in ill(rig)["remote"][1]

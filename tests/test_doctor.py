@@ -17,7 +17,7 @@ import pytest
 from harness import change_params, play, settle, small_workspace
 
 from al_pipeline.cli import app as cli
-from al_pipeline.errors import ForeignProject, LabelStudioDown
+from al_pipeline.errors import LabelStudioDown, WrongProject
 from al_pipeline.files import read_json, sha256_tree, write_json
 from al_pipeline.integrations.dvc.session import change_config
 from al_pipeline.integrations.git import Git
@@ -287,7 +287,7 @@ def wrong_clock(_: Workspace, patch: pytest.MonkeyPatch) -> None:
 
 def foreign_project(_: Workspace, patch: pytest.MonkeyPatch) -> None:
     def check(*_: object) -> None:
-        raise ForeignProject("project 1 belongs to another clone; `al adopt` takes it over")
+        raise WrongProject("project 1 belongs to another clone; `al adopt` takes it over")
 
     studio = Studio()
     patch.setattr(studio, "check", check)
@@ -364,8 +364,8 @@ def test_each_finding_is_provoked_once(
     assert check in found
     assert found[check].level == level
     assert says in found[check].message
-    mended = f"{found[check].message} {found[check].mend}"
-    assert found[check].mend or "`" in mended or ":" in mended, "it says what to do"
+    repaired = f"{found[check].message} {found[check].fix}"
+    assert found[check].fix or "`" in repaired or ":" in repaired, "it says what to do"
     others = {name for name, finding in found.items() if finding.level == "error"} - {check}
     assert not others or provoke in (no_schema_match, another_encoder), f"only this is ill, not {others}"
 
@@ -419,7 +419,7 @@ def test_the_exit_code_says_whether_a_person_is_needed(
         if more:
             found = json.loads(said)
             assert found["ok"] == (code == 0)
-            assert all(finding.keys() == {"check", "level", "message", "mend"} for finding in found["findings"])
+            assert all(finding.keys() == {"check", "level", "message", "fix"} for finding in found["findings"])
         else:
             assert ("✗" in said) == (code == 6) and "✓" in said
 
@@ -429,4 +429,4 @@ def test_a_workspace_without_a_commit_says_to_finish_it(tmp_path: Path) -> None:
     shutil.copy(Path(__file__).parents[1] / "params.yaml", tmp_path)
     write_json(tmp_path / "al-workspace.json", {"layout": 2, "workspace_id": "0" * 12})
     findings = {finding.check: finding for finding in examine(open_workspace(tmp_path))}
-    assert "run `al init` again" in findings["git"].mend
+    assert "run `al init` again" in findings["git"].fix

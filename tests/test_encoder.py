@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from al_pipeline.errors import BadInput, WorldError
+from al_pipeline.errors import BadInput, ExternalServiceError
 from al_pipeline.features import encoder as module
 from al_pipeline.features.encoder import (
     Encoder,
@@ -154,7 +154,7 @@ def test_no_hub_no_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(WorldError, match=r"hub gave none \(ConnectionError\).*works offline"):
+    with pytest.raises(ExternalServiceError, match=r"hub gave none \(ConnectionError\).*works offline"):
         install_encoder("somebody/some-encoder", tmp_path / "encoder")
 
 

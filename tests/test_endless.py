@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from harness import answer_all, copy_workspace, play
 
-from al_pipeline.errors import NeedsAHand, RepositoryError
+from al_pipeline.errors import ManualActionRequired, RepositoryError
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations import build, publish
@@ -38,14 +38,16 @@ def session(template: Any, tmp_path: Path) -> Iterator[_Session]:
 
 def test_a_step_on_equal_facts_is_stopped_and_the_sentence_says_what_they_are(session: _Session) -> None:
     session.begin(Step.PUSH, FACTS)
-    with pytest.raises(NeedsAHand, match="the step `push` was taken, and all is as it was before .*planned 1, tasks 8"):
+    with pytest.raises(
+        ManualActionRequired, match="the step `push` was taken, and all is as it was before .*planned 1, tasks 8"
+    ):
         session.begin(Step.PUSH, FACTS)
 
 
 @pytest.mark.parametrize("passed", [{"age_days": 0.5}, {"done": frozenset({Step.PUSH})}])
 def test_time_and_the_step_itself_are_no_new_facts(session: _Session, passed: dict[str, Any]) -> None:
     session.begin(Step.PUSH, FACTS)
-    with pytest.raises(NeedsAHand, match="`push`"):
+    with pytest.raises(ManualActionRequired, match="`push`"):
         session.begin(Step.PUSH, replace(FACTS, **passed))
 
 
@@ -80,7 +82,7 @@ def test_a_step_that_is_asked_for_again_is_taken_once_more(session: _Session) ->
     assert session.done == {Step.PUSH}
     session.begin(Step.SYNC, FACTS)
     for step in (Step.PUSH, Step.SYNC):
-        with pytest.raises(NeedsAHand):
+        with pytest.raises(ManualActionRequired):
             session.begin(step, FACTS)
 
 
@@ -88,7 +90,7 @@ def test_a_build_of_other_inputs_starts_over_and_one_of_the_same_does_not(sessio
     layout = session.layout
     layout.engine.write_text("{}\n")
     session.begin(Step.TRAIN, BUILDING)
-    with pytest.raises(NeedsAHand, match="`train`"):
+    with pytest.raises(ManualActionRequired, match="`train`"):
         session.begin(Step.TRAIN, BUILDING)
     before = build.build_key(layout)
     layout.params.write_text(layout.params.read_text() + "# edited\n")
@@ -148,7 +150,7 @@ def test_a_step_without_effect_ends_the_tick(
 
     with monkeypatch.context() as patch:
         breaks(patch)
-        with pytest.raises(NeedsAHand, match=f"the step `{step}` was taken, and all is as it was before"):
+        with pytest.raises(ManualActionRequired, match=f"the step `{step}` was taken, and all is as it was before"):
             tick(open_workspace(workspace.layout.root), lambda: oracle, run=note)
     assert taken.count(step) == 1
     assert play(open_workspace(workspace.layout.root), oracle, truth, 1).published == (1,)

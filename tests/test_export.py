@@ -21,7 +21,7 @@ from al_pipeline.data.outputs import from_csv_cell, read_labeled
 from al_pipeline.errors import BadInput, UsageError
 from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations.export import FORMATS, Row, _check_target, _format, export, write_rows
-from al_pipeline.records import Event, Intervention, Selection
+from al_pipeline.records import Event, LabelIntervention, Selection
 from al_pipeline.workspace.workspace import open_workspace
 
 ANN, BOB = "ann@example.org", "bob@example.org"
@@ -40,8 +40,8 @@ def test_the_annotators_are_those_whose_standing_answers_give_the_label() -> Non
     assert supporters(said, {"x": "ham"}) == {"x": (ANN, BOB)}
     edited = [*said, answer("1", BOB, "spam", "supersede")]
     assert supporters(edited, {"x": "ham"}) == {"x": (ANN,)}
-    asked = Intervention("revoke", selection=Selection(annotator=BOB))
-    revoked = replace(answer("ruling:1", "", "", "quarantine"), item_id="", label=None, intervention=asked)
+    asked = LabelIntervention("revoke", selection=Selection(annotator=BOB))
+    revoked = replace(answer("intervention:1", "", "", "quarantine"), item_id="", label=None, intervention=asked)
     assert supporters([*said, revoked], {"x": "ham"}) == {"x": (ANN,)}
 
 

@@ -161,7 +161,7 @@ def test_an_error_fails_the_run_and_tells_its_exit_code(
     assert run["state"]["type"] == "FAILED" and "rounds/0000/plan.jsonl" in run["state"]["message"]
     assert tasks == []
     told = json.loads(done.stdout)
-    assert (told["error"], told["exit_code"]) == ("ForeignEdit", 6)
+    assert (told["error"], told["exit_code"]) == ("UnexpectedChange", 6)
 
 
 FLAKY = """
@@ -224,8 +224,8 @@ def test_only_what_may_come_right_is_tried_again(
     assert told == {"state": "open", "calls": 2} and run["state"]["type"] == "COMPLETED"
     assert attempts(tasks, "connect") == [("COMPLETED", 2)]
 
-    run, tasks, told = flaky("ForeignProject", "connect")
-    assert told == {"error": "ForeignProject", "calls": 1} and run["state"]["type"] == "FAILED"
+    run, tasks, told = flaky("WrongProject", "connect")
+    assert told == {"error": "WrongProject", "calls": 1} and run["state"]["type"] == "FAILED"
     assert "this once" in run["state"]["message"]
     assert attempts(tasks, "connect") == [("FAILED", 1)]
 

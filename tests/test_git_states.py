@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from al_pipeline.errors import BadInput, ForeignEdit, NeedsAHand, RepositoryError
+from al_pipeline.errors import BadInput, ManualActionRequired, RepositoryError, UnexpectedChange
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations import doctor
 from al_pipeline.operations.checkout import (
@@ -171,9 +171,9 @@ def test_in_the_middle_of_a_persons_work_nothing_is_staged(
     write(root, PLAN, "changed by us\n")
     write(root, "rounds/0002/plan.jsonl", "new\n")
     before = raw(root, "status", "--porcelain"), raw(root, "ls-files", "--stage"), here.head()
-    with pytest.raises(NeedsAHand, match=says):
+    with pytest.raises(ManualActionRequired, match=says):
         check_ready(layout, here)
-    with pytest.raises(ForeignEdit, match=says):
+    with pytest.raises(UnexpectedChange, match=says):
         here.commit("Ours", layout.owned)
     assert (raw(root, "status", "--porcelain"), raw(root, "ls-files", "--stage"), here.head()) == before
 
@@ -182,7 +182,7 @@ def test_what_somebody_staged_of_ours_and_changed_again_is_not_lost(git: Git) ->
     write(git.root, PLAN, "staged\n")
     raw(git.root, "add", PLAN)
     write(git.root, PLAN, "and changed\n")
-    with pytest.raises(ForeignEdit, match=r"staged, and changed again since: rounds/0001/plan\.jsonl"):
+    with pytest.raises(UnexpectedChange, match=r"staged, and changed again since: rounds/0001/plan\.jsonl"):
         git.commit("Ours", Layout(git.root).owned)
     assert raw(git.root, "show", f":{PLAN}") == "staged"
 
@@ -218,7 +218,7 @@ def test_a_commit_that_fails_leaves_nothing_staged(git: Git, monkeypatch: pytest
 @pytest.mark.parametrize("order", [("--no-assume-unchanged", "--assume-unchanged"), ("", "--skip-worktree")])
 def test_files_that_git_is_told_not_to_look_at_are_named(git: Git, order: tuple[str, str]) -> None:
     raw(git.root, "update-index", order[1], PLAN)
-    with pytest.raises(NeedsAHand, match=rf"not to look at {PLAN}: `git sparse-checkout disable`"):
+    with pytest.raises(ManualActionRequired, match=rf"not to look at {PLAN}: `git sparse-checkout disable`"):
         check_ready(Layout(git.root), git)
 
 
@@ -322,11 +322,11 @@ def test_a_tag_at_another_commit_than_its_round_is_named(git: Git) -> None:
     (finding, _) = doctor._git_remote(git, git.tags())
     assert finding.level == "error"
     assert f"round was published by {git.brought('rounds/0011/round.json')[:12]}" in finding.message
-    assert "`git tag -d round-0011`" in finding.mend
+    assert "`git tag -d round-0011`" in finding.fix
 
 
 def test_a_round_that_no_commit_brought_is_said_so(git: Git) -> None:
-    with pytest.raises(NeedsAHand, match=r"no commit in the history of main brought rounds/0009/round\.json"):
+    with pytest.raises(ManualActionRequired, match=r"no commit in the history of main brought rounds/0009/round\.json"):
         git.brought("rounds/0009/round.json")
 
 
@@ -354,7 +354,7 @@ def test_a_tag_that_fell_out_of_history_is_named_and_the_way_back_works(
     check_ready(layout, git)
     raw(git.root, "tag", "round-and-about", "other")
     change(git)
-    with pytest.raises(NeedsAHand, match=f"round-0001 is not in the history of main: .*{says}"):
+    with pytest.raises(ManualActionRequired, match=f"round-0001 is not in the history of main: .*{says}"):
         check_ready(layout, git)
     raw(git.root, "merge", "-q", "--no-edit", *way)
     check_ready(layout, git)
@@ -363,7 +363,7 @@ def test_a_tag_that_fell_out_of_history_is_named_and_the_way_back_works(
 
 def test_a_tag_with_the_name_of_a_round_to_come_is_named() -> None:
     check_tags([0, 1], ["round-0000", "round-0001", "v1", "round-2", "rollback-0009-to-0005"])
-    with pytest.raises(NeedsAHand, match="the tag round-0002 .*`git tag -d round-0002`"):
+    with pytest.raises(ManualActionRequired, match="the tag round-0002 .*`git tag -d round-0002`"):
         check_tags([0, 1], ["round-0000", "round-0002"])
 
 
@@ -460,7 +460,7 @@ def test_a_clone_without_all_of_history_is_refused_and_the_command_mends_it(
         raw(bare, "config", name, "true")
     raw(tmp_path, "clone", "-q", *options, f"file://{bare}", "clone")
     clone = Git(tmp_path / "clone")
-    with pytest.raises(NeedsAHand, match=says) as refused:
+    with pytest.raises(ManualActionRequired, match=says) as refused:
         check_ready(Layout(clone.root), clone)
     command = next(word for word in str(refused.value).split("`") if word.startswith("git fetch"))
     subprocess.run(["sh", "-c", command], cwd=clone.root, check=False, timeout=60, capture_output=True)
@@ -552,7 +552,7 @@ def test_a_lost_commit_is_no_missing_commit(git: Git, how: str) -> None:
     for read in (git.head, git.commit_time, lambda: git.modes("HEAD"), lambda: git.brought(PLAN)):
         with pytest.raises(RepositoryError):
             read()
-    with pytest.raises((RepositoryError, NeedsAHand)):
+    with pytest.raises((RepositoryError, ManualActionRequired)):
         check_ready(Layout(git.root), git)
 
 
@@ -745,7 +745,7 @@ def test_what_the_user_ignores_is_committed_where_it_is_ours(
         write(root, ".git/info/exclude" if place == "exclude" else ".gitignore", f"{pattern}\n")
     ours = {
         "rounds/0002/plan.jsonl", "rounds/0001/round.json", "rounds/predictions.csv", "rounds/metrics.json",
-        "rounds/overrides.json", "rounds/rulings/000001.json", "dvc.lock", "data/pool.dvc", "models/encoder.dvc",
+        "rounds/overrides.json", "rounds/interventions/000001.json", "dvc.lock", "data/pool.dvc", "models/encoder.dvc",
     }  # fmt: skip
     for name in ours:
         write(root, name, f"{name}\n")
@@ -783,7 +783,7 @@ def test_a_line_behind_ours_that_hides_a_file_from_dvc_is_named(git: Git, patter
         check_not_ignored(layout, git)
         return
     line = len((git.root / place).read_text().splitlines())
-    with pytest.raises(NeedsAHand, match=re.escape(f"`{place}:{line}: {pattern}`")) as said:
+    with pytest.raises(ManualActionRequired, match=re.escape(f"`{place}:{line}: {pattern}`")) as said:
         check_not_ignored(layout, git)
     assert str(said.value).startswith("git ignores ")
     for name in git.ignored(layout.of_dvc):

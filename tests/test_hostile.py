@@ -30,7 +30,7 @@ from al_pipeline.cli import app as cli
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.outputs import csv_cell, from_csv_cell
 from al_pipeline.data.tables import read_table
-from al_pipeline.errors import BadInput, BadParams, ForeignEdit, NotAWorkspace, RepositoryError, UsageError
+from al_pipeline.errors import BadInput, BadParams, NotAWorkspace, RepositoryError, UnexpectedChange, UsageError
 from al_pipeline.files import read_json, sha256_tree, write_json
 from al_pipeline.integrations.dvc.worker import check_entry
 from al_pipeline.integrations.environment import recorded_engine
@@ -40,7 +40,7 @@ from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.rule import pause, resume
 from al_pipeline.operations.tick import open_dvc, tick
 from al_pipeline.params import parse_params
-from al_pipeline.rounds.interventions import read_ruling
+from al_pipeline.rounds.interventions import read_intervention
 from al_pipeline.rounds.manifests import parse_plan, parse_record
 from al_pipeline.sanitize import has_password, on_this_machine, printable, redact
 from al_pipeline.workspace import trust
@@ -196,13 +196,13 @@ def test_a_file_that_steers_dvc_elsewhere_needs_the_users_word(steered: Path, na
     check_dvc(steered)
     whole = (steered / name).read_bytes()
     (steered / name).write_bytes(text.encode())
-    with pytest.raises(ForeignEdit, match=f"{re.escape(name)} .*al trust") as told:
+    with pytest.raises(UnexpectedChange, match=f"{re.escape(name)} .*al trust") as told:
         check_dvc(steered)
     assert "hunter2" not in str(told.value) and "hunter2" not in "\n".join(trust.changes(steered, name))
     accept(steered)
     check_dvc(steered)
     (steered / name).write_bytes(text.encode() + b"\n# changed since\n")
-    with pytest.raises(ForeignEdit, match=re.escape(name)):
+    with pytest.raises(UnexpectedChange, match=re.escape(name)):
         check_dvc(steered)
     (steered / name).write_bytes(whole)
     check_dvc(steered)
@@ -220,7 +220,7 @@ def test_a_pointer_with_the_line_ends_of_windows_needs_nobodys_word(steered: Pat
     check_dvc(steered)
     for text in (POINTER.replace("\n", "\r"), POINTER.replace("path", "\r\n  path: x\r\n  path")):
         (steered / "data/events.dvc").write_bytes(text.encode())
-        with pytest.raises(ForeignEdit, match="data/events.dvc .*al trust"):
+        with pytest.raises(UnexpectedChange, match="data/events.dvc .*al trust"):
             check_dvc(steered)
 
 
@@ -235,7 +235,7 @@ def test_a_pointer_with_the_line_ends_of_windows_needs_nobodys_word(steered: Pat
     ],
 )  # fmt: skip
 def test_git_must_not_hold_what_leads_out_or_belongs_to_a_machine(name: str, mode: str) -> None:
-    with pytest.raises(ForeignEdit, match=re.escape(name)):
+    with pytest.raises(UnexpectedChange, match=re.escape(name)):
         check_tree({"params.yaml": "100644", name: mode}, Layout(Path("w")))
 
 
@@ -276,7 +276,7 @@ def test_any_value_in_a_plan_is_taken_or_refused_by_its_line(key: str, value: An
     row |= {} if drop else {key: value}
     try:
         (task,) = parse_plan(json.dumps(row) + "\n", 3)
-    except ForeignEdit as error:
+    except UnexpectedChange as error:
         assert "rounds/0003/plan.jsonl:1" in str(error) and "git log" in str(error)
         return
     assert task.round == 3 and task.item_id.isprintable() and task.first_round <= 3
@@ -300,10 +300,10 @@ def test_any_value_in_a_plan_is_taken_or_refused_by_its_line(key: str, value: An
     ],
 )
 def test_what_is_no_record_is_refused(text: str) -> None:
-    with pytest.raises(ForeignEdit, match="round.json is not as the engine writes it"):
+    with pytest.raises(UnexpectedChange, match="round.json is not as the engine writes it"):
         parse_record(text, "rounds/0000/round.json")
     if text:
-        with pytest.raises(ForeignEdit, match="plan.jsonl:1"):
+        with pytest.raises(UnexpectedChange, match="plan.jsonl:1"):
             parse_plan(text, 0)
 
 
@@ -324,12 +324,12 @@ RULING: dict[str, Any] = {
         {"by": ["ann"]}, {"reason": {}}, {"kind": "drop"}, {"number": True},
     ],
 )  # fmt: skip
-def test_a_ruling_names_rounds_and_commits_and_nothing_else(changes: dict[str, Any]) -> None:
+def test_a_intervention_names_rounds_and_commits_and_nothing_else(changes: dict[str, Any]) -> None:
     """What it serves becomes an argument of git's and the name of a folder."""
-    path = "rounds/rulings/000003.json"
-    assert read_ruling(json.dumps(RULING), path).serves == "round-0001"
+    path = "rounds/interventions/000003.json"
+    assert read_intervention(json.dumps(RULING), path).serves == "round-0001"
     with pytest.raises(BadInput, match=re.escape(path)):
-        read_ruling(json.dumps({**RULING, **changes}), path)
+        read_intervention(json.dumps({**RULING, **changes}), path)
 
 
 def test_no_revision_passes_for_an_option_of_gits(tmp_path: Path) -> None:
@@ -575,8 +575,8 @@ def test_a_link_in_git_leads_no_command_out(clone: Clone, tmp_path: Path, name: 
 FORGED = (
     "rounds/0000/round.json", "rounds/genesis.json", "rounds/0001/plan.jsonl", "rounds/0000/plan.jsonl",
     "rounds/overrides.json", "rounds/project.json", "rounds/histogram.json", "rounds/predictions.csv", "engine.json",
-    "al-workspace.json", "params.yaml", "rounds/metrics.json", "dvc.lock", "rounds/rulings/000001.json",
-    "rounds/rulings/000002.json",
+    "al-workspace.json", "params.yaml", "rounds/metrics.json", "dvc.lock", "rounds/interventions/000001.json",
+    "rounds/interventions/000002.json",
 )  # fmt: skip
 
 
@@ -637,8 +637,9 @@ def test_whatever_a_commit_holds_a_command_works_or_says_one_thing(clone: Clone,
     [
         ("round", 1), ("round", "0000"), ("parent", "--output=x"), ("hashes.labeled", "../../x"), ("hashes.model", ""),
         ("counts.labelled", -1), ("counts.events", 1e9), ("running", {"whole": {}}), ("control", 7),
-        ("next_batch", {"strategy": 1}), ("rulings", "x"), ("rulings", [{"kind": "pause"}]), ("closed_at", 1e300),
-        ("metrics.macro_f1.value", "0.9"), ("engine.packages", []), ("decision.verdict", "[bold]"), ("hashes", None),
+        ("next_batch", {"strategy": 1}), ("interventions", "x"), ("interventions", [{"kind": "pause"}]), ("closed_at",
+        1e300), ("metrics.macro_f1.value", "0.9"), ("engine.packages", []), ("decision.verdict", "[bold]"), ("hashes",
+        None),
     ],
 )  # fmt: skip
 def test_a_value_in_a_record_is_refused_by_its_name(published: Path, key: str, value: Any) -> None:
@@ -650,7 +651,7 @@ def test_a_value_in_a_record_is_refused_by_its_name(published: Path, key: str, v
     for step in way:
         inner = inner[step]
     inner[last] = value
-    with pytest.raises((ForeignEdit, BadInput), match=f"round.json.*({last}|ruling)"):
+    with pytest.raises((UnexpectedChange, BadInput), match=f"round.json.*({last}|intervention)"):
         parse_record(json.dumps(row), name)
 
 
@@ -676,7 +677,7 @@ def test_a_tick_in_a_forged_clone_leaves_it_as_it_was(clone: Clone) -> None:
         mark = ProjectMark(workspace.id, workspace.clone_id, known.project_uid)
         oracle.ensure_project(workspace.id, workspace.clone_id, workspace.params.schema_, 1, False, None)
         oracle.projects[known.project_id].description = str(mark)
-        with pytest.raises(ForeignEdit, match=says):
+        with pytest.raises(UnexpectedChange, match=says):
             tick(open_workspace(clone.root), lambda oracle=oracle: oracle)  # type: ignore[misc]
         assert git.head() == head and git.run("status", "--porcelain").stdout == "", path
         assert all(not project.tasks for project in oracle.projects.values())

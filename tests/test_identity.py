@@ -19,7 +19,14 @@ from conftest import require
 from harness import answer_all, copy_workspace, play, results, tools_first
 
 from al_pipeline.cli import app as cli
-from al_pipeline.errors import BadInput, CopiedWorkspace, ForeignProject, LabelStudioDown, NeedsAHand, NothingToDo
+from al_pipeline.errors import (
+    BadInput,
+    CopiedWorkspace,
+    LabelStudioDown,
+    ManualActionRequired,
+    NothingToDo,
+    WrongProject,
+)
 from al_pipeline.files import read_json, write_json
 from al_pipeline.integrations import processes as child
 from al_pipeline.integrations.git import Git
@@ -304,7 +311,7 @@ def test_a_copy_reads_and_does_not_write_until_it_is_adopted(
     assert mark is not None and mark.clone_id == second.clone_id != first.clone_id
     assert tick(second, lambda: oracle).published == (1,)
     assert results(second, 1) == results(undisturbed, 1)
-    with pytest.raises(ForeignProject, match="another clone.*`al adopt`"):
+    with pytest.raises(WrongProject, match="another clone.*`al adopt`"):
         tick(first, lambda: oracle)
     assert not connect.adopt(first).copy, "as any other clone"
 
@@ -380,7 +387,7 @@ def test_a_copy_before_the_first_round_becomes_a_clone_of_its_own(
     assert done == connect.Adopted(None, copy=True)
     oracle = SimulatedOracle()
     tick(workspace, lambda: oracle)
-    with pytest.raises(ForeignProject, match="another clone"):
+    with pytest.raises(WrongProject, match="another clone"):
         tick(open_workspace(second.layout.root), lambda: oracle)
 
 
@@ -402,7 +409,7 @@ def test_a_copy_that_is_behind_its_original_goes_on_where_that_one_is(
     answer_all(oracle, truth)
     tick(first, lambda: oracle)
     monkeypatch.setattr(connect, "connect", lambda *_: oracle)
-    with pytest.raises(NeedsAHand, match="ahead of this clone.*`git pull`, then `al adopt` again"):
+    with pytest.raises(ManualActionRequired, match="ahead of this clone.*`git pull`, then `al adopt` again"):
         connect.adopt(open_workspace(second))
     for command in (["git", "pull", "-q"], ["dvc", "pull", "-q"]):
         subprocess.run(command, cwd=second, env=tools_first(), check=True)

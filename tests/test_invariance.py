@@ -281,10 +281,10 @@ def test_doctor_tests_the_machine_and_names_the_cure(tmp_path: Path, monkeypatch
         disturb(self, lambda states: states + 0.01 * _places(states))
 
     monkeypatch.setattr(Encoder, "__init__", disturbed)
-    assert (found().level, found().mend) == ("error", "set `features.precision: float32` in params.yaml")
+    assert (found().level, found().fix) == ("error", "set `features.precision: float32` in params.yaml")
     assert "bfloat16 vector depends on what shares its batch (in reverse order, 16 tokens:" in found().message
     change_params(workspace, {"precision: bfloat16": "precision: float32"})
-    assert found().level == "error" and "another machine" in found().mend
+    assert found().level == "error" and "another machine" in found().fix
     card = read_json(workspace.layout.encoder / "source.json")
     write_json(workspace.layout.encoder / "source.json", {**card, "source": "another"})
     assert found().level == "warning"

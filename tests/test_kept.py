@@ -19,7 +19,7 @@ from harness import Killed, answer_all, change_params, copy_workspace, killing, 
 from al_pipeline.annotation.aggregation import fold, times_asked, worth_asking
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.outputs import read_labeled
-from al_pipeline.errors import ForeignEdit, NothingToDo
+from al_pipeline.errors import NothingToDo, UnexpectedChange
 from al_pipeline.files import read_json
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import ProjectRef, SimulatedOracle
@@ -32,7 +32,7 @@ from al_pipeline.operations.reproduce import reproduce
 from al_pipeline.operations.rule import amend, rollback, undo
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import Options, TickReport, call, open_dvc, tick
-from al_pipeline.records import Event, Intervention, PlannedTask, Selection, push_key
+from al_pipeline.records import Event, LabelIntervention, PlannedTask, Selection, push_key
 from al_pipeline.rounds.manifests import parse_plan
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 
@@ -327,8 +327,10 @@ def told(who: str, label: str | None, item: str = "a", at: int = 1, kind: str | 
 
 
 def revoked(number: int, **chosen: Any) -> Event:
-    asked = Intervention("revoke", selection=Selection(**chosen))
-    return Event(f"ruling {number}", "quarantine", "", "", "pool", 1, f"ruling:{number}", "admin", intervention=asked)
+    asked = LabelIntervention("revoke", selection=Selection(**chosen))
+    return Event(
+        f"intervention {number}", "quarantine", "", "", "pool", 1, f"ruling:{number}", "admin", intervention=asked
+    )
 
 
 @pytest.mark.parametrize(
@@ -377,5 +379,5 @@ def test_a_plan_names_its_own_round_or_an_earlier_one(name: str) -> None:
     if name == "0002":
         assert parse_plan(row, 3)[0].first_round == 2
     else:
-        with pytest.raises(ForeignEdit, match="push_key must be those of round 3"):
+        with pytest.raises(UnexpectedChange, match="push_key must be those of round 3"):
             parse_plan(row, 3)

@@ -25,7 +25,7 @@ from fault_proxy import FaultProxy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from al_pipeline.errors import BadParams, ForeignProject, LabelStudioDown, LabelStudioRefused, WorldError
+from al_pipeline.errors import BadParams, ExternalServiceError, LabelStudioDown, LabelStudioRefused, WrongProject
 from al_pipeline.integrations.label_studio.client import LabelStudioOracle, asked_to_wait, label_config
 from al_pipeline.integrations.oracle import Oracle, ProjectMark, ProjectRef, data_key
 from al_pipeline.params import Schema
@@ -129,7 +129,7 @@ def calls(oracle: Oracle) -> dict[str, Callable[[], Any]]:
 
 
 NAMES = list(calls(None))  # type: ignore[arg-type]
-REPLIES: dict[str, tuple[int, bytes, type[WorldError]]] = {
+REPLIES: dict[str, tuple[int, bytes, type[ExternalServiceError]]] = {
     "unauthorized": (401, b'{"detail": "%s"}', LabelStudioRefused),
     "forbidden": (403, b'{"detail": "%s"}', LabelStudioRefused),
     "invalid": (400, b'{"detail": "%s"}', LabelStudioRefused),
@@ -190,13 +190,16 @@ def test_an_address_at_which_something_else_answers_is_named_so(case: str) -> No
     status, body, headers, says = ELSEWHERE[case]
     kind = "application/json" if body.startswith(b"{") else "text/html"
     reply = partial(httpx.Response, status, content=body, headers={"Content-Type": kind, **headers})
-    with oracle_over(lambda _: reply()) as oracle, pytest.raises(WorldError) as caught:
+    with oracle_over(lambda _: reply()) as oracle, pytest.raises(ExternalServiceError) as caught:
         oracle.about()
     assert says in str(caught.value) and "\n" not in str(caught.value)
     assert not type(caught.value).__name__.startswith("_") and SECRET not in str(caught.value)
-    with oracle_over(lambda _: reply()) as oracle, pytest.raises(WorldError):  # no ForeignProject: who knows of it?
+    with (
+        oracle_over(lambda _: reply()) as oracle,
+        pytest.raises(ExternalServiceError),
+    ):  # no WrongProject: who knows of it?
         oracle.check(REF, "w")
-    with oracle_over(lambda _: reply()) as oracle, pytest.raises(WorldError):
+    with oracle_over(lambda _: reply()) as oracle, pytest.raises(ExternalServiceError):
         oracle.ensure_project("w", "c", SCHEMA, 1, False, None)
 
 
@@ -229,7 +232,10 @@ def listening(answer: bytes | None) -> Iterator[int]:
 
 
 def why_not(url: str, timeout: float = 5.0) -> str:
-    with LabelStudioOracle(url, TOKEN, timeout, sleep=lambda _: None) as oracle, pytest.raises(WorldError) as caught:
+    with (
+        LabelStudioOracle(url, TOKEN, timeout, sleep=lambda _: None) as oracle,
+        pytest.raises(ExternalServiceError) as caught,
+    ):
         oracle.about()
     assert "\n" not in str(caught.value) and TOKEN not in str(caught.value)
     return str(caught.value)
@@ -448,7 +454,7 @@ def test_a_reply_of_any_shape_is_read_or_refused(value: Any) -> None:
         for name in ("task_states", "answered_by_key", "answered", "check", "ensure_project"):
             try:
                 calls(ODD_SERVER)[name]()
-            except (WorldError, ForeignProject):
+            except (ExternalServiceError, WrongProject):
                 continue
         ANY_SHAPE.pop()
 

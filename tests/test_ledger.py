@@ -23,7 +23,7 @@ from al_pipeline.data.ledger import (
     still_refused,
 )
 from al_pipeline.errors import BadInput
-from al_pipeline.records import Event, Intervention, Selection, canonical
+from al_pipeline.records import Event, LabelIntervention, Selection, canonical
 
 
 def event(name: str, **changes: Any) -> Event:
@@ -207,15 +207,15 @@ def test_anything_that_json_can_hold_has_a_text_that_can_be_written(value: Any) 
 @pytest.mark.parametrize(
     "asked",
     [
-        Intervention("rollback", to=3, after="abc"),
-        Intervention("rollback", to=0),
-        Intervention("undo", undoes=7),
-        Intervention("revoke", selection=Selection("ann", 0, "a", "2026-03-01")),
-        Intervention("restore", selection=Selection(item="a")),
-        Intervention("revoke", selection=Selection(annotator="ann", label="caf\u00e9")),
+        LabelIntervention("rollback", to=3, after="abc"),
+        LabelIntervention("rollback", to=0),
+        LabelIntervention("undo", undoes=7),
+        LabelIntervention("revoke", selection=Selection("ann", 0, "a", "2026-03-01")),
+        LabelIntervention("restore", selection=Selection(item="a")),
+        LabelIntervention("revoke", selection=Selection(annotator="ann", label="caf\u00e9")),
     ],
 )
-def test_an_intervention_comes_back_as_it_was_written(tmp_path: Path, asked: Intervention) -> None:
+def test_an_intervention_comes_back_as_it_was_written(tmp_path: Path, asked: LabelIntervention) -> None:
     one = replace(event("a"), type="quarantine", intervention=asked)
     append_part(tmp_path, [one, event("b")])
     assert read_events(tmp_path) == [one, event("b")]

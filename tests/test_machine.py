@@ -19,7 +19,7 @@ from harness import Killed, small_workspace
 from test_cli import Al, one_object
 from test_cli import al as al
 
-from al_pipeline.errors import Locked, NeedsAHand, NothingToDo, UsageError
+from al_pipeline.errors import Locked, ManualActionRequired, NothingToDo, UsageError
 from al_pipeline.files import sha256_tree, write_json
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import SimulatedOracle
@@ -234,7 +234,7 @@ def test_clones_that_share_a_home_are_not_deleted_one_for_the_other(workspace: W
 @pytest.mark.parametrize("content", [b"", b"half a database", b"SQLite format 3\0" + b"\0" * 100])
 def test_a_database_that_cannot_be_read_may_hold_answers(workspace: Workspace, content: bytes) -> None:
     (workspace.home / "label-studio/data/label_studio.sqlite3").write_bytes(content)
-    with pytest.raises(NeedsAHand, match="cannot be read.*--force"):
+    with pytest.raises(ManualActionRequired, match="cannot be read.*--force"):
         destroy(left_of(workspace), False, False)
     assert (workspace.home / "credentials.json").exists()
     destroy(left_of(workspace), False, True)
@@ -302,6 +302,6 @@ def test_a_gone_workspace_s_answers_may_not_have_been_pulled(
     one = StoredAnswer("key", 1, "ann@example.org", datetime(2026, 1, 1, tzinfo=UTC))
     monkeypatch.setattr(machine, "stored_answers", lambda _: Stored((), (one,)))
     shutil.rmtree(workspace.layout.root)
-    with pytest.raises(NeedsAHand, match="may not have been pulled"):
+    with pytest.raises(ManualActionRequired, match="may not have been pulled"):
         destroy(left_of(workspace), False, False)
     destroy(left_of(workspace), False, True)

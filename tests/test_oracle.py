@@ -13,7 +13,7 @@ from annotating import ANN, BOB, SCHEMA, Rig, ServerRig, SimulatedRig, planned, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from al_pipeline.errors import BadInput, ForeignProject, LabelStudioDown
+from al_pipeline.errors import BadInput, LabelStudioDown, WrongProject
 from al_pipeline.integrations.label_studio.client import label_config
 from al_pipeline.integrations.oracle import (
     RESERVED,
@@ -97,7 +97,7 @@ def test_a_project_is_called_by_name_and_question_and_found_by_its_mark(rig: Rig
     end = f"({workspace_id[:6]})"
     assert title_of(rig, ref) == f"mails: Is <b>it</b> spam? 👩‍👩‍👧 [2J {end}"
     retitle(rig, ref, f"al {workspace_id}")  # as an earlier version called it
-    with pytest.raises(ForeignProject):
+    with pytest.raises(WrongProject):
         ensure(ref, "other", "clone-2")
     assert title_of(rig, ref) == f"al {workspace_id}", "a clone that may not write renames nothing"
     assert ensure(None, "mails") == ensure(ref, "mails") == ref
@@ -111,33 +111,33 @@ def test_a_project_is_called_by_name_and_question_and_found_by_its_mark(rig: Rig
 
 def test_a_missing_project_is_never_made_anew_where_we_know_one(rig: Rig, ref: ProjectRef, workspace_id: str) -> None:
     rig.delete_project(ref)
-    with pytest.raises(ForeignProject, match="deleted, or another server"):
+    with pytest.raises(WrongProject, match="deleted, or another server"):
         rig.oracle.ensure_project(workspace_id, "clone-1", SCHEMA, 1, False, ref)
-    with pytest.raises(ForeignProject, match="deleted, or another server"):
+    with pytest.raises(WrongProject, match="deleted, or another server"):
         rig.oracle.check(ref, workspace_id)
     for read in (rig.oracle.task_states(ref), rig.oracle.answered(ref, None), rig.oracle.answered_by_key(ref, ["a"])):
-        with pytest.raises(ForeignProject):
+        with pytest.raises(WrongProject):
             list(read)
 
 
 def test_a_project_of_another_workspace_is_refused(rig: Rig, ref: ProjectRef, workspace_id: str) -> None:
-    with pytest.raises(ForeignProject, match=workspace_id):
+    with pytest.raises(WrongProject, match=workspace_id):
         rig.oracle.check(ref, "another")
-    with pytest.raises(ForeignProject, match="not to workspace"):
+    with pytest.raises(WrongProject, match="not to workspace"):
         rig.oracle.check(ProjectRef(ref.project_id, "another-uid"), workspace_id)
-    with pytest.raises(ForeignProject):
+    with pytest.raises(WrongProject):
         rig.oracle.adopt(ref, "another", "clone-1")
 
 
 def test_a_second_clone_may_read_and_writes_once_it_has_adopted(rig: Rig, ref: ProjectRef, workspace_id: str) -> None:
     rig.oracle.check(ref, workspace_id)
-    with pytest.raises(ForeignProject, match="al adopt"):
+    with pytest.raises(WrongProject, match="al adopt"):
         rig.oracle.check(ref, workspace_id, "clone-2")
-    with pytest.raises(ForeignProject, match="al adopt"):
+    with pytest.raises(WrongProject, match="al adopt"):
         rig.oracle.ensure_project(workspace_id, "clone-2", SCHEMA, 1, False, ref)
     rig.oracle.adopt(ref, workspace_id, "clone-2")
     rig.oracle.check(ref, workspace_id, "clone-2")
-    with pytest.raises(ForeignProject, match="al adopt"):
+    with pytest.raises(WrongProject, match="al adopt"):
         rig.oracle.check(ref, workspace_id, "clone-1")
 
 
@@ -351,7 +351,7 @@ def test_two_projects_with_our_mark_are_told_apart_by_a_person() -> None:
     oracle = SimulatedOracle()
     ref = oracle.ensure_project("w", "c", SCHEMA, 1, False, None)
     oracle.projects[9] = oracle.projects[ref.project_id]
-    with pytest.raises(ForeignProject, match="projects 1, 9"):
+    with pytest.raises(WrongProject, match="projects 1, 9"):
         oracle.ensure_project("w", "c", SCHEMA, 1, False, None)
     assert oracle.ensure_project("w", "c", SCHEMA, 1, False, ref) == ref
 

@@ -230,9 +230,7 @@ def test_a_missing_key_is_named(key: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("section", ["", *SECTIONS])
 def test_an_unknown_key_is_named(section: str) -> None:
     key = (section, "colour") if section else ("colour",)
-    assert (
-        refusal(changed(key, "green")) == f"params.yaml: {'.'.join(key)}: no such key; remove it or mend its spelling"
-    )
+    assert refusal(changed(key, "green")) == f"params.yaml: {'.'.join(key)}: no such key; remove it or fix its spelling"
 
 
 @pytest.mark.parametrize("key", KEYS, ids=".".join)

@@ -18,9 +18,9 @@ from al_pipeline.files import write_json
 from al_pipeline.operations.publish import plan_tasks
 from al_pipeline.records import (
     Event,
-    Intervention,
     Item,
     LabeledItem,
+    LabelIntervention,
     PlannedTask,
     Query,
     Selection,
@@ -117,8 +117,8 @@ def plan_of(folder: Path, found: Situation, *, committed: bool = False) -> tuple
     parts = [(item, "test" if item in TEST else "pool") for item in sorted(found.ignored)]
     write_unresolved(layout.unresolved, [Unresolved(item, part, "ignored", "", 1) for item, part in parts])  # type: ignore[arg-type]
     events = [_answer(item) for item in sorted(found.void)]
-    revoked = Intervention("revoke", selection=Selection(round=1))
-    events.append(Event("r", "quarantine", "", "", "pool", 2, "ruling:1", "admin", intervention=revoked))
+    revoked = LabelIntervention("revoke", selection=Selection(round=1))
+    events.append(Event("r", "quarantine", "", "", "pool", 2, "intervention:1", "admin", intervention=revoked))
     append_part(layout.events, events)
     stays = [item for item in found.open_ if item in found.kept]
     write_json(

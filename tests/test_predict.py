@@ -22,7 +22,7 @@ from harness import play, small_workspace
 
 from al_pipeline.cli import app as cli
 from al_pipeline.data.pool import fetch, read_ids
-from al_pipeline.errors import BadInput, ForeignEdit, NothingToDo, RepositoryError
+from al_pipeline.errors import BadInput, NothingToDo, RepositoryError, UnexpectedChange
 from al_pipeline.files import read_json, sha256_tree
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import SimulatedOracle
@@ -137,7 +137,7 @@ def test_a_guess_is_made_by_the_published_model_alone(workspace: Workspace) -> N
     card.unlink()
     card.write_bytes(whole + b" ")
     try:
-        with pytest.raises(ForeignEdit, match="not the model of the last record"):
+        with pytest.raises(UnexpectedChange, match="not the model of the last record"):
             guess(workspace, items)
     finally:
         card.write_bytes(whole)

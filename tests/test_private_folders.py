@@ -1,4 +1,4 @@
-"""What `al` and its libraries believe lies in folders that nobody else can write to, or is refused."""
+"""What `al` and its libraries trust lies in folders that nobody else can write to, or is refused."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_no_command_reads_a_pickle_that_another_user_planted(tmp_path: Path, sha
         assert "Traceback" not in done.stderr
         assert not marker.exists(), words
         if words == [ticked]:
-            assert "site_cache_dir" in local.read_text(encoding="utf-8"), "the tick mended it"
+            assert "site_cache_dir" in local.read_text(encoding="utf-8"), "the tick repaired it"
             local.unlink()
         if words == ["upgrade"]:
             assert "site_cache_dir" in local.read_text(encoding="utf-8"), "and so does an upgrade"

@@ -8,13 +8,13 @@ import pytest
 
 from al_pipeline import progress
 from al_pipeline.files import read_json
-from al_pipeline.progress import shown, teller
+from al_pipeline.progress import progress_reporter, shown
 
 
 def test_a_stage_writes_when_there_is_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
     monkeypatch.setattr(progress, "write_json", lambda path, value: written.append(value["done"]))
-    tell = teller(tmp_path / "progress.json", "training")
+    tell = progress_reporter(tmp_path / "progress.json", "training")
     for done in range(100_001):
         tell(done, 100_000)
     assert len(written) == 201
@@ -29,7 +29,7 @@ def test_the_bar_says_what_is_done_of_how_much(
     path = tmp_path / "progress.json"
     with shown(path, show=True):
         path.write_text("torn", encoding="utf-8")
-        teller(path, "fine-tuning")(30, 40)
+        progress_reporter(path, "fine-tuning")(30, 40)
     assert not path.exists()
     said = capfd.readouterr().err
     assert "fine-tuning" in said and "30/40" in said
@@ -48,6 +48,6 @@ def test_without_a_terminal_nothing_is_shown_and_an_old_state_is_forgotten(
     path.write_text("{}", encoding="utf-8")
     with shown(path, show=False):
         assert not path.exists()
-        teller(path, "fine-tuning")(1, 2)
+        progress_reporter(path, "fine-tuning")(1, 2)
     assert read_json(path) == {"what": "fine-tuning", "done": 1, "total": 2}
     assert capfd.readouterr().err == ""

@@ -23,7 +23,7 @@ from al_pipeline.errors import BadInput, LabelStudioDown, LabelStudioRefused, Va
 from al_pipeline.files import read_json, write_json
 from al_pipeline.integrations.oracle import ProjectRef, SimulatedOracle, choice_result, raw_result
 from al_pipeline.operations import pull as pulling
-from al_pipeline.operations.pull import Answer, PullReport, believe, pull
+from al_pipeline.operations.pull import Answer, PullReport, parse_annotation, pull
 from al_pipeline.operations.push import MAX_REQUEST_BYTES, PushReport, push, retire
 from al_pipeline.params import Schema
 from al_pipeline.records import Event, Task
@@ -884,7 +884,7 @@ def is_clear(raw: Any) -> bool:
 @settings(max_examples=400, derandomize=True, deadline=None)
 @given(results)
 def test_only_a_clear_answer_is_believed(raw: Any) -> None:
-    believed = isinstance(believe(raw_result(raw), False, SCHEMA), Answer)
+    believed = isinstance(parse_annotation(raw_result(raw), False, SCHEMA), Answer)
     assert believed == is_clear(raw)
 
 
@@ -911,14 +911,14 @@ def test_no_result_raises_and_only_a_clear_answer_is_believed(
 @given(st.sampled_from(["ham", "spam", "a b", "ünï"]), st.sampled_from(["manual", "prediction", "prediction-changed"]))
 def test_every_class_of_the_schema_is_believed(label: str, origin: str) -> None:
     schema = Schema(version=1, question="?", labels=["ham", "spam", "a b", "ünï"], fields=["text"])
-    assert believe(result(value={"choices": [label]}, origin=origin), False, schema) == Answer(label, origin)
+    assert parse_annotation(result(value={"choices": [label]}, origin=origin), False, schema) == Answer(label, origin)
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_an_answer_is_compared_in_one_form_of_unicode(form):
     schema = SCHEMA.model_copy(update={"labels": ["Café", "other"]})
     label = unicodedata.normalize(form, "Café")
-    assert believe(result(value={"choices": [label]}), False, schema) == Answer("Café", None)
+    assert parse_annotation(result(value={"choices": [label]}), False, schema) == Answer("Café", None)
 
 
 acts = st.lists(
@@ -958,7 +958,7 @@ def test_after_a_pull_the_labels_are_what_label_studio_holds(
     expected = {}
     for task in twin(campaign).projects[1].tasks.values():
         for annotation in task.annotations.values():
-            answer = believe(annotation.result, annotation.was_cancelled, SCHEMA)
+            answer = parse_annotation(annotation.result, annotation.was_cancelled, SCHEMA)
             if isinstance(answer, Answer) and answer.label is not None:
                 expected[task.data["item_id"]] = answer.label
     assert campaign.labels() == expected

@@ -99,7 +99,7 @@ NEEDS_THE_REMOTE: list[Callable[[Dvc], object]] = [
     Dvc.verify_remote,
     Dvc.check_writable,
     Dvc.absent_folder,
-    lambda dvc: dvc.mend_remote(["HEAD"]),
+    lambda dvc: dvc.repair_remote(["HEAD"]),
     lambda dvc: dvc.get("source", "HEAD", dvc.root / "got"),
 ]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from al_pipeline.errors import ForeignEdit, RemoteIncomplete, RepositoryError, StageFailed
+from al_pipeline.errors import RemoteIncomplete, RepositoryError, StageFailed, UnexpectedChange
 from al_pipeline.files import read_json, write_json
 from al_pipeline.integrations import git as git_module
 from al_pipeline.integrations.dvc import session as dvc_module
@@ -101,7 +101,7 @@ def test_nothing_that_exists_is_an_error(git: Git) -> None:
 def test_a_detached_head_is_refused_before_anything_is_staged(git: Git) -> None:
     raw(git.root, "checkout", "--quiet", "--detach")
     change(git)
-    with pytest.raises(ForeignEdit, match="HEAD is detached: `git switch main`"):
+    with pytest.raises(UnexpectedChange, match="HEAD is detached: `git switch main`"):
         git.commit("Lost", [git.root / "mine"])
     assert raw(git.root, "diff", "--cached", "--name-only") == ""
     assert git.branch() is None
@@ -129,7 +129,7 @@ def test_a_tag_is_made_once_and_never_moved(git: Git) -> None:
     assert git.tags() == {"round-0001": first}
     assert raw(git.root, "cat-file", "-t", "round-0001") == "tag"
     second = git.commit("Next", [change(git)])
-    with pytest.raises(ForeignEdit, match=f"round-0001 names {str(first)[:12]}, not .*{second[:12]}"):
+    with pytest.raises(UnexpectedChange, match=f"round-0001 names {str(first)[:12]}, not .*{second[:12]}"):
         git.tag("round-0001", "Another")
     git.tag("round-0002", "Two", str(first))
     assert git.tags() == {"round-0001": first, "round-0002": first}

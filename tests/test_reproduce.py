@@ -272,7 +272,7 @@ def test_rounds_before_and_after_a_rollback_come_out_again(tmp_path: Path) -> No
     with open_dvc(workspace.layout) as dvc:
         rollback(open_workspace(workspace.layout.root), dvc, 0, reason="bad", labels=True, model=True, params=False)
     assert tick(open_workspace(workspace.layout.root), lambda: oracle).published == (2,)
-    assert read_json(workspace.layout.record(2))["rulings"]
+    assert read_json(workspace.layout.record(2))["interventions"]
     made = list(reproduce(open_workspace(workspace.layout.root), None))
     assert [(one.round, one.difference, len(one.outputs)) for one in made] == [
         (n, None, len(OUTPUTS) + 1) for n in range(3)

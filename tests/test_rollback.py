@@ -22,13 +22,13 @@ from al_pipeline.data import outputs as results
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.outputs import read_labeled
 from al_pipeline.errors import (
-    ForeignEdit,
-    ForeignProject,
     LabelStudioDown,
-    NeedsAHand,
+    ManualActionRequired,
     NothingToDo,
     RemoteIncomplete,
+    UnexpectedChange,
     UsageError,
+    WrongProject,
 )
 from al_pipeline.files import read_json, write_json
 from al_pipeline.integrations.git import Git
@@ -113,16 +113,16 @@ def test_back_to_a_snapshot_and_on(played: Any, tmp_path: Path) -> None:
     change = rig.back(1)
     assert {(number, who) for number, who, _ in change.leaving} == {(2, BAD), (3, BAD)}
     assert change.labels == (27, 18) and change.changed == 9
-    assert rig.history().planned == 3, "a ruling is made; the tick carries it out"
+    assert rig.history().planned == 3, "an intervention is made; the tick carries it out"
     rig.oracle.edit(answer, "spam")
     report = rig.tick()
     assert report.published == (3,) and report.round == 4
     assert rig.hashes(3) == rig.hashes(1), "labels, and so the model, of the snapshot, to the byte"
     assert rig.clean()
     record = read_json(rig.layout.record(3))
-    assert "rolled back to round-0001" in record["reason"] and record["rulings"][0]["kind"] == "rollback"
+    assert "rolled back to round-0001" in record["reason"] and record["interventions"][0]["kind"] == "rollback"
     assert record["decision"]["verdict"] == "held"
-    assert "rolled back" in rounds(rig.workspace)[-1]["rulings"][0]
+    assert "rolled back" in rounds(rig.workspace)[-1]["interventions"][0]
     assert rig.history().promoted == read_history(rig.layout, rig.git, "round-0001").promoted
 
     keys = {task.push_key for task in read_plan(rig.git, 4)}
@@ -187,9 +187,9 @@ def test_a_snapshot_of_other_rows_is_refused_before_anything_is_ruled(
     monkeypatch.setattr(results, "write_labeled", lambda path, rows: write_json(path, {}))
     monkeypatch.setattr(results, "read_labeled", lambda path: read_labeled(path)[1:])
     head = rig.git.head()
-    with pytest.raises(NeedsAHand, match="labeled"):
+    with pytest.raises(ManualActionRequired, match="labeled"):
         rig.back(1)
-    assert rig.git.head() == head and rig.history().rulings == ()
+    assert rig.git.head() == head and rig.history().interventions == ()
 
 
 def test_a_rehearsal_changes_nothing(played: Any, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_rehearsal_changes_nothing(played: Any, tmp_path: Path) -> None:
     assert change.to_json()["labelled_after"] == 10
     assert change.metrics == tuple(read_json(rig.layout.record(number))["metrics"] for number in (2, 0))
     rig.rule(amend, "revoke", Selection(round=1), "", dry_run=True)
-    assert rig.git.head() == head and rig.clean() and rig.history().rulings == ()
+    assert rig.git.head() == head and rig.clean() and rig.history().interventions == ()
 
 
 def test_the_command_shows_what_would_change_and_asks_nobody(
@@ -241,7 +241,7 @@ def test_what_would_not_reach_the_clone_where_ticks_run_is_not_ruled(
         monkeypatch.setattr(sys, "argv", ["al", "-C", str(rig.layout.root), *words])
         with pytest.raises(SystemExit) as stop:
             cli.main()
-        assert stop.value.code == ForeignProject.exit_code
+        assert stop.value.code == WrongProject.exit_code
     assert rig.git.head() == head and rig.clean()
     rig.oracle.projects.clear()
     connect.refuse_elsewhere(second)
@@ -272,7 +272,7 @@ def test_parameters_go_back_where_asked(played: Any, tmp_path: Path) -> None:
     rig = Rig(played, tmp_path)
     change_params(rig.workspace, {"annotators: []": "annotators: [ann@example.org]"})
     change_params(rig.workspace, {'    - "spam"\n': '    - "spam"\n    - "other"\n'})
-    with pytest.raises(ForeignEdit, match=r"params\.yaml is edited"):
+    with pytest.raises(UnexpectedChange, match=r"params\.yaml is edited"):
         rig.back(0, params=True)
     text = rig.layout.params.read_text()
     rig.git.commit("Three classes", [rig.layout.params])
@@ -294,7 +294,7 @@ def test_other_parameters_that_change_the_fold_stop_it(played: Any, tmp_path: Pa
     tick(rig.reopened(), lambda: rig.oracle, options=Options(close_now=True))
     change_params(rig.workspace, {"annotators: []": "annotators: [ann@example.org]"})
     head = rig.git.head()
-    with pytest.raises(NeedsAHand, match="`--params` takes them back too"):
+    with pytest.raises(ManualActionRequired, match="`--params` takes them back too"):
         rig.back(3)
     assert rig.git.head() == head
 
@@ -405,15 +405,17 @@ def test_killed_before_and_after_every_step(played: Any, tmp_path: Path) -> None
     assert len(keys) == len(set(keys))
 
 
-def test_a_ruling_whose_maker_was_killed_is_committed_and_an_edited_one_refused(played: Any, tmp_path: Path) -> None:
+def test_a_intervention_whose_maker_was_killed_is_committed_and_an_edited_one_refused(
+    played: Any, tmp_path: Path
+) -> None:
     rig = Rig(played, tmp_path)
     head = rig.git.head()
     rig.back(0, labels=False)
     rig.git.run("reset", "--soft", str(head))
-    rig.git.run("restore", "--staged", "rounds/rulings")
+    rig.git.run("restore", "--staged", "rounds/interventions")
     rig.tick()
-    assert len(rig.history().rulings) == 1 and rig.clean()
-    path = rig.layout.ruling(1)
+    assert len(rig.history().interventions) == 1 and rig.clean()
+    path = rig.layout.intervention(1)
     path.write_text(path.read_text().replace("bad labels", "no reason"))
-    with pytest.raises(ForeignEdit, match="rulings are never edited"):
+    with pytest.raises(UnexpectedChange, match="interventions are never edited"):
         rig.tick()

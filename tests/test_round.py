@@ -21,7 +21,7 @@ from harness import SMALL, change_params, small_workspace, write_pool
 from al_pipeline.data.ledger import read_events, read_refused
 from al_pipeline.data.outputs import read_labeled, read_unresolved
 from al_pipeline.data.pool import fetch, read_ids
-from al_pipeline.errors import ForeignProject, VanishedAnswers
+from al_pipeline.errors import VanishedAnswers, WrongProject
 from al_pipeline.files import read_json, sha256_tree
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.label_studio.client import LabelStudioOracle
@@ -343,12 +343,12 @@ def test_a_second_clone_only_reads_until_it_adopts(
     clone = open_workspace(tmp_path / "clone")
     with open_dvc(clone.layout) as dvc:
         dvc.pull()
-    with pytest.raises(ForeignProject, match="al adopt"):
+    with pytest.raises(WrongProject, match="al adopt"):
         ticked(clone)
     assert fingerprint(studio, workspace) == before
     al(clone.layout.root, "adopt")
     assert ticked(clone).state == "open"
-    with pytest.raises(ForeignProject, match="al adopt"):
+    with pytest.raises(WrongProject, match="al adopt"):
         ticked(workspace)
     al(workspace.layout.root, "adopt")
     assert ticked(workspace).state == "open"
@@ -387,7 +387,7 @@ def test_the_project_is_deleted(studio: LabelStudioServer, open_round: tuple[Wor
         head = Git(workspace.layout.root).head()
         rig.delete_project(project(workspace))
     told = al_json(workspace.layout.root, "round", code=6)
-    assert told["error"] == "ForeignProject"
+    assert told["error"] == "WrongProject"
     assert read_events(workspace.layout.events, workspace.layout.inbox_events) == known
     assert Git(workspace.layout.root).head() == head
 

@@ -21,12 +21,12 @@ from moto.server import ThreadedMotoServer
 from al_pipeline.errors import RemoteIncomplete, RepositoryError
 from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations import connect as connecting
-from al_pipeline.operations.close import bring_sources
+from al_pipeline.operations.close import pull_missing_sources
 from al_pipeline.operations.connect import adopt
 from al_pipeline.operations.doctor import examine
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
-from al_pipeline.operations.remote import mend_remote
+from al_pipeline.operations.remote import repair_remote
 from al_pipeline.operations.reproduce import reproduce
 from al_pipeline.operations.tick import open_dvc, tick
 from al_pipeline.workspace.workspace import Workspace, open_workspace
@@ -126,7 +126,7 @@ def key_of(digest: str) -> str:
 
 
 def of_remote(workspace: Workspace) -> list[tuple[str, str, str]]:
-    return [(one.level, one.message, one.mend) for one in examine(workspace) if one.check == "remote"]
+    return [(one.level, one.message, one.fix) for one in examine(workspace) if one.check == "remote"]
 
 
 def test_a_published_round_is_in_the_bucket_and_no_secret_in_git(published: Published) -> None:
@@ -163,10 +163,10 @@ def test_all_damage_is_seen_and_mended_by_a_clone_that_has_the_data(published: P
             _, (wrong,) = dvc.look_at_remote()
         assert what in wrong.why and wrong.have and wrong.at == f"s3://{BUCKET}/{damaged}"
         if damaged == key and what == "other bytes":
-            ((level, message, mend),) = of_remote(workspace)
-            assert level == "error" and what in message and "`al remote mend` sends it from this clone" in mend
-        mended = mend_remote(workspace)
-        assert mended.sent == 1 and not mended.wrong
+            ((level, message, fix),) = of_remote(workspace)
+            assert level == "error" and what in message and "`al remote repair` sends it from this clone" in fix
+        repaired = repair_remote(workspace)
+        assert repaired.sent == 1 and not repaired.wrong
         assert objects(s3) == before
 
 
@@ -177,7 +177,7 @@ def test_a_clone_without_data_takes_no_damaged_object(published: Published, tmp_
     for key in [key_of(digest), key_of(json.loads(objects(s3)[key_of(digest)])[0]["md5"])]:
         right = objects(s3)[key]
         damage(s3, key, right[:-1] + b"!")
-        with open_dvc(workspace.layout) as dvc, pytest.raises(RemoteIncomplete, match="al remote mend"):
+        with open_dvc(workspace.layout) as dvc, pytest.raises(RemoteIncomplete, match="al remote repair"):
             dvc.pull("data/pool.dvc")
         damage(s3, key, right)
     with open_dvc(workspace.layout) as dvc:
@@ -214,7 +214,7 @@ def test_a_remote_that_cannot_be_used_is_one_sentence_and_its_fault(
         for name, value in settings.items():
             words = [name, value] if value is not None else ["--unset", name]
             run(root, "dvc", "remote", "modify", "--local", "store", *words)
-        for action in (dvc.push, dvc.verify_remote, dvc.check_writable, lambda: bring_sources(layout, dvc)):
+        for action in (dvc.push, dvc.verify_remote, dvc.check_writable, lambda: pull_missing_sources(layout, dvc)):
             begin = time.monotonic()
             with pytest.raises(RepositoryError) as told:
                 action()
@@ -226,7 +226,7 @@ def test_a_remote_that_cannot_be_used_is_one_sentence_and_its_fault(
                 shutil.rmtree(layout.pool)
         assert [level for level, _, _ in of_remote(workspace)] == ["error"]
         local.write_bytes(right)
-        bring_sources(layout, dvc)
+        pull_missing_sources(layout, dvc)
         dvc.verify_remote()
     assert "al-nowhere" not in [one["Name"] for one in s3.list_buckets()["Buckets"]]
     s3.close()

@@ -266,11 +266,11 @@ def test_a_round_counts_its_own_refused_answers_and_none_as_answered(played: Any
     for number in (1, 2):
         first, second, *rest = rig.oracle.queue("ann@example.org")
         rig.oracle.answer(first, "ann@example.org", "nonsense")
-        mended = rig.oracle.answer(second, "ann@example.org", "nonsense")
+        repaired = rig.oracle.answer(second, "ann@example.org", "nonsense")
         for key in rest:
             rig.oracle.answer(key, "ann@example.org", rig.truth[key.rsplit(":", 1)[1]])
         rig.tick()
-        rig.oracle.edit(mended, "ham")
+        rig.oracle.edit(repaired, "ham")
         assert rig.tick(close_now=True).published == (number,)
         answers = read_json(rig.workspace.layout.record(number))["answers"]
         assert answers["refused"] == {"unknown label": 1}

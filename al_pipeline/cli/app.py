@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from al_pipeline.cli import streams
-from al_pipeline.errors import AlError, Locked, NothingToDo, UsageError, WorldError
+from al_pipeline.errors import AlError, ExternalServiceError, Locked, NothingToDo, UsageError
 from al_pipeline.sanitize import printable
 from al_pipeline.workspace.home import own_environment, restrict_umask
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from al_pipeline.operations.schedule import Standing
     from al_pipeline.operations.tick import Options, TickReport
     from al_pipeline.params import Params
-    from al_pipeline.rounds.interventions import Kind, Ruling
+    from al_pipeline.rounds.interventions import Intervention, Kind
     from al_pipeline.simulation.simulate import Simulation
     from al_pipeline.workspace.layout import Layout
     from al_pipeline.workspace.workspace import Workspace
@@ -160,7 +160,7 @@ def init(
 
 @app.command(rich_help_panel=_WORKSPACE)
 def doctor(as_json: Json = False) -> None:
-    """Check everything that a round needs, and say how to mend what is wrong. Changes nothing."""
+    """Check everything that a round needs, and say how to fix what is wrong. Changes nothing."""
     from al_pipeline.operations.doctor import examine
 
     findings = examine(_workspace())
@@ -171,8 +171,8 @@ def doctor(as_json: Json = False) -> None:
         marks = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "error": "[red]✗[/]"}
         for finding in findings:
             _say(f"{marks[finding.level]} [bold]{finding.check}[/]: {_safe(finding.message)}")
-            if finding.mend:
-                _say(f"    → {_safe(finding.mend)}")
+            if finding.fix:
+                _say(f"    → {_safe(finding.fix)}")
     if broken:
         raise typer.Exit(6)
 
@@ -372,7 +372,7 @@ def rounds(as_json: Json = False) -> None:
                 str(row["round"]),
                 f"{row['labelled']:,}",
                 *(figure(row, n) for n in ("macro_f1", "accuracy", "average_precision")),
-                "; ".join([row["verdict"], *row["rulings"]]),
+                "; ".join([row["verdict"], *row["interventions"]]),
             ]
             for row in found
         ],
@@ -1010,26 +1010,27 @@ def _size(count: int) -> str:
     return f"{count / 2**30:,.1f} GB" if count >= 2**30 else f"{count / 2**20:,.1f} MB"
 
 
-@remote_app.command("mend")
-def remote_mend(as_json: Json = False) -> None:
+@remote_app.command("repair")
+def remote_repair(as_json: Json = False) -> None:
     """Send the DVC remote what it lacks, or holds other bytes of, of the last commit and of every published round.
 
     Each object is proved by its digest before it is sent, and read back. Run it in a clone that has the data.
     """
     from al_pipeline.errors import RemoteIncomplete
     from al_pipeline.integrations.dvc.session import told
-    from al_pipeline.operations.remote import mend_remote
+    from al_pipeline.operations.remote import repair_remote
 
-    mended = mend_remote(_workspace())
+    repaired = repair_remote(_workspace())
     if as_json:
-        _print_json({"ok": not mended.wrong, **mended.to_json()})
+        _print_json({"ok": not repaired.wrong, **repaired.to_json()})
     else:
-        _say(f"{mended.sent} objects were sent to the DVC remote.")
-    if mended.wrong and as_json:
+        _say(f"{repaired.sent} objects were sent to the DVC remote.")
+    if repaired.wrong and as_json:
         raise typer.Exit(RemoteIncomplete.exit_code)
-    if mended.wrong:
+    if repaired.wrong:
         raise RemoteIncomplete(
-            f"the DVC remote still lacks what this clone does not have either: {told(mended.wrong)}. Try a clone that "
+            f"the DVC remote still lacks what this clone does not have either: {told(repaired.wrong)}. Try a clone "
+            "that "
             "has it, or a backup of the remote"
         )
 
@@ -1307,15 +1308,15 @@ _MENDABLE = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room",
     errno.EROFS: "make the file system writable",
-    errno.EACCES: "mend its rights",
-    errno.EPERM: "mend its rights",
+    errno.EACCES: "fix its rights",
+    errno.EPERM: "fix its rights",
     errno.EIO: "look after the disk",
     errno.EISDIR: "a folder lies where a file belongs, move it away",
     errno.ENOTDIR: "a file lies where a folder belongs, move it away",
-    errno.ELOOP: "links lead round in a circle, mend them",
+    errno.ELOOP: "links lead round in a circle, fix them",
     errno.ENAMETOOLONG: "give a shorter name",
 }
-"""Errors of the operating system that are the machine's and not ours, and how to mend them."""
+"""Errors of the operating system that are the machine's and not ours, and how to fix them."""
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
@@ -1350,7 +1351,7 @@ def _not_shown(problem: OSError, code: int) -> int:
         return _BROKEN_PIPE if code == 0 and _Chosen.shows else code
     done = "" if code or _Chosen.shows else "; what was asked for is done all the same"
     _warn(f"standard output could not be written ({problem.strerror}){done}")
-    return WorldError.exit_code if code == 0 and _Chosen.shows else code
+    return ExternalServiceError.exit_code if code == 0 and _Chosen.shows else code
 
 
 def _run() -> int:
@@ -1363,7 +1364,9 @@ def _run() -> int:
         if error.errno not in _MENDABLE:
             raise
         what = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
-        return _report(WorldError(f"{what}; {_MENDABLE[error.errno]}, then try again: what was half done is finished"))
+        return _report(
+            ExternalServiceError(f"{what}; {_MENDABLE[error.errno]}, then try again: what was half done is finished")
+        )
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
@@ -1410,7 +1413,7 @@ def _tick(workspace: Workspace, options: Options, as_json: bool) -> TickReport:
 
 @contextmanager
 def _desk(workspace: Workspace, dry_run: bool = False) -> Iterator[Dvc]:
-    """DVC for a ruling, which is refused where another clone runs the ticks that would carry it out."""
+    """DVC for an intervention, which is refused where another clone runs the ticks that would carry it out."""
     from al_pipeline.operations.connect import refuse_elsewhere
     from al_pipeline.operations.tick import open_dvc
 
@@ -1421,7 +1424,7 @@ def _desk(workspace: Workspace, dry_run: bool = False) -> Iterator[Dvc]:
 
 
 def _carry_out(workspace: Workspace, change: Change, dry_run: bool, as_json: bool) -> None:
-    """Show a ruling, and run the tick that carries it out where it changes labels.
+    """Show an intervention, and run the tick that carries it out where it changes labels.
 
     What Label Studio is owed (open tasks of the abandoned round, the new batch) may wait for a later tick.
     """
@@ -1433,27 +1436,27 @@ def _carry_out(workspace: Workspace, change: Change, dry_run: bool, as_json: boo
         return _say("Nothing was changed.")
     published: tuple[int, ...] = ()
     owed = ""
-    if change.ruling.labels:
+    if change.intervention.labels:
         from al_pipeline.operations.tick import Options
 
         try:
             published = _tick(workspace, Options(), as_json).published
-        except (WorldError, Locked) as error:
+        except (ExternalServiceError, Locked) as error:
             owed = str(error)
         from al_pipeline.integrations.git import Git
         from al_pipeline.operations.history import read_history
 
         done = read_history(workspace.layout, Git(workspace.layout.root))
-        if any(ruling.number == change.ruling.number for ruling in done.waiting):
-            raise WorldError(f"the ruling is made; the next `al round` carries it out. {owed}".rstrip())
+        if any(intervention.number == change.intervention.number for intervention in done.waiting):
+            raise ExternalServiceError(f"the intervention is made; the next `al round` carries it out. {owed}".rstrip())
         published = published or tuple(r["round"] for r in done.rounds[-1:])
     if as_json:
         return _print_json({**change.to_json(), "dry_run": False, "published": list(published), "owed": owed})
     for number in published:
         _say(f"[green]Published round-{number:04d}[/] with these labels. [bold]al report[/] shows it.")
-    if not change.ruling.labels:
+    if not change.intervention.labels:
         _say(f"[green]Done:[/] the model of {change.served[1] or 'no round'} is served.")
-    if change.ruling.hold:
+    if change.intervention.hold:
         _say("New models are held until [bold]al approve[/].")
     if owed:
         _say(f"[yellow]What Label Studio is owed waits for the next `al round`:[/] {_safe(owed)}")
@@ -1470,7 +1473,7 @@ def _show_change(change: Change) -> None:
     found = change.to_json()
     table = [["labelled items", f"{change.labels[0]:,}", f"{change.labels[1]:,}"]]
     table += [["model served", str(change.served[0] or "none"), str(change.served[1] or "none")]]
-    of_the_newest = change.ruling.labels and change.ruling.kind == "rollback"
+    of_the_newest = change.intervention.labels and change.intervention.kind == "rollback"
     whose = "of the newest model" if of_the_newest else "of the model served"
     for name, before in found["metrics_before"].items():
         after = found["metrics_after"].get(name)
@@ -1484,10 +1487,10 @@ def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _ruled(ruling: Ruling, as_json: bool) -> None:
+def _ruled(intervention: Intervention, as_json: bool) -> None:
     if as_json:
-        return _print_json({"ruling": ruling.to_row()})
-    _say(f"[green]Ruling {ruling.number}[/]: {_safe(ruling.sentence())}.")
+        return _print_json({"intervention": intervention.to_row()})
+    _say(f"[green]Intervention {intervention.number}[/]: {_safe(intervention.sentence())}.")
 
 
 def _round_as_flow(workspace: Workspace, environment: dict[str, str], options: Options, say: Any) -> TickReport:

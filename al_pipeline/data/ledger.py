@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 from al_pipeline.errors import BadInput
 from al_pipeline.files import write_jsonl
-from al_pipeline.records import Event, EventType, Intervention, Part, event_digest
+from al_pipeline.records import Event, EventType, LabelIntervention, Part, event_digest
 
 _NUMBERED = re.compile(r"^(part|pull|refused)-(\d{6,})\.jsonl$")
 _TYPES = frozenset(get_args(EventType))
@@ -227,7 +227,7 @@ def _problem(row: Mapping[str, Any]) -> str | None:
         return "`lead_time` must be a number and `prelabel_shown` true or false"
     if row.get("intervention") is not None:
         try:
-            Intervention.from_row(row["intervention"])
+            LabelIntervention.from_row(row["intervention"])
         except (TypeError, ValueError, AttributeError) as error:
             return f"`intervention` is none that this engine knows ({error}; written by a newer engine?)"
     if abs(row.get("lead_time") or 0.0) > _LONGEST or abs(row["round"]) > _LONGEST:

@@ -25,7 +25,7 @@ from al_pipeline.errors import BadInput
 from al_pipeline.records import shown_text
 
 Progress = Callable[[int, int], None]
-"""Told from time to time how many bytes were read, and of how many."""
+"""Called from time to time how many bytes were read, and of how many."""
 
 RECORD_LIMIT = 8 * 1024 * 1024
 """Characters of one row, all its columns together; a longer one is refused unread."""

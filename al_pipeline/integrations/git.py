@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import psutil
 
-from al_pipeline.errors import ForeignEdit, NeedsAHand, RepositoryError
+from al_pipeline.errors import ManualActionRequired, RepositoryError, UnexpectedChange
 from al_pipeline.files import sync, sync_names
 from al_pipeline.sanitize import has_password, redact
 from al_pipeline.workspace.home import own_environment
@@ -326,7 +326,7 @@ class Git:
         return self._ask("symbolic-ref", "--quiet", "--short", "HEAD")
 
     def check_idle(self) -> None:
-        """Raise ForeignEdit, with the way out, where a person is in the middle of something, or HEAD is detached.
+        """Raise UnexpectedChange, with the way out, where a person is in the middle of something, or HEAD is detached.
 
         A merge, rebase, cherry-pick, revert, `git am` or bisection; conflicts that are not resolved.
         """
@@ -335,28 +335,29 @@ class Git:
         for (_, what, command), place in zip(_UNDER_WAY, places, strict=True):
             if (self.root / place).exists():
                 end = "`git bisect reset`" if command == "bisect" else f"`git {command} --continue` or `--abort`"
-                raise ForeignEdit(f"{what} is under way in {self.root}: end it first ({end}), then try again")
+                raise UnexpectedChange(f"{what} is under way in {self.root}: end it first ({end}), then try again")
         if unmerged := self.run("ls-files", "--unmerged", "-z").stdout:
             names = sorted({entry.partition("\t")[2] for entry in unmerged.split("\0") if entry})
-            raise ForeignEdit(
+            raise UnexpectedChange(
                 f"not merged yet: {', '.join(names[:5])}. Resolve the conflict (`git status` shows it), `git add` the "
                 "file, then try again"
             )
         if self.branch() is None:
             self.head()
-            raise ForeignEdit("HEAD is detached: `git switch main` (or your branch) first, then try again")
+            raise UnexpectedChange("HEAD is detached: `git switch main` (or your branch) first, then try again")
 
     def check_complete(self, paths: Iterable[Path]) -> None:
-        """Raise NeedsAHand, with the command that fetches it, where this clone lacks history or files of `paths`."""
+        """Raise ManualActionRequired, with the command that fetches it, where this clone lacks history or files of
+        `paths`."""
         if self.run("rev-parse", "--is-shallow-repository").stdout.strip() == "true":
-            raise NeedsAHand(
+            raise ManualActionRequired(
                 f"{self.root} is a shallow clone, which lacks the commits of earlier rounds: "
                 "`git fetch --unshallow --tags`, then try again"
             )
         partial = self._ask("config", "--get-regexp", r"^(extensions\.partialclone|remote\..*\.promisor)$")
         if partial:
             name = next((line.split(".")[1] for line in partial.splitlines() if line.startswith("remote.")), "origin")
-            raise NeedsAHand(
+            raise ManualActionRequired(
                 f"{self.root} is a partial clone, which lacks files of earlier rounds: make a full one "
                 "(`git clone ADDRESS`), or complete this one: "
                 f"`git fetch --refetch --no-filter {name} && git config --unset-all remote.{name}.promisor && "
@@ -365,7 +366,7 @@ class Git:
             )
         listed = self.run("ls-files", "-t", "-v", "-z", "--", *map(self._name, paths)).stdout.split("\0")
         if skipped := [entry[2:] for entry in listed if entry and (entry[0] == "S" or entry[0].islower())]:
-            raise NeedsAHand(
+            raise ManualActionRequired(
                 f"git is told not to look at {', '.join(skipped[:3])}: `git sparse-checkout disable` (or `git "
                 "update-index --no-skip-worktree --no-assume-unchanged FILE`), then try again"
             )
@@ -380,14 +381,14 @@ class Git:
     def brought(self, path: str) -> str:
         """The oldest commit in the history of HEAD that brought `path`, a merge included.
 
-        Raises NeedsAHand where none did: history was cut or written anew.
+        Raises ManualActionRequired where none did: history was cut or written anew.
         """
         found = self.run("log", "-m", "--topo-order", "--no-renames", "--format=%H", "--diff-filter=A", "--", path)
         if not (commits := found.stdout.split()):
             self.head()  # which says where it cannot be read
             if found.stderr:
                 raise _failed("log", found)
-            raise NeedsAHand(
+            raise ManualActionRequired(
                 f"no commit in the history of {self.branch() or 'HEAD'} brought {path}: `git log --all -- {path}` "
                 "shows where it came from; `git merge` that branch, then try again"
             )
@@ -568,8 +569,8 @@ class Git:
     def commit(self, message: str, paths: Iterable[Path]) -> str:
         """Commit exactly `paths` (those that exist or are tracked) and return the commit; HEAD where nothing changed.
 
-        Raises ForeignEdit where a person is in the middle of something (`check_idle`), or has staged one of the files
-        with a content other than it has now; RepositoryError where git would store other bytes than lie there.
+        Raises UnexpectedChange where a person is in the middle of something (`check_idle`), or has staged one of the
+        files with a content other than it has now; RepositoryError where git would store other bytes than lie there.
         """
         paths = list(paths)
         if begun := self.head() is not None:
@@ -582,7 +583,7 @@ class Git:
             return self.run("rev-parse", "HEAD").stdout.strip()
         names = sorted({name for _, name in changes})
         if begun and (staged := [n for letters, n in changes if letters[0] not in " ?!" and letters[1] != " "]):
-            raise ForeignEdit(
+            raise UnexpectedChange(
                 f"staged, and changed again since: {', '.join(staged[:5])}. Commit it or take it back "
                 "(`git restore --staged FILE` keeps what the file holds now), then try again"
             )
@@ -664,7 +665,7 @@ class Git:
             self.run("restore", "--staged", "--pathspec-from-file=-", "--pathspec-file-nul", feed=listed)
 
     def tag(self, name: str, message: str, revision: str = "HEAD") -> None:
-        """Make an annotated tag; harmless where it names that commit. Raises ForeignEdit where it names another.
+        """Make an annotated tag; harmless where it names that commit. Raises UnexpectedChange where it names another.
 
         The tag's object follows from its name, commit and message alone, so that every clone makes the same one: its
         tagger and time are the commit's committer and time.
@@ -674,7 +675,9 @@ class Git:
         if existing == commit:
             return
         if existing is not None:
-            raise ForeignEdit(f"the tag {name} names {existing[:12]}, not the commit of that round ({commit[:12]})")
+            raise UnexpectedChange(
+                f"the tag {name} names {existing[:12]}, not the commit of that round ({commit[:12]})"
+            )
         header = self.run("cat-file", "commit", commit).stdout.partition("\n\n")[0]
         who = next(line for line in header.splitlines() if line.startswith("committer ")).removeprefix("committer ")
         text = f"object {commit}\ntype commit\ntag {name}\ntagger {who}\n\n{message.strip()}\n"

@@ -16,14 +16,14 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from al_pipeline.errors import BadInput, ForeignProject
+from al_pipeline.errors import BadInput, WrongProject
 from al_pipeline.files import sha256_bytes
 from al_pipeline.params import Schema
 from al_pipeline.records import Annotation, AnsweredTask, Part, Task, TaskState, shown_text
 from al_pipeline.sanitize import one_line, shortened
 
 CONTROL = "label"
-"""Name of the one question in the label config: the `from_name` of every answer that we believe."""
+"""Name of the one question in the label config: the `from_name` of every answer that we read."""
 
 RESERVED = frozenset(
     {
@@ -127,17 +127,17 @@ class Oracle(Protocol):
 
         `published` are the classes that any published schema had. Others that the project offers and the schema lacks
         somebody added in Label Studio's page: they stay there, since answers may name them, and `on_page_edit` is told;
-        so it is where the page lacks a published class of the schema, which is put back. Raises ForeignProject where
+        so it is where the page lacks a published class of the schema, which is put back. Raises WrongProject where
         `known` is missing, is another's or belongs to another clone.
         """
         ...
 
     def check(self, ref: ProjectRef, workspace_id: str, clone_id: str | None = None) -> None:
-        """Raise ForeignProject unless `ref` is ours; with `clone_id` also where another clone may write to it."""
+        """Raise WrongProject unless `ref` is ours; with `clone_id` also where another clone may write to it."""
         ...
 
     def adopt(self, ref: ProjectRef, workspace_id: str, clone_id: str) -> None:
-        """Make this clone the one that writes to the project. Raises ForeignProject where it is another's."""
+        """Make this clone the one that writes to the project. Raises WrongProject where it is another's."""
         ...
 
     def task_states(self, ref: ProjectRef, round: int | None = None) -> Iterator[TaskState]:
@@ -254,33 +254,33 @@ def with_mark(description: str | None, mark: ProjectMark) -> str:
 
 
 def check_mark(mark: ProjectMark | None, ref: ProjectRef, workspace_id: str, clone_id: str | None) -> None:
-    """Raise ForeignProject unless `mark` says that the project is `ref`, ours and (with `clone_id`) this clone's."""
+    """Raise WrongProject unless `mark` says that the project is `ref`, ours and (with `clone_id`) this clone's."""
     if mark is None or mark.workspace_id != workspace_id or mark.project_uid != ref.project_uid:
         whose = "nobody we know" if mark is None else f"workspace {mark.workspace_id} (project {mark.project_uid})"
-        raise ForeignProject(
+        raise WrongProject(
             f"project {ref.project_id} in Label Studio belongs to {whose}, not to workspace {workspace_id} "
             f"(project {ref.project_uid}); is the address that of the right server? `al doctor` shows it"
         )
     if clone_id is not None and mark.clone_id != clone_id:
-        raise ForeignProject(
+        raise WrongProject(
             f"project {ref.project_id} in Label Studio is written to by another clone of this workspace "
             f"({mark.clone_id}, this is {clone_id}); `al adopt` makes this clone the one that writes"
         )
 
 
-def missing_project(ref: ProjectRef) -> ForeignProject:
+def missing_project(ref: ProjectRef) -> WrongProject:
     """The error for a project that is not on its server."""
-    return ForeignProject(
+    return WrongProject(
         f"Label Studio has no project {ref.project_id} that we may see (project {ref.project_uid}): deleted, "
         "or another server; nothing was changed. `al doctor` shows the address in use. If it is gone for good, "
         "`al adopt --new-project`: what was pulled stays, and what is open is asked again in a new one"
     )
 
 
-def several_projects(workspace_id: str, project_ids: Collection[int]) -> ForeignProject:
+def several_projects(workspace_id: str, project_ids: Collection[int]) -> WrongProject:
     """The error for more than one project that carries our mark."""
     numbers = ", ".join(str(number) for number in sorted(project_ids))
-    return ForeignProject(
+    return WrongProject(
         f"projects {numbers} in Label Studio all say that they belong to workspace {workspace_id}; "
         "take the line `al-workspace:` out of the description of all but one"
     )
@@ -366,7 +366,7 @@ class SimulatedOracle:
         return ref
 
     def check(self, ref: ProjectRef, workspace_id: str, clone_id: str | None = None) -> None:
-        """Raise ForeignProject unless `ref` is ours; see Oracle."""
+        """Raise WrongProject unless `ref` is ours; see Oracle."""
         self._strike("check", "before")
         self._project(ref, workspace_id, clone_id)
 

@@ -116,7 +116,7 @@ def _predict(name: str, arrays: Arrays, features: FeatureMatrix, classes: int) -
     if proba.shape != (len(features), classes):
         raise BadInput(
             f"estimator {name!r} gave probabilities of shape {proba.shape} for {len(features)} texts and {classes} "
-            "classes; mend it in al_pipeline/models/estimators.py"
+            "classes; fix it in al_pipeline/models/estimators.py"
         )
     if not ((proba >= 0).all() and np.allclose(proba.sum(axis=1), 1)):
         raise BadInput(f"estimator {name!r} gave rows that are no probabilities; fix it in {__name__}")

@@ -54,7 +54,7 @@ WEIGHTS_FILE = "weights.safetensors"
 
 Vectors = NDArray[np.float32]
 Tensors = Mapping[str, NDArray[Any]]
-Told = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Hears of texts done, and of how many there are to do."""
 
 DROPOUT = 0.1
@@ -244,7 +244,7 @@ def fit_finetuned(
     seed: int,
     calibrate: bool,
     threads: int | None = None,
-    told: Told | None = None,
+    told: OnProgress | None = None,
 ) -> FinetunedModel:
     """Train on labelled texts from the weights in `encoder`; with labels of fewer than two classes it is the prior.
 
@@ -284,7 +284,7 @@ def _held_out(targets: NDArray[np.intp], seed: int) -> tuple[NDArray[np.intp], N
 
 @dataclass
 class _Meter:
-    told: Told | None
+    told: OnProgress | None
     total: int
     done: int = 0
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from al_pipeline.active_learning.acquisition import Glance
+from al_pipeline.active_learning.acquisition import ApproximateMargins
 from al_pipeline.errors import BadInput
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class Head:
         """Probabilities (n, C), to the bit those that `predict_proba` gives."""
         return self._proba(_sums([np.array(part.T, order="C") for part in columns], self.bias))
 
-    def glance(self, columns: Columns) -> Glance:
+    def glance(self, columns: Columns) -> ApproximateMargins:
         """Margins of n items in single precision, made in steps over all items at once: a class is a row."""
         seen, count = columns[0].shape
         with np.errstate(over="ignore", invalid="ignore"):  # then the slack is infinite
@@ -208,7 +208,7 @@ class Head:
             np.maximum(second, np.float32(self._unseen), out=second)
             some, likeliest = likeliest, np.zeros((len(self.classes), count), np.bool_)
             likeliest[self._columns] = some
-        return Glance(1 - (share - second), self._slack(columns), likeliest)
+        return ApproximateMargins(1 - (share - second), self._slack(columns), likeliest)
 
     def _slack(self, columns: Columns) -> float:
         """How far the margins of a glance may be from the exact ones: twice what adds up in the worst case.

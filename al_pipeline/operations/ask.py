@@ -1,4 +1,4 @@
-"""Put items that a person names into the next batch: a ruling, so that it is recorded and can be made again."""
+"""Put items that a person names into the next batch: an intervention, so that it is recorded and can be made again."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from al_pipeline.errors import BadInput, NothingToDo
 from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.history import History, read_plan, read_plans, rounds_of
-from al_pipeline.operations.rule import commit_ruling, new_ruling, ruling_at_desk
-from al_pipeline.rounds.interventions import MAX_ITEMS, Ruling, asked_for
+from al_pipeline.operations.rule import commit_intervention, intervention_at_desk, new_intervention
+from al_pipeline.rounds.interventions import MAX_ITEMS, Intervention, asked_for
 from al_pipeline.workspace.workspace import Workspace
 
 
-def ask(workspace: Workspace, dvc: Dvc, items: Sequence[str], reason: str) -> Ruling:
+def ask(workspace: Workspace, dvc: Dvc, items: Sequence[str], reason: str) -> Intervention:
     """Have the next batch that is selected ask about `items` of the pool, before all else.
 
     What the batch has no room for waits for the one after. Raises BadInput where an item cannot be asked, NothingToDo
@@ -25,14 +25,14 @@ def ask(workspace: Workspace, dvc: Dvc, items: Sequence[str], reason: str) -> Ru
     wanted = list(dict.fromkeys(item.strip() for item in items))
     if len(wanted) > MAX_ITEMS:
         raise BadInput(f"{len(wanted):,} items; at most {MAX_ITEMS:,} at a time")
-    with ruling_at_desk(workspace, dvc, "al ask") as (git, history):
+    with intervention_at_desk(workspace, dvc, "al ask") as (git, history):
         _check(workspace, git, history, wanted)
-        waiting = asked_for(history.rulings, rounds_of(read_plans(git).values()))
+        waiting = asked_for(history.interventions, rounds_of(read_plans(git).values()))
         if not (new := [item for item in wanted if item not in waiting]):
             raise NothingToDo("they wait for the next batch already")
-        ruling = new_ruling(history, git, "ask", reason, items=tuple(new))
-        commit_ruling(workspace.layout, git, ruling)
-        return ruling
+        intervention = new_intervention(history, git, "ask", reason, items=tuple(new))
+        commit_intervention(workspace.layout, git, intervention)
+        return intervention
 
 
 def _check(workspace: Workspace, git: Git, history: History, wanted: Sequence[str]) -> None:

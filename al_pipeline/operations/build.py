@@ -26,7 +26,7 @@ from al_pipeline.workspace.layout import Layout
 _ENCODE_TIMEOUT = 24 * 3600.0
 
 
-def mend_torn(layout: Layout, git: Git) -> None:
+def restore_torn_records(layout: Layout, git: Git) -> None:
     """Put DVC's records back where a kill tore them, as they were committed: DVC writes them in place, and stops at a
     torn one for ever. The step that was killed writes them again. Call only while a round is being closed or built.
     """
@@ -103,7 +103,7 @@ def build_seconds(layout: Layout) -> dict[str, float]:
 def run_step(step: Step, layout: Layout, features: Features, dvc: Dvc) -> None:
     """Take one step of the build, from data whose bytes are what is recorded.
 
-    Raises StageFailed with the stage's last words, ForeignEdit where somebody changed a source.
+    Raises StageFailed with the stage's last words, UnexpectedChange where somebody changed a source.
     """
     if step is not Step.ENCODER:  # which may find its own weights half recorded
         check_sources(layout, dvc)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from itertools import pairwise
 from pathlib import Path
 
-from al_pipeline.errors import NeedsAHand
+from al_pipeline.errors import ManualActionRequired
 from al_pipeline.files import write_bytes, write_text
 from al_pipeline.integrations.git import Git
 from al_pipeline.records import round_name
@@ -22,13 +22,14 @@ _VERIFY = re.compile(r"\s*verify\s*=")
 
 
 def check_ready(layout: Layout, git: Git) -> None:
-    """Raise NeedsAHand, with the way out, unless HEAD is a branch with all of its history and nobody is working on it.
+    """Raise ManualActionRequired, with the way out, unless HEAD is a branch with all of its history and nobody is
+    working on it.
 
     No merge, rebase or the like is under way, no conflict is open, the clone is whole, no round's tag has fallen out of
     the branch's history. Raises RepositoryError where git cannot say.
     """
     if git.head() is None:
-        raise NeedsAHand(f"{layout.root} has no commit; was `al init` interrupted? Run it again")
+        raise ManualActionRequired(f"{layout.root} has no commit; was `al init` interrupted? Run it again")
     git.check_idle()
     git.check_complete(layout.tracked)
     if outside := [name for name in git.unmerged_tags(ROUND_TAGS) if _is_round(name)]:
@@ -42,26 +43,28 @@ def check_ready(layout: Layout, git: Git) -> None:
                 f"`git merge {name}` and `dvc pull` bring it here",
             )
         )
-        raise NeedsAHand(f"{name} is not in the history of {branch}: {why}. {way}, then try again")
+        raise ManualActionRequired(f"{name} is not in the history of {branch}: {why}. {way}, then try again")
 
 
 def check_not_ignored(layout: Layout, git: Git) -> None:
-    """Raise NeedsAHand, naming the line, where git ignores a file that DVC reads: it works with none that are ignored.
+    """Raise ManualActionRequired, naming the line, where git ignores a file that DVC reads: it works with none that
+    are ignored.
 
     Lines of ours keep what the user ignores elsewhere from it, but a line behind them counts more.
     """
     for name, line in git.ignored(layout.of_dvc).items():
-        raise NeedsAHand(
+        raise ManualActionRequired(
             f"git ignores {name}, and DVC refuses to work with what is ignored. The line that does it is `{line}`: "
             "take it out, or narrow it, then try again"
         )
 
 
 def check_tags(rounds: Collection[int], tags: Iterable[str]) -> None:
-    """Raise NeedsAHand where a tag bears the name of a round that was not published: it could never get its own."""
+    """Raise ManualActionRequired where a tag bears the name of a round that was not published: it could never get its
+    own."""
     known = {round_name(number) for number in rounds}
     if strange := sorted(name for name in tags if _is_round(name) and name not in known):
-        raise NeedsAHand(
+        raise ManualActionRequired(
             f"the tag {strange[0]} names a commit without that round, and the round will need it: `git tag -d "
             f"{strange[0]}` (`git show {strange[0]}` says who made it), then try again"
         )

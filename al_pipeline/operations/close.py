@@ -9,15 +9,15 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
-from al_pipeline.annotation.aggregation import CONTROLS, ruling_key
+from al_pipeline.annotation.aggregation import CONTROLS, intervention_key
 from al_pipeline.data.ledger import append_inbox, append_part, part_ids, read_events
-from al_pipeline.errors import ForeignEdit, RemoteIncomplete, RepositoryError
+from al_pipeline.errors import RemoteIncomplete, RepositoryError, UnexpectedChange
 from al_pipeline.files import read_object, remove_leftovers, sha256_file, write_json
 from al_pipeline.integrations.dvc.session import Different, Dvc
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.checkout import converted
 from al_pipeline.records import RANDOM, RANDOM_SLICE, Event, PlannedTask
-from al_pipeline.rounds.interventions import Ruling, control_event
+from al_pipeline.rounds.interventions import Intervention, control_event
 from al_pipeline.workspace.fingerprint import write_engine
 from al_pipeline.workspace.layout import Layout
 
@@ -26,7 +26,9 @@ def next_round(layout: Layout) -> int | None:
     """The round that the build under way (or the latest one) selects for; None before the first build."""
     number = read_object(layout.overrides).get("round")
     if number is not None and (type(number) is not int or number < 0):
-        raise ForeignEdit(f"{layout.overrides} names no round: {number!r}; `git checkout -- rounds/overrides.json`")
+        raise UnexpectedChange(
+            f"{layout.overrides} names no round: {number!r}; `git checkout -- rounds/overrides.json`"
+        )
     return number
 
 
@@ -41,18 +43,18 @@ def close(
     dvc: Dvc,
     selects_for: int,
     overrides: dict[str, Any] | None = None,
-    rulings: Sequence[Ruling] = (),
+    interventions: Sequence[Intervention] = (),
     plans: Iterable[PlannedTask] = (),
     asked: Sequence[str] = (),
     kept: Sequence[PlannedTask] = (),
 ) -> None:
     """Move the inbox into `data/`, track it, and mark the round closed; the build then selects round `selects_for`.
 
-    `rulings` about labels are carried out: what they ask for joins the ledger behind all else. `plans`
+    `interventions` about labels are carried out: what they ask for joins the ledger behind all else. `plans`
     is every task that was ever planned: which items were drawn at random is written down for `train`. `overrides` are
     this batch's own settings (params.Overrides); those of a close that was killed stay in force where none are given.
     `asked` are the items that people want in it, `kept` the tasks of this round that stay in it.
-    Raises ForeignEdit where somebody edited the ledger, the pool, the test set or the encoder.
+    Raises UnexpectedChange where somebody edited the ledger, the pool, the test set or the encoder.
     """
     if layout.closing.exists():
         check_kept(layout, dvc)
@@ -66,12 +68,12 @@ def close(
     _move_parts(layout.inbox_pool, layout.pool)
     _move_parts(layout.inbox_test, layout.test)
     consumed = append_inbox(layout.inbox_events, layout.events)
-    append_part(layout.events, carry_out(rulings, layout.events))
+    append_part(layout.events, carry_out(interventions, layout.events))
     check_kept(layout, dvc)
     dvc.add(layout.events, layout.pool, layout.test)
     write_engine(layout.engine)
     write_json(layout.asked_at_random, {"items": drawn_at_random(plans)})
-    carried = {"rulings": [ruling.number for ruling in rulings]} if rulings else {}
+    carried = {"interventions": [intervention.number for intervention in interventions]} if interventions else {}
     wanted = {"ask": list(asked)} if asked else {}
     parts = {"kept": "pool", "kept_test": "test"}
     stays = {name: ids for name, part in parts.items() if (ids := [task.item_id for task in kept if task.part == part])}
@@ -81,18 +83,18 @@ def close(
     layout.closing.unlink(missing_ok=True)
 
 
-def carry_out(rulings: Sequence[Ruling], ledger: Path) -> list[Event]:
-    """What `ledger` is to hold of `rulings` about labels and does not hold yet. Can be killed and repeated."""
-    if not rulings:
+def carry_out(interventions: Sequence[Intervention], ledger: Path) -> list[Event]:
+    """What `ledger` is to hold of `interventions` about labels and does not hold yet. Can be killed and repeated."""
+    if not interventions:
         return []
     events = read_events(ledger)
     there = {event.annotation_key for event in events if event.type in CONTROLS}
     made: list[Event] = []
-    for ruling in rulings:
-        if ruling_key(ruling.number) not in there:
-            known = frozenset() if ruling.parts is None else part_ids(ledger, ruling.parts)
+    for intervention in interventions:
+        if intervention_key(intervention.number) not in there:
+            known = frozenset() if intervention.parts is None else part_ids(ledger, intervention.parts)
             last = next((event.event_id for event in reversed(events) if event.event_id in known), None)
-            made.append(control_event(ruling, last))
+            made.append(control_event(intervention, last))
     return made
 
 
@@ -110,7 +112,7 @@ def override(layout: Layout, overrides: dict[str, Any]) -> None:
 
 
 def check_sources(layout: Layout, dvc: Dvc) -> None:
-    """Raise ForeignEdit, naming the files, where data that only the engine writes is not what git's records say.
+    """Raise UnexpectedChange, naming the files, where data that only the engine writes is not what git's records say.
 
     Their bytes are compared, not DVC's notes. Raises RemoteIncomplete where they came damaged from the DVC remote.
     """
@@ -120,11 +122,11 @@ def check_sources(layout: Layout, dvc: Dvc) -> None:
     if here := [name for name in unlike if (layout.root / name).exists()]:
         _blame(layout, dvc, here)
     if absent := [name for name in unlike if name not in here]:
-        raise ForeignEdit(f"not here: {', '.join(absent)}; `dvc pull` in {layout.root} brings it back")
+        raise UnexpectedChange(f"not here: {', '.join(absent)}; `dvc pull` in {layout.root} brings it back")
 
 
 def check_kept(layout: Layout, dvc: Dvc) -> None:
-    """Raise ForeignEdit where a part that was recorded is not what it was; new ones may stand beside it.
+    """Raise UnexpectedChange where a part that was recorded is not what it was; new ones may stand beside it.
 
     For the middle of a close, which may have been killed: what it takes into the records is new, and never a change.
     """
@@ -135,7 +137,7 @@ def check_kept(layout: Layout, dvc: Dvc) -> None:
             "changed data; `al doctor` tries the remote"
         )
     if changed:
-        raise ForeignEdit(
+        raise UnexpectedChange(
             f"changed while the round was being closed: {_listed(changed)}. `dvc checkout --force "
             f"{' '.join(one.name for one in changed)}` in {layout.root} puts back what was recorded (after a "
             "`dvc fetch`, where the cache lacks it), and `al round` goes on"
@@ -143,7 +145,7 @@ def check_kept(layout: Layout, dvc: Dvc) -> None:
 
 
 def refuse_changed(layout: Layout, dvc: Dvc) -> None:
-    """Raise ForeignEdit or RemoteIncomplete where a part that is here and recorded holds other bytes than it did.
+    """Raise UnexpectedChange or RemoteIncomplete where a part that is here and recorded holds other bytes than it did.
 
     For those who only read, perhaps while a tick adds parts or before all parts are here.
     """
@@ -169,18 +171,18 @@ def _blame(layout: Layout, dvc: Dvc, names: Sequence[str]) -> NoReturn:
     if bad := [one for one in found if one.alike and one.remote == "other"]:
         raise RemoteIncomplete(
             f"{_listed(bad)} came damaged from the DVC remote, which holds other bytes under the name {bad[0].object} "
-            "than git's records say; nothing was built from it. `al remote mend` in a clone that has the right data "
+            "than git's records say; nothing was built from it. `al remote repair` in a clone that has the right data "
             f"puts the remote right; then {again}"
         )
     if bad := [one for one in found if one.alike and one.cache == "other"]:
-        raise ForeignEdit(
+        raise UnexpectedChange(
             f"{_listed(bad)} is damaged here, and so is its copy in DVC's cache (a disk error, or an edit through a "
             f"link); the DVC remote {_has(bad)}. Keep a copy of what you want of it, then {again}"
         )
     if found and all(one.here == "absent" for one in found):
-        raise ForeignEdit(f"not here: {_listed(found)}; `dvc pull` in {layout.root} brings it back")
+        raise UnexpectedChange(f"not here: {_listed(found)}; `dvc pull` in {layout.root} brings it back")
     changed = [one for one in found if one.here in ("other", "extra")]
-    raise ForeignEdit(
+    raise UnexpectedChange(
         f"changed by somebody else: {_listed(changed) if changed else files}. After a `git pull`, `dvc pull` brings "
         f"what belongs to it; else `dvc diff` in {layout.root} shows what, and `dvc checkout --force "
         f"{' '.join(names)}` discards the change"
@@ -203,24 +205,24 @@ def foreign_edits(layout: Layout, git: Git) -> list[str]:
     """Files that the engine owns and that differ from the last commit; meant for the time between builds.
 
     Connecting to Label Studio writes and commits its project by itself, and may be killed in between; so does whoever
-    makes a ruling.
+    makes an intervention.
     """
-    own = {path.relative_to(layout.root).as_posix() for path in (layout.project, layout.rulings)}
+    own = {path.relative_to(layout.root).as_posix() for path in (layout.project, layout.interventions)}
     found = [name for name in git.changed(layout.owned) if not own & {name, str(PurePosixPath(name).parent)}]
     same = set(converted(layout, git, found)) if found else set()  # only git's own conversion of line ends
     return [name for name in found if name not in same]
 
 
 def refuse_edits(changed: Collection[str]) -> None:
-    """Raise ForeignEdit, naming the files, where there are any."""
+    """Raise UnexpectedChange, naming the files, where there are any."""
     if changed:
-        raise ForeignEdit(
+        raise UnexpectedChange(
             f"changed by somebody else: {', '.join(sorted(changed)[:5])}. `git diff` shows what; "
             "`git checkout -- FILE` (or deleting a file that git does not know) takes it back"
         )
 
 
-def bring_sources(layout: Layout, dvc: Dvc) -> None:
+def pull_missing_sources(layout: Layout, dvc: Dvc) -> None:
     """Pull what is recorded and not here, as in a fresh clone; what somebody edited stays as it is.
 
     Raises RemoteIncomplete where the remote does not have it, or has other bytes under its name.

@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from al_pipeline.errors import (
-    ForeignEdit,
-    ForeignProject,
     LabelStudioDown,
     LabelStudioRefused,
-    NeedsAHand,
+    ManualActionRequired,
     NothingToDo,
+    UnexpectedChange,
+    WrongProject,
 )
 from al_pipeline.files import read_object, write_json
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import Oracle, PageEdit, ProjectRef, project_title
 from al_pipeline.operations.checkout import ROUND_TAGS, check_ready
-from al_pipeline.operations.close import bring_sources, check_sources, is_closed
+from al_pipeline.operations.close import check_sources, is_closed, pull_missing_sources
 from al_pipeline.operations.history import read_history
 from al_pipeline.sanitize import is_web_address
 from al_pipeline.workspace.identity import begin_adoption, check_identity, clone_id, end_adoption, identify
@@ -38,13 +38,14 @@ _LOOK_SECONDS = 5.0
 
 
 def stored_project(layout: Layout) -> ProjectRef | None:
-    """Which project of its server is ours; None before there is one. Raises ForeignEdit where the file is not ours."""
+    """Which project of its server is ours; None before there is one. Raises UnexpectedChange where the file is not
+    ours."""
     found = read_object(layout.project)
     if not found:
         return None
     number, uid = found.get("project_id"), found.get("project_uid")
     if type(number) is not int or not isinstance(uid, str) or not uid.isprintable() or " " in uid:
-        raise ForeignEdit(f"{layout.project} names no project; `git log -p {layout.project}` shows who changed it")
+        raise UnexpectedChange(f"{layout.project} names no project; `git log -p {layout.project}` shows who changed it")
     return ProjectRef(number, uid)
 
 
@@ -108,7 +109,7 @@ def connect(workspace: Workspace, most_seconds: float = math.inf) -> LabelStudio
 
 
 def refuse_elsewhere(workspace: Workspace) -> None:
-    """Raise ForeignProject where ticks run in another clone: what is ruled here would not reach them.
+    """Raise WrongProject where ticks run in another clone: what is ruled here would not reach them.
 
     Where Label Studio is not known, out of reach or not ours, nobody can tell, and nothing is raised: going back must
     not wait for it.
@@ -119,7 +120,7 @@ def refuse_elsewhere(workspace: Workspace) -> None:
     with contextlib.suppress(LabelStudioDown, LabelStudioRefused), closing(connect(workspace, _LOOK_SECONDS)) as oracle:
         try:
             oracle.check(ref, workspace.id)
-        except ForeignProject:
+        except WrongProject:
             return
         oracle.check(ref, workspace.id, workspace.clone_id)
 
@@ -149,7 +150,7 @@ def ensure_project(
 def reset_page(workspace: Workspace) -> tuple[str, ...]:
     """Take classes that somebody added in the project's page out of it; which these were.
 
-    Raises NothingToDo, ForeignProject.
+    Raises NothingToDo, WrongProject.
     """
     with locked(workspace.layout.lock, "al labelstudio reset"):
         check_identity(workspace.layout)
@@ -180,9 +181,9 @@ def adopt(workspace: Workspace) -> Adopted:
     """Make this clone the one that writes to the project; a copy of a clone gets an identity of its own by it.
 
     It must be able to go on: the data that it lacks are fetched, and all are compared with git's records, before
-    anything changes in Label Studio. Raises NothingToDo, ForeignProject, RemoteIncomplete or ForeignEdit where data are
-    not as recorded, and NeedsAHand where another clone published what this one lacks: it would make those rounds again,
-    under the same numbers.
+    anything changes in Label Studio. Raises NothingToDo, WrongProject, RemoteIncomplete or UnexpectedChange where data
+    are not as recorded, and ManualActionRequired where another clone published what this one lacks: it would make those
+    rounds again, under the same numbers.
     """
     from al_pipeline.operations.tick import open_dvc  # which imports this module
 
@@ -199,14 +200,14 @@ def adopt(workspace: Workspace) -> Adopted:
     if (remote := git.remote()) is not None:
         git.fetch_tags(remote, ROUND_TAGS)
     if missing := git.lacks():
-        raise NeedsAHand(
+        raise ManualActionRequired(
             f"the git remote is {missing} commits ahead of this clone, and may hold rounds that it lacks: "
             "`git pull`, then `al adopt` again"
         )
     with locked(layout.lock, "al adopt"), open_dvc(layout) as dvc:
         dvc.keep_state_private()
         if not layout.closing.exists() and not is_closed(layout, read_history(layout, git).planned):
-            bring_sources(layout, dvc)
+            pull_missing_sources(layout, dvc)
             check_sources(layout, dvc)
     with closing(connect(workspace)) as oracle:
         oracle.adopt(ref, workspace.id, clone_id(layout))

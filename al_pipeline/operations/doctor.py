@@ -1,4 +1,4 @@
-"""Look at everything that a round needs and say how to mend what is wrong. Reads only."""
+"""Look at everything that a round needs and say how to fix what is wrong. Reads only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import TYPE_CHECKING, Literal
 
-from al_pipeline.errors import AlError, NeedsAHand, RepositoryError
+from al_pipeline.errors import AlError, ManualActionRequired, RepositoryError
 from al_pipeline.files import read_json, read_object
 from al_pipeline.integrations.dvc.session import told
 from al_pipeline.integrations.git import Git
@@ -43,12 +43,12 @@ LABEL_STUDIO = (1, 23)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found; `mend` says what to do about it."""
+    """What one check found; `fix` says what to do about it."""
 
     check: str
     level: Literal["ok", "warning", "error"]
     message: str
-    mend: str = ""
+    fix: str = ""
 
     def to_row(self) -> dict[str, str]:
         """This finding as a JSON object."""
@@ -127,7 +127,7 @@ def _git(workspace: Workspace) -> Iterator[Finding]:
     try:
         check_ready(workspace.layout, git)
         check_not_ignored(workspace.layout, git)
-    except NeedsAHand as error:
+    except ManualActionRequired as error:
         yield Finding("git", "error", str(error))
     if damaged := git.check_objects():
         yield Finding(
@@ -294,7 +294,7 @@ def _sources(workspace: Workspace) -> Iterator[Finding]:
             "sources",
             "warning",
             "; ".join(failing[:_MOST_SHOWN]) + more,
-            "mend or remove the file, or change ingest in params.yaml; every `al round` tries again",
+            "fix or remove the file, or change ingest in params.yaml; every `al round` tries again",
         )
 
 
@@ -329,7 +329,7 @@ def _remote(workspace: Workspace) -> Iterator[Finding]:
             "error",
             f"the DVC remote {name} holds nothing of what the last commit names",
             "if that is not where the rounds were pushed to, `dvc remote modify` gives it the right address; if its "
-            "objects are lost, `al remote mend` in a clone that has the data sends them again",
+            "objects are lost, `al remote repair` in a clone that has the data sends them again",
         )
     else:
         here = all(one.have for one in wrong)
@@ -337,7 +337,7 @@ def _remote(workspace: Workspace) -> Iterator[Finding]:
             "remote",
             "error",
             f"the DVC remote lacks what the last commit names, or holds other bytes of it: {told(wrong)}",
-            "`al remote mend` sends it" + (" from this clone" if here else "; run it in a clone that has the data"),
+            "`al remote repair` sends it" + (" from this clone" if here else "; run it in a clone that has the data"),
         )
 
 

@@ -67,7 +67,7 @@ def export(
 
     Raises UsageError or BadInput where `out` cannot be written, NothingToDo where nothing is published,
     RemoteIncomplete where the labels cannot be had, RepositoryError where ledger or pool lack what the round knew,
-    ForeignEdit where they are not what git's records say.
+    UnexpectedChange where they are not what git's records say.
     """
     form = _format(out, form)
     _check_target(out, form, force)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from al_pipeline.errors import ForeignEdit
+from al_pipeline.errors import UnexpectedChange
 from al_pipeline.files import sha256_tree
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.history import read_history
@@ -23,7 +23,7 @@ def guess(workspace: Workspace, items: Sequence[Item]) -> dict[str, tuple[str, f
     layout = workspace.layout
     published = read_history(layout, Git(layout.root)).latest
     if published is None or sha256_tree(layout.model) != published["hashes"]["model"]:
-        raise ForeignEdit(
+        raise UnexpectedChange(
             f"{layout.model} is not the model of the last record; `dvc pull models/candidate` brings it back"
         )
     model = load_model(layout.model, layout.encoder)

@@ -12,13 +12,13 @@ from al_pipeline.evaluation.online import Saved, labels_saved
 from al_pipeline.integrations.git import Git
 from al_pipeline.records import Event, PlannedTask, round_name
 from al_pipeline.rounds.interventions import (
-    Ruling,
+    Intervention,
     abandoned,
     holding,
+    intervention_number,
     pausing,
     promoted,
-    read_ruling,
-    ruling_number,
+    read_intervention,
     waiting,
 )
 from al_pipeline.rounds.manifests import parse_plan, parse_record, plan_number, record_number
@@ -39,7 +39,7 @@ class History:
     """In the order of their numbers."""
     planned: int | None
     """The round whose plan is committed and whose record is not."""
-    rulings: tuple[Ruling, ...] = ()
+    interventions: tuple[Intervention, ...] = ()
     """What people decided outside the ordinary course, in order."""
 
     @property
@@ -49,28 +49,28 @@ class History:
 
     @property
     def promoted(self) -> str | None:
-        """The tag of the round whose model is the promoted one: the newest record or ruling that says so."""
-        return promoted(self.rulings, [(r["round"], r["decision"]["verdict"] == "promoted") for r in self.rounds])
+        """The tag of the round whose model is the promoted one: the newest record or intervention that says so."""
+        return promoted(self.interventions, [(r["round"], r["decision"]["verdict"] == "promoted") for r in self.rounds])
 
     @property
     def abandoned(self) -> dict[int, int]:
-        """The rounds that were rolled back, each with the number of the ruling."""
-        return abandoned(self.rulings)
+        """The rounds that were rolled back, each with the number of the intervention."""
+        return abandoned(self.interventions)
 
     @property
-    def holding(self) -> Ruling | None:
-        """The ruling for which new models wait for an approval."""
-        return holding(self.rulings)
+    def holding(self) -> Intervention | None:
+        """The intervention for which new models wait for an approval."""
+        return holding(self.interventions)
 
     @property
-    def pausing(self) -> Ruling | None:
-        """The ruling that has ticks do nothing."""
-        return pausing(self.rulings)
+    def pausing(self) -> Intervention | None:
+        """The intervention that has ticks do nothing."""
+        return pausing(self.interventions)
 
     @property
-    def waiting(self) -> list[Ruling]:
-        """The rulings about labels that no published round has carried out yet."""
-        return waiting(self.rulings, {row["number"] for r in self.rounds for row in r.get("rulings", ())})
+    def waiting(self) -> list[Intervention]:
+        """The interventions about labels that no published round has carried out yet."""
+        return waiting(self.interventions, {row["number"] for r in self.rounds for row in r.get("interventions", ())})
 
     def record(self, number: int) -> Record:
         """The record of one round. Raises NothingToDo where it is not published."""
@@ -91,9 +91,9 @@ def read_history(layout: Layout, git: Git, revision: str = "HEAD") -> History:
     genesis = found.pop(genesis_name, None)
     plans = {number for name in modes if (number := plan_number(name)) is not None}
     open_rounds = plans - set(numbered.values())
-    spoken = sorted(name for name in modes if ruling_number(name) is not None)
-    rulings = tuple(read_ruling(text, name) for name, text in git.read(revision, spoken).items())
-    return History(revision, genesis, tuple(found.values()), max(open_rounds, default=None), rulings)
+    spoken = sorted(name for name in modes if intervention_number(name) is not None)
+    interventions = tuple(read_intervention(text, name) for name, text in git.read(revision, spoken).items())
+    return History(revision, genesis, tuple(found.values()), max(open_rounds, default=None), interventions)
 
 
 def events_known(record: Record, events: Sequence[Event]) -> int:

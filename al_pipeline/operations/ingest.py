@@ -413,7 +413,7 @@ class _Intake:
         if item is None:
             self.duplicates += 1
         try:
-            self._hear_label(number, row.values)
+            self._record_label(number, row.values)
         except _Refused as refused:
             self.labels_rejected[refused.reason] += 1
             return item, refused
@@ -449,7 +449,7 @@ class _Intake:
         except ValueError as error:
             raise _Refused(*error.args) from None
 
-    def _hear_label(self, number: int, values: Mapping[str, Any]) -> None:
+    def _record_label(self, number: int, values: Mapping[str, Any]) -> None:
         if self.columns.label is None:
             return
         cell = values.get(self.columns.label)

@@ -181,7 +181,7 @@ def _refuse_begun(layout: Layout) -> None:
     folder = layout.root
     if (folder / ".git").exists() and Git(folder).head() is not None:
         raise BadInput(f"{folder} is a workspace already; work inside it, or choose another folder")
-    work = (layout.dvc_lock, layout.engine, layout.closing, layout.genesis, layout.rulings, *layout.sources)
+    work = (layout.dvc_lock, layout.engine, layout.closing, layout.genesis, layout.interventions, *layout.sources)
     answers = (
         layout.inbox_pool,
         layout.inbox_test,

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from al_pipeline.data.ledger import read_events, read_refused
-from al_pipeline.errors import BadInput, NeedsAHand, NotAWorkspace, NothingToDo, ServerFailed, UnsafeFolder, UsageError
+from al_pipeline.errors import (
+    BadInput,
+    ManualActionRequired,
+    NotAWorkspace,
+    NothingToDo,
+    ServerFailed,
+    UnsafeFolder,
+    UsageError,
+)
 from al_pipeline.files import TEMPORARY_PREFIX, disk_usage, read_object, remove_tree
 from al_pipeline.integrations.oracle import TIME_FORMAT, find_mark
 from al_pipeline.servers import ServiceRow, StoredAnswer, end_all_in, running_in, stored_answers
@@ -184,8 +192,8 @@ def destroy(left: Left, with_folder: bool, force: bool, say: Callable[[str], Non
     """End the workspace's servers and take away what it left on this machine; `with_folder`: the workspace too.
 
     The workspace stays otherwise, with the DVC remote in the home. Killed at any line, the same call goes on. Raises
-    NeedsAHand, with nothing changed, where something would be lost and not `force`; UsageError for the folder of a
-    workspace that has several clones here; Locked while a round runs.
+    ManualActionRequired, with nothing changed, where something would be lost and not `force`; UsageError for the
+    folder of a workspace that has several clones here; Locked while a round runs.
     """
     if with_folder and len(left.present) > 1:
         clones = ", ".join(map(str, left.present))
@@ -200,7 +208,9 @@ def destroy(left: Left, with_folder: bool, force: bool, say: Callable[[str], Non
         if not planned.goes:
             raise NothingToDo("there is nothing left to remove" + ("" if with_folder else f"; {_WITH_FOLDER}"))
         if planned.losses and not force:
-            raise NeedsAHand(f"{'; '.join(planned.losses)}. Nothing was removed; `--force` removes it all the same")
+            raise ManualActionRequired(
+                f"{'; '.join(planned.losses)}. Nothing was removed; `--force` removes it all the same"
+            )
         say("stopping servers")
         ended = end_all_in(left.home)
         say("removing files")

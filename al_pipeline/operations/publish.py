@@ -13,7 +13,7 @@ from al_pipeline.annotation.aggregation import CONTROLS, active
 from al_pipeline.data.catalog import test_order
 from al_pipeline.data.ledger import read_events, read_refused
 from al_pipeline.data.pool import count_items, fetch, read_ids
-from al_pipeline.errors import ForeignEdit, NeedsAHand, RepositoryError
+from al_pipeline.errors import ManualActionRequired, RepositoryError, UnexpectedChange
 from al_pipeline.evaluation.online import Forecast, running_accuracy
 from al_pipeline.files import read_json, read_object, sha256_file, sha256_tree, write_json, write_jsonl
 from al_pipeline.integrations.dvc.session import Dvc
@@ -23,7 +23,7 @@ from al_pipeline.operations.close import foreign_edits, refuse_edits
 from al_pipeline.operations.history import History, Record, read_plan, read_plans
 from al_pipeline.params import Params, load_overrides
 from al_pipeline.records import RANDOM_SLICE, Event, PlannedTask, push_key, round_name
-from al_pipeline.rounds.interventions import Ruling
+from al_pipeline.rounds.interventions import Intervention
 from al_pipeline.rounds.manifests import parse_record
 from al_pipeline.workspace.fingerprint import current_engine
 from al_pipeline.workspace.layout import Layout
@@ -78,8 +78,8 @@ def chosen(layout: Layout) -> dict[str, Any]:
 def publish(workspace: Workspace, git: Git, dvc: Dvc, number: int | None) -> str:
     """Push the data, prove that the remote has it, commit; returns the commit. Data before pointers.
 
-    Raises ForeignEdit where somebody changed, while the round was built, a file that no build writes, and NeedsAHand
-    where another clone published a round of this number.
+    Raises UnexpectedChange where somebody changed, while the round was built, a file that no build writes, and
+    ManualActionRequired where another clone published a round of this number.
     """
     layout = workspace.layout
     if number is not None:
@@ -92,13 +92,13 @@ def publish(workspace: Workspace, git: Git, dvc: Dvc, number: int | None) -> str
 
 
 def _refuse_published(git: Git, number: int) -> None:
-    """Raise NeedsAHand where the git remote has this round although we have yet to make it.
+    """Raise ManualActionRequired where the git remote has this round although we have yet to make it.
 
     The remote may be out of reach, and rounds do not wait for it: then nobody can tell.
     """
     with contextlib.suppress(RepositoryError):
         if git.remote_has_tag(round_name(number)):
-            raise NeedsAHand(
+            raise ManualActionRequired(
                 f"{round_name(number)} is on the git remote already: another clone published it, and took the project "
                 "in Label Studio over. Nothing was published here. No answer is lost: go on in that clone, or make a "
                 "new one (`git clone`) and `al adopt` there"
@@ -124,7 +124,7 @@ def tag(git: Git, layout: Layout, number: int) -> None:
     commit = git.brought(path)
     text = git.show(commit, path)
     if text is None:
-        raise ForeignEdit(f"{path} is not in the commit {commit[:12]} that should have brought it")
+        raise UnexpectedChange(f"{path} is not in the commit {commit[:12]} that should have brought it")
     (layout.private / "synced.json").unlink(missing_ok=True)
     git.tag(round_name(number), _message(parse_record(text, path)), commit)
 
@@ -338,7 +338,7 @@ def _decide(layout: Layout, git: Git, history: History, params: Params) -> Decis
     )
 
 
-def _held(decision: Decision, holding: Ruling | None) -> Decision:
+def _held(decision: Decision, holding: Intervention | None) -> Decision:
     """The decision while promotion waits for a person: held, with what the gate would have said."""
     if holding is None:
         return decision

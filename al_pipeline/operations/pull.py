@@ -144,7 +144,7 @@ def pull(
     )
 
 
-def believe(result: Sequence[Any], was_cancelled: bool, schema: Schema) -> Answer | Reason:
+def parse_annotation(result: Sequence[Any], was_cancelled: bool, schema: Schema) -> Answer | Reason:
     """What a raw result says, or why it cannot be believed. Total: `result` may be anything that JSON can hold.
 
     What other controls hold beside the choice, such as a comment (`textarea`), does not matter: it stays in Label
@@ -340,7 +340,7 @@ class _Reading:
             return "annotator not allowed"
         if not self._unchanged(task.data, plan):
             return "changed text"
-        return believe(annotation.result, annotation.was_cancelled, self.schema)
+        return parse_annotation(annotation.result, annotation.was_cancelled, self.schema)
 
     def _unchanged(self, data: Mapping[str, Any], plan: PlannedTask) -> bool:
         """Whether the task still shows what we sent; columns that people added beside it do not matter."""

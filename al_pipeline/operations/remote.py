@@ -15,8 +15,8 @@ from al_pipeline.workspace.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)
-class Mended:
-    """What `mend_remote` did."""
+class Repaired:
+    """What `repair_remote` did."""
 
     sent: int
     """Objects."""
@@ -29,15 +29,15 @@ class Mended:
         return {"sent": self.sent, "wrong": wrong}
 
 
-def mend_remote(workspace: Workspace) -> Mended:
+def repair_remote(workspace: Workspace) -> Repaired:
     """Send the DVC remote what it lacks, or holds other bytes of, of the work tree and of every published round.
 
     Each object is proved by its digest before it is sent, and again in the remote. Raises Locked, RepositoryError.
     """
     layout = workspace.layout
-    with locked(layout.lock, "al remote mend"), open_dvc(layout) as dvc:
+    with locked(layout.lock, "al remote repair"), open_dvc(layout) as dvc:
         git = Git(layout.root)
         tags = git.tags()
         names = [round_name(record["round"]) for record in read_history(layout, git).rounds]
-        sent, wrong = dvc.mend_remote([name for name in names if name in tags])
-    return Mended(sent, tuple(wrong))
+        sent, wrong = dvc.repair_remote([name for name in names if name in tags])
+    return Repaired(sent, tuple(wrong))

@@ -23,12 +23,12 @@ from al_pipeline.data.outputs import read_labeled
 from al_pipeline.errors import (
     AlError,
     BadInput,
-    ForeignEdit,
     NothingToDo,
     NotReproduced,
     RemoteIncomplete,
     RepositoryError,
     StageFailed,
+    UnexpectedChange,
 )
 from al_pipeline.files import json_line, read_json, read_object, sha256_bytes, sha256_file, sha256_tree, write_json
 from al_pipeline.integrations import processes as child
@@ -201,7 +201,8 @@ def failure(made: Iterable[Reproduction]) -> AlError | None:
     names = ", ".join(round_name(one.round) for one in different)
     if all(one.difference and one.difference.missing for one in different):
         return RemoteIncomplete(
-            f"the DVC remote lacks objects of {names}, or holds damaged ones; `al remote mend` in a clone that has them"
+            f"the DVC remote lacks objects of {names}, or holds damaged ones; `al remote repair` in a clone that has "
+            "them"
         )
     return NotReproduced(f"not what was published: {names}; `--keep` leaves the clone for a look")
 
@@ -280,7 +281,7 @@ class _Attempt:
         self.lock = _parse_lock(layout.dvc_lock)
         with self._dvc() as dvc:
             dvc.stand_alone(self.workspace.layout.root)
-            self._bring_sources(dvc)
+            self._pull_missing_sources(dvc)
             self._check_inputs()
             first = self._bring_outputs(dvc)
             published = _Published(
@@ -314,7 +315,7 @@ class _Attempt:
             doubts.pop("dvc.yaml", None)
         if doubts:
             name, problem = next(iter(doubts.items()))
-            raise ForeignEdit(
+            raise UnexpectedChange(
                 f"{name} at the tag {self.name} {problem}. Check that tag out in a clone of your own and look at it; "
                 "`al trust` there accepts it on this machine"
             )
@@ -349,7 +350,7 @@ class _Attempt:
                 what = f"the DVC remote does not give {name} of {self.name}: {error}"
                 raise _Different(Difference("", _CAUSES.get(name, "data"), what, missing=True)) from None
 
-    def _bring_sources(self, dvc: Dvc) -> None:
+    def _pull_missing_sources(self, dvc: Dvc) -> None:
         """Fetch what goes in, as far as this call has not fetched it for an earlier round.
 
         Nothing that a stage made is among it. Whatever is at hand is compared with `dvc.lock` like all else.

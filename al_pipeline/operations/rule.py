@@ -1,8 +1,8 @@
-"""Make rulings: roll back and take that back, revoke and restore answers, approve a model, pause and resume.
+"""Make interventions: roll back and take that back, revoke and restore answers, approve a model, pause and resume.
 
-A ruling is one small file and one commit. What it asks of the labels is carried out by the next tick, like the close of
-any round: a quarantine event, a new fold, a build, a tag. So a kill at any line leaves either nothing or a ruling that
-the next tick finishes.
+An intervention is one small file and one commit. What it asks of the labels is carried out by the next tick, like the
+close of any round: a quarantine event, a new fold, a build, a tag. So a kill at any line leaves either nothing or an
+intervention that the next tick finishes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from typing import Any
 
 from al_pipeline.annotation.aggregation import Folded, fold, labels_in_use, standing_answers, times_asked
 from al_pipeline.data.ledger import last_part, read_events
-from al_pipeline.errors import AlError, ForeignEdit, NeedsAHand, NothingToDo, RemoteIncomplete, UsageError
+from al_pipeline.errors import (
+    AlError,
+    ManualActionRequired,
+    NothingToDo,
+    RemoteIncomplete,
+    UnexpectedChange,
+    UsageError,
+)
 from al_pipeline.files import TEMPORARY_PREFIX, sha256_file, sha256_tree, write_json
 from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.git import Git
@@ -27,7 +34,7 @@ from al_pipeline.operations.close import carry_out
 from al_pipeline.operations.history import History, Record, read_history
 from al_pipeline.params import Params, parse_params
 from al_pipeline.records import Event, LabeledItem, Selection, moment, round_name
-from al_pipeline.rounds.interventions import Kind, Ruling, undoable
+from al_pipeline.rounds.interventions import Intervention, Kind, undoable
 from al_pipeline.workspace.home import user_name
 from al_pipeline.workspace.identity import check_identity
 from al_pipeline.workspace.layout import Layout
@@ -40,9 +47,9 @@ _FOLDED_PATHS = {name: f"data/{name}.parquet" for name in _FOLDED}
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a ruling does (or, in a rehearsal, would do)."""
+    """What an intervention does (or, in a rehearsal, would do)."""
 
-    ruling: Ruling
+    intervention: Intervention
     leaving: tuple[tuple[int, str, int], ...]
     """Answers that stop counting, as (round, annotator, how many)."""
     coming: tuple[tuple[int, str, int], ...]
@@ -64,7 +71,7 @@ class Change:
         names = ("accuracy", "macro_f1", "average_precision", "log_loss", "calibration_error")
         before, after = ({name: found[name]["value"] for name in names if name in found} for found in self.metrics)
         return {
-            "ruling": self.ruling.to_row(),
+            "intervention": self.intervention.to_row(),
             "leaving": [dict(zip(("round", "annotator", "answers"), row, strict=True)) for row in self.leaving],
             "coming": [dict(zip(("round", "annotator", "answers"), row, strict=True)) for row in self.coming],
             "labelled_before": self.labels[0],
@@ -92,10 +99,10 @@ def rollback(
     """Go back to the snapshot of round `number`: its labels, the model it served, its parameters.
 
     Proves first that the snapshot's data can be had and that the fold will equal the snapshot's, and else raises with
-    nothing changed: RemoteIncomplete, NeedsAHand, NothingToDo where there is nothing to go back from. `dvc` must not be
-    running commands of its own.
+    nothing changed: RemoteIncomplete, ManualActionRequired, NothingToDo where there is nothing to go back from. `dvc`
+    must not be running commands of its own.
     """
-    with ruling_at_desk(workspace, dvc, "al rollback") as (git, history):
+    with intervention_at_desk(workspace, dvc, "al rollback") as (git, history):
         layout, record = workspace.layout, history.record(number)
         tag = round_name(number)
         if tag not in git.tags():
@@ -103,7 +110,7 @@ def rollback(
         before = {"serves": history.promoted, "hold": history.holding is not None, "head": git.head()}
         then = read_history(layout, git, tag)
         if record not in then.rounds or then.latest != record:
-            raise NeedsAHand(
+            raise ManualActionRequired(
                 f"the commit that {tag} names is not the one that published that round, so that it is no snapshot of "
                 "it: `al doctor` says which is; nothing was changed"
             )
@@ -111,26 +118,26 @@ def rollback(
         if model and serves is None:
             raise NothingToDo(f"at {tag} no model was promoted; `--labels` alone goes back without one")
         if params and git.changed([layout.params]):
-            raise ForeignEdit("params.yaml is edited and not committed; commit or discard that first (`git diff`)")
+            raise UnexpectedChange("params.yaml is edited and not committed; commit or discard that first (`git diff`)")
         if not labels and not params and serves == history.promoted and history.holding is not None:
             raise NothingToDo(f"the model of {serves} is served already, and promotion is held")
-        ruling = new_ruling(
+        intervention = new_intervention(
             history, git, "rollback", reason, labels=labels, to=number,
             serves=serves, hold=True if model else None, params_from=tag if params else None, before=before,
         )  # fmt: skip
         with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=layout.private) as place:
             wanted = {"events": "data/events", **_FOLDED_PATHS}
             snapshot = _prove(dvc, record, Path(place), {**wanted, "model": "models/candidate"} if model else wanted)
-            ruling = replace(ruling, parts=last_part(snapshot / "events") if labels else None)
-            change = _change(workspace, git, history, ruling)
+            intervention = replace(intervention, parts=last_part(snapshot / "events") if labels else None)
+            change = _change(workspace, git, history, intervention)
             if labels:
                 change = replace(change, metrics=(change.metrics[0], record["metrics"]))
             else:
                 change = replace(change, metrics=_served(history, serves))
             if labels:
-                _same_fold(_fold_with(workspace, git, ruling, history), record, lambda: snapshot)
+                _same_fold(_fold_with(workspace, git, intervention, history), record, lambda: snapshot)
         if not dry_run:
-            commit_ruling(layout, git, ruling)
+            commit_intervention(layout, git, intervention)
         return change
 
 
@@ -139,22 +146,22 @@ def undo(workspace: Workspace, dvc: Dvc, reason: str, *, dry_run: bool = False) 
 
     Raises NothingToDo where none stands.
     """
-    with ruling_at_desk(workspace, dvc, "al rollback --undo") as (git, history):
-        last = undoable(history.rulings)
+    with intervention_at_desk(workspace, dvc, "al rollback --undo") as (git, history):
+        last = undoable(history.interventions)
         if last is None:
             raise NothingToDo("no rollback stands that could be taken back; `al rounds` lists them")
         before = last.before or {}
-        ruling = new_ruling(
+        intervention = new_intervention(
             history, git, "undo", reason, labels=last.labels, undoes=last.number,
             serves=before.get("serves") if last.serves else None,
             hold=bool(before.get("hold")) if last.hold is not None else None,
             params_from=before.get("head") if last.params_from else None,
         )  # fmt: skip
-        change = _change(workspace, git, history, ruling)
-        if ruling.serves:
-            change = replace(change, metrics=_served(history, ruling.serves))
+        change = _change(workspace, git, history, intervention)
+        if intervention.serves:
+            change = replace(change, metrics=_served(history, intervention.serves))
         if not dry_run:
-            commit_ruling(workspace.layout, git, ruling)
+            commit_intervention(workspace.layout, git, intervention)
         return change
 
 
@@ -173,79 +180,86 @@ def amend(
             raise UsageError(
                 f"--since takes a date or a time such as 2026-03-01T14:00, got {selection.since!r}"
             ) from None
-    with ruling_at_desk(workspace, dvc, f"al labels {kind}") as (git, history):
-        ruling = new_ruling(history, git, kind, reason, labels=True, selection=selection)
-        change = _change(workspace, git, history, ruling)
+    with intervention_at_desk(workspace, dvc, f"al labels {kind}") as (git, history):
+        intervention = new_intervention(history, git, kind, reason, labels=True, selection=selection)
+        change = _change(workspace, git, history, intervention)
         if not change.leaving and not change.coming:
             what = "counts" if kind == "revoke" else "is quarantined"
             raise NothingToDo(f"no answer that {what} is one of: {selection}; `al log ITEM` shows an item's answers")
         if not dry_run:
-            commit_ruling(workspace.layout, git, ruling)
+            commit_intervention(workspace.layout, git, intervention)
         return change
 
 
-def approve(workspace: Workspace, dvc: Dvc, number: int | None, reason: str) -> Ruling:
+def approve(workspace: Workspace, dvc: Dvc, number: int | None, reason: str) -> Intervention:
     """Promote the model of round `number` (default: the newest published) and let later models be promoted again."""
-    with ruling_at_desk(workspace, dvc, "al approve", data=False) as (git, history):
+    with intervention_at_desk(workspace, dvc, "al approve", data=False) as (git, history):
         if not history.rounds:
             raise NothingToDo("no round is published yet")
         record = history.rounds[-1] if number is None else history.record(number)
         tag = round_name(record["round"])
         if history.holding is None and history.promoted == tag:
             raise NothingToDo(f"the model of {tag} is the promoted one already, and nothing is held")
-        ruling = new_ruling(history, git, "approve", reason, serves=tag, hold=False)
-        commit_ruling(workspace.layout, git, ruling)
-        return ruling
+        intervention = new_intervention(history, git, "approve", reason, serves=tag, hold=False)
+        commit_intervention(workspace.layout, git, intervention)
+        return intervention
 
 
-def pause(workspace: Workspace, dvc: Dvc, reason: str) -> Ruling:
+def pause(workspace: Workspace, dvc: Dvc, reason: str) -> Intervention:
     """Have ticks do nothing until `resume`; what is half built is finished then."""
-    with ruling_at_desk(workspace, dvc, "al pause", data=False) as (git, history):
+    with intervention_at_desk(workspace, dvc, "al pause", data=False) as (git, history):
         if history.pausing:
             raise NothingToDo(f"it is paused already: {history.pausing.sentence()}")
-        ruling = new_ruling(history, git, "pause", reason)
-        commit_ruling(workspace.layout, git, ruling)
-        return ruling
+        intervention = new_intervention(history, git, "pause", reason)
+        commit_intervention(workspace.layout, git, intervention)
+        return intervention
 
 
-def resume(workspace: Workspace, dvc: Dvc, reason: str) -> Ruling:
+def resume(workspace: Workspace, dvc: Dvc, reason: str) -> Intervention:
     """Have ticks work again."""
-    with ruling_at_desk(workspace, dvc, "al resume", data=False) as (git, history):
+    with intervention_at_desk(workspace, dvc, "al resume", data=False) as (git, history):
         if not history.pausing:
             raise NothingToDo("it is not paused; `al status` says what it waits for")
-        ruling = new_ruling(history, git, "resume", reason)
-        commit_ruling(workspace.layout, git, ruling)
-        return ruling
+        intervention = new_intervention(history, git, "resume", reason)
+        commit_intervention(workspace.layout, git, intervention)
+        return intervention
 
 
-def finish_ruling(layout: Layout, git: Git) -> None:
-    """Commit a ruling whose maker was killed in between. Call only while holding the lock."""
-    if left := git.changed([layout.rulings]):
+def finish_intervention(layout: Layout, git: Git) -> None:
+    """Commit an intervention whose maker was killed in between. Call only while holding the lock."""
+    if left := git.changed([layout.interventions]):
         if edited := [name for name in left if git.show("HEAD", name) is not None]:
-            raise ForeignEdit(f"rulings are never edited: {', '.join(edited)}; `git checkout -- FILE` takes that back")
-        git.commit("Finish a ruling whose making was interrupted", [layout.rulings])
+            raise UnexpectedChange(
+                f"interventions are never edited: {', '.join(edited)}; `git checkout -- FILE` takes that back"
+            )
+        git.commit("Finish an intervention whose making was interrupted", [layout.interventions])
 
 
-def check_snapshot(workspace: Workspace, git: Git, dvc: Dvc, rulings: Sequence[Ruling]) -> None:
-    """Raise NeedsAHand where carrying `rulings` out, the last of them a rollback, would not give its snapshot's labels.
+def check_snapshot(workspace: Workspace, git: Git, dvc: Dvc, interventions: Sequence[Intervention]) -> None:
+    """Raise ManualActionRequired where carrying `interventions` out, the last of them a rollback, would not give its
+    snapshot's labels.
 
-    Parameters may have been edited since the ruling was made and checked. Whatever a rollback was accepted for is
+    Parameters may have been edited since the intervention was made and checked. Whatever a rollback was accepted for is
     equal here too: both ask `_same_fold`.
     """
-    if not rulings or rulings[-1].kind != "rollback":
+    if not interventions or interventions[-1].kind != "rollback":
         return
     layout = workspace.layout
-    record = read_history(layout, git).record(rulings[-1].to or 0)
+    record = read_history(layout, git).record(interventions[-1].to or 0)
     with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=layout.private) as place:
-        _same_fold(_fold_after(workspace, rulings), record, lambda: _prove(dvc, record, Path(place), _FOLDED_PATHS))
+        _same_fold(
+            _fold_after(workspace, interventions), record, lambda: _prove(dvc, record, Path(place), _FOLDED_PATHS)
+        )
 
 
-# How a ruling is made ----------------------------------------------------------------------------------------------
+# How an intervention is made -----------------------------------------------------------------------------------------
 
 
 @contextmanager
-def ruling_at_desk(workspace: Workspace, dvc: Dvc, purpose: str, *, data: bool = True) -> Iterator[tuple[Git, History]]:
-    """The lock, and the workspace as a tick would find it. `data`: whether the ruling depends on pool and ledger.
+def intervention_at_desk(
+    workspace: Workspace, dvc: Dvc, purpose: str, *, data: bool = True
+) -> Iterator[tuple[Git, History]]:
+    """The lock, and the workspace as a tick would find it. `data`: whether the intervention depends on pool and ledger.
 
     One that does not must work while the data are away or damaged: that is when people pause.
     """
@@ -259,7 +273,7 @@ def ruling_at_desk(workspace: Workspace, dvc: Dvc, purpose: str, *, data: bool =
         check_ready(layout, git)
         if data:
             check_not_ignored(layout, git)
-        finish_ruling(layout, git)
+        finish_intervention(layout, git)
         history = read_history(layout, git)
         if history.planned is None:
             raise NothingToDo("no round was planned yet; `al round` makes the first plan")
@@ -267,10 +281,10 @@ def ruling_at_desk(workspace: Workspace, dvc: Dvc, purpose: str, *, data: bool =
         yield git, history
 
 
-def new_ruling(history: History, git: Git, kind: Kind, reason: str, **values: Any) -> Ruling:
+def new_intervention(history: History, git: Git, kind: Kind, reason: str, **values: Any) -> Intervention:
     assert history.planned is not None
-    return Ruling(
-        number=1 + max((ruling.number for ruling in history.rulings), default=0),
+    return Intervention(
+        number=1 + max((intervention.number for intervention in history.interventions), default=0),
         kind=kind,
         round=history.planned,
         by=git.identity() or user_name(),
@@ -280,10 +294,10 @@ def new_ruling(history: History, git: Git, kind: Kind, reason: str, **values: An
     )
 
 
-def commit_ruling(layout: Layout, git: Git, ruling: Ruling) -> None:
-    path = layout.ruling(ruling.number)
-    write_json(path, ruling.to_row())
-    git.commit(f"Ruling {ruling.number}: {ruling.sentence()}", [path])
+def commit_intervention(layout: Layout, git: Git, intervention: Intervention) -> None:
+    path = layout.intervention(intervention.number)
+    write_json(path, intervention.to_row())
+    git.commit(f"Intervention {intervention.number}: {intervention.sentence()}", [path])
 
 
 def _prove(dvc: Dvc, record: Record, place: Path, wanted: Mapping[str, str]) -> Path:
@@ -300,7 +314,7 @@ def _prove(dvc: Dvc, record: Record, place: Path, wanted: Mapping[str, str]) -> 
                 f"{path} of {tag} cannot be had, neither here nor from the DVC remote; nothing was changed. {error}"
             ) from None
         if name in record["hashes"] and sha256_tree(place / name) != record["hashes"][name]:
-            raise NeedsAHand(
+            raise ManualActionRequired(
                 f"{path} of {tag} is not what the round's record says, so that going back to it would bring other "
                 f"{'labels' if name in _FOLDED else 'bytes'} than were published; nothing was changed. "
                 f"`al reproduce {record['round']}` says more"
@@ -308,32 +322,37 @@ def _prove(dvc: Dvc, record: Record, place: Path, wanted: Mapping[str, str]) -> 
     return place
 
 
-def _params_after(workspace: Workspace, git: Git, ruling: Ruling) -> Params:
-    """The parameters that will hold once `ruling` is carried out."""
-    if ruling.params_from is None:
+def _params_after(workspace: Workspace, git: Git, intervention: Intervention) -> Params:
+    """The parameters that will hold once `intervention` is carried out."""
+    if intervention.params_from is None:
         return workspace.params
     name = workspace.layout.params.name
-    return parse_params(git.show(ruling.params_from, name) or "", f"{name} of {ruling.params_from}")
+    return parse_params(git.show(intervention.params_from, name) or "", f"{name} of {intervention.params_from}")
 
 
-def _fold_with(workspace: Workspace, git: Git, ruling: Ruling, history: History) -> Folded:
+def _fold_with(workspace: Workspace, git: Git, intervention: Intervention, history: History) -> Folded:
     """The labels as they will be."""
-    return _fold_after(workspace, [*history.waiting, ruling], _params_after(workspace, git, ruling))
+    return _fold_after(workspace, [*history.waiting, intervention], _params_after(workspace, git, intervention))
 
 
 def _fold_after(
-    workspace: Workspace, rulings: Sequence[Ruling], params: Params | None = None, *, all_classes: bool = False
+    workspace: Workspace,
+    interventions: Sequence[Intervention],
+    params: Params | None = None,
+    *,
+    all_classes: bool = False,
 ) -> Folded:
-    """The labels once `rulings` are carried out. `all_classes`: take those that the schema lacks too."""
+    """The labels once `interventions` are carried out. `all_classes`: take those that the schema lacks too."""
     layout = workspace.layout
     params = params or workspace.params
-    events = [*read_events(layout.events, layout.inbox_events), *carry_out(rulings, layout.events)]
+    events = [*read_events(layout.events, layout.inbox_events), *carry_out(interventions, layout.events)]
     classes = [*params.schema_.labels, *sorted(labels_in_use(events))] if all_classes else params.schema_.labels
     return fold(events, list(dict.fromkeys(classes)), len(params.annotators) or None, times_asked(events))
 
 
 def _same_fold(folded: Folded, record: Record, snapshot: Callable[[], Path]) -> None:
-    """Raise NeedsAHand where `folded` is not what the round published: the one place that decides about equality.
+    """Raise ManualActionRequired where `folded` is not what the round published: the one place that decides about
+    equality.
 
     Equal bytes are equal. Another pyarrow may write equal rows in other bytes: then the rows decide, read from the
     folder that `snapshot` gives, which is asked only then.
@@ -352,7 +371,7 @@ def _same_fold(folded: Folded, record: Record, snapshot: Callable[[], Path]) -> 
         readers: dict[str, Any] = {"labeled": read_labeled, "test_labels": read_labeled, "unresolved": read_unresolved}
         differ = [part for part in differ if tuple(readers[part](place / part)) != rows[part]]
     if differ:
-        raise NeedsAHand(
+        raise ManualActionRequired(
             f"the labels would not be those of {round_name(record['round'])} ({', '.join(differ)} differ), so nothing "
             "was changed: schema or annotators in params.yaml are others than then. `--params` takes them back too"
         )
@@ -369,30 +388,33 @@ def _metrics(history: History, tag: str | None) -> Record:
     return found
 
 
-def _change(workspace: Workspace, git: Git, history: History, ruling: Ruling) -> Change:
+def _change(workspace: Workspace, git: Git, history: History, intervention: Intervention) -> Change:
     layout = workspace.layout
     events = read_events(layout.events, layout.inbox_events)
     waiting = history.waiting
     now = standing_answers([*events, *carry_out(waiting, layout.events)])
-    then = standing_answers([*events, *carry_out([*waiting, ruling], layout.events)]) if ruling.labels else now
+    then = (
+        standing_answers([*events, *carry_out([*waiting, intervention], layout.events)]) if intervention.labels else now
+    )
     # A revocation may be what frees a class that params.yaml has no more; a tick refuses what is left of it.
     old = _labels(_fold_after(workspace, waiting, all_classes=True).labeled)
     new = old
-    if ruling.kind == "revoke":
-        new = _labels(_fold_after(workspace, [*waiting, ruling], all_classes=True).labeled)
-    elif ruling.labels:
-        new = _labels(_fold_with(workspace, git, ruling, history).labeled)
+    if intervention.kind == "revoke":
+        new = _labels(_fold_after(workspace, [*waiting, intervention], all_classes=True).labeled)
+    elif intervention.labels:
+        new = _labels(_fold_with(workspace, git, intervention, history).labeled)
     newest = history.rounds[-1]["metrics"] if history.rounds else {}
     mine, theirs = (
-        p.model_dump(mode="json", by_alias=True) for p in (workspace.params, _params_after(workspace, git, ruling))
+        p.model_dump(mode="json", by_alias=True)
+        for p in (workspace.params, _params_after(workspace, git, intervention))
     )
     return Change(
-        ruling=ruling,
+        intervention=intervention,
         leaving=_by_person([event for key, event in now.items() if then.get(key) != event]),
         coming=_by_person([event for key, event in then.items() if now.get(key) != event]),
         labels=(len(old), len(new)),
         changed=sum(old.get(item) != new.get(item) for item in old.keys() | new.keys()),
-        served=(history.promoted, ruling.serves or history.promoted),
+        served=(history.promoted, intervention.serves or history.promoted),
         metrics=(newest, newest),
         params=tuple(name for name in mine if mine[name] != theirs.get(name)),
     )

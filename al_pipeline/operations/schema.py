@@ -20,7 +20,7 @@ def check_schema(workspace: Workspace, history: History) -> None:
 
 def schema_problem(workspace: Workspace, history: History) -> AlError | None:
     """What `check_schema` would raise; None where the classes may stay as they are."""
-    if any(ruling.params_from is not None for ruling in history.waiting):
+    if any(intervention.params_from is not None for intervention in history.waiting):
         return None  # the next close puts another params.yaml in place, which was checked with its snapshot
     layout, schema = workspace.layout, workspace.params.schema_
     published = published_schema(history)

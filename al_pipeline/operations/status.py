@@ -16,7 +16,7 @@ from al_pipeline.operations.connect import project_page, stored_project
 from al_pipeline.operations.history import History, labels_saved_by, read_history
 from al_pipeline.operations.schema import schema_problem
 from al_pipeline.operations.tick import closing_rule, look
-from al_pipeline.rounds.interventions import parse_ruling
+from al_pipeline.rounds.interventions import parse_intervention
 from al_pipeline.rounds.state_machine import Facts, Wait, close_reason, next_step, state, waiting_for
 from al_pipeline.servers import prefect_status, read_deployment
 from al_pipeline.workspace.layout import Layout
@@ -181,7 +181,9 @@ def rounds(workspace: Workspace) -> list[dict[str, Any]]:
             "test_labelled": record["counts"]["test_labelled"],
             "verdict": record["decision"]["verdict"],
             "reasons": record["decision"]["reasons"],
-            "rulings": [parse_ruling(row, "round.json").summary() for row in record.get("rulings", ())],
+            "interventions": [
+                parse_intervention(row, "round.json").summary() for row in record.get("interventions", ())
+            ],
             "closed_at": record["closed_at"],
             "metrics": {name: record["metrics"][name] for name in FIGURES},
         }

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from al_pipeline.annotation.aggregation import active, fold, standing, times_asked, worth_asking
 from al_pipeline.data.ledger import known_ids, read_events, read_refused, still_refused
 from al_pipeline.data.pool import columns_of, count_items, fetch
-from al_pipeline.errors import ForeignEdit, NeedsAHand, NothingToDo, RepositoryError
+from al_pipeline.errors import ManualActionRequired, NothingToDo, RepositoryError, UnexpectedChange
 from al_pipeline.files import bound_log, read_json, read_object, remove_leftovers, write_json, write_text
 from al_pipeline.integrations import processes as child
 from al_pipeline.integrations.dvc.session import Dvc
@@ -33,23 +33,23 @@ from al_pipeline.operations.checkout import (
     put_back_converted,
 )
 from al_pipeline.operations.close import (
-    bring_sources,
     carry_out,
     check_sources,
     close,
     foreign_edits,
     is_closed,
     override,
+    pull_missing_sources,
     refuse_edits,
 )
 from al_pipeline.operations.connect import ensure_project, stored_project
 from al_pipeline.operations.history import History, read_history, read_plan, read_plans, rounds_of
 from al_pipeline.operations.pull import pull
 from al_pipeline.operations.push import push, retire
-from al_pipeline.operations.rule import check_snapshot, finish_ruling
+from al_pipeline.operations.rule import check_snapshot, finish_intervention
 from al_pipeline.operations.schema import check_schema, published_labels, schema_news
 from al_pipeline.records import Event, PlannedTask, Task, round_name, shown_text
-from al_pipeline.rounds.interventions import Ruling, asked_for
+from al_pipeline.rounds.interventions import Intervention, asked_for
 from al_pipeline.rounds.state_machine import BUILD, Closing, Facts, State, Step, Wait, close_reason, next_step, state
 from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT
 from al_pipeline.workspace.home import private_folder
@@ -144,12 +144,12 @@ class _Session:
         return self.workspace.layout
 
     def begin(self, step: Step, facts: Facts) -> None:
-        """Note that `step` is taken on `facts`; raises NeedsAHand where it was already in this tick."""
+        """Note that `step` is taken on `facts`; raises ManualActionRequired where it was already in this tick."""
         known = replace(facts, age_days=0.0, done=frozenset())
         entry = (step, known, build.build_key(self.layout) if facts.closed else "")
         if entry in self.taken:
             seen = ", ".join(f"{name} {value}" for name, value in _changed_facts(known).items())
-            raise NeedsAHand(
+            raise ManualActionRequired(
                 f"the step `{step}` was taken, and all is as it was before ({seen}); it was stopped, since it would go "
                 "on for ever. `al doctor` looks for the reason; if it finds none, please report this sentence"
             )
@@ -209,7 +209,7 @@ def tick(
         git = Git(layout.root)
         check_ready(layout, git)
         check_not_ignored(layout, git)
-        finish_ruling(layout, git)
+        finish_intervention(layout, git)
         options = options or Options()
         session = _Session(workspace, git, dvc, make_oracle, options, now, say, read_history(layout, git))
         session.overrides = options.overrides
@@ -300,8 +300,9 @@ def _look(workspace: Workspace, git: Git, history: History, now: datetime) -> Fa
     if closed:
         record = read_object(layout.genesis if planned is None else layout.record(planned))
         decided = record.get("build") == build.build_key(layout)
-    carried = set(read_json(layout.overrides, {}).get("rulings", ())) if closed else set()
-    waiting = {ruling.number for ruling in history.waiting}
+    overrides = read_json(layout.overrides, {})
+    carried = set(overrides.get("interventions", overrides.get("rulings", ()))) if closed else set()
+    waiting = {intervention.number for intervention in history.waiting}
     found = Facts(
         items=incoming + _published_items(layout, history),
         incoming=incoming,
@@ -395,29 +396,33 @@ def _take(step: Step, session: _Session, facts: Facts) -> Any:
 
 
 def _close(session: _Session, facts: Facts) -> None:
-    """Close the open round. Rulings that wait are carried out by it, and then are why it closes."""
-    layout, planned, rulings = session.layout, facts.planned, session.history.waiting
+    """Close the open round. Interventions that wait are carried out by it, and then are why it closes."""
+    layout, planned, interventions = session.layout, facts.planned, session.history.waiting
     if planned is None:
         why = "the first build"
     else:
-        why = "; ".join(r.sentence() for r in rulings) or close_reason(facts, closing_rule(session.workspace)) or ""
-    for ruling in rulings:
-        if ruling.params_from is not None and (text := session.git.show(ruling.params_from, layout.params.name)):
+        why = (
+            "; ".join(r.sentence() for r in interventions) or close_reason(facts, closing_rule(session.workspace)) or ""
+        )
+    for intervention in interventions:
+        if intervention.params_from is not None and (
+            text := session.git.show(intervention.params_from, layout.params.name)
+        ):
             write_text(layout.params, text)
     session.workspace = replace(session.workspace)  # which reads its parameters anew
-    check_snapshot(session.workspace, session.git, session.dvc, rulings)
+    check_snapshot(session.workspace, session.git, session.dvc, interventions)
     _remember(layout, planned, closed_at=session.now().timestamp(), reason=why)
     plans = session.plans().values()
-    asked = asked_for(session.history.rulings, rounds_of(plans))
-    kept = _kept(session, planned, rulings) if planned is not None and rulings else []
+    asked = asked_for(session.history.interventions, rounds_of(plans))
+    kept = _kept(session, planned, interventions) if planned is not None and interventions else []
     if kept:
         session.say(f"round {planned}: {len(kept)} open tasks stay in the queue")
     overrides, session.overrides = session.overrides, {}
-    close(layout, session.dvc, 0 if planned is None else planned + 1, overrides, rulings, plans, asked, kept)
+    close(layout, session.dvc, 0 if planned is None else planned + 1, overrides, interventions, plans, asked, kept)
 
 
-def _kept(session: _Session, planned: int, rulings: Sequence[Ruling]) -> list[PlannedTask]:
-    """The open tasks of round `planned` that the next one asks on, since nothing but `rulings` closes this one.
+def _kept(session: _Session, planned: int, interventions: Sequence[Intervention]) -> list[PlannedTask]:
+    """The open tasks of round `planned` that the next one asks on, since nothing but `interventions` closes this one.
 
     None where the tasks show other fields, or offer other classes, than the schema that holds now.
     """
@@ -427,7 +432,7 @@ def _kept(session: _Session, planned: int, rulings: Sequence[Ruling]) -> list[Pl
         return []
     events = read_events(layout.events, layout.inbox_events)
     refused = still_refused(read_refused(layout.events, layout.inbox_events), events)
-    events += carry_out(rulings, layout.events)
+    events += carry_out(interventions, layout.events)
     everybody = len(params.annotators) or None
     return worth_asking(
         read_plan(session.git, planned),
@@ -436,7 +441,7 @@ def _kept(session: _Session, planned: int, rulings: Sequence[Ruling]) -> list[Pl
         params.round.overlap,
         everybody,
         {str(row.get("push_key")) for row in refused},
-        {item for ruling in session.history.rulings for item in ruling.items},
+        {item for intervention in session.history.interventions for item in intervention.items},
     )
 
 
@@ -521,7 +526,7 @@ def tasks_of(workspace: Workspace, plan: list[PlannedTask]) -> list[Task]:
     layout, params = workspace.layout, workspace.params
     items = fetch([layout.pool, layout.test], [task.item_id for task in plan])
     if missing := [task.item_id for task in plan if task.item_id not in items]:
-        raise ForeignEdit(f"the plan asks about items that the pool does not hold: {', '.join(missing[:3])}")
+        raise UnexpectedChange(f"the plan asks about items that the pool does not hold: {', '.join(missing[:3])}")
     queried = [items[task.item_id] for task in plan if task.part == "pool"]
     guesses = guess(workspace, queried) if params.label_studio.show_guess else {}
     tasks = []
@@ -538,7 +543,7 @@ def _publish(session: _Session, planned: int | None) -> None:
     sources = [f"{path.relative_to(layout.root)}.dvc" for path in layout.sources]
     if changed := {*session.dvc.changed(*STAGES, *sources), *session.dvc.unlike(), *session.dvc.unlike(*sources)}:
         if Step.PUBLISH in session.done:
-            raise ForeignEdit(f"changed again and again while the round was built: {', '.join(sorted(changed))}")
+            raise UnexpectedChange(f"changed again and again while the round was built: {', '.join(sorted(changed))}")
         build.forget_built(layout)
         (layout.genesis if planned is None else layout.record(planned)).unlink(missing_ok=True)
         session.again(*BUILD, Step.DECIDE, Step.PUBLISH)
@@ -563,7 +568,7 @@ def _round_facts(session: _Session, planned: int | None) -> dict[str, Any]:
         "reason": remembered.get("reason"),
         "seconds": build.build_seconds(layout),
         "project": read_json(layout.project) or None,
-        "rulings": [ruling.to_row() for ruling in session.history.waiting],
+        "interventions": [intervention.to_row() for intervention in session.history.waiting],
     }
     if planned is not None:
         events = read_events(layout.events)
@@ -613,7 +618,7 @@ def _count_selected(session: _Session) -> None:
 def check_owned(
     workspace: Workspace, git: Git, dvc: Dvc, history: History, now: datetime, *, sources: bool = True
 ) -> None:
-    """Between builds everything the engine owns is as committed; raise ForeignEdit where somebody changed it.
+    """Between builds everything the engine owns is as committed; raise UnexpectedChange where somebody changed it.
 
     In the middle of one, what a kill tore is put back. `sources`: the data too, which whoever reads none can leave out.
     """
@@ -621,11 +626,11 @@ def check_owned(
     check_tags([record["round"] for record in history.rounds], git.tags())
     if layout.closing.exists() or is_closed(layout, history.planned):  # before anything reads the data themselves
         git.unstage([*layout.owned, layout.params, layout.dvc_yaml])
-        return build.mend_torn(layout, git)
+        return build.restore_torn_records(layout, git)
     put_back_converted(layout, git)
     refuse_edits(foreign_edits(layout, git))
     if sources:
-        bring_sources(layout, dvc)
+        pull_missing_sources(layout, dvc)
         check_sources(layout, dvc)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from al_pipeline.errors import ForeignEdit, NotAWorkspace, NothingToDo
+from al_pipeline.errors import NotAWorkspace, NothingToDo, UnexpectedChange
 from al_pipeline.files import read_json, sha256_bytes, write_json, write_text
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.checkout import bring_in_line, check_ready, with_lines
@@ -50,7 +50,7 @@ class Upgrade:
 def upgrade(start: Path | None = None, replace_dvc_yaml: bool = False) -> Upgrade:
     """Bring the workspace that holds `start` to LAYOUT_VERSION, in one commit; harmless where it is there.
 
-    Raises NotAWorkspace for a newer layout, NothingToDo while a round is being built, ForeignEdit where somebody's
+    Raises NotAWorkspace for a newer layout, NothingToDo while a round is being built, UnexpectedChange where somebody's
     change would be lost (`replace_dvc_yaml` gives one in `dvc.yaml` up), BadParams where `params.yaml` cannot take
     the new keys.
     """
@@ -127,7 +127,7 @@ def _check(
     if read_json(layout.marker) not in markers:
         edited.append(layout.marker.name)
     if edited:
-        raise ForeignEdit(
+        raise UnexpectedChange(
             f"changed and not committed: {', '.join(edited[:5])}. An upgrade would mix it with its own changes: "
             "commit it (`git commit -- FILE`) or take it back (`git checkout -- FILE`), then upgrade"
         )
@@ -151,7 +151,7 @@ def _dvc_yaml(text: str, known: str, replace: bool) -> str:
     if text == ours or sha256_bytes(ours.encode()) == known:
         return text  # nothing is new in it
     if sha256_bytes(text.encode()) != known and not replace:
-        raise ForeignEdit(
+        raise UnexpectedChange(
             "dvc.yaml has changes of your own, and the stages of this layout are others; `al upgrade "
             "--replace-dvc-yaml` takes the new one (git keeps yours), then put your changes in again"
         )

@@ -1,7 +1,8 @@
-"""Rulings: what a person decided about rounds, labels and models outside the ordinary course; never edited.
+"""Interventions: what a person decided about rounds, labels and models outside the ordinary course; never edited.
 
-A ruling is made while a round is open: it comes after the record of the round before and before that round's own. One
-that changes labels is carried out by the tick that closes this round; the others hold from the moment they are made.
+An intervention is made while a round is open: it comes after the record of the round before and before that round's
+own. One that changes labels is carried out by the tick that closes this round; the others hold from the moment they
+are made.
 """
 
 from __future__ import annotations
@@ -12,23 +13,24 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from al_pipeline.annotation.aggregation import ruling_key
+from al_pipeline.annotation.aggregation import intervention_key
 from al_pipeline.errors import BadInput
-from al_pipeline.records import Event, Intervention, Selection, event_digest, moment, round_name
+from al_pipeline.records import Event, LabelIntervention, Selection, event_digest, moment, round_name
 
 Kind = Literal["rollback", "undo", "revoke", "restore", "approve", "pause", "resume", "ask"]
 
 MAX_ITEMS = 10_000
-"""That one ruling may name."""
+"""That one intervention may name."""
 
 _KINDS = frozenset(get_args(Kind))
 _TAG = re.compile(r"round-\d{4,6}")
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
-_FILE = re.compile(r"rounds/rulings/(\d{6})\.json")
+_FILE = re.compile(r"rounds/(?:interventions|rulings)/(\d{6})\.json")
+"""Earlier versions wrote them to `rounds/rulings/`, where they stay: none is ever moved or edited."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ruling:
+class Intervention:
     """One decision of a person."""
 
     number: int
@@ -58,7 +60,7 @@ class Ruling:
     """ask: the items of the pool that the next batch is to ask about."""
 
     def to_row(self) -> dict[str, Any]:
-        """This ruling as a JSON object."""
+        """This intervention as a JSON object."""
         row = asdict(self)
         if self.selection is not None and self.selection.label is None:  # as earlier versions wrote it
             del row["selection"]["label"]
@@ -69,7 +71,7 @@ class Ruling:
         named = [*self.items[:3], *([f"{len(self.items) - 3} more"] if len(self.items) > 3 else [])]
         return {
             "rollback": f"rolled back to {round_name(self.to or 0)}",
-            "undo": f"took ruling {self.undoes} back",
+            "undo": f"took intervention {self.undoes} back",
             "revoke": f"revoked answers ({self.selection})",
             "restore": f"restored answers ({self.selection})",
             "approve": f"approved the model of {self.serves}",
@@ -83,27 +85,29 @@ class Ruling:
         return f"{self.summary()} by {self.by} at {self.at}" + (f": {self.reason}" if self.reason else "")
 
 
-def ruling_number(path: str) -> int | None:
-    """Which ruling a file of the repository is; None where it is another file."""
+def intervention_number(path: str) -> int | None:
+    """Which intervention a file of the repository is; None where it is another file."""
     found = _FILE.fullmatch(path)
     return int(found[1]) if found else None
 
 
-def read_ruling(text: str, path: str) -> Ruling:
-    """The ruling in a file of the repository. Raises BadInput where it is something else."""
+def read_intervention(text: str, path: str) -> Intervention:
+    """The intervention in a file of the repository. Raises BadInput where it is something else."""
     try:
         row = json.loads(text)
     except (ValueError, RecursionError):
         row = None
-    ruling = parse_ruling(row, path)
-    if ruling.number != ruling_number(path):
-        raise BadInput(f"{path} says that it is ruling {ruling.number}; `git log -p {path}` shows who wrote it")
-    return ruling
+    intervention = parse_intervention(row, path)
+    if intervention.number != intervention_number(path):
+        raise BadInput(
+            f"{path} says that it is intervention {intervention.number}; `git log -p {path}` shows who wrote it"
+        )
+    return intervention
 
 
-def parse_ruling(row: Any, place: str) -> Ruling:
-    """The ruling that `to_row` wrote. Raises BadInput naming `place` where it is something else."""
-    known = {field.name for field in fields(Ruling)}
+def parse_intervention(row: Any, place: str) -> Intervention:
+    """The intervention that `to_row` wrote. Raises BadInput naming `place` where it is something else."""
+    known = {field.name for field in fields(Intervention)}
     try:
         if unknown := sorted(set(row) - known):
             raise ValueError(f"unknown key {unknown[0]!r}")
@@ -112,141 +116,158 @@ def parse_ruling(row: Any, place: str) -> Ruling:
         if not isinstance(items, list) or len(items) > MAX_ITEMS or not all(isinstance(item, str) for item in items):
             raise TypeError("its items are none")
         chosen = None if selection is None else Selection(**selection)
-        ruling = Ruling(**{**row, "selection": chosen, "items": tuple(items)})
-        if ruling.kind not in _KINDS or type(ruling.number) is not int or type(ruling.round) is not int:
+        intervention = Intervention(**{**row, "selection": chosen, "items": tuple(items)})
+        if (
+            intervention.kind not in _KINDS
+            or type(intervention.number) is not int
+            or type(intervention.round) is not int
+        ):
             raise ValueError("its kind, number or round is none")
-        if not all(value is None or type(value) is int for value in (ruling.to, ruling.parts, ruling.undoes)):
+        if not all(
+            value is None or type(value) is int for value in (intervention.to, intervention.parts, intervention.undoes)
+        ):
             raise ValueError("a number is none")
-        _check(ruling)
+        _check(intervention)
     except (TypeError, ValueError, AttributeError) as error:
         raise BadInput(
-            f"{place} is no ruling that this engine knows ({error}); was it written by a newer one?"
+            f"{place} is no intervention that this engine knows ({error}); was it written by a newer one?"
         ) from None
-    return ruling
+    return intervention
 
 
-def _check(ruling: Ruling) -> None:
-    """Raise TypeError or ValueError unless what `ruling` holds is of its kind and cannot pass for anything else.
+def _check(intervention: Intervention) -> None:
+    """Raise TypeError or ValueError unless what `intervention` holds is of its kind and cannot pass for anything else.
 
     A revision is an argument of git's, a tag names a folder: neither may be what somebody likes.
     """
-    chosen = ruling.selection or Selection()
-    before = {} if ruling.before is None else dict(ruling.before)
+    chosen = intervention.selection or Selection()
+    before = {} if intervention.before is None else dict(intervention.before)
     named = (text for text in (chosen.annotator, chosen.item, chosen.label) if text is not None)
-    texts = (ruling.by, ruling.at, ruling.reason, *named)
+    texts = (intervention.by, intervention.at, intervention.reason, *named)
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("a text is none")
-    for tag in (ruling.serves, before.get("serves")):
+    for tag in (intervention.serves, before.get("serves")):
         if tag is not None and not _TAG.fullmatch(tag):
             raise ValueError(f"{tag!r} names no round")
-    for revision in (ruling.params_from, before.get("head")):
+    for revision in (intervention.params_from, before.get("head")):
         if revision is not None and not (_TAG.fullmatch(revision) or _COMMIT.fullmatch(revision)):
             raise ValueError(f"{revision!r} names no commit")
-    if not all(flag is None or type(flag) is bool for flag in (ruling.labels, ruling.hold, before.get("hold"))):
+    if not all(
+        flag is None or type(flag) is bool for flag in (intervention.labels, intervention.hold, before.get("hold"))
+    ):
         raise TypeError("a yes or no is none")
     if chosen.round is not None and type(chosen.round) is not int:
         raise TypeError("a number is none")
     if chosen.since is not None:
         moment(chosen.since)
-    if not all(0 <= value < 10**6 for value in (ruling.round, ruling.to or 0)):
+    if not all(0 <= value < 10**6 for value in (intervention.round, intervention.to or 0)):
         raise ValueError("a round has a number that none can have")
 
 
-def in_effect(rulings: Sequence[Ruling]) -> list[Ruling]:
-    """The rulings that stand, in order: those about labels that a later one took back are left out.
+def in_effect(interventions: Sequence[Intervention]) -> list[Intervention]:
+    """The interventions that stand, in order: those about labels that a later one took back are left out.
 
-    An undo takes back the ruling that it names. A rollback takes back all that was made after the snapshot that it
-    goes to, undos included: as of events, the newest decides.
+    An undo takes back the intervention that it names. A rollback takes back all that was made after the snapshot that
+    it goes to, undos included: as of events, the newest decides.
     """
     gone: set[int] = set()
     standing = []
-    for place in range(len(rulings) - 1, -1, -1):
-        ruling = rulings[place]
-        if ruling.number in gone:
+    for place in range(len(interventions) - 1, -1, -1):
+        intervention = interventions[place]
+        if intervention.number in gone:
             continue
-        if ruling.kind == "undo" and ruling.undoes is not None:
-            gone.add(ruling.undoes)
-        if ruling.kind == "rollback" and ruling.labels and ruling.to is not None:
-            gone |= {older.number for older in rulings[:place] if older.labels and older.round > ruling.to}
-        standing.append(ruling)
+        if intervention.kind == "undo" and intervention.undoes is not None:
+            gone.add(intervention.undoes)
+        if intervention.kind == "rollback" and intervention.labels and intervention.to is not None:
+            gone |= {older.number for older in interventions[:place] if older.labels and older.round > intervention.to}
+        standing.append(intervention)
     return standing[::-1]
 
 
-def undoable(rulings: Sequence[Ruling]) -> Ruling | None:
+def undoable(interventions: Sequence[Intervention]) -> Intervention | None:
     """The newest rollback that stands; None where none does."""
-    undone = {ruling.undoes for ruling in rulings if ruling.kind == "undo"}
-    standing = [r for r in in_effect(rulings) if r.kind == "rollback" and r.number not in undone]
+    undone = {intervention.undoes for intervention in interventions if intervention.kind == "undo"}
+    standing = [r for r in in_effect(interventions) if r.kind == "rollback" and r.number not in undone]
     return standing[-1] if standing else None
 
 
-def abandoned(rulings: Sequence[Ruling]) -> dict[int, int]:
-    """The rounds whose answers do not count, even those that come in later, each with the ruling that says so."""
+def abandoned(interventions: Sequence[Intervention]) -> dict[int, int]:
+    """The rounds whose answers do not count, even those that come in later, each with the intervention that says so."""
     found: dict[int, int] = {}
-    for ruling in in_effect(rulings):
-        if ruling.kind == "rollback" and ruling.labels and ruling.to is not None:
-            found |= dict.fromkeys(range(ruling.to + 1, ruling.round + 1), ruling.number)
+    for intervention in in_effect(interventions):
+        if intervention.kind == "rollback" and intervention.labels and intervention.to is not None:
+            found |= dict.fromkeys(range(intervention.to + 1, intervention.round + 1), intervention.number)
     return found
 
 
-def holding(rulings: Sequence[Ruling]) -> Ruling | None:
-    """The ruling for which new models wait for an approval; None where they do not."""
-    newest = next((ruling for ruling in reversed(rulings) if ruling.hold is not None), None)
+def holding(interventions: Sequence[Intervention]) -> Intervention | None:
+    """The intervention for which new models wait for an approval; None where they do not."""
+    newest = next((intervention for intervention in reversed(interventions) if intervention.hold is not None), None)
     return newest if newest is not None and newest.hold else None
 
 
-def pausing(rulings: Sequence[Ruling]) -> Ruling | None:
-    """The ruling that has ticks do nothing; None where they work."""
-    newest = next((ruling for ruling in reversed(rulings) if ruling.kind in ("pause", "resume")), None)
+def pausing(interventions: Sequence[Intervention]) -> Intervention | None:
+    """The intervention that has ticks do nothing; None where they work."""
+    newest = next(
+        (intervention for intervention in reversed(interventions) if intervention.kind in ("pause", "resume")), None
+    )
     return newest if newest is not None and newest.kind == "pause" else None
 
 
-def waiting(rulings: Iterable[Ruling], carried_out: Collection[int]) -> list[Ruling]:
-    """The rulings about labels that no published round has carried out yet, in order."""
-    return [ruling for ruling in rulings if ruling.labels and ruling.number not in carried_out]
+def waiting(interventions: Iterable[Intervention], carried_out: Collection[int]) -> list[Intervention]:
+    """The interventions about labels that no published round has carried out yet, in order."""
+    return [
+        intervention for intervention in interventions if intervention.labels and intervention.number not in carried_out
+    ]
 
 
-def asked_for(rulings: Iterable[Ruling], planned: Mapping[str, int]) -> list[str]:
+def asked_for(interventions: Iterable[Intervention], planned: Mapping[str, int]) -> list[str]:
     """The items that people want asked and that no plan since has held, in the order in which they were named.
 
     `planned`: the newest round whose plan holds an item, by item. A batch that had no room leaves the rest waiting.
     """
-    wanted = [(item, ruling.round) for ruling in rulings if ruling.kind == "ask" for item in ruling.items]
+    wanted = [
+        (item, intervention.round)
+        for intervention in interventions
+        if intervention.kind == "ask"
+        for item in intervention.items
+    ]
     return list(dict.fromkeys(item for item, number in wanted if planned.get(item, -1) <= number))
 
 
-def promoted(rulings: Sequence[Ruling], rounds: Sequence[tuple[int, bool]]) -> str | None:
+def promoted(interventions: Sequence[Intervention], rounds: Sequence[tuple[int, bool]]) -> str | None:
     """The tag of the round whose model is the promoted one; None where there is none.
 
-    `rounds`: each published round's number and whether its record says promoted. The newest word counts; a ruling was
-    spoken before the record of the round that was open.
+    `rounds`: each published round's number and whether its record says promoted. The newest word counts; an
+    intervention was spoken before the record of the round that was open.
     """
     words = [((number, 1, 0), round_name(number)) for number, yes in rounds if yes]
-    words += [((r.round, 0, r.number), r.serves) for r in rulings if r.serves is not None]
+    words += [((r.round, 0, r.number), r.serves) for r in interventions if r.serves is not None]
     return max(words)[1] if words else None
 
 
-def control_event(ruling: Ruling, snapshot_end: str | None = None) -> Event:
-    """What the ledger holds of a ruling about labels: what it asks for, and no list of events.
+def control_event(intervention: Intervention, snapshot_end: str | None = None) -> Event:
+    """What the ledger holds of an intervention about labels: what it asks for, and no list of events.
 
     `snapshot_end`: for a rollback, the id of the last event that its snapshot knew.
     """
-    if ruling.kind == "rollback":
-        asked = Intervention("rollback", to=ruling.to or 0, after=snapshot_end)
-    elif ruling.kind == "undo":
-        asked = Intervention("undo", undoes=ruling.undoes or 0)
+    if intervention.kind == "rollback":
+        asked = LabelIntervention("rollback", to=intervention.to or 0, after=snapshot_end)
+    elif intervention.kind == "undo":
+        asked = LabelIntervention("undo", undoes=intervention.undoes or 0)
     else:
-        kind: Literal["revoke", "restore"] = "restore" if ruling.kind == "restore" else "revoke"
-        asked = Intervention(kind, selection=ruling.selection or Selection())
+        kind: Literal["revoke", "restore"] = "restore" if intervention.kind == "restore" else "revoke"
+        asked = LabelIntervention(kind, selection=intervention.selection or Selection())
     return Event(
-        event_id=event_digest("ruling", ruling.number, asked.to_row()),
-        type="restore" if ruling.kind == "restore" else "quarantine",
+        event_id=event_digest("ruling", intervention.number, asked.to_row()),
+        type="restore" if intervention.kind == "restore" else "quarantine",
         item_id="",
         content_hash="",
         part="pool",
-        round=ruling.round,
-        annotation_key=ruling_key(ruling.number),
-        annotator=ruling.by,
-        reason=ruling.sentence(),
-        observed_at=ruling.at,
+        round=intervention.round,
+        annotation_key=intervention_key(intervention.number),
+        annotator=intervention.by,
+        reason=intervention.sentence(),
+        observed_at=intervention.at,
         intervention=asked,
     )

@@ -11,11 +11,11 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from al_pipeline.errors import ForeignEdit
+from al_pipeline.errors import UnexpectedChange
 from al_pipeline.records import PlannedTask
-from al_pipeline.rounds.interventions import parse_ruling
+from al_pipeline.rounds.interventions import parse_intervention
 
 MAX_ROUND = 999_999
 ID_CHARACTERS = 200
@@ -173,7 +173,9 @@ class _Genesis(_Part):
     running: _Running | None = None
     control: _Control | None = None
     next_batch: _Choice | None = None
-    rulings: list[dict[str, Any]] = Field(default_factory=list)
+    interventions: list[dict[str, Any]] = Field(
+        default_factory=list, validation_alias=AliasChoices("interventions", "rulings")
+    )
 
 
 class _Round(_Genesis):
@@ -227,23 +229,26 @@ def plan_number(path: str) -> int | None:
 
 
 def parse_record(text: str, path: str) -> dict[str, Any]:
-    """The record in a `round.json` or `genesis.json`. Raises ForeignEdit, naming what is wrong, unless we wrote it."""
+    """The record in a `round.json` or `genesis.json`. Raises UnexpectedChange, naming what is wrong, unless we wrote
+    it."""
     number = record_number(path)
     row = _checked(text, path, _Genesis if number is None else _Round)
+    if "rulings" in row:  # as earlier versions called them
+        row["interventions"] = row.pop("rulings")
     if row["round"] != number:
         raise _foreign(path, f"round: got {row['round']}, the folder says {number}")
-    for ruling in row.get("rulings", ()):
-        parse_ruling(ruling, path)
+    for intervention in row.get("interventions", ()):
+        parse_intervention(intervention, path)
     return row
 
 
 def parse_histogram(text: str) -> HistogramRow:
-    """The histogram in `rounds/histogram.json`. Raises ForeignEdit unless we wrote it."""
+    """The histogram in `rounds/histogram.json`. Raises UnexpectedChange unless we wrote it."""
     return HistogramRow.model_validate(_checked(text, "rounds/histogram.json", HistogramRow))
 
 
 def parse_plan(text: str, number: int) -> list[PlannedTask]:
-    """The tasks in round `number`'s `plan.jsonl`. Raises ForeignEdit, naming the line, unless we wrote it."""
+    """The tasks in round `number`'s `plan.jsonl`. Raises UnexpectedChange, naming the line, unless we wrote it."""
     path = f"rounds/{number:04d}/plan.jsonl"
     return [_task(line, f"{path}:{place}", number) for place, line in enumerate(text.split("\n"), 1) if line]
 
@@ -298,8 +303,8 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON value")
 
 
-def _foreign(place: str, problem: str) -> ForeignEdit:
-    return ForeignEdit(
+def _foreign(place: str, problem: str) -> UnexpectedChange:
+    return UnexpectedChange(
         f"{place} is not as the engine writes it: {problem}. Written by hand, or by a newer engine? `git log -p` on it "
         "shows by whom, `git revert` takes that back"
     )

@@ -72,7 +72,7 @@ class Facts:
     """Since the round opened."""
     close_requested: bool = False
     amend: bool = False
-    """A person's ruling about labels waits to be carried out."""
+    """A person's intervention about labels waits to be carried out."""
     amending: bool = False
     """The build under way carries one out."""
     paused: str = ""

@@ -1,7 +1,7 @@
 """Replay: what rounds with another strategy or seed would have come to, on a corpus whose labels are all known.
 
-The same functions as in the stages (`keep_best`, `next_batch`, `evaluate`), fed in the same order; the model is passed
-in as `fit`, so that this knows arrays alone.
+The same functions as in the stages (`top_candidates`, `next_batch`, `evaluate`), fed in the same order; the model is
+passed in as `fit`, so that this knows arrays alone.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from al_pipeline.active_learning.strategies import (
     VectorsOf,
     acquisition_of,
     ensemble_seed,
-    keep_best,
     next_batch,
     samples_of,
+    top_candidates,
 )
 from al_pipeline.evaluation.metrics import Floats, Metrics, check_truth, evaluate
 from al_pipeline.records import Query
@@ -168,7 +168,7 @@ def _shortlist(
         sampled = draw(kind, labeled, ensemble_seed(asking.seed, round_number, asking.strategy))
         parts = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
         scores = np.concatenate([SAMPLE_ACQUISITION[name](sampled(part)) for part in parts])
-    best = keep_best(unlabeled, scores, asking.shortlist, asking.batch_size, asking.seed)
+    best = top_candidates(unlabeled, scores, asking.shortlist, asking.batch_size, asking.seed)
     return Shortlist([unlabeled[row] for row in best], scores[best], proba[best])
 
 
@@ -179,7 +179,7 @@ def _search(
     found = {}
     for name, nearness in guide.items():
         scores = nearness[[position[item_id] for item_id in unlabeled]]
-        rows = keep_best(unlabeled, scores, asking.batch_size, asking.batch_size, asking.seed)
+        rows = top_candidates(unlabeled, scores, asking.batch_size, asking.batch_size, asking.seed)
         found[name] = [unlabeled[row] for row in rows]
     return found
 

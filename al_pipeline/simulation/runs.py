@@ -46,7 +46,7 @@ _LOOK_SECONDS = 0.2
 
 Run = tuple[str, int]
 """A strategy (or FULL) and a seed."""
-Told = Callable[[int], None]
+OnProgress = Callable[[int], None]
 """Hears of work done, in labels trained on."""
 
 
@@ -96,7 +96,7 @@ def prepare(work: Work, seed: int) -> Prepared:
     return Prepared(corpus, matrix, guide)
 
 
-def simulate_run(work: Work, prepared: Prepared, strategy: str, seed: int, told: Told | None = None) -> Curve:
+def simulate_run(work: Work, prepared: Prepared, strategy: str, seed: int, told: OnProgress | None = None) -> Curve:
     """One strategy's learning curve. The random arm is random throughout, its seed round too: it measures the rest."""
     vectors = None if work.dense is None else _vectors_of(prepared.corpus, work.dense)
     asking, guide = replace(work.asking, strategy=strategy, seed=seed), prepared.guide
@@ -176,7 +176,7 @@ def read_run(folder: Path, run: Run) -> dict[str, Any] | None:
     return found
 
 
-def _do(work: Work, prepared: Prepared, run: Run, folder: Path, told: Told | None) -> None:
+def _do(work: Work, prepared: Prepared, run: Run, folder: Path, told: OnProgress | None) -> None:
     strategy, seed = run
     began = time.perf_counter()
     row: dict[str, Any] = {"strategy": strategy, "seed": seed}
@@ -262,7 +262,7 @@ class _Meter:
             self.progress(min(self.done, self.total), self.total)
 
 
-def _do_group(work: Work, group: Sequence[Run], folder: Path, told: Told | None) -> None:
+def _do_group(work: Work, group: Sequence[Run], folder: Path, told: OnProgress | None) -> None:
     prepared = prepare(work, group[0][1])
     for run in group:
         _do(work, prepared, run, folder, told)

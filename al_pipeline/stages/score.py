@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from al_pipeline.active_learning.acquisition import ACQUISITION, SAMPLE_ACQUISITION, score_bounds
-from al_pipeline.active_learning.strategies import Best, Tally, acquisition_of, ensemble_seed, samples_of
+from al_pipeline.active_learning.strategies import ScoreAccumulator, TopK, acquisition_of, ensemble_seed, samples_of
 from al_pipeline.data.outputs import read_labeled, read_unresolved, write_scores
 from al_pipeline.data.pool import count_items, fetch, iter_items
 from al_pipeline.features.vectors import Vectors, guide_vectors, open_vectors
@@ -17,7 +17,7 @@ from al_pipeline.models.linear import Head
 from al_pipeline.models.loading import load_model, vectors_for
 from al_pipeline.models.text_model import Classifier, TextModel
 from al_pipeline.params import Select, load_overrides, load_params
-from al_pipeline.progress import teller
+from al_pipeline.progress import progress_reporter
 from al_pipeline.records import LabeledItem
 from al_pipeline.stages import stage
 from al_pipeline.workspace.fingerprint import check_engine
@@ -42,11 +42,11 @@ def main(layout: Layout) -> None:
     score, judges = _scorer(select.strategy, model, vectors, labeled, layout, seed)
     bounds = score_bounds(acquisition_of(select.strategy), len(params.schema_.labels), judges)
     classes = len(params.schema_.labels)
-    tally = Tally(Best(select.shortlist, select.batch_size, params.seed, classes), bounds, BINS, classes)
+    tally = ScoreAccumulator(TopK(select.shortlist, select.batch_size, params.seed, classes), bounds, BINS, classes)
     search = _Search(select, params.seed, model, vectors)
     looked_at = model.needs_vectors or bool(select.guide)
     total, done = count_items([layout.pool]), 0
-    tell = None if model.needs_vectors else teller(layout.progress, "scoring the pool")
+    tell = None if model.needs_vectors else progress_reporter(layout.progress, "scoring the pool")
     for batch in iter_items([layout.pool]):
         done += len(batch)
         items = [item for item in batch if item.item_id not in closed]
@@ -72,7 +72,7 @@ def main(layout: Layout) -> None:
     )
 
 
-_Score = Callable[[Tally, Sequence[str], Sequence[str], NDArray[np.float32] | None], None]
+_Score = Callable[[ScoreAccumulator, Sequence[str], Sequence[str], NDArray[np.float32] | None], None]
 """Takes a part into the tally: its ids, texts and vectors."""
 
 
@@ -94,7 +94,9 @@ def _scorer(
     judges = model.draw(kind, [item.text for item in items], vectors_for(model, vectors, items), labels, seed)
     disagree = SAMPLE_ACQUISITION[name]
 
-    def by_samples(tally: Tally, ids: Sequence[str], texts: Sequence[str], own: NDArray[np.float32] | None) -> None:
+    def by_samples(
+        tally: ScoreAccumulator, ids: Sequence[str], texts: Sequence[str], own: NDArray[np.float32] | None
+    ) -> None:
         tally.add(ids, disagree(model.sample_proba(judges, texts, own)), model.predict_proba(texts, own))
 
     return by_samples, len(judges)
@@ -104,7 +106,9 @@ def _by_proba(name: str, model: Classifier) -> _Score:
     """Scores by the model's own probabilities; by margin at a glance, which leaves the same in less time."""
     acquire = ACQUISITION[name]
 
-    def score(tally: Tally, ids: Sequence[str], texts: Sequence[str], own: NDArray[np.float32] | None) -> None:
+    def score(
+        tally: ScoreAccumulator, ids: Sequence[str], texts: Sequence[str], own: NDArray[np.float32] | None
+    ) -> None:
         if (
             name == "margin"
             and isinstance(model, TextModel)
@@ -123,7 +127,7 @@ class _Search:
     """The candidates nearest to the guide of each class, best first."""
 
     def __init__(self, select: Select, seed: int, model: Classifier, vectors: Vectors | None) -> None:
-        self._best = {name: Best(select.batch_size, select.batch_size, seed) for name in select.guide}
+        self._best = {name: TopK(select.batch_size, select.batch_size, seed) for name in select.guide}
         self._model = model
         self._guide = {name: (list(texts), guide_vectors(vectors, texts)) for name, texts in select.guide.items()}
 

@@ -11,7 +11,7 @@ from al_pipeline.files import read_json
 from al_pipeline.models.finetuned import fit_finetuned
 from al_pipeline.models.text_model import fit_text_model
 from al_pipeline.params import FINETUNED, load_params
-from al_pipeline.progress import teller
+from al_pipeline.progress import progress_reporter
 from al_pipeline.stages import stage
 from al_pipeline.workspace.fingerprint import check_engine
 from al_pipeline.workspace.layout import Layout
@@ -40,7 +40,7 @@ def main(layout: Layout) -> None:
             params.train.finetune,
             params.seed,
             params.train.calibrate,
-            told=teller(layout.progress, "fine-tuning"),
+            told=progress_reporter(layout.progress, "fine-tuning"),
         ).save(layout.model)
         return
     vectors = open_vectors(layout.encoder, layout.features, params.features)

@@ -170,8 +170,8 @@ def own_environment(environment: Mapping[str, str] | None = None) -> dict[str, s
     """What is to be added to `environment` (default: this process's) for ourselves and whatever we start.
 
     A complete user, which libraries ask for as they are imported; UTF-8, since paths are; and folders of this user
-    alone for the state that libraries would keep in, and believe from, a folder that all users of the machine share.
-    Raises UnsafeFolder where such a folder is somebody else's.
+    alone for the state that libraries would keep in, and trust, a folder that all users of the machine
+    share. Raises UnsafeFolder where such a folder is somebody else's.
     """
     environment = os.environ if environment is None else environment
     added = {"PYTHONUTF8": "1"}

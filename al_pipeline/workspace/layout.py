@@ -103,12 +103,12 @@ class Layout:
         return self.rounds / "genesis.json"
 
     @property
-    def rulings(self) -> Path:
+    def interventions(self) -> Path:
         """What people decided outside the ordinary course, `000001.json` and on; only ever added to."""
-        return self.rounds / "rulings"
+        return self.rounds / "interventions"
 
-    def ruling(self, number: int) -> Path:
-        return self.rulings / f"{number:06d}.json"
+    def intervention(self, number: int) -> Path:
+        return self.interventions / f"{number:06d}.json"
 
     def round(self, number: int) -> Path:
         return self.rounds / f"{number:04d}"
@@ -338,7 +338,7 @@ class Layout:
         return (self.engine, self.dvc_lock, self.rounds, *sources)
 
 
-_IN_ROUNDS = re.compile(r"rounds/(?:\d{4,6}/(?:plan\.jsonl|round\.json)|rulings/\d{6}\.json)")
+_IN_ROUNDS = re.compile(r"rounds/(?:\d{4,6}/(?:plan\.jsonl|round\.json)|(?:interventions|rulings)/\d{6}\.json)")
 
 
 def is_ours(name: str) -> bool:

@@ -25,7 +25,7 @@ def with_missing(text: str, template: str, source: str = "params.yaml") -> tuple
     """
     values, whole = _values(text), yaml.safe_load(template)
     if values is None:
-        raise BadParams(f"{source} is not valid YAML, or holds no keys and values; mend it first")
+        raise BadParams(f"{source} is not valid YAML, or holds no keys and values; fix it first")
     added = list(_missing(values, whole))
     extended = text
     for path in added:

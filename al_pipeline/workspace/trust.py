@@ -12,7 +12,7 @@ from difflib import unified_diff
 from importlib.resources import files
 from pathlib import Path
 
-from al_pipeline.errors import ForeignEdit
+from al_pipeline.errors import UnexpectedChange
 from al_pipeline.files import read_object, sha256_bytes, write_json
 from al_pipeline.sanitize import has_password, redact
 from al_pipeline.workspace.home import al_home, private_folder
@@ -69,12 +69,12 @@ def template(name: str) -> str:
 
 
 def check_dvc(root: Path) -> None:
-    """Raise ForeignEdit where a file that steers DVC is neither this engine's own nor accepted by the user."""
+    """Raise UnexpectedChange where a file that steers DVC is neither this engine's own nor accepted by the user."""
     accepted: frozenset[str] | None = None
     for name, problem in _doubts(Layout(root)):
         accepted = accepted if accepted is not None else _accepted()
         if _digest(root / name) not in accepted:
-            raise ForeignEdit(
+            raise UnexpectedChange(
                 f"{name} {problem}. If this workspace came from somebody else, look at it first; if you know why it is "
                 "so, `al trust` shows it and lets DVC use it on this machine"
             )
@@ -110,19 +110,19 @@ def accept(root: Path) -> None:
 
 
 def check_tree(modes: Mapping[str, str], layout: Layout) -> None:
-    """Raise ForeignEdit where git holds what could lead the engine out of the workspace or feed it forged state.
+    """Raise UnexpectedChange where git holds what could lead the engine out of the workspace or feed it forged state.
 
     `modes`: every file of the commit with git's mode of it.
     """
     ignored = tuple(line.strip("/") for line in layout.ignored if line != _SHARED)
     for name, mode in modes.items():
         if mode in (_LINK, _SUBMODULE) and name.partition("/")[0] in _OURS:
-            raise ForeignEdit(
+            raise UnexpectedChange(
                 f"{name} is a {'symbolic link' if mode == _LINK else 'submodule'} in git, where the workspace keeps "
                 f"files of its own, and could lead anywhere; put a file or folder in its place and commit that"
             )
         if any(name == place or name.startswith(f"{place}/") for place in (*ignored, *_MACHINES_OWN)):
-            raise ForeignEdit(
+            raise UnexpectedChange(
                 f"git holds {name}, which belongs to DVC or to one machine alone; "
                 f"`git rm -r --cached {name}` and a commit take it out"
             )

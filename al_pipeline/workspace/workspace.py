@@ -99,8 +99,8 @@ def open_workspace(start: Path | None = None) -> Workspace:
     """The workspace that holds `start` (default: the current folder). Raises NotAWorkspace."""
     layout, marker = find_workspace(start)
     if (found := marker["layout"]) != LAYOUT_VERSION:
-        mend = "`al upgrade` carries it over" if found < LAYOUT_VERSION else "install a newer engine"
-        raise NotAWorkspace(f"{layout.root} has layout {found}, this engine works with {LAYOUT_VERSION}; {mend}")
+        fix = "`al upgrade` carries it over" if found < LAYOUT_VERSION else "install a newer engine"
+        raise NotAWorkspace(f"{layout.root} has layout {found}, this engine works with {LAYOUT_VERSION}; {fix}")
     return Workspace(layout, marker["workspace_id"])
 
 

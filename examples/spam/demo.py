@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from al_pipeline.errors import AlError, NothingToDo, WorldError
+from al_pipeline.errors import AlError, ExternalServiceError, NothingToDo
 from al_pipeline.files import read_json, write_json
 from al_pipeline.records import push_key
 from al_pipeline.reporting.charts import CurvePoint, save_learning_curve
@@ -175,7 +175,7 @@ def _rounds(
             return
         patience = 2 if tick["published"] else patience - 1
         if patience < 0:
-            raise WorldError(f"round {number} does not close: {tick['waits_for']}")
+            raise ExternalServiceError(f"round {number} does not close: {tick['waits_for']}")
         done = Done()
         if number:
             _answer(url, now["project_id"], people, key, number - 1, late=True)
@@ -365,14 +365,16 @@ def clean(folder: Path) -> None:
 def al(folder: Path | None, *words: str, as_json: bool = True, idle: bool = False) -> dict[str, Any]:
     """Run `al WORDS --json` in `folder` and return what it printed; progress bars and warnings go to the terminal.
 
-    `idle`: that there was nothing to do is no failure. Raises WorldError where it fails; its own message has been
-    printed by then.
+    `idle`: that there was nothing to do is no failure. Raises ExternalServiceError where it fails; its own message has
+    been printed by then.
     """
     place = [] if folder is None else ["-C", str(folder)]
     command = [sys.executable, "-m", "al_pipeline.cli.app", *place, *words, *(["--json"] if as_json else [])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=_COMMAND_SECONDS)
     if done.returncode and not (idle and done.returncode == NothingToDo.exit_code and done.stdout):
-        raise WorldError(f"`al {' '.join(words)}` ended with exit code {done.returncode}; the reason stands above")
+        raise ExternalServiceError(
+            f"`al {' '.join(words)}` ended with exit code {done.returncode}; the reason stands above"
+        )
     found: dict[str, Any] = json.loads(done.stdout) if as_json else {}
     return found
 

@@ -22,7 +22,7 @@ from typing import IO, Any, NoReturn, Self
 
 import yaml
 
-from al_pipeline.errors import BadInput, ForeignEdit, RemoteIncomplete, RepositoryError, StageFailed
+from al_pipeline.errors import BadInput, RemoteIncomplete, RepositoryError, StageFailed, UnexpectedChange
 from al_pipeline.files import read_object, write_bytes
 from al_pipeline.integrations import processes as child
 from al_pipeline.integrations.dvc.digests import Digests, digest
@@ -224,12 +224,12 @@ class Dvc:
         (fsync) when this returns. Raises RepositoryError; what could not be sent is for `verify_remote` to say.
         """
         self.set_aside_damaged()
-        self._ask("push", "push", mend="; `al doctor` tries the remote")
+        self._ask("push", "push", fix="; `al doctor` tries the remote")
 
-    def mend_remote(self, revisions: Sequence[str]) -> tuple[int, list[Wrong]]:
+    def repair_remote(self, revisions: Sequence[str]) -> tuple[int, list[Wrong]]:
         """The same for what `revisions` name, too: how many objects were sent, and what is still wrong."""
         self.set_aside_damaged(revisions=revisions)
-        reply = self._ask("push", "push", revisions=list(revisions), mend="; `al doctor` tries the remote")
+        reply = self._ask("push", "push", revisions=list(revisions), fix="; `al doctor` tries the remote")
         return reply["sent"], [Wrong(**row) for row in reply["wrong"]]
 
     def wrong_in_remote(self, *targets: str) -> list[Wrong]:
@@ -274,7 +274,7 @@ class Dvc:
     def unlike(self, *targets: str) -> list[str]:
         """Which of `targets` (as for `recorded`) hold other bytes than recorded, or are not there.
 
-        DVC is not asked: its notes believe what it has fetched.
+        DVC is not asked: it trusts its own notes of what it fetched.
         """
         recorded = self.recorded(*targets)
         with Digests(self._notes) as digests:
@@ -306,7 +306,9 @@ class Dvc:
             for entry in (entry for stage in stages for entry in stage.get("outs", ())):
                 yield (folder / entry["path"]).as_posix(), entry["md5"]
         except (yaml.YAMLError, AttributeError, KeyError, TypeError):
-            raise ForeignEdit(f"{record} is not as DVC writes it; `git checkout -- {record}` brings it back") from None
+            raise UnexpectedChange(
+                f"{record} is not as DVC writes it; `git checkout -- {record}` brings it back"
+            ) from None
 
     def differences(self, *targets: str) -> list[Different]:
         """For data that are not as recorded: each file, with what the cache and the remote hold in its place."""
@@ -316,12 +318,12 @@ class Dvc:
     def _notes(self) -> Path:
         return self.root / ".al/verified"
 
-    def _ask(self, what: str, name: str, mend: str = "", **more: Any) -> dict[str, Any]:
+    def _ask(self, what: str, name: str, fix: str = "", **more: Any) -> dict[str, Any]:
         """Have DVC's process do what `objects.serve` knows by the name `what`."""
         reply, said = self._exchange({"do": what, "notes": str(self._notes), **more}, _TRANSFER_TIMEOUT)
         if not isinstance(reply, dict) or "error" in reply:
             why = redact(str(reply["error"])) if isinstance(reply, dict) else said
-            raise RepositoryError(explained(why) or f"dvc {name} failed: {why}{mend}")
+            raise RepositoryError(explained(why) or f"dvc {name} failed: {why}{fix}")
         return reply
 
     def check_writable(self) -> str:
@@ -342,7 +344,7 @@ class Dvc:
             why = re.sub(r"\A[\w.]+: ", "", said[0])  # the name of the error's class
             raise RepositoryError(
                 explained(said[0])
-                or f"the DVC remote cannot be written: {why}; `dvc remote list` shows it, mend its address or rights"
+                or f"the DVC remote cannot be written: {why}; `dvc remote list` shows it, fix its address or rights"
             )
         return redact(result.stdout.strip())
 
@@ -356,9 +358,9 @@ class Dvc:
         Raises RemoteIncomplete, naming the objects, where the remote lacks them or holds others under their names.
         """
         self.set_aside_damaged(*targets)
-        self._ask("reach", "pull", targets=targets, mend="; `al doctor` tries the remote")
+        self._ask("reach", "pull", targets=targets, fix="; `al doctor` tries the remote")
         try:
-            self._checked(["pull", *targets], "pull", _TRANSFER_TIMEOUT, mend="; `al doctor` tries the remote")
+            self._checked(["pull", *targets], "pull", _TRANSFER_TIMEOUT, fix="; `al doctor` tries the remote")
         except RepositoryError as error:
             self._blame_remote(targets, error)
         if wrong := self.unlike(*targets):
@@ -426,10 +428,10 @@ class Dvc:
             check=False,
         )
 
-    def _checked(self, arguments: list[str], name: str, timeout: float = _TIMEOUT, mend: str = "") -> None:
+    def _checked(self, arguments: list[str], name: str, timeout: float = _TIMEOUT, fix: str = "") -> None:
         code, said = self._command(arguments, timeout)
         if code:
-            raise RepositoryError(explained(said) or f"dvc {name} failed ({code}): {said}{mend}")
+            raise RepositoryError(explained(said) or f"dvc {name} failed ({code}): {said}{fix}")
 
     def _json(self, arguments: list[str], name: str, timeout: float) -> dict[str, object]:
         code, said = self._command(arguments, timeout)
@@ -520,12 +522,12 @@ def change_config(path: Path, changes: Mapping[str, Mapping[str, Any]], mode: in
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         config = ConfigObj(text.splitlines(), interpolation=False, list_values=True, encoding="utf-8")
     except (ConfigObjError, UnicodeDecodeError) as error:
-        raise RepositoryError(f"{path} cannot be read as DVC's configuration ({error}); mend or delete it") from None
+        raise RepositoryError(f"{path} cannot be read as DVC's configuration ({error}); fix or delete it") from None
     before = config.dict()
     for section, values in changes.items():
         known = config.setdefault(section, {})
         if not isinstance(known, dict):
-            raise RepositoryError(f"{path} holds a value named {section}, where DVC has a section; mend or delete it")
+            raise RepositoryError(f"{path} holds a value named {section}, where DVC has a section; fix or delete it")
         known.update(values)
     if config.dict() == before:
         return
@@ -560,7 +562,7 @@ def _utf8(path: str) -> str:
 def remote_wrong(wrong: Sequence[Wrong]) -> str:
     """What to tell of objects that the remote lacks or has damaged, and how to put it right."""
     return (
-        f"the DVC remote does not hold what git's records name: {told(wrong)}. `al remote mend` in a clone that has "
+        f"the DVC remote does not hold what git's records name: {told(wrong)}. `al remote repair` in a clone that has "
         "the data puts the remote right; nothing of it was used here"
     )
 

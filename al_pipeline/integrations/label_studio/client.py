@@ -186,7 +186,7 @@ class LabelStudioOracle:
         return ref
 
     def check(self, ref: ProjectRef, workspace_id: str, clone_id: str | None = None) -> None:
-        """Raise ForeignProject unless `ref` is ours; see Oracle."""
+        """Raise WrongProject unless `ref` is ours; see Oracle."""
         self._project(ref, workspace_id, clone_id)
 
     def adopt(self, ref: ProjectRef, workspace_id: str, clone_id: str) -> None:

@@ -13,16 +13,16 @@ from al_pipeline.annotation.aggregation import (
     Folded,
     active,
     fold,
+    intervention_key,
     people,
     quarantined,
-    ruling_key,
     skips,
     standing,
     standing_answers,
     times_asked,
 )
 from al_pipeline.errors import BadInput, SchemaInUse
-from al_pipeline.records import Event, Intervention, LabeledItem, PlannedTask, Selection, Unresolved
+from al_pipeline.records import Event, LabeledItem, LabelIntervention, PlannedTask, Selection, Unresolved
 
 LABELS = ("ham", "spam", "other")
 
@@ -287,8 +287,8 @@ def test_quarantine_can_itself_be_quarantined() -> None:
 # Interventions, as the ledger holds them ------------------------------------------------------------------------------
 def intervened(number: int, kind: str, at: int = 0, **asked) -> Event:
     type_ = "restore" if kind == "restore" else "quarantine"
-    what = Intervention(kind, **asked)
-    return Event(f"i{number}", type_, "", "", "pool", at, ruling_key(number), "admin", intervention=what)
+    what = LabelIntervention(kind, **asked)
+    return Event(f"i{number}", type_, "", "", "pool", at, intervention_key(number), "admin", intervention=what)
 
 
 def back(number: int, at: int, to: int, after: Event | None) -> Event:
@@ -434,14 +434,14 @@ def test_only_answers_that_stand_say_that_an_item_was_asked() -> None:
 
 def older(number: int, type_: str, reason: str, *targets: Event, at: int = 3) -> Event:
     """A quarantine or restore as earlier versions wrote it."""
-    key, ids = ruling_key(number), tuple(target.event_id for target in targets)
+    key, ids = intervention_key(number), tuple(target.event_id for target in targets)
     return Event(f"o{number} {ids}", type_, "", "", "pool", at, key, "admin", reason=reason, targets=ids)
 
 
 def test_a_ledger_of_an_earlier_version_counts_as_it_did_or_better() -> None:
     first = older(1, "quarantine", "rolled back to round-0001 by admin at 2026", SECOND)
     late = older(1, "quarantine", "rolled back to round-0001 by admin at 2026", LATE)
-    undo = older(2, "quarantine", "took ruling 1 back by admin at 2026", first, late, at=4)
+    undo = older(2, "quarantine", "took intervention 1 back by admin at 2026", first, late, at=4)
     assert counted(FIRST, SECOND, first, LATE, late) == {"ann ham"}
     assert counted(FIRST, SECOND, first, LATE, late, undo) == {"ann ham", "bob spam"}
     assert counted(FIRST, SECOND, first, LATE) == {"ann ham"}, "pulled by this version"
@@ -451,7 +451,7 @@ def test_a_ledger_of_an_earlier_version_counts_as_it_did_or_better() -> None:
 
     second = older(2, "quarantine", "rolled back to round-0001 by admin at 2026", SECOND, first, at=4)
     blamed = older(2, "quarantine", "rolled back to round-0001 by admin at 2026", LATE, at=4)
-    undone = older(3, "quarantine", "took ruling 2 back by admin at 2026", second, blamed, at=5)
+    undone = older(3, "quarantine", "took intervention 2 back by admin at 2026", second, blamed, at=5)
     assert counted(FIRST, SECOND, first, second, LATE, blamed, undone) == {"ann ham"}, "the first one holds it out"
 
     gone = event("delete", "ann", at=1)

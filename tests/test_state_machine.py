@@ -118,7 +118,7 @@ def test_an_open_round_is_pushed_and_pulled_before_it_closes(found: Facts, rule:
 
 
 @given(facts(), rules)
-def test_while_paused_only_a_ruling_about_labels_is_carried_out(found: Facts, rule: Closing) -> None:
+def test_while_paused_only_a_intervention_about_labels_is_carried_out(found: Facts, rule: Closing) -> None:
     found = replace(found, paused="paused by ann", untagged=None, unsynced=False)
     step = next_step(found, rule)
     assert isinstance(step, Wait) != (found.amend or found.amending)

@@ -26,20 +26,20 @@ from al_pipeline.active_learning.strategies import (
     RANDOM_SLICE,
     STRATEGIES,
     Asking,
-    Best,
     Need,
     Picked,
+    ScoreAccumulator,
     Shortlist,
     Strategy,
-    Tally,
+    TopK,
     choose,
     choose_strategy,
     draw,
-    keep_best,
     next_batch,
     round_seed,
     sample,
     slice_size,
+    top_candidates,
     top_k,
 )
 from al_pipeline.models.linear import FeatureMatrix, Head
@@ -231,7 +231,7 @@ def test_a_strategy_without_what_it_needs_is_refused_by_name(strategy: str) -> N
 def test_same_batch_in_a_new_process() -> None:
     """Nothing hangs on hash randomisation or on a global generator."""
     program = (
-        "import sys; sys.path.insert(0, 'tests'); from test_query_strategies import *;"
+        "import sys; sys.path.insert(0, 'tests'); from test_strategies import *;"
         "print([(q.item_id, q.strategy) for s in sorted(STRATEGIES) for q in batch(s, ids(50))])"
     )
     here = str([(q.item_id, q.strategy) for s in sorted(STRATEGIES) for q in batch(s, ids(50))])
@@ -338,12 +338,12 @@ def test_a_pool_read_in_parts_leaves_what_one_look_at_all_of_it_leaves(
 ) -> None:
     names, values = ids(len(scores)), np.array(scores)
     figures = np.arange(2.0 * len(scores)).reshape(-1, 2)
-    best, plain = Best(shortlist, 2, 5, columns=2), Best(shortlist, 2, 5)
+    best, plain = TopK(shortlist, 2, 5, columns=2), TopK(shortlist, 2, 5)
     for start in range(0, len(scores), part):
         some = slice(start, start + part)
         best.add(names[some], values[some], figures[some])
         plain.add(names[some], values[some])
-    whole = keep_best(names, values, shortlist, 2, 5)
+    whole = top_candidates(names, values, shortlist, 2, 5)
     kept, their_scores, their_figures = best.kept()
     assert kept == plain.kept()[0] == [names[row] for row in whole]
     np.testing.assert_array_equal(their_scores, values[whole])
@@ -351,7 +351,7 @@ def test_a_pool_read_in_parts_leaves_what_one_look_at_all_of_it_leaves(
 
 
 def test_a_score_that_is_nan_is_named_in_whatever_part_it_comes() -> None:
-    best = Best(2, 1, 5)
+    best = TopK(2, 1, 5)
     for number in range(4):
         best.add(ids(5, 5 * number), np.linspace(0.5, 1, 5))
     best.add(ids(1, 99), np.array([np.nan]))
@@ -386,7 +386,7 @@ def test_a_glance_leaves_to_the_bit_what_full_probabilities_leave(
     bias = rng.choice([0.0, 0.5], classes).astype(np.float32)
     shift = tuple(map(float, rng.normal(size=len(seen)))) if rng.random() < 0.7 else ()
     head = Head(names, dict.fromkeys(seen, 4), weights, bias, float(rng.choice([0.2, 1.0, 1.7])), (6,) * blocks, shift)
-    full, quick = (Tally(Best(8, 4, 5, len(names)), (0.0, 1.0), 20, len(names)) for _ in range(2))
+    full, quick = (ScoreAccumulator(TopK(8, 4, 5, len(names)), (0.0, 1.0), 20, len(names)) for _ in range(2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(query_strategies, "_GLANCE", wait)
         patch.setattr(query_strategies, "_OPEN", wait // 3)
@@ -418,7 +418,7 @@ def test_a_glance_spares_nearly_all_exact_scores() -> None:
             exact.append(columns[0].shape[1])
             return head.exact(columns)
 
-    tally = Tally(Best(50, 10, 5, 5), (0.0, 1.0), 20, 5)
+    tally = ScoreAccumulator(TopK(50, 10, 5, 5), (0.0, 1.0), 20, 5)
     for start in range(0, 20_000, 1000):
         tally.look(ids(1000, start), head.columns(FeatureMatrix(vectors[start : start + 1000])), Counted())
     assert tally.result().counts.sum() == 20_000
@@ -427,7 +427,7 @@ def test_a_glance_spares_nearly_all_exact_scores() -> None:
 
 def test_the_bins_are_those_of_numpy() -> None:
     scores = np.append(np.random.default_rng(0).random(500), np.linspace(0, 1, 21))
-    tally = Tally(Best(5, 1, 0, 2), (0.0, 1.0), 20, 2)
+    tally = ScoreAccumulator(TopK(5, 1, 0, 2), (0.0, 1.0), 20, 2)
     tally.add(ids(521), scores, np.full((521, 2), 0.5))
     np.testing.assert_array_equal(tally.result().counts, np.histogram(scores, tally.edges)[0])
 
