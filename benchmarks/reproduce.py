@@ -24,11 +24,12 @@ from pathlib import Path
 from al_pipeline.files import read_json, write_jsonl
 from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
 from al_pipeline.operations.reproduce import reproduce
 from al_pipeline.operations.rule import Change, rollback, undo
-from al_pipeline.operations.tick import open_dvc, tick
+from al_pipeline.operations.tick import tick
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 from benchmarks.record import ROOT, record
 from examples.spam.corpus import prepare

@@ -14,8 +14,9 @@ from al_pipeline.files import read_json
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations.ask import ask
+from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_plan
-from al_pipeline.operations.tick import open_dvc, tick
+from al_pipeline.operations.tick import tick
 from al_pipeline.rounds.interventions import Intervention, asked_for, parse_intervention
 from al_pipeline.workspace.workspace import open_workspace
 

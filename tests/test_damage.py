@@ -21,12 +21,13 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations import doctor
 from al_pipeline.operations.close import check_sources, close, pull_missing_sources
+from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.predict import model_folder
 from al_pipeline.operations.remote import repair_remote
 from al_pipeline.operations.reproduce import failure, reproduce
 from al_pipeline.operations.rule import rollback
-from al_pipeline.operations.tick import open_dvc, tick
+from al_pipeline.operations.tick import tick
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 SOURCES = ("data/events", "data/pool", "data/test", "models/encoder")

@@ -16,8 +16,9 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations import build, publish
 from al_pipeline.operations import tick as ticking
+from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_history
-from al_pipeline.operations.tick import Options, _Session, open_dvc, tick
+from al_pipeline.operations.tick import Options, _Session, tick
 from al_pipeline.rounds.state_machine import Facts, Step
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 

@@ -36,9 +36,10 @@ from al_pipeline.integrations.dvc.worker import check_entry
 from al_pipeline.integrations.environment import recorded_engine
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import ProjectMark, ProjectRef, SimulatedOracle
+from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.rule import pause, resume
-from al_pipeline.operations.tick import open_dvc, tick
+from al_pipeline.operations.tick import tick
 from al_pipeline.params import parse_params
 from al_pipeline.rounds.interventions import read_intervention
 from al_pipeline.rounds.manifests import parse_plan, parse_record

@@ -88,11 +88,11 @@ def modules() -> dict[str, Path]:
 
 
 @cache
-def imports(name: str, everywhere: bool = True) -> frozenset[str]:
-    """What a module imports; with `everywhere`, inside functions and for type checkers too."""
+def imports(name: str) -> frozenset[str]:
+    """What a module imports, inside functions and for type checkers too."""
     tree = ast.parse(modules()[name].read_text(encoding="utf-8"))
     found: set[str] = set()
-    for node in ast.walk(tree) if everywhere else tree.body:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -196,7 +196,7 @@ def test_modules_import_each_other_without_cycles() -> None:
         if name in done:
             return
         open_.add(name)
-        for other in sorted(imports(name, everywhere=False) & modules().keys()):
+        for other in sorted(ours(name)):
             visit(other, (*path, name))
         open_.discard(name)
         done.add(name)

@@ -25,13 +25,14 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import ProjectRef, SimulatedOracle
 from al_pipeline.operations.ask import ask
 from al_pipeline.operations.connect import connect
+from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_plan, read_plans
 from al_pipeline.operations.log import log
 from al_pipeline.operations.report import report_data
 from al_pipeline.operations.reproduce import reproduce
 from al_pipeline.operations.rule import amend, rollback, undo
 from al_pipeline.operations.status import status
-from al_pipeline.operations.tick import Options, TickReport, call, open_dvc, tick
+from al_pipeline.operations.tick import Options, TickReport, call, tick
 from al_pipeline.records import Event, LabelIntervention, PlannedTask, Selection, push_key
 from al_pipeline.rounds.manifests import parse_plan
 from al_pipeline.workspace.workspace import Workspace, open_workspace

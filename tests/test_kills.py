@@ -152,7 +152,7 @@ def test_a_stage_that_a_killed_tick_left_running_is_ended(template: Any, tmp_pat
     script = f"""
 import sys
 from pathlib import Path
-from al_pipeline.operations.tick import open_dvc
+from al_pipeline.operations.facts import open_dvc
 from al_pipeline.workspace.workspace import open_workspace
 with open_dvc(open_workspace(Path({str(workspace.layout.root)!r})).layout) as dvc:
     dvc.repro("label")

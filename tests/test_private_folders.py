@@ -21,8 +21,8 @@ from tracing import FILES, Call, read_calls, trace
 from al_pipeline.errors import AlError, UnsafeFolder, UsageError
 from al_pipeline.files import read_json, write_json
 from al_pipeline.integrations.dvc.session import change_config
+from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.init import init
-from al_pipeline.operations.tick import open_dvc
 from al_pipeline.operations.upgrade import upgrade
 from al_pipeline.servers import start_label_studio, start_prefect
 from al_pipeline.workspace import home as module

@@ -26,9 +26,10 @@ from al_pipeline.integrations.dvc.digests import digest
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations import reproduce as module
+from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.reproduce import OUTPUTS, Reproduction, reproduce
 from al_pipeline.operations.rule import rollback
-from al_pipeline.operations.tick import open_dvc, tick
+from al_pipeline.operations.tick import tick
 from al_pipeline.workspace.fingerprint import current_engine
 from al_pipeline.workspace.layout import STAGES, Layout
 from al_pipeline.workspace.lock import locked

@@ -34,11 +34,12 @@ from al_pipeline.files import read_json, write_json
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import ProjectRef, SimulatedOracle
 from al_pipeline.operations import connect
+from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_history, read_plan
 from al_pipeline.operations.report import report_data
 from al_pipeline.operations.rule import Change, amend, approve, pause, resume, rollback, undo
 from al_pipeline.operations.status import rounds, status
-from al_pipeline.operations.tick import Options, TickReport, open_dvc, tick
+from al_pipeline.operations.tick import Options, TickReport, tick
 from al_pipeline.records import Selection
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 

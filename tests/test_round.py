@@ -26,9 +26,10 @@ from al_pipeline.files import read_json, sha256_tree
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.label_studio.client import LabelStudioOracle
 from al_pipeline.integrations.oracle import ProjectRef, choice_result, shown_fields, shown_hash
+from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.ingest import ingest
-from al_pipeline.operations.tick import Options, TickReport, open_dvc, tick
+from al_pipeline.operations.tick import Options, TickReport, tick
 from al_pipeline.records import PlannedTask
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 

@@ -24,11 +24,12 @@ from al_pipeline.operations import connect as connecting
 from al_pipeline.operations.close import pull_missing_sources
 from al_pipeline.operations.connect import adopt
 from al_pipeline.operations.doctor import examine
+from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
 from al_pipeline.operations.remote import repair_remote
 from al_pipeline.operations.reproduce import reproduce
-from al_pipeline.operations.tick import open_dvc, tick
+from al_pipeline.operations.tick import tick
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 pytestmark = [pytest.mark.slow, pytest.mark.server]

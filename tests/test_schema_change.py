@@ -20,11 +20,12 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations import connect as connect_module
 from al_pipeline.operations.doctor import examine
+from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_history
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.rule import Change, amend
 from al_pipeline.operations.status import status
-from al_pipeline.operations.tick import Options, TickReport, open_dvc, tick
+from al_pipeline.operations.tick import Options, TickReport, tick
 from al_pipeline.params import parse_params
 from al_pipeline.records import Selection
 from al_pipeline.sanitize import plain_form

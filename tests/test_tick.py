@@ -29,10 +29,11 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations.close import check_sources, pull_missing_sources
 from al_pipeline.operations.connect import leave_project
+from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_history, read_plan
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.status import status
-from al_pipeline.operations.tick import Options, open_dvc, tick
+from al_pipeline.operations.tick import Options, tick
 from al_pipeline.rounds.state_machine import Step
 from al_pipeline.workspace.layout import STAGES
 from al_pipeline.workspace.lock import locked

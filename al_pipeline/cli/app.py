@@ -1415,7 +1415,7 @@ def _tick(workspace: Workspace, options: Options, as_json: bool) -> TickReport:
 def _desk(workspace: Workspace, dry_run: bool = False) -> Iterator[Dvc]:
     """DVC for an intervention, which is refused where another clone runs the ticks that would carry it out."""
     from al_pipeline.operations.connect import refuse_elsewhere
-    from al_pipeline.operations.tick import open_dvc
+    from al_pipeline.operations.facts import open_dvc
 
     if not dry_run:
         refuse_elsewhere(workspace)

@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from al_pipeline.errors import StageFailed
 from al_pipeline.files import read_json, read_object, sha256_bytes, sha256_file, write_json, write_text
 from al_pipeline.integrations import processes as child
@@ -41,6 +39,8 @@ def restore_torn_records(layout: Layout, git: Git) -> None:
 
 def _is_torn(path: Path) -> bool:
     """Whether a file of DVC's lacks what each such file has: its end, or all of it."""
+    import yaml  # for the middle of a close alone
+
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
         stages = found["stages"].values() if path.name == "dvc.lock" else [found]

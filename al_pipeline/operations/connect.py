@@ -22,6 +22,7 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import Oracle, PageEdit, ProjectRef, project_title
 from al_pipeline.operations.checkout import ROUND_TAGS, check_ready
 from al_pipeline.operations.close import check_sources, is_closed, pull_missing_sources
+from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_history
 from al_pipeline.sanitize import is_web_address
 from al_pipeline.workspace.identity import begin_adoption, check_identity, clone_id, end_adoption, identify
@@ -185,8 +186,6 @@ def adopt(workspace: Workspace) -> Adopted:
     are not as recorded, and ManualActionRequired where another clone published what this one lacks: it would make those
     rounds again, under the same numbers.
     """
-    from al_pipeline.operations.tick import open_dvc  # which imports this module
-
     layout, git = workspace.layout, Git(workspace.layout.root)
     check_ready(layout, git)
     copy = identify(layout).verdict != "same"

@@ -18,11 +18,11 @@ from al_pipeline.operations import publish
 from al_pipeline.operations.checkout import check_not_ignored, check_ready
 from al_pipeline.operations.close import absent_sources, check_sources, foreign_edits, is_closed
 from al_pipeline.operations.connect import connect, stored_project
+from al_pipeline.operations.facts import look, open_dvc
 from al_pipeline.operations.history import read_history
 from al_pipeline.operations.schedule import look_at_schedule
 from al_pipeline.operations.schema import schema_problem
 from al_pipeline.operations.sources import source_news
-from al_pipeline.operations.tick import look, open_dvc
 from al_pipeline.records import round_name
 from al_pipeline.sanitize import on_this_machine, redact
 from al_pipeline.workspace.fingerprint import current_engine, difference

@@ -16,9 +16,9 @@ from al_pipeline.errors import BadInput, NothingToDo, RepositoryError, UsageErro
 from al_pipeline.files import TEMPORARY_PREFIX, make_folder, replacing, write_jsonl, write_text
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.close import refuse_changed
+from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import Record, events_known, read_history
 from al_pipeline.operations.snapshots import snapshots
-from al_pipeline.operations.tick import open_dvc
 from al_pipeline.records import LabeledItem, round_name
 from al_pipeline.workspace.workspace import Workspace
 

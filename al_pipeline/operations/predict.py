@@ -19,8 +19,8 @@ from al_pipeline.data.tables import BadRow, Row, excerpt, read_table
 from al_pipeline.errors import BadInput, NothingToDo, RepositoryError, UsageError
 from al_pipeline.files import TEMPORARY_PREFIX, make_folder, read_json, sha256_tree, write_json
 from al_pipeline.integrations.git import Git
+from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import Record, read_history
-from al_pipeline.operations.tick import open_dvc
 from al_pipeline.records import content_hash, round_name, shown_text
 from al_pipeline.workspace.home import private_folder
 from al_pipeline.workspace.workspace import Workspace

@@ -7,8 +7,8 @@ from typing import Any
 
 from al_pipeline.integrations.dvc.session import Wrong
 from al_pipeline.integrations.git import Git
+from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_history
-from al_pipeline.operations.tick import open_dvc
 from al_pipeline.records import round_name
 from al_pipeline.workspace.lock import locked
 from al_pipeline.workspace.workspace import Workspace

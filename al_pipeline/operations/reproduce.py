@@ -39,10 +39,10 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.models.text_model import CARD_FILE
 from al_pipeline.operations.build import encode
 from al_pipeline.operations.close import drawn_at_random
+from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import Record, read_history, read_plans
 from al_pipeline.operations.publish import plan_tasks
 from al_pipeline.operations.status import FIGURES
-from al_pipeline.operations.tick import open_dvc
 from al_pipeline.operations.upgrade import OLD_DVC_YAML, bring_up_to_date
 from al_pipeline.params import load_params
 from al_pipeline.records import LabeledItem, round_name

@@ -31,6 +31,7 @@ from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.checkout import check_not_ignored, check_ready
 from al_pipeline.operations.close import carry_out
+from al_pipeline.operations.facts import check_owned
 from al_pipeline.operations.history import History, Record, read_history
 from al_pipeline.params import Params, parse_params
 from al_pipeline.records import Event, LabeledItem, Selection, moment, round_name
@@ -263,8 +264,6 @@ def intervention_at_desk(
 
     One that does not must work while the data are away or damaged: that is when people pause.
     """
-    from al_pipeline.operations.tick import check_owned
-
     layout = workspace.layout
     with locked(layout.lock, purpose):
         check_identity(layout)

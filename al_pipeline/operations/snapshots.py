@@ -12,8 +12,8 @@ from al_pipeline.data.outputs import read_labeled, read_unresolved
 from al_pipeline.errors import RemoteIncomplete, RepositoryError
 from al_pipeline.files import sha256_file
 from al_pipeline.integrations.dvc.session import Dvc
+from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import Record
-from al_pipeline.operations.tick import open_dvc
 from al_pipeline.records import LabeledItem, Unresolved, round_name
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace

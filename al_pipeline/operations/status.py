@@ -13,9 +13,9 @@ from al_pipeline.errors import ServerFailed
 from al_pipeline.files import read_object
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.connect import project_page, stored_project
+from al_pipeline.operations.facts import closing_rule, look
 from al_pipeline.operations.history import History, labels_saved_by, read_history
 from al_pipeline.operations.schema import schema_problem
-from al_pipeline.operations.tick import closing_rule, look
 from al_pipeline.rounds.interventions import parse_intervention
 from al_pipeline.rounds.state_machine import Facts, Wait, close_reason, next_step, state, waiting_for
 from al_pipeline.servers import prefect_status, read_deployment

@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from al_pipeline.annotation.aggregation import active, fold, standing, times_asked, worth_asking
-from al_pipeline.data.ledger import known_ids, read_events, read_refused, still_refused
-from al_pipeline.data.pool import columns_of, count_items, fetch
+from al_pipeline.annotation.aggregation import fold, standing, times_asked, worth_asking
+from al_pipeline.data.ledger import read_events, read_refused, still_refused
+from al_pipeline.data.pool import columns_of, fetch
 from al_pipeline.errors import ManualActionRequired, NothingToDo, RepositoryError, UnexpectedChange
 from al_pipeline.files import bound_log, read_json, read_object, remove_leftovers, write_json, write_text
 from al_pipeline.integrations import processes as child
@@ -29,29 +29,22 @@ from al_pipeline.operations.checkout import (
     bring_in_line,
     check_not_ignored,
     check_ready,
-    check_tags,
-    put_back_converted,
 )
 from al_pipeline.operations.close import (
     carry_out,
-    check_sources,
     close,
-    foreign_edits,
-    is_closed,
     override,
-    pull_missing_sources,
-    refuse_edits,
 )
 from al_pipeline.operations.connect import ensure_project, stored_project
+from al_pipeline.operations.facts import check_owned, closing_rule, facts_at, open_dvc, opened_at
 from al_pipeline.operations.history import History, read_history, read_plan, read_plans, rounds_of
 from al_pipeline.operations.pull import pull
 from al_pipeline.operations.push import push, retire
 from al_pipeline.operations.rule import check_snapshot, finish_intervention
 from al_pipeline.operations.schema import check_schema, published_labels, schema_news
-from al_pipeline.records import Event, PlannedTask, Task, round_name, shown_text
+from al_pipeline.records import PlannedTask, Task, shown_text
 from al_pipeline.rounds.interventions import Intervention, asked_for
-from al_pipeline.rounds.state_machine import BUILD, Closing, Facts, State, Step, Wait, close_reason, next_step, state
-from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT
+from al_pipeline.rounds.state_machine import BUILD, Facts, State, Step, Wait, close_reason, next_step, state
 from al_pipeline.workspace.home import private_folder
 from al_pipeline.workspace.identity import check_identity
 from al_pipeline.workspace.layout import STAGES, Layout
@@ -176,11 +169,6 @@ def _changed_facts(facts: Facts) -> dict[str, Any]:
     }
 
 
-def open_dvc(layout: Layout) -> Dvc:
-    """DVC for a workspace, with the environment that stages need."""
-    return Dvc(layout.root, layout.dvc_process, layout.logs / "dvc.log", dict(STAGE_ENVIRONMENT))
-
-
 def tick(
     workspace: Workspace,
     make_oracle: Callable[[], Oracle],
@@ -261,101 +249,18 @@ _LOOKS = frozenset({Step.INGEST, Step.CONNECT, Step.RETIRE, Step.PUSH, Step.PULL
 """Steps of every tick, which mostly find nothing to do."""
 
 
-def closing_rule(workspace: Workspace) -> Closing:
-    """When rounds of this workspace close."""
-    params = workspace.params.round
-    return Closing(params.quorum, params.deadline_days, params.min_labels)
-
-
-def look(workspace: Workspace, now: datetime | None = None) -> tuple[Facts, History]:
-    """The facts as a tick would see them before it does anything; writes nothing, talks to nobody."""
-    layout = workspace.layout
-    git = Git(layout.root)
-    history = read_history(layout, git)
-    return _look(workspace, git, history, now or datetime.now(UTC)), history
-
-
 def _facts(session: _Session) -> Facts:
-    found = _look(session.workspace, session.git, session.history, session.now())
+    found = facts_at(session.workspace, session.git, session.history, session.now())
     closed = found.closed
     if closed and build.refresh_engine(session.layout):
         session.say("this engine is not the one that the build began with: the build starts over")
-        found = _look(session.workspace, session.git, session.history, session.now())
+        found = facts_at(session.workspace, session.git, session.history, session.now())
     return replace(
         found,
         done=frozenset(session.done),
         close_requested=session.options.close_now,
         unsynced=publish.unsynced(session.git, session.layout),
     )
-
-
-def _look(workspace: Workspace, git: Git, history: History, now: datetime) -> Facts:
-    layout = workspace.layout
-    planned = history.planned
-    incoming = count_items([layout.inbox_pool])
-    tags = git.tags() if history.rounds else {}
-    untagged = next((r["round"] for r in history.rounds if round_name(r["round"]) not in tags), None)
-    closed = is_closed(layout, planned)
-    decided = False
-    if closed:
-        record = read_object(layout.genesis if planned is None else layout.record(planned))
-        decided = record.get("build") == build.build_key(layout)
-    overrides = read_json(layout.overrides, {})
-    carried = set(overrides.get("interventions", overrides.get("rulings", ()))) if closed else set()
-    waiting = {intervention.number for intervention in history.waiting}
-    found = Facts(
-        items=incoming + _published_items(layout, history),
-        incoming=incoming,
-        planned=planned,
-        untagged=untagged,
-        amend=not waiting <= carried,
-        amending=bool(carried),
-        paused=history.pausing.sentence() if history.pausing else "",
-    )
-    if planned is None or closed:
-        return replace(found, closed=closed, built=build.built(layout), decided=decided)
-    tasks = read_plan(git, planned)
-    if planned == 0 and not tasks and history.genesis is not None and history.genesis["counts"]["labelled"]:
-        return replace(found, brought=history.genesis["counts"]["labelled"])
-    inbox = read_events(layout.inbox_events)
-    events = read_events(layout.events, layout.inbox_events)
-    settled = settled_tasks(workspace, tasks, events)
-    fresh = {event.event_id for event in inbox} - known_ids(layout.events)
-    news = {event.item_id for event in active(events) if event.label is not None and event.event_id in fresh}
-    opened = datetime.fromtimestamp(opened_at(layout, git, planned), UTC)
-    return replace(
-        found,
-        tasks=len(tasks),
-        settled=settled,
-        new_labels=len(news),
-        age_days=max(0.0, (now - opened).total_seconds() / 86_400),
-    )
-
-
-def _published_items(layout: Layout, history: History) -> int:
-    """Items in the pool: its parts are counted before the first record only, after that the newest record says it.
-
-    While a round is being closed the inbox may have become a part that the record does not know; nothing asks then.
-    """
-    if history.latest is None:
-        return count_items([layout.pool])
-    found: int = history.latest["counts"]["pool"]
-    return found
-
-
-def settled_tasks(workspace: Workspace, tasks: list[PlannedTask], events: list[Event]) -> int:
-    """How many of a round's tasks are answered or given up."""
-    params = workspace.params
-    found = standing(tasks, events, params.round.overlap, len(params.annotators) or None)
-    return sum(value != "open" for value in found.values())
-
-
-def opened_at(layout: Layout, git: Git, number: int) -> float:
-    """When round `number` opened, in seconds since 1970: its first complete push, else the commit of its plan."""
-    remembered = read_object(layout.state(number)).get("opened_at")
-    if isinstance(remembered, int | float):
-        return float(remembered)
-    return float(git.commit_time(git.brought(layout.plan(number).relative_to(layout.root).as_posix())))
 
 
 def _take(step: Step, session: _Session, facts: Facts) -> Any:
@@ -597,7 +502,7 @@ def _override(session: _Session) -> None:
 
     A later close takes what is left of them.
     """
-    if session.overrides and _look(session.workspace, session.git, session.history, session.now()).closed:
+    if session.overrides and facts_at(session.workspace, session.git, session.history, session.now()).closed:
         override(session.layout, session.overrides)
         session.overrides = {}
 
@@ -613,25 +518,6 @@ def _count_selected(session: _Session) -> None:
         session.warnings.append(
             f"the batch was drawn without a model, not by {wanted['strategy']}: there are no labels yet"
         )
-
-
-def check_owned(
-    workspace: Workspace, git: Git, dvc: Dvc, history: History, now: datetime, *, sources: bool = True
-) -> None:
-    """Between builds everything the engine owns is as committed; raise UnexpectedChange where somebody changed it.
-
-    In the middle of one, what a kill tore is put back. `sources`: the data too, which whoever reads none can leave out.
-    """
-    layout = workspace.layout
-    check_tags([record["round"] for record in history.rounds], git.tags())
-    if layout.closing.exists() or is_closed(layout, history.planned):  # before anything reads the data themselves
-        git.unstage([*layout.owned, layout.params, layout.dvc_yaml])
-        return build.restore_torn_records(layout, git)
-    put_back_converted(layout, git)
-    refuse_edits(foreign_edits(layout, git))
-    if sources:
-        pull_missing_sources(layout, dvc)
-        check_sources(layout, dvc)
 
 
 def _remember(layout: Layout, planned: int | None, **values: Any) -> None:

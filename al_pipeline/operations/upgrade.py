@@ -17,8 +17,8 @@ from al_pipeline.files import read_json, sha256_bytes, write_json, write_text
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.checkout import bring_in_line, check_ready, with_lines
 from al_pipeline.operations.close import foreign_edits, is_closed
+from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_history
-from al_pipeline.operations.tick import open_dvc
 from al_pipeline.workspace.identity import bind, identify
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.lock import locked

@@ -1,0 +1,133 @@
+"""The facts that decide what a round does next, read from the workspace, git and DVC; and DVC opened for a workspace.
+
+Below the other operations: it looks, and talks to no server. `al status` and `al doctor` need no more of a tick.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from al_pipeline.annotation.aggregation import active, standing
+from al_pipeline.data.ledger import known_ids, read_events
+from al_pipeline.data.pool import count_items
+from al_pipeline.files import read_json, read_object
+from al_pipeline.integrations.dvc.session import Dvc
+from al_pipeline.integrations.git import Git
+from al_pipeline.operations import build
+from al_pipeline.operations.checkout import check_tags, put_back_converted
+from al_pipeline.operations.close import check_sources, foreign_edits, is_closed, pull_missing_sources, refuse_edits
+from al_pipeline.operations.history import History, read_history, read_plan
+from al_pipeline.records import Event, PlannedTask, round_name
+from al_pipeline.rounds.state_machine import Closing, Facts
+from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.workspace import Workspace
+
+
+def open_dvc(layout: Layout) -> Dvc:
+    """DVC for a workspace, with the environment that stages need."""
+    return Dvc(layout.root, layout.dvc_process, layout.logs / "dvc.log", dict(STAGE_ENVIRONMENT))
+
+
+def closing_rule(workspace: Workspace) -> Closing:
+    """When rounds of this workspace close."""
+    params = workspace.params.round
+    return Closing(params.quorum, params.deadline_days, params.min_labels)
+
+
+def look(workspace: Workspace, now: datetime | None = None) -> tuple[Facts, History]:
+    """The facts as a tick would see them before it does anything; writes nothing, talks to nobody."""
+    layout = workspace.layout
+    git = Git(layout.root)
+    history = read_history(layout, git)
+    return facts_at(workspace, git, history, now or datetime.now(UTC)), history
+
+
+def facts_at(workspace: Workspace, git: Git, history: History, now: datetime) -> Facts:
+    """The facts at `now`, of a workspace whose history is read."""
+    layout = workspace.layout
+    planned = history.planned
+    incoming = count_items([layout.inbox_pool])
+    tags = git.tags() if history.rounds else {}
+    untagged = next((r["round"] for r in history.rounds if round_name(r["round"]) not in tags), None)
+    closed = is_closed(layout, planned)
+    decided = False
+    if closed:
+        record = read_object(layout.genesis if planned is None else layout.record(planned))
+        decided = record.get("build") == build.build_key(layout)
+    overrides = read_json(layout.overrides, {})
+    carried = set(overrides.get("interventions", overrides.get("rulings", ()))) if closed else set()
+    waiting = {intervention.number for intervention in history.waiting}
+    found = Facts(
+        items=incoming + _published_items(layout, history),
+        incoming=incoming,
+        planned=planned,
+        untagged=untagged,
+        amend=not waiting <= carried,
+        amending=bool(carried),
+        paused=history.pausing.sentence() if history.pausing else "",
+    )
+    if planned is None or closed:
+        return replace(found, closed=closed, built=build.built(layout), decided=decided)
+    tasks = read_plan(git, planned)
+    if planned == 0 and not tasks and history.genesis is not None and history.genesis["counts"]["labelled"]:
+        return replace(found, brought=history.genesis["counts"]["labelled"])
+    inbox = read_events(layout.inbox_events)
+    events = read_events(layout.events, layout.inbox_events)
+    settled = settled_tasks(workspace, tasks, events)
+    fresh = {event.event_id for event in inbox} - known_ids(layout.events)
+    news = {event.item_id for event in active(events) if event.label is not None and event.event_id in fresh}
+    opened = datetime.fromtimestamp(opened_at(layout, git, planned), UTC)
+    return replace(
+        found,
+        tasks=len(tasks),
+        settled=settled,
+        new_labels=len(news),
+        age_days=max(0.0, (now - opened).total_seconds() / 86_400),
+    )
+
+
+def _published_items(layout: Layout, history: History) -> int:
+    """Items in the pool: its parts are counted before the first record only, after that the newest record says it.
+
+    While a round is being closed the inbox may have become a part that the record does not know; nothing asks then.
+    """
+    if history.latest is None:
+        return count_items([layout.pool])
+    found: int = history.latest["counts"]["pool"]
+    return found
+
+
+def settled_tasks(workspace: Workspace, tasks: list[PlannedTask], events: list[Event]) -> int:
+    """How many of a round's tasks are answered or given up."""
+    params = workspace.params
+    found = standing(tasks, events, params.round.overlap, len(params.annotators) or None)
+    return sum(value != "open" for value in found.values())
+
+
+def opened_at(layout: Layout, git: Git, number: int) -> float:
+    """When round `number` opened, in seconds since 1970: its first complete push, else the commit of its plan."""
+    remembered = read_object(layout.state(number)).get("opened_at")
+    if isinstance(remembered, int | float):
+        return float(remembered)
+    return float(git.commit_time(git.brought(layout.plan(number).relative_to(layout.root).as_posix())))
+
+
+def check_owned(
+    workspace: Workspace, git: Git, dvc: Dvc, history: History, now: datetime, *, sources: bool = True
+) -> None:
+    """Between builds everything the engine owns is as committed; raise UnexpectedChange where somebody changed it.
+
+    In the middle of one, what a kill tore is put back. `sources`: the data too, which whoever reads none can leave out.
+    """
+    layout = workspace.layout
+    check_tags([record["round"] for record in history.rounds], git.tags())
+    if layout.closing.exists() or is_closed(layout, history.planned):  # before anything reads the data themselves
+        git.unstage([*layout.owned, layout.params, layout.dvc_yaml])
+        return build.restore_torn_records(layout, git)
+    put_back_converted(layout, git)
+    refuse_edits(foreign_edits(layout, git))
+    if sources:
+        pull_missing_sources(layout, dvc)
+        check_sources(layout, dvc)
