@@ -53,6 +53,11 @@ def _belongs_together(text: str, place: int) -> bool:
     return flags is not None and len(flags[0]) % 2 == 1 and "\U0001f1e6" <= behind <= "\U0001f1ff"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 commit`, `2,000 commits`: a number and what it counts, whose plural ends in s."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def redact(text: str) -> str:
     """`text` with `***` for the user and password of each address in it: `https://***@host/path`."""
     return _USERINFO.sub(r"\1***@", text)

@@ -410,7 +410,9 @@ def test_a_copy_that_is_behind_its_original_goes_on_where_that_one_is(
     answer_all(oracle, truth)
     tick(first, lambda: oracle)
     monkeypatch.setattr(connect, "connect", lambda *_: oracle)
-    with pytest.raises(ManualActionRequired, match="ahead of this clone.*`git pull`, then `al adopt` again"):
+    with pytest.raises(
+        ManualActionRequired, match="[0-9] commits? ahead of this clone.*`git pull`, then `al adopt` again"
+    ):
         connect.adopt(open_workspace(second))
     for command in (["git", "pull", "-q"], ["dvc", "pull", "-q"]):
         subprocess.run(command, cwd=second, env=tools_first(), check=True)

@@ -9,12 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from al_pipeline.integrations.oracle import is_our_title, project_title
-from al_pipeline.sanitize import one_line, shortened
+from al_pipeline.sanitize import counted, one_line, shortened
 from al_pipeline.servers.prefect_server import deployment_name, is_our_deployment
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
 
 ID = "0123456789ab"
+
+
+def test_one_of_a_thing_is_not_several() -> None:
+    assert [counted(number, "row") for number in (0, 1, 2, 1234)] == ["0 rows", "1 row", "2 rows", "1,234 rows"]
 
 
 @pytest.mark.parametrize(

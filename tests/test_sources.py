@@ -324,6 +324,27 @@ def test_what_is_no_regular_file_is_told_and_never_waited_for(space, tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("/etc/passwd", "../x.csv", "incoming/../../*.csv", "..", "~/x.csv", "/**", "//"),
+        *("a\0b.csv", "a\nb.csv", "\u202e.csv"),
+    ],
+)
+def test_a_pattern_that_leads_out_of_the_workspace_stops_no_other(space, tmp_path, pattern):
+    write(tmp_path / "x.csv", "text", "not ours")
+    space = with_params(space, sources=json.dumps([pattern, "incoming/*.csv"]))
+    write(incoming(space) / "a.csv", "text", "good")
+    added, told = ingest_sources(space, later())
+    (news,) = source_news(space.layout)
+    assert added == 1
+    assert news.state == "failing"
+    assert news.message == "is no path below the workspace; copy the files into it"
+    assert news.file == pattern or not pattern.isprintable()
+    assert news.file.isprintable()
+    assert told == [f"ingest.sources: {news.file} {news.message}"]
+
+
 def test_a_folder_and_a_file_without_permission_are_told(space, monkeypatch):
     space = with_params(space, sources="['incoming/**/*.csv']")
     write(incoming(space) / "good.csv", "text", "good")
@@ -457,7 +478,7 @@ def test_thousands_of_bad_files_are_a_few_lines(space):
 @pytest.mark.slow
 def test_what_is_wrong_with_sources_stops_no_answer_and_stands_in_status_and_doctor(tmp_path):
     space, truth = small_workspace(
-        tmp_path, changes={"sources: []": "sources: ['in/*']", 'encoding: ""': "encoding: klingon"}
+        tmp_path, changes={"sources: []": "sources: [/etc/*, 'in/*']", 'encoding: ""': "encoding: klingon"}
     )
     oracle = SimulatedOracle()
     tick(space, lambda: oracle)
@@ -473,10 +494,10 @@ def test_what_is_wrong_with_sources_stops_no_answer_and_stands_in_status_and_doc
     write(folder / "new.csv", "text", "hello")
     space = open_workspace(space.layout.root)
     report = tick(space, lambda: oracle)
-    assert [line.split()[1] for line in report.warnings] == ["in/fifo.csv", "in/gone.csv", "in/new.csv"]
+    assert [line.split()[1] for line in report.warnings] == ["/etc/*", "in/fifo.csv", "in/gone.csv", "in/new.csv"]
     found = status(space)["sources"]
     assert [(one["file"], one["state"]) for one in found] == [
-        ("in/fifo.csv", "failing"), ("in/gone.csv", "failing"), ("in/new.csv", "waiting"),
+        ("/etc/*", "failing"), ("in/fifo.csv", "failing"), ("in/gone.csv", "failing"), ("in/new.csv", "waiting"),
     ]  # fmt: skip
     assert datetime.fromisoformat(found[0]["since"]) > datetime.now(UTC) - timedelta(minutes=10)
     (finding,) = (finding for finding in examine(space) if finding.check == "sources")
@@ -485,6 +506,8 @@ def test_what_is_wrong_with_sources_stops_no_answer_and_stands_in_status_and_doc
     assert "new.csv" not in finding.message
     (folder / "fifo.csv").unlink()
     (folder / "gone.csv").unlink()
+    change_params(space, {"/etc/*, ": ""})
+    space = open_workspace(space.layout.root)
     report = tick(space, lambda: oracle, now=lambda: datetime.now(UTC) + timedelta(minutes=5))
     assert (report.warnings, status(space)["sources"], status(space)["incoming"]) == ((), [], 1)
 

@@ -755,7 +755,9 @@ class Git:
             return 0
         more = self._without_password(remote)
         self.run("fetch", "--quiet", *_KEPT, remote, name, timeout=_NETWORK_TIMEOUT, more=more)
-        return int(self.run("rev-list", "--count", f"HEAD..{there[1]}").stdout)
+        if (counts := self.ahead_behind(there[1])) is None:
+            raise RepositoryError(f"commit {there[1]} of {branch} was fetched from {remote} and is not here; try again")
+        return counts[1]
 
     def _without_password(self, remote: str) -> dict[str, str]:
         """What makes git give a password that stands in the remote's address by other means; empty where none does.

@@ -24,7 +24,7 @@ from al_pipeline.operations.checkout import ROUND_TAGS, check_ready
 from al_pipeline.operations.close import check_sources, is_closed, pull_missing_sources
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_history
-from al_pipeline.sanitize import is_web_address
+from al_pipeline.sanitize import counted, is_web_address
 from al_pipeline.workspace.identity import begin_adoption, check_identity, clone_id, end_adoption, identify
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.lock import locked
@@ -200,7 +200,7 @@ def adopt(workspace: Workspace) -> Adopted:
         git.fetch_tags(remote, ROUND_TAGS)
     if missing := git.lacks():
         raise ManualActionRequired(
-            f"the git remote is {missing} commits ahead of this clone, and may hold rounds that it lacks: "
+            f"the git remote is {counted(missing, 'commit')} ahead of this clone, and may hold rounds that it lacks: "
             "`git pull`, then `al adopt` again"
         )
     with locked(layout.lock, "al adopt"), open_dvc(layout) as dvc:

@@ -24,7 +24,7 @@ from al_pipeline.operations.schedule import look_at_schedule
 from al_pipeline.operations.schema import schema_problem
 from al_pipeline.operations.sources import source_news
 from al_pipeline.records import round_name
-from al_pipeline.sanitize import on_this_machine, redact
+from al_pipeline.sanitize import counted, on_this_machine, redact
 from al_pipeline.workspace.fingerprint import current_engine, difference
 from al_pipeline.workspace.identity import identify
 from al_pipeline.workspace.layout import Layout
@@ -202,21 +202,15 @@ def _compared(git: Git, remote: str, branch: str, tip: str) -> tuple[str, str]:
     if (counts := git.ahead_behind(tip)) is None:
         return f"{remote} has commits of {branch} that are not here", "`git pull`"
     ahead, behind = counts
+    ours, theirs = counted(ahead, "commit"), counted(behind, "commit")
     if ahead and behind:
-        return (
-            f"{branch} and that of {remote} went apart: {_commits(ahead)} here, {_commits(behind)} there",
-            "`git pull`",
-        )
+        return f"{branch} and that of {remote} went apart: {ours} here, {theirs} there", "`git pull`"
     if behind:
         return (
-            f"{remote} has {_commits(behind)} of {branch} that {'is' if behind == 1 else 'are'} not in this branch",
+            f"{remote} has {theirs} of {branch} that {'is' if behind == 1 else 'are'} not in this branch",
             "`git pull`",
         )
-    return (f"{remote} lacks {_commits(ahead)} of {branch}" if ahead else ""), pushes
-
-
-def _commits(count: int) -> str:
-    return f"{count:,} commit{'' if count == 1 else 's'}"
+    return (f"{remote} lacks {ours} of {branch}" if ahead else ""), pushes
 
 
 def _identity(workspace: Workspace) -> Iterator[Finding]:

@@ -24,7 +24,8 @@ from al_pipeline.data.pool import count_items
 from al_pipeline.errors import BadInput, NothingToDo, UnusableFile, UsageError
 from al_pipeline.files import json_line, read_object, write_text
 from al_pipeline.operations.ingest import ANOTHER_TEXT, IngestReport, finish_ingest, ingest, redraw_test
-from al_pipeline.params import Params
+from al_pipeline.params import Params, stays_below
+from al_pipeline.sanitize import counted
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
 
@@ -156,21 +157,14 @@ def _told(name: str, report: IngestReport) -> Iterator[str]:
     rejected = sum(report.rejected.values())
     if other := report.rejected.get(ANOTHER_TEXT, 0):
         yield (
-            f"{name}: {_items(other)} another text than before, under the same id. The pool keeps the first one; give "
-            f"what was changed an id of its own to have it labelled. Each of them: {report.rejects_file}"
+            f"{name}: {counted(other, 'item')} {'has' if other == 1 else 'have'} another text than before, under the "
+            "same id. The pool keeps the first one; give what was changed an id of its own to have it labelled. Each "
+            f"of them: {report.rejects_file}"
         )
     if rejected > other:
-        yield f"{name}: {_rows(rejected - other)} rejected; each with its reason: {report.rejects_file}"
+        yield f"{name}: {counted(rejected - other, 'row')} rejected; each with its reason: {report.rejects_file}"
     if labels := sum(report.labels_rejected.values()):
-        yield f"{name}: {labels:,} label{'s' * (labels > 1)} not taken; each with its reason: {report.rejects_file}"
-
-
-def _rows(count: int) -> str:
-    return f"{count:,} row{'s' * (count > 1)}"
-
-
-def _items(count: int) -> str:
-    return f"{count:,} item{'s have' if count > 1 else ' has'}"
+        yield f"{name}: {counted(labels, 'label')} not taken; each with its reason: {report.rejects_file}"
 
 
 def _lines(told: Sequence[str], news: Iterable[SourceNews]) -> list[str]:
@@ -193,11 +187,16 @@ def find_sources(layout: Layout, patterns: Sequence[str]) -> FoundSources:
     """The files below the workspace that match, whatever the order of the patterns; nothing is opened.
 
     Hidden files and folders match only a pattern that names their dot, the engine's own files none. What is no file
-    (a link that leads nowhere or out of the workspace, a pipe, a folder that cannot be listed) is a problem.
+    (a link that leads nowhere or out of the workspace, a pipe, a folder that cannot be listed) is a problem, and so is
+    a pattern that leads out of the workspace.
     """
     walk = _Walk(layout)
     for pattern in patterns:
-        walk.match(pattern)
+        if stays_below(pattern):
+            walk.match(pattern)
+        else:
+            shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in pattern)
+            walk.problems[shown] = "is no path below the workspace; copy the files into it"
     return FoundSources(sorted(walk.found), dict(sorted(walk.problems.items())))
 
 

@@ -17,6 +17,7 @@ from al_pipeline.evaluation.metrics import Estimate
 from al_pipeline.evaluation.online import Accuracy, Running, Saved
 from al_pipeline.records import shown_text
 from al_pipeline.reporting.charts import CurvePoint, histogram_svg, learning_curve_svg
+from al_pipeline.sanitize import counted
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -50,6 +51,7 @@ _MEANING = {
 }
 _UNBOUNDED = frozenset({"log_loss"})
 _NOTHING = "–"
+_THIN = "\u202f"
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 """C1 controls, non-characters, and bidi embeddings, which could turn the words around them."""
 
@@ -343,11 +345,11 @@ def _fixed(value: Any, digits: int = 2) -> str:
 
 
 def _thousands(number: int) -> str:
-    return f"{number:,}".replace(",", "\u202f")
+    return f"{number:,}".replace(",", _THIN)
 
 
 def _count(number: int, noun: str) -> str:
-    return f"{_thousands(number)} {noun}{'' if number == 1 else 's'}"
+    return counted(number, noun).replace(",", _THIN)
 
 
 def _duration(seconds: float) -> str:
