@@ -865,6 +865,30 @@ def test_a_clone_that_git_converted_is_not_accused_and_put_right(
     assert clone.changed(layout.tracked) == ["rounds/0000/plan.jsonl"]
 
 
+def test_dvcs_own_files_that_an_older_engine_left_converted_are_put_right(
+    git: Git, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It turned conversion off and put back its own files alone; git notices the others when it next reads them."""
+    settings = write(tmp_path, "gitconfig", "[core]\n\tautocrlf = true\n")
+    texts = {".dvcignore": "# patterns\n*.tmp\n", ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n"}
+    git.commit("DVC's", [write(git.root, name, text) for name, text in texts.items()])
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
+    raw(tmp_path, "clone", "-q", str(git.root), "clone")
+    clone = Git(tmp_path / "clone")
+    layout = Layout(clone.root)
+    put_back_converted(layout, clone)
+    keep_bytes(layout, clone)
+    for name, text in texts.items():
+        write(clone.root, name, text.replace("\n", "\r\n"))
+    write(clone.root, ".dvc/config.local", "password = x\n")
+    assert raw(clone.root, "status", "--porcelain").split() == ["M", ".dvc/.gitignore", "M", ".dvcignore"]
+    assert put_back_converted(layout, clone) == sorted(texts)
+    for name, text in texts.items():
+        assert (clone.root / name).read_bytes() == text.encode()
+    assert raw(clone.root, "status", "--porcelain") == ""
+    assert put_back_converted(layout, clone) == []
+
+
 def test_a_workspace_of_an_older_engine_has_dvc_verify_from_now_on(git: Git) -> None:
     """A `dvc pull` by hand, here and in each later clone."""
     layout = Layout(git.root)

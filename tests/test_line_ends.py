@@ -74,4 +74,9 @@ def test_what_reads_rounds_reads_them_whatever_git_converts(
     assert ref == 1 and tick(second, lambda: oracle).published == (2,)
     assert b"\r\n" not in (clone / "params.yaml").read_bytes()
     assert Git(clone).changed(second.layout.tracked) == []
+    tracked = Git(clone).run("ls-files", "-z").stdout.split("\0")[:-1]
+    assert not [name for name in tracked if b"\r\n" in (clone / name).read_bytes()]
+    for name in tracked:
+        os.utime(clone / name)
+    assert Git(clone).run("status", "--porcelain").stdout == "", "git has read them all again"
     assert [one.difference for one in reproduce(open_workspace(clone), [2])] == [None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -107,6 +108,24 @@ def test_an_older_workspace_is_refused_by_name_carried_over_once_and_works(
     assert status(upgraded)["round"] == 2 and len(rounds(upgraded)) == 2
     assert write_report(upgraded, 0).exists() and write_report(upgraded).exists()
     assert len(diff(upgraded, 0, 1).labels) == 8
+
+
+def test_a_clone_that_git_converted_is_carried_over_without_an_edit_by_anybody(
+    old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under `core.autocrlf`, by an engine that kept nothing from it; DVC's own files too."""
+    git = Git(old)
+    git.run("rm", "--quiet", ".gitattributes")
+    git.run("commit", "--quiet", "--message", "As it was")
+    (tmp_path / "gitconfig").write_text("[core]\n\tautocrlf = true\n", "utf-8")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    subprocess.run(["git", "clone", "--quiet", str(old), str(tmp_path / "clone")], check=True)
+    clone = Git(tmp_path / "clone")
+    tracked = clone.run("ls-files", "-z").stdout.split("\0")[:-1]
+    assert all(b"\r\n" in (clone.root / name).read_bytes() for name in (*FILES, ".dvcignore", ".dvc/.gitignore"))
+    assert upgrade(clone.root).after == LAYOUT_VERSION
+    assert not [name for name in tracked if b"\r\n" in (clone.root / name).read_bytes()]
+    assert clone.run("status", "--porcelain").stdout == ""
 
 
 class Killed(BaseException):

@@ -15,7 +15,7 @@ from typing import Any
 from al_pipeline.errors import NotAWorkspace, NothingToDo, UnexpectedChange
 from al_pipeline.files import read_json, sha256_bytes, write_json, write_text
 from al_pipeline.integrations.git import Git
-from al_pipeline.operations.checkout import bring_in_line, check_ready, with_lines
+from al_pipeline.operations.checkout import bring_in_line, check_ready, put_back_converted, with_lines
 from al_pipeline.operations.close import foreign_edits, is_closed
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_history
@@ -69,6 +69,7 @@ def upgrade(start: Path | None = None, replace_dvc_yaml: bool = False) -> Upgrad
         with open_dvc(layout) as dvc:
             dvc.keep_state_private()
         Workspace(layout, marker["workspace_id"]).make_home()
+        put_back_converted(layout, git)
         if before == LAYOUT_VERSION:
             return Upgrade(before, before, tuple(bring_in_line(layout, git)), str(git.head()))
         committed = {name: git.show("HEAD", name) or "" for name in FILES}

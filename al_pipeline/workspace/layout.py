@@ -290,10 +290,11 @@ class Layout:
 
     @property
     def steering(self) -> tuple[Path, ...]:
-        """Small tracked files whose bytes a build or DVC reads."""
+        """Small tracked files whose bytes a build, DVC or git reads."""
         sources = tuple(path.parent / f"{path.name}.dvc" for path in self.sources)
-        settings = (self.params, self.dvc_yaml, self.dvc_lock, self.engine, self.root / ".dvc/config")
-        return (*settings, self.overrides, self.asked_at_random, *self.results, *sources)
+        ours = (self.params, self.dvc_yaml, self.dvc_lock, self.engine, self.overrides, self.asked_at_random)
+        settings = tuple(self.root / name for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore"))
+        return (*ours, *settings, *self.results, *sources)
 
     @property
     def of_dvc(self) -> tuple[Path, ...]:
