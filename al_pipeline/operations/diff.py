@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from al_pipeline.data.ledger import read_events
 from al_pipeline.data.outputs import Predictions, flat, parse_predictions
 from al_pipeline.evaluation.comparison import Comparison, compare
 from al_pipeline.integrations.git import Git
+from al_pipeline.operations.close import refuse_changed
+from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import Record, events_known, read_history, subjects
 from al_pipeline.operations.snapshots import Labels, snapshots
 from al_pipeline.operations.status import FIGURES
@@ -73,12 +75,15 @@ class Diff:
 def diff(workspace: Workspace, before: int, after: int) -> Diff:
     """Compare two published rounds, from records and DVC; nothing is checked out.
 
-    Raises NothingToDo where one is not published, RemoteIncomplete where its labels cannot be had.
+    Raises NothingToDo where one is not published, RemoteIncomplete where its labels cannot be had, UnexpectedChange
+    where the ledger is not what git's records say.
     """
     layout = workspace.layout
     git = Git(layout.root)
     history = read_history(layout, git)
     old, new = history.record(before), history.record(after)
+    with replace(open_dvc(layout), state=None) as dvc:
+        refuse_changed(layout, dvc)
     events = read_events(layout.events)
     known = sorted(events_known(record, events) for record in (old, new))
     with snapshots(workspace) as labels:

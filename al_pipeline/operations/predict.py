@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def model_folder(workspace: Workspace, number: int | None = None) -> tuple[int, Path]:
-    """The round (default: the promoted one) and a folder with its model, fetched once and checked by digest.
+    """The round (default: the promoted one) and a folder with its model and encoder, fetched once, checked by digest.
 
     Raises NothingToDo where no round is published, RepositoryError where its model cannot be had.
     """
@@ -43,9 +43,22 @@ def model_folder(workspace: Workspace, number: int | None = None) -> tuple[int, 
     record = history.record(number)
     folder = layout.private / "published" / round_name(number)
     wanted = record["hashes"]["model"]
-    if read_json(folder / "complete.json") != wanted or sha256_tree(folder / "model") != wanted:
+    if not _is_whole(folder, wanted):
         _fetch(workspace, round_name(number), wanted, folder)
     return number, folder
+
+
+def _is_whole(folder: Path, wanted: str) -> bool:
+    """Whether model and encoder are those that were fetched, the model that of the digest `wanted`."""
+    try:
+        known = read_json(folder / "complete.json")
+    except BadInput:
+        return False
+    return isinstance(known, dict) and known.get("model") == wanted and known == _digests(folder)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {name: sha256_tree(folder / name) for name in ("model", "encoder")}
 
 
 def _fetch(workspace: Workspace, name: str, wanted: str, folder: Path) -> None:
@@ -58,10 +71,10 @@ def _fetch(workspace: Workspace, name: str, wanted: str, folder: Path) -> None:
         with replace(open_dvc(workspace.layout), state=None) as dvc:
             dvc.get("models/candidate", name, fresh / "model")
             dvc.get("models/encoder", name, fresh / "encoder")
-        found = sha256_tree(fresh / "model")
-        if found != wanted:
+        found = _digests(fresh)
+        if found["model"] != wanted:
             raise RepositoryError(
-                f"the model of {name} has digest {found[:12]}, its record says {wanted[:12]}; "
+                f"the model of {name} has digest {found['model'][:12]}, its record says {wanted[:12]}; "
                 "`al doctor` says what the DVC remote lacks"
             )
         write_json(fresh / "complete.json", found)
