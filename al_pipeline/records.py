@@ -15,7 +15,17 @@ Part = Literal["pool", "test"]
 """Which of the two disjoint sets an item belongs to: the pool that may be asked, or the test set."""
 
 EventType = Literal[
-    "label", "skip", "supersede", "delete", "task_gone", "adjudicate", "gold", "quarantine", "restore", "import"
+    "label",
+    "skip",
+    "supersede",
+    "delete",
+    "task_gone",
+    "adjudicate",
+    "gold",
+    "quarantine",
+    "restore",
+    "import",
+    "correct",
 ]
 
 RANDOM = "random"
@@ -269,6 +279,8 @@ class Event:
     came back after it had vanished.
     A quarantine or restore says in `intervention` what a person asked for. Those of earlier versions list the ids of
     the events that they speak of in `targets` instead. `targets` of a `task_gone`: the answers that its task had.
+    A `correct` says which text a user's id stands for now: its item is that text's, `targets` are the items of all
+    other texts that the id had, and `annotation_key` is `correction:<the user's id>`; the newest one counts.
     """
 
     event_id: str

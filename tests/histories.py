@@ -17,6 +17,7 @@ from reference_history import (
     WITHDRAWN,
     AnswerId,
     Closed,
+    Corrected,
     Intervened,
     Outcome,
     Reference,
@@ -26,15 +27,23 @@ from reference_history import (
     standing,
 )
 
-from al_pipeline.annotation.aggregation import Folded, fold, standing_answers, times_asked, worth_asking
-from al_pipeline.data.ledger import append_inbox, append_part, last_part, read_events, read_refused, still_refused
+from al_pipeline.annotation.aggregation import Folded, fold, standing_answers, superseded, times_asked, worth_asking
+from al_pipeline.data.ledger import (
+    add_to_inbox,
+    append_inbox,
+    append_part,
+    last_part,
+    read_events,
+    read_refused,
+    still_refused,
+)
 from al_pipeline.errors import ManualActionRequired, VanishedAnswers
 from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations.close import carry_out
 from al_pipeline.operations.pull import pull
 from al_pipeline.operations.push import push, retire
 from al_pipeline.params import Schema
-from al_pipeline.records import PlannedTask, Selection, Task, push_key
+from al_pipeline.records import Event, PlannedTask, Selection, Task, event_digest, push_key
 from al_pipeline.rounds.interventions import Intervention, Kind, abandoned, undoable
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
@@ -59,6 +68,7 @@ WEIGHTS = {
     "restore_the_server": 1,
     "pull_again": 2,
     "more_items": 1,
+    "correct": 2,
     "another_class": 1,
     "close_the_round": 3,
     "roll_back": 3,
@@ -180,9 +190,12 @@ class World:
     def pull(self) -> None:
         """Retire, push and pull, as a tick does; then both sides have been told."""
         rounds = {key: plan.round for key, plan in self.plans.items()}
-        retire(self.oracle, self.ref, self.round, abandoned(self.interventions), rounds=rounds)
+        wrong = superseded(read_events(self.layout.events, self.layout.inbox_events))
+        void = {key for key, plan in self.plans.items() if plan.item_id in wrong}
+        retire(self.oracle, self.ref, self.round, abandoned(self.interventions), rounds=rounds, superseded=void)
+        assert not void & {task.push_key for task in self.oracle.open_tasks(self.ref)}, "nobody is asked about them"
         try:
-            push(self.oracle, self.ref, self.tasks(), sleep=lambda _: None)
+            push(self.oracle, self.ref, [t for t in self.tasks() if t.plan.push_key not in void], sleep=lambda _: None)
         except ManualActionRequired:  # two copies of a task are answered, and a person is to choose
             self.look_everywhere = True
         seen, born = self.seen()
@@ -326,6 +339,38 @@ class World:
 
     def more_items(self) -> None:
         self.items.append(f"item-{len(self.items)}")
+
+    def correct(self) -> None:
+        """A text is corrected, for the first time or again, or goes back to an earlier one."""
+        root = self.draw.choice([item for item in self.items if "~" not in item])
+        family = [item for item in self.items if item.split("~")[0] == root]
+        wrong = superseded(read_events(self.layout.events, self.layout.inbox_events))
+        known = [event for event in self.events() if event.annotation_key == f"correction:{root}"]
+        now = next((event.item_id for event in reversed(known) if set(event.targets) <= wrong.keys()), root)
+        item = self.draw.choice([one for one in family if one != now] or [""])
+        if not item or self.draw.random() < 0.6:
+            item = f"{root}~{len(family) + 1}"
+            self.items.append(item)
+            family.append(item)
+        others = [one for one in family if one != item]
+        made = Event(
+            event_id=event_digest("correct", root, item, known[-1].event_id if known else None),
+            type="correct",
+            item_id=item,
+            content_hash=f"hash {item}",
+            part="pool",
+            round=-1,
+            annotation_key=f"correction:{root}",
+            annotator="import",
+            targets=tuple(others),
+        )
+        add_to_inbox(self.layout.inbox_events, [made], ledger=self.layout.events)
+        self.reference.told.append(Corrected(root, item, frozenset(others)))
+        self.check()
+        self.perhaps_pull()
+
+    def events(self) -> list[Event]:
+        return read_events(self.layout.events, self.layout.inbox_events)
 
     def another_class(self) -> None:
         """Answers that named it before it was there were refused; they are looked at again."""

@@ -53,7 +53,16 @@ class Intervened:
     """The round that was open."""
 
 
-Entry = Said | Closed | Intervened
+@dataclass(frozen=True)
+class Corrected:
+    """The text that an id stands for from now on is that of `item`; those of `others` were wrong."""
+
+    id: str
+    item: str
+    others: frozenset[str]
+
+
+Entry = Said | Closed | Intervened | Corrected
 
 
 def in_force(told: Sequence[Entry]) -> list[Entry]:
@@ -137,8 +146,12 @@ def outcome(told: Sequence[Entry], everybody: int | None) -> Outcome:
         if now := one.now():
             by_item.setdefault(now[1].item, []).append(now)
     enough = min(2, max(1, len(people) if everybody is None else everybody))
-    labels, ties, ignored = {}, set(), set()
+    corrected = {entry.id: entry.others for entry in in_force(told) if isinstance(entry, Corrected)}
+    wrong = frozenset().union(*corrected.values())
+    labels, ties, ignored = {}, set(), set(wrong)
     for item, said in by_item.items():
+        if item in wrong:
+            continue
         label, votes = majority(said)
         if label is not None:
             rounds = sorted({one.round for _, one in said})

@@ -621,6 +621,7 @@ def test_texts_that_were_cut_off_are_told_from_others_that_differ(workspace, tmp
     assert report.notes == (
         "3 texts of known ids only go on where the one in the pool ends, which was cut off: was its file read while it "
         "was copied?",
+        "5 texts differ from what is known under the id; the same command with --corrections takes the new for the old",
     )
     assert [item.text for item in pool(workspace)] == [
         "the beg",

@@ -29,6 +29,8 @@ Standing = Literal["answered", "given_up", "open"]
 
 CONTROLS = ("quarantine", "restore")
 """Events that speak of other events, and of no answer."""
+_NO_ANSWERS = ("task_gone", "correct")
+"""Events that speak of tasks and items, and of no answer."""
 _NEEDS_LABEL = ("label", "adjudicate", "gold", "import")
 
 
@@ -92,7 +94,7 @@ def _counts(ledger: Sequence[Event]) -> list[bool]:
         asked = event.intervention
         if event.type not in CONTROLS:
             counts[place] = named.get(event.event_id, event.round not in abandoned)
-            if event.type != "task_gone":
+            if event.type not in _NO_ANSWERS:
                 said[event.annotation_key].append(place)
         elif place not in in_force:
             continue
@@ -196,9 +198,25 @@ def standing_answers(events: Iterable[Event]) -> dict[str, Event]:
     for event in active(events):
         if event.type == "delete":
             now.pop(event.annotation_key, None)
-        elif event.type != "task_gone":
+        elif event.type not in _NO_ANSWERS:
             now[event.annotation_key] = event
     return now
+
+
+def superseded(events: Iterable[Event]) -> dict[str, str]:
+    """The items whose text was corrected, each with the item that has the right text; they are neither asked nor used.
+
+    A correction that is not in force, since a rollback went back to before it, supersedes nothing.
+    """
+    corrections = [event for event in events if event.type == "correct" or event.type in CONTROLS]
+    if all(event.type in CONTROLS for event in corrections):
+        return {}
+    return _superseded(active(events))
+
+
+def _superseded(counted: Iterable[Event]) -> dict[str, str]:
+    newest = {event.annotation_key: event for event in counted if event.type == "correct"}
+    return {item: event.item_id for event in newest.values() for item in event.targets}
 
 
 def supporters(events: Iterable[Event], labels: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
@@ -236,9 +254,17 @@ def changed_by(events: Sequence[Event]) -> dict[str, frozenset[str]]:
         if event.intervention is not None:
             before, after = _counts(ledger[:place]), _counts(ledger[: place + 1])
             found[event.event_id] = frozenset(
-                one.item_id for one, was, now in zip(ledger, before, after[:place], strict=False) if was != now
+                item
+                for one, was, now in zip(ledger, before, after[:place], strict=False)
+                if was != now
+                for item in items_of(one)
             )
     return found
+
+
+def items_of(event: Event) -> frozenset[str]:
+    """The items that an event itself names."""
+    return frozenset({event.item_id, *event.targets} if event.type == "correct" else {event.item_id})
 
 
 def intervention_key(number: int) -> str:
@@ -273,7 +299,8 @@ def fold(
     Each annotator's newest answer to an item counts, once. An adjudication or gold label wins (the newest of them);
     else the class with the most people; else, where no person gave a label, the imported label. Two or more classes
     with equally many people are a tie: unresolved, and ignored once it was asked in two rounds. Items that nobody
-    labelled and two people (or everybody) skipped are ignored.
+    labelled and two people (or everybody) skipped are ignored. So are items whose text was corrected: what people
+    said of them was said of another text.
 
     Raises SchemaInUse where an answer names a class that the schema lacks, BadInput on events that contradict
     each other about what an item is.
@@ -288,7 +315,13 @@ def fold(
     test: list[LabeledItem] = []
     unresolved: list[Unresolved] = []
     strangers: Counter[str] = Counter()
-    for item_id in sorted(by_item):
+    corrected = _superseded(counted)
+    parts: dict[str, Part] = {event.item_id: event.part for event in counted if event.type == "correct"}
+    for item_id in sorted(by_item.keys() | corrected.keys()):
+        if now := corrected.get(item_id):
+            why = f"its text was corrected: {now}"
+            unresolved.append(Unresolved(item_id, parts[now], "ignored", why, asked.get(item_id, 0)))
+            continue
         content, part = _identity(item_id, by_item[item_id])
         answers = _answers(by_item[item_id]).values()
         strangers.update(a.label for a in answers if a.label is not None and a.label not in labels)
@@ -325,9 +358,10 @@ def standing(
 
     Answered: `overlap` people gave a label, or one gave a binding one (adjudication, gold). Given up: two people
     (or everybody) skipped it. Where it is known who may answer and all of them have, nothing more can come: answered
-    if there is a label.
+    if there is a label. A task about a text that was corrected since is given up.
     """
     counted = active(events)
+    corrected = _superseded(counted)
     enough_skips = _enough_skips(counted, everybody)
     by_key: defaultdict[str, list[Event]] = defaultdict(list)
     for event in counted:
@@ -337,7 +371,9 @@ def standing(
         votes = _votes(_answers(by_key.get(task.push_key, ())).values())
         given = sum(vote.label is not None for vote in votes)
         all_spoke = everybody is not None and len(votes) >= everybody
-        if given >= overlap or any(vote.binding for vote in votes) or (given and all_spoke):
+        if task.item_id in corrected:
+            found[task.push_key] = "given_up"
+        elif given >= overlap or any(vote.binding for vote in votes) or (given and all_spoke):
             found[task.push_key] = "answered"
         elif len(votes) - given >= enough_skips:
             found[task.push_key] = "given_up"
@@ -389,7 +425,7 @@ def worth_asking(
 
 def _last_said(events: Iterable[Event]) -> dict[str, Event]:
     """The newest event of each annotation, whether it counts or not, by annotation key."""
-    return {event.annotation_key: event for event in events if event.type not in (*CONTROLS, "task_gone")}
+    return {event.annotation_key: event for event in events if event.type not in (*CONTROLS, *_NO_ANSWERS)}
 
 
 def _task_of(event: Event) -> str:
@@ -420,7 +456,7 @@ def _answers(events: Iterable[Event]) -> dict[str, _Answer]:
             raise BadInput(f"event {event.event_id} is of type {event.type!r} but names no label")
         if event.type == "delete":
             now.pop(event.annotation_key, None)
-        elif event.type != "task_gone":
+        elif event.type not in _NO_ANSWERS:
             before = now.get(event.annotation_key)
             edit = event.type == "supersede"
             imported = event.type == "import" or (edit and before is not None and before.annotator == IMPORT)

@@ -197,6 +197,14 @@ def ingest(
         bool,
         typer.Option("--redraw-test", help="Draw the test set again from all files, until the first round begins."),
     ] = False,
+    corrections: Annotated[
+        bool,
+        typer.Option(
+            "--corrections",
+            help="A text that differs from the one known under its id takes its place, as item ID~2; the old one is "
+            "asked no more and its labels do not count. Without this, such texts are counted and rejected.",
+        ),
+    ] = False,
     encoding: Encoding = None,
     input_format: InputFormat = None,
     as_json: Json = False,
@@ -220,6 +228,7 @@ def ingest(
                 label_column=label_column,
                 test=test,
                 test_size=None if redraw else test_size,
+                corrections=corrections,
                 format=input_format,
                 encoding=encoding,
                 progress=advance,

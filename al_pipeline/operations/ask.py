@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from al_pipeline.annotation.aggregation import fold
+from al_pipeline.annotation.aggregation import fold, superseded
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.pool import hashes_of
 from al_pipeline.errors import BadInput, NothingToDo
@@ -40,6 +40,7 @@ def _check(workspace: Workspace, git: Git, history: History, wanted: Sequence[st
     pool = hashes_of([layout.pool, layout.inbox_pool], wanted)
     test = hashes_of([layout.test, layout.inbox_test], wanted)
     events = read_events(layout.events, layout.inbox_events)
+    corrected = superseded(events)
     labelled = {row.item_id: row.label for row in fold(events, params.schema_.labels).labeled}
     open_tasks = {task.item_id for task in read_plan(git, history.planned or 0)}
     for item in wanted:
@@ -47,6 +48,8 @@ def _check(workspace: Workspace, git: Git, history: History, wanted: Sequence[st
             raise BadInput(f"{item!r} belongs to the test set, which is measured on and never chosen")
         if item not in pool:
             raise BadInput(f"the pool has no item {item!r}; items are named by their ids, as in `al log ITEM`")
+        if item in corrected:
+            raise BadInput(f"the text of {item!r} was corrected; ask for {corrected[item]!r}, which has the new one")
         if item in labelled:
             raise BadInput(
                 f"{item!r} has the label {labelled[item]!r} already; after `al labels revoke --item {item}` "

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from al_pipeline.annotation.aggregation import active, standing
+from al_pipeline.annotation.aggregation import active, standing, superseded
 from al_pipeline.data.ledger import known_ids, read_events
 from al_pipeline.data.pool import count_items
 from al_pipeline.files import read_json, read_object
@@ -78,6 +78,7 @@ def facts_at(workspace: Workspace, git: Git, history: History, now: datetime) ->
     settled = settled_tasks(workspace, tasks, events)
     fresh = {event.event_id for event in inbox} - known_ids(layout.events)
     news = {event.item_id for event in active(events) if event.label is not None and event.event_id in fresh}
+    news -= superseded(events).keys()
     opened = datetime.fromtimestamp(opened_at(layout, git, planned), UTC)
     return replace(
         found,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from al_pipeline.annotation.aggregation import changed_by
+from al_pipeline.annotation.aggregation import changed_by, items_of
 from al_pipeline.errors import BadInput, NothingToDo
 from al_pipeline.evaluation.online import Saved, labels_saved
 from al_pipeline.integrations.git import Git
@@ -116,8 +116,8 @@ def subjects(events: Sequence[Event]) -> dict[str, frozenset[str]]:
             event = by_id.get(event_id)
             if event is None:
                 return frozenset()
-            found[event_id] = frozenset({event.item_id})
-            if event.targets:
+            found[event_id] = items_of(event)
+            if event.targets and event.type != "correct":
                 found[event_id] = frozenset().union(*map(of, event.targets))
         return found[event_id]
 

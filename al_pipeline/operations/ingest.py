@@ -16,15 +16,26 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from al_pipeline.data.catalog import Catalog, draw_test, drawn_size, item_id_from, label_from, storable, text_from
+from al_pipeline.annotation.aggregation import active, superseded
+from al_pipeline.data.catalog import (
+    ID_CHARACTERS,
+    Catalog,
+    draw_test,
+    drawn_size,
+    item_id_from,
+    label_from,
+    storable,
+    text_from,
+)
 from al_pipeline.data.inputs import WANTED, Source, Stamp, open_inputs, stamp_of
 from al_pipeline.data.ledger import add_to_inbox, read_events
 from al_pipeline.data.pool import count_items, fetch, iter_items, list_parts, read_ids, write_items
 from al_pipeline.data.tables import BadRow, Progress, Row, check_readable, excerpt, read_table
-from al_pipeline.errors import BadInput, NothingToDo, UnusableFile
+from al_pipeline.errors import BadInput, NothingToDo, UnusableFile, UsageError
 from al_pipeline.files import (
     json_line,
     make_folder,
@@ -58,16 +69,23 @@ _MOST_REJECTS = 100_000
 """Lines of a rejects file; what is rejected beyond them is counted alone."""
 ANOTHER_TEXT = "the id belongs to another text"
 """Why a row is rejected whose id is known with a text that is not this one."""
+TWO_TEXTS = "the id has another text in an earlier row"
+"""Why a row of corrections is rejected: which of the two is right cannot be known."""
+ANOTHERS_TEXT = "the corrected text is there already, under another id"
+CORRECTED_TEXT = "the text is there, but was corrected under another id"
 _MOST_COMPARED = 1000
 _LONGEST_COMPARED = 20_000
 """Characters."""
+_CORRECTION = "correction:"
+_GIVEN = b""
+"""Stands for the content of a test set that was given, and is not drawn again."""
 _NO_LABEL = 0
 _CONTRADICTION = 0xFFFF
 
 
 @dataclass(frozen=True, slots=True)
 class IngestReport:
-    """What became of the rows of one ingest: rows = added + test_added + duplicates + rejected."""
+    """What became of the rows of one ingest: rows = added + test_added + corrected + duplicates + rejected."""
 
     rows: int
     added: int
@@ -86,8 +104,12 @@ class IngestReport:
     """Labels that were not taken, by reason, though their items were."""
     rejects_file: Path | None
     """One JSON object for each of them: file, line (CSV, JSONL) or row (Parquet, XLSX), reason, detail, its begin."""
+    corrected: int = 0
+    """Ids that have another text now, in the pool or in the test set."""
     notes: tuple[str, ...] = ()
     """What a person should know besides."""
+    about_corrections: tuple[str, ...] = ()
+    """Those of them that speak of corrections."""
     about_test: tuple[str, ...] = ()
     """Those of them that speak of the test set, and not of a file."""
 
@@ -98,6 +120,7 @@ class IngestReport:
             "added": self.added,
             "test_added": self.test_added,
             "test_drawn": self.drawn,
+            "corrected": self.corrected,
             "duplicates": self.duplicates,
             "rejected": dict(self.rejected),
             "labels": self.labels,
@@ -113,6 +136,9 @@ class IngestReport:
             f"{self.rows:,} rows: {self.added:,} new in the pool, {self.test_added:,} {test}, "
             f"{self.duplicates:,} there already, {sum(self.rejected.values()):,} rejected"
         ]
+        if self.corrected:
+            texts = "1 text was" if self.corrected == 1 else f"{self.corrected:,} texts were"
+            said.append(f"{texts} corrected; the old ones, with their labels, count no more from the next round on")
         if self.labels:
             said.append(f"{self.labels:,} labels imported; they count from the next round on")
         said += [f"rejected, {count:,}: {reason}" for reason, count in _by_count(self.rejected)]
@@ -131,6 +157,7 @@ def ingest(
     label_column: str | None = None,
     test: bool = False,
     test_size: int | None = None,
+    corrections: bool = False,
     format: str | None = None,
     encoding: str | None = None,
     progress: Progress | None = None,
@@ -143,7 +170,12 @@ def ingest(
     `id_column`: by default `id`, where there is such a column. Rows without an id get one from their content. The
     first items ever bring the test set with them: `test_size` of them (default: `ingest.test_size`), at most a fifth,
     drawn at random, unless there is a test set already. Labels become `import` events; a label that differs from the
-    one imported before replaces it. Call it while holding the workspace's lock.
+    one imported before replaces it.
+
+    `corrections`: a text that comes under a known id with another text takes its place. It becomes an item of its own,
+    `ID~2` for the id `ID`, where the old one is, in the pool or in the test set; the old one is asked no more and its
+    labels do not count, since they were given to another text. The text that an id had before can come back the same
+    way. Call it while holding the workspace's lock.
 
     Raises UnusableFile where a file as a whole cannot be used, or changes while it is read; a row that cannot be used
     is kept aside with its reason.
@@ -152,10 +184,22 @@ def ingest(
         raise BadInput(f"name at least one file ({WANTED})")
     if len({text_column, id_column, label_column} - {None}) < 1 + (id_column is not None) + (label_column is not None):
         raise BadInput("text, id and label must be three different columns")
+    if corrections and test:
+        raise UsageError(
+            "a correction stays where the text that it replaces is, in the pool or in the test set: leave out either "
+            "--test or --corrections"
+        )
     with open_inputs(files, format, encoding) as inputs:
         columns = _Columns(text_column, id_column, label_column)
         return _take_in(
-            workspace, inputs.sources, columns, "test" if test else "pool", inputs.notes, progress, test_size
+            workspace,
+            inputs.sources,
+            columns,
+            "test" if test else "pool",
+            inputs.notes,
+            progress,
+            test_size,
+            corrections,
         )
 
 
@@ -167,6 +211,7 @@ def _take_in(
     notes: list[str],
     progress: Progress | None,
     test_size: int | None,
+    corrections: bool,
 ) -> IngestReport:
     stamps = [_stamp(source) for source in sources]
     sizes = [_usable(partial(check_readable, source)) for source in sources]
@@ -174,7 +219,7 @@ def _take_in(
     if columns.label is not None and (layout.root / ".git").exists():
         check_schema(workspace, read_history(layout, Git(layout.root)))  # labels are read by these classes
     finish_ingest(layout)
-    taken = _Intake(workspace, columns, part)
+    taken = _Intake(workspace, columns, part, corrections)
     if test_size is not None and (part == "test" or taken.had_test):
         raise BadInput(
             "there is a test set already: `al ingest --redraw-test --test-size N` draws another until the "
@@ -191,6 +236,7 @@ def _take_in(
             added = write_items(staged, _new_items(taken, sources, sizes, rejects, notes.append, progress))
             _refuse_changed(sources, stamps)
             notes += _cut_off(taken)
+            about_corrections = _about_corrections(taken)
             rejects_file = _keep_rejects(rejects, staging, layout.rejects, sources[0]) if taken.refusals else None
         drawn, said = _draw(taken, size, workspace.params.seed) if part == "pool" else (0, [])
         if (
@@ -204,10 +250,11 @@ def _take_in(
                 "the test set was drawn from earlier files alone, and measures on texts like theirs; `al ingest "
                 "--redraw-test` draws it again from all of them, until the first `al round`"
             ]
+        added -= taken.new_corrections
         test_added = added if part == "test" else drawn
-        _stage_parts(taken, staging, staged, drawn)
-        labels = _stage_labels(taken, staging)
-        if added or labels:
+        _stage_parts(taken, staging, staged)
+        labels = _stage_events(taken, staging)
+        if added or labels or taken.corrected:
             _commit(layout, staging, drawn=drawn > 0)
     finally:
         if not (staging / _COMMIT).exists():
@@ -222,7 +269,9 @@ def _take_in(
         labels=labels,
         labels_rejected=taken.labels_rejected,
         rejects_file=rejects_file,
-        notes=(*notes, *said),
+        corrected=len(taken.corrected),
+        notes=(*notes, *about_corrections, *said),
+        about_corrections=tuple(about_corrections),
         about_test=tuple(said),
     )
 
@@ -273,21 +322,27 @@ def redraw_test(workspace: Workspace, test_size: int | None = None, *, again: bo
         def items() -> Iterator[list[Item]]:
             return iter_items([layout.inbox_pool, before])
 
-        digests = [bytes.fromhex(item.content_hash) for batch in items() for item in batch]
+        # A corrected text is not drawn; it goes where its correction goes. One that is not here is in a given test set.
+        corrected = superseded(read_events(layout.inbox_events))
+        right = set(corrected.values())
+        found = {item.item_id: _digest(item) for batch in items() for item in batch if item.item_id in right}
+        moved = {item: found.get(now, _GIVEN) for item, now in corrected.items()}
+        digests = [_digest(item) for batch in items() for item in batch if item.item_id not in moved]
         size = drawn_size(workspace.params.ingest.test_size if test_size is None else test_size, len(digests))
         drawn = draw_test(digests, size, workspace.params.seed)
+        of_test = drawn | {_GIVEN}
 
         def of(part: Part) -> Iterator[list[Item]]:
             for batch in items():
-                yield [item for item in batch if (bytes.fromhex(item.content_hash) in drawn) == (part == "test")]
+                yield [i for i in batch if (moved.get(i.item_id, _digest(i)) in of_test) == (part == "test")]
 
-        parts: tuple[Part, ...] = ("pool", "test") if drawn else ("pool",)
+        parts: tuple[Part, ...] = ("pool", "test") if drawn or _GIVEN in moved.values() else ("pool",)
         written = [write_items(staging / part / "new.parquet", of(part)) for part in parts]
-        assert sum(written) == len(digests)
-        known = {digest.hex() for digest in digests}
+        assert sum(written) == sum(len(batch) for batch in items())
+        known = {*moved.values(), *digests}
         events = [
-            replace(e, part="test" if bytes.fromhex(e.content_hash) in drawn else "pool")
-            if e.content_hash in known
+            replace(e, part="test" if digest in of_test else "pool")
+            if (digest := moved.get(e.item_id, bytes.fromhex(e.content_hash))) in known
             else e
             for e in read_events(layout.inbox_events)
         ]
@@ -298,6 +353,10 @@ def redraw_test(workspace: Workspace, test_size: int | None = None, *, again: bo
         if not (staging / _COMMIT).exists():
             shutil.rmtree(staging, ignore_errors=True)
     return len(drawn)
+
+
+def _digest(item: Item) -> bytes:
+    return bytes.fromhex(item.content_hash)
 
 
 def before_first_model(workspace: Workspace) -> str | None:
@@ -361,6 +420,7 @@ class _Intake:
     workspace: Workspace
     columns: _Columns
     part: Part
+    corrections: bool = False
     rows: int = 0
     duplicates: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
@@ -375,6 +435,15 @@ class _Intake:
     _files: list[str] = field(default_factory=list)
     other_texts: dict[str, str] = field(default_factory=dict)
     """Texts that came under a known id with another text, the first _MOST_COMPARED of them, by id."""
+    corrected: dict[str, int] = field(default_factory=dict)
+    """The user's ids that these files give another text, each with the number of the item that has it."""
+    new_corrections: int = 0
+    """Items that are new because of that."""
+    had_id: bool = False
+    """Whether any row had an id."""
+    _past: _Corrections = field(init=False)
+    _given: bytearray = field(init=False)
+    """For each item that was known before: whether these files gave its id a text."""
 
     def __post_init__(self) -> None:
         layout = self.workspace.layout
@@ -391,6 +460,8 @@ class _Intake:
         self.had_test = self.known.test_items > 0
         self._said.extend([_NO_LABEL] * self.first_new)
         self._origins.extend([0] * self.first_new)
+        self._past = _Corrections(read_events(layout.events, layout.inbox_events))
+        self._given = bytearray(self.first_new)
 
     @property
     def refusals(self) -> int:
@@ -406,11 +477,12 @@ class _Intake:
         try:
             if isinstance(row, BadRow):
                 raise _Refused(row.reason, row.detail)
+            corrected = len(self.corrected)
             number, item = self._item(row.values)
         except _Refused as refused:
             self.rejected[refused.reason] += 1
             return None, refused
-        if item is None:
+        if item is None and len(self.corrected) == corrected:
             self.duplicates += 1
         try:
             self._record_label(number, row.values)
@@ -427,21 +499,73 @@ class _Intake:
         if number is not None:
             if self.part == "test" and self.known.part(number) == "pool":
                 raise _Refused("the same text is in the pool", f"as item {self.known.item_id(number)}")
-            return number, None
+            if not self.corrections and self.known.item_id(number) not in self._past.superseded:
+                return number, None
         id_column = self.columns.id or "id"
         try:
             item_id = item_id_from(values.get(id_column), content)
         except ValueError as error:
+            if number is not None:
+                return number, None
             raise _Refused(str(error)) from None
+        has_id = item_id != item_id_from(None, content)
+        self.had_id |= has_id
+        metadata_of = partial(_metadata, values, {self.columns.text, id_column, self.columns.label})
+        if self.corrections and has_id and (old := self.known.find_id(self._past.root(item_id))) is not None:
+            return self._correct(old, number, digest, text, metadata_of)
+        if number is not None:
+            known_as = self.known.item_id(number)
+            if has_id and known_as in self._past.superseded and self._past.root(item_id) != self._past.root(known_as):
+                raise _Refused(CORRECTED_TEXT, f"as item {known_as}")
+            return number, None
         if self.known.find_id(item_id) is not None:
             if len(self.other_texts) < _MOST_COMPARED and len(text) <= _LONGEST_COMPARED:
                 self.other_texts.setdefault(item_id, text)
             raise _Refused(ANOTHER_TEXT, item_id)
-        metadata = _metadata(values, {self.columns.text, id_column, self.columns.label})
-        number = self.known.add(item_id, digest, self.part)
+        return self._new(item_id, digest, text, metadata_of(), self.part)
+
+    def _new(self, item_id: str, digest: bytes, text: str, metadata: str, part: Part) -> tuple[int, Item]:
+        number = self.known.add(item_id, digest, part)
         self._said.append(_NO_LABEL)
         self._origins.append(0)
-        return number, Item(item_id, content, text, metadata)
+        return number, Item(item_id, digest.hex(), text, metadata)
+
+    def _correct(
+        self, old: int, number: int | None, digest: bytes, text: str, metadata: Callable[[], str]
+    ) -> tuple[int, Item | None]:
+        """Give the id of item `old` a text, which item `number` has; that item, and whether it is new.
+
+        These files may give an id one text, so that the same files again change nothing.
+        """
+        root = self.known.item_id(old)
+        if number == self._now(root, old):
+            if old < self.first_new:
+                self._given[old] = 1
+            return number, None
+        if old >= self.first_new or self._given[old]:
+            raise _Refused(TWO_TEXTS, root)
+        family = self._past.families.get(root, {root: None})
+        if number is not None and self.known.item_id(number) not in family:
+            raise _Refused(ANOTHERS_TEXT, f"as item {self.known.item_id(number)}")
+        item = None
+        if number is None:
+            item_id = next(name for n in count(2) if self.known.find_id(name := f"{root}~{n}") is None)
+            if len(item_id) > ID_CHARACTERS:
+                raise _Refused(
+                    f"the id is too long for a correction: {item_id!r} has more than {ID_CHARACTERS} characters"
+                )
+            number, item = self._new(item_id, digest, text, metadata(), self.known.part(old))
+            self.new_corrections += 1
+        self._given[old] = 1
+        self.corrected[root] = number
+        return number, item
+
+    def _now(self, root: str, old: int) -> int:
+        """The number of the item that has the text of an id."""
+        if root in self.corrected:
+            return self.corrected[root]
+        known = self.known.find_id(self._past.now.get(root, root))
+        return old if known is None else known
 
     def _text(self, values: Mapping[str, Any]) -> str:
         try:
@@ -470,8 +594,29 @@ class _Intake:
         self._said[number] = said
         self._origins[number] = len(self._files) - 1
 
+    def _corrections(self) -> Iterator[Event]:
+        for root, number in self.corrected.items():
+            item_id, content = self.known.item_id(number), self.known.digest(number).hex()
+            family = {**self._past.families.get(root, {root: None}), item_id: None}
+            previous = self._past.last.get(root)
+            yield Event(
+                event_id=event_digest("correct", root, content, previous),
+                type="correct",
+                item_id=item_id,
+                content_hash=content,
+                part=self.known.part(number),
+                round=IMPORT_ROUND,
+                annotation_key=f"{_CORRECTION}{root}",
+                annotator=IMPORT_ANNOTATOR,
+                reason=f"the text of {root} was corrected",
+                targets=tuple(name for name in family if name != item_id),
+                previous=previous,
+                origin=self._files[-1],
+            )
+
     def events(self) -> Iterator[Event]:
-        """An import event for each label that says something new, in the order of the items."""
+        """An event for each correction, and for each label that says something new, in the order of the items."""
+        yield from self._corrections()
         if self.columns.label is None:
             return
         layout, schema = self.workspace.layout, self.workspace.params.schema_
@@ -503,6 +648,34 @@ class _Intake:
                 previous=previous,
                 origin=self._files[self._origins[number]],
             )
+
+
+class _Corrections:
+    """What the ledger says of corrected texts."""
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self.superseded = superseded(events)
+        self.families: dict[str, dict[str, None]] = {}
+        """For each of the user's ids that was ever corrected all items that had a text of it, the first one first."""
+        self.now: dict[str, str] = {}
+        """The item that has the text of an id, where a correction in force says so."""
+        self.last: dict[str, str] = {}
+        """The id of the last correction, in force or not."""
+        self._roots: dict[str, str] = {}
+        for event in events:
+            if event.type == "correct":
+                root = event.annotation_key.removeprefix(_CORRECTION)
+                family = self.families.setdefault(root, {root: None})
+                family.update(dict.fromkeys((*event.targets, event.item_id)))
+                self._roots.update(dict.fromkeys(family, root))
+                self.last[root] = event.event_id
+        if self.families:
+            counted = [event for event in active(events) if event.type == "correct"]
+            self.now = {event.annotation_key.removeprefix(_CORRECTION): event.item_id for event in counted}
+
+    def root(self, item_id: str) -> str:
+        """The user's id that an item has a text of; an export names corrected texts by the ids that we gave them."""
+        return self._roots.get(item_id, item_id)
 
 
 def _metadata(values: Mapping[str, Any], apart: set[str | None]) -> str:
@@ -603,9 +776,25 @@ def _cut_off(taken: _Intake) -> list[str]:
     return [f"{least}{these} where the one in the pool ends, which was cut off: was its file read while it was copied?"]
 
 
+def _about_corrections(taken: _Intake) -> list[str]:
+    """Say how texts that came under a known id can be taken, or why none was."""
+    if taken.corrections:
+        if taken.had_id or not taken.rows:
+            return []
+        return [
+            "no row has an id, so that nothing could be corrected; --id-column names the column that holds your ids"
+        ]
+    waiting = taken.rejected[ANOTHER_TEXT]
+    if not waiting or taken.part == "test":
+        return []
+    texts = "1 text differs" if waiting == 1 else f"{waiting:,} texts differ"
+    return [f"{texts} from what is known under the id; the same command with --corrections takes the new for the old"]
+
+
 def _draw(taken: _Intake, size: int, seed: int) -> tuple[int, list[str]]:
     """Draw a test set of `size` from the new items, if there is none yet: how many, and what to tell."""
-    new = range(taken.first_new, len(taken.known))
+    corrections = set(taken.corrected.values())
+    new = [number for number in range(taken.first_new, len(taken.known)) if number not in corrections]
     if taken.had_test or not new or size == 0:
         return 0, []
     count = drawn_size(size, len(new))
@@ -623,15 +812,13 @@ def _draw(taken: _Intake, size: int, seed: int) -> tuple[int, list[str]]:
     ]
 
 
-def _stage_parts(taken: _Intake, staging: Path, staged: Path, drawn: int) -> None:
+def _stage_parts(taken: _Intake, staging: Path, staged: Path) -> None:
     """Sort what is new into a part of the pool and one of the test set."""
-    if len(taken.known) > taken.first_new:
-        if drawn:
-            for part in ("pool", "test"):
-                if part == "test" or drawn < len(taken.known) - taken.first_new:
-                    write_items(staging / part / "new.parquet", _only(taken, staged, part))
-        else:
-            move(staged, staging / taken.part / "new.parquet")
+    parts = {taken.known.part(number) for number in range(taken.first_new, len(taken.known))}
+    if len(parts) == 1:
+        move(staged, staging / parts.pop() / "new.parquet")
+    for part in sorted(parts):
+        write_items(staging / part / "new.parquet", _only(taken, staged, part))
     shutil.rmtree(staged.parent)
 
 
@@ -642,10 +829,11 @@ def _only(taken: _Intake, staged: Path, part: Part) -> Iterator[list[Item]]:
         number += len(batch)
 
 
-def _stage_labels(taken: _Intake, staging: Path) -> int:
+def _stage_events(taken: _Intake, staging: Path) -> int:
+    """Stage corrections and labels; how many labels."""
     events = list(taken.events())
     add_to_inbox(staging / "events", events)
-    return len(events)
+    return sum(event.type == "import" for event in events)
 
 
 def _commit(layout: Layout, staging: Path, *, drawn: bool = False, drop: Sequence[Path] = ()) -> None:

@@ -88,6 +88,7 @@ def retire(
     abandoned: Collection[int] = (),
     overlaps: Mapping[int, int] | None = None,
     rounds: Mapping[str, int] | None = None,
+    superseded: Collection[str] = (),
 ) -> int:
     """Take tasks of earlier rounds that nobody need answer any more out of the queue; how many.
 
@@ -95,6 +96,7 @@ def retire(
     round): Label Studio opens all of them again when the project's overlap changes. Test tasks without an answer stay.
     Of the `abandoned` rounds all open tasks go, those that wait for a second answer too: it would not count. `rounds`
     has the round that a task belongs to, by push key: one that was kept for a later round does not say so itself.
+    Tasks whose push keys are `superseded` go in any round: the text that they show was corrected.
     """
     wanted, moved = overlaps or {}, rounds or {}
     stale = [
@@ -102,11 +104,16 @@ def retire(
         for state in oracle.open_tasks(ref)
         if state.push_key is not None
         and (number := moved.get(state.push_key, state.round)) is not None
-        and number < current_round
         and (
-            number in abandoned
-            or (state.part == "pool" and state.annotations == 0)
-            or (number in wanted and state.annotations >= wanted[number])
+            state.push_key in superseded
+            or (
+                number < current_round
+                and (
+                    number in abandoned
+                    or (state.part == "pool" and state.annotations == 0)
+                    or (number in wanted and state.annotations >= wanted[number])
+                )
+            )
         )
     ]
     if stale:

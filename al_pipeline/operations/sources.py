@@ -9,6 +9,7 @@ reading, since known content is not added twice.
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from al_pipeline.data.pool import count_items
 from al_pipeline.errors import BadInput, NothingToDo, UnusableFile, UsageError
 from al_pipeline.files import json_line, read_object, write_text
 from al_pipeline.operations.ingest import ANOTHER_TEXT, IngestReport, finish_ingest, ingest, redraw_test
-from al_pipeline.params import Params, stays_below
+from al_pipeline.params import Ingest, Params, stays_below
 from al_pipeline.sanitize import counted
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
@@ -78,7 +79,7 @@ def ingest_sources(workspace: Workspace, now: float | None = None) -> tuple[int,
         report = _take(workspace, memory, name, names[name], settings, now)
         if report is not None:
             added += report.added + report.test_added
-            told += _told(name, report)
+            told += _told(name, report, params.ingest)
             about_test = report.about_test
     if memory.drawn_from > 1 and params.ingest.test_size:
         about_test = ()
@@ -150,16 +151,25 @@ def _digest(source: Source) -> str:
         raise UnusableFile(str(error)) from None
 
 
-def _told(name: str, report: IngestReport) -> Iterator[str]:
+def _command(params: Ingest, name: str) -> str:
+    """How a person takes the corrections of a source; in the workspace's folder."""
+    words = ["al", "ingest", name if not name.startswith("-") else f"./{name}", "--corrections"]
+    words += ["--text-column", params.text_column] if params.text_column != "text" else []
+    words += ["--label-column", params.label_column] if params.label_column else []
+    words += ["--encoding", params.encoding] if params.encoding else []
+    return shlex.join(words)
+
+
+def _told(name: str, report: IngestReport, params: Ingest) -> Iterator[str]:
     for note in report.notes:
-        if note not in report.about_test:
+        if note not in (*report.about_test, *report.about_corrections):
             yield note if note.startswith(name) else f"{name}: {note}"
     rejected = sum(report.rejected.values())
     if other := report.rejected.get(ANOTHER_TEXT, 0):
         yield (
             f"{name}: {counted(other, 'item')} {'has' if other == 1 else 'have'} another text than before, under the "
-            "same id. The pool keeps the first one; give what was changed an id of its own to have it labelled. Each "
-            f"of them: {report.rejects_file}"
+            f"same id. The pool keeps the first one; `{_command(params, name)}` takes the new for the old. Each of "
+            f"them: {report.rejects_file}"
         )
     if rejected > other:
         yield f"{name}: {counted(rejected - other, 'row')} rejected; each with its reason: {report.rejects_file}"

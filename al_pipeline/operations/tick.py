@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from al_pipeline.annotation.aggregation import fold, standing, times_asked, worth_asking
+from al_pipeline.annotation.aggregation import fold, standing, superseded, times_asked, worth_asking
 from al_pipeline.data.ledger import read_events, read_refused, still_refused
 from al_pipeline.data.pool import columns_of, fetch
 from al_pipeline.errors import ManualActionRequired, NothingToDo, RepositoryError, UnexpectedChange
@@ -318,7 +318,8 @@ def _close(session: _Session, facts: Facts) -> None:
     check_snapshot(session.workspace, session.git, session.dvc, interventions)
     _remember(layout, planned, closed_at=session.now().timestamp(), reason=why)
     plans = session.plans().values()
-    asked = asked_for(session.history.interventions, rounds_of(plans))
+    corrected = superseded(read_events(layout.events, layout.inbox_events))
+    asked = [item for item in asked_for(session.history.interventions, rounds_of(plans)) if item not in corrected]
     kept = _kept(session, planned, interventions) if planned is not None and interventions else []
     if kept:
         session.say(f"round {planned}: {len(kept)} open tasks stay in the queue")
@@ -390,10 +391,13 @@ def _with_label_studio(step: Step, session: _Session, planned: int) -> None:
     if step is Step.RETIRE:
         overlaps = {record["round"]: record["params"]["round"]["overlap"] for record in session.history.rounds}
         rounds = {key: task.round for key, task in session.plans().items()}
-        retired = retire(session.oracle, session.project, planned, session.history.abandoned, overlaps, rounds)
+        corrected = superseded(read_events(layout.events, layout.inbox_events))
+        void = {key for key, task in session.plans().items() if task.item_id in corrected}
+        retired = retire(session.oracle, session.project, planned, session.history.abandoned, overlaps, rounds, void)
         session.changed |= retired > 0
     elif step is Step.PUSH:
-        plan = read_plan(session.git, planned)
+        corrected = superseded(read_events(layout.events, layout.inbox_events))
+        plan = [task for task in read_plan(session.git, planned) if task.item_id not in corrected]
         pushed = push(session.oracle, session.project, tasks_of(workspace, plan))
         session.changed |= pushed.sent > 0
         numbers = {task.item_id: pushed.task_ids[task.push_key] for task in plan if task.push_key in pushed.task_ids}
