@@ -258,6 +258,8 @@ def test_rejected_rows_and_texts_that_have_changed_are_counted_once(space):
     assert added == 0
     assert cut.startswith("ingest.sources: incoming/a.csv: 1 text of a known id only goes on where the one in the pool")
     assert "incoming/a.csv: 1 item has another text than before, under the same id. The pool keeps the first" in texts
+    assert "`al ingest incoming/a.csv --corrections` takes the new for the old" in texts
+    assert not any(event.type == "correct" for event in events(space)), "a tick accepts none by itself"
     assert "2 rows rejected" in rows
     assert ingest_sources(space, later()) == (0, [])
     assert [item.text for item in pool(space)] == ["hello", "cut o"]
