@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -436,6 +436,13 @@ class World:
         self.amend("restore")
 
     def amend(self, kind: Literal["revoke", "restore"]) -> None:
+        selection, named = self.some_answers()
+        made = self.intervention(kind, selection=selection)
+        self.reference.told.append(Intervened(made.number, kind, named, self.round))
+        self.close([made])
+
+    def some_answers(self) -> tuple[Selection, Callable[[Said], bool]]:
+        """A choice of answers, and the same for the reference."""
         # Drawn one after the other, so that kept histories stay what they are.
         by = self.draw.choice([("annotator",), ("round",), ("item",), ("since",), ("annotator", "since")])
         who = self.draw.choice(PEOPLE) if "annotator" in by else None
@@ -459,9 +466,7 @@ class World:
                 and (since is None or said.at >= since)
             )
 
-        made = self.intervention(kind, selection=Selection(who, number, item, since, label))
-        self.reference.told.append(Intervened(made.number, kind, named, self.round))
-        self.close([made])
+        return Selection(who, number, item, since, label), named
 
     def standing(self) -> dict[str, str | None]:
         events = read_events(self.layout.events, self.layout.inbox_events)

@@ -1,9 +1,18 @@
-"""A bounded run of random histories (tests/histories.py), and those that once failed."""
+"""A bounded run of random histories (tests/histories.py and real_histories.py), and those that once failed."""
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+from typing import Any
+
 import pytest
+from harness import copy_workspace
 from histories import Step, check, steps_of
+from real_histories import BEGINNING, RealWorld, play_real, real_steps_of
+
+from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.operations.tick import tick
 
 KEPT: dict[str, list[Step]] = {
     "a revocation after the snapshot stayed in force": [
@@ -37,3 +46,22 @@ def test_random_histories_keep_all_promises(first: int) -> None:
 @pytest.mark.parametrize("name", KEPT)
 def test_histories_that_once_failed(name: str) -> None:
     check(KEPT[name])
+
+
+@pytest.fixture(scope="module")
+def begun(template: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RealWorld]:
+    """A workspace with a published round, and its people."""
+    folder, oracle = tmp_path_factory.mktemp("begun"), SimulatedOracle()
+    workspace = copy_workspace(template, folder)
+    tick(workspace, lambda: oracle)
+    world = RealWorld(workspace, oracle)
+    play_real(world, BEGINNING)
+    return folder / "copy", world
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [16, 5, 8])  # which go back, take that back, revoke, restore and close
+def test_random_histories_of_real_ticks_and_builds(begun: Any, tmp_path: Path, seed: int) -> None:
+    world = copy.deepcopy(begun[1])
+    world.move(copy_workspace((begun[0], {}), tmp_path))
+    play_real(world, real_steps_of(seed, rounds=2))
