@@ -452,7 +452,7 @@ class Site:
         """The running process of a stage (not the shell around it)."""
         for process in self.running():
             with contextlib.suppress(psutil.Error):
-                if process.cmdline()[1:3] == ["-m", f"al_pipeline.stages.{stage}"]:
+                if process.name() == f"al-{stage}":
                     return process
         return None
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from al_pipeline.integrations.dvc.digests import holds
 from al_pipeline.integrations.dvc.objects import check_entry, serve
+from al_pipeline.integrations.dvc.stage_server import fork_stages
 from al_pipeline.sanitize import redact
 
 
@@ -27,6 +28,7 @@ def main() -> None:
 
     guard_folders()
     guard_objects()
+    fork_stages()
     for line in sys.stdin:
         try:
             request = json.loads(line)
