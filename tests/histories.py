@@ -294,6 +294,8 @@ class World:
     def answer(self) -> None:
         """In time, late, or to an abandoned round; an edit of one's own answer, or a second one beside it."""
         for _ in range(self.draw.randint(1, 4)):
+            if not self.keys():  # a server from before the first task
+                break
             newest = sorted(self.keys(), key=lambda key: -self.plans[key].round)
             key = self.draw.choice(newest[: self.draw.choice([3, 3, 99])])
             task = self.draw.choice([t for t in self.held().values() if t.data["push_key"] == key])

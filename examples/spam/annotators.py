@@ -29,7 +29,7 @@ _PAGE = 500
 _ATTEMPTS = 4
 
 Progress = Callable[[int, int], None]
-"""OnProgress how many acts are done, and of how many."""
+"""Called with how many acts are done, and of how many."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from functools import partial
 
 from histories import fails, shortest, steps_of
 
-from chaos.lab import Lab, Scenario, ScoreAccumulator
+from chaos.lab import FaultCount, Lab, Scenario
 from chaos.sites import Failure
 
 SEEDS = range(1000, 2000)
@@ -22,7 +22,7 @@ def answer_scenarios() -> Iterator[Scenario]:
         yield Scenario(f"histories from {first}", "random history of answers", partial(_histories, first=first))
 
 
-def _histories(lab: Lab, tally: ScoreAccumulator, first: int) -> None:
+def _histories(lab: Lab, tally: FaultCount, first: int) -> None:
     """Each history is checked after each of its steps; the shortest one that fails is named."""
     for seed in range(first, first + AT_ONCE):
         tally.strike()

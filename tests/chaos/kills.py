@@ -14,7 +14,7 @@ from typing import Literal
 import psutil
 
 from al_pipeline.workspace.layout import STAGES
-from chaos.lab import Lab, Scenario, ScoreAccumulator
+from chaos.lab import FaultCount, Lab, Scenario
 from chaos.reference import Reference
 from chaos.sites import Moment, Site, Tick, expect, stopped_before, strike
 
@@ -75,7 +75,7 @@ def kill_scenarios(reference: Reference) -> Iterator[Scenario]:
         )
 
 
-def _at_boundary(lab: Lab, tally: ScoreAccumulator, phase: int, place: int, moment: Moment) -> None:
+def _at_boundary(lab: Lab, tally: FaultCount, phase: int, place: int, moment: Moment) -> None:
     """One kill, from the snapshot just before the step."""
     with lab.site(f"{phase}-{place:02d}") as site:
         strike(site, moment, lab.reference.steps[phase][place])
@@ -84,7 +84,7 @@ def _at_boundary(lab: Lab, tally: ScoreAccumulator, phase: int, place: int, mome
         site.check()
 
 
-def _at_random(lab: Lab, tally: ScoreAccumulator, seed: int) -> None:
+def _at_random(lab: Lab, tally: FaultCount, seed: int) -> None:
     """Kill after kill, the tick alone or with its DVC process, then the next round in peace."""
     draw = random.Random(f"random {seed}")
     phase = draw.choice((0, 1, 1))
@@ -109,7 +109,7 @@ def _at_random(lab: Lab, tally: ScoreAccumulator, seed: int) -> None:
         site.check()
 
 
-def _in_stage(lab: Lab, tally: ScoreAccumulator, stage: str, victim: Literal["stage", "dvc", "tick"]) -> None:
+def _in_stage(lab: Lab, tally: FaultCount, stage: str, victim: Literal["stage", "dvc", "tick"]) -> None:
     """Kill while a stage runs: the stage, DVC above it, or the tick above both."""
     with lab.site(lab.reference.before(1, stage)) as site:
         tick = site.start()
@@ -127,7 +127,7 @@ def _in_stage(lab: Lab, tally: ScoreAccumulator, stage: str, victim: Literal["st
         site.check()
 
 
-def _dvc_in_step(lab: Lab, tally: ScoreAccumulator, step: str, delay: float) -> None:
+def _dvc_in_step(lab: Lab, tally: FaultCount, step: str, delay: float) -> None:
     """Kill the DVC process while the tick itself does something by it."""
     with lab.site(lab.reference.before(1, step)) as site, stopped_before(site, step) as tick:
         known = site.dvc_process()  # a step before may have started one
@@ -151,7 +151,7 @@ def _ends_by_itself(tick: Tick, code: int, named: str) -> None:
     expect("Traceback" not in ended.err, f"a tick ended with a traceback: {ended.err[-1500:]}")
 
 
-def _with_studio(lab: Lab, tally: ScoreAccumulator, seed: int) -> None:
+def _with_studio(lab: Lab, tally: FaultCount, seed: int) -> None:
     """Six kills: while the first questions are asked, while the round closes, while the next is published and asked."""
     draw = random.Random(f"studio {seed}")
     with lab.studio_site() as site:
@@ -170,13 +170,13 @@ def _with_studio(lab: Lab, tally: ScoreAccumulator, seed: int) -> None:
         site.check()
 
 
-def _somewhere(site: Site, tally: ScoreAccumulator, draw: random.Random, steps: tuple[str, ...]) -> None:
+def _somewhere(site: Site, tally: FaultCount, draw: random.Random, steps: tuple[str, ...]) -> None:
     moment: Moment = draw.choice(("before", "after", "during", "during"))
     ended = strike(site, moment, draw.choice(steps), delay=draw.uniform(*INSTANT_SECONDS))
     tally.strike(ended.code != 0)
 
 
-def _flow(lab: Lab, tally: ScoreAccumulator, place: int, moment: Moment) -> None:
+def _flow(lab: Lab, tally: FaultCount, place: int, moment: Moment) -> None:
     """One kill of the process that runs the flow."""
     step = lab.reference.steps[1][place]
     with lab.flow_site(f"1-{place:02d}") as site:

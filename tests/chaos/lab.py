@@ -29,7 +29,7 @@ BUSY_SECONDS = 60.0
 
 
 @dataclass
-class ScoreAccumulator:
+class FaultCount:
     """What a scenario did: counted as it goes, so that a failure tells how far it came."""
 
     injected: int = 0
@@ -53,7 +53,7 @@ class Scenario:
     name: str
     kind: str
     """Row of the table."""
-    play: Callable[[Lab, ScoreAccumulator], None]
+    play: Callable[[Lab, FaultCount], None]
     kills: bool = False
     """Whether its faults are kills."""
     real: bool = False

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from al_pipeline.files import sha256_file
 from al_pipeline.integrations.git import Git
-from chaos.lab import Lab, Scenario, ScoreAccumulator
+from chaos.lab import FaultCount, Lab, Scenario
 from chaos.network import local
 from chaos.sites import Ended, Failure, Site, expect, stopped_before
 
@@ -37,7 +37,7 @@ def machine_scenarios() -> Iterator[Scenario]:
     for step in FULL_AT:
         yield Scenario(f"disk full at {step}", "disk full", partial(_disk_full, step=step))
     yield Scenario("files limited", "limit on the size of a file", _file_limit)
-    stories: tuple[tuple[str, str, Callable[[Lab, ScoreAccumulator], None]], ...] = (
+    stories: tuple[tuple[str, str, Callable[[Lab, FaultCount], None]], ...] = (
         ("remote read-only", "DVC remote read-only", _remote_read_only),
         ("workspace read-only", "workspace not writable", _workspace_read_only),
         ("remote lacks an object", "DVC remote lacks an object", _remote_lacks),
@@ -67,7 +67,7 @@ def machine_scenarios() -> Iterator[Scenario]:
 # Disks and rights ----------------------------------------------------------------------------------------------------
 
 
-def _disk_full(lab: Lab, tally: ScoreAccumulator, step: str) -> None:
+def _disk_full(lab: Lab, tally: FaultCount, step: str) -> None:
     """The disk under the workspace and its remotes fills up before a step; there is room again later."""
     draw = random.Random(f"disk {step}")
     with _small_disk(lab.folder / f"disk-{step}") as disk:
@@ -112,7 +112,7 @@ def _says_that_it_failed(ended: Ended) -> None:
     expect("Traceback" not in ended.err or ended.code == 6, f"a tick ended with a traceback: {ended.err[-1500:]}")
 
 
-def _file_limit(lab: Lab, tally: ScoreAccumulator) -> None:
+def _file_limit(lab: Lab, tally: FaultCount) -> None:
     """`ulimit -f`: no file can grow beyond 2 kB."""
     with lab.site(lab.reference.before(1, "close")) as site:
         site.wrapper = ("prlimit", "--fsize=2000", "--")
@@ -139,7 +139,7 @@ def _set_rights(folder: Path, rights: int) -> None:
             path.chmod(rights)
 
 
-def _remote_read_only(lab: Lab, tally: ScoreAccumulator) -> None:
+def _remote_read_only(lab: Lab, tally: FaultCount) -> None:
     with lab.site(lab.reference.before(1, "publish")) as site, _rights_matter(site):
         before = site.git.head()
         _set_rights(site.folder / "remote", 0o555)
@@ -151,7 +151,7 @@ def _remote_read_only(lab: Lab, tally: ScoreAccumulator) -> None:
         site.check()
 
 
-def _workspace_read_only(lab: Lab, tally: ScoreAccumulator) -> None:
+def _workspace_read_only(lab: Lab, tally: FaultCount) -> None:
     with lab.site("start-1") as site, _rights_matter(site):
         before = local(site)
         for folder, step in ((site.layout.inbox_events.parent, "pull"), (site.layout.private, "sync")):
@@ -172,7 +172,7 @@ def _objects(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("files/md5/*/*"))
 
 
-def _remote_lacks(lab: Lab, tally: ScoreAccumulator) -> None:
+def _remote_lacks(lab: Lab, tally: FaultCount) -> None:
     """Somebody empties the remote between two rounds; we still have everything, and send it again."""
     with lab.site("start-2") as site:
         before = {path.name for path in _objects(site.folder / "remote")}
@@ -185,7 +185,7 @@ def _remote_lacks(lab: Lab, tally: ScoreAccumulator) -> None:
         expect(before, "there was nothing to lose")
 
 
-def _remote_and_cache_lack(lab: Lab, tally: ScoreAccumulator) -> None:
+def _remote_and_cache_lack(lab: Lab, tally: FaultCount) -> None:
     """An object of an earlier round is nowhere any more: no tag, until it is back."""
     with lab.site(lab.reference.before(1, "publish")) as site:
         lost = sha256_file(site.layout.queries)
@@ -229,7 +229,7 @@ def _tools() -> str:
 # The work tree -------------------------------------------------------------------------------------------------------
 
 
-def _edited_plan(lab: Lab, tally: ScoreAccumulator) -> None:
+def _edited_plan(lab: Lab, tally: FaultCount) -> None:
     with lab.site("start-1") as site:
         plan = site.layout.plan(0)
         edited = plan.read_text("utf-8").replace("mail", "male", 1)
@@ -242,7 +242,7 @@ def _edited_plan(lab: Lab, tally: ScoreAccumulator) -> None:
         site.check()
 
 
-def _edited_ledger(lab: Lab, tally: ScoreAccumulator) -> None:
+def _edited_ledger(lab: Lab, tally: FaultCount) -> None:
     with lab.site("start-2") as site:
         part = next(site.layout.events.glob("part-*.jsonl"))
         right = part.read_bytes()
@@ -255,7 +255,7 @@ def _edited_ledger(lab: Lab, tally: ScoreAccumulator) -> None:
         site.check()
 
 
-def _edited_in_the_middle(lab: Lab, tally: ScoreAccumulator) -> None:
+def _edited_in_the_middle(lab: Lab, tally: FaultCount) -> None:
     """Of what was published long ago, while a build runs: it must not get into our commit."""
     with lab.site(lab.reference.before(1, "train")) as site:
         plan = site.layout.plan(0)
@@ -272,7 +272,7 @@ def _edited_in_the_middle(lab: Lab, tally: ScoreAccumulator) -> None:
         site.check()
 
 
-def _own_work(lab: Lab, tally: ScoreAccumulator) -> None:
+def _own_work(lab: Lab, tally: FaultCount) -> None:
     """What is not the engine's is not its business: it stays as it is, staged or not."""
     with lab.site("start-1") as site:
         (site.root / "notes.txt").write_text("mine\n")
@@ -295,7 +295,7 @@ def _commit_something(site: Site) -> str:
     return str(site.git.head())
 
 
-def _foreign_commit(lab: Lab, tally: ScoreAccumulator) -> None:
+def _foreign_commit(lab: Lab, tally: FaultCount) -> None:
     with lab.site("start-1") as site:
         commit = _commit_something(site)
         tally.strike()
@@ -304,7 +304,7 @@ def _foreign_commit(lab: Lab, tally: ScoreAccumulator) -> None:
         site.check()
 
 
-def _foreign_commit_in_the_middle(lab: Lab, tally: ScoreAccumulator) -> None:
+def _foreign_commit_in_the_middle(lab: Lab, tally: FaultCount) -> None:
     with lab.site(lab.reference.before(1, "publish")) as site:
         with stopped_before(site, "publish") as tick:
             commit = _commit_something(site)
@@ -322,7 +322,7 @@ def _is_kept(site: Site, commit: str) -> None:
     expect(found.returncode == 0, "somebody's own commit is no longer in the history")
 
 
-def _index_locked(lab: Lab, tally: ScoreAccumulator) -> None:
+def _index_locked(lab: Lab, tally: FaultCount) -> None:
     """By a git that lives (it is waited for by a person), then by one that was killed (its lock is cleared)."""
     with lab.site(lab.reference.before(1, "publish")) as site:
         editor = {**site.environment, "GIT_EDITOR": "sleep 600 #"}
@@ -350,7 +350,7 @@ def _wait_for(holds: Callable[[], bool], seconds: float = 30.0) -> None:
         time.sleep(0.01)
 
 
-def _detached(lab: Lab, tally: ScoreAccumulator) -> None:
+def _detached(lab: Lab, tally: FaultCount) -> None:
     with lab.site("start-1") as site:
         site.git.run("checkout", "--quiet", "--detach")
         tally.strike()
@@ -362,7 +362,7 @@ def _detached(lab: Lab, tally: ScoreAccumulator) -> None:
         site.check()
 
 
-def _detached_in_the_middle(lab: Lab, tally: ScoreAccumulator) -> None:
+def _detached_in_the_middle(lab: Lab, tally: FaultCount) -> None:
     with lab.site(lab.reference.before(1, "publish")) as site:
         before = site.git.head()
         with stopped_before(site, "publish") as tick:
@@ -377,7 +377,7 @@ def _detached_in_the_middle(lab: Lab, tally: ScoreAccumulator) -> None:
         site.check()
 
 
-def _git_remote_away(lab: Lab, tally: ScoreAccumulator) -> None:
+def _git_remote_away(lab: Lab, tally: FaultCount) -> None:
     """It must not keep people from labelling; a later tick catches up."""
     with lab.site("start-1") as site:
         away = site.folder / "away.git"
@@ -394,20 +394,20 @@ def _git_remote_away(lab: Lab, tally: ScoreAccumulator) -> None:
 # Clocks --------------------------------------------------------------------------------------------------------------
 
 
-def _clock_back(lab: Lab, tally: ScoreAccumulator) -> None:
+def _clock_back(lab: Lab, tally: FaultCount) -> None:
     """The clock is set back by days: what was written lies in the future now."""
     with lab.site("start-1") as site:
         _back_in_time(site, tally)
 
 
-def _clock_back_real(lab: Lab, tally: ScoreAccumulator) -> None:
+def _clock_back_real(lab: Lab, tally: FaultCount) -> None:
     with lab.studio_site() as site:
         site.recover()
         site.answer()
         _back_in_time(site, tally)
 
 
-def _back_in_time(site: Site, tally: ScoreAccumulator) -> None:
+def _back_in_time(site: Site, tally: FaultCount) -> None:
     future = time.time() - CLOCK_SECONDS
     for path in site.root.rglob("*"):
         if path.is_file() and not path.is_symlink():
@@ -425,7 +425,7 @@ def _back_in_time(site: Site, tally: ScoreAccumulator) -> None:
 # Two at once ---------------------------------------------------------------------------------------------------------
 
 
-def _two_at_once(lab: Lab, tally: ScoreAccumulator) -> None:
+def _two_at_once(lab: Lab, tally: FaultCount) -> None:
     with lab.site(lab.reference.before(1, "train")) as site:
         with stopped_before(site, "train") as tick:
             tally.strike()
@@ -437,7 +437,7 @@ def _two_at_once(lab: Lab, tally: ScoreAccumulator) -> None:
         site.check()
 
 
-def _two_by_chance(lab: Lab, tally: ScoreAccumulator) -> None:
+def _two_by_chance(lab: Lab, tally: FaultCount) -> None:
     """Five at the same time, as often as they like."""
     with lab.site("start-1") as site:
         ticks = [site.start() for _ in range(5)]
@@ -449,7 +449,7 @@ def _two_by_chance(lab: Lab, tally: ScoreAccumulator) -> None:
         site.check()
 
 
-def _two_clones(lab: Lab, tally: ScoreAccumulator) -> None:
+def _two_clones(lab: Lab, tally: FaultCount) -> None:
     """The second clone may only read, also while the first one works. Then they change roles, twice, by `al adopt`.
 
     Each time in the middle of a tick of the one that had the project, which is killed there.
@@ -503,7 +503,7 @@ def _clone_of(site: Site) -> Site:
 # Prefect -------------------------------------------------------------------------------------------------------------
 
 
-def _prefect_restarted(lab: Lab, tally: ScoreAccumulator) -> None:
+def _prefect_restarted(lab: Lab, tally: FaultCount) -> None:
     with lab.flow_site(lab.reference.before(1, "train")) as site:
         with stopped_before(site, "train") as tick:
             lab.prefect.stop()
@@ -516,7 +516,7 @@ def _prefect_restarted(lab: Lab, tally: ScoreAccumulator) -> None:
         site.check()
 
 
-def _prefect_gone(lab: Lab, tally: ScoreAccumulator) -> None:
+def _prefect_gone(lab: Lab, tally: FaultCount) -> None:
     """For the rest of the tick; the next one runs without it."""
     with lab.flow_site(lab.reference.before(1, "train")) as site:
         with stopped_before(site, "train") as tick:

@@ -14,7 +14,7 @@ from harness import change_params
 
 from al_pipeline.records import round_name
 from al_pipeline.workspace.workspace import open_workspace
-from chaos.lab import Lab, Scenario, ScoreAccumulator, StudioPeople, project_of
+from chaos.lab import FaultCount, Lab, Scenario, StudioPeople, project_of
 from chaos.sites import Ended, Site, expect, stopped_before
 
 MOST_REQUESTS = 16
@@ -78,7 +78,7 @@ _SHOWN: dict[Fault, str] = {
 }
 
 
-def _bad_network(lab: Lab, tally: ScoreAccumulator, fault: Fault, words: tuple[str, ...]) -> None:
+def _bad_network(lab: Lab, tally: FaultCount, fault: Fault, words: tuple[str, ...]) -> None:
     """Lasting at the first contact, once at the project's creation, passing in push and pull, lasting in the pull."""
     few = 1 if fault == "slow" else 3
     with FaultProxy(lab.studio.url) as proxy, lab.studio_site(proxy.url) as site:
@@ -111,9 +111,7 @@ def _bad_network(lab: Lab, tally: ScoreAccumulator, fault: Fault, words: tuple[s
 
 
 @contextmanager
-def _lasting(
-    site: Site, proxy: FaultProxy, tally: ScoreAccumulator, fault: Fault, method: str, path: str
-) -> Iterator[None]:
+def _lasting(site: Site, proxy: FaultProxy, tally: FaultCount, fault: Fault, method: str, path: str) -> Iterator[None]:
     """The fault strikes every such request in the block; the requests stay few, and nothing of ours changes."""
     before, seen = local(site), len(proxy.seen)
     proxy.strike(fault, ALWAYS, method, path)
@@ -130,7 +128,7 @@ def local(site: Site) -> tuple[Any, ...]:
     return site.git.head(), site.git.tags(), site.git.run("status", "--porcelain").stdout, site.remembered()
 
 
-def _down(lab: Lab, tally: ScoreAccumulator) -> None:
+def _down(lab: Lab, tally: FaultCount) -> None:
     """Not there at the first contact, gone in the middle of a tick, gone before the pull."""
     with FaultProxy(lab.studio.url) as proxy, lab.studio_site(proxy.url) as site:
         before = local(site)
@@ -159,7 +157,7 @@ def _down(lab: Lab, tally: ScoreAccumulator) -> None:
         site.check()
 
 
-def _server_killed(lab: Lab, tally: ScoreAccumulator) -> None:
+def _server_killed(lab: Lab, tally: FaultCount) -> None:
     """Before the push; in its middle and before the pull, and soon back; while a stage runs; with fresh answers."""
     server, draw = lab.studio.server, random.Random("Label Studio killed")
 
@@ -208,7 +206,7 @@ def _is_missed(ended: Ended) -> None:
     expect(ended.code == 5 and "is it running" in ended.message, f"expected exit code 5, got {ended.short}")
 
 
-def _token_revoked(lab: Lab, tally: ScoreAccumulator) -> None:
+def _token_revoked(lab: Lab, tally: FaultCount) -> None:
     """Between two ticks, and in the middle of one."""
     words = ("refused the token (401)", "Copy a new one from Account & Settings")
     studio = lab.studio
@@ -232,7 +230,7 @@ def _token_revoked(lab: Lab, tally: ScoreAccumulator) -> None:
         site.check()
 
 
-def _project_deleted(lab: Lab, tally: ScoreAccumulator) -> None:
+def _project_deleted(lab: Lab, tally: FaultCount) -> None:
     """With answers that we pulled: they are kept, and what is still open is asked again in a new project."""
     with lab.studio_site() as site:
         site.recover()
@@ -250,7 +248,7 @@ def _project_deleted(lab: Lab, tally: ScoreAccumulator) -> None:
         site.check()
 
 
-def _database_restored(lab: Lab, tally: ScoreAccumulator) -> None:
+def _database_restored(lab: Lab, tally: FaultCount) -> None:
     """Put back by mistake, and the right one again: nobody's answer is voided in between."""
     studio = lab.studio
     with lab.studio_site() as site:
@@ -272,7 +270,7 @@ def _database_restored(lab: Lab, tally: ScoreAccumulator) -> None:
         site.check()
 
 
-def _database_accepted(lab: Lab, tally: ScoreAccumulator) -> None:
+def _database_accepted(lab: Lab, tally: FaultCount) -> None:
     """The newer one is lost: the tick asks a person, who has the lost answers given again."""
     studio = lab.studio
     with lab.studio_site() as site:
@@ -297,7 +295,7 @@ def _database_accepted(lab: Lab, tally: ScoreAccumulator) -> None:
         site.check_results()
 
 
-def _another_server(lab: Lab, tally: ScoreAccumulator) -> None:
+def _another_server(lab: Lab, tally: FaultCount) -> None:
     """One that knows our token, and whose project of our number is another's; then one without that project."""
     studio = lab.studio
     with lab.studio_site() as site:
@@ -323,7 +321,7 @@ def _another_server(lab: Lab, tally: ScoreAccumulator) -> None:
         site.check()
 
 
-def _answers_vanish(lab: Lab, tally: ScoreAccumulator) -> None:
+def _answers_vanish(lab: Lab, tally: FaultCount) -> None:
     """Somebody deletes many answers by mistake; they are given again."""
     studio = lab.studio
     with lab.studio_site() as site:

@@ -21,7 +21,7 @@ from rich.table import Table
 from al_pipeline.files import json_line, sha256_bytes, sha256_file
 from chaos.answers import answer_scenarios
 from chaos.kills import kill_scenarios
-from chaos.lab import Lab, Scenario, ScoreAccumulator
+from chaos.lab import FaultCount, Lab, Scenario
 from chaos.machine import machine_scenarios
 from chaos.network import network_scenarios
 from chaos.reference import Reference
@@ -61,7 +61,7 @@ def scenarios(reference: Reference) -> list[Scenario]:
 
 def play(scenario: Scenario, lab: Lab, product: str) -> Outcome:
     """Play one scenario to its end."""
-    tally, why = ScoreAccumulator(), ""
+    tally, why = FaultCount(), ""
     begin = time.perf_counter()
     try:
         scenario.play(lab, tally)

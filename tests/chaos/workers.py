@@ -26,7 +26,7 @@ from harness import ask_prefect, change_params
 from al_pipeline.servers import process as servers
 from al_pipeline.servers import stop_worker
 from al_pipeline.workspace.workspace import open_workspace
-from chaos.lab import Lab, Scenario, ScoreAccumulator
+from chaos.lab import FaultCount, Lab, Scenario
 from chaos.reference import Reference
 from chaos.sites import Failure, Recovery, Site, expect
 
@@ -107,7 +107,7 @@ def _after(steps: Sequence[str]) -> Iterator[Strike]:
             yield Strike(VICTIMS[place % 2], f"after:{step}:1:stop")
 
 
-def _at_boundaries(lab: Lab, tally: ScoreAccumulator, strikes: Sequence[Strike]) -> None:
+def _at_boundaries(lab: Lab, tally: FaultCount, strikes: Sequence[Strike]) -> None:
     """Kill after kill: each run goes on where the one before was killed, and comes one step further."""
     with _box(lab, tally) as box:
         for one in strikes:
@@ -117,7 +117,7 @@ def _at_boundaries(lab: Lab, tally: ScoreAccumulator, strikes: Sequence[Strike])
             tally.strike()
 
 
-def _at_random(lab: Lab, tally: ScoreAccumulator, seed: int) -> None:
+def _at_random(lab: Lab, tally: FaultCount, seed: int) -> None:
     """Kill after kill, from a run's order to its end, then `al up` at once or when a tick left running has ended."""
     draw = random.Random(f"worker {seed}")
     with _box(lab, tally) as box:
@@ -136,7 +136,7 @@ def _at_random(lab: Lab, tally: ScoreAccumulator, seed: int) -> None:
 
 
 @contextmanager
-def _box(lab: Lab, tally: ScoreAccumulator) -> Iterator[Box]:
+def _box(lab: Lab, tally: FaultCount) -> Iterator[Box]:
     """A round whose questions are all answered, no worker yet. At the end all must be as if nothing had happened."""
     with lab.studio_site() as site:
         site.extra["AL_HOME"] = str(lab.prefect.home)
