@@ -236,7 +236,7 @@ def _project_deleted(lab: Lab, tally: FaultCount) -> None:
         site.recover()
         site.people.answer(site.truth, most=9)
         site.recover()
-        before = local(site)
+        before, gone = local(site), site.published_keys()
         lab.studio.empty()
         tally.strike()
         site.refused(6, "has no project", "nothing was changed", "al adopt --new-project")
@@ -245,7 +245,7 @@ def _project_deleted(lab: Lab, tally: FaultCount) -> None:
         tally.recovered(site)
         site.answer()
         site.recover()
-        site.check()
+        site.check(gone)
 
 
 def _database_restored(lab: Lab, tally: FaultCount) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -333,12 +333,20 @@ class Site:
 
     # What must hold ------------------------------------------------------------------------------------------------
 
-    def check(self) -> None:
-        """All that must hold when a workspace is quiet, whatever happened before. Raises Failure."""
-        self.check_results()
+    def check(self, gone: Collection[str] = ()) -> None:
+        """All that must hold when a workspace is quiet, whatever happened before. Raises Failure.
+
+        `gone`: push keys of tasks that went with a project, and that nobody has to answer any more.
+        """
+        self.check_results(gone)
         self._check_answers()
 
-    def check_results(self) -> None:
+    def published_keys(self) -> list[str]:
+        """The push keys of all tasks of published rounds."""
+        rounds = range(len(read_history(self.layout, self.git).rounds))
+        return [task.push_key for number in rounds for task in read_plan(self.git, number)]
+
+    def check_results(self, gone: Collection[str] = ()) -> None:
         """The same where answers were deleted and given again, which the ledger tells and the results do not."""
         git, layout = self.git, self.layout
         history = read_history(layout, git)
@@ -350,6 +358,7 @@ class Site:
             wrong = sorted(name for name in LATEST if digests[name] != wanted[name])
             expect(not wrong, f"record {number - 1}: {', '.join(wrong)} differ from the undisturbed run's")
         plans = [task.push_key for number in range(len(records)) for task in read_plan(git, number)]
+        plans = [key for key in plans if key not in gone]
         keys = self.people.keys()
         twice = [key for key, count in Counter(keys).items() if count > 1]
         expect(not twice, f"{len(twice)} tasks stand in Label Studio more than once, first {twice[:1]}")
