@@ -20,7 +20,7 @@ PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encodin
 OUTPUTS = {
     "label": {"labeled", "test_labels", "unresolved"},
     "train": {"model"},
-    "evaluate": {"metrics", "metrics_csv", "predictions", "control"},
+    "evaluate": {"metrics", "metrics_csv", "confusion_csv", "predictions", "control"},
     "score": {"scores", "histogram", "guided"},
     "select": {"queries", "choice"},
 }
@@ -63,7 +63,8 @@ def params_reads(stage: str) -> set[str]:
 def test_stages_are_those_of_the_layout_and_of_a_build() -> None:
     assert tuple(PIPELINE) == STAGES
     assert tuple(str(step) for step in BUILD) == (str(Step.ENCODER), str(Step.ENCODE), *STAGES)
-    assert WHOLE.keys() == {"stages"}
+    assert WHOLE.keys() == {"stages", "artifacts"}
+    assert WHOLE["artifacts"]["classifier"]["path"] == Layout().model.as_posix()
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -71,7 +72,7 @@ def test_a_stage_runs_its_own_module_under_a_recorded_engine(name: str) -> None:
     stage = PIPELINE[name]
     assert stage["cmd"] == f"python -m al_pipeline.stages.{name}"
     assert "engine.json" in stage["deps"]
-    assert set(stage) <= {"cmd", "deps", "params", "outs", "metrics", "plots"}
+    assert stage["desc"] and set(stage) <= {"desc", "cmd", "deps", "params", "outs", "metrics", "plots"}
     assert "check_engine(layout.engine)" in ast.unparse(source(name))
 
 
@@ -138,7 +139,7 @@ def test_what_dvc_keeps_is_ignored_by_git_and_the_rest_is_not() -> None:
                     kept.add(f"/{entry}")
                 else:
                     ((path, options),) = entry.items()
-                    assert options == {"cache": False}
+                    assert options["cache"] is False
                     small.add(f"/{path}")
     ignored = set(Layout().ignored)
     assert kept <= ignored

@@ -39,7 +39,7 @@ TEMPLATE = (Path(__file__).parents[1] / "params.yaml").read_text()
 def make_workspace(root: Path, test_size: int = 0) -> Workspace:
     root.mkdir(parents=True, exist_ok=True)
     (root / "params.yaml").write_text(TEMPLATE.replace("test_size: 500", f"test_size: {test_size}"))
-    (root / "al-workspace.json").write_text('{"layout": 2, "workspace_id": "0123456789ab"}')
+    (root / "al-workspace.json").write_text('{"layout": 3, "workspace_id": "0123456789ab"}')
     return open_workspace(root)
 
 

@@ -168,7 +168,7 @@ def test_a_label_is_taken_where_ingest_takes_it(tmp_path: Path, cell: Any, label
     elif label is not None:
         text = text.replace("- ham", f'- ham\n    - "{label}"')
     (tmp_path / "params.yaml").write_text(text)
-    (tmp_path / "al-workspace.json").write_text('{"layout": 2, "workspace_id": "0123456789ab"}')
+    (tmp_path / "al-workspace.json").write_text('{"layout": 3, "workspace_id": "0123456789ab"}')
     try:
         space = open_workspace(tmp_path)
         assert space.params.schema_.labels
@@ -196,7 +196,7 @@ def test_a_text_is_taken_where_ingest_takes_it(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(r) + "\n" for r in [*rows, *({"text": t, "label": "ham"} for t in odd)]))
     found = read_corpus(path)
     (tmp_path / "params.yaml").write_text(template("params.yaml").replace("test_size: 500", "test_size: 0"))
-    (tmp_path / "al-workspace.json").write_text('{"layout": 2, "workspace_id": "0123456789ab"}')
+    (tmp_path / "al-workspace.json").write_text('{"layout": 3, "workspace_id": "0123456789ab"}')
     report = ingest(open_workspace(tmp_path), [path], label_column="label")
     assert len(found.items) == report.added == 61
     assert sum(found.left_out.values()) == sum(report.rejected.values()) + report.duplicates == 7

@@ -191,8 +191,11 @@ def test_a_dvc_yaml_of_ones_own_is_kept_until_it_is_given_up(old: Path) -> None:
 
 
 def test_a_dvc_yaml_is_the_older_layouts_or_somebodys_own() -> None:
-    older = DVC_YAML.read_text("utf-8")
-    assert {sha256_bytes(older.encode())} == OLD_DVC_YAML
+    older = [Path(__file__).with_name(f"layout_{number}") / "dvc.yaml" for number in range(1, LAYOUT_VERSION)]
+    assert {sha256_bytes(path.read_bytes()) for path in older} == OLD_DVC_YAML
+    for number, path in enumerate(older, 1):
+        before = {"params.yaml": template("params.yaml"), "dvc.yaml": path.read_text("utf-8"), ".gitignore": ""}
+        assert migrate(before, number)["dvc.yaml"] == template("dvc.yaml")
     assert sha256_bytes(template("dvc.yaml").encode()) not in OLD_DVC_YAML
     texts = {"params.yaml": template("params.yaml"), "dvc.yaml": template("dvc.yaml"), ".gitignore": "mine"}
     found = migrate(texts, 1)

@@ -60,7 +60,17 @@ Cause = Literal["data", "features", "parameters", "engine"]
 Source = Literal["dvc.lock", "round.json", "published"]
 
 _NAMES = (
-    *("labeled", "test_labels", "unresolved", "model", "predictions", "control", "metrics", "metrics_csv"),
+    *(
+        "labeled",
+        "test_labels",
+        "unresolved",
+        "model",
+        "predictions",
+        "control",
+        "metrics",
+        "metrics_csv",
+        "confusion_csv",
+    ),
     *("scores", "histogram", "guided", "queries", "choice"),
 )
 OUTPUTS: Mapping[str, str] = {getattr(Layout(), name).as_posix(): name for name in _NAMES}

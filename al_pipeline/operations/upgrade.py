@@ -33,7 +33,8 @@ FILES = ("params.yaml", "dvc.yaml", ".gitignore")
 """What migrations may read and change, beside the marker."""
 
 _DVC_YAML_1 = "b2997b93dd0bfe0ca3d2d59d02352f48c7c556b3386f27a088d20e42920deed8"
-OLD_DVC_YAML = frozenset({_DVC_YAML_1})
+_DVC_YAML_2 = "994622d7a156790745bc04441c3745e44d403229ca21e88cd7d3f1b42b884859"
+OLD_DVC_YAML = frozenset({_DVC_YAML_1, _DVC_YAML_2})
 """SHA-256 of the `dvc.yaml` that older layouts came with: another text has somebody's own changes in it."""
 
 
@@ -146,6 +147,11 @@ def _to_2(texts: Texts, replace_dvc_yaml: bool) -> Texts:
     }
 
 
+def _to_3(texts: Texts, replace_dvc_yaml: bool) -> Texts:
+    """The `dvc.yaml` whose plots, descriptions and model DVC's own commands show."""
+    return {**texts, "dvc.yaml": _dvc_yaml(texts["dvc.yaml"], _DVC_YAML_2, replace_dvc_yaml)}
+
+
 def _dvc_yaml(text: str, known: str, replace: bool) -> str:
     """The template's, where `text` is the one that came with the older layout (digest `known`)."""
     ours = template("dvc.yaml")
@@ -160,5 +166,5 @@ def _dvc_yaml(text: str, known: str, replace: bool) -> str:
 
 
 Migration = Callable[[Texts, bool], Texts]
-MIGRATIONS: Mapping[int, Migration] = {1: _to_2}
+MIGRATIONS: Mapping[int, Migration] = {1: _to_2, 2: _to_3}
 """From each version to the next. A migration is never changed once it was released."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -53,7 +54,11 @@ def main(layout: Layout) -> None:
         beside = {"labels": sum(control.counts.values()), "macro_f1": asdict(figure)}
     write_json(layout.control, beside)
     write_json(layout.metrics, metrics.to_row())
-    write_text(layout.metrics_csv, _csv(metrics.to_table()))
+    write_text(layout.metrics_csv, _metrics_csv(metrics.to_table()))
+    predicted = proba[labelled].argmax(axis=1)
+    write_text(
+        layout.confusion_csv, _confusion_csv([(classes[a], classes[b]) for a, b in zip(truth, predicted, strict=True)])
+    )
     write_predictions(
         layout.predictions,
         Predictions(
@@ -65,11 +70,23 @@ def main(layout: Layout) -> None:
     )
 
 
-def _csv(rows: list[dict[str, Any]]) -> str:
+def _metrics_csv(rows: list[dict[str, Any]]) -> str:
+    """A row per metric; `name` tells the classes apart for a plot."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, ("metric", "label", "value", "low", "high", "reason"), lineterminator="\n")
+    writer = csv.DictWriter(out, ("name", "metric", "label", "value", "low", "high", "reason"), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**row, "label": csv_cell(row["label"])} for row in rows)
+    for row in rows:
+        label = csv_cell(row["label"])
+        writer.writerow({**row, "label": label, "name": f"{row['metric']} ({label})" if label else row["metric"]})
+    return out.getvalue()
+
+
+def _confusion_csv(pairs: Sequence[tuple[str, str]]) -> str:
+    """Actual and predicted class of each labelled test item."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("actual", "predicted"))
+    writer.writerows((csv_cell(actual), csv_cell(predicted)) for actual, predicted in pairs)
     return out.getvalue()
 
 

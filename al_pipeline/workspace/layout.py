@@ -68,6 +68,11 @@ class Layout:
         return self.rounds / "metrics.json"
 
     @property
+    def confusion_csv(self) -> Path:
+        """Actual and predicted class of each labelled test item, as `dvc plots` wants them."""
+        return self.rounds / "confusion.csv"
+
+    @property
     def metrics_csv(self) -> Path:
         return self.rounds / "metrics.csv"
 
@@ -94,7 +99,7 @@ class Layout:
     @property
     def results(self) -> tuple[Path, ...]:
         """The outputs of stages that git tracks (a test compares them with `dvc.yaml`)."""
-        measured = (self.metrics, self.metrics_csv, self.predictions, self.control)
+        measured = (self.metrics, self.metrics_csv, self.confusion_csv, self.predictions, self.control)
         return (*measured, self.histogram, self.guided, self.choice)
 
     @property
