@@ -20,8 +20,12 @@ from typer.main import get_command
 
 from al_pipeline import errors
 from al_pipeline.cli import app as cli
+from al_pipeline.cli.options import Invocation, parse_list
+from al_pipeline.cli.output import spinner
+from al_pipeline.cli.workspace import shell_path
 from al_pipeline.errors import AlError
 from al_pipeline.operations import status as status_module
+from al_pipeline.workspace import workspace as workspace_module
 from al_pipeline.workspace.workspace import open_workspace
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +46,7 @@ def al(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_
     """Runs `al` in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setattr(cli._Chosen, "folder", None)
+    monkeypatch.setattr(Invocation, "folder", None)
 
     def run(*arguments: str) -> Said:
         monkeypatch.setattr(sys, "argv", ["al", *arguments])
@@ -68,10 +72,10 @@ TAKES_JSON = [name for name, command in COMMANDS.items() if any("--json" in p.op
 
 
 def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    def fail() -> None:
+    def fail(_: Path | None) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "_workspace", fail)
+    monkeypatch.setattr(workspace_module, "open_workspace", fail)
 
 
 def one_object(text: str) -> Any:
@@ -267,7 +271,7 @@ def found_status(**changes: Any) -> dict[str, Any]:
 
 
 def test_texts_of_others_do_not_steer_the_terminal(al: Al, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_workspace", lambda: None)
+    monkeypatch.setattr(workspace_module, "open_workspace", lambda _: None)
     monkeypatch.setattr(status_module, "status", lambda _: found_status())
     said = al("status")
     assert said.code == 0
@@ -332,7 +336,7 @@ def test_the_version_is_the_one_installed(al: Al) -> None:
 
 
 def test_a_long_wait_without_a_terminal_says_each_thing_once(capsys: pytest.CaptureFixture[str]) -> None:
-    with cli._waiting(True) as say:
+    with spinner(True) as say:
         for message in ("installing", "installing (10 s)", "installing (20 s)", "starting x (0 s)", "starting x (5 s)"):
             say(message)
     assert capsys.readouterr() == ("", "installing\nstarting x\n")
@@ -343,7 +347,7 @@ def test_a_long_wait_in_a_terminal_is_one_line(
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    with cli._waiting(True) as say:
+    with spinner(True) as say:
         for second in range(5):
             say(f"starting [x] ({second} s)")
     said = capsys.readouterr()
@@ -351,7 +355,7 @@ def test_a_long_wait_in_a_terminal_is_one_line(
 
 
 def test_a_long_wait_for_machines_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
-    with cli._waiting(False) as say:
+    with spinner(False) as say:
         say("installing")
     assert capsys.readouterr() == ("", "")
 
@@ -371,18 +375,18 @@ def test_a_long_wait_for_machines_is_silent(capsys: pytest.CaptureFixture[str]) 
 def test_names_between_commas_are_read_as_csv(typed: str, means: list[str]) -> None:
     if "\n" in typed:
         typed = f'"{typed.split(",")[0]}",c'
-    assert cli._listed(typed, "--labels") == means
+    assert parse_list(typed, "--labels") == means
 
 
 @pytest.mark.parametrize("typed", ['"a,b', '"a"b,c'])
 def test_a_quote_that_does_not_end_is_named(typed: str) -> None:
     with pytest.raises(errors.UsageError, match="--labels .* is no list of names"):
-        cli._listed(typed, "--labels")
+        parse_list(typed, "--labels")
 
 
 @pytest.mark.parametrize("name", ["trec ö 1", "it's; rm -rf", "$HOME", "-x", "a\nb"])
 def test_the_next_command_can_be_typed_as_it_stands(name: str) -> None:
-    quoted = cli._typed(Path(name))
+    quoted = shell_path(Path(name))
     [word] = shlex.split(quoted)
     assert Path(word) == Path(name) and not word.startswith("-")
 
@@ -398,8 +402,8 @@ def test_a_shell_completes_commands_and_options_without_anything_heavy(shell: st
             "COMP_WORDS": line,
             "COMP_CWORD": str(len(line.split()) - 1),
         }
-        code = "import sys; sys.argv = ['al']; import atexit; from al_pipeline import cli; "
-        code += "atexit.register(lambda: print(*sys.modules, file=sys.stderr)); cli.main()"
+        code = "import sys; sys.argv = ['al']; import atexit; from al_pipeline.cli import app; "
+        code += "atexit.register(lambda: print(*sys.modules, file=sys.stderr)); app.main()"
         done = subprocess.run(
             [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
         )

@@ -27,6 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from al_pipeline.cli import app as cli
+from al_pipeline.cli.options import Invocation
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.outputs import csv_cell, from_csv_cell
 from al_pipeline.data.tables import read_table
@@ -71,7 +72,7 @@ def al(folder: Path, *words: str) -> Said:
         return Said(stop.code, out.getvalue(), err.getvalue())
     finally:
         sys.argv = before
-        cli._Chosen.folder = None
+        Invocation.folder = None
     raise AssertionError("main always exits")
 
 

@@ -19,6 +19,7 @@ from test_cli import COMMANDS, TAKES_JSON
 
 from al_pipeline.cli import app as cli
 from al_pipeline.cli import streams
+from al_pipeline.cli.options import Invocation
 from al_pipeline.data.pool import count_items
 from al_pipeline.files import read_json
 from al_pipeline.operations.init import init
@@ -88,7 +89,7 @@ def run(
                     setattr(sys, name, stream)
                     setattr(sys, f"__{name}__", stream)
                 sys.argv = ["al", *arguments]
-                cli._Chosen.folder = None
+                Invocation.folder = None
                 try:
                     cli.main()
                 except SystemExit as stop:
@@ -148,11 +149,11 @@ def test_an_error_keeps_its_exit_code_wherever_output_leads(empty: Path, name: s
             assert ended.out == plain.out
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in cli._SHOW])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in cli.READ_ONLY])
 def test_every_command_either_shows_or_does(name: str) -> None:
     does = "init ingest round report simulate reproduce upgrade schedule up down trust rollback labels approve pause"
     does += " resume adopt labelstudio ask export remote destroy"
-    assert name.split()[0] in does.split(), "add it to `_SHOW`, or here"
+    assert name.split()[0] in does.split(), "add it to `READ_ONLY`, or here"
 
 
 @pytest.mark.parametrize("how", BROKEN)

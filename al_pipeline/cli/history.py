@@ -1,0 +1,183 @@
+"""Commands that look back: reproduce a round, compare two, follow one item."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from al_pipeline.cli.options import Json, current_workspace
+from al_pipeline.cli.output import echo, escape, print_head, print_json, print_table, spinner
+from al_pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from al_pipeline.operations.reproduce import Reproduction
+
+
+def reproduce(
+    number: Annotated[str | None, typer.Argument(metavar="ROUND", help="7 or round-0007. Default: the latest.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every published round, one after the other.")] = False,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="recorded|PATH",
+            help="Where another engine made the round: install that one in an environment of its own and run under it. "
+            "PATH: its sources, a checkout or wheel, where they are not the ones that run now.",
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="How far a metric may move where another engine makes the round again.")
+    ] = 0.02,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the clones for a look, until the next call.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make published rounds again in a fresh clone, from the DVC remote alone, and compare every byte.
+
+    Touches nothing in the workspace. Ends with 6 where a round came out different, naming the stage and the first \
+cause (data, features, parameters, engine), and with 5 where the remote lacks something.
+    """
+    from al_pipeline.operations.history import round_number
+    from al_pipeline.operations.reproduce import failure
+    from al_pipeline.operations.reproduce import reproduce as run
+
+    if number is not None and everything:
+        raise UsageError("either one ROUND or `--all`, not both")
+    numbers = None if everything else [] if number is None else [round_number(number)]
+    made = []
+    with spinner(not as_json) as say:
+        for one in run(current_workspace(), numbers, engine=engine, tolerance=tolerance, keep=keep, say=say):
+            made.append(one)
+            if not as_json:
+                _print_reproduction(one, details=not everything or one.difference is not None)
+    error = failure(made)
+    if as_json:
+        print_json({"ok": error is None, "rounds": [{**asdict(one), "ok": one.difference is None} for one in made]})
+        raise typer.Exit(error.exit_code if error else 0)
+    if error:
+        raise error
+
+
+def _print_reproduction(one: Reproduction, details: bool) -> None:
+    equal = sum(not output.unlike for output in one.outputs)
+    how = f"{equal} of {len(one.outputs)} outputs equal to the byte"
+    if one.compared == "metrics":
+        how = "metrics compared, not bytes, since another engine made it"
+    mark = "[green]✓[/]" if one.difference is None else "[red]✗[/]"
+    echo(f"{mark} [bold]round-{one.round:04d}[/], made again in a fresh clone: {how} ({one.seconds:.1f} s)")
+    if one.engine:
+        echo(f"    engine: {escape(one.engine)}")
+        echo("    `--engine recorded` installs the one that made it in an environment of its own and compares bytes")
+    if details and one.figures:
+        print_table(
+            ("metric", "recorded", "made again", ""),
+            [
+                [f.name, *("–" if v is None else f"{v:.4f}" for v in (f.recorded, f.made)), "" if f.near else "moved"]
+                for f in one.figures
+            ],
+        )
+    if details and one.outputs:
+        print_table(
+            ("output", "stage", "made again (SHA-256)", ""),
+            [
+                [o.name, o.stage, o.sha256[:16], f"unlike {', '.join(o.unlike)}" if o.unlike else "equal"]
+                for o in one.outputs
+            ],
+        )
+    if one.difference is not None:
+        where = f"stage {one.difference.stage}" if one.difference.stage else "before any stage"
+        echo(f"    [red]{where}, cause: {one.difference.cause}.[/] {escape(one.difference.what)}")
+    if one.folder:
+        echo(f"    the clone lies in {escape(one.folder)} until the next `al reproduce`")
+
+
+def diff(
+    before: Annotated[str, typer.Argument(metavar="A", help="A round: 7 or round-0007.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    as_json: Json = False,
+) -> None:
+    """Compare two published rounds: labels and who gave them, parameters, metrics with intervals, predictions."""
+    from al_pipeline.operations.diff import diff as compare
+    from al_pipeline.operations.history import round_number
+
+    found = compare(current_workspace(), round_number(before), round_number(after))
+    if as_json:
+        return print_json(found.to_json())
+    kinds = {kind: sum(change.kind == kind for change in found.labels) for kind in ("added", "changed", "removed")}
+    echo("[bold]labels[/]: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
+    rows = [
+        [
+            change.kind,
+            change.item_id,
+            f"{change.before or '–'} → {change.after or '–'}",
+            ", ".join(change.annotators),
+            ", ".join("imported" if number < 0 else str(number) for number in change.rounds),
+            "; ".join(dict.fromkeys(change.events)),
+        ]
+        for change in found.labels
+    ]
+    print_head(("", "item", "label", "by", "asked in round", "what was said"), rows)
+    echo(f"[bold]parameters[/]: {len(found.params)} changed")
+    print_head(("key", "before", "after"), [[key, str(old), str(new)] for key, (old, new) in found.params.items()])
+    echo(f"[bold]metrics[/]; the difference is on the {found.models.items} test items that both models saw")
+
+    def figure(estimate: Any, form: str = ".3f") -> str:
+        value, low, high = (estimate[name] for name in ("value", "low", "high"))
+        if value is None:
+            return "–"
+        return f"{value:{form}}" + ("" if low is None else f" ({low:{form}} to {high:{form}})")
+
+    print_table(
+        ("metric", "before", "after", "difference"),
+        [
+            [name, figure(old), figure(new), figure(asdict(found.models.differences[name]), "+.3f")]
+            for name, (old, new) in found.metrics.items()
+        ],
+    )
+    echo(f"[bold]predictions[/]: {len(found.models.flips)} test items flipped")
+    print_head(
+        ("item", "label", "before", "after"),
+        [
+            [
+                flip.item_id,
+                flip.label,
+                f"{flip.before} {flip.before_probability:.2f}",
+                f"{flip.after} {flip.after_probability:.2f}",
+            ]
+            for flip in found.models.flips
+        ],
+    )
+
+
+_DETAILS = (
+    *("file", "rank", "score", "strategy", "probability", "agreement", "answers", "kind", "reason", "result"),
+    *("updated_at", "in"),
+)
+"""What `al log` shows of an entry; `--json` has all."""
+
+
+def log(
+    item: Annotated[str, typer.Argument(metavar="ITEM", help="The item's id.")],
+    as_json: Json = False,
+) -> None:
+    """Show everything that ever happened to an item: taken in, asked, answered, labelled, predicted, and by whom."""
+    from al_pipeline.operations.log import log as read
+
+    found = read(current_workspace(), item)
+    if as_json:
+        return print_json(asdict(found))
+    text = " ".join((found.text or "").split())
+    echo(f"[bold]{escape(found.item_id)}[/] ({found.part or 'no longer there'}): {escape(text[:300])}")
+    rows = []
+    for entry in found.entries:
+        told = entry.details
+        what = " ".join(str(word) for word in (entry.what, told.get("label")) if word is not None)
+        rest = [
+            f"{name.replace('_', ' ')} {f'{told[name]:.3g}' if isinstance(told[name], float) else told[name]}"
+            for name in _DETAILS
+            if told.get(name) is not None
+        ]
+        known = "" if entry.what == "ingested" else "open"  # what no published round knows yet
+        number = known if entry.round is None else str(entry.round)
+        rows.append([number, what, str(told.get("annotator") or ""), ", ".join(rest)])
+    print_table(("round", "what", "by", "details"), rows)

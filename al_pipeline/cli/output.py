@@ -1,0 +1,157 @@
+"""Everything that `al` prints: lines, JSON, CSV, tables and progress; text of others never steers the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+from al_pipeline.cli import streams
+from al_pipeline.sanitize import printable
+
+_WIDE = 10_000
+"""Columns of a table that goes into a file or a pipe."""
+
+
+def escape(value: object) -> str:
+    """Text of others, fit for a terminal: no control sequences, no markup."""
+    from rich.markup import escape
+
+    return escape(printable(str(value)))
+
+
+def echo(text: str, err: bool = False) -> None:
+    from rich.console import Console
+
+    Console(stderr=err, highlight=False, soft_wrap=True).print(text)
+
+
+def warn(text: str) -> None:
+    echo(f"[yellow]{escape(text)}[/]", err=True)
+
+
+def print_step(line: str) -> None:
+    """Print a step of a tick to standard error."""
+    echo(f"[dim]{escape(line)}[/]", err=True)
+
+
+def discard(_: str) -> None:
+    return None
+
+
+def print_json(value: Any) -> None:
+    write_json(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n", sys.stdout)
+
+
+def write_json(text: str, out: IO[str]) -> None:
+    """Write JSON as UTF-8; what a terminal would obey, and what UTF-8 has no bytes for, as escapes: the value stays."""
+    streams.utf8(out)  # type: ignore[arg-type]
+    out.write("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
+
+
+def write_csv(line: str, out: IO[str]) -> None:
+    """Write CSV as UTF-8; a terminal gets blanks for what it would obey, a file or a pipe every character."""
+    streams.utf8(out)  # type: ignore[arg-type]
+    out.write("".join(c if c.isprintable() or c == "\n" else " " for c in line) if out.isatty() else line)
+
+
+def print_table(header: tuple[str, ...], rows: list[list[str]]) -> None:
+    """Show a table: in whole lines where no terminal is, one line a cell where the terminal is too narrow for words."""
+    from rich.console import Console
+    from rich.table import Table
+
+    whole = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDE
+    console = Console(highlight=False, width=whole)
+    widths = _column_widths([*zip(header, *rows, strict=True)], console.width)
+    if widths is not None:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for name, width in zip(header, widths, strict=True):
+            table.add_column(name, width=width)
+        for row in rows:
+            table.add_row(*map(escape, row))
+        return console.print(table)
+    for row in rows:
+        for name, cell in zip(header, row, strict=True):
+            if cell:
+                echo(f"[dim]{escape(name)}:[/] {escape(cell)}" if name else escape(cell))
+
+
+def _column_widths(columns: list[tuple[str, ...]], room: int) -> list[int] | None:
+    """How wide each column is, so that all fit into `room` and no word is cut; None where they cannot.
+
+    As few as possible, the widest, are broken into lines.
+    """
+    from rich.cells import cell_len
+
+    lines = [[line for cell in column for line in printable(cell).split("\n")] for column in columns]
+    widths = [max(map(cell_len, column)) for column in lines]
+    words = [max((cell_len(word) for line in column for word in line.split()), default=0) for column in lines]
+    room -= 2 * (len(columns) - 1)
+    for place in sorted(range(len(columns)), key=lambda place: words[place] - widths[place]):
+        excess = sum(widths) - room
+        if excess > 0:
+            widths[place] = max(words[place], widths[place] - excess)
+    return widths if sum(widths) <= room else None
+
+
+def print_head(header: tuple[str, ...], rows: list[list[str]], most: int = 20) -> None:
+    if rows:
+        print_table(header, rows[:most])
+    if len(rows) > most:
+        echo(f"[dim]… and {len(rows) - most} more; `--json` lists all[/]")
+
+
+@contextmanager
+def spinner(show: bool) -> Iterator[Callable[[str], None]]:
+    """What a long wait is told to: one line that changes in a terminal, else each message once, without its seconds."""
+    if not show:
+        yield discard
+    elif sys.stderr.isatty():
+        from rich.console import Console
+
+        with Console(stderr=True).status("") as line:
+            yield lambda text: line.update(escape(text))
+    else:
+        told: set[str] = set()
+
+        def tell(text: str) -> None:
+            text = re.sub(r" \(\d+ s\)$", "", text)
+            if text not in told:
+                told.add(text)
+                echo(escape(text), err=True)
+
+        yield tell
+
+
+@contextmanager
+def progress_bar(what: str, show: bool) -> Iterator[Any]:
+    """A progress bar on standard error, in a terminal; yields what the operation tells of (done, total)."""
+    if not (show and sys.stderr.isatty()):
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def format_size(count: int) -> str:
+    return f"{count / 2**30:,.1f} GB" if count >= 2**30 else f"{count / 2**20:,.1f} MB"
+
+
+def format_time(zone: str, text: str) -> str:
+    """A time in UTC as clocks have it in the time zone of the schedule."""
+    from datetime import datetime
+    from zoneinfo import ZoneInfo
+
+    return f"{datetime.fromisoformat(text).astimezone(ZoneInfo(zone)):%a %Y-%m-%d %H:%M %Z}"
+
+
+def format_score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -1,0 +1,150 @@
+"""`al simulate`: what active learning would have saved on a labelled corpus."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from al_pipeline.cli.options import Encoding, InputFormat, Invocation, Json, current_workspace, parse_list
+from al_pipeline.cli.output import echo, escape, print_json, print_table, progress_bar, warn
+from al_pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from al_pipeline.params import Params
+    from al_pipeline.simulation.simulate import Simulation
+    from al_pipeline.workspace.layout import Layout
+
+
+def simulate(
+    corpus: Annotated[
+        Path,
+        typer.Argument(metavar="CORPUS", help="CSV, JSONL, Parquet or XLSX with texts and labels, a folder, or -."),
+    ],
+    strategies: Annotated[str, typer.Option(help="Query strategies, divided by commas.")] = "random,margin,auto",
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each with its own test set and seed round.")] = 10,
+    budget: Annotated[int, typer.Option(min=1, help="Labels that each run may spend.")] = 1000,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Labels a round. Default: select.batch_size of params.yaml.")
+    ] = None,
+    seed_size: Annotated[
+        int | None, typer.Option(min=1, help="Labels of the seed round. Default: round.seed_size of params.yaml.")
+    ] = None,
+    cold_start: Annotated[
+        str | None, typer.Option(help="Who asks the seed round. Default: select.cold_start of params.yaml.")
+    ] = None,
+    guide: Annotated[
+        list[str] | None,
+        typer.Option(help='What a rare class is found by: spam="free money,act now"; once for each class.'),
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option(help="encoder, tfidf or encoder+tfidf. Default: features.kind of params.yaml.")
+    ] = None,
+    test_size: Annotated[
+        int | None, typer.Option(min=1, help="Texts of a test set, at most a fifth. Default: a fifth, 5,000 at most.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=50, help="Of a larger corpus take so many texts, at random.")] = 20_000,
+    text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
+    label_column: Annotated[str, typer.Option(help="The column that holds the label.")] = "label",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes, one core each. Default: as many as there are cores.")
+    ] = None,
+    encoding: Encoding = None,
+    input_format: InputFormat = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder of the results. Default: simulations/, in a workspace its reports/."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show on a labelled corpus how many labels active learning would have saved, before anything is spent.
+
+    The rounds run by the functions that the stages call, in this process: no git, no Label Studio, no Prefect.
+
+    Inside a workspace its params.yaml counts, else the template's. Run again, it does what is missing.
+    """
+    from al_pipeline.simulation.corpus import read_corpus
+    from al_pipeline.simulation.simulate import Options, corpus_vectors, with_features
+    from al_pipeline.simulation.simulate import simulate as run
+    from al_pipeline.workspace.home import al_home
+
+    layout, params = _simulated_project()
+    if features is not None:
+        params = with_features(params, features)
+    with progress_bar("reading", not as_json) as advance:
+        texts = read_corpus(
+            corpus,
+            text_column,
+            label_column,
+            limit,
+            params.seed,
+            params.schema_.labels,
+            advance,
+            max_characters=params.ingest.max_characters,
+            format=input_format,
+            encoding=encoding,
+            on_note=warn,
+        )
+    if out is None:
+        out = Path("simulations") if layout is None else layout.reports / "simulations"
+    options = Options(
+        strategies=tuple(name.strip() for name in strategies.split(",") if name.strip()),
+        seeds=seeds,
+        budget=budget,
+        batch_size=batch_size,
+        seed_size=seed_size,
+        cold_start=cold_start,
+        guide=_parse_guide(guide) if guide else None,
+        test_size=test_size,
+        workers=workers or _cpu_count(),
+    )
+    vectors = corpus_vectors(texts, params.features, al_home() / "simulate", layout)
+    with progress_bar("simulating", not as_json) as advance:
+        done = run(
+            texts, "stdin" if str(corpus) == "-" else corpus.resolve().stem, params, options, out, vectors, advance
+        )
+    if as_json:
+        return print_json({**done.result, "folder": str(done.folder), "report": str(done.folder / "report.html")})
+    _print_simulation(done)
+
+
+def _simulated_project() -> tuple[Layout | None, Params]:
+    """The workspace around us, if there is one, and the parameters that a simulation goes by."""
+    from al_pipeline.params import parse_params
+    from al_pipeline.workspace.trust import template
+    from al_pipeline.workspace.workspace import in_workspace
+
+    if Invocation.folder is None and not in_workspace():
+        return None, parse_params(template("params.yaml"))
+    workspace = current_workspace()
+    return workspace.layout, workspace.params
+
+
+def _parse_guide(words: list[str]) -> dict[str, list[str]]:
+    """`spam=free money,act now` as the words by class. Raises UsageError."""
+    found = {}
+    for word in words:
+        name, _, phrases = word.partition("=")
+        found[name.strip()] = [phrase for phrase in parse_list(phrases, "--guide") if phrase]
+        if not name.strip() or not found[name.strip()]:
+            raise UsageError(f"--guide {word!r} is not of the form CLASS=words,more words")
+    return found
+
+
+def _cpu_count() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _print_simulation(done: Simulation) -> None:
+    from al_pipeline.simulation.page import summary, table
+
+    for name, header, rows in table(done.result):
+        echo(f"[bold]{escape(name)}[/]")
+        print_table(header, rows)
+    for sentence in summary(done.result):
+        echo(escape(sentence))
+    for warning in done.result["warnings"]:
+        echo(f"[yellow]{escape(warning)}[/]")
+    echo(f"Report: [bold]{escape(done.folder / 'report.html')}[/]")

@@ -1,0 +1,91 @@
+"""What the command line asks of the workspace's own Prefect server.
+
+Prefect reads its settings when it is imported, so they are set first and it is imported afterwards, inside functions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from al_pipeline.errors import NothingToDo
+
+if TYPE_CHECKING:
+    from al_pipeline.operations.tick import Options, TickReport
+    from al_pipeline.workspace.workspace import Workspace
+
+_SETTINGS = {
+    # The run's log is on the server; the terminal gets the steps from us.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_CLIENT_MAX_RETRIES": "3",  # 14 s: somebody waits
+}
+"""Settings of Prefect's client where the environment has none."""
+
+
+class _Client:
+    """Prefect's client in this process."""
+
+    server_gone: bool = False
+
+
+def server_gone() -> bool:
+    """Whether the server that a run was reported to went away: Prefect's client would try for minutes to reach it."""
+    return _Client.server_gone
+
+
+def run_tick(workspace: Workspace, options: Options, on_progress: Callable[[str], None]) -> TickReport:
+    """Run one tick: as a flow run where the workspace's Prefect server is up, else in this process, saying so."""
+    from al_pipeline.servers import prefect_environment
+
+    if environment := prefect_environment(workspace):
+        return _run_as_flow(workspace, environment, options, on_progress)
+    from al_pipeline.operations.connect import connect
+    from al_pipeline.operations.tick import tick
+
+    on_progress("the workspace's Prefect server is not up: the round runs in this process")
+    return tick(workspace, lambda: connect(workspace), options=options, say=on_progress)
+
+
+def apply_schedule(workspace: Workspace, *, take_over: bool) -> bool:
+    """Bring the schedule to the workspace's own Prefect server; whether that changed anything.
+
+    Raises NothingToDo where that server is not up, UsageError where ticks run in another clone, unless `take_over`.
+    """
+    from al_pipeline.servers import prefect_environment
+
+    environment = prefect_environment(workspace)
+    if not environment:
+        raise NothingToDo(
+            "the workspace's own Prefect server is not up; `al up` starts it and tells it of the schedule "
+            "(a Prefect of your team's is told by `prefect deploy`: see prefect.yaml)"
+        )
+    _configure_client(workspace, environment)
+    from al_pipeline.flows.deployments import apply
+
+    return apply(workspace, take_over=take_over)
+
+
+def _run_as_flow(
+    workspace: Workspace, environment: dict[str, str], options: Options, on_progress: Callable[[str], None]
+) -> TickReport:
+    _configure_client(workspace, environment)
+    on_progress(f"as a flow run at {environment['PREFECT_UI_URL']}")
+    from al_pipeline.flows.rounds import run_round
+    from al_pipeline.servers import prefect_environment
+
+    try:
+        return run_round(options, on_progress)
+    finally:
+        _Client.server_gone = not prefect_environment(workspace)
+
+
+def _configure_client(workspace: Workspace, environment: dict[str, str]) -> None:
+    """Set what Prefect reads when it is imported."""
+    os.environ.update(environment)
+    os.environ["AL_WORKSPACE"] = str(workspace.layout.root)
+    # Prefect obeys `.env`, `prefect.toml` and `pyproject.toml` of the current folder, which may be anybody's.
+    os.chdir(workspace.home)
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
