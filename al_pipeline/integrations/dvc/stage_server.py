@@ -109,7 +109,11 @@ def _run(module: str, folder: str, environment: dict[str, str]) -> None:
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(folder)
-        importlib.import_module(module).main()
+        try:
+            stage = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            sys.exit(str(error))
+        stage.main()
         code = 0
     except SystemExit as stop:
         if isinstance(stop.code, str):
