@@ -236,7 +236,7 @@ def _project_deleted(lab: Lab, tally: FaultCount) -> None:
         site.recover()
         site.people.answer(site.truth, most=9)
         site.recover()
-        before, gone = local(site), site.published_keys()
+        before, gone = local(site), {key for key, _ in site.people.given}
         lab.studio.empty()
         tally.strike()
         site.refused(6, "has no project", "nothing was changed", "al adopt --new-project")
