@@ -20,7 +20,7 @@ TOOLS := .venv/.tools
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: help demo test test-fast chaos check format setup tools clean distclean
+.PHONY: help demo test test-fast chaos check docs format setup tools clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo "make test-fast  the tests that need no server; under a minute"
 	@echo "make chaos      270 kills and every other fault that we know, within an hour; goes on where it was stopped"
 	@echo "make check      ruff, mypy, the import rules"
+	@echo "make docs       the documentation site, in build/docs; a dead link fails it"
 	@echo "make format     put the code into ruff's form"
 	@echo "make setup      the two environments alone"
 	@echo "make clean      end the demo's servers and remove it; make distclean: the environments and caches too"
@@ -50,6 +51,10 @@ check: $(MAIN)
 	@$(BIN)/ruff format --check --quiet . || { echo "run \`make format\`" >&2; exit 1; }
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest --quiet tests/test_imports.py
+
+docs: $(MAIN)
+	@$(BIN)/python -m sphinx -b html -W --keep-going -E -q docs build/docs
+	@echo "open build/docs/index.html"
 
 format: $(MAIN)
 	@$(BIN)/ruff check --fix .

@@ -15,7 +15,7 @@ NAMES = {
     "spamassassin2_2pct": "SpamAssassin, cut to 2 %",
     "spamassassin2_1pct": "SpamAssassin, cut to 1 %",
     "bbc_news": "BBC News, 5 classes",
-    "tweets_sentiment3": "tweets, 3 moods",
+    "tweets_sentiment3": "tweets, 3 sentiments",
     "review_sentences2": "review sentences",
     "debian_sections": "Debian sections, 20 classes",
 }
@@ -40,7 +40,7 @@ def markdown(told: Mapping[str, Any]) -> str:
     """A row for each corpus: labels for 95 / 98 % of the full score by strategy, and what `auto` is above random."""
     corpora = told["corpora"]
     arms = _in_order(told["means"])
-    rows = [["corpus", "score", *arms, "auto over random"], ["---"] * (len(arms) + 3)]
+    rows = [["corpus", "score", *map(_heading, arms), "auto over random"], ["---"] * (len(arms) + 3)]
     for name in NAMES:
         row = corpora[name]
         metric = row["metrics"][row["metric"]]
@@ -48,8 +48,12 @@ def markdown(told: Mapping[str, Any]) -> str:
         cells = [" / ".join(_needed(row, arm, share) for share in SHARES) for arm in arms]
         rows.append([NAMES[name], METRICS[row["metric"]], *cells, f"{gain:+.3f} ± {(high - low) / 2:.3f}"])
     over = told["means"]["auto"] - told["means"]["random"]
-    rows.append(["mean height of the curve", "", *(f"{told['means'][arm]:.3f}" for arm in arms), f"{over:+.3f}"])
+    rows.append(["mean ALC", "", *(f"{told['means'][arm]:.3f}" for arm in arms), f"{over:+.3f}"])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows).replace("| --- |", "|---|").replace(" --- |", "---|")
+
+
+def _heading(arm: str) -> str:
+    return f"{arm.removeprefix('their ')} (scikit-activeml)" if arm.startswith("their ") else arm
 
 
 def _in_order(arms: Iterable[str]) -> list[str]:

@@ -236,7 +236,7 @@ def test_stages_start_without_torch(stage: str) -> None:
 
 def test_contributing_names_every_module() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    tree = text[text.index("## The package") : text.index("## Run what")]
+    tree = text[text.index("## The package") : text.index("## Development commands")]
     single = {"cli", "flows", "operations", "reporting", "servers", "simulation", "stages"}
     for name, path in modules().items():
         known = f"{folder(name)}/" if folder(name) in single or path.name == "__init__.py" else path.name
