@@ -19,11 +19,15 @@ copyright = "the al-pipeline authors, Apache-2.0"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 myst_heading_anchors = 3
+smartquotes = False  # a quote in an example is to be typed as it stands
+highlight_language = "none"  # of blocks that name no language
 default_role = "code"  # docstrings write `name` for code
 autodoc_typehints_format = "short"
 
 html_theme = "furo"  # its fonts are the system's, its scripts its own: nothing loads from the network
 html_title = "al-pipeline"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_show_sourcelink = False
 html_show_sphinx = False
 html_copy_source = False

@@ -111,7 +111,7 @@ def _section(model: type[BaseModel], values: Any, notes: dict[str, str], at: tup
     inner = []
     if at:
         lines += ["", f"## {'.'.join(at)}", "", _prose(inspect.getdoc(model))]
-    lines += ["", "| key | template | takes | |", "|---|---|---|---|"]
+    lines += ["", "| key | in the template | takes | |", "|---|---|---|---|"]
     for name, field in model.model_fields.items():
         key = field.alias or name
         kind = field.annotation
@@ -156,7 +156,8 @@ def _takes(field: Any) -> str:
         name: getattr(bound, name) for bound in bounds for name in _LIMITS if getattr(bound, name, None) is not None
     }
     if (origin := get_origin(kind)) is Literal:
-        return "one of " + ", ".join(f"`{choice}`" for choice in get_args(kind))
+        choices = [f"`{choice}`" for choice in get_args(kind)]
+        return f"one of {', '.join(choices)}" if choices[1:] else f"{choices[0]} alone"
     if origin in (list, dict):
         size = _range(limits.get("min_length"), limits.get("max_length"))
         return (
