@@ -24,6 +24,7 @@ from al_pipeline.cli.options import Invocation, parse_list
 from al_pipeline.cli.output import spinner
 from al_pipeline.cli.workspace import shell_path
 from al_pipeline.errors import AlError
+from al_pipeline.operations import connect as connect_module
 from al_pipeline.operations import status as status_module
 from al_pipeline.workspace import workspace as workspace_module
 from al_pipeline.workspace.workspace import open_workspace
@@ -128,7 +129,7 @@ def test_the_overview_wraps_as_prose_and_names_every_exit_code(al: Al, monkeypat
     said = al("--help")
     assert al("-h") == said
     text = " ".join(said.out.split())
-    assert "al ingest mails.csv, al up (or your own Label Studio), and al round whenever people have answered." in text
+    assert "al ingest mails.csv, al up (or your own Label Studio), and al round whenever people have labelled" in text
     used = {cls.exit_code for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, AlError)}
     for code in used | {0}:
         assert re.search(rf"\b{code} [a-z]", text), f"exit code {code} is not explained"
@@ -202,8 +203,8 @@ def test_outside_a_workspace_every_command_says_so_in_json(al: Al, name: str) ->
         (errno.ENOSPC, "make room"),
         (errno.EDQUOT, "make room"),
         (errno.EROFS, "writable"),
-        (errno.EACCES, "rights"),
-        (errno.EPERM, "rights"),
+        (errno.EACCES, "permissions"),
+        (errno.EPERM, "permissions"),
         (errno.EIO, "disk"),
     ],
 )
@@ -230,7 +231,7 @@ def test_an_interrupt_says_that_nothing_is_lost(al: Al, monkeypatch: pytest.Monk
     raising(monkeypatch, KeyboardInterrupt())
     said = al("status")
     assert said.code == 130 and said.out == ""
-    assert said.err == "Interrupted; the next `al round` goes on where this one was.\n"
+    assert said.err == "Interrupted; the next `al round` continues where this one stopped.\n"
 
 
 HOSTILE = "\x1b[31mred\x1b[0m \x9b2J \x07 [bold]loud[/bold] [/] [link=http://evil]here[/link] \u202egnorw \r over"
@@ -277,7 +278,7 @@ def test_texts_of_others_do_not_steer_the_terminal(al: Al, monkeypatch: pytest.M
     assert said.code == 0
     assert steering(said.out) == []
     assert said.out.count("[bold]loud[/bold] [/] [link=http://evil]here[/link]") == 10, "shown as it was written"
-    assert "running accuracy: 0.900 (0.800–0.950), rounds 1 to 3: 45 right of 50 answered (52 random" in " ".join(
+    assert "running accuracy: 0.900 (0.800–0.950), rounds 1 to 3: 45 of 50 answers predicted correctly" in " ".join(
         said.out.split()
     )
     assert one_object(al("status", "--json").out)["next"] == HOSTILE, "machines get it whole"
@@ -289,6 +290,13 @@ def test_an_error_that_repeats_a_hostile_text_does_not_steer_either(al: Al, monk
     assert steering(said.err) == []
     assert "[bold]loud[/bold]" in said.err
     assert one_object(al("status", "--json").out)["message"] == HOSTILE
+
+
+def test_classes_that_are_removed_from_the_project_are_named(al: Al, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workspace_module, "open_workspace", lambda _: None)
+    monkeypatch.setattr(connect_module, "reset_page", lambda _: ("novel", "odd"))
+    assert one_object(al("labelstudio", "reset", "--json").out) == {"removed_classes": ["novel", "odd"]}
+    assert al("labelstudio", "reset").out == "Removed from the project: 'novel', 'odd'.\n"
 
 
 def test_c_works_in_another_folder(al: Al, tmp_path: Path) -> None:
@@ -380,7 +388,7 @@ def test_names_between_commas_are_read_as_csv(typed: str, means: list[str]) -> N
 
 @pytest.mark.parametrize("typed", ['"a,b', '"a"b,c'])
 def test_a_quote_that_does_not_end_is_named(typed: str) -> None:
-    with pytest.raises(errors.UsageError, match="--labels .* is no list of names"):
+    with pytest.raises(errors.UsageError, match="--labels .* is not a comma-separated list of names"):
         parse_list(typed, "--labels")
 
 

@@ -247,7 +247,7 @@ def test_a_stage_that_fails_names_itself_in_the_run(
 def test_without_a_server_it_runs_in_this_process_and_says_so(tmp_path: Path) -> None:
     workspace = init(tmp_path / "workspace", ["ham", "spam"], remote=str(tmp_path / "remote"))
     done = al_round(workspace, code=3)
-    assert "Prefect server is not up: the round runs in this process" in done.stderr
+    assert "Prefect server is not up: the tick runs in this process" in done.stderr
     assert "al ingest FILE" in done.stdout
     assert json.loads(al_round(workspace, "--json", code=3).stdout)["state"] == "empty"
 

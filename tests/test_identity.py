@@ -446,7 +446,7 @@ def test_the_command(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.M
     tick(workspace, lambda: oracle)
     second = copied(workspace.layout.root, tmp_path / "second")
     monkeypatch.setattr(connect, "connect", lambda *_: oracle)
-    for words, copy_, says in (([], True, "This copy has an identity of its own now"), ([], False, "project 1")):
+    for words, copy_, says in (([], True, "This copy now has an identity of its own"), ([], False, "project 1")):
         monkeypatch.setattr(sys, "argv", ["al", "-C", str(second), "adopt", *words])
         with pytest.raises(SystemExit) as stop:
             cli.main()
@@ -455,4 +455,4 @@ def test_the_command(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(sys, "argv", ["al", "-C", str(second), "adopt", "--json"])
     with pytest.raises(SystemExit):
         cli.main()
-    assert json.loads(capsys.readouterr().out) == {"project_id": 1, "copy": False}
+    assert json.loads(capsys.readouterr().out) == {"project_id": 1, "new_identity": False}

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     # callers
     "flows": ("operations", "rounds", "servers", "workspace"),
     "frames": ("data", "integrations", "operations", "workspace"),
-    "cli": ("data", "flows", "integrations", "operations", "rounds", "servers", "simulation", "workspace"),
+    "cli": ("data", "flows", "operations", "rounds", "servers", "simulation", "workspace"),
 }  # fmt: skip
 """The layers, lowest first: each folder, and the folders that it imports. An arrow that nothing needs fails too."""
 

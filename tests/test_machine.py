@@ -168,7 +168,7 @@ def test_destroy_works_where_the_folder_is_gone(al: Al, workspace: Workspace, al
     shutil.rmtree(workspace.home / "label-studio")
     shutil.rmtree(workspace.layout.root)
     asked = al("destroy", workspace.id)
-    assert asked.code == 2 and "nobody is here to ask" in asked.err
+    assert asked.code == 2 and "no terminal to ask" in asked.err
     assert "not mounted" in asked.out and (workspace.home / "credentials.json").exists()
     more = ["--with-folder"] if with_folder else []
     shown = one_object(al("destroy", workspace.id, *more, "--dry-run", "--json").out)

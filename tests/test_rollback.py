@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import itertools
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -226,7 +227,9 @@ def test_the_command_shows_what_would_change_and_asks_nobody(
         assert shown.endswith("Nothing was changed.") and rig.git.head() == head
     shown = al("rollback", "1", "--reason", "bad labels")
     assert "Published round-0003" in shown and "held until al approve" in shown
-    assert "What Label Studio is owed waits for the next `al round`" in shown and rig.clean()
+    assert "The next `al round` finishes the work in Label Studio" in shown and rig.clean()
+    undone = json.loads(al("rollback", "--undo", "--json"))
+    assert undone["published"] == [4] and undone["unfinished"] and not undone["dry_run"]
 
 
 def test_what_would_not_reach_the_clone_where_ticks_run_is_not_ruled(

@@ -149,10 +149,10 @@ def test_the_command_shows_changes_and_says_what_is_missing(
         assert stop.value.code == code, said
         return said.out + said.err
 
-    assert "0 * * * * UTC" in al("schedule") and "nothing runs by itself: al up" in al("schedule")
+    assert "0 * * * * UTC" in al("schedule") and "no tick is scheduled: al up" in al("schedule")
     said = al("schedule", "--cron", "0 6 * * mon", "--timezone", "Europe/Berlin", "--off")
-    assert "changed, and committed" in said and "0 6 * * mon Europe/Berlin, off" in said
-    assert "says so already" in al("schedule", "--off")
+    assert "was changed, and committed" in said and "0 6 * * mon Europe/Berlin, off" in said
+    assert "already has this schedule" in al("schedule", "--off")
     shown = json.loads(al("schedule", "--json"))
     assert shown == {
         "cron": "0 6 * * mon",

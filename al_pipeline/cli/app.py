@@ -17,6 +17,7 @@ from al_pipeline.cli import (
     interventions,
     labels,
     labelstudio,
+    machine,
     rounds,
     servers,
     simulate,
@@ -32,8 +33,8 @@ _WORKSPACE, _DATA, _ROUNDS, _MODEL, _SERVERS = "Workspace", "Data and labels", "
 """The groups of commands in `al --help`."""
 
 READ_ONLY = frozenset({"status", "rounds", "doctor", "diff", "log", "predict", "workspaces"})
-"""Commands whose output is all that they do. Of the others the exit code speaks of what was done, whether or not
-somebody could be told of it."""
+"""Commands that only show something: they fail if their output cannot be written. The exit code of any other command
+says whether its work was done, even if the output was lost."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,12 +43,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="\n\n".join(
         (
-            "Active learning in rounds: the model asks, people answer in Label Studio, every round can be made again.",
-            "A project from nothing: [bold]al init spam --labels ham,spam[/], then inside it [bold]al ingest "
+            "Active learning for text classification, in rounds: a model selects texts, people label them in Label "
+            "Studio, and every round can be reproduced.",
+            "To start a project: [bold]al init spam --labels ham,spam[/], then inside it [bold]al ingest "
             "mails.csv[/], [bold]al up[/] (or your own Label Studio), and [bold]al round[/] whenever people have "
-            "answered.",
-            "Exit codes: 0 done, 1 a bug, 2 wrong input, 3 nothing to do, 4 the workspace is busy, 5 something outside "
-            "failed (try again), 6 a person must look first.",
+            "labelled items.",
+            "Exit codes: 0 success, 1 bug, 2 wrong input, 3 nothing to do, 4 workspace busy, 5 external failure (try "
+            "again), 6 manual action required.",
         )
     ),
 )
@@ -65,10 +67,10 @@ def _print_version(wanted: bool) -> None:
 def _global_options(
     context: typer.Context,
     workspace: Annotated[
-        Path | None, typer.Option("--workspace", "-C", help="Work in this workspace instead of the current folder.")
+        Path | None, typer.Option("--workspace", "-C", help="Workspace to work in. Default: the current folder.")
     ] = None,
     _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and end.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     Invocation.folder = workspace
@@ -80,8 +82,8 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "init": workspace.init,
         "doctor": workspace.doctor,
         "upgrade": workspace.upgrade,
-        "workspaces": workspace.workspaces,
-        "destroy": workspace.destroy,
+        "workspaces": machine.workspaces,
+        "destroy": machine.destroy,
         "trust": workspace.trust,
     },
     _DATA: {

@@ -3,61 +3,67 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from al_pipeline.cli import streams
-from al_pipeline.cli.options import Encoding, InputFormat, Json, current_workspace
+from al_pipeline.cli.options import Encoding, IdColumn, InputFormat, Json, TextColumn, current_workspace
 from al_pipeline.cli.output import echo, escape, print_json, progress_bar, warn, write_csv, write_json
 from al_pipeline.errors import UsageError
 
+if TYPE_CHECKING:
+    from al_pipeline.operations.ingest import IngestReport
+
+Files = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="FILE", help="CSV, JSONL, Parquet or XLSX, a folder of them, or - for standard input."),
+]
+
 
 def ingest(
-    files: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="FILE", help="CSV, JSONL, Parquet or XLSX, a folder of them, or - for standard input."),
-    ] = None,
-    text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
-    id_column: Annotated[str | None, typer.Option(help="Your ids. Default: `id`, if there is such a column.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Labels that you already have.")] = None,
+    files: Files = None,
+    text_column: TextColumn = "text",
+    id_column: IdColumn = None,
+    label_column: Annotated[str | None, typer.Option(help="Column with labels that you already have.")] = None,
     test: Annotated[
-        bool, typer.Option("--test", help="These items are the test set: measured on, never asked.")
+        bool, typer.Option("--test", help="Add these items to the test set: used for evaluation, never queried.")
     ] = False,
     test_size: Annotated[
         int | None,
-        typer.Option(min=0, help="Items drawn at random as the test set. Default: ingest.test_size of params.yaml."),
+        typer.Option(min=0, help="Items to draw at random as the test set. Default: ingest.test_size in params.yaml."),
     ] = None,
     redraw: Annotated[
         bool,
-        typer.Option("--redraw-test", help="Draw the test set again from all files, until the first round begins."),
+        typer.Option("--redraw-test", help="Draw the test set again from all files; possible before the first round."),
     ] = False,
     corrections: Annotated[
         bool,
         typer.Option(
             "--corrections",
-            help="A text that differs from the one known under its id takes its place, as item ID~2; the old one is "
-            "asked no more and its labels do not count. Without this, such texts are counted and rejected.",
+            help="A text that differs from the one known under its id replaces it, as item ID~2; the old one is no "
+            "longer asked and its labels do not count. Without this option, such texts are counted and rejected.",
         ),
     ] = False,
     encoding: Encoding = None,
     input_format: InputFormat = None,
     as_json: Json = False,
 ) -> None:
-    """Add items to the pool. What is there already is not added twice; a bad row goes to a rejects file."""
+    """Add items to the pool. Known items are not added twice; bad rows go to a rejects file."""
     from al_pipeline.operations.ingest import before_first_model, redraw_test
-    from al_pipeline.operations.ingest import ingest as take
+    from al_pipeline.operations.ingest import ingest as ingest_files
     from al_pipeline.workspace.lock import locked
 
     if not files and not redraw:
-        raise UsageError("name at least one FILE: CSV, JSONL or Parquet")
+        raise UsageError("name at least one FILE: CSV, JSONL, Parquet or XLSX")
     workspace = current_workspace()
     report, redrawn = None, None
-    with progress_bar("reading", not as_json) as advance, locked(workspace.layout.lock, "al ingest"):
+    with progress_bar("reading", not as_json) as on_progress, locked(workspace.layout.lock, "al ingest"):
         if files or not redraw:
-            report = take(
+            report = ingest_files(
                 workspace,
                 files or [],
                 text_column=text_column,
@@ -68,57 +74,58 @@ def ingest(
                 corrections=corrections,
                 format=input_format,
                 encoding=encoding,
-                progress=advance,
+                progress=on_progress,
             )
         if redraw:
             redrawn = redraw_test(workspace, test_size)
-        first = before_first_model(workspace)
+        advice = before_first_model(workspace)
     if as_json:
         found = {} if report is None else report.to_json()
-        return print_json({**found, "before_first_model": first, "test_redrawn": redrawn})
+        return print_json({**found, "before_first_model": advice, "test_redrawn": redrawn})
+    _print_ingested(report, redrawn, advice)
+
+
+def _print_ingested(report: IngestReport | None, redrawn: int | None, advice: str | None) -> None:
     for line in report.lines() if report else ():
         echo(escape(line))
     if redrawn is not None:
-        echo(f"The test set was drawn again from all items: {redrawn:,} of them.")
-    if first:
-        echo(escape(first))
+        echo(f"The test set was drawn again from all items: {redrawn:,} items.")
+    if advice:
+        echo(escape(advice))
 
 
 def predict(
-    files: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="FILE", help="CSV, JSONL, Parquet or XLSX, a folder of them, or - for standard input."),
-    ] = None,
+    files: Files = None,
     texts: Annotated[
-        list[str] | None, typer.Option("--text", help="Predict this text instead of a file's; may be given again.")
+        list[str] | None, typer.Option("--text", help="Predict this text instead of a file; may be repeated.")
     ] = None,
     number: Annotated[
-        str | None, typer.Option("--round", help="Take this round's model, not the promoted one.")
+        str | None, typer.Option("--round", help="Use the model of this round. Default: the promoted model.")
     ] = None,
-    text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
-    id_column: Annotated[str | None, typer.Option(help="Your ids. Default: `id`, if there is such a column.")] = None,
+    text_column: TextColumn = "text",
+    id_column: IdColumn = None,
     columns: Annotated[bool, typer.Option("--columns", help="Keep the input's columns in the output.")] = False,
     encoding: Encoding = None,
     input_format: InputFormat = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write here instead of standard output.")] = None,
-    form: Annotated[
-        str | None, typer.Option("--format", metavar="csv|jsonl", help="Default: by the suffix of --out, else jsonl.")
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Output file. Default: standard output.")] = None,
+    output_format: Annotated[
+        str | None,
+        typer.Option("--format", metavar="csv|jsonl", help="Default: by the extension of --out, else jsonl."),
     ] = None,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="With --out, print one JSON object: out, rows. Without, rows are JSON anyway."),
     ] = False,
 ) -> None:
-    """Predict with the promoted model: id, label, its probability, and that of each class, a row or JSON object each.
+    """Predict with the promoted model: id, label and its probability, and the probability of each class, for each text.
 
-    A row without a text is passed over, with a warning. Output is UTF-8; in CSV, what a spreadsheet would take for a \
+    Rows without a text are skipped with a warning. Output is UTF-8; in CSV, a cell that a spreadsheet would run as a \
 formula gets a ' in front.
     """
     from al_pipeline.data.inputs import open_inputs
-    from al_pipeline.files import json_line, replacing
+    from al_pipeline.files import json_line
+    from al_pipeline.operations import predict as operation
     from al_pipeline.operations.history import round_number
-    from al_pipeline.operations.predict import classes_of, columns_in, csv_lines, output_format, read_texts, typed_texts
-    from al_pipeline.operations.predict import predict as run
 
     if bool(files) == bool(texts):
         raise UsageError("name either a FILE (CSV, JSONL, Parquet or XLSX; - for standard input) or a --text, not both")
@@ -127,55 +134,72 @@ formula gets a ' in front.
     workspace = current_workspace()
     wanted = None if number is None else round_number(number)
     with open_inputs(files or [], input_format, encoding) as inputs:
-        form = output_format(form, out, inputs.sources)
+        form = operation.output_format(output_format, out, inputs.sources)
         if as_json and form == "csv" and out is None:
-            raise UsageError("--json and --format csv exclude each other; --out FILE takes the rows")
+            raise UsageError("--json and --format csv exclude each other; with --out FILE both are possible")
         for note in inputs.notes:
             warn(note)
-        given = (
-            typed_texts(texts) if texts else read_texts(inputs.sources, text_column, id_column, warn, columns=columns)
-        )
-        rows = run(workspace, given, wanted)
+        if texts:
+            batches = operation.typed_texts(texts)
+        else:
+            batches = operation.read_texts(inputs.sources, text_column, id_column, warn, columns=columns)
+        lines: Iterable[str]
+        rows = operation.predict(workspace, batches, wanted)
         if form == "csv":
-            names = columns_in(inputs.sources) if columns else []
-            lines = csv_lines(rows, classes_of(workspace, wanted), names, id_column)
+            names = operation.columns_in(inputs.sources) if columns else []
+            lines = operation.csv_lines(rows, operation.classes_of(workspace, wanted), names, id_column)
         else:
             lines = map(json_line, rows)
-        write = write_json if form == "jsonl" else write_csv
         if out is None:
-            for line in lines:
-                write(line, sys.stdout)
-                if streams.lost(sys.stdout):  # nobody reads on: what is left need not be predicted
-                    break
-            return
-        count = -1 if form == "csv" else 0  # but for the header
-        with (
-            replacing(out) as temporary,
-            temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as target,
-        ):
-            for line in lines:
-                write(line, target)
-                count += 1
+            return _print_lines(lines, form)
+        count = _write_lines(lines, form, out)
     if as_json:
         print_json({"out": str(out), "rows": count})
 
 
+def _print_lines(lines: Iterable[str], form: str) -> None:
+    write = write_json if form == "jsonl" else write_csv
+    for line in lines:
+        write(line, sys.stdout)
+        if streams.lost(sys.stdout):  # the reader is gone: do not predict the rest
+            break
+
+
+def _write_lines(lines: Iterable[str], form: str, out: Path) -> int:
+    """Write the file, whole or not at all; the number of rows, without the header."""
+    from al_pipeline.files import replacing
+
+    write = write_json if form == "jsonl" else write_csv
+    count = -1 if form == "csv" else 0
+    with (
+        replacing(out) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as target,
+    ):
+        for line in lines:
+            write(line, target)
+            count += 1
+    return count
+
+
 def export(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write; with `datasets`, the folder.")],
-    form: Annotated[
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output file; for `datasets`, a folder.")],
+    output_format: Annotated[
         str | None,
-        typer.Option("--format", metavar="csv|jsonl|parquet|datasets", help="Default: by the suffix of --out."),
+        typer.Option("--format", metavar="csv|jsonl|parquet|datasets", help="Default: by the extension of --out."),
     ] = None,
-    number: Annotated[str | None, typer.Option("--round", help="As of this round. Default: the latest.")] = None,
-    test: Annotated[bool, typer.Option("--test", help="The test set's labels too, and a column `part`.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    number: Annotated[str | None, typer.Option("--round", help="Labels as of this round. Default: the latest.")] = None,
+    test: Annotated[
+        bool, typer.Option("--test", help="Include the labels of the test set, and a column `part`.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing output.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the published labels: item, text, label, who gave it, agreement, round. `datasets` is for Hugging Face."""
-    from al_pipeline.operations.export import export as run
+    """Export the published labels: item, text, label, annotators, agreement, round. `datasets` is for Hugging Face."""
+    from al_pipeline.operations.export import export as export_labels
     from al_pipeline.operations.history import round_number
 
-    done = run(current_workspace(), out, form, None if number is None else round_number(number), test=test, force=force)
+    wanted = None if number is None else round_number(number)
+    done = export_labels(current_workspace(), out, output_format, wanted, test=test, force=force)
     if done.waiting:
         warn(f"{done.waiting} interventions on labels are not in {done.round} yet; `al round` carries them out")
     if as_json:

@@ -19,15 +19,15 @@ _ADVICE = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room",
     errno.EROFS: "make the file system writable",
-    errno.EACCES: "fix its rights",
-    errno.EPERM: "fix its rights",
-    errno.EIO: "look after the disk",
-    errno.EISDIR: "a folder lies where a file belongs, move it away",
-    errno.ENOTDIR: "a file lies where a folder belongs, move it away",
-    errno.ELOOP: "links lead round in a circle, fix them",
+    errno.EACCES: "fix its permissions",
+    errno.EPERM: "fix its permissions",
+    errno.EIO: "check the disk",
+    errno.EISDIR: "there is a folder where a file belongs; move it away",
+    errno.ENOTDIR: "there is a file where a folder belongs; move it away",
+    errno.ELOOP: "the symbolic links form a loop; fix them",
     errno.ENAMETOOLONG: "give a shorter name",
 }
-"""Errors of the operating system that are the machine's and not ours, and how to fix them."""
+"""Errors of the operating system that are not bugs of ours, and how to fix them."""
 
 
 _INTERRUPTED = 130
@@ -37,7 +37,7 @@ _BROKEN_PIPE = 141
 
 
 def run(app: typer.Typer) -> int:
-    """Parse, run one command, report its error; the exit code."""
+    """Parse the command line, run one command and report its error; the exit code."""
     try:
         code = app(standalone_mode=False) or 0
     except AlError as error:
@@ -47,14 +47,14 @@ def run(app: typer.Typer) -> int:
             raise
         what = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
         return _report(
-            ExternalServiceError(f"{what}; {_ADVICE[error.errno]}, then try again: what was half done is finished")
+            ExternalServiceError(f"{what}; {_ADVICE[error.errno]}, then try again: unfinished work is completed")
         )
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
         return _usage_error(error)
     if code == _INTERRUPTED:
-        echo("Interrupted; the next `al round` goes on where this one was.", err=True)
+        echo("Interrupted; the next `al round` continues where this one stopped.", err=True)
     return int(code)
 
 
@@ -68,7 +68,7 @@ def _report(error: AlError) -> int:
 
 
 def _usage_error(error: Any) -> int:
-    """Report what typer says of a command line that it cannot parse (without any command it has printed the help)."""
+    """Report a command line that Typer cannot parse; without any command it has printed the help already."""
     message = printable(error.format_message())
     if hasattr(error, "message"):
         error.message = printable(str(error.message))
@@ -91,6 +91,6 @@ def after_output(code: int) -> int:
 def _after_lost_output(problem: OSError, code: int) -> int:
     if problem.errno == errno.EPIPE:
         return _BROKEN_PIPE if code == 0 and Invocation.read_only else code
-    done = "" if code or Invocation.read_only else "; what was asked for is done all the same"
+    done = "" if code or Invocation.read_only else "; the command itself succeeded"
     warn(f"standard output could not be written ({problem.strerror}){done}")
     return ExternalServiceError.exit_code if code == 0 and Invocation.read_only else code

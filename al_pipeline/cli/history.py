@@ -1,9 +1,10 @@
-"""Commands that look back: reproduce a round, compare two, follow one item."""
+"""Commands that look at what was published: reproduce a round, compare two, show an item's history."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,37 +13,39 @@ from al_pipeline.cli.output import echo, escape, print_head, print_json, print_t
 from al_pipeline.errors import UsageError
 
 if TYPE_CHECKING:
+    from al_pipeline.operations.diff import Diff
+    from al_pipeline.operations.log import Entry
     from al_pipeline.operations.reproduce import Reproduction
 
 
 def reproduce(
     number: Annotated[str | None, typer.Argument(metavar="ROUND", help="7 or round-0007. Default: the latest.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every published round, one after the other.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Every published round, one after another.")] = False,
     engine: Annotated[
         str | None,
         typer.Option(
             metavar="recorded|PATH",
-            help="Where another engine made the round: install that one in an environment of its own and run under it. "
-            "PATH: its sources, a checkout or wheel, where they are not the ones that run now.",
+            help="If another engine version built the round, `recorded` installs that version in an environment of its "
+            "own and uses it. PATH: its sources, a checkout or a wheel, if they are not the ones running now.",
         ),
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(min=0, help="How far a metric may move where another engine makes the round again.")
+        float, typer.Option(min=0, help="Allowed change of a metric if another engine version rebuilds the round.")
     ] = 0.02,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the clones for a look, until the next call.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the clones for inspection until the next call.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make published rounds again in a fresh clone, from the DVC remote alone, and compare every byte.
+    """Rebuild published rounds in a fresh clone, from the DVC remote alone, and compare every byte.
 
-    Touches nothing in the workspace. Ends with 6 where a round came out different, naming the stage and the first \
-cause (data, features, parameters, engine), and with 5 where the remote lacks something.
+    Changes nothing in the workspace. Exits with 6 if a round differs, naming the stage and the first cause (data, \
+features, parameters, engine), and with 5 if objects are missing from the remote.
     """
     from al_pipeline.operations.history import round_number
     from al_pipeline.operations.reproduce import failure
     from al_pipeline.operations.reproduce import reproduce as run
 
     if number is not None and everything:
-        raise UsageError("either one ROUND or `--all`, not both")
+        raise UsageError("name either a ROUND or `--all`, not both")
     numbers = None if everything else [] if number is None else [round_number(number)]
     made = []
     with spinner(not as_json) as say:
@@ -60,27 +63,27 @@ cause (data, features, parameters, engine), and with 5 where the remote lacks so
 
 def _print_reproduction(one: Reproduction, details: bool) -> None:
     equal = sum(not output.unlike for output in one.outputs)
-    how = f"{equal} of {len(one.outputs)} outputs equal to the byte"
+    how = f"{equal} of {len(one.outputs)} outputs byte-identical"
     if one.compared == "metrics":
-        how = "metrics compared, not bytes, since another engine made it"
+        how = "metrics compared, not bytes, because another engine version built it"
     mark = "[green]✓[/]" if one.difference is None else "[red]✗[/]"
-    echo(f"{mark} [bold]round-{one.round:04d}[/], made again in a fresh clone: {how} ({one.seconds:.1f} s)")
+    echo(f"{mark} [bold]round-{one.round:04d}[/], rebuilt in a fresh clone: {how} ({one.seconds:.1f} s)")
     if one.engine:
         echo(f"    engine: {escape(one.engine)}")
-        echo("    `--engine recorded` installs the one that made it in an environment of its own and compares bytes")
+        echo("    `--engine recorded` installs the version that built it in its own environment and compares bytes")
     if details and one.figures:
         print_table(
-            ("metric", "recorded", "made again", ""),
+            ("metric", "recorded", "rebuilt", ""),
             [
-                [f.name, *("–" if v is None else f"{v:.4f}" for v in (f.recorded, f.made)), "" if f.near else "moved"]
+                [f.name, *("–" if v is None else f"{v:.4f}" for v in (f.recorded, f.made)), "" if f.near else "changed"]
                 for f in one.figures
             ],
         )
     if details and one.outputs:
         print_table(
-            ("output", "stage", "made again (SHA-256)", ""),
+            ("output", "stage", "rebuilt (SHA-256)", ""),
             [
-                [o.name, o.stage, o.sha256[:16], f"unlike {', '.join(o.unlike)}" if o.unlike else "equal"]
+                [o.name, o.stage, o.sha256[:16], f"differs from {', '.join(o.unlike)}" if o.unlike else "equal"]
                 for o in one.outputs
             ],
         )
@@ -88,21 +91,28 @@ def _print_reproduction(one: Reproduction, details: bool) -> None:
         where = f"stage {one.difference.stage}" if one.difference.stage else "before any stage"
         echo(f"    [red]{where}, cause: {one.difference.cause}.[/] {escape(one.difference.what)}")
     if one.folder:
-        echo(f"    the clone lies in {escape(one.folder)} until the next `al reproduce`")
+        echo(f"    the clone is in {escape(one.folder)} until the next `al reproduce`")
 
 
 def diff(
     before: Annotated[str, typer.Argument(metavar="A", help="A round: 7 or round-0007.")],
-    after: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="Another round.")],
     as_json: Json = False,
 ) -> None:
-    """Compare two published rounds: labels and who gave them, parameters, metrics with intervals, predictions."""
+    """Compare two published rounds: labels and annotators, parameters, metrics with intervals, predictions."""
     from al_pipeline.operations.diff import diff as compare
     from al_pipeline.operations.history import round_number
 
     found = compare(current_workspace(), round_number(before), round_number(after))
     if as_json:
         return print_json(found.to_json())
+    _print_label_changes(found)
+    echo(f"[bold]parameters[/]: {len(found.params)} changed")
+    print_head(("key", "before", "after"), [[key, str(old), str(new)] for key, (old, new) in found.params.items()])
+    _print_model_changes(found)
+
+
+def _print_label_changes(found: Diff) -> None:
     kinds = {kind: sum(change.kind == kind for change in found.labels) for kind in ("added", "changed", "removed")}
     echo("[bold]labels[/]: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
     rows = [
@@ -116,68 +126,67 @@ def diff(
         ]
         for change in found.labels
     ]
-    print_head(("", "item", "label", "by", "asked in round", "what was said"), rows)
-    echo(f"[bold]parameters[/]: {len(found.params)} changed")
-    print_head(("key", "before", "after"), [[key, str(old), str(new)] for key, (old, new) in found.params.items()])
-    echo(f"[bold]metrics[/]; the difference is on the {found.models.items} test items that both models saw")
+    print_head(("", "item", "label", "by", "asked in round", "events"), rows)
 
-    def figure(estimate: Any, form: str = ".3f") -> str:
-        value, low, high = (estimate[name] for name in ("value", "low", "high"))
-        if value is None:
-            return "–"
-        return f"{value:{form}}" + ("" if low is None else f" ({low:{form}} to {high:{form}})")
 
-    print_table(
-        ("metric", "before", "after", "difference"),
-        [
-            [name, figure(old), figure(new), figure(asdict(found.models.differences[name]), "+.3f")]
-            for name, (old, new) in found.metrics.items()
-        ],
-    )
+def _print_model_changes(found: Diff) -> None:
+    echo(f"[bold]metrics[/]; the difference is on the {found.models.items} test items scored by both models")
+    rows = [
+        [name, _estimate(old), _estimate(new), _estimate(asdict(found.models.differences[name]), "+.3f")]
+        for name, (old, new) in found.metrics.items()
+    ]
+    print_table(("metric", "before", "after", "difference"), rows)
     echo(f"[bold]predictions[/]: {len(found.models.flips)} test items flipped")
-    print_head(
-        ("item", "label", "before", "after"),
+    rows = [
         [
-            [
-                flip.item_id,
-                flip.label,
-                f"{flip.before} {flip.before_probability:.2f}",
-                f"{flip.after} {flip.after_probability:.2f}",
-            ]
-            for flip in found.models.flips
-        ],
-    )
+            flip.item_id,
+            flip.label,
+            f"{flip.before} {flip.before_probability:.2f}",
+            f"{flip.after} {flip.after_probability:.2f}",
+        ]
+        for flip in found.models.flips
+    ]
+    print_head(("item", "label", "before", "after"), rows)
+
+
+def _estimate(estimate: Mapping[str, float | None], form: str = ".3f") -> str:
+    value, low, high = (estimate[name] for name in ("value", "low", "high"))
+    if value is None:
+        return "–"
+    return f"{value:{form}}" + ("" if low is None else f" ({low:{form}} to {high:{form}})")
 
 
 _DETAILS = (
     *("file", "rank", "score", "strategy", "probability", "agreement", "answers", "kind", "reason", "result"),
     *("updated_at", "in"),
 )
-"""What `al log` shows of an entry; `--json` has all."""
+"""The details of an entry that `al log` shows; `--json` has all."""
 
 
 def log(
-    item: Annotated[str, typer.Argument(metavar="ITEM", help="The item's id.")],
+    item: Annotated[str, typer.Argument(metavar="ITEM", help="Item id.")],
     as_json: Json = False,
 ) -> None:
-    """Show everything that ever happened to an item: taken in, asked, answered, labelled, predicted, and by whom."""
-    from al_pipeline.operations.log import log as read
+    """Show the whole history of an item: ingested, asked, answered, labelled, predicted, and by whom."""
+    from al_pipeline.operations.log import log as read_log
 
-    found = read(current_workspace(), item)
+    found = read_log(current_workspace(), item)
     if as_json:
         return print_json(asdict(found))
     text = " ".join((found.text or "").split())
     echo(f"[bold]{escape(found.item_id)}[/] ({found.part or 'no longer there'}): {escape(text[:300])}")
-    rows = []
-    for entry in found.entries:
-        told = entry.details
-        what = " ".join(str(word) for word in (entry.what, told.get("label")) if word is not None)
-        rest = [
-            f"{name.replace('_', ' ')} {f'{told[name]:.3g}' if isinstance(told[name], float) else told[name]}"
-            for name in _DETAILS
-            if told.get(name) is not None
-        ]
-        known = "" if entry.what == "ingested" else "open"  # what no published round knows yet
-        number = known if entry.round is None else str(entry.round)
-        rows.append([number, what, str(told.get("annotator") or ""), ", ".join(rest)])
-    print_table(("round", "what", "by", "details"), rows)
+    print_table(("round", "what", "by", "details"), [_entry(entry) for entry in found.entries])
+
+
+def _entry(entry: Entry) -> list[str]:
+    """An entry of an item's history as a row: round, what, by whom, details."""
+    details = entry.details
+    what = " ".join(str(word) for word in (entry.what, details.get("label")) if word is not None)
+    shown = [
+        f"{name.replace('_', ' ')} {f'{value:.3g}' if isinstance(value, float) else value}"
+        for name in _DETAILS
+        if (value := details.get(name)) is not None
+    ]
+    unpublished = "" if entry.what == "ingested" else "open"
+    number = unpublished if entry.round is None else str(entry.round)
+    return [number, what, str(details.get("annotator") or ""), ", ".join(shown)]

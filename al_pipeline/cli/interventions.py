@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,47 +11,45 @@ from al_pipeline.cli.output import discard, echo, escape, format_score, print_js
 from al_pipeline.errors import ExternalServiceError, Locked, UsageError
 
 if TYPE_CHECKING:
-    from al_pipeline.integrations.dvc.session import Dvc
     from al_pipeline.operations.rule import Change
     from al_pipeline.rounds.interventions import Intervention
     from al_pipeline.workspace.workspace import Workspace
 
 
 def rollback(
-    number: Annotated[str | None, typer.Argument(metavar="ROUND", help="7 or round-0007: the last good one.")] = None,
+    number: Annotated[
+        str | None, typer.Argument(metavar="ROUND", help="The round to go back to: 7 or round-0007.")
+    ] = None,
     labels: Annotated[bool, typer.Option("--labels", help="Its labels: later answers no longer count.")] = False,
     model: Annotated[
-        bool, typer.Option("--model", help="What it served is served, and new ones wait for [bold]al approve[/].")
+        bool, typer.Option("--model", help="The model served then; new models wait for [bold]al approve[/].")
     ] = False,
-    params: Annotated[bool, typer.Option("--params", help="Its params.yaml too.")] = False,
-    undo: Annotated[bool, typer.Option("--undo", help="Take the newest rollback back.")] = False,
+    params: Annotated[bool, typer.Option("--params", help="Its params.yaml as well.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Undo the latest rollback.")] = False,
     reason: Reason = "",
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Go back to a round's labelled snapshot: its labels, its model, or both (the default).
+    """Go back to the snapshot of a round: its labels, its model, or both (the default).
 
-    Nothing is deleted. The answers given since then are quarantined, a new model is built from what is left, and the \
-result is published as the next round; `--undo` takes it back. What is open in Label Studio stays there: the next \
-round keeps those tasks and fills the batch up. Label Studio may be down: the next `al round` catches up.
+    Nothing is deleted. Later answers are quarantined, a new model is trained on the remaining labels, and the result \
+is published as the next round; `--undo` reverts it. Open tasks stay in Label Studio: the next round keeps them and \
+fills up the batch. Label Studio may be down: the next `al round` catches up.
     """
+    from al_pipeline.operations import rule as operation
     from al_pipeline.operations.history import round_number
-    from al_pipeline.operations.rule import rollback as go_back
-    from al_pipeline.operations.rule import undo as take_back
 
     workspace = current_workspace()
     if undo == (number is not None):
         raise UsageError("name the round to go back to (`al rounds` lists them), or --undo")
     if undo and (labels or model or params):
-        raise UsageError(
-            "`--undo` takes back all that the rollback did; give it without --labels, --model and --params"
-        )
+        raise UsageError("`--undo` reverts everything the rollback did; omit --labels, --model and --params")
     both = not labels and not model
-    with dvc_for_intervention(workspace, dry_run) as dvc:
+    with operation.dvc_for_intervention(workspace, dry_run=dry_run) as dvc:
         if number is None:
-            change = take_back(workspace, dvc, reason, dry_run=dry_run)
+            change = operation.undo(workspace, dvc, reason, dry_run=dry_run)
         else:
-            change = go_back(
+            change = operation.rollback(
                 workspace, dvc, round_number(number), labels=labels or both, model=model or both, params=params,
                 reason=reason, dry_run=dry_run,
             )  # fmt: skip
@@ -61,110 +57,113 @@ round keeps those tasks and fills the batch up. Label Studio may be down: the ne
 
 
 def approve(
-    number: Annotated[str | None, typer.Argument(metavar="ROUND", help="Default: the newest round.")] = None,
+    number: Annotated[
+        str | None, typer.Argument(metavar="ROUND", help="7 or round-0007. Default: the newest round.")
+    ] = None,
     reason: Reason = "",
     as_json: Json = False,
 ) -> None:
-    """Promote a round's model although it was held or refused, and let later models be promoted again."""
+    """Promote a round's model that was held or rejected, and let later models be promoted again."""
+    from al_pipeline.operations import rule as operation
     from al_pipeline.operations.history import round_number
-    from al_pipeline.operations.rule import approve as rule
 
     workspace = current_workspace()
-    with dvc_for_intervention(workspace) as dvc:
-        _print_intervention(rule(workspace, dvc, None if number is None else round_number(number), reason), as_json)
+    wanted = None if number is None else round_number(number)
+    with operation.dvc_for_intervention(workspace) as dvc:
+        done = operation.approve(workspace, dvc, wanted, reason)
+    _print_intervention(done, as_json)
 
 
 def ask(
-    items: Annotated[list[str], typer.Argument(metavar="ITEM", help="Ids of items of the pool.")],
+    items: Annotated[list[str], typer.Argument(metavar="ITEM", help="Ids of items in the pool.")],
     reason: Reason = "",
     as_json: Json = False,
 ) -> None:
-    """Put items into the next batch, before those that the strategy chooses."""
-    from al_pipeline.operations.ask import ask as put
+    """Put items into the next batch, ahead of those that the query strategy selects."""
+    from al_pipeline.operations.ask import ask as ask_about
+    from al_pipeline.operations.rule import dvc_for_intervention
 
     workspace = current_workspace()
     with dvc_for_intervention(workspace) as dvc:
-        _print_intervention(put(workspace, dvc, items, reason), as_json)
+        done = ask_about(workspace, dvc, items, reason)
+    _print_intervention(done, as_json)
 
 
-def pause(reason: Annotated[str, typer.Option(help="Why; shown to all.")] = "", as_json: Json = False) -> None:
-    """Have every tick do nothing, by hand or by schedule, until `al resume`. A rollback still works."""
-    from al_pipeline.operations.rule import pause as rule
+def pause(
+    reason: Annotated[str, typer.Option(help="Reason, recorded in git and shown by `al status`.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Pause all ticks, manual and scheduled, until `al resume`. A rollback still works."""
+    from al_pipeline.operations import rule as operation
 
     workspace = current_workspace()
-    with dvc_for_intervention(workspace) as dvc:
-        _print_intervention(rule(workspace, dvc, reason), as_json)
+    with operation.dvc_for_intervention(workspace) as dvc:
+        done = operation.pause(workspace, dvc, reason)
+    _print_intervention(done, as_json)
 
 
 def resume(reason: Reason = "", as_json: Json = False) -> None:
-    """Have ticks work again after `al pause`."""
-    from al_pipeline.operations.rule import resume as rule
+    """Resume ticks after `al pause`."""
+    from al_pipeline.operations import rule as operation
 
     workspace = current_workspace()
-    with dvc_for_intervention(workspace) as dvc:
-        _print_intervention(rule(workspace, dvc, reason), as_json)
-
-
-@contextmanager
-def dvc_for_intervention(workspace: Workspace, dry_run: bool = False) -> Iterator[Dvc]:
-    """DVC for an intervention, which is refused where another clone runs the ticks that would carry it out."""
-    from al_pipeline.operations.connect import refuse_elsewhere
-    from al_pipeline.operations.facts import open_dvc
-
-    if not dry_run:
-        refuse_elsewhere(workspace)
-    with open_dvc(workspace.layout) as dvc:
-        yield dvc
+    with operation.dvc_for_intervention(workspace) as dvc:
+        done = operation.resume(workspace, dvc, reason)
+    _print_intervention(done, as_json)
 
 
 def carry_out(workspace: Workspace, change: Change, dry_run: bool, as_json: bool) -> None:
-    """Show an intervention, and run the tick that carries it out where it changes labels.
+    """Show an intervention and, if it changes labels, run the tick that carries it out.
 
-    What Label Studio is owed (open tasks of the abandoned round, the new batch) may wait for a later tick.
+    What is left to do in Label Studio (tasks of the abandoned round, the new batch) may wait for a later tick.
     """
     if not as_json:
         _print_change(change)
     if dry_run:
-        if as_json:
-            return print_json({**change.to_json(), "dry_run": True})
-        return echo("Nothing was changed.")
-    published: tuple[int, ...] = ()
-    owed = ""
-    if change.intervention.labels:
-        from al_pipeline.flows.local_server import run_tick
-        from al_pipeline.operations.tick import Options
-
-        try:
-            published = run_tick(workspace, Options(), discard if as_json else print_step).published
-        except (ExternalServiceError, Locked) as error:
-            owed = str(error)
-        from al_pipeline.integrations.git import Git
-        from al_pipeline.operations.history import read_history
-
-        done = read_history(workspace.layout, Git(workspace.layout.root))
-        if any(intervention.number == change.intervention.number for intervention in done.waiting):
-            raise ExternalServiceError(f"the intervention is made; the next `al round` carries it out. {owed}".rstrip())
-        published = published or tuple(r["round"] for r in done.rounds[-1:])
+        return print_json({**change.to_json(), "dry_run": True}) if as_json else echo("Nothing was changed.")
+    published, unfinished = _publish(workspace, change, as_json) if change.intervention.labels else ((), "")
     if as_json:
-        return print_json({**change.to_json(), "dry_run": False, "published": list(published), "owed": owed})
+        outcome = {"dry_run": False, "published": list(published), "unfinished": unfinished}
+        return print_json({**change.to_json(), **outcome})
     for number in published:
         echo(f"[green]Published round-{number:04d}[/] with these labels. [bold]al report[/] shows it.")
     if not change.intervention.labels:
         echo(f"[green]Done:[/] the model of {change.served[1] or 'no round'} is served.")
     if change.intervention.hold:
         echo("New models are held until [bold]al approve[/].")
-    if owed:
-        echo(f"[yellow]What Label Studio is owed waits for the next `al round`:[/] {escape(owed)}")
+    if unfinished:
+        echo(f"[yellow]The next `al round` finishes the work in Label Studio:[/] {escape(unfinished)}")
+
+
+def _publish(workspace: Workspace, change: Change, as_json: bool) -> tuple[tuple[int, ...], str]:
+    """Run the tick that carries out an intervention; the rounds published with it, and why the tick ended early.
+
+    Raises ExternalServiceError where it ended before the intervention was carried out.
+    """
+    from al_pipeline.flows.local_server import run_tick
+    from al_pipeline.operations.rule import published_with
+    from al_pipeline.operations.tick import Options
+
+    published: tuple[int, ...] = ()
+    unfinished = ""
+    try:
+        published = run_tick(workspace, Options(), discard if as_json else print_step).published
+    except (ExternalServiceError, Locked) as error:
+        unfinished = str(error)
+    newest = published_with(workspace, change.intervention)
+    if newest is None:
+        raise ExternalServiceError(
+            f"the intervention is recorded; the next `al round` carries it out. {unfinished}".rstrip()
+        )
+    return published or newest, unfinished
 
 
 def _print_change(change: Change) -> None:
-    def count(rows: tuple[tuple[int, str, int], ...]) -> list[list[str]]:
-        return [["imported" if n < 0 else f"round-{n:04d}", who, f"{many:,}"] for n, who, many in rows]
-
     for title, rows in (("Answers that no longer count", change.leaving), ("Answers that count again", change.coming)):
         if rows:
             echo(f"[bold]{title}[/]")
-            print_table(("round", "annotator", "answers"), count(rows))
+            shown = [["imported" if n < 0 else f"round-{n:04d}", who, f"{many:,}"] for n, who, many in rows]
+            print_table(("round", "annotator", "answers"), shown)
     found = change.to_json()
     table = [["labelled items", f"{change.labels[0]:,}", f"{change.labels[1]:,}"]]
     table += [["model served", str(change.served[0] or "none"), str(change.served[1] or "none")]]
@@ -174,7 +173,7 @@ def _print_change(change: Change) -> None:
         after = found["metrics_after"].get(name)
         if change.metrics[0] is not change.metrics[1]:
             table += [[f"{name.replace('_', ' ')} {whose}", format_score(before), format_score(after)]]
-    print_table(("", "now", "then"), table)
+    print_table(("", "before", "after"), table)
     echo(f"{change.changed:,} labels change" + (f"; parameters: {', '.join(change.params)}" if change.params else ""))
 
 

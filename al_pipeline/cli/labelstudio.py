@@ -1,4 +1,4 @@
-"""`al labelstudio`: a Label Studio of the workspace's own, its accounts, or the address of another."""
+"""`al labelstudio`: run a Label Studio for the workspace, manage its accounts, or connect to another one."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="A Label Studio on this machine for those who have none of their own, or the address of yours.",
+    help="Run Label Studio on this machine, or connect to your own.",
 )
 
 
 @app.command("start")
 def start(as_json: Json = False) -> None:
-    """Start Label Studio for this workspace (the first start installs it, a few minutes)."""
+    """Start Label Studio for this workspace. The first start installs it, which takes a few minutes."""
     from al_pipeline.servers import start_label_studio
 
     workspace = original_workspace()
-    with spinner(not as_json) as say:
-        studio = start_label_studio(workspace, say)
+    with spinner(not as_json) as on_progress:
+        studio = start_label_studio(workspace, on_progress)
     if as_json:
         return print_json({"label_studio_url": studio.url})
     print_login(workspace, studio.url)
@@ -35,7 +35,7 @@ def start(as_json: Json = False) -> None:
 
 @app.command("stop")
 def stop(as_json: Json = False) -> None:
-    """Stop this workspace's Label Studio; everything in it is kept."""
+    """Stop this workspace's Label Studio; its data is kept."""
     from al_pipeline.servers import stop_label_studio
 
     stopped = stop_label_studio(original_workspace())
@@ -46,7 +46,7 @@ def stop(as_json: Json = False) -> None:
 
 @app.command("invite")
 def invite(email: Annotated[str, typer.Argument(metavar="EMAIL")], as_json: Json = False) -> None:
-    """Make an account for an annotator and print its password, once."""
+    """Create an account for an annotator and print its password, once."""
     from al_pipeline.operations.connect import project_page
     from al_pipeline.servers import invite
 
@@ -57,31 +57,31 @@ def invite(email: Annotated[str, typer.Argument(metavar="EMAIL")], as_json: Json
         return print_json({"email": email, "password": invited.password, "token": invited.token, "page": page})
     url = escape(page or workspace.credentials().get("url", ""))
     echo(f"{escape(email)} can log in at {url} with the password {escape(invited.password)}")
-    where = "there" if page else "on the project's page, which `al status` shows once `al round` has made it"
-    echo(f'and begins {where} with the button "Label All Tasks".')
+    where = "there" if page else "on the project's page, which `al status` shows once `al round` has created it"
+    echo(f'and starts {where} with the button "Label All Tasks".')
 
 
 @app.command("reset")
 def reset(as_json: Json = False) -> None:
-    """Have the project's page offer the classes of params.yaml alone; answers with others stay, and are not counted."""
+    """Offer only the classes of params.yaml in the project; answers with other classes stay there but do not count."""
     from al_pipeline.operations.connect import reset_page
 
-    taken_out = reset_page(current_workspace())
+    removed = reset_page(current_workspace())
     if as_json:
-        return print_json({"taken_out": list(taken_out)})
-    named = ", ".join(map(repr, taken_out))
-    echo(f"Taken out of the page: {escape(named)}." if taken_out else "The page offers the classes of params.yaml.")
+        return print_json({"removed_classes": list(removed)})
+    named = ", ".join(map(repr, removed))
+    echo(f"Removed from the project: {escape(named)}." if removed else "The project offers the classes of params.yaml.")
 
 
 @app.command("password")
 def password(email: Annotated[str, typer.Argument(metavar="EMAIL")], as_json: Json = False) -> None:
-    """Give an annotator who lost it a new password, printed once; what they annotated stays theirs."""
+    """Set a new password for an annotator and print it, once; their annotations are kept."""
     from al_pipeline.servers import reset_password
 
     password = reset_password(original_workspace(), email)
     if as_json:
         return print_json({"email": email, "password": password})
-    echo(f"{escape(email)} can log in with the password {escape(password)}; the old one is void")
+    echo(f"{escape(email)} can log in with the password {escape(password)}; the old one no longer works")
 
 
 @app.command("connect")
@@ -91,7 +91,7 @@ def connect(
     ],
     as_json: Json = False,
 ) -> None:
-    """Use your own Label Studio. The token is read from AL_LABEL_STUDIO_TOKEN, else from standard input."""
+    """Use your own Label Studio. The token is read from AL_LABEL_STUDIO_TOKEN or standard input."""
     from al_pipeline.operations.connect import connect_to
 
     workspace = current_workspace()
@@ -99,16 +99,17 @@ def connect(
     if as_json:
         return print_json({"label_studio_url": url, "version": about.version, "user": about.user})
     echo(f"Connected to {escape(url)} (Label Studio {escape(about.version)}) as {escape(about.user)}.")
-    echo(f"The token lies in {escape(workspace.credentials_file)}, readable by you alone.")
+    echo(f"The token is stored in {escape(workspace.credentials_file)}, readable only by you.")
 
 
 def print_login(workspace: Workspace, url: str) -> None:
+    """Print the address of Label Studio, and where the password of its administrator is."""
     from al_pipeline.servers import admin
 
     account = admin(workspace)
     echo(f"Label Studio: [bold]{url}[/]")
     if account:
-        echo(f"    log in as {account.email}; the password lies in {escape(account.file)}, readable by you alone")
+        echo(f"    log in as {account.email}; the password is in {escape(account.file)}, readable only by you")
 
 
 def _read_token() -> str:

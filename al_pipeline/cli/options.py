@@ -12,24 +12,30 @@ from al_pipeline.errors import UsageError
 if TYPE_CHECKING:
     from al_pipeline.workspace.workspace import Workspace
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
-Reason = Annotated[str, typer.Option(help="Why; kept for ever.")]
+Reason = Annotated[str, typer.Option(help="Reason, recorded in git.")]
 
 
 Encoding = Annotated[
-    str | None, typer.Option(help="Of the file: cp1252, gb18030, utf-16, … Default: found out, or refused.")
+    str | None,
+    typer.Option(help="Encoding of the input: cp1252, gb18030, utf-16, … Default: detected; refused if unclear."),
 ]
 
 
 InputFormat = Annotated[
     str | None,
-    typer.Option("--input-format", help="csv, jsonl, parquet or xlsx. Default: by the content and the name."),
+    typer.Option("--input-format", help="csv, jsonl, parquet or xlsx. Default: detected from content and name."),
 ]
 
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change without changing anything.")]
+
+
+TextColumn = Annotated[str, typer.Option(help="Column with the text.")]
+IdColumn = Annotated[str | None, typer.Option(help="Column with your ids. Default: `id`, if there is one.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation; required without a terminal.")]
 
 
 class Invocation:
@@ -38,7 +44,7 @@ class Invocation:
     folder: Path | None = None
     """The workspace that `-C` names; None for the one around the current folder."""
     read_only: bool = True
-    """Whether the command does nothing but show: then it failed where its output could not be written."""
+    """Whether the command only shows something: then it has failed if its output could not be written."""
 
 
 def current_workspace() -> Workspace:
@@ -49,7 +55,7 @@ def current_workspace() -> Workspace:
 
 
 def original_workspace() -> Workspace:
-    """The same for a command that acts on servers, which a copy of the folder would share with its original."""
+    """The same, but no copy of the folder, which would share its servers with the original. Raises CopiedWorkspace."""
     from al_pipeline.workspace.identity import refuse_copy
 
     workspace = current_workspace()
@@ -58,7 +64,7 @@ def original_workspace() -> Workspace:
 
 
 def parse_list(text: str, option: str) -> list[str]:
-    """What stands between the commas of an option; a part with commas of its own in double quotes, as in CSV.
+    """The comma-separated values of an option; as in CSV, a value that contains commas is in double quotes.
 
     Raises UsageError.
     """
@@ -67,5 +73,5 @@ def parse_list(text: str, option: str) -> list[str]:
     try:
         rows = list(csv.reader([text], skipinitialspace=True, strict=True))
     except csv.Error as error:
-        raise UsageError(f"{option} {text!r} is no list of names divided by commas: {error}") from None
+        raise UsageError(f"{option} {text!r} is not a comma-separated list of names: {error}") from None
     return [part.strip() for part in rows[0]] if rows else []

@@ -18,19 +18,21 @@ _WIDE = 10_000
 
 
 def escape(value: object) -> str:
-    """Text of others, fit for a terminal: no control sequences, no markup."""
+    """Text from outside, safe for a terminal: no control sequences, no markup."""
     from rich.markup import escape
 
     return escape(printable(str(value)))
 
 
 def echo(text: str, err: bool = False) -> None:
+    """Print a line of Rich markup; what comes from outside goes through `escape` first."""
     from rich.console import Console
 
     Console(stderr=err, highlight=False, soft_wrap=True).print(text)
 
 
 def warn(text: str) -> None:
+    """Print a warning to standard error."""
     echo(f"[yellow]{escape(text)}[/]", err=True)
 
 
@@ -40,27 +42,28 @@ def print_step(line: str) -> None:
 
 
 def discard(_: str) -> None:
-    return None
+    """Print nothing: where `--json` is given, a step is not shown."""
 
 
 def print_json(value: Any) -> None:
+    """Print the one JSON object that a command with `--json` prints."""
     write_json(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n", sys.stdout)
 
 
 def write_json(text: str, out: IO[str]) -> None:
-    """Write JSON as UTF-8; what a terminal would obey, and what UTF-8 has no bytes for, as escapes: the value stays."""
+    """Write JSON as UTF-8; control characters and what UTF-8 cannot encode are escaped, so the value stays the same."""
     streams.utf8(out)  # type: ignore[arg-type]
     out.write("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
 def write_csv(line: str, out: IO[str]) -> None:
-    """Write CSV as UTF-8; a terminal gets blanks for what it would obey, a file or a pipe every character."""
+    """Write CSV as UTF-8; a terminal gets blanks for control characters, a file or a pipe gets every character."""
     streams.utf8(out)  # type: ignore[arg-type]
     out.write("".join(c if c.isprintable() or c == "\n" else " " for c in line) if out.isatty() else line)
 
 
 def print_table(header: tuple[str, ...], rows: list[list[str]]) -> None:
-    """Show a table: in whole lines where no terminal is, one line a cell where the terminal is too narrow for words."""
+    """Print a table: whole lines outside a terminal; one line for each cell if the terminal is too narrow."""
     from rich.console import Console
     from rich.table import Table
 
@@ -81,9 +84,9 @@ def print_table(header: tuple[str, ...], rows: list[list[str]]) -> None:
 
 
 def _column_widths(columns: list[tuple[str, ...]], room: int) -> list[int] | None:
-    """How wide each column is, so that all fit into `room` and no word is cut; None where they cannot.
+    """The width of each column so that all fit into `room` and no word is cut; None if they cannot.
 
-    As few as possible, the widest, are broken into lines.
+    Only as many columns as necessary are wrapped, the widest first.
     """
     from rich.cells import cell_len
 
@@ -99,6 +102,7 @@ def _column_widths(columns: list[tuple[str, ...]], room: int) -> list[int] | Non
 
 
 def print_head(header: tuple[str, ...], rows: list[list[str]], most: int = 20) -> None:
+    """Print a table of the first rows, and how many more there are."""
     if rows:
         print_table(header, rows[:most])
     if len(rows) > most:
@@ -107,7 +111,7 @@ def print_head(header: tuple[str, ...], rows: list[list[str]], most: int = 20) -
 
 @contextmanager
 def spinner(show: bool) -> Iterator[Callable[[str], None]]:
-    """What a long wait is told to: one line that changes in a terminal, else each message once, without its seconds."""
+    """Show the progress of a long wait: in a terminal one line that changes, else each message once."""
     if not show:
         yield discard
     elif sys.stderr.isatty():
@@ -116,20 +120,20 @@ def spinner(show: bool) -> Iterator[Callable[[str], None]]:
         with Console(stderr=True).status("") as line:
             yield lambda text: line.update(escape(text))
     else:
-        told: set[str] = set()
+        shown: set[str] = set()
 
-        def tell(text: str) -> None:
+        def show_once(text: str) -> None:
             text = re.sub(r" \(\d+ s\)$", "", text)
-            if text not in told:
-                told.add(text)
+            if text not in shown:
+                shown.add(text)
                 echo(escape(text), err=True)
 
-        yield tell
+        yield show_once
 
 
 @contextmanager
 def progress_bar(what: str, show: bool) -> Iterator[Any]:
-    """A progress bar on standard error, in a terminal; yields what the operation tells of (done, total)."""
+    """A progress bar on standard error, in a terminal; yields the function that operations call with (done, total)."""
     if not (show and sys.stderr.isatty()):
         yield None
         return
@@ -142,11 +146,12 @@ def progress_bar(what: str, show: bool) -> Iterator[Any]:
 
 
 def format_size(count: int) -> str:
+    """A number of bytes in MB or GB."""
     return f"{count / 2**30:,.1f} GB" if count >= 2**30 else f"{count / 2**20:,.1f} MB"
 
 
 def format_time(zone: str, text: str) -> str:
-    """A time in UTC as clocks have it in the time zone of the schedule."""
+    """A time (ISO 8601) in the time zone `zone`."""
     from datetime import datetime
     from zoneinfo import ZoneInfo
 
@@ -154,4 +159,5 @@ def format_time(zone: str, text: str) -> str:
 
 
 def format_score(value: float | None) -> str:
+    """A metric with three decimals; a dash for none."""
     return "–" if value is None else f"{value:.3f}"

@@ -1,7 +1,8 @@
-"""Commands about the servers on this machine, and when ticks run by themselves: up, down, schedule."""
+"""Commands about the servers on this machine and the schedule of ticks: up, down, schedule."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,52 +22,46 @@ schedule = typer.Typer()
 def up(as_json: Json = False) -> None:
     """Start what is missing on this machine: Label Studio, a Prefect server, the worker that runs scheduled ticks.
 
-    Safe to repeat: what runs is left alone, what was killed comes back where it was.
+    Safe to repeat: running services are left alone; one that was killed restarts at its old address with its data.
     """
     from al_pipeline.operations.schedule import look_at_schedule
-    from al_pipeline.servers import (
-        label_studio_elsewhere,
-        password_file,
-        prefect_status,
-        services,
-        start_label_studio,
-        start_prefect,
-        start_worker,
-    )
+    from al_pipeline.servers import label_studio_elsewhere, password_file, services
 
     workspace = original_workspace()
-    _ = workspace.params  # what is wrong in it is told before anything starts
+    _ = workspace.params  # an error in it is reported before anything starts
     workspace.make_home()
     elsewhere = label_studio_elsewhere(workspace)
-    with spinner(not as_json) as say:
-        studio = elsewhere or start_label_studio(workspace, say).url
-        prefect = prefect_status(workspace) or start_prefect(workspace, say)
-        say("telling Prefect of the schedule")
-        _offer_to_prefect(workspace)
-        start_worker(workspace, say)
+    with spinner(not as_json) as on_progress:
+        studio, prefect = _start_missing(workspace, elsewhere, on_progress)
     rows, found = services(workspace), look_at_schedule(workspace)
     if as_json:
-        return print_json(
-            {
-                "label_studio_url": studio,
-                "prefect_url": prefect.url,
-                "services": [row.to_json() for row in rows],
-                "schedule": found.to_json(),
-            }
-        )
+        addresses = {"label_studio_url": studio, "prefect_url": prefect}
+        return print_json({**addresses, "services": [row.to_json() for row in rows], "schedule": found.to_json()})
     print_table(
         ("service", "state", "address", "process", "log"),
         [[row.service, row.state, row.address, str(row.pid or ""), row.log or ""] for row in rows],
     )
-    echo(f"[dim]logs lie in {escape(workspace.home)}[/]")
+    echo(f"[dim]logs are in {escape(workspace.home)}[/]")
     if not elsewhere:
         print_login(workspace, studio)
-    echo(f"Prefect's page asks for what stands in {escape(password_file(workspace))}, readable by you alone")
+    echo(f"Prefect's password is in {escape(password_file(workspace))}, readable only by you")
     _print_schedule(found)
 
 
+def _start_missing(workspace: Workspace, elsewhere: str | None, on_progress: Callable[[str], None]) -> tuple[str, str]:
+    """Start all but a Label Studio that is `elsewhere`; the addresses of Label Studio and of Prefect."""
+    from al_pipeline.servers import prefect_status, start_label_studio, start_prefect, start_worker
+
+    studio = elsewhere or start_label_studio(workspace, on_progress).url
+    prefect = prefect_status(workspace) or start_prefect(workspace, on_progress)
+    on_progress("applying the schedule in Prefect")
+    _apply_unless_elsewhere(workspace)
+    start_worker(workspace, on_progress)
+    return studio, prefect.url
+
+
 def down(as_json: Json = False) -> None:
-    """Stop what `al up` started, and a scheduled tick that runs just now; the next one finishes its job."""
+    """Stop what `al up` started, and a scheduled tick that is running; the next tick finishes its work."""
     from al_pipeline.servers import stop_label_studio, stop_prefect, stop_worker
 
     workspace = original_workspace()
@@ -80,7 +75,7 @@ def down(as_json: Json = False) -> None:
 
 
 @schedule.callback(invoke_without_command=True)
-def schedule_(
+def show_or_change_schedule(
     context: typer.Context,
     cron: Annotated[
         str | None,
@@ -88,13 +83,13 @@ def schedule_(
             metavar="CRON", help="Minute, hour, day of the month, month, day of the week: '*/30 8-18 * * 1-5'"
         ),
     ] = None,
-    timezone: Annotated[str | None, typer.Option(metavar="ZONE", help="Such as Europe/Berlin.")] = None,
-    active: Annotated[bool | None, typer.Option("--on/--off", help="Whether ticks run by themselves at all.")] = None,
+    timezone: Annotated[str | None, typer.Option(metavar="ZONE", help="Time zone, such as Europe/Berlin.")] = None,
+    active: Annotated[bool | None, typer.Option("--on/--off", help="Turn scheduled ticks on or off.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show when ticks run by themselves, or change it in params.yaml and in the workspace's Prefect server.
+    """Show the schedule of ticks, or change it in params.yaml and in the workspace's Prefect server.
 
-    A change is committed, if params.yaml had no other.
+    The change is committed if params.yaml has no other uncommitted changes.
     """
     if context.invoked_subcommand is not None:
         return
@@ -108,11 +103,11 @@ def schedule_(
         committed = change_schedule(workspace, cron, timezone, active)
         changed = before != workspace.layout.params.read_bytes()
         if not as_json:
-            done = "and committed" if committed else "not committed: it has other changes, the next round commits it"
-            echo(f"params.yaml is changed, {done}." if changed else "params.yaml says so already.")
+            done = "and committed" if committed else "but not committed with its other changes; the next round does"
+            echo(f"params.yaml was changed, {done}." if changed else "params.yaml already has this schedule.")
         workspace = current_workspace()
         if prefect_status(workspace):
-            _offer_to_prefect(workspace)
+            _apply_unless_elsewhere(workspace)
     found = look_at_schedule(workspace)
     if as_json:
         return print_json(found.to_json())
@@ -120,8 +115,8 @@ def schedule_(
 
 
 @schedule.command("apply")
-def schedule_apply(as_json: Json = False) -> None:
-    """Tell the workspace's Prefect server of the schedule in params.yaml, and that ticks run in this clone."""
+def apply(as_json: Json = False) -> None:
+    """Apply the schedule in params.yaml to the workspace's Prefect server, and run its ticks in this clone."""
     from al_pipeline.flows.local_server import apply_schedule
     from al_pipeline.operations.schedule import look_at_schedule
 
@@ -130,7 +125,7 @@ def schedule_apply(as_json: Json = False) -> None:
     found = look_at_schedule(workspace)
     if as_json:
         return print_json({"changed": changed, **found.to_json()})
-    echo("Prefect was told." if changed else "Prefect knew already.")
+    echo("The schedule was applied." if changed else "Prefect already has this schedule.")
     _print_schedule(found)
 
 
@@ -138,22 +133,22 @@ def _print_schedule(found: Standing) -> None:
     wanted = found.wanted
     echo(f"schedule: [bold]{escape(wanted.cron)}[/] {escape(wanted.timezone)}{'' if wanted.active else ', off'}")
     if found.server is None:
-        return echo("The workspace's own Prefect server is not up, so nothing runs by itself: [bold]al up[/]")
+        return echo("The workspace's Prefect server is not up, so no tick is scheduled: [bold]al up[/]")
     if found.deployment is None:
-        return echo("[yellow]Prefect was never told of it:[/] [bold]al schedule apply[/]")
+        return echo("[yellow]The schedule was never applied:[/] [bold]al schedule apply[/]")
     for difference in found.differs:
         echo(f"[yellow]{escape(difference)}:[/] [bold]al schedule apply[/], or change params.yaml")
     if not found.worker:
-        echo("[yellow]No worker takes the runs that are due:[/] [bold]al up[/] starts it")
+        echo("[yellow]No worker picks up scheduled ticks:[/] [bold]al up[/] starts it")
     elif found.next_run:
-        echo(f"next tick by itself: {format_time(wanted.timezone, found.next_run)}")
+        echo(f"next scheduled tick: {format_time(wanted.timezone, found.next_run)}")
 
 
-def _offer_to_prefect(workspace: Workspace) -> None:
-    """Bring the schedule to the workspace's own Prefect server, if its ticks do not run in another clone."""
+def _apply_unless_elsewhere(workspace: Workspace) -> None:
+    """Apply the schedule in the workspace's Prefect server, unless its ticks run in another clone."""
     from al_pipeline.flows.local_server import apply_schedule
 
     try:
         apply_schedule(workspace, take_over=False)
-    except UsageError as error:  # that clone's ticks go on: the two share their servers
+    except UsageError as error:  # the other clone keeps its ticks: the two share their servers
         warn(str(error))

@@ -1,4 +1,4 @@
-"""`al simulate`: what active learning would have saved on a labelled corpus."""
+"""`al simulate`: how many labels active learning would save on a labelled corpus."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from al_pipeline.cli.options import Encoding, InputFormat, Invocation, Json, current_workspace, parse_list
+from al_pipeline.cli.options import Encoding, InputFormat, Invocation, Json, TextColumn, current_workspace, parse_list
 from al_pipeline.cli.output import echo, escape, print_json, print_table, progress_bar, warn
 from al_pipeline.errors import UsageError
 
@@ -23,72 +23,62 @@ def simulate(
         Path,
         typer.Argument(metavar="CORPUS", help="CSV, JSONL, Parquet or XLSX with texts and labels, a folder, or -."),
     ],
-    strategies: Annotated[str, typer.Option(help="Query strategies, divided by commas.")] = "random,margin,auto",
+    strategies: Annotated[str, typer.Option(help="Comma-separated query strategies.")] = "random,margin,auto",
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each with its own test set and seed round.")] = 10,
-    budget: Annotated[int, typer.Option(min=1, help="Labels that each run may spend.")] = 1000,
+    budget: Annotated[int, typer.Option(min=1, help="Number of labels that each run may use.")] = 1000,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Labels a round. Default: select.batch_size of params.yaml.")
+        int | None, typer.Option(min=1, help="Labels per round. Default: select.batch_size in params.yaml.")
     ] = None,
     seed_size: Annotated[
-        int | None, typer.Option(min=1, help="Labels of the seed round. Default: round.seed_size of params.yaml.")
+        int | None, typer.Option(min=1, help="Labels in the seed round. Default: round.seed_size in params.yaml.")
     ] = None,
     cold_start: Annotated[
-        str | None, typer.Option(help="Who asks the seed round. Default: select.cold_start of params.yaml.")
+        str | None, typer.Option(help="Query strategy of the seed round. Default: select.cold_start in params.yaml.")
     ] = None,
     guide: Annotated[
         list[str] | None,
-        typer.Option(help='What a rare class is found by: spam="free money,act now"; once for each class.'),
+        typer.Option(help='Keywords of a rare class: spam="free money,act now"; may be repeated for other classes.'),
     ] = None,
     features: Annotated[
-        str | None, typer.Option(help="encoder, tfidf or encoder+tfidf. Default: features.kind of params.yaml.")
+        str | None, typer.Option(help="encoder, tfidf or encoder+tfidf. Default: features.kind in params.yaml.")
     ] = None,
     test_size: Annotated[
-        int | None, typer.Option(min=1, help="Texts of a test set, at most a fifth. Default: a fifth, 5,000 at most.")
+        int | None, typer.Option(min=1, help="Size of the test set, at most a fifth. Default: a fifth, at most 5,000.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=50, help="Of a larger corpus take so many texts, at random.")] = 20_000,
-    text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
-    label_column: Annotated[str, typer.Option(help="The column that holds the label.")] = "label",
+    limit: Annotated[int, typer.Option(min=50, help="Size of the random sample taken from a larger corpus.")] = 20_000,
+    text_column: TextColumn = "text",
+    label_column: Annotated[str, typer.Option(help="Column with the label.")] = "label",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes, one core each. Default: as many as there are cores.")
+        int | None, typer.Option(min=1, help="Number of processes, one core each. Default: the number of cores.")
     ] = None,
     encoding: Encoding = None,
     input_format: InputFormat = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder of the results. Default: simulations/, in a workspace its reports/."),
+        typer.Option("--out", "-o", help="Output folder. Default: simulations/; in a workspace, in its reports/."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show on a labelled corpus how many labels active learning would have saved, before anything is spent.
+    """Estimate on a labelled corpus how many labels active learning would save, before spending anything.
 
-    The rounds run by the functions that the stages call, in this process: no git, no Label Studio, no Prefect.
+    Rounds run in this process, with the functions that the pipeline's stages call: no git, no Label Studio, no Prefect.
 
-    Inside a workspace its params.yaml counts, else the template's. Run again, it does what is missing.
+    Inside a workspace its params.yaml is used, otherwise the template's. A repeated call computes only what is missing.
     """
     from al_pipeline.simulation.corpus import read_corpus
     from al_pipeline.simulation.simulate import Options, corpus_vectors, with_features
     from al_pipeline.simulation.simulate import simulate as run
     from al_pipeline.workspace.home import al_home
 
-    layout, params = _simulated_project()
+    layout, params = _current_params()
     if features is not None:
         params = with_features(params, features)
-    with progress_bar("reading", not as_json) as advance:
+    with progress_bar("reading", not as_json) as on_progress:
         texts = read_corpus(
-            corpus,
-            text_column,
-            label_column,
-            limit,
-            params.seed,
-            params.schema_.labels,
-            advance,
-            max_characters=params.ingest.max_characters,
-            format=input_format,
-            encoding=encoding,
-            on_note=warn,
-        )
-    if out is None:
-        out = Path("simulations") if layout is None else layout.reports / "simulations"
+            corpus, text_column, label_column, limit, params.seed, params.schema_.labels, on_progress,
+            max_characters=params.ingest.max_characters, format=input_format, encoding=encoding, on_note=warn,
+        )  # fmt: skip
+    out = out or (Path("simulations") if layout is None else layout.reports / "simulations")
     options = Options(
         strategies=tuple(name.strip() for name in strategies.split(",") if name.strip()),
         seeds=seeds,
@@ -98,20 +88,19 @@ def simulate(
         cold_start=cold_start,
         guide=_parse_guide(guide) if guide else None,
         test_size=test_size,
-        workers=workers or _cpu_count(),
+        workers=workers or _core_count(),
     )
     vectors = corpus_vectors(texts, params.features, al_home() / "simulate", layout)
-    with progress_bar("simulating", not as_json) as advance:
-        done = run(
-            texts, "stdin" if str(corpus) == "-" else corpus.resolve().stem, params, options, out, vectors, advance
-        )
+    name = "stdin" if str(corpus) == "-" else corpus.resolve().stem
+    with progress_bar("simulating", not as_json) as on_progress:
+        done = run(texts, name, params, options, out, vectors, on_progress)
     if as_json:
         return print_json({**done.result, "folder": str(done.folder), "report": str(done.folder / "report.html")})
     _print_simulation(done)
 
 
-def _simulated_project() -> tuple[Layout | None, Params]:
-    """The workspace around us, if there is one, and the parameters that a simulation goes by."""
+def _current_params() -> tuple[Layout | None, Params]:
+    """The layout of the current workspace, if there is one, and the parameters for a simulation."""
     from al_pipeline.params import parse_params
     from al_pipeline.workspace.trust import template
     from al_pipeline.workspace.workspace import in_workspace
@@ -123,17 +112,17 @@ def _simulated_project() -> tuple[Layout | None, Params]:
 
 
 def _parse_guide(words: list[str]) -> dict[str, list[str]]:
-    """`spam=free money,act now` as the words by class. Raises UsageError."""
+    """Parse `spam=free money,act now`: keywords by class. Raises UsageError."""
     found = {}
     for word in words:
         name, _, phrases = word.partition("=")
         found[name.strip()] = [phrase for phrase in parse_list(phrases, "--guide") if phrase]
         if not name.strip() or not found[name.strip()]:
-            raise UsageError(f"--guide {word!r} is not of the form CLASS=words,more words")
+            raise UsageError(f"--guide {word!r} is not of the form CLASS=keywords,more keywords")
     return found
 
 
-def _cpu_count() -> int:
+def _core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,7 +1,7 @@
-"""Standard input, output and error of `al`, wherever they lead: closed, full, read by nobody, not UTF-8.
+"""Standard input, output and error of `al`, even if they are closed, full, no longer read, or not UTF-8.
 
-No write to them raises, so that a terminal that fails stops no work half-way. What could not be written is remembered:
-`lost` says why, for the exit code of a command whose output is all that it does.
+No write to them raises, so that a terminal that fails does not stop a command half-way. `lost` says why something could
+not be written, for the exit code of a read-only command.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Sink(io.RawIOBase):
         while self.failure is None:
             try:
                 return os.write(self.fileno(), data)
-            except BlockingIOError:  # somebody made it non-blocking: the reader is slow, not gone
+            except BlockingIOError:  # another process made it non-blocking: the reader is slow, not gone
                 select.select([], [self.fileno()], [])
             except OSError as error:
                 self.failure = error
@@ -50,10 +50,10 @@ class _Sink(io.RawIOBase):
 
 
 def guard() -> None:
-    """Replace the standard streams of this process by such that never raise; open what is closed, to nowhere.
+    """Replace the standard streams of this process with streams that never raise; open closed ones on the null device.
 
-    A closed descriptor would be given to the next file that is opened, and what children print would go into it.
-    Streams that somebody else has put in place already are left alone.
+    A closed descriptor would be reused by the next file that is opened, and output of child processes would go into it.
+    Streams that were replaced already are left alone.
     """
     codecs.register_error("al", _plainly)
     missing = [number for number in (0, 1, 2) if not _is_open(number)]

@@ -19,7 +19,7 @@ _SETTINGS = {
     # The run's log is on the server; the terminal gets the steps from us.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",
-    "PREFECT_CLIENT_MAX_RETRIES": "3",  # 14 s: somebody waits
+    "PREFECT_CLIENT_MAX_RETRIES": "3",  # 14 s, since a person waits
 }
 """Settings of Prefect's client where the environment has none."""
 
@@ -44,7 +44,7 @@ def run_tick(workspace: Workspace, options: Options, on_progress: Callable[[str]
     from al_pipeline.operations.connect import connect
     from al_pipeline.operations.tick import tick
 
-    on_progress("the workspace's Prefect server is not up: the round runs in this process")
+    on_progress("the workspace's Prefect server is not up: the tick runs in this process")
     return tick(workspace, lambda: connect(workspace), options=options, say=on_progress)
 
 
@@ -58,8 +58,8 @@ def apply_schedule(workspace: Workspace, *, take_over: bool) -> bool:
     environment = prefect_environment(workspace)
     if not environment:
         raise NothingToDo(
-            "the workspace's own Prefect server is not up; `al up` starts it and tells it of the schedule "
-            "(a Prefect of your team's is told by `prefect deploy`: see prefect.yaml)"
+            "the workspace's own Prefect server is not up; `al up` starts it and applies the schedule "
+            "(for your team's Prefect server, use `prefect deploy`: see prefect.yaml)"
         )
     _configure_client(workspace, environment)
     from al_pipeline.flows.deployments import apply

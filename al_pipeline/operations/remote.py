@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from al_pipeline.integrations.dvc.session import Wrong
+from al_pipeline.integrations.dvc.session import Wrong, told
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_history
@@ -22,6 +22,11 @@ class Repaired:
     """Objects."""
     wrong: tuple[Wrong, ...]
     """What the remote still lacks or holds other bytes of: this clone does not have it either."""
+
+    @property
+    def lacking(self) -> str:
+        """The first few of `wrong`, each by its name, with what is wrong."""
+        return told(self.wrong)
 
     def to_json(self) -> dict[str, Any]:
         """This as a JSON object."""

@@ -31,7 +31,8 @@ from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.checkout import check_not_ignored, check_ready
 from al_pipeline.operations.close import carry_out
-from al_pipeline.operations.facts import check_owned
+from al_pipeline.operations.connect import refuse_elsewhere
+from al_pipeline.operations.facts import check_owned, open_dvc
 from al_pipeline.operations.history import History, Record, read_history
 from al_pipeline.params import Params, parse_params
 from al_pipeline.records import Event, LabeledItem, Selection, moment, round_name
@@ -224,6 +225,23 @@ def resume(workspace: Workspace, dvc: Dvc, reason: str) -> Intervention:
         intervention = new_intervention(history, git, "resume", reason)
         commit_intervention(workspace.layout, git, intervention)
         return intervention
+
+
+@contextmanager
+def dvc_for_intervention(workspace: Workspace, *, dry_run: bool = False) -> Iterator[Dvc]:
+    """DVC for an intervention. Raises WrongProject where another clone runs the ticks that would carry it out."""
+    if not dry_run:
+        refuse_elsewhere(workspace)
+    with open_dvc(workspace.layout) as dvc:
+        yield dvc
+
+
+def published_with(workspace: Workspace, intervention: Intervention) -> tuple[int, ...] | None:
+    """The newest published round, if any, with `intervention` in force; None while that waits for a tick."""
+    history = read_history(workspace.layout, Git(workspace.layout.root))
+    if any(waiting.number == intervention.number for waiting in history.waiting):
+        return None
+    return tuple(record["round"] for record in history.rounds[-1:])
 
 
 def finish_intervention(layout: Layout, git: Git) -> None:

@@ -157,7 +157,7 @@ def _workspace_read_only(lab: Lab, tally: FaultCount) -> None:
         for folder, step in ((site.layout.inbox_events.parent, "pull"), (site.layout.private, "sync")):
             _set_rights(folder, 0o555)
             tally.strike()
-            ended = site.refused(5, "Permission denied", "fix its rights")
+            ended = site.refused(5, "Permission denied", "fix its permissions")
             expect(local(site) == before, f"a tick that failed at {step} changed something: {ended.short}")
             _set_rights(folder, 0o755)
         tally.recovered(site)
