@@ -135,17 +135,17 @@ def chromium() -> Path:
     return Path(str(found))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """A workspace with items and no round, and the truth; tests work on copies, so that all share its id."""
+    """A workspace with items and no round, and the truth. Tests work on copies, which all have its id."""
     folder = tmp_path_factory.mktemp("template")
     _, truth = small_workspace(folder)
     return folder, truth
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(template: tuple[Path, dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """Two published rounds; nothing went wrong."""
+    """Two published rounds; nothing went wrong. Tests read it and change nothing."""
     workspace = copy_workspace(template, tmp_path_factory.mktemp("undisturbed"))
     play(workspace, SimulatedOracle(), template[1], 2)
     return workspace

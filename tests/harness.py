@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 
 from al_pipeline.files import read_json, write_json
+from al_pipeline.integrations.dvc.session import change_config
 from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
@@ -138,11 +139,8 @@ def copy_workspace(template: tuple[Path, Mapping[str, str]], folder: Path) -> Wo
     shutil.copytree(template[0], folder / "copy")
     root = folder / "copy/workspace"
     settle(root)
-    for command in (
-        ["dvc", "remote", "modify", "store", "url", str(folder / "copy/remote")],
-        ["git", "commit", "-qam", "Use another remote"],
-    ):
-        subprocess.run(command, cwd=root, check=True, env=tools_first())
+    change_config(root / ".dvc/config", {'remote "store"': {"url": str(folder / "copy/remote")}}, 0o644)
+    subprocess.run(["git", "commit", "-qam", "Use another remote"], cwd=root, check=True)
     return open_workspace(root)
 
 
