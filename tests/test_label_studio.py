@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import socket
 import ssl
 import subprocess
+import sys
 import threading
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
@@ -315,6 +318,98 @@ def test_only_reads_are_repeated_and_not_for_ever() -> None:
             with pytest.raises(LabelStudioDown):
                 calls(oracle)[name]()
     assert seen == ["GET"] * 4 + ["POST"] + ["PATCH"]
+
+
+PROJECT = {
+    "id": 1, "title": "al w", "description": str(ProjectMark("w", "c", "p")), "label_config": label_config(SCHEMA),
+    "maximum_annotations": 1, "show_collab_predictions": False, "parsed_label_config": {},
+}  # fmt: skip
+
+
+def personal_token(expires: float | None, **claims: Any) -> str:
+    """A token as Label Studio makes them for a person: a JSON Web Token."""
+    parts = ({"alg": "HS256"}, {**claims, **({} if expires is None else {"exp": expires})}, {})
+    return ".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts)
+
+
+def small_server(seen: list[tuple[str, str, str]], access: Callable[[], Any]) -> httpx.MockTransport:
+    """A server with one project and no tasks, below /ls, which changes personal tokens for what `access` gives."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        path = request.url.path
+        seen.append((request.method, path, request.headers.get("authorization", "")))
+        if path == "/ls/api/token/refresh/":
+            return httpx.Response(200, json=access())
+        return httpx.Response(200, json={"/ls/api/projects/1/": PROJECT, "/ls/api/users/": []}.get(path, {"tasks": []}))
+
+    return httpx.MockTransport(answer)
+
+
+def idle(oracle: LabelStudioOracle) -> None:
+    """What a tick asks that finds nothing to do."""
+    oracle.ensure_project("w", "c", SCHEMA, 1, False, REF)
+    assert [*oracle.open_tasks(REF), *oracle.task_states(REF, 0), *oracle.answered(REF, None)] == []
+
+
+def test_a_personal_token_buys_one_short_lived_token_for_many_requests() -> None:
+    bought = personal_token(time.time() + 300, token_type="access")
+    seen: list[tuple[str, str, str]] = []
+    transport = small_server(seen, lambda: {"access": bought})
+    token = personal_token(time.time() + 9999, token_type="refresh")
+    with LabelStudioOracle("http://ls.example/ls", token, transport=transport) as oracle:
+        idle(oracle)
+    assert [path for _, path, _ in seen].count("/ls/api/token/refresh/") == 1
+    assert {sent for method, _, sent in seen if method == "GET"} == {f"Bearer {bought}"}
+
+
+def test_a_short_lived_token_that_ended_is_bought_anew() -> None:
+    ends = iter([time.time() - 1, time.time() + 300])
+    seen: list[tuple[str, str, str]] = []
+    transport = small_server(seen, lambda: {"access": personal_token(next(ends))})
+    token = personal_token(time.time() + 9999)
+    with LabelStudioOracle("http://ls.example/ls", token, transport=transport) as oracle:
+        idle(oracle)
+    assert [path for _, path, _ in seen].count("/ls/api/token/refresh/") == 2
+
+
+@pytest.mark.parametrize("expires", [1.0, None])
+def test_a_personal_token_that_ended_is_refused_before_it_is_sent(expires: float | None) -> None:
+    seen: list[tuple[str, str, str]] = []
+    token = personal_token(expires)
+    transport = small_server(seen, dict)
+    with (
+        LabelStudioOracle("http://ls.example/ls", token, transport=transport) as oracle,
+        pytest.raises(LabelStudioRefused, match="refused the token") as caught,
+    ):
+        idle(oracle)
+    assert seen == [] and token not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("reply", [{}, [], {"access": 5}, {"access": "two\nlines"}])
+def test_a_reply_without_a_short_lived_token_is_no_answer(reply: Any) -> None:
+    seen: list[tuple[str, str, str]] = []
+    transport = small_server(seen, lambda: reply)
+    with (
+        LabelStudioOracle(
+            "http://ls.example/ls", personal_token(time.time() + 99), sleep=lambda _: None, transport=transport
+        ) as oracle,
+        pytest.raises(LabelStudioDown, match="no answer to it"),
+    ):
+        idle(oracle)
+
+
+def test_waiting_needs_no_import_of_the_sdk() -> None:
+    code = (
+        "import sys, httpx, test_label_studio as t\n"
+        "assert 'label_studio_sdk' not in sys.modules\n"
+        "with t.LabelStudioOracle('http://ls.example/ls', t.TOKEN, transport=t.small_server([], dict)) as oracle:\n"
+        "    t.idle(oracle)\n"
+        "assert 'label_studio_sdk' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def busy_oracle(waits: list[str], slept: list[float], seen: list[str]) -> LabelStudioOracle:

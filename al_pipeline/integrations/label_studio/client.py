@@ -1,4 +1,5 @@
-"""The Oracle that is Label Studio. The only importer of its SDK, which costs a second: import this module late.
+"""The Oracle that is Label Studio. The only importer of its SDK, which costs a second: what a tick asks while it waits
+goes without it (`reads`), and the SDK is loaded by the first request of another kind.
 
 Only reads are repeated: after a lost reply nobody knows whether a write took place, and Label Studio never notices a
 duplicate. Errors name the call and the status, never a body or a header: those hold texts, tokens and sessions.
@@ -19,7 +20,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import partial
+from functools import cached_property, partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from uuid import uuid4
@@ -28,6 +29,7 @@ from xml.etree import ElementTree
 import httpx
 
 from al_pipeline.errors import BadParams, LabelStudioDown, LabelStudioRefused
+from al_pipeline.integrations.label_studio.reads import PlainReads, UnusableReply
 from al_pipeline.integrations.oracle import (
     CONTROL,
     TIME_FORMAT,
@@ -52,7 +54,7 @@ from al_pipeline.records import Annotation, AnsweredTask, Task, TaskState, compo
 from al_pipeline.sanitize import redact
 
 if TYPE_CHECKING:
-    from label_studio_sdk.core.api_error import ApiError
+    from label_studio_sdk.base_client import LabelStudioBase
 
 _T = TypeVar("_T")
 
@@ -99,10 +101,6 @@ class LabelStudioOracle:
         sleep: Callable[[float], None] = time.sleep,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        # The generated client. The SDK's own top-level class adds label interfaces and exports that nothing here uses,
-        # and with them pandas and a JSON Schema faker: three seconds of imports.
-        from label_studio_sdk.base_client import LabelStudioBase
-
         if not url.startswith(("http://", "https://")):
             raise LabelStudioRefused("the address of Label Studio must begin with http:// or https://")
         if redact(url) != url:
@@ -117,9 +115,8 @@ class LabelStudioOracle:
             )
         self.url = url.rstrip("/")
         self._http = httpx.Client(timeout=timeout, transport=transport, trust_env=not _on_this_machine(self.url))
-        self._client = LabelStudioBase(
-            base_url=self.url, api_key=token, timeout=timeout, max_retries=0, httpx_client=self._http
-        )
+        self._plain = PlainReads(self.url, token, self._http)
+        self._token, self._timeout = token, timeout
         self._sleep = sleep
         self._jitter = random.Random()
         self._not_before = 0.0
@@ -142,15 +139,40 @@ class LabelStudioOracle:
         """Close the connections."""
         self._http.close()
 
+    @cached_property
+    def _client(self) -> LabelStudioBase:
+        # The generated client. The SDK's own top-level class adds label interfaces and exports that nothing here uses,
+        # and with them pandas and a JSON Schema faker: three seconds of imports.
+        from label_studio_sdk.base_client import LabelStudioBase
+
+        return LabelStudioBase(
+            base_url=self.url, api_key=self._token, timeout=self._timeout, max_retries=0, httpx_client=self._http
+        )
+
+    def _by_sdk(self, call: Callable[[LabelStudioBase], Any]) -> Callable[[], Any]:
+        """A request that the SDK makes; what it raises for a reply becomes UnusableReply."""
+
+        def send() -> Any:
+            from label_studio_sdk.core.api_error import ApiError
+
+            try:
+                return call(self._client)
+            except ApiError as error:
+                reply = UnusableReply(error.status_code, error.headers or {}, error.body)
+            raise reply  # outside the handler, so that the SDK's error does not travel with it
+
+        return send
+
     # Projects ------------------------------------------------------------------------------------------------------
 
     def about(self) -> About:
         """The server's version, our user and the clocks; what `al doctor` asks. Checks the token."""
         try:
-            user = self._read("asking who we are", self._client.users.whoami, _user)
+            user = self._read("asking who we are", self._by_sdk(lambda sdk: sdk.users.whoami()), _user)
         except _NotFound:
             raise _no_label_studio("asking who we are", self.url) from None
-        version = self._read("asking for the version", self._client.versions.get, lambda found: str(found.release))
+        ask = self._by_sdk(lambda sdk: sdk.versions.get())
+        version = self._read("asking for the version", ask, lambda found: str(found.release))
         return About(version, user[1], self._clock_ahead())
 
     def ensure_project(
@@ -196,26 +218,25 @@ class LabelStudioOracle:
         self._update(ref, "adopting the project", {"description": with_mark(project.description, mark)})
 
     def _update(self, ref: ProjectRef, what: str, changes: Mapping[str, Any]) -> None:
-        self._write(what, partial(self._client.projects.update, ref.project_id, **changes), _id)
+        self._write(what, self._by_sdk(lambda sdk: sdk.projects.update(ref.project_id, **changes)), _id)
 
     def _create_project(self, workspace_id: str, clone_id: str, settings: Mapping[str, Any]) -> ProjectRef:
         mark = ProjectMark(workspace_id, clone_id, uuid4().hex[:12])
-        create = partial(
-            self._client.projects.create,
-            description=str(mark),
-            sampling="Sequential sampling",
-            overlap_cohort_percentage=100,
-            skip_queue="REQUEUE_FOR_OTHERS",
-            enable_empty_annotation=False,
-            **settings,
+        create = self._by_sdk(
+            lambda sdk: sdk.projects.create(
+                description=str(mark),
+                sampling="Sequential sampling",
+                overlap_cohort_percentage=100,
+                skip_queue="REQUEUE_FOR_OTHERS",
+                enable_empty_annotation=False,
+                **settings,
+            )
         )
         return ProjectRef(self._write("creating the project", create, _id), mark.project_uid)
 
     def _project(self, ref: ProjectRef, workspace_id: str, clone_id: str | None) -> _Project:
         try:
-            # Not projects.get: it dumps the model again, and warns of odd values by showing them.
-            get = partial(self._client.projects.with_raw_response.get, ref.project_id)
-            project = self._read("reading the project", get, lambda reply: _project(reply.data))
+            project = self._read("reading the project", partial(self._plain.project, ref.project_id), _project)
         except _NotFound:
             self.about()  # raises where another service answers, which cannot tell
             raise missing_project(ref) from None
@@ -236,7 +257,7 @@ class LabelStudioOracle:
     def _descriptions(self) -> Iterator[tuple[int, str | None]]:
         page, size = 1, 100
         while True:
-            wanted = partial(self._client.projects.list, page=page, page_size=size, include="id,description")
+            wanted = self._by_sdk(partial(_projects, page=page, page_size=size))
             try:
                 found = self._read(
                     "listing the projects", wanted, _each(lambda p: (_id(p), _text_or_none(p.description)))
@@ -265,7 +286,9 @@ class LabelStudioOracle:
     def import_tasks(self, ref: ProjectRef, tasks: Sequence[Task]) -> None:
         """Add tasks in one request, never repeated; see Oracle."""
         request: Any = [task_json(task) for task in tasks]
-        send = partial(self._client.projects.import_tasks, ref.project_id, request=request, return_task_ids=True)
+        send = self._by_sdk(
+            lambda sdk: sdk.projects.import_tasks(ref.project_id, request=request, return_task_ids=True)
+        )
         taken = self._write(f"sending {len(tasks)} tasks", send, lambda reply: reply.task_count)
         if taken != len(tasks):
             raise LabelStudioDown(f"Label Studio says that it took {taken!r} of {len(tasks)} tasks")
@@ -288,7 +311,7 @@ class LabelStudioOracle:
         """Take tasks out of the queue; see Oracle."""
         for task_id in task_ids:
             try:
-                self._write("retiring a task", partial(self._client.tasks.update, str(task_id), is_labeled=True), _id)
+                self._write("retiring a task", self._by_sdk(partial(_take_out, task_id=task_id)), _id)
             except _NotFound:
                 continue
 
@@ -306,7 +329,7 @@ class LabelStudioOracle:
             items = [*filters, _filter("id", "greater", "Number", last)]
             query = {"filters": {"conjunction": "and", "items": items}, "ordering": ["tasks:id"]}
             wanted = partial(
-                self._client.tasks.list,
+                self._plain.tasks,
                 project=ref.project_id,
                 page=1,
                 page_size=_PAGE,
@@ -315,7 +338,7 @@ class LabelStudioOracle:
                 query=json.dumps(query),
             )
             try:
-                found = self._read("listing tasks", wanted, _each(lambda task: (_id(task), parse(task))))
+                found = self._read("listing tasks", wanted, lambda tasks: [(_id(task), parse(task)) for task in tasks])
             except _NotFound:
                 raise missing_project(ref) from None
             ids = [task_id for task_id, _ in found]
@@ -361,7 +384,7 @@ class LabelStudioOracle:
         return self._emails[number]
 
     def _list_emails(self) -> dict[int, str]:
-        return dict(self._read("listing the users", self._client.users.list, lambda users: [_user(u) for u in users]))
+        return dict(self._read("listing the users", self._plain.users, lambda users: [_user(u) for u in users]))
 
     # Requests ------------------------------------------------------------------------------------------------------
 
@@ -381,14 +404,12 @@ class LabelStudioOracle:
 
         Raises LabelStudioDown, LabelStudioRefused, _NotFound for a 404.
         """
-        from label_studio_sdk.core.api_error import ApiError
-
         self._keep_silence(what)
         try:
             return parse(send())
-        except ApiError as error:
+        except UnusableReply as error:
             if error.status_code in (429, 503):
-                self._not_before = time.monotonic() + asked_to_wait(error.headers or {})
+                self._not_before = time.monotonic() + asked_to_wait(error.headers)
             failure = _failure(what, self.url, error, self._silence())
         except httpx.TimeoutException:
             failure = LabelStudioDown(
@@ -403,7 +424,7 @@ class LabelStudioOracle:
             failure = LabelStudioDown(
                 f"{what}: Label Studio at {self.url} sent something that is no answer to it ({type(error).__name__})"
             )
-        # Outside the handlers: the SDK's error holds headers and bodies, and must not travel with ours.
+        # Outside the handlers: the first error holds headers and bodies, and must not travel with ours.
         raise failure
 
     def _silence(self) -> float:
@@ -493,13 +514,13 @@ def _header_date(text: str) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _failure(what: str, url: str, error: ApiError, wait: float = 0.0) -> Exception:
+def _failure(what: str, url: str, error: UnusableReply, wait: float = 0.0) -> Exception:
     """What an unsuccessful reply means; `wait`: for how many seconds the server asked to be left alone."""
     status = error.status_code
     theirs = not error.body or isinstance(
         error.body, Mapping
     )  # Label Studio says in JSON what is wrong; pages are of somebody else
-    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+    headers = {name.lower(): value for name, value in error.headers.items()}
     if status == 404 and theirs:
         return _NotFound(f"{what}: Label Studio at {url} has no such thing (404), or does not let us see it")
     if status == 404:
@@ -617,6 +638,14 @@ def _project(found: Any) -> _Project:
         show_collab_predictions=found.show_collab_predictions,
         labels=frozenset(composed(label) for label in asked if isinstance(label, str)),
     )
+
+
+def _projects(sdk: LabelStudioBase, *, page: int, page_size: int) -> Any:
+    return sdk.projects.list(page=page, page_size=page_size, include="id,description")
+
+
+def _take_out(sdk: LabelStudioBase, *, task_id: int) -> Any:
+    return sdk.tasks.update(str(task_id), is_labeled=True)
 
 
 def _each(parse: Callable[[Any], _T]) -> Callable[[Any], list[_T]]:
