@@ -227,6 +227,17 @@ def test_al_starts_without_anything_heavy() -> None:
     assert not found & heavy
 
 
+def test_status_loads_nothing_of_a_tick() -> None:
+    code = "import sys, al_pipeline.operations.status; print(*sys.modules, sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    found = set(done.stdout.split())
+    ours = {"operations.tick", "operations.publish", "integrations.dvc.session", "workspace.fingerprint"}
+    assert "al_pipeline.operations.facts" in found, "the look itself works"
+    assert not found & {*(f"al_pipeline.{name}" for name in ours), "pyarrow", "numpy", "httpx", "label_studio_sdk"}
+
+
 @pytest.mark.parametrize("stage", ["label", "train", "evaluate", "score", "select"])
 def test_stages_start_without_torch(stage: str) -> None:
     found = loaded(f"al_pipeline.stages.{stage}")

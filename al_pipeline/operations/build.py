@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from al_pipeline.errors import StageFailed
 from al_pipeline.files import read_json, read_object, sha256_bytes, sha256_file, write_json, write_text
 from al_pipeline.integrations import processes as child
-from al_pipeline.integrations.dvc.session import Dvc
-from al_pipeline.integrations.environment import Engine
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.close import check_sources
 from al_pipeline.params import Features
 from al_pipeline.progress import shown
 from al_pipeline.rounds.state_machine import BUILD, Step
-from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT, current_engine, write_engine
 from al_pipeline.workspace.home import own_environment
 from al_pipeline.workspace.layout import Layout
+
+if TYPE_CHECKING:
+    from al_pipeline.integrations.dvc.session import Dvc
+    from al_pipeline.integrations.environment import Engine
 
 _ENCODE_TIMEOUT = 24 * 3600.0
 
@@ -55,6 +56,8 @@ def _entries(stage: dict[str, Any]) -> list[dict[str, Any]]:
 
 def refresh_engine(layout: Layout) -> bool:
     """Write this engine down where the build under way began with another; True where that starts it over."""
+    from al_pipeline.workspace.fingerprint import current_engine, write_engine  # which `al status` does not need
+
     if read_json(layout.engine) == current_engine():
         return False
     write_engine(layout.engine)
@@ -141,6 +144,8 @@ def encode(layout: Layout, features: Features, engine: Engine | None = None) -> 
     """
     if not features.uses_encoder:
         return
+    from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT
+
     settings = {k: v for k, v in STAGE_ENVIRONMENT.items() if not k.endswith("_NUM_THREADS")}
     environment = {**os.environ, **own_environment(), **settings, **(engine.environment if engine else {})}
     environment.pop("AL_LABEL_STUDIO_TOKEN", None)

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from al_pipeline.annotation.aggregation import CONTROLS, intervention_key
 from al_pipeline.data.ledger import append_inbox, append_part, part_ids, read_events
 from al_pipeline.errors import RemoteIncomplete, RepositoryError, UnexpectedChange
 from al_pipeline.files import read_object, remove_leftovers, sha256_file, write_json
-from al_pipeline.integrations.dvc.session import Different, Dvc
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.checkout import converted
 from al_pipeline.records import RANDOM, RANDOM_SLICE, Event, PlannedTask
 from al_pipeline.rounds.interventions import Intervention, control_event
-from al_pipeline.workspace.fingerprint import write_engine
 from al_pipeline.workspace.layout import Layout
+
+if TYPE_CHECKING:  # `al status` needs neither DVC nor the engine's fingerprint
+    from al_pipeline.integrations.dvc.session import Different, Dvc
 
 
 def next_round(layout: Layout) -> int | None:
@@ -56,6 +57,8 @@ def close(
     `asked` are the items that people want in it, `kept` the tasks of this round that stay in it.
     Raises UnexpectedChange where somebody edited the ledger, the pool, the test set or the encoder.
     """
+    from al_pipeline.workspace.fingerprint import write_engine
+
     if layout.closing.exists():
         check_kept(layout, dvc)
     else:

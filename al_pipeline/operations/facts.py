@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from al_pipeline.annotation.aggregation import active, standing, superseded
 from al_pipeline.data.ledger import known_ids, read_events
 from al_pipeline.data.pool import count_items
 from al_pipeline.files import read_json, read_object
-from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations import build
 from al_pipeline.operations.checkout import check_tags, put_back_converted
@@ -20,13 +20,18 @@ from al_pipeline.operations.close import check_sources, foreign_edits, is_closed
 from al_pipeline.operations.history import History, read_history, read_plan
 from al_pipeline.records import Event, PlannedTask, round_name
 from al_pipeline.rounds.state_machine import Closing, Facts
-from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
+
+if TYPE_CHECKING:
+    from al_pipeline.integrations.dvc.session import Dvc
 
 
 def open_dvc(layout: Layout) -> Dvc:
     """DVC for a workspace, with the environment that stages need."""
+    from al_pipeline.integrations.dvc.session import Dvc
+    from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT
+
     return Dvc(layout.root, layout.dvc_process, layout.logs / "dvc.log", dict(STAGE_ENVIRONMENT))
 
 
