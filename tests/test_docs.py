@@ -26,7 +26,7 @@ from al_pipeline.params import Params
 
 ROOT = Path(__file__).parents[1]
 GUIDES = sorted((ROOT / "docs").rglob("*.md"))
-DOCUMENTS = [*(ROOT / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md")), *GUIDES]
+DOCUMENTS = [*(ROOT / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md", "data/README.md")), *GUIDES]
 ROOT_COMMAND = typer.main.get_command(app)
 
 
@@ -187,7 +187,7 @@ def test_documents_name_parameters_that_exist(path: Path) -> None:
     assert {key for key in found if not key.endswith((".json", ".py"))} - {*keys()} == set()
 
 
-@pytest.mark.parametrize("path", DOCUMENTS[:3], ids=named)
+@pytest.mark.parametrize("path", DOCUMENTS[:4], ids=named)
 def test_links_of_the_documents_at_the_root_lead_somewhere(path: Path) -> None:
     """Those of the site are followed by its build."""
     text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
