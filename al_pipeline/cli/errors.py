@@ -29,10 +29,7 @@ _ADVICE = {
 }
 """Errors of the operating system that are not bugs of ours, and how to fix them."""
 
-
 _INTERRUPTED = 130
-
-
 _BROKEN_PIPE = 141
 
 

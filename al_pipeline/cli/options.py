@@ -13,26 +13,16 @@ if TYPE_CHECKING:
     from al_pipeline.workspace.workspace import Workspace
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-
-
 Reason = Annotated[str, typer.Option(help="Reason, recorded in git.")]
-
-
 Encoding = Annotated[
     str | None,
     typer.Option(help="Encoding of the input: cp1252, gb18030, utf-16, … Default: detected; refused if unclear."),
 ]
-
-
 InputFormat = Annotated[
     str | None,
     typer.Option("--input-format", help="csv, jsonl, parquet or xlsx. Default: detected from content and name."),
 ]
-
-
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change without changing anything.")]
-
-
 TextColumn = Annotated[str, typer.Option(help="Column with the text.")]
 IdColumn = Annotated[str | None, typer.Option(help="Column with your ids. Default: `id`, if there is one.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation; required without a terminal.")]
