@@ -174,7 +174,7 @@ def test_destroy_works_where_the_folder_is_gone(al: Al, workspace: Workspace, al
     shown = one_object(al("destroy", workspace.id, *more, "--dry-run", "--json").out)
     assert shown["dry_run"] and (workspace.home / "credentials.json").exists()
     done = one_object(al("destroy", str(workspace.layout.root), *more, "--yes", "--json").out)
-    assert done["goes"] == shown["goes"]
+    assert done["removed"] == shown["removed"]
     assert (al_home / workspace.id).exists() != with_folder, "the data of its rounds stay, unless asked for"
 
 
@@ -288,7 +288,7 @@ def test_answers_that_were_not_pulled_are_not_destroyed(
         inbox = one_object(al("-C", root, "destroy", "--with-folder", "--dry-run", "--json").out)["losses"]
         assert "pulled answers are in no published round yet" in inbox[-1]
         done = one_object(al("-C", root, "destroy", "--yes", "--force", "--json").out)
-        assert done["ended"] == ["Label Studio"] and not psutil.pid_exists(server.pid)
+        assert done["stopped"] == ["Label Studio"] and not psutil.pid_exists(server.pid)
         assert not (al_home / workspace.id / "label-studio").exists()
         assert json.loads((Path(root) / "al-workspace.json").read_text())["workspace_id"] == workspace.id
         assert one_object(al("-C", root, "status", "--json").out)["state"] == "open"

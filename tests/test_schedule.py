@@ -160,7 +160,7 @@ def test_the_command_shows_changes_and_says_what_is_missing(
         "active": False,
         "prefect_url": None,
         "applied": False,
-        "differs": [],
+        "differences": [],
         "worker": False,
         "next_run": None,
     }

@@ -112,10 +112,10 @@ class Destruction:
         """This as a JSON object."""
         return {
             "workspace_id": self.left.workspace_id,
-            "goes": [{"path": path, "what": what, "bytes": size} for path, what, size in self.goes],
-            "stays": [{"path": path, "what": what} for path, what in self.stays],
+            "removed": [{"path": path, "what": what, "bytes": size} for path, what, size in self.goes],
+            "kept": [{"path": path, "what": what} for path, what in self.stays],
             "losses": list(self.losses),
-            "ended": list(self.ended),
+            "stopped": list(self.ended),
         }
 
 

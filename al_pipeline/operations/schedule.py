@@ -46,7 +46,7 @@ class Standing:
             **self.wanted.model_dump(),
             "prefect_url": self.server,
             "applied": self.deployment is not None and not self.differs,
-            "differs": list(self.differs),
+            "differences": list(self.differs),
             "worker": self.worker,
             "next_run": self.next_run,
         }
