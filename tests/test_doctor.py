@@ -261,7 +261,7 @@ def no_plugin(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
 
 
 def another_engine(workspace: Workspace, patch: pytest.MonkeyPatch) -> None:
-    other = {**read_json(workspace.layout.engine), "version": "9.9"}
+    other = {**read_json(workspace.layout.engine), "threads": 64}
     patch.setattr("al_pipeline.workspace.fingerprint.current_engine", lambda: other)
     patch.setattr(doctor, "current_engine", lambda: other)
 
@@ -338,7 +338,7 @@ PROVOKED: list[tuple[Callable[[Workspace, pytest.MonkeyPatch], None], str, str, 
     (lost_object, "remote", "error", "holds nothing of what the last commit names"),
     (unwritable_remote, "remote", "error", "cannot be written"),
     (no_plugin, "remote", "error", "pip install 'al-pipeline[gs]'"),
-    (another_engine, "engine", "warning", "version: was"),
+    (another_engine, "engine", "warning", "threads: was"),
     (no_label_studio, "Label Studio", "error", "al labelstudio start"),
     (dead_label_studio, "Label Studio", "error", "is it running?"),
     (old_label_studio, "Label Studio", "warning", "1.13.1 is older"),

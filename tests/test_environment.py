@@ -35,12 +35,17 @@ def test_what_comes_with_the_machine_cannot_be_installed(key: str, value: Any) -
     assert not (al_home() / "engines").exists()
 
 
-@pytest.mark.parametrize("changes", [{"sources": "0" * 64}, {"version": "0.0.7"}])
-def test_other_sources_must_be_given(changes: dict[str, str]) -> None:
+def test_other_sources_must_be_given() -> None:
     with pytest.raises(NothingToDo, match="other sources of al-pipeline made it .*`--engine PATH`"):
-        recorded_engine(recorded(**changes), None, refuse)
+        recorded_engine(recorded(sources="0" * 64), None, refuse)
     with pytest.raises(BadInput, match="neither a checkout nor a wheel"):
-        recorded_engine(recorded(**changes), Path("never"), refuse)
+        recorded_engine(recorded(sources="0" * 64), Path("never"), refuse)
+
+
+def test_a_record_of_an_engine_that_counted_other_packages_names_no_stranger() -> None:
+    packages = {**current_engine()["packages"], "pandas": "2.3.1"}
+    with pytest.raises(NothingToDo, match="other sources"):
+        recorded_engine(recorded(sources="0" * 64, packages=packages), None, refuse)
 
 
 @pytest.mark.slow
@@ -49,7 +54,7 @@ def test_sources_that_are_given_are_taken_where_they_are_the_recorded_ones(tmp_p
     ignored = shutil.ignore_patterns(".*", "demo", "build", "tests", "benchmarks", "__pycache__", "*.egg-info")
     shutil.copytree(ROOT, checkout, ignore=ignored)
     with (checkout / "al_pipeline/evaluation/metrics.py").open("a") as file:
-        file.write("# older\n")
+        file.write("OLDER = 1\n")
     before = sorted(path.name for path in checkout.iterdir())
     look = (
         "import json; from al_pipeline.workspace.fingerprint import current_engine; print(json.dumps(current_engine()))"

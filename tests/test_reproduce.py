@@ -285,17 +285,17 @@ def test_rounds_before_and_after_a_rollback_come_out_again(tmp_path: Path) -> No
 # Another engine -----------------------------------------------------------------------------------------------------
 
 
-def another_pandas(folder: Path) -> Path:
-    """A wheel of a pandas 0.0.1, which no stage imports; its folder serves pip, and its content a Python path."""
+def another_tokenizers(folder: Path) -> Path:
+    """A wheel of a tokenizers 0.0.1, which no stage imports; its folder serves pip, and its content a Python path."""
     import zipfile
 
     files = {
-        "pandas-0.0.1.dist-info/METADATA": "Metadata-Version: 2.1\nName: pandas\nVersion: 0.0.1\n",
-        "pandas-0.0.1.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: us\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        "pandas-0.0.1.dist-info/RECORD": "",
+        "tokenizers-0.0.1.dist-info/METADATA": "Metadata-Version: 2.1\nName: tokenizers\nVersion: 0.0.1\n",
+        "tokenizers-0.0.1.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: us\nTag: py3-none-any\n",
+        "tokenizers-0.0.1.dist-info/RECORD": "",
     }
     folder.mkdir()
-    with zipfile.ZipFile(folder / "pandas-0.0.1-py3-none-any.whl", "w") as wheel:
+    with zipfile.ZipFile(folder / "tokenizers-0.0.1-py3-none-any.whl", "w") as wheel:
         for name, text in files.items():
             wheel.writestr(name, text)
             write_text(folder / "path" / name, text)
@@ -306,23 +306,23 @@ def test_another_engine_is_told_and_metrics_compared_or_the_recorded_one_install
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, al: Callable[..., Said]
 ) -> None:
     workspace, truth = small_workspace(tmp_path / "w", size=40)
-    shelf = another_pandas(tmp_path / "shelf")
+    shelf = another_tokenizers(tmp_path / "shelf")
     with monkeypatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(shelf / "path"), os.environ.get("PYTHONPATH", "")]))
         patch.syspath_prepend(str(shelf / "path"))
         current_engine.cache_clear()
         play(workspace, SimulatedOracle(), truth, 1)
     current_engine.cache_clear()
-    assert read_json(workspace.layout.record(0))["engine"]["packages"]["pandas"] == "0.0.1"
+    assert read_json(workspace.layout.record(0))["engine"]["packages"]["tokenizers"] == "0.0.1"
     code, found = al(workspace, "reproduce")
     (row,) = found["rounds"]
     assert (code, row["compared"], row["difference"]) == (0, "metrics", None)
-    assert row["engine"].startswith("pandas: was 0.0.1, is ")
+    assert row["engine"].startswith("tokenizers: was 0.0.1, is ")
     assert {figure["name"]: figure["near"] for figure in row["figures"]} == dict.fromkeys(module.FIGURES, True)
 
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     code, found = al(workspace, "reproduce", "--engine", "recorded")
-    assert code == 5 and "pip could not install pandas==0.0.1" in found["message"]
+    assert code == 5 and "pip could not install tokenizers==0.0.1" in found["message"]
     monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
     code, found = al(workspace, "reproduce", "--engine", "recorded")
     (row,) = found["rounds"]

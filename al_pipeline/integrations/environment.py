@@ -23,7 +23,7 @@ import al_pipeline
 from al_pipeline.errors import BadInput, ExternalServiceError, NothingToDo
 from al_pipeline.files import json_line, read_json, sha256_bytes
 from al_pipeline.integrations import processes as child
-from al_pipeline.workspace.fingerprint import PACKAGES, STAGE_ENVIRONMENT, current_engine, difference
+from al_pipeline.workspace.fingerprint import FORMER_PACKAGES, PACKAGES, STAGE_ENVIRONMENT, current_engine, difference
 from al_pipeline.workspace.home import al_home, check_private, own_environment, private_folder
 from al_pipeline.workspace.lock import locked
 
@@ -68,20 +68,20 @@ def recorded_engine(recorded: Mapping[str, Any], sources: Path | None, say: Call
     check_private(folder)  # what is in it is run
     with locked(folder.with_suffix(".lock"), "al reproduce --engine"):
         child.end_remembered(folder.with_suffix(".json"))
-        if _fingerprint(engine, folder) != wanted:
+        if difference(wanted, _fingerprint(engine, folder) or {}):
             say("installing the recorded engine in an environment of its own (once)")
             _install(folder, engine, wanted, sources)
             found = _fingerprint(engine, folder)
-            if found != wanted:
+            if changes := difference(wanted, found or {}):
                 shutil.rmtree(folder)
-                raise BadInput(f"what could be installed is not the recorded engine: {difference(wanted, found or {})}")
+                raise BadInput(f"what could be installed is not the recorded engine: {changes}")
     return engine
 
 
 def _check_possible(wanted: Mapping[str, Any], sources: Path | None) -> None:
     here = current_engine()
     packages = wanted.get("packages")
-    known = packages if isinstance(packages, dict) and set(packages) <= set(PACKAGES) else {"": None}
+    known = packages if isinstance(packages, dict) and set(packages) <= {*PACKAGES, *FORMER_PACKAGES} else {"": None}
     if not all(isinstance(v, str) and _VERSION.fullmatch(v) for v in known.values()):
         raise BadInput(f"the record names packages or versions that no engine has: {packages!r}"[:300])
     if other := [key for key in _GIVEN if wanted.get(key) != here[key]]:
@@ -90,7 +90,7 @@ def _check_possible(wanted: Mapping[str, Any], sources: Path | None) -> None:
             f"the recorded engine cannot be installed here ({told}); run `al` on such a machine and Python, "
             "or leave `--engine` out: then metrics are compared"
         )
-    if sources is None and (wanted["sources"], wanted["version"]) != (here["sources"], here["version"]):
+    if sources is None and wanted["sources"] != here["sources"]:
         raise NothingToDo(
             f"other sources of al-pipeline made it (version {wanted['version']}, digest {wanted['sources'][:12]}; "
             f"these are {here['version']}, {here['sources'][:12]}), and a record holds only their digest; "

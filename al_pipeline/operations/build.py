@@ -56,9 +56,9 @@ def _entries(stage: dict[str, Any]) -> list[dict[str, Any]]:
 
 def refresh_engine(layout: Layout) -> bool:
     """Write this engine down where the build under way began with another; True where that starts it over."""
-    from al_pipeline.workspace.fingerprint import current_engine, write_engine  # which `al status` does not need
+    from al_pipeline.workspace.fingerprint import difference, write_engine  # which `al status` does not need
 
-    if read_json(layout.engine) == current_engine():
+    if not difference(read_json(layout.engine)):
         return False
     write_engine(layout.engine)
     return True

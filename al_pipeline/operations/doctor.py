@@ -414,7 +414,7 @@ def _engine(workspace: Workspace) -> Iterator[Finding]:
             "the next build runs under this one; older rounds stay as they are",
         )
     else:
-        yield Finding("engine", "ok", f"{recorded['version']}, the one of the last build")
+        yield Finding("engine", "ok", f"{current_engine()['version']}, the one of the last build")
 
 
 def _label_studio(workspace: Workspace) -> Iterator[Finding]:

@@ -1,12 +1,13 @@
 """This engine's fingerprint: what must be equal for the same inputs to give the same bytes.
 
 `engine.json` is a dependency of every DVC stage. Closing a round writes it; a stage refuses to run where it says
-another engine. The digest covers the modules that stages import (a test compares the list with their imports).
+another engine. The digest covers what the modules compute that stages import (a test compares the list with their
+imports): their syntax trees without docstrings, comments, messages and type annotations, see `code_digest`. The
+version of al-pipeline is recorded and not compared: a release that computes the same is the same engine.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 from functools import cache
@@ -16,7 +17,8 @@ from typing import Any
 
 import al_pipeline
 from al_pipeline.errors import EngineChanged
-from al_pipeline.files import read_json, sha256_file, write_json
+from al_pipeline.files import read_json, write_json
+from al_pipeline.workspace.code_digest import package_digest
 
 MODULES = (
     "__init__.py",
@@ -27,7 +29,6 @@ MODULES = (
     "annotation/__init__.py",
     "annotation/aggregation.py",
     "annotation/schema_change.py",
-    "cron.py",
     "data/__init__.py",
     "data/ledger.py",
     "data/outputs.py",
@@ -50,7 +51,6 @@ MODULES = (
     "models/loading.py",
     "models/text_model.py",
     "params.py",
-    "progress.py",
     "records.py",
     "sanitize.py",
     "stages/__init__.py",
@@ -63,11 +63,18 @@ MODULES = (
     "workspace/fingerprint.py",
     "workspace/layout.py",
 )
-"""Modules that stages import: their bytes are part of the fingerprint."""
+"""Modules that stages import: what they compute is part of the fingerprint."""
+
+NO_OUTPUT = {
+    "cron.py": "checks `schedule`, which no stage reads",
+    "progress.py": "writes a file that is no output, and returns nothing to a stage",
+    "workspace/code_digest.py": "computes the digest itself",
+    "workspace/home.py": "finds the folder in which the digest is cached",
+}
+"""Modules that stages import and that cannot change their outputs, each with the reason (tests hold them)."""
 
 PACKAGES = (
     "numpy",
-    "pandas",
     "pyarrow",
     "safetensors",
     "scipy",
@@ -75,6 +82,9 @@ PACKAGES = (
     "torch",
     "transformers",
 )
+"""Packages that stages compute with, in all or some workspaces."""
+FORMER_PACKAGES = ("pandas",)
+"""What earlier engines recorded beside them."""
 
 _CPU_FLAGS = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
 
@@ -96,13 +106,9 @@ STAGE_ENVIRONMENT = {
 @cache
 def current_engine() -> dict[str, Any]:
     """The fingerprint of the engine that runs now."""
-    package = Path(al_pipeline.__file__).parent
-    sources = hashlib.sha256()
-    for module in MODULES:
-        sources.update(f"{module}\0{sha256_file(package / module)}\n".encode())
     return {
         "version": version("al-pipeline"),
-        "sources": sources.hexdigest(),
+        "sources": package_digest(Path(al_pipeline.__file__).parent, MODULES),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "machine": platform.machine(),
@@ -113,17 +119,18 @@ def current_engine() -> dict[str, Any]:
 
 
 def write_engine(path: Path) -> None:
-    """Record this engine; only closing a round may call it. An equal record is left as it is."""
-    if read_json(path) != current_engine():
+    """Record this engine; only closing a round may call it. A record of the same engine is left as it is."""
+    if difference(read_json(path)):
         write_json(path, current_engine())
 
 
 def difference(recorded: dict[str, Any] | None, other: dict[str, Any] | None = None) -> str:
-    """How the recorded engine differs from this one (or from `other`), in words; empty where it does not."""
-    mine, theirs = _flat(other or current_engine()), _flat(recorded if isinstance(recorded, dict) else {})
+    """How the recorded engine differs from this one (or from `other`), in words; empty where it computes the same."""
+    mine = _flat(current_engine() if other is None else other)
+    theirs = _flat(recorded if isinstance(recorded, dict) else {})
     return "; ".join(
         f"{key}: was {theirs.get(key, 'absent')}, is {mine.get(key, 'absent')}"
-        for key in sorted(mine.keys() | theirs.keys())
+        for key in sorted((mine.keys() | theirs.keys()) - {"version"})
         if mine.get(key) != theirs.get(key)
     )
 
