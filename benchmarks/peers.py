@@ -174,7 +174,7 @@ def _curve(work: Work, prepared: Prepared, name: str, seed: int, limit: float | 
         if number < work.rounds and len(labeled) < len(pool):
             given = np.full(len(pool), np.nan)
             given[rows] = corpus.truth[pool[rows]]
-            size = min(work.asking.batch_size, len(pool) - len(labeled))
+            size = min(work.config.batch_size, len(pool) - len(labeled))
             draws = SeedSequence([seed, number])
 
             def committee(

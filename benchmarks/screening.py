@@ -18,7 +18,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from al_pipeline.active_learning.strategies import AUTO, STRATEGIES
+from al_pipeline.active_learning.choice import AUTO
+from al_pipeline.active_learning.strategies import STRATEGIES
 from benchmarks.label_efficiency import play
 from benchmarks.peers import PEERS
 from benchmarks.record import record

@@ -27,19 +27,15 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from al_pipeline.active_learning.batch import next_batch
+from al_pipeline.active_learning.choice import QueryConfig
 from al_pipeline.active_learning.clustering import seeds_of_products
-from al_pipeline.active_learning.strategies import (
-    RANDOM_SLICE,
-    Asking,
-    ScoreAccumulator,
-    Shortlist,
-    TopK,
-    acquisition_of,
-    next_batch,
-    round_seed,
-    sample,
-)
+from al_pipeline.active_learning.sampling import round_seed, sample
+from al_pipeline.active_learning.shortlist import ScoreAccumulator, Shortlist, TopK
+from al_pipeline.active_learning.strategies import scoring_of
+from al_pipeline.models.approximate import MarginAccumulator
 from al_pipeline.models.linear import FeatureMatrix, Head
+from al_pipeline.records import RANDOM_SLICE
 from al_pipeline.stages.score import BINS
 from al_pipeline.workspace.fingerprint import THREADS
 from benchmarks.record import record
@@ -125,21 +121,23 @@ def strategies(pool: Features, repeats: int, product: float) -> dict[str, dict[s
 
 def select(strategy: str, pool: Features, ids: Sequence[str]) -> list[str]:
     """What the stages `score` and `select` do with features that are cached."""
-    asking = Asking(1, BATCH, strategy, BATCH, 0.0, SHORTLIST)
+    config = QueryConfig(1, BATCH, strategy, BATCH, 0.0, SHORTLIST)
     head = random_head()
-    tally = ScoreAccumulator(TopK(SHORTLIST, BATCH, asking.seed, CLASSES), (0.0, 1.0), BINS, CLASSES)
+    margins = MarginAccumulator(
+        ScoreAccumulator(TopK(SHORTLIST, BATCH, config.seed, CLASSES), (0.0, 1.0), BINS, CLASSES), head
+    )
     for start in range(0, len(pool), PART):
         columns = head.columns(FeatureMatrix(np.asarray(pool[start : start + PART])))
-        assert columns is not None and acquisition_of(strategy) == "margin"
-        tally.look(ids[start : start + PART], columns, head)
-    found = tally.result()
+        assert columns is not None and scoring_of(strategy).acquisition == "margin"
+        margins.add_approximate(ids[start : start + PART], columns)
+    found = margins.result()
     assert found.counts.sum() == found.predicted.sum() == len(pool)
     labels = {f"label {number}": head.classes[number % CLASSES] for number in range(100)}
 
     def vectors(some: Sequence[str]) -> Features:
         return np.array(pool[[int(name, 16) for name in some]])
 
-    queries, _ = next_batch(asking, 1, ids, Shortlist(*found.kept), labels, head.classes, vectors)
+    queries, _ = next_batch(config, 1, ids, Shortlist(*found.kept), labels, head.classes, vectors)
     assert len({query.item_id for query in queries}) == BATCH and {query.strategy for query in queries} == {strategy}
     return [query.item_id for query in queries]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from harness import answer_all, small_workspace
 
-from al_pipeline.active_learning.strategies import ASKED, RANDOM_SLICE, choose, round_seed
+from al_pipeline.active_learning.batch import ASKED, choose
+from al_pipeline.active_learning.sampling import round_seed
 from al_pipeline.data.pool import read_ids
 from al_pipeline.errors import BadInput, NothingToDo
 from al_pipeline.files import read_json
@@ -17,6 +18,7 @@ from al_pipeline.operations.ask import ask
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.tick import tick
+from al_pipeline.records import RANDOM_SLICE
 from al_pipeline.rounds.interventions import Intervention, asked_for, parse_intervention
 from al_pipeline.workspace.workspace import open_workspace
 

@@ -7,15 +7,17 @@ import pytest
 from scipy import stats
 
 from al_pipeline.active_learning.acquisition import margin
-from al_pipeline.active_learning.strategies import AUTO, STRATEGIES, Asking, VectorsOf, samples_of
+from al_pipeline.active_learning.batch import VectorsOf
+from al_pipeline.active_learning.choice import AUTO, QueryConfig
+from al_pipeline.active_learning.strategies import STRATEGIES, scoring_of
 from al_pipeline.evaluation.metrics import Metrics
-from al_pipeline.simulation.replay import Corpus, Curve, Draw, Fit, Indices, Predict, mean_interval, replay
+from al_pipeline.simulation.replay import Corpus, Curve, Draw, Fit, Indices, Predict, mean_curve, replay
 
 ROUNDS = 4
 
 
-def asking(strategy: str = "margin", seed: int = 0, seed_size: int = 20, batch_size: int = 20, **other) -> Asking:
-    return Asking(seed, seed_size, strategy, batch_size, **{"random_share": 0.1, "shortlist": 100, **other})
+def asking(strategy: str = "margin", seed: int = 0, seed_size: int = 20, batch_size: int = 20, **other) -> QueryConfig:
+    return QueryConfig(seed, seed_size, strategy, batch_size, **{"random_share": 0.1, "shortlist": 100, **other})
 
 
 def vectors_of(data: Corpus, vectors: np.ndarray) -> VectorsOf:
@@ -82,7 +84,7 @@ def test_every_strategy_replays_and_the_model_sees_labelled_pool_items_alone(str
     given: list[Indices] = []
     draw = committee(logistic(data, vectors, given))
     curve = replay(data, asked, 3, logistic(data, vectors, seen), vectors=vectors_of(data, vectors), draw=draw)
-    assert set().union(*map(set, given)) <= set(seen[-1]) and bool(given) == bool(samples_of(strategy))
+    assert set().union(*map(set, given)) <= set(seen[-1]) and bool(given) == bool(scoring_of(strategy).samples)
     assert [point.labels for point in curve.points] == [len(rows) for rows in seen] == [20, 30, 40, 50]
     for before, rows in zip([[], *seen], seen, strict=False):
         assert set(before) < set(rows.tolist()) <= set(data.pool.tolist())
@@ -171,7 +173,7 @@ def curves(values: list[list[float | None]]) -> tuple[list[Curve], dict[int, flo
 
 def test_mean_has_the_t_interval() -> None:
     made, figures = curves([[0.5, 0.8], [0.6, 0.8], [0.9, 0.8]])
-    first, second = mean_interval(made, lambda metrics: figures[id(metrics)])
+    first, second = mean_curve(made, lambda metrics: figures[id(metrics)])
     low, high = stats.t.interval(0.95, 2, loc=2 / 3, scale=stats.sem([0.5, 0.6, 0.9]))
     assert (first.labels, first.mean, first.low, first.high, first.seeds) == pytest.approx((10, 2 / 3, low, high, 3))
     assert (second.mean, second.low, second.high) == pytest.approx((0.8, 0.8, 0.8))
@@ -179,7 +181,7 @@ def test_mean_has_the_t_interval() -> None:
 
 def test_missing_figures_are_left_out_not_counted_as_zero() -> None:
     made, figures = curves([[None, 0.4, None], [0.5, 0.6, None]])
-    first, second = mean_interval(made, lambda metrics: figures[id(metrics)])
+    first, second = mean_curve(made, lambda metrics: figures[id(metrics)])
     assert (first.labels, first.mean, first.low, first.high, first.seeds) == (10, 0.5, None, None, 1)
     assert (second.labels, second.mean, second.seeds) == (20, pytest.approx(0.5), 2)
 
@@ -187,8 +189,8 @@ def test_missing_figures_are_left_out_not_counted_as_zero() -> None:
 def test_curves_at_different_numbers_of_labels_are_refused() -> None:
     one, other = curves([[0.1]])[0] + curves([[0.1, 0.2]])[0]
     with pytest.raises(ValueError, match=r"\(10,\) and \(10, 20\)"):
-        mean_interval([one, other], average_precision)
-    assert mean_interval([], average_precision) == []
+        mean_curve([one, other], average_precision)
+    assert mean_curve([], average_precision) == []
 
 
 # Refusals -----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from harness import SMALL, change_params, play, write_pool
 
-from al_pipeline.active_learning.strategies import Asking
+from al_pipeline.active_learning.choice import QueryConfig
 from al_pipeline.data.ledger import read_events
 from al_pipeline.errors import BadInput, UsageError
 from al_pipeline.features.vectors import guide_vectors
@@ -77,7 +77,7 @@ def run(texts: LabeledTexts, out: Path, **other: Any) -> Simulation:
 
 
 def work_of(texts: LabeledTexts, **other: Any) -> Work:
-    return Work(texts, None, True, True, Asking(1, 20, "margin", 20, 0.1, 100, **other), 2, 48)
+    return Work(texts, None, True, True, QueryConfig(1, 20, "margin", 20, 0.1, 100, **other), 2, 48)
 
 
 # The corpus ---------------------------------------------------------------------------------------------------------
@@ -390,7 +390,7 @@ def test_simulated_rounds_ask_what_the_stages_ask(tmp_path: Path, strategy: str,
         None if vectors is None else vectors.of(texts.items),
         asked.features.uses_tfidf,
         asked.train.calibrate,
-        Asking(asked.seed, asked.round.seed_size, **knobs),
+        QueryConfig(asked.seed, asked.round.seed_size, **knobs),
         2,
         asked.ingest.test_size,
         {name: guide_vectors(vectors, phrases) for name, phrases in asked.select.guide.items()},

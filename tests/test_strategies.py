@@ -16,35 +16,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
+from al_pipeline.active_learning import batch as batches
+from al_pipeline.active_learning import choice as choices
+from al_pipeline.active_learning import sampling
 from al_pipeline.active_learning import strategies as query_strategies
 from al_pipeline.active_learning.acquisition import ACQUISITION, SAMPLE_ACQUISITION
-from al_pipeline.active_learning.strategies import (
-    ASK_AGAIN,
-    AUTO,
-    GUIDED,
-    RANDOM_FILL,
-    RANDOM_SLICE,
-    STRATEGIES,
-    Asking,
-    Need,
-    Picked,
-    ScoreAccumulator,
-    Shortlist,
-    Strategy,
-    TopK,
-    choose,
-    choose_strategy,
-    draw,
-    next_batch,
-    round_seed,
-    sample,
-    slice_size,
-    top_candidates,
-    top_k,
-)
+from al_pipeline.active_learning.batch import ASK_AGAIN, GUIDED, RANDOM_FILL, choose, next_batch, slice_size
+from al_pipeline.active_learning.choice import AUTO, QueryConfig, choose_strategy
+from al_pipeline.active_learning.sampling import draw, round_seed, sample, top_k
+from al_pipeline.active_learning.shortlist import ScoreAccumulator, Shortlist, TopK, top_candidates
+from al_pipeline.active_learning.strategies import STRATEGIES, Need, Picked, Strategy
+from al_pipeline.models import approximate
+from al_pipeline.models.approximate import MarginAccumulator
 from al_pipeline.models.linear import FeatureMatrix, Head
 from al_pipeline.params import NEEDS_ENCODER, Select
-from al_pipeline.records import RANDOM, Query
+from al_pipeline.records import RANDOM, RANDOM_SLICE, Query
 
 EVERY = pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 SEED = round_seed(1, 0, "margin")
@@ -272,8 +258,10 @@ def test_the_strategy_that_the_docs_add_in_ten_lines_works(monkeypatch: pytest.M
     text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
     code = text.split("```python\n")[1].split("```")[0]
     assert len(code.strip().splitlines()) <= 10
-    monkeypatch.setattr(query_strategies, "STRATEGIES", dict(STRATEGIES))
-    exec(code, vars(query_strategies) | {"STRATEGIES": query_strategies.STRATEGIES})
+    more = dict(STRATEGIES)
+    for module in (query_strategies, batches, choices):
+        monkeypatch.setattr(module, "STRATEGIES", more)
+    exec(code, vars(query_strategies) | {"STRATEGIES": more})
     test_three_rounds_with_labels_ignored_items_and_arrivals("spread")
     test_batch_larger_than_the_pool_gives_the_pool("spread")
 
@@ -306,13 +294,13 @@ def test_ties_are_broken_by_the_seed_and_fairly() -> None:
 @settings(max_examples=60, derandomize=True)
 def test_a_draw_from_what_comes_one_by_one_is_the_sample(count: int, k: int, block: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(query_strategies, "_BLOCK", block)
+        patch.setattr(sampling, "_BLOCK", block)
         drawn = draw(iter(ids(count)), k, SEED, "purpose")
     assert drawn == [ids(count)[row] for row in sample(ids(count), k, SEED, "purpose")]
 
 
 def test_two_ids_with_one_hash_are_ordered_by_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(query_strategies, "_hashes", lambda names, seed, purpose: np.zeros(len(names), dtype=np.uint64))
+    monkeypatch.setattr(sampling, "keyed_hashes", lambda names, seed, purpose: np.zeros(len(names), dtype=np.uint64))
     names = ["c", "a", "d", "b"]
     assert [names[p] for p in top_k(np.zeros(4), names, 3, SEED)] == ["a", "b", "c"]
     assert [names[p] for p in sample(names, 2, SEED)] == ["a", "b"]
@@ -369,7 +357,7 @@ def test_a_score_that_is_nan_is_named_in_whatever_part_it_comes() -> None:
     part=st.sampled_from([7, 17, 50]),
     wait=st.integers(1, 120),
 )
-def test_a_glance_leaves_to_the_bit_what_full_probabilities_leave(
+def test_approximate_margins_leave_to_the_bit_what_full_probabilities_leave(
     seed: int, scale: float, classes: int, unseen: int, blocks: int, part: int, wait: int
 ) -> None:
     """Ties, near ties, classes without labels, logits too large for single precision: the same best, the same bins."""
@@ -386,25 +374,26 @@ def test_a_glance_leaves_to_the_bit_what_full_probabilities_leave(
     bias = rng.choice([0.0, 0.5], classes).astype(np.float32)
     shift = tuple(map(float, rng.normal(size=len(seen)))) if rng.random() < 0.7 else ()
     head = Head(names, dict.fromkeys(seen, 4), weights, bias, float(rng.choice([0.2, 1.0, 1.7])), (6,) * blocks, shift)
-    full, quick = (ScoreAccumulator(TopK(8, 4, 5, len(names)), (0.0, 1.0), 20, len(names)) for _ in range(2))
+    full, other = (ScoreAccumulator(TopK(8, 4, 5, len(names)), (0.0, 1.0), 20, len(names)) for _ in range(2))
+    quick = MarginAccumulator(other, head)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(query_strategies, "_GLANCE", wait)
-        patch.setattr(query_strategies, "_OPEN", wait // 3)
+        patch.setattr(approximate, "_SCREENED", wait)
+        patch.setattr(approximate, "_EXACT", wait // 3)
         for start in range(0, 120, part):
             own = [block[start : start + part] for block in features]
             matrix = FeatureMatrix(own[0], csr_matrix(own[1]) if blocks == 2 else None)
             some, proba = ids(len(matrix), start), head.predict_proba(matrix)
             full.add(some, ACQUISITION["margin"](proba), proba)
-            quick.look(some, head.columns(matrix), head)
-            glance = head.glance(head.columns(matrix))
-            assert (np.abs(glance.scores - ACQUISITION["margin"](proba)) <= glance.slack).all()
+            quick.add_approximate(some, head.columns(matrix))
+            margins = head.approximate_margins(head.columns(matrix))
+            assert (np.abs(margins.scores - ACQUISITION["margin"](proba)) <= margins.slack).all()
     for one, other in zip(full.result().kept, quick.result().kept, strict=True):
         np.testing.assert_array_equal(one, other)
     np.testing.assert_array_equal(full.result().counts, quick.result().counts)
     np.testing.assert_array_equal(full.result().predicted, quick.result().predicted)
 
 
-def test_a_glance_spares_nearly_all_exact_scores() -> None:
+def test_approximate_margins_spare_nearly_all_exact_scores() -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(20_000, 8)).astype(np.float32)
     weights = rng.normal(0, 2, (5, 8)).astype(np.float32)
@@ -412,17 +401,17 @@ def test_a_glance_spares_nearly_all_exact_scores() -> None:
     exact: list[int] = []
 
     class Counted:
-        glance = head.glance
+        approximate_margins = head.approximate_margins
 
         def exact(self, columns: list[np.ndarray]) -> np.ndarray:
             exact.append(columns[0].shape[1])
             return head.exact(columns)
 
-    tally = ScoreAccumulator(TopK(50, 10, 5, 5), (0.0, 1.0), 20, 5)
+    tally = MarginAccumulator(ScoreAccumulator(TopK(50, 10, 5, 5), (0.0, 1.0), 20, 5), Counted())
     for start in range(0, 20_000, 1000):
-        tally.look(ids(1000, start), head.columns(FeatureMatrix(vectors[start : start + 1000])), Counted())
+        tally.add_approximate(ids(1000, start), head.columns(FeatureMatrix(vectors[start : start + 1000])))
     assert tally.result().counts.sum() == 20_000
-    assert 8000 <= sum(exact) < 9000  # the first look has nothing to compare with
+    assert 8000 <= sum(exact) < 9000  # the first step has nothing to compare with
 
 
 def test_the_bins_are_those_of_numpy() -> None:
@@ -682,8 +671,8 @@ def test_power_sampling_draws_in_proportion_to_the_score() -> None:
 
 
 # A round's batch ----------------------------------------------------------------------------------------------------
-def asking(strategy: str, **other) -> Asking:
-    return Asking(7, 6, strategy, 4, **{"random_share": 0.25, "shortlist": 20, **other})
+def asking(strategy: str, **other) -> QueryConfig:
+    return QueryConfig(7, 6, strategy, 4, **{"random_share": 0.25, "shortlist": 20, **other})
 
 
 def vectors_of(items) -> np.ndarray:
@@ -758,7 +747,7 @@ def test_near_duplicates_are_asked_once() -> None:
     place["older"] = 28
 
     def asked(most: float) -> list[int]:
-        settings_ = Asking(7, 6, "cluster_margin", 10, 0.0, 30, max_similarity=most)
+        settings_ = QueryConfig(7, 6, "cluster_margin", 10, 0.0, 30, max_similarity=most)
         queries, _ = next_batch(settings_, 1, items, view, labels, ("a", "b"), paired)
         return [place[query.item_id] for query in queries if query.strategy == "cluster_margin"]
 
@@ -822,7 +811,7 @@ def test_relevance_spends_half_on_the_poorest_class_that_was_seen() -> None:
 
 
 def test_the_cold_candidates_are_a_bounded_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(query_strategies, "COLD_CANDIDATES", 25)
+    monkeypatch.setattr(batches, "COLD_CANDIDATES", 25)
     sizes: list[int] = []
 
     def counted(items) -> np.ndarray:

@@ -6,7 +6,6 @@ Those of `SAMPLE_ACQUISITION` look at what K models say of each item instead, (n
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -120,20 +119,6 @@ SAMPLE_ACQUISITION: dict[str, Acquisition] = {
     "bald": bald,
 }
 """Every acquisition function of samples (n, K, C), by name."""
-
-
-@dataclass(frozen=True, slots=True)
-class ApproximateMargins:
-    """What a look in single precision says of n items: their margins within `slack` of the exact ones.
-
-    It saves the probabilities of items that are plainly no candidates: of a large pool, nearly all.
-    """
-
-    scores: NDArray[np.float32]
-    """(n,), each at most `slack` from `margin` of the item's probabilities; anything where `slack` is infinite."""
-    slack: float
-    likeliest: NDArray[np.bool_]
-    """(C, n): each item's likeliest class; certain where the score is below 1 - slack."""
 
 
 def score_bounds(name: str, classes: int, models: int = 1) -> tuple[float, float]:

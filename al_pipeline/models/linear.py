@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from al_pipeline.active_learning.acquisition import ApproximateMargins
 from al_pipeline.errors import BadInput
+from al_pipeline.models.approximate import ApproximateMargins, Columns
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 Floats = NDArray[np.float64]
 Weights = NDArray[np.float32]
-Columns = Sequence[NDArray[np.float32]]
 
 STRENGTH = 3.0
 """How much the labels count against the penalty (C): see benchmarks/results/head.json."""
@@ -46,7 +45,7 @@ _JITTER = 1e-9
 _FLOOR = 1e-9
 """No class is impossible, none is certain."""
 _ROUGH = 0.01
-"""A glance that may be wrong by more says nothing: logits are too large for single precision."""
+"""Approximate margins with a larger error bound are useless: logits are too large for single precision."""
 
 
 def row_products(rows: Any, others: Any) -> Any:
@@ -180,7 +179,7 @@ class Head:
     def columns(self, features: FeatureMatrix) -> Columns | None:
         """What each block adds to the logits, class by class: (seen, n) each. None where the head looks at no feature.
 
-        Of this `glance` and `exact` make what they say; those of many parts may stand side by side.
+        `approximate_margins` and `exact` take them; those of many parts may stand side by side.
         """
         if not self.weights:
             return None
@@ -190,7 +189,7 @@ class Head:
         """Probabilities (n, C), to the bit those that `predict_proba` gives."""
         return self._proba(_sums([np.array(part.T, order="C") for part in columns], self.bias))
 
-    def glance(self, columns: Columns) -> ApproximateMargins:
+    def approximate_margins(self, columns: Columns) -> ApproximateMargins:
         """Margins of n items in single precision, made in steps over all items at once: a class is a row."""
         seen, count = columns[0].shape
         with np.errstate(over="ignore", invalid="ignore"):  # then the slack is infinite
@@ -211,7 +210,7 @@ class Head:
         return ApproximateMargins(1 - (share - second), self._slack(columns), likeliest)
 
     def _slack(self, columns: Columns) -> float:
-        """How far the margins of a glance may be from the exact ones: twice what adds up in the worst case.
+        """How far approximate margins may be from the exact ones: twice the sum of the worst case.
 
         With unit roundoff u and logits up to m, a difference of two is wrong by at most 12 m u, its exponential by
         5 u more; the sum of C of them and two divisions bring the margin to (24 m + C + 16) u. A floor of f under each

@@ -16,9 +16,10 @@ from al_pipeline.errors import BadInput
 from al_pipeline.features.tfidf import IDF_FILE, TERMS_FILE, Tfidf, load_tfidf
 from al_pipeline.features.tfidf import fit as fit_tfidf
 from al_pipeline.files import read_json, sha256_bytes, sha256_file, write_bytes, write_json
+from al_pipeline.models.approximate import Columns
 from al_pipeline.models.ensembles import draw_heads, sample_proba
 from al_pipeline.models.estimators import ESTIMATORS, HEAD, Estimate, fit_classifier
-from al_pipeline.models.linear import STRENGTH, Columns, FeatureMatrix, Head
+from al_pipeline.models.linear import STRENGTH, FeatureMatrix, Head
 from al_pipeline.params import Features
 
 CARD_FILE = "card.json"
@@ -127,7 +128,7 @@ class TextModel:
         return self.head.predict_proba(self._seen(texts, vectors))
 
     def columns(self, texts: Sequence[str], vectors: Vectors | None) -> Columns | None:
-        """What the head's `glance` looks at; None where it has learnt nothing, or is an estimator of one's own."""
+        """What the head's `approximate_margins` takes; None where it has learnt nothing, or is no linear head."""
         return self.head.columns(self._seen(texts, vectors)) if isinstance(self.head, Head) else None
 
     def draw(

@@ -13,20 +13,13 @@ import numpy as np
 from numpy.random import SeedSequence
 from numpy.typing import NDArray
 
-from al_pipeline.active_learning.acquisition import ACQUISITION, SAMPLE_ACQUISITION
-from al_pipeline.active_learning.strategies import (
-    Asking,
-    Choice,
-    Samples,
-    Shortlist,
-    VectorsOf,
-    acquisition_of,
-    ensemble_seed,
-    next_batch,
-    samples_of,
-    top_candidates,
-)
+from al_pipeline.active_learning.batch import VectorsOf, next_batch
+from al_pipeline.active_learning.choice import Choice, QueryConfig
+from al_pipeline.active_learning.sampling import ensemble_seed
+from al_pipeline.active_learning.shortlist import Shortlist, top_candidates
+from al_pipeline.active_learning.strategies import Samples, scoring_of
 from al_pipeline.evaluation.metrics import Floats, Metrics, check_truth, evaluate
+from al_pipeline.evaluation.savings import mean_interval
 from al_pipeline.records import Query
 
 Indices = NDArray[np.intp]
@@ -94,7 +87,7 @@ class MeanPoint:
 
 def replay(
     corpus: Corpus,
-    asking: Asking,
+    config: QueryConfig,
     rounds: int,
     fit: Fit,
     bootstrap: int = 0,
@@ -104,7 +97,7 @@ def replay(
     guide: Mapping[str, Floats] | None = None,
     draw: Draw | None = None,
 ) -> Curve:
-    """The learning curve of a seed round and `rounds` active ones, asked as `asking` says, answered by the truth.
+    """The learning curve of a seed round and `rounds` active ones, asked as `config` says, answered by the truth.
 
     Ends early when the pool is used up. `vectors` are for strategies that need some (ValueError without), `positive`
     is the class of `evaluate`; `told` hears of each round's number of labels when it has ended. `guide`: for a
@@ -125,21 +118,21 @@ def replay(
         scored = None
         if predict is not None:
             known = _positions(labeled, position)
-            scored = _shortlist(asking, round_number, predict, draw, known, unlabeled, position)
-        guided = _search(guide or {}, asking, unlabeled, position)
+            scored = _shortlist(config, round_number, predict, draw, known, unlabeled, position)
+        guided = _search(guide or {}, config, unlabeled, position)
         queries, choice = next_batch(
-            asking, round_number, unlabeled, scored, labeled, corpus.classes, vectors, guided=guided
+            config, round_number, unlabeled, scored, labeled, corpus.classes, vectors, guided=guided
         )
         for query in queries:
             labeled[query.item_id] = corpus.classes[int(corpus.truth[position[query.item_id]])]
         predict = fit(_positions(labeled, position))
-        rng = np.random.default_rng([asking.seed, round_number])
+        rng = np.random.default_rng([config.seed, round_number])
         truth = corpus.truth[corpus.test]
         metrics = evaluate(predict(corpus.test), truth, corpus.classes, rng, bootstrap, positive=positive)
         points.append(Point(len(labeled), metrics, tuple(queries), choice))
         if told:
             told(len(labeled))
-    return Curve(asking.strategy, asking.seed, tuple(points))
+    return Curve(config.strategy, config.seed, tuple(points))
 
 
 def _positions(labeled: Mapping[str, str], position: Mapping[str, int]) -> Indices:
@@ -148,7 +141,7 @@ def _positions(labeled: Mapping[str, str], position: Mapping[str, int]) -> Indic
 
 
 def _shortlist(
-    asking: Asking,
+    config: QueryConfig,
     round_number: int,
     predict: Predict,
     draw: Draw | None,
@@ -159,32 +152,32 @@ def _shortlist(
     """What the stage `score` leaves for `select`."""
     rows = np.array([position[item_id] for item_id in unlabeled], dtype=np.intp)
     proba = np.asarray(predict(rows), dtype=np.float64)
-    name, kind = acquisition_of(asking.strategy), samples_of(asking.strategy)
-    if kind is None:
-        scores = ACQUISITION[name](proba)
+    scoring = scoring_of(config.strategy)
+    if scoring.samples is None:
+        scores = scoring.function(proba)
     elif draw is None:
-        raise ValueError(f"strategy {asking.strategy!r} needs samples of a {kind}, and nothing draws them")
+        raise ValueError(f"strategy {config.strategy!r} needs samples of a {scoring.samples}, and nothing draws them")
     else:
-        sampled = draw(kind, labeled, ensemble_seed(asking.seed, round_number, asking.strategy))
+        sampled = draw(scoring.samples, labeled, ensemble_seed(config.seed, round_number, config.strategy))
         parts = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
-        scores = np.concatenate([SAMPLE_ACQUISITION[name](sampled(part)) for part in parts])
-    best = top_candidates(unlabeled, scores, asking.shortlist, asking.batch_size, asking.seed)
+        scores = np.concatenate([scoring.function(sampled(part)) for part in parts])
+    best = top_candidates(unlabeled, scores, config.shortlist, config.batch_size, config.seed)
     return Shortlist([unlabeled[row] for row in best], scores[best], proba[best])
 
 
 def _search(
-    guide: Mapping[str, Floats], asking: Asking, unlabeled: Sequence[str], position: Mapping[str, int]
+    guide: Mapping[str, Floats], config: QueryConfig, unlabeled: Sequence[str], position: Mapping[str, int]
 ) -> dict[str, list[str]]:
     """The unlabelled items nearest to the guide of each class, as the stage `score` finds them."""
     found = {}
     for name, nearness in guide.items():
         scores = nearness[[position[item_id] for item_id in unlabeled]]
-        rows = top_candidates(unlabeled, scores, asking.batch_size, asking.batch_size, asking.seed)
+        rows = top_candidates(unlabeled, scores, config.batch_size, config.batch_size, config.seed)
         found[name] = [unlabeled[row] for row in rows]
     return found
 
 
-def mean_interval(
+def mean_curve(
     curves: Sequence[Curve], figure: Callable[[Metrics], float | None], confidence: float = 0.95
 ) -> list[MeanPoint]:
     """Mean of a figure over curves of several seeds, with Student's t interval of the mean (Gosset 1908).
@@ -199,17 +192,8 @@ def mean_interval(
     for column, labels in enumerate(next(iter(grids), ())):
         found = [figure(curve.points[column].metrics) for curve in curves]
         values = np.array([value for value in found if value is not None], dtype=np.float64)
-        if len(values) == 0:
+        interval = mean_interval(values, confidence)
+        if interval.value is None:
             continue
-        low = high = None
-        if len(values) > 1:
-            half = _t_quantile((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-            low, high = float(values.mean() - half), float(values.mean() + half)
-        means.append(MeanPoint(labels, float(values.mean()), low, high, len(values)))
+        means.append(MeanPoint(labels, interval.value, interval.low, interval.high, len(values)))
     return means
-
-
-def _t_quantile(probability: float, freedom: int) -> float:
-    from scipy.special import stdtrit  # type: ignore[import-untyped, unused-ignore]
-
-    return float(stdtrit(freedom, probability))

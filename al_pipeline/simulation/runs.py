@@ -23,7 +23,9 @@ import numpy as np
 from numpy.random import SeedSequence
 from numpy.typing import NDArray
 
-from al_pipeline.active_learning.strategies import Asking, Samples, VectorsOf
+from al_pipeline.active_learning.batch import VectorsOf
+from al_pipeline.active_learning.choice import QueryConfig
+from al_pipeline.active_learning.strategies import Samples
 from al_pipeline.data.catalog import draw_test, drawn_size
 from al_pipeline.errors import AlError
 from al_pipeline.evaluation.metrics import evaluate
@@ -52,18 +54,18 @@ OnProgress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Work:
-    """Everything that a run is made from. `asking` is the template of all: strategy and seed are the run's own."""
+    """Everything that a run is made from. `config` is the template of all: strategy and seed are the run's own."""
 
     texts: LabeledTexts
     dense: NDArray[np.float32] | None
     """The encoder's vectors (n, d)."""
     uses_tfidf: bool
     calibrate: bool
-    asking: Asking
+    config: QueryConfig
     rounds: int
     test_size: int
     guide: Mapping[str, NDArray[np.float32] | None] = field(default_factory=dict)
-    """The vectors of the words and texts in `asking.guide`, by class; None where there is no encoder."""
+    """The vectors of the words and texts in `config.guide`, by class; None where there is no encoder."""
     classifier: str = HEAD
     """The head, or one of `ESTIMATORS`."""
 
@@ -90,7 +92,7 @@ def prepare(work: Work, seed: int) -> Prepared:
     sparse, themes = (None, None) if tfidf is None else (tfidf.transform([item.text for item in items]), tfidf.themes)
     matrix = FeatureMatrix(work.dense, sparse, themes)
     guide = {}
-    for name, texts in work.asking.guide.items():
+    for name, texts in work.config.guide.items():
         others = FeatureMatrix(work.guide[name], None if tfidf is None else tfidf.transform(texts))
         guide[name] = matrix.likeness(others).max(axis=1)
     return Prepared(corpus, matrix, guide)
@@ -99,9 +101,9 @@ def prepare(work: Work, seed: int) -> Prepared:
 def simulate_run(work: Work, prepared: Prepared, strategy: str, seed: int, told: OnProgress | None = None) -> Curve:
     """One strategy's learning curve. The random arm is random throughout, its seed round too: it measures the rest."""
     vectors = None if work.dense is None else _vectors_of(prepared.corpus, work.dense)
-    asking, guide = replace(work.asking, strategy=strategy, seed=seed), prepared.guide
+    config, guide = replace(work.config, strategy=strategy, seed=seed), prepared.guide
     if strategy == RANDOM:
-        asking, guide = replace(asking, cold_start=RANDOM), {}
+        config, guide = replace(config, cold_start=RANDOM), {}
 
     newest: list[Head | Estimate] = []
 
@@ -121,7 +123,7 @@ def simulate_run(work: Work, prepared: Prepared, strategy: str, seed: int, told:
     positive = work.texts.positive
     return replay(
         prepared.corpus,
-        asking,
+        config,
         work.rounds,
         fit,
         vectors=vectors,
@@ -246,7 +248,7 @@ def group_runs(runs: Sequence[Run], workers: int) -> list[list[Run]]:
 def _cost(work: Work, run: Run) -> int:
     if run[0] == FULL:
         return len(work.texts.items)
-    sizes = [work.asking.seed_size + number * work.asking.batch_size for number in range(work.rounds + 1)]
+    sizes = [work.config.seed_size + number * work.config.batch_size for number in range(work.rounds + 1)]
     return sum(size + _ROUND_COST for size in sizes)
 
 

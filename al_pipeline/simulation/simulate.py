@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import al_pipeline
-from al_pipeline.active_learning.strategies import AUTO, COLD_STARTS, STRATEGIES, Asking
+from al_pipeline.active_learning.choice import AUTO, QueryConfig
+from al_pipeline.active_learning.strategies import COLD_STARTS, STRATEGIES
 from al_pipeline.errors import UsageError
 from al_pipeline.evaluation.savings import Comparison, compare
 from al_pipeline.features.encoder import install_encoder, installed_source
@@ -122,25 +123,25 @@ def make_work(texts: LabeledTexts, params: Params, options: Options, vectors: Ve
     knobs |= {
         key: value for key in ("batch_size", "cold_start", "guide") if (value := getattr(options, key)) is not None
     }
-    asking = Asking(params.seed, options.seed_size or params.round.seed_size, **knobs)
-    if unknown := sorted(set(asking.guide) - set(texts.classes)):
+    config = QueryConfig(params.seed, options.seed_size or params.round.seed_size, **knobs)
+    if unknown := sorted(set(config.guide) - set(texts.classes)):
         raise UsageError(f"the guide names {unknown[0]!r}, and the corpus has {', '.join(texts.classes)}")
-    for strategy in (*options.strategies, asking.cold_start):
+    for strategy in (*options.strategies, config.cold_start):
         if strategy in NEEDS_ENCODER and dense is None:
             raise UsageError(f"strategy {strategy!r} looks at vectors: --features encoder or encoder+tfidf")
-    if asking.cold_start not in COLD_STARTS:
-        raise UsageError(f"{asking.cold_start!r} cannot ask before there is a model; {' or '.join(COLD_STARTS)} can")
-    rounds = (options.budget - asking.seed_size) // asking.batch_size
+    if config.cold_start not in COLD_STARTS:
+        raise UsageError(f"{config.cold_start!r} cannot ask before there is a model; {' or '.join(COLD_STARTS)} can")
+    rounds = (options.budget - config.seed_size) // config.batch_size
     if rounds < 1:
         raise UsageError(
-            f"a budget of {options.budget} labels holds no round after a seed of {asking.seed_size} with batches of "
-            f"{asking.batch_size}: raise --budget, or lower --seed-size or --batch-size"
+            f"a budget of {options.budget} labels holds no round after a seed of {config.seed_size} with batches of "
+            f"{config.batch_size}: raise --budget, or lower --seed-size or --batch-size"
         )
     size = min(LARGEST_TEST, len(texts.items) // TEST_SHARE) if options.test_size is None else options.test_size
-    guide = {name: guide_vectors(vectors, phrases) for name, phrases in asking.guide.items()}
+    guide = {name: guide_vectors(vectors, phrases) for name, phrases in config.guide.items()}
     classifier = HEAD if params.train.model == FINETUNED else params.train.model
     return Work(
-        texts, dense, params.features.uses_tfidf, params.train.calibrate, asking, rounds, size, guide, classifier
+        texts, dense, params.features.uses_tfidf, params.train.calibrate, config, rounds, size, guide, classifier
     )
 
 
@@ -154,7 +155,7 @@ def _settings(texts: LabeledTexts, params: Params, work: Work, vectors: Vectors 
         "encoder": None if vectors is None else vectors.identity,
         "calibrate": work.calibrate,
         "classifier": work.classifier,
-        "asking": {key: value for key, value in asdict(work.asking).items() if key not in ("seed", "strategy")},
+        "asking": {key: value for key, value in asdict(work.config).items() if key not in ("seed", "strategy")},
         "rounds": work.rounds,
         "test_size": work.test_size,
         "engine": current_engine() | {"simulation": _own_sources()},
@@ -196,7 +197,7 @@ def _result(
         "warnings": [*_stand_in(params), *_warnings(texts, work, budgets)],
         "settings": {
             "features": ("encoder" if work.dense is not None else "") + ("+tfidf" if work.uses_tfidf else ""),
-            **{key: value for key, value in asdict(work.asking).items() if key not in ("seed", "strategy")},
+            **{key: value for key, value in asdict(work.config).items() if key not in ("seed", "strategy")},
         },
         "seeds": list(seeds),
         "budgets": budgets,
@@ -279,7 +280,7 @@ def _warnings(texts: LabeledTexts, work: Work, budgets: Sequence[int]) -> list[s
             f"few test items of a seed are {', '.join(rare)}: figures of such a class move by chance, and intervals "
             "are wide"
         )
-    planned = work.asking.seed_size + work.rounds * work.asking.batch_size
+    planned = work.config.seed_size + work.rounds * work.config.batch_size
     if budgets[-1] < planned:
         said.append(f"the pool ends at {budgets[-1]:,} labels, before the budget of {planned:,}")
     return said

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from al_pipeline.active_learning.acquisition import ACQUISITION, SAMPLE_ACQUISITION, score_bounds
-from al_pipeline.active_learning.strategies import ScoreAccumulator, TopK, acquisition_of, ensemble_seed, samples_of
+from al_pipeline.active_learning.acquisition import score_bounds
+from al_pipeline.active_learning.sampling import ensemble_seed
+from al_pipeline.active_learning.shortlist import ScoreAccumulator, ScoreSummary, TopK
+from al_pipeline.active_learning.strategies import Scoring, scoring_of
 from al_pipeline.data.outputs import read_labeled, read_unresolved, write_scores
 from al_pipeline.data.pool import count_items, fetch, iter_items
 from al_pipeline.features.vectors import Vectors, guide_vectors, open_vectors
 from al_pipeline.files import write_json
+from al_pipeline.models.approximate import MarginAccumulator
 from al_pipeline.models.linear import Head
 from al_pipeline.models.loading import load_model, vectors_for
 from al_pipeline.models.text_model import Classifier, TextModel
@@ -38,101 +42,101 @@ def main(layout: Layout) -> None:
     model = load_model(layout.model, layout.encoder)
     chosen = load_overrides(layout.overrides)
     select = chosen.applied_to(params.select)
+    scoring = scoring_of(select.strategy)
     seed = ensemble_seed(params.seed, chosen.round, select.strategy)
-    score, judges = _scorer(select.strategy, model, vectors, labeled, layout, seed)
-    bounds = score_bounds(acquisition_of(select.strategy), len(params.schema_.labels), judges)
+    judges = _judges(scoring, model, vectors, labeled, layout, seed)
     classes = len(params.schema_.labels)
-    tally = ScoreAccumulator(TopK(select.shortlist, select.batch_size, params.seed, classes), bounds, BINS, classes)
+    bounds = score_bounds(scoring.acquisition, classes, 1 if judges is None else len(judges))
+    scores = ScoreAccumulator(TopK(select.shortlist, select.batch_size, params.seed, classes), bounds, BINS, classes)
+    scorer = _Scorer(scores, scoring, model, judges)
     search = _Search(select, params.seed, model, vectors)
-    looked_at = model.needs_vectors or bool(select.guide)
+    needs_vectors = model.needs_vectors or bool(select.guide)
     total, done = count_items([layout.pool]), 0
-    tell = None if model.needs_vectors else progress_reporter(layout.progress, "scoring the pool")
+    on_progress = None if model.needs_vectors else progress_reporter(layout.progress, "scoring the pool")
     for batch in iter_items([layout.pool]):
         done += len(batch)
         items = [item for item in batch if item.item_id not in closed]
         if not items:
             continue
-        texts, own = [item.text for item in items], vectors.of(items) if vectors is not None and looked_at else None
+        texts, own = [item.text for item in items], vectors.of(items) if vectors is not None and needs_vectors else None
         ids = [item.item_id for item in items]
-        search.look(ids, texts, own)
-        score(tally, ids, texts, own)
-        if tell:
-            tell(done, total)
-    found = tally.result()
+        search.add(ids, texts, own)
+        scorer.add(ids, texts, own)
+        if on_progress:
+            on_progress(done, total)
+    found = scorer.result()
     write_scores(layout.scores, *found.kept)
     write_json(layout.guided, search.found())
     write_json(
         layout.histogram,
         {
-            "acquisition": select.strategy,
-            "edges": tally.edges.tolist(),
+            "strategy": select.strategy,
+            "acquisition": scoring.acquisition,
+            "edges": scores.edges.tolist(),
             "counts": found.counts.tolist(),
             "predicted": dict(zip(params.schema_.labels, found.predicted.tolist(), strict=True)),
         },
     )
 
 
-_Score = Callable[[ScoreAccumulator, Sequence[str], Sequence[str], NDArray[np.float32] | None], None]
-"""Takes a part into the tally: its ids, texts and vectors."""
-
-
-def _scorer(
-    strategy: str,
+def _judges(
+    scoring: Scoring,
     model: Classifier,
     vectors: Vectors | None,
     labeled: Sequence[LabeledItem],
     layout: Layout,
     seed: np.random.SeedSequence,
-) -> tuple[_Score, int]:
-    """What the strategy scores by, and how many judge. Others than the model only where the strategy wants samples."""
-    name, kind = acquisition_of(strategy), samples_of(strategy)
-    if kind is None:
-        return _by_proba(name, model), 1
+) -> Any:
+    """The models whose samples the acquisition function takes; None where it takes the model's own probabilities."""
+    if scoring.samples is None:
+        return None
     found = fetch([layout.pool], [row.item_id for row in labeled])
     items = [found[row.item_id] for row in labeled]
     labels = [row.label for row in labeled]
-    judges = model.draw(kind, [item.text for item in items], vectors_for(model, vectors, items), labels, seed)
-    disagree = SAMPLE_ACQUISITION[name]
-
-    def by_samples(
-        tally: ScoreAccumulator, ids: Sequence[str], texts: Sequence[str], own: NDArray[np.float32] | None
-    ) -> None:
-        tally.add(ids, disagree(model.sample_proba(judges, texts, own)), model.predict_proba(texts, own))
-
-    return by_samples, len(judges)
+    return model.draw(scoring.samples, [item.text for item in items], vectors_for(model, vectors, items), labels, seed)
 
 
-def _by_proba(name: str, model: Classifier) -> _Score:
-    """Scores by the model's own probabilities; by margin at a glance, which leaves the same in less time."""
-    acquire = ACQUISITION[name]
+class _Scorer:
+    """Adds parts of the pool to the accumulator, by approximate margins where the model has them (the same, faster).
 
-    def score(
-        tally: ScoreAccumulator, ids: Sequence[str], texts: Sequence[str], own: NDArray[np.float32] | None
-    ) -> None:
-        if (
-            name == "margin"
-            and isinstance(model, TextModel)
-            and isinstance(model.head, Head)
-            and (columns := model.columns(texts, own))
-        ):
-            tally.look(ids, columns, model.head)
-            return
-        proba = model.predict_proba(texts, own)
-        tally.add(ids, acquire(proba), proba)
+    `judges`: the models of `_judges`.
+    """
 
-    return score
+    def __init__(self, scores: ScoreAccumulator, scoring: Scoring, model: Classifier, judges: Any) -> None:
+        self._scores = scores
+        self._scoring = scoring
+        self._model = model
+        self._judges = judges
+        self._margins: tuple[TextModel, MarginAccumulator] | None = None
+        if scoring.acquisition == "margin" and isinstance(model, TextModel) and isinstance(model.head, Head):
+            self._margins = model, MarginAccumulator(scores, model.head)
+
+    def add(self, ids: Sequence[str], texts: Sequence[str], own: NDArray[np.float32] | None) -> None:
+        """Score a part: ids, texts, and vectors (n, d) where the model needs them."""
+        if self._margins is not None:
+            model, margins = self._margins
+            if columns := model.columns(texts, own):
+                margins.add_approximate(ids, columns)
+                return
+        proba = self._model.predict_proba(texts, own)
+        seen = proba if self._judges is None else self._model.sample_proba(self._judges, texts, own)
+        self._scores.add(ids, self._scoring.function(seen), proba)
+
+    def result(self) -> ScoreSummary:
+        """Of all parts so far."""
+        return self._scores.result() if self._margins is None else self._margins[1].result()
 
 
 class _Search:
-    """The candidates nearest to the guide of each class, best first."""
+    """The candidates nearest to the guide of each class, in `select.guide`, best first."""
 
     def __init__(self, select: Select, seed: int, model: Classifier, vectors: Vectors | None) -> None:
         self._best = {name: TopK(select.batch_size, select.batch_size, seed) for name in select.guide}
         self._model = model
         self._guide = {name: (list(texts), guide_vectors(vectors, texts)) for name, texts in select.guide.items()}
 
-    def look(self, ids: Sequence[str], texts: Sequence[str], own: NDArray[np.float32] | None) -> None:
-        """Take more candidates into account."""
+    def add(self, ids: Sequence[str], texts: Sequence[str], own: NDArray[np.float32] | None) -> None:
+        """Add candidates: ids, texts, and vectors (n, d) where there is an encoder."""
         for name, (others, other_vectors) in self._guide.items():
             self._best[name].add(ids, self._model.likeness(texts, own, others, other_vectors).max(axis=1))
 

@@ -8,7 +8,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from al_pipeline.active_learning.strategies import Asking, Shortlist, VectorsOf, next_batch
+from al_pipeline.active_learning.batch import VectorsOf, next_batch
+from al_pipeline.active_learning.choice import QueryConfig
+from al_pipeline.active_learning.shortlist import Shortlist
 from al_pipeline.data.outputs import read_labeled, read_scores, read_unresolved, write_queries
 from al_pipeline.data.pool import OpenIds, fetch, hashes_of
 from al_pipeline.features.vectors import Vectors, open_vectors
@@ -38,7 +40,7 @@ def main(layout: Layout) -> None:
     room = max(0, select.batch_size - len(chosen.kept))
     vectors = open_vectors(layout.encoder, layout.features, params.features)
     queries, choice = next_batch(
-        Asking(params.seed, chosen.size or params.round.seed_size, **select.model_dump() | {"batch_size": room}),
+        QueryConfig(params.seed, chosen.size or params.round.seed_size, **select.model_dump() | {"batch_size": room}),
         chosen.round,
         OpenIds([layout.pool], closed),
         Shortlist(*read_scores(layout.scores)),

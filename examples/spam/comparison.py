@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from al_pipeline.active_learning.strategies import Asking, Samples, VectorsOf
+from al_pipeline.active_learning.batch import VectorsOf
+from al_pipeline.active_learning.choice import QueryConfig
+from al_pipeline.active_learning.strategies import Samples
 from al_pipeline.data.outputs import read_labeled
 from al_pipeline.data.pool import iter_items
 from al_pipeline.evaluation.metrics import Metrics
@@ -21,7 +23,7 @@ from al_pipeline.features.tfidf import fit as fit_tfidf
 from al_pipeline.features.vectors import open_vectors
 from al_pipeline.models.ensembles import draw_heads, sample_proba
 from al_pipeline.models.linear import FeatureMatrix, Head, fit_head
-from al_pipeline.simulation.replay import Corpus, Draw, Fit, Indices, MeanPoint, Predict, mean_interval, replay
+from al_pipeline.simulation.replay import Corpus, Draw, Fit, Indices, MeanPoint, Predict, mean_curve, replay
 from al_pipeline.workspace.workspace import Workspace
 
 
@@ -57,12 +59,12 @@ def compare(
         knobs = params.select.model_dump() | {"strategy": strategy}
         found = []
         for seed in seeds:
-            asking = Asking(seed, params.round.seed_size, **knobs)
-            found.append(replay(corpus, asking, rounds, fit, vectors=vectors, draw=draw))
+            config = QueryConfig(seed, params.round.seed_size, **knobs)
+            found.append(replay(corpus, config, rounds, fit, vectors=vectors, draw=draw))
             done += 1
             if progress:
                 progress(done, 2 * len(seeds))
-        points[kind] = mean_interval(found, _macro_f1)
+        points[kind] = mean_curve(found, _macro_f1)
         curves[kind] = [[_macro_f1(point.metrics) or 0.0 for point in curve.points] for curve in found]
     differences = np.array(curves["active"]) - np.array(curves["random"])
     return Comparison(

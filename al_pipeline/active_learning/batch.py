@@ -1,0 +1,302 @@
+"""The batch of a round: the random slice, items to ask again or on request, and the picks of the strategy.
+
+`choose` composes a batch: the random slice first, then items to ask again, then the strategy's own picks. All of it is
+a function of ids, scores and seed, never of the order in which items come. `next_batch` is what a round does: it names
+the strategy, gives it what it needs, and chooses; the stage `select` and a simulation both call it.
+
+**What `Query.probability` says.** For `random_slice`, `random` and `random_fill` it is drawn / drawn from: the chance
+that this draw took this item, equal for all the items it could take. The random slice is a simple random sample of
+*all* candidates, so that its answers alone estimate anything about the unlabelled pool, each with weight
+1 / probability. For a deterministic choice it is 1.0: given these scores and this seed the item was certain to be
+asked (and the others certain not to be). Such rows say nothing about the pool, and no weight makes them do so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+
+import numpy as np
+from numpy.random import SeedSequence
+from numpy.typing import NDArray
+
+from al_pipeline.active_learning.choice import Choice, QueryConfig, choose_strategy
+from al_pipeline.active_learning.clustering import (
+    mean_direction,
+    unlike,
+)
+from al_pipeline.active_learning.sampling import (
+    at_most,
+    draw,
+    first_repeat,
+    purpose_rng,
+    round_seed,
+)
+from al_pipeline.active_learning.shortlist import Shortlist
+from al_pipeline.active_learning.strategies import (
+    STRATEGIES,
+    Need,
+    Strategy,
+)
+from al_pipeline.records import RANDOM, RANDOM_SLICE, Query
+
+VectorsOf = Callable[[Sequence[str]], NDArray[np.floating]]
+"""Ids -> the encoder's vectors (n, d), in their order."""
+
+ASK_AGAIN = "ask_again"
+"""Items whose answers were tied."""
+ASKED = "asked"
+"""The rule of an item that a person wanted in the batch (`al ask`): no draw, and no estimate rests on it."""
+GUIDED = "guided"
+"""Nearest to what the user gave for a class that has few labels."""
+RANDOM_FILL = "random_fill"
+"""Drawn at random because the shortlist was shorter than the batch."""
+COLD_CANDIDATES = 5000
+"""A strategy that goes by vectors alone looks at so many candidates, drawn at random: memory does not grow.
+
+The centre of the pool is that of as many.
+"""
+GUIDED_LABELS = 10
+"""Labels of a class from which its guide is no longer followed: the model knows it better."""
+
+
+def next_batch(
+    config: QueryConfig,
+    round_number: int,
+    candidates: Collection[str],
+    scored: Shortlist | None,
+    labels: Mapping[str, str],
+    classes: Sequence[str],
+    vectors: VectorsOf | None,
+    first: Sequence[str] = (),
+    guided: Mapping[str, Sequence[str]] | None = None,
+    requested: Sequence[str] = (),
+) -> tuple[list[Query], Choice]:
+    """The batch of a round, and which strategy chose it.
+
+    `scored`: the shortlist by `top_candidates` with its scores and probabilities, None where no model scored.
+    `labels`: the labelled items and their classes. `vectors`: the encoder's, None where the features have none.
+    `candidates`, `first` and `requested` are those of `choose`. `guided`: for a class the ids nearest to its guide,
+    best first; they are asked as long as the class has few labels (Ein-Dor et al. 2020 seed rare classes so).
+    """
+    counts = Counter(labels.values())
+    wanted = [ids for name, ids in sorted((guided or {}).items()) if counts[name] < GUIDED_LABELS]
+    choice = choose_strategy(config, round_number, [counts[name] for name in classes], vectors is not None)
+    seed = round_seed(config.seed, round_number, choice.strategy)
+    queries = choose(
+        candidates,
+        _inputs_for(choice.strategy, config, round_number, candidates, scored, labels, classes, vectors),
+        strategy=choice.strategy,
+        k=config.seed_size if round_number == 0 else config.batch_size,
+        random_share=config.random_share,
+        seed=seed,
+        first=first,
+        requested=requested,
+        guided=[item_id for row in zip_longest(*wanted) for item_id in row if item_id is not None],
+    )
+    return queries, choice
+
+
+def _inputs_for(
+    name: str,
+    config: QueryConfig,
+    round_number: int,
+    candidates: Collection[str],
+    scored: Shortlist | None,
+    labels: Mapping[str, str],
+    classes: Sequence[str],
+    vectors: VectorsOf | None,
+) -> Shortlist | None:
+    """What the strategy declares, and no more: vectors cost time."""
+    needs = STRATEGIES[name].needs
+    if not needs & {"vectors"}:
+        view = scored
+    elif vectors is None:
+        raise ValueError(f"strategy {name!r} needs vectors, and the features have no encoder")
+    else:
+        if "scores" in needs:
+            view = scored
+        else:
+            seed = round_seed(config.seed, round_number, name)
+            view = Shortlist(draw(candidates, COLD_CANDIDATES, seed, "candidates"))
+        if view is not None:
+            open_ = set(view.ids).intersection(candidates)
+            view = _with_vectors(view, needs, config, open_, sorted(labels), vectors)
+    if view is not None and vectors is not None and "centre" in needs:
+        some = sorted(draw(candidates, COLD_CANDIDATES, round_seed(config.seed, round_number, name), "centre"))
+        view = replace(view, centre=mean_direction(np.asarray(vectors(some), dtype=np.float64)))
+    if view is not None and "counts" in needs:
+        counts = Counter(labels.values())
+        view = replace(view, counts=np.array([counts[name] for name in classes], dtype=np.intp))
+    return view
+
+
+def _with_vectors(
+    view: Shortlist,
+    needs: frozenset[Need],
+    config: QueryConfig,
+    candidates: AbstractSet[str],
+    labeled: Sequence[str],
+    vectors: VectorsOf,
+) -> Shortlist:
+    view = view.rows(np.array([row for row, item_id in enumerate(view.ids) if item_id in candidates], dtype=np.intp))
+    own = np.asarray(vectors(view.ids), dtype=np.float64)
+    distinct = config.max_similarity < 1
+    known = np.asarray(vectors(labeled), dtype=np.float64) if distinct or "labeled" in needs else None
+    view = replace(view, vectors=own, labeled=known)
+    if distinct and known is not None:
+        view = view.rows(unlike(own, known, config.max_similarity))
+    return view
+
+
+def slice_size(k: int, share: float) -> int:
+    """How many of k queries are the random slice: k * share rounded (half up), at least 1 of 2 or more if share > 0."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"the random share must lie between 0 and 1, got {share}")
+    least = 1 if share > 0 and k >= 2 else 0
+    return min(k, max(least, math.floor(k * share + 0.5)))
+
+
+def choose(
+    candidates: Collection[str],
+    shortlist: Shortlist | None,
+    *,
+    strategy: str,
+    k: int,
+    random_share: float,
+    seed: SeedSequence,
+    first: Sequence[str] = (),
+    guided: Sequence[str] = (),
+    requested: Sequence[str] = (),
+) -> list[Query]:
+    """The next batch, in the order to ask: at most k queries, each of another candidate.
+
+    `candidates`: the ids of all unlabelled items that are not pending; gone through a few times, never held, except
+    for a strategy that has to see all of them. `shortlist`: what is known of the best scored
+    of them (others in it are passed over). `requested`: ids that a person wants asked, and `first`: ids to ask again;
+    they come at the head, as far as the random slice leaves room, those that are no candidates left out. `guided`: ids
+    of which the first take half of what room is left.
+
+    The random slice is drawn from all candidates before anything else, then spread: one slice item at a seeded place
+    in each of equally long stretches, so that a round answered in part keeps its share of both. `Query.score` is 0.0
+    where none is known. Raises ValueError on a strategy without what it needs, and on a candidate that
+    comes twice where that would tell: in what is drawn at random. Elsewhere it is asked once.
+    """
+    if strategy not in STRATEGIES:
+        raise ValueError(f"no query strategy {strategy!r}; there are {', '.join(sorted(STRATEGIES))}")
+    k = at_most(k, len(candidates))
+    scores = _score_of(shortlist)
+
+    def query(item_id: str, rule: str, probability: float) -> Query:
+        return Query(item_id, -1, scores.get(item_id, 0.0), rule, probability)
+
+    drawn = _each_once(draw(candidates, slice_size(k, random_share), seed, RANDOM_SLICE))
+    named = {*drawn, *requested, *first, *guided, *(() if shortlist is None else shortlist.ids)}
+    known = named.intersection(candidates)
+    honest = {item_id: query(item_id, RANDOM_SLICE, len(drawn) / len(candidates)) for item_id in drawn}
+
+    wanted = frozenset(requested)
+    again = [item_id for item_id in dict.fromkeys([*requested, *first]) if item_id in known]
+    room = k - len(drawn)
+    fresh_again = set([item_id for item_id in again if item_id not in honest][:room])
+    head = [
+        honest.get(item_id) or query(item_id, ASKED if item_id in wanted else ASK_AGAIN, 1.0)
+        for item_id in again
+        if item_id in honest or item_id in fresh_again
+    ]
+    taken = honest.keys() | fresh_again
+    free = _Free(candidates, known, taken)
+    own = _own_picks(STRATEGIES[strategy], strategy, free, shortlist, room - len(fresh_again), seed)
+    own = _make_room(own, [item_id for item_id in dict.fromkeys(guided) if item_id in free])
+    in_head = {one.item_id for one in head}
+    spread = _interleave(
+        [query(*row) for row in own], [honest[item_id] for item_id in drawn if item_id not in in_head], seed
+    )
+    return [replace(one, rank=rank) for rank, one in enumerate([*head, *spread])]
+
+
+def _each_once(candidates: list[str]) -> list[str]:
+    """The same, some of the candidates or all. Raises ValueError where one comes twice."""
+    if len(set(candidates)) < len(candidates):
+        raise ValueError(f"the candidates name an item twice: {first_repeat(candidates)!r}")
+    return candidates
+
+
+@dataclass(frozen=True, slots=True)
+class _Free:
+    """Candidates without those that are taken. They are listed only for who has to see all: a pool is large."""
+
+    candidates: Collection[str]
+    known: AbstractSet[str]
+    """Those of the candidates that anything names."""
+    taken: AbstractSet[str]
+
+    def __contains__(self, item_id: str) -> bool:
+        return item_id in self.known and item_id not in self.taken
+
+    def without(self, others: AbstractSet[str]) -> Iterator[str]:
+        """All of them but these, in their order."""
+        return (item_id for item_id in self.candidates if item_id not in self.taken and item_id not in others)
+
+
+def _own_picks(
+    strategy: Strategy, name: str, free: _Free, shortlist: Shortlist | None, k: int, seed: SeedSequence
+) -> list[tuple[str, str, float]]:
+    """The strategy's picks among the free ones, filled up at random where its shortlist is too short."""
+    if not strategy.needs:
+        view = Shortlist(_each_once(sorted(free.without(set()))))
+    elif shortlist is None:
+        raise ValueError(f"strategy {name!r} needs a shortlist with {', '.join(sorted(strategy.needs))}")
+    else:
+        missing = sorted(need for need in strategy.needs if getattr(shortlist, need) is None)
+        if missing:
+            raise ValueError(f"strategy {name!r} needs {', '.join(missing)}, which the shortlist lacks")
+        rows = [position for position, item_id in enumerate(shortlist.ids) if item_id in free]
+        view = shortlist.rows(np.array(sorted(rows, key=lambda row: shortlist.ids[row]), dtype=np.intp))
+    chosen: list[tuple[str, str, float]] = []
+    if room := min(k, len(view.ids)):
+        picked = strategy.pick(view, room, seed)
+        chosen = [(view.ids[position], name, float(chance)) for position, chance in zip(*picked, strict=True)]
+    left = k - len(chosen)
+    if left <= 0:
+        return chosen
+    rest = free.without({item_id for item_id, _, _ in chosen})
+    fill = _each_once(draw(rest, left, seed, RANDOM_FILL))
+    others = len(free.candidates) - len(free.taken) - len(chosen)
+    return chosen + [(item_id, RANDOM_FILL, len(fill) / others) for item_id in fill]
+
+
+def _make_room(own: list[tuple[str, str, float]], guided: Sequence[str]) -> list[tuple[str, str, float]]:
+    """At most half of the picks give way to guided ones, which come first.
+
+    The last ones give way, so that what is left of a uniform draw still is one; its probability shrinks with it.
+    """
+    size = min(len(guided), len(own) // 2)
+    kept = own[: len(own) - size]
+    ids = {item_id for item_id, _, _ in kept}
+    search = [item_id for item_id in guided if item_id not in ids][:size]
+    spare = [row for row in own[len(kept) :] if row[0] not in search][: size - len(search)]
+    share = len(kept) / max(1, len(own))
+    rows = [(name, rule, chance * share if rule == RANDOM else chance) for name, rule, chance in kept]
+    rows += [(name, RANDOM_FILL if rule == RANDOM else rule, chance) for name, rule, chance in spare]
+    return [(item_id, GUIDED, 1.0) for item_id in search] + rows
+
+
+def _interleave(ranked: list[Query], honest: list[Query], seed: SeedSequence) -> list[Query]:
+    """Both in their own order, one of `honest` in each of as many equally long stretches."""
+    length, parts = len(ranked) + len(honest), len(honest)
+    rng = purpose_rng(seed, "interleave")
+    edges = [part * length // parts for part in range(parts)] + [length] if parts else []
+    places = {int(rng.integers(low, high)) for low, high in zip(edges, edges[1:], strict=False)}
+    ranked_left, honest_left = iter(ranked), iter(honest)
+    return [next(honest_left if place in places else ranked_left) for place in range(length)]
+
+
+def _score_of(shortlist: Shortlist | None) -> dict[str, float]:
+    if shortlist is None or shortlist.scores is None:
+        return {}
+    return dict(zip(shortlist.ids, np.asarray(shortlist.scores, dtype=np.float64).tolist(), strict=True))

@@ -1,0 +1,150 @@
+"""The shortlist: the best-scored candidates of a pool that is read in parts, and statistics of all its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from al_pipeline.active_learning.sampling import (
+    Floats,
+    Positions,
+    first_repeat,
+    round_seed,
+    top_k,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shortlist:
+    """The items that a strategy looks at, row by row: ids (s,), scores (s,), proba (s, C), vectors (s, d).
+
+    Beside them, what is labelled already: its vectors, `labeled` (m, d), and how many of each class, `counts` (C,); and
+    `centre` (d,), the mean of the candidates' vectors at unit length.
+    """
+
+    ids: Sequence[str]
+    scores: Floats | None = None
+    proba: Floats | None = None
+    vectors: Floats | None = None
+    labeled: Floats | None = None
+    counts: Positions | None = None
+    centre: Floats | None = None
+
+    def __post_init__(self) -> None:
+        if len(set(self.ids)) < len(self.ids):
+            raise ValueError(f"the shortlist names an item twice: {first_repeat(self.ids)!r}")
+        for need in ("scores", "proba", "vectors"):
+            values = getattr(self, need)
+            if values is None:
+                continue
+            if len(values) != len(self.ids):
+                raise ValueError(f"the shortlist has {len(self.ids)} ids and {len(values)} rows of {need}")
+            finite = np.isfinite(values).all(axis=tuple(range(1, np.ndim(values))))
+            if not finite.all():
+                raise ValueError(f"{need} of item {self.ids[int(np.argmin(finite))]!r} are not finite")
+
+    def rows(self, positions: Positions) -> Shortlist:
+        """The same, for some rows in the order given."""
+        return replace(
+            self,
+            ids=[self.ids[position] for position in positions],
+            **{
+                need: np.asarray(values)[positions]
+                for need in ("scores", "proba", "vectors")
+                if (values := getattr(self, need)) is not None
+            },
+        )
+
+
+def top_candidates(
+    ids: Sequence[str], scores: ArrayLike, shortlist: int, batch_size: int, project_seed: int
+) -> Positions:
+    """Positions of the candidates that go on the shortlist, best first: `shortlist` of them, or two batches if more."""
+    return top_k(scores, ids, max(shortlist, 2 * batch_size), round_seed(project_seed, 0, "score"))
+
+
+class TopK:
+    """The best of a pool that comes part by part: what `top_candidates` keeps of the whole, and a row of figures of
+    each.
+
+    It holds no more than twice as many, and one part. What scores lower than all that are kept is passed over unseen.
+    """
+
+    def __init__(self, shortlist: int, batch_size: int, project_seed: int, columns: int = 0) -> None:
+        self._keep = (shortlist, batch_size, project_seed)
+        self._size = max(shortlist, 2 * batch_size)
+        self._least = -np.inf
+        self._ids: list[str] = []
+        self._scores: list[Floats] = [np.empty(0)]
+        self._rows: list[Floats] = [np.empty((0, columns))]
+
+    @property
+    def least(self) -> float:
+        """What scores lower is not kept, whatever else comes."""
+        return self._least
+
+    def add(self, ids: Sequence[str], scores: Floats, rows: Floats | None = None) -> None:
+        """Look at another part: ids, scores (n,), and figures (n, columns) where there are some."""
+        near = np.flatnonzero(~(scores < self._least))  # a NaN stays, to be named
+        if len(near) == 0:
+            return
+        self._ids += ids if len(near) == len(ids) else [ids[row] for row in near]
+        self._scores.append(scores[near])
+        self._rows.append(np.empty((len(near), 0)) if rows is None else rows[near])
+        if len(self._ids) > 2 * self._size:
+            self._cut()
+
+    def kept(self) -> tuple[list[str], Floats, Floats]:
+        """Ids, scores and figures, best first."""
+        self._cut()
+        return list(self._ids), self._scores[0], self._rows[0]
+
+    def _cut(self) -> None:
+        scores, rows = np.concatenate(self._scores), np.concatenate(self._rows)
+        best = top_candidates(self._ids, scores, *self._keep)
+        self._ids, self._scores, self._rows = [self._ids[row] for row in best], [scores[best]], [rows[best]]
+        if len(best) >= self._size:
+            self._least = float(self._scores[0][-1])
+
+
+class ScoreSummary(NamedTuple):
+    """The best (ids, scores, probabilities, best first), items in each bin of scores, items by likeliest class."""
+
+    kept: tuple[list[str], Floats, Floats]
+    counts: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+
+
+class ScoreAccumulator:
+    """The best candidates of a pool that comes in parts, a histogram of all scores, and counts of predicted classes."""
+
+    def __init__(self, best: TopK, bounds: tuple[float, float], bins: int, classes: int) -> None:
+        self._best = best
+        self.edges: Floats = np.linspace(*bounds, bins + 1, dtype=np.float64)
+        """Of equally wide bins, (bins + 1,); scores beyond count in the outermost."""
+        self._counts = np.zeros(bins, dtype=np.int64)
+        self._predicted = np.zeros(classes, dtype=np.int64)
+
+    @property
+    def least(self) -> float:
+        """What scores lower is not kept, whatever else comes."""
+        return self._best.least
+
+    def add(self, ids: Sequence[str], scores: Floats, proba: Floats) -> None:
+        """Add a part: ids, scores (n,), probabilities (n, C)."""
+        bins = np.searchsorted(self.edges[1:-1], scores, side="right")
+        self.count(bins, np.bincount(proba.argmax(axis=1), minlength=len(self._predicted)))
+        self._best.add(ids, scores, proba)
+
+    def count(self, bins: Positions, predicted: NDArray[np.integer]) -> None:
+        """Count items that cannot be kept: the bin of each, and how many there are of each predicted class (C,)."""
+        self._counts += np.bincount(bins, minlength=len(self._counts))
+        self._predicted += predicted
+
+    def result(self) -> ScoreSummary:
+        """Of all parts so far."""
+        return ScoreSummary(self._best.kept(), self._counts.copy(), self._predicted.copy())
