@@ -17,22 +17,22 @@ _STEPS = 200
 
 
 def progress_reporter(path: Path, what: str) -> Callable[[int, int], None]:
-    """A function that is told how much is done, of how much, and writes it to `path` whenever that is news."""
+    """A callback `(done, total)` that writes the progress of `what` to `path` whenever it has changed visibly."""
     last = -1
 
-    def told(done: int, total: int) -> None:
+    def on_progress(done: int, total: int) -> None:
         nonlocal last
         now = done * _STEPS // max(1, total)
         if now != last:
             last = now
             write_json(path, {"what": what, "done": done, "total": total})
 
-    return told
+    return on_progress
 
 
 @contextmanager
 def shown(path: Path, show: bool | None = None) -> Iterator[None]:
-    """A bar with the time left on stderr, once what runs within tells `path` (None: where stderr is a terminal)."""
+    """A bar with the time left on stderr, once what runs within writes to `path` (None: where stderr is a terminal)."""
     path.unlink(missing_ok=True)
     if show is False or (show is None and not sys.stderr.isatty()):
         yield

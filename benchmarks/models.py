@@ -32,7 +32,7 @@ from scipy.sparse import issparse
 from threadpoolctl import threadpool_limits
 
 from al_pipeline.evaluation.metrics import evaluate
-from al_pipeline.features.tfidf import find_themes
+from al_pipeline.features.tfidf import lsa_components
 from al_pipeline.files import read_json, write_json, write_jsonl
 from al_pipeline.models.linear import FULL_TFIDF, STRENGTH, FeatureMatrix, fit_head, softmax, stratified_folds
 from al_pipeline.simulation.corpus import LabeledTexts, read_corpus
@@ -590,11 +590,11 @@ def mixed_prototypes(task: Task) -> Fitted:
 
 
 def as_implemented(task: Task) -> Floats:
-    """`fit_head` of this tree, calibrated, with the themes that it would be given."""
+    """`fit_head` of this tree, calibrated, with the components that it would be given."""
     views, matrix, seen = task.split.views, task.split.prepared.matrix, task.split.prepared.corpus.classes
-    if "themes" not in views:
-        views["themes"] = find_themes(matrix.sparse[task.split.unlabeled])
-    matrix = replace(matrix, themes=views["themes"])
+    if "components" not in views:
+        views["components"] = lsa_components(matrix.sparse[task.split.unlabeled])
+    matrix = replace(matrix, components=views["components"])
     names = [seen[task.seen[target]] for target in task.targets]
     head = fit_head(matrix.rows(task.rows), names, seen, task.split.seed, True)
     found = head.logits(matrix.rows(task.split.prepared.corpus.test)) / head.temperature

@@ -2,7 +2,7 @@
 
     python -m benchmarks.pooling --data FOLDER [--seeds 5]      writes benchmarks/results/pooling.json
 
-`benchmarks/corpora.py` says what FOLDER holds. The head is the default's, joined with TF-IDF and themes, on 40 to 300
+`benchmarks/corpora.py` says what FOLDER holds. The head is the default's, joined with TF-IDF and LSA, on 40 to 300
 random labels, the same for every variant; one pass of the transformer serves all poolings of a length.
 """
 
@@ -121,7 +121,7 @@ def learn(dense: NDArray[np.float32], texts: Sequence[str], truth: NDArray[np.st
 
     pool = len(texts) - TEST
     tfidf = fit_tfidf(texts[:pool])
-    matrix = FeatureMatrix(dense, tfidf.transform(texts), tfidf.themes)
+    matrix = FeatureMatrix(dense, tfidf.transform(texts), tfidf.components)
     test, classes, found = np.arange(pool, len(texts)), sorted(set(truth.tolist())), []
     with threadpool_limits(1):
         for budget in BUDGETS:

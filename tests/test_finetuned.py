@@ -171,7 +171,9 @@ def test_every_weight_is_trained_and_of_the_embeddings_what_the_texts_hold(tiny:
 def test_calibration_takes_a_training_more_and_leaves_the_weights(tiny: Path) -> None:
     told: list[tuple[int, int]] = []
     texts, labels = corpus(120)
-    model = fit_finetuned(texts, labels, CLASSES, tiny, 64, SETTINGS, 7, True, told=lambda *now: told.append(now))
+    model = fit_finetuned(
+        texts, labels, CLASSES, tiny, 64, SETTINGS, 7, True, on_progress=lambda *now: told.append(now)
+    )
     plain = fit_finetuned(texts, labels, CLASSES, tiny, 64, SETTINGS, 7, False)
     assert model.temperature != 1 and plain.temperature == 1
     assert told[-1] == (3 * (120 + 96), 3 * (120 + 96))

@@ -87,12 +87,12 @@ def test_any_texts_have_rows_of_unit_length_or_zero(texts: list[str], min_df: in
     assert all(norm == 0 or abs(norm - 1) < 1e-5 for norm in norms)
 
 
-@pytest.mark.parametrize("themes", [False, True])
-def test_fitting_by_rows_equals_fitting_by_columns(themes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("components", [False, True])
+def test_fitting_by_rows_equals_fitting_by_columns(components: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel's factor is a shortcut, not another model: both minimise the same convex function."""
     texts, vectors, labels = corpus(40, CLASSES)
     tfidf = fit(texts)
-    matrix = FeatureMatrix(vectors, tfidf.transform(texts), tfidf.themes if themes else None)
+    matrix = FeatureMatrix(vectors, tfidf.transform(texts), tfidf.components if components else None)
     targets = np.array([CLASSES.index(label) for label in labels])
     blocks, restore = _compact(matrix, 80)
     assert [block.shape for block in blocks] == [(40, 40)]
@@ -100,7 +100,7 @@ def test_fitting_by_rows_equals_fitting_by_columns(themes: bool, monkeypatch: py
     monkeypatch.setattr(head_module, "_MAX_KERNEL", 0)
     blocks, restore_columns = _compact(matrix, 80)
     assert [block.shape[1] for block in blocks[:2]] == list(matrix.widths)
-    assert len(blocks) == 3 if themes else 2
+    assert len(blocks) == 3 if components else 2
     by_columns, bias = _fit_softmax(blocks, targets, 3, 10.0)
     for got, expected in zip(restore(by_rows), restore_columns(by_columns), strict=True):
         np.testing.assert_allclose(got, expected, atol=2e-4)
@@ -109,12 +109,12 @@ def test_fitting_by_rows_equals_fitting_by_columns(themes: bool, monkeypatch: py
 
 def test_a_label_tells_of_words_that_come_with_the_labelled_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """No labelled text has a word of the others, but texts without labels have both together."""
-    monkeypatch.setattr(tfidf_module, "_THEMES", 2)
+    monkeypatch.setattr(tfidf_module, "_COMPONENTS", 2)
     pool = ["apple banana", "banana cherry", "apple cherry", "hammer pliers", "pliers wrench", "hammer wrench"] * 9
     tfidf = fit(pool)
     heads = {}
-    for name, themes in (("with", tfidf.themes), ("without", None)):
-        seen = FeatureMatrix(None, tfidf.transform(["apple", "hammer"]), themes)
+    for name, components in (("with", tfidf.components), ("without", None)):
+        seen = FeatureMatrix(None, tfidf.transform(["apple", "hammer"]), components)
         heads[name] = fit_head(seen, ["ham", "spam"], CLASSES, 1, False)
     unseen = FeatureMatrix(None, tfidf.transform(["cherry", "wrench"]))
     np.testing.assert_allclose(*heads["without"].predict_proba(unseen), rtol=1e-5)
@@ -124,18 +124,18 @@ def test_a_label_tells_of_words_that_come_with_the_labelled_ones(monkeypatch: py
 
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(st.lists(st.lists(st.sampled_from(["one", "two", "three", "four", "five", "six"]), max_size=6), max_size=12))
-def test_themes_are_the_strongest_directions_of_the_texts(words: list[list[str]]) -> None:
+def test_components_are_the_strongest_directions_of_the_texts(words: list[list[str]]) -> None:
     texts = [" ".join(row) for row in words]
     tfidf = fit(texts, min_df=1)
     rows = tfidf.transform(list(dict.fromkeys(texts))).toarray().astype(np.float64)
-    if tfidf.themes is None:
+    if tfidf.components is None:
         assert not rows.any()
         return
     _, size, terms = np.linalg.svd(rows, full_matrices=False)
     terms = terms[size**2 > 1e-6 * size[0] ** 2]
     scale = len(rows) / (size**2).sum()
-    np.testing.assert_allclose(tfidf.themes @ tfidf.themes.T, scale * terms.T @ terms, atol=1e-3)
-    assert ((rows @ tfidf.themes) ** 2).sum() == pytest.approx(len(rows), rel=1e-4)
+    np.testing.assert_allclose(tfidf.components @ tfidf.components.T, scale * terms.T @ terms, atol=1e-3)
+    assert ((rows @ tfidf.components) ** 2).sum() == pytest.approx(len(rows), rel=1e-4)
 
 
 def test_tfidf_counts_in_full_only_from_enough_labels() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from al_pipeline.evaluation.metrics import ClassMetrics, Estimate, Metrics, evaluate
 from al_pipeline.evaluation.online import Accuracy, Running
+from al_pipeline.evaluation.promotion import Decision
 from al_pipeline.files import read_jsonl
 from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations.ingest import ingest
@@ -29,7 +30,6 @@ from al_pipeline.reporting.page import (
     SHOWN_ITEMS,
     Answers,
     AskedItem,
-    Decision,
     Histogram,
     LabelMix,
     Mistake,
@@ -124,7 +124,7 @@ def metrics_row(f1=0.9, classes=("ham", "spam")):
 
 
 def make_report(**changes):
-    promoted = Decision("promoted", ("macro-F1 rose by 0.04 (0.01 to 0.07)",))
+    promoted = Decision("promoted", False, ("macro-F1 rose by 0.04 (0.01 to 0.07)",))
     history = tuple(RoundRow(i, 40 * (i + 1), metrics_row(0.7 + 0.06 * i), promoted, f"2026-11-2{i}") for i in range(4))
     report = ReportData(
         title="Spam filter",
@@ -174,7 +174,7 @@ HOSTILE = (
 def hostile_report(text):
     """A report in which everything that people can write says `text`."""
     row = metrics_row(0.9, classes=(text, text + "2"))
-    decision = Decision(text, (text,))
+    decision = Decision(text, False, (text,))
     return make_report(
         title=text, question=text, state=text, date=text, classes=(text, text + "2"), metrics=row, decision=decision,
         history=(RoundRow(3, 40, row, decision, text),), mix=LabelMix({text: 1}, {text: 2}),
@@ -204,7 +204,7 @@ def test_the_page_says_what_the_records_say():
 
 
 def test_a_command_in_a_message_is_shown_as_one():
-    decision = Decision("held", ("promotion waits for `al approve`: rolled back",))
+    decision = Decision("held", False, ("promotion waits for `al approve`: rolled back",))
     html = render(make_report(next_step="the next `al round` pulls <b>", decision=decision))
     assert "<p>The next <code>al round</code> pulls &lt;b&gt;</p>" in html
     assert "Promotion waits for <code>al approve</code>: rolled back" in html
@@ -501,9 +501,12 @@ def test_an_excerpt_is_one_short_line_that_begins_as_the_text_does(text, times):
     ("changes", "said"),
     [
         ({}, "Promoted: macro-F1 rose by 0.04 (0.01 to 0.07). 40 questions"),
-        ({"decision": Decision("promoted", ("the first model",), True)}, "Promoted for now: the first model."),
+        ({"decision": Decision("promoted", True, ("the first model",))}, "Promoted for now: the first model."),
         ({"decision": None}, "Round 3: 160 labels, macro-F1 0.93 (0.89–0.97). 40 questions wait in Label Studio."),
-        ({"decision": Decision("held"), "answers": Answers(waiting=1)}, "Held. 1 question waits in Label Studio."),
+        (
+            {"decision": Decision("held", False, ()), "answers": Answers(waiting=1)},
+            "Held. 1 question waits in Label Studio.",
+        ),
         (
             {"labels": 1, "metrics": None, "decision": None, "answers": Answers()},
             "Round 3: 1 label, nothing measured yet.",

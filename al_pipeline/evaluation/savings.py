@@ -1,4 +1,4 @@
-"""What learning curves say of strategies: area, labels needed, labels saved against random sampling, wins and losses.
+"""Comparison of strategies by their learning curves: area under the curve, labels needed and saved, wins, losses.
 
 A curve is one row of a table (seeds, budgets); all tables share the budgets and, row by row, the seeds, so that arms
 are compared in pairs. Nothing is extrapolated: what a curve does not reach within its budget has no number.
@@ -53,14 +53,14 @@ class Arm:
     curve: tuple[Interval, ...]
     """Mean over seeds at each budget, with Student's interval of the mean."""
     area: Interval
-    """Mean height of the curve over its budgets, with Student's interval over seeds."""
+    """Normalised area under the learning curve (ALC), with Student's interval over seeds."""
     gain: Interval
     """Area less random's, seed by seed."""
     savings: Mapping[int, Saving]
     wins: Mapping[str, int]
     """Seeds in which its area is larger than the other strategy's."""
     below_random: tuple[int, ...]
-    """Budgets at which it is below random beyond doubt: paired, corrected for the number of budgets."""
+    """Budgets at which it is significantly below random: paired, corrected for the number of budgets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def compare(
 
 
 def area(budgets: Floats, curves: Floats) -> Floats:
-    """Mean height (seeds,) of curves (seeds, budgets) between the first and the last budget, by trapezoids.
+    """Normalised area under the learning curve (ALC), (seeds,), of curves (seeds, budgets), by the trapezoidal rule.
 
     A point without a value is passed over: the line goes from the one before to the one after.
     """

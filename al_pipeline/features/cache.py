@@ -196,7 +196,7 @@ def _missing_chunks(
 
 @contextmanager
 def _progress_bar(show: bool | None, total: int | None) -> Iterator[Callable[[int], None] | None]:
-    """A function that is told of finished texts; None where nothing is shown."""
+    """A callback for finished texts; None where no progress is shown."""
     import sys
 
     if show is False or (show is None and not sys.stderr.isatty()):

@@ -33,9 +33,9 @@ FORMAT = "al-tfidf/1"
 _WORD = re.compile(r"\b\w\w+\b")
 _MAX_CHARACTERS = 10_000
 """Of a longer text only the beginning is counted."""
-_THEMES = 128
-_THEME_TEXTS = 2000
-"""Texts that the themes are found in: their number's cube is what it costs, about a second."""
+_COMPONENTS = 128
+_LSA_TEXTS = 2000
+"""Texts that the components are found in: their number's cube is what it costs, about a second."""
 _FAINTEST = 1e-6
 """A theme that spreads less, as a share of the strongest, is rounding."""
 
@@ -46,8 +46,8 @@ class Tfidf:
 
     terms: tuple[str, ...]
     idf: NDArray[np.float32]
-    themes: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
-    """What `find_themes` makes of the texts of a fit. Not saved: a fitted head has taken them in."""
+    components: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    """What `lsa_components` makes of the texts of a fit. Not saved: a fitted head has taken them in."""
 
     @cached_property
     def _columns(self) -> dict[str, int]:
@@ -111,10 +111,10 @@ def fit(texts: Iterable[str], max_terms: int = 50_000, sample: int = 10_000, min
     counts = np.array([count for _, count in kept], np.float64)
     idf = 1 + np.log((1 + len(chosen)) / (1 + counts))
     fitted = Tfidf(tuple(term for term, _ in kept), idf.astype(np.float32))
-    return replace(fitted, themes=find_themes(fitted.transform(chosen[:_THEME_TEXTS])))
+    return replace(fitted, components=lsa_components(fitted.transform(chosen[:_LSA_TEXTS])))
 
 
-def find_themes(rows: csr_matrix) -> NDArray[np.float32] | None:
+def lsa_components(rows: csr_matrix) -> NDArray[np.float32] | None:
     """The directions of the terms in which texts spread most, (v, k).
 
     Latent semantic analysis (Deerwester et al. 1990). `rows` (n, v) are texts without labels. Terms that come in the
@@ -129,7 +129,7 @@ def find_themes(rows: csr_matrix) -> NDArray[np.float32] | None:
         likeness = (rows @ rows.T).toarray().astype(np.float64)
         if not likeness.any():
             return None
-        spread, turn = eigh(likeness, subset_by_index=(max(0, count - _THEMES), count - 1))
+        spread, turn = eigh(likeness, subset_by_index=(max(0, count - _COMPONENTS), count - 1))
         strong = spread > _FAINTEST * spread[-1]
         spread, turn = spread[strong], turn[:, strong]
         # Unit directions are rows^T turn / sqrt(spread), and in them the texts have the square lengths of `spread`.

@@ -42,7 +42,7 @@ def draw_heads(
         return (head,) * count
     from threadpoolctl import threadpool_limits
 
-    features = replace(features, themes=None)  # a loaded model has none, and the draw shall not depend on that
+    features = replace(features, components=None)  # a loaded model has none, and the draw shall not depend on that
     with threadpool_limits(1):
         if kind == "posterior" and isinstance(head, Head):
             return tuple(_posterior(head, features, labels, seed, count))

@@ -244,7 +244,7 @@ def fit_finetuned(
     seed: int,
     calibrate: bool,
     threads: int | None = None,
-    told: OnProgress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> FinetunedModel:
     """Train on labelled texts from the weights in `encoder`; with labels of fewer than two classes it is the prior.
 
@@ -263,7 +263,7 @@ def fit_finetuned(
     tokens = network.encoder.tokenize(texts)
     frozen = network.vectors(tokens)
     kept, held = _held_out(targets, seed) if calibrate else (np.arange(0), np.arange(0))
-    meter = _Meter(told, settings.epochs * (len(texts) + len(kept)))
+    meter = _Meter(on_progress, settings.epochs * (len(texts) + len(kept)))
     temperature = 1.0
     if len(held):
         few = _fit(network, [tokens[row] for row in kept], frozen[kept], targets[kept], settings, seed, meter)
@@ -284,14 +284,14 @@ def _held_out(targets: NDArray[np.intp], seed: int) -> tuple[NDArray[np.intp], N
 
 @dataclass
 class _Meter:
-    told: OnProgress | None
+    on_progress: OnProgress | None
     total: int
     done: int = 0
 
     def add(self, texts: int) -> None:
         self.done += texts
-        if self.told:
-            self.told(self.done, self.total)
+        if self.on_progress:
+            self.on_progress(self.done, self.total)
 
 
 class _Network:

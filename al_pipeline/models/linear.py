@@ -68,8 +68,8 @@ class FeatureMatrix:
 
     dense: NDArray[np.float32] | None = None
     sparse: csr_matrix | None = None
-    themes: NDArray[np.float32] | None = None
-    """Directions of the terms (v, k) that a fit also sees the texts in (`tfidf.find_themes`); the weights that come out
+    components: NDArray[np.float32] | None = None
+    """LSA components (v, k), on which a fit also projects the texts (`tfidf.lsa_components`); the weights that come out
     of it are the terms' again, so that predicting knows nothing of them."""
 
     def __post_init__(self) -> None:
@@ -103,7 +103,7 @@ class FeatureMatrix:
         return FeatureMatrix(
             None if self.dense is None else self.dense[rows],
             None if self.sparse is None else self.sparse[rows],
-            self.themes,
+            self.components,
         )
 
 
@@ -289,14 +289,16 @@ def _compact(features: FeatureMatrix, full_tfidf: int) -> tuple[list[Any], Calla
     """
     scales = feature_scales(features, full_tfidf)
     own = [block.astype(np.float64) * scale for block, scale in zip(features.blocks, scales, strict=True)]
-    themes = None if features.sparse is None or features.themes is None else features.themes.astype(np.float64)
-    if themes is not None:
-        own += [np.asarray(own[-1] @ themes)]
+    components = (
+        None if features.sparse is None or features.components is None else features.components.astype(np.float64)
+    )
+    if components is not None:
+        own += [np.asarray(own[-1] @ components)]
 
     def scale_back(fitted: list[Floats]) -> list[Floats]:
         """Weights on the features' columns from those on `own`."""
-        if themes is not None:
-            fitted = [*fitted[:-2], fitted[-2] + themes @ fitted[-1]]
+        if components is not None:
+            fitted = [*fitted[:-2], fitted[-2] + components @ fitted[-1]]
         return [part * scale for part, scale in zip(fitted, scales, strict=True)]
 
     count = len(features)

@@ -305,4 +305,4 @@ def _features(texts: Sequence[str], vectors: Vectors | None, uses_encoder: bool,
         raise BadInput("this model uses an encoder, but no vectors were given")
     if tfidf is None:
         return FeatureMatrix(vectors)
-    return FeatureMatrix(vectors if uses_encoder else None, tfidf.transform(texts), tfidf.themes)
+    return FeatureMatrix(vectors if uses_encoder else None, tfidf.transform(texts), tfidf.components)

@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from al_pipeline.annotation.aggregation import active, superseded
+from al_pipeline.annotation.aggregation import IMPORT_ROUND, active, superseded
 from al_pipeline.data.catalog import (
     ID_CHARACTERS,
     Catalog,
@@ -59,7 +59,6 @@ _T = TypeVar("_T")
 
 METADATA_CHARACTERS = 1_000_000
 IMPORT_ANNOTATOR = "import"
-IMPORT_ROUND = -1
 
 _STAGING = ".ingest"
 _COMMIT = "commit.json"

@@ -14,6 +14,7 @@ from al_pipeline.data.outputs import Predictions, parse_predictions
 from al_pipeline.data.pool import fetch
 from al_pipeline.errors import NothingToDo
 from al_pipeline.evaluation.online import Running
+from al_pipeline.evaluation.promotion import Decision
 from al_pipeline.files import write_text
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.connect import task_pages
@@ -23,7 +24,6 @@ from al_pipeline.records import Event, PlannedTask, round_name
 from al_pipeline.reporting.page import (
     Answers,
     AskedItem,
-    Decision,
     Histogram,
     LabelMix,
     Mistake,
@@ -221,7 +221,7 @@ def _row(record: Record, zone: tzinfo) -> RoundRow:
 
 def _decision(record: Record) -> Decision:
     found = record["decision"]
-    return Decision(found["verdict"], tuple(found["reasons"]), found["provisional"])
+    return Decision(found["verdict"], found["provisional"], tuple(found["reasons"]))
 
 
 def _zone(record: Record) -> tzinfo:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from al_pipeline.evaluation.metrics import Estimate
 from al_pipeline.evaluation.online import Accuracy, Running, Saved
+from al_pipeline.evaluation.promotion import Decision
 from al_pipeline.records import shown_text
 from al_pipeline.reporting.charts import CurvePoint, histogram_svg, learning_curve_svg
 from al_pipeline.sanitize import counted
@@ -54,18 +55,6 @@ _NOTHING = "–"
 _THIN = "\u202f"
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 """C1 controls, non-characters, and bidi embeddings, which could turn the words around them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What became of the round's model, and why. `verdict`: promoted, refused or held.
-
-    `provisional`: to be judged again when there is more evidence.
-    """
-
-    verdict: str
-    reasons: tuple[str, ...] = ()
-    provisional: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,14 +93,14 @@ def replay(
     bootstrap: int = 0,
     vectors: VectorsOf | None = None,
     positive: str | None = None,
-    told: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
     guide: Mapping[str, Floats] | None = None,
     draw: Draw | None = None,
 ) -> Curve:
     """The learning curve of a seed round and `rounds` active ones, asked as `config` says, answered by the truth.
 
     Ends early when the pool is used up. `vectors` are for strategies that need some (ValueError without), `positive`
-    is the class of `evaluate`; `told` hears of each round's number of labels when it has ended. `guide`: for a
+    is the class of `evaluate`; `on_progress` gets the number of labels after each round. `guide`: for a
     class, how near each item of the corpus (n,) is to what it is found by. `draw` is for strategies that score by
     samples (ValueError without).
 
@@ -130,8 +130,8 @@ def replay(
         truth = corpus.truth[corpus.test]
         metrics = evaluate(predict(corpus.test), truth, corpus.classes, rng, bootstrap, positive=positive)
         points.append(Point(len(labeled), metrics, tuple(queries), choice))
-        if told:
-            told(len(labeled))
+        if on_progress:
+            on_progress(len(labeled))
     return Curve(config.strategy, config.seed, tuple(points))
 
 

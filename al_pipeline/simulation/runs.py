@@ -89,8 +89,10 @@ def prepare(work: Work, seed: int) -> Prepared:
     pool, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
     corpus = Corpus([item.item_id for item in items], work.texts.truth, pool, test, work.texts.classes)
     tfidf = fit_tfidf(items[p].text for p in pool) if work.uses_tfidf else None
-    sparse, themes = (None, None) if tfidf is None else (tfidf.transform([item.text for item in items]), tfidf.themes)
-    matrix = FeatureMatrix(work.dense, sparse, themes)
+    sparse, components = (
+        (None, None) if tfidf is None else (tfidf.transform([item.text for item in items]), tfidf.components)
+    )
+    matrix = FeatureMatrix(work.dense, sparse, components)
     guide = {}
     for name, texts in work.config.guide.items():
         others = FeatureMatrix(work.guide[name], None if tfidf is None else tfidf.transform(texts))
@@ -98,7 +100,9 @@ def prepare(work: Work, seed: int) -> Prepared:
     return Prepared(corpus, matrix, guide)
 
 
-def simulate_run(work: Work, prepared: Prepared, strategy: str, seed: int, told: OnProgress | None = None) -> Curve:
+def simulate_run(
+    work: Work, prepared: Prepared, strategy: str, seed: int, on_progress: OnProgress | None = None
+) -> Curve:
     """One strategy's learning curve. The random arm is random throughout, its seed round too: it measures the rest."""
     vectors = None if work.dense is None else _vectors_of(prepared.corpus, work.dense)
     config, guide = replace(work.config, strategy=strategy, seed=seed), prepared.guide
@@ -117,8 +121,8 @@ def simulate_run(work: Work, prepared: Prepared, strategy: str, seed: int, told:
         return lambda positions: sample_proba(heads, prepared.matrix.rows(positions))
 
     def count(labels: int) -> None:
-        if told:
-            told(labels + _ROUND_COST)
+        if on_progress:
+            on_progress(labels + _ROUND_COST)
 
     positive = work.texts.positive
     return replay(
@@ -128,7 +132,7 @@ def simulate_run(work: Work, prepared: Prepared, strategy: str, seed: int, told:
         fit,
         vectors=vectors,
         positive=positive,
-        told=count,
+        on_progress=count,
         guide=guide,
         draw=draw,
     )
@@ -178,16 +182,16 @@ def read_run(folder: Path, run: Run) -> dict[str, Any] | None:
     return found
 
 
-def _do(work: Work, prepared: Prepared, run: Run, folder: Path, told: OnProgress | None) -> None:
+def _do(work: Work, prepared: Prepared, run: Run, folder: Path, on_progress: OnProgress | None) -> None:
     strategy, seed = run
     began = time.perf_counter()
     row: dict[str, Any] = {"strategy": strategy, "seed": seed}
     if strategy == FULL:
         row |= {"labels": len(prepared.corpus.pool), **full_score(work, prepared, seed)}
-        if told:
-            told(_cost(work, run))
+        if on_progress:
+            on_progress(_cost(work, run))
     else:
-        curve = simulate_run(work, prepared, strategy, seed, told)
+        curve = simulate_run(work, prepared, strategy, seed, on_progress)
         row["budgets"] = [point.labels for point in curve.points]
         row["choices"] = [point.choice._asdict() for point in curve.points]
         row |= {name: [_figures(point.metrics)[name] for point in curve.points] for name in METRICS}
@@ -264,10 +268,10 @@ class _Meter:
             self.progress(min(self.done, self.total), self.total)
 
 
-def _do_group(work: Work, group: Sequence[Run], folder: Path, told: OnProgress | None) -> None:
+def _do_group(work: Work, group: Sequence[Run], folder: Path, on_progress: OnProgress | None) -> None:
     prepared = prepare(work, group[0][1])
     for run in group:
-        _do(work, prepared, run, folder, told)
+        _do(work, prepared, run, folder, on_progress)
 
 
 def _in_processes(work: Work, groups: Sequence[Sequence[Run]], folder: Path, workers: int, meter: _Meter) -> None:

@@ -40,7 +40,7 @@ def main(layout: Layout) -> None:
             params.train.finetune,
             params.seed,
             params.train.calibrate,
-            told=progress_reporter(layout.progress, "fine-tuning"),
+            on_progress=progress_reporter(layout.progress, "fine-tuning"),
         ).save(layout.model)
         return
     vectors = open_vectors(layout.encoder, layout.features, params.features)

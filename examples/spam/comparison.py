@@ -103,7 +103,7 @@ def _corpus(workspace: Workspace, answers: Mapping[str, str]) -> tuple[Corpus, F
     matrix = FeatureMatrix(
         None if vectors is None else vectors.of(items),
         None if tfidf is None else tfidf.transform([item.text for item in items]),
-        None if tfidf is None else tfidf.themes,
+        None if tfidf is None else tfidf.components,
     )
     labels = [answers[item.item_id] for item in pool] + [test_labels[item.item_id] for item in test]
 
