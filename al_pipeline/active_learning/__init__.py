@@ -1,1 +1,1 @@
-"""Which items to ask about: arrays in, choices out. Knows no model, no file, no network."""
+"""Selects the items to label next: arrays in, selected items out. Independent of models, files and the network."""

@@ -1,6 +1,6 @@
 """Acquisition functions: class probabilities (n, C) -> one score per item (n,), higher = ask sooner.
 
-Those of `SAMPLE_ACQUISITION` look at what K models say of each item instead, (n, K, C), and score their disagreement.
+Those of `SAMPLE_ACQUISITION` take the probabilities of K models, (n, K, C), and score their disagreement.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Positions = NDArray[np.intp]
 Acquisition = Callable[[ArrayLike], Floats]
 
 _SUM_TOLERANCE = 1e-3
-"""How far a row may be from 1: wide enough for bfloat16 softmax sums, far too narrow for logits."""
+"""Tolerance of a row's sum: wide enough for a softmax in bfloat16, far too narrow for logits."""
 
 
 def check_proba(proba: ArrayLike) -> Floats:
@@ -87,7 +87,7 @@ def vote_entropy(samples: ArrayLike) -> Floats:
 def consensus_entropy(samples: ArrayLike) -> Floats:
     """Consensus entropy: of the committee's mean distribution, from 0 to log C (soft votes: Settles 2009, section 3.2).
 
-    It is high too where all members agree that they do not know.
+    It is also high where all members agree and are uncertain.
     """
     return entropy(check_samples(samples).mean(axis=1))
 

@@ -48,20 +48,20 @@ VectorsOf = Callable[[Sequence[str]], NDArray[np.floating]]
 """Ids -> the encoder's vectors (n, d), in their order."""
 
 ASK_AGAIN = "ask_again"
-"""Items whose answers were tied."""
+"""Rule of an item whose answers were tied."""
 ASKED = "asked"
-"""The rule of an item that a person wanted in the batch (`al ask`): no draw, and no estimate rests on it."""
+"""Rule of an item requested with `al ask`: it was not drawn, and no estimate uses it."""
 GUIDED = "guided"
-"""Nearest to what the user gave for a class that has few labels."""
+"""Rule of an item nearest to the user's guide for a class that has few labels."""
 RANDOM_FILL = "random_fill"
-"""Drawn at random because the shortlist was shorter than the batch."""
+"""Rule of an item drawn at random because the shortlist was shorter than the batch."""
 COLD_CANDIDATES = 5000
-"""A strategy that goes by vectors alone looks at so many candidates, drawn at random: memory does not grow.
+"""A strategy that uses vectors and no scores gets a random sample of so many candidates, which bounds its memory.
 
-The centre of the pool is that of as many.
+The centre of the pool is estimated from as many.
 """
 GUIDED_LABELS = 10
-"""Labels of a class from which its guide is no longer followed: the model knows it better."""
+"""With so many labels of a class its guide is no longer used: the model ranks the class better."""
 
 
 def next_batch(
@@ -111,7 +111,7 @@ def _inputs_for(
     classes: Sequence[str],
     vectors: VectorsOf | None,
 ) -> Shortlist | None:
-    """What the strategy declares, and no more: vectors cost time."""
+    """The inputs that the strategy declares, and no others: vectors cost time."""
     needs = STRATEGIES[name].needs
     if not needs & {"vectors"}:
         view = scored
@@ -220,7 +220,7 @@ def choose(
 
 
 def _each_once(candidates: list[str]) -> list[str]:
-    """The same, some of the candidates or all. Raises ValueError where one comes twice."""
+    """`candidates` unchanged. Raises ValueError where one comes twice."""
     if len(set(candidates)) < len(candidates):
         raise ValueError(f"the candidates name an item twice: {first_repeat(candidates)!r}")
     return candidates
@@ -228,11 +228,11 @@ def _each_once(candidates: list[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Free:
-    """Candidates without those that are taken. They are listed only for who has to see all: a pool is large."""
+    """Candidates without those that are taken. They are listed only for strategies that need all of them."""
 
     candidates: Collection[str]
     known: AbstractSet[str]
-    """Those of the candidates that anything names."""
+    """Candidates that appear in any of the given lists."""
     taken: AbstractSet[str]
 
     def __contains__(self, item_id: str) -> bool:
@@ -246,7 +246,7 @@ class _Free:
 def _own_picks(
     strategy: Strategy, name: str, free: _Free, shortlist: Shortlist | None, k: int, seed: SeedSequence
 ) -> list[tuple[str, str, float]]:
-    """The strategy's picks among the free ones, filled up at random where its shortlist is too short."""
+    """The strategy's picks among the free candidates, filled up at random where its shortlist is too short."""
     if not strategy.needs:
         view = Shortlist(_each_once(sorted(free.without(set()))))
     elif shortlist is None:
@@ -271,9 +271,9 @@ def _own_picks(
 
 
 def _make_room(own: list[tuple[str, str, float]], guided: Sequence[str]) -> list[tuple[str, str, float]]:
-    """At most half of the picks give way to guided ones, which come first.
+    """Replace at most half of the picks by guided ones, which come first.
 
-    The last ones give way, so that what is left of a uniform draw still is one; its probability shrinks with it.
+    The last picks are replaced, so that the rest of a uniform draw is still uniform; its probability shrinks.
     """
     size = min(len(guided), len(own) // 2)
     kept = own[: len(own) - size]

@@ -10,7 +10,7 @@ from al_pipeline.active_learning.strategies import STRATEGIES, is_unbalanced
 
 AUTO = "auto"
 FEW_LABELS = 500
-"""Up to so many labels `auto` spreads a batch over clusters; with more, the margin alone tells enough."""
+"""Up to so many labels `auto` uses cluster-margin; with more, margin alone is as good."""
 
 
 class Choice(NamedTuple):
@@ -23,7 +23,7 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class QueryConfig:
-    """How a project asks: its seed, and what `params.yaml` says in `round` and `select`."""
+    """The query settings of a project: its seed, and `round` and `select` of `params.yaml`."""
 
     seed: int
     seed_size: int
@@ -34,7 +34,7 @@ class QueryConfig:
     cold_start: str = "random"
     max_similarity: float = 1.0
     guide: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Words, phrases or whole texts that a class is found by."""
+    """For a class: words, phrases or texts that resemble it."""
 
 
 def choose_strategy(config: QueryConfig, round_number: int, counts: Sequence[int], has_vectors: bool) -> Choice:

@@ -1,4 +1,4 @@
-"""Groups and neighbours of vectors: what strategies that look at features are made of. Arrays in, arrays out."""
+"""Clustering and nearest neighbours, as strategies on feature vectors use them. Arrays in, arrays out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Vectors = NDArray[Any]
 
 _ITERATIONS = 30
 _BLOCK = 2048
-"""Rows whose distances to all others are held at a time."""
+"""Rows whose distances to all others are in memory at a time."""
 
 
 def k_means(vectors: Vectors, k: int, rng: Generator, iterations: int = _ITERATIONS) -> tuple[Positions, Floats]:

@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 Positions = NDArray[np.intp]
 
 _BLOCK = 10_000
-"""Ids that are held at a time."""
+"""Ids in memory at a time."""
 
 
 def round_seed(project_seed: int, round_number: int, strategy: str) -> SeedSequence:
@@ -60,7 +60,7 @@ def top_k(scores: ArrayLike, ids: Sequence[str], k: int, seed: SeedSequence) -> 
 
 
 def _tied(values: Floats) -> Positions:
-    """Where a value stands that comes more than once."""
+    """Positions of values that occur more than once."""
     order = np.argsort(values)
     same = values[order][1:] == values[order][:-1]
     return order[np.append(same, False) | np.append(False, same)] if same.any() else order[:0]
@@ -85,7 +85,7 @@ def sample(ids: Sequence[str], k: int, seed: SeedSequence, purpose: str = "sampl
 
 
 def draw(ids: Iterable[str], k: int, seed: SeedSequence, purpose: str = "sample") -> list[str]:
-    """The ids that `sample` takes, in its order, of a pool that comes one by one: no more than a block is held."""
+    """The ids that `sample` takes, in its order, of a pool that comes one by one: no more than a block is in memory."""
     kept: list[str] = []
     keys = np.empty(0, dtype=np.uint64)
     if k == 0:

@@ -20,10 +20,11 @@ from al_pipeline.active_learning.sampling import (
 
 @dataclass(frozen=True, slots=True)
 class Shortlist:
-    """The items that a strategy looks at, row by row: ids (s,), scores (s,), proba (s, C), vectors (s, d).
+    """Input of a strategy, row by row: ids (s,), scores (s,), proba (s, C), vectors (s, d).
 
-    Beside them, what is labelled already: its vectors, `labeled` (m, d), and how many of each class, `counts` (C,); and
-    `centre` (d,), the mean of the candidates' vectors at unit length.
+    Also the vectors of the labelled items, `labeled` (m, d), their number in each class, `counts` (C,), and `centre`
+    (d,), the mean of the candidates' vectors at unit length. Raises ValueError on repeated ids, tables of another
+    length, and values that are not finite.
     """
 
     ids: Sequence[str]
@@ -68,10 +69,10 @@ def top_candidates(
 
 
 class TopK:
-    """The best of a pool that comes part by part: what `top_candidates` keeps of the whole, and a row of figures of
-    each.
+    """The top candidates of a pool that is read in parts, as `top_candidates` finds them in the whole, with a row of
+    values for each.
 
-    It holds no more than twice as many, and one part. What scores lower than all that are kept is passed over unseen.
+    Memory is bounded by twice as many items and one part. Items below the lowest score kept are skipped.
     """
 
     def __init__(self, shortlist: int, batch_size: int, project_seed: int, columns: int = 0) -> None:
@@ -84,11 +85,11 @@ class TopK:
 
     @property
     def least(self) -> float:
-        """What scores lower is not kept, whatever else comes."""
+        """The lowest score that can still be kept; minus infinity at first."""
         return self._least
 
     def add(self, ids: Sequence[str], scores: Floats, rows: Floats | None = None) -> None:
-        """Look at another part: ids, scores (n,), and figures (n, columns) where there are some."""
+        """Add a part: ids, scores (n,), and values (n, columns) if there are any."""
         near = np.flatnonzero(~(scores < self._least))  # a NaN stays, to be named
         if len(near) == 0:
             return
@@ -99,7 +100,7 @@ class TopK:
             self._cut()
 
     def kept(self) -> tuple[list[str], Floats, Floats]:
-        """Ids, scores and figures, best first."""
+        """Ids, scores (k,) and values (k, columns), best first."""
         self._cut()
         return list(self._ids), self._scores[0], self._rows[0]
 
@@ -112,7 +113,7 @@ class TopK:
 
 
 class ScoreSummary(NamedTuple):
-    """The best (ids, scores, probabilities, best first), items in each bin of scores, items by likeliest class."""
+    """Top candidates (ids, scores, probabilities; best first), histogram of scores, items by predicted class."""
 
     kept: tuple[list[str], Floats, Floats]
     counts: NDArray[np.int64]
@@ -131,7 +132,7 @@ class ScoreAccumulator:
 
     @property
     def least(self) -> float:
-        """What scores lower is not kept, whatever else comes."""
+        """The lowest score that can still be kept; minus infinity at first."""
         return self._best.least
 
     def add(self, ids: Sequence[str], scores: Floats, proba: Floats) -> None:
@@ -146,5 +147,5 @@ class ScoreAccumulator:
         self._predicted += predicted
 
     def result(self) -> ScoreSummary:
-        """Of all parts so far."""
+        """The summary of all parts added so far."""
         return ScoreSummary(self._best.kept(), self._counts.copy(), self._predicted.copy())

@@ -1,7 +1,7 @@
 """Query strategies: arrays of a shortlist in, positions of the items to ask about out.
 
-A strategy is one function on arrays in the table `STRATEGIES`; it declares what it needs to see, and which acquisition
-function scores the pool for it.
+A strategy is one function on arrays in the table `STRATEGIES`; it declares its inputs, and the acquisition function
+that scores the pool for it.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from al_pipeline.active_learning.shortlist import Shortlist
 
 Need = Literal["scores", "proba", "vectors", "labeled", "counts", "centre"]
 Samples = Literal["committee", "posterior"]
-"""Who else judges an item: heads fitted on resampled labels, or drawn around the fitted one."""
+"""Which models are sampled: a committee fitted on resampled labels, or draws from the posterior of the fitted head."""
 
 MAX_CLUSTERS = 500
 TYPICAL_NEIGHBOURS = 20
 DENSITY_POWER = 1.0
-"""How much similarity counts beside uncertainty (beta in the paper)."""
+"""Exponent of the similarity (beta in the paper)."""
 POWER = 1.0
-"""How much a score counts beside chance (beta in the paper); 0 is a uniform draw from the shortlist."""
+"""Exponent of the score (beta in the paper); 0 is a uniform draw from the shortlist."""
 
 
 class Picked(NamedTuple):
@@ -63,9 +63,9 @@ class Strategy:
     pick: Callable[[Shortlist, int, SeedSequence], Picked]
     needs: frozenset[Need]
     acquisition: str | None = None
-    """Which acquisition function makes the scores."""
+    """The acquisition function that computes the scores."""
     samples: Samples | None = None
-    """Whose samples (n, K, C) the acquisition function is of; None where it is of the model's own probabilities."""
+    """Which models' samples (n, K, C) it takes; None where it takes the model's own probabilities (n, C)."""
 
 
 def _pick_random(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
@@ -246,7 +246,7 @@ STRATEGIES: dict[str, Strategy] = {
 """Every query strategy, by the name that `params.yaml` uses, except `auto`, which names one of them for each round."""
 
 COLD_STARTS = tuple(name for name, strategy in STRATEGIES.items() if not strategy.needs & {"scores", "proba"})
-"""Those that can ask before there is a model."""
+"""Strategies that need no model."""
 
 
 class Scoring(NamedTuple):

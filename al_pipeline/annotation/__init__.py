@@ -1,1 +1,1 @@
-"""Answers of people -> labels."""
+"""Aggregates annotations into labels."""

@@ -1,4 +1,4 @@
-"""The fold: what people said, event by event in the ledger's order -> the labelled set.
+"""The fold: aggregates the ledger's events, in their order, into the labelled set.
 
 No clock is read: the only order is that of the ledger. Events of different people may be interleaved in any way and
 give the same result, adjudications apart, of which the newest wins. Which events count is derived from the
@@ -21,7 +21,7 @@ IMPORT = "import"
 """The one annotator that all imported labels count as; any person's label outweighs it."""
 IMPORT_ROUND = -1
 MAX_SKIPS = 2
-"""So many people's skips end the asking (fewer only where there are fewer people)."""
+"""After skips of so many people an item is no longer asked (of fewer only where there are fewer people)."""
 MAX_ASKED = 2
 """A tie is asked in so many rounds, then ignored."""
 
@@ -36,7 +36,7 @@ _NEEDS_LABEL = ("label", "adjudicate", "gold", "import")
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """What the events come to. An item in none of the three has no label yet and may be asked (again)."""
+    """Result of the aggregation. An item in none of the three has no label yet and may be asked (again)."""
 
     labeled: tuple[LabeledItem, ...]
     """Items of the pool with their labels, by item_id."""

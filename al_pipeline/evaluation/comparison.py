@@ -1,4 +1,4 @@
-"""Two models on the test items that both were measured on: how far each figure moved, and whose prediction flipped."""
+"""Compares two models on the test items that both were measured on: differences of metrics, changed predictions."""
 
 from __future__ import annotations
 

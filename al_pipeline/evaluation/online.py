@@ -1,8 +1,8 @@
-"""Running accuracy: how often the model was right about the random slice of each batch, before it learnt from it.
+"""Prequential accuracy: the model's accuracy on the random slice of each batch, before it was trained on it.
 
 The slice is a simple random sample of what was unlabelled when it was drawn, and the model that chose the batch never
-saw its labels: no test set could be more honest, and none is spent (prequential evaluation, Dawid 1984). It speaks of
-a row of models, each a little better than the one before: `recent` of the newest alone.
+saw its labels: the estimate is unbiased and needs no test set (prequential evaluation, Dawid 1984). It is an average
+over a sequence of models, each trained on more labels; `recent` covers the newest alone.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from statistics import NormalDist
 from typing import Any
 
 RECENT = 100
-"""Answered items that `recent` goes back for, in whole rounds."""
+"""Least number of answered items that `recent` covers, in whole rounds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """An item of a random slice: the round that asked it, what the model said before, what people said."""
+    """An item of a random slice: the round that asked it, the model's prediction before, and the label."""
 
     round: int
     predicted: str
@@ -63,7 +63,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What the random labels alone reach on the test set, and how few labels the rounds needed to be as good."""
+    """The score of a model on the random labels alone, and the labels that the rounds needed to equal it."""
 
     random_labels: int
     macro_f1: float

@@ -89,7 +89,7 @@ def compare(
     the random arm is missing.
     """
     if RANDOM not in curves:
-        raise ValueError("nothing can be said of savings without the random arm")
+        raise ValueError("savings need the random arm, and `curves` has none")
     shapes = {table.shape for table in curves.values()} | {(len(full), len(budgets))}
     if len(shapes) > 1:
         raise ValueError(f"curves of different shapes: {sorted(shapes)}")

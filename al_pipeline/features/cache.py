@@ -30,7 +30,7 @@ Digests = NDArray[np.uint8]
 """Content hashes as raw bytes, (n, 32)."""
 
 CHUNK = 4096
-"""Texts that are encoded between two shards: what a kill loses at most. The last batches of each are part padding."""
+"""Texts in a shard, and so the most that a killed process loses. The last batches of each are part padding."""
 _STALE_SECONDS = 24 * 3600
 _SUFFIX = ".safetensors"
 

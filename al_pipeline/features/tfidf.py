@@ -35,9 +35,9 @@ _MAX_CHARACTERS = 10_000
 """Of a longer text only the beginning is counted."""
 _COMPONENTS = 128
 _LSA_TEXTS = 2000
-"""Texts that the components are found in: their number's cube is what it costs, about a second."""
+"""Texts that the components are computed from: the cost is cubic in their number, about a second."""
 _FAINTEST = 1e-6
-"""A theme that spreads less, as a share of the strongest, is rounding."""
+"""A component with less variance, as a share of the largest, is rounding."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Tfidf:
     terms: tuple[str, ...]
     idf: NDArray[np.float32]
     components: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
-    """What `lsa_components` makes of the texts of a fit. Not saved: a fitted head has taken them in."""
+    """The `lsa_components` of the texts of a fit. Not saved: the weights of a fitted head contain them."""
 
     @cached_property
     def _columns(self) -> dict[str, int]:
@@ -115,7 +115,7 @@ def fit(texts: Iterable[str], max_terms: int = 50_000, sample: int = 10_000, min
 
 
 def lsa_components(rows: csr_matrix) -> NDArray[np.float32] | None:
-    """The directions of the terms in which texts spread most, (v, k).
+    """The principal directions of the texts in term space, (v, k); None where there are too few texts.
 
     Latent semantic analysis (Deerwester et al. 1990). `rows` (n, v) are texts without labels. Terms that come in the
     same texts share a theme, so that a label tells something of words that no labelled text has. The mean square length

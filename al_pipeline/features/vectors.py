@@ -1,4 +1,4 @@
-"""Vectors of a workspace's items: from the cache where they are, from the encoder where they are not."""
+"""Vectors of a workspace's items: from the cache, or from the encoder where the cache lacks them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Vectors:
-    """The encoder's vectors for items of one workspace. Nothing is encoded twice; torch comes in only to encode."""
+    """The encoder's vectors for items of one workspace. Nothing is encoded twice; torch is imported only to encode."""
 
     def __init__(self, encoder: Path, cache: Path, features: Features) -> None:
         self._folder = encoder

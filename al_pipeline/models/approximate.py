@@ -95,7 +95,7 @@ class MarginAccumulator:
             self._add_exact()
 
     def result(self) -> ScoreSummary:
-        """Of all parts so far."""
+        """The summary of all parts added so far."""
         self._screen()
         self._add_exact()
         return self._scores.result()

@@ -1,4 +1,4 @@
-"""Several heads in place of one: what a committee or a posterior's samples say of an item, (n, K, C).
+"""Ensembles of heads: probabilities of a committee, or of samples of the posterior, (n, K, C).
 
 All of them are drawn before the first item is looked at, so that a pool read part by part gets the same answers in
 whatever order it comes, and two items are judged by the same K models.
@@ -18,7 +18,7 @@ from al_pipeline.models.estimators import HEAD, Estimate, fit_classifier
 from al_pipeline.models.linear import STRENGTH, FeatureMatrix, Floats, Head, class_weights, feature_scales, softmax
 
 SIZES: dict[Samples, int] = {"committee": 8, "posterior": 20}
-"""How many heads: a fit each in a committee, a draw and a matrix product each from a posterior."""
+"""Number of heads: each is a fit in a committee, a draw and a matrix product from a posterior."""
 
 _MAX_CURVATURE = 2000
 """Of more labels so many tell the posterior's curvature, weighted up: its cost grows with their cube."""

@@ -36,7 +36,7 @@ _SHIFT_BALANCE = 0.5
 """Classes count in the calibration by this power of what they count in the fit: half-way between equal and as
 they come.
 
-With all of it a rare class is foretold too often to be believed, with none of it hardly ever.
+With all of it a rare class is predicted far too often, with none of it hardly ever.
 """
 _MAX_KERNEL = 3000
 """Above so many labels the fit goes by columns, not by rows: the kernel would grow with their square."""

@@ -1,4 +1,4 @@
-"""What a model is; and the kind that looks at frozen features: by a linear head, or by an estimator of one's own."""
+"""The interface of classifiers, and the classifier on frozen features: a linear head, or an estimator of one's own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Vectors = NDArray[np.float32]
 
 
 class Classifier(Protocol):
-    """What stages ask of a fitted model, whatever its kind."""
+    """A fitted model, whatever its kind, as the stages use it."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -64,17 +64,17 @@ class Classifier(Protocol):
     def draw(
         self, kind: Samples, texts: Sequence[str], vectors: Vectors | None, labels: Sequence[str], seed: SeedSequence
     ) -> Sequence[Any]:
-        """K others that judge beside it, given what it was fitted on; the same for the same seed."""
+        """K sampled models, from the data that it was fitted on; the same for the same seed."""
         ...
 
     def sample_proba(self, judges: Any, texts: Sequence[str], vectors: Vectors | None) -> NDArray[np.float64]:
-        """What each of them says, (n, K, C)."""
+        """Probabilities of each sampled model, (n, K, C)."""
         ...
 
     def likeness(
         self, texts: Sequence[str], vectors: Vectors | None, others: Sequence[str], other_vectors: Vectors | None
     ) -> NDArray[np.float64]:
-        """How alike texts are, (n, m)."""
+        """Similarity of texts, (n, m)."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -95,7 +95,7 @@ class TextModel:
     """The SHA-256 of those vectors: where a model comes out different, it tells whether the features did."""
     strength: float = STRENGTH
     control: Head | Estimate | None = None
-    """The same classifier fitted on the randomly drawn labels alone: what random sampling would have come to."""
+    """The same classifier fitted on the randomly drawn labels alone: the result of random sampling."""
 
     @property
     def kind(self) -> str:
@@ -134,13 +134,13 @@ class TextModel:
     def draw(
         self, kind: Samples, texts: Sequence[str], vectors: Vectors | None, labels: Sequence[str], seed: SeedSequence
     ) -> tuple[Head | Estimate, ...]:
-        """Heads beside this model's own, by what it was fitted on; the same for the same seed."""
+        """Sampled heads, from the data that this model was fitted on; the same for the same seed."""
         return draw_heads(kind, self.head, self._seen(texts, vectors), labels, seed)
 
     def sample_proba(
         self, judges: Sequence[Head | Estimate], texts: Sequence[str], vectors: Vectors | None
     ) -> NDArray[np.float64]:
-        """What each of the heads `judges` says in this model's place, (n, K, C)."""
+        """Probabilities of each of the heads `judges`, (n, K, C)."""
         return sample_proba(judges, self._seen(texts, vectors))
 
     def _seen(self, texts: Sequence[str], vectors: Vectors | None) -> FeatureMatrix:

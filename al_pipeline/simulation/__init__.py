@@ -1,1 +1,1 @@
-"""What active learning would have saved on a corpus whose labels are known: the stages' own functions, in process."""
+"""Simulates active learning on a corpus whose labels are known, with the functions that the stages use."""

@@ -20,7 +20,7 @@ from al_pipeline.params import ClassName
 from al_pipeline.records import Item, content_hash
 
 LEAST = 50
-"""Texts; with fewer nothing can be told."""
+"""Least number of texts."""
 MAX_CLASSES = 200
 MAX_CHARACTERS = 200_000
 """Of a text, where no `params.yaml` says otherwise."""
@@ -45,13 +45,13 @@ class LabeledTexts:
 
     @property
     def digest(self) -> str:
-        """The same for the same texts and labels, in whatever order they came."""
+        """A digest of texts and labels that does not depend on their order."""
         rows = (f"{item.content_hash} {self.classes[c]}" for item, c in zip(self.items, self.truth, strict=True))
         return sha256_bytes("\n".join(rows).encode())
 
     @property
     def positive(self) -> str | None:
-        """Of two classes the one that average precision speaks of: the rarer, the later of equals."""
+        """The positive class of a binary corpus: the rarer, the later of equals; None with more classes."""
         if len(self.classes) != 2:
             return None
         first, second = self.counts.values()

@@ -22,7 +22,7 @@ def pictures(result: Result) -> dict[str, bytes]:
 
 
 def render(result: Result) -> str:
-    """The page: HTML that holds its own style and pictures and loads nothing."""
+    """The page: self-contained HTML with inline style and pictures."""
     from markupsafe import Markup
 
     metrics = [
@@ -50,7 +50,7 @@ def render(result: Result) -> str:
 
 
 def summary(result: Result) -> list[str]:
-    """What came out, a sentence for each strategy beside random."""
+    """The results, in a sentence for each strategy other than random."""
     row = result["metrics"][result["metric"]]
     name = _in_text(result["metric"])
     said = []

@@ -1,4 +1,4 @@
-"""Replay: what rounds with another strategy or seed would have come to, on a corpus whose labels are all known.
+"""Replay: the learning curve of rounds with another strategy or seed, on a corpus whose labels are all known.
 
 The same functions as in the stages (`top_candidates`, `next_batch`, `evaluate`), fed in the same order; the model is
 passed in as `fit`, so that this knows arrays alone.
@@ -31,7 +31,7 @@ Draw = Callable[[Samples, Indices, SeedSequence], Predict]
 """Whose samples, positions of the labelled items, a seed -> models beside the one fitted last: (m,) -> (m, K, C)."""
 
 _BLOCK = 1000
-"""Items whose samples are held at a time."""
+"""Items whose samples are in memory at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ def replay(
 
 
 def _positions(labeled: Mapping[str, str], position: Mapping[str, int]) -> Indices:
-    """Where the labelled items stand, in the order of their ids, as the stages read them."""
+    """Positions of the labelled items, in the order of their ids, as the stages read them."""
     return np.array([position[item_id] for item_id in sorted(labeled)], dtype=np.intp)
 
 
@@ -149,7 +149,7 @@ def _shortlist(
     unlabeled: Sequence[str],
     position: Mapping[str, int],
 ) -> Shortlist:
-    """What the stage `score` leaves for `select`."""
+    """The shortlist that the stage `score` would write."""
     rows = np.array([position[item_id] for item_id in unlabeled], dtype=np.intp)
     proba = np.asarray(predict(rows), dtype=np.float64)
     scoring = scoring_of(config.strategy)

@@ -40,21 +40,21 @@ from al_pipeline.simulation.replay import Corpus, Curve, Indices, Predict, repla
 from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT, THREADS
 
 FULL = "all labels"
-"""The run that trains on the whole pool: what the others are measured against."""
+"""The run that trains on the whole pool, the reference of all others."""
 METRICS = ("macro_f1", "average_precision", "accuracy")
 _ROUND_COST = 150
-"""What a round costs beside its labels, in labels: for the bar's time left."""
+"""Fixed cost of a round, in labels, for the estimate of the time left."""
 _LOOK_SECONDS = 0.2
 
 Run = tuple[str, int]
 """A strategy (or FULL) and a seed."""
 OnProgress = Callable[[int], None]
-"""Hears of work done, in labels trained on."""
+"""Callback for work done, in labels trained on."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """Everything that a run is made from. `config` is the template of all: strategy and seed are the run's own."""
+    """All inputs of a run. `config` is the template of all: strategy and seed are the run's own."""
 
     texts: LabeledTexts
     dense: NDArray[np.float32] | None
@@ -72,12 +72,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Prepared:
-    """One seed's split: the corpus with its pool and test set, and what the model sees of each text."""
+    """The split of one seed: the corpus with its pool and test set, and the features."""
 
     corpus: Corpus
     matrix: FeatureMatrix
     guide: Mapping[str, NDArray[np.float64]]
-    """How near each text (n,) is to the guide of a class."""
+    """For a class, the similarity of each text (n,) to its guide."""
 
 
 def prepare(work: Work, seed: int) -> Prepared:
@@ -303,7 +303,7 @@ def _in_processes(work: Work, groups: Sequence[Sequence[Run]], folder: Path, wor
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """What processes that are started within find in their environment."""
+    """Environment variables of the processes started within."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -317,7 +317,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 class _Worker:
-    """What a worker process was given when it began."""
+    """Arguments of a worker process."""
 
     work: Work
     folder: Path

@@ -1,4 +1,4 @@
-"""Simulate a project on a labelled corpus: encode it once, run strategies over seeds, compare, write it down."""
+"""Simulate a project on a labelled corpus: encode it once, run strategies over seeds, compare, write the results."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FEW_POSITIVES = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a simulation is asked for. None stands for what the parameters say (`test_size`: a fifth)."""
+    """Options of a simulation. None means the value of the parameters (`test_size`: a fifth)."""
 
     strategies: tuple[str, ...] = ("random", "margin")
     seeds: int = 10
@@ -53,7 +53,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Simulation:
-    """What came out, and where it lies."""
+    """The results, and their paths."""
 
     folder: Path
     result: Mapping[str, Any]
@@ -267,7 +267,7 @@ def _choices(choices: Sequence[Mapping[str, str]], budgets: Sequence[int]) -> li
 
 
 def _warnings(texts: LabeledTexts, work: Work, budgets: Sequence[int]) -> list[str]:
-    """What makes the figures worth less."""
+    """Warnings about the reliability of the figures."""
     said = []
     share = min(work.test_size / len(texts.items), 1 / TEST_SHARE)
     rare = [

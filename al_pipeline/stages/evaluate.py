@@ -1,4 +1,4 @@
-"""Stage `evaluate`: the model against the labelled test set. The only stage that sees test labels."""
+"""Stage `evaluate`: measures the model on the labelled test set. The only stage that sees test labels."""
 
 from __future__ import annotations
 

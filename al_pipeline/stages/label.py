@@ -1,4 +1,4 @@
-"""Stage `label`: what people said, as one label an item."""
+"""Stage `label`: aggregates the ledger into one label an item."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage `score`: how much each unlabelled item of the pool would teach the model."""
+"""Stage `score`: an acquisition score for each unlabelled item of the pool."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class _Scorer:
         self._scores.add(ids, self._scoring.function(seen), proba)
 
     def result(self) -> ScoreSummary:
-        """Of all parts so far."""
+        """The summary of all parts added so far."""
         return self._scores.result() if self._margins is None else self._margins[1].result()
 
 

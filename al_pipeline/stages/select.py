@@ -1,4 +1,4 @@
-"""Stage `select`: which unlabelled items to ask about in the next round, and what the model says of them before."""
+"""Stage `select`: selects the next batch of unlabelled items, with the model's predictions for them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from al_pipeline.workspace.layout import Layout
 def main(layout: Layout) -> None:
     """Choose the batch from the shortlist and, for its random slice, from the whole unlabelled pool.
 
-    What is kept of the round before takes up room, and is no candidate.
+    Items kept from the round before count towards the batch size, and are no candidates.
     """
     check_engine(layout.engine)
     params = load_params(layout.params)
@@ -66,9 +66,9 @@ def _vectors_of(layout: Layout, vectors: Vectors) -> VectorsOf:
 
 
 def _forecast(layout: Layout, vectors: Vectors | None, queries: Sequence[Query]) -> list[Query]:
-    """The queries with what the newest model would answer; without it while the model has learnt nothing.
+    """The queries with the newest model's predictions; without them while it has no labels.
 
-    Those of the random slice are an honest measurement once they are answered: this model never saw their labels.
+    Those of the random slice are an unbiased measurement once they are answered: this model never saw their labels.
     """
     model = load_model(layout.model, layout.encoder)
     if not model.counts or not queries:

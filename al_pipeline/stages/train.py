@@ -1,4 +1,4 @@
-"""Stage `train`: the labelled set as a model, from scratch."""
+"""Stage `train`: fits the model on the labelled set, from scratch."""
 
 from __future__ import annotations
 
