@@ -358,8 +358,8 @@ def test_a_stage_refuses_another_engine(undisturbed: Workspace, tmp_path: Path) 
     from al_pipeline.workspace.layout import Layout
 
     layout = Layout(tmp_path)
-    write_json(layout.engine, {"version": "0"})
-    with pytest.raises(EngineChanged, match="version: was 0"):
+    write_json(layout.engine, {"threads": 0})
+    with pytest.raises(EngineChanged, match="threads: was 0"):
         main(layout)
 
 
