@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from prefect import Task, flow, get_run_logger, runtime
-from prefect.artifacts import create_markdown_artifact
+from prefect import Task, flow, get_run_logger, runtime, task
+from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.exceptions import CancelledRun
@@ -27,6 +27,7 @@ from al_pipeline.operations.connect import connect
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import Options, TickReport, tick
 from al_pipeline.params import BatchSize, StrategyName
+from al_pipeline.records import round_name
 from al_pipeline.rounds.state_machine import Step
 from al_pipeline.servers.prefect_server import is_our_deployment
 from al_pipeline.workspace.home import restrict_umask
@@ -123,40 +124,41 @@ def _workspace() -> Workspace:
     return workspace
 
 
-def as_task(name: str, action: Callable[[], Any], /) -> Any:
-    """Take a step as a Prefect task of its own."""
-    network = name in NETWORK
-    step: Task[[], Any] = Task(
-        action,
-        name=name,
-        task_run_name=name,
-        persist_result=False,
-        cache_policy=NO_CACHE,
-        retries=2 if network else 0,
-        retry_delay_seconds=[2, 10],
-        retry_jitter_factor=0.3,
-        retry_condition_fn=_may_come_right,
-    )
-    return step()
-
-
 def _may_come_right(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """Whether the world outside failed and did not refuse: all else fails again in the same way."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, ExternalServiceError) and not isinstance(error, LabelStudioRefused)
 
 
+@task(
+    persist_result=False,
+    cache_policy=NO_CACHE,
+    retry_delay_seconds=[2, 10],
+    retry_jitter_factor=0.3,
+    retry_condition_fn=_may_come_right,
+)
+def step(action: Callable[[], Any]) -> Any:
+    """One step of a tick; Prefect shows it under the step's name."""
+    return action()
+
+
+def as_task(name: str, action: Callable[[], Any], /) -> Any:
+    """Take a step as a Prefect task of its own."""
+    return step.with_options(name=name, task_run_name=name, retries=2 if name in NETWORK else 0)(action)
+
+
 def _artifact(workspace: Workspace, report: TickReport) -> None:
-    """The run's figures, where people look at the run."""
+    """The workspace after this run, as a table under one key for all its runs: Prefect shows its history."""
     found = status(workspace, ask=False)
     rows = [("state", found["state"]), ("next", found["next"]), ("promoted", found["promoted"] or "none yet")]
     rows += [(name, f"{found[name]:,}") for name in ("pool", "labelled", "pending", "ignored", "unlabelled")]
     rows += [(name, f"{value:.4f}") for name, value in found["metrics"].items() if value is not None]
     rows += [(f"seconds: {name}", f"{seconds:.2f}") for name, seconds in report.steps]
-    table = "\n".join(f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in rows)
-    number = "none" if report.round is None else f"{report.round:04d}"
-    create_markdown_artifact(
-        key=f"round-{number}",
-        markdown=f"| | |\n|---|---|\n{table}\n",
-        description=f"The workspace after this tick: round {number}",
+    page = workspace.layout.reports / f"{round_name((found['round'] or 0) - 1)}.html"
+    where = f"[report]({page.as_uri()})" if page.exists() else "`al report` renders the report"
+    open_round = "no round is open" if report.round is None else f"round {report.round} is open"
+    create_table_artifact(
+        key=f"workspace-{workspace.id}",
+        table=[{"what": name, "value": str(value)} for name, value in rows],
+        description=f"{workspace.layout.root.name} after this tick: {open_round}; {where}",
     )
