@@ -16,7 +16,8 @@ WRITE_AND_READ = """
 import sys
 import numpy as np
 from pathlib import Path
-from al_pipeline import items, results
+from al_pipeline.data import outputs as results
+from al_pipeline.data import pool as items
 from al_pipeline.records import Item, LabeledItem, Unresolved
 folder = Path(sys.argv[1])
 results.write_labeled(folder / "labeled", [LabeledItem("a", "0" * 64, "ham", 1.0, 1, 0)])

@@ -89,27 +89,6 @@ def test_every_strategy_that_is_written_is_in_the_table_and_cites_its_paper() ->
     assert {strategy.acquisition for strategy in STRATEGIES.values()} >= {*ACQUISITION, *SAMPLE_ACQUISITION}
 
 
-def test_no_strategy_is_left_out_of_the_contract() -> None:
-    """Every law below runs over the whole table, and the laws are these."""
-    laws: dict[str, set[str]] = {}
-    for name, function in globals().items():
-        for mark in getattr(function, "pytestmark", []) if name.startswith("test_") else []:
-            if mark.name == "parametrize" and mark.args[0] == "strategy":
-                laws[name] = set(mark.args[1])
-    assert laws.keys() >= {
-        "test_three_rounds_with_labels_ignored_items_and_arrivals",
-        "test_three_rounds_from_nothing_with_one_class_first",
-        "test_order_of_pool_and_shortlist_is_nothing",
-        "test_any_batch",
-        "test_batch_larger_than_the_pool_gives_the_pool",
-        "test_tiny_pools",
-        "test_what_is_not_finite_is_refused_by_the_items_name",
-        "test_the_shortlist_is_not_changed_and_the_seed_can_be_used_again",
-    }
-    laws.pop("test_cold_start_takes_one_of_each_cloud_the_largest_first")  # is of two of them
-    assert all(arms >= set(STRATEGIES) for arms in laws.values())
-
-
 # The contract -------------------------------------------------------------------------------------------------------
 @EVERY
 def test_three_rounds_with_labels_ignored_items_and_arrivals(strategy: str) -> None:
