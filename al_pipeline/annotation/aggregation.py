@@ -28,9 +28,9 @@ MAX_ASKED = 2
 Standing = Literal["answered", "given_up", "open"]
 
 CONTROLS = ("quarantine", "restore")
-"""Events that speak of other events, and of no answer."""
+"""Types of events about other events, not about an answer."""
 _NO_ANSWERS = ("task_gone", "correct")
-"""Events that speak of tasks and items, and of no answer."""
+"""Types of events about tasks and items, not about an answer."""
 _NEEDS_LABEL = ("label", "adjudicate", "gold", "import")
 
 
@@ -48,7 +48,7 @@ class Folded:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What one annotation says now: `label` None is a skip. `order`: place of its newest event in the ledger."""
+    """The current state of one annotation: `label` None is a skip. `order`: place of its newest event in the ledger."""
 
     annotator: str
     label: str | None
@@ -141,7 +141,7 @@ def _in_force(ledger: Sequence[Event], places: Mapping[str, int]) -> frozenset[i
 
 
 def _snapshot_end(rollback: Event, places: Mapping[str, int]) -> int:
-    """How many events the snapshot of a rollback knew."""
+    """Number of events in the snapshot that a rollback returns to."""
     asked = rollback.intervention
     if asked is None or asked.after is None:
         return 0
@@ -193,7 +193,7 @@ def quarantined(events: Iterable[Event]) -> frozenset[str]:
 
 
 def standing_answers(events: Iterable[Event]) -> dict[str, Event]:
-    """The newest event of each annotation that says something now, by annotation key."""
+    """The newest event of each annotation that currently counts, by annotation key."""
     now: dict[str, Event] = {}
     for event in active(events):
         if event.type == "delete":
@@ -273,7 +273,7 @@ def intervention_key(number: int) -> str:
 
 
 def people(events: Iterable[Event]) -> int:
-    """How many people have answered or skipped anything (imports, adjudicators and gold apart)."""
+    """Number of people who have answered or skipped anything (imports, adjudicators and gold apart)."""
     return len({event.annotator for event in active(events) if event.type in ("label", "skip", "supersede")})
 
 

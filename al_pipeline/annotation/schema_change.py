@@ -1,4 +1,4 @@
-"""Which list of classes may follow another: a new list is a new version of the schema, and a class in use stays."""
+"""Checks changes of the list of classes: a new list is a new version of the schema, and a class in use stays."""
 
 from __future__ import annotations
 

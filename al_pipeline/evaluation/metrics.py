@@ -1,4 +1,4 @@
-"""How good a model is on the test set: predicted probabilities and true classes -> `Metrics`, with intervals.
+"""Metrics on the test set, with bootstrap intervals, from predicted probabilities and true classes.
 
 Every interval is a percentile bootstrap (Efron & Tibshirani 1993, chapter 13) over resampled test items. A resample is
 a row of weights (how often each item was drawn), so that every figure of all resamples is a few matrix products.
@@ -24,7 +24,7 @@ CALIBRATION_BINS = 15
 """Equal-width bins of the calibration error, as in Guo et al. 2017."""
 
 _BLOCK = 4_000_000
-"""Weights held at a time (32 MB), so that memory stays flat however large the test set."""
+"""Weights in memory at a time (32 MB), which bounds memory for any test set."""
 _SMALLEST = float(np.finfo(np.float64).eps)
 _EMPTY = "the test set has no labelled items"
 _UNDEFINED = "needs test items of the class and of another one"
@@ -54,7 +54,7 @@ class ClassMetrics:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """What one model does on one test set."""
+    """Metrics of one model on one test set."""
 
     items: int
     bootstrap: int
@@ -108,7 +108,7 @@ _FIGURES = ("accuracy", "macro_f1", "average_precision", "log_loss", "calibratio
 
 
 class ClassCounts(NamedTuple):
-    """Weighted counts of b resamples, each (b, C): rightly predicted, truly of the class, predicted as the class."""
+    """Weighted counts of b resamples, each (b, C): true positives, support, predicted as the class."""
 
     hits: Floats
     support: Floats
@@ -232,7 +232,7 @@ def resamples(n: int, bootstrap: int, rng: Generator) -> Iterator[Floats]:
 
 
 def class_counts(weights: Floats, truth: Indices, predicted: Indices, classes: int) -> ClassCounts:
-    """What precision, recall and F1 of each class are made of, in each of the resamples `weights` (b, n)."""
+    """The counts behind precision, recall and F1 of each class, in each of the resamples `weights` (b, n)."""
     is_true, is_predicted = np.eye(classes)[truth], np.eye(classes)[predicted]
     return ClassCounts(weights @ (is_true * is_predicted), weights @ is_true, weights @ is_predicted)
 

@@ -47,7 +47,7 @@ class Limits(Protocol):
 
     @property
     def max_drop(self) -> float:
-        """The fall of F1 that is tolerated."""
+        """The largest tolerated drop of F1."""
 
     @property
     def min_test_per_class(self) -> int:
@@ -56,7 +56,7 @@ class Limits(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What becomes of the new model, and why, in sentences.
+    """The decision on the new model, with its reasons in sentences.
 
     `difference`: macro F1 of the challenger minus the champion's, `low` and `high` its paired interval; None where
     nothing was compared.

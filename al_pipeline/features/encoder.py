@@ -60,9 +60,9 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
 
 _ENCODING_VERSION = 2
-"""Raise it whenever this module would turn the same text into other bytes."""
+"""Raise it whenever this module gives other bytes for the same text."""
 _MEANING_VERSION = 1
-"""Raise it only where models fitted on the vectors before no longer fit: not for the last bits."""
+"""Raise it only where models fitted on earlier vectors become invalid: not for the last bits."""
 _STEP = 16
 """Token counts are rounded up to a multiple of it; no text is padded by what shares its batch."""
 _TOKENS_PER_BATCH = 512
@@ -77,10 +77,10 @@ _LONGEST_WORD = 1000
 
 
 class TextEncoder(Protocol):
-    """What the feature cache asks for vectors."""
+    """The interface of encoders that the feature cache uses."""
 
     def encode(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> Vectors:
-        """One vector a text, (n, d); tells `progress` how many texts each finished batch held."""
+        """One vector a text, (n, d); `progress` gets the size of each finished batch."""
         ...
 
 
@@ -113,7 +113,7 @@ def install_encoder(source: str, folder: Path, root: Path = Path()) -> None:
 
 
 def installed_source(folder: Path) -> str | None:
-    """What `install_encoder` was last given for `folder`; None where nothing is installed."""
+    """The source that `install_encoder` last installed in `folder`; None where nothing is installed."""
     source = read_object(folder / SOURCE_FILE).get("source")
     return source if isinstance(source, str) else None
 
@@ -295,7 +295,7 @@ class Encoder:
         from transformers.utils import logging
 
         self.threads = threads
-        """How many batches are worked on side by side, each on one thread."""
+        """Number of batches that are encoded in parallel, each on one thread."""
         torch.set_num_threads(1)  # batches run side by side instead: small products gain little from a second thread
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         dtype = getattr(torch, resolve_precision(precision))
@@ -333,11 +333,11 @@ class Encoder:
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of a text that are looked at, as far as the transformer has positions for them."""
+        """Tokens of a text that are used: at most `max_tokens`, and the transformer's number of positions."""
         return self._max_tokens
 
     def encode(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> Vectors:
-        """One unit vector a text, (n, d) float32; tells `progress` how many texts each finished batch held."""
+        """One unit vector a text, (n, d) float32; `progress` gets the size of each finished batch."""
         return self.encode_tokens(self.tokenize(texts), progress)
 
     def encode_tokens(self, tokens: Sequence[Sequence[int]], progress: Callable[[int], None] | None = None) -> Vectors:

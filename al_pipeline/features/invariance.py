@@ -1,4 +1,4 @@
-"""Whether this machine gives a text the same vector whatever shares its batch: a test of the encoder at hand.
+"""Tests whether the encoder gives a text the same vector on this machine whatever shares its batch.
 
 Processors choose their kernels by the shape of a product, and no library promises what they do. `Encoder` keeps every
 shape the same; whether that is enough on a machine, in a precision, only running it there can tell.

@@ -1,4 +1,4 @@
-"""Classifiers on frozen features: the linear head, and one's own.
+"""Classifiers on frozen features: the linear head, and plug-in estimators.
 
 An estimator of one's own is two functions on arrays in the table `ESTIMATORS`, by the name that `train.model` uses.
 All else is done for it, as for the head: features, classes without labels, calibration, saving and loading, committees,
@@ -35,9 +35,9 @@ Arrays = Mapping[str, NDArray[Any]]
 Targets = NDArray[np.intp]
 
 _LEAST = 1e-12
-"""Probability below which a logarithm tells nothing."""
+"""Floor of probabilities under a logarithm."""
 SHARPNESS = 10.0
-"""What cosines to a mean count in `centroid`, before calibration."""
+"""Scale of the cosines in `centroid`, before calibration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Estimator:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an estimator has learnt, in the place of a head. With labels of fewer than two classes that is nothing."""
+    """A fitted estimator, in place of a head. With labels of fewer than two classes it has no parameters."""
 
     name: str
     classes: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""The other kind of model: the encoder itself, trained on the labels, with a linear layer on its vectors.
+"""The fine-tuned classifier: the encoder itself, trained on the labels, with a linear layer on its vectors.
 
 Every round starts from the weights in the workspace, never from those of the round before (a warm start generalises
 worse: Ash & Adams 2020, arXiv:1910.08475). The linear layer starts as the head on frozen features, so that training
@@ -55,13 +55,13 @@ WEIGHTS_FILE = "weights.safetensors"
 Vectors = NDArray[np.float32]
 Tensors = Mapping[str, NDArray[Any]]
 OnProgress = Callable[[int, int], None]
-"""Hears of texts done, and of how many there are to do."""
+"""Callback `(done, total)`, in texts."""
 
 DROPOUT = 0.1
 """Of the vector before the linear layer; inside the encoder what its own configuration says."""
 WEIGHT_DECAY = 0.01
 WARM_UP = 0.1
-"""Share of the steps in which the learning rate grows."""
+"""Share of the steps in which the learning rate warms up."""
 LONGEST_GRADIENT = 1.0
 HELD_OUT = 5
 """One in so many labels is held out for the temperature, in a training of its own."""
@@ -99,11 +99,11 @@ class FinetunedModel:
 
     @property
     def needs_vectors(self) -> bool:
-        """It looks at texts; frozen vectors are for strategies alone."""
+        """False: it reads texts; frozen vectors are for strategies alone."""
         return False
 
     def as_control(self) -> None:
-        """It has no control: that would be a second training, and as many bytes again, for a figure beside."""
+        """None: a control would be a second training, and as many bytes again."""
 
     def predict_proba(self, texts: Sequence[str], vectors: Vectors | None = None) -> Floats:
         """Probabilities (n, C), strictly between 0 and 1; the same for a text whatever else is asked."""
@@ -114,7 +114,7 @@ class FinetunedModel:
     def draw(
         self, kind: Samples, texts: Sequence[str], vectors: Vectors | None, labels: Sequence[str], seed: SeedSequence
     ) -> tuple[Masks, ...]:
-        """The networks that judge in this one's place, K of them: itself, each with other units dropped.
+        """K sampled networks: this one with other units dropped in each (Monte Carlo dropout).
 
         MC dropout (Gal & Ghahramani 2016, arXiv:1506.02142), for both kinds of samples: whoever wants a committee of
         fine-tuned models would wait for as many trainings.
@@ -122,7 +122,7 @@ class FinetunedModel:
         return tuple(Masks(seed, number) for number in range(self.settings.passes))
 
     def sample_proba(self, judges: Sequence[Masks], texts: Sequence[str], vectors: Vectors | None = None) -> Floats:
-        """What each of `judges` says of each text, (n, K, C)."""
+        """Probabilities of each of `judges`, (n, K, C)."""
         if not self.tensors:
             return np.repeat(self.predict_proba(texts)[:, None], len(judges), axis=1)
         tokens = self._network.encoder.tokenize(texts)
@@ -131,7 +131,7 @@ class FinetunedModel:
     def likeness(
         self, texts: Sequence[str], vectors: Vectors | None, others: Sequence[str], other_vectors: Vectors | None
     ) -> Floats:
-        """How alike texts are, (n, m): cosines of the frozen encoder's vectors, which know of no label."""
+        """Similarity of texts, (n, m): cosines of the frozen encoder's vectors, which use no label."""
         if vectors is None or other_vectors is None:
             raise BadInput("this model needs the encoder's vectors to say which texts are alike; none were given")
         return np.asarray(row_products(vectors, other_vectors), np.float64)
@@ -295,7 +295,7 @@ class _Meter:
 
 
 class _Network:
-    """The encoder with dropout that we hold the reins of: off, drawn for one part of a batch, or by given masks.
+    """The encoder with controlled dropout: off, drawn for one part of a batch, or by given masks.
 
     The transformer itself stays in its mode for use, in which its own dropout does nothing. Attention is never dropped.
     """
@@ -323,7 +323,7 @@ class _Network:
         return found if masks is None else found * masks.of(self._last, DROPOUT, 1, self.encoder.dimension)
 
     def load(self, tensors: Tensors) -> None:
-        """Take over what training made. Raises BadInput where it is of another transformer."""
+        """Load trained weights. Raises BadInput where it is of another transformer."""
         import torch
 
         own, rows, width = dict(self.encoder.model.named_parameters()), tensors[_ROWS], self.encoder.dimension
@@ -373,7 +373,7 @@ class _Network:
     def loss(
         self, tokens: Sequence[Sequence[int]], weight: Any, bias: Any, targets: Any, importance: Any, seed: list[int]
     ) -> torch.Tensor:
-        """Weighted cross-entropy of some texts, added up, with the units dropped that `seed` says."""
+        """Summed weighted cross-entropy of some texts, with dropout masks drawn from `seed`."""
         import torch
 
         self._drawn.generator = generator = torch.Generator()
