@@ -250,10 +250,14 @@ def test_a_wheel_installed_elsewhere_makes_a_workspace(tmp_path: Path) -> None:
         assert (tmp_path / "spam" / name).is_file()
     assert (tmp_path / "spam/dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
     package = library / "al_pipeline"
-    for folder in ("templates", "locks"):
+    for folder in ("reporting/templates", "locks"):
         carried = {path.name: path.read_bytes() for path in (package / folder).iterdir()}
         assert carried == {path.name: path.read_bytes() for path in (ROOT / "al_pipeline" / folder).iterdir()}
     assert (package / "py.typed").is_file()
+    installed = {
+        path.name for path in library.iterdir() if path.name != "bin" and path.suffix not in (".dist-info", ".pth")
+    }
+    assert installed == {"al_pipeline"}, "no `flows` at the top, a name that many Prefect repositories have"
     assert "al = al_pipeline.cli.app:main" in next(library.glob("al_pipeline-*/entry_points.txt")).read_text(
         encoding="utf-8"
     )

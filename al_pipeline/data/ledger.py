@@ -220,7 +220,7 @@ def _problem(row: Mapping[str, Any]) -> str | None:
         return f"`{wrong[0]}` must be text or null"
     targets = row.get("targets", [])
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
-        return "`targets` must be a list of event ids"
+        return "`targets` must be a list of ids"
     if not isinstance(row.get("lead_time"), int | float | None) or not isinstance(
         row.get("prelabel_shown", False), bool
     ):
