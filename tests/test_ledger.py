@@ -127,7 +127,7 @@ def test_leftovers_of_a_killed_writer_and_other_files_are_not_read(tmp_path: Pat
         (json.dumps({**event("b").to_row(), "part": "train"}).encode(), "pool or test"),
         (json.dumps({**event("b").to_row(), "label": ["ham"]}).encode(), "`label` must be text or null"),
         (json.dumps({**event("b").to_row(), "item_id": 7}).encode(), "`item_id` must be text"),
-        (json.dumps({**event("b").to_row(), "targets": "a"}).encode(), "list of event ids"),
+        (json.dumps({**event("b").to_row(), "targets": "a"}).encode(), "list of ids"),
         (json.dumps({**event("b").to_row(), "lead_time": "1"}).encode(), "`lead_time`"),
         (json.dumps({**event("b").to_row(), "mood": "good"}).encode(), "unknown key 'mood'"),
         *(
