@@ -27,8 +27,8 @@ from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
+from al_pipeline.operations.intervene import Change, rollback, undo
 from al_pipeline.operations.reproduce import reproduce
-from al_pipeline.operations.rule import Change, rollback, undo
 from al_pipeline.operations.tick import tick
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 from benchmarks.record import ROOT, record
@@ -48,8 +48,8 @@ def main() -> None:
         os.environ["AL_HOME"] = f"{folder}/home"
         workspace, oracle = _play(Path(folder), options.size, options.rounds)
         records = [read_json(workspace.layout.record(number)) for number in range(options.rounds)]
-        together = list(reproduce(workspace, None, say=_tell))
-        alone = list(reproduce(workspace, [options.rounds - 1], say=_tell))
+        together = list(reproduce(workspace, None, on_progress=_tell))
+        alone = list(reproduce(workspace, [options.rounds - 1], on_progress=_tell))
         going_back = _go_back(workspace, oracle)
     if wrong := [one for one in (*together, *alone) if one.difference is not None or one.compared != "bytes"]:
         raise SystemExit(f"not reproduced, so there is nothing to measure: {wrong}")
@@ -81,11 +81,11 @@ def _play(folder: Path, size: int, rounds: int) -> tuple[Workspace, SimulatedOra
     workspace = open_workspace(workspace.layout.root)
     ingest(workspace, [folder / "pool.jsonl"])
     oracle = SimulatedOracle()
-    tick(workspace, lambda: oracle, say=_tell)
+    tick(workspace, lambda: oracle, on_progress=_tell)
     for _ in range(rounds):
         for push_key in oracle.queue(PERSON):
             oracle.answer(push_key, PERSON, key[push_key.rsplit(":", 1)[1]])
-        tick(workspace, lambda: oracle, say=_tell)
+        tick(workspace, lambda: oracle, on_progress=_tell)
     return workspace, oracle
 
 
@@ -93,24 +93,24 @@ def _go_back(workspace: Workspace, oracle: SimulatedOracle) -> dict[str, object]
     """Seconds of a rehearsal, a rollback of labels and model, and its undo; the ticks that build and publish apart."""
     root, reason = workspace.layout.root, "to be measured"
 
-    def ruled(rule: Callable[[Workspace, Dvc], Change]) -> float:
+    def timed_intervention(intervene: Callable[[Workspace, Dvc], Change]) -> float:
         begin = time.perf_counter()
         with open_dvc(open_workspace(root).layout) as dvc:
-            rule(open_workspace(root), dvc)
+            intervene(open_workspace(root), dvc)
         return round(time.perf_counter() - begin, 3)
 
     def ticked() -> float:
         begin = time.perf_counter()
-        if not tick(open_workspace(root), lambda: oracle, say=_tell).published:
+        if not tick(open_workspace(root), lambda: oracle, on_progress=_tell).published:
             raise SystemExit("the intervention was not carried out, so there is nothing to measure")
         return round(time.perf_counter() - begin, 3)
 
     back = partial(rollback, number=0, labels=True, model=True, params=False, reason=reason)
     return {
-        "rollback_rehearsal_seconds": ruled(partial(back, dry_run=True)),
-        "rollback_seconds": ruled(back),
+        "rollback_rehearsal_seconds": timed_intervention(partial(back, dry_run=True)),
+        "rollback_seconds": timed_intervention(back),
         "rollback_tick_seconds": ticked(),
-        "undo_seconds": ruled(partial(undo, reason=reason)),
+        "undo_seconds": timed_intervention(partial(undo, reason=reason)),
         "undo_tick_seconds": ticked(),
     }
 

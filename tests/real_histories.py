@@ -20,7 +20,7 @@ from al_pipeline.errors import NothingToDo, VanishedAnswers
 from al_pipeline.files import read_json
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import ProjectRef, SimulatedOracle
-from al_pipeline.operations import rule
+from al_pipeline.operations import intervene
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import History, read_history, read_plan, read_plans
 from al_pipeline.operations.ingest import ingest
@@ -218,13 +218,13 @@ class RealWorld(World):
         self.perhaps_pull()
         if published := sorted(self.outcomes):
             to = self.draw.choice(published)
-            made = self.decide(rule.rollback, to, labels=True, model=False, params=False, reason="")
+            made = self.decide(intervene.rollback, to, labels=True, model=False, params=False, reason="")
             self.carry_out(Intervened(made.number, "rollback", to, self.round))
 
     def undo(self) -> None:
         self.perhaps_pull()
         try:
-            made = self.decide(rule.undo, "")
+            made = self.decide(intervene.undo, "")
         except NothingToDo:
             return
         assert made.undoes is not None
@@ -236,7 +236,7 @@ class RealWorld(World):
     def amend(self, kind: Literal["revoke", "restore"]) -> None:
         selection, named = self.some_answers()
         try:
-            made = self.decide(rule.amend, kind, selection, "")
+            made = self.decide(intervene.amend, kind, selection, "")
         except NothingToDo:
             return
         self.carry_out(Intervened(made.number, kind, named, self.round))

@@ -344,9 +344,9 @@ def test_the_version_is_the_one_installed(al: Al) -> None:
 
 
 def test_a_long_wait_without_a_terminal_says_each_thing_once(capsys: pytest.CaptureFixture[str]) -> None:
-    with spinner(True) as say:
+    with spinner(True) as on_progress:
         for message in ("installing", "installing (10 s)", "installing (20 s)", "starting x (0 s)", "starting x (5 s)"):
-            say(message)
+            on_progress(message)
     assert capsys.readouterr() == ("", "installing\nstarting x\n")
 
 
@@ -355,16 +355,16 @@ def test_a_long_wait_in_a_terminal_is_one_line(
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    with spinner(True) as say:
+    with spinner(True) as on_progress:
         for second in range(5):
-            say(f"starting [x] ({second} s)")
+            on_progress(f"starting [x] ({second} s)")
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") <= 1
 
 
 def test_a_long_wait_for_machines_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
-    with spinner(False) as say:
-        say("installing")
+    with spinner(False) as on_progress:
+        on_progress("installing")
     assert capsys.readouterr() == ("", "")
 
 

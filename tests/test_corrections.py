@@ -25,9 +25,9 @@ from al_pipeline.operations.ask import ask
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.ingest import finish_ingest, ingest, redraw_test
+from al_pipeline.operations.intervene import rollback, undo
 from al_pipeline.operations.log import log
 from al_pipeline.operations.reproduce import reproduce
-from al_pipeline.operations.rule import rollback, undo
 from al_pipeline.operations.tick import tick
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 

@@ -29,10 +29,10 @@ from al_pipeline.operations.diff import diff
 from al_pipeline.operations.export import export
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.ingest import ingest
+from al_pipeline.operations.intervene import rollback
 from al_pipeline.operations.predict import model_folder, predict
 from al_pipeline.operations.remote import repair_remote
 from al_pipeline.operations.reproduce import failure, reproduce
-from al_pipeline.operations.rule import rollback
 from al_pipeline.operations.tick import tick
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 

@@ -15,7 +15,7 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.init import init
-from al_pipeline.operations.rule import rollback
+from al_pipeline.operations.intervene import rollback
 from al_pipeline.workspace.workspace import open_workspace
 
 HOSTILE = """\

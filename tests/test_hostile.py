@@ -39,7 +39,7 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import ProjectMark, ProjectRef, SimulatedOracle
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_plan
-from al_pipeline.operations.rule import pause, resume
+from al_pipeline.operations.intervene import pause, resume
 from al_pipeline.operations.tick import tick
 from al_pipeline.params import parse_params
 from al_pipeline.rounds.interventions import read_intervention
@@ -424,9 +424,9 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workspace, truth = small_workspace(folder, changes={"min_test_per_class: 10": "min_test_per_class: 0"})
     play(workspace, SimulatedOracle(), truth, 1)
     workspace = open_workspace(workspace.layout.root)
-    for rule in (pause, resume):
+    for intervention in (pause, resume):
         with open_dvc(workspace.layout) as dvc:
-            rule(workspace, dvc, "a look")
+            intervention(workspace, dvc, "a look")
     return folder
 
 

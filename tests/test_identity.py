@@ -33,7 +33,7 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import SimulatedOracle, find_mark
 from al_pipeline.operations import connect
 from al_pipeline.operations.facts import open_dvc
-from al_pipeline.operations.rule import pause
+from al_pipeline.operations.intervene import pause
 from al_pipeline.operations.tick import tick
 from al_pipeline.operations.upgrade import upgrade
 from al_pipeline.workspace import identity

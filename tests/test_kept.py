@@ -27,10 +27,10 @@ from al_pipeline.operations.ask import ask
 from al_pipeline.operations.connect import connect
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_plan, read_plans
+from al_pipeline.operations.intervene import amend, rollback, undo
 from al_pipeline.operations.log import log
 from al_pipeline.operations.report import report_data
 from al_pipeline.operations.reproduce import reproduce
-from al_pipeline.operations.rule import amend, rollback, undo
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import Options, TickReport, call, tick
 from al_pipeline.records import Event, LabelIntervention, PlannedTask, Selection, push_key
@@ -60,12 +60,12 @@ class Rig:
     def tick(self, **settings: Any) -> TickReport:
         return tick(self.reopened(), lambda: self.oracle, **settings)
 
-    def rule(self, what: Any, *given: Any, **named: Any) -> Any:
+    def intervene(self, what: Any, *given: Any, **named: Any) -> Any:
         with open_dvc(self.layout) as dvc:
             return what(self.reopened(), dvc, *given, **named)
 
     def back(self, number: int) -> Any:
-        return self.rule(rollback, number, labels=True, model=True, params=False, reason="bad labels")
+        return self.intervene(rollback, number, labels=True, model=True, params=False, reason="bad labels")
 
     def plan(self, number: int) -> list[PlannedTask]:
         return read_plan(self.git, number)
@@ -113,7 +113,7 @@ def test_a_revocation_keeps_what_is_open_and_asks_no_more_than_there_is_room_for
     for key in before[:3]:
         rig.label(key)
     rig.tick()
-    rig.rule(amend, "revoke", Selection(annotator=EVE), "wrong on purpose")
+    rig.intervene(amend, "revoke", Selection(annotator=EVE), "wrong on purpose")
     held = rig.copies()
     report = rig.tick()
     assert report.published == (2,) and report.round == 3
@@ -176,7 +176,7 @@ def test_a_rollback_and_its_undo_keep_what_is_open_and_what_is_answered_meanwhil
         rig.label(key, ANN)
     rig.tick()
     open_before = rig.keys(3)
-    rig.rule(undo, "it was not the labels")
+    rig.intervene(undo, "it was not the labels")
     report = rig.tick()
     assert report.published == (3,) and rig.clean() and rig.divided()
     counted = {row.item_id: row for row in read_labeled(rig.layout.labeled)}
@@ -205,7 +205,7 @@ def test_killed_before_and_after_every_step_the_same_tasks_are_kept(played: Any,
         for key in rig.keys(2)[:2]:
             rig.label(key)
         rig.tick()
-        rig.rule(amend, "revoke", Selection(annotator=EVE), "")
+        rig.intervene(amend, "revoke", Selection(annotator=EVE), "")
     whole.tick()
     names = ("close", "select", "decide", "publish", "tag", "retire", "push", "pull")
     for moment, name in itertools.product(("before", "after"), names):
@@ -223,20 +223,20 @@ def test_what_else_is_asked_of_the_batch(played: Any, tmp_path: Path) -> None:
     rig = Rig(played, tmp_path)
     planned = {task.item_id for task in read_plans(rig.git).values()}
     wanted = next(item for item in sorted(rig.truth) if item not in planned)
-    rig.rule(ask, [wanted], "a customer complained")
-    rig.rule(amend, "revoke", Selection(annotator=EVE), "")
+    rig.intervene(ask, [wanted], "a customer complained")
+    rig.intervene(amend, "revoke", Selection(annotator=EVE), "")
     with pytest.raises(NothingToDo, match="selected no batch, so that strategy had no effect"):
         rig.tick(options=Options(strategy="entropy"))
     assert rig.keys(3) == rig.keys(2), "nobody had answered anything, and all of it is asked on"
     test = next(task.item_id for task in rig.plan(0) if task.part == "test")
-    rig.rule(amend, "revoke", Selection(item=test), "the test task is asked once more")
+    rig.intervene(amend, "revoke", Selection(item=test), "the test task is asked once more")
     rig.tick(options=Options(size=10))
     plan = rig.plan(4)
     assert [task.push_key for task in plan[:8]] == rig.keys(2) and len(plan) == 11
     assert [task.item_id for task in plan[8:] if task.part == "test"] == [test]
     assert wanted in {task.item_id for task in plan[8:]}, "first among the two that there is room for"
     again = next(task.push_key for task in plan if task.item_id == test)
-    rig.rule(amend, "restore", Selection(annotator=EVE), "")
+    rig.intervene(amend, "restore", Selection(annotator=EVE), "")
     rig.tick()
     assert again in rig.keys(5) and wanted in {task.item_id for task in rig.plan(5)}
     gone = {task.item_id for task in rig.plan(4)} - {task.item_id for task in rig.plan(5)}
@@ -247,7 +247,7 @@ def test_what_else_is_asked_of_the_batch(played: Any, tmp_path: Path) -> None:
     assert test in {row.item_id for row in read_labeled(rig.layout.test_labels)}
     assert not set(rig.keys(6)) & set(rig.keys(5)) and rig.divided(), "a round that closes by itself keeps nothing"
 
-    rig.rule(amend, "revoke", Selection(annotator=EVE), "again")
+    rig.intervene(amend, "revoke", Selection(annotator=EVE), "again")
     change_params(
         rig.workspace,
         {'    - "spam"\n': '    - "spam"\n    - "other"\n', "  version: 1\n": "  version: 2\n"},

@@ -27,8 +27,8 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations import reproduce as module
 from al_pipeline.operations.facts import open_dvc
+from al_pipeline.operations.intervene import rollback
 from al_pipeline.operations.reproduce import OUTPUTS, Reproduction, reproduce
-from al_pipeline.operations.rule import rollback
 from al_pipeline.operations.tick import tick
 from al_pipeline.workspace.fingerprint import current_engine
 from al_pipeline.workspace.layout import STAGES, Layout
@@ -176,7 +176,7 @@ def test_data_come_from_the_remote_of_today_and_never_from_a_cache_that_all_shar
     write_text(tmp_path / "global/config", f"[cache]\n    dir = {copy.layout.root / '.dvc/cache'}\n")
     remote_object(copy, "data/events").unlink()
     told: list[str] = []
-    made = one(copy, say=told.append)
+    made = one(copy, on_progress=told.append)
     assert made.difference is not None and made.difference.missing
     assert "does not give data/events" in made.difference.what
     assert "round-0001: fetching data/pool" in told, "what is there came from there"

@@ -37,8 +37,8 @@ from al_pipeline.integrations.oracle import ProjectRef, SimulatedOracle
 from al_pipeline.operations import connect
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_history, read_plan
+from al_pipeline.operations.intervene import Change, amend, approve, pause, resume, rollback, undo
 from al_pipeline.operations.report import report_data
-from al_pipeline.operations.rule import Change, amend, approve, pause, resume, rollback, undo
 from al_pipeline.operations.status import rounds, status
 from al_pipeline.operations.tick import Options, TickReport, tick
 from al_pipeline.records import Selection
@@ -88,7 +88,7 @@ class Rig:
         with open_dvc(self.layout) as dvc:
             return rollback(self.reopened(), dvc, number, **settings)
 
-    def rule(self, what: Any, *given: Any, **named: Any) -> Any:
+    def intervene(self, what: Any, *given: Any, **named: Any) -> Any:
         with open_dvc(self.layout) as dvc:
             return what(self.reopened(), dvc, *given, **named)
 
@@ -139,10 +139,10 @@ def test_back_to_a_snapshot_and_on(played: Any, tmp_path: Path) -> None:
     assert len(rows) == 18 + 8 and all(row.label == rig.truth[item] for item, row in rows.items())
     reasons = read_json(rig.layout.record(4))["decision"]["reasons"]
     assert reasons[0].startswith("promotion waits for `al approve`: rolled back"), reasons
-    rig.rule(approve, None, "looks good")
+    rig.intervene(approve, None, "looks good")
     assert rig.history().promoted == "round-0004" and rig.history().holding is None
 
-    change = rig.rule(undo, "it was not the labels after all")
+    change = rig.intervene(undo, "it was not the labels after all")
     assert {(number, who) for number, who, _ in change.coming} == {(2, BAD), (3, BAD)} and not change.leaving
     served = [read_json(rig.layout.record(int(str(tag)[-4:])))["metrics"] for tag in change.served]
     assert list(change.metrics) == served, "of the model served now, and of the one served before the rollback"
@@ -150,7 +150,7 @@ def test_back_to_a_snapshot_and_on(played: Any, tmp_path: Path) -> None:
     assert late[0] in active(read_events(rig.layout.events)), "the late answer to the abandoned round counts again too"
     assert rig.history().abandoned == {} and rig.clean()
     with pytest.raises(NothingToDo, match="no rollback stands"):
-        rig.rule(undo, "")
+        rig.intervene(undo, "")
 
 
 @pytest.mark.parametrize("others", ["labels", "labels and model"])
@@ -182,7 +182,7 @@ def test_the_reports_say_the_same_before_and_after_a_rollback(played: Any, tmp_p
     assert report_data(rig.reopened(), 3).answers.answered == 0, "the round was abandoned"
 
 
-def test_a_snapshot_of_other_rows_is_refused_before_anything_is_ruled(
+def test_a_snapshot_of_other_rows_is_refused_before_anything_is_committed(
     played: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rig = Rig(played, tmp_path)
@@ -200,7 +200,7 @@ def test_a_rehearsal_changes_nothing(played: Any, tmp_path: Path) -> None:
     change = rig.back(0, dry_run=True)
     assert change.to_json()["labelled_after"] == 10
     assert change.metrics == tuple(read_json(rig.layout.record(number))["metrics"] for number in (2, 0))
-    rig.rule(amend, "revoke", Selection(round=1), "", dry_run=True)
+    rig.intervene(amend, "revoke", Selection(round=1), "", dry_run=True)
     assert rig.git.head() == head and rig.clean() and rig.history().interventions == ()
 
 
@@ -232,7 +232,7 @@ def test_the_command_shows_what_would_change_and_asks_nobody(
     assert undone["published"] == [4] and undone["unfinished"] and not undone["dry_run"]
 
 
-def test_what_would_not_reach_the_clone_where_ticks_run_is_not_ruled(
+def test_what_would_not_reach_the_clone_where_ticks_run_is_not_committed(
     played: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a second clone; but where Label Studio is away or not ours, going back does not wait for it."""
@@ -268,7 +268,7 @@ def test_the_model_alone(played: Any, tmp_path: Path) -> None:
     assert "rolled back" in status(rig.reopened())["held"]
     with pytest.raises(NothingToDo, match="served already"):
         rig.back(0, labels=False)
-    rig.rule(undo, "")
+    rig.intervene(undo, "")
     assert rig.history().promoted == served and rig.history().holding is None
 
 
@@ -285,7 +285,7 @@ def test_parameters_go_back_where_asked(played: Any, tmp_path: Path) -> None:
     rig.tick()
     assert rig.layout.params.read_text() == rig.git.show("round-0000", "params.yaml")
     assert rig.hashes(3) == rig.hashes(0) and rig.clean()
-    rig.rule(undo, "")
+    rig.intervene(undo, "")
     rig.tick()
     assert rig.layout.params.read_text() == text
 
@@ -320,19 +320,19 @@ def test_what_cannot_be_had_stops_it(played: Any, tmp_path: Path) -> None:
 def test_revoke_and_restore(played: Any, tmp_path: Path) -> None:
     rig = Rig(played, tmp_path)
     with pytest.raises(UsageError, match="name the answers"):
-        rig.rule(amend, "revoke", Selection(), "")
+        rig.intervene(amend, "revoke", Selection(), "")
     with pytest.raises(UsageError, match="--since takes a date"):
-        rig.rule(amend, "revoke", Selection(since="yesterday"), "")
+        rig.intervene(amend, "revoke", Selection(since="yesterday"), "")
     with pytest.raises(NothingToDo, match="no answer that counts"):
-        rig.rule(amend, "revoke", Selection(annotator="nobody@example.org"), "")
+        rig.intervene(amend, "revoke", Selection(annotator="nobody@example.org"), "")
     test = next(task for task in read_plan(rig.git, 0) if task.part == "test").item_id
-    rig.rule(amend, "revoke", Selection(annotator=BAD), "wrong on purpose")
-    rig.rule(amend, "revoke", Selection(item=test), "and this one too, in the same round")
+    rig.intervene(amend, "revoke", Selection(annotator=BAD), "wrong on purpose")
+    rig.intervene(amend, "revoke", Selection(item=test), "and this one too, in the same round")
     rig.tick()
     assert rig.hashes(3)["labeled"] == rig.hashes(1)["labeled"] and rig.clean()
     asked = [task for task in read_plan(rig.git, 4) if task.part == "test"]
     assert [task.item_id for task in asked] == [test], "asked once more"
-    rig.rule(amend, "restore", Selection(round=2), "")
+    rig.intervene(amend, "restore", Selection(round=2), "")
     rig.tick()
     assert len(read_labeled(rig.layout.labeled)) == 26 and rig.clean()
     still = [task.push_key for task in read_plan(rig.git, 5) if task.part == "test"]
@@ -350,7 +350,7 @@ def test_a_build_that_bad_labels_have_stopped_is_no_dead_end(played: Any, tmp_pa
 
     with pytest.raises(Killed):
         tick(rig.reopened(), lambda: rig.oracle, run=die)
-    rig.rule(amend, "revoke", Selection(round=3), "in the middle of a build")
+    rig.intervene(amend, "revoke", Selection(round=3), "in the middle of a build")
     report = rig.tick()
     assert report.published == (3,) and rig.hashes(3)["labeled"] == rig.hashes(2)["labeled"] and rig.clean()
 
@@ -377,7 +377,7 @@ def test_label_studio_may_be_down(played: Any, tmp_path: Path) -> None:
 
 def test_paused_ticks_do_nothing_but_a_rollback_works(played: Any, tmp_path: Path) -> None:
     rig = Rig(played, tmp_path)
-    rig.rule(pause, "the annotators are being trained")
+    rig.intervene(pause, "the annotators are being trained")
     answer_all(rig.oracle, rig.truth)
     report = rig.tick()
     assert report.steps == () and "being trained" in report.waits_for and "al resume" in report.waits_for
@@ -385,12 +385,12 @@ def test_paused_ticks_do_nothing_but_a_rollback_works(played: Any, tmp_path: Pat
     assert rig.tick().published == (3,)
     assert status(rig.reopened())["paused"]
     with pytest.raises(NothingToDo):
-        rig.rule(pause, "")
-    rig.rule(resume, "")
+        rig.intervene(pause, "")
+    rig.intervene(resume, "")
     rig.tick()
     assert rig.oracle.queue("ann@example.org")
     with pytest.raises(NothingToDo):
-        rig.rule(resume, "")
+        rig.intervene(resume, "")
 
 
 def test_killed_before_and_after_every_step(played: Any, tmp_path: Path) -> None:

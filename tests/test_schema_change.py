@@ -23,7 +23,7 @@ from al_pipeline.operations.doctor import examine
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_history
 from al_pipeline.operations.ingest import ingest
-from al_pipeline.operations.rule import Change, amend
+from al_pipeline.operations.intervene import Change, amend
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import Options, TickReport, tick
 from al_pipeline.params import parse_params

@@ -48,8 +48,10 @@ features, parameters, engine), and with 5 if objects are missing from the remote
         raise UsageError("name either a ROUND or `--all`, not both")
     numbers = None if everything else [] if number is None else [round_number(number)]
     made = []
-    with spinner(not as_json) as say:
-        for one in run(current_workspace(), numbers, engine=engine, tolerance=tolerance, keep=keep, say=say):
+    with spinner(not as_json) as on_progress:
+        for one in run(
+            current_workspace(), numbers, engine=engine, tolerance=tolerance, keep=keep, on_progress=on_progress
+        ):
             made.append(one)
             if not as_json:
                 _print_reproduction(one, details=not everything or one.difference is not None)

@@ -11,7 +11,7 @@ from al_pipeline.cli.output import discard, echo, escape, format_score, print_js
 from al_pipeline.errors import ExternalServiceError, Locked, UsageError
 
 if TYPE_CHECKING:
-    from al_pipeline.operations.rule import Change
+    from al_pipeline.operations.intervene import Change
     from al_pipeline.rounds.interventions import Intervention
     from al_pipeline.workspace.workspace import Workspace
 
@@ -36,7 +36,7 @@ def rollback(
 is published as the next round; `--undo` reverts it. Open tasks stay in Label Studio: the next round keeps them and \
 fills up the batch. Label Studio may be down: the next `al round` catches up.
     """
-    from al_pipeline.operations import rule as operation
+    from al_pipeline.operations import intervene as operation
     from al_pipeline.operations.history import round_number
 
     workspace = current_workspace()
@@ -64,7 +64,7 @@ def approve(
     as_json: Json = False,
 ) -> None:
     """Promote a round's model that was held or rejected, and let later models be promoted again."""
-    from al_pipeline.operations import rule as operation
+    from al_pipeline.operations import intervene as operation
     from al_pipeline.operations.history import round_number
 
     workspace = current_workspace()
@@ -81,7 +81,7 @@ def ask(
 ) -> None:
     """Put items into the next batch, ahead of those that the query strategy selects."""
     from al_pipeline.operations.ask import ask as ask_about
-    from al_pipeline.operations.rule import dvc_for_intervention
+    from al_pipeline.operations.intervene import dvc_for_intervention
 
     workspace = current_workspace()
     with dvc_for_intervention(workspace) as dvc:
@@ -94,7 +94,7 @@ def pause(
     as_json: Json = False,
 ) -> None:
     """Pause all ticks, manual and scheduled, until `al resume`. A rollback still works."""
-    from al_pipeline.operations import rule as operation
+    from al_pipeline.operations import intervene as operation
 
     workspace = current_workspace()
     with operation.dvc_for_intervention(workspace) as dvc:
@@ -104,7 +104,7 @@ def pause(
 
 def resume(reason: Reason = "", as_json: Json = False) -> None:
     """Resume ticks after `al pause`."""
-    from al_pipeline.operations import rule as operation
+    from al_pipeline.operations import intervene as operation
 
     workspace = current_workspace()
     with operation.dvc_for_intervention(workspace) as dvc:
@@ -141,7 +141,7 @@ def _publish(workspace: Workspace, change: Change, as_json: bool) -> tuple[tuple
     Raises ExternalServiceError where it ended before the intervention was carried out.
     """
     from al_pipeline.flows.local_server import run_tick
-    from al_pipeline.operations.rule import published_with
+    from al_pipeline.operations.intervene import published_with
     from al_pipeline.operations.tick import Options
 
     published: tuple[int, ...] = ()

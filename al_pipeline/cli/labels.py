@@ -66,7 +66,7 @@ def _amend(
     as_json: bool,
 ) -> None:
     from al_pipeline.operations.history import round_number
-    from al_pipeline.operations.rule import amend, dvc_for_intervention
+    from al_pipeline.operations.intervene import amend, dvc_for_intervention
     from al_pipeline.records import Selection
 
     workspace = current_workspace()

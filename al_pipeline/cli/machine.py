@@ -86,8 +86,8 @@ a workspace whose folder is gone. Safe to interrupt and to repeat.
             )
         if not typer.confirm("Remove it permanently?"):
             raise NothingToDo("nothing was removed")
-    with spinner(not as_json) as say:
-        done = remove(left, with_folder, force, say)
+    with spinner(not as_json) as on_progress:
+        done = remove(left, with_folder, force, on_progress)
     if as_json:
         return print_json({**done.to_json(), "dry_run": False})
     echo(f"Removed {format_size(sum(size for _, _, size in done.goes))}.")

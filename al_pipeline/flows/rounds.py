@@ -45,14 +45,14 @@ FINISHED: ContextVar[Callable[[TickReport], None]] = ContextVar("finished", defa
 """Who waits for the tick's report, which is there before Prefect was told of it."""
 
 
-def run_round(options: Options, say: Callable[[str], None]) -> TickReport:
-    """The flow as the command line calls it, in this process; `say` gets what goes to the run's log.
+def run_round(options: Options, on_progress: Callable[[str], None]) -> TickReport:
+    """The flow as the command line calls it, in this process; `on_progress` gets what goes to the run's log.
 
     Raises AlError: what the tick raises, Locked where another tick works, ServerFailed where Prefect went away before
     the tick could begin. Where it goes away later the tick does not mind: it has no need of it.
     """
     done: list[TickReport] = []
-    LISTENER.set(say)
+    LISTENER.set(on_progress)
     FINISHED.set(done.append)
     try:
         al_round(options.close_now, options.accept_vanished, options.size, options.strategy)  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ def al_round(
     workspace = _workspace()
     logger, listen = get_run_logger(), LISTENER.get()
 
-    def say(line: str) -> None:
+    def on_progress(line: str) -> None:
         logger.info(line)
         listen(line)
 
@@ -97,7 +97,7 @@ def al_round(
             lambda: connect(workspace),
             run=as_task,
             options=Options(close_now, accept_vanished, size, strategy),
-            say=say,
+            on_progress=on_progress,
             purpose=f"a tick, Prefect's run {runtime.flow_run.name}",
         )
     except Locked as error:

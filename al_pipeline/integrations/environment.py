@@ -54,7 +54,7 @@ class Engine:
         return {"PATH": path, "PYTHONPATH": "", "OPENBLAS_CORETYPE": self.blas}
 
 
-def recorded_engine(recorded: Mapping[str, Any], sources: Path | None, say: Callable[[str], None]) -> Engine:
+def recorded_engine(recorded: Mapping[str, Any], sources: Path | None, on_progress: Callable[[str], None]) -> Engine:
     """The engine that `recorded` describes; its environment is made where it is missing, and kept in `al`'s home.
 
     `sources`: a checkout or wheel of al-pipeline, where the running sources are not the recorded ones. Packages that
@@ -69,7 +69,7 @@ def recorded_engine(recorded: Mapping[str, Any], sources: Path | None, say: Call
     with locked(folder.with_suffix(".lock"), "al reproduce --engine"):
         child.end_remembered(folder.with_suffix(".json"))
         if difference(wanted, _fingerprint(engine, folder) or {}):
-            say("installing the recorded engine in an environment of its own (once)")
+            on_progress("installing the recorded engine in an environment of its own (once)")
             _install(folder, engine, wanted, sources)
             found = _fingerprint(engine, folder)
             if changes := difference(wanted, found or {}):

@@ -11,7 +11,7 @@ from al_pipeline.errors import BadInput, NothingToDo
 from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.history import History, read_plan, read_plans, rounds_of
-from al_pipeline.operations.rule import commit_intervention, intervention_at_desk, new_intervention
+from al_pipeline.operations.intervene import commit_intervention, locked_for_intervention, new_intervention
 from al_pipeline.rounds.interventions import MAX_ITEMS, Intervention, asked_for
 from al_pipeline.workspace.workspace import Workspace
 
@@ -25,7 +25,7 @@ def ask(workspace: Workspace, dvc: Dvc, items: Sequence[str], reason: str) -> In
     wanted = list(dict.fromkeys(item.strip() for item in items))
     if len(wanted) > MAX_ITEMS:
         raise BadInput(f"{len(wanted):,} items; at most {MAX_ITEMS:,} at a time")
-    with intervention_at_desk(workspace, dvc, "al ask") as (git, history):
+    with locked_for_intervention(workspace, dvc, "al ask") as (git, history):
         _check(workspace, git, history, wanted)
         waiting = asked_for(history.interventions, rounds_of(read_plans(git).values()))
         if not (new := [item for item in wanted if item not in waiting]):

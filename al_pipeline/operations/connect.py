@@ -110,7 +110,7 @@ def connect(workspace: Workspace, most_seconds: float = math.inf) -> LabelStudio
 
 
 def refuse_elsewhere(workspace: Workspace) -> None:
-    """Raise WrongProject where ticks run in another clone: what is ruled here would not reach them.
+    """Raise WrongProject where ticks run in another clone: an intervention made here would not reach them.
 
     Where Label Studio is not known, out of reach or not ours, nobody can tell, and nothing is raised: going back must
     not wait for it.

@@ -188,7 +188,9 @@ def plan(left: Left, with_folder: bool) -> Destruction:
     return Destruction(left, tuple(goes), tuple(stays), tuple(_losses(left, with_folder)))
 
 
-def destroy(left: Left, with_folder: bool, force: bool, say: Callable[[str], None] = lambda _: None) -> Destruction:
+def destroy(
+    left: Left, with_folder: bool, force: bool, on_progress: Callable[[str], None] = lambda _: None
+) -> Destruction:
     """End the workspace's servers and take away what it left on this machine; `with_folder`: the workspace too.
 
     The workspace stays otherwise, with the DVC remote in the home. Killed at any line, the same call goes on. Raises
@@ -211,9 +213,9 @@ def destroy(left: Left, with_folder: bool, force: bool, say: Callable[[str], Non
             raise ManualActionRequired(
                 f"{'; '.join(planned.losses)}. Nothing was removed; `--force` removes it all the same"
             )
-        say("stopping servers")
+        on_progress("stopping servers")
         ended = end_all_in(left.home)
-        say("removing files")
+        on_progress("removing files")
         for begun in left.home.glob(f"{TEMPORARY_PREFIX}*"):
             remove_tree(begun)
         for name in _MACHINES:

@@ -168,7 +168,7 @@ def reproduce(
     engine: str | None = None,
     tolerance: float = TOLERANCE,
     keep: bool = False,
-    say: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Reproduction]:
     """Make rounds again (None: all that are published; none: the latest), one after the other.
 
@@ -196,8 +196,8 @@ def reproduce(
         _remove_clones(home)
         try:
             for record in records:
-                other = _engine(record["engine"], engine, say)
-                yield _Attempt(workspace, record, home, other, tolerance, keep, say).run()
+                other = _engine(record["engine"], engine, on_progress)
+                yield _Attempt(workspace, record, home, other, tolerance, keep, on_progress).run()
         finally:
             if not keep:
                 _remove_clones(home)
@@ -217,11 +217,11 @@ def failure(made: Iterable[Reproduction]) -> AlError | None:
     return NotReproduced(f"not what was published: {names}; `--keep` leaves the clone for a look")
 
 
-def _engine(recorded: Mapping[str, Any], choice: str | None, say: Callable[[str], None]) -> Engine | None:
+def _engine(recorded: Mapping[str, Any], choice: str | None, on_progress: Callable[[str], None]) -> Engine | None:
     """The engine to run under; None for the running one, which is taken wherever it is the recorded one."""
     if choice is None or not difference(dict(recorded)):
         return None
-    return recorded_engine(recorded, None if choice == "recorded" else Path(choice), say)
+    return recorded_engine(recorded, None if choice == "recorded" else Path(choice), on_progress)
 
 
 def _remove_clones(home: Path) -> None:
@@ -244,7 +244,7 @@ class _Attempt:
         engine: Engine | None,
         tolerance: float,
         keep: bool,
-        say: Callable[[str], None],
+        on_progress: Callable[[str], None],
     ) -> None:
         self.workspace, self.record, self.engine, self.tolerance, self.keep = workspace, record, engine, tolerance, keep
         self.name = round_name(record["round"])
@@ -253,7 +253,7 @@ class _Attempt:
         self.cache = self.layout.root / ".dvc/cache"
         self.fetched = home / "fetched"
         """The sources' objects, as the remote gave them in this call."""
-        self._tell = say
+        self._on_progress = on_progress
         self.changes = "" if engine else difference(record["engine"])
         self.outputs: list[Output] = []
         self.figures: tuple[Figure, ...] = ()
@@ -281,7 +281,7 @@ class _Attempt:
     def _make(self) -> Difference | None:
         """Clone, fetch, check what goes in, make it, compare what comes out; the first difference."""
         layout, git = self.layout, Git(self.workspace.layout.root)
-        self.say("cloning")
+        self.report_progress("cloning")
         then = read_history(self.workspace.layout, git, self.name)  # before its files lie anywhere: they are checked
         self.git = git.clone(layout.root, self.name)
         private_folder(layout.private)
@@ -330,8 +330,8 @@ class _Attempt:
                 "`al trust` there accepts it on this machine"
             )
 
-    def say(self, what: str) -> None:
-        self._tell(f"{self.name}: {what}")
+    def report_progress(self, what: str) -> None:
+        self._on_progress(f"{self.name}: {what}")
 
     # Before any stage ---------------------------------------------------------------------------------------------
 
@@ -353,7 +353,7 @@ class _Attempt:
         """Fetch from the remote, each by itself, so that what is missing has a name."""
         for target in targets:
             name = target.removesuffix(".dvc")
-            self.say(f"fetching {name}")
+            self.report_progress(f"fetching {name}")
             try:
                 dvc.pull(target)
             except (RepositoryError, RemoteIncomplete) as error:
@@ -420,14 +420,14 @@ class _Attempt:
     # Stages -------------------------------------------------------------------------------------------------------
 
     def _encode(self) -> None:
-        self.say("encode")
+        self.report_progress("encode")
         try:
             encode(self.layout, load_params(self.layout.params).features, self.engine)
         except StageFailed as error:
             raise _Different(Difference("encode", "features", str(error))) from None
 
     def _run(self, dvc: Dvc, stage: str) -> None:
-        self.say(stage)
+        self.report_progress(stage)
         try:
             dvc.repro(stage, force=True, run_cache=False)
         except StageFailed as error:

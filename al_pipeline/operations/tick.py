@@ -38,9 +38,9 @@ from al_pipeline.operations.close import (
 from al_pipeline.operations.connect import ensure_project, stored_project
 from al_pipeline.operations.facts import check_owned, closing_rule, facts_at, open_dvc, opened_at
 from al_pipeline.operations.history import History, read_history, read_plan, read_plans, rounds_of
+from al_pipeline.operations.intervene import check_snapshot, finish_intervention
 from al_pipeline.operations.pull import pull
 from al_pipeline.operations.push import push, retire
-from al_pipeline.operations.rule import check_snapshot, finish_intervention
 from al_pipeline.operations.schema import check_schema, published_labels, schema_news
 from al_pipeline.records import PlannedTask, Task, shown_text
 from al_pipeline.rounds.interventions import Intervention, asked_for
@@ -107,7 +107,7 @@ class _Session:
     make_oracle: Callable[[], Oracle]
     options: Options
     now: Callable[[], datetime]
-    say: Callable[[str], None]
+    on_progress: Callable[[str], None]
     history: History
     done: set[Step] = field(default_factory=set)
     taken: set[tuple[Step, Facts, str]] = field(default_factory=set)
@@ -176,14 +176,14 @@ def tick(
     run: Runner = call,
     options: Options | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    say: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
     purpose: str = "a tick",
 ) -> TickReport:
     """Do what can be done for the open round, then end. Raises AlError; what was done until then stays done.
 
-    `make_oracle` connects to Label Studio and is called only by a tick that needs it; `say` gets a line of progress;
-    `purpose` is what those who come meanwhile are told. Raises NothingToDo after a tick that had settings for a batch
-    and selected none.
+    `make_oracle` connects to Label Studio and is called only by a tick that needs it; `on_progress` gets a line of
+    progress; `purpose` is what those who come meanwhile are told. Raises NothingToDo after a tick that had settings for
+    a batch and selected none.
     """
     layout = workspace.layout
     with locked(layout.lock, purpose), open_dvc(layout) as dvc:
@@ -199,7 +199,7 @@ def tick(
         check_not_ignored(layout, git)
         finish_intervention(layout, git)
         options = options or Options()
-        session = _Session(workspace, git, dvc, make_oracle, options, now, say, read_history(layout, git))
+        session = _Session(workspace, git, dvc, make_oracle, options, now, on_progress, read_history(layout, git))
         session.overrides = options.overrides
         check_owned(workspace, git, dvc, session.history, now())
         check_schema(workspace, session.history)
@@ -211,7 +211,7 @@ def tick(
         rule = closing_rule(workspace)
         with closing(session):
             while not isinstance(step := next_step(facts := _facts(session), rule), Wait):
-                say(_announce(step, facts))
+                on_progress(_announce(step, facts))
                 session.begin(step, facts)
                 begin = time.perf_counter()
                 run(str(step), partial(_take, step, session, facts))
@@ -253,7 +253,7 @@ def _facts(session: _Session) -> Facts:
     found = facts_at(session.workspace, session.git, session.history, session.now())
     closed = found.closed
     if closed and build.refresh_engine(session.layout):
-        session.say("this engine is not the one that the build began with: the build starts over")
+        session.on_progress("this engine is not the one that the build began with: the build starts over")
         found = facts_at(session.workspace, session.git, session.history, session.now())
     return replace(
         found,
@@ -322,7 +322,7 @@ def _close(session: _Session, facts: Facts) -> None:
     asked = [item for item in asked_for(session.history.interventions, rounds_of(plans)) if item not in corrected]
     kept = _kept(session, planned, interventions) if planned is not None and interventions else []
     if kept:
-        session.say(f"round {planned}: {len(kept)} open tasks stay in the queue")
+        session.on_progress(f"round {planned}: {len(kept)} open tasks stay in the queue")
     overrides, session.overrides = session.overrides, {}
     close(layout, session.dvc, 0 if planned is None else planned + 1, overrides, interventions, plans, asked, kept)
 
@@ -457,7 +457,7 @@ def _publish(session: _Session, planned: int | None) -> None:
         (layout.genesis if planned is None else layout.record(planned)).unlink(missing_ok=True)
         session.again(*BUILD, Step.DECIDE, Step.PUBLISH)
         session.done.add(Step.PUBLISH)
-        session.say("an output of the build is not what its record says: the build starts over")
+        session.on_progress("an output of the build is not what its record says: the build starts over")
         return
     publish.publish(session.workspace, session.git, session.dvc, planned)
     build.forget_built(layout)

@@ -104,7 +104,7 @@ def rollback(
     nothing changed: RemoteIncomplete, ManualActionRequired, NothingToDo where there is nothing to go back from. `dvc`
     must not be running commands of its own.
     """
-    with intervention_at_desk(workspace, dvc, "al rollback") as (git, history):
+    with locked_for_intervention(workspace, dvc, "al rollback") as (git, history):
         layout, record = workspace.layout, history.record(number)
         tag = round_name(number)
         if tag not in git.tags():
@@ -148,7 +148,7 @@ def undo(workspace: Workspace, dvc: Dvc, reason: str, *, dry_run: bool = False) 
 
     Raises NothingToDo where none stands.
     """
-    with intervention_at_desk(workspace, dvc, "al rollback --undo") as (git, history):
+    with locked_for_intervention(workspace, dvc, "al rollback --undo") as (git, history):
         last = undoable(history.interventions)
         if last is None:
             raise NothingToDo("no rollback stands that could be taken back; `al rounds` lists them")
@@ -182,7 +182,7 @@ def amend(
             raise UsageError(
                 f"--since takes a date or a time such as 2026-03-01T14:00, got {selection.since!r}"
             ) from None
-    with intervention_at_desk(workspace, dvc, f"al labels {kind}") as (git, history):
+    with locked_for_intervention(workspace, dvc, f"al labels {kind}") as (git, history):
         intervention = new_intervention(history, git, kind, reason, labels=True, selection=selection)
         change = _change(workspace, git, history, intervention)
         if not change.leaving and not change.coming:
@@ -195,7 +195,7 @@ def amend(
 
 def approve(workspace: Workspace, dvc: Dvc, number: int | None, reason: str) -> Intervention:
     """Promote the model of round `number` (default: the newest published) and let later models be promoted again."""
-    with intervention_at_desk(workspace, dvc, "al approve", data=False) as (git, history):
+    with locked_for_intervention(workspace, dvc, "al approve", data=False) as (git, history):
         if not history.rounds:
             raise NothingToDo("no round is published yet")
         record = history.rounds[-1] if number is None else history.record(number)
@@ -209,7 +209,7 @@ def approve(workspace: Workspace, dvc: Dvc, number: int | None, reason: str) -> 
 
 def pause(workspace: Workspace, dvc: Dvc, reason: str) -> Intervention:
     """Have ticks do nothing until `resume`; what is half built is finished then."""
-    with intervention_at_desk(workspace, dvc, "al pause", data=False) as (git, history):
+    with locked_for_intervention(workspace, dvc, "al pause", data=False) as (git, history):
         if history.pausing:
             raise NothingToDo(f"it is paused already: {history.pausing.sentence()}")
         intervention = new_intervention(history, git, "pause", reason)
@@ -219,7 +219,7 @@ def pause(workspace: Workspace, dvc: Dvc, reason: str) -> Intervention:
 
 def resume(workspace: Workspace, dvc: Dvc, reason: str) -> Intervention:
     """Have ticks work again."""
-    with intervention_at_desk(workspace, dvc, "al resume", data=False) as (git, history):
+    with locked_for_intervention(workspace, dvc, "al resume", data=False) as (git, history):
         if not history.pausing:
             raise NothingToDo("it is not paused; `al status` says what it waits for")
         intervention = new_intervention(history, git, "resume", reason)
@@ -275,7 +275,7 @@ def check_snapshot(workspace: Workspace, git: Git, dvc: Dvc, interventions: Sequ
 
 
 @contextmanager
-def intervention_at_desk(
+def locked_for_intervention(
     workspace: Workspace, dvc: Dvc, purpose: str, *, data: bool = True
 ) -> Iterator[tuple[Git, History]]:
     """The lock, and the workspace as a tick would find it. `data`: whether the intervention depends on pool and ledger.
