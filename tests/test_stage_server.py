@@ -15,7 +15,8 @@ import psutil
 import pytest
 from harness import tools_first
 
-from al_pipeline.integrations.dvc.stage_server import StageServer, stage_module
+from al_pipeline.integrations.dvc import stage_server
+from al_pipeline.integrations.dvc.stage_server import StageServer, fork_stages, stage_module
 
 STAGE = "python -m al_pipeline.stages.label"
 NAME = "al_pipeline.stages.label"
@@ -144,5 +145,74 @@ def test_a_server_that_was_killed_leaves_it_to_the_shell(
     assert server._process is not None
     server._process.kill()
     server._process.wait()
-    with pytest.raises((OSError, ValueError)):
+    with pytest.raises(OSError):
         server.run(name, str(tmp_path), environment)
+
+
+def in_dvc(
+    name: str, server: StageServer, folder: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Callable[[], None], list[str]]:
+    """What runs the stage `name` as DVC does, and the commands that went to the shell."""
+    import dvc.stage.run as runner
+
+    in_shell: list[str] = []
+    monkeypatch.setattr(runner, "_run", lambda executable, command, **given: in_shell.append(command))
+    monkeypatch.setattr(stage_server, "StageServer", lambda: server)
+    monkeypatch.setattr(stage_server, "stage_module", lambda command, environment: name)
+    fork_stages()
+    return lambda: runner._run(None, STAGE, cwd=str(folder), env=environment), in_shell
+
+
+def test_a_stage_whose_server_is_killed_has_failed_and_ends(
+    server: StageServer, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dvc.stage.exceptions import StageCmdFailedError
+
+    name = in_fork("time.sleep(600)", tmp_path, monkeypatch)
+    run, in_shell = in_dvc(name, server, tmp_path, environment, monkeypatch)
+    raised: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            run()
+        except StageCmdFailedError as error:
+            raised.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    until(lambda: server._process is not None)
+    running = psutil.Process(server._process.pid)  # type: ignore[union-attr]
+    until(lambda: [one for one in running.children() if one.name() == f"al-{name}"[:15]])
+    (stage,) = running.children()
+    try:
+        running.kill()
+        waiting.join(60)
+        assert not in_shell, "the same stage would run twice at once"
+        assert [str(error) for error in raised] == [f"failed to run: {STAGE}, exited with {-signal.SIGKILL}"]
+        until(lambda: not stage.is_running() or stage.status() == psutil.STATUS_ZOMBIE)
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            stage.kill()
+
+
+def test_a_request_that_no_server_took_goes_to_the_shell(
+    server: StageServer, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, in_shell = in_dvc(in_fork("pass", tmp_path, monkeypatch), server, tmp_path, environment, monkeypatch)
+    run()
+    assert not in_shell
+    assert server._process is not None
+    server._process.kill()
+    server._process.wait()
+    run()
+    assert in_shell == [STAGE]
+
+
+def test_a_server_that_ends_while_it_starts_leaves_it_to_the_shell(
+    server: StageServer, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = in_fork("pass", tmp_path, monkeypatch)
+    (tmp_path / "made" / f"{name}.py").write_text("import os; os._exit(0)")
+    run, in_shell = in_dvc(name, server, tmp_path, environment, monkeypatch)
+    run()
+    assert in_shell == [STAGE]

@@ -8,11 +8,14 @@ and a kill of the group ends it. What is no stage of this installation goes to t
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
+import importlib.util
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import traceback
@@ -21,6 +24,9 @@ from pathlib import Path
 from typing import Any
 
 _STAGE = re.compile(r"python -m (al_pipeline\.stages\.[a-z_]+)")
+_TAKEN = "taken\n"
+"""What the server says of a request before it forks; the second line is the exit code."""
+_PR_SET_PDEATHSIG = 1
 
 
 def stage_module(command: str, environment: Mapping[str, str]) -> str | None:
@@ -46,7 +52,8 @@ class StageServer:
     def run(self, module: str, folder: str, environment: Mapping[str, str]) -> int:
         """Run the stage `module` in `folder`; returns its exit code, negative for a signal as in `subprocess`.
 
-        Raises OSError or ValueError where the server has ended.
+        Raises OSError where the server ended before it took the request. One that ends later ends the stage, too,
+        and its exit code is the stage's.
         """
         if self._process is None:
             text = (Path(folder) / "dvc.yaml").read_text(encoding="utf-8", errors="replace")
@@ -60,7 +67,10 @@ class StageServer:
         request = {"module": module, "folder": folder, "environment": dict(environment)}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        if self._process.stdout.readline() != _TAKEN:
+            raise BrokenPipeError("the stage server ended before it took the request")
+        reply = self._process.stdout.readline()
+        return int(reply) if reply else self._process.wait() or 1
 
 
 def fork_stages() -> None:
@@ -73,7 +83,7 @@ def fork_stages() -> None:
     def run(executable: Any, command: str, **given: Any) -> None:
         module = stage_module(command, given["env"])
         code = None
-        with contextlib.suppress(OSError, ValueError):  # somebody ended the server: what it ran can run again
+        with contextlib.suppress(OSError):  # no server took the request: the stage runs nowhere yet
             code = None if module is None else server.run(module, str(given["cwd"]), given["env"])
         if code is None:
             in_shell(executable, command, **given)
@@ -91,12 +101,24 @@ def main() -> None:
         with contextlib.suppress(ImportError):  # dvc.yaml is the user's; what it names is reported when it runs
             importlib.import_module(module)
     for line in sys.stdin:
+        replies.write(_TAKEN)
+        replies.flush()
+        server = os.getpid()
         stage = os.fork()
         if stage == 0:
+            _end_with(server)
             replies.close()
             _run(**json.loads(line))
         replies.write(f"{os.waitstatus_to_exitcode(os.waitpid(stage, 0)[1])}\n")
         replies.flush()
+
+
+def _end_with(server: int) -> None:
+    """Have the kernel kill this fork when `server` ends: nobody would know of its end, and the stage may run again."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != server:  # which ended before
+            os._exit(1)
 
 
 def _run(module: str, folder: str, environment: dict[str, str]) -> None:
@@ -109,11 +131,9 @@ def _run(module: str, folder: str, environment: dict[str, str]) -> None:
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(folder)
-        try:
-            stage = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            sys.exit(str(error))
-        stage.main()
+        if importlib.util.find_spec(module) is None:
+            sys.exit(f"No module named {module!r}")
+        importlib.import_module(module).main()
         code = 0
     except SystemExit as stop:
         if isinstance(stop.code, str):
