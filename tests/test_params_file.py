@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from al_pipeline.errors import BadParams
+from al_pipeline.operations.schedule import with_schedule
+from al_pipeline.params import parse_params
 from al_pipeline.workspace.params_file import with_missing
 
 TEMPLATE = (Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8")
@@ -98,3 +101,58 @@ def test_other_indentation_odd_comments_and_values_are_kept() -> None:
 def test_what_cannot_be_extended_says_which_keys_to_add(text: str, says: str) -> None:
     with pytest.raises(BadParams, match=says):
         with_missing(text, "version: 1\nselect:\n  strategy: margin\n  share: 0.1\n")
+
+
+def with_section(section: str) -> str:
+    """The template with another section `schedule`."""
+    start, end = TEMPLATE.index("schedule:"), TEMPLATE.index("annotators:")
+    return TEMPLATE[:start] + section + "\n" + TEMPLATE[end:]
+
+
+FORMS = {
+    "the template": TEMPLATE,
+    "CRLF": TEMPLATE.replace("\n", "\r\n"),
+    "a byte order mark": "\ufeff" + TEMPLATE,
+    "lists as deep as their key": TEMPLATE.replace("    - ", "  - "),
+    "four blanks": "\n".join(" " * (len(line) - len(line.lstrip())) + line for line in TEMPLATE.split("\n")),
+    "sections of different depth": re.sub(r"(?m)^  (cron|timezone|active):", r"    \1:", TEMPLATE),
+    "values in columns": TEMPLATE.replace("batch_size: 40", "batch_size:   40").replace("quorum: 0", "quorum:  0"),
+    "a list in lines": TEMPLATE.replace("fields: [text] ", "fields: [text,\n    text2]"),
+    "blanks in brackets": TEMPLATE.replace("[text] ", "[ text ]"),
+    "other numbers": TEMPLATE.replace("rate: 0.0001", "rate: 1.0e-4").replace("200000", "200_000"),
+    "a text in lines": TEMPLATE.replace("question: Which label fits", "question: Which label\n    fits"),
+    "a block": TEMPLATE.replace("question: Which label fits this text?", "question: |-\n    Which label\n    fits"),
+    "single quotes": TEMPLATE.replace("UTC  ", "'UTC'").replace('""', "''"),
+    "no last line end": TEMPLATE.rstrip("\n"),
+    "blanks at the end of a line": TEMPLATE.replace("version: 1\n", "version: 1  \n"),
+    "a document's start": "---\n" + TEMPLATE,
+    "a document's end": TEMPLATE + "...\n",
+    "anchors and tags": re.sub(r"(?m)^  (cron|timezone|bootstrap): ", r"  \1: &\1 ", TEMPLATE).replace(
+        "confidence: ", "confidence: !!float "
+    ),
+    "words behind it all": TEMPLATE + "\n\n# the end\n",
+    "a section in a line": with_section("schedule: {cron: '0 * * * *', timezone: UTC, active: true}  # mine\n"),
+    "a section in braces": with_section('schedule: {\n  "cron": "0 * * * *",\n  "timezone": "UTC", "active": true }\n'),
+    "quoted keys": with_section('"schedule":\n  "cron":   "0 * * * *"\n  timezone: UTC\n  active: true\n'),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_however_a_file_is_written_no_byte_of_the_users_changes(form: str) -> None:
+    text = FORMS[form]
+    gained = ("warmth: 3      # new\n", "section:        # new too\n  of: [3]\n")
+    template = TEMPLATE.replace("  batch_size: 40\n", f"  batch_size: 40\n  {gained[0]}")
+    template = template.replace("annotators:", f"{gained[1]}\nannotators:")
+    extended, added = with_missing(text, template)
+    assert added == ("select.warmth", "section")
+    kept = iter(extended.encode().split(b"\n"))
+    assert all(line in kept for line in text.encode().split(b"\n")), "every line is there, in its order"
+    assert len(extended.splitlines()) - len(text.splitlines()) in (4, 5), "and the new ones, set apart by a blank one"
+    assert len({line.endswith("\r\n") for line in extended.splitlines(keepends=True)[:-1]}) == 1
+    assert with_missing(extended, template) == (extended, ())
+
+    edited = with_schedule(text, {"cron": "*/5 8-18 * * *"})
+    assert parse_params(edited.removeprefix("\ufeff")).schedule.cron == "*/5 8-18 * * *"
+    begin, behind = re.split(r"[\"']0 \* \* \* \*[\"'](?: +(?=#))?", text)
+    assert edited.startswith(begin) and edited.endswith(behind)
+    assert re.fullmatch(r'"\*/5 8-18 \* \* \*" *', edited[len(begin) : len(edited) - len(behind)])

@@ -65,6 +65,8 @@ def test_a_file_older_than_schedules_gets_the_templates_section() -> None:
     edited = with_schedule(with_section(""), {"timezone": "Asia/Tokyo"})
     assert edited.startswith(with_section("").rstrip())
     assert edited.endswith("  timezone: Asia/Tokyo        # such as Europe/Berlin\n  active: true\n")
+    windows = with_schedule(with_section("").replace("\n", "\r\n"), {"timezone": "Asia/Tokyo"})
+    assert windows == edited.replace("\n", "\r\n"), "no file with line ends of two kinds"
 
 
 @given(

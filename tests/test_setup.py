@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,13 +35,13 @@ def pins(path: Path = LOCK) -> dict[str, Version]:
     lines = (line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
     found = [re.fullmatch(r"([\w.-]+)==([^\s;]+)", line) for line in lines if line]
     assert all(found), "a line of the lock is no exact version"
-    return {re.sub(r"[-_.]+", "-", match.group(1)).lower(): Version(match.group(2)) for match in found if match}
+    return {canonicalize_name(match.group(1)): Version(match.group(2)) for match in found if match}
 
 
 @pytest.mark.parametrize("wanted", INSTALLED)
 def test_the_lock_holds_what_the_project_wants(wanted: str) -> None:
     requirement = Requirement(wanted)
-    pinned = pins().get(requirement.name.lower())
+    pinned = pins().get(canonicalize_name(requirement.name))
     assert pinned is not None, f"{requirement.name} is not in requirements.lock"
     assert pinned in requirement.specifier
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
-import re
 import shutil
 import signal
+import sys
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,9 +61,7 @@ def init(
     folder = folder.resolve()
     layout = Layout(folder)
     _refuse_inside(folder)
-    text = with_schema(template("params.yaml"), labels, question)
-    if test_size is not None:
-        text = re.sub(r"(?m)^(  test_size:) \S+", rf"\1 {test_size}", text)
+    text = with_schema(template("params.yaml"), labels, question, test_size)
     parse_params(text, "the schema")
     if layout.marker.exists():
         _refuse_begun(layout)
@@ -221,24 +220,28 @@ def _is_ours(name: str) -> bool:
     return name == ".git" or name.startswith(TEMPORARY_PREFIX)
 
 
-def with_schema(text: str, labels: Sequence[str], question: str | None) -> str:
-    """The template with its labels (and question) replaced; comments stay."""
-    lines = "".join(f"    - {_quoted(label)}\n" for label in labels)
-    text = re.sub(r"(?m)^(  labels:.*\n)(?:    - .*\n)+", lambda found: found.group(1) + lines, text)
+def with_schema(text: str, labels: Sequence[str], question: str | None, test_size: int | None = None) -> str:
+    """The template with labels of its own, and a question and a test set's size where given; comments stay."""
+    from ruamel.yaml import YAML  # 25 ms, which no other command needs
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString as Quoted
+
+    yaml = YAML()
+    yaml.preserve_quotes, yaml.width = True, sys.maxsize
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    values = yaml.load(text)
+    values["schema"]["labels"] = list(map(Quoted, labels))
     if question is not None:
-        text = re.sub(r"(?m)^  question:.*$", lambda _: f"  question: {_quoted(question)}", text)
-    return text
-
-
-def _quoted(value: str) -> str:
-    """A text as YAML in double quotes, letters of all scripts and emoji as they are."""
-    return f'"{"".join(map(_escaped, value))}"'
+        values["schema"]["question"] = Quoted(question)
+    if test_size is not None:
+        values["ingest"]["test_size"] = test_size
+    out = io.StringIO()
+    yaml.dump(values, out)
+    return "".join(map(_escaped, out.getvalue()))
 
 
 def _escaped(character: str) -> str:
-    if character in '"\\':
-        return f"\\{character}"
+    """What may stand in a text in double quotes: escaped where it would turn, break or hide what follows it."""
     joins = character in JOINERS or "\U000e0020" <= character <= "\U000e007f"
-    if character.isprintable() or joins:
+    if character.isprintable() or character == "\n" or joins:
         return character
     return f"\\u{ord(character):04x}" if ord(character) <= 0xFFFF else f"\\U{ord(character):08x}"

@@ -105,10 +105,14 @@ def with_schedule(text: str, values: dict[str, Any]) -> str:
     """The text of a `params.yaml` with other values in its section `schedule`; all else stays to the letter.
 
     A file older than schedules gets the template's section first. Raises BadParams where a value is wrong.
+
+    The parser's marks say where a value stands, and nothing else is touched. ruamel.yaml writes the whole file anew:
+    `al_pipeline/workspace/params_file.py` has what was measured of it.
     """
     before = parse_params(text)
     if "schedule" not in before.model_fields_set:
-        text = f"{text.rstrip()}\n\n{_template_section()}"
+        section = f"\n\n{_template_section()}"
+        text = text.rstrip() + (section.replace("\n", "\r\n") if "\r\n" in text else section)
         before = parse_params(text)
     places = _places(text)
     for name in sorted(values, key=lambda name: places[name][0], reverse=True):
@@ -131,6 +135,7 @@ def _places(text: str) -> dict[str, tuple[int, int]]:
 def _replace(text: str, start: int, end: int, value: str) -> str:
     """`text` with another value between two places; a comment behind it stays in its column, if there is room."""
     end = start + len(text[start:end].rstrip())  # a value of several lines ends behind its line's end
+    start = end - len(re.sub(r"\A(?:[&!]\S*\s+)+", "", text[start:end]))  # an anchor and a tag stay
     blanks = re.match(r"( +)#", text[end:])
     if blanks:
         room = max(2, len(blanks.group(1)) + (end - start) - len(value))

@@ -107,7 +107,7 @@ def migrate(texts: Texts, layout: int, replace_dvc_yaml: bool = False) -> Texts:
 
 def bring_up_to_date(layout: Layout) -> None:
     """The same for the files of a clone that is nobody's workspace; commits nothing."""
-    texts = {name: (layout.root / name).read_text(encoding="utf-8") for name in FILES}
+    texts = {name: (layout.root / name).read_bytes().decode() for name in FILES}
     for name, text in migrate(texts, read_json(layout.marker)["layout"], True).items():
         write_text(layout.root / name, text)
 
@@ -123,7 +123,7 @@ def _check(
     edited = foreign_edits(layout, git)
     for name in FILES:
         path = layout.root / name
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        text = path.read_bytes().decode(errors="surrogateescape") if path.exists() else ""
         if text not in (committed[name], planned[name]):
             edited.append(name)
     if read_json(layout.marker) not in markers:
