@@ -492,3 +492,20 @@ def test_a_free_port_is_free_and_a_busy_one_is_not() -> None:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         assert not servers.port_is_free(busy.getsockname()[1])
+
+
+def test_a_start_is_waited_for_and_free_when_its_process_was_killed(tmp_path: Path) -> None:
+    lock = tmp_path / "home/start.lock"
+    hold = "import sys, time, pathlib\nfrom al_pipeline.servers.process import exclusive\n"
+    hold += "with exclusive(pathlib.Path(sys.argv[1]), 9): print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", hold, str(lock)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"\n"
+        with pytest.raises(ServerFailed, match=f"another process holds {lock}"), servers.exclusive(lock, 0.3):
+            pytest.fail("two at once")
+        other.kill()
+    with servers.exclusive(lock, 5):
+        assert stat.S_IMODE(lock.stat().st_mode) == 0o600
+    (tmp_path / "home/other.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError), servers.exclusive(tmp_path / "home/other.lock", 0.3):
+        pytest.fail("a link could lead to any file")
+    assert not (tmp_path / "elsewhere").exists()

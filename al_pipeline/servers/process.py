@@ -7,7 +7,6 @@ not yet written down when we were killed is found too. The record only remembers
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 import subprocess
@@ -200,23 +199,15 @@ def free_port() -> int:
 @contextlib.contextmanager
 def exclusive(path: Path, timeout: float) -> Iterator[None]:
     """Wait for and hold a lock that ends with this process. Raises ServerFailed after `timeout` seconds."""
+    from filelock import FileLock, Timeout  # 60 ms, which only a server's start needs
+
     private_folder(path.parent)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    deadline = time.monotonic() + timeout
     try:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ServerFailed(
-                        f"another process holds {path} for more than {timeout:.0f} s; try again"
-                    ) from None
-                time.sleep(_POLL_SECONDS)
+        held = FileLock(path, timeout=timeout, mode=0o600, poll_interval=_POLL_SECONDS).acquire()
+    except Timeout:
+        raise ServerFailed(f"another process holds {path} for more than {timeout:.0f} s; try again") from None
+    with held:
         yield
-    finally:
-        os.close(handle)
 
 
 def last_lines(path: Path, count: int = 8) -> str:
