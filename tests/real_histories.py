@@ -180,7 +180,7 @@ class RealWorld(World):
         assert not tick(open_workspace(self.layout.root), lambda: self.oracle, run=self.run).changed
         assert self.git.run("status", "--porcelain").stdout == ""
         with open_dvc(self.layout) as dvc:
-            assert dvc.changed() == {} and dvc.wrong_in_remote() == []
+            assert dvc.changed() == {} and dvc.defects_in_remote() == []
 
     def fold(self) -> Folded:
         """Test items are answered as others are."""

@@ -238,7 +238,7 @@ def test_nothing_damaged_comes_out_of_the_remote(
                 assert "al remote repair" in str(told.value)
                 here = rig.root / name
                 assert not here.exists() or digest(here) == objects[name], name
-                assert dvc.wrong_in_remote(kind)[0].name == name
+                assert dvc.defects_in_remote(kind)[0].name == name
         rig.forget_data()
         pull_missing_sources(layout, dvc)
         check_sources(layout, dvc)

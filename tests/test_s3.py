@@ -140,7 +140,7 @@ def test_a_published_round_is_in_the_bucket_and_no_secret_in_git(published: Publ
         name = "".join(key.split("/")[-2:])
         assert hashlib.md5(content, usedforsecurity=False).hexdigest() == name.removesuffix(".dir")
     with open_dvc(published.workspace.layout) as dvc:
-        looked, wrong = dvc.look_at_remote()
+        looked, wrong = dvc.check_remote()
         recorded = {**dvc.recorded("models/candidate"), **dvc.recorded("data/pool.dvc")}
     assert looked and not wrong
     assert len(recorded) == 2 and {key_of(digest) for digest in recorded.values()} <= held.keys()
@@ -161,13 +161,13 @@ def test_all_damage_is_seen_and_mended_by_a_clone_that_has_the_data(published: P
     for damaged, (what, content) in cases:
         damage(s3, damaged, bytes(len(before[damaged])) if what == "other bytes" else content)
         with open_dvc(workspace.layout) as dvc:
-            _, (wrong,) = dvc.look_at_remote()
+            _, (wrong,) = dvc.check_remote()
         assert what in wrong.why and wrong.have and wrong.at == f"s3://{BUCKET}/{damaged}"
         if damaged == key and what == "other bytes":
             ((level, message, fix),) = of_remote(workspace)
             assert level == "error" and what in message and "`al remote repair` sends it from this clone" in fix
         repaired = repair_remote(workspace)
-        assert repaired.sent == 1 and not repaired.wrong
+        assert repaired.sent == 1 and not repaired.defects
         assert objects(s3) == before
 
 

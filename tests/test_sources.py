@@ -473,7 +473,7 @@ def test_thousands_of_bad_files_are_a_few_lines(space):
     for number in range(200):
         (incoming(space) / f"{number:03d}.csv").symlink_to("nowhere")
     _, told = ingest_sources(space, later())
-    assert len(told) == module.MOST_TOLD + 1
+    assert len(told) == module.MAX_LINES + 1
     assert told[-1] == "ingest.sources: and 180 lines like these; `al doctor` shows them"
 
 

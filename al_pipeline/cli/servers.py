@@ -24,7 +24,7 @@ def up(as_json: Json = False) -> None:
 
     Safe to repeat: running services are left alone; one that was killed restarts at its old address with its data.
     """
-    from al_pipeline.operations.schedule import look_at_schedule
+    from al_pipeline.operations.schedule import read_schedule
     from al_pipeline.servers import label_studio_elsewhere, password_file, services
 
     workspace = original_workspace()
@@ -33,7 +33,7 @@ def up(as_json: Json = False) -> None:
     elsewhere = label_studio_elsewhere(workspace)
     with spinner(not as_json) as on_progress:
         studio, prefect = _start_missing(workspace, elsewhere, on_progress)
-    rows, found = services(workspace), look_at_schedule(workspace)
+    rows, found = services(workspace), read_schedule(workspace)
     if as_json:
         addresses = {"label_studio_url": studio, "prefect_url": prefect}
         return print_json({**addresses, "services": [row.to_json() for row in rows], "schedule": found.to_json()})
@@ -93,7 +93,7 @@ def show_or_change_schedule(
     """
     if context.invoked_subcommand is not None:
         return
-    from al_pipeline.operations.schedule import change_schedule, look_at_schedule
+    from al_pipeline.operations.schedule import change_schedule, read_schedule
     from al_pipeline.servers import prefect_status
 
     changes = (cron, timezone, active) != (None, None, None)
@@ -108,7 +108,7 @@ def show_or_change_schedule(
         workspace = current_workspace()
         if prefect_status(workspace):
             _apply_unless_elsewhere(workspace)
-    found = look_at_schedule(workspace)
+    found = read_schedule(workspace)
     if as_json:
         return print_json(found.to_json())
     _print_schedule(found)
@@ -118,11 +118,11 @@ def show_or_change_schedule(
 def apply(as_json: Json = False) -> None:
     """Apply the schedule in params.yaml to the workspace's Prefect server, and run its ticks in this clone."""
     from al_pipeline.flows.local_server import apply_schedule
-    from al_pipeline.operations.schedule import look_at_schedule
+    from al_pipeline.operations.schedule import read_schedule
 
     workspace = original_workspace()
     changed = apply_schedule(workspace, take_over=True)
-    found = look_at_schedule(workspace)
+    found = read_schedule(workspace)
     if as_json:
         return print_json({"changed": changed, **found.to_json()})
     echo("The schedule was applied." if changed else "Prefect already has this schedule.")

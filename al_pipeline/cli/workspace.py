@@ -164,12 +164,12 @@ def remote_repair(as_json: Json = False) -> None:
 
     repaired = repair_remote(current_workspace())
     if as_json:
-        print_json({"ok": not repaired.wrong, **repaired.to_json()})
+        print_json({"ok": not repaired.defects, **repaired.to_json()})
     else:
         echo(f"{repaired.sent} objects were uploaded to the DVC remote.")
-    if repaired.wrong and as_json:
+    if repaired.defects and as_json:
         raise typer.Exit(RemoteIncomplete.exit_code)
-    if repaired.wrong:
+    if repaired.defects:
         raise RemoteIncomplete(
             f"the DVC remote still lacks objects that this clone does not have either: {repaired.lacking}. Try a clone "
             "that has them, or a backup of the remote"

@@ -85,9 +85,9 @@ def _check_possible(wanted: Mapping[str, Any], sources: Path | None) -> None:
     if not all(isinstance(v, str) and _VERSION.fullmatch(v) for v in known.values()):
         raise BadInput(f"the record names packages or versions that no engine has: {packages!r}"[:300])
     if other := [key for key in _GIVEN if wanted.get(key) != here[key]]:
-        told = "; ".join(f"{key}: was {wanted.get(key)}, is {here[key]}" for key in other)
+        differences = "; ".join(f"{key}: was {wanted.get(key)}, is {here[key]}" for key in other)
         raise NothingToDo(
-            f"the recorded engine cannot be installed here ({told}); run `al` on such a machine and Python, "
+            f"the recorded engine cannot be installed here ({differences}); run `al` on such a machine and Python, "
             "or leave `--engine` out: then metrics are compared"
         )
     if sources is None and wanted["sources"] != here["sources"]:

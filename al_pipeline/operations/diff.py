@@ -110,15 +110,15 @@ def _changes(
     before: Labels, after: Labels, events: Sequence[Event], between: Sequence[Event]
 ) -> tuple[LabelChange, ...]:
     about = subjects(events)
-    told: defaultdict[str, list[Event]] = defaultdict(list)
+    touching: defaultdict[str, list[Event]] = defaultdict(list)
     for event in between:
         for item_id in about[event.event_id]:
-            told[item_id].append(event)
+            touching[item_id].append(event)
     changes = []
     for item_id in sorted(before.keys() | after.keys()):
         old, new = _label(before, item_id), _label(after, item_id)
         if old != new:
-            said = told[item_id]
+            said = touching[item_id]
             people = tuple(sorted({event.annotator for event in said if event.annotator}))
             rounds = tuple(sorted({event.round for event in said}))
             reasons = tuple(f"{event.type}: {event.reason}" if event.reason else event.type for event in said)

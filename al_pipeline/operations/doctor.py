@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Literal
 
 from al_pipeline.errors import AlError, ManualActionRequired, RepositoryError
 from al_pipeline.files import read_json, read_object
-from al_pipeline.integrations.dvc.session import told
+from al_pipeline.integrations.dvc.session import describe_defects
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations import publish
 from al_pipeline.operations.checkout import check_not_ignored, check_ready
 from al_pipeline.operations.close import absent_sources, check_sources, foreign_edits, is_closed
 from al_pipeline.operations.connect import connect, stored_project
-from al_pipeline.operations.facts import look, open_dvc
+from al_pipeline.operations.facts import open_dvc, read_facts
 from al_pipeline.operations.history import read_history
-from al_pipeline.operations.schedule import look_at_schedule
+from al_pipeline.operations.schedule import read_schedule
 from al_pipeline.operations.schema import schema_problem
 from al_pipeline.operations.sources import source_news
 from al_pipeline.records import round_name
@@ -275,7 +275,7 @@ def _data(workspace: Workspace) -> Iterator[Finding]:
             )
             return
         check_sources(layout, dvc)  # before anything reads the data themselves
-    facts, _ = look(workspace)
+    facts, _ = read_facts(workspace)
     yield Finding("data", "ok", f"{facts.items:,} items; ledger, pool and test set are as git's records say")
 
 
@@ -314,10 +314,10 @@ def _remote(workspace: Workspace) -> Iterator[Finding]:
             )
             return
         name = dvc.check_writable()
-        looked, wrong = dvc.look_at_remote() if published else (0, [])
-    if not wrong:
+        checked, defects = dvc.check_remote() if published else (0, [])
+    if not defects:
         yield Finding("remote", "ok", f"DVC remote {name} can be written and holds what the last commit names")
-    elif len(wrong) == looked and all(one.why == "missing" for one in wrong):
+    elif len(defects) == checked and all(one.why == "missing" for one in defects):
         yield Finding(
             "remote",
             "error",
@@ -326,11 +326,11 @@ def _remote(workspace: Workspace) -> Iterator[Finding]:
             "objects are lost, `al remote repair` in a clone that has the data sends them again",
         )
     else:
-        here = all(one.have for one in wrong)
+        here = all(one.have for one in defects)
         yield Finding(
             "remote",
             "error",
-            f"the DVC remote lacks what the last commit names, or holds other bytes of it: {told(wrong)}",
+            f"the DVC remote lacks what the last commit names, or holds other bytes of it: {describe_defects(defects)}",
             "`al remote repair` sends it" + (" from this clone" if here else "; run it in a clone that has the data"),
         )
 
@@ -448,7 +448,7 @@ def _label_studio_at(workspace: Workspace, oracle: LabelStudioOracle) -> Iterato
 
 
 def _schedule(workspace: Workspace) -> Iterator[Finding]:
-    found = look_at_schedule(workspace)
+    found = read_schedule(workspace)
     says = f"{found.wanted.cron} {found.wanted.timezone}"
     if found.server is None:
         off = "" if found.wanted.active else " (off)"

@@ -41,7 +41,7 @@ def closing_rule(workspace: Workspace) -> Closing:
     return Closing(params.quorum, params.deadline_days, params.min_labels)
 
 
-def look(workspace: Workspace, now: datetime | None = None) -> tuple[Facts, History]:
+def read_facts(workspace: Workspace, now: datetime | None = None) -> tuple[Facts, History]:
     """The facts as a tick would see them before it does anything; writes nothing, talks to nobody."""
     layout = workspace.layout
     git = Git(layout.root)

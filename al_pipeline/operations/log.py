@@ -115,14 +115,14 @@ class _Past:
         for event in self._events[self._place[0] : place[0]]:
             if self._item in self._about[event.event_id]:
                 self.begun = True
-                yield Entry(number, event.type, {"in": where, **_told(event)})
+                yield Entry(number, event.type, {"in": where, **_details(event)})
         for row in self._refused[self._place[1] : place[1]]:
             if row.get("item_id") == self._item:
                 yield Entry(number, "refused", {"in": where, **row})
         self._place = max(self._place[0], place[0]), max(self._place[1], place[1])
 
 
-def _told(event: Event) -> dict[str, Any]:
+def _details(event: Event) -> dict[str, Any]:
     row = event.to_row()
     return {key: value for key, value in row.items() if value not in (None, []) and key not in ("type", "item_id")}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from al_pipeline.integrations.dvc.session import Wrong, told
+from al_pipeline.integrations.dvc.session import RemoteDefect, describe_defects
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_history
@@ -20,17 +20,17 @@ class Repaired:
 
     sent: int
     """Objects."""
-    wrong: tuple[Wrong, ...]
+    defects: tuple[RemoteDefect, ...]
     """What the remote still lacks or holds other bytes of: this clone does not have it either."""
 
     @property
     def lacking(self) -> str:
-        """The first few of `wrong`, each by its name, with what is wrong."""
-        return told(self.wrong)
+        """The first few of `defects`, each by its name, with what is wrong."""
+        return describe_defects(self.defects)
 
     def to_json(self) -> dict[str, Any]:
         """This as a JSON object."""
-        wrong = [{"name": one.name, "object": one.object, "at": one.at, "why": one.why} for one in self.wrong]
+        wrong = [{"name": one.name, "object": one.object, "at": one.at, "why": one.why} for one in self.defects]
         return {"sent": self.sent, "wrong": wrong}
 
 
@@ -44,5 +44,5 @@ def repair_remote(workspace: Workspace) -> Repaired:
         git = Git(layout.root)
         tags = git.tags()
         names = [round_name(record["round"]) for record in read_history(layout, git).rounds]
-        sent, wrong = dvc.repair_remote([name for name in names if name in tags])
-    return Repaired(sent, tuple(wrong))
+        sent, defects = dvc.repair_remote([name for name in names if name in tags])
+    return Repaired(sent, tuple(defects))

@@ -52,7 +52,7 @@ class Standing:
         }
 
 
-def look_at_schedule(workspace: Workspace) -> Standing:
+def read_schedule(workspace: Workspace) -> Standing:
     """The schedule as wanted and as it is. Raises BadParams, ServerFailed where the server gives no usable answer."""
     wanted = workspace.params.schedule
     server = prefect_status(workspace)

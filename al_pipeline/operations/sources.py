@@ -32,7 +32,7 @@ from al_pipeline.workspace.workspace import Workspace
 
 QUIET_SECONDS = 60.0
 """How long a file must not have changed before a tick reads it."""
-MOST_TOLD = 20
+MAX_LINES = 20
 """Lines that one tick says about sources: there may be thousands of files."""
 
 
@@ -66,20 +66,20 @@ def ingest_sources(workspace: Workspace, now: float | None = None) -> tuple[int,
     except UsageError as error:
         memory.fail(_SETTINGS, f"stops all sources: {error}", now)
         memory.store()
-        return 0, _lines([], memory.news(now))
+        return 0, _bounded([], memory.news(now))
     found = find_sources(layout, params.ingest.sources)
     names = {_name(layout.root, path): path for path in found.files}
     memory.keep_only({*names, *found.problems})
     for name, problem in found.problems.items():
         memory.fail(name, problem, now)
     settings, added = _settings(params), 0
-    told: list[str] = []
+    lines: list[str] = []
     about_test: tuple[str, ...] = ()
     for name in memory.in_order(names):
         report = _take(workspace, memory, name, names[name], settings, now)
         if report is not None:
             added += report.added + report.test_added
-            told += _told(name, report, params.ingest)
+            lines += _describe(name, report, params.ingest)
             about_test = report.about_test
     if memory.drawn_from > 1 and params.ingest.test_size:
         about_test = ()
@@ -87,7 +87,7 @@ def ingest_sources(workspace: Workspace, now: float | None = None) -> tuple[int,
             redraw_test(workspace, again=False)
     memory.drawn_from = 0
     memory.store()
-    return added, _lines([*told, *about_test], memory.news(now))
+    return added, _bounded([*lines, *about_test], memory.news(now))
 
 
 def source_news(layout: Layout) -> list[SourceNews]:
@@ -160,7 +160,7 @@ def _command(params: Ingest, name: str) -> str:
     return shlex.join(words)
 
 
-def _told(name: str, report: IngestReport, params: Ingest) -> Iterator[str]:
+def _describe(name: str, report: IngestReport, params: Ingest) -> Iterator[str]:
     for note in report.notes:
         if note not in (*report.about_test, *report.about_corrections):
             yield note if note.startswith(name) else f"{name}: {note}"
@@ -177,10 +177,10 @@ def _told(name: str, report: IngestReport, params: Ingest) -> Iterator[str]:
         yield f"{name}: {counted(labels, 'label')} not taken; each with its reason: {report.rejects_file}"
 
 
-def _lines(told: Sequence[str], news: Iterable[SourceNews]) -> list[str]:
-    lines = [*told, *(f"{one.file} {one.message}" for one in news)]
-    if len(lines) > MOST_TOLD:
-        lines[MOST_TOLD:] = [f"and {len(lines) - MOST_TOLD:,} lines like these; `al doctor` shows them"]
+def _bounded(lines: Sequence[str], news: Iterable[SourceNews]) -> list[str]:
+    lines = [*lines, *(f"{one.file} {one.message}" for one in news)]
+    if len(lines) > MAX_LINES:
+        lines[MAX_LINES:] = [f"and {len(lines) - MAX_LINES:,} lines like these; `al doctor` shows them"]
     return [f"ingest.sources: {line}" for line in lines]
 
 

@@ -13,7 +13,7 @@ from al_pipeline.errors import ServerFailed
 from al_pipeline.files import read_object
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.connect import project_page, stored_project
-from al_pipeline.operations.facts import closing_rule, look
+from al_pipeline.operations.facts import closing_rule, read_facts
 from al_pipeline.operations.history import History, labels_saved_by, read_history
 from al_pipeline.operations.schema import schema_problem
 from al_pipeline.rounds.interventions import parse_intervention
@@ -35,7 +35,7 @@ def status(workspace: Workspace, *, ask: bool = True) -> dict[str, Any]:
     `labelled`, `pending`, `ignored` and `unlabelled` add up to `pool`.
     """
     layout = workspace.layout
-    facts, history = look(workspace)
+    facts, history = read_facts(workspace)
     latest = history.latest
     counts = (
         dict(latest["counts"]) if latest else {"labelled": 0, "pending": 0, "ignored": 0, "test": 0, "test_labelled": 0}
@@ -98,7 +98,7 @@ def _answers(workspace: Workspace, facts: Facts, ask: bool) -> dict[str, Any]:
     """Whether Label Studio is up, how many tasks of the open round are answered, and how many of them since the last
     pull. Label Studio is asked for a second at most; None where it is not known, or did not say.
     """
-    from al_pipeline.integrations.label_studio.probe import look as look_at
+    from al_pipeline.integrations.label_studio.probe import probe_server
 
     layout, known = workspace.layout, workspace.credentials()
     is_open = state(facts) == "open"
@@ -115,7 +115,7 @@ def _answers(workspace: Workspace, facts: Facts, ask: bool) -> dict[str, Any]:
         return {"label_studio": None, "answered": pulled, "answered_since": None}
     project, chosen = stored_project(layout), read_object(layout.overrides)
     kept = chosen.get("kept") or chosen.get("kept_test")  # there, they are tasks of the round that asked them first
-    found = look_at(
+    found = probe_server(
         known["url"],
         known.get("token"),
         None if project is None else project.project_id,

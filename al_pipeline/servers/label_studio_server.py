@@ -454,7 +454,7 @@ def _run(
     progress: Progress,
 ) -> None:
     """Run to the end, output to `log`, telling every few seconds how long it has taken. Raises ServerFailed."""
-    begin = told = time.monotonic()
+    begin = reported = time.monotonic()
     progress(doing)
     with log.open("ab") as output:
         child = subprocess.Popen(
@@ -466,9 +466,9 @@ def _run(
                     now = time.monotonic()
                     if now - begin > timeout:
                         raise ServerFailed(f"{doing}: not done after {timeout:.0f} s; its log is {log}")
-                    if now - told >= 10:
+                    if now - reported >= 10:
                         progress(f"{doing} ({now - begin:.0f} s)")
-                        told = now
+                        reported = now
                     time.sleep(0.2)
             finally:
                 if child.poll() is None:

@@ -260,7 +260,7 @@ def _has_ended(pid: int) -> bool:
 def _wait_until_well(service: Service, pid: int, port: int, progress: Progress) -> bool:
     """True when the server is well at `port`; False where another process took that port first."""
     begin = time.monotonic()
-    told = -10.0
+    reported = -10.0
     while (waited := time.monotonic() - begin) < service.timeout:
         ours = processes(service)
         # Between its exec and its first instruction a process has no environment yet: that it lives is asked too.
@@ -275,9 +275,9 @@ def _wait_until_well(service: Service, pid: int, port: int, progress: Progress) 
             return False
         if port in listening and is_well(f"http://{LOOPBACK}:{port}{service.health}"):
             return True
-        if waited - told >= 5:
+        if waited - reported >= 5:
             progress(f"starting {service.name} ({waited:.0f} s)")
-            told = waited
+            reported = waited
         time.sleep(_POLL_SECONDS)
     end(processes(service))
     raise ServerFailed(f"{service.name} was not well after {service.timeout:.0f} s; {_last_words(service)}")

@@ -50,12 +50,12 @@ class _Object:
 def serve(request: Mapping[str, Any]) -> dict[str, Any]:
     """Carry out one request (`do` names it) in the repository of the current folder; `error` says what went wrong."""
     actions: dict[str, Callable[[_Objects, Mapping[str, Any]], dict[str, Any]]] = {
-        "look": lambda objects, _: objects.look(),
+        "check": lambda objects, _: objects.check(),
         "where": lambda objects, _: {"absent": objects.absent_folder()},
         "push": lambda objects, _: objects.push(),
         "reach": lambda objects, _: objects.reach(),
         "set aside": lambda objects, asked: {"aside": objects.set_aside(Path(asked["place"]))},
-        "compare": lambda objects, _: {"wrong": objects.wrong_here()},
+        "compare": lambda objects, _: {"differences": objects.differences()},
     }
     from dvc.repo import Repo
 
@@ -186,7 +186,7 @@ class _Objects:
                 moved.append(wanted.name)
         return moved
 
-    def wrong_here(self) -> list[dict[str, Any]]:
+    def differences(self) -> list[dict[str, Any]]:
         """Files of the work tree that are not what is recorded, each with what cache and remote hold in its place.
 
         `here`: absent, other, or extra (recorded nowhere); `cache` and `remote`: good, other, absent or unknown;
@@ -268,12 +268,12 @@ class _Objects:
                 break
         return {}
 
-    def look(self) -> dict[str, Any]:
+    def check(self) -> dict[str, Any]:
         """How many objects are recorded, and which of them the remote does not hold."""
         objects = self.collect()
-        return {"looked": len(objects), "wrong": self.wrong_in_remote(objects)}
+        return {"checked": len(objects), "defects": self.defects_in_remote(objects)}
 
-    def wrong_in_remote(self, objects: Mapping[str, _Object]) -> list[dict[str, Any]]:
+    def defects_in_remote(self, objects: Mapping[str, _Object]) -> list[dict[str, Any]]:
         """The objects that the remote lacks, or holds other bytes of: `name`, `object`, `at`, `why`, and whether this
         machine has them (`have`)."""
         odb, names = self.remote, list(objects)
@@ -324,8 +324,8 @@ class _Objects:
     def push(self) -> dict[str, Any]:
         """Send what the remote lacks or holds other bytes of, proved before it is sent; a listing after its files."""
         objects = self.collect()
-        wrong = self.wrong_in_remote(objects)
-        ready = [row["object"] for row in wrong if row["have"]]
+        defects = self.defects_in_remote(objects)
+        ready = [row["object"] for row in defects if row["have"]]
         odb = self.remote
         if odb.fs.protocol in FOLDERS_NEEDED:
             for folder in sorted({odb.fs.parent(odb.oid_to_path(digest)) for digest in ready}):
@@ -336,7 +336,7 @@ class _Objects:
                 list(pool.map(self._send, names, (objects[name] for name in names)))
         return {
             "sent": len(ready),
-            "wrong": self.wrong_in_remote({row["object"]: objects[row["object"]] for row in wrong}),
+            "defects": self.defects_in_remote({row["object"]: objects[row["object"]] for row in defects}),
         }
 
     def _send(self, digest: str, wanted: _Object) -> None:

@@ -50,7 +50,7 @@ print(json.dumps({"remote": theirs["remote"], "core": theirs["core"]}, default=s
 
 
 @dataclass(frozen=True, slots=True)
-class Wrong:
+class RemoteDefect:
     """An object that the DVC remote lacks, or holds other bytes of."""
 
     name: str
@@ -194,9 +194,9 @@ class Dvc:
         if self._unlike_of(stage):
             self.set_aside_damaged(*self._outputs_of(stage))
             self._repro(stage, True, False)
-            if wrong := self._unlike_of(stage):
+            if unlike := self._unlike_of(stage):
                 raise StageFailed(
-                    f"stage {stage} wrote {', '.join(wrong)}, and the disk gives other bytes back; is it in order?"
+                    f"stage {stage} wrote {', '.join(unlike)}, and the disk gives other bytes back; is it in order?"
                 )
 
     def _repro(self, stage: str, force: bool, run_cache: bool) -> None:
@@ -226,38 +226,40 @@ class Dvc:
         self.set_aside_damaged()
         self._ask("push", "push", fix="; `al doctor` tries the remote")
 
-    def repair_remote(self, revisions: Sequence[str]) -> tuple[int, list[Wrong]]:
+    def repair_remote(self, revisions: Sequence[str]) -> tuple[int, list[RemoteDefect]]:
         """The same for what `revisions` name, too: how many objects were sent, and what is still wrong."""
         self.set_aside_damaged(revisions=revisions)
         reply = self._ask("push", "push", revisions=list(revisions), fix="; `al doctor` tries the remote")
-        return reply["sent"], [Wrong(**row) for row in reply["wrong"]]
+        return reply["sent"], [RemoteDefect(**row) for row in reply["defects"]]
 
-    def wrong_in_remote(self, *targets: str) -> list[Wrong]:
+    def defects_in_remote(self, *targets: str) -> list[RemoteDefect]:
         """What the work tree's records name and the default remote lacks, or holds other bytes of.
 
         The size of every object is compared, and the digest of each that was not proved before, save large ones in a
         remote that is not a folder.
         """
-        return self.look_at_remote(*targets)[1]
+        return self.check_remote(*targets)[1]
 
-    def look_at_remote(self, *targets: str) -> tuple[int, list[Wrong]]:
-        """How many objects were looked at, and which of them are wrong."""
-        reply = self._ask("look", "status --cloud", targets=targets)
-        return reply["looked"], [Wrong(**row) for row in reply["wrong"]]
+    def check_remote(self, *targets: str) -> tuple[int, list[RemoteDefect]]:
+        """How many objects were checked, and the defects among them."""
+        reply = self._ask("check", "status --cloud", targets=targets)
+        return reply["checked"], [RemoteDefect(**row) for row in reply["defects"]]
 
     def absent_folder(self) -> str:
         """The path of the default remote, if it is a folder that is not there; else empty."""
         return str(self._ask("where", "remote")["absent"])
 
     def missing_in_remote(self) -> list[str]:
-        """The names of what `wrong_in_remote` finds."""
-        return sorted(wrong.name for wrong in self.wrong_in_remote())
+        """The names of what `defects_in_remote` finds."""
+        return sorted(defect.name for defect in self.defects_in_remote())
 
     def verify_remote(self) -> None:
         """Raise RemoteIncomplete where the default remote lacks an object that the work tree names, or holds another
         in its place."""
-        if wrong := self.wrong_in_remote():
-            raise RemoteIncomplete(f"the DVC remote lacks objects after a push: {told(wrong)}; `al doctor` says more")
+        if defects := self.defects_in_remote():
+            raise RemoteIncomplete(
+                f"the DVC remote lacks objects after a push: {describe_defects(defects)}; `al doctor` says more"
+            )
 
     def set_aside_damaged(self, *targets: str, revisions: Sequence[str] = ()) -> list[str]:
         """Move what the cache holds under the name of other bytes to `.al/damaged`; the files that it stood for."""
@@ -312,7 +314,7 @@ class Dvc:
 
     def differences(self, *targets: str) -> list[Different]:
         """For data that are not as recorded: each file, with what the cache and the remote hold in its place."""
-        return [Different(**row) for row in self._ask("compare", "status", targets=targets)["wrong"]]
+        return [Different(**row) for row in self._ask("compare", "status", targets=targets)["differences"]]
 
     @property
     def _notes(self) -> Path:
@@ -363,20 +365,20 @@ class Dvc:
             self._checked(["pull", *targets], "pull", _TRANSFER_TIMEOUT, fix="; `al doctor` tries the remote")
         except RepositoryError as error:
             self._blame_remote(targets, error)
-        if wrong := self.unlike(*targets):
+        if unlike := self.unlike(*targets):
             raise RepositoryError(
-                f"dvc pull left other bytes than recorded in {', '.join(wrong[:3])}: somebody changed them meanwhile; "
+                f"dvc pull left other bytes than recorded in {', '.join(unlike[:3])}: somebody changed them meanwhile; "
                 "`dvc diff` shows what"
             )
 
     def _blame_remote(self, targets: Sequence[str], error: RepositoryError) -> NoReturn:
         """Raise what a failed transfer comes from: the remote's objects, where they are to blame."""
         try:
-            wrong = self.wrong_in_remote(*targets)
+            defects = self.defects_in_remote(*targets)
         except RepositoryError:
             raise error from None
-        if wrong:
-            raise RemoteIncomplete(remote_wrong(wrong)) from None
+        if defects:
+            raise RemoteIncomplete(describe_incomplete_remote(defects)) from None
         raise error
 
     def checkout(self, *targets: str) -> None:
@@ -405,11 +407,11 @@ class Dvc:
                 if digest(target) == wanted:
                     return
         _remove(target)
-        wrong = [Wrong(**row) for row in self._ask("look", "get", targets=[path], revisions=[revision])["wrong"]]
-        if wrong:
+        reply = self._ask("check", "get", targets=[path], revisions=[revision])
+        if defects := [RemoteDefect(**row) for row in reply["defects"]]:
             # What only the work tree has is wrong all the same: DVC takes from the cache and the remote alone.
-            absent = [one for one in wrong if not one.have]
-            raise RemoteIncomplete(remote_wrong(absent or wrong)) from None
+            absent = [one for one in defects if not one.have]
+            raise RemoteIncomplete(describe_incomplete_remote(absent or defects)) from None
         raise found or RepositoryError(
             f"{path} of {revision} came with other bytes than recorded; `al doctor` says more"
         )
@@ -559,18 +561,18 @@ def _utf8(path: str) -> str:
         raise BadInput(f"{os.fsencode(path)!r} is not UTF-8, which DVC writes paths in; rename that folder") from None
 
 
-def remote_wrong(wrong: Sequence[Wrong]) -> str:
+def describe_incomplete_remote(defects: Sequence[RemoteDefect]) -> str:
     """What to tell of objects that the remote lacks or has damaged, and how to put it right."""
     return (
-        f"the DVC remote does not hold what git's records name: {told(wrong)}. `al remote repair` in a clone that has "
-        "the data puts the remote right; nothing of it was used here"
+        f"the DVC remote does not hold what git's records name: {describe_defects(defects)}. "
+        "`al remote repair` in a clone that has the data puts the remote right; nothing of it was used here"
     )
 
 
-def told(wrong: Sequence[Wrong]) -> str:
+def describe_defects(defects: Sequence[RemoteDefect]) -> str:
     """The first few of them, each by its name, with what is wrong."""
-    shown = [f"{one.name} ({one.why}, object {one.object})" for one in wrong[:3]]
-    return ", ".join([*shown, *([f"and {len(wrong) - 3} more"] if len(wrong) > 3 else [])])
+    shown = [f"{one.name} ({one.why}, object {one.object})" for one in defects[:3]]
+    return ", ".join([*shown, *([f"and {len(defects) - 3} more"] if len(defects) > 3 else [])])
 
 
 def _remove(path: Path) -> None:

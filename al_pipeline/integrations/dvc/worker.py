@@ -1,6 +1,6 @@
 """One DVC process for many commands: a line of JSON in (`["repro", "-s", "train"]`), a line with the exit code out.
 
-A request that is an object (`{"do": "look"}`) goes to `objects.serve`, and its reply is one too.
+A request that is an object (`{"do": "check"}`) goes to `objects.serve`, and its reply is one too.
 
 Starting DVC costs about a second, a command in a running one a tenth of it. The process leads a group of its own, so
 that a stage outlives no kill of the group; it ends when its standard input does.

@@ -20,7 +20,7 @@ _MOST_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ServerStatus:
     """What Label Studio said of itself."""
 
     state: State
@@ -35,24 +35,24 @@ class Look:
         return asdict(self)
 
 
-def look(
+def probe_server(
     url: str, token: str | None, project_id: int | None, workspace_id: str, round: int | None, seconds: float = _SECONDS
-) -> Look:
+) -> ServerStatus:
     """Whether the Label Studio at `url` is up and takes our token, and how many tasks of `round` are answered there.
 
     Never raises for what the server or the network does, and never takes longer than `seconds`.
     """
-    found: list[Look] = []
+    found: list[ServerStatus] = []
     address = url.rstrip("/")
 
     def ask() -> None:
         try:
             if token is None or project_id is None or round is None:
                 _get(f"{address}/health", {}, seconds)
-                found.append(Look("up"))
+                found.append(ServerStatus("up"))
             else:
                 count = _answered(address, token, project_id, workspace_id, round, seconds)
-                found.append(Look("up", answered=count))
+                found.append(ServerStatus("up", answered=count))
         except Exception as error:  # whatever it is, it is one word of a status
             found.append(_failure(error))
 
@@ -60,7 +60,7 @@ def look(
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
-    return found[0] if found else Look("down", f"no answer within {seconds:.0f} s")
+    return found[0] if found else ServerStatus("down", f"no answer within {seconds:.0f} s")
 
 
 def _answered(url: str, token: str, project_id: int, workspace_id: str, round: int, seconds: float) -> int:
@@ -110,21 +110,21 @@ def _get(url: str, headers: dict[str, str], seconds: float, body: str | None = N
         return content
 
 
-def _failure(error: Exception) -> Look:
+def _failure(error: Exception) -> ServerStatus:
     from http.client import HTTPException
     from urllib.error import HTTPError, URLError
 
     if isinstance(error, HTTPError):
         if error.code in (401, 403):
-            return Look("refused", f"it refuses the token ({error.code})")
+            return ServerStatus("refused", f"it refuses the token ({error.code})")
         if error.code >= 500:
-            return Look("down", f"it failed ({error.code})")
-        return Look("odd", f"it answers {error.code}; is that Label Studio, and the right one?")
+            return ServerStatus("down", f"it failed ({error.code})")
+        return ServerStatus("odd", f"it answers {error.code}; is that Label Studio, and the right one?")
     if isinstance(error, TimeoutError) or (isinstance(error, URLError) and isinstance(error.reason, TimeoutError)):
-        return Look("down", "no answer in time")
+        return ServerStatus("down", "no answer in time")
     if isinstance(error, URLError):
         reason = error.reason
-        return Look("down", str(reason.strerror or reason) if isinstance(reason, OSError) else str(reason))
+        return ServerStatus("down", str(reason.strerror or reason) if isinstance(reason, OSError) else str(reason))
     if isinstance(error, OSError | HTTPException):
-        return Look("down", f"the connection broke ({type(error).__name__})")
-    return Look("odd", "its answer is none of Label Studio's")
+        return ServerStatus("down", f"the connection broke ({type(error).__name__})")
+    return ServerStatus("odd", "its answer is none of Label Studio's")

@@ -15,9 +15,9 @@ from annotating import ANN, SCHEMA, ServerRig, tasks_of
 from embedded import LabelStudioServer
 from harness import answer_all, small_workspace
 
-from al_pipeline.integrations.label_studio import probe as label_studio_look
+from al_pipeline.integrations.label_studio import probe as label_studio_probe
 from al_pipeline.integrations.label_studio.client import LabelStudioOracle
-from al_pipeline.integrations.label_studio.probe import Look, look
+from al_pipeline.integrations.label_studio.probe import ServerStatus, probe_server
 from al_pipeline.integrations.oracle import SimulatedOracle
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import tick
@@ -79,7 +79,7 @@ def at(listener: Any) -> str:
 )
 def test_whatever_it_says_is_a_word(status: int, body: bytes, state: str) -> None:
     with server(status, body) as listener:
-        found = look(at(listener), "token", 1, ID, 0)
+        found = probe_server(at(listener), "token", 1, ID, 0)
     assert (found.state, found.answered) == (state, 7 if state == "up" else None)
     assert bool(found.detail) == (state != "up")
 
@@ -89,7 +89,7 @@ def test_nobody_there_is_down_at_once() -> None:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
         begin = time.monotonic()
-        assert look(url, "token", 1, ID, 0) == Look("down", "Connection refused")
+        assert probe_server(url, "token", 1, ID, 0) == ServerStatus("down", "Connection refused")
     assert time.monotonic() - begin < 0.5
 
 
@@ -97,36 +97,36 @@ def test_nobody_there_is_down_at_once() -> None:
     "url", ["", "nonsense", "file:///etc/passwd", "http://", "http://[", "http://\n", "http://a b/"]
 )
 def test_an_address_that_is_none_is_odd_or_down(url: str) -> None:
-    assert look(url, "token", 1, ID, 0).state in ("odd", "down")
+    assert probe_server(url, "token", 1, ID, 0).state in ("odd", "down")
 
 
 def test_it_waits_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a server that is slow, and for a name server that is out of reach."""
     with server(wait=3) as listener:
         begin = time.monotonic()
-        assert look(at(listener), "token", 1, ID, 0).state == "down"
+        assert probe_server(at(listener), "token", 1, ID, 0).state == "down"
         assert time.monotonic() - begin < 1.5
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(5))
     begin = time.monotonic()
-    assert look("http://labels.example.org", "token", 1, ID, 0) == Look("down", "no answer within 1 s")
+    assert probe_server("http://labels.example.org", "token", 1, ID, 0) == ServerStatus("down", "no answer within 1 s")
     assert time.monotonic() - begin < 1.5
 
 
 def test_the_token_is_sent_on_to_nobody() -> None:
     with server() as other, server(302, headers={"Location": at(other) + "/api/tasks"}) as listener:
-        assert look(at(listener), "secret", 1, ID, 0).state == "odd"
+        assert probe_server(at(listener), "secret", 1, ID, 0).state == "odd"
         assert other.requests == [] and listener.requests[0][1] == "Token secret"
 
 
 def test_a_personal_access_token_buys_a_short_lived_one() -> None:
     with server(200, b'{"access": "short", "total": 3}') as listener:
-        assert look(at(listener), "a.b.c", 1, ID, 0).answered == 3
+        assert probe_server(at(listener), "a.b.c", 1, ID, 0).answered == 3
         assert [who for _, who in listener.requests] == [None, "Bearer short"]
 
 
 def test_without_a_round_it_only_asks_whether_the_server_is_up() -> None:
     with server() as listener:
-        assert look(at(listener), "secret", None, ID, None) == Look("up")
+        assert probe_server(at(listener), "secret", None, ID, None) == ServerStatus("up")
         assert listener.requests == [("/health", None)]
 
 
@@ -144,7 +144,7 @@ def test_status_counts_what_waits(tmp_path: Any, monkeypatch: pytest.MonkeyPatch
     workspace.store_credentials("http://127.0.0.1:9", "token")
     found = status(open_workspace(workspace.layout.root))
     assert (found["answered"], found["answered_since"]) == (3, None) and found["label_studio"]["state"] == "down"
-    monkeypatch.setattr(label_studio_look, "look", lambda *_: Look("up", "", 6))
+    monkeypatch.setattr(label_studio_probe, "probe_server", lambda *_: ServerStatus("up", "", 6))
     found = status(open_workspace(workspace.layout.root))
     assert (found["answered"], found["answered_since"]) == (6, 2), "the refused one has been looked at"
     answer_all(oracle, truth)
@@ -157,13 +157,13 @@ def test_the_real_server_counts_the_tasks_of_the_round_that_people_answered(labe
         for number in (1, 2):
             oracle.import_tasks(ref, tasks_of(ID, number, 4))
 
-        def answered(round: int, workspace_id: str = ID) -> Look:
-            return look(label_studio.url, label_studio.token, ref.project_id, workspace_id, round, seconds=30)
+        def answered(round: int, workspace_id: str = ID) -> ServerStatus:
+            return probe_server(label_studio.url, label_studio.token, ref.project_id, workspace_id, round, seconds=30)
 
-        assert answered(1) == Look("up", "", 0)
+        assert answered(1) == ServerStatus("up", "", 0)
         people.answer(ref, f"{ID}:0001:item-0", ANN, "ham")
         people.answer(ref, f"{ID}:0001:item-1", ANN, "ham")
         people.skip(ref, f"{ID}:0001:item-2", ANN)
         assert (answered(1).answered, answered(2).answered, answered(1, "f" * 12).answered) == (2, 0, 0)
-        assert look(label_studio.url, "wrong", ref.project_id, ID, 1, seconds=30).state == "refused"
+        assert probe_server(label_studio.url, "wrong", ref.project_id, ID, 1, seconds=30).state == "refused"
         people.delete_project(ref)
