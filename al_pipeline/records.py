@@ -175,6 +175,24 @@ class AnsweredTask:
     annotations: tuple[Annotation, ...]
     created_at: str = ""
     """When this copy of the task was made: an answer older than it was given to another, deleted copy."""
+    prelabel_shown: bool = False
+    """Whether annotators see the model's guess."""
+
+
+RefusalReason = Literal[
+    "task not ours", "changed text", "annotator not allowed", "malformed", "empty result", "wrong from_name",
+    "several choices", "unknown label",
+]  # fmt: skip
+"""Why an answer was not taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an annotation says, once it is checked; a skip has no label."""
+
+    label: str | None
+    origin: str | None
+    """Whether the annotator made it or took over the model's guess, where Label Studio says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +291,7 @@ class LabelIntervention:
 class Event:
     """One thing that we were told about an answer; never edited.
 
-    `annotation_key` names the annotation that it speaks of (see `operations.pull.annotation_key`), or is
+    `annotation_key` names the annotation that it speaks of (see `annotation.changes.annotation_key`), or is
     `import:<content hash>`; for `task_gone` the push key, for a quarantine or restore `intervention:<number>`.
     A `supersede` without a label took the answer back by skipping. A `label` or `skip` whose `previous` is a `delete`
     came back after it had vanished.

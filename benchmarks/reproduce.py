@@ -23,7 +23,7 @@ from pathlib import Path
 
 from al_pipeline.files import read_json, write_jsonl
 from al_pipeline.integrations.dvc.session import Dvc
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init

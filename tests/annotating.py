@@ -6,7 +6,9 @@ import json
 from typing import Any, Protocol, Self
 
 from al_pipeline.files import read_json
-from al_pipeline.integrations.oracle import Oracle, ProjectRef, SimulatedOracle, choice_result
+from al_pipeline.integrations.label_studio.payloads import choice_result
+from al_pipeline.integrations.oracle import Oracle, ProjectRef
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.params import Schema
 from al_pipeline.records import Part, PlannedTask, Task, push_key
 from al_pipeline.workspace.workspace import Workspace

@@ -17,7 +17,7 @@ from embedded import REPOSITORY, LabelStudioServer, PrefectServer, seed_template
 from harness import ENVIRONMENT, NOT_THE_USERS, copy_workspace, play, small_workspace
 from hypothesis import settings
 
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.workspace.workspace import Workspace
 
 _SCRATCH = pytest.StashKey[str]()

@@ -18,7 +18,7 @@ import httpx
 
 from al_pipeline.files import read_json, write_json
 from al_pipeline.integrations.dvc.session import change_config
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
 from al_pipeline.operations.tick import TickReport, tick

@@ -38,7 +38,7 @@ from al_pipeline.data.ledger import (
     still_refused,
 )
 from al_pipeline.errors import ManualActionRequired, VanishedAnswers
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.close import carry_out
 from al_pipeline.operations.pull import pull
 from al_pipeline.operations.push import push, retire

@@ -19,7 +19,8 @@ from al_pipeline.data.outputs import read_labeled, read_unresolved
 from al_pipeline.errors import NothingToDo, VanishedAnswers
 from al_pipeline.files import read_json
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import ProjectRef, SimulatedOracle
+from al_pipeline.integrations.oracle import ProjectRef
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import intervene
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import History, read_history, read_plan, read_plans

@@ -13,7 +13,7 @@ from al_pipeline.data.pool import read_ids
 from al_pipeline.errors import BadInput, NothingToDo
 from al_pipeline.files import read_json
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.ask import ask
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_plan

@@ -18,7 +18,7 @@ from chaos.sites import said
 from chaos.suite import Outcome, append_outcome, figures, play, read_outcomes, scenarios, summary
 from chaos.twin import TwinOracle, TwinServer
 
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 
 SLICE = (
     "tick 1-?? after tag",

@@ -19,7 +19,7 @@ from al_pipeline.cli.app import app
 from al_pipeline.data.ledger import read_events
 from al_pipeline.errors import BadInput, UsageError
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import ingest as module
 from al_pipeline.operations.ask import ask
 from al_pipeline.operations.facts import open_dvc

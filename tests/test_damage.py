@@ -19,7 +19,7 @@ from al_pipeline.integrations.dvc import digests as digests_module
 from al_pipeline.integrations.dvc.digests import Digests, digest, listing_bytes
 from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import diff as diff_module
 from al_pipeline.operations import doctor, snapshots
 from al_pipeline.operations import export as export_module

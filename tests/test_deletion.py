@@ -18,7 +18,7 @@ from al_pipeline.data.outputs import read_labeled
 from al_pipeline.data.pool import count_items, fetch
 from al_pipeline.files import read_json
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.predict import predict
 from al_pipeline.operations.tick import tick
 from al_pipeline.workspace.workspace import open_workspace

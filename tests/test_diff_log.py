@@ -16,7 +16,7 @@ from al_pipeline.data.outputs import read_labeled
 from al_pipeline.errors import BadInput, NothingToDo, RepositoryError
 from al_pipeline.files import read_json, read_jsonl
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import snapshots as snapshots_module
 from al_pipeline.operations.diff import diff
 from al_pipeline.operations.history import events_known, read_history, subjects

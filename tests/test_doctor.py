@@ -21,7 +21,7 @@ from al_pipeline.errors import LabelStudioDown, WrongProject
 from al_pipeline.files import read_json, sha256_tree, write_json
 from al_pipeline.integrations.dvc.session import change_config
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import doctor
 from al_pipeline.operations.doctor import Finding, examine
 from al_pipeline.workspace.lock import locked

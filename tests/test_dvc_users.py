@@ -12,7 +12,7 @@ import pytest
 from harness import answer_all, play, results, small_workspace, tools_first
 
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.history import read_history
 from al_pipeline.operations.tick import tick
 from al_pipeline.workspace.workspace import Workspace, open_workspace

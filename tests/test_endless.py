@@ -13,7 +13,7 @@ from harness import answer_all, copy_workspace, play
 
 from al_pipeline.errors import ManualActionRequired, RepositoryError
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import build, publish
 from al_pipeline.operations import tick as ticking
 from al_pipeline.operations.facts import open_dvc

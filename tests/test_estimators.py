@@ -18,7 +18,7 @@ from test_models import CLASSES, check_probabilities, corpus, features
 from al_pipeline.active_learning.acquisition import bald
 from al_pipeline.errors import BadInput
 from al_pipeline.files import read_json, sha256_tree
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.models.ensembles import SIZES, draw_heads, sample_proba
 from al_pipeline.models.estimators import ESTIMATORS, HEAD, Arrays, Estimate, Estimator, fit_classifier
 from al_pipeline.models.linear import FeatureMatrix

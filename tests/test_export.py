@@ -19,7 +19,7 @@ from al_pipeline.annotation.aggregation import supporters
 from al_pipeline.cli import app as cli
 from al_pipeline.data.outputs import from_csv_cell, read_labeled
 from al_pipeline.errors import BadInput, UsageError
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.export import FORMATS, Row, _check_target, _format, export, write_rows
 from al_pipeline.records import Event, LabelIntervention, Selection
 from al_pipeline.workspace.workspace import open_workspace

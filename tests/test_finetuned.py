@@ -18,7 +18,7 @@ from al_pipeline.data.outputs import read_scores
 from al_pipeline.errors import BadInput
 from al_pipeline.features.encoder import encoder_identity, install_encoder
 from al_pipeline.files import read_json, sha256_tree
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.models.finetuned import CARD_FILE, WEIGHTS_FILE, FinetunedModel, Masks, fit_finetuned
 from al_pipeline.models.loading import load_model
 from al_pipeline.operations.predict import predict

@@ -15,7 +15,7 @@ from al_pipeline.data.pool import iter_items, read_ids
 from al_pipeline.errors import BadInput, NothingToDo
 from al_pipeline.files import read_json
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import ingest as ingest_module
 from al_pipeline.operations.history import read_history, read_plan, read_plans
 from al_pipeline.operations.ingest import before_first_model, finish_ingest, ingest, redraw_test

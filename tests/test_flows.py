@@ -169,7 +169,7 @@ def test_an_error_fails_the_run_and_tells_its_exit_code(
 FLAKY = """
 import json, os, sys
 from al_pipeline import errors
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 import al_pipeline.flows.rounds as rounds
 
 failure, step = getattr(errors, sys.argv[1]), sys.argv[2]

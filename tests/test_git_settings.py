@@ -12,7 +12,7 @@ from harness import play, small_workspace
 from al_pipeline.errors import RepositoryError
 from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.init import init
 from al_pipeline.operations.intervene import rollback

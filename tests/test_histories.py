@@ -11,7 +11,7 @@ from harness import copy_workspace
 from histories import Step, check, steps_of
 from real_histories import BEGINNING, RealWorld, play_real, real_steps_of
 
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.tick import tick
 
 KEPT: dict[str, list[Step]] = {

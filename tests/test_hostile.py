@@ -36,7 +36,9 @@ from al_pipeline.files import read_json, sha256_tree, write_json
 from al_pipeline.integrations.dvc.worker import check_entry
 from al_pipeline.integrations.environment import recorded_engine
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import ProjectMark, ProjectRef, SimulatedOracle
+from al_pipeline.integrations.label_studio.projects import ProjectMark
+from al_pipeline.integrations.oracle import ProjectRef
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.intervene import pause, resume

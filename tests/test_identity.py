@@ -30,7 +30,8 @@ from al_pipeline.errors import (
 from al_pipeline.files import read_json, write_json
 from al_pipeline.integrations import processes as child
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import SimulatedOracle, find_mark
+from al_pipeline.integrations.label_studio.projects import find_mark
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import connect
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.intervene import pause

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "data": (),
     "workspace": (),
     "integrations": ("workspace",),
-    "servers": ("workspace",),
+    "servers": ("integrations", "workspace"),
     # what is done with both
     "reporting": ("evaluation",),
     "simulation": ("active_learning", "data", "evaluation", "features", "models", "reporting", "workspace"),

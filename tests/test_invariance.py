@@ -19,7 +19,7 @@ from al_pipeline.features.cache import FeatureCache, ensure
 from al_pipeline.features.encoder import Encoder, Precision, batch_rows, install_encoder
 from al_pipeline.features.invariance import find_dependence
 from al_pipeline.files import read_json, write_json
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.models.ensembles import SIZES, draw_heads
 from al_pipeline.models.estimators import ESTIMATORS, fit_classifier
 from al_pipeline.models.linear import FeatureMatrix, fit_head, row_products

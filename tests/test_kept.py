@@ -22,7 +22,8 @@ from al_pipeline.data.outputs import read_labeled
 from al_pipeline.errors import NothingToDo, UnexpectedChange
 from al_pipeline.files import read_json
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import ProjectRef, SimulatedOracle
+from al_pipeline.integrations.oracle import ProjectRef
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.ask import ask
 from al_pipeline.operations.connect import connect
 from al_pipeline.operations.facts import open_dvc

@@ -18,7 +18,7 @@ from harness import Killed, answer_all, copy_workspace, play, results, tools_fir
 from al_pipeline.data.ledger import read_events
 from al_pipeline.files import read_json, write_json
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.tick import TickReport, tick
 from al_pipeline.workspace.layout import STAGES
 from al_pipeline.workspace.trust import accept

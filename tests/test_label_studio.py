@@ -29,8 +29,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from al_pipeline.errors import BadParams, ExternalServiceError, LabelStudioDown, LabelStudioRefused, WrongProject
-from al_pipeline.integrations.label_studio.client import LabelStudioOracle, asked_to_wait, label_config
-from al_pipeline.integrations.oracle import Oracle, ProjectMark, ProjectRef, data_key
+from al_pipeline.integrations.label_studio.client import LabelStudioOracle
+from al_pipeline.integrations.label_studio.label_config import label_config
+from al_pipeline.integrations.label_studio.payloads import data_key
+from al_pipeline.integrations.label_studio.projects import ProjectMark
+from al_pipeline.integrations.label_studio.transport import asked_to_wait
+from al_pipeline.integrations.oracle import Oracle, ProjectRef
 from al_pipeline.params import Schema
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"

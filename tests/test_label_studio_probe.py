@@ -14,11 +14,12 @@ import pytest
 from annotating import ANN, SCHEMA, ServerRig, tasks_of
 from embedded import LabelStudioServer
 from harness import answer_all, small_workspace
+from test_label_studio import personal_token
 
 from al_pipeline.integrations.label_studio import probe as label_studio_probe
 from al_pipeline.integrations.label_studio.client import LabelStudioOracle
 from al_pipeline.integrations.label_studio.probe import ServerStatus, probe_server
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import tick
 from al_pipeline.workspace.workspace import open_workspace
@@ -120,8 +121,15 @@ def test_the_token_is_sent_on_to_nobody() -> None:
 
 def test_a_personal_access_token_buys_a_short_lived_one() -> None:
     with server(200, b'{"access": "short", "total": 3}') as listener:
-        assert probe_server(at(listener), "a.b.c", 1, ID, 0).answered == 3
+        token = personal_token(time.time() + 300)
+        assert probe_server(at(listener), token, 1, ID, 0).answered == 3
         assert [who for _, who in listener.requests] == [None, "Bearer short"]
+
+
+def test_a_personal_access_token_that_ended_is_refused() -> None:
+    with server(200, b'{"access": "short", "total": 3}') as listener:
+        assert probe_server(at(listener), personal_token(1), 1, ID, 0).state == "refused"
+        assert listener.requests == []
 
 
 def test_without_a_round_it_only_asks_whether_the_server_is_up() -> None:

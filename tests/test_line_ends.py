@@ -12,7 +12,7 @@ import pytest
 from harness import answer_all, copy_workspace, play, tools_first
 
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import checkout
 from al_pipeline.operations import tick as ticking
 from al_pipeline.operations.doctor import examine

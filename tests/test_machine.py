@@ -22,7 +22,7 @@ from test_cli import al as al
 from al_pipeline.errors import Locked, ManualActionRequired, NothingToDo, UsageError
 from al_pipeline.files import sha256_tree, write_json
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import machine
 from al_pipeline.operations.connect import connect, stored_project
 from al_pipeline.operations.history import read_plan

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from al_pipeline.integrations.oracle import is_our_title, project_title
+from al_pipeline.integrations.label_studio.projects import is_our_title, project_title
 from al_pipeline.sanitize import counted, one_line, shortened
 from al_pipeline.servers.prefect_server import deployment_name, is_our_deployment
 from al_pipeline.workspace.layout import Layout

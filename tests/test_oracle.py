@@ -14,23 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from al_pipeline.errors import BadInput, LabelStudioDown, WrongProject
-from al_pipeline.integrations.label_studio.client import label_config
-from al_pipeline.integrations.oracle import (
+from al_pipeline.integrations.label_studio.label_config import label_config
+from al_pipeline.integrations.label_studio.payloads import (
     RESERVED,
-    Oracle,
-    PageEdit,
-    ProjectMark,
-    ProjectRef,
-    SimulatedOracle,
     choice_result,
     data_key,
-    find_mark,
-    project_title,
     shown_fields,
     shown_hash,
     task_json,
-    with_mark,
 )
+from al_pipeline.integrations.label_studio.projects import ProjectMark, find_mark, project_title, with_mark
+from al_pipeline.integrations.oracle import Oracle, PageEdit, ProjectRef
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.params import Schema
 from al_pipeline.records import AnsweredTask, Task
 

@@ -25,7 +25,7 @@ ROUNDS = """
 import sys
 from pathlib import Path
 from harness import play, small_workspace
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 workspace, truth = small_workspace(Path(sys.argv[1]))
 assert play(workspace, SimulatedOracle(), truth, 2).published == (1,)
 """

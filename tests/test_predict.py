@@ -25,7 +25,7 @@ from al_pipeline.data.pool import fetch, read_ids
 from al_pipeline.errors import BadInput, NothingToDo, RepositoryError, UnexpectedChange
 from al_pipeline.files import read_json, sha256_tree, write_json
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import predict as module
 from al_pipeline.operations.guess import guess
 from al_pipeline.operations.history import History, read_history

@@ -21,12 +21,15 @@ from al_pipeline.annotation.aggregation import fold
 from al_pipeline.data.ledger import append_inbox, read_events, read_refused
 from al_pipeline.errors import BadInput, LabelStudioDown, LabelStudioRefused, VanishedAnswers
 from al_pipeline.files import read_json, write_json
-from al_pipeline.integrations.oracle import ProjectRef, SimulatedOracle, choice_result, raw_result
+from al_pipeline.integrations.label_studio.parsers import parse_annotation, raw_result
+from al_pipeline.integrations.label_studio.payloads import choice_result
+from al_pipeline.integrations.oracle import ProjectRef
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import pull as pulling
-from al_pipeline.operations.pull import Answer, PullReport, parse_annotation, pull
+from al_pipeline.operations.pull import PullReport, pull
 from al_pipeline.operations.push import MAX_REQUEST_BYTES, PushReport, push, retire
 from al_pipeline.params import Schema
-from al_pipeline.records import Event, Task
+from al_pipeline.records import Answer, Event, Task
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
 

@@ -17,7 +17,7 @@ from al_pipeline.evaluation.metrics import ClassMetrics, Estimate, Metrics, eval
 from al_pipeline.evaluation.online import Accuracy, Running
 from al_pipeline.evaluation.promotion import Decision
 from al_pipeline.files import read_jsonl
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
 from al_pipeline.operations.report import report_data, write_report

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from harness import play, small_workspace
 
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.connect import task_pages
 from al_pipeline.operations.report import _date, _zone, write_report
 from al_pipeline.sanitize import is_web_address

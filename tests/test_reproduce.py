@@ -24,7 +24,7 @@ from al_pipeline.features.cache import FeatureCache
 from al_pipeline.files import read_json, sha256_tree, write_json, write_text
 from al_pipeline.integrations.dvc.digests import digest
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import reproduce as module
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.intervene import rollback

@@ -33,7 +33,8 @@ from al_pipeline.errors import (
 )
 from al_pipeline.files import read_json, write_json
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import ProjectRef, SimulatedOracle
+from al_pipeline.integrations.oracle import ProjectRef
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import connect
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_history, read_plan

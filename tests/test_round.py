@@ -25,7 +25,8 @@ from al_pipeline.errors import VanishedAnswers, WrongProject
 from al_pipeline.files import read_json, sha256_tree
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.label_studio.client import LabelStudioOracle
-from al_pipeline.integrations.oracle import ProjectRef, choice_result, shown_fields, shown_hash
+from al_pipeline.integrations.label_studio.payloads import choice_result, shown_fields, shown_hash
+from al_pipeline.integrations.oracle import ProjectRef
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.ingest import ingest

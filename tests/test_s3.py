@@ -19,7 +19,7 @@ from harness import SMALL, answer_all, change_params, play, tools_first, write_p
 from moto.server import ThreadedMotoServer
 
 from al_pipeline.errors import RemoteIncomplete, RepositoryError
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import connect as connecting
 from al_pipeline.operations.close import pull_missing_sources
 from al_pipeline.operations.connect import adopt

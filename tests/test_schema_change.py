@@ -17,7 +17,7 @@ from al_pipeline.annotation.schema_change import Published, missing_in_use, wron
 from al_pipeline.errors import AlError, BadParams, NothingToDo, SchemaInUse
 from al_pipeline.files import read_json, sha256_tree
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import connect as connect_module
 from al_pipeline.operations.doctor import examine
 from al_pipeline.operations.facts import open_dvc

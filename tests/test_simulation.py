@@ -27,7 +27,7 @@ from al_pipeline.data.ledger import read_events
 from al_pipeline.errors import BadInput, UsageError
 from al_pipeline.features.vectors import guide_vectors
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init

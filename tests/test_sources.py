@@ -21,7 +21,7 @@ from test_ingest import events, labels, make_workspace, pool, test_set, write
 
 from al_pipeline.errors import UnusableFile
 from al_pipeline.files import write_json
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import ingest as ingest_module
 from al_pipeline.operations import sources as module
 from al_pipeline.operations.doctor import examine

@@ -26,7 +26,7 @@ from al_pipeline.errors import (
 )
 from al_pipeline.files import read_json, sha256_tree, write_json
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.close import check_sources, pull_missing_sources
 from al_pipeline.operations.connect import leave_project
 from al_pipeline.operations.facts import open_dvc

@@ -16,7 +16,7 @@ from al_pipeline.cli import app as cli
 from al_pipeline.errors import BadParams, Locked, NotAWorkspace, NothingToDo, UnexpectedChange
 from al_pipeline.files import read_json, sha256_bytes, sha256_tree, write_json, write_text
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import upgrade as module
 from al_pipeline.operations.diff import diff
 from al_pipeline.operations.report import write_report

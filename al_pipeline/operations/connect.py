@@ -19,7 +19,8 @@ from al_pipeline.errors import (
 )
 from al_pipeline.files import read_object, write_json
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import Oracle, PageEdit, ProjectRef, project_title
+from al_pipeline.integrations.label_studio.projects import project_title
+from al_pipeline.integrations.oracle import Oracle, PageEdit, ProjectRef
 from al_pipeline.operations.checkout import ROUND_TAGS, check_ready
 from al_pipeline.operations.close import check_sources, is_closed, pull_missing_sources
 from al_pipeline.operations.facts import open_dvc

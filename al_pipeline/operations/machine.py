@@ -25,7 +25,8 @@ from al_pipeline.errors import (
     UsageError,
 )
 from al_pipeline.files import TEMPORARY_PREFIX, disk_usage, read_object, remove_tree
-from al_pipeline.integrations.oracle import TIME_FORMAT, find_mark
+from al_pipeline.integrations.label_studio.parsers import TIME_FORMAT
+from al_pipeline.integrations.label_studio.projects import find_mark
 from al_pipeline.servers import ServiceRow, StoredAnswer, end_all_in, running_in, stored_answers
 from al_pipeline.workspace.home import al_home, check_private
 from al_pipeline.workspace.identity import refuse_copy

@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
 from al_pipeline.data.ledger import (
     Refused,
@@ -25,25 +25,18 @@ from al_pipeline.data.ledger import (
 )
 from al_pipeline.errors import VanishedAnswers
 from al_pipeline.files import read_json, write_json
-from al_pipeline.integrations.oracle import (
-    CONTROL,
-    RESERVED,
-    TIME_FORMAT,
-    Oracle,
-    ProjectRef,
-    data_key,
-    shown_fields,
-    shown_hash,
-)
+from al_pipeline.integrations.label_studio.parsers import TIME_FORMAT, parse_annotation, shows_plan
+from al_pipeline.integrations.oracle import Oracle, ProjectRef
 from al_pipeline.params import Schema
 from al_pipeline.records import (
     Annotation,
+    Answer,
     AnsweredTask,
     Event,
     EventType,
     PlannedTask,
+    RefusalReason,
     canonical,
-    composed,
     event_digest,
     shown_text,
 )
@@ -52,20 +45,13 @@ from al_pipeline.workspace.workspace import Workspace
 OVERLAP = timedelta(minutes=10)
 """How far each pull looks back behind the newest change it saw: a change is stamped before it is committed."""
 
-Reason = Literal[
-    "task not ours", "changed text", "annotator not allowed", "malformed", "empty result", "wrong from_name",
-    "several choices", "unknown label",
-]  # fmt: skip
-"""Why an answer was not believed."""
-
-_WITHDRAWING: frozenset[Reason] = frozenset(
+_WITHDRAWING: frozenset[RefusalReason] = frozenset(
     {"malformed", "empty result", "wrong from_name", "several choices", "unknown label"}
 )
 """Reasons that lie in what the annotator now says. An earlier answer that was edited into this is no longer held; for
 the other reasons it stands, since it was given on the right text or by somebody who was allowed to."""
 
 _ANSWER_TYPES: frozenset[EventType] = frozenset({"label", "skip", "supersede", "delete"})
-_ORIGINS = frozenset({"manual", "prediction", "prediction-changed"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +61,6 @@ class PullReport:
     events: Counter[str]
     refused: Counter[str]
     cursor: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What an annotation says once it is believed; a skip has no label."""
-
-    label: str | None
-    origin: str | None
 
 
 def pull(
@@ -142,41 +120,6 @@ def pull(
         refused=Counter(str(row["reason"]) for row in reading.refused),
         cursor=following,
     )
-
-
-def parse_annotation(result: Sequence[Any], was_cancelled: bool, schema: Schema) -> Answer | Reason:
-    """What a raw result says, or why it cannot be believed. Total: `result` may be anything that JSON can hold.
-
-    What other controls hold beside the choice, such as a comment (`textarea`), does not matter: it stays in Label
-    Studio.
-    """
-    if was_cancelled:
-        return Answer(label=None, origin=None)
-    if not result:
-        return "empty result"
-    if not all(isinstance(entry, Mapping) for entry in result):
-        return "malformed"
-    if not all(isinstance(entry.get("from_name"), str) for entry in result):
-        return "malformed"
-    chosen = [entry for entry in result if entry["from_name"] == CONTROL]
-    if not chosen:
-        only_comments = all(entry.get("type") == "textarea" for entry in result)
-        return "empty result" if only_comments else "wrong from_name"
-    if len(chosen) > 1:
-        return "several choices"
-    value = chosen[0].get("value")
-    choices = value.get("choices") if isinstance(value, Mapping) else None
-    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
-        return "malformed"
-    if not choices:
-        return "empty result"
-    if len(choices) > 1:
-        return "several choices"
-    label = composed(choices[0])
-    if label not in schema.labels:
-        return "unknown label"
-    origin = chosen[0].get("origin")
-    return Answer(label, origin if isinstance(origin, str) and origin in _ORIGINS else None)
 
 
 def annotation_key(push_key: str, ref: ProjectRef, annotation: Annotation) -> str:
@@ -335,22 +278,12 @@ class _Reading:
         if last is not None and last.type != "delete" and answer in _WITHDRAWING:
             self._withdraw(last, f"edited into an answer that was refused: {answer}")
 
-    def _judge(self, task: AnsweredTask, plan: PlannedTask, annotation: Annotation) -> Answer | Reason:
+    def _judge(self, task: AnsweredTask, plan: PlannedTask, annotation: Annotation) -> Answer | RefusalReason:
         if self.allow and annotation.annotator not in self.allow:
             return "annotator not allowed"
-        if not self._unchanged(task.data, plan):
+        if not shows_plan(task.data, plan, self.schema):
             return "changed text"
         return parse_annotation(annotation.result, annotation.was_cancelled, self.schema)
-
-    def _unchanged(self, data: Mapping[str, Any], plan: PlannedTask) -> bool:
-        """Whether the task still shows what we sent; columns that people added beside it do not matter."""
-        recorded = data.get("shown_hash")
-        if data.get("item_id") != plan.item_id:
-            return False
-        if shown_hash(shown_fields(data)) == recorded:
-            return True
-        asked = {data_key(name) for name in self.schema.fields} - RESERVED
-        return shown_hash({key: value for key, value in data.items() if key in asked}) == recorded
 
     def _event(
         self,
@@ -381,7 +314,7 @@ class _Reading:
             created_at=annotation.created_at,
             updated_at=annotation.updated_at,
             observed_at=self.observed_at,
-            prelabel_shown=task.data.get("al_prelabel") is True,
+            prelabel_shown=task.prelabel_shown,
         )
 
     def _withdraw(self, last: Event, reason: str) -> None:
@@ -428,7 +361,7 @@ class _Reading:
                 )
             )
 
-    def _refuse(self, reason: Reason, task: AnsweredTask, annotation: Annotation) -> None:
+    def _refuse(self, reason: RefusalReason, task: AnsweredTask, annotation: Annotation) -> None:
         said = _said(self.ref, task, annotation)
         earlier = self.history.refused.get(_said(self.ref, task, annotation, whose=False), {})
         same = earlier.get("annotator") == annotation.annotator and earlier.get("created_at") == annotation.created_at

@@ -17,7 +17,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from al_pipeline.errors import BadInput, LabelStudioDown
-from al_pipeline.integrations.oracle import Oracle, ProjectRef, task_json
+from al_pipeline.integrations.label_studio.payloads import task_json
+from al_pipeline.integrations.oracle import Oracle, ProjectRef
 from al_pipeline.records import Task, TaskState
 
 MAX_REQUEST_BYTES = 5_000_000

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from al_pipeline.errors import BadInput, LabelStudioDown, LabelStudioRefused, ServerFailed, UsageError
 from al_pipeline.files import read_json, replacing, sha256_bytes, write_json, write_text
+from al_pipeline.integrations.label_studio.tokens import Authorization, TokenExpired
 from al_pipeline.servers import process
 from al_pipeline.servers.process import LOOPBACK, Progress, Server, Service
 from al_pipeline.workspace.home import al_home, check_private, private_folder
@@ -420,11 +421,11 @@ def _client(url: str) -> httpx.Client:
 
 
 def _authorization(client: httpx.Client, token: str) -> dict[str, str]:
-    """The header for a legacy token, or for a personal access token, which first buys a short-lived one."""
-    if token.count(".") != 2:
-        return {"Authorization": f"Token {token}"}
-    access = _json(client.post("/api/token/refresh", json={"refresh": token}))["access"]
-    return {"Authorization": f"Bearer {access}"}
+    """The header that says who we are. Raises LabelStudioRefused for a token that has expired."""
+    try:
+        return Authorization(token, lambda path, body: _json(client.post(f"/{path}", json=dict(body)))).header()
+    except TokenExpired as error:
+        raise LabelStudioRefused(f"the token of Label Studio is refused: {error}") from None
 
 
 def _json(reply: httpx.Response) -> dict[str, str]:

@@ -16,7 +16,8 @@ import httpx
 from embedded import LabelStudioServer, al_home_at, silent
 
 from al_pipeline.integrations.label_studio.client import LabelStudioOracle
-from al_pipeline.integrations.oracle import ProjectRef, choice_result
+from al_pipeline.integrations.label_studio.payloads import choice_result
+from al_pipeline.integrations.oracle import ProjectRef
 from al_pipeline.servers import prefect_environment, start_prefect, stop_prefect
 from al_pipeline.workspace.workspace import open_workspace
 from chaos.reference import Reference

@@ -13,7 +13,7 @@ from harness import settle, small_workspace
 
 from al_pipeline.files import read_json
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from chaos.sites import LATEST, People, Site, Tick, TwinPeople, expect
 from chaos.twin import TwinServer
 

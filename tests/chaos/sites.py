@@ -25,7 +25,7 @@ from al_pipeline.files import read_json, sha256_bytes, sha256_tree
 from al_pipeline.integrations import processes as child
 from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.history import read_history, read_plan
 from al_pipeline.records import Event, round_name
 from al_pipeline.workspace.layout import Layout

@@ -12,7 +12,8 @@ from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any, Self
 
-from al_pipeline.integrations.oracle import PageEdit, ProjectRef, SimulatedOracle, ignore
+from al_pipeline.integrations.oracle import PageEdit, ProjectRef, ignore
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.params import Schema
 from al_pipeline.records import AnsweredTask, Task, TaskState
 

@@ -1,1 +1,1 @@
-"""Label Studio: the client on its SDK, and a cheap probe without it."""
+"""All that knows the HTTP API of Label Studio: its client, the form of what is sent and received, a cheap probe."""

@@ -1,4 +1,4 @@
-"""A look at Label Studio that may fail and costs next to nothing: one plain request, without the SDK.
+"""Whether Label Studio is up, asked by one plain request that may fail and costs next to nothing: no SDK, no httpx.
 
 For display alone. It waits a second at most, whatever the network does, and decides nothing.
 """
@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from al_pipeline.integrations.label_studio.payloads import task_filter, task_query
+from al_pipeline.integrations.label_studio.tokens import Authorization, TokenExpired
 from al_pipeline.records import push_key
 from al_pipeline.sanitize import on_this_machine
 
@@ -66,29 +69,22 @@ def probe_server(
 def _answered(url: str, token: str, project_id: int, workspace_id: str, round: int, seconds: float) -> int:
     from urllib.parse import urlencode
 
-    def condition(column: str, operator: str, kind: str, value: object) -> dict[str, Any]:
-        return {"filter": f"filter:tasks:{column}", "operator": operator, "type": kind, "value": value}
+    def post(path: str, body: Mapping[str, str]) -> Any:
+        return json.loads(_get(f"{url}/{path}", {}, seconds, json.dumps(dict(body))))
 
-    items = [
-        condition("data.al_round", "equal", "Number", round),
-        condition("data.push_key", "contains", "String", push_key(workspace_id, round, "")),
-        condition("total_annotations", "greater", "Number", 0),
-    ]
-    query = json.dumps({"filters": {"conjunction": "and", "items": items}})
+    query = task_query(
+        [
+            task_filter("data.al_round", "equal", "Number", round),
+            task_filter("data.push_key", "contains", "String", push_key(workspace_id, round, "")),
+            task_filter("total_annotations", "greater", "Number", 0),
+        ]
+    )
     wanted = {"project": project_id, "page": 1, "page_size": 1, "fields": "task_only", "include": "id", "query": query}
-    reply = _get(f"{url}/api/tasks/?{urlencode(wanted)}", _authorization(url, token, seconds), seconds)
+    reply = _get(f"{url}/api/tasks/?{urlencode(wanted)}", Authorization(token, post).header(), seconds)
     total = json.loads(reply)["total"]
     if type(total) is not int or total < 0:
         raise ValueError("the number of tasks is none")
     return total
-
-
-def _authorization(url: str, token: str, seconds: float) -> dict[str, str]:
-    """The header for a legacy token, or for a personal access token, which first buys a short-lived one."""
-    if token.count(".") != 2:
-        return {"Authorization": f"Token {token}"}
-    access = json.loads(_get(f"{url}/api/token/refresh/", {}, seconds, json.dumps({"refresh": token})))["access"]
-    return {"Authorization": f"Bearer {access}"}
 
 
 def _get(url: str, headers: dict[str, str], seconds: float, body: str | None = None) -> bytes:
@@ -114,6 +110,8 @@ def _failure(error: Exception) -> ServerStatus:
     from http.client import HTTPException
     from urllib.error import HTTPError, URLError
 
+    if isinstance(error, TokenExpired):
+        return ServerStatus("refused", "it refuses the token (401)")
     if isinstance(error, HTTPError):
         if error.code in (401, 403):
             return ServerStatus("refused", f"it refuses the token ({error.code})")

@@ -1,0 +1,143 @@
+"""Why a request came to nothing, as an error that a person can act upon.
+
+Errors name the call and the status, never a body or a header: those hold texts, tokens and sessions.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import httpx
+
+from al_pipeline.errors import LabelStudioDown, LabelStudioRefused
+
+_DAY = 86_400.0
+
+
+class UnusableReply(Exception):
+    """A reply with another status than success, or that is no JSON. Holds a body: never show it."""
+
+    def __init__(self, status_code: int | None, headers: Mapping[str, str], body: Any) -> None:
+        super().__init__(f"status {status_code}")
+        self.status_code = status_code
+        self.headers = headers
+        self.body = body
+
+
+class NotFound(LabelStudioRefused):
+    """The server has no such thing (404), or does not let us see it."""
+
+
+def unusable_reply(what: str, url: str, reply: UnusableReply, wait: float = 0.0) -> Exception:
+    """What an unsuccessful reply means; `wait`: for how many seconds the server asked to be left alone."""
+    status = reply.status_code
+    if status == 404:
+        return _not_found(what, url, reply)
+    if status in (401, 403):
+        return refused_token(what, url, status) if _is_label_studios(reply) else _refused_in_front(what, url, status)
+    if status is not None and 300 <= status < 400:
+        return _redirected(what, url, reply)
+    if status is not None and 400 <= status < 500 and status not in (408, 429):
+        return LabelStudioRefused(f"{what}: Label Studio at {url} says that this is not valid (status {status})")
+    if status is not None and 200 <= status < 300:
+        return LabelStudioDown(
+            f"{what}: {url} answered {status} with something that is not Label Studio's; "
+            "is the address right, or a log-in page in between?"
+        )
+    return busy(what, url, status, wait)
+
+
+def _is_label_studios(reply: UnusableReply) -> bool:
+    """Label Studio says in JSON what is wrong; pages are of somebody else."""
+    return not reply.body or isinstance(reply.body, Mapping)
+
+
+def _not_found(what: str, url: str, reply: UnusableReply) -> LabelStudioRefused:
+    if _is_label_studios(reply):
+        return NotFound(f"{what}: Label Studio at {url} has no such thing (404), or does not let us see it")
+    return no_label_studio(what, url)
+
+
+def refused_token(what: str, url: str, status: int) -> LabelStudioRefused:
+    """The server does not take our token."""
+    return LabelStudioRefused(
+        f"{what}: Label Studio at {url} refused the token ({status}): expired, revoked, or of another server. "
+        "Copy a new one from Account & Settings there; a legacy token must also be allowed for the organisation"
+    )
+
+
+def _refused_in_front(what: str, url: str, status: int) -> LabelStudioRefused:
+    return LabelStudioRefused(
+        f"{what}: something in front of Label Studio at {url} wants a password ({status}), or another service is "
+        "there; give an address by which programs reach Label Studio itself"
+    )
+
+
+def _redirected(what: str, url: str, reply: UnusableReply) -> LabelStudioRefused | LabelStudioDown:
+    headers = {name.lower(): value for name, value in reply.headers.items()}
+    status, target = reply.status_code, _origin(headers.get("location", ""))
+    if target and target != _origin(url):
+        return LabelStudioRefused(f"{what}: {url} sends us on to {target} ({status}); if that is right, give it")
+    return LabelStudioDown(
+        f"{what}: {url} sends us on to another page ({status}), such as a log-in in front of Label Studio; "
+        "give an address by which programs reach Label Studio itself"
+    )
+
+
+def no_label_studio(what: str, url: str) -> LabelStudioRefused:
+    """Another service answers. No NotFound: it cannot tell what Label Studio has, and what it lacks."""
+    return LabelStudioRefused(
+        f"{what}: there is no Label Studio at {url} (404); is the address right? It is what a browser shows before "
+        "/projects"
+    )
+
+
+def busy(what: str, url: str, status: int | None, wait: float) -> LabelStudioDown:
+    """A server that has no time for us, or none for anybody."""
+    if wait:
+        why = f"asks us to wait for {wait:.0f} s" if wait <= _DAY else "asks us to wait for more than a day"
+    else:
+        why = "asks us to wait" if status == 429 else "failed; its own log says why"
+    return LabelStudioDown(f"{what}: Label Studio at {url} {why} (status {status}). Nothing is lost: try again later")
+
+
+def no_reply(what: str, url: str, error: httpx.HTTPError) -> LabelStudioDown | LabelStudioRefused:
+    """Why a connection came to nothing."""
+    causes = list(_causes(error))
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
+        return LabelStudioRefused(
+            f"{what}: the certificate of {url} is not one that this machine trusts, or is of another host; where it is "
+            "your own authority's, set SSL_CERT_FILE to its certificate"
+        )
+    if any(isinstance(cause, ssl.SSLError) for cause in causes):
+        return LabelStudioRefused(f"{what}: {url} does not speak TLS as https needs it; is it http:// there?")
+    if any(isinstance(cause, socket.gaierror) for cause in causes):
+        return LabelStudioDown(f"{what}: the host of {url} is not found; is its name right, and the network up?")
+    if isinstance(error, httpx.ConnectError):
+        return LabelStudioDown(
+            f"{what}: nobody answers at {url} ({type(error).__name__}); is it running? "
+            "(`al labelstudio start` starts the workspace's own)"
+        )
+    return LabelStudioDown(
+        f"{what}: no usable reply from {url} ({type(error).__name__}); is it running, and is it Label Studio? "
+        "(`al labelstudio start` starts the workspace's own)"
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _origin(address: str) -> str:
+    """`https://host:port` of an address; nothing where it has no host."""
+    try:
+        url = httpx.URL(address)
+    except httpx.InvalidURL:
+        return ""
+    return f"{url.scheme}://{url.netloc.decode('ascii', 'replace')}" if url.host and "@" not in address else ""

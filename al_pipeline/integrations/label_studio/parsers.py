@@ -1,0 +1,282 @@
+"""What Label Studio sends, as records: the form of its replies, and what an annotation says.
+
+People can edit tasks and annotations there, and it validates nothing. A reply that is not of Label Studio's form raises
+LabelStudioDown, or the TypeError, LookupError or ValueError that `transport` turns into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from al_pipeline.errors import LabelStudioDown
+from al_pipeline.integrations.label_studio.payloads import CONTROL, RESERVED, data_key, shown_fields, shown_hash
+from al_pipeline.params import Schema
+from al_pipeline.records import (
+    Annotation,
+    Answer,
+    AnsweredTask,
+    Part,
+    PlannedTask,
+    RefusalReason,
+    TaskState,
+    composed,
+    shown_text,
+)
+
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
+"""How Label Studio's times are written here: UTC, six digits, so that text order is time order."""
+
+_ORIGINS = frozenset({"manual", "prediction", "prediction-changed"})
+
+
+# What an annotation says -----------------------------------------------------------------------------------------
+
+
+def parse_annotation(result: Sequence[Any], was_cancelled: bool, schema: Schema) -> Answer | RefusalReason:
+    """What a raw result says, or why it cannot be taken. Total: `result` may be anything that JSON can hold.
+
+    What other controls hold beside the choice, such as a comment (`textarea`), does not matter: it stays in Label
+    Studio.
+    """
+    if was_cancelled:
+        return Answer(label=None, origin=None)
+    entry = _choice_entry(result)
+    if isinstance(entry, str):
+        return entry
+    value = entry.get("value")
+    choices = value.get("choices") if isinstance(value, Mapping) else None
+    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+        return "malformed"
+    if not choices:
+        return "empty result"
+    if len(choices) > 1:
+        return "several choices"
+    label = composed(choices[0])
+    if label not in schema.labels:
+        return "unknown label"
+    origin = entry.get("origin")
+    return Answer(label, origin if isinstance(origin, str) and origin in _ORIGINS else None)
+
+
+def _choice_entry(result: Sequence[Any]) -> Mapping[str, Any] | RefusalReason:
+    """The one entry of a raw result that answers our question."""
+    if not result:
+        return "empty result"
+    if not all(isinstance(entry, Mapping) and isinstance(entry.get("from_name"), str) for entry in result):
+        return "malformed"
+    chosen: list[Mapping[str, Any]] = [entry for entry in result if entry["from_name"] == CONTROL]
+    if not chosen:
+        only_comments = all(entry.get("type") == "textarea" for entry in result)
+        return "empty result" if only_comments else "wrong from_name"
+    return chosen[0] if len(chosen) == 1 else "several choices"
+
+
+def shows_plan(data: Mapping[str, Any], plan: PlannedTask, schema: Schema) -> bool:
+    """Whether a task still shows what we sent; columns that people added beside it do not matter."""
+    recorded = data.get("shown_hash")
+    if data.get("item_id") != plan.item_id:
+        return False
+    if shown_hash(shown_fields(data)) == recorded:
+        return True
+    asked = {data_key(name) for name in schema.fields} - RESERVED
+    return shown_hash({key: value for key, value in data.items() if key in asked}) == recorded
+
+
+# Tasks ------------------------------------------------------------------------------------------------------------
+
+
+def parse_task_states(content: Any) -> list[TaskState]:
+    """The states of a page of tasks."""
+    return [_parse_task_state(row) for row in _task_rows(content)]
+
+
+def parse_answered_tasks(content: Any, email_of: Callable[[int], str]) -> list[AnsweredTask]:
+    """A page of tasks with their annotations; `email_of` names the user with a number."""
+    return [_parse_answered_task(row, email_of) for row in _task_rows(content)]
+
+
+def task_state(
+    task_id: int, data: Mapping[str, Any], *, is_labeled: bool, annotations: int, cancelled: int
+) -> TaskState:
+    """A task's state from its data, which anybody may have edited: what is not of our form counts as absent."""
+    number = data.get("al_round")
+    return TaskState(
+        task_id=task_id,
+        push_key=_push_key(data),
+        round=number if type(number) is int else None,
+        part=_part(data.get("al_part")),
+        is_labeled=is_labeled,
+        annotations=annotations,
+        cancelled=cancelled,
+    )
+
+
+def answered_task(
+    task_id: int, data: Mapping[str, Any], annotations: Sequence[Annotation], *, created_at: str, updated_at: str
+) -> AnsweredTask:
+    """A task with its annotations, from its data."""
+    return AnsweredTask(
+        task_id=task_id,
+        push_key=_push_key(data),
+        updated_at=updated_at,
+        data=data,
+        annotations=tuple(annotations),
+        created_at=created_at,
+        prelabel_shown=data.get("al_prelabel") is True,
+    )
+
+
+def raw_result(value: Any) -> tuple[Any, ...]:
+    """A result as the server holds it, which should be a list but may be anything."""
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list | tuple) else ({"malformed": value},)
+
+
+def _task_rows(content: Any) -> list[Mapping[str, Any]]:
+    return _objects(content["tasks"])
+
+
+def _parse_task_state(row: Mapping[str, Any]) -> TaskState:
+    return task_state(
+        parse_id(row.get("id")),
+        _data(row),
+        is_labeled=bool(row.get("is_labeled")),
+        annotations=_whole_number(row.get("total_annotations"), "a number of answers"),
+        cancelled=_whole_number(row.get("cancelled_annotations"), "a number of skips"),
+    )
+
+
+def _parse_answered_task(row: Mapping[str, Any], email_of: Callable[[int], str]) -> AnsweredTask:
+    return answered_task(
+        parse_id(row.get("id")),
+        _data(row),
+        [_parse_annotation_row(annotation, email_of) for annotation in row.get("annotations") or ()],
+        created_at=_time(row.get("created_at")),
+        updated_at=_time(row.get("updated_at")),
+    )
+
+
+def _parse_annotation_row(row: Any, email_of: Callable[[int], str]) -> Annotation:
+    if not isinstance(row, Mapping):
+        raise LabelStudioDown("Label Studio sent an annotation that is no object")
+    lead_time = row.get("lead_time")
+    return Annotation(
+        annotation_id=_whole_number(row.get("id"), "an annotation's id"),
+        annotator=_annotator(row.get("completed_by"), email_of),
+        result=raw_result(row.get("result")),
+        was_cancelled=row.get("was_cancelled") is True,
+        created_at=_time(row.get("created_at")),
+        updated_at=_time(row.get("updated_at")),
+        lead_time=float(lead_time) if isinstance(lead_time, int | float) else None,
+    )
+
+
+def _annotator(completed_by: Any, email_of: Callable[[int], str]) -> str:
+    number = completed_by.get("id") if isinstance(completed_by, Mapping) else completed_by
+    return email_of(number) if type(number) is int else "user:unknown"
+
+
+def _data(row: Mapping[str, Any]) -> dict[str, Any]:
+    data = row.get("data")
+    if not isinstance(data, Mapping):
+        raise LabelStudioDown("Label Studio sent a task without data")
+    return dict(data)
+
+
+def _push_key(data: Mapping[str, Any]) -> str | None:
+    key = data.get("push_key")
+    return key if isinstance(key, str) else None
+
+
+def _part(value: Any) -> Part | None:
+    if value == "pool":
+        return "pool"
+    return "test" if value == "test" else None
+
+
+# Projects and users -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectSettings:
+    """A project's settings, as far as they are ours, under the names that they have in its API."""
+
+    title: str | None
+    description: str | None
+    label_config: str
+    maximum_annotations: int | None
+    show_collab_predictions: bool | None
+    labels: frozenset[str]
+    """The classes that it offers."""
+
+
+def parse_project(content: Any) -> ProjectSettings:
+    """A project."""
+    found = _object(content)
+    if found.get("id") is None or found.get("label_config") is None:
+        raise KeyError("no project")
+    asked = (found.get("parsed_label_config") or {}).get(CONTROL, {}).get("labels", [])
+    return ProjectSettings(
+        title=parse_text(found.get("title")),
+        description=parse_text(found.get("description")),
+        label_config=found["label_config"],
+        maximum_annotations=found.get("maximum_annotations"),
+        show_collab_predictions=found.get("show_collab_predictions"),
+        labels=frozenset(composed(label) for label in asked if isinstance(label, str)),
+    )
+
+
+def parse_users(content: Any) -> dict[int, str]:
+    """Everybody's e-mail address, by number."""
+    return dict(parse_user(row.get("id"), row.get("email")) for row in _objects(content))
+
+
+def parse_user(number: Any, email: Any) -> tuple[int, str]:
+    """A user's number and e-mail address in lower case, or `user:<number>` where there is none."""
+    return parse_id(number), shown_text(parse_text(email) or "").strip().lower() or f"user:{number}"
+
+
+# Values -----------------------------------------------------------------------------------------------------------
+
+
+def parse_id(value: Any) -> int:
+    """An id."""
+    return _whole_number(value, "an id")
+
+
+def parse_text(value: Any) -> str | None:
+    """Text, or nothing."""
+    if value is not None and not isinstance(value, str):
+        raise LabelStudioDown("Label Studio sent something else where text belongs")
+    return value
+
+
+def _whole_number(value: Any, what: str) -> int:
+    if type(value) is not int:
+        raise LabelStudioDown(f"Label Studio sent {what} that is no whole number")
+    return value
+
+
+def _time(value: Any) -> str:
+    """A time of the server's in our form."""
+    try:
+        moment = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise LabelStudioDown("Label Studio sent a time that is none") from None
+    return moment.astimezone(UTC).strftime(TIME_FORMAT)
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError("not an object")
+    return value
+
+
+def _objects(values: Any) -> list[Mapping[str, Any]]:
+    if not isinstance(values, list):
+        raise TypeError("not a list")
+    return [_object(value) for value in values]

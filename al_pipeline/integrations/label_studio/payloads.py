@@ -1,0 +1,101 @@
+"""What is sent to Label Studio: tasks, answers as it writes them, filters. What comes back: `parsers`.
+
+A task's data hold what annotators see, and beside it ours (`RESERVED`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from al_pipeline.errors import BadInput
+from al_pipeline.files import sha256_bytes
+from al_pipeline.records import Task, shown_text
+
+CONTROL = "label"
+"""Name of the one question in the label config: the `from_name` of every answer that we read."""
+
+RESERVED = frozenset(
+    {
+        CONTROL, "item_id", "al_round", "al_part", "al_rank", "al_score", "al_strategy", "al_prelabel",
+        "push_key", "shown_hash",
+    }
+)  # fmt: skip
+"""Keys of a task's data that are ours; what is left is what annotators see."""
+
+STATE_FIELDS = "id,data,is_labeled,total_annotations,cancelled_annotations"
+"""What is asked for of a task whose state alone matters."""
+
+ANSWER_FIELDS = "id,data,annotations,updated_at,result,completed_by,was_cancelled,lead_time,created_at"
+"""What is asked for of a task with its annotations. It filters inside them too, hence the names of their keys."""
+
+_PLAIN_KEY = re.compile(r"^[A-Za-z][A-Za-z0-9_]*$")
+
+
+def data_key(name: str) -> str:
+    """Key of a task's data under which a field of this name is sent.
+
+    Label Studio reads `$key` in its config as a path, so that only letters, digits and underscores are safe.
+    """
+    if _PLAIN_KEY.match(name) and name not in RESERVED:
+        return name
+    plain = re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_") or "field"
+    return f"shown_{plain}_{sha256_bytes(name.encode('utf-8', 'surrogatepass'))[:6]}"
+
+
+def shown_fields(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a task's data that annotators see."""
+    return {key: value for key, value in data.items() if key not in RESERVED}
+
+
+def shown_hash(shown: Mapping[str, Any]) -> str:
+    """What annotators were shown, as a SHA-256 (hex) of the canonical JSON of the fields."""
+    text = json.dumps(dict(shown), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return sha256_bytes(text.encode("ascii"))
+
+
+def choice_result(label: str, to_name: str = "text") -> list[dict[str, Any]]:
+    """An answer (or a guess) as Label Studio writes it."""
+    return [{"from_name": CONTROL, "to_name": to_name, "type": "choices", "value": {"choices": [label]}}]
+
+
+def task_json(task: Task) -> dict[str, Any]:
+    """A task exactly as it is sent. Raises BadInput where a key or score could not come back as it went."""
+    plan = task.plan
+    if plan.push_key != shown_text(plan.push_key) or not math.isfinite(plan.score):
+        raise BadInput(
+            f"item {plan.item_id!r}: its id holds control characters, or its score {plan.score} is no number"
+        )
+    shown = {data_key(name): shown_text(text) for name, text in task.fields.items()}
+    data: dict[str, Any] = {
+        **shown,
+        "item_id": plan.item_id,
+        "al_round": plan.first_round,
+        "al_part": plan.part,
+        "al_rank": plan.rank,
+        "al_score": plan.score,
+        "push_key": plan.push_key,
+        "shown_hash": shown_hash(shown),
+    }
+    if task.guess is None:
+        return {"data": data}
+    label, probability = task.guess
+    guess = {
+        "model_version": f"round-{plan.round:04d}",
+        "score": probability,
+        "result": choice_result(label, to_name=next(iter(shown))),
+    }
+    return {"data": {**data, "al_prelabel": True}, "predictions": [guess]}
+
+
+def task_filter(column: str, operator: str, kind: str, value: Any) -> dict[str, Any]:
+    """A condition on tasks, in the form of Label Studio's data manager; `kind` is the type of `value` there."""
+    return {"filter": f"filter:tasks:{column}", "operator": operator, "type": kind, "value": value}
+
+
+def task_query(filters: Sequence[Mapping[str, Any]], **more: Any) -> str:
+    """The `query` of a request for the tasks that meet all of `filters`."""
+    return json.dumps({"filters": {"conjunction": "and", "items": list(filters)}, **more})

@@ -1,0 +1,209 @@
+"""Requests to one Label Studio over HTTP: authorised, bounded in time, and repeated where that is harmless.
+
+Only reads are repeated: after a lost reply nobody knows whether a write took place, and Label Studio never notices a
+duplicate.
+
+A server that asks us to wait (429 or 503 with `Retry-After`) is not asked earlier than it says, whatever the request.
+We wait for a minute at most, all waits of one client taken together; where more is asked, the call fails and says so.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+import httpx
+
+from al_pipeline.errors import LabelStudioDown, LabelStudioRefused
+from al_pipeline.integrations.label_studio.failures import (
+    UnusableReply,
+    busy,
+    no_reply,
+    refused_token,
+    unusable_reply,
+)
+from al_pipeline.integrations.label_studio.tokens import Authorization, TokenExpired
+from al_pipeline.sanitize import redact
+
+_T = TypeVar("_T")
+
+_READ_ATTEMPTS = 4
+_FIRST_DELAY = 0.5
+_PATIENCE_SECONDS = 60.0
+"""How long a server may have one client wait by `Retry-After`, in all: a tick must come to its end."""
+
+
+class Transport:
+    """Label Studio at `url`, with a token of either kind. Creating it sends nothing.
+
+    `timeout` bounds each request, in seconds; `transport` stands in for the network in tests. Raises LabelStudioRefused
+    for an address or token that cannot be right.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        timeout: float,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        _check(url, token)
+        self.url = url.rstrip("/")
+        self.http = httpx.Client(timeout=timeout, transport=transport, trust_env=not _on_this_machine(self.url))
+        self._authorization = Authorization(token, self._post)
+        self._sleep = sleep
+        self._jitter = random.Random()
+        self._not_before = 0.0
+        """Until when (`time.monotonic`) the server asked us to be silent."""
+        self._patience = _PATIENCE_SECONDS
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.http.close()
+
+    def get(self, path: str, parameters: Mapping[str, str | int] | None = None) -> Any:
+        """What a reply to a plain request holds; call it through `read`."""
+        headers = self._authorization.header()
+        return _content(self.http.get(f"{self.url}/{path}", params=parameters or None, headers=headers))
+
+    def read(self, what: str, send: Callable[[], Any], parse: Callable[[Any], _T]) -> _T:
+        """Send a request that changes nothing; repeat it a few times, ever later, while there is no usable reply."""
+        for attempt in range(1, _READ_ATTEMPTS):
+            try:
+                return self.write(what, send, parse)
+            except LabelStudioDown:
+                if self._silence() > self._patience:
+                    raise
+                self._sleep(_FIRST_DELAY * 2 ** (attempt - 1) * self._jitter.uniform(0.5, 1.5))
+        return self.write(what, send, parse)
+
+    def write(self, what: str, send: Callable[[], Any], parse: Callable[[Any], _T]) -> _T:
+        """Send a request once, when the server allows, and read its reply.
+
+        Raises LabelStudioDown, LabelStudioRefused, NotFound for a 404.
+        """
+        self._keep_silence(what)
+        try:
+            return parse(send())
+        except Exception as error:
+            failure = self._failure(what, error)
+            if failure is None:
+                raise
+        # Outside the handler: the first error holds headers and bodies, and must not travel with ours.
+        raise failure
+
+    def _failure(self, what: str, error: Exception) -> Exception | None:
+        """What an error on the way to a parsed reply means; None where it is one of ours, or of the program."""
+        match error:
+            case UnusableReply():
+                if error.status_code in (429, 503):
+                    self._not_before = time.monotonic() + asked_to_wait(error.headers)
+                return unusable_reply(what, self.url, error, self._silence())
+            case TokenExpired():
+                return refused_token(what, self.url, 401)
+            case httpx.TimeoutException():
+                return LabelStudioDown(
+                    f"{what}: Label Studio at {self.url} gave no reply in time "
+                    "(label_studio.timeout_seconds in params.yaml)"
+                )
+            case httpx.HTTPError():
+                return no_reply(what, self.url, error)
+            case httpx.InvalidURL() | UnicodeError():
+                return LabelStudioRefused(f"{what}: {self.url!r} is no usable address, or the request no valid text")
+            case AttributeError() | LookupError() | TypeError() | ValueError() | RecursionError():
+                return LabelStudioDown(
+                    f"{what}: Label Studio at {self.url} sent something that is no answer to it "
+                    f"({type(error).__name__})"
+                )
+            case _:
+                return None
+
+    def clock_ahead(self) -> float | None:
+        """How far the server's clock is ahead of ours, in seconds; None where it does not say."""
+        try:
+            reply = self.http.get(f"{self.url}/health")
+            return (parsedate_to_datetime(reply.headers["date"]) - datetime.now(UTC)).total_seconds()
+        except (httpx.HTTPError, KeyError, ValueError, TypeError):
+            return None
+
+    def _post(self, path: str, body: Mapping[str, str]) -> Any:
+        return _content(self.http.post(f"{self.url}/{path}", json=dict(body)))
+
+    def _silence(self) -> float:
+        """How many seconds we must still be silent."""
+        return max(0.0, self._not_before - time.monotonic())
+
+    def _keep_silence(self, what: str) -> None:
+        """Wait as long as the server asked. Raises LabelStudioDown where that is too long, and sends nothing."""
+        seconds = self._silence()
+        if seconds > self._patience:
+            raise busy(what, self.url, 429, seconds)
+        if seconds:
+            self._patience -= seconds
+            self._sleep(seconds)
+            self._not_before = 0.0
+
+
+def _check(url: str, token: str) -> None:
+    if not url.startswith(("http://", "https://")):
+        raise LabelStudioRefused("the address of Label Studio must begin with http:// or https://")
+    if redact(url) != url:
+        raise LabelStudioRefused(
+            "the address of Label Studio must hold no user or password, which would show in `al status` and in "
+            "messages; the token alone says who we are"
+        )
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise LabelStudioRefused(
+            "the token of Label Studio is empty or holds characters that no token has; copy it again from "
+            "Account & Settings in Label Studio"
+        )
+
+
+def _on_this_machine(url: str) -> bool:
+    """Whether a proxy from the environment would only stand in the way."""
+    try:
+        return httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")
+    except httpx.InvalidURL:
+        raise LabelStudioRefused(f"{url!r} is no address; give one such as https://labels.example.org") from None
+
+
+def _content(reply: httpx.Response) -> Any:
+    """The JSON of a successful reply. Raises UnusableReply for any other."""
+    try:
+        content = reply.json()
+    except ValueError:
+        raise UnusableReply(reply.status_code, dict(reply.headers), reply.text) from None
+    if not reply.is_success:
+        raise UnusableReply(reply.status_code, dict(reply.headers), content)
+    return content
+
+
+def asked_to_wait(headers: Mapping[str, str]) -> float:
+    """For how many seconds a reply asks us to wait; 0 where it does not, or not in a form that the standard knows.
+
+    `Retry-After` is a number of seconds or a date; a date is compared with the server's own `Date`, if it tells it.
+    """
+    found = {name.lower(): value.strip() for name, value in headers.items()}
+    asked = found.get("retry-after", "")
+    if asked.isascii() and asked.isdecimal():
+        return float(asked)
+    try:
+        until = _header_date(asked)
+    except (ValueError, TypeError):
+        return 0.0
+    try:
+        now = _header_date(found.get("date", ""))
+    except (ValueError, TypeError):
+        now = datetime.now(UTC)
+    return max(0.0, (until - now).total_seconds())
+
+
+def _header_date(text: str) -> datetime:
+    moment = parsedate_to_datetime(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
