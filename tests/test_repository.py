@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -549,3 +550,55 @@ def test_git_names_nothing_of_the_user_that_resets() -> None:
         text = Path(str(module.__file__)).read_text(encoding="utf-8")
         for word in ('"reset"', '"clean"', '"stash"', '"gc"', '"--hard"', '"--no-verify"', '"-A"'):
             assert word not in text, f"{module.__name__} must never run {word}"
+
+
+CHANGES = (
+    ["tag", "--force", "one", "HEAD"],
+    ["tag", "--force", "--annotate", "--message=x", "two", "HEAD"],
+    ["tag", "--delete", "one"],
+    ["commit", "--quiet", "--allow-empty", "--message=more"],
+    ["switch", "--quiet", "--force-create", "other"],
+    ["switch", "--quiet", "main"],
+    ["switch", "--quiet", "--detach"],
+    ["pack-refs", "--all"],
+    ["remote", "add", "origin", "elsewhere"],
+    ["remote", "remove", "origin"],
+    ["config", "branch.main.remote", "origin"],
+    ["update-ref", "refs/heads/main", "HEAD~0"],
+    ["reset", "--quiet", "--soft", "HEAD~1"],
+)
+
+
+def answers(git: Git) -> list[object]:
+    """What a tick asks of refs and settings, and of the files of HEAD."""
+    found: list[object] = [git.head(), git.branch(), git.tags(), git.remote(), git.show("HEAD", "mine")]
+    return [*found, git.files("HEAD", "."), git.commit_time(), git.brought("mine")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pause", [0.0, 0.06], ids=["at once", "after a while"])
+def test_answers_that_are_kept_are_those_of_the_repository_as_it_is(git: Git, pause: float) -> None:
+    draw = random.Random(7)
+    for number in range(25):
+        change(git, text=f"{number}\n")
+        raw(git.root, "commit", "--quiet", "--all", "--allow-empty", "--message=one more")
+        subprocess.run(["git", *draw.choice(CHANGES)], cwd=git.root, capture_output=True, timeout=60)
+        if number % 7 == 0:  # as nobody should: in place
+            name = git.root / ".git/refs/heads/main"
+            if name.exists():
+                name.write_text(raw(git.root, "rev-parse", "HEAD~1") + "\n", encoding="utf-8")
+        time.sleep(pause)
+        assert answers(git) == answers(Git(git.root))
+        assert answers(git) == answers(Git(git.root))
+
+
+def test_git_is_asked_once_while_nothing_changes(git: Git, monkeypatch: pytest.MonkeyPatch) -> None:
+    time.sleep(0.1)
+    run, asked = Git.run, []
+    monkeypatch.setattr(Git, "run", lambda self, *words, **more: asked.append(words) or run(self, *words, **more))
+    known = answers(git)
+    count = len(asked)
+    assert answers(git) == known
+    assert len(asked) == count
+    raw(git.root, "tag", "new")
+    assert "new" in git.tags()

@@ -10,9 +10,11 @@ import hashlib
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import psutil
@@ -141,6 +143,12 @@ _UNDER_WAY = (
 )
 """What git keeps while a person's work is under way: the file, what it is, and the command that goes on with it."""
 
+_SETTLED_NS = 50_000_000
+"""A file that changed this shortly ago may change again within the same tick of the file system's clock."""
+
+_ANSWER_BYTES = 256 * 2**10
+"""Longer answers of git are not kept."""
+
 _NETWORK_TIMEOUT = 600.0
 _LOOK_TIMEOUT = 30.0
 _TIMEOUT = 120.0
@@ -148,9 +156,15 @@ _TIMEOUT = 120.0
 
 @dataclass(frozen=True)
 class Git:
-    """The git repository at `root`."""
+    """The git repository at `root`.
+
+    What only refs, objects and the repository's settings decide is asked once, and again when one of them changes: a
+    tick looks at the same facts before each of its steps.
+    """
 
     root: Path
+    _answers: dict[tuple[str, ...], Any] = field(default_factory=dict, compare=False, repr=False)
+    """git's answers by command, and under () the mark of the repository for which they hold."""
 
     def run(
         self,
@@ -186,9 +200,44 @@ class Git:
             raise _failed(arguments[0], result)
         return result
 
+    def _read(self, *arguments: str, check: bool = True, feed: str = "") -> subprocess.CompletedProcess[str]:
+        """As `run`, for a command whose answer follows from refs, objects and the repository's settings alone."""
+        mark, key = self._mark(), (feed, *arguments)
+        if mark is None or self._answers.get(()) != mark:
+            self._answers.clear()
+            self._answers[()] = mark
+        result: subprocess.CompletedProcess[str] | None = self._answers.get(key)
+        if result is None:
+            result = self.run(*arguments, check=False, feed=feed)
+            plain = result.returncode in (0, 1) and not result.stderr and len(result.stdout) <= _ANSWER_BYTES
+            if mark is not None and plain and self._mark() == mark:
+                self._answers[key] = result
+        if check and result.returncode != 0:
+            raise _failed(arguments[0], result)
+        return result
+
+    def _mark(self) -> tuple[object, ...] | None:
+        """What changes with each change of refs and settings; None where it cannot tell (a linked work tree) or where
+        one changed just now."""
+        folder = self.root / ".git"
+        try:
+            files = [folder / "HEAD", folder / "config", folder / "packed-refs"]
+            marks = [(path.name, *_stamp(path.stat())) for path in files if path.exists()]
+            folders = [os.fspath(folder / "refs")]
+            while folders:
+                with os.scandir(folders.pop()) as entries:
+                    for entry in entries:
+                        marks.append((entry.path, *_stamp(entry.stat(follow_symlinks=False))))
+                        if entry.is_dir(follow_symlinks=False):
+                            folders.append(entry.path)
+        except OSError:
+            return None
+        newest = max((mark[1] for mark in marks), default=0)
+        return None if time.time_ns() - newest < _SETTLED_NS else tuple(sorted(marks))
+
     def _ask(self, *arguments: str) -> str | None:
         """What a command prints that answers "no" by exit code 1: None then. Raises RepositoryError where it fails."""
-        result = self.run(*arguments, check=False)
+        result = self._read(*arguments, check=False)
         if result.returncode not in (0, 1):
             raise _failed(arguments[0], result)
         return result.stdout.strip() if result.returncode == 0 else None
@@ -270,7 +319,7 @@ class Git:
 
         Raises RepositoryError, with git's own words, where there is one that git cannot read or find.
         """
-        found = self.run("rev-parse", "--verify", "--quiet", "HEAD^{commit}", check=False)
+        found = self._read("rev-parse", "--verify", "--quiet", "HEAD^{commit}", check=False)
         if found.returncode == 0:
             return found.stdout.strip()
         self.run("rev-parse", "--git-dir")  # which says where git cannot open the repository at all
@@ -373,7 +422,7 @@ class Git:
 
     def commit_time(self, revision: str = "HEAD") -> int:
         """When `revision` was committed, in seconds since 1970."""
-        found = self.run("log", "-1", "--format=%ct", _named(revision))
+        found = self._read("log", "-1", "--format=%ct", _named(revision))
         if not found.stdout.strip().isdigit():
             raise _failed("log", found, f"{revision}: ")
         return int(found.stdout)
@@ -383,7 +432,7 @@ class Git:
 
         Raises ManualActionRequired where none did: history was cut or written anew.
         """
-        found = self.run("log", "-m", "--topo-order", "--no-renames", "--format=%H", "--diff-filter=A", "--", path)
+        found = self._read("log", "-m", "--topo-order", "--no-renames", "--format=%H", "--diff-filter=A", "--", path)
         if not (commits := found.stdout.split()):
             self.head()  # which says where it cannot be read
             if found.stderr:
@@ -454,7 +503,7 @@ class Git:
     def _tree(self, revision: str, *paths: str) -> dict[str, tuple[str, str, str]]:
         """Mode, kind and object of every file and folder at `revision` (or of `paths` and what is below and above)."""
         command = ("ls-tree", "-r", "-t", "-z", "--full-tree", _named(revision), "--", *paths)
-        result = self.run(*command, check=False)
+        result = self._read(*command, check=False)
         entries = (line.partition("\t") for line in result.stdout.split("\0") if line)
         tree = {name: tuple(about.split(" ")[:3]) for about, _, name in entries}
         if result.returncode == 0:
@@ -471,7 +520,8 @@ class Git:
         """The bytes of files by name; `wanted` names the object of each. Raises RepositoryError for what is lost."""
         if not wanted:
             return {}
-        result = self.run("cat-file", "--batch", feed="".join(f"{digest}\n" for digest in wanted.values()), check=False)
+        objects = "".join(f"{digest}\n" for digest in wanted.values())
+        result = self._read("cat-file", "--batch", feed=objects, check=False)
         output = result.stdout.encode("utf-8", "surrogateescape")
         found: dict[str, bytes] = {}
         place = 0
@@ -520,7 +570,7 @@ class Git:
     def tag_objects(self, *arguments: str) -> dict[str, tuple[str, str]]:
         """The tags that `git for-each-ref` names: each tag's object, and the commit that it names."""
         form = "--format=%(refname:strip=2) %(objectname) %(*objectname) %(objecttype)"
-        result = self.run("for-each-ref", form, *arguments)
+        result = self._read("for-each-ref", form, *arguments)
         broken = [line for line in result.stderr.splitlines() if "ignoring broken ref" in line]
         if broken:
             name = broken[0].split()[-1]
@@ -688,7 +738,7 @@ class Git:
 
     def remote(self) -> str | None:
         """The remote that rounds are pushed to: the branch's own, else `origin`; None where there is none."""
-        remotes = self.run("remote").stdout.split()
+        remotes = self._read("remote").stdout.split()
         own = self._ask("config", f"branch.{self.branch()}.remote")
         return own if own is not None and own in remotes else "origin" if "origin" in remotes else None
 
@@ -790,6 +840,10 @@ class Git:
 
     def _name(self, path: Path) -> str:
         return str(path.relative_to(self.root) if path.is_absolute() else path)
+
+
+def _stamp(found: os.stat_result) -> tuple[int, int, int]:
+    return max(found.st_mtime_ns, found.st_ctime_ns), found.st_size, found.st_ino
 
 
 def _object_path(name: str) -> str:

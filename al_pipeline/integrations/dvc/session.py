@@ -16,6 +16,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NoReturn, Self
@@ -301,16 +302,15 @@ class Dvc:
         else:
             text = path.read_text(encoding="utf-8") if path.exists() else None
         try:
-            found = yaml.safe_load(text) if text else {}
-            known = {} if record.endswith(".dvc") else found.get("stages", {})
-            stages = [found] if record.endswith(".dvc") else [known[name] for name in known if stage in (None, name)]
-            folder = Path(record).parent
-            for entry in (entry for stage in stages for entry in stage.get("outs", ())):
-                yield (folder / entry["path"]).as_posix(), entry["md5"]
+            rows = _parse_outputs(text or "", record.endswith(".dvc"))
         except (yaml.YAMLError, AttributeError, KeyError, TypeError):
             raise UnexpectedChange(
                 f"{record} is not as DVC writes it; `git checkout -- {record}` brings it back"
             ) from None
+        folder = Path(record).parent
+        for of, name, wanted in rows:
+            if stage in (None, of):
+                yield (folder / name).as_posix(), wanted
 
     def differences(self, *targets: str) -> list[Different]:
         """For data that are not as recorded: each file, with what the cache and the remote hold in its place."""
@@ -510,6 +510,17 @@ class Dvc:
 
     def _names(self, paths: Sequence[Path]) -> list[str]:
         return [str(path.relative_to(self.root) if path.is_absolute() else path) for path in paths]
+
+
+@lru_cache(maxsize=32)
+def _parse_outputs(text: str, single: bool) -> tuple[tuple[str | None, str, str], ...]:
+    """Stage, path and digest of each output in the text of a `dvc.lock`, or of a `.dvc` file (`single`).
+
+    Kept by text: a tick compares the same records before and after each of its steps.
+    """
+    found = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if text else {}
+    stages = {None: found} if single else found.get("stages", {})
+    return tuple((name, out["path"], out["md5"]) for name, stage in stages.items() for out in stage.get("outs", ()))
 
 
 def change_config(path: Path, changes: Mapping[str, Mapping[str, Any]], mode: int) -> None:
