@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ from al_pipeline.errors import ManualActionRequired, RepositoryError
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import build, publish
-from al_pipeline.operations import tick as ticking
-from al_pipeline.operations.facts import open_dvc
-from al_pipeline.operations.history import read_history
-from al_pipeline.operations.tick import Options, _Session, tick
+from al_pipeline.operations.steps import closing
+from al_pipeline.operations.steps.context import TakenSteps
+from al_pipeline.operations.tick import Options, tick
 from al_pipeline.rounds.state_machine import Facts, Step
+from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 FACTS = Facts(items=80, incoming=0, planned=1, tasks=8)
@@ -27,29 +26,28 @@ BUILDING = replace(FACTS, closed=True, built=frozenset({Step.LABEL}))
 
 
 @pytest.fixture
-def session(template: Any, tmp_path: Path) -> Iterator[_Session]:
-    workspace = copy_workspace(template, tmp_path)
-    git = Git(workspace.layout.root)
-    with open_dvc(workspace.layout) as dvc:
-        yield _Session(
-            workspace, git, dvc, SimulatedOracle, Options(), lambda: datetime.now(UTC), print,
-            read_history(workspace.layout, git),
-        )  # fmt: skip
+def layout(template: Any, tmp_path: Path) -> Layout:
+    return copy_workspace(template, tmp_path).layout
 
 
-def test_a_step_on_equal_facts_is_stopped_and_the_sentence_says_what_they_are(session: _Session) -> None:
-    session.begin(Step.PUSH, FACTS)
+@pytest.fixture
+def taken(layout: Layout) -> TakenSteps:
+    return TakenSteps(layout)
+
+
+def test_a_step_on_equal_facts_is_stopped_and_the_sentence_says_what_they_are(taken: TakenSteps) -> None:
+    taken.begin(Step.PUSH, FACTS)
     with pytest.raises(
         ManualActionRequired, match="the step `push` was taken, and all is as it was before .*planned 1, tasks 8"
     ):
-        session.begin(Step.PUSH, FACTS)
+        taken.begin(Step.PUSH, FACTS)
 
 
 @pytest.mark.parametrize("passed", [{"age_days": 0.5}, {"done": frozenset({Step.PUSH})}])
-def test_time_and_the_step_itself_are_no_new_facts(session: _Session, passed: dict[str, Any]) -> None:
-    session.begin(Step.PUSH, FACTS)
+def test_time_and_the_step_itself_are_no_new_facts(taken: TakenSteps, passed: dict[str, Any]) -> None:
+    taken.begin(Step.PUSH, FACTS)
     with pytest.raises(ManualActionRequired, match="`push`"):
-        session.begin(Step.PUSH, replace(FACTS, **passed))
+        taken.begin(Step.PUSH, replace(FACTS, **passed))
 
 
 @pytest.mark.parametrize(
@@ -69,34 +67,33 @@ def test_time_and_the_step_itself_are_no_new_facts(session: _Session, passed: di
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_a_step_on_other_facts_is_taken(session: _Session, change: dict[str, Any]) -> None:
-    session.begin(Step.PUSH, FACTS)
-    session.begin(Step.PUSH, replace(FACTS, **change))
-    session.begin(Step.PULL, FACTS)
+def test_a_step_on_other_facts_is_taken(taken: TakenSteps, change: dict[str, Any]) -> None:
+    taken.begin(Step.PUSH, FACTS)
+    taken.begin(Step.PUSH, replace(FACTS, **change))
+    taken.begin(Step.PULL, FACTS)
 
 
-def test_a_step_that_is_asked_for_again_is_taken_once_more(session: _Session) -> None:
+def test_a_step_that_is_asked_for_again_is_taken_once_more(taken: TakenSteps) -> None:
     for step in (Step.PUSH, Step.SYNC):
-        session.begin(step, FACTS)
-        session.done.add(step)
-    session.again(Step.SYNC)
-    assert session.done == {Step.PUSH}
-    session.begin(Step.SYNC, FACTS)
+        taken.begin(step, FACTS)
+        taken.done.add(step)
+    taken.again(Step.SYNC)
+    assert taken.done == {Step.PUSH}
+    taken.begin(Step.SYNC, FACTS)
     for step in (Step.PUSH, Step.SYNC):
         with pytest.raises(ManualActionRequired):
-            session.begin(step, FACTS)
+            taken.begin(step, FACTS)
 
 
-def test_a_build_of_other_inputs_starts_over_and_one_of_the_same_does_not(session: _Session) -> None:
-    layout = session.layout
+def test_a_build_of_other_inputs_starts_over_and_one_of_the_same_does_not(layout: Layout, taken: TakenSteps) -> None:
     layout.engine.write_text("{}\n")
-    session.begin(Step.TRAIN, BUILDING)
+    taken.begin(Step.TRAIN, BUILDING)
     with pytest.raises(ManualActionRequired, match="`train`"):
-        session.begin(Step.TRAIN, BUILDING)
+        taken.begin(Step.TRAIN, BUILDING)
     before = build.build_key(layout)
     layout.params.write_text(layout.params.read_text() + "# edited\n")
     assert build.build_key(layout) != before
-    session.begin(Step.TRAIN, BUILDING)
+    taken.begin(Step.TRAIN, BUILDING)
 
 
 # In a whole tick -----------------------------------------------------------------------------------------------------
@@ -119,7 +116,7 @@ def no_decision(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_close(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ticking, "close", nothing)
+    patch.setattr(closing, "close", nothing)
 
 
 BROKEN: list[tuple[Callable[[pytest.MonkeyPatch], None], str]] = [

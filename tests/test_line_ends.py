@@ -13,11 +13,11 @@ from harness import answer_all, copy_workspace, play, tools_first
 
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
-from al_pipeline.operations import checkout
-from al_pipeline.operations import tick as ticking
+from al_pipeline.operations import checkout, connect
 from al_pipeline.operations.doctor import examine
 from al_pipeline.operations.predict import predict
 from al_pipeline.operations.reproduce import reproduce
+from al_pipeline.operations.steps import label_studio
 from al_pipeline.operations.tick import tick
 from al_pipeline.workspace.workspace import open_workspace
 
@@ -50,7 +50,7 @@ def test_what_reads_rounds_reads_them_whatever_git_converts(
     workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
     root, git = workspace.layout.root, Git(workspace.layout.root)
     if not attributes:
-        monkeypatch.setattr(ticking, "bring_in_line", lambda *_: [])
+        monkeypatch.setattr(label_studio, "bring_in_line", lambda *_: [])
         git.run("rm", "--quiet", ".gitattributes")
         git.run("-c", "user.name=x", "-c", "user.email=x@x", "commit", "--quiet", "--message", "As it was")
     play(workspace, oracle, truth, 2)
@@ -66,10 +66,10 @@ def test_what_reads_rounds_reads_them_whatever_git_converts(
     assert (clone / "params.yaml").read_bytes() == text, "what reads changes nothing"
 
     # The clone takes the project over, and goes on.
-    monkeypatch.setattr(ticking, "bring_in_line", checkout.bring_in_line)
+    monkeypatch.setattr(label_studio, "bring_in_line", checkout.bring_in_line)
     second = open_workspace(clone)
     (ref,) = [number for number in oracle.projects]
-    oracle.adopt(ticking.stored_project(second.layout), second.id, second.clone_id)
+    oracle.adopt(connect.stored_project(second.layout), second.id, second.clone_id)
     answer_all(oracle, truth)
     assert ref == 1 and tick(second, lambda: oracle).published == (2,)
     assert b"\r\n" not in (clone / "params.yaml").read_bytes()

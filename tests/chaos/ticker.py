@@ -13,11 +13,13 @@ import os
 import signal
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from al_pipeline.cli import app as cli
 from al_pipeline.operations import connect, tick
+from al_pipeline.operations.steps.context import Context
+from al_pipeline.rounds.state_machine import Facts, Step
 
 
 def main() -> None:
@@ -35,9 +37,8 @@ def main() -> None:
 
 
 def arm(moment: str, step: str, time: str, deed: str) -> None:
-    """Have the step's boundary do the deed to this process."""
     """Strike at the `time`-th `step`; with `*` before each of them."""
-    take, taken = tick._take, Counter[str]()
+    taken = Counter[str]()
     number = signal.SIGKILL if deed == "die" else signal.SIGSTOP
 
     def strike(name: str) -> None:
@@ -46,18 +47,18 @@ def arm(moment: str, step: str, time: str, deed: str) -> None:
                 steps.write(f"{name}\n")
         os.kill(os.getpid(), number)
 
-    def armed(now: Any, session: Any, facts: Any) -> Any:
+    def armed(now: Step, context: Context, facts: Facts) -> None:
         name = str(now)
         taken[name] += 1
         due = step == "*" or (name == step and taken[name] == int(time))
         if due and moment == "before":
             strike(name)
-        found = take(now, session, facts)
+        whole[now](context, facts)
         if due and moment == "after":
             strike(name)
-        return found
 
-    tick._take = armed
+    whole = dict(tick.STEPS)
+    tick.STEPS.update({now: partial(armed, now) for now in whole})
 
 
 if __name__ == "__main__":

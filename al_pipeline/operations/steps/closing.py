@@ -1,0 +1,94 @@
+"""Steps that settle what a round is made of: files are taken in, and the round closes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from al_pipeline.annotation.aggregation import fold, superseded, times_asked, worth_asking
+from al_pipeline.data.ledger import read_events, read_refused, still_refused
+from al_pipeline.files import write_text
+from al_pipeline.operations.close import carry_out, close, override
+from al_pipeline.operations.facts import closing_rule, facts_at
+from al_pipeline.operations.history import read_plan, rounds_of
+from al_pipeline.operations.intervene import check_snapshot
+from al_pipeline.operations.steps.context import Context
+from al_pipeline.operations.steps.notes import remember
+from al_pipeline.records import PlannedTask
+from al_pipeline.rounds.interventions import Intervention, asked_for
+from al_pipeline.rounds.state_machine import Facts, close_reason
+
+
+def ingest_sources(context: Context, facts: Facts) -> None:
+    """Read what is new in the files of `ingest.sources`."""
+    from al_pipeline.operations import sources
+
+    added, problems = sources.ingest_sources(context.workspace, context.now().timestamp())
+    context.outcome.warnings += problems
+    context.outcome.changed |= added > 0
+
+
+def close_round(context: Context, facts: Facts) -> None:
+    """Close the open round. Interventions that wait are carried out by it, and then are why it closes."""
+    layout, planned, interventions = context.layout, facts.planned, context.history.waiting
+    reason = _reason(context, facts, interventions)
+    _put_params_back(context, interventions)
+    check_snapshot(context.workspace, context.git, context.dvc, interventions)
+    remember(layout, planned, closed_at=context.now().timestamp(), reason=reason)
+    plans = context.plans().values()
+    corrected = superseded(read_events(layout.events, layout.inbox_events))
+    asked = [item for item in asked_for(context.history.interventions, rounds_of(plans)) if item not in corrected]
+    kept = _kept(context, planned, interventions) if planned is not None and interventions else []
+    if kept:
+        context.on_progress(f"round {planned}: {len(kept)} open tasks stay in the queue")
+    upcoming = 0 if planned is None else planned + 1
+    close(layout, context.dvc, upcoming, context.take_overrides(), interventions, plans, asked, kept)
+
+
+def override_build(context: Context) -> None:
+    """Give a build that an earlier tick left the settings asked for; the batch is not selected before it is published.
+
+    A later close takes what is left of them.
+    """
+    if context.overrides and facts_at(context.workspace, context.git, context.history, context.now()).closed:
+        override(context.layout, context.take_overrides())
+
+
+def _reason(context: Context, facts: Facts, interventions: Sequence[Intervention]) -> str:
+    if facts.planned is None:
+        return "the first build"
+    said = "; ".join(intervention.sentence() for intervention in interventions)
+    return said or close_reason(facts, closing_rule(context.workspace)) or ""
+
+
+def _put_params_back(context: Context, interventions: Sequence[Intervention]) -> None:
+    """Put `params.yaml` of the snapshots that interventions go back to in place; the build reads it anew."""
+    params = context.layout.params
+    for intervention in interventions:
+        if intervention.params_from is not None and (text := context.git.show(intervention.params_from, params.name)):
+            write_text(params, text)
+    context.workspace = replace(context.workspace)
+
+
+def _kept(context: Context, planned: int, interventions: Sequence[Intervention]) -> list[PlannedTask]:
+    """The open tasks of round `planned` that the next one asks on, since nothing but `interventions` closes this one.
+
+    None where the tasks show other fields, or offer other classes, than the schema that holds now.
+    """
+    layout, params, latest = context.layout, context.workspace.params, context.history.latest
+    before = latest["params"]["schema"] if latest else {}
+    if (before.get("labels"), before.get("fields")) != (params.schema_.labels, params.schema_.fields):
+        return []
+    events = read_events(layout.events, layout.inbox_events)
+    refused = still_refused(read_refused(layout.events, layout.inbox_events), events)
+    events += carry_out(interventions, layout.events)
+    everybody = len(params.annotators) or None
+    return worth_asking(
+        read_plan(context.git, planned),
+        events,
+        fold(events, params.schema_.labels, everybody, times_asked(events)),
+        params.round.overlap,
+        everybody,
+        {str(row.get("push_key")) for row in refused},
+        {item for intervention in context.history.interventions for item in intervention.items},
+    )

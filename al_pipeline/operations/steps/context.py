@@ -1,0 +1,129 @@
+"""What the steps of one tick work with, and what they have done; nothing of it outlives the tick."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from al_pipeline.errors import ManualActionRequired
+from al_pipeline.integrations.dvc.session import Dvc
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import Oracle, ProjectRef
+from al_pipeline.operations import build
+from al_pipeline.operations.history import History, read_history, read_plans
+from al_pipeline.records import PlannedTask
+from al_pipeline.rounds.state_machine import Facts, Step
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.workspace import Workspace
+
+
+@dataclass
+class Outcome:
+    """What a tick has done, as far as its report says it."""
+
+    steps: list[tuple[Step, float]] = field(default_factory=list)
+    """The steps taken, with their seconds."""
+    published: list[int] = field(default_factory=list)
+    pulled: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    warnings: list[str] = field(default_factory=list)
+    selected: int = 0
+    """Items in a batch that this tick selected with the settings asked for."""
+    overrides_given: bool = False
+    """Whether a batch was given the settings asked for."""
+    changed: bool = False
+    """Whether a step that often only looks has changed something."""
+
+
+class TakenSteps:
+    """The steps that a tick has taken: `done` for the current round, and why each, so that none is taken for ever."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.done: set[Step] = set()
+        self._layout = layout
+        self._reasons: set[tuple[Step, Facts, str]] = set()
+
+    def begin(self, step: Step, facts: Facts) -> None:
+        """Note that `step` is taken on `facts`; raises ManualActionRequired where it was already in this tick."""
+        known = replace(facts, age_days=0.0, done=frozenset())
+        reason = (step, known, build.build_key(self._layout) if facts.closed else "")
+        if reason in self._reasons:
+            seen = ", ".join(f"{name} {value}" for name, value in _changed_facts(known).items())
+            raise ManualActionRequired(
+                f"the step `{step}` was taken, and all is as it was before ({seen}); it was stopped, since it would go "
+                "on for ever. `al doctor` looks for the reason; if it finds none, please report this sentence"
+            )
+        self._reasons.add(reason)
+
+    def again(self, *steps: Step) -> None:
+        """Let `steps` be taken once more, for another reason than before."""
+        self.done -= set(steps)
+        self._reasons = {reason for reason in self._reasons if reason[0] not in steps}
+
+
+@dataclass
+class Context:
+    """What the steps of one tick work with. `workspace` and `history` are read anew where a step changed them."""
+
+    workspace: Workspace
+    git: Git
+    dvc: Dvc
+    history: History
+    connect: Callable[[], Oracle]
+    """Opens Label Studio's client; called by a tick that needs it."""
+    now: Callable[[], datetime]
+    on_progress: Callable[[str], None]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """What the caller wants of the batch that this tick selects (`size`, `strategy`)."""
+    accept_vanished: bool = False
+    outcome: Outcome = field(default_factory=Outcome)
+    taken: TakenSteps = field(init=False)
+    _project: tuple[Oracle, ProjectRef] | None = None
+    _plans: tuple[str | None, dict[str, PlannedTask]] | None = None
+
+    def __post_init__(self) -> None:
+        self.taken = TakenSteps(self.layout)
+
+    @property
+    def layout(self) -> Layout:
+        return self.workspace.layout
+
+    @property
+    def project(self) -> tuple[Oracle, ProjectRef]:
+        """Label Studio and the workspace's project in it, once Step.CONNECT has found or made it."""
+        assert self._project is not None
+        return self._project
+
+    def connected(self, oracle: Oracle, project: ProjectRef) -> None:
+        """Note what `project` gives from now on."""
+        self._project = oracle, project
+
+    def take_overrides(self) -> dict[str, Any]:
+        """The settings asked for, once: they are for one batch."""
+        given, self.outcome.overrides_given = self.outcome.overrides_given, True
+        return {} if given else dict(self.overrides)
+
+    def plans(self) -> dict[str, PlannedTask]:
+        """Every task that was ever planned, by its push key; read once for each commit."""
+        head = self.git.head()
+        if self._plans is None or self._plans[0] != head:
+            self._plans = head, read_plans(self.git)
+        return self._plans[1]
+
+    def read_history_again(self) -> None:
+        """Have `history` hold what was just published."""
+        self.history = read_history(self.layout, self.git)
+
+
+def _changed_facts(facts: Facts) -> dict[str, Any]:
+    """What of `facts` is not as in an empty workspace, for a message."""
+    row = asdict(facts)
+    plain = asdict(Facts(items=0, incoming=0, planned=None))
+    return {
+        name: "/".join(sorted(map(str, value))) if name == "built" else value
+        for name, value in row.items()
+        if value != plain[name]
+    }

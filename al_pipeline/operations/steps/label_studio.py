@@ -1,0 +1,134 @@
+"""Steps that talk to Label Studio: connect, retire, push, pull, audit. Each may be tried again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from al_pipeline.annotation.aggregation import superseded
+from al_pipeline.data.ledger import read_events
+from al_pipeline.data.pool import columns_of, fetch
+from al_pipeline.errors import UnexpectedChange
+from al_pipeline.files import write_json
+from al_pipeline.operations.checkout import bring_in_line
+from al_pipeline.operations.connect import ensure_project, stored_project
+from al_pipeline.operations.facts import opened_at
+from al_pipeline.operations.history import read_plan
+from al_pipeline.operations.pull import pull
+from al_pipeline.operations.push import PushReport, push, retire
+from al_pipeline.operations.schema import published_labels
+from al_pipeline.operations.steps.context import Context
+from al_pipeline.operations.steps.notes import recall, remember
+from al_pipeline.records import PlannedTask, Task, shown_text
+from al_pipeline.rounds.state_machine import Facts, Step
+from al_pipeline.workspace.workspace import Workspace
+
+
+def connect(context: Context, facts: Facts) -> None:
+    """Find or make our project. A new one is committed at once: the work tree stays clean while people label."""
+    layout, workspace, outcome = context.layout, context.workspace, context.outcome
+    known = stored_project(layout)
+    version = workspace.params.schema_.version
+    oracle = context.connect()
+    project = ensure_project(
+        workspace,
+        oracle,
+        known,
+        published_labels(context.history),
+        lambda edit: outcome.warnings.append(edit.sentence(version)),
+    )
+    context.connected(oracle, project)
+    if known != project:
+        outcome.changed = True
+        write_json(layout.project, asdict(project))
+    if context.git.changed([layout.project]):
+        context.git.commit(f"Use Label Studio's project {project.project_id}", [layout.project])
+        context.taken.again(Step.SYNC)
+    if bring_in_line(layout, context.git):
+        context.taken.again(Step.SYNC)
+
+
+def retire_tasks(context: Context, facts: Facts) -> None:
+    """Take tasks that nobody need answer any more out of the queue."""
+    assert facts.planned is not None
+    oracle, project = context.project
+    plans, history, corrected = context.plans(), context.history, _corrected(context)
+    retired = retire(
+        oracle,
+        project,
+        facts.planned,
+        history.abandoned,
+        overlaps={record["round"]: record["params"]["round"]["overlap"] for record in history.rounds},
+        rounds={key: task.round for key, task in plans.items()},
+        superseded={key for key, task in plans.items() if task.item_id in corrected},
+    )
+    context.outcome.changed |= retired > 0
+
+
+def push_plan(context: Context, facts: Facts) -> None:
+    """Have Label Studio's queue hold every task of the round's plan, save those whose text was corrected since."""
+    assert facts.planned is not None
+    oracle, project = context.project
+    corrected = _corrected(context)
+    plan = [task for task in read_plan(context.git, facts.planned) if task.item_id not in corrected]
+    pushed = push(oracle, project, shown_tasks(context.workspace, plan))
+    context.outcome.changed |= pushed.sent > 0
+    numbers = {task.item_id: pushed.task_ids[task.push_key] for task in plan if task.push_key in pushed.task_ids}
+    _remember_push(context, facts.planned, pushed, {"project_uid": project.project_uid, "numbers": numbers})
+
+
+def pull_answers(context: Context, facts: Facts, *, full: bool = False) -> None:
+    """Take what people answered into the inbox; `full`: read all answers again, and find deleted tasks."""
+    workspace, outcome = context.workspace, context.outcome
+    oracle, project = context.project
+    report = pull(
+        workspace,
+        oracle,
+        project,
+        context.plans(),
+        workspace.params.schema_,
+        workspace.params.annotators,
+        context.now().isoformat(timespec="seconds"),
+        workspace.params.label_studio.max_vanished,
+        accept_vanished=context.accept_vanished,
+        full=full,
+    )
+    outcome.changed |= bool(report.events or report.refused)
+    outcome.pulled += report.events
+    outcome.refused += report.refused
+
+
+def shown_tasks(workspace: Workspace, plan: list[PlannedTask]) -> list[Task]:
+    """The planned tasks with what annotators will see of them."""
+    from al_pipeline.operations.guess import guess
+
+    layout, params = workspace.layout, workspace.params
+    items = fetch([layout.pool, layout.test], [task.item_id for task in plan])
+    if missing := [task.item_id for task in plan if task.item_id not in items]:
+        raise UnexpectedChange(f"the plan asks about items that the pool does not hold: {', '.join(missing[:3])}")
+    queried = [items[task.item_id] for task in plan if task.part == "pool"]
+    guesses = guess(workspace, queried) if params.label_studio.show_guess else {}
+    tasks = []
+    for planned in plan:
+        item = items[planned.item_id]
+        columns = {"text": item.text, **{k: str(v) for k, v in columns_of(item).items()}}
+        fields = {name: shown_text(columns.get(name, "")) for name in params.schema_.fields}
+        tasks.append(Task(planned, fields, guesses.get(planned.item_id)))
+    return tasks
+
+
+def _corrected(context: Context) -> Mapping[str, Any]:
+    """The items whose text was corrected, which nobody is asked about any more."""
+    return superseded(read_events(context.layout.events, context.layout.inbox_events))
+
+
+def _remember_push(context: Context, planned: int, pushed: PushReport, tasks: dict[str, Any]) -> None:
+    """Note Label Studio's numbers of the round's tasks, and when the round opened, as far as that is news."""
+    layout, known = context.layout, recall(context.layout, planned)
+    if known.get("tasks") != tasks:
+        remember(layout, planned, tasks=tasks)
+    if "opened_at" not in known:
+        elsewhere = pushed.present and not pushed.sent  # another clone opened it
+        now = opened_at(layout, context.git, planned) if elsewhere else context.now().timestamp()
+        remember(layout, planned, opened_at=now)

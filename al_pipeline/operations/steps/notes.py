@@ -1,0 +1,23 @@
+"""What ticks remember of a round between them: times, why it closed, Label Studio's numbers. It may be lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from al_pipeline.files import read_object, write_json
+from al_pipeline.workspace.layout import Layout
+
+
+def recall(layout: Layout, planned: int | None) -> dict[str, Any]:
+    """What is remembered of round `planned` (None: the first build); empty where nothing is."""
+    return read_object(_file(layout, planned))
+
+
+def remember(layout: Layout, planned: int | None, **values: Any) -> None:
+    """Add to what is remembered of round `planned`."""
+    write_json(_file(layout, planned), {**recall(layout, planned), **values})
+
+
+def _file(layout: Layout, planned: int | None) -> Path:
+    return layout.private / "rounds/genesis.json" if planned is None else layout.state(planned)

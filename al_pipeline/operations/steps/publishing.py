@@ -1,0 +1,121 @@
+"""Steps from a closed round to a published one: build, decide, publish, tag, sync."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from al_pipeline.annotation.aggregation import standing
+from al_pipeline.data.ledger import read_events, read_refused, still_refused
+from al_pipeline.errors import RepositoryError, UnexpectedChange
+from al_pipeline.files import read_json
+from al_pipeline.operations import build, publish
+from al_pipeline.operations.history import read_plan
+from al_pipeline.operations.steps.context import Context
+from al_pipeline.operations.steps.notes import recall
+from al_pipeline.rounds.state_machine import BUILD, Facts, Step
+from al_pipeline.workspace.layout import STAGES
+
+
+def build_step(context: Context, facts: Facts, *, step: Step) -> None:
+    """Take one step of the build."""
+    build.run_step(step, context.layout, context.workspace.params.features, context.dvc)
+
+
+def decide(context: Context, facts: Facts) -> None:
+    """Decide about the new model, and plan the next round."""
+    publish.decide_and_plan(
+        context.workspace,
+        context.git,
+        context.history,
+        facts.planned,
+        build.build_key(context.layout),
+        _round_facts(context, facts.planned),
+    )
+
+
+def publish_round(context: Context, facts: Facts) -> None:
+    """Publish what was built; where it was changed meanwhile, have the build start over, once."""
+    layout, taken = context.layout, context.taken
+    if changed := _changed_outputs(context):
+        if Step.PUBLISH in taken.done:
+            raise UnexpectedChange(f"changed again and again while the round was built: {', '.join(sorted(changed))}")
+        build.forget_built(layout)
+        (layout.genesis if facts.planned is None else layout.record(facts.planned)).unlink(missing_ok=True)
+        taken.again(*BUILD, Step.DECIDE, Step.PUBLISH)
+        taken.done.add(Step.PUBLISH)
+        context.on_progress("an output of the build is not what its record says: the build starts over")
+        return
+    publish.publish(context.workspace, context.git, context.dvc, facts.planned)
+    build.forget_built(layout)
+    layout.closing.unlink(missing_ok=True)
+    context.read_history_again()
+    taken.done -= {Step.RETIRE, Step.PUSH, Step.SYNC}
+    _count_selected(context)
+
+
+def tag(context: Context, facts: Facts) -> None:
+    """Make the tag of a round that is published without one."""
+    assert facts.untagged is not None
+    publish.tag(context.git, context.layout, facts.untagged)
+    context.outcome.published.append(facts.untagged)
+
+
+def sync(context: Context, facts: Facts) -> None:
+    """Push to the git remote. It may be out of reach: that must not keep people from labelling."""
+    outcome = context.outcome
+    try:
+        outcome.warnings += publish.sync(context.git, context.layout)
+        outcome.changed = True
+    except RepositoryError as error:
+        outcome.warnings.append(f"the git remote lacks the newest rounds; the next tick tries again: {error}")
+
+
+def _changed_outputs(context: Context) -> set[str]:
+    """Outputs of the build, and data that it reads, that are not what DVC's records say."""
+    dvc, layout = context.dvc, context.layout
+    sources = [f"{path.relative_to(layout.root)}.dvc" for path in layout.sources]
+    return {*dvc.changed(*STAGES, *sources), *dvc.unlike(), *dvc.unlike(*sources)}
+
+
+def _count_selected(context: Context) -> None:
+    """Count the items that the plan just published selects as asked for; say where the strategy had no say."""
+    record, wanted, outcome = context.history.latest, context.overrides, context.outcome
+    if not wanted or record is None or record["overrides"] != wanted:
+        return
+    plan = read_plan(context.git, context.history.planned or 0)
+    outcome.selected += sum(task.part == "pool" and task.first_round == task.round for task in plan)
+    if "strategy" in wanted and not record["counts"]["labelled"]:
+        outcome.warnings.append(
+            f"the batch was drawn without a model, not by {wanted['strategy']}: there are no labels yet"
+        )
+
+
+def _round_facts(context: Context, planned: int | None) -> dict[str, Any]:
+    """What the record of a round says beside the results: times, answers, why it closed."""
+    layout, remembered = context.layout, recall(context.layout, planned)
+    facts = {
+        "opened_at": remembered.get("opened_at"),
+        "closed_at": remembered.get("closed_at"),
+        "reason": remembered.get("reason"),
+        "seconds": build.build_seconds(layout),
+        "project": read_json(layout.project) or None,
+        "interventions": [intervention.to_row() for intervention in context.history.waiting],
+    }
+    return facts if planned is None else {**facts, "answers": _answers(context, planned)}
+
+
+def _answers(context: Context, planned: int) -> dict[str, Any]:
+    """What came of the tasks of round `planned`, in numbers."""
+    layout, params = context.layout, context.workspace.params
+    events, tasks = read_events(layout.events), read_plan(context.git, planned)
+    found = Counter(standing(tasks, events, params.round.overlap, len(params.annotators) or None).values())
+    refused = still_refused(read_refused(layout.events), events)
+    return {
+        "tasks": len(tasks),
+        "answered": found["answered"],
+        "given_up": found["given_up"],
+        "unanswered": found["open"],
+        "kept": len(publish.kept_tasks(layout, context.git, planned + 1)),
+        "refused": dict(Counter(str(row["reason"]) for row in refused if row.get("round") == planned)),
+    }
