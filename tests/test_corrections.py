@@ -20,11 +20,13 @@ from al_pipeline.data.ledger import read_events
 from al_pipeline.errors import BadInput, UsageError
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
-from al_pipeline.operations import ingest as module
 from al_pipeline.operations.ask import ask
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_plan
-from al_pipeline.operations.ingest import finish_ingest, ingest, redraw_test
+from al_pipeline.operations.ingest import ingest
+from al_pipeline.operations.ingestion import intake, staging
+from al_pipeline.operations.ingestion.draw import redraw_test
+from al_pipeline.operations.ingestion.staging import finish_ingest
 from al_pipeline.operations.intervene import rollback, undo
 from al_pipeline.operations.log import log
 from al_pipeline.operations.reproduce import reproduce
@@ -54,7 +56,7 @@ def test_a_text_that_grew_takes_the_place_of_the_old_one(workspace):
     file = give(workspace, a="only the beginning", b="whole", c="new")
     report = ingest(workspace, [file])
     assert (report.added, report.duplicates, report.corrected) == (1, 1, 0)
-    assert report.rejected == {module.ANOTHER_TEXT: 1}
+    assert report.rejected == {intake.ANOTHER_TEXT: 1}
     assert any("the same command with --corrections" in line for line in report.lines())
     report = ingest(workspace, [file], corrections=True)
     assert (report.rows, report.added, report.duplicates, report.corrected) == (3, 0, 2, 1)
@@ -101,16 +103,16 @@ def test_what_cannot_be_a_correction_is_told_and_loses_nothing(workspace):
     root = workspace.layout.root
     ingest(workspace, [give(workspace, a="one", b="two", **{"l" * 199: "long"})])
     swapped = ingest(workspace, [give(workspace, a="two", b="one")], corrections=True)
-    assert swapped.rejected == {module.ANOTHERS_TEXT: 2}
+    assert swapped.rejected == {intake.ANOTHERS_TEXT: 2}
     assert [row["detail"] for row in rejects(swapped)] == ["as item b", "as item a"]
     twice = write(root / "t.csv", "id,text", "a,three", "a,four", "n,five", "n,six", "a,three")
     for _ in range(2):
-        assert ingest(workspace, [twice], corrections=True).rejected == {module.TWO_TEXTS: 2}
+        assert ingest(workspace, [twice], corrections=True).rejected == {intake.TWO_TEXTS: 2}
         assert sorted(candidates(workspace).values()) == ["five", "long", "three", "two"]
     stays = write(root / "t.csv", "id,text", "b,two", "b,other")
-    assert ingest(workspace, [stays], corrections=True).rejected == {module.TWO_TEXTS: 1}
+    assert ingest(workspace, [stays], corrections=True).rejected == {intake.TWO_TEXTS: 1}
     other = ingest(workspace, [give(workspace, z="one")])
-    assert other.rejected == {module.CORRECTED_TEXT: 1}
+    assert other.rejected == {intake.CORRECTED_TEXT: 1}
     assert ingest(workspace, [give(workspace, **{"l" * 199: "longer"})], corrections=True).rejected.total() == 1
     nameless = ingest(workspace, [write(root / "t.csv", "text", "seven", "one")], corrections=True)
     assert (nameless.added, nameless.duplicates) == (1, 1)
@@ -155,7 +157,7 @@ def test_killed_at_any_move_a_correction_is_whole_or_not_there(tmp_path, monkeyp
     class Killed(BaseException):
         pass
 
-    real = getattr(module, names[moment])
+    real = getattr(staging, names[moment])
 
     def kill(*args, **kwargs):
         in_inbox = (
@@ -172,7 +174,7 @@ def test_killed_at_any_move_a_correction_is_whole_or_not_there(tmp_path, monkeyp
         return real(*args, **kwargs)
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(module, names[moment], kill)
+        patched.setattr(staging, names[moment], kill)
         ingest(space, [file], corrections=True)
     finish_ingest(space.layout)
     if names[moment] == "write_json":

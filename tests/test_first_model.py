@@ -16,9 +16,11 @@ from al_pipeline.errors import BadInput, NothingToDo
 from al_pipeline.files import read_json
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
-from al_pipeline.operations import ingest as ingest_module
 from al_pipeline.operations.history import read_history, read_plan, read_plans
-from al_pipeline.operations.ingest import before_first_model, finish_ingest, ingest, redraw_test
+from al_pipeline.operations.ingest import before_first_model, ingest
+from al_pipeline.operations.ingestion import staging
+from al_pipeline.operations.ingestion.draw import redraw_test
+from al_pipeline.operations.ingestion.staging import finish_ingest
 from al_pipeline.operations.init import init
 from al_pipeline.operations.predict import predict
 from al_pipeline.operations.publish import interleaved
@@ -109,7 +111,7 @@ def test_a_test_set_of_the_first_file_alone_is_drawn_again_from_all(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(ingest_module, "_carry_out", killed)
+        patched.setattr(staging, "_carry_out", killed)
         with pytest.raises(KeyboardInterrupt):
             redraw_test(workspace)
     assert finish_ingest(layout)

@@ -29,7 +29,11 @@ from al_pipeline.data.pool import iter_items
 from al_pipeline.errors import AlError, BadInput, UnusableFile
 from al_pipeline.files import read_jsonl
 from al_pipeline.operations import ingest as module
-from al_pipeline.operations.ingest import IngestReport, finish_ingest, ingest
+from al_pipeline.operations.ingest import ingest
+from al_pipeline.operations.ingestion import intake
+from al_pipeline.operations.ingestion import rejects as rejecting
+from al_pipeline.operations.ingestion.report import IngestReport
+from al_pipeline.operations.ingestion.staging import finish_ingest
 from al_pipeline.records import Event, Item, content_hash
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 
@@ -381,7 +385,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
 
     for name in ("replace", "rename", "unlink", "mkdir", "chmod"):
         guard(Path, name)
-    guard(module.shutil, "rmtree")
+    guard(shutil, "rmtree")
     guard(files.os, "fsync")
 
 
@@ -572,7 +576,7 @@ def test_the_rejects_say_whether_they_count_lines_or_rows(workspace, tmp_path):
 
 
 def test_rejects_are_bounded(workspace, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_MOST_REJECTS", 3)
+    monkeypatch.setattr(rejecting, "_MOST", 3)
     report = ingest(workspace, [write(tmp_path / "a.csv", "id,text", *["x"] * 10)])
     assert report.rejected == {"wrong number of fields": 10}
     assert len(rejects(report)) == 3
@@ -617,7 +621,7 @@ def test_texts_that_were_cut_off_are_told_from_others_that_differ(workspace, tmp
     )  # fmt: skip
     before = snapshot(workspace)
     report = ingest(workspace, [again])
-    assert report.rejected == {module.ANOTHER_TEXT: 5}
+    assert report.rejected == {intake.ANOTHER_TEXT: 5}
     assert report.notes == (
         "3 texts of known ids only go on where the one in the pool ends, which was cut off: was its file read while it "
         "was copied?",

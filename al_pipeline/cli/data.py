@@ -16,7 +16,7 @@ from al_pipeline.cli.output import echo, escape, print_json, progress_bar, warn,
 from al_pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from al_pipeline.operations.ingest import IngestReport
+    from al_pipeline.operations.ingestion.report import IngestReport
 
 Files = Annotated[
     list[Path] | None,
@@ -53,8 +53,9 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Add items to the pool. Known items are not added twice; bad rows go to a rejects file."""
-    from al_pipeline.operations.ingest import before_first_model, redraw_test
+    from al_pipeline.operations.ingest import before_first_model
     from al_pipeline.operations.ingest import ingest as ingest_files
+    from al_pipeline.operations.ingestion.draw import redraw_test
     from al_pipeline.workspace.lock import locked
 
     if not files and not redraw:

@@ -24,7 +24,11 @@ from al_pipeline.data.inputs import Source, Stamp, check_encoding, digest_of, is
 from al_pipeline.data.pool import count_items
 from al_pipeline.errors import BadInput, NothingToDo, UnusableFile, UsageError
 from al_pipeline.files import json_line, read_object, write_text
-from al_pipeline.operations.ingest import ANOTHER_TEXT, IngestReport, finish_ingest, ingest, redraw_test
+from al_pipeline.operations.ingest import ingest
+from al_pipeline.operations.ingestion.draw import redraw_test
+from al_pipeline.operations.ingestion.intake import ANOTHER_TEXT
+from al_pipeline.operations.ingestion.report import IngestReport
+from al_pipeline.operations.ingestion.staging import finish_ingest
 from al_pipeline.params import Ingest, Params, stays_below
 from al_pipeline.sanitize import counted
 from al_pipeline.workspace.layout import Layout

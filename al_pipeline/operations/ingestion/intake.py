@@ -1,0 +1,263 @@
+"""Rows become items: each is checked, and compared by id and content with what is known."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from typing import Any
+
+from al_pipeline.annotation.aggregation import IMPORT_ROUND
+from al_pipeline.data.catalog import ID_CHARACTERS, Catalog, item_id_from, storable, text_from
+from al_pipeline.data.ledger import read_events
+from al_pipeline.data.pool import read_ids
+from al_pipeline.data.tables import BadRow, Row, excerpt
+from al_pipeline.operations.ingestion.corrections import CORRECTION, PastCorrections
+from al_pipeline.operations.ingestion.labels import IMPORT_ANNOTATOR, ImportedLabels
+from al_pipeline.operations.ingestion.rejects import Refused
+from al_pipeline.records import Event, Item, Part, content_hash, event_digest
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.workspace import Workspace
+
+METADATA_CHARACTERS = 1_000_000
+ANOTHER_TEXT = "the id belongs to another text"
+"""Why a row is rejected whose id is known with a text that is not this one."""
+TWO_TEXTS = "the id has another text in an earlier row"
+"""Why a row of corrections is rejected: which of the two is right cannot be known."""
+ANOTHERS_TEXT = "the corrected text is there already, under another id"
+CORRECTED_TEXT = "the text is there, but was corrected under another id"
+MOST_COMPARED = 1000
+"""Texts under a known id that are kept for a comparison with the known one."""
+_LONGEST_COMPARED = 20_000
+"""Characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Which columns hold text, id and label; None: `id` where there is one, and no labels."""
+
+    text: str
+    id: str | None
+    label: str | None
+
+    @property
+    def required(self) -> list[str]:
+        """Those that every file must have."""
+        return [name for name in (self.text, self.id, self.label) if name is not None]
+
+
+@dataclass(slots=True)
+class Intake:
+    """Decides row by row, remembering what is known; touches no file but to read what is known at the beginning."""
+
+    workspace: Workspace
+    columns: Columns
+    part: Part
+    corrections: bool = False
+    rows: int = 0
+    duplicates: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    labels_rejected: Counter[str] = field(default_factory=Counter)
+    known: Catalog = field(init=False)
+    first_new: int = field(init=False)
+    """Items with a smaller number were known before."""
+    had_test: bool = field(init=False)
+    other_texts: dict[str, str] = field(default_factory=dict)
+    """Texts that came under a known id with another text, the first MOST_COMPARED of them, by id."""
+    corrected: dict[str, int] = field(default_factory=dict)
+    """The user's ids that these files give another text, each with the number of the item that has it."""
+    new_corrections: int = 0
+    """Items that are new because of that."""
+    had_id: bool = False
+    """Whether any row had an id."""
+    _files: list[str] = field(default_factory=list)
+    _labels: ImportedLabels = field(init=False)
+    _past: PastCorrections = field(init=False)
+    _given: bytearray = field(init=False)
+    """For each item that was known before: whether these files gave its id a text."""
+
+    def __post_init__(self) -> None:
+        layout = self.workspace.layout
+        self.known = _known_items(layout)
+        self.first_new = len(self.known)
+        self.had_test = self.known.test_items > 0
+        self._labels = ImportedLabels(self.workspace.params.schema_)
+        self._labels.add_items(self.first_new)
+        self._past = PastCorrections(read_events(layout.events, layout.inbox_events))
+        self._given = bytearray(self.first_new)
+
+    def open_file(self, name: str) -> None:
+        """The rows that follow are of this file."""
+        self._files.append(excerpt(name))
+
+    def take(self, row: Row | BadRow) -> tuple[Item | None, Refused | None]:
+        """The new item that `row` brings, if any, and what is refused of it, if anything."""
+        self.rows += 1
+        try:
+            if isinstance(row, BadRow):
+                raise Refused(row.reason, row.detail)
+            corrected = len(self.corrected)
+            number, item = self._item(row.values)
+        except Refused as refused:
+            self.rejected[refused.reason] += 1
+            return None, refused
+        if item is None and len(self.corrected) == corrected:
+            self.duplicates += 1
+        try:
+            if self.columns.label is not None:
+                self._labels.add(number, row.values.get(self.columns.label), len(self._files) - 1)
+        except Refused as refused:
+            self.labels_rejected[refused.reason] += 1
+            return item, refused
+        return item, None
+
+    def events(self) -> Iterator[Event]:
+        """An event for each correction, and for each label that says something new, in the order of the items."""
+        yield from self._correction_events()
+        if self.columns.label is not None:
+            layout = self.workspace.layout
+            events = read_events(layout.events, layout.inbox_events)
+            latest = {event.annotation_key: event for event in events if event.type == "import"}
+            yield from self._labels.events(self.known, latest, self._files)
+
+    def _item(self, values: Mapping[str, Any]) -> tuple[int, Item | None]:
+        """The number of the item that a row speaks of, and the item where it is new. Raises Refused."""
+        text = self._text(values)
+        content = content_hash(text)
+        digest = bytes.fromhex(content)
+        number = self.known.find_content(digest)
+        if number is not None:
+            if self.part == "test" and self.known.part(number) == "pool":
+                raise Refused("the same text is in the pool", f"as item {self.known.item_id(number)}")
+            if not self.corrections and self.known.item_id(number) not in self._past.superseded:
+                return number, None
+        id_column = self.columns.id or "id"
+        try:
+            item_id = item_id_from(values.get(id_column), content)
+        except ValueError as error:
+            if number is not None:
+                return number, None
+            raise Refused(str(error)) from None
+        has_id = item_id != item_id_from(None, content)
+        self.had_id |= has_id
+        metadata_of = partial(_metadata, values, {self.columns.text, id_column, self.columns.label})
+        if self.corrections and has_id and (old := self.known.find_id(self._past.root(item_id))) is not None:
+            return self._correct(old, number, digest, text, metadata_of)
+        if number is not None:
+            self._refuse_corrected(number, item_id, has_id)
+            return number, None
+        self._refuse_another_text(item_id, text)
+        return self._new(item_id, digest, text, metadata_of(), self.part)
+
+    def _text(self, values: Mapping[str, Any]) -> str:
+        try:
+            return text_from(values.get(self.columns.text), self.workspace.params.ingest.max_characters)
+        except ValueError as error:
+            raise Refused(*error.args) from None
+
+    def _refuse_corrected(self, number: int, item_id: str, has_id: bool) -> None:
+        """Raise Refused where a known text was corrected under another id than the row's."""
+        known_as = self.known.item_id(number)
+        if has_id and known_as in self._past.superseded and self._past.root(item_id) != self._past.root(known_as):
+            raise Refused(CORRECTED_TEXT, f"as item {known_as}")
+
+    def _refuse_another_text(self, item_id: str, text: str) -> None:
+        """Raise Refused where an id is known, with another text than the row's."""
+        if self.known.find_id(item_id) is not None:
+            if len(self.other_texts) < MOST_COMPARED and len(text) <= _LONGEST_COMPARED:
+                self.other_texts.setdefault(item_id, text)
+            raise Refused(ANOTHER_TEXT, item_id)
+
+    def _new(self, item_id: str, digest: bytes, text: str, metadata: str, part: Part) -> tuple[int, Item]:
+        number = self.known.add(item_id, digest, part)
+        self._labels.add_items(1)
+        return number, Item(item_id, digest.hex(), text, metadata)
+
+    def _correct(
+        self, old: int, number: int | None, digest: bytes, text: str, metadata: Callable[[], str]
+    ) -> tuple[int, Item | None]:
+        """Give the id of item `old` a text, which item `number` has; that item, and whether it is new.
+
+        These files may give an id one text, so that the same files again change nothing.
+        """
+        root = self.known.item_id(old)
+        if number == self._now(root, old):
+            if old < self.first_new:
+                self._given[old] = 1
+            return number, None
+        if old >= self.first_new or self._given[old]:
+            raise Refused(TWO_TEXTS, root)
+        family = self._past.families.get(root, {root: None})
+        if number is not None and self.known.item_id(number) not in family:
+            raise Refused(ANOTHERS_TEXT, f"as item {self.known.item_id(number)}")
+        item = None
+        if number is None:
+            item_id = next(name for n in count(2) if self.known.find_id(name := f"{root}~{n}") is None)
+            if len(item_id) > ID_CHARACTERS:
+                raise Refused(
+                    f"the id is too long for a correction: {item_id!r} has more than {ID_CHARACTERS} characters"
+                )
+            number, item = self._new(item_id, digest, text, metadata(), self.known.part(old))
+            self.new_corrections += 1
+        self._given[old] = 1
+        self.corrected[root] = number
+        return number, item
+
+    def _now(self, root: str, old: int) -> int:
+        """The number of the item that has the text of an id."""
+        if root in self.corrected:
+            return self.corrected[root]
+        known = self.known.find_id(self._past.now.get(root, root))
+        return old if known is None else known
+
+    def _correction_events(self) -> Iterator[Event]:
+        for root, number in self.corrected.items():
+            item_id, content = self.known.item_id(number), self.known.digest(number).hex()
+            family = {**self._past.families.get(root, {root: None}), item_id: None}
+            previous = self._past.last.get(root)
+            yield Event(
+                event_id=event_digest("correct", root, content, previous),
+                type="correct",
+                item_id=item_id,
+                content_hash=content,
+                part=self.known.part(number),
+                round=IMPORT_ROUND,
+                annotation_key=f"{CORRECTION}{root}",
+                annotator=IMPORT_ANNOTATOR,
+                reason=f"the text of {root} was corrected",
+                targets=tuple(name for name in family if name != item_id),
+                previous=previous,
+                origin=self._files[-1],
+            )
+
+
+def _known_items(layout: Layout) -> Catalog:
+    """The items of pool and test set and of their inboxes."""
+    known = Catalog()
+    parts: tuple[tuple[Part, tuple[Any, Any]], ...] = (
+        ("pool", (layout.pool, layout.inbox_pool)),
+        ("test", (layout.test, layout.inbox_test)),
+    )
+    for part, folders in parts:
+        keys = read_ids(folders)
+        for item_id, digest in zip(keys.ids(), keys.content_hashes, strict=True):
+            if known.find_content(digest.tobytes()) is None:
+                known.add(item_id, digest.tobytes(), part)
+    return known
+
+
+def _metadata(values: Mapping[str, Any], apart: set[str | None]) -> str:
+    """The columns that are not `apart`, as JSON. Raises Refused where that cannot be kept."""
+    others = {name: value for name, value in values.items() if name not in apart}
+    try:
+        metadata = json.dumps(others, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (ValueError, RecursionError) as error:
+        raise Refused("the other columns cannot be kept as JSON", excerpt(str(error))) from None
+    if len(metadata) > METADATA_CHARACTERS:
+        raise Refused(f"the other columns hold more than {METADATA_CHARACTERS:,} characters", f"{len(metadata):,}")
+    if not storable(metadata):
+        raise Refused("the other columns hold half a surrogate pair, which UTF-8 cannot store")
+    return metadata

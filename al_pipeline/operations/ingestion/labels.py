@@ -1,0 +1,86 @@
+"""Labels that files bring: one for each item, or none where they contradict each other."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping
+
+from al_pipeline.annotation.aggregation import IMPORT_ROUND
+from al_pipeline.data.catalog import Catalog, label_from
+from al_pipeline.data.tables import excerpt
+from al_pipeline.operations.ingestion.rejects import Refused
+from al_pipeline.params import Schema
+from al_pipeline.records import Event, event_digest
+
+IMPORT_ANNOTATOR = "import"
+
+_NO_LABEL = 0
+_CONTRADICTION = 0xFFFF
+
+
+class ImportedLabels:
+    """The labels that the files of one ingest name, by the numbers of their items in the catalog."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._schema = schema
+        self._labels = array("H")
+        """For each item its label's place in the schema from 1, _NO_LABEL, or _CONTRADICTION."""
+        self._files = array("L")
+        """For each item which file named its label."""
+
+    def add_items(self, count: int) -> None:
+        """Make room for `count` more items, without labels."""
+        self._labels.extend([_NO_LABEL] * count)
+        self._files.extend([0] * count)
+
+    def add(self, number: int, cell: object, file: int) -> None:
+        """Note the label in `cell` for item `number`; an empty cell names none.
+
+        Raises Refused for one that is not in the schema, or that contradicts an earlier row.
+        """
+        labels = self._schema.labels
+        try:
+            label = label_from(cell)
+        except ValueError:
+            label = ""
+        if label is None:
+            return
+        if label not in labels:
+            raise Refused("the label is not one of schema.labels in params.yaml", excerpt(cell)[:80])
+        place = 1 + labels.index(label)
+        before = self._labels[number]
+        if before not in (_NO_LABEL, place):
+            self._labels[number] = _CONTRADICTION
+            raise Refused("the same text has another label in an earlier row; neither is taken", label)
+        self._labels[number] = place
+        self._files[number] = file
+
+    def events(self, known: Catalog, latest: Mapping[str, Event], files: list[str]) -> Iterator[Event]:
+        """An event for each label that says something new, in the order of the items.
+
+        `latest` are the newest imports by annotation key; `files` the names of the files.
+        """
+        for number, place in enumerate(self._labels):
+            if place in (_NO_LABEL, _CONTRADICTION):
+                continue
+            label, content = self._schema.labels[place - 1], known.digest(number).hex()
+            key = f"{IMPORT_ANNOTATOR}:{content}"
+            before = latest.get(key)
+            if before is not None and before.label == label:
+                continue
+            # The event before is part of what this one says, so that a label can change back.
+            previous = None if before is None else before.event_id
+            yield Event(
+                event_id=event_digest("import", content, label, previous),
+                type="import",
+                item_id=known.item_id(number),
+                content_hash=content,
+                part=known.part(number),
+                round=IMPORT_ROUND,
+                annotation_key=key,
+                annotator=IMPORT_ANNOTATOR,
+                label=label,
+                schema_version=self._schema.version,
+                previous=previous,
+                origin=files[self._files[number]],
+            )

@@ -1,0 +1,35 @@
+"""What a person is told of texts that came under a known id."""
+
+from __future__ import annotations
+
+from al_pipeline.data.pool import fetch
+from al_pipeline.operations.ingestion.intake import ANOTHER_TEXT, MOST_COMPARED, Intake
+
+
+def about_cut_off(taken: Intake) -> list[str]:
+    """Say how many texts under a known id only go on where the known one ends: that one was read from half a file."""
+    layout = taken.workspace.layout
+    folders = [layout.pool, layout.test, layout.inbox_pool, layout.inbox_test]
+    known = fetch(folders, taken.other_texts) if taken.other_texts else {}
+    ends = {item_id: item.text.rstrip() for item_id, item in known.items()}
+    cut = sum(taken.other_texts[item_id].startswith(text) for item_id, text in ends.items())
+    if not cut:
+        return []
+    these = "1 text of a known id only goes on" if cut == 1 else f"{cut:,} texts of known ids only go on"
+    least = "at least " if len(taken.other_texts) == MOST_COMPARED else ""
+    return [f"{least}{these} where the one in the pool ends, which was cut off: was its file read while it was copied?"]
+
+
+def about_corrections(taken: Intake) -> list[str]:
+    """Say how texts that came under a known id can be taken, or why none was."""
+    if taken.corrections:
+        if taken.had_id or not taken.rows:
+            return []
+        return [
+            "no row has an id, so that nothing could be corrected; --id-column names the column that holds your ids"
+        ]
+    waiting = taken.rejected[ANOTHER_TEXT]
+    if not waiting or taken.part == "test":
+        return []
+    texts = "1 text differs" if waiting == 1 else f"{waiting:,} texts differ"
+    return [f"{texts} from what is known under the id; the same command with --corrections takes the new for the old"]

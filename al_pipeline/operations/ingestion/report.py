@@ -1,0 +1,77 @@
+"""What became of the rows of an ingest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class IngestReport:
+    """What became of the rows of one ingest: rows = added + test_added + corrected + duplicates + rejected."""
+
+    rows: int
+    added: int
+    """New items of the pool."""
+    test_added: int
+    """New items of the test set, given or drawn."""
+    drawn: bool
+    """Whether the test set was drawn at random just now."""
+    duplicates: int
+    """Rows whose content was there already; the first one stays, with its id."""
+    rejected: Mapping[str, int]
+    """Rows that were not taken, by reason."""
+    labels: int
+    """Labels that are new, or differ from what was imported before."""
+    labels_rejected: Mapping[str, int]
+    """Labels that were not taken, by reason, though their items were."""
+    rejects_file: Path | None
+    """One JSON object for each of them: file, line (CSV, JSONL) or row (Parquet, XLSX), reason, detail, its begin."""
+    corrected: int = 0
+    """Ids that have another text now, in the pool or in the test set."""
+    notes: tuple[str, ...] = ()
+    """What a person should know besides."""
+    about_corrections: tuple[str, ...] = ()
+    """Those of them that speak of corrections."""
+    about_test: tuple[str, ...] = ()
+    """Those of them that speak of the test set, and not of a file."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as a JSON object."""
+        return {
+            "rows": self.rows,
+            "added": self.added,
+            "test_added": self.test_added,
+            "test_drawn": self.drawn,
+            "corrected": self.corrected,
+            "duplicates": self.duplicates,
+            "rejected": dict(self.rejected),
+            "labels": self.labels,
+            "labels_rejected": dict(self.labels_rejected),
+            "rejects_file": None if self.rejects_file is None else str(self.rejects_file),
+            "notes": list(self.notes),
+        }
+
+    def lines(self) -> list[str]:
+        """The report in words, a line each."""
+        test = "drawn at random as the test set" if self.drawn else "new in the test set"
+        said = [
+            f"{self.rows:,} rows: {self.added:,} new in the pool, {self.test_added:,} {test}, "
+            f"{self.duplicates:,} there already, {sum(self.rejected.values()):,} rejected"
+        ]
+        if self.corrected:
+            texts = "1 text was" if self.corrected == 1 else f"{self.corrected:,} texts were"
+            said.append(f"{texts} corrected; the old ones, with their labels, count no more from the next round on")
+        if self.labels:
+            said.append(f"{self.labels:,} labels imported; they count from the next round on")
+        said += [f"rejected, {count:,}: {reason}" for reason, count in _by_count(self.rejected)]
+        said += [f"label not taken, {count:,}: {reason}" for reason, count in _by_count(self.labels_rejected)]
+        if self.rejects_file is not None:
+            said.append(f"each of them, with its reason: {self.rejects_file}")
+        return [*said, *self.notes]
+
+
+def _by_count(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
