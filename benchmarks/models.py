@@ -32,6 +32,7 @@ from scipy.sparse import issparse
 from threadpoolctl import threadpool_limits
 
 from al_pipeline.evaluation.metrics import evaluate
+from al_pipeline.evaluation.savings import mean_interval
 from al_pipeline.features.tfidf import lsa_components
 from al_pipeline.files import read_json, write_json, write_jsonl
 from al_pipeline.models.linear import FULL_TFIDF, STRENGTH, FeatureMatrix, fit_head, softmax, stratified_folds
@@ -779,15 +780,13 @@ def table(folder: Path) -> dict[str, Any]:
 
 def summarize(by_corpus: Mapping[str, Mapping[int, Sequence[float]]], lower_is_better: bool) -> dict[str, Any]:
     """Means over the sets of each corpus, then over corpora; Student's interval over corpora; the worst corpus."""
-    from scipy.special import stdtrit
-
     sign = -1.0 if lower_is_better else 1.0
     means = {name: float(np.mean([v for values in own.values() for v in values])) for name, own in by_corpus.items()}
     values = np.array(list(means.values()))
     row: dict[str, Any] = {"mean": rounded(values.mean())}
     if len(values) > 1:
-        half = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / math.sqrt(len(values))
-        row["interval"] = [rounded(values.mean() - half), rounded(values.mean() + half)]
+        found = mean_interval(values, 0.95)
+        row["interval"] = [rounded(found.low), rounded(found.high)]
     worst = min(means, key=lambda name: sign * means[name])
     row |= {"worst": [worst, rounded(means[worst])], "better_on": int((sign * values > 0).sum())}
     budgets = sorted({n for own in by_corpus.values() for n in own})

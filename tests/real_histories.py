@@ -157,7 +157,7 @@ class RealWorld(World):
     def check_published(self) -> None:
         """The build's labels are what the reference had when the round closed, and what is asked next is not known."""
         record = read_history(self.layout, self.git).rounds[-1]
-        expected = self.outcomes[record["round"]]
+        expected = self.outcomes[record.round]
         rows = [*read_labeled(self.layout.labeled), *read_labeled(self.layout.test_labels)]
         unresolved = read_unresolved(self.layout.unresolved)
         found = Outcome(
@@ -166,11 +166,11 @@ class RealWorld(World):
             frozenset(row.item_id for row in unresolved if row.kind == "ignored"),
         )
         assert found == expected
-        made = record["interventions"]
-        if len(made) == 1 and made[0]["kind"] == "rollback":
-            then = read_json(self.layout.record(made[0]["to"]))["hashes"]
-            assert {name: record["hashes"][name] for name in FOLDED} == {name: then[name] for name in FOLDED}
-        asked = [task.item_id for task in read_plan(self.git, record["round"] + 1)]
+        made = record.interventions
+        if len(made) == 1 and made[0].kind == "rollback":
+            then = read_json(self.layout.record(made[0].to or 0))["hashes"]
+            assert {name: record.hashes[name] for name in FOLDED} == {name: then[name] for name in FOLDED}
+        asked = [task.item_id for task in read_plan(self.git, record.round + 1)]
         assert len(asked) == len(set(asked))
         assert not {*asked} & (expected.labels.keys() | expected.ignored)
 

@@ -175,7 +175,7 @@ def test_an_item_that_nobody_knows_is_said(story: Story) -> None:
 @pytest.mark.slow
 def test_labels_that_are_not_the_recorded_ones_are_not_shown(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = read_history(story.workspace.layout, Git(story.workspace.layout.root))
-    record = {**whole.rounds[0], "hashes": {**whole.rounds[0]["hashes"], "labeled": "0" * 64}}
+    record = whole.rounds[0].model_copy(update={"hashes": {**whole.rounds[0].hashes, "labeled": "0" * 64}})
     with (
         pytest.raises(RepositoryError, match="labeled.parquet of round-0000 is not what its record says"),
         snapshots_module.snapshots(story.workspace) as labels,

@@ -68,7 +68,7 @@ def test_metrics_of_two_rounds_are_compared(played: Played, dvc: Callable[..., s
     found = json.loads(dvc("metrics", "diff", "round-0000", "round-0001", "--all", "--json"))
     history = read_history(played[0].layout, Git(played[0].layout.root))
     figure = found["rounds/metrics.json"]["macro_f1.value"]
-    assert [figure["old"], figure["new"]] == [one["metrics"]["macro_f1"]["value"] for one in history.rounds]
+    assert [figure["old"], figure["new"]] == [one.metrics.macro_f1.value for one in history.rounds]
 
 
 def test_the_model_of_a_round_is_an_artifact(played: Played, dvc: Callable[..., str], tmp_path: Path) -> None:

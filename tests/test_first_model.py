@@ -147,7 +147,7 @@ def test_labels_of_the_user_are_a_model_before_anybody_answers(tmp_path: Path) -
         tick(workspace, lambda: oracle)
     git, layout = Git(workspace.layout.root), workspace.layout
     history = read_history(layout, git)
-    assert (history.promoted, history.planned, [r["round"] for r in history.rounds]) == ("round-0000", 1, [0])
+    assert (history.promoted, history.planned, [r.round for r in history.rounds]) == ("round-0000", 1, [0])
     record = read_json(layout.record(0))
     assert record["reason"] == "48 labels were brought along" and record["counts"]["labelled"] == 48
     assert record["answers"]["tasks"] == 0 and record["metrics"]["items"] == 12

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from al_pipeline.evaluation.metrics import Metrics, evaluate, interval, resamples
+from al_pipeline.evaluation.figures import Metrics
+from al_pipeline.evaluation.metrics import evaluate, interval, resamples
 
 NAMES = tuple("abcdefghijklmnopqrstuvwxyz")
 
@@ -46,7 +47,7 @@ def test_figures_agree_with_scikit_learn(n: int, classes: int, seed: int, rounde
     precision, recall, f1, support = reference.precision_recall_fscore_support(
         truth, predicted, labels=range(classes), zero_division=np.nan
     )
-    for c, one in enumerate(found.per_class):
+    for c, one in enumerate(found.per_class.values()):
         assert (one.support, one.predicted) == (support[c], (predicted == c).sum())
         assert one.precision.value == (None if np.isnan(precision[c]) else pytest.approx(precision[c]))
         assert one.recall.value == (None if np.isnan(recall[c]) else pytest.approx(recall[c]))
@@ -107,7 +108,7 @@ def test_empty_test_set_has_reasons_and_no_figures() -> None:
 def test_one_class_test_set(only: int) -> None:
     proba, _ = sample(30, 2)
     found = measure(proba, np.full(30, only), bootstrap=200)
-    other = found.per_class[1 - only]
+    other = found.per_class[NAMES[1 - only]]
     assert found.accuracy.value is not None and found.accuracy.low is not None
     assert found.averaged == (NAMES[only],)
     assert found.average_precision.reason == "needs test items of the class and of another one"
@@ -117,8 +118,8 @@ def test_one_class_test_set(only: int) -> None:
 
 def test_class_never_predicted_has_no_precision() -> None:
     found = measure(np.tile([0.9, 0.1], (4, 1)), np.array([0, 0, 1, 1]), bootstrap=100)
-    assert found.per_class[1].precision.reason == "no item was predicted as b"
-    assert (found.per_class[1].recall.value, found.per_class[1].f1.value) == (0.0, 0.0)
+    assert found.per_class["b"].precision.reason == "no item was predicted as b"
+    assert (found.per_class["b"].recall.value, found.per_class["b"].f1.value) == (0.0, 0.0)
 
 
 @given(n=st.integers(0, 6), classes=st.integers(2, 4), seed=st.integers(0, 999))
@@ -126,7 +127,7 @@ def test_class_never_predicted_has_no_precision() -> None:
 def test_tiny_test_sets_never_say_nan(n: int, classes: int, seed: int) -> None:
     proba, truth = sample(n, classes, seed)
     found = measure(proba, truth, bootstrap=100)
-    json.dumps(found.to_row(), allow_nan=False)
+    json.dumps(found.model_dump(), allow_nan=False)
     for row in found.to_table():
         assert (row["value"] is None) <= (row["low"] is None and bool(row["reason"]))
         assert (row["low"] is None) == (row["high"] is None)
@@ -196,12 +197,12 @@ def test_a_thousand_resamples_take_well_under_a_second() -> None:
 def test_record_survives_json() -> None:
     proba, truth = sample(20, 3)
     found = measure(proba, truth, bootstrap=100)
-    assert Metrics.from_row(json.loads(json.dumps(found.to_row()))) == found
+    assert Metrics.model_validate(json.loads(json.dumps(found.model_dump(mode="json")))) == found
 
 
 def test_row_is_what_dvc_metrics_reads() -> None:
     """Numbers in nested objects, the class names as keys."""
-    row = measure(*sample(20, 2), bootstrap=100).to_row()
+    row = measure(*sample(20, 2), bootstrap=100).model_dump(mode="json")
     assert row["per_class"]["b"]["f1"]["value"] > 0
     assert set(row["accuracy"]) == {"value", "low", "high", "reason"}
 

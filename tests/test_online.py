@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from al_pipeline.evaluation.online import RECENT, Forecast, Running, labels_saved, running_accuracy, wilson
+from al_pipeline.evaluation.figures import Control, Estimate, Running
+from al_pipeline.evaluation.online import RECENT, Forecast, labels_saved, running_accuracy, wilson
 
 
 @given(st.integers(0, 60), st.integers(0, 60), st.sampled_from([0.8, 0.95, 0.99]))
@@ -31,7 +32,7 @@ def test_unanswered_items_are_counted_and_not_judged() -> None:
     assert running_accuracy([]) is None
     nobody = running_accuracy([Forecast(1, "a", None)])
     assert nobody is not None and nobody.whole.accuracy is nobody.recent.low is None
-    assert Running.from_row(found.to_row()) == found and Running.from_row(None) is None
+    assert Running.model_validate(found.model_dump(mode="json")) == found
 
 
 def test_recent_goes_back_in_whole_rounds_until_it_has_enough() -> None:
@@ -60,7 +61,7 @@ def test_labels_saved_are_those_of_a_round_that_took_place() -> None:
     rounds = [(40, 0.7), (80, None), (120, 0.8), (160, 0.9)]
 
     def saved(score: float | None, labels: int = 52):
-        return labels_saved(rounds, {"labels": labels, "macro_f1": {"value": score}})
+        return labels_saved(rounds, Control(labels=labels, macro_f1=Estimate(value=score)))
 
     assert (saved(0.75).labels, saved(0.75).at_most) == (120, False)
     assert (saved(0.7).labels, saved(0.7).at_most) == (40, True)

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from al_pipeline.evaluation.promotion import Decision, decide
+from al_pipeline.evaluation.figures import Decision
+from al_pipeline.evaluation.promotion import decide
 from al_pipeline.params import Gate
 
 GATE = Gate(max_drop=0.02, min_test_per_class=10)
@@ -99,12 +100,14 @@ def test_class_may_not_pay_for_the_others() -> None:
 # Little evidence ----------------------------------------------------------------------------------------------------
 def test_first_model_is_promoted() -> None:
     found = verdict(None, EVEN, EVEN)
-    assert found == Decision("promoted", False, ("the first model",))
+    assert found == Decision(verdict="promoted", provisional=False, reasons=("the first model",))
 
 
 def test_first_model_on_a_thin_test_set_is_provisional() -> None:
     found = verdict(None, EVEN[:12], EVEN[:12])
-    assert found == Decision("promoted", True, ("the first model", "fewer than 10 test items of ham 6, spam 6"))
+    assert found == Decision(
+        verdict="promoted", provisional=True, reasons=("the first model", "fewer than 10 test items of ham 6, spam 6")
+    )
 
 
 def test_first_model_that_knows_one_class_is_provisional() -> None:
@@ -116,7 +119,9 @@ def test_first_model_that_knows_one_class_is_provisional() -> None:
 def test_later_models_on_a_thin_test_set_are_held() -> None:
     truth = np.array([0] * 50 + [1] * 9)
     found = verdict(truth, truth, truth)
-    assert found == Decision("held", False, ("not enough evidence: fewer than 10 test items of spam 9",))
+    assert found == Decision(
+        verdict="held", provisional=False, reasons=("not enough evidence: fewer than 10 test items of spam 9",)
+    )
 
 
 @pytest.mark.parametrize(("champion", "expected"), [(None, "promoted"), (np.empty((0, 2)), "held")])
@@ -169,7 +174,7 @@ def test_exchanged_models_have_the_opposite_difference() -> None:
 def test_same_seed_same_decision_and_a_row_of_json() -> None:
     found = verdict(flipped(EVEN, slice(10)), flipped(EVEN, slice(5, 30)), EVEN)
     assert found == verdict(flipped(EVEN, slice(10)), flipped(EVEN, slice(5, 30)), EVEN)
-    row = found.to_row()
+    row = found.model_dump(mode="json")
     assert row["reasons"] == list(found.reasons) and row["low"] == found.low
 
 

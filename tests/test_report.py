@@ -12,10 +12,10 @@ import pytest
 from harness import SMALL, answer_all, change_params
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from al_pipeline.evaluation.metrics import ClassMetrics, Estimate, Metrics, evaluate
-from al_pipeline.evaluation.online import Accuracy, Running
-from al_pipeline.evaluation.promotion import Decision
+from al_pipeline.evaluation.figures import Accuracy, ClassMetrics, Decision, Estimate, Metrics, Running
+from al_pipeline.evaluation.metrics import evaluate
 from al_pipeline.files import read_jsonl
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.ingest import ingest
@@ -45,7 +45,7 @@ from al_pipeline.workspace.workspace import open_workspace
 UNDRAWN = {"history": (), "histogram": None, "baseline": ()}
 """Changes that leave the charts out: they are most of the time that a page takes."""
 
-NOTHING_MEASURED = evaluate(np.empty((0, 2)), [], ("ham", "spam"), np.random.default_rng(0)).to_row()
+NOTHING_MEASURED = evaluate(np.empty((0, 2)), [], ("ham", "spam"), np.random.default_rng(0))
 
 PIECES = (
     "<a>",
@@ -105,27 +105,34 @@ class Page(HTMLParser):
 
 
 def estimate(value, width=0.04):
-    return Estimate(value, value - width, value + width)
+    return Estimate(value=value, low=value - width, high=value + width)
 
 
-def metrics_row(f1=0.9, classes=("ham", "spam")):
-    """A row as `metrics.Metrics.to_row` gives it."""
-    return Metrics(
+def decision(verdict, provisional, *reasons):
+    """Not validated, so that a text may be any."""
+    return Decision.model_construct(verdict=verdict, provisional=provisional, reasons=reasons)
+
+
+def metrics(f1=0.9, classes=("ham", "spam")):
+    """Not validated, so that the name of a class may be any."""
+    return Metrics.model_construct(
         items=300, bootstrap=1000, confidence=0.95, classes=classes, averaged=classes, accuracy=estimate(f1 + 0.02),
         macro_f1=estimate(f1), average_precision=estimate(f1 + 0.01),
         average_precision_of=classes[-1] if len(classes) == 2 else "macro", log_loss=estimate(0.21),
         calibration_error=estimate(0.05),
-        per_class=tuple(
-            ClassMetrics(name, 100 + i, 99, estimate(0.91), estimate(0.88), estimate(f1))
+        per_class={
+            name: ClassMetrics(
+                support=100 + i, predicted=99, precision=estimate(0.91), recall=estimate(0.88), f1=estimate(f1)
+            )
             for i, name in enumerate(classes)
-        ),
+        },
         confusion=tuple(tuple(190 if i == j else 7 for j in range(len(classes))) for i in range(len(classes))),
-    ).to_row()  # fmt: skip
+    )  # fmt: skip
 
 
 def make_report(**changes):
-    promoted = Decision("promoted", False, ("macro-F1 rose by 0.04 (0.01 to 0.07)",))
-    history = tuple(RoundRow(i, 40 * (i + 1), metrics_row(0.7 + 0.06 * i), promoted, f"2026-11-2{i}") for i in range(4))
+    promoted = decision("promoted", False, "macro-F1 rose by 0.04 (0.01 to 0.07)")
+    history = tuple(RoundRow(i, 40 * (i + 1), metrics(0.7 + 0.06 * i), promoted, f"2026-11-2{i}") for i in range(4))
     report = ReportData(
         title="Spam filter",
         question="Which label fits this text?",
@@ -135,7 +142,7 @@ def make_report(**changes):
         labels=160,
         date="2026-11-23",
         history=history,
-        metrics=metrics_row(0.93),
+        metrics=metrics(0.93),
         decision=promoted,
         pool=PoolCounts(160, 40, 3, 5543),
         mix=LabelMix({"ham": 91, "spam": 69}, {"ham": 207, "spam": 93}),
@@ -173,11 +180,11 @@ HOSTILE = (
 
 def hostile_report(text):
     """A report in which everything that people can write says `text`."""
-    row = metrics_row(0.9, classes=(text, text + "2"))
-    decision = Decision(text, False, (text,))
+    row = metrics(0.9, classes=(text, text + "2"))
+    held = decision(text, False, text)
     return make_report(
-        title=text, question=text, state=text, date=text, classes=(text, text + "2"), metrics=row, decision=decision,
-        history=(RoundRow(3, 40, row, decision, text),), mix=LabelMix({text: 1}, {text: 2}),
+        title=text, question=text, state=text, date=text, classes=(text, text + "2"), metrics=row, decision=held,
+        history=(RoundRow(3, 40, row, held, text),), mix=LabelMix({text: 1}, {text: 2}),
         histogram=Histogram((0.0, 1.0), (1,), text), asked=(AskedItem(text, text, 0.5, text, text, 1, 1.0, text),),
         mistakes=(Mistake(text, text, text, text, 0.5),), answers=Answers(refused={text: 1}), next_step=text,
         params_digest=text, engine={text: text}, baseline_note=text,
@@ -204,8 +211,8 @@ def test_the_page_says_what_the_records_say():
 
 
 def test_a_command_in_a_message_is_shown_as_one():
-    decision = Decision("held", False, ("promotion waits for `al approve`: rolled back",))
-    html = render(make_report(next_step="the next `al round` pulls <b>", decision=decision))
+    held = decision("held", False, "promotion waits for `al approve`: rolled back")
+    html = render(make_report(next_step="the next `al round` pulls <b>", decision=held))
     assert "<p>The next <code>al round</code> pulls &lt;b&gt;</p>" in html
     assert "Promotion waits for <code>al approve</code>: rolled back" in html
 
@@ -252,13 +259,12 @@ def test_no_text_changes_the_structure_of_the_page(text):
          "date": None, "engine": {}, "params_digest": ""},
         {"baseline": (CurvePoint(40, 0.5),)},
         {"metrics": NOTHING_MEASURED},
-        {"metrics": {}}, {"metrics": {"macro_f1": {"value": float("nan")}}},
-        {"classes": ("only",), "metrics": metrics_row(classes=("only",))},
-        {"classes": tuple("abcdefghijklmnopqrst"), "metrics": metrics_row(classes=tuple("abcdefghijklmnopqrst"))},
-        {"classes": ("x" * 200, "y" * 200), "metrics": metrics_row(classes=("x" * 200, "y" * 200))},
+        {"classes": ("only",), "metrics": metrics(classes=("only",))},
+        {"classes": tuple("abcdefghijklmnopqrst"), "metrics": metrics(classes=tuple("abcdefghijklmnopqrst"))},
+        {"classes": ("x" * 200, "y" * 200), "metrics": metrics(classes=("x" * 200, "y" * 200))},
         {"asked": (AskedItem("1", "", 0.0, "random", None, 0, None),), "mistakes": (Mistake("", "", "", "", 0.0),)},
     ],
-    ids=["round 0", "no history", "no test labels", "empty metrics", "not a number", "one class", "twenty classes",
+    ids=["round 0", "no history", "no test labels", "one class", "twenty classes",
          "long names", "empty texts"],
 )  # fmt: skip
 def test_every_stage_of_a_life_has_a_page(changes):
@@ -267,24 +273,34 @@ def test_every_stage_of_a_life_has_a_page(changes):
     assert not re.search(r"\bnan\b", page.text)
 
 
+@pytest.mark.parametrize(
+    "figures", [{}, {"macro_f1": {"value": float("nan")}}, {"macro_f1": {"value": "0.9"}}, {"confusion": [[1, 2]]}]
+)
+def test_figures_that_no_page_could_show_are_not_read(figures):
+    whole = metrics().model_dump(mode="json")
+    assert Metrics.model_validate(whole) == metrics()
+    with pytest.raises(ValidationError):
+        Metrics.model_validate({**whole, **figures} if figures else figures)
+
+
 def test_missing_values_say_why():
     report = make_report(**UNDRAWN, metrics=NOTHING_MEASURED)
-    reason = NOTHING_MEASURED["macro_f1"]["reason"]
+    reason = NOTHING_MEASURED.macro_f1.reason
     assert f"nothing measured yet ({reason})" in summary(report)
     assert Page(render(report)).text.count(reason) >= 7
 
 
 def test_a_real_evaluation_has_a_page():
     proba, truth = [[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]], [0, 0, 1, 1]
-    row = evaluate(proba, truth, ("ham", "spam"), np.random.default_rng(0), bootstrap=100).to_row()
-    page = Page(render(make_report(**UNDRAWN, metrics=json.loads(json.dumps(row)))))
+    row = evaluate(proba, truth, ("ham", "spam"), np.random.default_rng(0), bootstrap=100)
+    page = Page(render(make_report(**UNDRAWN, metrics=Metrics.model_validate_json(row.model_dump_json()))))
     assert "On 4 labelled test items" in page.text
     assert "Accuracy share of test items given the right label; higher is better 0.750" in page.text
     assert "spam 1.00 0.50 0.67" in page.text
 
 
 def test_a_class_that_averages_leave_out_is_named():
-    row = metrics_row() | {"averaged": ["ham"]}
+    row = metrics().model_copy(update={"averaged": ("ham",)})
     assert "Averages leave out spam" in Page(render(make_report(**UNDRAWN, metrics=row))).text
 
 
@@ -294,7 +310,7 @@ def test_only_two_classes_get_the_ranking_panel():
 
 
 def test_the_matrix_holds_every_count_and_its_shade():
-    page = Page(render(make_report(**UNDRAWN, metrics=metrics_row() | {"confusion": [[198, 9], [0, 93]]})))
+    page = Page(render(make_report(**UNDRAWN, metrics=metrics().model_copy(update={"confusion": ((198, 9), (0, 93))}))))
     assert [value for value in page.values("style") if "--share" in value] == [
         "--share:0.957", "--share:0.043", "--share:0.000", "--share:1.000",
     ]  # fmt: skip
@@ -304,9 +320,9 @@ def test_the_matrix_holds_every_count_and_its_shade():
 
 def test_the_classes_stand_in_the_schemas_order_wherever_they_are_listed():
     names = ("zebra", "mule", "ant")
-    row = json.loads(json.dumps(metrics_row(classes=names), sort_keys=True))
+    row = Metrics.model_validate_json(json.dumps(metrics(classes=names).model_dump(), sort_keys=True))
     page = Page(render(make_report(**UNDRAWN, classes=names, metrics=row, mix=LabelMix({"ant": 1, "zebra": 2}, {}))))
-    assert list(row["per_class"]) == sorted(names), "as a record holds them"
+    assert list(row.per_class) == sorted(names), "as a record holds them"
     for first in ("Each class", "people ↓ model →", "Label mix"):
         places = [page.text.index(f" {name} ", page.text.index(first, page.text.index("Metrics"))) for name in names]
         assert places == sorted(places), first
@@ -315,7 +331,7 @@ def test_the_classes_stand_in_the_schemas_order_wherever_they_are_listed():
 @pytest.mark.parametrize(("classes", "dense", "bare"), [(5, False, False), (6, True, False), (20, True, True)])
 def test_a_large_matrix_takes_the_whole_width_and_numbers_its_columns(classes, dense, bare):
     names = tuple(f"a class with a long name, number {i}" for i in range(classes))
-    page = Page(render(make_report(**UNDRAWN, classes=names, metrics=metrics_row(classes=names))))
+    page = Page(render(make_report(**UNDRAWN, classes=names, metrics=metrics(classes=names))))
     assert ("The number over a column is that of its class" in page.text) == (dense or len(names[0]) > 16)
     assert len([value for value in page.values("style") if "--share" in value]) == classes**2
     tables = [value for _, name, value in page.attributes if name == "class" and value.startswith("matrix")]
@@ -324,8 +340,10 @@ def test_a_large_matrix_takes_the_whole_width_and_numbers_its_columns(classes, d
 
 
 def test_running_accuracy_says_how_many_were_right():
-    accuracy = Accuracy(0, 2, 10, 8, 5, 0.625, 0.306, 0.863)
-    page = Page(render(make_report(**UNDRAWN, running=Running(accuracy, accuracy))))
+    accuracy = Accuracy(
+        first_round=0, last_round=2, asked=10, answered=8, right=5, accuracy=0.625, low=0.306, high=0.863
+    )
+    page = Page(render(make_report(**UNDRAWN, running=Running(whole=accuracy, recent=accuracy))))
     assert "Rounds Accuracy Interval Right Asked rounds 0–2 0.625 0.306–0.863 5 of 8 answered 10" in page.text
 
 
@@ -340,7 +358,7 @@ def test_a_score_that_no_model_gave_is_a_dash():
 def test_no_mistake_is_claimed_where_nothing_was_measured():
     page = Page(render(make_report(**UNDRAWN, metrics=NOTHING_MEASURED, mistakes=())))
     assert "No mistake" not in page.text
-    right = metrics_row() | {"confusion": [[9, 0], [0, 9]]}
+    right = metrics().model_copy(update={"confusion": ((9, 0), (0, 9))})
     assert "No mistake on the test set." in Page(render(make_report(**UNDRAWN, metrics=right, mistakes=()))).text
     assert "1 of 14 mistakes on the test set" in Page(render(make_report(**UNDRAWN))).text
 
@@ -438,8 +456,10 @@ def read_plan_part(root, number, key):
 
 def test_too_many_classes_for_a_matrix_list_their_confusions():
     names = tuple(f"class-{i}" for i in range(MATRIX_CLASSES + 1))
-    row = metrics_row(classes=names)
-    row["confusion"][3][5] = 55
+    row = metrics(classes=names)
+    counts = [list(row) for row in row.confusion]
+    counts[3][5] = 55
+    row = row.model_copy(update={"confusion": tuple(map(tuple, counts))})
     page = Page(render(make_report(**UNDRAWN, classes=names, metrics=row)))
     assert "--share" not in "".join(page.values("style"))
     assert "class-3 class-5 55" in page.text
@@ -501,10 +521,10 @@ def test_an_excerpt_is_one_short_line_that_begins_as_the_text_does(text, times):
     ("changes", "said"),
     [
         ({}, "Promoted: macro-F1 rose by 0.04 (0.01 to 0.07). 40 questions"),
-        ({"decision": Decision("promoted", True, ("the first model",))}, "Promoted for now: the first model."),
+        ({"decision": decision("promoted", True, "the first model")}, "Promoted for now: the first model."),
         ({"decision": None}, "Round 3: 160 labels, macro-F1 0.93 (0.89–0.97). 40 questions wait in Label Studio."),
         (
-            {"decision": Decision("held", False, ()), "answers": Answers(waiting=1)},
+            {"decision": decision("held", False), "answers": Answers(waiting=1)},
             "Held. 1 question waits in Label Studio.",
         ),
         (

@@ -145,7 +145,7 @@ def test_back_to_a_snapshot_and_on(played: Any, tmp_path: Path) -> None:
 
     change = rig.intervene(undo, "it was not the labels after all")
     assert {(number, who) for number, who, _ in change.coming} == {(2, BAD), (3, BAD)} and not change.leaving
-    served = [read_json(rig.layout.record(int(str(tag)[-4:])))["metrics"] for tag in change.served]
+    served = [rig.history().record(int(str(tag)[-4:])).metrics for tag in change.served]
     assert list(change.metrics) == served, "of the model served now, and of the one served before the rollback"
     rig.tick()
     assert late[0] in active(read_events(rig.layout.events)), "the late answer to the abandoned round counts again too"
@@ -200,7 +200,7 @@ def test_a_rehearsal_changes_nothing(played: Any, tmp_path: Path) -> None:
     head = rig.git.head()
     change = rig.back(0, dry_run=True)
     assert change.to_json()["labelled_after"] == 10
-    assert change.metrics == tuple(read_json(rig.layout.record(number))["metrics"] for number in (2, 0))
+    assert change.metrics == tuple(rig.history().record(number).metrics for number in (2, 0))
     rig.intervene(amend, "revoke", Selection(round=1), "", dry_run=True)
     assert rig.git.head() == head and rig.clean() and rig.history().interventions == ()
 
@@ -261,9 +261,9 @@ def test_what_would_not_reach_the_clone_where_ticks_run_is_not_committed(
 def test_the_model_alone(played: Any, tmp_path: Path) -> None:
     rig = Rig(played, tmp_path)
     served = rig.history().promoted
-    was = read_json(rig.layout.record(int(served.removeprefix("round-"))))["metrics"]
+    was = rig.history().record(int(served.removeprefix("round-"))).metrics
     change = rig.back(0, labels=False)
-    assert change.metrics == (was, read_json(rig.layout.record(0))["metrics"]), "of what is served, not of the newest"
+    assert change.metrics == (was, rig.history().record(0).metrics), "of what is served, not of the newest"
     assert rig.history().promoted == "round-0000" and rig.clean()
     assert rig.history().planned == 3, "no round is lost for it"
     assert "rolled back" in status(rig.reopened())["held"]

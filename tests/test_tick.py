@@ -216,7 +216,7 @@ def test_what_goes_wrong_and_comes_right(template: Any, tmp_path: Path) -> None:
     write_json(workspace.layout.engine, {"version": "another"})
     report = tick(open_workspace(root), lambda: oracle)
     assert report.published == (0,)
-    assert read_history(workspace.layout, Git(root)).record(0)["params"]["select"]["strategy"] == "entropy"
+    assert read_history(workspace.layout, Git(root)).record(0).params.to_row()["select"]["strategy"] == "entropy"
     plan = read_plan(Git(root), 1)
     assert {task.strategy for task in plan} == {"entropy", "random_slice"}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +12,7 @@ from al_pipeline.cli.output import echo, escape, print_head, print_json, print_t
 from al_pipeline.errors import UsageError
 
 if TYPE_CHECKING:
+    from al_pipeline.evaluation.figures import Estimate
     from al_pipeline.operations.diff import Diff
     from al_pipeline.operations.log import Entry
     from al_pipeline.operations.reproduce import Reproduction
@@ -134,7 +134,7 @@ def _print_label_changes(found: Diff) -> None:
 def _print_model_changes(found: Diff) -> None:
     echo(f"[bold]metrics[/]; the difference is on the {found.models.items} test items scored by both models")
     rows = [
-        [name, _estimate(old), _estimate(new), _estimate(asdict(found.models.differences[name]), "+.3f")]
+        [name, _estimate(old), _estimate(new), _estimate(found.models.differences[name], "+.3f")]
         for name, (old, new) in found.metrics.items()
     ]
     print_table(("metric", "before", "after", "difference"), rows)
@@ -151,11 +151,11 @@ def _print_model_changes(found: Diff) -> None:
     print_head(("item", "label", "before", "after"), rows)
 
 
-def _estimate(estimate: Mapping[str, float | None], form: str = ".3f") -> str:
-    value, low, high = (estimate[name] for name in ("value", "low", "high"))
-    if value is None:
+def _estimate(estimate: Estimate, form: str = ".3f") -> str:
+    if estimate.value is None:
         return "–"
-    return f"{value:{form}}" + ("" if low is None else f" ({low:{form}} to {high:{form}})")
+    ends = "" if estimate.low is None else f" ({estimate.low:{form}} to {estimate.high:{form}})"
+    return f"{estimate.value:{form}}{ends}"
 
 
 _DETAILS = (

@@ -9,7 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.random import Generator
 
-from al_pipeline.evaluation.metrics import Estimate, Floats, differences
+from al_pipeline.evaluation.figures import Estimate
+from al_pipeline.evaluation.metrics import Floats, differences
 
 
 class Predicted(Protocol):

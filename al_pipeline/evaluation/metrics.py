@@ -7,15 +7,15 @@ What is not defined is None, with the reason; NaN never leaves this module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
 from al_pipeline.active_learning.acquisition import check_proba
+from al_pipeline.evaluation.figures import FIGURES, ClassMetrics, Estimate, Metrics
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -28,83 +28,6 @@ _BLOCK = 4_000_000
 _SMALLEST = float(np.finfo(np.float64).eps)
 _EMPTY = "the test set has no labelled items"
 _UNDEFINED = "needs test items of the class and of another one"
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A figure with its interval, or None and the reason why there is none."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ClassMetrics:
-    """One class against the rest. `support`: test items of the class; `predicted`: items given this class."""
-
-    label: str
-    support: int
-    predicted: int
-    precision: Estimate
-    recall: Estimate
-    f1: Estimate
-
-
-@dataclass(frozen=True, slots=True)
-class Metrics:
-    """Metrics of one model on one test set."""
-
-    items: int
-    bootstrap: int
-    confidence: float
-    classes: tuple[str, ...]
-    averaged: tuple[str, ...]
-    """The classes that macro figures average: those present in the truth."""
-    accuracy: Estimate
-    macro_f1: Estimate
-    average_precision: Estimate
-    average_precision_of: str
-    """The class whose average precision it is, or `macro` for the mean over `averaged`, each against the rest."""
-    log_loss: Estimate
-    calibration_error: Estimate
-    per_class: tuple[ClassMetrics, ...]
-    confusion: tuple[tuple[int, ...], ...]
-    """Rows: the truth; columns: predicted; both in the order of `classes`."""
-
-    def to_row(self) -> dict[str, Any]:
-        """This record as a JSON object; the per-class figures keyed by class, so that `dvc metrics diff` names them."""
-        row = asdict(self)
-        row["per_class"] = {one.pop("label"): one for one in row["per_class"]}
-        for name in ("classes", "averaged"):
-            row[name] = list(row[name])
-        row["confusion"] = [list(counts) for counts in self.confusion]
-        return row
-
-    @staticmethod
-    def from_row(row: Mapping[str, Any]) -> Metrics:
-        """The record that `to_row` wrote."""
-        values = _read_estimates(row, _FIGURES)
-        values["per_class"] = tuple(
-            ClassMetrics(label=label, **_read_estimates(row["per_class"][label], ("precision", "recall", "f1")))
-            for label in row["classes"]
-        )
-        for name in ("classes", "averaged"):
-            values[name] = tuple(row[name])
-        values["confusion"] = tuple(tuple(counts) for counts in row["confusion"])
-        return Metrics(**values)
-
-    def to_table(self) -> list[dict[str, Any]]:
-        """One flat row a figure: `metric`, `label` (empty for all classes), `value`, `low`, `high`, `reason`."""
-        figures = [(name, "", getattr(self, name)) for name in _FIGURES]
-        for one in self.per_class:
-            figures += [("precision", one.label, one.precision), ("recall", one.label, one.recall)]
-            figures += [("f1", one.label, one.f1)]
-        return [{"metric": name, "label": label, **asdict(estimate)} for name, label, estimate in figures]
-
-
-_FIGURES = ("accuracy", "macro_f1", "average_precision", "log_loss", "calibration_error")
 
 
 class ClassCounts(NamedTuple):
@@ -153,7 +76,7 @@ def evaluate(
         return _estimate(float(values[column]), draws[:, column], confidence, undefined if len(truth) else _EMPTY)
 
     def class_estimate(kind: int, c: int, undefined: str) -> Estimate:
-        return estimate(len(_FIGURES) + kind * len(classes) + c, undefined)
+        return estimate(len(FIGURES) + kind * len(classes) + c, undefined)
 
     predicted = proba.argmax(axis=1)
     confusion = np.bincount(truth * len(classes) + predicted, minlength=len(classes) ** 2).reshape(len(classes), -1)
@@ -164,19 +87,18 @@ def evaluate(
         classes=classes,
         averaged=tuple(classes[c] for c in np.unique(truth)),
         average_precision_of="macro" if target is None else classes[target],
-        per_class=tuple(
-            ClassMetrics(
-                label,
-                int(confusion[c].sum()),
-                int(confusion[:, c].sum()),
+        per_class={
+            label: ClassMetrics(
+                support=int(confusion[c].sum()),
+                predicted=int(confusion[:, c].sum()),
                 precision=class_estimate(0, c, f"no item was predicted as {label}"),
                 recall=class_estimate(1, c, f"no test item is {label}"),
                 f1=class_estimate(2, c, f"no test item is {label}"),
             )
             for c, label in enumerate(classes)
-        ),
+        },
         confusion=tuple(tuple(int(count) for count in counts) for counts in confusion),
-        **{name: estimate(column, _UNDEFINED) for column, name in enumerate(_FIGURES)},
+        **{name: estimate(column, _UNDEFINED) for column, name in enumerate(FIGURES)},
     )
 
 
@@ -195,18 +117,18 @@ def differences(
     """
     truth = check_truth(truth, len(classes))
     if len(truth) == 0:
-        return {name: Estimate(None, reason=_EMPTY) for name in _FIGURES}
+        return {name: Estimate(value=None, reason=_EMPTY) for name in FIGURES}
     target = _target(truth, classes, None)
     old, new = (_all_figures(check_proba(proba), truth, target) for proba in (before, after))
 
     def moved(weights: Floats) -> Floats:
-        return (new(weights) - old(weights))[:, : len(_FIGURES)]
+        return (new(weights) - old(weights))[:, : len(FIGURES)]
 
     values = moved(np.ones((1, len(truth))))[0]
     draws = np.concatenate([np.empty((0, len(values))), *map(moved, resamples(len(truth), bootstrap, rng))])
     return {
         name: _estimate(float(values[column]), draws[:, column], confidence, _UNDEFINED)
-        for column, name in enumerate(_FIGURES)
+        for column, name in enumerate(FIGURES)
     }
 
 
@@ -259,7 +181,7 @@ def interval(draws: Floats, confidence: float) -> tuple[float, float] | None:
 
 
 def _all_figures(proba: Floats, truth: Indices, target: int | None) -> Callable[[Floats], Floats]:
-    """A function of weights (b, n): `_FIGURES`, then precision, recall and F1 of each class, as columns (b, 5 + 3C).
+    """A function of weights (b, n): `FIGURES`, then precision, recall and F1 of each class, as columns (b, 5 + 3C).
 
     NaN marks what is not defined.
     """
@@ -332,12 +254,8 @@ def _ratio(above: Floats, below: Floats) -> Floats:
 
 def _estimate(value: float, draws: Floats, confidence: float, undefined: str) -> Estimate:
     if not np.isfinite(value):
-        return Estimate(None, reason=undefined)
+        return Estimate(value=None, reason=undefined)
     ends = interval(draws, confidence)
     if ends is None:
-        return Estimate(value, reason="no interval: not defined in most resamples" if len(draws) else None)
-    return Estimate(value, *ends)
-
-
-def _read_estimates(row: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    return {key: Estimate(**value) if key in names else value for key, value in row.items()}
+        return Estimate(value=value, reason="no interval: not defined in most resamples" if len(draws) else None)
+    return Estimate(value=value, low=ends[0], high=ends[1])

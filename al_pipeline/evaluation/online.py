@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
+
+from al_pipeline.evaluation.figures import Accuracy, Control, Running
 
 RECENT = 100
 """Least number of answered items that `recent` covers, in whole rounds."""
@@ -25,40 +26,6 @@ class Forecast:
     predicted: str
     label: str | None
     """None where nobody answered, or the answers give no label."""
-
-
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """Of `asked` items `answered` have a label, `right` of them the predicted one; with Wilson's interval."""
-
-    first_round: int
-    last_round: int
-    asked: int
-    answered: int
-    right: int
-    accuracy: float | None
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """The accuracy over all rounds, and over the newest ones."""
-
-    whole: Accuracy
-    recent: Accuracy
-
-    def to_row(self) -> dict[str, Any]:
-        """This record as a JSON object."""
-        return asdict(self)
-
-    @staticmethod
-    def from_row(row: dict[str, Any] | None) -> Running | None:
-        """The record that `to_row` wrote; None where there is none."""
-        if row is None:
-            return None
-        names = Accuracy.__slots__
-        return Running(*(Accuracy(**{name: row[part][name] for name in names}) for part in ("whole", "recent")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +50,18 @@ class Saved:
         return f"{reached}; the rounds were as good with {'at most ' if self.at_most else ''}{self.labels}"
 
 
-def labels_saved(rounds: Sequence[tuple[int, float | None]], control: dict[str, Any] | None) -> Saved | None:
+def labels_saved(rounds: Sequence[tuple[int, float | None]], control: Control | None) -> Saved | None:
     """How many labels the rounds needed for what the newest random labels reach; None without a control's score.
 
     `rounds`: labels and macro-F1 of each, oldest first; `control`: the newest round's. Both were measured on one test
     set, and only rounds that took place count: nothing lies between or beyond them.
     """
-    if control is None or control["macro_f1"]["value"] is None:
+    target = None if control is None else control.macro_f1.value
+    if control is None or target is None:
         return None
-    target = float(control["macro_f1"]["value"])
     there = next((number for number, (_, score) in enumerate(rounds) if score is not None and score >= target), None)
     labels = None if there is None else rounds[there][0]
-    return Saved(int(control["labels"]), target, labels, there == 0)
+    return Saved(control.labels, target, labels, there == 0)
 
 
 def running_accuracy(forecasts: Sequence[Forecast], confidence: float = 0.95) -> Running | None:
@@ -110,7 +77,7 @@ def running_accuracy(forecasts: Sequence[Forecast], confidence: float = 0.95) ->
         newest += [one for one in forecasts if one.round == number]
         if sum(one.label is not None for one in newest) >= RECENT:
             break
-    return Running(_accuracy(forecasts, confidence), _accuracy(newest, confidence))
+    return Running(whole=_accuracy(forecasts, confidence), recent=_accuracy(newest, confidence))
 
 
 def _accuracy(forecasts: Sequence[Forecast], confidence: float) -> Accuracy:
@@ -119,7 +86,16 @@ def _accuracy(forecasts: Sequence[Forecast], confidence: float) -> Accuracy:
     right = sum(one.predicted == one.label for one in answered)
     low, high = wilson(right, len(answered), confidence)
     value = right / len(answered) if answered else None
-    return Accuracy(min(numbers), max(numbers), len(forecasts), len(answered), right, value, low, high)
+    return Accuracy(
+        first_round=min(numbers),
+        last_round=max(numbers),
+        asked=len(forecasts),
+        answered=len(answered),
+        right=right,
+        accuracy=value,
+        low=low,
+        high=high,
+    )
 
 
 def wilson(successes: int, trials: int, confidence: float) -> tuple[float | None, float | None]:

@@ -19,14 +19,14 @@ within `max_drop` is tolerated on purpose: that is what the setting says.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike
 
 from al_pipeline.active_learning.acquisition import check_proba
+from al_pipeline.evaluation.figures import Decision
 from al_pipeline.evaluation.metrics import (
     ClassCounts,
     Floats,
@@ -39,8 +39,6 @@ from al_pipeline.evaluation.metrics import (
     resamples,
 )
 
-Verdict = Literal["promoted", "refused", "held"]
-
 
 class Limits(Protocol):
     """The `gate` section of `params.yaml`."""
@@ -52,26 +50,6 @@ class Limits(Protocol):
     @property
     def min_test_per_class(self) -> int:
         """With fewer test items of some class nothing is compared."""
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """The decision on the new model, with its reasons in sentences.
-
-    `difference`: macro F1 of the challenger minus the champion's, `low` and `high` its paired interval; None where
-    nothing was compared.
-    """
-
-    verdict: Verdict
-    provisional: bool
-    reasons: tuple[str, ...]
-    difference: float | None = None
-    low: float | None = None
-    high: float | None = None
-
-    def to_row(self) -> dict[str, Any]:
-        """This record as a JSON object."""
-        return {**asdict(self), "reasons": list(self.reasons)}
 
 
 def decide(
@@ -95,10 +73,10 @@ def decide(
     after = class_counts(once, actual, new, len(classes))
     if champion is None:
         unfound = "" if thin else _never_found(after, classes)
-        reasons = [reason for reason in ("the first model", thin, unfound) if reason]
-        return Decision("promoted", provisional=bool(thin or unfound), reasons=tuple(reasons))
+        said = tuple(reason for reason in ("the first model", thin, unfound) if reason)
+        return Decision(verdict="promoted", provisional=bool(thin or unfound), reasons=said)
     if thin:
-        return Decision("held", provisional=False, reasons=(f"not enough evidence: {thin}",))
+        return Decision(verdict="held", provisional=False, reasons=(f"not enough evidence: {thin}",))
 
     old = _predictions(champion, len(actual), classes)
     before = class_counts(once, actual, old, len(classes))
@@ -114,16 +92,27 @@ def decide(
         f"macro-F1 {difference:+.3f} against the promoted model "
         f"({confidence:.0%} interval {low:+.3f} to {high:+.3f}, {len(actual)} test items)"
     )
-    collapsed = _collapsed(before, after, class_draws, classes, limits.max_drop, confidence)
+    verdict, reasons = _judge(
+        difference,
+        high,
+        _collapsed(before, after, class_draws, classes, limits.max_drop, confidence),
+        change,
+        limits.max_drop,
+    )
+    return Decision(verdict=verdict, provisional=False, reasons=reasons, difference=difference, low=low, high=high)
+
+
+def _judge(
+    difference: float, high: float, collapsed: Sequence[str], change: str, max_drop: float
+) -> tuple[str, tuple[str, ...]]:
+    """Steps 3 to 5 of the rule. `high`: the favourable end of the paired interval; `change`: it all in words."""
     if collapsed:
-        return Decision("refused", False, (*collapsed, change), difference, low, high)
-    if difference < -limits.max_drop:
-        if high < 0:
-            reason = f"{change}: worse by more than the {limits.max_drop:g} tolerated"
-            return Decision("refused", False, (reason,), difference, low, high)
-        reason = f"{change}: looks worse than the {limits.max_drop:g} tolerated, but could be chance"
-        return Decision("held", False, (reason,), difference, low, high)
-    return Decision("promoted", False, (change,), difference, low, high)
+        return "refused", (*collapsed, change)
+    if difference >= -max_drop:
+        return "promoted", (change,)
+    if high < 0:
+        return "refused", (f"{change}: worse by more than the {max_drop:g} tolerated",)
+    return "held", (f"{change}: looks worse than the {max_drop:g} tolerated, but could be chance",)
 
 
 def _predictions(proba: ArrayLike, items: int, classes: Sequence[str]) -> Indices:

@@ -12,13 +12,14 @@ import numpy as np
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.outputs import Predictions, flat, parse_predictions
 from al_pipeline.evaluation.comparison import Comparison, compare
+from al_pipeline.evaluation.figures import FIGURES, Estimate
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.close import refuse_changed
 from al_pipeline.operations.facts import open_dvc
-from al_pipeline.operations.history import Record, events_known, read_history, subjects
+from al_pipeline.operations.history import events_known, read_history, subjects
 from al_pipeline.operations.snapshots import Labels, snapshots
-from al_pipeline.operations.status import FIGURES
 from al_pipeline.records import Event, LabeledItem, round_name
+from al_pipeline.rounds.manifests import RoundRecord
 from al_pipeline.workspace.workspace import Workspace
 
 
@@ -51,7 +52,7 @@ class Diff:
     """By kind, then item."""
     params: dict[str, tuple[Any, Any]]
     """Dotted key -> both values; None where there is no such key."""
-    metrics: dict[str, tuple[dict[str, Any], dict[str, Any]]]
+    metrics: dict[str, tuple[Estimate, Estimate]]
     """As recorded, each on the test items of its own round."""
     models: Comparison
     """Both models on the test items that both saw."""
@@ -64,7 +65,11 @@ class Diff:
             "labels": [{"kind": change.kind, **asdict(change)} for change in self.labels],
             "params": {key: {"before": old, "after": new} for key, (old, new) in self.params.items()},
             "metrics": {
-                name: {"before": old, "after": new, "difference": asdict(self.models.differences[name])}
+                name: {
+                    "before": old.to_row(),
+                    "after": new.to_row(),
+                    "difference": self.models.differences[name].model_dump(),
+                }
                 for name, (old, new) in self.metrics.items()
             },
             "shared_test_items": self.models.items,
@@ -88,20 +93,19 @@ def diff(workspace: Workspace, before: int, after: int) -> Diff:
     known = sorted(events_known(record, events) for record in (old, new))
     with snapshots(workspace) as labels:
         changes = _changes(labels(old), labels(new), events, events[known[0] : known[1]])
-    was, now = flat(old["params"]), flat(new["params"])
-    evaluate = new["params"]["evaluate"]
+    was, now = flat(old.params.to_row()), flat(new.params.to_row())
     return Diff(
         before=before,
         after=after,
         labels=changes,
         params={k: (was.get(k), now.get(k)) for k in dict.fromkeys((*was, *now)) if was.get(k) != now.get(k)},
-        metrics={name: (old["metrics"][name], new["metrics"][name]) for name in FIGURES},
+        metrics={name: (old.metrics.figure(name), new.metrics.figure(name)) for name in FIGURES},
         models=compare(
             _predictions(git, old),
             _predictions(git, new),
-            np.random.default_rng([new["params"]["seed"], 0xD1FF]),
-            evaluate["bootstrap"],
-            evaluate["confidence"],
+            np.random.default_rng([new.params.seed, 0xD1FF]),
+            new.params.evaluate.bootstrap,
+            new.params.evaluate.confidence,
         ),
     )
 
@@ -131,5 +135,5 @@ def _label(labels: Labels, item_id: str) -> str | None:
     return row.label if isinstance(row, LabeledItem) else None
 
 
-def _predictions(git: Git, record: Record) -> Predictions:
-    return parse_predictions(git.show(round_name(record["round"]), "rounds/predictions.csv") or "item_id,label\n")
+def _predictions(git: Git, record: RoundRecord) -> Predictions:
+    return parse_predictions(git.show(round_name(record.round), "rounds/predictions.csv") or "item_id,label\n")

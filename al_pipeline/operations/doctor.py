@@ -145,7 +145,9 @@ def _git(workspace: Workspace) -> Iterator[Finding]:
         )
     tags = git.tags()
     missing = [
-        round_name(r["round"]) for r in read_history(workspace.layout, git).rounds if round_name(r["round"]) not in tags
+        round_name(record.round)
+        for record in read_history(workspace.layout, git).rounds
+        if round_name(record.round) not in tags
     ]
     if missing:
         fetch = "`git fetch --tags` brings those that the git remote has; " if git.remote() is not None else ""

@@ -17,9 +17,10 @@ from al_pipeline.files import TEMPORARY_PREFIX, make_folder, replacing, write_js
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.close import refuse_changed
 from al_pipeline.operations.facts import open_dvc
-from al_pipeline.operations.history import Record, events_known, read_history
+from al_pipeline.operations.history import events_known, read_history
 from al_pipeline.operations.snapshots import snapshots
 from al_pipeline.records import LabeledItem, round_name
+from al_pipeline.rounds.manifests import RoundRecord
 from al_pipeline.workspace.workspace import Workspace
 
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
@@ -75,11 +76,11 @@ def export(
     if number is not None:
         record = history.record(number)
     else:
-        standing = [record for record in history.rounds if record["round"] not in history.abandoned]
+        standing = [record for record in history.rounds if record.round not in history.abandoned]
         if not standing:
             raise NothingToDo("no round is published yet; `al round` publishes one once its answers are in")
         record = standing[-1]
-    name = round_name(record["round"])
+    name = round_name(record.round)
     rows = [row for row in _rows(workspace, record) if test or row.part == "pool"]
     if not rows:
         raise NothingToDo(f"{name} has no labels to export{'' if test else '; --test takes those of the test set'}")
@@ -112,8 +113,8 @@ def _check_target(out: Path, form: str, force: bool) -> None:
                 raise BadInput(f"{out} holds {inside}, which no export wrote; --force does not delete it")
 
 
-def _rows(workspace: Workspace, record: Record) -> list[Row]:
-    layout, name = workspace.layout, round_name(record["round"])
+def _rows(workspace: Workspace, record: RoundRecord) -> list[Row]:
+    layout, name = workspace.layout, round_name(record.round)
     with snapshots(workspace) as labels:
         items = {key: row for key, row in labels(record).items() if isinstance(row, LabeledItem)}
     with replace(open_dvc(layout), state=None) as dvc:

@@ -55,7 +55,7 @@ def facts_at(workspace: Workspace, git: Git, history: History, now: datetime) ->
     planned = history.planned
     incoming = count_items([layout.inbox_pool])
     tags = git.tags() if history.rounds else {}
-    untagged = next((r["round"] for r in history.rounds if round_name(r["round"]) not in tags), None)
+    untagged = next((r.round for r in history.rounds if round_name(r.round) not in tags), None)
     closed = is_closed(layout, planned)
     decided = False
     if closed:
@@ -76,8 +76,8 @@ def facts_at(workspace: Workspace, git: Git, history: History, now: datetime) ->
     if planned is None or closed:
         return replace(found, closed=closed, built=build.built(layout), decided=decided)
     tasks = read_plan(git, planned)
-    if planned == 0 and not tasks and history.genesis is not None and history.genesis["counts"]["labelled"]:
-        return replace(found, brought=history.genesis["counts"]["labelled"])
+    if planned == 0 and not tasks and history.genesis is not None and history.genesis.counts.labelled:
+        return replace(found, brought=history.genesis.counts.labelled)
     inbox = read_events(layout.inbox_events)
     events = read_events(layout.events, layout.inbox_events)
     settled = settled_tasks(workspace, tasks, events)
@@ -101,8 +101,7 @@ def _published_items(layout: Layout, history: History) -> int:
     """
     if history.latest is None:
         return count_items([layout.pool])
-    found: int = history.latest["counts"]["pool"]
-    return found
+    return history.latest.counts.pool
 
 
 def settled_tasks(workspace: Workspace, tasks: list[PlannedTask], events: list[Event]) -> int:
@@ -128,7 +127,7 @@ def check_owned(
     In the middle of one, what a kill tore is put back. `sources`: the data too, which whoever reads none can leave out.
     """
     layout = workspace.layout
-    check_tags([record["round"] for record in history.rounds], git.tags())
+    check_tags([record.round for record in history.rounds], git.tags())
     if layout.closing.exists() or is_closed(layout, history.planned):  # before anything reads the data themselves
         git.unstage([*layout.owned, layout.params, layout.dvc_yaml])
         return build.restore_torn_records(layout, git)

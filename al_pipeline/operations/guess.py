@@ -22,7 +22,7 @@ def guess(workspace: Workspace, items: Sequence[Item]) -> dict[str, tuple[str, f
 
     layout = workspace.layout
     published = read_history(layout, Git(layout.root)).latest
-    if published is None or sha256_tree(layout.model) != published["hashes"]["model"]:
+    if published is None or sha256_tree(layout.model) != published.hashes["model"]:
         raise UnexpectedChange(
             f"{layout.model} is not the model of the last record; `dvc pull models/candidate` brings it back"
         )

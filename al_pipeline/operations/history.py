@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from al_pipeline.annotation.aggregation import changed_by, items_of
 from al_pipeline.errors import BadInput, NothingToDo
@@ -21,12 +20,17 @@ from al_pipeline.rounds.interventions import (
     read_intervention,
     waiting,
 )
-from al_pipeline.rounds.manifests import parse_plan, parse_record, plan_number, record_number
+from al_pipeline.rounds.manifests import (
+    Record,
+    RoundRecord,
+    parse_genesis,
+    parse_plan,
+    parse_record,
+    plan_number,
+    record_number,
+)
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.trust import check_tree
-
-Record = dict[str, Any]
-"""One round's manifest, as `rounds/NNNN/round.json` holds it."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class History:
 
     revision: str
     genesis: Record | None
-    rounds: tuple[Record, ...]
+    rounds: tuple[RoundRecord, ...]
     """In the order of their numbers."""
     planned: int | None
     """The round whose plan is committed and whose record is not."""
@@ -50,7 +54,7 @@ class History:
     @property
     def promoted(self) -> str | None:
         """The tag of the round whose model is the promoted one: the newest record or intervention that says so."""
-        return promoted(self.interventions, [(r["round"], r["decision"]["verdict"] == "promoted") for r in self.rounds])
+        return promoted(self.interventions, [(r.round, r.decision.verdict == "promoted") for r in self.rounds])
 
     @property
     def abandoned(self) -> dict[int, int]:
@@ -70,12 +74,12 @@ class History:
     @property
     def waiting(self) -> list[Intervention]:
         """The interventions about labels that no published round has carried out yet."""
-        return waiting(self.interventions, {row["number"] for r in self.rounds for row in r.get("interventions", ())})
+        return waiting(self.interventions, {carried.number for r in self.rounds for carried in r.interventions})
 
-    def record(self, number: int) -> Record:
+    def record(self, number: int) -> RoundRecord:
         """The record of one round. Raises NothingToDo where it is not published."""
         for record in self.rounds:
-            if record["round"] == number:
+            if record.round == number:
                 return record
         raise NothingToDo(f"{round_name(number)} is not published; `al rounds` lists those that are")
 
@@ -87,23 +91,24 @@ def read_history(layout: Layout, git: Git, revision: str = "HEAD") -> History:
     genesis_name = layout.genesis.relative_to(layout.root).as_posix()
     numbered = {name: number for name in modes if (number := record_number(name)) is not None}
     wanted = [*([genesis_name] if genesis_name in modes else []), *sorted(numbered, key=lambda name: numbered[name])]
-    found = {name: parse_record(text, name) for name, text in git.read(revision, wanted).items()}
-    genesis = found.pop(genesis_name, None)
+    found = git.read(revision, wanted)
+    genesis = parse_genesis(found.pop(genesis_name), genesis_name) if genesis_name in found else None
+    rounds = tuple(parse_record(text, name) for name, text in found.items())
     plans = {number for name in modes if (number := plan_number(name)) is not None}
     open_rounds = plans - set(numbered.values())
     spoken = sorted(name for name in modes if intervention_number(name) is not None)
     interventions = tuple(read_intervention(text, name) for name, text in git.read(revision, spoken).items())
-    return History(revision, genesis, tuple(found.values()), max(open_rounds, default=None), interventions)
+    return History(revision, genesis, rounds, max(open_rounds, default=None), interventions)
 
 
-def events_known(record: Record, events: Sequence[Event]) -> int:
+def events_known(record: RoundRecord, events: Sequence[Event]) -> int:
     """How many of the ledger's `events`, from the first, round `record` knew: the ledger only grows.
 
     A record of layout 1 does not say; then it is those before the first answer to a later round's question.
     """
-    later = next((n for n, event in enumerate(events) if event.round > record["round"]), len(events))
-    known: int = record["counts"].get("events", later)
-    return known
+    if record.counts.events is not None:
+        return record.counts.events
+    return next((n for n, event in enumerate(events) if event.round > record.round), len(events))
 
 
 def subjects(events: Sequence[Event]) -> dict[str, frozenset[str]]:
@@ -126,9 +131,9 @@ def subjects(events: Sequence[Event]) -> dict[str, frozenset[str]]:
 
 def labels_saved_by(history: History, number: int | None) -> Saved | None:
     """What the random labels of rounds up to `number` (None: all) reach, and how few labels the rounds needed."""
-    rounds = [record for record in history.rounds if number is None or record["round"] <= number]
-    scores = [(record["counts"]["labelled"], record["metrics"]["macro_f1"]["value"]) for record in rounds]
-    return labels_saved(scores, rounds[-1].get("control") if rounds else None)
+    rounds = [record for record in history.rounds if number is None or record.round <= number]
+    scores = [(record.counts.labelled, record.metrics.macro_f1.value) for record in rounds]
+    return labels_saved(scores, rounds[-1].control if rounds else None)
 
 
 def read_plan(git: Git, number: int, revision: str = "HEAD") -> list[PlannedTask]:

@@ -26,6 +26,7 @@ from al_pipeline.errors import (
     UnexpectedChange,
     UsageError,
 )
+from al_pipeline.evaluation.figures import FIGURES, Metrics
 from al_pipeline.files import TEMPORARY_PREFIX, sha256_file, sha256_tree, write_json
 from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.git import Git
@@ -33,10 +34,11 @@ from al_pipeline.operations.checkout import check_not_ignored, check_ready
 from al_pipeline.operations.close import carry_out
 from al_pipeline.operations.connect import refuse_elsewhere
 from al_pipeline.operations.facts import check_owned, open_dvc
-from al_pipeline.operations.history import History, Record, read_history
+from al_pipeline.operations.history import History, read_history
 from al_pipeline.params import Params, parse_params
 from al_pipeline.records import Event, LabeledItem, Selection, moment, round_name
 from al_pipeline.rounds.interventions import Intervention, Kind, undoable
+from al_pipeline.rounds.manifests import RoundRecord
 from al_pipeline.workspace.home import user_name
 from al_pipeline.workspace.identity import check_identity
 from al_pipeline.workspace.layout import Layout
@@ -62,7 +64,7 @@ class Change:
     """Items of the pool whose label goes, comes or becomes another."""
     served: tuple[str | None, str | None]
     """The round whose model is the promoted one, before and after."""
-    metrics: tuple[Record, Record]
+    metrics: tuple[Metrics | None, Metrics | None]
     """Before and after. Where labels go back: the newest round's and those of the round gone back to; where the model
     alone does, or a rollback of a model is taken back: those of the models served. The same elsewhere."""
     params: tuple[str, ...] = ()
@@ -70,8 +72,9 @@ class Change:
 
     def to_json(self) -> dict[str, Any]:
         """This change as a JSON object."""
-        names = ("accuracy", "macro_f1", "average_precision", "log_loss", "calibration_error")
-        before, after = ({name: found[name]["value"] for name in names if name in found} for found in self.metrics)
+        before, after = (
+            {} if found is None else {name: found.figure(name).value for name in FIGURES} for found in self.metrics
+        )
         return {
             "intervention": self.intervention.to_row(),
             "leaving": [dict(zip(("round", "annotator", "answers"), row, strict=True)) for row in self.leaving],
@@ -133,7 +136,7 @@ def rollback(
             intervention = replace(intervention, parts=last_part(snapshot / "events") if labels else None)
             change = _change(workspace, git, history, intervention)
             if labels:
-                change = replace(change, metrics=(change.metrics[0], record["metrics"]))
+                change = replace(change, metrics=(change.metrics[0], record.metrics))
             else:
                 change = replace(change, metrics=_served(history, serves))
             if labels:
@@ -199,7 +202,7 @@ def approve(workspace: Workspace, dvc: Dvc, number: int | None, reason: str) -> 
         if not history.rounds:
             raise NothingToDo("no round is published yet")
         record = history.rounds[-1] if number is None else history.record(number)
-        tag = round_name(record["round"])
+        tag = round_name(record.round)
         if history.holding is None and history.promoted == tag:
             raise NothingToDo(f"the model of {tag} is the promoted one already, and nothing is held")
         intervention = new_intervention(history, git, "approve", reason, serves=tag, hold=False)
@@ -241,7 +244,7 @@ def published_with(workspace: Workspace, intervention: Intervention) -> tuple[in
     history = read_history(workspace.layout, Git(workspace.layout.root))
     if any(waiting.number == intervention.number for waiting in history.waiting):
         return None
-    return tuple(record["round"] for record in history.rounds[-1:])
+    return tuple(record.round for record in history.rounds[-1:])
 
 
 def finish_intervention(layout: Layout, git: Git) -> None:
@@ -317,12 +320,12 @@ def commit_intervention(layout: Layout, git: Git, intervention: Intervention) ->
     git.commit(f"Intervention {intervention.number}: {intervention.sentence()}", [path])
 
 
-def _prove(dvc: Dvc, record: Record, place: Path, wanted: Mapping[str, str]) -> Path:
+def _prove(dvc: Dvc, record: RoundRecord, place: Path, wanted: Mapping[str, str]) -> Path:
     """Bring what a round published into `place`: `wanted` gives each name there its path in the workspace.
 
     Raises RemoteIncomplete, naming what cannot be had.
     """
-    tag = round_name(record["round"])
+    tag = round_name(record.round)
     for name, path in wanted.items():
         try:
             dvc.get(path, tag, place / name)
@@ -330,11 +333,11 @@ def _prove(dvc: Dvc, record: Record, place: Path, wanted: Mapping[str, str]) -> 
             raise RemoteIncomplete(
                 f"{path} of {tag} cannot be had, neither here nor from the DVC remote; nothing was changed. {error}"
             ) from None
-        if name in record["hashes"] and sha256_tree(place / name) != record["hashes"][name]:
+        if name in record.hashes and sha256_tree(place / name) != record.hashes[name]:
             raise ManualActionRequired(
                 f"{path} of {tag} is not what the round's record says, so that going back to it would bring other "
                 f"{'labels' if name in _FOLDED else 'bytes'} than were published; nothing was changed. "
-                f"`al reproduce {record['round']}` says more"
+                f"`al reproduce {record.round}` says more"
             )
     return place
 
@@ -367,7 +370,7 @@ def _fold_after(
     return fold(events, list(dict.fromkeys(classes)), len(params.annotators) or None, times_asked(events))
 
 
-def _same_fold(folded: Folded, record: Record, snapshot: Callable[[], Path]) -> None:
+def _same_fold(folded: Folded, record: RoundRecord, snapshot: Callable[[], Path]) -> None:
     """Raise ManualActionRequired where `folded` is not what the round published: the one place that decides about
     equality.
 
@@ -381,7 +384,7 @@ def _same_fold(folded: Folded, record: Record, snapshot: Callable[[], Path]) -> 
         write_labeled(place / "labeled", folded.labeled)
         write_labeled(place / "test_labels", folded.test)
         write_unresolved(place / "unresolved", folded.unresolved)
-        differ = [part for part in _FOLDED if sha256_file(place / part) != record["hashes"][part]]
+        differ = [part for part in _FOLDED if sha256_file(place / part) != record.hashes[part]]
     if differ:
         place = snapshot()
         rows = {"labeled": folded.labeled, "test_labels": folded.test, "unresolved": folded.unresolved}
@@ -389,20 +392,19 @@ def _same_fold(folded: Folded, record: Record, snapshot: Callable[[], Path]) -> 
         differ = [part for part in differ if tuple(readers[part](place / part)) != rows[part]]
     if differ:
         raise ManualActionRequired(
-            f"the labels would not be those of {round_name(record['round'])} ({', '.join(differ)} differ), so nothing "
+            f"the labels would not be those of {round_name(record.round)} ({', '.join(differ)} differ), so nothing "
             "was changed: schema or annotators in params.yaml are others than then. `--params` takes them back too"
         )
 
 
-def _served(history: History, serves: str | None) -> tuple[Record, Record]:
+def _served(history: History, serves: str | None) -> tuple[Metrics | None, Metrics | None]:
     """The metrics of the model that is served, and of the one that `serves` names."""
     return _metrics(history, history.promoted), _metrics(history, serves)
 
 
-def _metrics(history: History, tag: str | None) -> Record:
-    """The metrics of a round by its tag; none where there is no such round."""
-    found: Record = next((r["metrics"] for r in history.rounds if round_name(r["round"]) == tag), {})
-    return found
+def _metrics(history: History, tag: str | None) -> Metrics | None:
+    """The metrics of a round by its tag; None where there is no such round."""
+    return next((record.metrics for record in history.rounds if round_name(record.round) == tag), None)
 
 
 def _change(workspace: Workspace, git: Git, history: History, intervention: Intervention) -> Change:
@@ -420,7 +422,7 @@ def _change(workspace: Workspace, git: Git, history: History, intervention: Inte
         new = _labels(_fold_after(workspace, [*waiting, intervention], all_classes=True).labeled)
     elif intervention.labels:
         new = _labels(_fold_with(workspace, git, intervention, history).labeled)
-    newest = history.rounds[-1]["metrics"] if history.rounds else {}
+    newest = history.rounds[-1].metrics if history.rounds else None
     mine, theirs = (
         p.model_dump(mode="json", by_alias=True)
         for p in (workspace.params, _params_after(workspace, git, intervention))

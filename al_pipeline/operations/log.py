@@ -11,9 +11,10 @@ from al_pipeline.data.outputs import parse_predictions
 from al_pipeline.data.pool import find
 from al_pipeline.errors import BadInput
 from al_pipeline.integrations.git import Git
-from al_pipeline.operations.history import Record, events_known, read_history, read_plan_rows, subjects
+from al_pipeline.operations.history import events_known, read_history, read_plan_rows, subjects
 from al_pipeline.operations.snapshots import Labels, snapshots
 from al_pipeline.records import Event, LabeledItem, PlannedTask, round_name
+from al_pipeline.rounds.manifests import RoundRecord
 from al_pipeline.workspace.workspace import Workspace
 
 
@@ -64,7 +65,7 @@ def log(workspace: Workspace, item_id: str) -> ItemLog:
     predicted: str | None = None
     with snapshots(workspace) as snapshot:
         for record in history.rounds:
-            number, name = record["round"], round_name(record["round"])
+            number, name = record.round, round_name(record.round)
             if number in tasks:
                 entries.append(_asked(tasks.pop(number), number))
             entries += past.until(record)
@@ -101,10 +102,10 @@ class _Past:
         self.begun = False
         """Whether there was anything yet."""
 
-    def until(self, record: Record) -> list[Entry]:
+    def until(self, record: RoundRecord) -> list[Entry]:
         """What round `record` knew and the one before did not."""
         known = events_known(record, self._events[: self._ledger[0]])
-        return list(self._go_on((known, record["counts"]["refused"]), record["round"], "ledger"))
+        return list(self._go_on((known, record.counts.refused), record.round, "ledger"))
 
     def rest(self) -> list[Entry]:
         """What no published round knows: the ledger's end, then the inbox."""

@@ -20,13 +20,14 @@ from al_pipeline.errors import BadInput, NothingToDo, RepositoryError, UsageErro
 from al_pipeline.files import TEMPORARY_PREFIX, make_folder, read_json, sha256_tree, write_json
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.facts import open_dvc
-from al_pipeline.operations.history import Record, read_history
+from al_pipeline.operations.history import read_history
 from al_pipeline.records import content_hash, round_name, shown_text
 from al_pipeline.workspace.home import private_folder
 from al_pipeline.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from al_pipeline.params import Features
+    from al_pipeline.rounds.manifests import RoundRecord
 
 
 def model_folder(workspace: Workspace, number: int | None = None) -> tuple[int, Path]:
@@ -42,7 +43,7 @@ def model_folder(workspace: Workspace, number: int | None = None) -> tuple[int, 
         number = int(history.promoted.removeprefix("round-"))
     record = history.record(number)
     folder = layout.private / "published" / round_name(number)
-    wanted = record["hashes"]["model"]
+    wanted = record.hashes["model"]
     if not _is_whole(folder, wanted):
         _fetch(workspace, round_name(number), wanted, folder)
     return number, folder
@@ -124,17 +125,17 @@ def predict(
             }
 
 
-def _features(record: Record) -> Features:
+def _features(record: RoundRecord) -> Features:
     """What the features were when the round was published."""
     from pydantic import ValidationError
 
     from al_pipeline.params import Features
 
     try:
-        return Features.model_validate(record["params"]["features"])
+        return Features.model_validate(record.params.features)
     except ValidationError:
         raise BadInput(
-            f"{round_name(record['round'])} was made with features that this engine does not know; "
+            f"{round_name(record.round)} was made with features that this engine does not know; "
             "install the engine that made it"
         ) from None
 
@@ -285,7 +286,7 @@ def classes_of(workspace: Workspace, number: int | None) -> list[str]:
     name = history.promoted
     if number is None and name is not None:
         number = int(name.removeprefix("round-"))
-    return [] if number is None else list(history.record(number)["params"]["schema"]["labels"])
+    return [] if number is None else list(history.record(number).params.schema_.labels)
 
 
 def columns_in(sources: Sequence[Source]) -> list[str]:

@@ -20,25 +20,25 @@ from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.checkout import ROUND_TAGS
 from al_pipeline.operations.close import foreign_edits, refuse_edits
-from al_pipeline.operations.history import History, Record, read_plan, read_plans
+from al_pipeline.operations.history import History, read_plan, read_plans
 from al_pipeline.params import Params, load_overrides
 from al_pipeline.records import RANDOM_SLICE, Event, PlannedTask, push_key, round_name
 from al_pipeline.rounds.interventions import Intervention
-from al_pipeline.rounds.manifests import parse_record
+from al_pipeline.rounds.manifests import RoundRecord, parse_record
 from al_pipeline.workspace.fingerprint import current_engine
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
 
 if TYPE_CHECKING:  # at run time where they are used: a tick that finds nothing to do needs no numpy
     from al_pipeline.data.outputs import Predictions
-    from al_pipeline.evaluation.promotion import Decision
+    from al_pipeline.evaluation.figures import Decision
 
 Tags = Mapping[str, tuple[str, str]]
 """References by name: each one's object, and the commit that it names."""
 
 
 def decide_and_plan(
-    workspace: Workspace, git: Git, history: History, number: int | None, build: str, facts: Record
+    workspace: Workspace, git: Git, history: History, number: int | None, build: str, facts: Mapping[str, Any]
 ) -> None:
     """Write the record of round `number` (None: the first build's) and the plan of the round after it.
 
@@ -66,7 +66,7 @@ def decide_and_plan(
         "running": _running(layout, git, history, params, number),
     }
     if number is not None:
-        record["decision"] = _held(_decide(layout, git, history, params), history.holding).to_row()
+        record["decision"] = _held(_decide(layout, git, history, params), history.holding).model_dump(mode="json")
     write_json(layout.genesis if number is None else layout.record(number), record)
 
 
@@ -87,7 +87,7 @@ def publish(workspace: Workspace, git: Git, dvc: Dvc, number: int | None) -> str
     refuse_edits(set(foreign_edits(layout, git)) - _written(layout, number))
     dvc.push()
     dvc.verify_remote()
-    message = "Plan round-0000, before any label" if number is None else _message(read_json(layout.record(number)))
+    message = "Plan round-0000, before any label" if number is None else _message(_built_record(layout, number))
     return git.commit(message, [*layout.owned, layout.params, layout.dvc_yaml])
 
 
@@ -272,7 +272,7 @@ def _running(layout: Layout, git: Git, history: History, params: Params, number:
         if task.strategy == RANDOM_SLICE and task.predicted is not None
     ]
     found = running_accuracy(forecasts, params.evaluate.confidence)
-    return None if found is None else found.to_row()
+    return None if found is None else found.model_dump(mode="json")
 
 
 def _counts(layout: Layout, plan: list[PlannedTask]) -> dict[str, Any]:
@@ -343,7 +343,9 @@ def _held(decision: Decision, holding: Intervention | None) -> Decision:
     if holding is None:
         return decision
     said = f"promotion waits for `al approve`: {holding.sentence()}"
-    return replace(decision, verdict="held", reasons=(said, f"else {decision.verdict}", *decision.reasons))
+    return decision.model_copy(
+        update={"verdict": "held", "reasons": (said, f"else {decision.verdict}", *decision.reasons)}
+    )
 
 
 def _shared(champion: Predictions, challenger: Predictions) -> tuple[Predictions, Predictions]:
@@ -360,8 +362,12 @@ def _shared(champion: Predictions, challenger: Predictions) -> tuple[Predictions
     )
 
 
-def _message(record: Record) -> str:
-    counts, decision = record["counts"], record["decision"]
-    f1 = record["metrics"]["macro_f1"]["value"]
+def _built_record(layout: Layout, number: int) -> RoundRecord:
+    path = layout.record(number)
+    return parse_record(path.read_text(encoding="utf-8"), path.relative_to(layout.root).as_posix())
+
+
+def _message(record: RoundRecord) -> str:
+    f1 = record.metrics.macro_f1.value
     score = "no test labels" if f1 is None else f"macro-F1 {f1:.3f}"
-    return f"{round_name(record['round'])}: {counts['labelled']} labelled, {score}, {decision['verdict']}"
+    return f"{round_name(record.round)}: {record.counts.labelled} labelled, {score}, {record.decision.verdict}"

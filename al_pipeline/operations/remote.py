@@ -43,6 +43,6 @@ def repair_remote(workspace: Workspace) -> Repaired:
     with locked(layout.lock, "al remote repair"), open_dvc(layout) as dvc:
         git = Git(layout.root)
         tags = git.tags()
-        names = [round_name(record["round"]) for record in read_history(layout, git).rounds]
+        names = [round_name(record.round) for record in read_history(layout, git).rounds]
         sent, defects = dvc.repair_remote([name for name in names if name in tags])
     return Repaired(sent, tuple(defects))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
-from typing import Any
 from zoneinfo import ZoneInfo
 
 from al_pipeline.annotation.aggregation import Standing, active, fold, people, skips, standing, times_asked
@@ -13,12 +12,10 @@ from al_pipeline.data.ledger import read_events, read_refused, still_refused
 from al_pipeline.data.outputs import Predictions, parse_predictions
 from al_pipeline.data.pool import fetch
 from al_pipeline.errors import NothingToDo
-from al_pipeline.evaluation.online import Running
-from al_pipeline.evaluation.promotion import Decision
 from al_pipeline.files import write_text
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.connect import task_pages
-from al_pipeline.operations.history import History, Record, events_known, labels_saved_by, read_history, read_plan
+from al_pipeline.operations.history import History, events_known, labels_saved_by, read_history, read_plan
 from al_pipeline.operations.status import status
 from al_pipeline.records import Event, PlannedTask, round_name
 from al_pipeline.reporting.page import (
@@ -32,7 +29,7 @@ from al_pipeline.reporting.page import (
     RoundRow,
     render,
 )
-from al_pipeline.rounds.manifests import parse_histogram
+from al_pipeline.rounds.manifests import RoundRecord, parse_histogram
 from al_pipeline.workspace.workspace import Workspace
 
 MISTAKES = 25
@@ -54,42 +51,42 @@ def report_data(workspace: Workspace, number: int | None = None) -> ReportData:
     if not history.rounds:
         raise NothingToDo("no round is published yet; `al status` says what the first one waits for")
     record = history.rounds[-1] if number is None else history.record(number)
-    number = int(record["round"])
+    number = record.round
     revision = round_name(number) if round_name(number) in git.tags() else "HEAD"
-    schema, counts, zone = record["params"]["schema"], record["counts"], _zone(record)
+    schema, counts, zone = record.params.schema_, record.counts, _zone(record)
     plan = read_plan(git, number, revision)
     ledger = read_events(layout.events)
     known = active(ledger[: events_known(record, ledger)])
     histogram = parse_histogram(git.show(revision, "rounds/histogram.json") or "{}")
-    latest, now = number == history.rounds[-1]["round"], status(workspace, ask=False)
+    latest, now = number == history.rounds[-1].round, status(workspace, ask=False)
     return ReportData(
         title=layout.root.name,
-        question=schema["question"],
-        classes=tuple(schema["labels"]),
+        question=schema.question,
+        classes=schema.labels,
         round=number,
         state="published",
-        labels=counts["labelled"],
+        labels=counts.labelled,
         date=_date(record, zone),
-        history=tuple(_row(r, zone) for r in history.rounds if r["round"] <= number),
-        metrics=record["metrics"],
-        decision=_decision(record),
-        pool=PoolCounts(counts["labelled"], counts["pending"], counts["ignored"], counts["unlabelled"]),
-        mix=LabelMix(counts["labels"], counts["test_labels"]),
-        histogram=Histogram(tuple(histogram.edges), tuple(histogram.counts)) if histogram.edges else None,
+        history=tuple(_row(r, zone) for r in history.rounds if r.round <= number),
+        metrics=record.metrics,
+        decision=record.decision,
+        pool=PoolCounts(counts.labelled, counts.pending, counts.ignored, counts.unlabelled),
+        mix=LabelMix(counts.labels, counts.test_labels),
+        histogram=Histogram(histogram.edges, histogram.counts) if histogram.edges else None,
         asked=_asked(workspace, record, plan, known),
         mistakes=_mistakes(
             workspace, parse_predictions(git.show(revision, "rounds/predictions.csv") or "item_id,label\n")
         ),
         answers=_answers(record, plan, known, ledger, now["tasks"] - now["settled"] if latest else 0),
-        next_step=now["next"] if latest else f"This is history; the latest round is {history.rounds[-1]['round']}.",
-        params_digest=record["hashes"]["params"][:12],
+        next_step=now["next"] if latest else f"This is history; the latest round is {history.rounds[-1].round}.",
+        params_digest=record.hashes["params"][:12],
         engine={
-            "version": record["engine"]["version"],
-            "sources": record["engine"]["sources"][:12],
-            **record["engine"]["packages"],
+            "version": record.engine.version,
+            "sources": record.engine.sources[:12],
+            **record.engine.packages,
         },
-        confidence=record["params"]["evaluate"]["confidence"],
-        running=Running.from_row(record.get("running")),
+        confidence=record.params.evaluate.confidence,
+        running=record.running,
         saved=labels_saved_by(history, number),
         asked_because=_asked_because(history, number),
         links=task_pages(workspace, number),
@@ -98,27 +95,29 @@ def report_data(workspace: Workspace, number: int | None = None) -> ReportData:
 
 def _asked_because(history: History, number: int) -> str:
     """Which strategy chose the batch of round `number`, and why: the build before it wrote that down."""
-    before = [record for record in history.rounds if record["round"] < number]
+    before = [record for record in history.rounds if record.round < number]
     record = before[-1] if before else history.genesis
-    choice = (record or {}).get("next_batch")
-    return f"{choice['strategy']}: {choice['reason']}" if choice else ""
+    choice = record.next_batch if record else None
+    return f"{choice.strategy}: {choice.reason}" if choice else ""
 
 
-def _asked(workspace: Workspace, record: Record, plan: list[PlannedTask], known: list[Event]) -> tuple[AskedItem, ...]:
+def _asked(
+    workspace: Workspace, record: RoundRecord, plan: list[PlannedTask], known: list[Event]
+) -> tuple[AskedItem, ...]:
     """The round's queries (not its test tasks) with what had come of them when it was published.
 
     `known`: the events that counted then. Earlier rounds' answers to the same items are among what gives a label.
     """
     queries = [task for task in plan if task.part == "pool"]
     items = fetch([workspace.layout.pool], [task.item_id for task in queries])
-    everybody = len(record["params"]["annotators"]) or None
+    everybody = len(record.params.annotators) or None
     wanted = {task.item_id for task in queries}
     about = [event for event in known if event.item_id in wanted]
-    classes = dict.fromkeys([*record["params"]["schema"]["labels"], *(e.label for e in about if e.label is not None)])
+    classes = dict.fromkeys([*record.params.schema_.labels, *(e.label for e in about if e.label is not None)])
     folded = fold(about, tuple(classes), everybody or people(known), times_asked(about))
     labels = {row.item_id: row for row in folded.labeled}
     unresolved = {row.item_id: row.reason for row in folded.unresolved}
-    found = standing(queries, known, record["params"]["round"]["overlap"], everybody)
+    found = standing(queries, known, record.params.round.overlap, everybody)
     skipped = skips(event for event in about if event.annotation_key.rpartition("#")[0] in found)
     refused = {
         str(row.get("push_key")): f"refused: {row['reason']}"
@@ -179,30 +178,31 @@ def _mistakes(workspace: Workspace, predictions: Predictions) -> tuple[Mistake, 
     )
 
 
-def _answers(record: Record, plan: list[PlannedTask], known: list[Event], ledger: list[Event], waiting: int) -> Answers:
+def _answers(
+    record: RoundRecord, plan: list[PlannedTask], known: list[Event], ledger: list[Event], waiting: int
+) -> Answers:
     """What came back. `known`: the events that counted when the round was published; late answers are in `ledger`."""
-    given: dict[str, Any] = record["answers"]
-    closed = record["closed_at"]
-    events = [event for event in known if event.round == record["round"]]
+    given, closed = record.answers, record.closed_at
+    events = [event for event in known if event.round == record.round]
     late = {
         event.annotation_key
         for event in ledger
-        if closed and event.round == record["round"] and event.type in ("label", "skip", "supersede")
+        if closed and event.round == record.round and event.type in ("label", "skip", "supersede")
         if _seconds(event.created_at) > closed
     }
     times = _lead_times(events)
     return Answers(
         asked=len(plan),
-        answered=given["answered"],
+        answered=given.answered,
         for_test=sum(task.part == "test" for task in plan),
         skipped=sum(skips(events).values()),
-        given_up=given["given_up"],
+        given_up=given.given_up,
         late=len(late),
-        unanswered=given["unanswered"],
-        kept=given.get("kept", 0),
+        unanswered=given.unanswered,
+        kept=given.kept,
         carried=sum(task.first_round < task.round for task in plan),
         waiting=waiting,
-        refused=given["refused"],
+        refused=given.refused,
         annotators=people(events),
         lead_seconds=sum(times.values()) if times else None,
     )
@@ -213,20 +213,13 @@ def _lead_times(events: list[Event]) -> dict[str, float]:
     return {event.annotation_key: event.lead_time for event in events if event.lead_time is not None}
 
 
-def _row(record: Record, zone: tzinfo) -> RoundRow:
-    return RoundRow(
-        record["round"], record["counts"]["labelled"], record["metrics"], _decision(record), _date(record, zone)
-    )
+def _row(record: RoundRecord, zone: tzinfo) -> RoundRow:
+    return RoundRow(record.round, record.counts.labelled, record.metrics, record.decision, _date(record, zone))
 
 
-def _decision(record: Record) -> Decision:
-    found = record["decision"]
-    return Decision(found["verdict"], found["provisional"], tuple(found["reasons"]))
-
-
-def _zone(record: Record) -> tzinfo:
+def _zone(record: RoundRecord) -> tzinfo:
     """The time zone that a record's schedule is in; UTC where it names none that we know."""
-    schedule = record["params"].get("schedule")
+    schedule = record.params.schedule
     name = schedule.get("timezone") if isinstance(schedule, dict) else None
     try:
         return ZoneInfo(check_timezone(name)) if isinstance(name, str) and name != "UTC" else UTC
@@ -234,8 +227,8 @@ def _zone(record: Record) -> tzinfo:
         return UTC
 
 
-def _date(record: Record, zone: tzinfo) -> str | None:
-    closed = record["closed_at"]
+def _date(record: RoundRecord, zone: tzinfo) -> str | None:
+    closed = record.closed_at
     return datetime.fromtimestamp(closed, zone).strftime("%Y-%m-%d %H:%M %Z") if closed else None
 
 

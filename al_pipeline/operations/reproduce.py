@@ -30,6 +30,7 @@ from al_pipeline.errors import (
     StageFailed,
     UnexpectedChange,
 )
+from al_pipeline.evaluation.figures import FIGURES
 from al_pipeline.files import json_line, read_json, read_object, sha256_bytes, sha256_file, sha256_tree, write_json
 from al_pipeline.integrations import processes as child
 from al_pipeline.integrations.dvc.digests import digest
@@ -40,12 +41,12 @@ from al_pipeline.models.text_model import CARD_FILE
 from al_pipeline.operations.build import encode
 from al_pipeline.operations.close import drawn_at_random
 from al_pipeline.operations.facts import open_dvc
-from al_pipeline.operations.history import Record, read_history, read_plans
+from al_pipeline.operations.history import read_history, read_plans
 from al_pipeline.operations.publish import plan_tasks
-from al_pipeline.operations.status import FIGURES
 from al_pipeline.operations.upgrade import OLD_DVC_YAML, bring_up_to_date
 from al_pipeline.params import load_params
 from al_pipeline.records import LabeledItem, round_name
+from al_pipeline.rounds.manifests import RoundRecord
 from al_pipeline.workspace.fingerprint import difference, write_engine
 from al_pipeline.workspace.home import private_folder
 from al_pipeline.workspace.layout import STAGES, Layout
@@ -189,14 +190,14 @@ def reproduce(
         records = tuple(history.record(number) for number in numbers)
     if not records:
         raise NothingToDo("no round is published yet; `al status` says what the first one waits for")
-    if untagged := [round_name(r["round"]) for r in records if round_name(r["round"]) not in git.tags()]:
+    if untagged := [name for r in records if (name := round_name(r.round)) not in git.tags()]:
         raise NothingToDo(f"without a tag here: {', '.join(untagged)}; `git fetch --tags`, or `al round` makes it")
     home = workspace.home / "reproduce"
     with locked(home / "lock", "al reproduce"):
         _remove_clones(home)
         try:
             for record in records:
-                other = _engine(record["engine"], engine, on_progress)
+                other = _engine(record.engine.to_row(), engine, on_progress)
                 yield _Attempt(workspace, record, home, other, tolerance, keep, on_progress).run()
         finally:
             if not keep:
@@ -239,7 +240,7 @@ class _Attempt:
     def __init__(
         self,
         workspace: Workspace,
-        record: Record,
+        record: RoundRecord,
         home: Path,
         engine: Engine | None,
         tolerance: float,
@@ -247,14 +248,14 @@ class _Attempt:
         on_progress: Callable[[str], None],
     ) -> None:
         self.workspace, self.record, self.engine, self.tolerance, self.keep = workspace, record, engine, tolerance, keep
-        self.name = round_name(record["round"])
+        self.name = round_name(record.round)
         self.layout = Layout(home / self.name)
         self.features = home / "features"
         self.cache = self.layout.root / ".dvc/cache"
         self.fetched = home / "fetched"
         """The sources' objects, as the remote gave them in this call."""
         self._on_progress = on_progress
-        self.changes = "" if engine else difference(record["engine"])
+        self.changes = "" if engine else difference(record.engine.to_row())
         self.outputs: list[Output] = []
         self.figures: tuple[Figure, ...] = ()
 
@@ -268,7 +269,7 @@ class _Attempt:
             if not self.keep and self.layout.root.exists():
                 shutil.rmtree(self.layout.root)
         return Reproduction(
-            round=self.record["round"],
+            round=self.record.round,
             compared="metrics" if self.changes else "bytes",
             engine=self.changes,
             outputs=tuple(self.outputs),
@@ -337,12 +338,12 @@ class _Attempt:
 
     def _check_records(self, same_record: bool) -> None:
         """The tag's own files say one thing, and what the last commit says of this round is the same."""
-        layout, hashes = self.layout, self.record["hashes"]
+        layout, hashes = self.layout, self.record.hashes
         same: tuple[tuple[bool, Cause, str], ...] = (
             (same_record, "data", "its record"),
             (sha256_file(layout.dvc_lock) == hashes.get("dvc_lock"), "data", "dvc.lock"),
             (sha256_file(layout.params) == hashes["params"], "parameters", "params.yaml"),
-            (not difference(read_json(layout.engine), self.record["engine"]), "engine", "engine.json"),
+            (not difference(read_json(layout.engine), self.record.engine.to_row()), "engine", "engine.json"),
         )
         for equal, cause, name in same:
             if not equal:
@@ -449,10 +450,10 @@ class _Attempt:
         name = OUTPUTS.get(entry["path"], entry["path"])
         md5, sha256 = digest(path), sha256_tree(path)
         same: dict[Source, bool] = {"dvc.lock": md5 == entry["md5"]}
-        if name in self.record["hashes"]:
-            same["round.json"] = sha256 == self.record["hashes"][name]
-        elif name in IN_RECORD and IN_RECORD[name] in self.record:
-            same["round.json"] = read_json(path) == self.record[IN_RECORD[name]]
+        if name in self.record.hashes:
+            same["round.json"] = sha256 == self.record.hashes[name]
+        elif name in IN_RECORD and IN_RECORD[name] in self.record.model_fields_set:
+            same["round.json"] = read_json(path) == self.record.to_row()[IN_RECORD[name]]
         if there := published.digests[entry["path"]]:
             same["published"] = md5 == there
         return _output(name, stage, sha256, same)
@@ -476,7 +477,7 @@ class _Attempt:
 
     def _compare_plan(self) -> Difference | None:
         """The next round's plan, derived again from the queries."""
-        upcoming = self.record["round"] + 1
+        upcoming = self.record.round + 1
         before = read_history(self.layout, self.git, f"{self.name}^")
         tasks = plan_tasks(Workspace(self.layout, self.workspace.id), self.git, upcoming, before.abandoned)
         sha256 = sha256_bytes("".join(json_line(asdict(task)) for task in tasks).encode())
@@ -486,7 +487,7 @@ class _Attempt:
             "",
             sha256,
             {
-                "round.json": sha256 == self.record["hashes"].get(PLAN),
+                "round.json": sha256 == self.record.hashes.get(PLAN),
                 "published": path.exists() and sha256 == sha256_file(path),
             },
         )
@@ -512,7 +513,7 @@ class _Attempt:
         """Labels must be the same; metrics may have moved a little."""
         made = read_json(self.layout.metrics, {})
         for name in FIGURES:
-            was, now = self.record["metrics"][name]["value"], made[name]["value"]
+            was, now = self.record.metrics.figure(name).value, made[name]["value"]
             near = was == now or None not in (was, now) and abs(was - now) <= self.tolerance
             self.figures += (Figure(name, was, now, near),)
         if labels and self._labels() != labels:

@@ -45,7 +45,7 @@ def schema_news(workspace: Workspace, history: History) -> str | None:
     if published is None or latest is None:
         return None
     added = [name for name in workspace.params.schema_.labels if name not in published.labels]
-    labels, test = latest["counts"]["labelled"], latest["counts"]["test_labelled"]
+    labels, test = latest.counts.labelled, latest.counts.test_labelled
     if not added or not labels + test:
         return None
     named = f"{', '.join(map(repr, added))} {'is' if len(added) == 1 else 'are'} new"
@@ -61,12 +61,12 @@ def published_schema(history: History) -> Published | None:
     record = history.latest
     if record is None:
         return None
-    schema = record["params"]["schema"]
-    where = "the first build" if record["round"] is None else round_name(record["round"])
-    return Published(schema.get("version", 1), tuple(schema["labels"]), where)
+    schema = record.params.schema_
+    where = "the first build" if record.round is None else round_name(record.round)
+    return Published(schema.version, schema.labels, where)
 
 
 def published_labels(history: History) -> frozenset[str]:
     """All classes that any record's schema had: what Label Studio's page offers beyond them somebody added there."""
     records = [*([history.genesis] if history.genesis else []), *history.rounds]
-    return frozenset(label for record in records for label in record["params"]["schema"]["labels"])
+    return frozenset(label for record in records for label in record.params.schema_.labels)

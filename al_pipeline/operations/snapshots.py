@@ -13,8 +13,8 @@ from al_pipeline.errors import RemoteIncomplete, RepositoryError
 from al_pipeline.files import sha256_file
 from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.operations.facts import open_dvc
-from al_pipeline.operations.history import Record
 from al_pipeline.records import LabeledItem, Unresolved, round_name
+from al_pipeline.rounds.manifests import RoundRecord
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
 
@@ -24,7 +24,7 @@ NAMES = ("labeled", "test_labels", "unresolved")
 
 
 @contextmanager
-def snapshots(workspace: Workspace) -> Iterator[Callable[[Record], Labels]]:
+def snapshots(workspace: Workspace) -> Iterator[Callable[[RoundRecord], Labels]]:
     """A function that gives the labels of a round by its record. Takes no lock and checks nothing out.
 
     It raises RemoteIncomplete where they cannot be had, RepositoryError where they are not what the record says.
@@ -36,12 +36,12 @@ def snapshots(workspace: Workspace) -> Iterator[Callable[[Record], Labels]]:
         yield lambda record: _labels(workspace.layout, dvc, record, Path(place))
 
 
-def _labels(layout: Layout, dvc: Dvc, record: Record, place: Path) -> Labels:
-    name = round_name(record["round"])
+def _labels(layout: Layout, dvc: Dvc, record: RoundRecord, place: Path) -> Labels:
+    name = round_name(record.round)
     found: dict[str, LabeledItem | Unresolved] = {}
     for kind in NAMES:
         path: Path = getattr(layout, kind)
-        target = place / f"{record['hashes'][kind]}{path.suffix}"
+        target = place / f"{record.hashes[kind]}{path.suffix}"
         if not target.exists():
             try:
                 dvc.get(path.relative_to(layout.root).as_posix(), name, target)
@@ -49,7 +49,7 @@ def _labels(layout: Layout, dvc: Dvc, record: Record, place: Path) -> Labels:
                 raise RemoteIncomplete(
                     f"{path.name} of {name} cannot be had, neither here nor from the DVC remote: {error}"
                 ) from None
-        if sha256_file(target) != record["hashes"][kind]:
+        if sha256_file(target) != record.hashes[kind]:
             raise RepositoryError(f"{path.name} of {name} is not what its record says; `al reproduce` says more")
         rows: list[LabeledItem] | list[Unresolved]
         rows = read_unresolved(target) if kind == "unresolved" else read_labeled(target)

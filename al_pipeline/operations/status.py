@@ -10,21 +10,18 @@ from typing import Any
 from al_pipeline.annotation.aggregation import active
 from al_pipeline.data.ledger import read_events, read_refused, still_refused
 from al_pipeline.errors import ServerFailed
+from al_pipeline.evaluation.figures import FIGURES
 from al_pipeline.files import read_object
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.connect import project_page, stored_project
 from al_pipeline.operations.facts import closing_rule, read_facts
 from al_pipeline.operations.history import History, labels_saved_by, read_history
 from al_pipeline.operations.schema import schema_problem
-from al_pipeline.rounds.interventions import parse_intervention
 from al_pipeline.rounds.state_machine import Facts, Wait, close_reason, next_step, state, waiting_for
 from al_pipeline.servers import prefect_status, read_deployment
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.lock import holder
 from al_pipeline.workspace.workspace import Workspace
-
-FIGURES = ("accuracy", "macro_f1", "average_precision", "log_loss", "calibration_error")
-"""The metrics that status and history show, each with its interval in the record."""
 
 
 def status(workspace: Workspace, *, ask: bool = True) -> dict[str, Any]:
@@ -38,7 +35,7 @@ def status(workspace: Workspace, *, ask: bool = True) -> dict[str, Any]:
     facts, history = read_facts(workspace)
     latest = history.latest
     counts = (
-        dict(latest["counts"]) if latest else {"labelled": 0, "pending": 0, "ignored": 0, "test": 0, "test_labelled": 0}
+        latest.counts.to_row() if latest else {"labelled": 0, "pending": 0, "ignored": 0, "test": 0, "test_labelled": 0}
     )
     pool = facts.incoming + counts["pool"] if latest else facts.items
     step = next_step(facts, closing_rule(workspace))
@@ -47,7 +44,7 @@ def status(workspace: Workspace, *, ask: bool = True) -> dict[str, Any]:
     refused = Counter(str(row["reason"]) for row in still_refused(rows, events))
     problem = schema_problem(workspace, history)
     project = stored_project(layout)
-    metrics = history.rounds[-1]["metrics"] if history.rounds else {}
+    metrics = history.rounds[-1].metrics if history.rounds else None
     return {
         "workspace": str(layout.root),
         "workspace_id": workspace.id,
@@ -64,7 +61,7 @@ def status(workspace: Workspace, *, ask: bool = True) -> dict[str, Any]:
         "ignored": counts["ignored"],
         "unlabelled": pool - counts["labelled"] - counts["pending"] - counts["ignored"],
         "incoming": facts.incoming,
-        "labels": in_order(latest["params"]["schema"]["labels"], latest["counts"]["labels"]) if latest else {},
+        "labels": in_order(latest.params.schema_.labels, latest.counts.labels) if latest else {},
         "test": counts["test"],
         "test_labelled": counts["test_labelled"],
         "refused": dict(sorted(refused.items())),
@@ -73,10 +70,10 @@ def status(workspace: Workspace, *, ask: bool = True) -> dict[str, Any]:
         "promoted": history.promoted,
         "held": history.holding.sentence() if history.holding else None,
         "paused": history.pausing.sentence() if history.pausing else None,
-        "metrics": {name: metrics[name]["value"] for name in FIGURES if metrics},
-        "running": latest.get("running") if latest else None,
+        "metrics": {name: metrics.figure(name).value for name in FIGURES if metrics},
+        "running": latest.running.to_row() if latest and latest.running else None,
         "saved": _saved(history),
-        "asked_by": latest.get("next_batch") if latest else None,
+        "asked_by": latest.next_batch.to_row() if latest and latest.next_batch else None,
         "project_id": None if project is None else project.project_id,
         "label_studio_url": workspace.credentials().get("url"),
         "label_studio_page": project_page(workspace),
@@ -176,16 +173,14 @@ def rounds(workspace: Workspace) -> list[dict[str, Any]]:
     history = read_history(workspace.layout, Git(workspace.layout.root))
     return [
         {
-            "round": record["round"],
-            "labelled": record["counts"]["labelled"],
-            "test_labelled": record["counts"]["test_labelled"],
-            "verdict": record["decision"]["verdict"],
-            "reasons": record["decision"]["reasons"],
-            "interventions": [
-                parse_intervention(row, "round.json").summary() for row in record.get("interventions", ())
-            ],
-            "closed_at": record["closed_at"],
-            "metrics": {name: record["metrics"][name] for name in FIGURES},
+            "round": record.round,
+            "labelled": record.counts.labelled,
+            "test_labelled": record.counts.test_labelled,
+            "verdict": record.decision.verdict,
+            "reasons": list(record.decision.reasons),
+            "interventions": [intervention.summary() for intervention in record.interventions],
+            "closed_at": record.closed_at,
+            "metrics": {name: record.metrics.figure(name).to_row() for name in FIGURES},
         }
         for record in history.rounds
     ]

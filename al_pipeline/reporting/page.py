@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from al_pipeline.evaluation.metrics import Estimate
-from al_pipeline.evaluation.online import Accuracy, Running, Saved
-from al_pipeline.evaluation.promotion import Decision
+from al_pipeline.evaluation.figures import Accuracy, Decision, Estimate, Metrics, Running
+from al_pipeline.evaluation.online import Saved
 from al_pipeline.records import shown_text
 from al_pipeline.reporting.charts import CurvePoint, histogram_svg, learning_curve_svg
 from al_pipeline.sanitize import counted
@@ -59,11 +58,11 @@ _UNPRINTABLE = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 
 @dataclass(frozen=True, slots=True)
 class RoundRow:
-    """One round of the history. `metrics`: the row of `metrics.Metrics.to_row`. `labels`: it was trained on."""
+    """One round of the history. `labels`: it was trained on."""
 
     number: int
     labels: int
-    metrics: Mapping[str, Any] | None = None
+    metrics: Metrics | None = None
     decision: Decision | None = None
     date: str | None = None
 
@@ -159,9 +158,9 @@ class Answers:
 class ReportData:
     """Everything that a report says, from records alone (but for `links`).
 
-    `history` is the closed rounds with this one, oldest first. `metrics` is this round's row of
-    `metrics.Metrics.to_row`, or None where nothing was measured. `baseline` is macro-F1 of random sampling at the
-    same budgets, where it was simulated, and `baseline_note` how. `confidence` is that of every interval.
+    `history` is the closed rounds with this one, oldest first. `metrics` is None where nothing was measured.
+    `baseline` is macro-F1 of random sampling at the same budgets, where it was simulated, and `baseline_note` how.
+    `confidence` is that of every interval.
     """
 
     title: str
@@ -172,7 +171,7 @@ class ReportData:
     labels: int
     date: str | None = None
     history: tuple[RoundRow, ...] = ()
-    metrics: Mapping[str, Any] | None = None
+    metrics: Metrics | None = None
     decision: Decision | None = None
     pool: PoolCounts = PoolCounts()
     mix: LabelMix = LabelMix()
@@ -253,7 +252,7 @@ def render(report: ReportData) -> str:
         metrics=[_metric_row(report, name) for name in METRIC_NAMES] if report.metrics else [],
         averaged=_averaged(report),
         before=_before_number(report),
-        test_items=(report.metrics or {}).get("items", 0),
+        test_items=report.metrics.items if report.metrics else 0,
         per_class=_per_class(report.metrics),
         confusion=_confusion(report.metrics),
         mix=_mix(report),
@@ -307,17 +306,12 @@ def _clean(text: str) -> str:
     return _UNPRINTABLE.sub(" ", shown_text(text))
 
 
-def _figure(metrics: Mapping[str, Any] | None, name: str) -> Estimate:
-    """One figure of a metrics row; an empty estimate where an older record lacks it."""
-    return _estimate((metrics or {}).get(name))
+def _figure(metrics: Metrics | None, name: str) -> Estimate:
+    """One figure by its name; an empty estimate where nothing was measured."""
+    return metrics.figure(name) if metrics else Estimate(value=None)
 
 
-def _estimate(row: Mapping[str, Any] | None) -> Estimate:
-    row = row or {}
-    return Estimate(_finite(row.get("value")), _finite(row.get("low")), _finite(row.get("high")), row.get("reason"))
-
-
-def _interval(estimate: Estimate, digits: int = 2) -> str:
+def _interval(estimate: Estimate | Accuracy, digits: int = 2) -> str:
     """`0.89–0.96`, or nothing."""
     if estimate.low is None or estimate.high is None:
         return ""
@@ -427,8 +421,8 @@ def _refused(answers: Answers) -> str:
 
 def _metric_name(report: ReportData, name: str) -> str:
     """What the page calls a metric; average precision of two classes is that of one of them, which is named."""
-    of = (report.metrics or {}).get("average_precision_of", "macro") if name == "average_precision" else "macro"
-    return METRIC_NAMES[name] if of == "macro" else f"{METRIC_NAMES[name]} ({excerpt(str(of), 40)})"
+    of = report.metrics.average_precision_of if report.metrics and name == "average_precision" else "macro"
+    return METRIC_NAMES[name] if of == "macro" else f"{METRIC_NAMES[name]} ({excerpt(of, 40)})"
 
 
 def _metric_row(report: ReportData, name: str) -> dict[str, Any]:
@@ -455,42 +449,36 @@ def _unit(value: float) -> float:
 
 def _averaged(report: ReportData) -> str:
     """Which classes macro-F1 leaves out, as a sentence; empty where none."""
-    metrics = report.metrics or {}
-    classes, averaged = metrics.get("classes") or [], metrics.get("averaged")
-    if averaged is None or len(averaged) >= len(classes):
+    metrics = report.metrics
+    if metrics is None or len(metrics.averaged) >= len(metrics.classes):
         return ""
-    missing = [name for name in classes if name not in set(averaged)]
+    missing = [name for name in metrics.classes if name not in set(metrics.averaged)]
     return f"Averages leave out {', '.join(missing)}: not in the test set."
 
 
-def _per_class(metrics: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    metrics = metrics or {}
-    found = metrics.get("per_class") or {}
-    rows = []
-    for name in dict.fromkeys([*(metrics.get("classes") or ()), *found]):  # records hold them by the alphabet
-        if name not in found:
-            continue
-        row = found[name]
-        f1 = _estimate(row.get("f1"))
-        rows.append(
-            {
-                "name": name,
-                "precision": _fixed(_estimate(row.get("precision")).value),
-                "recall": _fixed(_estimate(row.get("recall")).value),
-                "f1": _fixed(f1.value),
-                "interval": _interval(f1),
-                "support": row.get("support", 0),
-            }
-        )
-    return rows
+def _per_class(metrics: Metrics | None) -> list[dict[str, Any]]:
+    if metrics is None:
+        return []
+    names = dict.fromkeys([*metrics.classes, *metrics.per_class])  # records hold them by the alphabet
+    return [
+        {
+            "name": name,
+            "precision": _fixed(found.precision.value),
+            "recall": _fixed(found.recall.value),
+            "f1": _fixed(found.f1.value),
+            "interval": _interval(found.f1),
+            "support": found.support,
+        }
+        for name in names
+        if (found := metrics.per_class.get(name)) is not None
+    ]
 
 
-def _confusion(metrics: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _confusion(metrics: Metrics | None) -> dict[str, Any] | None:
     """The matrix as rows of shaded cells, or for many classes the most frequent confusions. None where not measured."""
-    metrics = metrics or {}
-    classes, matrix = list(metrics.get("classes") or []), metrics.get("confusion") or []
-    if not classes or not any(sum(row) for row in matrix):
+    if metrics is None or not any(map(sum, metrics.confusion)):
         return None
+    classes, matrix = metrics.classes, metrics.confusion
     pairs = sorted(
         (
             (count, classes[i], classes[j])
@@ -524,12 +512,11 @@ def _confusion(metrics: Mapping[str, Any] | None) -> dict[str, Any] | None:
     }
 
 
-def _mistakes_in_all(metrics: Mapping[str, Any] | None) -> int | None:
+def _mistakes_in_all(metrics: Metrics | None) -> int | None:
     """How many items of the test set the model gets wrong; None where none was measured."""
-    matrix: list[list[int]] = (metrics or {}).get("confusion") or []
-    if not any(sum(row) for row in matrix):
+    if metrics is None or not any(map(sum, metrics.confusion)):
         return None
-    return sum(count for i, row in enumerate(matrix) for j, count in enumerate(row) if i != j)
+    return sum(count for i, row in enumerate(metrics.confusion) for j, count in enumerate(row) if i != j)
 
 
 def _mix(report: ReportData) -> list[dict[str, Any]]:
@@ -593,7 +580,7 @@ def _accuracy_row(one: Accuracy) -> dict[str, Any]:
     return {
         "rounds": rounds,
         "accuracy": _fixed(one.accuracy, 3),
-        "interval": _interval(Estimate(one.accuracy, one.low, one.high), 3),
+        "interval": _interval(one, 3),
         "right": one.right,
         "answered": one.answered,
         "asked": one.asked,

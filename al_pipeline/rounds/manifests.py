@@ -1,6 +1,6 @@
-"""What a round's record and plan must look like before they are believed: they come out of git, written by anybody.
+"""A round's record and plan, typed. They come out of git, written by anybody: each is validated once, when it is read.
 
-Only what others rely on is looked at; further keys, of this engine or a newer one, pass.
+Only what others rely on is looked at; further keys, of this engine or a newer one, stay as they are.
 """
 
 from __future__ import annotations
@@ -9,189 +9,167 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    Strict,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+)
 
 from al_pipeline.errors import UnexpectedChange
+from al_pipeline.evaluation.figures import Control, Count, Decision, Metrics, Number, Part, Running, Text, Texts
 from al_pipeline.records import PlannedTask
-from al_pipeline.rounds.interventions import parse_intervention
+from al_pipeline.rounds.interventions import Intervention, parse_intervention
 
 MAX_ROUND = 999_999
 ID_CHARACTERS = 200
 
-_Count = Annotated[int, Field(ge=0, le=10**12)]
-_Number = Annotated[float, Field(ge=-1e9, le=1e9)]
-_Share = Annotated[float, Field(ge=0, le=1)]
+_P = TypeVar("_P", bound=Part)
+_RoundNumber = Annotated[int, Field(ge=0, le=MAX_ROUND)]
 _Moment = Annotated[float, Field(ge=0, le=2e11)]
-_Text = Annotated[str, StringConstraints(max_length=10_000)]
-_Word = Annotated[str, StringConstraints(pattern=r"^[a-z ]{1,40}$")]
 _Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-_Counts = dict[_Text, _Count]
 
 
-class _Part(BaseModel):
-    # defer_build: a validator is built when it is first asked for, not for each part of a record on its own.
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, defer_build=True)
+class TaskCounts(Part):
+    """What had come of a round's tasks when it closed. `kept`: those of `unanswered` that the next round asks on."""
+
+    answered: Count
+    given_up: Count
+    unanswered: Count
+    kept: Count = 0
+    refused: dict[Text, Count]
+    """Answers, by the reason."""
 
 
-class _Estimate(_Part):
-    value: _Number | None
-    low: _Number | None = None
-    high: _Number | None = None
-    reason: _Text | None = None
+class Counts(Part):
+    """Items and answers as of a round; `labelled`, `pending`, `ignored` and `unlabelled` add up to `pool`."""
+
+    pool: Count
+    labelled: Count
+    pending: Count
+    ignored: Count
+    unlabelled: Count
+    test: Count
+    test_labelled: Count
+    events: Count | None = None
+    """In the ledger; a record of layout 1 does not say."""
+    refused: Count
+    labels: dict[Text, Count]
+    """Items of the labelled set, by class."""
+    test_labels: dict[Text, Count]
 
 
-class _ClassFigures(_Part):
-    precision: _Estimate
-    recall: _Estimate
-    f1: _Estimate
-    support: _Count
-    predicted: _Count
+class Schema(Part):
+    """What people were asked: the question, the classes, and the columns that a task shows."""
 
-
-class _Metrics(_Part):
-    accuracy: _Estimate
-    macro_f1: _Estimate
-    average_precision: _Estimate
-    log_loss: _Estimate
-    calibration_error: _Estimate
-    average_precision_of: _Text
-    items: _Count
-    classes: list[_Text]
-    averaged: list[_Text]
-    per_class: dict[_Text, _ClassFigures]
-    confusion: list[list[_Count]]
-
-    def model_post_init(self, _: Any) -> None:
-        sizes = {len(self.classes), len(self.confusion), *map(len, self.confusion)}
-        if len(sizes) > 1 and self.confusion:
-            raise ValueError("confusion must have a row and a column for each class")
-
-
-class _TaskCounts(_Part):
-    answered: _Count
-    given_up: _Count
-    unanswered: _Count
-    kept: _Count = 0
-    refused: _Counts
-
-
-class _Totals(_Part):
-    pool: _Count
-    labelled: _Count
-    pending: _Count
-    ignored: _Count
-    unlabelled: _Count
-    test: _Count
-    test_labelled: _Count
-    events: _Count = 0
-    refused: _Count
-    labels: _Counts
-    test_labels: _Counts
-
-
-class _Schema(_Part):
     version: Annotated[int, Field(ge=1, le=10**9)] = 1
-    question: _Text
-    labels: Annotated[list[_Text], Field(min_length=1)]
+    question: Text
+    labels: Annotated[Texts, Field(min_length=1)]
+    fields: Texts | None = None
 
 
-class _RoundParams(_Part):
+class RoundParams(Part):
+    """How a round asked. `overlap`: how many people each item."""
+
     overlap: Annotated[int, Field(ge=1, le=10_000)]
 
 
-class _EvaluateParams(_Part):
+class EvaluateParams(Part):
+    """How intervals were drawn."""
+
     confidence: Annotated[float, Field(gt=0, lt=1)]
+    bootstrap: Count = 1000
 
 
-class _Params(_Part):
-    schema_: _Schema = Field(alias="schema")
-    round: _RoundParams
-    evaluate: _EvaluateParams
+class Params(Part):
+    """Of the parameters that a round was made with, those that are looked at later."""
+
+    schema_: Schema = Field(alias="schema")
+    round: RoundParams
+    evaluate: EvaluateParams
     features: dict[str, Any]
-    annotators: list[_Text]
+    annotators: Texts
+    seed: Count = 0
+    schedule: Any = None
 
 
-class _Engine(_Part):
-    version: _Text
-    sources: _Text
-    packages: dict[_Text, _Text]
+class Engine(Part):
+    """The fingerprint of the engine that made a round."""
+
+    version: Text
+    sources: Text
+    packages: dict[Text, Text]
 
 
-class _Decision(_Part):
-    verdict: _Word
-    reasons: list[_Text]
-    provisional: bool
+class NextBatch(Part):
+    """Which strategy chose the batch of the round after, and why."""
+
+    strategy: Text
+    reason: Text
 
 
-class _Hashes(_Part):
-    __pydantic_extra__: dict[str, _Digest]  # each of them: they name files
-    model: _Digest
-    params: _Digest
+def _names_model_and_params(hashes: dict[str, str]) -> dict[str, str]:
+    if missing := {"model", "params"} - hashes.keys():
+        raise ValueError(f"{min(missing)} is missing")
+    return hashes
 
 
-class _Accuracy(_Part):
-    first_round: _Count
-    last_round: _Count
-    asked: _Count
-    answered: _Count
-    right: _Count
-    accuracy: _Share | None
-    low: _Share | None
-    high: _Share | None
-
-    def model_post_init(self, _: Any) -> None:
-        if self.answered and None in (self.accuracy, self.low, self.high):
-            raise ValueError("accuracy, low and high must be there where something was answered")
+def _intervention(row: Any, info: ValidationInfo) -> Intervention:
+    return parse_intervention(row, str(info.context))
 
 
-class _Running(_Part):
-    whole: _Accuracy
-    recent: _Accuracy
+_Intervention = Annotated[Intervention, PlainValidator(_intervention), PlainSerializer(Intervention.to_row)]
 
 
-class _Control(_Part):
-    labels: _Count
-    macro_f1: _Estimate
+class Record(Part):
+    """What was built and published in one commit. The first build's, which no answers came before, has no number."""
 
-
-class _Choice(_Part):
-    strategy: _Text
-    reason: _Text
-
-
-class _Genesis(_Part):
-    round: Annotated[int, Field(ge=0, le=MAX_ROUND)] | None
-    counts: _Totals
-    hashes: _Hashes
-    params: _Params
-    engine: _Engine
-    metrics: _Metrics
+    round: _RoundNumber | None
+    counts: Counts
+    hashes: Annotated[dict[Text, _Digest], AfterValidator(_names_model_and_params)]
+    """SHA-256 of the round's files, by their names in `Layout`."""
+    params: Params
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    """What the next round's batch was asked with other than `params` says."""
+    engine: Engine
+    metrics: Metrics
     closed_at: _Moment | None
+    """In seconds since 1970."""
     parent: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40,64}$")] | None
-    running: _Running | None = None
-    control: _Control | None = None
-    next_batch: _Choice | None = None
-    interventions: list[dict[str, Any]] = Field(
-        default_factory=list, validation_alias=AliasChoices("interventions", "rulings")
+    running: Running | None = None
+    control: Control | None = None
+    next_batch: NextBatch | None = None
+    interventions: Annotated[tuple[_Intervention, ...], Strict(False)] = Field(
+        default=(),
+        validation_alias=AliasChoices("interventions", "rulings"),  # as earlier versions called them
     )
+    """Those about labels that this round carried out."""
 
 
-class _Round(_Genesis):
-    round: Annotated[int, Field(ge=0, le=MAX_ROUND)]
-    decision: _Decision
-    answers: _TaskCounts
+class RoundRecord(Record):
+    """The record of a published round."""
+
+    round: _RoundNumber
+    decision: Decision
+    answers: TaskCounts
 
 
-class HistogramRow(_Part):
+class Histogram(Part):
     """How uncertain a model was of the unlabelled pool; both empty where nothing was scored."""
 
-    edges: list[_Number] = Field(default_factory=list)
-    counts: list[_Count] = Field(default_factory=list)
+    edges: Annotated[tuple[Number, ...], Strict(False)] = ()
+    """One more than `counts`, rising."""
+    counts: Annotated[tuple[Count, ...], Strict(False)] = ()
 
     def model_post_init(self, _: Any) -> None:
-        if self.edges and (len(self.edges) != len(self.counts) + 1 or sorted(set(self.edges)) != self.edges):
+        if self.edges and (len(self.edges) != len(self.counts) + 1 or tuple(sorted(set(self.edges))) != self.edges):
             raise ValueError("edges must rise, and be one more than counts")
 
 
@@ -228,23 +206,27 @@ def plan_number(path: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def parse_record(text: str, path: str) -> dict[str, Any]:
-    """The record in a `round.json` or `genesis.json`. Raises UnexpectedChange, naming what is wrong, unless we wrote
-    it."""
-    number = record_number(path)
-    row = _checked(text, path, _Genesis if number is None else _Round)
-    if "rulings" in row:  # as earlier versions called them
-        row["interventions"] = row.pop("rulings")
-    if row["round"] != number:
-        raise _foreign(path, f"round: got {row['round']}, the folder says {number}")
-    for intervention in row.get("interventions", ()):
-        parse_intervention(intervention, path)
-    return row
+def parse_genesis(text: str, path: str) -> Record:
+    """The record of the first build, in `genesis.json`. Raises UnexpectedChange, naming what is wrong, unless we wrote
+    it.
+    """
+    record = _parsed(text, path, Record)
+    if record.round is not None:
+        raise _foreign(path, f"round: got {record.round}, the first build has none")
+    return record
 
 
-def parse_histogram(text: str) -> HistogramRow:
+def parse_record(text: str, path: str) -> RoundRecord:
+    """The record in a `round.json`. Raises UnexpectedChange, naming what is wrong, unless we wrote it."""
+    record = _parsed(text, path, RoundRecord)
+    if record.round != (number := record_number(path)):
+        raise _foreign(path, f"round: got {record.round}, the folder says {number}")
+    return record
+
+
+def parse_histogram(text: str) -> Histogram:
     """The histogram in `rounds/histogram.json`. Raises UnexpectedChange unless we wrote it."""
-    return HistogramRow.model_validate(_checked(text, "rounds/histogram.json", HistogramRow))
+    return _parsed(text, "rounds/histogram.json", Histogram)
 
 
 def parse_plan(text: str, number: int) -> list[PlannedTask]:
@@ -276,17 +258,15 @@ def _task(line: str, place: str, number: int) -> PlannedTask:
     return PlannedTask(**row)
 
 
-def _checked(text: str, path: str, model: type[BaseModel]) -> dict[str, Any]:
-    row = _object(text, path)
+def _parsed(text: str, path: str, kind: type[_P]) -> _P:
     try:
-        model.model_validate(row)
-    except (ValidationError, RecursionError) as error:
-        if isinstance(error, RecursionError):
-            raise _foreign(path, "is nested too deeply") from None
+        return kind.model_validate(_object(text, path), context=path)
+    except RecursionError:
+        raise _foreign(path, "is nested too deeply") from None
+    except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         key = ".".join(str(step) for step in first["loc"])
         raise _foreign(path, f"{key}: {first['msg']}") from None
-    return row
 
 
 def _object(text: str, place: str) -> dict[str, Any]:

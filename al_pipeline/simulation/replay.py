@@ -18,7 +18,8 @@ from al_pipeline.active_learning.choice import Choice, QueryConfig
 from al_pipeline.active_learning.sampling import ensemble_seed
 from al_pipeline.active_learning.shortlist import Shortlist, top_candidates
 from al_pipeline.active_learning.strategies import Samples, scoring_of
-from al_pipeline.evaluation.metrics import Floats, Metrics, check_truth, evaluate
+from al_pipeline.evaluation.figures import Metrics
+from al_pipeline.evaluation.metrics import Floats, check_truth, evaluate
 from al_pipeline.evaluation.savings import mean_interval
 from al_pipeline.records import Query
 
@@ -192,8 +193,17 @@ def mean_curve(
     for column, labels in enumerate(next(iter(grids), ())):
         found = [figure(curve.points[column].metrics) for curve in curves]
         values = np.array([value for value in found if value is not None], dtype=np.float64)
-        interval = mean_interval(values, confidence)
-        if interval.value is None:
-            continue
-        means.append(MeanPoint(labels, interval.value, interval.low, interval.high, len(values)))
+        if len(values):
+            means.append(mean_point(labels, values, confidence))
     return means
+
+
+def mean_point(labels: int, values: Floats, confidence: float = 0.95) -> MeanPoint:
+    """The mean over seeds of a figure at one number of labels, with Student's t interval of the mean (Gosset 1908).
+
+    Raises ValueError where no value is finite.
+    """
+    found = mean_interval(values, confidence)
+    if found.value is None:
+        raise ValueError(f"no value at {labels} labels")
+    return MeanPoint(labels, found.value, found.low, found.high, len(values))

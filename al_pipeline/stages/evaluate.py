@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ from numpy.typing import NDArray
 from al_pipeline.data.outputs import Predictions, csv_cell, read_labeled, write_predictions
 from al_pipeline.data.pool import iter_items
 from al_pipeline.errors import BadInput
-from al_pipeline.evaluation.metrics import Metrics, evaluate
+from al_pipeline.evaluation.figures import Control, Metrics
+from al_pipeline.evaluation.metrics import evaluate
 from al_pipeline.features.vectors import open_vectors
 from al_pipeline.files import write_json, write_text
 from al_pipeline.models.loading import load_model, vectors_for
@@ -51,9 +51,9 @@ def main(layout: Layout) -> None:
     beside = None
     if control is not None and control.counts:
         figure = measure(control.predict_proba(texts, own)).macro_f1
-        beside = {"labels": sum(control.counts.values()), "macro_f1": asdict(figure)}
+        beside = Control(labels=sum(control.counts.values()), macro_f1=figure).model_dump(mode="json")
     write_json(layout.control, beside)
-    write_json(layout.metrics, metrics.to_row())
+    write_json(layout.metrics, metrics.model_dump(mode="json"))
     write_text(layout.metrics_csv, _metrics_csv(metrics.to_table()))
     predicted = proba[labelled].argmax(axis=1)
     write_text(

@@ -40,6 +40,7 @@ MODULES = (
     "data/pool.py",
     "errors.py",
     "evaluation/__init__.py",
+    "evaluation/figures.py",
     "evaluation/metrics.py",
     "features/__init__.py",
     "features/cache.py",

@@ -11,19 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from al_pipeline.active_learning.batch import VectorsOf
 from al_pipeline.active_learning.choice import QueryConfig
 from al_pipeline.active_learning.strategies import Samples
 from al_pipeline.data.outputs import read_labeled
 from al_pipeline.data.pool import iter_items
-from al_pipeline.evaluation.metrics import Metrics
+from al_pipeline.evaluation.figures import Metrics
 from al_pipeline.features.tfidf import fit as fit_tfidf
 from al_pipeline.features.vectors import open_vectors
 from al_pipeline.models.ensembles import draw_heads, sample_proba
 from al_pipeline.models.linear import FeatureMatrix, Head, fit_head
-from al_pipeline.simulation.replay import Corpus, Draw, Fit, Indices, MeanPoint, Predict, mean_curve, replay
+from al_pipeline.simulation.replay import Corpus, Draw, Fit, Indices, MeanPoint, Predict, mean_curve, mean_point, replay
 from al_pipeline.workspace.workspace import Workspace
 
 
@@ -71,24 +70,12 @@ def compare(
         kinds["active"],
         tuple(points["active"]),
         tuple(points["random"]),
-        tuple(_interval(point.labels, differences[:, column]) for column, point in enumerate(points["random"])),
+        tuple(mean_point(point.labels, differences[:, column]) for column, point in enumerate(points["random"])),
     )
 
 
 def _macro_f1(metrics: Metrics) -> float | None:
-    value = metrics.to_row()["macro_f1"]["value"]
-    return None if value is None else float(value)
-
-
-def _interval(labels: int, values: NDArray[np.float64]) -> MeanPoint:
-    """The mean with Student's 95 % interval."""
-    from scipy.stats import t
-
-    mean = float(values.mean())
-    if len(values) < 2:
-        return MeanPoint(labels, mean, None, None, len(values))
-    half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return MeanPoint(labels, mean, mean - half, mean + half, len(values))
+    return metrics.macro_f1.value
 
 
 def _corpus(workspace: Workspace, answers: Mapping[str, str]) -> tuple[Corpus, Fit, VectorsOf | None, Draw]:

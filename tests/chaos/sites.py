@@ -349,7 +349,7 @@ class Site:
         for number, (record, wanted) in enumerate(zip(records, self.expected, strict=False)):
             expect(record is not None, "the first build is not committed")
             assert record is not None
-            digests = {name: record["hashes"][name] for name in LATEST}
+            digests = {name: record.hashes[name] for name in LATEST}
             wrong = sorted(name for name in LATEST if digests[name] != wanted[name])
             expect(not wrong, f"record {number - 1}: {', '.join(wrong)} differ from the undisturbed run's")
         plans = [task.push_key for number in range(len(records)) for task in read_plan(git, number)]

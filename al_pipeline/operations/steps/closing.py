@@ -76,8 +76,8 @@ def _kept(context: Context, planned: int, interventions: Sequence[Intervention])
     None where the tasks show other fields, or offer other classes, than the schema that holds now.
     """
     layout, params, latest = context.layout, context.workspace.params, context.history.latest
-    before = latest["params"]["schema"] if latest else {}
-    if (before.get("labels"), before.get("fields")) != (params.schema_.labels, params.schema_.fields):
+    before, now = latest.params.schema_ if latest else None, params.schema_
+    if before is None or (before.labels, before.fields) != (tuple(now.labels), tuple(now.fields)):
         return []
     events = read_events(layout.events, layout.inbox_events)
     refused = still_refused(read_refused(layout.events, layout.inbox_events), events)

@@ -59,7 +59,7 @@ def retire_tasks(context: Context, facts: Facts) -> None:
         project,
         facts.planned,
         history.abandoned,
-        overlaps={record["round"]: record["params"]["round"]["overlap"] for record in history.rounds},
+        overlaps={record.round: record.params.round.overlap for record in history.rounds},
         rounds={key: task.round for key, task in plans.items()},
         superseded={key for key, task in plans.items() if task.item_id in corrected},
     )

@@ -81,11 +81,11 @@ def _changed_outputs(context: Context) -> set[str]:
 def _count_selected(context: Context) -> None:
     """Count the items that the plan just published selects as asked for; say where the strategy had no say."""
     record, wanted, outcome = context.history.latest, context.overrides, context.outcome
-    if not wanted or record is None or record["overrides"] != wanted:
+    if not wanted or record is None or record.overrides != wanted:
         return
     plan = read_plan(context.git, context.history.planned or 0)
     outcome.selected += sum(task.part == "pool" and task.first_round == task.round for task in plan)
-    if "strategy" in wanted and not record["counts"]["labelled"]:
+    if "strategy" in wanted and not record.counts.labelled:
         outcome.warnings.append(
             f"the batch was drawn without a model, not by {wanted['strategy']}: there are no labels yet"
         )
