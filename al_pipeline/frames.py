@@ -14,6 +14,7 @@ import pandas as pd
 from al_pipeline.data.outputs import parse_predictions, read_labeled
 from al_pipeline.data.pool import iter_items
 from al_pipeline.errors import NothingToDo
+from al_pipeline.evaluation.figures import FIGURES
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations import status
 from al_pipeline.operations.history import read_history
@@ -24,9 +25,15 @@ def rounds(workspace: str | Path = ".") -> pd.DataFrame:
     """One row a published round: its number, labels, verdict, and each metric with its interval (`_low`, `_high`)."""
     rows: list[dict[str, Any]] = []
     for found in status.rounds(open_workspace(Path(workspace))):
-        row = {key: found[key] for key in ("round", "labelled", "test_labelled", "verdict")}
-        for name, estimate in found["metrics"].items():
-            row |= {name: estimate["value"], f"{name}_low": estimate["low"], f"{name}_high": estimate["high"]}
+        row: dict[str, Any] = {
+            "round": found.number,
+            "labelled": found.labels,
+            "test_labelled": found.test_labels,
+            "verdict": found.decision.verdict,
+        }
+        for name in FIGURES:
+            estimate = found.metrics.figure(name)
+            row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         rows.append(row)
     return pd.DataFrame(rows)
 

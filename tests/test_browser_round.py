@@ -33,7 +33,7 @@ def test_what_a_person_clicks_is_in_the_next_labelled_set(
     person = label_studio.account(WHO)
     assert tick(workspace, lambda: connect(workspace)).round == 0
     asked = read_plan(Git(workspace.layout.root), 0)[0]
-    address = str(status(workspace)["label_studio_page"])
+    address = str(status(workspace).label_studio_page)
 
     posted = answer_one_task(label_studio.url, WHO, person.password, address, LABEL, tmp_path / "browser")
     assert posted["status"] == 201
@@ -56,7 +56,7 @@ def test_two_people_at_once_get_different_tasks(
     monkeypatch.setenv("AL_LABEL_STUDIO_TOKEN", label_studio.token)
     workspace, _ = small_workspace(tmp_path, 30, {"test_size: 500": "test_size: 0"})
     assert tick(workspace, lambda: connect(workspace)).round == 0
-    address = str(status(workspace)["label_studio_page"])
+    address = str(status(workspace).label_studio_page)
     assert "labeling" not in address
     people = {email: label_studio.account(email) for email in ("left.pair@example.com", "right.pair@example.com")}
     with Browser(tmp_path / "left") as left, Browser(tmp_path / "right") as right:
@@ -71,4 +71,4 @@ def test_two_people_at_once_get_different_tasks(
 
     report = tick(open_workspace(workspace.layout.root), lambda: connect(workspace))
     assert report.pulled == {"label": 4}
-    assert status(open_workspace(workspace.layout.root))["settled"] == 4
+    assert status(open_workspace(workspace.layout.root)).settled == 4

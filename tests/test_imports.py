@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "integrations": ("workspace",),
     "servers": ("integrations", "workspace"),
     # what is done with both
-    "reporting": ("evaluation",),
+    "reporting": ("evaluation", "rounds"),
     "simulation": ("active_learning", "data", "evaluation", "features", "models", "reporting", "workspace"),
     "stages": ("active_learning", "annotation", "data", "evaluation", "features", "models", "workspace"),
     "operations": (
@@ -38,8 +38,8 @@ MAY_IMPORT = {
         "workspace",
     ),
     # callers
-    "flows": ("operations", "rounds", "servers", "workspace"),
-    "frames": ("data", "integrations", "operations", "workspace"),
+    "flows": ("evaluation", "operations", "rounds", "servers", "workspace"),
+    "frames": ("data", "evaluation", "integrations", "operations", "workspace"),
     "cli": ("data", "evaluation", "flows", "operations", "rounds", "servers", "simulation", "workspace"),
 }  # fmt: skip
 """The layers, lowest first: each folder, and the folders that it imports. An arrow that nothing needs fails too."""
@@ -62,7 +62,7 @@ ONLY = {
     "openpyxl": ("data.excel",),
     "typer": ("cli",),
     "matplotlib": ("reporting.charts",),
-    "jinja2": ("reporting.page", "simulation.page"),
+    "jinja2": ("reporting.html",),
     "pydantic": ("params", "evaluation.figures", "rounds.manifests", "cli", "operations.predict", "simulation.corpus"),
     "sklearn": (),
     "pandas": ("frames",),

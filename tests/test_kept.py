@@ -93,7 +93,10 @@ class Rig:
     def divided(self) -> bool:
         found = status(self.reopened())
         parts = ("labelled", "pending", "ignored", "unlabelled")
-        return sum(found[part] for part in parts) == found["pool"] and min(found[part] for part in parts) >= 0
+        return (
+            sum(getattr(found, part) for part in parts) == found.pool
+            and min(getattr(found, part) for part in parts) >= 0
+        )
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +310,7 @@ def test_in_a_real_label_studio_who_has_a_kept_task_on_the_screen_answers_it(
         assert people.served(ref) in plan
         [late] = read_events(layout.inbox_events)
         assert (late.annotation_key.rpartition("#")[0], late.round, late.label) == (on_screen, 2, right(on_screen))
-        assert status(open_workspace(layout.root))["settled"] == 1
+        assert status(open_workspace(layout.root)).settled == 1
         for key in set(plan) - {on_screen}:
             people.answer(ref, key, ANN, right(key))
         assert go().published == (2,)

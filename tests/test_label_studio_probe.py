@@ -143,7 +143,7 @@ def test_status_counts_what_waits(tmp_path: Any, monkeypatch: pytest.MonkeyPatch
     oracle = SimulatedOracle()
     tick(workspace, lambda: oracle)
     found = status(open_workspace(workspace.layout.root))
-    assert (found["answered"], found["answered_since"], found["label_studio"]) == (0, None, None)
+    assert (found.answered, found.answered_since, found.label_studio) == (0, None, None)
     keys = oracle.queue("ann@example.org")
     for key in keys[:3]:
         oracle.answer(key, "ann@example.org", truth[key.rsplit(":", 1)[1]])
@@ -151,10 +151,10 @@ def test_status_counts_what_waits(tmp_path: Any, monkeypatch: pytest.MonkeyPatch
     tick(open_workspace(workspace.layout.root), lambda: oracle)
     workspace.store_credentials("http://127.0.0.1:9", "token")
     found = status(open_workspace(workspace.layout.root))
-    assert (found["answered"], found["answered_since"]) == (3, None) and found["label_studio"]["state"] == "down"
+    assert (found.answered, found.answered_since) == (3, None) and found.label_studio.state == "down"
     monkeypatch.setattr(label_studio_probe, "probe_server", lambda *_: ServerStatus("up", "", 6))
     found = status(open_workspace(workspace.layout.root))
-    assert (found["answered"], found["answered_since"]) == (6, 2), "the refused one has been looked at"
+    assert (found.answered, found.answered_since) == (6, 2), "the refused one has been looked at"
     answer_all(oracle, truth)
 
 

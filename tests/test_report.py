@@ -24,22 +24,19 @@ from al_pipeline.operations.report import report_data, write_report
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import Options, tick
 from al_pipeline.reporting.charts import CurvePoint
-from al_pipeline.reporting.page import (
-    EXCERPT_CHARACTERS,
-    MATRIX_CLASSES,
-    SHOWN_ITEMS,
+from al_pipeline.reporting.html import EXCERPT_CHARACTERS, excerpt
+from al_pipeline.reporting.metrics_table import MATRIX_CLASSES
+from al_pipeline.reporting.page import SHOWN_ITEMS, render, summary
+from al_pipeline.reporting.view_model import (
     Answers,
     AskedItem,
-    Histogram,
     LabelMix,
     Mistake,
     PoolCounts,
     ReportData,
     RoundRow,
-    excerpt,
-    render,
-    summary,
 )
+from al_pipeline.rounds.manifests import Histogram
 from al_pipeline.workspace.workspace import open_workspace
 
 UNDRAWN = {"history": (), "histogram": None, "baseline": ()}
@@ -146,7 +143,7 @@ def make_report(**changes):
         decision=promoted,
         pool=PoolCounts(160, 40, 3, 5543),
         mix=LabelMix({"ham": 91, "spam": 69}, {"ham": 207, "spam": 93}),
-        histogram=Histogram((0.0, 0.5, 1.0), (900, 100)),
+        histogram=Histogram(edges=(0.0, 0.5, 1.0), counts=(900, 100)),
         asked=(
             AskedItem("mail-1", "a first text", 0.987, "margin", "spam", 2, 1.0),
             AskedItem("mail-2", "a second text", 0.5, "random", outcome="skipped"),
@@ -185,7 +182,8 @@ def hostile_report(text):
     return make_report(
         title=text, question=text, state=text, date=text, classes=(text, text + "2"), metrics=row, decision=held,
         history=(RoundRow(3, 40, row, held, text),), mix=LabelMix({text: 1}, {text: 2}),
-        histogram=Histogram((0.0, 1.0), (1,), text), asked=(AskedItem(text, text, 0.5, text, text, 1, 1.0, text),),
+        histogram=Histogram(edges=(0.0, 1.0), counts=(1,)),
+        asked=(AskedItem(text, text, 0.5, text, text, 1, 1.0, text),),
         mistakes=(Mistake(text, text, text, text, 0.5),), answers=Answers(refused={text: 1}), next_step=text,
         params_digest=text, engine={text: text}, baseline_note=text,
     )  # fmt: skip
@@ -434,7 +432,7 @@ def test_every_figure_of_a_round_says_what_happened(tmp_path):
     assert answers.for_test == answers.asked - len(data.asked)
     assert answers.annotators == 2
     assert all(item.score is None for item in report_data(workspace, 0).asked), "the first questions had no model"
-    assert list(status(workspace)["labels"]) == [name for name in CLASSES if name in status(workspace)["labels"]]
+    assert list(status(workspace).labels) == [name for name in CLASSES if name in status(workspace).labels]
     page = Page(write_report(workspace).read_text("utf-8"))
     for words in (
         f"Questions asked {answers.asked}", "Skips by people 3", "or by all there are 1", "unknown label 1",

@@ -14,6 +14,7 @@ from harness import play, small_workspace
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.connect import task_pages
 from al_pipeline.operations.report import _date, _zone, write_report
+from al_pipeline.rounds.manifests import Params
 from al_pipeline.sanitize import is_web_address
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 
@@ -120,7 +121,7 @@ def test_another_project_or_clone_shows_none(played: tuple[Workspace, SimulatedO
 )
 def test_times_are_those_of_the_schedule_with_their_zone(schedule: object, date: str) -> None:
     """A record comes out of git, written by anybody."""
-    record = {"params": {"schedule": schedule}, "closed_at": datetime(2026, 7, 1, 12, tzinfo=UTC).timestamp()}
-    assert _date(record, _zone(record)) == date
-    assert _date({**record, "closed_at": None}, _zone(record)) is None
-    assert _date({"params": {}, "closed_at": 1.0}, _zone({"params": {}})) == "1970-01-01 00:00 UTC"
+    closed = datetime(2026, 7, 1, 12, tzinfo=UTC).timestamp()
+    assert _date(closed, _zone(Params.model_construct(schedule=schedule))) == date
+    assert _date(None, UTC) is None
+    assert _date(1.0, _zone(Params.model_construct())) == "1970-01-01 00:00 UTC"

@@ -125,7 +125,7 @@ def test_back_to_a_snapshot_and_on(played: Any, tmp_path: Path) -> None:
     record = read_json(rig.layout.record(3))
     assert "rolled back to round-0001" in record["reason"] and record["interventions"][0]["kind"] == "rollback"
     assert record["decision"]["verdict"] == "held"
-    assert "rolled back" in rounds(rig.workspace)[-1]["interventions"][0]
+    assert "rolled back" in rounds(rig.workspace)[-1].interventions[0]
     assert rig.history().promoted == read_history(rig.layout, rig.git, "round-0001").promoted
 
     keys = {task.push_key for task in read_plan(rig.git, 4)}
@@ -266,7 +266,7 @@ def test_the_model_alone(played: Any, tmp_path: Path) -> None:
     assert change.metrics == (was, rig.history().record(0).metrics), "of what is served, not of the newest"
     assert rig.history().promoted == "round-0000" and rig.clean()
     assert rig.history().planned == 3, "no round is lost for it"
-    assert "rolled back" in status(rig.reopened())["held"]
+    assert "rolled back" in status(rig.reopened()).held
     with pytest.raises(NothingToDo, match="served already"):
         rig.back(0, labels=False)
     rig.intervene(undo, "")
@@ -384,7 +384,7 @@ def test_paused_ticks_do_nothing_but_a_rollback_works(played: Any, tmp_path: Pat
     assert report.steps == () and "being trained" in report.waits_for and "al resume" in report.waits_for
     rig.back(0, model=False)
     assert rig.tick().published == (3,)
-    assert status(rig.reopened())["paused"]
+    assert status(rig.reopened()).paused
     with pytest.raises(NothingToDo):
         rig.intervene(pause, "")
     rig.intervene(resume, "")

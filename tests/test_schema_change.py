@@ -163,7 +163,7 @@ def test_a_tick_refuses_before_it_changes_anything(
     with pytest.raises(error, match=words):
         rig.tick()
     assert repr(rig.everything()) == repr(before)
-    assert status(rig.workspace)["schema_problem"]
+    assert status(rig.workspace).schema_problem
     findings = {finding.check: finding.level for finding in examine(rig.workspace)}
     assert findings["classes"] == "error"
     (tmp_path / "more.jsonl").write_text(json.dumps({"text": "new", "label": labels[0]}))
@@ -228,7 +228,7 @@ def test_answers_with_a_class_of_the_page_wait_until_it_is_adopted(played: Any, 
     for words in ("'novel'", "schema.version to 2", "al labelstudio reset"):
         assert words in warning
     assert rig.oracle.projects[1].labels == ["ham", "spam", "eggs", "novel"]
-    assert status(rig.workspace)["settled"] == 1, "a refused answer is none"
+    assert status(rig.workspace).settled == 1, "a refused answer is none"
     rig.oracle.pass_time(3600)
     for key in keys[4:6]:
         rig.oracle.answer(key, "ann@example.org", "ham")
@@ -241,7 +241,7 @@ def test_answers_with_a_class_of_the_page_wait_until_it_is_adopted(played: Any, 
     assert (
         "'novel' is new since round-0000: 10 labels and 12 of the test set were given without it" in report.warnings[0]
     )
-    assert status(rig.workspace)["refused"] == {}
+    assert status(rig.workspace).refused == {}
     answer_all(rig.oracle, rig.truth)
     assert rig.tick().published == (1,)
     assert read_json(rig.workspace.layout.record(1))["counts"]["labels"]["novel"] == 3

@@ -421,9 +421,9 @@ def _check_the_record(workspace: Any, plans: list[list[PlannedTask]], truth: dic
     random_labels = [q for point in curve.points[:2] for q in point.queries if q.strategy in ("random", RANDOM_SLICE)]
     assert record["control"]["labels"] == len(random_labels)
     shown = status(workspace)
-    assert shown["running"] == record["running"] and shown["saved"]["random_labels"] == len(random_labels)
+    assert shown.running.to_row() == record["running"] and shown.saved.random_labels == len(random_labels)
     page = write_report(workspace).read_text(encoding="utf-8")
-    assert shown["saved"]["sentence"] in page and "Running accuracy" in page
+    assert shown.saved.sentence() in page and "Running accuracy" in page
     if not plans[0][0].strategy.startswith("random"):
         return
     genesis_control = json.loads(Git(workspace.layout.root).show("round-0000", "rounds/control.json") or "null")

@@ -497,11 +497,11 @@ def test_what_is_wrong_with_sources_stops_no_answer_and_stands_in_status_and_doc
     space = open_workspace(space.layout.root)
     report = tick(space, lambda: oracle)
     assert [line.split()[1] for line in report.warnings] == ["/etc/*", "in/fifo.csv", "in/gone.csv", "in/new.csv"]
-    found = status(space)["sources"]
-    assert [(one["file"], one["state"]) for one in found] == [
+    found = status(space).sources
+    assert [(one.file, one.state) for one in found] == [
         ("/etc/*", "failing"), ("in/fifo.csv", "failing"), ("in/gone.csv", "failing"), ("in/new.csv", "waiting"),
     ]  # fmt: skip
-    assert datetime.fromisoformat(found[0]["since"]) > datetime.now(UTC) - timedelta(minutes=10)
+    assert found[0].since > datetime.now(UTC) - timedelta(minutes=10)
     (finding,) = (finding for finding in examine(space) if finding.check == "sources")
     assert finding.level == "warning"
     assert "in/fifo.csv is no regular file" in finding.message and "since" in finding.message
@@ -511,7 +511,7 @@ def test_what_is_wrong_with_sources_stops_no_answer_and_stands_in_status_and_doc
     change_params(space, {"/etc/*, ": ""})
     space = open_workspace(space.layout.root)
     report = tick(space, lambda: oracle, now=lambda: datetime.now(UTC) + timedelta(minutes=5))
-    assert (report.warnings, status(space)["sources"], status(space)["incoming"]) == ((), [], 1)
+    assert (report.warnings, status(space).sources, status(space).incoming) == ((), (), 1)
 
 
 # Order --------------------------------------------------------------------------------------------------------------

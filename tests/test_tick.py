@@ -51,9 +51,9 @@ def test_rounds_are_published_complete_and_clean(undisturbed: Workspace) -> None
         assert dvc.changed() == {}
         assert dvc.missing_in_remote() == []
     found = status(undisturbed)
-    assert (found["round"], found["state"], found["labelled"]) == (2, "open", 18)
-    assert found["labelled"] + found["pending"] + found["ignored"] + found["unlabelled"] == found["pool"] == 68
-    assert found["promoted"] in git.tags()
+    assert (found.round, found.state, found.labelled) == (2, "open", 18)
+    assert found.labelled + found.pending + found.ignored + found.unlabelled == found.pool == 68
+    assert found.promoted in git.tags()
 
 
 def test_a_tick_leaves_nothing_behind_that_the_git_remote_lacks(template: Any, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_project_that_is_gone_is_left_by_command_and_its_answers_stay(template
     assert Git(workspace.layout.root).run("status", "--porcelain").stdout == ""
     report = tick(workspace, lambda: oracle)
     assert (report.state, report.pulled, len(oracle.queue("ann"))) == ("open", {}, 22), "all of it is asked again"
-    assert status(workspace)["settled"] == 5
+    assert status(workspace).settled == 5
     for key in oracle.queue("ann")[5:]:
         oracle.answer(key, "ann", truth[key.rsplit(":", 1)[1]])
     assert tick(workspace, lambda: oracle).published == (0,)
@@ -183,7 +183,7 @@ def test_what_goes_wrong_and_comes_right(template: Any, tmp_path: Path) -> None:
 
     with pytest.raises(LabelStudioDown):
         tick(workspace, down)
-    assert status(workspace)["state"] == "open", "the first build needs no Label Studio"
+    assert status(workspace).state == "open", "the first build needs no Label Studio"
     tick(workspace, lambda: oracle)
     answer_all(oracle, truth)
 
@@ -210,7 +210,7 @@ def test_what_goes_wrong_and_comes_right(template: Any, tmp_path: Path) -> None:
     with pytest.raises(StageFailed, match="stages.nothing"):
         tick(open_workspace(root), lambda: oracle)
     found = status(open_workspace(root))
-    assert (found["state"], found["labelled"]) == ("closed", 0), "status tells of the last commit"
+    assert (found.state, found.labelled) == ("closed", 0), "status tells of the last commit"
     workspace.layout.dvc_yaml.write_text(dvc_yaml)
 
     write_json(workspace.layout.engine, {"version": "another"})
@@ -251,7 +251,7 @@ def test_new_items_wait_for_the_close_and_late_answers_count(template: Any, tmp_
     ingest(workspace, [tmp_path / "more.jsonl"])
     assert Git(workspace.layout.root).run("status", "--porcelain").stdout == "", "clean while people label"
     found = status(workspace)
-    assert (found["incoming"], found["pool"]) == (30, 98)
+    assert (found.incoming, found.pool) == (30, 98)
     report = tick(open_workspace(workspace.layout.root), lambda: oracle)
     assert report.published == (0,)
     late = keys[-1]
@@ -262,7 +262,7 @@ def test_new_items_wait_for_the_close_and_late_answers_count(template: Any, tmp_
     rows = {row.item_id: row for row in read_labeled(workspace.layout.labeled)}
     assert rows[late.rsplit(":", 1)[1]].round == 0
     found = status(workspace)
-    assert found["pool"] == 98 and found["incoming"] == 0
+    assert found.pool == 98 and found.incoming == 0
 
 
 def test_a_lost_cache_is_no_foreign_edit(template: Any, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_an_older_workspace_is_refused_by_name_carried_over_once_and_works(
     assert tick(open_workspace(root), lambda: oracle).published == (1,)
     assert git.run("status", "--porcelain").stdout == ""
     upgraded = open_workspace(root)
-    assert status(upgraded)["round"] == 2 and len(rounds(upgraded)) == 2
+    assert status(upgraded).round == 2 and len(rounds(upgraded)) == 2
     assert write_report(upgraded, 0).exists() and write_report(upgraded).exists()
     assert len(diff(upgraded, 0, 1).labels) == 8
 

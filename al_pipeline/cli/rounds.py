@@ -12,6 +12,8 @@ from al_pipeline.cli.output import discard, echo, escape, format_time, print_jso
 from al_pipeline.errors import NothingToDo
 
 if TYPE_CHECKING:
+    from al_pipeline.evaluation.figures import Estimate, Running
+    from al_pipeline.operations.status import Status
     from al_pipeline.operations.tick import TickReport
     from al_pipeline.workspace.workspace import Workspace
 
@@ -79,14 +81,14 @@ def status(as_json: Json = False) -> None:
     workspace = current_workspace()
     found = read_status(workspace)
     if as_json:
-        return print_json(found)
+        return print_json(found.to_json())
     _print_counts(found)
     _print_model(found)
     _print_problems(found, workspace)
     _print_servers(found)
-    if found["next_run"]:
-        echo(f"next scheduled tick: {_local_time(workspace, found['next_run'])}")
-    echo(f"next: {escape(found['next'])}")
+    if found.next_run:
+        echo(f"next scheduled tick: {_local_time(workspace, found.next_run)}")
+    echo(f"next: {escape(found.next)}")
 
 
 def _local_time(workspace: Workspace, text: str) -> str:
@@ -94,69 +96,68 @@ def _local_time(workspace: Workspace, text: str) -> str:
     return format_time(workspace.params.schedule.timezone, text)
 
 
-def _print_counts(found: dict[str, Any]) -> None:
-    number = "no round yet" if found["round"] is None else f"round {found['round']}"
-    settled = f": {found['settled']} of {found['tasks']} tasks settled" if found["tasks"] else ""
-    echo(f"[bold]{number}[/], {found['state']}{settled}")
+def _print_counts(found: Status) -> None:
+    number = "no round yet" if found.round is None else f"round {found.round}"
+    settled = f": {found.settled} of {found.tasks} tasks settled" if found.tasks else ""
+    echo(f"[bold]{number}[/], {found.state}{settled}")
     names = ("pool", "labelled", "pending", "ignored", "unlabelled", "test", "test_labelled")
     header = ("pool", "labelled", "pending", "ignored", "unlabelled", "test set", "test set labelled")
-    print_table(header, [[f"{found[name]:,}" for name in names]])
-    if found["labels"]:
-        echo("labels: " + ", ".join(f"{escape(name)} {count:,}" for name, count in found["labels"].items()))
+    print_table(header, [[f"{getattr(found, name):,}" for name in names]])
+    if found.labels:
+        echo("labels: " + ", ".join(f"{escape(name)} {count:,}" for name, count in found.labels.items()))
 
 
-def _print_model(found: dict[str, Any]) -> None:
-    if found["promoted"]:
-        score = found["metrics"].get("macro_f1")
+def _print_model(found: Status) -> None:
+    if found.promoted:
+        score = found.metrics.macro_f1.value if found.metrics else None
         latest = "" if score is None else f"; latest macro-F1 {score:.3f}"
-        echo(f"promoted model: [bold]{found['promoted']}[/]{latest}")
-    if found["running"] and found["running"]["whole"]["answered"]:
-        echo(f"running accuracy: {_running_accuracy(found['running'])}")
-    if found["saved"]:
-        echo(escape(found["saved"]["sentence"]))
-    if found["asked_by"]:
-        echo(f"query strategy: {escape(found['asked_by']['strategy'])}: {escape(found['asked_by']['reason'])}")
+        echo(f"promoted model: [bold]{found.promoted}[/]{latest}")
+    if found.running and found.running.whole.answered:
+        echo(f"running accuracy: {_running_accuracy(found.running)}")
+    if found.saved:
+        echo(escape(found.saved.sentence()))
+    if found.asked_by:
+        echo(f"query strategy: {escape(found.asked_by.strategy)}: {escape(found.asked_by.reason)}")
 
 
-def _running_accuracy(found: dict[str, Any]) -> str:
+def _running_accuracy(found: Running) -> str:
     """The running accuracy in words: over the newest rounds, or over all where those have no answer."""
-    one = found["recent"] if found["recent"]["answered"] else found["whole"]
+    one = found.recent if found.recent.answered else found.whole
     return (
-        f"[bold]{one['accuracy']:.3f}[/] ({one['low']:.3f}–{one['high']:.3f}), rounds {one['first_round']} to "
-        f"{one['last_round']}: {one['right']} of {one['answered']} answers predicted correctly before the model "
-        f"trained on them ({one['asked']} random queries asked)"
+        f"[bold]{one.accuracy:.3f}[/] ({one.low:.3f}–{one.high:.3f}), rounds {one.first_round} to "
+        f"{one.last_round}: {one.right} of {one.answered} answers predicted correctly before the model "
+        f"trained on them ({one.asked} random queries asked)"
     )
 
 
-def _print_problems(found: dict[str, Any], workspace: Workspace) -> None:
-    for reason, count in found["refused"].items():
+def _print_problems(found: Status, workspace: Workspace) -> None:
+    for reason, count in found.refused.items():
         echo(f"[yellow]refused {count}:[/] {escape(reason)}")
-    sources = found.get("sources", [])
-    for one in sources[:_MOST_SOURCES]:
-        since = f" (since {_local_time(workspace, one['since'])})" if one["state"] == "failing" else ""
-        echo(f"[yellow]ingest.sources:[/] {escape(one['file'])} {escape(one['message'])}{escape(since)}")
-    if (more := len(sources) - _MOST_SOURCES) > 0:
+    for one in found.sources[:_MOST_SOURCES]:
+        since = f" (since {_local_time(workspace, one.since.isoformat())})" if one.state == "failing" else ""
+        echo(f"[yellow]ingest.sources:[/] {escape(one.file)} {escape(one.message)}{escape(since)}")
+    if (more := len(found.sources) - _MOST_SOURCES) > 0:
         echo(f"[yellow]ingest.sources:[/] and {more:,} more; `al status --json` lists them")
-    for name in ("schema_problem", "paused", "held"):
-        if found[name]:
-            echo(f"[yellow]{name.replace('_', ' ')}:[/] {escape(found[name])}")
-    if busy := found["busy"]:
+    for name, text in (("schema problem", found.schema_problem), ("paused", found.paused), ("held", found.held)):
+        if text:
+            echo(f"[yellow]{name}:[/] {escape(text)}")
+    if busy := found.busy:
         echo(f"[yellow]busy:[/] {escape(busy.get('purpose', ''))} since {escape(busy.get('since', ''))}")
 
 
-def _print_servers(found: dict[str, Any]) -> None:
-    if found["tasks"]:
-        since = found["answered_since"]
+def _print_servers(found: Status) -> None:
+    if found.tasks:
+        since = found.answered_since
         waiting = f", {since} since the last pull (`al round` pulls them)" if since else ", all of them pulled"
-        echo(f"answers: {found['answered']} of {found['tasks']} tasks answered{'' if since is None else waiting}")
-    if found["label_studio"] and found["label_studio"]["state"] != "up":
-        echo(f"[yellow]Label Studio is {found['label_studio']['state']}:[/] {escape(found['label_studio']['detail'])}")
-    if found["label_studio_page"]:
-        echo(f'annotators: {escape(found["label_studio_page"])}, then the button "Label All Tasks"')
-    elif found["label_studio_url"]:
-        echo(f"Label Studio: {escape(found['label_studio_url'])}")
-    if found["prefect_url"]:
-        echo(f"Prefect: {escape(found['prefect_url'])}")
+        echo(f"answers: {found.answered} of {found.tasks} tasks answered{'' if since is None else waiting}")
+    if found.label_studio and found.label_studio.state != "up":
+        echo(f"[yellow]Label Studio is {found.label_studio.state}:[/] {escape(found.label_studio.detail)}")
+    if found.label_studio_page:
+        echo(f'annotators: {escape(found.label_studio_page)}, then the button "Label All Tasks"')
+    elif found.label_studio_url:
+        echo(f"Label Studio: {escape(found.label_studio_url)}")
+    if found.prefect_url:
+        echo(f"Prefect: {escape(found.prefect_url)}")
 
 
 def rounds(as_json: Json = False) -> None:
@@ -165,7 +166,7 @@ def rounds(as_json: Json = False) -> None:
 
     found = read_rounds(current_workspace())
     if as_json:
-        return print_json({"rounds": found})
+        return print_json({"rounds": [row.to_json() for row in found]})
     if not found:
         return echo("No round is published yet; [bold]al status[/] says what the first one waits for.")
     names = ("macro_f1", "accuracy", "average_precision")
@@ -173,20 +174,20 @@ def rounds(as_json: Json = False) -> None:
         ("round", "labelled", "macro-F1", "accuracy", "average precision", "decision"),
         [
             [
-                str(row["round"]),
-                f"{row['labelled']:,}",
-                *(_with_interval(row["metrics"][name]) for name in names),
-                "; ".join([row["verdict"], *row["interventions"]]),
+                str(row.number),
+                f"{row.labels:,}",
+                *(_with_interval(row.metrics.figure(name)) for name in names),
+                "; ".join([row.decision.verdict, *row.interventions]),
             ]
             for row in found
         ],
     )
 
 
-def _with_interval(estimate: dict[str, Any]) -> str:
-    if estimate["value"] is None:
+def _with_interval(estimate: Estimate) -> str:
+    if estimate.value is None:
         return "–"
-    return f"{estimate['value']:.3f} ({estimate['low']:.3f}–{estimate['high']:.3f})"
+    return f"{estimate.value:.3f} ({estimate.low:.3f}–{estimate.high:.3f})"
 
 
 def report(

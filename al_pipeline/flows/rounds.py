@@ -23,6 +23,7 @@ from prefect.exceptions import CancelledRun
 from prefect.states import Cancelled
 
 from al_pipeline.errors import ExternalServiceError, LabelStudioRefused, Locked, ServerFailed, UsageError
+from al_pipeline.evaluation.figures import FIGURES
 from al_pipeline.operations.connect import connect
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import Options, TickReport, tick
@@ -150,11 +151,12 @@ def as_task(name: str, action: Callable[[], Any], /) -> Any:
 def _artifact(workspace: Workspace, report: TickReport) -> None:
     """The workspace after this run, as a table under one key for all its runs: Prefect shows its history."""
     found = status(workspace, ask=False)
-    rows = [("state", found["state"]), ("next", found["next"]), ("promoted", found["promoted"] or "none yet")]
-    rows += [(name, f"{found[name]:,}") for name in ("pool", "labelled", "pending", "ignored", "unlabelled")]
-    rows += [(name, f"{value:.4f}") for name, value in found["metrics"].items() if value is not None]
+    rows = [("state", found.state), ("next", found.next), ("promoted", found.promoted or "none yet")]
+    rows += [(name, f"{getattr(found, name):,}") for name in ("pool", "labelled", "pending", "ignored", "unlabelled")]
+    figures = {name: found.metrics.figure(name).value for name in FIGURES} if found.metrics else {}
+    rows += [(name, f"{value:.4f}") for name, value in figures.items() if value is not None]
     rows += [(f"seconds: {name}", f"{seconds:.2f}") for name, seconds in report.steps]
-    page = workspace.layout.reports / f"{round_name((found['round'] or 0) - 1)}.html"
+    page = workspace.layout.reports / f"{round_name((found.round or 0) - 1)}.html"
     where = f"[report]({page.as_uri()})" if page.exists() else "`al report` renders the report"
     open_round = "no round is open" if report.round is None else f"round {report.round} is open"
     create_table_artifact(

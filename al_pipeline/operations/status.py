@@ -4,112 +4,194 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from al_pipeline.annotation.aggregation import active
 from al_pipeline.data.ledger import read_events, read_refused, still_refused
 from al_pipeline.errors import ServerFailed
-from al_pipeline.evaluation.figures import FIGURES
+from al_pipeline.evaluation.figures import FIGURES, Metrics, Running
+from al_pipeline.evaluation.online import Saved
 from al_pipeline.files import read_object
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.connect import project_page, stored_project
 from al_pipeline.operations.facts import closing_rule, read_facts
 from al_pipeline.operations.history import History, labels_saved_by, read_history
 from al_pipeline.operations.schema import schema_problem
-from al_pipeline.rounds.state_machine import Facts, Wait, close_reason, next_step, state, waiting_for
+from al_pipeline.reporting.view_model import PoolCounts, RoundRow
+from al_pipeline.rounds.manifests import Counts, NextBatch, Record
+from al_pipeline.rounds.state_machine import Facts, State, Wait, close_reason, next_step, state, waiting_for
 from al_pipeline.servers import prefect_status, read_deployment
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.lock import holder
 from al_pipeline.workspace.workspace import Workspace
 
+if TYPE_CHECKING:
+    from al_pipeline.integrations.label_studio.probe import ServerStatus
+    from al_pipeline.operations.sources import SourceNews
 
-def status(workspace: Workspace, *, ask: bool = True) -> dict[str, Any]:
-    """The state of the workspace as one JSON object; counts come from the last commit, answers from the inbox too.
 
-    With `ask`, Label Studio is asked what waits there, for a second at most.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """Where a workspace stands: counts of the last commit, answers of the inbox too."""
 
-    `labelled`, `pending`, `ignored` and `unlabelled` add up to `pool`.
-    """
+    workspace: str
+    workspace_id: str
+    round: int | None
+    """The open round; None before the first plan."""
+    state: State
+    tasks: int
+    settled: int
+    answers_in_inbox: int
+    label_studio: ServerStatus | None
+    answered: int
+    answered_since: int | None
+    """Tasks that were answered since the last pull; None where Label Studio did not say."""
+    next: str
+    """What the round waits for, or what the next `al round` will do, in words."""
+    pool: int
+    """All items; `labelled`, `pending`, `ignored` and `unlabelled` add up to it."""
+    labelled: int
+    pending: int
+    ignored: int
+    unlabelled: int
+    incoming: int
+    """Items of the inbox; they are among `unlabelled`."""
+    labels: Mapping[str, int]
+    """Items of the labelled set, by class in the schema's order."""
+    test: int
+    test_labelled: int
+    refused: Mapping[str, int]
+    """Answers that do not count, by the reason."""
+    sources: tuple[SourceNews, ...]
+    """The files of `ingest.sources` that the last tick could not read, or not yet."""
+    schema_problem: str | None
+    promoted: str | None
+    held: str | None
+    paused: str | None
+    metrics: Metrics | None
+    """Of the newest round."""
+    running: Running | None
+    saved: Saved | None
+    asked_by: NextBatch | None
+    project_id: int | None
+    label_studio_url: str | None
+    label_studio_page: str | None
+    prefect_url: str | None
+    next_run: str | None
+    busy: Mapping[str, Any] | None
+    """Who works in the workspace, as that process wrote itself down."""
+
+    def to_json(self) -> dict[str, Any]:
+        """This status as a JSON object."""
+        saved, metrics = self.saved, self.metrics
+        return {one.name: getattr(self, one.name) for one in fields(self)} | {
+            "label_studio": self.label_studio and self.label_studio.to_json(),
+            "sources": [{**asdict(one), "since": one.since.isoformat()} for one in self.sources],
+            "metrics": {name: metrics.figure(name).value for name in FIGURES} if metrics else {},
+            "running": self.running and self.running.to_row(),
+            "saved": saved and {**asdict(saved), "sentence": saved.sentence()},
+            "asked_by": self.asked_by and self.asked_by.to_row(),
+        }
+
+
+def status(workspace: Workspace, *, ask: bool = True) -> Status:
+    """The state of the workspace. With `ask`, Label Studio is asked what waits there, for a second at most."""
     layout = workspace.layout
     facts, history = read_facts(workspace)
-    latest = history.latest
-    counts = (
-        latest.counts.to_row() if latest else {"labelled": 0, "pending": 0, "ignored": 0, "test": 0, "test_labelled": 0}
-    )
-    pool = facts.incoming + counts["pool"] if latest else facts.items
+    latest, project = history.latest, stored_project(layout)
     step = next_step(facts, closing_rule(workspace))
+    problem = schema_problem(workspace, history)
+    answers, pool = _answers(workspace, facts, ask), _with_incoming(latest, facts)
+    prefect_url, next_run = _prefect(workspace)
+    return Status(
+        workspace=str(layout.root),
+        workspace_id=workspace.id,
+        round=facts.planned,
+        state=state(facts),
+        tasks=facts.tasks,
+        settled=facts.settled,
+        answers_in_inbox=facts.new_labels,
+        label_studio=answers.label_studio,
+        answered=answers.answered,
+        answered_since=answers.since,
+        next=step.reason if isinstance(step, Wait) else _next(facts.planned, str(step), facts, workspace),
+        pool=pool.total,
+        labelled=pool.labeled,
+        pending=pool.pending,
+        ignored=pool.ignored,
+        unlabelled=pool.unlabeled,
+        incoming=facts.incoming,
+        labels=in_order(latest.params.schema_.labels, latest.counts.labels) if latest else {},
+        test=latest.counts.test if latest else 0,
+        test_labelled=latest.counts.test_labelled if latest else 0,
+        refused=_refused(layout),
+        sources=_sources(layout),
+        schema_problem=None if problem is None else str(problem),
+        promoted=history.promoted,
+        held=history.holding.sentence() if history.holding else None,
+        paused=history.pausing.sentence() if history.pausing else None,
+        metrics=history.rounds[-1].metrics if history.rounds else None,
+        running=latest.running if latest else None,
+        saved=labels_saved_by(history, None),
+        asked_by=latest.next_batch if latest else None,
+        project_id=None if project is None else project.project_id,
+        label_studio_url=workspace.credentials().get("url"),
+        label_studio_page=project_page(workspace),
+        prefect_url=prefect_url,
+        next_run=next_run,
+        busy=holder(layout.lock) or None,
+    )
+
+
+def pool_counts(counts: Counts) -> PoolCounts:
+    """The parts of the pool as of a record."""
+    return PoolCounts(counts.labelled, counts.pending, counts.ignored, counts.unlabelled)
+
+
+def _with_incoming(latest: Record | None, facts: Facts) -> PoolCounts:
+    """The parts of the pool with what waits in the inbox, of which nobody was asked yet."""
+    if latest is None:
+        return PoolCounts(unlabeled=facts.items)
+    known = pool_counts(latest.counts)
+    asked = known.labeled + known.pending + known.ignored
+    return replace(known, unlabeled=facts.incoming + latest.counts.pool - asked)
+
+
+def _refused(layout: Layout) -> dict[str, int]:
+    """The refused answers that still do not count, by the reason."""
     rows = read_refused(layout.events, layout.inbox_events)
     events = read_events(layout.events, layout.inbox_events) if rows else []
-    refused = Counter(str(row["reason"]) for row in still_refused(rows, events))
-    problem = schema_problem(workspace, history)
-    project = stored_project(layout)
-    metrics = history.rounds[-1].metrics if history.rounds else None
-    return {
-        "workspace": str(layout.root),
-        "workspace_id": workspace.id,
-        "round": facts.planned,
-        "state": state(facts),
-        "tasks": facts.tasks,
-        "settled": facts.settled,
-        "answers_in_inbox": facts.new_labels,
-        **_answers(workspace, facts, ask),
-        "next": step.reason if isinstance(step, Wait) else _next(facts.planned, str(step), facts, workspace),
-        "pool": pool,
-        "labelled": counts["labelled"],
-        "pending": counts["pending"],
-        "ignored": counts["ignored"],
-        "unlabelled": pool - counts["labelled"] - counts["pending"] - counts["ignored"],
-        "incoming": facts.incoming,
-        "labels": in_order(latest.params.schema_.labels, latest.counts.labels) if latest else {},
-        "test": counts["test"],
-        "test_labelled": counts["test_labelled"],
-        "refused": dict(sorted(refused.items())),
-        "sources": _sources(layout),
-        "schema_problem": None if problem is None else str(problem),
-        "promoted": history.promoted,
-        "held": history.holding.sentence() if history.holding else None,
-        "paused": history.pausing.sentence() if history.pausing else None,
-        "metrics": {name: metrics.figure(name).value for name in FIGURES if metrics},
-        "running": latest.running.to_row() if latest and latest.running else None,
-        "saved": _saved(history),
-        "asked_by": latest.next_batch.to_row() if latest and latest.next_batch else None,
-        "project_id": None if project is None else project.project_id,
-        "label_studio_url": workspace.credentials().get("url"),
-        "label_studio_page": project_page(workspace),
-        **_prefect(workspace),
-        "busy": holder(layout.lock) or None,
-    }
+    return dict(sorted(Counter(str(row["reason"]) for row in still_refused(rows, events)).items()))
 
 
-def _sources(layout: Layout) -> list[dict[str, Any]]:
-    """The files of `ingest.sources` that the last tick could not read, or not yet."""
+def _sources(layout: Layout) -> tuple[SourceNews, ...]:
     if not layout.ingested.exists():
-        return []
+        return ()
     from al_pipeline.operations.sources import source_news  # with all that reads tables
 
-    return [{**asdict(one), "since": one.since.isoformat()} for one in source_news(layout)]
+    return tuple(source_news(layout))
 
 
-def _answers(workspace: Workspace, facts: Facts, ask: bool) -> dict[str, Any]:
-    """Whether Label Studio is up, how many tasks of the open round are answered, and how many of them since the last
-    pull. Label Studio is asked for a second at most; None where it is not known, or did not say.
+class _Answers(NamedTuple):
+    """Whether Label Studio is up, how many tasks of the open round are answered, and how many since the last pull."""
+
+    label_studio: ServerStatus | None
+    answered: int
+    since: int | None
+
+
+def _answers(workspace: Workspace, facts: Facts, ask: bool) -> _Answers:
+    """What is answered of the open round. Label Studio is asked for a second at most; None where it is not known, or
+    did not say.
     """
     from al_pipeline.integrations.label_studio.probe import probe_server
 
     layout, known = workspace.layout, workspace.credentials()
     is_open = state(facts) == "open"
-    answered: set[str] = set()
-    seen: set[object] = set()
-    if is_open:
-        events = active(read_events(layout.events, layout.inbox_events))
-        newest = {event.annotation_key: event for event in events if event.round == facts.planned}
-        answered = {event.item_id for event in newest.values() if event.label is not None}
-        refused = read_refused(layout.events, layout.inbox_events)
-        seen = answered | {row.get("item_id") for row in refused if row.get("round") == facts.planned}
-    pulled = len(answered)
+    answered, seen = _pulled(layout, facts) if is_open else (0, 0)
     if "url" not in known or not ask:
-        return {"label_studio": None, "answered": pulled, "answered_since": None}
+        return _Answers(None, answered, None)
     project, chosen = stored_project(layout), read_object(layout.overrides)
     kept = chosen.get("kept") or chosen.get("kept_test")  # there, they are tasks of the round that asked them first
     found = probe_server(
@@ -119,11 +201,19 @@ def _answers(workspace: Workspace, facts: Facts, ask: bool) -> dict[str, Any]:
         workspace.id,
         facts.planned if is_open and not kept else None,
     )
-    return {
-        "label_studio": found.to_json(),
-        "answered": pulled if found.answered is None else max(pulled, found.answered),
-        "answered_since": None if found.answered is None else max(0, found.answered - len(seen)),
-    }
+    if found.answered is None:
+        return _Answers(found, answered, None)
+    return _Answers(found, max(answered, found.answered), max(0, found.answered - seen))
+
+
+def _pulled(layout: Layout, facts: Facts) -> tuple[int, int]:
+    """How many tasks of the open round are answered as of the last pull; and with those whose answer was refused."""
+    events = active(read_events(layout.events, layout.inbox_events))
+    newest = {event.annotation_key: event for event in events if event.round == facts.planned}
+    answered = {event.item_id for event in newest.values() if event.label is not None}
+    rows = read_refused(layout.events, layout.inbox_events)
+    refused = {row.get("item_id") for row in rows if row.get("round") == facts.planned}
+    return len(answered), len(answered | refused)
 
 
 def in_order(classes: Sequence[str], counts: Mapping[str, int]) -> dict[str, int]:
@@ -131,22 +221,16 @@ def in_order(classes: Sequence[str], counts: Mapping[str, int]) -> dict[str, int
     return {name: counts[name] for name in dict.fromkeys([*classes, *counts]) if name in counts}
 
 
-def _saved(history: History) -> dict[str, Any] | None:
-    """What the random labels alone reach, and with how many the rounds were as good."""
-    saved = labels_saved_by(history, None)
-    return None if saved is None else {**asdict(saved), "sentence": saved.sentence()}
-
-
-def _prefect(workspace: Workspace) -> dict[str, str | None]:
+def _prefect(workspace: Workspace) -> tuple[str | None, str | None]:
     """Where the workspace's Prefect server is, and when it starts a tick by itself."""
     server = prefect_status(workspace)
     if server is None:
-        return {"prefect_url": None, "next_run": None}
+        return None, None
     try:
         deployment = read_deployment(workspace, server)
     except ServerFailed:  # it is not asked for its own sake
         deployment = None
-    return {"prefect_url": server.url, "next_run": deployment.next_run if deployment else None}
+    return server.url, deployment.next_run if deployment else None
 
 
 def _next(planned: int | None, step: str, facts: Facts, workspace: Workspace) -> str:
@@ -168,19 +252,22 @@ def _next(planned: int | None, step: str, facts: Facts, workspace: Workspace) ->
     return f"round {planned} waits for {waiting_for(facts, rule)}; `al round` looks for new answers"
 
 
-def rounds(workspace: Workspace) -> list[dict[str, Any]]:
-    """The published rounds, oldest first, each with its labels, metrics and decision."""
-    history = read_history(workspace.layout, Git(workspace.layout.root))
-    return [
-        {
-            "round": record.round,
-            "labelled": record.counts.labelled,
-            "test_labelled": record.counts.test_labelled,
-            "verdict": record.decision.verdict,
-            "reasons": list(record.decision.reasons),
-            "interventions": [intervention.summary() for intervention in record.interventions],
-            "closed_at": record.closed_at,
-            "metrics": {name: record.metrics.figure(name).to_row() for name in FIGURES},
-        }
+def rounds(workspace: Workspace) -> tuple[RoundRow, ...]:
+    """The published rounds, oldest first."""
+    return round_rows(read_history(workspace.layout, Git(workspace.layout.root)))
+
+
+def round_rows(history: History) -> tuple[RoundRow, ...]:
+    """The rounds of a history as status and report show them, oldest first."""
+    return tuple(
+        RoundRow(
+            number=record.round,
+            labels=record.counts.labelled,
+            metrics=record.metrics,
+            decision=record.decision,
+            closed_at=record.closed_at,
+            test_labels=record.counts.test_labelled,
+            interventions=tuple(intervention.summary() for intervention in record.interventions),
+        )
         for record in history.rounds
-    ]
+    )

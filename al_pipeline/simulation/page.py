@@ -8,7 +8,8 @@ from typing import Any
 from al_pipeline.evaluation.savings import SHARES
 from al_pipeline.records import RANDOM
 from al_pipeline.reporting.charts import CurvePoint, comparison_png, comparison_svg
-from al_pipeline.reporting.page import METRIC_NAMES, page
+from al_pipeline.reporting.html import page
+from al_pipeline.reporting.metrics_table import METRIC_NAMES
 
 Result = Mapping[str, Any]
 

@@ -1,0 +1,124 @@
+"""What had come of a round's tasks when it was published: each query with its outcome, and the answers counted."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from al_pipeline.annotation.aggregation import Standing, fold, people, skips, standing, times_asked
+from al_pipeline.data.ledger import read_refused, still_refused
+from al_pipeline.data.pool import fetch
+from al_pipeline.records import Event, LabeledItem, PlannedTask
+from al_pipeline.reporting.view_model import Answers, AskedItem
+from al_pipeline.rounds.manifests import RoundRecord
+from al_pipeline.workspace.workspace import Workspace
+
+
+def asked_items(
+    workspace: Workspace, record: RoundRecord, plan: list[PlannedTask], known: list[Event]
+) -> tuple[AskedItem, ...]:
+    """The round's queries (not its test tasks) with what had come of them when it was published.
+
+    `known`: the events that counted then. Earlier rounds' answers to the same items are among what gives a label.
+    """
+    queries = [task for task in plan if task.part == "pool"]
+    items = fetch([workspace.layout.pool], [task.item_id for task in queries])
+    wanted = {task.item_id for task in queries}
+    about = [event for event in known if event.item_id in wanted]
+    labels, unresolved = _folded(record, about, people(known))
+    refused = {
+        str(row.get("push_key")): f"refused: {row['reason']}"
+        for row in still_refused(read_refused(workspace.layout.events), known)
+    }
+    without = _without_label(record, queries, known, about)
+    rows = []
+    for task in queries:
+        label = labels.get(task.item_id)
+        why = unresolved.get(task.item_id) or refused.get(task.push_key) or without[task.push_key]
+        rows.append(
+            AskedItem(
+                task.item_id,
+                items[task.item_id].text if task.item_id in items else "",
+                _score(task),
+                task.strategy,
+                label.label if label else None,
+                label.answers if label else 0,
+                label.agreement if label else None,
+                "" if label else why,
+            )
+        )
+    return tuple(rows)
+
+
+def _folded(record: RoundRecord, about: list[Event], heard: int) -> tuple[dict[str, LabeledItem], dict[str, str]]:
+    """The labels that the events `about` items give, and why others have none, by item. `heard`: people so far."""
+    everybody = len(record.params.annotators) or heard
+    named = (event.label for event in about if event.label is not None)
+    classes = tuple(dict.fromkeys([*record.params.schema_.labels, *named]))
+    folded = fold(about, classes, everybody, times_asked(about))
+    return {row.item_id: row for row in folded.labeled}, {row.item_id: row.reason for row in folded.unresolved}
+
+
+def _without_label(
+    record: RoundRecord, queries: list[PlannedTask], known: list[Event], about: list[Event]
+) -> dict[str, str]:
+    """Why a task that no refused answer and no tie explains has no label, by push key."""
+    found = standing(queries, known, record.params.round.overlap, len(record.params.annotators) or None)
+    skipped = skips(event for event in about if event.annotation_key.rpartition("#")[0] in found)
+    return {task.push_key: _in_words(found[task.push_key], skipped.get(task.item_id, 0)) for task in queries}
+
+
+def _in_words(found: Standing, skipped: int) -> str:
+    if found == "given_up":
+        return "given up: skipped by enough people"
+    return f"skipped by {skipped} {'person' if skipped == 1 else 'people'}, not answered" if skipped else "not answered"
+
+
+def _score(task: PlannedTask) -> float | None:
+    """How unsure a model was of a task's item; None where no model was asked about it.
+
+    A plan holds a number even then: 0, or before the first model what equal probabilities come to.
+    """
+    return task.score if task.predicted is not None and task.score else None
+
+
+def count_answers(
+    record: RoundRecord, plan: list[PlannedTask], known: list[Event], ledger: list[Event], waiting: int
+) -> Answers:
+    """What came back. `known`: the events that counted when the round was published; late answers are in `ledger`."""
+    given, closed = record.answers, record.closed_at
+    events = [event for event in known if event.round == record.round]
+    late = {
+        event.annotation_key
+        for event in ledger
+        if closed and event.round == record.round and event.type in ("label", "skip", "supersede")
+        if _seconds(event.created_at) > closed
+    }
+    times = _lead_times(events)
+    return Answers(
+        asked=len(plan),
+        answered=given.answered,
+        for_test=sum(task.part == "test" for task in plan),
+        skipped=sum(skips(events).values()),
+        given_up=given.given_up,
+        late=len(late),
+        unanswered=given.unanswered,
+        kept=given.kept,
+        carried=sum(task.first_round < task.round for task in plan),
+        waiting=waiting,
+        refused=given.refused,
+        annotators=people(events),
+        lead_seconds=sum(times.values()) if times else None,
+    )
+
+
+def _lead_times(events: list[Event]) -> dict[str, float]:
+    """Seconds that each annotation took. An edit adds to what Label Studio counts, so that the newest figure is all."""
+    return {event.annotation_key: event.lead_time for event in events if event.lead_time is not None}
+
+
+def _seconds(stamp: str | None) -> float:
+    """A time of the server's in seconds since 1970; 0 where the event has none that can be read."""
+    try:
+        return datetime.fromisoformat((stamp or "").replace("Z", "+00:00")).timestamp()
+    except (ValueError, OverflowError):
+        return 0.0
