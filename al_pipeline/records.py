@@ -66,6 +66,11 @@ def event_digest(*facts: Any) -> str:
     return hashlib.sha256(canonical(list(facts)).encode("ascii")).hexdigest()
 
 
+def author_digest(annotator: str, created_at: str | None) -> str:
+    """What tells an answer from others that bore its number on the server: a digest of annotator and creation time."""
+    return event_digest(annotator, created_at)[:12]
+
+
 def canonical(value: Any) -> str:
     """`value` as JSON text with sorted keys, in ASCII: equal values give equal text, and any text can be written."""
     try:
@@ -321,6 +326,19 @@ class Event:
     observed_at: str | None = None
     prelabel_shown: bool = False
     intervention: LabelIntervention | None = None
+
+    @property
+    def push_key(self) -> str:
+        """The push key of the task whose annotation it speaks of; empty where it speaks of none."""
+        return self.annotation_key.rpartition("#")[0]
+
+    @property
+    def answer_name(self) -> str:
+        """What tells the annotation from others of its task: its number on the server, and the digest of its author.
+
+        Earlier versions wrote the number alone.
+        """
+        return self.annotation_key.rpartition("#")[2].rpartition(".")[2]
 
     def to_row(self) -> dict[str, Any]:
         """This event as a JSON object."""

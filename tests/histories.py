@@ -40,13 +40,12 @@ from al_pipeline.data.ledger import (
 from al_pipeline.errors import ManualActionRequired, VanishedAnswers
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.close import carry_out
-from al_pipeline.operations.pull import pull
-from al_pipeline.operations.push import push, retire
+from al_pipeline.operations.pull import PullRequest, pull
+from al_pipeline.operations.push import RetirePolicy, push, retire
 from al_pipeline.params import Schema
 from al_pipeline.records import Event, PlannedTask, Selection, Task, event_digest, push_key
 from al_pipeline.rounds.interventions import Intervention, Kind, abandoned, undoable
 from al_pipeline.workspace.layout import Layout
-from al_pipeline.workspace.workspace import Workspace
 
 PEOPLE = ("ann@example.org", "bob@example.org", "eve@example.org")
 CLASSES = ("ham", "spam", "news", "lists")
@@ -142,7 +141,6 @@ class World:
         self.folder, self.layout, self.draw = folder, Layout(folder), random.Random(0)
         for path in (self.layout.events, self.layout.inbox_events, self.layout.private):
             path.mkdir(parents=True)
-        self.workspace = Workspace(self.layout, WORKSPACE)
 
     def begin(self) -> None:
         """A pool, a project, and the first questions."""
@@ -192,7 +190,8 @@ class World:
         rounds = {key: plan.round for key, plan in self.plans.items()}
         wrong = superseded(read_events(self.layout.events, self.layout.inbox_events))
         void = {key for key, plan in self.plans.items() if plan.item_id in wrong}
-        retire(self.oracle, self.ref, self.round, abandoned(self.interventions), rounds=rounds, superseded=void)
+        policy = RetirePolicy(self.round, abandoned(self.interventions), rounds=rounds, superseded=void)
+        retire(self.oracle, self.ref, policy)
         assert not void & {task.push_key for task in self.oracle.open_tasks(self.ref)}, "nobody is asked about them"
         try:
             push(self.oracle, self.ref, [t for t in self.tasks() if t.plan.push_key not in void], sleep=lambda _: None)
@@ -202,11 +201,10 @@ class World:
         news, gone = self.reference.pull(seen, born)
         full, self.look_everywhere = self.look_everywhere, False
         before = self.told()
+        request = PullRequest(self.ref, self.plans, self.schema, (), NOW, MAX_VANISHED, full=full)
         for accept in (False, True):
             try:
-                pull(
-                    self.workspace, self.oracle, self.ref, self.plans, self.schema, (), NOW, MAX_VANISHED, accept, full
-                )
+                pull(self.layout, self.oracle, replace(request, accept_vanished=accept))
                 assert self.reference.vanished(news, gone) <= MAX_VANISHED or accept, "too many vanished unnoticed"
                 break
             except VanishedAnswers:
@@ -214,7 +212,7 @@ class World:
                 assert self.told() == before, "nothing is recorded"
         self.reference.take(news, gone)
         self.check()
-        again = pull(self.workspace, self.oracle, self.ref, self.plans, self.schema, (), NOW, 0, full=True)
+        again = pull(self.layout, self.oracle, replace(request, max_vanished=0, full=True))
         assert not again.events, "what was pulled is not pulled again"
 
     def told(self) -> list[str]:

@@ -17,13 +17,12 @@ from al_pipeline.data.ledger import (
     add_to_inbox,
     append_inbox,
     append_part,
-    author_digest,
     read_events,
     read_refused,
     still_refused,
 )
 from al_pipeline.errors import BadInput
-from al_pipeline.records import Event, LabelIntervention, Selection, canonical
+from al_pipeline.records import Event, LabelIntervention, Selection, author_digest, canonical
 
 
 def event(name: str, **changes: Any) -> Event:

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from al_pipeline.annotation.aggregation import fold
+from al_pipeline.annotation.changes import state_digest
 from al_pipeline.data.ledger import append_inbox, read_events, read_refused
 from al_pipeline.errors import BadInput, LabelStudioDown, LabelStudioRefused, VanishedAnswers
 from al_pipeline.files import read_json, write_json
@@ -26,8 +27,8 @@ from al_pipeline.integrations.label_studio.payloads import choice_result
 from al_pipeline.integrations.oracle import ProjectRef
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import pull as pulling
-from al_pipeline.operations.pull import PullReport, pull
-from al_pipeline.operations.push import MAX_REQUEST_BYTES, PushReport, push, retire
+from al_pipeline.operations.pull import PullReport, PullRequest, pull
+from al_pipeline.operations.push import MAX_REQUEST_BYTES, PushReport, RetirePolicy, push, retire
 from al_pipeline.params import Schema
 from al_pipeline.records import Answer, Event, Task
 from al_pipeline.workspace.layout import Layout
@@ -58,9 +59,9 @@ class Campaign:
         return push(self.rig.oracle, self.ref, self.tasks, sleep=no_wait, **more)
 
     def pull(self, **more: Any) -> PullReport:
-        usual: dict[str, Any] = {"schema": SCHEMA, "allow": [], "observed_at": NOW, "max_vanished": 3}
         plans = {task.plan.push_key: task.plan for task in self.tasks}
-        return pull(self.workspace, self.rig.oracle, self.ref, plans, **{**usual, **more})
+        usual = PullRequest(self.ref, plans, SCHEMA, allow=[], observed_at=NOW, max_vanished=3)
+        return pull(self.workspace.layout, self.rig.oracle, replace(usual, **more))
 
     def events(self) -> list[Event]:
         return read_events(self.workspace.layout.events, self.workspace.layout.inbox_events)
@@ -357,8 +358,8 @@ def test_open_pool_tasks_of_earlier_rounds_are_retired(campaign: Campaign) -> No
     campaign.push()
     campaign.answer(old[0], ANN, "ham")
     campaign.skip(old[1], ANN)
-    assert retire(campaign.rig.oracle, campaign.ref, 3) == 3
-    assert retire(campaign.rig.oracle, campaign.ref, 3) == 0
+    assert retire(campaign.rig.oracle, campaign.ref, RetirePolicy(3)) == 3
+    assert retire(campaign.rig.oracle, campaign.ref, RetirePolicy(3)) == 0
     open_keys = [state.push_key for state in campaign.rig.oracle.task_states(campaign.ref) if not state.is_labeled]
     assert open_keys == test + new
 
@@ -370,11 +371,11 @@ def test_another_overlap_brings_no_settled_task_back(campaign: Campaign) -> None
     campaign.answer(old[0], ANN, "ham")
     campaign.answer(test[0], ANN, "ham")
     campaign.answer(new[0], ANN, "ham")
-    assert retire(campaign.rig.oracle, campaign.ref, 3, overlaps={1: 1, 2: 1}) == 1
+    assert retire(campaign.rig.oracle, campaign.ref, RetirePolicy(3, overlaps={1: 1, 2: 1})) == 1
 
     def open_keys(overlap: int) -> list[str | None]:
         campaign.rig.oracle.ensure_project(campaign.workspace.id, "clone-1", SCHEMA, overlap, False, campaign.ref)
-        retire(campaign.rig.oracle, campaign.ref, 3, overlaps={1: 1, 2: 1})
+        retire(campaign.rig.oracle, campaign.ref, RetirePolicy(3, overlaps={1: 1, 2: 1}))
         return [state.push_key for state in campaign.rig.oracle.open_tasks(campaign.ref)]
 
     assert open_keys(2) == [test[1], *new], "what this round asks wants a second answer; nothing else comes back"
@@ -386,7 +387,7 @@ def test_a_half_answered_task_stays_in_the_queue(simulated: Campaign) -> None:
     twin(simulated).projects[1].overlap = 2
     simulated.push()
     simulated.answer(keys[0], ANN, "ham")
-    assert retire(simulated.rig.oracle, simulated.ref, 2) == 1
+    assert retire(simulated.rig.oracle, simulated.ref, RetirePolicy(2)) == 1
     assert twin(simulated).queue(BOB) == [keys[0]]
 
 
@@ -760,7 +761,7 @@ def test_answers_that_earlier_versions_recorded_are_known_again(simulated: Campa
         for row in rows:
             key = row["annotation_key"].rpartition("#")[0] if "annotation_key" in row else row["push_key"]
             [annotation] = held[key].annotations
-            old = pulling._said(simulated.ref, held[key], annotation, whose=False)
+            old = state_digest(simulated.ref.project_uid, held[key], annotation, with_author=False)
             if "annotation_key" in row:
                 name = f"{key}#{simulated.ref.project_uid}.{annotation.annotation_id}"
                 row.update(event_id=old, annotation_key=name)

@@ -242,7 +242,7 @@ def times_asked(events: Iterable[Event]) -> dict[str, int]:
     tasks: defaultdict[str, set[str]] = defaultdict(set)
     for event in standing_answers(events).values():
         if event.round >= 0:
-            tasks[event.item_id].add(_task_of(event) or round_name(event.round))
+            tasks[event.item_id].add(event.push_key or round_name(event.round))
     return {item: len(keys) for item, keys in tasks.items()}
 
 
@@ -365,7 +365,7 @@ def standing(
     enough_skips = _enough_skips(counted, everybody)
     by_key: defaultdict[str, list[Event]] = defaultdict(list)
     for event in counted:
-        by_key[_task_of(event)].append(event)
+        by_key[event.push_key].append(event)
     found: dict[str, Standing] = {}
     for task in tasks:
         votes = _votes(_answers(by_key.get(task.push_key, ())).values())
@@ -404,12 +404,12 @@ def worth_asking(
     found = standing(tasks, events, overlap, everybody)
     counting = standing_answers(events).keys()
     held = {key: event for key, event in _last_said(events).items() if event.type != "delete"}
-    spoiled = {_task_of(event) for key, event in held.items() if key not in counting} | set(refused)
-    begun = {_task_of(event) for key, event in held.items() if key in counting}
+    spoiled = {event.push_key for key, event in held.items() if key not in counting} | set(refused)
+    begun = {event.push_key for key, event in held.items() if key in counting}
     givers: defaultdict[str, set[str]] = defaultdict(set)
     for event in held.values():
         if event.label is not None:
-            givers[_task_of(event)].add(event.annotator)
+            givers[event.push_key].add(event.annotator)
     labelled = {row.item_id for row in (*folded.labeled, *folded.test)}
     ignored = {row.item_id for row in folded.unresolved if row.kind == "ignored"}
     return [
@@ -426,11 +426,6 @@ def worth_asking(
 def _last_said(events: Iterable[Event]) -> dict[str, Event]:
     """The newest event of each annotation, whether it counts or not, by annotation key."""
     return {event.annotation_key: event for event in events if event.type not in (*CONTROLS, *_NO_ANSWERS)}
-
-
-def _task_of(event: Event) -> str:
-    """The push key of the task that an event speaks of; empty for an imported label."""
-    return event.annotation_key.rpartition("#")[0]
 
 
 def _enough_skips(counted: Sequence[Event], everybody: int | None) -> int:

@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 from al_pipeline.errors import BadInput
 from al_pipeline.files import write_jsonl
-from al_pipeline.records import Event, EventType, LabelIntervention, Part, event_digest
+from al_pipeline.records import Event, EventType, LabelIntervention, Part, author_digest
 
 _NUMBERED = re.compile(r"^(part|pull|refused)-(\d{6,})\.jsonl$")
 _TYPES = frozenset(get_args(EventType))
@@ -59,11 +59,6 @@ def read_refused(*folders: Path) -> list[Refused]:
     return list(refused.values())
 
 
-def author_digest(annotator: str, created_at: str | None) -> str:
-    """What tells an answer from others that bore its number on the server: a digest of annotator and creation time."""
-    return event_digest(annotator, created_at)[:12]
-
-
 def still_refused(refused: Iterable[Refused], events: Iterable[Event]) -> list[Refused]:
     """Of refused answers those that stand: none that was taken later, and of an edited answer the newest alone."""
     taken: dict[tuple[str, str], str] = {}
@@ -71,8 +66,7 @@ def still_refused(refused: Iterable[Refused], events: Iterable[Event]) -> list[R
     for event in events:
         ids.add(event.event_id)
         if event.type in ("label", "skip", "supersede"):
-            push_key, _, answer = event.annotation_key.rpartition("#")
-            taken[push_key, answer.rpartition(".")[2]] = event.updated_at or ""
+            taken[event.push_key, event.answer_name] = event.updated_at or ""
     newest: dict[Any, Refused] = {}
     for row in refused:
         if row["refused_id"] in ids:

@@ -305,8 +305,7 @@ def _pulled(left: Left) -> set[tuple[str, str, str]]:
     for place in left.present:
         layout = Layout(place)
         for event in read_events(layout.events, layout.inbox_events):
-            push_key, _, answer = event.annotation_key.rpartition("#")
-            found.add((push_key, answer.rpartition(".")[2].partition("-")[0], event.updated_at or ""))
+            found.add((event.push_key, event.answer_name.partition("-")[0], event.updated_at or ""))
         for row in read_refused(layout.events, layout.inbox_events):
             found.add((str(row.get("push_key")), str(row.get("annotation_id")), str(row.get("updated_at"))))
     return found

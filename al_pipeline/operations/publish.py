@@ -254,8 +254,8 @@ def brought_labels(layout: Layout, params: Params) -> int:
 
 def _void_tasks(events: list[Event]) -> set[str]:
     """Push keys of tasks with answers of which none counts any more: an item of the test set is asked once more."""
-    heard = {event.annotation_key.rpartition("#")[0] for event in events if event.type not in CONTROLS}
-    return heard - {event.annotation_key.rpartition("#")[0] for event in active(events)}
+    heard = {event.push_key for event in events if event.type not in CONTROLS}
+    return heard - {event.push_key for event in active(events)}
 
 
 def _running(layout: Layout, git: Git, history: History, params: Params, number: int | None) -> dict[str, Any] | None:

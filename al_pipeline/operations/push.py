@@ -26,7 +26,10 @@ MAX_REQUEST_BYTES = 5_000_000
 
 _ATTEMPTS = 4
 _SETTLE_SECONDS = (1.0, 2.0, 4.0, 8.0)
-_LOOKS = 5
+_MOST_COUNTS = 5
+
+Copies = Mapping[str, Sequence[TaskState]]
+"""The copies of each task that Label Studio holds, by push key and rising id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,27 +57,10 @@ def push(
     sizes = {task.plan.push_key: len(json.dumps(task_json(task))) for task in tasks}
     if len(sizes) < len(tasks):
         raise BadInput(f"the plan names {len(tasks) - len(sizes)} tasks twice")
-    copies = _copies(oracle, ref, tasks)
+    queue = _Queue(oracle, ref, tasks, sizes, chunk, sleep)
+    copies = queue.copies()
     present = len(copies)
-    attempts = 0
-    while missing := [task for task in tasks if task.plan.push_key not in copies]:
-        try:
-            for batch in _batches(missing, sizes, chunk):
-                oracle.import_tasks(ref, batch)
-            copies = _copies(oracle, ref, tasks)
-            if len(copies) < len(sizes):
-                raise LabelStudioDown(
-                    f"Label Studio took {len(sizes)} tasks without an error but lists {len(copies)} of them"
-                )
-        except LabelStudioDown:
-            attempts += 1
-            if attempts == _ATTEMPTS:
-                raise
-            sleep(_SETTLE_SECONDS[attempts - 1])
-            settled = _settled(oracle, ref, tasks, sleep)
-            if len(settled) > len(copies):
-                attempts = 0
-            copies = settled
+    copies = queue.fill(copies)
     spare = _spare_copies(copies)
     if spare:
         oracle.retire(ref, spare)
@@ -82,73 +68,105 @@ def push(
     return PushReport(present, len(sizes) - present, len(spare), numbers)
 
 
-def retire(
-    oracle: Oracle,
-    ref: ProjectRef,
-    current_round: int,
-    abandoned: Collection[int] = (),
-    overlaps: Mapping[int, int] | None = None,
-    rounds: Mapping[str, int] | None = None,
-    superseded: Collection[str] = (),
-) -> int:
-    """Take tasks of earlier rounds that nobody need answer any more out of the queue; how many.
+@dataclass(frozen=True, slots=True)
+class RetirePolicy:
+    """Which open tasks nobody need answer any more.
 
-    These are pool tasks that nobody answered, and tasks with as many answers as their round wanted (`overlaps`, by
-    round): Label Studio opens all of them again when the project's overlap changes. Test tasks without an answer stay.
-    Of the `abandoned` rounds all open tasks go, those that wait for a second answer too: it would not count. `rounds`
-    has the round that a task belongs to, by push key: one that was kept for a later round does not say so itself.
-    Tasks whose push keys are `superseded` go in any round: the text that they show was corrected.
+    Of rounds before the current one these are pool tasks that nobody answered, and tasks with as many answers as their
+    round wanted: Label Studio opens all of them again when the project's overlap changes. Test tasks without an answer
+    stay. Of the abandoned rounds all open tasks go, those that wait for a second answer too: it would not count. In any
+    round go tasks that show a text that was corrected.
     """
-    wanted, moved = overlaps or {}, rounds or {}
-    stale = [
-        state.task_id
-        for state in oracle.open_tasks(ref)
-        if state.push_key is not None
-        and (number := moved.get(state.push_key, state.round)) is not None
-        and (
-            state.push_key in superseded
-            or (
-                number < current_round
-                and (
-                    number in abandoned
-                    or (state.part == "pool" and state.annotations == 0)
-                    or (number in wanted and state.annotations >= wanted[number])
-                )
-            )
+
+    current_round: int
+    abandoned: Collection[int] = ()
+    """Rounds that count no more."""
+    overlaps: Mapping[int, int] = field(default_factory=dict)
+    """How many answers each round wanted of a task."""
+    rounds: Mapping[str, int] = field(default_factory=dict)
+    """The round that a task belongs to, by push key: one that was kept for a later round does not say so itself."""
+    superseded: Collection[str] = ()
+    """Push keys of the tasks whose text was corrected."""
+
+    def retires(self, state: TaskState) -> bool:
+        """Whether this task is to leave the queue. False for one that is not ours."""
+        if state.push_key is None or (number := self.rounds.get(state.push_key, state.round)) is None:
+            return False
+        if state.push_key in self.superseded:
+            return True
+        return number < self.current_round and (
+            number in self.abandoned
+            or (state.part == "pool" and state.annotations == 0)
+            or (number in self.overlaps and state.annotations >= self.overlaps[number])
         )
-    ]
-    if stale:
-        oracle.retire(ref, stale)
-    return len(stale)
 
 
-def _copies(oracle: Oracle, ref: ProjectRef, tasks: Sequence[Task]) -> dict[str, list[TaskState]]:
-    """What Label Studio holds of our tasks: each key with its copies, by rising id. Empty ones out of the queue, which
-    nobody is served, are no copies."""
-    ours = {task.plan.push_key for task in tasks}
-    copies: dict[str, list[TaskState]] = defaultdict(list)
-    for number in sorted({task.plan.first_round for task in tasks}):
-        for state in oracle.task_states(ref, number):
-            if state.push_key in ours and (state.annotations or not state.is_labeled):
-                copies[state.push_key].append(state)
-    return dict(copies)
+def retire(oracle: Oracle, ref: ProjectRef, policy: RetirePolicy) -> int:
+    """Take what `policy` retires of the open tasks out of the queue; how many they are."""
+    retired = [state.task_id for state in oracle.open_tasks(ref) if policy.retires(state)]
+    if retired:
+        oracle.retire(ref, retired)
+    return len(retired)
 
 
-def _settled(
-    oracle: Oracle, ref: ProjectRef, tasks: Sequence[Task], sleep: Callable[[float], None]
-) -> dict[str, list[TaskState]]:
-    """What is there once two looks in a row agree: after a lost reply the server may still be committing."""
-    seen = _copies(oracle, ref, tasks)
-    for _ in range(_LOOKS):
-        sleep(_SETTLE_SECONDS[0])
-        again = _copies(oracle, ref, tasks)
-        if _count(again) == _count(seen):
-            return again
-        seen = again
-    raise LabelStudioDown("Label Studio is still taking in tasks that were sent earlier; try again later")
+@dataclass(frozen=True, slots=True)
+class _Queue:
+    """The tasks of one push in Label Studio's queue."""
+
+    oracle: Oracle
+    ref: ProjectRef
+    tasks: Sequence[Task]
+    sizes: Mapping[str, int]
+    """Bytes of each task, by push key."""
+    chunk: int
+    sleep: Callable[[float], None]
+
+    def fill(self, copies: Copies) -> Copies:
+        """Send the tasks that have no copy, until each has one; what is there then."""
+        attempts = 0
+        while missing := [task for task in self.tasks if task.plan.push_key not in copies]:
+            try:
+                for batch in _batches(missing, self.sizes, self.chunk):
+                    self.oracle.import_tasks(self.ref, batch)
+                copies = self.copies()
+                if len(copies) < len(self.sizes):
+                    raise LabelStudioDown(
+                        f"Label Studio took {len(self.sizes)} tasks without an error but lists {len(copies)} of them"
+                    )
+            except LabelStudioDown:
+                attempts += 1
+                if attempts == _ATTEMPTS:
+                    raise
+                self.sleep(_SETTLE_SECONDS[attempts - 1])
+                settled = self._settled()
+                if len(settled) > len(copies):
+                    attempts = 0
+                copies = settled
+        return copies
+
+    def copies(self) -> Copies:
+        """What Label Studio holds of our tasks. Empty ones out of the queue, which nobody is served, are no copies."""
+        copies: dict[str, list[TaskState]] = defaultdict(list)
+        for number in sorted({task.plan.first_round for task in self.tasks}):
+            for state in self.oracle.task_states(self.ref, number):
+                key = state.push_key
+                if key is not None and key in self.sizes and (state.annotations or not state.is_labeled):
+                    copies[key].append(state)
+        return dict(copies)
+
+    def _settled(self) -> Copies:
+        """What is there once two counts in a row agree: after a lost reply the server may still be committing."""
+        before = self.copies()
+        for _ in range(_MOST_COUNTS):
+            self.sleep(_SETTLE_SECONDS[0])
+            now = self.copies()
+            if _count(now) == _count(before):
+                return now
+            before = now
+        raise LabelStudioDown("Label Studio is still taking in tasks that were sent earlier; try again later")
 
 
-def _batches(missing: Sequence[Task], sizes: dict[str, int], chunk: int) -> Iterator[list[Task]]:
+def _batches(missing: Sequence[Task], sizes: Mapping[str, int], chunk: int) -> Iterator[list[Task]]:
     """`missing` in order, in batches of at most `chunk` tasks and about MAX_REQUEST_BYTES."""
     batch: list[Task] = []
     size = 0
@@ -163,7 +181,7 @@ def _batches(missing: Sequence[Task], sizes: dict[str, int], chunk: int) -> Iter
         yield batch
 
 
-def _spare_copies(copies: Mapping[str, Sequence[TaskState]]) -> list[int]:
+def _spare_copies(copies: Copies) -> list[int]:
     """Open copies that the queue need not hold beside another: of each key the one with most answers stays, and of
     those the first, which stands where the plan wants it."""
     spare: list[int] = []
@@ -177,5 +195,5 @@ def _kept(states: Sequence[TaskState]) -> TaskState:
     return max(states, key=lambda state: (state.annotations, state.cancelled, -state.task_id))
 
 
-def _count(copies: dict[str, list[TaskState]]) -> int:
+def _count(copies: Copies) -> int:
     return sum(len(states) for states in copies.values())

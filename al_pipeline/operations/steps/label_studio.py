@@ -15,8 +15,8 @@ from al_pipeline.operations.checkout import bring_in_line
 from al_pipeline.operations.connect import ensure_project, stored_project
 from al_pipeline.operations.facts import opened_at
 from al_pipeline.operations.history import read_plan
-from al_pipeline.operations.pull import pull
-from al_pipeline.operations.push import PushReport, push, retire
+from al_pipeline.operations.pull import PullRequest, pull
+from al_pipeline.operations.push import PushReport, RetirePolicy, push, retire
 from al_pipeline.operations.schema import published_labels
 from al_pipeline.operations.steps.context import Context
 from al_pipeline.operations.steps.notes import recall, remember
@@ -54,16 +54,14 @@ def retire_tasks(context: Context, facts: Facts) -> None:
     assert facts.planned is not None
     oracle, project = context.project
     plans, history, corrected = context.plans(), context.history, _corrected(context)
-    retired = retire(
-        oracle,
-        project,
+    policy = RetirePolicy(
         facts.planned,
-        history.abandoned,
+        abandoned=history.abandoned,
         overlaps={record.round: record.params.round.overlap for record in history.rounds},
         rounds={key: task.round for key, task in plans.items()},
         superseded={key for key, task in plans.items() if task.item_id in corrected},
     )
-    context.outcome.changed |= retired > 0
+    context.outcome.changed |= retire(oracle, project, policy) > 0
 
 
 def push_plan(context: Context, facts: Facts) -> None:
@@ -80,20 +78,19 @@ def push_plan(context: Context, facts: Facts) -> None:
 
 def pull_answers(context: Context, facts: Facts, *, full: bool = False) -> None:
     """Take what people answered into the inbox; `full`: read all answers again, and find deleted tasks."""
-    workspace, outcome = context.workspace, context.outcome
+    params, outcome = context.workspace.params, context.outcome
     oracle, project = context.project
-    report = pull(
-        workspace,
-        oracle,
-        project,
-        context.plans(),
-        workspace.params.schema_,
-        workspace.params.annotators,
-        context.now().isoformat(timespec="seconds"),
-        workspace.params.label_studio.max_vanished,
+    request = PullRequest(
+        project=project,
+        plans=context.plans(),
+        schema=params.schema_,
+        allow=params.annotators,
+        observed_at=context.now().isoformat(timespec="seconds"),
+        max_vanished=params.label_studio.max_vanished,
         accept_vanished=context.accept_vanished,
         full=full,
     )
+    report = pull(context.layout, oracle, request)
     outcome.changed |= bool(report.events or report.refused)
     outcome.pulled += report.events
     outcome.refused += report.refused

@@ -1,0 +1,326 @@
+"""What Label Studio holds, compared with what ledger and inbox know of it: the events that tell the difference.
+
+An annotation is new, changed, gone or back. Label Studio overwrites and deletes; here nothing is lost: each change is
+an event of its own, and an answer that cannot be taken is kept aside with its reason. An event's id is a hash of what
+it says, so that the same comparison made twice gives the same events.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from al_pipeline.records import (
+    Annotation,
+    Answer,
+    AnsweredTask,
+    Event,
+    EventType,
+    PlannedTask,
+    RefusalReason,
+    author_digest,
+    canonical,
+    event_digest,
+    shown_text,
+)
+
+Judge = Callable[[AnsweredTask, PlannedTask, Annotation], Answer | RefusalReason]
+"""What an annotation of a planned task says, or why it cannot be taken."""
+
+_WITHDRAWING: frozenset[RefusalReason] = frozenset(
+    {"malformed", "empty result", "wrong from_name", "several choices", "unknown label"}
+)
+"""Reasons that lie in what the annotator now says. An earlier answer that was edited into this is no longer held; for
+the other reasons it stands, since it was given on the right text or by somebody who was allowed to."""
+
+_ANSWER_TYPES: frozenset[EventType] = frozenset({"label", "skip", "supersede", "delete"})
+_NUMBER = re.compile(r"(\d+)(?:-[0-9a-f]{12})?")
+
+
+def annotation_key(push_key: str, project_uid: str, annotation: Annotation) -> str:
+    """The name of an answer: `push_key#project_uid.number-digest`, the digest of its annotator and creation time.
+
+    A server gives a number again after a deletion, or after it was restored from a backup. Names that earlier versions
+    wrote end with the number.
+    """
+    digest = author_digest(annotation.annotator, annotation.created_at)
+    return f"{push_key}#{project_uid}.{annotation.annotation_id}-{digest}"
+
+
+def state_digest(project_uid: str, task: AnsweredTask, annotation: Annotation, *, with_author: bool = True) -> str:
+    """The id of what this annotation says now: the same on every pull until somebody changes it.
+
+    Without `with_author`, the id that earlier versions gave it.
+    """
+    return event_digest(
+        project_uid,
+        task.push_key,
+        annotation.annotation_id,
+        annotation.updated_at,
+        list(annotation.result),
+        annotation.was_cancelled,
+        *((annotation.annotator, annotation.created_at) if with_author else ()),
+    )
+
+
+class KnownAnswers:
+    """What `events` and `refused` (answers kept aside, by rows of the ledger) know of one project.
+
+    The latest event of each of its annotations, and all ids.
+    """
+
+    def __init__(self, events: Iterable[Event], refused: Iterable[Mapping[str, Any]], project_uid: str) -> None:
+        self.ids: set[str] = set()
+        self.refused = {str(row["refused_id"]): row for row in refused}
+        self.latest: dict[str, Event] = {}
+        self.by_task: dict[str, list[str]] = defaultdict(list)
+        """The annotations of each push key, in the order in which we first heard of them."""
+        self.gone: set[str] = set()
+        """Push keys of tasks that were gone once."""
+        self._project_uid = project_uid
+        self._numbered: dict[tuple[str, int], list[str]] = defaultdict(list)
+        """The annotations of each push key that bore a number, the newest last."""
+        self._identity: dict[str, tuple[str, str | None]] = {}
+        self._recorded_as_gone: set[str] = set()
+        """Ids of answers whose task is known to be gone."""
+        for event in events:
+            self._add(event)
+
+    def live(self, push_key: str) -> list[Event]:
+        """The answers of this task that stand, as far as we know."""
+        latest = (self.latest[key] for key in self.by_task.get(push_key, ()))
+        return [event for event in latest if event.type != "delete"]
+
+    def key_of(self, push_key: str, annotation: Annotation) -> str:
+        """The name under which we know an annotation, or are to know it.
+
+        One with a known number, and another annotator or another creation time, is another answer.
+        """
+        for key in reversed(self._numbered.get((push_key, annotation.annotation_id), ())):
+            annotator, created_at = self._identity.get(key, ("", None))
+            if annotator == annotation.annotator and created_at in (None, annotation.created_at):
+                return key
+        return annotation_key(push_key, self._project_uid, annotation)
+
+    def not_recorded_as_gone(self, answers: Iterable[Event]) -> list[Event]:
+        """Of `answers` to a task that is gone, those of which no event says so yet."""
+        return [event for event in answers if event.event_id not in self._recorded_as_gone]
+
+    def _add(self, event: Event) -> None:
+        self.ids.add(event.event_id)
+        key = event.annotation_key
+        push_key, found, rest = key.rpartition(f"#{self._project_uid}.")
+        if event.type in _ANSWER_TYPES and found and (number := _NUMBER.fullmatch(rest)):
+            if key not in self.latest:
+                self.by_task[push_key].append(key)
+                self._numbered[push_key, int(number[1])].append(key)
+            self.latest[key] = event
+            if event.type != "delete":
+                self._identity[key] = event.annotator, event.created_at
+        elif event.type == "task_gone":
+            # Earlier versions named no answers: then it is all those known until then.
+            self._recorded_as_gone |= set(event.targets) or {answer.event_id for answer in self.live(key)}
+            self.gone.add(key)
+
+
+@dataclass(frozen=True, slots=True)
+class _Observed:
+    """An annotation of a planned task, the name of the answer, and the latest that is known of it."""
+
+    task: AnsweredTask
+    plan: PlannedTask
+    annotation: Annotation
+    key: str
+    last: Event | None
+
+
+@dataclass(slots=True)
+class AnnotationDiff:
+    """The difference between what `known` knows of a project and the tasks that are added, one by one.
+
+    Add every task that may have changed. Then add the other copies of `keys_with_losses`, and only then record what is
+    gone: an answer may lie on another copy of its task.
+    """
+
+    project_uid: str
+    plans: Mapping[str, PlannedTask]
+    """Every task ever planned, by push key."""
+    schema_version: int
+    judge: Judge
+    observed_at: str
+    known: KnownAnswers
+    refused: list[Mapping[str, Any]] = field(default_factory=list)
+    """Rows of the answers that cannot be taken, and are not known."""
+    vanished: int = 0
+    """How many known answers are gone."""
+    _refused_ids: set[str] = field(default_factory=set)
+    _answers: list[Event] = field(default_factory=list)
+    _losses: list[Event] = field(default_factory=list)
+    _present: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """The annotations that each push key has now, on any of its copies."""
+    _oldest: dict[str, str] = field(default_factory=dict)
+    """When the oldest copy of each push key's task was made."""
+
+    def add(self, task: AnsweredTask) -> None:
+        """Compare one task with what is known of it."""
+        plan = self.plans.get(task.push_key) if task.push_key is not None else None
+        if plan is not None:
+            self.add_copy(task)
+        for annotation in sorted(task.annotations, key=lambda a: (a.updated_at, a.annotation_id)):
+            if plan is None:
+                self._refuse("task not ours", task, annotation)
+            else:
+                self._add_annotation(task, plan, annotation)
+
+    def add_copy(self, task: AnsweredTask) -> None:
+        """Take note of which annotations a copy of a task has."""
+        if (key := task.push_key) is not None:
+            self._present[key].update(self.known.key_of(key, annotation) for annotation in task.annotations)
+            self._oldest[key] = min(self._oldest.get(key, task.created_at), task.created_at)
+
+    def keys_with_losses(self) -> list[str]:
+        """Push keys of tasks that came without an answer that we know."""
+        return [key for key in self._present if self._lost(key)]
+
+    def record_losses(self) -> None:
+        """An answer that its task no longer has is deleted; one older than the task lay on a task that is gone."""
+        for push_key in self.keys_with_losses():
+            gone = []
+            for event in self._lost(push_key):
+                if event.created_at is not None and event.created_at < self._oldest[push_key]:
+                    gone.append(event)
+                else:
+                    self._withdraw(event, "vanished from Label Studio")
+            self._record_gone(push_key, gone)
+
+    def record_gone_tasks(self, present: Collection[str | None]) -> None:
+        """A task with known answers that is not among the push keys `present` is gone. Its answers stand."""
+        for push_key in self.known.by_task:
+            if push_key not in present and push_key in self.plans:
+                self._record_gone(push_key, self.known.live(push_key))
+
+    def events(self) -> list[Event]:
+        """What is new: answers as they were given, then losses."""
+        answers = sorted(self._answers, key=lambda event: (event.updated_at or "", event.annotation_key))
+        return [*answers, *self._losses]
+
+    def _lost(self, push_key: str) -> list[Event]:
+        return [event for event in self.known.live(push_key) if event.annotation_key not in self._present[push_key]]
+
+    def _add_annotation(self, task: AnsweredTask, plan: PlannedTask, annotation: Annotation) -> None:
+        key = self.known.key_of(plan.push_key, annotation)
+        last = self.known.latest.get(key)
+        with_author = key == annotation_key(plan.push_key, self.project_uid, annotation)
+        digest = state_digest(self.project_uid, task, annotation, with_author=with_author)
+        if last is not None and last.event_id in (digest, event_digest(digest, last.previous)):
+            return
+        answer = self.judge(task, plan, annotation)
+        if isinstance(answer, Answer):
+            # A state that we have seen before (a restored database) needs an id of its own to count again.
+            previous = None if last is None else last.event_id
+            event_id = event_digest(digest, previous) if digest in self.known.ids else digest
+            self._answers.append(self._answered(event_id, _Observed(task, plan, annotation, key, last), answer))
+            return
+        self._refuse(answer, task, annotation)
+        if last is not None and last.type != "delete" and answer in _WITHDRAWING:
+            self._withdraw(last, f"edited into an answer that was refused: {answer}")
+
+    def _answered(self, event_id: str, observed: _Observed, answer: Answer) -> Event:
+        plan, annotation, last = observed.plan, observed.annotation, observed.last
+        kind: EventType = "skip" if answer.label is None else "label"
+        if last is not None and last.type != "delete":
+            kind = "supersede"
+        lead_time = annotation.lead_time
+        return Event(
+            event_id=event_id,
+            type=kind,
+            item_id=plan.item_id,
+            content_hash=plan.content_hash,
+            part=plan.part,
+            round=plan.round,
+            annotation_key=observed.key,
+            annotator=annotation.annotator,
+            label=answer.label,
+            schema_version=self.schema_version,
+            previous=None if last is None else last.event_id,
+            lead_time=lead_time if lead_time is not None and math.isfinite(lead_time) else None,
+            origin=answer.origin,
+            created_at=annotation.created_at,
+            updated_at=annotation.updated_at,
+            observed_at=self.observed_at,
+            prelabel_shown=observed.task.prelabel_shown,
+        )
+
+    def _withdraw(self, last: Event, reason: str) -> None:
+        self.vanished += 1
+        self._losses.append(
+            Event(
+                event_id=event_digest("delete", last.event_id),
+                type="delete",
+                item_id=last.item_id,
+                content_hash=last.content_hash,
+                part=last.part,
+                round=last.round,
+                annotation_key=last.annotation_key,
+                annotator=last.annotator,
+                schema_version=last.schema_version,
+                reason=reason,
+                previous=last.event_id,
+                observed_at=self.observed_at,
+            )
+        )
+
+    def _record_gone(self, push_key: str, answers: Sequence[Event]) -> None:
+        fresh = sorted(event.event_id for event in self.known.not_recorded_as_gone(answers))
+        if not fresh:
+            return
+        self.vanished += len(fresh)
+        again = fresh if push_key in self.known.gone else ()
+        event_id = event_digest("task_gone", self.project_uid, push_key, *again)
+        if any(event.event_id == event_id for event in self._losses):
+            return
+        plan = self.plans[push_key]
+        self._losses.append(
+            Event(
+                event_id=event_id,
+                type="task_gone",
+                item_id=plan.item_id,
+                content_hash=plan.content_hash,
+                part=plan.part,
+                round=plan.round,
+                annotation_key=push_key,
+                annotator="",
+                schema_version=self.schema_version,
+                targets=tuple(fresh),
+                observed_at=self.observed_at,
+            )
+        )
+
+    def _refuse(self, reason: RefusalReason, task: AnsweredTask, annotation: Annotation) -> None:
+        digest = state_digest(self.project_uid, task, annotation)
+        earlier = self.known.refused.get(state_digest(self.project_uid, task, annotation, with_author=False), {})
+        same = earlier.get("annotator") == annotation.annotator and earlier.get("created_at") == annotation.created_at
+        if digest in self.known.refused or digest in self._refused_ids or same:
+            return
+        plan = self.plans.get(task.push_key or "")
+        row = {
+            "refused_id": digest,
+            "reason": reason,
+            "push_key": shown_text(task.push_key)[:500] if task.push_key is not None else None,
+            "item_id": plan.item_id if plan else None,
+            "round": plan.round if plan else None,
+            "task_id": task.task_id,
+            "annotation_id": annotation.annotation_id,
+            "annotator": annotation.annotator,
+            "was_cancelled": annotation.was_cancelled,
+            "result": canonical(list(annotation.result)),
+            "created_at": annotation.created_at,
+            "updated_at": annotation.updated_at,
+            "observed_at": self.observed_at,
+        }
+        self._refused_ids.add(digest)
+        self.refused.append(row)
