@@ -38,6 +38,7 @@ from al_pipeline.data.ledger import (
     still_refused,
 )
 from al_pipeline.errors import ManualActionRequired, VanishedAnswers
+from al_pipeline.integrations.oracle import ProjectSpec
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.close import carry_out
 from al_pipeline.operations.pull import PullRequest, pull
@@ -147,7 +148,7 @@ class World:
         self.items = [f"item-{number}" for number in range(self.draw.randint(3, 8))]
         self.classes = list(CLASSES[:2])
         self.oracle = SimulatedOracle()
-        self.ref = self.oracle.ensure_project(WORKSPACE, "c", self.schema, 1, False, None)
+        self.ref = self.oracle.ensure_project(ProjectSpec(WORKSPACE, "c", self.schema))
         self.everybody = self.draw.choice([None, len(PEOPLE)])
         self.reference = Reference(self.everybody)
         self.plans: dict[str, PlannedTask] = {}
@@ -376,7 +377,7 @@ class World:
         """Answers that named it before it was there were refused; they are looked at again."""
         if len(self.classes) < len(CLASSES):
             self.classes.append(CLASSES[len(self.classes)])
-            self.oracle.ensure_project(WORKSPACE, "c", self.schema, 1, False, self.ref)
+            self.oracle.ensure_project(ProjectSpec(WORKSPACE, "c", self.schema), self.ref)
             self.look_everywhere = True
             self.pull()
 

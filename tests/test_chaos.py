@@ -18,6 +18,7 @@ from chaos.sites import said
 from chaos.suite import Outcome, append_outcome, figures, play, read_outcomes, scenarios, summary
 from chaos.twin import TwinOracle, TwinServer
 
+from al_pipeline.integrations.oracle import ProjectSpec
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 
 SLICE = (
@@ -119,7 +120,7 @@ def test_a_twin_that_ended_cannot_answer_for_the_next_one() -> None:
     """Its thread would: woken up, it may look for callers where another twin listens by now."""
     threads = threading.active_count()
     with TwinServer(SimulatedOracle()) as server, closing(TwinOracle(str(server.address))) as oracle:
-        project = oracle.ensure_project("w", "c", SCHEMA, 1, False, None)
+        project = oracle.ensure_project(ProjectSpec("w", "c", SCHEMA))
         assert list(oracle.task_states(project)) == []
     deadline = time.monotonic() + 10
     while threading.active_count() > threads:

@@ -37,7 +37,7 @@ from al_pipeline.integrations.dvc.worker import check_entry
 from al_pipeline.integrations.environment import recorded_engine
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.label_studio.projects import ProjectMark
-from al_pipeline.integrations.oracle import ProjectRef
+from al_pipeline.integrations.oracle import ProjectRef, ProjectSpec
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_plan
@@ -678,7 +678,7 @@ def test_a_tick_in_a_forged_clone_leaves_it_as_it_was(clone: Clone) -> None:
         clone.commit()
         head, oracle = git.head(), SimulatedOracle()
         mark = ProjectMark(workspace.id, workspace.clone_id, known.project_uid)
-        oracle.ensure_project(workspace.id, workspace.clone_id, workspace.params.schema_, 1, False, None)
+        oracle.ensure_project(ProjectSpec(workspace.id, workspace.clone_id, workspace.params.schema_))
         oracle.projects[known.project_id].description = str(mark)
         with pytest.raises(UnexpectedChange, match=says):
             tick(open_workspace(clone.root), lambda oracle=oracle: oracle)  # type: ignore[misc]

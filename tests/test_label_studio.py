@@ -34,7 +34,7 @@ from al_pipeline.integrations.label_studio.label_config import label_config
 from al_pipeline.integrations.label_studio.payloads import data_key
 from al_pipeline.integrations.label_studio.projects import ProjectMark
 from al_pipeline.integrations.label_studio.transport import asked_to_wait
-from al_pipeline.integrations.oracle import Oracle, ProjectRef
+from al_pipeline.integrations.oracle import Oracle, ProjectRef, ProjectSpec
 from al_pipeline.params import Schema
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
@@ -122,8 +122,8 @@ def test_an_address_or_token_that_cannot_be_right_is_refused_at_once(url: str, t
 def calls(oracle: Oracle) -> dict[str, Callable[[], Any]]:
     """Every call of the interface."""
     return {
-        "ensure_project": lambda: oracle.ensure_project("w", "c", SCHEMA, 1, False, None),
-        "ensure_known": lambda: oracle.ensure_project("w", "c", SCHEMA, 1, False, REF),
+        "ensure_project": lambda: oracle.ensure_project(ProjectSpec("w", "c", SCHEMA)),
+        "ensure_known": lambda: oracle.ensure_project(ProjectSpec("w", "c", SCHEMA), REF),
         "check": lambda: oracle.check(REF, "w"),
         "adopt": lambda: oracle.adopt(REF, "w", "c"),
         "task_states": lambda: list(oracle.task_states(REF, 1)),
@@ -207,7 +207,7 @@ def test_an_address_at_which_something_else_answers_is_named_so(case: str) -> No
     ):  # no WrongProject: who knows of it?
         oracle.check(REF, "w")
     with oracle_over(lambda _: reply()) as oracle, pytest.raises(ExternalServiceError):
-        oracle.ensure_project("w", "c", SCHEMA, 1, False, None)
+        oracle.ensure_project(ProjectSpec("w", "c", SCHEMA))
 
 
 @contextmanager
@@ -351,7 +351,7 @@ def small_server(seen: list[tuple[str, str, str]], access: Callable[[], Any]) ->
 
 def idle(oracle: LabelStudioOracle) -> None:
     """What a tick asks that finds nothing to do."""
-    oracle.ensure_project("w", "c", SCHEMA, 1, False, REF)
+    oracle.ensure_project(ProjectSpec("w", "c", SCHEMA), REF)
     assert [*oracle.open_tasks(REF), *oracle.task_states(REF, 0), *oracle.answered(REF, None)] == []
 
 
@@ -593,7 +593,7 @@ def test_a_wrong_token_is_refused_with_what_to_do(label_studio: Any) -> None:
 def test_our_settings_are_the_projects_and_stay_untouched_when_nothing_changed(
     oracle: LabelStudioOracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ref = oracle.ensure_project(uuid.uuid4().hex[:12], "c", SCHEMA, 2, True, None)
+    ref = oracle.ensure_project(ProjectSpec(uuid.uuid4().hex[:12], "c", SCHEMA, 2, True))
     project = oracle._client.projects.get(ref.project_id)
     assert project.sampling == "Sequential sampling"
     assert project.skip_queue == "REQUEUE_FOR_OTHERS"
@@ -605,7 +605,7 @@ def test_our_settings_are_the_projects_and_stay_untouched_when_nothing_changed(
     mark = ProjectMark(str(project.title).removeprefix("al "), "c", ref.project_uid)
     assert project.description == str(mark)
     monkeypatch.setattr(oracle._client.projects, "update", lambda *_, **__: pytest.fail("nothing to change"))
-    assert oracle.ensure_project(mark.workspace_id, "c", SCHEMA, 2, True, ref) == ref
+    assert oracle.ensure_project(ProjectSpec(mark.workspace_id, "c", SCHEMA, 2, True), ref) == ref
 
 
 @pytest.mark.server
@@ -614,10 +614,10 @@ def test_strange_names_survive_the_server(oracle: LabelStudioOracle) -> None:
         ["<b>ham</b> & 'eggs'", 'say "spam"', "ünï, 日本 😀"], ["text", "Subject: line[0]"], "1 < 2 & 'so' \"on\"?"
     )
     workspace = uuid.uuid4().hex[:12]
-    ref = oracle.ensure_project(workspace, "c", odd, 1, False, None)
+    ref = oracle.ensure_project(ProjectSpec(workspace, "c", odd))
     asked = oracle._client.projects.get(ref.project_id).parsed_label_config
     assert asked["label"]["labels"] == odd.labels
-    assert oracle.ensure_project(workspace, "c", odd, 1, False, ref) == ref
+    assert oracle.ensure_project(ProjectSpec(workspace, "c", odd), ref) == ref
 
 
 @pytest.mark.server
@@ -625,7 +625,7 @@ def test_pages_are_joined_without_loss(oracle: LabelStudioOracle, monkeypatch: p
     monkeypatch.setattr("al_pipeline.integrations.label_studio.client._PAGE", 3)
     monkeypatch.setattr("al_pipeline.integrations.label_studio.client._KEYS_PER_REQUEST", 4)
     workspace = uuid.uuid4().hex[:12]
-    ref = oracle.ensure_project(workspace, "c", SCHEMA, 1, False, None)
+    ref = oracle.ensure_project(ProjectSpec(workspace, "c", SCHEMA))
     tasks = tasks_of(workspace, 1, 9)
     oracle.import_tasks(ref, tasks)
     keys = [task.plan.push_key for task in tasks]
@@ -637,7 +637,7 @@ def test_pages_are_joined_without_loss(oracle: LabelStudioOracle, monkeypatch: p
 @pytest.mark.server
 def test_a_guess_is_stored_where_there_is_one(oracle: LabelStudioOracle) -> None:
     workspace = uuid.uuid4().hex[:12]
-    ref = oracle.ensure_project(workspace, "c", SCHEMA, 1, False, None)
+    ref = oracle.ensure_project(ProjectSpec(workspace, "c", SCHEMA))
     plain, guessed = tasks_of(workspace, 1, 2)
     oracle.import_tasks(ref, [plain, replace(guessed, guess=("spam", 0.75))])
     tasks = [oracle._client.tasks.get(str(state.task_id)) for state in oracle.task_states(ref)]
@@ -648,7 +648,7 @@ def test_a_guess_is_stored_where_there_is_one(oracle: LabelStudioOracle) -> None
 @pytest.mark.server
 def test_an_invited_annotator_is_known_by_address(oracle: LabelStudioOracle, label_studio: Any) -> None:
     workspace = uuid.uuid4().hex[:12]
-    ref = oracle.ensure_project(workspace, "c", SCHEMA, 1, False, None)
+    ref = oracle.ensure_project(ProjectSpec(workspace, "c", SCHEMA))
     (task,) = tasks_of(workspace, 1, 1)
     oracle.import_tasks(ref, [task])
     with ServerRig(label_studio, oracle) as people:

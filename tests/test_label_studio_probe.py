@@ -19,6 +19,7 @@ from test_label_studio import personal_token
 from al_pipeline.integrations.label_studio import probe as label_studio_probe
 from al_pipeline.integrations.label_studio.client import LabelStudioOracle
 from al_pipeline.integrations.label_studio.probe import ServerStatus, probe_server
+from al_pipeline.integrations.oracle import ProjectSpec
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import tick
@@ -161,7 +162,7 @@ def test_status_counts_what_waits(tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.server
 def test_the_real_server_counts_the_tasks_of_the_round_that_people_answered(label_studio: LabelStudioServer) -> None:
     with LabelStudioOracle(label_studio.url, label_studio.token) as oracle, ServerRig(label_studio, oracle) as people:
-        ref = oracle.ensure_project(ID, "c", SCHEMA, 1, False, None)
+        ref = oracle.ensure_project(ProjectSpec(ID, "c", SCHEMA))
         for number in (1, 2):
             oracle.import_tasks(ref, tasks_of(ID, number, 4))
 

@@ -24,7 +24,7 @@ from al_pipeline.integrations.label_studio.payloads import (
     task_json,
 )
 from al_pipeline.integrations.label_studio.projects import ProjectMark, find_mark, project_title, with_mark
-from al_pipeline.integrations.oracle import Oracle, PageEdit, ProjectRef
+from al_pipeline.integrations.oracle import Oracle, PageEdit, ProjectRef, ProjectSpec
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.params import Schema
 from al_pipeline.records import AnsweredTask, Task
@@ -52,7 +52,7 @@ def workspace_id() -> str:
 
 @pytest.fixture
 def ref(rig: Rig, workspace_id: str) -> ProjectRef:
-    return rig.oracle.ensure_project(workspace_id, "clone-1", SCHEMA, 1, False, None)
+    return rig.oracle.ensure_project(ProjectSpec(workspace_id, "clone-1", SCHEMA))
 
 
 def answered(oracle: Oracle, ref: ProjectRef, since: str | None = None) -> dict[str | None, AnsweredTask]:
@@ -63,9 +63,9 @@ def answered(oracle: Oracle, ref: ProjectRef, since: str | None = None) -> dict[
 
 
 def test_a_project_is_made_once(rig: Rig, workspace_id: str) -> None:
-    ref = rig.oracle.ensure_project(workspace_id, "clone-1", SCHEMA, 1, False, None)
-    assert rig.oracle.ensure_project(workspace_id, "clone-1", SCHEMA, 1, False, ref) == ref
-    found_by_its_mark = rig.oracle.ensure_project(workspace_id, "clone-1", SCHEMA, 1, False, None)
+    ref = rig.oracle.ensure_project(ProjectSpec(workspace_id, "clone-1", SCHEMA))
+    assert rig.oracle.ensure_project(ProjectSpec(workspace_id, "clone-1", SCHEMA), ref) == ref
+    found_by_its_mark = rig.oracle.ensure_project(ProjectSpec(workspace_id, "clone-1", SCHEMA))
     assert found_by_its_mark == ref
     rig.oracle.check(ref, workspace_id, "clone-1")
 
@@ -86,7 +86,7 @@ def retitle(rig: Rig, ref: ProjectRef, title: str) -> None:
 def test_a_project_is_called_by_name_and_question_and_found_by_its_mark(rig: Rig, workspace_id: str) -> None:
     def ensure(known: ProjectRef | None, name: str, clone: str = "clone-1") -> ProjectRef:
         title = project_title(name, "Is <b>it</b> spam? 👩‍👩‍👧\x1b[2J", workspace_id)
-        return rig.oracle.ensure_project(workspace_id, clone, SCHEMA, 1, False, known, title=title)
+        return rig.oracle.ensure_project(ProjectSpec(workspace_id, clone, SCHEMA, title=title), known)
 
     ref = ensure(None, "mails")
     end = f"({workspace_id[:6]})"
@@ -107,7 +107,7 @@ def test_a_project_is_called_by_name_and_question_and_found_by_its_mark(rig: Rig
 def test_a_missing_project_is_never_made_anew_where_we_know_one(rig: Rig, ref: ProjectRef, workspace_id: str) -> None:
     rig.delete_project(ref)
     with pytest.raises(WrongProject, match="deleted, or another server"):
-        rig.oracle.ensure_project(workspace_id, "clone-1", SCHEMA, 1, False, ref)
+        rig.oracle.ensure_project(ProjectSpec(workspace_id, "clone-1", SCHEMA), ref)
     with pytest.raises(WrongProject, match="deleted, or another server"):
         rig.oracle.check(ref, workspace_id)
     for read in (rig.oracle.task_states(ref), rig.oracle.answered(ref, None), rig.oracle.answered_by_key(ref, ["a"])):
@@ -129,7 +129,7 @@ def test_a_second_clone_may_read_and_writes_once_it_has_adopted(rig: Rig, ref: P
     with pytest.raises(WrongProject, match="al adopt"):
         rig.oracle.check(ref, workspace_id, "clone-2")
     with pytest.raises(WrongProject, match="al adopt"):
-        rig.oracle.ensure_project(workspace_id, "clone-2", SCHEMA, 1, False, ref)
+        rig.oracle.ensure_project(ProjectSpec(workspace_id, "clone-2", SCHEMA), ref)
     rig.oracle.adopt(ref, workspace_id, "clone-2")
     rig.oracle.check(ref, workspace_id, "clone-2")
     with pytest.raises(WrongProject, match="al adopt"):
@@ -148,7 +148,7 @@ def test_a_class_can_be_added_and_the_question_changed(rig: Rig, ref: ProjectRef
     rig.oracle.import_tasks(ref, tasks)
     rig.answer(ref, tasks[0].plan.push_key, ANN, "ham")
     wider = changed(version=2, labels=["ham", "spam", "other"], question="And now?")
-    assert rig.oracle.ensure_project(workspace_id, "clone-1", wider, 2, False, ref) == ref
+    assert rig.oracle.ensure_project(ProjectSpec(workspace_id, "clone-1", wider, 2), ref) == ref
 
 
 def offered(rig: Rig, ref: ProjectRef) -> list[str]:
@@ -171,7 +171,7 @@ def edit_page(rig: Rig, ref: ProjectRef, *labels: str) -> None:
 def test_a_class_that_params_yaml_no_longer_has_leaves_the_page(rig: Rig, ref: ProjectRef, workspace_id: str) -> None:
     edits: list[PageEdit] = []
     other = changed(version=2, labels=["ham", "eggs"])
-    rig.oracle.ensure_project(workspace_id, "clone-1", other, 1, False, ref, SCHEMA.labels, edits.append)
+    rig.oracle.ensure_project(ProjectSpec(workspace_id, "clone-1", other, published=SCHEMA.labels), ref, edits.append)
     assert (offered(rig, ref), edits) == (["ham", "eggs"], [])
 
 
@@ -182,11 +182,13 @@ def test_what_somebody_added_in_the_page_stays_and_what_they_removed_is_put_back
     edits: list[PageEdit] = []
     edit_page(rig, ref, "spam", "eggs")
     for _ in range(2):
-        rig.oracle.ensure_project(workspace_id, "clone-1", SCHEMA, 1, False, ref, SCHEMA.labels, edits.append)
+        rig.oracle.ensure_project(
+            ProjectSpec(workspace_id, "clone-1", SCHEMA, published=SCHEMA.labels), ref, edits.append
+        )
     assert edits == [PageEdit(("eggs",), ("ham",)), PageEdit(("eggs",), ())]
     assert offered(rig, ref) == ["ham", "spam", "eggs"]
     adopted = changed(version=2, labels=["ham", "eggs", "spam"])
-    rig.oracle.ensure_project(workspace_id, "clone-1", adopted, 1, False, ref, SCHEMA.labels, edits.append)
+    rig.oracle.ensure_project(ProjectSpec(workspace_id, "clone-1", adopted, published=SCHEMA.labels), ref, edits.append)
     assert (offered(rig, ref), len(edits)) == (["ham", "eggs", "spam"], 2)
 
 
@@ -299,7 +301,7 @@ def test_a_retired_task_leaves_the_queue_and_can_still_be_answered(
 
 
 def test_overlap_asks_for_several_people(rig: Rig, workspace_id: str) -> None:
-    ref = rig.oracle.ensure_project(workspace_id, "clone-1", SCHEMA, 2, False, None)
+    ref = rig.oracle.ensure_project(ProjectSpec(workspace_id, "clone-1", SCHEMA, 2))
     tasks = tasks_of(workspace_id, 1, 1)
     rig.oracle.import_tasks(ref, tasks)
     key = tasks[0].plan.push_key
@@ -318,7 +320,7 @@ def test_the_twin_is_an_oracle() -> None:
 @pytest.mark.parametrize(("moment", "tasks"), [("before", 0), ("after", 2)])
 def test_a_fault_of_the_twin_strikes_before_or_after_the_work(moment: str, tasks: int) -> None:
     oracle = SimulatedOracle()
-    ref = oracle.ensure_project("w", "c", SCHEMA, 1, False, None)
+    ref = oracle.ensure_project(ProjectSpec("w", "c", SCHEMA))
 
     def strike(call: str, now: str) -> None:
         if (call, now) == ("import_tasks", moment):
@@ -332,7 +334,7 @@ def test_a_fault_of_the_twin_strikes_before_or_after_the_work(moment: str, tasks
 
 def test_the_twin_serves_in_order_and_a_skipped_task_to_others() -> None:
     rig = SimulatedRig()
-    ref = rig.oracle.ensure_project("w", "c", SCHEMA, 1, False, None)
+    ref = rig.oracle.ensure_project(ProjectSpec("w", "c", SCHEMA))
     tasks = tasks_of("w", 1, 3)
     keys = [task.plan.push_key for task in tasks]
     rig.oracle.import_tasks(ref, tasks)
@@ -344,11 +346,11 @@ def test_the_twin_serves_in_order_and_a_skipped_task_to_others() -> None:
 
 def test_two_projects_with_our_mark_are_told_apart_by_a_person() -> None:
     oracle = SimulatedOracle()
-    ref = oracle.ensure_project("w", "c", SCHEMA, 1, False, None)
+    ref = oracle.ensure_project(ProjectSpec("w", "c", SCHEMA))
     oracle.projects[9] = oracle.projects[ref.project_id]
     with pytest.raises(WrongProject, match="projects 1, 9"):
-        oracle.ensure_project("w", "c", SCHEMA, 1, False, None)
-    assert oracle.ensure_project("w", "c", SCHEMA, 1, False, ref) == ref
+        oracle.ensure_project(ProjectSpec("w", "c", SCHEMA))
+    assert oracle.ensure_project(ProjectSpec("w", "c", SCHEMA), ref) == ref
 
 
 def test_the_task_json_is_exactly_this() -> None:

@@ -24,7 +24,7 @@ from al_pipeline.errors import BadInput, LabelStudioDown, LabelStudioRefused, Va
 from al_pipeline.files import read_json, write_json
 from al_pipeline.integrations.label_studio.parsers import parse_annotation, raw_result
 from al_pipeline.integrations.label_studio.payloads import choice_result
-from al_pipeline.integrations.oracle import ProjectRef
+from al_pipeline.integrations.oracle import ProjectRef, ProjectSpec
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import pull as pulling
 from al_pipeline.operations.pull import PullReport, PullRequest, pull
@@ -47,7 +47,7 @@ class Campaign:
     def __init__(self, rig: Rig, root: Path) -> None:
         self.rig = rig
         self.workspace = Workspace(Layout(root), uuid.uuid4().hex[:12])
-        self.ref: ProjectRef = rig.oracle.ensure_project(self.workspace.id, "clone-1", SCHEMA, 1, False, None)
+        self.ref: ProjectRef = rig.oracle.ensure_project(ProjectSpec(self.workspace.id, "clone-1", SCHEMA))
         self.tasks: list[Task] = []
 
     def plan(self, count: int, number: int = 1, part: Any = "pool") -> list[str]:
@@ -374,7 +374,7 @@ def test_another_overlap_brings_no_settled_task_back(campaign: Campaign) -> None
     assert retire(campaign.rig.oracle, campaign.ref, RetirePolicy(3, overlaps={1: 1, 2: 1})) == 1
 
     def open_keys(overlap: int) -> list[str | None]:
-        campaign.rig.oracle.ensure_project(campaign.workspace.id, "clone-1", SCHEMA, overlap, False, campaign.ref)
+        campaign.rig.oracle.ensure_project(ProjectSpec(campaign.workspace.id, "clone-1", SCHEMA, overlap), campaign.ref)
         retire(campaign.rig.oracle, campaign.ref, RetirePolicy(3, overlaps={1: 1, 2: 1}))
         return [state.push_key for state in campaign.rig.oracle.open_tasks(campaign.ref)]
 
@@ -683,7 +683,7 @@ def test_another_project_voids_nothing_of_the_old_one(simulated: Campaign) -> No
     simulated.answer(key, ANN, "ham")
     simulated.pull()
     del twin(simulated).projects[1]
-    simulated.ref = twin(simulated).ensure_project(simulated.workspace.id, "clone-1", SCHEMA, 1, False, None)
+    simulated.ref = twin(simulated).ensure_project(ProjectSpec(simulated.workspace.id, "clone-1", SCHEMA))
     simulated.push()
     twin(simulated)._last_annotation = 0  # another server counts from one again
     simulated.answer(key, BOB, "ham")

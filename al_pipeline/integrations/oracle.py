@@ -22,6 +22,24 @@ class ProjectRef:
 
 
 @dataclass(frozen=True, slots=True)
+class ProjectSpec:
+    """What a workspace wants of its project."""
+
+    workspace_id: str
+    clone_id: str
+    """The clone that writes to it."""
+    schema: Schema
+    overlap: int = 1
+    """How many people are to answer each task."""
+    show_guess: bool = False
+    """Whether annotators see what the model expects."""
+    published: Collection[str] = ()
+    """The classes that any published schema had."""
+    title: str | None = None
+    """What people find it by (see `project_title`; default: the id alone). One that people gave it stays."""
+
+
+@dataclass(frozen=True, slots=True)
 class PageEdit:
     """How the classes that the project offered differed from the schema, where somebody edited them in its page."""
 
@@ -56,25 +74,14 @@ class Oracle(Protocol):
     """What the pipeline asks of Label Studio. Every call may raise LabelStudioDown or LabelStudioRefused."""
 
     def ensure_project(
-        self,
-        workspace_id: str,
-        clone_id: str,
-        schema: Schema,
-        overlap: int,
-        show_guess: bool,
-        known: ProjectRef | None,
-        published: Collection[str] = (),
-        on_page_edit: Callable[[PageEdit], None] = ignore,
-        title: str | None = None,
+        self, spec: ProjectSpec, known: ProjectRef | None = None, on_page_edit: Callable[[PageEdit], None] = ignore
     ) -> ProjectRef:
-        """Find our project (by `known`, else by its mark) or create it, and bring its settings in line.
+        """Find our project (by `known`, else by its mark) or create it, and bring its settings in line with `spec`.
 
-        `title` is what people find it by (see `project_title`; default: the id alone). One that people gave it stays.
-
-        `published` are the classes that any published schema had. Others that the project offers and the schema lacks
-        somebody added in Label Studio's page: they stay there, since answers may name them, and `on_page_edit` is told;
-        so it is where the page lacks a published class of the schema, which is put back. Raises WrongProject where
-        `known` is missing, is another's or belongs to another clone.
+        A class that the project offers, and neither the schema nor any published one has, somebody added in Label
+        Studio's page: it stays there, since answers may name it, and `on_page_edit` is called; so it is where the page
+        lacks a published class of the schema, which is put back. Raises WrongProject where `known` is missing, is
+        another's or belongs to another clone.
         """
         ...
 

@@ -22,8 +22,7 @@ from al_pipeline.integrations.label_studio.projects import (
     page_edit,
     with_mark,
 )
-from al_pipeline.integrations.oracle import PageEdit, ProjectRef, ignore
-from al_pipeline.params import Schema
+from al_pipeline.integrations.oracle import PageEdit, ProjectRef, ProjectSpec, ignore
 from al_pipeline.records import Annotation, AnsweredTask, Task, TaskState
 
 Moment = Literal["before", "after"]
@@ -69,38 +68,16 @@ class SimulatedOracle:
     # The interface -------------------------------------------------------------------------------------------------
 
     def ensure_project(
-        self,
-        workspace_id: str,
-        clone_id: str,
-        schema: Schema,
-        overlap: int,
-        show_guess: bool,
-        known: ProjectRef | None,
-        published: Collection[str] = (),
-        on_page_edit: Callable[[PageEdit], None] = ignore,
-        title: str | None = None,
+        self, spec: ProjectSpec, known: ProjectRef | None = None, on_page_edit: Callable[[PageEdit], None] = ignore
     ) -> ProjectRef:
         """Find or create our project; see Oracle."""
         self._strike("ensure_project", "before")
         described = ((number, project.description) for number, project in self.projects.items())
-        ref = known or find_project(described, workspace_id)
+        ref = known or find_project(described, spec.workspace_id)
         if ref is None:
-            ref = ProjectRef(1 + max(self.projects, default=0), uuid.uuid4().hex[:12])
-            mark = ProjectMark(workspace_id, clone_id, ref.project_uid)
-            named = title or f"al {workspace_id}"
-            self.projects[ref.project_id] = _HeldProject(named, str(mark), list(schema.labels), overlap, show_guess)
+            ref = self._create_project(spec)
         else:
-            project = self._project(ref, workspace_id, clone_id)
-            edit = page_edit(project.labels, schema, published)
-            if edit is not None:
-                on_page_edit(edit)
-            if overlap != project.overlap:  # opens retired tasks again
-                for task in project.tasks.values():
-                    task.retired = False
-            project.labels = [*schema.labels, *(edit.added if edit else ())]
-            project.overlap, project.show_guess = overlap, show_guess
-            if title is not None and is_our_title(project.title, workspace_id):
-                project.title = title
+            self._update_project(self._project(ref, spec.workspace_id, spec.clone_id), spec, on_page_edit)
         self._strike("ensure_project", "after")
         return ref
 
@@ -237,6 +214,27 @@ class SimulatedOracle:
 
     def _tick(self) -> str:
         return self.pass_time(1)
+
+    def _create_project(self, spec: ProjectSpec) -> ProjectRef:
+        ref = ProjectRef(1 + max(self.projects, default=0), uuid.uuid4().hex[:12])
+        mark = ProjectMark(spec.workspace_id, spec.clone_id, ref.project_uid)
+        title, labels = spec.title or f"al {spec.workspace_id}", list(spec.schema.labels)
+        self.projects[ref.project_id] = _HeldProject(title, str(mark), labels, spec.overlap, spec.show_guess)
+        return ref
+
+    def _update_project(
+        self, project: _HeldProject, spec: ProjectSpec, on_page_edit: Callable[[PageEdit], None]
+    ) -> None:
+        edit = page_edit(project.labels, spec.schema, spec.published)
+        if edit is not None:
+            on_page_edit(edit)
+        if spec.overlap != project.overlap:  # opens retired tasks again
+            for task in project.tasks.values():
+                task.retired = False
+        project.labels = [*spec.schema.labels, *(edit.added if edit else ())]
+        project.overlap, project.show_guess = spec.overlap, spec.show_guess
+        if spec.title is not None and is_our_title(project.title, spec.workspace_id):
+            project.title = spec.title
 
     def _held(self, ref: ProjectRef) -> _HeldProject:
         if ref.project_id not in self.projects:

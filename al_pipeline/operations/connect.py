@@ -20,7 +20,7 @@ from al_pipeline.errors import (
 from al_pipeline.files import read_object, write_json
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.label_studio.projects import project_title
-from al_pipeline.integrations.oracle import Oracle, PageEdit, ProjectRef
+from al_pipeline.integrations.oracle import Oracle, PageEdit, ProjectRef, ProjectSpec
 from al_pipeline.operations.checkout import ROUND_TAGS, check_ready
 from al_pipeline.operations.close import check_sources, is_closed, pull_missing_sources
 from al_pipeline.operations.facts import open_dvc
@@ -136,17 +136,16 @@ def ensure_project(
 ) -> ProjectRef:
     """Find or make the workspace's project, and bring its settings in line with `params.yaml`; see Oracle."""
     params = workspace.params
-    return oracle.ensure_project(
+    spec = ProjectSpec(
         workspace_id=workspace.id,
         clone_id=workspace.clone_id,
         schema=params.schema_,
         overlap=params.round.overlap,
         show_guess=params.label_studio.show_guess,
-        known=known,
         published=published,
-        on_page_edit=on_page_edit,
         title=project_title(workspace.layout.root.name, params.schema_.question, workspace.id),
     )
+    return oracle.ensure_project(spec, known, on_page_edit)
 
 
 def reset_page(workspace: Workspace) -> tuple[str, ...]:

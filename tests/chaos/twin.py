@@ -12,9 +12,8 @@ from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any, Self
 
-from al_pipeline.integrations.oracle import PageEdit, ProjectRef, ignore
+from al_pipeline.integrations.oracle import PageEdit, ProjectRef, ProjectSpec, ignore
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
-from al_pipeline.params import Schema
 from al_pipeline.records import AnsweredTask, Task, TaskState
 
 LATENCY = 0.02
@@ -90,19 +89,10 @@ class TwinOracle:
         return found
 
     def ensure_project(
-        self,
-        workspace_id: str,
-        clone_id: str,
-        schema: Schema,
-        overlap: int,
-        show_guess: bool,
-        known: ProjectRef | None,
-        published: Collection[str] = (),
-        on_page_edit: Callable[[PageEdit], None] = ignore,
-        title: str | None = None,
+        self, spec: ProjectSpec, known: ProjectRef | None = None, on_page_edit: Callable[[PageEdit], None] = ignore
     ) -> ProjectRef:
         """See Oracle."""
-        found: ProjectRef = self._ask("ensure_project", workspace_id, clone_id, schema, overlap, show_guess, known)
+        found: ProjectRef = self._ask("ensure_project", spec, known)
         return found
 
     def check(self, ref: ProjectRef, workspace_id: str, clone_id: str | None = None) -> None:

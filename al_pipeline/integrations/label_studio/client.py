@@ -45,8 +45,7 @@ from al_pipeline.integrations.label_studio.projects import (
     with_mark,
 )
 from al_pipeline.integrations.label_studio.transport import Transport
-from al_pipeline.integrations.oracle import PageEdit, ProjectRef, ignore
-from al_pipeline.params import Schema
+from al_pipeline.integrations.oracle import PageEdit, ProjectRef, ProjectSpec, ignore
 from al_pipeline.records import AnsweredTask, Task, TaskState
 
 if TYPE_CHECKING:
@@ -148,32 +147,23 @@ class LabelStudioOracle:
         return About(version, email, self._transport.clock_ahead())
 
     def ensure_project(
-        self,
-        workspace_id: str,
-        clone_id: str,
-        schema: Schema,
-        overlap: int,
-        show_guess: bool,
-        known: ProjectRef | None,
-        published: Collection[str] = (),
-        on_page_edit: Callable[[PageEdit], None] = ignore,
-        title: str | None = None,
+        self, spec: ProjectSpec, known: ProjectRef | None = None, on_page_edit: Callable[[PageEdit], None] = ignore
     ) -> ProjectRef:
         """Find or create our project and bring its settings in line; see Oracle. Raises BadParams too."""
         settings: dict[str, Any] = {
-            "label_config": label_config(schema),
-            "maximum_annotations": overlap,
-            "show_collab_predictions": show_guess,
-            "title": title or f"al {workspace_id}",
+            "label_config": label_config(spec.schema),
+            "maximum_annotations": spec.overlap,
+            "show_collab_predictions": spec.show_guess,
+            "title": spec.title or f"al {spec.workspace_id}",
         }
-        ref = known or find_project(self._descriptions(), workspace_id)
+        ref = known or find_project(self._descriptions(), spec.workspace_id)
         if ref is None:
-            return self._create_project(workspace_id, clone_id, settings)
-        project = self._project(ref, workspace_id, clone_id)
-        if title is None or not is_our_title(project.title, workspace_id):
+            return self._create_project(spec.workspace_id, spec.clone_id, settings)
+        project = self._project(ref, spec.workspace_id, spec.clone_id)
+        if spec.title is None or not is_our_title(project.title, spec.workspace_id):
             del settings["title"]
-        if edit := page_edit(project.labels, schema, published):
-            settings["label_config"] = label_config(schema, edit.added)
+        if edit := page_edit(project.labels, spec.schema, spec.published):
+            settings["label_config"] = label_config(spec.schema, edit.added)
             on_page_edit(edit)
         if changed := {key: value for key, value in settings.items() if getattr(project, key) != value}:
             self._update(ref, "changing the project's settings", changed)
