@@ -63,7 +63,7 @@ def _without_label(
 ) -> dict[str, str]:
     """Why a task that no refused answer and no tie explains has no label, by push key."""
     found = standing(queries, known, record.params.round.overlap, len(record.params.annotators) or None)
-    skipped = skips(event for event in about if event.annotation_key.rpartition("#")[0] in found)
+    skipped = skips(event for event in about if event.push_key in found)
     return {task.push_key: _in_words(found[task.push_key], skipped.get(task.item_id, 0)) for task in queries}
 
 
