@@ -134,7 +134,8 @@ def install(layout: Layout, features: Features, dvc: Dvc) -> None:
             install_encoder(features.encoder, layout.encoder, layout.root)
         else:
             write_json(layout.encoder / "source.json", wanted)
-    dvc.add(layout.encoder)
+    if not pointer.exists() or dvc.unlike(str(pointer.relative_to(layout.root))):
+        dvc.add(layout.encoder)
 
 
 def encode(layout: Layout, features: Features, engine: Engine | None = None) -> None:

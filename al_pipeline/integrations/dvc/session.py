@@ -26,7 +26,7 @@ import yaml
 from al_pipeline.errors import BadInput, RemoteIncomplete, RepositoryError, StageFailed, UnexpectedChange
 from al_pipeline.files import read_object, write_bytes
 from al_pipeline.integrations import processes as child
-from al_pipeline.integrations.dvc.digests import Digests, digest
+from al_pipeline.integrations.dvc.digests import Digests, digest, listing_digest
 from al_pipeline.integrations.dvc.remotes import explained
 from al_pipeline.integrations.git import NOT_OURS, Git
 from al_pipeline.sanitize import redact
@@ -38,6 +38,8 @@ _STAGE_TIMEOUT = 6 * 3600.0
 _TRANSFER_TIMEOUT = 6 * 3600.0
 _TIMEOUT = 600.0
 _SECOND_LOOK = 0.5
+_NEW_PARTS = 4
+"""New parts of a folder up to which DVC is not asked what was there before."""
 _ID = re.compile(r"[0-9a-f]{12}\Z")
 _ADVERTISEMENT = "Having any troubles? "
 
@@ -314,7 +316,26 @@ class Dvc:
 
     def differences(self, *targets: str) -> list[Different]:
         """For data that are not as recorded: each file, with what the cache and the remote hold in its place."""
+        if (added := self._added(targets)) is not None:
+            return added
         return [Different(**row) for row in self._ask("compare", "status", targets=targets)["differences"]]
+
+    def _added(self, targets: Sequence[str]) -> list[Different] | None:
+        """The files that folders hold beside what is recorded, where nothing but new last ones came; None elsewhere.
+
+        A part that joins others comes behind them in the order of names: then what is recorded is known without DVC.
+        """
+        found: list[Different] = []
+        with Digests(self._notes) as digests:
+            for name, wanted in self.recorded(*targets).items():
+                listing = digests.listing(self.root / name)
+                counts = range(len(listing), max(-1, len(listing) - 1 - _NEW_PARTS), -1)
+                count = next((count for count in counts if listing_digest(listing[:count]) == wanted), None)
+                if count is None:
+                    return None
+                names = (f"{name}/{entry['relpath']}" for entry in listing[count:])
+                found += [Different(one, "", "extra", "absent", "absent", False) for one in names]
+        return found
 
     @property
     def _notes(self) -> Path:
