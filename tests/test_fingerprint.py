@@ -168,6 +168,7 @@ COMPUTES_ANOTHER = {
     "condition of an error": ("proba.ndim != 2", "proba.ndim != 3"),
     "kind of an error": ("raise BadInput(", "raise TypeError("),
     "condition of an assertion": ("assert keep", "assert not keep"),
+    "a logger's name for something else": ("low: float = proba", "_log = 0.5 * proba"),
     "import": ("import numpy as np", "import numpy.ma as np"),
     "decorator": ("def score(", "@cache\ndef score("),
 }
@@ -188,6 +189,10 @@ COMPUTES_THE_SAME = {
     "message of an error that is returned": ("such file: ", "such folder: "),
     "message of an assertion": (', "keep it"', ""),
     "log": ('_log.info("scored %d rows", len(proba))', '_log.debug("scored")'),
+    "a logger": (
+        "_ROUNDS = 100",
+        "from al_pipeline.logs import get_logger\n_log = get_logger(__name__)\n_ROUNDS = 100",
+    ),
     "annotation of an argument": ("proba: np.ndarray,", "proba,"),
     "annotation of a result": (") -> np.ndarray:", ") -> NDArray:"),
     "annotation of a variable": ("low: float =", "low ="),

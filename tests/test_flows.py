@@ -124,7 +124,11 @@ def test_a_round_is_a_flow_run_with_a_task_for_each_step(
     assert names.index("pull") < names.index("close") < names.index("label") < names.index("publish")
     assert names.index("publish") < names.index("tag") < len(names) - 1 - names[::-1].index("push")
     assert {task["state"]["type"] for task in tasks} == {"COMPLETED"}
-    assert "round 0: train" in lines_of(prefect_server, run)
+    lines = lines_of(prefect_server, run)
+    assert "round 0: train" in lines
+    assert any(line.startswith("round 0: train took ") for line in lines), "our log is a part of the run's"
+    assert any(line.startswith("answers: 10 label") for line in lines)
+    assert not any("git " in line for line in lines), "requests and commands are there from DEBUG on"
 
     [artifact] = ask(prefect_server, "artifacts", artifacts={"flow_run_id": {"any_": [run["id"]]}})
     metrics = read_json(layout.record(0))["metrics"]

@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-GROUND = {"cron", "errors", "files", "params", "progress", "records", "sanitize"}
-"""Modules beside the folders: errors, frozen records and parameters, atomic writes. Any layer may import them."""
+GROUND = {"cron", "errors", "files", "logs", "params", "progress", "records", "sanitize"}
+"""Modules beside the folders: errors, records and parameters, atomic writes, the log. Any layer may import them."""
 
 MAY_IMPORT = {
     # ideas: arrays and records

@@ -27,6 +27,7 @@ from al_pipeline.cli import (
 from al_pipeline.cli.options import Invocation
 from al_pipeline.cli.output import echo
 from al_pipeline.flows.local_server import server_gone
+from al_pipeline.logs import VARIABLE, Level, show
 from al_pipeline.workspace.home import own_environment, restrict_umask
 
 _WORKSPACE, _DATA, _ROUNDS, _MODEL, _SERVERS = "Workspace", "Data and labels", "Rounds", "Model", "Servers"
@@ -69,11 +70,18 @@ def _global_options(
     workspace: Annotated[
         Path | None, typer.Option("--workspace", "-C", help="Workspace to work in. Default: the current folder.")
     ] = None,
+    log_level: Annotated[
+        Level | None,
+        typer.Option(envvar=VARIABLE, case_sensitive=False, help="Show the log on standard error, from this level."),
+    ] = None,
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     Invocation.folder = workspace
+    if log_level is not None:
+        os.environ[VARIABLE] = log_level  # for the processes that it starts, too
+        show(log_level)
     Invocation.read_only = context.invoked_subcommand in READ_ONLY or not {"-h", "--help"}.isdisjoint(sys.argv)
 
 

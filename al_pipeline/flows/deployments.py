@@ -27,11 +27,14 @@ from prefect.utilities.callables import parameter_schema
 from al_pipeline.errors import ServerFailed, UsageError
 from al_pipeline.files import json_line, read_json, sha256_bytes
 from al_pipeline.flows.rounds import al_round
+from al_pipeline.logs import get_logger
 from al_pipeline.servers.prefect_server import FLOW, deployment_name, is_our_deployment, pool_name
 from al_pipeline.workspace.fingerprint import current_engine
 from al_pipeline.workspace.identity import refuse_copy
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace, open_workspace
+
+_logger = get_logger(__name__)
 
 ENTRYPOINT = "al_pipeline.flows.rounds.al_round"
 WATCH = f"{FLOW}: a run without a heartbeat has crashed"
@@ -54,7 +57,9 @@ def apply(workspace: Workspace, *, take_over: bool = False) -> bool:
             changed = _apply_pool(client, workspace)
             changed = _apply_deployment(client, workspace) or changed
             changed = _remove_renamed(client, workspace) or changed
-            return _apply_watch(client) or changed
+            changed = _apply_watch(client) or changed
+            _logger.info("schedule, pool and watch: %s", "changed" if changed else "as they were")
+            return changed
     except httpx.HTTPError as error:
         raise ServerFailed(f"Prefect did not take the schedule: {_why(error)}") from error
 

@@ -6,6 +6,7 @@ parameter of a run.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from prefect.states import Cancelled
 
 from al_pipeline.errors import ExternalServiceError, LabelStudioRefused, Locked, ServerFailed, UsageError
 from al_pipeline.evaluation.figures import FIGURES
+from al_pipeline.logs import record_from
 from al_pipeline.operations.connect import connect
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import Options, TickReport, tick
@@ -87,6 +89,7 @@ def al_round(
     restrict_umask()
     workspace = _workspace()
     logger, listen = get_run_logger(), LISTENER.get()
+    record_from(logging.getLogger("prefect.extra").getEffectiveLevel())  # Prefect gives an extra logger no level
 
     def on_progress(line: str) -> None:
         logger.info(line)

@@ -21,9 +21,12 @@ import psutil
 
 from al_pipeline.errors import ManualActionRequired, RepositoryError, UnexpectedChange
 from al_pipeline.files import sync, sync_names
+from al_pipeline.logs import get_logger, shown
 from al_pipeline.sanitize import has_password, redact
 from al_pipeline.workspace.home import own_environment
 from al_pipeline.workspace.layout import is_ours
+
+_logger = get_logger(__name__)
 
 _SETTINGS = {
     "advice.detachedHead": "false",
@@ -179,6 +182,7 @@ class Git:
         quiet = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
         here = {"GIT_CEILING_DIRECTORIES": str(self.root.resolve().parent)}  # a repository around it is not this one
         environment = {**inherited, **own_environment(inherited), **quiet, **_AS_STORED, **here, **(more or {})}
+        begin = time.perf_counter()
         try:
             ended = subprocess.run(
                 ["git", *_QUIET, *arguments],
@@ -196,6 +200,8 @@ class Git:
             raise RepositoryError(missing) from None
         except subprocess.TimeoutExpired:
             raise RepositoryError(f"git {arguments[0]} did not end within {timeout:.0f} s") from None
+        seconds = time.perf_counter() - begin
+        _logger.debug("git %s ended with %d after %.3f s", shown(arguments), result.returncode, seconds)
         if check and result.returncode != 0:
             raise _failed(arguments[0], result)
         return result

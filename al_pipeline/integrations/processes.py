@@ -14,6 +14,9 @@ from typing import IO
 import psutil
 
 from al_pipeline.files import read_object, write_json
+from al_pipeline.logs import get_logger, shown
+
+_logger = get_logger(__name__)
 
 _PATIENCE = 10.0
 
@@ -36,6 +39,7 @@ def end_remembered(record: Path) -> None:
     if isinstance(pid, int) and isinstance(started, int | float) and 0 < pid < 2**31:
         with contextlib.suppress(psutil.NoSuchProcess):
             if abs(psutil.Process(pid).create_time() - started) < 1:
+                _logger.warning("ending process %d, which a killed command left behind", pid)
                 end_group(pid)
                 _wait_for_end(pid, started)
         _end_orphans(pid)
@@ -65,6 +69,7 @@ def run(
 
     What it prints goes to `log`, where one is given.
     """
+    begin = time.perf_counter()
     with subprocess.Popen(
         command,
         cwd=folder,
@@ -76,8 +81,11 @@ def run(
     ) as process:
         try:
             remember(record, process.pid)
-            return process.wait(timeout)
+            code = process.wait(timeout)
+            _logger.debug("%s ended with %d after %.3f s", shown(command), code, time.perf_counter() - begin)
+            return code
         except subprocess.TimeoutExpired:
+            _logger.warning("%s was stopped: it did not end within %.0f s", shown(command), timeout)
             return None
         finally:
             end_group(process.pid)

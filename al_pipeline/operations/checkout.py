@@ -10,9 +10,12 @@ from pathlib import Path
 from al_pipeline.errors import ManualActionRequired
 from al_pipeline.files import write_bytes, write_text
 from al_pipeline.integrations.git import Git
+from al_pipeline.logs import get_logger
 from al_pipeline.records import round_name
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.trust import odd_setting
+
+_logger = get_logger(__name__)
 
 ROUND_TAGS = "round-*"
 
@@ -83,6 +86,7 @@ def put_back_converted(layout: Layout, git: Git) -> list[str]:
         assert stored is not None
         write_bytes(layout.root / name, stored)
     git.refresh(found)
+    _logger.warning("git had converted line ends, which were put back: %s", ", ".join(found))
     return found
 
 

@@ -20,6 +20,7 @@ from al_pipeline.data.pool import count_items, write_items
 from al_pipeline.data.tables import Progress, check_readable, read_table
 from al_pipeline.errors import BadInput, UnusableFile, UsageError
 from al_pipeline.integrations.git import Git
+from al_pipeline.logs import get_logger
 from al_pipeline.operations.close import next_round
 from al_pipeline.operations.history import read_history
 from al_pipeline.operations.ingestion.draw import draw_from_new
@@ -38,6 +39,8 @@ from al_pipeline.operations.ingestion.staging import (
 from al_pipeline.operations.schema import check_schema
 from al_pipeline.records import Item
 from al_pipeline.workspace.workspace import Workspace
+
+_logger = get_logger(__name__)
 
 _T = TypeVar("_T")
 
@@ -159,7 +162,7 @@ def _take_in(taken: Intake, files: _Files, test_size: int) -> IngestReport:
         labels = stage_events(taken, staging)
         if added or labels or taken.corrected:
             commit(layout, staging, drawn=drawn > 0)
-    return IngestReport(
+    report = IngestReport(
         rows=taken.rows,
         added=added - drawn if to_pool else 0,
         test_added=drawn if to_pool else added,
@@ -174,6 +177,11 @@ def _take_in(taken: Intake, files: _Files, test_size: int) -> IngestReport:
         about_corrections=tuple(corrections),
         about_test=tuple(said),
     )
+    for line in report.lines():
+        _logger.info("%s", line)
+    if refused := sum(report.rejected.values()):
+        _logger.warning("%d rows were left out: %s", refused, report.rejects_file)
+    return report
 
 
 def _new_items(taken: Intake, files: _Files, rejects: Rejects) -> Iterator[list[Item]]:

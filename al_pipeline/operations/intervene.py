@@ -30,6 +30,7 @@ from al_pipeline.evaluation.figures import FIGURES, Metrics
 from al_pipeline.files import TEMPORARY_PREFIX, sha256_file, sha256_tree, write_json
 from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.git import Git
+from al_pipeline.logs import get_logger
 from al_pipeline.operations.checkout import check_not_ignored, check_ready
 from al_pipeline.operations.close import carry_out
 from al_pipeline.operations.connect import refuse_elsewhere
@@ -44,6 +45,8 @@ from al_pipeline.workspace.identity import check_identity
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.lock import locked
 from al_pipeline.workspace.workspace import Workspace
+
+_logger = get_logger(__name__)
 
 _FOLDED = ("labeled", "test_labels", "unresolved")
 _FOLDED_PATHS = {name: f"data/{name}.parquet" for name in _FOLDED}
@@ -318,6 +321,7 @@ def commit_intervention(layout: Layout, git: Git, intervention: Intervention) ->
     path = layout.intervention(intervention.number)
     write_json(path, intervention.to_row())
     git.commit(f"Intervention {intervention.number}: {intervention.sentence()}", [path])
+    _logger.info("intervention %d: %s", intervention.number, intervention.sentence())
 
 
 def _prove(dvc: Dvc, record: RoundRecord, place: Path, wanted: Mapping[str, str]) -> Path:

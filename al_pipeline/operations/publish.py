@@ -18,6 +18,7 @@ from al_pipeline.evaluation.online import Forecast, running_accuracy
 from al_pipeline.files import read_json, read_object, sha256_file, sha256_tree, write_json, write_jsonl
 from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.git import Git
+from al_pipeline.logs import get_logger
 from al_pipeline.operations.checkout import ROUND_TAGS
 from al_pipeline.operations.close import foreign_edits, refuse_edits
 from al_pipeline.operations.history import History, read_plan, read_plans
@@ -28,6 +29,8 @@ from al_pipeline.rounds.manifests import RoundRecord, parse_record
 from al_pipeline.workspace.fingerprint import current_engine
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
+
+_logger = get_logger(__name__)
 
 if TYPE_CHECKING:  # at run time where they are used: a tick that finds nothing to do needs no numpy
     from al_pipeline.data.outputs import Predictions
@@ -88,7 +91,9 @@ def publish(workspace: Workspace, git: Git, dvc: Dvc, number: int | None) -> str
     dvc.push()
     dvc.verify_remote()
     message = "Plan round-0000, before any label" if number is None else _message(_built_record(layout, number))
-    return git.commit(message, [*layout.owned, layout.params, layout.dvc_yaml])
+    commit = git.commit(message, [*layout.owned, layout.params, layout.dvc_yaml])
+    _logger.info("published in commit %s: %s", commit[:12], message.splitlines()[0])
+    return commit
 
 
 def _refuse_published(git: Git, number: int) -> None:

@@ -18,9 +18,12 @@ from al_pipeline.errors import VanishedAnswers
 from al_pipeline.files import read_json, write_json
 from al_pipeline.integrations.label_studio.parsers import TIME_FORMAT, parse_annotation, shows_plan
 from al_pipeline.integrations.oracle import Oracle, ProjectRef
+from al_pipeline.logs import get_logger
 from al_pipeline.params import Schema
 from al_pipeline.records import Annotation, Answer, AnsweredTask, PlannedTask, RefusalReason
 from al_pipeline.workspace.layout import Layout
+
+_logger = get_logger(__name__)
 
 OVERLAP = timedelta(minutes=10)
 """How far each pull looks back behind the newest change it saw: a change is stamped before it is committed."""
@@ -76,11 +79,15 @@ def pull(layout: Layout, oracle: Oracle, request: PullRequest) -> PullReport:
     if following is not None:
         uid, classes = request.project.project_uid, request.schema.labels
         write_json(layout.pull_state, {"project_uid": uid, "cursor": following, "classes": classes})
-    return PullReport(
+    report = PullReport(
         events=Counter(event.type for event in events),
         refused=Counter(str(row["reason"]) for row in diff.refused),
         cursor=following,
     )
+    _logger.info("answers: %s", ", ".join(f"{count} {kind}" for kind, count in report.events.items()) or "none new")
+    for reason, count in report.refused.items():
+        _logger.warning("%d answers were refused: %s", count, reason)
+    return report
 
 
 def _open_diff(layout: Layout, request: PullRequest) -> AnnotationDiff:

@@ -19,7 +19,10 @@ from dataclasses import dataclass, field
 from al_pipeline.errors import BadInput, LabelStudioDown
 from al_pipeline.integrations.label_studio.payloads import task_json
 from al_pipeline.integrations.oracle import Oracle, ProjectRef
+from al_pipeline.logs import get_logger
 from al_pipeline.records import Task, TaskState
+
+_logger = get_logger(__name__)
 
 MAX_REQUEST_BYTES = 5_000_000
 """Size that one request should not exceed; a single task may."""
@@ -65,6 +68,7 @@ def push(
     if spare:
         oracle.retire(ref, spare)
     numbers = {key: _kept(states).task_id for key, states in copies.items()}
+    _logger.info("tasks: %d there, %d sent, %d second copies retired", present, len(sizes) - present, len(spare))
     return PushReport(present, len(sizes) - present, len(spare), numbers)
 
 
@@ -106,6 +110,7 @@ def retire(oracle: Oracle, ref: ProjectRef, policy: RetirePolicy) -> int:
     retired = [state.task_id for state in oracle.open_tasks(ref) if policy.retires(state)]
     if retired:
         oracle.retire(ref, retired)
+        _logger.info("%d tasks that nobody need answer any more were retired", len(retired))
     return len(retired)
 
 
@@ -133,10 +138,11 @@ class _Queue:
                     raise LabelStudioDown(
                         f"Label Studio took {len(self.sizes)} tasks without an error but lists {len(copies)} of them"
                     )
-            except LabelStudioDown:
+            except LabelStudioDown as error:
                 attempts += 1
                 if attempts == _ATTEMPTS:
                     raise
+                _logger.warning("attempt %d of %d to send %d tasks: %s", attempts, _ATTEMPTS, len(missing), error)
                 self.sleep(_SETTLE_SECONDS[attempts - 1])
                 settled = self._settled()
                 if len(settled) > len(copies):

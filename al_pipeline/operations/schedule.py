@@ -14,11 +14,14 @@ import yaml
 from al_pipeline.errors import BadParams
 from al_pipeline.files import write_bytes
 from al_pipeline.integrations.git import Git
+from al_pipeline.logs import get_logger
 from al_pipeline.params import Schedule, parse_params
 from al_pipeline.servers import Deployment, prefect_status, read_deployment, worker_status
 from al_pipeline.workspace.lock import locked
 from al_pipeline.workspace.trust import template
 from al_pipeline.workspace.workspace import Workspace
+
+_logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +89,14 @@ def change_schedule(
     with locked(layout.lock, "al schedule"):
         text = layout.params.read_bytes().decode("utf-8")
         wanted = {"cron": cron, "timezone": timezone, "active": active}
-        edited = with_schedule(text, {name: value for name, value in wanted.items() if value is not None})
+        values = {name: value for name, value in wanted.items() if value is not None}
+        edited = with_schedule(text, values)
         if edited == text:
             return False
         if clean := not git.changed([layout.params]):
             git.check_idle()
         write_bytes(layout.params, edited.encode())
+        _logger.info("params.yaml: schedule: %s", values)
         if clean:
             schedule = parse_params(edited).schedule
             git.commit(

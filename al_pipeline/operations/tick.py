@@ -19,6 +19,7 @@ from al_pipeline.integrations import processes as child
 from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import Oracle
+from al_pipeline.logs import get_logger
 from al_pipeline.operations import build, publish
 from al_pipeline.operations.checkout import check_not_ignored, check_ready
 from al_pipeline.operations.facts import check_owned, closing_rule, facts_at, open_dvc
@@ -34,6 +35,8 @@ from al_pipeline.workspace.home import private_folder
 from al_pipeline.workspace.identity import check_identity
 from al_pipeline.workspace.lock import locked
 from al_pipeline.workspace.workspace import Workspace
+
+_logger = get_logger(__name__)
 
 STEPS: dict[Step, Callable[[Context, Facts], None]] = {
     Step.INGEST: ingest_sources,
@@ -174,6 +177,7 @@ def _take_steps(context: Context, run: Runner, close_now: bool) -> tuple[Facts, 
         run(str(step), partial(STEPS[step], context, facts))
         seconds = time.perf_counter() - begin
         context.outcome.steps.append((step, seconds))
+        _logger.info("%s took %.2f s", _announcement(step, facts), seconds)
         context.taken.done.add(step)
         if step in BUILD:
             build.record_built(context.layout, step, seconds)
@@ -209,6 +213,9 @@ def _report(context: Context, facts: Facts, wait: Wait, options: Options) -> Tic
         )
     if options.close_now and not outcome.published and Step.CLOSE not in context.taken.done:
         outcome.warnings.append(f"nothing was closed: {facts.paused or 'there are no new answers to close it with'}")
+    for warning in outcome.warnings:
+        _logger.warning("%s", warning)
+    _logger.info("waits for: %s", wait.reason)
     return TickReport(
         context.history.planned,
         state(facts),

@@ -15,6 +15,7 @@ from typing import Any
 from al_pipeline.errors import NotAWorkspace, NothingToDo, UnexpectedChange
 from al_pipeline.files import read_json, sha256_bytes, write_json, write_text
 from al_pipeline.integrations.git import Git
+from al_pipeline.logs import get_logger
 from al_pipeline.operations.checkout import bring_in_line, check_ready, put_back_converted, with_lines
 from al_pipeline.operations.close import foreign_edits, is_closed
 from al_pipeline.operations.facts import open_dvc
@@ -25,6 +26,8 @@ from al_pipeline.workspace.lock import locked
 from al_pipeline.workspace.params_file import with_missing
 from al_pipeline.workspace.trust import template
 from al_pipeline.workspace.workspace import LAYOUT_VERSION, Workspace, find_workspace
+
+_logger = get_logger(__name__)
 
 Texts = Mapping[str, str]
 """The texts of FILES, by path."""
@@ -84,6 +87,7 @@ def upgrade(start: Path | None = None, replace_dvc_yaml: bool = False) -> Upgrad
         changed.append(layout.marker.name)
         message = f"Carry the workspace from layout {before} to {LAYOUT_VERSION}"
         git.commit(message, [layout.root / name for name in changed])
+        _logger.info("%s: %s", message, ", ".join(changed))
         changed += [name for name in bring_in_line(layout, git) if name not in changed]
         return Upgrade(before, LAYOUT_VERSION, tuple(changed), str(git.head()))
 

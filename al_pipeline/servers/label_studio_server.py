@@ -25,10 +25,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from al_pipeline.errors import BadInput, LabelStudioDown, LabelStudioRefused, ServerFailed, UsageError
 from al_pipeline.files import read_json, replacing, sha256_bytes, write_json, write_text
 from al_pipeline.integrations.label_studio.tokens import Authorization, TokenExpired
+from al_pipeline.logs import get_logger, shown
 from al_pipeline.servers import process
 from al_pipeline.servers.process import LOOPBACK, Progress, Server, Service
 from al_pipeline.workspace.home import al_home, check_private, private_folder
 from al_pipeline.workspace.workspace import Workspace
+
+_logger = get_logger(__name__)
 
 if TYPE_CHECKING:
     import httpx
@@ -474,6 +477,7 @@ def _run(
             finally:
                 if child.poll() is None:
                     child.kill()
+    _logger.debug("%s ended with %d after %.1f s", shown(command), child.returncode, time.monotonic() - begin)
     if child.returncode:
         raise ServerFailed(
             f"{doing}: ended with code {child.returncode}; its last words ({log}):\n{process.last_lines(log)}"

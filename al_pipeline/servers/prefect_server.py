@@ -17,10 +17,13 @@ from typing import Any
 
 from al_pipeline.errors import ServerFailed
 from al_pipeline.files import write_text
+from al_pipeline.logs import get_logger
 from al_pipeline.servers import process
 from al_pipeline.servers.process import LOOPBACK, Progress, Server, Service
 from al_pipeline.workspace.home import private_folder
 from al_pipeline.workspace.workspace import Workspace
+
+_logger = get_logger(__name__)
 
 FLOW = "al-round"
 """The flow's name."""
@@ -159,9 +162,13 @@ def _ask(workspace: Workspace, server: Server, method: str, path: str, body: dic
     try:
         with httpx.Client(trust_env=False, timeout=_REQUEST_SECONDS, auth=(user, word)) as client:
             for seconds in (*_BUSY_SECONDS, None):
+                begin = time.perf_counter()
                 reply = client.request(method, f"{server.url}/api{path}", json=body)
+                spent = time.perf_counter() - begin
+                _logger.debug("%s %s: %d after %.3f s", method, path, reply.status_code, spent)
                 if seconds is None or reply.status_code != httpx.codes.SERVICE_UNAVAILABLE:
                     break
+                _logger.warning("Prefect is busy (503); it is asked again in %.1f s", seconds)
                 time.sleep(seconds)
             return None if reply.status_code == 404 else reply.raise_for_status().json()
     except (httpx.HTTPError, ValueError) as error:
@@ -202,6 +209,9 @@ def _environment(workspace: Workspace, port: int) -> dict[str, str]:
         "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        # Our log is a part of the run's; what is logged outside of a run has none to go to.
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "al_pipeline",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "DO_NOT_TRACK": "1",
         "NO_PROXY": ",".join(filter(None, (os.environ.get("NO_PROXY"), LOOPBACK))),
     }

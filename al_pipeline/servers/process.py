@@ -19,7 +19,10 @@ import psutil
 
 from al_pipeline.errors import BadInput, ServerFailed
 from al_pipeline.files import read_json, write_json
+from al_pipeline.logs import get_logger
 from al_pipeline.workspace.home import own_environment, private_folder
+
+_logger = get_logger(__name__)
 
 LOOPBACK = "127.0.0.1"
 MARK = "AL_SERVER"
@@ -93,7 +96,9 @@ def start(service: Service, progress: Progress, ended: Callable[[], object] = la
             if _wait_until_well(service, pid, port, progress):
                 server = Server(service.name, pid, psutil.Process(pid).create_time(), port, f"http://{LOOPBACK}:{port}")
                 write_json(service.record, asdict(server), mode=0o600)
+                _logger.info("%s listens at %s, process %d", service.name, server.url, pid)
                 return server
+            _logger.warning("%s did not get port %d; it gets another", service.name, port)
             end(processes(service))
             port = free_port()
         raise ServerFailed(f"{service.name} found no port of its own in {_PORT_ATTEMPTS} attempts; try again")
@@ -126,6 +131,8 @@ def stop(service: Service) -> bool:
     """End every process of this server and no other; False where there was none. The port stays remembered."""
     found = processes(service)
     end(found)
+    if found:
+        _logger.info("%s was ended: %d processes", service.name, len(found))
     return bool(found)
 
 

@@ -8,8 +8,11 @@ from collections.abc import Callable
 from functools import wraps
 
 from al_pipeline.errors import AlError
+from al_pipeline.logs import get_logger
 from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT, THREADS
 from al_pipeline.workspace.layout import Layout
+
+_logger = get_logger(__name__)
 
 
 def stage(function: Callable[[Layout], None]) -> Callable[..., None]:
@@ -19,6 +22,7 @@ def stage(function: Callable[[Layout], None]) -> Callable[..., None]:
     def main(layout: Layout | None = None) -> None:
         from threadpoolctl import threadpool_limits
 
+        _logger.info("stage %s begins", function.__globals__["__spec__"].name)
         with threadpool_limits(THREADS):  # also where the environment came too late, as in a `dvc repro` by hand
             if layout is not None:
                 return function(layout)

@@ -2,7 +2,7 @@
 
 Two versions of a module have the same digest if their syntax trees are equal after removal of what cannot change a
 stage's output: docstrings and other bare strings, comments and formatting (which no tree has), the texts of
-exceptions and assertions, calls of a module logger, type annotations that nothing reads at run time, and private
+exceptions and assertions, a module logger and its calls, type annotations that nothing reads at run time, and private
 functions that only such texts use. In doubt a part counts: a digest that changes without need costs a build, one that
 does not change where it must hides a difference.
 
@@ -28,8 +28,8 @@ from al_pipeline.workspace.home import al_home, private_folder
 
 _CACHE, _KEPT = "code-digests.json", 8
 """The file in `al`'s home, and of how many engines it keeps the digest."""
-_TYPING = frozenset({"__future__", "typing", "collections.abc"})
-"""Modules whose names say types alone; where one of them is used, its name stands in the tree."""
+_SILENT = frozenset({"__future__", "typing", "collections.abc", "al_pipeline.logs"})
+"""Modules whose names say types alone, or log; where another of them is used, its name stands in the tree."""
 _LOGGERS = frozenset({"_log", "_logger", "log", "logger"})
 _EXCEPTIONS = frozenset(
     name
@@ -131,7 +131,13 @@ class _Normalize(ast.NodeTransformer):
         return self.generic_visit(ast.Assign([node.target], node.value))
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
-        return None if node.module in _TYPING and not node.level else node
+        return None if node.module in _SILENT and not node.level else node
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST | None:
+        match node:
+            case ast.Assign([ast.Name(name)], ast.Call(ast.Name("get_logger"))) if name in _LOGGERS:
+                return None
+        return self.generic_visit(node)
 
     def visit_If(self, node: ast.If) -> ast.AST | None:
         if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" and not node.orelse:

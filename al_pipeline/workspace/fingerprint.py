@@ -73,6 +73,7 @@ MODULES = (
 
 NO_OUTPUT = {
     "cron.py": "checks `schedule`, which no stage reads",
+    "logs.py": "says what happens, and returns nothing to a stage",
     "progress.py": "writes a file that is no output, and returns nothing to a stage",
     "workspace/code_digest.py": "computes the digest itself",
     "workspace/home.py": "finds the folder in which the digest is cached",

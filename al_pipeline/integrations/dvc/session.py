@@ -29,10 +29,13 @@ from al_pipeline.integrations import processes as child
 from al_pipeline.integrations.dvc.digests import Digests, digest, listing_digest
 from al_pipeline.integrations.dvc.remotes import explained
 from al_pipeline.integrations.git import NOT_OURS, Git
+from al_pipeline.logs import get_logger
 from al_pipeline.sanitize import redact
 from al_pipeline.workspace.home import dvc_state, own_environment, private_folder
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.trust import check_dvc
+
+_logger = get_logger(__name__)
 
 _STAGE_TIMEOUT = 6 * 3600.0
 _TRANSFER_TIMEOUT = 6 * 3600.0
@@ -184,6 +187,7 @@ class Dvc:
         if _is_dead(path):
             time.sleep(_SECOND_LOOK)
             if _is_dead(path):
+                _logger.warning("removing DVC's list of locks, which a process left that is gone: %s", path)
                 path.unlink(missing_ok=True)
 
     def repro(self, stage: str, *, force: bool = False, run_cache: bool = True) -> None:
@@ -473,7 +477,8 @@ class Dvc:
         """The reply of DVC's process to a request, and the last lines of what it printed."""
         self.check(self.root)
         process = self._start()
-        begin = self.log.stat().st_size
+        begin, start = self.log.stat().st_size, time.perf_counter()
+        command = " ".join(request[:4]) if isinstance(request, list) else str(request["do"])
         assert process.stdin is not None and process.stdout is not None
         try:
             process.stdin.write(json.dumps(request) + "\n")
@@ -487,10 +492,10 @@ class Dvc:
             said = log.read().decode("utf-8", "replace").strip()
         said = "\n".join(line for line in said.splitlines() if line and not line.startswith(_ADVERTISEMENT))
         said = redact("\n".join(said.splitlines()[-15:]))
+        _logger.debug("dvc %s took %.3f s", command, time.perf_counter() - start)
         if reply:
             return json.loads(reply), said
         self.close()
-        command = " ".join(request[:4]) if isinstance(request, list) else str(request["do"])
         why = "ended in the middle" if reply == "" else f"did not end within {timeout:.0f} s and was stopped"
         raise RepositoryError(
             f"the DVC process {why} at `dvc {command}` (its log is {self.log}); nothing is lost, "

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from al_pipeline.integrations.label_studio.payloads import task_filter, task_query
 from al_pipeline.integrations.label_studio.tokens import Authorization, TokenExpired
+from al_pipeline.logs import get_logger
 from al_pipeline.records import push_key
 from al_pipeline.sanitize import on_this_machine
+
+_logger = get_logger(__name__)
 
 State = Literal["up", "down", "refused", "odd"]
 
@@ -61,9 +65,12 @@ def probe_server(
 
     # A thread, since the look-up of a host name knows no time limit; a daemon, since nobody waits for its end.
     thread = threading.Thread(target=ask, daemon=True)
+    begin = time.perf_counter()
     thread.start()
     thread.join(seconds)
-    return found[0] if found else ServerStatus("down", f"no answer within {seconds:.0f} s")
+    result = found[0] if found else ServerStatus("down", f"no answer within {seconds:.0f} s")
+    _logger.debug("Label Studio at %s: %s after %.3f s", address, result.state, time.perf_counter() - begin)
+    return result
 
 
 def _answered(url: str, token: str, project_id: int, workspace_id: str, round: int, seconds: float) -> int:

@@ -27,7 +27,10 @@ from al_pipeline.integrations.label_studio.failures import (
     unusable_reply,
 )
 from al_pipeline.integrations.label_studio.tokens import Authorization, TokenExpired
+from al_pipeline.logs import get_logger
 from al_pipeline.sanitize import redact
+
+_logger = get_logger(__name__)
 
 _T = TypeVar("_T")
 
@@ -56,6 +59,7 @@ class Transport:
         _check(url, token)
         self.url = url.rstrip("/")
         self.http = httpx.Client(timeout=timeout, transport=transport, trust_env=not _on_this_machine(self.url))
+        self.http.event_hooks = {"request": [_note_begin], "response": [_log_reply]}
         self._authorization = Authorization(token, self._post)
         self._sleep = sleep
         self._jitter = random.Random()
@@ -77,10 +81,12 @@ class Transport:
         for attempt in range(1, _READ_ATTEMPTS):
             try:
                 return self.write(what, send, parse)
-            except LabelStudioDown:
+            except LabelStudioDown as error:
                 if self._silence() > self._patience:
                     raise
-                self._sleep(_FIRST_DELAY * 2 ** (attempt - 1) * self._jitter.uniform(0.5, 1.5))
+                seconds = _FIRST_DELAY * 2 ** (attempt - 1) * self._jitter.uniform(0.5, 1.5)
+                _logger.warning("attempt %d of %d, the next in %.1f s: %s", attempt, _READ_ATTEMPTS, seconds, error)
+                self._sleep(seconds)
         return self.write(what, send, parse)
 
     def write(self, what: str, send: Callable[[], Any], parse: Callable[[Any], _T]) -> _T:
@@ -145,9 +151,20 @@ class Transport:
         if seconds > self._patience:
             raise busy(what, self.url, 429, seconds)
         if seconds:
+            _logger.warning("%s: Label Studio asks us to wait for %.0f s", what, seconds)
             self._patience -= seconds
             self._sleep(seconds)
             self._not_before = 0.0
+
+
+def _note_begin(request: httpx.Request) -> None:
+    request.extensions["al_begin"] = time.perf_counter()
+
+
+def _log_reply(reply: httpx.Response) -> None:
+    """Method, path and status alone: parameters, headers and bodies hold texts and tokens."""
+    request, seconds = reply.request, time.perf_counter() - reply.request.extensions["al_begin"]
+    _logger.debug("%s %s: %d after %.3f s", request.method, request.url.path, reply.status_code, seconds)
 
 
 def _check(url: str, token: str) -> None:

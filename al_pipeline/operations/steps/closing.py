@@ -8,6 +8,7 @@ from dataclasses import replace
 from al_pipeline.annotation.aggregation import fold, superseded, times_asked, worth_asking
 from al_pipeline.data.ledger import read_events, read_refused, still_refused
 from al_pipeline.files import write_text
+from al_pipeline.logs import get_logger
 from al_pipeline.operations.close import carry_out, close, override
 from al_pipeline.operations.facts import closing_rule, facts_at
 from al_pipeline.operations.history import read_plan, rounds_of
@@ -17,6 +18,8 @@ from al_pipeline.operations.steps.notes import remember
 from al_pipeline.records import PlannedTask
 from al_pipeline.rounds.interventions import Intervention, asked_for
 from al_pipeline.rounds.state_machine import Facts, close_reason
+
+_logger = get_logger(__name__)
 
 
 def ingest_sources(context: Context, facts: Facts) -> None:
@@ -34,6 +37,7 @@ def close_round(context: Context, facts: Facts) -> None:
     reason = _reason(context, facts, interventions)
     _put_params_back(context, interventions)
     check_snapshot(context.workspace, context.git, context.dvc, interventions)
+    _logger.info("closing %s: %s", "the first build" if planned is None else f"round {planned}", reason)
     remember(layout, planned, closed_at=context.now().timestamp(), reason=reason)
     plans = context.plans().values()
     corrected = superseded(read_events(layout.events, layout.inbox_events))

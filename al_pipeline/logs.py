@@ -1,0 +1,90 @@
+"""The package's log: it holds no secret, and goes nowhere unless somebody asks for it.
+
+Every module that logs has a logger of its own (`get_logger(__name__)`). DEBUG has requests and commands with their
+duration, INFO what was done, WARNING what is tried again or left out. Whoever uses the package adds handlers to the
+logger `al_pipeline`; the environment variable AL_LOG_LEVEL, which processes hand on to those that they start, shows the
+log on standard error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Sequence
+from enum import StrEnum, auto
+
+from al_pipeline.sanitize import one_line, redact, shortened
+
+VARIABLE = "AL_LOG_LEVEL"
+_LONGEST_COMMAND = 300
+
+
+class Level(StrEnum):
+    """The least important of what is shown."""
+
+    DEBUG = auto()
+    INFO = auto()
+    WARNING = auto()
+    ERROR = auto()
+
+
+_PACKAGE = logging.getLogger("al_pipeline")
+_PACKAGE.addHandler(logging.NullHandler())
+
+_HEADER = re.compile(r"(?i)(authorization|cookie|x-api-key)(\W{1,4})(?:(?:basic|bearer|token)\s+)?[^\s'\",;}]+")
+_VALUE = re.compile(
+    r"(?i)([\w-]*(?:token|refresh|passw|secret|signature|api_?key|access_?key|credential)[\w-]*"
+    r"[\"']?\s*[=:]\s*[\"']?)[^\s&'\",;}]+"
+)
+
+
+class _ToStandardError(logging.Handler):
+    """Writes to whatever standard error is at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"{self.format(record)}\n")
+        sys.stderr.flush()
+
+
+_shown = _ToStandardError()
+_shown.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+
+
+def get_logger(name: str) -> logging.Logger:
+    """The logger of a module. What it says is one printable line without secrets, whoever handles it."""
+    logger = logging.getLogger(name)
+    logger.addFilter(_clean)
+    return logger
+
+
+def without_secrets(text: str) -> str:
+    """`text` with `***` for users and passwords in addresses, log-ins in headers, and values named as secret."""
+    return _VALUE.sub(r"\1***", _HEADER.sub(r"\1\2***", redact(text)))
+
+
+def shown(command: Sequence[str]) -> str:
+    """A command line for the log; of a long one the beginning."""
+    return shortened(" ".join(command), _LONGEST_COMMAND)
+
+
+def show(level: Level) -> None:
+    """Show the log from `level` on standard error, in this process."""
+    _shown.setLevel(level.name)
+    _PACKAGE.addHandler(_shown)
+    record_from(_shown.level)
+
+
+def record_from(level: int) -> None:
+    """Have handlers get at least what is as important as `level`."""
+    _PACKAGE.setLevel(min(level, _PACKAGE.level or level))
+
+
+def _clean(record: logging.LogRecord) -> bool:
+    record.msg, record.args = one_line(without_secrets(record.getMessage())), ()
+    return True
+
+
+if (asked := os.environ.get(VARIABLE, "").lower()) in list(Level):
+    show(Level(asked))
