@@ -189,10 +189,7 @@ COMPUTES_THE_SAME = {
     "message of an error that is returned": ("such file: ", "such folder: "),
     "message of an assertion": (', "keep it"', ""),
     "log": ('_log.info("scored %d rows", len(proba))', '_log.debug("scored")'),
-    "a logger": (
-        "_ROUNDS = 100",
-        "from al_pipeline.logs import get_logger\n_log = get_logger(__name__)\n_ROUNDS = 100",
-    ),
+    "a logger": ("_ROUNDS =", "from al_pipeline.logs import get_logger\n_log = get_logger(__name__)\n_ROUNDS ="),
     "annotation of an argument": ("proba: np.ndarray,", "proba,"),
     "annotation of a result": (") -> np.ndarray:", ") -> NDArray:"),
     "annotation of a variable": ("low: float =", "low ="),
