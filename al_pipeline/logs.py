@@ -33,8 +33,8 @@ class Level(StrEnum):
 _PACKAGE = logging.getLogger("al_pipeline")
 _PACKAGE.addHandler(logging.NullHandler())
 
-_HEADER = re.compile(r"(?i)(authorization|cookie|x-api-key)(\W{1,4})(?:(?:basic|bearer|token)\s+)?[^\s'\",;}]+")
-_VALUE = re.compile(
+_HEADER = r"(?i)(authorization|cookie|x-api-key)(\W{1,4})(?:(?:basic|bearer|token)\s+)?[^\s'\",;}]+"
+_VALUE = (
     r"(?i)([\w-]*(?:token|refresh|passw|secret|signature|api_?key|access_?key|credential)[\w-]*"
     r"[\"']?\s*[=:]\s*[\"']?)[^\s&'\",;}]+"
 )
@@ -61,7 +61,7 @@ def get_logger(name: str) -> logging.Logger:
 
 def without_secrets(text: str) -> str:
     """`text` with `***` for users and passwords in addresses, log-ins in headers, and values named as secret."""
-    return _VALUE.sub(r"\1***", _HEADER.sub(r"\1\2***", redact(text)))
+    return re.sub(_VALUE, r"\1***", re.sub(_HEADER, r"\1\2***", redact(text)))
 
 
 def shown(command: Sequence[str]) -> str:

@@ -129,6 +129,56 @@ def test_every_command_teaches(al: Al, name: str) -> None:
             assert parameter.help, f"{name} {parameter.name} has no help"
 
 
+LINES = [
+    *(f"{name} {more}" for name in COMMANDS for more in ("--help", "--nonsense")),
+    "",
+    "--help",
+    "--help status",
+    "status --help --json",
+    "stat",
+    "labels",
+    "labels revke",
+    "-C",
+    "-C status",
+    "-C . nonsense",
+    "--workspace=. status --nonsense",
+    "--log-level loud status",
+    "-- status --nonsense",
+    "--version status",
+]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_command_that_is_built_alone_says_what_it_says_among_all(
+    al: Al, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    alone = al(*line.split())
+    monkeypatch.setattr(cli, "_narrowed", lambda _: cli.app)
+    assert al(*line.split()) == alone
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("status --json", "status"),
+        ("-C rounds status", "status"),
+        ("--workspace=rounds --log-level debug labels revoke", "labels"),
+        ("--log-level=debug --workspace /srv/spam round", "round"),
+        ("--help status", None),
+        ("-Crounds status", None),
+        ("-C status", None),
+        ("nonsense", None),
+        ("", None),
+    ],
+)
+def test_the_command_that_is_called_is_known_where_it_is_plain(line: str, name: str | None) -> None:
+    built = cli._narrowed(cli._called(line.split()))
+    known = [one.name for one in [*built.registered_commands, *built.registered_groups]]
+    assert known == (
+        [name] if name else [one.name for one in [*cli.app.registered_commands, *cli.app.registered_groups]]
+    )
+
+
 def test_the_overview_wraps_as_prose_and_names_every_exit_code(al: Al, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     said = al("--help")

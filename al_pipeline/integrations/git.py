@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import psutil
-
 from al_pipeline.errors import ManualActionRequired, RepositoryError, UnexpectedChange
 from al_pipeline.files import sync, sync_names
 from al_pipeline.logs import get_logger, shown
@@ -155,6 +153,10 @@ _ANSWER_BYTES = 256 * 2**10
 _NETWORK_TIMEOUT = 600.0
 _LOOK_TIMEOUT = 30.0
 _TIMEOUT = 120.0
+
+
+Tree = dict[str, tuple[str, str, str]]
+"""Files and folders of a commit by path: mode, kind, object."""
 
 
 @dataclass(frozen=True)
@@ -487,14 +489,15 @@ class Git:
             return None
         return self._blobs(revision, {path: tree[path][2]})[path]
 
-    def read(self, revision: str, names: Sequence[str]) -> dict[str, str]:
+    def read(self, revision: str, names: Sequence[str], tree: Tree | None = None) -> dict[str, str]:
         """The texts of many files at `revision`, by two git processes; those that are not there are left out.
 
-        Raises RepositoryError, naming the file, where git has lost one that the commit holds.
+        With what `tree` said of the revision it is one process. Raises RepositoryError, naming the file, where git has
+        lost one that the commit holds.
         """
         if not names:
             return {}
-        tree = self._tree(revision)
+        tree = self.tree(revision) if tree is None else tree
         wanted = {name: tree[name][2] for name in names if name in tree and tree[name][1] == "blob"}
         return {name: found.decode("utf-8", "replace") for name, found in self._blobs(revision, wanted).items()}
 
@@ -504,9 +507,13 @@ class Git:
 
     def modes(self, revision: str) -> dict[str, str]:
         """Every file at `revision` with git's mode of it, such as 100644; 120000 is a symbolic link."""
-        return {name: mode for name, (mode, kind, _) in self._tree(revision).items() if kind != "tree"}
+        return {name: mode for name, (mode, kind, _) in self.tree(revision).items() if kind != "tree"}
 
-    def _tree(self, revision: str, *paths: str) -> dict[str, tuple[str, str, str]]:
+    def tree(self, revision: str) -> Tree:
+        """Mode, kind (blob, tree or commit) and object of every file and folder at `revision`, by its path."""
+        return self._tree(revision)
+
+    def _tree(self, revision: str, *paths: str) -> Tree:
         """Mode, kind and object of every file and folder at `revision` (or of `paths` and what is below and above)."""
         command = ("ls-tree", "-r", "-t", "-z", "--full-tree", _named(revision), "--", *paths)
         result = self._read(*command, check=False)
@@ -839,7 +846,9 @@ class Git:
         lock = self.path("index.lock")
         if not lock.exists():
             return
-        for process in psutil.process_iter(["name", "cwd"]):
+        from psutil import process_iter
+
+        for process in process_iter(["name", "cwd"]):
             if process.info["name"] == "git" and process.info["cwd"] in (str(self.root), None):
                 raise RepositoryError(f"git (process {process.pid}) works in {self.root}; try again when it has ended")
         lock.unlink(missing_ok=True)

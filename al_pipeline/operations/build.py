@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from al_pipeline.errors import StageFailed
 from al_pipeline.files import read_json, read_object, sha256_bytes, sha256_file, write_json, write_text
-from al_pipeline.integrations import processes as child
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.close import check_sources
 from al_pipeline.params import Features
@@ -145,6 +144,7 @@ def encode(layout: Layout, features: Features, engine: Engine | None = None) -> 
     """
     if not features.uses_encoder:
         return
+    from al_pipeline.integrations import processes as child  # with psutil, which `al status` has no need of
     from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT
 
     settings = {k: v for k, v in STAGE_ENVIRONMENT.items() if not k.endswith("_NUM_THREADS")}

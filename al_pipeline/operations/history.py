@@ -86,18 +86,19 @@ class History:
 
 def read_history(layout: Layout, git: Git, revision: str = "HEAD") -> History:
     """The records at `revision`."""
-    modes = git.modes(revision) if git.head() else {}
+    tree = git.tree(revision) if git.head() else {}
+    modes = {name: mode for name, (mode, kind, _) in tree.items() if kind != "tree"}
     check_tree(modes, layout)
     genesis_name = layout.genesis.relative_to(layout.root).as_posix()
     numbered = {name: number for name in modes if (number := record_number(name)) is not None}
     wanted = [*([genesis_name] if genesis_name in modes else []), *sorted(numbered, key=lambda name: numbered[name])]
-    found = git.read(revision, wanted)
-    genesis = parse_genesis(found.pop(genesis_name), genesis_name) if genesis_name in found else None
-    rounds = tuple(parse_record(text, name) for name, text in found.items())
+    spoken = sorted(name for name in modes if intervention_number(name) is not None)
+    texts = git.read(revision, [*wanted, *spoken], tree)
+    genesis = parse_genesis(texts[genesis_name], genesis_name) if genesis_name in wanted else None
+    rounds = tuple(parse_record(texts[name], name) for name in wanted if name != genesis_name)
     plans = {number for name in modes if (number := plan_number(name)) is not None}
     open_rounds = plans - set(numbered.values())
-    spoken = sorted(name for name in modes if intervention_number(name) is not None)
-    interventions = tuple(read_intervention(text, name) for name, text in git.read(revision, spoken).items())
+    interventions = tuple(read_intervention(texts[name], name) for name in spoken)
     return History(revision, genesis, rounds, max(open_rounds, default=None), interventions)
 
 

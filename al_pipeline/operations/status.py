@@ -21,7 +21,6 @@ from al_pipeline.operations.schema import schema_problem
 from al_pipeline.reporting.view_model import PoolCounts, RoundRow
 from al_pipeline.rounds.manifests import Counts, NextBatch, Record
 from al_pipeline.rounds.state_machine import Facts, State, Wait, close_reason, next_step, state, waiting_for
-from al_pipeline.servers import prefect_status, read_deployment
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.lock import holder
 from al_pipeline.workspace.workspace import Workspace
@@ -223,6 +222,10 @@ def in_order(classes: Sequence[str], counts: Mapping[str, int]) -> dict[str, int
 
 def _prefect(workspace: Workspace) -> tuple[str | None, str | None]:
     """Where the workspace's Prefect server is, and when it starts a tick by itself."""
+    if not (workspace.home / "prefect").exists():  # it was never started: nothing of servers is loaded
+        return None, None
+    from al_pipeline.servers import prefect_status, read_deployment
+
     server = prefect_status(workspace)
     if server is None:
         return None, None

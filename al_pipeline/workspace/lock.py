@@ -19,8 +19,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from al_pipeline.errors import Locked
 from al_pipeline.workspace.home import private_folder
 from al_pipeline.workspace.identity import boot_id
@@ -70,8 +68,11 @@ def holder(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(found, dict):
         return {}
-    here = found.get("host") == socket.gethostname()
-    return {} if here and not (isinstance(found.get("pid"), int) and psutil.pid_exists(found["pid"])) else found
+    if found.get("host") != socket.gethostname():
+        return found
+    from psutil import pid_exists
+
+    return found if isinstance(found.get("pid"), int) and pid_exists(found["pid"]) else {}
 
 
 def _owner(purpose: str) -> dict[str, Any]:
@@ -91,8 +92,10 @@ def _is_ours(previous: dict[str, Any], path: Path) -> bool:
 
 def _file_system(path: Path) -> str:
     """The type of the file system that holds `path`; empty where it cannot be told."""
+    from psutil import disk_partitions
+
     place = path.resolve()
-    mounted = [part for part in psutil.disk_partitions(all=True) if place.is_relative_to(part.mountpoint)]
+    mounted = [part for part in disk_partitions(all=True) if place.is_relative_to(part.mountpoint)]
     return max(mounted, key=lambda part: len(part.mountpoint)).fstype if mounted else ""
 
 
