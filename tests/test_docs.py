@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import io
+import json
 import re
 import shlex
 import shutil
@@ -19,10 +21,14 @@ from typing import Any
 import pytest
 import typer
 from pydantic import BaseModel
+from rich.console import Console
 
 from al_pipeline.active_learning.strategies import STRATEGIES
 from al_pipeline.cli.app import app
 from al_pipeline.params import Params
+from al_pipeline.simulation.replay import MeanPoint
+from examples.spam import demo
+from examples.spam.corpus import GROUPS
 
 ROOT = Path(__file__).parents[1]
 GUIDES = sorted((ROOT / "docs").rglob("*.md"))
@@ -301,3 +307,50 @@ def test_dead_links_and_anchors_fail_the_build(with_sphinx: None, tmp_path: Path
     done = build(source, tmp_path / "site")
     assert done.returncode != 0
     assert "gone-page" in done.stderr and "gone-anchor" in done.stderr and "here" not in done.stderr
+
+
+def test_the_demo_prints_what_the_readme_quotes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With the figures of the recorded run in place of servers, annotators and models."""
+    run = json.loads((ROOT / "benchmarks/results/demo.json").read_text(encoding="utf-8"))["figures"]
+    ticks = iter(run["seconds"]["ticks"])
+    answers = {number: tick["answering"] for number, tick in enumerate(run["seconds"]["ticks"]) if "answering" in tick}
+    rows = [
+        {"round": row["round"], "labelled": row["labels"], "metrics": {"macro_f1": row["macro_f1"]}}
+        | {"verdict": "promoted"}
+        for row in run["curve"]
+    ]
+    state: dict[str, Any] = {"round": -1, "project_id": 1, "pool": 0, "label_studio_url": ""}
+
+    def al(folder: Path | None, *words: str, **more: Any) -> dict[str, Any]:
+        return state if words == ("status",) else {"rounds": rows}
+
+    def tick(folder: Path) -> tuple[dict[str, Any], float]:
+        state["round"] += 1
+        found = next(ticks)
+        return {"published": found["published"], "steps": {}, "waits_for": ""}, found["tick"]
+
+    def answer_round(*given: Any, round_number: int, late: bool, **more: Any) -> demo.Done:
+        return demo.Done() if late else demo.Done(**answers[round_number])
+
+    out = io.StringIO()
+    fakes = {
+        "console": Console(file=out, width=120, highlight=False, soft_wrap=True),
+        "al": al,
+        "_tick": tick,
+        "answer_round": answer_round,
+        "_set_params": lambda _: None,
+        "open_workspace": lambda _: None,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(demo, name, fake)
+    timings = demo.Timings()
+    demo._workspace(tmp_path / "demo", demo.Prepared(mails=sum(GROUPS.values()), pool=tmp_path, key=tmp_path), timings)
+    demo._rounds(tmp_path / "demo", "", [demo.Annotator(person, "") for person in demo.PEOPLE], {}, 3, timings)
+    kinds = ("active", "random", "gain")
+    points = {kind: tuple(MeanPoint(**point) for point in run["replay"][kind]) for kind in kinds}
+    demo.console.print(demo._table(rows, demo.Comparison(run["replay"]["strategy"], **points), run["replay"]["seeds"]))
+
+    printed = iter([line.rstrip() for line in out.getvalue().splitlines()])
+    [quoted] = re.findall(r"(?s)```\n(› Making.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"))
+    missing = [line for line in quoted.splitlines() if line.strip() != "…" and line not in printed]
+    assert missing == [], "in this order"
