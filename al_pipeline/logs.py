@@ -73,6 +73,7 @@ def show(level: Level) -> None:
     """Show the log from `level` on standard error, in this process."""
     _shown.setLevel(level.name)
     _PACKAGE.addHandler(_shown)
+    _PACKAGE.propagate = False  # a handler of the root logger, such as Prefect's console, would show it once more
     record_from(_shown.level)
 
 

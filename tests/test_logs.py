@@ -31,10 +31,11 @@ SECRET = "hunter2c0ffee"
 def as_before() -> Iterator[None]:
     """What a test shows, the next one does not."""
     logger = logging.getLogger("al_pipeline")
-    handlers, level = logger.handlers[:], logger.level
+    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
     yield
     logger.handlers[:] = handlers
     logger.setLevel(level)
+    logger.propagate = propagate
 
 
 @pytest.mark.parametrize(
