@@ -33,7 +33,7 @@ class Level(StrEnum):
 _PACKAGE = logging.getLogger("al_pipeline")
 _PACKAGE.addHandler(logging.NullHandler())
 
-_HEADER = r"(?i)(authorization|cookie|x-api-key)(\W{1,4})(?:(?:basic|bearer|token)\s+)?[^\s'\",;}]+"
+_HEADER = r"(?i)(authorization|cookie|x-api-key)(\W{1,4})[^'\"]+"
 _VALUE = (
     r"(?i)([\w-]*(?:token|refresh|passw|secret|signature|api_?key|access_?key|credential)[\w-]*"
     r"[\"']?\s*[=:]\s*[\"']?)[^\s&'\",;}]+"
