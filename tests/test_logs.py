@@ -19,7 +19,7 @@ from al_pipeline import logs
 from al_pipeline.errors import AlError
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.label_studio.client import LabelStudioOracle
-from al_pipeline.integrations.oracle import SimulatedOracle
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.logs import VARIABLE, Level, get_logger, show, without_secrets
 from al_pipeline.operations.tick import tick
 
