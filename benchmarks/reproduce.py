@@ -23,8 +23,10 @@ from pathlib import Path
 
 from al_pipeline.files import read_json, write_jsonl
 from al_pipeline.integrations.dvc.session import Dvc
+from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.facts import open_dvc
+from al_pipeline.operations.history import read_history
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
 from al_pipeline.operations.intervene import Change, rollback, undo
@@ -47,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="al-benchmark-") as folder:
         os.environ["AL_HOME"] = f"{folder}/home"
         workspace, oracle = _play(Path(folder), options.size, options.rounds)
-        records = [read_json(workspace.layout.record(number)) for number in range(options.rounds)]
+        records = read_history(workspace.layout, Git(workspace.layout.root)).rounds
         together = list(reproduce(workspace, None, on_progress=_tell))
         alone = list(reproduce(workspace, [options.rounds - 1], on_progress=_tell))
         going_back = _go_back(workspace, oracle)
@@ -57,9 +59,9 @@ def main() -> None:
         **going_back,
         "items": options.size,
         "settings": SETTINGS,
-        "features": records[0]["params"]["features"]["kind"],
+        "features": records[0].params.features["kind"],
         "outputs_compared": len(alone[0].outputs),
-        "build_seconds": {str(row["round"]): round(sum(row["seconds"].values()), 3) for row in records},
+        "build_seconds": {str(row.round): round(sum(row.seconds.values()), 3) for row in records},
         "reproduce_all_seconds": {str(one.round): one.seconds for one in together},
         "reproduce_last_alone_seconds": alone[0].seconds,
     }

@@ -106,8 +106,8 @@ def test_parameters_metrics_and_predictions(story: Story) -> None:
     records = [read_json(story.workspace.layout.record(number)) for number in (0, 1)]
     assert found.models.items == 12
     for name, (old, new) in found.metrics.items():
-        assert [old, new] == [record["metrics"][name] for record in records]
-        assert found.models.differences[name].value == pytest.approx(new["value"] - old["value"], abs=1e-6)
+        assert [old.to_row(), new.to_row()] == [record["metrics"][name] for record in records]
+        assert found.models.differences[name].value == pytest.approx(new.value - old.value, abs=1e-6)
     assert diff(story.workspace, 1, 1).labels == () and diff(story.workspace, 1, 1).params == {}
     assert diff(story.workspace, 0, 1) == found, "the same intervals each time"
     with pytest.raises(NothingToDo):

@@ -10,7 +10,7 @@ from al_pipeline.active_learning.acquisition import margin
 from al_pipeline.active_learning.batch import VectorsOf
 from al_pipeline.active_learning.choice import AUTO, QueryConfig
 from al_pipeline.active_learning.strategies import STRATEGIES, scoring_of
-from al_pipeline.evaluation.metrics import Metrics
+from al_pipeline.evaluation.figures import Metrics
 from al_pipeline.simulation.replay import Corpus, Curve, Draw, Fit, Indices, Predict, mean_curve, replay
 
 ROUNDS = 4

@@ -159,20 +159,22 @@ def _publish(workspace: Workspace, change: Change, as_json: bool) -> tuple[tuple
 
 
 def _print_change(change: Change) -> None:
+    from al_pipeline.evaluation.figures import FIGURES
+
     for title, rows in (("Answers that no longer count", change.leaving), ("Answers that count again", change.coming)):
         if rows:
             echo(f"[bold]{title}[/]")
             shown = [["imported" if n < 0 else f"round-{n:04d}", who, f"{many:,}"] for n, who, many in rows]
             print_table(("round", "annotator", "answers"), shown)
-    found = change.to_json()
     table = [["labelled items", f"{change.labels[0]:,}", f"{change.labels[1]:,}"]]
     table += [["model served", str(change.served[0] or "none"), str(change.served[1] or "none")]]
     of_the_newest = change.intervention.labels and change.intervention.kind == "rollback"
     whose = "of the newest model" if of_the_newest else "of the model served"
-    for name, before in found["metrics_before"].items():
-        after = found["metrics_after"].get(name)
-        if change.metrics[0] is not change.metrics[1]:
-            table += [[f"{name.replace('_', ' ')} {whose}", format_score(before), format_score(after)]]
+    before, after = change.metrics
+    if before is not None and before is not after:
+        for name in FIGURES:
+            scores = (before.figure(name).value, after.figure(name).value if after else None)
+            table += [[f"{name.replace('_', ' ')} {whose}", *map(format_score, scores)]]
     print_table(("", "before", "after"), table)
     echo(f"{change.changed:,} labels change" + (f"; parameters: {', '.join(change.params)}" if change.params else ""))
 

@@ -142,6 +142,8 @@ class Record(Part):
     metrics: Metrics
     closed_at: _Moment | None
     """In seconds since 1970."""
+    seconds: dict[Text, Number] = Field(default_factory=dict)
+    """That each step of the build took."""
     parent: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40,64}$")] | None
     running: Running | None = None
     control: Control | None = None
