@@ -394,7 +394,7 @@ def _predict(rig: Rig) -> None:
 def _reproduce(rig: Rig) -> None:
     if error := failure(made := list(reproduce(rig.workspace, [0]))):
         assert made[0].difference is not None
-        raise type(error)(f"{error} {made[0].difference.what}")
+        raise type(error)(f"{error} {made[0].difference.message}")
 
 
 @pytest.mark.slow

@@ -259,7 +259,7 @@ def test_rounds_of_a_pool_that_grew_come_out_again(tmp_path: Path, precision: Pr
     assert len(made) == len(GROWTH) - 1
     for round_ in made:
         assert round_.difference is None
-        assert [output.name for output in round_.outputs if output.unlike] == []
+        assert [output.name for output in round_.outputs if output.different] == []
 
 
 @needs_torch

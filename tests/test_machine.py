@@ -138,7 +138,7 @@ def test_destroy_takes_the_machines_part_and_leaves_the_workspace(
     assert before == sha256_tree(workspace.layout.root) or not Git(workspace.layout.root).changed(
         [workspace.layout.root]
     )
-    assert {path for path, _ in done.stays} >= {str(stranger), str(workspace.layout.root)}
+    assert {path for path, _ in done.kept} >= {str(stranger), str(workspace.layout.root)}
     with pytest.raises(NothingToDo, match="--with-folder"):
         destroy(left_of(workspace), False, False)
     stranger.unlink()
@@ -157,7 +157,7 @@ def test_files_that_the_user_made_stay_with_their_history(workspace: Workspace, 
     shutil.rmtree(root / "reports", ignore_errors=True)
     (root / "reports").symlink_to(tmp_path / "outside")
     done = destroy(left_of(workspace), True, False)
-    assert {str(root / name) for name in ("notes.md", "data/mails.csv", ".git")} <= {path for path, _ in done.stays}
+    assert {str(root / name) for name in ("notes.md", "data/mails.csv", ".git")} <= {path for path, _ in done.kept}
     assert (root / "data/mails.csv").read_text() == "mine" and (root / "models/own.bin").exists()
     assert (root / ".git/HEAD").exists() and (tmp_path / "outside/file").exists()
     assert not (root / "params.yaml").exists() and not workspace.home.exists()
@@ -228,7 +228,7 @@ def test_clones_that_share_a_home_are_not_deleted_one_for_the_other(workspace: W
     with pytest.raises(UsageError, match="several clones"):
         destroy(left, True, True)
     planned = plan(left, False)
-    assert {str(place) for place in left.present} <= {path for path, _ in planned.stays}
+    assert {str(place) for place in left.present} <= {path for path, _ in planned.kept}
 
 
 @pytest.mark.parametrize("content", [b"", b"half a database", b"SQLite format 3\0" + b"\0" * 100])

@@ -20,15 +20,18 @@ from harness import copy_workspace, play, small_workspace
 
 from al_pipeline.cli import app as cli
 from al_pipeline.errors import NothingToDo
+from al_pipeline.evaluation.figures import FIGURES
 from al_pipeline.features.cache import FeatureCache
 from al_pipeline.files import read_json, sha256_tree, write_json, write_text
 from al_pipeline.integrations.dvc.digests import digest
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
-from al_pipeline.operations import reproduce as module
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.intervene import rollback
-from al_pipeline.operations.reproduce import OUTPUTS, Reproduction, reproduce
+from al_pipeline.operations.reproduce import reproduce
+from al_pipeline.operations.reproduction import clone
+from al_pipeline.operations.reproduction.comparison import OUTPUTS
+from al_pipeline.operations.reproduction.result import Reproduction
 from al_pipeline.operations.tick import tick
 from al_pipeline.workspace.fingerprint import current_engine
 from al_pipeline.workspace.layout import STAGES, Layout
@@ -119,7 +122,7 @@ def test_every_round_comes_out_again_without_cache_or_lock_even_after_a_kill(
     assert [row["round"] for row in found["rounds"]] == [0, 1]
     for row in found["rounds"]:
         assert (row["compared"], row["engine"], row["difference"]) == ("bytes", "", None)
-        assert {output["name"]: output["unlike"] for output in row["outputs"]} == {
+        assert {output["name"]: output["different"] for output in row["outputs"]} == {
             name: [] for name in (*OUTPUTS.values(), "plan")
         }
         recorded = read_json(copy.layout.record(row["round"]))["hashes"]
@@ -154,13 +157,15 @@ def test_an_input_that_the_remote_lacks_or_holds_otherwise_is_named(
     assert code == 5, "nothing came out different: the remote gave nothing that could be used"
     assert (row["difference"]["cause"], row["difference"]["missing"]) == (cause, True)
     name = f"{there.parent.name}{there.name}"
-    assert path in row["difference"]["what"] and name in row["difference"]["what"] and row["outputs"] == []
+    assert path in row["difference"]["message"] and name in row["difference"]["message"] and row["outputs"] == []
     there.unlink()
     code, found = al(copy, "reproduce", "1")
     (row,) = found["rounds"]
     assert code == 5
     assert (row["difference"]["cause"], row["difference"]["missing"]) == (cause, True)
-    assert f"does not give {path} of round-0001" in row["difference"]["what"] and name in row["difference"]["what"]
+    assert (
+        f"does not give {path} of round-0001" in row["difference"]["message"] and name in row["difference"]["message"]
+    )
     assert clones(copy) == []
 
 
@@ -178,7 +183,7 @@ def test_data_come_from_the_remote_of_today_and_never_from_a_cache_that_all_shar
     told: list[str] = []
     made = one(copy, on_progress=told.append)
     assert made.difference is not None and made.difference.missing
-    assert "does not give data/events" in made.difference.what
+    assert "does not give data/events" in made.difference.message
     assert "round-0001: fetching data/pool" in told, "what is there came from there"
 
 
@@ -193,8 +198,8 @@ def test_sources_are_fetched_once_a_call_and_outputs_for_each_round(copy: Worksp
     rounds += made
     for one in rounds:
         assert one.difference is not None and one.difference.missing
-        assert f"does not give data/test_labels.parquet of round-{one.round:04d}" in one.difference.what
-        assert len(one.outputs) == len(OUTPUTS) + 1 and not any(output.unlike for output in one.outputs)
+        assert f"does not give data/test_labels.parquet of round-{one.round:04d}" in one.difference.message
+        assert len(one.outputs) == len(OUTPUTS) + 1 and not any(output.different for output in one.outputs)
     assert [one.round for one in rounds] == [0, 1] and clones(copy) == []
 
 
@@ -224,7 +229,7 @@ def test_a_tag_that_is_not_what_was_recorded_is_not_believed(
     republish(copy, {path: path.read_text("utf-8").replace(before, after)})
     made = one(copy)
     assert made.difference is not None and made.difference.cause == cause
-    assert path.name in made.difference.what and made.outputs == ()
+    assert path.name in made.difference.message and made.outputs == ()
 
 
 def test_a_record_that_was_changed_afterwards_is_not_believed(copy: Workspace) -> None:
@@ -232,7 +237,7 @@ def test_a_record_that_was_changed_afterwards_is_not_believed(copy: Workspace) -
     republish(copy, {path: path.read_text("utf-8").replace('"labelled": ', '"labelled": 1')}, tag=False)
     made = one(copy)
     assert made.difference is not None and made.difference.cause == "data"
-    assert "its record at the tag round-0001" in made.difference.what
+    assert "its record at the tag round-0001" in made.difference.message
 
 
 def test_outputs_are_compared_with_every_account_of_them(copy: Workspace) -> None:
@@ -241,12 +246,12 @@ def test_outputs_are_compared_with_every_account_of_them(copy: Workspace) -> Non
     remote_object(copy, "data/queries.jsonl").unlink()
     made = one(copy)
     rows = {row.name: row for row in made.outputs}
-    assert rows["model"].alike == ("dvc.lock", "round.json")
-    assert (rows["queries"].alike, rows["queries"].unlike) == (("dvc.lock", "round.json"), ())
-    assert all(not row.unlike for name, row in rows.items() if name != "model")
+    assert rows["model"].equal == ("dvc.lock", "round.json")
+    assert (rows["queries"].equal, rows["queries"].different) == (("dvc.lock", "round.json"), ())
+    assert all(not row.different for name, row in rows.items() if name != "model")
     assert made.difference is not None
     assert (made.difference.stage, made.difference.cause, made.difference.missing) == ("", "data", True)
-    assert "does not give models/candidate" in made.difference.what and "other bytes" in made.difference.what
+    assert "does not give models/candidate" in made.difference.message and "other bytes" in made.difference.message
 
 
 def test_a_stage_that_is_not_deterministic_is_found(tmp_path: Path, al: Callable[..., Said]) -> None:
@@ -261,9 +266,9 @@ def test_a_stage_that_is_not_deterministic_is_found(tmp_path: Path, al: Callable
     (row,) = found["rounds"]
     assert code == 6
     assert (row["difference"]["stage"], row["difference"]["cause"]) == ("train", "engine")
-    assert "model came out different" in row["difference"]["what"]
-    assert "not deterministic" in row["difference"]["what"]
-    assert [output["name"] for output in row["outputs"] if output["unlike"]] == ["model"]
+    assert "model came out different" in row["difference"]["message"]
+    assert "not deterministic" in row["difference"]["message"]
+    assert [output["name"] for output in row["outputs"] if output["different"]] == ["model"]
 
 
 def test_rounds_before_and_after_a_rollback_come_out_again(tmp_path: Path) -> None:
@@ -318,7 +323,7 @@ def test_another_engine_is_told_and_metrics_compared_or_the_recorded_one_install
     (row,) = found["rounds"]
     assert (code, row["compared"], row["difference"]) == (0, "metrics", None)
     assert row["engine"].startswith("tokenizers: was 0.0.1, is ")
-    assert {figure["name"]: figure["near"] for figure in row["figures"]} == dict.fromkeys(module.FIGURES, True)
+    assert {metric["name"]: metric["within_tolerance"] for metric in row["metrics"]} == dict.fromkeys(FIGURES, True)
 
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     code, found = al(workspace, "reproduce", "--engine", "recorded")
@@ -327,7 +332,7 @@ def test_another_engine_is_told_and_metrics_compared_or_the_recorded_one_install
     code, found = al(workspace, "reproduce", "--engine", "recorded")
     (row,) = found["rounds"]
     assert (code, row["compared"], row["engine"], row["difference"]) == (0, "bytes", "", None)
-    assert len(row["outputs"]) == len(OUTPUTS) + 1 and not any(output["unlike"] for output in row["outputs"])
+    assert len(row["outputs"]) == len(OUTPUTS) + 1 and not any(output["different"] for output in row["outputs"])
 
     path = workspace.layout.record(0)
     record = read_json(path)
@@ -340,8 +345,8 @@ def test_another_engine_is_told_and_metrics_compared_or_the_recorded_one_install
     (row,) = found["rounds"]
     assert code == 6
     assert (row["difference"]["stage"], row["difference"]["cause"]) == ("evaluate", "engine")
-    assert "accuracy" in row["difference"]["what"]
-    assert [figure["name"] for figure in row["figures"] if not figure["near"]] == ["accuracy"]
+    assert "accuracy" in row["difference"]["message"]
+    assert [metric["name"] for metric in row["metrics"] if not metric["within_tolerance"]] == ["accuracy"]
     assert al(workspace, "reproduce", "--tolerance", "0.051")[0] == 0
 
 
@@ -353,7 +358,7 @@ def test_with_an_encoder_vectors_are_made_anew_and_other_vectors_are_the_first_c
 ) -> None:
     workspace, truth = small_workspace(tmp_path, size=30, changes={"kind: tfidf": "kind: encoder+tfidf"})
     play(workspace, SimulatedOracle(), truth, 1)
-    real = module.encode
+    real = clone.encode
     encoded: list[int] = []
 
     def count(layout: Layout, *arguments: Any) -> None:
@@ -362,7 +367,7 @@ def test_with_an_encoder_vectors_are_made_anew_and_other_vectors_are_the_first_c
         (folder,) = layout.features.iterdir()
         encoded.append(len(FeatureCache(folder)))
 
-    monkeypatch.setattr(module, "encode", count)
+    monkeypatch.setattr(clone, "encode", count)
     made = one(workspace, 0)
     assert made.difference is None and len(made.outputs) == len(OUTPUTS) + 1
     assert encoded == [30]
@@ -379,7 +384,7 @@ def test_with_an_encoder_vectors_are_made_anew_and_other_vectors_are_the_first_c
         vectors[:, 0] += 1e-3
         FeatureCache(folder).add(hashes, vectors)
 
-    monkeypatch.setattr(module, "encode", other)
+    monkeypatch.setattr(clone, "encode", other)
     made = one(workspace, 0)
     assert made.difference is not None
     assert (made.difference.stage, made.difference.cause) == ("train", "features")

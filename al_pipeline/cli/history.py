@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from al_pipeline.evaluation.figures import Estimate
     from al_pipeline.operations.diff import Diff
     from al_pipeline.operations.log import Entry
-    from al_pipeline.operations.reproduce import Reproduction
+    from al_pipeline.operations.reproduction.result import Reproduction
 
 
 def reproduce(
@@ -64,7 +64,7 @@ features, parameters, engine), and with 5 if objects are missing from the remote
 
 
 def _print_reproduction(one: Reproduction, details: bool) -> None:
-    equal = sum(not output.unlike for output in one.outputs)
+    equal = sum(not output.different for output in one.outputs)
     how = f"{equal} of {len(one.outputs)} outputs byte-identical"
     if one.compared == "metrics":
         how = "metrics compared, not bytes, because another engine version built it"
@@ -73,27 +73,31 @@ def _print_reproduction(one: Reproduction, details: bool) -> None:
     if one.engine:
         echo(f"    engine: {escape(one.engine)}")
         echo("    `--engine recorded` installs the version that built it in its own environment and compares bytes")
-    if details and one.figures:
+    if details and one.metrics:
         print_table(
             ("metric", "recorded", "rebuilt", ""),
             [
-                [f.name, *("–" if v is None else f"{v:.4f}" for v in (f.recorded, f.made)), "" if f.near else "changed"]
-                for f in one.figures
+                [m.name, _shown(m.recorded), _shown(m.reproduced), "" if m.within_tolerance else "changed"]
+                for m in one.metrics
             ],
         )
     if details and one.outputs:
         print_table(
             ("output", "stage", "rebuilt (SHA-256)", ""),
             [
-                [o.name, o.stage, o.sha256[:16], f"differs from {', '.join(o.unlike)}" if o.unlike else "equal"]
+                [o.name, o.stage, o.sha256[:16], f"differs from {', '.join(o.different)}" if o.different else "equal"]
                 for o in one.outputs
             ],
         )
     if one.difference is not None:
         where = f"stage {one.difference.stage}" if one.difference.stage else "before any stage"
-        echo(f"    [red]{where}, cause: {one.difference.cause}.[/] {escape(one.difference.what)}")
+        echo(f"    [red]{where}, cause: {one.difference.cause}.[/] {escape(one.difference.message)}")
     if one.folder:
         echo(f"    the clone is in {escape(one.folder)} until the next `al reproduce`")
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 def diff(

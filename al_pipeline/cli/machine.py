@@ -78,7 +78,7 @@ a workspace whose folder is gone. Safe to interrupt and to repeat.
         _print_destruction(planned)
     if dry_run:
         return print_json({**planned.to_json(), "dry_run": True}) if as_json else echo("Nothing was changed.")
-    if planned.goes and not yes and (force or not planned.losses):
+    if planned.removed and not yes and (force or not planned.losses):
         if as_json or not sys.stdin.isatty():
             raise UsageError(
                 "there is no terminal to ask for confirmation; `--dry-run` shows what would be removed, `--yes` "
@@ -90,8 +90,8 @@ a workspace whose folder is gone. Safe to interrupt and to repeat.
         done = remove(left, with_folder, force, on_progress)
     if as_json:
         return print_json({**done.to_json(), "dry_run": False})
-    echo(f"Removed {format_size(sum(size for _, _, size in done.goes))}.")
-    if left.present and not with_folder and any(Path(path).name == "label-studio" for path, _, _ in done.goes):
+    echo(f"Removed {format_size(sum(size for _, _, size in done.removed))}.")
+    if left.present and not with_folder and any(Path(path).name == "label-studio" for path, _, _ in done.removed):
         echo("To continue with the workspace: [bold]al up[/], then [bold]al adopt --new-project[/].")
 
 
@@ -101,9 +101,9 @@ def _print_destruction(planned: Destruction) -> None:
     if planned.left.state == "gone":
         places = ", ".join(map(str, planned.left.places))
         echo(f"[yellow]Its folder is not at {escape(places)}:[/] deleted, moved, or on a disk that is not mounted?")
-    for path, what, size in planned.goes:
+    for path, what, size in planned.removed:
         echo(f"[red]remove[/] {escape(path)}: {escape(what)}, {format_size(size)}")
-    for path, what in planned.stays:
+    for path, what in planned.kept:
         echo(f"[green]keep[/]   {escape(path)}: {escape(what)}")
     for loss in planned.losses:
         echo(f"[yellow]permanently lost:[/] {escape(loss)}")

@@ -100,9 +100,9 @@ class Destruction:
     """What `destroy` would take away, or took."""
 
     left: Left
-    goes: tuple[tuple[str, str, int], ...]
+    removed: tuple[tuple[str, str, int], ...]
     """Path, what it is, bytes."""
-    stays: tuple[tuple[str, str], ...]
+    kept: tuple[tuple[str, str], ...]
     """Path or address, what it is."""
     losses: tuple[str, ...]
     """What would be lost for good, and nobody has elsewhere, as far as can be told: sentences."""
@@ -113,8 +113,8 @@ class Destruction:
         """This as a JSON object."""
         return {
             "workspace_id": self.left.workspace_id,
-            "removed": [{"path": path, "what": what, "bytes": size} for path, what, size in self.goes],
-            "kept": [{"path": path, "what": what} for path, what in self.stays],
+            "removed": [{"path": path, "what": what, "bytes": size} for path, what, size in self.removed],
+            "kept": [{"path": path, "what": what} for path, what in self.kept],
             "losses": list(self.losses),
             "stopped": list(self.ended),
         }
@@ -166,27 +166,27 @@ def find(wanted: str | None, here: Path | None) -> Left:
 def plan(left: Left, with_folder: bool) -> Destruction:
     """What `destroy` would take away. Raises UnsafeFolder, and BadInput where what it depends on cannot be read."""
     check_private(left.home)
-    goes: list[tuple[str, str, int]] = []
-    stays: list[tuple[str, str]] = []
+    removed: list[tuple[str, str, int]] = []
+    kept: list[tuple[str, str]] = []
     takes_data = with_folder and len(left.present) <= 1
     for entry in sorted(left.home.iterdir()):
         begun = entry.name.startswith(TEMPORARY_PREFIX)
         what = _CALLED.get(entry.name, "what an earlier call began to remove" if begun else _YOURS)
         if begun or entry.name in _MACHINES or (entry.name == _DATA and takes_data):
-            goes.append((str(entry), what, disk_usage(entry)))
+            removed.append((str(entry), what, disk_usage(entry)))
         elif entry.name != PLACES:
-            stays.append((str(entry), what))
+            kept.append((str(entry), what))
     if url := _elsewhere(left):
-        stays.append((url, "your own Label Studio, with its project and answers"))
+        kept.append((url, "your own Label Studio, with its project and answers"))
     for place in left.present:
         if not takes_data:
-            stays.append((str(place), _WORKSPACE))
+            kept.append((str(place), _WORKSPACE))
             continue
         ours = _owned(place)
-        goes.append((str(place), _WORKSPACE, sum(map(disk_usage, ours))))
-        kept = _others(place, ours)
-        stays += [(str(path), "git history of your own files" if path.name == ".git" else _YOURS) for path in kept]
-    return Destruction(left, tuple(goes), tuple(stays), tuple(_losses(left, with_folder)))
+        removed.append((str(place), _WORKSPACE, sum(map(disk_usage, ours))))
+        others = _others(place, ours)
+        kept += [(str(path), "git history of your own files" if path.name == ".git" else _YOURS) for path in others]
+    return Destruction(left, tuple(removed), tuple(kept), tuple(_losses(left, with_folder)))
 
 
 def destroy(
@@ -208,7 +208,7 @@ def destroy(
         for place in left.present:
             stack.enter_context(locked(Layout(place).lock, "al destroy"))
         planned = plan(left, with_folder)
-        if not planned.goes:
+        if not planned.removed:
             raise NothingToDo("there is nothing left to remove" + ("" if with_folder else f"; {_WITH_FOLDER}"))
         if planned.losses and not force:
             raise ManualActionRequired(
@@ -228,7 +228,7 @@ def destroy(
     if not any(entry.name != PLACES for entry in left.home.iterdir()):
         remove_tree(left.home / PLACES)  # last: by it the same call finds the workspace again
         left.home.rmdir()
-    return Destruction(left, planned.goes, planned.stays, planned.losses, tuple(ended))
+    return Destruction(left, planned.removed, planned.kept, planned.losses, tuple(ended))
 
 
 def _look(home: Path, services: Sequence[ServiceRow]) -> Left:

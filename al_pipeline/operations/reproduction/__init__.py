@@ -1,0 +1,1 @@
+"""How a published round is made again: the clone, the comparison, the result. `operations/reproduce.py` runs it."""

@@ -1,0 +1,268 @@
+"""A fresh clone at a round's tag: its files are checked, its data come from the DVC remote, its stages run anew."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from al_pipeline.errors import RemoteIncomplete, RepositoryError, StageFailed, UnexpectedChange
+from al_pipeline.files import read_json, sha256_file, write_json
+from al_pipeline.integrations import processes as child
+from al_pipeline.integrations.dvc.digests import digest
+from al_pipeline.integrations.dvc.session import Dvc
+from al_pipeline.integrations.environment import Engine
+from al_pipeline.integrations.git import Git
+from al_pipeline.operations.build import encode
+from al_pipeline.operations.close import drawn_at_random
+from al_pipeline.operations.facts import open_dvc
+from al_pipeline.operations.history import read_history, read_plans
+from al_pipeline.operations.reproduction.result import Cause, Difference, FoundDifference
+from al_pipeline.operations.upgrade import OLD_DVC_YAML, bring_up_to_date
+from al_pipeline.params import load_params
+from al_pipeline.records import round_name
+from al_pipeline.rounds.manifests import RoundRecord
+from al_pipeline.workspace.fingerprint import difference, write_engine
+from al_pipeline.workspace.home import private_folder
+from al_pipeline.workspace.layout import STAGES, Layout
+from al_pipeline.workspace.trust import doubtful
+from al_pipeline.workspace.workspace import Workspace
+
+_CAUSES: Mapping[str, Cause] = {
+    "engine.json": "engine",
+    "models/encoder": "features",
+    "rounds/overrides.json": "parameters",
+    "rounds/random.json": "data",
+}
+"""What it means where a stage's input is not the recorded one; of any other it is the data."""
+
+_PATH = re.compile(r"(?!.*\.\.)\w[\w./-]*")
+_MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
+
+
+def remove_clones(home: Path) -> None:
+    """Delete clones (a killed call may have left some), first ending what works in them."""
+    for folder in [path for path in home.iterdir() if path.is_dir()]:
+        layout = Layout(folder)
+        for process in (layout.private / "dvc.json", layout.encoding):
+            child.end_remembered(process)
+        shutil.rmtree(folder)
+
+
+@dataclass
+class Clone:
+    """The clone in which one round is made again. `create` makes it; `lock` is there afterwards."""
+
+    workspace: Workspace
+    record: RoundRecord
+    home: Path
+    """The folder of this call: the clones, and what is shared between them."""
+    engine: Engine | None
+    """Another than the running one."""
+    on_progress: Callable[[str], None]
+    layout: Layout = field(init=False)
+    git: Git = field(init=False)
+    lock: Mapping[str, Any] = field(init=False)
+    """The stages of `dvc.lock`."""
+
+    def __post_init__(self) -> None:
+        self.layout = Layout(self.home / self.tag)
+        self.engine_changes = "" if self.engine else difference(self.record.engine.to_row())
+        """How the recorded engine differs from the one that runs here, in words."""
+
+    @property
+    def tag(self) -> str:
+        """The round's tag."""
+        return round_name(self.record.round)
+
+    def report_progress(self, message: str) -> None:
+        """Say what is done now."""
+        self.on_progress(f"{self.tag}: {message}")
+
+    def create(self) -> None:
+        """Clone at the tag, and check that the tag's files say what the last commit says of the round."""
+        source = self.workspace.layout
+        self.report_progress("cloning")
+        then = read_history(source, Git(source.root), self.tag)  # before its files lie anywhere: they are checked
+        self.git = Git(source.root).clone(self.layout.root, self.tag)
+        private_folder(self.layout.private)
+        self.layout.features.symlink_to(private_folder(self.home / "features"))
+        self._check_records(self.record in then.rounds)
+        self.lock = _parse_lock(self.layout.dvc_lock)
+
+    def remove(self) -> None:
+        """Delete the clone."""
+        if self.layout.root.exists():
+            shutil.rmtree(self.layout.root)
+
+    def open_dvc(self) -> Dvc:
+        """DVC for the clone. It keeps its notes in the clone too: those of the machine might know an object as good."""
+        dvc = open_dvc(self.layout)
+        engine = self.engine.environment if self.engine else {}
+        place = str(self.layout.private / "dvc")
+        environment = {**dvc.environment, **engine, "DVC_SITE_CACHE_DIR": place}
+        return replace(dvc, environment=environment, check=self._check_trusted)
+
+    def outputs(self, stage: str) -> list[Mapping[str, Any]]:
+        """What `dvc.lock` records of a stage's outputs (`path`, `md5`)."""
+        return list(self.lock[stage]["outs"])
+
+    def output_paths(self) -> list[str]:
+        """The outputs of all stages."""
+        return [entry["path"] for stage in STAGES for entry in self.outputs(stage)]
+
+    def pull_missing_sources(self, dvc: Dvc) -> None:
+        """Fetch what goes in, as far as this call has not fetched it for an earlier round.
+
+        Nothing that a stage made is among it. Whatever is at hand is compared with `dvc.lock` like all else.
+        """
+        fetched, cache = self.home / "fetched", self.layout.root / ".dvc/cache"
+        _link_tree(fetched, cache)
+        try:
+            self._pull(dvc, [f"{path.relative_to(self.layout.root)}.dvc" for path in self.layout.sources])
+        finally:
+            _link_tree(cache, fetched)
+
+    def check_inputs(self) -> None:
+        """Raise FoundDifference unless every source and parameter of every stage is what `dvc.lock` says."""
+        params = _parse_yaml(self.layout.params)
+        made = set(self.output_paths())
+        for stage in STAGES:
+            for entry in self.lock[stage].get("deps", ()):
+                path = entry["path"]
+                found = None if path in made else digest(self.layout.root / path)
+                if path not in made and found != entry["md5"]:
+                    message = f"{path} has digest {found}, dvc.lock says {entry['md5']}"
+                    raise FoundDifference(Difference(stage, _CAUSES.get(path, "data"), message))
+            for key, value in self.lock[stage].get("params", {}).get("params.yaml", {}).items():
+                if (found := _dig(params, key)) != value:
+                    message = f"params.yaml says {key}: {found}, dvc.lock says {value}"
+                    raise FoundDifference(Difference(stage, "parameters", message))
+
+    def pull_outputs(self, dvc: Dvc) -> Difference | None:
+        """Fetch the published outputs too (some are in git); what is lost or is not what `dvc.lock` says.
+
+        The round can be made all the same: they are only compared.
+        """
+        first = None
+        for stage in STAGES:
+            for entry in self.outputs(stage):
+                path = self.layout.root / entry["path"]
+                try:
+                    if not path.exists():
+                        self._pull(dvc, [entry["path"]])
+                except FoundDifference as lost:
+                    first = first or lost.difference
+                    continue
+                if digest(path) != entry["md5"]:
+                    message = f"{entry['path']} is published with other bytes than dvc.lock says"
+                    first = first or Difference(stage, "data", message)
+        return first
+
+    def use_this_engine(self) -> None:
+        """Write what closing the round with this engine would have written."""
+        bring_up_to_date(self.layout)
+        write_engine(self.layout.engine)
+        if not self.layout.asked_at_random.exists():
+            plans = read_plans(self.git, f"{self.tag}^").values()
+            write_json(self.layout.asked_at_random, {"items": drawn_at_random(plans)})
+
+    def encode(self) -> None:
+        """Make the vectors that this call has not made yet."""
+        self.report_progress("encode")
+        try:
+            encode(self.layout, load_params(self.layout.params).features, self.engine)
+        except StageFailed as error:
+            raise FoundDifference(Difference("encode", "features", str(error))) from None
+
+    def run(self, dvc: Dvc, stage: str) -> None:
+        """Run a stage, whatever DVC knows of it."""
+        self.report_progress(stage)
+        try:
+            dvc.repro(stage, force=True, run_cache=False)
+        except StageFailed as error:
+            raise FoundDifference(Difference(stage, "engine", str(error))) from None
+
+    def _check_records(self, same_record: bool) -> None:
+        """The tag's own files say one thing, and what the last commit says of this round is the same."""
+        layout, hashes = self.layout, self.record.hashes
+        same: tuple[tuple[bool, Cause, str], ...] = (
+            (same_record, "data", "its record"),
+            (sha256_file(layout.dvc_lock) == hashes.get("dvc_lock"), "data", "dvc.lock"),
+            (sha256_file(layout.params) == hashes["params"], "parameters", "params.yaml"),
+            (not difference(read_json(layout.engine), self.record.engine.to_row()), "engine", "engine.json"),
+        )
+        for equal, cause, name in same:
+            if not equal:
+                message = f"{name} at the tag {self.tag} is not what the last commit's record of the round says"
+                raise FoundDifference(Difference("", cause, message))
+
+    def _check_trusted(self, root: Path) -> None:
+        """What steers DVC in the clone is believed as in the workspace; an older layout's `dvc.yaml` was ours too."""
+        doubts = doubtful(root)
+        if sha256_file(root / "dvc.yaml") in OLD_DVC_YAML:
+            doubts.pop("dvc.yaml", None)
+        if doubts:
+            name, problem = next(iter(doubts.items()))
+            raise UnexpectedChange(
+                f"{name} at the tag {self.tag} {problem}. Check that tag out in a clone of your own and look at it; "
+                "`al trust` there accepts it on this machine"
+            )
+
+    def _pull(self, dvc: Dvc, targets: Collection[str]) -> None:
+        """Fetch from the remote, each by itself, so that what is missing has a name."""
+        for target in targets:
+            name = target.removesuffix(".dvc")
+            self.report_progress(f"fetching {name}")
+            try:
+                dvc.pull(target)
+            except (RepositoryError, RemoteIncomplete) as error:
+                message = f"the DVC remote does not give {name} of {self.tag}: {error}"
+                raise FoundDifference(Difference("", _CAUSES.get(name, "data"), message, missing=True)) from None
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """Have `target` hold every file of `source` too, without a second copy where the file system knows links."""
+    for path in sorted(source.rglob("*")):
+        there = target / path.relative_to(source)
+        if path.is_dir() or there.exists():
+            continue
+        there.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            there.hardlink_to(path)
+        except OSError:
+            shutil.copy2(path, there)
+
+
+def _parse_lock(path: Path) -> Mapping[str, Any]:
+    """The stages of a `dvc.lock`; what is used of it is of the form that DVC writes."""
+    stages: Any = _parse_yaml(path).get("stages")
+    try:
+        entries = [entry for stage in STAGES for kind in ("deps", "outs") for entry in stages[stage][kind]]
+        if all(_PATH.fullmatch(entry["path"]) and _MD5.fullmatch(entry["md5"]) for entry in entries):
+            return dict(stages)
+    except (KeyError, TypeError):
+        pass
+    raise FoundDifference(Difference("", "data", f"{path.name} is not as DVC writes it"))
+
+
+def _parse_yaml(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise FoundDifference(Difference("", "data", f"{path.name} at the tag is not valid"))
+    return found
+
+
+def _dig(values: Any, key: str) -> Any:
+    """The value at a dotted key; None where there is none."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
