@@ -22,8 +22,8 @@ from al_pipeline.operations.ingestion import staging
 from al_pipeline.operations.ingestion.draw import redraw_test
 from al_pipeline.operations.ingestion.staging import finish_ingest
 from al_pipeline.operations.init import init
+from al_pipeline.operations.planning import interleaved
 from al_pipeline.operations.predict import predict
-from al_pipeline.operations.publish import interleaved
 from al_pipeline.operations.report import report_data
 from al_pipeline.operations.reproduce import reproduce
 from al_pipeline.operations.tick import tick

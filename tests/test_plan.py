@@ -15,7 +15,7 @@ from al_pipeline.data.ledger import append_part
 from al_pipeline.data.outputs import write_labeled, write_queries, write_unresolved
 from al_pipeline.data.pool import write_items
 from al_pipeline.files import write_json
-from al_pipeline.operations.publish import plan_tasks
+from al_pipeline.operations.planning import plan_tasks
 from al_pipeline.records import (
     Event,
     Item,

@@ -26,7 +26,9 @@ from al_pipeline.operations import ingest as ingest_module
 from al_pipeline.operations import sources as module
 from al_pipeline.operations.doctor import examine
 from al_pipeline.operations.ingest import ingest
-from al_pipeline.operations.sources import QUIET_SECONDS, find_sources, ingest_sources, source_news
+from al_pipeline.operations.ingestion.patterns import find_sources
+from al_pipeline.operations.ingestion.source_states import QUIET_SECONDS, source_news
+from al_pipeline.operations.sources import ingest_sources
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import tick
 from al_pipeline.workspace.workspace import Workspace, open_workspace
@@ -407,7 +409,7 @@ def test_a_folder_that_cannot_be_listed_stops_no_other(space, monkeypatch):
             raise PermissionError(13, "Permission denied")
         return scan(path)
 
-    monkeypatch.setattr(module.os, "scandir", scandir)
+    monkeypatch.setattr(os, "scandir", scandir)
     added, told = ingest_sources(space, later())
     assert added == 1
     assert told == ["ingest.sources: incoming/closed cannot be listed: Permission denied"]

@@ -20,9 +20,9 @@ from al_pipeline.operations.close import absent_sources, check_sources, foreign_
 from al_pipeline.operations.connect import connect, stored_project
 from al_pipeline.operations.facts import open_dvc, read_facts
 from al_pipeline.operations.history import read_history
+from al_pipeline.operations.ingestion.source_states import source_news
 from al_pipeline.operations.schedule import read_schedule
 from al_pipeline.operations.schema import schema_problem
-from al_pipeline.operations.sources import source_news
 from al_pipeline.records import round_name
 from al_pipeline.sanitize import counted, on_this_machine, redact
 from al_pipeline.workspace.fingerprint import current_engine, difference

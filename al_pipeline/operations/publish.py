@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import heapq
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from al_pipeline.annotation.aggregation import CONTROLS, active
-from al_pipeline.data.catalog import test_order
 from al_pipeline.data.ledger import read_events, read_refused
-from al_pipeline.data.pool import count_items, fetch, read_ids
+from al_pipeline.data.pool import count_items
 from al_pipeline.errors import ManualActionRequired, RepositoryError, UnexpectedChange
 from al_pipeline.evaluation.online import Forecast, running_accuracy
 from al_pipeline.files import read_json, read_object, sha256_file, sha256_tree, write_json, write_jsonl
@@ -21,9 +18,10 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.logs import get_logger
 from al_pipeline.operations.checkout import ROUND_TAGS
 from al_pipeline.operations.close import foreign_edits, refuse_edits
-from al_pipeline.operations.history import History, read_plan, read_plans
-from al_pipeline.params import Params, load_overrides
-from al_pipeline.records import RANDOM_SLICE, Event, PlannedTask, push_key, round_name
+from al_pipeline.operations.history import History, read_plans
+from al_pipeline.operations.planning import plan_tasks
+from al_pipeline.params import Params
+from al_pipeline.records import RANDOM_SLICE, PlannedTask, round_name
 from al_pipeline.rounds.interventions import Intervention
 from al_pipeline.rounds.manifests import RoundRecord, parse_record
 from al_pipeline.workspace.fingerprint import current_engine
@@ -170,97 +168,6 @@ def other_tags(remote: str, here: Tags, there: Tags) -> list[str]:
 def unsynced(git: Git, layout: Layout) -> bool:
     """Whether there is a git remote that was not given the present HEAD."""
     return git.remote() is not None and read_object(layout.private / "synced.json").get("head") != git.head()
-
-
-def plan_tasks(workspace: Workspace, git: Git, number: int, abandoned: Collection[int]) -> list[PlannedTask]:
-    """What round `number` asks: the tasks that it keeps of the round before, as they are; then queries, and between
-    them the next test items that nobody was asked about yet (save in abandoned rounds), `round.test_tasks` with those
-    that are kept.
-
-    The test set was drawn once, at random, and is asked in an order drawn at random, so that what is labelled of it is
-    a random sample at any time. Round 0 asks nothing where labels that the user brought make the first model.
-    """
-    from al_pipeline.data.outputs import read_labeled, read_queries, read_unresolved
-
-    layout, params = workspace.layout, workspace.params
-    if number == 0 and brought_labels(layout, params):
-        return []
-    kept = kept_tasks(layout, git, number)
-    queries = read_queries(layout.queries)
-    hashes = {
-        item.item_id: item.content_hash for item in fetch([layout.pool], [query.item_id for query in queries]).values()
-    }
-    settled = {row.item_id for row in read_labeled(layout.test_labels)}
-    settled |= {
-        row.item_id for row in read_unresolved(layout.unresolved) if row.part == "test" and row.kind == "ignored"
-    }
-    void = _void_tasks(read_events(layout.events))
-    earlier = {task.item_id for task in kept} | {
-        task.item_id
-        for task in read_plans(git).values()
-        if task.part == "test" and task.round < number and task.round not in abandoned and task.push_key not in void
-    }
-    known = read_ids([layout.test])
-    unasked = [
-        (item, content)
-        for item, content in zip(known.ids(), known.hashes(), strict=True)
-        if item not in settled and item not in earlier
-    ]
-    share = max(0, params.round.test_tasks - sum(task.part == "test" for task in kept))
-    test = heapq.nsmallest(share, unasked, key=lambda found: test_order(bytes.fromhex(found[1]), params.seed))
-
-    def key(item_id: str) -> str:
-        return push_key(workspace.id, number, item_id)
-
-    tasks = [PlannedTask(key(item), item, content, "test", number, 0, 0.0, "test_set", 1.0) for item, content in test]
-    asked = [
-        PlannedTask(
-            key(q.item_id),
-            q.item_id,
-            hashes[q.item_id],
-            "pool",
-            number,
-            q.rank,
-            q.score,
-            q.strategy,
-            q.probability,
-            q.predicted,
-            q.confidence,
-        )
-        for q in sorted(queries, key=lambda query: query.rank)
-    ]
-    return [replace(task, rank=rank) for rank, task in enumerate([*kept, *interleaved(tasks, asked)])]
-
-
-def kept_tasks(layout: Layout, git: Git, number: int) -> list[PlannedTask]:
-    """The tasks of the round before that round `number` keeps, in their order: the close wrote down which."""
-    chosen = load_overrides(layout.overrides)
-    wanted = {*chosen.kept, *chosen.kept_test}
-    if not wanted:
-        return []
-    return [replace(task, round=number) for task in read_plan(git, number - 1) if task.item_id in wanted]
-
-
-def interleaved(first: Sequence[PlannedTask], second: Sequence[PlannedTask]) -> list[PlannedTask]:
-    """Both rows of tasks as one, each in its order and spread over the whole: a half of it is a half of either."""
-    placed = [
-        ((2 * place + 1) / (2 * len(tasks)), task) for tasks in (first, second) for place, task in enumerate(tasks)
-    ]
-    return [task for _, task in sorted(placed, key=lambda pair: pair[0])]
-
-
-def brought_labels(layout: Layout, params: Params) -> int:
-    """How many labels of the pool the user brought, where they make a model without anybody's answer; else 0."""
-    from al_pipeline.data.outputs import read_labeled
-
-    labels = [row.label for row in read_labeled(layout.labeled)]
-    return len(labels) if len(set(labels)) > 1 and len(labels) >= params.round.min_labels else 0
-
-
-def _void_tasks(events: list[Event]) -> set[str]:
-    """Push keys of tasks with answers of which none counts any more: an item of the test set is asked once more."""
-    heard = {event.push_key for event in events if event.type not in CONTROLS}
-    return heard - {event.push_key for event in active(events)}
 
 
 def _running(layout: Layout, git: Git, history: History, params: Params, number: int | None) -> dict[str, Any] | None:

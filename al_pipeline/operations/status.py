@@ -27,7 +27,7 @@ from al_pipeline.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from al_pipeline.integrations.label_studio.probe import ServerStatus
-    from al_pipeline.operations.sources import SourceNews
+    from al_pipeline.operations.ingestion.source_states import SourceNews
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +167,7 @@ def _refused(layout: Layout) -> dict[str, int]:
 def _sources(layout: Layout) -> tuple[SourceNews, ...]:
     if not layout.ingested.exists():
         return ()
-    from al_pipeline.operations.sources import source_news  # with all that reads tables
+    from al_pipeline.operations.ingestion.source_states import source_news
 
     return tuple(source_news(layout))
 

@@ -14,7 +14,7 @@ from al_pipeline.integrations.dvc.digests import digest
 from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.models.text_model import CARD_FILE
 from al_pipeline.operations.history import read_history
-from al_pipeline.operations.publish import plan_tasks
+from al_pipeline.operations.planning import plan_tasks
 from al_pipeline.operations.reproduction.clone import Clone
 from al_pipeline.operations.reproduction.result import Difference, Metric, Output, Source
 from al_pipeline.records import LabeledItem

@@ -11,6 +11,7 @@ from al_pipeline.errors import RepositoryError, UnexpectedChange
 from al_pipeline.files import read_json
 from al_pipeline.operations import build, publish
 from al_pipeline.operations.history import read_plan
+from al_pipeline.operations.planning import kept_tasks
 from al_pipeline.operations.steps.context import Context
 from al_pipeline.operations.steps.notes import recall
 from al_pipeline.rounds.state_machine import BUILD, Facts, Step
@@ -116,6 +117,6 @@ def _answers(context: Context, planned: int) -> dict[str, Any]:
         "answered": found["answered"],
         "given_up": found["given_up"],
         "unanswered": found["open"],
-        "kept": len(publish.kept_tasks(layout, context.git, planned + 1)),
+        "kept": len(kept_tasks(layout, context.git, planned + 1)),
         "refused": dict(Counter(str(row["reason"]) for row in refused if row.get("round") == planned)),
     }

@@ -1,0 +1,126 @@
+"""Which tasks a round asks: those that it keeps, the queries that were selected, and the next items of the test set."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from al_pipeline.annotation.aggregation import CONTROLS, active
+from al_pipeline.data.catalog import test_order
+from al_pipeline.data.ledger import read_events
+from al_pipeline.data.pool import fetch, read_ids
+from al_pipeline.integrations.git import Git
+from al_pipeline.operations.history import read_plan, read_plans
+from al_pipeline.params import Params, load_overrides
+from al_pipeline.records import Event, PlannedTask, push_key
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.workspace import Workspace
+
+
+def plan_tasks(workspace: Workspace, git: Git, number: int, abandoned: Collection[int]) -> list[PlannedTask]:
+    """What round `number` asks: the tasks that it keeps of the round before, as they are; then queries, and between
+    them the next test items that nobody was asked about yet (save in abandoned rounds), `round.test_tasks` with those
+    that are kept.
+
+    The test set was drawn once, at random, and is asked in an order drawn at random, so that what is labelled of it is
+    a random sample at any time. Round 0 asks nothing where labels that the user brought make the first model.
+    """
+    if number == 0 and brought_labels(workspace.layout, workspace.params):
+        return []
+    kept = kept_tasks(workspace.layout, git, number)
+    test = _test_tasks(workspace, git, number, abandoned, kept)
+    tasks = [*kept, *interleaved(test, _query_tasks(workspace, number))]
+    return [replace(task, rank=rank) for rank, task in enumerate(tasks)]
+
+
+def kept_tasks(layout: Layout, git: Git, number: int) -> list[PlannedTask]:
+    """The tasks of the round before that round `number` keeps, in their order: the close wrote down which."""
+    chosen = load_overrides(layout.overrides)
+    wanted = {*chosen.kept, *chosen.kept_test}
+    if not wanted:
+        return []
+    return [replace(task, round=number) for task in read_plan(git, number - 1) if task.item_id in wanted]
+
+
+def interleaved(first: Sequence[PlannedTask], second: Sequence[PlannedTask]) -> list[PlannedTask]:
+    """Both rows of tasks as one, each in its order and spread over the whole: a half of it is a half of either."""
+    placed = [
+        ((2 * place + 1) / (2 * len(tasks)), task) for tasks in (first, second) for place, task in enumerate(tasks)
+    ]
+    return [task for _, task in sorted(placed, key=lambda pair: pair[0])]
+
+
+def brought_labels(layout: Layout, params: Params) -> int:
+    """How many labels of the pool the user brought, where they make a model without anybody's answer; else 0."""
+    from al_pipeline.data.outputs import read_labeled
+
+    labels = [row.label for row in read_labeled(layout.labeled)]
+    return len(labels) if len(set(labels)) > 1 and len(labels) >= params.round.min_labels else 0
+
+
+def _void_tasks(events: list[Event]) -> set[str]:
+    """Push keys of tasks with answers of which none counts any more: an item of the test set is asked once more."""
+    heard = {event.push_key for event in events if event.type not in CONTROLS}
+    return heard - {event.push_key for event in active(events)}
+
+
+def _query_tasks(workspace: Workspace, number: int) -> list[PlannedTask]:
+    """The queries that were selected for round `number`, in their order."""
+    from al_pipeline.data.outputs import read_queries
+
+    layout = workspace.layout
+    queries = read_queries(layout.queries)
+    items = fetch([layout.pool], [query.item_id for query in queries])
+    return [
+        PlannedTask(
+            push_key(workspace.id, number, query.item_id),
+            query.item_id,
+            items[query.item_id].content_hash,
+            "pool",
+            number,
+            query.rank,
+            query.score,
+            query.strategy,
+            query.probability,
+            query.predicted,
+            query.confidence,
+        )
+        for query in sorted(queries, key=lambda query: query.rank)
+    ]
+
+
+def _test_tasks(
+    workspace: Workspace, git: Git, number: int, abandoned: Collection[int], kept: Sequence[PlannedTask]
+) -> list[PlannedTask]:
+    """The next items of the test set, as many as the round has room for beside those that are `kept`."""
+    params = workspace.params
+    done = _settled_items(workspace.layout) | _asked_items(workspace.layout, git, number, abandoned)
+    done |= {task.item_id for task in kept}
+    known = read_ids([workspace.layout.test])
+    unasked = [found for found in zip(known.ids(), known.hashes(), strict=True) if found[0] not in done]
+    share = max(0, params.round.test_tasks - sum(task.part == "test" for task in kept))
+    chosen = heapq.nsmallest(share, unasked, key=lambda found: test_order(bytes.fromhex(found[1]), params.seed))
+    return [
+        PlannedTask(push_key(workspace.id, number, item), item, content, "test", number, 0, 0.0, "test_set", 1.0)
+        for item, content in chosen
+    ]
+
+
+def _settled_items(layout: Layout) -> set[str]:
+    """The items of the test set that have a label, or are set aside."""
+    from al_pipeline.data.outputs import read_labeled, read_unresolved
+
+    unresolved = read_unresolved(layout.unresolved)
+    ignored = {row.item_id for row in unresolved if row.part == "test" and row.kind == "ignored"}
+    return {row.item_id for row in read_labeled(layout.test_labels)} | ignored
+
+
+def _asked_items(layout: Layout, git: Git, number: int, abandoned: Collection[int]) -> set[str]:
+    """The items of the test set that rounds before `number` asked about, and whose answers count or may come."""
+    void = _void_tasks(read_events(layout.events))
+    return {
+        task.item_id
+        for task in read_plans(git).values()
+        if task.part == "test" and task.round < number and task.round not in abandoned and task.push_key not in void
+    }
