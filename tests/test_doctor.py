@@ -22,8 +22,9 @@ from al_pipeline.files import read_json, sha256_tree, write_json
 from al_pipeline.integrations.dvc.session import change_config
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
-from al_pipeline.operations import doctor
-from al_pipeline.operations.doctor import Finding, examine
+from al_pipeline.operations.checks import machine, services
+from al_pipeline.operations.checks.finding import Finding
+from al_pipeline.operations.doctor import examine
 from al_pipeline.workspace.lock import locked
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 
@@ -67,7 +68,7 @@ def workspace(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     text = config.read_text(encoding="utf-8").replace(str(published / "remote"), str(tmp_path / "copy/remote"))
     assert str(tmp_path) in text
     (root / ".dvc/config.local").write_text(text, encoding="utf-8")
-    monkeypatch.setattr(doctor, "connect", lambda _: Studio())
+    monkeypatch.setattr(services, "connect", lambda _: Studio())
     return open_workspace(settle(root))
 
 
@@ -263,7 +264,7 @@ def no_plugin(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
 def another_engine(workspace: Workspace, patch: pytest.MonkeyPatch) -> None:
     other = {**read_json(workspace.layout.engine), "threads": 64}
     patch.setattr("al_pipeline.workspace.fingerprint.current_engine", lambda: other)
-    patch.setattr(doctor, "current_engine", lambda: other)
+    patch.setattr(machine, "current_engine", lambda: other)
 
 
 def no_label_studio(_: Workspace, patch: pytest.MonkeyPatch) -> None:
@@ -274,15 +275,15 @@ def dead_label_studio(_: Workspace, patch: pytest.MonkeyPatch) -> None:
     def down(_: Workspace) -> Studio:
         raise LabelStudioDown("Label Studio at http://localhost:8080 gives no answer; is it running?")
 
-    patch.setattr(doctor, "connect", down)
+    patch.setattr(services, "connect", down)
 
 
 def old_label_studio(_: Workspace, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(doctor, "connect", lambda _: Studio(version="1.13.1"))
+    patch.setattr(services, "connect", lambda _: Studio(version="1.13.1"))
 
 
 def wrong_clock(_: Workspace, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(doctor, "connect", lambda _: Studio(clock_ahead=-3600.0))
+    patch.setattr(services, "connect", lambda _: Studio(clock_ahead=-3600.0))
 
 
 def foreign_project(_: Workspace, patch: pytest.MonkeyPatch) -> None:
@@ -291,17 +292,17 @@ def foreign_project(_: Workspace, patch: pytest.MonkeyPatch) -> None:
 
     studio = Studio()
     patch.setattr(studio, "check", check)
-    patch.setattr(doctor, "connect", lambda _: studio)
+    patch.setattr(services, "connect", lambda _: studio)
 
 
 def low_disk(_: Workspace, patch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    patch.setattr(doctor.shutil, "disk_usage", lambda _: usage(10**12, 10**12 - 10**6, 10**6))
+    patch.setattr(machine.shutil, "disk_usage", lambda _: usage(10**12, 10**12 - 10**6, 10**6))
 
 
 def wrong_version(_: Workspace, patch: pytest.MonkeyPatch) -> None:
-    whole = doctor.version
-    patch.setattr(doctor, "version", lambda name: "0.1" if name == "dvc" else whole(name))
+    whole = machine.version
+    patch.setattr(machine, "version", lambda name: "0.1" if name == "dvc" else whole(name))
 
 
 def another_encoder(workspace: Workspace, _: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,6 @@ import pytest
 
 from al_pipeline.errors import BadInput, ManualActionRequired, RepositoryError, UnexpectedChange
 from al_pipeline.integrations.git import Git
-from al_pipeline.operations import doctor
 from al_pipeline.operations.checkout import (
     bring_in_line,
     check_not_ignored,
@@ -28,6 +27,7 @@ from al_pipeline.operations.checkout import (
     put_back_converted,
     with_verification,
 )
+from al_pipeline.operations.checks.repository import check_git_remote
 from al_pipeline.operations.publish import sync
 from al_pipeline.operations.publish import tag as tag_round
 from al_pipeline.workspace.layout import Layout, is_ours
@@ -310,7 +310,7 @@ def test_doctor_asks_git_as_often_for_many_rounds_as_for_few(git: Git, monkeypat
 
         with monkeypatch.context() as patch:
             patch.setattr(Git, "run", counted)
-            findings = list(doctor._git_remote(Git(git.root), git.tags()))
+            findings = list(check_git_remote(Git(git.root), git.tags()))
         assert [finding.level for finding in findings] == ["ok"]
         return calls
 
@@ -321,7 +321,7 @@ def test_doctor_asks_git_as_often_for_many_rounds_as_for_few(git: Git, monkeypat
 def test_a_tag_at_another_commit_than_its_round_is_named(git: Git) -> None:
     histories(git)
     git.tag("round-0011", "x", git.brought("rounds/0012/round.json"))
-    (finding, _) = doctor._git_remote(git, git.tags())
+    (finding, _) = check_git_remote(git, git.tags())
     assert finding.level == "error"
     assert f"round was published by {git.brought('rounds/0011/round.json')[:12]}" in finding.message
     assert "`git tag -d round-0011`" in finding.fix

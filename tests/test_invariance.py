@@ -23,7 +23,8 @@ from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.models.ensembles import SIZES, draw_heads
 from al_pipeline.models.estimators import ESTIMATORS, fit_classifier
 from al_pipeline.models.linear import FeatureMatrix, fit_head, row_products
-from al_pipeline.operations import doctor
+from al_pipeline.operations.checks.data import check_encoder
+from al_pipeline.operations.checks.finding import Finding
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.reproduce import reproduce
 from al_pipeline.operations.tick import tick
@@ -267,8 +268,8 @@ def test_doctor_tests_the_machine_and_names_the_cure(tmp_path: Path, monkeypatch
     workspace, _ = small_workspace(tmp_path, 30)
     use_tiny(workspace, "bfloat16")
 
-    def found() -> doctor.Finding:
-        (finding,) = doctor._encoder(open_workspace(workspace.layout.root))
+    def found() -> Finding:
+        (finding,) = check_encoder(open_workspace(workspace.layout.root))
         return finding
 
     assert "doctor then tests" in found().message

@@ -31,7 +31,8 @@ from al_pipeline.files import read_json
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.label_studio.client import LabelStudioOracle
 from al_pipeline.integrations.oracle import ProjectRef
-from al_pipeline.operations.doctor import Finding, examine
+from al_pipeline.operations.checks.finding import Finding
+from al_pipeline.operations.doctor import examine
 from al_pipeline.operations.history import read_plan
 from al_pipeline.params import StrategyName
 from al_pipeline.servers import invite, password_file, start_worker, stop_worker

@@ -1,0 +1,1 @@
+"""The checks of `al doctor`, by what they look at; `operations/doctor.py` runs them in order."""

@@ -1,0 +1,168 @@
+"""The data: ledger, pool, test set, `ingest.sources`, the DVC remote, the encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+
+from al_pipeline.files import read_object
+from al_pipeline.integrations.dvc.session import describe_defects
+from al_pipeline.integrations.git import Git
+from al_pipeline.operations.checks.finding import Finding
+from al_pipeline.operations.close import absent_sources, check_sources, foreign_edits, is_closed
+from al_pipeline.operations.facts import open_dvc, read_facts
+from al_pipeline.operations.history import read_history
+from al_pipeline.operations.ingestion.source_states import source_news
+from al_pipeline.workspace.workspace import Workspace
+
+_MOST_SHOWN = 10
+
+
+def check_data(workspace: Workspace) -> Iterator[Finding]:
+    """Whether ledger, pool, test set and records are as git says."""
+    layout = workspace.layout
+    if _is_building(workspace):
+        yield Finding("data", "ok", "a round is being built; `al round` goes on with it")
+        return
+    if changed := foreign_edits(layout, Git(layout.root)):
+        yield Finding(
+            "data",
+            "error",
+            f"changed by somebody else: {', '.join(changed[:5])}",
+            "`git diff`, then `git checkout -- FILE`",
+        )
+    with replace(open_dvc(layout), state=None) as dvc:
+        if absent := absent_sources(layout):
+            yield Finding(
+                "data",
+                "warning",
+                f"not here yet: {', '.join(absent)}",
+                "`dvc pull`; else the next `al round` fetches what it needs",
+            )
+            return
+        check_sources(layout, dvc)  # before anything reads the data themselves
+    facts, _ = read_facts(workspace)
+    yield Finding("data", "ok", f"{facts.items:,} items; ledger, pool and test set are as git's records say")
+
+
+def check_source_files(workspace: Workspace) -> Iterator[Finding]:
+    """Files of `ingest.sources` that the last tick could not read; what only waits for a minute of quiet is well."""
+    failing = [one.sentence() for one in source_news(workspace.layout) if one.state == "failing"]
+    if failing:
+        more = f"; and {len(failing) - _MOST_SHOWN:,} more" if len(failing) > _MOST_SHOWN else ""
+        yield Finding(
+            "sources",
+            "warning",
+            "; ".join(failing[:_MOST_SHOWN]) + more,
+            "fix or remove the file, or change ingest in params.yaml; every `al round` tries again",
+        )
+
+
+def check_dvc_remote(workspace: Workspace) -> Iterator[Finding]:
+    """Whether the DVC remote can be written, and holds what the last commit names."""
+    layout = workspace.layout
+    with replace(open_dvc(layout), state=None) as dvc:
+        published = layout.dvc_lock.exists() and not _is_building(workspace)
+        if published and (gone := dvc.absent_folder()):
+            yield Finding(
+                "remote",
+                "error",
+                f"the DVC remote {gone} is not there",
+                "mount its disk, or give the address that it has now: `dvc remote list`, `dvc remote modify`",
+            )
+            return
+        name = dvc.check_writable()
+        checked, defects = dvc.check_remote() if published else (0, [])
+    if not defects:
+        yield Finding("remote", "ok", f"DVC remote {name} can be written and holds what the last commit names")
+    elif len(defects) == checked and all(one.why == "missing" for one in defects):
+        yield Finding(
+            "remote",
+            "error",
+            f"the DVC remote {name} holds nothing of what the last commit names",
+            "if that is not where the rounds were pushed to, `dvc remote modify` gives it the right address; if its "
+            "objects are lost, `al remote repair` in a clone that has the data sends them again",
+        )
+    else:
+        here = all(one.have for one in defects)
+        yield Finding(
+            "remote",
+            "error",
+            f"the DVC remote lacks what the last commit names, or holds other bytes of it: {describe_defects(defects)}",
+            "`al remote repair` sends it" + (" from this clone" if here else "; run it in a clone that has the data"),
+        )
+
+
+def check_encoder(workspace: Workspace) -> Iterator[Finding]:
+    """Whether the encoder is the one that `params.yaml` names, and its vectors come out the same each time."""
+    layout, features = workspace.layout, workspace.params.features
+    if not features.uses_encoder:
+        yield Finding("encoder", "ok", "none is needed: the features are TF-IDF alone")
+        return
+    have = read_object(layout.encoder / "source.json").get("source")
+    if have == features.encoder:
+        yield from _invariance(workspace, have)
+    elif have is None and layout.encoder.relative_to(layout.root).as_posix() in absent_sources(layout):
+        yield Finding("encoder", "ok", "versioned, and not here yet; it comes with the data")
+    elif have is None:
+        here = (layout.root / features.encoder).is_dir() or _is_installed(features.encoder)
+        found = "is installed" if here else "will be fetched from the hub"
+        yield Finding(
+            "encoder",
+            "ok",
+            f"{features.encoder} {found}; the first `al round` copies it into the workspace, and doctor then "
+            "tests whether its vectors depend on what shares their batch",
+        )
+    else:
+        yield Finding(
+            "encoder",
+            "warning",
+            f"params.yaml names {features.encoder}, the workspace holds {have}",
+            "the next build replaces it",
+        )
+
+
+def _invariance(workspace: Workspace, source: str) -> Iterator[Finding]:
+    """Whether vectors depend on their batch here, in each precision that the workspace uses: some forward passes."""
+    from al_pipeline.features.encoder import Encoder, Precision, resolve_precision
+    from al_pipeline.features.invariance import find_dependence
+    from al_pipeline.params import FINETUNED
+
+    features, model = workspace.params.features, workspace.params.train.model
+    used: set[Precision] = {resolve_precision(features.precision)}
+    if model == FINETUNED:
+        used.add("float32")
+    for precision in sorted(used):
+        encoder = Encoder(workspace.layout.encoder, features.max_tokens, precision)
+        if not (found := find_dependence(encoder)):
+            continue
+        yield Finding(
+            "encoder",
+            "error",
+            f"on this machine a text's {precision} vector depends on what shares its batch ({found[0]}), so that "
+            "rounds made here may not come out again",
+            "set `features.precision: float32` in params.yaml"
+            if precision != "float32"
+            else "run rounds on another machine, or with the torch of requirements.lock",
+        )
+        return
+    tested = " and ".join(sorted(used))
+    yield Finding(
+        "encoder",
+        "ok",
+        f"{source}, in the workspace and versioned; in {tested} its vectors do not depend on what shares their batch",
+    )
+
+
+def _is_installed(source: str) -> bool:
+    try:
+        return bool(version(source))
+    except (PackageNotFoundError, ValueError):
+        return False
+
+
+def _is_building(workspace: Workspace) -> bool:
+    layout = workspace.layout
+    planned = read_history(layout, Git(layout.root)).planned
+    return layout.closing.exists() or is_closed(layout, planned)

@@ -1,0 +1,89 @@
+"""What a build needs of this machine and of `params.yaml`: packages, engine, disk, lock."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, requires, version
+from typing import Literal
+
+from al_pipeline.files import read_json
+from al_pipeline.operations.checks.finding import Finding
+from al_pipeline.workspace.fingerprint import current_engine, difference
+from al_pipeline.workspace.lock import holder
+from al_pipeline.workspace.workspace import Workspace
+
+LOW_DISK_BYTES = 2 * 1024**3
+
+
+def check_versions(_: Workspace) -> Iterator[Finding]:
+    """Whether the packages that al-pipeline is built on are those that it works with."""
+    from packaging.requirements import Requirement
+
+    wrong = []
+    for line in requires("al-pipeline") or []:
+        need = Requirement(line)
+        if need.marker is not None and not need.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            have = version(need.name)
+        except PackageNotFoundError:
+            wrong.append(f"{need.name} is missing")
+            continue
+        if not need.specifier.contains(have, prereleases=True):
+            wrong.append(f"{need.name} {have} is installed, {need.specifier} works")
+    if wrong:
+        yield Finding("versions", "error", "; ".join(wrong), "install again, with the versions of requirements.lock")
+    else:
+        yield Finding("versions", "ok", f"al-pipeline {version('al-pipeline')} and what it is built on")
+
+
+def check_parameters(workspace: Workspace) -> Iterator[Finding]:
+    """Whether `params.yaml` is valid."""
+    schema = workspace.params.schema_
+    yield Finding("parameters", "ok", f"params.yaml is valid; schema {schema.version}: {', '.join(schema.labels)}")
+
+
+def check_engine(workspace: Workspace) -> Iterator[Finding]:
+    """Whether this engine made the last build."""
+    recorded = read_json(workspace.layout.engine)
+    if recorded is None:
+        yield Finding("engine", "ok", f"{current_engine()['version']}; nothing was built yet")
+    elif changes := difference(recorded):
+        yield Finding(
+            "engine",
+            "warning",
+            f"not the one of the last build: {changes}",
+            "the next build runs under this one; older rounds stay as they are",
+        )
+    else:
+        yield Finding("engine", "ok", f"{current_engine()['version']}, the one of the last build")
+
+
+def check_disk(workspace: Workspace) -> Iterator[Finding]:
+    """Whether there is room, and the right to write."""
+    for folder in (workspace.layout.root, workspace.home):
+        if folder.exists() and not os.access(folder, os.W_OK):
+            yield Finding(
+                "disk",
+                "error",
+                f"{folder} cannot be written: its file system is read-only, or you have no right to",
+                "make it writable (`mount`, `chmod`) before the next round",
+            )
+    free = shutil.disk_usage(workspace.layout.root).free
+    level: Literal["ok", "warning"] = "ok" if free >= LOW_DISK_BYTES else "warning"
+    yield Finding(
+        "disk", level, f"{free / 1024**3:.1f} GiB free", "" if level == "ok" else "make room before the next round"
+    )
+
+
+def check_lock(workspace: Workspace) -> Iterator[Finding]:
+    """Who holds the workspace's lock."""
+    owner = holder(workspace.layout.lock)
+    if owner:
+        yield Finding(
+            "lock", "ok", f"held by {owner.get('purpose')} (process {owner.get('pid')}) since {owner.get('since')}"
+        )
+    else:
+        yield Finding("lock", "ok", "free")
