@@ -23,6 +23,7 @@ from al_pipeline.operations.history import events_known, read_history, subjects
 from al_pipeline.operations.log import log
 from al_pipeline.operations.tick import tick
 from al_pipeline.records import Event
+from al_pipeline.rounds.manifests import Counts, RoundRecord
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 ANN, BOB = "ann@example.org", "bob@example.org"
@@ -220,5 +221,9 @@ def test_a_quarantine_speaks_of_what_it_names_however_far() -> None:
 
 def test_how_much_of_the_ledger_a_round_knew_is_recorded_or_inferred() -> None:
     events = [event("label", str(n), "x", round=number) for n, number in enumerate([0, 0, 1, 0, 2])]
-    assert events_known({"round": 0, "counts": {"events": 3}}, events) == 3
-    assert [events_known({"round": number, "counts": {}}, events) for number in (0, 1, 2)] == [2, 4, 5]
+
+    def record(number: int, known: int | None) -> RoundRecord:
+        return RoundRecord.model_construct(round=number, counts=Counts.model_construct(events=known))
+
+    assert events_known(record(0, 3), events) == 3
+    assert [events_known(record(number, None), events) for number in (0, 1, 2)] == [2, 4, 5]

@@ -73,7 +73,7 @@ def test_each_round_has_a_model_of_its_own(workspace: Workspace) -> None:
     for number in (0, 1):
         found, folder = model_folder(workspace, number)
         assert found == number
-        assert sha256_tree(folder / "model") == history(workspace).record(number)["hashes"]["model"]
+        assert sha256_tree(folder / "model") == history(workspace).record(number).hashes["model"]
     assert Git(workspace.layout.root).run("status", "--porcelain").stdout == "", "the work tree is left alone"
 
 
