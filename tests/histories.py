@@ -320,7 +320,9 @@ class World:
 
     def duplicate_task(self) -> None:
         """An import whose reply was lost, and that is repeated."""
-        plan = self.plans[self.draw.choice(sorted(self.keys()))]
+        if not (keys := sorted(self.keys())):
+            return
+        plan = self.plans[self.draw.choice(keys)]
         self.oracle.import_tasks(self.ref, [Task(plan, {"text": plan.item_id})])
         self.look_everywhere = True
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Killed, answer_all, copy_workspace, play, results, tools_first
+from harness import Killed, answer_all, copy_workspace, killing, play, results, tools_first
 
 from al_pipeline.data.ledger import read_events
-from al_pipeline.files import read_json, write_json
+from al_pipeline.files import TEMPORARY_PREFIX, read_json, write_json
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.tick import TickReport, tick
@@ -202,6 +202,36 @@ def _sleepers(group: int) -> list[int]:
         except ProcessLookupError:
             continue
     return found
+
+
+def leave_temporary_files(workspace: Workspace) -> None:
+    """What a kill in the middle of an atomic write leaves, in every folder that a tick may write to."""
+    for folder, inner, _ in os.walk(workspace.layout.root):
+        inner[:] = [name for name in inner if name not in (".git", ".dvc")]
+        if Path(folder) == workspace.layout.rounds:
+            inner[:] = sorted(inner)[-2:]
+        (Path(folder) / f"{TEMPORARY_PREFIX}x1.json").write_text('{"torn', encoding="utf-8")
+
+
+@pytest.mark.parametrize("step", ["close", "train", "decide", "publish"])
+def test_a_temporary_file_of_a_killed_writer_stops_no_round(
+    template: Any, undisturbed: Workspace, tmp_path: Path, step: str
+) -> None:
+    workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
+    play(workspace, oracle, truth, 1)
+    leave_temporary_files(workspace)
+    tick(open_workspace(workspace.layout.root), lambda: oracle)
+    answer_all(oracle, truth)
+    with pytest.raises(Killed):
+        tick(open_workspace(workspace.layout.root), lambda: oracle, run=killing(step, "after"))
+    leave_temporary_files(workspace)
+    assert tick(open_workspace(workspace.layout.root), lambda: oracle).published == (1,)
+    assert results(workspace, 1) == results(undisturbed, 1)
+    git = Git(workspace.layout.root)
+    assert not [name for name in git.files("HEAD", ".") if TEMPORARY_PREFIX in name]
+    assert not git.changed(workspace.layout.owned)
+    for folder in workspace.layout.sources:
+        assert not list(folder.rglob(f"{TEMPORARY_PREFIX}*"))
 
 
 def test_a_lost_memory_changes_nothing(template: Any, undisturbed: Workspace, tmp_path: Path) -> None:

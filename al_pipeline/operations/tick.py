@@ -150,9 +150,11 @@ def _prepare(workspace: Workspace, git: Git, dvc: Dvc) -> None:
     child.end_remembered(layout.encoding)
     for log in (*layout.logs.glob("*.log"), *workspace.home.glob("*/server.log")):
         bound_log(log)
+    of_rounds = (layout.rounds, layout.private / "rounds")
+    written = [one for folder in of_rounds for one in sorted(folder.glob("[0-9]*"))[-2:]]  # no others are written to
     remove_leftovers(
-        *(layout.root, layout.private, layout.rounds, layout.root / "data"),
-        *(layout.events, layout.pool, layout.test, layout.inbox_events),
+        *(layout.root, layout.private, *of_rounds, *written, layout.root / "data"),
+        *(*layout.sources, layout.inbox_events),
     )
     check_ready(layout, git)
     check_not_ignored(layout, git)

@@ -232,6 +232,7 @@ class Site:
 
     def __post_init__(self) -> None:
         self.outside.mkdir(parents=True, exist_ok=True)
+        (self.outside / "dvc").mkdir(mode=0o700, exist_ok=True)  # a `dvc` by hand would let everybody write to it
 
     @property
     def root(self) -> Path:

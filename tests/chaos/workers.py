@@ -44,6 +44,9 @@ LASTING = ("pull", "close", "train", "decide", "publish", "tag", "sync", "push")
 STAGE = "train"
 """The stage in whose middle a worker is killed."""
 
+LOOK_SECONDS = 5.0
+"""Between two questions after a run's state: a stage may begin and end while Prefect answers one."""
+
 RUN_SECONDS = 120.0
 """What a run may take from its order to its end, the worker's wait between two looks included."""
 
@@ -224,11 +227,11 @@ class Box:
 
     def await_(self, moment: Callable[[], Any], run: str) -> None:
         """Wait for the moment to strike. Raises Failure where the run ends first."""
-        end, look = time.monotonic() + RUN_SECONDS, 0.0
+        end, look = time.monotonic() + RUN_SECONDS, time.monotonic() + LOOK_SECONDS
         while not moment():
             if time.monotonic() > look:
                 expect((state := self.state(run)) not in ENDED, f"the run ended too early: {state}")
-                look = time.monotonic() + 1
+                look = time.monotonic() + LOOK_SECONDS
             if time.monotonic() > end:
                 raise Failure(f"waited in vain for the moment to strike: the run is {self.state(run)}")
             time.sleep(0.005)
