@@ -99,7 +99,7 @@ class LabelStudioServer:
         """kill -9 of all that it runs."""
         with al_home_at(self._home):
             mark = str(self._workspace.home / "label-studio/server.json")
-        found = [one for one in psutil.process_iter() if process._carries(one, mark)]
+        found = [one for one in psutil.process_iter() if process.carries_mark(one, mark)]
         assert found, "Label Studio does not run"
         for one in found:
             one.kill()

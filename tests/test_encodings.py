@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from al_pipeline.data.encodings import guess, known, mark
+from al_pipeline.data.encodings import by_first_bytes, guess, known
 from al_pipeline.data.inputs import Source
-from al_pipeline.data.tables import BadRow, Row, read_table
+from al_pipeline.data.table_rows import BadRow, Row
+from al_pipeline.data.tables import read_table
 from al_pipeline.errors import BadInput
 
 PROSE = {
@@ -175,5 +176,5 @@ def test_names_of_encodings() -> None:
         "",
     ):
         assert known(name) is None
-    assert mark(b"") is None
+    assert by_first_bytes(b"") is None
     assert guess(b"\xff").sure is False

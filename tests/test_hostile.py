@@ -357,7 +357,7 @@ def _peak(script: str, *words: str) -> tuple[str, int]:
     """What a script prints in a process of its own, and by how many megabytes its memory grew after its imports."""
     code = (
         "import resource, sys\nfrom pathlib import Path\nimport pyarrow.parquet\n"
-        "from al_pipeline.data.tables import BadRow, read_table\n"
+        "from al_pipeline.data.table_rows import BadRow\nfrom al_pipeline.data.tables import read_table\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         f"{script}\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )

@@ -24,7 +24,8 @@ import pytest
 
 from al_pipeline.data import inputs as module
 from al_pipeline.data.inputs import Source, check_encoding, open_inputs
-from al_pipeline.data.tables import BadRow, Row, read_table
+from al_pipeline.data.table_rows import BadRow, Row
+from al_pipeline.data.tables import read_table
 from al_pipeline.errors import BadInput, UsageError
 
 
@@ -307,7 +308,7 @@ def test_an_encoding_that_only_a_mark_could_tell_apart_is_refused_where_there_is
     (tmp_path / "a.csv").write_bytes(b"text,n\nhello,1\n")
     for encoding in ("utf-16", "utf-32"):
         with (
-            pytest.raises(BadInput, match="leave --encoding out"),
+            pytest.raises(BadInput, match="omit --encoding"),
             open_inputs([tmp_path / "a.csv"], encoding=encoding) as found,
         ):
             rows_of(found.sources[0], "text")

@@ -109,7 +109,7 @@ def test_hashes_of_a_few(folders, tmp_path):
     }
     assert hashes_of(folders, []) == {}
     write_items(tmp_path / "bad" / "part-000001.parquet", [[replace(item(1), content_hash="z" * 64)]])
-    with pytest.raises(BadInput, match="no SHA-256"):
+    with pytest.raises(BadInput, match="not a SHA-256"):
         hashes_of([tmp_path / "bad"], ["id-1"])
 
 

@@ -17,8 +17,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from al_pipeline.data import tables
-from al_pipeline.data.tables import BadRow, Row, check_readable, read_table
+from al_pipeline.data import table_rows
+from al_pipeline.data.table_rows import BadRow, Row
+from al_pipeline.data.tables import check_readable, read_table
 from al_pipeline.errors import BadInput
 
 
@@ -123,7 +124,7 @@ def test_a_quote_that_is_never_closed_costs_its_row_alone(file):
 
 @pytest.mark.parametrize("quote", ["", '"'])
 def test_a_row_that_is_too_long_costs_itself_alone(file, monkeypatch, quote):
-    monkeypatch.setattr(tables, "RECORD_LIMIT", 100)
+    monkeypatch.setattr(table_rows, "RECORD_LIMIT", 100)
     rows = read(file, f"id,text\n1,a\n2,{quote}{'x' * 1000}{quote}\n3,b\n")
     assert values(rows) == [
         {"id": "1", "text": "a"},
@@ -134,14 +135,14 @@ def test_a_row_that_is_too_long_costs_itself_alone(file, monkeypatch, quote):
 
 
 def test_a_long_text_of_many_lines_is_skipped_to_its_end(file, monkeypatch):
-    monkeypatch.setattr(tables, "RECORD_LIMIT", 100)
+    monkeypatch.setattr(table_rows, "RECORD_LIMIT", 100)
     rows = read(file, 'text\n"' + "ten bytes\n" * 50 + 'end"\nafter\n')
     assert values(rows) == ["the row is longer than 100 characters", {"text": "after"}]
     assert rows[1].number == 53
 
 
 def test_a_quote_never_closed_in_a_long_file_costs_its_row_alone(file, monkeypatch):
-    monkeypatch.setattr(tables, "RECORD_LIMIT", 100)
+    monkeypatch.setattr(table_rows, "RECORD_LIMIT", 100)
     rows = read(file, 'id,text\n0,"unclosed\n' + "".join(f"{n},text {n}\n" for n in range(1, 100)))
     assert values(rows)[0] == "the row is longer than 100 characters"
     assert values(rows)[1:] == [{"id": str(n), "text": f"text {n}"} for n in range(1, 100)]

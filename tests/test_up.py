@@ -134,7 +134,7 @@ class Box:
         """The living processes of `label-studio`, `prefect` or `worker`, their children too."""
         with al_home_at(self.home):
             mark = str(self.workspace.home / service / "server.json")
-        return [found for found in psutil.process_iter() if servers._carries(found, mark)]
+        return [found for found in psutil.process_iter() if servers.carries_mark(found, mark)]
 
 
 def until(look: Callable[[], T | None], seconds: float) -> T:

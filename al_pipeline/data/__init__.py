@@ -1,1 +1,1 @@
-"""What lies on disk, row by row: users' files, the pool, the ledger, what stages write."""
+"""Files and their rows: users' tables, the pool, the ledger, the outputs of stages."""

@@ -1,4 +1,4 @@
-"""The pool as an idea: what an id is, what is the same item, which items become the test set."""
+"""Item ids, duplicates, and the random draw of the test set."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from al_pipeline.records import Part, composed
 ID_CHARACTERS = 200
 HASH_ID_CHARACTERS = 20
 TEST_SHARE = 5
-"""At most one new item in so many becomes a test item."""
+"""At most one new item in so many is drawn for the test set."""
 
 
 def item_id_from(value: Any, content_hash: str) -> str:
-    """The id of an item: the user's, or the first 20 hex digits of its content's hash where there is none.
+    """The id of an item: the user's, or else the first 20 hex digits of its content hash.
 
-    Raises ValueError with the reason where the user's is neither a whole number nor 1 to 200 printable characters.
+    Raises ValueError with the reason where the user's id is neither an integer nor 1 to 200 printable characters.
     """
-    value = _whole(value)
+    value = _as_integer(value)
     if isinstance(value, int):
         value = str(value) if abs(value) < 10**ID_CHARACTERS else "9" * (ID_CHARACTERS + 1)
     if value is None:
@@ -37,7 +37,7 @@ def item_id_from(value: Any, content_hash: str) -> str:
 
 
 def text_from(value: Any, longest: int) -> str:
-    """The text of an item. Raises ValueError with the reason and, as a second argument, what is special here."""
+    """The text of an item. Raises ValueError with the reason and, as second argument, the detail of this case."""
     if value is None or (isinstance(value, str) and not value.strip()):
         raise ValueError("no text", "")
     if not isinstance(value, str):
@@ -50,12 +50,12 @@ def text_from(value: Any, longest: int) -> str:
 
 
 def label_from(value: Any) -> str | None:
-    """The name of a class that a user's cell holds, in Unicode's NFC form; None where it holds none.
+    """The class name in a user's cell, NFC-normalised; None for an empty cell.
 
-    A column of whole numbers in which some are missing comes as floats: 1.0 is the class `1`. Raises ValueError with
-    the reason where the cell holds anything else than a string or a whole number.
+    A column of integers with missing values arrives as floats: 1.0 is the class `1`. Raises ValueError with the reason
+    where the cell is neither a string nor an integer.
     """
-    value = _whole(value)
+    value = _as_integer(value)
     if value is None:
         return None
     if isinstance(value, int):
@@ -66,7 +66,7 @@ def label_from(value: Any) -> str | None:
 
 
 def storable(text: str) -> bool:
-    """Whether UTF-8 has bytes for it: half a surrogate pair has none."""
+    """Whether UTF-8 can encode the text; it cannot encode a lone surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -74,38 +74,38 @@ def storable(text: str) -> bool:
     return True
 
 
-def _whole(value: Any) -> Any:
-    """A float without a fraction as the whole number that it is; a truth value is no number."""
+def _as_integer(value: Any) -> Any:
+    """A float without a fraction as an integer, a boolean as NaN (it is neither an id nor a label); else unchanged."""
     if isinstance(value, bool):
         return float("nan")
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def drawn_size(wanted: int, items: int) -> int:
-    """How many of `items` new items become the test set: what is wanted, but at most a fifth."""
+    """How many of `items` new items are drawn for the test set: `wanted`, but at most a fifth."""
     return min(wanted, items // TEST_SHARE)
 
 
 def draw_test(content_hashes: Iterable[bytes], count: int, seed: int) -> set[bytes]:
-    """A random sample of items that depends on the seed and on which items there are, not on their order.
+    """A random sample of `count` items that depends on the seed and on the set of items, not on their order.
 
-    Those with the smallest keyed hash (BLAKE2b of the content's digest, keyed by the seed) are drawn.
+    It takes the items with the smallest keyed hash (BLAKE2b of the content digest, keyed by the seed).
     """
     return set(heapq.nsmallest(count, content_hashes, key=lambda digest: test_order(digest, seed)))
 
 
 def test_order(digest: bytes, seed: int) -> tuple[bytes, bytes]:
-    """Where an item of this content stands in the order in which test items are drawn, and later asked.
+    """The sort key by which test items are drawn, and later queried.
 
-    Any prefix of the test set in this order is itself a random sample, the one that a smaller test set would be.
+    Any prefix of the test set in this order is a random sample: the one that a smaller test set would be.
     """
     return blake2b(digest, digest_size=16, key=seed.to_bytes(8, "big")).digest(), digest
 
 
 class Catalog:
-    """The items that are known, without their texts: found by id or by content, numbered in the order they came.
+    """An index of all items by id and by content, numbered in order of arrival.
 
-    About 90 bytes an item, where sets and dicts of strings would take several hundred.
+    It takes about 90 bytes an item; sets and dicts of strings would take several hundred.
     """
 
     def __init__(self) -> None:
@@ -121,11 +121,11 @@ class Catalog:
 
     @property
     def test_items(self) -> int:
-        """How many of them belong to the test set."""
+        """The number of items in the test set."""
         return self._test.count(1)
 
     def add(self, item_id: str, digest: bytes, part: Part) -> int:
-        """Take in an item that neither `find_content` nor `find_id` knows; returns its number."""
+        """Add an item that neither `find_content` nor `find_id` finds; returns its number."""
         number = len(self._test)
         encoded = item_id.encode()
         self._ids += encoded
@@ -137,11 +137,11 @@ class Catalog:
         return number
 
     def find_content(self, digest: bytes) -> int | None:
-        """The number of the item with this content (SHA-256, 32 bytes)."""
+        """The number of the item with this content (SHA-256, 32 bytes); None where there is none."""
         return next((n for n in self._by_hash.candidates(_hash_key(digest)) if self.digest(n) == digest), None)
 
     def find_id(self, item_id: str) -> int | None:
-        """The number of the item with this id."""
+        """The number of the item with this id; None where there is none."""
         encoded = item_id.encode()
         return next((n for n in self._by_id.candidates(hash(encoded)) if self._encoded_id(n) == encoded), None)
 
@@ -154,11 +154,11 @@ class Catalog:
         return bytes(self._hashes[32 * number : 32 * number + 32])
 
     def part(self, number: int) -> Part:
-        """Where item `number` belongs."""
+        """Whether item `number` belongs to the pool or to the test set."""
         return "test" if self._test[number] else "pool"
 
     def move_to_test(self, number: int) -> None:
-        """Item `number` was drawn for the test set."""
+        """Move item `number` to the test set."""
         self._test[number] = 1
 
     def _encoded_id(self, number: int) -> bytes:
@@ -176,7 +176,7 @@ def _hash_key(digest: bytes) -> int:
 
 
 class _Slots:
-    """A hash table from keys to item numbers by open addressing; its caller tells equal items from equal keys."""
+    """A hash table (open addressing) from keys to item numbers; the caller checks candidates for true equality."""
 
     _EMPTY = 0xFFFFFFFF
 
@@ -185,7 +185,7 @@ class _Slots:
         self._used = 0
 
     def candidates(self, key: int) -> Iterator[int]:
-        """The numbers of items that may have this key."""
+        """The numbers of the items that may have this key."""
         mask = len(self._slots) - 1
         slot = key & mask
         while (number := self._slots[slot]) != self._EMPTY:
@@ -193,7 +193,7 @@ class _Slots:
             slot = (slot + 1) & mask
 
     def insert(self, key: int, number: int, keys: Any) -> None:
-        """Remember an item; `keys()` gives the keys of all items in their order, this one included."""
+        """Insert an item; `keys()` yields the keys of all items in order, this one included."""
         self._used += 1
         if 2 * self._used <= len(self._slots):
             self._put(key, number)

@@ -1,7 +1,7 @@
-"""Which encoding a text file is in: by its mark, else UTF-8, else a guess that is checked before it is used.
+"""Detection of a text file's encoding: by its byte order mark, else UTF-8, else a guess that is verified.
 
-A wrong guess garbles exactly the rows with accents or another script, and nobody notices. So a guess counts only where
-one encoding alone gives plausible words; where two do, the caller refuses the file and shows both.
+A wrong guess corrupts only the rows with accents or another script, so it goes unnoticed. A guess is therefore sure
+only where a single encoding gives plausible words; where several do, the caller rejects the file and shows them.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-"""Byte order marks and the codec that understands them; UTF-32's little-endian mark begins with UTF-16's."""
+"""Byte order marks and their codecs. UTF-32 comes first: its little-endian mark begins with that of UTF-16."""
 
 USUAL = (
     "cp1252", "cp1250", "cp1251", "iso8859-2", "iso8859-15", "cp1254", "cp1257", "cp1253", "cp1255", "cp1256", "cp874",
     "koi8-r", "koi8-u", "cp866", "iso8859-5", "mac-roman", "cp850", "cp437", "cp852", "cp932",
     "euc_jis_2004", "gb18030", "big5hkscs", "cp949",
 )  # fmt: skip
-"""What is tried, the more usual first: of two that give the same text the first is named."""
+"""Candidate encodings, the most common first: where two give the same text, the first is reported."""
 
-_MANY_BYTES = frozenset({"cp932", "euc_jis_2004", "gb18030", "big5hkscs", "cp949"})
-"""Encodings in which most pairs of bytes are some character: that a few bytes can be decoded proves nothing."""
-_NOT_OF_FILES = frozenset({"idna", "punycode", "undefined", "utf-7"})
-"""Codecs that Python counts among the encodings, and no file is saved in."""
+_MULTIBYTE = frozenset({"cp932", "euc_jis_2004", "gb18030", "big5hkscs", "cp949"})
+"""Encodings in which most byte pairs are valid characters, so that successful decoding is weak evidence."""
+_NOT_FOR_FILES = frozenset({"idna", "punycode", "undefined", "utf-7"})
+"""Text encodings of Python in which no file is saved."""
 
-_MOST_ODD = 0.05
-"""Share of the characters outside ASCII that may look odd in the right encoding."""
-_ODDER = 0.04
-"""By how much more of them, and by one at least, must look odd in every other one."""
-_LESS_LIKELY = 0.8
-"""Or how much less chardet must hold of it."""
-_LEAST_PLACES = 10
-"""Different places of characters outside ASCII, from which chardet's opinion decides where words do not."""
-_LEAST_TRUST = 0.06
-"""What chardet gives to a single ordinary word in the right encoding; below it, it has seen too little."""
+_MAX_IMPLAUSIBLE = 0.05
+"""Highest share of implausible characters, of those outside ASCII, in the right encoding."""
+_IMPLAUSIBLE_MARGIN = 0.04
+"""By how much that share must be higher in every other encoding (and by at least one character) ..."""
+_CONFIDENCE_RATIO = 0.8
+"""... unless chardet's confidence in it is at most this fraction of its confidence in the best."""
+_MIN_CONTEXTS = 10
+"""Distinct contexts (see `_contexts`) from which chardet's confidence counts."""
+_MIN_CONFIDENCE = 0.06
+"""chardet's confidence for a single ordinary word in the right encoding; lower means too little evidence."""
 
 _ALPHABETS = tuple(
     frozenset(letters + letters.upper())
@@ -67,7 +67,7 @@ _ALPHABETS = tuple(
         "äöüõšžé",
     )
 )
-"""The letters outside ASCII of languages in Latin script, with the foreign ones that their texts often have."""
+"""Letters outside ASCII of languages in Latin script, with those of foreign words common in them."""
 _SIGNS = frozenset(
     "“”‘’‚„–—…€£¥¢©®™°±²³¹½¼¾×÷µ§¶·•«»‹›¿¡ªº†‡‰´¨¦\u00a0\u202f№"
     "、。「」『』（）！？：；，．・ー～【】《》〈〉〜￥％＆＋／＝＊＃＠"
@@ -81,16 +81,16 @@ _NEVER_AFTER_A_LETTER = frozenset("±¶½¼¾×÷¹¦£¥¤§¿¡„‚«‹")
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """What a file without a mark that is not UTF-8 may be: one encoding, or the most plausible of several."""
+    """Candidate encodings of a file that is not UTF-8 and has no byte order mark."""
 
     encodings: tuple[str, ...]
     """The most plausible first; empty where none fits."""
     sure: bool
-    """Whether the first is plausible and every other that gives another text is much less so."""
+    """Whether the first is plausible and every other that gives a different text is much less so."""
 
 
-def mark(head: bytes) -> str | None:
-    """The encoding that a file's first bytes name, or that the place of its NULs gives away."""
+def by_first_bytes(head: bytes) -> str | None:
+    """The encoding that a byte order mark, an escape sequence or the positions of NUL bytes reveal; else None."""
     for sign, encoding in MARKS:
         if head.startswith(sign):
             return encoding
@@ -100,7 +100,7 @@ def mark(head: bytes) -> str | None:
 
 
 def _by_nuls(head: bytes) -> str | None:
-    """UTF-16 or UTF-32 without a mark: every other byte, or three of four, of ASCII's letters is NUL."""
+    """UTF-16 or UTF-32 without a byte order mark: in ASCII text every second byte is NUL, or three of four."""
     some = head[: len(head) // 4 * 4]
     if len(some) < 8 or b"\0" not in some[:64]:
         return None
@@ -117,45 +117,41 @@ def _by_nuls(head: bytes) -> str | None:
 
 
 def known(name: str) -> str | None:
-    """The name that Python gives a text encoding, as far as it knows one of that name."""
+    """Python's name of a text encoding; None where it has none of that name, or no file is saved in it."""
     try:
         codec = codecs.lookup(name)
     except (LookupError, ValueError):
         return None
-    if (
-        not codec._is_text_encoding
-        or codec.name in {"idna", "punycode", "undefined", "utf-7"}
-        or "escape" in codec.name
-    ):
+    if not codec._is_text_encoding or codec.name in _NOT_FOR_FILES or "escape" in codec.name:
         return None
     return UTF_8 if codec.name == "utf-8" else codec.name
 
 
 def guess(sample: bytes) -> Guess:
-    """What lines that are not UTF-8 may be in. `sample`: at most some 200,000 bytes, whole lines."""
+    """Guess the encoding of lines that are not UTF-8. `sample`: complete lines, at most about 200,000 bytes."""
     import chardet
 
     ranking = chardet.detect_all(
         sample, ignore_threshold=True, compat_names=False, prefer_superset=True, include_encodings=USUAL
     )
-    trust = {str(found["encoding"]): float(found["confidence"] or 0) for found in ranking}
+    confidence = {str(found["encoding"]): float(found["confidence"] or 0) for found in ranking}
     texts: dict[str, str] = {}
     for encoding in USUAL:
         text = _decoded(sample, encoding)
         if text is not None and text not in texts.values():
             texts[encoding] = text
-    places = {encoding: _places(text) for encoding, text in texts.items()}
-    costs = {encoding: _oddness(found) for encoding, found in places.items()}
-    order = sorted(texts, key=lambda e: (costs[e] - min(trust.get(e, 0.0), 0.5) / 2, USUAL.index(e)))
+    contexts = {encoding: _contexts(text) for encoding, text in texts.items()}
+    costs = {encoding: _implausible_share(found) for encoding, found in contexts.items()}
+    order = sorted(texts, key=lambda e: (costs[e] - min(confidence.get(e, 0.0), 0.5) / 2, USUAL.index(e)))
     if not order:
         return Guess((), False)
     best, *others = order
-    count = max(1, len(places[best]))
-    enough = count >= _LEAST_PLACES and trust.get(best, 0.0) >= _LEAST_TRUST
-    fits = costs[best] <= _MOST_ODD and (enough or best not in _MANY_BYTES)
+    count = max(1, len(contexts[best]))
+    enough = count >= _MIN_CONTEXTS and confidence.get(best, 0.0) >= _MIN_CONFIDENCE
+    fits = costs[best] <= _MAX_IMPLAUSIBLE and (enough or best not in _MULTIBYTE)
     sure = fits and all(
-        costs[other] >= 2 * costs[best] + max(_ODDER, 1 / count)
-        or (enough and trust.get(other, 0.0) <= _LESS_LIKELY * trust[best])
+        costs[other] >= 2 * costs[best] + max(_IMPLAUSIBLE_MARGIN, 1 / count)
+        or (enough and confidence.get(other, 0.0) <= _CONFIDENCE_RATIO * confidence[best])
         for other in others
     )
     return Guess(tuple(order[:3]), sure)
@@ -168,28 +164,29 @@ def _decoded(sample: bytes, encoding: str) -> str | None:
         return None
 
 
-def _places(text: str) -> set[tuple[str, str, str]]:
-    """Each character outside ASCII with its two neighbours, once: a sentence repeated a thousand times says no more."""
-    return {place for place in set(zip(" " + text, text, text[1:] + " ", strict=False)) if place[1] > "\x7f"}
+def _contexts(text: str) -> set[tuple[str, str, str]]:
+    """The distinct contexts of characters outside ASCII: each with its two neighbours. Repetition adds no evidence."""
+    return {context for context in set(zip(" " + text, text, text[1:] + " ", strict=False)) if context[1] > "\x7f"}
 
 
-def _oddness(places: set[tuple[str, str, str]]) -> float:
-    """The share of the characters outside ASCII that no writer would have put where they stand."""
-    odd = 0
+def _implausible_share(contexts: set[tuple[str, str, str]]) -> float:
+    """The share of contexts in which the character is implausible, or a Latin letter outside the best-fit alphabet."""
+    implausible = 0
     latin: dict[str, int] = {}
-    for before, character, after in places:
+    for before, character, after in contexts:
         if not character.isalpha():
-            odd += _odd_sign(before, character, after)
-        elif _odd_letter(before, character, after):
-            odd += 1
+            implausible += _implausible_sign(before, character, after)
+        elif _implausible_letter(before, character, after):
+            implausible += 1
         elif _script(character) == "LATIN":
             latin[character] = latin.get(character, 0) + 1
-    if not places:
+    if not contexts:
         return 1.0
-    return (odd + min(sum(n for c, n in latin.items() if c not in alphabet) for alphabet in _ALPHABETS)) / len(places)
+    foreign = min(sum(n for c, n in latin.items() if c not in alphabet) for alphabet in _ALPHABETS)
+    return (implausible + foreign) / len(contexts)
 
 
-def _odd_sign(before: str, character: str, after: str) -> bool:
+def _implausible_sign(before: str, character: str, after: str) -> bool:
     if unicodedata.combining(character) or unicodedata.category(character) in {"Mn", "Mc"}:
         return not before.isalpha() and not unicodedata.combining(before) and unicodedata.category(before)[0] != "M"
     if character not in _SIGNS:
@@ -206,8 +203,8 @@ def _odd_sign(before: str, character: str, after: str) -> bool:
     return near_letter and after.isalpha() and character not in _JOINS
 
 
-def _odd_letter(before: str, character: str, after: str) -> bool:
-    """A letter beside one of another script or a digit, or a capital in the middle of a word."""
+def _implausible_letter(before: str, character: str, after: str) -> bool:
+    """Whether a letter is next to another script or a digit, or is a capital in the middle of a word."""
     script = _script(character)
     if script in _EAST:
         alone = not any(_script(near) in _EAST for near in (before, after))
@@ -222,7 +219,7 @@ def _odd_letter(before: str, character: str, after: str) -> bool:
 
 
 _FINAL = frozenset("ךםןףץς")
-"""Forms of Hebrew and Greek letters that only end a word."""
+"""Final forms of Hebrew and Greek letters."""
 _EAST = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "HALFWIDTH", "FULLWIDTH", "IDEOGRAPHIC", "BOPOMOFO")
 
 

@@ -1,4 +1,4 @@
-"""Rows of an Excel workbook, one at a time; the only module that knows openpyxl."""
+"""Rows of an Excel workbook, read one at a time; the only module that imports openpyxl."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from al_pipeline.records import shown_text
 
 _SMALL = 64 * 1024 * 1024
 _LARGEST_STRINGS = 256 * 1024 * 1024
-"""Bytes, unpacked, of what openpyxl keeps in memory as a whole: all distinct texts."""
+"""Unpacked bytes of the parts that openpyxl loads into memory: shared strings, styles and the like."""
 _MOST_PARTS = 5000
 _STRAY_COLUMNS = 50
-"""Beyond the header's last one: a cell there costs its row; further away it is not looked for."""
+"""Columns read beyond the header's last one: a row with a cell there is rejected; cells further right are ignored."""
 
 
 class ErrorCell:
@@ -30,21 +30,21 @@ class ErrorCell:
 
 
 def read_sheet(source: Source, file: IO[bytes]) -> tuple[str, Iterator[tuple[int, tuple[Any, ...]]]]:
-    """The name of the first sheet that holds something, and its rows from the header on, each with its number.
+    """The title of the first sheet that is not empty, and its rows from the header on, each with its number.
 
-    A workbook with further sheets that hold something is told by its name: `first (not read: second, third)`. Raises
-    BadInput, also while it is read.
+    The title names further sheets that are not empty: `first (not read: second, third)`. Raises BadInput, also while
+    the rows are read.
     """
     try:
         import openpyxl
     except ImportError:
         raise BadInput(
-            f"{source} is an Excel workbook, and openpyxl, which reads them, is not installed: "
+            f"{source} is an Excel workbook, and openpyxl, which reads it, is not installed: "
             "`pip install 'al-pipeline[xlsx]'`, or save the sheet as CSV (UTF-8)"
         ) from None
     _check_size(source, file)
-    with warnings.catch_warnings(), _complaints(source):
-        warnings.simplefilter("ignore")  # of styles and extensions that a reader of values has no use for
+    with warnings.catch_warnings(), _damage_as_bad_input(source):
+        warnings.simplefilter("ignore")  # about styles and extensions, which do not affect values
         book = openpyxl.load_workbook(file, read_only=True, data_only=True, keep_links=False)
         sheets = []
         for sheet in book.worksheets:
@@ -61,7 +61,7 @@ def read_sheet(source: Source, file: IO[bytes]) -> tuple[str, Iterator[tuple[int
 
 
 def _rows(source: Source, book: Any, sheet: Any) -> Iterator[tuple[int, tuple[Any, ...]]]:
-    with closing(book), warnings.catch_warnings(), _complaints(source):
+    with closing(book), warnings.catch_warnings(), _damage_as_bad_input(source):
         warnings.simplefilter("ignore")
         width = None
         for number, cells in enumerate(sheet.iter_rows(), start=1):
@@ -79,9 +79,9 @@ def _value(cell: Any) -> Any:
 
 
 def _check_size(source: Source, file: IO[bytes]) -> None:
-    """A workbook is a ZIP file: refuse one that unpacks into more than it may, by what it says of its parts.
+    """Reject a workbook (a ZIP file) whose directory announces more unpacked bytes than allowed.
 
-    `zipfile` reads no more of a part than it is said to hold.
+    The announced sizes can be trusted: `zipfile` reads no more of a part than its announced size.
     """
     try:
         with zipfile.ZipFile(file) as parts:
@@ -103,8 +103,8 @@ def _check_size(source: Source, file: IO[bytes]) -> None:
         )
 
 
-class _complaints:
-    """Turns what openpyxl raises on a damaged workbook into a BadInput."""
+class _damage_as_bad_input:
+    """Turns any exception that openpyxl raises on a damaged workbook into a BadInput."""
 
     def __init__(self, source: Source) -> None:
         self._source = source

@@ -1,7 +1,7 @@
-"""The files that users hand in, as a whole: which there are, of what kind, and how their bytes are got at.
+"""Users' input files: which files a name stands for, their format, and access to their bytes.
 
-What a name stands for (a file, a folder's files, standard input) is decided here, once for all commands. A file that
-cannot be used as a whole is a BadInput; nothing here looks at rows.
+A name stands for a file, the files of a folder, or standard input, alike in all commands. An unusable file is a
+BadInput; rows are read elsewhere (`tables.py`).
 """
 
 from __future__ import annotations
@@ -55,39 +55,39 @@ _GZIP = b"\x1f\x8b"
 _ZIP = b"PK\x03\x04"
 
 LARGEST_RATIO = 200
-"""How many times its size a compressed file may unpack into, beyond the first SMALL bytes. Texts reach about 20."""
+"""Highest compression ratio of a file that unpacks into more than SMALL bytes. Texts reach about 20."""
 SMALL = 256 * 1024 * 1024
 _SPARE_BYTES = 512 * 1024 * 1024
-"""Of the disk that holds temporary files: what a spooled pipe leaves free."""
+"""Bytes that a spooled pipe leaves free on the disk of temporary files."""
 
 
 class Stamp(NamedTuple):
-    """What tells that a file was written to or replaced, without reading it."""
+    """A file's `stat` values that reveal, without reading it, that it was written to or replaced."""
 
     size: int
     modified: int
-    """Nanoseconds since 1970, as programs may set it."""
+    """mtime in nanoseconds since 1970; programs can set it."""
     changed: int
-    """The same of the last change of content, name or rights, which no program can set."""
+    """ctime in nanoseconds since 1970: the last change of content, name or permissions; programs cannot set it."""
     inode: int
 
     @property
     def last_change(self) -> float:
-        """Seconds since 1970."""
+        """The later of mtime and ctime, in seconds since 1970."""
         return max(self.modified, self.changed) / 1e9
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One file to read. `format` and `encoding`: what the user says of it; None: found out from its content."""
+    """A file to read. `format` and `encoding` are as the user declares them; None: detected from the content."""
 
     path: Path
     name: str = ""
-    """How messages call it; empty: by its path."""
+    """Its name in messages; empty: its path."""
     format: Format | None = None
     encoding: str | None = None
     stamp: Stamp | None = None
-    """What the file must look like before and after it is read; None: as it does before."""
+    """The stamp that the file must have before and after it is read; None: the one it has before."""
 
     def __str__(self) -> str:
         return shown_text(self.name or str(self.path))
@@ -95,15 +95,15 @@ class Source:
 
 @dataclass
 class Inputs:
-    """The files that the user's names stand for, in the order given, a folder's by name."""
+    """The files that the user's names stand for, in the order given, those of a folder sorted by name."""
 
     sources: list[Source] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What a folder holds that is not read."""
+    """Files of a folder that are not read."""
 
 
 def check_encoding(name: str | None) -> str | None:
-    """Python's name of an encoding that a user typed. Raises UsageError where there is none of that name."""
+    """Python's name of an encoding that a user typed. Raises UsageError for an unknown name."""
     if not name:
         return None
     first, *second = (known(part.strip()) for part in name.split("+"))
@@ -119,9 +119,9 @@ def check_encoding(name: str | None) -> str | None:
 def open_inputs(
     names: Sequence[Path | Source], format: str | None = None, encoding: str | None = None
 ) -> Iterator[Inputs]:
-    """The files that `names` stand for; `-` is standard input, kept in a file of this user alone until the end.
+    """The files that `names` stand for; `-` is standard input, spooled to a private file (0600) until the context ends.
 
-    Raises BadInput and UsageError.
+    Raises BadInput where a folder or standard input cannot be read, UsageError for an unknown format or encoding.
     """
     if format is not None and format not in get_args(Format):
         raise UsageError(f"no format is named {format!r}; there are {', '.join(get_args(Format))}")
@@ -148,7 +148,7 @@ def open_inputs(
 
 
 def _spool(path: Path) -> Path:
-    """Copy standard input into a file, 0600, and leave room on its disk."""
+    """Copy standard input into a file (0600), leaving _SPARE_BYTES free on its disk."""
     source = sys.stdin.buffer
     if source.isatty():
         raise UsageError("standard input is a terminal; pipe a file into it: `… - < FILE`")
@@ -164,14 +164,14 @@ def _spool(path: Path) -> Path:
 
 
 def _list_folder(folder: Path, common: Source, found: Inputs) -> None:
-    """The files right in a folder whose names are those of tables. Dot files and the like are nobody's data."""
+    """Add the files directly in `folder` whose names end like a table's; hidden files are ignored."""
     try:
         entries = sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
     except OSError as error:
         raise BadInput(f"{folder} cannot be read: {error.strerror or error}") from None
     files = [entry for entry in entries if format_by_name(entry.name) is not None and not entry.is_dir()]
     if not files:
-        raise BadInput(f"{folder} holds no file to read ({WANTED}, by its name's ending)")
+        raise BadInput(f"{folder} holds no file to read ({WANTED}, by file extension)")
     if others := [shown_text(entry.name) for entry in entries if entry not in files]:
         shown = ", ".join(others[:5]) + (", …" if len(others) > 5 else "")
         found.notes.append(f"{folder}: {len(others):,} not read (folders, or not named as tables): {shown}")
@@ -179,12 +179,12 @@ def _list_folder(folder: Path, common: Source, found: Inputs) -> None:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file's name is that of a helper file: macOS's `._x.csv`, Emacs's `.#x`, Office's `~$x.xlsx`."""
+    """Whether a file's name is that of a hidden or auxiliary file: `._x.csv` (macOS), `.#x` (Emacs), `~$x.xlsx`."""
     return name.startswith((".", "~$", "#")) or name.endswith("~")
 
 
 def format_by_name(name: str) -> Format | None:
-    """What a file's name says it is, under a `.gz` too."""
+    """The format by a file's extension, ignoring a final `.gz`."""
     path = Path(name.lower())
     if path.suffix == ".gz":
         path = path.with_suffix("")
@@ -192,7 +192,7 @@ def format_by_name(name: str) -> Format | None:
 
 
 def open_regular(source: Source) -> IO[bytes]:
-    """Open a regular file; a pipe or a device is refused before anything waits for it. Raises BadInput."""
+    """Open a regular file without blocking. Raises BadInput, also for a pipe or a device."""
     try:
         handle = os.open(source.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -209,13 +209,13 @@ def open_regular(source: Source) -> IO[bytes]:
 
 
 def stamp_of(path: Path) -> Stamp:
-    """What a file looks like now. Raises OSError."""
+    """The present stamp of a file. Raises OSError."""
     found = path.stat()
     return Stamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
 
 def digest_of(source: Source) -> str:
-    """The SHA-256 of a file's bytes, in hex. Raises BadInput where it is no regular file, or cannot be read."""
+    """The SHA-256 of a file's bytes, in hex. Raises BadInput where it is not a regular file or cannot be read."""
     with open_regular(source) as file:
         try:
             return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
@@ -224,7 +224,7 @@ def digest_of(source: Source) -> str:
 
 
 def read_head(source: Source) -> bytes:
-    """The first bytes of a file, unpacked where it is compressed. Raises BadInput where it is no table."""
+    """The first HEAD_BYTES of a file, decompressed if it is gzip. Raises BadInput where it cannot be a table."""
     with open_regular(source) as file:
         head = _read(source, file, HEAD_BYTES)
     if not head:
@@ -252,7 +252,7 @@ def _read(source: Source, file: IO[bytes], size: int) -> bytes:
 
 
 def kind_of(source: Source, head: bytes) -> Format:
-    """What a file is: as the user says, by its first bytes, by its name, else CSV."""
+    """The format of a file: as the user declares it, by its first bytes, by its extension, or else CSV."""
     if head.startswith(b"PAR1"):
         return "parquet"
     if head.startswith(_ZIP):
@@ -265,17 +265,17 @@ def kind_of(source: Source, head: bytes) -> Format:
 
 
 def open_bytes(source: Source) -> IO[bytes]:
-    """The content of a file, unpacked where it is compressed by gzip. Raises BadInput, also while it is read."""
+    """Open a file, decompressed if it is gzip. Raises BadInput, also while it is read."""
     file = open_regular(source)
     if file.read(2) != _GZIP:
         file.seek(0)
         return file
     file.seek(0)
-    return io.BufferedReader(_Unpacked(source, file), 256 * 1024)
+    return io.BufferedReader(_Decompressed(source, file), 256 * 1024)
 
 
-class _Unpacked(io.RawIOBase):
-    """A gzip file's content, read once from its beginning; a bomb is a BadInput before it fills anything."""
+class _Decompressed(io.RawIOBase):
+    """A gzip file's content, read once from the start. Raises BadInput past LARGEST_RATIO (a decompression bomb)."""
 
     def __init__(self, source: Source, file: IO[bytes]) -> None:
         self._source = source

@@ -1,9 +1,9 @@
-"""Everything we were told, in files that only grow: the ledger (`data/events`) and the inbox in front of it.
+"""The append-only event ledger (`data/events`) and its inbox, which holds pulled events until a round closes.
 
 A folder holds events in `part-000007.jsonl` (ledger) or `pull-000007.jsonl` (inbox), one JSON object a line, and
-answers that were refused, with the reason, in `refused-000007.jsonl`. The order of events is (file, line). A file is
-written in one step and never again. The same event in two files counts once, where it first stands: a move from the
-inbox to the ledger can thus be killed and repeated.
+refused annotations with the reason in `refused-000007.jsonl`. Events are ordered by (file, line). A file is written
+atomically and never changed. An event in two files counts once, at its first place, so that a move from the inbox to
+the ledger can be interrupted and repeated.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _REQUIRED = ("event_id", "type", "item_id", "content_hash", "part", "round", "an
 _KNOWN = frozenset(field.name for field in fields(Event))
 _TEXT_OR_NONE = ("label", "reason", "previous", "origin", "created_at", "updated_at", "observed_at")
 
-_LONGEST = 1e9
-"""No round has such a number, and no answer takes so many seconds. (Not-a-number and infinity: see `_rows`.)"""
+_LARGEST_NUMBER = 1e9
+"""Upper bound on round numbers and lead times in seconds; larger values are corrupt. `_rows` rejects NaN."""
 
 Refused = Mapping[str, Any]
-"""An answer that was kept aside: `refused_id`, `reason`, whose it is, and `result`, the raw answer as JSON text."""
+"""An annotation that could not be used: `refused_id`, `reason`, annotator and task, and `result`, the raw JSON text."""
 
 
 def read_events(*folders: Path) -> list[Event]:
-    """All events of `folders` (say, the ledger and then the inbox), each once, in order.
+    """All events of `folders` (such as the ledger, then the inbox), each once, in order.
 
-    Raises BadInput naming file and line where a line is torn or not as we wrote it.
+    Raises BadInput with file and line where a line is truncated or not a valid event.
     """
     events: dict[str, Event] = {}
     for folder in folders:
@@ -48,19 +48,19 @@ def read_events(*folders: Path) -> list[Event]:
 
 
 def read_refused(*folders: Path) -> list[Refused]:
-    """All refused answers of `folders`, each once, in order. Raises BadInput naming file and line."""
+    """All refused annotations of `folders`, each once, in order. Raises BadInput with file and line."""
     refused: dict[str, Refused] = {}
     for folder in folders:
         for path in _files(folder, "refused"):
             for line, row in _rows(path):
                 if not isinstance(row.get("refused_id"), str) or not isinstance(row.get("reason"), str):
-                    raise BadInput(f"{path}:{line}: `refused_id` and `reason` must be text; {_MEND}")
+                    raise BadInput(f"{path}:{line}: `refused_id` and `reason` must be text; {_FIX}")
                 refused.setdefault(row["refused_id"], row)
     return list(refused.values())
 
 
 def still_refused(refused: Iterable[Refused], events: Iterable[Event]) -> list[Refused]:
-    """Of refused answers those that stand: none that was taken later, and of an edited answer the newest alone."""
+    """The refused annotations that were not accepted later; of an edited annotation only the newest version."""
     taken: dict[tuple[str, str], str] = {}
     ids: set[str] = set()
     for event in events:
@@ -74,7 +74,7 @@ def still_refused(refused: Iterable[Refused], events: Iterable[Event]) -> list[R
         push_key, number = str(row.get("push_key")), str(row.get("annotation_id"))
         name = f"{number}-{author_digest(str(row.get('annotator')), row.get('created_at'))}"
         changed = str(row.get("updated_at") or "")
-        # An answer that an earlier version took has its number alone for a name.
+        # Keys of events written by an earlier version end with the annotation's number alone.
         if any(taken[known] >= changed for known in ((push_key, name), (push_key, number)) if known in taken):
             continue
         key = (push_key, name) if row.get("annotation_id") is not None else row["refused_id"]
@@ -89,32 +89,32 @@ def known_ids(*folders: Path) -> frozenset[str]:
 
 
 def last_part(ledger: Path) -> int:
-    """The number of a ledger's newest part; 0 where it has none."""
+    """The number of a ledger's newest part; 0 for an empty ledger."""
     return max((_position_of(path) for path in _files(ledger, "part")), default=0)
 
 
 def part_ids(ledger: Path, last: int) -> frozenset[str]:
-    """Ids of the events in a ledger's parts up to number `last`: what it held when that was the newest."""
+    """Ids of the events in a ledger's parts up to number `last`."""
     paths = [path for path in _files(ledger, "part") if _position_of(path) <= last]
     return frozenset(event.event_id for path in paths for event in _parsed(path))
 
 
 def append_part(folder: Path, events: Iterable[Event], refused: Iterable[Refused] = ()) -> Path | None:
-    """Add to a ledger what it does not know yet, as one new part; its path, or None where nothing was new."""
+    """Append the new events and refused annotations to a ledger as one part; its path, or None without new events."""
     return _append(folder, "part", events, refused, known=(folder,))
 
 
 def add_to_inbox(
     inbox: Path, events: Iterable[Event], refused: Iterable[Refused] = (), ledger: Path | None = None
 ) -> Path | None:
-    """Put what neither the inbox nor `ledger` knows into a new inbox file, fsynced; its path, or None."""
+    """Write what neither `inbox` nor `ledger` holds to a new inbox file; its path, or None without new events."""
     return _append(inbox, "pull", events, refused, known=(ledger, inbox) if ledger else (inbox,))
 
 
 def append_inbox(inbox: Path, ledger: Path) -> list[Path]:
-    """Append what the inbox holds to the ledger as one part; the inbox files that may now be deleted.
+    """Append the inbox to the ledger as one part. Returns the inbox files, which may then be deleted.
 
-    Can be killed anywhere and repeated: what the ledger knows already is not appended again.
+    Safe to interrupt and repeat: events that the ledger already holds are not appended again.
     """
     consumed = [*_files(inbox, "pull"), *_files(inbox, "refused")]
     append_part(ledger, read_events(inbox), read_refused(inbox))
@@ -131,7 +131,7 @@ def _append(
             new.setdefault(event.event_id, event)
     refused_ids = {row["refused_id"] for row in read_refused(*known)}
     new_refused = [row for row in refused if row["refused_id"] not in refused_ids]
-    # Refused answers first: a crash in between leaves events to find again, and no refusal is written twice.
+    # Refused annotations first: after a crash in between, the next call writes the events and no refusal twice.
     if new_refused:
         write_jsonl(_next(folder, "refused"), [dict(row) for row in new_refused])
     if not new:
@@ -160,18 +160,18 @@ def _next(folder: Path, prefix: str) -> Path:
     return folder / f"{prefix}-{last + 1:06d}.jsonl"
 
 
-_MEND = "restore the file with `dvc checkout` (ledger) or remove the bad line after a look (inbox)"
+_FIX = "restore the file with `dvc checkout` (ledger), or inspect and remove the bad line (inbox)"
 
 
 def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                row = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+                row = json.loads(line.decode("utf-8"), parse_constant=_reject_constant)
             except (ValueError, RecursionError):
-                raise BadInput(f"{path}:{number}: is no JSON object (torn or edited by hand); {_MEND}") from None
+                raise BadInput(f"{path}:{number}: not a JSON object (truncated or edited); {_FIX}") from None
             if not isinstance(row, dict):
-                raise BadInput(f"{path}:{number}: is no JSON object (torn or edited by hand); {_MEND}")
+                raise BadInput(f"{path}:{number}: not a JSON object (truncated or edited); {_FIX}")
             yield number, row
 
 
@@ -180,24 +180,24 @@ def _parsed(path: Path) -> tuple[Event, ...]:
     return _events(path, found.st_size, found.st_mtime_ns)
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON value")
+def _reject_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON value")
 
 
 @cache
 def _events(path: Path, _size: int, _changed: int) -> tuple[Event, ...]:
-    """A file's events, parsed once: it is never written again, and a tick reads the ledger several times."""
+    """The events of a file, parsed once: a file never changes, and a tick reads the ledger several times."""
     return tuple(_event(row, f"{path}:{line}") for line, row in _rows(path))
 
 
 def _event(row: dict[str, Any], place: str) -> Event:
     if problem := _problem(row):
-        raise BadInput(f"{place}: {problem}; {_MEND}")
+        raise BadInput(f"{place}: {problem}; {_FIX}")
     return Event.from_row(row)
 
 
 def _problem(row: Mapping[str, Any]) -> str | None:
-    """What keeps `row` from being an event; None where it is one."""
+    """Why `row` is not a valid event; None where it is one."""
     if unknown := sorted(set(row) - _KNOWN):
         return f"unknown key {unknown[0]!r} (written by a newer engine?)"
     if missing := [key for key in _REQUIRED if key not in row]:
@@ -205,7 +205,7 @@ def _problem(row: Mapping[str, Any]) -> str | None:
     if wrong := [key for key in _REQUIRED if key != "round" and not isinstance(row[key], str)]:
         return f"`{wrong[0]}` must be text"
     if type(row["round"]) is not int or type(row.get("schema_version", 1)) is not int:
-        return "`round` and `schema_version` must be whole numbers"
+        return "`round` and `schema_version` must be integers"
     if row["type"] not in _TYPES:
         return f"unknown event type {row['type']!r} (written by a newer engine?)"
     if row["part"] not in _PARTS:
@@ -223,7 +223,7 @@ def _problem(row: Mapping[str, Any]) -> str | None:
         try:
             LabelIntervention.from_row(row["intervention"])
         except (TypeError, ValueError, AttributeError) as error:
-            return f"`intervention` is none that this engine knows ({error}; written by a newer engine?)"
-    if abs(row.get("lead_time") or 0.0) > _LONGEST or abs(row["round"]) > _LONGEST:
-        return "`lead_time` or `round` is a number that nobody can have meant"
+            return f"`intervention` is unknown to this engine ({error}; written by a newer engine?)"
+    if abs(row.get("lead_time") or 0.0) > _LARGEST_NUMBER or abs(row["round"]) > _LARGEST_NUMBER:
+        return f"`lead_time` or `round` is out of range (over {_LARGEST_NUMBER:g})"
     return None

@@ -1,6 +1,6 @@
-"""The files that stages write and everybody else reads: labelled sets, scores, queries, predictions.
+"""The files that stages write: labelled sets, scores, queries, predictions.
 
-Parquet is written so that equal rows give equal bytes: fixed schema, one row group, no timestamps.
+Equal rows give equal bytes of Parquet: fixed schema, one row group, no timestamps.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ _SCORES = pa.schema([("item_id", pa.string()), ("score", pa.float64()), ("proba"
 
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'", "＝", "＋", "－", "＠")
-"""How a cell begins that a spreadsheet would compute; `'` too, so that the way back is the only one."""
+"""First characters of cells that a spreadsheet may evaluate as formulas; `'` too, so that the escape is reversible."""
 
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """A model's probabilities for items of the test set. `proba` is (n, C), its columns in the order of `classes`.
+    """A model's class probabilities for test items. `proba` has shape (n, C), its columns in the order of `classes`.
 
-    The label of an item that has none yet is empty: a later model is compared on the items that are labelled by then.
+    An item without a label has the empty label: a later model is compared on the items that are labelled by then.
     """
 
     item_ids: tuple[str, ...]
@@ -73,28 +73,28 @@ def write_labeled(path: Path, rows: Sequence[LabeledItem]) -> None:
 
 
 def read_labeled(path: Path) -> list[LabeledItem]:
-    """The labelled set that `write_labeled` wrote."""
+    """Read the labelled set that `write_labeled` wrote."""
     return [LabeledItem(**row) for row in _read(path).to_pylist()]
 
 
 def write_unresolved(path: Path, rows: Sequence[Unresolved]) -> None:
-    """Write the items whose answers give no label."""
+    """Write the items whose annotations give no label."""
     _write(path, _UNRESOLVED, rows)
 
 
 def read_unresolved(path: Path) -> list[Unresolved]:
-    """The items that `write_unresolved` wrote."""
+    """Read the items that `write_unresolved` wrote."""
     return [Unresolved(**row) for row in _read(path).to_pylist()]
 
 
 def write_scores(path: Path, item_ids: Sequence[str], scores: Floats, proba: Floats) -> None:
-    """Write the shortlist: the best-scored candidates, best first, with their probabilities (n, C)."""
+    """Write the shortlist: the candidates with the highest scores, in descending order; `proba` has shape (n, C)."""
     columns = [strings(item_ids), floats(scores), float_rows(proba)]
     _store(path, pa.Table.from_arrays(columns, schema=_SCORES))
 
 
 def read_scores(path: Path) -> tuple[list[str], Floats, Floats]:
-    """The shortlist's ids, their scores (n,) and their probabilities (n, C)."""
+    """Read the shortlist: ids, scores (n,) and class probabilities (n, C)."""
     table = _read(path)
     ids, rows = table.column("item_id").to_pylist(), table.column("proba").to_pylist()
     scores = np.array(table.column("score").to_pylist(), dtype=np.float64)
@@ -102,17 +102,17 @@ def read_scores(path: Path) -> tuple[list[str], Floats, Floats]:
 
 
 def write_queries(path: Path, queries: Sequence[Query]) -> None:
-    """Write a batch in the order of asking."""
+    """Write a batch in order of rank."""
     write_jsonl(path, (asdict(query) for query in queries))
 
 
 def read_queries(path: Path) -> list[Query]:
-    """The batch that `write_queries` wrote."""
+    """Read the batch that `write_queries` wrote."""
     return [Query(**row) for row in read_jsonl(path)]
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write predictions as CSV: `item_id`, `label`, then one column of probabilities a class."""
+    """Write predictions as CSV: `item_id`, `label`, then a column of probabilities for each class."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["item_id", "label", *map(csv_cell, predictions.classes)])
@@ -123,19 +123,19 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 
 
 def parse_predictions(text: str, unlabelled: bool = False) -> Predictions:
-    """The predictions in a CSV that `write_predictions` wrote: of the labelled items, or (`unlabelled`) of all.
+    """Parse the CSV of `write_predictions`: the predictions for labelled items, or (`unlabelled`) for all items.
 
-    Raises BadInput where it is another file.
+    Raises BadInput for any other file.
     """
     try:
         rows = list(csv.reader(io.StringIO(text)))
     except csv.Error as error:
-        raise BadInput(f"predictions.csv is no CSV: {error}") from None
+        raise BadInput(f"predictions.csv is not CSV: {error}") from None
     if not rows or rows[0][:2] != ["item_id", "label"]:
         raise BadInput("predictions.csv does not begin with the columns item_id, label")
     classes = tuple(map(from_csv_cell, rows[0][2:]))
     if any(len(row) != len(rows[0]) for row in rows):
-        raise BadInput("predictions.csv holds a row of another length than its header")
+        raise BadInput("predictions.csv has a row with another number of fields than its header")
     try:
         proba = np.array([[float(value) for value in row[2:]] for row in rows[1:]], dtype=np.float64)
         proba = proba.reshape(len(rows) - 1, len(classes))
@@ -145,25 +145,23 @@ def parse_predictions(text: str, unlabelled: bool = False) -> Predictions:
         raise BadInput("predictions.csv holds a probability that is not a number")
     names, labels = ([from_csv_cell(row[column]) for row in rows[1:]] for column in (0, 1))
     if unknown := set(labels) - {*classes, ""}:
-        raise BadInput(f"predictions.csv holds the label {min(unknown)!r}, which has no column")
-    kept = [place for place, label in enumerate(labels) if label or unlabelled]
-    return Predictions(
-        tuple(names[place] for place in kept), tuple(labels[place] for place in kept), classes, proba[kept]
-    )
+        raise BadInput(f"predictions.csv has the label {min(unknown)!r}, but no column for it")
+    kept = [row for row, label in enumerate(labels) if label or unlabelled]
+    return Predictions(tuple(names[row] for row in kept), tuple(labels[row] for row in kept), classes, proba[kept])
 
 
 def csv_cell(text: str) -> str:
-    """A text as a cell that no spreadsheet takes for a formula: one that begins like one gets a `'` in front."""
+    """A text as a CSV cell: one that a spreadsheet could evaluate as a formula is escaped by a leading `'`."""
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def from_csv_cell(cell: str) -> str:
-    """The text that `csv_cell` was given."""
+    """The text from which `csv_cell` made this cell."""
     return cell[1:] if cell[:1] == "'" and cell[1:].startswith(_FORMULA) else cell
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values as one level, keys joined by dots."""
+    """A nested mapping flattened to one level, its keys joined by dots."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):

@@ -1,7 +1,7 @@
-"""Columns of Parquet files, made without pandas.
+"""Columns of Parquet files, built without pandas.
 
-pyarrow imports pandas as soon as it is handed a list, a numpy array or a file to `read_table`: a third of a second and
-40 MB for each of the processes that a round starts.
+pyarrow imports pandas as soon as it gets a list, a numpy array or a file for `read_table`. That costs a third of a
+second and 40 MB in each process of a round.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from numpy.typing import NDArray
 
 
 def strings(values: Sequence[str]) -> pa.Array:
-    """Texts, shape (n,), as `pa.array(values, pa.string())` would have them."""
+    """A string column, shape (n,), equal to `pa.array(values, pa.string())`."""
     builder = pa.lib.StringBuilder()
     builder.append_values(values)
     return builder.finish()
 
 
 def integers(values: Sequence[int]) -> pa.Array:
-    """Whole numbers, (n,), of 64 bits."""
+    """An int64 column, shape (n,)."""
     return _numbers(np.array(values, dtype=np.int64), pa.int64())
 
 
 def floats(values: Sequence[float] | NDArray[np.float64]) -> pa.Array:
-    """Numbers, (n,), of 64 bits."""
+    """A float64 column, shape (n,)."""
     return _numbers(np.array(values, dtype=np.float64), pa.float64())
 
 
 def float_rows(values: NDArray[np.float64]) -> pa.Array:
-    """Equally long lists of numbers of 64 bits: the rows of (n, m)."""
+    """A column of float64 lists of equal length: the rows of an (n, m) array."""
     ends = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
     return pa.ListArray.from_arrays(_numbers(ends, pa.int32()), floats(values.ravel()))
 

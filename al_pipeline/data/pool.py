@@ -1,4 +1,4 @@
-"""Our own Parquet parts of items: the pool and the test set. Append-only; a part is never rewritten."""
+"""The Parquet parts of the pool and the test set. Append-only: a part is never rewritten."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _GROUP_CHARACTERS = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class ItemKeys:
-    """Ids and content hashes of many items, in (part, row) order, without their texts: about 60 bytes an item."""
+    """Ids and content hashes of items, in (part, row) order, without texts: about 60 bytes an item."""
 
     item_ids: pa.ChunkedArray
     """Strings, shape (n,)."""
@@ -37,18 +37,18 @@ class ItemKeys:
         return len(self.content_hashes)
 
     def ids(self) -> Iterator[str]:
-        """The ids, one after the other."""
+        """Iterate over the ids."""
         for chunk in self.item_ids.chunks:
             yield from chunk.to_pylist()
 
     def hashes(self) -> Iterator[str]:
-        """The content hashes in hex, one after the other."""
+        """Iterate over the content hashes in hex."""
         for row in self.content_hashes:
             yield row.tobytes().hex()
 
 
 def write_items(path: Path, batches: Iterable[Iterable[Item]]) -> int:
-    """Write one part, in one step; returns how many items it holds. Equal items give equal bytes, however batched."""
+    """Write one part atomically and return its number of items. The bytes depend on the items, not on the batches."""
     import pyarrow.parquet as pq
 
     count = 0
@@ -60,7 +60,7 @@ def write_items(path: Path, batches: Iterable[Iterable[Item]]) -> int:
 
 
 def list_parts(folders: Iterable[Path]) -> list[Path]:
-    """The parts in `folders`, in their order: folders as given, parts by name."""
+    """The parts in `folders`: folders in the order given, parts by name."""
     return [part for folder in folders for part in sorted(folder.glob(f"*{PART_SUFFIX}")) if part.name[0] != "."]
 
 
@@ -80,7 +80,7 @@ def iter_items(folders: Iterable[Path], batch_rows: int = 1000) -> Iterator[list
 
 
 def count_items(folders: Iterable[Path]) -> int:
-    """How many items there are, by the parts' own records."""
+    """The number of items, from the parts' metadata."""
     total = 0
     for part in list_parts(folders):
         with _opened(part) as file:
@@ -89,18 +89,21 @@ def count_items(folders: Iterable[Path]) -> int:
 
 
 def columns_of(item: Item) -> dict[str, Any]:
-    """The user's other columns. Raises BadInput where the pool holds something else in their place."""
+    """An item's metadata: the user's other columns. Raises BadInput where they are not a JSON object."""
     try:
         found = json.loads(item.metadata)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise BadInput(f"the other columns of item {item.item_id} are no JSON object; who wrote that part of the pool?")
+        raise BadInput(
+            f"the metadata of item {item.item_id} is not a JSON object: another program wrote that part of the pool; "
+            "restore it with `dvc checkout`"
+        )
     return found
 
 
 def read_ids(folders: Iterable[Path]) -> ItemKeys:
-    """Ids and content hashes of all items, compactly. Raises BadInput on a damaged part."""
+    """Ids and content hashes of all items. Raises BadInput on a damaged part."""
     import numpy as np
     import pyarrow as pa
 
@@ -114,17 +117,20 @@ def read_ids(folders: Iterable[Path]) -> ItemKeys:
 
 
 def _digests(hashes: Sequence[str]) -> bytes:
-    """Content hashes in hex as bytes, one after the other. Raises BadInput where one is no SHA-256."""
+    """Content hashes in hex, concatenated as bytes. Raises BadInput where one is not a SHA-256."""
     try:
         if all(len(found) == 64 for found in hashes):
             return bytes.fromhex("".join(hashes))
     except ValueError:
         pass
-    raise BadInput("the pool holds a content hash that is no SHA-256; who wrote that part of it?")
+    raise BadInput(
+        "the pool holds a content hash that is not a SHA-256: another program wrote that part; restore it with "
+        "`dvc checkout`"
+    )
 
 
 def hashes_of(folders: Iterable[Path], ids: Collection[str]) -> dict[str, str]:
-    """The content hashes of the items with these ids, as far as they are there. Raises BadInput on a damaged part."""
+    """The content hashes of those of `ids` that exist, by id. Raises BadInput on a damaged part."""
     import pyarrow.compute as pc
 
     from al_pipeline.data.parquet import strings
@@ -140,7 +146,7 @@ def hashes_of(folders: Iterable[Path], ids: Collection[str]) -> dict[str, str]:
 
 
 class OpenIds(Collection[str]):
-    """The ids in `folders` but those that are closed, read anew each time they are gone through: none is held."""
+    """The ids in `folders` except the closed ones. Each iteration reads the files again; no id is kept in memory."""
 
     def __init__(self, folders: Iterable[Path], closed: Collection[str]) -> None:
         from al_pipeline.data.parquet import strings
@@ -168,7 +174,7 @@ class OpenIds(Collection[str]):
 
 
 def fetch(folders: Iterable[Path], ids: Collection[str]) -> dict[str, Item]:
-    """The items with these ids, as far as they are there. Reads texts only of the row groups that hold one."""
+    """Those of `ids` that exist, by id. Reads texts only from row groups that hold one. Raises BadInput on damage."""
     found: dict[str, Item] = {}
     wanted = sorted(set(ids))
     for part in list_parts(folders):
@@ -179,7 +185,7 @@ def fetch(folders: Iterable[Path], ids: Collection[str]) -> dict[str, Item]:
 
 
 def _fetch(part: Path, ids: Sequence[str]) -> dict[str, Item]:
-    """The items of one part with these ids."""
+    """The items of one part with these ids, by id."""
     import pyarrow.compute as pc
 
     from al_pipeline.data.parquet import strings
@@ -193,13 +199,13 @@ def _fetch(part: Path, ids: Sequence[str]) -> dict[str, Item]:
             if len(rows) == 0:
                 continue
             table = _guard(part, lambda g=group, f=file: f.read_row_group(g, columns=list(COLUMNS)))
-            for batch in map(_whole, table.take(rows).to_batches()):
+            for batch in map(_validated, table.take(rows).to_batches()):
                 found.update((item.item_id, item) for item in _items(batch))
     return found
 
 
 def find(folders: Iterable[Path], item_id: str) -> tuple[Path, Item] | None:
-    """The item with this id and the part that holds it."""
+    """The item with this id and its part; None where there is none. Raises BadInput on a damaged part."""
     for part in list_parts(folders):
         if item_id in (found := _fetch(part, [item_id])):
             return part, found[item_id]
@@ -213,7 +219,7 @@ def _schema() -> pa.Schema:
 
 
 def _groups(batches: Iterable[Iterable[Item]]) -> Iterator[list[Item]]:
-    """Row groups that depend on the items alone, not on how they came in batches."""
+    """Row groups that depend on the items alone, not on the batches."""
     group: list[Item] = []
     characters = 0
     for batch in batches:
@@ -247,10 +253,10 @@ def _opened(part: Path) -> Any:
     file = _guard(part, lambda: pq.ParquetFile(part))
     if missing := [name for name in COLUMNS if file.schema_arrow.names.count(name) != 1]:
         file.close()
-        raise _damaged(part, ValueError(f"it has no column `{missing[0]}`, or two"))
+        raise _damaged(part, ValueError(f"it has none or several columns `{missing[0]}`"))
     if wrong := [name for name in COLUMNS if file.schema_arrow.field(name) != _schema().field(name)]:
         file.close()
-        raise _damaged(part, ValueError(f"its column `{wrong[0]}` holds no text, or not always"))
+        raise _damaged(part, ValueError(f"its column `{wrong[0]}` is not text, or may be null"))
     return file
 
 
@@ -264,12 +270,12 @@ def _guard(part: Path, call: Any) -> Any:
 
 
 def _guarded(part: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    while (batch := _guard(part, lambda: _whole(next(batches, None)))) is not None:
+    while (batch := _guard(part, lambda: _validated(next(batches, None)))) is not None:
         yield batch
 
 
-def _whole(batch: pa.RecordBatch | None) -> pa.RecordBatch | None:
-    """The batch, its texts proved to be UTF-8, so that turning them into Python's cannot fail."""
+def _validated(batch: pa.RecordBatch | None) -> pa.RecordBatch | None:
+    """The batch, after a check that its texts are UTF-8, so that converting them to `str` cannot fail."""
     if batch is not None:
         batch.validate(full=True)
     return batch

@@ -17,7 +17,8 @@ from typing import TypeVar
 from al_pipeline.data.inputs import WANTED, Source, Stamp, open_inputs, stamp_of
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.pool import count_items, write_items
-from al_pipeline.data.tables import Progress, check_readable, read_table
+from al_pipeline.data.table_rows import Progress
+from al_pipeline.data.tables import check_readable, read_table
 from al_pipeline.errors import BadInput, UnusableFile, UsageError
 from al_pipeline.integrations.git import Git
 from al_pipeline.logs import get_logger

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from al_pipeline.data.catalog import item_id_from, text_from
 from al_pipeline.data.inputs import Source
-from al_pipeline.data.tables import BadRow, Row, excerpt, read_table
+from al_pipeline.data.table_rows import BadRow, Row, excerpt
+from al_pipeline.data.tables import read_table
 from al_pipeline.errors import BadInput, NothingToDo, RepositoryError, UsageError
 from al_pipeline.files import TEMPORARY_PREFIX, make_folder, read_json, sha256_tree, write_json
 from al_pipeline.integrations.git import Git

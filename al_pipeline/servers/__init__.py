@@ -1,6 +1,5 @@
-"""Servers for those who have none of their own: Label Studio and Prefect, on loopback, outside the workspace."""
+"""The workspace's own Label Studio, Prefect server and worker, on loopback; their files lie outside the workspace."""
 
-from al_pipeline.servers.box import ServiceRow, end_all_in, label_studio_elsewhere, running_in, services
 from al_pipeline.servers.label_studio_server import (
     Account,
     Invited,
@@ -25,6 +24,7 @@ from al_pipeline.servers.prefect_server import (
     stop_prefect,
 )
 from al_pipeline.servers.process import Progress, Server
+from al_pipeline.servers.status import ServiceRow, end_all_in, label_studio_elsewhere, running_in, services
 from al_pipeline.servers.worker import start_worker, stop_worker, worker_status
 
 __all__ = [

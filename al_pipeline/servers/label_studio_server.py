@@ -1,7 +1,7 @@
-"""A Label Studio of the workspace's own, for those who have none: on SQLite and loopback, without sign-ups.
+"""The workspace's own Label Studio: on SQLite and loopback, without public sign-up.
 
-A new database takes a minute of migrations, so an empty migrated one is kept for the machine and copied. It holds no
-user, no organisation and no key: each copy makes its own at its first start.
+Migrating a new database takes a minute, so the machine keeps an empty migrated one as a template. The template holds no
+user, organisation or key: each copy creates its own at its first start.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ _INSTALL_SECONDS = 3600.0
 _MIGRATE_SECONDS = 900.0
 _REQUEST_SECONDS = 30.0
 _DATABASE = "label_studio.sqlite3"
-# Its own command, which takes the password as an argument: given inside, it shows in no list of processes.
+# Label Studio's own command takes the password as an argument. Appended inside the process, the password does not show
+# in the process list.
 _RESET = """\
 import sys
 from label_studio.server import main
@@ -55,7 +56,7 @@ sys.exit(main())
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """The embedded server's administrator; kept in `file`, which only its owner can read."""
+    """The server's administrator; stored in `file`, readable by its owner only."""
 
     email: str
     password: str = field(repr=False)
@@ -64,16 +65,16 @@ class Account:
 
 
 class Invited(NamedTuple):
-    """What a new annotator needs, shown once and kept nowhere: a password for the page, a token for the API."""
+    """A new annotator's password for the page and token for the API; shown once and not stored."""
 
     password: str
     token: str
 
 
 def start_label_studio(workspace: Workspace, progress: Progress) -> Server:
-    """The workspace's Label Studio; installs and starts it where needed, and stores its address and token.
+    """The workspace's Label Studio: installed and started where needed; its address and token are stored.
 
-    Raises ServerFailed where it does not start, LabelStudioRefused where it no longer takes our token, UsageError where
+    Raises ServerFailed where it does not start, LabelStudioRefused where it rejects the stored token, UsageError where
     the workspace is connected to another Label Studio.
     """
     home = private_folder(workspace.home / "label-studio")
@@ -81,29 +82,29 @@ def start_label_studio(workspace: Workspace, progress: Progress) -> Server:
         account = _account(home)
         _refuse_other_server(workspace)
         venv = install(progress)
-        # An account never seen to work belongs to a first start that was killed: nothing can be in its database.
-        if not _proven(account):
+        # An account that never logged in comes from an interrupted first start: its database holds no data.
+        if not _verified(account):
             stop_label_studio(workspace)
             _new_database(venv, home, progress)
         server = process.start(_service(home, venv, account), progress)
         if not _accepts(server.url, account):
             raise LabelStudioRefused(
-                f"Label Studio at {server.url} runs but refuses the token in {account.file}; switch legacy tokens on "
-                f"in its organisation page (log in as {account.email}), or give another one by `al labelstudio connect`"
+                f"Label Studio at {server.url} runs but rejects the token in {account.file}; enable legacy tokens on "
+                f"its organisation page (log in as {account.email}), or give another one to `al labelstudio connect`"
             )
-        _store(account, proven=True)
+        _store(account, verified=True)
         if workspace.credentials().get("token") != account.token or workspace.credentials().get("url") != server.url:
             workspace.store_credentials(server.url, account.token)
         return server
 
 
 def stop_label_studio(workspace: Workspace) -> bool:
-    """End the workspace's Label Studio and keep its data; False where none ran."""
+    """Stop the workspace's Label Studio and keep its data; False where it did not run."""
     return process.stop(_service(workspace.home / "label-studio"))
 
 
 def label_studio_status(workspace: Workspace) -> Server | None:
-    """The workspace's Label Studio, if it runs and is well."""
+    """The workspace's Label Studio if it runs and is healthy, else None."""
     return process.status(_service(workspace.home / "label-studio"))
 
 
@@ -113,7 +114,7 @@ def admin(workspace: Workspace) -> Account | None:
 
 
 class StoredAnswer(NamedTuple):
-    """An annotation or skip in the database of a Label Studio that need not run."""
+    """An annotation or skip, as Label Studio's database holds it."""
 
     push_key: str | None
     annotation_id: int
@@ -122,21 +123,24 @@ class StoredAnswer(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """What people made in a Label Studio: its projects (title and description), and all answers."""
+    """The contents of a Label Studio: its projects (title and description), and all annotations and skips."""
 
     projects: tuple[tuple[str, str], ...]
     answers: tuple[StoredAnswer, ...]
 
 
 def stored_answers(home: Path) -> Stored:
-    """What the database of the Label Studio in `home` holds; nothing where it has none. Raises ServerFailed."""
+    """Read the database of the Label Studio in `home`, which need not run; empty where there is no database.
+
+    Raises ServerFailed where the database cannot be read.
+    """
     import sqlite3
 
     database = home / "data" / _DATABASE
     if not database.exists():
         return Stored((), ())
     try:
-        # Not read-only: what a killed server left half written is rolled back by whoever reads next.
+        # Not read-only: the next reader must roll back a transaction that a killed server left unfinished.
         with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=rw", uri=True, timeout=10)) as connection:
             projects = connection.execute("SELECT title, description FROM project").fetchall()
             answers = connection.execute(
@@ -156,15 +160,16 @@ def stored_answers(home: Path) -> Stored:
 
 
 def invite(workspace: Workspace, email: str) -> Invited:
-    """Make an account for an annotator, by an invitation link, without a browser.
+    """Create an account for an annotator through an invitation link, without a browser.
 
-    Raises BadInput for an address that is not one or is taken, LabelStudioDown and LabelStudioRefused.
+    Raises BadInput for an address that is invalid or taken, LabelStudioDown where the server does not answer,
+    LabelStudioRefused where it is unknown or rejects the request.
     """
     import httpx
 
     known = workspace.credentials()
     if "url" not in known or "token" not in known:
-        raise LabelStudioRefused("no Label Studio is known here; `al labelstudio start` runs one")
+        raise LabelStudioRefused("this workspace has no Label Studio yet; `al labelstudio start` starts one")
     password = secrets.token_urlsafe(15)
     try:
         with _client(known["url"]) as ours, _client(known["url"]) as theirs:
@@ -183,19 +188,19 @@ def invite(workspace: Workspace, email: str) -> Invited:
 
 
 def reset_password(workspace: Workspace, email: str) -> str:
-    """Give an annotator of the workspace's own Label Studio a new password, which is returned; the old one is void.
+    """Set a new password for an annotator of the workspace's own Label Studio, and return it.
 
-    Their annotations and API token stay. The server may run or not. Raises BadInput for an address without an account,
-    UsageError where the accounts are not ours to change, ServerFailed.
+    Annotations and API token stay. The server need not run. Raises BadInput for an address without an account,
+    UsageError where the workspace does not manage the accounts, ServerFailed where Label Studio's command fails.
     """
     home = workspace.home / "label-studio"
     account = admin(workspace)
     if url := connected_elsewhere(workspace):
-        raise UsageError(f"this workspace uses the Label Studio at {url}; whoever administers that sets passwords")
+        raise UsageError(f"this workspace uses the Label Studio at {url}; ask its administrator for a new password")
     if account is None or not (home / "data" / _DATABASE).exists():
-        raise UsageError("this workspace has no Label Studio of its own yet; `al labelstudio start` makes one")
+        raise UsageError("this workspace has no Label Studio of its own yet; `al labelstudio start` creates one")
     if email == account.email:
-        raise UsageError(f"{email} is the administrator, whose password lies in {account.file}")
+        raise UsageError(f"{email} is the administrator, whose password is in {account.file}")
     venv, password = install(lambda _: None), secrets.token_urlsafe(15)
     try:
         done = subprocess.run(
@@ -220,14 +225,15 @@ def reset_password(workspace: Workspace, email: str) -> str:
     if "successfully changed" in done.stdout:
         return password
     if "not found" in done.stdout:
-        raise BadInput(f"{email} has no account in this Label Studio; `al labelstudio invite {email}` makes one")
+        raise BadInput(f"{email} has no account in this Label Studio; `al labelstudio invite {email}` creates one")
     raise ServerFailed(f"Label Studio did not set the password (code {done.returncode})")
 
 
 def install(progress: Progress) -> Path:
-    """The virtual environment that holds Label Studio: AL_LABEL_STUDIO_VENV, what `make setup` made, else our own.
+    """The virtual environment of Label Studio: AL_LABEL_STUDIO_VENV, that of `make setup`, or else one installed here.
 
-    An environment whose making was cut short is made again. Raises ServerFailed, UsageError.
+    An incomplete installation is repeated. Raises ServerFailed where pip fails, UsageError where AL_LABEL_STUDIO_VENV
+    holds no Label Studio.
     """
     beside = Path(sys.prefix).with_name(".venv-label-studio")
     given = os.environ.get("AL_LABEL_STUDIO_VENV") or (beside if (beside / ".ready").is_file() else None)
@@ -245,7 +251,7 @@ def install(progress: Progress) -> Path:
             write_text(constraints, lock)
             log = venv.with_name(f"{venv.name}.log")
             log.unlink(missing_ok=True)
-            private_folder(venv)  # what is in it is run
+            private_folder(venv)  # its content is executed
             _run(
                 [sys.executable, "-m", "venv", str(venv)],
                 None,
@@ -262,7 +268,7 @@ def install(progress: Progress) -> Path:
 
 
 def _lock() -> str:
-    """Exact versions of all that the environment holds, as pip reads them."""
+    """Exact versions of all packages of the environment, in pip's format."""
     return (resources.files("al_pipeline") / "locks/label-studio.lock").read_text(encoding="utf-8")
 
 
@@ -271,11 +277,11 @@ def installed_version(venv: Path) -> str:
     for folder in venv.glob("lib/python*/site-packages/label_studio-*.dist-info"):
         if (venv / "bin/label-studio").exists():
             return folder.name.removeprefix("label_studio-").removesuffix(".dist-info")
-    raise UsageError(f"there is no Label Studio in {venv} (AL_LABEL_STUDIO_VENV); unset it, and `al` makes its own")
+    raise UsageError(f"there is no Label Studio in {venv} (AL_LABEL_STUDIO_VENV); unset it, and `al` installs its own")
 
 
 def template_database(venv: Path, progress: Progress) -> Path:
-    """An empty, migrated database of the version in `venv`; made once for the machine, without users or keys."""
+    """An empty, migrated database for the version in `venv`, without users or keys; created once a machine."""
     template = al_home() / "templates" / f"label-studio-{installed_version(venv)}.sqlite3"
     with process.exclusive(template.with_suffix(".lock"), _MIGRATE_SECONDS):
         if not template.exists():
@@ -286,7 +292,7 @@ def template_database(venv: Path, progress: Progress) -> Path:
 
 
 def _migrate(venv: Path, home: Path, progress: Progress) -> None:
-    """`label-studio version` brings the database up to date, prints, and ends."""
+    """Create a migrated database: `label-studio version` runs the migrations, prints the version and exits."""
     (home / "data").mkdir()
     _run(
         [*_program(venv), "version", "--data-dir", str(home / "data")],
@@ -299,7 +305,7 @@ def _migrate(venv: Path, home: Path, progress: Progress) -> None:
 
 
 def _service(home: Path, venv: Path | None = None, account: Account | None = None) -> Service:
-    """How Label Studio is run in `home`; without `venv` and `account` it can be looked at and stopped, not started."""
+    """The Label Studio service in `home`; without `venv` and `account` it can be inspected and stopped, not started."""
 
     def command(port: int) -> Sequence[str]:
         where = ("--internal-host", LOOPBACK, "--port", str(port), "--data-dir", str(home / "data"))
@@ -315,9 +321,9 @@ def _service(home: Path, venv: Path | None = None, account: Account | None = Non
 
 
 def _quiet(home: Path) -> dict[str, str]:
-    """No telemetry, no version check, no sign-ups, no files of this machine served, nothing written outside `home`.
+    """Settings without telemetry, version check, public sign-up and local file serving; all data stays in `home`.
 
-    Whoever has an account may do everything in Label Studio, so what must not be possible is switched off here.
+    In Label Studio every account has all rights, so what must not be possible is disabled here.
     """
     return {
         "HOME": str(home),
@@ -327,9 +333,9 @@ def _quiet(home: Path) -> dict[str, str]:
         "LABEL_STUDIO_ENABLE_LOCAL_FILES_STORAGE": "false",
         "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED": "false",  # unset, a folder `mydata` would switch it on
         "LABEL_STUDIO_SSRF_PROTECTION_ENABLED": "true",
-        "LABEL_STUDIO_ALLOWED_HOSTS": f"{LOOPBACK},localhost",  # a page elsewhere must not pass for this one
+        "LABEL_STUDIO_ALLOWED_HOSTS": f"{LOOPBACK},localhost",  # against DNS rebinding
         "LABEL_STUDIO_CORS_ALLOW_ALL_ORIGINS": "false",
-        "SENTRY_DSN": "",  # empty, not unset: an address is built in
+        "SENTRY_DSN": "",  # empty, not unset: the default is an address
         "FRONTEND_SENTRY_DSN": "",
         "COLLECT_ANALYTICS": "false",
         "LATEST_VERSION_CHECK": "false",
@@ -347,17 +353,17 @@ def _default_venv() -> Path:
 
 
 def _account(home: Path) -> Account:
-    """The stored account, or a new one, written down before anything uses it."""
+    """The stored account, or else a new one, stored before its first use."""
     found = _stored_account(home)
     if found is not None:
         return found
     if (home / "data" / _DATABASE).exists():
         raise LabelStudioRefused(
-            f"{home / 'data'} holds a Label Studio database, but {home / 'account.json'}, which opens it, is gone; "
-            "bring it back, or move the database aside to begin a new one"
+            f"{home / 'data'} holds a Label Studio database, but {home / 'account.json'} with its login is missing; "
+            "restore that file, or move the database away to start with a new one"
         )
     account = Account(ADMIN_EMAIL, secrets.token_urlsafe(18), secrets.token_hex(20), home / "account.json")
-    _store(account, proven=False)
+    _store(account, verified=False)
     return account
 
 
@@ -368,12 +374,12 @@ def _stored_account(home: Path) -> Account | None:
     return Account(found["email"], found["password"], found["token"], home / "account.json")
 
 
-def _proven(account: Account) -> bool:
+def _verified(account: Account) -> bool:
     return bool(read_json(account.file)["proven"])
 
 
-def _store(account: Account, *, proven: bool) -> None:
-    content = {"email": account.email, "password": account.password, "token": account.token, "proven": proven}
+def _store(account: Account, *, verified: bool) -> None:
+    content = {"email": account.email, "password": account.password, "token": account.token, "proven": verified}
     if read_json(account.file) != content:
         write_json(account.file, content, mode=0o600)
 
@@ -388,7 +394,7 @@ def _new_database(venv: Path, home: Path, progress: Progress) -> None:
 
 
 def connected_elsewhere(workspace: Workspace) -> str | None:
-    """The address of a Label Studio that is not the workspace's own, where it was told to use one."""
+    """The address of the Label Studio that `al labelstudio connect` set; None where the workspace uses its own."""
     known: dict[str, str] = read_json(workspace.credentials_file, {})
     account = admin(workspace)
     if known and (account is None or known.get("token") != account.token):
@@ -418,13 +424,13 @@ def _accepts(url: str, account: Account) -> bool:
 def _client(url: str) -> httpx.Client:
     import httpx
 
-    # A proxy in the environment is not for a server on loopback.
+    # A server on loopback is not behind the environment's proxy.
     local = httpx.URL(url).host in (LOOPBACK, "localhost", "::1")
     return httpx.Client(base_url=url, timeout=_REQUEST_SECONDS, trust_env=not local)
 
 
 def _authorization(client: httpx.Client, token: str) -> dict[str, str]:
-    """The header that says who we are. Raises LabelStudioRefused for a token that has expired."""
+    """The authorization header. Raises LabelStudioRefused for an expired token."""
     try:
         return Authorization(token, lambda path, body: _json(client.post(f"/{path}", json=dict(body)))).header()
     except TokenExpired as error:
@@ -432,7 +438,7 @@ def _authorization(client: httpx.Client, token: str) -> dict[str, str]:
 
 
 def _json(reply: httpx.Response) -> dict[str, str]:
-    """The body; never quoted in an error, nor are the headers, since they can hold secrets."""
+    """The body of a reply. Errors quote neither body nor headers: both can hold secrets."""
     if reply.status_code != 200:
         raise LabelStudioRefused(
             f"Label Studio answered {reply.status_code} to {reply.request.method} {reply.url.path}"
@@ -443,9 +449,9 @@ def _json(reply: httpx.Response) -> dict[str, str]:
 
 def _why_not_invited(reply: httpx.Response, email: str) -> str:
     if "already exists" in reply.text:
-        return f"{email} has an account here already; `al labelstudio password {email}` gives it a new password"
+        return f"{email} already has an account; `al labelstudio password {email}` sets a new password"
     if reply.status_code == 200:
-        return f"Label Studio does not take {email} as an e-mail address"
+        return f"Label Studio does not accept {email} as an e-mail address"
     return f"Label Studio answered {reply.status_code} to the sign-up of {email}"
 
 
@@ -457,7 +463,7 @@ def _run(
     doing: str,
     progress: Progress,
 ) -> None:
-    """Run to the end, output to `log`, telling every few seconds how long it has taken. Raises ServerFailed."""
+    """Run a command to its end, output to `log`; report the elapsed time every 10 s. Raises ServerFailed."""
     begin = reported = time.monotonic()
     progress(doing)
     with log.open("ab") as output:
@@ -480,5 +486,5 @@ def _run(
     _logger.debug("%s ended with %d after %.1f s", shown(command), child.returncode, time.monotonic() - begin)
     if child.returncode:
         raise ServerFailed(
-            f"{doing}: ended with code {child.returncode}; its last words ({log}):\n{process.last_lines(log)}"
+            f"{doing}: exited with code {child.returncode}; end of its log ({log}):\n{process.last_lines(log)}"
         )

@@ -1,6 +1,6 @@
-"""A Prefect server of the workspace's own, for those who have none: SQLite, loopback, a password, no telemetry.
+"""The workspace's own Prefect server: SQLite, loopback, a password, no telemetry.
 
-The password is for the others on this machine: whoever reaches Prefect's API can make a worker run what they like.
+The password keeps other users of the machine out: whoever reaches Prefect's API can run any code through a worker.
 """
 
 from __future__ import annotations
@@ -26,54 +26,53 @@ from al_pipeline.workspace.workspace import Workspace
 _logger = get_logger(__name__)
 
 FLOW = "al-round"
-"""The flow's name."""
 
 _LONGEST_NAME = 40
 
 _START_SECONDS = 180.0
 _REQUEST_SECONDS = 10.0
 _BUSY_SECONDS = (0.5, 1.0, 2.0, 4.0)
-"""How long to wait before asking again a server that says 503: its database, a file, is busy with another writer."""
+"""Pauses between repeated requests to a server that answers 503: its SQLite database is locked by another writer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """The schedule of a workspace as its Prefect server has it."""
+    """A workspace's deployment on its Prefect server."""
 
     schedules: tuple[tuple[str, str, bool], ...]
     """Cron expression, time zone, and whether it is active; other kinds of schedules as `Prefect's own`."""
     paused: bool
-    """By the switch in Prefect's page, for all schedules of the deployment."""
+    """Whether all schedules of the deployment are paused (a switch on Prefect's page)."""
     root: str | None
-    """The folder of the clone in which its runs work."""
+    """The clone that is its runs' working directory."""
     next_run: str | None
     """When the next run is due, as ISO 8601 in UTC."""
 
 
 def start_prefect(workspace: Workspace, progress: Progress) -> Server:
-    """The workspace's Prefect server; starts it where it does not run. Raises ServerFailed."""
+    """The workspace's Prefect server, started where it does not run. Raises ServerFailed."""
     password_file(workspace)
     return process.start(_service(workspace), progress)
 
 
 def stop_prefect(workspace: Workspace) -> bool:
-    """End the workspace's Prefect server; False where none ran."""
+    """Stop the workspace's Prefect server; False where it did not run."""
     return process.stop(_service(workspace))
 
 
 def prefect_status(workspace: Workspace) -> Server | None:
-    """The workspace's Prefect server, if it runs and is well."""
+    """The workspace's Prefect server if it runs and is healthy, else None."""
     return process.status(_service(workspace))
 
 
 def prefect_environment(workspace: Workspace) -> dict[str, str]:
-    """What a Prefect client needs to reach the workspace's server; empty where it is not up."""
+    """Environment variables with which a Prefect client reaches the workspace's server; empty where it does not run."""
     server = prefect_status(workspace)
     return _environment(workspace, server.port) if server else {}
 
 
 def password_file(workspace: Workspace) -> Path:
-    """The file, for its owner alone, that holds what Prefect's page and API ask for; made where there is none."""
+    """The file (0600) with the user name and password of Prefect's page and API; created where it does not exist."""
     file = private_folder(workspace.home / "prefect") / "password"
     if not file.exists():
         write_text(file, f"al:{secrets.token_urlsafe(18)}\n", mode=0o600)
@@ -85,29 +84,28 @@ def _password(workspace: Workspace) -> str:
 
 
 def pool_name(workspace: Workspace) -> str:
-    """The work pool of a workspace's own server: one a workspace, since it fixes where runs work."""
+    """The work pool of a workspace: each has its own, since a pool fixes the working directory of its runs."""
     return f"al-{workspace.id}"
 
 
 def deployment_name(workspace: Workspace) -> str:
-    """What people find a workspace's deployment by: its folder's name, of plain characters, and its id.
+    """The name of a workspace's deployment: its folder's name in plain characters, and its id.
 
-    The folder may be renamed, and then so is the deployment: we find it by its work pool and by the name's end. A run
-    tells by that end whether it is this workspace's.
+    A renamed folder renames the deployment, so it is identified by its work pool and by the id at the end of the name.
     """
     name = re.sub(r"[^\w.]+", "-", workspace.layout.root.name.encode("utf-8", "replace").decode()).strip("-._")
     return f"{name[:_LONGEST_NAME].rstrip('-._') or 'workspace'}-{workspace.id}"
 
 
 def is_our_deployment(name: str, workspace_id: str) -> bool:
-    """Whether a deployment of this name is a workspace's, made by this or an earlier version."""
+    """Whether a deployment of this name belongs to a workspace; earlier versions used the id alone."""
     return name == workspace_id or name.endswith(f"-{workspace_id}")
 
 
 def read_deployment(workspace: Workspace, server: Server) -> Deployment | None:
-    """What the workspace's own server has of its schedule; None before the first `al up` or `al schedule apply`.
+    """The workspace's deployment on its own server; None before the first `al up` or `al schedule apply`.
 
-    Raises ServerFailed where the server gives no usable answer.
+    Raises ServerFailed where the server gives no valid response.
     """
     ours = {"flows": {"name": {"any_": [FLOW]}}, "work_pools": {"name": {"any_": [pool_name(workspace)]}}}
     known = _ask(workspace, server, "POST", "/deployments/filter", ours) or []
@@ -136,8 +134,9 @@ def read_deployment(workspace: Workspace, server: Server) -> Deployment | None:
 
 
 def crash_runs(workspace: Workspace, server: Server, before: float, why: str) -> int:
-    """Mark as crashed what the workspace's worker had under way at `before` (seconds since 1970) and its end has ended;
-    how many runs that were. Prefect would find out by itself, a minute and a half later. Raises ServerFailed.
+    """Mark the runs of the workspace's stopped worker that were active at `before` (seconds since 1970) as crashed.
+
+    Returns their number. Prefect itself would notice a minute and a half later. Raises ServerFailed.
     """
     wanted = {
         "work_pools": {"name": {"any_": [pool_name(workspace)]}},
@@ -155,12 +154,12 @@ def crash_runs(workspace: Workspace, server: Server, before: float, why: str) ->
 
 
 def _ask(workspace: Workspace, server: Server, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-    """One request to the server's API; None where it says that there is no such thing."""
+    """Send one request to the server's API; None for a 404."""
     import httpx
 
-    user, _, word = _password(workspace).partition(":")
+    user, _, password = _password(workspace).partition(":")
     try:
-        with httpx.Client(trust_env=False, timeout=_REQUEST_SECONDS, auth=(user, word)) as client:
+        with httpx.Client(trust_env=False, timeout=_REQUEST_SECONDS, auth=(user, password)) as client:
             for seconds in (*_BUSY_SECONDS, None):
                 begin = time.perf_counter()
                 reply = client.request(method, f"{server.url}/api{path}", json=body)
@@ -173,7 +172,7 @@ def _ask(workspace: Workspace, server: Server, method: str, path: str, body: dic
             return None if reply.status_code == 404 else reply.raise_for_status().json()
     except (httpx.HTTPError, ValueError) as error:
         raise ServerFailed(
-            f"Prefect at {server.url} gave no usable answer ({type(error).__name__}); try again"
+            f"Prefect at {server.url} gave no valid response ({type(error).__name__}); try again"
         ) from None
 
 
@@ -181,7 +180,7 @@ def _service(workspace: Workspace) -> Service:
     return Service(
         name="Prefect",
         home=workspace.home / "prefect",
-        # -P: a file in the current folder must not stand in for a module
+        # -P: files in the current folder must not shadow modules
         command=lambda port: (
             *(sys.executable, "-P", "-m", "prefect", "server", "start"),
             *("--host", LOOPBACK, "--port", str(port)),

@@ -1,7 +1,7 @@
-"""A server as a detached process on loopback: start once, wait until it is well, find it again, end it.
+"""A server as a detached process on loopback: start it once, wait until it is healthy, find it again, stop it.
 
-A process is known as ours by a mark in its environment, which its children inherit, so that one which was started but
-not yet written down when we were killed is found too. The record only remembers where it listens.
+A server's processes carry a mark in their environment, which their children inherit. It also identifies a process whose
+parent was killed before it wrote the record; the record only stores where the server listens.
 """
 
 from __future__ import annotations
@@ -40,29 +40,29 @@ _INHERITED = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDI
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that was started: where it listens, and which process it is."""
+    """A started server: its process and its address."""
 
     name: str
     pid: int
     started: float
-    """When the process began, in seconds since the epoch; with `pid` it names one process for ever."""
+    """Start time of the process, in seconds since 1970; with `pid` it identifies the process uniquely."""
     port: int
     url: str
 
 
 @dataclass(frozen=True)
 class Service:
-    """How one kind of server is run."""
+    """How to run one kind of server."""
 
     name: str
     home: Path
-    """A folder of its own, only for its owner: record, log, data."""
+    """Its private folder, with record, log and data."""
     command: Callable[[int], Sequence[str]]
-    """The command line for a port. Everybody on the machine can read it: no secrets."""
+    """The command line, given the port. Every user of the machine can read it, so it holds no secrets."""
     environment: Callable[[int], Mapping[str, str]]
-    """What is added to the few inherited variables, for a port. Only the owner can read it."""
+    """Variables added to the inherited ones, given the port. Only the owner can read them."""
     health: str
-    """Path that answers 200 when the server is well."""
+    """URL path that answers 200 while the server is healthy."""
     timeout: float
     """Seconds that a start may take."""
 
@@ -76,15 +76,14 @@ class Service:
 
 
 def start(service: Service, progress: Progress, ended: Callable[[], object] = lambda: None) -> Server:
-    """The running server; starts it where it is not, at its old port if that is free.
+    """The running server, started where it does not run, on its previous port if that is free.
 
-    `ended` is called where it does not run, when no process of it is left and before there is a new one.
-
-    Raises ServerFailed with the last words of its log where it ends early, or is not well in time.
+    `ended` is called before a start, once no process of the server is left. Raises ServerFailed with the end of the log
+    where the server exits early or is not healthy in time.
     """
     private_folder(service.home)
     with exclusive(service.home / "start.lock", service.timeout):
-        found = _patiently(service)
+        found = _wait_while_busy(service)
         if found is not None:
             return found
         stop(service)
@@ -93,7 +92,7 @@ def start(service: Service, progress: Progress, ended: Callable[[], object] = la
         port = known.port if known and _becomes_free(known.port) else free_port()
         for _ in range(_PORT_ATTEMPTS):
             pid = _spawn(service, port)
-            if _wait_until_well(service, pid, port, progress):
+            if _wait_until_healthy(service, pid, port, progress):
                 server = Server(service.name, pid, psutil.Process(pid).create_time(), port, f"http://{LOOPBACK}:{port}")
                 write_json(service.record, asdict(server), mode=0o600)
                 _logger.info("%s listens at %s, process %d", service.name, server.url, pid)
@@ -101,16 +100,16 @@ def start(service: Service, progress: Progress, ended: Callable[[], object] = la
             _logger.warning("%s did not get port %d; it gets another", service.name, port)
             end(processes(service))
             port = free_port()
-        raise ServerFailed(f"{service.name} found no port of its own in {_PORT_ATTEMPTS} attempts; try again")
+        raise ServerFailed(f"{service.name} found no free port in {_PORT_ATTEMPTS} attempts; try again")
 
 
 def remembered(service: Service) -> Server | None:
-    """The record, or None where there is none that can be read: it only saves a search."""
+    """The service's record; None where there is none that can be read."""
     return recorded(service.record)
 
 
 def recorded(record: Path) -> Server | None:
-    """The same, by the record's path."""
+    """The record in a file; None where there is none that can be read."""
     try:
         return Server(**read_json(record))
     except (BadInput, TypeError):
@@ -118,17 +117,17 @@ def recorded(record: Path) -> Server | None:
 
 
 def status(service: Service) -> Server | None:
-    """The server, if its process lives, owns its port and is well."""
+    """The server if its process lives, owns its port and is healthy, else None."""
     server = remembered(service)
     if server is None or not _alive(server):
         return None
-    if server.port not in _listening(processes(service)) or not is_well(server.url + service.health):
+    if server.port not in _listening(processes(service)) or not is_healthy(server.url + service.health):
         return None
     return server
 
 
 def stop(service: Service) -> bool:
-    """End every process of this server and no other; False where there was none. The port stays remembered."""
+    """End every process of this server; False where there was none. The record keeps the port."""
     found = processes(service)
     end(found)
     if found:
@@ -137,13 +136,13 @@ def stop(service: Service) -> bool:
 
 
 def processes(service: Service) -> list[psutil.Process]:
-    """The living processes that carry this server's mark, whether or not they were written down."""
+    """The live processes that carry this server's mark, recorded or not."""
     mark = str(service.record)
-    return [process for process in psutil.process_iter() if _carries(process, mark)]
+    return [process for process in psutil.process_iter() if carries_mark(process, mark)]
 
 
 def marked() -> dict[str, list[psutil.Process]]:
-    """The living processes of every server of this user, by the mark that they carry: one look at all processes."""
+    """The live processes of all servers of this user, by their mark; reads the process table once."""
     found: dict[str, list[psutil.Process]] = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -154,7 +153,7 @@ def marked() -> dict[str, list[psutil.Process]]:
 
 
 def end(found: Sequence[psutil.Process]) -> None:
-    """Ask processes to end, then make them. (psutil compares start times, so a reused id is never hit.)"""
+    """Send SIGTERM, then SIGKILL to those left. psutil compares start times, so a reused process id is never hit."""
     for process in found:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
@@ -165,8 +164,8 @@ def end(found: Sequence[psutil.Process]) -> None:
     psutil.wait_procs(stubborn, timeout=_STOP_SECONDS)
 
 
-def is_well(url: str, timeout: float = 5.0) -> bool:
-    """Whether `url` answers 200 soon."""
+def is_healthy(url: str, timeout: float = 5.0) -> bool:
+    """Whether `url` answers 200 within `timeout` seconds."""
     import httpx
 
     try:
@@ -177,7 +176,7 @@ def is_well(url: str, timeout: float = 5.0) -> bool:
 
 
 def inherited_environment() -> dict[str, str]:
-    """The few variables of ours that a server needs; settings meant for another server stay behind."""
+    """The few variables of this process that a server needs, without settings for other servers."""
     inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     return {**inherited, **own_environment(inherited)}
 
@@ -196,7 +195,7 @@ def port_is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A random port that is free on loopback just now."""
+    """A random port that is free on loopback at present."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
@@ -205,28 +204,28 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def exclusive(path: Path, timeout: float) -> Iterator[None]:
-    """Wait for and hold a lock that ends with this process. Raises ServerFailed after `timeout` seconds."""
+    """Wait for a file lock and hold it; the kernel releases it with this process. Raises ServerFailed on timeout."""
     from filelock import FileLock, Timeout  # 60 ms, which only a server's start needs
 
     private_folder(path.parent)
     try:
         held = FileLock(path, timeout=timeout, mode=0o600, poll_interval=_POLL_SECONDS).acquire()
     except Timeout:
-        raise ServerFailed(f"another process holds {path} for more than {timeout:.0f} s; try again") from None
+        raise ServerFailed(f"another process has held {path} for more than {timeout:.0f} s; try again") from None
     with held:
         yield
 
 
 def last_lines(path: Path, count: int = 8) -> str:
-    """The end of a log."""
+    """The last `count` lines of a log; empty where it does not exist."""
     try:
         return "\n".join(path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-count:])
     except FileNotFoundError:
         return ""
 
 
-def _patiently(service: Service) -> Server | None:
-    """The running server; one that lives but is too busy to say that it is well gets some time."""
+def _wait_while_busy(service: Service) -> Server | None:
+    """The running server; one that lives but is too busy to answer gets up to _BUSY_SECONDS."""
     server = remembered(service)
     deadline = time.monotonic() + _BUSY_SECONDS
     while server is not None and _alive(server):
@@ -253,7 +252,7 @@ def _spawn(service: Service, port: int) -> int:
         )
     finally:
         os.close(log)
-    child.returncode = 0  # it is meant to outlive us: no warning that it still runs
+    child.returncode = 0  # the server outlives this process: suppress Popen's warning that it still runs
     return child.pid
 
 
@@ -264,34 +263,32 @@ def _has_ended(pid: int) -> bool:
         return True
 
 
-def _wait_until_well(service: Service, pid: int, port: int, progress: Progress) -> bool:
-    """True when the server is well at `port`; False where another process took that port first."""
+def _wait_until_healthy(service: Service, pid: int, port: int, progress: Progress) -> bool:
+    """True once the server is healthy at `port`; False where another process took that port first."""
     begin = time.monotonic()
     reported = -10.0
     while (waited := time.monotonic() - begin) < service.timeout:
         ours = processes(service)
-        # Between its exec and its first instruction a process has no environment yet: that it lives is asked too.
+        # Between exec and its first instruction a process has no environment yet, so check that it lives, too.
         if pid not in {process.pid for process in ours} and _has_ended(pid):
             if not port_is_free(port):
                 return False
-            raise ServerFailed(
-                f"{service.name} ended while starting; its last words ({service.log}):\n{last_lines(service.log)}"
-            )
+            raise ServerFailed(f"{service.name} exited while starting; {_end_of_log(service)}")
         listening = _listening(ours)
         if listening and port not in listening:
             return False
-        if port in listening and is_well(f"http://{LOOPBACK}:{port}{service.health}"):
+        if port in listening and is_healthy(f"http://{LOOPBACK}:{port}{service.health}"):
             return True
         if waited - reported >= 5:
             progress(f"starting {service.name} ({waited:.0f} s)")
             reported = waited
         time.sleep(_POLL_SECONDS)
     end(processes(service))
-    raise ServerFailed(f"{service.name} was not well after {service.timeout:.0f} s; {_last_words(service)}")
+    raise ServerFailed(f"{service.name} was not healthy after {service.timeout:.0f} s; {_end_of_log(service)}")
 
 
 def _becomes_free(port: int) -> bool:
-    """Whether `port` is free, or soon: a killed process holds it until its memory is given back."""
+    """Whether `port` becomes free within _PORT_SECONDS: a killed process holds it until the kernel has cleaned up."""
     deadline = time.monotonic() + _PORT_SECONDS
     while not port_is_free(port):
         if time.monotonic() > deadline:
@@ -300,8 +297,8 @@ def _becomes_free(port: int) -> bool:
     return True
 
 
-def _last_words(service: Service) -> str:
-    return f"its last words ({service.log}):\n{last_lines(service.log)}"
+def _end_of_log(service: Service) -> str:
+    return f"end of its log ({service.log}):\n{last_lines(service.log)}"
 
 
 def _alive(server: Server) -> bool:
@@ -312,7 +309,8 @@ def _alive(server: Server) -> bool:
         return False
 
 
-def _carries(process: psutil.Process, mark: str) -> bool:
+def carries_mark(process: psutil.Process, mark: str) -> bool:
+    """Whether a live process has this mark in its environment."""
     try:
         return process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, OSError):
@@ -320,7 +318,7 @@ def _carries(process: psutil.Process, mark: str) -> bool:
 
 
 def _listening(found: Sequence[psutil.Process]) -> set[int]:
-    """The ports at which these processes listen."""
+    """The ports on which these processes listen."""
     ports: set[int] = set()
     for process in found:
         with contextlib.suppress(psutil.Error):

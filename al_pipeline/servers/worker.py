@@ -1,7 +1,7 @@
-"""The process that starts the ticks which the workspace's own Prefect server has due, by schedule or by hand.
+"""Prefect's process worker for the workspace's own Prefect server: it starts the flow runs that are due.
 
-It is Prefect's own process worker. A tick that it starts works as one typed here would: with the environment of whoever
-called `al up` (Label Studio's token, the DVC remote's keys), of which nothing is written down anywhere.
+Its flow runs have the environment of the `al up` that started it (Label Studio's token, keys of the DVC remote), as a
+typed `al round` would. None of that is stored.
 """
 
 from __future__ import annotations
@@ -20,43 +20,43 @@ from al_pipeline.servers.process import LOOPBACK, MARK, Progress, Server, Servic
 from al_pipeline.workspace.workspace import Workspace
 
 _START_SECONDS = 120.0
-_GOES_ON = "the next tick finishes its job"
+_RESUMED = "the next tick finishes its job"
 
 
 def start_worker(workspace: Workspace, progress: Progress) -> Server:
-    """The workspace's worker; starts it where it does not run, or asks a Prefect server that is no longer there.
+    """The workspace's worker, started where it does not run, restarted where it polls another Prefect server.
 
-    Its work pool must be there (al_pipeline/flows/deployments.py). Raises ServerFailed.
+    Its work pool must exist (al_pipeline/flows/deployments.py). Raises ServerFailed.
     """
     environment = prefect_environment(workspace)
     if not environment:
-        raise ServerFailed("the worker needs the workspace's Prefect server, and that is not up; `al up` starts both")
+        raise ServerFailed("the worker needs the workspace's Prefect server, which does not run; `al up` starts both")
     service = _service(workspace, environment)
-    if worker_status(workspace) and not _asks(service, environment["PREFECT_API_URL"]):
+    if worker_status(workspace) and not _polls(service, environment["PREFECT_API_URL"]):
         process.stop(service)
 
     def crash(ended: float) -> None:
         prefect = prefect_status(workspace)
         if prefect is not None:
-            crash_runs(workspace, prefect, ended, f"its worker was ended, and it with it; {_GOES_ON}")
+            crash_runs(workspace, prefect, ended, f"its worker was ended, and it with it; {_RESUMED}")
 
-    # First: else a run that is due finds its place taken by one that is dead, and is cancelled.
+    # Before the start: otherwise a dead run still counts as active, and Prefect cancels the next one that is due.
     before, server = process.remembered(service), process.start(service, progress, lambda: crash(time.time()))
     if server != before:
-        crash(server.started)  # what the server was still being told when the worker died
+        crash(server.started)  # runs that the server only recorded after the worker had died
     return server
 
 
 def stop_worker(workspace: Workspace) -> bool:
-    """End the worker, and a tick that it runs (the next tick finishes the job); False where none ran."""
+    """Stop the worker and a tick that it runs (the next tick finishes the job); False where it did not run."""
     ran, prefect = process.stop(_service(workspace, {})), prefect_status(workspace)
     if ran and prefect is not None:
-        crash_runs(workspace, prefect, time.time(), f"`al down` ended it; {_GOES_ON}")
+        crash_runs(workspace, prefect, time.time(), f"`al down` ended it; {_RESUMED}")
     return ran
 
 
 def worker_status(workspace: Workspace) -> Server | None:
-    """The workspace's worker, if it runs and asks its server for work."""
+    """The workspace's worker if it runs and polls its server, else None."""
     return process.status(_service(workspace, {}))
 
 
@@ -80,8 +80,8 @@ def _service(workspace: Workspace, prefect: Mapping[str, str]) -> Service:
     )
 
 
-def _asks(service: Service, api_url: str) -> bool:
-    """Whether the running worker asks the server at `api_url`: one that was moved to another port is asked in vain."""
+def _polls(service: Service, api_url: str) -> bool:
+    """Whether the running worker polls the server at `api_url`; the server may have restarted on another port."""
     try:
         return any(found.environ().get("PREFECT_API_URL") == api_url for found in process.processes(service))
     except psutil.Error:

@@ -13,7 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from al_pipeline.data.catalog import draw_test, item_id_from, label_from, text_from
 from al_pipeline.data.inputs import Source, open_inputs
-from al_pipeline.data.tables import BadRow, Progress, Row, read_table
+from al_pipeline.data.table_rows import BadRow, Progress, Row
+from al_pipeline.data.tables import read_table
 from al_pipeline.errors import BadInput
 from al_pipeline.files import sha256_bytes
 from al_pipeline.params import ClassName

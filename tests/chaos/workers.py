@@ -263,7 +263,7 @@ class Box:
 
     def _processes(self) -> list[psutil.Process]:
         """The worker and all that it started."""
-        return [one for one in psutil.process_iter() if servers._carries(one, self._mark)]
+        return [one for one in psutil.process_iter() if servers.carries_mark(one, self._mark)]
 
 
 def _at(state: Mapping[str, Any]) -> datetime:

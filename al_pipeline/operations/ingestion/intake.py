@@ -14,7 +14,7 @@ from al_pipeline.annotation.aggregation import IMPORT_ROUND
 from al_pipeline.data.catalog import ID_CHARACTERS, Catalog, item_id_from, storable, text_from
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.pool import read_ids
-from al_pipeline.data.tables import BadRow, Row, excerpt
+from al_pipeline.data.table_rows import BadRow, Row, excerpt
 from al_pipeline.operations.ingestion.corrections import CORRECTION, PastCorrections
 from al_pipeline.operations.ingestion.labels import IMPORT_ANNOTATOR, ImportedLabels
 from al_pipeline.operations.ingestion.rejects import Refused

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from al_pipeline.annotation.aggregation import IMPORT_ROUND
 from al_pipeline.data.catalog import Catalog, label_from
-from al_pipeline.data.tables import excerpt
+from al_pipeline.data.table_rows import excerpt
 from al_pipeline.operations.ingestion.rejects import Refused
 from al_pipeline.params import Schema
 from al_pipeline.records import Event, event_digest

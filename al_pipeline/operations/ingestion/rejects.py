@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from al_pipeline.data.inputs import Source
-from al_pipeline.data.tables import BadRow, Row, excerpt
+from al_pipeline.data.table_rows import BadRow, Row, excerpt
 from al_pipeline.files import json_line, move, sha256_file
 
 _MOST = 100_000

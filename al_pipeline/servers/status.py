@@ -1,4 +1,4 @@
-"""All that one box runs for a workspace, as rows of one screen."""
+"""The state of all services that this machine runs for a workspace."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from al_pipeline.workspace.workspace import Workspace
 
 @dataclass(frozen=True, slots=True)
 class ServiceRow:
-    """One service: what it is, whether it is well, and where to look."""
+    """The state of one service."""
 
     service: str
     state: str
-    """`running`, `stopped`, or `yours` for one that we neither start nor stop."""
+    """`running`, `stopped`, or `yours` for a service that the user runs."""
     address: str
     pid: int | None
     log: str | None
-    """Below the workspace's home."""
+    """Its log file, relative to the workspace's home."""
 
     def to_json(self) -> dict[str, Any]:
         """This row as a JSON object."""
@@ -34,7 +34,7 @@ class ServiceRow:
 
 
 def label_studio_elsewhere(workspace: Workspace) -> str | None:
-    """The address of the Label Studio that the workspace was told to use in place of one of its own."""
+    """The address of the user's Label Studio, where the workspace is connected to one; None for its own."""
     return os.environ.get("AL_LABEL_STUDIO_URL") or connected_elsewhere(workspace)
 
 
@@ -43,9 +43,9 @@ FOLDERS = {"Label Studio": "label-studio", "Prefect": "prefect", "worker": "work
 
 
 def running_in(homes: Sequence[Path]) -> dict[Path, list[ServiceRow]]:
-    """The services of workspaces, by their homes, whether or not the workspaces are still there.
+    """The services in workspaces' homes, by home; the workspaces themselves need not exist any more.
 
-    One look at all processes, and no request: a process that lives counts as running, though it may be busy starting.
+    Reads the process table once and sends no request: a live process counts as running even while it starts.
     """
     marked = process.marked()
     found = {}
@@ -68,10 +68,10 @@ def running_in(homes: Sequence[Path]) -> dict[Path, list[ServiceRow]]:
 
 
 def end_all_in(home: Path) -> list[str]:
-    """End every process of the services in a workspace's home, and no other; which services ran."""
+    """End every process of the services in a workspace's home. Returns the names of the services that ran."""
     marked = process.marked()
     ended = []
-    for name, folder in reversed(FOLDERS.items()):  # the worker first: it asks the others
+    for name, folder in reversed(FOLDERS.items()):  # the worker first: it depends on the others
         if living := marked.get(os.path.realpath(home / folder / "server.json")):
             process.end(living)
             ended.append(name)
@@ -79,7 +79,7 @@ def end_all_in(home: Path) -> list[str]:
 
 
 def services(workspace: Workspace) -> list[ServiceRow]:
-    """Every service of the workspace, as it is now."""
+    """The present state of every service of the workspace."""
 
     def row(name: str, folder: str, server: Server | None) -> ServiceRow:
         log = f"{folder}/server.log"
