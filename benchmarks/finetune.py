@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from al_pipeline.evaluation.metrics import evaluate
 from al_pipeline.features.encoder import Encoder, install_encoder
+from al_pipeline.models.feature_matrix import FeatureMatrix
 from al_pipeline.models.finetuned import fit_finetuned
-from al_pipeline.models.linear import FeatureMatrix, fit_head
+from al_pipeline.models.linear import fit_head
 from al_pipeline.params import Finetune
 from benchmarks.corpora import READERS, Rows
 from benchmarks.record import record

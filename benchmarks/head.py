@@ -21,7 +21,8 @@ from threadpoolctl import threadpool_limits
 from al_pipeline.features.cache import FeatureCache, ensure
 from al_pipeline.features.encoder import Encoder, encoder_fingerprint, install_encoder
 from al_pipeline.features.tfidf import fit as fit_tfidf
-from al_pipeline.models.linear import FULL_TFIDF, STRENGTH, FeatureMatrix, fit_head
+from al_pipeline.models.feature_matrix import FULL_TFIDF, FeatureMatrix
+from al_pipeline.models.linear import STRENGTH, fit_head
 from al_pipeline.records import content_hash
 from benchmarks.corpora import READERS, Rows
 from benchmarks.record import record

@@ -35,7 +35,10 @@ from al_pipeline.evaluation.metrics import evaluate
 from al_pipeline.evaluation.savings import mean_interval
 from al_pipeline.features.tfidf import lsa_components
 from al_pipeline.files import read_json, write_json, write_jsonl
-from al_pipeline.models.linear import FULL_TFIDF, STRENGTH, FeatureMatrix, fit_head, softmax, stratified_folds
+from al_pipeline.models.calibration import stratified_folds
+from al_pipeline.models.feature_matrix import FULL_TFIDF, FeatureMatrix
+from al_pipeline.models.linear import STRENGTH, fit_head
+from al_pipeline.models.probabilities import softmax
 from al_pipeline.simulation.corpus import LabeledTexts, read_corpus
 from al_pipeline.simulation.runs import Prepared, Work, prepare, simulate_run
 from al_pipeline.simulation.simulate import Options, corpus_vectors, make_work

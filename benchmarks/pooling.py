@@ -21,7 +21,8 @@ from threadpoolctl import threadpool_limits
 
 from al_pipeline.features.encoder import Encoder, install_encoder
 from al_pipeline.features.tfidf import fit as fit_tfidf
-from al_pipeline.models.linear import FeatureMatrix, fit_head
+from al_pipeline.models.feature_matrix import FeatureMatrix
+from al_pipeline.models.linear import fit_head
 from benchmarks.corpora import READERS
 from benchmarks.head import ENCODER, TEST, choose_texts
 from benchmarks.record import record

@@ -34,7 +34,8 @@ from al_pipeline.active_learning.sampling import round_seed, sample
 from al_pipeline.active_learning.shortlist import ScoreAccumulator, Shortlist, TopK
 from al_pipeline.active_learning.strategies import scoring_of
 from al_pipeline.models.approximate import MarginAccumulator
-from al_pipeline.models.linear import FeatureMatrix, Head
+from al_pipeline.models.feature_matrix import FeatureMatrix
+from al_pipeline.models.linear import Head
 from al_pipeline.records import RANDOM_SLICE
 from al_pipeline.stages.score import BINS
 from al_pipeline.workspace.fingerprint import THREADS

@@ -27,7 +27,10 @@ from reference_history import (
     standing,
 )
 
-from al_pipeline.annotation.aggregation import Folded, fold, standing_answers, superseded, times_asked, worth_asking
+from al_pipeline.annotation.active_events import standing_answers, superseded
+from al_pipeline.annotation.aggregation import Folded, fold
+from al_pipeline.annotation.tasks import worth_asking
+from al_pipeline.annotation.votes import times_asked
 from al_pipeline.data.ledger import (
     add_to_inbox,
     append_inbox,

@@ -9,18 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from al_pipeline.annotation.aggregation import (
-    Folded,
-    active,
-    fold,
-    intervention_key,
-    people,
-    quarantined,
-    skips,
-    standing,
-    standing_answers,
-    times_asked,
-)
+from al_pipeline.annotation.active_events import active, intervention_key, standing_answers
+from al_pipeline.annotation.aggregation import Folded, fold
+from al_pipeline.annotation.tasks import standing
+from al_pipeline.annotation.votes import people, skips, times_asked
 from al_pipeline.errors import BadInput, SchemaInUse
 from al_pipeline.records import Event, LabeledItem, LabelIntervention, PlannedTask, Selection, Unresolved
 
@@ -256,7 +248,7 @@ def test_quarantined_answer_does_not_count_until_restored() -> None:
     one, other = said("ann", "ham"), said("bob", "ham")
     out = control("quarantine", one)
     assert fold([one, other, out], LABELS).labeled == (row("ham"),)
-    assert quarantined([one, other, out]) == {one.event_id}
+    assert active([one, other, out]) == [other]
     assert fold([one, other, out, control("restore", one, id_="back")], LABELS) == fold([one, other], LABELS)
 
 

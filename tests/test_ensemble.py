@@ -10,7 +10,8 @@ from scipy.sparse import csr_matrix
 from al_pipeline.active_learning.acquisition import bald
 from al_pipeline.models import ensembles as ensemble
 from al_pipeline.models.ensembles import SIZES, draw_heads, sample_proba
-from al_pipeline.models.linear import STRENGTH, FeatureMatrix, Head, fit_head
+from al_pipeline.models.feature_matrix import FeatureMatrix
+from al_pipeline.models.linear import STRENGTH, Head, fit_head
 
 KINDS = pytest.mark.parametrize("kind", sorted(SIZES))
 CLASSES = ("a", "b", "c")

@@ -21,7 +21,7 @@ from al_pipeline.files import read_json, sha256_tree
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.models.ensembles import SIZES, draw_heads, sample_proba
 from al_pipeline.models.estimators import ESTIMATORS, HEAD, Arrays, Estimate, Estimator, fit_classifier
-from al_pipeline.models.linear import FeatureMatrix
+from al_pipeline.models.feature_matrix import FeatureMatrix
 from al_pipeline.models.text_model import fit_text_model, load_text_model
 from al_pipeline.operations.reproduce import reproduce
 from al_pipeline.params import FINETUNED, ModelName
@@ -98,9 +98,9 @@ def _fit_nothing(features: FeatureMatrix, targets: NDArray[np.intp], rng: Genera
     ("wrong", "says"),
     [
         (lambda arrays, features: np.ones((len(features), 1)), r"of shape \(30, 1\) for 30 texts and 3 classes"),
-        (lambda arrays, features: np.ones((len(features), 3)), "no probabilities"),
-        (lambda arrays, features: np.full((len(features), 3), np.nan), "no probabilities"),
-        (lambda arrays, features: np.tile([2.0, -0.5, -0.5], (len(features), 1)), "no probabilities"),
+        (lambda arrays, features: np.ones((len(features), 3)), "not probabilities"),
+        (lambda arrays, features: np.full((len(features), 3), np.nan), "not probabilities"),
+        (lambda arrays, features: np.tile([2.0, -0.5, -0.5], (len(features), 1)), "not probabilities"),
     ],
 )
 def test_an_estimator_that_gives_no_probabilities_is_named(
@@ -118,7 +118,7 @@ def test_a_model_of_an_estimator_that_is_gone_says_so(tmp_path: Path, monkeypatc
         patch.setitem(ESTIMATORS, "mine", ESTIMATORS["centroid"])
         model = fit_text_model(texts, vectors, labels, CLASSES, features("encoder"), [], 7, True, classifier="mine")
         model.save(tmp_path)
-    with pytest.raises(BadInput, match="an estimator 'mine', which is not in"):
+    with pytest.raises(BadInput, match="the estimator 'mine', which al_pipeline.models.estimators.py does not have"):
         load_text_model(tmp_path)
 
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from harness import play, small_workspace
 
-from al_pipeline.annotation.aggregation import supporters
+from al_pipeline.annotation.votes import supporters
 from al_pipeline.cli import app as cli
 from al_pipeline.data.outputs import from_csv_cell, read_labeled
 from al_pipeline.errors import BadInput, UsageError

@@ -19,8 +19,9 @@ from al_pipeline.errors import BadInput
 from al_pipeline.features.encoder import encoder_identity, install_encoder
 from al_pipeline.files import read_json, sha256_tree
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
-from al_pipeline.models.finetuned import CARD_FILE, WEIGHTS_FILE, FinetunedModel, Masks, fit_finetuned
+from al_pipeline.models.finetuned import CARD_FILE, WEIGHTS_FILE, FinetunedModel, fit_finetuned
 from al_pipeline.models.loading import load_model
+from al_pipeline.models.transformer import Masks
 from al_pipeline.operations.predict import predict
 from al_pipeline.operations.reproduce import reproduce
 from al_pipeline.params import Finetune
@@ -58,7 +59,7 @@ def test_with_fewer_than_two_classes_it_is_the_prior_and_reads_nothing(tmp_path:
 
 
 def test_a_label_that_is_no_class_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="'eggs' is no class of the schema"):
+    with pytest.raises(BadInput, match="'eggs' is not a class of the schema"):
         fit_finetuned(["a"], ["eggs"], CLASSES, no_weights(tmp_path / "encoder"), 32, Finetune(), 1, True)
 
 
@@ -76,7 +77,7 @@ def test_a_damaged_card_says_so(tmp_path: Path, change: dict[str, Any]) -> None:
     fit_finetuned(["a"], ["ham"], CLASSES, encoder, 32, Finetune(), 1, True).save(tmp_path / "model")
     card = tmp_path / "model" / CARD_FILE
     card.write_text(json.dumps(json.loads(card.read_text()) | change))
-    with pytest.raises(BadInput, match=r"holds no whole model|is not what the model was saved with"):
+    with pytest.raises(BadInput, match=r"is damaged|does not match its card"):
         load_model(tmp_path / "model", encoder)
 
 
@@ -188,7 +189,7 @@ def test_changed_weights_are_refused(tiny: Path, tmp_path: Path) -> None:
     with (tmp_path / "model" / WEIGHTS_FILE).open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"!")
-    with pytest.raises(BadInput, match="is not what the model was saved with"):
+    with pytest.raises(BadInput, match="does not match its card"):
         load_model(tmp_path / "model", tiny)
 
 
@@ -196,11 +197,11 @@ def test_changed_weights_are_refused(tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("embeddings.rows", np.array([10**9]), "fits no part|does not know"),
+        ("embeddings.rows", np.array([10**9]), "does not fit the encoder|does not have"),
         ("embeddings.rows", None, "lacks embeddings.rows"),
-        ("head.bias", np.zeros(7, np.float32), "other shapes than its card says"),
-        ("other", np.zeros(3, np.float32), "'other' fits no part of the encoder"),
-        ("encoder.layer.0.output.dense.bias", np.zeros(3, np.float32), "fits no part of the encoder"),
+        ("head.bias", np.zeros(7, np.float32), "does not match its card: shapes"),
+        ("other", np.zeros(3, np.float32), "'other' does not fit the encoder"),
+        ("encoder.layer.0.output.dense.bias", np.zeros(3, np.float32), "does not fit the encoder"),
     ],
 )
 def test_weights_that_do_not_belong_together_are_refused(

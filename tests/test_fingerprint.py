@@ -216,7 +216,7 @@ def test_other_words_and_another_layout_do_not(change: str) -> None:
     [
         ("active_learning/acquisition.py", "1.0", "0.999"),
         ("params.py", "ge=1, le=100, default=6", "ge=1, le=100, default=7"),
-        ("models/linear.py", "axis=1, keepdims=True)), np.float64)", "axis=1, keepdims=True)), np.float32)"),
+        ("models/probabilities.py", "axis=1, keepdims=True)), np.float64)", "axis=1, keepdims=True)), np.float32)"),
     ],
 )
 def test_a_change_of_the_real_modules_is_seen(copied: Path, module: str, old: str, new: str) -> None:

@@ -22,7 +22,8 @@ from al_pipeline.files import read_json, write_json
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.models.ensembles import SIZES, draw_heads
 from al_pipeline.models.estimators import ESTIMATORS, fit_classifier
-from al_pipeline.models.linear import FeatureMatrix, fit_head, row_products
+from al_pipeline.models.feature_matrix import FeatureMatrix, row_products
+from al_pipeline.models.linear import fit_head
 from al_pipeline.operations.checks.data import check_encoder
 from al_pipeline.operations.checks.finding import Finding
 from al_pipeline.operations.ingest import ingest

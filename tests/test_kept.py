@@ -16,7 +16,9 @@ from annotating import ServerRig
 from embedded import LabelStudioServer
 from harness import Killed, answer_all, change_params, copy_workspace, killing, play, results, small_workspace
 
-from al_pipeline.annotation.aggregation import fold, times_asked, worth_asking
+from al_pipeline.annotation.aggregation import fold
+from al_pipeline.annotation.tasks import worth_asking
+from al_pipeline.annotation.votes import times_asked
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.outputs import read_labeled
 from al_pipeline.errors import NothingToDo, UnexpectedChange

@@ -19,7 +19,9 @@ from al_pipeline.features import tfidf as tfidf_module
 from al_pipeline.features.tfidf import Tfidf, fit, load_tfidf
 from al_pipeline.files import sha256_tree
 from al_pipeline.models import linear as head_module
-from al_pipeline.models.linear import FeatureMatrix, _compact, _fit_softmax, feature_scales, fit_head, stratified_folds
+from al_pipeline.models.calibration import stratified_folds
+from al_pipeline.models.feature_matrix import FeatureMatrix, feature_scales
+from al_pipeline.models.linear import _compact, _fit_softmax, fit_head
 from al_pipeline.models.text_model import TextModel, fit_text_model, load_text_model
 from al_pipeline.params import Features
 
@@ -287,7 +289,7 @@ def test_two_items_of_two_classes() -> None:
 
 def test_labels_outside_the_schema_are_refused() -> None:
     texts, vectors, _ = corpus(2, ["ham"])
-    with pytest.raises(BadInput, match=r"label 'eggs' is no class of the schema \(ham, spam, news\)"):
+    with pytest.raises(BadInput, match=r"label 'eggs' is not a class of the schema \(ham, spam, news\)"):
         fit_text_model(texts, vectors, ["ham", "eggs"], CLASSES, features("encoder"), [], 1, True)
     with pytest.raises(ValueError, match="1 labels for 2 rows"):
         fit_head(FeatureMatrix(vectors), ["ham"], CLASSES, 1, True)
@@ -353,7 +355,7 @@ def test_a_card_without_a_shift_is_read_and_one_of_other_classes_refused(tmp_pat
     model.save(tmp_path)
     card = json.loads((tmp_path / "card.json").read_text())
     (tmp_path / "card.json").write_text(json.dumps(card | {"shift": [0.5]}))
-    with pytest.raises(BadInput, match="is of 3 classes, and its card shifts 1"):
+    with pytest.raises(BadInput, match="3 classes, card has shifts for 1"):
         load_text_model(tmp_path)
     del card["shift"]  # as models were saved before there was one
     (tmp_path / "card.json").write_text(json.dumps(card))
@@ -386,7 +388,7 @@ def test_the_control_is_the_classifier_on_its_rows_alone(tmp_path: Path) -> None
     assert not (tmp_path / "control.safetensors").exists()
     model.save(tmp_path)
     (tmp_path / "control.safetensors").write_bytes((tmp_path / "head.safetensors").read_bytes())
-    with pytest.raises(BadInput, match=r"control\.safetensors is not what the model was saved with"):
+    with pytest.raises(BadInput, match=r"control\.safetensors does not match its card"):
         load_text_model(tmp_path)
 
 
@@ -396,7 +398,7 @@ def test_a_damaged_model_is_refused(name: str, tmp_path: Path) -> None:
     data = bytearray((tmp_path / name).read_bytes())
     data[-9] ^= 1
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(BadInput, match="is not what the model was saved with"):
+    with pytest.raises(BadInput, match="does not match its card"):
         load_text_model(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(BadInput, match="no such file"):
@@ -407,7 +409,7 @@ def test_a_damaged_model_is_refused(name: str, tmp_path: Path) -> None:
 def test_other_formats_are_refused(card: str | None, tmp_path: Path) -> None:
     if card is not None:
         (tmp_path / "card.json").write_text(card)
-    with pytest.raises(BadInput, match=r"no model that this engine reads|not the JSON"):
+    with pytest.raises(BadInput, match=r"this engine cannot read the model|not the JSON"):
         load_text_model(tmp_path)
 
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from harness import Killed, answer_all, change_params, copy_workspace, killing, play
 
-from al_pipeline.annotation.aggregation import active
+from al_pipeline.annotation.active_events import active
 from al_pipeline.cli import app as cli
 from al_pipeline.data import outputs as results
 from al_pipeline.data.ledger import read_events

@@ -55,7 +55,7 @@ class After:
         (After(1, "spam", "ham", "eggs"), "another order"),
         (After(1, "ham", "spam", "Eggs"), "'Eggs' looks like 'eggs'"),
         (After(1, "ham", "spam", "eg\u200bgs"), "looks like 'eggs'"),
-        (After(0, "ham", "spam", "eggs"), "only ever raised"),
+        (After(0, "ham", "spam", "eggs"), "can only increase"),
     ],
 )
 def test_another_list_of_classes_is_another_version(after: After, problem: str | None) -> None:

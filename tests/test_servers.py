@@ -500,7 +500,7 @@ def test_a_start_is_waited_for_and_free_when_its_process_was_killed(tmp_path: Pa
     hold += "with exclusive(pathlib.Path(sys.argv[1]), 9): print(flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", hold, str(lock)], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline() == b"\n"
-        with pytest.raises(ServerFailed, match=f"another process holds {lock}"), servers.exclusive(lock, 0.3):
+        with pytest.raises(ServerFailed, match=f"another process has held {lock}"), servers.exclusive(lock, 0.3):
             pytest.fail("two at once")
         other.kill()
     with servers.exclusive(lock, 5):

@@ -28,7 +28,8 @@ from al_pipeline.active_learning.shortlist import ScoreAccumulator, Shortlist, T
 from al_pipeline.active_learning.strategies import STRATEGIES, Need, Picked, Strategy
 from al_pipeline.models import approximate
 from al_pipeline.models.approximate import MarginAccumulator
-from al_pipeline.models.linear import FeatureMatrix, Head
+from al_pipeline.models.feature_matrix import FeatureMatrix
+from al_pipeline.models.linear import Head
 from al_pipeline.params import NEEDS_ENCODER, Select
 from al_pipeline.records import RANDOM, RANDOM_SLICE, Query
 

@@ -1,1 +1,1 @@
-"""Aggregates annotations into labels."""
+"""Aggregation of annotations into labels."""

@@ -1,4 +1,4 @@
-"""Checks changes of the list of classes: a new list is a new version of the schema, and a class in use stays."""
+"""Checks of a changed list of classes: a new list needs a new schema version, and a class in use cannot be removed."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from al_pipeline.sanitize import plain_form
 
 
 class Classes(Protocol):
-    """The `schema` section of `params.yaml`, as far as it matters here."""
+    """The keys of the `schema` section of `params.yaml` that these checks need."""
 
     @property
     def version(self) -> int:
-        """Raised with each new list of classes."""
+        """Incremented with each new list of classes."""
 
     @property
     def labels(self) -> Sequence[str]:
-        """The classes in the order shown."""
+        """The classes in display order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The schema of the newest published round (or the first build), and that round in words."""
+    """The schema of the newest published round (or of the first build)."""
 
     version: int
     labels: tuple[str, ...]
     where: str
+    """The name of that round or build, for messages."""
 
 
 def missing_in_use(labels: Sequence[str], used: Mapping[str, str]) -> str | None:
-    """Why the classes `labels` cannot be taken: answers use another one. None where they can.
+    """Why `labels` cannot be the list of classes: annotations use a class that it lacks. None where it can.
 
-    `used` says of each class that answers name how many there are, in words.
+    `used`: the number of annotations of each class in use, as text.
     """
     lost = [name for name in used if name not in labels]
     if not lost:
@@ -46,17 +47,17 @@ def missing_in_use(labels: Sequence[str], used: Mapping[str, str]) -> str | None
         f"answers name classes that schema.labels in params.yaml lacks: "
         f"{', '.join(f'{name!r} ({used[name]})' for name in lost)}{hint}. Nothing was changed. A class in use can be "
         "neither removed nor renamed nor merged into another: put it back into schema.labels, at the end if nobody "
-        f"should choose it again, or take its answers out with `al labels revoke --label {name}`. Other classes "
-        "altogether need a workspace of their own"
+        f"should choose it again, or revoke its answers with `al labels revoke --label {name}`. A completely different "
+        "list of classes needs a workspace of its own"
     )
 
 
 def wrong_version(before: Published, after: Classes) -> str | None:
-    """Why the version does not fit what became of the list of classes; None where it does."""
+    """Why the schema's version does not fit its list of classes; None where it does."""
     if after.version < before.version:
         return (
-            f"schema.version in params.yaml is {after.version}, and {before.where} has {before.version} already; "
-            "a version is only ever raised"
+            f"schema.version in params.yaml is {after.version}, but {before.where} already has {before.version}; "
+            "a version can only increase"
         )
     if after.version > before.version or tuple(after.labels) == before.labels:
         return None
@@ -65,7 +66,7 @@ def wrong_version(before: Published, after: Classes) -> str | None:
     parts = [
         f"{word} {', '.join(map(repr, names))}" for word, names in (("added", added), ("removed", removed)) if names
     ]
-    parts = parts or ["another order, and so other keys and other columns"]
+    parts = parts or ["another order, hence other keys and columns"]
     parts += [f"{name!r} looks like {like!r}" for name in added if (like := _lookalike(name, before.labels))]
     drops = (
         f" No answer that counts uses {' or '.join(map(repr, removed))}; tasks that are open will no longer offer it."

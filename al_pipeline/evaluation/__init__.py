@@ -1,1 +1,1 @@
-"""How good a model is: metrics with intervals, comparison, promotion, accuracy while it is used, labels saved."""
+"""Evaluation of models: metrics with intervals, comparison, promotion, prequential accuracy, labels saved."""

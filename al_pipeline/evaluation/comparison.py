@@ -1,4 +1,4 @@
-"""Compares two models on the test items that both were measured on: differences of metrics, changed predictions."""
+"""Comparison of two models on their common test items: differences of metrics, and changed predictions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from al_pipeline.evaluation.metrics import Floats, differences
 
 
 class Predicted(Protocol):
-    """A model's probabilities (n, C) for n test items, and their labels as known then."""
+    """A model's probabilities (n, C) for n test items, and their labels at that time."""
 
     @property
     def item_ids(self) -> tuple[str, ...]: ...
@@ -31,7 +31,7 @@ class Predicted(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """A test item that the two models give different classes, each with its probability."""
+    """A test item for which the two models predict different classes, each with its probability."""
 
     item_id: str
     label: str
@@ -43,7 +43,7 @@ class Flip:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """`items`: how many test items both models saw. `differences`: of each figure, after minus before."""
+    """`items`: the number of common test items. `differences`: of each metric, after minus before."""
 
     items: int
     differences: Mapping[str, Estimate]
@@ -51,7 +51,7 @@ class Comparison:
 
 
 def shared(before: Predicted, after: Predicted) -> tuple[list[int], list[int]]:
-    """The rows of the items that both saw, in the order of `after`: rows of `before`, and rows of `after`."""
+    """The rows of the common items in `before` and in `after`, in the order of `after`."""
     rows = {item: row for row, item in enumerate(before.item_ids)}
     keep = [row for row, item in enumerate(after.item_ids) if item in rows]
     return [rows[after.item_ids[row]] for row in keep], keep
@@ -60,9 +60,9 @@ def shared(before: Predicted, after: Predicted) -> tuple[list[int], list[int]]:
 def compare(
     before: Predicted, after: Predicted, rng: Generator, bootstrap: int = 1000, confidence: float = 0.95
 ) -> Comparison:
-    """Both models on the items that both saw. The labels are those of `after`, the later knowledge.
+    """Compare two models on their common items, by the labels of `after`, which are newer.
 
-    A class that one of them did not know yet has probability 0 there.
+    A class that a model does not have gets probability 0 there.
     """
     old_rows, new_rows = shared(before, after)
     classes = tuple(dict.fromkeys((*after.classes, *before.classes)))
@@ -89,9 +89,9 @@ def compare(
 
 
 def aligned(model: Predicted, rows: Sequence[int], classes: Sequence[str]) -> Floats:
-    """A model's probabilities for `rows` with a column for each of `classes`; shape (rows, classes).
+    """A model's probabilities for `rows` with a column for each of `classes`, shape (rows, classes).
 
-    A class that the model did not know has probability 0; what it gave to a class that is no more is shared out.
+    A class that the model does not have gets probability 0; without a class that was removed, rows are renormalised.
     """
     found = np.zeros((len(rows), len(classes)))
     for column, name in enumerate(model.classes):
@@ -99,5 +99,5 @@ def aligned(model: Predicted, rows: Sequence[int], classes: Sequence[str]) -> Fl
             found[:, classes.index(name)] = model.proba[list(rows), column]
     if set(model.classes) <= set(classes):
         return found
-    whole = found.sum(axis=1, keepdims=True)
-    return np.where(whole > 0, found / np.where(whole > 0, whole, 1.0), 1.0 / len(classes))
+    total = found.sum(axis=1, keepdims=True)
+    return np.where(total > 0, found / np.where(total > 0, total, 1.0), 1.0 / len(classes))

@@ -1,8 +1,8 @@
 """Metrics on the test set, with bootstrap intervals, from predicted probabilities and true classes.
 
-Every interval is a percentile bootstrap (Efron & Tibshirani 1993, chapter 13) over resampled test items. A resample is
-a row of weights (how often each item was drawn), so that every figure of all resamples is a few matrix products.
-What is not defined is None, with the reason; NaN never leaves this module.
+Every interval is a percentile bootstrap (Efron & Tibshirani 1993, chapter 13) over test items. A resample is a row of
+weights (how often each item was drawn), so that a metric of all resamples takes a few matrix products. An undefined
+metric is None, with the reason; NaN never leaves this module.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CALIBRATION_BINS = 15
 """Equal-width bins of the calibration error, as in Guo et al. 2017."""
 
 _BLOCK = 4_000_000
-"""Weights in memory at a time (32 MB), which bounds memory for any test set."""
+"""Number of weights in memory at a time (32 MB)."""
 _SMALLEST = float(np.finfo(np.float64).eps)
 _EMPTY = "the test set has no labelled items"
 _UNDEFINED = "needs test items of the class and of another one"
@@ -47,19 +47,19 @@ def evaluate(
     confidence: float = 0.95,
     positive: str | None = None,
 ) -> Metrics:
-    """All figures of `proba` (n, C) against `truth` (n,), indices into `classes`.
+    """All metrics of `proba` (n, C) against `truth` (n,), indices into `classes`.
 
     The prediction is the most likely class, the first of equals. F1 = 2 hits / (support + predicted). Macro F1 is the
-    mean over the classes present in the truth (in each resample: in its truth). Log loss is in nats, probabilities
-    below 2.2e-16 raised to it. Calibration error: Guo et al. 2017 (arXiv:1706.04599), equation 3. Resampling adds
-    noise to every bin, so that the interval of the calibration error lies high and may even leave its value out.
+    mean over the classes present in the truth (of each resample). Log loss is in nats, with probabilities clipped at
+    2.2e-16. Calibration error: ECE, Guo et al. 2017 (arXiv:1706.04599), equation 3. Resampling adds noise to every bin,
+    so the interval of the calibration error is biased upwards and may exclude its value.
 
     Average precision is the step-wise sum of (recall gained) * precision over the distinct scores. With two classes it
     is that of `positive`, or by default of the class with fewer test items (the later in `classes` of equals); with
     more, the mean over the classes present.
 
-    `bootstrap` = 0 gives no intervals. An interval leaves out resamples in which the figure is not defined; it is None
-    where those are the most. Raises ValueError on shapes that do not fit or an unknown class.
+    `bootstrap` = 0 gives no intervals. An interval omits resamples in which the metric is undefined; it is None where
+    these are the majority. Raises ValueError on shapes that do not fit or an unknown class.
     """
     classes = tuple(classes)
     truth = check_truth(truth, len(classes))
@@ -111,9 +111,9 @@ def differences(
     bootstrap: int = 1000,
     confidence: float = 0.95,
 ) -> dict[str, Estimate]:
-    """Each overall figure of `after` minus that of `before`, probabilities (n, C) for the same n items.
+    """Each overall metric of `after` minus that of `before`, probabilities (n, C) for the same n items.
 
-    The intervals are paired: both models are measured on the same resamples, so that what is hard for both cancels.
+    The intervals are paired: both models are measured on the same resamples.
     """
     truth = check_truth(truth, len(classes))
     if len(truth) == 0:
@@ -133,7 +133,7 @@ def differences(
 
 
 def check_truth(truth: ArrayLike, classes: int) -> Indices:
-    """`truth` as class indices (n,). Raises ValueError on anything that is no index of a class."""
+    """`truth` as class indices (n,). Raises ValueError on anything else."""
     checked = np.asarray(truth)
     if checked.size == 0:
         return np.empty(0, dtype=np.intp)
@@ -172,7 +172,7 @@ def macro_f1_scores(counts: ClassCounts) -> Floats:
 
 
 def interval(draws: Floats, confidence: float) -> tuple[float, float] | None:
-    """The percentile interval of the finite draws; None where they are less than half."""
+    """The percentile interval of the finite draws; None where they are fewer than half."""
     defined = draws[np.isfinite(draws)]
     if len(defined) == 0 or 2 * len(defined) < len(draws):
         return None
@@ -183,7 +183,7 @@ def interval(draws: Floats, confidence: float) -> tuple[float, float] | None:
 def _all_figures(proba: Floats, truth: Indices, target: int | None) -> Callable[[Floats], Floats]:
     """A function of weights (b, n): `FIGURES`, then precision, recall and F1 of each class, as columns (b, 5 + 3C).
 
-    NaN marks what is not defined.
+    NaN marks an undefined metric.
     """
     classes = proba.shape[1]
     predicted = proba.argmax(axis=1)
@@ -217,7 +217,7 @@ def _all_figures(proba: Floats, truth: Indices, target: int | None) -> Callable[
 
 
 def _average_precision(scores: Floats, is_positive: NDArray[np.bool_]) -> Callable[[Floats], Floats]:
-    """Weights (b, n) -> average precision (b,), items of equal score counted together; NaN without both kinds."""
+    """A function of weights (b, n): average precision (b,), ties counted together; NaN without both classes."""
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.diff(scores[order], append=np.nan) != 0)  # NaN: the last item ends a group too
     positive = is_positive[order].astype(np.float64)

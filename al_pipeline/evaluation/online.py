@@ -1,8 +1,8 @@
 """Prequential accuracy: the model's accuracy on the random slice of each batch, before it was trained on it.
 
-The slice is a simple random sample of what was unlabelled when it was drawn, and the model that chose the batch never
-saw its labels: the estimate is unbiased and needs no test set (prequential evaluation, Dawid 1984). It is an average
-over a sequence of models, each trained on more labels; `recent` covers the newest alone.
+The slice is a simple random sample of the unlabelled items, and the model that chose the batch was not trained on its
+labels: the estimate is unbiased and needs no test set (prequential evaluation, Dawid 1984). It averages over a sequence
+of models, each trained on more labels; `recent` covers only the newest.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from statistics import NormalDist
 from al_pipeline.evaluation.figures import Accuracy, Control, Running
 
 RECENT = 100
-"""Least number of answered items that `recent` covers, in whole rounds."""
+"""Minimum number of answered items that `recent` covers, in complete rounds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """An item of a random slice: the round that asked it, the model's prediction before, and the label."""
+    """An item of a random slice: its round, the model's prediction before labelling, and the label."""
 
     round: int
     predicted: str
     label: str | None
-    """None where nobody answered, or the answers give no label."""
+    """None where nobody answered, or the annotations give no label."""
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """The score of a model on the random labels alone, and the labels that the rounds needed to equal it."""
+    """The score of a model on the random labels alone, and the number of labels with which the rounds equalled it."""
 
     random_labels: int
     macro_f1: float
-    """Of the control, the same classifier on the random labels alone."""
+    """Of the control: the same classifier on the random labels alone."""
     labels: int | None
-    """Of the first round that was as good; None where none is."""
+    """Number of labels in the first round with at least that score; None where no round has it."""
     at_most: bool
-    """That round was the first: it may have needed fewer."""
+    """Whether that is the first round, so that fewer labels may have sufficed."""
 
     def sentence(self) -> str:
-        """It in words."""
+        """A sentence for the report."""
         reached = f"{self.random_labels} random labels alone reach macro-F1 {self.macro_f1:.3f}"
         if self.labels is None:
             return f"{reached}; no round is as good yet"
@@ -51,10 +51,10 @@ class Saved:
 
 
 def labels_saved(rounds: Sequence[tuple[int, float | None]], control: Control | None) -> Saved | None:
-    """How many labels the rounds needed for what the newest random labels reach; None without a control's score.
+    """The number of labels with which the rounds reached the score of the random labels; None without a control's score.
 
-    `rounds`: labels and macro-F1 of each, oldest first; `control`: the newest round's. Both were measured on one test
-    set, and only rounds that took place count: nothing lies between or beyond them.
+    `rounds`: labels and macro-F1 of each round, oldest first; `control`: that of the newest round. Both were measured
+    on the same test set. Nothing is interpolated or extrapolated.
     """
     target = None if control is None else control.macro_f1.value
     if control is None or target is None:
@@ -65,9 +65,9 @@ def labels_saved(rounds: Sequence[tuple[int, float | None]], control: Control | 
 
 
 def running_accuracy(forecasts: Sequence[Forecast], confidence: float = 0.95) -> Running | None:
-    """The running accuracy; None before a slice was predicted.
+    """The running accuracy; None where no slice has been predicted yet.
 
-    Unanswered items are left out and counted: where they are many, those that people skip may be the harder ones.
+    Unanswered items are left out but counted: many of them can bias the estimate, since people may skip hard items.
     """
     if not forecasts:
         return None
@@ -99,7 +99,7 @@ def _accuracy(forecasts: Sequence[Forecast], confidence: float) -> Accuracy:
 
 
 def wilson(successes: int, trials: int, confidence: float) -> tuple[float | None, float | None]:
-    """Wilson's score interval of a proportion (Wilson 1927); none without a trial."""
+    """Wilson's score interval of a proportion (Wilson 1927); (None, None) without a trial."""
     if trials == 0:
         return None, None
     z = NormalDist().inv_cdf((1 + confidence) / 2)

@@ -1,19 +1,19 @@
 """The gate: does the new model (challenger) replace the promoted one (champion)?
 
-The newer model knows the newer labels, so it is promoted unless there is evidence against it. In this order:
+The challenger is trained on more labels, so it is promoted unless there is evidence against it. In this order:
 
-1. **No champion**: promoted. Provisional (to be judged again when there is more evidence) where a class has fewer than
-   `min_test_per_class` test items, or where the model finds no item of some class.
+1. **No champion**: promoted. Provisional (decided again with more evidence) where a class has fewer than
+   `min_test_per_class` test items, or where the model finds no test item of some class.
 2. **Too few test items** of some class of the schema: held.
 3. **A class collapsed**: refused. Its recall fell to 0 from above 0, or its F1 fell by more than `max_drop` even at the
-   favourable end of its paired interval (at a confidence shared out among the classes, Bonferroni 1936).
-4. **Macro F1 fell by more than `max_drop`**: refused if the whole paired interval is below 0 (the fall is no accident
-   of the test set), else held.
-5. Otherwise promoted, also after a fall within `max_drop`.
+   upper end of its paired interval (with a Bonferroni-corrected confidence).
+4. **Macro F1 fell by more than `max_drop`**: refused if the upper end of the paired interval is below 0 (the drop is
+   significant), else held.
+5. Otherwise promoted, also after a drop within `max_drop`.
 
-Comparing the *unfavourable* end with `-max_drop` instead would refuse models for the test set's noise: with 300 test
-items the interval of two equally good models is often wider than any sensible `max_drop`. A fall that is real but
-within `max_drop` is tolerated on purpose: that is what the setting says.
+Comparing the lower end with `-max_drop` instead would refuse models for noise: with 300 test items the interval of two
+equally good models is often wider than any sensible `max_drop`. A significant drop within `max_drop` is tolerated by
+definition of the setting.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Limits(Protocol):
 
     @property
     def min_test_per_class(self) -> int:
-        """With fewer test items of some class nothing is compared."""
+        """With fewer test items of some class the models are not compared."""
 
 
 def decide(
@@ -62,7 +62,7 @@ def decide(
     bootstrap: int = 1000,
     confidence: float = 0.95,
 ) -> Decision:
-    """The decision by the rule above. `champion`, `challenger`: probabilities (n, C) for the same n test items.
+    """Decide by the rules above. `champion`, `challenger`: class probabilities (n, C) for the same n test items.
 
     Raises ValueError where the shapes do not fit `truth` (n,) and `classes`.
     """

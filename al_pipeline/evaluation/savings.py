@@ -1,7 +1,7 @@
 """Comparison of strategies by their learning curves: area under the curve, labels needed and saved, wins, losses.
 
-A curve is one row of a table (seeds, budgets); all tables share the budgets and, row by row, the seeds, so that arms
-are compared in pairs. Nothing is extrapolated: what a curve does not reach within its budget has no number.
+A curve is one row of a table (seeds, budgets). All tables share the budgets and, row by row, the seeds, so that arms
+are compared in pairs. Nothing is extrapolated: a target that a curve does not reach within its budget has no value.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from al_pipeline.records import RANDOM
 Floats = NDArray[np.float64]
 
 SHARES = (90, 95, 98)
-"""Percent of the full-data score that a curve is asked to reach."""
+"""Targets: per cent of the full-data score."""
 BOOTSTRAP = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A figure over seeds with its interval; None where it is not known."""
+    """A statistic over seeds with its interval; None where it is undefined."""
 
     value: float | None
     low: float | None = None
@@ -34,10 +34,11 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Saving:
-    """Labels that a strategy needs for a share of the full-data score, and how many times as many random needs.
+    """Labels that a strategy needs for a share of the full-data score, and the ratio to those of random sampling.
 
-    `saving` is random's labels over the strategy's, None where one of the two did not get there; `at_least` is then
-    the budget over the strategy's labels, where the strategy did. An end of its interval beyond the budget is None.
+    `saving`: labels of random sampling divided by those of the strategy; None where one of the two does not reach the
+    score. `at_least`: the budget divided by the strategy's labels, where only the strategy reaches it. An end of the
+    interval beyond the budget is None.
     """
 
     labels: float | None
@@ -48,24 +49,24 @@ class Saving:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One strategy by one metric."""
+    """The results of one strategy by one metric."""
 
     curve: tuple[Interval, ...]
-    """Mean over seeds at each budget, with Student's interval of the mean."""
+    """Mean over seeds at each budget, with Student's t interval."""
     area: Interval
-    """Normalised area under the learning curve (ALC), with Student's interval over seeds."""
+    """Normalised area under the learning curve (ALC), with Student's t interval over seeds."""
     gain: Interval
-    """Area less random's, seed by seed."""
+    """Area minus that of random sampling, paired by seed."""
     savings: Mapping[int, Saving]
     wins: Mapping[str, int]
-    """Seeds in which its area is larger than the other strategy's."""
+    """Number of seeds in which its area is larger than the other strategy's."""
     below_random: tuple[int, ...]
-    """Budgets at which it is significantly below random: paired, corrected for the number of budgets."""
+    """Budgets at which it is significantly worse than random sampling (paired t test, Bonferroni-corrected)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All strategies by one metric. `full`: the score of a model with all the pool's labels, mean over seeds."""
+    """The results of all strategies by one metric. `full`: mean score over seeds of a model with all labels."""
 
     budgets: tuple[int, ...]
     seeds: int
@@ -82,11 +83,10 @@ def compare(
     bootstrap: int = BOOTSTRAP,
     shares: Sequence[int] = SHARES,
 ) -> Comparison:
-    """Compare strategies: `curves` (seeds, budgets) of each, `full` (seeds,) with all labels.
+    """Compare strategies by their `curves` (seeds, budgets) and the scores `full` (seeds,) with all labels.
 
-    NaN marks a score that is not defined; means leave it out. `bootstrap` seeds are drawn with replacement, the same
-    ones for every arm (Efron & Tibshirani 1993, chapter 13). Raises ValueError on tables of unequal shape, or where
-    the random arm is missing.
+    NaN marks an undefined score; means omit it. `bootstrap`: number of resamples of the seeds, the same for every arm
+    (Efron & Tibshirani 1993, chapter 13). Raises ValueError on tables of unequal shape, or without a random arm.
     """
     if RANDOM not in curves:
         raise ValueError("savings need the random arm, and `curves` has none")
@@ -119,7 +119,7 @@ def compare(
 def area(budgets: Floats, curves: Floats) -> Floats:
     """Normalised area under the learning curve (ALC), (seeds,), of curves (seeds, budgets), by the trapezoidal rule.
 
-    A point without a value is passed over: the line goes from the one before to the one after.
+    An undefined point is interpolated between its neighbours.
     """
     heights = np.full(len(curves), np.nan)
     for row, curve in enumerate(curves):
@@ -133,9 +133,9 @@ def area(budgets: Floats, curves: Floats) -> Floats:
 
 
 def labels_needed(budgets: Floats, curves: Floats, targets: Floats) -> Floats:
-    """Where curves (b, budgets) first reach their targets (b,), by straight lines between budgets; infinity: nowhere.
+    """The labels at which curves (b, budgets) first reach their targets (b,), linearly interpolated; infinity: never.
 
-    A curve that is there at its first budget needs that many: what lies before it was not seen.
+    A curve that reaches its target at its first budget needs that many: smaller budgets were not measured.
     """
     filled = np.where(np.isfinite(curves), curves, -np.inf)
     there = filled >= targets[:, None]
@@ -152,7 +152,7 @@ def labels_needed(budgets: Floats, curves: Floats, targets: Floats) -> Floats:
 
 
 def mean_interval(values: Floats, confidence: float) -> Interval:
-    """The mean of what is defined, with Student's t interval of the mean (Gosset 1908); no interval from one value."""
+    """The mean of the defined values, with Student's t interval; no interval from a single value."""
     known = values[np.isfinite(values)]
     if len(known) == 0:
         return Interval(None)
@@ -180,14 +180,14 @@ def _saving(
 
 
 def _needed(budgets: Floats, table: Floats, full: Floats, share: float, draws: Any) -> Floats:
-    """Labels at which the mean curve of each draw of seeds (b, seeds) gets to its share of the mean full score."""
+    """Labels at which the mean curve of each draw of seeds (b, seeds) reaches its share of the mean full score."""
     if draws is None:
         draws = np.arange(len(full))[None, :]
     return labels_needed(budgets, _mean(table[draws]), share * _mean(full[draws]))
 
 
 def _mean(values: Floats) -> Floats:
-    """Means over the seeds, axis 1, of what is defined; NaN where nothing is."""
+    """Means over the seeds, axis 1, of the defined values; NaN where there are none."""
     known = np.isfinite(values)
     count = known.sum(axis=1)
     total = np.where(known, values, 0.0).sum(axis=1)
@@ -195,14 +195,15 @@ def _mean(values: Floats) -> Floats:
 
 
 def _ratio(own: Floats, random: Floats) -> Floats:
-    """Random's labels over our own: infinite where random alone is not there, 0 where we are not, 1 for neither."""
+    """Labels of random sampling over `own`: infinite where only random never reaches the target, 0 where only `own`
+    never does, 1 where neither does."""
     neither = np.isinf(own) & np.isinf(random)
     with np.errstate(invalid="ignore"):
         return np.asarray(np.where(neither, 1.0, random / own), dtype=np.float64)
 
 
 def _surely_below(differences: Floats, confidence: float) -> bool:
-    """Whether the mean of paired differences lies below zero, by a two-sided t interval of this confidence."""
+    """Whether the mean of paired differences is below zero, by a two-sided t interval of this confidence."""
     found = mean_interval(differences, confidence)
     return found.high is not None and found.high < 0
 

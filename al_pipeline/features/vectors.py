@@ -1,4 +1,4 @@
-"""Vectors of a workspace's items: from the cache, or from the encoder where the cache lacks them."""
+"""Vectors of a workspace's items, from the cache or else from the encoder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Vectors:
-    """The encoder's vectors for items of one workspace. Nothing is encoded twice; torch is imported only to encode."""
+    """The encoder's vectors for items of one workspace, cached; torch is imported only to encode."""
 
     def __init__(self, encoder: Path, cache: Path, features: Features) -> None:
         self._folder = encoder
@@ -29,24 +29,24 @@ class Vectors:
 
     @property
     def identity(self) -> str:
-        """What the vectors mean, the same on every machine; a model fitted on others is not theirs."""
+        """The `encoder_identity`: a model fitted on vectors of another identity cannot use these."""
         return encoder_identity(self._folder, self._features.max_tokens)
 
     def missing(self, hashes: Sequence[str]) -> int:
-        """How many of these content hashes have no vector yet."""
+        """The number of these content hashes without a vector."""
         return len(self._cache.missing(hashes))
 
     def prepare(self, items: Iterable[tuple[str, str]], total: int | None = None) -> int:
-        """Encode those of `items` (content hash, text) that the cache lacks, with a progress bar; return how many."""
+        """Encode those of `items` (content hash, text) that the cache lacks, with a progress bar; their number."""
         return ensure(self._cache, items, self._encoder, total=total)
 
     def of(self, items: Sequence[Item]) -> NDArray[np.float32]:
-        """One vector an item, (n, d), in their order."""
+        """The items' vectors, (n, d), in order."""
         ensure(self._cache, ((item.content_hash, item.text) for item in items), self._encoder, progress=False)
         return self._cache.get([item.content_hash for item in items])
 
     def lookup(self, hashes: Sequence[str], items: Callable[[], Iterable[Item]]) -> NDArray[np.float32]:
-        """One vector a content hash, (n, d), in their order; `items` gives the texts, if one has to be encoded."""
+        """The vectors of content hashes, (n, d), in order; `items` yields the texts, if one must be encoded."""
         if self._cache.missing(hashes):
             ensure(self._cache, ((item.content_hash, item.text) for item in items()), self._encoder, progress=False)
         if not hashes:
@@ -60,10 +60,10 @@ class Vectors:
 
 
 def guide_vectors(vectors: Vectors | None, texts: Sequence[str]) -> NDArray[np.float32] | None:
-    """The vectors of words or texts that are no items."""
+    """The vectors of texts that are not items, (n, d); None without an encoder."""
     return None if vectors is None else vectors.of([Item("", content_hash(text), text) for text in texts])
 
 
 def open_vectors(encoder: Path, cache: Path, features: Features) -> Vectors | None:
-    """The vectors that this encoder gives, kept below `cache`; None where the features are TF-IDF alone."""
+    """The vectors of this encoder, cached in `cache`; None where the features are TF-IDF alone."""
     return Vectors(encoder, cache, features) if features.uses_encoder else None

@@ -1,1 +1,1 @@
-"""Classifiers: the linear model on frozen features, estimators of one's own, and the fine-tuned encoder."""
+"""Classifiers: the linear model on frozen features, plug-in estimators, and the fine-tuned encoder."""

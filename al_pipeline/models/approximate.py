@@ -1,4 +1,4 @@
-"""Margins in single precision with an error bound, and a scorer that computes exact ones only where they matter."""
+"""Margins in single precision with an error bound, and an accumulator that computes exact scores only where needed."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ _SCREENED = 8000
 _EXACT = 256
 """Items whose exact scores are computed together."""
 _ROUNDING = 1e-6
-"""How far rounding may move the place of a score, in bins."""
+"""Bound on the rounding error of a score's bin position, in bins."""
 Columns = Sequence[NDArray[np.float32]]
-"""What each block of features adds to the logits, class by class: (seen, n) each, by `Head.columns`."""
+"""Each feature block's term of the logits, transposed to (seen, n); see `Head.columns`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApproximateMargins:
     """Margins of n items in single precision, with a bound on their error.
 
-    They save the probabilities of items that cannot be candidates: of a large pool, nearly all.
+    With them, exact probabilities are not needed for items that cannot be candidates: nearly all of a large pool.
     """
 
     scores: NDArray[np.float32]
-    """(n,), each at most `slack` from `margin` of the item's probabilities; anything where `slack` is infinite."""
+    """(n,), each within `slack` of `margin` of the item's probabilities; undefined where `slack` is infinite."""
     slack: float
     likeliest: NDArray[np.bool_]
     """(C, n): each item's predicted class; certain where the score is below 1 - slack."""
 
 
 class ApproximateScorer(Protocol):
-    """A classifier head that can bound margins cheaply; both methods take the same columns."""
+    """A classifier head that can approximate margins; both methods take the same columns."""
 
     def approximate_margins(self, columns: Columns) -> ApproximateMargins:
         """Margins in single precision."""
         ...
 
     def exact(self, columns: Columns) -> Floats:
-        """Probabilities (n, C)."""
+        """Class probabilities (n, C)."""
         ...
 
 
 class _Buffer:
-    """Items to be scored, with their columns."""
+    """Items to score, with their columns."""
 
     def __init__(self) -> None:
         self._ids: list[str] = []
@@ -64,17 +64,17 @@ class _Buffer:
         self._parts.append(columns)
 
     def take(self) -> tuple[list[str], list[NDArray[np.float32]]]:
-        """All of them; the buffer is empty afterwards."""
+        """Remove and return all items."""
         ids, columns = self._ids, [np.concatenate(blocks, axis=1) for blocks in zip(*self._parts, strict=True)]
         self._ids, self._parts = [], []
         return ids, columns
 
 
 class MarginAccumulator:
-    """Adds items to a `ScoreAccumulator` by their margins, with the same result to the bit as adding exact scores.
+    """Adds items to a `ScoreAccumulator` by their margins; the result equals, to the bit, that of adding exact scores.
 
-    Exact scores are computed only for items that may be among the best, and where the approximate margin leaves open
-    in which bin or class an item counts. `bounds` and bins are those of the accumulator.
+    Exact scores are computed only for items that may be among the best, or whose bin or predicted class the approximate
+    margin leaves uncertain.
     """
 
     def __init__(self, scores: ScoreAccumulator, head: ApproximateScorer) -> None:
@@ -87,7 +87,7 @@ class MarginAccumulator:
         self._open = _Buffer()
 
     def add_approximate(self, ids: Sequence[str], columns: Columns) -> None:
-        """Add a part: ids and columns of n items. They are buffered until there are enough for a step."""
+        """Add the ids and columns of n items. They are buffered until there are enough for a step."""
         self._screened.add(ids, columns)
         if len(self._screened) >= _SCREENED:
             self._screen()
@@ -109,7 +109,7 @@ class MarginAccumulator:
         places = (margins.scores - np.float32(self._low)) * np.float32(self._scale)  # in bins
         edges = np.clip(np.rint(places), 1, self._bins - 1)  # the nearest inner edge
         certain = np.abs(places - edges) > (margins.slack + _ROUNDING) * self._scale
-        # compared so that a NaN is not certain
+        # Written so that a NaN is not certain.
         certain &= margins.scores < np.float32(min(self._scores.least, 1.0) - margins.slack - _ROUNDING)
         open_ = np.flatnonzero(~certain)
         if len(open_) < len(certain):

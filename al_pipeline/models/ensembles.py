@@ -1,7 +1,7 @@
-"""Ensembles of heads: probabilities of a committee, or of samples of the posterior, (n, K, C).
+"""Ensembles of heads: a committee, or samples of the posterior, with probabilities (n, K, C).
 
-All of them are drawn before the first item is looked at, so that a pool read part by part gets the same answers in
-whatever order it comes, and two items are judged by the same K models.
+All K heads are drawn before the first item is scored, so that every item is scored by the same heads, whatever the
+order of the pool's parts.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from numpy.random import Generator, SeedSequence
 
 from al_pipeline.active_learning.strategies import Samples
 from al_pipeline.models.estimators import HEAD, Estimate, fit_classifier
-from al_pipeline.models.linear import STRENGTH, FeatureMatrix, Floats, Head, class_weights, feature_scales, softmax
+from al_pipeline.models.feature_matrix import FeatureMatrix, Floats, feature_scales
+from al_pipeline.models.linear import STRENGTH, Head
+from al_pipeline.models.probabilities import class_weights, softmax
 
 SIZES: dict[Samples, int] = {"committee": 8, "posterior": 20}
-"""Number of heads: each is a fit in a committee, a draw and a matrix product from a posterior."""
+"""Number of heads K. A member of a committee costs a fit, a sample of the posterior only a matrix product."""
 
 _MAX_CURVATURE = 2000
-"""Of more labels so many tell the posterior's curvature, weighted up: its cost grows with their cube."""
+"""Largest number of labels in the posterior's curvature, whose cost grows with their cube; more are subsampled."""
 
 
 def draw_heads(
@@ -32,17 +34,17 @@ def draw_heads(
     seed: SeedSequence,
     size: int | None = None,
 ) -> tuple[Head | Estimate, ...]:
-    """K heads beside `head`, which was fitted on `labels` and their `features` (m rows); the same for the same seed.
+    """K samples of `head`, which was fitted on `labels` and their `features` (m rows); deterministic for a seed.
 
-    Copies of it where it has seen fewer than two classes: there is nothing to disagree about. The posterior of an
-    estimator of one's own is not known; fits on resampled labels stand in for it (Lakshminarayanan et al. 2017).
+    They are copies of it where it has seen fewer than two classes. For a plug-in estimator, whose posterior is not
+    known, the samples are fits on resampled labels, as in deep ensembles (Lakshminarayanan et al. 2017).
     """
     count = SIZES[kind] if size is None else size
     if len(head.seen) < 2:
         return (head,) * count
     from threadpoolctl import threadpool_limits
 
-    features = replace(features, components=None)  # a loaded model has none, and the draw shall not depend on that
+    features = replace(features, components=None)  # a loaded model has none; the draw must not depend on that
     with threadpool_limits(1):
         if kind == "posterior" and isinstance(head, Head):
             return tuple(_posterior(head, features, labels, seed, count))
@@ -50,7 +52,7 @@ def draw_heads(
 
 
 def sample_proba(heads: Sequence[Head | Estimate], features: FeatureMatrix) -> Floats:
-    """Each head's probabilities, (n, K, C)."""
+    """Class probabilities of each head, (n, K, C)."""
     return np.stack([head.predict_proba(features) for head in heads], axis=1)
 
 
@@ -59,8 +61,8 @@ def _committee(
 ) -> list[Head | Estimate]:
     """Heads fitted on bootstrap samples: query by bagging (Abe & Mamitsuka 1998).
 
-    Labels are drawn with replacement within each class, so that no member lacks a class that has been seen. Each takes
-    the calibration of the head that stands for all.
+    Labels are drawn with replacement within each class, so that every member has every seen class. Members take the
+    calibration of `head`.
     """
     named, rng = np.array(labels), np.random.default_rng(seed)
     name = HEAD if isinstance(head, Head) else head.name
@@ -81,14 +83,13 @@ def _posterior(
 ) -> list[Head]:
     """Samples of the last layer's Laplace approximation around the fitted weights (MacKay 1992).
 
-    The precision is the curvature of the loss that the head was fitted with, whose penalty holds for the bias too. In
-    the directions of the classes in which the mean curvature of softmax is diagonal, that of each label is taken for
-    diagonal as well: exact with two classes, and where the labels' probabilities are alike; else near it, for C systems
-    of m equations instead of one of m C.
+    The precision is the Hessian of the head's loss, with the penalty applied to the bias too. In the eigenbasis of the
+    mean softmax curvature, each label's curvature is approximated by its diagonal: exact for two classes and for equal
+    probabilities, else close, with C systems of m equations instead of one of m C.
 
-    A draw from the penalty is corrected by what the labels say (Matheron's rule: Wilson et al. 2020, arXiv:2002.09309).
-    In directions that no label has it stays as wide as it is, so that the samples disagree about an item unlike all
-    labels; and nothing as large as the square of the features' width is ever made.
+    A draw from the prior is updated by the labels with Matheron's rule (Wilson et al. 2020, arXiv:2002.09309). In
+    directions without labels it keeps the prior's variance, so samples disagree about items unlike all labels; and no
+    matrix of the square of the features' width is needed.
     """
     from scipy.linalg import cho_factor, cho_solve
 
@@ -127,7 +128,7 @@ def _rng(seed: SeedSequence, number: int) -> Generator:
 
 
 def _noise(rng: Generator, blocks: Sequence[Any], turn: Floats) -> tuple[list[Floats], Floats]:
-    """A draw from the penalty: weights of each block (width, C) and bias (C,). Made twice rather than kept."""
+    """A draw from the prior: weights of each block (width, C) and bias (C,). Drawn twice rather than kept in memory."""
     wide = np.sqrt(STRENGTH)
     return (
         [wide * rng.standard_normal((block.shape[1], len(turn))) for block in blocks],
@@ -136,7 +137,7 @@ def _noise(rng: Generator, blocks: Sequence[Any], turn: Floats) -> tuple[list[Fl
 
 
 def _product(blocks: Sequence[Any], weights: Sequence[Floats], bias: Floats) -> Floats:
-    """What these weights say of the labels' rows, (m, C)."""
+    """Logits of the labels' rows under these weights, (m, C)."""
     total = np.tile(bias, (blocks[0].shape[0], 1))
     for block, part in zip(blocks, weights, strict=True):
         total += block @ part
@@ -144,7 +145,7 @@ def _product(blocks: Sequence[Any], weights: Sequence[Floats], bias: Floats) -> 
 
 
 def _kernel(blocks: Sequence[Any]) -> Floats:
-    """Products of all pairs of rows, with a 1 for the bias, (m, m)."""
+    """The kernel matrix of the rows, with 1 added for the bias, (m, m)."""
     from scipy.sparse import issparse
 
     kernel = np.ones((blocks[0].shape[0], blocks[0].shape[0]))
@@ -155,8 +156,7 @@ def _kernel(blocks: Sequence[Any]) -> Floats:
 
 
 def _curvature(logits: Floats, importance: Floats) -> tuple[Floats, Floats]:
-    """The directions of the classes (C, C) in which the mean of diag(p) - p p^T is diagonal; in them, each label's
-    weighted curvature, (m, C)."""
+    """Eigenvectors (C, C) of the mean of diag(p) - p p^T, and each label's weighted curvature along them, (m, C)."""
     proba = softmax(logits)
     mean = np.diag(importance @ proba) - (proba * importance[:, None]).T @ proba
     _, turn = np.linalg.eigh(mean / importance.sum())

@@ -1,8 +1,8 @@
 """Classifiers on frozen features: the linear head, and plug-in estimators.
 
-An estimator of one's own is two functions on arrays in the table `ESTIMATORS`, by the name that `train.model` uses.
-All else is done for it, as for the head: features, classes without labels, calibration, saving and loading, committees,
-rounds and simulations.
+A plug-in estimator is two functions on arrays in the table `ESTIMATORS`, under the name that `train.model` uses. Like
+the head, it then has features, classes without labels, calibration, saving and loading, committees, rounds and
+simulations.
 """
 
 from __future__ import annotations
@@ -16,18 +16,10 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from al_pipeline.errors import BadInput
-from al_pipeline.models.linear import (
-    FeatureMatrix,
-    Floats,
-    Head,
-    calibration_folds,
-    count_classes,
-    fit_head,
-    fit_temperature,
-    over_all_classes,
-    row_products,
-    softmax,
-)
+from al_pipeline.models.calibration import calibration_folds, fit_temperature
+from al_pipeline.models.feature_matrix import FeatureMatrix, Floats, row_products
+from al_pipeline.models.linear import Head, fit_head
+from al_pipeline.models.probabilities import count_classes, over_all_classes, softmax
 
 HEAD = "head"
 
@@ -42,12 +34,12 @@ SHARPNESS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Estimator:
-    """One classifier. Both functions depend on their arguments alone: the same ones give the same bytes.
+    """A classifier as two deterministic functions: equal arguments give equal bytes.
 
-    `fit(features, targets, rng)`: n rows of features and the class of each, (n,), from 0 to C - 1, all of which occur,
-    two at least; gives what it has learnt as arrays by name, which is what is saved.
-    `predict(arrays, features)`: probabilities (m, C) of m rows, whose rows sum to 1. A row's shall not depend on the
-    others: use `row_products`, since `@` rounds differently with the number of rows.
+    `fit(features, targets, rng)`: n rows of features and their classes (n,), from 0 to C - 1, C >= 2, all of which
+    occur. Returns the parameters as arrays by name; these are saved.
+    `predict(arrays, features)`: class probabilities (m, C) of m rows; each row sums to 1 and must not depend on the
+    other rows. Use `row_products`: the rounding of `@` depends on the number of rows.
     """
 
     fit: Callable[[FeatureMatrix, Targets, Generator], Arrays]
@@ -56,16 +48,16 @@ class Estimator:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A fitted estimator, in place of a head. With labels of fewer than two classes it has no parameters."""
+    """A fitted plug-in estimator. With labels of fewer than two classes it has no parameters."""
 
     name: str
     classes: tuple[str, ...]
     """The schema's classes, in its order: the columns of the probabilities."""
     counts: Mapping[str, int]
-    """Labels of each class that was seen, in the schema's order."""
+    """Number of labels of each class that has some, in the schema's order."""
     arrays: Arrays
     widths: tuple[int, ...]
-    """Of the features' blocks; none, where it has learnt nothing and looks at none."""
+    """Widths of the feature blocks; empty where it has no parameters."""
     temperature: float = 1.0
 
     @property
@@ -74,7 +66,10 @@ class Estimate:
         return tuple(self.counts)
 
     def predict_proba(self, features: FeatureMatrix) -> Floats:
-        """Probabilities (n, C), a column for each class in the schema's order; rows sum to 1."""
+        """Class probabilities (n, C), columns in the schema's order; rows sum to 1.
+
+        Raises BadInput for features of other widths, or where the estimator returns invalid probabilities.
+        """
         if not self.widths:
             return over_all_classes(np.ones((len(features), len(self.seen))), self.classes, self.counts)
         if features.widths != self.widths:
@@ -89,7 +84,7 @@ class Estimate:
 def fit_classifier(
     name: str, features: FeatureMatrix, labels: Sequence[str], classes: Sequence[str], seed: int, calibrate: bool
 ) -> Head | Estimate:
-    """Fit the classifier that `train.model` names, from scratch. Raises BadInput where a label is no class."""
+    """Fit the classifier that `train.model` names, from scratch. Raises BadInput where a label is not a class."""
     if name == HEAD:
         return fit_head(features, labels, classes, seed, calibrate)
     counts, targets = count_classes(labels, classes)
@@ -111,7 +106,7 @@ def _fit(name: str, features: FeatureMatrix, targets: Targets, seed: int) -> Arr
 
 
 def _predict(name: str, arrays: Arrays, features: FeatureMatrix, classes: int) -> Floats:
-    """Probabilities (n, classes). Raises BadInput where the estimator gives something else."""
+    """Class probabilities (n, classes). Raises BadInput where the estimator returns anything else."""
     proba = np.asarray(ESTIMATORS[name].predict(arrays, features), np.float64)
     if proba.shape != (len(features), classes):
         raise BadInput(
@@ -119,12 +114,12 @@ def _predict(name: str, arrays: Arrays, features: FeatureMatrix, classes: int) -
             "classes; fix it in al_pipeline/models/estimators.py"
         )
     if not ((proba >= 0).all() and np.allclose(proba.sum(axis=1), 1)):
-        raise BadInput(f"estimator {name!r} gave rows that are no probabilities; fix it in {__name__}")
+        raise BadInput(f"estimator {name!r} gave rows that are not probabilities; fix it in {__name__}")
     return proba
 
 
 def _temperature(name: str, features: FeatureMatrix, targets: Targets, seed: int) -> float:
-    """The temperature of estimators that were each fitted without a fold, on all that was held out."""
+    """The temperature by cross-validation: fitted on the held-out predictions of all folds."""
     held_out = []
     for train, test, known in calibration_folds(targets, seed):
         arrays = _fit(name, features.rows(train), np.searchsorted(known, targets[train]), seed)
@@ -139,7 +134,7 @@ def _log(proba: Floats) -> Floats:
 
 # Estimators ---------------------------------------------------------------------------------------------------------
 def _fit_centroid(features: FeatureMatrix, targets: Targets, rng: Generator) -> Arrays:
-    """The nearest class mean (Rocchio 1971): of each class the direction of its rows' mean."""
+    """The nearest-centroid classifier (Rocchio 1971): the normalised mean of each class."""
     own = np.eye(int(targets.max()) + 1)[targets]
     means = [np.asarray(block.T @ own).T for block in features.blocks]
     return {
@@ -156,4 +151,4 @@ def _predict_centroid(arrays: Arrays, features: FeatureMatrix) -> Floats:
 ESTIMATORS: dict[str, Estimator] = {
     "centroid": Estimator(_fit_centroid, _predict_centroid),
 }
-"""Every estimator beside the head, by the name that `params.yaml` uses."""
+"""All plug-in estimators, by their names in `params.yaml`."""

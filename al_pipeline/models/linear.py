@@ -1,129 +1,52 @@
-"""A linear classifier on frozen features: weighted softmax regression, calibrated on held-out labels.
+"""A linear classifier on frozen features: class-weighted softmax regression, calibrated on held-out labels.
 
-Fitted from scratch by L-BFGS in float64 on one thread, so that the same labels give the same bytes.
+It is fitted from scratch by L-BFGS in float64 on one thread, so that the same labels give the same bytes.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from al_pipeline.errors import BadInput
 from al_pipeline.models.approximate import ApproximateMargins, Columns
+from al_pipeline.models.calibration import calibration_folds, fit_temperature_and_shift
+from al_pipeline.models.feature_matrix import FULL_TFIDF, FeatureMatrix, Floats, feature_scales, row_products
+from al_pipeline.models.probabilities import FLOOR, class_weights, count_classes, log_softmax, over_all_classes, softmax
 
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
-
-Floats = NDArray[np.float64]
 Weights = NDArray[np.float32]
 
 STRENGTH = 3.0
-"""How much the labels count against the penalty (C): see benchmarks/results/head.json."""
-FULL_TFIDF = 200
-"""Labels from which TF-IDF weighs as much as the encoder's vectors."""
-FOLDS = 5
-MIN_CALIBRATION = 20
-"""With fewer held-out predictions nothing is calibrated."""
-_TEMPERATURES = (0.2, 5.0)
-_SHIFT_PRIOR = 1.0
-"""How many labels' worth of evidence hold the shifts, and the temperature, where they are."""
-_SHIFT_BALANCE = 0.5
-"""Classes count in the calibration by this power of what they count in the fit: half-way between equal and as
-they come.
-
-With all of it a rare class is predicted far too often, with none of it hardly ever.
-"""
+"""Inverse strength of the L2 penalty (C); measured in benchmarks/results/head.json."""
 _MAX_KERNEL = 3000
-"""Above so many labels the fit goes by columns, not by rows: the kernel would grow with their square."""
+"""With more labels the fit uses the features instead of the kernel, whose size grows with the square of the labels."""
 _JITTER = 1e-9
-"""Keeps the kernel's factor defined where two texts have the same features."""
-_FLOOR = 1e-9
-"""No class is impossible, none is certain."""
-_ROUGH = 0.01
-"""Approximate margins with a larger error bound are useless: logits are too large for single precision."""
-
-
-def row_products(rows: Any, others: Any) -> Any:
-    """`rows @ others.T`, (n, m), in which no row depends on how many there are, nor on threads.
-
-    BLAS chooses its kernel by the shape of the whole product, so that the same text would get other probabilities alone
-    than in a pool. numpy's own sum goes row by row; a sparse product does so anyway.
-    """
-    if isinstance(rows, np.ndarray):
-        return np.einsum("nd,md->nm", np.ascontiguousarray(rows), np.ascontiguousarray(others), optimize=False)
-    return rows @ others.T
-
-
-@dataclass(frozen=True)
-class FeatureMatrix:
-    """What the classifier sees of n texts: dense vectors (n, d) float32, sparse TF-IDF (n, v), or both.
-
-    The rows of each block have unit length.
-    """
-
-    dense: NDArray[np.float32] | None = None
-    sparse: csr_matrix | None = None
-    components: NDArray[np.float32] | None = None
-    """LSA components (v, k), on which a fit also projects the texts (`tfidf.lsa_components`); the weights that come out
-    of it are the terms' again, so that predicting knows nothing of them."""
-
-    def __post_init__(self) -> None:
-        sizes = {block.shape[0] for block in self.blocks}
-        if len(sizes) != 1:
-            raise ValueError(f"features need one or two blocks with the same number of rows, got {sorted(sizes)}")
-
-    @property
-    def blocks(self) -> list[Any]:
-        """The blocks that are there."""
-        return [block for block in (self.dense, self.sparse) if block is not None]
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Number of columns of each block."""
-        return tuple(block.shape[1] for block in self.blocks)
-
-    def __len__(self) -> int:
-        return int(self.blocks[0].shape[0])
-
-    def likeness(self, others: FeatureMatrix) -> Floats:
-        """Cosines with other texts, added up over the blocks, (n, m)."""
-        total = np.zeros((len(self), len(others)))
-        for mine, theirs in zip(self.blocks, others.blocks, strict=True):
-            product = row_products(mine, theirs)
-            total += product if isinstance(product, np.ndarray) else product.toarray()
-        return total
-
-    def rows(self, rows: NDArray[np.intp]) -> FeatureMatrix:
-        """These rows of every block."""
-        return FeatureMatrix(
-            None if self.dense is None else self.dense[rows],
-            None if self.sparse is None else self.sparse[rows],
-            self.components,
-        )
+"""Keeps the kernel positive definite where two texts have the same features."""
+_MAX_SLACK = 0.01
+"""With a larger error bound approximate margins are useless: the logits are too large for single precision."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """A fitted classifier. `weights` has one array a block, (seen, width), and `bias` is (seen,).
+    """A fitted classifier: `weights` holds one (seen, width) array for each feature block, `bias` is (seen,).
 
-    With labels of fewer than two classes there is nothing to tell apart: it has no weights and looks at no feature.
+    With labels of fewer than two classes it has no weights and uses no features.
     """
 
     classes: tuple[str, ...]
     """The schema's classes, in its order: the columns of the probabilities."""
     counts: Mapping[str, int]
-    """Labels of each class that was seen, in the schema's order."""
+    """Number of labels of each class that has some, in the schema's order."""
     weights: tuple[Weights, ...]
     bias: Weights
     temperature: float
     widths: tuple[int, ...]
     shift: tuple[float, ...] = ()
-    """What is added to the scores of each seen class after the temperature; none: nothing."""
+    """Added to the logits of the seen classes after division by the temperature; empty: nothing."""
 
     @property
     def seen(self) -> tuple[str, ...]:
@@ -131,13 +54,13 @@ class Head:
         return tuple(self.counts)
 
     def logits(self, features: FeatureMatrix) -> Floats:
-        """Scores of the seen classes before the temperature, (n, seen)."""
+        """Logits of the seen classes before calibration, (n, seen). Raises BadInput for features of other widths."""
         if not self.weights:
             return np.zeros((len(features), len(self.seen)))
         return _sums(self._products(features), self.bias)
 
     def _products(self, features: FeatureMatrix) -> list[NDArray[Any]]:
-        """What each block adds to the logits, (n, seen)."""
+        """Each block's term of the logits, (n, seen)."""
         if features.widths != self.widths:
             raise BadInput(
                 f"the model was fitted on features of widths {self.widths}, these have {features.widths}: "
@@ -146,9 +69,10 @@ class Head:
         return [row_products(block, part) for block, part in zip(features.blocks, self.weights, strict=True)]
 
     def predict_proba(self, features: FeatureMatrix) -> Floats:
-        """Probabilities (n, C), a column for each class in the schema's order; rows sum to 1.
+        """Class probabilities (n, C), columns in the schema's order; rows sum to 1.
 
-        A class without labels gets what Laplace's rule of succession gives it.
+        A class without labels gets its probability by Laplace's rule of succession. Raises BadInput for features of
+        other widths.
         """
         return self._proba(self.logits(features))
 
@@ -168,29 +92,29 @@ class Head:
 
     @property
     def _unseen(self) -> float:
-        """The probability of a class without labels."""
+        """Probability of a class without labels."""
         return 1 / (sum(self.counts.values()) + len(self.classes))
 
     @property
-    def _rest(self) -> float:
-        """What the seen classes share."""
+    def _seen_mass(self) -> float:
+        """Total probability of the seen classes."""
         return 1 - self._unseen * (len(self.classes) - len(self.seen))
 
     def columns(self, features: FeatureMatrix) -> Columns | None:
-        """What each block adds to the logits, class by class: (seen, n) each. None where the head looks at no feature.
+        """Each block's term of the logits, transposed to (seen, n); None where the head uses no features.
 
-        `approximate_margins` and `exact` take them; those of many parts may stand side by side.
+        `approximate_margins` and `exact` take them; those of several parts can be concatenated along n.
         """
         if not self.weights:
             return None
         return [np.array(product.T, order="C") for product in self._products(features)]
 
     def exact(self, columns: Columns) -> Floats:
-        """Probabilities (n, C), to the bit those that `predict_proba` gives."""
+        """Class probabilities (n, C), equal to the bit to those of `predict_proba`."""
         return self._proba(_sums([np.array(part.T, order="C") for part in columns], self.bias))
 
     def approximate_margins(self, columns: Columns) -> ApproximateMargins:
-        """Margins of n items in single precision, made in steps over all items at once: a class is a row."""
+        """Margins of n items in single precision, vectorised over items: a class is a row."""
         seen, count = columns[0].shape
         with np.errstate(over="ignore", invalid="ignore"):  # then the slack is infinite
             logits = np.add(columns[0], self.bias[:, None], dtype=np.float32)
@@ -201,7 +125,7 @@ class Head:
             first, next_ = _two_largest(logits)
             likeliest = logits == first
             logits -= first
-            share = np.float32(self._rest) / np.exp(logits, out=logits).sum(axis=0)
+            share = np.float32(self._seen_mass) / np.exp(logits, out=logits).sum(axis=0)
             second = np.exp(next_ - first) * share
         if seen < len(self.classes):
             np.maximum(second, np.float32(self._unseen), out=second)
@@ -210,7 +134,7 @@ class Head:
         return ApproximateMargins(1 - (share - second), self._slack(columns), likeliest)
 
     def _slack(self, columns: Columns) -> float:
-        """How far approximate margins may be from the exact ones: twice the sum of the worst case.
+        """Bound on the error of approximate margins: twice the worst case.
 
         With unit roundoff u and logits up to m, a difference of two is wrong by at most 12 m u, its exponential by
         5 u more; the sum of C of them and two divisions bring the margin to (24 m + C + 16) u. A floor of f under each
@@ -221,23 +145,8 @@ class Head:
         largest = sum(max(float(part.max()), -float(part.min())) for part in (*columns, self.bias))
         classes = len(self.classes)
         largest = largest / self.temperature + float(np.abs(self._shift).max(initial=0.0))
-        slack = np.finfo(np.float32).eps * (24 * largest + classes + 16) + classes * _FLOOR
-        return float(slack) if slack < _ROUGH else np.inf
-
-
-def over_all_classes(proba: Floats, classes: Sequence[str], counts: Mapping[str, int]) -> Floats:
-    """Probabilities of the classes seen, (n, seen), as those of all classes, (n, C), strictly between 0 and 1.
-
-    `counts`: labels of each class seen. A class without labels gets 1 / (labels + classes); with none at all, all are
-    alike.
-    """
-    seen = [classes.index(name) for name in counts]
-    prior = 1 / (sum(counts.values()) + len(classes))
-    whole = np.full((len(proba), len(classes)), prior)
-    if seen:
-        whole[:, seen] = (1 - prior * (len(classes) - len(seen))) * proba
-    whole += _FLOOR
-    return np.asarray(whole / whole.sum(axis=1, keepdims=True), np.float64)
+        slack = np.finfo(np.float32).eps * (24 * largest + classes + 16) + classes * FLOOR
+        return float(slack) if slack < _MAX_SLACK else np.inf
 
 
 def fit_head(
@@ -249,11 +158,11 @@ def fit_head(
     strength: float = STRENGTH,
     full_tfidf: int = FULL_TFIDF,
 ) -> Head:
-    """Fit a classifier from scratch; with no labels it is uniform, with one class it knows only how often.
+    """Fit a classifier from scratch; with labels of fewer than two classes it predicts from their counts alone.
 
-    Classes weigh the same, however many labels each has. `calibrate` fits a temperature and a shift for each class on
-    the logits of held-out stratified folds. Raises BadInput where a label is no class, ValueError where labels and
-    features differ in number.
+    All classes have the same total weight. `calibrate` fits a temperature and a shift for each class on the logits of
+    held-out stratified folds. Raises BadInput where a label is not a class, ValueError where labels and features differ
+    in number.
     """
     if len(features) != len(labels):
         raise ValueError(f"{len(labels)} labels for {len(features)} rows of features")
@@ -265,27 +174,17 @@ def fit_head(
     with threadpool_limits(1):
         blocks, restore = _compact(features, full_tfidf)
         fitted, bias = _fit_softmax(blocks, targets, len(counts), strength)
-        temperature, shift = _calibration(blocks, targets, len(counts), strength, seed) if calibrate else (1.0, ())
+        held_out = _held_out_logits(blocks, targets, len(counts), strength, seed) if calibrate else []
+        temperature, shift = fit_temperature_and_shift(held_out, targets, len(counts))
         weights = tuple(np.ascontiguousarray(part.T, np.float32) for part in restore(fitted))
     return Head(tuple(classes), counts, weights, bias.astype(np.float32), temperature, features.widths, shift)
 
 
-def count_classes(labels: Sequence[str], classes: Sequence[str]) -> tuple[dict[str, int], NDArray[np.intp]]:
-    """Labels of each class that has some, in the order of `classes`, and the place of each label among these, (n,).
-
-    Raises BadInput where a label is no class.
-    """
-    if unknown := sorted(set(labels) - set(classes)):
-        raise BadInput(f"label {unknown[0]!r} is no class of the schema ({', '.join(classes)})")
-    counts = {name: count for name in classes if (count := sum(label == name for label in labels))}
-    return counts, np.array([list(counts).index(label) for label in labels], np.intp)
-
-
 def _compact(features: FeatureMatrix, full_tfidf: int) -> tuple[list[Any], Callable[[list[Floats]], list[Floats]]]:
-    """Blocks that give the same fit in fewer columns, and the way back to weights on the features' own columns.
+    """Blocks that give the same fit in fewer columns, and a function that maps the weights back to the features.
 
-    The best weights are a sum of rows, W = X^T A, so with n < d rows it is enough to fit on a Cholesky factor L of
-    the kernel X X^T = L L^T, (n, n): V = L^T A. Twenty classes on 50,000 terms then take seconds, not minutes.
+    By the representer theorem W = X^T A, so with n < d rows it suffices to fit V = L^T A on a Cholesky factor L of the
+    kernel X X^T = L L^T, (n, n). Twenty classes on 50,000 terms then take seconds, not minutes.
     """
     scales = feature_scales(features, full_tfidf)
     own = [block.astype(np.float64) * scale for block, scale in zip(features.blocks, scales, strict=True)]
@@ -296,7 +195,7 @@ def _compact(features: FeatureMatrix, full_tfidf: int) -> tuple[list[Any], Calla
         own += [np.asarray(own[-1] @ components)]
 
     def scale_back(fitted: list[Floats]) -> list[Floats]:
-        """Weights on the features' columns from those on `own`."""
+        """Weights on the features from weights on `own`."""
         if components is not None:
             fitted = [*fitted[:-2], fitted[-2] + components @ fitted[-1]]
         return [part * scale for part, scale in zip(fitted, scales, strict=True)]
@@ -321,17 +220,6 @@ def _compact(features: FeatureMatrix, full_tfidf: int) -> tuple[list[Any], Calla
     return [factor], restore
 
 
-def feature_scales(features: FeatureMatrix, full_tfidf: int = FULL_TFIDF) -> list[float]:
-    """What each block is multiplied by for the fit; the weights take it in, so that predicting knows nothing of it.
-
-    Words tell little until most of them have been seen with a label: beside the encoder's vectors, TF-IDF counts in
-    full only from `full_tfidf` labels on (measured: benchmarks/results/head.json).
-    """
-    if features.dense is None or features.sparse is None:
-        return [1.0]
-    return [1.0, min(1.0, math.sqrt(len(features) / full_tfidf))]
-
-
 def _fit_softmax(
     blocks: Sequence[Any], targets: NDArray[np.intp], classes: int, strength: float
 ) -> tuple[list[Floats], Floats]:
@@ -352,7 +240,7 @@ def _fit_softmax(
 
     def loss(flat: Floats) -> tuple[float, Floats]:
         weights, bias = unpack(flat)
-        log_proba = _log_softmax(_logits(blocks, weights, bias))
+        log_proba = log_softmax(_logits(blocks, weights, bias))
         value = -(importance * log_proba[rows, targets]).sum() + (flat[: cuts[-1]] ** 2).sum() / (2 * strength)
         error = np.exp(log_proba)
         error[rows, targets] -= 1
@@ -365,10 +253,19 @@ def _fit_softmax(
     return unpack(minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x)
 
 
-def class_weights(targets: NDArray[np.intp], classes: int) -> Floats:
-    """What each label counts in the fit, (n,): every class the same in all, the labels of one class alike."""
-    weights: Floats = (len(targets) / (classes * np.bincount(targets, minlength=classes)))[targets]
-    return weights
+def _held_out_logits(
+    blocks: Sequence[Any], targets: NDArray[np.intp], classes: int, strength: float, seed: int
+) -> list[tuple[NDArray[np.intp], Floats]]:
+    """For each calibration fold the held-out rows and their logits (rows, classes), -inf for unknown classes."""
+    held_out: list[tuple[NDArray[np.intp], Floats]] = []
+    for train, test, known in calibration_folds(targets, seed):
+        weights, bias = _fit_softmax(
+            [block[train] for block in blocks], np.searchsorted(known, targets[train]), len(known), strength
+        )
+        logits = np.full((len(test), classes), -np.inf)
+        logits[:, known] = _logits([block[test] for block in blocks], weights, bias)
+        held_out.append((test, logits))
+    return held_out
 
 
 def _logits(blocks: Sequence[Any], weights: Sequence[NDArray[Any]], bias: NDArray[Any]) -> Floats:
@@ -377,7 +274,7 @@ def _logits(blocks: Sequence[Any], weights: Sequence[NDArray[Any]], bias: NDArra
 
 
 def _sums(products: Sequence[NDArray[Any]], bias: NDArray[Any]) -> Floats:
-    """What all blocks and the bias say together, (n, classes)."""
+    """The sum of the blocks' terms and the bias, (n, classes)."""
     logits = np.empty(products[0].shape)
     np.add(products[0], bias.astype(np.float64), out=logits)
     for product in products[1:]:
@@ -385,111 +282,10 @@ def _sums(products: Sequence[NDArray[Any]], bias: NDArray[Any]) -> Floats:
     return logits
 
 
-def _calibration(
-    blocks: Sequence[Any], targets: NDArray[np.intp], classes: int, strength: float, seed: int
-) -> tuple[float, tuple[float, ...]]:
-    """Temperature (Guo et al. 2017) and shifts under which held-out labels are likeliest; 1 and none where too few can
-    be held out.
-
-    The fit has the labels of a rare class by heart, so that unseen texts of it score lower than those that it learnt
-    from; the shift makes up for that, where there is evidence.
-    """
-    held_out = []
-    for train, test, known in calibration_folds(targets, seed):
-        weights, bias = _fit_softmax(
-            [block[train] for block in blocks], np.searchsorted(known, targets[train]), len(known), strength
-        )
-        logits = np.full((len(test), classes), -np.inf)
-        logits[:, known] = _logits([block[test] for block in blocks], weights, bias)
-        held_out.append((test, logits))
-    if sum(len(test) for test, _ in held_out) < MIN_CALIBRATION:
-        return 1.0, ()
-    from scipy.optimize import minimize
-
-    rows = np.concatenate([test for test, _ in held_out])
-    logits, found = np.concatenate([part for _, part in held_out]), targets[rows]
-    importance = class_weights(targets, classes)[rows] ** _SHIFT_BALANCE
-    importance /= importance.mean()
-    known_logits = np.where(np.isinf(logits), 0.0, logits)
-
-    def loss(flat: Floats) -> tuple[float, Floats]:
-        """Of the negative logarithm of the temperature and the shifts; with its slopes."""
-        scale = math.exp(flat[0])
-        log_proba = _log_softmax(logits * scale + flat[1:])
-        value = -(importance * log_proba[np.arange(len(found)), found]).sum() + _SHIFT_PRIOR * (flat**2).sum() / 2
-        error = np.exp(log_proba)
-        error[np.arange(len(found)), found] -= 1
-        error *= importance[:, None]
-        slopes = np.concatenate([[scale * (error * known_logits).sum()], error.sum(axis=0)]) + _SHIFT_PRIOR * flat
-        return float(value), slopes
-
-    low, high = (-math.log(value) for value in reversed(_TEMPERATURES))
-    bounds = [(low, high), *[(None, None)] * classes]
-    best = minimize(loss, np.zeros(classes + 1), jac=True, method="L-BFGS-B", bounds=bounds).x
-    return float(np.float32(math.exp(-best[0]))), tuple(float(np.float32(value)) for value in best[1:])
-
-
-def fit_temperature(held_out: Sequence[tuple[Floats, NDArray[np.intp]]]) -> float:
-    """The temperature under which held-out labels are likeliest (Guo et al. 2017); 1 where they are too few to say.
-
-    `held_out`: logits (n, classes) with the classes that were found (n,), one pair a fold.
-    """
-    if sum(len(found) for _, found in held_out) < MIN_CALIBRATION:
-        return 1.0
-    from scipy.optimize import minimize_scalar
-
-    def loss(log_temperature: float) -> float:
-        return sum(
-            -float(_log_softmax(logits / math.exp(log_temperature))[np.arange(len(found)), found].sum())
-            for logits, found in held_out
-        )
-
-    low, high = (math.log(value) for value in _TEMPERATURES)
-    return float(np.float32(math.exp(minimize_scalar(loss, bounds=(low, high), method="bounded").x)))
-
-
-def calibration_folds(
-    targets: NDArray[np.intp], seed: int
-) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]]:
-    """Rows to fit on, rows held out, and the classes that the first ones know; only rows of these are held out.
-
-    Folds that would know a single class, or hold nothing out, are left out.
-    """
-    for train, test in stratified_folds(targets, FOLDS, seed):
-        known = np.unique(targets[train])
-        test = test[np.isin(targets[test], known)]
-        if len(known) >= 2 and len(test):
-            yield train, test, known
-
-
-def stratified_folds(
-    targets: NDArray[np.intp], folds: int, seed: int
-) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Rows to fit on and rows held out, for each fold; each class is spread evenly over the folds."""
-    rng = np.random.default_rng([seed, 0xF01D])
-    shuffled = rng.permutation(len(targets))
-    by_class = shuffled[np.argsort(targets[shuffled], kind="stable")]
-    dealt = np.empty(len(targets), np.intp)
-    dealt[by_class] = np.arange(len(targets)) % folds
-    return [(np.flatnonzero(dealt != fold), np.flatnonzero(dealt == fold)) for fold in range(folds)]
-
-
-def softmax(logits: Floats) -> Floats:
-    """Distributions over the columns, (n, C)."""
-    proba: Floats = np.exp(logits - logits.max(axis=1, keepdims=True))
-    proba /= proba.sum(axis=1, keepdims=True)
-    return proba
-
-
 def _two_largest(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The largest and the second largest of each column of (C, n), C >= 2; equal ones are both."""
+    """The largest and the second largest value of each column of (C, n), C >= 2; equal in a tie."""
     first, second = np.maximum(rows[0], rows[1]), np.minimum(rows[0], rows[1])
     for row in rows[2:]:
         np.maximum(second, np.minimum(first, row), out=second)
         np.maximum(first, row, out=first)
     return first, second
-
-
-def _log_softmax(logits: Floats) -> Floats:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)), np.float64)

@@ -1,4 +1,4 @@
-"""Models of every kind, as a workspace keeps them."""
+"""Loading of saved models of every kind."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from al_pipeline.records import Item
 
 
 def load_model(folder: Path, encoder: Path) -> Classifier:
-    """What `Classifier.save` wrote, checked by digest; a fine-tuned one takes tokenizer and embeddings from `encoder`.
+    """Load what `Classifier.save` wrote, checked by digest; a fine-tuned model uses the tokenizer in `encoder`.
 
-    Raises BadInput where it is damaged or something else.
+    Raises BadInput where it is damaged or not a model.
     """
     if read_object(folder / CARD_FILE).get("format") == FORMAT:
         return load_finetuned(folder, encoder)
@@ -26,5 +26,5 @@ def load_model(folder: Path, encoder: Path) -> Classifier:
 
 
 def vectors_for(model: Classifier, vectors: Vectors | None, items: Sequence[Item]) -> NDArray[np.float32] | None:
-    """The encoder's vectors of items, (n, d), where the model looks at any."""
+    """The encoder's vectors of items, (n, d); None where the model uses none."""
     return vectors.of(items) if vectors is not None and model.needs_vectors else None

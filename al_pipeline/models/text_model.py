@@ -1,4 +1,4 @@
-"""The interface of classifiers, and the classifier on frozen features: a linear head, or an estimator of one's own."""
+"""The interface of classifiers, and the classifier on frozen features: a linear head or a plug-in estimator."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from al_pipeline.files import read_json, sha256_bytes, sha256_file, write_bytes,
 from al_pipeline.models.approximate import Columns
 from al_pipeline.models.ensembles import draw_heads, sample_proba
 from al_pipeline.models.estimators import ESTIMATORS, HEAD, Estimate, fit_classifier
-from al_pipeline.models.linear import STRENGTH, FeatureMatrix, Head
+from al_pipeline.models.feature_matrix import FeatureMatrix
+from al_pipeline.models.linear import STRENGTH, Head
 from al_pipeline.params import Features
 
 CARD_FILE = "card.json"
@@ -31,7 +32,7 @@ Vectors = NDArray[np.float32]
 
 
 class Classifier(Protocol):
-    """A fitted model, whatever its kind, as the stages use it."""
+    """A fitted model of any kind: the interface that stages use."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -40,35 +41,35 @@ class Classifier(Protocol):
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Labels of each class that it was fitted on, classes without labels left out."""
+        """Number of labels of each class that it was fitted on, without classes that have none."""
         ...
 
     @property
     def encoder(self) -> str | None:
-        """The `encoder_identity` of the encoder that it fits, where that is known."""
+        """The `encoder_identity` of the encoder that it was fitted with, if known."""
         ...
 
     @property
     def needs_vectors(self) -> bool:
-        """Whether it looks at the encoder's vectors."""
+        """Whether it uses the encoder's vectors."""
         ...
 
     def as_control(self) -> Classifier | None:
-        """The same kind of model, fitted on the randomly drawn labels alone; None where there is none."""
+        """The control: the same kind of model, fitted on the randomly sampled labels alone; None without one."""
         ...
 
     def predict_proba(self, texts: Sequence[str], vectors: Vectors | None) -> NDArray[np.float64]:
-        """Probabilities, (n, C); `vectors` are the encoder's, for a model that needs them."""
+        """Class probabilities (n, C); `vectors` (n, d) are the encoder's, for a model that needs them."""
         ...
 
     def draw(
         self, kind: Samples, texts: Sequence[str], vectors: Vectors | None, labels: Sequence[str], seed: SeedSequence
     ) -> Sequence[Any]:
-        """K sampled models, from the data that it was fitted on; the same for the same seed."""
+        """K sampled models, given the data that it was fitted on; deterministic for a seed."""
         ...
 
-    def sample_proba(self, judges: Any, texts: Sequence[str], vectors: Vectors | None) -> NDArray[np.float64]:
-        """Probabilities of each sampled model, (n, K, C)."""
+    def sample_proba(self, samples: Any, texts: Sequence[str], vectors: Vectors | None) -> NDArray[np.float64]:
+        """Class probabilities of each sampled model, (n, K, C)."""
         ...
 
     def likeness(
@@ -84,22 +85,22 @@ class Classifier(Protocol):
 
 @dataclass(frozen=True)
 class TextModel:
-    """A head with everything that turns a text into what the head sees, except the encoder."""
+    """A head with everything that turns a text into its features, except the encoder."""
 
     head: Head | Estimate
     tfidf: Tfidf | None
     uses_encoder: bool
     encoder: str | None = None
-    """The `encoder_identity` of the vectors that it was fitted on, where that is known."""
+    """The `encoder_identity` of the vectors that it was fitted on, if known."""
     vectors: str | None = None
-    """The SHA-256 of those vectors: where a model comes out different, it tells whether the features did."""
+    """The SHA-256 of those vectors: it shows whether different features explain a different model."""
     strength: float = STRENGTH
     control: Head | Estimate | None = None
-    """The same classifier fitted on the randomly drawn labels alone: the result of random sampling."""
+    """The same classifier fitted on the randomly sampled labels alone: what random sampling would have given."""
 
     @property
     def kind(self) -> str:
-        """Which features it uses, as `features.kind` in `params.yaml` names them."""
+        """Its features, by the names of `features.kind` in `params.yaml`."""
         if self.tfidf is None:
             return "encoder"
         return "encoder+tfidf" if self.uses_encoder else "tfidf"
@@ -111,7 +112,7 @@ class TextModel:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Labels of each class that was seen, in the schema's order."""
+        """Number of labels of each class that has some, in the schema's order."""
         return self.head.counts
 
     @property
@@ -120,31 +121,34 @@ class TextModel:
         return self.uses_encoder
 
     def as_control(self) -> TextModel | None:
-        """The control as a model of its own; None where there is none."""
+        """The control as a separate model; None where there is none."""
         return None if self.control is None else replace(self, head=self.control, control=None)
 
     def predict_proba(self, texts: Sequence[str], vectors: Vectors | None) -> NDArray[np.float64]:
-        """Probabilities (n, C), strictly between 0 and 1, rows sum to 1. Raises BadInput for unfit vectors."""
-        return self.head.predict_proba(self._seen(texts, vectors))
+        """Class probabilities (n, C), strictly between 0 and 1; rows sum to 1.
+
+        Raises BadInput where vectors are missing or have another width than those of the fit.
+        """
+        return self.head.predict_proba(self._head_features(texts, vectors))
 
     def columns(self, texts: Sequence[str], vectors: Vectors | None) -> Columns | None:
-        """What the head's `approximate_margins` takes; None where it has learnt nothing, or is no linear head."""
-        return self.head.columns(self._seen(texts, vectors)) if isinstance(self.head, Head) else None
+        """The argument of the head's `approximate_margins`; None for a head without weights or an estimator."""
+        return self.head.columns(self._head_features(texts, vectors)) if isinstance(self.head, Head) else None
 
     def draw(
         self, kind: Samples, texts: Sequence[str], vectors: Vectors | None, labels: Sequence[str], seed: SeedSequence
     ) -> tuple[Head | Estimate, ...]:
-        """Sampled heads, from the data that this model was fitted on; the same for the same seed."""
-        return draw_heads(kind, self.head, self._seen(texts, vectors), labels, seed)
+        """Sampled heads, given the data that this model was fitted on; deterministic for a seed."""
+        return draw_heads(kind, self.head, self._head_features(texts, vectors), labels, seed)
 
     def sample_proba(
-        self, judges: Sequence[Head | Estimate], texts: Sequence[str], vectors: Vectors | None
+        self, samples: Sequence[Head | Estimate], texts: Sequence[str], vectors: Vectors | None
     ) -> NDArray[np.float64]:
-        """Probabilities of each of the heads `judges`, (n, K, C)."""
-        return sample_proba(judges, self._seen(texts, vectors))
+        """Class probabilities of each sampled head, (n, K, C)."""
+        return sample_proba(samples, self._head_features(texts, vectors))
 
-    def _seen(self, texts: Sequence[str], vectors: Vectors | None) -> FeatureMatrix:
-        """What the head looks at: nothing, where it has learnt nothing."""
+    def _head_features(self, texts: Sequence[str], vectors: Vectors | None) -> FeatureMatrix:
+        """The features that the head uses; of width 0 where it was fitted on fewer than two classes."""
         if not self.head.widths:
             return FeatureMatrix(np.zeros((len(texts), 0), np.float32))
         return _features(texts, vectors, self.uses_encoder, self.tfidf)
@@ -152,12 +156,12 @@ class TextModel:
     def likeness(
         self, texts: Sequence[str], vectors: Vectors | None, others: Sequence[str], other_vectors: Vectors | None
     ) -> NDArray[np.float64]:
-        """How alike texts are by what the model sees of them, (n, m)."""
+        """Similarity of texts by their features, (n, m): cosines, summed over the feature blocks."""
         mine = _features(texts, vectors, self.uses_encoder, self.tfidf)
         return mine.likeness(_features(others, other_vectors, self.uses_encoder, self.tfidf))
 
     def save(self, folder: Path) -> None:
-        """Write the head, control and vocabulary where there are such, and last `card.json`, which seals them."""
+        """Write the head and, if any, control and vocabulary, then `card.json` with their digests."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CARD_FILE).unlink(missing_ok=True)
         data = _tensors(self.head)
@@ -191,7 +195,7 @@ class TextModel:
 
 
 def _head_card(head: Head | Estimate) -> dict[str, Any]:
-    """What the tensors of a head do not say."""
+    """The attributes of a head that its tensors do not hold."""
     return {
         "estimator": head.name if isinstance(head, Estimate) else HEAD,
         "labels": dict(head.counts),
@@ -224,50 +228,49 @@ def fit_text_model(
     control: Sequence[int] | None = None,
     classifier: str = HEAD,
 ) -> TextModel:
-    """Fit a classifier on frozen features of labelled texts; with no labels it is the prior.
+    """Fit a classifier on frozen features of labelled texts; without labels it predicts the prior.
 
-    `classifier`: the head, or one of `ESTIMATORS`. `control`: the rows that the control is fitted on, None for a model
-    without one.
-
-    `vectors` are the encoder's for `texts`, where the features use it. `tfidf_corpus` gives the vocabulary: the
-    pool's texts, labelled or not; it is read only where the features use TF-IDF. `encoder` is noted in the card.
+    `classifier`: the head, or one of `ESTIMATORS`. `control`: the rows that the control is fitted on; None for a model
+    without one. `vectors` (n, d): the encoder's for `texts`, where the features use it. `tfidf_corpus`: the pool's
+    texts, labelled or not, from which TF-IDF takes its vocabulary; read only where the features use TF-IDF. `encoder`
+    is recorded in the card. Raises BadInput where a label is not a class, or vectors are missing.
     """
     tfidf = fit_tfidf(tfidf_corpus) if features.uses_tfidf else None
     matrix = _features(texts, vectors, features.uses_encoder, tfidf)
     head = fit_classifier(classifier, matrix, labels, classes, seed, calibrate)
-    beside = None
+    control_head = None
     if control is not None:
         rows = np.array(control, dtype=np.intp)
         drawn = [labels[row] for row in rows]
-        beside = fit_classifier(classifier, matrix.rows(rows), drawn, classes, seed, calibrate)
+        control_head = fit_classifier(classifier, matrix.rows(rows), drawn, classes, seed, calibrate)
     if vectors is None or not features.uses_encoder:
-        return TextModel(head, tfidf, features.uses_encoder, control=beside)
+        return TextModel(head, tfidf, features.uses_encoder, control=control_head)
     digest = sha256_bytes(np.ascontiguousarray(vectors, np.float32).tobytes())
-    return TextModel(head, tfidf, True, encoder, digest, control=beside)
+    return TextModel(head, tfidf, True, encoder, digest, control=control_head)
 
 
 def load_text_model(folder: Path) -> TextModel:
-    """What `TextModel.save` wrote, checked by digest. Raises BadInput where it is damaged or something else."""
+    """Load what `TextModel.save` wrote, checked by digest. Raises BadInput where it is damaged or not such a model."""
     from safetensors import SafetensorError
 
     card = read_json(folder / CARD_FILE)
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         found = card.get("format") if isinstance(card, dict) else None
-        raise BadInput(f"{folder} holds no model that this engine reads: its format is {found!r}, not {FORMAT!r}")
+        raise BadInput(f"this engine cannot read the model in {folder}: its format is {found!r}, expected {FORMAT!r}")
     try:
         return _load(folder, card)
     except (AttributeError, LookupError, TypeError, ValueError, RecursionError, SafetensorError) as error:
-        raise BadInput(f"{folder} holds no whole model: its card says something impossible ({error!r})") from None
+        raise BadInput(f"the model in {folder} is damaged: invalid card or weights ({error!r})") from None
 
 
 def _load(folder: Path, card: dict[str, Any]) -> TextModel:
     kinds = card["features"].split("+")
-    beside = (CONTROL_FILE,) if card.get("control") else ()
-    for name in (HEAD_FILE, *beside, *((TERMS_FILE, IDF_FILE) if "tfidf" in kinds else ())):
+    control = (CONTROL_FILE,) if card.get("control") else ()
+    for name in (HEAD_FILE, *control, *((TERMS_FILE, IDF_FILE) if "tfidf" in kinds else ())):
         expected = card["sha256"].get(name)
         actual = sha256_file(folder / name) if (folder / name).is_file() else "no such file"
         if actual != expected:
-            raise BadInput(f"{folder / name} is not what the model was saved with: sha256 {actual}, card {expected}")
+            raise BadInput(f"{folder / name} does not match its card: sha256 {actual}, card {expected}")
     return TextModel(
         head=_load_head(folder / HEAD_FILE, card["classes"], card),
         tfidf=load_tfidf(folder) if "tfidf" in kinds else None,
@@ -275,7 +278,7 @@ def _load(folder: Path, card: dict[str, Any]) -> TextModel:
         encoder=card["encoder"],
         vectors=card.get("vectors"),
         strength=card["strength"],
-        control=_load_head(folder / CONTROL_FILE, card["classes"], card["control"]) if beside else None,
+        control=_load_head(folder / CONTROL_FILE, card["classes"], card["control"]) if control else None,
     )
 
 
@@ -286,17 +289,19 @@ def _load_head(path: Path, classes: Sequence[str], card: dict[str, Any]) -> Head
     widths = tuple(card["widths"])
     if (name := card.get("estimator", HEAD)) != HEAD:
         if name not in ESTIMATORS:
-            raise BadInput(f"{path} is of an estimator {name!r}, which is not in al_pipeline/models/estimators.py")
+            raise BadInput(f"{path} is of the estimator {name!r}, which al_pipeline/models/estimators.py does not have")
         own = {label: card["labels"][label] for label in card["seen"]}
         return Estimate(name, tuple(classes), own, tensors, widths, card["temperature"])
     weights = tuple(tensors[f"weights.{number}"] for number in range(len(widths)))
     counts = {name: card["labels"][name] for name in card["seen"]}
     expected = [(len(counts), width) for width in widths]
     if [part.shape for part in weights] != expected or tensors["bias"].shape != (len(counts),):
-        raise BadInput(f"{path} has other shapes than its card says: expected weights {expected}")
+        raise BadInput(
+            f"{path} does not match its card: weights of shapes {[part.shape for part in weights]}, card {expected}"
+        )
     shift = tuple(card.get("shift", ()))
     if len(shift) not in (0, len(counts)):
-        raise BadInput(f"{path} is of {len(counts)} classes, and its card shifts {len(shift)}")
+        raise BadInput(f"{path} does not match its card: {len(counts)} classes, card has shifts for {len(shift)}")
     return Head(tuple(classes), counts, weights, tensors["bias"], card["temperature"], widths, shift)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from al_pipeline.annotation.aggregation import fold, superseded
+from al_pipeline.annotation.active_events import superseded
+from al_pipeline.annotation.aggregation import fold
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.pool import hashes_of
 from al_pipeline.errors import BadInput, NothingToDo

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from al_pipeline.annotation.aggregation import CONTROLS, intervention_key
+from al_pipeline.annotation.active_events import CONTROLS, intervention_key
 from al_pipeline.data.ledger import append_inbox, append_part, part_ids, read_events
 from al_pipeline.errors import RemoteIncomplete, RepositoryError, UnexpectedChange
 from al_pipeline.files import read_object, remove_leftovers, sha256_file, write_json

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from al_pipeline.annotation.aggregation import supporters
+from al_pipeline.annotation.votes import supporters
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.pool import fetch
 from al_pipeline.errors import BadInput, NothingToDo, RepositoryError, UsageError

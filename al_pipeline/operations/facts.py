@@ -9,7 +9,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from al_pipeline.annotation.aggregation import active, standing, superseded
+from al_pipeline.annotation.active_events import active, superseded
+from al_pipeline.annotation.tasks import standing
 from al_pipeline.data.ledger import known_ids, read_events
 from al_pipeline.data.pool import count_items
 from al_pipeline.files import read_json, read_object

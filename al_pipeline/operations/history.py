@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from al_pipeline.annotation.aggregation import changed_by, items_of
+from al_pipeline.annotation.active_events import changed_by, items_of
 from al_pipeline.errors import BadInput, NothingToDo
 from al_pipeline.evaluation.online import Saved, labels_saved
 from al_pipeline.integrations.git import Git

@@ -16,7 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from al_pipeline.annotation.aggregation import Folded, fold, labels_in_use, standing_answers, times_asked
+from al_pipeline.annotation.active_events import standing_answers
+from al_pipeline.annotation.aggregation import Folded, fold
+from al_pipeline.annotation.votes import labels_in_use, times_asked
 from al_pipeline.data.ledger import last_part, read_events
 from al_pipeline.errors import (
     AlError,

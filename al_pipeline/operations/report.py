@@ -8,7 +8,7 @@ from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from al_pipeline.annotation.aggregation import active
+from al_pipeline.annotation.active_events import active
 from al_pipeline.cron import check_timezone
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.outputs import Predictions, parse_predictions

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from al_pipeline.annotation.aggregation import Standing, fold, people, skips, standing, times_asked
+from al_pipeline.annotation.aggregation import fold
+from al_pipeline.annotation.tasks import Standing, standing
+from al_pipeline.annotation.votes import people, skips, times_asked
 from al_pipeline.data.ledger import read_refused, still_refused
 from al_pipeline.data.pool import fetch
 from al_pipeline.records import Event, LabeledItem, PlannedTask

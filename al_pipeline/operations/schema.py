@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from al_pipeline.annotation.aggregation import labels_in_use
 from al_pipeline.annotation.schema_change import Published, missing_in_use, wrong_version
+from al_pipeline.annotation.votes import labels_in_use
 from al_pipeline.data.ledger import read_events
 from al_pipeline.errors import AlError, BadParams, SchemaInUse
 from al_pipeline.operations.close import carry_out

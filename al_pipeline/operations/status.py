@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from al_pipeline.annotation.aggregation import active
+from al_pipeline.annotation.active_events import active
 from al_pipeline.data.ledger import read_events, read_refused, still_refused
 from al_pipeline.errors import ServerFailed
 from al_pipeline.evaluation.figures import FIGURES, Metrics, Running

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from al_pipeline.annotation.aggregation import intervention_key
+from al_pipeline.annotation.active_events import intervention_key
 from al_pipeline.errors import BadInput
 from al_pipeline.records import Event, LabelIntervention, Selection, event_digest, moment, round_name
 

@@ -33,7 +33,8 @@ from al_pipeline.features.tfidf import fit as fit_tfidf
 from al_pipeline.files import read_json, write_json
 from al_pipeline.models.ensembles import draw_heads, sample_proba
 from al_pipeline.models.estimators import HEAD, Estimate, fit_classifier
-from al_pipeline.models.linear import FeatureMatrix, Head
+from al_pipeline.models.feature_matrix import FeatureMatrix
+from al_pipeline.models.linear import Head
 from al_pipeline.records import RANDOM
 from al_pipeline.simulation.corpus import LabeledTexts
 from al_pipeline.simulation.replay import Corpus, Curve, Indices, Predict, replay

@@ -1,4 +1,4 @@
-"""The stages of `dvc.yaml`, one module each: read, call, write. They meet only through files."""
+"""The stages of `dvc.yaml`, one module each: read, call, write. They communicate only through files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _logger = get_logger(__name__)
 
 
 def stage(function: Callable[[Layout], None]) -> Callable[..., None]:
-    """A stage's main: as a command it runs in the current folder and reports an AlError without a traceback."""
+    """Decorate a stage's main: as a command it runs in the current folder and reports an AlError without traceback."""
 
     @wraps(function)
     def main(layout: Layout | None = None) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from al_pipeline.annotation.aggregation import fold, times_asked
+from al_pipeline.annotation.aggregation import fold
+from al_pipeline.annotation.votes import times_asked
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.outputs import write_labeled, write_unresolved
 from al_pipeline.params import load_params

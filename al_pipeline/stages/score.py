@@ -1,4 +1,4 @@
-"""Stage `score`: an acquisition score for each unlabelled item of the pool."""
+"""Stage `score`: the acquisition score of each unlabelled item of the pool."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BINS = 20
 
 @stage
 def main(layout: Layout) -> None:
-    """Score the pool part by part; keep the best as a shortlist, and a histogram of all."""
+    """Score the pool part by part; write the shortlist of the highest scores, and a histogram of all."""
     check_engine(layout.engine)
     params = load_params(layout.params)
     labeled = read_labeled(layout.labeled)
@@ -44,11 +44,11 @@ def main(layout: Layout) -> None:
     select = chosen.applied_to(params.select)
     scoring = scoring_of(select.strategy)
     seed = ensemble_seed(params.seed, chosen.round, select.strategy)
-    judges = _judges(scoring, model, vectors, labeled, layout, seed)
+    samples = _samples(scoring, model, vectors, labeled, layout, seed)
     classes = len(params.schema_.labels)
-    bounds = score_bounds(scoring.acquisition, classes, 1 if judges is None else len(judges))
+    bounds = score_bounds(scoring.acquisition, classes, 1 if samples is None else len(samples))
     scores = ScoreAccumulator(TopK(select.shortlist, select.batch_size, params.seed, classes), bounds, BINS, classes)
-    scorer = _Scorer(scores, scoring, model, judges)
+    scorer = _Scorer(scores, scoring, model, samples)
     search = _Search(select, params.seed, model, vectors)
     needs_vectors = model.needs_vectors or bool(select.guide)
     total, done = count_items([layout.pool]), 0
@@ -79,7 +79,7 @@ def main(layout: Layout) -> None:
     )
 
 
-def _judges(
+def _samples(
     scoring: Scoring,
     model: Classifier,
     vectors: Vectors | None,
@@ -87,7 +87,7 @@ def _judges(
     layout: Layout,
     seed: np.random.SeedSequence,
 ) -> Any:
-    """The models whose samples the acquisition function takes; None where it takes the model's own probabilities."""
+    """The sampled models for the acquisition function; None where it takes the model's own probabilities."""
     if scoring.samples is None:
         return None
     found = fetch([layout.pool], [row.item_id for row in labeled])
@@ -97,16 +97,16 @@ def _judges(
 
 
 class _Scorer:
-    """Adds parts of the pool to the accumulator, by approximate margins where the model has them (the same, faster).
+    """Adds parts of the pool to the accumulator, through approximate margins where possible (same result, faster).
 
-    `judges`: the models of `_judges`.
+    `samples`: the models of `_samples`.
     """
 
-    def __init__(self, scores: ScoreAccumulator, scoring: Scoring, model: Classifier, judges: Any) -> None:
+    def __init__(self, scores: ScoreAccumulator, scoring: Scoring, model: Classifier, samples: Any) -> None:
         self._scores = scores
         self._scoring = scoring
         self._model = model
-        self._judges = judges
+        self._samples = samples
         self._margins: tuple[TextModel, MarginAccumulator] | None = None
         if scoring.acquisition == "margin" and isinstance(model, TextModel) and isinstance(model.head, Head):
             self._margins = model, MarginAccumulator(scores, model.head)
@@ -119,7 +119,7 @@ class _Scorer:
                 margins.add_approximate(ids, columns)
                 return
         proba = self._model.predict_proba(texts, own)
-        seen = proba if self._judges is None else self._model.sample_proba(self._judges, texts, own)
+        seen = proba if self._samples is None else self._model.sample_proba(self._samples, texts, own)
         self._scores.add(ids, self._scoring.function(seen), proba)
 
     def result(self) -> ScoreSummary:
@@ -128,7 +128,7 @@ class _Scorer:
 
 
 class _Search:
-    """The candidates nearest to the guide of each class, in `select.guide`, best first."""
+    """The candidates most similar to the guide texts of each class in `select.guide`."""
 
     def __init__(self, select: Select, seed: int, model: Classifier, vectors: Vectors | None) -> None:
         self._best = {name: TopK(select.batch_size, select.batch_size, seed) for name in select.guide}
@@ -141,7 +141,7 @@ class _Search:
             self._best[name].add(ids, self._model.likeness(texts, own, others, other_vectors).max(axis=1))
 
     def found(self) -> dict[str, list[str]]:
-        """For each class the ids, best first."""
+        """The ids for each class, most similar first."""
         return {name: best.kept()[0] for name, best in self._best.items()}
 
 

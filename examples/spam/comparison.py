@@ -21,7 +21,8 @@ from al_pipeline.evaluation.figures import Metrics
 from al_pipeline.features.tfidf import fit as fit_tfidf
 from al_pipeline.features.vectors import open_vectors
 from al_pipeline.models.ensembles import draw_heads, sample_proba
-from al_pipeline.models.linear import FeatureMatrix, Head, fit_head
+from al_pipeline.models.feature_matrix import FeatureMatrix
+from al_pipeline.models.linear import Head, fit_head
 from al_pipeline.simulation.replay import Corpus, Draw, Fit, Indices, MeanPoint, Predict, mean_curve, mean_point, replay
 from al_pipeline.workspace.workspace import Workspace
 

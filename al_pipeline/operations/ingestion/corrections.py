@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from al_pipeline.annotation.aggregation import active, superseded
+from al_pipeline.annotation.active_events import active, superseded
 from al_pipeline.records import Event
 
 CORRECTION = "correction:"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from al_pipeline.annotation.aggregation import superseded
+from al_pipeline.annotation.active_events import superseded
 from al_pipeline.data.catalog import draw_test, drawn_size
 from al_pipeline.data.ledger import add_to_inbox, read_events
 from al_pipeline.data.pool import iter_items, list_parts, write_items

@@ -10,7 +10,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from al_pipeline.annotation.aggregation import IMPORT_ROUND
+from al_pipeline.annotation.votes import IMPORT_ROUND
 from al_pipeline.data.catalog import ID_CHARACTERS, Catalog, item_id_from, storable, text_from
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.pool import read_ids

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Mapping
 
-from al_pipeline.annotation.aggregation import IMPORT_ROUND
+from al_pipeline.annotation.votes import IMPORT_ROUND
 from al_pipeline.data.catalog import Catalog, label_from
 from al_pipeline.data.table_rows import excerpt
 from al_pipeline.operations.ingestion.rejects import Refused

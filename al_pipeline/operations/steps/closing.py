@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from al_pipeline.annotation.aggregation import fold, superseded, times_asked, worth_asking
+from al_pipeline.annotation.active_events import superseded
+from al_pipeline.annotation.aggregation import fold
+from al_pipeline.annotation.tasks import worth_asking
+from al_pipeline.annotation.votes import times_asked
 from al_pipeline.data.ledger import read_events, read_refused, still_refused
 from al_pipeline.files import write_text
 from al_pipeline.logs import get_logger

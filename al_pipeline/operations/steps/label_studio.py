@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from al_pipeline.annotation.aggregation import superseded
+from al_pipeline.annotation.active_events import superseded
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.pool import columns_of, fetch
 from al_pipeline.errors import UnexpectedChange

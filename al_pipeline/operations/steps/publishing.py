@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from al_pipeline.annotation.aggregation import standing
+from al_pipeline.annotation.tasks import standing
 from al_pipeline.data.ledger import read_events, read_refused, still_refused
 from al_pipeline.errors import RepositoryError, UnexpectedChange
 from al_pipeline.files import read_json

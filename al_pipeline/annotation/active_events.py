@@ -1,0 +1,215 @@
+"""Which of the ledger's events count: those that no intervention in force takes out.
+
+No clock is read; the only order is that of the ledger. The result is derived from the interventions in the ledger, and
+nothing about it is stored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from al_pipeline.errors import BadInput
+from al_pipeline.records import Event, Selection, round_name
+
+CONTROLS = ("quarantine", "restore")
+"""Types of events about other events."""
+NOT_ANNOTATIONS = ("task_gone", "correct")
+"""Types of events about tasks and items."""
+
+_ROLLED_BACK = re.compile(r"rolled back to round-(\d{4,6}) by ")
+
+
+def active(events: Iterable[Event]) -> list[Event]:
+    """The events that count, each once, in ledger order; quarantine and restore events themselves are left out.
+
+    Each intervention in force takes effect at its place in the ledger:
+
+    - A rollback takes out all events between its snapshot and itself, cancels the interventions among them, and keeps
+      out later annotations for the rounds that it abandons. An undo that is in force cancels it.
+    - A revocation takes out the annotations that count at its place and match its selection, with all earlier events of
+      the same annotation, so that no withdrawn or older version comes back.
+    - A restoration brings back annotations that are out at its place and match its selection, with all that happened to
+      them since: one that was deleted afterwards does not count again.
+
+    Quarantine and restore events of earlier versions list their decisions in `targets`. Raises BadInput where the
+    ledger lacks the snapshot of a rollback.
+    """
+    ledger: dict[str, Event] = {}
+    for event in events:
+        ledger.setdefault(event.event_id, event)
+    ordered = list(ledger.values())
+    return [event for event, yes in zip(ordered, _counts(ordered), strict=True) if yes]
+
+
+def standing_answers(events: Iterable[Event]) -> dict[str, Event]:
+    """The newest event of each annotation that counts, by annotation key."""
+    now: dict[str, Event] = {}
+    for event in active(events):
+        if event.type == "delete":
+            now.pop(event.annotation_key, None)
+        elif event.type not in NOT_ANNOTATIONS:
+            now[event.annotation_key] = event
+    return now
+
+
+def superseded(events: Iterable[Event]) -> dict[str, str]:
+    """The items whose text was corrected, each with the item that has the right text; the former are no longer used.
+
+    A correction that a rollback has cancelled supersedes nothing.
+    """
+    corrections = [event for event in events if event.type == "correct" or event.type in CONTROLS]
+    if all(event.type in CONTROLS for event in corrections):
+        return {}
+    return corrected_items(active(events))
+
+
+def corrected_items(counted: Iterable[Event]) -> dict[str, str]:
+    """The same, of events that are known to count."""
+    newest = {event.annotation_key: event for event in counted if event.type == "correct"}
+    return {item: event.item_id for event in newest.values() for item in event.targets}
+
+
+def changed_by(events: Sequence[Event]) -> dict[str, frozenset[str]]:
+    """The ids of the items whose events each intervention took out or brought back, by the intervention's event id."""
+    ledger = list({event.event_id: event for event in reversed(events)}.values())[::-1]
+    found: dict[str, frozenset[str]] = {}
+    for place, event in enumerate(ledger):
+        if event.intervention is not None:
+            before, after = _counts(ledger[:place]), _counts(ledger[: place + 1])
+            found[event.event_id] = frozenset(
+                item
+                for one, was, now in zip(ledger, before, after[:place], strict=False)
+                if was != now
+                for item in items_of(one)
+            )
+    return found
+
+
+def items_of(event: Event) -> frozenset[str]:
+    """The ids of the items that an event names."""
+    return frozenset({event.item_id, *event.targets} if event.type == "correct" else {event.item_id})
+
+
+def intervention_key(number: int) -> str:
+    """The annotation key of the quarantine and restore events of an intervention."""
+    return f"ruling:{number}"
+
+
+def _counts(ledger: Sequence[Event]) -> list[bool]:
+    """Whether each event of `ledger`, which holds each event once, counts."""
+    counts = [event.type not in CONTROLS for event in ledger]
+    if all(counts):
+        return counts
+    positions = {event.event_id: position for position, event in enumerate(ledger)}
+    in_force = _in_force(ledger, positions)
+    decisions: dict[str, bool] = {}
+    abandoned: set[int] = set()
+    by_annotation: defaultdict[str, list[int]] = defaultdict(list)
+    for position, event in enumerate(ledger):
+        intervention = event.intervention
+        if event.type not in CONTROLS:
+            counts[position] = decisions.get(event.event_id, event.round not in abandoned)
+            if event.type not in NOT_ANNOTATIONS:
+                by_annotation[event.annotation_key].append(position)
+        elif position not in in_force:
+            continue
+        elif intervention is None:
+            decided = _decisions(event, ledger, positions)
+            decisions |= decided
+            for target, yes in decided.items():
+                if positions.get(target, position) < position and ledger[positions[target]].type not in CONTROLS:
+                    counts[positions[target]] = yes
+            abandoned |= _abandoned_before(event)
+        elif intervention.kind == "rollback" and intervention.to is not None:
+            first = _snapshot_end(event, positions)
+            counts[first:position] = [False] * (position - first)
+            abandoned |= set(range(intervention.to + 1, event.round + 1))
+        elif intervention.selection is not None:
+            _apply_selection(intervention.selection, intervention.kind == "restore", ledger, by_annotation, counts)
+    return counts
+
+
+def _in_force(ledger: Sequence[Event], positions: Mapping[str, int]) -> frozenset[int]:
+    """The positions of the interventions in force, found newest first: an undo or a rollback cancels older ones."""
+    found: set[int] = set()
+    decided: dict[str, bool] = {}
+    undone: set[str] = set()
+    rolled_back = len(ledger)
+    for position in reversed(range(len(ledger))):
+        event, intervention = ledger[position], ledger[position].intervention
+        if event.type not in CONTROLS or position >= rolled_back:
+            continue
+        if event.annotation_key in undone or not decided.get(event.event_id, True):
+            continue
+        found.add(position)
+        if intervention is None:
+            for target in event.targets:
+                decided.setdefault(target, event.type == "restore")
+        elif intervention.kind == "undo":
+            undone.add(intervention_key(intervention.undoes or 0))
+        elif intervention.kind == "rollback":
+            rolled_back = min(rolled_back, _snapshot_end(event, positions))
+    return frozenset(found)
+
+
+def _snapshot_end(rollback: Event, positions: Mapping[str, int]) -> int:
+    """The number of events in the snapshot that a rollback returns to."""
+    intervention = rollback.intervention
+    if intervention is None or intervention.after is None:
+        return 0
+    last = intervention.after
+    if last not in positions or positions[last] > positions[rollback.event_id]:
+        raise BadInput(
+            f"the ledger lacks event {last[:12]}, the last one of {round_name(intervention.to or 0)}, to which "
+            f"{rollback.annotation_key} rolled back; `dvc checkout data/events` restores the published ledger"
+        )
+    return positions[last] + 1
+
+
+def _apply_selection(
+    selection: Selection,
+    restores: bool,
+    ledger: Sequence[Event],
+    by_annotation: Mapping[str, Sequence[int]],
+    counts: list[bool],
+) -> None:
+    """Set in `counts` the events of every annotation that a revocation or restoration selects.
+
+    `by_annotation`: the positions of each annotation's events so far.
+    """
+    for positions in by_annotation.values():
+        if _selects(selection, restores, [(ledger[position], counts[position]) for position in positions]):
+            for position in positions:
+                counts[position] = restores
+
+
+def _selects(selection: Selection, restores: bool, history: Sequence[tuple[Event, bool]]) -> bool:
+    """Whether a restoration (else a revocation) selects an annotation. `history`: its events, and which count.
+
+    The selection is matched against its newest version: of those that count for a revocation, of all for a restoration.
+    """
+    if restores:
+        given = [(event, yes) for event, yes in history if event.type != "delete"]
+        return bool(given) and not given[-1][1] and selection.matches(given[-1][0])
+    counting = [event for event, yes in history if yes]
+    return bool(counting) and counting[-1].type != "delete" and selection.matches(counting[-1])
+
+
+def _abandoned_before(event: Event) -> frozenset[int]:
+    """The rounds abandoned by a rollback of an earlier version, which only its reason identifies as one."""
+    found = _ROLLED_BACK.match(event.reason or "") if event.type == "quarantine" else None
+    return frozenset(range(int(found[1]) + 1, event.round + 1)) if found else frozenset()
+
+
+def _decisions(event: Event, ledger: Sequence[Event], positions: Mapping[str, int]) -> dict[str, bool]:
+    """Which events a quarantine (False) or restore (True) of an earlier version decides on, by event id.
+
+    Revocations of earlier versions also listed deletions, which brought deleted annotations back; these are ignored.
+    """
+    targets = event.targets
+    if (event.reason or "").startswith("revoked answers ("):
+        deletions = ("delete", "task_gone")
+        targets = tuple(t for t in targets if t not in positions or ledger[positions[t]].type not in deletions)
+    return dict.fromkeys(targets, event.type == "restore")

@@ -1,0 +1,141 @@
+"""The votes on an item: one for each annotator, from the annotations that count."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from al_pipeline.annotation.active_events import NOT_ANNOTATIONS, active, standing_answers
+from al_pipeline.errors import BadInput
+from al_pipeline.records import Event, Part, round_name
+
+IMPORT = "import"
+"""The annotator of all imported labels; any person's label outweighs it."""
+IMPORT_ROUND = -1
+
+_NEEDS_LABEL = ("label", "adjudicate", "gold", "import")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The current state of one annotation; `label` None is a skip, `order` the position of its newest event."""
+
+    annotator: str
+    label: str | None
+    binding: bool
+    """Whether it is an adjudication or a gold label."""
+    round: int
+    order: int
+
+
+def answers_of(events: Iterable[Event]) -> dict[str, Answer]:
+    """The annotations of one item (or task) after edits and deletions, by annotation key."""
+    now: dict[str, Answer] = {}
+    for order, event in enumerate(events):
+        if event.type in _NEEDS_LABEL and event.label is None:
+            raise BadInput(f"event {event.event_id} is of type {event.type!r} but names no label")
+        if event.type == "delete":
+            now.pop(event.annotation_key, None)
+        elif event.type not in NOT_ANNOTATIONS:
+            before = now.get(event.annotation_key)
+            edit = event.type == "supersede"
+            imported = event.type == "import" or (edit and before is not None and before.annotator == IMPORT)
+            now[event.annotation_key] = Answer(
+                annotator=IMPORT if imported else event.annotator,
+                label=None if event.type == "skip" else event.label,
+                binding=event.type in ("adjudicate", "gold") or (edit and before is not None and before.binding),
+                round=IMPORT_ROUND if imported else event.round,
+                order=order,
+            )
+    return now
+
+
+def votes_of(answers: Iterable[Answer]) -> list[Answer]:
+    """The answer of each annotator that counts: a binding one, else the newest.
+
+    The import is among them only where no person gave a label.
+    """
+    best: dict[str, Answer] = {}
+    for answer in sorted(answers, key=lambda a: (a.binding and a.label is not None, a.order)):
+        best[answer.annotator] = answer
+    imported = best.pop(IMPORT, None)
+    if imported is not None and all(vote.label is None for vote in best.values()):
+        best[IMPORT] = imported
+    return list(best.values())
+
+
+def resolve(answers: Iterable[Answer]) -> str | frozenset[str]:
+    """The label, or the set of tied classes (empty where nobody gave a label)."""
+    votes = votes_of(answers)
+    binding = {vote.order: vote.label for vote in votes if vote.binding and vote.label is not None}
+    if binding:
+        return binding[max(binding)]
+    counts = Counter(vote.label for vote in votes if vote.label is not None)
+    most = max(counts.values(), default=0)
+    leaders = [label for label, count in counts.items() if count == most]
+    return leaders[0] if len(leaders) == 1 else frozenset(leaders)
+
+
+def first_round(answers: Iterable[Answer]) -> int:
+    """The first round such that the answers up to it give a label. `answers` must give one."""
+    if any(vote.annotator == IMPORT for vote in votes_of(answers)):
+        return IMPORT_ROUND
+    given = [answer for answer in answers if answer.annotator != IMPORT]
+    rounds = sorted({answer.round for answer in given})
+    return next(number for number in rounds if isinstance(resolve([a for a in given if a.round <= number]), str))
+
+
+def supporters(events: Iterable[Event], labels: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """The annotators whose vote on an item is its label in `labels` (item id -> label), by item id, sorted."""
+    about = by_item(event for event in active(events) if event.item_id in labels)
+    return {
+        item: tuple(
+            sorted({v.annotator for v in votes_of(answers_of(about.get(item, ())).values()) if v.label == label})
+        )
+        for item, label in labels.items()
+    }
+
+
+def skips(events: Iterable[Event]) -> dict[str, int]:
+    """The number of votes that are skips, by item id; items without one are left out."""
+    counts = {
+        item: sum(vote.label is None for vote in votes_of(answers_of(about).values()))
+        for item, about in by_item(active(events)).items()
+    }
+    return {item: count for item, count in counts.items() if count}
+
+
+def people(events: Iterable[Event]) -> int:
+    """The number of people with an annotation or skip that counts (imports, adjudications and gold labels left out)."""
+    return len({event.annotator for event in active(events) if event.type in ("label", "skip", "supersede")})
+
+
+def labels_in_use(events: Iterable[Event]) -> dict[str, Counter[Part]]:
+    """The number of annotations that count, by class and by the part that their items belong to."""
+    found: defaultdict[str, Counter[Part]] = defaultdict(Counter)
+    for about in by_item(active(events)).values():
+        for answer in answers_of(about).values():
+            if answer.label is not None:
+                found[answer.label][about[0].part] += 1
+    return dict(found)
+
+
+def times_asked(events: Iterable[Event]) -> dict[str, int]:
+    """The number of tasks of each item with an annotation or skip that counts, by item id.
+
+    A task that was kept for the next round counts once, although its annotations belong to two rounds.
+    """
+    tasks: defaultdict[str, set[str]] = defaultdict(set)
+    for event in standing_answers(events).values():
+        if event.round >= 0:
+            tasks[event.item_id].add(event.push_key or round_name(event.round))
+    return {item: len(keys) for item, keys in tasks.items()}
+
+
+def by_item(events: Iterable[Event]) -> dict[str, list[Event]]:
+    """Events grouped by item id."""
+    found: defaultdict[str, list[Event]] = defaultdict(list)
+    for event in events:
+        found[event.item_id].append(event)
+    return found
