@@ -219,7 +219,7 @@ def test_a_commit_that_fails_leaves_nothing_staged(git: Git, monkeypatch: pytest
 @pytest.mark.parametrize("order", [("--no-assume-unchanged", "--assume-unchanged"), ("", "--skip-worktree")])
 def test_files_that_git_is_told_not_to_look_at_are_named(git: Git, order: tuple[str, str]) -> None:
     raw(git.root, "update-index", order[1], PLAN)
-    with pytest.raises(ManualActionRequired, match=rf"not to look at {PLAN}: `git sparse-checkout disable`"):
+    with pytest.raises(ManualActionRequired, match=rf"to ignore changes of {PLAN}: `git sparse-checkout disable`"):
         check_ready(Layout(git.root), git)
 
 

@@ -351,7 +351,7 @@ def test_a_copy_made_in_the_middle_of_a_build_publishes_nothing(
     monkeypatch.setattr(connect, "connect", down)
     with pytest.raises(LabelStudioDown):
         connect.adopt(second)
-    with pytest.raises(CopiedWorkspace, match="not adopted to the end; `al adopt`"):
+    with pytest.raises(CopiedWorkspace, match="adoption is not complete; `al adopt`"):
         tick(open_workspace(second.layout.root), lambda: oracle, run=refuse)
     refuse_copy(second.layout)  # `al up` works, which may be what it waits for
     monkeypatch.setattr(connect, "connect", lambda *_: oracle)

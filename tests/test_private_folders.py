@@ -284,7 +284,7 @@ def test_links_are_followed_and_circles_end(tmp_path: Path) -> None:
     with pytest.raises(UnsafeFolder, match="open"):
         check_unshared(tmp_path / "a")
     (tmp_path / "b").symlink_to("b")
-    with pytest.raises(UnsafeFolder, match="without an end"):
+    with pytest.raises(UnsafeFolder, match="over 40 links"):
         check_unshared(tmp_path / "b")
 
 
@@ -518,7 +518,7 @@ def test_no_place_at_all_is_said_in_one_sentence(tmp_path: Path) -> None:
 def test_a_relative_home_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AL_HOME")
     monkeypatch.setenv("HOME", "here")
-    with pytest.raises(UsageError, match="no absolute path"):
+    with pytest.raises(UsageError, match="not an absolute path"):
         al_home()
 
 

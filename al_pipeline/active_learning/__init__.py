@@ -1,1 +1,1 @@
-"""Selects the items to label next: arrays in, selected items out. Independent of models, files and the network."""
+"""Selection of the items to label next: arrays in, selected items out. Independent of models, files and the network."""

@@ -15,7 +15,7 @@ Positions = NDArray[np.intp]
 Acquisition = Callable[[ArrayLike], Floats]
 
 _SUM_TOLERANCE = 1e-3
-"""Tolerance of a row's sum: wide enough for a softmax in bfloat16, far too narrow for logits."""
+"""Tolerance of a row's sum: enough for a softmax in bfloat16, too narrow for logits."""
 
 
 def check_proba(proba: ArrayLike) -> Floats:
@@ -75,9 +75,9 @@ ACQUISITION: dict[str, Acquisition] = {
 
 
 def vote_entropy(samples: ArrayLike) -> Floats:
-    """Vote entropy of a committee's likeliest classes in nats, from 0 to log min(K, C) (Dagan & Engelson 1995).
+    """Vote entropy of a committee's predicted classes in nats, from 0 to log min(K, C) (Dagan & Engelson 1995).
 
-    A model that holds several classes for equally likely votes for the first of them.
+    A model for which several classes are equally likely votes for the first of them.
     """
     checked = check_samples(samples)
     votes = np.eye(checked.shape[2])[checked.argmax(axis=2)]
@@ -101,10 +101,10 @@ def kl_disagreement(samples: ArrayLike) -> Floats:
 
 
 def bald(samples: ArrayLike) -> Floats:
-    """BALD: entropy of the mean less the mean entropy, from 0 to log C (Houlsby et al. 2011, arXiv:1112.5745).
+    """BALD: entropy of the mean minus the mean entropy, from 0 to log C (Houlsby et al. 2011, arXiv:1112.5745).
 
-    It is how much the item's label would tell about the model: high where samples of the posterior disagree, each being
-    sure. Over a committee it equals `kl_disagreement`.
+    It is the mutual information between the item's label and the model's parameters: high where samples of the
+    posterior disagree and each is confident. Over a committee it equals `kl_disagreement`.
     """
     checked = check_samples(samples)
     items, models, classes = checked.shape
@@ -122,12 +122,12 @@ SAMPLE_ACQUISITION: dict[str, Acquisition] = {
 
 
 def score_bounds(name: str, classes: int, models: int = 1) -> tuple[float, float]:
-    """The lowest and the highest score there can be (of consensus entropy with more classes than models: nearly)."""
-    sure, unsure = np.eye(classes)[0], np.full(classes, 1 / classes)
+    """The lowest and the highest possible score (approximate for consensus entropy with more classes than models)."""
+    certain, uniform = np.eye(classes)[0], np.full(classes, 1 / classes)
     if name in ACQUISITION:
-        low, high = ACQUISITION[name](np.stack([sure, unsure]))
+        low, high = ACQUISITION[name](np.stack([certain, uniform]))
         return float(low), float(high)
-    parted = np.eye(classes)[np.arange(models) % classes]
-    extremes = np.stack([np.tile(sure, (models, 1)), np.tile(unsure, (models, 1)), parted])
+    disagreeing = np.eye(classes)[np.arange(models) % classes]
+    extremes = np.stack([np.tile(certain, (models, 1)), np.tile(uniform, (models, 1)), disagreeing])
     scores = SAMPLE_ACQUISITION[name](extremes)
     return float(scores.min()), float(scores.max())

@@ -1,14 +1,13 @@
-"""The batch of a round: the random slice, items to ask again or on request, and the picks of the strategy.
+"""The batch of a round: the random slice, items to query again or on request, and the picks of the strategy.
 
-`choose` composes a batch: the random slice first, then items to ask again, then the strategy's own picks. All of it is
-a function of ids, scores and seed, never of the order in which items come. `next_batch` is what a round does: it names
-the strategy, gives it what it needs, and chooses; the stage `select` and a simulation both call it.
+`next_batch` chooses the strategy, prepares its inputs and composes the batch; the stage `select` and simulations call
+it. `choose` composes a batch: the random slice first, then items to query again, then the strategy's picks. The result
+depends on ids, scores and seed, not on the order of the items.
 
-**What `Query.probability` says.** For `random_slice`, `random` and `random_fill` it is drawn / drawn from: the chance
-that this draw took this item, equal for all the items it could take. The random slice is a simple random sample of
-*all* candidates, so that its answers alone estimate anything about the unlabelled pool, each with weight
-1 / probability. For a deterministic choice it is 1.0: given these scores and this seed the item was certain to be
-asked (and the others certain not to be). Such rows say nothing about the pool, and no weight makes them do so.
+**`Query.probability`** is the probability of selection. For `random_slice`, `random` and `random_fill` it is the number
+of drawn items over the number of items drawn from. The random slice is a simple random sample of *all* candidates, so
+its labels allow unbiased estimates about the unlabelled pool, with weights 1 / probability. For a deterministic
+selection it is 1.0, and no weighting makes such items representative.
 """
 
 from __future__ import annotations
@@ -45,23 +44,20 @@ from al_pipeline.active_learning.strategies import (
 from al_pipeline.records import RANDOM, RANDOM_SLICE, Query
 
 VectorsOf = Callable[[Sequence[str]], NDArray[np.floating]]
-"""Ids -> the encoder's vectors (n, d), in their order."""
+"""Ids -> the encoder's vectors (n, d), in order."""
 
 ASK_AGAIN = "ask_again"
-"""Rule of an item whose answers were tied."""
+"""Strategy name of an item whose annotations are tied."""
 ASKED = "asked"
-"""Rule of an item requested with `al ask`: it was not drawn, and no estimate uses it."""
+"""Strategy name of an item requested with `al ask`; no estimate uses it."""
 GUIDED = "guided"
-"""Rule of an item nearest to the user's guide for a class that has few labels."""
+"""Strategy name of an item most similar to the user's guide for a class with few labels."""
 RANDOM_FILL = "random_fill"
-"""Rule of an item drawn at random because the shortlist was shorter than the batch."""
+"""Strategy name of a randomly drawn item where the shortlist is shorter than the batch."""
 COLD_CANDIDATES = 5000
-"""A strategy that uses vectors and no scores gets a random sample of so many candidates, which bounds its memory.
-
-The centre of the pool is estimated from as many.
-"""
+"""Size of the random sample of candidates for a strategy that uses vectors and no scores, and for the pool's centre."""
 GUIDED_LABELS = 10
-"""With so many labels of a class its guide is no longer used: the model ranks the class better."""
+"""From so many labels of a class on its guide is not used: the model ranks the class better."""
 
 
 def next_batch(
@@ -76,12 +72,13 @@ def next_batch(
     guided: Mapping[str, Sequence[str]] | None = None,
     requested: Sequence[str] = (),
 ) -> tuple[list[Query], Choice]:
-    """The batch of a round, and which strategy chose it.
+    """The batch of a round, and the choice of its strategy.
 
-    `scored`: the shortlist by `top_candidates` with its scores and probabilities, None where no model scored.
-    `labels`: the labelled items and their classes. `vectors`: the encoder's, None where the features have none.
-    `candidates`, `first` and `requested` are those of `choose`. `guided`: for a class the ids nearest to its guide,
-    best first; they are asked as long as the class has few labels (Ein-Dor et al. 2020 seed rare classes so).
+    `scored`: the shortlist by `top_candidates` with scores and probabilities; None without a model. `labels`: the
+    labelled items and their classes. `vectors`: the encoder's; None where the features have none. `candidates`, `first`
+    and `requested`: as in `choose`. `guided`: for each class the ids most similar to its guide, most similar first;
+    they are queried while the class has few labels (as Ein-Dor et al. 2020 seed rare classes). Raises ValueError where
+    the strategy needs vectors and there are none.
     """
     counts = Counter(labels.values())
     wanted = [ids for name, ids in sorted((guided or {}).items()) if counts[name] < GUIDED_LABELS]
@@ -111,7 +108,7 @@ def _inputs_for(
     classes: Sequence[str],
     vectors: VectorsOf | None,
 ) -> Shortlist | None:
-    """The inputs that the strategy declares, and no others: vectors cost time."""
+    """The inputs that the strategy declares, and no others, since vectors take time."""
     needs = STRATEGIES[name].needs
     if not needs & {"vectors"}:
         view = scored
@@ -154,7 +151,7 @@ def _with_vectors(
 
 
 def slice_size(k: int, share: float) -> int:
-    """How many of k queries are the random slice: k * share rounded (half up), at least 1 of 2 or more if share > 0."""
+    """The size of the random slice of k queries: k * share, rounded half up; at least 1 if k >= 2 and share > 0."""
     if not 0 <= share <= 1:
         raise ValueError(f"the random share must lie between 0 and 1, got {share}")
     least = 1 if share > 0 and k >= 2 else 0
@@ -173,18 +170,18 @@ def choose(
     guided: Sequence[str] = (),
     requested: Sequence[str] = (),
 ) -> list[Query]:
-    """The next batch, in the order to ask: at most k queries, each of another candidate.
+    """The next batch in query order: at most k queries of distinct candidates.
 
-    `candidates`: the ids of all unlabelled items that are not pending; gone through a few times, never held, except
-    for a strategy that has to see all of them. `shortlist`: what is known of the best scored
-    of them (others in it are passed over). `requested`: ids that a person wants asked, and `first`: ids to ask again;
-    they come at the head, as far as the random slice leaves room, those that are no candidates left out. `guided`: ids
-    of which the first take half of what room is left.
+    `candidates`: the ids of all unlabelled items that are not pending; iterated a few times, and held in memory only
+    for a strategy that needs all of them. `shortlist`: the candidates with the highest scores; other items in it are
+    ignored. `requested`: ids requested by a person; `first`: ids to query again. Both come first, as far as the random
+    slice leaves room; ids that are not candidates are ignored. `guided`: ids of which the first fill up to half of the
+    remaining room.
 
-    The random slice is drawn from all candidates before anything else, then spread: one slice item at a seeded place
-    in each of equally long stretches, so that a round answered in part keeps its share of both. `Query.score` is 0.0
-    where none is known. Raises ValueError on a strategy without what it needs, and on a candidate that
-    comes twice where that would tell: in what is drawn at random. Elsewhere it is asked once.
+    The random slice is drawn from all candidates first, then spread over the batch: one slice item at a random position
+    in each of equally long segments, so that a partly answered round keeps the share of both. `Query.score` is 0.0
+    where no score is known. Raises ValueError where the strategy lacks an input, or a randomly drawn candidate occurs
+    twice.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"no query strategy {strategy!r}; there are {', '.join(sorted(STRATEGIES))}")
@@ -220,7 +217,7 @@ def choose(
 
 
 def _each_once(candidates: list[str]) -> list[str]:
-    """`candidates` unchanged. Raises ValueError where one comes twice."""
+    """`candidates` unchanged. Raises ValueError on a duplicate."""
     if len(set(candidates)) < len(candidates):
         raise ValueError(f"the candidates name an item twice: {first_repeat(candidates)!r}")
     return candidates
@@ -228,7 +225,7 @@ def _each_once(candidates: list[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Free:
-    """Candidates without those that are taken. They are listed only for strategies that need all of them."""
+    """The candidates without those taken; listed only for strategies that need all of them."""
 
     candidates: Collection[str]
     known: AbstractSet[str]
@@ -239,14 +236,14 @@ class _Free:
         return item_id in self.known and item_id not in self.taken
 
     def without(self, others: AbstractSet[str]) -> Iterator[str]:
-        """All of them but these, in their order."""
+        """All free candidates except `others`, in order."""
         return (item_id for item_id in self.candidates if item_id not in self.taken and item_id not in others)
 
 
 def _own_picks(
     strategy: Strategy, name: str, free: _Free, shortlist: Shortlist | None, k: int, seed: SeedSequence
 ) -> list[tuple[str, str, float]]:
-    """The strategy's picks among the free candidates, filled up at random where its shortlist is too short."""
+    """The strategy's picks among the free candidates, filled up at random where the shortlist is too short."""
     if not strategy.needs:
         view = Shortlist(_each_once(sorted(free.without(set()))))
     elif shortlist is None:
@@ -273,7 +270,7 @@ def _own_picks(
 def _make_room(own: list[tuple[str, str, float]], guided: Sequence[str]) -> list[tuple[str, str, float]]:
     """Replace at most half of the picks by guided ones, which come first.
 
-    The last picks are replaced, so that the rest of a uniform draw is still uniform; its probability shrinks.
+    The last picks are replaced, so that the rest of a uniform draw is still uniform, with a smaller probability.
     """
     size = min(len(guided), len(own) // 2)
     kept = own[: len(own) - size]
@@ -287,7 +284,7 @@ def _make_room(own: list[tuple[str, str, float]], guided: Sequence[str]) -> list
 
 
 def _interleave(ranked: list[Query], honest: list[Query], seed: SeedSequence) -> list[Query]:
-    """Both in their own order, one of `honest` in each of as many equally long stretches."""
+    """Merge both lists, each in its order, with one element of `honest` in each of equally long segments."""
     length, parts = len(ranked) + len(honest), len(honest)
     rng = purpose_rng(seed, "interleave")
     edges = [part * length // parts for part in range(parts)] + [length] if parts else []

@@ -1,4 +1,4 @@
-"""Which strategy asks in a round: the configured one, a cold start, or what `auto` chooses."""
+"""The choice of a round's query strategy: the configured one, the cold start, or the one that `auto` selects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from al_pipeline.active_learning.strategies import STRATEGIES, is_unbalanced
 
 AUTO = "auto"
 FEW_LABELS = 500
-"""Up to so many labels `auto` uses cluster-margin; with more, margin alone is as good."""
+"""With fewer labels `auto` uses cluster-margin; with more, margin is as good."""
 
 
 class Choice(NamedTuple):
@@ -34,15 +34,15 @@ class QueryConfig:
     cold_start: str = "random"
     max_similarity: float = 1.0
     guide: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """For a class: words, phrases or texts that resemble it."""
+    """Words, phrases or texts typical of a class, by class."""
 
 
 def choose_strategy(config: QueryConfig, round_number: int, counts: Sequence[int], has_vectors: bool) -> Choice:
-    """Which strategy asks the batch of a round, by the labels of each class that there are, `counts` (C,).
+    """The strategy of a round, given the number of labels of each class, `counts` (C,).
 
-    Before the first label it is `cold_start`; `auto` goes by what is known of the project, and never reads a score.
-    While all labels are of one class it searches: every other round what is least like all that was asked, since a
-    rare class is often odd, and at random in between, since an odd item is often no more than that.
+    Before the first label it is `cold_start`. `auto` depends on label counts and features, not on scores. While all
+    labels are of one class it alternates between core-set, since items of a rare class are often outliers, and random
+    sampling, since many outliers are not of a rare class.
     """
     strategy, reason = _choose(config, round_number, counts, has_vectors)
     return Choice(strategy, STRATEGIES[strategy].acquisition, reason)
@@ -53,19 +53,19 @@ def _choose(config: QueryConfig, round_number: int, counts: Sequence[int], has_v
     if labels == 0:
         return config.cold_start, "there is no label yet"
     if config.strategy != AUTO:
-        return config.strategy, "params.yaml names it"
+        return config.strategy, "set in params.yaml"
     if seen < 2:
-        alone = f"of {len(counts)} classes only {seen} was seen: a model cannot tell anything apart"
+        alone = f"only {seen} of {len(counts)} classes has labels, so a model cannot distinguish classes"
         if has_vectors and round_number % 2 == 1:
-            return "core_set", f"{alone}, so that what is least like the labelled is looked at"
+            return "core_set", f"{alone}; items least similar to the labelled ones are queried"
         return "random", alone
     missing = f", {len(counts) - seen} of {len(counts)} classes unseen" if seen < len(counts) else ""
     fewest = min(count for count in counts if count)
     if is_unbalanced(counts):
-        few = f"{labels} labels, only {fewest} of the poorest class{missing}: half of a batch looks for such classes"
+        few = f"{labels} labels, only {fewest} of the rarest class{missing}: half of a batch is for rare classes"
         return "relevance" if has_vectors else "class_balanced", few
     if not has_vectors:
-        return "margin", "the features have no encoder, so that nothing tells how the pool is spread"
+        return "margin", "the features have no encoder, so there are no vectors to cluster"
     if labels < FEW_LABELS:
-        return "cluster_margin", f"{labels} labels, fewer than {FEW_LABELS}{missing}: a batch is spread"
-    return "margin", f"{labels} labels: the margin alone tells enough"
+        return "cluster_margin", f"{labels} labels, fewer than {FEW_LABELS}{missing}: a diverse batch is better"
+    return "margin", f"{labels} labels: the margin alone is as good"

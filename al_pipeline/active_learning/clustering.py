@@ -1,4 +1,4 @@
-"""Clustering and nearest neighbours, as strategies on feature vectors use them. Arrays in, arrays out."""
+"""Clustering and nearest neighbours for strategies on feature vectors. Arrays in, arrays out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BLOCK = 2048
 def k_means(vectors: Vectors, k: int, rng: Generator, iterations: int = _ITERATIONS) -> tuple[Positions, Floats]:
     """K-means (Lloyd 1982) from k-means++ seeds (Arthur & Vassilvitskii 2007): clusters (n,) and centres (k', d).
 
-    k' is k, or less where there are not as many different vectors. Ends when nothing moves, else after `iterations`.
+    k' is k, or less where there are fewer distinct vectors. Stops when no assignment changes, or after `iterations`.
     """
     points: Floats = np.asarray(vectors, dtype=np.float64)
     if len(points) == 0 or k <= 0:
@@ -41,7 +41,7 @@ def k_means(vectors: Vectors, k: int, rng: Generator, iterations: int = _ITERATI
 
 
 def _seeds(points: Floats, k: int, rng: Generator) -> Floats:
-    """Rows drawn one by one, each with a chance in proportion to its squared distance from those drawn before."""
+    """k-means++ seeds: each row is drawn with probability proportional to its squared distance from earlier ones."""
     chosen = [int(rng.integers(len(points)))]
     distance = _squared(points, points[chosen])[:, 0]
     while len(chosen) < k:
@@ -72,7 +72,7 @@ def _squared(points: Floats, others: Floats) -> Floats:
 def k_center(vectors: Vectors, known: Vectors, k: int, first: int) -> Positions:
     """At most k rows, each the farthest from all of `known` and all taken before: greedy k-center (Gonzalez 1985).
 
-    Without `known` it begins with the row `first`; of equally far ones it takes the earliest. O(n d) a pick.
+    Without `known` the first pick is row `first`; ties go to the earliest row. O(n d) a pick.
     """
     points: Floats = np.asarray(vectors, dtype=np.float64)
     others: Floats = np.asarray(known, dtype=np.float64).reshape(-1, points.shape[1])
@@ -85,7 +85,7 @@ def k_center(vectors: Vectors, known: Vectors, k: int, first: int) -> Positions:
         row = first if not chosen and not len(others) else int(distance.argmax())
         chosen.append(row)
         distance = np.minimum(distance, _squared(points, points[[row]])[:, 0])
-        distance[chosen] = -1.0  # a copy of one that was taken is still better than the same one again
+        distance[chosen] = -1.0  # below the distance 0 of a duplicate, so that no row is picked twice
     return np.array(chosen, dtype=np.intp)
 
 
@@ -96,19 +96,19 @@ def product_lengths(left: Vectors, right: Vectors) -> Floats:
 
 
 def product_distances(left: Vectors, right: Vectors, row: int, sizes: Floats) -> Floats:
-    """Squared distances (n,) of all g_i = a_i (x) h_i from that of one row, without making one of them.
+    """Squared distances (n,) of all g_i = a_i (x) h_i from that of one row, without materialising them.
 
     |g_i - g_j|^2 = |a_i|^2 |h_i|^2 + |a_j|^2 |h_j|^2 - 2 (a_i . a_j)(h_i . h_j), for a (n, C) and h (n, d); `sizes` are
     their `product_lengths`.
     """
     distance = sizes + sizes[row] - 2 * (left @ left[row]) * (right @ right[row])
-    return np.asarray(np.maximum(distance, 0.0), dtype=np.float64)  # rounding goes below zero
+    return np.asarray(np.maximum(distance, 0.0), dtype=np.float64)  # rounding can give negative values
 
 
 def seeds_of_products(left: Vectors, right: Vectors, k: int, rng: Generator) -> Positions:
     """K-means++ seeds (Arthur & Vassilvitskii 2007) of the products a_i (x) h_i, the longest first: at most k rows.
 
-    O(n (d + C)) a pick, in one pass over both. Where no other product is left, the rest comes at random.
+    O(n (d + C)) a pick. Where no distinct product is left, the rest is random.
     """
     k = min(k, len(left))
     distance = sizes = product_lengths(left, right)
@@ -132,7 +132,7 @@ def seeds_of_products(left: Vectors, right: Vectors, k: int, rng: Generator) -> 
 
 
 def neighbour_distance(vectors: Vectors, neighbours: int) -> Floats:
-    """Mean distance of each row to its nearest `neighbours` other rows (to all where there are fewer), (n,)."""
+    """Mean distance of each row to its `neighbours` nearest other rows (to all where there are fewer), (n,)."""
     points: Floats = np.asarray(vectors, dtype=np.float64)
     count = min(neighbours, len(points) - 1)
     if count <= 0:
@@ -146,9 +146,9 @@ def neighbour_distance(vectors: Vectors, neighbours: int) -> Floats:
 
 
 def spread_over(clusters: Positions, scores: Floats, priority: Floats, k: int) -> Positions:
-    """At most k rows, one of each cluster in turn: the clusters by falling `priority`, in each the best scored first.
+    """At most k rows, one of each cluster in turn: clusters by descending `priority`, rows by descending score.
 
-    Equal priorities and scores go by the clusters' and the rows' own order. `priority` has an entry for each cluster.
+    Ties keep the order of clusters and rows. `priority` has an entry for each cluster.
     """
     if len(clusters) == 0 or k <= 0:
         return np.empty(0, dtype=np.intp)
@@ -177,13 +177,13 @@ def unlike(vectors: Vectors, known: Vectors, most: float) -> Positions:
 
 
 def mean_direction(vectors: Vectors) -> Floats:
-    """The mean (d,) of the rows at unit length: its product with such a row is that row's mean cosine with all."""
+    """The mean (d,) of the unit rows: its product with a unit row is that row's mean cosine with all rows."""
     points: Floats = unit_rows(vectors).sum(axis=0) / max(1, len(vectors))
     return points
 
 
 def unit_rows(vectors: Vectors) -> Floats:
-    """The rows at unit length; a row of zeros stays one."""
+    """The rows scaled to unit length; a row of zeros stays zero."""
     points: Floats = np.asarray(vectors, dtype=np.float64)
     length = np.linalg.norm(points, axis=1, keepdims=True)
     unit: Floats = np.divide(points, length, out=np.zeros_like(points), where=length > 0)

@@ -1,7 +1,7 @@
-"""Random choices that depend on ids and seeds alone: samples, ties, seeds.
+"""Random sampling and tie-breaking that depend on ids and seeds alone.
 
-A choice goes by a keyed hash of each id, never by its position, so that neither the order in which ids come nor a
-release of a random generator changes it.
+A choice uses a keyed hash of each id, not its position, so that it depends on neither the order of the ids nor the
+version of a random generator.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ _BLOCK = 10_000
 
 
 def round_seed(project_seed: int, round_number: int, strategy: str) -> SeedSequence:
-    """The seed of one round's choice, so that a repeated build picks the same batch."""
+    """The seed of one round's selection, so that a repeated build selects the same batch."""
     return SeedSequence([project_seed, round_number, zlib.crc32(strategy.encode())])
 
 
 def ensemble_seed(project_seed: int, round_number: int, strategy: str) -> SeedSequence:
-    """The seed of the models whose samples score the pool, for the batch of one round."""
+    """The seed of the sampled models that score the pool in one round."""
     return SeedSequence([*round_seed(project_seed, round_number, strategy).generate_state(4), zlib.crc32(b"ensemble")])
 
 
 def purpose_rng(seed: SeedSequence, purpose: str) -> np.random.Generator:
-    """A random generator of its own for each purpose that a seed serves."""
+    """An independent random generator for each purpose of a seed."""
     return np.random.default_rng([*seed.generate_state(4), zlib.crc32(purpose.encode())])
 
 
 def top_k(scores: ArrayLike, ids: Sequence[str], k: int, seed: SeedSequence) -> Positions:
-    """Positions of the k highest scores, best first; equal scores in the order of a hash of (seed, id).
+    """Positions of the k highest scores in descending order; ties ordered by a hash of (seed, id).
 
-    Fewer than k rows give them all. Raises ValueError on a NaN (infinities are in order) and on a negative k.
+    All rows where there are fewer than k. Raises ValueError on NaN (infinities are allowed) and on a negative k.
     """
     values: Floats = np.asarray(scores, dtype=np.float64)
     if values.shape != (len(ids),):
@@ -69,7 +69,7 @@ def _tied(values: Floats) -> Positions:
 def sample(ids: Sequence[str], k: int, seed: SeedSequence, purpose: str = "sample") -> Positions:
     """Positions of a uniform random sample of k of the ids, in random order; all of them where there are fewer.
 
-    The k smallest hashes of (seed, purpose, id): no order of the ids, and no release of a random generator, changes it.
+    It takes the k smallest hashes of (seed, purpose, id). Raises ValueError on a negative k.
     """
     k = at_most(k, len(ids))
     if k == 0:
@@ -85,7 +85,7 @@ def sample(ids: Sequence[str], k: int, seed: SeedSequence, purpose: str = "sampl
 
 
 def draw(ids: Iterable[str], k: int, seed: SeedSequence, purpose: str = "sample") -> list[str]:
-    """The ids that `sample` takes, in its order, of a pool that comes one by one: no more than a block is in memory."""
+    """Like `sample`, for ids from an iterator, of which only a block is in memory; returns ids, not positions."""
     kept: list[str] = []
     keys = np.empty(0, dtype=np.uint64)
     if k == 0:
@@ -106,7 +106,7 @@ def _blocks(ids: Iterable[str]) -> Iterator[list[str]]:
 
 
 def keyed_hashes(ids: Sequence[str], seed: SeedSequence, purpose: str) -> NDArray[np.uint64]:
-    """A 64-bit keyed hash (BLAKE2b) of each id: (n,), independent from purpose to purpose."""
+    """A 64-bit keyed hash (BLAKE2b) of each id, (n,), independent for each purpose."""
     key = seed.generate_state(8, np.uint32).astype("<u4").tobytes()
     person = zlib.crc32(purpose.encode()).to_bytes(8, "little")
     keyed = hashlib.blake2b(digest_size=8, key=key, person=person)
@@ -120,7 +120,7 @@ def keyed_hashes(ids: Sequence[str], seed: SeedSequence, purpose: str) -> NDArra
 
 
 def _lexsort(keys: NDArray[np.uint64], primary: Floats, ids: Sequence[str]) -> Positions:
-    """Order by `primary`, then `keys`, then id (two ids with one hash are unlikely, not impossible)."""
+    """Order by `primary`, then `keys`, then id (hash collisions are possible)."""
     order: Positions = np.lexsort((keys, primary))
     same = (primary[order][1:] == primary[order][:-1]) & (keys[order][1:] == keys[order][:-1])
     if same.any():
@@ -136,6 +136,6 @@ def at_most(k: int, available: int) -> int:
 
 
 def first_repeat(ids: Sequence[str]) -> str:
-    """The first id that has come before; there must be one."""
+    """The first id that repeats an earlier one; there must be one."""
     seen: set[str] = set()
     return next(item_id for item_id in ids if item_id in seen or seen.add(item_id))  # type: ignore[func-returns-value]

@@ -1,4 +1,4 @@
-"""The shortlist: the best-scored candidates of a pool that is read in parts, and statistics of all its scores."""
+"""The shortlist: the candidates with the highest scores of a pool read in parts, and statistics of all scores."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from al_pipeline.active_learning.sampling import (
 
 @dataclass(frozen=True, slots=True)
 class Shortlist:
-    """Input of a strategy, row by row: ids (s,), scores (s,), proba (s, C), vectors (s, d).
+    """Input of a strategy: ids (s,), scores (s,), proba (s, C), vectors (s, d) of the shortlisted items.
 
-    Also the vectors of the labelled items, `labeled` (m, d), their number in each class, `counts` (C,), and `centre`
-    (d,), the mean of the candidates' vectors at unit length. Raises ValueError on repeated ids, tables of another
-    length, and values that are not finite.
+    Also the vectors of the labelled items, `labeled` (m, d), the number of labels of each class, `counts` (C,), and
+    `centre` (d,), the mean of the candidates' unit vectors. Raises ValueError on repeated ids, arrays of another length
+    and values that are not finite.
     """
 
     ids: Sequence[str]
@@ -49,7 +49,7 @@ class Shortlist:
                 raise ValueError(f"{need} of item {self.ids[int(np.argmin(finite))]!r} are not finite")
 
     def rows(self, positions: Positions) -> Shortlist:
-        """The same, for some rows in the order given."""
+        """The given rows, in the order given."""
         return replace(
             self,
             ids=[self.ids[position] for position in positions],
@@ -64,15 +64,14 @@ class Shortlist:
 def top_candidates(
     ids: Sequence[str], scores: ArrayLike, shortlist: int, batch_size: int, project_seed: int
 ) -> Positions:
-    """Positions of the candidates that go on the shortlist, best first: `shortlist` of them, or two batches if more."""
+    """Positions of the candidates on the shortlist, highest score first: `shortlist` of them, or two batches."""
     return top_k(scores, ids, max(shortlist, 2 * batch_size), round_seed(project_seed, 0, "score"))
 
 
 class TopK:
-    """The top candidates of a pool that is read in parts, as `top_candidates` finds them in the whole, with a row of
-    values for each.
+    """The `top_candidates` of a pool that is read in parts, with a row of values for each.
 
-    Memory is bounded by twice as many items and one part. Items below the lowest score kept are skipped.
+    It holds at most twice as many items and one part in memory.
     """
 
     def __init__(self, shortlist: int, batch_size: int, project_seed: int, columns: int = 0) -> None:
@@ -100,7 +99,7 @@ class TopK:
             self._cut()
 
     def kept(self) -> tuple[list[str], Floats, Floats]:
-        """Ids, scores (k,) and values (k, columns), best first."""
+        """Ids, scores (k,) and values (k, columns), highest score first."""
         self._cut()
         return list(self._ids), self._scores[0], self._rows[0]
 
@@ -113,7 +112,7 @@ class TopK:
 
 
 class ScoreSummary(NamedTuple):
-    """Top candidates (ids, scores, probabilities; best first), histogram of scores, items by predicted class."""
+    """Top candidates (ids, scores, probabilities), histogram of all scores, number of items by predicted class."""
 
     kept: tuple[list[str], Floats, Floats]
     counts: NDArray[np.int64]
@@ -121,12 +120,12 @@ class ScoreSummary(NamedTuple):
 
 
 class ScoreAccumulator:
-    """The best candidates of a pool that comes in parts, a histogram of all scores, and counts of predicted classes."""
+    """Accumulates the top candidates of a pool read in parts, a histogram of all scores, and predicted-class counts."""
 
     def __init__(self, best: TopK, bounds: tuple[float, float], bins: int, classes: int) -> None:
         self._best = best
         self.edges: Floats = np.linspace(*bounds, bins + 1, dtype=np.float64)
-        """Of equally wide bins, (bins + 1,); scores beyond count in the outermost."""
+        """Edges of equally wide bins, (bins + 1,); scores outside count in the outermost bins."""
         self._counts = np.zeros(bins, dtype=np.int64)
         self._predicted = np.zeros(classes, dtype=np.int64)
 
@@ -142,7 +141,7 @@ class ScoreAccumulator:
         self._best.add(ids, scores, proba)
 
     def count(self, bins: Positions, predicted: NDArray[np.integer]) -> None:
-        """Count items that cannot be kept: the bin of each, and how many there are of each predicted class (C,)."""
+        """Count items that cannot be top candidates: the bin of each, and their number by predicted class (C,)."""
         self._counts += np.bincount(bins, minlength=len(self._counts))
         self._predicted += predicted
 

@@ -1,7 +1,7 @@
-"""Query strategies: arrays of a shortlist in, positions of the items to ask about out.
+"""Query strategies: arrays of a shortlist in, positions of the selected items out.
 
-A strategy is one function on arrays in the table `STRATEGIES`; it declares its inputs, and the acquisition function
-that scores the pool for it.
+A strategy is a function on arrays in the table `STRATEGIES`. It declares its inputs and the acquisition function that
+scores the pool for it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from al_pipeline.active_learning.shortlist import Shortlist
 
 Need = Literal["scores", "proba", "vectors", "labeled", "counts", "centre"]
 Samples = Literal["committee", "posterior"]
-"""Which models are sampled: a committee fitted on resampled labels, or draws from the posterior of the fitted head."""
+"""The sampled models: a committee fitted on resampled labels, or draws from the posterior of the fitted head."""
 
 MAX_CLUSTERS = 500
 TYPICAL_NEIGHBOURS = 20
@@ -45,7 +45,7 @@ POWER = 1.0
 
 
 class Picked(NamedTuple):
-    """A strategy's answer: positions (b,) in the order to ask, and the probability (b,) of each (see `batch`)."""
+    """A strategy's selection: positions (b,) in query order, and selection probabilities (b,) (see `batch`)."""
 
     positions: Positions
     probability: Floats
@@ -55,9 +55,9 @@ class Picked(NamedTuple):
 class Strategy:
     """One query strategy.
 
-    `pick(view, k, seed)` gets rows sorted by id, so that a function of arrays is a function of the set, and from one
-    pick to make to as many as there are rows. It sees the shortlist; a sample of the candidates if it needs vectors and
-    no scores; every candidate (ids alone) if it needs nothing.
+    `pick(view, k, seed)` gets rows sorted by id, so that the result depends on the set alone, and 1 <= k <= rows. The
+    rows are the shortlist; a random sample of the candidates if it needs vectors and no scores; all candidates (ids
+    alone) if it needs nothing.
     """
 
     pick: Callable[[Shortlist, int, SeedSequence], Picked]
@@ -65,7 +65,7 @@ class Strategy:
     acquisition: str | None = None
     """The acquisition function that computes the scores."""
     samples: Samples | None = None
-    """Which models' samples (n, K, C) it takes; None where it takes the model's own probabilities (n, C)."""
+    """The sampled models whose probabilities (n, K, C) are scored; None for the model's own (n, C)."""
 
 
 def _pick_random(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
@@ -89,8 +89,8 @@ def _pick_kmeans(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
 def _pick_typiclust(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
     """TypiClust: the most typical item of each large cluster without labels (Hacohen, Dekel & Weinshall 2022).
 
-    As many clusters as there are labels and picks together, at most 500. Typicality is one over the mean distance to
-    the 20 nearest of the same cluster (arXiv:2202.02794, section 2).
+    The number of clusters is that of labels and picks together, at most 500. Typicality is the inverse of the mean
+    distance to the 20 nearest neighbours in the cluster (arXiv:2202.02794, section 2).
     """
     assert view.vectors is not None and view.labeled is not None
     known = view.labeled.reshape(-1, view.vectors.shape[1])
@@ -108,8 +108,8 @@ def _pick_typiclust(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
 def _pick_cluster_margin(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
     """Cluster-margin: of the 10 k smallest margins, the smallest in each of k clusters.
 
-    The margin before the clusters is from Citovsky et al. 2021 (arXiv:2107.14263), k-means over the most informative
-    ones from Zhdanov 2019 (arXiv:1901.05954).
+    Margin sampling before clustering is from Citovsky et al. 2021 (arXiv:2107.14263), k-means over the most informative
+    items from Zhdanov 2019 (arXiv:1901.05954).
     """
     assert view.vectors is not None and view.scores is not None
     unsure = np.sort(top_k(view.scores, view.ids, 10 * k, seed))
@@ -124,10 +124,10 @@ def _pick_cluster_margin(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
 
 
 def _pick_class_balanced(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
-    """Class-balanced quotas: each pick is the most uncertain item of the predicted class that has the fewest labels.
+    """Class-balanced sampling: each pick is the most uncertain item predicted as the class with the fewest labels.
 
-    Picks count as labels of the class that is predicted (after Bengar et al. 2022, arXiv:2110.04543, who solve for
-    the quotas of a batch; here they fill up one by one). Of equally poor classes the first of the schema.
+    Picks count as labels of their predicted class (a greedy variant of Bengar et al. 2022, arXiv:2110.04543, who solve
+    for the quotas of a batch). Ties between classes go to the first of the schema.
     """
     assert view.scores is not None and view.proba is not None and view.counts is not None
     order = top_k(view.scores, view.ids, len(view.ids), seed)
@@ -146,11 +146,11 @@ def _pick_class_balanced(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
 
 
 def _pick_relevance(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
-    """Relevance sampling for the classes with few labels, in half of the batch; cluster-margin in the rest.
+    """Relevance sampling for the rarest classes in half of the batch; cluster-margin in the rest.
 
-    Each of those picks is the item that is most probably of the class with the fewest labels, of those that have any
-    (Lewis & Gale 1994, section 3, who search for one class), and counts as one of its labels. Where no class has less
-    than half of an equal share of the labels, the whole batch is cluster-margin's.
+    Each relevance pick is the item with the highest probability of the class with the fewest labels (at least one), and
+    counts as one of its labels (Lewis & Gale 1994, section 3, for a single class). Where every class has at least half
+    of an equal share of the labels, the batch is all cluster-margin.
     """
     assert view.proba is not None and view.counts is not None
     counts = np.array(view.counts, dtype=np.int64)
@@ -171,16 +171,16 @@ def _pick_relevance(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
 
 
 def is_unbalanced(counts: Sequence[int]) -> bool:
-    """Whether a class that has labels, of `counts` (C,), has less than half of an equal share of them."""
+    """Whether a class with labels has less than half of an equal share of them; `counts` (C,): labels by class."""
     return 2 * len(counts) * min((count for count in counts if count), default=0) < sum(counts)
 
 
 def _pick_badge(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
-    """BADGE: k-means++ seeds of the gradients that the items' likeliest labels would give (Ash et al. 2020).
+    """BADGE: k-means++ seeds of the gradient embeddings under the predicted labels (Ash et al. 2020).
 
     The gradient of item i in the last layer is (p_i - onehot(argmax p_i)) (x) h_i, with h its vector and a 1 for the
-    bias (arXiv:1906.03671, section 3); no gradient is made, and the longest comes first, as in the authors' code. Here
-    of the smallest margins: of the shortlist, that is, not of the pool.
+    bias (arXiv:1906.03671, section 3). The outer products are not materialised, and the longest is the first seed, as
+    in the authors' code. It is applied to the shortlist (the smallest margins), not to the pool.
     """
     assert view.proba is not None and view.vectors is not None
     errors = np.array(view.proba, dtype=np.float64)
@@ -192,7 +192,7 @@ def _pick_badge(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
 def _pick_core_set(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
     """Core-set: each pick is the farthest from all labels and picks (Sener & Savarese 2018, arXiv:1708.00489).
 
-    Their greedy k-center, without the mixed integer programme after it. The first pick without labels is random.
+    This is their greedy k-center, without the mixed integer programme. Without labels the first pick is random.
     """
     assert view.vectors is not None and view.labeled is not None
     first = int(sample(view.ids, 1, seed, "core_set")[0])
@@ -202,8 +202,8 @@ def _pick_core_set(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
 def _pick_density(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
     """Information density: uncertainty times mean similarity to the pool (Settles & Craven 2008, section 3.4).
 
-    Similarity is the cosine, so that its mean over the pool is the cosine with one vector, and the cost linear; what
-    points away from the pool has none.
+    Similarity is the cosine, so its mean over the pool is a product with the mean unit vector, and the cost is linear.
+    Negative similarities count as 0.
     """
     assert view.vectors is not None and view.scores is not None and view.centre is not None
     likeness = np.maximum(unit_rows(view.vectors) @ view.centre, 0.0)
@@ -211,10 +211,10 @@ def _pick_density(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
 
 
 def _pick_power(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
-    """Power sampling: a draw without replacement, by the scores' power (Kirsch et al. 2023, arXiv:2106.12059).
+    """Power sampling: sampling without replacement, proportional to a power of the scores (Kirsch et al. 2023).
 
-    The k largest of `POWER * log(score)` with Gumbel noise, which an item keeps whatever stands beside it. Items with a
-    score of zero come last.
+    The k largest values of `POWER * log(score)` plus Gumbel noise (arXiv:2106.12059). The noise depends on seed and id
+    alone. Items with a score of zero come last.
     """
     assert view.scores is not None
     uniform = (keyed_hashes(view.ids, seed, "power").astype(np.float64) + 0.5) / 2.0**64
@@ -243,16 +243,16 @@ STRATEGIES: dict[str, Strategy] = {
     "kmeans": Strategy(_pick_kmeans, frozenset({"vectors"})),
     "typiclust": Strategy(_pick_typiclust, frozenset({"vectors", "labeled"})),
 }
-"""Every query strategy, by the name that `params.yaml` uses, except `auto`, which names one of them for each round."""
+"""All query strategies, by their names in `params.yaml`; `auto` selects one of them for each round."""
 
 COLD_STARTS = tuple(name for name, strategy in STRATEGIES.items() if not strategy.needs & {"scores", "proba"})
 """Strategies that need no model."""
 
 
 class Scoring(NamedTuple):
-    """How the pool is scored for a strategy: the acquisition function, and whose samples (n, K, C) it takes.
+    """How the pool is scored for a strategy: the acquisition function and the sampled models (n, K, C), if any.
 
-    `samples` is None where it takes the model's own probabilities (n, C).
+    `samples` is None where the function takes the model's own probabilities (n, C).
     """
 
     acquisition: str
@@ -265,7 +265,7 @@ class Scoring(NamedTuple):
 
 
 def scoring_of(strategy: str) -> Scoring:
-    """How the pool is scored for a strategy; by margin for `auto`, and where the strategy uses no score."""
+    """How the pool is scored for a strategy; by margin for `auto` and for strategies without scores."""
     known = STRATEGIES.get(strategy)
     if known is None or known.acquisition is None:
         return Scoring("margin", None)

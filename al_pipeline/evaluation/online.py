@@ -51,7 +51,7 @@ class Saved:
 
 
 def labels_saved(rounds: Sequence[tuple[int, float | None]], control: Control | None) -> Saved | None:
-    """The number of labels with which the rounds reached the score of the random labels; None without a control's score.
+    """The number of labels with which the rounds reached the control's score; None where the control has none.
 
     `rounds`: labels and macro-F1 of each round, oldest first; `control`: that of the newest round. Both were measured
     on the same test set. Nothing is interpolated or extrapolated.

@@ -1,7 +1,7 @@
-"""Where and when the tick runs by itself: a work pool, a deployment and a watch over runs that vanished.
+"""Scheduled ticks: a work pool, a deployment, and an automation that marks runs without heartbeat as crashed.
 
-A workspace's own Prefect server gets all three from `apply`. A team's Prefect gets the deployment from `prefect.yaml`,
-whose steps `describe` and `watch` stand here too.
+`apply` creates all three on a workspace's own Prefect server. A team's server gets the deployment from `prefect.yaml`,
+whose steps are `describe`, `rename` and `watch`.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ _logger = get_logger(__name__)
 ENTRYPOINT = "al_pipeline.flows.rounds.al_round"
 WATCH = f"{FLOW}: a run without a heartbeat has crashed"
 HEARTBEATS_MISSING = timedelta(seconds=90)
-"""Three in a row (PREFECT_FLOWS_HEARTBEAT_FREQUENCY is 30 for runs of ours)."""
+"""Three missing heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY is 30 for our runs)."""
 
 _ENDED = frozenset(f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed"))
 
 
 def apply(workspace: Workspace, *, take_over: bool = False) -> bool:
-    """Bring pool, deployment, schedule and watch to the Prefect server that the environment names; whether that changed
-    anything. What is there already is left alone: runs that are due stay so.
+    """Create or update pool, deployment, schedule and automation on the Prefect server that the environment names.
 
-    Raises UsageError where the server's deployment works in another clone of the workspace, unless `take_over`;
-    ServerFailed where the server does not take it.
+    Returns whether anything changed; what is up to date is not rewritten, so that scheduled runs stay. Raises
+    UsageError where the server's deployment works in another clone of the workspace, unless `take_over`; ServerFailed
+    where the server rejects a request or does not answer.
     """
     try:
         with get_client(sync_client=True) as client:
@@ -61,11 +61,11 @@ def apply(workspace: Workspace, *, take_over: bool = False) -> bool:
             _logger.info("schedule, pool and watch: %s", "changed" if changed else "as they were")
             return changed
     except httpx.HTTPError as error:
-        raise ServerFailed(f"Prefect did not take the schedule: {_why(error)}") from error
+        raise ServerFailed(f"Prefect did not accept the schedule: {_reason(error)}") from error
 
 
 def describe() -> dict[str, Any]:
-    """A step of `prefect.yaml`: what it must know of the workspace that AL_WORKSPACE names. Raises CopiedWorkspace."""
+    """A step of `prefect.yaml`: the properties of the workspace that AL_WORKSPACE names. Raises CopiedWorkspace."""
     workspace = open_workspace(Path(os.environ.get("AL_WORKSPACE", ".")))
     refuse_copy(workspace.layout)
     schedule = workspace.params.schedule
@@ -82,7 +82,7 @@ def describe() -> dict[str, Any]:
 
 
 def rename() -> dict[str, Any]:
-    """A step of `prefect.yaml`: remove the deployment that an earlier version named after the workspace's id alone."""
+    """A step of `prefect.yaml`: delete the deployment of an earlier version, whose name is the workspace's id alone."""
     workspace = open_workspace(Path(os.environ.get("AL_WORKSPACE", ".")))
     with get_client(sync_client=True) as client:
         try:
@@ -93,26 +93,26 @@ def rename() -> dict[str, Any]:
 
 
 def watch() -> dict[str, Any]:
-    """A step of `prefect.yaml`: see to it that runs which vanished are marked as crashed."""
+    """A step of `prefect.yaml`: create the automation that marks runs without heartbeat as crashed."""
     with get_client(sync_client=True) as client:
         return {"changed": _apply_watch(client)}
 
 
 def _command() -> str:
-    """What starts one run: this Python, which holds the engine. (-P: no file of the workspace stands in for a module.)
+    """The command of a run: this Python, in which the engine is installed; -P: files in the workspace shadow no module.
 
-    With a command of our own Prefect copies no code and looks for no project in the folder where the run works.
+    With an explicit command, Prefect neither copies code nor searches a project in the run's working directory.
     """
     return shlex.join([sys.executable, "-P", "-m", "prefect.engine"])
 
 
 def _description() -> str:
-    """What Prefect's page says of the deployment; it describes the parameters beside their fields."""
+    """The deployment's description on Prefect's page, without the parameters, which the page describes itself."""
     return str(al_round.description).split("\n\nArgs:")[0]
 
 
 def _apply_pool(client: SyncPrefectClient, workspace: Workspace) -> bool:
-    """The work pool: it fixes what runs, and in which workspace; a run has nothing of it to choose."""
+    """Create or update the work pool, which fixes the command and the workspace of its runs."""
     template = {
         "job_configuration": {
             "command": _command(),
@@ -171,10 +171,10 @@ def _apply_deployment(client: SyncPrefectClient, workspace: Workspace) -> bool:
 
 
 def _apply_watch(client: SyncPrefectClient) -> bool:
-    """The automation: a run that was heard of and is silent now, without having ended, is marked as crashed."""
+    """Create or update the automation: an unfinished run whose heartbeat has stopped is marked as crashed."""
     wanted = AutomationCore(
         name=WATCH,
-        description="Both the worker and the run were killed, or the machine lost its power; the next tick goes on.",
+        description="Worker and run were killed, or the machine lost power; the next tick resumes the work.",
         enabled=True,
         trigger=EventTrigger(
             after={"prefect.flow-run.heartbeat"},
@@ -190,7 +190,7 @@ def _apply_watch(client: SyncPrefectClient) -> bool:
             ChangeFlowRunState(
                 name="Crashed",
                 state=StateType.CRASHED,
-                message="no heartbeat: its process is gone; the next tick finishes the job",
+                message="no heartbeat: its process has ended; the next tick finishes the job",
                 force=False,
             )
         ],
@@ -208,7 +208,7 @@ def _apply_watch(client: SyncPrefectClient) -> bool:
 
 
 def _content(automation: AutomationCore) -> dict[str, Any]:
-    """An automation without what the server adds to it."""
+    """An automation without the fields that the server adds."""
     found = AutomationCore.model_validate(automation.model_dump(include=set(AutomationCore.model_fields)))
     content: dict[str, Any] = found.model_dump(mode="json")
     for part in (content["trigger"], *content["actions"]):
@@ -237,7 +237,7 @@ def _known(client: SyncPrefectClient, workspace: Workspace) -> DeploymentRespons
 
 
 def _remove_renamed(client: SyncPrefectClient, workspace: Workspace) -> bool:
-    """Delete deployments that earlier versions made, or that bear the name that the workspace's folder had."""
+    """Delete deployments of earlier versions, or with the former name of the workspace's folder."""
     others = [one for one in _ours(client, workspace) if one.name != deployment_name(workspace)]
     for other in others:
         client.delete_deployment(other.id)
@@ -245,7 +245,7 @@ def _remove_renamed(client: SyncPrefectClient, workspace: Workspace) -> bool:
 
 
 def _ours(client: SyncPrefectClient, workspace: Workspace) -> list[DeploymentResponse]:
-    """The deployments of the workspace, by its work pool; those that somebody else put there are not among them."""
+    """The deployments of the workspace in its work pool, without other people's."""
     found = client.read_deployments(
         flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])),
         work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool_name(workspace)])),
@@ -253,8 +253,8 @@ def _ours(client: SyncPrefectClient, workspace: Workspace) -> list[DeploymentRes
     return [one for one in found if is_our_deployment(one.name, workspace.id)]
 
 
-def _why(error: httpx.HTTPError) -> str:
-    """What the server says is wrong, else what became of the connection."""
+def _reason(error: httpx.HTTPError) -> str:
+    """The server's error message, or the kind of connection error."""
     if isinstance(error, httpx.HTTPStatusError):
         return f"{error.response.status_code}: {' '.join(error.response.text.split())[:300]}"
     return f"no answer ({type(error).__name__}); `al up` starts it"

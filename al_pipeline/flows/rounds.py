@@ -1,6 +1,6 @@
-"""The tick as a Prefect flow: each step is a task with its name, so that the run graph shows the whole chain.
+"""The tick as a Prefect flow: each step is a task with its own name in the run graph.
 
-The workspace is the one that `AL_WORKSPACE` names (else the current folder): fixed where the flow is served, no
+The workspace is the one that `AL_WORKSPACE` names (else the current folder). It is fixed by the deployment, not a
 parameter of a run.
 """
 
@@ -38,21 +38,21 @@ from al_pipeline.workspace.lock import holder
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 NETWORK = frozenset({Step.CONNECT, Step.RETIRE, Step.PUSH, Step.PULL, Step.AUDIT, Step.SYNC})
-"""Steps that may be tried again at once: a repeat is harmless, and the other side may be back."""
+"""Steps with retries: they use the network, and a repeat is harmless."""
 
 
 LISTENER: ContextVar[Callable[[str], None]] = ContextVar("listener", default=lambda _: None)
-"""Whoever waits for the run in a terminal; gets what goes to the run's log."""
+"""Callback of the command line, which gets the lines of the run's log."""
 
 FINISHED: ContextVar[Callable[[TickReport], None]] = ContextVar("finished", default=lambda _: None)
-"""Who waits for the tick's report, which is there before Prefect was told of it."""
+"""Callback that gets the tick's report before Prefect does."""
 
 
 def run_round(options: Options, on_progress: Callable[[str], None]) -> TickReport:
-    """The flow as the command line calls it, in this process; `on_progress` gets what goes to the run's log.
+    """Run the flow in this process, for the command line; `on_progress` gets the lines of the run's log.
 
-    Raises AlError: what the tick raises, Locked where another tick works, ServerFailed where Prefect went away before
-    the tick could begin. Where it goes away later the tick does not mind: it has no need of it.
+    Raises the AlErrors of the tick, Locked where another tick runs, ServerFailed where Prefect's server fails before
+    the tick has finished. A later failure of the server is a warning.
     """
     done: list[TickReport] = []
     LISTENER.set(on_progress)
@@ -62,10 +62,10 @@ def run_round(options: Options, on_progress: Callable[[str], None]) -> TickRepor
     except CancelledRun as error:
         raise Locked(str(error)) from None
     except httpx.HTTPError as error:
-        gone = f"the workspace's Prefect server went away ({type(error).__name__}), and `al up` starts it again"
+        failed = f"the workspace's Prefect server does not answer ({type(error).__name__}); `al up` restarts it"
         if not done:
-            raise ServerFailed(f"{gone}; the next `al round` finishes the job") from error
-        return replace(done[0], warnings=(*done[0].warnings, f"{gone}: its page does not show how this run ended"))
+            raise ServerFailed(f"{failed}, and the next `al round` finishes the job") from error
+        return replace(done[0], warnings=(*done[0].warnings, f"{failed}. Its page does not show how this run ended"))
     return done[0]
 
 
@@ -78,13 +78,13 @@ def al_round(
 ) -> TickReport | State[Any]:
     """Run one tick of the workspace: pull answers, close and build the round if it is full, push the next questions.
 
-    A run that comes while another tick works is cancelled and says who works: nothing went wrong, and nothing is lost.
+    A run that starts while another tick runs is cancelled, with a message that names that tick; nothing is lost.
 
     Args:
-        close_now: Close the open round with the answers there are.
-        accept_vanished: Believe Label Studio although many answers vanished.
-        size: How many items the batch that this tick selects asks about; empty for what params.yaml says.
-        strategy: Which query strategy selects that batch; empty for the one that params.yaml names.
+        close_now: Close the open round with its answers so far.
+        accept_vanished: Accept a large number of deleted annotations.
+        size: Size of the batch that this tick selects; empty for the value in params.yaml.
+        strategy: Query strategy of that batch; empty for the one in params.yaml.
     """
     restrict_umask()
     workspace = _workspace()
@@ -106,30 +106,30 @@ def al_round(
         )
     except Locked as error:
         if holder(workspace.layout.lock).get("host", socket.gethostname()) != socket.gethostname():
-            raise  # it does not come right by itself: a person must look
+            raise  # a lock held on another machine needs a person's decision
         return Cancelled(message=str(error))
     FINISHED.get()(report)
     try:
         _artifact(workspace, report)
     except httpx.HTTPError as error:
-        logger.warning("Prefect did not take the run's figures (%s)", type(error).__name__)
+        logger.warning("Prefect did not accept the run's table (%s)", type(error).__name__)
     return report
 
 
 def _workspace() -> Workspace:
-    """The workspace that this process works in. Raises UsageError where the run's deployment is for another."""
+    """The workspace of this process. Raises UsageError where the run's deployment is for another one."""
     workspace = open_workspace(Path(os.environ.get("AL_WORKSPACE", ".")))
     served = runtime.deployment.name
     if served is not None and not is_our_deployment(served, workspace.id):
         raise UsageError(
-            f"this deployment is for the workspace {served}, and {workspace.layout.root} is {workspace.id}; a run "
-            "cannot choose its workspace, so leave its job variables alone"
+            f"this deployment is for the workspace {served}, but {workspace.layout.root} is {workspace.id}; a run "
+            "cannot choose its workspace, so do not change its job variables"
         )
     return workspace
 
 
-def _may_come_right(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Whether the world outside failed and did not refuse: all else fails again in the same way."""
+def _is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether an external service failed without refusing the request: other errors would recur."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, ExternalServiceError) and not isinstance(error, LabelStudioRefused)
 
@@ -139,7 +139,7 @@ def _may_come_right(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> 
     cache_policy=NO_CACHE,
     retry_delay_seconds=[2, 10],
     retry_jitter_factor=0.3,
-    retry_condition_fn=_may_come_right,
+    retry_condition_fn=_is_transient,
 )
 def step(action: Callable[[], Any]) -> Any:
     """One step of a tick; Prefect shows it under the step's name."""
@@ -147,12 +147,12 @@ def step(action: Callable[[], Any]) -> Any:
 
 
 def as_task(name: str, action: Callable[[], Any], /) -> Any:
-    """Take a step as a Prefect task of its own."""
+    """Run a step as a Prefect task."""
     return step.with_options(name=name, task_run_name=name, retries=2 if name in NETWORK else 0)(action)
 
 
 def _artifact(workspace: Workspace, report: TickReport) -> None:
-    """The workspace after this run, as a table under one key for all its runs: Prefect shows its history."""
+    """Store the state of the workspace as a table artifact; one key for all runs, so that Prefect shows a history."""
     found = status(workspace, ask=False)
     rows = [("state", found.state), ("next", found.next), ("promoted", found.promoted or "none yet")]
     rows += [(name, f"{getattr(found, name):,}") for name in ("pool", "labelled", "pending", "ignored", "unlabelled")]

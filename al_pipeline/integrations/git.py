@@ -1,6 +1,6 @@
-"""Git as we use it: named paths only, never a prompt, a hook or a signature, nothing of the user's reset.
+"""A client for git: explicit paths only, no prompts, hooks or signatures, and nothing of the user's is reset.
 
-What git cannot read is an error that names it, never "not there": see `head`, `show`, `read`, `tags`.
+An object that git cannot read is an error that names it, not a missing one: see `head`, `show`, `read`, `tags`.
 """
 
 from __future__ import annotations
@@ -77,13 +77,13 @@ _SETTINGS = {
     "tag.forceSignAnnotated": "false",
     "tag.gpgSign": "false",
 }
-"""What our commands print and do must not hang on the user's settings. How a remote is reached (`core.sshCommand`,
-`credential.*`, `http.*`, `url.*`), `safe.directory` and the identity stay the user's own."""
+"""Settings that make the behaviour and output of our commands independent of the user's. Access to remotes
+(`core.sshCommand`, `credential.*`, `http.*`, `url.*`), `safe.directory` and the identity stay the user's."""
 
 _QUIET = tuple(word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}"))
 
 _NAME, _EMAIL = "al", "al@localhost"
-"""Who commits where git knows nobody."""
+"""The author of commits where git has no identity."""
 
 NOT_OURS = (
     "GIT_ALTERNATE_OBJECT_DIRECTORIES",
@@ -116,21 +116,21 @@ NOT_OURS = (
     "GIT_TRACE_SETUP",
     "GIT_WORK_TREE",
 )
-"""What git sets for its hooks: inherited, it would turn our commands on another repository, or make them say or do
-something else."""
+"""Variables that git sets for its hooks. Inherited, they would direct our commands to another repository, or change
+their behaviour or output."""
 
 _USER, _PASSWORD = "AL_GIT_USER", "AL_GIT_PASSWORD"
 _HELPER = f'!f() {{ test "$1" != get || printf "username=%s\\npassword=%s\\n" "${_USER}" "${_PASSWORD}"; }}; f'
-"""A credential helper that reads the environment, which only our own user can see."""
+"""A credential helper that reads the environment, which only the same user can see."""
 
 _AS_STORED = {"GIT_NO_REPLACE_OBJECTS": "1", "GIT_GRAFT_FILE": os.devnull, "GIT_LITERAL_PATHSPECS": "1"}
-"""History as it is stored, whatever `git replace` and grafts make of it; a name of a file is no pattern."""
+"""History as stored, without `git replace` and grafts; file names are not patterns."""
 
 _NO_CONVERSION = "* -text -ident -filter !working-tree-encoding\n"
-"""Attributes under which git checks out exactly the bytes that it stores."""
+"""Attributes with which git checks out exactly the stored bytes."""
 
 _KEPT = ("--no-tags", "--no-prune", "--no-prune-tags")
-"""A remote's own settings would delete tags of ours."""
+"""A remote's settings could otherwise delete our tags."""
 
 _UNDER_WAY = (
     ("rebase-merge", "a rebase", "rebase"),
@@ -142,13 +142,13 @@ _UNDER_WAY = (
     ("sequencer", "a cherry-pick or revert of several commits", "cherry-pick"),
     ("BISECT_LOG", "a bisection", "bisect"),
 )
-"""What git keeps while a person's work is under way: the file, what it is, and the command that goes on with it."""
+"""Operations of a person that are in progress: git's file, the operation, and the command that continues it."""
 
 _SETTLED_NS = 50_000_000
-"""A file that changed this shortly ago may change again within the same tick of the file system's clock."""
+"""A file that changed less than this ago may change again without another time stamp."""
 
 _ANSWER_BYTES = 256 * 2**10
-"""Longer answers of git are not kept."""
+"""Longer outputs of git are not cached."""
 
 _NETWORK_TIMEOUT = 600.0
 _LOOK_TIMEOUT = 30.0
@@ -179,10 +179,10 @@ class Git:
         feed: str = "",
         more: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run git in the repository, with `more` in its environment. Raises RepositoryError with git's last words."""
+        """Run git in the repository, with `more` added to its environment. Raises RepositoryError with git's output."""
         inherited = {name: value for name, value in os.environ.items() if name not in NOT_OURS}
         quiet = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
-        here = {"GIT_CEILING_DIRECTORIES": str(self.root.resolve().parent)}  # a repository around it is not this one
+        here = {"GIT_CEILING_DIRECTORIES": str(self.root.resolve().parent)}  # do not find an enclosing repository
         environment = {**inherited, **own_environment(inherited), **quiet, **_AS_STORED, **here, **(more or {})}
         begin = time.perf_counter()
         try:
@@ -191,7 +191,7 @@ class Git:
                 cwd=self.root,
                 env=environment,
                 input=feed.encode("utf-8", "surrogateescape"),
-                capture_output=True,  # as bytes: text mode would turn the line ends of files into others
+                capture_output=True,  # as bytes: text mode would convert the line ends of files
                 timeout=timeout,
                 check=False,
             )
@@ -209,7 +209,7 @@ class Git:
         return result
 
     def _read(self, *arguments: str, check: bool = True, feed: str = "") -> subprocess.CompletedProcess[str]:
-        """As `run`, for a command whose answer follows from refs, objects and the repository's settings alone."""
+        """Like `run`, with a cache, for a command whose output depends only on refs, objects and repository settings."""
         mark, key = self._mark(), (feed, *arguments)
         if mark is None or self._answers.get(()) != mark:
             self._answers.clear()
@@ -225,8 +225,7 @@ class Git:
         return result
 
     def _mark(self) -> tuple[object, ...] | None:
-        """What changes with each change of refs and settings; None where it cannot tell (a linked work tree) or where
-        one changed just now."""
+        """A value that changes with refs and settings; None in a linked work tree, or where one changed just now."""
         folder = self.root / ".git"
         try:
             files = [folder / "HEAD", folder / "config", folder / "packed-refs"]
@@ -244,19 +243,19 @@ class Git:
         return None if time.time_ns() - newest < _SETTLED_NS else tuple(sorted(marks))
 
     def _ask(self, *arguments: str) -> str | None:
-        """What a command prints that answers "no" by exit code 1: None then. Raises RepositoryError where it fails."""
+        """The output of a command; None for exit code 1, which means "no". Raises RepositoryError where it fails."""
         result = self._read(*arguments, check=False)
         if result.returncode not in (0, 1):
             raise _failed(arguments[0], result)
         return result.stdout.strip() if result.returncode == 0 else None
 
     def init(self) -> None:
-        """Make the repository, its branch named main; harmless where there is one."""
+        """Create the repository, with the branch main; harmless where there is one."""
         self.run("init", "--quiet", "--initial-branch=main")
         self.check_format()
 
     def check_format(self) -> None:
-        """Raise RepositoryError where git keeps the repository in a form that DVC cannot read."""
+        """Raise RepositoryError where the repository has a format that DVC cannot read."""
         settings = self.run("config", "--get-regexp", r"^extensions\.", check=False).stdout.lower().splitlines()
         for name, usable in (("objectformat", "sha1"), ("refstorage", "files")):
             found = next((line.split()[-1] for line in settings if line.startswith(f"extensions.{name} ")), usable)
@@ -264,11 +263,11 @@ class Git:
                 kind = "object" if name == "objectformat" else "ref"
                 raise RepositoryError(
                     f"{self.root} is a git repository of the {kind} format {found}, which DVC cannot read; use one "
-                    f"that `git init --{kind}-format={usable}` makes"
+                    f"created with `git init --{kind}-format={usable}`"
                 )
 
     def plain_index(self) -> None:
-        """Bring the index into the form that DVC reads. Call only while holding the workspace's lock."""
+        """Convert the index to the format that DVC reads. Call only while holding the workspace's lock."""
         index = self.path("index")
         if not index.exists():
             return
@@ -279,8 +278,8 @@ class Git:
             self.run("update-index", "--index-version", "2", "--no-split-index", "--force-write-index", check=False)
 
     def clone(self, target: Path, revision: str) -> Git:
-        """A fresh clone in `target` with `revision` (a tag or a branch) checked out, byte for byte as it is stored,
-        whatever the user's settings convert; nothing changes here.
+        """Clone into `target` and check out `revision` (a tag or a branch), byte for byte as stored, without the
+        conversions of the user's settings.
         """
         command = (
             "clone",
@@ -301,16 +300,16 @@ class Git:
         return clone
 
     def has_identity(self) -> bool:
-        """Whether commits would carry the user's own name and address."""
+        """Whether commits would have the user's own name and address."""
         return {_NAME, _EMAIL}.isdisjoint(self._identity().values())
 
     def identity(self) -> str | None:
-        """The user's own address for commits; None where git knows none."""
+        """The user's own address for commits; None where git has none."""
         email = self._identity()["GIT_AUTHOR_EMAIL"]
         return None if email == _EMAIL else email
 
     def _identity(self) -> dict[str, str]:
-        """Author and committer for git's environment, complete: where git knows a half, the other one is ours."""
+        """Author and committer for git's environment; what git does not know of them has default values."""
         lines = self.run("config", "-z", "--get-regexp", r"^(user|author|committer)\.(name|email)$", check=False).stdout
         known = {key: value for key, _, value in (line.partition("\n") for line in lines.split("\0")) if value}
         found = {}
@@ -318,20 +317,20 @@ class Git:
             for part, ours in (("name", _NAME), ("email", _EMAIL)):
                 variable = f"GIT_{role}_{part}".upper()
                 given = (os.environ.get(variable), known.get(f"{role}.{part}"), known.get(f"user.{part}"))
-                # git takes these characters away, and refuses what is empty then
+                # git strips these characters and refuses an empty result
                 found[variable] = next((value for value in given if value and value.strip(" .,:;<>\"\\'\n\t")), ours)
         return found
 
     def head(self) -> str | None:
-        """The commit that is checked out; None before the first.
+        """The commit that is checked out; None before the first commit.
 
-        Raises RepositoryError, with git's own words, where there is one that git cannot read or find.
+        Raises RepositoryError, with git's output, where git cannot read or find it.
         """
         found = self._read("rev-parse", "--verify", "--quiet", "HEAD^{commit}", check=False)
         if found.returncode == 0:
             return found.stdout.strip()
-        self.run("rev-parse", "--git-dir")  # which says where git cannot open the repository at all
-        try:  # as a file: `git symbolic-ref` does not say which branch it is whose ref is broken
+        self.run("rev-parse", "--git-dir")  # raises where git cannot open the repository
+        try:  # read the file: `git symbolic-ref` does not name a branch whose ref is broken
             name = self.path("HEAD").read_text(encoding="utf-8", errors="replace").strip()
         except OSError as error:
             raise RepositoryError(f"git's HEAD cannot be read: {error}") from None
@@ -341,7 +340,7 @@ class Git:
         refs = self.run("for-each-ref", "--format=%(objectname)", name)
         if refs.stdout.strip():
             self.run("cat-file", "commit", refs.stdout.strip())
-            raise RepositoryError(f"{name} names {refs.stdout.strip()}, which is no commit")
+            raise RepositoryError(f"{name} names {refs.stdout.strip()}, which is not a commit")
         last = self._last_in_reflog(name)
         if "ignoring broken ref" in refs.stderr:
             raise RepositoryError(
@@ -350,7 +349,7 @@ class Git:
                 "commits)"
             )
         kinds = self.run("cat-file", "--batch-all-objects", "--batch-check=%(objecttype)").stdout.split()
-        if last is not None or kinds.count("commit") > 1:  # one alone: `git commit` was killed before it named it
+        if last is not None or kinds.count("commit") > 1:  # one alone: `git commit` was killed before it set the ref
             raise RepositoryError(
                 f"{name} names no commit, although this repository holds some: `git switch` to the branch of the "
                 f"rounds, or, where it was lost, `git update-ref {name} {last or 'COMMIT'}` (`git fsck --lost-found` "
@@ -359,7 +358,7 @@ class Git:
         return None
 
     def _last_in_reflog(self, ref: str) -> str | None:
-        """The commit that git's own log last wrote down for `ref`, or for HEAD; None where there is no such log."""
+        """The newest commit in the reflog of `ref`, or of HEAD; None where there is no reflog."""
         for name in (ref, "HEAD"):
             with contextlib.suppress(OSError):
                 lines = self.path(f"logs/{name}").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -369,10 +368,10 @@ class Git:
         return None
 
     def path(self, name: str) -> Path:
-        """Where git keeps a file of its own, such as MERGE_HEAD.
+        """The path of one of git's own files, such as MERGE_HEAD.
 
-        In a linked work tree `.git` is a file, and git is asked; elsewhere no git runs, so that a repository which git
-        cannot open, or none at all, has paths too.
+        Git runs only in a linked work tree, where `.git` is a file; elsewhere the path is also defined for a missing
+        repository, or one that git cannot open.
         """
         if not (self.root / ".git").is_file():
             return self.root / ".git" / name
@@ -383,9 +382,9 @@ class Git:
         return self._ask("symbolic-ref", "--quiet", "--short", "HEAD")
 
     def check_idle(self) -> None:
-        """Raise UnexpectedChange, with the way out, where a person is in the middle of something, or HEAD is detached.
+        """Raise UnexpectedChange, with a fix, where an operation of a person is in progress, or HEAD is detached.
 
-        A merge, rebase, cherry-pick, revert, `git am` or bisection; conflicts that are not resolved.
+        That is a merge, rebase, cherry-pick, revert, `git am` or bisection, or an unresolved conflict.
         """
         asked = [word for name, _, _ in _UNDER_WAY for word in ("--git-path", name)]
         places = self.run("rev-parse", *asked).stdout.splitlines()
@@ -404,8 +403,7 @@ class Git:
             raise UnexpectedChange("HEAD is detached: `git switch main` (or your branch) first, then try again")
 
     def check_complete(self, paths: Iterable[Path]) -> None:
-        """Raise ManualActionRequired, with the command that fetches it, where this clone lacks history or files of
-        `paths`."""
+        """Raise ManualActionRequired, with a fix, where this clone lacks history, or skips files of `paths`."""
         if self.run("rev-parse", "--is-shallow-repository").stdout.strip() == "true":
             raise ManualActionRequired(
                 f"{self.root} is a shallow clone, which lacks the commits of earlier rounds: "
@@ -424,25 +422,25 @@ class Git:
         listed = self.run("ls-files", "-t", "-v", "-z", "--", *map(self._name, paths)).stdout.split("\0")
         if skipped := [entry[2:] for entry in listed if entry and (entry[0] == "S" or entry[0].islower())]:
             raise ManualActionRequired(
-                f"git is told not to look at {', '.join(skipped[:3])}: `git sparse-checkout disable` (or `git "
+                f"git is set to ignore changes of {', '.join(skipped[:3])}: `git sparse-checkout disable` (or `git "
                 "update-index --no-skip-worktree --no-assume-unchanged FILE`), then try again"
             )
 
     def commit_time(self, revision: str = "HEAD") -> int:
-        """When `revision` was committed, in seconds since 1970."""
+        """The commit time of `revision`, in seconds since 1970."""
         found = self._read("log", "-1", "--format=%ct", _named(revision))
         if not found.stdout.strip().isdigit():
             raise _failed("log", found, f"{revision}: ")
         return int(found.stdout)
 
     def brought(self, path: str) -> str:
-        """The oldest commit in the history of HEAD that brought `path`, a merge included.
+        """The oldest commit in the history of HEAD that added `path`, merges included.
 
-        Raises ManualActionRequired where none did: history was cut or written anew.
+        Raises ManualActionRequired where there is none, since history was truncated or rewritten.
         """
         found = self._read("log", "-m", "--topo-order", "--no-renames", "--format=%H", "--diff-filter=A", "--", path)
         if not (commits := found.stdout.split()):
-            self.head()  # which says where it cannot be read
+            self.head()  # raises where it cannot be read
             if found.stderr:
                 raise _failed("log", found)
             raise ManualActionRequired(
@@ -452,16 +450,16 @@ class Git:
         return commits[-1]
 
     def ahead_behind(self, other: str) -> tuple[int, int] | None:
-        """How many commits HEAD has that the commit `other` lacks, and the reverse; None where `other` is not here."""
+        """The number of commits that only HEAD has, and that only `other` has; None where `other` is missing here."""
         if self.run("cat-file", "--batch-check", feed=f"{other}\n").stdout.split()[1:2] != ["commit"]:
             return None
         ahead, behind = self.run("rev-list", "--left-right", "--count", f"HEAD...{other}").stdout.split()
         return int(ahead), int(behind)
 
     def newcomers(self, folder: str) -> dict[str, str]:
-        """For each file below `folder`, the oldest commit in the history of HEAD that brought it; by one git process.
+        """For each file below `folder`, the oldest commit in the history of HEAD that added it; by one git process.
 
-        Where histories were merged in which a file came twice, `brought` may name the other commit, and is right.
+        Where merged histories added a file twice, `brought` may return the other commit, and is the correct one.
         """
         command = ("log", "-m", "--topo-order", "--no-renames", "--format=%x01%H", "--diff-filter=A", "--name-only")
         found: dict[str, str] = {}
@@ -471,19 +469,19 @@ class Git:
         return found
 
     def unmerged_tags(self, pattern: str) -> dict[str, str]:
-        """The tags like `pattern` (a glob) whose commits are not in the history of HEAD."""
+        """The tags that match `pattern` (a glob) and whose commits are not in the history of HEAD."""
         return self._tags(f"refs/tags/{pattern}", "--no-merged=HEAD")
 
     def show(self, revision: str, path: str) -> str | None:
-        """The text of `path` at `revision`; None where it is not there.
+        """The text of `path` at `revision`; None where it does not exist there.
 
-        Raises RepositoryError where git has lost it, or knows no such revision.
+        Raises RepositoryError where its object is lost, or the revision does not exist.
         """
         found = self.blob(revision, path)
         return None if found is None else found.decode("utf-8", "surrogateescape")
 
     def blob(self, revision: str, path: str) -> bytes | None:
-        """As `show`, the bytes."""
+        """Like `show`, as bytes."""
         tree = self._tree(revision, path)
         if path not in tree or tree[path][1] != "blob":
             return None
@@ -523,14 +521,14 @@ class Git:
             return tree  # type: ignore[return-value]
         if "Not a valid object name" in result.stderr:
             raise RepositoryError(
-                f"git knows no {revision} here: `git fetch --tags` brings a tag that the remote has, `al round` makes "
-                "one that is missing"
+                f"git knows no {revision} here: `git fetch --tags` fetches a tag of the remote, `al round` creates a "
+                "missing one"
             )
         lost = next((name for name, entry in tree.items() if entry[-1] in result.stderr), None)
         raise _failed("ls-tree", result, f"{lost} at {revision}: " if lost else f"{revision}: ")
 
     def _blobs(self, revision: str, wanted: Mapping[str, str]) -> dict[str, bytes]:
-        """The bytes of files by name; `wanted` names the object of each. Raises RepositoryError for what is lost."""
+        """The bytes of files by name; `wanted`: the object of each. Raises RepositoryError where one is lost."""
         if not wanted:
             return {}
         objects = "".join(f"{digest}\n" for digest in wanted.values())
@@ -551,15 +549,14 @@ class Git:
                 words = " ".join(result.stderr.split())[-300:]
                 raise RepositoryError(
                     f"git has lost {name} of {revision} (object {digest}){f': {words}' if words else ''}. Nothing was "
-                    "changed: `git fsck` shows what else; a complete clone, or the git remote, has it still"
+                    "changed. `git fsck` shows other losses; restore it from a complete clone or the git remote"
                 )
         return found
 
     def check_objects(self) -> list[str]:
-        """What git itself says of objects that are lost or damaged, a line each; empty where all can be read.
+        """Git's report on lost or damaged objects, a line each; empty where all can be read.
 
-        Files and folders of HEAD come first, by their names. It reads every object, so it costs what the history holds:
-        for `al doctor`.
+        Files and folders of HEAD come first, by name. Reads every object of the history, so only `al doctor` calls it.
         """
         result = self.run("fsck", "--no-dangling", "--no-progress", "--name-objects", check=False)
         if result.returncode == 0:
@@ -574,14 +571,14 @@ class Git:
         return [*(f"{names[digest]} (object {digest})" for digest in lost if digest in names), *bad]
 
     def tags(self) -> dict[str, str]:
-        """Every tag, with the commit that it names. Raises RepositoryError where one cannot be read."""
+        """The commit of every tag, by name. Raises RepositoryError where one cannot be read."""
         return self._tags("refs/tags")
 
     def _tags(self, *arguments: str) -> dict[str, str]:
         return {name: commit for name, (_, commit) in self.tag_objects(*arguments).items()}
 
     def tag_objects(self, *arguments: str) -> dict[str, tuple[str, str]]:
-        """The tags that `git for-each-ref` names: each tag's object, and the commit that it names."""
+        """The tags that `git for-each-ref` lists: each tag's object and its commit."""
         form = "--format=%(refname:strip=2) %(objectname) %(*objectname) %(objecttype)"
         result = self._read("for-each-ref", form, *arguments)
         broken = [line for line in result.stderr.splitlines() if "ignoring broken ref" in line]
@@ -603,13 +600,13 @@ class Git:
         return found
 
     def changed(self, paths: Iterable[Path]) -> list[str]:
-        """Which of `paths` (or files below them) differ from HEAD: untracked ones, and ours that git ignores, too."""
+        """The files of `paths`, or below them, that differ from HEAD, with untracked and ignored files of ours."""
         return [name for _, name in self._status(paths)]
 
     def _status(self, paths: Iterable[Path]) -> list[tuple[str, str]]:
-        """git's two letters for each path that differs from HEAD, and its name.
+        """Git's two status letters and the name of each path that differs from HEAD.
 
-        What git ignores counts where it was named itself, or is a file that the engine writes.
+        An ignored file counts where it is in `paths` itself, or is a file that the engine writes.
         """
         named = {self._name(path) for path in paths}
         command = ("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--ignored=traditional")
@@ -618,9 +615,9 @@ class Git:
         return [(letters, name) for letters, name in rows if letters != "!!" or name in named or is_ours(name)]
 
     def ignored(self, paths: Iterable[Path]) -> dict[str, str]:
-        """Which of `paths` git would ignore if they were new, and the line that does it, as `.gitignore:3: *.dvc`."""
+        """Those of `paths` that git would ignore if they were new, with the responsible line: `.gitignore:3: *.dvc`."""
         feed = "".join(f"{self._name(path)}\0" for path in paths)
-        magic = {"GIT_LITERAL_PATHSPECS": "0"}  # check-ignore knows no literal ones, and takes no patterns anyway
+        magic = {"GIT_LITERAL_PATHSPECS": "0"}  # check-ignore does not support literal pathspecs, nor patterns
         command = ("check-ignore", "--verbose", "--no-index", "--stdin", "-z")
         result = self.run(*command, check=False, feed=feed, more=magic)
         if result.returncode not in (0, 1):
@@ -632,8 +629,8 @@ class Git:
     def commit(self, message: str, paths: Iterable[Path]) -> str:
         """Commit exactly `paths` (those that exist or are tracked) and return the commit; HEAD where nothing changed.
 
-        Raises UnexpectedChange where a person is in the middle of something (`check_idle`), or has staged one of the
-        files with a content other than it has now; RepositoryError where git would store other bytes than lie there.
+        Raises UnexpectedChange where an operation is in progress (`check_idle`), or one of the files is staged with
+        other content; RepositoryError where git would store other bytes than the files hold.
         """
         paths = list(paths)
         if begun := self.head() is not None:
@@ -668,24 +665,24 @@ class Git:
         return made
 
     def _sync_files(self, names: Iterable[str]) -> None:
-        """Have files of the work tree on disk before a commit says what they are: a tool may have written them."""
+        """Sync files of the work tree to disk before a commit records them; another program may have written them."""
         here = [self.root / name for name in names if (self.root / name).is_file()]
         for path in here:
             sync(path)
         sync_names(here)
 
     def _sync_stored(self, name: str, commit: str, ref: str | None = None) -> None:
-        """Have the object `name` on disk, with all that `commit` brought and the names of all these, and `ref` too.
+        """Sync to disk the object `name`, all objects that `commit` added, their directory entries, and `ref`.
 
-        git syncs the content of what it writes (`core.fsync`) before the ref that names it; folders it does not, nor
-        the index of a commit of named paths.
+        Git syncs the content that it writes (`core.fsync`) before the ref, but neither directories nor the index of a
+        commit of named paths.
         """
         found = self.run("rev-list", "--objects", "--no-object-names", name, "--not", f"{commit}^@").stdout.split()
         refs = [one for one in (ref, self._ask("symbolic-ref", "--quiet", "HEAD")) if one is not None]
         self._sync_inside(["config", "index", "HEAD", *refs, *map(_object_path, found)])
 
     def _sync_inside(self, names: Iterable[str]) -> None:
-        """Have files of git's own, and their names, on disk. What is not there is in a pack."""
+        """Sync git's own files and their directory entries to disk; a missing object is in a pack."""
         asked = [word for name in names for word in ("--git-path", name)]
         places = [self.root / place for place in self.run("rev-parse", *asked).stdout.splitlines()]
         there = [place for place in places if place.is_file()]
@@ -694,9 +691,9 @@ class Git:
         sync_names(there)
 
     def _check_stored(self, names: Sequence[str]) -> None:
-        """Raise RepositoryError where what is staged of `names` is not, byte for byte, what the files hold.
+        """Raise RepositoryError where the staged content of `names` is not, byte for byte, that of the files.
 
-        It is on disk then, whoever staged it: DVC stages files of its own, and syncs nothing.
+        Also syncs the staged objects to disk, since DVC stages files without syncing.
         """
         here = [name for name in names if (self.root / name).is_file() and not (self.root / name).is_symlink()]
         lines = self.run("ls-files", "--stage", "-z", "--", *here).stdout.split("\0") if here else []
@@ -710,17 +707,17 @@ class Git:
         self._sync_inside(_object_path(one) for one in stored.values())
 
     def refresh(self, names: Sequence[str]) -> None:
-        """Have git look at files anew that hold what it stores: it takes another size for another content."""
+        """Refresh git's index for files whose content is as stored: git takes another size for another content."""
         feed = "".join(f"{name}\0" for name in names)
         self.run("add", "--pathspec-from-file=-", "--pathspec-file-nul", feed=feed)
 
     def tracked(self, paths: Iterable[Path]) -> list[str]:
-        """The files of `paths`, and below them, that git tracks."""
+        """The tracked files of `paths` and below them."""
         listed = self.run("ls-files", "-z", "--", *map(self._name, paths)).stdout
         return [name for name in listed.split("\0") if name]
 
     def unstage(self, paths: Iterable[Path]) -> None:
-        """Take out of the index what is staged of `paths` exactly as the files are now: a killed commit left it."""
+        """Unstage those of `paths` that are staged exactly as the files are now: an interrupted commit left them."""
         names = [name for letters, name in self._status(paths) if letters[0] not in " ?!" and letters[1] == " "]
         if names:
             self.clear_dead_lock()
@@ -728,10 +725,10 @@ class Git:
             self.run("restore", "--staged", "--pathspec-from-file=-", "--pathspec-file-nul", feed=listed)
 
     def tag(self, name: str, message: str, revision: str = "HEAD") -> None:
-        """Make an annotated tag; harmless where it names that commit. Raises UnexpectedChange where it names another.
+        """Create an annotated tag; harmless where it exists for that commit. Raises UnexpectedChange for another one.
 
-        The tag's object follows from its name, commit and message alone, so that every clone makes the same one: its
-        tagger and time are the commit's committer and time.
+        The tag's object depends on name, commit and message alone, so that every clone creates the same one: tagger and
+        time are the commit's committer and time.
         """
         commit = self.run("rev-parse", "--verify", f"{_named(revision)}^{{commit}}").stdout.strip()
         existing = self.tags().get(name)
@@ -750,26 +747,26 @@ class Git:
         self._sync_stored(made, commit, f"refs/tags/{name}")
 
     def remote(self) -> str | None:
-        """The remote that rounds are pushed to: the branch's own, else `origin`; None where there is none."""
+        """The remote to which rounds are pushed: that of the branch, else `origin`; None where there is none."""
         remotes = self._read("remote").stdout.split()
         own = self._ask("config", f"branch.{self.branch()}.remote")
         return own if own is not None and own in remotes else "origin" if "origin" in remotes else None
 
     def remotes_with_password(self) -> list[str]:
-        """The remotes whose address holds a password."""
+        """The remotes whose address contains a password."""
         lines = (self._ask("config", "--get-regexp", r"^remote\..*\.(push)?url$") or "").splitlines()
         pairs = (line.partition(" ")[::2] for line in lines)
         return sorted({key.split(".", 1)[1].rpartition(".")[0] for key, url in pairs if has_password(url)})
 
     def push(self, remote: str, refs: Sequence[str]) -> None:
-        """Push branch and tags in one atomic step."""
+        """Push branch and tags atomically."""
         whole = [ref if ":" in ref else f"{ref}:{ref}" for ref in refs]  # else `push.default` may choose another name
         self.run(
             "push", "--quiet", "--atomic", remote, *whole, timeout=_NETWORK_TIMEOUT, more=self._without_password(remote)
         )
 
     def remote_has_tag(self, name: str) -> bool:
-        """Whether the remote has a tag, as of now; False where there is no remote."""
+        """Whether the remote has a tag at present; False where there is no remote."""
         if (remote := self.remote()) is None:
             return False
         more = self._without_password(remote)
@@ -778,9 +775,9 @@ class Git:
         )
 
     def remote_refs(self, remote: str, *patterns: str) -> dict[str, tuple[str, str]]:
-        """What the remote has now of the references like `patterns`: each one's object, and the commit that it names.
+        """The remote's present references that match `patterns`: the object and the commit of each.
 
-        Names are whole, such as `refs/tags/round-0001`.
+        Names are complete, such as `refs/tags/round-0001`.
         """
         more = self._without_password(remote)
         lines = self.run("ls-remote", remote, *patterns, timeout=_LOOK_TIMEOUT, more=more).stdout.splitlines()
@@ -792,9 +789,9 @@ class Git:
         }
 
     def fetch_tags(self, remote: str, pattern: str) -> dict[str, str]:
-        """Bring the remote's tags like `pattern` (a glob) that are missing here; those here stay as they are.
+        """Fetch the remote's tags that match `pattern` (a glob) and are missing here; existing tags do not change.
 
-        Returns the tags that name one object here and another there, with the object there.
+        Returns the tags whose object differs, with the remote's object.
         """
         there = {name.removeprefix("refs/tags/"): found for name, found in self._remote_tags(remote, pattern).items()}
         here = self.tag_objects("refs/tags")
@@ -808,7 +805,7 @@ class Git:
         return self.remote_refs(remote, f"refs/tags/{pattern}")
 
     def lacks(self) -> int:
-        """How many commits the remote's branch has and this clone has not, as of now; 0 where there is no remote."""
+        """The number of commits on the remote's branch that this clone lacks at present; 0 where there is no remote."""
         remote, branch = self.remote(), self.branch()
         if remote is None or branch is None:
             return 0
@@ -819,13 +816,13 @@ class Git:
         more = self._without_password(remote)
         self.run("fetch", "--quiet", *_KEPT, remote, name, timeout=_NETWORK_TIMEOUT, more=more)
         if (counts := self.ahead_behind(there[1])) is None:
-            raise RepositoryError(f"commit {there[1]} of {branch} was fetched from {remote} and is not here; try again")
+            raise RepositoryError(f"commit {there[1]} of {branch} was fetched from {remote} but is missing; try again")
         return counts[1]
 
     def _without_password(self, remote: str) -> dict[str, str]:
-        """What makes git give a password that stands in the remote's address by other means; empty where none does.
+        """Variables that make git pass a password in the remote's address through the environment; empty without one.
 
-        Git hands the address to a helper as an argument, and everybody on the machine can read arguments.
+        Git passes the address to a helper as an argument, and every user of the machine can read arguments.
         """
         keys = (f"remote.{remote}.pushurl", f"remote.{remote}.url")
         address = next((a for key in keys if (a := self._ask("config", "--get", key))), "")
@@ -842,7 +839,7 @@ class Git:
         return more
 
     def clear_dead_lock(self) -> None:
-        """Remove an index lock that a killed git left. Call only while holding the workspace's lock."""
+        """Remove the index lock of a killed git. Call only while holding the workspace's lock."""
         lock = self.path("index.lock")
         if not lock.exists():
             return
@@ -866,7 +863,7 @@ def _object_path(name: str) -> str:
 
 
 def _named(revision: str) -> str:
-    """`revision`, which must not pass for an option: `--output=FILE` would have git write there."""
+    """`revision`, which must not be an option: with `--output=FILE` git would write a file."""
     if revision.startswith("-"):
         raise RepositoryError(f"{revision!r} names no commit")
     return revision
@@ -875,16 +872,16 @@ def _named(revision: str) -> str:
 _DAMAGE = re.compile(
     r"missing|corrupt|broken|is empty|unable to|mismatch|could not|invalid sha1|bad object|hash-path", re.I
 )
-"""What git's check says of an object that cannot be read; the rest of it is about style."""
+"""Matches `git fsck`'s lines about unreadable objects; its other lines are about style."""
 
 
 def _failed(command: str, result: subprocess.CompletedProcess[str], about: str = "") -> RepositoryError:
-    """The error for a git that failed, with its last words."""
+    """The error for a failed git command, with the end of its output."""
     said = redact(" ".join((result.stderr or result.stdout).split()))[-500:]
     return RepositoryError(f"{about}git {command} failed ({result.returncode}): {said}")
 
 
 def _object_id(content: bytes, digits: int) -> str:
-    """The id that git gives a file of this content, in a repository whose ids have so many hex digits."""
+    """Git's id of a file with this content, in a repository whose ids have `digits` hex digits."""
     make = hashlib.sha256 if digits == 64 else hashlib.sha1
     return make(b"blob %d\0%b" % (len(content), content), usedforsecurity=False).hexdigest()

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: measures the model on the labelled test set. The only stage that sees test labels."""
+"""Stage `evaluate`: measure the model on the labelled test set. The only stage that reads test labels."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ from al_pipeline.workspace.layout import Layout
 
 @stage
 def main(layout: Layout) -> None:
-    """Write the metrics with their intervals, the control's score, and predictions of all test items: those without a
-    label yet are there for the comparison with a later model."""
+    """Write the metrics with their intervals, the control's score, and predictions for all test items.
+
+    Predictions for unlabelled test items serve the comparison with a later model. Raises BadInput where a labelled test
+    item is missing from data/test.
+    """
     check_engine(layout.engine)
     params = load_params(layout.params)
     classes = params.schema_.labels
@@ -35,7 +38,10 @@ def main(layout: Layout) -> None:
     items = sorted((item for batch in iter_items([layout.test]) for item in batch), key=lambda item: item.item_id)
     labelled = [row for row, item in enumerate(items) if item.item_id in label_of]
     if len(labelled) < len(label_of):
-        raise BadInput("test_labels.parquet names items that data/test lacks")
+        raise BadInput(
+            f"data/test has {len(labelled):,} of the {len(label_of):,} items in test_labels.parquet; "
+            "restore it with `dvc checkout data/test`"
+        )
     texts, vectors = [item.text for item in items], open_vectors(layout.encoder, layout.features, params.features)
     model = load_model(layout.model, layout.encoder)
     own = vectors_for(model, vectors, items)
@@ -48,7 +54,7 @@ def main(layout: Layout) -> None:
     proba = model.predict_proba(texts, own)
     metrics = measure(proba)
     control = model.as_control()
-    beside = None
+    control_score = None
     if control is not None and control.counts:
         figure = measure(control.predict_proba(texts, own)).macro_f1
         beside = Control(labels=sum(control.counts.values()), macro_f1=figure).model_dump(mode="json")
@@ -71,7 +77,7 @@ def main(layout: Layout) -> None:
 
 
 def _metrics_csv(rows: list[dict[str, Any]]) -> str:
-    """A row per metric; `name` tells the classes apart for a plot."""
+    """A row for each metric; `name` includes the class, for plots."""
     out = io.StringIO()
     writer = csv.DictWriter(out, ("name", "metric", "label", "value", "low", "high", "reason"), lineterminator="\n")
     writer.writeheader()

@@ -1,4 +1,4 @@
-"""Stage `label`: aggregates the ledger into one label an item."""
+"""Stage `label`: aggregate the ledger into one label for each item."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from al_pipeline.workspace.layout import Layout
 
 @stage
 def main(layout: Layout) -> None:
-    """Fold the ledger into the labelled set, the labelled test set, and what is unresolved."""
+    """Aggregate the ledger into the labelled set, the labelled test set, and the unresolved items."""
     check_engine(layout.engine)
     params = load_params(layout.params)
     events = read_events(layout.events)

@@ -1,4 +1,4 @@
-"""Stage `select`: selects the next batch of unlabelled items, with the model's predictions for them."""
+"""Stage `select`: select the next batch of unlabelled items, with the model's predictions for them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from al_pipeline.workspace.layout import Layout
 
 @stage
 def main(layout: Layout) -> None:
-    """Choose the batch from the shortlist and, for its random slice, from the whole unlabelled pool.
+    """Select the batch from the shortlist and, for its random slice, from the whole unlabelled pool.
 
-    Items kept from the round before count towards the batch size, and are no candidates.
+    Items kept from the previous round count towards the batch size and are not candidates.
     """
     check_engine(layout.engine)
     params = load_params(layout.params)
@@ -56,7 +56,7 @@ def main(layout: Layout) -> None:
 
 
 def _vectors_of(layout: Layout, vectors: Vectors) -> VectorsOf:
-    """Vectors by id, from the cache by content hash; texts are read only where it lacks one."""
+    """Vectors by id, from the cache; texts are read only where it lacks one."""
 
     def of(ids: Sequence[str]) -> NDArray[np.float32]:
         hashes = hashes_of([layout.pool], ids)
@@ -66,9 +66,9 @@ def _vectors_of(layout: Layout, vectors: Vectors) -> VectorsOf:
 
 
 def _forecast(layout: Layout, vectors: Vectors | None, queries: Sequence[Query]) -> list[Query]:
-    """The queries with the newest model's predictions; without them while it has no labels.
+    """The queries with the newest model's predictions; without predictions while it has no labels.
 
-    Those of the random slice are an unbiased measurement once they are answered: this model never saw their labels.
+    With the labels of the random slice they measure the model without bias: it was not trained on these labels.
     """
     model = load_model(layout.model, layout.encoder)
     if not model.counts or not queries:

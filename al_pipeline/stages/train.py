@@ -1,4 +1,4 @@
-"""Stage `train`: fits the model on the labelled set, from scratch."""
+"""Stage `train`: fit the model on the labelled set, from scratch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from al_pipeline.workspace.layout import Layout
 
 @stage
 def main(layout: Layout) -> None:
-    """Fit the classifier on the labelled set and save it; with no labels it is the prior.
+    """Fit the classifier on the labelled set and save it; without labels it predicts the prior.
 
-    Beside it a control: the same classifier on the items alone that were drawn at random. A fine-tuned model has none:
-    it would be a second training for one figure.
+    A classifier on frozen features also gets a control, fitted on the randomly sampled items alone. A fine-tuned model
+    has none, since it would need a second training.
     """
     check_engine(layout.engine)
     params = load_params(layout.params)

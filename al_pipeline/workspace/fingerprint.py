@@ -1,9 +1,9 @@
-"""This engine's fingerprint: what must be equal for the same inputs to give the same bytes.
+"""The fingerprint of the engine: everything that must be equal for the same inputs to give the same bytes.
 
-`engine.json` is a dependency of every DVC stage. Closing a round writes it; a stage refuses to run where it says
-another engine. The digest covers what the modules compute that stages import (a test compares the list with their
-imports): their syntax trees without docstrings, comments, messages and type annotations, see `code_digest`. The
-version of al-pipeline is recorded and not compared: a release that computes the same is the same engine.
+`engine.json` is a dependency of every DVC stage. Closing a round writes it; a stage refuses to run where it records
+another engine. The digest covers the computations of all modules that stages import (a test compares the list with
+their imports): their syntax trees without docstrings, comments, messages and type annotations, see `code_digest`. The
+version of al-pipeline is recorded but not compared: a release with the same computations is the same engine.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ STAGE_ENVIRONMENT = {
 
 @cache
 def current_engine() -> dict[str, Any]:
-    """The fingerprint of the engine that runs now."""
+    """The fingerprint of the running engine."""
     return {
         "version": version("al-pipeline"),
         "sources": package_digest(Path(al_pipeline.__file__).parent, MODULES),
@@ -133,13 +133,13 @@ def current_engine() -> dict[str, Any]:
 
 
 def write_engine(path: Path) -> None:
-    """Record this engine; only closing a round may call it. A record of the same engine is left as it is."""
+    """Record this engine; only closing a round may call this. A record of the same engine is not rewritten."""
     if difference(read_json(path)):
         write_json(path, current_engine())
 
 
 def difference(recorded: dict[str, Any] | None, other: dict[str, Any] | None = None) -> str:
-    """How the recorded engine differs from this one (or from `other`), in words; empty where it computes the same."""
+    """The differences between the recorded engine and this one (or `other`), as text; empty where there are none."""
     mine = _flat(current_engine() if other is None else other)
     theirs = _flat(recorded if isinstance(recorded, dict) else {})
     return "; ".join(
@@ -152,9 +152,7 @@ def difference(recorded: dict[str, Any] | None, other: dict[str, Any] | None = N
 def check_engine(path: Path) -> None:
     """Raise EngineChanged where `path` records another engine than this one."""
     if changes := difference(read_json(path)):
-        raise EngineChanged(
-            f"{path} records another engine ({changes}); `al round` starts the build over with this one"
-        )
+        raise EngineChanged(f"{path} records another engine ({changes}); `al round` restarts the build with this one")
 
 
 def _flat(engine: dict[str, Any]) -> dict[str, str]:

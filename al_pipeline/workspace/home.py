@@ -1,7 +1,7 @@
-"""Where `al` keeps what belongs to this machine and its user, and which folders it believes.
+"""`al`'s home, with the files of this user and machine, and checks of folder permissions.
 
-Some of what lies there is run (engines, Label Studio's environment) or unpickled (DVC's state), so a folder is used
-only where nobody but this user and root can change what is in it, or put another in its place.
+Some files there are executed (engines, Label Studio's environment) or unpickled (DVC's state), so a folder is used only
+where nobody but this user and root can change its content or replace it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from al_pipeline.errors import UnsafeFolder, UsageError
 _OTHERS, _GROUP = 0o002, 0o020
 _MOST_LINKS = 40
 _NAMES = ("LOGNAME", "USER", "LNAME", "USERNAME")
-"""Where Python looks for the name of the user before it asks for the passwd entry."""
+"""Environment variables in which Python looks up the user's name, before the passwd entry."""
 
 
 def al_home() -> Path:
-    """`AL_HOME`, else `~/.local/share/al`; an absolute path that need not exist yet.
+    """`AL_HOME`, else `~/.local/share/al`: an absolute path that need not exist.
 
-    Raises UsageError where neither says a place, UnsafeFolder where others could change what lies there.
+    Raises UsageError where neither is defined, UnsafeFolder where others could change its content.
     """
     given = os.environ.get("AL_HOME")
     if given:
@@ -39,21 +39,21 @@ def al_home() -> Path:
                 "set AL_HOME to a folder of yours"
             ) from None
         if not home.is_absolute():
-            raise UsageError(f"HOME is {os.environ.get('HOME')!r}, which is no absolute path; set HOME or AL_HOME")
+            raise UsageError(f"HOME is {os.environ.get('HOME')!r}, which is not an absolute path; set HOME or AL_HOME")
     check_unshared(home)
     return home
 
 
 def private_folder(path: Path) -> Path:
-    """Make `path`, and what is missing above it, for this user alone (0700, whatever the umask).
+    """Create `path` and its missing parents for this user alone (0700, whatever the umask), and return it.
 
-    Raises UnsafeFolder where it is somebody else's, or others can write in it or replace it.
+    Raises UnsafeFolder where it belongs to somebody else, or others can write to it or replace it.
     """
     path = Path(os.path.abspath(path))
     missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
     check_unshared(path)
     for folder in reversed(missing):
-        with contextlib.suppress(FileExistsError):  # another process of ours was quicker
+        with contextlib.suppress(FileExistsError):  # created by another process
             folder.mkdir(mode=0o700)
             folder.chmod(0o700)
     check_private(path)
@@ -61,9 +61,9 @@ def private_folder(path: Path) -> Path:
 
 
 def check_private(path: Path) -> None:
-    """Raise UnsafeFolder unless the folder at `path` is this user's own; withdraw others' right to read it.
+    """Raise UnsafeFolder unless the folder at `path` belongs to this user; remove other users' permissions.
 
-    A folder that is not there is no danger.
+    A missing folder passes.
     """
     check_unshared(path)
     try:
@@ -71,21 +71,21 @@ def check_private(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISDIR(found.st_mode):
-        raise UnsafeFolder(f"{path} is not a folder, where `al` keeps files of its own; move it away")
+        raise UnsafeFolder(f"{path} is not a folder, but `al` keeps files there; move it away")
     if found.st_uid != os.geteuid():
         raise UnsafeFolder(
-            f"{path} belongs to {_name(found.st_uid)}, and you are {_name(os.geteuid())}: `al` keeps there what only "
-            f"its own user may change. Work as {_name(found.st_uid)}, or have it given to you (`chown -R`)"
+            f"{path} belongs to {_name(found.st_uid)}, and you are {_name(os.geteuid())}: only its own user may change "
+            f"what `al` keeps there. Work as {_name(found.st_uid)}, or change its owner (`chown -R`)"
         )
     if found.st_mode & 0o077:
-        with contextlib.suppress(OSError):  # on a read-only file system it stays as it is
+        with contextlib.suppress(OSError):  # unchanged on a read-only file system
             path.chmod(0o700)
 
 
 def check_unshared(path: Path) -> None:
-    """Raise UnsafeFolder where others than this user and root can write to `path`, or replace it from a folder above.
+    """Raise UnsafeFolder where others than this user and root can write to `path`, or replace it or a parent of it.
 
-    What is missing of the path is no danger. Links are followed, and what they lead through is looked at too.
+    Missing parts of the path pass. Links are followed, and all folders on their way are checked.
     """
     place, todo, links = Path("/"), list(Path(os.path.abspath(path)).parts[1:]), 0
     trusted = _trusted_owners()
@@ -101,77 +101,77 @@ def check_unshared(path: Path) -> None:
             return
         except PermissionError:
             raise UsageError(
-                f"{_name(os.geteuid())} may not look into {place}, where `al` would keep {path}; set AL_HOME to a "
-                "folder of yours"
+                f"{_name(os.geteuid())} has no permission to read {place}, where `al` would keep {path}; set AL_HOME "
+                "to a folder of yours"
             ) from None
         if found.st_uid not in trusted:
             raise UnsafeFolder(
-                f"{step} belongs to {_name(found.st_uid)}, who could change what `al` keeps in {path}; choose a place "
-                "of your own (AL_HOME for its home), or have it given to you (`chown`)"
+                f"{step} belongs to {_name(found.st_uid)}, who could change what `al` keeps in {path}; choose a folder "
+                "of your own (AL_HOME for its home), or change its owner (`chown`)"
             )
         if stat.S_ISLNK(found.st_mode):
             links += 1
             if links > _MOST_LINKS:
-                raise UnsafeFolder(f"{path} leads through links without an end; put a folder in its place")
+                raise UnsafeFolder(f"{path} leads through over {_MOST_LINKS} links; replace it by a folder")
             target = Path(os.readlink(step))
             todo = [*(target.parts[1:] if target.is_absolute() else target.parts), *todo]
             place = Path("/") if target.is_absolute() else place
             continue
         place = step
-        # In a sticky folder (/tmp) only an owner can rename; the next step is looked at as well.
+        # In a sticky folder (/tmp) only an owner can rename, and the next step is checked as well.
         sticky = bool(found.st_mode & stat.S_ISVTX) and bool(todo)
         if not sticky and writable_by_others(found):
             raise UnsafeFolder(
                 f"others can write to {step} (mode {stat.S_IMODE(found.st_mode):04o}), and so change what `al` keeps "
-                f"in {path}; see whether all in it is yours, then `chmod go-w {step}`"
+                f"in {path}; check that everything in it is yours, then `chmod go-w {step}`"
             )
 
 
 def writable_by_others(found: os.stat_result) -> bool:
-    """Whether somebody besides the owner and root can write there. A group of the owner alone is nobody else."""
+    """Whether anybody besides the owner and root can write there; the owner's private group does not count."""
     return bool(found.st_mode & _OTHERS) or bool(found.st_mode & _GROUP and not _is_own_group(found))
 
 
 def check_workspace(root: Path) -> None:
-    """Raise UnsafeFolder where anybody on the machine could change what steers git and DVC in a workspace.
+    """Raise UnsafeFolder where every user of the machine could change the files that control git and DVC.
 
-    What the owner shares with a group stays shared: pool, labels and repository have the rights of the umask.
+    Sharing with a group is allowed: pool, labels and repository have the permissions of the umask.
     """
     for path in (root, *(root / name for name in (".git", ".git/config", ".dvc", ".dvc/config.local", "rounds"))):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             found = path.lstat()
             if not stat.S_ISLNK(found.st_mode) and found.st_mode & _OTHERS:
                 raise UnsafeFolder(
-                    f"everybody on this machine can write to {path}, and so choose what git and DVC run for you; see "
-                    f"whether all in it is yours, then `chmod -R o-w {root}`"
+                    f"everybody on this machine can write to {path}, and so choose what git and DVC run for you; check "
+                    f"that everything in it is yours, then `chmod -R o-w {root}`"
                 )
             if path.name == "config.local" and found.st_uid not in _trusted_owners():
                 raise UnsafeFolder(
-                    f"{path} belongs to {_name(found.st_uid)}, and steers DVC for you; see what it says, then take it "
-                    "over (`chown`) or delete it"
+                    f"{path} belongs to {_name(found.st_uid)}, but controls DVC for you; read it, change its owner "
+                    "(`chown`) or delete it"
                 )
     for folder in root.parents:
         found = folder.stat()
         if found.st_mode & _OTHERS and not found.st_mode & stat.S_ISVTX:
             raise UnsafeFolder(
-                f"everybody on this machine can write to {folder}, and so put another workspace in the place of "
-                f"{root}; `chmod o-w {folder}` (or `chmod +t`), or move the workspace"
+                f"everybody on this machine can write to {folder}, and so replace {root} by another workspace; "
+                f"`chmod o-w {folder}` (or `chmod +t`), or move the workspace"
             )
 
 
 def restrict_umask() -> int:
-    """Let nothing that this process and its children make be writable by everybody; returns the umask before."""
+    """Keep this process and its children from creating files that everybody can write; returns the previous umask."""
     before = os.umask(0o077)
     os.umask(before if before & _OTHERS else before | 0o022)
     return before
 
 
 def own_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What is to be added to `environment` (default: this process's) for ourselves and whatever we start.
+    """Variables to add to `environment` (default: this process's) for this process and its children.
 
-    A complete user, which libraries ask for as they are imported; UTF-8, since paths are; and folders of this user
-    alone for the state that libraries would keep in, and trust, a folder that all users of the machine
-    share. Raises UnsafeFolder where such a folder is somebody else's.
+    They set a user name, which libraries need at import; UTF-8, the encoding of paths; and private folders for state
+    that libraries would otherwise keep in folders shared by all users. Raises UnsafeFolder where such a folder belongs
+    to somebody else.
     """
     environment = os.environ if environment is None else environment
     added = {"PYTHONUTF8": "1"}
@@ -180,7 +180,7 @@ def own_environment(environment: Mapping[str, str] | None = None) -> dict[str, s
     try:
         home = al_home()
     except (UsageError, UnsafeFolder):
-        return added  # whatever needs it says so
+        return added  # what needs it reports the error
     check_private(home / "cache")
     if not _is_own_home(environment.get("HOME")):
         check_private(home / "user")
@@ -189,24 +189,24 @@ def own_environment(environment: Mapping[str, str] | None = None) -> dict[str, s
         added["XDG_CACHE_HOME"] = str(home / "cache")
         added |= {"HF_HOME": str(home / "cache/huggingface")} if "HF_HOME" not in environment else {}
         added |= {"MPLCONFIGDIR": str(home / "cache/matplotlib")} if "MPLCONFIGDIR" not in environment else {}
-    if "TORCHINDUCTOR_CACHE_DIR" not in environment:  # else /tmp/torchinductor_USER, where compiled code is run from
+    if "TORCHINDUCTOR_CACHE_DIR" not in environment:  # else compiled code is run from /tmp/torchinductor_USER
         added["TORCHINDUCTOR_CACHE_DIR"] = str(home / "cache/torchinductor")
     return added
 
 
 def user_name() -> str:
-    """The name of this user; `uid1000` where the system knows none."""
+    """The name of this user; such as `uid1000` where the system has none."""
     given = next((name for variable in _NAMES if (name := os.environ.get(variable))), None)
     return given or (pwd.getpwuid(os.geteuid()).pw_name if _has_entry() else f"uid{os.geteuid()}")
 
 
 def dvc_state(workspace_id: str) -> Path:
-    """The folder of DVC's state for a workspace: databases that hold pickles, else below /var/tmp for all to change."""
+    """The folder of a workspace's DVC state: databases with pickles, which DVC's default puts below /var/tmp."""
     return al_home() / workspace_id / "dvc"
 
 
 def _is_own_home(home: str | None) -> bool:
-    """Whether HOME (or, without one, the passwd entry's) is a folder where nobody else puts settings for us."""
+    """Whether HOME (or, without one, the passwd entry's) is a folder that nobody else can write."""
     if home is None:
         if not _has_entry():
             return False
@@ -215,7 +215,7 @@ def _is_own_home(home: str | None) -> bool:
 
 
 def _keeps_caches(home: str | None) -> bool:
-    """Whether libraries find folders below this user's HOME that they can write to, and nobody else."""
+    """Whether HOME is writable, and its cache and configuration folders only by this user."""
     home = pwd.getpwuid(os.geteuid()).pw_dir if home is None else home
     return os.access(home, os.W_OK) and all(_is_own(os.path.join(home, name)) for name in (".cache", ".config"))
 
@@ -224,7 +224,7 @@ def _is_own(folder: str) -> bool:
     try:
         found = os.stat(folder)
     except OSError:
-        return True  # not there: nobody's
+        return True  # does not exist
     return found.st_uid in _trusted_owners() and not writable_by_others(found)
 
 
@@ -244,7 +244,7 @@ def _name(uid: int) -> str:
 
 
 def _is_own_group(found: os.stat_result) -> bool:
-    """Whether the group of a file is its owner's private one (Debian, Red Hat: umask 002), or root's."""
+    """Whether the group of a file is its owner's private group (Debian, Red Hat: umask 002), or root's."""
     if found.st_gid == 0:
         return True
     try:
@@ -256,7 +256,7 @@ def _is_own_group(found: os.stat_result) -> bool:
 
 
 def _trusted_owners() -> frozenset[int]:
-    """Root and this user; in a user namespace also whoever owns what lies outside of it, which nobody inside can be."""
+    """Root and this user; in a user namespace also the overflow user, to whom files outside the namespace belong."""
     owners = {0, os.geteuid()}
     with contextlib.suppress(OSError, ValueError):
         inside, outside, count = (int(word) for word in Path("/proc/self/uid_map").read_text("ascii").split()[:3])

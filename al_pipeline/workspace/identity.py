@@ -1,8 +1,8 @@
-"""Which clone of a workspace a folder is, and whether it is still the folder that was given that identity.
+"""The identity of a clone, and detection of copies.
 
-A clone made by `git clone` gets an id of its own; a folder copied with `cp -r`, or restored from a backup, brings the
-id of its original along, and both would write to one project. So the id is bound to its place: the machine, the path,
-and the inodes of the workspace's folder and of its `.al`. What differs since then decides:
+A clone made by `git clone` gets an id of its own. A folder copied with `cp -r`, or restored from a backup, has the id
+of its original, and both would write to one project. So the id is bound to its place: the machine, the path, and the
+inodes of the workspace's folder and of its `.al`. The verdict depends on what has changed since then:
 
 | inodes | path                         | machine | what happened                                            | verdict |
 |--------|------------------------------|---------|----------------------------------------------------------|---------|
@@ -15,12 +15,12 @@ and the inodes of the workspace's folder and of its `.al`. What differs since th
 | other  | same                         | other   | restored on another machine, or copied to it             | unsure  |
 | other  | other                        | any     | copied; moved to another file system; restored elsewhere | unsure  |
 | any    | other; this clone still lies at the first   | any | copied, or moved away from a restored backup | copy   |
-| any    | other; the first one cannot be looked at    | any | moved out of reach, or copied                | unsure |
+| any    | other; the first one cannot be read         | any | moved out of reach, or copied                | unsure |
 
-A machine is the same by its machine id, or by its running kernel. In a container the id counts for nothing, since
-images bring one; and by the kernel alone, a folder with other inodes is the same only on the same device. `same` is
-bound anew without a word. `copy` and `unsure` neither write to Label Studio nor publish until `al adopt` gives the
-folder an id of its own. A copy of a whole machine or disk, seen at the same path, cannot be told from its original.
+A machine is the same if its machine id or its running kernel is. In a container the machine id is ignored, since images
+contain one; by the kernel alone, a folder with other inodes is the same only on the same device. `same` is rebound
+silently. `copy` and `unsure` neither write to Label Studio nor publish until `al adopt` gives the folder an id of its
+own. A copy of an entire machine or disk at the same path cannot be distinguished from its original.
 """
 
 from __future__ import annotations
@@ -44,53 +44,53 @@ _ID = re.compile(r"[0-9a-f]{12}\Z")
 _MACHINE_IDS = ("/etc/machine-id", "/var/lib/dbus/machine-id")
 _IN_CONTAINERS = ("/.dockerenv", "/run/.containerenv")
 _LAYERED = ("aufs", "fuse.fuse-overlayfs", "overlay")
-"""File systems that containers have at their root."""
+"""Root file systems of containers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a clone lies."""
+    """The place of a clone."""
 
     machine: str
-    """A digest of the machine's id; empty where it has none that can be believed."""
+    """A digest of the machine's id; empty where there is none, or in a container."""
     boot: str
-    """The running kernel; empty where it has no name."""
+    """The boot id of the running kernel; empty where there is none."""
     path: str
-    """Without links."""
+    """The path, with links resolved."""
     inside: str
-    """The path inside its file system, whatever it is mounted at."""
+    """The path inside its file system, independent of the mount point."""
     device: int
     inodes: tuple[int, int]
-    """Of the workspace's folder and of its `.al`."""
+    """The inodes of the workspace's folder and of its `.al`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What is known of a clone."""
+    """The id of a clone, and whether it may write."""
 
     clone_id: str
     verdict: Verdict
     problem: str = ""
-    """Why it may not write, and the way out; empty for `same`."""
+    """Why it may not write, and what to do; empty for `same`."""
     adopting: bool = False
-    """Whether it is a copy whose adoption has begun: it has an id of its own, and not yet the project."""
+    """Whether it is a copy whose adoption has begun: it has an id of its own, but not yet the project."""
 
 
 def clone_id(layout: Layout) -> str:
-    """Twelve hex digits, this clone's own; made on first use, never in git."""
+    """This clone's id, twelve hex digits; created on first use, never in git."""
     found = read_object(layout.clone).get("clone_id")
     return found if isinstance(found, str) and _ID.match(found) else _give(layout)
 
 
 def identify(layout: Layout) -> Identity:
-    """Which clone this folder is, and whether it is still the same; writes nothing.
+    """The identity of this folder; writes nothing.
 
-    One that has no id yet, or was never bound to its place (by an earlier version), is `same`.
+    A clone without an id, or never bound to a place (by an earlier version), is `same`.
     """
     known, then = _read(layout)
     name = str(known.get("clone_id", ""))
     if known.get("adopting"):
-        problem = f"{layout.root} is a copy that was not adopted to the end; {_WAY_OUT}"
+        problem = f"{layout.root} is a copy whose adoption is not complete; {_WAY_OUT}"
         return Identity(name, "unsure", problem, adopting=True)
     if then is None:
         return Identity(name, "same")
@@ -103,16 +103,18 @@ def identify(layout: Layout) -> Identity:
         if verdict == "copy"
         else f"{now.path} may be a copy of the workspace that was at {then.path}{_elsewhere(then, now)}"
     )
-    return Identity(name, verdict, f"{what}, and two that write to one Label Studio project spoil it; {_WAY_OUT}")
+    return Identity(
+        name, verdict, f"{what}, and two clones that write to one Label Studio project corrupt it; {_WAY_OUT}"
+    )
 
 
 _WAY_OUT = "`al adopt` gives this folder an identity of its own and makes it the one that writes"
 
 
 def check_identity(layout: Layout) -> None:
-    """Raise CopiedWorkspace unless this folder is the clone that its id was given to; binds it to where it lies now.
+    """Raise CopiedWorkspace where this folder is a copy, or may be one; else bind its id to its present place.
 
-    Call only while holding the workspace's lock, before anything is done that others see or that ends processes.
+    Call only while holding the workspace's lock, before any action that others can see or that ends processes.
     """
     found = identify(layout)
     if found.verdict != "same":
@@ -121,9 +123,9 @@ def check_identity(layout: Layout) -> None:
 
 
 def refuse_copy(layout: Layout) -> None:
-    """Raise CopiedWorkspace where the servers that a command would touch may be those of another folder's clone.
+    """Raise CopiedWorkspace where a command could affect the servers of this folder's original.
 
-    They lie outside the folder, and a copy finds its original's. Once its adoption has begun it needs them itself.
+    Servers' files lie outside the folder, and a copy finds those of its original. During adoption it may use them.
     """
     found = identify(layout)
     if found.verdict != "same" and not found.adopting:
@@ -131,16 +133,16 @@ def refuse_copy(layout: Layout) -> None:
 
 
 def bind(layout: Layout) -> None:
-    """Note that this clone lies where it is now; call only where `identify` says `same`."""
+    """Bind this clone to its present place; call only where the verdict of `identify` is `same`."""
     known, then = _read(layout)
     if known.get("clone_id") and then != (now := here(layout)):
         write_json(layout.clone, {"clone_id": known["clone_id"], "place": asdict(now)})
 
 
 def begin_adoption(layout: Layout) -> str:
-    """Give a copy an id of its own, which may write only after `end_adoption`; the id.
+    """Give a copy an id of its own, and return it; the copy may write only after `end_adoption`.
 
-    What the copy brought along about processes is forgotten: they are its original's. Call while holding the lock.
+    Deletes its records of processes, which are those of its original. Call while holding the lock.
     """
     for record in (layout.dvc_process, layout.encoding):
         record.unlink(missing_ok=True)
@@ -148,14 +150,14 @@ def begin_adoption(layout: Layout) -> str:
 
 
 def end_adoption(layout: Layout) -> None:
-    """The project is this clone's."""
+    """Complete an adoption: the project belongs to this clone."""
     write_json(layout.clone, {"clone_id": clone_id(layout), "place": asdict(here(layout))})
 
 
 def compare(then: Place, now: Place, original: Original) -> Verdict:
-    """Whether the folder at `now` is the one that was bound at `then`; the table above.
+    """Whether the folder at `now` is the one that was bound at `then`, by the table above.
 
-    `original`: whether another folder of this id lies at the first path.
+    `original`: whether another folder with this id exists at the first path.
     """
     if original != "gone":
         return "copy" if original == "there" else "unsure"
@@ -167,7 +169,7 @@ def compare(then: Place, now: Place, original: Original) -> Verdict:
 
 
 def here(layout: Layout) -> Place:
-    """Where the workspace lies now."""
+    """The present place of the workspace."""
     root = layout.root.resolve()
     found = root.stat()
     mounts = _mounts()
@@ -184,7 +186,7 @@ def here(layout: Layout) -> Place:
 
 
 def boot_id() -> str:
-    """Names the running kernel since its start, which containers share; empty where it has no name."""
+    """The boot id of the running kernel, which containers share; empty where there is none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -192,7 +194,7 @@ def boot_id() -> str:
 
 
 def _machine() -> str:
-    """A digest of the machine's id, which is not for others' eyes; empty where it has none."""
+    """A digest of the machine's id, which is confidential; empty where there is none."""
     for name in _MACHINE_IDS:
         try:
             found = Path(name).read_text(encoding="ascii").strip()
@@ -209,7 +211,7 @@ def _in_container(mounts: list[tuple[Path, str, str]]) -> bool:
 
 
 def _mounts() -> list[tuple[Path, str, str]]:
-    """Mount point, what of the file system is mounted there, and its kind, later ones over earlier; Linux alone."""
+    """Mount point, mounted root and type of each file system; later mounts override earlier ones. Linux only."""
     try:
         lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
@@ -234,7 +236,7 @@ def _give(layout: Layout, adopting: bool = False) -> str:
 
 
 def _look_at(place: Path, layout: Layout, name: str) -> Original:
-    """Whether another folder than ours lies at `place` and has this id."""
+    """Whether another folder with this id exists at `place`."""
     try:
         if os.path.samestat(place.stat(), layout.root.stat()):
             return "gone"
@@ -246,7 +248,7 @@ def _look_at(place: Path, layout: Layout, name: str) -> Original:
 
 
 def _read(layout: Layout) -> tuple[dict[str, Any], Place | None]:
-    """What is written down, and the place in it; None where there is none. Raises BadInput where it is damaged."""
+    """The recorded identity and place; None without a place. Raises BadInput where the record is damaged."""
     known = read_object(layout.clone)
     if (found := known.get("place")) is None:
         return known, None

@@ -1,4 +1,4 @@
-"""Where every file of a workspace lies, and who owns it, as data."""
+"""The path and the owner of every file in a workspace, as data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STAGES = ("label", "train", "evaluate", "score", "select")
-"""The stages of `dvc.yaml`, in its order (a test compares the two)."""
+"""The stages of `dvc.yaml`, in order (a test compares the two)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Layout:
     # Tracked by git ------------------------------------------------------------------------------------------
     @property
     def marker(self) -> Path:
-        """Says that this folder is a workspace: its id and the version of this layout."""
+        """Marks the folder as a workspace: its id and layout version."""
         return self.root / "al-workspace.json"
 
     @property
@@ -36,7 +36,7 @@ class Layout:
 
     @property
     def engine(self) -> Path:
-        """The engine's fingerprint that the latest build began with; a dependency of every stage."""
+        """The engine's fingerprint at the start of the latest build; a dependency of every stage."""
         return self.root / "engine.json"
 
     @property
@@ -45,7 +45,7 @@ class Layout:
 
     @property
     def project(self) -> Path:
-        """Which Label Studio project is ours (never its address or token)."""
+        """The id of the Label Studio project, without address or token."""
         return self.rounds / "project.json"
 
     @property
@@ -55,12 +55,12 @@ class Layout:
 
     @property
     def asked_at_random(self) -> Path:
-        """Which items of the pool were ever drawn at random: what the control model is trained on."""
+        """The pool items that were ever sampled at random, on which the control model is trained."""
         return self.rounds / "random.json"
 
     @property
     def control(self) -> Path:
-        """What the control model, trained on the random labels alone, does on the test set."""
+        """The score on the test set of the control model, which is trained on the random labels alone."""
         return self.rounds / "control.json"
 
     @property
@@ -69,7 +69,7 @@ class Layout:
 
     @property
     def confusion_csv(self) -> Path:
-        """Actual and predicted class of each labelled test item, as `dvc plots` wants them."""
+        """Actual and predicted class of each labelled test item, for `dvc plots`."""
         return self.rounds / "confusion.csv"
 
     @property
@@ -83,17 +83,17 @@ class Layout:
 
     @property
     def histogram(self) -> Path:
-        """How uncertain the newest model is of the unlabelled pool."""
+        """Histogram of the newest model's acquisition scores on the unlabelled pool."""
         return self.rounds / "histogram.json"
 
     @property
     def choice(self) -> Path:
-        """Which strategy chose the newest batch, and why."""
+        """The strategy that selected the newest batch, and the reason."""
         return self.rounds / "choice.json"
 
     @property
     def guided(self) -> Path:
-        """Ids of the candidates nearest to what `select.guide` gives for a class."""
+        """Ids of the candidates most similar to the guide texts of a class in `select.guide`."""
         return self.rounds / "guided.json"
 
     @property
@@ -109,7 +109,7 @@ class Layout:
 
     @property
     def interventions(self) -> Path:
-        """What people decided outside the ordinary course, `000001.json` and on; only ever added to."""
+        """The records of interventions, from `000001.json` on; append-only."""
         return self.rounds / "interventions"
 
     def intervention(self, number: int) -> Path:
@@ -119,7 +119,7 @@ class Layout:
         return self.rounds / f"{number:04d}"
 
     def plan(self, number: int) -> Path:
-        """What round `number` asks, one PlannedTask a line."""
+        """The plan of round `number`, one PlannedTask a line."""
         return self.round(number) / "plan.jsonl"
 
     def record(self, number: int) -> Path:
@@ -174,10 +174,10 @@ class Layout:
     def queries(self) -> Path:
         return self.root / "data/queries.jsonl"
 
-    # Ignored by git: what is not published, and what can be made again -----------------------------------------
+    # Ignored by git: what is not published, and what can be recreated ------------------------------------------
     @property
     def inbox(self) -> Path:
-        """What came in since the last close; no stage reads it."""
+        """Items and events since the last close; no stage reads it."""
         return self.root / "data/inbox"
 
     @property
@@ -194,7 +194,7 @@ class Layout:
 
     @property
     def rejects(self) -> Path:
-        """Rows that `al ingest` could not take, each with its reason."""
+        """Rows that `al ingest` rejected, each with its reason."""
         return self.root / "data/rejects"
 
     @property
@@ -212,32 +212,32 @@ class Layout:
 
     @property
     def clone(self) -> Path:
-        """Which clone of the workspace this is, and where it lies; see `identity`."""
+        """The clone's id and path; see `identity`."""
         return self.private / "clone.json"
 
     @property
     def dvc_process(self) -> Path:
-        """The process that runs DVC's commands, while there is one."""
+        """The record of the process that runs DVC's commands, while there is one."""
         return self.private / "dvc.json"
 
     @property
     def pull_state(self) -> Path:
-        """How far the last pull got; losing it costs a full pull."""
+        """The position of the last pull; without it the next pull is a full one."""
         return self.private / "pull.json"
 
     @property
     def ingested(self) -> Path:
-        """What ticks remember of the files of `ingest.sources`."""
+        """The state of the files in `ingest.sources` at the last tick."""
         return self.private / "ingested.json"
 
     @property
     def encoding(self) -> Path:
-        """The process that encodes, while there is one."""
+        """The record of the process that encodes texts, while there is one."""
         return self.private / "encode.json"
 
     @property
     def progress(self) -> Path:
-        """How far the stage is that runs, for the bar; only of stages that take long."""
+        """The progress of a long stage, for the progress bar."""
         return self.private / "progress.json"
 
     @property
@@ -246,12 +246,12 @@ class Layout:
 
     @property
     def closing(self) -> Path:
-        """Written while a round is being closed: which parts are ours until they are committed."""
+        """The parts written by a close that is not committed yet."""
         return self.private / "closing.json"
 
     @property
     def build(self) -> Path:
-        """Which steps of the build under way have ended, and for which inputs. May be lost."""
+        """The finished steps of the current build, with their inputs. May be lost."""
         return self.private / "build.json"
 
     @property
@@ -259,21 +259,21 @@ class Layout:
         return self.root / "reports"
 
     def state(self, number: int) -> Path:
-        """What a tick remembers of round `number`: times and attempts. May be lost."""
+        """Times and attempts of round `number`. May be lost."""
         return self.private / "rounds" / f"{number:04d}.json"
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        """Lines of the workspace's `.gitignore`: what is DVC's, and what is nobody's."""
+        """Lines of the workspace's `.gitignore`: DVC's files, and local files."""
         outputs = (self.labeled, self.test_labels, self.unresolved, self.model, self.scores, self.queries)
         data = tuple(f"/{path.relative_to(self.root).as_posix()}" for path in (*self.sources, *outputs))
         return ("/.al/", "/data/inbox/", "/data/rejects/", "/reports/", *data)
 
     @property
     def not_ignored(self) -> tuple[str, ...]:
-        """Lines of the workspace's `.gitignore` by which no pattern of the user's own hides what is ours.
+        """Lines of the workspace's `.gitignore` that keep users' own patterns from hiding the engine's files.
 
-        It counts more than `.git/info/exclude` and the user's global file; DVC refuses an ignored `.dvc` file.
+        They override `.git/info/exclude` and the user's global file; DVC refuses an ignored `.dvc` file.
         """
         roots = (self.marker, self.params, self.dvc_yaml, self.dvc_lock, self.engine)
         names = (*(path.relative_to(self.root).as_posix() for path in roots), ".gitignore", ".gitattributes")
@@ -284,9 +284,9 @@ class Layout:
 
     @property
     def attributes(self) -> tuple[str, ...]:
-        """Lines of the workspace's `.gitattributes` by which git stores and checks out our files byte for byte.
+        """Lines of the workspace's `.gitattributes` that make git store and check out our files byte for byte.
 
-        They count more than the user's global file and settings such as `core.autocrlf`.
+        They override the user's global file and settings such as `core.autocrlf`.
         """
         roots = (self.marker, self.params, self.dvc_yaml, self.dvc_lock, self.engine)
         names = (*(path.relative_to(self.root).as_posix() for path in roots), ".gitignore", ".gitattributes")
@@ -295,7 +295,7 @@ class Layout:
 
     @property
     def steering(self) -> tuple[Path, ...]:
-        """Small tracked files whose bytes a build, DVC or git reads."""
+        """Small tracked files that affect a build, DVC or git."""
         sources = tuple(path.parent / f"{path.name}.dvc" for path in self.sources)
         ours = (self.params, self.dvc_yaml, self.dvc_lock, self.engine, self.overrides, self.asked_at_random)
         settings = tuple(self.root / name for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore"))
@@ -303,12 +303,12 @@ class Layout:
 
     @property
     def of_dvc(self) -> tuple[Path, ...]:
-        """Files that git tracks and DVC reads as its own."""
+        """DVC's files in git."""
         return (self.dvc_yaml, self.dvc_lock, *(path.parent / f"{path.name}.dvc" for path in self.sources))
 
     @property
     def tracked(self) -> tuple[Path, ...]:
-        """All that lies in git for the engine: what it owns, and what the user edits."""
+        """All tracked paths of the engine: those it owns, and those the user edits."""
         user = (
             self.marker,
             self.params,
@@ -329,7 +329,7 @@ class Layout:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """Folders that the engine or DVC writes into; none of them may be a link that leads out of the workspace."""
+        """Folders that the engine or DVC writes to; none may be a link that leads out of the workspace."""
         names = (".al/features", ".al/logs", ".al/published", ".al/rounds", ".dvc/cache", ".dvc/tmp")
         inner = (self.inbox, self.inbox_pool, self.inbox_test, self.inbox_events, self.rejects, self.reports)
         return (
@@ -339,7 +339,7 @@ class Layout:
 
     @property
     def owned(self) -> tuple[Path, ...]:
-        """Paths that the engine writes and commits; a foreign edit to one of them stops a tick."""
+        """Paths that the engine writes and commits; an unexpected change in one of them stops a tick."""
         sources = tuple(path.parent / f"{path.name}.dvc" for path in self.sources)
         return (self.engine, self.dvc_lock, self.rounds, *sources)
 
@@ -348,9 +348,9 @@ _IN_ROUNDS = re.compile(r"rounds/(?:\d{4,6}/(?:plan\.jsonl|round\.json)|(?:inter
 
 
 def is_ours(name: str) -> bool:
-    """Whether the engine writes and commits a file of this name, relative to the workspace's root.
+    """Whether the engine writes and commits the file of this name, relative to the workspace's root.
 
-    What else lies in `rounds/`, such as an editor's backup, is not ours.
+    Other files in `rounds/`, such as an editor's backup, are not ours.
     """
     layout = Layout()
     singles = (

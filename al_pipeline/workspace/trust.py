@@ -1,7 +1,8 @@
-"""What of a workspace is believed before its files steer a program: it may have been cloned from anybody.
+"""Trust in a workspace's files that control programs: a workspace may have been cloned from anybody.
 
-DVC runs the commands of `dvc.yaml`, writes where its `.dvc` files point and, for some remotes, runs what `.dvc/config`
-names. So DVC is started only where those are what this engine writes, or what the user has accepted on this machine.
+DVC runs the commands of `dvc.yaml`, writes where its `.dvc` files point and, for some remotes, runs programs that
+`.dvc/config` names. DVC is therefore started only where these files are as this engine writes them, or as the user has
+accepted them on this machine.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from al_pipeline.workspace.layout import Layout
 _POINTER = re.compile(
     rb"outs:\n- md5: [0-9a-f]{32}\.dir\n(?:  (?:size|nfiles): \d+\n|  hash: md5\n)*  path: (?P<name>[\w.-]+)\n"
 )
-"""A `.dvc` file as `dvc add` writes it for a folder: one output beside it, no source elsewhere, no command."""
+"""A `.dvc` file as `dvc add` writes it for a folder: one output beside it, no other source, no command."""
 
 _SECTION = re.compile(r"\[(core|cache|'remote \"[\w.-]+\"')\]")
 _SETTING = re.compile(r"""([a-z_]+)\s*=\s*(?:[^'"].*|"[^"]*"|'[^']*'|'{3}(?:(?!'{3}).)*'{3}|"{3}(?:(?!"{3}).)*"{3})?""")
-"""A setting on one line: a value of several lines could hide another."""
+"""A setting on one line: a value of several lines could hide another setting."""
 
 _HARMLESS = frozenset(
     {
@@ -36,7 +37,7 @@ _HARMLESS = frozenset(
         "ssl_verify", "timeout", "type", "url", "use_ssl", "user", "verify",
     }
 )  # fmt: skip
-"""Settings of DVC that neither name a program or a file to read, nor a secret, nor a place outside the remote."""
+"""Settings of DVC that name no program, no file to read, no secret and no place outside the remote."""
 
 _SECRET = re.compile(
     r"(?i)^(\s*[a-z_]*(?:password|passphrase|secret|token|access_key|account_key|connection_string))\s*=.*"
@@ -49,19 +50,19 @@ _OURS = frozenset(
         "dvc.yaml", "engine.json", "models", "params.yaml", "reports", "rounds",
     }
 )  # fmt: skip
-"""The names in a workspace's root under which the engine reads and writes."""
+"""Names in a workspace's root that the engine uses."""
 
 _STORE = "trusted.json"
-"""What the user has accepted, in `al`'s home."""
+"""The digests of accepted files, in `al`'s home."""
 
 _LINK, _SUBMODULE = "120000", "160000"
 _MACHINES_OWN = (".dvc/cache", ".dvc/tmp", ".dvc/config.local")
 _SHARED = "/reports/"
-"""Ignored by git, but harmless where a team keeps it there all the same."""
+"""Ignored by git, but harmless where a team commits it."""
 
 
 def template(name: str) -> str:
-    """The text of a file that every workspace starts from (`params.yaml`, `dvc.yaml`): this engine's own."""
+    """This engine's text of a file that every workspace starts with (`params.yaml`, `dvc.yaml`)."""
     packaged = files("al_pipeline") / "template" / name
     if packaged.is_file():
         return packaged.read_text(encoding="utf-8")
@@ -69,25 +70,25 @@ def template(name: str) -> str:
 
 
 def check_dvc(root: Path) -> None:
-    """Raise UnexpectedChange where a file that steers DVC is neither this engine's own nor accepted by the user."""
+    """Raise UnexpectedChange where a file that controls DVC is neither this engine's nor accepted by the user."""
     accepted: frozenset[str] | None = None
     for name, problem in _doubts(Layout(root)):
         accepted = accepted if accepted is not None else _accepted()
         if _digest(root / name) not in accepted:
             raise UnexpectedChange(
-                f"{name} {problem}. If this workspace came from somebody else, look at it first; if you know why it is "
-                "so, `al trust` shows it and lets DVC use it on this machine"
+                f"{name} {problem}. If this workspace came from somebody else, inspect the file first; if you know the "
+                "reason, `al trust` shows it and lets DVC use it on this machine"
             )
 
 
 def doubtful(root: Path) -> dict[str, str]:
-    """The files that steer DVC and that only `accept` makes usable: name -> what is wrong with it."""
+    """The files that control DVC and that `accept` would have to accept: name -> problem."""
     accepted = _accepted()
     return {name: problem for name, problem in _doubts(Layout(root)) if _digest(root / name) not in accepted}
 
 
 def changes(root: Path, name: str) -> list[str]:
-    """How a file that steers DVC differs from this engine's own, or all of it where there is none: lines to show."""
+    """The lines of a file that controls DVC, or of its diff to this engine's own, without secrets."""
     lines = (root / name).read_bytes().decode("utf-8", "replace").splitlines()
     if name != "dvc.yaml":
         return [_SECRET.sub(r"\1 = ***", redact(line)) for line in lines]
@@ -95,7 +96,7 @@ def changes(root: Path, name: str) -> list[str]:
 
 
 def holds_secret(config: Path) -> bool:
-    """Whether one of DVC's configuration files holds what nobody else should read."""
+    """Whether one of DVC's configuration files holds a secret."""
     if not config.exists():
         return False
     lines = config.read_bytes().decode("utf-8", "replace").splitlines()
@@ -103,28 +104,28 @@ def holds_secret(config: Path) -> bool:
 
 
 def accept(root: Path) -> None:
-    """Let DVC use the files that steer it as they are now. Remembered by content, outside the workspace."""
+    """Accept the files that control DVC as they are now; recorded by content, outside the workspace."""
     new = {_digest(root / name) for name in doubtful(root)}
     if new:
         write_json(private_folder(al_home()) / _STORE, {"sha256": sorted(new | _accepted())}, mode=0o600)
 
 
 def check_tree(modes: Mapping[str, str], layout: Layout) -> None:
-    """Raise UnexpectedChange where git holds what could lead the engine out of the workspace or feed it forged state.
+    """Raise UnexpectedChange where git holds links out of the workspace, or files that belong to DVC or one machine.
 
-    `modes`: every file of the commit with git's mode of it.
+    `modes`: git's mode of every file of the commit, by name.
     """
     ignored = tuple(line.strip("/") for line in layout.ignored if line != _SHARED)
     for name, mode in modes.items():
         if mode in (_LINK, _SUBMODULE) and name.partition("/")[0] in _OURS:
             raise UnexpectedChange(
                 f"{name} is a {'symbolic link' if mode == _LINK else 'submodule'} in git, where the workspace keeps "
-                f"files of its own, and could lead anywhere; put a file or folder in its place and commit that"
+                f"files of its own, and could lead anywhere; replace it by a file or folder and commit that"
             )
         if any(name == place or name.startswith(f"{place}/") for place in (*ignored, *_MACHINES_OWN)):
             raise UnexpectedChange(
                 f"git holds {name}, which belongs to DVC or to one machine alone; "
-                f"`git rm -r --cached {name}` and a commit take it out"
+                f"remove it with `git rm -r --cached {name}` and a commit"
             )
 
 
@@ -150,12 +151,12 @@ def _doubts(layout: Layout) -> Iterator[tuple[str, str]]:
 
 
 def _unix(text: bytes) -> bytes:
-    """`text` with the line ends that git may have converted on check-out put back; they mean the same in YAML."""
+    """`text` with Unix line ends, which git may have converted on checkout."""
     return text.replace(b"\r\n", b"\n")
 
 
 def odd_setting(text: str) -> str | None:
-    """The name of the first setting that is not known to be harmless; None where all are."""
+    """The name of the first setting that is not on the list of harmless ones; None where all are."""
     for line in text.splitlines():
         line = line.strip()
         if not line or line.startswith("#") or _SECTION.fullmatch(line):
@@ -169,7 +170,7 @@ def odd_setting(text: str) -> str | None:
 
 
 def _digest(path: Path) -> str:
-    """Of the name and the content: what was accepted for one file says nothing of another."""
+    """Digest of name and content, so that a file is not accepted under another name."""
     return sha256_bytes(f"{path.name}\0".encode() + path.read_bytes())
 
 

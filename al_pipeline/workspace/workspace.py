@@ -1,4 +1,4 @@
-"""An opened workspace: its layout, its ids, its parameters, and where its secrets lie."""
+"""An opened workspace: its layout, ids, parameters and credentials."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from al_pipeline.workspace.identity import clone_id
 from al_pipeline.workspace.layout import Layout
 
 LAYOUT_VERSION = 3
-"""Raise it with a migration in `operations/upgrade.py`."""
+"""Increment together with a migration in `operations/upgrade.py`."""
 
 PLACES = "places"
-"""A folder of a workspace's home: the path of each clone that worked on this machine, a file each."""
+"""A folder in a workspace's home with a file for each clone on this machine, which holds the clone's path."""
 
 _ID = re.compile(r"^[0-9a-f]{12}\Z")
 
 
 def is_workspace_id(name: object) -> bool:
-    """Whether `name` is what workspaces are called by in their markers, and their homes by in `al`'s."""
+    """Whether `name` is a valid workspace id: twelve hex digits."""
     return isinstance(name, str) and bool(_ID.match(name))
 
 
@@ -40,19 +40,19 @@ class Workspace:
 
     @cached_property
     def params(self) -> Params:
-        """The parameters as they were when first asked for. Raises BadParams."""
+        """The parameters, read at first access. Raises BadParams."""
         return load_params(self.layout.params)
 
     @cached_property
     def clone_id(self) -> str:
-        """Which clone of the workspace this is; made on first use, never in git."""
+        """The clone's id; created on first use, never in git."""
         return clone_id(self.layout)
 
     @property
     def home(self) -> Path:
-        """This workspace's folder outside itself: credentials (0600), embedded servers' data.
+        """This workspace's folder in `al`'s home: credentials (0600), data of its own servers.
 
-        Raises UsageError where it would lie inside, so that git or DVC could pick up a secret.
+        Raises UsageError where it lies inside the workspace, where git or DVC could pick up a secret.
         """
         home = al_home() / self.id
         check_private(home)
@@ -63,10 +63,10 @@ class Workspace:
         return home
 
     def make_home(self) -> None:
-        """Make `home`, for its owner alone, and note there where this clone lies, so that it can be found again."""
+        """Create `home` for its owner alone, and record this clone's path there."""
         private_folder(self.home)
         place = os.fsencode(os.path.abspath(self.layout.root))
-        note = private_folder(self.home / PLACES) / sha256_bytes(place)[:12]  # one file each: clones do not race
+        note = private_folder(self.home / PLACES) / sha256_bytes(place)[:12]  # a file each, so that clones do not race
         if not note.exists():
             write_bytes(note, place, 0o600)
 
@@ -84,30 +84,30 @@ class Workspace:
         return {key: value for key, value in found.items() if value}
 
     def store_credentials(self, url: str, token: str) -> None:
-        """Keep Label Studio's address and token in a file that only its owner can read."""
+        """Store Label Studio's address and token in a file that only its owner can read."""
         self.make_home()
         write_json(self.credentials_file, {"url": url, "token": token}, mode=0o600)
 
 
 def in_workspace(start: Path | None = None) -> bool:
-    """Whether `start` (default: the current folder) lies in a workspace, of whatever layout."""
+    """Whether `start` (default: the current folder) lies in a workspace of any layout version."""
     start = (start or Path.cwd()).resolve()
     return any(Layout(folder).marker.exists() for folder in (start, *start.parents))
 
 
 def open_workspace(start: Path | None = None) -> Workspace:
-    """The workspace that holds `start` (default: the current folder). Raises NotAWorkspace."""
+    """The workspace that contains `start` (default: the current folder). Raises NotAWorkspace."""
     layout, marker = find_workspace(start)
     if (found := marker["layout"]) != LAYOUT_VERSION:
-        fix = "`al upgrade` carries it over" if found < LAYOUT_VERSION else "install a newer engine"
+        fix = "`al upgrade` converts it" if found < LAYOUT_VERSION else "install a newer engine"
         raise NotAWorkspace(f"{layout.root} has layout {found}, this engine works with {LAYOUT_VERSION}; {fix}")
     return Workspace(layout, marker["workspace_id"])
 
 
 def find_workspace(start: Path | None = None) -> tuple[Layout, dict[str, Any]]:
-    """The workspace that holds `start`, of whatever layout, and what its marker says.
+    """The workspace of any layout version that contains `start`, and the content of its marker.
 
-    Raises NotAWorkspace, and UnsafeFolder where others could change what is believed in it.
+    Raises NotAWorkspace, and UnsafeFolder where others could change files that control it.
     """
     start = (start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
@@ -118,10 +118,8 @@ def find_workspace(start: Path | None = None) -> tuple[Layout, dict[str, Any]]:
         if not isinstance(marker.get("layout"), int):
             raise NotAWorkspace(f"{layout.marker} is not as `al init` wrote it; `git checkout -- {layout.marker.name}`")
         name = marker.get("workspace_id")
-        if not is_workspace_id(name):  # it names a folder: `../..` would lead anywhere
-            raise NotAWorkspace(
-                f"{layout.marker} names no workspace: `workspace_id` must be 12 hex digits, got {name!r}"
-            )
+        if not is_workspace_id(name):  # it becomes a folder's name: `../..` would lead anywhere
+            raise NotAWorkspace(f"{layout.marker} is damaged: `workspace_id` must be 12 hex digits, got {name!r}")
         _check_folders(layout)
         check_workspace(layout.root)
         for private in (layout.private, layout.inbox):
@@ -131,11 +129,11 @@ def find_workspace(start: Path | None = None) -> tuple[Layout, dict[str, Any]]:
 
 
 def _check_folders(layout: Layout) -> None:
-    """Raise NotAWorkspace where a folder that we write into is a link to somewhere else: a clone can bring one."""
+    """Raise NotAWorkspace where a folder that the engine writes to is a link out of the workspace."""
     root = layout.root.resolve()
     for folder in layout.folders:
         if folder.is_symlink() and not folder.resolve().is_relative_to(root):
             raise NotAWorkspace(
-                f"{folder} is a link that leads out of the workspace, where nothing of it may be written; put a folder "
-                "in its place (DVC's cache can lie elsewhere: `dvc cache dir --local PATH`)"
+                f"{folder} is a link that leads out of the workspace, where the engine must not write; replace it by a "
+                "folder (DVC's cache can lie elsewhere: `dvc cache dir --local PATH`)"
             )
