@@ -1,12 +1,12 @@
-# The two commands: `make demo` shows the product at work, `make test` checks it. `make help` lists the rest.
-# Needs Python 3.11 or newer, git, make and npm. Both environments are made here, in .venv and .venv-label-studio
-# (Label Studio's pins cannot live beside Prefect's); nothing else on the machine is touched.
+# The two main commands: `make demo` runs the product, `make test` tests it. `make help` lists the others.
+# Needs Python 3.11 or newer, git, make and npm. Both environments are created here, in .venv and .venv-label-studio
+# (Label Studio's pinned versions conflict with Prefect's); nothing else on the machine changes.
 #
 #   PYTHON=python3.12       another Python
-#   TORCH_INDEX_URL=...     the package index that torch is taken from (see `torch` below)
+#   TORCH_INDEX_URL=...     package index for torch (see `torch` below)
 #   PYTEST=...              more arguments for pytest, such as PYTEST="-x -k lifecycle"
 #   CHAOS=...               arguments for make chaos, such as CHAOS="--fresh" or CHAOS="--only disk"
-#   WORKERS=3               how many test files run at once; they wait for servers more than they compute
+#   WORKERS=3               test files that run in parallel; they wait for servers more than they compute
 
 PYTHON ?= python3
 PYTEST ?=
@@ -24,15 +24,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       a spam filter taught by active learning; again: the next round"
-	@echo "make test       every test, the real Label Studio, Prefect, git and DVC included"
-	@echo "make test-fast  the tests that need no server; under a minute"
-	@echo "make chaos      270 kills and every other fault that we know, within an hour; goes on where it was stopped"
+	@echo "make demo       train a spam filter by active learning; again: the next round"
+	@echo "make test       all tests, including the real Label Studio, Prefect, git and DVC"
+	@echo "make test-fast  the tests without servers; under a minute"
+	@echo "make chaos      fault injection: 270 kills and all other known faults, within an hour; resumes where it stopped"
 	@echo "make check      ruff, mypy, the import rules"
-	@echo "make docs       the documentation site, in build/docs; a dead link fails it"
-	@echo "make format     put the code into ruff's form"
-	@echo "make setup      the two environments alone"
-	@echo "make clean      end the demo's servers and remove it; make distclean: the environments and caches too"
+	@echo "make docs       build the documentation site in build/docs; a dead link is an error"
+	@echo "make format     format the code with ruff"
+	@echo "make setup      create the two environments"
+	@echo "make clean      stop the demo's servers and remove it; make distclean: also the environments and caches"
 
 demo: setup
 	@$(BIN)/python -m examples.spam.demo
@@ -67,8 +67,8 @@ tools:
 	@for tool in git npm; do command -v $$tool >/dev/null || \
 	  { echo "$$tool is missing: install it with your system's package manager, then try again" >&2; exit 1; }; done
 
-# Exact versions come from requirements.lock, a constraints file: it names what may be installed, pyproject.toml what is.
-# uv installs in seconds what takes pip minutes; pip steps in where uv cannot (an index of your own in pip's settings).
+# requirements.lock is a constraints file with exact versions; pyproject.toml lists the packages to install.
+# uv installs in seconds what takes pip minutes; pip is the fallback where uv fails (a private index in pip's settings).
 $(TOOLS): requirements.lock
 	@command -v "$(PYTHON)" >/dev/null || \
 	  { echo "$(PYTHON) is missing: install Python 3.11 or newer, or name one: make PYTHON=python3.12 ..." >&2; exit 1; }
@@ -76,7 +76,7 @@ $(TOOLS): requirements.lock
 	  { echo "Python 3.11 or newer is needed, $(PYTHON) is older; name another: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@rm -f $@
 	@"$(PYTHON)" -m venv .venv && "$(PYTHON)" -m venv .venv-label-studio || \
-	  { echo "$(PYTHON) cannot make environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	  { echo "$(PYTHON) cannot create environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@$(PIP) install -c requirements.lock pip setuptools uv wheel
 	@touch $@
 
@@ -95,16 +95,16 @@ $(LABEL_STUDIO): $(TOOLS) al_pipeline/locks/label-studio.lock
 	@touch $@
 	@echo "set up .venv-label-studio"
 
-# $(call install,environment,arguments). The last call of an environment sets UV_COMPILE_BYTECODE, to compile as pip does: a
-# round starts many processes, and where bytecode is not written at run time (PYTHONDONTWRITEBYTECODE, a read-only
-# environment) each would compile all that it imports.
+# $(call install,environment,arguments). The last call of an environment sets UV_COMPILE_BYTECODE, to compile as pip does:
+# a round starts many processes, and where bytecode cannot be written at run time (PYTHONDONTWRITEBYTECODE, a read-only
+# environment) each would compile all its imports.
 install = $(BIN)/uv pip install --quiet --python $(1)/bin/python $(2) || \
-  { echo "uv could not; pip tries" >&2; $(BIN)/python -m pip --python $(1)/bin/python -qq install $(2); }
+  { echo "uv failed; trying pip" >&2; $(BIN)/python -m pip --python $(1)/bin/python -qq install $(2); }
 
-# On Linux the usual index sends torch with several GB of CUDA. Where there is no GPU we want the CPU build: pip is asked
-# what it would take, and if that is CUDA, uv fetches the CPU build from PyTorch's own index (whose address uv knows).
-# TORCH_INDEX_URL, where given, is used instead, for a mirror of your own. If PyTorch's index is out of reach, what pip
-# finds is taken, and that is said. The lock names no build, so that each of them satisfies it.
+# On Linux the default index has torch with several GB of CUDA. Without a GPU we want the CPU build: if a dry run of pip
+# would install CUDA, uv fetches the CPU build from PyTorch's own index (whose address uv knows). TORCH_INDEX_URL replaces
+# that index by a mirror. If PyTorch's index cannot be reached, the CUDA build is installed, with a message. The lock
+# names no build, so that each of them satisfies it.
 define torch
 version=`grep '^torch==' requirements.lock`; \
 if [ -n "$(TORCH_INDEX_URL)" ]; then \
@@ -112,7 +112,7 @@ if [ -n "$(TORCH_INDEX_URL)" ]; then \
 elif [ `uname -s` = Linux ] && ! nvidia-smi >/dev/null 2>&1 && \
      $(PIP) install --dry-run --no-deps --ignore-installed --report - "$$version" | grep -qE '"(nvidia|cuda)-'; then \
   $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend cpu --no-deps "$$version" || \
-  { echo "PyTorch's own index is out of reach: installing the CUDA build, several GB more" >&2; \
+  { echo "PyTorch's own index cannot be reached: installing the CUDA build, several GB more" >&2; \
     $(PIP) install -c requirements.lock "$$version"; }; \
 else \
   $(PIP) install -c requirements.lock "$$version"; \

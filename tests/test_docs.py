@@ -158,7 +158,7 @@ def test_the_reference_has_every_command_and_option(generated: ModuleType) -> No
 
 def test_the_strategies_of_the_readme_and_the_page_are_those_there_are(generated: ModuleType) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = text[text.index("| strategy | chooses") : text.index("A tenth of each batch")]
+    table = text[text.index("| strategy | selects") : text.index("A tenth of each batch")]
     firsts = {
         name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1:2][0] if row else "")
     }

@@ -209,7 +209,7 @@ class Git:
         return result
 
     def _read(self, *arguments: str, check: bool = True, feed: str = "") -> subprocess.CompletedProcess[str]:
-        """Like `run`, with a cache, for a command whose output depends only on refs, objects and repository settings."""
+        """Like `run`, with a cache, for a command whose output depends only on refs, objects and settings."""
         mark, key = self._mark(), (feed, *arguments)
         if mark is None or self._answers.get(()) != mark:
             self._answers.clear()

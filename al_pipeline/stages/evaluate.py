@@ -57,8 +57,8 @@ def main(layout: Layout) -> None:
     control_score = None
     if control is not None and control.counts:
         figure = measure(control.predict_proba(texts, own)).macro_f1
-        beside = Control(labels=sum(control.counts.values()), macro_f1=figure).model_dump(mode="json")
-    write_json(layout.control, beside)
+        control_score = Control(labels=sum(control.counts.values()), macro_f1=figure).model_dump(mode="json")
+    write_json(layout.control, control_score)
     write_json(layout.metrics, metrics.model_dump(mode="json"))
     write_text(layout.metrics_csv, _metrics_csv(metrics.to_table()))
     predicted = proba[labelled].argmax(axis=1)
