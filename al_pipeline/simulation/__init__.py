@@ -1,1 +1,1 @@
-"""Simulates active learning on a corpus whose labels are known, with the functions that the stages use."""
+"""Simulation of active learning on a labelled corpus, with the functions that the stages use."""

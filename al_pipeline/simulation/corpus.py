@@ -1,4 +1,4 @@
-"""A user's labelled table -> texts with one label each, in the order of their ids."""
+"""A user's labelled table as a corpus: texts with one label each, ordered by id."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from al_pipeline.params import ClassName
 from al_pipeline.records import Item, content_hash
 
 LEAST = 50
-"""Least number of texts."""
+"""Minimum number of texts."""
 MAX_CLASSES = 200
 MAX_CHARACTERS = 200_000
-"""Of a text, where no `params.yaml` says otherwise."""
+"""Maximum length of a text without a `params.yaml`."""
 _CLASS_NAME = TypeAdapter[str](ClassName)
 
 
 @dataclass(frozen=True)
 class LabeledTexts:
-    """The corpus: items by rising id, the class of each (n,), and the names of the classes."""
+    """A corpus: items ordered by id, the class index of each (n,), and the names of the classes."""
 
     items: tuple[Item, ...]
     truth: NDArray[np.intp]
     classes: tuple[str, ...]
     left_out: Mapping[str, int]
-    """Rows that were not taken, by reason."""
+    """Number of rows left out, by reason."""
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many texts each class has."""
+        """Number of texts of each class."""
         sizes = np.bincount(self.truth, minlength=len(self.classes))
         return {name: int(size) for name, size in zip(self.classes, sizes, strict=True)}
 
@@ -73,13 +73,12 @@ def read_corpus(
     encoding: str | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> LabeledTexts:
-    """The texts of a CSV, JSONL, Parquet or XLSX file with their labels; a folder stands for its files, `-` for a pipe.
+    """Read texts and labels from a CSV, JSONL, Parquet or XLSX file; from a folder's files, or a pipe (`-`).
 
-    What ingest would not take as a text or as the name of a class is left out and counted, with its reason.
-
-    A text that comes twice counts once; with two different labels it is left out, all its copies. Of more than `limit`
-    texts a random sample is kept. `schema`: the order of the classes, where it names all of them. Raises BadInput where
-    there is too little to tell anything.
+    Rows that `al ingest` would reject are left out and counted by reason. A repeated text counts once; a text with
+    different labels is left out. Of more than `limit` texts a random sample is kept. `schema`: the order of the
+    classes, if it has all of them. Raises BadInput where there are fewer than LEAST texts, a single class, or more than
+    MAX_CLASSES.
     """
     found: dict[str, tuple[str, str]] = {}
     contradicted: set[str] = set()
@@ -98,7 +97,7 @@ def read_corpus(
             if known not in found:
                 found[known] = (text, label)
             elif found[known][1] == label:
-                left_out["the same text stands there before"] += 1
+                left_out["a duplicate of an earlier text"] += 1
             else:
                 contradicted.add(known)
                 left_out["the same text has another label elsewhere"] += 1
@@ -106,7 +105,7 @@ def read_corpus(
         del found[known]
     left_out["the same text has another label elsewhere"] += len(contradicted)
     if limit is not None and len(found) > limit:
-        left_out["beyond the limit: a random sample is taken"] = len(found) - limit
+        left_out["beyond the limit: a random sample is used"] = len(found) - limit
         kept = draw_test((bytes.fromhex(known) for known in found), limit, seed)
         found = {known: row for known, row in found.items() if bytes.fromhex(known) in kept}
     names = sorted({label for _, label in found.values()})
@@ -133,7 +132,7 @@ def _rows(
 
 
 def _taken(row: Row | BadRow, text_column: str, label_column: str, max_characters: int) -> tuple[str, str] | str:
-    """Text and label of a row, or the reason why it is not taken."""
+    """Text and label of a row, or the reason why it is left out."""
     if isinstance(row, BadRow):
         return row.reason
     try:
@@ -146,17 +145,17 @@ def _taken(row: Row | BadRow, text_column: str, label_column: str, max_character
     try:
         _CLASS_NAME.validate_python(label)
     except ValidationError:
-        return "the label is no name of a class: at most 100 printable characters"
+        return "the label is not a valid class name: at most 100 printable characters"
     return text, label
 
 
 def _check(path: Path, texts: int, names: Sequence[str], label_column: str) -> None:
     if texts < LEAST:
-        raise BadInput(f"{path} holds {texts} different labelled texts; with fewer than {LEAST} nothing can be told")
+        raise BadInput(f"{path} holds {texts} different labelled texts; a simulation needs at least {LEAST}")
     if len(names) < 2:
-        raise BadInput(f"{path}: every label in `{label_column}` is {names[0]!r}; there is nothing to learn")
+        raise BadInput(f"{path}: every label in `{label_column}` is {names[0]!r}; a classifier needs two classes")
     if len(names) > MAX_CLASSES:
         raise BadInput(
-            f"{path}: `{label_column}` has {len(names):,} different values, at most {MAX_CLASSES} are taken as "
-            "classes; name the right column with --label-column"
+            f"{path}: `{label_column}` has {len(names):,} different values, but at most {MAX_CLASSES} classes are "
+            "supported; set the right column with --label-column"
         )

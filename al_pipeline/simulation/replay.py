@@ -1,7 +1,7 @@
-"""Replay: the learning curve of rounds with another strategy or seed, on a corpus whose labels are all known.
+"""Replay: the learning curve of simulated rounds on a labelled corpus.
 
-The same functions as in the stages (`top_candidates`, `next_batch`, `evaluate`), fed in the same order; the model is
-passed in as `fit`, so that this knows arrays alone.
+It calls the functions of the stages (`top_candidates`, `next_batch`, `evaluate`) in the same order. The model is passed
+in as `fit`, so this module works on arrays alone.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ Indices = NDArray[np.intp]
 Predict = Callable[[Indices], Floats]
 """Positions in the corpus (m,) -> probabilities (m, C)."""
 Fit = Callable[[Indices], Predict]
-"""Positions of the labelled items -> the model trained on them. It may look at the truth of those alone."""
+"""Positions of the labelled items -> the model trained on them. It must use the true classes of these items only."""
 Draw = Callable[[Samples, Indices, SeedSequence], Predict]
-"""Whose samples, positions of the labelled items, a seed -> models beside the one fitted last: (m,) -> (m, K, C)."""
+"""Kind of samples, positions of the labelled items, seed -> K sampled models: positions (m,) -> (m, K, C)."""
 
 _BLOCK = 1000
 """Items whose samples are in memory at a time."""
@@ -58,7 +58,7 @@ class Corpus:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The model after a round: how many labels it had, how good it is, and how the newest of them were asked for."""
+    """A point of a learning curve: number of labels, metrics, and the queries and strategy of the newest batch."""
 
     labels: int
     metrics: Metrics
@@ -77,7 +77,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class MeanPoint:
-    """The mean over seeds at one number of labels; `low`, `high` None where one seed alone has a value there."""
+    """The mean over seeds at one number of labels; `low`, `high` are None where a single seed has a value."""
 
     labels: int
     mean: float
@@ -98,15 +98,14 @@ def replay(
     guide: Mapping[str, Floats] | None = None,
     draw: Draw | None = None,
 ) -> Curve:
-    """The learning curve of a seed round and `rounds` active ones, asked as `config` says, answered by the truth.
+    """The learning curve of a seed round and `rounds` active ones with the settings `config`, labelled by the truth.
 
-    Ends early when the pool is used up. `vectors` are for strategies that need some (ValueError without), `positive`
-    is the class of `evaluate`; `on_progress` gets the number of labels after each round. `guide`: for a
-    class, how near each item of the corpus (n,) is to what it is found by. `draw` is for strategies that score by
-    samples (ValueError without).
+    Ends early when the pool is exhausted. `vectors` and `draw` are for strategies that need vectors or sampled models
+    (ValueError without); `positive` is the class of `evaluate`; `on_progress` gets the number of labels after each
+    round. `guide`: for a class, the similarity of each item of the corpus (n,) to its guide texts.
 
-    What is asked never depends on the truth of what is not labelled: the pool's labels reach `fit` one batch after
-    the other, the test set's reach `evaluate` alone.
+    Queries never depend on the true classes of unlabelled items: `fit` gets the pool's labels batch by batch, and only
+    `evaluate` gets those of the test set.
     """
     position = {corpus.item_ids[p]: int(p) for p in corpus.pool}
     labeled: dict[str, str] = {}
@@ -137,7 +136,7 @@ def replay(
 
 
 def _positions(labeled: Mapping[str, str], position: Mapping[str, int]) -> Indices:
-    """Positions of the labelled items, in the order of their ids, as the stages read them."""
+    """Positions of the labelled items, ordered by id as in the stages."""
     return np.array([position[item_id] for item_id in sorted(labeled)], dtype=np.intp)
 
 
@@ -157,7 +156,7 @@ def _shortlist(
     if scoring.samples is None:
         scores = scoring.function(proba)
     elif draw is None:
-        raise ValueError(f"strategy {config.strategy!r} needs samples of a {scoring.samples}, and nothing draws them")
+        raise ValueError(f"strategy {config.strategy!r} needs samples of a {scoring.samples}, but `draw` is missing")
     else:
         sampled = draw(scoring.samples, labeled, ensemble_seed(config.seed, round_number, config.strategy))
         parts = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
@@ -169,10 +168,10 @@ def _shortlist(
 def _search(
     guide: Mapping[str, Floats], config: QueryConfig, unlabeled: Sequence[str], position: Mapping[str, int]
 ) -> dict[str, list[str]]:
-    """The unlabelled items nearest to the guide of each class, as the stage `score` finds them."""
+    """The unlabelled items most similar to the guide of each class, as in the stage `score`."""
     found = {}
-    for name, nearness in guide.items():
-        scores = nearness[[position[item_id] for item_id in unlabeled]]
+    for name, similarity in guide.items():
+        scores = similarity[[position[item_id] for item_id in unlabeled]]
         rows = top_candidates(unlabeled, scores, config.batch_size, config.batch_size, config.seed)
         found[name] = [unlabeled[row] for row in rows]
     return found
@@ -181,10 +180,10 @@ def _search(
 def mean_curve(
     curves: Sequence[Curve], figure: Callable[[Metrics], float | None], confidence: float = 0.95
 ) -> list[MeanPoint]:
-    """Mean of a figure over curves of several seeds, with Student's t interval of the mean (Gosset 1908).
+    """Mean of a metric over curves of several seeds, with Student's t interval.
 
-    Points where a curve has no value are means over the others; points where none has are left out. Raises ValueError
-    where the curves do not stand at the same numbers of labels.
+    A mean omits curves without a value at that point; points without any value are left out. Raises ValueError where
+    the curves have different numbers of labels.
     """
     grids = {tuple(point.labels for point in curve.points) for curve in curves}
     if len(grids) > 1:

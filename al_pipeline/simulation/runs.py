@@ -1,7 +1,7 @@
-"""The runs of a simulation: one for each strategy and seed, side by side in processes, each kept when it has ended.
+"""The runs of a simulation, one for each strategy and seed, in parallel processes; results are stored.
 
-A run is a file that is there whole or not at all, in a folder that is named by everything a run depends on, so that
-the same command again does what is missing.
+The result of a run is a file, written atomically, in a folder named by a digest of everything that a run depends on. So
+a repeated command does only the missing runs.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from al_pipeline.simulation.replay import Corpus, Curve, Indices, Predict, repla
 from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT, THREADS
 
 FULL = "all labels"
-"""The run that trains on the whole pool, the reference of all others."""
+"""The run that trains on the whole pool: the reference for all others."""
 METRICS = ("macro_f1", "average_precision", "accuracy")
 _ROUND_COST = 150
-"""Fixed cost of a round, in labels, for the estimate of the time left."""
+"""Fixed cost of a round, in labels, for the estimate of the remaining time."""
 _LOOK_SECONDS = 0.2
 
 Run = tuple[str, int]
@@ -55,7 +55,7 @@ OnProgress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Work:
-    """All inputs of a run. `config` is the template of all: strategy and seed are the run's own."""
+    """The inputs of all runs. In `config` each run sets its own strategy and seed."""
 
     texts: LabeledTexts
     dense: NDArray[np.float32] | None
@@ -208,7 +208,7 @@ def _found(corpus: Corpus, curve: Curve) -> dict[str, list[int]]:
     return {name: counts[:, column].tolist() for column, name in enumerate(corpus.classes)}
 
 
-# Side by side -------------------------------------------------------------------------------------------------------
+# Parallel runs ------------------------------------------------------------------------------------------------------
 def run_all(
     work: Work,
     runs: Sequence[Run],
@@ -240,7 +240,7 @@ def run_all(
 
 
 def group_runs(runs: Sequence[Run], workers: int) -> list[list[Run]]:
-    """Runs that share their seed's split, so that it is made once; as many groups as workers at least, if there are."""
+    """Groups of runs that share a seed and so its split; at least `workers` groups, if possible."""
     seeds = dict.fromkeys(seed for _, seed in runs)
     parts = -(-workers // len(seeds)) if seeds else 1
     groups = []
