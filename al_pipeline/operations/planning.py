@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from al_pipeline.annotation.aggregation import CONTROLS, active
+from al_pipeline.annotation.active_events import CONTROLS, active
 from al_pipeline.data.catalog import test_order
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.pool import fetch, read_ids
