@@ -40,14 +40,6 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile(config.getoption("--hypothesis-profile") or "same")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each worker whole files; those that use the shared Label Studio go to one, so that one is started."""
-    shared = {item.path for item in items if "label_studio" in getattr(item, "fixturenames", ())}
-    for item in items:
-        group = "label-studio" if item.path in shared else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(config.stash[_SCRATCH], ignore_errors=True)
 
