@@ -198,7 +198,7 @@ def test_changed_weights_are_refused(tiny: Path, tmp_path: Path) -> None:
     ("name", "value", "says"),
     [
         ("embeddings.rows", np.array([10**9]), "does not fit the encoder|does not have"),
-        ("embeddings.rows", None, "lacks embeddings.rows"),
+        ("embeddings.rows", None, "lacks the tensors embeddings.rows"),
         ("head.bias", np.zeros(7, np.float32), "does not match its card: shapes"),
         ("other", np.zeros(3, np.float32), "'other' does not fit the encoder"),
         ("encoder.layer.0.output.dense.bias", np.zeros(3, np.float32), "does not fit the encoder"),
