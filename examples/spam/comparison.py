@@ -86,7 +86,7 @@ def _corpus(workspace: Workspace, answers: Mapping[str, str]) -> tuple[Corpus, F
     test_labels = {row.item_id: row.label for row in read_labeled(layout.test_labels)}
     test = [item for batch in iter_items([layout.test]) for item in batch if item.item_id in test_labels]
     items = [*pool, *test]
-    vectors = open_vectors(layout, params.features)
+    vectors = open_vectors(layout.encoder, layout.features, params.features)
     tfidf = fit_tfidf(item.text for item in pool) if params.features.uses_tfidf else None
     matrix = FeatureMatrix(
         None if vectors is None else vectors.of(items),
