@@ -133,8 +133,7 @@ def install(layout: Layout, features: Features, dvc: Dvc) -> None:
             install_encoder(features.encoder, layout.encoder, layout.root)
         else:
             write_json(layout.encoder / "source.json", wanted)
-    if not pointer.exists() or dvc.unlike(str(pointer.relative_to(layout.root))):
-        dvc.add(layout.encoder)
+    dvc.add(layout.encoder)  # where nothing changed, too: the cache may have been lost
 
 
 def encode(layout: Layout, features: Features, engine: Engine | None = None) -> None:

@@ -73,13 +73,7 @@ def close(
     consumed = append_inbox(layout.inbox_events, layout.events)
     append_part(layout.events, carry_out(interventions, layout.events))
     check_kept(layout, dvc)
-    folders = (layout.events, layout.pool, layout.test)
-    if changed := [
-        path
-        for path in folders
-        if not _pointer(path).exists() or dvc.unlike(str(_pointer(path).relative_to(layout.root)))
-    ]:
-        dvc.add(*changed)
+    dvc.add(layout.events, layout.pool, layout.test)  # unchanged ones, too: the cache may have been lost
     write_engine(layout.engine)
     write_json(layout.asked_at_random, {"items": drawn_at_random(plans)})
     carried = {"interventions": [intervention.number for intervention in interventions]} if interventions else {}
