@@ -83,7 +83,7 @@ def test_labels_and_question_are_what_was_given(made: Layout) -> None:
     params = open_workspace(made.root).params
     assert params.schema_.labels == ODD
     assert params.schema_.question == "Which \"one\" is it: a, b or c? \\ 'quoted'"
-    assert "# in the order shown" in made.params.read_text(encoding="utf-8"), "comments stay"
+    assert "# classes in display order" in made.params.read_text(encoding="utf-8"), "comments stay"
     assert made.dvc_yaml.read_bytes() == (ROOT / "dvc.yaml").read_bytes()
 
 
