@@ -28,7 +28,7 @@ def test_one_value_changes_and_comments_keep_their_place() -> None:
     edited = with_schedule(TEMPLATE, {"cron": "*/30 8-18 * * 1-5", "timezone": "Europe/Berlin", "active": False})
     before, after = TEMPLATE.splitlines(), edited.splitlines()
     assert [line for line in after if line not in before] == [
-        '  cron: "*/30 8-18 * * 1-5"   # minute, hour, day of the month, month, day of the week',
+        '  cron: "*/30 8-18 * * 1-5"   # minute, hour, day of month, month, day of week',
         "  timezone: Europe/Berlin     # such as Europe/Berlin",
         "  active: false",
     ]
