@@ -17,6 +17,8 @@ from typing import Any
 from al_pipeline.errors import BadInput
 
 TEMPORARY_PREFIX = ".al-tmp-"
+SETTLED_NS = 50_000_000
+"""A file that changed this shortly ago may change again within the same tick of the file system's clock."""
 LARGEST_LOG, KEPT_LOG = 20 * 2**20, 2**20
 """Bytes."""
 _CANNOT_SYNC = {errno.EINVAL, errno.EROFS, errno.ENOTSUP, errno.EBADF}

@@ -55,7 +55,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         sync(file)
 
     monkeypatch.setattr(digests_module, "sync", count)
-    monkeypatch.setattr(digests_module, "_SETTLED_NS", 0)
+    monkeypatch.setattr(digests_module, "SETTLED_NS", 0)
     return found
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from al_pipeline.errors import ManualActionRequired, RepositoryError, UnexpectedChange
-from al_pipeline.files import sync, sync_names
+from al_pipeline.files import SETTLED_NS, sync, sync_names
 from al_pipeline.logs import get_logger, shown
 from al_pipeline.sanitize import has_password, redact
 from al_pipeline.workspace.home import own_environment
@@ -144,9 +144,6 @@ _UNDER_WAY = (
 )
 """Operations of a person that are in progress: git's file, the operation, and the command that continues it."""
 
-_SETTLED_NS = 50_000_000
-"""A file that changed less than this ago may change again without another time stamp."""
-
 _ANSWER_BYTES = 256 * 2**10
 """Longer outputs of git are not cached."""
 
@@ -240,7 +237,7 @@ class Git:
         except OSError:
             return None
         newest = max((mark[1] for mark in marks), default=0)
-        return None if time.time_ns() - newest < _SETTLED_NS else tuple(sorted(marks))
+        return None if time.time_ns() - newest < SETTLED_NS else tuple(sorted(marks))
 
     def _ask(self, *arguments: str) -> str | None:
         """The output of a command; None for exit code 1, which means "no". Raises RepositoryError where it fails."""
@@ -482,7 +479,7 @@ class Git:
 
     def blob(self, revision: str, path: str) -> bytes | None:
         """Like `show`, as bytes."""
-        tree = self._tree(revision, path)
+        tree = self.tree(revision, path)
         if path not in tree or tree[path][1] != "blob":
             return None
         return self._blobs(revision, {path: tree[path][2]})[path]
@@ -501,18 +498,17 @@ class Git:
 
     def files(self, revision: str, folder: str) -> list[str]:
         """The files below `folder` at `revision`."""
-        return [name for name, (_, kind, _) in self._tree(revision, folder).items() if kind != "tree"]
+        return [name for name, (_, kind, _) in self.tree(revision, folder).items() if kind != "tree"]
 
     def modes(self, revision: str) -> dict[str, str]:
         """Every file at `revision` with git's mode of it, such as 100644; 120000 is a symbolic link."""
         return {name: mode for name, (mode, kind, _) in self.tree(revision).items() if kind != "tree"}
 
-    def tree(self, revision: str) -> Tree:
-        """Mode, kind (blob, tree or commit) and object of every file and folder at `revision`, by its path."""
-        return self._tree(revision)
+    def tree(self, revision: str, *paths: str) -> Tree:
+        """Mode, kind (blob, tree or commit) and object of every file and folder at `revision`, by its path.
 
-    def _tree(self, revision: str, *paths: str) -> Tree:
-        """Mode, kind and object of every file and folder at `revision` (or of `paths` and what is below and above)."""
+        `paths`: of these alone, and of what is below and above them.
+        """
         command = ("ls-tree", "-r", "-t", "-z", "--full-tree", _named(revision), "--", *paths)
         result = self._read(*command, check=False)
         entries = (line.partition("\t") for line in result.stdout.split("\0") if line)

@@ -15,14 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from al_pipeline.files import sync, sync_names, write_text
+from al_pipeline.files import SETTLED_NS, sync, sync_names, write_text
 
 _FILE = "files.json"
 _MOST = 5000
 """Remembered files beyond which those that are gone are forgotten."""
-
-_SETTLED_NS = 50_000_000
-"""A file that changed this shortly ago may change again within the same tick of the file system's clock."""
 
 _md5 = partial(hashlib.md5, usedforsecurity=False)
 
@@ -70,7 +67,7 @@ class Digests:
             digest = hashlib.file_digest(file, _md5).hexdigest()
             sync(file.fileno())
         self._read[os.path.dirname(os.path.realpath(path))] = path
-        if _mark(path) == before and time.time_ns() - max(before[1], before[2]) > _SETTLED_NS:
+        if _mark(path) == before and time.time_ns() - max(before[1], before[2]) > SETTLED_NS:
             self.remember(key, before, digest)
         return digest
 
