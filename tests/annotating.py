@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, Self
 
 from al_pipeline.files import read_json
@@ -36,6 +37,12 @@ def tasks_of(workspace: str, number: int, count: int, part: Part = "pool") -> li
     """A round's tasks, `item-0` first."""
     plans = [planned(workspace, number, f"item-{n}", part, n) for n in range(count)]
     return [Task(plan, {"text": f"text of {plan.item_id}"}) for plan in plans]
+
+
+def shown(tasks: Sequence[Task]) -> Callable[[Sequence[PlannedTask]], list[Task]]:
+    """What gives planned tasks what annotators see of them, as `push` asks for it."""
+    by_key = {task.plan.push_key: task for task in tasks}
+    return lambda plan: [by_key[planned.push_key] for planned in plan]
 
 
 class Rig(Protocol):

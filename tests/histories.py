@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from annotating import shown
 from reference_history import (
     WITHDRAWN,
     AnswerId,
@@ -198,7 +199,7 @@ class World:
         retire(self.oracle, self.ref, policy)
         assert not void & {task.push_key for task in self.oracle.open_tasks(self.ref)}, "nobody is asked about them"
         try:
-            push(self.oracle, self.ref, [t for t in self.tasks() if t.plan.push_key not in void], sleep=lambda _: None)
+            self._push([task for task in self.tasks() if task.plan.push_key not in void])
         except ManualActionRequired:  # two copies of a task are answered, and a person is to choose
             self.look_everywhere = True
         seen, born = self.seen()
@@ -390,6 +391,9 @@ class World:
         if self.draw.random() < 0.6:
             self.pull()
 
+    def _push(self, tasks: list[Task]) -> None:
+        push(self.oracle, self.ref, [task.plan for task in tasks], shown(tasks), sleep=lambda _: None)
+
     def held(self) -> dict[int, Any]:
         """Label Studio's tasks."""
         return self.oracle.projects[self.ref.project_id].tasks
@@ -397,7 +401,7 @@ class World:
     def keys(self) -> set[str]:
         """Push keys of the tasks that Label Studio holds; where it holds none, the plan is sent first."""
         if not self.held():
-            push(self.oracle, self.ref, self.tasks() or self.tasks(0), sleep=lambda _: None)
+            self._push(self.tasks() or self.tasks(0))
         return {str(task.data["push_key"]) for task in self.held().values()}
 
     # What is decided -------------------------------------------------------------------------------------------------

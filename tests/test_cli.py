@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -16,12 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich._emoji_codes import EMOJI
+from rich.console import Console
 from typer.main import get_command
 
 from al_pipeline import errors
 from al_pipeline.cli import app as cli
+from al_pipeline.cli import output
 from al_pipeline.cli.options import Invocation, parse_list
-from al_pipeline.cli.output import spinner
+from al_pipeline.cli.output import escape, spinner, without_markup
 from al_pipeline.cli.workspace import shell_path
 from al_pipeline.errors import AlError
 from al_pipeline.evaluation.figures import Accuracy, Running
@@ -407,6 +413,43 @@ def test_a_workspace_is_made_and_looked_at(al: Al, tmp_path: Path) -> None:
 
 def test_the_version_is_the_one_installed(al: Al) -> None:
     assert al("--version").out == f"al {version('al-pipeline')}\n"
+
+
+TAGS = ["[bold]", "[/]", "[dim]", "[", "]", "\\"]
+PIECES = [*TAGS, ":", "12", ":26:", "smile", ":smile:", "-text", "/", "a", "ß", " ", "\n"]
+
+
+def printed_by_rich(text: str) -> str:
+    file = io.StringIO()
+    Console(file=file, highlight=False, soft_wrap=True).print(text)
+    return file.getvalue()
+
+
+@given(st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=12).map("".join))
+def test_without_rich_a_line_is_what_rich_prints(outside: str) -> None:
+    text = f"[bold]round 1[/]: {escape(outside)} [yellow]at 2026-11-29T22:26:26+00:00[/]"
+    plain = without_markup(text)
+    assert plain is None or f"{plain}\n" == printed_by_rich(text)
+    assert plain is not None or not re.fullmatch(r"[\w /]*", outside), "most texts need no Rich"
+
+
+def test_no_emoji_has_a_name_that_is_printed_without_rich() -> None:
+    assert [name for name in EMOJI if without_markup(f"a:{name}: b") is not None] == []
+
+
+@given(st.lists(st.lists(st.text("ab 1:[\\é\n", max_size=8), min_size=2, max_size=2), max_size=4))
+def test_without_rich_a_table_is_what_rich_prints(rows: list[list[str]]) -> None:
+    def printed() -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("COLUMNS", raising=False)
+            patch.setattr(sys, "stdout", io.StringIO())
+            output.print_table(("name", "figure"), rows)
+            return sys.stdout.getvalue()  # type: ignore[attr-defined]
+
+    usual = printed()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(output, "_plain_table", lambda *_: [])
+        assert printed() == usual
 
 
 def test_a_long_wait_without_a_terminal_says_each_thing_once(capsys: pytest.CaptureFixture[str]) -> None:

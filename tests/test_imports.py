@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import subprocess
 import sys
 from functools import cache
@@ -227,16 +228,51 @@ def test_al_starts_without_anything_heavy() -> None:
     assert not found & heavy
 
 
-def test_status_loads_nothing_of_a_tick() -> None:
-    code = "import sys, al_pipeline.operations.status; print(*sys.modules, sep='\\n')"
+def modules_after(code: str) -> set[str]:
+    """All modules that a fresh interpreter, outside a terminal, has loaded after `code`."""
+    like_a_terminal = {"COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE"}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules, sep='\\n', file=sys.stderr)"],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name not in like_a_terminal},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
     )
-    found = set(done.stdout.split())
+    return set(done.stderr.split())
+
+
+HEAVY = frozenset({"httpx", "importlib.metadata", "label_studio_sdk", "numpy", "prefect", "psutil", "pyarrow", "rich"})
+"""What short commands load only where they have a use for it."""
+NETWORK = frozenset({"email", "http.client", "ssl", "urllib.request"})
+
+
+def test_status_loads_nothing_of_a_tick() -> None:
+    found = modules_after("import al_pipeline.operations.status, al_pipeline.integrations.label_studio.probe")
     ours = {"operations.tick", "operations.publish", "integrations.dvc.session", "workspace.fingerprint"}
     assert "al_pipeline.operations.facts" in found, "the look itself works"
-    heavy = {"pyarrow", "numpy", "httpx", "label_studio_sdk", "psutil", "importlib.metadata", "al_pipeline.servers"}
-    assert not found & {*(f"al_pipeline.{name}" for name in ours), *heavy}
+    assert not found & {*(f"al_pipeline.{name}" for name in ours), "al_pipeline.servers", *HEAVY, *NETWORK}
+
+
+def test_a_tick_loads_what_it_finds_a_use_for() -> None:
+    found = modules_after("import al_pipeline.operations.tick, al_pipeline.operations.sources")
+    assert "al_pipeline.operations.push" in found, "the look itself works"
+    ours = {"operations.ingest", "operations.guess", "servers"}
+    assert not found & {*(f"al_pipeline.{name}" for name in ours), "statistics", *HEAVY}
+
+
+def test_an_intervention_loads_no_client() -> None:
+    found = modules_after("import al_pipeline.operations.intervene, al_pipeline.integrations.label_studio.probe")
+    assert "al_pipeline.integrations.dvc.session" in found, "the look itself works"
+    assert not found & HEAVY
+
+
+def test_output_that_no_terminal_shows_loads_no_rich() -> None:
+    lines = "o.echo('[bold]1[/]'); o.print_table(('a', 'b'), [['1', o.escape('2')]])"
+    found = modules_after(f"from al_pipeline.cli import output as o; {lines}")
+    assert "al_pipeline.cli.output" in found, "the look itself works"
+    assert "rich" not in found
 
 
 @pytest.mark.parametrize("stage", ["label", "train", "evaluate", "score", "select"])

@@ -402,6 +402,15 @@ def test_a_reply_without_a_short_lived_token_is_no_answer(reply: Any) -> None:
         idle(oracle)
 
 
+def test_certificates_are_checked_wherever_there_are_any() -> None:
+    def verifies(url: str) -> bool:
+        with LabelStudioOracle(url, TOKEN) as oracle:
+            context = oracle._transport.http._transport._pool._ssl_context  # type: ignore[attr-defined]
+        return bool(context.verify_mode == ssl.CERT_REQUIRED and context.check_hostname)
+
+    assert verifies("https://ls.example/ls") and not verifies("http://127.0.0.1:1")
+
+
 def test_waiting_needs_no_import_of_the_sdk() -> None:
     code = (
         "import sys, httpx, test_label_studio as t\n"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotating import ANN, BOB, SCHEMA, Rig, ServerRig, SimulatedRig, planned, tasks_of
+from annotating import ANN, BOB, SCHEMA, Rig, ServerRig, SimulatedRig, planned, shown, tasks_of
 from fault_proxy import AFTER, Fault, FaultProxy
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,7 +56,8 @@ class Campaign:
         return [task.plan.push_key for task in tasks]
 
     def push(self, **more: Any) -> PushReport:
-        return push(self.rig.oracle, self.ref, self.tasks, sleep=no_wait, **more)
+        plan = [task.plan for task in self.tasks]
+        return push(self.rig.oracle, self.ref, plan, shown(self.tasks), sleep=no_wait, **more)
 
     def pull(self, **more: Any) -> PullReport:
         plans = {task.plan.push_key: task.plan for task in self.tasks}
@@ -139,6 +140,14 @@ def test_a_push_sends_each_task_once_in_plan_order(campaign: Campaign) -> None:
     assert campaign.push(chunk=3) == PushReport(present=0, sent=7, duplicates_retired=0)
     assert campaign.push(chunk=3) == PushReport(present=7, sent=0, duplicates_retired=0)
     assert held(campaign) == keys
+
+
+def test_tasks_that_are_there_are_not_read_again(simulated: Campaign) -> None:
+    simulated.plan(3)
+    simulated.push()
+    plan = [task.plan for task in simulated.tasks]
+    report = push(simulated.rig.oracle, simulated.ref, plan, lambda _: pytest.fail("the pool was read"), sleep=no_wait)
+    assert report == PushReport(present=3, sent=0, duplicates_retired=0)
 
 
 def test_what_is_missing_is_sent(campaign: Campaign) -> None:

@@ -229,7 +229,7 @@ def test_the_memory_of_an_earlier_version_is_understood(space, monkeypatch):
     memory = space.layout.private / "ingested.json"
     digest = json.loads(memory.read_text())["files"]["incoming/a.csv"]["digest"]
     write_json(memory, {"incoming/a.csv": digest, "incoming/gone.csv": digest})
-    monkeypatch.setattr(module, "ingest", lambda *_, **__: pytest.fail("read again"))
+    monkeypatch.setattr(ingest_module, "ingest", lambda *_, **__: pytest.fail("read again"))
     assert ingest_sources(space, later()) == (0, [])
     os.utime(file)
     assert ingest_sources(space, later()) == (0, []), "touched, and the same content"
@@ -549,7 +549,7 @@ def test_a_kill_between_two_first_files_leaves_the_test_set_to_be_drawn_from_bot
 
     whole, killed = made("whole"), made("killed")
     assert ingest_sources(whole, later()) == (60, [])
-    take, calls = module.ingest, []
+    take, calls = ingest, []
 
     def once(*arguments, **more):
         if calls:
@@ -557,7 +557,7 @@ def test_a_kill_between_two_first_files_leaves_the_test_set_to_be_drawn_from_bot
         calls.append(1)
         return take(*arguments, **more)
 
-    monkeypatch.setattr(module, "ingest", once)
+    monkeypatch.setattr(ingest_module, "ingest", once)
     with pytest.raises(KeyboardInterrupt):
         ingest_sources(killed, later())
     monkeypatch.undo()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 from al_pipeline.evaluation.figures import Accuracy, Control, Running
 
@@ -102,6 +101,8 @@ def wilson(successes: int, trials: int, confidence: float) -> tuple[float | None
     """Wilson's score interval of a proportion (Wilson 1927); (None, None) without a trial."""
     if trials == 0:
         return None, None
+    from statistics import NormalDist  # with decimals and fractions, which a tick that only looks does without
+
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     share = successes / trials
     middle = share + z * z / (2 * trials)

@@ -37,10 +37,11 @@ def server_gone() -> bool:
 
 def run_tick(workspace: Workspace, options: Options, on_progress: Callable[[str], None]) -> TickReport:
     """Run one tick: as a flow run where the workspace's Prefect server is up, else in this process, saying so."""
-    from al_pipeline.servers import prefect_environment
+    if (workspace.home / "prefect").exists():  # else it was never started: nothing of servers is loaded
+        from al_pipeline.servers import prefect_environment
 
-    if environment := prefect_environment(workspace):
-        return _run_as_flow(workspace, environment, options, on_progress)
+        if environment := prefect_environment(workspace):
+            return _run_as_flow(workspace, environment, options, on_progress)
     from al_pipeline.operations.connect import connect
     from al_pipeline.operations.tick import tick
 

@@ -1,4 +1,7 @@
-"""Processes in a group of their own, written down, so that a tick that comes after a kill can find and end them."""
+"""Processes in a group of their own, written down, so that a tick that comes after a kill can find and end them.
+
+psutil is imported where there is a process to look at: most ticks find and start none.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-import psutil
-
 from al_pipeline.files import read_object, write_json
 from al_pipeline.logs import get_logger, shown
 
@@ -23,6 +24,8 @@ _PATIENCE = 10.0
 
 def remember(record: Path, process: int) -> None:
     """Write down a process that leads a group of its own (`pid`, `started`)."""
+    import psutil
+
     write_json(record, {"pid": process, "started": psutil.Process(process).create_time()})
 
 
@@ -37,6 +40,8 @@ def end_remembered(record: Path) -> None:
     left = read_object(record)
     pid, started = left.get("pid"), left.get("started")
     if isinstance(pid, int) and isinstance(started, int | float) and 0 < pid < 2**31:
+        import psutil
+
         with contextlib.suppress(psutil.NoSuchProcess):
             if abs(psutil.Process(pid).create_time() - started) < 1:
                 _logger.warning("ending process %d, which a killed command left behind", pid)
@@ -50,6 +55,8 @@ def lives(pid: int, before: float) -> bool:
     """Whether process `pid` runs, and has since `before` (seconds since 1970): not one that was killed and waits to be
     reaped, nor a later one that was given the same number.
     """
+    import psutil
+
     try:
         process = psutil.Process(pid)
         return process.status() != psutil.STATUS_ZOMBIE and process.create_time() < before + 1
@@ -101,6 +108,8 @@ def _wait_for_end(pid: int, started: float) -> None:
 
 def _end_orphans(group: int) -> None:
     """End stages of a group whose leader is gone; its number cannot be given again while they live."""
+    import psutil
+
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError):
             if os.getpgid(process.pid) == group and any("al_pipeline.stages" in word for word in process.cmdline()):

@@ -143,8 +143,8 @@ def encode(layout: Layout, features: Features, engine: Engine | None = None) -> 
     """
     if not features.uses_encoder:
         return
-    from al_pipeline.integrations import processes as child  # with psutil, which `al status` has no need of
-    from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT
+    from al_pipeline.integrations import processes as child
+    from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT  # which `al status` has no need of
 
     settings = {k: v for k, v in STAGE_ENVIRONMENT.items() if not k.endswith("_NUM_THREADS")}
     environment = {**os.environ, **own_environment(), **settings, **(engine.environment if engine else {})}

@@ -19,7 +19,7 @@ from al_pipeline.errors import (
 )
 from al_pipeline.files import read_object, write_json
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.label_studio.projects import project_title
+from al_pipeline.integrations.label_studio.projects import ProjectMark, project_title
 from al_pipeline.integrations.oracle import Oracle, PageEdit, ProjectRef, ProjectSpec
 from al_pipeline.operations.checkout import ROUND_TAGS, check_ready
 from al_pipeline.operations.close import check_sources, is_closed, pull_missing_sources
@@ -116,8 +116,15 @@ def refuse_elsewhere(workspace: Workspace) -> None:
     Where Label Studio is not known, out of reach or not ours, nobody can tell, and nothing is raised: going back must
     not wait for it.
     """
-    ref = stored_project(workspace.layout)
+    from al_pipeline.integrations.label_studio.probe import is_writer
+
+    ref, known = stored_project(workspace.layout), workspace.credentials()
     if ref is None:
+        return
+    ours = ProjectMark(workspace.id, workspace.clone_id, ref.project_uid)
+    if {"url", "token"} <= known.keys() and is_writer(
+        known["url"], known["token"], ref.project_id, ours, _LOOK_SECONDS
+    ):
         return
     with contextlib.suppress(LabelStudioDown, LabelStudioRefused), closing(connect(workspace, _LOOK_SECONDS)) as oracle:
         try:

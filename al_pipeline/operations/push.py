@@ -20,7 +20,7 @@ from al_pipeline.errors import BadInput, LabelStudioDown
 from al_pipeline.integrations.label_studio.payloads import task_json
 from al_pipeline.integrations.oracle import Oracle, ProjectRef
 from al_pipeline.logs import get_logger
-from al_pipeline.records import Task, TaskState
+from al_pipeline.records import PlannedTask, Task, TaskState
 
 _logger = get_logger(__name__)
 
@@ -31,6 +31,8 @@ _ATTEMPTS = 4
 _SETTLE_SECONDS = (1.0, 2.0, 4.0, 8.0)
 _MOST_COUNTS = 5
 
+Show = Callable[[Sequence[PlannedTask]], Sequence[Task]]
+"""Gives planned tasks what annotators will see of them. Called for tasks that are sent: it reads the pool."""
 Copies = Mapping[str, Sequence[TaskState]]
 """The copies of each task that Label Studio holds, by push key and rising id."""
 
@@ -49,18 +51,19 @@ class PushReport:
 def push(
     oracle: Oracle,
     ref: ProjectRef,
-    tasks: Sequence[Task],
+    plan: Sequence[PlannedTask],
+    show: Show,
     chunk: int = 250,
     sleep: Callable[[float], None] = time.sleep,
 ) -> PushReport:
-    """Make Label Studio's queue hold each of `tasks` exactly once, in this order. May be killed and repeated.
+    """Make Label Studio's queue hold each task of `plan` exactly once, in this order. May be killed and repeated.
 
     Raises LabelStudioDown when a few attempts do not bring it about, and whatever says that the request is not valid.
     """
-    sizes = {task.plan.push_key: len(json.dumps(task_json(task))) for task in tasks}
-    if len(sizes) < len(tasks):
-        raise BadInput(f"the plan names {len(tasks) - len(sizes)} tasks twice")
-    queue = _Queue(oracle, ref, tasks, sizes, chunk, sleep)
+    keys = frozenset(task.push_key for task in plan)
+    if len(keys) < len(plan):
+        raise BadInput(f"the plan names {len(plan) - len(keys)} tasks twice")
+    queue = _Queue(oracle, ref, plan, keys, show, chunk, sleep)
     copies = queue.copies()
     present = len(copies)
     copies = queue.fill(copies)
@@ -68,8 +71,8 @@ def push(
     if spare:
         oracle.retire(ref, spare)
     numbers = {key: _kept(states).task_id for key, states in copies.items()}
-    _logger.info("tasks: %d there, %d sent, %d second copies retired", present, len(sizes) - present, len(spare))
-    return PushReport(present, len(sizes) - present, len(spare), numbers)
+    _logger.info("tasks: %d there, %d sent, %d second copies retired", present, len(keys) - present, len(spare))
+    return PushReport(present, len(keys) - present, len(spare), numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,23 +123,24 @@ class _Queue:
 
     oracle: Oracle
     ref: ProjectRef
-    tasks: Sequence[Task]
-    sizes: Mapping[str, int]
-    """Bytes of each task, by push key."""
+    plan: Sequence[PlannedTask]
+    keys: Collection[str]
+    """The push keys of the plan."""
+    show: Show
     chunk: int
     sleep: Callable[[float], None]
 
     def fill(self, copies: Copies) -> Copies:
         """Send the tasks that have no copy, until each has one; what is there then."""
         attempts = 0
-        while missing := [task for task in self.tasks if task.plan.push_key not in copies]:
+        while missing := [task for task in self.plan if task.push_key not in copies]:
             try:
-                for batch in _batches(missing, self.sizes, self.chunk):
+                for batch in _batches(self.show(missing), self.chunk):
                     self.oracle.import_tasks(self.ref, batch)
                 copies = self.copies()
-                if len(copies) < len(self.sizes):
+                if len(copies) < len(self.keys):
                     raise LabelStudioDown(
-                        f"Label Studio took {len(self.sizes)} tasks without an error but lists {len(copies)} of them"
+                        f"Label Studio took {len(self.keys)} tasks without an error but lists {len(copies)} of them"
                     )
             except LabelStudioDown as error:
                 attempts += 1
@@ -153,10 +157,10 @@ class _Queue:
     def copies(self) -> Copies:
         """What Label Studio holds of our tasks. Empty ones out of the queue, which nobody is served, are no copies."""
         copies: dict[str, list[TaskState]] = defaultdict(list)
-        for number in sorted({task.plan.first_round for task in self.tasks}):
+        for number in sorted({task.first_round for task in self.plan}):
             for state in self.oracle.task_states(self.ref, number):
                 key = state.push_key
-                if key is not None and key in self.sizes and (state.annotations or not state.is_labeled):
+                if key is not None and key in self.keys and (state.annotations or not state.is_labeled):
                     copies[key].append(state)
         return dict(copies)
 
@@ -172,12 +176,12 @@ class _Queue:
         raise LabelStudioDown("Label Studio is still taking in tasks that were sent earlier; try again later")
 
 
-def _batches(missing: Sequence[Task], sizes: Mapping[str, int], chunk: int) -> Iterator[list[Task]]:
-    """`missing` in order, in batches of at most `chunk` tasks and about MAX_REQUEST_BYTES."""
+def _batches(tasks: Sequence[Task], chunk: int) -> Iterator[list[Task]]:
+    """`tasks` in order, in batches of at most `chunk` tasks and about MAX_REQUEST_BYTES."""
     batch: list[Task] = []
     size = 0
-    for task in missing:
-        more = sizes[task.plan.push_key]
+    for task in tasks:
+        more = len(json.dumps(task_json(task)))
         if batch and (len(batch) == chunk or size + more > MAX_REQUEST_BYTES):
             yield batch
             batch, size = [], 0

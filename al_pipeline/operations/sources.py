@@ -13,21 +13,20 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from al_pipeline.data.inputs import Source, check_encoding, digest_of, stamp_of
 from al_pipeline.data.pool import count_items
 from al_pipeline.errors import BadInput, NothingToDo, UnusableFile, UsageError
-from al_pipeline.operations.ingest import ingest
-from al_pipeline.operations.ingestion.draw import redraw_test
-from al_pipeline.operations.ingestion.intake import ANOTHER_TEXT
 from al_pipeline.operations.ingestion.patterns import find_sources, shown_name
-from al_pipeline.operations.ingestion.report import IngestReport
 from al_pipeline.operations.ingestion.source_states import QUIET_SECONDS, SourceNews, SourceStates
 from al_pipeline.operations.ingestion.staging import finish_ingest
 from al_pipeline.params import Ingest, Params
 from al_pipeline.sanitize import counted
 from al_pipeline.workspace.workspace import Workspace
+
+if TYPE_CHECKING:  # a tick whose files are as before takes nothing in
+    from al_pipeline.operations.ingestion.report import IngestReport
 
 MAX_LINES = 20
 """Lines that one tick says about sources: there may be thousands of files."""
@@ -64,6 +63,8 @@ def ingest_sources(workspace: Workspace, now: float | None = None) -> tuple[int,
             lines += _describe(name, report, params.ingest)
             about_test = report.about_test
     if states.drawn_from > 1 and params.ingest.test_size:
+        from al_pipeline.operations.ingestion.draw import redraw_test
+
         about_test = ()
         with suppress(NothingToDo):  # the first round has begun
             redraw_test(workspace, again=False)
@@ -94,6 +95,8 @@ def _take(
     workspace: Workspace, states: SourceStates, name: str, path: Path, settings: list[Any], now: float
 ) -> IngestReport | None:
     """Ingest a file if it is new or changed, and quiet; None where nothing was read."""
+    from al_pipeline.operations.ingest import ingest
+
     params, layout = workspace.params.ingest, workspace.layout
     try:
         stamp = stamp_of(path)
@@ -138,6 +141,8 @@ def _command(params: Ingest, name: str) -> str:
 
 
 def _describe(name: str, report: IngestReport, params: Ingest) -> Iterator[str]:
+    from al_pipeline.operations.ingestion.intake import ANOTHER_TEXT
+
     for note in report.notes:
         if note not in (*report.about_test, *report.about_corrections):
             yield note if note.startswith(name) else f"{name}: {note}"

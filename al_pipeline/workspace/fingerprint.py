@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import platform
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +119,8 @@ STAGE_ENVIRONMENT = {
 @cache
 def current_engine() -> dict[str, Any]:
     """The fingerprint of the running engine."""
+    from importlib.metadata import version
+
     return {
         "version": version("al-pipeline"),
         "sources": package_digest(Path(al_pipeline.__file__).parent, MODULES),
@@ -162,6 +163,8 @@ def _flat(engine: dict[str, Any]) -> dict[str, str]:
 
 
 def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(package)
     except PackageNotFoundError:

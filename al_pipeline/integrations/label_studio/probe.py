@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from al_pipeline.integrations.label_studio import loopback
 from al_pipeline.integrations.label_studio.payloads import task_filter, task_query
+from al_pipeline.integrations.label_studio.projects import ProjectMark, find_mark
 from al_pipeline.integrations.label_studio.tokens import Authorization, TokenExpired
 from al_pipeline.logs import get_logger
 from al_pipeline.records import push_key
@@ -23,7 +25,6 @@ _logger = get_logger(__name__)
 State = Literal["up", "down", "refused", "odd"]
 
 _SECONDS = 0.9
-_MOST_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,29 @@ def probe_server(
     return result
 
 
+def is_writer(url: str, token: str, project_id: int, mark: ProjectMark, seconds: float) -> bool:
+    """Whether a Label Studio on this machine says at once that its project bears `mark`, in one plain request.
+
+    False where it says anything else, or nothing: then the client asks, which knows why.
+    """
+    address = url.rstrip("/")
+
+    def post(path: str, body: Mapping[str, str]) -> Any:
+        return json.loads(_get(f"{address}/{path}", {}, seconds, json.dumps(dict(body))))
+
+    if not on_this_machine(url):
+        return False
+    try:
+        headers = Authorization(token, post).header()
+        found = json.loads(_get(f"{address}/api/projects/{project_id}/", headers, seconds))
+        return find_mark(found["description"]) == mark
+    except Exception as error:  # whatever it is, the client will say it
+        _logger.debug(
+            "Label Studio at %s did not say whose project %d is: %s", address, project_id, type(error).__name__
+        )
+        return False
+
+
 def _answered(url: str, token: str, project_id: int, workspace_id: str, round: int, seconds: float) -> int:
     from urllib.parse import urlencode
 
@@ -95,7 +119,16 @@ def _answered(url: str, token: str, project_id: int, workspace_id: str, round: i
 
 
 def _get(url: str, headers: dict[str, str], seconds: float, body: str | None = None) -> bytes:
-    """The reply to one request; it is sent on nowhere, so that no other server gets the token."""
+    """What a successful reply to one request holds; it is sent on nowhere, so that no other server gets the token."""
+    status, content = loopback.request(url, headers, seconds, body) or _request(url, headers, seconds, body)
+    if not 200 <= status < 300:
+        raise _Failed(status)
+    return content
+
+
+def _request(url: str, headers: dict[str, str], seconds: float, body: str | None) -> tuple[int, bytes]:
+    """Status and content of the reply of a server anywhere."""
+    from urllib.error import HTTPError
     from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
     class Nowhere(HTTPRedirectHandler):
@@ -108,23 +141,32 @@ def _get(url: str, headers: dict[str, str], seconds: float, body: str | None = N
     if body is not None:
         headers = {**headers, "Content-Type": "application/json"}
     request = Request(url, None if body is None else body.encode(), headers)
-    with build_opener(*handlers).open(request, timeout=seconds) as reply:
-        content: bytes = reply.read(_MOST_BYTES)
-        return content
+    try:
+        with build_opener(*handlers).open(request, timeout=seconds) as reply:
+            return 200, reply.read(loopback.MOST_BYTES)
+    except HTTPError as error:
+        return error.code, b""
+
+
+class _Failed(Exception):
+    """A reply whose status is no success."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
 
 
 def _failure(error: Exception) -> ServerStatus:
     from http.client import HTTPException
-    from urllib.error import HTTPError, URLError
+    from urllib.error import URLError
 
     if isinstance(error, TokenExpired):
         return ServerStatus("refused", "it refuses the token (401)")
-    if isinstance(error, HTTPError):
-        if error.code in (401, 403):
-            return ServerStatus("refused", f"it refuses the token ({error.code})")
-        if error.code >= 500:
-            return ServerStatus("down", f"it failed ({error.code})")
-        return ServerStatus("odd", f"it answers {error.code}; is that Label Studio, and the right one?")
+    if isinstance(error, _Failed):
+        if error.status in (401, 403):
+            return ServerStatus("refused", f"it refuses the token ({error.status})")
+        if error.status >= 500:
+            return ServerStatus("down", f"it failed ({error.status})")
+        return ServerStatus("odd", f"it answers {error.status}; is that Label Studio, and the right one?")
     if isinstance(error, TimeoutError) or (isinstance(error, URLError) and isinstance(error.reason, TimeoutError)):
         return ServerStatus("down", "no answer in time")
     if isinstance(error, URLError):

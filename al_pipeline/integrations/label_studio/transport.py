@@ -58,7 +58,12 @@ class Transport:
     ) -> None:
         _check(url, token)
         self.url = url.rstrip("/")
-        self.http = httpx.Client(timeout=timeout, transport=transport, trust_env=not _on_this_machine(self.url))
+        self.http = httpx.Client(
+            timeout=timeout,
+            transport=transport,
+            trust_env=not _on_this_machine(self.url),
+            verify=self.url.startswith("https:"),  # without TLS no certificate authorities are read, which takes long
+        )
         self.http.event_hooks = {"request": [_note_begin], "response": [_log_reply]}
         self._authorization = Authorization(token, self._post)
         self._sleep = sleep

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from al_pipeline.annotation.active_events import superseded
@@ -70,7 +71,7 @@ def push_plan(context: Context, facts: Facts) -> None:
     oracle, project = context.project
     corrected = _corrected(context)
     plan = [task for task in read_plan(context.git, facts.planned) if task.item_id not in corrected]
-    pushed = push(oracle, project, shown_tasks(context.workspace, plan))
+    pushed = push(oracle, project, plan, partial(shown_tasks, context.workspace))
     context.outcome.changed |= pushed.sent > 0
     numbers = {task.item_id: pushed.task_ids[task.push_key] for task in plan if task.push_key in pushed.task_ids}
     _remember_push(context, facts.planned, pushed, {"project_uid": project.project_uid, "numbers": numbers})
@@ -96,9 +97,9 @@ def pull_answers(context: Context, facts: Facts, *, full: bool = False) -> None:
     outcome.refused += report.refused
 
 
-def shown_tasks(workspace: Workspace, plan: list[PlannedTask]) -> list[Task]:
+def shown_tasks(workspace: Workspace, plan: Sequence[PlannedTask]) -> list[Task]:
     """The planned tasks with what annotators will see of them."""
-    from al_pipeline.operations.guess import guess
+    from al_pipeline.operations.guess import guess  # a tick that sends nothing does without
 
     layout, params = workspace.layout, workspace.params
     items = fetch([layout.pool, layout.test], [task.item_id for task in plan])
