@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from al_pipeline.features.cache import FeatureCache, ensure
-from al_pipeline.features.encoder import Encoder, encoder_fingerprint, install_encoder
+from al_pipeline.features.encoder import Encoder, encoder_fingerprint, encoder_identity, install_encoder
 from al_pipeline.features.tfidf import fit as fit_tfidf
 from al_pipeline.models.feature_matrix import FULL_TFIDF, FeatureMatrix
 from al_pipeline.models.linear import STRENGTH, fit_head
@@ -213,7 +213,7 @@ def load(rows: Rows, max_tokens: int, folder: Path) -> Corpus:
     weights = folder / "encoder"
     if not (weights / "source.json").exists():
         install_encoder(ENCODER, weights)
-    cache = FeatureCache(folder / "features" / encoder_fingerprint(weights, max_tokens, "float32"))
+    cache = FeatureCache(folder / "features" / encoder_fingerprint(encoder_identity(weights, max_tokens), "float32"))
     missing = len(cache.missing(hashes))
     ensure(cache, zip(hashes, texts, strict=True), lambda: Encoder(weights, max_tokens, "float32"), total=missing)
     dense = cache.get(hashes)

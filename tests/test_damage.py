@@ -14,6 +14,7 @@ import pytest
 from harness import Killed, answer_all, play, small_workspace, tools_first, write_pool
 from test_encoder import make_tiny
 
+from al_pipeline import file_notes
 from al_pipeline.errors import AlError, RemoteIncomplete, RepositoryError, UnexpectedChange
 from al_pipeline.integrations.dvc import digests as digests_module
 from al_pipeline.integrations.dvc.digests import Digests, digest, listing_bytes
@@ -55,7 +56,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         sync(file)
 
     monkeypatch.setattr(digests_module, "sync", count)
-    monkeypatch.setattr(digests_module, "SETTLED_NS", 0)
+    monkeypatch.setattr(file_notes, "SETTLED_NS", 0)
     return found
 
 

@@ -161,28 +161,32 @@ def test_no_hub_no_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 # Fingerprints --------------------------------------------------------------------------------------------------------
 
 
+def fingerprint(folder: Path, max_tokens: int, precision: Precision) -> str:
+    return encoder_fingerprint(encoder_identity(folder, max_tokens), precision)
+
+
 def test_the_fingerprint_changes_with_whatever_vectors_depend_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "encoder"
     install_encoder(str(fake_source(tmp_path / "source")), folder)
-    found = {encoder_fingerprint(folder, 128, "float32")}
-    assert encoder_fingerprint(folder, 128, "float32") in found
-    found.add(encoder_fingerprint(folder, 64, "float32"))
-    found.add(encoder_fingerprint(folder, 128, "bfloat16"))
+    found = {fingerprint(folder, 128, "float32")}
+    assert fingerprint(folder, 128, "float32") in found
+    found.add(fingerprint(folder, 64, "float32"))
+    found.add(fingerprint(folder, 128, "bfloat16"))
     with monkeypatch.context() as patch:
         patch.setattr(module, "version", lambda name: f"{name} of another day")
-        found.add(encoder_fingerprint(folder, 128, "float32"))
+        found.add(fingerprint(folder, 128, "float32"))
     with monkeypatch.context() as patch:
         patch.setattr(module, "_cpu_flags", lambda: ["avx9000"])
-        found.add(encoder_fingerprint(folder, 128, "float32"))
+        found.add(fingerprint(folder, 128, "float32"))
     with monkeypatch.context() as patch:
         patch.setattr(module, "_ENCODING_VERSION", module._ENCODING_VERSION + 1)
-        found.add(encoder_fingerprint(folder, 128, "float32"))
+        found.add(fingerprint(folder, 128, "float32"))
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         data = (folder / name).read_bytes()
         (folder / name).write_bytes(data + b" ")
-        found.add(encoder_fingerprint(folder, 128, "float32"))
+        found.add(fingerprint(folder, 128, "float32"))
         (folder / name).write_bytes(data)
     assert len(found) == 9
 
@@ -397,7 +401,7 @@ def test_neither_installing_nor_naming_imports_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from al_pipeline.features.encoder import *\n"
         f"install_encoder({str(source)!r}, Path({str(tmp_path / 'encoder')!r}))\n"
-        f"encoder_fingerprint(Path({str(tmp_path / 'encoder')!r}), 128, 'auto')\n"
+        f"encoder_fingerprint(encoder_identity(Path({str(tmp_path / 'encoder')!r}), 128), 'auto')\n"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -17,6 +17,7 @@ from test_models import CLASSES, check_probabilities, corpus, features
 
 from al_pipeline.active_learning.acquisition import bald
 from al_pipeline.errors import BadInput
+from al_pipeline.features.tfidf import fit
 from al_pipeline.files import read_json, sha256_tree
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.models.ensembles import SIZES, draw_heads, sample_proba
@@ -60,7 +61,7 @@ def test_it_learns_is_saved_whole_and_comes_out_the_same(name: str, tmp_path: Pa
     texts, vectors, labels = corpus(60, CLASSES)
     for place in ("one", "two"):
         model = fit_text_model(
-            texts, vectors, labels, CLASSES, features("encoder+tfidf"), texts, 7, True, control=[*range(0, 60, 2)],
+            texts, vectors, labels, CLASSES, features("encoder+tfidf"), fit(texts), 7, True, control=[*range(0, 60, 2)],
             classifier=name,
         )  # fmt: skip
         model.save(tmp_path / place)
@@ -116,7 +117,7 @@ def test_a_model_of_an_estimator_that_is_gone_says_so(tmp_path: Path, monkeypatc
     texts, vectors, labels = corpus(30, CLASSES)
     with monkeypatch.context() as patch:
         patch.setitem(ESTIMATORS, "mine", ESTIMATORS["centroid"])
-        model = fit_text_model(texts, vectors, labels, CLASSES, features("encoder"), [], 7, True, classifier="mine")
+        model = fit_text_model(texts, vectors, labels, CLASSES, features("encoder"), None, 7, True, classifier="mine")
         model.save(tmp_path)
     with pytest.raises(BadInput, match="the estimator 'mine', which al_pipeline.models.estimators.py does not have"):
         load_text_model(tmp_path)

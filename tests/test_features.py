@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from al_pipeline.features.cache import FeatureCache, _Index, ensure
+from al_pipeline.features.cache import FeatureCache, ensure
+from al_pipeline.features.shards import HashIndex
 from al_pipeline.records import content_hash
 
 Vectors = NDArray[np.float32]
@@ -155,7 +156,7 @@ def test_streaming_equals_getting(tmp_path: Path) -> None:
 def test_hashes_that_begin_alike_are_told_apart() -> None:
     digests = np.zeros((4, 32), np.uint8)
     digests[:, -1] = [3, 1, 2, 9]
-    index = _Index(np.zeros(3, np.uint64), digests[:3], np.array([10, 20, 30]))
+    index = HashIndex(np.zeros(3, np.uint64), digests[:3], np.array([10, 20, 30]))
     np.testing.assert_array_equal(index.find(digests[[2, 0, 3, 1]]), [30, 10, -1, 20])
 
 

@@ -45,9 +45,13 @@ def corpus(count: int, classes: list[str], seed: int = 0) -> tuple[list[str], ND
     return [" ".join(row) for row in words], vectors.astype(np.float32), labels
 
 
+def vocabulary(kind: Kind, count: int = 60) -> Tfidf | None:
+    return None if kind == "encoder" else fit(corpus(count, CLASSES)[0])
+
+
 def fitted(kind: Kind, count: int = 30, classes: list[str] = CLASSES, calibrate: bool = True) -> TextModel:
     texts, vectors, labels = corpus(count, classes)
-    return fit_text_model(texts, vectors, labels, CLASSES, features(kind), corpus(60, CLASSES)[0], 7, calibrate)
+    return fit_text_model(texts, vectors, labels, CLASSES, features(kind), vocabulary(kind), 7, calibrate)
 
 
 def check_probabilities(proba: NDArray[np.float64], count: int, classes: int) -> None:
@@ -260,9 +264,7 @@ def test_each_class_weighs_the_same_however_rare() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_labels_give_the_uniform_prior(kind: Kind, tmp_path: Path) -> None:
-    model = fit_text_model(
-        [], np.zeros((0, 0), np.float32), [], CLASSES, features(kind), corpus(9, CLASSES)[0], 1, True
-    )
+    model = fit_text_model([], np.zeros((0, 0), np.float32), [], CLASSES, features(kind), vocabulary(kind, 9), 1, True)
     model.save(tmp_path)
     texts, vectors, _ = corpus(4, CLASSES)
     for found in (model, load_text_model(tmp_path)):
@@ -273,13 +275,13 @@ def test_no_labels_give_the_uniform_prior(kind: Kind, tmp_path: Path) -> None:
 
 def test_one_class_gives_what_the_rule_of_succession_says() -> None:
     texts, vectors, _ = corpus(4, ["spam"])
-    model = fit_text_model(texts, vectors, ["spam"] * 4, CLASSES, features("encoder"), [], 1, True)
+    model = fit_text_model(texts, vectors, ["spam"] * 4, CLASSES, features("encoder"), None, 1, True)
     np.testing.assert_allclose(model.predict_proba(texts, vectors), np.tile([1 / 7, 5 / 7, 1 / 7], (4, 1)), rtol=1e-6)
 
 
 def test_two_items_of_two_classes() -> None:
     texts, vectors, labels = corpus(2, ["ham", "spam"])
-    model = fit_text_model(texts, vectors, labels, CLASSES, features("encoder+tfidf"), texts, 1, True)
+    model = fit_text_model(texts, vectors, labels, CLASSES, features("encoder+tfidf"), fit(texts), 1, True)
     proba = model.predict_proba(texts, vectors)
     check_probabilities(proba, 2, 3)
     assert proba[:, :2].argmax(axis=1).tolist() == [0, 1]
@@ -290,7 +292,7 @@ def test_two_items_of_two_classes() -> None:
 def test_labels_outside_the_schema_are_refused() -> None:
     texts, vectors, _ = corpus(2, ["ham"])
     with pytest.raises(BadInput, match=r"label 'eggs' is not a class of the schema \(ham, spam, news\)"):
-        fit_text_model(texts, vectors, ["ham", "eggs"], CLASSES, features("encoder"), [], 1, True)
+        fit_text_model(texts, vectors, ["ham", "eggs"], CLASSES, features("encoder"), None, 1, True)
     with pytest.raises(ValueError, match="1 labels for 2 rows"):
         fit_head(FeatureMatrix(vectors), ["ham"], CLASSES, 1, True)
 
@@ -339,7 +341,7 @@ def test_an_older_model_in_the_folder_leaves_nothing_behind(tmp_path: Path) -> N
 
 def test_the_card_says_what_the_model_is(tmp_path: Path) -> None:
     texts, vectors, labels = corpus(30, ["spam", "ham"])
-    model = fit_text_model(texts, vectors, labels, CLASSES, features("encoder"), [], 7, True, encoder="abc")
+    model = fit_text_model(texts, vectors, labels, CLASSES, features("encoder"), None, 7, True, encoder="abc")
     model.save(tmp_path)
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["classes"] == CLASSES
@@ -366,15 +368,15 @@ def test_the_control_is_the_classifier_on_its_rows_alone(tmp_path: Path) -> None
     texts, vectors, labels = corpus(30, CLASSES)
     rows = list(range(0, 30, 3))
 
-    def fit(some: list[int], control: list[int] | None) -> TextModel:
+    def model_of(some: list[int], control: list[int] | None) -> TextModel:
         own = [labels[row] for row in some]
-        pool = corpus(60, CLASSES)[0]
+        pool = fit(corpus(60, CLASSES)[0])
         few = [texts[row] for row in some]
         return fit_text_model(
             few, vectors[some], own, CLASSES, features("encoder+tfidf"), pool, 7, True, "abc", control
         )
 
-    model, alone = fit(list(range(30)), rows), fit(rows, None)
+    model, alone = model_of(list(range(30)), rows), model_of(rows, None)
     assert alone.as_control() is None
     model.save(tmp_path)
     loaded = load_text_model(tmp_path)
@@ -382,9 +384,9 @@ def test_the_control_is_the_classifier_on_its_rows_alone(tmp_path: Path) -> None
     assert control is not None and sum(control.head.counts.values()) == len(rows)
     np.testing.assert_array_equal(control.predict_proba(texts, vectors), alone.predict_proba(texts, vectors))
     np.testing.assert_array_equal(
-        loaded.predict_proba(texts, vectors), fit(list(range(30)), None).predict_proba(texts, vectors)
+        loaded.predict_proba(texts, vectors), model_of(list(range(30)), None).predict_proba(texts, vectors)
     )
-    fit(list(range(30)), None).save(tmp_path)
+    model_of(list(range(30)), None).save(tmp_path)
     assert not (tmp_path / "control.safetensors").exists()
     model.save(tmp_path)
     (tmp_path / "control.safetensors").write_bytes((tmp_path / "head.safetensors").read_bytes())

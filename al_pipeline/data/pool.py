@@ -60,8 +60,14 @@ def write_items(path: Path, batches: Iterable[Iterable[Item]]) -> int:
 
 
 def list_parts(folders: Iterable[Path]) -> list[Path]:
-    """The parts in `folders`: folders in the order given, parts by name."""
-    return [part for folder in folders for part in sorted(folder.glob(f"*{PART_SUFFIX}")) if part.name[0] != "."]
+    """The parts in `folders`, in the order given and by name; a part may be given in a folder's place."""
+    return [part for folder in folders for part in _parts_of(folder)]
+
+
+def _parts_of(folder: Path) -> list[Path]:
+    if folder.suffix == PART_SUFFIX:
+        return [folder]
+    return [part for part in sorted(folder.glob(f"*{PART_SUFFIX}")) if part.name[0] != "."]
 
 
 def iter_batches(

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from al_pipeline.errors import AlError, BadInput, ExternalServiceError
+from al_pipeline.file_notes import FileNotes
 from al_pipeline.files import TEMPORARY_PREFIX, read_object, sha256_bytes, sha256_file, write_json
 
 if TYPE_CHECKING:
@@ -214,32 +215,33 @@ def _remove_leftovers(parent: Path) -> None:
 # Identity and fingerprint ------------------------------------------------------------------------------------------
 
 
-def encoder_identity(folder: Path, max_tokens: int) -> str:
+def encoder_identity(folder: Path, max_tokens: int, notes: FileNotes | None = None) -> str:
     """Digest of what defines the vectors on any machine: weights, tokenizer, configuration, length, pooling.
 
-    A model fitted on vectors of one identity cannot use those of another. Raises BadInput where no encoder is
-    installed.
+    A model fitted on vectors of one identity cannot use those of another. `notes`: where the files' digests are
+    remembered. Raises BadInput where no encoder is installed.
     """
     if not (folder / "config.json").is_file():
         raise BadInput(f"{folder} holds no encoder; `al doctor` shows how to install one")
+    notes = notes or FileNotes()
     files = {
-        path.name: sha256_file(path)
+        path.name: notes.sha256(path)
         for path in sorted(folder.iterdir())
         if path.is_file() and not path.name.startswith(".") and not _matches(path, _NO_INFLUENCE)
     }
     return _digest({"encoding": _MEANING_VERSION, "files": files, "max_tokens": max_tokens, "pooling": "mean"})
 
 
-def encoder_fingerprint(folder: Path, max_tokens: int, precision: Precision) -> str:
+def encoder_fingerprint(identity: str, precision: Precision) -> str:
     """Digest of what the bytes of the vectors depend on: identity, precision, libraries and CPU instruction sets.
 
-    It names a folder of the feature cache. Needs no torch. Raises BadInput where no encoder is installed.
+    It names a folder of the feature cache. Needs no torch.
     """
     return _digest(
         {
             "cpu": _cpu(),
             "encoding": _ENCODING_VERSION,
-            "identity": encoder_identity(folder, max_tokens),
+            "identity": identity,
             "precision": resolve_precision(precision),
             "versions": {name: version(name) for name in ("numpy", "tokenizers", "torch", "transformers")},
         }

@@ -10,12 +10,12 @@ import heapq
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,13 +31,21 @@ IDF_FILE = "tfidf.safetensors"
 FORMAT = "al-tfidf/1"
 
 _WORD = re.compile(r"\b\w\w+\b")
-_MAX_CHARACTERS = 10_000
+MAX_CHARACTERS = 10_000
 """A longer text is truncated."""
 _COMPONENTS = 128
 _LSA_TEXTS = 2000
 """Texts from which the components are computed; the cost is cubic in their number, here about a second."""
 _MIN_VARIANCE = 1e-6
 """A component with less variance, relative to the largest, is rounding error."""
+
+
+class Rows(Protocol):
+    """A cache of rows, see `terms`."""
+
+    def of(self, texts: Sequence[str], width: int, compute: Callable[[Sequence[str]], csr_matrix]) -> csr_matrix:
+        """The rows of `texts`, (n, width), in order; `compute` gives those that are not cached."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -49,12 +57,18 @@ class Tfidf:
     components: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
     """The `lsa_components` of the fit's texts. Not saved: the weights of a fitted head contain them."""
 
+    rows: Rows | None = field(default=None, compare=False, repr=False)
+    """Where rows are cached, if anywhere."""
+
     @cached_property
     def _columns(self) -> dict[str, int]:
         return {term: column for column, term in enumerate(self.terms)}
 
     def transform(self, texts: Sequence[str]) -> csr_matrix:
         """Rows of unit length, (n, v) float32; a text without a known term is a row of zeros."""
+        return self._compute(texts) if self.rows is None else self.rows.of(texts, len(self.terms), self._compute)
+
+    def _compute(self, texts: Sequence[str]) -> csr_matrix:
         from scipy.sparse import csr_matrix
 
         columns, values, starts = array("i"), array("d"), array("q", [0])
@@ -142,7 +156,7 @@ def _sample(texts: Iterable[str], size: int) -> list[str]:
     kept: dict[int, str] = {}
     largest: list[int] = []
     for text in texts:
-        text = text[:_MAX_CHARACTERS]
+        text = text[:MAX_CHARACTERS]
         key = int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest())
         if key in kept or (len(kept) == size and key > -largest[0]):
             continue
@@ -155,5 +169,5 @@ def _sample(texts: Iterable[str], size: int) -> list[str]:
 
 def _terms(text: str) -> list[str]:
     """Words of two letters or more in lower case, and each pair of neighbours."""
-    words = _WORD.findall(text[:_MAX_CHARACTERS].lower())
+    words = _WORD.findall(text[:MAX_CHARACTERS].lower())
     return words + [f"{first} {second}" for first, second in zip(words, words[1:], strict=False)]

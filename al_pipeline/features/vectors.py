@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from al_pipeline.features.cache import FeatureCache, ensure
 from al_pipeline.features.encoder import encoder_fingerprint, encoder_identity
+from al_pipeline.file_notes import FileNotes
 from al_pipeline.params import Features
 from al_pipeline.records import Item, content_hash
 
@@ -24,13 +25,11 @@ class Vectors:
     def __init__(self, encoder: Path, cache: Path, features: Features) -> None:
         self._folder = encoder
         self._features = features
-        fingerprint = encoder_fingerprint(encoder, features.max_tokens, features.precision)
-        self._cache = FeatureCache(cache / fingerprint)
-
-    @property
-    def identity(self) -> str:
+        notes = FileNotes(cache / ".notes")
+        self.identity = encoder_identity(encoder, features.max_tokens, notes)
         """The `encoder_identity`: a model fitted on vectors of another identity cannot use these."""
-        return encoder_identity(self._folder, self._features.max_tokens)
+        notes.save()
+        self._cache = FeatureCache(cache / encoder_fingerprint(self.identity, features.precision))
 
     def missing(self, hashes: Sequence[str]) -> int:
         """The number of these content hashes without a vector."""

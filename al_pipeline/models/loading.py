@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from al_pipeline.features.terms import TermCache
 from al_pipeline.features.vectors import Vectors
 from al_pipeline.files import read_object
 from al_pipeline.models.finetuned import FORMAT, load_finetuned
@@ -15,14 +16,14 @@ from al_pipeline.models.text_model import CARD_FILE, Classifier, load_text_model
 from al_pipeline.records import Item
 
 
-def load_model(folder: Path, encoder: Path) -> Classifier:
+def load_model(folder: Path, encoder: Path, terms: TermCache | None = None) -> Classifier:
     """Load what `Classifier.save` wrote, checked by digest; a fine-tuned model uses the tokenizer in `encoder`.
 
-    Raises BadInput where it is damaged or not a model.
+    `terms`: the cache of TF-IDF rows, if any. Raises BadInput where it is damaged or not a model.
     """
     if read_object(folder / CARD_FILE).get("format") == FORMAT:
         return load_finetuned(folder, encoder)
-    return load_text_model(folder)
+    return load_text_model(folder, terms)
 
 
 def vectors_for(model: Classifier, vectors: Vectors | None, items: Sequence[Item]) -> NDArray[np.float32] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from al_pipeline.active_learning.strategies import Samples
 from al_pipeline.errors import BadInput
+from al_pipeline.features.terms import TermCache
 from al_pipeline.features.tfidf import IDF_FILE, TERMS_FILE, Tfidf, load_tfidf
-from al_pipeline.features.tfidf import fit as fit_tfidf
 from al_pipeline.files import read_json, sha256_bytes, sha256_file, write_bytes, write_json
 from al_pipeline.models.approximate import Columns
 from al_pipeline.models.ensembles import draw_heads, sample_proba
@@ -221,7 +221,7 @@ def fit_text_model(
     labels: Sequence[str],
     classes: Sequence[str],
     features: Features,
-    tfidf_corpus: Iterable[str],
+    tfidf: Tfidf | None,
     seed: int,
     calibrate: bool,
     encoder: str | None = None,
@@ -231,11 +231,10 @@ def fit_text_model(
     """Fit a classifier on frozen features of labelled texts; without labels it predicts the prior.
 
     `classifier`: the head, or one of `ESTIMATORS`. `control`: the rows that the control is fitted on; None for a model
-    without one. `vectors` (n, d): the encoder's for `texts`, where the features use it. `tfidf_corpus`: the pool's
-    texts, labelled or not, from which TF-IDF takes its vocabulary; read only where the features use TF-IDF. `encoder`
-    is recorded in the card. Raises BadInput where a label is not a class, or vectors are missing.
+    without one. `vectors` (n, d): the encoder's for `texts`, where the features use it. `tfidf`: the vocabulary that
+    was fitted on the pool's texts, labelled or not, where the features use TF-IDF. `encoder` is recorded in the card.
+    Raises BadInput where a label is not a class, or vectors are missing.
     """
-    tfidf = fit_tfidf(tfidf_corpus) if features.uses_tfidf else None
     matrix = _features(texts, vectors, features.uses_encoder, tfidf)
     head = fit_classifier(classifier, matrix, labels, classes, seed, calibrate)
     control_head = None
@@ -249,8 +248,11 @@ def fit_text_model(
     return TextModel(head, tfidf, True, encoder, digest, control=control_head)
 
 
-def load_text_model(folder: Path) -> TextModel:
-    """Load what `TextModel.save` wrote, checked by digest. Raises BadInput where it is damaged or not such a model."""
+def load_text_model(folder: Path, terms: TermCache | None = None) -> TextModel:
+    """Load what `TextModel.save` wrote, checked by digest; TF-IDF rows come from the cache `terms`, where there is one.
+
+    Raises BadInput where it is damaged or not such a model.
+    """
     from safetensors import SafetensorError
 
     card = read_json(folder / CARD_FILE)
@@ -258,12 +260,12 @@ def load_text_model(folder: Path) -> TextModel:
         found = card.get("format") if isinstance(card, dict) else None
         raise BadInput(f"this engine cannot read the model in {folder}: its format is {found!r}, expected {FORMAT!r}")
     try:
-        return _load(folder, card)
+        return _load(folder, card, terms)
     except (AttributeError, LookupError, TypeError, ValueError, RecursionError, SafetensorError) as error:
         raise BadInput(f"the model in {folder} is damaged: invalid card or weights ({error!r})") from None
 
 
-def _load(folder: Path, card: dict[str, Any]) -> TextModel:
+def _load(folder: Path, card: dict[str, Any], terms: TermCache | None) -> TextModel:
     kinds = card["features"].split("+")
     control = (CONTROL_FILE,) if card.get("control") else ()
     for name in (HEAD_FILE, *control, *((TERMS_FILE, IDF_FILE) if "tfidf" in kinds else ())):
@@ -271,9 +273,10 @@ def _load(folder: Path, card: dict[str, Any]) -> TextModel:
         actual = sha256_file(folder / name) if (folder / name).is_file() else "no such file"
         if actual != expected:
             raise BadInput(f"{folder / name} does not match its card: sha256 {actual}, card {expected}")
+    tfidf = load_tfidf(folder) if "tfidf" in kinds else None
     return TextModel(
         head=_load_head(folder / HEAD_FILE, card["classes"], card),
-        tfidf=load_tfidf(folder) if "tfidf" in kinds else None,
+        tfidf=tfidf if tfidf is None or terms is None else terms.attached_to(tfidf),
         uses_encoder="encoder" in kinds,
         encoder=card["encoder"],
         vectors=card.get("vectors"),

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from functools import wraps
 
 from al_pipeline.errors import AlError
+from al_pipeline.features.terms import TermCache
+from al_pipeline.files import sha256_file
 from al_pipeline.logs import get_logger
 from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT, THREADS
 from al_pipeline.workspace.layout import Layout
@@ -33,3 +35,8 @@ def stage(function: Callable[[Layout], None]) -> Callable[..., None]:
                 sys.exit(f"{type(error).__name__}: {error}")
 
     return main
+
+
+def open_terms(layout: Layout) -> TermCache:
+    """The cache of what TF-IDF computes, under the engine that `check_engine` found to be this one."""
+    return TermCache(layout.terms, sha256_file(layout.engine))

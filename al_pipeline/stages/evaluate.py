@@ -19,7 +19,7 @@ from al_pipeline.features.vectors import open_vectors
 from al_pipeline.files import write_json, write_text
 from al_pipeline.models.loading import load_model, vectors_for
 from al_pipeline.params import load_params
-from al_pipeline.stages import stage
+from al_pipeline.stages import open_terms, stage
 from al_pipeline.workspace.fingerprint import check_engine
 from al_pipeline.workspace.layout import Layout
 
@@ -43,7 +43,7 @@ def main(layout: Layout) -> None:
             "restore it with `dvc checkout data/test`"
         )
     texts, vectors = [item.text for item in items], open_vectors(layout.encoder, layout.features, params.features)
-    model = load_model(layout.model, layout.encoder)
+    model = load_model(layout.model, layout.encoder, open_terms(layout))
     own = vectors_for(model, vectors, items)
     truth = np.array([classes.index(label_of[items[row].item_id]) for row in labelled], dtype=np.intp)
 

@@ -23,11 +23,13 @@ from al_pipeline.models.text_model import Classifier, TextModel
 from al_pipeline.params import Select, load_overrides, load_params
 from al_pipeline.progress import progress_reporter
 from al_pipeline.records import LabeledItem
-from al_pipeline.stages import stage
+from al_pipeline.stages import open_terms, stage
 from al_pipeline.workspace.fingerprint import check_engine
 from al_pipeline.workspace.layout import Layout
 
 BINS = 20
+_BATCH = 4096
+"""Items that are scored together, and whose TF-IDF rows make one file of the cache."""
 
 
 @stage
@@ -39,7 +41,7 @@ def main(layout: Layout) -> None:
     closed = {row.item_id for row in labeled}
     closed |= {row.item_id for row in read_unresolved(layout.unresolved) if row.kind == "ignored"}
     vectors = open_vectors(layout.encoder, layout.features, params.features)
-    model = load_model(layout.model, layout.encoder)
+    model = load_model(layout.model, layout.encoder, open_terms(layout))
     chosen = load_overrides(layout.overrides)
     select = chosen.applied_to(params.select)
     scoring = scoring_of(select.strategy)
@@ -53,7 +55,7 @@ def main(layout: Layout) -> None:
     needs_vectors = model.needs_vectors or bool(select.guide)
     total, done = count_items([layout.pool]), 0
     on_progress = None if model.needs_vectors else progress_reporter(layout.progress, "scoring the pool")
-    for batch in iter_items([layout.pool]):
+    for batch in iter_items([layout.pool], _BATCH):
         done += len(batch)
         items = [item for item in batch if item.item_id not in closed]
         if not items:

@@ -18,7 +18,7 @@ from al_pipeline.files import read_json, write_json
 from al_pipeline.models.loading import load_model, vectors_for
 from al_pipeline.params import load_overrides, load_params
 from al_pipeline.records import Query
-from al_pipeline.stages import stage
+from al_pipeline.stages import open_terms, stage
 from al_pipeline.workspace.fingerprint import check_engine
 from al_pipeline.workspace.layout import Layout
 
@@ -70,7 +70,7 @@ def _forecast(layout: Layout, vectors: Vectors | None, queries: Sequence[Query])
 
     With the labels of the random slice they measure the model without bias: it was not trained on these labels.
     """
-    model = load_model(layout.model, layout.encoder)
+    model = load_model(layout.model, layout.encoder, open_terms(layout))
     if not model.counts or not queries:
         return list(queries)
     found = fetch([layout.pool], [query.item_id for query in queries])

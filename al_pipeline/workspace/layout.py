@@ -207,6 +207,11 @@ class Layout:
         return self.private / "features"
 
     @property
+    def terms(self) -> Path:
+        """The cache of TF-IDF vocabularies and rows; may be deleted."""
+        return self.private / "terms"
+
+    @property
     def lock(self) -> Path:
         return self.private / "lock"
 
@@ -330,7 +335,7 @@ class Layout:
     @property
     def folders(self) -> tuple[Path, ...]:
         """Folders that the engine or DVC writes to; none may be a link that leads out of the workspace."""
-        names = (".al/features", ".al/logs", ".al/published", ".al/rounds", ".dvc/cache", ".dvc/tmp")
+        names = (".al/features", ".al/logs", ".al/published", ".al/rounds", ".al/terms", ".dvc/cache", ".dvc/tmp")
         inner = (self.inbox, self.inbox_pool, self.inbox_test, self.inbox_events, self.rejects, self.reports)
         return (
             *(self.private, self.rounds, self.root / ".dvc", self.root / "data", self.root / "models"),

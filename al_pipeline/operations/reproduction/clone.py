@@ -91,7 +91,8 @@ class Clone:
         then = read_history(source, Git(source.root), self.tag)  # before its files lie anywhere: they are checked
         self.git = Git(source.root).clone(self.layout.root, self.tag)
         private_folder(self.layout.private)
-        self.layout.features.symlink_to(private_folder(self.home / "features"))
+        for cache in (self.layout.features, self.layout.terms):
+            cache.symlink_to(private_folder(self.home / cache.name))
         self._check_records(self.record in then.rounds)
         self.lock = _parse_lock(self.layout.dvc_lock)
 

@@ -1,0 +1,153 @@
+"""What TF-IDF needs of the pool, computed once: the fitted vocabulary, and each text's row under it.
+
+Neither depends on labels, so that a round computes both only for what is new. What is cached has the bytes that a
+computation would have; `engine` names everything else that these depend on. The cache may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from al_pipeline.features.shards import Shards, Tensors, read_shard, shard_bytes
+from al_pipeline.features.tfidf import MAX_CHARACTERS, Tfidf, fit
+from al_pipeline.files import make_folder, write_bytes
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+GROWTH = 1.25
+"""A vocabulary is fitted anew when the pool has grown to this many times what it was fitted on."""
+_KEPT = 3
+"""Vocabularies, and vocabularies with rows, that are kept; the oldest are deleted."""
+
+
+def fitted_parts(sizes: Sequence[int]) -> int:
+    """The number of leading parts of a pool, of `sizes` items, on whose texts the vocabulary is fitted.
+
+    It follows from the pool alone, and changes only when the pool has grown by a quarter: in between, no row changes.
+    """
+    fitted = total = parts = 0
+    for number, size in enumerate(sizes, 1):
+        total += size
+        if total >= GROWTH * fitted:
+            fitted, parts = total, number
+    return parts
+
+
+@dataclass(frozen=True)
+class TermCache:
+    """The vocabularies and rows below `folder`, of one engine."""
+
+    folder: Path
+    engine: str
+
+    def vocabulary(self, source: str, texts: Callable[[], Iterable[str]]) -> Tfidf:
+        """The vocabulary fitted on `texts`, which are read only where it is not cached; `source` names them."""
+        path = self.folder / f"vocabulary-{self._key(source.encode())}.safetensors"
+        found = read_shard(path)
+        if found is None:
+            fitted = fit(texts())
+            write_bytes(path, shard_bytes(_tensors(fitted)))
+            self._delete_oldest("vocabulary-*")
+        else:
+            os.utime(path)
+            fitted = _from_tensors(found)
+        return self.attached_to(fitted)
+
+    def attached_to(self, tfidf: Tfidf) -> Tfidf:
+        """The same vocabulary, with its rows cached."""
+        folder = self.folder / f"rows-{self._key(_joined(tfidf.terms), tfidf.idf.tobytes())}"
+        if folder.exists():
+            os.utime(folder)
+        else:
+            make_folder(folder)
+            self._delete_oldest("rows-*")
+        return replace(tfidf, rows=TermRows(folder))
+
+    def _key(self, *parts: bytes) -> str:
+        digest = hashlib.sha256(self.engine.encode())
+        for part in parts:
+            digest.update(hashlib.sha256(part).digest())
+        return digest.hexdigest()[:24]
+
+    def _delete_oldest(self, pattern: str) -> None:
+        found = sorted(self.folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns)
+        for path in found[:-_KEPT]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+class TermRows:
+    """The rows of texts under one vocabulary, by the SHA-256 of what is read of a text."""
+
+    def __init__(self, folder: Path) -> None:
+        self._shards = Shards(folder, _fits)
+
+    def of(self, texts: Sequence[str], width: int, compute: Callable[[Sequence[str]], csr_matrix]) -> csr_matrix:
+        """The rows of `texts`, (n, width), in order; `compute` gives those that are not cached, which are kept."""
+        from scipy.sparse import csr_matrix, vstack
+
+        digests = _digests(texts)
+        rows = self._shards.find(digests)
+        if (rows < 0).any():
+            new = list({digests[row].tobytes(): row for row in np.flatnonzero(rows < 0)}.values())
+            made = compute([texts[row] for row in new])
+            self._shards.add(
+                {
+                    "columns": made.indices.astype(np.int32),
+                    "hashes": digests[new],
+                    "starts": made.indptr.astype(np.int32),
+                    "values": made.data,
+                }
+            )
+            rows = self._shards.find(digests)
+        blocks, order = [], []
+        for shard, places, own in self._shards.split(rows):
+            block = csr_matrix((shard["values"], shard["columns"], shard["starts"]), (len(shard["hashes"]), width))
+            blocks.append(block if np.array_equal(own, np.arange(block.shape[0])) else block[own])
+            order.append(places)
+        if not blocks:
+            return csr_matrix((0, width), dtype=np.float32)
+        found = blocks[0] if len(blocks) == 1 else vstack(blocks, format="csr")
+        placed = np.concatenate(order)
+        return found if np.array_equal(placed, np.arange(len(placed))) else found[np.argsort(placed)]
+
+
+def _fits(tensors: Tensors) -> bool:
+    if tensors.keys() != {"columns", "hashes", "starts", "values"}:
+        return False
+    count, entries = len(tensors["hashes"]), len(tensors["columns"])
+    return tensors["starts"].shape == (count + 1,) and tensors["values"].shape == (entries,)
+
+
+def _digests(texts: Sequence[str]) -> NDArray[np.uint8]:
+    raw = b"".join(hashlib.sha256(text[:MAX_CHARACTERS].encode("utf-8", "surrogatepass")).digest() for text in texts)
+    return np.frombuffer(raw, np.uint8).reshape(-1, 32)
+
+
+def _joined(terms: Sequence[str]) -> bytes:
+    """Terms as bytes: words and blanks alone, so that a line is a term."""
+    return "\n".join(terms).encode()
+
+
+def _tensors(tfidf: Tfidf) -> Tensors:
+    tensors = {"terms": np.frombuffer(_joined(tfidf.terms), np.uint8), "idf": tfidf.idf}
+    return tensors if tfidf.components is None else {**tensors, "components": tfidf.components}
+
+
+def _from_tensors(tensors: Tensors) -> Tfidf:
+    text = tensors["terms"].tobytes().decode()
+    components = tensors.get("components")
+    return Tfidf(
+        tuple(text.split("\n")) if text else (),
+        np.array(tensors["idf"]),
+        None if components is None else np.array(components),
+    )
