@@ -175,7 +175,7 @@ def test_the_fingerprint_changes_with_whatever_vectors_depend_on(
     found.add(fingerprint(folder, 64, "float32"))
     found.add(fingerprint(folder, 128, "bfloat16"))
     with monkeypatch.context() as patch:
-        patch.setattr(module, "version", lambda name: f"{name} of another day")
+        patch.setattr(module, "library_versions", lambda: {"torch": "of another day"})
         found.add(fingerprint(folder, 128, "float32"))
     with monkeypatch.context() as patch:
         patch.setattr(module, "_cpu_flags", lambda: ["avx9000"])

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
 from math import gcd
 from pathlib import Path
@@ -243,9 +244,15 @@ def encoder_fingerprint(identity: str, precision: Precision) -> str:
             "encoding": _ENCODING_VERSION,
             "identity": identity,
             "precision": resolve_precision(precision),
-            "versions": {name: version(name) for name in ("numpy", "tokenizers", "torch", "transformers")},
+            "versions": library_versions(),
         }
     )
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """The versions of the libraries that the bytes of vectors depend on."""
+    return {name: version(name) for name in ("numpy", "tokenizers", "torch", "transformers")}
 
 
 def resolve_precision(precision: Precision) -> Literal["float32", "bfloat16"]:

@@ -139,9 +139,17 @@ def install(layout: Layout, features: Features, dvc: Dvc) -> None:
 def encode(layout: Layout, features: Features, engine: Engine | None = None) -> None:
     """Fill the cache of features with what it lacks, in a process of its own that gives its memory back.
 
-    `engine`: another than the running one.
+    No process is started where the cache was filled for just these items; a stage that finds a vector missing all the
+    same encodes its text. `engine`: another than the running one.
     """
     if not features.uses_encoder:
+        return
+    filled_for = _encoding_key(layout, features)
+    if (
+        engine is None
+        and read_object(layout.encoded).get("key") == filled_for
+        and any(layout.features.glob("[!.]*/[!.]*"))
+    ):
         return
     from al_pipeline.integrations import processes as child
     from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT  # which `al status` has no need of
@@ -155,3 +163,12 @@ def encode(layout: Layout, features: Features, engine: Engine | None = None) -> 
         raise StageFailed(f"encoding the pool failed ({code}); what it printed stands above")
     if code is None:
         raise StageFailed(f"encoding the pool took more than {_ENCODE_TIMEOUT / 3600:.0f} hours; `al round` goes on")
+    if engine is None:
+        write_json(layout.encoded, {"key": filled_for})
+
+
+def _encoding_key(layout: Layout, features: Features) -> str:
+    """What the vectors in the cache depend on: the items, the encoder and how it is used, the engine."""
+    pointers = [path.parent / f"{path.name}.dvc" for path in (layout.pool, layout.test, layout.encoder)]
+    digests = [sha256_file(path) if path.exists() else "-" for path in (*pointers, layout.engine)]
+    return sha256_bytes("\n".join([*digests, features.model_dump_json()]).encode())

@@ -54,6 +54,8 @@ STEPS: dict[Step, Callable[[Context, Facts], None]] = {
 }
 """What each step does. `rounds/state_machine.py` says when it is taken."""
 
+_BEFORE_STAGES = frozenset({Step.AUDIT, Step.CLOSE, *BUILD})
+"""Stages run soon after these."""
 _ROUTINE = frozenset({Step.INGEST, Step.CONNECT, Step.RETIRE, Step.PUSH, Step.PULL, Step.AUDIT, Step.SYNC})
 """Steps of every tick, which mostly find nothing to do."""
 
@@ -175,6 +177,8 @@ def _take_steps(context: Context, run: Runner, close_now: bool) -> tuple[Facts, 
     while not isinstance(step := next_step(facts := _facts(context, close_now), rule), Wait):
         context.on_progress(_announcement(step, facts))
         context.taken.begin(step, facts)
+        if step in _BEFORE_STAGES:
+            context.dvc.expect_stages()
         begin = time.perf_counter()
         run(str(step), partial(STEPS[step], context, facts))
         seconds = time.perf_counter() - begin

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable
 from functools import wraps
 
 from al_pipeline.errors import AlError
+from al_pipeline.features.encoder import library_versions
 from al_pipeline.features.terms import TermCache
 from al_pipeline.files import sha256_file
 from al_pipeline.logs import get_logger
-from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT, THREADS
+from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT, THREADS, current_engine
 from al_pipeline.workspace.layout import Layout
 
 _logger = get_logger(__name__)
+
+_IMPORTED_LATE = (
+    "pyarrow.compute",
+    "pyarrow.parquet",
+    "safetensors.numpy",
+    "scipy.linalg",
+    "scipy.optimize",
+    "scipy.sparse",
+    "threadpoolctl",
+)
+"""What modules of stages import where they use it, since others that import them do not; about a second."""
 
 
 def stage(function: Callable[[Layout], None]) -> Callable[..., None]:
@@ -35,6 +48,14 @@ def stage(function: Callable[[Layout], None]) -> Callable[..., None]:
                 sys.exit(f"{type(error).__name__}: {error}")
 
     return main
+
+
+def prepare() -> None:
+    """Load and compute what stages need of the installation, in a process that then forks them: they share it."""
+    for name in _IMPORTED_LATE:
+        importlib.import_module(name)
+    current_engine()
+    library_versions()
 
 
 def open_terms(layout: Layout) -> TermCache:

@@ -241,6 +241,11 @@ class Layout:
         return self.private / "encode.json"
 
     @property
+    def encoded(self) -> Path:
+        """What the cache of feature vectors was last filled for; see `build.encode`."""
+        return self.private / "encoded.json"
+
+    @property
     def progress(self) -> Path:
         """The progress of a long stage, for the progress bar."""
         return self.private / "progress.json"

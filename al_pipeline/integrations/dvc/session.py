@@ -23,7 +23,7 @@ from typing import IO, Any, NoReturn, Self
 
 import yaml
 
-from al_pipeline.errors import BadInput, RemoteIncomplete, RepositoryError, StageFailed, UnexpectedChange
+from al_pipeline.errors import AlError, BadInput, RemoteIncomplete, RepositoryError, StageFailed, UnexpectedChange
 from al_pipeline.files import read_object, write_bytes
 from al_pipeline.integrations import processes as child
 from al_pipeline.integrations.dvc.digests import Digests, digest, listing_digest
@@ -46,6 +46,8 @@ _NEW_PARTS = 4
 _ID = re.compile(r"[0-9a-f]{12}\Z")
 _ADVERTISEMENT = "Having any troubles? "
 
+
+_WORKER = "al_pipeline.integrations.dvc.worker"
 
 _STAND_ALONE = """
 import json, os, sys
@@ -189,6 +191,12 @@ class Dvc:
             if _is_dead(path):
                 _logger.warning("removing DVC's list of locks, which a process left that is gone: %s", path)
                 path.unlink(missing_ok=True)
+
+    def expect_stages(self) -> None:
+        """Start DVC's process and what runs stages, and wait for neither: both import for about a second."""
+        with contextlib.suppress(AlError):  # whoever needs it is told what keeps it from running
+            self.check(self.root)
+            self._start("--stages")
 
     def repro(self, stage: str, *, force: bool = False, run_cache: bool = True) -> None:
         """Bring one stage up to date, and prove the bytes of its outputs.
@@ -502,13 +510,13 @@ class Dvc:
             f"the next `al round` goes on: {said}"
         )
 
-    def _start(self) -> subprocess.Popen[str]:
+    def _start(self, *options: str) -> subprocess.Popen[str]:
         if self._process is not None:
             return self._process
         private_folder(self.log.parent)
         self._output = os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600), "ab")
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "al_pipeline.integrations.dvc.worker"],  # -P: see STAGE_ENVIRONMENT
+            [sys.executable, "-P", "-m", _WORKER, *options],  # -P: see STAGE_ENVIRONMENT
             cwd=self.root,
             env=self._environment(),
             stdin=subprocess.PIPE,

@@ -24,22 +24,25 @@ from pathlib import Path
 from typing import Any
 
 _STAGE = re.compile(r"python -m (al_pipeline\.stages\.[a-z_]+)")
+_STAGES = "al_pipeline.stages"
 _TAKEN = "taken\n"
 """What the server says of a request before it forks; the second line is the exit code."""
 _PR_SET_PDEATHSIG = 1
+_READ_AT_IMPORT = ("PYTHONPATH", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "MKL_NUM_THREADS")
+"""Variables of the environment."""
 
 
 def stage_module(command: str, environment: Mapping[str, str]) -> str | None:
     """The stage that `command` starts, where it would start it in this Python; None where a shell has to run it.
 
-    Another Python comes first on the PATH where rounds are made again under another engine. Threads are counted when
-    numpy is imported, so that the server must run under the same number.
+    Another Python comes first on the PATH where rounds are made again under another engine. What numpy reads when it
+    is imported must be the same for the server.
     """
     found = _STAGE.fullmatch(command)
     python = shutil.which("python", path=environment.get("PATH"))
     if found is None or python is None or Path(python).parent != Path(sys.executable).parent:
         return None
-    same = all(environment.get(name) == os.environ.get(name) for name in ("PYTHONPATH", "OMP_NUM_THREADS"))
+    same = all(environment.get(name) == os.environ.get(name) for name in _READ_AT_IMPORT)
     return found[1] if same and "OMP_NUM_THREADS" in environment else None
 
 
@@ -49,6 +52,19 @@ class StageServer:
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
 
+    def start(self, folder: str, *modules: str) -> None:
+        """Start to import the stages that the `dvc.yaml` in `folder` names, and `modules`. Raises OSError without one.
+
+        Does not wait: whoever needs a stage soon lets it import beside the work at hand.
+        """
+        text = (Path(folder) / "dvc.yaml").read_text(encoding="utf-8", errors="replace")
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__, *sorted({*modules, *_STAGE.findall(text)})],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+        )
+
     def run(self, module: str, folder: str, environment: Mapping[str, str]) -> int:
         """Run the stage `module` in `folder`; returns its exit code, negative for a signal as in `subprocess`.
 
@@ -56,13 +72,8 @@ class StageServer:
         and its exit code is the stage's.
         """
         if self._process is None:
-            text = (Path(folder) / "dvc.yaml").read_text(encoding="utf-8", errors="replace")
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", __name__, *sorted({module, *_STAGE.findall(text)})],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                encoding="utf-8",
-            )
+            self.start(folder, module)
+        assert self._process is not None
         assert self._process.stdin is not None and self._process.stdout is not None
         request = {"module": module, "folder": folder, "environment": dict(environment)}
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -73,12 +84,12 @@ class StageServer:
         return int(reply) if reply else self._process.wait() or 1
 
 
-def fork_stages() -> None:
-    """Have this process's DVC run stages as forks."""
+def fork_stages(server: StageServer | None = None) -> None:
+    """Have this process's DVC run stages as forks of `server`, or of one that starts with the first stage."""
     import dvc.stage.run as runner
     from dvc.stage.exceptions import StageCmdFailedError
 
-    server, in_shell = StageServer(), runner._run
+    server, in_shell = server or StageServer(), runner._run
 
     def run(executable: Any, command: str, **given: Any) -> None:
         module = stage_module(command, given["env"])
@@ -100,6 +111,7 @@ def main() -> None:
     for module in sys.argv[1:]:
         with contextlib.suppress(ImportError):  # dvc.yaml is the user's; what it names is reported when it runs
             importlib.import_module(module)
+    importlib.import_module(_STAGES).prepare()
     for line in sys.stdin:
         replies.write(_TAKEN)
         replies.flush()

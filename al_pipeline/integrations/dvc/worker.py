@@ -8,6 +8,7 @@ that a stage outlives no kill of the group; it ends when its standard input does
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -17,7 +18,7 @@ from typing import Any
 
 from al_pipeline.integrations.dvc.digests import holds
 from al_pipeline.integrations.dvc.objects import check_entry, serve
-from al_pipeline.integrations.dvc.stage_server import fork_stages
+from al_pipeline.integrations.dvc.stage_server import StageServer, fork_stages
 from al_pipeline.sanitize import redact
 
 _PARSED_TEXTS = 64
@@ -29,11 +30,15 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     sys.stdout, sys.stderr = _Redacted(sys.stdout), _Redacted(sys.stderr)
+    server = StageServer()
+    if sys.argv[1:] == ["--stages"]:
+        with contextlib.suppress(OSError):  # no dvc.yaml: DVC says so
+            server.start(os.curdir)
     from dvc.cli import main as dvc
 
     guard_folders()
     guard_objects()
-    fork_stages()
+    fork_stages(server)
     keep_parsed_yaml()
     for line in sys.stdin:
         try:
