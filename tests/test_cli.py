@@ -267,6 +267,9 @@ def test_outside_a_workspace_every_command_says_so_in_json(al: Al, name: str) ->
         (errno.EACCES, "permissions"),
         (errno.EPERM, "permissions"),
         (errno.EIO, "disk"),
+        (errno.EFBIG, "ulimit -f"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.EAGAIN, "ulimit -u"),
     ],
 )
 def test_a_full_or_locked_disk_is_one_line(al: Al, monkeypatch: pytest.MonkeyPatch, number: int, cure: str) -> None:
