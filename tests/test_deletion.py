@@ -72,7 +72,8 @@ def test_the_steps_delete_a_text_and_the_rounds_go_on(tmp_path: Path) -> None:
     for store in (remote, layout.root / ".dvc/cache"):
         for name in (old, *older):
             (store / "files/md5" / name[:2] / name[2:]).unlink()
-    for folder in (layout.features, layout.private / "published"):
+    for folder in (layout.features, layout.terms, layout.private / "published"):
+        assert folder.relative_to(layout.root).as_posix() in steps
         shutil.rmtree(folder, ignore_errors=True)
     assert holding(text, *places) == holding(person, *places) == []
 

@@ -122,7 +122,8 @@ class Shards:
 
     def _read_all(self) -> list[Tensors]:
         folder = Path(os.path.realpath(self._folder))
-        notes, found = FileNotes(folder / ".notes"), []
+        notes = FileNotes(folder / ".notes")
+        found: list[Tensors] = []
         for path in sorted(folder.glob(f"[!.]*{SUFFIX}")):
             shard = read_shard(path, notes)
             if shard is not None and self._fits(shard):

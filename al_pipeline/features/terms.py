@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,7 +139,7 @@ def _joined(terms: Sequence[str]) -> bytes:
 
 
 def _tensors(tfidf: Tfidf) -> Tensors:
-    tensors = {"terms": np.frombuffer(_joined(tfidf.terms), np.uint8), "idf": tfidf.idf}
+    tensors: dict[str, NDArray[Any]] = {"terms": np.frombuffer(_joined(tfidf.terms), np.uint8), "idf": tfidf.idf}
     return tensors if tfidf.components is None else {**tensors, "components": tfidf.components}
 
 
