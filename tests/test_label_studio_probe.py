@@ -6,8 +6,6 @@ import contextlib
 import http.server
 import json
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +17,6 @@ from embedded import LabelStudioServer
 from harness import answer_all, small_workspace
 from test_label_studio import personal_token
 
-from al_pipeline.integrations.label_studio import loopback
 from al_pipeline.integrations.label_studio import probe as label_studio_probe
 from al_pipeline.integrations.label_studio.client import LabelStudioOracle
 from al_pipeline.integrations.label_studio.probe import ServerStatus, is_writer, probe_server
@@ -89,37 +86,6 @@ def test_whatever_it_says_is_a_word(status: int, body: bytes, state: str) -> Non
         found = probe_server(at(listener), "token", 1, ID, 0)
     assert (found.state, found.answered) == (state, 7 if state == "up" else None)
     assert bool(found.detail) == (state != "up")
-
-
-@pytest.mark.parametrize("status", [200, 404])
-def test_a_server_on_this_machine_is_asked_without_a_library(status: int) -> None:
-    code = "import sys; from al_pipeline.integrations.label_studio import loopback; "
-    code += "print(loopback.request(sys.argv[1], {'A': 'b'}, 30.0), *sys.modules)"
-    with server(status, b"reply") as listener:
-        command = [sys.executable, "-c", code, f"{at(listener)}/health"]
-        said = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-        assert [path for path, _ in listener.requests] == ["/health"]
-    assert said.startswith(f"({status}, b'reply')")
-    assert not set(said.split()) & {"email", "http.client", "httpx", "ssl", "urllib.request"}
-
-
-@pytest.mark.parametrize(
-    ("url", "headers"),
-    [
-        ("https://127.0.0.1:1/", {}),
-        ("http://labels.example.org/", {}),
-        ("http://127.0.0.1:1/a b", {}),
-        ("http://127.0.0.1:1/", {"A": "b\r\nC: d"}),
-        ("http://127.0.0.1:1/é", {}),
-    ],
-)
-def test_what_needs_more_than_a_socket_is_left_to_a_library(url: str, headers: dict[str, str]) -> None:
-    assert loopback.request(url, headers, 1.0) is None
-
-
-def test_a_reply_in_pieces_is_left_to_a_library() -> None:
-    with server(headers={"Transfer-Encoding": "chunked"}) as listener:
-        assert loopback.request(at(listener), {}, 5.0) is None
 
 
 OURS = ProjectMark(ID, "clone-1", "uid-1")

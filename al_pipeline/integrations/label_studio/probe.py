@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from al_pipeline.integrations.label_studio import loopback
 from al_pipeline.integrations.label_studio.payloads import task_filter, task_query
 from al_pipeline.integrations.label_studio.projects import ProjectMark, find_mark
 from al_pipeline.integrations.label_studio.tokens import Authorization, TokenExpired
@@ -25,6 +24,7 @@ _logger = get_logger(__name__)
 State = Literal["up", "down", "refused", "odd"]
 
 _SECONDS = 0.9
+_MOST_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def probe_server(
 
 
 def is_writer(url: str, token: str, project_id: int, mark: ProjectMark, seconds: float) -> bool:
-    """Whether a Label Studio on this machine says at once that its project bears `mark`, in one plain request.
+    """Whether a Label Studio on this machine says at once that its project bears `mark`, without httpx.
 
     False where it says anything else, or nothing: then the client asks, which knows why.
     """
@@ -119,16 +119,7 @@ def _answered(url: str, token: str, project_id: int, workspace_id: str, round: i
 
 
 def _get(url: str, headers: dict[str, str], seconds: float, body: str | None = None) -> bytes:
-    """What a successful reply to one request holds; it is sent on nowhere, so that no other server gets the token."""
-    status, content = loopback.request(url, headers, seconds, body) or _request(url, headers, seconds, body)
-    if not 200 <= status < 300:
-        raise _Failed(status)
-    return content
-
-
-def _request(url: str, headers: dict[str, str], seconds: float, body: str | None) -> tuple[int, bytes]:
-    """Status and content of the reply of a server anywhere."""
-    from urllib.error import HTTPError
+    """The reply to one request; it is sent on nowhere, so that no other server gets the token."""
     from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
     class Nowhere(HTTPRedirectHandler):
@@ -141,32 +132,23 @@ def _request(url: str, headers: dict[str, str], seconds: float, body: str | None
     if body is not None:
         headers = {**headers, "Content-Type": "application/json"}
     request = Request(url, None if body is None else body.encode(), headers)
-    try:
-        with build_opener(*handlers).open(request, timeout=seconds) as reply:
-            return 200, reply.read(loopback.MOST_BYTES)
-    except HTTPError as error:
-        return error.code, b""
-
-
-class _Failed(Exception):
-    """A reply whose status is no success."""
-
-    def __init__(self, status: int) -> None:
-        self.status = status
+    with build_opener(*handlers).open(request, timeout=seconds) as reply:
+        content: bytes = reply.read(_MOST_BYTES)
+        return content
 
 
 def _failure(error: Exception) -> ServerStatus:
     from http.client import HTTPException
-    from urllib.error import URLError
+    from urllib.error import HTTPError, URLError
 
     if isinstance(error, TokenExpired):
         return ServerStatus("refused", "it refuses the token (401)")
-    if isinstance(error, _Failed):
-        if error.status in (401, 403):
-            return ServerStatus("refused", f"it refuses the token ({error.status})")
-        if error.status >= 500:
-            return ServerStatus("down", f"it failed ({error.status})")
-        return ServerStatus("odd", f"it answers {error.status}; is that Label Studio, and the right one?")
+    if isinstance(error, HTTPError):
+        if error.code in (401, 403):
+            return ServerStatus("refused", f"it refuses the token ({error.code})")
+        if error.code >= 500:
+            return ServerStatus("down", f"it failed ({error.code})")
+        return ServerStatus("odd", f"it answers {error.code}; is that Label Studio, and the right one?")
     if isinstance(error, TimeoutError) or (isinstance(error, URLError) and isinstance(error.reason, TimeoutError)):
         return ServerStatus("down", "no answer in time")
     if isinstance(error, URLError):
