@@ -102,7 +102,7 @@ class Memory:
 
     def _look(self, process: psutil.Process) -> None:
         try:
-            words = " ".join(process.cmdline())
+            words = f"{process.name()} {' '.join(process.cmdline())}"
             status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii", errors="replace")
         except (psutil.Error, OSError):
             return
@@ -113,10 +113,12 @@ class Memory:
 
 
 def _kind(words: str) -> str:
-    stage = re.search(r"al_pipeline\.stages\.(\w+)", words)
+    stage = re.match(r"al-(\w+)", words) or re.search(r"-m al_pipeline\.stages\.(\w+)", words)
     if stage:
-        return stage[1]
-    return "dvc" if "repository.worker" in words else "git and others"
+        return stage[1]  # a fork of the stage server, which names itself, or a process of its own
+    if "dvc.stage_server" in words:
+        return "stage server"
+    return "dvc" if "dvc.worker" in words else "git and others"
 
 
 def main() -> None:
