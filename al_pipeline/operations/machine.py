@@ -113,8 +113,8 @@ class Destruction:
         """This as a JSON object."""
         return {
             "workspace_id": self.left.workspace_id,
-            "removed": [{"path": path, "what": what, "bytes": size} for path, what, size in self.removed],
-            "kept": [{"path": path, "what": what} for path, what in self.kept],
+            "removed": [{"path": path, "description": what, "bytes": size} for path, what, size in self.removed],
+            "kept": [{"path": path, "description": what} for path, what in self.kept],
             "losses": list(self.losses),
             "stopped": list(self.ended),
         }
