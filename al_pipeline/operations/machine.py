@@ -1,7 +1,7 @@
-"""What workspaces left on this machine, below `al`'s home, and how one of them takes it away again.
+"""List what workspaces left on this machine below `al`'s home, and remove what one of them left.
 
 A workspace's home holds its servers with their databases, credentials, caches and, unless `al init` was given another
-DVC remote, the data of its rounds. The workspace itself may be gone by then: its folder was deleted or moved.
+DVC remote, the data of its rounds. The folder of the workspace itself may have been deleted or moved.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from al_pipeline.workspace.workspace import PLACES, is_workspace_id
 State = Literal["running", "stopped", "gone", "unsafe"]
 
 _MACHINES = ("label-studio", "worker", "prefect", "credentials.json", "reproduce", "dvc")
-"""What of a workspace's home can be made again, or is worth nothing without the servers, in the order it is removed."""
+"""Entries of a workspace's home that can be recreated, or are useless without the servers, in the order of removal."""
 
 _DATA = "dvc-remote"
-"""The data of the rounds, where `al init` was given no other DVC remote."""
+"""The DVC remote with the data of the rounds, unless `al init` was given another one."""
 
 _CALLED = {
     "label-studio": "Label Studio's database, with its accounts and every answer in it",
@@ -65,21 +65,21 @@ class Left:
     workspace_id: str
     home: Path
     places: tuple[Path, ...]
-    """Where its clones worked on this machine, those that are still there first; empty where nothing noted it."""
+    """Folders of its clones on this machine, existing ones first; empty if none was recorded."""
     present: tuple[Path, ...]
-    """Those of them that are still there."""
+    """Those of `places` that still exist."""
     state: State
     services: tuple[ServiceRow, ...]
     problem: str = ""
-    """Why the home cannot be looked into (state `unsafe`)."""
+    """Why the home cannot be read (state `unsafe`)."""
 
     @property
     def name(self) -> str:
-        """What its folder is called; empty where nobody knows."""
+        """The name of its folder; empty if unknown."""
         return self.places[0].name if self.places else ""
 
     def to_json(self) -> dict[str, Any]:
-        """This as a JSON object, with the bytes that it takes."""
+        """Convert to a JSON object, with the disk usage in bytes."""
         safe = self.state != "unsafe"
         return {
             "workspace_id": self.workspace_id,
@@ -97,20 +97,20 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Destruction:
-    """What `destroy` would take away, or took."""
+    """What `destroy` would remove, or has removed."""
 
     left: Left
     removed: tuple[tuple[str, str, int], ...]
-    """Path, what it is, bytes."""
+    """Path, description and size in bytes of each."""
     kept: tuple[tuple[str, str], ...]
-    """Path or address, what it is."""
+    """Path or URL, and description of each."""
     losses: tuple[str, ...]
-    """What would be lost for good, and nobody has elsewhere, as far as can be told: sentences."""
+    """A sentence for each thing that would be lost for good: as far as is known, there is no other copy."""
     ended: tuple[str, ...] = ()
-    """Services that ran, and were ended."""
+    """Services that were running and were stopped."""
 
     def to_json(self) -> dict[str, Any]:
-        """This as a JSON object."""
+        """Convert to a JSON object."""
         return {
             "workspace_id": self.left.workspace_id,
             "removed": [{"path": path, "description": what, "bytes": size} for path, what, size in self.removed],
@@ -121,7 +121,7 @@ class Destruction:
 
 
 def workspaces() -> list[Left]:
-    """Every workspace that left something below `al`'s home, by the name of its folder. Reads only."""
+    """List every workspace that left something below `al`'s home, sorted by folder name. Reads only."""
     root = al_home()
     if not root.is_dir():
         return []
@@ -132,9 +132,9 @@ def workspaces() -> list[Left]:
 
 
 def find(wanted: str | None, here: Path | None) -> Left:
-    """What the workspace left that `wanted` names (id, path, or name of its folder), else the one around `here`.
+    """Find what the workspace `wanted` (id, path or folder name) left; by default, the workspace that contains `here`.
 
-    Raises UsageError where there is none, or several have that name; CopiedWorkspace where `here` lies in a copy.
+    Raises UsageError if there is none or the name is ambiguous, CopiedWorkspace if `here` is in a copy.
     """
     everything = workspaces()
     if wanted is None:
@@ -145,7 +145,7 @@ def find(wanted: str | None, here: Path | None) -> Left:
                 f"{start} is not in a workspace; name one of those that `al workspaces` lists by its id or path "
                 "(`al init DIR` makes one)"
             )
-        refuse_copy(Layout(around))  # whoever stands in a copy does not mean its original's
+        refuse_copy(Layout(around))  # the marker of a copy has the id of its original
         name = read_object(Layout(around).marker).get("workspace_id")
         found = [one for one in everything if one.workspace_id == name]
         if not found:
@@ -164,7 +164,7 @@ def find(wanted: str | None, here: Path | None) -> Left:
 
 
 def plan(left: Left, with_folder: bool) -> Destruction:
-    """What `destroy` would take away. Raises UnsafeFolder, and BadInput where what it depends on cannot be read."""
+    """Return what `destroy` would remove. Raises UnsafeFolder; BadInput if a file that decides this is unreadable."""
     check_private(left.home)
     removed: list[tuple[str, str, int]] = []
     kept: list[tuple[str, str]] = []
@@ -192,11 +192,11 @@ def plan(left: Left, with_folder: bool) -> Destruction:
 def destroy(
     left: Left, with_folder: bool, force: bool, on_progress: Callable[[str], None] = lambda _: None
 ) -> Destruction:
-    """End the workspace's servers and take away what it left on this machine; `with_folder`: the workspace too.
+    """Stop the workspace's servers and remove what it left on this machine; with `with_folder`, the workspace too.
 
-    The workspace stays otherwise, with the DVC remote in the home. Killed at any line, the same call goes on. Raises
-    ManualActionRequired, with nothing changed, where something would be lost and not `force`; UsageError for the
-    folder of a workspace that has several clones here; Locked while a round runs.
+    Without `with_folder`, the workspace and the DVC remote in its home stay. If killed at any point, the same call
+    continues. Raises ManualActionRequired, with nothing changed, if something would be lost and `force` is false;
+    UsageError for `with_folder` if the workspace has several clones here; NothingToDo; Locked while a round runs.
     """
     if with_folder and len(left.present) > 1:
         clones = ", ".join(map(str, left.present))
@@ -226,7 +226,7 @@ def destroy(
                 _remove_workspace(place) if place in left.present else _remove_empty(place)
             remove_tree(left.home / _DATA)
     if not any(entry.name != PLACES for entry in left.home.iterdir()):
-        remove_tree(left.home / PLACES)  # last: by it the same call finds the workspace again
+        remove_tree(left.home / PLACES)  # last: a repeated call finds the workspace by it
         left.home.rmdir()
     return Destruction(left, planned.removed, planned.kept, planned.losses, tuple(ended))
 
@@ -246,7 +246,7 @@ def _look(home: Path, services: Sequence[ServiceRow]) -> Left:
 
 
 def _is_clone(place: Path, workspace_id: str) -> bool:
-    """Whether the workspace lies at `place`. What is there but cannot be read counts: nobody knows that it is gone."""
+    """Whether the workspace is at `place`. An unreadable marker counts as yes: the workspace may still be there."""
     try:
         return bool(read_object(Layout(place).marker).get("workspace_id") == workspace_id)
     except NotADirectoryError:
@@ -256,7 +256,7 @@ def _is_clone(place: Path, workspace_id: str) -> bool:
 
 
 def _elsewhere(left: Left) -> str | None:
-    """The address of a Label Studio that is not the workspace's own, where it was told to use one."""
+    """The URL of an external Label Studio, if the workspace is configured to use one."""
     with contextlib.suppress(BadInput):
         known = read_object(left.home / "credentials.json")
         own = read_object(left.home / "label-studio/account.json")
@@ -266,7 +266,7 @@ def _elsewhere(left: Left) -> str | None:
 
 
 def _losses(left: Left, with_folder: bool) -> list[str]:
-    """What only the workspace's own Label Studio, or its inbox, holds."""
+    """Describe the data that only the workspace's own Label Studio or its inbox holds."""
     losses = []
     try:
         stored = stored_answers(left.home / "label-studio")
@@ -300,7 +300,7 @@ def _losses(left: Left, with_folder: bool) -> list[str]:
 
 
 def _pulled(left: Left) -> set[tuple[str, str, str]]:
-    """What the ledgers and inboxes of the clones here hold: push key, number and time of change of each answer."""
+    """Push key, annotation id and time of change of each answer in the ledgers and inboxes of the clones here."""
     found = set()
     for place in left.present:
         layout = Layout(place)
@@ -316,9 +316,9 @@ def _key(answer: StoredAnswer) -> tuple[str, str, str]:
 
 
 def _owned(place: Path) -> list[Path]:
-    """What of a workspace's folder the engine, git or DVC made; the marker last.
+    """Paths in a workspace's folder that the engine, git or DVC created; the marker last.
 
-    Where somebody's own files lie there too, git's history is theirs as well and is not in the list.
+    If the folder also holds the user's own files, git's history covers those too and is not in the list.
     """
     layout = Layout(place)
     pointers = (source.parent / f"{source.name}.dvc" for source in layout.sources)
@@ -334,7 +334,7 @@ def _owned(place: Path) -> list[Path]:
 
 
 def _others(place: Path, ours: Sequence[Path]) -> list[Path]:
-    """What lies in a workspace's folder beside `ours`: entries of its root, of `data` and of `models`."""
+    """Entries of a workspace's folder, its `data` and its `models` that are not in `ours`."""
     entries: list[Path] = []
     for entry in sorted(place.iterdir()):
         inside = entry.name in ("data", "models") and entry.is_dir() and not entry.is_symlink()
@@ -353,5 +353,5 @@ def _remove_workspace(place: Path) -> None:
 
 def _remove_empty(place: Path) -> None:
     for folder in (place / "data", place / "models", place):
-        with contextlib.suppress(OSError):  # somebody's files are in it, or it is not there
+        with contextlib.suppress(OSError):  # it holds the user's files, or does not exist
             folder.rmdir()

@@ -1,4 +1,4 @@
-"""Which tasks a round asks: those that it keeps, the queries that were selected, and the next items of the test set."""
+"""Plan the tasks of a round: those kept from the round before, the selected queries, and the next test items."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from al_pipeline.workspace.workspace import Workspace
 
 
 def plan_tasks(workspace: Workspace, git: Git, number: int, abandoned: Collection[int]) -> list[PlannedTask]:
-    """What round `number` asks: the tasks that it keeps of the round before, as they are; then queries, and between
-    them the next test items that nobody was asked about yet (save in abandoned rounds), `round.test_tasks` with those
-    that are kept.
+    """Return the tasks of round `number`: those kept from the round before, then queries mixed with test items.
 
-    The test set was drawn once, at random, and is asked in an order drawn at random, so that what is labelled of it is
-    a random sample at any time. Round 0 asks nothing where labels that the user brought make the first model.
+    Kept tasks are unchanged. The test items are the next ones that were not asked yet (except in abandoned rounds);
+    `round.test_tasks` is their number including kept ones. The test set was drawn once, at random, and is asked in
+    random order, so its labelled part is always a random sample. Round 0 is empty if imported labels suffice for the
+    first model.
     """
     if number == 0 and brought_labels(workspace.layout, workspace.params):
         return []
@@ -35,7 +35,7 @@ def plan_tasks(workspace: Workspace, git: Git, number: int, abandoned: Collectio
 
 
 def kept_tasks(layout: Layout, git: Git, number: int) -> list[PlannedTask]:
-    """The tasks of the round before that round `number` keeps, in their order: the close wrote down which."""
+    """The tasks that round `number` keeps from the round before, in order, as recorded when that round closed."""
     chosen = load_overrides(layout.overrides)
     wanted = {*chosen.kept, *chosen.kept_test}
     if not wanted:
@@ -44,7 +44,7 @@ def kept_tasks(layout: Layout, git: Git, number: int) -> list[PlannedTask]:
 
 
 def interleaved(first: Sequence[PlannedTask], second: Sequence[PlannedTask]) -> list[PlannedTask]:
-    """Both rows of tasks as one, each in its order and spread over the whole: a half of it is a half of either."""
+    """Merge two lists of tasks, each in order and spread evenly: half of the result holds half of either list."""
     placed = [
         ((2 * place + 1) / (2 * len(tasks)), task) for tasks in (first, second) for place, task in enumerate(tasks)
     ]
@@ -52,7 +52,7 @@ def interleaved(first: Sequence[PlannedTask], second: Sequence[PlannedTask]) -> 
 
 
 def brought_labels(layout: Layout, params: Params) -> int:
-    """How many labels of the pool the user brought, where they make a model without anybody's answer; else 0."""
+    """The number of imported pool labels if they suffice to train a model without any answers, else 0."""
     from al_pipeline.data.outputs import read_labeled
 
     labels = [row.label for row in read_labeled(layout.labeled)]
@@ -60,13 +60,13 @@ def brought_labels(layout: Layout, params: Params) -> int:
 
 
 def _void_tasks(events: list[Event]) -> set[str]:
-    """Push keys of tasks with answers of which none counts any more: an item of the test set is asked once more."""
+    """Push keys of answered tasks none of whose answers counts any more: their test items are asked again."""
     heard = {event.push_key for event in events if event.type not in CONTROLS}
     return heard - {event.push_key for event in active(events)}
 
 
 def _query_tasks(workspace: Workspace, number: int) -> list[PlannedTask]:
-    """The queries that were selected for round `number`, in their order."""
+    """The queries selected for round `number` as tasks, by rank."""
     from al_pipeline.data.outputs import read_queries
 
     layout = workspace.layout
@@ -93,7 +93,7 @@ def _query_tasks(workspace: Workspace, number: int) -> list[PlannedTask]:
 def _test_tasks(
     workspace: Workspace, git: Git, number: int, abandoned: Collection[int], kept: Sequence[PlannedTask]
 ) -> list[PlannedTask]:
-    """The next items of the test set, as many as the round has room for beside those that are `kept`."""
+    """The next items of the test set as tasks, up to `round.test_tasks` together with those in `kept`."""
     params = workspace.params
     done = _settled_items(workspace.layout) | _asked_items(workspace.layout, git, number, abandoned)
     done |= {task.item_id for task in kept}
@@ -108,7 +108,7 @@ def _test_tasks(
 
 
 def _settled_items(layout: Layout) -> set[str]:
-    """The items of the test set that have a label, or are set aside."""
+    """Ids of test items that have a label or are ignored."""
     from al_pipeline.data.outputs import read_labeled, read_unresolved
 
     unresolved = read_unresolved(layout.unresolved)
@@ -117,7 +117,7 @@ def _settled_items(layout: Layout) -> set[str]:
 
 
 def _asked_items(layout: Layout, git: Git, number: int, abandoned: Collection[int]) -> set[str]:
-    """The items of the test set that rounds before `number` asked about, and whose answers count or may come."""
+    """Ids of test items that were asked before round `number` and whose answers count or may still arrive."""
     void = _void_tasks(read_events(layout.events))
     return {
         task.item_id

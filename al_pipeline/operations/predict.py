@@ -1,4 +1,4 @@
-"""Predict with a published model: the promoted one, or any round's."""
+"""Predict with a published model: the promoted one, or that of any round."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
 
 def model_folder(workspace: Workspace, number: int | None = None) -> tuple[int, Path]:
-    """The round (default: the promoted one) and a folder with its model and encoder, fetched once, checked by digest.
+    """Return the round (default: the promoted one) and a folder with its model and encoder.
 
-    Raises NothingToDo where no round is published, RepositoryError where its model cannot be had.
+    They are fetched once and verified by digest. Raises NothingToDo if the round is not published or none is promoted,
+    RepositoryError if its model cannot be obtained.
     """
     layout = workspace.layout
     history = read_history(layout, Git(layout.root))
@@ -51,7 +52,7 @@ def model_folder(workspace: Workspace, number: int | None = None) -> tuple[int, 
 
 
 def _is_whole(folder: Path, wanted: str) -> bool:
-    """Whether model and encoder are those that were fetched, the model that of the digest `wanted`."""
+    """Whether model and encoder are as they were fetched, and the model has the digest `wanted`."""
     try:
         known = read_json(folder / "complete.json")
     except BadInput:
@@ -64,7 +65,7 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _fetch(workspace: Workspace, name: str, wanted: str, folder: Path) -> None:
-    """Bring the model of a round into `folder`, whole or not at all: into a new one beside it, then in its place."""
+    """Fetch the model of a round into `folder`, completely or not at all: a new folder beside it replaces it."""
     private_folder(workspace.layout.private)
     make_folder(folder.parent)
     with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder.parent) as place:
@@ -86,13 +87,13 @@ def _fetch(workspace: Workspace, name: str, wanted: str, folder: Path) -> None:
 
 
 TextRow = tuple[str, str] | tuple[str, str, Mapping[str, Any]]
-"""The id, the text and, where they are kept, the other columns of a row."""
+"""The id, the text and, if they are kept, the other columns of a row."""
 
 
 def predict(
     workspace: Workspace, texts: Iterator[Sequence[TextRow]], number: int | None = None
 ) -> Iterator[dict[str, Any]]:
-    """One row a text, in their order: `id`, `label`, and the probability of each class; `columns` where a text has any.
+    """Yield a row per text, in order: `id`, `label`, the probability of each class, and `columns` if the text has any.
 
     `texts` come in batches of (id, text) or (id, text, columns), so that a file of any size can be streamed.
     """
@@ -127,7 +128,7 @@ def predict(
 
 
 def _features(record: RoundRecord) -> Features:
-    """What the features were when the round was published."""
+    """The feature parameters of a round. Raises BadInput if this engine does not know them."""
     from pydantic import ValidationError
 
     from al_pipeline.params import Features
@@ -142,7 +143,7 @@ def _features(record: RoundRecord) -> Features:
 
 
 def typed_texts(texts: Sequence[str]) -> Iterator[list[TextRow]]:
-    """Texts that were typed, numbered from 1. Raises UsageError where one is none."""
+    """Yield the texts of the command line as one batch, numbered from 1. Raises UsageError if one is invalid."""
     for text in texts:
         try:
             text_from(text, _LONGEST)
@@ -159,10 +160,10 @@ def read_texts(
     *,
     columns: bool = False,
 ) -> Iterator[list[TextRow]]:
-    """The (id, text) pairs of users' files, in batches; a row that cannot be read is told to `warn` and passed over.
+    """Yield the (id, text) pairs of the user's files in batches; skip unusable rows and report them to `warn`.
 
-    `columns` keeps the others. Ids are those that `al ingest` would give, from `id_column` (by default `id`, where
-    there is one); else a row's id is its number in the file, behind the file's name where there are several.
+    `columns` keeps the other columns. Ids are those that `al ingest` would give, from `id_column` (default: `id`, if
+    present); otherwise a row's id is its number in the file, prefixed with the file's name if there are several files.
     """
     sources = [Source(files)] if isinstance(files, Path) else files
     passed = 0
@@ -193,7 +194,7 @@ _MOST_WARNINGS = 20
 
 
 def _problem(row: Row | BadRow, text_column: str) -> str | None:
-    """Why nothing can be predicted for a row."""
+    """Why nothing can be predicted for a row; None if it is usable."""
     if isinstance(row, BadRow):
         return f"{row.reason} {row.detail}".rstrip()
     try:
@@ -204,7 +205,7 @@ def _problem(row: Row | BadRow, text_column: str) -> str | None:
 
 
 def _id(value: Any) -> str:
-    """The id of a row as `al ingest` would take it; what it would refuse as it stands there; empty: there is none."""
+    """The id of a row as `al ingest` reads it, unchanged if `al ingest` would refuse it; empty if there is none."""
     try:
         return item_id_from(value, "")
     except ValueError:
@@ -217,7 +218,7 @@ _OURS = ("id", "label", "probability")
 
 
 def output_format(form: str | None, out: Path | None, inputs: Sequence[Source]) -> str:
-    """csv or jsonl: as asked for, by the name of `out`, else jsonl. Raises UsageError where `out` cannot be written."""
+    """Return csv or jsonl: `form`, else by the suffix of `out`, else jsonl. Raises UsageError if either is unusable."""
     if out is not None and out.is_dir():
         raise UsageError(f"{out} is a folder; name the file to write")
     if out is not None and any(
@@ -236,10 +237,10 @@ def output_format(form: str | None, out: Path | None, inputs: Sequence[Source]) 
 def csv_lines(
     rows: Iterable[Mapping[str, Any]], classes: Sequence[str], names: Sequence[str], id_column: str | None
 ) -> Iterator[str]:
-    """Predictions as CSV: the input's columns `names`, then `id`, `label`, `probability`, and one column a class.
+    """Yield predictions as CSV: the input's columns `names`, `id`, `label`, `probability`, and one column per class.
 
-    No cell is a formula for a spreadsheet. A column of the input that is called like one of ours gets `input_` in
-    front; the one that holds the ids is not repeated. Nothing comes before the first row can be predicted.
+    Cells that a spreadsheet could evaluate as a formula are escaped. An input column with the name of one of ours gets
+    the prefix `input_`; the id column is not repeated. Nothing is yielded before the first row is predicted.
     """
     rows = iter(rows)
     first = next(rows, None)
@@ -282,7 +283,7 @@ def _csv_line(cells: Sequence[Any]) -> str:
 
 
 def classes_of(workspace: Workspace, number: int | None) -> list[str]:
-    """The classes that a round's model gives probabilities of, in their order."""
+    """The classes of a round's model (default: the promoted one), in the order of its probabilities."""
     history = read_history(workspace.layout, Git(workspace.layout.root))
     name = history.promoted
     if number is None and name is not None:
@@ -291,7 +292,7 @@ def classes_of(workspace: Workspace, number: int | None) -> list[str]:
 
 
 def columns_in(sources: Sequence[Source]) -> list[str]:
-    """The names of all columns, in the order in which they first come: JSONL may bring one in its last row."""
+    """The names of all columns, in order of first appearance: the last row of a JSONL file may add one."""
     names: dict[str, None] = {}
     for source in sources:
         for batch in read_table(source):

@@ -1,4 +1,4 @@
-"""Decide about the new model, plan the next round, and publish: data first, then the commit, then the tag."""
+"""Decide on the new model, plan the next round, and publish: data first, then the commit, then the tag."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from al_pipeline.workspace.workspace import Workspace
 
 _logger = get_logger(__name__)
 
-if TYPE_CHECKING:  # at run time where they are used: a tick that finds nothing to do needs no numpy
+if TYPE_CHECKING:  # at run time, imported where used: a tick with nothing to do needs no numpy
     from al_pipeline.data.outputs import Predictions
     from al_pipeline.evaluation.figures import Decision
 
 Tags = Mapping[str, tuple[str, str]]
-"""References by name: each one's object, and the commit that it names."""
+"""References by name: the id of the object, and of the commit that it points to."""
 
 
 def decide_and_plan(
     workspace: Workspace, git: Git, history: History, number: int | None, build: str, facts: Mapping[str, Any]
 ) -> None:
-    """Write the record of round `number` (None: the first build's) and the plan of the round after it.
+    """Write the record of round `number` (None: of the first build) and the plan of the next round.
 
-    `build` names the inputs that the build was made from; `facts` are what the tick knows of the round (times,
-    answers, why it closed).
+    `build` identifies the inputs of the build; `facts` is what the tick knows about the round (times, answers, why it
+    closed).
     """
     layout, params = workspace.layout, workspace.params
     upcoming = 0 if number is None else number + 1
@@ -72,15 +72,15 @@ def decide_and_plan(
 
 
 def chosen(layout: Layout) -> dict[str, Any]:
-    """What the next round's batch was asked with other than `params.yaml` says: `size`, `strategy`."""
+    """Return the settings of the next round's batch that override `params.yaml`: `size`, `strategy`."""
     return {name: value for name, value in read_object(layout.overrides).items() if name in ("size", "strategy")}
 
 
 def publish(workspace: Workspace, git: Git, dvc: Dvc, number: int | None) -> str:
-    """Push the data, prove that the remote has it, commit; returns the commit. Data before pointers.
+    """Push the data, verify that the remote has it, then commit the pointers to it; return the commit.
 
-    Raises UnexpectedChange where somebody changed, while the round was built, a file that no build writes, and
-    ManualActionRequired where another clone published a round of this number.
+    Raises UnexpectedChange if a file that no build writes was changed while the round was built, and
+    ManualActionRequired if another clone published a round with this number.
     """
     layout = workspace.layout
     if number is not None:
@@ -95,9 +95,9 @@ def publish(workspace: Workspace, git: Git, dvc: Dvc, number: int | None) -> str
 
 
 def _refuse_published(git: Git, number: int) -> None:
-    """Raise ManualActionRequired where the git remote has this round although we have yet to make it.
+    """Raise ManualActionRequired if the git remote already has this round, which is not published here yet.
 
-    The remote may be out of reach, and rounds do not wait for it: then nobody can tell.
+    Skip the check if the remote is unreachable: rounds do not wait for it.
     """
     with contextlib.suppress(RepositoryError):
         if git.remote_has_tag(round_name(number)):
@@ -109,7 +109,7 @@ def _refuse_published(git: Git, number: int) -> None:
 
 
 def _written(layout: Layout, number: int | None) -> set[str]:
-    """The files that the build of a round, and the decision about it, write."""
+    """Paths of the files that building a round and deciding on its model write."""
     upcoming = 0 if number is None else number + 1
     record = layout.genesis if number is None else layout.record(number)
     pointers = (path.parent / f"{path.name}.dvc" for path in layout.sources)
@@ -119,9 +119,9 @@ def _written(layout: Layout, number: int | None) -> set[str]:
 
 
 def tag(git: Git, layout: Layout, number: int) -> None:
-    """Make the tag of round `number` at the commit that brought its record; harmless where it is there."""
+    """Tag the commit that added the record of round `number`; harmless if the tag exists."""
     if (remote := git.remote()) is not None:
-        with contextlib.suppress(RepositoryError):  # out of reach; the tag made here is the one that is there
+        with contextlib.suppress(RepositoryError):  # unreachable; every clone creates the same tag
             git.fetch_tags(remote, round_name(number))
     path = layout.record(number).relative_to(layout.root).as_posix()
     commit = git.brought(path)
@@ -133,9 +133,9 @@ def tag(git: Git, layout: Layout, number: int) -> None:
 
 
 def sync(git: Git, layout: Layout) -> list[str]:
-    """Push the branch, and those tags of rounds that the git remote lacks, in one atomic step.
+    """Push the branch and the round tags that the git remote lacks, in one atomic step.
 
-    Returns a sentence for each tag that names another object there; neither is overwritten.
+    Returns a sentence for each tag that is a different object there; neither tag is overwritten.
     """
     remote, branch = git.remote(), git.branch()
     if not remote or not branch:
@@ -147,7 +147,7 @@ def sync(git: Git, layout: Layout) -> list[str]:
 
 
 def round_tags(git: Git, remote: str, *more: str) -> tuple[Tags, Tags, Tags]:
-    """The rounds' tags here, those on the remote, and what else it has of the references `more`; as of now."""
+    """The current round tags here, those on the remote, and all references found there, including `more`."""
     tags = f"refs/tags/{ROUND_TAGS}"
     found = git.remote_refs(remote, tags, *more)
     there = {name.removeprefix("refs/tags/"): tag for name, tag in found.items() if name.startswith("refs/tags/")}
@@ -155,7 +155,7 @@ def round_tags(git: Git, remote: str, *more: str) -> tuple[Tags, Tags, Tags]:
 
 
 def other_tags(remote: str, here: Tags, there: Tags) -> list[str]:
-    """A sentence for each round's tag that is another object on the git remote, with the way out."""
+    """A sentence for each round tag that is a different object on the git remote, with the command that fixes it."""
     return [
         f"the tag {name} is another on {remote} "
         f"({'of the same commit' if here[name][1] == there[name][1] else f'of the commit {there[name][1][:12]}'}), and "
@@ -166,12 +166,12 @@ def other_tags(remote: str, here: Tags, there: Tags) -> list[str]:
 
 
 def unsynced(git: Git, layout: Layout) -> bool:
-    """Whether there is a git remote that was not given the present HEAD."""
+    """Whether there is a git remote to which the current HEAD was not pushed."""
     return git.remote() is not None and read_object(layout.private / "synced.json").get("head") != git.head()
 
 
 def _running(layout: Layout, git: Git, history: History, params: Params, number: int | None) -> dict[str, Any] | None:
-    """How right models were about the random slices up to round `number`, by today's labels."""
+    """The models' accuracy on the random slices up to round `number`, by the current labels."""
     if number is None:
         return None
     from al_pipeline.data.outputs import read_labeled
@@ -192,7 +192,7 @@ def _counts(layout: Layout, plan: list[PlannedTask]) -> dict[str, Any]:
 
     labeled, test_labels = read_labeled(layout.labeled), read_labeled(layout.test_labels)
     unresolved = read_unresolved(layout.unresolved)
-    # An item that waits for its second answer has a label, and one that was asked for may be ignored: it counts once.
+    # Each item counts once: one that waits for a second answer has a label, and one that was requested may be ignored.
     pending = {task.item_id for task in plan if task.part == "pool"} - {row.item_id for row in labeled}
     ignored = {row.item_id for row in unresolved if row.part == "pool" and row.kind == "ignored"} - pending
     pool = count_items([layout.pool])
@@ -251,7 +251,7 @@ def _decide(layout: Layout, git: Git, history: History, params: Params) -> Decis
 
 
 def _held(decision: Decision, holding: Intervention | None) -> Decision:
-    """The decision while promotion waits for a person: held, with what the gate would have said."""
+    """Turn the decision into `held` while promotion waits for approval; its reasons include the gate's verdict."""
     if holding is None:
         return decision
     said = f"promotion waits for `al approve`: {holding.sentence()}"
@@ -261,7 +261,7 @@ def _held(decision: Decision, holding: Intervention | None) -> Decision:
 
 
 def _shared(champion: Predictions, challenger: Predictions) -> tuple[Predictions, Predictions]:
-    """Both models' rows for the test items that both saw, in the challenger's order; by today's labels and classes."""
+    """Both models' predictions for their common test items, in the challenger's order, with its labels and classes."""
     from al_pipeline.data.outputs import Predictions
     from al_pipeline.evaluation.comparison import aligned, shared
 

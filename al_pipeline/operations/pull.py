@@ -1,7 +1,7 @@
-"""Bring what people answered from Label Studio into the inbox.
+"""Pull answers from Label Studio into the inbox.
 
-What it holds is compared with what ledger and inbox know of it (`annotation.changes`). The inbox is written before the
-cursor, and an event's id is a hash of what it says, so that a pull can be killed anywhere and repeated.
+They are compared with what the ledger and the inbox hold (`annotation.changes`). The inbox is written before the
+cursor, and an event's id is a hash of its content, so that a pull can be killed at any point and repeated.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from al_pipeline.workspace.layout import Layout
 _logger = get_logger(__name__)
 
 OVERLAP = timedelta(minutes=10)
-"""How far each pull looks back behind the newest change it saw: a change is stamped before it is committed."""
+"""How far before the newest change seen the next pull begins: a change is timestamped before it is committed."""
 
 
 @dataclass(frozen=True, slots=True)
 class PullRequest:
-    """What is pulled, and which answers are taken."""
+    """What to pull, and which answers to accept."""
 
     project: ProjectRef
     plans: Mapping[str, PlannedTask]
     """Every task ever planned, by push key."""
     schema: Schema
     allow: Collection[str]
-    """The annotators who may answer; empty: everybody."""
+    """Annotators whose answers are accepted; empty: everybody."""
     observed_at: str
-    """Our time in UTC, ISO 8601."""
+    """Time of the pull by our clock, as ISO 8601 in UTC."""
     max_vanished: int
-    """How many answers that we know may be gone."""
+    """How many known answers may be missing."""
     accept_vanished: bool = False
-    """Take it where more are gone."""
+    """Accept more missing answers than that."""
     full: bool = False
-    """Read everything again, and find deleted tasks too."""
+    """Read all answers again, and find deleted tasks too."""
 
 
 @dataclass(frozen=True, slots=True)
 class PullReport:
-    """What a pull brought: events by type, refused answers by reason, and where the next one begins."""
+    """What a pull added: events by type, refused answers by reason, and the cursor of the next pull."""
 
     events: Counter[str]
     refused: Counter[str]
@@ -59,10 +59,10 @@ class PullReport:
 
 
 def pull(layout: Layout, oracle: Oracle, request: PullRequest) -> PullReport:
-    """Append to the inbox what Label Studio holds that we do not know yet.
+    """Append every change in Label Studio's answers that is not recorded yet to the inbox.
 
-    Answers to abandoned rounds are recorded like all others; whether they count is decided by each fold. Raises
-    VanishedAnswers, with nothing appended, when more answers are gone than the request allows.
+    Answers to abandoned rounds are recorded like all others; each fold decides whether they count. Raises
+    VanishedAnswers, with nothing appended, if more known answers are missing than the request allows.
     """
     cursor = None if request.full else _cursor(read_json(layout.pull_state, {}), request)
     diff = _open_diff(layout, request)
@@ -91,7 +91,7 @@ def pull(layout: Layout, oracle: Oracle, request: PullRequest) -> PullReport:
 
 
 def _open_diff(layout: Layout, request: PullRequest) -> AnnotationDiff:
-    """A difference from what ledger and inbox know, to which nothing is added yet."""
+    """An empty diff against what the ledger and the inbox hold."""
     ledger, uid = (layout.events, layout.inbox_events), request.project.project_uid
     return AnnotationDiff(
         project_uid=uid,
@@ -104,7 +104,7 @@ def _open_diff(layout: Layout, request: PullRequest) -> AnnotationDiff:
 
 
 def _compare(diff: AnnotationDiff, oracle: Oracle, request: PullRequest, cursor: str | None) -> str:
-    """Add to `diff` what changed since `cursor`; the time of the newest change."""
+    """Add what changed since `cursor` to `diff`; return the time of the newest change."""
     newest, project = "", request.project
     for task in oracle.answered(project, cursor):
         diff.add(task)
@@ -119,7 +119,7 @@ def _compare(diff: AnnotationDiff, oracle: Oracle, request: PullRequest, cursor:
 
 
 def _judge(schema: Schema, allow: Collection[str]) -> Judge:
-    """What is taken: an answer of somebody who may answer, to the text that we sent, that is one of the classes."""
+    """Return the check of an answer: its annotator is allowed, the text is as we sent it, its label is a class."""
     allowed = frozenset(address.strip().lower() for address in allow)
 
     def judge(task: AnsweredTask, plan: PlannedTask, annotation: Annotation) -> Answer | RefusalReason:
@@ -133,9 +133,9 @@ def _judge(schema: Schema, allow: Collection[str]) -> Judge:
 
 
 def _cursor(state: Any, request: PullRequest) -> str | None:
-    """Where the last pull of this project got to; None (read everything) where nothing usable says so.
+    """The cursor of the last pull of this project; None (read everything) if there is no usable one.
 
-    Also where it knew other classes: answers that these were needed for may count by now.
+    None too if the classes have changed since: answers refused for an unknown class may count now.
     """
     if not isinstance(state, Mapping) or state.get("project_uid") != request.project.project_uid:
         return None
@@ -145,9 +145,9 @@ def _cursor(state: Any, request: PullRequest) -> str | None:
 
 
 def _following(cursor: str | None, newest: str, observed_at: str) -> str | None:
-    """Where the next pull begins: a while before the newest change seen, by the server's clock.
+    """The cursor of the next pull: OVERLAP before the newest change seen, by the server's clock.
 
-    Never later than our own clock says: one change stamped in the future would hide all that follow.
+    It is capped by our own clock: one change stamped in the future would hide all later ones.
     """
     seen = _moment(newest)
     if seen is None:

@@ -1,11 +1,11 @@
-"""Bring a round's plan into Label Studio: each task once in the queue, whatever crashes or is lost on the way.
+"""Push a round's plan to Label Studio: each task is in the queue exactly once, despite crashes and lost replies.
 
-Label Studio has no unique keys, and an error says nothing about whether the tasks exist. So: list what is there, send
-what is missing, and count again; after an error, let the server finish first.
+Label Studio has no unique keys, and an error does not say whether the tasks were created. So a push lists the tasks
+there, sends those that are missing and counts again; after an error, it first lets the server finish.
 
-Nothing is ever deleted. Somebody may have a task open in the browser: the answer to a deleted one is lost, and where
-its id is given to the next task, the answer lands there. A second copy is retired instead: it leaves the queue and
-still takes a late answer, which counts under the same key.
+Nothing is ever deleted. An annotator may have a task open in the browser: the answer to a deleted task is lost, or is
+stored with the next task if that reuses the id. A duplicate is retired instead: it leaves the queue and still accepts
+a late answer, which counts under the same key.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from al_pipeline.records import PlannedTask, Task, TaskState
 _logger = get_logger(__name__)
 
 MAX_REQUEST_BYTES = 5_000_000
-"""Size that one request should not exceed; a single task may."""
+"""Maximum size of a request; only a request with a single task may exceed it."""
 
 _ATTEMPTS = 4
 _SETTLE_SECONDS = (1.0, 2.0, 4.0, 8.0)
 _MOST_COUNTS = 5
 
 Show = Callable[[Sequence[PlannedTask]], Sequence[Task]]
-"""Gives planned tasks what annotators will see of them. Called for tasks that are sent: it reads the pool."""
+"""Adds what annotators see to planned tasks. Called only for tasks that are sent, since it reads the pool."""
 Copies = Mapping[str, Sequence[TaskState]]
-"""The copies of each task that Label Studio holds, by push key and rising id."""
+"""Label Studio's copies of each task, by push key, in ascending order of task id."""
 
 
 @dataclass(frozen=True, slots=True)
 class PushReport:
-    """What a push found and did, in tasks."""
+    """How many tasks a push found, sent and retired."""
 
     present: int
     sent: int
     duplicates_retired: int
     task_ids: Mapping[str, int] = field(default_factory=dict, compare=False)
-    """The server's number of each task, by push key: to look at it, not to know it by."""
+    """Label Studio's id of each task, by push key: for links to it, not as its identity."""
 
 
 def push(
@@ -56,9 +56,9 @@ def push(
     chunk: int = 250,
     sleep: Callable[[float], None] = time.sleep,
 ) -> PushReport:
-    """Make Label Studio's queue hold each task of `plan` exactly once, in this order. May be killed and repeated.
+    """Make Label Studio's queue hold each task of `plan` exactly once, in this order. Can be killed and repeated.
 
-    Raises LabelStudioDown when a few attempts do not bring it about, and whatever says that the request is not valid.
+    Raises LabelStudioDown if several attempts fail, and any error that says that the request is invalid.
     """
     keys = frozenset(task.push_key for task in plan)
     if len(keys) < len(plan):
@@ -77,26 +77,26 @@ def push(
 
 @dataclass(frozen=True, slots=True)
 class RetirePolicy:
-    """Which open tasks nobody need answer any more.
+    """Which open tasks need no answer any more.
 
-    Of rounds before the current one these are pool tasks that nobody answered, and tasks with as many answers as their
-    round wanted: Label Studio opens all of them again when the project's overlap changes. Test tasks without an answer
-    stay. Of the abandoned rounds all open tasks go, those that wait for a second answer too: it would not count. In any
-    round go tasks that show a text that was corrected.
+    Of rounds before the current one: unanswered pool tasks, and tasks with as many answers as their round wanted
+    (Label Studio reopens all of them when the project's overlap changes). Unanswered test tasks stay. Of abandoned
+    rounds: all open tasks, including those that wait for a second answer, which would not count. Of any round: tasks
+    whose text was corrected.
     """
 
     current_round: int
     abandoned: Collection[int] = ()
-    """Rounds that count no more."""
+    """Rounds that no longer count."""
     overlaps: Mapping[int, int] = field(default_factory=dict)
-    """How many answers each round wanted of a task."""
+    """How many answers per task each round wanted."""
     rounds: Mapping[str, int] = field(default_factory=dict)
-    """The round that a task belongs to, by push key: one that was kept for a later round does not say so itself."""
+    """The round of each task, by push key: a task that a later round kept still names its first round."""
     superseded: Collection[str] = ()
     """Push keys of the tasks whose text was corrected."""
 
     def retires(self, state: TaskState) -> bool:
-        """Whether this task is to leave the queue. False for one that is not ours."""
+        """Whether to retire this task. False for a task that is not ours."""
         if state.push_key is None or (number := self.rounds.get(state.push_key, state.round)) is None:
             return False
         if state.push_key in self.superseded:
@@ -109,7 +109,7 @@ class RetirePolicy:
 
 
 def retire(oracle: Oracle, ref: ProjectRef, policy: RetirePolicy) -> int:
-    """Take what `policy` retires of the open tasks out of the queue; how many they are."""
+    """Take the open tasks that `policy` retires out of the queue; return how many."""
     retired = [state.task_id for state in oracle.open_tasks(ref) if policy.retires(state)]
     if retired:
         oracle.retire(ref, retired)
@@ -131,7 +131,7 @@ class _Queue:
     sleep: Callable[[float], None]
 
     def fill(self, copies: Copies) -> Copies:
-        """Send the tasks that have no copy, until each has one; what is there then."""
+        """Send the tasks that have no copy until each has one; return all copies."""
         attempts = 0
         while missing := [task for task in self.plan if task.push_key not in copies]:
             try:
@@ -155,7 +155,7 @@ class _Queue:
         return copies
 
     def copies(self) -> Copies:
-        """What Label Studio holds of our tasks. Empty ones out of the queue, which nobody is served, are no copies."""
+        """List Label Studio's copies of our tasks, except unanswered ones out of the queue, which nobody is shown."""
         copies: dict[str, list[TaskState]] = defaultdict(list)
         for number in sorted({task.first_round for task in self.plan}):
             for state in self.oracle.task_states(self.ref, number):
@@ -165,7 +165,7 @@ class _Queue:
         return dict(copies)
 
     def _settled(self) -> Copies:
-        """What is there once two counts in a row agree: after a lost reply the server may still be committing."""
+        """List the copies once two consecutive counts agree: after a lost reply the server may still be committing."""
         before = self.copies()
         for _ in range(_MOST_COUNTS):
             self.sleep(_SETTLE_SECONDS[0])
@@ -177,7 +177,7 @@ class _Queue:
 
 
 def _batches(tasks: Sequence[Task], chunk: int) -> Iterator[list[Task]]:
-    """`tasks` in order, in batches of at most `chunk` tasks and about MAX_REQUEST_BYTES."""
+    """Split `tasks`, in order, into batches of at most `chunk` tasks and about MAX_REQUEST_BYTES."""
     batch: list[Task] = []
     size = 0
     for task in tasks:
@@ -192,8 +192,10 @@ def _batches(tasks: Sequence[Task], chunk: int) -> Iterator[list[Task]]:
 
 
 def _spare_copies(copies: Copies) -> list[int]:
-    """Open copies that the queue need not hold beside another: of each key the one with most answers stays, and of
-    those the first, which stands where the plan wants it."""
+    """Task ids of open duplicates that can be retired.
+
+    Of each key the copy with the most answers stays; among equals the first, which has the planned place in the queue.
+    """
     spare: list[int] = []
     for states in copies.values():
         kept = _kept(states)

@@ -1,4 +1,4 @@
-"""Put the DVC remote right from a clone that has the data."""
+"""Repair the DVC remote from a clone that has the data."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ class Repaired:
     """What `repair_remote` did."""
 
     sent: int
-    """Objects."""
+    """Number of objects."""
     defects: tuple[RemoteDefect, ...]
-    """What the remote still lacks or holds other bytes of: this clone does not have it either."""
+    """Objects that the remote still lacks or holds damaged: this clone does not have them either."""
 
     @property
     def lacking(self) -> str:
-        """The first few of `defects`, each by its name, with what is wrong."""
+        """Names of the first few `defects`, each with what is wrong."""
         return describe_defects(self.defects)
 
     def to_json(self) -> dict[str, Any]:
-        """This as a JSON object."""
+        """Convert to a JSON object."""
         wrong = [{"name": one.name, "object": one.object, "at": one.at, "why": one.why} for one in self.defects]
         return {"sent": self.sent, "wrong": wrong}
 
 
 def repair_remote(workspace: Workspace) -> Repaired:
-    """Send the DVC remote what it lacks, or holds other bytes of, of the work tree and of every published round.
+    """Send the DVC remote the objects of the work tree and of every published round that it lacks or holds damaged.
 
-    Each object is proved by its digest before it is sent, and again in the remote. Raises Locked, RepositoryError.
+    Each object is verified by digest before it is sent, and again in the remote. Raises Locked, RepositoryError.
     """
     layout = workspace.layout
     with locked(layout.lock, "al remote repair"), open_dvc(layout) as dvc:
