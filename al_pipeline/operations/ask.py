@@ -1,4 +1,4 @@
-"""Put items that a person names into the next batch: an intervention, so that it is recorded and can be made again."""
+"""Request items for the next batch by id. The request is an intervention, so that it is recorded and reproducible."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from al_pipeline.workspace.workspace import Workspace
 
 
 def ask(workspace: Workspace, dvc: Dvc, items: Sequence[str], reason: str) -> Intervention:
-    """Have the next batch that is selected ask about `items` of the pool, before all else.
+    """Request that the next selected batch contain the pool items `items`, ahead of all other queries.
 
-    What the batch has no room for waits for the one after. Raises BadInput where an item cannot be asked, NothingToDo
-    where all of them are waiting already.
+    Items that do not fit are deferred to the following batch. Raises BadInput if an item cannot be asked or there are
+    more than MAX_ITEMS, NothingToDo if all of them are waiting already.
     """
     wanted = list(dict.fromkeys(item.strip() for item in items))
     if len(wanted) > MAX_ITEMS:

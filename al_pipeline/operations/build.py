@@ -1,4 +1,4 @@
-"""The DVC half of a round as steps: the encoder's weights, the features, then the stages one by one."""
+"""The build steps of a round: install the encoder's weights, compute the features, run the DVC stages one by one."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ _ENCODE_TIMEOUT = 24 * 3600.0
 
 
 def restore_torn_records(layout: Layout, git: Git) -> None:
-    """Put DVC's records back where a kill tore them, as they were committed: DVC writes them in place, and stops at a
-    torn one for ever. The step that was killed writes them again. Call only while a round is being closed or built.
+    """Restore the committed version of DVC's records that a kill left incomplete; delete those never committed.
+
+    DVC writes them in place and cannot recover from an incomplete one. The killed step writes them again. Call only
+    while a round is being closed or built.
     """
     for path in (layout.dvc_lock, *(path.parent / f"{path.name}.dvc" for path in layout.sources)):
         if path.exists() and _is_torn(path):
@@ -38,8 +40,8 @@ def restore_torn_records(layout: Layout, git: Git) -> None:
 
 
 def _is_torn(path: Path) -> bool:
-    """Whether a file of DVC's lacks what each such file has: its end, or all of it."""
-    import yaml  # for the middle of a close alone
+    """Whether a DVC file is incomplete: invalid YAML, or an entry without `md5` or `path`."""
+    import yaml  # lazy: needed only after a close has begun
 
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -54,8 +56,8 @@ def _entries(stage: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def refresh_engine(layout: Layout) -> bool:
-    """Write this engine down where the build under way began with another; True where that starts it over."""
-    from al_pipeline.workspace.fingerprint import difference, write_engine  # which `al status` does not need
+    """Record this engine if the build under way began with another. Returns True if so: the build starts over."""
+    from al_pipeline.workspace.fingerprint import difference, write_engine  # lazy: `al status` does not need it
 
     if not difference(read_json(layout.engine)):
         return False
@@ -64,14 +66,14 @@ def refresh_engine(layout: Layout) -> bool:
 
 
 def build_key(layout: Layout) -> str:
-    """What the build under way is made from: another value starts the build over."""
+    """The digest of the inputs of the build under way; a different value starts the build over."""
     pointers = [path.parent / f"{path.name}.dvc" for path in (layout.events, layout.pool, layout.test)]
     inputs = [*pointers, layout.engine, layout.params, layout.dvc_yaml, layout.overrides, layout.asked_at_random]
     return sha256_bytes("\n".join(sha256_file(path) if path.exists() else "-" for path in inputs).encode())
 
 
 def built(layout: Layout) -> frozenset[Step]:
-    """The steps that have ended for exactly the inputs that lie there now."""
+    """The steps that were completed for exactly the current inputs."""
     known = read_object(layout.build)
     return (
         frozenset(Step(name) for name in known.get("steps", ()))
@@ -81,7 +83,7 @@ def built(layout: Layout) -> frozenset[Step]:
 
 
 def record_built(layout: Layout, step: Step, seconds: float) -> None:
-    """Remember that `step` has ended for these inputs."""
+    """Record that `step` was completed for the current inputs."""
     known, key = read_object(layout.build), build_key(layout)
     if known.get("key") != key:
         known = {"key": key, "steps": [], "seconds": {}}
@@ -92,22 +94,22 @@ def record_built(layout: Layout, step: Step, seconds: float) -> None:
 
 
 def forget_built(layout: Layout) -> None:
-    """Make the build start over (what is up to date costs nothing)."""
+    """Make the build start over; steps that are up to date cost nothing."""
     layout.build.unlink(missing_ok=True)
 
 
 def build_seconds(layout: Layout) -> dict[str, float]:
-    """How long each step of the build took."""
+    """The duration of each build step in seconds."""
     found: dict[str, float] = read_object(layout.build).get("seconds", {})
     return found
 
 
 def run_step(step: Step, layout: Layout, features: Features, dvc: Dvc) -> None:
-    """Take one step of the build, from data whose bytes are what is recorded.
+    """Run one step of the build, after checking that the source data match their recorded digests.
 
-    Raises StageFailed with the stage's last words, UnexpectedChange where somebody changed a source.
+    Raises StageFailed with the last lines that the stage printed, UnexpectedChange if a source was edited.
     """
-    if step is not Step.ENCODER:  # which may find its own weights half recorded
+    if step is not Step.ENCODER:  # a killed encoder step may have left its weights half recorded
         check_sources(layout, dvc)
     if step is Step.ENCODER:
         install(layout, features, dvc)
@@ -119,7 +121,7 @@ def run_step(step: Step, layout: Layout, features: Features, dvc: Dvc) -> None:
 
 
 def install(layout: Layout, features: Features, dvc: Dvc) -> None:
-    """Bring the encoder that `params.yaml` names into the workspace, once; DVC versions its weights."""
+    """Install the encoder that `params.yaml` names into the workspace, once, and track its weights with DVC."""
     wanted: dict[str, Any] = {"source": features.encoder if features.uses_encoder else None}
     have = read_object(layout.encoder / "source.json")
     pointer = layout.encoder.parent / f"{layout.encoder.name}.dvc"
@@ -133,14 +135,14 @@ def install(layout: Layout, features: Features, dvc: Dvc) -> None:
             install_encoder(features.encoder, layout.encoder, layout.root)
         else:
             write_json(layout.encoder / "source.json", wanted)
-    dvc.add(layout.encoder)  # where nothing changed, too: the cache may have been lost
+    dvc.add(layout.encoder)  # even if unchanged: the cache may have been lost
 
 
 def encode(layout: Layout, features: Features, engine: Engine | None = None) -> None:
-    """Fill the cache of features with what it lacks, in a process of its own that gives its memory back.
+    """Add missing vectors to the feature cache, in a subprocess so that its memory is freed afterwards.
 
-    No process is started where the cache was filled for just these items; a stage that finds a vector missing all the
-    same encodes its text. `engine`: another than the running one.
+    Starts none if the cache was already filled for the same inputs; a stage that still finds a vector missing encodes
+    the text itself. `engine`: an engine to use instead of the running one. Raises StageFailed on failure or timeout.
     """
     if not features.uses_encoder:
         return
@@ -152,7 +154,7 @@ def encode(layout: Layout, features: Features, engine: Engine | None = None) -> 
     ):
         return
     from al_pipeline.integrations import processes as child
-    from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT  # which `al status` has no need of
+    from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT  # lazy: `al status` does not need it
 
     settings = {k: v for k, v in STAGE_ENVIRONMENT.items() if not k.endswith("_NUM_THREADS")}
     environment = {**os.environ, **own_environment(), **settings, **(engine.environment if engine else {})}
@@ -168,7 +170,7 @@ def encode(layout: Layout, features: Features, engine: Engine | None = None) -> 
 
 
 def _encoding_key(layout: Layout, features: Features) -> str:
-    """What the vectors in the cache depend on: the items, the encoder and how it is used, the engine."""
+    """The digest of what the cached vectors depend on: the items, the encoder and its settings, the engine."""
     pointers = [path.parent / f"{path.name}.dvc" for path in (layout.pool, layout.test, layout.encoder)]
     digests = [sha256_file(path) if path.exists() else "-" for path in (*pointers, layout.engine)]
     return sha256_bytes("\n".join([*digests, features.model_dump_json()]).encode())

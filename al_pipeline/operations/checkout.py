@@ -1,4 +1,4 @@
-"""What must be so of the git repository before anything is decided, staged or committed in it; one place for all."""
+"""All checks of the git repository before anything is decided, staged or committed, and migrations of its files."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ _VERIFY = re.compile(r"\s*verify\s*=")
 
 
 def check_ready(layout: Layout, git: Git) -> None:
-    """Raise ManualActionRequired, with the way out, unless HEAD is a branch with all of its history and nobody is
-    working on it.
+    """Raise ManualActionRequired, with a fix, unless HEAD is a branch with complete history and nobody works on it.
 
-    No merge, rebase or the like is under way, no conflict is open, the clone is whole, no round's tag has fallen out of
-    the branch's history. Raises RepositoryError where git cannot say.
+    That is: no merge, rebase or similar is in progress, no conflict is unresolved, the clone is complete, and every
+    round's tag is in the branch's history. Raises RepositoryError if git cannot tell.
     """
     if git.head() is None:
         raise ManualActionRequired(f"{layout.root} has no commit; was `al init` interrupted? Run it again")
@@ -50,10 +49,9 @@ def check_ready(layout: Layout, git: Git) -> None:
 
 
 def check_not_ignored(layout: Layout, git: Git) -> None:
-    """Raise ManualActionRequired, naming the line, where git ignores a file that DVC reads: it works with none that
-    are ignored.
+    """Raise ManualActionRequired, naming the line, if git ignores a file that DVC reads: DVC refuses ignored files.
 
-    Lines of ours keep what the user ignores elsewhere from it, but a line behind them counts more.
+    The engine's lines in `.gitignore` override the user's rules elsewhere, but a later line overrides them.
     """
     for name, line in git.ignored(layout.of_dvc).items():
         raise ManualActionRequired(
@@ -63,8 +61,7 @@ def check_not_ignored(layout: Layout, git: Git) -> None:
 
 
 def check_tags(rounds: Collection[int], tags: Iterable[str]) -> None:
-    """Raise ManualActionRequired where a tag bears the name of a round that was not published: it could never get its
-    own."""
+    """Raise ManualActionRequired if a tag is named after an unpublished round, which could then never be tagged."""
     known = {round_name(number) for number in rounds}
     if strange := sorted(name for name in tags if _is_round(name) and name not in known):
         raise ManualActionRequired(
@@ -74,9 +71,9 @@ def check_tags(rounds: Collection[int], tags: Iterable[str]) -> None:
 
 
 def put_back_converted(layout: Layout, git: Git) -> list[str]:
-    """Give files whose line ends git converted when it checked them out (`core.autocrlf`) the bytes that it stores.
+    """Restore the committed bytes of files whose line endings git converted on checkout (`core.autocrlf`).
 
-    Nothing else of a file is different then, so nothing is lost. Returns their names. Call only while holding the lock.
+    These files differ in nothing else, so no edit is lost. Returns their names. Call only while holding the lock.
     """
     if not (found := converted(layout, git, git.changed(layout.tracked))):
         return []
@@ -91,7 +88,7 @@ def put_back_converted(layout: Layout, git: Git) -> list[str]:
 
 
 def converted(layout: Layout, git: Git, changed: Iterable[str] = ()) -> list[str]:
-    """Those of `changed`, and of the files that a build reads, that differ from what git stores in line ends alone."""
+    """Files, of `changed` and those that a build reads, that differ from the commit in line endings alone."""
     found = []
     read = (path.relative_to(layout.root).as_posix() for path in layout.steering)
     for name in sorted({*changed, *read}):
@@ -104,7 +101,7 @@ def converted(layout: Layout, git: Git, changed: Iterable[str] = ()) -> list[str
 
 
 def git_files(layout: Layout, ignore: str, attributes: str) -> dict[Path, str]:
-    """The texts of `.gitignore` and `.gitattributes` with the engine's lines in them; lines of the user's own stay."""
+    """The contents of `.gitignore` and `.gitattributes` with the engine's lines added; the user's lines stay."""
     return {
         layout.git_ignore: with_lines(ignore, (*layout.not_ignored, *layout.ignored)),
         layout.git_attributes: with_lines(attributes, layout.attributes),
@@ -112,9 +109,9 @@ def git_files(layout: Layout, ignore: str, attributes: str) -> dict[Path, str]:
 
 
 def keep_bytes(layout: Layout, git: Git) -> list[str]:
-    """Carry a workspace of an older engine over: git neither converts nor ignores what is ours. Idempotent.
+    """Migrate an older workspace so that git neither converts nor ignores the engine's files. Idempotent.
 
-    Commits what it changed, and returns the names; does nothing while somebody edits those files.
+    Commits the files it changed and returns their names; does nothing if one of them has uncommitted edits.
     """
     texts = git.read("HEAD", [".gitignore", ".gitattributes"])
     wanted = git_files(layout, texts.get(".gitignore", ""), texts.get(".gitattributes", ""))
@@ -131,19 +128,19 @@ def keep_bytes(layout: Layout, git: Git) -> list[str]:
 
 
 def bring_in_line(layout: Layout, git: Git) -> list[str]:
-    """Carry a workspace of an older engine over, in what git keeps of it. Idempotent.
+    """Migrate the tracked configuration files of an older workspace. Idempotent.
 
-    Commits what it changed, and returns the names; leaves out what somebody edits.
+    Commits the files it changed and returns their names; skips files with uncommitted edits.
     """
     return sorted([*keep_bytes(layout, git), *keep_verified(layout, git)])
 
 
 def keep_verified(layout: Layout, git: Git) -> list[str]:
-    """Have a `dvc` by hand compare what it fetches, in this clone and every later one. `al` itself always does."""
+    """Have manual `dvc` commands verify what they fetch, in this and every later clone. `al` itself always does."""
     config = layout.root / ".dvc/config"
     text = git.show("HEAD", ".dvc/config") or ""
     wanted = with_verification(text)
-    if wanted == text or odd_setting(text):  # a file that was accepted by `al trust` stays as it was accepted
+    if wanted == text or odd_setting(text):  # leave a file accepted by `al trust` unchanged
         return []
     if config.read_bytes() not in (text.encode(), wanted.encode()):
         return []
@@ -153,7 +150,7 @@ def keep_verified(layout: Layout, git: Git) -> list[str]:
 
 
 def with_verification(text: str) -> str:
-    """DVC's settings with `verify` on in each remote that says nothing of it."""
+    """DVC's configuration with `verify` enabled for each remote that does not set it."""
     lines = text.splitlines()
     places = [place for place, line in enumerate(lines) if _SECTION.match(line)]
     for begin, end in reversed([*pairwise([*places, len(lines)])]):
@@ -163,7 +160,7 @@ def with_verification(text: str) -> str:
 
 
 def with_lines(text: str, lines: tuple[str, ...]) -> str:
-    """`text` with those of `lines` that it lacks; lines of the user's own stay."""
+    """`text` with the missing ones of `lines` appended; the user's lines stay."""
     missing = [line for line in lines if line not in text.splitlines()]
     return "".join(f"{line}\n" for line in [*text.splitlines(), *missing]) if missing else text
 

@@ -1,6 +1,6 @@
-"""Close a round: what came in since the last one becomes part of the ledger, the pool and the test set.
+"""Close a round: move what has arrived since the last one into the ledger, the pool and the test set.
 
-Can be killed at any line and repeated: parts are added by content, and the marker that says 'closed' is written last.
+Can be killed at any line and repeated: parts are deduplicated by content, and the 'closed' marker is written last.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # `al status` needs neither DVC nor the engine's fingerprint
 
 
 def next_round(layout: Layout) -> int | None:
-    """The round that the build under way (or the latest one) selects for; None before the first build."""
+    """The round whose batch the current (or latest) build selects; None before the first build."""
     number = read_object(layout.overrides).get("round")
     if number is not None and (type(number) is not int or number < 0):
         raise UnexpectedChange(
@@ -34,7 +34,7 @@ def next_round(layout: Layout) -> int | None:
 
 
 def is_closed(layout: Layout, planned: int | None) -> bool:
-    """Whether the round that is planned (None: the first build) has been closed and is being built."""
+    """Whether the planned round (None: the first build) is closed and its build has begun."""
     selected = next_round(layout)
     return selected is not None and selected == (0 if planned is None else planned + 1)
 
@@ -51,11 +51,11 @@ def close(
 ) -> None:
     """Move the inbox into `data/`, track it, and mark the round closed; the build then selects round `selects_for`.
 
-    `interventions` about labels are carried out: what they ask for joins the ledger behind all else. `plans`
-    is every task that was ever planned: which items were drawn at random is written down for `train`. `overrides` are
-    this batch's own settings (params.Overrides); those of a close that was killed stay in force where none are given.
-    `asked` are the items that people want in it, `kept` the tasks of this round that stay in it.
-    Raises UnexpectedChange where somebody edited the ledger, the pool, the test set or the encoder.
+    `interventions` about labels are carried out: their events are appended to the ledger, after all others. `plans`
+    are all tasks ever planned: the items drawn at random are recorded for `train`. `overrides` are settings for this
+    batch alone (params.Overrides); without any, those of a killed close stay in force. `asked` are the items that
+    people requested for the batch, `kept` the tasks carried over into it.
+    Raises UnexpectedChange if somebody edited the ledger, the pool, the test set or the encoder.
     """
     from al_pipeline.workspace.fingerprint import write_engine
 
@@ -73,7 +73,7 @@ def close(
     consumed = append_inbox(layout.inbox_events, layout.events)
     append_part(layout.events, carry_out(interventions, layout.events))
     check_kept(layout, dvc)
-    dvc.add(layout.events, layout.pool, layout.test)  # unchanged ones, too: the cache may have been lost
+    dvc.add(layout.events, layout.pool, layout.test)  # even if unchanged: the cache may have been lost
     write_engine(layout.engine)
     write_json(layout.asked_at_random, {"items": drawn_at_random(plans)})
     carried = {"interventions": [intervention.number for intervention in interventions]} if interventions else {}
@@ -87,7 +87,7 @@ def close(
 
 
 def carry_out(interventions: Sequence[Intervention], ledger: Path) -> list[Event]:
-    """What `ledger` is to hold of `interventions` about labels and does not hold yet. Can be killed and repeated."""
+    """The events of `interventions` about labels that `ledger` lacks. A killed close can repeat this."""
     if not interventions:
         return []
     events = read_events(ledger)
@@ -102,12 +102,12 @@ def carry_out(interventions: Sequence[Intervention], ledger: Path) -> list[Event
 
 
 def drawn_at_random(plans: Iterable[PlannedTask]) -> list[str]:
-    """The items of the pool that a uniform draw chose, in a seed round, in a random slice or by random sampling."""
+    """Pool items that were drawn uniformly: in a seed round, in a random slice or by random sampling."""
     return sorted({task.item_id for task in plans if task.part == "pool" and task.strategy in (RANDOM, RANDOM_SLICE)})
 
 
 def override(layout: Layout, overrides: dict[str, Any]) -> None:
-    """Give the batch of the build under way settings of its own; what it changes is built again."""
+    """Replace the settings of the batch being built; what depends on a changed setting is built again."""
     known = read_object(layout.overrides)
     wanted = {name: value for name, value in known.items() if name not in ("size", "strategy")} | overrides
     if known != wanted:
@@ -115,9 +115,9 @@ def override(layout: Layout, overrides: dict[str, Any]) -> None:
 
 
 def check_sources(layout: Layout, dvc: Dvc) -> None:
-    """Raise UnexpectedChange, naming the files, where data that only the engine writes is not what git's records say.
+    """Raise UnexpectedChange, naming the files, if data that only the engine writes differ from git's records.
 
-    Their bytes are compared, not DVC's notes. Raises RemoteIncomplete where they came damaged from the DVC remote.
+    Compares bytes; DVC's state is not trusted. Raises RemoteIncomplete if the data came damaged from the DVC remote.
     """
     unlike = _unlike(layout, dvc)
     if not unlike:
@@ -129,9 +129,10 @@ def check_sources(layout: Layout, dvc: Dvc) -> None:
 
 
 def check_kept(layout: Layout, dvc: Dvc) -> None:
-    """Raise UnexpectedChange where a part that was recorded is not what it was; new ones may stand beside it.
+    """Raise UnexpectedChange if a recorded part was changed or removed; unrecorded parts are accepted.
 
-    For the middle of a close, which may have been killed: what it takes into the records is new, and never a change.
+    For use during a close, which may have been killed: the parts that it adds are not recorded yet. Raises
+    RepositoryError if neither the cache nor the remote can tell.
     """
     changed = [one for one in _parts_unlike(layout, dvc) if one.here != "extra"]
     if unknown := [one.name for one in changed if one.here == "unknown"]:
@@ -148,10 +149,10 @@ def check_kept(layout: Layout, dvc: Dvc) -> None:
 
 
 def refuse_changed(layout: Layout, dvc: Dvc) -> None:
-    """Raise, naming the files, where ledger, pool or test set are here and not, part by part, what was recorded.
+    """Raise, naming the files, if a recorded part of the ledger, the pool or the test set is missing or changed.
 
-    For those who only read, perhaps while a tick adds parts. Raises UnexpectedChange where one is absent or holds other
-    bytes, RemoteIncomplete where it came damaged from the DVC remote, RepositoryError where nobody can tell.
+    For readers, perhaps while a tick adds parts. Raises UnexpectedChange if a part is absent or holds other bytes,
+    RemoteIncomplete if it came damaged from the DVC remote, RepositoryError if neither cache nor remote can tell.
     """
     if gone := [name for name in absent_sources(layout) if layout.root / name != layout.encoder]:
         raise UnexpectedChange(_not_here(layout, ", ".join(gone)))
@@ -168,7 +169,7 @@ def refuse_changed(layout: Layout, dvc: Dvc) -> None:
 
 
 def _parts_unlike(layout: Layout, dvc: Dvc) -> list[Different]:
-    """The files of ledger, pool and test set that are not as recorded, in folders that are here."""
+    """The files of ledger, pool and test set that differ from their records, in folders that exist here."""
     folders = [path for path in (layout.events, layout.pool, layout.test) if path.exists() and _pointer(path).exists()]
     names = [f"{path.relative_to(layout.root)}.dvc" for path in folders]
     return dvc.differences(*names) if names and dvc.unlike(*names) else []
@@ -179,7 +180,7 @@ def _not_here(layout: Layout, files: str) -> str:
 
 
 def _blame(layout: Layout, dvc: Dvc, names: Sequence[str]) -> NoReturn:
-    """Raise what says who changed data, and the way out: somebody here, the remote, or this clone's disk."""
+    """Raise an error that names the cause of changed data (a local edit, the remote, this clone's disk) and a fix."""
     try:
         found = dvc.differences(*(f"{name}.dvc" for name in names))
     except RepositoryError:
@@ -213,26 +214,26 @@ def _listed(files: Sequence[Different]) -> str:
 
 
 def _has(files: Sequence[Different]) -> str:
-    """Whether the remote has the right bytes of all of them."""
+    """Say whether the remote has the right bytes of all `files`."""
     if all(one.remote == "good" for one in files):
         return "has it whole"
     return "is out of reach" if any(one.remote == "unknown" for one in files) else "has it no more"
 
 
 def foreign_edits(layout: Layout, git: Git) -> list[str]:
-    """Files that the engine owns and that differ from the last commit; meant for the time between builds.
+    """Files that the engine owns and that differ from the last commit; for use between builds.
 
-    Connecting to Label Studio writes and commits its project by itself, and may be killed in between; so does whoever
-    makes an intervention.
+    Excludes the Label Studio project and interventions: each is written and then committed on its own, and a kill in
+    between leaves it uncommitted.
     """
     own = {path.relative_to(layout.root).as_posix() for path in (layout.project, layout.interventions)}
     found = [name for name in git.changed(layout.owned) if not own & {name, str(PurePosixPath(name).parent)}]
-    same = set(converted(layout, git, found)) if found else set()  # only git's own conversion of line ends
+    same = set(converted(layout, git, found)) if found else set()  # differ only by git's conversion of line endings
     return [name for name in found if name not in same]
 
 
 def refuse_edits(changed: Collection[str]) -> None:
-    """Raise UnexpectedChange, naming the files, where there are any."""
+    """Raise UnexpectedChange, naming the files, if there are any."""
     if changed:
         raise UnexpectedChange(
             f"changed by somebody else: {', '.join(sorted(changed)[:5])}. `git diff` shows what; "
@@ -241,16 +242,16 @@ def refuse_edits(changed: Collection[str]) -> None:
 
 
 def pull_missing_sources(layout: Layout, dvc: Dvc) -> None:
-    """Pull what is recorded and not here, as in a fresh clone; what somebody edited stays as it is.
+    """Pull sources that are recorded but missing, as in a fresh clone; edited ones stay as they are.
 
-    Raises RemoteIncomplete where the remote does not have it, or has other bytes under its name.
+    Raises RemoteIncomplete if the remote lacks one or has other bytes under its name.
     """
     if absent := [name for name in _unlike(layout, dvc) if _is_absent(layout, dvc, name)]:
         dvc.pull(*(f"{name}.dvc" for name in absent))
 
 
 def absent_sources(layout: Layout) -> list[str]:
-    """Which sources are recorded and have nothing here, as in a fresh clone."""
+    """Sources that are recorded but do not exist here, as in a fresh clone."""
     return [
         path.relative_to(layout.root).as_posix()
         for path in layout.sources
@@ -259,7 +260,7 @@ def absent_sources(layout: Layout) -> list[str]:
 
 
 def _is_absent(layout: Layout, dvc: Dvc, name: str) -> bool:
-    """Whether a source lacks all of its files or some, as a killed pull leaves it, and no file of it is another."""
+    """Whether files of a source are missing (all, or some after a killed pull) and none of the others differs."""
     if not (layout.root / name).exists():
         return True
     try:
@@ -270,7 +271,7 @@ def _is_absent(layout: Layout, dvc: Dvc, name: str) -> bool:
 
 
 def _unlike(layout: Layout, dvc: Dvc) -> list[str]:
-    """Which sources are not what git's records say, or not here."""
+    """Sources that differ from git's records or are missing."""
     tracked = [f"{path.relative_to(layout.root)}.dvc" for path in layout.sources if _pointer(path).exists()]
     return dvc.unlike(*tracked) if tracked else []
 

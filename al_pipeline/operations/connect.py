@@ -1,4 +1,4 @@
-"""The Label Studio that a workspace talks to."""
+"""The workspace's Label Studio server and project."""
 
 from __future__ import annotations
 
@@ -36,12 +36,11 @@ if TYPE_CHECKING:
 
 
 _LOOK_SECONDS = 5.0
-"""How long a look at whose the project is waits for a reply."""
+"""Timeout of the requests that check which clone writes to the project."""
 
 
 def stored_project(layout: Layout) -> ProjectRef | None:
-    """Which project of its server is ours; None before there is one. Raises UnexpectedChange where the file is not
-    ours."""
+    """The recorded Label Studio project; None before there is one. Raises UnexpectedChange if the file is invalid."""
     found = read_object(layout.project)
     if not found:
         return None
@@ -52,19 +51,19 @@ def stored_project(layout: Layout) -> ProjectRef | None:
 
 
 def project_page(workspace: Workspace) -> str | None:
-    """Where annotators begin, by the button "Label All Tasks"; None where there is no project yet.
+    """The URL where annotators start, with the button "Label All Tasks"; None if there is no project or URL yet.
 
-    Never an address with `labeling=1`: opened directly, it is served from a queue without locks, so that two people
-    get the same task.
+    Never a URL with `labeling=1`: opened directly, it serves tasks from a queue without locks, so that two people get
+    the same task.
     """
     project, url = stored_project(workspace.layout), workspace.credentials().get("url")
     return None if project is None or url is None else f"{url.rstrip('/')}/projects/{project.project_id}/data"
 
 
 def task_pages(workspace: Workspace, last: int) -> dict[str, str]:
-    """The page in Label Studio of each item asked in the rounds up to `last`, as far as this clone pushed them.
+    """The Label Studio URL of each item asked in the rounds up to `last`, as far as this clone pushed them.
 
-    None where the address is not one that a browser should be sent to.
+    Empty if there is no project, or if the server's address is unsafe to open in a browser.
     """
     project, url = stored_project(workspace.layout), workspace.credentials().get("url", "")
     if project is None or not is_web_address(url):
@@ -80,9 +79,9 @@ def task_pages(workspace: Workspace, last: int) -> dict[str, str]:
 
 
 def connect_to(workspace: Workspace, url: str, token: str) -> About:
-    """Use the Label Studio at `url` from now on, whatever the environment says; stored only once it has answered.
+    """Store `url` and `token` once the Label Studio there has answered; environment variables are ignored.
 
-    Raises LabelStudioRefused for an address or token that is not taken, LabelStudioDown where nobody answers.
+    Raises LabelStudioRefused if the address or token is rejected, LabelStudioDown if the server does not answer.
     """
     from al_pipeline.integrations.label_studio.client import LabelStudioOracle
 
@@ -93,9 +92,9 @@ def connect_to(workspace: Workspace, url: str, token: str) -> About:
 
 
 def connect(workspace: Workspace, most_seconds: float = math.inf) -> LabelStudioOracle:
-    """A client for the workspace's Label Studio; sends nothing yet. Raises LabelStudioRefused where none is known.
+    """A client for the workspace's Label Studio; sends nothing yet. Raises LabelStudioRefused if none is configured.
 
-    It waits for a reply as long as `params.yaml` says, and at most so long.
+    Its timeout is that of `params.yaml`, but at most `most_seconds`.
     """
     known = workspace.credentials()
     if missing := [name for name in ("url", "token") if name not in known]:
@@ -111,10 +110,9 @@ def connect(workspace: Workspace, most_seconds: float = math.inf) -> LabelStudio
 
 
 def refuse_elsewhere(workspace: Workspace) -> None:
-    """Raise WrongProject where ticks run in another clone: an intervention made here would not reach them.
+    """Raise WrongProject if ticks run in another clone: an intervention made here would not reach them.
 
-    Where Label Studio is not known, out of reach or not ours, nobody can tell, and nothing is raised: going back must
-    not wait for it.
+    Raises nothing if Label Studio is not configured, unreachable or not ours: a rollback must not depend on it.
     """
     from al_pipeline.integrations.label_studio.probe import is_writer
 
@@ -141,7 +139,7 @@ def ensure_project(
     published: Collection[str],
     on_page_edit: Callable[[PageEdit], None],
 ) -> ProjectRef:
-    """Find or make the workspace's project, and bring its settings in line with `params.yaml`; see Oracle."""
+    """Find or create the workspace's project and apply the settings of `params.yaml` to it; see Oracle."""
     params = workspace.params
     spec = ProjectSpec(
         workspace_id=workspace.id,
@@ -156,9 +154,9 @@ def ensure_project(
 
 
 def reset_page(workspace: Workspace) -> tuple[str, ...]:
-    """Take classes that somebody added in the project's page out of it; which these were.
+    """Remove the classes that somebody added on the project's page, and return them.
 
-    Raises NothingToDo, WrongProject.
+    Raises NothingToDo if there is no project, WrongProject.
     """
     with locked(workspace.layout.lock, "al labelstudio reset"):
         check_identity(workspace.layout)
@@ -170,28 +168,28 @@ def reset_page(workspace: Workspace) -> tuple[str, ...]:
 
         with connect(workspace) as oracle:
             ensure_project(workspace, oracle, ref, (), note)
-            if taken_out:  # as if they were ours, and had been removed
+            if taken_out:  # passed as published, so that they are removed like classes that the schema dropped
                 ensure_project(workspace, oracle, ref, tuple(taken_out), note)
         return tuple(dict.fromkeys(taken_out))
 
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """What `adopt` did."""
+    """The result of `adopt`."""
 
     project: int | None
-    """The project that this clone now writes to; None where there is none yet."""
+    """The project that this clone now writes to; None if there is none yet."""
     copy: bool
-    """Whether the folder was a copy, which has an identity of its own now."""
+    """Whether the folder was a copy, which now has its own identity."""
 
 
 def adopt(workspace: Workspace) -> Adopted:
-    """Make this clone the one that writes to the project; a copy of a clone gets an identity of its own by it.
+    """Make this clone the one that writes to the project; a copy of a clone gets its own identity.
 
-    It must be able to go on: the data that it lacks are fetched, and all are compared with git's records, before
-    anything changes in Label Studio. Raises NothingToDo, WrongProject, RemoteIncomplete or UnexpectedChange where data
-    are not as recorded, and ManualActionRequired where another clone published what this one lacks: it would make those
-    rounds again, under the same numbers.
+    Before anything changes in Label Studio, missing data are pulled and all data are compared with git's records.
+    Raises NothingToDo if there is no project, WrongProject, RemoteIncomplete or UnexpectedChange if data differ from
+    their records, and ManualActionRequired if another clone published rounds that this one lacks and would make again
+    under the same numbers.
     """
     layout, git = workspace.layout, Git(workspace.layout.root)
     check_ready(layout, git)
@@ -222,9 +220,9 @@ def adopt(workspace: Workspace) -> Adopted:
 
 
 def leave_project(workspace: Workspace) -> int:
-    """Forget a project that is gone; its number. A later tick makes another (or finds it again, if it is there).
+    """Forget a project that no longer exists; returns its number. A later tick creates another, or finds it again.
 
-    Answers that were pulled stay, and count for the tasks that they were given to. A copy gets an identity of its own.
+    Pulled answers stay and count for their tasks. A copy of a clone gets its own identity.
     """
     layout = workspace.layout
     with locked(layout.lock, "al adopt"):
