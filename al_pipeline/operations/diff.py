@@ -1,4 +1,4 @@
-"""What differs between two published rounds: labels and who gave them, parameters, metrics, predictions."""
+"""Compare two published rounds: labels and their annotators, parameters, metrics, predictions."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from al_pipeline.workspace.workspace import Workspace
 
 @dataclass(frozen=True, slots=True)
 class LabelChange:
-    """An item whose label is another, and what was said of it between the two rounds."""
+    """An item whose label changed, and the events about it between the two rounds."""
 
     item_id: str
     before: str | None
     after: str | None
     annotators: tuple[str, ...]
     rounds: tuple[int, ...]
-    """The rounds that asked for those answers; -1 for imported labels."""
+    """The rounds that asked for the answers; -1 for imported labels."""
     events: tuple[str, ...]
-    """Their types, such as label or quarantine, with the reason where there is one."""
+    """The types of the events, such as label or quarantine, with the reason if there is one."""
 
     @property
     def kind(self) -> str:
@@ -44,18 +44,18 @@ class LabelChange:
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """Round `after` against round `before`; either may be the older one."""
+    """Round `after` compared with round `before`; either may be the older one."""
 
     before: int
     after: int
     labels: tuple[LabelChange, ...]
-    """By kind, then item."""
+    """Sorted by kind, then by item."""
     params: dict[str, tuple[Any, Any]]
-    """Dotted key -> both values; None where there is no such key."""
+    """Dotted key -> (before, after), for keys whose values differ; None if a round lacks the key."""
     metrics: dict[str, tuple[Estimate, Estimate]]
-    """As recorded, each on the test items of its own round."""
+    """As recorded, each measured on the test set of its own round."""
     models: Comparison
-    """Both models on the test items that both saw."""
+    """Both models on the test items that the two rounds share."""
 
     def to_json(self) -> dict[str, Any]:
         """This record as a JSON object."""
@@ -78,10 +78,10 @@ class Diff:
 
 
 def diff(workspace: Workspace, before: int, after: int) -> Diff:
-    """Compare two published rounds, from records and DVC; nothing is checked out.
+    """Compare two published rounds from their records and DVC objects; nothing is checked out.
 
-    Raises NothingToDo where one is not published, RemoteIncomplete where its labels cannot be had, UnexpectedChange
-    where the ledger is not what git's records say.
+    Raises NothingToDo if one is not published, RemoteIncomplete if its labels cannot be fetched, UnexpectedChange if
+    the ledger differs from git's records.
     """
     layout = workspace.layout
     git = Git(layout.root)

@@ -1,4 +1,4 @@
-"""Look at everything that a round needs and say how to fix what is wrong. Reads only."""
+"""Check everything that a round needs and say how to fix problems. Read-only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from al_pipeline.workspace.workspace import Workspace
 
 
 def examine(workspace: Workspace) -> list[Finding]:
-    """Every check's findings, in the order in which they matter. A check that fails is a finding, not an error."""
+    """Run all checks and return their findings, in order of importance. A check that raises becomes a finding."""
     checks: tuple[tuple[str, Callable[[Workspace], Iterator[Finding]]], ...] = (
         ("versions", check_versions),
         ("parameters", check_parameters),
@@ -43,7 +43,7 @@ def examine(workspace: Workspace) -> list[Finding]:
         try:
             findings += check(workspace)
         except AlError as error:
-            if all(finding.message != str(error) for finding in findings):  # bad parameters stop several checks
+            if all(finding.message != str(error) for finding in findings):  # invalid parameters fail several checks
                 findings.append(Finding(name, "error", str(error)))
         except OSError as error:
             what = f"{error.strerror or error}: {error.filename}" if error.filename else str(error.strerror or error)

@@ -1,4 +1,4 @@
-"""The labels of a published round for other tools: CSV, JSONL, Parquet, or a folder for Hugging Face `datasets`."""
+"""Export the labels of a published round as CSV, JSONL, Parquet, or a folder for Hugging Face `datasets`."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ COLUMNS = ("item_id", "text", "label", "annotators", "agreement", "round")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One labelled item as it is exported."""
+    """An exported labelled item."""
 
     item_id: str
     text: str
     label: str
     annotators: tuple[str, ...]
-    """The people whose standing answers give the label, sorted; `import` for a label that was imported."""
+    """The people whose current answers are this label, sorted; `import` for an imported label."""
     agreement: float
     round: int
-    """The first round whose answers made it labelled; -1 for imported labels."""
+    """The first round whose answers gave it a label; -1 for imported labels."""
     part: str
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written."""
+    """The result of `export`."""
 
     out: str
     format: str
@@ -64,11 +64,11 @@ def export(
     test: bool = False,
     force: bool = False,
 ) -> Exported:
-    """Write the labels of a round (default: the latest one that is not rolled back) to `out`, whole or not at all.
+    """Write the labels of a round (default: the latest one not rolled back) to `out`, completely or not at all.
 
-    Raises UsageError or BadInput where `out` cannot be written, NothingToDo where nothing is published,
-    RemoteIncomplete where the labels cannot be had, RepositoryError where ledger or pool lack what the round knew,
-    UnexpectedChange where they are not what git's records say.
+    Raises UsageError or BadInput if `out` cannot be written, NothingToDo if there is nothing to export,
+    RemoteIncomplete if the labels cannot be fetched, RepositoryError if the ledger, pool or test set lacks data of the
+    round, UnexpectedChange if they differ from git's records.
     """
     form = _format(out, form)
     _check_target(out, form, force)
@@ -138,7 +138,7 @@ def _rows(workspace: Workspace, record: RoundRecord) -> list[Row]:
 
 
 def write_rows(out: Path, form: str, rows: Sequence[Row], with_part: bool) -> None:
-    """Write `rows` in one of FORMATS, in one step."""
+    """Write `rows` to `out` in the format `form`, one of FORMATS, completely or not at all."""
     names = (*COLUMNS, "part") if with_part else COLUMNS
     if form == "csv":
         _write_csv(out, rows, names)
@@ -173,7 +173,7 @@ def _write_parquet(out: Path, rows: Sequence[Row], names: Sequence[str]) -> None
 
 
 def _write_folder(out: Path, rows: Sequence[Row], names: Sequence[str]) -> None:
-    """A folder beside `out` takes its place; what was there goes away after that."""
+    """Write a temporary folder beside `out`, rename it to `out`, then delete the folder that it replaced."""
     splits = {"train": [r for r in rows if r.part == "pool"], "test": [r for r in rows if r.part == "test"]}
     header = ["---", "configs:", "- config_name: default", "  data_files:"]
     with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=out.parent) as place:
@@ -191,5 +191,5 @@ def _write_folder(out: Path, rows: Sequence[Row], names: Sequence[str]) -> None:
             fresh.replace(out)
         except OSError:
             if old.is_dir():
-                old.replace(out)  # else the folder that is cleaned up would take the last export with it
+                old.replace(out)  # else the clean-up of the temporary folder would delete the previous export
             raise

@@ -1,6 +1,7 @@
-"""The facts that decide what a round does next, read from the workspace, git and DVC; and DVC opened for a workspace.
+"""Read the facts that decide a round's next step from the workspace, git and DVC; open DVC for a workspace.
 
-Below the other operations: it looks, and talks to no server. `al status` and `al doctor` need no more of a tick.
+This layer lies below the other operations and never contacts Label Studio. `al status` and `al doctor` use no other
+code of a tick.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def open_dvc(layout: Layout) -> Dvc:
-    """DVC for a workspace, with the environment that stages need."""
+    """DVC for a workspace, with the environment variables that stages need."""
     from al_pipeline.integrations.dvc.session import Dvc
     from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT
 
@@ -37,13 +38,13 @@ def open_dvc(layout: Layout) -> Dvc:
 
 
 def closing_rule(workspace: Workspace) -> Closing:
-    """When rounds of this workspace close."""
+    """The rule by which rounds of this workspace close."""
     params = workspace.params.round
     return Closing(params.quorum, params.deadline_days, params.min_labels)
 
 
 def read_facts(workspace: Workspace, now: datetime | None = None) -> tuple[Facts, History]:
-    """The facts as a tick would see them before it does anything; writes nothing, talks to nobody."""
+    """The facts and history that a tick would start from; writes nothing and contacts no server."""
     layout = workspace.layout
     git = Git(layout.root)
     history = read_history(layout, git)
@@ -51,7 +52,7 @@ def read_facts(workspace: Workspace, now: datetime | None = None) -> tuple[Facts
 
 
 def facts_at(workspace: Workspace, git: Git, history: History, now: datetime) -> Facts:
-    """The facts at `now`, of a workspace whose history is read."""
+    """The facts at time `now`, given the workspace's history."""
     layout = workspace.layout
     planned = history.planned
     incoming = count_items([layout.inbox_pool])
@@ -96,9 +97,9 @@ def facts_at(workspace: Workspace, git: Git, history: History, now: datetime) ->
 
 
 def _published_items(layout: Layout, history: History) -> int:
-    """Items in the pool: its parts are counted before the first record only, after that the newest record says it.
+    """The size of the pool: counted from its parts before the first record, then taken from the newest record.
 
-    While a round is being closed the inbox may have become a part that the record does not know; nothing asks then.
+    During a close the pool may hold a new part that the record does not count; nothing needs the number then.
     """
     if history.latest is None:
         return count_items([layout.pool])
@@ -106,14 +107,14 @@ def _published_items(layout: Layout, history: History) -> int:
 
 
 def settled_tasks(workspace: Workspace, tasks: list[PlannedTask], events: list[Event]) -> int:
-    """How many of a round's tasks are answered or given up."""
+    """The number of a round's tasks that are answered or given up."""
     params = workspace.params
     found = standing(tasks, events, params.round.overlap, len(params.annotators) or None)
     return sum(value != "open" for value in found.values())
 
 
 def opened_at(layout: Layout, git: Git, number: int) -> float:
-    """When round `number` opened, in seconds since 1970: its first complete push, else the commit of its plan."""
+    """The Unix time when round `number` opened: its first complete push, else the commit of its plan."""
     remembered = read_object(layout.state(number)).get("opened_at")
     if isinstance(remembered, int | float):
         return float(remembered)
@@ -123,13 +124,14 @@ def opened_at(layout: Layout, git: Git, number: int) -> float:
 def check_owned(
     workspace: Workspace, git: Git, dvc: Dvc, history: History, now: datetime, *, sources: bool = True
 ) -> None:
-    """Between builds everything the engine owns is as committed; raise UnexpectedChange where somebody changed it.
+    """Between builds, raise UnexpectedChange if a file that the engine owns differs from the last commit.
 
-    In the middle of one, what a kill tore is put back. `sources`: the data too, which whoever reads none can leave out.
+    During a build, restore the DVC records that a kill left incomplete. `sources`: pull missing data and check the
+    data too; not needed by callers that read none.
     """
     layout = workspace.layout
     check_tags([record.round for record in history.rounds], git.tags())
-    if layout.closing.exists() or is_closed(layout, history.planned):  # before anything reads the data themselves
+    if layout.closing.exists() or is_closed(layout, history.planned):  # before anything reads the data
         git.unstage([*layout.owned, layout.params, layout.dvc_yaml])
         return build.restore_torn_records(layout, git)
     put_back_converted(layout, git)

@@ -1,4 +1,4 @@
-"""What the newest model would answer, for annotators who may see it (`label_studio.show_guess`)."""
+"""Predictions of the newest model, shown to annotators if `label_studio.show_guess` is set."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from al_pipeline.workspace.workspace import Workspace
 
 
 def guess(workspace: Workspace, items: Sequence[Item]) -> dict[str, tuple[str, float]]:
-    """The label of each item and its probability, by item id; empty while the model has learnt nothing.
+    """The predicted label of each item and its probability, by item id; empty while the model is untrained.
 
-    Never asked for items of the test set: a guess anchors the annotator, and with him the measurement.
+    Never call it for test items: a guess anchors annotators and would bias the metrics. Raises UnexpectedChange if the
+    model is not that of the newest record.
     """
     from al_pipeline.features.vectors import open_vectors
     from al_pipeline.models.loading import load_model, vectors_for

@@ -1,4 +1,4 @@
-"""What was published: the records of rounds, read from the last commit and never from a half-built tree."""
+"""The records of published rounds, read from a commit and never from a half-built work tree."""
 
 from __future__ import annotations
 
@@ -40,35 +40,35 @@ class History:
     revision: str
     genesis: Record | None
     rounds: tuple[RoundRecord, ...]
-    """In the order of their numbers."""
+    """In order of round number."""
     planned: int | None
-    """The round whose plan is committed and whose record is not."""
+    """The round whose plan is committed but whose record is not."""
     interventions: tuple[Intervention, ...] = ()
-    """What people decided outside the ordinary course, in order."""
+    """In order of their numbers."""
 
     @property
     def latest(self) -> Record | None:
-        """The newest record: a round's, else the first build's."""
+        """The record of the newest round, else that of the first build."""
         return self.rounds[-1] if self.rounds else self.genesis
 
     @property
     def promoted(self) -> str | None:
-        """The tag of the round whose model is the promoted one: the newest record or intervention that says so."""
+        """The tag of the round whose model is promoted, according to the newest record or intervention about it."""
         return promoted(self.interventions, [(r.round, r.decision.verdict == "promoted") for r in self.rounds])
 
     @property
     def abandoned(self) -> dict[int, int]:
-        """The rounds that were rolled back, each with the number of the intervention."""
+        """The rounds that were rolled back, each with the number of the intervention that did so."""
         return abandoned(self.interventions)
 
     @property
     def holding(self) -> Intervention | None:
-        """The intervention for which new models wait for an approval."""
+        """The intervention that requires approval of new models; None if none does."""
         return holding(self.interventions)
 
     @property
     def pausing(self) -> Intervention | None:
-        """The intervention that has ticks do nothing."""
+        """The intervention that pauses ticks; None if they are not paused."""
         return pausing(self.interventions)
 
     @property
@@ -77,7 +77,7 @@ class History:
         return waiting(self.interventions, {carried.number for r in self.rounds for carried in r.interventions})
 
     def record(self, number: int) -> RoundRecord:
-        """The record of one round. Raises NothingToDo where it is not published."""
+        """The record of round `number`. Raises NothingToDo if it is not published."""
         for record in self.rounds:
             if record.round == number:
                 return record
@@ -85,7 +85,7 @@ class History:
 
 
 def read_history(layout: Layout, git: Git, revision: str = "HEAD") -> History:
-    """The records at `revision`."""
+    """The history published at `revision`."""
     tree = git.tree(revision) if git.head() else {}
     modes = {name: mode for name, (mode, kind, _) in tree.items() if kind != "tree"}
     check_tree(modes, layout)
@@ -103,9 +103,9 @@ def read_history(layout: Layout, git: Git, revision: str = "HEAD") -> History:
 
 
 def events_known(record: RoundRecord, events: Sequence[Event]) -> int:
-    """How many of the ledger's `events`, from the first, round `record` knew: the ledger only grows.
+    """The number n such that round `record` knew the first n of the ledger's `events`; the ledger is append-only.
 
-    A record of layout 1 does not say; then it is those before the first answer to a later round's question.
+    A record of layout 1 does not store it; then n counts the events before the first one of a later round.
     """
     if record.counts.events is not None:
         return record.counts.events
@@ -113,7 +113,7 @@ def events_known(record: RoundRecord, events: Sequence[Event]) -> int:
 
 
 def subjects(events: Sequence[Event]) -> dict[str, frozenset[str]]:
-    """The items that each event speaks of, by event id: its own, or those of the events that it takes out or back."""
+    """The items that each event concerns, by event id: its own, or those of the events that it revokes or restores."""
     by_id = {event.event_id: event for event in events}
     found: dict[str, frozenset[str]] = changed_by(events)
 
@@ -131,31 +131,31 @@ def subjects(events: Sequence[Event]) -> dict[str, frozenset[str]]:
 
 
 def labels_saved_by(history: History, number: int | None) -> Saved | None:
-    """What the random labels of rounds up to `number` (None: all) reach, and how few labels the rounds needed."""
+    """The control's score and how few labels the rounds up to `number` (None: all) needed for it; None without one."""
     rounds = [record for record in history.rounds if number is None or record.round <= number]
     scores = [(record.counts.labelled, record.metrics.macro_f1.value) for record in rounds]
     return labels_saved(scores, rounds[-1].control if rounds else None)
 
 
 def read_plan(git: Git, number: int, revision: str = "HEAD") -> list[PlannedTask]:
-    """What round `number` asks, as committed. Raises RepositoryError where git has lost it."""
+    """The tasks of round `number`, as committed. Raises RepositoryError if git has lost them."""
     return parse_plan(git.show(revision, f"rounds/{number:04d}/plan.jsonl") or "", number)
 
 
 def read_plans(git: Git, revision: str = "HEAD") -> dict[str, PlannedTask]:
-    """Every task that was ever planned, by its push key; of one that was kept for a later round, that round's row."""
+    """Every task ever planned, by push key; for a task carried over to later rounds, the last round's row."""
     return {task.push_key: task for task in read_plan_rows(git, revision)}
 
 
 def read_plan_rows(git: Git, revision: str = "HEAD") -> list[PlannedTask]:
-    """All that every plan holds, in the order of the rounds: a task that was kept stands in several."""
+    """The rows of all plans, in order of round; a task that was carried over appears in several."""
     names = {name: number for name in git.files(revision, "rounds") if (number := plan_number(name)) is not None}
     texts = git.read(revision, sorted(names, key=lambda name: names[name]))
     return [task for name, text in texts.items() for task in parse_plan(text, names[name])]
 
 
 def rounds_of(plans: Iterable[PlannedTask]) -> dict[str, int]:
-    """The newest round whose plan holds an item, by item."""
+    """The newest round whose plan contains each item, by item id."""
     found: dict[str, int] = {}
     for task in plans:
         found[task.item_id] = max(found.get(task.item_id, task.round), task.round)
@@ -163,7 +163,7 @@ def rounds_of(plans: Iterable[PlannedTask]) -> dict[str, int]:
 
 
 def round_number(text: str) -> int:
-    """`7` or `round-0007` as a number. Raises BadInput."""
+    """Parse a round number such as `7` or `round-0007`. Raises BadInput for anything else."""
     digits = text.removeprefix("round-")
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 6):
         raise BadInput(f"{text!r} is no round; give a number such as 7, or a tag such as round-0007")
