@@ -1,4 +1,4 @@
-"""What `prefect deploy` asks of a workspace (see `prefect.yaml`)."""
+"""The functions that `prefect deploy` calls in a workspace (see `prefect.yaml`)."""
 
 from al_pipeline.flows.deployments import describe, rename, watch
 

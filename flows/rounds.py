@@ -1,4 +1,4 @@
-"""The flow that Prefect runs: one tick of a workspace, each of its steps a task."""
+"""The flow that Prefect runs: one tick of a workspace, with each step as a task."""
 
 from al_pipeline.flows.rounds import al_round
 

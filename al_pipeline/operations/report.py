@@ -1,4 +1,4 @@
-"""The report of a round, rendered on demand from what is published."""
+"""Render the report of a round, on demand, from published data."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write_report(workspace: Workspace, number: int | None = None) -> Path:
 
 
 def report_data(workspace: Workspace, number: int | None = None) -> ReportData:
-    """What the report of a round says. Raises NothingToDo where it is not published."""
+    """Collect the data of a round's report. Raises NothingToDo if the round is not published."""
     git = Git(workspace.layout.root)
     history = read_history(workspace.layout, git)
     if not history.rounds:
@@ -78,7 +78,7 @@ def report_data(workspace: Workspace, number: int | None = None) -> ReportData:
 def _with_answers(
     report: ReportData, workspace: Workspace, git: Git, history: History, record: RoundRecord, revision: str
 ) -> ReportData:
-    """The report with what was asked and answered, and what comes next."""
+    """Add to the report what was asked and answered, and what comes next."""
     plan = read_plan(git, record.round, revision)
     ledger = read_events(workspace.layout.events)
     known = active(ledger[: events_known(record, ledger)])
@@ -100,7 +100,7 @@ def _engine(engine: Engine) -> Mapping[str, str]:
 
 
 def _asked_because(history: History, number: int) -> str:
-    """Which strategy chose the batch of round `number`, and why: the build before it wrote that down."""
+    """Which strategy chose the batch of round `number`, and why, from the record of the previous build."""
     before = [record for record in history.rounds if record.round < number]
     record = before[-1] if before else history.genesis
     choice = record.next_batch if record else None
@@ -123,7 +123,7 @@ def _mistakes(workspace: Workspace, predictions: Predictions) -> tuple[Mistake, 
 
 
 def _zone(params: Params) -> tzinfo:
-    """The time zone that a round's schedule was in; UTC where it names none that we know."""
+    """The time zone of a round's schedule; UTC if it names none or an unknown one."""
     schedule = params.schedule
     name = schedule.get("timezone") if isinstance(schedule, dict) else None
     try:

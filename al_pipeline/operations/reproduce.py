@@ -1,8 +1,8 @@
-"""Make published rounds again in fresh clones, from what the DVC remote holds, and compare every byte.
+"""Reproduce published rounds in fresh clones from the DVC remote, and compare every byte.
 
-A clean `dvc status` proves nothing: DVC takes outputs from its run cache, and its lock says what was, not what would
-be. So a round is made anew from its sources, with the run cache off and no feature vector known, and what comes out is
-compared with three things that were published: `dvc.lock`, the round's record, and the bytes themselves.
+A clean `dvc status` proves nothing: DVC takes outputs from its run cache, and its lock file says what was built, not
+what would be. So a round is rebuilt from its sources, without the run cache or cached feature vectors, and the result
+is compared with three things that were published: `dvc.lock`, the round's record, and the bytes themselves.
 
 Nothing here writes to the workspace, takes its lock or talks to Label Studio: people may be labelling.
 """
@@ -38,7 +38,7 @@ from al_pipeline.workspace.trust import check_dvc
 from al_pipeline.workspace.workspace import Workspace
 
 TOLERANCE = 0.02
-"""How far a metric may move under another engine. Another CPU or library moves it by far less; another rule by more."""
+"""How far a metric may differ under another engine. A CPU or library changes it far less, another algorithm more."""
 
 
 def reproduce(
@@ -50,16 +50,16 @@ def reproduce(
     keep: bool = False,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Reproduction]:
-    """Make rounds again (None: all that are published; none: the latest), one after the other.
+    """Reproduce rounds one after the other (`numbers` None: all published ones; empty: the latest).
 
     Under the recorded engine bytes are compared, under another one metrics within `tolerance`. `engine`: None for the
-    running one, `recorded` for one installed in an environment of its own, else the path of its sources (checkout or
-    wheel). `keep` leaves the clones for a look, until the next call.
+    running one, `recorded` to install the recorded one in an environment of its own, else the path of its sources
+    (checkout or wheel). `keep` leaves the clones for inspection until the next call.
 
-    Within one call sources are fetched once, and vectors made once, not once a round: a pool that grows is the same
-    objects in every round. Outputs are fetched for each round anew, since stages write theirs into the clone's cache.
+    Within one call, sources are fetched and vectors computed once, not once per round: the rounds of a growing pool
+    share their objects. Outputs are fetched again for each round, since stages write theirs into the clone's cache.
 
-    Raises NothingToDo where a round is not published, Locked where another call works, AlError where it cannot be done.
+    Raises NothingToDo if a round is not published, Locked if another call is running, AlError if it cannot be done.
     """
     records = _records(workspace, numbers)
     home = workspace.home / "reproduce"
@@ -75,7 +75,7 @@ def reproduce(
 
 
 def failure(made: Iterable[Reproduction]) -> AlError | None:
-    """The error that says that not all came out as published; None where they did."""
+    """The error for rounds that came out different from what was published; None if all are equal."""
     different = [one for one in made if one.difference is not None]
     if not different:
         return None
@@ -89,9 +89,9 @@ def failure(made: Iterable[Reproduction]) -> AlError | None:
 
 
 def _records(workspace: Workspace, numbers: Collection[int] | None) -> tuple[RoundRecord, ...]:
-    """The records of the rounds that are wanted, each with its tag here."""
+    """The records of the requested rounds. Raises NothingToDo if one is not published or has no tag here."""
     git = Git(workspace.layout.root)
-    check_dvc(workspace.layout.root)  # its settings say where the clones' data come from
+    check_dvc(workspace.layout.root)  # its configuration says where the clones fetch data
     history = read_history(workspace.layout, git)
     records = history.rounds if numbers is None else history.rounds[-1:]
     if numbers:
@@ -104,7 +104,7 @@ def _records(workspace: Workspace, numbers: Collection[int] | None) -> tuple[Rou
 
 
 def _engine(recorded: Mapping[str, Any], choice: str | None, on_progress: Callable[[str], None]) -> Engine | None:
-    """The engine to run under; None for the running one, which is taken wherever it is the recorded one."""
+    """The engine to run under; None for the running one, which is used whenever it equals the recorded one."""
     if choice is None or not difference(dict(recorded)):
         return None
     return recorded_engine(recorded, None if choice == "recorded" else Path(choice), on_progress)
@@ -112,14 +112,14 @@ def _engine(recorded: Mapping[str, Any], choice: str | None, on_progress: Callab
 
 @dataclass
 class _Comparison:
-    """What has been compared so far."""
+    """The results of the comparison so far."""
 
     outputs: list[Output] = field(default_factory=list)
     metrics: tuple[Metric, ...] = ()
 
 
 def _reproduce(clone: Clone, tolerance: float, keep: bool) -> Reproduction:
-    """Make one round again, up to the first difference behind which nothing can be learnt."""
+    """Reproduce one round, up to the first difference after which a comparison means nothing."""
     begin, compared = time.perf_counter(), _Comparison()
     try:
         found = _make(clone, compared, tolerance)
@@ -141,7 +141,7 @@ def _reproduce(clone: Clone, tolerance: float, keep: bool) -> Reproduction:
 
 
 def _make(clone: Clone, compared: _Comparison, tolerance: float) -> Difference | None:
-    """Clone, fetch, check what goes in, make it, compare what comes out; the first difference."""
+    """Clone, fetch, check the inputs, rebuild, compare the outputs; return the first difference."""
     clone.create()
     with clone.open_dvc() as dvc:
         dvc.stand_alone(clone.workspace.layout.root)

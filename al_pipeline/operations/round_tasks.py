@@ -1,4 +1,4 @@
-"""What had come of a round's tasks when it was published: each query with its outcome, and the answers counted."""
+"""The outcome of a round's tasks when it was published: the result of each query, and the numbers of answers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from al_pipeline.workspace.workspace import Workspace
 def asked_items(
     workspace: Workspace, record: RoundRecord, plan: list[PlannedTask], known: list[Event]
 ) -> tuple[AskedItem, ...]:
-    """The round's queries (not its test tasks) with what had come of them when it was published.
+    """The round's queries (not its test tasks) with their outcome when it was published.
 
-    `known`: the events that counted then. Earlier rounds' answers to the same items are among what gives a label.
+    `known`: the events that counted then. A label also depends on answers of earlier rounds to the same item.
     """
     queries = [task for task in plan if task.part == "pool"]
     items = fetch([workspace.layout.pool], [task.item_id for task in queries])
@@ -52,7 +52,7 @@ def asked_items(
 
 
 def _folded(record: RoundRecord, about: list[Event], heard: int) -> tuple[dict[str, LabeledItem], dict[str, str]]:
-    """The labels that the events `about` items give, and why others have none, by item. `heard`: people so far."""
+    """Fold the events `about`: labels, and why items have none, by item. `heard`: number of annotators so far."""
     everybody = len(record.params.annotators) or heard
     named = (event.label for event in about if event.label is not None)
     classes = tuple(dict.fromkeys([*record.params.schema_.labels, *named]))
@@ -63,7 +63,7 @@ def _folded(record: RoundRecord, about: list[Event], heard: int) -> tuple[dict[s
 def _without_label(
     record: RoundRecord, queries: list[PlannedTask], known: list[Event], about: list[Event]
 ) -> dict[str, str]:
-    """Why a task that no refused answer and no tie explains has no label, by push key."""
+    """Why tasks have no label, by push key, if there is neither a refused answer nor a tie."""
     found = standing(queries, known, record.params.round.overlap, len(record.params.annotators) or None)
     skipped = skips(event for event in about if event.push_key in found)
     return {task.push_key: _in_words(found[task.push_key], skipped.get(task.item_id, 0)) for task in queries}
@@ -76,9 +76,9 @@ def _in_words(found: Standing, skipped: int) -> str:
 
 
 def _score(task: PlannedTask) -> float | None:
-    """How unsure a model was of a task's item; None where no model was asked about it.
+    """The model's uncertainty about a task's item; None if no model scored it.
 
-    A plan holds a number even then: 0, or before the first model what equal probabilities come to.
+    A plan holds a score even then: 0 or, before the first model, that of equal probabilities.
     """
     return task.score if task.predicted is not None and task.score else None
 
@@ -86,7 +86,7 @@ def _score(task: PlannedTask) -> float | None:
 def count_answers(
     record: RoundRecord, plan: list[PlannedTask], known: list[Event], ledger: list[Event], waiting: int
 ) -> Answers:
-    """What came back. `known`: the events that counted when the round was published; late answers are in `ledger`."""
+    """Count the round's answers. `known`: the events that counted at its publication; `ledger` has late ones too."""
     given, closed = record.answers, record.closed_at
     events = [event for event in known if event.round == record.round]
     late = {
@@ -114,12 +114,12 @@ def count_answers(
 
 
 def _lead_times(events: list[Event]) -> dict[str, float]:
-    """Seconds that each annotation took. An edit adds to what Label Studio counts, so that the newest figure is all."""
+    """Seconds that each annotation took: the newest value, since Label Studio adds the time of each edit to it."""
     return {event.annotation_key: event.lead_time for event in events if event.lead_time is not None}
 
 
 def _seconds(stamp: str | None) -> float:
-    """A time of the server's in seconds since 1970; 0 where the event has none that can be read."""
+    """A timestamp of the server in seconds since 1970; 0 if it is missing or invalid."""
     try:
         return datetime.fromisoformat((stamp or "").replace("Z", "+00:00")).timestamp()
     except (ValueError, OverflowError):

@@ -1,6 +1,6 @@
-"""When ticks run by themselves: what `params.yaml` says, what the workspace's Prefect server has, and how to change it.
+"""The schedule of ticks: what `params.yaml` says, what the workspace's Prefect server has, and how to change it.
 
-Telling the server is the work of `al_pipeline/flows/deployments.py`; here it is only looked at.
+This module only reads from the server; `al_pipeline/flows/deployments.py` deploys the schedule there.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ _logger = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A workspace's schedule, as wanted and as it is."""
+    """A workspace's schedule, as configured and as deployed."""
 
     wanted: Schedule
     server: str | None
-    """The page of the workspace's own Prefect server; None where it is not up."""
+    """URL of the workspace's own Prefect server; None if it is not running."""
     deployment: Deployment | None
-    """What that server has; None where it was never told."""
+    """The deployment on that server; None if there is none."""
     worker: bool
-    """Whether a worker takes the runs that are due."""
+    """Whether a worker is running that executes due runs."""
     differs: tuple[str, ...]
-    """In what the server's schedule is not the one of `params.yaml`, in words; empty where there is none to compare."""
+    """How the server's schedule differs from `params.yaml`, in words; empty if there is none to compare."""
 
     @property
     def next_run(self) -> str | None:
-        """When the next tick is due by itself, as ISO 8601 in UTC; None where none is."""
+        """When the next scheduled tick is due, as ISO 8601 in UTC; None if none is."""
         return self.deployment.next_run if self.deployment is not None else None
 
     def to_json(self) -> dict[str, Any]:
-        """This, as a JSON object."""
+        """Convert to a JSON object."""
         return {
             **self.wanted.model_dump(),
             "prefect_url": self.server,
@@ -56,7 +56,7 @@ class Standing:
 
 
 def read_schedule(workspace: Workspace) -> Standing:
-    """The schedule as wanted and as it is. Raises BadParams, ServerFailed where the server gives no usable answer."""
+    """Read the configured and deployed schedule. Raises BadParams, ServerFailed if the server's answer is unusable."""
     wanted = workspace.params.schedule
     server = prefect_status(workspace)
     if server is None:
@@ -81,9 +81,9 @@ def _differences(workspace: Workspace, wanted: Schedule, deployment: Deployment)
 def change_schedule(
     workspace: Workspace, cron: str | None = None, timezone: str | None = None, active: bool | None = None
 ) -> bool:
-    """Write what is given into `params.yaml`, and commit that file if it was as committed; whether it was committed.
+    """Write the given values to `params.yaml`, and commit it if it had no uncommitted edits; return whether committed.
 
-    Comments and all other lines stay. Raises BadParams where a value is wrong, and nothing is changed then.
+    Comments and all other lines stay. Raises BadParams, with nothing changed, if a value is invalid.
     """
     layout, git = workspace.layout, Git(workspace.layout.root)
     with locked(layout.lock, "al schedule"):
@@ -107,12 +107,12 @@ def change_schedule(
 
 
 def with_schedule(text: str, values: dict[str, Any]) -> str:
-    """The text of a `params.yaml` with other values in its section `schedule`; all else stays to the letter.
+    """Return the text of a `params.yaml` with new values in its section `schedule`, all else unchanged.
 
-    A file older than schedules gets the template's section first. Raises BadParams where a value is wrong.
+    A file without that section gets the template's first. Raises BadParams if a value is invalid.
 
-    The parser's marks say where a value stands, and nothing else is touched. ruamel.yaml writes the whole file anew:
-    `al_pipeline/workspace/params_file.py` has what was measured of it.
+    Values are replaced at the positions that the parser's marks give. ruamel.yaml would rewrite the whole file: see
+    the measurements in `al_pipeline/workspace/params_file.py`.
     """
     before = parse_params(text)
     if "schedule" not in before.model_fields_set:
@@ -130,7 +130,7 @@ def with_schedule(text: str, values: dict[str, Any]) -> str:
 
 
 def _places(text: str) -> dict[str, tuple[int, int]]:
-    """Where in the text each value of the section `schedule` stands."""
+    """Start and end of each value of the section `schedule` in the text."""
     document = yaml.compose(text, yaml.SafeLoader)
     assert isinstance(document, yaml.MappingNode), "it has been parsed"
     section = next(value for key, value in document.value if key.value == "schedule")
@@ -138,9 +138,9 @@ def _places(text: str) -> dict[str, tuple[int, int]]:
 
 
 def _replace(text: str, start: int, end: int, value: str) -> str:
-    """`text` with another value between two places; a comment behind it stays in its column, if there is room."""
-    end = start + len(text[start:end].rstrip())  # a value of several lines ends behind its line's end
-    start = end - len(re.sub(r"\A(?:[&!]\S*\s+)+", "", text[start:end]))  # an anchor and a tag stay
+    """Replace the value between two positions; a comment after it stays in its column, if there is room."""
+    end = start + len(text[start:end].rstrip())  # the end mark of a multi-line value is past its line
+    start = end - len(re.sub(r"\A(?:[&!]\S*\s+)+", "", text[start:end]))  # keep an anchor and a tag
     blanks = re.match(r"( +)#", text[end:])
     if blanks:
         room = max(2, len(blanks.group(1)) + (end - start) - len(value))
@@ -149,13 +149,13 @@ def _replace(text: str, start: int, end: int, value: str) -> str:
 
 
 def _scalar(name: str, value: object) -> str:
-    """A value as YAML; a cron expression always in quotes, since YAML reads a leading * otherwise."""
+    """Format a value as YAML; always quote a cron expression, since a leading * has a meaning of its own in YAML."""
     style = '"' if name == "cron" else None
     return str(yaml.safe_dump(value, allow_unicode=True, width=10_000, default_style=style)).split("\n")[0]
 
 
 def _template_section() -> str:
-    """The lines of the template that make the section `schedule`."""
+    """The section `schedule` of the template, as text."""
     lines = template("params.yaml").splitlines(keepends=True)
     start = next(number for number, line in enumerate(lines) if line.startswith("schedule:"))
     end = next(number for number in range(start + 1, len(lines)) if not lines[number].startswith(" "))

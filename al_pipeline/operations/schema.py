@@ -1,4 +1,4 @@
-"""Whether the classes in `params.yaml` may follow those that were published, asked before anything is changed."""
+"""Check the classes in `params.yaml` against the published ones, before anything is changed."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from al_pipeline.workspace.workspace import Workspace
 
 
 def check_schema(workspace: Workspace, history: History) -> None:
-    """Raise BadParams where the list of classes changed without a new version, SchemaInUse where one in use is gone."""
+    """Raise BadParams if the classes changed without a new version, SchemaInUse if one that is in use is missing."""
     if problem := schema_problem(workspace, history):
         raise problem
 
 
 def schema_problem(workspace: Workspace, history: History) -> AlError | None:
-    """What `check_schema` would raise; None where the classes may stay as they are."""
+    """The error that `check_schema` would raise; None if the classes are valid."""
     if any(intervention.params_from is not None for intervention in history.waiting):
-        return None  # the next close puts another params.yaml in place, which was checked with its snapshot
+        return None  # the next close restores a snapshot's params.yaml, which was checked together with it
     layout, schema = workspace.layout, workspace.params.schema_
     published = published_schema(history)
     if published is not None and (published.version, published.labels) == (schema.version, tuple(schema.labels)):
         return None
     events = read_events(layout.events, layout.inbox_events)
-    used = labels_in_use([*events, *carry_out(history.waiting, layout.events)])  # a revocation may be what frees one
+    used = labels_in_use([*events, *carry_out(history.waiting, layout.events)])  # a waiting revocation may free a class
     in_words = {
         name: ", ".join(f"{count:,} of the {part}{' set' if part == 'test' else ''}" for part, count in parts.items())
         for name, parts in sorted(used.items())
@@ -40,7 +40,7 @@ def schema_problem(workspace: Workspace, history: History) -> AlError | None:
 
 
 def schema_news(workspace: Workspace, history: History) -> str | None:
-    """What a class that no published round has yet means for the labels that there are; None where there is none."""
+    """Explain what classes that no published round has mean for the existing labels; None if there are none."""
     published, latest = published_schema(history), history.latest
     if published is None or latest is None:
         return None
@@ -57,7 +57,7 @@ def schema_news(workspace: Workspace, history: History) -> str | None:
 
 
 def published_schema(history: History) -> Published | None:
-    """The schema that the newest record was made with; None before the first build."""
+    """The schema of the newest record; None before the first build."""
     record = history.latest
     if record is None:
         return None
@@ -67,6 +67,6 @@ def published_schema(history: History) -> Published | None:
 
 
 def published_labels(history: History) -> frozenset[str]:
-    """All classes that any record's schema had: what Label Studio's page offers beyond them somebody added there."""
+    """All classes of any record's schema. Any other class that Label Studio offers was added there by hand."""
     records = [*([history.genesis] if history.genesis else []), *history.rounds]
     return frozenset(label for record in records for label in record.params.schema_.labels)

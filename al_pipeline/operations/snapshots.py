@@ -1,4 +1,4 @@
-"""What was labelled as of published rounds, whatever is checked out: from DVC's cache or the remote, by digest."""
+"""Read the labels of published rounds, whatever is checked out: from DVC's cache or the remote, by digest."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
 
 Labels = Mapping[str, LabeledItem | Unresolved]
-"""What the answers to an item came to, by item id; an item that is not in it has no answer that counts."""
+"""Result of folding the answers, by item id; an item that is not in it has no answer that counts."""
 NAMES = ("labeled", "test_labels", "unresolved")
 
 
 @contextmanager
 def snapshots(workspace: Workspace) -> Iterator[Callable[[RoundRecord], Labels]]:
-    """A function that gives the labels of a round by its record. Takes no lock and checks nothing out.
+    """Yield a function that returns the labels of a round, given its record. Takes no lock and checks nothing out.
 
-    It raises RemoteIncomplete where they cannot be had, RepositoryError where they are not what the record says.
+    It raises RemoteIncomplete if they cannot be obtained, RepositoryError if they do not match the record.
     """
     with (
         tempfile.TemporaryDirectory(prefix="al-snapshots-") as place,

@@ -1,9 +1,9 @@
-"""Take in what is new in the files that `params.yaml` names (`ingest.sources`), at every tick.
+"""Ingest what is new in the files that `params.yaml` names (`ingest.sources`), at every tick.
 
-A file that is read while it is still being written leaves cut texts for ever, since a known id keeps its text. So a
-file is read only once it has been quiet for a minute: by its own times, or by what earlier ticks saw of it, where its
-times lie in the future. What was seen and taken in is remembered in `.al/ingested.json`; losing that costs a second
-reading, since known content is not added twice.
+Reading a file while it is being written would store truncated texts for good, since a known id keeps its text. So a
+file is read only once it has been unchanged for a minute, by its timestamps or, if they are in the future, by what
+earlier ticks saw of it. `.al/ingested.json` records what was seen and ingested; losing it costs only a second reading,
+since known content is not added twice.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from al_pipeline.params import Ingest, Params
 from al_pipeline.sanitize import counted
 from al_pipeline.workspace.workspace import Workspace
 
-if TYPE_CHECKING:  # a tick whose files are as before takes nothing in
+if TYPE_CHECKING:  # not needed by a tick whose files are unchanged
     from al_pipeline.operations.ingestion.report import IngestReport
 
 MAX_LINES = 20
-"""Lines that one tick says about sources: there may be thousands of files."""
+"""Maximum number of lines about sources in one tick: there may be thousands of files."""
 
 
 def ingest_sources(workspace: Workspace, now: float | None = None) -> tuple[int, list[str]]:
     """Finish an ingest that was killed, then ingest every source file that is new or changed, and quiet.
 
-    Returns how many items came in, and what a person should know: what was refused, and what waits. A file that cannot
-    be used stops no other, and is tried again. `now`: seconds since 1970. Call it while holding the workspace's lock.
+    Returns the number of new items, and messages for the user: what was refused, and what waits. An unusable file does
+    not stop the others, and is tried again. `now`: seconds since 1970. Call it while holding the workspace's lock.
     """
     layout, params = workspace.layout, workspace.params
     finish_ingest(layout)
@@ -77,7 +77,7 @@ _SETTINGS = "params.yaml"
 
 
 def _check_settings(params: Params) -> None:
-    """Raise UsageError where no file can be read by these settings, whatever it holds."""
+    """Raise UsageError if no file can be read with these settings, whatever its content."""
     settings = params.ingest
     check_encoding(settings.encoding or None)
     if settings.sources and settings.label_column == settings.text_column:
@@ -85,7 +85,7 @@ def _check_settings(params: Params) -> None:
 
 
 def _settings(params: Params) -> list[Any]:
-    """What decides, beside its content, what is taken from a file: another value has it read again."""
+    """The settings that affect what is read from a file: if they change, it is read again."""
     found = params.ingest
     labels = list(params.schema_.labels) if found.label_column else []
     return [found.text_column, found.label_column, found.encoding, found.max_characters, labels]
@@ -94,7 +94,7 @@ def _settings(params: Params) -> list[Any]:
 def _take(
     workspace: Workspace, states: SourceStates, name: str, path: Path, settings: list[Any], now: float
 ) -> IngestReport | None:
-    """Ingest a file if it is new or changed, and quiet; None where nothing was read."""
+    """Ingest a file if it is new or changed, and quiet; return None if nothing was read."""
     from al_pipeline.operations.ingest import ingest
 
     params, layout = workspace.params.ingest, workspace.layout
@@ -110,7 +110,7 @@ def _take(
             states.took(name, digest, settings)
             return None
         if states.drawn_from or not count_items([layout.test, layout.inbox_test]):
-            states.drawn_from += 1  # of several first files the test set is drawn from all, also after a kill
+            states.drawn_from += 1  # the test set is drawn from all of the first files, even after a kill
             states.store()
         report = ingest(workspace, [source], text_column=params.text_column, label_column=params.label_column or None)
     except (UnusableFile, OSError) as error:
@@ -132,7 +132,7 @@ def _digest(source: Source) -> str:
 
 
 def _command(params: Ingest, name: str) -> str:
-    """How a person takes the corrections of a source; in the workspace's folder."""
+    """The command that accepts the corrections of a source, to be run in the workspace's folder."""
     words = ["al", "ingest", name if not name.startswith("-") else f"./{name}", "--corrections"]
     words += ["--text-column", params.text_column] if params.text_column != "text" else []
     words += ["--label-column", params.label_column] if params.label_column else []

@@ -1,4 +1,4 @@
-"""Where a workspace stands: what is published, what is open, what comes next. Reads only."""
+"""The status of a workspace: what is published, what is open, what comes next. Reads only."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """Where a workspace stands: counts of the last commit, answers of the inbox too."""
+    """The status of a workspace: counts as of the last commit, with the answers in the inbox."""
 
     workspace: str
     workspace_id: str
@@ -45,7 +45,7 @@ class Status:
     label_studio: ServerStatus | None
     answered: int
     answered_since: int | None
-    """Tasks that were answered since the last pull; None where Label Studio did not say."""
+    """Tasks answered since the last pull; None if Label Studio did not say."""
     next: str
     """What the round waits for, or what the next `al round` will do, in words."""
     pool: int
@@ -55,15 +55,15 @@ class Status:
     ignored: int
     unlabelled: int
     incoming: int
-    """Items of the inbox; they are among `unlabelled`."""
+    """Items in the inbox; `unlabelled` includes them."""
     labels: Mapping[str, int]
-    """Items of the labelled set, by class in the schema's order."""
+    """Number of labelled items per class, in the schema's order."""
     test: int
     test_labelled: int
     refused: Mapping[str, int]
-    """Answers that do not count, by the reason."""
+    """Number of answers that do not count, by reason."""
     sources: tuple[SourceNews, ...]
-    """The files of `ingest.sources` that the last tick could not read, or not yet."""
+    """Files of `ingest.sources` that the last tick could not read, or could not read yet."""
     schema_problem: str | None
     promoted: str | None
     held: str | None
@@ -79,10 +79,10 @@ class Status:
     prefect_url: str | None
     next_run: str | None
     busy: Mapping[str, Any] | None
-    """Who works in the workspace, as that process wrote itself down."""
+    """The process that holds the workspace's lock, as it describes itself there."""
 
     def to_json(self) -> dict[str, Any]:
-        """This status as a JSON object."""
+        """Convert to a JSON object."""
         saved, metrics = self.saved, self.metrics
         return {one.name: getattr(self, one.name) for one in fields(self)} | {
             "label_studio": self.label_studio and self.label_studio.to_json(),
@@ -95,7 +95,7 @@ class Status:
 
 
 def status(workspace: Workspace, *, ask: bool = True) -> Status:
-    """The state of the workspace. With `ask`, Label Studio is asked what waits there, for a second at most."""
+    """Read the status of a workspace. With `ask`, query Label Studio for new answers, for a second at most."""
     layout = workspace.layout
     facts, history = read_facts(workspace)
     latest, project = history.latest, stored_project(layout)
@@ -144,12 +144,12 @@ def status(workspace: Workspace, *, ask: bool = True) -> Status:
 
 
 def pool_counts(counts: Counts) -> PoolCounts:
-    """The parts of the pool as of a record."""
+    """The pool counts of a record."""
     return PoolCounts(counts.labelled, counts.pending, counts.ignored, counts.unlabelled)
 
 
 def _with_incoming(latest: Record | None, facts: Facts) -> PoolCounts:
-    """The parts of the pool with what waits in the inbox, of which nobody was asked yet."""
+    """The pool counts including the items in the inbox, none of which has been asked yet."""
     if latest is None:
         return PoolCounts(unlabeled=facts.items)
     known = pool_counts(latest.counts)
@@ -158,7 +158,7 @@ def _with_incoming(latest: Record | None, facts: Facts) -> PoolCounts:
 
 
 def _refused(layout: Layout) -> dict[str, int]:
-    """The refused answers that still do not count, by the reason."""
+    """Count the refused answers that still do not count, by reason."""
     rows = read_refused(layout.events, layout.inbox_events)
     events = read_events(layout.events, layout.inbox_events) if rows else []
     return dict(sorted(Counter(str(row["reason"]) for row in still_refused(rows, events)).items()))
@@ -173,7 +173,7 @@ def _sources(layout: Layout) -> tuple[SourceNews, ...]:
 
 
 class _Answers(NamedTuple):
-    """Whether Label Studio is up, how many tasks of the open round are answered, and how many since the last pull."""
+    """The status of Label Studio, and how many tasks of the open round are answered: in all, since the last pull."""
 
     label_studio: ServerStatus | None
     answered: int
@@ -181,8 +181,9 @@ class _Answers(NamedTuple):
 
 
 def _answers(workspace: Workspace, facts: Facts, ask: bool) -> _Answers:
-    """What is answered of the open round. Label Studio is asked for a second at most; None where it is not known, or
-    did not say.
+    """Count the answered tasks of the open round, asking Label Studio for a second at most.
+
+    `label_studio` is None if it is not known or not asked, `since` also if it did not say.
     """
     from al_pipeline.integrations.label_studio.probe import probe_server
 
@@ -192,7 +193,7 @@ def _answers(workspace: Workspace, facts: Facts, ask: bool) -> _Answers:
     if "url" not in known or not ask:
         return _Answers(None, answered, None)
     project, chosen = stored_project(layout), read_object(layout.overrides)
-    kept = chosen.get("kept") or chosen.get("kept_test")  # there, they are tasks of the round that asked them first
+    kept = chosen.get("kept") or chosen.get("kept_test")  # it counts them in the round that asked them first
     found = probe_server(
         known["url"],
         known.get("token"),
@@ -206,7 +207,7 @@ def _answers(workspace: Workspace, facts: Facts, ask: bool) -> _Answers:
 
 
 def _pulled(layout: Layout, facts: Facts) -> tuple[int, int]:
-    """How many tasks of the open round are answered as of the last pull; and with those whose answer was refused."""
+    """How many tasks of the open round are answered as of the last pull, without and with refused answers."""
     events = active(read_events(layout.events, layout.inbox_events))
     newest = {event.annotation_key: event for event in events if event.round == facts.planned}
     answered = {event.item_id for event in newest.values() if event.label is not None}
@@ -216,13 +217,13 @@ def _pulled(layout: Layout, facts: Facts) -> tuple[int, int]:
 
 
 def in_order(classes: Sequence[str], counts: Mapping[str, int]) -> dict[str, int]:
-    """The counts in the order of the schema; classes that it lacks come last."""
+    """Order counts as in the schema; classes that it lacks come last."""
     return {name: counts[name] for name in dict.fromkeys([*classes, *counts]) if name in counts}
 
 
 def _prefect(workspace: Workspace) -> tuple[str | None, str | None]:
-    """Where the workspace's Prefect server is, and when it starts a tick by itself."""
-    if not (workspace.home / "prefect").exists():  # it was never started: nothing of servers is loaded
+    """The URL of the workspace's Prefect server, and the time of its next scheduled tick."""
+    if not (workspace.home / "prefect").exists():  # never started: the servers' code is not imported
         return None, None
     from al_pipeline.servers import prefect_status, read_deployment
 
@@ -231,13 +232,13 @@ def _prefect(workspace: Workspace) -> tuple[str | None, str | None]:
         return None, None
     try:
         deployment = read_deployment(workspace, server)
-    except ServerFailed:  # it is not asked for its own sake
+    except ServerFailed:  # the status is useful without it
         deployment = None
     return server.url, deployment.next_run if deployment else None
 
 
 def _next(planned: int | None, step: str, facts: Facts, workspace: Workspace) -> str:
-    """What the next `al round` will do, in words."""
+    """Describe what the next `al round` will do."""
     if facts.amend:
         return f"`al round` carries out what was ruled about labels ({step})"
     if facts.closed:
@@ -261,7 +262,7 @@ def rounds(workspace: Workspace) -> tuple[RoundRow, ...]:
 
 
 def round_rows(history: History) -> tuple[RoundRow, ...]:
-    """The rounds of a history as status and report show them, oldest first."""
+    """The rounds of a history as rows for status and report, oldest first."""
     return tuple(
         RoundRow(
             number=record.round,

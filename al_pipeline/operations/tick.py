@@ -1,4 +1,4 @@
-"""One tick: look at the facts, do the next steps that can be done, end. Twice is as good as once.
+"""One tick: read the facts, take the steps that are possible, end. Idempotent.
 
 The CLI, the Prefect flow and the tests all call `tick`; the flow passes a `run` that makes each step a task of its own.
 """
@@ -52,38 +52,38 @@ STEPS: dict[Step, Callable[[Context, Facts], None]] = {
     Step.TAG: tag,
     Step.SYNC: sync,
 }
-"""What each step does. `rounds/state_machine.py` says when it is taken."""
+"""The function of each step. `rounds/state_machine.py` decides when a step is taken."""
 
 _BEFORE_STAGES = frozenset({Step.AUDIT, Step.CLOSE, *BUILD})
-"""Stages run soon after these."""
+"""Steps soon after which stages run."""
 _ROUTINE = frozenset({Step.INGEST, Step.CONNECT, Step.RETIRE, Step.PUSH, Step.PULL, Step.AUDIT, Step.SYNC})
-"""Steps of every tick, which mostly find nothing to do."""
+"""Steps of every tick, which usually find nothing to do."""
 
 
 class Runner(Protocol):
-    """Takes a step: calls `action`, under the name `name`."""
+    """Runs a step by calling `action`; `name` is the step's name."""
 
     def __call__(self, name: str, action: Callable[[], Any], /) -> Any: ...
 
 
 def call(name: str, action: Callable[[], Any], /) -> Any:
-    """The runner of the CLI and the tests: just take the step."""
+    """Call `action` directly: the runner of the CLI and the tests."""
     return action()
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What may be asked of one tick beyond the ordinary."""
+    """Options of a single tick."""
 
     close_now: bool = False
     accept_vanished: bool = False
     size: int | None = None
     strategy: str | None = None
-    """Of the batch that this tick selects; None: as `params.yaml` says. Checked before by `params.check_overrides`."""
+    """`size` and `strategy` of this tick's batch; None: as in `params.yaml`. Checked by `params.check_overrides`."""
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """What is asked of the batch, as `rounds/overrides.json` holds it."""
+        """The settings of the batch, as stored in `rounds/overrides.json`."""
         return {name: value for name in ("size", "strategy") if (value := getattr(self, name)) is not None}
 
 
@@ -95,14 +95,14 @@ class TickReport:
     state: State
     waits_for: str
     steps: tuple[tuple[str, float], ...]
-    """The steps taken, with their seconds."""
+    """The steps taken, each with its duration in seconds."""
     published: tuple[int, ...]
     """Rounds whose tags this tick made."""
     pulled: Mapping[str, int] = field(default_factory=dict)
     refused: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     changed: bool = True
-    """Whether anything came of it: an answer, a task, a step of a build; not where it only looked and waits."""
+    """Whether the tick changed anything (an answer, a task, a build step) rather than only checking."""
 
 
 def tick(
@@ -115,11 +115,11 @@ def tick(
     on_progress: Callable[[str], None] = lambda _: None,
     purpose: str = "a tick",
 ) -> TickReport:
-    """Do what can be done for the open round, then end. Raises AlError; what was done until then stays done.
+    """Take every step that is possible for the open round, then end. Raises AlError; completed steps stay done.
 
-    `make_oracle` connects to Label Studio and is called only by a tick that needs it; `on_progress` gets a line of
-    progress; `purpose` is what those who come meanwhile are told. Raises NothingToDo after a tick that had settings for
-    a batch and selected none.
+    `make_oracle` connects to Label Studio and is called only by a tick that needs it; `on_progress` gets lines of
+    progress; `purpose` describes this tick to processes that find the lock held. Raises NothingToDo at the end if
+    `options` has settings for a batch and none was selected.
     """
     layout, git, options = workspace.layout, Git(workspace.layout.root), options or Options()
     with locked(layout.lock, purpose), open_dvc(layout) as dvc, ExitStack() as connections:
@@ -142,7 +142,7 @@ def tick(
 
 
 def _prepare(workspace: Workspace, git: Git, dvc: Dvc) -> None:
-    """End and clear away what a killed tick left, and finish an intervention that was begun."""
+    """End processes and remove files that a killed tick left, and finish an intervention that it had begun."""
     layout = workspace.layout
     check_identity(layout)
     dvc.end_previous()
@@ -153,7 +153,7 @@ def _prepare(workspace: Workspace, git: Git, dvc: Dvc) -> None:
     for log in (*layout.logs.glob("*.log"), *workspace.home.glob("*/server.log")):
         bound_log(log)
     of_rounds = (layout.rounds, layout.private / "rounds")
-    written = [one for folder in of_rounds for one in sorted(folder.glob("[0-9]*"))[-2:]]  # no others are written to
+    written = [one for folder in of_rounds for one in sorted(folder.glob("[0-9]*"))[-2:]]  # still written to
     remove_leftovers(
         *(layout.root, layout.private, *of_rounds, *written, layout.root / "data"),
         *(*layout.sources, layout.inbox_events),
@@ -164,7 +164,7 @@ def _prepare(workspace: Workspace, git: Git, dvc: Dvc) -> None:
 
 
 def _check(context: Context) -> None:
-    """Raise where files that the engine owns were changed, or the schema cannot follow the published one."""
+    """Raise if files that the engine owns were changed, or the schema is not valid after the published one."""
     check_owned(context.workspace, context.git, context.dvc, context.history, context.now())
     check_schema(context.workspace, context.history)
     if news := schema_news(context.workspace, context.history):
@@ -172,7 +172,7 @@ def _check(context: Context) -> None:
 
 
 def _take_steps(context: Context, run: Runner, close_now: bool) -> tuple[Facts, Wait]:
-    """Take one step after the other, until there is none to take; the last facts, and what the round waits for."""
+    """Take one step after the other until none is possible; return the last facts and what the round waits for."""
     rule = closing_rule(context.workspace)
     while not isinstance(step := next_step(facts := _facts(context, close_now), rule), Wait):
         context.on_progress(_announcement(step, facts))
@@ -191,7 +191,7 @@ def _take_steps(context: Context, run: Runner, close_now: bool) -> tuple[Facts, 
 
 
 def _facts(context: Context, close_now: bool) -> Facts:
-    """What decides about the next step. A build that another engine began starts over here."""
+    """Read the facts that decide the next step. A build that another engine began starts over here."""
     found = facts_at(context.workspace, context.git, context.history, context.now())
     if found.closed and build.refresh_engine(context.layout):
         context.on_progress("this engine is not the one that the build began with: the build starts over")
@@ -210,7 +210,7 @@ def _announcement(step: Step, facts: Facts) -> str:
 
 
 def _report(context: Context, facts: Facts, wait: Wait, options: Options) -> TickReport:
-    """What was done. Raises NothingToDo where settings for a batch had no effect."""
+    """Make the report of the tick. Raises NothingToDo if settings for a batch had no effect."""
     outcome = context.outcome
     if options.overrides and not outcome.selected:
         raise NothingToDo(

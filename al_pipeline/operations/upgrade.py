@@ -1,7 +1,7 @@
-"""Carry a workspace to this engine's layout: a table of migrations, and one commit for all that they change.
+"""Migrate a workspace to this engine's layout: a table of migrations, and one commit for all their changes.
 
-A migration is a pure function of the texts that were committed. So an upgrade can be killed at any line and run again,
-and whatever else lies in the work tree was put there by somebody else: then it stops and names the file.
+A migration is a pure function of the committed texts. So an upgrade can be killed at any point and run again, and any
+other change in the work tree is the user's: then the upgrade stops and names the file.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from al_pipeline.workspace.workspace import LAYOUT_VERSION, Workspace, find_work
 _logger = get_logger(__name__)
 
 Texts = Mapping[str, str]
-"""The texts of FILES, by path."""
+"""The contents of FILES, by path."""
 
 FILES = ("params.yaml", "dvc.yaml", ".gitignore")
-"""What migrations may read and change, beside the marker."""
+"""The files that migrations may read and change, besides the marker."""
 
 _DVC_YAML_1 = "b2997b93dd0bfe0ca3d2d59d02352f48c7c556b3386f27a088d20e42920deed8"
 _DVC_YAML_2 = "994622d7a156790745bc04441c3745e44d403229ca21e88cd7d3f1b42b884859"
 OLD_DVC_YAML = frozenset({_DVC_YAML_1, _DVC_YAML_2})
-"""SHA-256 of the `dvc.yaml` that older layouts came with: another text has somebody's own changes in it."""
+"""SHA-256 of the `dvc.yaml` of each older layout: any other content has the user's own changes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Upgrade:
-    """What an upgrade did; where nothing was to do, `before` is `after`."""
+    """What an upgrade did; `before` equals `after` if there was nothing to do."""
 
     before: int
     after: int
@@ -52,11 +52,11 @@ class Upgrade:
 
 
 def upgrade(start: Path | None = None, replace_dvc_yaml: bool = False) -> Upgrade:
-    """Bring the workspace that holds `start` to LAYOUT_VERSION, in one commit; harmless where it is there.
+    """Migrate the workspace that contains `start` to LAYOUT_VERSION, in one commit; harmless if it is up to date.
 
-    Raises NotAWorkspace for a newer layout, NothingToDo while a round is being built, UnexpectedChange where somebody's
-    change would be lost (`replace_dvc_yaml` gives one in `dvc.yaml` up), BadParams where `params.yaml` cannot take
-    the new keys.
+    Raises NotAWorkspace for a newer layout, NothingToDo while a round is being built, UnexpectedChange if a user's
+    change would be lost (`replace_dvc_yaml` discards one in `dvc.yaml`), BadParams if the new keys cannot be added to
+    `params.yaml`.
     """
     layout, _ = find_workspace(start)
     git = Git(layout.root)
@@ -68,7 +68,7 @@ def upgrade(start: Path | None = None, replace_dvc_yaml: bool = False) -> Upgrad
                 f"{layout.root} has layout {before}, this engine works with {LAYOUT_VERSION}; install a newer engine"
             )
         check_ready(layout, git)
-        if identify(layout).verdict == "same":  # a copy is carried over too: only then can it be adopted
+        if identify(layout).verdict == "same":  # a copy is migrated too: only then can it be adopted
             bind(layout)
         with open_dvc(layout) as dvc:
             dvc.keep_state_private()
@@ -83,7 +83,7 @@ def upgrade(start: Path | None = None, replace_dvc_yaml: bool = False) -> Upgrad
         changed = [name for name in FILES if planned[name] != committed[name]]
         for name in changed:
             write_text(layout.root / name, planned[name])
-        write_json(layout.marker, wanted)  # last: it says that the rest is done
+        write_json(layout.marker, wanted)  # last: it marks the rest as done
         changed.append(layout.marker.name)
         message = f"Carry the workspace from layout {before} to {LAYOUT_VERSION}"
         git.commit(message, [layout.root / name for name in changed])
@@ -103,14 +103,14 @@ def _committed_marker(layout: Layout, git: Git) -> dict[str, Any]:
 
 
 def migrate(texts: Texts, layout: int, replace_dvc_yaml: bool = False) -> Texts:
-    """The texts of FILES as this engine's layout wants them."""
+    """Migrate the contents of FILES from version `layout` to this engine's layout."""
     for version in range(layout, LAYOUT_VERSION):
         texts = MIGRATIONS[version](texts, replace_dvc_yaml)
     return texts
 
 
 def bring_up_to_date(layout: Layout) -> None:
-    """The same for the files of a clone that is nobody's workspace; commits nothing."""
+    """Migrate the files of a temporary clone, replacing its `dvc.yaml`; commits nothing."""
     texts = {name: (layout.root / name).read_bytes().decode() for name in FILES}
     for name, text in migrate(texts, read_json(layout.marker)["layout"], True).items():
         write_text(layout.root / name, text)
@@ -119,7 +119,7 @@ def bring_up_to_date(layout: Layout) -> None:
 def _check(
     layout: Layout, git: Git, committed: Texts, planned: Texts, markers: tuple[dict[str, object], dict[str, object]]
 ) -> None:
-    """Nothing is under way, and what is not as committed is what a killed upgrade of ours wrote."""
+    """Raise NothingToDo during a build, UnexpectedChange for edits other than those of a killed upgrade."""
     if layout.closing.exists() or is_closed(layout, read_history(layout, git).planned):
         raise NothingToDo(
             "a round is being built, by the engine of the older layout; finish it there (`al round`), then upgrade"
@@ -143,7 +143,7 @@ def _check(
 
 
 def _to_2(texts: Texts, replace_dvc_yaml: bool) -> Texts:
-    """Keys that `params.yaml` has gained, and the `dvc.yaml` and ignored paths of layout 2."""
+    """Add the new keys of `params.yaml`, and the `dvc.yaml` and ignored paths of layout 2."""
     return {
         "params.yaml": with_missing(texts["params.yaml"], template("params.yaml"))[0],
         "dvc.yaml": _dvc_yaml(texts["dvc.yaml"], _DVC_YAML_1, replace_dvc_yaml),
@@ -152,15 +152,15 @@ def _to_2(texts: Texts, replace_dvc_yaml: bool) -> Texts:
 
 
 def _to_3(texts: Texts, replace_dvc_yaml: bool) -> Texts:
-    """The `dvc.yaml` whose plots, descriptions and model DVC's own commands show."""
+    """Install the `dvc.yaml` whose plots, descriptions and model DVC's own commands show."""
     return {**texts, "dvc.yaml": _dvc_yaml(texts["dvc.yaml"], _DVC_YAML_2, replace_dvc_yaml)}
 
 
 def _dvc_yaml(text: str, known: str, replace: bool) -> str:
-    """The template's, where `text` is the one that came with the older layout (digest `known`)."""
+    """Return the template's if `text` is the older layout's (digest `known`) or `replace`; else UnexpectedChange."""
     ours = template("dvc.yaml")
     if text == ours or sha256_bytes(ours.encode()) == known:
-        return text  # nothing is new in it
+        return text  # there is no newer one
     if sha256_bytes(text.encode()) != known and not replace:
         raise UnexpectedChange(
             "dvc.yaml has changes of your own, and the stages of this layout are others; `al upgrade "
@@ -171,4 +171,4 @@ def _dvc_yaml(text: str, known: str, replace: bool) -> str:
 
 Migration = Callable[[Texts, bool], Texts]
 MIGRATIONS: Mapping[int, Migration] = {1: _to_2, 2: _to_3}
-"""From each version to the next. A migration is never changed once it was released."""
+"""The migration from each version to the next. A released migration is never changed."""
