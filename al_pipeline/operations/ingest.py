@@ -1,8 +1,8 @@
-"""Take users' files into the inbox: new items, the test set, labels that they already have.
+"""Ingest users' files into the inbox: new items, the test set, existing labels.
 
-Everything is staged in a folder of its own; `commit.json` there, written last, is the moment from which all of it
-counts. Killed before, nothing happened; killed after, the next ingest or tick finishes the moves. Dedupe by content
-makes the same command harmless afterwards.
+Everything is staged in a separate folder; writing `commit.json` there, as the last step, commits the ingest. A kill
+before that has no effect; after it, the next ingest or tick finishes the moves. Deduplication by content makes it safe
+to repeat the command.
 """
 
 from __future__ import annotations
@@ -60,23 +60,22 @@ def ingest(
     encoding: str | None = None,
     progress: Progress | None = None,
 ) -> IngestReport:
-    """Add the rows of CSV, JSONL, Parquet or XLSX files to the pool (or, `test`, to the test set), all or none.
+    """Add the rows of CSV, JSONL, Parquet or XLSX files to the pool (with `test`: to the test set), all or none.
 
-    A folder stands for its files, `-` for standard input; `format` and `encoding` say what they are, where that is not
-    to be found out.
+    A folder stands for its files, `-` for standard input. Set `format` and `encoding` if they cannot be detected.
 
-    `id_column`: by default `id`, where there is such a column. Rows without an id get one from their content. The
-    first items ever bring the test set with them: `test_size` of them (default: `ingest.test_size`), at most a fifth,
-    drawn at random, unless there is a test set already. Labels become `import` events; a label that differs from the
-    one imported before replaces it.
+    `id_column` defaults to `id` if there is such a column. Rows without an id get one derived from their content. The
+    first ingest draws the test set at random from its items, unless there is one already: `test_size` items (default:
+    `ingest.test_size`), at most a fifth. Labels become `import` events; a label that differs from the one imported
+    before replaces it.
 
-    `corrections`: a text that comes under a known id with another text takes its place. It becomes an item of its own,
-    `ID~2` for the id `ID`, where the old one is, in the pool or in the test set; the old one is asked no more and its
-    labels do not count, since they were given to another text. The text that an id had before can come back the same
-    way. Call it while holding the workspace's lock.
+    `corrections`: a different text for a known id replaces the old one. It becomes a separate item, `ID~2` for the id
+    `ID`, in the same part (pool or test set); the old item is not asked again and its labels do not count, since they
+    were given to another text. An earlier text of an id can be restored in the same way. Call only while holding the
+    workspace's lock.
 
-    Raises UnusableFile where a file as a whole cannot be used, or changes while it is read; a row that cannot be used
-    is kept aside with its reason.
+    Raises UnusableFile if a whole file cannot be used or changes while it is read; rows that cannot be used are set
+    aside with the reason.
     """
     if not files:
         raise BadInput(f"name at least one file ({WANTED})")
@@ -93,7 +92,7 @@ def ingest(
         sizes = [_usable(partial(check_readable, source)) for source in inputs.sources]
         layout = workspace.layout
         if label_column is not None and (layout.root / ".git").exists():
-            check_schema(workspace, read_history(layout, Git(layout.root)))  # labels are read by its classes
+            check_schema(workspace, read_history(layout, Git(layout.root)))  # imported labels must be among its classes
         finish_ingest(layout)
         taken = Intake(workspace, columns, "test" if test else "pool", corrections)
         size = _test_size(taken, test_size)
@@ -101,7 +100,7 @@ def ingest(
 
 
 def before_first_model(workspace: Workspace) -> str | None:
-    """What people will be asked before there is a model, in words; None once a round was planned."""
+    """Describe what people will label before there is a model; None once a round is planned."""
     layout, params = workspace.layout, workspace.params
     if next_round(layout) is not None:
         return None
@@ -124,15 +123,15 @@ class _Files:
 
     sources: Sequence[Source]
     stamps: Sequence[Stamp | None]
-    """What each looked like before it was read."""
+    """The `stat` values of each file before it was read."""
     sizes: Sequence[int]
     notes: list[str]
-    """What a person should know of them; more are added while they are read."""
+    """Messages for the user about the files; reading adds more."""
     progress: Progress | None
 
 
 def _test_size(taken: Intake, wanted: int | None) -> int:
-    """How large a test set to draw. Raises BadInput where a size is given and nothing is to be drawn."""
+    """The size of the test set to draw. Raises BadInput if a size is given but none is to be drawn."""
     if wanted is None:
         return taken.workspace.params.ingest.test_size
     if taken.part == "test" or taken.had_test:
@@ -144,7 +143,7 @@ def _test_size(taken: Intake, wanted: int | None) -> int:
 
 
 def _take_in(taken: Intake, files: _Files, test_size: int) -> IngestReport:
-    """Read the files, stage what is new, and have it count."""
+    """Read the files, stage what is new, and commit the ingest."""
     layout, to_pool = taken.workspace.layout, taken.part == "pool"
     with staging_folder(layout) as staging:
         staged = staging / "staged" / "new.parquet"
@@ -186,7 +185,7 @@ def _take_in(taken: Intake, files: _Files, test_size: int) -> IngestReport:
 
 
 def _new_items(taken: Intake, files: _Files, rejects: Rejects) -> Iterator[list[Item]]:
-    """The items that the files bring, batch by batch; what is refused of them goes to `rejects`."""
+    """Yield the new items of the files in batches; rejected rows go to `rejects`."""
     total, before = sum(files.sizes), 0
     for source, size in zip(files.sources, files.sizes, strict=True):
         taken.open_file(source.name or source.path.name)
@@ -211,7 +210,7 @@ def _new_items(taken: Intake, files: _Files, rejects: Rejects) -> Iterator[list[
 
 
 def _about_earlier_draw(taken: Intake) -> list[str]:
-    """Say where the test set was drawn before all files had come."""
+    """A note if the test set was drawn before all files were ingested; else empty."""
     layout = taken.workspace.layout
     if not taken.had_test or next_round(layout) is not None or drawn_parts(layout) is None:
         return []
@@ -222,7 +221,7 @@ def _about_earlier_draw(taken: Intake) -> list[str]:
 
 
 def _usable(read: Callable[[], _T]) -> _T:
-    """What `read` gives; its complaint about a user's file as an UnusableFile, unlike one about our own data."""
+    """Call `read`, turning BadInput into UnusableFile: the error concerns a user's file, not the workspace's data."""
     try:
         return read()
     except BadInput as error:
@@ -230,7 +229,7 @@ def _usable(read: Callable[[], _T]) -> _T:
 
 
 def _stamp(source: Source) -> Stamp | None:
-    """What the file must look like once it is read; None where there is none, which is said in words later."""
+    """The stamp that the file must still have after it is read; None if there is no file, which is reported later."""
     if source.stamp is not None:
         return source.stamp
     try:
@@ -240,7 +239,7 @@ def _stamp(source: Source) -> Stamp | None:
 
 
 def _refuse_changed(files: _Files) -> None:
-    """Raise UnusableFile where a file is not what it was before it was read: what was read may be cut off."""
+    """Raise UnusableFile if a file changed while it was read: the rows may be truncated."""
     for source, stamp in zip(files.sources, files.stamps, strict=True):
         if stamp is None or _stamp(replace(source, stamp=None)) != stamp:
             raise UnusableFile(

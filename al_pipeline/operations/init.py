@@ -1,4 +1,4 @@
-"""Make a workspace: a git and DVC repository that holds one labelling project."""
+"""Create a workspace: a git and DVC repository that holds one labelling project."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def init(
     remote: str | None = None,
     test_size: int | None = None,
 ) -> Workspace:
-    """Make a workspace in `folder`, which must be new or empty, and commit it.
+    """Create a workspace in `folder`, which must be new or empty, and commit it.
 
-    `remote` is a DVC remote's address (default: a folder in `al`'s home, on this machine); `test_size` how many items
-    the first ingest sets aside as the test set. Where it fails, nothing that it made is left; killed half-way, the same
-    call finishes the job. Raises BadInput where `folder` holds something else, lies in a workspace or in a git
-    repository that does not ignore it, DVC cannot keep a path or use the remote on this machine; BadParams where labels
-    are no good.
+    `remote` is the DVC remote's address (default: a folder in `al`'s home, on this machine); `test_size` is the number
+    of items that the first ingest sets aside as the test set. A failed call leaves nothing behind; after a kill, the
+    same call finishes the job. Raises BadInput if `folder` holds something else or lies in a workspace or in a git
+    repository that does not ignore it, or if DVC cannot store a path or use the remote on this machine; BadParams if
+    the labels are invalid.
     """
     if remote is not None and has_password(remote):
         raise BadInput(
@@ -116,9 +116,9 @@ def _make(layout: Layout, params: str, remote: str | None) -> Workspace:
 
 @contextmanager
 def _all_or_nothing(folder: Path) -> Iterator[None]:
-    """Take away what the block made in `folder`, and the folders above it, where it fails; what was there stays.
+    """If the block fails, remove what it created: in `folder`, and parent folders. What existed before stays.
 
-    A folder made by a call that was killed is finished by the next one, or left as that call found it.
+    A folder left by a killed call is completed by the next one or, if that fails, left as it was found.
     """
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     repository = folder / ".git"
@@ -130,9 +130,9 @@ def _all_or_nothing(folder: Path) -> Iterator[None]:
     except BaseException:
         handler = signal.getsignal(signal.SIGINT)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second Ctrl-C must not cut this short
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the clean-up
         try:
-            if _head(folder) == head:  # else it is whole
+            if _head(folder) == head:  # else the commit was made, and the workspace is complete
                 _take_away(folder, entries, before, made)
         finally:
             if threading.current_thread() is threading.main_thread():
@@ -148,7 +148,7 @@ def _take_away(folder: Path, entries: set[str], repository: Mapping[Path, bytes 
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    if repository:  # it was there before us: what git put into it goes, what it held stays
+    if repository:  # it existed before: remove the files that were added, restore those that it held
         for path in sorted(_tree(folder / ".git") - set(repository), reverse=True):
             with contextlib.suppress(OSError):
                 path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -165,7 +165,7 @@ def _tree(folder: Path) -> set[Path]:
 
 
 def _head(folder: Path) -> str | None:
-    """The commit of a repository in `folder` itself; else git would look in the folders above."""
+    """The HEAD commit of a repository in `folder` itself; without the check git would search the parent folders."""
     try:
         return Git(folder).head() if (folder / ".git").exists() else None
     except RepositoryError:
@@ -173,9 +173,9 @@ def _head(folder: Path) -> str | None:
 
 
 def _refuse_begun(layout: Layout) -> None:
-    """Raise BadInput unless the workspace is what a killed `init` left: no commit, and nothing but what it writes.
+    """Raise BadInput unless the workspace is what a killed `init` leaves: no commit, and only files that it writes.
 
-    Raises RepositoryError where git cannot say whether there is a commit.
+    Raises RepositoryError if git cannot tell whether there is a commit.
     """
     folder = layout.root
     if (folder / ".git").exists() and Git(folder).head() is not None:
@@ -196,16 +196,16 @@ def _refuse_begun(layout: Layout) -> None:
 
 
 def _refuse_inside(folder: Path) -> None:
-    """Raise BadInput where a repository above `folder` would take the workspace for files, or a submodule, of its own.
+    """Raise BadInput if `folder` lies in a workspace, or in a repository that would track it as files or a submodule.
 
-    One that ignores the folder does not: so a workspace can lie in a repository of many projects.
+    A repository that ignores the folder is accepted, so that a workspace can lie in a monorepo.
     """
     for outer in folder.parents:
         if Layout(outer).marker.exists():
             raise BadInput(f"{folder} lies in the workspace {outer}; choose a folder outside of it")
         if (outer / ".git").exists():
             inner = f"{folder.relative_to(outer).as_posix()}/"
-            magic = {"GIT_LITERAL_PATHSPECS": "0"}  # check-ignore knows no literal ones, and takes no patterns anyway
+            magic = {"GIT_LITERAL_PATHSPECS": "0"}  # check-ignore does not support literal pathspecs, nor patterns
             ask = ("check-ignore", "--quiet", "--no-index", "--", f"./{inner}")
             if Git(outer).run(*ask, check=False, more=magic).returncode == 0:
                 continue
@@ -216,13 +216,13 @@ def _refuse_inside(folder: Path) -> None:
 
 
 def _is_ours(name: str) -> bool:
-    """Whether an otherwise empty folder may hold `name`: a repository just made, or what a killed call left."""
+    """Whether an otherwise empty folder may hold `name`: a git repository, or what a killed call left."""
     return name == ".git" or name.startswith(TEMPORARY_PREFIX)
 
 
 def with_schema(text: str, labels: Sequence[str], question: str | None, test_size: int | None = None) -> str:
-    """The template with labels of its own, and a question and a test set's size where given; comments stay."""
-    from ruamel.yaml import YAML  # 25 ms, which no other command needs
+    """The template with the given labels and, if given, question and test set size; comments are preserved."""
+    from ruamel.yaml import YAML  # lazy: takes 25 ms, and no other command needs it
     from ruamel.yaml.scalarstring import DoubleQuotedScalarString as Quoted
 
     yaml = YAML()
@@ -240,7 +240,7 @@ def with_schema(text: str, labels: Sequence[str], question: str | None, test_siz
 
 
 def _escaped(character: str) -> str:
-    """What may stand in a text in double quotes: escaped where it would turn, break or hide what follows it."""
+    """The character, escaped for a double-quoted string if it would reverse, break or hide the text after it."""
     joins = character in JOINERS or "\U000e0020" <= character <= "\U000e007f"
     if character.isprintable() or character == "\n" or joins:
         return character

@@ -1,7 +1,7 @@
-"""Make interventions: roll back and take that back, revoke and restore answers, approve a model, pause and resume.
+"""Make interventions: roll back and undo that, revoke and restore answers, approve a model, pause and resume.
 
-An intervention is one small file and one commit. What it asks of the labels is carried out by the next tick, like the
-close of any round: a quarantine event, a new fold, a build, a tag. So a kill at any line leaves either nothing or an
+An intervention is one small file and one commit. The next tick applies its changes to the labels as it closes any
+round: a quarantine event, a new fold, a build, a tag. A kill at any line therefore leaves either nothing or an
 intervention that the next tick finishes.
 """
 
@@ -56,22 +56,22 @@ _FOLDED_PATHS = {name: f"data/{name}.parquet" for name in _FOLDED}
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What an intervention does (or, in a rehearsal, would do)."""
+    """What an intervention changes (or, in a dry run, would change)."""
 
     intervention: Intervention
     leaving: tuple[tuple[int, str, int], ...]
-    """Answers that stop counting, as (round, annotator, how many)."""
+    """Answers that stop counting, as (round, annotator, count)."""
     coming: tuple[tuple[int, str, int], ...]
-    """Answers that count again."""
+    """Answers that count again, in the same form."""
     labels: tuple[int, int]
-    """Size of the labelled set before and after."""
+    """The size of the labelled set before and after."""
     changed: int
-    """Items of the pool whose label goes, comes or becomes another."""
+    """The number of pool items that lose, gain or change their label."""
     served: tuple[str | None, str | None]
-    """The round whose model is the promoted one, before and after."""
+    """The tag of the round whose model is promoted, before and after."""
     metrics: tuple[Metrics | None, Metrics | None]
-    """Before and after. Where labels go back: the newest round's and those of the round gone back to; where the model
-    alone does, or a rollback of a model is taken back: those of the models served. The same elsewhere."""
+    """Before and after. A rollback of labels: the newest round's and the target round's. A rollback of the model alone,
+    or the undo of a model's rollback: those of the promoted models. Otherwise both are the newest round's."""
     params: tuple[str, ...] = ()
     """The sections of `params.yaml` that change."""
 
@@ -106,11 +106,11 @@ def rollback(
     reason: str,
     dry_run: bool = False,
 ) -> Change:
-    """Go back to the snapshot of round `number`: its labels, the model it served, its parameters.
+    """Roll back to the snapshot of round `number`: its labels, its promoted model, its parameters.
 
-    Proves first that the snapshot's data can be had and that the fold will equal the snapshot's, and else raises with
-    nothing changed: RemoteIncomplete, ManualActionRequired, NothingToDo where there is nothing to go back from. `dvc`
-    must not be running commands of its own.
+    First verifies that the snapshot's data are available and that the fold will equal the snapshot's. Otherwise raises
+    with nothing changed: RemoteIncomplete, ManualActionRequired, or NothingToDo if there is nothing to roll back. `dvc`
+    must not be running a command.
     """
     with locked_for_intervention(workspace, dvc, "al rollback") as (git, history):
         layout, record = workspace.layout, history.record(number)
@@ -152,9 +152,9 @@ def rollback(
 
 
 def undo(workspace: Workspace, dvc: Dvc, reason: str, *, dry_run: bool = False) -> Change:
-    """Take the newest rollback that stands back: its labels count again, and what it changed of the model is as before.
+    """Undo the newest rollback in force: its labels count again, and its changes to model and parameters are reverted.
 
-    Raises NothingToDo where none stands.
+    Raises NothingToDo if no rollback is in force.
     """
     with locked_for_intervention(workspace, dvc, "al rollback --undo") as (git, history):
         last = undoable(history.interventions)
@@ -178,7 +178,7 @@ def undo(workspace: Workspace, dvc: Dvc, reason: str, *, dry_run: bool = False) 
 def amend(
     workspace: Workspace, dvc: Dvc, kind: Kind, selection: Selection, reason: str, *, dry_run: bool = False
 ) -> Change:
-    """Revoke the answers that `selection` names, or restore them. Raises NothingToDo where it names none."""
+    """Revoke or restore the answers that `selection` matches. Raises UsageError if empty, NothingToDo if none match."""
     if selection == Selection():
         raise UsageError(
             "name the answers: --annotator, --round, --since, --label or --item (together they narrow it down)"
@@ -202,7 +202,7 @@ def amend(
 
 
 def approve(workspace: Workspace, dvc: Dvc, number: int | None, reason: str) -> Intervention:
-    """Promote the model of round `number` (default: the newest published) and let later models be promoted again."""
+    """Promote the model of round `number` (default: the newest published) and release the hold on later models."""
     with locked_for_intervention(workspace, dvc, "al approve", data=False) as (git, history):
         if not history.rounds:
             raise NothingToDo("no round is published yet")
@@ -216,7 +216,7 @@ def approve(workspace: Workspace, dvc: Dvc, number: int | None, reason: str) -> 
 
 
 def pause(workspace: Workspace, dvc: Dvc, reason: str) -> Intervention:
-    """Have ticks do nothing until `resume`; what is half built is finished then."""
+    """Make ticks do nothing until `resume`; a build in progress is finished then."""
     with locked_for_intervention(workspace, dvc, "al pause", data=False) as (git, history):
         if history.pausing:
             raise NothingToDo(f"it is paused already: {history.pausing.sentence()}")
@@ -226,7 +226,7 @@ def pause(workspace: Workspace, dvc: Dvc, reason: str) -> Intervention:
 
 
 def resume(workspace: Workspace, dvc: Dvc, reason: str) -> Intervention:
-    """Have ticks work again."""
+    """End the pause of ticks."""
     with locked_for_intervention(workspace, dvc, "al resume", data=False) as (git, history):
         if not history.pausing:
             raise NothingToDo("it is not paused; `al status` says what it waits for")
@@ -237,7 +237,7 @@ def resume(workspace: Workspace, dvc: Dvc, reason: str) -> Intervention:
 
 @contextmanager
 def dvc_for_intervention(workspace: Workspace, *, dry_run: bool = False) -> Iterator[Dvc]:
-    """DVC for an intervention. Raises WrongProject where another clone runs the ticks that would carry it out."""
+    """DVC for an intervention. Raises WrongProject if another clone runs the ticks that would carry it out."""
     if not dry_run:
         refuse_elsewhere(workspace)
     with open_dvc(workspace.layout) as dvc:
@@ -245,7 +245,7 @@ def dvc_for_intervention(workspace: Workspace, *, dry_run: bool = False) -> Iter
 
 
 def published_with(workspace: Workspace, intervention: Intervention) -> tuple[int, ...] | None:
-    """The newest published round, if any, with `intervention` in force; None while that waits for a tick."""
+    """The newest published round, if any, once `intervention` is in force; None while it waits for a tick."""
     history = read_history(workspace.layout, Git(workspace.layout.root))
     if any(waiting.number == intervention.number for waiting in history.waiting):
         return None
@@ -253,7 +253,10 @@ def published_with(workspace: Workspace, intervention: Intervention) -> tuple[in
 
 
 def finish_intervention(layout: Layout, git: Git) -> None:
-    """Commit an intervention whose maker was killed in between. Call only while holding the lock."""
+    """Commit an intervention that a kill left uncommitted. Call only while holding the lock.
+
+    Raises UnexpectedChange if somebody edited a committed one.
+    """
     if left := git.changed([layout.interventions]):
         if edited := [name for name in left if git.show("HEAD", name) is not None]:
             raise UnexpectedChange(
@@ -263,11 +266,10 @@ def finish_intervention(layout: Layout, git: Git) -> None:
 
 
 def check_snapshot(workspace: Workspace, git: Git, dvc: Dvc, interventions: Sequence[Intervention]) -> None:
-    """Raise ManualActionRequired where carrying `interventions` out, the last of them a rollback, would not give its
-    snapshot's labels.
+    """Raise ManualActionRequired if a rollback, the last of `interventions`, would not restore its snapshot's labels.
 
-    Parameters may have been edited since the intervention was made and checked. Whatever a rollback was accepted for is
-    equal here too: both ask `_same_fold`.
+    Parameters may have been edited since the rollback was made and checked. Both checks use `_same_fold`, so they
+    agree on what is equal.
     """
     if not interventions or interventions[-1].kind != "rollback":
         return
@@ -279,16 +281,17 @@ def check_snapshot(workspace: Workspace, git: Git, dvc: Dvc, interventions: Sequ
         )
 
 
-# How an intervention is made -----------------------------------------------------------------------------------------
+# Making an intervention ----------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def locked_for_intervention(
     workspace: Workspace, dvc: Dvc, purpose: str, *, data: bool = True
 ) -> Iterator[tuple[Git, History]]:
-    """The lock, and the workspace as a tick would find it. `data`: whether the intervention depends on pool and ledger.
+    """Hold the lock, check the workspace as a tick does, and yield its repository and history.
 
-    One that does not must work while the data are away or damaged: that is when people pause.
+    `data`: whether the intervention depends on the pool and the ledger. Others must work while the data are missing or
+    damaged: that is when people pause. Raises NothingToDo before the first plan.
     """
     layout = workspace.layout
     with locked(layout.lock, purpose):
@@ -327,9 +330,9 @@ def commit_intervention(layout: Layout, git: Git, intervention: Intervention) ->
 
 
 def _prove(dvc: Dvc, record: RoundRecord, place: Path, wanted: Mapping[str, str]) -> Path:
-    """Bring what a round published into `place`: `wanted` gives each name there its path in the workspace.
+    """Fetch files that a round published into `place`; `wanted` maps each name there to its path in the workspace.
 
-    Raises RemoteIncomplete, naming what cannot be had.
+    Raises RemoteIncomplete if one is unavailable, ManualActionRequired if one differs from the round's record.
     """
     tag = round_name(record.round)
     for name, path in wanted.items():
@@ -349,7 +352,7 @@ def _prove(dvc: Dvc, record: RoundRecord, place: Path, wanted: Mapping[str, str]
 
 
 def _params_after(workspace: Workspace, git: Git, intervention: Intervention) -> Params:
-    """The parameters that will hold once `intervention` is carried out."""
+    """The parameters in force once `intervention` is carried out."""
     if intervention.params_from is None:
         return workspace.params
     name = workspace.layout.params.name
@@ -357,7 +360,7 @@ def _params_after(workspace: Workspace, git: Git, intervention: Intervention) ->
 
 
 def _fold_with(workspace: Workspace, git: Git, intervention: Intervention, history: History) -> Folded:
-    """The labels as they will be."""
+    """The labels once the waiting interventions and `intervention` are carried out."""
     return _fold_after(workspace, [*history.waiting, intervention], _params_after(workspace, git, intervention))
 
 
@@ -368,7 +371,7 @@ def _fold_after(
     *,
     all_classes: bool = False,
 ) -> Folded:
-    """The labels once `interventions` are carried out. `all_classes`: take those that the schema lacks too."""
+    """The labels once `interventions` are carried out. `all_classes`: include classes that the schema lacks."""
     layout = workspace.layout
     params = params or workspace.params
     events = [*read_events(layout.events, layout.inbox_events), *carry_out(interventions, layout.events)]
@@ -377,11 +380,10 @@ def _fold_after(
 
 
 def _same_fold(folded: Folded, record: RoundRecord, snapshot: Callable[[], Path]) -> None:
-    """Raise ManualActionRequired where `folded` is not what the round published: the one place that decides about
-    equality.
+    """Raise ManualActionRequired if `folded` differs from what the round published. All comparisons are made here.
 
-    Equal bytes are equal. Another pyarrow may write equal rows in other bytes: then the rows decide, read from the
-    folder that `snapshot` gives, which is asked only then.
+    Equal bytes are equal. Another version of pyarrow may write equal rows as different bytes, so if bytes differ, the
+    rows are compared with those in the folder that `snapshot` returns; it is called only then.
     """
     from al_pipeline.data.outputs import read_labeled, read_unresolved, write_labeled, write_unresolved
 
@@ -404,12 +406,12 @@ def _same_fold(folded: Folded, record: RoundRecord, snapshot: Callable[[], Path]
 
 
 def _served(history: History, serves: str | None) -> tuple[Metrics | None, Metrics | None]:
-    """The metrics of the model that is served, and of the one that `serves` names."""
+    """The metrics of the promoted model, and of the one that `serves` names."""
     return _metrics(history, history.promoted), _metrics(history, serves)
 
 
 def _metrics(history: History, tag: str | None) -> Metrics | None:
-    """The metrics of a round by its tag; None where there is no such round."""
+    """The metrics of the round with this tag; None if there is no such round."""
     return next((record.metrics for record in history.rounds if round_name(record.round) == tag), None)
 
 
@@ -421,7 +423,7 @@ def _change(workspace: Workspace, git: Git, history: History, intervention: Inte
     then = (
         standing_answers([*events, *carry_out([*waiting, intervention], layout.events)]) if intervention.labels else now
     )
-    # A revocation may be what frees a class that params.yaml has no more; a tick refuses what is left of it.
+    # A revocation may remove the answers with a class that params.yaml dropped; a tick refuses any that remain.
     old = _labels(_fold_after(workspace, waiting, all_classes=True).labeled)
     new = old
     if intervention.kind == "revoke":

@@ -1,4 +1,4 @@
-"""Everything that ever happened to one item, in its order: taken in, asked, answered, labelled, predicted."""
+"""The full history of one item, in order: ingested, asked, answered, labelled, predicted."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from al_pipeline.workspace.workspace import Workspace
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing that happened to an item."""
+    """One step in the history of an item."""
 
     round: int | None
-    """The round that was published next. None: none was, yet; or, of what was ingested, not known."""
+    """The round that was published next; None if none was yet, or for `ingested`, where it is unknown."""
     what: str
     """`ingested`, `asked`, an event's type, `refused`, `labelled`, `unlabelled` or `predicted`."""
     details: Mapping[str, Any]
@@ -31,22 +31,22 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class ItemLog:
-    """An item and its past. What became of its answers, and what models predict, is an entry where it changed."""
+    """An item and its history. Labels and predictions have an entry only where they changed."""
 
     item_id: str
     part: str | None
     text: str | None
     entries: tuple[Entry, ...]
     labels: Mapping[str, str | None]
-    """Its label at each published round; None where it had none."""
+    """Its label at each published round; None if it had none."""
     predictions: Mapping[str, Mapping[str, float]]
-    """For an item of the test set: the probabilities that each round's model gave it."""
+    """For an item of the test set: the class probabilities that each round's model predicted."""
 
 
 def log(workspace: Workspace, item_id: str) -> ItemLog:
-    """What is known of an item. The order is the ledger's and that of the rounds; no clock is asked.
+    """The history of an item, in the order of the ledger and the rounds; timestamps are not used.
 
-    Raises BadInput where nothing is known of it, RemoteIncomplete where a round's labels cannot be had.
+    Raises BadInput if nothing is known of the item, RemoteIncomplete if a round's labels cannot be fetched.
     """
     layout = workspace.layout
     git = Git(layout.root)
@@ -89,7 +89,7 @@ def log(workspace: Workspace, item_id: str) -> ItemLog:
 
 
 class _Past:
-    """What was said of one item, from the ledger's beginning to the inbox, a round at a time."""
+    """The events and refused answers of one item, from the ledger's start to the inbox, read round by round."""
 
     def __init__(self, workspace: Workspace, item_id: str) -> None:
         layout = workspace.layout
@@ -100,15 +100,15 @@ class _Past:
         self._ledger = len(read_events(layout.events)), len(read_refused(layout.events))
         self._place = 0, 0
         self.begun = False
-        """Whether there was anything yet."""
+        """Whether any event was found yet."""
 
     def until(self, record: RoundRecord) -> list[Entry]:
-        """What round `record` knew and the one before did not."""
+        """Entries that round `record` knew and the round before did not."""
         known = events_known(record, self._events[: self._ledger[0]])
         return list(self._go_on((known, record.counts.refused), record.round, "ledger"))
 
     def rest(self) -> list[Entry]:
-        """What no published round knows: the ledger's end, then the inbox."""
+        """Entries that no published round knows: the end of the ledger, then the inbox."""
         everything = len(self._events), len(self._refused)
         return [*self._go_on(self._ledger, None, "ledger"), *self._go_on(everything, None, "inbox")]
 

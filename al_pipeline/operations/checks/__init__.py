@@ -1,1 +1,1 @@
-"""The checks of `al doctor`, by what they look at; `operations/doctor.py` runs them in order."""
+"""The checks of `al doctor`, by subject; `operations/doctor.py` runs them in order."""

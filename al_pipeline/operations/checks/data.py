@@ -1,4 +1,4 @@
-"""The data: ledger, pool, test set, `ingest.sources`, the DVC remote, the encoder."""
+"""Checks of the data: ledger, pool, test set, `ingest.sources`, the DVC remote, the encoder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST_SHOWN = 10
 
 
 def check_data(workspace: Workspace) -> Iterator[Finding]:
-    """Whether ledger, pool, test set and records are as git says."""
+    """Check that ledger, pool, test set and records match the last commit."""
     layout = workspace.layout
     if _is_building(workspace):
         yield Finding("data", "ok", "a round is being built; `al round` goes on with it")
@@ -41,13 +41,13 @@ def check_data(workspace: Workspace) -> Iterator[Finding]:
                 "`dvc pull`; else the next `al round` fetches what it needs",
             )
             return
-        check_sources(layout, dvc)  # before anything reads the data themselves
+        check_sources(layout, dvc)  # before anything reads the data
     facts, _ = read_facts(workspace)
     yield Finding("data", "ok", f"{facts.items:,} items; ledger, pool and test set are as git's records say")
 
 
 def check_source_files(workspace: Workspace) -> Iterator[Finding]:
-    """Files of `ingest.sources` that the last tick could not read; what only waits for a minute of quiet is well."""
+    """Report files of `ingest.sources` that the last tick could not read; those not yet quiet for a minute are fine."""
     failing = [one.sentence() for one in source_news(workspace.layout) if one.state == "failing"]
     if failing:
         more = f"; and {len(failing) - _MOST_SHOWN:,} more" if len(failing) > _MOST_SHOWN else ""
@@ -60,7 +60,7 @@ def check_source_files(workspace: Workspace) -> Iterator[Finding]:
 
 
 def check_dvc_remote(workspace: Workspace) -> Iterator[Finding]:
-    """Whether the DVC remote can be written, and holds what the last commit names."""
+    """Check that the DVC remote is writable and holds what the last commit references."""
     layout = workspace.layout
     with replace(open_dvc(layout), state=None) as dvc:
         published = layout.dvc_lock.exists() and not _is_building(workspace)
@@ -95,7 +95,7 @@ def check_dvc_remote(workspace: Workspace) -> Iterator[Finding]:
 
 
 def check_encoder(workspace: Workspace) -> Iterator[Finding]:
-    """Whether the encoder is the one that `params.yaml` names, and its vectors come out the same each time."""
+    """Check that the encoder is the one that `params.yaml` names, and that its vectors are reproducible."""
     layout, features = workspace.layout, workspace.params.features
     if not features.uses_encoder:
         yield Finding("encoder", "ok", "none is needed: the features are TF-IDF alone")
@@ -124,7 +124,7 @@ def check_encoder(workspace: Workspace) -> Iterator[Finding]:
 
 
 def _invariance(workspace: Workspace, source: str) -> Iterator[Finding]:
-    """Whether vectors depend on their batch here, in each precision that the workspace uses: some forward passes."""
+    """Check by a few forward passes that vectors do not depend on their batch, in each precision in use."""
     from al_pipeline.features.encoder import Encoder, Precision, resolve_precision
     from al_pipeline.features.invariance import find_dependence
     from al_pipeline.params import FINETUNED

@@ -1,4 +1,4 @@
-"""What a check of `al doctor` found."""
+"""The result of a check of `al doctor`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found; `fix` says what to do about it."""
+    """One result of a check; `fix` says how to resolve it."""
 
     check: str
     level: Literal["ok", "warning", "error"]

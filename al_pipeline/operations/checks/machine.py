@@ -1,4 +1,4 @@
-"""What a build needs of this machine and of `params.yaml`: packages, engine, disk, lock."""
+"""Checks of this machine and of `params.yaml`: packages, engine, disk, lock."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOW_DISK_BYTES = 2 * 1024**3
 
 
 def check_versions(_: Workspace) -> Iterator[Finding]:
-    """Whether the packages that al-pipeline is built on are those that it works with."""
+    """Check that the installed dependencies satisfy al-pipeline's requirements."""
     from packaging.requirements import Requirement
 
     wrong = []
@@ -40,13 +40,13 @@ def check_versions(_: Workspace) -> Iterator[Finding]:
 
 
 def check_parameters(workspace: Workspace) -> Iterator[Finding]:
-    """Whether `params.yaml` is valid."""
+    """Check that `params.yaml` is valid."""
     schema = workspace.params.schema_
     yield Finding("parameters", "ok", f"params.yaml is valid; schema {schema.version}: {', '.join(schema.labels)}")
 
 
 def check_engine(workspace: Workspace) -> Iterator[Finding]:
-    """Whether this engine made the last build."""
+    """Check whether this engine made the last build."""
     recorded = read_json(workspace.layout.engine)
     if recorded is None:
         yield Finding("engine", "ok", f"{current_engine()['version']}; nothing was built yet")
@@ -62,7 +62,7 @@ def check_engine(workspace: Workspace) -> Iterator[Finding]:
 
 
 def check_disk(workspace: Workspace) -> Iterator[Finding]:
-    """Whether there is room, and the right to write."""
+    """Check write permission and free disk space."""
     for folder in (workspace.layout.root, workspace.home):
         if folder.exists() and not os.access(folder, os.W_OK):
             yield Finding(
@@ -79,7 +79,7 @@ def check_disk(workspace: Workspace) -> Iterator[Finding]:
 
 
 def check_lock(workspace: Workspace) -> Iterator[Finding]:
-    """Who holds the workspace's lock."""
+    """Report who holds the workspace's lock."""
     owner = holder(workspace.layout.lock)
     if owner:
         yield Finding(

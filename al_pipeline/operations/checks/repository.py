@@ -1,4 +1,4 @@
-"""What git holds, whose clone this is, and what of it others can read."""
+"""Checks of the git repository, the identity of this clone, and exposed secrets."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from al_pipeline.workspace.workspace import Workspace
 
 
 def check_classes(workspace: Workspace) -> Iterator[Finding]:
-    """Whether the classes may follow those that were published."""
+    """Check that the classes of `params.yaml` are a permitted successor of the published ones."""
     history = read_history(workspace.layout, Git(workspace.layout.root))
     if problem := schema_problem(workspace, history):
         yield Finding("classes", "error", str(problem))
 
 
 def check_git(workspace: Workspace) -> Iterator[Finding]:
-    """The repository: its state, its objects, its tags, its remote."""
+    """Check the repository's state, objects, tags and remote."""
     git = Git(workspace.layout.root)
     if git.head() is None:
         yield Finding("git", "error", "the workspace has no commit", "run `al init` again; it finishes what it began")
@@ -66,7 +66,7 @@ def check_git(workspace: Workspace) -> Iterator[Finding]:
 
 
 def check_git_remote(git: Git, tags: dict[str, str]) -> Iterator[Finding]:
-    """What the git remote has of the branch and of the rounds' tags, as of now."""
+    """Check the rounds' tags, and compare them and the branch with the git remote as it is now."""
     remote, branch = git.remote(), git.branch()
     published, brought = set(git.files("HEAD", Layout().rounds.as_posix())), git.newcomers(Layout().rounds.as_posix())
     for name, commit in sorted(tags.items()):
@@ -105,7 +105,7 @@ def check_git_remote(git: Git, tags: dict[str, str]) -> Iterator[Finding]:
 
 
 def _compared(git: Git, remote: str, branch: str, tip: str) -> tuple[str, str]:
-    """How the branch on the remote, whose last commit is `tip`, differs from the one here, and the way out."""
+    """How the remote branch, whose last commit is `tip`, differs from the local one, and the fix."""
     pushes = "`al round` pushes"
     if not tip:
         return f"{remote} has no branch {branch}", pushes
@@ -124,7 +124,7 @@ def _compared(git: Git, remote: str, branch: str, tip: str) -> tuple[str, str]:
 
 
 def check_clone(workspace: Workspace) -> Iterator[Finding]:
-    """Whether this folder is the clone that it says it is."""
+    """Check that this folder is the clone that it claims to be."""
     found = identify(workspace.layout)
     if found.verdict == "same":
         yield Finding("identity", "ok", f"clone {found.clone_id or 'without an id yet'} of workspace {workspace.id}")
@@ -133,7 +133,7 @@ def check_clone(workspace: Workspace) -> Iterator[Finding]:
 
 
 def check_secrets(workspace: Workspace) -> Iterator[Finding]:
-    """Secrets that lie where others can read them."""
+    """Look for secrets that others can read."""
     found = list(_bared(workspace))
     yield from found
     if not found:

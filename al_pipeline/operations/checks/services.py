@@ -1,4 +1,4 @@
-"""Label Studio and Prefect."""
+"""Checks of Label Studio and Prefect."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 CLOCK_TOLERANCE_SECONDS = 60.0
 LABEL_STUDIO = (1, 23)
-"""The oldest server that this engine was tried with."""
+"""The oldest server version that this engine was tested with."""
 
 
 def check_label_studio(workspace: Workspace) -> Iterator[Finding]:
-    """Label Studio: version, clock, and whether the project is ours."""
+    """Check Label Studio's version and clock, and whether the project is ours."""
     with closing(connect(workspace)) as oracle:
         yield from _label_studio_at(workspace, oracle)
 
@@ -51,7 +51,7 @@ def _label_studio_at(workspace: Workspace, oracle: LabelStudioOracle) -> Iterato
 
 
 def check_schedule(workspace: Workspace) -> Iterator[Finding]:
-    """Whether Prefect runs what `params.yaml` schedules."""
+    """Check that Prefect runs what `params.yaml` schedules."""
     found = read_schedule(workspace)
     says = f"{found.wanted.cron} {found.wanted.timezone}"
     if found.server is None:
