@@ -141,7 +141,7 @@ def install(layout: Layout, features: Features, dvc: Dvc) -> None:
 def encode(layout: Layout, features: Features, engine: Engine | None = None) -> None:
     """Add missing vectors to the feature cache, in a subprocess so that its memory is freed afterwards.
 
-    Starts none if the cache was already filled for the same inputs; a stage that still finds a vector missing encodes
+    Does nothing if the cache was already filled for the same inputs; a stage that still finds a vector missing encodes
     the text itself. `engine`: an engine to use instead of the running one. Raises StageFailed on failure or timeout.
     """
     if not features.uses_encoder:

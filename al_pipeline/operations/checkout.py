@@ -88,7 +88,7 @@ def put_back_converted(layout: Layout, git: Git) -> list[str]:
 
 
 def converted(layout: Layout, git: Git, changed: Iterable[str] = ()) -> list[str]:
-    """Files, of `changed` and those that a build reads, that differ from the commit in line endings alone."""
+    """The files of `changed`, and of those that a build reads, that differ from HEAD in line endings alone."""
     found = []
     read = (path.relative_to(layout.root).as_posix() for path in layout.steering)
     for name in sorted({*changed, *read}):

@@ -112,7 +112,8 @@ def connect(workspace: Workspace, most_seconds: float = math.inf) -> LabelStudio
 def refuse_elsewhere(workspace: Workspace) -> None:
     """Raise WrongProject if ticks run in another clone: an intervention made here would not reach them.
 
-    Raises nothing if Label Studio is not configured, unreachable or not ours: a rollback must not depend on it.
+    Raises nothing if Label Studio is unconfigured or unreachable or the project is not ours: a rollback must not
+    depend on it.
     """
     from al_pipeline.integrations.label_studio.probe import is_writer
 

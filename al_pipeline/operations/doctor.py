@@ -20,7 +20,7 @@ from al_pipeline.workspace.workspace import Workspace
 
 
 def examine(workspace: Workspace) -> list[Finding]:
-    """Run all checks and return their findings, in order of importance. A check that raises becomes a finding."""
+    """Run all checks and return their findings, in order of importance. An AlError or OSError becomes a finding."""
     checks: tuple[tuple[str, Callable[[Workspace], Iterator[Finding]]], ...] = (
         ("versions", check_versions),
         ("parameters", check_parameters),

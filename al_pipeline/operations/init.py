@@ -116,7 +116,7 @@ def _make(layout: Layout, params: str, remote: str | None) -> Workspace:
 
 @contextmanager
 def _all_or_nothing(folder: Path) -> Iterator[None]:
-    """If the block fails, remove what it created: in `folder`, and parent folders. What existed before stays.
+    """If the block fails, remove what it created in `folder` and the parent folders that it created; keep the rest.
 
     A folder left by a killed call is completed by the next one or, if that fails, left as it was found.
     """

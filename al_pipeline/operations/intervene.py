@@ -1,8 +1,8 @@
 """Make interventions: roll back and undo that, revoke and restore answers, approve a model, pause and resume.
 
-An intervention is one small file and one commit. The next tick applies its changes to the labels as it closes any
-round: a quarantine event, a new fold, a build, a tag. A kill at any line therefore leaves either nothing or an
-intervention that the next tick finishes.
+An intervention is one small file and one commit. The next tick applies its changes to the labels, in the same way as
+it closes a round: a quarantine event, a new fold, a build, a tag. A kill at any line therefore leaves either nothing or
+an intervention that the next tick finishes.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def approve(workspace: Workspace, dvc: Dvc, number: int | None, reason: str) -> 
 
 
 def pause(workspace: Workspace, dvc: Dvc, reason: str) -> Intervention:
-    """Make ticks do nothing until `resume`; a build in progress is finished then."""
+    """Make ticks do nothing until `resume`; after that they finish a build in progress."""
     with locked_for_intervention(workspace, dvc, "al pause", data=False) as (git, history):
         if history.pausing:
             raise NothingToDo(f"it is paused already: {history.pausing.sentence()}")
@@ -245,7 +245,7 @@ def dvc_for_intervention(workspace: Workspace, *, dry_run: bool = False) -> Iter
 
 
 def published_with(workspace: Workspace, intervention: Intervention) -> tuple[int, ...] | None:
-    """The newest published round, if any, once `intervention` is in force; None while it waits for a tick."""
+    """(newest published round,), or (), once `intervention` is in force; None while it waits for a tick."""
     history = read_history(workspace.layout, Git(workspace.layout.root))
     if any(waiting.number == intervention.number for waiting in history.waiting):
         return None
