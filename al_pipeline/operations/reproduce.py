@@ -119,7 +119,7 @@ class _Comparison:
 
 
 def _reproduce(clone: Clone, tolerance: float, keep: bool) -> Reproduction:
-    """Reproduce one round, up to the first difference after which a comparison means nothing."""
+    """Reproduce one round; stop at a difference that makes further comparison pointless."""
     begin, compared = time.perf_counter(), _Comparison()
     try:
         found = _make(clone, compared, tolerance)

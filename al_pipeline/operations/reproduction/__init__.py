@@ -1,1 +1,1 @@
-"""How a published round is made again: the clone, the comparison, the result. `operations/reproduce.py` runs it."""
+"""Reproduction of a published round: the clone, the comparison, the result. `operations/reproduce.py` runs it."""

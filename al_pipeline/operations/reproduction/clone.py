@@ -1,4 +1,4 @@
-"""A fresh clone at a round's tag: its files are checked, its data come from the DVC remote, its stages run anew."""
+"""A fresh clone at a round's tag: check its files, fetch its data from the DVC remote, run its stages again."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ _CAUSES: Mapping[str, Cause] = {
     "rounds/overrides.json": "parameters",
     "rounds/random.json": "data",
 }
-"""What it means where a stage's input is not the recorded one; of any other it is the data."""
+"""Cause of a difference by the stage input that differs from the recorded one; for all other inputs, it is `data`."""
 
 _PATH = re.compile(r"(?!.*\.\.)\w[\w./-]*")
 _MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 
 def remove_clones(home: Path) -> None:
-    """Delete clones (a killed call may have left some), first ending what works in them."""
+    """Delete the clones, also those of a killed call, after ending the processes that work in them."""
     for folder in [path for path in home.iterdir() if path.is_dir()]:
         layout = Layout(folder)
         for process in (layout.private / "dvc.json", layout.encoding):
@@ -56,14 +56,14 @@ def remove_clones(home: Path) -> None:
 
 @dataclass
 class Clone:
-    """The clone in which one round is made again. `create` makes it; `lock` is there afterwards."""
+    """The clone in which one round is reproduced. `create` makes it and sets `git` and `lock`."""
 
     workspace: Workspace
     record: RoundRecord
     home: Path
-    """The folder of this call: the clones, and what is shared between them."""
+    """The folder of this call, with the clones and what they share."""
     engine: Engine | None
-    """Another than the running one."""
+    """The engine to run under; None: the running one."""
     on_progress: Callable[[str], None]
     layout: Layout = field(init=False)
     git: Git = field(init=False)
@@ -81,14 +81,14 @@ class Clone:
         return round_name(self.record.round)
 
     def report_progress(self, message: str) -> None:
-        """Say what is done now."""
+        """Report progress, prefixed with the round's tag."""
         self.on_progress(f"{self.tag}: {message}")
 
     def create(self) -> None:
-        """Clone at the tag, and check that the tag's files say what the last commit says of the round."""
+        """Clone at the tag, and check that the tag's files match the last commit's record of the round."""
         source = self.workspace.layout
         self.report_progress("cloning")
-        then = read_history(source, Git(source.root), self.tag)  # before its files lie anywhere: they are checked
+        then = read_history(source, Git(source.root), self.tag)  # checks the files before they are checked out
         self.git = Git(source.root).clone(self.layout.root, self.tag)
         private_folder(self.layout.private)
         for cache in (self.layout.features, self.layout.terms):
@@ -102,7 +102,7 @@ class Clone:
             shutil.rmtree(self.layout.root)
 
     def open_dvc(self) -> Dvc:
-        """DVC for the clone. It keeps its notes in the clone too: those of the machine might know an object as good."""
+        """DVC for the clone, with its state in the clone: the machine's might list an object as already verified."""
         dvc = open_dvc(self.layout)
         engine = self.engine.environment if self.engine else {}
         place = str(self.layout.private / "dvc")
@@ -110,17 +110,17 @@ class Clone:
         return replace(dvc, environment=environment, check=self._check_trusted)
 
     def outputs(self, stage: str) -> list[Mapping[str, Any]]:
-        """What `dvc.lock` records of a stage's outputs (`path`, `md5`)."""
+        """The entries of `dvc.lock` for a stage's outputs (`path`, `md5`)."""
         return list(self.lock[stage]["outs"])
 
     def output_paths(self) -> list[str]:
-        """The outputs of all stages."""
+        """The paths of the outputs of all stages."""
         return [entry["path"] for stage in STAGES for entry in self.outputs(stage)]
 
     def pull_missing_sources(self, dvc: Dvc) -> None:
-        """Fetch what goes in, as far as this call has not fetched it for an earlier round.
+        """Fetch the sources that this call has not fetched for an earlier round yet; no outputs of stages.
 
-        Nothing that a stage made is among it. Whatever is at hand is compared with `dvc.lock` like all else.
+        Those from an earlier round are compared with `dvc.lock` like the others.
         """
         fetched, cache = self.home / "fetched", self.layout.root / ".dvc/cache"
         _link_tree(fetched, cache)
@@ -130,7 +130,7 @@ class Clone:
             _link_tree(cache, fetched)
 
     def check_inputs(self) -> None:
-        """Raise FoundDifference unless every source and parameter of every stage is what `dvc.lock` says."""
+        """Raise FoundDifference unless all sources and parameters of the stages match `dvc.lock`."""
         params = _parse_yaml(self.layout.params)
         made = set(self.output_paths())
         for stage in STAGES:
@@ -146,9 +146,9 @@ class Clone:
                     raise FoundDifference(Difference(stage, "parameters", message))
 
     def pull_outputs(self, dvc: Dvc) -> Difference | None:
-        """Fetch the published outputs too (some are in git); what is lost or is not what `dvc.lock` says.
+        """Fetch the published outputs (some are in git); return the first that is lost or differs from `dvc.lock`.
 
-        The round can be made all the same: they are only compared.
+        The round can be reproduced without them: they are only compared.
         """
         first = None
         for stage in STAGES:
@@ -166,7 +166,7 @@ class Clone:
         return first
 
     def use_this_engine(self) -> None:
-        """Write what closing the round with this engine would have written."""
+        """Write the files that closing the round with this engine would have written."""
         bring_up_to_date(self.layout)
         write_engine(self.layout.engine)
         if not self.layout.asked_at_random.exists():
@@ -174,7 +174,7 @@ class Clone:
             write_json(self.layout.asked_at_random, {"items": drawn_at_random(plans)})
 
     def encode(self) -> None:
-        """Make the vectors that this call has not made yet."""
+        """Compute the vectors that this call has not computed yet."""
         self.report_progress("encode")
         try:
             encode(self.layout, load_params(self.layout.params).features, self.engine)
@@ -182,7 +182,7 @@ class Clone:
             raise FoundDifference(Difference("encode", "features", str(error))) from None
 
     def run(self, dvc: Dvc, stage: str) -> None:
-        """Run a stage, whatever DVC knows of it."""
+        """Run a stage even if DVC considers it up to date."""
         self.report_progress(stage)
         try:
             dvc.repro(stage, force=True, run_cache=False)
@@ -190,7 +190,7 @@ class Clone:
             raise FoundDifference(Difference(stage, "engine", str(error))) from None
 
     def _check_records(self, same_record: bool) -> None:
-        """The tag's own files say one thing, and what the last commit says of this round is the same."""
+        """Raise FoundDifference unless the tag's files match the last commit's record of the round."""
         layout, hashes = self.layout, self.record.hashes
         same: tuple[tuple[bool, Cause, str], ...] = (
             (same_record, "data", "its record"),
@@ -204,7 +204,7 @@ class Clone:
                 raise FoundDifference(Difference("", cause, message))
 
     def _check_trusted(self, root: Path) -> None:
-        """What steers DVC in the clone is believed as in the workspace; an older layout's `dvc.yaml` was ours too."""
+        """Raise UnexpectedChange if a file that controls DVC is not trusted; an older layout's `dvc.yaml` is ours."""
         doubts = doubtful(root)
         if sha256_file(root / "dvc.yaml") in OLD_DVC_YAML:
             doubts.pop("dvc.yaml", None)
@@ -216,7 +216,7 @@ class Clone:
             )
 
     def _pull(self, dvc: Dvc, targets: Collection[str]) -> None:
-        """Fetch from the remote, each by itself, so that what is missing has a name."""
+        """Fetch each target from the remote separately, so that the error can name a missing one."""
         for target in targets:
             name = target.removesuffix(".dvc")
             self.report_progress(f"fetching {name}")
@@ -228,7 +228,7 @@ class Clone:
 
 
 def _link_tree(source: Path, target: Path) -> None:
-    """Have `target` hold every file of `source` too, without a second copy where the file system knows links."""
+    """Add every file of `source` to `target`, as a hard link if the file system supports it, else as a copy."""
     for path in sorted(source.rglob("*")):
         there = target / path.relative_to(source)
         if path.is_dir() or there.exists():
@@ -241,7 +241,7 @@ def _link_tree(source: Path, target: Path) -> None:
 
 
 def _parse_lock(path: Path) -> Mapping[str, Any]:
-    """The stages of a `dvc.lock`; what is used of it is of the form that DVC writes."""
+    """Read the stages of a `dvc.lock`. Raises FoundDifference unless the entries in use are as DVC writes them."""
     stages: Any = _parse_yaml(path).get("stages")
     try:
         entries = [entry for stage in STAGES for kind in ("deps", "outs") for entry in stages[stage][kind]]
@@ -263,7 +263,7 @@ def _parse_yaml(path: Path) -> dict[str, Any]:
 
 
 def _dig(values: Any, key: str) -> Any:
-    """The value at a dotted key; None where there is none."""
+    """The value at a dotted key; None if there is none."""
     for part in key.split("."):
         values = values.get(part) if isinstance(values, Mapping) else None
     return values

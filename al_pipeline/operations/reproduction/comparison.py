@@ -1,4 +1,4 @@
-"""What a clone made is compared with what was published: bytes of outputs and plan, or metrics within a tolerance."""
+"""Compare a reproduction with what was published: outputs and plan by bytes, or metrics within a tolerance."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ _NAMES = (
     *("metrics", "metrics_csv", "confusion_csv", "scores", "histogram", "guided", "queries", "choice"),
 )
 OUTPUTS: Mapping[str, str] = {getattr(Layout(), name).as_posix(): name for name in _NAMES}
-"""What stages write: its path, and its name in a round's record."""
+"""The outputs of the stages: path -> name in a round's record."""
 _IN_RECORD = {"metrics": "metrics", "control": "control", "choice": "next_batch"}
-"""Outputs whose content stands in the record itself, and under which key."""
+"""Outputs whose content is in the record itself: name -> key."""
 _PLAN = "plan"
-"""The one output that no stage writes: the next round's plan, derived from the queries."""
+"""The only output that no stage writes: the next round's plan, derived from the queries."""
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What was published, read before it is made again."""
+    """What was published, read before the stages overwrite it."""
 
     digests: Mapping[str, str | None]
-    """Of each output, by path; None where the remote does not give it."""
+    """Digest of each output, by path; None if the remote does not have it."""
     card: Mapping[str, Any]
-    """The model's; empty where its bytes are no longer what they were."""
+    """The model's card; empty if it is missing or damaged."""
     labels: list[list[LabeledItem]]
-    """Of the pool and the test set."""
+    """The labelled sets of the pool and the test set, if they were requested."""
 
 
 def read_published(clone: Clone, labels: bool) -> Published:
-    """The published outputs in a clone whose stages have not run; `labels`: the labelled sets too."""
+    """Read the published outputs in a clone whose stages have not run; with `labels`, the labelled sets too."""
     digests = {path: digest(clone.layout.root / path) for path in clone.output_paths()}
     try:
         card = read_object(clone.layout.model / CARD_FILE)
@@ -56,19 +56,19 @@ def read_published(clone: Clone, labels: bool) -> Published:
 
 
 def compare_outputs(clone: Clone, stage: str, published: Published) -> list[Output]:
-    """What a stage wrote, beside what was published of it."""
+    """Compare a stage's outputs with the published ones."""
     return [_compare(clone, stage, entry, published) for entry in clone.outputs(stage)]
 
 
 def explain(clone: Clone, dvc: Dvc, stage: str, rows: Sequence[Output], published: Published) -> Difference | None:
-    """What is different of a stage's outputs, made under the recorded engine, and why; None where nothing is."""
+    """The difference in a stage's outputs under the recorded engine, and its cause; None if there is none."""
     if other := [row.name for row in rows if not row.equal]:
         return _cause(clone, dvc, stage, other, published)
     return next((_contradiction(row) for row in rows if row.different), None)
 
 
 def compare_plan(clone: Clone) -> tuple[Output, Difference | None]:
-    """The next round's plan, derived again from the queries."""
+    """Derive the next round's plan from the queries again, and compare it with the published one."""
     upcoming = clone.record.round + 1
     before = read_history(clone.layout, clone.git, f"{clone.tag}^")
     tasks = plan_tasks(Workspace(clone.layout, clone.workspace.id), clone.git, upcoming, before.abandoned)
@@ -85,7 +85,7 @@ def compare_plan(clone: Clone) -> tuple[Output, Difference | None]:
 
 
 def compare_metrics(clone: Clone, tolerance: float) -> tuple[Metric, ...]:
-    """The metrics made under another engine, beside the recorded ones."""
+    """Compare the metrics under another engine with the recorded ones."""
     made, rows = read_json(clone.layout.metrics, {}), []
     for name in FIGURES:
         was, now = clone.record.metrics.figure(name).value, made[name]["value"]
@@ -97,7 +97,7 @@ def compare_metrics(clone: Clone, tolerance: float) -> tuple[Metric, ...]:
 def explain_metrics(
     clone: Clone, metrics: Sequence[Metric], published: Published, tolerance: float
 ) -> Difference | None:
-    """What is different under another engine: labels must be the same, metrics may have moved a little."""
+    """The difference under another engine: labels must be equal, metrics within the tolerance. None if they are."""
     if published.labels and _labels(clone.layout) != published.labels:
         return Difference("label", "engine", "the labelled set is another: this engine folds answers differently")
     far = [row for row in metrics if not row.within_tolerance]
@@ -122,7 +122,10 @@ def _compare(clone: Clone, stage: str, entry: Mapping[str, Any], published: Publ
 
 
 def _cause(clone: Clone, dvc: Dvc, stage: str, names: Sequence[str], published: Published) -> Difference:
-    """Why a stage with the recorded inputs and parameters, under the recorded engine, wrote something else."""
+    """Find out why a stage with the recorded inputs, parameters and engine wrote different outputs.
+
+    Runs the stage again to see whether it is deterministic.
+    """
     message = f"{', '.join(names)} came out different from everything that was published"
     card = read_json(clone.layout.model / CARD_FILE, {})
     if stage != "label" and card.get("vectors") != published.card.get("vectors"):

@@ -1,4 +1,4 @@
-"""What came of making a round again."""
+"""The result of reproducing a round."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Source = Literal["dvc.lock", "round.json", "published"]
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One output, made again: which published accounts of it say the same, and which something else."""
+    """One reproduced output: which published sources it equals, and from which it differs."""
 
     name: str
     stage: str
@@ -23,7 +23,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric as recorded and as made again under another engine."""
+    """One metric as recorded and as reproduced under another engine."""
 
     name: str
     recorded: float | None
@@ -33,33 +33,33 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The first thing that differs. `stage` is empty where it shows before any stage has run."""
+    """The first difference. `stage` is empty if it does not belong to a stage."""
 
     stage: str
     cause: Cause
     message: str
     missing: bool = False
-    """Whether the remote simply lacks it."""
+    """Whether the cause is an object that the remote does not provide."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reproduction:
-    """A round made again. It is reproduced where `difference` is None."""
+    """The reproduction of a round. It succeeded if `difference` is None."""
 
     round: int
     compared: Literal["bytes", "metrics"]
     engine: str
-    """How the recorded engine differs from the one that made it again, in words; empty where it does not."""
+    """How the recorded engine differs from the one that ran, in words; empty if it does not."""
     outputs: tuple[Output, ...]
     metrics: tuple[Metric, ...]
     difference: Difference | None
     seconds: float
     folder: str | None
-    """Where the clone lies, if it was kept."""
+    """Path of the clone, if it was kept."""
 
 
 class FoundDifference(Exception):
-    """Ends a reproduction at the first difference behind which nothing can be learnt."""
+    """Ends a reproduction at a difference that makes further comparison pointless."""
 
     def __init__(self, difference: Difference) -> None:
         super().__init__(difference.message)

@@ -1,1 +1,1 @@
-"""The steps of a tick, by what they work on; `operations/tick.py` takes them."""
+"""The steps of a tick, grouped by what they work on; `operations/tick.py` runs them."""

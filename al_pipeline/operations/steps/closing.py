@@ -1,4 +1,4 @@
-"""Steps that settle what a round is made of: files are taken in, and the round closes."""
+"""Steps that fix the inputs of a round: ingest the source files, close the round."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _logger = get_logger(__name__)
 
 
 def ingest_sources(context: Context, facts: Facts) -> None:
-    """Read what is new in the files of `ingest.sources`."""
+    """Ingest what is new in the files of `ingest.sources`."""
     from al_pipeline.operations import sources
 
     added, problems = sources.ingest_sources(context.workspace, context.now().timestamp())
@@ -35,7 +35,7 @@ def ingest_sources(context: Context, facts: Facts) -> None:
 
 
 def close_round(context: Context, facts: Facts) -> None:
-    """Close the open round. Interventions that wait are carried out by it, and then are why it closes."""
+    """Close the open round and carry out the waiting interventions; if there are any, they are the reason."""
     layout, planned, interventions = context.layout, facts.planned, context.history.waiting
     reason = _reason(context, facts, interventions)
     _put_params_back(context, interventions)
@@ -53,9 +53,9 @@ def close_round(context: Context, facts: Facts) -> None:
 
 
 def override_build(context: Context) -> None:
-    """Give a build that an earlier tick left the settings asked for; the batch is not selected before it is published.
+    """Apply the requested batch settings to a build that an earlier tick left unfinished: its batch is not final yet.
 
-    A later close takes what is left of them.
+    If there is no such build, a later close applies them.
     """
     if context.overrides and facts_at(context.workspace, context.git, context.history, context.now()).closed:
         override(context.layout, context.take_overrides())
@@ -69,7 +69,7 @@ def _reason(context: Context, facts: Facts, interventions: Sequence[Intervention
 
 
 def _put_params_back(context: Context, interventions: Sequence[Intervention]) -> None:
-    """Put `params.yaml` of the snapshots that interventions go back to in place; the build reads it anew."""
+    """Restore `params.yaml` from the snapshots that interventions go back to, and have the build read it again."""
     params = context.layout.params
     for intervention in interventions:
         if intervention.params_from is not None and (text := context.git.show(intervention.params_from, params.name)):
@@ -78,9 +78,9 @@ def _put_params_back(context: Context, interventions: Sequence[Intervention]) ->
 
 
 def _kept(context: Context, planned: int, interventions: Sequence[Intervention]) -> list[PlannedTask]:
-    """The open tasks of round `planned` that the next one asks on, since nothing but `interventions` closes this one.
+    """The open tasks of round `planned` that the next one keeps, since only `interventions` close this one.
 
-    None where the tasks show other fields, or offer other classes, than the schema that holds now.
+    Empty if the tasks show other fields or classes than the current schema.
     """
     layout, params, latest = context.layout, context.workspace.params, context.history.latest
     before, now = latest.params.schema_ if latest else None, params.schema_

@@ -1,4 +1,4 @@
-"""What the steps of one tick work with, and what they have done; nothing of it outlives the tick."""
+"""The state that the steps of one tick share; it lasts no longer than the tick."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from al_pipeline.workspace.workspace import Workspace
 
 @dataclass
 class Outcome:
-    """What a tick has done, as far as its report says it."""
+    """What a tick has done, for its report."""
 
     steps: list[tuple[Step, float]] = field(default_factory=list)
-    """The steps taken, with their seconds."""
+    """The steps taken, each with its duration in seconds."""
     published: list[int] = field(default_factory=list)
     pulled: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     warnings: list[str] = field(default_factory=list)
     selected: int = 0
-    """Items in a batch that this tick selected with the settings asked for."""
+    """Number of items in a batch that this tick selected with the requested settings."""
     overrides_given: bool = False
-    """Whether a batch was given the settings asked for."""
+    """Whether the requested settings were applied to a batch."""
     changed: bool = False
-    """Whether a step that often only looks has changed something."""
+    """Whether a step that often only checks has changed something."""
 
 
 class TakenSteps:
-    """The steps that a tick has taken: `done` for the current round, and why each, so that none is taken for ever."""
+    """The steps that a tick has taken, in `done` for the current round; detects steps that would repeat for ever."""
 
     def __init__(self, layout: Layout) -> None:
         self.done: set[Step] = set()
@@ -47,7 +47,7 @@ class TakenSteps:
         self._reasons: set[tuple[Step, Facts, str]] = set()
 
     def begin(self, step: Step, facts: Facts) -> None:
-        """Note that `step` is taken on `facts`; raises ManualActionRequired where it was already in this tick."""
+        """Record that `step` is taken on `facts`. Raises ManualActionRequired if this tick already took it on them."""
         known = replace(facts, age_days=0.0, done=frozenset())
         reason = (step, known, build.build_key(self._layout) if facts.closed else "")
         if reason in self._reasons:
@@ -59,25 +59,25 @@ class TakenSteps:
         self._reasons.add(reason)
 
     def again(self, *steps: Step) -> None:
-        """Let `steps` be taken once more, for another reason than before."""
+        """Allow `steps` to be taken again, whatever the facts."""
         self.done -= set(steps)
         self._reasons = {reason for reason in self._reasons if reason[0] not in steps}
 
 
 @dataclass
 class Context:
-    """What the steps of one tick work with. `workspace` and `history` are read anew where a step changed them."""
+    """What the steps of one tick work with. A step that changes `workspace` or `history` has it read again."""
 
     workspace: Workspace
     git: Git
     dvc: Dvc
     history: History
     connect: Callable[[], Oracle]
-    """Opens Label Studio's client; called by a tick that needs it."""
+    """Opens a Label Studio client; called only by a tick that needs one."""
     now: Callable[[], datetime]
     on_progress: Callable[[str], None]
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    """What the caller wants of the batch that this tick selects (`size`, `strategy`)."""
+    """Settings that the caller requests for the batch that this tick selects (`size`, `strategy`)."""
     accept_vanished: bool = False
     outcome: Outcome = field(default_factory=Outcome)
     taken: TakenSteps = field(init=False)
@@ -93,33 +93,33 @@ class Context:
 
     @property
     def project(self) -> tuple[Oracle, ProjectRef]:
-        """Label Studio and the workspace's project in it, once Step.CONNECT has found or made it."""
+        """The Label Studio client and the workspace's project; available after Step.CONNECT."""
         assert self._project is not None
         return self._project
 
     def connected(self, oracle: Oracle, project: ProjectRef) -> None:
-        """Note what `project` gives from now on."""
+        """Set what `project` returns."""
         self._project = oracle, project
 
     def take_overrides(self) -> dict[str, Any]:
-        """The settings asked for, once: they are for one batch."""
+        """Return the requested settings on the first call, then nothing: they are for one batch."""
         given, self.outcome.overrides_given = self.outcome.overrides_given, True
         return {} if given else dict(self.overrides)
 
     def plans(self) -> dict[str, PlannedTask]:
-        """Every task that was ever planned, by its push key; read once for each commit."""
+        """Every task ever planned, by push key; read once per commit."""
         head = self.git.head()
         if self._plans is None or self._plans[0] != head:
             self._plans = head, read_plans(self.git)
         return self._plans[1]
 
     def read_history_again(self) -> None:
-        """Have `history` hold what was just published."""
+        """Update `history` after publishing."""
         self.history = read_history(self.layout, self.git)
 
 
 def _changed_facts(facts: Facts) -> dict[str, Any]:
-    """What of `facts` is not as in an empty workspace, for a message."""
+    """The facts that differ from those of an empty workspace, for a message."""
     row = asdict(facts)
     plain = asdict(Facts(items=0, incoming=0, planned=None))
     return {

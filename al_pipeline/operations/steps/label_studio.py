@@ -1,4 +1,4 @@
-"""Steps that talk to Label Studio: connect, retire, push, pull, audit. Each may be tried again."""
+"""Steps that use Label Studio: connect, retire, push, pull, audit. Each can be retried."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from al_pipeline.workspace.workspace import Workspace
 
 
 def connect(context: Context, facts: Facts) -> None:
-    """Find or make our project. A new one is committed at once: the work tree stays clean while people label."""
+    """Find or create our project. Commit a new one at once, so that the work tree is clean while people label."""
     layout, workspace, outcome = context.layout, context.workspace, context.outcome
     known = stored_project(layout)
     version = workspace.params.schema_.version
@@ -51,7 +51,7 @@ def connect(context: Context, facts: Facts) -> None:
 
 
 def retire_tasks(context: Context, facts: Facts) -> None:
-    """Take tasks that nobody need answer any more out of the queue."""
+    """Take tasks that need no answer any more out of the queue."""
     assert facts.planned is not None
     oracle, project = context.project
     plans, history, corrected = context.plans(), context.history, _corrected(context)
@@ -66,7 +66,7 @@ def retire_tasks(context: Context, facts: Facts) -> None:
 
 
 def push_plan(context: Context, facts: Facts) -> None:
-    """Have Label Studio's queue hold every task of the round's plan, save those whose text was corrected since."""
+    """Push every task of the round's plan to Label Studio's queue, except those whose text was corrected since."""
     assert facts.planned is not None
     oracle, project = context.project
     corrected = _corrected(context)
@@ -78,7 +78,7 @@ def push_plan(context: Context, facts: Facts) -> None:
 
 
 def pull_answers(context: Context, facts: Facts, *, full: bool = False) -> None:
-    """Take what people answered into the inbox; `full`: read all answers again, and find deleted tasks."""
+    """Pull answers into the inbox; with `full`, read all answers again and find deleted tasks."""
     params, outcome = context.workspace.params, context.outcome
     oracle, project = context.project
     request = PullRequest(
@@ -98,8 +98,8 @@ def pull_answers(context: Context, facts: Facts, *, full: bool = False) -> None:
 
 
 def shown_tasks(workspace: Workspace, plan: Sequence[PlannedTask]) -> list[Task]:
-    """The planned tasks with what annotators will see of them."""
-    from al_pipeline.operations.guess import guess  # a tick that sends nothing does without
+    """Add what annotators see to planned tasks. Raises UnexpectedChange if pool and test set lack an item."""
+    from al_pipeline.operations.guess import guess  # needed only to send tasks
 
     layout, params = workspace.layout, workspace.params
     items = fetch([layout.pool, layout.test], [task.item_id for task in plan])
@@ -117,12 +117,12 @@ def shown_tasks(workspace: Workspace, plan: Sequence[PlannedTask]) -> list[Task]
 
 
 def _corrected(context: Context) -> Mapping[str, Any]:
-    """The items whose text was corrected, which nobody is asked about any more."""
+    """The items whose text was corrected, which are no longer asked."""
     return superseded(read_events(context.layout.events, context.layout.inbox_events))
 
 
 def _remember_push(context: Context, planned: int, pushed: PushReport, tasks: dict[str, Any]) -> None:
-    """Note Label Studio's numbers of the round's tasks, and when the round opened, as far as that is news."""
+    """Record Label Studio's task ids of the round, and when the round opened, if they are not recorded yet."""
     layout, known = context.layout, recall(context.layout, planned)
     if known.get("tasks") != tasks:
         remember(layout, planned, tasks=tasks)

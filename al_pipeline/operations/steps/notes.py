@@ -1,4 +1,4 @@
-"""What ticks remember of a round between them: times, why it closed, Label Studio's numbers. It may be lost."""
+"""Notes on a round that ticks keep: times, why it closed, Label Studio's task ids. They may be lost."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from al_pipeline.workspace.layout import Layout
 
 
 def recall(layout: Layout, planned: int | None) -> dict[str, Any]:
-    """What is remembered of round `planned` (None: the first build); empty where nothing is."""
+    """Read the notes on round `planned` (None: the first build); empty if there are none."""
     return read_object(_file(layout, planned))
 
 
 def remember(layout: Layout, planned: int | None, **values: Any) -> None:
-    """Add to what is remembered of round `planned`."""
+    """Add `values` to the notes on round `planned`."""
     write_json(_file(layout, planned), {**recall(layout, planned), **values})
 
 

@@ -1,4 +1,4 @@
-"""Steps from a closed round to a published one: build, decide, publish, tag, sync."""
+"""Steps that turn a closed round into a published one: build, decide, publish, tag, sync."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from al_pipeline.workspace.layout import STAGES
 
 
 def build_step(context: Context, facts: Facts, *, step: Step) -> None:
-    """Take one step of the build."""
+    """Run one step of the build."""
     build.run_step(step, context.layout, context.workspace.params.features, context.dvc)
 
 
 def decide(context: Context, facts: Facts) -> None:
-    """Decide about the new model, and plan the next round."""
+    """Decide on the new model, and plan the next round."""
     publish.decide_and_plan(
         context.workspace,
         context.git,
@@ -36,7 +36,10 @@ def decide(context: Context, facts: Facts) -> None:
 
 
 def publish_round(context: Context, facts: Facts) -> None:
-    """Publish what was built; where it was changed meanwhile, have the build start over, once."""
+    """Publish what was built; if its files were changed meanwhile, restart the build, once per tick.
+
+    Raises UnexpectedChange if they were changed again.
+    """
     layout, taken = context.layout, context.taken
     if changed := _changed_outputs(context):
         if Step.PUBLISH in taken.done:
@@ -56,14 +59,14 @@ def publish_round(context: Context, facts: Facts) -> None:
 
 
 def tag(context: Context, facts: Facts) -> None:
-    """Make the tag of a round that is published without one."""
+    """Tag a published round that has no tag yet."""
     assert facts.untagged is not None
     publish.tag(context.git, context.layout, facts.untagged)
     context.outcome.published.append(facts.untagged)
 
 
 def sync(context: Context, facts: Facts) -> None:
-    """Push to the git remote. It may be out of reach: that must not keep people from labelling."""
+    """Push to the git remote. A failure is only a warning: it must not keep people from labelling."""
     outcome = context.outcome
     try:
         outcome.warnings += publish.sync(context.git, context.layout)
@@ -73,14 +76,14 @@ def sync(context: Context, facts: Facts) -> None:
 
 
 def _changed_outputs(context: Context) -> set[str]:
-    """Outputs of the build, and data that it reads, that are not what DVC's records say."""
+    """Outputs of the build, and data that it reads, that differ from DVC's records."""
     dvc, layout = context.dvc, context.layout
     sources = [f"{path.relative_to(layout.root)}.dvc" for path in layout.sources]
     return {*dvc.changed(*STAGES, *sources), *dvc.unlike(), *dvc.unlike(*sources)}
 
 
 def _count_selected(context: Context) -> None:
-    """Count the items that the plan just published selects as asked for; say where the strategy had no say."""
+    """Count the items that the published plan selects with the requested settings; warn if it used no strategy."""
     record, wanted, outcome = context.history.latest, context.overrides, context.outcome
     if not wanted or record is None or record.overrides != wanted:
         return
@@ -93,7 +96,7 @@ def _count_selected(context: Context) -> None:
 
 
 def _round_facts(context: Context, planned: int | None) -> dict[str, Any]:
-    """What the record of a round says beside the results: times, answers, why it closed."""
+    """The part of a round's record besides the results: times, answers, why it closed."""
     layout, remembered = context.layout, recall(context.layout, planned)
     facts = {
         "opened_at": remembered.get("opened_at"),
@@ -107,7 +110,7 @@ def _round_facts(context: Context, planned: int | None) -> dict[str, Any]:
 
 
 def _answers(context: Context, planned: int) -> dict[str, Any]:
-    """What came of the tasks of round `planned`, in numbers."""
+    """Count the outcomes of the tasks of round `planned`."""
     layout, params = context.layout, context.workspace.params
     events, tasks = read_events(layout.events), read_plan(context.git, planned)
     found = Counter(standing(tasks, events, params.round.overlap, len(params.annotators) or None).values())
