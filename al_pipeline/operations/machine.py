@@ -164,7 +164,7 @@ def find(wanted: str | None, here: Path | None) -> Left:
 
 
 def plan(left: Left, with_folder: bool) -> Destruction:
-    """Return what `destroy` would remove. Raises UnsafeFolder; BadInput if a file that decides this is unreadable."""
+    """Return what `destroy` would remove. Raises UnsafeFolder, and BadInput if a file that it reads is invalid."""
     check_private(left.home)
     removed: list[tuple[str, str, int]] = []
     kept: list[tuple[str, str]] = []
@@ -196,7 +196,8 @@ def destroy(
 
     Without `with_folder`, the workspace and the DVC remote in its home stay. If killed at any point, the same call
     continues. Raises ManualActionRequired, with nothing changed, if something would be lost and `force` is false;
-    UsageError for `with_folder` if the workspace has several clones here; NothingToDo; Locked while a round runs.
+    UsageError for `with_folder` if the workspace has several clones here; NothingToDo if nothing is left; Locked while
+    a round runs.
     """
     if with_folder and len(left.present) > 1:
         clones = ", ".join(map(str, left.present))

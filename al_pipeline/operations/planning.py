@@ -19,7 +19,7 @@ from al_pipeline.workspace.workspace import Workspace
 
 
 def plan_tasks(workspace: Workspace, git: Git, number: int, abandoned: Collection[int]) -> list[PlannedTask]:
-    """Return the tasks of round `number`: those kept from the round before, then queries mixed with test items.
+    """Return the tasks of round `number`: those kept from the round before, then queries interleaved with test items.
 
     Kept tasks are unchanged. The test items are the next ones that were not asked yet (except in abandoned rounds);
     `round.test_tasks` is their number including kept ones. The test set was drawn once, at random, and is asked in

@@ -30,7 +30,7 @@ from al_pipeline.workspace.workspace import Workspace
 
 _logger = get_logger(__name__)
 
-if TYPE_CHECKING:  # at run time, imported where used: a tick with nothing to do needs no numpy
+if TYPE_CHECKING:  # at run time imported where used: a tick with nothing to do needs no numpy
     from al_pipeline.data.outputs import Predictions
     from al_pipeline.evaluation.figures import Decision
 

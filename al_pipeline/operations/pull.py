@@ -26,7 +26,7 @@ from al_pipeline.workspace.layout import Layout
 _logger = get_logger(__name__)
 
 OVERLAP = timedelta(minutes=10)
-"""How far before the newest change seen the next pull begins: a change is timestamped before it is committed."""
+"""How far a pull looks back before the newest change seen: a change is timestamped before it is committed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class PullReport:
 
 
 def pull(layout: Layout, oracle: Oracle, request: PullRequest) -> PullReport:
-    """Append every change in Label Studio's answers that is not recorded yet to the inbox.
+    """Append to the inbox all changes of answers in Label Studio that are not recorded yet.
 
     Answers to abandoned rounds are recorded like all others; each fold decides whether they count. Raises
     VanishedAnswers, with nothing appended, if more known answers are missing than the request allows.
@@ -119,7 +119,7 @@ def _compare(diff: AnnotationDiff, oracle: Oracle, request: PullRequest, cursor:
 
 
 def _judge(schema: Schema, allow: Collection[str]) -> Judge:
-    """Return the check of an answer: its annotator is allowed, the text is as we sent it, its label is a class."""
+    """Return a function that accepts an answer if its annotator is allowed, the text is ours and the label a class."""
     allowed = frozenset(address.strip().lower() for address in allow)
 
     def judge(task: AnsweredTask, plan: PlannedTask, annotation: Annotation) -> Answer | RefusalReason:

@@ -1,1 +1,1 @@
-"""How files become items and labels: rows, corrections, the test set, staging. `operations/ingest.py` runs it."""
+"""Turn files into items and labels: rows, corrections, the test set, staging. `operations/ingest.py` runs it."""

@@ -1,4 +1,4 @@
-"""Texts that were corrected under their ids, as far as the ledger knows."""
+"""Corrections of texts, read from the events."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from al_pipeline.annotation.active_events import active, superseded
 from al_pipeline.records import Event
 
 CORRECTION = "correction:"
-"""Begins the annotation key of a correction; the user's id follows."""
+"""Prefix of the annotation key of a correction; the user's id follows."""
 
 
 class PastCorrections:
-    """What the ledger says of corrected texts."""
+    """The corrections in a list of events."""
 
     def __init__(self, events: Sequence[Event]) -> None:
         self.superseded = superseded(events)
         self.families: dict[str, dict[str, None]] = {}
-        """For each of the user's ids that was ever corrected all items that had a text of it, the first one first."""
+        """For each of the user's ids that was ever corrected, all items that have had a text of it, oldest first."""
         self.now: dict[str, str] = {}
-        """The item that has the text of an id, where a correction in force says so."""
+        """The item with the current text of an id, for ids with a correction in force."""
         self.last: dict[str, str] = {}
-        """The id of the last correction, in force or not."""
+        """Event id of the last correction of each of the user's ids, in force or not."""
         self._roots: dict[str, str] = {}
         for event in events:
             if event.type == "correct":
@@ -35,5 +35,5 @@ class PastCorrections:
             self.now = {event.annotation_key.removeprefix(CORRECTION): event.item_id for event in counted}
 
     def root(self, item_id: str) -> str:
-        """The user's id that an item has a text of; an export names corrected texts by the ids that we gave them."""
+        """The user's id to which an item's text belongs. Exports use the ids that we gave to corrected texts."""
         return self._roots.get(item_id, item_id)

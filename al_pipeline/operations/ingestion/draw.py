@@ -1,4 +1,4 @@
-"""The test set is drawn at random: from the first items that come, or again from all of them before the first round."""
+"""Draw the test set at random: from the first items ingested, or, before the first round, again from all items."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
 
 _GIVEN = b""
-"""Stands for the content of a test set that was given, and is not drawn again."""
+"""Placeholder digest for an item of a given test file, which is not drawn again."""
 
 
 def draw_from_new(taken: Intake, size: int, seed: int) -> tuple[int, list[str]]:
-    """Draw a test set of `size` from the new items, if there is none yet: how many, and what to tell."""
+    """Draw a test set of `size` from the new items if there is none; return its size and messages for the user."""
     corrections = set(taken.corrected.values())
     new = [number for number in range(taken.first_new, len(taken.known)) if number not in corrections]
     if taken.had_test or not new or size == 0:
@@ -46,11 +46,11 @@ def draw_from_new(taken: Intake, size: int, seed: int) -> tuple[int, list[str]]:
 
 
 def redraw_test(workspace: Workspace, test_size: int | None = None, *, again: bool = True) -> int:
-    """Draw the test set again from all items that were ingested, those of given test files apart; how many it has now.
+    """Draw the test set again from all ingested items except those of given test files; return how many were drawn.
 
-    `again`: False draws one also where none could be drawn before. `test_size`: default `ingest.test_size`. Only before
-    the first round, while nobody was asked anything. Call it while holding the workspace's lock. Raises NothingToDo
-    where it is too late, or nothing was drawn.
+    With `again` False, also draw if none was drawn before. `test_size` defaults to `ingest.test_size`. Possible only
+    before the first round, before anything was asked. Call it while holding the workspace's lock. Raises NothingToDo
+    if the first round has begun, or if `again` and no test set was drawn before.
     """
     layout, params = workspace.layout, workspace.params
     finish_ingest(layout)
@@ -75,16 +75,16 @@ def redraw_test(workspace: Workspace, test_size: int | None = None, *, again: bo
 
 @dataclass(frozen=True)
 class _Redrawn:
-    """Which items are in a test set that was drawn again, by digests of their contents."""
+    """Which items are in the test set after it was drawn again, by content digest."""
 
     drawn: frozenset[bytes]
     known: frozenset[bytes]
     corrected: dict[str, bytes]
-    """By item whose text was corrected: the digest of its correction, with which it goes; _GIVEN for a given one."""
+    """Item with a corrected text -> digest of its correction, whose part it shares; _GIVEN if from a test file."""
 
     @classmethod
     def draw(cls, folders: list[Path], events: Iterable[Event], size: int, seed: int) -> _Redrawn:
-        """Draw `size` of the items in `folders`. A corrected text is not drawn; it goes where its correction goes."""
+        """Draw `size` of the items in `folders`. Items with corrected texts are not drawn but follow the correction."""
         corrected = superseded(events)
         right = set(corrected.values())
         items = partial(_items, folders)
@@ -99,18 +99,18 @@ class _Redrawn:
         return ("pool", "test") if self.drawn or _GIVEN in self.corrected.values() else ("pool",)
 
     def part(self, item_id: str, digest: bytes) -> Part:
-        """Where an item belongs."""
+        """The part to which an item belongs."""
         digest = self.corrected.get(item_id, digest)
         return "test" if digest == _GIVEN or digest in self.drawn else "pool"
 
     def moved(self, event: Event) -> Event:
-        """`event`, naming the part where its item is now."""
+        """Return `event` with the part where its item is now."""
         digest = self.corrected.get(event.item_id, bytes.fromhex(event.content_hash))
         return replace(event, part=self.part(event.item_id, digest)) if digest in self.known else event
 
 
 def _before(layout: Layout, again: bool) -> list[Path]:
-    """The parts of the test set that was drawn before. Raises NothingToDo where it stays what it is."""
+    """The Parquet parts of the test set drawn before. Raises NothingToDo if it must not be drawn again."""
     if layout.closing.exists() or next_round(layout) is not None:
         raise NothingToDo(
             "the first round has begun, and the test set stays what it is; `al ingest --test FILE` adds to it"

@@ -1,4 +1,4 @@
-"""Rows become items: each is checked, and compared by id and content with what is known."""
+"""Turn rows into items: check each row and compare its id and content with the known items."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from al_pipeline.workspace.workspace import Workspace
 
 METADATA_CHARACTERS = 1_000_000
 ANOTHER_TEXT = "the id belongs to another text"
-"""Why a row is rejected whose id is known with a text that is not this one."""
+"""Reason for rejecting a row whose id is known with another text."""
 TWO_TEXTS = "the id has another text in an earlier row"
-"""Why a row of corrections is rejected: which of the two is right cannot be known."""
+"""Reason for rejecting a row of corrections: it is unknown which of the two texts is right."""
 ANOTHERS_TEXT = "the corrected text is there already, under another id"
 CORRECTED_TEXT = "the text is there, but was corrected under another id"
 MOST_COMPARED = 1000
-"""Texts under a known id that are kept for a comparison with the known one."""
+"""Maximum number of texts under a known id that are kept for comparison with the known text."""
 _LONGEST_COMPARED = 20_000
-"""Characters."""
+"""Maximum length of such a text, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which columns hold text, id and label; None: `id` where there is one, and no labels."""
+    """The columns with text, id and label. `id` None: the column `id`, if there is one; `label` None: no labels."""
 
     text: str
     id: str | None
@@ -45,13 +45,13 @@ class Columns:
 
     @property
     def required(self) -> list[str]:
-        """Those that every file must have."""
+        """The columns that every file must have."""
         return [name for name in (self.text, self.id, self.label) if name is not None]
 
 
 @dataclass(slots=True)
 class Intake:
-    """Decides row by row, remembering what is known; touches no file but to read what is known at the beginning."""
+    """Decides on one row after the other, given the known items and the earlier rows; writes no files."""
 
     workspace: Workspace
     columns: Columns
@@ -63,21 +63,21 @@ class Intake:
     labels_rejected: Counter[str] = field(default_factory=Counter)
     known: Catalog = field(init=False)
     first_new: int = field(init=False)
-    """Items with a smaller number were known before."""
+    """Number of the first new item: those with a smaller one were known before."""
     had_test: bool = field(init=False)
     other_texts: dict[str, str] = field(default_factory=dict)
-    """Texts that came under a known id with another text, the first MOST_COMPARED of them, by id."""
+    """The first MOST_COMPARED texts under an id that is known with another text, by id."""
     corrected: dict[str, int] = field(default_factory=dict)
-    """The user's ids that these files give another text, each with the number of the item that has it."""
+    """User's ids whose text these files correct -> number of the item with the new text."""
     new_corrections: int = 0
-    """Items that are new because of that."""
+    """Number of items that are new because of a correction."""
     had_id: bool = False
     """Whether any row had an id."""
     _files: list[str] = field(default_factory=list)
     _labels: ImportedLabels = field(init=False)
     _past: PastCorrections = field(init=False)
     _given: bytearray = field(init=False)
-    """For each item that was known before: whether these files gave its id a text."""
+    """For each item that was known before, whether these files gave its id a text."""
 
     def __post_init__(self) -> None:
         layout = self.workspace.layout
@@ -90,11 +90,11 @@ class Intake:
         self._given = bytearray(self.first_new)
 
     def open_file(self, name: str) -> None:
-        """The rows that follow are of this file."""
+        """Start a file: the following rows are from it."""
         self._files.append(excerpt(name))
 
     def take(self, row: Row | BadRow) -> tuple[Item | None, Refused | None]:
-        """The new item that `row` brings, if any, and what is refused of it, if anything."""
+        """Process a row; return the new item, if there is one, and why the row or its label was refused, if so."""
         self.rows += 1
         try:
             if isinstance(row, BadRow):
@@ -115,7 +115,7 @@ class Intake:
         return item, None
 
     def events(self) -> Iterator[Event]:
-        """An event for each correction, and for each label that says something new, in the order of the items."""
+        """Yield an event per correction, then per new or changed label, in the order of the items."""
         yield from self._correction_events()
         if self.columns.label is not None:
             layout = self.workspace.layout
@@ -124,7 +124,7 @@ class Intake:
             yield from self._labels.events(self.known, latest, self._files)
 
     def _item(self, values: Mapping[str, Any]) -> tuple[int, Item | None]:
-        """The number of the item that a row speaks of, and the item where it is new. Raises Refused."""
+        """The number of a row's item, and the item if it is new. Raises Refused."""
         text = self._text(values)
         content = content_hash(text)
         digest = bytes.fromhex(content)
@@ -159,13 +159,13 @@ class Intake:
             raise Refused(*error.args) from None
 
     def _refuse_corrected(self, number: int, item_id: str, has_id: bool) -> None:
-        """Raise Refused where a known text was corrected under another id than the row's."""
+        """Raise Refused if a known text was corrected under another id than the row's."""
         known_as = self.known.item_id(number)
         if has_id and known_as in self._past.superseded and self._past.root(item_id) != self._past.root(known_as):
             raise Refused(CORRECTED_TEXT, f"as item {known_as}")
 
     def _refuse_another_text(self, item_id: str, text: str) -> None:
-        """Raise Refused where an id is known, with another text than the row's."""
+        """Raise Refused if the id is known with another text than the row's."""
         if self.known.find_id(item_id) is not None:
             if len(self.other_texts) < MOST_COMPARED and len(text) <= _LONGEST_COMPARED:
                 self.other_texts.setdefault(item_id, text)
@@ -179,9 +179,9 @@ class Intake:
     def _correct(
         self, old: int, number: int | None, digest: bytes, text: str, metadata: Callable[[], str]
     ) -> tuple[int, Item | None]:
-        """Give the id of item `old` a text, which item `number` has; that item, and whether it is new.
+        """Give the id of item `old` another text, that of item `number` if it is known; return number and new item.
 
-        These files may give an id one text, so that the same files again change nothing.
+        Raises Refused, also if these files give an id two texts: ingesting them again must change nothing.
         """
         root = self.known.item_id(old)
         if number == self._now(root, old):
@@ -207,7 +207,7 @@ class Intake:
         return number, item
 
     def _now(self, root: str, old: int) -> int:
-        """The number of the item that has the text of an id."""
+        """The number of the item with the current text of an id."""
         if root in self.corrected:
             return self.corrected[root]
         known = self.known.find_id(self._past.now.get(root, root))
@@ -235,7 +235,7 @@ class Intake:
 
 
 def _known_items(layout: Layout) -> Catalog:
-    """The items of pool and test set and of their inboxes."""
+    """The items of the pool, the test set and their inboxes."""
     known = Catalog()
     parts: tuple[tuple[Part, tuple[Any, Any]], ...] = (
         ("pool", (layout.pool, layout.inbox_pool)),
@@ -250,7 +250,7 @@ def _known_items(layout: Layout) -> Catalog:
 
 
 def _metadata(values: Mapping[str, Any], apart: set[str | None]) -> str:
-    """The columns that are not `apart`, as JSON. Raises Refused where that cannot be kept."""
+    """Encode the columns that are not in `apart` as JSON. Raises Refused if that cannot be stored."""
     others = {name: value for name, value in values.items() if name not in apart}
     try:
         metadata = json.dumps(others, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))

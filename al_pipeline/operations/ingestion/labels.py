@@ -1,4 +1,4 @@
-"""Labels that files bring: one for each item, or none where they contradict each other."""
+"""Imported labels: one per item, or none if the files contradict themselves."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _CONTRADICTION = 0xFFFF
 
 
 class ImportedLabels:
-    """The labels that the files of one ingest name, by the numbers of their items in the catalog."""
+    """The labels in the files of one ingest, by item number in the catalog."""
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
         self._labels = array("H")
-        """For each item its label's place in the schema from 1, _NO_LABEL, or _CONTRADICTION."""
+        """For each item the position of its label in the schema, from 1, or _NO_LABEL or _CONTRADICTION."""
         self._files = array("L")
-        """For each item which file named its label."""
+        """For each item the index of the file with its label."""
 
     def add_items(self, count: int) -> None:
-        """Make room for `count` more items, without labels."""
+        """Add `count` items without labels."""
         self._labels.extend([_NO_LABEL] * count)
         self._files.extend([0] * count)
 
     def add(self, number: int, cell: object, file: int) -> None:
-        """Note the label in `cell` for item `number`; an empty cell names none.
+        """Add the label in `cell` to item `number`; an empty cell is no label.
 
-        Raises Refused for one that is not in the schema, or that contradicts an earlier row.
+        Raises Refused if the label is not in the schema or contradicts an earlier row.
         """
         labels = self._schema.labels
         try:
@@ -56,9 +56,9 @@ class ImportedLabels:
         self._files[number] = file
 
     def events(self, known: Catalog, latest: Mapping[str, Event], files: list[str]) -> Iterator[Event]:
-        """An event for each label that says something new, in the order of the items.
+        """Yield an event for each new or changed label, in the order of the items.
 
-        `latest` are the newest imports by annotation key; `files` the names of the files.
+        `latest`: the newest import events by annotation key; `files`: the names of the files.
         """
         for number, place in enumerate(self._labels):
             if place in (_NO_LABEL, _CONTRADICTION):
@@ -68,7 +68,7 @@ class ImportedLabels:
             before = latest.get(key)
             if before is not None and before.label == label:
                 continue
-            # The event before is part of what this one says, so that a label can change back.
+            # The previous event is part of the id's hash, so that a label can change back.
             previous = None if before is None else before.event_id
             yield Event(
                 event_id=event_digest("import", content, label, previous),

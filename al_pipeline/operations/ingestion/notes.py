@@ -1,4 +1,4 @@
-"""What a person is told of texts that came under a known id."""
+"""Messages for the user about rows with a known id and another text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from al_pipeline.operations.ingestion.intake import ANOTHER_TEXT, MOST_COMPARED,
 
 
 def about_cut_off(taken: Intake) -> list[str]:
-    """Say how many texts under a known id only go on where the known one ends: that one was read from half a file."""
+    """Report how many texts only continue the known text of their id: that one was read from an incomplete file."""
     layout = taken.workspace.layout
     folders = [layout.pool, layout.test, layout.inbox_pool, layout.inbox_test]
     known = fetch(folders, taken.other_texts) if taken.other_texts else {}
@@ -21,7 +21,7 @@ def about_cut_off(taken: Intake) -> list[str]:
 
 
 def about_corrections(taken: Intake) -> list[str]:
-    """Say how texts that came under a known id can be taken, or why none was."""
+    """Explain how to accept other texts under known ids as corrections, or why no row was a correction."""
     if taken.corrections:
         if taken.had_id or not taken.rows:
             return []

@@ -1,4 +1,4 @@
-"""Which files the patterns of `ingest.sources` stand for."""
+"""Find the files that match the patterns of `ingest.sources`."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from al_pipeline.workspace.layout import Layout
 
 @dataclass(frozen=True, slots=True)
 class FoundSources:
-    """What the patterns of `ingest.sources` stand for: files by name, and what cannot be one, with the reason."""
+    """What the patterns of `ingest.sources` match: files sorted by name, and unusable paths with the reason."""
 
     files: list[Path]
     problems: dict[str, str]
 
 
 def find_sources(layout: Layout, patterns: Sequence[str]) -> FoundSources:
-    """The files below the workspace that match, whatever the order of the patterns; nothing is opened.
+    """Find the files in the workspace that match, independent of the order of the patterns; open none.
 
-    Hidden files and folders match only a pattern that names their dot, the engine's own files none. What is no file
-    (a link that leads nowhere or out of the workspace, a pipe, a folder that cannot be listed) is a problem, and so is
-    a pattern that leads out of the workspace.
+    Hidden files and folders match only a pattern with an explicit dot, the engine's own files match none. Problems
+    are links that are broken or lead out of the workspace, pipes, folders that cannot be listed, and patterns that
+    lead out of the workspace.
     """
     walk = _Walk(layout)
     for pattern in patterns:
@@ -41,13 +41,13 @@ def find_sources(layout: Layout, patterns: Sequence[str]) -> FoundSources:
 
 
 class _Walk:
-    """Goes through the folders that patterns lead to, each at most once for the same rest of a pattern."""
+    """Walks the folders that patterns match, each at most once for the same remainder of a pattern."""
 
     def __init__(self, layout: Layout) -> None:
         self.found: set[Path] = set()
         self.problems: dict[str, str] = {}
         self._names_one = False
-        """Whether the pattern stands for one file, which ought to be there then."""
+        """Whether the pattern names a single file, so that it is a problem if that is missing."""
         self._root = layout.root
         self._real = layout.root.resolve()
         own = (layout.private, layout.root / ".git", layout.root / ".dvc", layout.rounds, layout.reports, layout.inbox)
@@ -56,7 +56,7 @@ class _Walk:
         self._own |= {path.relative_to(layout.root) for path in (*layout.tracked, *layout.steering)}
 
     def match(self, pattern: str) -> None:
-        """Look for the files of one pattern: `*`, `?` and `[…]` within a name, `**` for any folders."""
+        """Find the files of one pattern: `*`, `?` and `[…]` match within a name, `**` matches any folders."""
         parts = [part for part in pattern.split("/") if part not in ("", ".")]
         parts = [part for place, part in enumerate(parts) if part != "**" or parts[place - 1 : place] != ["**"]]
         if parts[-1:] == ["**"]:
@@ -99,7 +99,7 @@ class _Walk:
                 raise OSError("it leads out of the workspace; copy the files into it")
             with os.scandir(folder) as entries:
                 return list(entries)
-        except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links
+        except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
             self._problem(folder, f"cannot be listed: {getattr(error, 'strerror', None) or error}")
             return []
 
@@ -108,7 +108,7 @@ class _Walk:
             mode = path.stat().st_mode
             inside = path.resolve().is_relative_to(self._real)
         except (OSError, RuntimeError) as error:
-            if os.path.islink(path):  # which raises nothing
+            if os.path.islink(path):  # unlike `stat`, this never raises
                 self._problem(path, "is a link that leads nowhere")
             elif self._names_one or not isinstance(error, FileNotFoundError):
                 self._problem(path, f"cannot be read: {getattr(error, 'strerror', None) or error}")
@@ -150,6 +150,6 @@ def _is_folder(path: Path) -> bool:
 
 
 def shown_name(root: Path, path: Path) -> str:
-    """A file's name relative to `root`, fit for JSON and a terminal whatever its bytes are."""
+    """A file's path relative to `root`, encodable in JSON and on a terminal whatever its bytes are."""
     name = path.relative_to(root).as_posix()
     return os.fsencode(name).decode("utf-8", "backslashreplace")

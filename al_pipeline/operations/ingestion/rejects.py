@@ -1,4 +1,4 @@
-"""Rows that are not taken, each with its reason, kept in a file that their user can look at."""
+"""Write rejected rows, each with its reason, to a file for the user."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from al_pipeline.data.table_rows import BadRow, Row, excerpt
 from al_pipeline.files import json_line, move, sha256_file
 
 _MOST = 100_000
-"""Lines of a rejects file; what is rejected beyond them is counted alone."""
+"""Maximum number of lines in a rejects file; further rejects are only counted."""
 
 
 class Refused(Exception):
-    """A row (or its label) that is not taken. The first argument is one of few reasons, the second what is special."""
+    """A row, or its label, is rejected. `reason` is one of a few fixed texts; `detail` is specific to the row."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason)
@@ -25,14 +25,14 @@ class Refused(Exception):
 
 
 class Rejects:
-    """The lines of a rejects file: file, line (CSV, JSONL) or row (Parquet, XLSX), reason, detail, the row's begin."""
+    """Lines of a rejects file: file, line (CSV, JSONL) or row (Parquet, XLSX), reason, detail, start of the row."""
 
     def __init__(self, lines: IO[str]) -> None:
         self._lines = lines
         self._count = 0
 
     def add(self, source: Source, row: Row | BadRow, refused: Refused, text_column: str) -> None:
-        """Note that `row`, or its label, was refused."""
+        """Add a line for a row that was refused, or whose label was."""
         self._count += 1
         if self._count <= _MOST:
             line = {
@@ -45,15 +45,15 @@ class Rejects:
             self._lines.write(json_line(line))
 
     def note(self) -> str | None:
-        """What to say of rejects that the file does not hold."""
+        """A message about the rejects that the file does not hold; None if it holds all."""
         if self._count <= _MOST:
             return None
         return f"the rejects file holds the first {_MOST:,} of {self._count:,} rejects"
 
     def keep(self, staging: Path, folder: Path, first: Source) -> Path | None:
-        """Move them to a file whose name says which files and rows they are of: the same again, the same file.
+        """Move the lines to a file in `folder` named after the first source and the lines' hash; return its path.
 
-        None where there are none.
+        The same rejects give the same file name. Returns None if there are none.
         """
         if not self._count:
             return None

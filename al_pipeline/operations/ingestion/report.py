@@ -1,4 +1,4 @@
-"""What became of the rows of an ingest."""
+"""The result of an ingest."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class IngestReport:
-    """What became of the rows of one ingest: rows = added + test_added + corrected + duplicates + rejected."""
+    """The result of one ingest, where rows = added + test_added + corrected + duplicates + rejected."""
 
     rows: int
     added: int
-    """New items of the pool."""
+    """New items in the pool."""
     test_added: int
-    """New items of the test set, given or drawn."""
+    """New items in the test set, given or drawn."""
     drawn: bool
-    """Whether the test set was drawn at random just now."""
+    """Whether this ingest drew the test set at random."""
     duplicates: int
-    """Rows whose content was there already; the first one stays, with its id."""
+    """Rows whose content was known already; the first item with it stays, with its id."""
     rejected: Mapping[str, int]
-    """Rows that were not taken, by reason."""
+    """Number of rejected rows, by reason."""
     labels: int
-    """Labels that are new, or differ from what was imported before."""
+    """Labels that are new or differ from the one imported before."""
     labels_rejected: Mapping[str, int]
-    """Labels that were not taken, by reason, though their items were."""
+    """Number of rejected labels of accepted rows, by reason."""
     rejects_file: Path | None
-    """One JSON object for each of them: file, line (CSV, JSONL) or row (Parquet, XLSX), reason, detail, its begin."""
+    """One JSON object per reject: file, line (CSV, JSONL) or row (Parquet, XLSX), reason, detail, start of the row."""
     corrected: int = 0
-    """Ids that have another text now, in the pool or in the test set."""
+    """Ids whose text was corrected, in the pool or in the test set."""
     notes: tuple[str, ...] = ()
-    """What a person should know besides."""
+    """Further messages for the user."""
     about_corrections: tuple[str, ...] = ()
-    """Those of them that speak of corrections."""
+    """Those of `notes` about corrections."""
     about_test: tuple[str, ...] = ()
-    """Those of them that speak of the test set, and not of a file."""
+    """Those of `notes` about the test set rather than a file."""
 
     def to_json(self) -> dict[str, Any]:
-        """The report as a JSON object."""
+        """Convert to a JSON object."""
         return {
             "rows": self.rows,
             "added": self.added,
@@ -55,7 +55,7 @@ class IngestReport:
         }
 
     def lines(self) -> list[str]:
-        """The report in words, a line each."""
+        """Format the report as lines of text."""
         test = "drawn at random as the test set" if self.drawn else "new in the test set"
         said = [
             f"{self.rows:,} rows: {self.added:,} new in the pool, {self.test_added:,} {test}, "

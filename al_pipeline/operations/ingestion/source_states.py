@@ -1,4 +1,4 @@
-"""What ticks have seen of the files of `ingest.sources`: taken in, waiting until they are quiet, or failing."""
+"""The state of the files of `ingest.sources` across ticks: ingested, waiting until they are quiet, or failing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from al_pipeline.files import json_line, read_object, write_text
 from al_pipeline.workspace.layout import Layout
 
 QUIET_SECONDS = 60.0
-"""How long a file must not have changed before a tick reads it."""
+"""How long a file must have been unchanged before a tick reads it."""
 _LONG_SECONDS = 3600.0
 
 _ENTRY: Mapping[str, type | tuple[type, ...]] = {
@@ -35,7 +35,7 @@ _ENTRY: Mapping[str, type | tuple[type, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class SourceNews:
-    """A file of `ingest.sources` that was not read, as the last tick saw it."""
+    """A file of `ingest.sources` that was not read, as of the last tick."""
 
     file: str
     """Relative to the workspace."""
@@ -44,19 +44,19 @@ class SourceNews:
     since: datetime
 
     def sentence(self) -> str:
-        """The whole as one line."""
+        """Format it as one line."""
         return f"{self.file} {self.message} (since {self.since:%Y-%m-%d %H:%M} UTC)"
 
 
 def source_news(layout: Layout) -> list[SourceNews]:
-    """What the last tick could not read, or not yet. Reads what it remembers alone."""
+    """The files that the last tick could not read, or not yet, according to the stored state alone."""
     return list(SourceStates(layout).news(time.time()))
 
 
 class SourceStates:
-    """`.al/ingested.json`: for each source file what was seen of it, what was taken, and what is wrong with it.
+    """`.al/ingested.json`: for each source file, what was seen of it, what was ingested, and what is wrong with it.
 
-    One that is damaged is as good as lost.
+    A damaged file is treated as missing.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -66,46 +66,46 @@ class SourceStates:
         except BadInput:
             found = {}
         files = found.get("files")
-        if not isinstance(files, dict):  # an earlier version remembered digests alone
+        if not isinstance(files, dict):  # earlier versions stored only digests
             files = {name: {"digest": digest} for name, digest in found.items()}
         self._files: dict[str, dict[str, Any]] = {name: entry for name, entry in files.items() if _is_entry(entry)}
         count = found.get("drawn_from")
         self.drawn_from: int = count if isinstance(count, int) else 0
-        """Files taken in while there was no test set, or one drawn from them."""
+        """Number of files ingested while there was no test set, or one drawn from them."""
         self._stored = self._text()
 
     def _text(self) -> str:
         return json_line({"files": self._files, "drawn_from": self.drawn_from})
 
     def store(self) -> None:
-        """Write it down, where something changed."""
+        """Write the file if something changed."""
         if (text := self._text()) != self._stored:
             write_text(self._path, text, 0o600)
             self._stored = text
 
     def keep_only(self, names: Collection[str]) -> None:
-        """Forget the others: files that are gone, problems that are."""
+        """Drop all other entries: files that are gone, and problems that are solved."""
         self._files = {name: entry for name, entry in self._files.items() if name in names}
 
     def in_order(self, names: Collection[str]) -> list[str]:
-        """What was taken in before comes first, in that order: of two files that label a text the later one counts."""
+        """Sort `names`: files ingested before come first, in that order, since the last label of a text counts."""
         order = {name: entry["taken"] for name, entry in self._files.items() if "taken" in entry}
         return sorted(names, key=lambda name: (name not in order, order.get(name, 0), name))
 
     def is_taken(self, name: str, stamp: Stamp, settings: list[Any]) -> bool:
-        """Whether the file was taken in by these settings and looks untouched since then."""
+        """Whether the file was ingested with these settings and its stamp is unchanged since then."""
         entry = self._files.get(name, {})
         return entry.get("state") == "taken" and entry["stamp"] == list(stamp) and entry["settings"] == settings
 
     def holds(self, name: str, digest: str, settings: list[Any]) -> bool:
-        """Whether exactly this content was the last that was taken in by these settings."""
+        """Whether the last content ingested with these settings was exactly this."""
         entry = self._files.get(name, {})
         return bool(entry.get("digest") == digest and entry.get("settings", settings) == settings)
 
     def see(self, name: str, stamp: Stamp, now: float) -> float:
-        """Note what the file looks like; returns for how many seconds it has been quiet."""
+        """Record the file's stamp; return for how many seconds it has been quiet."""
         entry = self._files.setdefault(name, {})
-        if entry.get("stamp") != list(stamp) or entry["since"] > now:  # the clock was set back: count anew
+        if entry.get("stamp") != list(stamp) or entry["since"] > now:  # or the clock was set back
             entry |= {"stamp": list(stamp), "since": now}
         entry["changed_at"] = min(entry["since"], stamp.last_change)
         quiet: float = now - entry["changed_at"]
@@ -115,26 +115,26 @@ class SourceStates:
         return quiet
 
     def wait(self, name: str, stamp: Stamp, now: float) -> None:
-        """The file changed just now, while it was read."""
+        """Record that the file changed at time `now`, while it was being read."""
         entry = self._files[name]
         entry |= {"state": "waiting", "stamp": list(stamp), "since": now, "changed_at": now}
         entry.setdefault("waiting_since", now)
 
     def changed(self, name: str, path: Path) -> bool:
-        """Whether the file is another than the one last seen; False where that cannot be told."""
+        """Whether the file's stamp differs from the one last seen; False if it cannot be read."""
         with suppress(OSError):
             return self._files.get(name, {}).get("stamp") != list(stamp_of(path))
         return False
 
     def fail(self, name: str, message: str, now: float) -> None:
-        """The file cannot be used; since when stays what it is while nothing of it was taken."""
+        """Record that the file is unusable; it counts as failing since its first failure after the last success."""
         entry = self._files.setdefault(name, {})
         entry |= {"state": "failing", "message": message}
         entry.setdefault("failing_since", now)
         entry.pop("waiting_since", None)
 
     def took(self, name: str, digest: str, settings: list[Any]) -> None:
-        """The file as it was last seen is taken in."""
+        """Record that the file was ingested as last seen."""
         entry = self._files[name]
         if entry.get("digest") != digest or "taken" not in entry:
             entry["taken"] = 1 + max((other.get("taken", 0) for other in self._files.values()), default=0)
@@ -143,7 +143,7 @@ class SourceStates:
             entry.pop(key, None)
 
     def news(self, now: float) -> Iterator[SourceNews]:
-        """What fails and what waits, by name."""
+        """Yield the failing and the waiting files, by name."""
         for name, entry in sorted(self._files.items()):
             if entry.get("state") == "failing":
                 yield SourceNews(name, "failing", entry["message"], _moment(entry["failing_since"]))

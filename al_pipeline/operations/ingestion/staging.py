@@ -1,4 +1,4 @@
-"""What an ingest adds is staged in a folder of the inbox, and counts once `commit.json` is written there, last."""
+"""Stage what an ingest adds in a folder of the inbox; it takes effect once `commit.json` is written there, last."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from al_pipeline.workspace.layout import Layout
 _STAGING = ".ingest"
 _COMMIT = "commit.json"
 _DRAWN = "drawn.json"
-"""In the inbox: which of its parts of the test set were drawn, and not given."""
+"""File in the inbox: which of its parts of the test set were drawn, not given."""
 
 
 @contextmanager
 def staging_folder(layout: Layout) -> Iterator[Path]:
-    """A folder in which an ingest stages what it adds; removed afterwards, unless `commit` was called."""
+    """Yield a folder in which an ingest stages what it adds; remove it afterwards unless `commit` was called."""
     folder = layout.inbox / _STAGING
     make_folder(layout.inbox.parent)
     private_folder(layout.inbox)
@@ -37,9 +37,9 @@ def staging_folder(layout: Layout) -> Iterator[Path]:
 
 
 def finish_ingest(layout: Layout) -> bool:
-    """Finish an ingest that was killed after it had begun to count, discard one that was killed before.
+    """Finish an ingest that was killed after its commit, discard one that was killed before it.
 
-    Whether something was finished. Call it while holding the workspace's lock, before the inbox is closed.
+    Returns whether an ingest was finished. Call it while holding the workspace's lock, before the inbox is closed.
     """
     remove_leftovers(layout.inbox, layout.inbox_pool, layout.inbox_test, layout.inbox_events, layout.rejects)
     staging = layout.inbox / _STAGING
@@ -52,7 +52,7 @@ def finish_ingest(layout: Layout) -> bool:
 
 
 def stage_parts(taken: Intake, staging: Path, staged: Path) -> None:
-    """Sort the new items, which the file `staged` holds, into a part of the pool and one of the test set."""
+    """Split the new items in the file `staged` into a part of the pool and one of the test set."""
     parts = {taken.known.part(number) for number in range(taken.first_new, len(taken.known))}
     if len(parts) == 1:
         move(staged, staging / parts.pop() / "new.parquet")
@@ -62,14 +62,14 @@ def stage_parts(taken: Intake, staging: Path, staged: Path) -> None:
 
 
 def stage_events(taken: Intake, staging: Path) -> int:
-    """Stage corrections and labels; how many labels."""
+    """Stage corrections and labels; return the number of labels."""
     events = list(taken.events())
     add_to_inbox(staging / "events", events)
     return sum(event.type == "import" for event in events)
 
 
 def commit(layout: Layout, staging: Path, *, drawn: bool = False, drop: Sequence[Path] = ()) -> None:
-    """Have what is staged count, and the files `drop` of the inbox no more; `drawn`: its test set was drawn."""
+    """Make the staged data take effect and drop the inbox files `drop`; `drawn`: the staged test set was drawn."""
     moves: dict[str, Any] = {"drawn": drawn, "drop": [path.relative_to(layout.inbox).as_posix() for path in drop]}
     for name, inbox in (("test", layout.inbox_test), ("pool", layout.inbox_pool)):
         if (staging / name / "new.parquet").exists():
@@ -81,7 +81,7 @@ def commit(layout: Layout, staging: Path, *, drawn: bool = False, drop: Sequence
 
 
 def drawn_parts(layout: Layout) -> list[Path] | None:
-    """The parts of the test set in the inbox that were drawn, and not given; None where no ingest has drawn one."""
+    """The parts of the test set in the inbox that were drawn, not given; None if no ingest has drawn one."""
     drawn = read_object(layout.inbox / _DRAWN)
     if not drawn:
         return None
@@ -89,7 +89,7 @@ def drawn_parts(layout: Layout) -> list[Path] | None:
 
 
 def _carry_out(layout: Layout, staging: Path) -> None:
-    """Move what is staged into the inbox; items before the labels that speak of them. Can be repeated."""
+    """Move the staged data into the inbox, items before the labels that refer to them. Can be repeated."""
     moves = read_json(staging / _COMMIT, {})
     for name in moves.get("drop", ()):
         (layout.inbox / name).unlink(missing_ok=True)

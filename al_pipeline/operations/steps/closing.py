@@ -35,7 +35,7 @@ def ingest_sources(context: Context, facts: Facts) -> None:
 
 
 def close_round(context: Context, facts: Facts) -> None:
-    """Close the open round and carry out the waiting interventions; if there are any, they are the reason."""
+    """Close the open round and carry out the waiting interventions, which are then the recorded reason."""
     layout, planned, interventions = context.layout, facts.planned, context.history.waiting
     reason = _reason(context, facts, interventions)
     _put_params_back(context, interventions)

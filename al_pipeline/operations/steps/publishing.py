@@ -83,7 +83,7 @@ def _changed_outputs(context: Context) -> set[str]:
 
 
 def _count_selected(context: Context) -> None:
-    """Count the items that the published plan selects with the requested settings; warn if it used no strategy."""
+    """Count the items that the published plan selects with the requested settings; warn if it ignores the strategy."""
     record, wanted, outcome = context.history.latest, context.overrides, context.outcome
     if not wanted or record is None or record.overrides != wanted:
         return
