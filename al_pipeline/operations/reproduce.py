@@ -38,7 +38,7 @@ from al_pipeline.workspace.trust import check_dvc
 from al_pipeline.workspace.workspace import Workspace
 
 TOLERANCE = 0.02
-"""How far a metric may differ under another engine. A CPU or library changes it far less, another algorithm more."""
+"""Tolerance for a metric under another engine. Another CPU or library changes it far less, another algorithm more."""
 
 
 def reproduce(

@@ -52,7 +52,7 @@ def asked_items(
 
 
 def _folded(record: RoundRecord, about: list[Event], heard: int) -> tuple[dict[str, LabeledItem], dict[str, str]]:
-    """Fold the events `about`: labels, and why items have none, by item. `heard`: number of annotators so far."""
+    """Fold the events `about` items: labels, and reasons for having none, by item. `heard`: annotators so far."""
     everybody = len(record.params.annotators) or heard
     named = (event.label for event in about if event.label is not None)
     classes = tuple(dict.fromkeys([*record.params.schema_.labels, *named]))

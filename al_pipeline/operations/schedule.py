@@ -81,9 +81,10 @@ def _differences(workspace: Workspace, wanted: Schedule, deployment: Deployment)
 def change_schedule(
     workspace: Workspace, cron: str | None = None, timezone: str | None = None, active: bool | None = None
 ) -> bool:
-    """Write the given values to `params.yaml`, and commit it if it had no uncommitted edits; return whether committed.
+    """Write the given values to `params.yaml`, and commit it if it had no uncommitted edits.
 
-    Comments and all other lines stay. Raises BadParams, with nothing changed, if a value is invalid.
+    Returns whether it was committed. Comments and all other lines stay. Raises BadParams, with nothing changed, if a
+    value is invalid.
     """
     layout, git = workspace.layout, Git(workspace.layout.root)
     with locked(layout.lock, "al schedule"):

@@ -27,7 +27,7 @@ NAMES = ("labeled", "test_labels", "unresolved")
 def snapshots(workspace: Workspace) -> Iterator[Callable[[RoundRecord], Labels]]:
     """Yield a function that returns the labels of a round, given its record. Takes no lock and checks nothing out.
 
-    It raises RemoteIncomplete if they cannot be obtained, RepositoryError if they do not match the record.
+    The function raises RemoteIncomplete if they cannot be obtained, RepositoryError if they do not match the record.
     """
     with (
         tempfile.TemporaryDirectory(prefix="al-snapshots-") as place,

@@ -193,7 +193,7 @@ def _answers(workspace: Workspace, facts: Facts, ask: bool) -> _Answers:
     if "url" not in known or not ask:
         return _Answers(None, answered, None)
     project, chosen = stored_project(layout), read_object(layout.overrides)
-    kept = chosen.get("kept") or chosen.get("kept_test")  # it counts them in the round that asked them first
+    kept = chosen.get("kept") or chosen.get("kept_test")  # there, they count for their first round
     found = probe_server(
         known["url"],
         known.get("token"),

@@ -164,7 +164,7 @@ def _prepare(workspace: Workspace, git: Git, dvc: Dvc) -> None:
 
 
 def _check(context: Context) -> None:
-    """Raise if files that the engine owns were changed, or the schema is not valid after the published one."""
+    """Raise if files that the engine owns were changed, or the schema is no valid successor of the published one."""
     check_owned(context.workspace, context.git, context.dvc, context.history, context.now())
     check_schema(context.workspace, context.history)
     if news := schema_news(context.workspace, context.history):

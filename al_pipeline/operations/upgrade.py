@@ -157,7 +157,7 @@ def _to_3(texts: Texts, replace_dvc_yaml: bool) -> Texts:
 
 
 def _dvc_yaml(text: str, known: str, replace: bool) -> str:
-    """Return the template's if `text` is the older layout's (digest `known`) or `replace`; else UnexpectedChange."""
+    """The template's if `text` is the older layout's (digest `known`) or `replace`; else raises UnexpectedChange."""
     ours = template("dvc.yaml")
     if text == ours or sha256_bytes(ours.encode()) == known:
         return text  # there is no newer one
