@@ -102,9 +102,9 @@ def _refuse_published(git: Git, number: int) -> None:
     with contextlib.suppress(RepositoryError):
         if git.remote_has_tag(round_name(number)):
             raise ManualActionRequired(
-                f"{round_name(number)} is on the git remote already: another clone published it, and took the project "
-                "in Label Studio over. Nothing was published here. No answer is lost: go on in that clone, or make a "
-                "new one (`git clone`) and `al adopt` there"
+                f"{round_name(number)} is on the git remote already: another clone published it, and took over the "
+                "project in Label Studio. Nothing was published here and no answer is lost: continue in that clone, or "
+                "make a new one (`git clone`) and run `al adopt` there"
             )
 
 

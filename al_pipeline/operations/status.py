@@ -240,7 +240,7 @@ def _prefect(workspace: Workspace) -> tuple[str | None, str | None]:
 def _next(planned: int | None, step: str, facts: Facts, workspace: Workspace) -> str:
     """Describe what the next `al round` will do."""
     if facts.amend:
-        return f"`al round` carries out what was ruled about labels ({step})"
+        return f"`al round` carries out the interventions on labels ({step})"
     if facts.closed:
         what = "the first plan" if planned is None else f"round {planned}"
         return f"`al round` goes on with the build of {what} ({step})"

@@ -134,9 +134,9 @@ def _cause(clone: Clone, dvc: Dvc, stage: str, names: Sequence[str], published: 
     before = [digest(path) for path in paths]
     clone.run(dvc, stage)
     if [digest(path) for path in paths] == before:
-        again = "the same each time, so something that engine.json does not name is not what it was"
+        again = "two runs agree, so something that engine.json does not record has changed"
     else:
-        again = "and again different when run twice: the stage is not deterministic"
+        again = "two runs differ: the stage is not deterministic"
     return Difference(
         stage, "engine", f"{message}, from the same inputs and parameters under the same engine.json; {again}"
     )
