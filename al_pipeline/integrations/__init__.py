@@ -1,1 +1,1 @@
-"""Outside systems, one module or package each: git, DVC, Label Studio, child processes."""
+"""Clients of external systems, one module or package each: git, DVC, Label Studio, child processes."""

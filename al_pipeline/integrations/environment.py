@@ -1,8 +1,8 @@
-"""Another engine than the running one, in a virtual environment of its own: the recorded versions, and nothing guessed.
+"""Install a recorded engine that is not the running one, in a virtual environment of its own.
 
-What is recorded of an engine are versions and the digest of its sources. Libraries of other versions can be installed;
-sources that are not the running ones must be given, as a checkout or a wheel; another Python or CPU cannot be had from
-here. Whatever was installed, its own fingerprint decides: it is used only where that is the recorded one.
+A record holds the versions of an engine and the digest of its sources. Other library versions can be installed; other
+sources must be given as a checkout or a wheel; another Python or CPU cannot be provided. An installed engine is used
+only if its own fingerprint is the recorded one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from al_pipeline.workspace.home import al_home, check_private, own_environment, 
 from al_pipeline.workspace.lock import locked
 
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.+!-]{0,60}|absent")
-"""A version as pip takes it. A record may be anybody's: what it names is installed, so it must be what we depend on."""
+"""A version that pip accepts, or `absent`. A record may come from anyone, and what it names is installed: check it."""
 _INSTALL_SECONDS = 3600.0
 _LOOK_SECONDS = 600.0
 _LOOK = (
@@ -36,7 +36,7 @@ _LOOK = (
     "from al_pipeline.files import write_json; write_json(Path(sys.argv[1]), current_engine())"
 )
 _GIVEN = ("python", "machine", "cpu", "threads")
-"""What comes with the machine and with the Python that runs `al`; no package brings it."""
+"""Properties of the machine and of the Python that runs `al`, which no package can change."""
 
 
 @dataclass(frozen=True)
@@ -45,27 +45,28 @@ class Engine:
 
     python: Path
     blas: str
-    """Which kernels its BLAS is told to take; empty where it chooses."""
+    """The kernels that its BLAS is told to use; empty lets it choose."""
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes `python -m al_pipeline.stages...` that engine's: its programs first, no modules of ours."""
+        """Variables with which `python -m al_pipeline.stages...` runs this engine: its PATH first, no PYTHONPATH."""
         path = os.pathsep.join([str(self.python.parent), os.environ.get("PATH", "")])
         return {"PATH": path, "PYTHONPATH": "", "OPENBLAS_CORETYPE": self.blas}
 
 
 def recorded_engine(recorded: Mapping[str, Any], sources: Path | None, on_progress: Callable[[str], None]) -> Engine:
-    """The engine that `recorded` describes; its environment is made where it is missing, and kept in `al`'s home.
+    """Return the engine that `recorded` describes; create its environment in `al`'s home if it is missing.
 
-    `sources`: a checkout or wheel of al-pipeline, where the running sources are not the recorded ones. Packages that
-    are the same as here are shared with the running environment. Raises NothingToDo where that engine cannot be had
-    on this machine or without sources, BadInput where `sources` are others, ExternalServiceError where pip fails.
+    `sources`: a checkout or wheel of al-pipeline, needed if the running sources are not the recorded ones. Packages of
+    the same version as here are shared with the running environment. Raises NothingToDo if that engine cannot run on
+    this machine or needs sources, BadInput if the record is invalid or `sources` are missing or not the recorded ones,
+    ExternalServiceError if pip fails.
     """
     wanted = dict(recorded)
     _check_possible(wanted, sources)
     folder = al_home() / "engines" / sha256_bytes(json_line(wanted).encode())[:12]
     engine = Engine(folder / "bin/python", str(wanted["blas"]))
-    check_private(folder)  # what is in it is run
+    check_private(folder)  # its contents are executed
     with locked(folder.with_suffix(".lock"), "al reproduce --engine"):
         child.end_remembered(folder.with_suffix(".json"))
         if difference(wanted, _fingerprint(engine, folder) or {}):
@@ -101,7 +102,7 @@ def _check_possible(wanted: Mapping[str, Any], sources: Path | None) -> None:
 
 
 def _install(folder: Path, engine: Engine, wanted: Mapping[str, Any], sources: Path | None) -> None:
-    """An environment with the packages that differ, in front of those of the running one."""
+    """Create an environment with the packages that differ; the others are imported from the running environment."""
     here = current_engine()["packages"]
     shutil.rmtree(folder, ignore_errors=True)
     private_folder(folder)
@@ -120,7 +121,7 @@ def _install(folder: Path, engine: Engine, wanted: Mapping[str, Any], sources: P
         )
     if sources:
         source = sources.resolve()
-        if source.is_dir():  # building leaves files behind: not in a checkout of the user's
+        if source.is_dir():  # building leaves files behind, so build in a copy of the user's checkout
             source = folder / "sources"
             shutil.copytree(sources, source, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__"))
         isolated = [] if find_spec("setuptools") is None else ["--no-build-isolation"]
@@ -133,7 +134,7 @@ def _site_packages() -> list[str]:
 
 
 def _fingerprint(engine: Engine, folder: Path) -> dict[str, Any] | None:
-    """What the environment says that it is; None where there is none, or none that works."""
+    """The fingerprint that the environment reports; None if it is missing or does not work."""
     if not engine.python.exists():
         return None
     path = folder / "engine.json"
@@ -147,7 +148,7 @@ def _fingerprint(engine: Engine, folder: Path) -> dict[str, Any] | None:
 
 
 def _inherited() -> dict[str, str]:
-    """Our environment without Label Studio's token: what is installed may run code of others."""
+    """Our environment without Label Studio's token: installed packages may run third-party code."""
     inherited = {name: value for name, value in os.environ.items() if name != "AL_LABEL_STUDIO_TOKEN"}
     return {**inherited, **own_environment()}
 

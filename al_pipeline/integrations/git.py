@@ -1,6 +1,6 @@
-"""A client for git: explicit paths only, no prompts, hooks or signatures, and nothing of the user's is reset.
+"""A client for git: explicit paths only, no prompts, hooks or signing, and never resets the user's changes.
 
-An object that git cannot read is an error that names it, not a missing one: see `head`, `show`, `read`, `tags`.
+An unreadable object raises RepositoryError, naming it, and never counts as missing: see `head`, `show`, `read`, `tags`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ _SETTINGS = {
 _QUIET = tuple(word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}"))
 
 _NAME, _EMAIL = "al", "al@localhost"
-"""The author of commits where git has no identity."""
+"""The author of commits if no identity is configured."""
 
 NOT_OURS = (
     "GIT_ALTERNATE_OBJECT_DIRECTORIES",
@@ -160,13 +160,13 @@ Tree = dict[str, tuple[str, str, str]]
 class Git:
     """The git repository at `root`.
 
-    What only refs, objects and the repository's settings decide is asked once, and again when one of them changes: a
-    tick looks at the same facts before each of its steps.
+    Output that depends only on refs, objects and settings is cached until one of them changes: a tick runs the same
+    queries before each of its steps.
     """
 
     root: Path
     _answers: dict[tuple[str, ...], Any] = field(default_factory=dict, compare=False, repr=False)
-    """git's answers by command, and under () the mark of the repository for which they hold."""
+    """Cached results by command; under () the value of `_mark` for which they hold."""
 
     def run(
         self,
@@ -222,7 +222,7 @@ class Git:
         return result
 
     def _mark(self) -> tuple[object, ...] | None:
-        """A value that changes with refs and settings; None in a linked work tree, or where one changed just now."""
+        """A value that changes with refs and settings; None in a linked work tree, or if one changed just now."""
         folder = self.root / ".git"
         try:
             files = [folder / "HEAD", folder / "config", folder / "packed-refs"]
@@ -240,19 +240,19 @@ class Git:
         return None if time.time_ns() - newest < SETTLED_NS else tuple(sorted(marks))
 
     def _ask(self, *arguments: str) -> str | None:
-        """The output of a command; None for exit code 1, which means "no". Raises RepositoryError where it fails."""
+        """The output of a command; None for exit code 1, which means "no". Raises RepositoryError if it fails."""
         result = self._read(*arguments, check=False)
         if result.returncode not in (0, 1):
             raise _failed(arguments[0], result)
         return result.stdout.strip() if result.returncode == 0 else None
 
     def init(self) -> None:
-        """Create the repository, with the branch main; harmless where there is one."""
+        """Create the repository, with the branch main, unless it exists. Raises as `check_format` does."""
         self.run("init", "--quiet", "--initial-branch=main")
         self.check_format()
 
     def check_format(self) -> None:
-        """Raise RepositoryError where the repository has a format that DVC cannot read."""
+        """Raise RepositoryError if the repository has a format that DVC cannot read."""
         settings = self.run("config", "--get-regexp", r"^extensions\.", check=False).stdout.lower().splitlines()
         for name, usable in (("objectformat", "sha1"), ("refstorage", "files")):
             found = next((line.split()[-1] for line in settings if line.startswith(f"extensions.{name} ")), usable)
@@ -301,12 +301,12 @@ class Git:
         return {_NAME, _EMAIL}.isdisjoint(self._identity().values())
 
     def identity(self) -> str | None:
-        """The user's own address for commits; None where git has none."""
+        """The user's own address for commits; None if git has none."""
         email = self._identity()["GIT_AUTHOR_EMAIL"]
         return None if email == _EMAIL else email
 
     def _identity(self) -> dict[str, str]:
-        """Author and committer for git's environment; what git does not know of them has default values."""
+        """Author and committer for git's environment, with defaults for what is not configured."""
         lines = self.run("config", "-z", "--get-regexp", r"^(user|author|committer)\.(name|email)$", check=False).stdout
         known = {key: value for key, _, value in (line.partition("\n") for line in lines.split("\0")) if value}
         found = {}
@@ -321,12 +321,12 @@ class Git:
     def head(self) -> str | None:
         """The commit that is checked out; None before the first commit.
 
-        Raises RepositoryError, with git's output, where git cannot read or find it.
+        Raises RepositoryError, with git's output, if git cannot read or find it.
         """
         found = self._read("rev-parse", "--verify", "--quiet", "HEAD^{commit}", check=False)
         if found.returncode == 0:
             return found.stdout.strip()
-        self.run("rev-parse", "--git-dir")  # raises where git cannot open the repository
+        self.run("rev-parse", "--git-dir")  # raises if git cannot open the repository
         try:  # read the file: `git symbolic-ref` does not name a branch whose ref is broken
             name = self.path("HEAD").read_text(encoding="utf-8", errors="replace").strip()
         except OSError as error:
@@ -355,7 +355,7 @@ class Git:
         return None
 
     def _last_in_reflog(self, ref: str) -> str | None:
-        """The newest commit in the reflog of `ref`, or of HEAD; None where there is no reflog."""
+        """The newest commit in the reflog of `ref`, or of HEAD; None if there is no reflog."""
         for name in (ref, "HEAD"):
             with contextlib.suppress(OSError):
                 lines = self.path(f"logs/{name}").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -379,7 +379,7 @@ class Git:
         return self._ask("symbolic-ref", "--quiet", "--short", "HEAD")
 
     def check_idle(self) -> None:
-        """Raise UnexpectedChange, with a fix, where an operation of a person is in progress, or HEAD is detached.
+        """Raise UnexpectedChange, with a fix, if an operation of a person is in progress, or HEAD is detached.
 
         That is a merge, rebase, cherry-pick, revert, `git am` or bisection, or an unresolved conflict.
         """
@@ -400,7 +400,7 @@ class Git:
             raise UnexpectedChange("HEAD is detached: `git switch main` (or your branch) first, then try again")
 
     def check_complete(self, paths: Iterable[Path]) -> None:
-        """Raise ManualActionRequired, with a fix, where this clone lacks history, or skips files of `paths`."""
+        """Raise ManualActionRequired, with a fix, if this clone lacks history or skips files of `paths`."""
         if self.run("rev-parse", "--is-shallow-repository").stdout.strip() == "true":
             raise ManualActionRequired(
                 f"{self.root} is a shallow clone, which lacks the commits of earlier rounds: "
@@ -433,11 +433,11 @@ class Git:
     def brought(self, path: str) -> str:
         """The oldest commit in the history of HEAD that added `path`, merges included.
 
-        Raises ManualActionRequired where there is none, since history was truncated or rewritten.
+        Raises ManualActionRequired if there is none, since history was truncated or rewritten.
         """
         found = self._read("log", "-m", "--topo-order", "--no-renames", "--format=%H", "--diff-filter=A", "--", path)
         if not (commits := found.stdout.split()):
-            self.head()  # raises where it cannot be read
+            self.head()  # raises if it cannot be read
             if found.stderr:
                 raise _failed("log", found)
             raise ManualActionRequired(
@@ -447,7 +447,7 @@ class Git:
         return commits[-1]
 
     def ahead_behind(self, other: str) -> tuple[int, int] | None:
-        """The number of commits that only HEAD has, and that only `other` has; None where `other` is missing here."""
+        """The number of commits that only HEAD has, and that only `other` has; None if `other` is missing here."""
         if self.run("cat-file", "--batch-check", feed=f"{other}\n").stdout.split()[1:2] != ["commit"]:
             return None
         ahead, behind = self.run("rev-list", "--left-right", "--count", f"HEAD...{other}").stdout.split()
@@ -456,7 +456,7 @@ class Git:
     def newcomers(self, folder: str) -> dict[str, str]:
         """For each file below `folder`, the oldest commit in the history of HEAD that added it; by one git process.
 
-        Where merged histories added a file twice, `brought` may return the other commit, and is the correct one.
+        If merged histories added a file twice, `brought` may return another commit; that one is correct.
         """
         command = ("log", "-m", "--topo-order", "--no-renames", "--format=%x01%H", "--diff-filter=A", "--name-only")
         found: dict[str, str] = {}
@@ -470,9 +470,9 @@ class Git:
         return self._tags(f"refs/tags/{pattern}", "--no-merged=HEAD")
 
     def show(self, revision: str, path: str) -> str | None:
-        """The text of `path` at `revision`; None where it does not exist there.
+        """The text of `path` at `revision`; None if it does not exist there.
 
-        Raises RepositoryError where its object is lost, or the revision does not exist.
+        Raises RepositoryError if its object is lost, or the revision does not exist.
         """
         found = self.blob(revision, path)
         return None if found is None else found.decode("utf-8", "surrogateescape")
@@ -485,10 +485,10 @@ class Git:
         return self._blobs(revision, {path: tree[path][2]})[path]
 
     def read(self, revision: str, names: Sequence[str], tree: Tree | None = None) -> dict[str, str]:
-        """The texts of many files at `revision`, by two git processes; those that are not there are left out.
+        """The texts of many files at `revision`, without those that do not exist there.
 
-        With what `tree` said of the revision it is one process. Raises RepositoryError, naming the file, where git has
-        lost one that the commit holds.
+        Takes two git processes, or one with `tree`, the revision's tree. Raises RepositoryError, naming the file, if
+        git has lost the object of one.
         """
         if not names:
             return {}
@@ -501,13 +501,14 @@ class Git:
         return [name for name, (_, kind, _) in self.tree(revision, folder).items() if kind != "tree"]
 
     def modes(self, revision: str) -> dict[str, str]:
-        """Every file at `revision` with git's mode of it, such as 100644; 120000 is a symbolic link."""
+        """Every file at `revision` with its git mode, such as 100644; 120000 is a symbolic link."""
         return {name: mode for name, (mode, kind, _) in self.tree(revision).items() if kind != "tree"}
 
     def tree(self, revision: str, *paths: str) -> Tree:
-        """Mode, kind (blob, tree or commit) and object of every file and folder at `revision`, by its path.
+        """Mode, kind (blob, tree or commit) and object of every file and folder at `revision`, by path.
 
-        `paths`: of these alone, and of what is below and above them.
+        `paths` limits this to them and what is below or above them. Raises RepositoryError if the revision is unknown
+        or an object is lost.
         """
         command = ("ls-tree", "-r", "-t", "-z", "--full-tree", _named(revision), "--", *paths)
         result = self._read(*command, check=False)
@@ -524,7 +525,7 @@ class Git:
         raise _failed("ls-tree", result, f"{lost} at {revision}: " if lost else f"{revision}: ")
 
     def _blobs(self, revision: str, wanted: Mapping[str, str]) -> dict[str, bytes]:
-        """The bytes of files by name; `wanted`: the object of each. Raises RepositoryError where one is lost."""
+        """The bytes of files by name; `wanted`: the object of each. Raises RepositoryError if one is lost."""
         if not wanted:
             return {}
         objects = "".join(f"{digest}\n" for digest in wanted.values())
@@ -550,7 +551,7 @@ class Git:
         return found
 
     def check_objects(self) -> list[str]:
-        """Git's report on lost or damaged objects, a line each; empty where all can be read.
+        """Git's report on lost or damaged objects, one line each; empty if all are readable.
 
         Files and folders of HEAD come first, by name. Reads every object of the history, so only `al doctor` calls it.
         """
@@ -567,7 +568,7 @@ class Git:
         return [*(f"{names[digest]} (object {digest})" for digest in lost if digest in names), *bad]
 
     def tags(self) -> dict[str, str]:
-        """The commit of every tag, by name. Raises RepositoryError where one cannot be read."""
+        """The commit of every tag, by name. Raises RepositoryError if one cannot be read."""
         return self._tags("refs/tags")
 
     def _tags(self, *arguments: str) -> dict[str, str]:
@@ -602,7 +603,7 @@ class Git:
     def _status(self, paths: Iterable[Path]) -> list[tuple[str, str]]:
         """Git's two status letters and the name of each path that differs from HEAD.
 
-        An ignored file counts where it is in `paths` itself, or is a file that the engine writes.
+        An ignored file counts if it is in `paths` itself, or is one that the engine writes.
         """
         named = {self._name(path) for path in paths}
         command = ("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--ignored=traditional")
@@ -623,10 +624,10 @@ class Git:
         return {name: f"{file}:{line}: {text}" for file, line, text, name in rows if not text.startswith("!")}
 
     def commit(self, message: str, paths: Iterable[Path]) -> str:
-        """Commit exactly `paths` (those that exist or are tracked) and return the commit; HEAD where nothing changed.
+        """Commit exactly `paths` (those that exist or are tracked) and return the commit; HEAD if nothing changed.
 
-        Raises UnexpectedChange where an operation is in progress (`check_idle`), or one of the files is staged with
-        other content; RepositoryError where git would store other bytes than the files hold.
+        Raises UnexpectedChange if an operation is in progress (`check_idle`), or one of the files is staged with
+        other content; RepositoryError if git would store other bytes than the files hold.
         """
         paths = list(paths)
         if begun := self.head() is not None:
@@ -654,7 +655,7 @@ class Git:
         except RepositoryError:
             self.run(
                 "restore", "--staged", *from_feed, feed=listed, check=False
-            )  # nothing of ours for somebody's commit
+            )  # leave nothing staged that would end up in somebody's own commit
             raise
         made = self.run("rev-parse", "HEAD").stdout.strip()
         self._sync_stored(made, made)
@@ -687,7 +688,7 @@ class Git:
         sync_names(there)
 
     def _check_stored(self, names: Sequence[str]) -> None:
-        """Raise RepositoryError where the staged content of `names` is not, byte for byte, that of the files.
+        """Raise RepositoryError if the staged content of `names` is not, byte for byte, that of the files.
 
         Also syncs the staged objects to disk, since DVC stages files without syncing.
         """
@@ -703,7 +704,7 @@ class Git:
         self._sync_inside(_object_path(one) for one in stored.values())
 
     def refresh(self, names: Sequence[str]) -> None:
-        """Refresh git's index for files whose content is as stored: git takes another size for another content."""
+        """Update the index for files whose content is as staged: git reports any change of size as a change."""
         feed = "".join(f"{name}\0" for name in names)
         self.run("add", "--pathspec-from-file=-", "--pathspec-file-nul", feed=feed)
 
@@ -721,9 +722,9 @@ class Git:
             self.run("restore", "--staged", "--pathspec-from-file=-", "--pathspec-file-nul", feed=listed)
 
     def tag(self, name: str, message: str, revision: str = "HEAD") -> None:
-        """Create an annotated tag; harmless where it exists for that commit. Raises UnexpectedChange for another one.
+        """Create an annotated tag unless it exists. Raises UnexpectedChange if it exists for another commit.
 
-        The tag's object depends on name, commit and message alone, so that every clone creates the same one: tagger and
+        The tag object depends only on name, commit and message, so that every clone creates the same one: tagger and
         time are the commit's committer and time.
         """
         commit = self.run("rev-parse", "--verify", f"{_named(revision)}^{{commit}}").stdout.strip()
@@ -743,7 +744,7 @@ class Git:
         self._sync_stored(made, commit, f"refs/tags/{name}")
 
     def remote(self) -> str | None:
-        """The remote to which rounds are pushed: that of the branch, else `origin`; None where there is none."""
+        """The remote that rounds are pushed to: the branch's own, else `origin`; None if there is none."""
         remotes = self._read("remote").stdout.split()
         own = self._ask("config", f"branch.{self.branch()}.remote")
         return own if own is not None and own in remotes else "origin" if "origin" in remotes else None
@@ -762,7 +763,7 @@ class Git:
         )
 
     def remote_has_tag(self, name: str) -> bool:
-        """Whether the remote has a tag at present; False where there is no remote."""
+        """Whether the remote has this tag at present; False if there is no remote."""
         if (remote := self.remote()) is None:
             return False
         more = self._without_password(remote)
@@ -801,7 +802,7 @@ class Git:
         return self.remote_refs(remote, f"refs/tags/{pattern}")
 
     def lacks(self) -> int:
-        """The number of commits on the remote's branch that this clone lacks at present; 0 where there is no remote."""
+        """The number of commits on the remote's branch that this clone lacks at present; 0 if there is no remote."""
         remote, branch = self.remote(), self.branch()
         if remote is None or branch is None:
             return 0

@@ -1,4 +1,4 @@
-"""What the pipeline asks of whoever answers, as an interface.
+"""The interface to the oracle: what the pipeline needs from whatever answers its queries.
 
 `integrations/label_studio` implements it with Label Studio, `integrations/simulated_oracle` in memory.
 """
@@ -15,7 +15,7 @@ from al_pipeline.records import AnsweredTask, Task, TaskState
 
 @dataclass(frozen=True, slots=True)
 class ProjectRef:
-    """Which project is ours: its number on its server, and the id that we wrote into it."""
+    """Identifies our project: its number on the server, and the id that we wrote into it."""
 
     project_id: int
     project_uid: str
@@ -23,31 +23,31 @@ class ProjectRef:
 
 @dataclass(frozen=True, slots=True)
 class ProjectSpec:
-    """What a workspace wants of its project."""
+    """The settings that a workspace requires of its project."""
 
     workspace_id: str
     clone_id: str
-    """The clone that writes to it."""
+    """The clone that writes to the project."""
     schema: Schema
     overlap: int = 1
-    """How many people are to answer each task."""
+    """The number of people who are to answer each task."""
     show_guess: bool = False
-    """Whether annotators see what the model expects."""
+    """Whether annotators see the model's prediction."""
     published: Collection[str] = ()
-    """The classes that any published schema had."""
+    """All classes of the published schemas."""
     title: str | None = None
-    """What people find it by (see `project_title`; default: the id alone). One that people gave it stays."""
+    """The title shown to people (see `project_title`; default: the id alone). A title set by people is kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class PageEdit:
-    """How the classes that the project offered differed from the schema, where somebody edited them in its page."""
+    """How the project's classes differed from the schema because somebody edited them in Label Studio's page."""
 
     added: tuple[str, ...]
     removed: tuple[str, ...]
 
     def sentence(self, version: int) -> str:
-        """What that means, and both ways out. `version` is the present `schema.version`."""
+        """Describe the edit and both ways to resolve it. `version` is the present `schema.version`."""
         said = []
         if self.added:
             named = ", ".join(map(repr, self.added))
@@ -66,57 +66,57 @@ class PageEdit:
 
 
 def ignore(_: object) -> None:
-    """Nobody is told."""
+    """Do nothing: the default callback."""
 
 
 @runtime_checkable
 class Oracle(Protocol):
-    """What the pipeline asks of Label Studio. Every call may raise LabelStudioDown or LabelStudioRefused."""
+    """The operations that the pipeline needs. Every call may raise LabelStudioDown or LabelStudioRefused."""
 
     def ensure_project(
         self, spec: ProjectSpec, known: ProjectRef | None = None, on_page_edit: Callable[[PageEdit], None] = ignore
     ) -> ProjectRef:
-        """Find our project (by `known`, else by its mark) or create it, and bring its settings in line with `spec`.
+        """Find our project (by `known`, else by its mark) or create it, and update its settings to match `spec`.
 
-        A class that the project offers, and neither the schema nor any published one has, somebody added in Label
-        Studio's page: it stays there, since answers may name it, and `on_page_edit` is called; so it is where the page
-        lacks a published class of the schema, which is put back. Raises WrongProject where `known` is missing, is
-        another's or belongs to another clone.
+        A class of the project that neither the schema nor a published one has was added in Label Studio's page. It is
+        kept, since answers may name it. A published class of the schema that the project lacks is put back. In both
+        cases `on_page_edit` is called. Raises WrongProject if `known` is missing, or belongs to another workspace or
+        clone.
         """
         ...
 
     def check(self, ref: ProjectRef, workspace_id: str, clone_id: str | None = None) -> None:
-        """Raise WrongProject unless `ref` is ours; with `clone_id` also where another clone may write to it."""
+        """Raise WrongProject unless `ref` is ours; with `clone_id` also if another clone is its writer."""
         ...
 
     def adopt(self, ref: ProjectRef, workspace_id: str, clone_id: str) -> None:
-        """Make this clone the one that writes to the project. Raises WrongProject where it is another's."""
+        """Make this clone the project's writer. Raises WrongProject if it belongs to another workspace."""
         ...
 
     def task_states(self, ref: ProjectRef, round: int | None = None) -> Iterator[TaskState]:
-        """Every task (of one round), by rising id, duplicates and foreign tasks too."""
+        """Yield all tasks (of one round) by increasing id, including duplicates and foreign tasks."""
         ...
 
     def open_tasks(self, ref: ProjectRef) -> Iterator[TaskState]:
-        """Every task that people may still be served, by rising id, duplicates and foreign tasks too."""
+        """Yield all tasks still in the queue by increasing id, including duplicates and foreign tasks."""
         ...
 
     def import_tasks(self, ref: ProjectRef, tasks: Sequence[Task]) -> None:
-        """Add tasks in this order, in one request that is never repeated. An error says nothing of what was added."""
+        """Add tasks in this order, in one request that is never retried. After an error, some may have been added."""
         ...
 
     def answered(self, ref: ProjectRef, since: str | None) -> Iterator[AnsweredTask]:
-        """Tasks touched at or after `since` (all, if None) with their annotations, skips included, by rising id."""
+        """Yield tasks changed at or after `since` (None: all), with annotations including skips, by increasing id."""
         ...
 
     def answered_by_key(self, ref: ProjectRef, push_keys: Collection[str]) -> Iterator[AnsweredTask]:
-        """The same for every task that carries one of `push_keys`: a second look before an answer is voided."""
+        """Like `answered`, for all tasks with one of `push_keys`: a second check before an answer is voided."""
         ...
 
     def retire(self, ref: ProjectRef, task_ids: Sequence[int]) -> None:
-        """Take tasks out of the queue; answers stay possible. A task that is gone is passed over."""
+        """Take tasks out of the queue; they can still be answered. Missing tasks are ignored."""
         ...
 
     def close(self) -> None:
-        """Give back what the connection holds."""
+        """Close the connection."""
         ...

@@ -1,6 +1,6 @@
-"""Processes in a group of their own, written down, so that a tick that comes after a kill can find and end them.
+"""Child processes in their own process group, recorded in a file so that a tick after a kill can find and end them.
 
-psutil is imported where there is a process to look at: most ticks find and start none.
+psutil is imported only when a process is examined: most ticks find and start none.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _PATIENCE = 10.0
 
 
 def remember(record: Path, process: int) -> None:
-    """Write down a process that leads a group of its own (`pid`, `started`)."""
+    """Record a process that leads a group of its own (`pid`, `started`) in the file `record`."""
     import psutil
 
     write_json(record, {"pid": process, "started": psutil.Process(process).create_time()})
 
 
 def end_group(leader: int) -> None:
-    """Kill a process with everything that it started."""
+    """Kill the process group of `leader`; does nothing if it is gone."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)
 
 
 def end_remembered(record: Path) -> None:
-    """End what `record` names, if it still runs. Call only while holding the workspace's lock."""
+    """Kill the process group that `record` names; delete `record`. Call only while holding the workspace's lock."""
     left = read_object(record)
     pid, started = left.get("pid"), left.get("started")
     if isinstance(pid, int) and isinstance(started, int | float) and 0 < pid < 2**31:
@@ -52,8 +52,9 @@ def end_remembered(record: Path) -> None:
 
 
 def lives(pid: int, before: float) -> bool:
-    """Whether process `pid` runs, and has since `before` (seconds since 1970): not one that was killed and waits to be
-    reaped, nor a later one that was given the same number.
+    """Whether process `pid` runs and started no later than `before` (seconds since 1970).
+
+    False for a zombie, and for a later process that was given the same pid.
     """
     import psutil
 
@@ -72,9 +73,9 @@ def run(
     timeout: float,
     log: IO[bytes] | None = None,
 ) -> int | None:
-    """Run `command` to its end; its exit code, or None where the time was up. It ends when we are interrupted.
+    """Run `command` in its own process group; return its exit code, or None after a timeout.
 
-    What it prints goes to `log`, where one is given.
+    The group is killed at the end, also if we are interrupted. Output goes to `log`, if given.
     """
     begin = time.perf_counter()
     with subprocess.Popen(
@@ -100,14 +101,14 @@ def run(
 
 
 def _wait_for_end(pid: int, started: float) -> None:
-    """A killed process holds its files and locks until the kernel is done with it."""
+    """Wait until a killed process is gone: it holds its files and locks until then."""
     deadline = time.monotonic() + _PATIENCE
     while lives(pid, before=started) and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
 def _end_orphans(group: int) -> None:
-    """End stages of a group whose leader is gone; its number cannot be given again while they live."""
+    """Kill stages of a group whose leader is gone; its pid cannot be reused while they live."""
     import psutil
 
     for process in psutil.process_iter():

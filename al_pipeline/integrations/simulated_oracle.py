@@ -1,4 +1,4 @@
-"""An oracle in memory, for tests, simulations and rehearsals: a fake of Label Studio with the traps of the real one."""
+"""An oracle in memory for tests, simulations and dry runs: a fake of Label Studio that has its pitfalls."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from al_pipeline.integrations.oracle import PageEdit, ProjectRef, ProjectSpec, i
 from al_pipeline.records import Annotation, AnsweredTask, Task, TaskState
 
 Moment = Literal["before", "after"]
-"""A fault strikes before the server has done anything, or after it has done everything (its reply is lost)."""
+"""A fault occurs before the server has done anything, or after it has done everything (its reply is lost)."""
 
 
 @dataclass(slots=True)
@@ -51,12 +51,12 @@ class _HeldProject:
 
 
 class SimulatedOracle:
-    """Label Studio in memory, for tests and rehearsals, with its traps.
+    """Label Studio in memory, with its pitfalls.
 
-    A repeated import makes duplicates; the highest task id is handed out again after a deletion; an edit overwrites;
-    a deletion leaves no trace; any result is stored; another overlap opens retired tasks again. `fault(call, moment)`,
-    where set, is called around each call of the interface and may raise. The other public methods are what annotators
-    (and vandals) do.
+    A repeated import creates duplicates; the highest task id is reused after a deletion; an edit overwrites; a deletion
+    leaves no trace; any result is stored; a changed overlap reopens retired tasks. `fault(call, moment)`, if set, is
+    called around each call of the interface and may raise. The other public methods do what annotators and
+    administrators do in Label Studio.
     """
 
     def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
@@ -102,7 +102,7 @@ class SimulatedOracle:
                 yield self._state(project, task)
 
     def open_tasks(self, ref: ProjectRef) -> Iterator[TaskState]:
-        """Every task that people may still be served; see Oracle."""
+        """Every task still in the queue; see Oracle."""
         self._strike("open_tasks", "before")
         project = self._held(ref)
         for task in sorted(project.tasks.values(), key=lambda task: task.task_id):
@@ -111,7 +111,7 @@ class SimulatedOracle:
                 yield state
 
     def import_tasks(self, ref: ProjectRef, tasks: Sequence[Task]) -> None:
-        """Add tasks, twice if asked twice; see Oracle."""
+        """Add tasks; a repeated call creates duplicates; see Oracle."""
         self._strike("import_tasks", "before")
         project, now = self._held(ref), self._tick()
         for sent in [json.loads(json.dumps(task_json(task), allow_nan=False)) for task in tasks]:
@@ -120,7 +120,7 @@ class SimulatedOracle:
         self._strike("import_tasks", "after")
 
     def answered(self, ref: ProjectRef, since: str | None) -> Iterator[AnsweredTask]:
-        """Tasks touched since then; see Oracle."""
+        """Tasks changed since then; see Oracle."""
         self._strike("answered", "before")
         for task in sorted(self._held(ref).tasks.values(), key=lambda task: task.task_id):
             if since is None or task.updated_at >= since:
@@ -143,12 +143,12 @@ class SimulatedOracle:
         self._strike("retire", "after")
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: there is no connection."""
 
     # What annotators do --------------------------------------------------------------------------------------------
 
     def queue(self, annotator: str, project_id: int = 1) -> list[str]:
-        """Push keys that this annotator would be served, in order."""
+        """The push keys of the tasks that this annotator would be served, in order."""
         project = self.projects[project_id]
         return [
             str(task.data.get("push_key"))
@@ -158,22 +158,22 @@ class SimulatedOracle:
         ]
 
     def answer(self, push_key: str, annotator: str, label: str | Any, project_id: int = 1) -> int:
-        """Answer the (first) task with this key by a label, or by any raw result; the annotation's id."""
+        """Answer the (first) task with this key by a label or any raw result; return the annotation's id."""
         return self._annotate(self._find_task(push_key, project_id), annotator, label, cancelled=False)
 
     def skip(self, push_key: str, annotator: str, project_id: int = 1) -> int:
-        """Skip the (first) task with this key; the annotation's id."""
+        """Skip the (first) task with this key; return the annotation's id."""
         return self._annotate(self._find_task(push_key, project_id), annotator, [], cancelled=True)
 
     def edit(self, annotation_id: int, label: str | Any, cancelled: bool = False, project_id: int = 1) -> None:
-        """Overwrite an annotation, without a trace of what it said."""
+        """Overwrite an annotation without keeping its earlier content."""
         task = self._task_of(annotation_id, project_id)
         old, now = task.annotations[annotation_id], self._tick()
         task.annotations[annotation_id] = replace(old, result=_raw(label), was_cancelled=cancelled, updated_at=now)
         task.updated_at = now
 
     def delete_annotation(self, annotation_id: int, project_id: int = 1) -> Annotation:
-        """Delete an annotation; what it was."""
+        """Delete an annotation and return it."""
         task = self._task_of(annotation_id, project_id)
         task.updated_at = self._tick()
         return task.annotations.pop(annotation_id)
@@ -184,15 +184,15 @@ class SimulatedOracle:
         task.annotations[annotation.annotation_id], task.updated_at = annotation, self._tick()
 
     def delete_task(self, push_key: str, project_id: int = 1) -> None:
-        """Delete the (first) task with this key, answers and all."""
+        """Delete the (first) task with this key, and its answers."""
         del self.projects[project_id].tasks[self._find_task(push_key, project_id).task_id]
 
     def backup(self) -> SimulatedOracle:
-        """What a backup of the server holds now."""
+        """A copy of the server's present state."""
         return copy.deepcopy(self)
 
     def restore_backup(self, saved: SimulatedOracle) -> None:
-        """Bring the server back to what a backup holds: numbers given since then are given again. The clock goes on."""
+        """Restore a backup's state: ids assigned since then are assigned again. The clock is not set back."""
         held = copy.deepcopy(saved)
         self.projects, self._last_annotation = held.projects, held._last_annotation
 
@@ -202,7 +202,7 @@ class SimulatedOracle:
         task.data, task.updated_at = {**task.data, **changes}, self._tick()
 
     def pass_time(self, seconds: float) -> str:
-        """Let the server's clock go on (each write moves it by one second); what it says then."""
+        """Advance the server's clock and return its time. Each write advances it by one second."""
         self._now += timedelta(seconds=seconds)
         return self._now.strftime(TIME_FORMAT)
 
@@ -228,7 +228,7 @@ class SimulatedOracle:
         edit = page_edit(project.labels, spec.schema, spec.published)
         if edit is not None:
             on_page_edit(edit)
-        if spec.overlap != project.overlap:  # opens retired tasks again
+        if spec.overlap != project.overlap:  # as in Label Studio, this reopens retired tasks
             for task in project.tasks.values():
                 task.retired = False
         project.labels = [*spec.schema.labels, *(edit.added if edit else ())]

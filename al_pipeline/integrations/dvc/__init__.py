@@ -1,1 +1,1 @@
-"""DVC: the only importer of it, as one long-lived process."""
+"""The DVC client: the only code that imports DVC, in one long-lived process."""

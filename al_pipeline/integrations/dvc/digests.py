@@ -1,6 +1,6 @@
-"""What the bytes of files are, as DVC names them: read once, remembered until the file changes, and then on disk.
+"""Content digests of files as DVC computes them, cached until a file changes; files with a cached digest are on disk.
 
-DVC's own notes are no proof: whatever it has fetched it knows by the name that it asked for.
+DVC's own state proves nothing: it records what it has fetched under the digest that it asked for.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ _md5 = partial(hashlib.md5, usedforsecurity=False)
 
 
 class Digests:
-    """MD5 digests of files and folders. Use as a context manager: what was read is remembered at its end.
+    """MD5 digests of files and folders. Use as a context manager: the cache is saved at its end.
 
-    `folder` (made for its owner alone) holds what is remembered, see `FileNotes`. Without one, or where it is not this
-    user's, everything is read. A file is remembered only once its bytes and its name are on disk (fsync): what was
-    published from it outlives a power cut.
+    `folder` (created private) holds the cache, see `FileNotes`. Without one, or if it is not this user's, everything is
+    read. A digest is cached only once the file's bytes and name are on disk (fsync), so that what was published from it
+    survives a power cut.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
         self._notes = FileNotes()
         self._read: dict[str, Path] = {}
-        """One file of each folder in which something was read."""
+        """One file of each folder in which a file was read."""
 
     def __enter__(self) -> Self:
         self._notes = FileNotes(self._folder)
@@ -44,7 +44,7 @@ class Digests:
         self._notes.save()
 
     def file(self, path: Path) -> str:
-        """The digest of a file's bytes. Raises OSError where it cannot be read."""
+        """The digest of a file's bytes. Raises OSError if it cannot be read."""
         key = os.path.abspath(path)
         before = file_mark(path)
         if (known := self.known(key, before)) is not None:
@@ -63,36 +63,36 @@ class Digests:
         return [{"md5": self.file(file), "relpath": name} for name, file in files]
 
     def of(self, path: Path) -> str | None:
-        """The digest by which DVC knows a file or folder; None where there is nothing."""
+        """The DVC digest of a file or folder; None if it does not exist."""
         if path.is_file():
             return self.file(path)
         return listing_digest(self.listing(path)) if path.is_dir() else None
 
     def known(self, key: str, mark: list[Any]) -> str | None:
-        """The digest remembered for `key`, if it was remembered for just this `mark`."""
+        """The digest cached for `key` with exactly this `mark`; else None."""
         return self._notes.known(key, mark)
 
     def remember(self, key: str, mark: list[Any], digest: str) -> None:
-        """Know `key` by `digest` for as long as its `mark` is this one."""
+        """Cache `digest` for `key`, valid while its `mark` is unchanged."""
         self._notes.remember(key, mark, digest)
 
 
 def digest(path: Path) -> str | None:
-    """The digest by which DVC knows a file or folder, from its bytes as they lie there; None where there is nothing."""
+    """The DVC digest of a file or folder, always read from its bytes; None if it does not exist."""
     with Digests() as digests:
         return digests.of(path)
 
 
 def listing_bytes(listing: list[dict[str, str]]) -> bytes:
-    """The object in which DVC keeps a folder's list of files."""
+    """The content of the DVC object that lists a folder's files."""
     return json.dumps(listing, sort_keys=True).encode()
 
 
 def listing_digest(listing: list[dict[str, str]]) -> str:
-    """The name of that object."""
+    """The digest of that object, which is its name."""
     return _md5(listing_bytes(listing)).hexdigest() + ".dir"
 
 
 def holds(data: bytes, digest: str) -> bool:
-    """Whether `data` is the object of that name."""
+    """Whether `data` is the content of the object named `digest`."""
     return _md5(data).hexdigest() == digest.removesuffix(".dir")

@@ -1,7 +1,7 @@
-"""DVC's objects by their bytes: what the cache, the work tree and the remote really hold under a recorded digest.
+"""Verify DVC's objects by content: what the cache, the work tree and the remote really hold under a recorded digest.
 
-Runs in DVC's process. DVC itself goes by names: an object that is there counts as right, whatever its bytes, a folder
-whose list of files is in the remote counts as complete, and an object that exists is not pushed again.
+Runs in DVC's process. DVC itself checks names only: an object that exists counts as correct whatever its bytes, a
+folder whose listing is in the remote counts as complete, and an object that exists is not pushed again.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import Any
 from al_pipeline.integrations.dvc.digests import Digests, holds, listing_bytes, listing_digest
 
 READ_BACK = 64 * 2**20
-"""Bytes up to which an object is read back from a remote that is not a folder; of larger ones the size is compared."""
+"""Largest object, in bytes, that is read back from a remote that is not a folder; above it, only sizes are compared."""
 
 _CHUNK = 2**20
 _MARKS = (
     *("ETag", "etag", "md5Hash", "content_md5", "version_id", "versionId", "generation"),
     *("LastModified", "last_modified", "updated", "modified", "mtime", "created", "ino"),
 )
-"""What a file system may tell of an object that changes with its bytes."""
+"""Metadata of remote file systems that changes with an object's bytes; each has only some of them."""
 FOLDERS_NEEDED = ("local", "ssh", "webdav", "webdavs", "hdfs", "webhdfs")
-"""Remotes where a file needs its folder to be there; elsewhere making one could make a bucket."""
+"""Protocols where a file's folder must exist first; with others, creating one could create a bucket."""
 _NO_BUCKET = re.compile(r"(?i)\b(bucket|container)\b.*\bnot (exist|found)")
-"""How stores say that not an object is missing, but what should hold it."""
+"""Matches the errors for a missing bucket or container, as opposed to a missing object."""
 _LISTING = " (its list of files)"
 _OBJECT = re.compile(r"[0-9a-f]{32}(\.dir)?\Z")
 
@@ -40,15 +40,15 @@ class _Object:
     """One recorded object."""
 
     name: str
-    """Where its bytes belong in the workspace."""
+    """The path in the workspace that it is the content of."""
     places: list[Path] = field(default_factory=list)
-    """Files of this machine that may hold them."""
+    """Local files that may hold its content, the cache's last."""
     data: bytes | None = None
-    """The bytes themselves, of a folder's listing that was found."""
+    """Its content, if it is a folder's listing that was found."""
 
 
 def serve(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Carry out one request (`do` names it) in the repository of the current folder; `error` says what went wrong."""
+    """Carry out one request (`do` names it) in the repository of the current folder; on failure return `error`."""
     actions: dict[str, Callable[[_Objects, Mapping[str, Any]], dict[str, Any]]] = {
         "check": lambda objects, _: objects.check(),
         "where": lambda objects, _: {"absent": objects.absent_folder()},
@@ -68,7 +68,7 @@ def serve(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_entry(entry: Any) -> None:
-    """Raise DvcException unless `entry` of a folder's listing is a file below the folder with a digest of DVC's."""
+    """Raise DvcException unless `entry` of a folder's listing names a file below the folder and a valid digest."""
     from dvc.exceptions import DvcException
 
     name = entry.get("relpath") if isinstance(entry, dict) else None
@@ -82,7 +82,7 @@ def check_entry(entry: Any) -> None:
 
 
 class _Objects:
-    """What the records of a repository name: those of the work tree, or of `revisions` as well."""
+    """The objects that a repository's records name: those of the work tree, and of `revisions` if given."""
 
     def __init__(self, repo: Any, digests: Digests, targets: Sequence[str], revisions: Sequence[str]) -> None:
         self.repo, self.digests = repo, digests
@@ -91,11 +91,11 @@ class _Objects:
         self.cache = repo.cache.local
         self._remote: Any = None
         self._out_of_reach = False
-        """Whether the remote failed when it was asked: each further attempt would wait as long."""
+        """Whether a request to the remote failed: each further attempt would wait as long."""
 
     @property
     def remote(self) -> Any:
-        """The default remote's store of objects. Raises what DVC raises where there is none, or none that works."""
+        """The default remote's object store. Raises DVC's error if there is no remote, or it does not work."""
         if self._remote is None:
             self._remote = self.repo.cloud.get_remote_odb(command="push")
         return self._remote
@@ -103,7 +103,7 @@ class _Objects:
     # What is recorded ------------------------------------------------------------------------------------------------
 
     def _recorded(self) -> Iterator[tuple[str, str, bool]]:
-        """Name, digest, and whether the work tree may hold it."""
+        """Yield name, digest, and whether the work tree's records name it (else only those of a revision)."""
         for revision in self.repo.brancher(revs=self.revisions or None):
             here = revision in ("", "workspace")
             for out in self.repo.index.outs:
@@ -115,7 +115,7 @@ class _Objects:
                     yield name, digest, here
 
     def collect(self) -> dict[str, _Object]:
-        """Every recorded object by its digest; files of a folder stand before its listing."""
+        """Every recorded object by its digest; a folder's files come before its listing."""
         found: dict[str, _Object] = {}
         for name, digest, here in self._recorded():
             path = Path(self.repo.root_dir, name)
@@ -139,7 +139,7 @@ class _Objects:
         return known
 
     def _listing(self, digest: str, folder: Path | None) -> bytes | None:
-        """The list of a folder's files, from wherever it is whole: the cache, the folder itself, the remote."""
+        """A folder's listing, from the first intact source: the cache, the folder itself, the remote; else None."""
         with suppress(OSError):
             cached = Path(self.cache.oid_to_path(digest)).read_bytes()
             if holds(cached, digest):
@@ -154,7 +154,7 @@ class _Objects:
             data: bytes = self.remote.fs.cat_file(self.remote.oid_to_path(digest))
         except FileNotFoundError:
             return None
-        except Exception:  # whoever needs the remote hears it when he looks at it
+        except Exception:  # calls that need the remote raise this error themselves
             self._out_of_reach = True
             return None
         return data if holds(data, digest) else None
@@ -162,20 +162,20 @@ class _Objects:
     # Here ------------------------------------------------------------------------------------------------------------
 
     def _holds(self, path: Path, digest: str) -> bool:
-        """Whether a file of this machine holds the object's bytes."""
+        """Whether a local file holds the object's content."""
         try:
             return self.digests.file(path) == digest.removesuffix(".dir")
         except FileNotFoundError:
             return False
 
     def _source(self, digest: str, wanted: _Object) -> Path | bytes | None:
-        """Something of this machine that holds the object's bytes."""
+        """The object's content on this machine, as a file or bytes; None if it is not here."""
         if wanted.data is not None:
             return wanted.data
         return next((path for path in wanted.places if self._holds(path, digest)), None)
 
     def set_aside(self, folder: Path) -> list[str]:
-        """Move objects of the cache whose bytes are others than their name says out of it, into `folder`."""
+        """Move cache objects whose content does not match their name to `folder`; return their workspace paths."""
         moved = []
         for digest, wanted in self.collect().items():
             path = Path(self.cache.oid_to_path(digest))
@@ -187,10 +187,10 @@ class _Objects:
         return moved
 
     def differences(self) -> list[dict[str, Any]]:
-        """Files of the work tree that are not what is recorded, each with what cache and remote hold in its place.
+        """Files of the work tree that differ from the record, with what cache and remote hold under its digest.
 
-        `here`: absent, other, or extra (recorded nowhere); `cache` and `remote`: good, other, absent or unknown;
-        `alike`: whether the bytes here are those that the cache or the remote hold under the recorded name.
+        `here`: absent, other, extra (not recorded) or unknown; `cache` and `remote`: good, other, absent or unknown;
+        `alike`: whether the bytes here are those that the cache or the remote holds under the recorded digest.
         """
         rows: list[dict[str, Any]] = []
         for digest, wanted in self.collect().items():
@@ -238,7 +238,7 @@ class _Objects:
         ]
 
     def _digest_in_remote(self, digest: str) -> str | None:
-        """The digest of what the remote holds under a name; "" where it holds nothing, None where nobody can tell."""
+        """The digest of what the remote holds under a name; "" if it holds nothing, None if it cannot be read."""
         try:
             return _read(self.remote.fs, self.remote.oid_to_path(digest))
         except FileNotFoundError:
@@ -247,16 +247,16 @@ class _Objects:
             return None
 
     def absent_folder(self) -> str:
-        """The path of a remote that is a folder and is not there; else empty."""
+        """The path of the default remote if it is a folder that does not exist; else empty."""
         remote = self.repo.cloud.get_remote(command="status")
         return str(remote.path) if remote.fs.protocol == "local" and not os.path.lexists(remote.path) else ""
 
     # The remote ------------------------------------------------------------------------------------------------------
 
     def reach(self) -> dict[str, Any]:
-        """Ask the remote for one object, if there is any that only it can have: DVC asks for each, again and again.
+        """Ask the remote for one object that the cache lacks, if any: DVC would ask for each one, with retries.
 
-        Raises what a remote raises that is out of reach, or that does not let us in.
+        Raises the remote's error if it is unreachable or denies access.
         """
         for _, digest, _ in self._recorded():
             if not Path(self.cache.oid_to_path(digest)).is_file():
@@ -269,13 +269,15 @@ class _Objects:
         return {}
 
     def check(self) -> dict[str, Any]:
-        """How many objects are recorded, and which of them the remote does not hold."""
+        """The number of recorded objects (`checked`), and the `defects` among them in the remote."""
         objects = self.collect()
         return {"checked": len(objects), "defects": self.defects_in_remote(objects)}
 
     def defects_in_remote(self, objects: Mapping[str, _Object]) -> list[dict[str, Any]]:
-        """The objects that the remote lacks, or holds other bytes of: `name`, `object`, `at`, `why`, and whether this
-        machine has them (`have`)."""
+        """The objects that the remote lacks or holds with other bytes: `name`, `object`, `at`, `why`, `have`.
+
+        `have`: whether this machine has the content. Raises OSError if the remote does not return a listing.
+        """
         odb, names = self.remote, list(objects)
         paths = [odb.oid_to_path(name) for name in names]
         odb.fs.fs.invalidate_cache()
@@ -298,7 +300,7 @@ class _Objects:
         ]
 
     def _why(self, digest: str, path: str, info: Any, wanted: _Object) -> str:
-        """What is wrong with an object of the remote; empty where nothing is."""
+        """What is wrong with an object in the remote; empty if nothing is."""
         if isinstance(info, FileNotFoundError) and not _NO_BUCKET.search(str(info)):
             return "missing"
         if isinstance(info, BaseException):
@@ -317,12 +319,12 @@ class _Objects:
         found = self.digests.known(key, mark)
         if found is None and (size is None or size <= READ_BACK):
             found = _read(self.remote.fs, path)
-            if len(set(mark)) > 2:  # it tells more than a size
+            if len(set(mark)) > 2:  # more than the size is known
                 self.digests.remember(key, mark, found)
         return "" if found in (None, digest.removesuffix(".dir")) else "other bytes"
 
     def push(self) -> dict[str, Any]:
-        """Send what the remote lacks or holds other bytes of, proved before it is sent; a listing after its files."""
+        """Upload what the remote lacks or holds with other bytes, verified first; listings after their files."""
         objects = self.collect()
         defects = self.defects_in_remote(objects)
         ready = [row["object"] for row in defects if row["have"]]
@@ -355,7 +357,7 @@ class _Objects:
 
 
 def _read(fs: Any, path: str) -> str:
-    """The digest of a remote file, read in pieces."""
+    """The MD5 digest of a remote file, read in chunks."""
     import hashlib
 
     found = hashlib.md5(usedforsecurity=False)
@@ -368,7 +370,7 @@ def _read(fs: Any, path: str) -> str:
 def _move(source: Path, target: Path) -> None:
     try:
         source.replace(target)
-    except OSError:  # a cache on another disk
+    except OSError:  # the cache is on another disk
         import shutil
 
         shutil.copyfile(source, target)
@@ -378,7 +380,7 @@ def _move(source: Path, target: Path) -> None:
 
 
 def _said(error: BaseException) -> str:
-    """An error's own words, with its cause's where those say more."""
+    """The error's message, followed by its causes' if they differ."""
     words: list[str] = []
     while error is not None and len(words) < 3:
         said = " ".join(str(error).split()) or type(error).__name__

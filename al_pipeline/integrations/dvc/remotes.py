@@ -1,4 +1,4 @@
-"""Which kinds of DVC remotes there are, and what each needs installed."""
+"""The kinds of DVC remotes, and the package that each one needs."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ EXTRAS = {
     "oss": "oss",
     "gdrive": "gdrive",
 }
-"""The scheme of an address -> the extra of this package that installs DVC's plugin for it, the package `dvc-EXTRA`."""
+"""URL scheme -> the extra of this package that installs DVC's plugin for it, the package `dvc-EXTRA`."""
 
 _NO_EXTRA = ("http", "https")
-"""What DVC itself brings."""
+"""Schemes that DVC supports without a plugin."""
 
 _NO_PLUGIN = re.compile(
     r"requires 'dvc-(\w+)' to be installed"
     r"|URL '(\w+)://[^']*' is supported but requires these missing dependencies"
     r"|filesystem for '(\w+)': .* missing dependencies"
 )
-"""How DVC says it: without the plugin; with it, and without a library that it stands on, by its command line or not."""
+"""DVC's errors: the plugin is missing; a dependency of the plugin is, as reported by the command line or the API."""
 
 _NO_SCHEME = re.compile(r"Unsupported URL type (\S*?)://")
 
 
 def check_address(address: str) -> None:
-    """Raise BadInput for the address of a new remote that DVC could not use on this machine; nothing is imported."""
+    """Raise BadInput if DVC could not use `address` for a new remote on this machine. Imports no plugin."""
     scheme, _, rest = address.partition(":")
     scheme = scheme.lower()
     if "://" not in address:
@@ -48,7 +48,7 @@ def check_address(address: str) -> None:
             )
         return
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme):
-        return  # a folder with :// further on
+        return  # a folder whose path contains ://
     if scheme not in (*EXTRAS, *_NO_EXTRA):
         raise BadInput(unknown(scheme))
     try:
@@ -65,7 +65,7 @@ def check_address(address: str) -> None:
 
 
 def explained(said: str) -> str | None:
-    """What to do, where DVC's words `said` mean that it cannot use the remote's kind here; None if they do not."""
+    """What to do if DVC's message `said` means that it cannot use this kind of remote here; else None."""
     if found := _NO_PLUGIN.search(" ".join(said.split())):
         name = found[1] or found[2] or found[3]
         return missing(EXTRAS.get(name, name))
@@ -75,7 +75,7 @@ def explained(said: str) -> str | None:
 
 
 def missing(extra: str) -> str:
-    """That a plugin is not installed, and the command that installs it."""
+    """The message that a plugin is not installed, with the command that installs it."""
     return (
         f"the DVC remote needs the package dvc-{extra}, which is not installed here or cannot be imported: "
         f"`pip install 'al-pipeline[{extra}]'` in the environment that `al` runs in"
@@ -83,6 +83,6 @@ def missing(extra: str) -> str:
 
 
 def unknown(scheme: str) -> str:
-    """That DVC knows no such scheme, and those that it knows."""
+    """The message that DVC does not support a scheme, with those that it supports."""
     known = ", ".join(f"{name}://" for name in (*EXTRAS, *_NO_EXTRA))
     return f"DVC has no remotes at {scheme}://; it has {known}, or a folder by its path"

@@ -1,4 +1,4 @@
-"""DVC as we use it: one process for many commands, in a group of its own that a later tick can find and end."""
+"""The DVC client: one process for many commands, in its own process group that a later tick can find and end."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _TRANSFER_TIMEOUT = 6 * 3600.0
 _TIMEOUT = 600.0
 _SECOND_LOOK = 0.5
 _NEW_PARTS = 4
-"""New parts of a folder up to which DVC is not asked what was there before."""
+"""Up to this many new files in a folder are recognised without asking DVC; see `_added`."""
 _ID = re.compile(r"[0-9a-f]{12}\Z")
 _ADVERTISEMENT = "Having any troubles? "
 
@@ -59,34 +59,34 @@ print(json.dumps({"remote": theirs["remote"], "core": theirs["core"]}, default=s
 
 @dataclass(frozen=True, slots=True)
 class RemoteDefect:
-    """An object that the DVC remote lacks, or holds other bytes of."""
+    """An object that the DVC remote lacks or holds with other bytes."""
 
     name: str
-    """Where its bytes belong in the workspace."""
+    """The path in the workspace that it is the content of."""
     object: str
     """Its digest, which is its name in the remote."""
     at: str
     """Its address."""
     why: str
-    """missing, empty, other bytes, or its size."""
+    """missing, empty, other bytes, or its size and the expected one."""
     have: bool
     """Whether this machine has the right bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Different:
-    """A file of the work tree that is not what is recorded."""
+    """A file of the work tree that differs from what is recorded."""
 
     name: str
     object: str
     here: str
-    """absent, other, extra (recorded nowhere), or unknown (its folder's list of files cannot be had)."""
+    """absent, other, extra (not recorded), or unknown (its folder's listing is unavailable)."""
     cache: str
-    """What the cache holds in its place: good, other, absent or unknown."""
+    """What the cache holds under the recorded digest: good, other, absent or unknown."""
     remote: str
-    """The same of the remote."""
+    """The same for the remote."""
     alike: bool
-    """Whether the bytes here are those that the cache or the remote hold under the recorded name."""
+    """Whether the bytes here are those that the cache or the remote holds under the recorded digest."""
 
 
 @dataclass
@@ -95,12 +95,12 @@ class Dvc:
 
     root: Path
     state: Path | None
-    """Where the process is written down (`pid`, `started`), so that a later tick can end it. None for those who read
-    without the workspace's lock: they must not overwrite what a tick wrote there."""
+    """The file that records the process (`pid`, `started`), so that a later tick can end it. None for callers that read
+    without the workspace's lock: they must not overwrite what a tick recorded."""
     log: Path
     environment: dict[str, str] = field(default_factory=dict)
     check: Callable[[Path], None] = check_dvc
-    """Looks at the files that steer DVC before each command; raises what keeps it from running."""
+    """Checks the files that configure DVC before each command; raises if it must not run."""
     _process: subprocess.Popen[str] | None = None
     _output: IO[bytes] | None = None
 
@@ -126,35 +126,36 @@ class Dvc:
             self._output = None
 
     def init(self, remote: str) -> None:
-        """Make `root` a DVC repository whose default remote is `remote`; harmless where it is one."""
+        """Make `root` a DVC repository with the default remote `remote`; idempotent."""
         config = self.root / ".dvc/config"
         if not config.exists():
             self._checked(["init", "--force"], "init")
         core = {"remote": "store", "analytics": "false", "autostage": "false", "check_update": "false"}
         if "://" not in remote and not remote.startswith("~") and not os.path.isabs(remote):
-            remote = os.path.relpath(self.root / remote, config.parent)  # as DVC writes it, for every clone
+            remote = os.path.relpath(self.root / remote, config.parent)  # as DVC writes it, valid in every clone
         change_config(config, {"core": core, 'remote "store"': {"url": _utf8(remote), "verify": "true"}}, 0o644)
         self.keep_state_private()
 
     def keep_state_private(self) -> None:
-        """Have every `dvc` in this repository, run by us or by hand, keep its state in a folder of this user alone.
+        """Make every `dvc` in this repository, run by us or by hand, keep its state in a folder private to this user.
 
-        It holds pickles, and lies below /var/tmp otherwise, where everybody could plant one. Written to `config.local`,
-        which git does not know; harmless where it stands there. Call only while holding the workspace's lock.
+        The state holds pickles, and by default lies below /var/tmp, where anybody could plant one. Written to
+        `config.local`, which git ignores; idempotent. Call only while holding the workspace's lock.
         """
         place = _utf8(str(private_folder(self._state_folder())))
         change_config(self.root / ".dvc/config.local", {"core": {"site_cache_dir": place}}, 0o600)
 
     def _state_folder(self) -> Path:
-        """Of the workspace that lies here; of a repository that is none (yet), one for all."""
+        """This workspace's folder for DVC's state; one shared folder for repositories that are no workspace (yet)."""
         name = read_object(self.root / Layout().marker).get("workspace_id")
         return dvc_state(name if isinstance(name, str) and _ID.match(name) else "dvc-only")
 
     def stand_alone(self, source: Path) -> None:
-        """For a fresh clone: take data from where the repository at `source` keeps them today, never from its cache.
+        """Make a fresh clone fetch data from the remotes that the repository at `source` has now, never from its cache.
 
-        Remotes, with what opens them, come from its settings; the cache is this clone's own, whatever is set for all
-        of the user's repositories. Written to `config.local`, which git does not know.
+        Copies the remotes, with their credentials, from the settings of `source`; the cache is this clone's own,
+        whatever the user's global settings say. Written to `config.local`, which git ignores. Raises RepositoryError if
+        the settings cannot be read.
         """
         try:
             result = self._run_script(_STAND_ALONE, str(source))
@@ -171,19 +172,22 @@ class Dvc:
         change_config(self.root / ".dvc/config.local", {**remotes, "core": core, "cache": cache}, 0o600)
 
     def end_previous(self) -> None:
-        """End a DVC process, with its stage, that a killed tick left. Call only while holding the workspace's lock."""
+        """End a DVC process (and its stage) that a killed tick left, and repair git's index and DVC's locks.
+
+        Call only while holding the workspace's lock.
+        """
         if self.state is not None:
             child.end_remembered(self.state)
         Git(self.root).plain_index()
         self._clear_dead_lock()
 
     def _clear_dead_lock(self) -> None:
-        """Remove DVC's list of locks where nobody alive can hold one.
+        """Remove DVC's lock file (`rwlock`) if no live process can hold a lock.
 
-        A kill or a full disk tears it, because DVC writes it in place, and then reads it no more. And DVC takes a
-        process for alive whose number still exists: a killed one that nothing reaps (a container whose first process
-        is no init), or a stranger's that got the number of one that ended with the machine. A live process is through
-        with writing at the second look.
+        DVC writes it in place, so a kill or a full disk truncates it, and then DVC cannot read it. DVC also considers
+        a lock held while its pid exists: for a zombie that nothing reaps (in a container without an init process), or
+        an unrelated process that got the pid after a reboot. Two checks, because a live process may be writing the file
+        during the first.
         """
         path = self.root / ".dvc/tmp/rwlock"
         if _is_dead(path):
@@ -193,17 +197,16 @@ class Dvc:
                 path.unlink(missing_ok=True)
 
     def expect_stages(self) -> None:
-        """Start DVC's process and what runs stages, and wait for neither: both import for about a second."""
-        with contextlib.suppress(AlError):  # whoever needs it is told what keeps it from running
+        """Start DVC's process and the stage server without waiting: each spends about a second on imports."""
+        with contextlib.suppress(AlError):  # raised again by the first command
             self.check(self.root)
             self._start("--stages")
 
     def repro(self, stage: str, *, force: bool = False, run_cache: bool = True) -> None:
-        """Bring one stage up to date, and prove the bytes of its outputs.
+        """Bring one stage up to date, and verify the content of its outputs.
 
-        Raises StageFailed with the last lines that it printed.
-        DVC takes outputs that it knows from the work tree or from its cache and believes both: where their bytes are
-        not what it has recorded, the stage runs.
+        DVC takes known outputs from the work tree or its cache unverified: if their content is not what it recorded,
+        the stage is run again. Raises StageFailed with the last lines of the stage's output.
         """
         self._repro(stage, force, run_cache)
         if self._unlike_of(stage):
@@ -232,66 +235,65 @@ class Dvc:
         self._checked(["add", *self._names(paths)], "add")
 
     def push(self) -> None:
-        """Have the default remote hold, byte for byte, all that the work tree's `.dvc` files and `dvc.lock` name.
+        """Make the default remote hold, byte for byte, all that the work tree's `.dvc` files and `dvc.lock` name.
 
-        What it lacks, or holds other bytes of, is sent from the work tree or the cache, proved by its digest first; a
-        damaged object of the cache is set aside, so that it is neither sent nor linked. What is proved here is on disk
-        (fsync) when this returns. Raises RepositoryError; what could not be sent is for `verify_remote` to say.
+        Uploads what it lacks or holds with other bytes, from the work tree or the cache, after verifying the digest.
+        Damaged cache objects are set aside, so that they are neither uploaded nor linked. Files verified here are on
+        disk (fsync) on return. Raises RepositoryError; to find objects that could not be sent, call `verify_remote`.
         """
         self.set_aside_damaged()
         self._ask("push", "push", fix="; `al doctor` tries the remote")
 
     def repair_remote(self, revisions: Sequence[str]) -> tuple[int, list[RemoteDefect]]:
-        """The same for what `revisions` name, too: how many objects were sent, and what is still wrong."""
+        """Like `push`, also for what `revisions` name; return the number of objects sent, and the defects left."""
         self.set_aside_damaged(revisions=revisions)
         reply = self._ask("push", "push", revisions=list(revisions), fix="; `al doctor` tries the remote")
         return reply["sent"], [RemoteDefect(**row) for row in reply["defects"]]
 
     def defects_in_remote(self, *targets: str) -> list[RemoteDefect]:
-        """What the work tree's records name and the default remote lacks, or holds other bytes of.
+        """The objects that the work tree's records name and the default remote lacks or holds with other bytes.
 
-        The size of every object is compared, and the digest of each that was not proved before, save large ones in a
-        remote that is not a folder.
+        Compares the size of every object, and the digest of each that was not verified before, except large ones in a
+        remote that is not a folder. `targets`: check only these (none: all).
         """
         return self.check_remote(*targets)[1]
 
     def check_remote(self, *targets: str) -> tuple[int, list[RemoteDefect]]:
-        """How many objects were checked, and the defects among them."""
+        """The number of objects checked, and the defects among them."""
         reply = self._ask("check", "status --cloud", targets=targets)
         return reply["checked"], [RemoteDefect(**row) for row in reply["defects"]]
 
     def absent_folder(self) -> str:
-        """The path of the default remote, if it is a folder that is not there; else empty."""
+        """The path of the default remote if it is a folder that does not exist; else empty."""
         return str(self._ask("where", "remote")["absent"])
 
     def missing_in_remote(self) -> list[str]:
-        """The names of what `defects_in_remote` finds."""
+        """The workspace paths of what `defects_in_remote` finds."""
         return sorted(defect.name for defect in self.defects_in_remote())
 
     def verify_remote(self) -> None:
-        """Raise RemoteIncomplete where the default remote lacks an object that the work tree names, or holds another
-        in its place."""
+        """Raise RemoteIncomplete if `defects_in_remote` finds any."""
         if defects := self.defects_in_remote():
             raise RemoteIncomplete(
                 f"the DVC remote lacks objects after a push: {describe_defects(defects)}; `al doctor` says more"
             )
 
     def set_aside_damaged(self, *targets: str, revisions: Sequence[str] = ()) -> list[str]:
-        """Move what the cache holds under the name of other bytes to `.al/damaged`; the files that it stood for."""
+        """Move cache objects whose content does not match their name to `.al/damaged`; return their workspace paths."""
         place = str(self.root / ".al/damaged")
         reply = self._ask("set aside", "cache", targets=targets, revisions=list(revisions), place=place)
         aside: list[str] = reply["aside"]
         return aside
 
     def digest(self, path: Path) -> str | None:
-        """The digest by which DVC knows a file or folder, from its bytes; unchanged files are not read again."""
+        """The DVC digest of a file or folder, from its bytes; unchanged files are not read again."""
         with Digests(self._notes) as digests:
             return digests.of(path)
 
     def unlike(self, *targets: str) -> list[str]:
-        """Which of `targets` (as for `recorded`) hold other bytes than recorded, or are not there.
+        """Those of `targets` (as for `recorded`) that are missing or hold other bytes than recorded.
 
-        DVC is not asked: it trusts its own notes of what it fetched.
+        Does not ask DVC, which trusts its own state about what it fetched.
         """
         recorded = self.recorded(*targets)
         with Digests(self._notes) as digests:
@@ -300,7 +302,8 @@ class Dvc:
     def recorded(self, *targets: str, revision: str | None = None) -> dict[str, str]:
         """The digest of each of `targets` by its path, as recorded in the work tree, or in the commit `revision`.
 
-        `targets`: `.dvc` files, and paths that `dvc.lock` records; none: all outputs in `dvc.lock`.
+        `targets`: `.dvc` files, and paths that `dvc.lock` records; none: all outputs in `dvc.lock`. Raises
+        UnexpectedChange if a record is malformed.
         """
         return {
             name: digest
@@ -327,15 +330,15 @@ class Dvc:
                 yield (folder / name).as_posix(), wanted
 
     def differences(self, *targets: str) -> list[Different]:
-        """For data that are not as recorded: each file, with what the cache and the remote hold in its place."""
+        """The files that differ from the record, each with what the cache and the remote hold for it."""
         if (added := self._added(targets)) is not None:
             return added
         return [Different(**row) for row in self._ask("compare", "status", targets=targets)["differences"]]
 
     def _added(self, targets: Sequence[str]) -> list[Different] | None:
-        """The files that folders hold beside what is recorded, where nothing but new last ones came; None elsewhere.
+        """The unrecorded files of folders if they sort after all recorded ones, which are unchanged; else None.
 
-        A part that joins others comes behind them in the order of names: then what is recorded is known without DVC.
+        New parts of a folder sort last by name, so the recorded listing can be recognised without asking DVC.
         """
         found: list[Different] = []
         with Digests(self._notes) as digests:
@@ -354,7 +357,7 @@ class Dvc:
         return self.root / ".al/verified"
 
     def _ask(self, what: str, name: str, fix: str = "", **more: Any) -> dict[str, Any]:
-        """Have DVC's process do what `objects.serve` knows by the name `what`."""
+        """Send the request `what` to `objects.serve` in DVC's process. Raises RepositoryError if it fails."""
         reply, said = self._exchange({"do": what, "notes": str(self._notes), **more}, _TRANSFER_TIMEOUT)
         if not isinstance(reply, dict) or "error" in reply:
             why = redact(str(reply["error"])) if isinstance(reply, dict) else said
@@ -362,7 +365,10 @@ class Dvc:
         return reply
 
     def check_writable(self) -> str:
-        """Write a small file to the default remote and remove it again; returns the remote's address."""
+        """Write a small file to the default remote and delete it; return the remote's address, redacted.
+
+        Raises RepositoryError if that fails.
+        """
         script = (
             "import uuid; from dvc.repo import Repo; from al_pipeline.integrations.dvc.objects import FOLDERS_NEEDED; "
             "r = Repo(); o = r.cloud.get_remote(); p = o.fs.join(o.path, 'al-probe-' + uuid.uuid4().hex); "
@@ -384,13 +390,13 @@ class Dvc:
         return redact(result.stdout.strip())
 
     def changed(self, *targets: str) -> dict[str, object]:
-        """What `dvc status` says of `targets` (everything, if none): empty where all is as recorded."""
+        """The output of `dvc status` for `targets` (none: everything); empty if all is as recorded."""
         return self._json(["status", "--json", *targets], "status", _TIMEOUT)
 
     def pull(self, *targets: str) -> None:
-        """Bring back data that the work tree lacks, and prove their bytes.
+        """Fetch data that the work tree lacks, and verify their content.
 
-        Raises RemoteIncomplete, naming the objects, where the remote lacks them or holds others under their names.
+        Raises RemoteIncomplete, naming the objects, if the remote lacks them or holds them with other bytes.
         """
         self.set_aside_damaged(*targets)
         self._ask("reach", "pull", targets=targets, fix="; `al doctor` tries the remote")
@@ -405,7 +411,7 @@ class Dvc:
             )
 
     def _blame_remote(self, targets: Sequence[str], error: RepositoryError) -> NoReturn:
-        """Raise what a failed transfer comes from: the remote's objects, where they are to blame."""
+        """Raise RemoteIncomplete if defects in the remote explain a failed transfer; else raise `error`."""
         try:
             defects = self.defects_in_remote(*targets)
         except RepositoryError:
@@ -415,13 +421,13 @@ class Dvc:
         raise error
 
     def checkout(self, *targets: str) -> None:
-        """Make the work tree's data what its records say; refuses to lose data that is nowhere else."""
+        """Make the work tree's data match its records; refuses to delete data that exist nowhere else."""
         self._checked(["checkout", *targets], "checkout")
 
     def get(self, path: str, revision: str, target: Path) -> None:
-        """Copy `path` as of `revision` to `target`, without touching the work tree, and prove its bytes.
+        """Copy `path` as of `revision` to `target` without touching the work tree, and verify its content.
 
-        Raises RemoteIncomplete, naming the objects, where neither the cache nor the remote has them.
+        Raises RemoteIncomplete, naming the objects, if neither the cache nor the remote has them.
         """
         record = next((name for name in (f"{path}.dvc",) if Git(self.root).show(revision, name)), path)
         wanted = self.recorded(record, revision=revision).get(path)
@@ -442,7 +448,7 @@ class Dvc:
         _remove(target)
         reply = self._ask("check", "get", targets=[path], revisions=[revision])
         if defects := [RemoteDefect(**row) for row in reply["defects"]]:
-            # What only the work tree has is wrong all the same: DVC takes from the cache and the remote alone.
+            # Defects count even if the work tree has the content: `dvc get` reads only the cache and the remote.
             absent = [one for one in defects if not one.have]
             raise RemoteIncomplete(describe_incomplete_remote(absent or defects)) from None
         raise found or RepositoryError(
@@ -450,7 +456,7 @@ class Dvc:
         )
 
     def _run_script(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run Python that uses DVC's own modules, in the repository."""
+        """Run a Python script that uses DVC's modules, in the repository."""
         return subprocess.run(
             [sys.executable, "-P", "-c", script, *arguments],
             cwd=self.root,
@@ -477,12 +483,15 @@ class Dvc:
         return found
 
     def _command(self, arguments: list[str], timeout: float) -> tuple[int, str]:
-        """Exit code, and the last lines of what the command printed."""
+        """Run a DVC command; return its exit code and the last lines of its output."""
         code, said = self._exchange(arguments, timeout)
         return (code if isinstance(code, int) else 1), said
 
     def _exchange(self, request: list[str] | dict[str, Any], timeout: float) -> tuple[Any, str]:
-        """The reply of DVC's process to a request, and the last lines of what it printed."""
+        """Send a request to DVC's process; return the reply and the last lines of output.
+
+        Raises RepositoryError if the process ends or times out.
+        """
         self.check(self.root)
         process = self._start()
         begin, start = self.log.stat().st_size, time.perf_counter()
@@ -530,7 +539,7 @@ class Dvc:
         return self._process
 
     def _environment(self) -> dict[str, str]:
-        """What every process of DVC's runs under: our programs first, and its state where nobody else can write."""
+        """The environment of DVC's processes: our programs first on the PATH, state in a private folder."""
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         state = Path(self.environment.get("DVC_SITE_CACHE_DIR") or self._state_folder())
         ours = {
@@ -550,7 +559,7 @@ class Dvc:
 def _parse_outputs(text: str, single: bool) -> tuple[tuple[str | None, str, str], ...]:
     """Stage, path and digest of each output in the text of a `dvc.lock`, or of a `.dvc` file (`single`).
 
-    Kept by text: a tick compares the same records before and after each of its steps.
+    Cached by text: a tick compares the same records before and after each of its steps.
     """
     found = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if text else {}
     stages = {None: found} if single else found.get("stages", {})
@@ -558,10 +567,10 @@ def _parse_outputs(text: str, single: bool) -> tuple[tuple[str | None, str, str]
 
 
 def change_config(path: Path, changes: Mapping[str, Mapping[str, Any]], mode: int) -> None:
-    """Set values in one of DVC's configuration files, by section; writes nothing where all are as given.
+    """Set values in a DVC configuration file, by section; write nothing if all are set already.
 
-    DVC's own writer knows ASCII alone, and leaves an empty file behind where a path is not. Raises BadInput for a value
-    that DVC would not read as it was given, RepositoryError where the file is no configuration of DVC's.
+    DVC's own writer supports only ASCII, and leaves an empty file behind for other paths. Raises BadInput for a value
+    that DVC would not read back as given, RepositoryError if the file is not a valid DVC configuration.
     """
     from configobj import ConfigObj, ConfigObjError
 
@@ -592,9 +601,9 @@ def change_config(path: Path, changes: Mapping[str, Mapping[str, Any]], mode: in
 
 
 def _utf8(path: str) -> str:
-    """`path` as DVC will read it, whatever locale we run under.
+    """`path` as DVC will read it, independent of the locale.
 
-    Raises BadInput where its bytes are not UTF-8, or break the line: settings of several lines are believed nowhere.
+    Raises BadInput if its bytes are not UTF-8 or it holds a control character: values of several lines are refused.
     """
     if not path.isprintable() and any(unicodedata.category(sign) == "Cc" for sign in path):
         raise BadInput(
@@ -607,7 +616,7 @@ def _utf8(path: str) -> str:
 
 
 def describe_incomplete_remote(defects: Sequence[RemoteDefect]) -> str:
-    """What to tell of objects that the remote lacks or has damaged, and how to put it right."""
+    """The message about objects that the remote lacks or has damaged, and how to repair it."""
     return (
         f"the DVC remote does not hold what git's records name: {describe_defects(defects)}. "
         "`al remote repair` in a clone that has the data puts the remote right; nothing of it was used here"
@@ -615,7 +624,7 @@ def describe_incomplete_remote(defects: Sequence[RemoteDefect]) -> str:
 
 
 def describe_defects(defects: Sequence[RemoteDefect]) -> str:
-    """The first few of them, each by its name, with what is wrong."""
+    """The first three defects, each with its name and what is wrong, and the number of the others."""
     shown = [f"{one.name} ({one.why}, object {one.object})" for one in defects[:3]]
     return ", ".join([*shown, *([f"and {len(defects) - 3} more"] if len(defects) > 3 else [])])
 
@@ -628,7 +637,7 @@ def _remove(path: Path) -> None:
 
 
 def _is_dead(path: Path) -> bool:
-    """Whether DVC's list of locks is torn, or names holders and none of them lives."""
+    """Whether DVC's lock file is truncated, or names holders none of which is alive."""
     try:
         written = path.stat().st_mtime
         held = json.loads(path.read_text(encoding="utf-8"))
@@ -642,5 +651,5 @@ def _is_dead(path: Path) -> bool:
 
 
 def _inherited() -> dict[str, str]:
-    """Our environment without what is not for DVC and its stages: git's own variables, and Label Studio's token."""
+    """Our environment without what DVC and its stages must not see: git's variables and Label Studio's token."""
     return {name: value for name, value in os.environ.items() if name not in (*NOT_OURS, "AL_LABEL_STUDIO_TOKEN")}

@@ -1,8 +1,8 @@
-"""Stages as forks of one process that has imported them, in place of a Python each: five starts become one.
+"""Run stages as forks of one process that has imported them, instead of starting Python for each of them.
 
-DVC decides which stage runs, and records it, as ever; this replaces the shell that would run its command. A fork runs
-what the command would run, in the environment that DVC gives it, and ends: memory is given back, a crash is a crash,
-and a kill of the group ends it. What is no stage of this installation goes to the shell.
+DVC still decides which stage runs, and records it; this only replaces the shell that would run its command. A fork runs
+what the command would run, in the environment that DVC gives it, and exits: its memory is freed, a crash ends only the
+fork, and killing the group ends it too. Commands that are not stages of this installation go to the shell.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from typing import Any
 _STAGE = re.compile(r"python -m (al_pipeline\.stages\.[a-z_]+)")
 _STAGES = "al_pipeline.stages"
 _TAKEN = "taken\n"
-"""What the server says of a request before it forks; the second line is the exit code."""
+"""The server's reply when it accepts a request, before it forks; a second line has the exit code."""
 _PR_SET_PDEATHSIG = 1
 _READ_AT_IMPORT = ("PYTHONPATH", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "MKL_NUM_THREADS")
-"""Variables of the environment."""
+"""Environment variables that Python or numpy reads only once."""
 
 
 def stage_module(command: str, environment: Mapping[str, str]) -> str | None:
-    """The stage that `command` starts, where it would start it in this Python; None where a shell has to run it.
+    """The stage module that `command` would run in this Python; None if a shell has to run it.
 
-    Another Python comes first on the PATH where rounds are made again under another engine. What numpy reads when it
-    is imported must be the same for the server.
+    When rounds are reproduced with another engine, another Python comes first on the PATH. Variables that numpy reads
+    at import must be the same as the server's.
     """
     found = _STAGE.fullmatch(command)
     python = shutil.which("python", path=environment.get("PATH"))
@@ -47,15 +47,15 @@ def stage_module(command: str, environment: Mapping[str, str]) -> str | None:
 
 
 class StageServer:
-    """The process that forks stages. It starts with the first one, and ends with this process."""
+    """The process that forks stages. It starts with the first stage, unless `start` was called, and ends with ours."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self, folder: str, *modules: str) -> None:
-        """Start to import the stages that the `dvc.yaml` in `folder` names, and `modules`. Raises OSError without one.
+        """Start importing the stages in `folder`'s `dvc.yaml`, and `modules`. Raises OSError if that file is missing.
 
-        Does not wait: whoever needs a stage soon lets it import beside the work at hand.
+        Does not wait, so that the imports run in parallel with the caller's work.
         """
         text = (Path(folder) / "dvc.yaml").read_text(encoding="utf-8", errors="replace")
         self._process = subprocess.Popen(
@@ -68,8 +68,8 @@ class StageServer:
     def run(self, module: str, folder: str, environment: Mapping[str, str]) -> int:
         """Run the stage `module` in `folder`; returns its exit code, negative for a signal as in `subprocess`.
 
-        Raises OSError where the server ended before it took the request. One that ends later ends the stage, too,
-        and its exit code is the stage's.
+        Raises OSError if the server ends before it accepts the request. If it ends later, the stage ends too, and the
+        server's exit code is returned (1 if that is 0).
         """
         if self._process is None:
             self.start(folder, module)
@@ -85,7 +85,7 @@ class StageServer:
 
 
 def fork_stages(server: StageServer | None = None) -> None:
-    """Have this process's DVC run stages as forks of `server`, or of one that starts with the first stage."""
+    """Make DVC in this process run stages as forks of `server`, or of one that starts with the first stage."""
     import dvc.stage.run as runner
     from dvc.stage.exceptions import StageCmdFailedError
 
@@ -94,7 +94,7 @@ def fork_stages(server: StageServer | None = None) -> None:
     def run(executable: Any, command: str, **given: Any) -> None:
         module = stage_module(command, given["env"])
         code = None
-        with contextlib.suppress(OSError):  # no server took the request: the stage runs nowhere yet
+        with contextlib.suppress(OSError):  # no server accepted the request, so the stage has not started
             code = None if module is None else server.run(module, str(given["cwd"]), given["env"])
         if code is None:
             in_shell(executable, command, **given)
@@ -105,11 +105,11 @@ def fork_stages(server: StageServer | None = None) -> None:
 
 
 def main() -> None:
-    """Import the modules that are named, then fork for each request on standard input. What stages print is stderr."""
+    """Import the modules in argv, then fork for each request on standard input. Stages print to standard error."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for module in sys.argv[1:]:
-        with contextlib.suppress(ImportError):  # dvc.yaml is the user's; what it names is reported when it runs
+        with contextlib.suppress(ImportError):  # dvc.yaml is the user's; a wrong module is reported when it runs
             importlib.import_module(module)
     importlib.import_module(_STAGES).prepare()
     for line in sys.stdin:
@@ -126,18 +126,18 @@ def main() -> None:
 
 
 def _end_with(server: int) -> None:
-    """Have the kernel kill this fork when `server` ends: nobody would know of its end, and the stage may run again."""
+    """Make the kernel kill this fork when `server` ends: its exit code would be lost, and the stage may run again."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != server:  # which ended before
+        if os.getppid() != server:  # the server has ended already
             os._exit(1)
 
 
 def _run(module: str, folder: str, environment: dict[str, str]) -> None:
-    """What a fork does: the stage's `main` as `python -m` runs it, and the end of the process."""
+    """Run the stage's `main` in a fork, as `python -m` would, and exit the process."""
     code = 1
     try:
-        with contextlib.suppress(OSError):  # the name that `ps` and `top` show, where there is such a file
+        with contextlib.suppress(OSError):  # the name that `ps` and `top` show; Linux only
             Path("/proc/self/comm").write_text(f"al-{module.rpartition('.')[2]}", encoding="ascii")
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.environ.clear()

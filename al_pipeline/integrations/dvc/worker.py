@@ -1,9 +1,9 @@
-"""One DVC process for many commands: a line of JSON in (`["repro", "-s", "train"]`), a line with the exit code out.
+"""One DVC process for many commands: reads a JSON line (`["repro", "-s", "train"]`), writes a line with the exit code.
 
-A request that is an object (`{"do": "check"}`) goes to `objects.serve`, and its reply is one too.
+A request that is an object (`{"do": "check"}`) goes to `objects.serve`, and its reply is an object too.
 
-Starting DVC costs about a second, a command in a running one a tenth of it. The process leads a group of its own, so
-that a stage outlives no kill of the group; it ends when its standard input does.
+Starting DVC takes about a second, a command in a running process a tenth of that. The process leads its own group, so
+that killing the group also ends the stage; it exits when its standard input closes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from al_pipeline.integrations.dvc.stage_server import StageServer, fork_stages
 from al_pipeline.sanitize import redact
 
 _PARSED_TEXTS = 64
-"""Texts of YAML that are kept parsed."""
+"""The number of YAML texts whose parsed form is cached."""
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     sys.stdout, sys.stderr = _Redacted(sys.stdout), _Redacted(sys.stderr)
     server = StageServer()
     if sys.argv[1:] == ["--stages"]:
-        with contextlib.suppress(OSError):  # no dvc.yaml: DVC says so
+        with contextlib.suppress(OSError):  # no dvc.yaml: DVC reports that
             server.start(os.curdir)
     from dvc.cli import main as dvc
 
@@ -52,10 +52,10 @@ def main() -> None:
 
 
 def guard_folders() -> None:
-    """Make DVC refuse a folder whose listing leads out of it.
+    """Make DVC refuse a folder whose listing names files outside it.
 
-    The listing (a `.dir` object) comes from the remote, and DVC joins its names to the folder, and its digests to the
-    cache, as they are: `../../.bashrc` would be written there. Every way to a listing leads through `Tree.from_list`.
+    The listing (a `.dir` object) comes from the remote, and DVC joins its names to the folder's path, and its digests
+    to the cache's, unchecked: it would write `../../.bashrc`. Every listing is loaded by `Tree.from_list`.
     """
     import dvc_data.hashfile.tree
 
@@ -71,10 +71,10 @@ def guard_folders() -> None:
 
 
 def guard_objects() -> None:
-    """Make DVC compare whatever it fetches with the digest that it asked for, in every remote.
+    """Make DVC verify the digest of everything that it fetches, from every remote.
 
-    That is its own setting `verify`, which `al init` writes; a clone may come without it. Of folders' listings DVC
-    compares none, and uses them before it has fetched them: here a listing of another digest is a corrupt object.
+    That is DVC's setting `verify`, which `al init` writes, but a clone may lack it. DVC never verifies folders'
+    listings, and uses them before it has fetched them; here a listing with another digest is a corrupt object.
     """
     import dvc.data_cloud
     import dvc_data.hashfile.tree
@@ -100,10 +100,10 @@ def guard_objects() -> None:
 
 
 def keep_parsed_yaml() -> None:
-    """Make DVC parse a text of YAML once, not at each command: half of what a command costs.
+    """Make DVC parse each YAML text once, not at every command, which halves a command's time.
 
-    `dvc.lock` is read several times and rewritten by each stage, in pure Python since it keeps comments. What was
-    dumped last is what the next update reads, where the file still holds the same text.
+    DVC reads `dvc.lock` several times and rewrites it for each stage, in pure Python in order to keep comments. The
+    next update reuses the data that were dumped last if the file still holds the same text.
     """
     import dvc.utils.serialize
     from dvc.utils.serialize import _yaml
@@ -135,7 +135,7 @@ def keep_parsed_yaml() -> None:
 
 
 class _Redacted:
-    """A text stream that shows no password of an address."""
+    """A text stream that removes passwords from URLs."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream

@@ -1,1 +1,1 @@
-"""All that knows the HTTP API of Label Studio: its client, the form of what is sent and received, a cheap probe."""
+"""Everything that uses Label Studio's HTTP API: the client, the format of requests and replies, a cheap probe."""

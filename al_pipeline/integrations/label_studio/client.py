@@ -1,5 +1,7 @@
-"""The Oracle that is Label Studio: what is asked of its server. The only importer of its SDK, which costs a second:
-what a tick asks while it waits goes without it, and the SDK is loaded by the first request of another kind.
+"""The Oracle implemented with Label Studio.
+
+The only module that imports its SDK, which takes a second: the requests of a tick that only polls do not need the SDK;
+the first request that does loads it.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ _KEYS_PER_REQUEST = 50
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """Which server answers, as whom we talk to it, and how far its clock is ahead of ours, in seconds."""
+    """The server's version, the e-mail address of our user, and how far its clock is ahead of ours, in seconds."""
 
     version: str
     user: str
@@ -71,8 +73,8 @@ class About:
 class LabelStudioOracle:
     """Label Studio at `url`, with a token of either kind. Close it, or use it as a context manager.
 
-    `timeout` bounds each request, in seconds; `transport` stands in for the network in tests. Creating it sends
-    nothing. Raises LabelStudioRefused for an address or token that cannot be right.
+    `timeout` limits each request, in seconds; `transport` replaces the network in tests. Creating it sends nothing.
+    Raises LabelStudioRefused for an invalid address or token.
     """
 
     def __init__(
@@ -110,8 +112,8 @@ class LabelStudioOracle:
 
     @cached_property
     def _client(self) -> LabelStudioBase:
-        # The generated client. The SDK's own top-level class adds label interfaces and exports that nothing here uses,
-        # and with them pandas and a JSON Schema faker: three seconds of imports.
+        # The generated client. The SDK's top-level class adds label interfaces and exports that are not used here, and
+        # imports pandas and a JSON Schema faker for them, which takes three seconds.
         from label_studio_sdk.base_client import LabelStudioBase
 
         http = self._transport.http
@@ -120,7 +122,7 @@ class LabelStudioOracle:
         )
 
     def _by_sdk(self, call: Callable[[LabelStudioBase], Any]) -> Callable[[], Any]:
-        """A request that the SDK makes; what it raises for a reply becomes UnusableReply."""
+        """Wrap a request made through the SDK: its ApiError becomes UnusableReply."""
 
         def send() -> Any:
             from label_studio_sdk.core.api_error import ApiError
@@ -129,14 +131,14 @@ class LabelStudioOracle:
                 return call(self._client)
             except ApiError as error:
                 reply = UnusableReply(error.status_code, error.headers or {}, error.body)
-            raise reply  # outside the handler, so that the SDK's error does not travel with it
+            raise reply  # outside the handler, so that the SDK's error is not chained to it
 
         return send
 
     # Projects ------------------------------------------------------------------------------------------------------
 
     def about(self) -> About:
-        """The server's version, our user and the clocks; what `al doctor` asks. Checks the token."""
+        """The server's version, our user and the clock difference, for `al doctor`. Checks the token."""
         what, whoami = "asking who we are", self._by_sdk(lambda sdk: sdk.users.whoami())
         try:
             _, email = self._transport.read(what, whoami, lambda user: parse_user(user.id, user.email))
@@ -149,7 +151,7 @@ class LabelStudioOracle:
     def ensure_project(
         self, spec: ProjectSpec, known: ProjectRef | None = None, on_page_edit: Callable[[PageEdit], None] = ignore
     ) -> ProjectRef:
-        """Find or create our project and bring its settings in line; see Oracle. Raises BadParams too."""
+        """Find or create our project and update its settings; see Oracle. Also raises BadParams."""
         settings: dict[str, Any] = {
             "label_config": label_config(spec.schema),
             "maximum_annotations": spec.overlap,
@@ -202,13 +204,13 @@ class LabelStudioOracle:
         try:
             project = self._transport.read("reading the project", get, parse_project)
         except NotFound:
-            self.about()  # raises where another service answers, which cannot tell
+            self.about()  # raises if another service answers: its 404 proves nothing
             raise missing_project(ref) from None
         check_mark(find_mark(project.description), ref, workspace_id, clone_id)
         return project
 
     def _descriptions(self) -> Iterator[tuple[int, str | None]]:
-        """The description of every project, by its number."""
+        """Yield the number and description of every project."""
         page = 1
         while True:
             wanted = self._by_sdk(partial(_list_projects, page=page))
@@ -217,7 +219,7 @@ class LabelStudioOracle:
             except NotFound:
                 if page == 1:
                     raise
-                return  # the page after a full last one
+                return  # the last page was full
             yield from found
             if len(found) < _PROJECTS_PAGE:
                 return
@@ -231,11 +233,11 @@ class LabelStudioOracle:
         return self._states(ref, of_round)
 
     def open_tasks(self, ref: ProjectRef) -> Iterator[TaskState]:
-        """Every task that people may still be served; see Oracle."""
+        """Every task still in the queue; see Oracle."""
         return self._states(ref, [task_filter("is_labeled", "equal", "Boolean", False)])
 
     def import_tasks(self, ref: ProjectRef, tasks: Sequence[Task]) -> None:
-        """Add tasks in one request, never repeated; see Oracle."""
+        """Add tasks in one request that is never retried; see Oracle."""
         request: Any = [task_json(task) for task in tasks]
         send = self._by_sdk(
             lambda sdk: sdk.projects.import_tasks(ref.project_id, request=request, return_task_ids=True)
@@ -245,7 +247,7 @@ class LabelStudioOracle:
             raise LabelStudioDown(f"Label Studio says that it took {taken!r} of {len(tasks)} tasks")
 
     def answered(self, ref: ProjectRef, since: str | None) -> Iterator[AnsweredTask]:
-        """Tasks touched since then with all annotations; see Oracle."""
+        """Tasks changed since then with all annotations; see Oracle."""
         touched = [] if since is None else [task_filter("updated_at", "greater_or_equal", "Datetime", since)]
         self._emails = self._list_emails()
         yield from self._answered(ref, touched)
@@ -280,7 +282,7 @@ class LabelStudioOracle:
         fields: Literal["all", "task_only"],
         parse: Callable[[Any], list[_TaskT]],
     ) -> Iterator[_TaskT]:
-        """Tasks by rising id, page by page from the last id on, so that concurrent changes lose no row."""
+        """Yield tasks by increasing id. Each page starts after the last id, so that concurrent changes skip no row."""
         last = 0
         ids: list[int]
         while True:
@@ -310,7 +312,7 @@ class LabelStudioOracle:
     # Users ---------------------------------------------------------------------------------------------------------
 
     def _email_of(self, number: int) -> str:
-        if number not in self._emails:  # somebody who joined since the listing
+        if number not in self._emails:  # a user added since the listing
             self._emails = {number: f"user:{number}", **self._list_emails()}
         return self._emails[number]
 
@@ -326,7 +328,7 @@ def _list_projects(sdk: LabelStudioBase, *, page: int) -> Any:
 
 
 def _descriptions_of(page: Any) -> list[tuple[int, str | None]]:
-    # `.items` is one page; the SDK's iterator would end in silence at an error.
+    # `.items` is one page; the SDK's iterator would end silently on an error.
     return [(parse_id(project.id), parse_text(project.description)) for project in page.items]
 
 

@@ -1,6 +1,6 @@
-"""Why a request came to nothing, as an error that a person can act upon.
+"""Turn failed requests into errors that say what to do.
 
-Errors name the call and the status, never a body or a header: those hold texts, tokens and sessions.
+Errors name the call and the status, never a body or a header: these contain texts, tokens and session cookies.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _DAY = 86_400.0
 
 
 class UnusableReply(Exception):
-    """A reply with another status than success, or that is no JSON. Holds a body: never show it."""
+    """A reply that is unsuccessful or not JSON. Holds the body: never show it."""
 
     def __init__(self, status_code: int | None, headers: Mapping[str, str], body: Any) -> None:
         super().__init__(f"status {status_code}")
@@ -28,11 +28,11 @@ class UnusableReply(Exception):
 
 
 class NotFound(LabelStudioRefused):
-    """The server has no such thing (404), or does not let us see it."""
+    """The server has no such object (404), or does not let us see it."""
 
 
 def unusable_reply(what: str, url: str, reply: UnusableReply, wait: float = 0.0) -> Exception:
-    """What an unsuccessful reply means; `wait`: for how many seconds the server asked to be left alone."""
+    """The error for an unsuccessful reply; `wait`: the seconds that the server asked us to wait."""
     status = reply.status_code
     if status == 404:
         return _not_found(what, url, reply)
@@ -51,7 +51,7 @@ def unusable_reply(what: str, url: str, reply: UnusableReply, wait: float = 0.0)
 
 
 def _is_label_studios(reply: UnusableReply) -> bool:
-    """Label Studio says in JSON what is wrong; pages are of somebody else."""
+    """Whether Label Studio sent the reply: its errors are JSON or empty; HTML pages come from other servers."""
     return not reply.body or isinstance(reply.body, Mapping)
 
 
@@ -62,7 +62,7 @@ def _not_found(what: str, url: str, reply: UnusableReply) -> LabelStudioRefused:
 
 
 def refused_token(what: str, url: str, status: int) -> LabelStudioRefused:
-    """The server does not take our token."""
+    """The error for a token that the server refuses."""
     return LabelStudioRefused(
         f"{what}: Label Studio at {url} refused the token ({status}): expired, revoked, or of another server. "
         "Copy a new one from Account & Settings there; a legacy token must also be allowed for the organisation"
@@ -88,7 +88,7 @@ def _redirected(what: str, url: str, reply: UnusableReply) -> LabelStudioRefused
 
 
 def no_label_studio(what: str, url: str) -> LabelStudioRefused:
-    """Another service answers. No NotFound: it cannot tell what Label Studio has, and what it lacks."""
+    """The error if another service answers. Not NotFound: that service cannot tell what Label Studio has."""
     return LabelStudioRefused(
         f"{what}: there is no Label Studio at {url} (404); is the address right? It is what a browser shows before "
         "/projects"
@@ -96,7 +96,7 @@ def no_label_studio(what: str, url: str) -> LabelStudioRefused:
 
 
 def busy(what: str, url: str, status: int | None, wait: float) -> LabelStudioDown:
-    """A server that has no time for us, or none for anybody."""
+    """The error for a server that asks us to wait (`wait` seconds, if known) or has failed."""
     if wait:
         why = f"asks us to wait for {wait:.0f} s" if wait <= _DAY else "asks us to wait for more than a day"
     else:
@@ -105,7 +105,7 @@ def busy(what: str, url: str, status: int | None, wait: float) -> LabelStudioDow
 
 
 def no_reply(what: str, url: str, error: httpx.HTTPError) -> LabelStudioDown | LabelStudioRefused:
-    """Why a connection came to nothing."""
+    """The error for a request that got no reply."""
     causes = list(_causes(error))
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
         return LabelStudioRefused(
@@ -128,14 +128,14 @@ def no_reply(what: str, url: str, error: httpx.HTTPError) -> LabelStudioDown | L
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came from."""
+    """Yield an error and the chain of its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _origin(address: str) -> str:
-    """`https://host:port` of an address; nothing where it has no host."""
+    """`https://host:port` of an address; empty if it has no host, is invalid or holds a user name."""
     try:
         url = httpx.URL(address)
     except httpx.InvalidURL:

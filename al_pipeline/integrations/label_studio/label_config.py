@@ -1,4 +1,4 @@
-"""What annotators see, as Label Studio's XML."""
+"""The labelling interface, as Label Studio's XML."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from al_pipeline.params import Schema
 from al_pipeline.records import shown_text
 
 _HOTKEYS = string.digits[1:] + "0" + "".join(key for key in string.ascii_lowercase if key not in "hru")
-"""Of the classes, in their order. Label Studio's editor has h, r and u for itself (pan, rectangle, unselect)."""
+"""Hotkeys of the classes, in order. Label Studio's editor reserves h, r and u (pan, rectangle, unselect)."""
 
 
 def label_config(schema: Schema, others: Sequence[str] = ()) -> str:
-    """The question, the fields as plain text, and the classes.
+    """The XML for the question, the fields as plain text, and the classes.
 
-    `others` are classes behind the schema's that the page is to go on offering.
-    Raises BadParams where a `$` would make Label Studio put a field's content in its place.
+    `others` are further classes to offer, after the schema's. Raises BadParams if a label or the question contains `$`,
+    which Label Studio would replace by a field's content.
     """
     if any("$" in label for label in schema.labels) or "$" in schema.question:
         raise BadParams("params.yaml: schema: question and labels must not hold `$`: Label Studio puts a field there")

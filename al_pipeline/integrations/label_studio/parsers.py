@@ -1,7 +1,7 @@
-"""What Label Studio sends, as records: the form of its replies, and what an annotation says.
+"""Parse Label Studio's replies into records, and annotations into answers.
 
-People can edit tasks and annotations there, and it validates nothing. A reply that is not of Label Studio's form raises
-LabelStudioDown, or the TypeError, LookupError or ValueError that `transport` turns into it.
+People can edit tasks and annotations there, and Label Studio validates nothing. A reply of an unexpected form raises
+LabelStudioDown, or a TypeError, LookupError or ValueError that `transport` turns into it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from al_pipeline.records import (
 )
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
-"""How Label Studio's times are written here: UTC, six digits, so that text order is time order."""
+"""The format of Label Studio's times in our records: UTC with microseconds, so that text order is time order."""
 
 _ORIGINS = frozenset({"manual", "prediction", "prediction-changed"})
 
@@ -36,10 +36,9 @@ _ORIGINS = frozenset({"manual", "prediction", "prediction-changed"})
 
 
 def parse_annotation(result: Sequence[Any], was_cancelled: bool, schema: Schema) -> Answer | RefusalReason:
-    """What a raw result says, or why it cannot be taken. Total: `result` may be anything that JSON can hold.
+    """The answer in a raw result, or why it is refused. Never raises: `result` may hold any JSON values.
 
-    What other controls hold beside the choice, such as a comment (`textarea`), does not matter: it stays in Label
-    Studio.
+    Values of other controls, such as a comment (`textarea`), are ignored and stay in Label Studio.
     """
     if was_cancelled:
         return Answer(label=None, origin=None)
@@ -62,7 +61,7 @@ def parse_annotation(result: Sequence[Any], was_cancelled: bool, schema: Schema)
 
 
 def _choice_entry(result: Sequence[Any]) -> Mapping[str, Any] | RefusalReason:
-    """The one entry of a raw result that answers our question."""
+    """The one entry of a raw result that answers our question, or why there is none."""
     if not result:
         return "empty result"
     if not all(isinstance(entry, Mapping) and isinstance(entry.get("from_name"), str) for entry in result):
@@ -75,7 +74,7 @@ def _choice_entry(result: Sequence[Any]) -> Mapping[str, Any] | RefusalReason:
 
 
 def shows_plan(data: Mapping[str, Any], plan: PlannedTask, schema: Schema) -> bool:
-    """Whether a task still shows what we sent; columns that people added beside it do not matter."""
+    """Whether a task still shows what we sent; fields that people added are ignored."""
     recorded = data.get("shown_hash")
     if data.get("item_id") != plan.item_id:
         return False
@@ -89,19 +88,19 @@ def shows_plan(data: Mapping[str, Any], plan: PlannedTask, schema: Schema) -> bo
 
 
 def parse_task_states(content: Any) -> list[TaskState]:
-    """The states of a page of tasks."""
+    """The task states in one page of a task listing."""
     return [_parse_task_state(row) for row in _task_rows(content)]
 
 
 def parse_answered_tasks(content: Any, email_of: Callable[[int], str]) -> list[AnsweredTask]:
-    """A page of tasks with their annotations; `email_of` names the user with a number."""
+    """The tasks with their annotations in one page of a listing; `email_of` maps a user's id to the address."""
     return [_parse_answered_task(row, email_of) for row in _task_rows(content)]
 
 
 def task_state(
     task_id: int, data: Mapping[str, Any], *, is_labeled: bool, annotations: int, cancelled: int
 ) -> TaskState:
-    """A task's state from its data, which anybody may have edited: what is not of our form counts as absent."""
+    """A task's state. Anybody may have edited its data: values of the wrong type count as absent."""
     number = data.get("al_round")
     return TaskState(
         task_id=task_id,
@@ -117,7 +116,7 @@ def task_state(
 def answered_task(
     task_id: int, data: Mapping[str, Any], annotations: Sequence[Annotation], *, created_at: str, updated_at: str
 ) -> AnsweredTask:
-    """A task with its annotations, from its data."""
+    """A task with its annotations; push key and `prelabel_shown` come from its data."""
     return AnsweredTask(
         task_id=task_id,
         push_key=_push_key(data),
@@ -130,7 +129,7 @@ def answered_task(
 
 
 def raw_result(value: Any) -> tuple[Any, ...]:
-    """A result as the server holds it, which should be a list but may be anything."""
+    """A result as a tuple; one that is not a list, which the server allows, is wrapped as `malformed`."""
     if value is None:
         return ()
     return tuple(value) if isinstance(value, list | tuple) else ({"malformed": value},)
@@ -203,7 +202,7 @@ def _part(value: Any) -> Part | None:
 
 @dataclass(frozen=True, slots=True)
 class ProjectSettings:
-    """A project's settings, as far as they are ours, under the names that they have in its API."""
+    """The settings of a project that we manage, under their names in Label Studio's API."""
 
     title: str | None
     description: str | None
@@ -215,7 +214,7 @@ class ProjectSettings:
 
 
 def parse_project(content: Any) -> ProjectSettings:
-    """A project."""
+    """The settings in a project's JSON."""
     found = _object(content)
     if found.get("id") is None or found.get("label_config") is None:
         raise KeyError("no project")
@@ -231,12 +230,12 @@ def parse_project(content: Any) -> ProjectSettings:
 
 
 def parse_users(content: Any) -> dict[int, str]:
-    """Everybody's e-mail address, by number."""
+    """The e-mail address of every user, by id; see `parse_user`."""
     return dict(parse_user(row.get("id"), row.get("email")) for row in _objects(content))
 
 
 def parse_user(number: Any, email: Any) -> tuple[int, str]:
-    """A user's number and e-mail address in lower case, or `user:<number>` where there is none."""
+    """A user's id, and the e-mail address in lower case, or `user:<id>` if there is none."""
     return parse_id(number), shown_text(parse_text(email) or "").strip().lower() or f"user:{number}"
 
 
@@ -244,12 +243,12 @@ def parse_user(number: Any, email: Any) -> tuple[int, str]:
 
 
 def parse_id(value: Any) -> int:
-    """An id."""
+    """An id. Raises LabelStudioDown if it is not an integer."""
     return _whole_number(value, "an id")
 
 
 def parse_text(value: Any) -> str | None:
-    """Text, or nothing."""
+    """Text or None. Raises LabelStudioDown for anything else."""
     if value is not None and not isinstance(value, str):
         raise LabelStudioDown("Label Studio sent something else where text belongs")
     return value
@@ -262,7 +261,7 @@ def _whole_number(value: Any, what: str) -> int:
 
 
 def _time(value: Any) -> str:
-    """A time of the server's in our form."""
+    """A server's time in TIME_FORMAT. Raises LabelStudioDown if it is not one."""
     try:
         moment = datetime.fromisoformat(value)
     except (TypeError, ValueError):

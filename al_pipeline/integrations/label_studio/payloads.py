@@ -1,6 +1,6 @@
-"""What is sent to Label Studio: tasks, answers as it writes them, filters. What comes back: `parsers`.
+"""What is sent to Label Studio: tasks, answers in its format, filters. `parsers` reads what it returns.
 
-A task's data hold what annotators see, and beside it ours (`RESERVED`).
+A task's data hold what annotators see, and our own keys (`RESERVED`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from al_pipeline.files import sha256_bytes
 from al_pipeline.records import Task, shown_text
 
 CONTROL = "label"
-"""Name of the one question in the label config: the `from_name` of every answer that we read."""
+"""The name of the only question in the label config: the `from_name` of every answer that we read."""
 
 RESERVED = frozenset(
     {
@@ -24,21 +24,21 @@ RESERVED = frozenset(
         "push_key", "shown_hash",
     }
 )  # fmt: skip
-"""Keys of a task's data that are ours; what is left is what annotators see."""
+"""Our own keys in a task's data; all others are what annotators see."""
 
 STATE_FIELDS = "id,data,is_labeled,total_annotations,cancelled_annotations"
-"""What is asked for of a task whose state alone matters."""
+"""The fields requested when only a task's state is needed."""
 
 ANSWER_FIELDS = "id,data,annotations,updated_at,result,completed_by,was_cancelled,lead_time,created_at"
-"""What is asked for of a task with its annotations. It filters inside them too, hence the names of their keys."""
+"""The fields requested for tasks with annotations. The filter also applies inside these, hence the keys of both."""
 
 _PLAIN_KEY = re.compile(r"^[A-Za-z][A-Za-z0-9_]*$")
 
 
 def data_key(name: str) -> str:
-    """Key of a task's data under which a field of this name is sent.
+    """The key in a task's data under which a field of this name is sent.
 
-    Label Studio reads `$key` in its config as a path, so that only letters, digits and underscores are safe.
+    Label Studio parses `$key` in its config as a path, so only letters, digits and underscores are safe.
     """
     if _PLAIN_KEY.match(name) and name not in RESERVED:
         return name
@@ -52,18 +52,18 @@ def shown_fields(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shown_hash(shown: Mapping[str, Any]) -> str:
-    """What annotators were shown, as a SHA-256 (hex) of the canonical JSON of the fields."""
+    """The SHA-256 (hex) of the canonical JSON of the fields that annotators were shown."""
     text = json.dumps(dict(shown), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return sha256_bytes(text.encode("ascii"))
 
 
 def choice_result(label: str, to_name: str = "text") -> list[dict[str, Any]]:
-    """An answer (or a guess) as Label Studio writes it."""
+    """An answer or a prediction, in Label Studio's result format."""
     return [{"from_name": CONTROL, "to_name": to_name, "type": "choices", "value": {"choices": [label]}}]
 
 
 def task_json(task: Task) -> dict[str, Any]:
-    """A task exactly as it is sent. Raises BadInput where a key or score could not come back as it went."""
+    """The JSON of a task. Raises BadInput if its key or score could not be read back unchanged."""
     plan = task.plan
     if plan.push_key != shown_text(plan.push_key) or not math.isfinite(plan.score):
         raise BadInput(

@@ -1,6 +1,6 @@
-"""Whether Label Studio is up, asked by one plain request that may fail and costs next to nothing: no SDK, no httpx.
+"""Check cheaply whether Label Studio is up, with one plain request: no SDK, no httpx.
 
-For display alone. It waits a second at most, whatever the network does, and decides nothing.
+`probe_server` is for display only and takes at most a second, whatever the network does.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _MOST_BYTES = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class ServerStatus:
-    """What Label Studio said of itself."""
+    """The result of a probe."""
 
     state: State
-    """`down`: nobody answers in time; `refused`: the token is not taken; `odd`: something else answers."""
+    """`down`: no answer in time; `refused`: the token is refused; `odd`: something else answers."""
     detail: str = ""
     """Why it is not up, in words."""
     answered: int | None = None
-    """Tasks of the open round that somebody has answered there; None where it was not asked, or did not say."""
+    """The number of answered tasks in the open round; None if it was not asked for or not given."""
 
     def to_json(self) -> dict[str, Any]:
         """This as a JSON object."""
@@ -46,9 +46,10 @@ class ServerStatus:
 def probe_server(
     url: str, token: str | None, project_id: int | None, workspace_id: str, round: int | None, seconds: float = _SECONDS
 ) -> ServerStatus:
-    """Whether the Label Studio at `url` is up and takes our token, and how many tasks of `round` are answered there.
+    """Check that the Label Studio at `url` is up and accepts our token; count the answered tasks of `round`.
 
-    Never raises for what the server or the network does, and never takes longer than `seconds`.
+    Without token, project or round only the server's health is checked. Never raises for errors of the server or the
+    network, and never takes longer than `seconds`.
     """
     found: list[ServerStatus] = []
     address = url.rstrip("/")
@@ -61,10 +62,10 @@ def probe_server(
             else:
                 count = _answered(address, token, project_id, workspace_id, round, seconds)
                 found.append(ServerStatus("up", answered=count))
-        except Exception as error:  # whatever it is, it is one word of a status
+        except Exception as error:  # any error becomes a status
             found.append(_failure(error))
 
-    # A thread, since the look-up of a host name knows no time limit; a daemon, since nobody waits for its end.
+    # A thread, since host name resolution has no timeout; a daemon, so that the process need not wait for it.
     thread = threading.Thread(target=ask, daemon=True)
     begin = time.perf_counter()
     thread.start()
@@ -75,9 +76,9 @@ def probe_server(
 
 
 def is_writer(url: str, token: str, project_id: int, mark: ProjectMark, seconds: float) -> bool:
-    """Whether a Label Studio on this machine says at once that its project bears `mark`, without httpx.
+    """Whether a project of a Label Studio on this machine has exactly `mark`, found by requests without httpx.
 
-    False where it says anything else, or nothing: then the client asks, which knows why.
+    False for any other answer or error: the caller then asks through the client, which reports the reason.
     """
     address = url.rstrip("/")
 
@@ -90,7 +91,7 @@ def is_writer(url: str, token: str, project_id: int, mark: ProjectMark, seconds:
         headers = Authorization(token, post).header()
         found = json.loads(_get(f"{address}/api/projects/{project_id}/", headers, seconds))
         return find_mark(found["description"]) == mark
-    except Exception as error:  # whatever it is, the client will say it
+    except Exception as error:  # the client reports it
         _logger.debug(
             "Label Studio at %s did not say whose project %d is: %s", address, project_id, type(error).__name__
         )
@@ -119,7 +120,7 @@ def _answered(url: str, token: str, project_id: int, workspace_id: str, round: i
 
 
 def _get(url: str, headers: dict[str, str], seconds: float, body: str | None = None) -> bytes:
-    """The reply to one request; it is sent on nowhere, so that no other server gets the token."""
+    """The reply to one request. Redirects are not followed, so that no other server gets the token."""
     from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
     class Nowhere(HTTPRedirectHandler):

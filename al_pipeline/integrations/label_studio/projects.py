@@ -1,6 +1,6 @@
-"""Whose a project of Label Studio is, what it is called, and what somebody changed in its page.
+"""Ownership and title of a Label Studio project, and edits made in its page.
 
-Its description says which workspace and clone it belongs to; whatever else people wrote there stays.
+A mark in its description names the workspace and clone that it belongs to; any other text there is kept.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from al_pipeline.params import Schema
 from al_pipeline.sanitize import one_line, shortened
 
 SHORT_ID = 6
-"""Characters of a workspace's id that names for people end with."""
+"""The number of characters of a workspace's id at the end of names shown to people."""
 
 _LONGEST_TITLE = 50
-"""What Label Studio takes."""
+"""Label Studio's limit."""
 
 _LONGEST_NAME = 24
 
@@ -27,7 +27,7 @@ _MARK = re.compile(r"al-workspace:(\S+) clone:(\S+) project:(\S+)")
 
 @dataclass(frozen=True, slots=True)
 class ProjectMark:
-    """What a project's description says of whose it is."""
+    """The owner of a project, as its description names it."""
 
     workspace_id: str
     clone_id: str
@@ -38,20 +38,20 @@ class ProjectMark:
 
 
 def find_mark(description: str | None) -> ProjectMark | None:
-    """Whose a project is, by its description; None where it does not say."""
+    """The mark in a project's description; None if it has none."""
     found = _MARK.search(description or "")
     return ProjectMark(found[1], found[2], found[3]) if found else None
 
 
 def with_mark(description: str | None, mark: ProjectMark) -> str:
-    """The description with `mark` in it; whatever else people wrote there stays."""
+    """The description with `mark` added or replaced; any other text is kept."""
     if find_mark(description):
         return _MARK.sub(lambda _: str(mark), description or "", count=1)
     return f"{description}\n{mark}" if description else str(mark)
 
 
 def check_mark(mark: ProjectMark | None, ref: ProjectRef, workspace_id: str, clone_id: str | None) -> None:
-    """Raise WrongProject unless `mark` says that the project is `ref`, ours and (with `clone_id`) this clone's."""
+    """Raise WrongProject unless `mark` is that of project `ref`, this workspace and (with `clone_id`) this clone."""
     if mark is None or mark.workspace_id != workspace_id or mark.project_uid != ref.project_uid:
         whose = "nobody we know" if mark is None else f"workspace {mark.workspace_id} (project {mark.project_uid})"
         raise WrongProject(
@@ -66,7 +66,7 @@ def check_mark(mark: ProjectMark | None, ref: ProjectRef, workspace_id: str, clo
 
 
 def missing_project(ref: ProjectRef) -> WrongProject:
-    """The error for a project that is not on its server."""
+    """The error for a project that its server does not have, or does not show us."""
     return WrongProject(
         f"Label Studio has no project {ref.project_id} that we may see (project {ref.project_uid}): deleted, "
         "or another server; nothing was changed. `al doctor` shows the address in use. If it is gone for good, "
@@ -75,9 +75,9 @@ def missing_project(ref: ProjectRef) -> WrongProject:
 
 
 def find_project(descriptions: Iterable[tuple[int, str | None]], workspace_id: str) -> ProjectRef | None:
-    """The project whose description says that it is ours: the trace of a creation whose reply, or record, was lost.
+    """The project whose mark names this workspace, or None: finds one whose creation was not recorded.
 
-    `descriptions`: of all projects, by number. Raises WrongProject where several say so.
+    `descriptions`: number and description of all projects. Raises WrongProject if several name this workspace.
     """
     found: dict[int, str] = {}
     for number, description in descriptions:
@@ -94,9 +94,9 @@ def find_project(descriptions: Iterable[tuple[int, str | None]], workspace_id: s
 
 
 def project_title(name: str, question: str, workspace_id: str) -> str:
-    """What the project of a workspace is called: its name and question, and the beginning of its id, never cut.
+    """The title of a workspace's project: name and question, shortened, and the beginning of the workspace's id.
 
-    We find it by its mark; the title is for people.
+    The title is for people; the pipeline finds the project by its mark.
     """
     end = f" ({workspace_id[:SHORT_ID]})"
     name, question = shortened(one_line(name), _LONGEST_NAME), one_line(question)
@@ -104,12 +104,12 @@ def project_title(name: str, question: str, workspace_id: str) -> str:
 
 
 def is_our_title(title: str | None, workspace_id: str) -> bool:
-    """Whether a title is one that this or an earlier version gave, and no person's."""
+    """Whether a title was given by this or an earlier version, not by a person."""
     return title == f"al {workspace_id}" or (title or "").endswith(f"({workspace_id[:SHORT_ID]})")
 
 
 def page_edit(offered: Collection[str], schema: Schema, published: Collection[str]) -> PageEdit | None:
-    """What somebody changed in the project's page, which offers `offered`; None where nobody did."""
+    """How the classes `offered` in the project's page differ from the schema; None if nobody edited them."""
     added = tuple(sorted(set(offered) - set(schema.labels) - set(published)))
     removed = tuple(name for name in schema.labels if name in published and name not in offered)
     return PageEdit(added, removed) if added or removed else None

@@ -1,8 +1,7 @@
-"""Label Studio's two kinds of token, and the header that says who we are. Knows no HTTP library: it is given how to
-post.
+"""The authorisation header for Label Studio's two kinds of token. Needs no HTTP library: callers pass a `Post`.
 
-A legacy token is sent as it is. A personal access token is a JSON Web Token, which is exchanged for an access token of
-a few minutes.
+A legacy token is sent as it is. A personal access token is a JSON Web Token that is exchanged for an access token valid
+for a few minutes.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 Post = Callable[[str, Mapping[str, str]], Any]
-"""Sends a JSON body to a path of the server; what its reply holds."""
+"""Posts a JSON body to a path of the server and returns the content of the reply."""
 
 _REFRESH = "api/token/refresh/"
 
 
 class TokenExpired(Exception):
-    """A personal access token has ended, or never said when it would: the server would refuse it."""
+    """A personal access token has expired or has no expiry time: the server would refuse it."""
 
 
 class Authorization:
-    """The `Authorization` header for `token`. An access token is kept until it ends."""
+    """The `Authorization` header for `token`. Access tokens are cached until they expire."""
 
     def __init__(self, token: str, post: Post) -> None:
         self._token = token
@@ -33,9 +32,9 @@ class Authorization:
         self._access_until = 0.0
 
     def header(self) -> dict[str, str]:
-        """The header of a request that is sent now.
+        """The header for a request that is sent now; fetches an access token if necessary.
 
-        Raises TokenExpired, and TypeError or KeyError for a reply that holds no access token.
+        Raises TokenExpired, and TypeError or KeyError if the reply holds no access token.
         """
         claims = _claims(self._token)
         if claims is None:
@@ -51,7 +50,7 @@ class Authorization:
 
 
 def _claims(token: str) -> dict[str, Any] | None:
-    """What a JSON Web Token says of itself, unverified (the server does that); None for a token of another kind."""
+    """The claims of a JSON Web Token, unverified (the server verifies them); None for other kinds of token."""
     parts = token.split(".")
     if len(parts) != 3:
         return None
@@ -63,6 +62,6 @@ def _claims(token: str) -> dict[str, Any] | None:
 
 
 def _expiry(claims: Mapping[str, Any]) -> float:
-    """When a token ends, in seconds since 1970; 0 where it does not say."""
+    """When a token expires, in seconds since 1970; 0 if it does not say."""
     found = claims.get("exp")
     return found if isinstance(found, int | float) else 0.0

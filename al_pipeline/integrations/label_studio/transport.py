@@ -1,10 +1,10 @@
-"""Requests to one Label Studio over HTTP: authorised, bounded in time, and repeated where that is harmless.
+"""HTTP requests to one Label Studio server, with authorisation, timeouts and retries.
 
-Only reads are repeated: after a lost reply nobody knows whether a write took place, and Label Studio never notices a
-duplicate.
+Only reads are retried: after a lost reply it is unknown whether a write took place, and Label Studio does not reject
+duplicates.
 
-A server that asks us to wait (429 or 503 with `Retry-After`) is not asked earlier than it says, whatever the request.
-We wait for a minute at most, all waits of one client taken together; where more is asked, the call fails and says so.
+If a server asks us to wait (429 or 503 with `Retry-After`), no request is sent before that time. All waits of one
+client together are limited to a minute; a call that would have to wait longer fails with that reason.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _T = TypeVar("_T")
 _READ_ATTEMPTS = 4
 _FIRST_DELAY = 0.5
 _PATIENCE_SECONDS = 60.0
-"""How long a server may have one client wait by `Retry-After`, in all: a tick must come to its end."""
+"""How long one client waits in total because of `Retry-After`: a tick must end."""
 
 
 class Transport:
     """Label Studio at `url`, with a token of either kind. Creating it sends nothing.
 
-    `timeout` bounds each request, in seconds; `transport` stands in for the network in tests. Raises LabelStudioRefused
-    for an address or token that cannot be right.
+    `timeout` limits each request, in seconds; `transport` replaces the network in tests. Raises LabelStudioRefused for
+    an invalid address or token.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class Transport:
             timeout=timeout,
             transport=transport,
             trust_env=not _on_this_machine(self.url),
-            verify=self.url.startswith("https:"),  # without TLS no certificate authorities are read, which takes long
+            verify=self.url.startswith("https:"),  # without TLS, skip loading certificate authorities, which is slow
         )
         self.http.event_hooks = {"request": [_note_begin], "response": [_log_reply]}
         self._authorization = Authorization(token, self._post)
         self._sleep = sleep
         self._jitter = random.Random()
         self._not_before = 0.0
-        """Until when (`time.monotonic`) the server asked us to be silent."""
+        """No request may be sent before this `time.monotonic`, at the server's request."""
         self._patience = _PATIENCE_SECONDS
 
     def close(self) -> None:
@@ -77,12 +77,12 @@ class Transport:
         self.http.close()
 
     def get(self, path: str, parameters: Mapping[str, str | int] | None = None) -> Any:
-        """What a reply to a plain request holds; call it through `read`."""
+        """Send a plain GET request and return the reply's JSON; call it through `read`."""
         headers = self._authorization.header()
         return _content(self.http.get(f"{self.url}/{path}", params=parameters or None, headers=headers))
 
     def read(self, what: str, send: Callable[[], Any], parse: Callable[[Any], _T]) -> _T:
-        """Send a request that changes nothing; repeat it a few times, ever later, while there is no usable reply."""
+        """Send a request that changes nothing; on LabelStudioDown retry up to three times with exponential backoff."""
         for attempt in range(1, _READ_ATTEMPTS):
             try:
                 return self.write(what, send, parse)
@@ -95,9 +95,9 @@ class Transport:
         return self.write(what, send, parse)
 
     def write(self, what: str, send: Callable[[], Any], parse: Callable[[Any], _T]) -> _T:
-        """Send a request once, when the server allows, and read its reply.
+        """Send a request once, as soon as the server allows, and parse its reply.
 
-        Raises LabelStudioDown, LabelStudioRefused, NotFound for a 404.
+        Raises LabelStudioDown, LabelStudioRefused, or NotFound for a 404.
         """
         self._keep_silence(what)
         try:
@@ -106,11 +106,11 @@ class Transport:
             failure = self._failure(what, error)
             if failure is None:
                 raise
-        # Outside the handler: the first error holds headers and bodies, and must not travel with ours.
+        # Outside the handler, so that the original error, which holds headers and bodies, is not chained to ours.
         raise failure
 
     def _failure(self, what: str, error: Exception) -> Exception | None:
-        """What an error on the way to a parsed reply means; None where it is one of ours, or of the program."""
+        """The error to raise for a failed request or parse; None if `error` is one of ours or a bug."""
         match error:
             case UnusableReply():
                 if error.status_code in (429, 503):
@@ -136,7 +136,7 @@ class Transport:
                 return None
 
     def clock_ahead(self) -> float | None:
-        """How far the server's clock is ahead of ours, in seconds; None where it does not say."""
+        """How far the server's clock is ahead of ours, in seconds; None if the server does not send a date."""
         try:
             reply = self.http.get(f"{self.url}/health")
             return (parsedate_to_datetime(reply.headers["date"]) - datetime.now(UTC)).total_seconds()
@@ -147,11 +147,11 @@ class Transport:
         return _content(self.http.post(f"{self.url}/{path}", json=dict(body)))
 
     def _silence(self) -> float:
-        """How many seconds we must still be silent."""
+        """The number of seconds before the next request may be sent."""
         return max(0.0, self._not_before - time.monotonic())
 
     def _keep_silence(self, what: str) -> None:
-        """Wait as long as the server asked. Raises LabelStudioDown where that is too long, and sends nothing."""
+        """Wait as long as the server asked. Raises LabelStudioDown at once if that is too long."""
         seconds = self._silence()
         if seconds > self._patience:
             raise busy(what, self.url, 429, seconds)
@@ -167,7 +167,7 @@ def _note_begin(request: httpx.Request) -> None:
 
 
 def _log_reply(reply: httpx.Response) -> None:
-    """Method, path and status alone: parameters, headers and bodies hold texts and tokens."""
+    """Log only method, path and status: parameters, headers and bodies hold texts and tokens."""
     request, seconds = reply.request, time.perf_counter() - reply.request.extensions["al_begin"]
     _logger.debug("%s %s: %d after %.3f s", request.method, request.url.path, reply.status_code, seconds)
 
@@ -188,7 +188,7 @@ def _check(url: str, token: str) -> None:
 
 
 def _on_this_machine(url: str) -> bool:
-    """Whether a proxy from the environment would only stand in the way."""
+    """Whether `url` is on this machine, so that proxies in the environment must be ignored."""
     try:
         return httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")
     except httpx.InvalidURL:
@@ -207,9 +207,9 @@ def _content(reply: httpx.Response) -> Any:
 
 
 def asked_to_wait(headers: Mapping[str, str]) -> float:
-    """For how many seconds a reply asks us to wait; 0 where it does not, or not in a form that the standard knows.
+    """The number of seconds that a reply's `Retry-After` asks us to wait; 0 if it is absent or invalid.
 
-    `Retry-After` is a number of seconds or a date; a date is compared with the server's own `Date`, if it tells it.
+    `Retry-After` is a number of seconds or a date; a date is compared with the server's own `Date`, if sent.
     """
     found = {name.lower(): value.strip() for name, value in headers.items()}
     asked = found.get("retry-after", "")
