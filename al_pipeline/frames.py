@@ -1,6 +1,5 @@
-"""A workspace as pandas tables, for notebooks: what was published and labelled, what the model says of the test set.
+"""A workspace as pandas tables, for notebooks: published rounds, the labelled set, predictions on the test set.
 
-from al_pipeline import frames
 frames.rounds("spam").plot(x="labelled", y="macro_f1")
 """
 
@@ -22,7 +21,7 @@ from al_pipeline.workspace.workspace import open_workspace
 
 
 def rounds(workspace: str | Path = ".") -> pd.DataFrame:
-    """One row a published round: its number, labels, verdict, and each metric with its interval (`_low`, `_high`)."""
+    """One row per published round: its number, labels, verdict, and each metric with its interval (`_low`, `_high`)."""
     rows: list[dict[str, Any]] = []
     for found in status.rounds(open_workspace(Path(workspace))):
         row: dict[str, Any] = {
@@ -39,7 +38,7 @@ def rounds(workspace: str | Path = ".") -> pd.DataFrame:
 
 
 def labeled(workspace: str | Path = ".") -> pd.DataFrame:
-    """The labelled set: item_id, text, label, agreement, answers, round. Raises NothingToDo where there is none."""
+    """The labelled set: item_id, text, label, agreement, answers, round. Raises NothingToDo if nothing is labelled."""
     layout = open_workspace(Path(workspace)).layout
     if not layout.labeled.exists():
         raise NothingToDo("nothing is labelled yet; `al status` says what the round waits for")
@@ -54,7 +53,10 @@ def labeled(workspace: str | Path = ".") -> pd.DataFrame:
 
 
 def predictions(workspace: str | Path = ".") -> pd.DataFrame:
-    """The latest published model on the test set: item_id, label, predicted, and `p_<class>` for each class."""
+    """The newest published model's test predictions: item_id, label, predicted, and `p_<class>` for each class.
+
+    Raises NothingToDo if no model is published yet.
+    """
     layout = open_workspace(Path(workspace)).layout
     git = Git(layout.root)
     if read_history(layout, git).latest is None:

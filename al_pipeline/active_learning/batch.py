@@ -53,11 +53,11 @@ ASKED = "asked"
 GUIDED = "guided"
 """Strategy name of an item most similar to the user's guide for a class with few labels."""
 RANDOM_FILL = "random_fill"
-"""Strategy name of a randomly drawn item where the shortlist is shorter than the batch."""
+"""Strategy name of a randomly drawn item that fills the batch if the shortlist is too short."""
 COLD_CANDIDATES = 5000
 """Size of the random sample of candidates for a strategy that uses vectors and no scores, and for the pool's centre."""
 GUIDED_LABELS = 10
-"""From so many labels of a class on its guide is not used: the model ranks the class better."""
+"""A class with this many labels no longer uses its guide: the model ranks its items better."""
 
 
 def next_batch(
@@ -75,7 +75,7 @@ def next_batch(
     """The batch of a round, and the choice of its strategy.
 
     `scored`: the shortlist by `top_candidates` with scores and probabilities; None without a model. `labels`: the
-    labelled items and their classes. `vectors`: the encoder's; None where the features have none. `candidates`, `first`
+    labelled items and their classes. `vectors`: the encoder's; None if the features have none. `candidates`, `first`
     and `requested`: as in `choose`. `guided`: for each class the ids most similar to its guide, most similar first;
     they are queried while the class has few labels (as Ein-Dor et al. 2020 seed rare classes). Raises ValueError where
     the strategy needs vectors and there are none.
@@ -108,7 +108,7 @@ def _inputs_for(
     classes: Sequence[str],
     vectors: VectorsOf | None,
 ) -> Shortlist | None:
-    """The inputs that the strategy declares, and no others, since vectors take time."""
+    """Only the inputs that the strategy declares, since reading vectors takes time."""
     needs = STRATEGIES[name].needs
     if not needs & {"vectors"}:
         view = scored
@@ -180,7 +180,7 @@ def choose(
 
     The random slice is drawn from all candidates first, then spread over the batch: one slice item at a random position
     in each of equally long segments, so that a partly answered round keeps the share of both. `Query.score` is 0.0
-    where no score is known. Raises ValueError where the strategy lacks an input, or a randomly drawn candidate occurs
+    where no score is known. Raises ValueError if the strategy lacks an input, or a randomly drawn candidate occurs
     twice.
     """
     if strategy not in STRATEGIES:
@@ -243,7 +243,7 @@ class _Free:
 def _own_picks(
     strategy: Strategy, name: str, free: _Free, shortlist: Shortlist | None, k: int, seed: SeedSequence
 ) -> list[tuple[str, str, float]]:
-    """The strategy's picks among the free candidates, filled up at random where the shortlist is too short."""
+    """The strategy's picks among the free candidates as (id, strategy name, probability), filled up at random."""
     if not strategy.needs:
         view = Shortlist(_each_once(sorted(free.without(set()))))
     elif shortlist is None:

@@ -14,7 +14,7 @@ Vectors = NDArray[Any]
 
 _ITERATIONS = 30
 _BLOCK = 2048
-"""Rows whose distances to all others are in memory at a time."""
+"""Number of rows whose distances to all others are in memory at a time."""
 
 
 def k_means(vectors: Vectors, k: int, rng: Generator, iterations: int = _ITERATIONS) -> tuple[Positions, Floats]:

@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 Positions = NDArray[np.intp]
 
 _BLOCK = 10_000
-"""Ids in memory at a time."""
+"""Number of ids in memory at a time."""
 
 
 def round_seed(project_seed: int, round_number: int, strategy: str) -> SeedSequence:

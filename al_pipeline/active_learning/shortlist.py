@@ -89,7 +89,7 @@ class TopK:
 
     def add(self, ids: Sequence[str], scores: Floats, rows: Floats | None = None) -> None:
         """Add a part: ids, scores (n,), and values (n, columns) if there are any."""
-        near = np.flatnonzero(~(scores < self._least))  # a NaN stays, to be named
+        near = np.flatnonzero(~(scores < self._least))  # NaN is kept, so that `top_k` raises and names the item
         if len(near) == 0:
             return
         self._ids += ids if len(near) == len(ids) else [ids[row] for row in near]

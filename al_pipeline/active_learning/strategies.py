@@ -252,7 +252,7 @@ COLD_STARTS = tuple(name for name, strategy in STRATEGIES.items() if not strateg
 class Scoring(NamedTuple):
     """How the pool is scored for a strategy: the acquisition function and the sampled models (n, K, C), if any.
 
-    `samples` is None where the function takes the model's own probabilities (n, C).
+    `samples` is None if the function takes the model's own probabilities (n, C).
     """
 
     acquisition: str

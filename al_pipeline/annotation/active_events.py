@@ -1,4 +1,4 @@
-"""Which of the ledger's events count: those that no intervention in force takes out.
+"""Which events of the ledger count: those that no intervention in force excludes.
 
 No clock is read; the only order is that of the ledger. The result is derived from the interventions in the ledger, and
 nothing about it is stored.
@@ -33,7 +33,7 @@ def active(events: Iterable[Event]) -> list[Event]:
     - A restoration brings back annotations that are out at its place and match its selection, with all that happened to
       them since: one that was deleted afterwards does not count again.
 
-    Quarantine and restore events of earlier versions list their decisions in `targets`. Raises BadInput where the
+    Quarantine and restore events of earlier versions list their decisions in `targets`. Raises BadInput if the
     ledger lacks the snapshot of a rollback.
     """
     ledger: dict[str, Event] = {}
@@ -55,7 +55,7 @@ def standing_answers(events: Iterable[Event]) -> dict[str, Event]:
 
 
 def superseded(events: Iterable[Event]) -> dict[str, str]:
-    """The items whose text was corrected, each with the item that has the right text; the former are no longer used.
+    """Items whose text was corrected, each with the item that has the corrected text; the former are no longer used.
 
     A correction that a rollback has cancelled supersedes nothing.
     """
@@ -66,13 +66,13 @@ def superseded(events: Iterable[Event]) -> dict[str, str]:
 
 
 def corrected_items(counted: Iterable[Event]) -> dict[str, str]:
-    """The same, of events that are known to count."""
+    """Like `superseded`, for events that are already known to count."""
     newest = {event.annotation_key: event for event in counted if event.type == "correct"}
     return {item: event.item_id for event in newest.values() for item in event.targets}
 
 
 def changed_by(events: Sequence[Event]) -> dict[str, frozenset[str]]:
-    """The ids of the items whose events each intervention took out or brought back, by the intervention's event id."""
+    """The ids of the items whose events each intervention excluded or restored, by the intervention's event id."""
     ledger = list({event.event_id: event for event in reversed(events)}.values())[::-1]
     found: dict[str, frozenset[str]] = {}
     for place, event in enumerate(ledger):
@@ -132,7 +132,7 @@ def _counts(ledger: Sequence[Event]) -> list[bool]:
 
 
 def _in_force(ledger: Sequence[Event], positions: Mapping[str, int]) -> frozenset[int]:
-    """The positions of the interventions in force, found newest first: an undo or a rollback cancels older ones."""
+    """The positions of the interventions in force. Runs newest first, since an undo or rollback cancels older ones."""
     found: set[int] = set()
     decided: dict[str, bool] = {}
     undone: set[str] = set()
@@ -175,7 +175,7 @@ def _apply_selection(
     by_annotation: Mapping[str, Sequence[int]],
     counts: list[bool],
 ) -> None:
-    """Set in `counts` the events of every annotation that a revocation or restoration selects.
+    """Set in `counts` whether the events of each annotation count, if a revocation or restoration selects it.
 
     `by_annotation`: the positions of each annotation's events so far.
     """
@@ -186,9 +186,10 @@ def _apply_selection(
 
 
 def _selects(selection: Selection, restores: bool, history: Sequence[tuple[Event, bool]]) -> bool:
-    """Whether a restoration (else a revocation) selects an annotation. `history`: its events, and which count.
+    """Whether a revocation, or with `restores` a restoration, selects an annotation. `history`: its events, each with
+    whether it counts.
 
-    The selection is matched against its newest version: of those that count for a revocation, of all for a restoration.
+    The selection is matched against the newest version: for a revocation, of the events that count; else of all.
     """
     if restores:
         given = [(event, yes) for event, yes in history if event.type != "delete"]
@@ -204,7 +205,7 @@ def _abandoned_before(event: Event) -> frozenset[int]:
 
 
 def _decisions(event: Event, ledger: Sequence[Event], positions: Mapping[str, int]) -> dict[str, bool]:
-    """Which events a quarantine (False) or restore (True) of an earlier version decides on, by event id.
+    """The events on which a quarantine (False) or restore event (True) of an earlier version decides, by event id.
 
     Revocations of earlier versions also listed deletions, which brought deleted annotations back; these are ignored.
     """

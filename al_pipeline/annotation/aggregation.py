@@ -1,4 +1,4 @@
-"""Aggregation of annotations into labels: majority vote, outweighed by adjudications and gold labels.
+"""Aggregation of annotations into labels: majority vote, overruled by adjudications and gold labels.
 
 The result does not depend on how the events of different people are interleaved in the ledger, except that the newest
 adjudication wins.
@@ -17,9 +17,9 @@ from al_pipeline.errors import BadInput, SchemaInUse
 from al_pipeline.records import Event, LabeledItem, Part, Unresolved
 
 MAX_SKIPS = 2
-"""An item that so many people skip is no longer queried (or all people, where there are fewer)."""
+"""An item skipped by this many people (or by all, if there are fewer) is no longer queried."""
 MAX_ASKED = 2
-"""An item that is tied after so many rounds is ignored."""
+"""An item that is still tied after this many rounds is ignored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Folded:
 
 @dataclass(frozen=True, slots=True)
 class _Rules:
-    """What decides about items without a label."""
+    """The rules for items without a label."""
 
     labels: Sequence[str]
     enough_skips: int
@@ -45,7 +45,7 @@ class _Rules:
     def unresolved(
         self, item_id: str, part: Part, tied: frozenset[str], answers: Iterable[Answer]
     ) -> Unresolved | None:
-        """The record of an item whose annotations give no label; None where it may simply be queried again."""
+        """The record of an item whose annotations give no label; None if it may simply be queried again."""
         asked = self.asked.get(item_id, 0)
         if tied:
             between = " and ".join(label for label in self.labels if label in tied)
@@ -73,7 +73,7 @@ def fold(
     labelled and two people (or `everybody`) skipped are ignored. So are items whose text was corrected, since their
     annotations are about another text.
 
-    Raises SchemaInUse where an annotation names a class that the schema lacks, BadInput on events that contradict each
+    Raises SchemaInUse if an annotation names a class that the schema lacks, BadInput on events that contradict each
     other about an item's content or part.
     """
     counted = active(events)

@@ -1,8 +1,8 @@
-"""What Label Studio holds, compared with what ledger and inbox know of it: the events that tell the difference.
+"""Events for the differences between Label Studio and what ledger and inbox already record.
 
-An annotation is new, changed, gone or back. Label Studio overwrites and deletes; here nothing is lost: each change is
-an event of its own, and an answer that cannot be taken is kept aside with its reason. An event's id is a hash of what
-it says, so that the same comparison made twice gives the same events.
+An annotation can be new, changed, deleted or back again. Label Studio overwrites and deletes, so each change becomes an
+event of its own, and an answer that cannot be accepted is kept apart with the reason. An event's id is a hash of its
+content, so that repeating a comparison gives the same events.
 """
 
 from __future__ import annotations
@@ -29,30 +29,31 @@ from al_pipeline.records import (
 )
 
 Judge = Callable[[AnsweredTask, PlannedTask, Annotation], Answer | RefusalReason]
-"""What an annotation of a planned task says, or why it cannot be taken."""
+"""Maps an annotation of a planned task to its answer, or to the reason why it is refused."""
 
 _WITHDRAWING: frozenset[RefusalReason] = frozenset(
     {"malformed", "empty result", "wrong from_name", "several choices", "unknown label"}
 )
-"""Reasons that lie in what the annotator now says. An earlier answer that was edited into this is no longer held; for
-the other reasons it stands, since it was given on the right text or by somebody who was allowed to."""
+"""Reasons that concern the annotation's content. An earlier answer that was edited into such a state is withdrawn;
+for the other reasons it stays valid, since it was given on the right text or by a permitted annotator.
+"""
 
 _ANSWER_TYPES: frozenset[EventType] = frozenset({"label", "skip", "supersede", "delete"})
 _NUMBER = re.compile(r"(\d+)(?:-[0-9a-f]{12})?")
 
 
 def annotation_key(push_key: str, project_uid: str, annotation: Annotation) -> str:
-    """The name of an answer: `push_key#project_uid.number-digest`, the digest of its annotator and creation time.
+    """The key of an answer: `push_key#project_uid.number-digest`, a digest of its annotator and creation time.
 
-    A server gives a number again after a deletion, or after it was restored from a backup. Names that earlier versions
-    wrote end with the number.
+    The digest is needed because a server reuses numbers after a deletion or a restored backup. Keys written by earlier
+    versions end with the number.
     """
     digest = author_digest(annotation.annotator, annotation.created_at)
     return f"{push_key}#{project_uid}.{annotation.annotation_id}-{digest}"
 
 
 def state_digest(project_uid: str, task: AnsweredTask, annotation: Annotation, *, with_author: bool = True) -> str:
-    """The id of what this annotation says now: the same on every pull until somebody changes it.
+    """The id of an annotation's current state: the same on every pull until somebody changes the annotation.
 
     Without `with_author`, the id that earlier versions gave it.
     """
@@ -68,9 +69,9 @@ def state_digest(project_uid: str, task: AnsweredTask, annotation: Annotation, *
 
 
 class KnownAnswers:
-    """What `events` and `refused` (answers kept aside, by rows of the ledger) know of one project.
+    """The latest event of each annotation of one project, and all event ids.
 
-    The latest event of each of its annotations, and all ids.
+    `refused`: the ledger's rows of refused answers.
     """
 
     def __init__(self, events: Iterable[Event], refused: Iterable[Mapping[str, Any]], project_uid: str) -> None:
@@ -78,27 +79,27 @@ class KnownAnswers:
         self.refused = {str(row["refused_id"]): row for row in refused}
         self.latest: dict[str, Event] = {}
         self.by_task: dict[str, list[str]] = defaultdict(list)
-        """The annotations of each push key, in the order in which we first heard of them."""
+        """The annotation keys of each push key, in the order of their first events."""
         self.gone: set[str] = set()
-        """Push keys of tasks that were gone once."""
+        """Push keys of tasks that have been gone at some time."""
         self._project_uid = project_uid
         self._numbered: dict[tuple[str, int], list[str]] = defaultdict(list)
-        """The annotations of each push key that bore a number, the newest last."""
+        """The annotation keys with this push key and annotation number, newest last."""
         self._identity: dict[str, tuple[str, str | None]] = {}
         self._recorded_as_gone: set[str] = set()
-        """Ids of answers whose task is known to be gone."""
+        """Event ids of answers whose task is recorded as gone."""
         for event in events:
             self._add(event)
 
     def live(self, push_key: str) -> list[Event]:
-        """The answers of this task that stand, as far as we know."""
+        """The latest events of this task's answers, without deleted ones."""
         latest = (self.latest[key] for key in self.by_task.get(push_key, ()))
         return [event for event in latest if event.type != "delete"]
 
     def key_of(self, push_key: str, annotation: Annotation) -> str:
-        """The name under which we know an annotation, or are to know it.
+        """The known key of an annotation, or the key to give it.
 
-        One with a known number, and another annotator or another creation time, is another answer.
+        A known number with another annotator or creation time belongs to another answer.
         """
         for key in reversed(self._numbered.get((push_key, annotation.annotation_id), ())):
             annotator, created_at = self._identity.get(key, ("", None))
@@ -107,7 +108,7 @@ class KnownAnswers:
         return annotation_key(push_key, self._project_uid, annotation)
 
     def not_recorded_as_gone(self, answers: Iterable[Event]) -> list[Event]:
-        """Of `answers` to a task that is gone, those of which no event says so yet."""
+        """Those of `answers` (to a task that is gone) that no event records as gone yet."""
         return [event for event in answers if event.event_id not in self._recorded_as_gone]
 
     def _add(self, event: Event) -> None:
@@ -122,14 +123,14 @@ class KnownAnswers:
             if event.type != "delete":
                 self._identity[key] = event.annotator, event.created_at
         elif event.type == "task_gone":
-            # Earlier versions named no answers: then it is all those known until then.
+            # Earlier versions listed no answers; the event then covers all those known at that point.
             self._recorded_as_gone |= set(event.targets) or {answer.event_id for answer in self.live(key)}
             self.gone.add(key)
 
 
 @dataclass(frozen=True, slots=True)
 class _Observed:
-    """An annotation of a planned task, the name of the answer, and the latest that is known of it."""
+    """An annotation of a planned task, its key, and its latest known event."""
 
     task: AnsweredTask
     plan: PlannedTask
@@ -140,30 +141,30 @@ class _Observed:
 
 @dataclass(slots=True)
 class AnnotationDiff:
-    """The difference between what `known` knows of a project and the tasks that are added, one by one.
+    """The differences between `known` and the tasks added one by one.
 
-    Add every task that may have changed. Then add the other copies of `keys_with_losses`, and only then record what is
-    gone: an answer may lie on another copy of its task.
+    Add every task that may have changed. Then add the other copies of `keys_with_losses`, and only then record losses:
+    a missing answer may belong to another copy of its task.
     """
 
     project_uid: str
     plans: Mapping[str, PlannedTask]
-    """Every task ever planned, by push key."""
+    """All tasks ever planned, by push key."""
     schema_version: int
     judge: Judge
     observed_at: str
     known: KnownAnswers
     refused: list[Mapping[str, Any]] = field(default_factory=list)
-    """Rows of the answers that cannot be taken, and are not known."""
+    """Rows of newly refused answers."""
     vanished: int = 0
-    """How many known answers are gone."""
+    """Number of known answers that are gone."""
     _refused_ids: set[str] = field(default_factory=set)
     _answers: list[Event] = field(default_factory=list)
     _losses: list[Event] = field(default_factory=list)
     _present: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    """The annotations that each push key has now, on any of its copies."""
+    """The annotation keys that each push key has now, on any copy of its task."""
     _oldest: dict[str, str] = field(default_factory=dict)
-    """When the oldest copy of each push key's task was made."""
+    """Creation time of the oldest copy of each push key's task."""
 
     def add(self, task: AnsweredTask) -> None:
         """Compare one task with what is known of it."""
@@ -177,17 +178,17 @@ class AnnotationDiff:
                 self._add_annotation(task, plan, annotation)
 
     def add_copy(self, task: AnsweredTask) -> None:
-        """Take note of which annotations a copy of a task has."""
+        """Register the annotations of a copy of a task."""
         if (key := task.push_key) is not None:
             self._present[key].update(self.known.key_of(key, annotation) for annotation in task.annotations)
             self._oldest[key] = min(self._oldest.get(key, task.created_at), task.created_at)
 
     def keys_with_losses(self) -> list[str]:
-        """Push keys of tasks that came without an answer that we know."""
+        """Push keys of added tasks that lack a known answer."""
         return [key for key in self._present if self._lost(key)]
 
     def record_losses(self) -> None:
-        """An answer that its task no longer has is deleted; one older than the task lay on a task that is gone."""
+        """Record answers missing from their task as deleted, or as gone with an earlier task if older than the task."""
         for push_key in self.keys_with_losses():
             gone = []
             for event in self._lost(push_key):
@@ -198,13 +199,13 @@ class AnnotationDiff:
             self._record_gone(push_key, gone)
 
     def record_gone_tasks(self, present: Collection[str | None]) -> None:
-        """A task with known answers that is not among the push keys `present` is gone. Its answers stand."""
+        """Record tasks with known answers whose push key is not in `present` as gone. Their answers stay valid."""
         for push_key in self.known.by_task:
             if push_key not in present and push_key in self.plans:
                 self._record_gone(push_key, self.known.live(push_key))
 
     def events(self) -> list[Event]:
-        """What is new: answers as they were given, then losses."""
+        """The new events: answers in the order in which they were given, then losses."""
         answers = sorted(self._answers, key=lambda event: (event.updated_at or "", event.annotation_key))
         return [*answers, *self._losses]
 
@@ -220,7 +221,7 @@ class AnnotationDiff:
             return
         answer = self.judge(task, plan, annotation)
         if isinstance(answer, Answer):
-            # A state that we have seen before (a restored database) needs an id of its own to count again.
+            # If the state was seen before (a restored database), it needs an id of its own to count again.
             previous = None if last is None else last.event_id
             event_id = event_digest(digest, previous) if digest in self.known.ids else digest
             self._answers.append(self._answered(event_id, _Observed(task, plan, annotation, key, last), answer))

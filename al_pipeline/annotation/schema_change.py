@@ -1,4 +1,4 @@
-"""Checks of a changed list of classes: a new list needs a new schema version, and a class in use cannot be removed."""
+"""Checks of changed class lists: a new list needs a new schema version, and a class in use cannot be removed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Published:
 
 
 def missing_in_use(labels: Sequence[str], used: Mapping[str, str]) -> str | None:
-    """Why `labels` cannot be the list of classes: annotations use a class that it lacks. None where it can.
+    """Why `labels` cannot be the list of classes: annotations use a class that it lacks. None if it can.
 
     `used`: the number of annotations of each class in use, as text.
     """
@@ -53,7 +53,7 @@ def missing_in_use(labels: Sequence[str], used: Mapping[str, str]) -> str | None
 
 
 def wrong_version(before: Published, after: Classes) -> str | None:
-    """Why the schema's version does not fit its list of classes; None where it does."""
+    """Why the schema's version does not fit its list of classes; None if it does."""
     if after.version < before.version:
         return (
             f"schema.version in params.yaml is {after.version}, but {before.where} already has {before.version}; "

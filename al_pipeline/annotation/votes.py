@@ -52,9 +52,9 @@ def answers_of(events: Iterable[Event]) -> dict[str, Answer]:
 
 
 def votes_of(answers: Iterable[Answer]) -> list[Answer]:
-    """The answer of each annotator that counts: a binding one, else the newest.
+    """The vote of each annotator: a binding answer if there is one, else the newest.
 
-    The import is among them only where no person gave a label.
+    The import counts as a vote only if no person gave a label.
     """
     best: dict[str, Answer] = {}
     for answer in sorted(answers, key=lambda a: (a.binding and a.label is not None, a.order)):
@@ -66,7 +66,7 @@ def votes_of(answers: Iterable[Answer]) -> list[Answer]:
 
 
 def resolve(answers: Iterable[Answer]) -> str | frozenset[str]:
-    """The label, or the set of tied classes (empty where nobody gave a label)."""
+    """The label, or the set of tied classes (empty if nobody gave a label)."""
     votes = votes_of(answers)
     binding = {vote.order: vote.label for vote in votes if vote.binding and vote.label is not None}
     if binding:
@@ -78,7 +78,7 @@ def resolve(answers: Iterable[Answer]) -> str | frozenset[str]:
 
 
 def first_round(answers: Iterable[Answer]) -> int:
-    """The first round such that the answers up to it give a label. `answers` must give one."""
+    """The first round such that the answers up to it give a label. All `answers` together must give one."""
     if any(vote.annotator == IMPORT for vote in votes_of(answers)):
         return IMPORT_ROUND
     given = [answer for answer in answers if answer.annotator != IMPORT]

@@ -13,7 +13,7 @@ from al_pipeline.records import Part, composed
 ID_CHARACTERS = 200
 HASH_ID_CHARACTERS = 20
 TEST_SHARE = 5
-"""At most one new item in so many is drawn for the test set."""
+"""At most one in this many new items is drawn for the test set."""
 
 
 def item_id_from(value: Any, content_hash: str) -> str:
@@ -82,7 +82,7 @@ def _as_integer(value: Any) -> Any:
 
 
 def drawn_size(wanted: int, items: int) -> int:
-    """How many of `items` new items are drawn for the test set: `wanted`, but at most a fifth."""
+    """The number of new items to draw for the test set: `wanted`, but at most a fifth of `items`."""
     return min(wanted, items // TEST_SHARE)
 
 
@@ -95,7 +95,7 @@ def draw_test(content_hashes: Iterable[bytes], count: int, seed: int) -> set[byt
 
 
 def test_order(digest: bytes, seed: int) -> tuple[bytes, bytes]:
-    """The sort key by which test items are drawn, and later queried.
+    """The sort key by which test items are drawn, and later queried. `digest`: of the item's content.
 
     Any prefix of the test set in this order is a random sample: the one that a smaller test set would be.
     """
@@ -105,7 +105,7 @@ def test_order(digest: bytes, seed: int) -> tuple[bytes, bytes]:
 class Catalog:
     """An index of all items by id and by content, numbered in order of arrival.
 
-    It takes about 90 bytes an item; sets and dicts of strings would take several hundred.
+    It takes about 90 bytes per item; sets and dicts of strings would take several hundred.
     """
 
     def __init__(self) -> None:
@@ -137,11 +137,11 @@ class Catalog:
         return number
 
     def find_content(self, digest: bytes) -> int | None:
-        """The number of the item with this content (SHA-256, 32 bytes); None where there is none."""
+        """The number of the item with this content (SHA-256, 32 bytes); None if there is none."""
         return next((n for n in self._by_hash.candidates(_hash_key(digest)) if self.digest(n) == digest), None)
 
     def find_id(self, item_id: str) -> int | None:
-        """The number of the item with this id; None where there is none."""
+        """The number of the item with this id; None if there is none."""
         encoded = item_id.encode()
         return next((n for n in self._by_id.candidates(hash(encoded)) if self._encoded_id(n) == encoded), None)
 

@@ -39,7 +39,7 @@ _IMPLAUSIBLE_MARGIN = 0.04
 _CONFIDENCE_RATIO = 0.8
 """... unless chardet's confidence in it is at most this fraction of its confidence in the best."""
 _MIN_CONTEXTS = 10
-"""Distinct contexts (see `_contexts`) from which chardet's confidence counts."""
+"""Number of distinct contexts (see `_contexts`) needed before chardet's confidence counts."""
 _MIN_CONFIDENCE = 0.06
 """chardet's confidence for a single ordinary word in the right encoding; lower means too little evidence."""
 
@@ -84,7 +84,7 @@ class Guess:
     """Candidate encodings of a file that is not UTF-8 and has no byte order mark."""
 
     encodings: tuple[str, ...]
-    """The most plausible first; empty where none fits."""
+    """The most plausible first; empty if none fits."""
     sure: bool
     """Whether the first is plausible and every other that gives a different text is much less so."""
 
@@ -117,7 +117,7 @@ def _by_nuls(head: bytes) -> str | None:
 
 
 def known(name: str) -> str | None:
-    """Python's name of a text encoding; None where it has none of that name, or no file is saved in it."""
+    """Python's name of a text encoding; None if it has none of that name, or no file is saved in it."""
     try:
         codec = codecs.lookup(name)
     except (LookupError, ValueError):

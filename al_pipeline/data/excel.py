@@ -16,10 +16,10 @@ from al_pipeline.records import shown_text
 
 _SMALL = 64 * 1024 * 1024
 _LARGEST_STRINGS = 256 * 1024 * 1024
-"""Unpacked bytes of the parts that openpyxl loads into memory: shared strings, styles and the like."""
+"""Maximum unpacked bytes of the parts that openpyxl loads into memory: shared strings, styles and the like."""
 _MOST_PARTS = 5000
 _STRAY_COLUMNS = 50
-"""Columns read beyond the header's last one: a row with a cell there is rejected; cells further right are ignored."""
+"""Number of columns read beyond the header: a row with a cell there is rejected; cells further right are ignored."""
 
 
 class ErrorCell:

@@ -121,7 +121,7 @@ def open_inputs(
 ) -> Iterator[Inputs]:
     """The files that `names` stand for; `-` is standard input, spooled to a private file (0600) until the context ends.
 
-    Raises BadInput where a folder or standard input cannot be read, UsageError for an unknown format or encoding.
+    Raises BadInput if a folder or standard input cannot be read, UsageError for an unknown format or encoding.
     """
     if format is not None and format not in get_args(Format):
         raise UsageError(f"no format is named {format!r}; there are {', '.join(get_args(Format))}")
@@ -215,7 +215,7 @@ def stamp_of(path: Path) -> Stamp:
 
 
 def digest_of(source: Source) -> str:
-    """The SHA-256 of a file's bytes, in hex. Raises BadInput where it is not a regular file or cannot be read."""
+    """The SHA-256 of a file's bytes, in hex. Raises BadInput if it is not a regular file or cannot be read."""
     with open_regular(source) as file:
         try:
             return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
@@ -224,7 +224,7 @@ def digest_of(source: Source) -> str:
 
 
 def read_head(source: Source) -> bytes:
-    """The first HEAD_BYTES of a file, decompressed if it is gzip. Raises BadInput where it cannot be a table."""
+    """The first HEAD_BYTES of a file, decompressed if it is gzip. Raises BadInput if it cannot be a table."""
     with open_regular(source) as file:
         head = _read(source, file, HEAD_BYTES)
     if not head:

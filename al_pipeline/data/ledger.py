@@ -197,7 +197,7 @@ def _event(row: dict[str, Any], place: str) -> Event:
 
 
 def _problem(row: Mapping[str, Any]) -> str | None:
-    """Why `row` is not a valid event; None where it is one."""
+    """Why `row` is not a valid event; None if it is one."""
     if unknown := sorted(set(row) - _KNOWN):
         return f"unknown key {unknown[0]!r} (written by a newer engine?)"
     if missing := [key for key in _REQUIRED if key not in row]:

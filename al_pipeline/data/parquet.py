@@ -1,7 +1,7 @@
 """Columns of Parquet files, built without pandas.
 
-pyarrow imports pandas as soon as it gets a list, a numpy array or a file for `read_table`. That costs a third of a
-second and 40 MB in each process of a round.
+pyarrow imports pandas when it converts a list or a numpy array, or reads a file with `read_table`. The import costs a
+third of a second and 40 MB in each process of a round.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def count_items(folders: Iterable[Path]) -> int:
 
 
 def columns_of(item: Item) -> dict[str, Any]:
-    """An item's metadata: the user's other columns. Raises BadInput where they are not a JSON object."""
+    """An item's metadata: the user's other columns. Raises BadInput if they are not a JSON object."""
     try:
         found = json.loads(item.metadata)
     except (ValueError, RecursionError):
@@ -123,7 +123,7 @@ def read_ids(folders: Iterable[Path]) -> ItemKeys:
 
 
 def _digests(hashes: Sequence[str]) -> bytes:
-    """Content hashes in hex, concatenated as bytes. Raises BadInput where one is not a SHA-256."""
+    """Content hashes in hex, concatenated as bytes. Raises BadInput if one is not a SHA-256."""
     try:
         if all(len(found) == 64 for found in hashes):
             return bytes.fromhex("".join(hashes))
@@ -211,7 +211,7 @@ def _fetch(part: Path, ids: Sequence[str]) -> dict[str, Item]:
 
 
 def find(folders: Iterable[Path], item_id: str) -> tuple[Path, Item] | None:
-    """The item with this id and its part; None where there is none. Raises BadInput on a damaged part."""
+    """The item with this id and its part; None if there is none. Raises BadInput on a damaged part."""
     for part in list_parts(folders):
         if item_id in (found := _fetch(part, [item_id])):
             return part, found[item_id]

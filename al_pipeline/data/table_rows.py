@@ -15,7 +15,7 @@ Progress = Callable[[int, int], None]
 """Called from time to time with the bytes read so far and the size of the file."""
 
 RECORD_LIMIT = 8 * 1024 * 1024
-"""Characters that one row may have, all columns together; a longer row is rejected without being parsed."""
+"""Maximum number of characters of a row, all columns together; a longer row is rejected without being parsed."""
 
 BATCH_ROWS = 1000
 BATCH_CHARACTERS = 4 * 1024 * 1024
@@ -40,7 +40,8 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class BadRow:
     """A row that cannot be read. `reason` is one of a few fixed texts, `detail` is specific to this row, `excerpt` is
-    the beginning of its text."""
+    the start of its text.
+    """
 
     number: int
     reason: str
@@ -70,7 +71,7 @@ class TableFile:
         return self.source.path.stat().st_size
 
     def note(self, text: str) -> None:
-        """Report how the file was read."""
+        """Report a note for the user on how the file was read."""
         if self.on_note is not None:
             self.on_note(f"{self.source}: {text}")
 
@@ -80,12 +81,12 @@ class TableFile:
             self.on_progress(min(position, self.size), self.size)
 
     def kept(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The values of the columns to keep."""
+        """`values` without the columns that are not kept."""
         return values if self.keep is None else {name: value for name, value in values.items() if name in self.keep}
 
 
 def excerpt(value: object) -> str:
-    """The beginning of a value, safe to print on a terminal and to encode as UTF-8."""
+    """The start of a value, safe to print on a terminal and to encode as UTF-8."""
     try:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     except (ValueError, RecursionError):

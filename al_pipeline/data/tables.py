@@ -26,9 +26,9 @@ def read_table(
 ) -> Iterator[list[Row | BadRow]]:
     """The rows of a CSV, JSONL, Parquet or XLSX file, in file order, in batches of bounded size.
 
-    `required` columns must exist (JSONL: in one row at least, so a missing one is reported after the last row); `keep`
-    limits what is read to these columns. `on_note` receives notes on how the file was read, for the user. Raises
-    BadInput where the file cannot be used.
+    `required` columns must exist (JSONL: in at least one row, so a missing one is reported after the last row). With
+    `keep`, only these columns are read. `on_note` receives notes for the user on how the file was read. Raises
+    BadInput if the file cannot be used.
     """
     source = source if isinstance(source, Source) else Source(source)
     head = read_head(source)
@@ -44,7 +44,7 @@ def read_table(
                 batch, characters = [], 0
     except OSError as error:
         raise BadInput(f"{source} cannot be read: {error.strerror or error}") from None
-    except UnicodeError as error:  # --encoding utf-16, and no byte order mark: little or big endian is unknown
+    except UnicodeError as error:  # --encoding utf-16 without a byte order mark: the byte order is unknown
         raise BadInput(
             f"{source} is not {source.encoding}: {error}; name its encoding, or omit --encoding to have it detected"
         ) from None

@@ -1,4 +1,4 @@
-"""The lines of a text file in an encoding that is detected or given; undecodable bytes spoil only their own record."""
+"""The lines of a text file in a detected or given encoding. Undecodable bytes invalidate only their own record."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from al_pipeline.data.inputs import Source, open_bytes
 from al_pipeline.records import shown_text
 
 UNDECODABLE = "\udcff"
-"""Stands for bytes that the encoding cannot decode."""
+"""Placeholder for bytes that the encoding cannot decode."""
 MARK_UNDECODABLE = "al_pipeline.mark"
-"""The error handler that puts UNDECODABLE in their place."""
+"""The error handler that replaces such bytes by UNDECODABLE."""
 codecs.register_error(MARK_UNDECODABLE, lambda error: (UNDECODABLE, error.end))  # type: ignore[attr-defined]
 
 _SAMPLE_BYTES = 200_000
@@ -33,7 +33,7 @@ class DetectedEncoding:
     """Whether the encoding cannot decode some bytes."""
     note: str = ""
     sample: bytes = b""
-    """Lines that are not UTF-8."""
+    """A sample of the lines that are not UTF-8."""
     mixed: bool = False
     """Whether the file mixes UTF-8 with another encoding."""
     guess: encodings.Guess = encodings.Guess((), False)
@@ -57,7 +57,7 @@ class DetectedEncoding:
 
 
 def detect_encoding(source: Source, head: bytes) -> DetectedEncoding:
-    """Read a text file once as bytes and detect its encoding. Raises BadInput where the file cannot be read."""
+    """Read a text file once as bytes and detect its encoding. Raises BadInput if the file cannot be read."""
     chosen = source.encoding or encodings.by_first_bytes(head)
     if chosen is not None and chosen != encodings.UTF_8:
         undecodable = not _decodes(source, chosen)
@@ -114,8 +114,9 @@ def _decodes(source: Source, encoding: str) -> bool:
 
 
 def _lines_not_utf_8(source: Source) -> tuple[bytes, int, int]:
-    """The lines of a file that are not UTF-8: a sample from all parts of it, and their number; and the number of other
-    lines with characters outside ASCII."""
+    """A sample, from all parts of a file, of the lines that are not UTF-8; their number; and the number of other lines
+    with characters outside ASCII.
+    """
     kept: list[bytes] = []
     size, every, bad, accented = 0, 1, 0, 0
     for line in _byte_lines(source):
@@ -185,7 +186,7 @@ class TextLines(Iterator[str]):
         return line
 
     def push_back_all_but_first(self) -> None:
-        """End the record after its first line and read the others again: a stray quote had joined them."""
+        """End the record after its first line and read the other lines again: a stray quote had joined them."""
         rest = self.record[1:]
         self._pushed_back.extendleft(reversed(rest))
         self.number -= len(rest)

@@ -36,11 +36,11 @@ from al_pipeline.errors import BadInput
 
 _DELIMITERS = ",;\t|"
 _ONE_IN = 1000
-"""A file with more than one undecodable row in so many is rejected: the rows that remain would not be a random part."""
+"""A file with more than one undecodable row in this many is rejected: its other rows would not be a random sample."""
 
 
 def text_rows(table: TableFile, kind: str) -> Rows:
-    """The rows of a CSV or JSONL file. Raises BadInput where its encoding, its header or its form is not usable."""
+    """The rows of a CSV or JSONL file. Raises BadInput if its encoding, its header or its form is not usable."""
     detected = detect_encoding(table.source, table.head)
     start = _decoded_head(table, detected.encoding).lstrip("\ufeff \t\r\n")
     if kind == "csv" and table.source.format is None and start.startswith("{"):
@@ -106,8 +106,9 @@ def _csv_rows(table: TableFile, encoding: str) -> Rows:
 def _csv_records(
     table: TableFile, encoding: str, delimiter: str, skip: int
 ) -> Iterator[tuple[int, list[str] | str, str]]:
-    """The records of a CSV file: the line each begins on, its fields (or the reason why it has none), and its text (or
-    the first line of it)."""
+    """The records of a CSV file: the line on which each begins, its fields (or why they cannot be parsed), and its text
+    (or the first line of it).
+    """
     csv.field_size_limit(max(csv.field_size_limit(), table_rows.RECORD_LIMIT + 1))
     lines = TextLines(table.source, encoding)
     dialect: dict[str, Any] = {"delimiter": delimiter, "strict": True}
@@ -135,7 +136,7 @@ def _csv_records(
 
 
 def _next_record(reader: Iterator[list[str]], lines: TextLines) -> tuple[list[str] | str, str]:
-    """The next record's fields, or the reason why it has none; and its text. Raises StopIteration at the end."""
+    """The next record's fields (or why they cannot be parsed) and its text. Raises StopIteration at the end."""
     try:
         fields = next(reader)
     except RecordTooLong:

@@ -26,10 +26,11 @@ from al_pipeline.data.table_rows import (
 from al_pipeline.errors import BadInput
 
 _LARGEST_AVERAGE = 16 * table_rows.RECORD_LIMIT
-"""Bytes that the values of a Parquet column may have on average: with more, one value could fill the memory before its
-row is rejected."""
+"""Maximum average size in bytes of the values of a Parquet column. With larger ones, a single value could exhaust
+memory before its row is rejected.
+"""
 _MOST_VALUES = 1_000_000
-"""Values that a column of lists may have in one row, on average."""
+"""Maximum average number of values per row in a column of lists."""
 _BATCH_BYTES = 64 * 1024 * 1024
 _NEXT_INTEGER, _DICTIONARY_PAGE = b"\x15", 2
 
@@ -41,7 +42,7 @@ class _Unreadable:
 
 # Parquet -----------------------------------------------------------------------------------------------------------
 def parquet_rows(table: TableFile) -> Rows:
-    """The rows of a Parquet file. Raises BadInput where it is damaged, or a value could fill the memory."""
+    """The rows of a Parquet file. Raises BadInput if it is damaged, or if one value could exhaust memory."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -65,7 +66,7 @@ def parquet_rows(table: TableFile) -> Rows:
 
 
 def _batch_rows(source: Source, metadata: Any, wanted: Sequence[str] | None) -> int:
-    """How many rows to read at a time, so that a batch stays within BATCH_CHARACTERS and _BATCH_BYTES."""
+    """The number of rows to read at a time, so that a batch stays within BATCH_CHARACTERS and _BATCH_BYTES."""
     largest = _largest_value(source, metadata, wanted)
     uncompressed = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
     rows = min(BATCH_ROWS, BATCH_CHARACTERS * max(metadata.num_rows, 1) // max(uncompressed, 1))
@@ -76,7 +77,7 @@ def _largest_value(source: Source, metadata: Any, wanted: Sequence[str] | None) 
     """An upper bound on the unpacked bytes of one shared text value; 0 where no encoding shares values.
 
     A long text that a file stores once can be the value of a million rows, through a dictionary or as a common prefix
-    (DELTA_BYTE_ARRAY): a file of kilobytes then unpacks into gigabytes. Raises BadInput where values are so large on
+    (DELTA_BYTE_ARRAY): a file of kilobytes then unpacks into gigabytes. Raises BadInput if values are so large on
     average, or so many in a row, that one could fill the memory.
     """
     largest = 0
@@ -142,7 +143,7 @@ def _checked_row(number: int, columns: Sequence[str], cells: Sequence[Any]) -> t
 
 # XLSX --------------------------------------------------------------------------------------------------------------
 def excel_rows(table: TableFile) -> Rows:
-    """The rows of a workbook's first sheet that is not empty. Raises BadInput where it is damaged."""
+    """The rows of a workbook's first sheet that is not empty. Raises BadInput if it is damaged."""
     from al_pipeline.data.excel import read_sheet
 
     with open_regular(table.source) as file:

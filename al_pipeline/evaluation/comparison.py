@@ -43,7 +43,7 @@ class Flip:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """`items`: the number of common test items. `differences`: of each metric, after minus before."""
+    """`items`: number of common test items. `differences`: each metric after minus before."""
 
     items: int
     differences: Mapping[str, Estimate]
@@ -51,7 +51,7 @@ class Comparison:
 
 
 def shared(before: Predicted, after: Predicted) -> tuple[list[int], list[int]]:
-    """The rows of the common items in `before` and in `after`, in the order of `after`."""
+    """The row numbers of the common items in `before` and in `after`, both in the order of `after`."""
     rows = {item: row for row, item in enumerate(before.item_ids)}
     keep = [row for row, item in enumerate(after.item_ids) if item in rows]
     return [rows[after.item_ids[row]] for row in keep], keep
@@ -60,9 +60,9 @@ def shared(before: Predicted, after: Predicted) -> tuple[list[int], list[int]]:
 def compare(
     before: Predicted, after: Predicted, rng: Generator, bootstrap: int = 1000, confidence: float = 0.95
 ) -> Comparison:
-    """Compare two models on their common items, by the labels of `after`, which are newer.
+    """Compare two models on their common items, against the labels of `after`, which are newer.
 
-    A class that a model does not have gets probability 0 there.
+    A class that a model does not have gets probability 0.
     """
     old_rows, new_rows = shared(before, after)
     classes = tuple(dict.fromkeys((*after.classes, *before.classes)))
@@ -91,7 +91,8 @@ def compare(
 def aligned(model: Predicted, rows: Sequence[int], classes: Sequence[str]) -> Floats:
     """A model's probabilities for `rows` with a column for each of `classes`, shape (rows, classes).
 
-    A class that the model does not have gets probability 0; without a class that was removed, rows are renormalised.
+    A class that the model does not have gets probability 0. Columns of removed classes are dropped,
+    and the rows renormalised.
     """
     found = np.zeros((len(rows), len(classes)))
     for column, name in enumerate(model.classes):

@@ -1,6 +1,6 @@
-"""What is measured of a model: computed by this package, kept in a round's record, shown by status and report.
+"""Metrics of a model and the decision on it, as stored in a round's record.
 
-A part of a record is validated once, when it is read; keys that a newer engine added are kept.
+Each part of a record is validated once, on reading; keys that a newer engine added are kept.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints
 
 FIGURES = ("accuracy", "macro_f1", "average_precision", "log_loss", "calibration_error")
-"""The figures of a whole test set, each an `Estimate` of `Metrics`."""
+"""The metrics of a whole test set, each an `Estimate` of `Metrics`."""
 
 Count = Annotated[int, Field(ge=0, le=10**12)]
 Number = Annotated[float, Field(ge=-1e9, le=1e9)]
@@ -21,13 +21,13 @@ Word = Annotated[str, StringConstraints(pattern=r"^[a-z ]{1,40}$")]
 
 
 class Part(BaseModel):
-    """A part of a record, checked and never changed; further keys of its JSON object stay in it."""
+    """A validated, immutable part of a record. Unknown keys of its JSON object are kept."""
 
-    # defer_build: a validator is built when it is first asked for, not for each part of a record on its own.
+    # defer_build: build each validator on first use, not for every part of a record at import
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, defer_build=True, frozen=True)
 
     def to_row(self) -> dict[str, Any]:
-        """The JSON object that this was read from, its keys in order as in the file."""
+        """This part as a JSON object without unset defaults, keys sorted."""
         row: dict[str, Any] = _in_order(self.model_dump(mode="json", by_alias=True, exclude_unset=True))
         return row
 
@@ -39,7 +39,7 @@ def _in_order(value: Any) -> Any:
 
 
 class Estimate(Part):
-    """A figure with its interval, or None and the reason why there is none."""
+    """A metric with its interval. `value` is None if it is undefined, with the reason."""
 
     value: Number | None
     low: Number | None = None
@@ -48,7 +48,7 @@ class Estimate(Part):
 
 
 class ClassMetrics(Part):
-    """One class against the rest. `support`: test items of the class; `predicted`: items given this class."""
+    """Metrics of one class against the rest. `support`: its test items; `predicted`: items predicted as this class."""
 
     support: Count
     predicted: Count
@@ -65,18 +65,18 @@ class Metrics(Part):
     confidence: Share | None = None
     classes: Texts
     averaged: Texts
-    """The classes that macro figures average: those present in the truth."""
+    """The classes over which macro metrics average: those present in the truth."""
     accuracy: Estimate
     macro_f1: Estimate
     average_precision: Estimate
     average_precision_of: Text
-    """The class whose average precision it is, or `macro` for the mean over `averaged`, each against the rest."""
+    """The class of `average_precision`, or `macro`: the mean over `averaged`, each class against the rest."""
     log_loss: Estimate
     calibration_error: Estimate
     per_class: dict[Text, ClassMetrics]
-    """By class, so that `dvc metrics diff` names them."""
+    """A mapping by class, so that `dvc metrics diff` shows the classes' names."""
     confusion: Annotated[tuple[Annotated[tuple[Count, ...], Strict(False)], ...], Strict(False)]
-    """Rows: the truth; columns: predicted; both in the order of `classes`."""
+    """Rows: true class; columns: predicted class; both in the order of `classes`."""
 
     def model_post_init(self, _: Any) -> None:
         sizes = {len(self.classes), len(self.confusion), *map(len, self.confusion)}
@@ -84,12 +84,12 @@ class Metrics(Part):
             raise ValueError("confusion must have a row and a column for each class")
 
     def figure(self, name: str) -> Estimate:
-        """One of `FIGURES` by its name."""
+        """The metric of `FIGURES` with this name."""
         found: Estimate = getattr(self, name)
         return found
 
     def to_table(self) -> list[dict[str, Any]]:
-        """One flat row a figure: `metric`, `label` (empty for all classes), `value`, `low`, `high`, `reason`."""
+        """One flat row per metric: `metric`, `label` (empty for all classes), `value`, `low`, `high`, `reason`."""
         figures = [(name, "", self.figure(name)) for name in FIGURES]
         for label, one in self.per_class.items():
             figures += [("precision", label, one.precision), ("recall", label, one.recall), ("f1", label, one.f1)]
@@ -104,7 +104,7 @@ class Control(Part):
 
 
 class Accuracy(Part):
-    """Of `asked` items `answered` have a label, `right` of them the predicted one; with Wilson's interval."""
+    """Of `asked` items, `answered` have a label; `right` of these equal the prediction. With Wilson's interval."""
 
     first_round: Count
     last_round: Count
@@ -121,21 +121,21 @@ class Accuracy(Part):
 
 
 class Running(Part):
-    """The running accuracy over all rounds, and over the newest ones."""
+    """The running accuracy over all rounds (`whole`) and over the newest ones (`recent`)."""
 
     whole: Accuracy
     recent: Accuracy
 
 
 class Decision(Part):
-    """The decision on the new model, with its reasons in sentences.
+    """The decision on the new model, with the reasons as sentences.
 
-    `difference`: macro F1 of the challenger minus the champion's, `low` and `high` its paired interval; None where
-    nothing was compared.
+    `difference`: macro F1 of the challenger minus the champion's; `low` and `high`: its paired interval. None if the
+    models were not compared.
     """
 
     verdict: Word
-    """`promoted`, `refused` or `held`; a newer engine may have another."""
+    """`promoted`, `refused` or `held`; a newer engine may write another."""
     provisional: bool
     reasons: Texts
     difference: Number | None = None

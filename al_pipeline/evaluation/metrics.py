@@ -172,7 +172,7 @@ def macro_f1_scores(counts: ClassCounts) -> Floats:
 
 
 def interval(draws: Floats, confidence: float) -> tuple[float, float] | None:
-    """The percentile interval of the finite draws; None where they are fewer than half."""
+    """The percentile interval of the finite draws; None if they are fewer than half."""
     defined = draws[np.isfinite(draws)]
     if len(defined) == 0 or 2 * len(defined) < len(draws):
         return None
@@ -181,7 +181,7 @@ def interval(draws: Floats, confidence: float) -> tuple[float, float] | None:
 
 
 def _all_figures(proba: Floats, truth: Indices, target: int | None) -> Callable[[Floats], Floats]:
-    """A function of weights (b, n): `FIGURES`, then precision, recall and F1 of each class, as columns (b, 5 + 3C).
+    """A function of weights (b, n) returning columns (b, 5 + 3C): `FIGURES`, then each class's precision, recall, F1.
 
     NaN marks an undefined metric.
     """
@@ -217,7 +217,7 @@ def _all_figures(proba: Floats, truth: Indices, target: int | None) -> Callable[
 
 
 def _average_precision(scores: Floats, is_positive: NDArray[np.bool_]) -> Callable[[Floats], Floats]:
-    """A function of weights (b, n): average precision (b,), ties counted together; NaN without both classes."""
+    """A function of weights (b, n) returning average precision (b,). Ties count together; NaN with only one class."""
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.diff(scores[order], append=np.nan) != 0)  # NaN: the last item ends a group too
     positive = is_positive[order].astype(np.float64)
@@ -236,7 +236,7 @@ def _average_precision(scores: Floats, is_positive: NDArray[np.bool_]) -> Callab
 
 
 def _target(truth: Indices, classes: Sequence[str], positive: str | None) -> int | None:
-    """The class whose average precision is reported; None for the mean over all."""
+    """The class whose average precision is reported; None for the mean over the classes present in the truth."""
     if positive is not None:
         if positive not in classes:
             raise ValueError(f"no class {positive!r}; there are {', '.join(classes)}")
@@ -248,7 +248,7 @@ def _target(truth: Indices, classes: Sequence[str], positive: str | None) -> int
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:
-    """`above / below`, NaN where below is 0."""
+    """`above / below`; NaN where `below` is 0."""
     return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from al_pipeline.evaluation.figures import Accuracy, Control, Running
 
 RECENT = 100
-"""Minimum number of answered items that `recent` covers, in complete rounds."""
+"""Minimum number of answered items in `recent`, which consists of complete rounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,33 +24,33 @@ class Forecast:
     round: int
     predicted: str
     label: str | None
-    """None where nobody answered, or the annotations give no label."""
+    """None if nobody answered, or if the annotations give no label."""
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """The score of a model on the random labels alone, and the number of labels with which the rounds equalled it."""
+    """The score of a model trained on the random labels alone, and how many labels the rounds needed to reach it."""
 
     random_labels: int
     macro_f1: float
-    """Of the control: the same classifier on the random labels alone."""
+    """Score of the control: the same classifier trained on the random labels alone."""
     labels: int | None
-    """Number of labels in the first round with at least that score; None where no round has it."""
+    """Number of labels in the first round with at least that score; None if no round has it."""
     at_most: bool
-    """Whether that is the first round, so that fewer labels may have sufficed."""
+    """Whether the first round already reached it, so that fewer labels may have sufficed."""
 
     def sentence(self) -> str:
         """A sentence for the report."""
         reached = f"{self.random_labels} random labels alone reach macro-F1 {self.macro_f1:.3f}"
         if self.labels is None:
             return f"{reached}; no round is as good yet"
-        if self.at_most and self.labels >= self.random_labels:  # against the first round's size it would read as a loss
+        if self.at_most and self.labels >= self.random_labels:  # the first round's size would look like a loss
             return f"{reached}: too few to tell what the rounds saved"
         return f"{reached}; the rounds were as good with {'at most ' if self.at_most else ''}{self.labels}"
 
 
 def labels_saved(rounds: Sequence[tuple[int, float | None]], control: Control | None) -> Saved | None:
-    """The number of labels with which the rounds reached the control's score; None where the control has none.
+    """The number of labels with which the rounds reached the control's score; None if the control has none.
 
     `rounds`: labels and macro-F1 of each round, oldest first; `control`: that of the newest round. Both were measured
     on the same test set. Nothing is interpolated or extrapolated.
@@ -64,9 +64,10 @@ def labels_saved(rounds: Sequence[tuple[int, float | None]], control: Control | 
 
 
 def running_accuracy(forecasts: Sequence[Forecast], confidence: float = 0.95) -> Running | None:
-    """The running accuracy; None where no slice has been predicted yet.
+    """The running accuracy; None if no slice has been predicted yet.
 
-    Unanswered items are left out but counted: many of them can bias the estimate, since people may skip hard items.
+    Unanswered items do not enter the accuracy but are counted in `asked`: if they are many, the estimate may be biased,
+    since people may skip hard items.
     """
     if not forecasts:
         return None
@@ -101,7 +102,7 @@ def wilson(successes: int, trials: int, confidence: float) -> tuple[float | None
     """Wilson's score interval of a proportion (Wilson 1927); (None, None) without a trial."""
     if trials == 0:
         return None, None
-    from statistics import NormalDist  # with decimals and fractions, which a tick that only looks does without
+    from statistics import NormalDist  # imports `decimal` and `fractions`, which a tick without news does not need
 
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     share = successes / trials

@@ -49,7 +49,7 @@ class Limits(Protocol):
 
     @property
     def min_test_per_class(self) -> int:
-        """With fewer test items of some class the models are not compared."""
+        """The models are not compared if some class has fewer test items than this."""
 
 
 def decide(
@@ -64,7 +64,7 @@ def decide(
 ) -> Decision:
     """Decide by the rules above. `champion`, `challenger`: class probabilities (n, C) for the same n test items.
 
-    Raises ValueError where the shapes do not fit `truth` (n,) and `classes`.
+    Raises ValueError if the shapes do not fit `truth` (n,) and `classes`.
     """
     actual = check_truth(truth, len(classes))
     new = _predictions(challenger, len(actual), classes)
@@ -105,7 +105,7 @@ def decide(
 def _judge(
     difference: float, high: float, collapsed: Sequence[str], change: str, max_drop: float
 ) -> tuple[str, tuple[str, ...]]:
-    """Steps 3 to 5 of the rule. `high`: the favourable end of the paired interval; `change`: it all in words."""
+    """Steps 3 to 5 of the rule. `high`: upper end of the paired interval; `change`: the difference as a sentence."""
     if collapsed:
         return "refused", (*collapsed, change)
     if difference >= -max_drop:

@@ -19,13 +19,13 @@ from al_pipeline.records import RANDOM
 Floats = NDArray[np.float64]
 
 SHARES = (90, 95, 98)
-"""Targets: per cent of the full-data score."""
+"""Targets, as percentages of the full-data score."""
 BOOTSTRAP = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A statistic over seeds with its interval; None where it is undefined."""
+    """A statistic over seeds with its interval; None if it is undefined."""
 
     value: float | None
     low: float | None = None
@@ -36,7 +36,7 @@ class Interval:
 class Saving:
     """Labels that a strategy needs for a share of the full-data score, and the ratio to those of random sampling.
 
-    `saving`: labels of random sampling divided by those of the strategy; None where one of the two does not reach the
+    `saving`: labels of random sampling divided by those of the strategy; None if one of the two does not reach the
     score. `at_least`: the budget divided by the strategy's labels, where only the strategy reaches it. An end of the
     interval beyond the budget is None.
     """
@@ -180,14 +180,14 @@ def _saving(
 
 
 def _needed(budgets: Floats, table: Floats, full: Floats, share: float, draws: Any) -> Floats:
-    """Labels at which the mean curve of each draw of seeds (b, seeds) reaches its share of the mean full score."""
+    """Number of labels with which the mean curve of each resample of seeds (b, seeds) reaches the target score."""
     if draws is None:
         draws = np.arange(len(full))[None, :]
     return labels_needed(budgets, _mean(table[draws]), share * _mean(full[draws]))
 
 
 def _mean(values: Floats) -> Floats:
-    """Means over the seeds, axis 1, of the defined values; NaN where there are none."""
+    """Means (b,) over the seeds, axis 1, of the defined values; NaN where there are none."""
     known = np.isfinite(values)
     count = known.sum(axis=1)
     total = np.where(known, values, 0.0).sum(axis=1)
@@ -195,15 +195,16 @@ def _mean(values: Floats) -> Floats:
 
 
 def _ratio(own: Floats, random: Floats) -> Floats:
-    """Labels of random sampling over `own`: infinite where only random never reaches the target, 0 where only `own`
-    never does, 1 where neither does."""
+    """Labels of random sampling over `own`: infinite where only random sampling never reaches the target, 0 where only
+    `own` never does, 1 where neither does.
+    """
     neither = np.isinf(own) & np.isinf(random)
     with np.errstate(invalid="ignore"):
         return np.asarray(np.where(neither, 1.0, random / own), dtype=np.float64)
 
 
 def _surely_below(differences: Floats, confidence: float) -> bool:
-    """Whether the mean of paired differences is below zero, by a two-sided t interval of this confidence."""
+    """Whether the mean of the paired differences is below zero, by a two-sided t interval at this confidence."""
     found = mean_interval(differences, confidence)
     return found.high is not None and found.high < 0
 

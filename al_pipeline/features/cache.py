@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Vectors = NDArray[np.float32]
 
 CHUNK = 4096
-"""Texts in a shard: the most that a killed process has to repeat."""
+"""Number of texts in a shard: the most that is lost when a process is killed."""
 
 
 class FeatureCache:
@@ -49,7 +49,7 @@ class FeatureCache:
     def add(self, hashes: Sequence[str], vectors: Vectors) -> None:
         """Store `vectors` (n, d) under `hashes` atomically; known hashes are skipped.
 
-        Raises ValueError where the numbers or the vectors' length do not fit, OSError where the disk does not read back
+        Raises ValueError if the numbers or the vectors' length do not fit, OSError if the disk does not read back
         what was written.
         """
         if len(hashes) != len(vectors):
@@ -84,7 +84,7 @@ class FeatureCache:
             yield self.get(hashes[start : start + batch])
 
     def remove_leftovers(self) -> None:
-        """Delete temporary files that are more than a day old: writers were killed."""
+        """Delete temporary files that are more than a day old, left by killed writers."""
         self._shards.remove_leftovers()
 
     def _fits(self, tensors: Tensors) -> bool:
@@ -109,8 +109,8 @@ def ensure(
     """Encode those of `items` (content hash, text) that the cache lacks, and return their number.
 
     Each chunk is stored before the next one starts. The encoder is created at the first missing text, so that a full
-    cache imports nothing heavy. `progress`: show a bar on stderr (None: if that is a terminal); `total`: the number of
-    missing texts, if known, for the bar's remaining time.
+    cache imports nothing heavy. `progress`: whether to show a bar on stderr (None: if that is a terminal); `total`: the
+    number of missing texts, if known, to estimate the remaining time.
     """
     cache.remove_leftovers()
     encoder: TextEncoder | None = None
@@ -140,7 +140,7 @@ def _missing_chunks(
 
 @contextmanager
 def _progress_bar(show: bool | None, total: int | None) -> Iterator[Callable[[int], None] | None]:
-    """A callback with the number of finished texts; None where no progress is shown."""
+    """A callback for the number of newly finished texts; None if no progress is shown."""
     import sys
 
     if show is False or (show is None and not sys.stderr.isatty()):

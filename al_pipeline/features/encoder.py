@@ -62,14 +62,15 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
 
 _ENCODING_VERSION = 2
-"""Increment whenever this module gives other bytes for the same text."""
+"""Increment whenever a change of this module changes the bytes of vectors."""
 _MEANING_VERSION = 1
-"""Increment only where models fitted on earlier vectors become invalid: not for rounding differences."""
+"""Increment only if models fitted on earlier vectors become invalid, not for rounding differences."""
 _STEP = 16
-"""A text is padded to a multiple of so many tokens, independently of the other texts in its batch."""
+"""Texts are padded to a multiple of this many tokens, independently of the other texts in the batch."""
 _TOKENS_PER_BATCH = 512
-"""Approximate size of every batch. Libraries choose kernels by the size of a product, so an incomplete batch is filled
-up with padding; twice the size would be a few per cent faster on many texts and cost twice as much on a few."""
+"""Approximate number of tokens of every batch. Libraries choose kernels by matrix size, so an incomplete batch is
+filled up with padding. Twice the size would be a few per cent faster on many texts and take twice as long on a few.
+"""
 _TILE = 64
 """The tokens of a batch are a multiple of this, so that tiled kernels have no remainder."""
 _ATTENTION = "al_sdpa"
@@ -93,7 +94,7 @@ def install_encoder(source: str, folder: Path, root: Path = Path()) -> None:
     """Copy weights, tokenizer and configuration from `source` into `folder`, atomically; safe to repeat.
 
     `source` is a folder (relative to `root`), an installed package with weights, or a name on the Hugging Face hub.
-    Only safetensors weights are used. Raises BadInput without usable weights, ExternalServiceError where the hub does
+    Only safetensors weights are used. Raises BadInput without usable weights, ExternalServiceError if the hub does
     not answer.
     """
     origin = _find(source, root)
@@ -115,7 +116,7 @@ def install_encoder(source: str, folder: Path, root: Path = Path()) -> None:
 
 
 def installed_source(folder: Path) -> str | None:
-    """The source of the encoder that is installed in `folder`; None where none is."""
+    """The source of the encoder that is installed in `folder`; None if none is."""
     source = read_object(folder / SOURCE_FILE).get("source")
     return source if isinstance(source, str) else None
 
@@ -220,7 +221,7 @@ def encoder_identity(folder: Path, max_tokens: int, notes: FileNotes | None = No
     """Digest of what defines the vectors on any machine: weights, tokenizer, configuration, length, pooling.
 
     A model fitted on vectors of one identity cannot use those of another. `notes`: where the files' digests are
-    remembered. Raises BadInput where no encoder is installed.
+    remembered. Raises BadInput if no encoder is installed.
     """
     if not (folder / "config.json").is_file():
         raise BadInput(f"{folder} holds no encoder; `al doctor` shows how to install one")
@@ -318,7 +319,7 @@ class Encoder:
             model = AutoModel.from_pretrained(
                 str(folder), use_safetensors=True, dtype=dtype, attn_implementation=_attention(), **local
             )
-        except Exception as error:  # a configuration can send transformers anywhere
+        except Exception as error:  # a configuration can make transformers fail in any way
             raise BadInput(f"transformers cannot load the encoder in {folder}: {error}") from error
         finally:
             logging.set_verbosity(previous)
@@ -404,7 +405,7 @@ class Encoder:
     def pad(
         self, tokens: Sequence[Sequence[int]], length: int, rows: int | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Token ids and attention mask of some texts, both (n, length), or (rows, length) with rows of padding."""
+        """Token ids and attention mask, both (n, length), or (rows, length) filled up with rows of padding."""
         ids = np.full((rows or len(tokens), length), self._padding, np.int64)
         mask = np.zeros(ids.shape, np.int64)
         mask[:, 0] = 1
@@ -414,7 +415,7 @@ class Encoder:
         return ids, mask
 
     def _batches(self, tokens: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[int]]]:
-        """Rows that share a padded length, the longest first, so that insufficient memory fails at once."""
+        """Rows that share a padded length, the longest first, so that a lack of memory shows at once."""
         buckets: dict[int, list[int]] = {}
         for row, ids in enumerate(tokens):
             buckets.setdefault(self.padded_length(ids), []).append(row)
@@ -432,7 +433,7 @@ class Encoder:
             output = self.model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
         hidden: torch.Tensor = output.last_hidden_state
         states = hidden.float().numpy()[: len(tokens)]
-        # Text by text in float64: torch may split its reductions differently at another batch size.
+        # text by text in float64: torch may split its reductions differently at another batch size
         means = np.stack(
             [state[: max(len(found), 1)].sum(0, np.float64) for state, found in zip(states, tokens, strict=True)]
         )
@@ -441,7 +442,7 @@ class Encoder:
 
 
 def batch_rows(length: int) -> int:
-    """Rows of every batch of texts that are padded to `length` tokens."""
+    """Number of rows of every batch of texts that are padded to `length` tokens."""
     step = min(_TILE // gcd(length, _TILE), _TILE // _STEP)
     return max(1, _TOKENS_PER_BATCH // length // step) * step
 

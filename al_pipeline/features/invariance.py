@@ -1,7 +1,7 @@
-"""A test whether a text's vector depends on the other texts of its batch on this machine.
+"""Test whether a text's vector depends on the other texts of its batch on this machine.
 
-Libraries choose kernels by the shape of a product and the processor, and guarantee nothing. `Encoder` keeps every shape
-the same; whether that suffices on a machine, in a precision, only a run there can show.
+Libraries choose kernels by the shape of a product and by the processor, and guarantee nothing. `Encoder` keeps all
+shapes the same, but only a run can show whether that suffices on a machine and at a precision.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _LENGTHS = (16, 128)
 
 
 def find_dependence(encoder: Encoder, lengths: Sequence[int] = _LENGTHS) -> list[str]:
-    """Descriptions of the batches in which a text's vector differs; empty where none does.
+    """Descriptions of the batches in which a text's vector differs; empty if there are none.
 
     Texts of each length are encoded together, alone, in part, in another order and with another number of threads, and
-    the bytes are compared. Takes about a second for a small encoder that is loaded.
+    the bytes are compared. Takes about a second for a small encoder that is already loaded.
     """
     found = []
     for length in sorted({min(length, encoder.max_tokens) for length in lengths}):

@@ -1,8 +1,8 @@
-"""Rows by a digest, in files that are written once: what the caches of features have in common.
+"""Write-once files of rows indexed by digest: the storage of the feature caches.
 
-A shard is a safetensors file with `hashes` (n, 32) bytes, other tensors that hold the n rows, and a checksum of all. A
-truncated or damaged one is deleted: what was in it is computed again. A shard that was found whole is not read for its
-checksum again while its file does not change.
+A shard is a safetensors file with `hashes` (n, 32) bytes, other tensors with n rows each, and a checksum. Truncated or
+damaged shards are deleted, since their content can be computed again. A shard with a valid checksum is not checked
+again while its file does not change.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class HashIndex:
     rows: NDArray[np.int64]
 
     def find(self, digests: Digests) -> NDArray[np.int64]:
-        """The row of each digest, (n,); -1 where it is not there."""
+        """The row of each digest, (n,); -1 for an unknown digest."""
         found = np.full(len(digests), -1, np.int64)
         keys = _keys(digests)
         at = np.searchsorted(self.keys, keys)
@@ -57,7 +57,7 @@ class HashIndex:
 
 
 class Shards:
-    """The shards below one folder, opened at the first use. `fits` says whether the tensors of a file are a shard."""
+    """The shards in one folder, opened on first use. `fits` tells whether the tensors of a file are a valid shard."""
 
     def __init__(self, folder: Path, fits: Callable[[Tensors], bool]) -> None:
         self._folder = folder
@@ -66,7 +66,7 @@ class Shards:
         self._starts: list[int] = []
         """The first row of each shard."""
         self._indexes: list[HashIndex] = []
-        """Each less than half as long as the one before it, so that a new shard costs little to index."""
+        """Indexes of the shards, each less than half as long as the one before, so that adding a shard is cheap."""
 
     def __len__(self) -> int:
         return sum(len(shard["hashes"]) for shard in self.shards())
@@ -82,7 +82,7 @@ class Shards:
         return self._opened
 
     def find(self, digests: Digests) -> NDArray[np.int64]:
-        """The row of each digest, counted through all shards, (n,); -1 where none has it."""
+        """The row of each digest, numbered across all shards, (n,); -1 for an unknown digest."""
         self.shards()
         found = np.full(len(digests), -1, np.int64)
         for index in self._indexes:
@@ -91,7 +91,7 @@ class Shards:
         return found
 
     def split(self, rows: NDArray[np.int64]) -> Iterator[tuple[Tensors, NDArray[np.intp], NDArray[np.int64]]]:
-        """Each shard that holds some of `rows`: its tensors, the places in `rows`, and the rows within the shard."""
+        """For each shard with some of `rows`: its tensors, positions in `rows`, and row numbers within the shard."""
         order = np.argsort(rows, kind="stable")
         bounds = np.searchsorted(rows[order], [*self._starts, np.iinfo(np.int64).max])
         for number, shard in enumerate(self.shards()):
@@ -100,7 +100,7 @@ class Shards:
                 yield shard, places, rows[places] - self._starts[number]
 
     def add(self, tensors: Tensors) -> None:
-        """Write a shard atomically. Raises OSError where the disk does not read back what was written."""
+        """Write a shard atomically. Raises OSError if reading it back gives something else."""
         data = shard_bytes(tensors)
         path = self._folder / f"{sha256_bytes(data)[:32]}{SUFFIX}"
         shards, start = self.shards(), len(self)
@@ -115,7 +115,7 @@ class Shards:
             self._indexes[-2:] = [_merged(*self._indexes[-2:])]
 
     def remove_leftovers(self) -> None:
-        """Delete temporary files that are more than a day old: writers were killed."""
+        """Delete temporary files that are more than a day old, left by killed writers."""
         for path in self._folder.glob(f"{TEMPORARY_PREFIX}*"):
             if path.stat().st_mtime < time.time() - _STALE_SECONDS:
                 path.unlink(missing_ok=True)
@@ -143,9 +143,9 @@ def shard_bytes(tensors: Tensors) -> bytes:
 
 
 def read_shard(path: Path, notes: FileNotes | None = None) -> dict[str, NDArray[Any]] | None:
-    """The tensors of what `shard_bytes` made, memory-mapped; None for a missing, truncated or damaged file.
+    """The tensors in a file of `shard_bytes`, memory-mapped; None for a missing, truncated or damaged file.
 
-    `notes`: where it is noted that a file was found whole.
+    `notes`: remembers which files have a valid checksum.
     """
     try:
         mark = file_mark(path)
@@ -170,12 +170,12 @@ def read_shard(path: Path, notes: FileNotes | None = None) -> dict[str, NDArray[
 
 
 def digest_rows(hashes: list[str]) -> Digests:
-    """Hex hashes as bytes, (n, 32). Raises ValueError where one is not a SHA-256 in hex."""
+    """Hex hashes as bytes, (n, 32). Raises ValueError if one is not a SHA-256 in hex."""
     wrong = next((name for name in hashes if len(name) != 64), None)
     if wrong is not None:
         raise ValueError(f"not a SHA-256 in hex: {wrong!r}")
     raw = bytes.fromhex("".join(hashes))
-    if len(raw) != 32 * len(hashes):  # fromhex skips blanks
+    if len(raw) != 32 * len(hashes):  # fromhex skips whitespace
         raise ValueError("not a SHA-256 in hex: one of the hashes holds blanks")
     return np.frombuffer(raw, np.uint8).reshape(-1, 32)
 

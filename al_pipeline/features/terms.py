@@ -1,7 +1,7 @@
-"""What TF-IDF needs of the pool, computed once: the fitted vocabulary, and each text's row under it.
+"""Cache of the label-independent parts of TF-IDF: the fitted vocabulary, and the row of each text under it.
 
-Neither depends on labels, so that a round computes both only for what is new. What is cached has the bytes that a
-computation would have; `engine` names everything else that these depend on. The cache may be deleted at any time.
+A round thus computes only what is new. Cached values have the same bytes as computed ones; `engine` identifies
+everything else on which these depend. The cache may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 GROWTH = 1.25
-"""A vocabulary is fitted anew when the pool has grown to this many times what it was fitted on."""
+"""A new vocabulary is fitted when the pool has grown to this many times the size of the last fit."""
 _KEPT = 3
-"""Vocabularies, and vocabularies with rows, that are kept; the oldest are deleted."""
+"""Number of vocabularies, and of folders of rows, to keep; the oldest are deleted."""
 
 
 def fitted_parts(sizes: Sequence[int]) -> int:
-    """The number of leading parts of a pool, of `sizes` items, on whose texts the vocabulary is fitted.
+    """The number of leading parts of a pool on whose texts the vocabulary is fitted. `sizes`: items per part.
 
-    It follows from the pool alone, and changes only when the pool has grown by a quarter: in between, no row changes.
+    It depends on the pool alone, and changes only when the pool has grown by a quarter; until then, no row changes.
     """
     fitted = total = parts = 0
     for number, size in enumerate(sizes, 1):
@@ -51,7 +51,7 @@ class TermCache:
     engine: str
 
     def vocabulary(self, source: str, texts: Callable[[], Iterable[str]]) -> Tfidf:
-        """The vocabulary fitted on `texts`, which are read only where it is not cached; `source` names them."""
+        """The vocabulary fitted on `texts`, which are read only if it is not cached. `source` identifies the texts."""
         path = self.folder / f"vocabulary-{self._key(source.encode())}.safetensors"
         found = read_shard(path)
         if found is None:
@@ -86,13 +86,13 @@ class TermCache:
 
 
 class TermRows:
-    """The rows of texts under one vocabulary, by the SHA-256 of what is read of a text."""
+    """The rows of texts under one vocabulary, keyed by the SHA-256 of the text, truncated to MAX_CHARACTERS."""
 
     def __init__(self, folder: Path) -> None:
         self._shards = Shards(folder, _fits)
 
     def of(self, texts: Sequence[str], width: int, compute: Callable[[Sequence[str]], csr_matrix]) -> csr_matrix:
-        """The rows of `texts`, (n, width), in order; `compute` gives those that are not cached, which are kept."""
+        """The rows of `texts`, (n, width), in order. `compute` returns those not cached yet, which are then stored."""
         from scipy.sparse import csr_matrix, vstack
 
         digests = _digests(texts)
@@ -134,7 +134,7 @@ def _digests(texts: Sequence[str]) -> NDArray[np.uint8]:
 
 
 def _joined(terms: Sequence[str]) -> bytes:
-    """Terms as bytes: words and blanks alone, so that a line is a term."""
+    """Terms as bytes, one per line. They hold only word characters and spaces."""
     return "\n".join(terms).encode()
 
 

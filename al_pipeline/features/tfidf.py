@@ -32,10 +32,10 @@ FORMAT = "al-tfidf/1"
 
 _WORD = re.compile(r"\b\w\w+\b")
 MAX_CHARACTERS = 10_000
-"""A longer text is truncated."""
+"""Longer texts are truncated."""
 _COMPONENTS = 128
 _LSA_TEXTS = 2000
-"""Texts from which the components are computed; the cost is cubic in their number, here about a second."""
+"""Number of texts from which the components are computed; the cost is cubic, about a second here."""
 _MIN_VARIANCE = 1e-6
 """A component with less variance, relative to the largest, is rounding error."""
 
@@ -44,7 +44,7 @@ class Rows(Protocol):
     """A cache of rows, see `terms`."""
 
     def of(self, texts: Sequence[str], width: int, compute: Callable[[Sequence[str]], csr_matrix]) -> csr_matrix:
-        """The rows of `texts`, (n, width), in order; `compute` gives those that are not cached."""
+        """The rows of `texts`, (n, width), in order; `compute` returns those not cached yet."""
         ...
 
 
@@ -58,14 +58,14 @@ class Tfidf:
     """The `lsa_components` of the fit's texts. Not saved: the weights of a fitted head contain them."""
 
     rows: Rows | None = field(default=None, compare=False, repr=False)
-    """Where rows are cached, if anywhere."""
+    """The cache of rows, if there is one."""
 
     @cached_property
     def _columns(self) -> dict[str, int]:
         return {term: column for column, term in enumerate(self.terms)}
 
     def transform(self, texts: Sequence[str]) -> csr_matrix:
-        """Rows of unit length, (n, v) float32; a text without a known term is a row of zeros."""
+        """TF-IDF rows of unit length, (n, v) float32; a text without a known term gives a row of zeros."""
         return self._compute(texts) if self.rows is None else self.rows.of(texts, len(self.terms), self._compute)
 
     def _compute(self, texts: Sequence[str]) -> csr_matrix:
@@ -94,7 +94,7 @@ class Tfidf:
 
 
 def load_tfidf(folder: Path) -> Tfidf:
-    """Load what `Tfidf.save` wrote. Raises BadInput where it is damaged or of another format."""
+    """Load what `Tfidf.save` wrote. Raises BadInput if it is damaged or of another format."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -129,17 +129,17 @@ def fit(texts: Iterable[str], max_terms: int = 50_000, sample: int = 10_000, min
 
 
 def lsa_components(rows: csr_matrix) -> NDArray[np.float32] | None:
-    """The principal directions of the texts in term space, (v, k); None where there are too few texts.
+    """The principal directions of the texts in term space, (v, k); None if there are too few texts.
 
     Latent semantic analysis (Deerwester et al. 1990). `rows` (n, v) are texts without labels. Terms that occur in the
     same texts share components, so a label is informative about terms that no labelled text has. Scaled so that the
-    texts' mean square length in them is 1. None where the texts have no terms.
+    texts' mean square length in them is 1. None if the texts have no terms.
     """
     from scipy.linalg import eigh
     from threadpoolctl import threadpool_limits
 
     count = rows.shape[0]
-    with threadpool_limits(1):  # more threads would add up in another order
+    with threadpool_limits(1):  # with more threads the order of summation would differ
         likeness = (rows @ rows.T).toarray().astype(np.float64)
         if not likeness.any():
             return None
@@ -168,6 +168,6 @@ def _sample(texts: Iterable[str], size: int) -> list[str]:
 
 
 def _terms(text: str) -> list[str]:
-    """Words of two letters or more in lower case, and each pair of neighbours."""
+    """Lower-case words of at least two characters, and all pairs of neighbouring words."""
     words = _WORD.findall(text[:MAX_CHARACTERS].lower())
     return words + [f"{first} {second}" for first, second in zip(words, words[1:], strict=False)]

@@ -1,4 +1,4 @@
-"""Vectors of a workspace's items, from the cache or else from the encoder."""
+"""The vectors of a workspace's items, from the cache if possible, else from the encoder."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Vectors:
         self._cache = FeatureCache(cache / encoder_fingerprint(self.identity, features.precision))
 
     def missing(self, hashes: Sequence[str]) -> int:
-        """The number of these content hashes without a vector."""
+        """The number of these content hashes that have no vector yet."""
         return len(self._cache.missing(hashes))
 
     def prepare(self, items: Iterable[tuple[str, str]], total: int | None = None) -> int:
-        """Encode those of `items` (content hash, text) that the cache lacks, with a progress bar; their number."""
+        """Encode those of `items` (content hash, text) that the cache lacks, with a progress bar; return how many."""
         return ensure(self._cache, items, self._encoder, total=total)
 
     def of(self, items: Sequence[Item]) -> NDArray[np.float32]:
@@ -45,7 +45,7 @@ class Vectors:
         return self._cache.get([item.content_hash for item in items])
 
     def lookup(self, hashes: Sequence[str], items: Callable[[], Iterable[Item]]) -> NDArray[np.float32]:
-        """The vectors of content hashes, (n, d), in order; `items` yields the texts, if one must be encoded."""
+        """The vectors of content hashes, (n, d), in order. `items` returns the texts, if some must be encoded."""
         if self._cache.missing(hashes):
             ensure(self._cache, ((item.content_hash, item.text) for item in items()), self._encoder, progress=False)
         if not hashes:
@@ -64,5 +64,5 @@ def guide_vectors(vectors: Vectors | None, texts: Sequence[str]) -> NDArray[np.f
 
 
 def open_vectors(encoder: Path, cache: Path, features: Features) -> Vectors | None:
-    """The vectors of this encoder, cached in `cache`; None where the features are TF-IDF alone."""
+    """The vectors of this encoder, cached in `cache`; None if the features are TF-IDF alone."""
     return Vectors(encoder, cache, features) if features.uses_encoder else None

@@ -107,7 +107,7 @@ def _command() -> str:
 
 
 def _description() -> str:
-    """The deployment's description on Prefect's page, without the parameters, which the page describes itself."""
+    """The deployment's description on Prefect's page, without the parameters, which the page shows separately."""
     return str(al_round.description).split("\n\nArgs:")[0]
 
 

@@ -1,6 +1,6 @@
-"""What the command line asks of the workspace's own Prefect server.
+"""Ticks and schedules on the workspace's own Prefect server, for the command line.
 
-Prefect reads its settings when it is imported, so they are set first and it is imported afterwards, inside functions.
+Prefect reads its settings on import, so functions set them first and then import it.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ if TYPE_CHECKING:
     from al_pipeline.workspace.workspace import Workspace
 
 _SETTINGS = {
-    # The run's log is on the server; the terminal gets the steps from us.
+    # the run's log is on the server; the terminal gets the steps from the engine
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_CLIENT_MAX_RETRIES": "3",  # 14 s, since a person waits
 }
-"""Settings of Prefect's client where the environment has none."""
+"""Settings of Prefect's client, applied unless the environment sets them."""
 
 
 class _Client:
-    """Prefect's client in this process."""
+    """State of Prefect's client in this process."""
 
     server_gone: bool = False
 
 
 def server_gone() -> bool:
-    """Whether the server that a run was reported to went away: Prefect's client would try for minutes to reach it."""
+    """Whether the server went away during a run. Prefect's client would then spend minutes trying to reach it."""
     return _Client.server_gone
 
 
 def run_tick(workspace: Workspace, options: Options, on_progress: Callable[[str], None]) -> TickReport:
-    """Run one tick: as a flow run where the workspace's Prefect server is up, else in this process, saying so."""
-    if (workspace.home / "prefect").exists():  # else it was never started: nothing of servers is loaded
+    """Run one tick: as a flow run if the workspace's Prefect server is up, else in this process, reporting that."""
+    if (workspace.home / "prefect").exists():  # if it never started, import nothing of servers
         from al_pipeline.servers import prefect_environment
 
         if environment := prefect_environment(workspace):
@@ -50,9 +50,9 @@ def run_tick(workspace: Workspace, options: Options, on_progress: Callable[[str]
 
 
 def apply_schedule(workspace: Workspace, *, take_over: bool) -> bool:
-    """Bring the schedule to the workspace's own Prefect server; whether that changed anything.
+    """Apply the schedule to the workspace's own Prefect server; return whether that changed anything.
 
-    Raises NothingToDo where that server is not up, UsageError where ticks run in another clone, unless `take_over`.
+    Raises NothingToDo if that server is not up, UsageError if ticks run in another clone, unless `take_over`.
     """
     from al_pipeline.servers import prefect_environment
 
@@ -83,10 +83,10 @@ def _run_as_flow(
 
 
 def _configure_client(workspace: Workspace, environment: dict[str, str]) -> None:
-    """Set what Prefect reads when it is imported."""
+    """Set the environment and current folder that Prefect reads on import."""
     os.environ.update(environment)
     os.environ["AL_WORKSPACE"] = str(workspace.layout.root)
-    # Prefect obeys `.env`, `prefect.toml` and `pyproject.toml` of the current folder, which may be anybody's.
+    # Prefect reads `.env`, `prefect.toml` and `pyproject.toml` of the current folder, which may be anybody's
     os.chdir(workspace.home)
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)

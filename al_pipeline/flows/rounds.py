@@ -117,7 +117,7 @@ def al_round(
 
 
 def _workspace() -> Workspace:
-    """The workspace of this process. Raises UsageError where the run's deployment is for another one."""
+    """The workspace of this process. Raises UsageError if the run's deployment is for another one."""
     workspace = open_workspace(Path(os.environ.get("AL_WORKSPACE", ".")))
     served = runtime.deployment.name
     if served is not None and not is_our_deployment(served, workspace.id):

@@ -14,9 +14,9 @@ from al_pipeline.active_learning.shortlist import ScoreAccumulator, ScoreSummary
 
 Floats = NDArray[np.float64]
 _SCREENED = 8000
-"""Items whose approximate margins are computed together: a step costs as much for few items as for many."""
+"""Number of items whose approximate margins are computed together: a step costs about as much for fewer."""
 _EXACT = 256
-"""Items whose exact scores are computed together."""
+"""Number of items whose exact scores are computed together."""
 _ROUNDING = 1e-6
 """Bound on the rounding error of a score's bin position, in bins."""
 Columns = Sequence[NDArray[np.float32]]
@@ -34,7 +34,7 @@ class ApproximateMargins:
     """(n,), each within `slack` of `margin` of the item's probabilities; undefined where `slack` is infinite."""
     slack: float
     likeliest: NDArray[np.bool_]
-    """(C, n): each item's predicted class; certain where the score is below 1 - slack."""
+    """(C, n): each item's most likely class; it is the predicted class if the score is below 1 - slack."""
 
 
 class ApproximateScorer(Protocol):
@@ -50,7 +50,7 @@ class ApproximateScorer(Protocol):
 
 
 class _Buffer:
-    """Items to score, with their columns."""
+    """A buffer of items to score, with their columns."""
 
     def __init__(self) -> None:
         self._ids: list[str] = []
@@ -109,7 +109,7 @@ class MarginAccumulator:
         places = (margins.scores - np.float32(self._low)) * np.float32(self._scale)  # in bins
         edges = np.clip(np.rint(places), 1, self._bins - 1)  # the nearest inner edge
         certain = np.abs(places - edges) > (margins.slack + _ROUNDING) * self._scale
-        # Written so that a NaN is not certain.
+        # written so that NaN counts as uncertain
         certain &= margins.scores < np.float32(min(self._scores.least, 1.0) - margins.slack - _ROUNDING)
         open_ = np.flatnonzero(~certain)
         if len(open_) < len(certain):

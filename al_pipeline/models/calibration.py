@@ -17,7 +17,7 @@ _TEMPERATURES = (0.2, 5.0)
 _SHIFT_PRIOR = 1.0
 """Precision of the Gaussian prior on log temperature and shifts (mean 0)."""
 _SHIFT_BALANCE = 0.5
-"""Exponent of the class weights in the calibration: 1 would predict rare classes far too often, 0 hardly ever."""
+"""Exponent of the class weights in the calibration. 1 would predict rare classes far too often, 0 hardly ever."""
 
 
 def fit_temperature_and_shift(
@@ -79,9 +79,9 @@ def fit_temperature(held_out: Sequence[tuple[Floats, NDArray[np.intp]]]) -> floa
 def calibration_folds(
     targets: NDArray[np.intp], seed: int
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]]:
-    """For each fold: rows to fit on, held-out rows, and the classes of the former; only rows of these are held out.
+    """For each fold: rows to fit on, held-out rows, and the classes of the rows to fit on.
 
-    Folds with a single class to fit on, or without held-out rows, are skipped.
+    Held-out rows of other classes are left out. Folds with one class to fit on, or without held-out rows, are skipped.
     """
     for train, test in stratified_folds(targets, FOLDS, seed):
         known = np.unique(targets[train])

@@ -23,7 +23,7 @@ SIZES: dict[Samples, int] = {"committee": 8, "posterior": 20}
 """Number of heads K. A member of a committee costs a fit, a sample of the posterior only a matrix product."""
 
 _MAX_CURVATURE = 2000
-"""Largest number of labels in the posterior's curvature, whose cost grows with their cube; more are subsampled."""
+"""Maximum number of labels in the posterior's curvature, whose cost grows cubically; more are subsampled."""
 
 
 def draw_heads(

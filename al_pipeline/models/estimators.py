@@ -57,7 +57,7 @@ class Estimate:
     """Number of labels of each class that has some, in the schema's order."""
     arrays: Arrays
     widths: tuple[int, ...]
-    """Widths of the feature blocks; empty where it has no parameters."""
+    """Widths of the feature blocks; empty if it has no parameters."""
     temperature: float = 1.0
 
     @property
@@ -84,7 +84,7 @@ class Estimate:
 def fit_classifier(
     name: str, features: FeatureMatrix, labels: Sequence[str], classes: Sequence[str], seed: int, calibrate: bool
 ) -> Head | Estimate:
-    """Fit the classifier that `train.model` names, from scratch. Raises BadInput where a label is not a class."""
+    """Fit the classifier that `train.model` names, from scratch. Raises BadInput if a label is not a class."""
     if name == HEAD:
         return fit_head(features, labels, classes, seed, calibrate)
     counts, targets = count_classes(labels, classes)
@@ -106,7 +106,7 @@ def _fit(name: str, features: FeatureMatrix, targets: Targets, seed: int) -> Arr
 
 
 def _predict(name: str, arrays: Arrays, features: FeatureMatrix, classes: int) -> Floats:
-    """Class probabilities (n, classes). Raises BadInput where the estimator returns anything else."""
+    """Class probabilities (n, classes). Raises BadInput if the estimator returns anything else."""
     proba = np.asarray(ESTIMATORS[name].predict(arrays, features), np.float64)
     if proba.shape != (len(features), classes):
         raise BadInput(

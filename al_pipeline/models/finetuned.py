@@ -36,7 +36,7 @@ FORMAT = "al-finetuned/1"
 CARD_FILE = "card.json"
 WEIGHTS_FILE = "weights.safetensors"
 HELD_OUT = 5
-"""One in so many labels is held out for the temperature, which a training of its own needs."""
+"""One in this many labels is held out to fit the temperature, on a second model trained without them."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,9 @@ class FinetunedModel:
     encoder: str
     """The `encoder_identity` of the pretrained weights, whose tokenizer and configuration it uses."""
     tensors: Tensors
-    """The trained weights: the linear layer and all weights of the encoder; of the embeddings only the rows of tokens
-    in the labelled texts, since no others change."""
+    """The trained weights: the linear layer and all weights of the encoder. Of the embeddings, only the rows of tokens
+    in the labelled texts, since no others change.
+    """
     folder: Path
     """The folder of the pretrained encoder."""
     settings: Finetune
@@ -141,7 +142,7 @@ class FinetunedModel:
 def load_finetuned(folder: Path, encoder: Path) -> FinetunedModel:
     """Load what `FinetunedModel.save` wrote, for the pretrained encoder in `encoder`.
 
-    Raises BadInput where the model is damaged or was trained from another encoder.
+    Raises BadInput if the model is damaged or was trained from another encoder.
     """
     from safetensors import SafetensorError
 
@@ -201,7 +202,7 @@ def fit_finetuned(
 
     With labels of fewer than two classes nothing is trained, and the model predicts from their counts. `calibrate`:
     take the temperature of another training, fitted on a held-out fifth of the labels; 1 where that fifth has fewer
-    than MIN_CALIBRATION labels. Raises BadInput where a label is not a class.
+    than MIN_CALIBRATION labels. Raises BadInput if a label is not a class.
     """
     counts, targets = count_classes(labels, classes)
     identity = encoder_identity(encoder, max_tokens)
@@ -227,7 +228,7 @@ def fit_finetuned(
 
 
 def _held_out(targets: NDArray[np.intp], seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows to train on and rows to calibrate on; both empty where a class would have no row to train on."""
+    """Rows to train on and rows to calibrate on; both empty if a class would have no row to train on."""
     kept, held = stratified_folds(targets, HELD_OUT, seed)[0]
     if len(held) < MIN_CALIBRATION or len(np.unique(targets[kept])) < len(np.unique(targets)):
         return np.arange(0), np.arange(0)

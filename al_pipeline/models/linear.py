@@ -25,9 +25,9 @@ STRENGTH = 3.0
 _MAX_KERNEL = 3000
 """With more labels the fit uses the features instead of the kernel, whose size grows with the square of the labels."""
 _JITTER = 1e-9
-"""Keeps the kernel positive definite where two texts have the same features."""
+"""Added to the kernel's diagonal, to keep it positive definite even if two texts have the same features."""
 _MAX_SLACK = 0.01
-"""With a larger error bound approximate margins are useless: the logits are too large for single precision."""
+"""With a larger error bound, approximate margins are useless: the logits are too large for single precision."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Head:
         return 1 - self._unseen * (len(self.classes) - len(self.seen))
 
     def columns(self, features: FeatureMatrix) -> Columns | None:
-        """Each block's term of the logits, transposed to (seen, n); None where the head uses no features.
+        """Each block's term of the logits, transposed to (seen, n); None if the head uses no features.
 
         `approximate_margins` and `exact` take them; those of several parts can be concatenated along n.
         """
@@ -161,7 +161,7 @@ def fit_head(
     """Fit a classifier from scratch; with labels of fewer than two classes it predicts from their counts alone.
 
     All classes have the same total weight. `calibrate` fits a temperature and a shift for each class on the logits of
-    held-out stratified folds. Raises BadInput where a label is not a class, ValueError where labels and features differ
+    held-out stratified folds. Raises BadInput if a label is not a class, ValueError if labels and features differ
     in number.
     """
     if len(features) != len(labels):

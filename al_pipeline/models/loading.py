@@ -19,7 +19,7 @@ from al_pipeline.records import Item
 def load_model(folder: Path, encoder: Path, terms: TermCache | None = None) -> Classifier:
     """Load what `Classifier.save` wrote, checked by digest; a fine-tuned model uses the tokenizer in `encoder`.
 
-    `terms`: the cache of TF-IDF rows, if any. Raises BadInput where it is damaged or not a model.
+    `terms`: the cache of TF-IDF rows, if any. Raises BadInput if it is damaged or not a model.
     """
     if read_object(folder / CARD_FILE).get("format") == FORMAT:
         return load_finetuned(folder, encoder)
@@ -27,5 +27,5 @@ def load_model(folder: Path, encoder: Path, terms: TermCache | None = None) -> C
 
 
 def vectors_for(model: Classifier, vectors: Vectors | None, items: Sequence[Item]) -> NDArray[np.float32] | None:
-    """The encoder's vectors of items, (n, d); None where the model uses none."""
+    """The encoder's vectors of items, (n, d); None if the model uses none."""
     return vectors.of(items) if vectors is not None and model.needs_vectors else None

@@ -46,7 +46,7 @@ def over_all_classes(proba: Floats, classes: Sequence[str], counts: Mapping[str,
 def count_classes(labels: Sequence[str], classes: Sequence[str]) -> tuple[dict[str, int], NDArray[np.intp]]:
     """The number of labels of each class that has some, in the order of `classes`, and each label's index in it, (n,).
 
-    Raises BadInput where a label is not a class.
+    Raises BadInput if a label is not a class.
     """
     if unknown := sorted(set(labels) - set(classes)):
         raise BadInput(f"label {unknown[0]!r} is not a class of the schema ({', '.join(classes)})")

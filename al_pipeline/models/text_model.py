@@ -93,10 +93,10 @@ class TextModel:
     encoder: str | None = None
     """The `encoder_identity` of the vectors that it was fitted on, if known."""
     vectors: str | None = None
-    """The SHA-256 of those vectors: it shows whether different features explain a different model."""
+    """The SHA-256 of those vectors, which shows whether a model differs because its features do."""
     strength: float = STRENGTH
     control: Head | Estimate | None = None
-    """The same classifier fitted on the randomly sampled labels alone: what random sampling would have given."""
+    """The same classifier fitted on the randomly sampled labels alone, to compare with random sampling."""
 
     @property
     def kind(self) -> str:
@@ -121,13 +121,13 @@ class TextModel:
         return self.uses_encoder
 
     def as_control(self) -> TextModel | None:
-        """The control as a separate model; None where there is none."""
+        """The control as a separate model; None if there is none."""
         return None if self.control is None else replace(self, head=self.control, control=None)
 
     def predict_proba(self, texts: Sequence[str], vectors: Vectors | None) -> NDArray[np.float64]:
         """Class probabilities (n, C), strictly between 0 and 1; rows sum to 1.
 
-        Raises BadInput where vectors are missing or have another width than those of the fit.
+        Raises BadInput if vectors are missing or have another width than those of the fit.
         """
         return self.head.predict_proba(self._head_features(texts, vectors))
 
@@ -233,7 +233,7 @@ def fit_text_model(
     `classifier`: the head, or one of `ESTIMATORS`. `control`: the rows that the control is fitted on; None for a model
     without one. `vectors` (n, d): the encoder's for `texts`, where the features use it. `tfidf`: the vocabulary that
     was fitted on the pool's texts, labelled or not, where the features use TF-IDF. `encoder` is recorded in the card.
-    Raises BadInput where a label is not a class, or vectors are missing.
+    Raises BadInput if a label is not a class, or vectors are missing.
     """
     matrix = _features(texts, vectors, features.uses_encoder, tfidf)
     head = fit_classifier(classifier, matrix, labels, classes, seed, calibrate)
@@ -251,7 +251,7 @@ def fit_text_model(
 def load_text_model(folder: Path, terms: TermCache | None = None) -> TextModel:
     """Load what `TextModel.save` wrote, checked by digest; TF-IDF rows come from the cache `terms`, where there is one.
 
-    Raises BadInput where it is damaged or not such a model.
+    Raises BadInput if it is damaged or not such a model.
     """
     from safetensors import SafetensorError
 

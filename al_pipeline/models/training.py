@@ -29,7 +29,7 @@ WARM_UP = 0.1
 """Share of the steps in which the learning rate warms up."""
 LARGEST_GRADIENT_NORM = 1.0
 _PARTS = 4
-"""Parts of a batch. Fixed, so that the bytes do not depend on the number of threads."""
+"""Number of parts of a batch. Fixed, so that the bytes do not depend on the number of threads."""
 
 
 @dataclass
@@ -93,9 +93,9 @@ def train(
 
 
 def _renumbered(network: Network, tokens: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], list[list[int]]]:
-    """The token ids that occur, with padding, and the texts in indices into them.
+    """The token ids that occur, with padding, and the texts as indices into them.
 
-    Padding keeps its id, by which a transformer may identify it; where that id is too high, all tokens keep theirs.
+    Padding keeps its id, by which a transformer may identify it; if that id is too high, all tokens keep theirs.
     """
     padding = int(network.encoder.pad([[]], 1)[0][0, 0])
     others = np.setdiff1d(np.concatenate([np.asarray(ids, np.int64) for ids in tokens]), [padding])

@@ -86,7 +86,7 @@ class Network:
         return found if masks is None else found * masks.of(self._last, DROPOUT, 1, self.encoder.dimension)
 
     def load(self, tensors: Tensors) -> None:
-        """Load trained weights. Raises BadInput where their shapes or token ids do not fit the encoder."""
+        """Load trained weights. Raises BadInput if their shapes or token ids do not fit the encoder."""
         import torch
 
         own, rows, width = dict(self.encoder.model.named_parameters()), tensors[ROWS], self.encoder.dimension

@@ -1,1 +1,1 @@
-"""Records -> pages and pictures."""
+"""Reports and charts rendered from records."""

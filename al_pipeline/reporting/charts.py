@@ -1,8 +1,8 @@
-"""The pictures of a report: numbers -> SVG that a page can hold inline, or PNG bytes. Equal numbers give equal bytes.
+"""Charts of a report, as SVG to embed in a page or as PNG bytes. Equal data give equal bytes.
 
-Only fixed words are drawn; names and texts of the user stay in HTML, where a browser has fonts for every script.
+Charts contain only fixed words: names and texts of the user stay in HTML, where a browser has fonts for every script.
 SVG colors are CSS variables of the page (`--ink`, `--muted`, `--line`, `--paper`, `--accent`, `--second` to `--sixth`),
-so that a picture follows the page into dark mode.
+so that charts follow the page into dark mode.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """A metric after so many labels, with its interval where one is known. `solid`: drawn as a filled mark."""
+    """A metric at a number of labels, with its interval if known. `solid`: draw a filled marker."""
 
     labels: int
     value: float
@@ -37,7 +37,7 @@ class CurvePoint:
 
 @dataclass(frozen=True, slots=True)
 class _Palette:
-    """Colors by their part. The hues are Okabe and Ito's, blue and vermilion first: told apart by any eyes."""
+    """Colors by purpose. The hues are Okabe and Ito's, which people with colour blindness can tell apart."""
 
     ink: str
     muted: str
@@ -52,13 +52,13 @@ class _Palette:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """Colors of curves beside the baseline, which is the second hue."""
+        """Colors of all curves except the baseline, which has the second hue."""
         return (self.accent, self.third, self.fourth, self.fifth, self.sixth)
 
 
 @dataclass(frozen=True, slots=True)
 class _Size:
-    """A canvas in pixels, with the height of its letters."""
+    """A canvas in pixels, with its font size."""
 
     name: str
     width: int
@@ -76,7 +76,7 @@ _NARROW = _Size("narrow", 340, 260, 11.5)
 _UNITS_PER_INCH = 72
 
 _LOCK = threading.Lock()
-"""matplotlib's settings belong to the whole process; flows render in threads."""
+"""matplotlib's settings are global to the process, and flows render in threads."""
 
 
 def learning_curve_svg(
@@ -87,7 +87,7 @@ def learning_curve_svg(
 ) -> str:
     """The metric against the number of labels, with its interval as a band: a wide and a narrow SVG for one page.
 
-    `name` keeps ids apart in a page with several charts. Empty where neither line has a point.
+    `name` keeps ids unique in a page with several charts. Returns an empty string if neither line has a point.
     """
     if not curve and not baseline:
         return ""
@@ -96,9 +96,9 @@ def learning_curve_svg(
 
 
 def comparison_svg(name: str, metric: str, lines: Mapping[str, Sequence[CurvePoint]], full: float | None = None) -> str:
-    """One learning curve a strategy with its band, `random` dashed; `full`: the score with all labels, a level line.
+    """One learning curve with band per strategy, `random` dashed. `full`: score with all labels, a horizontal line.
 
-    A wide and a narrow SVG for one page, as `learning_curve_svg`.
+    Returns a wide and a narrow SVG for one page, like `learning_curve_svg`.
     """
     last = [f"{label} {_spoken(_by_labels(points)[-1])}" for label, points in lines.items() if points]
     spoken = f"Learning curves: {metric} against labels. At the end: {'; '.join(last)}"
@@ -106,14 +106,14 @@ def comparison_svg(name: str, metric: str, lines: Mapping[str, Sequence[CurvePoi
 
 
 def comparison_png(metric: str, lines: Mapping[str, Sequence[CurvePoint]], full: float | None = None) -> bytes:
-    """The same picture on white paper, 1440 by 840 pixels."""
+    """The chart of `comparison_svg` as PNG on white, 1440 by 840 pixels."""
     size = _Size("print", 720, 420, 13)
     return _png(size, lambda axes: _draw_comparison(axes, size, _PRINT, metric, lines, full))
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One corpus among several: what is measured, the curves, and the score of a model that has all the labels."""
+    """One corpus among several: the metric, the curves, and the score of a model trained on all labels."""
 
     metric: str
     lines: Mapping[str, Sequence[CurvePoint]]
@@ -121,7 +121,7 @@ class Panel:
 
 
 def panels_png(panels: Mapping[str, Panel], columns: int = 2) -> bytes:
-    """Comparisons side by side on white paper, each under its name; they share the colours, and the first the key."""
+    """Comparisons side by side as PNG on white, each with its name. They share colours; the first has the legend."""
     wide, high, rows = 460, 290, -(-len(panels) // columns)
     size = _Size("print", wide * columns, high * rows, 13)
     with _canvas(size, "print") as figure:
@@ -144,7 +144,7 @@ def histogram_svg(name: str, label: str, edges: Sequence[float], counts: Sequenc
 def learning_curve_png(
     curve: Sequence[CurvePoint], baseline: Sequence[CurvePoint] = (), metric: str = "macro-F1"
 ) -> bytes:
-    """The same picture on white paper, 1440 by 720 pixels."""
+    """The chart of `learning_curve_svg` as PNG on white, 1440 by 720 pixels."""
     size = _Size("print", 720, 360, 13)
     return _png(size, lambda axes: _draw_curve(axes, size, _PRINT, metric, curve, baseline))
 
@@ -152,7 +152,7 @@ def learning_curve_png(
 def save_learning_curve(
     path: Path, curve: Sequence[CurvePoint], baseline: Sequence[CurvePoint] = (), metric: str = "macro-F1"
 ) -> None:
-    """Write `learning_curve_png` to `path` in one step."""
+    """Write `learning_curve_png` to `path` atomically."""
     write_bytes(path, learning_curve_png(curve, baseline, metric))
 
 
@@ -194,7 +194,7 @@ def _svg(name: str, size: _Size, spoken: str, draw: Callable[[Axes, _Size, _Pale
 
 @contextmanager
 def _canvas(size: _Size, salt: str) -> Iterator[Figure]:
-    """An empty figure under matplotlib's own defaults, whatever the user's matplotlibrc says."""
+    """An empty figure with matplotlib's defaults, independent of the user's matplotlibrc."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -208,13 +208,13 @@ def _canvas(size: _Size, salt: str) -> Iterator[Figure]:
 
 @contextmanager
 def _figure(size: _Size, salt: str) -> Iterator[tuple[Figure, Axes]]:
-    """A figure with one pair of axes that fill it."""
+    """A figure with a single pair of axes that fill it."""
     with _canvas(size, salt) as figure:
         yield figure, _add_axes(figure, size, (0, 0), (size.width, size.height))
 
 
 def _add_axes(figure: Figure, size: _Size, corner: tuple[int, int], extent: tuple[int, int]) -> Axes:
-    """Axes in a part of the figure, with room around them for what `_dress` writes."""
+    """Axes in a part of the figure, with margins for the labels of `_dress`."""
     left, bottom, right, top = 3.2 * size.font, 3.9 * size.font, 1.2 * size.font, 2.6 * size.font
     return figure.add_axes(
         (
@@ -227,7 +227,7 @@ def _add_axes(figure: Figure, size: _Size, corner: tuple[int, int], extent: tupl
 
 
 def _inline(document: str, name: str, size: _Size, spoken: str) -> str:
-    """An SVG document as an element of a page: ids made its own, colors and fonts the page's, no outer address."""
+    """An SVG document as an element of a page: unique ids, the page's colors and fonts, no external references."""
     body = document[document.index("<svg") :]
     body = body[body.index(">") + 1 :]
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
@@ -316,7 +316,7 @@ def _legend(axes: Axes, size: _Size, colors: _Palette) -> None:
 
 
 def _fit_axes(axes: Axes, drawn: Sequence[CurvePoint], marked: Sequence[CurvePoint]) -> None:
-    """Axes that hold everything drawn, with the numbers of labels of `marked` where there is room for them."""
+    """Fit the axes to everything in `drawn`; label the x axis at the points of `marked` if there is room."""
     from matplotlib.ticker import FixedLocator, MaxNLocator
 
     lows = [point.value if point.low is None else point.low for point in drawn]
@@ -331,7 +331,7 @@ def _fit_axes(axes: Axes, drawn: Sequence[CurvePoint], marked: Sequence[CurvePoi
 
 
 def _apart(stops: Sequence[int], least: float) -> list[int]:
-    """Those of `stops` (rising) that lie at least `least` behind the one kept before: their numbers do not overlap."""
+    """Those of `stops` (ascending) at least `least` after the last one kept, so that tick labels do not overlap."""
     kept: list[int] = []
     for stop in stops:
         if not kept or stop - kept[-1] >= least:
@@ -364,7 +364,7 @@ def _draw_line(
 
 
 def _value_range(low: float, high: float) -> tuple[float, float]:
-    """The axis of a metric: from the tenth below what is drawn up to 1 (or to what lies above it)."""
+    """The range of a metric's axis: from the tenth below the lowest value up to 1, or to a higher value."""
     bottom = max(0.0, int((low - 0.02) * 10) / 10) if low >= 0 else low
     top = max(1.0, high)
     return bottom, top + 0.03 * (top - bottom)

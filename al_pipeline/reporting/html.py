@@ -1,4 +1,4 @@
-"""Values -> what an HTML page may show of them: numbers as text, texts cleaned and cut, a page's template."""
+"""Format values for HTML pages: numbers as text, cleaned and shortened texts, and the page templates."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ EXCERPT_CHARACTERS = 280
 NOTHING = "–"
 _THIN = "\u202f"
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
-"""C1 controls, non-characters, and bidi embeddings, which could turn the words around them."""
+"""C1 controls, non-characters, and bidi controls, which could reverse surrounding text."""
 
 
 @cache
 def page(name: str) -> Template:
-    """A template of this package that becomes a page which loads nothing; what goes into it is escaped."""
+    """A template of this package, with autoescaping. Its page is self-contained."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -43,12 +43,12 @@ def page(name: str) -> Template:
 
 
 def verdict(decision: Decision) -> str:
-    """What a decision is called: `promoted`, or `promoted for now` where it is provisional."""
+    """A decision in words: its verdict, such as `promoted`, and `promoted for now` if provisional."""
     return f"{decision.verdict} for now" if decision.provisional else decision.verdict
 
 
 def excerpt(text: str, limit: int = EXCERPT_CHARACTERS) -> str:
-    """The beginning of a text on one line, at most `limit` characters; control characters become blanks."""
+    """The start of a text on one line, at most `limit` characters; control characters become spaces."""
     text = text.lstrip()
     words = clean(text[: 4 * limit]).split()
     line = " ".join(words)
@@ -58,35 +58,35 @@ def excerpt(text: str, limit: int = EXCERPT_CHARACTERS) -> str:
 
 
 def clean(text: str) -> str:
-    """A text without what no page may hold."""
+    """A text with the characters that a page must not contain replaced by spaces."""
     return _UNPRINTABLE.sub(" ", shown_text(text))
 
 
 def interval(estimate: Estimate | Accuracy, digits: int = 2) -> str:
-    """`0.89–0.96`, or nothing."""
+    """An interval such as `0.89–0.96`; empty if there is none."""
     if estimate.low is None or estimate.high is None:
         return ""
     return f"{estimate.low:.{digits}f}–{estimate.high:.{digits}f}"
 
 
 def fixed(value: Any, digits: int = 2) -> str:
-    """A number with so many digits; a dash where there is none."""
+    """A number with this many digits; a dash if there is none."""
     number = _finite(value)
     return NOTHING if number is None else f"{number:.{digits}f}"
 
 
 def thousands(number: int) -> str:
-    """`5 543`, with a thin space."""
+    """A number such as `5 543`, grouped by thin spaces."""
     return f"{number:,}".replace(",", _THIN)
 
 
 def count(number: int, noun: str) -> str:
-    """`1 label`, `2 labels`."""
+    """A count with its noun, such as `1 label` or `2 labels`."""
     return counted(number, noun).replace(",", _THIN)
 
 
 def duration(seconds: float) -> str:
-    """`1 h 13 min`."""
+    """A duration such as `1 h 13 min`."""
     minutes = round(seconds / 60)
     if minutes < 1:
         return "under a minute"
@@ -95,7 +95,7 @@ def duration(seconds: float) -> str:
 
 
 def sentence(text: str) -> Markup:
-    """A message of ours as a sentence of the page: a capital first, and what stands in backticks as code."""
+    """A message of the engine as a sentence for the page: capitalised, with backticks as code."""
     from markupsafe import Markup, escape
 
     shown = str(escape(clean(text[:1].upper() + text[1:])))
@@ -103,7 +103,7 @@ def sentence(text: str) -> Markup:
 
 
 def finalize(value: Any) -> Any:
-    """Every value on its way into the page: nothing shows as a dash, text loses what no page may hold."""
+    """Applied to every value that a template prints: None becomes a dash, text is cleaned."""
     if value is None:
         return NOTHING
     return clean(value) if type(value) is str else value

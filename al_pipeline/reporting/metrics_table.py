@@ -1,4 +1,4 @@
-"""A model's figures as rows of the report's page: each with its interval and its change, per class, confusions."""
+"""A model's metrics as rows for the report: intervals, changes, metrics by class, confusions."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from al_pipeline.reporting.html import excerpt, fixed, interval
 from al_pipeline.reporting.view_model import ReportData, RoundRow
 
 DENSE_CLASSES = 5
-"""With more classes the matrix takes the whole width, and its columns bear numbers."""
+"""With more classes the matrix takes the full width, and its columns are numbered."""
 BARE_CLASSES = 12
-"""With more classes the cells of the matrix hold counts alone; the shade still tells the share."""
+"""With more classes the cells of the matrix show only counts; the shade still shows the share."""
 MATRIX_CLASSES = 25
 """With more classes a matrix is unreadable: the most frequent confusions are listed instead."""
 
@@ -23,7 +23,7 @@ METRIC_NAMES = {
     "log_loss": "Log loss",
     "calibration_error": "Calibration error",
 }
-"""Every metric in the order shown, with what the page calls it."""
+"""All metrics in display order, with their names on the page."""
 
 _MEANING = {
     "macro_f1": "F1 of each class, averaged; higher is better",
@@ -36,18 +36,18 @@ _UNBOUNDED = frozenset({"log_loss"})
 
 
 def figure(metrics: Metrics | None, name: str) -> Estimate:
-    """One figure by its name; an empty estimate where nothing was measured."""
+    """A metric by name; an empty estimate if nothing was measured."""
     return metrics.figure(name) if metrics else Estimate(value=None)
 
 
 def round_before(report: ReportData) -> RoundRow | None:
-    """The round before this one."""
+    """The previous round; None if there is none."""
     earlier = [row for row in report.history if row.number < report.round]
     return max(earlier, key=lambda row: row.number, default=None)
 
 
 def metric_change(report: ReportData, name: str, digits: int = 2) -> str:
-    """How the metric moved since the round before this one, such as `+0.04`."""
+    """The change of a metric since the previous round, such as `+0.04`; empty if unknown."""
     before = round_before(report)
     now, then = figure(report.metrics, name).value, figure(before.metrics if before else None, name).value
     if now is None or then is None:
@@ -57,13 +57,13 @@ def metric_change(report: ReportData, name: str, digits: int = 2) -> str:
 
 
 def metric_name(report: ReportData, name: str) -> str:
-    """What the page calls a metric; average precision of two classes is that of one of them, which is named."""
+    """A metric's name on the page. With two classes, average precision is that of one class, which is named."""
     of = report.metrics.average_precision_of if report.metrics and name == "average_precision" else "macro"
     return METRIC_NAMES[name] if of == "macro" else f"{METRIC_NAMES[name]} ({excerpt(of, 40)})"
 
 
 def metric_row(report: ReportData, name: str) -> dict[str, Any]:
-    """One metric with all that the page says of it."""
+    """One metric with everything that the page shows of it."""
     estimate = figure(report.metrics, name)
     return {
         "name": metric_name(report, name),
@@ -77,7 +77,7 @@ def metric_row(report: ReportData, name: str) -> dict[str, Any]:
 
 
 def _interval_bar(estimate: Estimate) -> dict[str, float] | None:
-    """Where a value between 0 and 1 stands, and where its interval begins and how wide it is, in percent."""
+    """The positions of a value in [0, 1] and of its interval's start, and the interval's width, in per cent."""
     if estimate.value is None:
         return None
     bar = {"at": 100 * _unit(estimate.value)}
@@ -87,7 +87,7 @@ def _interval_bar(estimate: Estimate) -> dict[str, float] | None:
 
 
 def averaged(report: ReportData) -> str:
-    """Which classes macro-F1 leaves out, as a sentence; empty where none."""
+    """A sentence naming the classes that macro metrics leave out; empty if there are none."""
     metrics = report.metrics
     if metrics is None or len(metrics.averaged) >= len(metrics.classes):
         return ""
@@ -96,10 +96,10 @@ def averaged(report: ReportData) -> str:
 
 
 def per_class(metrics: Metrics | None) -> list[dict[str, Any]]:
-    """The figures of each class, in the schema's order."""
+    """The metrics of each class, in the schema's order."""
     if metrics is None:
         return []
-    names = dict.fromkeys([*metrics.classes, *metrics.per_class])  # records hold them by the alphabet
+    names = dict.fromkeys([*metrics.classes, *metrics.per_class])  # records sort them by name
     return [
         {
             "name": name,
@@ -115,7 +115,7 @@ def per_class(metrics: Metrics | None) -> list[dict[str, Any]]:
 
 
 def confusion(metrics: Metrics | None) -> dict[str, Any] | None:
-    """The matrix as rows of shaded cells, or for many classes the most frequent confusions. None where not measured."""
+    """The matrix as rows of shaded cells; with many classes the most frequent confusions. None if not measured."""
     if metrics is None or not any(map(sum, metrics.confusion)):
         return None
     classes, matrix = metrics.classes, metrics.confusion
@@ -152,7 +152,7 @@ def _matrix(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> dict[str
 
 
 def mistakes_in_all(metrics: Metrics | None) -> int | None:
-    """How many items of the test set the model gets wrong; None where none was measured."""
+    """Number of test items that the model gets wrong; None if nothing was measured."""
     if metrics is None or not any(map(sum, metrics.confusion)):
         return None
     return sum(count for i, row in enumerate(metrics.confusion) for j, count in enumerate(row) if i != j)

@@ -1,7 +1,7 @@
-"""Records -> one readable page: what was asked, answered and gained, what the model still gets wrong, what comes next.
+"""The report of a round as one page: batch, answers, metrics, mistakes and next step.
 
-Pure: the same records give the same bytes. The page opens offline and loads nothing; whatever came from people or
-from the pool is escaped.
+Pure: the same records give the same bytes. The page is self-contained; all text from people or from the pool is
+escaped.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 SHOWN_ITEMS = 200
-"""Longer lists of items are cut, and the page says by how much."""
+"""Longer lists of items are cut, and the page says how many are missing."""
 
 
 def summary(report: ReportData) -> str:
-    """The round in plain words, for a terminal or a flow's artifact; the page begins with the same ones."""
+    """The round in plain words, for a terminal or a flow's artifact; the page starts with the same words."""
     return clean(f"Round {report.round}: {_gist(report)}")
 
 
@@ -55,7 +55,7 @@ def _gist(report: ReportData) -> str:
 
 
 def render(report: ReportData) -> str:
-    """The page of one round: HTML that holds its own style and pictures and loads nothing."""
+    """The page of one round: self-contained HTML with inline style and charts."""
     curve = _curve(report.history, "macro_f1")
     return page("report.html").render(
         report=report,
@@ -81,7 +81,7 @@ def render(report: ReportData) -> str:
 
 
 def _charts(report: ReportData, curve: Sequence[CurvePoint]) -> dict[str, Markup]:
-    """The pictures by their place in the page; empty where there is nothing to draw."""
+    """The charts by their place in the page; empty if there is nothing to draw."""
     from markupsafe import Markup
 
     ranking = _curve(report.history, "average_precision") if len(report.classes) == 2 else []
@@ -105,7 +105,7 @@ def _curve(history: Sequence[RoundRow], metric: str) -> list[CurvePoint]:
 
 
 def _tiles(report: ReportData) -> list[dict[str, str]]:
-    """The figures at the head of the page: name, value, interval or remark, change."""
+    """The metrics at the top of the page: name, value, interval or note, change."""
     second = "average_precision" if len(report.classes) == 2 else "accuracy"
     return [
         _metric_tile(report, "macro_f1"),
@@ -155,7 +155,7 @@ def _refused(answers: Answers) -> str:
 
 
 def _mix(report: ReportData) -> list[dict[str, Any]]:
-    """Every class with its count and share in the labelled set and the test set; the schema's order first."""
+    """Every class with its count and share in the labelled set and the test set; the schema's classes come first."""
     names = dict.fromkeys([*report.classes, *report.mix.labeled, *report.mix.test])
     labeled, test = sum(report.mix.labeled.values()), sum(report.mix.test.values())
     return [
@@ -180,7 +180,7 @@ def _pool(pool: PoolCounts) -> list[dict[str, Any]]:
 
 
 def _comparison(curve: Sequence[CurvePoint], baseline: Sequence[CurvePoint]) -> str:
-    """The newest common budget of the model and random sampling in one sentence, gain or none."""
+    """One sentence that compares the model with random sampling at the largest common number of labels, gain or not."""
     chance = {point.labels: point for point in baseline}
     common = [point for point in curve if point.labels in chance]
     if not common:
@@ -199,7 +199,7 @@ def _comparison(curve: Sequence[CurvePoint], baseline: Sequence[CurvePoint]) -> 
 
 
 def _running(running: Running | None) -> list[dict[str, Any]]:
-    """The running accuracy over the newest rounds, then over all of them, where those are more."""
+    """The running accuracy over the newest rounds, then over all rounds if those are more."""
     if running is None:
         return []
     accuracies = dict.fromkeys([running.recent, running.whole])

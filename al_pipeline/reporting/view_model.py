@@ -1,4 +1,4 @@
-"""What status and report show of a workspace, as values: one place computes them, the terminal and the page render."""
+"""The values that status and report show of a workspace, computed in one place and rendered by terminal and page."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RoundRow:
-    """One published round. `labels`: it was trained on."""
+    """One published round. `labels`: number of labels that its model was trained on."""
 
     number: int
     labels: int
     metrics: Metrics
     decision: Decision
     date: str | None = None
-    """When it closed, in the time zone of whoever is shown it."""
+    """When it closed, in the reader's time zone."""
     closed_at: float | None = None
-    """The same in seconds since 1970."""
+    """When it closed, as Unix time in seconds."""
     test_labels: int = 0
     interventions: tuple[str, ...] = ()
-    """What people decided that it carried out, in a few words each."""
+    """The interventions that it carried out, in a few words each."""
 
     def to_json(self) -> dict[str, Any]:
         """This round as a JSON object."""
@@ -61,7 +61,7 @@ class PoolCounts:
 
 @dataclass(frozen=True, slots=True)
 class LabelMix:
-    """How many items carry each class: in the labelled set, and in the test set."""
+    """Number of items of each class, in the labelled set and in the test set."""
 
     labeled: Mapping[str, int] = field(default_factory=dict)
     test: Mapping[str, int] = field(default_factory=dict)
@@ -69,11 +69,10 @@ class LabelMix:
 
 @dataclass(frozen=True, slots=True)
 class AskedItem:
-    """One item that this round asked about, with what came of it.
+    """One item of this round's batch, and its outcome.
 
-    `answer` is the label that the answers gave, `answers` how many people's were counted, `agreement` the share of
-    them that gave it. Where there is no label, `outcome` says why: skipped, a tie, refused, not answered. `score` is
-    None where no model scored the item.
+    `answer` is the aggregated label, `answers` the number of votes, `agreement` the share of votes for it. Without a
+    label, `outcome` says why: skipped, a tie, refused, not answered. `score` is None if no model scored the item.
     """
 
     item_id: str
@@ -88,7 +87,7 @@ class AskedItem:
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """One test item that the model gets wrong. `probability`: what it gave its own, wrong, label."""
+    """One misclassified test item. `probability`: that of the predicted, wrong class."""
 
     item_id: str
     text: str
@@ -99,13 +98,13 @@ class Mistake:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """What came back from the annotators.
+    """Counts of questions and answers.
 
-    `asked`: questions of this round, `for_test` of them about the test set; each is `answered` (with as many labels as
-    asked for), `given_up` (skipped by two people, or by all there are) or `unanswered`. `skipped`: people's skips.
-    `unanswered`: questions of this round that were still open when it closed, `kept` of them for the next round.
-    `carried`: questions of this round that the round before had kept for it. `waiting`: questions that lie in
-    Label Studio now, of whatever round. `refused` counts answers by the reason.
+    `asked`: questions of this round, `for_test` of them about the test set. Each is `answered` (with as many labels as
+    requested), `given_up` (skipped by two people, or by all if there are fewer) or `unanswered` (open when the round
+    closed); `kept` of the latter stay open in the next round. `skipped`: number of skips. `carried`: questions of this
+    round that the previous one had kept for it. `waiting`: questions now in Label Studio, of any round. `refused`:
+    answers by reason.
     """
 
     asked: int = 0
@@ -121,19 +120,19 @@ class Answers:
     refused: Mapping[str, int] = field(default_factory=dict)
     annotators: int = 0
     lead_seconds: float | None = None
-    """How long the tasks were shown until they were answered, idle time included, as Label Studio's page measures.
+    """How long tasks were shown before they were answered, including idle time, as Label Studio's page measures it.
 
-    Of all annotators together; None where Label Studio told none.
+    Of all annotators together; None if Label Studio reported no times.
     """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportData:
-    """Everything that a report says, from records alone (but for `links`).
+    """Everything that a report shows, from records alone (except `links`).
 
-    `history` is the closed rounds with this one, oldest first. `metrics` is None where nothing was measured.
-    `baseline` is macro-F1 of random sampling at the same budgets, where it was simulated, and `baseline_note` how.
-    `confidence` is that of every interval.
+    `history`: the closed rounds up to this one, oldest first. `metrics`: None if nothing was measured. `baseline`:
+    macro-F1 of random sampling at the same budgets, if it was simulated, and `baseline_note` how. `confidence`: that of
+    all intervals.
     """
 
     title: str
@@ -161,6 +160,6 @@ class ReportData:
     running: Running | None = None
     saved: Saved | None = None
     asked_because: str = ""
-    """Why the strategy of this round's batch was chosen, where it is known."""
+    """Why the strategy of this round's batch was chosen, if known."""
     links: Mapping[str, str] = field(default_factory=dict)
-    """Where items can be looked at, by id. Of this clone alone: no record holds them, and another clone shows none."""
+    """URLs of items by id. They are local to this clone: no record holds them, and another clone shows none."""

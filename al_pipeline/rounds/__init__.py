@@ -1,1 +1,1 @@
-"""The round as pure functions: the next step from the facts, what a person decided, a round's record."""
+"""Pure functions about rounds: the next step from the facts, the effect of interventions, records and plans."""

@@ -1,8 +1,7 @@
-"""Interventions: what a person decided about rounds, labels and models outside the ordinary course; never edited.
+"""Interventions: a person's decisions about rounds, labels and models. Their files are never edited.
 
-An intervention is made while a round is open: it comes after the record of the round before and before that round's
-own. One that changes labels is carried out by the tick that closes this round; the others hold from the moment they
-are made.
+An intervention is made while a round is open: after the record of the previous round and before the open round's own.
+One that changes labels is carried out by the tick that closes the open round; the others take effect at once.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from al_pipeline.records import Event, LabelIntervention, Selection, event_diges
 Kind = Literal["rollback", "undo", "revoke", "restore", "approve", "pause", "resume", "ask"]
 
 MAX_ITEMS = 10_000
-"""That one intervention may name."""
+"""Maximum number of items that one intervention may name."""
 
 _KINDS = frozenset(get_args(Kind))
 _TAG = re.compile(r"round-\d{4,6}")
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _FILE = re.compile(r"rounds/(?:interventions|rulings)/(\d{6})\.json")
-"""Earlier versions wrote them to `rounds/rulings/`, where they stay: none is ever moved or edited."""
+"""Earlier versions wrote interventions to `rounds/rulings/`. Those files stay there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,28 +35,28 @@ class Intervention:
     number: int
     kind: Kind
     round: int
-    """The round that was open."""
+    """The round that was open when it was made."""
     by: str
     at: str
     reason: str
     labels: bool = False
     """Whether it changes the labelled set."""
     to: int | None = None
-    """rollback: the round whose snapshot is gone back to."""
+    """rollback: the round whose snapshot is restored."""
     parts: int | None = None
-    """rollback: the number of the snapshot's last part of the ledger."""
+    """rollback: the number of the last ledger part in that snapshot."""
     undoes: int | None = None
     selection: Selection | None = None
     serves: str | None = None
-    """The tag of the round whose model is the promoted one from now on; None leaves that as it is."""
+    """The tag of the round whose model is promoted from now on; None: no change."""
     hold: bool | None = None
-    """Whether later models wait for an approval; None leaves that as it is."""
+    """Whether later models wait for an approval; None: no change."""
     params_from: str | None = None
-    """The git revision whose `params.yaml` comes back."""
+    """The git revision from which `params.yaml` is restored."""
     before: Mapping[str, Any] | None = None
-    """rollback: what an undo goes back to (`serves`, `hold`, `head`)."""
+    """rollback: the state that an undo restores (`serves`, `hold`, `head`)."""
     items: tuple[str, ...] = ()
-    """ask: the items of the pool that the next batch is to ask about."""
+    """ask: the items of the pool to put into the next batch."""
 
     def to_row(self) -> dict[str, Any]:
         """This intervention as a JSON object."""
@@ -86,13 +85,13 @@ class Intervention:
 
 
 def intervention_number(path: str) -> int | None:
-    """Which intervention a file of the repository is; None where it is another file."""
+    """The number of the intervention that a repository file holds; None if it holds none."""
     found = _FILE.fullmatch(path)
     return int(found[1]) if found else None
 
 
 def read_intervention(text: str, path: str) -> Intervention:
-    """The intervention in a file of the repository. Raises BadInput where it is something else."""
+    """Parse the intervention in a repository file. Raises BadInput if it is invalid or its number is not the file's."""
     try:
         row = json.loads(text)
     except (ValueError, RecursionError):
@@ -106,7 +105,7 @@ def read_intervention(text: str, path: str) -> Intervention:
 
 
 def parse_intervention(row: Any, place: str) -> Intervention:
-    """The intervention that `to_row` wrote. Raises BadInput naming `place` where it is something else."""
+    """Parse an intervention that `to_row` wrote. Raises BadInput, naming `place`, if it is invalid."""
     known = {field.name for field in fields(Intervention)}
     try:
         if unknown := sorted(set(row) - known):
@@ -136,9 +135,9 @@ def parse_intervention(row: Any, place: str) -> Intervention:
 
 
 def _check(intervention: Intervention) -> None:
-    """Raise TypeError or ValueError unless what `intervention` holds is of its kind and cannot pass for anything else.
+    """Raise TypeError or ValueError unless all values of `intervention` have their types and forms.
 
-    A revision is an argument of git's, a tag names a folder: neither may be what somebody likes.
+    Revisions become arguments of git, and tags become folder names, so arbitrary strings would be unsafe.
     """
     chosen = intervention.selection or Selection()
     before = {} if intervention.before is None else dict(intervention.before)
@@ -165,10 +164,10 @@ def _check(intervention: Intervention) -> None:
 
 
 def in_effect(interventions: Sequence[Intervention]) -> list[Intervention]:
-    """The interventions that stand, in order: those about labels that a later one took back are left out.
+    """The interventions in effect, in order, without those about labels that a later one cancelled.
 
-    An undo takes back the intervention that it names. A rollback takes back all that was made after the snapshot that
-    it goes to, undos included: as of events, the newest decides.
+    An undo cancels the intervention that it names. A rollback cancels all interventions about labels, including undos,
+    that were made after its snapshot. The newest decides: a cancelled undo or rollback cancels nothing.
     """
     gone: set[int] = set()
     standing = []
@@ -185,14 +184,14 @@ def in_effect(interventions: Sequence[Intervention]) -> list[Intervention]:
 
 
 def undoable(interventions: Sequence[Intervention]) -> Intervention | None:
-    """The newest rollback that stands; None where none does."""
+    """The newest rollback in effect that was not undone; None if there is none."""
     undone = {intervention.undoes for intervention in interventions if intervention.kind == "undo"}
     standing = [r for r in in_effect(interventions) if r.kind == "rollback" and r.number not in undone]
     return standing[-1] if standing else None
 
 
 def abandoned(interventions: Sequence[Intervention]) -> dict[int, int]:
-    """The rounds whose answers do not count, even those that come in later, each with the intervention that says so."""
+    """The rounds whose annotations, even later ones, do not count, each with the number of its rollback."""
     found: dict[int, int] = {}
     for intervention in in_effect(interventions):
         if intervention.kind == "rollback" and intervention.labels and intervention.to is not None:
@@ -201,13 +200,13 @@ def abandoned(interventions: Sequence[Intervention]) -> dict[int, int]:
 
 
 def holding(interventions: Sequence[Intervention]) -> Intervention | None:
-    """The intervention for which new models wait for an approval; None where they do not."""
+    """The intervention because of which new models wait for an approval; None if they do not."""
     newest = next((intervention for intervention in reversed(interventions) if intervention.hold is not None), None)
     return newest if newest is not None and newest.hold else None
 
 
 def pausing(interventions: Sequence[Intervention]) -> Intervention | None:
-    """The intervention that has ticks do nothing; None where they work."""
+    """The intervention that paused the ticks; None if they are not paused."""
     newest = next(
         (intervention for intervention in reversed(interventions) if intervention.kind in ("pause", "resume")), None
     )
@@ -222,9 +221,9 @@ def waiting(interventions: Iterable[Intervention], carried_out: Collection[int])
 
 
 def asked_for(interventions: Iterable[Intervention], planned: Mapping[str, int]) -> list[str]:
-    """The items that people want asked and that no plan since has held, in the order in which they were named.
+    """The items requested by `ask` interventions and not planned since, in the order of the requests.
 
-    `planned`: the newest round whose plan holds an item, by item. A batch that had no room leaves the rest waiting.
+    `planned`: the newest round whose plan has the item, by item id. Items for which a batch had no room stay requested.
     """
     wanted = [
         (item, intervention.round)
@@ -236,10 +235,10 @@ def asked_for(interventions: Iterable[Intervention], planned: Mapping[str, int])
 
 
 def promoted(interventions: Sequence[Intervention], rounds: Sequence[tuple[int, bool]]) -> str | None:
-    """The tag of the round whose model is the promoted one; None where there is none.
+    """The tag of the round whose model is promoted; None if there is none.
 
-    `rounds`: each published round's number and whether its record says promoted. The newest word counts; an
-    intervention was spoken before the record of the round that was open.
+    `rounds`: each published round's number and whether its record says promoted. The newest decision counts; an
+    intervention precedes the record of the round that was open when it was made.
     """
     words = [((number, 1, 0), round_name(number)) for number, yes in rounds if yes]
     words += [((r.round, 0, r.number), r.serves) for r in interventions if r.serves is not None]
@@ -247,9 +246,9 @@ def promoted(interventions: Sequence[Intervention], rounds: Sequence[tuple[int, 
 
 
 def control_event(intervention: Intervention, snapshot_end: str | None = None) -> Event:
-    """What the ledger holds of an intervention about labels: what it asks for, and no list of events.
+    """The ledger event of an intervention about labels. It holds what was requested, not the events concerned.
 
-    `snapshot_end`: for a rollback, the id of the last event that its snapshot knew.
+    `snapshot_end`: for a rollback, the id of the last event in its snapshot.
     """
     if intervention.kind == "rollback":
         asked = LabelIntervention("rollback", to=intervention.to or 0, after=snapshot_end)

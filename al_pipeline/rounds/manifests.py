@@ -1,6 +1,6 @@
-"""A round's record and plan, typed. They come out of git, written by anybody: each is validated once, when it is read.
+"""A round's record and plan, typed. They come from git, where anybody can write; each is validated once, on reading.
 
-Only what others rely on is looked at; further keys, of this engine or a newer one, stay as they are.
+Only keys in use are checked. Other keys, of this engine or a newer one, are kept.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class TaskCounts(Part):
-    """What had come of a round's tasks when it closed. `kept`: those of `unanswered` that the next round asks on."""
+    """The state of a round's tasks when it closed. `kept`: those of `unanswered` that stay open in the next round."""
 
     answered: Count
     given_up: Count
     unanswered: Count
     kept: Count = 0
     refused: dict[Text, Count]
-    """Answers, by the reason."""
+    """Number of refused answers, by reason."""
 
 
 class Counts(Part):
@@ -59,7 +59,7 @@ class Counts(Part):
     test: Count
     test_labelled: Count
     events: Count | None = None
-    """In the ledger; a record of layout 1 does not say."""
+    """Number of events in the ledger; records of layout 1 lack it."""
     refused: Count
     labels: dict[Text, Count]
     """Items of the labelled set, by class."""
@@ -67,7 +67,7 @@ class Counts(Part):
 
 
 class Schema(Part):
-    """What people were asked: the question, the classes, and the columns that a task shows."""
+    """What annotators were asked: the question, the classes, and the columns that a task shows."""
 
     version: Annotated[int, Field(ge=1, le=10**9)] = 1
     question: Text
@@ -76,20 +76,20 @@ class Schema(Part):
 
 
 class RoundParams(Part):
-    """How a round asked. `overlap`: how many people each item."""
+    """How a round queries. `overlap`: number of annotators per item."""
 
     overlap: Annotated[int, Field(ge=1, le=10_000)]
 
 
 class EvaluateParams(Part):
-    """How intervals were drawn."""
+    """How intervals were computed."""
 
     confidence: Annotated[float, Field(gt=0, lt=1)]
     bootstrap: Count = 1000
 
 
 class Params(Part):
-    """Of the parameters that a round was made with, those that are looked at later."""
+    """Those parameters of a round that are read later."""
 
     schema_: Schema = Field(alias="schema")
     round: RoundParams
@@ -101,7 +101,7 @@ class Params(Part):
 
 
 class Engine(Part):
-    """The fingerprint of the engine that made a round."""
+    """The fingerprint of the engine that built a round."""
 
     version: Text
     sources: Text
@@ -109,7 +109,7 @@ class Engine(Part):
 
 
 class NextBatch(Part):
-    """Which strategy chose the batch of the round after, and why."""
+    """The strategy that chose the next round's batch, and why that strategy."""
 
     strategy: Text
     reason: Text
@@ -129,7 +129,7 @@ _Intervention = Annotated[Intervention, PlainValidator(_intervention), PlainSeri
 
 
 class Record(Part):
-    """What was built and published in one commit. The first build's, which no answers came before, has no number."""
+    """What was built and published in one commit. The first build, made before any annotation, has no round number."""
 
     round: _RoundNumber | None
     counts: Counts
@@ -137,13 +137,13 @@ class Record(Part):
     """SHA-256 of the round's files, by their names in `Layout`."""
     params: Params
     overrides: dict[str, Any] = Field(default_factory=dict)
-    """What the next round's batch was asked with other than `params` says."""
+    """Settings of the next round's batch that override `params`."""
     engine: Engine
     metrics: Metrics
     closed_at: _Moment | None
-    """In seconds since 1970."""
+    """Unix time in seconds."""
     seconds: dict[Text, Number] = Field(default_factory=dict)
-    """That each step of the build took."""
+    """Duration of each step of the build, in seconds."""
     parent: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40,64}$")] | None
     running: Running | None = None
     control: Control | None = None
@@ -152,7 +152,7 @@ class Record(Part):
         default=(),
         validation_alias=AliasChoices("interventions", "rulings"),  # as earlier versions called them
     )
-    """Those about labels that this round carried out."""
+    """The interventions about labels that this round carried out."""
 
 
 class RoundRecord(Record):
@@ -164,10 +164,10 @@ class RoundRecord(Record):
 
 
 class Histogram(Part):
-    """How uncertain a model was of the unlabelled pool; both empty where nothing was scored."""
+    """Histogram of the model's uncertainty about the unlabelled pool; both fields are empty if nothing was scored."""
 
     edges: Annotated[tuple[Number, ...], Strict(False)] = ()
-    """One more than `counts`, rising."""
+    """Bin edges, strictly increasing; one more than `counts`."""
     counts: Annotated[tuple[Count, ...], Strict(False)] = ()
 
     def model_post_init(self, _: Any) -> None:
@@ -178,7 +178,7 @@ class Histogram(Part):
 _RECORD = re.compile(r"rounds/(\d{4,6})/round\.json")
 _PLAN = re.compile(r"rounds/(\d{4,6})/plan\.jsonl")
 _ASKED_IN = re.compile(r":([0-9]{4}|[1-9][0-9]{4,5})\Z")
-"""The round in a push key from which the item's name was taken: the one that asked it first."""
+"""The round in a push key that ends with the item's id: the round in which the item was first queried."""
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "push_key": (str,),
     "item_id": (str,),
@@ -197,20 +197,21 @@ _REQUIRED = _TYPES.keys() - {"predicted", "confidence"}
 
 
 def record_number(path: str) -> int | None:
-    """Which round's record a file of the repository is; None where it is another file."""
+    """The number of the round whose record a repository file is; None if it is another file."""
     found = _RECORD.fullmatch(path)
     return int(found[1]) if found else None
 
 
 def plan_number(path: str) -> int | None:
-    """Which round's plan a file of the repository is; None where it is another file."""
+    """The number of the round whose plan a repository file is; None if it is another file."""
     found = _PLAN.fullmatch(path)
     return int(found[1]) if found else None
 
 
 def parse_genesis(text: str, path: str) -> Record:
-    """The record of the first build, in `genesis.json`. Raises UnexpectedChange, naming what is wrong, unless we wrote
-    it.
+    """Parse the record of the first build, in `genesis.json`.
+
+    Raises UnexpectedChange, naming what is wrong, if the engine cannot have written it.
     """
     record = _parsed(text, path, Record)
     if record.round is not None:
@@ -219,7 +220,7 @@ def parse_genesis(text: str, path: str) -> Record:
 
 
 def parse_record(text: str, path: str) -> RoundRecord:
-    """The record in a `round.json`. Raises UnexpectedChange, naming what is wrong, unless we wrote it."""
+    """Parse a `round.json`. Raises UnexpectedChange, naming what is wrong, if the engine cannot have written it."""
     record = _parsed(text, path, RoundRecord)
     if record.round != (number := record_number(path)):
         raise _foreign(path, f"round: got {record.round}, the folder says {number}")
@@ -227,12 +228,12 @@ def parse_record(text: str, path: str) -> RoundRecord:
 
 
 def parse_histogram(text: str) -> Histogram:
-    """The histogram in `rounds/histogram.json`. Raises UnexpectedChange unless we wrote it."""
+    """Parse `rounds/histogram.json`. Raises UnexpectedChange if the engine cannot have written it."""
     return _parsed(text, "rounds/histogram.json", Histogram)
 
 
 def parse_plan(text: str, number: int) -> list[PlannedTask]:
-    """The tasks in round `number`'s `plan.jsonl`. Raises UnexpectedChange, naming the line, unless we wrote it."""
+    """Parse round `number`'s `plan.jsonl`. Raises UnexpectedChange, naming the line, if the engine did not write it."""
     path = f"rounds/{number:04d}/plan.jsonl"
     return [_task(line, f"{path}:{place}", number) for place, line in enumerate(text.split("\n"), 1) if line]
 

@@ -1,6 +1,7 @@
-"""The round's state machine as a pure, total function: facts in, the next step (or why there is none) out.
+"""The round's state machine as a pure, total function: from the facts to the next step, or the reason to wait.
 
-Facts come from disk, git and Label Studio; nothing here remembers. A tick asks, takes the step, looks again.
+Facts are read from disk, git and Label Studio; no state is kept here. A tick takes one step, then reads the facts
+again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ State = Literal["empty", "planned", "open", "closed", "built", "decided", "publi
 
 
 class Step(StrEnum):
-    """What a tick can do next; each is a task of its own in the Prefect run graph."""
+    """What a tick can do next. Each step is a Prefect task."""
 
     INGEST = "ingest"
     CONNECT = "connect"
@@ -37,57 +38,57 @@ class Step(StrEnum):
 
 
 BUILD = (Step.ENCODER, Step.ENCODE, Step.LABEL, Step.TRAIN, Step.EVALUATE, Step.SCORE, Step.SELECT)
-"""The steps of a build, in the order of `dvc.yaml`, after the features that they share."""
+"""The steps of a build, in the order of `dvc.yaml`. The first two compute features, which rounds share."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing can be done now; `reason` says what the round waits for."""
+    """No step is possible now; `reason` says what the round waits for."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a tick sees. `done` holds the steps that this tick has taken for the round that is current now."""
+    """What a tick has read. `done`: the steps that this tick has already taken for the current round."""
 
     items: int
-    """In the pool and its inbox."""
+    """Number of items in the pool and its inbox."""
     incoming: int
-    """Of them, still in the inbox."""
+    """Of `items`, those still in the inbox."""
     planned: int | None
     """The round whose plan is committed and whose record is not; None before the first build."""
     untagged: int | None = None
-    """A round whose record is committed and whose tag is missing."""
+    """A round with a committed record but no tag."""
     unsynced: bool = False
-    """Commits or tags that the git remote lacks (False where there is no git remote)."""
+    """Whether the git remote lacks commits or tags (False without a git remote)."""
     tasks: int = 0
     settled: int = 0
-    """Of `tasks`: answered, or given up."""
+    """Of `tasks`, those answered or given up."""
     brought: int = 0
-    """Labels that the user brought, where they alone make round 0."""
+    """Number of labels that the user supplied, if round 0 can be built from them alone."""
     new_labels: int = 0
-    """Items with an answer in the inbox."""
+    """Number of items with an answer in the inbox."""
     age_days: float = 0.0
-    """Since the round opened."""
+    """Days since the round opened."""
     close_requested: bool = False
     amend: bool = False
-    """A person's intervention about labels waits to be carried out."""
+    """Whether an intervention about labels waits to be carried out."""
     amending: bool = False
-    """The build under way carries one out."""
+    """Whether the current build carries one out."""
     paused: str = ""
-    """Who had ticks do nothing, and why."""
+    """Who paused the ticks, and why; empty if they are not paused."""
     closed: bool = False
-    """The inbox has become part of the ledger, and what it led to is not committed."""
+    """Whether the inbox has been moved into the ledger while the round it leads to is not committed yet."""
     built: frozenset[Step] = frozenset()
-    """Steps of the build that have ended for exactly these inputs."""
+    """Steps of the build that have finished with exactly these inputs."""
     decided: bool = False
     done: frozenset[Step] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Closing:
-    """When a round is full, and when it closes anyway (`params.yaml`, `round`)."""
+    """When a round closes (`round` in `params.yaml`): at the quorum, or after the deadline with enough labels."""
 
     quorum: float
     deadline_days: float
@@ -95,7 +96,7 @@ class Closing:
 
 
 def next_step(facts: Facts, rule: Closing) -> Step | Wait:
-    """What to do now. Total: every combination of facts gives a step or a reason to wait."""
+    """The step to take now, or the reason to wait. Total: defined for every combination of facts."""
     if facts.untagged is not None:
         return Step.TAG
     if facts.unsynced and Step.SYNC not in facts.done:
@@ -121,7 +122,7 @@ def next_step(facts: Facts, rule: Closing) -> Step | Wait:
 
 
 def close_reason(facts: Facts, rule: Closing) -> str | None:
-    """Why an open round closes now; None where it stays open. A round without any news never closes."""
+    """Why an open round closes now; None if it stays open. Without new items or answers it never closes."""
     if facts.brought:
         return f"{facts.brought:,} labels were brought along"
     if facts.tasks == 0:
@@ -149,12 +150,12 @@ def waiting_for(facts: Facts, rule: Closing) -> str:
 
 
 def needed(tasks: int, quorum: float) -> int:
-    """How many settled tasks make the quorum: at least one, at most all."""
+    """Number of settled tasks that make the quorum: at least one, at most all."""
     return min(tasks, max(1, math.ceil(quorum * tasks - 1e-9)))
 
 
 def state(facts: Facts) -> State:
-    """Where the current round stands, in one word."""
+    """The state of the current round, in one word."""
     if facts.closed:
         if facts.decided:
             return "decided"

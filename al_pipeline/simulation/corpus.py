@@ -52,7 +52,7 @@ class LabeledTexts:
 
     @property
     def positive(self) -> str | None:
-        """The positive class of a binary corpus: the rarer, the later of equals; None with more classes."""
+        """The positive class of a binary corpus: the rarer one, or the later in a tie; None with more classes."""
         if len(self.classes) != 2:
             return None
         first, second = self.counts.values()
@@ -77,7 +77,7 @@ def read_corpus(
 
     Rows that `al ingest` would reject are left out and counted by reason. A repeated text counts once; a text with
     different labels is left out. Of more than `limit` texts a random sample is kept. `schema`: the order of the
-    classes, if it has all of them. Raises BadInput where there are fewer than LEAST texts, a single class, or more than
+    classes, if it has all of them. Raises BadInput if there are fewer than LEAST texts, a single class, or more than
     MAX_CLASSES.
     """
     found: dict[str, tuple[str, str]] = {}

@@ -1,4 +1,4 @@
-"""The result of a simulation as pictures and as one page that opens offline, in the style of a round's report."""
+"""The results of a simulation as charts and as one page that opens offline, in the style of a round's report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Result = Mapping[str, Any]
 
 
 def pictures(result: Result) -> dict[str, bytes]:
-    """The learning curves as PNG, one file a metric."""
+    """The learning curves as PNG, one file per metric."""
     return {
         f"{metric.replace('_', '-')}.png": comparison_png(_in_text(metric), _lines(result, metric), row["full"])
         for metric, row in result["metrics"].items()
@@ -51,7 +51,7 @@ def render(result: Result) -> str:
 
 
 def summary(result: Result) -> list[str]:
-    """The results, in a sentence for each strategy other than random."""
+    """The results, one sentence for each strategy other than random."""
     row = result["metrics"][result["metric"]]
     name = _in_text(result["metric"])
     said = []
@@ -74,7 +74,7 @@ def summary(result: Result) -> list[str]:
 
 
 def table(result: Result) -> list[tuple[str, tuple[str, ...], list[list[str]]]]:
-    """The figures for a terminal, a table a metric, the headline one first: its name, its header, its rows."""
+    """The results for a terminal, one table per metric, the main metric first: title, header, rows."""
     tables = []
     for metric, row in _metrics(result):
         rows = []
@@ -138,7 +138,7 @@ def _savings(row: Mapping[str, Any], arm: str) -> dict[str, Any]:
 
 
 def _times(row: Mapping[str, Any], arm: str, share: str) -> str:
-    """`2.4 × (1.8–3.1)`: how many times as many labels random needs."""
+    """For example `2.4 × (1.8–3.1)`: how many times as many labels random sampling needs."""
     low, high = row["savings_interval"][arm][share]
     value = f"{row['savings'][arm][share]:.1f} ×"
     if low is None and high is None:
@@ -152,7 +152,7 @@ def _span(ends: tuple[float | None, float | None], digits: int) -> str:
 
 
 def _corpus(result: Result) -> list[dict[str, Any]]:
-    """Each class: how many texts, and how many of them each strategy had found at the end, mean over seeds."""
+    """For each class: its number of texts, and how many each strategy had found at the end (mean over seeds)."""
     return [
         {"name": label, "count": count, "found": [result["found"][arm][label][-1] for arm in result["strategies"]]}
         for label, count in result["corpus"]["classes"].items()

@@ -32,7 +32,7 @@ Draw = Callable[[Samples, Indices, SeedSequence], Predict]
 """Kind of samples, positions of the labelled items, seed -> K sampled models: positions (m,) -> (m, K, C)."""
 
 _BLOCK = 1000
-"""Items whose samples are in memory at a time."""
+"""Number of items whose samples are in memory at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A learning curve: one point a round, the seed round first."""
+    """A learning curve: one point per round, the seed round first."""
 
     strategy: str
     seed: int
@@ -77,7 +77,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class MeanPoint:
-    """The mean over seeds at one number of labels; `low`, `high` are None where a single seed has a value."""
+    """The mean over seeds at one number of labels; `low` and `high` are None if only one seed has a value."""
 
     labels: int
     mean: float
@@ -198,9 +198,9 @@ def mean_curve(
 
 
 def mean_point(labels: int, values: Floats, confidence: float = 0.95) -> MeanPoint:
-    """The mean over seeds of a figure at one number of labels, with Student's t interval of the mean (Gosset 1908).
+    """The mean over seeds of a metric at one number of labels, with Student's t interval of the mean (Gosset 1908).
 
-    Raises ValueError where no value is finite.
+    Raises ValueError if no value is finite.
     """
     found = mean_interval(values, confidence)
     if found.value is None:

@@ -1,7 +1,7 @@
 """The runs of a simulation, one for each strategy and seed, in parallel processes; results are stored.
 
-The result of a run is a file, written atomically, in a folder named by a digest of everything that a run depends on. So
-a repeated command does only the missing runs.
+The result of a run is a file, written atomically, in a folder named by a digest of everything on which the runs depend.
+Repeating a command therefore computes only the missing runs.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Work:
     rounds: int
     test_size: int
     guide: Mapping[str, NDArray[np.float32] | None] = field(default_factory=dict)
-    """The vectors of the words and texts in `config.guide`, by class; None where there is no encoder."""
+    """The vectors of the words and texts in `config.guide`, by class; None without an encoder."""
     classifier: str = HEAD
     """The head, or one of `ESTIMATORS`."""
 
@@ -82,7 +82,7 @@ class Prepared:
 
 
 def prepare(work: Work, seed: int) -> Prepared:
-    """The split that a workspace with this seed would have drawn, and its features."""
+    """The split that a workspace with this seed would draw, and its features."""
     items = work.texts.items
     count = drawn_size(work.test_size, len(items))
     drawn = draw_test((bytes.fromhex(item.content_hash) for item in items), count, seed)
@@ -104,7 +104,7 @@ def prepare(work: Work, seed: int) -> Prepared:
 def simulate_run(
     work: Work, prepared: Prepared, strategy: str, seed: int, on_progress: OnProgress | None = None
 ) -> Curve:
-    """One strategy's learning curve. The random arm is random throughout, its seed round too: it measures the rest."""
+    """One strategy's learning curve. In the random arm, the baseline, the seed round is random too, without a guide."""
     vectors = None if work.dense is None else _vectors_of(prepared.corpus, work.dense)
     config, guide = replace(work.config, strategy=strategy, seed=seed), prepared.guide
     if strategy == RANDOM:
@@ -140,7 +140,7 @@ def simulate_run(
 
 
 def full_score(work: Work, prepared: Prepared, seed: int) -> dict[str, float | None]:
-    """The figures of a model with all the pool's labels, calibrated as the runs are."""
+    """The metrics of a model trained on all labels of the pool, calibrated as in the other runs."""
     corpus = prepared.corpus
     predict = _predict(prepared, _fit(work, prepared, corpus.pool, seed, work.calibrate))
     rng = np.random.default_rng(seed)
@@ -173,12 +173,12 @@ def _figures(metrics: Any) -> dict[str, float | None]:
 
 # What is kept -------------------------------------------------------------------------------------------------------
 def run_file(folder: Path, run: Run) -> Path:
-    """Where the result of a run lies."""
+    """The path of a run's result."""
     return folder / "runs" / f"{run[0].replace(' ', '-')}-{run[1]}.json"
 
 
 def read_run(folder: Path, run: Run) -> dict[str, Any] | None:
-    """The result of a run; None where it is not finished."""
+    """The result of a run; None if it is not finished."""
     found: dict[str, Any] | None = read_json(run_file(folder, run))
     return found
 
@@ -201,7 +201,7 @@ def _do(work: Work, prepared: Prepared, run: Run, folder: Path, on_progress: OnP
 
 
 def _found(corpus: Corpus, curve: Curve) -> dict[str, list[int]]:
-    """How many labels of each class there were after each round."""
+    """The number of labels of each class after each round."""
     position = {corpus.item_ids[p]: int(p) for p in corpus.pool}
     asked = [np.array([corpus.truth[position[query.item_id]] for query in point.queries]) for point in curve.points]
     counts = np.cumsum([np.bincount(classes, minlength=len(corpus.classes)) for classes in asked], axis=0)
@@ -216,10 +216,10 @@ def run_all(
     workers: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Do those of `runs` that `folder` lacks; return how many. `progress` is told of work done, and of how much.
+    """Compute those of `runs` that `folder` lacks; return their number. `progress` gets the work done and the total.
 
-    With one worker in this process, else in `workers` of their own, one thread of linear algebra each. Raises AlError
-    where a worker was ended from outside.
+    With one worker they run in this process, else in `workers` processes with one linear algebra thread each. Raises
+    AlError if a worker process was killed.
     """
     missing = [run for run in runs if read_run(folder, run) is None]
     total = sum(_cost(work, run) for run in runs)
@@ -304,7 +304,7 @@ def _in_processes(work: Work, groups: Sequence[Sequence[Run]], folder: Path, wor
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables of the processes started within."""
+    """Set environment variables for processes started within the context."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -326,7 +326,7 @@ class _Worker:
 
 
 def _begin(work: Work, folder: Path, queue: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever interrupts means the parent, which ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent process ends its workers
     _Worker.work, _Worker.folder, _Worker.queue = work, folder, queue
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

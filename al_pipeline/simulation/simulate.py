@@ -33,7 +33,7 @@ FORMAT = "al-simulation/1"
 TEST_SHARE = 5
 LARGEST_TEST = 5000
 FEW_POSITIVES = 20
-"""Test items of a class; with fewer the page warns that its figures move by themselves."""
+"""Number of test items of a class below which the page warns that its metrics are noisy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +53,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Simulation:
-    """The results, and their paths."""
+    """The results of a simulation, and the folder that holds them."""
 
     folder: Path
     result: Mapping[str, Any]
-    """What `result.json` holds, and `al simulate --json` prints."""
+    """The content of `result.json`, which `al simulate --json` prints."""
     done: int
-    """Runs that were not there before."""
+    """Number of runs computed by this call."""
 
 
 def simulate(
@@ -71,10 +71,10 @@ def simulate(
     vectors: Vectors | None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Simulation:
-    """Replay `texts` by every strategy over all seeds, and compare. Raises UsageError for options that do not fit.
+    """Replay `texts` with every strategy and seed, and compare. Raises UsageError for options that do not fit.
 
-    `vectors` are those of `params.features` (None for TF-IDF alone). Seeds are those of `params` and the ones after
-    it. The same call again does what is missing in `out`.
+    `vectors` are those of `params.features` (None for TF-IDF alone). The seeds are that of `params` and the following
+    ones. Repeating a call computes only what is missing in `out`.
     """
     work = make_work(texts, params, options, vectors)
     settings = _settings(texts, params, work, vectors)
@@ -95,9 +95,9 @@ def simulate(
 
 
 def corpus_vectors(texts: LabeledTexts, features: Features, home: Path, workspace: Layout | None) -> Vectors | None:
-    """The encoder's vectors for `texts`, encoded where the cache lacks them; None where the features are TF-IDF alone.
+    """The encoder's vectors for `texts`, encoded if the cache lacks them; None if the features are TF-IDF alone.
 
-    In a workspace its own encoder and cache serve, where the encoder is the one asked for; else those below `home`.
+    Uses the encoder and cache of `workspace` if its encoder is the requested one, else those below `home`.
     """
     if not features.uses_encoder:
         return None
@@ -113,7 +113,7 @@ def corpus_vectors(texts: LabeledTexts, features: Features, home: Path, workspac
 
 
 def make_work(texts: LabeledTexts, params: Params, options: Options, vectors: Vectors | None) -> Work:
-    """What all runs of a simulation share. Raises UsageError for options that do not fit."""
+    """The inputs that all runs of a simulation share. Raises UsageError for options that do not fit."""
     known = [*STRATEGIES, AUTO]
     for strategy in options.strategies:
         if strategy not in known:
@@ -146,7 +146,7 @@ def make_work(texts: LabeledTexts, params: Params, options: Options, vectors: Ve
 
 
 def _settings(texts: LabeledTexts, params: Params, work: Work, vectors: Vectors | None) -> dict[str, Any]:
-    """Everything that a run depends on beside its strategy and seed; its digest names the folder."""
+    """Everything on which a run depends besides strategy and seed; its digest names the folder."""
     return {
         "format": FORMAT,
         "corpus": texts.digest,
@@ -163,7 +163,7 @@ def _settings(texts: LabeledTexts, params: Params, work: Work, vectors: Vectors 
 
 
 def _own_sources() -> str:
-    """A digest of what makes runs and is no part of the stages."""
+    """A digest of the code that runs depend on and that is not part of the stages."""
     package = Path(al_pipeline.__file__).parent
     digest = hashlib.sha256()
     for name in ("data/catalog.py", "simulation/corpus.py", "simulation/replay.py", "simulation/runs.py"):
@@ -180,7 +180,7 @@ def _result(
     seeds: Sequence[int],
     found: Mapping[Run, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """What the page shows and `--json` prints."""
+    """The content of `result.json`, which the page shows and `--json` prints."""
     metric = "average_precision" if texts.positive else "macro_f1"
     budgets = found[strategies[0], seeds[0]]["budgets"]
     compared = {}
@@ -216,7 +216,7 @@ def _result(
 
 
 def to_row(comparison: Comparison) -> dict[str, Any]:
-    """A comparison as JSON: each figure by strategy, then, for savings, by the share of the full-data score."""
+    """A comparison as a JSON object: each figure by strategy; savings also by share of the full-data score."""
     arms = comparison.arms
     return {
         "full": comparison.full.value,
@@ -241,7 +241,7 @@ def to_row(comparison: Comparison) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Any]) -> NDArray[np.float64]:
-    """Figures of all seeds; NaN for what is not defined."""
+    """The values of all seeds as an array, (seeds,) or (seeds, budgets); NaN where undefined."""
     return np.array(
         [
             [np.nan if v is None else v for v in row] if isinstance(row, list) else np.nan if row is None else row
@@ -256,7 +256,7 @@ def _mean(rows: Sequence[Sequence[int]]) -> list[float]:
 
 
 def _choices(choices: Sequence[Mapping[str, str]], budgets: Sequence[int]) -> list[dict[str, Any]]:
-    """Which strategy asked up to which number of labels in the first seed, and why; one row a change."""
+    """The strategies used in the first seed, each up to which number of labels and why; one row per change."""
     rows: list[dict[str, Any]] = []
     for choice, labels in zip(choices, budgets, strict=True):
         if rows and rows[-1]["strategy"] == choice["strategy"]:
@@ -267,7 +267,7 @@ def _choices(choices: Sequence[Mapping[str, str]], budgets: Sequence[int]) -> li
 
 
 def _warnings(texts: LabeledTexts, work: Work, budgets: Sequence[int]) -> list[str]:
-    """Warnings about the reliability of the figures."""
+    """Warnings about the reliability of the metrics."""
     said = []
     share = min(work.test_size / len(texts.items), 1 / TEST_SHARE)
     rare = [
@@ -287,7 +287,7 @@ def _warnings(texts: LabeledTexts, work: Work, budgets: Sequence[int]) -> list[s
 
 
 def _stand_in(params: Params) -> list[str]:
-    """That another model is played than the workspace's, where that is so."""
+    """A warning if the simulated model is not the workspace's."""
     if params.train.model != FINETUNED:
         return []
     return [
@@ -297,7 +297,7 @@ def _stand_in(params: Params) -> list[str]:
 
 
 def with_features(params: Params, kind: str) -> Params:
-    """The parameters with another kind of features. Raises UsageError where there is no such kind."""
+    """The parameters with another kind of features. Raises UsageError if there is no such kind."""
     if kind not in ("encoder", "tfidf", "encoder+tfidf"):
         raise UsageError(f"no features {kind!r}; there are encoder, tfidf and encoder+tfidf")
     return params.model_copy(update={"features": params.features.model_copy(update={"kind": kind})})

@@ -1,4 +1,4 @@
-"""The stages of `dvc.yaml`, one module each: read, call, write. They communicate only through files."""
+"""The stages of `dvc.yaml`, one module each: read files, call the library, write files. They share nothing else."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _IMPORTED_LATE = (
     "scipy.sparse",
     "threadpoolctl",
 )
-"""What modules of stages import where they use it, since others that import them do not; about a second."""
+"""Modules that stages import lazily, since not every process needs them. Importing them takes about a second."""
 
 
 def stage(function: Callable[[Layout], None]) -> Callable[..., None]:
-    """Decorate a stage's main: as a command it runs in the current folder and reports an AlError without traceback."""
+    """Decorate a stage's main. As a command it runs in the current folder and reports an AlError without traceback."""
 
     @wraps(function)
     def main(layout: Layout | None = None) -> None:
         from threadpoolctl import threadpool_limits
 
         _logger.info("stage %s begins", function.__globals__["__spec__"].name)
-        with threadpool_limits(THREADS):  # also where the environment came too late, as in a `dvc repro` by hand
+        with threadpool_limits(THREADS):  # needed if numpy was loaded before the variables were set
             if layout is not None:
                 return function(layout)
             os.environ.update(STAGE_ENVIRONMENT)
@@ -51,7 +51,7 @@ def stage(function: Callable[[Layout], None]) -> Callable[..., None]:
 
 
 def prepare() -> None:
-    """Load and compute what stages need of the installation, in a process that then forks them: they share it."""
+    """Import and compute in advance what stages need, in the process that forks them, so that they share it."""
     for name in _IMPORTED_LATE:
         importlib.import_module(name)
     current_engine()
@@ -59,5 +59,5 @@ def prepare() -> None:
 
 
 def open_terms(layout: Layout) -> TermCache:
-    """The cache of what TF-IDF computes, under the engine that `check_engine` found to be this one."""
+    """The cache of TF-IDF vocabularies and rows for this engine, which `check_engine` has verified."""
     return TermCache(layout.terms, sha256_file(layout.engine))

@@ -1,4 +1,4 @@
-"""Fill the cache of features before the stages read it. No stage of `dvc.yaml`: the cache may be deleted."""
+"""Fill the feature cache before the stages read it. Not a stage of `dvc.yaml`, since the cache may be deleted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from al_pipeline.workspace.layout import Layout
 
 
 def main(layout: Layout | None = None) -> int:
-    """Encode what the pool and the test set have new; return how many texts that were."""
+    """Encode the texts of the pool and the test set that have no vectors yet; return their number."""
     layout = layout or Layout()
     vectors = open_vectors(layout.encoder, layout.features, load_params(layout.params).features)
     if vectors is None:

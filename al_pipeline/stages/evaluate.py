@@ -28,8 +28,8 @@ from al_pipeline.workspace.layout import Layout
 def main(layout: Layout) -> None:
     """Write the metrics with their intervals, the control's score, and predictions for all test items.
 
-    Predictions for unlabelled test items serve the comparison with a later model. Raises BadInput where a labelled test
-    item is missing from data/test.
+    Unlabelled test items are predicted too, for comparison with a later model. Raises BadInput if a labelled test item
+    is missing from data/test.
     """
     check_engine(layout.engine)
     params = load_params(layout.params)
@@ -77,7 +77,7 @@ def main(layout: Layout) -> None:
 
 
 def _metrics_csv(rows: list[dict[str, Any]]) -> str:
-    """A row for each metric; `name` includes the class, for plots."""
+    """One row per metric; `name` includes the class, for plots."""
     out = io.StringIO()
     writer = csv.DictWriter(out, ("name", "metric", "label", "value", "low", "high", "reason"), lineterminator="\n")
     writer.writeheader()
@@ -88,7 +88,7 @@ def _metrics_csv(rows: list[dict[str, Any]]) -> str:
 
 
 def _confusion_csv(pairs: Sequence[tuple[str, str]]) -> str:
-    """Actual and predicted class of each labelled test item."""
+    """One row per labelled test item: its actual and its predicted class."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("actual", "predicted"))

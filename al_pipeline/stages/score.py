@@ -29,7 +29,7 @@ from al_pipeline.workspace.layout import Layout
 
 BINS = 20
 _BATCH = 4096
-"""Items that are scored together, and whose TF-IDF rows make one file of the cache."""
+"""Number of items that are scored together, and whose TF-IDF rows form one file of the cache."""
 
 
 @stage
@@ -89,7 +89,7 @@ def _samples(
     layout: Layout,
     seed: np.random.SeedSequence,
 ) -> Any:
-    """The sampled models for the acquisition function; None where it takes the model's own probabilities."""
+    """The sampled models for the acquisition function; None if it takes the model's own probabilities."""
     if scoring.samples is None:
         return None
     found = fetch([layout.pool], [row.item_id for row in labeled])
@@ -99,9 +99,9 @@ def _samples(
 
 
 class _Scorer:
-    """Adds parts of the pool to the accumulator, through approximate margins where possible (same result, faster).
+    """Adds parts of the pool to the accumulator, through approximate margins if possible (same result, faster).
 
-    `samples`: the models of `_samples`.
+    `samples`: the return value of `_samples`.
     """
 
     def __init__(self, scores: ScoreAccumulator, scoring: Scoring, model: Classifier, samples: Any) -> None:
@@ -114,7 +114,7 @@ class _Scorer:
             self._margins = model, MarginAccumulator(scores, model.head)
 
     def add(self, ids: Sequence[str], texts: Sequence[str], own: NDArray[np.float32] | None) -> None:
-        """Score a part: ids, texts, and vectors (n, d) where the model needs them."""
+        """Score a part: ids, texts, and vectors (n, d) if the model needs them."""
         if self._margins is not None:
             model, margins = self._margins
             if columns := model.columns(texts, own):
@@ -138,7 +138,7 @@ class _Search:
         self._guide = {name: (list(texts), guide_vectors(vectors, texts)) for name, texts in select.guide.items()}
 
     def add(self, ids: Sequence[str], texts: Sequence[str], own: NDArray[np.float32] | None) -> None:
-        """Add candidates: ids, texts, and vectors (n, d) where there is an encoder."""
+        """Add candidates: ids, texts, and vectors (n, d) if there is an encoder."""
         for name, (others, other_vectors) in self._guide.items():
             self._best[name].add(ids, self._model.likeness(texts, own, others, other_vectors).max(axis=1))
 

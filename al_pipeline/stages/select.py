@@ -56,7 +56,7 @@ def main(layout: Layout) -> None:
 
 
 def _vectors_of(layout: Layout, vectors: Vectors) -> VectorsOf:
-    """Vectors by id, from the cache; texts are read only where it lacks one."""
+    """Vectors by id, from the cache; texts are read only if a vector is missing."""
 
     def of(ids: Sequence[str]) -> NDArray[np.float32]:
         hashes = hashes_of([layout.pool], ids)
@@ -66,9 +66,9 @@ def _vectors_of(layout: Layout, vectors: Vectors) -> VectorsOf:
 
 
 def _forecast(layout: Layout, vectors: Vectors | None, queries: Sequence[Query]) -> list[Query]:
-    """The queries with the newest model's predictions; without predictions while it has no labels.
+    """Add the newest model's predictions to the queries; unchanged while the model has no labels.
 
-    With the labels of the random slice they measure the model without bias: it was not trained on these labels.
+    On the random slice they give an unbiased estimate of accuracy: the model was not trained on these labels.
     """
     model = load_model(layout.model, layout.encoder, open_terms(layout))
     if not model.counts or not queries:

@@ -66,7 +66,7 @@ def main(layout: Layout) -> None:
 
 
 def _vocabulary(layout: Layout) -> Tfidf:
-    """TF-IDF's vocabulary, fitted on the parts of the pool that `fitted_parts` says."""
+    """TF-IDF's vocabulary, fitted on the leading parts of the pool that `fitted_parts` selects."""
     parts = list_parts([layout.pool])
     leading = parts[: fitted_parts([count_items([part]) for part in parts])]
     notes = FileNotes(layout.terms / ".notes")
