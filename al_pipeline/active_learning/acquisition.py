@@ -37,7 +37,7 @@ def check_samples(samples: ArrayLike) -> Floats:
 
 
 def _check_rows(checked: Floats) -> None:
-    """The last axis holds distributions. Raises ValueError naming the first item that has another."""
+    """Raise ValueError, naming the first bad item, unless the last axis holds probability distributions."""
     inner = tuple(range(1, checked.ndim))
     if not np.isfinite(checked).all():
         row = int(np.argmin(np.isfinite(checked).all(axis=inner)))
@@ -87,7 +87,7 @@ def vote_entropy(samples: ArrayLike) -> Floats:
 def consensus_entropy(samples: ArrayLike) -> Floats:
     """Consensus entropy: of the committee's mean distribution, from 0 to log C (soft votes: Settles 2009, section 3.2).
 
-    It is also high where all members agree and are uncertain.
+    It is also high if all members agree and are uncertain.
     """
     return entropy(check_samples(samples).mean(axis=1))
 

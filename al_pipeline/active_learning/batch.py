@@ -77,7 +77,7 @@ def next_batch(
     `scored`: the shortlist by `top_candidates` with scores and probabilities; None without a model. `labels`: the
     labelled items and their classes. `vectors`: the encoder's; None if the features have none. `candidates`, `first`
     and `requested`: as in `choose`. `guided`: for each class the ids most similar to its guide, most similar first;
-    they are queried while the class has few labels (as Ein-Dor et al. 2020 seed rare classes). Raises ValueError where
+    they are queried while the class has few labels (as Ein-Dor et al. 2020 seed rare classes). Raises ValueError if
     the strategy needs vectors and there are none.
     """
     counts = Counter(labels.values())
@@ -180,7 +180,7 @@ def choose(
 
     The random slice is drawn from all candidates first, then spread over the batch: one slice item at a random position
     in each of equally long segments, so that a partly answered round keeps the share of both. `Query.score` is 0.0
-    where no score is known. Raises ValueError if the strategy lacks an input, or a randomly drawn candidate occurs
+    if no score is known. Raises ValueError if the strategy lacks an input, or a randomly drawn candidate occurs
     twice.
     """
     if strategy not in STRATEGIES:

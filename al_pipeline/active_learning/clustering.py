@@ -20,7 +20,7 @@ _BLOCK = 2048
 def k_means(vectors: Vectors, k: int, rng: Generator, iterations: int = _ITERATIONS) -> tuple[Positions, Floats]:
     """K-means (Lloyd 1982) from k-means++ seeds (Arthur & Vassilvitskii 2007): clusters (n,) and centres (k', d).
 
-    k' is k, or less where there are fewer distinct vectors. Stops when no assignment changes, or after `iterations`.
+    k' is k, or the number of distinct vectors if smaller. Stops when no assignment changes, or after `iterations`.
     """
     points: Floats = np.asarray(vectors, dtype=np.float64)
     if len(points) == 0 or k <= 0:
@@ -72,7 +72,7 @@ def _squared(points: Floats, others: Floats) -> Floats:
 def k_center(vectors: Vectors, known: Vectors, k: int, first: int) -> Positions:
     """At most k rows, each the farthest from all of `known` and all taken before: greedy k-center (Gonzalez 1985).
 
-    Without `known` the first pick is row `first`; ties go to the earliest row. O(n d) a pick.
+    Without `known` the first pick is row `first`; ties go to the earliest row. O(n d) per pick.
     """
     points: Floats = np.asarray(vectors, dtype=np.float64)
     others: Floats = np.asarray(known, dtype=np.float64).reshape(-1, points.shape[1])
@@ -108,7 +108,7 @@ def product_distances(left: Vectors, right: Vectors, row: int, sizes: Floats) ->
 def seeds_of_products(left: Vectors, right: Vectors, k: int, rng: Generator) -> Positions:
     """K-means++ seeds (Arthur & Vassilvitskii 2007) of the products a_i (x) h_i, the longest first: at most k rows.
 
-    O(n (d + C)) a pick. Where no distinct product is left, the rest is random.
+    O(n (d + C)) per pick. If no distinct product is left, the rest is random.
     """
     k = min(k, len(left))
     distance = sizes = product_lengths(left, right)
@@ -132,7 +132,7 @@ def seeds_of_products(left: Vectors, right: Vectors, k: int, rng: Generator) -> 
 
 
 def neighbour_distance(vectors: Vectors, neighbours: int) -> Floats:
-    """Mean distance of each row to its `neighbours` nearest other rows (to all where there are fewer), (n,)."""
+    """Mean distance of each row to its `neighbours` nearest other rows (to all if there are fewer), (n,)."""
     points: Floats = np.asarray(vectors, dtype=np.float64)
     count = min(neighbours, len(points) - 1)
     if count <= 0:

@@ -40,7 +40,7 @@ def purpose_rng(seed: SeedSequence, purpose: str) -> np.random.Generator:
 def top_k(scores: ArrayLike, ids: Sequence[str], k: int, seed: SeedSequence) -> Positions:
     """Positions of the k highest scores in descending order; ties ordered by a hash of (seed, id).
 
-    All rows where there are fewer than k. Raises ValueError on NaN (infinities are allowed) and on a negative k.
+    All rows if there are fewer than k. Raises ValueError on NaN (infinities are allowed) and on a negative k.
     """
     values: Floats = np.asarray(scores, dtype=np.float64)
     if values.shape != (len(ids),):
@@ -67,7 +67,7 @@ def _tied(values: Floats) -> Positions:
 
 
 def sample(ids: Sequence[str], k: int, seed: SeedSequence, purpose: str = "sample") -> Positions:
-    """Positions of a uniform random sample of k of the ids, in random order; all of them where there are fewer.
+    """Positions of a uniform random sample of k of the ids, in random order; all ids if there are fewer.
 
     It takes the k smallest hashes of (seed, purpose, id). Raises ValueError on a negative k.
     """
@@ -129,7 +129,7 @@ def _lexsort(keys: NDArray[np.uint64], primary: Floats, ids: Sequence[str]) -> P
 
 
 def at_most(k: int, available: int) -> int:
-    """k, or fewer where fewer are available. Raises ValueError on a negative k."""
+    """`k`, or `available` if that is fewer. Raises ValueError on a negative k."""
     if k < 0:
         raise ValueError(f"cannot choose {k} items")
     return min(k, available)

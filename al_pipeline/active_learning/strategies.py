@@ -149,7 +149,7 @@ def _pick_relevance(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
     """Relevance sampling for the rarest classes in half of the batch; cluster-margin in the rest.
 
     Each relevance pick is the item with the highest probability of the class with the fewest labels (at least one), and
-    counts as one of its labels (Lewis & Gale 1994, section 3, for a single class). Where every class has at least half
+    counts as one of its labels (Lewis & Gale 1994, section 3, for a single class). If every class has at least half
     of an equal share of the labels, the batch is all cluster-margin.
     """
     assert view.proba is not None and view.counts is not None

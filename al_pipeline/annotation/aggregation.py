@@ -68,7 +68,7 @@ def fold(
     `asked`: the number of rounds in which each item was queried, by item id.
 
     Each annotator has one vote on an item: the newest annotation. The newest adjudication or gold label wins; else the
-    class with the most votes; else, where no person gave a label, the imported label. Equal numbers of votes for two or
+    class with the most votes; else, if no person gave a label, the imported label. Equal numbers of votes for two or
     more classes are a tie: the item is unresolved, and ignored once it was queried in two rounds. Items that nobody
     labelled and two people (or `everybody`) skipped are ignored. So are items whose text was corrected, since their
     annotations are about another text.
@@ -104,7 +104,7 @@ def fold(
 
 
 def skips_to_give_up(counted: Iterable[Event], everybody: int | None) -> int:
-    """The number of skips after which an item is given up: MAX_SKIPS, or the number of people where it is lower."""
+    """The number of skips after which an item is given up: MAX_SKIPS, or the number of people if it is lower."""
     return min(MAX_SKIPS, max(1, people(counted) if everybody is None else everybody))
 
 

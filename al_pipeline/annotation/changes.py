@@ -188,7 +188,7 @@ class AnnotationDiff:
         return [key for key in self._present if self._lost(key)]
 
     def record_losses(self) -> None:
-        """Record answers missing from their task as deleted, or as gone with an earlier task if older than the task."""
+        """Record answers missing from their task as deleted, or as gone with an earlier copy if older than the task."""
         for push_key in self.keys_with_losses():
             gone = []
             for event in self._lost(push_key):

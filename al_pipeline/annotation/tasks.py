@@ -20,7 +20,7 @@ def standing(
     """Whether each task, by push key, is answered, given up or open. Only annotations of the task itself count.
 
     Answered: `overlap` people gave a label, or one gave a binding label (adjudication, gold). Given up: two people (or
-    `everybody`, the number of possible annotators) skipped it. Where all possible annotators have voted, nothing more
+    `everybody`, the number of possible annotators) skipped it. If all possible annotators have voted, nothing more
     can come: the task is answered if it has a label. A task about a text that has been corrected is given up.
     """
     counted = active(events)

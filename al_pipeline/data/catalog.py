@@ -19,7 +19,7 @@ TEST_SHARE = 5
 def item_id_from(value: Any, content_hash: str) -> str:
     """The id of an item: the user's, or else the first 20 hex digits of its content hash.
 
-    Raises ValueError with the reason where the user's id is neither an integer nor 1 to 200 printable characters.
+    Raises ValueError with the reason if the user's id is neither an integer nor 1 to 200 printable characters.
     """
     value = _as_integer(value)
     if isinstance(value, int):
@@ -53,7 +53,7 @@ def label_from(value: Any) -> str | None:
     """The class name in a user's cell, NFC-normalised; None for an empty cell.
 
     A column of integers with missing values arrives as floats: 1.0 is the class `1`. Raises ValueError with the reason
-    where the cell is neither a string nor an integer.
+    if the cell is neither a string nor an integer.
     """
     value = _as_integer(value)
     if value is None:

@@ -1,7 +1,7 @@
 """Detection of a text file's encoding: by its byte order mark, else UTF-8, else a guess that is verified.
 
 A wrong guess corrupts only the rows with accents or another script, so it goes unnoticed. A guess is therefore sure
-only where a single encoding gives plausible words; where several do, the caller rejects the file and shows them.
+only if a single encoding gives plausible words; if several do, the caller rejects the file and shows them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ USUAL = (
     "koi8-r", "koi8-u", "cp866", "iso8859-5", "mac-roman", "cp850", "cp437", "cp852", "cp932",
     "euc_jis_2004", "gb18030", "big5hkscs", "cp949",
 )  # fmt: skip
-"""Candidate encodings, the most common first: where two give the same text, the first is reported."""
+"""Candidate encodings, the most common first: if two give the same text, the first is reported."""
 
 _MULTIBYTE = frozenset({"cp932", "euc_jis_2004", "gb18030", "big5hkscs", "cp949"})
 """Encodings in which most byte pairs are valid characters, so that successful decoding is weak evidence."""

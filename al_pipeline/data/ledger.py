@@ -1,6 +1,6 @@
 """The append-only event ledger (`data/events`) and its inbox, which holds pulled events until a round closes.
 
-A folder holds events in `part-000007.jsonl` (ledger) or `pull-000007.jsonl` (inbox), one JSON object a line, and
+A folder holds events in `part-000007.jsonl` (ledger) or `pull-000007.jsonl` (inbox), one JSON object per line, and
 refused annotations with the reason in `refused-000007.jsonl`. Events are ordered by (file, line). A file is written
 atomically and never changed. An event in two files counts once, at its first place, so that a move from the inbox to
 the ledger can be interrupted and repeated.
@@ -37,7 +37,7 @@ Refused = Mapping[str, Any]
 def read_events(*folders: Path) -> list[Event]:
     """All events of `folders` (such as the ledger, then the inbox), each once, in order.
 
-    Raises BadInput with file and line where a line is truncated or not a valid event.
+    Raises BadInput with file and line if a line is truncated or not a valid event.
     """
     events: dict[str, Event] = {}
     for folder in folders:

@@ -196,7 +196,7 @@ class TextLines(Iterator[str]):
         self._rest_of_line(self.record[-1])
 
     def skip_quoted(self) -> None:
-        """Read past the end of the quoted field that was too long; where it never ends, only past its first line."""
+        """Read past the end of the quoted field that was too long; if it never ends, only past its first line."""
         first = self.number - len(self.record) + 1
         quotes = sum(line.count('"') for line in self.record) + self._rest_of_line(self.record[-1])
         while quotes % 2:

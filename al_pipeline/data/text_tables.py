@@ -64,7 +64,7 @@ def _decoded_head(table: TableFile, encoding: str) -> str:
 def _reject_if_many_undecodable(
     table: TableFile, rows: Callable[[TableFile, str], Rows], detected: DetectedEncoding
 ) -> None:
-    """Raise BadInput where more than one row in a thousand cannot be decoded; counts them before any row is read."""
+    """Raise BadInput if more than one row in a thousand cannot be decoded; counts them before any row is read."""
     total, bad, first = 0, 0, 0
     reason = not_decodable(detected.encoding)
     counted = replace(table, required=(), keep=frozenset(), on_progress=None, on_note=None)

@@ -74,7 +74,7 @@ def _batch_rows(source: Source, metadata: Any, wanted: Sequence[str] | None) -> 
 
 
 def _largest_value(source: Source, metadata: Any, wanted: Sequence[str] | None) -> int:
-    """An upper bound on the unpacked bytes of one shared text value; 0 where no encoding shares values.
+    """An upper bound on the unpacked bytes of one shared text value; 0 if no encoding shares values.
 
     A long text that a file stores once can be the value of a million rows, through a dictionary or as a common prefix
     (DELTA_BYTE_ARRAY): a file of kilobytes then unpacks into gigabytes. Raises BadInput if values are so large on
@@ -107,7 +107,7 @@ def _check_column(source: Source, group: Any, column: Any) -> None:
 
 
 def _dictionary_bytes(file: IO[bytes], column: Any) -> int:
-    """The unpacked size of a column's dictionary page; 0 where it has none.
+    """The unpacked size of a column's dictionary page; 0 if it has none.
 
     The header of the first page holds it (Thrift's compact protocol: field 1 is the page type, field 2 the size). A
     reader that finds another size there rejects the page.

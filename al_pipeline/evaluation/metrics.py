@@ -58,7 +58,7 @@ def evaluate(
     is that of `positive`, or by default of the class with fewer test items (the later in `classes` of equals); with
     more, the mean over the classes present.
 
-    `bootstrap` = 0 gives no intervals. An interval omits resamples in which the metric is undefined; it is None where
+    `bootstrap` = 0 gives no intervals. An interval omits resamples in which the metric is undefined; it is None if
     these are the majority. Raises ValueError on shapes that do not fit or an unknown class.
     """
     classes = tuple(classes)
@@ -248,7 +248,7 @@ def _target(truth: Indices, classes: Sequence[str], positive: str | None) -> int
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:
-    """`above / below`; NaN where `below` is 0."""
+    """`above / below`; NaN if `below` is 0."""
     return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
 
 

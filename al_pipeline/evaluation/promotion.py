@@ -2,8 +2,8 @@
 
 The challenger is trained on more labels, so it is promoted unless there is evidence against it. In this order:
 
-1. **No champion**: promoted. Provisional (decided again with more evidence) where a class has fewer than
-   `min_test_per_class` test items, or where the model finds no test item of some class.
+1. **No champion**: promoted. Provisional (decided again with more evidence) if a class has fewer than
+   `min_test_per_class` test items, or if the model finds no test item of some class.
 2. **Too few test items** of some class of the schema: held.
 3. **A class collapsed**: refused. Its recall fell to 0 from above 0, or its F1 fell by more than `max_drop` even at the
    upper end of its paired interval (with a Bonferroni-corrected confidence).

@@ -37,8 +37,8 @@ class Saving:
     """Labels that a strategy needs for a share of the full-data score, and the ratio to those of random sampling.
 
     `saving`: labels of random sampling divided by those of the strategy; None if one of the two does not reach the
-    score. `at_least`: the budget divided by the strategy's labels, where only the strategy reaches it. An end of the
-    interval beyond the budget is None.
+    score. `at_least`: the budget divided by the strategy's labels, if only the strategy reaches the score. An
+    end of the interval beyond the budget is None.
     """
 
     labels: float | None
@@ -187,7 +187,7 @@ def _needed(budgets: Floats, table: Floats, full: Floats, share: float, draws: A
 
 
 def _mean(values: Floats) -> Floats:
-    """Means (b,) over the seeds, axis 1, of the defined values; NaN where there are none."""
+    """Means (b,) over the seeds, axis 1, of the defined values; NaN if there are none."""
     known = np.isfinite(values)
     count = known.sum(axis=1)
     total = np.where(known, values, 0.0).sum(axis=1)
@@ -195,8 +195,8 @@ def _mean(values: Floats) -> Floats:
 
 
 def _ratio(own: Floats, random: Floats) -> Floats:
-    """Labels of random sampling over `own`: infinite where only random sampling never reaches the target, 0 where only
-    `own` never does, 1 where neither does.
+    """Labels of random sampling over `own`: infinite if only random sampling never reaches the target, 0 if only
+    `own` never does, 1 if neither does.
     """
     neither = np.isinf(own) & np.isinf(random)
     with np.errstate(invalid="ignore"):

@@ -220,8 +220,8 @@ def _remove_leftovers(parent: Path) -> None:
 def encoder_identity(folder: Path, max_tokens: int, notes: FileNotes | None = None) -> str:
     """Digest of what defines the vectors on any machine: weights, tokenizer, configuration, length, pooling.
 
-    A model fitted on vectors of one identity cannot use those of another. `notes`: where the files' digests are
-    remembered. Raises BadInput if no encoder is installed.
+    A model fitted on vectors of one identity cannot use those of another. `notes`: a cache of
+    the files' digests. Raises BadInput if no encoder is installed.
     """
     if not (folder / "config.json").is_file():
         raise BadInput(f"{folder} holds no encoder; `al doctor` shows how to install one")
@@ -290,7 +290,7 @@ class Encoder:
 
     On one machine the bytes of a text's vector depend on neither the other texts in its batch nor their order nor the
     number of threads: it is padded to its own length rounded up to a multiple of 16, and all batches of a length have
-    the same number of rows, some of them padding. `invariance.py` tests this on a machine. Raises BadInput where
+    the same number of rows, some of them padding. `invariance.py` tests this on a machine. Raises BadInput if
     transformers cannot load `folder`.
     """
 

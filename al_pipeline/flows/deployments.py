@@ -48,8 +48,8 @@ def apply(workspace: Workspace, *, take_over: bool = False) -> bool:
     """Create or update pool, deployment, schedule and automation on the Prefect server that the environment names.
 
     Returns whether anything changed; what is up to date is not rewritten, so that scheduled runs stay. Raises
-    UsageError where the server's deployment works in another clone of the workspace, unless `take_over`; ServerFailed
-    where the server rejects a request or does not answer.
+    UsageError if the server's deployment works in another clone of the workspace, unless `take_over`; ServerFailed
+    if the server rejects a request or does not answer.
     """
     try:
         with get_client(sync_client=True) as client:

@@ -51,7 +51,7 @@ FINISHED: ContextVar[Callable[[TickReport], None]] = ContextVar("finished", defa
 def run_round(options: Options, on_progress: Callable[[str], None]) -> TickReport:
     """Run the flow in this process, for the command line; `on_progress` gets the lines of the run's log.
 
-    Raises the AlErrors of the tick, Locked where another tick runs, ServerFailed where Prefect's server fails before
+    Raises the AlErrors of the tick, Locked if another tick runs, ServerFailed if Prefect's server fails before
     the tick has finished. A later failure of the server is a warning.
     """
     done: list[TickReport] = []

@@ -31,7 +31,7 @@ class ApproximateMargins:
     """
 
     scores: NDArray[np.float32]
-    """(n,), each within `slack` of `margin` of the item's probabilities; undefined where `slack` is infinite."""
+    """(n,), each within `slack` of `margin` of the item's probabilities; undefined if `slack` is infinite."""
     slack: float
     likeliest: NDArray[np.bool_]
     """(C, n): each item's most likely class; it is the predicted class if the score is below 1 - slack."""

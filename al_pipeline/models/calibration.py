@@ -26,8 +26,8 @@ def fit_temperature_and_shift(
     """The temperature (Guo et al. 2017) and the class shifts that maximise the likelihood of held-out labels.
 
     `held_out`: for each fold the held-out rows and their logits (rows, classes), -inf for a class that the fold's fit
-    did not know. Returns 1 and no shifts where fewer than MIN_CALIBRATION labels are held out. Unseen texts of a rare
-    class score lower than those that the fit has memorised; the shift corrects that, where there is evidence.
+    did not know. Returns 1 and no shifts if fewer than MIN_CALIBRATION labels are held out. Unseen texts of a rare
+    class score lower than those that the fit has memorised; the shift corrects that if there is evidence.
     """
     if sum(len(test) for test, _ in held_out) < MIN_CALIBRATION:
         return 1.0, ()
@@ -59,7 +59,7 @@ def fit_temperature_and_shift(
 def fit_temperature(held_out: Sequence[tuple[Floats, NDArray[np.intp]]]) -> float:
     """The temperature that maximises the likelihood of held-out labels (Guo et al. 2017).
 
-    `held_out`: for each fold the logits (n, classes) and the true classes (n,). Returns 1 where fewer than
+    `held_out`: for each fold the logits (n, classes) and the true classes (n,). Returns 1 if fewer than
     MIN_CALIBRATION labels are held out.
     """
     if sum(len(found) for _, found in held_out) < MIN_CALIBRATION:

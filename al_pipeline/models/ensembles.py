@@ -36,7 +36,7 @@ def draw_heads(
 ) -> tuple[Head | Estimate, ...]:
     """K samples of `head`, which was fitted on `labels` and their `features` (m rows); deterministic for a seed.
 
-    They are copies of it where it has seen fewer than two classes. For a plug-in estimator, whose posterior is not
+    Copies of `head` if it has seen fewer than two classes. For a plug-in estimator, whose posterior is not
     known, the samples are fits on resampled labels, as in deep ensembles (Lakshminarayanan et al. 2017).
     """
     count = SIZES[kind] if size is None else size

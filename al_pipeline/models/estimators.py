@@ -68,7 +68,7 @@ class Estimate:
     def predict_proba(self, features: FeatureMatrix) -> Floats:
         """Class probabilities (n, C), columns in the schema's order; rows sum to 1.
 
-        Raises BadInput for features of other widths, or where the estimator returns invalid probabilities.
+        Raises BadInput if the features have other widths, or if the estimator returns invalid probabilities.
         """
         if not self.widths:
             return over_all_classes(np.ones((len(features), len(self.seen))), self.classes, self.counts)

@@ -82,7 +82,7 @@ class FinetunedModel:
     ) -> tuple[Masks, ...]:
         """K dropout masks: Monte Carlo dropout (Gal & Ghahramani 2016, arXiv:1506.02142).
 
-        It serves both kinds of samples, since a committee of fine-tuned models would need K trainings.
+        Used for both kinds of samples, since a committee of fine-tuned models would need K trainings.
         """
         return tuple(Masks(seed, number) for number in range(self.settings.passes))
 
@@ -170,7 +170,7 @@ def load_finetuned(folder: Path, encoder: Path) -> FinetunedModel:
 
 
 def _load_tensors(path: Path, digests: Mapping[str, str], classes: int) -> Tensors:
-    """Load the weights in `path`, checked by digest and shape; none where the card names none."""
+    """Load the weights in `path`, checked by digest and shape; none if the card lists none."""
     from safetensors.numpy import load
 
     tensors: Tensors = {}
@@ -201,7 +201,7 @@ def fit_finetuned(
     """Train on labelled texts from the pretrained weights in `encoder`.
 
     With labels of fewer than two classes nothing is trained, and the model predicts from their counts. `calibrate`:
-    take the temperature of another training, fitted on a held-out fifth of the labels; 1 where that fifth has fewer
+    take the temperature of another training, fitted on a held-out fifth of the labels; 1 if that fifth has fewer
     than MIN_CALIBRATION labels. Raises BadInput if a label is not a class.
     """
     counts, targets = count_classes(labels, classes)

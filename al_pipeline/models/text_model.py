@@ -148,7 +148,7 @@ class TextModel:
         return sample_proba(samples, self._head_features(texts, vectors))
 
     def _head_features(self, texts: Sequence[str], vectors: Vectors | None) -> FeatureMatrix:
-        """The features that the head uses; of width 0 where it was fitted on fewer than two classes."""
+        """The features that the head uses; of width 0 if it was fitted on fewer than two classes."""
         if not self.head.widths:
             return FeatureMatrix(np.zeros((len(texts), 0), np.float32))
         return _features(texts, vectors, self.uses_encoder, self.tfidf)
@@ -231,8 +231,8 @@ def fit_text_model(
     """Fit a classifier on frozen features of labelled texts; without labels it predicts the prior.
 
     `classifier`: the head, or one of `ESTIMATORS`. `control`: the rows that the control is fitted on; None for a model
-    without one. `vectors` (n, d): the encoder's for `texts`, where the features use it. `tfidf`: the vocabulary that
-    was fitted on the pool's texts, labelled or not, where the features use TF-IDF. `encoder` is recorded in the card.
+    without one. `vectors` (n, d): the encoder's for `texts`, if the features use it. `tfidf`: the vocabulary
+    fitted on the pool's texts, labelled or not, if the features use TF-IDF. `encoder` is recorded in the card.
     Raises BadInput if a label is not a class, or vectors are missing.
     """
     matrix = _features(texts, vectors, features.uses_encoder, tfidf)
@@ -249,7 +249,7 @@ def fit_text_model(
 
 
 def load_text_model(folder: Path, terms: TermCache | None = None) -> TextModel:
-    """Load what `TextModel.save` wrote, checked by digest; TF-IDF rows come from the cache `terms`, where there is one.
+    """Load what `TextModel.save` wrote, checked by digest; `terms` caches TF-IDF rows, if given.
 
     Raises BadInput if it is damaged or not such a model.
     """

@@ -38,7 +38,7 @@ class Step(StrEnum):
 
 
 BUILD = (Step.ENCODER, Step.ENCODE, Step.LABEL, Step.TRAIN, Step.EVALUATE, Step.SCORE, Step.SELECT)
-"""The steps of a build, in the order of `dvc.yaml`. The first two compute features, which rounds share."""
+"""The steps of a build: two that provide the features, which rounds share, then those of `dvc.yaml`, in its order."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,7 +182,7 @@ def mean_curve(
 ) -> list[MeanPoint]:
     """Mean of a metric over curves of several seeds, with Student's t interval.
 
-    A mean omits curves without a value at that point; points without any value are left out. Raises ValueError where
+    A mean omits curves without a value at that point; points without any value are left out. Raises ValueError if
     the curves have different numbers of labels.
     """
     grids = {tuple(point.labels for point in curve.points) for curve in curves}
