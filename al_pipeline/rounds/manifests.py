@@ -178,7 +178,7 @@ class Histogram(Part):
 _RECORD = re.compile(r"rounds/(\d{4,6})/round\.json")
 _PLAN = re.compile(r"rounds/(\d{4,6})/plan\.jsonl")
 _ASKED_IN = re.compile(r":([0-9]{4}|[1-9][0-9]{4,5})\Z")
-"""The round in a push key that ends with the item's id: the round in which the item was first queried."""
+"""Matches the round in a push key stripped of its item id: the round in which the item was first queried."""
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "push_key": (str,),
     "item_id": (str,),
