@@ -1,48 +1,48 @@
-"""Every error that a user can meet, as one tree. Each message says what is wrong and how to fix it.
+"""All errors that are shown to users, as one tree. Each message says what is wrong and how to fix it.
 
 AlError                     exit code 1
-├── UsageError              2   what was typed, or a file that was given, is wrong
+├── UsageError              2   an argument, or a file that was given, is invalid
 │   ├── BadParams               a value in params.yaml
 │   ├── BadInput                a pool, label or model file
-│   │   └── UnusableFile            a file that the user wants read
-│   └── NotAWorkspace           the folder holds no workspace, or another kind of one
-├── NothingToDo             3   asked for something that cannot be done now
-├── Locked                  4   another tick works in this workspace
-├── ExternalServiceError              5   something outside did not answer, or said no; try again later
+│   │   └── UnusableFile            an input file of the user's
+│   └── NotAWorkspace           the folder is in no workspace, or in one that this version cannot use
+├── NothingToDo             3   the request cannot be carried out in the present state
+├── Locked                  4   another process works in this workspace
+├── ExternalServiceError    5   an external service did not answer or refused the request; try again later
 │   ├── LabelStudioDown         no usable reply
-│   ├── LabelStudioRefused      it answered: not allowed, or not valid
-│   ├── ServerFailed            a server that we start ourselves did not start, or not soon enough
+│   ├── LabelStudioRefused      the request is not allowed or not valid
+│   ├── ServerFailed            a server that we install or start ourselves failed
 │   ├── RepositoryError         git or DVC failed
 │   └── RemoteIncomplete        the DVC remote lacks objects of a round
-└── ManualActionRequired              6   going on could destroy something: a person must look first
-    ├── UnexpectedChange             somebody edited a file that the engine owns
-    ├── UnsafeFolder            others could change what is believed in a folder
-    ├── WrongProject          the Label Studio project is not the one we know
-    ├── CopiedWorkspace         the folder is, or may be, a copy of the one that writes
+└── ManualActionRequired    6   continuing could destroy data: a person must check first
+    ├── UnexpectedChange        somebody edited a file that the engine owns
+    ├── UnsafeFolder            others could change a folder whose content is trusted
+    ├── WrongProject            the Label Studio project is not this workspace's
+    ├── CopiedWorkspace         the folder is, or may be, a copy of another clone
     ├── VanishedAnswers         more answers vanished than people plausibly deleted
     ├── SchemaInUse             a class that answers use was renamed or removed
-    ├── EngineChanged           a stage was started under another engine than the build's
-    ├── StageFailed             a DVC stage ended with an error
-    └── NotReproduced           a published round, made again, came out different
+    ├── EngineChanged           a stage was started with another engine than its build
+    ├── StageFailed             a DVC stage failed
+    └── NotReproduced           a rebuilt round differs from its record
 """
 
 from __future__ import annotations
 
 
 class AlError(Exception):
-    """Something that the person at the keyboard can fix; printed without a traceback."""
+    """An error that the user can fix; printed without a traceback."""
 
     exit_code = 1
 
 
 class UsageError(AlError):
-    """What was typed, or a file that was given, is wrong."""
+    """An argument, or a file that was given, is invalid."""
 
     exit_code = 2
 
 
 class BadParams(UsageError):
-    """A value in `params.yaml` is wrong; names the key, what it got and what it takes."""
+    """A value in `params.yaml` is invalid; the message names the key, the value and what the key takes."""
 
 
 class BadInput(UsageError):
@@ -50,15 +50,15 @@ class BadInput(UsageError):
 
 
 class UnusableFile(BadInput):
-    """A file that the user wants read cannot be used as a whole; nothing of it was taken."""
+    """An input file of the user's cannot be used; nothing of it was taken."""
 
 
 class NotAWorkspace(UsageError):
-    """The folder is no workspace."""
+    """The folder is in no workspace, or in one that this version cannot use."""
 
 
 class NothingToDo(AlError):
-    """Asked for something that cannot be done in the present state."""
+    """The request cannot be carried out in the present state."""
 
     exit_code = 3
 
@@ -70,13 +70,13 @@ class Locked(AlError):
 
 
 class ExternalServiceError(AlError):
-    """Something outside this process did not answer or said no."""
+    """An external service did not answer or refused the request."""
 
     exit_code = 5
 
 
 class LabelStudioDown(ExternalServiceError):
-    """Label Studio gave no usable reply: not running, too slow, or broken in the middle."""
+    """Label Studio gave no usable reply: not running, too slow, or failing."""
 
 
 class LabelStudioRefused(ExternalServiceError):
@@ -96,7 +96,7 @@ class RemoteIncomplete(ExternalServiceError):
 
 
 class ManualActionRequired(AlError):
-    """Going on could destroy something; a person must look first."""
+    """Continuing could destroy data; a person must check first."""
 
     exit_code = 6
 
@@ -106,15 +106,15 @@ class UnexpectedChange(ManualActionRequired):
 
 
 class UnsafeFolder(ManualActionRequired):
-    """A folder whose content is believed belongs to somebody else, or others can write to it."""
+    """A folder whose content is trusted belongs to somebody else, or others can write to it."""
 
 
 class WrongProject(ManualActionRequired):
-    """The Label Studio project is not the one this workspace knows."""
+    """The Label Studio project is not the one that belongs to this workspace."""
 
 
 class CopiedWorkspace(ManualActionRequired):
-    """The folder is, or may be, a copy of the clone whose identity it brought along."""
+    """The folder is, or may be, a copy of another clone and has that clone's identity."""
 
 
 class VanishedAnswers(ManualActionRequired):
@@ -126,12 +126,12 @@ class SchemaInUse(ManualActionRequired):
 
 
 class EngineChanged(ManualActionRequired):
-    """A stage was started under another engine than the one its build began with."""
+    """A stage was started with another engine than its build."""
 
 
 class StageFailed(ManualActionRequired):
-    """A DVC stage ended with an error; its log says why."""
+    """A DVC stage failed; its log says why."""
 
 
 class NotReproduced(ManualActionRequired):
-    """A published round, made again from its own data, came out different from what is recorded."""
+    """A published round, rebuilt from its own data, differs from its record."""

@@ -72,10 +72,10 @@ class Invited(NamedTuple):
 
 
 def start_label_studio(workspace: Workspace, progress: Progress) -> Server:
-    """The workspace's Label Studio: installed and started where needed; its address and token are stored.
+    """Return the workspace's Label Studio, after installing and starting it if needed; store its address and token.
 
-    Raises ServerFailed where it does not start, LabelStudioRefused where it rejects the stored token, UsageError where
-    the workspace is connected to another Label Studio.
+    Raises ServerFailed if it does not start, LabelStudioRefused if it rejects the stored token, UsageError if the
+    workspace is connected to another Label Studio.
     """
     home = private_folder(workspace.home / "label-studio")
     with process.exclusive(home / "account.lock", _INSTALL_SECONDS):
@@ -99,7 +99,7 @@ def start_label_studio(workspace: Workspace, progress: Progress) -> Server:
 
 
 def stop_label_studio(workspace: Workspace) -> bool:
-    """Stop the workspace's Label Studio and keep its data; False where it did not run."""
+    """Stop the workspace's Label Studio and keep its data; False if it did not run."""
     return process.stop(_service(workspace.home / "label-studio"))
 
 
@@ -109,7 +109,7 @@ def label_studio_status(workspace: Workspace) -> Server | None:
 
 
 def admin(workspace: Workspace) -> Account | None:
-    """The administrator of the workspace's own Label Studio; None where it has none of its own."""
+    """The administrator of the workspace's own Label Studio; None if it has none of its own."""
     return _stored_account(workspace.home / "label-studio")
 
 
@@ -130,9 +130,9 @@ class Stored(NamedTuple):
 
 
 def stored_answers(home: Path) -> Stored:
-    """Read the database of the Label Studio in `home`, which need not run; empty where there is no database.
+    """Read the database of the Label Studio in `home`, which need not run; empty if there is no database.
 
-    Raises ServerFailed where the database cannot be read.
+    Raises ServerFailed if the database cannot be read.
     """
     import sqlite3
 
@@ -162,8 +162,8 @@ def stored_answers(home: Path) -> Stored:
 def invite(workspace: Workspace, email: str) -> Invited:
     """Create an account for an annotator through an invitation link, without a browser.
 
-    Raises BadInput for an address that is invalid or taken, LabelStudioDown where the server does not answer,
-    LabelStudioRefused where it is unknown or rejects the request.
+    Raises BadInput for an address that is invalid or taken, LabelStudioDown if the server does not answer,
+    LabelStudioRefused if it is unknown or rejects the request.
     """
     import httpx
 
@@ -191,7 +191,7 @@ def reset_password(workspace: Workspace, email: str) -> str:
     """Set a new password for an annotator of the workspace's own Label Studio, and return it.
 
     Annotations and API token stay. The server need not run. Raises BadInput for an address without an account,
-    UsageError where the workspace does not manage the accounts, ServerFailed where Label Studio's command fails.
+    UsageError if the workspace does not manage the accounts, ServerFailed if Label Studio's command fails.
     """
     home = workspace.home / "label-studio"
     account = admin(workspace)
@@ -232,7 +232,7 @@ def reset_password(workspace: Workspace, email: str) -> str:
 def install(progress: Progress) -> Path:
     """The virtual environment of Label Studio: AL_LABEL_STUDIO_VENV, that of `make setup`, or else one installed here.
 
-    An incomplete installation is repeated. Raises ServerFailed where pip fails, UsageError where AL_LABEL_STUDIO_VENV
+    An incomplete installation is repeated. Raises ServerFailed if pip fails, UsageError if AL_LABEL_STUDIO_VENV
     holds no Label Studio.
     """
     beside = Path(sys.prefix).with_name(".venv-label-studio")
@@ -273,7 +273,7 @@ def _lock() -> str:
 
 
 def installed_version(venv: Path) -> str:
-    """The version of the Label Studio in `venv`. Raises UsageError where there is none."""
+    """The version of the Label Studio in `venv`. Raises UsageError if there is none."""
     for folder in venv.glob("lib/python*/site-packages/label_studio-*.dist-info"):
         if (venv / "bin/label-studio").exists():
             return folder.name.removeprefix("label_studio-").removesuffix(".dist-info")
@@ -281,7 +281,7 @@ def installed_version(venv: Path) -> str:
 
 
 def template_database(venv: Path, progress: Progress) -> Path:
-    """An empty, migrated database for the version in `venv`, without users or keys; created once a machine."""
+    """An empty, migrated database for the version in `venv`, without users or keys; created once per machine."""
     template = al_home() / "templates" / f"label-studio-{installed_version(venv)}.sqlite3"
     with process.exclusive(template.with_suffix(".lock"), _MIGRATE_SECONDS):
         if not template.exists():
@@ -353,7 +353,7 @@ def _default_venv() -> Path:
 
 
 def _account(home: Path) -> Account:
-    """The stored account, or else a new one, stored before its first use."""
+    """The stored account, or a new one, stored before its first use. Raises LabelStudioRefused if its file is lost."""
     found = _stored_account(home)
     if found is not None:
         return found
@@ -394,7 +394,7 @@ def _new_database(venv: Path, home: Path, progress: Progress) -> None:
 
 
 def connected_elsewhere(workspace: Workspace) -> str | None:
-    """The address of the Label Studio that `al labelstudio connect` set; None where the workspace uses its own."""
+    """The address of the Label Studio that `al labelstudio connect` set; None if the workspace uses its own."""
     known: dict[str, str] = read_json(workspace.credentials_file, {})
     account = admin(workspace)
     if known and (account is None or known.get("token") != account.token):

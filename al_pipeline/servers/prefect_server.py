@@ -50,13 +50,13 @@ class Deployment:
 
 
 def start_prefect(workspace: Workspace, progress: Progress) -> Server:
-    """The workspace's Prefect server, started where it does not run. Raises ServerFailed."""
+    """Return the workspace's Prefect server; start it if it does not run. Raises ServerFailed."""
     password_file(workspace)
     return process.start(_service(workspace), progress)
 
 
 def stop_prefect(workspace: Workspace) -> bool:
-    """Stop the workspace's Prefect server; False where it did not run."""
+    """Stop the workspace's Prefect server; False if it did not run."""
     return process.stop(_service(workspace))
 
 
@@ -66,13 +66,13 @@ def prefect_status(workspace: Workspace) -> Server | None:
 
 
 def prefect_environment(workspace: Workspace) -> dict[str, str]:
-    """Environment variables with which a Prefect client reaches the workspace's server; empty where it does not run."""
+    """Environment variables with which a Prefect client reaches the workspace's server; empty if it does not run."""
     server = prefect_status(workspace)
     return _environment(workspace, server.port) if server else {}
 
 
 def password_file(workspace: Workspace) -> Path:
-    """The file (0600) with the user name and password of Prefect's page and API; created where it does not exist."""
+    """The file (0600) with the user name and password of Prefect's page and API; created if it does not exist."""
     file = private_folder(workspace.home / "prefect") / "password"
     if not file.exists():
         write_text(file, f"al:{secrets.token_urlsafe(18)}\n", mode=0o600)
@@ -105,7 +105,7 @@ def is_our_deployment(name: str, workspace_id: str) -> bool:
 def read_deployment(workspace: Workspace, server: Server) -> Deployment | None:
     """The workspace's deployment on its own server; None before the first `al up` or `al schedule apply`.
 
-    Raises ServerFailed where the server gives no valid response.
+    Raises ServerFailed if the server gives no valid response.
     """
     ours = {"flows": {"name": {"any_": [FLOW]}}, "work_pools": {"name": {"any_": [pool_name(workspace)]}}}
     known = _ask(workspace, server, "POST", "/deployments/filter", ours) or []
@@ -208,7 +208,7 @@ def _environment(workspace: Workspace, port: int) -> dict[str, str]:
         "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-        # Our log is a part of the run's; what is logged outside of a run has none to go to.
+        # A run's log includes our package's; messages logged outside a run belong to none and are dropped.
         "PREFECT_LOGGING_EXTRA_LOGGERS": "al_pipeline",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "DO_NOT_TRACK": "1",

@@ -76,10 +76,10 @@ class Service:
 
 
 def start(service: Service, progress: Progress, ended: Callable[[], object] = lambda: None) -> Server:
-    """The running server, started where it does not run, on its previous port if that is free.
+    """Return the running server; if there is none, start it, on its previous port if that is free.
 
     `ended` is called before a start, once no process of the server is left. Raises ServerFailed with the end of the log
-    where the server exits early or is not healthy in time.
+    if the server exits early or is not healthy in time.
     """
     private_folder(service.home)
     with exclusive(service.home / "start.lock", service.timeout):
@@ -104,12 +104,12 @@ def start(service: Service, progress: Progress, ended: Callable[[], object] = la
 
 
 def remembered(service: Service) -> Server | None:
-    """The service's record; None where there is none that can be read."""
+    """The service's record; None if it is missing or cannot be read."""
     return recorded(service.record)
 
 
 def recorded(record: Path) -> Server | None:
-    """The record in a file; None where there is none that can be read."""
+    """The record in a file; None if it is missing or cannot be read."""
     try:
         return Server(**read_json(record))
     except (BadInput, TypeError):
@@ -127,7 +127,7 @@ def status(service: Service) -> Server | None:
 
 
 def stop(service: Service) -> bool:
-    """End every process of this server; False where there was none. The record keeps the port."""
+    """End every process of this server; False if there was none. The record keeps the port."""
     found = processes(service)
     end(found)
     if found:
@@ -205,7 +205,7 @@ def free_port() -> int:
 @contextlib.contextmanager
 def exclusive(path: Path, timeout: float) -> Iterator[None]:
     """Wait for a file lock and hold it; the kernel releases it with this process. Raises ServerFailed on timeout."""
-    from filelock import FileLock, Timeout  # 60 ms, which only a server's start needs
+    from filelock import FileLock, Timeout  # lazy: takes 60 ms, and only starting a server needs it
 
     private_folder(path.parent)
     try:
@@ -217,7 +217,7 @@ def exclusive(path: Path, timeout: float) -> Iterator[None]:
 
 
 def last_lines(path: Path, count: int = 8) -> str:
-    """The last `count` lines of a log; empty where it does not exist."""
+    """The last `count` lines of a log; empty if it does not exist."""
     try:
         return "\n".join(path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-count:])
     except FileNotFoundError:
@@ -264,7 +264,7 @@ def _has_ended(pid: int) -> bool:
 
 
 def _wait_until_healthy(service: Service, pid: int, port: int, progress: Progress) -> bool:
-    """True once the server is healthy at `port`; False where another process took that port first."""
+    """True once the server is healthy at `port`; False if another process took that port first."""
     begin = time.monotonic()
     reported = -10.0
     while (waited := time.monotonic() - begin) < service.timeout:

@@ -34,7 +34,7 @@ class ServiceRow:
 
 
 def label_studio_elsewhere(workspace: Workspace) -> str | None:
-    """The address of the user's Label Studio, where the workspace is connected to one; None for its own."""
+    """The address of the user's own Label Studio if the workspace is connected to one, else None."""
     return os.environ.get("AL_LABEL_STUDIO_URL") or connected_elsewhere(workspace)
 
 

@@ -24,7 +24,7 @@ _RESUMED = "the next tick finishes its job"
 
 
 def start_worker(workspace: Workspace, progress: Progress) -> Server:
-    """The workspace's worker, started where it does not run, restarted where it polls another Prefect server.
+    """Return the workspace's worker; start it if it does not run, restart it if it polls another Prefect server.
 
     Its work pool must exist (al_pipeline/flows/deployments.py). Raises ServerFailed.
     """
@@ -48,7 +48,7 @@ def start_worker(workspace: Workspace, progress: Progress) -> Server:
 
 
 def stop_worker(workspace: Workspace) -> bool:
-    """Stop the worker and a tick that it runs (the next tick finishes the job); False where it did not run."""
+    """Stop the worker and a tick that it runs (the next tick finishes the job); False if it did not run."""
     ran, prefect = process.stop(_service(workspace, {})), prefect_status(workspace)
     if ran and prefect is not None:
         crash_runs(workspace, prefect, time.time(), f"`al down` ended it; {_RESUMED}")

@@ -1,1 +1,1 @@
-"""A user's project on this machine: where its files lie, its identity, its lock, what of it is trusted."""
+"""A workspace on this machine: the paths of its files, its identity, its lock, and which of its files are trusted."""

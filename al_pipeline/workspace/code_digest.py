@@ -1,13 +1,13 @@
-"""A digest of what Python modules compute, whatever their wording and formatting.
+"""A digest of what Python modules compute, independent of their wording and formatting.
 
 Two versions of a module have the same digest if their syntax trees are equal after removal of what cannot change a
 stage's output: docstrings and other bare strings, comments and formatting (which no tree has), the texts of
 exceptions and assertions, a module logger and its calls, type annotations that nothing reads at run time, and private
-functions that only such texts use. In doubt a part counts: a digest that changes without need costs a build, one that
-does not change where it must hides a difference.
+functions that only such texts use. When in doubt, a part is kept: an unnecessary change of the digest costs a build, a
+missing one hides a difference.
 
 The tree is written out by field names, so that it does not depend on `ast.dump`; a minor release of Python may still
-parse a module into other nodes. The Python version is a part of the fingerprint of its own.
+parse a module into other nodes. The fingerprint has the Python version as a separate part.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from al_pipeline.files import read_object, sha256_bytes, write_json
 from al_pipeline.workspace.home import al_home, private_folder
 
 _CACHE, _KEPT = "code-digests.json", 8
-"""The file in `al`'s home, and of how many engines it keeps the digest."""
+"""The cache file in `al`'s home, and the number of digests that it keeps."""
 _SILENT = frozenset({"__future__", "typing", "collections.abc", "al_pipeline.logs"})
-"""Modules whose names say types alone, or log; where another of them is used, its name stands in the tree."""
+"""Modules used for types and logging only: their imports are dropped; any other name in use is still in the tree."""
 _LOGGERS = frozenset({"_log", "_logger", "log", "logger"})
 _EXCEPTIONS = frozenset(
     name
@@ -39,15 +39,15 @@ _EXCEPTIONS = frozenset(
 )
 _TEXT = ast.Constant("text")
 _POSITIONS = frozenset({"ctx", "kind", "type_comment"})
-"""Fields without meaning of their own: a context follows from the place in the tree."""
+"""Fields that add no information: a context follows from the position in the tree."""
 
 
 def package_digest(package: Path, modules: Iterable[str]) -> str:
-    """SHA-256 over the digests of `modules`, paths below `package`.
+    """SHA-256 (hex) over the digests of `modules`, which are paths below `package`.
 
-    Parsing takes half a second on a slow machine, so the digest is kept in `al`'s home under a hash of the files'
-    bytes; where that folder cannot be used, it is computed each time. Raises OSError where a module cannot be read,
-    and SyntaxError where it is no Python.
+    Parsing takes half a second on a slow machine, so the digest is cached in `al`'s home under a hash of the files'
+    bytes; if that folder cannot be used, it is computed each time. Raises OSError if a module cannot be read, and
+    SyntaxError if it is not valid Python.
     """
     sources = {module: (package / module).read_bytes() for module in modules}
     key = _key(sources)
@@ -71,7 +71,7 @@ def _key(sources: Mapping[str, bytes]) -> str:
 
 
 def module_digest(source: str | bytes) -> str:
-    """SHA-256 of what a module computes, in hex. Raises SyntaxError where `source` is no Python."""
+    """SHA-256 (hex) of what a module computes. Raises SyntaxError if `source` is not valid Python."""
     tree = ast.fix_missing_locations(_Normalize().visit(ast.parse(source)))
     _remove_unused(tree)
     digest = hashlib.sha256()
@@ -81,7 +81,7 @@ def module_digest(source: str | bytes) -> str:
 
 
 class _Normalize(ast.NodeTransformer):
-    """Removes what cannot change a result (see the module)."""
+    """Removes what cannot change a result (see the module's docstring)."""
 
     def __init__(self) -> None:
         self._in_class = False
@@ -99,7 +99,7 @@ class _Normalize(ast.NodeTransformer):
         return self._function(node)
 
     def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
-        if not node.decorator_list:  # a decorator may read them, as pydantic's and singledispatch do
+        if not node.decorator_list:  # a decorator may read annotations, as pydantic's and singledispatch do
             node.returns = None
             arguments = node.args
             others = [each for each in (arguments.vararg, arguments.kwarg) if each is not None]
@@ -124,7 +124,7 @@ class _Normalize(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
-        if self._in_class:  # dataclasses, named tuples and pydantic read it
+        if self._in_class:  # dataclasses, named tuples and pydantic read annotations
             return self.generic_visit(node)
         if node.value is None:
             return None
@@ -162,7 +162,7 @@ class _Normalize(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def _exception(self, call: ast.Call) -> None:
-        """Take the texts out of the call that makes an exception; what else it is given counts."""
+        """Replace the texts in a call that creates an exception; its other arguments are kept."""
         call.args = [_TEXT if _is_text(value) else value for value in call.args]
         for keyword in call.keywords:
             if _is_text(keyword.value):
@@ -170,7 +170,7 @@ class _Normalize(ast.NodeTransformer):
 
 
 def _is_text(node: ast.expr) -> bool:
-    """Whether an expression composes a text from a string that stands in it."""
+    """Whether an expression builds a text from a string literal."""
     match node:
         case ast.JoinedStr() | ast.Constant(value=str()):
             return True
@@ -186,9 +186,9 @@ def _is_text(node: ast.expr) -> bool:
 
 
 def _remove_unused(tree: ast.Module) -> None:
-    """Remove private functions and constants of the module that nothing in it names any more.
+    """Remove private functions and constants that nothing in the module uses any more.
 
-    They composed texts that are gone. No module may import another's private names (a test holds that).
+    They built texts that were removed. No module may import another's private names (a test checks that).
     """
     while True:
         named = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
@@ -212,7 +212,7 @@ def _is_private(node: ast.stmt) -> bool:
 
 
 def _parts(node: Any) -> Iterable[str]:
-    """The tree as text: of each node its class and its fields, of anything else its type and `repr`."""
+    """Yield the tree as text: class and fields of each node, type and `repr` of anything else."""
     if isinstance(node, ast.AST):
         yield f"({type(node).__name__}"
         for name in node._fields:

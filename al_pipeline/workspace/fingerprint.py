@@ -1,6 +1,6 @@
 """The fingerprint of the engine: everything that must be equal for the same inputs to give the same bytes.
 
-`engine.json` is a dependency of every DVC stage. Closing a round writes it; a stage refuses to run where it records
+`engine.json` is a dependency of every DVC stage. Closing a round writes it; a stage refuses to run if it records
 another engine. The digest covers the computations of all modules that stages import (a test compares the list with
 their imports): their syntax trees without docstrings, comments, messages and type annotations, see `code_digest`. The
 version of al-pipeline is recorded but not compared: a release with the same computations is the same engine.
@@ -78,7 +78,7 @@ MODULES = (
     "workspace/fingerprint.py",
     "workspace/layout.py",
 )
-"""Modules that stages import: what they compute is part of the fingerprint."""
+"""Modules that stages import and whose computations are part of the fingerprint."""
 
 NO_OUTPUT = {
     "cron.py": "checks `schedule`, which no stage reads",
@@ -87,7 +87,7 @@ NO_OUTPUT = {
     "workspace/code_digest.py": "computes the digest itself",
     "workspace/home.py": "finds the folder in which the digest is cached",
 }
-"""Modules that stages import and that cannot change their outputs, each with the reason (tests hold them)."""
+"""Modules that stages import and that cannot change their outputs, each with the reason (tests check the list)."""
 
 PACKAGES = (
     "numpy",
@@ -100,12 +100,12 @@ PACKAGES = (
 )
 """Packages that stages compute with, in all or some workspaces."""
 FORMER_PACKAGES = ("pandas",)
-"""What earlier engines recorded beside them."""
+"""Packages that only earlier engines recorded."""
 
 _CPU_FLAGS = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
 
 THREADS = 1
-"""Threads of the linear algebra in stages: more of them change the order of sums, and with it the bytes."""
+"""The number of linear algebra threads in stages: another number changes the order of summation and so the bytes."""
 
 STAGE_ENVIRONMENT = {
     "OMP_NUM_THREADS": str(THREADS),
@@ -116,7 +116,7 @@ STAGE_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONSAFEPATH": "1",
 }
-"""What stages run under. Safe path: a file in the workspace, such as `numpy.py`, must not stand in for a module."""
+"""The environment of stages. PYTHONSAFEPATH: a file in the workspace, such as `numpy.py`, must not shadow a module."""
 
 
 @cache
@@ -143,7 +143,7 @@ def write_engine(path: Path) -> None:
 
 
 def difference(recorded: dict[str, Any] | None, other: dict[str, Any] | None = None) -> str:
-    """The differences between the recorded engine and this one (or `other`), as text; empty where there are none."""
+    """The differences between the recorded engine and this one (or `other`), as text; empty if there are none."""
     mine = _flat(current_engine() if other is None else other)
     theirs = _flat(recorded if isinstance(recorded, dict) else {})
     return "; ".join(
@@ -154,7 +154,7 @@ def difference(recorded: dict[str, Any] | None, other: dict[str, Any] | None = N
 
 
 def check_engine(path: Path) -> None:
-    """Raise EngineChanged where `path` records another engine than this one."""
+    """Raise EngineChanged if `path` records another engine than this one."""
     if changes := difference(read_json(path)):
         raise EngineChanged(f"{path} records another engine ({changes}); `al round` restarts the build with this one")
 

@@ -1,7 +1,7 @@
 """`al`'s home, with the files of this user and machine, and checks of folder permissions.
 
 Some files there are executed (engines, Label Studio's environment) or unpickled (DVC's state), so a folder is used only
-where nobody but this user and root can change its content or replace it.
+if nobody but this user and root can change its content or replace it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NAMES = ("LOGNAME", "USER", "LNAME", "USERNAME")
 def al_home() -> Path:
     """`AL_HOME`, else `~/.local/share/al`: an absolute path that need not exist.
 
-    Raises UsageError where neither is defined, UnsafeFolder where others could change its content.
+    Raises UsageError if neither is defined, UnsafeFolder if others could change its content.
     """
     given = os.environ.get("AL_HOME")
     if given:
@@ -47,7 +47,7 @@ def al_home() -> Path:
 def private_folder(path: Path) -> Path:
     """Create `path` and its missing parents for this user alone (0700, whatever the umask), and return it.
 
-    Raises UnsafeFolder where it belongs to somebody else, or others can write to it or replace it.
+    Raises UnsafeFolder if it belongs to somebody else, or others can write to it or replace it.
     """
     path = Path(os.path.abspath(path))
     missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
@@ -83,7 +83,7 @@ def check_private(path: Path) -> None:
 
 
 def check_unshared(path: Path) -> None:
-    """Raise UnsafeFolder where others than this user and root can write to `path`, or replace it or a parent of it.
+    """Raise UnsafeFolder if others than this user and root can write to `path`, or replace it or a parent of it.
 
     Missing parts of the path pass. Links are followed, and all folders on their way are checked.
     """
@@ -133,7 +133,7 @@ def writable_by_others(found: os.stat_result) -> bool:
 
 
 def check_workspace(root: Path) -> None:
-    """Raise UnsafeFolder where every user of the machine could change the files that control git and DVC.
+    """Raise UnsafeFolder if every user of the machine could change the files that control git and DVC.
 
     Sharing with a group is allowed: pool, labels and repository have the permissions of the umask.
     """
@@ -170,7 +170,7 @@ def own_environment(environment: Mapping[str, str] | None = None) -> dict[str, s
     """Variables to add to `environment` (default: this process's) for this process and its children.
 
     They set a user name, which libraries need at import; UTF-8, the encoding of paths; and private folders for state
-    that libraries would otherwise keep in folders shared by all users. Raises UnsafeFolder where such a folder belongs
+    that libraries would otherwise keep in folders shared by all users. Raises UnsafeFolder if such a folder belongs
     to somebody else.
     """
     environment = os.environ if environment is None else environment
@@ -195,7 +195,7 @@ def own_environment(environment: Mapping[str, str] | None = None) -> dict[str, s
 
 
 def user_name() -> str:
-    """The name of this user; such as `uid1000` where the system has none."""
+    """The name of this user; if the system has none, such as `uid1000`."""
     given = next((name for variable in _NAMES if (name := os.environ.get(variable))), None)
     return given or (pwd.getpwuid(os.geteuid()).pw_name if _has_entry() else f"uid{os.geteuid()}")
 

@@ -52,9 +52,9 @@ class Place:
     """The place of a clone."""
 
     machine: str
-    """A digest of the machine's id; empty where there is none, or in a container."""
+    """A digest of the machine's id; empty if there is none, or in a container."""
     boot: str
-    """The boot id of the running kernel; empty where there is none."""
+    """The boot id of the running kernel; empty if there is none."""
     path: str
     """The path, with links resolved."""
     inside: str
@@ -112,7 +112,7 @@ _WAY_OUT = "`al adopt` gives this folder an identity of its own and makes it the
 
 
 def check_identity(layout: Layout) -> None:
-    """Raise CopiedWorkspace where this folder is a copy, or may be one; else bind its id to its present place.
+    """Raise CopiedWorkspace if this folder is a copy, or may be one; else bind its id to its present place.
 
     Call only while holding the workspace's lock, before any action that others can see or that ends processes.
     """
@@ -123,7 +123,7 @@ def check_identity(layout: Layout) -> None:
 
 
 def refuse_copy(layout: Layout) -> None:
-    """Raise CopiedWorkspace where a command could affect the servers of this folder's original.
+    """Raise CopiedWorkspace if a command could affect the servers of this folder's original.
 
     Servers' files lie outside the folder, and a copy finds those of its original. During adoption it may use them.
     """
@@ -133,7 +133,7 @@ def refuse_copy(layout: Layout) -> None:
 
 
 def bind(layout: Layout) -> None:
-    """Bind this clone to its present place; call only where the verdict of `identify` is `same`."""
+    """Bind this clone to its present place; call only if the verdict of `identify` is `same`."""
     known, then = _read(layout)
     if known.get("clone_id") and then != (now := here(layout)):
         write_json(layout.clone, {"clone_id": known["clone_id"], "place": asdict(now)})
@@ -186,7 +186,7 @@ def here(layout: Layout) -> Place:
 
 
 def boot_id() -> str:
-    """The boot id of the running kernel, which containers share; empty where there is none."""
+    """The boot id of the running kernel, which containers share; empty if there is none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -194,7 +194,7 @@ def boot_id() -> str:
 
 
 def _machine() -> str:
-    """A digest of the machine's id, which is confidential; empty where there is none."""
+    """A digest of the machine's id, which is confidential; empty if there is none."""
     for name in _MACHINE_IDS:
         try:
             found = Path(name).read_text(encoding="ascii").strip()
@@ -248,7 +248,7 @@ def _look_at(place: Path, layout: Layout, name: str) -> Original:
 
 
 def _read(layout: Layout) -> tuple[dict[str, Any], Place | None]:
-    """The recorded identity and place; None without a place. Raises BadInput where the record is damaged."""
+    """The recorded identity and place; None without a place. Raises BadInput if the record is damaged."""
     known = read_object(layout.clone)
     if (found := known.get("place")) is None:
         return known, None

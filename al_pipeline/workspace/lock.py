@@ -1,10 +1,10 @@
-"""One writer per workspace: `flock` on this host; another host's lock is never taken by itself.
+"""One writer per workspace: `flock` on this host; a lock recorded by another host is never taken over automatically.
 
-`flock` says all there is to know where no other kernel can hold one: the record was written under this one (containers
-come back under new host names), or the file system is of this machine alone.
+`flock` alone decides if no other kernel can hold the lock: the record was written under the running kernel (containers
+restart under new host names), or the file system is local to this machine.
 
-`filelock`, under which servers are started, knows neither who holds a lock nor of other hosts; the record is written
-by the handle that holds the lock; and its import would add 60 ms to every tick.
+`filelock`, which guards the start of servers, is not used: it neither records the holder nor detects other hosts, the
+record must be written through the handle that holds the lock, and its import would add 60 ms to every tick.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _LOCAL = frozenset(
         "hfs", "jfs", "ntfs", "ntfs3", "overlay", "ramfs", "reiserfs", "tmpfs", "ufs", "vfat", "xfs", "zfs",
     }
 )  # fmt: skip
-"""File systems that one kernel alone mounts at a time. Of others (NFS, SMB, 9p, FUSE) nobody can tell."""
+"""File systems that only one kernel mounts at a time. Others (NFS, SMB, 9p, FUSE) may be shared between machines."""
 
 
 @contextmanager
 def locked(path: Path, purpose: str) -> Iterator[None]:
-    """Hold the workspace's lock. Raises Locked, naming who holds it and since when, rather than wait."""
+    """Hold the workspace's lock. If it is taken, raises Locked at once, naming the holder and the time."""
     private_folder(path.parent)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)  # a link could lead to any file
     try:
@@ -58,9 +58,9 @@ def locked(path: Path, purpose: str) -> Iterator[None]:
 
 
 def holder(path: Path) -> dict[str, Any]:
-    """Who holds the lock, as it wrote itself down; empty where nobody does, or where that process of this host is gone.
+    """The record of the lock's holder; empty if nobody holds it, or its process on this host is gone.
 
-    For display alone: only `flock` says who may work.
+    For display only: `flock` decides who may work.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8") or "{}")
@@ -86,12 +86,12 @@ def _owner(purpose: str) -> dict[str, Any]:
 
 
 def _is_ours(previous: dict[str, Any], path: Path) -> bool:
-    """Whether whoever wrote the record would hold `flock` before our eyes, if it lived."""
+    """Whether our `flock` would have failed if the process that wrote the record still ran."""
     return (bool(boot_id()) and previous.get("boot") == boot_id()) or _file_system(path) in _LOCAL
 
 
 def _file_system(path: Path) -> str:
-    """The type of the file system that holds `path`; empty where it cannot be told."""
+    """The type of the file system that holds `path`; empty if unknown."""
     from psutil import disk_partitions
 
     place = path.resolve()

@@ -1,13 +1,13 @@
-"""Give a `params.yaml` the keys that its template has gained: values, comments and order of the user's stay.
+"""Add the keys that the template has gained to a `params.yaml`; the user's values, comments and order are kept.
 
-Lines of the template are put between lines of the user's file, where the parser's marks say; what comes out is parsed
-again and must hold exactly the user's values and the new ones. Of the user's file no byte changes.
+Inserts lines of the template between lines of the user's file, at the parser's positions; the result is parsed again
+and must hold exactly the user's values and the new ones. No byte of the user's file changes.
 
-ruamel.yaml keeps comments too, and was measured for this and for `al schedule` (0.19.1, told the file's indentation).
-It writes the whole file anew: of the 22 forms of one in `tests/test_params_file.py` 12 came back with other bytes
-although nothing was to change (sections of different depth, blanks behind `:` and in brackets, values of several lines,
-`---`, a missing last line end). And it holds a comment above a key with the key before: a key put between the two gets
-that comment. `al init`, which fills in the template, uses it.
+ruamel.yaml keeps comments too, and was tested for this and for `al schedule` (0.19.1, given the file's indentation).
+It rewrites the whole file: 12 of the 22 variants in `tests/test_params_file.py` came back with other bytes although
+nothing was to change (sections of different depth, blanks after `:` and in brackets, multi-line values, `---`, a
+missing final newline). It also attaches a comment above a key to the previous key, so that a key inserted between the
+two gets that comment. `al init`, which fills in the template, uses it.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ Path = tuple[str, ...]
 
 
 def with_missing(text: str, template: str, source: str = "params.yaml") -> tuple[str, tuple[str, ...]]:
-    """`text` with what it lacks of `template`, and the dotted names of the keys that were added.
+    """`text` with the keys of `template` that it lacks, and the dotted names of the keys that were added.
 
-    A key that is there stays as it is, whatever its value. Raises BadParams where `text` is no YAML mapping, or is
-    written so that no line can be put in (a section in braces): the message names the keys to add by hand.
+    Existing keys keep their values. Raises BadParams if `text` is not a YAML mapping, or if no line can be inserted (a
+    section in braces): the message names the keys to add by hand.
     """
     values, whole = _values(text), yaml.safe_load(template)
     if values is None:
         raise BadParams(f"{source} is not valid YAML, or holds no keys and values; fix it first")
     added = list(_missing(values, whole))
-    mark = "\ufeff" if text.startswith("\ufeff") else ""  # of byte order: the parser counts it as a column
+    mark = "\ufeff" if text.startswith("\ufeff") else ""  # byte order mark: the parser counts it as a column
     extended = text.removeprefix(mark)
     for path in added:
         if _values(extended) is not None:
@@ -52,7 +52,7 @@ def _values(text: str) -> dict[str, Any] | None:
 
 
 def _missing(values: dict[str, Any], template: dict[str, Any], above: Path = ()) -> Iterator[Path]:
-    """Keys of the template that `values` lacks; of a missing section only the section."""
+    """Yield the paths of template keys that `values` lacks; for a missing section only the section's."""
     for key, value in template.items():
         if key not in values:
             yield (*above, key)
@@ -71,7 +71,7 @@ def _merged(values: dict[str, Any], template: dict[str, Any]) -> dict[str, Any]:
 
 
 def _insert(text: str, template: str, path: Path) -> str | None:
-    """`text` with the template's lines of the key at `path`, behind the key that precedes it in the template."""
+    """Insert the template's lines for the key at `path` after the key that precedes it there; None if impossible."""
     section, there = _mapping(text, path[:-1]), _mapping(template, path[:-1])
     if section is None or there is None:
         return None
@@ -81,7 +81,7 @@ def _insert(text: str, template: str, path: Path) -> str | None:
     nearest = next((known[name] for name in reversed(before) if name in known), None)
     first = section.value[0][0].start_mark
     place = first.line if nearest is None else _after(lines, *nearest)
-    if not path[:-1] and len(block) > 1:  # sections of the template stand apart
+    if not path[:-1] and len(block) > 1:  # the template has blank lines between sections
         block = ["", *block] if place and lines[place - 1].strip() else block
         block = [*block, ""] if place < len(lines) and lines[place].strip() else block
     shift = first.column - there.value[0][0].start_mark.column
@@ -91,7 +91,7 @@ def _insert(text: str, template: str, path: Path) -> str | None:
 
 
 def _mapping(text: str, path: Path) -> yaml.MappingNode | None:
-    """The mapping at `path`; None where it is empty or in braces."""
+    """The mapping at `path`; None if it is empty or in braces."""
     node = yaml.compose(text, yaml.SafeLoader)
     for name in path:
         assert isinstance(node, yaml.MappingNode)
@@ -104,7 +104,7 @@ def _index(mapping: yaml.MappingNode, name: str) -> int:
 
 
 def _block(lines: list[str], mapping: yaml.MappingNode, name: str) -> list[str]:
-    """The lines of one key with its value, and the lines of comment right above it."""
+    """The lines of one key with its value, and the comment lines directly above it."""
     key, value = mapping.value[_index(mapping, name)]
     first = key.start_mark.line
     while first > 1 and lines[first - 1].strip().startswith("#"):
@@ -113,7 +113,7 @@ def _block(lines: list[str], mapping: yaml.MappingNode, name: str) -> list[str]:
 
 
 def _after(lines: list[str], key: yaml.Node, value: yaml.Node) -> int:
-    """The line behind a key, its value and the comments that go on deeper than the key."""
+    """The index of the line after a key, its value and the comments below that are indented deeper than the key."""
     place = max(_last(key), _last(value)) + 1
     while place < len(lines) and lines[place].lstrip().startswith("#"):
         if len(lines[place]) - len(lines[place].lstrip()) <= key.start_mark.column:
@@ -123,7 +123,7 @@ def _after(lines: list[str], key: yaml.Node, value: yaml.Node) -> int:
 
 
 def _last(node: yaml.Node) -> int:
-    """The last line of a node. (The parser ends a block where the next token begins, behind blank lines.)"""
+    """The index of a node's last line. (The parser ends a block at the next token, after blank lines.)"""
     if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
         below = node.value[-1]
         return max(map(_last, below)) if isinstance(below, tuple) else _last(below)

@@ -1,7 +1,7 @@
 """Trust in a workspace's files that control programs: a workspace may have been cloned from anybody.
 
 DVC runs the commands of `dvc.yaml`, writes where its `.dvc` files point and, for some remotes, runs programs that
-`.dvc/config` names. DVC is therefore started only where these files are as this engine writes them, or as the user has
+`.dvc/config` names. DVC is therefore started only if these files are as this engine writes them, or as the user has
 accepted them on this machine.
 """
 
@@ -58,7 +58,7 @@ _STORE = "trusted.json"
 _LINK, _SUBMODULE = "120000", "160000"
 _MACHINES_OWN = (".dvc/cache", ".dvc/tmp", ".dvc/config.local")
 _SHARED = "/reports/"
-"""Ignored by git, but harmless where a team commits it."""
+"""Ignored by git, but harmless if a team commits it."""
 
 
 def template(name: str) -> str:
@@ -70,7 +70,7 @@ def template(name: str) -> str:
 
 
 def check_dvc(root: Path) -> None:
-    """Raise UnexpectedChange where a file that controls DVC is neither this engine's nor accepted by the user."""
+    """Raise UnexpectedChange if a file that controls DVC is neither this engine's nor accepted by the user."""
     accepted: frozenset[str] | None = None
     for name, problem in _doubts(Layout(root)):
         accepted = accepted if accepted is not None else _accepted()
@@ -111,7 +111,7 @@ def accept(root: Path) -> None:
 
 
 def check_tree(modes: Mapping[str, str], layout: Layout) -> None:
-    """Raise UnexpectedChange where git holds links out of the workspace, or files that belong to DVC or one machine.
+    """Raise UnexpectedChange if git holds links out of the workspace, or files that belong to DVC or one machine.
 
     `modes`: git's mode of every file of the commit, by name.
     """
@@ -156,7 +156,7 @@ def _unix(text: bytes) -> bytes:
 
 
 def odd_setting(text: str) -> str | None:
-    """The name of the first setting that is not on the list of harmless ones; None where all are."""
+    """The name of the first setting that is not on the list of harmless ones; None if all are."""
     for line in text.splitlines():
         line = line.strip()
         if not line or line.startswith("#") or _SECTION.fullmatch(line):

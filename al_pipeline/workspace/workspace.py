@@ -52,7 +52,7 @@ class Workspace:
     def home(self) -> Path:
         """This workspace's folder in `al`'s home: credentials (0600), data of its own servers.
 
-        Raises UsageError where it lies inside the workspace, where git or DVC could pick up a secret.
+        Raises UsageError if it lies inside the workspace, where git or DVC could pick up a secret.
         """
         home = al_home() / self.id
         check_private(home)
@@ -107,7 +107,7 @@ def open_workspace(start: Path | None = None) -> Workspace:
 def find_workspace(start: Path | None = None) -> tuple[Layout, dict[str, Any]]:
     """The workspace of any layout version that contains `start`, and the content of its marker.
 
-    Raises NotAWorkspace, and UnsafeFolder where others could change files that control it.
+    Raises NotAWorkspace, and UnsafeFolder if others could change files that control it.
     """
     start = (start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
@@ -129,7 +129,7 @@ def find_workspace(start: Path | None = None) -> tuple[Layout, dict[str, Any]]:
 
 
 def _check_folders(layout: Layout) -> None:
-    """Raise NotAWorkspace where a folder that the engine writes to is a link out of the workspace."""
+    """Raise NotAWorkspace if a folder that the engine writes to is a link out of the workspace."""
     root = layout.root.resolve()
     for folder in layout.folders:
         if folder.is_symlink() and not folder.resolve().is_relative_to(root):
