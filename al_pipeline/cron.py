@@ -1,6 +1,6 @@
-"""Cron expressions and time zones as a schedule takes them.
+"""Validate the cron expressions and time zones of a schedule.
 
-Smaller than what Prefect understands (no seconds, no `@hourly`, no `L`, `#` or `?`): what is taken here is taken there.
+Accepts less than Prefect does (no seconds, no `@hourly`, no `L`, `#` or `?`), and nothing that Prefect rejects.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 
 class _Field(NamedTuple):
-    """One of the five: the numbers that it takes, and names for them."""
+    """One of the five fields: the range of its numbers, and names for them."""
 
     name: str
     low: int
     high: int
     names: tuple[str, ...] = ()
-    """For `low`, `low` + 1, and so on."""
+    """Names of `low`, `low` + 1, and so on."""
 
 
 _FIELDS = (
@@ -30,12 +30,12 @@ _FIELDS = (
     _Field("day of the week", 0, 7, ("sun", "mon", "tue", "wed", "thu", "fri", "sat")),
 )
 _DAYS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-"""Of each month, at most."""
+"""The maximum number of days in each month."""
 _ITEM = re.compile(r"(?:\*|([0-9A-Za-z]+)(?:-([0-9A-Za-z]+))?)(?:/([0-9]{1,3}))?")
 
 
 def check_cron(text: str) -> str:
-    """`text`, if it is a cron expression that comes due at some time. Raises ValueError saying what is wrong."""
+    """Return `text` if it is a cron expression that ever comes due. Raises ValueError saying what is wrong."""
     words = text.split(" ")
     if len(words) != len(_FIELDS) or not all(words):
         raise ValueError(
@@ -50,13 +50,13 @@ def check_cron(text: str) -> str:
 
 _OTHER_ON_EACH_MACHINE = frozenset({"localtime", "factory", "posixrules"})
 _OTHER_TREES = ("posix/", "right/")
-"""Folders of a system's time zones that hold every zone again, without and with leap seconds; Prefect takes neither."""
+"""Folders in a system's time zones that repeat every zone, without and with leap seconds; Prefect rejects both."""
 
 
 def check_timezone(name: str) -> str:
-    """`name`, if it is a time zone that means the same on every machine. Raises ValueError saying what to write.
+    """Return `name` if it is a time zone that means the same on every machine. Raises ValueError saying what to write.
 
-    Names are those of the tzdata package, which Prefect knows wherever it runs, and not of the system at hand.
+    Valid names are those of the tzdata package, which Prefect has on any machine, not those of this system.
     """
     zones = _zones()
     if name in zones:
@@ -74,14 +74,14 @@ def check_timezone(name: str) -> str:
 
 @cache
 def _zones() -> frozenset[str]:
-    package = find_spec("tzdata")  # importlib.resources would take each command a hundredth of a second
+    package = find_spec("tzdata")  # importlib.resources would cost every command 10 ms
     assert package is not None and package.origin is not None, "it is among our requirements"
     names = Path(package.origin).with_name("zones").read_text(encoding="utf-8").split()
     return frozenset(name for name in names if name.lower() not in _OTHER_ON_EACH_MACHINE)
 
 
 def _values(field: _Field, word: str) -> set[int]:
-    """The numbers that one field names."""
+    """The numbers that `word` selects in a field. Raises ValueError if it is invalid."""
     found: set[int] = set()
     for item in word.split(","):
         match = _ITEM.fullmatch(item)

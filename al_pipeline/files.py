@@ -1,4 +1,4 @@
-"""Writes that either happened or did not: temporary file, fsync, rename, fsync of the folder."""
+"""Atomic, durable writes: temporary file, fsync, rename, fsync of the folder."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from al_pipeline.errors import BadInput
 
 TEMPORARY_PREFIX = ".al-tmp-"
 SETTLED_NS = 50_000_000
-"""A file that changed this shortly ago may change again within the same tick of the file system's clock."""
+"""A file changed more recently than this may change again without a new time, within one tick of the clock."""
 LARGEST_LOG, KEPT_LOG = 20 * 2**20, 2**20
-"""Bytes."""
+"""Defaults of `bound_log`, in bytes."""
 _CANNOT_SYNC = {errno.EINVAL, errno.EROFS, errno.ENOTSUP, errno.EBADF}
 
 
 def make_folder(path: Path) -> Path:
-    """Make `path` and what is missing above it; below a folder of its owner alone they are for the owner alone too."""
+    """Create `path` and its missing parents, and return it; inside a private folder (0700) they are private too."""
     if not path.is_dir():
         parent = make_folder(path.parent)
         private = not parent.stat().st_mode & 0o077
@@ -38,9 +38,9 @@ def make_folder(path: Path) -> Path:
 
 @contextmanager
 def replacing(path: Path, mode: int | None = None) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it takes the place of `path`, else it goes away.
+    """Yield a temporary path beside `path`; on success it replaces `path`, else it is deleted.
 
-    `mode` is 0644 if not given, and 0600 in a folder of its owner alone.
+    The default `mode` is 0644, and 0600 in a private folder.
     """
     make_folder(path.parent)
     mode = _default_mode(path.parent) if mode is None else mode
@@ -62,13 +62,13 @@ def _default_mode(folder: Path) -> int:
 
 
 def write_bytes(path: Path, data: bytes, mode: int | None = None) -> None:
-    """Replace the content of `path` in one step."""
+    """Replace the content of `path` atomically."""
     with replacing(path, mode) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str, mode: int | None = None) -> None:
-    """Replace the content of `path` in one step, as UTF-8."""
+    """Replace the content of `path` atomically, as UTF-8."""
     write_bytes(path, text.encode(), mode)
 
 
@@ -78,9 +78,9 @@ def write_json(path: Path, value: Any, mode: int | None = None) -> None:
 
 
 def bound_log(path: Path, limit: int = LARGEST_LOG, keep: int = KEPT_LOG) -> None:
-    """Empty a log that is larger than `limit` bytes; its last `keep` stay beside it, with the suffix `.old`.
+    """Truncate a log larger than `limit` bytes; its last `keep` bytes go to a file beside it with the suffix `.old`.
 
-    Whoever writes it must append: then it goes on at the new end, and need not be told.
+    Its writers must have opened it for appending: they then continue at the new end.
     """
     if not path.exists() or path.stat().st_size <= limit:
         return
@@ -91,7 +91,7 @@ def bound_log(path: Path, limit: int = LARGEST_LOG, keep: int = KEPT_LOG) -> Non
 
 
 def read_json(path: Path, default: Any = None) -> Any:
-    """The JSON value in `path`, or `default` where there is no such file. Raises BadInput where it holds no JSON."""
+    """The JSON value in `path`, or `default` if the file does not exist. Raises BadInput if it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -101,7 +101,7 @@ def read_json(path: Path, default: Any = None) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`, empty where there is no such file. Raises BadInput where it holds anything else."""
+    """The JSON object in `path`; empty if the file does not exist. Raises BadInput if it holds anything else."""
     found = read_json(path, {})
     if not isinstance(found, dict):
         raise _damaged(path)
@@ -116,18 +116,18 @@ def _damaged(path: Path) -> BadInput:
 
 
 def json_line(value: Any) -> str:
-    """One line of canonical JSON: sorted keys, no blanks, no NaN."""
+    """One line of canonical JSON: sorted keys, no whitespace, no NaN."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Replace `path` by one line of canonical JSON a row."""
+    """Replace `path` by one line of canonical JSON per row."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as out:
         out.writelines(json_line(row) for row in rows)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of `path`; none where there is no such file."""
+    """The rows of `path`; empty if the file does not exist."""
     try:
         with path.open(encoding="utf-8") as lines:
             return [json.loads(line) for line in lines]
@@ -157,7 +157,7 @@ def sha256_tree(root: Path) -> str:
 
 
 def disk_usage(path: Path) -> int:
-    """Bytes that a file, or all below a folder, takes on disk; links are not followed, what vanishes is passed over."""
+    """The bytes that a file, or everything below a folder, takes on disk; follows no links, skips vanished files."""
     found: dict[tuple[int, int], int] = {}
     todo = [path]
     while todo:
@@ -173,9 +173,9 @@ def disk_usage(path: Path) -> int:
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a file, or a folder with all in it: it leaves its place in one step. A link is deleted, not followed.
+    """Delete a file, or a folder with its contents; it disappears atomically. A link is deleted, not followed.
 
-    Killed half-way, it leaves a folder whose name begins with TEMPORARY_PREFIX, which may be given to it again.
+    If killed, this leaves a folder whose name begins with TEMPORARY_PREFIX, which can be passed to it again.
     """
     if not os.path.lexists(path):
         return
@@ -189,7 +189,7 @@ def remove_tree(path: Path) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename a file into another folder of the same file system, so that a power cut cannot undo it."""
+    """Move a file to another folder of the same file system, durably: a power cut cannot undo it."""
     make_folder(target.parent)
     source.chmod(_default_mode(target.parent))
     source.replace(target)
@@ -205,9 +205,9 @@ def remove_leftovers(*folders: Path) -> None:
 
 
 def sync(file: Path | str | int) -> None:
-    """Have a file's bytes, or a folder's names, on disk before anything points to them (fsync).
+    """Flush a file's bytes, or a folder's entries, to disk (fsync), before anything refers to them.
 
-    A file system that knows no such thing is passed over; an error of the disk itself is raised.
+    Does nothing on a file system that does not support it; disk errors are raised.
     """
     handle = file if isinstance(file, int) else os.open(file, os.O_RDONLY)
     try:
@@ -221,7 +221,7 @@ def sync(file: Path | str | int) -> None:
 
 
 def sync_names(files: Iterable[Path | str]) -> None:
-    """Have the names of `files` on disk, with those of the folders that lead to them on the same file system."""
+    """Flush the directory entries of `files`, and of their parent folders on the same file system, to disk."""
     done: set[str] = set()
     for file in files:
         folder = os.path.dirname(os.path.realpath(file))
@@ -230,6 +230,6 @@ def sync_names(files: Iterable[Path | str]) -> None:
             done.add(folder)
             try:
                 sync(folder)
-            except PermissionError:  # a folder of somebody else's, in which we have made nothing
+            except PermissionError:  # somebody else's folder, in which we created nothing
                 break
             folder = os.path.dirname(folder)

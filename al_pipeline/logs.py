@@ -1,9 +1,8 @@
-"""The package's log: it holds no secret, and goes nowhere unless somebody asks for it.
+"""The package's log: it contains no secrets, and is not shown unless requested.
 
-Every module that logs has a logger of its own (`get_logger(__name__)`). DEBUG has requests and commands with their
-duration, INFO what was done, WARNING what is tried again or left out. Whoever uses the package adds handlers to the
-logger `al_pipeline`; the environment variable AL_LOG_LEVEL, which processes hand on to those that they start, shows the
-log on standard error.
+Every module that logs has its own logger (`get_logger(__name__)`). DEBUG has requests and commands with their duration,
+INFO what was done, WARNING what is retried or left out. Users of the package add handlers to the logger `al_pipeline`;
+the environment variable AL_LOG_LEVEL, which child processes inherit, shows the log on standard error.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _LONGEST_COMMAND = 300
 
 
 class Level(StrEnum):
-    """The least important of what is shown."""
+    """The lowest level that is shown."""
 
     DEBUG = auto()
     INFO = auto()
@@ -41,7 +40,7 @@ _VALUE = (
 
 
 class _ToStandardError(logging.Handler):
-    """Writes to whatever standard error is at that moment."""
+    """Writes to the `sys.stderr` of the moment, which may be replaced after import."""
 
     def emit(self, record: logging.LogRecord) -> None:
         sys.stderr.write(f"{self.format(record)}\n")
@@ -53,19 +52,19 @@ _shown.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(m
 
 
 def get_logger(name: str) -> logging.Logger:
-    """The logger of a module. What it says is one printable line without secrets, whoever handles it."""
+    """The logger of a module. Its messages are one printable line without secrets, for every handler."""
     logger = logging.getLogger(name)
     logger.addFilter(_clean)
     return logger
 
 
 def without_secrets(text: str) -> str:
-    """`text` with `***` for users and passwords in addresses, log-ins in headers, and values named as secret."""
+    """`text` with `***` for users and passwords in URLs, credentials in headers, and values with secret-like names."""
     return re.sub(_VALUE, r"\1***", re.sub(_HEADER, r"\1\2***", redact(text)))
 
 
 def shown(command: Sequence[str]) -> str:
-    """A command line for the log; of a long one the beginning."""
+    """A command line for the log; a long one is cut."""
     return shortened(" ".join(command), _LONGEST_COMMAND)
 
 
@@ -73,12 +72,12 @@ def show(level: Level) -> None:
     """Show the log from `level` on standard error, in this process."""
     _shown.setLevel(level.name)
     _PACKAGE.addHandler(_shown)
-    _PACKAGE.propagate = False  # a handler of the root logger, such as Prefect's console, would show it once more
+    _PACKAGE.propagate = False  # a handler of the root logger, such as Prefect's console, would show it twice
     record_from(_shown.level)
 
 
 def record_from(level: int) -> None:
-    """Have handlers get at least what is as important as `level`."""
+    """Make the package's logger pass records of `level` and above to handlers."""
     _PACKAGE.setLevel(min(level, _PACKAGE.level or level))
 
 

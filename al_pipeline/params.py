@@ -1,6 +1,6 @@
-"""`params.yaml` as typed values, checked once at the door.
+"""`params.yaml` as typed values, validated when it is loaded.
 
-A wrong value is reported with its key, what it got and what it takes; an unknown key is a wrong value too.
+An invalid value is reported with its key, its value and what the key takes; an unknown key is an error too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from al_pipeline.records import composed
 from al_pipeline.sanitize import plain_form
 
 MAX_CHARACTERS = 1_000_000
-"""Of a `params.yaml`: a larger file is a mistake, and would only cost time to refuse."""
+"""The maximum size of a `params.yaml`: a larger file is a mistake, and would only be slow to reject."""
 
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
@@ -57,24 +57,24 @@ StrategyName = Literal[
     "kmeans",
 ]
 ModelName = Literal["head", "centroid", "finetuned"]
-"""The linear head, an estimator of `al_pipeline/models/estimators.py`, or the encoder itself, trained."""
+"""The linear head, another estimator of `al_pipeline/models/estimators.py`, or the fine-tuned encoder."""
 FINETUNED: ModelName = "finetuned"
 BatchSize = Annotated[int, Field(ge=1, le=100_000)]
-"""How many items a batch asks about."""
+"""The number of items in a batch."""
 
 
 def stays_below(name: str) -> bool:
-    """Whether a path, joined to a folder, names something below it (links apart)."""
+    """Whether a path, joined to a folder, stays below it (not considering links)."""
     return name.isprintable() and not name.startswith(("/", "~")) and ".." not in name.split("/")
 
 
 class _Section(BaseModel):
-    # defer_build: the sections are built once, in `Params`, and not each on its own as well (a tenth of a second).
+    # defer_build: sections are built once, as part of `Params`, and not also on their own (saves a tenth of a second).
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
 
 
 class Schema(_Section):
-    """What people are asked: the question, its classes in the order shown, the fields shown."""
+    """What annotators are asked: the question, its classes in the order shown, and the fields shown."""
 
     version: int = Field(ge=1)
     question: str = Field(min_length=1, max_length=500)
@@ -105,19 +105,19 @@ class Schema(_Section):
 
 
 class Ingest(_Section):
-    """What may enter the pool, and how many items become the test set."""
+    """What may enter the pool, and the size of the test set."""
 
     test_size: int = Field(ge=0)
     max_characters: int = Field(ge=1)
     sources: list[str]
-    """Files or patterns below the workspace. One that leads elsewhere is a warning of each tick, and stops none."""
+    """Files or patterns below the workspace. One that leads outside causes a warning at each tick, not an error."""
     text_column: _Name
     label_column: str = Field(max_length=100)
     encoding: str = Field(max_length=100, default="")
 
 
 class Features(_Section):
-    """What the model sees of a text."""
+    """The features that the model gets from a text."""
 
     kind: Literal["encoder", "tfidf", "encoder+tfidf"]
     encoder: str = Field(min_length=1, max_length=500)
@@ -146,7 +146,7 @@ class Features(_Section):
 
 
 class Finetune(_Section):
-    """How the encoder is trained, where the model is `finetuned`."""
+    """How the encoder is trained if the model is `finetuned`."""
 
     epochs: int = Field(ge=1, le=100, default=6)
     batch_size: int = Field(ge=1, le=256, default=16)
@@ -163,7 +163,7 @@ class Train(_Section):
 
 
 class Select(_Section):
-    """How the next batch is chosen."""
+    """How the next batch is selected."""
 
     strategy: StrategyName
     cold_start: Literal["random", "typiclust", "kmeans", "core_set"] = "random"
@@ -180,11 +180,11 @@ class Select(_Section):
 
 
 NEEDS_ENCODER = frozenset({"badge", "cluster_margin", "core_set", "density", "kmeans", "relevance", "typiclust"})
-"""Strategies that look at an encoder's vectors."""
+"""Strategies that use the encoder's vectors."""
 
 
 class Evaluate(_Section):
-    """How intervals are computed."""
+    """How confidence intervals are computed."""
 
     bootstrap: int = Field(ge=100, le=100_000)
     confidence: float = Field(gt=0.5, lt=1)
@@ -198,7 +198,7 @@ class Gate(_Section):
 
 
 class Round(_Section):
-    """When a round is full, and when it closes anyway."""
+    """The size of a round, when it has enough answers to close, and when it closes anyway."""
 
     seed_size: int = Field(ge=1, le=100_000)
     test_tasks: int = Field(ge=0, le=100_000, default=40)
@@ -209,7 +209,7 @@ class Round(_Section):
 
 
 class LabelStudio(_Section):
-    """How we talk to Label Studio. Its address and token are no parameters: see `al labelstudio --help`."""
+    """How Label Studio is used. Its address and token are not parameters: see `al labelstudio --help`."""
 
     show_guess: bool
     timeout_seconds: float = Field(gt=0, le=3600)
@@ -217,7 +217,7 @@ class LabelStudio(_Section):
 
 
 class Schedule(_Section):
-    """When ticks run by themselves, where a Prefect server was told (`al up`, `al schedule apply`)."""
+    """When ticks run automatically, once a Prefect server has the schedule (`al up`, `al schedule apply`)."""
 
     cron: str = Field(max_length=200)
     timezone: str = Field(max_length=100)
@@ -235,7 +235,7 @@ class Schedule(_Section):
 
 
 def no_schedule() -> Schedule:
-    """Of a workspace whose `params.yaml` is older than schedules."""
+    """The inactive schedule of a workspace whose `params.yaml` is older than schedules."""
     return Schedule(cron="0 * * * *", timezone="UTC", active=False)
 
 
@@ -275,30 +275,32 @@ class Params(_Section):
 
 
 class Overrides(_Section):
-    """What differs from `params.yaml` for one batch alone (`rounds/overrides.json`)."""
+    """Settings for a single batch that override `params.yaml`, and its requested items (`rounds/overrides.json`)."""
 
     round: int = Field(ge=0)
     """The round that the batch is for."""
     size: BatchSize | None = None
     strategy: StrategyName | None = None
     interventions: list[int] = Field(default_factory=list, validation_alias=AliasChoices("interventions", "rulings"))
-    """The numbers of the interventions that the close carried out."""
+    """The numbers of the interventions that the close applied."""
     ask: list[str] = Field(default_factory=list)
-    """Items that people want in the batch (`al ask`), in the order of asking."""
+    """Items that people requested for the batch (`al ask`), in the order of the requests."""
     kept: list[str] = Field(default_factory=list)
-    """Items of the pool that are asked already and stay in the batch, since an intervention closed their round."""
+    """Pool items that are asked already and stay in the batch because an intervention closed their round."""
     kept_test: list[str] = Field(default_factory=list)
-    """The same of the test set."""
+    """The same for the test set."""
 
     def applied_to(self, select: Select) -> Select:
-        """The settings of this batch."""
+        """`select` with this batch's size and strategy, if they are set."""
         own = {"batch_size": self.size, "strategy": self.strategy}
         return select.model_copy(update={name: value for name, value in own.items() if value is not None})
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without what a file of knobs has no use for: a key given twice, of which the last would silently win, and
-    aliases, by which a few lines can stand for more than any memory holds."""
+    """A YAML loader that rejects duplicate keys and aliases.
+
+    Of duplicate keys the last would silently win; with aliases a few lines can expand to more than fits in memory.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -349,7 +351,7 @@ def parse_params(text: str, source: str = "params.yaml") -> Params:
 
 
 def load_overrides(path: Path) -> Overrides:
-    """What the build under way selects for, and with which settings of its own. Raises BadInput."""
+    """The settings of the batch that the current build selects. Raises BadInput."""
     try:
         return Overrides.model_validate(read_json(path))
     except ValidationError as error:
@@ -357,7 +359,7 @@ def load_overrides(path: Path) -> Overrides:
 
 
 def check_overrides(size: int | None, strategy: str | None) -> None:
-    """Raise UsageError, saying what is taken, where the size or the strategy of a batch is none."""
+    """Raise UsageError, saying what is valid, if the size or the strategy of a batch is invalid."""
     try:
         Overrides.model_validate({"round": 0, "size": size, "strategy": strategy})
     except ValidationError as error:
@@ -392,6 +394,6 @@ def _is_number(text: str) -> bool:
 def _show(value: Any) -> str:
     try:
         shown = repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits, or lists nested as deep
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or deeply nested lists
         shown = f"a very large {type(value).__name__}"
     return shown if len(shown) <= 80 else shown[:77] + "..."

@@ -1,4 +1,4 @@
-"""How far a long stage is. It runs in a process without a terminal: it writes, and whoever waits for it shows a bar."""
+"""The progress of a long stage: its process, which has no terminal, writes a file; the waiting process shows a bar."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from al_pipeline.files import read_object, write_json
 
 _LOOK_SECONDS = 0.5
 _STEPS = 200
-"""How often a stage writes at most: nothing in it looks at a clock."""
+"""The number of steps that are written; a count, so that stages need not read a clock."""
 
 
 def progress_reporter(path: Path, what: str) -> Callable[[int, int], None]:
-    """A callback `(done, total)` that writes the progress of `what` to `path` whenever it has changed visibly."""
+    """A callback `(done, total)` that writes the progress of `what` to `path` at each of `_STEPS` steps."""
     last = -1
 
     def on_progress(done: int, total: int) -> None:
@@ -32,7 +32,7 @@ def progress_reporter(path: Path, what: str) -> Callable[[int, int], None]:
 
 @contextmanager
 def shown(path: Path, show: bool | None = None) -> Iterator[None]:
-    """A bar with the time left on stderr, once what runs within writes to `path` (None: where stderr is a terminal)."""
+    """Show a bar with the time left on stderr once progress is written to `path` (`show` None: only on a terminal)."""
     path.unlink(missing_ok=True)
     if show is False or (show is None and not sys.stderr.isatty()):
         yield
@@ -47,7 +47,7 @@ def shown(path: Path, show: bool | None = None) -> Iterator[None]:
     task = bar.add_task("", total=None)
 
     def look() -> None:
-        with suppress(AlError, KeyError, LiveError):  # a line of somebody else's may be alive: then that one stays
+        with suppress(AlError, KeyError, LiveError):  # the caller may have a live display already, which stays
             if found := read_object(path):
                 bar.update(task, description=found["what"], completed=found["done"], total=found["total"])
                 bar.start()

@@ -1,4 +1,4 @@
-"""The words of the product, as frozen records. What each is, where it lies and who writes it: CONTRIBUTING.md."""
+"""The product's terms as frozen records. CONTRIBUTING.md says what each is, where it is stored and who writes it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 Part = Literal["pool", "test"]
-"""Which of the two disjoint sets an item belongs to: the pool that may be asked, or the test set."""
+"""The disjoint set that an item belongs to: the pool, which queries come from, or the test set."""
 
 EventType = Literal[
     "label",
@@ -29,20 +29,20 @@ EventType = Literal[
 ]
 
 RANDOM = "random"
-"""The strategy that draws all of a batch uniformly."""
+"""The strategy that samples the whole batch uniformly."""
 RANDOM_SLICE = "random_slice"
-"""The strategy of the uniform sample of all candidates that rides in each batch: the honest part."""
+"""The strategy of the unbiased part of each batch: a uniform sample of all candidates."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 def content_hash(text: str) -> str:
-    """What makes two texts the same item: SHA-256 (hex) of the stripped text in Unicode's NFC form."""
+    """SHA-256 (hex) of the stripped text in Unicode's NFC form; texts with the same hash are the same item."""
     return hashlib.sha256(unicodedata.normalize("NFC", text).strip().encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def composed(text: str) -> str:
-    """The text in Unicode's NFC form, in which names of classes are compared: an é can be one character or two."""
+    """The text in Unicode's NFC form, in which class names are compared: an é can be one character or two."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
@@ -52,7 +52,7 @@ def shown_text(text: str) -> str:
 
 
 def push_key(workspace_id: str, round_number: int, item_id: str) -> str:
-    """The name of one task, the same for ever: `workspace:round:item_id`."""
+    """The permanent name of one task: `workspace:round:item_id`."""
     return f"{workspace_id}:{round_number:04d}:{item_id}"
 
 
@@ -62,12 +62,12 @@ def round_name(number: int) -> str:
 
 
 def event_digest(*facts: Any) -> str:
-    """SHA-256 (hex) of what an event says: the id under which it is known. Holds nothing of when we saw it."""
+    """SHA-256 (hex) of an event's content, which is its id. Must not include when we observed it."""
     return hashlib.sha256(canonical(list(facts)).encode("ascii")).hexdigest()
 
 
 def author_digest(annotator: str, created_at: str | None) -> str:
-    """What tells an answer from others that bore its number on the server: a digest of annotator and creation time."""
+    """A digest of annotator and creation time, which distinguishes answers that had the same id on the server."""
     return event_digest(annotator, created_at)[:12]
 
 
@@ -92,9 +92,9 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One item that the model asks about. `score`: higher = ask sooner. `probability`: of its being selected.
+    """One item that the model asks about. `score`: higher = ask sooner. `probability`: of being selected.
 
-    `predicted`: what the model that chose it would answer, with its `confidence`; None while it has learnt nothing.
+    `predicted`, `confidence`: the prediction of the model that selected it; None if no model is trained yet.
     """
 
     item_id: str
@@ -110,7 +110,7 @@ class Query:
 class PlannedTask:
     """One row of a round's plan: a query, or an item of the test set, as it will be pushed.
 
-    `push_key` is that of the round that asked it first: a task that is kept for the next round keeps its name.
+    `push_key` names the round that asked it first: a task that is carried over to the next round keeps its key.
     """
 
     push_key: str
@@ -123,12 +123,12 @@ class PlannedTask:
     strategy: str
     probability: float
     predicted: str | None = None
-    """What the model that chose it would answer; never shown with the task, and no test item has one."""
+    """The prediction of the model that selected it; never shown with the task; None for test items."""
     confidence: float | None = None
 
     @property
     def first_round(self) -> int:
-        """The round that asked it first; another than `round` where an intervention closed that one and it was kept."""
+        """The round that asked it first; earlier than `round` if an intervention closed that one and it was kept."""
         return int(self.push_key.removesuffix(f":{self.item_id}").rpartition(":")[2])
 
 
@@ -139,12 +139,12 @@ class Task:
     plan: PlannedTask
     fields: Mapping[str, str]
     guess: tuple[str, float] | None = None
-    """The model's label and its probability, where annotators may see it."""
+    """The model's label and its probability, if annotators may see it."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskState:
-    """What Label Studio says of one task, without its answers."""
+    """The state of one task in Label Studio, without its answers."""
 
     task_id: int
     push_key: str | None
@@ -157,11 +157,11 @@ class TaskState:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """What one person said of one task, as Label Studio holds it now."""
+    """One person's annotation of one task, as Label Studio holds it now."""
 
     annotation_id: int
     annotator: str
-    """E-mail address in lower case, or `user:<id>` where the server does not tell."""
+    """E-mail address in lower case, or `user:<id>` if the server does not give one."""
     result: tuple[Mapping[str, Any], ...]
     was_cancelled: bool
     created_at: str
@@ -179,7 +179,7 @@ class AnsweredTask:
     data: Mapping[str, Any]
     annotations: tuple[Annotation, ...]
     created_at: str = ""
-    """When this copy of the task was made: an answer older than it was given to another, deleted copy."""
+    """When this copy of the task was created: an older answer belongs to another, deleted copy."""
     prelabel_shown: bool = False
     """Whether annotators see the model's guess."""
 
@@ -188,21 +188,21 @@ RefusalReason = Literal[
     "task not ours", "changed text", "annotator not allowed", "malformed", "empty result", "wrong from_name",
     "several choices", "unknown label",
 ]  # fmt: skip
-"""Why an answer was not taken."""
+"""Why an answer was refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an annotation says, once it is checked; a skip has no label."""
+    """The checked content of an annotation; a skip has no label."""
 
     label: str | None
     origin: str | None
-    """Whether the annotator made it or took over the model's guess, where Label Studio says so."""
+    """Whether the annotator made it or accepted the model's guess; None if Label Studio does not say."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which answers a revocation or restoration speaks of: those that meet every condition that is given."""
+    """The answers that a revocation or restoration selects: those that meet all given conditions."""
 
     annotator: str | None = None
     round: int | None = None
@@ -210,7 +210,7 @@ class Selection:
     since: str | None = None
     """ISO 8601 with a zone: answers given or changed at that time or later."""
     label: str | None = None
-    """The class that an answer says now."""
+    """The answer's present label."""
 
     def __str__(self) -> str:
         said = [
@@ -223,7 +223,7 @@ class Selection:
         return ", ".join(filter(None, said))
 
     def matches(self, event: Event) -> bool:
-        """Whether `event` meets the conditions; one whose time nobody knows is never `since`."""
+        """Whether `event` meets the conditions; an event without a time never meets `since`."""
         if self.annotator is not None and event.annotator != self.annotator:
             return False
         if self.round is not None and event.round != self.round:
@@ -239,31 +239,31 @@ class Selection:
 
 
 def moment(stamp: str) -> datetime:
-    """An ISO 8601 time with its zone (UTC where it names none). Raises ValueError."""
+    """Parse an ISO 8601 time; without a zone it is UTC. Raises ValueError."""
     found = datetime.fromisoformat(stamp)
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class LabelIntervention:
-    """What a person asks of the labels, as the ledger holds it.
+    """An intervention on labels, as the ledger holds it.
 
-    It lists no events. Which ones it speaks of is derived at each fold, from its place in the ledger and from the other
-    interventions in force (see `labels.active`).
+    It lists no events. Those that it affects are derived at each fold, from its place in the ledger and the other
+    interventions in force (see `annotation.active_events`).
     """
 
     kind: Literal["rollback", "undo", "revoke", "restore"]
     to: int | None = None
-    """rollback: the round whose snapshot is gone back to. Rounds after it, up to the event's own, are abandoned."""
+    """rollback: the round whose snapshot is restored. Rounds after it, up to the event's own, are abandoned."""
     after: str | None = None
-    """rollback: the id of the last event in the snapshot's ledger; None where it had none."""
+    """rollback: the id of the last event in the snapshot's ledger; None if it had none."""
     undoes: int | None = None
-    """undo: the number of the intervention that is taken back."""
+    """undo: the number of the intervention that is undone."""
     selection: Selection | None = None
-    """revoke, restore: which answers."""
+    """revoke, restore: the answers concerned."""
 
     def to_row(self) -> dict[str, Any]:
-        """This intervention as a JSON object, without what is None."""
+        """This intervention as a JSON object, without keys whose value is None."""
         row = {name: getattr(self, name) for name in self.__slots__ if getattr(self, name) is not None}
         if self.selection is not None:
             given = {name: getattr(self.selection, name) for name in self.selection.__slots__}
@@ -294,14 +294,14 @@ class LabelIntervention:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that we were told about an answer; never edited.
+    """One observed fact about an answer; never edited.
 
-    `annotation_key` names the annotation that it speaks of (see `annotation.changes.annotation_key`), or is
+    `annotation_key` names the annotation concerned (see `annotation.changes.annotation_key`), or is
     `import:<content hash>`; for `task_gone` the push key, for a quarantine or restore `intervention:<number>`.
-    A `supersede` without a label took the answer back by skipping. A `label` or `skip` whose `previous` is a `delete`
-    came back after it had vanished.
-    A quarantine or restore says in `intervention` what a person asked for. Those of earlier versions list the ids of
-    the events that they speak of in `targets` instead. `targets` of a `task_gone`: the answers that its task had.
+    A `supersede` without a label means that the annotator changed the answer to a skip. A `label` or `skip` whose
+    `previous` is a `delete` reappeared after it had vanished.
+    A quarantine or restore holds the person's request in `intervention`. Those of earlier versions list the ids of the
+    affected events in `targets` instead. `targets` of a `task_gone`: the answers that its task had.
     A `correct` says which text a user's id stands for now: its item is that text's, `targets` are the items of all
     other texts that the id had, and `annotation_key` is `correction:<the user's id>`; the newest one counts.
     """
@@ -329,14 +329,14 @@ class Event:
 
     @property
     def push_key(self) -> str:
-        """The push key of the task whose annotation it speaks of; empty where it speaks of none."""
+        """The push key of the task whose annotation is concerned; empty if there is none."""
         return self.annotation_key.rpartition("#")[0]
 
     @property
     def answer_name(self) -> str:
-        """What tells the annotation from others of its task: its number on the server, and the digest of its author.
+        """The annotation's name within its task: its id on the server, and the digest of its author.
 
-        Earlier versions wrote the number alone.
+        Earlier versions wrote only the id.
         """
         return self.annotation_key.rpartition("#")[2].rpartition(".")[2]
 
@@ -349,7 +349,7 @@ class Event:
 
     @staticmethod
     def from_row(row: Mapping[str, Any]) -> Event:
-        """The event that `to_row` wrote; keys of a newer engine are refused by name."""
+        """The event that `to_row` wrote. Raises TypeError naming an unknown key, as a newer engine may write."""
         values = {**row, "targets": tuple(row.get("targets", ()))}
         if isinstance(label := row.get("label"), str):
             values["label"] = composed(label)
@@ -360,7 +360,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class LabeledItem:
-    """An item with the label that we train (or test) on. Holds nothing of the server's: no ids, no times."""
+    """An item with the label that we train or test on. Holds no ids or times of the server."""
 
     item_id: str
     content_hash: str
@@ -368,7 +368,7 @@ class LabeledItem:
     agreement: float
     """Share of the counted annotators who gave this label."""
     answers: int
-    """How many annotators' labels were counted."""
+    """The number of annotators whose labels were counted."""
     round: int
     """The first round whose answers made it labelled; -1 for imported labels."""
 
@@ -382,4 +382,4 @@ class Unresolved:
     kind: Literal["tie", "ignored"]
     reason: str
     asked: int
-    """In how many rounds it was asked."""
+    """The number of rounds in which it was asked."""

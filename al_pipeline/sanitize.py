@@ -1,4 +1,4 @@
-"""Text of others, fit to be shown: nothing in it steers a terminal, and no address in it tells a password."""
+"""Make untrusted text safe to display: without terminal control sequences, and without passwords in URLs."""
 
 from __future__ import annotations
 
@@ -6,31 +6,33 @@ import re
 import unicodedata
 
 JOINERS = "\u200c\u200d"
-"""Not printed themselves, yet parts of words in some scripts, and of emoji."""
+"""Zero-width joiners: not printable, but part of words in some scripts, and of emoji."""
 
 _TAGS = frozenset(map(chr, range(0xE0020, 0xE0080)))
-"""Parts of the flags of countries within a state."""
+"""Tag characters: parts of the flags of regions such as Scotland."""
 
 _USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{1,20}://)[^\s/?#\"'<>]*@")
 
 
 def printable(text: str) -> str:
-    """`text` with blanks for whatever is not printed but obeyed: control sequences, bidi overrides, half characters.
+    """`text` with blanks for non-printable characters: control characters, bidi overrides, lone surrogates.
 
-    Line feeds stay.
+    Line feeds are kept.
     """
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
 def one_line(text: str) -> str:
-    """`text` as a name on one line: blanks for what `printable` takes out, but letters and emoji stay joined."""
+    """`text` as a name on one line: like `printable`, but the joiners in words and emoji are kept."""
     kept = "".join(c if c.isprintable() or c in JOINERS or c in _TAGS else " " for c in text)
     return " ".join(kept.split())
 
 
 def shortened(text: str, most: int) -> str:
-    """At most `most` characters of `text`, with … for what is left out: whole words where that costs little, and never
-    half of what is seen as one character."""
+    """At most `most` characters of `text`, ending in … if it was cut.
+
+    Cuts between words if that costs little, and never inside a grapheme cluster.
+    """
     if len(text) <= most:
         return text
     end = max(0, most - 1)
@@ -43,7 +45,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def _belongs_together(text: str, place: int) -> bool:
-    """Whether the characters before and behind `place` are seen as one."""
+    """Whether the characters before and after `place` are displayed as one."""
     behind = text[place]
     if text[place - 1] == "\u200d" or behind in JOINERS or behind in _TAGS or "\U0001f3fb" <= behind <= "\U0001f3ff":
         return True
@@ -54,7 +56,7 @@ def _belongs_together(text: str, place: int) -> bool:
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 commit`, `2,000 commits`: a number and what it counts, whose plural ends in s."""
+    """`1 commit`, `2,000 commits`: a number and a noun whose plural ends in s."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -64,24 +66,24 @@ def redact(text: str) -> str:
 
 
 def has_password(address: str) -> bool:
-    """Whether an address such as `https://user:secret@host/path` holds more than the name of a user."""
+    """Whether an address such as `https://user:secret@host/path` contains a password."""
     found = _USERINFO.search(address)
     return found is not None and ":" in found[0].removeprefix(found[1])
 
 
 def is_web_address(address: str) -> bool:
-    """Whether an address is one that a page may lead to: http or https, a host, and no user or password."""
+    """Whether a page may link to an address: http or https, a host, and no user or password."""
     plain = address.isprintable() and not re.search(r"[\s\"'<>\\^`{|}]", address)
     return plain and re.match(r"(?i)https?://[^/?#@]+(?:[/?#]|$)", address) is not None and redact(address) == address
 
 
 def on_this_machine(address: str) -> bool:
-    """Whether an address such as `http://127.0.0.1:8080` leads to this machine, so that nobody listens on the way."""
+    """Whether an address such as `http://127.0.0.1:8080` is this machine's, so that nobody can intercept requests."""
     host = re.sub(r"^[a-z]+://", "", address.lower()).split("/")[0]
     return bool(re.fullmatch(r"(127(\.\d{1,3}){3}|localhost|\[::1\])(:\d+)?", host))
 
 
 def plain_form(name: str) -> str:
-    """A name without what the eye hardly sees: case, blanks, invisible characters, forms of Unicode."""
+    """A name without differences that are hard to see: case, blanks, invisible characters, Unicode forms."""
     visible = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) != "Cf")
     return unicodedata.normalize("NFC", " ".join(visible.split()).casefold())
