@@ -18,7 +18,7 @@ from al_pipeline.errors import BadInput
 
 TEMPORARY_PREFIX = ".al-tmp-"
 SETTLED_NS = 50_000_000
-"""A file changed more recently than this may change again without a new time, within one tick of the clock."""
+"""A file that changed less than this long ago may change again without a new timestamp (clock granularity)."""
 LARGEST_LOG, KEPT_LOG = 20 * 2**20, 2**20
 """Defaults of `bound_log`, in bytes."""
 _CANNOT_SYNC = {errno.EINVAL, errno.EROFS, errno.ENOTSUP, errno.EBADF}
