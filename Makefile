@@ -38,7 +38,7 @@ demo: setup
 	@$(BIN)/python -m examples.spam.demo
 
 test: setup
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 test-fast: $(MAIN)
 	@$(BIN)/python -m pytest --numprocesses auto -m "not server and not slow and not browser" $(PYTEST)

@@ -7,20 +7,34 @@ CI=true a skip is a failure.
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from embedded import REPOSITORY, LabelStudioServer, PrefectServer, seed_templates
-from harness import ENVIRONMENT, NOT_THE_USERS, copy_workspace, play, small_workspace
+from filelock import FileLock
+from harness import ENVIRONMENT, NOT_THE_USERS, Played, go_on, play, small_workspace
 from hypothesis import settings
+from warm import end_warm, start_warm
 
+from al_pipeline.integrations.dvc import session
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.workspace.workspace import Workspace
 
+T = TypeVar("T")
 _SCRATCH = pytest.StashKey[str]()
+
+LONGEST = (
+    *("test_up", "test_kills", "test_damage", "test_rollback", "test_chaos", "test_s3", "test_reproduce", "test_tick"),
+    *("test_simulation", "test_invariance", "test_round", "test_flows", "test_private_folders", "test_kept"),
+    *("test_finetuned", "test_line_ends", "test_servers", "test_endless", "test_secrets", "test_schema_change"),
+)
+"""Files that take minutes, the longest first: workers that begin with them end at about the same time."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -33,6 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["AL_HOME"] = f"{config.stash[_SCRATCH]}/al"
     os.environ["DVC_SITE_CACHE_DIR"] = f"{config.stash[_SCRATCH]}/dvc"  # of a `dvc` that a test runs by hand
     os.environ["PREFECT_HOME"] = f"{config.stash[_SCRATCH]}/prefect"
+    start_warm()
     # The same examples each time, so that a failure is of the change at hand; `--hypothesis-profile=explore` looks for
     # others.
     settings.register_profile("same", derandomize=True, deadline=None)
@@ -41,7 +56,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    end_warm()
     shutil.rmtree(config.stash[_SCRATCH], ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order in which `--dist loadfile --no-loadscope-reorder` gives files to workers."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -80,6 +102,12 @@ def al_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
+@pytest.fixture
+def cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC starts as ever, not as a fork (`warm.py`)."""
+    monkeypatch.setattr(session, "subprocess", subprocess)
+
+
 @pytest.fixture(scope="session")
 def label_studio_venv() -> Path:
     """The virtual environment with Label Studio in it."""
@@ -102,20 +130,14 @@ def label_studio(label_studio_venv: Path, tmp_path_factory: pytest.TempPathFacto
     server.stop()
 
 
-@pytest.fixture
-def fresh_label_studio(
+@pytest.fixture(scope="module")
+def other_label_studio(
     label_studio_venv: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[], LabelStudioServer]]:
-    """Makes real Label Studios that a test may break."""
-    made: list[LabelStudioServer] = []
-
-    def make() -> LabelStudioServer:
-        made.append(LabelStudioServer(tmp_path_factory.mktemp("fresh-label-studio")))
-        return made[-1]
-
-    yield make
-    for server in made:
-        server.stop()
+) -> Iterator[LabelStudioServer]:
+    """A second one, of the module's own, which its tests may break."""
+    server = LabelStudioServer(tmp_path_factory.mktemp("other-label-studio"))
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")
@@ -135,17 +157,53 @@ def chromium() -> Path:
     return Path(str(found))
 
 
+def prepared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], T]) -> tuple[Path, T]:
+    """A folder that `make` fills, and what it returns, once for all workers of a run. To be copied, not changed."""
+    base = factory.getbasetemp()
+    base = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "prepared"
+    base.mkdir(exist_ok=True)
+    done = base / f"{name}.pickle"
+    with FileLock(base / f"{name}.lock"):
+        if not done.exists():
+            done.write_bytes(pickle.dumps(make(base / name)))
+    return base / name, pickle.loads(done.read_bytes())  # noqa: S301 (this run wrote it)
+
+
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """A workspace with items and no round, and the truth. Tests work on copies, which all have its id."""
-    folder = tmp_path_factory.mktemp("template")
-    _, truth = small_workspace(folder)
-    return folder, truth
+    return prepared(tmp_path_factory, "template", lambda folder: small_workspace(folder)[1])
+
+
+def _played(factory: pytest.TempPathFactory, before: Played, name: str, rounds: int) -> Played:
+    def make(folder: Path) -> SimulatedOracle:
+        workspace, oracle, truth = go_on(before, folder)
+        play(workspace, oracle, truth, rounds)
+        return oracle
+
+    folder, oracle = prepared(factory, name, make)
+    return folder / "copy", before[1], oracle
 
 
 @pytest.fixture(scope="session")
-def undisturbed(template: tuple[Path, dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def started(template: tuple[Path, dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """Round 0 is open, and nobody has answered. Tests go on with copies (`go_on`)."""
+    return _played(tmp_path_factory, (*template, SimulatedOracle()), "started", 0)
+
+
+@pytest.fixture(scope="session")
+def once(started: Played, tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """One published round; round 1 is open."""
+    return _played(tmp_path_factory, started, "once", 1)
+
+
+@pytest.fixture(scope="session")
+def twice(once: Played, tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """Two published rounds; round 2 is open."""
+    return _played(tmp_path_factory, once, "twice", 1)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(twice: Played, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Two published rounds; nothing went wrong. Tests read it and change nothing."""
-    workspace = copy_workspace(template, tmp_path_factory.mktemp("undisturbed"))
-    play(workspace, SimulatedOracle(), template[1], 2)
-    return workspace
+    return go_on(twice, tmp_path_factory.mktemp("undisturbed"))[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -142,6 +143,16 @@ def copy_workspace(template: tuple[Path, Mapping[str, str]], folder: Path) -> Wo
     change_config(root / ".dvc/config", {'remote "store"': {"url": str(folder / "copy/remote")}}, 0o644)
     subprocess.run(["git", "commit", "-qam", "Use another remote"], cwd=root, check=True)
     return open_workspace(root)
+
+
+Played = tuple[Path, Mapping[str, str], SimulatedOracle]
+"""Where a workspace with rounds lies, the truth, and what its Label Studio holds."""
+
+
+def go_on(played: Played, folder: Path) -> tuple[Workspace, SimulatedOracle, dict[str, str]]:
+    """Copies of all three, to go on with."""
+    place, truth, oracle = played
+    return copy_workspace((place, truth), folder), copy.deepcopy(oracle), dict(truth)
 
 
 def settle(root: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from harness import answer_all, small_workspace
+from harness import Played, answer_all, go_on
 
 from al_pipeline.active_learning.batch import ASKED, choose
 from al_pipeline.active_learning.sampling import round_seed
@@ -13,7 +13,6 @@ from al_pipeline.data.pool import read_ids
 from al_pipeline.errors import BadInput, NothingToDo
 from al_pipeline.files import read_json
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.ask import ask
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_plan
@@ -63,10 +62,9 @@ def test_requested_items_come_first_and_are_no_part_of_the_random_slice() -> Non
 
 
 @pytest.mark.slow
-def test_items_enter_the_next_batch_and_the_record_says_who_wanted_them(tmp_path: Path) -> None:
-    workspace, truth = small_workspace(tmp_path, 80)
-    oracle, layout, git = SimulatedOracle(), workspace.layout, Git(workspace.layout.root)
-    tick(workspace, lambda: oracle)
+def test_items_enter_the_next_batch_and_the_record_says_who_wanted_them(started: Played, tmp_path: Path) -> None:
+    workspace, oracle, truth = go_on(started, tmp_path)
+    layout, git = workspace.layout, Git(workspace.layout.root)
     plan = read_plan(git, 0)
     planned = {task.item_id for task in plan}
     test = next(task.item_id for task in plan if task.part == "test")

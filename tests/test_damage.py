@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Killed, answer_all, play, small_workspace, tools_first, write_pool
+from harness import Killed, Played, answer_all, play, small_workspace, tools_first, write_pool
 from test_encoder import make_tiny
 
 from al_pipeline import file_notes
@@ -108,14 +109,10 @@ def test_a_place_that_cannot_be_written_costs_another_reading_alone(tmp_path: Pa
 # Workspaces ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str], SimulatedOracle]:
+@pytest.fixture
+def published(once: Played) -> Played:
     """A workspace with one published round, and its remote."""
-    folder = tmp_path_factory.mktemp("published")
-    workspace, truth = small_workspace(folder)
-    oracle = SimulatedOracle()
-    play(workspace, oracle, truth, 1)
-    return folder, truth, oracle
+    return once[0], once[1], copy.deepcopy(once[2])
 
 
 class Rig:

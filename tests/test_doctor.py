@@ -14,14 +14,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from harness import change_params, play, settle, small_workspace
+from harness import Played, change_params, settle
 
 from al_pipeline.cli import app as cli
 from al_pipeline.errors import LabelStudioDown, WrongProject
 from al_pipeline.files import read_json, sha256_tree, write_json
 from al_pipeline.integrations.dvc.session import change_config
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.checks import machine, services
 from al_pipeline.operations.checks.finding import Finding
 from al_pipeline.operations.doctor import examine
@@ -51,13 +50,10 @@ class Studio:
         return None
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def published(once: Played) -> Path:
     """A workspace with one published round, and its remote; tests work on copies."""
-    folder = tmp_path_factory.mktemp("published")
-    workspace, truth = small_workspace(folder)
-    play(workspace, SimulatedOracle(), truth, 1)
-    return folder
+    return once[0]
 
 
 @pytest.fixture

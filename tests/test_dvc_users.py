@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import answer_all, play, results, small_workspace, tools_first
+from harness import Played, answer_all, go_on, results, tools_first
 
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
@@ -19,19 +19,17 @@ from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 pytestmark = pytest.mark.slow
 
-Played = tuple[Workspace, SimulatedOracle, dict[str, str]]
-
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
+def played(
+    twice: Played, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Workspace, SimulatedOracle, dict[str, str]]:
     """Two published rounds, the third one open."""
     folder = tmp_path_factory.mktemp("dvc-users")
     previous, os.environ["AL_HOME"] = os.environ["AL_HOME"], str(folder / "al-home")
-    workspace, truth = small_workspace(folder)
-    oracle = SimulatedOracle()
-    play(workspace, oracle, truth, 2)
+    found = go_on(twice, folder)
     os.environ["AL_HOME"] = previous
-    return workspace, oracle, truth
+    return found
 
 
 @pytest.fixture

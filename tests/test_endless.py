@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import answer_all, copy_workspace, play
+from harness import Played, answer_all, copy_workspace, go_on, play
 
 from al_pipeline.errors import ManualActionRequired, RepositoryError
 from al_pipeline.integrations.git import Git
-from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import build, publish
 from al_pipeline.operations.steps import closing
 from al_pipeline.operations.steps.context import TakenSteps
 from al_pipeline.operations.tick import Options, tick
 from al_pipeline.rounds.state_machine import Facts, Step
 from al_pipeline.workspace.layout import Layout
-from al_pipeline.workspace.workspace import Workspace, open_workspace
+from al_pipeline.workspace.workspace import open_workspace
 
 FACTS = Facts(items=80, incoming=0, planned=1, tasks=8)
 BUILDING = replace(FACTS, closed=True, built=frozenset({Step.LABEL}))
@@ -129,15 +129,14 @@ BROKEN: list[tuple[Callable[[pytest.MonkeyPatch], None], str]] = [
 
 @pytest.mark.parametrize(("breaks", "step"), BROKEN, ids=[case[0].__name__ for case in BROKEN])
 def test_a_step_without_effect_ends_the_tick(
-    template: Any,
+    started: Played,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     breaks: Callable[[pytest.MonkeyPatch], None],
     step: str,
 ) -> None:
     """Whatever makes it so: then nobody waits for ever, the lock is free, and the next tick goes on."""
-    workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
-    tick(workspace, lambda: oracle)
+    workspace, oracle, truth = go_on(started, tmp_path)
     answer_all(oracle, truth)
     taken: list[str] = []
 
@@ -158,32 +157,25 @@ def test_a_step_without_effect_ends_the_tick(
 # An object that git has lost -----------------------------------------------------------------------------------------
 
 
-def opened(template: Any, tmp_path: Path) -> tuple[Workspace, SimulatedOracle]:
-    workspace, oracle = copy_workspace(template, tmp_path), SimulatedOracle()
-    tick(workspace, lambda: oracle)
-    answer_all(oracle, template[1])
-    return workspace, oracle
-
-
-@pytest.mark.parametrize("how", ["emptied", "lost"])
-@pytest.mark.parametrize("name", ["rounds/0000/plan.jsonl", "rounds/0000", "rounds/genesis.json"])
-def test_a_lost_object_of_the_open_round_is_named_and_nothing_is_decided_on_it(
-    template: Any, tmp_path: Path, name: str, how: str
-) -> None:
-    workspace, oracle = opened(template, tmp_path)
+def test_a_lost_object_of_the_open_round_is_named_and_nothing_is_decided_on_it(started: Played, tmp_path: Path) -> None:
+    workspace, oracle, truth = go_on(started, tmp_path)
+    answer_all(oracle, truth)
     layout, git = workspace.layout, Git(workspace.layout.root)
-    head, digest = git.head(), git.run("rev-parse", f"HEAD:{name}").stdout.strip()
-    path = layout.root / ".git/objects" / digest[:2] / digest[2:]
-    kept = path.read_bytes()
-    path.chmod(0o600)
-    path.write_bytes(b"") if how == "emptied" else path.unlink()
-    for options in (Options(), Options(close_now=True)):
-        with pytest.raises(RepositoryError, match=digest):
-            tick(open_workspace(layout.root), lambda: oracle, options=options)
-    assert git.run("rev-parse", "HEAD").stdout.strip() == head and git.tags() == {}
-    assert not list(layout.inbox_events.glob("refused-*")), "no answer is refused on it"
-    assert git.run("diff", "--cached", "--name-only", check=False).stdout == ""
-    path.unlink(missing_ok=True)
-    path.write_bytes(kept)
+    head = git.head()
+    names = ("rounds/0000/plan.jsonl", "rounds/0000", "rounds/genesis.json")
+    for name, how in itertools.product(names, ("emptied", "lost")):
+        digest = git.run("rev-parse", f"HEAD:{name}").stdout.strip()
+        path = layout.root / ".git/objects" / digest[:2] / digest[2:]
+        kept = path.read_bytes()
+        path.chmod(0o600)
+        path.write_bytes(b"") if how == "emptied" else path.unlink()
+        for options in (Options(), Options(close_now=True)):
+            with pytest.raises(RepositoryError, match=digest):
+                tick(open_workspace(layout.root), lambda: oracle, options=options)
+        assert git.run("rev-parse", "HEAD").stdout.strip() == head and git.tags() == {}, (name, how)
+        assert not list(layout.inbox_events.glob("refused-*")), "no answer is refused on it"
+        assert git.run("diff", "--cached", "--name-only", check=False).stdout == "", (name, how)
+        path.unlink(missing_ok=True)
+        path.write_bytes(kept)
     report = tick(open_workspace(layout.root), lambda: oracle)
     assert report.published == (0,) and not report.refused and report.pulled == {"label": 22}

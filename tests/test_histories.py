@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import copy_workspace
+from harness import Played, copy_workspace, go_on
 from histories import Step, check, steps_of
 from real_histories import BEGINNING, RealWorld, play_real, real_steps_of
-
-from al_pipeline.integrations.simulated_oracle import SimulatedOracle
-from al_pipeline.operations.tick import tick
 
 KEPT: dict[str, list[Step]] = {
     "a revocation after the snapshot stayed in force": [
@@ -49,11 +46,10 @@ def test_histories_that_once_failed(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def begun(template: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RealWorld]:
+def begun(started: Played, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RealWorld]:
     """A workspace with a published round, and its people."""
-    folder, oracle = tmp_path_factory.mktemp("begun"), SimulatedOracle()
-    workspace = copy_workspace(template, folder)
-    tick(workspace, lambda: oracle)
+    folder = tmp_path_factory.mktemp("begun")
+    workspace, oracle, _ = go_on(started, folder)
     world = RealWorld(workspace, oracle)
     play_real(world, BEGINNING)
     return folder / "copy", world

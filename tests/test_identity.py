@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from conftest import require
-from harness import answer_all, copy_workspace, play, results, tools_first
+from harness import Played, answer_all, copy_workspace, go_on, results, tools_first
 
 from al_pipeline.cli import app as cli
 from al_pipeline.errors import (
@@ -274,10 +274,9 @@ def state(workspace: Workspace) -> tuple[Any, ...]:
 
 
 def test_a_copy_reads_and_does_not_write_until_it_is_adopted(
-    template: Any, undisturbed: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    once: Played, undisturbed: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
-    play(first, oracle, truth, 1)
+    first, oracle, truth = go_on(once, tmp_path)
     answer_all(oracle, truth)
     second = open_workspace(copied(first.layout.root, tmp_path / "second"))
     monkeypatch.setattr(connect, "connect", lambda *_: copy.copy(oracle))
@@ -319,7 +318,7 @@ def test_a_copy_reads_and_does_not_write_until_it_is_adopted(
 
 
 def test_a_copy_made_in_the_middle_of_a_build_publishes_nothing(
-    template: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    started: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Stop(BaseException):
         pass
@@ -329,9 +328,8 @@ def test_a_copy_made_in_the_middle_of_a_build_publishes_nothing(
             raise Stop
         return action()
 
-    workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
+    workspace, oracle, truth = go_on(started, tmp_path)
     layout = workspace.layout
-    tick(workspace, lambda: oracle)
     answer_all(oracle, truth)
     with pytest.raises(Stop):
         tick(workspace, lambda: oracle, run=until_publish)
@@ -360,10 +358,9 @@ def test_a_copy_made_in_the_middle_of_a_build_publishes_nothing(
 
 
 def test_a_copy_does_not_end_what_runs_for_its_original(
-    template: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    started: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, oracle = copy_workspace(template, tmp_path), SimulatedOracle()
-    tick(first, lambda: oracle)
+    first, oracle, _ = go_on(started, tmp_path)
     with subprocess.Popen(["sleep", "600"], start_new_session=True) as process:
         try:
             for record in (first.layout.dvc_process, first.layout.encoding):

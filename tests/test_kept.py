@@ -14,7 +14,17 @@ from typing import Any
 import pytest
 from annotating import ServerRig
 from embedded import LabelStudioServer
-from harness import Killed, answer_all, change_params, copy_workspace, killing, play, results, small_workspace
+from harness import (
+    Killed,
+    Played,
+    answer_all,
+    change_params,
+    copy_workspace,
+    go_on,
+    killing,
+    results,
+    small_workspace,
+)
 
 from al_pipeline.annotation.aggregation import fold
 from al_pipeline.annotation.tasks import worth_asking
@@ -25,7 +35,6 @@ from al_pipeline.errors import NothingToDo, UnexpectedChange
 from al_pipeline.files import read_json
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import ProjectRef
-from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.ask import ask
 from al_pipeline.operations.connect import connect
 from al_pipeline.operations.facts import open_dvc
@@ -102,11 +111,10 @@ class Rig:
 
 
 @pytest.fixture(scope="module")
-def played(template: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str], SimulatedOracle]:
+def played(once: Played, tmp_path_factory: pytest.TempPathFactory) -> Played:
     """Two published rounds, the second one eve's alone; round 2 is open."""
     folder = tmp_path_factory.mktemp("played")
-    workspace, oracle, truth = copy_workspace(template, folder), SimulatedOracle(), template[1]
-    play(workspace, oracle, truth, 1)
+    workspace, oracle, truth = go_on(once, folder)
     answer_all(oracle, truth, EVE)
     tick(open_workspace(workspace.layout.root), lambda: oracle)
     return folder / "copy", truth, oracle

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Killed, answer_all, copy_workspace, killing, play, results, tools_first
+from harness import Killed, Played, answer_all, copy_workspace, go_on, killing, play, results, tools_first
 
 from al_pipeline.data.ledger import read_events
 from al_pipeline.files import TEMPORARY_PREFIX, read_json, write_json
@@ -84,12 +84,11 @@ def _project(workspace: Workspace) -> Any:
 
 @pytest.mark.parametrize("rest", [0.0, 0.6])
 def test_records_of_dvc_that_a_kill_tore_are_put_back(
-    template: Any, undisturbed: Workspace, tmp_path: Path, rest: float
+    started: Played, undisturbed: Workspace, tmp_path: Path, rest: float
 ) -> None:
     """DVC writes dvc.lock and *.dvc in place: killed then, it leaves a part of them, or nothing."""
-    workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
+    workspace, oracle, truth = go_on(started, tmp_path)
     layout = workspace.layout
-    tick(workspace, lambda: oracle)
     answer_all(oracle, truth)
 
     def tear(path: Path) -> None:
@@ -114,11 +113,11 @@ def test_records_of_dvc_that_a_kill_tore_are_put_back(
 BUILD_STEPS = ("close", "encoder", *STAGES, "decide", "publish", "tag")
 
 
+@pytest.mark.usefixtures("cold")
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_sigkill_at_every_step_of_a_build(template: Any, undisturbed: Workspace, tmp_path: Path, moment: str) -> None:
+def test_sigkill_at_every_step_of_a_build(started: Played, undisturbed: Workspace, tmp_path: Path, moment: str) -> None:
     """The real thing, for the steps that touch disk, git and DVC: the ticking process gets a SIGKILL."""
-    workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
-    tick(workspace, lambda: oracle)
+    workspace, oracle, truth = go_on(started, tmp_path)
     answer_all(oracle, truth)
     for name in BUILD_STEPS:
         child = multiprocessing.get_context("fork").Process(
@@ -213,18 +212,17 @@ def leave_temporary_files(workspace: Workspace) -> None:
         (Path(folder) / f"{TEMPORARY_PREFIX}x1.json").write_text('{"torn', encoding="utf-8")
 
 
-@pytest.mark.parametrize("step", ["close", "train", "decide", "publish"])
 def test_a_temporary_file_of_a_killed_writer_stops_no_round(
-    template: Any, undisturbed: Workspace, tmp_path: Path, step: str
+    once: Played, undisturbed: Workspace, tmp_path: Path
 ) -> None:
-    workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
-    play(workspace, oracle, truth, 1)
+    workspace, oracle, truth = go_on(once, tmp_path)
     leave_temporary_files(workspace)
     tick(open_workspace(workspace.layout.root), lambda: oracle)
     answer_all(oracle, truth)
-    with pytest.raises(Killed):
-        tick(open_workspace(workspace.layout.root), lambda: oracle, run=killing(step, "after"))
-    leave_temporary_files(workspace)
+    for step in ("close", "train", "decide", "publish"):
+        with pytest.raises(Killed):
+            tick(open_workspace(workspace.layout.root), lambda: oracle, run=killing(step, "after"))
+        leave_temporary_files(workspace)
     assert tick(open_workspace(workspace.layout.root), lambda: oracle).published == (1,)
     assert results(workspace, 1) == results(undisturbed, 1)
     git = Git(workspace.layout.root)

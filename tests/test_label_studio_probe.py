@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from annotating import ANN, SCHEMA, ServerRig, tasks_of
 from embedded import LabelStudioServer
-from harness import answer_all, small_workspace
+from harness import Played, answer_all, go_on
 from test_label_studio import personal_token
 
 from al_pipeline.integrations.label_studio import probe as label_studio_probe
@@ -22,7 +22,6 @@ from al_pipeline.integrations.label_studio.client import LabelStudioOracle
 from al_pipeline.integrations.label_studio.probe import ServerStatus, is_writer, probe_server
 from al_pipeline.integrations.label_studio.projects import ProjectMark
 from al_pipeline.integrations.oracle import ProjectSpec
-from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import tick
 from al_pipeline.workspace.workspace import open_workspace
@@ -165,10 +164,8 @@ def test_without_a_round_it_only_asks_whether_the_server_is_up() -> None:
         assert listener.requests == [("/health", None)]
 
 
-def test_status_counts_what_waits(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    workspace, truth = small_workspace(tmp_path)
-    oracle = SimulatedOracle()
-    tick(workspace, lambda: oracle)
+def test_status_counts_what_waits(started: Played, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, oracle, truth = go_on(started, tmp_path)
     found = status(open_workspace(workspace.layout.root))
     assert (found.answered, found.answered_since, found.label_studio) == (0, None, None)
     keys = oracle.queue("ann@example.org")

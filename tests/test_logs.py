@@ -13,13 +13,12 @@ from typing import Any
 
 import httpx
 import pytest
-from harness import answer_all, copy_workspace
+from harness import Played, answer_all, copy_workspace, go_on
 
 from al_pipeline import logs
 from al_pipeline.errors import AlError
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.label_studio.client import LabelStudioOracle
-from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.logs import VARIABLE, Level, get_logger, show, without_secrets
 from al_pipeline.operations.tick import tick
 
@@ -126,10 +125,9 @@ def test_requests_to_label_studio_are_logged_without_what_they_carry(
 
 @pytest.mark.slow
 def test_a_tick_says_its_steps_what_came_of_them_and_what_it_left_out(
-    template: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    started: Played, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
-    tick(workspace, lambda: oracle)
+    workspace, oracle, truth = go_on(started, tmp_path)
     answer_all(oracle, truth)
     with caplog.at_level(logging.INFO, "al_pipeline"):
         report = tick(workspace, lambda: oracle)

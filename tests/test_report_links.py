@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from harness import play, small_workspace
+from harness import Played, go_on
 
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.connect import task_pages
@@ -20,13 +20,11 @@ from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, SimulatedOracle, Path]:
+def played(twice: Played, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, SimulatedOracle, Path]:
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("links")
         patch.setenv("AL_HOME", str(folder / "home"))
-        workspace, truth = small_workspace(folder)
-        oracle = SimulatedOracle()
-        play(workspace, oracle, truth, 2)
+        workspace, oracle, _ = go_on(twice, folder)
         return workspace, oracle, folder / "home"
 
 

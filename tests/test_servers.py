@@ -362,9 +362,9 @@ class TestLabelStudio:
 
     @pytest.mark.slow
     def test_two_servers_share_no_secret(
-        self, label_studio: LabelStudioServer, fresh_label_studio: Callable[[], LabelStudioServer]
+        self, label_studio: LabelStudioServer, other_label_studio: LabelStudioServer
     ) -> None:
-        other = fresh_label_studio()
+        other = other_label_studio
         key, other_key = ((server.data_dir / ".env").read_text() for server in (label_studio, other))
         assert "SECRET_KEY" in key and key != other_key
         assert {label_studio.token, label_studio.admin.password}.isdisjoint({other.token, other.admin.password})
@@ -375,8 +375,8 @@ class TestLabelStudio:
             assert reply.status_code == expected
 
     @pytest.mark.slow
-    def test_a_lost_password_is_replaced(self, fresh_label_studio: Callable[[], LabelStudioServer]) -> None:
-        server = fresh_label_studio()
+    def test_a_lost_password_is_replaced(self, other_label_studio: LabelStudioServer) -> None:
+        server = other_label_studio
         token = server.invite("ann@example.com")
         with pytest.raises(BadInput, match="al labelstudio password"):
             server.invite("ann@example.com")
@@ -395,9 +395,9 @@ class TestLabelStudio:
             server.reset_password(server.admin.email)
 
     @pytest.mark.slow
-    def test_users_survive_a_kill_and_a_start_again(self, fresh_label_studio: Callable[[], LabelStudioServer]) -> None:
-        server = fresh_label_studio()
-        token, before = server.invite("ann@example.com"), server.pid
+    def test_users_survive_a_kill_and_a_start_again(self, other_label_studio: LabelStudioServer) -> None:
+        server = other_label_studio
+        token, before = server.invite("bea@example.com"), server.pid
         os.kill(before, signal.SIGKILL)
         url = server.url
         server.restart()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Killed, answer_all, change_params, copy_workspace, play, write_pool
+from harness import Killed, Played, answer_all, change_params, copy_workspace, go_on, play, write_pool
 
 from al_pipeline.data.outputs import read_labeled
 from al_pipeline.errors import (
@@ -49,7 +49,7 @@ def test_rounds_are_published_complete_and_clean(undisturbed: Workspace) -> None
     assert git.run("status", "--porcelain").stdout == ""
     with open_dvc(undisturbed.layout) as dvc:
         assert dvc.changed() == {}
-        assert dvc.missing_in_remote() == []
+        assert dvc.defects_in_remote() == []
     found = status(undisturbed)
     assert (found.round, found.state, found.labelled) == (2, "open", 18)
     assert found.labelled + found.pending + found.ignored + found.unlabelled == found.pool == 68
@@ -86,9 +86,8 @@ def test_a_round_that_another_clone_published_is_not_made_twice(template: Any, t
     assert report.published == (0,) and "git remote" in report.warnings[0], "where it is away, rounds do not wait"
 
 
-def test_an_edit_made_while_a_round_is_built_is_named_and_not_published(template: Any, tmp_path: Path) -> None:
-    workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
-    tick(workspace, lambda: oracle)
+def test_an_edit_made_while_a_round_is_built_is_named_and_not_published(started: Played, tmp_path: Path) -> None:
+    workspace, oracle, truth = go_on(started, tmp_path)
     answer_all(oracle, truth)
     plan = workspace.layout.plan(0)
     right = plan.read_text()
@@ -221,9 +220,8 @@ def test_what_goes_wrong_and_comes_right(template: Any, tmp_path: Path) -> None:
     assert {task.strategy for task in plan} == {"entropy", "random_slice"}
 
 
-def test_params_edited_in_the_middle_of_a_build_start_it_over(template: Any, tmp_path: Path) -> None:
-    workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
-    tick(workspace, lambda: oracle)
+def test_params_edited_in_the_middle_of_a_build_start_it_over(started: Played, tmp_path: Path) -> None:
+    workspace, oracle, truth = go_on(started, tmp_path)
     answer_all(oracle, truth)
 
     def stop_before_publish(name: str, action: Callable[[], Any], /) -> Any:
@@ -240,9 +238,8 @@ def test_params_edited_in_the_middle_of_a_build_start_it_over(template: Any, tmp
     assert len(read_plan(Git(workspace.layout.root), 1)) == 5
 
 
-def test_new_items_wait_for_the_close_and_late_answers_count(template: Any, tmp_path: Path) -> None:
-    workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), dict(template[1])
-    tick(workspace, lambda: oracle)
+def test_new_items_wait_for_the_close_and_late_answers_count(started: Played, tmp_path: Path) -> None:
+    workspace, oracle, truth = go_on(started, tmp_path)
     parts = {task.push_key: task.part for task in read_plan(Git(workspace.layout.root), 0)}
     keys = sorted(oracle.queue("ann@example.org"), key=lambda key: parts[key] != "test")
     for key in keys[:20]:
@@ -265,10 +262,9 @@ def test_new_items_wait_for_the_close_and_late_answers_count(template: Any, tmp_
     assert found.pool == 98 and found.incoming == 0
 
 
-def test_a_lost_cache_is_no_foreign_edit(template: Any, tmp_path: Path) -> None:
+def test_a_lost_cache_is_no_foreign_edit(once: Played, tmp_path: Path) -> None:
     """Somebody made room on the disk; the remote has it all."""
-    workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
-    play(workspace, oracle, truth, 1)
+    workspace, oracle, truth = go_on(once, tmp_path)
     shutil.rmtree(workspace.layout.root / ".dvc/cache")
     answer_all(oracle, truth)
     assert tick(open_workspace(workspace.layout.root), lambda: oracle).published == (1,)
@@ -276,9 +272,8 @@ def test_a_lost_cache_is_no_foreign_edit(template: Any, tmp_path: Path) -> None:
         assert dvc.changed() == {}
 
 
-def test_close_now_closes_with_what_there_is(template: Any, tmp_path: Path) -> None:
-    workspace, oracle, truth = copy_workspace(template, tmp_path), SimulatedOracle(), template[1]
-    tick(workspace, lambda: oracle)
+def test_close_now_closes_with_what_there_is(started: Played, tmp_path: Path) -> None:
+    workspace, oracle, truth = go_on(started, tmp_path)
     report = tick(open_workspace(workspace.layout.root), lambda: oracle, options=Options(close_now=True))
     assert report.published == () and report.warnings == (
         "nothing was closed: there are no new answers to close it with",
