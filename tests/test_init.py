@@ -208,9 +208,7 @@ def test_a_wheel_installed_elsewhere_makes_a_workspace(tmp_path: Path) -> None:
         ignore=lambda folder, names: [
             name
             for name in names
-            if name.startswith(".")
-            or name in ("demo", "build", "tests", "benchmarks", "__pycache__")
-            or name.endswith(".egg-info")
+            if name.startswith(".") or name in ("demo", "build", "__pycache__") or name.endswith(".egg-info")
         ],
     )
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
@@ -235,9 +233,9 @@ def test_a_wheel_installed_elsewhere_makes_a_workspace(tmp_path: Path) -> None:
     (library / "rest.pth").write_text("\n".join(site.getsitepackages()) + "\n", encoding="utf-8")
     python = environment / "bin/python"
 
-    def run(*arguments: str) -> str:
+    def run(*arguments: str, cwd: Path = tmp_path) -> str:
         result = subprocess.run(
-            [str(python), "-I", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+            [str(python), "-I", *arguments], cwd=cwd, capture_output=True, text=True, timeout=300, check=False
         )
         assert result.returncode == 0, result.stderr
         return result.stdout
@@ -246,6 +244,7 @@ def test_a_wheel_installed_elsewhere_makes_a_workspace(tmp_path: Path) -> None:
     assert Path(where.strip()).is_relative_to(library), "the wheel is what is tested, not the source"
     found = json.loads(run("-m", "al_pipeline.cli.app", "init", "spam", "--labels", "ham,spam", "--json"))
     assert found["workspace"] == str(tmp_path / "spam")
+    assert json.loads(run("-m", "al_pipeline.cli.app", "status", "--json", cwd=tmp_path / "spam"))["pool"] == 0
     for name in ("params.yaml", "dvc.yaml"):
         assert (tmp_path / "spam" / name).is_file()
     assert (tmp_path / "spam/dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()

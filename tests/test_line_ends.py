@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from harness import answer_all, copy_workspace, play, tools_first
 
+from al_pipeline.cli import app as cli
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import checkout, connect
@@ -34,9 +35,10 @@ def check_what_reads(root: Path, rounds: int) -> None:
     rows = list(predict(open_workspace(root), iter([[("1", "win money now"), ("2", "minutes of the call")]])))
     assert [row["id"] for row in rows] == ["1", "2"] and {row["label"] for row in rows} <= {"ham", "spam"}
     for words in (["predict", "--text", "win money now"], ["report"]):
-        command = [sys.executable, "-m", "al_pipeline.cli.app", "-C", str(root), *words]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=300)
-        assert done.returncode == 0, (words, done.stdout, done.stderr)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
+            patch.setattr(sys, "argv", ["al", "-C", str(root), *words])
+            cli.main()
+        assert stop.value.code in (0, None), words
 
 
 @pytest.mark.slow
@@ -53,16 +55,16 @@ def test_what_reads_rounds_reads_them_whatever_git_converts(
         monkeypatch.setattr(label_studio, "bring_in_line", lambda *_: [])
         git.run("rm", "--quiet", ".gitattributes")
         git.run("-c", "user.name=x", "-c", "user.email=x@x", "commit", "--quiet", "--message", "As it was")
-    play(workspace, oracle, truth, 2)
+    play(workspace, oracle, truth, 1)
     settings.write_text(CONVERTING)
-    check_what_reads(root, 2)
+    check_what_reads(root, 1)
 
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", str(root), str(clone)], check=True)
     subprocess.run(["dvc", "pull", "-q"], cwd=clone, env=tools_first(), check=True)
     text = (clone / "params.yaml").read_bytes()
     assert (b"\r\n" in text) == (not attributes), "the clone is converted where nothing keeps it from that"
-    check_what_reads(clone, 2)
+    check_what_reads(clone, 1)
     assert (clone / "params.yaml").read_bytes() == text, "what reads changes nothing"
 
     # The clone takes the project over, and goes on.
@@ -71,7 +73,7 @@ def test_what_reads_rounds_reads_them_whatever_git_converts(
     (ref,) = [number for number in oracle.projects]
     oracle.adopt(connect.stored_project(second.layout), second.id, second.clone_id)
     answer_all(oracle, truth)
-    assert ref == 1 and tick(second, lambda: oracle).published == (2,)
+    assert ref == 1 and tick(second, lambda: oracle).published == (1,)
     assert b"\r\n" not in (clone / "params.yaml").read_bytes()
     assert Git(clone).changed(second.layout.tracked) == []
     tracked = Git(clone).run("ls-files", "-z").stdout.split("\0")[:-1]
@@ -79,4 +81,4 @@ def test_what_reads_rounds_reads_them_whatever_git_converts(
     for name in tracked:
         os.utime(clone / name)
     assert Git(clone).run("status", "--porcelain").stdout == "", "git has read them all again"
-    assert [one.difference for one in reproduce(open_workspace(clone), [2])] == [None]
+    assert [one.difference for one in reproduce(open_workspace(clone), [1])] == [None]

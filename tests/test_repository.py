@@ -373,7 +373,7 @@ def test_one_process_serves_many_commands_and_failures(dvc: Dvc) -> None:
 @pytest.mark.slow
 def test_what_the_remote_lacks_is_named(dvc: Dvc) -> None:
     dvc.verify_remote()
-    assert dvc.missing_in_remote() == []
+    assert dvc.defects_in_remote() == []
     assert dvc.check_writable() == str(dvc.root.parent / "remote")
     assert not [path for path in (dvc.root.parent / "remote").rglob("al-probe-*")]
     for path in (dvc.root.parent / "remote/files").rglob("*"):

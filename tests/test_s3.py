@@ -15,6 +15,7 @@ from typing import Any
 
 import boto3
 import pytest
+from configobj import ConfigObj
 from harness import SMALL, answer_all, change_params, play, tools_first, write_pool
 from moto.server import ThreadedMotoServer
 
@@ -112,8 +113,21 @@ def run(root: Path, *words: str) -> str:
 
 def connect(root: Path, server: str) -> None:
     """Say where the server is and what opens it, on this machine alone."""
-    for name, value in (("endpointurl", server), ("access_key_id", "al"), ("secret_access_key", SECRET)):
-        run(root, "dvc", "remote", "modify", "--local", "store", name, value)
+    change_remote(root, {"endpointurl": server, "access_key_id": "al", "secret_access_key": SECRET})
+
+
+def change_remote(root: Path, settings: Mapping[str, str | None]) -> None:
+    """What `dvc remote modify --local` does; None takes a setting away."""
+    path = root / ".dvc/config.local"
+    config = ConfigObj(str(path), interpolation=False, encoding="utf-8")
+    remote = config.setdefault('remote "store"', {})
+    for name, value in settings.items():
+        if value is None:
+            del remote[name]
+        else:
+            remote[name] = value
+    config.write()
+    path.chmod(0o600)
 
 
 def objects(s3: Any) -> dict[str, bytes]:
@@ -212,9 +226,7 @@ def test_a_remote_that_cannot_be_used_is_one_sentence_and_its_fault(
         dvc.add(layout.pool)
         dvc.push()
         right = local.read_bytes()
-        for name, value in settings.items():
-            words = [name, value] if value is not None else ["--unset", name]
-            run(root, "dvc", "remote", "modify", "--local", "store", *words)
+        change_remote(root, settings)
         for action in (dvc.push, dvc.verify_remote, dvc.check_writable, lambda: pull_missing_sources(layout, dvc)):
             begin = time.monotonic()
             with pytest.raises(RepositoryError) as told:

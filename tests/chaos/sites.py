@@ -394,7 +394,7 @@ class Site:
         with Dvc(self.root, None, self.outside / "dvc.log", site_cache) as dvc:
             changed = dvc.changed()
             expect(not changed, f"dvc status is not clean: {changed}")
-            missing = dvc.missing_in_remote()
+            missing = [defect.name for defect in dvc.defects_in_remote()]
             expect(not missing, f"the DVC remote lacks {missing}")
         left = [path.name for path in self.root.rglob(".al-tmp-*")]
         expect(not left, f"temporary files are left: {left}")

@@ -267,10 +267,6 @@ class Dvc:
         """The path of the default remote if it is a folder that does not exist; else empty."""
         return str(self._ask("where", "remote")["absent"])
 
-    def missing_in_remote(self) -> list[str]:
-        """The workspace paths of what `defects_in_remote` finds."""
-        return sorted(defect.name for defect in self.defects_in_remote())
-
     def verify_remote(self) -> None:
         """Raise RemoteIncomplete if `defects_in_remote` finds any."""
         if defects := self.defects_in_remote():
