@@ -26,8 +26,8 @@ OUTPUTS = {
 }
 """What each stage writes, as attributes of Layout."""
 
-FREE = {"features", "progress"}
-"""Attributes of Layout that need no dependency: the cache of vectors, and what the bar is told."""
+FREE = {"features", "terms", "progress"}
+"""Attributes of Layout that need no dependency: the caches of features, and the progress file."""
 
 
 def outputs(stage: dict[str, Any]) -> list[str]:
