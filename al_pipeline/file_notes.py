@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +51,19 @@ class FileNotes:
             write_text(self._folder / _FILE, json.dumps(self._known, sort_keys=True), 0o600)
         self._changed = False
 
-    def sha256(self, path: Path) -> str:
-        """The SHA-256 of a file's content, in hex. Raises OSError if it cannot be read."""
+    def of(self, path: Path, read: Callable[[Path], str]) -> str:
+        """The note for a file: the remembered one, else what `read` returns. Raises OSError if it cannot be read."""
         key, mark = os.path.abspath(path), file_mark(path)
         if (known := self.known(key, mark)) is not None:
             return known
-        found = sha256_file(path)
+        found = read(path)
         if file_mark(path) == mark and settled(mark):
             self.remember(key, mark, found)
         return found
+
+    def sha256(self, path: Path) -> str:
+        """The SHA-256 of a file's content, in hex. Raises OSError if it cannot be read."""
+        return self.of(path, sha256_file)
 
 
 def file_mark(path: Path) -> list[int]:

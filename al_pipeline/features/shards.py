@@ -13,6 +13,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class Shards:
         if self._opened is None:
             self._opened = self._read_all()
             sizes = [len(shard["hashes"]) for shard in self._opened]
-            self._starts = [sum(sizes[:number]) for number in range(len(sizes))]
+            self._starts = [0, *accumulate(sizes)][:-1]
             if sizes:
                 self._indexes = [_index(np.concatenate([shard["hashes"] for shard in self._opened]), 0)]
         return self._opened

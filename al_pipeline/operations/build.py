@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,7 @@ def build_key(layout: Layout) -> str:
     """The digest of the inputs of the build under way; a different value starts the build over."""
     pointers = [path.parent / f"{path.name}.dvc" for path in (layout.events, layout.pool, layout.test)]
     inputs = [*pointers, layout.engine, layout.params, layout.dvc_yaml, layout.overrides, layout.asked_at_random]
-    return sha256_bytes("\n".join(sha256_file(path) if path.exists() else "-" for path in inputs).encode())
+    return _digest_of(inputs)
 
 
 def built(layout: Layout) -> frozenset[Step]:
@@ -172,5 +173,10 @@ def encode(layout: Layout, features: Features, engine: Engine | None = None) -> 
 def _encoding_key(layout: Layout, features: Features) -> str:
     """The digest of what the cached vectors depend on: the items, the encoder and its settings, the engine."""
     pointers = [path.parent / f"{path.name}.dvc" for path in (layout.pool, layout.test, layout.encoder)]
-    digests = [sha256_file(path) if path.exists() else "-" for path in (*pointers, layout.engine)]
-    return sha256_bytes("\n".join([*digests, features.model_dump_json()]).encode())
+    return _digest_of([*pointers, layout.engine], features.model_dump_json())
+
+
+def _digest_of(files: Sequence[Path], *more: str) -> str:
+    """One digest of the contents of `files`, of which some may be missing, and of `more`."""
+    digests = [sha256_file(path) if path.exists() else "-" for path in files]
+    return sha256_bytes("\n".join([*digests, *more]).encode())

@@ -14,6 +14,7 @@ from al_pipeline.active_learning.shortlist import ScoreAccumulator, ScoreSummary
 from al_pipeline.active_learning.strategies import Scoring, scoring_of
 from al_pipeline.data.outputs import read_labeled, read_unresolved, write_scores
 from al_pipeline.data.pool import count_items, fetch, iter_items
+from al_pipeline.features.cache import CHUNK
 from al_pipeline.features.vectors import Vectors, guide_vectors, open_vectors
 from al_pipeline.files import write_json
 from al_pipeline.models.approximate import MarginAccumulator
@@ -28,8 +29,6 @@ from al_pipeline.workspace.fingerprint import check_engine
 from al_pipeline.workspace.layout import Layout
 
 BINS = 20
-_BATCH = 4096
-"""Number of items that are scored together, and whose TF-IDF rows form one file of the cache."""
 
 
 @stage
@@ -55,7 +54,7 @@ def main(layout: Layout) -> None:
     needs_vectors = model.needs_vectors or bool(select.guide)
     total, done = count_items([layout.pool]), 0
     on_progress = None if model.needs_vectors else progress_reporter(layout.progress, "scoring the pool")
-    for batch in iter_items([layout.pool], _BATCH):
+    for batch in iter_items([layout.pool], CHUNK):  # the TF-IDF rows of a batch are one file of the cache
         done += len(batch)
         items = [item for item in batch if item.item_id not in closed]
         if not items:

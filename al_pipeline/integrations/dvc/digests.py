@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from al_pipeline.file_notes import FileNotes, file_mark, settled
+from al_pipeline.file_notes import FileNotes
 from al_pipeline.files import sync, sync_names
 
 _md5 = partial(hashlib.md5, usedforsecurity=False)
@@ -45,16 +45,13 @@ class Digests:
 
     def file(self, path: Path) -> str:
         """The digest of a file's bytes. Raises OSError if it cannot be read."""
-        key = os.path.abspath(path)
-        before = file_mark(path)
-        if (known := self.known(key, before)) is not None:
-            return known
+        return self._notes.of(path, self._read_file)
+
+    def _read_file(self, path: Path) -> str:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, _md5).hexdigest()
             sync(file.fileno())
         self._read[os.path.dirname(os.path.realpath(path))] = path
-        if file_mark(path) == before and settled(before):
-            self.remember(key, before, digest)
         return digest
 
     def listing(self, folder: Path) -> list[dict[str, str]]:

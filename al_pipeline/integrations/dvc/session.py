@@ -198,6 +198,8 @@ class Dvc:
 
     def expect_stages(self) -> None:
         """Start DVC's process and the stage server without waiting: each spends about a second on imports."""
+        if self._process is not None:
+            return
         with contextlib.suppress(AlError):  # raised again by the first command
             self.check(self.root)
             self._start("--stages")
