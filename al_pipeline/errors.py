@@ -4,7 +4,7 @@ AlError                     exit code 1
 ├── UsageError              2   an argument, or a file that was given, is invalid
 │   ├── BadParams               a value in params.yaml
 │   ├── BadInput                a pool, label or model file
-│   │   └── UnusableFile            an input file of the user's
+│   │   └── UnusableFile            a file that the user gave
 │   └── NotAWorkspace           the folder is in no workspace, or in one that this version cannot use
 ├── NothingToDo             3   the request cannot be carried out in the present state
 ├── Locked                  4   another process works in this workspace
@@ -50,7 +50,7 @@ class BadInput(UsageError):
 
 
 class UnusableFile(BadInput):
-    """An input file of the user's cannot be used; nothing of it was taken."""
+    """A file that the user gave cannot be used; none of it was used."""
 
 
 class NotAWorkspace(UsageError):

@@ -139,10 +139,10 @@ app.add_typer(servers.schedule, name="schedule", rich_help_panel=_SERVERS)
 
 def main() -> None:
     """The entry point: errors become one message and an exit code, never a traceback."""
-    gc.set_threshold(50_000, 20, 20)  # what imports allocate stays: to look for cycles in it takes a tenth of the time
+    gc.set_threshold(50_000, 20, 20)  # imported objects stay; collecting them takes a tenth of the time
     restrict_umask()
     os.environ.update(own_environment())
-    if sys.getfilesystemencoding() != "utf-8":  # a locale of another encoding: libraries hand paths on as UTF-8
+    if sys.getfilesystemencoding() != "utf-8":  # libraries pass paths on as UTF-8, whatever the locale
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ)
     streams.guard()
     _leave_out_what_serves_no_command()
@@ -150,12 +150,12 @@ def main() -> None:
     code = errors.after_output(errors.run(_narrowed(_called(sys.argv[1:]))))
     if server_gone():  # Prefect's client would try for minutes to reach it
         os._exit(code)
-    gc.freeze()  # at the end, too
+    gc.freeze()  # no collection at exit either
     sys.exit(code)
 
 
 def _called(words: Sequence[str]) -> str | None:
-    """The first word that is neither a global option nor its value: the command, where the line is a valid one."""
+    """The first word that is neither a global option nor its value: the command, if the command line is valid."""
     rest = iter(words)
     for word in rest:
         name, _, value = word.partition("=")
@@ -167,9 +167,10 @@ def _called(words: Sequence[str]) -> str | None:
 
 
 def _narrowed(name: str | None) -> typer.Typer:
-    """The application with the command or group `name` alone, where there is one: Typer builds all that are registered.
+    """The application with only the command or group `name`; with all of them if there is none of that name.
 
-    That would be a tenth of the processor time of `al status`, and nothing that one command prints shows another.
+    Typer builds every registered command. That takes a tenth of the processor time of `al status`, and no command
+    prints anything about another.
     """
     narrow = copy.copy(app)
     narrow.registered_commands = [one for one in app.registered_commands if one.name == name]
@@ -178,10 +179,10 @@ def _narrowed(name: str | None) -> typer.Typer:
 
 
 def _leave_out_what_serves_no_command() -> None:
-    """Keep libraries from loading what costs every command time and serves none.
+    """Keep libraries from loading what no command needs.
 
-    That is pydantic's search for plugins, which reads the metadata of all packages even where plugins are off; and
-    httpx's own command line: click, pygments and a Markdown parser, wherever httpx is used.
+    These are pydantic's search for plugins, which reads the metadata of all packages even if plugins are off, and
+    httpx's own command line (click, pygments and a Markdown parser), which `import httpx` loads.
     """
     if os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__") == "__all__":
         loader = sys.modules.setdefault("pydantic.plugin._loader", ModuleType("pydantic.plugin._loader"))

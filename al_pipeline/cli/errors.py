@@ -1,4 +1,4 @@
-"""How `al` ends: every error is one message and an exit code; closed or full output and interrupts have theirs."""
+"""Exit codes of `al`: each error becomes one message and a code; lost output and interrupts have their own codes."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _ADVICE = {
     errno.ELOOP: "the symbolic links form a loop; fix them",
     errno.ENAMETOOLONG: "give a shorter name",
 }
-"""Errors of the operating system that are not bugs of ours, and how to fix them."""
+"""Errors of the operating system that are not our bugs, and how to fix them."""
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 
 
 def run(app: typer.Typer) -> int:
-    """Parse the command line, run one command and report its error; the exit code."""
+    """Parse the command line, run one command, report its error if it fails, and return the exit code."""
     try:
         code = app(standalone_mode=False) or 0
     except AlError as error:
@@ -71,7 +71,7 @@ def _report(error: AlError) -> int:
 
 
 def _usage_error(error: Any) -> int:
-    """Report a command line that Typer cannot parse; without any command it has printed the help already."""
+    """Report a command line that Typer cannot parse. If it names no command, Typer has printed the help already."""
     message = printable(error.format_message())
     if hasattr(error, "message"):
         error.message = printable(str(error.message))
@@ -83,7 +83,7 @@ def _usage_error(error: Any) -> int:
 
 
 def after_output(code: int) -> int:
-    """The exit code of a command that ended with `code`: a read-only one failed where its output was lost."""
+    """The exit code of a command that ended with `code`; a read-only one fails if its output was lost."""
     problem = streams.lost(sys.stdout)
     if problem is not None:
         code = _after_lost_output(problem, code)

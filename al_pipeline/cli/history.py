@@ -1,4 +1,4 @@
-"""Commands that look at what was published: reproduce a round, compare two, show an item's history."""
+"""Commands about published rounds: reproduce one, compare two, show an item's history."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def carry_out(workspace: Workspace, change: Change, dry_run: bool, as_json: bool
 def _publish(workspace: Workspace, change: Change, as_json: bool) -> tuple[tuple[int, ...], str]:
     """Run the tick that carries out an intervention; the rounds published with it, and why the tick ended early.
 
-    Raises ExternalServiceError where it ended before the intervention was carried out.
+    Raises ExternalServiceError if it ended before the intervention was carried out.
     """
     from al_pipeline.flows.local_server import run_tick
     from al_pipeline.operations.intervene import published_with

@@ -1,4 +1,4 @@
-"""Commands about everything that workspaces keep on this machine: list it, remove it."""
+"""Commands about what workspaces store on this machine: list it, remove it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, the global ones among them, and how their values are parsed."""
+"""Options that several commands share, the global options, and how their values are parsed."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation; r
 
 
 class Invocation:
-    """This call of `al`: its global options."""
+    """The global options of this call of `al`."""
 
     folder: Path | None = None
-    """The workspace that `-C` names; None for the one around the current folder."""
+    """The workspace that `-C` names; None: the one that contains the current folder."""
     read_only: bool = True
-    """Whether the command only shows something: then it has failed if its output could not be written."""
+    """Whether the command only shows something; it then fails if its output cannot be written."""
 
 
 def current_workspace() -> Workspace:
@@ -45,7 +45,7 @@ def current_workspace() -> Workspace:
 
 
 def original_workspace() -> Workspace:
-    """The same, but no copy of the folder, which would share its servers with the original. Raises CopiedWorkspace."""
+    """The same, unless it is a copy, which would share its servers with the original. Raises CopiedWorkspace too."""
     from al_pipeline.workspace.identity import refuse_copy
 
     workspace = current_workspace()

@@ -1,4 +1,4 @@
-"""Everything that `al` prints: lines, JSON, CSV, tables and progress; text of others never steers the terminal."""
+"""Everything that `al` prints: lines, JSON, CSV, tables and progress; text from outside cannot control the terminal."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from al_pipeline.cli import streams
 from al_pipeline.sanitize import printable
 
 _WIDE = 10_000
-"""Columns of a table that goes into a file or a pipe."""
+"""The width of the console for a table that goes to a file or a pipe."""
 
 _TAG = re.compile(r"\[(?:bold|dim|green|red|yellow|/)\]")
-"""The markup of our own that needs no Rich where it is not shown."""
+"""Our own markup, which can be removed without Rich."""
 _FOR_RICH = re.compile(r"[\[\\]|:(?!\d\d(?:[+-]\d\d)?:)[^\s:/]+:")
-"""What Rich may read otherwise than as itself: other brackets, backslashes, `:smile:`; the parts of a time are none."""
+"""What Rich may not print as it is: other brackets, backslashes, emoji codes (`:smile:`). A time has no emoji code."""
 
 
 def escape(value: object) -> str:
@@ -43,16 +43,16 @@ def echo(text: str, err: bool = False) -> None:
 
 
 def without_markup(text: str) -> str | None:
-    """What Rich prints for `text` outside a terminal; None where only Rich can tell.
+    """What Rich prints for `text` outside a terminal; None if only Rich can tell.
 
-    Rich takes a tenth of a short command's processor time, and cron, scripts and pipes see none of its work.
+    Rich takes a tenth of a short command's processor time, and its formatting is not shown to cron, scripts and pipes.
     """
     plain = _TAG.sub("", text)
     return plain if plain.isprintable() and not _FOR_RICH.search(plain) else None
 
 
 def _is_terminal(stream: IO[str]) -> bool:
-    """Whether Rich may take `stream` for a terminal."""
+    """Whether Rich may treat `stream` as a terminal."""
     return stream.isatty() or "FORCE_COLOR" in os.environ or "TTY_COMPATIBLE" in os.environ
 
 
@@ -72,7 +72,7 @@ def print_step(line: str) -> None:
 
 
 def discard(_: str) -> None:
-    """Print nothing: where `--json` is given, a step is not shown."""
+    """Print nothing; used instead of `print_step` if `--json` is given."""
 
 
 def print_json(value: Any) -> None:
@@ -116,7 +116,7 @@ def print_table(header: tuple[str, ...], rows: list[list[str]]) -> None:
 
 
 def _plain_table(header: tuple[str, ...], rows: list[list[str]]) -> list[str]:
-    """The lines of a table outside a terminal; none where only Rich can tell."""
+    """The lines of a table outside a terminal; empty if only Rich can tell."""
     table = [header, *rows]
     if not all(cell.isascii() and without_markup(cell) == cell for row in table for cell in row):
         return []
@@ -154,7 +154,7 @@ def print_head(header: tuple[str, ...], rows: list[list[str]], most: int = 20) -
 
 @contextmanager
 def spinner(show: bool) -> Iterator[Callable[[str], None]]:
-    """Show the progress of a long wait: in a terminal one line that changes, else each message once."""
+    """Show the progress of a long wait: in a terminal one line that changes, otherwise each message once."""
     if not show:
         yield discard
     elif sys.stderr.isatty():

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from al_pipeline.workspace.workspace import Workspace
 
 _MOST_SOURCES = 10
-"""How many files of `ingest.sources` that could not be read `al status` names."""
+"""The maximum number of unreadable files of `ingest.sources` that `al status` names."""
 
 
 def run_round(
@@ -56,7 +56,7 @@ process. Exits with 3 if there was nothing to do: no new answers, or the workspa
 
 
 def _tick_to_json(report: TickReport) -> dict[str, Any]:
-    """The report with the seconds of each step; a tick that publishes pushes twice."""
+    """The report with the seconds of each step, added up: a tick that publishes pushes twice."""
     seconds: dict[str, float] = {}
     for name, took in report.steps:
         seconds[name] = seconds.get(name, 0.0) + took
@@ -121,7 +121,7 @@ def _print_model(found: Status) -> None:
 
 
 def _running_accuracy(found: Running) -> str:
-    """The running accuracy in words: over the newest rounds, or over all where those have no answer."""
+    """The running accuracy in words: over the newest rounds, or over all if those have no answers."""
     one = found.recent if found.recent.answered else found.whole
     return (
         f"[bold]{one.accuracy:.3f}[/] ({one.low:.3f}–{one.high:.3f}), rounds {one.first_round} to "

@@ -49,7 +49,7 @@ def up(as_json: Json = False) -> None:
 
 
 def _start_missing(workspace: Workspace, elsewhere: str | None, on_progress: Callable[[str], None]) -> tuple[str, str]:
-    """Start all but a Label Studio that is `elsewhere`; the addresses of Label Studio and of Prefect."""
+    """Start what is not running, except Label Studio if it is `elsewhere`; returns the addresses of both servers."""
     from al_pipeline.servers import prefect_status, start_label_studio, start_prefect, start_worker
 
     studio = elsewhere or start_label_studio(workspace, on_progress).url

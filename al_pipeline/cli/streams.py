@@ -1,7 +1,7 @@
 """Standard input, output and error of `al`, even if they are closed, full, no longer read, or not UTF-8.
 
-No write to them raises, so that a terminal that fails does not stop a command half-way. `lost` says why something could
-not be written, for the exit code of a read-only command.
+No write to them raises, so a terminal that fails does not stop a command halfway. `lost` says why output could not be
+written, for the exit code of a read-only command.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 _PLAIN = {"✓": "+", "✗": "x", "→": "->", "←": "<-", "–": "-", "−": "-", "…": "...", "·": "-", "±": "+/-", "≥": ">=",
           "“": '"', "”": '"', "’": "'", "\u202f": " ", "\u00a0": " "}  # fmt: skip
-"""Our own signs for a terminal that has no such letters."""
+"""ASCII for the symbols that we print, for a terminal that cannot show them."""
 
 
 class _Sink(io.RawIOBase):
@@ -64,7 +64,7 @@ def guard() -> None:
             break
         missing.remove(opened)
     if sys.stdin is None:
-        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 - for as long as we live
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 - open until the process ends
     for name in ("stdout", "stderr"):
         stream: TextIO | None = getattr(sys, name)
         if stream is getattr(sys, f"__{name}__"):
@@ -72,13 +72,13 @@ def guard() -> None:
 
 
 def utf8(stream: TextIO) -> None:
-    """What is written to `stream` from now on is UTF-8, whatever the terminal or PYTHONIOENCODING asks for."""
+    """Write UTF-8 to `stream` from now on, whatever the terminal or PYTHONIOENCODING asks for."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def lost(stream: TextIO) -> OSError | None:
-    """Why something that was written to `stream` did not get there; None where all of it did, as far as is known."""
+    """Why output to `stream` was lost; None if none was, as far as is known."""
     with suppress(OSError, ValueError):
         stream.flush()
     sink = getattr(getattr(stream, "buffer", None), "raw", None)
@@ -109,7 +109,7 @@ def _is_open(descriptor: int) -> bool:
 
 
 def _plainly(error: UnicodeError) -> tuple[str | bytes, int]:
-    """For a terminal without the letters: our own signs in ASCII, all else as an escape."""
+    """An encoding error handler: symbols that we print become ASCII, other characters escapes."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
