@@ -97,7 +97,7 @@ def test_git_commands_are_logged_with_their_time_and_without_log_ins(
         git.run("remote", "add", "origin", f"https://al:{SECRET}@git.example/spam.git")
     assert SECRET not in caplog.text
     [record] = [record for record in caplog.records if "remote add" in record.message]
-    assert (record.name, record.levelname) == ("al_pipeline.integrations.git", "DEBUG")
+    assert (record.name, record.levelname) == ("al_pipeline.integrations.git.runner", "DEBUG")
     assert "https://***@git.example/spam.git ended with 0 after 0." in record.message
 
 
@@ -158,9 +158,9 @@ def test_nobody_sees_it_who_did_not_ask(template: Any, tmp_path: Path) -> None:
     assert (plain.returncode, plain.stderr) == (0, "")
     asked = al("-C", str(root), "--log-level", "debug", "status")
     assert asked.stdout == plain.stdout
-    assert " DEBUG   al_pipeline.integrations.git: git rev-parse " in asked.stderr
+    assert " DEBUG   al_pipeline.integrations.git.runner: git rev-parse " in asked.stderr
     by_variable = al("-C", str(root), "status", **{VARIABLE: "Debug"})
-    assert by_variable.stdout == plain.stdout and " DEBUG   al_pipeline.integrations.git: " in by_variable.stderr
+    assert by_variable.stdout == plain.stdout and " DEBUG   al_pipeline.integrations.git.runner: " in by_variable.stderr
     assert al("-C", str(root), "status", **{VARIABLE: "warning"}).stderr == ""
     wrong = al("--log-level", "loud", "status")
     assert wrong.returncode == 2 and "'loud'" in wrong.stderr and "'debug'" in wrong.stderr
