@@ -39,12 +39,12 @@ def check_cron(text: str) -> str:
     words = text.split(" ")
     if len(words) != len(_FIELDS) or not all(words):
         raise ValueError(
-            "a cron expression has five fields with one blank between them: minute, hour, day of the month, month, "
-            f"day of the week, such as 0 * * * *; these are {len(text.split())}"
+            "a cron expression has five fields separated by single blanks: minute, hour, day of the month, month, day "
+            f"of the week, such as 0 * * * *; got {len(text.split())}"
         )
     _, _, days, months, _ = (_values(field, word) for field, word in zip(_FIELDS, words, strict=True))
     if words[4] == "*" and not any(day <= _DAYS[month - 1] for day in days for month in months):
-        raise ValueError("no month that it names has a day that it names, so it never comes due")
+        raise ValueError("none of its months has any of its days, so it never comes due")
     return text
 
 
@@ -63,19 +63,19 @@ def check_timezone(name: str) -> str:
         return name
     if name.lower() in _OTHER_ON_EACH_MACHINE:
         raise ValueError(
-            f"{name} is another time zone on each machine; name the zone itself, such as UTC or Europe/Berlin"
+            f"{name} means a different time zone on each machine; name the zone itself, such as UTC or Europe/Berlin"
         )
     bare = name.removeprefix(_OTHER_TREES[0]).removeprefix(_OTHER_TREES[1])
     meant = {zone.lower(): zone for zone in zones}.get(bare.lower())
     if meant is not None:
-        raise ValueError(f"Prefect takes no time zone of that name; write {meant}")
-    raise ValueError("no time zone of that name is known; they look like UTC or Europe/Berlin")
+        raise ValueError(f"not a name that Prefect accepts; write {meant}")
+    raise ValueError("unknown time zone; names look like UTC or Europe/Berlin")
 
 
 @cache
 def _zones() -> frozenset[str]:
     package = find_spec("tzdata")  # importlib.resources would cost every command 10 ms
-    assert package is not None and package.origin is not None, "it is among our requirements"
+    assert package is not None and package.origin is not None, "tzdata is one of our requirements"
     names = Path(package.origin).with_name("zones").read_text(encoding="utf-8").split()
     return frozenset(name for name in names if name.lower() not in _OTHER_ON_EACH_MACHINE)
 
@@ -86,16 +86,20 @@ def _values(field: _Field, word: str) -> set[int]:
     for item in word.split(","):
         match = _ITEM.fullmatch(item)
         if match is None:
-            raise ValueError(f"{field.name}: {item!r} is none of *, 5, 1-5, */15, 0-30/10, and commas between them")
+            raise ValueError(
+                f"{field.name}: {item!r} is not valid; use *, 5, 1-5, */15 or 0-30/10, separated by commas"
+            )
         first, last, step = match.groups()
         if first is not None and last is None and step is not None:
-            raise ValueError(f"{field.name}: {item!r} steps through one number; */{step} steps through all")
+            raise ValueError(
+                f"{field.name}: {item!r} gives a step for a single number; */{step} steps through all numbers"
+            )
         low = field.low if first is None else _number(field, first)
         high = low if first is not None and last is None else field.high if last is None else _number(field, last)
         if low > high:
-            raise ValueError(f"{field.name}: {item!r} runs backwards")
+            raise ValueError(f"{field.name}: {item!r} ends before it begins")
         if step is not None and not 1 <= int(step) <= field.high:
-            raise ValueError(f"{field.name}: steps of 1 to {field.high} are taken, got {step}")
+            raise ValueError(f"{field.name}: a step must be from 1 to {field.high}, got {step}")
         found |= set(range(low, high + 1, int(step or 1)))
     return found
 
@@ -105,5 +109,5 @@ def _number(field: _Field, word: str) -> int:
         return field.low + field.names.index(word.lower())
     if not word.isdigit() or len(word) > 2 or not field.low <= int(word) <= field.high:
         names = f" or {field.names[0]} to {field.names[-1]}" if field.names else ""
-        raise ValueError(f"{field.name}: takes {field.low} to {field.high}{names}, got {word}")
+        raise ValueError(f"{field.name}: must be from {field.low} to {field.high}{names}, got {word}")
     return int(word)

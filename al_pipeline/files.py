@@ -110,8 +110,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def _damaged(path: Path) -> BadInput:
     return BadInput(
-        f"{path} is not the JSON that belongs there: damaged, or edited by hand. `git checkout` brings back what git "
-        "knows; what it does not know can be deleted"
+        f"{path} does not contain valid JSON of the expected form: it is damaged or was edited by hand. If git tracks "
+        f"it, `git checkout -- {path}` restores it; otherwise delete it"
     )
 
 

@@ -91,9 +91,11 @@ class Schema(_Section):
     @classmethod
     def _distinct(cls, names: list[str]) -> list[str]:
         if len({plain_form(name) for name in names}) < len(names):
-            raise ValueError("names must differ by more than case, blanks, invisible characters or Unicode's forms")
+            raise ValueError(
+                "names must differ by more than case, blanks, invisible characters or Unicode normalisation"
+            )
         if not all(map(plain_form, names)):
-            raise ValueError("names must hold something that can be seen")
+            raise ValueError("names must contain a visible character")
         return names
 
     @field_validator("labels", "fields")
@@ -129,8 +131,8 @@ class Features(_Section):
     def _below(cls, name: str) -> str:
         if not stays_below(name):
             raise ValueError(
-                "takes an installed package, a folder below the workspace, or a name on the hub: copy a folder that "
-                "lies elsewhere into the workspace, whose parameters may come from somebody else"
+                "must be an installed package, a folder below the workspace, or a name on the Hugging Face hub; copy "
+                "a folder from elsewhere into the workspace, since somebody else may have written its params.yaml"
             )
         return name
 
@@ -268,7 +270,7 @@ class Params(_Section):
                     f"select.{key} {getattr(self.select, key)!r} needs features.kind encoder or encoder+tfidf"
                 )
         if unknown := sorted(set(self.select.guide) - set(self.schema_.labels)):
-            raise ValueError(f"select.guide names {unknown[0]!r}, which is no class of schema.labels")
+            raise ValueError(f"select.guide names {unknown[0]!r}, which is not a class in schema.labels")
         if empty := next((name for name, texts in self.select.guide.items() if not texts), None):
             raise ValueError(f"select.guide.{empty} is empty; give it words or texts, or remove it")
         return self
@@ -306,7 +308,7 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(
-                None, None, "aliases are not taken; write the value out", event.start_mark
+                None, None, "aliases are not supported; write the value out", event.start_mark
             )
         return super().compose_node(parent, index)
 
@@ -316,7 +318,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode):
                 if (key.tag, key.value) in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} stands there twice; keep one of the two", key.start_mark
+                        None, None, f"the key {key.value!r} occurs twice; keep one of the two", key.start_mark
                     )
                 seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
@@ -335,13 +337,13 @@ def load_params(path: Path) -> Params:
 def parse_params(text: str, source: str = "params.yaml") -> Params:
     """Check the text of a `params.yaml`. Raises BadParams naming every wrong key."""
     if len(text) > MAX_CHARACTERS:
-        raise BadParams(f"{source} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are taken")
+        raise BadParams(f"{source} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are allowed")
     try:
         values = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadParams(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise BadParams(f"{source} must hold keys and values, got {type(values).__name__}")
+        raise BadParams(f"{source} must contain keys and values, got {type(values).__name__}")
     try:
         return Params.model_validate(values)
     except (ValidationError, RecursionError) as error:

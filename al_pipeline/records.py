@@ -279,14 +279,14 @@ class LabelIntervention:
         asked = LabelIntervention(**{**row, "selection": None if given is None else Selection(**given)})
         needed = {"rollback": "to", "undo": "undoes", "revoke": "selection", "restore": "selection"}
         if asked.kind not in needed or getattr(asked, needed[asked.kind]) is None:
-            raise ValueError("it does not say what it asks for")
+            raise ValueError("the value that its kind requires is missing")
         numbers = (asked.to, asked.undoes, asked.selection.round if asked.selection else None)
         if not all(value is None or type(value) is int for value in numbers):
-            raise TypeError("a number is none")
+            raise TypeError("a number is not a whole number")
         chosen = asked.selection or Selection()
         texts = (asked.after, chosen.annotator, chosen.item, chosen.label)
         if not all(isinstance(text, str | None) for text in texts):
-            raise TypeError("a text is none")
+            raise TypeError("a text is not a string")
         if asked.selection is not None and asked.selection.since is not None:
             moment(asked.selection.since)
         return asked

@@ -261,8 +261,8 @@ def test_outside_a_workspace_every_command_says_so_in_json(al: Al, name: str) ->
 @pytest.mark.parametrize(
     ("number", "cure"),
     [
-        (errno.ENOSPC, "make room"),
-        (errno.EDQUOT, "make room"),
+        (errno.ENOSPC, "free some space"),
+        (errno.EDQUOT, "free some space"),
         (errno.EROFS, "writable"),
         (errno.EACCES, "permissions"),
         (errno.EPERM, "permissions"),
@@ -385,7 +385,7 @@ def test_a_workspace_is_made_and_looked_at(al: Al, tmp_path: Path) -> None:
     assert made["workspace"] == str(tmp_path / "spam")
     assert open_workspace(tmp_path / "spam").id == made["workspace_id"]
     again = al("init", "spam", "--labels", "ham,spam")
-    assert again.code == 2 and "a workspace already" in again.err
+    assert again.code == 2 and "is already a workspace" in again.err
     assert "al ingest FILE" in one_object(al("-C", "spam", "status", "--json").out)["next"], "what comes first"
     assert "No round is published yet" in al("-C", "spam", "rounds").out
     (tmp_path / "pool.csv").write_text("id,text\na,one\nb,two\nc,\n", encoding="utf-8")

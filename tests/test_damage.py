@@ -311,7 +311,7 @@ def test_damage_is_seen_through_every_kind_of_link(published: Any, tmp_path: Pat
             check_sources(layout, dvc)
         if link in ("hardlink", "symlink"):
             assert "damaged here, and so is its copy in DVC's cache" in str(told.value)
-            assert "the DVC remote has it whole" in str(told.value)
+            assert "the DVC remote has it undamaged" in str(told.value)
             shutil.rmtree(layout.events)  # the way out that is told
         else:
             assert "changed by somebody else" in str(told.value) and "--force data/events" in str(told.value)
@@ -608,7 +608,7 @@ def test_an_export_does_not_go_on_where_nobody_can_tell_what_was_recorded(publis
     with pytest.raises(RepositoryError, match="data/events .its list of files."):
         _exported(rig, None)
     shutil.rmtree(rig.root / "data/events")
-    with pytest.raises(UnexpectedChange, match="not here: data/events; `dvc pull`"):
+    with pytest.raises(UnexpectedChange, match="missing here: data/events; `dvc pull`"):
         _exported(rig, None)
 
 
@@ -678,7 +678,7 @@ def test_doctor_blames_the_side_that_is_wrong(published: Any, tmp_path: Path) ->
     rig.path(pool[1]).unlink()
     level, message, fix = ill(rig)["remote"]
     assert level == "error" and pool[0] in message and "missing" in message
-    assert fix == "`al remote repair` sends it; run it in a clone that has the data"
+    assert fix == "`al remote repair` uploads it; run it in a clone that has the data"
     shutil.copy2(kept, rig.path(pool[1]))
 
     with rig.dvc() as dvc:
@@ -688,16 +688,16 @@ def test_doctor_blames_the_side_that_is_wrong(published: Any, tmp_path: Path) ->
     assert ill(rig) == {}, "the cache is not needed"
     flip(rig.path(pool[1]))
     level, message, fix = ill(rig)["remote"]
-    assert "other bytes" in message and fix == "`al remote repair` sends it from this clone"
+    assert "wrong content" in message and fix == "`al remote repair` uploads it from this clone"
     assert repair_remote(rig.workspace).sent == 1 and ill(rig) == {}
 
     rig.remote.rename(tmp_path / "away")
     level, message, fix = ill(rig)["remote"]
-    assert level == "error" and "is not there" in message and "mount its disk" in fix
+    assert level == "error" and "does not exist" in message and "mount its disk" in fix
     assert not rig.remote.exists(), "looking makes nothing"
     rig.remote.mkdir()
     level, message, fix = ill(rig)["remote"]
-    assert "holds nothing of what the last commit names" in message and "dvc remote modify" in fix
+    assert "has nothing of what the last commit names" in message and "dvc remote modify" in fix
     rig.remote.rmdir()
     rig.remote.write_text("a file")
     assert "cannot be written" in ill(rig)["remote"][1]

@@ -169,7 +169,7 @@ def test_what_no_round_knows_yet_comes_last(story: Story) -> None:
 
 @pytest.mark.slow
 def test_an_item_that_nobody_knows_is_said(story: Story) -> None:
-    with pytest.raises(BadInput, match="nothing is known of an item 'nix'"):
+    with pytest.raises(BadInput, match="there is no item 'nix'"):
         log(story.workspace, "nix")
 
 
@@ -178,7 +178,7 @@ def test_labels_that_are_not_the_recorded_ones_are_not_shown(story: Story, monke
     whole = read_history(story.workspace.layout, Git(story.workspace.layout.root))
     record = whole.rounds[0].model_copy(update={"hashes": {**whole.rounds[0].hashes, "labeled": "0" * 64}})
     with (
-        pytest.raises(RepositoryError, match="labeled.parquet of round-0000 is not what its record says"),
+        pytest.raises(RepositoryError, match="labeled.parquet of round-0000 does not match its record"),
         snapshots_module.snapshots(story.workspace) as labels,
     ):
         labels(record)

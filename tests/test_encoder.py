@@ -202,7 +202,7 @@ def test_the_identity_is_that_of_the_vectors_meaning(tmp_path: Path, monkeypatch
     (tmp_path / "two" / "README.md").write_text("another card")
     assert encoder_identity(tmp_path / "one", 128) == encoder_identity(tmp_path / "two", 128)
     assert encoder_identity(tmp_path / "one", 128) != encoder_identity(tmp_path / "one", 129)
-    with pytest.raises(BadInput, match="holds no encoder"):
+    with pytest.raises(BadInput, match="contains no encoder"):
         encoder_identity(tmp_path / "nothing", 128)
 
 

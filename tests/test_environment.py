@@ -36,7 +36,7 @@ def test_what_comes_with_the_machine_cannot_be_installed(key: str, value: Any) -
 
 
 def test_other_sources_must_be_given() -> None:
-    with pytest.raises(NothingToDo, match="other sources of al-pipeline made it .*`--engine PATH`"):
+    with pytest.raises(NothingToDo, match="made by other sources of al-pipeline .*`--engine PATH`"):
         recorded_engine(recorded(sources="0" * 64), None, refuse)
     with pytest.raises(BadInput, match="neither a checkout nor a wheel"):
         recorded_engine(recorded(sources="0" * 64), Path("never"), refuse)
@@ -75,5 +75,5 @@ def test_sources_that_are_given_are_taken_where_they_are_the_recorded_ones(tmp_p
     assert engine.python.exists() and len(told) == 1
     assert sorted(path.name for path in checkout.iterdir()) == before, "nothing is built in the checkout"
     assert recorded_engine(wanted, checkout, refuse) == engine, "made once"
-    with pytest.raises(BadInput, match="not the recorded engine: sources: was 0000"):
+    with pytest.raises(BadInput, match="differ from the recorded engine: sources: was 0000"):
         recorded_engine(recorded(sources="0" * 64), checkout, told.append)

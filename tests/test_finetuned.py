@@ -59,7 +59,7 @@ def test_with_fewer_than_two_classes_it_is_the_prior_and_reads_nothing(tmp_path:
 
 
 def test_a_label_that_is_no_class_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="'eggs' is not a class of the schema"):
+    with pytest.raises(BadInput, match="'eggs' is not a class in the schema"):
         fit_finetuned(["a"], ["eggs"], CLASSES, no_weights(tmp_path / "encoder"), 32, Finetune(), 1, True)
 
 
@@ -199,7 +199,7 @@ def test_changed_weights_are_refused(tiny: Path, tmp_path: Path) -> None:
     [
         ("embeddings.rows", np.array([10**9]), "does not fit the encoder|does not have"),
         ("embeddings.rows", None, "lacks the tensors embeddings.rows"),
-        ("head.bias", np.zeros(7, np.float32), "does not match its card: shapes"),
+        ("head.bias", np.zeros(7, np.float32), "does not match its card: its shapes"),
         ("other", np.zeros(3, np.float32), "'other' does not fit the encoder"),
         ("encoder.layer.0.output.dense.bias", np.zeros(3, np.float32), "does not fit the encoder"),
     ],

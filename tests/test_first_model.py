@@ -79,7 +79,7 @@ def test_what_people_will_be_asked_is_said_beforehand(tmp_path: Path) -> None:
     write_pool(tmp_path / "pool.jsonl", 400)
     assert ingest(workspace, [tmp_path / "pool.jsonl"]).test_added == 60
     said = str(before_first_model(workspace))
-    assert "label 80 items: 40 to learn from" in said and "40 of the test set" in said
+    assert "label 80 items before the first model: 40 to learn from" in said and "40 of the test set" in said
     labelled(tmp_path / "pool.jsonl", 50)
     ingest(workspace, [tmp_path / "pool.jsonl"], label_column="label")
     assert "before anybody answers" in str(before_first_model(workspace))
@@ -100,7 +100,7 @@ def test_a_test_set_of_the_first_file_alone_is_drawn_again_from_all(
     layout = workspace.layout
     for name, start in (("a", 0), ("b", 100), ("given", 500)):
         labelled(tmp_path / f"{name}.jsonl", 100, start)
-    with pytest.raises(NothingToDo, match="no test set was drawn"):
+    with pytest.raises(NothingToDo, match="no test set has been drawn"):
         redraw_test(workspace)
     ingest(workspace, [tmp_path / "a.jsonl"], label_column="label")
     report = ingest(workspace, [tmp_path / "b.jsonl"], label_column="label")

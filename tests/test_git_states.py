@@ -141,19 +141,19 @@ def stash_conflict(root: Path) -> None:
 
 
 STATES: list[tuple[Callable[[Path], None], str]] = [
-    (merging, "a merge is under way.*`git merge --continue` or `--abort`"),
-    (merging_without_conflict, "a merge is under way"),
-    (picking, "a cherry-pick is under way"),
-    (picking_without_conflict, "a cherry-pick is under way"),
-    (picking_several, "a cherry-pick.* is under way"),
-    (reverting, "a revert is under way"),
-    (rebasing, "a rebase is under way.*`git rebase --continue`"),
-    (rebasing_by_apply, "a rebase is under way"),
-    (editing_in_a_rebase, "a rebase is under way"),
-    (applying_mail, "`git am` is under way.*`git am --continue`"),
-    (bisecting, "a bisection is under way.*`git bisect reset`"),
+    (merging, "a merge is in progress.*`git merge --continue` or `--abort`"),
+    (merging_without_conflict, "a merge is in progress"),
+    (picking, "a cherry-pick is in progress"),
+    (picking_without_conflict, "a cherry-pick is in progress"),
+    (picking_several, "a cherry-pick.* is in progress"),
+    (reverting, "a revert is in progress"),
+    (rebasing, "a rebase is in progress.*`git rebase --continue`"),
+    (rebasing_by_apply, "a rebase is in progress"),
+    (editing_in_a_rebase, "a rebase is in progress"),
+    (applying_mail, "`git am` is in progress.*`git am --continue`"),
+    (bisecting, "a bisection is in progress.*`git bisect reset`"),
     (detached, "HEAD is detached: `git switch main`"),
-    (stash_conflict, r"not merged yet: params\.yaml.*`git add`"),
+    (stash_conflict, r"unmerged files: params\.yaml.*`git add`"),
 ]
 
 
@@ -323,12 +323,12 @@ def test_a_tag_at_another_commit_than_its_round_is_named(git: Git) -> None:
     git.tag("round-0011", "x", git.brought("rounds/0012/round.json"))
     (finding, _) = check_git_remote(git, git.tags())
     assert finding.level == "error"
-    assert f"round was published by {git.brought('rounds/0011/round.json')[:12]}" in finding.message
+    assert f"but {git.brought('rounds/0011/round.json')[:12]} published that round" in finding.message
     assert "`git tag -d round-0011`" in finding.fix
 
 
 def test_a_round_that_no_commit_brought_is_said_so(git: Git) -> None:
-    with pytest.raises(ManualActionRequired, match=r"no commit in the history of main brought rounds/0009/round\.json"):
+    with pytest.raises(ManualActionRequired, match=r"no commit in the history of main added rounds/0009/round\.json"):
         git.brought("rounds/0009/round.json")
 
 
@@ -416,7 +416,7 @@ def test_only_tags_that_the_remote_lacks_are_pushed_and_another_is_named(git: Gi
     said = sync(git, layout)
     assert raw(bare, "rev-parse", "main", "round-0002^{commit}").split() == [git.head()] * 2
     assert raw(bare, "rev-parse", "round-0000", "round-0001") == theirs, "neither was overwritten"
-    assert len(said) == 2 and "round-0000 is another on origin (of the same commit)" in said[0]
+    assert len(said) == 2 and "round-0000 differs from the one on origin (of the same commit)" in said[0]
     assert f"(of the commit {raw(git.root, 'rev-parse', 'other')[:12]})" in said[1]
     raw(git.root, "tag", "-d", "round-0000")
     raw(git.root, "fetch", "-q", "origin", "tag", "round-0000")
@@ -575,7 +575,7 @@ def test_a_broken_tag_is_named_with_its_file(git: Git, content: bytes) -> None:
 
 
 def test_a_revision_that_git_does_not_know_is_said_so(git: Git) -> None:
-    with pytest.raises(RepositoryError, match="git knows no round-0007 here: `git fetch --tags`"):
+    with pytest.raises(RepositoryError, match="git has no round-0007 here: `git fetch --tags`"):
         git.show("round-0007", PLAN)
 
 
@@ -657,16 +657,16 @@ FAILURES: list[tuple[Callable[[Path], None], str]] = [
     (empty_ref, "cannot read refs/heads/main: .*broken ref.*update-ref refs/heads/main [0-9a-f]{40}`"),
     (zeroed_ref, "refs/heads/main"),
     (odd_ref, "refs/heads/main"),
-    (lost_ref, "refs/heads/main names no commit.*update-ref refs/heads/main [0-9a-f]{40}`"),
-    (lost_ref_and_log, "refs/heads/main names no commit.*update-ref refs/heads/main COMMIT`"),
-    (lost_refs, "names no commit|not a git repository"),
+    (lost_ref, "refs/heads/main points to no commit.*update-ref refs/heads/main [0-9a-f]{40}`"),
+    (lost_ref_and_log, "refs/heads/main points to no commit.*update-ref refs/heads/main COMMIT`"),
+    (lost_refs, "points to no commit|not a git repository"),
     (empty_head, "not a git repository|HEAD"),
     (lost_head, "not a git repository"),
     (torn_settings, "bad config"),
     (another_format, "version.* 99"),
     (lost_git, "not a git repository"),
     (ref_to_nowhere, "1111111|refs/heads/main"),
-    (orphan, "refs/heads/fresh names no commit"),
+    (orphan, "refs/heads/fresh points to no commit"),
     (foreign_owner, "dubious ownership.*safe.directory"),
 ]
 
@@ -938,7 +938,7 @@ def test_a_conversion_that_nothing_turns_off_is_refused_before_it_is_stored(git:
     write(git.root, ".git/info/attributes", "*.jsonl filter=rot\n")
     raw(git.root, "config", "filter.rot.clean", "tr a-z b-za")
     head = git.head()
-    with pytest.raises(RepositoryError, match=rf"git would not store {PLAN} as it is: `git check-attr --all {PLAN}`"):
+    with pytest.raises(RepositoryError, match=rf"git would not store {PLAN} unchanged: `git check-attr --all {PLAN}`"):
         git.commit("Ours", [write(git.root, PLAN, "abc\n")])
     assert git.head() == head and raw(git.root, "diff", "--cached", "--name-only") == ""
 

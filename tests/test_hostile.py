@@ -148,13 +148,13 @@ def test_a_workspace_id_names_no_other_folder(tmp_path: Path, name: Any) -> None
         open_workspace(tmp_path)
     for text in ("[]", "{", "\xff", '"x"', "[" * 100_000):
         (tmp_path / "al-workspace.json").write_text(text, encoding="latin-1")
-        with pytest.raises(BadInput, match="al-workspace.json is not the JSON"):
+        with pytest.raises(BadInput, match="al-workspace.json does not contain valid JSON"):
             open_workspace(tmp_path)
 
 
 def test_secrets_never_lie_in_the_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AL_HOME", str(tmp_path / "workspace/.al/home"))
-    with pytest.raises(UsageError, match="lies in the workspace"):
+    with pytest.raises(UsageError, match="is inside the workspace"):
         Workspace(Layout(tmp_path / "workspace"), "0123456789ab").store_credentials("http://localhost", "token")
     assert list(tmp_path.iterdir()) == []
 
@@ -303,7 +303,7 @@ def test_any_value_in_a_plan_is_taken_or_refused_by_its_line(key: str, value: An
     ],
 )
 def test_what_is_no_record_is_refused(text: str) -> None:
-    with pytest.raises(UnexpectedChange, match="round.json is not as the engine writes it"):
+    with pytest.raises(UnexpectedChange, match="round.json is not a valid record"):
         parse_record(text, "rounds/0000/round.json")
     if text:
         with pytest.raises(UnexpectedChange, match="plan.jsonl:1"):
@@ -339,7 +339,7 @@ def test_no_revision_passes_for_an_option_of_gits(tmp_path: Path) -> None:
     git, target = Git(tmp_path), tmp_path / "written"
     git.init()
     for ask in (git.modes, git.commit_time, lambda name: git.show(name, "x"), lambda name: git.files(name, "x")):
-        with pytest.raises(RepositoryError, match="names no commit"):
+        with pytest.raises(RepositoryError, match="is not a commit"):
             ask(f"--output={target}")
     assert not list(tmp_path.glob("written*"))
 
@@ -348,7 +348,7 @@ def test_no_revision_passes_for_an_option_of_gits(tmp_path: Path) -> None:
     "packages", [{"evil": "1.0"}, {"numpy": "1.0 --index-url http://evil"}, {"numpy": "git+x"}, [], {"-r": "x"}]
 )
 def test_a_record_installs_nothing_but_what_the_engine_depends_on(packages: Any) -> None:
-    with pytest.raises(BadInput, match="packages or versions that no engine has"):
+    with pytest.raises(BadInput, match="names invalid packages or versions"):
         recorded_engine({**current_engine(), "packages": packages}, None, print)
 
 
@@ -393,7 +393,7 @@ def test_a_parquet_value_that_would_fill_the_memory_is_refused_unread(tmp_path: 
     with pytest.raises(BadInput, match="column `text` have 150,0.. bytes each|column `text`"):
         list(read_table(path, ["text"]))
     pq.write_table(pa.table({"text": ["a"], "many": [list(range(1_000_001))]}), path)
-    with pytest.raises(BadInput, match="column `many.* over 1,000,000 values a row"):
+    with pytest.raises(BadInput, match="column `many.* more than 1,000,000 values per row"):
         list(read_table(path, ["text"]))
     assert len(next(read_table(path, ["text"], keep=["text"]))) == 1, "a column that is not read does no harm"
 
@@ -494,7 +494,7 @@ def test_a_listing_in_the_remote_writes_nothing_outside(clone: Clone) -> None:
     )
     before = outside(clone)
     said = al(clone.root, "round")
-    assert said.code == 5 and "leads out of it: '../../../escaped.txt'" in said.err
+    assert said.code == 5 and "path outside the folder: '../../../escaped.txt'" in said.err
     assert outside(clone) == before and not (clone.root.parent / "escaped.txt").exists()
     assert not clone.root.joinpath("data/events").exists() or not any(clone.root.joinpath("data/events").iterdir())
 
@@ -508,7 +508,7 @@ def test_a_listing_for_predict_writes_nothing_outside(clone: Clone, tmp_path: Pa
     (tmp_path / "new.csv").write_text("text\nhello\n", encoding="utf-8")
     before = outside(clone)
     said = al(clone.root, "predict", str(tmp_path / "new.csv"), "--round", "0")
-    assert said.code == 5 and "leads out of it" in said.err and said.out == ""
+    assert said.code == 5 and "path outside the folder" in said.err and said.out == ""
     assert outside(clone) == before
 
 
@@ -540,7 +540,7 @@ def test_a_foreign_command_is_run_only_on_the_users_word(clone: Clone, tmp_path:
         said = al(clone.root, *words)
         assert said.code in (2, 6), said
     said = al(clone.root, "round")
-    assert said.code == 6 and "dvc.yaml is not this engine's own" in said.err
+    assert said.code == 6 and "dvc.yaml differs from this engine's" in said.err
     assert Git(clone.root).head() == head and not (tmp_path / "ran").exists()
     asked = al(clone.root, "trust")
     assert asked.code == 2 and f"+    cmd: touch {tmp_path}/ran; exit 3" in asked.out and "--yes" in asked.err
@@ -548,7 +548,7 @@ def test_a_foreign_command_is_run_only_on_the_users_word(clone: Clone, tmp_path:
     assert al(clone.root, "trust", "--yes").code == 0
     assert al(clone.root, "trust").code == 3, "nothing is left to trust"
     said = al(clone.root, "round")
-    assert "is not this engine's own" not in said.err
+    assert "differs from this engine's" not in said.err
 
 
 def _link(clone: Clone, name: str, target: Path) -> None:
@@ -667,10 +667,10 @@ def test_a_tick_in_a_forged_clone_leaves_it_as_it_was(clone: Clone) -> None:
     rows = [json.loads(line) for line in plan.read_text().splitlines()]
     nobody = {**rows[0], "item_id": "nobody", "push_key": rows[0]["push_key"].replace(rows[0]["item_id"], "nobody")}
     forgeries: list[tuple[Path, str, str]] = [
-        (plan, json.dumps(nobody) + "\n", "items that the pool does not hold: nobody"),
-        (plan, json.dumps({**rows[0], "round": "0001;rm"}) + "\n", "plan.jsonl:1 is not as the engine"),
+        (plan, json.dumps(nobody) + "\n", "items that the pool does not have: nobody"),
+        (plan, json.dumps({**rows[0], "round": "0001;rm"}) + "\n", "plan.jsonl:1 is not a valid record"),
         (clone.root / "rounds/overrides.json", '{"round": "../../x"}', "overrides.json names no round"),
-        (clone.root / "rounds/project.json", '{"project_id": "1; rm", "project_uid": "x"}', "names no project"),
+        (clone.root / "rounds/project.json", '{"project_id": "1; rm", "project_uid": "x"}', "does not name a project"),
     ]
     for path, text, says in forgeries:
         good = git.head()

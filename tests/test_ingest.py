@@ -450,10 +450,10 @@ def test_the_report_in_words_and_as_json(drawing, tmp_path):
     file = write(tmp_path / "a.csv", "id,text,label", *rows, "1,else,ham", "z,zed,eggs")
     report = ingest(drawing, [file], label_column="label")
     said = "\n".join(report.lines())
-    assert "22 rows: 17 new in the pool, 4 drawn at random as the test set, 0 there already, 1 rejected" in said
+    assert "22 rows: 17 new in the pool, 4 drawn at random as the test set, 0 duplicates, 1 rejected" in said
     assert "20 labels imported" in said
     assert "rejected, 1: the id belongs to another text" in said
-    assert "label not taken, 1: the label is not one of schema.labels" in said
+    assert "label not used, 1: the label is not one of schema.labels" in said
     assert str(report.rejects_file) in said
     row = json.loads(json.dumps(report.to_json()))
     assert (row["added"], row["test_added"], row["test_drawn"], row["labels"]) == (17, 4, True, 20)
@@ -580,7 +580,7 @@ def test_rejects_are_bounded(workspace, tmp_path, monkeypatch):
     report = ingest(workspace, [write(tmp_path / "a.csv", "id,text", *["x"] * 10)])
     assert report.rejected == {"wrong number of fields": 10}
     assert len(rejects(report)) == 3
-    assert report.notes == ("the rejects file holds the first 3 of 10 rejects",)
+    assert report.notes == ("the rejects file has the first 3 of 10 rejects",)
 
 
 # Ids and labels -----------------------------------------------------------------------------------------------------
@@ -623,9 +623,10 @@ def test_texts_that_were_cut_off_are_told_from_others_that_differ(workspace, tmp
     report = ingest(workspace, [again])
     assert report.rejected == {intake.ANOTHER_TEXT: 5}
     assert report.notes == (
-        "3 texts of known ids only go on where the one in the pool ends, which was cut off: was its file read while it "
-        "was copied?",
-        "5 texts differ from what is known under the id; the same command with --corrections takes the new for the old",
+        "3 texts with known ids continue the text in the pool, which was cut off: was its file read while it was being "
+        "copied?",
+        "5 texts differ from the known one with the same id; the same command with --corrections replaces the known "
+        "text by the new one",
     )
     assert [item.text for item in pool(workspace)] == [
         "the beg",

@@ -45,7 +45,7 @@ def test_a_intervention_comes_back_as_it_went_and_nothing_else_is_one() -> None:
         {**one.to_row(), "to": "3"},
         {**one.to_row(), "selection": {"label": 3}},
     ):
-        with pytest.raises(BadInput, match="here is no intervention"):
+        with pytest.raises(BadInput, match="here is not a valid intervention"):
             parse_intervention(bad, "here")
     by_class = intervention(1, "revoke", labels=True, selection=Selection(label="ham"))
     assert parse_intervention(by_class.to_row(), "here") == by_class and "(label ham)" in by_class.sentence()

@@ -285,7 +285,7 @@ def test_doctor_tests_the_machine_and_names_the_cure(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(Encoder, "__init__", disturbed)
     assert (found().level, found().fix) == ("error", "set `features.precision: float32` in params.yaml")
-    assert "bfloat16 vector depends on what shares its batch (in reverse order, 16 tokens:" in found().message
+    assert "bfloat16 vector depends on the other texts in its batch (in reverse order, 16 tokens:" in found().message
     change_params(workspace, {"precision: bfloat16": "precision: float32"})
     assert found().level == "error" and "another machine" in found().fix
     card = read_json(workspace.layout.encoder / "source.json")

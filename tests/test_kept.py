@@ -239,7 +239,7 @@ def test_what_else_is_asked_of_the_batch(played: Any, tmp_path: Path) -> None:
     wanted = next(item for item in sorted(rig.truth) if item not in planned)
     rig.intervene(ask, [wanted], "a customer complained")
     rig.intervene(amend, "revoke", Selection(annotator=EVE), "")
-    with pytest.raises(NothingToDo, match="selected no batch, so that strategy had no effect"):
+    with pytest.raises(NothingToDo, match="selected no batch, so strategy had no effect"):
         rig.tick(options=Options(strategy="entropy"))
     assert rig.keys(3) == rig.keys(2), "nobody had answered anything, and all of it is asked on"
     test = next(task.item_id for task in rig.plan(0) if task.part == "test")

@@ -177,18 +177,18 @@ PAGE = b"<html><h1>Not Found</h1></html>"
 ELSEWHERE: dict[str, tuple[int, bytes, dict[str, str], str]] = {
     "a page is missing": (404, PAGE, {}, "there is no Label Studio at http://ls.example (404); is the address right?"),
     "another service": (404, b'{"detail": "Not Found"}', {}, "there is no Label Studio at http://ls.example (404)"),
-    "a proxy's password": (401, PAGE, {}, "something in front of Label Studio at http://ls.example wants a password"),
-    "a proxy's ban": (403, b"denied", {}, "something in front of Label Studio"),
-    "https": (301, b"", {"Location": "https://ls.example/api"}, "sends us on to https://ls.example (301); if that is"),
-    "another host": (302, b"", {"Location": "https://sso.example/login?next=/"}, "sends us on to https://sso.example"),
+    "a proxy's password": (401, PAGE, {}, "a server in front of Label Studio at http://ls.example asks for a password"),
+    "a proxy's ban": (403, b"denied", {}, "a server in front of Label Studio"),
+    "https": (301, b"", {"Location": "https://ls.example/api"}, "redirects to https://ls.example (301); if that is"),
+    "another host": (302, b"", {"Location": "https://sso.example/login?next=/"}, "redirects to https://sso.example"),
     "a log-in": (
         302,
         b"",
         {"Location": "/user/login?next=/api"},
-        "sends us on to another page (302), such as",
+        "redirects to another page (302), such as",
     ),
-    "a secret target": (302, b"", {"Location": f"https://u:{SECRET}@x.example/"}, "sends us on to another page (302)"),
-    "a page": (200, PAGE, {}, "answered 200 with something that is not Label Studio's"),
+    "a secret target": (302, b"", {"Location": f"https://u:{SECRET}@x.example/"}, "redirects to another page (302)"),
+    "a page": (200, PAGE, {}, "answered 200, but not as Label Studio does"),
 }
 
 
@@ -251,13 +251,13 @@ def why_not(url: str, timeout: float = 5.0) -> str:
 def test_a_connection_that_comes_to_nothing_says_why() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         closed = free.getsockname()[1]
-    assert "nobody answers at http" in why_not(f"http://127.0.0.1:{closed}")
+    assert "no server answers at http" in why_not(f"http://127.0.0.1:{closed}")
     assert "is it running?" in why_not(f"http://127.0.0.1:{closed}")
-    assert "the host of http://no-such-host.invalid is not found" in why_not("http://no-such-host.invalid")
+    assert "the host of http://no-such-host.invalid was not found" in why_not("http://no-such-host.invalid")
     with listening(b"SSH-2.0-OpenSSH_9.6\r\n") as port:
         assert "no usable reply from http" in why_not(f"http://127.0.0.1:{port}")
     with listening(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi") as port:
-        assert "does not speak TLS as https needs it; is it http:// there?" in why_not(f"https://127.0.0.1:{port}")
+        assert "does not use TLS; should it be http://?" in why_not(f"https://127.0.0.1:{port}")
     with listening(None) as port:
         assert "gave no reply in time" in why_not(f"http://127.0.0.1:{port}", timeout=0.2)
     with listening(b"") as port:
@@ -296,7 +296,7 @@ def test_a_certificate_that_nobody_knows_is_named(tmp_path: Path) -> None:
         told = why_not(f"https://127.0.0.1:{plain.getsockname()[1]}")
         plain.shutdown(socket.SHUT_RDWR)
         thread.join(5)
-    assert "is not one that this machine trusts" in told and "SSL_CERT_FILE" in told
+    assert "this machine does not trust the certificate" in told and "SSL_CERT_FILE" in told
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -397,7 +397,7 @@ def test_a_reply_without_a_short_lived_token_is_no_answer(reply: Any) -> None:
         LabelStudioOracle(
             "http://ls.example/ls", personal_token(time.time() + 99), sleep=lambda _: None, transport=transport
         ) as oracle,
-        pytest.raises(LabelStudioDown, match="no answer to it"),
+        pytest.raises(LabelStudioDown, match="sent an unexpected reply"),
     ):
         idle(oracle)
 

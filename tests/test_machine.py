@@ -286,7 +286,7 @@ def test_answers_that_were_not_pulled_are_not_destroyed(
             people._client.projects.create(title="Somebody else's")
             assert "Somebody else" in one_object(al("-C", root, "destroy", "--dry-run", "--json").out)["losses"][0]
         inbox = one_object(al("-C", root, "destroy", "--with-folder", "--dry-run", "--json").out)["losses"]
-        assert "pulled answers are in no published round yet" in inbox[-1]
+        assert "pulled answers are not in a published round yet" in inbox[-1]
         done = one_object(al("-C", root, "destroy", "--yes", "--force", "--json").out)
         assert done["stopped"] == ["Label Studio"] and not psutil.pid_exists(server.pid)
         assert not (al_home / workspace.id / "label-studio").exists()

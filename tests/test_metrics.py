@@ -91,7 +91,7 @@ def test_average_precision_is_of_the_rarer_class_or_the_one_asked_for() -> None:
     assert measure(proba, np.array([1, 0, 0, 0, 1, 0])).average_precision_of == "b"
     assert measure(proba, np.array([1, 0, 1, 0, 1, 0])).average_precision_of == "b"
     assert measure(proba, np.array([0, 1, 1, 1, 1, 0]), positive="b").average_precision_of == "b"
-    with pytest.raises(ValueError, match="no class 'z'; there are a, b"):
+    with pytest.raises(ValueError, match="unknown class 'z'; choose from a, b"):
         measure(proba, np.zeros(6, dtype=int), positive="z")
 
 
@@ -218,8 +218,8 @@ def test_table_has_a_row_for_each_figure() -> None:
 @pytest.mark.parametrize(
     ("truth", "message"),
     [
-        ([0, 1, 2], "there are 2 classes"),
-        ([0, -1, 1], "there are 2 classes"),
+        ([0, 1, 2], "there are only 2 classes"),
+        ([0, -1, 1], "there are only 2 classes"),
         ([0.0, 1.0, 1.0], "class indices"),
         ([0, 1], "2 items and 2 classes"),
     ],

@@ -106,9 +106,9 @@ def test_a_project_is_called_by_name_and_question_and_found_by_its_mark(rig: Rig
 
 def test_a_missing_project_is_never_made_anew_where_we_know_one(rig: Rig, ref: ProjectRef, workspace_id: str) -> None:
     rig.delete_project(ref)
-    with pytest.raises(WrongProject, match="deleted, or another server"):
+    with pytest.raises(WrongProject, match="deleted, or this is another server"):
         rig.oracle.ensure_project(ProjectSpec(workspace_id, "clone-1", SCHEMA), ref)
-    with pytest.raises(WrongProject, match="deleted, or another server"):
+    with pytest.raises(WrongProject, match="deleted, or this is another server"):
         rig.oracle.check(ref, workspace_id)
     for read in (rig.oracle.task_states(ref), rig.oracle.answered(ref, None), rig.oracle.answered_by_key(ref, ["a"])):
         with pytest.raises(WrongProject):

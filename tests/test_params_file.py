@@ -91,11 +91,11 @@ def test_other_indentation_odd_comments_and_values_are_kept() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("select: {strategy: margin}\n", "by hand: version, select.share"),
-        ("{select: {strategy: margin, share: 1}}\n", "by hand: version"),
-        ("- a\n", "not valid YAML, or holds no keys"),
+        ("select: {strategy: margin}\n", "these keys by hand: version, select.share"),
+        ("{select: {strategy: margin, share: 1}}\n", "these keys by hand: version"),
+        ("- a\n", "not valid YAML, or has no keys"),
         ("a: [\n", "not valid YAML"),
-        ("", "not valid YAML, or holds no keys"),
+        ("", "not valid YAML, or has no keys"),
     ],
 )
 def test_what_cannot_be_extended_says_which_keys_to_add(text: str, says: str) -> None:

@@ -116,7 +116,7 @@ def test_a_model_that_is_not_the_recorded_one_is_not_used(
     whole = history(workspace)
     record = whole.rounds[0].model_copy(update={"hashes": {**whole.rounds[0].hashes, "model": "0" * 64}})
     monkeypatch.setattr(module, "read_history", lambda *_: replace(whole, rounds=(record,)))
-    with pytest.raises(RepositoryError, match="its record says 000000000000; `al doctor`"):
+    with pytest.raises(RepositoryError, match="its record has 000000000000; `al doctor`"):
         model_folder(workspace, 0)
     monkeypatch.undo()
     run(workspace, 0)
@@ -194,7 +194,7 @@ def test_the_command_writes_one_object_a_row_and_warns_beside_it(
     text = (tmp_path / "out.jsonl").read_text(encoding="utf-8") if to_file else said.out
     (row,) = (json.loads(line) for line in text.splitlines())
     assert (row["id"], row["label"]) == ("x", "spam")
-    assert [line.split(":")[0] for line in said.err.splitlines()] == ["row 2 is passed over", "row 3 is passed over"]
+    assert [line.split(":")[0] for line in said.err.splitlines()] == ["row 2 is skipped", "row 3 is skipped"]
 
 
 def al(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -263,7 +263,7 @@ def test_csv_keeps_the_inputs_columns_and_holds_no_formula(
     words += ["-o", str(tmp_path / "out.csv")] if to_file else ["--format", "csv"]
     assert al(workspace, monkeypatch, *words) == 0
     said = capsys.readouterr()
-    assert "row 3 is passed over: the text holds half a surrogate pair" in said.err
+    assert "row 3 is skipped: the text holds half a surrogate pair" in said.err
     content = (tmp_path / "out.csv").read_text(encoding="utf-8") if to_file else said.out
     found = list(csv.DictReader(io.StringIO(content)))
     assert list(found[0]) == [
@@ -298,13 +298,13 @@ def test_typed_texts_and_a_table_without_rows(
         (["a.csv", "--text", "x"], "name either a FILE"),
         (["--text", " "], "no text"),
         (["--text", "x\udcff"], "half a surrogate pair"),
-        (["--text", "x", "--columns"], "has no columns"),
+        (["--text", "x", "--columns"], "leave it out with --text"),
         (["--text", "x", "--format", "xml"], "csv or jsonl, not 'xml'"),
-        (["--text", "x", "--format", "csv", "--json"], "exclude each other"),
+        (["--text", "x", "--format", "csv", "--json"], "cannot be combined"),
         (["--text", "x", "-o", str(tmp_path)], "is a folder"),
         (["--text", "x", "-o", str(tmp_path / "a.parquet")], "not .parquet"),
-        ([str(tmp_path / "a.csv"), "-o", str(tmp_path / "a.csv")], "is the file that is read"),
-        ([str(tmp_path / "a.csv"), "--encoding", "klingon"], "no encoding is named"),
+        ([str(tmp_path / "a.csv"), "-o", str(tmp_path / "a.csv")], "is the input file"),
+        ([str(tmp_path / "a.csv"), "--encoding", "klingon"], "unknown encoding"),
     ):
         assert al(workspace, monkeypatch, *words, "--round", "1") == 2, words
         said = capsys.readouterr()
@@ -327,7 +327,7 @@ def test_many_rows_that_are_passed_over_are_a_few_warnings(tmp_path: Path) -> No
     rows, warned = read(tmp_path / "a.csv", "id,text\n" + "x,\n" * 500 + "y,good\n")
     assert rows == [("y", "good")]
     assert len(warned) == 21
-    assert warned[-1] == "500 rows were passed over, 480 of them not shown here"
+    assert warned[-1] == "500 rows were skipped, 480 of them not shown here"
 
 
 def test_columns_of_the_input_never_hide_ours_nor_each_other() -> None:

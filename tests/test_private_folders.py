@@ -284,7 +284,7 @@ def test_links_are_followed_and_circles_end(tmp_path: Path) -> None:
     with pytest.raises(UnsafeFolder, match="open"):
         check_unshared(tmp_path / "a")
     (tmp_path / "b").symlink_to("b")
-    with pytest.raises(UnsafeFolder, match="over 40 links"):
+    with pytest.raises(UnsafeFolder, match="more than 40 links"):
         check_unshared(tmp_path / "b")
 
 
@@ -511,7 +511,7 @@ def test_no_place_at_all_is_said_in_one_sentence(tmp_path: Path) -> None:
         pytest.skip("!! NOT TESTED: another user may not run this Python")
     said = subprocess.run([*command, *python], env=environment, capture_output=True, text=True).stdout
     if command:
-        assert said.startswith("UsageError no place for credentials")
+        assert said.startswith("UsageError there is no folder for credentials")
         assert "set AL_HOME" in said
 
 

@@ -48,11 +48,11 @@ def test_init_refuses_a_remote_whose_plugin_is_not_installed(
 @pytest.mark.parametrize(
     ("address", "says"),
     [
-        ("s4://bucket/al", "no remotes at s4://; it has s3://"),
-        ("file:///data/al", "a folder by its path"),
-        ("remote://mine/al", "no remotes at remote://"),
-        ("s3://", "names no bucket or host"),
-        ("s3:///al", "names no bucket or host"),
+        ("s4://bucket/al", "does not support remotes at s4://; use s3://"),
+        ("file:///data/al", "the path of a folder"),
+        ("remote://mine/al", "does not support remotes at remote://"),
+        ("s3://", "has no bucket or host"),
+        ("s3:///al", "has no bucket or host"),
         ("s3:/bucket/al", "write s3://"),
         ("ssh:host/al", "write ssh://"),
         ("http://[al", "cannot be read"),
@@ -112,7 +112,7 @@ def test_whatever_needs_the_remote_says_what_to_install(made: Path, tmp_path: Pa
     scheme = not_installed()
     for url, says in (
         (f"{scheme}://bucket/al", rf"pip install 'al-pipeline\[{remotes.EXTRAS[scheme]}\]'"),
-        ("s4://bucket/al", r"no remotes at s4://; it has s3://.*dvc remote modify"),
+        ("s4://bucket/al", r"does not support remotes at s4://; use s3://.*dvc remote modify"),
     ):
         change_config(root / ".dvc/config.local", {'remote "store"': {"url": url}}, 0o600)
         with at(root) as dvc:

@@ -198,7 +198,7 @@ def test_wrong_corpora_are_named() -> None:
     truth, rows = np.array([0, 1, 0]), np.array([0, 1])
     with pytest.raises(ValueError, match="'b' is in the pool and in the test set"):
         Corpus(["a", "b", "c"], truth, rows, np.array([1, 2]), ("x", "y"))
-    with pytest.raises(ValueError, match="names an item twice"):
+    with pytest.raises(ValueError, match="contains an item twice"):
         Corpus(["a", "a", "c"], truth, rows, np.array([2]), ("x", "y"))
-    with pytest.raises(ValueError, match="2 ids and 3 true classes"):
+    with pytest.raises(ValueError, match="2 ids but 3 true classes"):
         Corpus(["a", "b"], truth, rows, np.array([], dtype=int), ("x", "y"))

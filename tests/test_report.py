@@ -197,12 +197,12 @@ def test_the_page_says_what_the_records_say():
         "Which label fits this text?", "a first text", "mail-1", "0.987", "100 % of 2", "skipped",
         "looks like spam", "0.98", "not a class of the schema", "1 h 13 min",
         "Questions asked 40 12 of them about the test set",
-        "Questions answered 35", "Questions given up: skipped by two people, or by all there are 1",
+        "Questions answered 35", "Questions given up: skipped by two people, or by all annotators 1",
         "Questions not answered 4", "Skips by people 5", "Answers after the round closed 3",
         "2 refused answers not counted",
         "Questions waiting in Label Studio now 40",
-        "These do not count: a question with no other answer is not answered", "5f2c9a10b7e4",
-        "Round 4 waits for answers.", "+0.11 on round 2", "+40 on round 2", "5\u202f543 unlabelled",
+        "These do not count: a question without another answer counts as not answered", "5f2c9a10b7e4",
+        "Round 4 waits for answers.", "+0.11 since round 2", "+40 since round 2", "5\u202f543 unlabelled",
         "At 160 labels: 0.880 here, 0.850 with random sampling (0.800–0.900): inside that range, so no clear gain.",
     ):  # fmt: skip
         assert " ".join(words.split()) in page.text
@@ -330,11 +330,11 @@ def test_the_classes_stand_in_the_schemas_order_wherever_they_are_listed():
 def test_a_large_matrix_takes_the_whole_width_and_numbers_its_columns(classes, dense, bare):
     names = tuple(f"a class with a long name, number {i}" for i in range(classes))
     page = Page(render(make_report(**UNDRAWN, classes=names, metrics=metrics(classes=names))))
-    assert ("The number over a column is that of its class" in page.text) == (dense or len(names[0]) > 16)
+    assert ("Columns have the numbers of the classes" in page.text) == (dense or len(names[0]) > 16)
     assert len([value for value in page.values("style") if "--share" in value]) == classes**2
     tables = [value for _, name, value in page.attributes if name == "class" and value.startswith("matrix")]
     assert tables == ["matrix" + " dense" * dense + " bare" * bare]
-    assert ("Cells hold test items" in page.text) == bare
+    assert ("Cells are numbers of test items" in page.text) == bare
 
 
 def test_running_accuracy_says_how_many_were_right():
@@ -435,7 +435,7 @@ def test_every_figure_of_a_round_says_what_happened(tmp_path):
     assert list(status(workspace).labels) == [name for name in CLASSES if name in status(workspace).labels]
     page = Page(write_report(workspace).read_text("utf-8"))
     for words in (
-        f"Questions asked {answers.asked}", "Skips by people 3", "or by all there are 1", "unknown label 1",
+        f"Questions asked {answers.asked}", "Skips by people 3", "or by all annotators 1", "unknown label 1",
         f"Questions not answered {answers.unanswered}", "1 refused answer not counted",
         f"{answers.answered} / {answers.asked} questions of this round",
     ):  # fmt: skip

@@ -130,7 +130,7 @@ def test_a_tag_is_made_once_and_never_moved(git: Git) -> None:
     assert git.tags() == {"round-0001": first}
     assert raw(git.root, "cat-file", "-t", "round-0001") == "tag"
     second = git.commit("Next", [change(git)])
-    with pytest.raises(UnexpectedChange, match=f"round-0001 names {str(first)[:12]}, not .*{second[:12]}"):
+    with pytest.raises(UnexpectedChange, match=f"round-0001 points to {str(first)[:12]}, not to .*{second[:12]}"):
         git.tag("round-0001", "Another")
     git.tag("round-0002", "Two", str(first))
     assert git.tags() == {"round-0001": first, "round-0002": first}
@@ -181,7 +181,7 @@ def test_a_lock_of_a_living_git_is_left_alone(git: Git) -> None:
         deadline = time.monotonic() + 10
         while psutil.Process(living.pid).name() != "git" and time.monotonic() < deadline:
             time.sleep(0.01)
-        with pytest.raises(RepositoryError, match=rf"git \(process {living.pid}\) works in .*try again"):
+        with pytest.raises(RepositoryError, match=rf"git \(process {living.pid}\) is running in .*try again"):
             git.commit("Too soon", [change(git)])
         assert lock.exists()
     finally:
@@ -389,7 +389,7 @@ def test_what_the_remote_lacks_is_named(dvc: Dvc) -> None:
 def test_a_remote_that_cannot_be_written_is_said_so(dvc: Dvc, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     dvc.init(str(tmp_path / "file/remote"))
-    with pytest.raises(RepositoryError, match="remote cannot be written: .*dvc remote list"):
+    with pytest.raises(RepositoryError, match="remote cannot be written to: .*dvc remote list"):
         dvc.check_writable()
     with pytest.raises(RepositoryError, match="dvc push failed"):
         dvc.push()
@@ -423,7 +423,7 @@ def test_a_process_killed_in_the_middle_is_said_so_and_the_next_command_works(dv
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with pytest.raises(RepositoryError, match="the DVC process ended in the middle at `dvc repro --single-item slow`"):
+    with pytest.raises(RepositoryError, match="the DVC process ended unexpectedly at `dvc repro --single-item slow`"):
         dvc.repro("slow")
     killer.join()
     assert not [p for p in psutil.process_iter(["name", "cwd"]) if p.info["cwd"] == str(dvc.root)], "its stage is ended"

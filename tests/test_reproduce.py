@@ -165,7 +165,8 @@ def test_an_input_that_the_remote_lacks_or_holds_otherwise_is_named(
     assert code == 5
     assert (row["difference"]["cause"], row["difference"]["missing"]) == (cause, True)
     assert (
-        f"does not give {path} of round-0001" in row["difference"]["message"] and name in row["difference"]["message"]
+        f"does not deliver {path} of round-0001" in row["difference"]["message"]
+        and name in row["difference"]["message"]
     )
     assert clones(copy) == []
 
@@ -184,7 +185,7 @@ def test_data_come_from_the_remote_of_today_and_never_from_a_cache_that_all_shar
     told: list[str] = []
     made = one(copy, on_progress=told.append)
     assert made.difference is not None and made.difference.missing
-    assert "does not give data/events" in made.difference.message
+    assert "does not deliver data/events" in made.difference.message
     assert "round-0001: fetching data/pool" in told, "what is there came from there"
 
 
@@ -199,7 +200,7 @@ def test_sources_are_fetched_once_a_call_and_outputs_for_each_round(copy: Worksp
     rounds += made
     for one in rounds:
         assert one.difference is not None and one.difference.missing
-        assert f"does not give data/test_labels.parquet of round-{one.round:04d}" in one.difference.message
+        assert f"does not deliver data/test_labels.parquet of round-{one.round:04d}" in one.difference.message
         assert len(one.outputs) == len(OUTPUTS) + 1 and not any(output.different for output in one.outputs)
     assert [one.round for one in rounds] == [0, 1] and clones(copy) == []
 
@@ -252,7 +253,7 @@ def test_outputs_are_compared_with_every_account_of_them(copy: Workspace) -> Non
     assert all(not row.different for name, row in rows.items() if name != "model")
     assert made.difference is not None
     assert (made.difference.stage, made.difference.cause, made.difference.missing) == ("", "data", True)
-    assert "does not give models/candidate" in made.difference.message and "other bytes" in made.difference.message
+    assert "does not deliver models/candidate" in made.difference.message and "wrong content" in made.difference.message
 
 
 def test_a_stage_that_is_not_deterministic_is_found(tmp_path: Path, al: Callable[..., Said]) -> None:
@@ -267,7 +268,7 @@ def test_a_stage_that_is_not_deterministic_is_found(tmp_path: Path, al: Callable
     (row,) = found["rounds"]
     assert code == 6
     assert (row["difference"]["stage"], row["difference"]["cause"]) == ("train", "engine")
-    assert "model came out different" in row["difference"]["message"]
+    assert "model differs from everything that was published" in row["difference"]["message"]
     assert "not deterministic" in row["difference"]["message"]
     assert [output["name"] for output in row["outputs"] if output["different"]] == ["model"]
 
@@ -399,7 +400,7 @@ def test_what_is_not_published_cannot_be_made_again(copy: Workspace, al: Callabl
     assert al(copy, "reproduce", "7")[0] == 3
     assert al(copy, "reproduce", "1", "--all")[0] == 2
     Git(copy.layout.root).run("tag", "--delete", "round-0001")
-    with pytest.raises(NothingToDo, match="without a tag here: round-0001; `git fetch --tags`, or `al round` makes it"):
+    with pytest.raises(NothingToDo, match="no tag here: round-0001; `git fetch --tags`, or `al round` creates it"):
         list(reproduce(open_workspace(copy.layout.root), None))
 
 

@@ -148,7 +148,7 @@ def test_back_to_a_snapshot_and_on(played: Any, tmp_path: Path) -> None:
     rig.tick()
     assert late[0] in active(read_events(rig.layout.events)), "the late answer to the abandoned round counts again too"
     assert rig.history().abandoned == {} and rig.clean()
-    with pytest.raises(NothingToDo, match="no rollback stands"):
+    with pytest.raises(NothingToDo, match="there is no rollback to undo"):
         rig.intervene(undo, "")
 
 
@@ -265,7 +265,7 @@ def test_the_model_alone(played: Any, tmp_path: Path) -> None:
     assert rig.history().promoted == "round-0000" and rig.clean()
     assert rig.history().planned == 3, "no round is lost for it"
     assert "rolled back" in status(rig.reopened()).held
-    with pytest.raises(NothingToDo, match="served already"):
+    with pytest.raises(NothingToDo, match="is already served"):
         rig.back(0, labels=False)
     rig.intervene(undo, "")
     assert rig.history().promoted == served and rig.history().holding is None
@@ -275,7 +275,7 @@ def test_parameters_go_back_where_asked(played: Any, tmp_path: Path) -> None:
     rig = Rig(played, tmp_path)
     change_params(rig.workspace, {"annotators: []": "annotators: [ann@example.org]"})
     change_params(rig.workspace, {'    - "spam"\n': '    - "spam"\n    - "other"\n'})
-    with pytest.raises(UnexpectedChange, match=r"params\.yaml is edited"):
+    with pytest.raises(UnexpectedChange, match=r"params\.yaml has uncommitted changes"):
         rig.back(0, params=True)
     text = rig.layout.params.read_text()
     rig.git.commit("Three classes", [rig.layout.params])
@@ -297,7 +297,7 @@ def test_other_parameters_that_change_the_fold_stop_it(played: Any, tmp_path: Pa
     tick(rig.reopened(), lambda: rig.oracle, options=Options(close_now=True))
     change_params(rig.workspace, {"annotators: []": "annotators: [ann@example.org]"})
     head = rig.git.head()
-    with pytest.raises(ManualActionRequired, match="`--params` takes them back too"):
+    with pytest.raises(ManualActionRequired, match="`--params` restores them too"):
         rig.back(3)
     assert rig.git.head() == head
 
@@ -309,7 +309,7 @@ def test_what_cannot_be_had_stops_it(played: Any, tmp_path: Path) -> None:
     [md5] = [out["md5"] for out in lock["stages"]["label"]["outs"] if out["path"] == "data/labeled.parquet"]
     for store in (tmp_path / "copy/remote", rig.layout.root / ".dvc/cache"):
         (store / "files/md5" / md5[:2] / md5[2:]).unlink()
-    with pytest.raises(RemoteIncomplete, match=r"labeled.parquet of round-0000 cannot be had"):
+    with pytest.raises(RemoteIncomplete, match=r"labeled.parquet of round-0000 is available neither here"):
         rig.back(0)
     with pytest.raises(NothingToDo, match="round-0009 is not published"):
         rig.back(9)
@@ -318,9 +318,9 @@ def test_what_cannot_be_had_stops_it(played: Any, tmp_path: Path) -> None:
 
 def test_revoke_and_restore(played: Any, tmp_path: Path) -> None:
     rig = Rig(played, tmp_path)
-    with pytest.raises(UsageError, match="name the answers"):
+    with pytest.raises(UsageError, match="select answers"):
         rig.intervene(amend, "revoke", Selection(), "")
-    with pytest.raises(UsageError, match="--since takes a date"):
+    with pytest.raises(UsageError, match="--since must be a date"):
         rig.intervene(amend, "revoke", Selection(since="yesterday"), "")
     with pytest.raises(NothingToDo, match="no answer that counts"):
         rig.intervene(amend, "revoke", Selection(annotator="nobody@example.org"), "")
@@ -420,5 +420,5 @@ def test_a_intervention_whose_maker_was_killed_is_committed_and_an_edited_one_re
     assert len(rig.history().interventions) == 1 and rig.clean()
     path = rig.layout.intervention(1)
     path.write_text(path.read_text().replace("bad labels", "no reason"))
-    with pytest.raises(UnexpectedChange, match="interventions are never edited"):
+    with pytest.raises(UnexpectedChange, match="interventions must not be edited"):
         rig.tick()

@@ -170,16 +170,16 @@ def test_all_damage_is_seen_and_mended_by_a_clone_that_has_the_data(published: P
     key = newest_model(workspace)
     with open_dvc(workspace.layout) as dvc:
         listing = key_of(dvc.recorded("models/candidate")["models/candidate"])
-    damages = [("other bytes", bytes(len(before[key]))), ("empty", b""), ("bytes of", b"x"), ("missing", None)]
+    damages = [("wrong content", bytes(len(before[key]))), ("empty", b""), ("bytes of", b"x"), ("missing", None)]
     cases = [(key, one) for one in damages] + [(listing, one) for one in (damages[0], damages[3])]
     for damaged, (what, content) in cases:
-        damage(s3, damaged, bytes(len(before[damaged])) if what == "other bytes" else content)
+        damage(s3, damaged, bytes(len(before[damaged])) if what == "wrong content" else content)
         with open_dvc(workspace.layout) as dvc:
             _, (wrong,) = dvc.check_remote()
         assert what in wrong.why and wrong.have and wrong.at == f"s3://{BUCKET}/{damaged}"
-        if damaged == key and what == "other bytes":
+        if damaged == key and what == "wrong content":
             ((level, message, fix),) = of_remote(workspace)
-            assert level == "error" and what in message and "`al remote repair` sends it from this clone" in fix
+            assert level == "error" and what in message and "`al remote repair` uploads it from this clone" in fix
         repaired = repair_remote(workspace)
         assert repaired.sent == 1 and not repaired.defects
         assert objects(s3) == before

@@ -114,7 +114,7 @@ def test_one_seed_has_figures_and_no_intervals() -> None:
 def test_wrong_tables_are_named() -> None:
     rng = np.random.default_rng(0)
     table = np.zeros((2, 4))
-    with pytest.raises(ValueError, match="need the random arm"):
+    with pytest.raises(ValueError, match="has no random arm"):
         compare([20, 40, 60, 80], {"own": table}, np.ones(2), rng)
-    with pytest.raises(ValueError, match="different shapes"):
+    with pytest.raises(ValueError, match="must have the same shape"):
         compare([20, 40, 60, 80], {RANDOM: table, "own": table[:1]}, np.ones(2), rng)

@@ -166,5 +166,5 @@ def test_the_command_shows_changes_and_says_what_is_missing(
         "worker": False,
         "next_run": None,
     }
-    assert "hour: takes 0 to 23, got 25" in al("schedule", "--cron", "0 25 * * *", code=2)
+    assert "hour: must be from 0 to 23, got 25" in al("schedule", "--cron", "0 25 * * *", code=2)
     assert "`al up` starts it" in al("schedule", "apply", code=3)

@@ -184,7 +184,7 @@ def test_no_secret_is_anywhere_but_where_it_was_put(
         config.write_text(f"{remote}https://al:{GIT_PASSWORD}@127.0.0.1:9/x.git\n")
         al("round", code=3)
     al("labelstudio", "connect", f"http://al:{GIT_PASSWORD}@127.0.0.1:9", code=5, feed=f"{label_studio.token}\n")
-    assert "origin holds a password" in printed["doctor{}"]
+    assert "origin contains a password" in printed["doctor{}"]
     assert read_json(workspace.credentials_file)["token"] == label_studio.token, "what was refused was not stored"
     assert not (tmp_path / "prefect-ran-this").exists(), "settings of Prefect in the workspace are not obeyed"
 

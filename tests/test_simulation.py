@@ -119,7 +119,7 @@ def test_classes_come_in_the_schemas_order_where_it_names_them_all(tmp_path: Pat
 
 
 def test_a_corpus_that_tells_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="holds 20 different labelled texts"):
+    with pytest.raises(BadInput, match="has 20 different labelled texts"):
         read_corpus(write_corpus(tmp_path / "few.csv", 20))
     with pytest.raises(BadInput, match="every label in `label` is 'ham'"):
         read_corpus(write_corpus(tmp_path / "one.csv", 80, share=-1))
@@ -297,7 +297,7 @@ def test_a_guide_finds_the_rare_class_sooner_and_leaves_random_alone(tmp_path: P
     guided = run(texts, tmp_path / "out", budget=40, seeds=4, guide={"spam": ["win", "cheap"]}).result
     assert guided["found"]["margin"]["spam"][0] > plain["found"]["margin"]["spam"][0] + 2
     assert guided["found"]["random"] == plain["found"]["random"]
-    with pytest.raises(UsageError, match="the guide names 'eggs', and the corpus has ham, spam"):
+    with pytest.raises(UsageError, match="the guide names 'eggs', but the classes of the corpus are ham, spam"):
         run(texts, tmp_path / "out", guide={"eggs": ["x"]})
 
 
@@ -468,7 +468,7 @@ def test_the_result_has_every_figure_for_every_strategy(done: Simulation) -> Non
     assert result["metric"] == "average_precision" and set(result["metrics"]) == {"average_precision", "macro_f1"}
     assert result["metrics"]["macro_f1"]["wins"]["margin"].keys() == {"random", "entropy"}
     assert result["corpus"]["texts"] == 240 and result["corpus"]["test"] == 48
-    assert any("test items of a seed are spam" in warning for warning in result["warnings"])
+    assert any("few test items of spam" in warning for warning in result["warnings"])
     assert {sum(found[label][-1] for label in found) for found in result["found"].values()} == {60.0}
 
 
@@ -515,15 +515,15 @@ def test_the_summary_says_what_was_reached_and_what_was_not(done: Simulation) ->
 
 def test_options_that_do_not_fit_are_named(texts: LabeledTexts, tmp_path: Path) -> None:
     for wrong, message in (
-        ({"strategies": ("best",)}, "no query strategy 'best'; there are auto"),
-        ({"strategies": ("cluster_margin",)}, "'cluster_margin' looks at vectors"),
-        ({"cold_start": "typiclust"}, "'typiclust' looks at vectors"),
-        ({"cold_start": "margin"}, "'margin' cannot ask before there is a model"),
-        ({"budget": 30}, "a budget of 30 labels holds no round"),
+        ({"strategies": ("best",)}, "unknown query strategy 'best'; choose from auto"),
+        ({"strategies": ("cluster_margin",)}, "'cluster_margin' needs vectors"),
+        ({"cold_start": "typiclust"}, "'typiclust' needs vectors"),
+        ({"cold_start": "margin"}, "--cold-start margin needs a model"),
+        ({"budget": 30}, "a budget of 30 labels is too small"),
     ):
         with pytest.raises(UsageError, match=message):
             run(texts, tmp_path, **wrong)
-    with pytest.raises(UsageError, match="no features 'bert'"):
+    with pytest.raises(UsageError, match="unknown features 'bert'"):
         with_features(params(), "bert")
 
 

@@ -70,7 +70,7 @@ def test_a_file_is_read_once_it_has_been_quiet_for_a_minute(space):
     added, told = ingest_sources(space)
     assert (added, ids(space)) == (0, [])
     (line,) = told
-    assert line.startswith("ingest.sources: incoming/new.csv changed 0 s ago; it is read once it has been quiet for")
+    assert line.startswith("ingest.sources: incoming/new.csv changed 0 s ago; it is read once it has not changed for")
     assert [one.state for one in source_news(space.layout)] == ["waiting"]
     write(file, "id,text", "a,only the beginning was there", "b,and now all of it is")
     assert ingest_sources(space, later(30))[0] == 0
@@ -121,7 +121,7 @@ def test_a_file_that_is_written_to_all_the_time_says_how_it_is_read(space):
         os.utime(file, (now + 60 * minute, now + 60 * minute))
         added, (line,) = ingest_sources(space, now + 60 * minute)
         assert added == 0
-    assert "which it has not been for 2 h: `al ingest` reads it at once" in line
+    assert "but it has kept changing for 2 h: `al ingest` reads it at once" in line
     assert ingest(space, [file]).added == 7
 
 
@@ -149,13 +149,13 @@ def test_a_file_that_changes_while_it_is_read_is_not_taken_in(space, tmp_path, m
 
     monkeypatch.setattr(ingest_module, "read_table", meanwhile)
     if by == "hand":
-        with pytest.raises(UnusableFile, match="was written to while it was read; nothing was taken in"):
+        with pytest.raises(UnusableFile, match="changed while it was read; nothing was added"):
             ingest(space, [file])
     else:
         added, told = ingest_sources(space, later())
         assert added == 0
         assert len(told) == 1
-        assert ("was not taken in" if how == "gone" else "changed 0 s ago; it is read once") in told[0]
+        assert ("was not ingested" if how == "gone" else "changed 0 s ago; it is read once") in told[0]
         assert [one.state for one in source_news(space.layout)] == ["failing" if how == "gone" else "waiting"]
     assert ids(space) == []
     assert not space.layout.rejects.exists(), "nothing of what was read is kept"
@@ -258,9 +258,11 @@ def test_rejected_rows_and_texts_that_have_changed_are_counted_once(space):
     write(incoming(space) / "a.csv", "id,text", "x,hello", "y,cut off no longer", "z,", "u,")
     added, (cut, texts, rows) = ingest_sources(space, later())
     assert added == 0
-    assert cut.startswith("ingest.sources: incoming/a.csv: 1 text of a known id only goes on where the one in the pool")
-    assert "incoming/a.csv: 1 item has another text than before, under the same id. The pool keeps the first" in texts
-    assert "`al ingest incoming/a.csv --corrections` takes the new for the old" in texts
+    assert cut.startswith("ingest.sources: incoming/a.csv: 1 text with a known id continues the text in the pool")
+    assert (
+        "incoming/a.csv: 1 item has a different text than before under the same id. The pool keeps the first" in texts
+    )
+    assert "`al ingest incoming/a.csv --corrections` replaces it by the new one" in texts
     assert not any(event.type == "correct" for event in events(space)), "a tick accepts none by itself"
     assert "2 rows rejected" in rows
     assert ingest_sources(space, later()) == (0, [])
@@ -273,7 +275,7 @@ def test_what_was_guessed_of_a_file_and_labels_not_taken_are_told(space):
     added, (guess, label) = ingest_sources(space, later())
     assert added == 1
     assert guess.startswith("ingest.sources: incoming/a.csv: is not UTF-8; read as cp1252")
-    assert "incoming/a.csv: 1 label not taken" in label
+    assert "incoming/a.csv: 1 label not used" in label
 
 
 # What is no file, and settings --------------------------------------------------------------------------------------
@@ -319,12 +321,12 @@ def test_what_is_no_regular_file_is_told_and_never_waited_for(space, tmp_path):
     added, _ = ingest_sources(space, later())
     assert added == 1
     assert {one.file.removeprefix("incoming/"): one.message for one in source_news(space.layout)} == {
-        "fifo.csv": "is no regular file, but a pipe, a socket or a device",
-        "gone.csv": "is a link that leads nowhere",
-        "loop.csv": "is a link that leads nowhere",
-        "outside.csv": "is a link that leads out of the workspace; copy the file into it",
-        "socket.csv": "is no regular file, but a pipe, a socket or a device",
-        "zero.csv": "is a link that leads out of the workspace; copy the file into it",
+        "fifo.csv": "is not a regular file, but a pipe, a socket or a device",
+        "gone.csv": "is a link to a file that does not exist",
+        "loop.csv": "is a link to a file that does not exist",
+        "outside.csv": "is a link that leads outside the workspace; copy the file into it",
+        "socket.csv": "is not a regular file, but a pipe, a socket or a device",
+        "zero.csv": "is a link that leads outside the workspace; copy the file into it",
     }
 
 
@@ -343,7 +345,7 @@ def test_a_pattern_that_leads_out_of_the_workspace_stops_no_other(space, tmp_pat
     (news,) = source_news(space.layout)
     assert added == 1
     assert news.state == "failing"
-    assert news.message == "is no path below the workspace; copy the files into it"
+    assert news.message == "is not a path below the workspace; copy the files into it"
     assert news.file == pattern or not pattern.isprintable()
     assert news.file.isprintable()
     assert told == [f"ingest.sources: {news.file} {news.message}"]
@@ -393,8 +395,8 @@ def test_a_file_that_cannot_be_opened_or_read_stops_no_other(space, monkeypatch)
     added, told = ingest_sources(space, later())
     assert added == 1
     assert told == [
-        "ingest.sources: incoming/a.csv was not taken in: incoming/a.csv cannot be read: Permission denied",
-        "ingest.sources: incoming/b.csv was not taken in: incoming/b.csv cannot be read: Input/output error",
+        "ingest.sources: incoming/a.csv was not ingested: incoming/a.csv cannot be read: Permission denied",
+        "ingest.sources: incoming/b.csv was not ingested: incoming/b.csv cannot be read: Input/output error",
     ]
 
 
@@ -442,8 +444,10 @@ def test_patterns_find_no_hidden_and_none_of_the_engines_own_files(space):
     assert found("*/*.csv") == (["data/mails.csv"], {})
     assert found("./data//*.csv") == (["data/mails.csv"], {})
     assert found("deep/.venv/*.csv", ".hidden.csv", ".h*.csv") == ([".hidden.csv", "deep/.venv/x.csv"], {})
-    assert found("rounds/0000/x.csv")[1] == {"rounds/0000/x.csv": "belongs to the workspace itself and is no source"}
-    assert found("data")[1] == {"data": "is a folder; `*` behind it stands for its files"}
+    assert found("rounds/0000/x.csv")[1] == {
+        "rounds/0000/x.csv": "belongs to the workspace itself and cannot be a source"
+    }
+    assert found("data")[1] == {"data": "is a folder; to read its files, append `/*`"}
     assert found("no/never.csv")[1] == {"no/never.csv": "cannot be read: No such file or directory"}
     for pattern in ("**x", "[", "[]", "[!", "***", "a/**b/c", "/", ".", "x" * 100_000, "**/" * 200 + "x.csv"):
         found(pattern)
@@ -452,7 +456,7 @@ def test_patterns_find_no_hidden_and_none_of_the_engines_own_files(space):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"encoding": "klingon"}, "no encoding is named 'klingon'"),
+        ({"encoding": "klingon"}, "unknown encoding 'klingon'"),
         ({"label_column": "text"}, "ingest.text_column and ingest.label_column are both 'text'"),
         ({"text_column": "body"}, "has no column `body`"),
         ({"encoding": "utf-16"}, "incoming/a.csv"),
@@ -493,7 +497,7 @@ def test_what_is_wrong_with_sources_stops_no_answer_and_stands_in_status_and_doc
     (folder / "gone.csv").symlink_to("nowhere")
     report = tick(open_workspace(space.layout.root), lambda: oracle)
     assert report.pulled == {"label": answered}
-    assert [line for line in report.warnings if "ingest.sources: params.yaml stops all sources: no encoding" in line]
+    assert [line for line in report.warnings if "ingest.sources: params.yaml stops all sources: unknown encoding" in line]
     change_params(space, {"encoding: klingon": 'encoding: ""'})
     write(folder / "new.csv", "text", "hello")
     space = open_workspace(space.layout.root)
@@ -506,7 +510,7 @@ def test_what_is_wrong_with_sources_stops_no_answer_and_stands_in_status_and_doc
     assert found[0].since > datetime.now(UTC) - timedelta(minutes=10)
     (finding,) = (finding for finding in examine(space) if finding.check == "sources")
     assert finding.level == "warning"
-    assert "in/fifo.csv is no regular file" in finding.message and "since" in finding.message
+    assert "in/fifo.csv is not a regular file" in finding.message and "since" in finding.message
     assert "new.csv" not in finding.message
     (folder / "fifo.csv").unlink()
     (folder / "gone.csv").unlink()

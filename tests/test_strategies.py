@@ -289,7 +289,7 @@ def test_two_ids_with_one_hash_are_ordered_by_id(monkeypatch: pytest.MonkeyPatch
 def test_top_k_names_the_item_whose_score_is_nan() -> None:
     with pytest.raises(ValueError, match="'item-1' is NaN"):
         top_k([0.0, np.nan], ids(2), 1, SEED)
-    with pytest.raises(ValueError, match="2 ids and scores of shape"):
+    with pytest.raises(ValueError, match="2 ids do not match scores of shape"):
         top_k([0.0], ids(2), 1, SEED)
     with pytest.raises(ValueError, match="cannot choose -1"):
         top_k([0.0], ids(1), -1, SEED)
@@ -503,15 +503,15 @@ def test_a_short_shortlist_is_filled_up_at_random() -> None:
 def test_wrong_input_is_named() -> None:
     with pytest.raises(ValueError, match="twice: 'a'"):
         choose(["a", "b", "a"], None, strategy="random", k=1, random_share=0, seed=SEED)
-    with pytest.raises(ValueError, match="candidates name an item twice: 'a'"):
+    with pytest.raises(ValueError, match="candidates contain an item twice: 'a'"):
         choose(["a", "b", "a"], view_of(["a", "b"]), strategy="margin", k=3, random_share=1, seed=SEED)
-    with pytest.raises(ValueError, match="no query strategy 'best'; there are .*entropy"):
+    with pytest.raises(ValueError, match="unknown query strategy 'best'; choose from .*entropy"):
         choose(["a"], None, strategy="best", k=1, random_share=0, seed=SEED)
     with pytest.raises(ValueError, match="between 0 and 1, got 1.5"):
         choose(["a"], None, strategy="random", k=1, random_share=1.5, seed=SEED)
-    with pytest.raises(ValueError, match="shortlist names an item twice: 'a'"):
+    with pytest.raises(ValueError, match="shortlist contains an item twice: 'a'"):
         Shortlist(["a", "a"])
-    with pytest.raises(ValueError, match="2 ids and 1 rows of scores"):
+    with pytest.raises(ValueError, match="2 ids but 1 rows of scores"):
         Shortlist(["a", "b"], np.ones(1))
     with pytest.raises(ValueError, match="vectors of item 'b' are not finite"):
         Shortlist(["a", "b"], vectors=np.array([[0.0], [np.nan]]))

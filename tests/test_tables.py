@@ -230,7 +230,7 @@ def test_a_column_that_no_json_line_has(tmp_path):
 
 
 def test_a_json_list_is_no_jsonl(tmp_path):
-    with pytest.raises(BadInput, match="one object a line"):
+    with pytest.raises(BadInput, match="one object per line"):
         read(tmp_path / "a.json", '[{"text": "a"}]')
 
 
@@ -293,7 +293,7 @@ def test_parquet_batches_are_small_where_texts_are_long(tmp_path):
 
 @pytest.mark.parametrize("content", [b"PAR1", b"PAR1" + b"\0" * 100 + b"PAR1", b"not parquet"])
 def test_a_broken_parquet_file(tmp_path, content):
-    with pytest.raises(BadInput, match="not a Parquet file"):
+    with pytest.raises(BadInput, match="cannot be read as Parquet"):
         read(tmp_path / "a.parquet", content)
 
 
@@ -308,7 +308,7 @@ def test_files_that_are_no_tables(tmp_path):
         ".": "is a folder",
         "empty.csv": "is empty",
         "sheet.xlsx": "damaged ZIP archive or Excel workbook",
-        "a.csv.gz": "cut off or damaged",
+        "a.csv.gz": "truncated or damaged",
         "blank.csv": "only blank lines",
         "a\0b": "cannot be read",
     }.items():

@@ -77,7 +77,7 @@ def test_a_round_that_another_clone_published_is_not_made_twice(template: Any, t
     answer_all(oracle, truth)
     for _ in range(2):
         with pytest.raises(
-            ManualActionRequired, match="round-0000 is on the git remote already: another clone published it"
+            ManualActionRequired, match="round-0000 is already on the git remote: another clone published it"
         ):
             tick(open_workspace(root), lambda: oracle)
     assert git.head() == head and git.tags() == {}
@@ -203,7 +203,7 @@ def test_what_goes_wrong_and_comes_right(template: Any, tmp_path: Path) -> None:
     change_params(workspace, {"strategy: auto": "strategy: entropy"})
     dvc_yaml = workspace.layout.dvc_yaml.read_text()
     workspace.layout.dvc_yaml.write_text(dvc_yaml.replace("al_pipeline.stages.train", "al_pipeline.stages.nothing"))
-    with pytest.raises(UnexpectedChange, match="dvc.yaml is not this engine's own.*al trust"):
+    with pytest.raises(UnexpectedChange, match="dvc.yaml differs from this engine's.*al trust"):
         tick(open_workspace(root), lambda: oracle)
     accept(root)
     with pytest.raises(StageFailed, match="stages.nothing"):
@@ -303,7 +303,7 @@ def test_a_batch_of_another_size_and_strategy_is_for_one_round_and_recorded(temp
     assert [task.part for task in read_plan(git, 0)].count("pool") == 6, "the seed's size too"
     assert read_json(workspace.layout.genesis)["overrides"] == {"size": 6, "strategy": "entropy"}
 
-    with pytest.raises(NothingToDo, match="selected no batch, so that size had no effect: 17 more of 18 tasks"):
+    with pytest.raises(NothingToDo, match="selected no batch, so size had no effect: 17 more of 18 tasks"):
         go(Options(size=3))
     assert git.run("status", "--porcelain").stdout == ""
     answer_all(oracle, truth)

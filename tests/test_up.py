@@ -251,7 +251,7 @@ def test_a_run_by_hand_makes_the_first_plan_as_asked(box: Box) -> None:
     run = box.wait_for(box.start_run(size=3))
     assert run["state"]["type"] == "FAILED" and "selected no batch" in run["state"]["message"]
     told = box.al("round", "--strategy", "entropy", code=3)
-    assert told["error"] == "NothingToDo" and "selected no batch, so that strategy had no effect" in told["message"]
+    assert told["error"] == "NothingToDo" and "selected no batch, so strategy had no effect" in told["message"]
     assert "'margin', 'entropy'" in box.al("round", "--strategy", "best", code=2)["message"]
 
 
@@ -297,7 +297,7 @@ def test_the_doctor_reports_drift_and_apply_ends_it(box: Box) -> None:
 def test_another_clone_does_not_take_the_schedule_by_accident(box: Box, tmp_path: Path) -> None:
     clone = Box(tmp_path / "clone", box.home)
     subprocess.run(["git", "clone", "-q", str(box.root), str(clone.root)], check=True)
-    assert f"{box.root}, and this is {clone.root}" in schedule_finding(clone).message
+    assert f"{box.root}, but this is {clone.root}" in schedule_finding(clone).message
     assert clone.al("up")["schedule"]["applied"] is False
     assert clone.al("schedule", "--off")["applied"] is False
     said = clone.run("-m", "al_pipeline.cli.app", "-C", str(clone.root), "schedule", "--on").stderr
@@ -365,7 +365,7 @@ def begun(box: Box, task: str, **parameters: Any) -> str:
         return any(one["name"] == task and one["state"]["type"] == "RUNNING" for one in found) or None
 
     until(there, 120)
-    assert "Prefect's run" in holder(box.workspace.layout.lock)["purpose"]
+    assert "Prefect flow run" in holder(box.workspace.layout.lock)["purpose"]
     return run
 
 

@@ -81,7 +81,9 @@ def test_an_older_workspace_is_refused_by_name_carried_over_once_and_works(
     oracle = SimulatedOracle()
     play(workspace, oracle, truth, 1)
     root = make_old(workspace)
-    with pytest.raises(NotAWorkspace, match=f"has layout 1, this engine works with {LAYOUT_VERSION}; `al upgrade`"):
+    with pytest.raises(
+        NotAWorkspace, match=f"has layout 1, but this engine needs layout {LAYOUT_VERSION}; `al upgrade`"
+    ):
         open_workspace(root)
     git = Git(root)
     head = git.head()
@@ -174,7 +176,7 @@ def test_a_change_that_is_not_committed_is_never_mixed_in(old: Path, name: str) 
     else:
         edited(old, name)
     before = {path: (old / path).read_bytes() for path in (*FILES, "al-workspace.json")}
-    with pytest.raises(UnexpectedChange, match=f"not committed: {name}.*`git checkout -- FILE`"):
+    with pytest.raises(UnexpectedChange, match=f"uncommitted changes in {name}.*`git checkout -- FILE`"):
         upgrade(old)
     assert {path: (old / path).read_bytes() for path in before} == before
 
@@ -215,7 +217,7 @@ def test_what_stands_in_its_way_is_said(old: Path) -> None:
     with locked(layout.lock, "a tick"), pytest.raises(Locked):
         upgrade(old)
     write_json(layout.closing, {"selects_for": 0})
-    with pytest.raises(NothingToDo, match="a round is being built, by the engine of the older layout"):
+    with pytest.raises(NothingToDo, match="a round is being built with the engine of the older layout"):
         upgrade(old)
     layout.closing.unlink()
     write_json(layout.overrides, {"round": 0})
@@ -228,7 +230,7 @@ def test_what_stands_in_its_way_is_said(old: Path) -> None:
     git.run("checkout", "--quiet", "main")
     write_text(layout.params, layout.params.read_text("utf-8").replace("round:\n", "round: {quorum: 0.5}\nx:\n"))
     git.commit("In braces", [layout.params])
-    with pytest.raises(BadParams, match="add by hand: .*round.seed_size"):
+    with pytest.raises(BadParams, match="add these keys by hand: .*round.seed_size"):
         upgrade(old)
     assert sha256_tree(old / "rounds") == before
     write_json(layout.marker, {**read_json(layout.marker), "layout": LAYOUT_VERSION + 1})
@@ -237,5 +239,5 @@ def test_what_stands_in_its_way_is_said(old: Path) -> None:
         with pytest.raises(NotAWorkspace, match="install a newer engine"):
             use(old)
     write_text(layout.marker, "{}")
-    with pytest.raises(NotAWorkspace, match="not as `al init` wrote it"):
+    with pytest.raises(NotAWorkspace, match="is damaged; `git checkout"):
         open_workspace(old)

@@ -113,7 +113,7 @@ def _inputs_for(
     if not needs & {"vectors"}:
         view = scored
     elif vectors is None:
-        raise ValueError(f"strategy {name!r} needs vectors, and the features have no encoder")
+        raise ValueError(f"strategy {name!r} needs vectors, but the features have no encoder")
     else:
         if "scores" in needs:
             view = scored
@@ -184,7 +184,7 @@ def choose(
     twice.
     """
     if strategy not in STRATEGIES:
-        raise ValueError(f"no query strategy {strategy!r}; there are {', '.join(sorted(STRATEGIES))}")
+        raise ValueError(f"unknown query strategy {strategy!r}; choose from {', '.join(sorted(STRATEGIES))}")
     k = at_most(k, len(candidates))
     scores = _score_of(shortlist)
 
@@ -219,7 +219,7 @@ def choose(
 def _each_once(candidates: list[str]) -> list[str]:
     """`candidates` unchanged. Raises ValueError on a duplicate."""
     if len(set(candidates)) < len(candidates):
-        raise ValueError(f"the candidates name an item twice: {first_repeat(candidates)!r}")
+        raise ValueError(f"the candidates contain an item twice: {first_repeat(candidates)!r}")
     return candidates
 
 

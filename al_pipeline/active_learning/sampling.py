@@ -44,7 +44,7 @@ def top_k(scores: ArrayLike, ids: Sequence[str], k: int, seed: SeedSequence) -> 
     """
     values: Floats = np.asarray(scores, dtype=np.float64)
     if values.shape != (len(ids),):
-        raise ValueError(f"there are {len(ids)} ids and scores of shape {values.shape}")
+        raise ValueError(f"{len(ids)} ids do not match scores of shape {values.shape}")
     if np.isnan(values).any():
         raise ValueError(f"the score of item {ids[int(np.argmax(np.isnan(values)))]!r} is NaN")
     k = at_most(k, len(ids))

@@ -37,13 +37,13 @@ class Shortlist:
 
     def __post_init__(self) -> None:
         if len(set(self.ids)) < len(self.ids):
-            raise ValueError(f"the shortlist names an item twice: {first_repeat(self.ids)!r}")
+            raise ValueError(f"the shortlist contains an item twice: {first_repeat(self.ids)!r}")
         for need in ("scores", "proba", "vectors"):
             values = getattr(self, need)
             if values is None:
                 continue
             if len(values) != len(self.ids):
-                raise ValueError(f"the shortlist has {len(self.ids)} ids and {len(values)} rows of {need}")
+                raise ValueError(f"the shortlist has {len(self.ids)} ids but {len(values)} rows of {need}")
             finite = np.isfinite(values).all(axis=tuple(range(1, np.ndim(values))))
             if not finite.all():
                 raise ValueError(f"{need} of item {self.ids[int(np.argmin(finite))]!r} are not finite")

@@ -162,8 +162,8 @@ def _snapshot_end(rollback: Event, positions: Mapping[str, int]) -> int:
     last = intervention.after
     if last not in positions or positions[last] > positions[rollback.event_id]:
         raise BadInput(
-            f"the ledger lacks event {last[:12]}, the last one of {round_name(intervention.to or 0)}, to which "
-            f"{rollback.annotation_key} rolled back; `dvc checkout data/events` restores the published ledger"
+            f"the ledger lacks event {last[:12]}, the last one of {round_name(intervention.to or 0)}, which "
+            f"{rollback.annotation_key} rolled back to; `dvc checkout data/events` restores the published ledger"
         )
     return positions[last] + 1
 

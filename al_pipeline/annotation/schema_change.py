@@ -41,7 +41,7 @@ def missing_in_use(labels: Sequence[str], used: Mapping[str, str]) -> str | None
     if not lost:
         return None
     name = shlex.quote(lost[0]) if len(lost) == 1 else "CLASS"
-    looks = [f"{name!r} differs from {other!r} in form alone" for name in lost if (other := _lookalike(name, labels))]
+    looks = [f"{name!r} and {other!r} look the same" for name in lost if (other := _lookalike(name, labels))]
     hint = f" ({'; '.join(looks)})" if looks else ""
     return (
         f"answers name classes that schema.labels in params.yaml lacks: "
@@ -66,10 +66,10 @@ def wrong_version(before: Published, after: Classes) -> str | None:
     parts = [
         f"{word} {', '.join(map(repr, names))}" for word, names in (("added", added), ("removed", removed)) if names
     ]
-    parts = parts or ["another order, hence other keys and columns"]
+    parts = parts or ["the order changed, and with it keys and columns"]
     parts += [f"{name!r} looks like {like!r}" for name in added if (like := _lookalike(name, before.labels))]
     drops = (
-        f" No answer that counts uses {' or '.join(map(repr, removed))}; tasks that are open will no longer offer it."
+        f" No answer that counts uses {' or '.join(map(repr, removed))}; open tasks will no longer offer it."
         if removed
         else ""
     )

@@ -44,8 +44,11 @@ def ingest(
         bool,
         typer.Option(
             "--corrections",
-            help="A text that differs from the one known under its id replaces it, as item ID~2; the old one is no "
-            "longer asked and its labels do not count. Without this option, such texts are counted and rejected.",
+            help=(
+                "Let a text that differs from the known one with the same id replace it, as item ID~2; the old "
+                "text is no longer asked and its labels do not count. Without this option, such texts are counted "
+                "and rejected."
+            ),
         ),
     ] = False,
     encoding: Encoding = None,
@@ -129,15 +132,15 @@ formula gets a ' in front.
     from al_pipeline.operations.history import round_number
 
     if bool(files) == bool(texts):
-        raise UsageError("name either a FILE (CSV, JSONL, Parquet or XLSX; - for standard input) or a --text, not both")
+        raise UsageError("name either a FILE (CSV, JSONL, Parquet or XLSX; - for standard input) or a --text")
     if texts and columns:
-        raise UsageError("a --text has no columns to keep; leave --columns out")
+        raise UsageError("--columns keeps columns of a FILE; leave it out with --text")
     workspace = current_workspace()
     wanted = None if number is None else round_number(number)
     with open_inputs(files or [], input_format, encoding) as inputs:
         form = operation.output_format(output_format, out, inputs.sources)
         if as_json and form == "csv" and out is None:
-            raise UsageError("--json and --format csv exclude each other; with --out FILE both are possible")
+            raise UsageError("--json and --format csv cannot be combined without --out FILE")
         for note in inputs.notes:
             warn(note)
         if texts:
@@ -202,7 +205,7 @@ def export(
     wanted = None if number is None else round_number(number)
     done = export_labels(current_workspace(), out, output_format, wanted, test=test, force=force)
     if done.waiting:
-        warn(f"{done.waiting} interventions on labels are not in {done.round} yet; `al round` carries them out")
+        warn(f"{done.waiting} interventions on labels are not in {done.round} yet; the next `al round` applies them")
     if as_json:
         return print_json(asdict(done))
     echo(f"{done.rows:,} labels of {done.round} written to {escape(done.out)}")

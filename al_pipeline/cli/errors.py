@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import typer
 
 _ADVICE = {
-    errno.ENOSPC: "make room",
-    errno.EDQUOT: "make room",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
     errno.EROFS: "make the file system writable",
     errno.EACCES: "fix its permissions",
     errno.EPERM: "fix its permissions",
@@ -25,13 +25,13 @@ _ADVICE = {
     errno.ESTALE: "mount the network file system again",
     errno.EFBIG: "raise the limit on the size of a file (`ulimit -f`)",
     errno.EMFILE: "raise the limit on open files (`ulimit -n`)",
-    errno.ENFILE: "close what holds so many files open on this machine",
-    errno.ENOMEM: "make memory free",
-    errno.EAGAIN: "raise the limit on processes (`ulimit -u`), or end some",
-    errno.EISDIR: "there is a folder where a file belongs; move it away",
-    errno.ENOTDIR: "there is a file where a folder belongs; move it away",
+    errno.ENFILE: "close programs that keep many files open",
+    errno.ENOMEM: "free some memory",
+    errno.EAGAIN: "raise the limit on processes (`ulimit -u`), or end some processes",
+    errno.EISDIR: "there is a folder where a file should be; move it away",
+    errno.ENOTDIR: "there is a file where a folder should be; move it away",
     errno.ELOOP: "the symbolic links form a loop; fix them",
-    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENAMETOOLONG: "use a shorter name",
 }
 """Errors of the operating system that are not our bugs, and how to fix them."""
 

@@ -136,7 +136,7 @@ def _print_label_changes(found: Diff) -> None:
 
 
 def _print_model_changes(found: Diff) -> None:
-    echo(f"[bold]metrics[/]; the difference is on the {found.models.items} test items scored by both models")
+    echo(f"[bold]metrics[/]; differences are on the {found.models.items} test items scored by both models")
     rows = [
         [name, _estimate(old), _estimate(new), _estimate(found.models.differences[name], "+.3f")]
         for name, (old, new) in found.metrics.items()
@@ -180,7 +180,7 @@ def log(
     if as_json:
         return print_json(asdict(found))
     text = " ".join((found.text or "").split())
-    echo(f"[bold]{escape(found.item_id)}[/] ({found.part or 'no longer there'}): {escape(text[:300])}")
+    echo(f"[bold]{escape(found.item_id)}[/] ({found.part or 'no longer in the data'}): {escape(text[:300])}")
     print_table(("round", "what", "by", "details"), [_entry(entry) for entry in found.entries])
 
 

@@ -20,11 +20,13 @@ def rollback(
     number: Annotated[
         str | None, typer.Argument(metavar="ROUND", help="The round to go back to: 7 or round-0007.")
     ] = None,
-    labels: Annotated[bool, typer.Option("--labels", help="Its labels: later answers no longer count.")] = False,
-    model: Annotated[
-        bool, typer.Option("--model", help="The model served then; new models wait for [bold]al approve[/].")
+    labels: Annotated[
+        bool, typer.Option("--labels", help="Restore its labels: later answers no longer count.")
     ] = False,
-    params: Annotated[bool, typer.Option("--params", help="Its params.yaml as well.")] = False,
+    model: Annotated[
+        bool, typer.Option("--model", help="Serve its model; new models wait for [bold]al approve[/].")
+    ] = False,
+    params: Annotated[bool, typer.Option("--params", help="Restore its params.yaml as well.")] = False,
     undo: Annotated[bool, typer.Option("--undo", help="Undo the latest rollback.")] = False,
     reason: Reason = "",
     dry_run: DryRun = False,
@@ -169,7 +171,7 @@ def _print_change(change: Change) -> None:
     table = [["labelled items", f"{change.labels[0]:,}", f"{change.labels[1]:,}"]]
     table += [["model served", str(change.served[0] or "none"), str(change.served[1] or "none")]]
     of_the_newest = change.intervention.labels and change.intervention.kind == "rollback"
-    whose = "of the newest model" if of_the_newest else "of the model served"
+    whose = "of the newest model" if of_the_newest else "of the served model"
     before, after = change.metrics
     if before is not None and before is not after:
         for name in FIGURES:

@@ -32,7 +32,7 @@ class _Sink(io.RawIOBase):
 
     def fileno(self) -> int:
         if self._descriptor is None:
-            raise OSError(errno.EBADF, "it is closed")
+            raise OSError(errno.EBADF, "the stream is closed")
         return self._descriptor
 
     def isatty(self) -> bool:

@@ -120,13 +120,15 @@ def trust(
     accept(root)
     if as_json:
         return print_json({"trusted": doubts})
-    echo("Trusted on this machine as they are now; after any change you are asked again.")
+    echo("These versions are trusted on this machine; after any change you are asked again.")
 
 
 def adopt(
     new_project: Annotated[
         bool,
-        typer.Option("--new-project", help="The old project is lost for good: the next round creates a new one."),
+        typer.Option(
+            "--new-project", help="Replace the old project, which is lost for good: the next round creates a new one."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:

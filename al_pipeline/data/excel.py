@@ -39,8 +39,8 @@ def read_sheet(source: Source, file: IO[bytes]) -> tuple[str, Iterator[tuple[int
         import openpyxl
     except ImportError:
         raise BadInput(
-            f"{source} is an Excel workbook, and openpyxl, which reads it, is not installed: "
-            "`pip install 'al-pipeline[xlsx]'`, or save the sheet as CSV (UTF-8)"
+            f"{source} is an Excel workbook, which needs the package openpyxl: `pip install 'al-pipeline[xlsx]'`, or "
+            "save the sheet as CSV (UTF-8)"
         ) from None
     _check_size(source, file)
     with warnings.catch_warnings(), _damage_as_bad_input(source):
@@ -53,7 +53,7 @@ def read_sheet(source: Source, file: IO[bytes]) -> tuple[str, Iterator[tuple[int
                 sheets.append(sheet)
     if not sheets:
         book.close()
-        raise BadInput(f"{source} holds no sheet with a table in its first 100 rows")
+        raise BadInput(f"{source} has no sheet with a table in its first 100 rows")
     title = shown_text(sheets[0].title)
     if len(sheets) > 1:
         title += f" (not read: {', '.join(shown_text(sheet.title) for sheet in sheets[1:6])})"
@@ -98,7 +98,7 @@ def _check_size(source: Source, file: IO[bytes]) -> None:
     strings = sum(info.file_size for info in infos if "worksheets/" not in info.filename)
     if len(infos) > _MOST_PARTS or unpacked > max(_SMALL, LARGEST_RATIO * packed) or strings > _LARGEST_STRINGS:
         raise BadInput(
-            f"{source} unpacks into {unpacked:,} bytes in {len(infos):,} parts, too many for a workbook of {packed:,} "
+            f"{source} unpacks to {unpacked:,} bytes in {len(infos):,} parts, too much for a workbook of {packed:,} "
             "bytes; save the sheet as CSV (UTF-8)"
         )
 
@@ -119,6 +119,6 @@ class _damage_as_bad_input:
         )  # fmt: skip
         if isinstance(error, damaged) and not isinstance(error, BadInput):
             raise BadInput(
-                f"{self._source} is not a workbook that can be read ({type(error).__name__}: {error}); open it and "
-                "save it again, or save the sheet as CSV (UTF-8)"
+                f"{self._source} cannot be read as a workbook ({type(error).__name__}: {error}); open it and save it "
+                "again, or save the sheet as CSV (UTF-8)"
             ) from None

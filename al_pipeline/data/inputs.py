@@ -43,12 +43,12 @@ _SUFFIXES: dict[str, Format] = {
     ".xlsm": "xlsx",
 }
 _NOT_TABLES = {
-    b"\xd0\xcf\x11\xe0": "is an old Excel workbook, or one with a password; save it as .xlsx without one, or as CSV",
-    b"%PDF": f"is a PDF; a table is wanted ({WANTED})",
-    b"BZh": "is compressed by bzip2; unpack it, or compress it by gzip",
-    b"\xfd7zXZ": "is compressed by xz; unpack it, or compress it by gzip",
-    b"\x28\xb5\x2f\xfd": "is compressed by zstd; unpack it, or compress it by gzip",
-    b"ARROW1": "is an Arrow file; write it as Parquet",
+    b"\xd0\xcf\x11\xe0": "is an old or protected Excel workbook; save it as .xlsx without a password, or as CSV",
+    b"%PDF": f"is a PDF, not a table ({WANTED})",
+    b"BZh": "is compressed with bzip2; unpack it, or compress it with gzip",
+    b"\xfd7zXZ": "is compressed with xz; unpack it, or compress it with gzip",
+    b"\x28\xb5\x2f\xfd": "is compressed with zstd; unpack it, or compress it with gzip",
+    b"ARROW1": "is an Arrow file; save it as Parquet",
     b"SQLite format 3": "is an SQLite database; export the table as CSV",
 }
 _GZIP = b"\x1f\x8b"
@@ -109,7 +109,7 @@ def check_encoding(name: str | None) -> str | None:
     first, *second = (known(part.strip()) for part in name.split("+"))
     if first is None or None in second or len(second) > 1 or (second and first != known("utf-8")):
         raise UsageError(
-            f"no encoding is named {name!r}; usual ones are utf-8, utf-16, cp1252, latin-1, cp1250, cp1251, koi8-r, "
+            f"unknown encoding {name!r}; common ones are utf-8, utf-16, cp1252, latin-1, cp1250, cp1251, koi8-r, "
             "shift_jis, gb18030, and utf-8+cp1252 for a file that mixes the two"
         )
     return "+".join(filter(None, (first, *second)))
@@ -124,10 +124,10 @@ def open_inputs(
     Raises BadInput if a folder or standard input cannot be read, UsageError for an unknown format or encoding.
     """
     if format is not None and format not in get_args(Format):
-        raise UsageError(f"no format is named {format!r}; there are {', '.join(get_args(Format))}")
+        raise UsageError(f"unknown format {format!r}; choose from {', '.join(get_args(Format))}")
     common = Source(Path(), format=format, encoding=check_encoding(encoding))  # type: ignore[arg-type]
     if list(names).count(STANDARD_INPUT) > 1:
-        raise UsageError("standard input (-) can be read once only")
+        raise UsageError("standard input (-) can be read only once")
     found = Inputs()
     spool: str | None = None
     try:
@@ -157,7 +157,7 @@ def _spool(path: Path) -> Path:
         while block := source.read(1024 * 1024):
             if shutil.disk_usage(path.parent).free < _SPARE_BYTES + len(block):
                 raise BadInput(
-                    f"standard input does not fit into {path.parent.parent}; save it to a file, or set TMPDIR"
+                    f"{path.parent.parent} has no room for standard input; save the input to a file, or set TMPDIR"
                 )
             out.write(block)
     return path
@@ -171,10 +171,12 @@ def _list_folder(folder: Path, common: Source, found: Inputs) -> None:
         raise BadInput(f"{folder} cannot be read: {error.strerror or error}") from None
     files = [entry for entry in entries if format_by_name(entry.name) is not None and not entry.is_dir()]
     if not files:
-        raise BadInput(f"{folder} holds no file to read ({WANTED}, by file extension)")
+        raise BadInput(f"{folder} contains no file to read ({WANTED}, by file extension)")
     if others := [shown_text(entry.name) for entry in entries if entry not in files]:
         shown = ", ".join(others[:5]) + (", …" if len(others) > 5 else "")
-        found.notes.append(f"{folder}: {len(others):,} not read (folders, or not named as tables): {shown}")
+        found.notes.append(
+            f"{folder}: {len(others):,} entries not read (folders, or files without the extension of a table): {shown}"
+        )
     found.sources += [replace(common, path=entry) for entry in files]
 
 
@@ -204,7 +206,7 @@ def open_regular(source: Source) -> IO[bytes]:
         os.close(handle)
         if stat.S_ISDIR(mode):
             raise BadInput(f"{source} is a folder; name the files in it ({WANTED})")
-        raise BadInput(f"{source} is not a regular file; give `-` and pipe it in: `cat {source} | al … -`")
+        raise BadInput(f"{source} is not a regular file; pipe it in with `-`: `cat {source} | al … -`")
     return open(handle, "rb")
 
 
@@ -228,16 +230,16 @@ def read_head(source: Source) -> bytes:
     with open_regular(source) as file:
         head = _read(source, file, HEAD_BYTES)
     if not head:
-        raise BadInput(f"{source} is empty; a table with a header is wanted ({WANTED})")
+        raise BadInput(f"{source} is empty; it must be a table with a header ({WANTED})")
     if head.startswith(_GZIP):
         with open_bytes(source) as file:
             head = _read(source, file, HEAD_BYTES)
         if not head:
-            raise BadInput(f"{source} is empty once it is unpacked; a table with a header is wanted ({WANTED})")
+            raise BadInput(f"{source} is empty after unpacking; it must be a table with a header ({WANTED})")
         if head.startswith((_GZIP, _ZIP, b"PAR1")):
-            raise BadInput(f"{source} holds another compressed file or a binary table; unpack it first (`gunzip`)")
+            raise BadInput(f"{source} contains another compressed file or a binary table; unpack it first (`gunzip`)")
     if head[257:262] == b"ustar":
-        raise BadInput(f"{source} is a tar archive; unpack it, and name the files in it")
+        raise BadInput(f"{source} is a tar archive; unpack it and name the files in it")
     for magic, complaint in _NOT_TABLES.items():
         if head.startswith(magic):
             raise BadInput(f"{source} {complaint}")
@@ -290,12 +292,12 @@ class _Decompressed(io.RawIOBase):
         try:
             count = self._file.readinto(buffer)
         except (EOFError, zlib.error, OSError) as error:
-            raise BadInput(f"{self._source} is cut off or damaged (gzip: {error}); get it again") from None
+            raise BadInput(f"{self._source} is truncated or damaged (gzip: {error}); get a new copy") from None
         self._left -= count
         if self._left < 0:
             raise BadInput(
-                f"{self._source} unpacks into more than {LARGEST_RATIO} times its size; if that is right, unpack it "
-                "yourself (`gunzip`) and name the file that comes out"
+                f"{self._source} unpacks to more than {LARGEST_RATIO} times its size; if that is right, unpack it "
+                "yourself (`gunzip`) and name the resulting file"
             )
         return count
 

@@ -223,7 +223,7 @@ def _problem(row: Mapping[str, Any]) -> str | None:
         try:
             LabelIntervention.from_row(row["intervention"])
         except (TypeError, ValueError, AttributeError) as error:
-            return f"`intervention` is unknown to this engine ({error}; written by a newer engine?)"
+            return f"`intervention` cannot be read ({error}; written by a newer engine?)"
     if abs(row.get("lead_time") or 0.0) > _LARGEST_NUMBER or abs(row["round"]) > _LARGEST_NUMBER:
         return f"`lead_time` or `round` is out of range (over {_LARGEST_NUMBER:g})"
     return None

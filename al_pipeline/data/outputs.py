@@ -135,14 +135,14 @@ def parse_predictions(text: str, unlabelled: bool = False) -> Predictions:
         raise BadInput("predictions.csv does not begin with the columns item_id, label")
     classes = tuple(map(from_csv_cell, rows[0][2:]))
     if any(len(row) != len(rows[0]) for row in rows):
-        raise BadInput("predictions.csv has a row with another number of fields than its header")
+        raise BadInput("predictions.csv has a row whose number of fields differs from the header")
     try:
         proba = np.array([[float(value) for value in row[2:]] for row in rows[1:]], dtype=np.float64)
         proba = proba.reshape(len(rows) - 1, len(classes))
     except ValueError:
-        raise BadInput("predictions.csv holds a probability that is not a number") from None
+        raise BadInput("predictions.csv contains a probability that is not a number") from None
     if not np.isfinite(proba).all():
-        raise BadInput("predictions.csv holds a probability that is not a number")
+        raise BadInput("predictions.csv contains a probability that is not a number")
     names, labels = ([from_csv_cell(row[column]) for row in rows[1:]] for column in (0, 1))
     if unknown := set(labels) - {*classes, ""}:
         raise BadInput(f"predictions.csv has the label {min(unknown)!r}, but no column for it")

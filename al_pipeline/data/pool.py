@@ -130,7 +130,7 @@ def _digests(hashes: Sequence[str]) -> bytes:
     except ValueError:
         pass
     raise BadInput(
-        "the pool holds a content hash that is not a SHA-256: another program wrote that part; restore it with "
+        "the pool contains a content hash that is not a SHA-256: another program wrote that part; restore it with "
         "`dvc checkout`"
     )
 
@@ -259,7 +259,7 @@ def _opened(part: Path) -> Any:
     file = _guard(part, lambda: pq.ParquetFile(part))
     if missing := [name for name in COLUMNS if file.schema_arrow.names.count(name) != 1]:
         file.close()
-        raise _damaged(part, ValueError(f"it has none or several columns `{missing[0]}`"))
+        raise _damaged(part, ValueError(f"it has no column `{missing[0]}`, or several"))
     if wrong := [name for name in COLUMNS if file.schema_arrow.field(name) != _schema().field(name)]:
         file.close()
         raise _damaged(part, ValueError(f"its column `{wrong[0]}` is not text, or may be null"))

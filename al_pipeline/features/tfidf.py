@@ -106,7 +106,7 @@ def load_tfidf(folder: Path) -> Tfidf:
     except (OSError, SafetensorError, KeyError) as error:
         raise BadInput(f"{folder / IDF_FILE} cannot be read: {error}") from error
     if idf.shape != (len(card["terms"]),):
-        raise BadInput(f"{folder} holds {len(card['terms'])} terms, but document frequencies of shape {idf.shape}")
+        raise BadInput(f"{folder} has {len(card['terms'])} terms, but document frequencies of shape {idf.shape}")
     return Tfidf(tuple(card["terms"]), idf)
 
 

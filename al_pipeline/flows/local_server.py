@@ -45,7 +45,7 @@ def run_tick(workspace: Workspace, options: Options, on_progress: Callable[[str]
     from al_pipeline.operations.connect import connect
     from al_pipeline.operations.tick import tick
 
-    on_progress("the workspace's Prefect server is not up: the tick runs in this process")
+    on_progress("the workspace's Prefect server is not up, so the tick runs in this process")
     return tick(workspace, lambda: connect(workspace), options=options, on_progress=on_progress)
 
 

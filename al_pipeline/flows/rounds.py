@@ -64,7 +64,7 @@ def run_round(options: Options, on_progress: Callable[[str], None]) -> TickRepor
     except httpx.HTTPError as error:
         failed = f"the workspace's Prefect server does not answer ({type(error).__name__}); `al up` restarts it"
         if not done:
-            raise ServerFailed(f"{failed}, and the next `al round` finishes the job") from error
+            raise ServerFailed(f"{failed}. The next `al round` completes the work") from error
         return replace(done[0], warnings=(*done[0].warnings, f"{failed}. Its page does not show how this run ended"))
     return done[0]
 
@@ -102,7 +102,7 @@ def al_round(
             run=as_task,
             options=Options(close_now, accept_vanished, size, strategy),
             on_progress=on_progress,
-            purpose=f"a tick, Prefect's run {runtime.flow_run.name}",
+            purpose=f"a tick, Prefect flow run {runtime.flow_run.name}",
         )
     except Locked as error:
         if holder(workspace.layout.lock).get("host", socket.gethostname()) != socket.gethostname():
@@ -122,8 +122,8 @@ def _workspace() -> Workspace:
     served = runtime.deployment.name
     if served is not None and not is_our_deployment(served, workspace.id):
         raise UsageError(
-            f"this deployment is for the workspace {served}, but {workspace.layout.root} is {workspace.id}; a run "
-            "cannot choose its workspace, so do not change its job variables"
+            f"this deployment is for workspace {served}, but {workspace.layout.root} is workspace {workspace.id}; a "
+            "run cannot choose its workspace, so do not change its job variables"
         )
     return workspace
 

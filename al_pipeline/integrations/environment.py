@@ -75,7 +75,7 @@ def recorded_engine(recorded: Mapping[str, Any], sources: Path | None, on_progre
             found = _fingerprint(engine, folder)
             if changes := difference(wanted, found or {}):
                 shutil.rmtree(folder)
-                raise BadInput(f"what could be installed is not the recorded engine: {changes}")
+                raise BadInput(f"the installed versions differ from the recorded engine: {changes}")
     return engine
 
 
@@ -84,18 +84,18 @@ def _check_possible(wanted: Mapping[str, Any], sources: Path | None) -> None:
     packages = wanted.get("packages")
     known = packages if isinstance(packages, dict) and set(packages) <= {*PACKAGES, *FORMER_PACKAGES} else {"": None}
     if not all(isinstance(v, str) and _VERSION.fullmatch(v) for v in known.values()):
-        raise BadInput(f"the record names packages or versions that no engine has: {packages!r}"[:300])
+        raise BadInput(f"the record names invalid packages or versions: {packages!r}"[:300])
     if other := [key for key in _GIVEN if wanted.get(key) != here[key]]:
         differences = "; ".join(f"{key}: was {wanted.get(key)}, is {here[key]}" for key in other)
         raise NothingToDo(
-            f"the recorded engine cannot be installed here ({differences}); run `al` on such a machine and Python, "
-            "or leave `--engine` out: then metrics are compared"
+            f"the recorded engine cannot be installed here ({differences}); run `al` on a machine with that Python "
+            "and platform, or leave `--engine` out to compare metrics only"
         )
     if sources is None and wanted["sources"] != here["sources"]:
         raise NothingToDo(
-            f"other sources of al-pipeline made it (version {wanted['version']}, digest {wanted['sources'][:12]}; "
-            f"these are {here['version']}, {here['sources'][:12]}), and a record holds only their digest; "
-            "give a checkout or a wheel of them: `--engine PATH`"
+            f"the round was made by other sources of al-pipeline (version {wanted['version']}, digest "
+            f"{wanted['sources'][:12]}; here: {here['version']}, {here['sources'][:12]}), of which a record holds "
+            "only the digest; name a checkout or a wheel of them with `--engine PATH`"
         )
     if sources is not None and not sources.exists():
         raise BadInput(f"{sources} is neither a checkout nor a wheel of al-pipeline: there is no such file or folder")

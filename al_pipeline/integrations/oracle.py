@@ -52,15 +52,17 @@ class PageEdit:
         if self.added:
             named = ", ".join(map(repr, self.added))
             said.append(
-                f"the project in Label Studio differs from params.yaml: it offers {named}, which somebody added in its "
-                f"page. Answers with that class are kept aside. To count them, add it to schema.labels in params.yaml "
-                f"and set schema.version to {version + 1}; to take it out of the page, `al labelstudio reset`"
+                f"the project in Label Studio differs from params.yaml: it offers {named}, which somebody added in "
+                "Label Studio. Answers with that class are stored but do not count. To count them, add it to "
+                f"schema.labels in params.yaml and set schema.version to {version + 1}; to remove it from the "
+                "project, run `al labelstudio reset`"
             )
         if self.removed:
             named = ", ".join(map(repr, self.removed))
             said.append(
-                f"the project in Label Studio lacked {named}, which somebody removed or renamed in its page, and "
-                "params.yaml has it: it was put back. Classes are changed in params.yaml, with a raised schema.version"
+                f"the project in Label Studio lacked {named}, which somebody removed or renamed in Label Studio "
+                "although it is in params.yaml; it was restored. Change classes in params.yaml, with a higher "
+                "schema.version"
             )
         return "; ".join(said)
 

@@ -74,8 +74,8 @@ class Estimate:
             return over_all_classes(np.ones((len(features), len(self.seen))), self.classes, self.counts)
         if features.widths != self.widths:
             raise BadInput(
-                f"the model was fitted on features of widths {self.widths}, these have {features.widths}: "
-                "they come from another encoder or vocabulary"
+                f"the model was fitted on features of widths {self.widths}, but got widths {features.widths} (another "
+                "encoder or vocabulary)"
             )
         logits = _log(_predict(self.name, self.arrays, features, len(self.seen)))
         return over_all_classes(softmax(logits / self.temperature), self.classes, self.counts)

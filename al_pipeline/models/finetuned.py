@@ -150,8 +150,8 @@ def load_finetuned(folder: Path, encoder: Path) -> FinetunedModel:
     try:
         if card["encoder"] != encoder_identity(encoder, card["max_tokens"]):
             raise BadInput(
-                f"the model in {folder} was trained from another encoder than the one in {encoder} (by digest); "
-                "`dvc checkout` restores both"
+                f"the model in {folder} was trained from another encoder (by digest) than the one in {encoder}; `dvc "
+                "checkout` restores both"
             )
         counts = {name: int(card["labels"][name]) for name in card["seen"]}
         tensors = _load_tensors(folder / WEIGHTS_FILE, card["sha256"], len(counts))
@@ -180,7 +180,7 @@ def _load_tensors(path: Path, digests: Mapping[str, str], classes: int) -> Tenso
             raise BadInput(f"{path} does not match its card: sha256 {actual}, card {expected}")
         tensors = load(path.read_bytes())
     if tensors and {len(tensors[WEIGHT]), len(tensors[BIAS])} != {classes}:
-        raise BadInput(f"{path} does not match its card: shapes for another number of classes than {classes}")
+        raise BadInput(f"{path} does not match its card: its shapes are not those of a model for {classes} classes")
     if missing := {EMBEDDINGS, ROWS} - tensors.keys() if tensors else ():
         raise BadInput(f"{path} lacks the tensors {', '.join(sorted(missing))}")
     return tensors

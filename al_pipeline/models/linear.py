@@ -63,8 +63,8 @@ class Head:
         """Each block's term of the logits, (n, seen)."""
         if features.widths != self.widths:
             raise BadInput(
-                f"the model was fitted on features of widths {self.widths}, these have {features.widths}: "
-                "they come from another encoder or vocabulary"
+                f"the model was fitted on features of widths {self.widths}, but got widths {features.widths} (another "
+                "encoder or vocabulary)"
             )
         return [row_products(block, part) for block, part in zip(features.blocks, self.weights, strict=True)]
 

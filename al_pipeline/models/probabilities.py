@@ -49,7 +49,7 @@ def count_classes(labels: Sequence[str], classes: Sequence[str]) -> tuple[dict[s
     Raises BadInput if a label is not a class.
     """
     if unknown := sorted(set(labels) - set(classes)):
-        raise BadInput(f"label {unknown[0]!r} is not a class of the schema ({', '.join(classes)})")
+        raise BadInput(f"label {unknown[0]!r} is not a class in the schema ({', '.join(classes)})")
     counts = {name: count for name in classes if (count := sum(label == name for label in labels))}
     return counts, np.array([list(counts).index(label) for label in labels], np.intp)
 

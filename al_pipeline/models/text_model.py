@@ -292,7 +292,9 @@ def _load_head(path: Path, classes: Sequence[str], card: dict[str, Any]) -> Head
     widths = tuple(card["widths"])
     if (name := card.get("estimator", HEAD)) != HEAD:
         if name not in ESTIMATORS:
-            raise BadInput(f"{path} is of the estimator {name!r}, which al_pipeline/models/estimators.py does not have")
+            raise BadInput(
+                f"{path} was saved by the estimator {name!r}, which al_pipeline/models/estimators.py does not have"
+            )
         own = {label: card["labels"][label] for label in card["seen"]}
         return Estimate(name, tuple(classes), own, tensors, widths, card["temperature"])
     weights = tuple(tensors[f"weights.{number}"] for number in range(len(widths)))
@@ -300,11 +302,12 @@ def _load_head(path: Path, classes: Sequence[str], card: dict[str, Any]) -> Head
     expected = [(len(counts), width) for width in widths]
     if [part.shape for part in weights] != expected or tensors["bias"].shape != (len(counts),):
         raise BadInput(
-            f"{path} does not match its card: weights of shapes {[part.shape for part in weights]}, card {expected}"
+            f"{path} does not match its card: the weights have shapes {[part.shape for part in weights]}, the card "
+            f"says {expected}"
         )
     shift = tuple(card.get("shift", ()))
     if len(shift) not in (0, len(counts)):
-        raise BadInput(f"{path} does not match its card: {len(counts)} classes, card has shifts for {len(shift)}")
+        raise BadInput(f"{path} does not match its card: {len(counts)} classes, but shifts for {len(shift)}")
     return Head(tuple(classes), counts, weights, tensors["bias"], card["temperature"], widths, shift)
 
 

@@ -100,7 +100,7 @@ class Network:
                     f"expected {shapes.get(name)}"
                 )
         if rows.dtype != np.int64 or not ((rows >= 0) & (rows < self.vocabulary)).all():
-            raise BadInput("the model has embeddings of tokens that the encoder in the workspace does not have")
+            raise BadInput("the model has embeddings for tokens that the encoder in the workspace does not have")
         with torch.no_grad():
             self._embeddings.weight[rows] = torch.from_numpy(tensors[EMBEDDINGS].copy())
             for name in tensors.keys() & own.keys():

@@ -25,12 +25,12 @@ def ask(workspace: Workspace, dvc: Dvc, items: Sequence[str], reason: str) -> In
     """
     wanted = list(dict.fromkeys(item.strip() for item in items))
     if len(wanted) > MAX_ITEMS:
-        raise BadInput(f"{len(wanted):,} items; at most {MAX_ITEMS:,} at a time")
+        raise BadInput(f"{len(wanted):,} items are too many; at most {MAX_ITEMS:,} at a time")
     with locked_for_intervention(workspace, dvc, "al ask") as (git, history):
         _check(workspace, git, history, wanted)
         waiting = asked_for(history.interventions, rounds_of(read_plans(git).values()))
         if not (new := [item for item in wanted if item not in waiting]):
-            raise NothingToDo("they wait for the next batch already")
+            raise NothingToDo("these items already wait for the next batch")
         intervention = new_intervention(history, git, "ask", reason, items=tuple(new))
         commit_intervention(workspace.layout, git, intervention)
         return intervention
@@ -46,15 +46,15 @@ def _check(workspace: Workspace, git: Git, history: History, wanted: Sequence[st
     open_tasks = {task.item_id for task in read_plan(git, history.planned or 0)}
     for item in wanted:
         if item in test:
-            raise BadInput(f"{item!r} belongs to the test set, which is measured on and never chosen")
+            raise BadInput(f"{item!r} belongs to the test set, which is used for evaluation and never queried")
         if item not in pool:
-            raise BadInput(f"the pool has no item {item!r}; items are named by their ids, as in `al log ITEM`")
+            raise BadInput(f"the pool has no item {item!r}; give the ids of items, as in `al log ITEM`")
         if item in corrected:
             raise BadInput(f"the text of {item!r} was corrected; ask for {corrected[item]!r}, which has the new one")
         if item in labelled:
             raise BadInput(
-                f"{item!r} has the label {labelled[item]!r} already; after `al labels revoke --item {item}` "
-                "and a round it can be asked again"
+                f"{item!r} already has the label {labelled[item]!r}; after `al labels revoke --item {item}` and a "
+                "round it can be asked again"
             )
         if item in open_tasks:
-            raise BadInput(f"{item!r} is asked in round {history.planned}, which is open")
+            raise BadInput(f"{item!r} is already asked in round {history.planned}, which is open")

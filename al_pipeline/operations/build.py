@@ -163,9 +163,11 @@ def encode(layout: Layout, features: Features, engine: Engine | None = None) -> 
     command = [str(engine.python) if engine else sys.executable, "-P", "-m", "al_pipeline.stages.encode"]
     code = child.run(command, layout.root, environment, layout.encoding, _ENCODE_TIMEOUT)
     if code:
-        raise StageFailed(f"encoding the pool failed ({code}); what it printed stands above")
+        raise StageFailed(f"encoding the pool failed (exit code {code}); see its output above")
     if code is None:
-        raise StageFailed(f"encoding the pool took more than {_ENCODE_TIMEOUT / 3600:.0f} hours; `al round` goes on")
+        raise StageFailed(
+            f"encoding the pool took more than {_ENCODE_TIMEOUT / 3600:.0f} hours; `al round` continues it"
+        )
     if engine is None:
         write_json(layout.encoded, {"key": filled_for})
 

@@ -41,7 +41,7 @@ def check_ready(layout: Layout, git: Git) -> None:
             ("the branch was rebased or amended after it was published", f"`git merge -s ours {name}` joins the two")
             if has
             else (
-                "an older state, or another branch, is checked out",
+                "an older state or another branch is checked out",
                 f"`git merge {name}` and `dvc pull` bring it here",
             )
         )
@@ -55,8 +55,8 @@ def check_not_ignored(layout: Layout, git: Git) -> None:
     """
     for name, line in git.ignored(layout.of_dvc).items():
         raise ManualActionRequired(
-            f"git ignores {name}, and DVC refuses to work with what is ignored. The line that does it is `{line}`: "
-            "take it out, or narrow it, then try again"
+            f"git ignores {name}, which DVC then cannot track. The line that ignores it is `{line}`: remove or narrow "
+            "it, then try again"
         )
 
 
@@ -65,8 +65,8 @@ def check_tags(rounds: Collection[int], tags: Iterable[str]) -> None:
     known = {round_name(number) for number in rounds}
     if strange := sorted(name for name in tags if _is_round(name) and name not in known):
         raise ManualActionRequired(
-            f"the tag {strange[0]} names a commit without that round, and the round will need it: `git tag -d "
-            f"{strange[0]}` (`git show {strange[0]}` says who made it), then try again"
+            f"the tag {strange[0]} names a commit that does not contain that round, and the round will need the tag: "
+            f"`git tag -d {strange[0]}` (`git show {strange[0]}` shows who made it), then try again"
         )
 
 
@@ -83,7 +83,7 @@ def put_back_converted(layout: Layout, git: Git) -> list[str]:
         assert stored is not None
         write_bytes(layout.root / name, stored)
     git.refresh(found)
-    _logger.warning("git had converted line ends, which were put back: %s", ", ".join(found))
+    _logger.warning("git had converted line endings, which were restored: %s", ", ".join(found))
     return found
 
 

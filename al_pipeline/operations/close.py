@@ -137,14 +137,14 @@ def check_kept(layout: Layout, dvc: Dvc) -> None:
     changed = [one for one in _parts_unlike(layout, dvc) if one.here != "extra"]
     if unknown := [one.name for one in changed if one.here == "unknown"]:
         raise RepositoryError(
-            f"neither DVC's cache nor the DVC remote gives {', '.join(unknown)}, so that new data cannot be told from "
-            "changed data; `al doctor` tries the remote"
+            f"neither DVC's cache nor the DVC remote has {', '.join(unknown)}, so new data cannot be told from "
+            "changed data; `al doctor` checks the remote"
         )
     if changed:
         raise UnexpectedChange(
             f"changed while the round was being closed: {_listed(changed)}. `dvc checkout --force "
-            f"{' '.join(one.name for one in changed)}` in {layout.root} puts back what was recorded (after a "
-            "`dvc fetch`, where the cache lacks it), and `al round` goes on"
+            f"{' '.join(one.name for one in changed)}` in {layout.root} restores what was recorded (after a `dvc "
+            "fetch`, if the cache lacks it), and `al round` continues"
         )
 
 
@@ -163,8 +163,8 @@ def refuse_changed(layout: Layout, dvc: Dvc) -> None:
         raise UnexpectedChange(_not_here(layout, _listed(absent)))
     if unknown := [one.name for one in unlike if one.here == "unknown"]:
         raise RepositoryError(
-            f"neither DVC's cache nor the DVC remote gives {', '.join(unknown)}, so that nobody can tell whether data "
-            "was changed; `al doctor` tries the remote"
+            f"neither DVC's cache nor the DVC remote has {', '.join(unknown)}, so changes to the data cannot be "
+            "detected; `al doctor` checks the remote"
         )
 
 
@@ -176,7 +176,7 @@ def _parts_unlike(layout: Layout, dvc: Dvc) -> list[Different]:
 
 
 def _not_here(layout: Layout, files: str) -> str:
-    return f"not here: {files}; `dvc pull` in {layout.root} brings it back"
+    return f"missing here: {files}; `dvc pull` in {layout.root} fetches it"
 
 
 def _blame(layout: Layout, dvc: Dvc, names: Sequence[str]) -> NoReturn:
@@ -186,25 +186,25 @@ def _blame(layout: Layout, dvc: Dvc, names: Sequence[str]) -> NoReturn:
     except RepositoryError:
         found = []
     files = ", ".join(names)
-    again = f"delete {files} in {layout.root}, and the next `al round` fetches it anew"
+    again = f"delete {files} in {layout.root}, and the next `al round` fetches it again"
     if bad := [one for one in found if one.alike and one.remote == "other"]:
         raise RemoteIncomplete(
-            f"{_listed(bad)} came damaged from the DVC remote, which holds other bytes under the name {bad[0].object} "
-            "than git's records say; nothing was built from it. `al remote repair` in a clone that has the right data "
-            f"puts the remote right; then {again}"
+            f"{_listed(bad)} came damaged from the DVC remote: the content of object {bad[0].object} does not match "
+            "git's records; nothing was built from it. `al remote repair` in a clone that has the right data repairs "
+            f"the remote; then {again}"
         )
     if bad := [one for one in found if one.alike and one.cache == "other"]:
         raise UnexpectedChange(
             f"{_listed(bad)} is damaged here, and so is its copy in DVC's cache (a disk error, or an edit through a "
-            f"link); the DVC remote {_has(bad)}. Keep a copy of what you want of it, then {again}"
+            f"link); the DVC remote {_has(bad)}. Copy what you want to keep, then {again}"
         )
     if found and all(one.here == "absent" for one in found):
         raise UnexpectedChange(_not_here(layout, _listed(found)))
     changed = [one for one in found if one.here in ("other", "extra")]
     raise UnexpectedChange(
-        f"changed by somebody else: {_listed(changed) if changed else files}. After a `git pull`, `dvc pull` brings "
-        f"what belongs to it; else `dvc diff` in {layout.root} shows what, and `dvc checkout --force "
-        f"{' '.join(names)}` discards the change"
+        f"changed by somebody else: {_listed(changed) if changed else files}. After a `git pull`, `dvc pull` fetches "
+        f"the matching data; otherwise `dvc diff` in {layout.root} shows the change, and `dvc checkout --force "
+        f"{' '.join(names)}` discards it"
     )
 
 
@@ -216,8 +216,8 @@ def _listed(files: Sequence[Different]) -> str:
 def _has(files: Sequence[Different]) -> str:
     """Say whether the remote has the right bytes of all `files`."""
     if all(one.remote == "good" for one in files):
-        return "has it whole"
-    return "is out of reach" if any(one.remote == "unknown" for one in files) else "has it no more"
+        return "has it undamaged"
+    return "cannot be reached" if any(one.remote == "unknown" for one in files) else "no longer has it"
 
 
 def foreign_edits(layout: Layout, git: Git) -> list[str]:
@@ -236,8 +236,8 @@ def refuse_edits(changed: Collection[str]) -> None:
     """Raise UnexpectedChange, naming the files, if there are any."""
     if changed:
         raise UnexpectedChange(
-            f"changed by somebody else: {', '.join(sorted(changed)[:5])}. `git diff` shows what; "
-            "`git checkout -- FILE` (or deleting a file that git does not know) takes it back"
+            f"changed by somebody else: {', '.join(sorted(changed)[:5])}. `git diff` shows the change; `git checkout "
+            "-- FILE` (or deleting a file that git does not track) undoes it"
         )
 
 

@@ -46,7 +46,9 @@ def stored_project(layout: Layout) -> ProjectRef | None:
         return None
     number, uid = found.get("project_id"), found.get("project_uid")
     if type(number) is not int or not isinstance(uid, str) or not uid.isprintable() or " " in uid:
-        raise UnexpectedChange(f"{layout.project} names no project; `git log -p {layout.project}` shows who changed it")
+        raise UnexpectedChange(
+            f"{layout.project} does not name a project; `git log -p {layout.project}` shows who changed it"
+        )
     return ProjectRef(number, uid)
 
 
@@ -100,8 +102,8 @@ def connect(workspace: Workspace, most_seconds: float = math.inf) -> LabelStudio
     if missing := [name for name in ("url", "token") if name not in known]:
         variables = " and ".join(f"AL_LABEL_STUDIO_{name.upper()}" for name in missing)
         raise LabelStudioRefused(
-            f"no {' and no '.join(missing)} of a Label Studio is known here; `al labelstudio start` runs one, "
-            f"`al labelstudio connect URL` takes yours, or set {variables}"
+            f"the {' and '.join(missing)} of Label Studio {'is' if len(missing) == 1 else 'are'} not known here; `al "
+            f"labelstudio start` runs one, `al labelstudio connect URL` uses yours, or set {variables}"
         )
     from al_pipeline.integrations.label_studio.client import LabelStudioOracle
 
@@ -206,7 +208,7 @@ def adopt(workspace: Workspace) -> Adopted:
         git.fetch_tags(remote, ROUND_TAGS)
     if missing := git.lacks():
         raise ManualActionRequired(
-            f"the git remote is {counted(missing, 'commit')} ahead of this clone, and may hold rounds that it lacks: "
+            f"the git remote is {counted(missing, 'commit')} ahead of this clone, and may have rounds that it lacks: "
             "`git pull`, then `al adopt` again"
         )
     with locked(layout.lock, "al adopt"), open_dvc(layout) as dvc:
@@ -240,5 +242,5 @@ def leave_project(workspace: Workspace) -> int:
 def _known(workspace: Workspace) -> ProjectRef:
     known = stored_project(workspace.layout)
     if known is None:
-        raise NothingToDo("there is no project yet; `al round` makes one")
+        raise NothingToDo("there is no project yet; `al round` creates one")
     return known

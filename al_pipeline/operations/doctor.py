@@ -47,5 +47,7 @@ def examine(workspace: Workspace) -> list[Finding]:
                 findings.append(Finding(name, "error", str(error)))
         except OSError as error:
             what = f"{error.strerror or error}: {error.filename}" if error.filename else str(error.strerror or error)
-            findings.append(Finding(name, "error", what, "see to the file system and its rights, then look again"))
+            findings.append(
+                Finding(name, "error", what, "check the file system and its permissions, then run `al doctor` again")
+            )
     return findings

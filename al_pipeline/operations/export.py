@@ -83,7 +83,7 @@ def export(
     name = round_name(record.round)
     rows = [row for row in _rows(workspace, record) if test or row.part == "pool"]
     if not rows:
-        raise NothingToDo(f"{name} has no labels to export{'' if test else '; --test takes those of the test set'}")
+        raise NothingToDo(f"{name} has no labels to export{'' if test else '; --test includes those of the test set'}")
     write_rows(out, form, rows, test)
     waiting = len(history.waiting) if number is None else 0
     return Exported(str(out), form, name, len(rows), waiting)
@@ -92,25 +92,27 @@ def export(
 def _format(out: Path, form: str | None) -> str:
     found = form or SUFFIXES.get(out.suffix.lower())
     if found not in FORMATS:
-        raise UsageError(f"--format is one of {', '.join(FORMATS)}; without it, --out ends with {', '.join(SUFFIXES)}")
+        raise UsageError(
+            f"--format must be one of {', '.join(FORMATS)}; without it, --out must end with {', '.join(SUFFIXES)}"
+        )
     return found
 
 
 def _check_target(out: Path, form: str, force: bool) -> None:
     if not out.parent.is_dir():
-        raise BadInput(f"there is no folder {out.parent} to write {out.name} into; make it first")
+        raise BadInput(f"the folder {out.parent} for {out.name} does not exist; create it first")
     if not (out.exists() or out.is_symlink()):
         return
     if not force:
-        raise BadInput(f"{out} is there already; give another --out, or --force to replace it")
+        raise BadInput(f"{out} already exists; give another --out, or --force to replace it")
     if (form == "datasets") != (out.is_dir() and not out.is_symlink()):
-        raise BadInput(f"{out} is {'a folder' if out.is_dir() else 'no folder'}; --force does not replace it")
+        raise BadInput(f"{out} is {'a folder' if out.is_dir() else 'not a folder'}; --force does not replace it")
     if form == "datasets":
         for path in out.rglob("*"):
             inside = path.relative_to(out).as_posix()
             ours = inside in ("README.md", "data") or (path.parent == out / "data" and path.suffix == ".parquet")
             if not ours:
-                raise BadInput(f"{out} holds {inside}, which no export wrote; --force does not delete it")
+                raise BadInput(f"{out} contains {inside}, which no export wrote; --force does not delete it")
 
 
 def _rows(workspace: Workspace, record: RoundRecord) -> list[Row]:
@@ -122,16 +124,14 @@ def _rows(workspace: Workspace, record: RoundRecord) -> list[Row]:
     events = read_events(layout.events)
     known = events_known(record, events)
     if known > len(events):
-        raise RepositoryError(
-            f"the ledger holds {len(events)} events, {name} knew {known}; `dvc pull` brings them back"
-        )
+        raise RepositoryError(f"the ledger has {len(events)} events, but {name} had {known}; `dvc pull` restores them")
     people = supporters(events[:known], {key: row.label for key, row in items.items()})
     pool, test = fetch([layout.pool], items), fetch([layout.test], items)
     rows = []
     for key in sorted(items):
         item = pool.get(key) or test.get(key)
         if item is None:
-            raise RepositoryError(f"item {key} of {name} is in neither pool nor test set; `dvc pull` brings them back")
+            raise RepositoryError(f"item {key} of {name} is in neither pool nor test set; `dvc pull` restores them")
         part, row = "pool" if key in pool else "test", items[key]
         rows.append(Row(key, item.text, row.label, people[key], row.agreement, row.round, part))
     return rows

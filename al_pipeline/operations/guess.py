@@ -25,7 +25,7 @@ def guess(workspace: Workspace, items: Sequence[Item]) -> dict[str, tuple[str, f
     published = read_history(layout, Git(layout.root)).latest
     if published is None or sha256_tree(layout.model) != published.hashes["model"]:
         raise UnexpectedChange(
-            f"{layout.model} is not the model of the last record; `dvc pull models/candidate` brings it back"
+            f"{layout.model} is not the model of the last record; `dvc pull models/candidate` fetches it"
         )
     model = load_model(layout.model, layout.encoder)
     if not items or not model.counts:

@@ -81,7 +81,7 @@ class History:
         for record in self.rounds:
             if record.round == number:
                 return record
-        raise NothingToDo(f"{round_name(number)} is not published; `al rounds` lists those that are")
+        raise NothingToDo(f"{round_name(number)} is not published; `al rounds` lists the published rounds")
 
 
 def read_history(layout: Layout, git: Git, revision: str = "HEAD") -> History:
@@ -166,5 +166,5 @@ def round_number(text: str) -> int:
     """Parse a round number such as `7` or `round-0007`. Raises BadInput for anything else."""
     digits = text.removeprefix("round-")
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 6):
-        raise BadInput(f"{text!r} is no round; give a number such as 7, or a tag such as round-0007")
+        raise BadInput(f"{text!r} is not a round; give a number such as 7, or a tag such as round-0007")
     return int(digits)

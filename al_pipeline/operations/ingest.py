@@ -84,8 +84,8 @@ def ingest(
         raise BadInput("text, id and label must be three different columns")
     if corrections and test:
         raise UsageError(
-            "a correction stays where the text that it replaces is, in the pool or in the test set: leave out either "
-            "--test or --corrections"
+            "a correction goes where the replaced text is, into the pool or the test set: leave out either --test or "
+            "--corrections"
         )
     with open_inputs(files, format, encoding) as inputs:
         stamps = [_stamp(source) for source in inputs.sources]
@@ -106,14 +106,14 @@ def before_first_model(workspace: Workspace) -> str | None:
         return None
     labels = [e.label for e in read_events(layout.inbox_events) if e.part == "pool" and e.label is not None]
     if len(set(labels)) > 1 and len(labels) >= params.round.min_labels:
-        return f"The next `al round` makes a model of {len(labels):,} labels, before anybody answers."
+        return f"The next `al round` trains a model on {len(labels):,} labels, before anybody answers."
     pool, test = count_items([layout.inbox_pool]), count_items([layout.inbox_test])
     labelled = sum(e.part == "test" and e.label is not None for e in read_events(layout.inbox_events))
     seed, first = min(params.round.seed_size, pool), min(params.round.test_tasks, max(test - labelled, 0))
     return (
-        f"Before the first model people label {seed + first:,} items: {seed:,} to learn from (round.seed_size) and "
-        f"{first:,} of the test set (round.test_tasks), which grows by as many each round. Labels that you have "
-        "already (--label-column) make a model at once."
+        f"People label {seed + first:,} items before the first model: {seed:,} to learn from (round.seed_size) and "
+        f"{first:,} of the test set (round.test_tasks), which grows by as many each round. If you have labels already "
+        "(--label-column), a model is trained at once."
     )
 
 
@@ -136,8 +136,8 @@ def _test_size(taken: Intake, wanted: int | None) -> int:
         return taken.workspace.params.ingest.test_size
     if taken.part == "test" or taken.had_test:
         raise BadInput(
-            "there is a test set already: `al ingest --redraw-test --test-size N` draws another until the "
-            "first `al round`, and `al ingest --test FILE` adds to it"
+            "there is a test set already: `al ingest --redraw-test --test-size N` draws another one until the first "
+            "`al round`, and `al ingest --test FILE` adds to it"
         )
     return wanted
 
@@ -215,8 +215,8 @@ def _about_earlier_draw(taken: Intake) -> list[str]:
     if not taken.had_test or next_round(layout) is not None or drawn_parts(layout) is None:
         return []
     return [
-        "the test set was drawn from earlier files alone, and measures on texts like theirs; `al ingest "
-        "--redraw-test` draws it again from all of them, until the first `al round`"
+        "the test set was drawn from earlier files alone and represents only texts like theirs; until the first `al "
+        "round`, `al ingest --redraw-test` draws it again from all files"
     ]
 
 
@@ -243,5 +243,5 @@ def _refuse_changed(files: _Files) -> None:
     for source, stamp in zip(files.sources, files.stamps, strict=True):
         if stamp is None or _stamp(replace(source, stamp=None)) != stamp:
             raise UnusableFile(
-                f"{source} was written to while it was read; nothing was taken in. Run this again once it is complete"
+                f"{source} changed while it was read; nothing was added. Run this again once the file is complete"
             )

@@ -53,8 +53,8 @@ def init(
     """
     if remote is not None and has_password(remote):
         raise BadInput(
-            "the address of the DVC remote holds a password, which git would keep for ever: give it without, and the "
-            "password by `dvc remote modify --local store password …` inside the new workspace"
+            "the address of the DVC remote contains a password, which git would keep for ever: give it without the "
+            "password, and set that inside the new workspace with `dvc remote modify --local store password …`"
         )
     if remote is not None:
         check_address(remote)
@@ -70,7 +70,7 @@ def init(
     elif folder.exists() and not all(_is_ours(entry.name) for entry in folder.iterdir()):
         raise BadInput(f"{folder} is not empty; choose a new folder")
     elif (folder / ".git").exists() and Git(folder).head() is not None and Git(folder).modes("HEAD"):
-        raise BadInput(f"{folder} is a git repository whose last commit holds files; choose a new folder")
+        raise BadInput(f"{folder} is a git repository whose last commit contains files; choose a new folder")
     umask = restrict_umask()
     try:
         with _all_or_nothing(folder):
@@ -179,7 +179,7 @@ def _refuse_begun(layout: Layout) -> None:
     """
     folder = layout.root
     if (folder / ".git").exists() and Git(folder).head() is not None:
-        raise BadInput(f"{folder} is a workspace already; work inside it, or choose another folder")
+        raise BadInput(f"{folder} is already a workspace; work inside it, or choose another folder")
     work = (layout.dvc_lock, layout.engine, layout.closing, layout.genesis, layout.interventions, *layout.sources)
     answers = (
         layout.inbox_pool,
@@ -191,7 +191,7 @@ def _refuse_begun(layout: Layout) -> None:
     if (found := next((path for path in (*work, *answers) if path.exists()), None)) or read_object(layout.project):
         raise BadInput(
             f"{folder} is a workspace with work in it ({(found or layout.project).relative_to(folder)}), but without "
-            "its history in git: bring `.git` back from a copy or a clone, or choose another folder"
+            "its git history: restore `.git` from a copy or a clone, or choose another folder"
         )
 
 
@@ -202,7 +202,7 @@ def _refuse_inside(folder: Path) -> None:
     """
     for outer in folder.parents:
         if Layout(outer).marker.exists():
-            raise BadInput(f"{folder} lies in the workspace {outer}; choose a folder outside of it")
+            raise BadInput(f"{folder} is inside the workspace {outer}; choose a folder outside it")
         if (outer / ".git").exists():
             inner = f"{folder.relative_to(outer).as_posix()}/"
             magic = {"GIT_LITERAL_PATHSPECS": "0"}  # check-ignore does not support literal pathspecs, nor patterns
@@ -210,8 +210,8 @@ def _refuse_inside(folder: Path) -> None:
             if Git(outer).run(*ask, check=False, more=magic).returncode == 0:
                 continue
             raise BadInput(
-                f"{folder} lies in the git repository {outer}, and a workspace is a repository of its own: choose a "
-                f"folder outside, or add the line /{inner} to {outer / '.gitignore'} and try again"
+                f"{folder} is inside the git repository {outer}, but a workspace is a repository of its own: choose a "
+                f"folder outside it, or add the line /{inner} to {outer / '.gitignore'} and try again"
             )
 
 

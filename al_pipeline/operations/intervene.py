@@ -116,21 +116,21 @@ def rollback(
         layout, record = workspace.layout, history.record(number)
         tag = round_name(number)
         if tag not in git.tags():
-            raise NothingToDo(f"{tag} has no tag yet; `al round` makes it, then roll back")
+            raise NothingToDo(f"{tag} has no tag yet; `al round` creates it, then roll back")
         before = {"serves": history.promoted, "hold": history.holding is not None, "head": git.head()}
         then = read_history(layout, git, tag)
         if record not in then.rounds or then.latest != record:
             raise ManualActionRequired(
-                f"the commit that {tag} names is not the one that published that round, so that it is no snapshot of "
-                "it: `al doctor` says which is; nothing was changed"
+                f"the tag {tag} does not name the commit that published that round, so it is not a snapshot of it: "
+                "`al doctor` shows the right commit; nothing was changed"
             )
         serves = then.promoted if model else None
         if model and serves is None:
-            raise NothingToDo(f"at {tag} no model was promoted; `--labels` alone goes back without one")
+            raise NothingToDo(f"no model was promoted at {tag}; use `--labels` to go back to its labels only")
         if params and git.changed([layout.params]):
-            raise UnexpectedChange("params.yaml is edited and not committed; commit or discard that first (`git diff`)")
+            raise UnexpectedChange("params.yaml has uncommitted changes; commit or discard them first (`git diff`)")
         if not labels and not params and serves == history.promoted and history.holding is not None:
-            raise NothingToDo(f"the model of {serves} is served already, and promotion is held")
+            raise NothingToDo(f"the model of {serves} is already served, and promotion is held")
         intervention = new_intervention(
             history, git, "rollback", reason, labels=labels, to=number,
             serves=serves, hold=True if model else None, params_from=tag if params else None, before=before,
@@ -159,7 +159,7 @@ def undo(workspace: Workspace, dvc: Dvc, reason: str, *, dry_run: bool = False) 
     with locked_for_intervention(workspace, dvc, "al rollback --undo") as (git, history):
         last = undoable(history.interventions)
         if last is None:
-            raise NothingToDo("no rollback stands that could be taken back; `al rounds` lists them")
+            raise NothingToDo("there is no rollback to undo; `al rounds` lists them")
         before = last.before or {}
         intervention = new_intervention(
             history, git, "undo", reason, labels=last.labels, undoes=last.number,
@@ -181,21 +181,21 @@ def amend(
     """Revoke or restore the answers that `selection` matches. Raises UsageError if empty, NothingToDo if none match."""
     if selection == Selection():
         raise UsageError(
-            "name the answers: --annotator, --round, --since, --label or --item (together they narrow it down)"
+            "select answers: --annotator, --round, --since, --label or --item (an answer must meet all that are given)"
         )
     if selection.since is not None:
         try:
             selection = replace(selection, since=moment(selection.since).isoformat())
         except ValueError:
             raise UsageError(
-                f"--since takes a date or a time such as 2026-03-01T14:00, got {selection.since!r}"
+                f"--since must be a date or a time such as 2026-03-01T14:00, got {selection.since!r}"
             ) from None
     with locked_for_intervention(workspace, dvc, f"al labels {kind}") as (git, history):
         intervention = new_intervention(history, git, kind, reason, labels=True, selection=selection)
         change = _change(workspace, git, history, intervention)
         if not change.leaving and not change.coming:
             what = "counts" if kind == "revoke" else "is quarantined"
-            raise NothingToDo(f"no answer that {what} is one of: {selection}; `al log ITEM` shows an item's answers")
+            raise NothingToDo(f"no answer that {what} matches: {selection}; `al log ITEM` shows an item's answers")
         if not dry_run:
             commit_intervention(workspace.layout, git, intervention)
         return change
@@ -209,7 +209,7 @@ def approve(workspace: Workspace, dvc: Dvc, number: int | None, reason: str) -> 
         record = history.rounds[-1] if number is None else history.record(number)
         tag = round_name(record.round)
         if history.holding is None and history.promoted == tag:
-            raise NothingToDo(f"the model of {tag} is the promoted one already, and nothing is held")
+            raise NothingToDo(f"the model of {tag} is already promoted, and no model is held")
         intervention = new_intervention(history, git, "approve", reason, serves=tag, hold=False)
         commit_intervention(workspace.layout, git, intervention)
         return intervention
@@ -219,7 +219,7 @@ def pause(workspace: Workspace, dvc: Dvc, reason: str) -> Intervention:
     """Make ticks do nothing until `resume`; after that they finish a build in progress."""
     with locked_for_intervention(workspace, dvc, "al pause", data=False) as (git, history):
         if history.pausing:
-            raise NothingToDo(f"it is paused already: {history.pausing.sentence()}")
+            raise NothingToDo(f"it is already paused: {history.pausing.sentence()}")
         intervention = new_intervention(history, git, "pause", reason)
         commit_intervention(workspace.layout, git, intervention)
         return intervention
@@ -260,7 +260,7 @@ def finish_intervention(layout: Layout, git: Git) -> None:
     if left := git.changed([layout.interventions]):
         if edited := [name for name in left if git.show("HEAD", name) is not None]:
             raise UnexpectedChange(
-                f"interventions are never edited: {', '.join(edited)}; `git checkout -- FILE` takes that back"
+                f"interventions must not be edited: {', '.join(edited)}; `git checkout -- FILE` restores them"
             )
         git.commit("Finish an intervention whose making was interrupted", [layout.interventions])
 
@@ -304,7 +304,7 @@ def locked_for_intervention(
         finish_intervention(layout, git)
         history = read_history(layout, git)
         if history.planned is None:
-            raise NothingToDo("no round was planned yet; `al round` makes the first plan")
+            raise NothingToDo("no round is planned yet; `al round` makes the first plan")
         check_owned(workspace, git, dvc, history, datetime.now(UTC), sources=data)
         yield git, history
 
@@ -340,13 +340,13 @@ def _prove(dvc: Dvc, record: RoundRecord, place: Path, wanted: Mapping[str, str]
             dvc.get(path, tag, place / name)
         except AlError as error:
             raise RemoteIncomplete(
-                f"{path} of {tag} cannot be had, neither here nor from the DVC remote; nothing was changed. {error}"
+                f"{path} of {tag} is available neither here nor in the DVC remote; nothing was changed. {error}"
             ) from None
         if name in record.hashes and sha256_tree(place / name) != record.hashes[name]:
             raise ManualActionRequired(
-                f"{path} of {tag} is not what the round's record says, so that going back to it would bring other "
-                f"{'labels' if name in _FOLDED else 'bytes'} than were published; nothing was changed. "
-                f"`al reproduce {record.round}` says more"
+                f"{path} of {tag} does not match the round's record, so a rollback would restore other "
+                f"{'labels' if name in _FOLDED else 'bytes'} than were published; nothing was changed. `al reproduce "
+                f"{record.round}` shows more"
             )
     return place
 
@@ -400,8 +400,8 @@ def _same_fold(folded: Folded, record: RoundRecord, snapshot: Callable[[], Path]
         differ = [part for part in differ if tuple(readers[part](place / part)) != rows[part]]
     if differ:
         raise ManualActionRequired(
-            f"the labels would not be those of {round_name(record.round)} ({', '.join(differ)} differ), so nothing "
-            "was changed: schema or annotators in params.yaml are others than then. `--params` takes them back too"
+            f"the labels would differ from those of {round_name(record.round)} ({', '.join(differ)}), because schema "
+            "or annotators in params.yaml have changed since; nothing was changed. `--params` restores them too"
         )
 
 

@@ -83,7 +83,7 @@ def log(workspace: Workspace, item_id: str) -> ItemLog:
     entries += [_asked(task, None) for _, task in sorted(tasks.items())]
     entries += past.rest()
     if not entries:
-        raise BadInput(f"nothing is known of an item {item_id!r}; the report and `al diff` name items by their ids")
+        raise BadInput(f"there is no item {item_id!r}; the report and `al diff` show the ids of items")
     part = None if found is None else "test" if found[0].parent in (layout.test, layout.inbox_test) else "pool"
     return ItemLog(item_id, part, found[1].text if found else None, tuple(entries), labels, predictions)
 

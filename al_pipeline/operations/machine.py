@@ -142,24 +142,24 @@ def find(wanted: str | None, here: Path | None) -> Left:
         around = next((folder for folder in (start, *start.parents) if Layout(folder).marker.is_file()), None)
         if around is None:
             raise NotAWorkspace(
-                f"{start} is not in a workspace; name one of those that `al workspaces` lists by its id or path "
-                "(`al init DIR` makes one)"
+                f"{start} is not in a workspace; name one that `al workspaces` lists, by its id or path (`al init "
+                "DIR` creates one)"
             )
         refuse_copy(Layout(around))  # the marker of a copy has the id of its original
         name = read_object(Layout(around).marker).get("workspace_id")
         found = [one for one in everything if one.workspace_id == name]
         if not found:
-            raise UsageError(f"the workspace {around} left nothing in {al_home()}: there is nothing to remove")
+            raise UsageError(f"the workspace {around} stores nothing in {al_home()}: there is nothing to remove")
         return found[0]
     place = Path(os.path.abspath(os.path.expanduser(wanted)))
     found = [one for one in everything if one.workspace_id == wanted]
     found = found or [one for one in everything if place in one.places or place.resolve() in one.present]
     found = found or [one for one in everything if one.name == wanted]
     if not found:
-        raise UsageError(f"no workspace {wanted!r} left anything in {al_home()}; `al workspaces` lists those that did")
+        raise UsageError(f"no workspace {wanted!r} stores anything in {al_home()}; `al workspaces` lists those that do")
     if len(found) > 1:
         ids = ", ".join(one.workspace_id for one in found)
-        raise UsageError(f"{len(found)} workspaces are called {wanted!r}; name one by its id: {ids}")
+        raise UsageError(f"{len(found)} workspaces have the name {wanted!r}; give the id of one: {ids}")
     return found[0]
 
 
@@ -171,7 +171,7 @@ def plan(left: Left, with_folder: bool) -> Destruction:
     takes_data = with_folder and len(left.present) <= 1
     for entry in sorted(left.home.iterdir()):
         begun = entry.name.startswith(TEMPORARY_PREFIX)
-        what = _CALLED.get(entry.name, "what an earlier call began to remove" if begun else _YOURS)
+        what = _CALLED.get(entry.name, "the rest of what an earlier call removed" if begun else _YOURS)
         if begun or entry.name in _MACHINES or (entry.name == _DATA and takes_data):
             removed.append((str(entry), what, disk_usage(entry)))
         elif entry.name != PLACES:
@@ -185,7 +185,7 @@ def plan(left: Left, with_folder: bool) -> Destruction:
         ours = _owned(place)
         removed.append((str(place), _WORKSPACE, sum(map(disk_usage, ours))))
         others = _others(place, ours)
-        kept += [(str(path), "git history of your own files" if path.name == ".git" else _YOURS) for path in others]
+        kept += [(str(path), "the git history of your own files" if path.name == ".git" else _YOURS) for path in others]
     return Destruction(left, tuple(removed), tuple(kept), tuple(_losses(left, with_folder)))
 
 
@@ -202,8 +202,8 @@ def destroy(
     if with_folder and len(left.present) > 1:
         clones = ", ".join(map(str, left.present))
         raise UsageError(
-            f"several clones of this workspace are here ({clones}), and share what it left; delete the folders that "
-            "you no longer want yourself, then call this again"
+            f"this machine has several clones of this workspace ({clones}), which share what would be removed; delete "
+            "the folders of those that you no longer want, then run this again"
         )
     with contextlib.ExitStack() as stack:
         for place in left.present:
@@ -212,9 +212,7 @@ def destroy(
         if not planned.removed:
             raise NothingToDo("there is nothing left to remove" + ("" if with_folder else f"; {_WITH_FOLDER}"))
         if planned.losses and not force:
-            raise ManualActionRequired(
-                f"{'; '.join(planned.losses)}. Nothing was removed; `--force` removes it all the same"
-            )
+            raise ManualActionRequired(f"{'; '.join(planned.losses)}. Nothing was removed; `--force` removes it anyway")
         on_progress("stopping servers")
         ended = end_all_in(left.home)
         on_progress("removing files")
@@ -272,11 +270,11 @@ def _losses(left: Left, with_folder: bool) -> list[str]:
     try:
         stored = stored_answers(left.home / "label-studio")
     except ServerFailed as error:
-        return [f"{error}, so nobody can tell whether answers in it were pulled"]
+        return [f"{error}, so it is unknown whether its answers were pulled"]
     try:
         pulled = _pulled(left)
     except (BadInput, OSError) as error:
-        return [f"which answers were pulled cannot be read ({error})"] if stored.answers else []
+        return [f"it is unknown which answers were pulled ({error})"] if stored.answers else []
     waiting = Counter(answer.annotator for answer in stored.answers if _key(answer) not in pulled)
     if waiting:
         who = ", ".join(f"{name} {count:,}" for name, count in sorted(waiting.items()))
@@ -284,19 +282,25 @@ def _losses(left: Left, with_folder: bool) -> list[str]:
         if left.present:
             losses.append(f"{answers} were not pulled ({who}); `al round` pulls them")
         else:
-            losses.append(f"{answers} ({who}) may not have been pulled: the workspace is gone, and with it the record")
+            losses.append(
+                f"{answers} ({who}) may not have been pulled: the workspace, which has the record of that, is gone"
+            )
     others = [
         title for title, description in stored.projects
         if (mark := find_mark(description)) is None or mark.workspace_id != left.workspace_id
     ]  # fmt: skip
     if others:
-        losses.append(f"its Label Studio holds projects that are not the workspace's: {', '.join(map(repr, others))}")
+        losses.append(
+            f"its Label Studio has projects that do not belong to the workspace: {', '.join(map(repr, others))}"
+        )
     for place in left.present if with_folder else ():
         layout = Layout(place)
         inbox = read_events(layout.inbox_events)
         known = {event.event_id for event in read_events(layout.events)}
         if count := len([event for event in inbox if event.event_id not in known]):
-            losses.append(f"{count:,} pulled answers are in no published round yet; `al round --close-now` closes one")
+            losses.append(
+                f"{count:,} pulled answers are not in a published round yet; `al round --close-now` closes one"
+            )
     return losses
 
 

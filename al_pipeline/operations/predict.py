@@ -41,7 +41,9 @@ def model_folder(workspace: Workspace, number: int | None = None) -> tuple[int, 
     history = read_history(layout, Git(layout.root))
     if number is None:
         if history.promoted is None:
-            raise NothingToDo("no model is promoted yet; `al rounds` shows why, `--round N` takes a round's own model")
+            raise NothingToDo(
+                "no model is promoted yet; `al rounds` shows why, and `--round N` uses a round's own model"
+            )
         number = int(history.promoted.removeprefix("round-"))
     record = history.record(number)
     folder = layout.private / "published" / round_name(number)
@@ -77,8 +79,8 @@ def _fetch(workspace: Workspace, name: str, wanted: str, folder: Path) -> None:
         found = _digests(fresh)
         if found["model"] != wanted:
             raise RepositoryError(
-                f"the model of {name} has digest {found['model'][:12]}, its record says {wanted[:12]}; "
-                "`al doctor` says what the DVC remote lacks"
+                f"the model of {name} has digest {found['model'][:12]}, but its record has {wanted[:12]}; `al doctor` "
+                "shows what the DVC remote lacks"
             )
         write_json(fresh / "complete.json", found)
         if folder.exists():
@@ -108,7 +110,7 @@ def predict(
     vectors = Vectors(folder / "encoder", workspace.layout.features, features) if features.uses_encoder else None
     if vectors is not None and model.encoder != vectors.identity:
         raise BadInput(
-            f"the encoder of {round_name(number)} is not the one that its model was fitted on (by digest); delete "
+            f"the encoder of {round_name(number)} (by digest) is not the one that its model was fitted on; delete "
             f"{folder}, and `al predict` fetches both again"
         )
     for batch in texts:
@@ -137,8 +139,7 @@ def _features(record: RoundRecord) -> Features:
         return Features.model_validate(record.params.features)
     except ValidationError:
         raise BadInput(
-            f"{round_name(record.round)} was made with features that this engine does not know; "
-            "install the engine that made it"
+            f"{round_name(record.round)} uses features that this engine does not have; install the engine that built it"
         ) from None
 
 
@@ -178,7 +179,7 @@ def read_texts(
                 if problem is not None:
                     passed += 1
                     if passed <= _MOST_WARNINGS:
-                        warn(f"row {prefix}{row.number} is passed over: {problem}")
+                        warn(f"row {prefix}{row.number} is skipped: {problem}")
                     continue
                 assert isinstance(row, Row)
                 known = _id(row.values.get(id_column or "id")) or f"{prefix}{row.number}"
@@ -186,7 +187,7 @@ def read_texts(
                 texts.append((known, text, row.values) if columns else (known, text))
             yield texts
     if passed > _MOST_WARNINGS:
-        warn(f"{passed:,} rows were passed over, {passed - _MOST_WARNINGS:,} of them not shown here")
+        warn(f"{passed:,} rows were skipped, {passed - _MOST_WARNINGS:,} of them not shown here")
 
 
 _LONGEST = 2**31
@@ -224,13 +225,13 @@ def output_format(form: str | None, out: Path | None, inputs: Sequence[Source]) 
     if out is not None and any(
         out.exists() and source.path.exists() and out.samefile(source.path) for source in inputs
     ):
-        raise UsageError(f"{out} is the file that is read; write to another one")
+        raise UsageError(f"{out} is the input file; write to another one")
     suffix = "" if out is None else out.suffix.lower()
     if form is None and suffix in (".parquet", ".xlsx", ".gz", ".tsv"):
-        raise UsageError(f"predictions are written as CSV or JSONL, not {suffix}; --format chooses one of them")
+        raise UsageError(f"predictions are written as CSV or JSONL, not {suffix}; --format chooses one")
     form = SUFFIXES.get(suffix, "jsonl") if form is None else form
     if form not in ("csv", "jsonl"):
-        raise UsageError(f"--format is csv or jsonl, not {form!r}; without it --out ends with .csv or .jsonl")
+        raise UsageError(f"--format must be csv or jsonl, not {form!r}; without it, --out must end with .csv or .jsonl")
     return form
 
 

@@ -102,9 +102,9 @@ def _refuse_published(git: Git, number: int) -> None:
     with contextlib.suppress(RepositoryError):
         if git.remote_has_tag(round_name(number)):
             raise ManualActionRequired(
-                f"{round_name(number)} is on the git remote already: another clone published it, and took over the "
-                "project in Label Studio. Nothing was published here and no answer is lost: continue in that clone, or "
-                "make a new one (`git clone`) and run `al adopt` there"
+                f"{round_name(number)} is already on the git remote: another clone published it and took over the "
+                "project in Label Studio. Nothing was published here and no answer is lost: continue in that clone, "
+                "or make a new one (`git clone`) and run `al adopt` there"
             )
 
 
@@ -127,7 +127,7 @@ def tag(git: Git, layout: Layout, number: int) -> None:
     commit = git.brought(path)
     text = git.show(commit, path)
     if text is None:
-        raise UnexpectedChange(f"{path} is not in the commit {commit[:12]} that should have brought it")
+        raise UnexpectedChange(f"{path} is not in the commit {commit[:12]}, which should have added it")
     (layout.private / "synced.json").unlink(missing_ok=True)
     git.tag(round_name(number), _message(parse_record(text, path)), commit)
 
@@ -157,9 +157,9 @@ def round_tags(git: Git, remote: str, *more: str) -> tuple[Tags, Tags, Tags]:
 def other_tags(remote: str, here: Tags, there: Tags) -> list[str]:
     """A sentence for each round tag that is a different object on the git remote, with the command that fixes it."""
     return [
-        f"the tag {name} is another on {remote} "
-        f"({'of the same commit' if here[name][1] == there[name][1] else f'of the commit {there[name][1][:12]}'}), and "
-        f"neither was changed: `git tag -d {name} && git fetch {remote} tag {name}` takes the one there"
+        f"the tag {name} differs from the one on {remote} "
+        f"({'of the same commit' if here[name][1] == there[name][1] else f'of the commit {there[name][1][:12]}'}), "
+        f"and neither was changed: `git tag -d {name} && git fetch {remote} tag {name}` takes the one on {remote}"
         for name in sorted(here.keys() & there.keys())
         if here[name][0] != there[name][0]
     ]

@@ -69,9 +69,9 @@ def pull(layout: Layout, oracle: Oracle, request: PullRequest) -> PullReport:
     newest = _compare(diff, oracle, request, cursor)
     if diff.vanished > request.max_vanished and not request.accept_vanished:
         raise VanishedAnswers(
-            f"{diff.vanished} answers that we know are gone from Label Studio, more than label_studio.max_vanished "
-            f"({request.max_vanished}) in params.yaml; nothing was recorded. If people deleted them on purpose: "
-            "`al round --accept-vanished`"
+            f"{diff.vanished} known answers have disappeared from Label Studio, more than label_studio.max_vanished "
+            f"({request.max_vanished}) in params.yaml allows; nothing was recorded. If people deleted them on "
+            "purpose: `al round --accept-vanished`"
         )
     events = diff.events()
     add_to_inbox(layout.inbox_events, events, diff.refused, ledger=layout.events)

@@ -62,7 +62,7 @@ def push(
     """
     keys = frozenset(task.push_key for task in plan)
     if len(keys) < len(plan):
-        raise BadInput(f"the plan names {len(plan) - len(keys)} tasks twice")
+        raise BadInput(f"the plan contains {len(plan) - len(keys)} tasks twice")
     queue = _Queue(oracle, ref, plan, keys, show, chunk, sleep)
     copies = queue.copies()
     present = len(copies)
@@ -113,7 +113,7 @@ def retire(oracle: Oracle, ref: ProjectRef, policy: RetirePolicy) -> int:
     retired = [state.task_id for state in oracle.open_tasks(ref) if policy.retires(state)]
     if retired:
         oracle.retire(ref, retired)
-        _logger.info("%d tasks that nobody need answer any more were retired", len(retired))
+        _logger.info("%d tasks that nobody needs to answer any more were retired", len(retired))
     return len(retired)
 
 
@@ -140,7 +140,7 @@ class _Queue:
                 copies = self.copies()
                 if len(copies) < len(self.keys):
                     raise LabelStudioDown(
-                        f"Label Studio took {len(self.keys)} tasks without an error but lists {len(copies)} of them"
+                        f"Label Studio accepted {len(self.keys)} tasks without an error but lists {len(copies)} of them"
                     )
             except LabelStudioDown as error:
                 attempts += 1
@@ -173,7 +173,7 @@ class _Queue:
             if _count(now) == _count(before):
                 return now
             before = now
-        raise LabelStudioDown("Label Studio is still taking in tasks that were sent earlier; try again later")
+        raise LabelStudioDown("Label Studio is still importing tasks that were sent earlier; try again later")
 
 
 def _batches(tasks: Sequence[Task], chunk: int) -> Iterator[list[Task]]:

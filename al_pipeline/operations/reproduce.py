@@ -82,10 +82,10 @@ def failure(made: Iterable[Reproduction]) -> AlError | None:
     names = ", ".join(round_name(one.round) for one in different)
     if all(one.difference and one.difference.missing for one in different):
         return RemoteIncomplete(
-            f"the DVC remote lacks objects of {names}, or holds damaged ones; `al remote repair` in a clone that has "
-            "them"
+            f"the DVC remote lacks objects of {names}, or has damaged ones; run `al remote repair` in a clone that "
+            "has them"
         )
-    return NotReproduced(f"not what was published: {names}; `--keep` leaves the clone for a look")
+    return NotReproduced(f"differs from what was published: {names}; `--keep` keeps the clone for inspection")
 
 
 def _records(workspace: Workspace, numbers: Collection[int] | None) -> tuple[RoundRecord, ...]:
@@ -99,7 +99,7 @@ def _records(workspace: Workspace, numbers: Collection[int] | None) -> tuple[Rou
     if not records:
         raise NothingToDo("no round is published yet; `al status` says what the first one waits for")
     if untagged := [name for r in records if (name := round_name(r.round)) not in git.tags()]:
-        raise NothingToDo(f"without a tag here: {', '.join(untagged)}; `git fetch --tags`, or `al round` makes it")
+        raise NothingToDo(f"no tag here: {', '.join(untagged)}; `git fetch --tags`, or `al round` creates it")
     return records
 
 

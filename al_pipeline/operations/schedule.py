@@ -74,7 +74,7 @@ def _differences(workspace: Workspace, wanted: Schedule, deployment: Deployment)
         found.append("the server has the deployment paused")
     root = str(workspace.layout.root)
     if deployment.root not in (None, root):
-        found.append(f"its runs work in {deployment.root}, and this is {root}")
+        found.append(f"its runs work in {deployment.root}, but this is {root}")
     return found
 
 
@@ -126,14 +126,14 @@ def with_schedule(text: str, values: dict[str, Any]) -> str:
     after = parse_params(text)
     expected = {**before.model_dump(), "schedule": {**before.schedule.model_dump(), **values}}
     if after.model_dump() != expected:
-        raise BadParams("params.yaml is written in a way that cannot be edited by machine; edit its `schedule` by hand")
+        raise BadParams("params.yaml cannot be edited automatically; edit its `schedule` by hand")
     return text
 
 
 def _places(text: str) -> dict[str, tuple[int, int]]:
     """Start and end of each value of the section `schedule` in the text."""
     document = yaml.compose(text, yaml.SafeLoader)
-    assert isinstance(document, yaml.MappingNode), "it has been parsed"
+    assert isinstance(document, yaml.MappingNode), "it was parsed before"
     section = next(value for key, value in document.value if key.value == "schedule")
     return {key.value: (value.start_mark.index, value.end_mark.index) for key, value in section.value}
 

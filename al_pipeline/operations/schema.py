@@ -50,9 +50,9 @@ def schema_news(workspace: Workspace, history: History) -> str | None:
         return None
     named = f"{', '.join(map(repr, added))} {'is' if len(added) == 1 else 'are'} new"
     return (
-        f"{named} since {published.where}: {labels:,} labels and {test:,} of the test set were given "
-        "without it, and stay as they are. Where some of them should have it, "
-        "`al labels revoke --item ITEM` has an item asked again"
+        f"{named} since {published.where}: {labels:,} labels and {test:,} of the test set were given without it, and "
+        "stay as they are. If some of them should have the new class, `al labels revoke --item ITEM` has an item "
+        "asked again"
     )
 
 

@@ -47,10 +47,10 @@ def _labels(layout: Layout, dvc: Dvc, record: RoundRecord, place: Path) -> Label
                 dvc.get(path.relative_to(layout.root).as_posix(), name, target)
             except (RepositoryError, RemoteIncomplete) as error:
                 raise RemoteIncomplete(
-                    f"{path.name} of {name} cannot be had, neither here nor from the DVC remote: {error}"
+                    f"{path.name} of {name} is available neither here nor in the DVC remote: {error}"
                 ) from None
         if sha256_file(target) != record.hashes[kind]:
-            raise RepositoryError(f"{path.name} of {name} is not what its record says; `al reproduce` says more")
+            raise RepositoryError(f"{path.name} of {name} does not match its record; `al reproduce` shows more")
         rows: list[LabeledItem] | list[Unresolved]
         rows = read_unresolved(target) if kind == "unresolved" else read_labeled(target)
         found |= {row.item_id: row for row in rows}

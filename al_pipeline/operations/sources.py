@@ -117,7 +117,7 @@ def _take(
         if states.changed(name, path):
             states.wait(name, stamp_of(path), now)
         else:
-            states.fail(name, f"was not taken in: {error}", now)
+            states.fail(name, f"was not ingested: {error}", now)
         return None
     states.took(name, digest, settings)
     states.store()
@@ -149,14 +149,14 @@ def _describe(name: str, report: IngestReport, params: Ingest) -> Iterator[str]:
     rejected = sum(report.rejected.values())
     if other := report.rejected.get(ANOTHER_TEXT, 0):
         yield (
-            f"{name}: {counted(other, 'item')} {'has' if other == 1 else 'have'} another text than before, under the "
-            f"same id. The pool keeps the first one; `{_command(params, name)}` takes the new for the old. Each of "
-            f"them: {report.rejects_file}"
+            f"{name}: {counted(other, 'item')} {'has' if other == 1 else 'have'} a different text than before under "
+            f"the same id. The pool keeps the first one; `{_command(params, name)}` replaces it by the new one. All "
+            f"of them: {report.rejects_file}"
         )
     if rejected > other:
         yield f"{name}: {counted(rejected - other, 'row')} rejected; each with its reason: {report.rejects_file}"
     if labels := sum(report.labels_rejected.values()):
-        yield f"{name}: {counted(labels, 'label')} not taken; each with its reason: {report.rejects_file}"
+        yield f"{name}: {counted(labels, 'label')} not used; each with its reason: {report.rejects_file}"
 
 
 def _bounded(lines: Sequence[str], news: Iterable[SourceNews]) -> list[str]:

@@ -240,14 +240,14 @@ def _prefect(workspace: Workspace) -> tuple[str | None, str | None]:
 def _next(planned: int | None, step: str, facts: Facts, workspace: Workspace) -> str:
     """Describe what the next `al round` will do."""
     if facts.amend:
-        return f"`al round` carries out the interventions on labels ({step})"
+        return f"`al round` applies the interventions on labels ({step})"
     if facts.closed:
         what = "the first plan" if planned is None else f"round {planned}"
-        return f"`al round` goes on with the build of {what} ({step})"
+        return f"`al round` continues the build of {what} ({step})"
     if planned is None and not facts.items:
         if workspace.params.ingest.sources:
-            return "`al round` takes in the files of ingest.sources in params.yaml"
-        return "`al ingest FILE` fills the pool: there is nothing to ask about yet"
+            return "`al round` reads the files of ingest.sources in params.yaml"
+        return "there is nothing to ask about yet: `al ingest FILE` adds items to the pool"
     if planned is None:
         return "`al round` makes the first plan and pushes it to Label Studio"
     rule = closing_rule(workspace)

@@ -194,7 +194,7 @@ def _facts(context: Context, close_now: bool) -> Facts:
     """Read the facts that decide the next step. A build that another engine began starts over here."""
     found = facts_at(context.workspace, context.git, context.history, context.now())
     if found.closed and build.refresh_engine(context.layout):
-        context.on_progress("this engine is not the one that the build began with: the build starts over")
+        context.on_progress("this is not the engine that the build began with: the build starts over")
         found = facts_at(context.workspace, context.git, context.history, context.now())
     return replace(
         found,
@@ -214,8 +214,8 @@ def _report(context: Context, facts: Facts, wait: Wait, options: Options) -> Tic
     outcome = context.outcome
     if options.overrides and not outcome.selected:
         raise NothingToDo(
-            f"this tick selected no batch, so that {' and '.join(options.overrides)} had no effect: {wait.reason}. "
-            "Give it to the tick that closes the round (`--close-now` closes it with the answers there are)"
+            f"this tick selected no batch, so {' and '.join(options.overrides)} had no effect: {wait.reason}. Use it "
+            "with the tick that closes the round (`--close-now` closes it with the answers received so far)"
         )
     if options.close_now and not outcome.published and Step.CLOSE not in context.taken.done:
         outcome.warnings.append(f"nothing was closed: {facts.paused or 'there are no new answers to close it with'}")

@@ -65,7 +65,8 @@ def upgrade(start: Path | None = None, replace_dvc_yaml: bool = False) -> Upgrad
         before = marker["layout"]
         if before > LAYOUT_VERSION:
             raise NotAWorkspace(
-                f"{layout.root} has layout {before}, this engine works with {LAYOUT_VERSION}; install a newer engine"
+                f"{layout.root} has layout {before}, but this engine supports layouts up to {LAYOUT_VERSION}; install "
+                "a newer engine"
             )
         check_ready(layout, git)
         if identify(layout).verdict == "same":  # a copy is migrated too: only then can it be adopted
@@ -122,7 +123,8 @@ def _check(
     """Raise NothingToDo during a build, UnexpectedChange for edits other than those of a killed upgrade."""
     if layout.closing.exists() or is_closed(layout, read_history(layout, git).planned):
         raise NothingToDo(
-            "a round is being built, by the engine of the older layout; finish it there (`al round`), then upgrade"
+            "a round is being built with the engine of the older layout; finish it with that engine (`al round`), "
+            "then upgrade"
         )
     edited = foreign_edits(layout, git)
     for name in FILES:
@@ -134,8 +136,8 @@ def _check(
         edited.append(layout.marker.name)
     if edited:
         raise UnexpectedChange(
-            f"changed and not committed: {', '.join(edited[:5])}. An upgrade would mix it with its own changes: "
-            "commit it (`git commit -- FILE`) or take it back (`git checkout -- FILE`), then upgrade"
+            f"uncommitted changes in {', '.join(edited[:5])}. An upgrade would mix them with its own: commit them "
+            "(`git commit -- FILE`) or discard them (`git checkout -- FILE`), then upgrade"
         )
 
 
@@ -163,8 +165,8 @@ def _dvc_yaml(text: str, known: str, replace: bool) -> str:
         return text  # there is no newer one
     if sha256_bytes(text.encode()) != known and not replace:
         raise UnexpectedChange(
-            "dvc.yaml has changes of your own, and the stages of this layout are others; `al upgrade "
-            "--replace-dvc-yaml` takes the new one (git keeps yours), then put your changes in again"
+            "dvc.yaml has changes of your own, and the new layout has other stages; `al upgrade --replace-dvc-yaml` "
+            "replaces the file (git keeps yours), then make your changes again"
         )
     return ours
 

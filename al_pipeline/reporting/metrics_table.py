@@ -29,8 +29,8 @@ _MEANING = {
     "macro_f1": "F1 of each class, averaged; higher is better",
     "accuracy": "share of test items given the right label; higher is better",
     "average_precision": "how well the classes are ranked, over all thresholds; higher is better",
-    "log_loss": "price of confident mistakes; lower is better, 0 is perfect",
-    "calibration_error": "gap between stated and true confidence; lower is better",
+    "log_loss": "penalises confident mistakes; lower is better, 0 is perfect",
+    "calibration_error": "gap between predicted confidence and accuracy; lower is better",
 }
 _UNBOUNDED = frozenset({"log_loss"})
 

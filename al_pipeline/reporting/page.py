@@ -147,7 +147,7 @@ def _answered_tile(report: ReportData) -> dict[str, str]:
 
 
 def _on(change: str, before: RoundRow | None) -> str:
-    return f"{change} on round {before.number}" if change and before else ""
+    return f"{change} since round {before.number}" if change and before else ""
 
 
 def _refused(answers: Answers) -> str:

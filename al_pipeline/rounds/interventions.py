@@ -99,7 +99,8 @@ def read_intervention(text: str, path: str) -> Intervention:
     intervention = parse_intervention(row, path)
     if intervention.number != intervention_number(path):
         raise BadInput(
-            f"{path} says that it is intervention {intervention.number}; `git log -p {path}` shows who wrote it"
+            f"{path} contains intervention {intervention.number}, whose number does not match; `git log -p {path}` "
+            "shows who wrote it"
         )
     return intervention
 
@@ -113,7 +114,7 @@ def parse_intervention(row: Any, place: str) -> Intervention:
         selection = row.get("selection")
         items = row.get("items", [])
         if not isinstance(items, list) or len(items) > MAX_ITEMS or not all(isinstance(item, str) for item in items):
-            raise TypeError("its items are none")
+            raise TypeError(f"items must be a list of at most {MAX_ITEMS:,} strings")
         chosen = None if selection is None else Selection(**selection)
         intervention = Intervention(**{**row, "selection": chosen, "items": tuple(items)})
         if (
@@ -121,16 +122,14 @@ def parse_intervention(row: Any, place: str) -> Intervention:
             or type(intervention.number) is not int
             or type(intervention.round) is not int
         ):
-            raise ValueError("its kind, number or round is none")
+            raise ValueError("kind, number or round is invalid")
         if not all(
             value is None or type(value) is int for value in (intervention.to, intervention.parts, intervention.undoes)
         ):
-            raise ValueError("a number is none")
+            raise ValueError("a number is not a whole number")
         _check(intervention)
     except (TypeError, ValueError, AttributeError) as error:
-        raise BadInput(
-            f"{place} is no intervention that this engine knows ({error}); was it written by a newer one?"
-        ) from None
+        raise BadInput(f"{place} is not a valid intervention ({error}); was it written by a newer engine?") from None
     return intervention
 
 
@@ -144,23 +143,23 @@ def _check(intervention: Intervention) -> None:
     named = (text for text in (chosen.annotator, chosen.item, chosen.label) if text is not None)
     texts = (intervention.by, intervention.at, intervention.reason, *named)
     if not all(isinstance(text, str) for text in texts):
-        raise TypeError("a text is none")
+        raise TypeError("a text is not a string")
     for tag in (intervention.serves, before.get("serves")):
         if tag is not None and not _TAG.fullmatch(tag):
-            raise ValueError(f"{tag!r} names no round")
+            raise ValueError(f"{tag!r} is not the name of a round")
     for revision in (intervention.params_from, before.get("head")):
         if revision is not None and not (_TAG.fullmatch(revision) or _COMMIT.fullmatch(revision)):
-            raise ValueError(f"{revision!r} names no commit")
+            raise ValueError(f"{revision!r} is not a revision")
     if not all(
         flag is None or type(flag) is bool for flag in (intervention.labels, intervention.hold, before.get("hold"))
     ):
-        raise TypeError("a yes or no is none")
+        raise TypeError("labels and hold must be true, false or null")
     if chosen.round is not None and type(chosen.round) is not int:
-        raise TypeError("a number is none")
+        raise TypeError("a number is not a whole number")
     if chosen.since is not None:
         moment(chosen.since)
     if not all(0 <= value < 10**6 for value in (intervention.round, intervention.to or 0)):
-        raise ValueError("a round has a number that none can have")
+        raise ValueError("the number of a round is out of range")
 
 
 def in_effect(interventions: Sequence[Intervention]) -> list[Intervention]:

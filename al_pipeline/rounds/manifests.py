@@ -215,7 +215,7 @@ def parse_genesis(text: str, path: str) -> Record:
     """
     record = _parsed(text, path, Record)
     if record.round is not None:
-        raise _foreign(path, f"round: got {record.round}, the first build has none")
+        raise _foreign(path, f"round: got {record.round}, but the first build has none")
     return record
 
 
@@ -223,7 +223,7 @@ def parse_record(text: str, path: str) -> RoundRecord:
     """Parse a `round.json`. Raises UnexpectedChange, naming what is wrong, if the engine cannot have written it."""
     record = _parsed(text, path, RoundRecord)
     if record.round != (number := record_number(path)):
-        raise _foreign(path, f"round: got {record.round}, the folder says {number}")
+        raise _foreign(path, f"round: got {record.round}, but the folder is that of {number}")
     return record
 
 
@@ -241,12 +241,12 @@ def parse_plan(text: str, number: int) -> list[PlannedTask]:
 def _task(line: str, place: str, number: int) -> PlannedTask:
     row = _object(line, place)
     if not _REQUIRED <= row.keys() <= _TYPES.keys():
-        raise _foreign(place, f"must hold {', '.join(_TYPES)}, and nothing else")
+        raise _foreign(place, f"must contain {', '.join(_TYPES)}, and nothing else")
     if wrong := [name for name in row if type(row[name]) not in _TYPES[name]]:
         raise _foreign(place, f"{wrong[0]}: got {type(row[wrong[0]]).__name__}")
     item = row["item_id"]
     if not item.isprintable() or not 1 <= len(item) <= ID_CHARACTERS:
-        raise _foreign(place, "item_id: must be 1 to 200 characters that can be printed")
+        raise _foreign(place, "item_id: must be 1 to 200 printable characters")
     asked = _ASKED_IN.search(row["push_key"].removesuffix(f":{item}"))
     named = row["push_key"].endswith(f":{item}") and asked is not None and int(asked[1]) <= number
     if row["round"] != number or not named:
@@ -255,9 +255,9 @@ def _task(line: str, place: str, number: int) -> PlannedTask:
         raise _foreign(place, "part must be pool or test; push_key and strategy must be printable")
     numbers = (row["score"], row["probability"], row.get("confidence") or 0.0)
     if not (all(map(math.isfinite, numbers)) and 0 <= row["rank"] <= 10**9):
-        raise _foreign(place, "rank, score and probability must be numbers, rank a place in the plan")
+        raise _foreign(place, "rank, score and probability must be numbers, and rank a place in the plan")
     if len(row.get("predicted") or "") > ID_CHARACTERS or not 0 <= (row.get("confidence") or 0.0) <= 1:
-        raise _foreign(place, "predicted must be a label, confidence a share")
+        raise _foreign(place, "predicted must be a label, and confidence between 0 and 1")
     return PlannedTask(**row)
 
 
@@ -276,18 +276,18 @@ def _object(text: str, place: str) -> dict[str, Any]:
     try:
         row = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
-        raise _foreign(place, "is no JSON") from None
+        raise _foreign(place, "is not JSON") from None
     if not isinstance(row, dict):
-        raise _foreign(place, "is no JSON object")
+        raise _foreign(place, "is not a JSON object")
     return row
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def _foreign(place: str, problem: str) -> UnexpectedChange:
     return UnexpectedChange(
-        f"{place} is not as the engine writes it: {problem}. Written by hand, or by a newer engine? `git log -p` on it "
-        "shows by whom, `git revert` takes that back"
+        f"{place} is not a valid record: {problem}. Was it edited by hand, or written by a newer engine? `git log -p` "
+        "shows by whom, and `git revert` undoes the commit"
     )

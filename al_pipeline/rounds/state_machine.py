@@ -104,13 +104,13 @@ def next_step(facts: Facts, rule: Closing) -> Step | Wait:
     if facts.amend:
         return Step.CLOSE
     if facts.paused and not facts.amending:
-        return Wait(f"{facts.paused}; `al resume` goes on")
+        return Wait(f"{facts.paused}; `al resume` ends the pause")
     if facts.closed:
         return next((step for step in BUILD if step not in facts.built), Step.PUBLISH if facts.decided else Step.DECIDE)
     if facts.planned is None:
         if Step.INGEST not in facts.done:
             return Step.INGEST
-        return Step.CLOSE if facts.items else Wait("there is nothing to ask about; `al ingest FILE` fills the pool")
+        return Step.CLOSE if facts.items else Wait("there is nothing to ask about; `al ingest FILE` adds items")
     if facts.brought:
         return Step.CLOSE
     for step in (Step.CONNECT, Step.RETIRE, Step.PUSH, Step.PULL, Step.INGEST):
@@ -141,7 +141,7 @@ def close_reason(facts: Facts, rule: Closing) -> str | None:
 def waiting_for(facts: Facts, rule: Closing) -> str:
     """What an open round waits for, in words."""
     if facts.tasks == 0:
-        return "every item of the pool is labelled or set aside; `al ingest FILE` brings new ones"
+        return "every item in the pool is labelled or ignored; `al ingest FILE` adds new ones"
     missing = needed(facts.tasks, rule.quorum) - facts.settled
     text = f"{missing} more of {facts.tasks} tasks to be answered in Label Studio"
     if facts.age_days >= rule.deadline_days:

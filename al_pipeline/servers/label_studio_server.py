@@ -359,8 +359,8 @@ def _account(home: Path) -> Account:
         return found
     if (home / "data" / _DATABASE).exists():
         raise LabelStudioRefused(
-            f"{home / 'data'} holds a Label Studio database, but {home / 'account.json'} with its login is missing; "
-            "restore that file, or move the database away to start with a new one"
+            f"{home / 'data'} contains a Label Studio database, but {home / 'account.json'} with its login is "
+            "missing; restore that file, or move the database away to start with a new one"
         )
     account = Account(ADMIN_EMAIL, secrets.token_urlsafe(18), secrets.token_hex(20), home / "account.json")
     _store(account, verified=False)
@@ -434,7 +434,7 @@ def _authorization(client: httpx.Client, token: str) -> dict[str, str]:
     try:
         return Authorization(token, lambda path, body: _json(client.post(f"/{path}", json=dict(body)))).header()
     except TokenExpired as error:
-        raise LabelStudioRefused(f"the token of Label Studio is refused: {error}") from None
+        raise LabelStudioRefused(f"Label Studio refuses the token: {error}") from None
 
 
 def _json(reply: httpx.Response) -> dict[str, str]:

@@ -167,7 +167,7 @@ def _ask(workspace: Workspace, server: Server, method: str, path: str, body: dic
                 _logger.debug("%s %s: %d after %.3f s", method, path, reply.status_code, spent)
                 if seconds is None or reply.status_code != httpx.codes.SERVICE_UNAVAILABLE:
                     break
-                _logger.warning("Prefect is busy (503); it is asked again in %.1f s", seconds)
+                _logger.warning("Prefect is busy (503); the next attempt is in %.1f s", seconds)
                 time.sleep(seconds)
             return None if reply.status_code == 404 else reply.raise_for_status().json()
     except (httpx.HTTPError, ValueError) as error:

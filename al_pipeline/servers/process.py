@@ -97,7 +97,7 @@ def start(service: Service, progress: Progress, ended: Callable[[], object] = la
                 write_json(service.record, asdict(server), mode=0o600)
                 _logger.info("%s listens at %s, process %d", service.name, server.url, pid)
                 return server
-            _logger.warning("%s did not get port %d; it gets another", service.name, port)
+            _logger.warning("%s did not get port %d and uses another one", service.name, port)
             end(processes(service))
             port = free_port()
         raise ServerFailed(f"{service.name} found no free port in {_PORT_ATTEMPTS} attempts; try again")

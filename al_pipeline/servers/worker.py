@@ -30,7 +30,7 @@ def start_worker(workspace: Workspace, progress: Progress) -> Server:
     """
     environment = prefect_environment(workspace)
     if not environment:
-        raise ServerFailed("the worker needs the workspace's Prefect server, which does not run; `al up` starts both")
+        raise ServerFailed("the worker needs the workspace's Prefect server, which is not running; `al up` starts both")
     service = _service(workspace, environment)
     if worker_status(workspace) and not _polls(service, environment["PREFECT_API_URL"]):
         process.stop(service)

@@ -151,7 +151,7 @@ def _taken(row: Row | BadRow, text_column: str, label_column: str, max_character
 
 def _check(path: Path, texts: int, names: Sequence[str], label_column: str) -> None:
     if texts < LEAST:
-        raise BadInput(f"{path} holds {texts} different labelled texts; a simulation needs at least {LEAST}")
+        raise BadInput(f"{path} has {texts} different labelled texts; a simulation needs at least {LEAST}")
     if len(names) < 2:
         raise BadInput(f"{path}: every label in `{label_column}` is {names[0]!r}; a classifier needs two classes")
     if len(names) > MAX_CLASSES:

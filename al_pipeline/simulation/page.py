@@ -68,7 +68,7 @@ def summary(result: Result) -> list[str]:
         if row["savings"][arm][share] is not None:
             text += f", random with {row['labels_needed'][RANDOM][share]:.0f}: {_times(row, arm, share)}"
         else:
-            text += f"; random does not get there: at least {row['savings_at_least'][arm][share]:.1f} times as many"
+            text += f"; random does not reach it: at least {row['savings_at_least'][arm][share]:.1f} times as many"
         said.append(text + ".")
     return said
 

@@ -47,9 +47,9 @@ class Corpus:
 
     def __post_init__(self) -> None:
         if len(self.item_ids) != len(self.truth):
-            raise ValueError(f"{len(self.item_ids)} ids and {len(self.truth)} true classes")
+            raise ValueError(f"{len(self.item_ids)} ids but {len(self.truth)} true classes")
         if len({self.item_ids[int(p)] for p in self.pool}) < len(self.pool):
-            raise ValueError("the pool names an item twice")
+            raise ValueError("the pool contains an item twice")
         check_truth(self.truth, len(self.classes))
         both = np.intersect1d(self.pool, self.test)
         if len(both):
@@ -156,7 +156,7 @@ def _shortlist(
     if scoring.samples is None:
         scores = scoring.function(proba)
     elif draw is None:
-        raise ValueError(f"strategy {config.strategy!r} needs samples of a {scoring.samples}, but `draw` is missing")
+        raise ValueError(f"strategy {config.strategy!r} needs samples from a {scoring.samples}, but `draw` is missing")
     else:
         sampled = draw(scoring.samples, labeled, ensemble_seed(config.seed, round_number, config.strategy))
         parts = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
@@ -187,7 +187,7 @@ def mean_curve(
     """
     grids = {tuple(point.labels for point in curve.points) for curve in curves}
     if len(grids) > 1:
-        raise ValueError(f"curves at different numbers of labels: {' and '.join(map(str, sorted(grids)))}")
+        raise ValueError(f"the curves have different numbers of labels: {' and '.join(map(str, sorted(grids)))}")
     means = []
     for column, labels in enumerate(next(iter(grids), ())):
         found = [figure(curve.points[column].metrics) for curve in curves]

@@ -291,8 +291,8 @@ def _in_processes(work: Work, groups: Sequence[Sequence[Run]], folder: Path, wor
                     future.result()
         except BrokenProcessPool:
             raise AlError(
-                "a worker of the simulation was ended from outside, for want of memory perhaps; what is finished is "
-                "kept: the same command with --workers 1 goes on from there"
+                "a worker process of the simulation was killed, possibly because memory ran out; finished runs are "
+                "kept: the same command with --workers 1 continues from there"
             ) from None
         except BaseException:
             for process in set(active_children()) - others:

@@ -117,7 +117,7 @@ def make_work(texts: LabeledTexts, params: Params, options: Options, vectors: Ve
     known = [*STRATEGIES, AUTO]
     for strategy in options.strategies:
         if strategy not in known:
-            raise UsageError(f"no query strategy {strategy!r}; there are {', '.join(sorted(known))}")
+            raise UsageError(f"unknown query strategy {strategy!r}; choose from {', '.join(sorted(known))}")
     dense = None if vectors is None else vectors.of(texts.items)
     knobs = params.select.model_dump()
     knobs |= {
@@ -125,17 +125,19 @@ def make_work(texts: LabeledTexts, params: Params, options: Options, vectors: Ve
     }
     config = QueryConfig(params.seed, options.seed_size or params.round.seed_size, **knobs)
     if unknown := sorted(set(config.guide) - set(texts.classes)):
-        raise UsageError(f"the guide names {unknown[0]!r}, and the corpus has {', '.join(texts.classes)}")
+        raise UsageError(
+            f"the guide names {unknown[0]!r}, but the classes of the corpus are {', '.join(texts.classes)}"
+        )
     for strategy in (*options.strategies, config.cold_start):
         if strategy in NEEDS_ENCODER and dense is None:
-            raise UsageError(f"strategy {strategy!r} looks at vectors: --features encoder or encoder+tfidf")
+            raise UsageError(f"strategy {strategy!r} needs vectors: use --features encoder or encoder+tfidf")
     if config.cold_start not in COLD_STARTS:
-        raise UsageError(f"{config.cold_start!r} cannot ask before there is a model; {' or '.join(COLD_STARTS)} can")
+        raise UsageError(f"--cold-start {config.cold_start} needs a model; use {' or '.join(COLD_STARTS)}")
     rounds = (options.budget - config.seed_size) // config.batch_size
     if rounds < 1:
         raise UsageError(
-            f"a budget of {options.budget} labels holds no round after a seed of {config.seed_size} with batches of "
-            f"{config.batch_size}: raise --budget, or lower --seed-size or --batch-size"
+            f"a budget of {options.budget} labels is too small for a round after a seed round of {config.seed_size} "
+            f"with batches of {config.batch_size}: raise --budget, or lower --seed-size or --batch-size"
         )
     size = min(LARGEST_TEST, len(texts.items) // TEST_SHARE) if options.test_size is None else options.test_size
     guide = {name: guide_vectors(vectors, phrases) for name, phrases in config.guide.items()}
@@ -277,12 +279,12 @@ def _warnings(texts: LabeledTexts, work: Work, budgets: Sequence[int]) -> list[s
     ]
     if rare:
         said.append(
-            f"few test items of a seed are {', '.join(rare)}: figures of such a class move by chance, and intervals "
-            "are wide"
+            f"each seed has few test items of {', '.join(rare)}: metrics of such a class vary by chance, and "
+            "intervals are wide"
         )
     planned = work.config.seed_size + work.rounds * work.config.batch_size
     if budgets[-1] < planned:
-        said.append(f"the pool ends at {budgets[-1]:,} labels, before the budget of {planned:,}")
+        said.append(f"the pool is exhausted at {budgets[-1]:,} labels, before the budget of {planned:,}")
     return said
 
 
@@ -291,13 +293,13 @@ def _stand_in(params: Params) -> list[str]:
     if params.train.model != FINETUNED:
         return []
     return [
-        "the model is the linear head on frozen features: the fine-tuned one of params.yaml would have to be trained "
-        "in every round of every run"
+        "the model is the linear head on frozen features: the fine-tuned model of params.yaml would have to be "
+        "trained in every round of every run"
     ]
 
 
 def with_features(params: Params, kind: str) -> Params:
     """The parameters with another kind of features. Raises UsageError if there is no such kind."""
     if kind not in ("encoder", "tfidf", "encoder+tfidf"):
-        raise UsageError(f"no features {kind!r}; there are encoder, tfidf and encoder+tfidf")
+        raise UsageError(f"unknown features {kind!r}; use encoder, tfidf or encoder+tfidf")
     return params.model_copy(update={"features": params.features.model_copy(update={"kind": kind})})

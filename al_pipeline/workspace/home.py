@@ -35,8 +35,8 @@ def al_home() -> Path:
             home = Path.home() / ".local/share/al"
         except RuntimeError:
             raise UsageError(
-                f"no place for credentials and servers: HOME is not set, and user {os.geteuid()} has no passwd entry; "
-                "set AL_HOME to a folder of yours"
+                f"there is no folder for credentials and servers: HOME is not set, and user {os.geteuid()} has no "
+                "passwd entry; set AL_HOME to a folder of yours"
             ) from None
         if not home.is_absolute():
             raise UsageError(f"HOME is {os.environ.get('HOME')!r}, which is not an absolute path; set HOME or AL_HOME")
@@ -74,7 +74,7 @@ def check_private(path: Path) -> None:
         raise UnsafeFolder(f"{path} is not a folder, but `al` keeps files there; move it away")
     if found.st_uid != os.geteuid():
         raise UnsafeFolder(
-            f"{path} belongs to {_name(found.st_uid)}, and you are {_name(os.geteuid())}: only its own user may change "
+            f"{path} belongs to {_name(found.st_uid)}, but you are {_name(os.geteuid())}: only its owner may change "
             f"what `al` keeps there. Work as {_name(found.st_uid)}, or change its owner (`chown -R`)"
         )
     if found.st_mode & 0o077:
@@ -106,13 +106,13 @@ def check_unshared(path: Path) -> None:
             ) from None
         if found.st_uid not in trusted:
             raise UnsafeFolder(
-                f"{step} belongs to {_name(found.st_uid)}, who could change what `al` keeps in {path}; choose a folder "
-                "of your own (AL_HOME for its home), or change its owner (`chown`)"
+                f"{step} belongs to {_name(found.st_uid)}, who could change what `al` keeps in {path}; choose a "
+                "folder of your own (set AL_HOME), or change its owner (`chown`)"
             )
         if stat.S_ISLNK(found.st_mode):
             links += 1
             if links > _MOST_LINKS:
-                raise UnsafeFolder(f"{path} leads through over {_MOST_LINKS} links; replace it by a folder")
+                raise UnsafeFolder(f"the path {path} has more than {_MOST_LINKS} links; replace them by a folder")
             target = Path(os.readlink(step))
             todo = [*(target.parts[1:] if target.is_absolute() else target.parts), *todo]
             place = Path("/") if target.is_absolute() else place
@@ -122,8 +122,8 @@ def check_unshared(path: Path) -> None:
         sticky = bool(found.st_mode & stat.S_ISVTX) and bool(todo)
         if not sticky and writable_by_others(found):
             raise UnsafeFolder(
-                f"others can write to {step} (mode {stat.S_IMODE(found.st_mode):04o}), and so change what `al` keeps "
-                f"in {path}; check that everything in it is yours, then `chmod go-w {step}`"
+                f"others can write to {step} (mode {stat.S_IMODE(found.st_mode):04o}), and could change what `al` "
+                f"keeps in {path}; check that everything in it is yours, then `chmod go-w {step}`"
             )
 
 
@@ -142,19 +142,19 @@ def check_workspace(root: Path) -> None:
             found = path.lstat()
             if not stat.S_ISLNK(found.st_mode) and found.st_mode & _OTHERS:
                 raise UnsafeFolder(
-                    f"everybody on this machine can write to {path}, and so choose what git and DVC run for you; check "
-                    f"that everything in it is yours, then `chmod -R o-w {root}`"
+                    f"everybody on this machine can write to {path}, and could decide what git and DVC run for you; "
+                    f"check that everything in it is yours, then `chmod -R o-w {root}`"
                 )
             if path.name == "config.local" and found.st_uid not in _trusted_owners():
                 raise UnsafeFolder(
-                    f"{path} belongs to {_name(found.st_uid)}, but controls DVC for you; read it, change its owner "
-                    "(`chown`) or delete it"
+                    f"{path} belongs to {_name(found.st_uid)}, but controls DVC for you; inspect it, then change its "
+                    "owner (`chown`) or delete it"
                 )
     for folder in root.parents:
         found = folder.stat()
         if found.st_mode & _OTHERS and not found.st_mode & stat.S_ISVTX:
             raise UnsafeFolder(
-                f"everybody on this machine can write to {folder}, and so replace {root} by another workspace; "
+                f"everybody on this machine can write to {folder}, and could replace {root} by another workspace; "
                 f"`chmod o-w {folder}` (or `chmod +t`), or move the workspace"
             )
 

@@ -104,11 +104,11 @@ def identify(layout: Layout) -> Identity:
         else f"{now.path} may be a copy of the workspace that was at {then.path}{_elsewhere(then, now)}"
     )
     return Identity(
-        name, verdict, f"{what}, and two clones that write to one Label Studio project corrupt it; {_WAY_OUT}"
+        name, verdict, f"{what}, and two clones that write to the same Label Studio project corrupt it; {_WAY_OUT}"
     )
 
 
-_WAY_OUT = "`al adopt` gives this folder an identity of its own and makes it the one that writes"
+_WAY_OUT = "`al adopt` gives this folder its own identity and makes it the clone that writes"
 
 
 def check_identity(layout: Layout) -> None:
@@ -258,7 +258,7 @@ def _read(layout: Layout) -> tuple[dict[str, Any], Place | None]:
         return known, Place(machine, boot, path, inside, int(found["device"]), (int(root), int(private)))
     except (KeyError, TypeError, ValueError):
         raise BadInput(
-            f"{layout.clone} is damaged; delete it, then `al adopt` makes this folder the one that writes to the "
+            f"{layout.clone} is damaged; delete it, then `al adopt` makes this folder the clone that writes to the "
             "Label Studio project"
         ) from None
 
@@ -269,4 +269,4 @@ def _text(path: Path) -> str:
 
 def _elsewhere(then: Place, now: Place) -> str:
     same = then.machine == now.machine != "" or then.boot == now.boot != ""
-    return "" if same else ", maybe on another machine"
+    return "" if same else ", possibly on another machine"

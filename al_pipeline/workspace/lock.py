@@ -45,8 +45,8 @@ def locked(path: Path, purpose: str) -> Iterator[None]:
         previous = holder(path)
         if previous and previous.get("host") != socket.gethostname() and not _is_ours(previous, path):
             raise Locked(
-                f"this workspace was locked on another machine: {_describe(previous)}. "
-                f"When you are sure that it has ended, delete {path}"
+                f"this workspace was locked on another machine: {_describe(previous)}. If you are sure that it has "
+                f"ended, delete {path}"
             )
         _write(handle, _owner(purpose))
         try:

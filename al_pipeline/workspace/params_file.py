@@ -30,7 +30,7 @@ def with_missing(text: str, template: str, source: str = "params.yaml") -> tuple
     """
     values, whole = _values(text), yaml.safe_load(template)
     if values is None:
-        raise BadParams(f"{source} is not valid YAML, or holds no keys and values; fix it first")
+        raise BadParams(f"{source} is not valid YAML, or has no keys and values; fix it first")
     added = list(_missing(values, whole))
     mark = "\ufeff" if text.startswith("\ufeff") else ""  # byte order mark: the parser counts it as a column
     extended = text.removeprefix(mark)
@@ -39,7 +39,9 @@ def with_missing(text: str, template: str, source: str = "params.yaml") -> tuple
             extended = _insert(extended, template, path) or extended
     if _values(extended) != _merged(values, whole):
         names = ", ".join(".".join(path) for path in added)
-        raise BadParams(f"{source} cannot be extended line by line (a section in braces?); add by hand: {names}")
+        raise BadParams(
+            f"{source} cannot be extended line by line (is a section in braces?); add these keys by hand: {names}"
+        )
     return mark + extended, tuple(".".join(path) for path in added)
 
 

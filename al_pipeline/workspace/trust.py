@@ -76,8 +76,8 @@ def check_dvc(root: Path) -> None:
         accepted = accepted if accepted is not None else _accepted()
         if _digest(root / name) not in accepted:
             raise UnexpectedChange(
-                f"{name} {problem}. If this workspace came from somebody else, inspect the file first; if you know the "
-                "reason, `al trust` shows it and lets DVC use it on this machine"
+                f"{name} {problem}. If this workspace comes from somebody else, inspect the file first; if you know "
+                "the reason, `al trust` shows the change and lets DVC use it on this machine"
             )
 
 
@@ -119,19 +119,19 @@ def check_tree(modes: Mapping[str, str], layout: Layout) -> None:
     for name, mode in modes.items():
         if mode in (_LINK, _SUBMODULE) and name.partition("/")[0] in _OURS:
             raise UnexpectedChange(
-                f"{name} is a {'symbolic link' if mode == _LINK else 'submodule'} in git, where the workspace keeps "
-                f"files of its own, and could lead anywhere; replace it by a file or folder and commit that"
+                f"{name} is a {'symbolic link' if mode == _LINK else 'submodule'} in git where the workspace keeps "
+                "its own files, and could lead anywhere; replace it by a file or folder and commit that"
             )
         if any(name == place or name.startswith(f"{place}/") for place in (*ignored, *_MACHINES_OWN)):
             raise UnexpectedChange(
-                f"git holds {name}, which belongs to DVC or to one machine alone; "
-                f"remove it with `git rm -r --cached {name}` and a commit"
+                f"git tracks {name}, which belongs to DVC or to a single machine; remove it with `git rm -r --cached "
+                f"{name}` and a commit"
             )
 
 
 def _doubts(layout: Layout) -> Iterator[tuple[str, str]]:
     if layout.dvc_yaml.exists() and _unix(layout.dvc_yaml.read_bytes()) != template("dvc.yaml").encode():
-        yield "dvc.yaml", "is not this engine's own, and DVC runs the commands in it"
+        yield "dvc.yaml", "differs from this engine's, and DVC runs the commands in it"
     for source in layout.sources:
         pointer = source.parent / f"{source.name}.dvc"
         if pointer.exists():
@@ -139,14 +139,14 @@ def _doubts(layout: Layout) -> Iterator[tuple[str, str]]:
             if found is None or found["name"].decode() != source.name:
                 yield (
                     f"{pointer.relative_to(layout.root)}",
-                    "is not as `dvc add` writes it, and DVC could write elsewhere",
+                    "differs from what `dvc add` writes, and DVC could write elsewhere",
                 )
     config = layout.root / ".dvc/config"
     if config.exists() and (line := odd_setting(config.read_bytes().decode("utf-8", "replace"))):
         yield (
             ".dvc/config",
-            f"holds `{line}`: a setting that names a secret, a program or a file belongs in .dvc/config.local "
-            "(`dvc config --local`, `dvc remote modify --local`), which git does not carry",
+            f"contains `{line}`: a setting that names a secret, a program or a file belongs in .dvc/config.local "
+            "(`dvc config --local`, `dvc remote modify --local`), which git does not track",
         )
 
 

@@ -58,7 +58,7 @@ class Workspace:
         check_private(home)
         if home.resolve().is_relative_to(self.layout.root.resolve()):
             raise UsageError(
-                f"AL_HOME ({al_home()}) lies in the workspace, where secrets must not be; move it elsewhere"
+                f"AL_HOME ({al_home()}) is inside the workspace, where secrets must not be; move it elsewhere"
             )
         return home
 
@@ -100,7 +100,7 @@ def open_workspace(start: Path | None = None) -> Workspace:
     layout, marker = find_workspace(start)
     if (found := marker["layout"]) != LAYOUT_VERSION:
         fix = "`al upgrade` converts it" if found < LAYOUT_VERSION else "install a newer engine"
-        raise NotAWorkspace(f"{layout.root} has layout {found}, this engine works with {LAYOUT_VERSION}; {fix}")
+        raise NotAWorkspace(f"{layout.root} has layout {found}, but this engine needs layout {LAYOUT_VERSION}; {fix}")
     return Workspace(layout, marker["workspace_id"])
 
 
@@ -116,7 +116,7 @@ def find_workspace(start: Path | None = None) -> tuple[Layout, dict[str, Any]]:
             continue
         marker = read_object(layout.marker)
         if not isinstance(marker.get("layout"), int):
-            raise NotAWorkspace(f"{layout.marker} is not as `al init` wrote it; `git checkout -- {layout.marker.name}`")
+            raise NotAWorkspace(f"{layout.marker} is damaged; `git checkout -- {layout.marker.name}` restores it")
         name = marker.get("workspace_id")
         if not is_workspace_id(name):  # it becomes a folder's name: `../..` would lead anywhere
             raise NotAWorkspace(f"{layout.marker} is damaged: `workspace_id` must be 12 hex digits, got {name!r}")
@@ -125,7 +125,7 @@ def find_workspace(start: Path | None = None) -> tuple[Layout, dict[str, Any]]:
         for private in (layout.private, layout.inbox):
             check_private(private)
         return layout, marker
-    raise NotAWorkspace(f"{start} is not in a workspace; `al init DIR --labels a,b` makes one, then work inside DIR")
+    raise NotAWorkspace(f"{start} is not in a workspace; `al init DIR --labels a,b` creates one, then work inside DIR")
 
 
 def _check_folders(layout: Layout) -> None:
@@ -134,6 +134,6 @@ def _check_folders(layout: Layout) -> None:
     for folder in layout.folders:
         if folder.is_symlink() and not folder.resolve().is_relative_to(root):
             raise NotAWorkspace(
-                f"{folder} is a link that leads out of the workspace, where the engine must not write; replace it by a "
-                "folder (DVC's cache can lie elsewhere: `dvc cache dir --local PATH`)"
+                f"{folder} is a link that leads outside the workspace, where the engine must not write; replace it by "
+                "a folder (only DVC's cache may be elsewhere: `dvc cache dir --local PATH`)"
             )

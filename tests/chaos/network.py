@@ -28,8 +28,8 @@ UNUSABLE: dict[Fault, tuple[str, ...]] = {
     "502_after": ("status 502", "try again later"),
     "429_before": ("status 429", "asks us to wait", "try again later"),
     "truncate": ("no usable reply",),
-    "html_200": ("is not Label Studio's", "log-in page"),
-    "wrong_json": ("is no answer to it",),
+    "html_200": ("not as Label Studio does", "log-in page"),
+    "wrong_json": ("sent an unexpected reply",),
     "slow": ("gave no reply in time", "label_studio.timeout_seconds"),
 }
 """Each fault, and what the message must say."""
@@ -285,7 +285,7 @@ def _database_accepted(lab: Lab, tally: FaultCount) -> None:
         site.people.backwards = True  # else each new answer gets the number of the one that is lost
         site.answer()
         before = site.remembered()
-        site.refused(6, "answers that we know are gone", "nothing was recorded", "al round --accept-vanished")
+        site.refused(6, "known answers have disappeared", "nothing was recorded", "al round --accept-vanished")
         after = site.remembered()
         expect(after[0] == before[0] and set(after[1]) >= set(before[1]), "what was known is gone")
         expect("delete" not in {event.type for event in site.events()}, "an answer was voided without a word")
@@ -312,7 +312,7 @@ def _another_server(lab: Lab, tally: FaultCount) -> None:
             pass
         expect(made == number, f"the other server's projects begin at {made}, ours is {number}")
         tally.strike()
-        site.refused(6, "belongs to", "is the address that of the right server?")
+        site.refused(6, "belongs to", "is that the address of the right server?")
         expect(local(site) == before, "a tick that failed changed something")
         expect(not studio.tasks(), "tasks were sent to another's project")
         studio.restore("ours")
@@ -333,7 +333,7 @@ def _answers_vanish(lab: Lab, tally: FaultCount) -> None:
             for annotation in studio.api("GET", f"/api/tasks/{task['id']}/annotations/"):
                 studio.api("DELETE", f"/api/annotations/{annotation['id']}/")
         tally.strike()
-        site.refused(6, "answers that we know are gone", "al round --accept-vanished")
+        site.refused(6, "known answers have disappeared", "al round --accept-vanished")
         expect(local(site) == before, "something was recorded all the same")
         ended = site.round("--accept-vanished")
         expect(ended.code == 0 and set(ended.told["pulled"]) == {"delete"}, f"it was not accepted: {ended.short}")

@@ -74,11 +74,13 @@ def check_entry(entry: Any) -> None:
     name = entry.get("relpath") if isinstance(entry, dict) else None
     digest = entry.get("md5") if isinstance(entry, dict) else None
     if not isinstance(name, str) or not isinstance(digest, str):
-        raise DvcException("the listing of a folder in the DVC remote holds something that is no file")
+        raise DvcException("a folder listing in the DVC remote contains an invalid entry")
     if any(part in ("", ".", "..") for part in name.split("/")) or "\\" in name or not name.isprintable():
-        raise DvcException(f"the listing of a folder in the DVC remote leads out of it: {name!r}; nothing was written")
+        raise DvcException(
+            f"a folder listing in the DVC remote names a path outside the folder: {name!r}; nothing was written"
+        )
     if not _OBJECT.match(digest):
-        raise DvcException(f"the listing of a folder in the DVC remote holds {digest!r}, which is no digest")
+        raise DvcException(f"a folder listing in the DVC remote contains {digest!r}, which is not a digest")
 
 
 class _Objects:
@@ -286,7 +288,7 @@ class _Objects:
             found = list(pool.map(self._why, names, paths, infos, (objects[name] for name in names)))
         for name, why in zip(names, found, strict=True):
             if not why and name.endswith(".dir") and objects[name].data is None:
-                raise OSError(f"the DVC remote holds {objects[name].name} and does not give it; try again")
+                raise OSError(f"the DVC remote lists {objects[name].name} but does not deliver it; try again")
         return [
             {
                 "name": objects[name].name,
@@ -310,7 +312,7 @@ class _Objects:
             return "empty"
         local = self.remote.fs.protocol == "local"
         if local:
-            return "" if self._holds(Path(path), digest) else "other bytes"
+            return "" if self._holds(Path(path), digest) else "wrong content"
         source = self._source(digest, wanted)
         expected = None if source is None else len(source) if isinstance(source, bytes) else source.stat().st_size
         if None not in (expected, size) and size != expected:
@@ -321,7 +323,7 @@ class _Objects:
             found = _read(self.remote.fs, path)
             if len(set(mark)) > 2:  # more than the size is known
                 self.digests.remember(key, mark, found)
-        return "" if found in (None, digest.removesuffix(".dir")) else "other bytes"
+        return "" if found in (None, digest.removesuffix(".dir")) else "wrong content"
 
     def push(self) -> dict[str, Any]:
         """Upload what the remote lacks or holds with other bytes, verified first; listings after their files."""

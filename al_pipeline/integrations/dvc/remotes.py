@@ -43,8 +43,8 @@ def check_address(address: str) -> None:
     if "://" not in address:
         if scheme in (*EXTRAS, *_NO_EXTRA) and rest:
             raise BadInput(
-                f"{redact(address)!r} looks like an address and would be a folder: write {scheme}://… for the address, "
-                f"./{redact(address)} for the folder"
+                f"{redact(address)!r} looks like an address but would be a folder: write {scheme}://… for the "
+                f"address, ./{redact(address)} for the folder"
             )
         return
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme):
@@ -57,7 +57,8 @@ def check_address(address: str) -> None:
         raise BadInput(f"the address {redact(address)!r} of the DVC remote cannot be read: {error}") from None
     if not place:
         raise BadInput(
-            f"the address {redact(address)!r} of the DVC remote names no bucket or host: {scheme}://BUCKET-OR-HOST/PATH"
+            f"the address {redact(address)!r} of the DVC remote has no bucket or host: use "
+            f"{scheme}://BUCKET-OR-HOST/PATH"
         )
     extra = EXTRAS.get(scheme)
     if extra is not None and find_spec(f"dvc_{extra}") is None:
@@ -85,4 +86,4 @@ def missing(extra: str) -> str:
 def unknown(scheme: str) -> str:
     """The message that DVC does not support a scheme, with those that it supports."""
     known = ", ".join(f"{name}://" for name in (*EXTRAS, *_NO_EXTRA))
-    return f"DVC has no remotes at {scheme}://; it has {known}, or a folder by its path"
+    return f"DVC does not support remotes at {scheme}://; use {known}, or the path of a folder"

@@ -193,7 +193,7 @@ class Dvc:
         if _is_dead(path):
             time.sleep(_SECOND_LOOK)
             if _is_dead(path):
-                _logger.warning("removing DVC's list of locks, which a process left that is gone: %s", path)
+                _logger.warning("removing the entries of a process that has ended from DVC's lock file: %s", path)
                 path.unlink(missing_ok=True)
 
     def expect_stages(self) -> None:
@@ -216,14 +216,14 @@ class Dvc:
             self._repro(stage, True, False)
             if unlike := self._unlike_of(stage):
                 raise StageFailed(
-                    f"stage {stage} wrote {', '.join(unlike)}, and the disk gives other bytes back; is it in order?"
+                    f"stage {stage} wrote {', '.join(unlike)}, but reading them back gave other content; check the disk"
                 )
 
     def _repro(self, stage: str, force: bool, run_cache: bool) -> None:
         options = (["--force"] if force else []) + ([] if run_cache else ["--no-run-cache"])
         code, said = self._command(["repro", "--single-item", *options, stage], _STAGE_TIMEOUT)
         if code:
-            raise StageFailed(f"stage {stage} failed; its last words (all of them: {self.log}):\n{said}")
+            raise StageFailed(f"stage {stage} failed; the end of its output (all of it: {self.log}):\n{said}")
 
     def _outputs_of(self, stage: str) -> dict[str, str]:
         return dict(self._outputs("dvc.lock", None, stage))
@@ -273,7 +273,7 @@ class Dvc:
         """Raise RemoteIncomplete if `defects_in_remote` finds any."""
         if defects := self.defects_in_remote():
             raise RemoteIncomplete(
-                f"the DVC remote lacks objects after a push: {describe_defects(defects)}; `al doctor` says more"
+                f"the DVC remote lacks objects after a push: {describe_defects(defects)}; `al doctor` shows more"
             )
 
     def set_aside_damaged(self, *targets: str, revisions: Sequence[str] = ()) -> list[str]:
@@ -320,7 +320,7 @@ class Dvc:
             rows = _parse_outputs(text or "", record.endswith(".dvc"))
         except (yaml.YAMLError, AttributeError, KeyError, TypeError):
             raise UnexpectedChange(
-                f"{record} is not as DVC writes it; `git checkout -- {record}` brings it back"
+                f"{record} is not a valid DVC file; `git checkout -- {record}` restores it"
             ) from None
         folder = Path(record).parent
         for of, name, wanted in rows:
@@ -383,7 +383,10 @@ class Dvc:
             why = re.sub(r"\A[\w.]+: ", "", said[0])  # the name of the error's class
             raise RepositoryError(
                 explained(said[0])
-                or f"the DVC remote cannot be written: {why}; `dvc remote list` shows it, fix its address or rights"
+                or (
+                    f"the DVC remote cannot be written to: {why}; `dvc remote list` shows it; fix its address or "
+                    "permissions"
+                )
             )
         return redact(result.stdout.strip())
 
@@ -404,8 +407,8 @@ class Dvc:
             self._blame_remote(targets, error)
         if unlike := self.unlike(*targets):
             raise RepositoryError(
-                f"dvc pull left other bytes than recorded in {', '.join(unlike[:3])}: somebody changed them meanwhile; "
-                "`dvc diff` shows what"
+                f"after dvc pull, {', '.join(unlike[:3])} differ from what is recorded: somebody changed them "
+                "meanwhile; `dvc diff` shows the changes"
             )
 
     def _blame_remote(self, targets: Sequence[str], error: RepositoryError) -> NoReturn:
@@ -450,7 +453,7 @@ class Dvc:
             absent = [one for one in defects if not one.have]
             raise RemoteIncomplete(describe_incomplete_remote(absent or defects)) from None
         raise found or RepositoryError(
-            f"{path} of {revision} came with other bytes than recorded; `al doctor` says more"
+            f"{path} of {revision} does not match its recorded digest; `al doctor` shows more"
         )
 
     def _run_script(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -511,10 +514,10 @@ class Dvc:
         if reply:
             return json.loads(reply), said
         self.close()
-        why = "ended in the middle" if reply == "" else f"did not end within {timeout:.0f} s and was stopped"
+        why = "ended unexpectedly" if reply == "" else f"did not end within {timeout:.0f} s and was stopped"
         raise RepositoryError(
-            f"the DVC process {why} at `dvc {command}` (its log is {self.log}); nothing is lost, "
-            f"the next `al round` goes on: {said}"
+            f"the DVC process {why} at `dvc {command}` (its log is {self.log}); nothing is lost, the next `al round` "
+            f"continues: {said}"
         )
 
     def _start(self, *options: str) -> subprocess.Popen[str]:
@@ -581,7 +584,7 @@ def change_config(path: Path, changes: Mapping[str, Mapping[str, Any]], mode: in
     for section, values in changes.items():
         known = config.setdefault(section, {})
         if not isinstance(known, dict):
-            raise RepositoryError(f"{path} holds a value named {section}, where DVC has a section; fix or delete it")
+            raise RepositoryError(f"{path} has a value named {section}, where DVC expects a section; fix or delete it")
         known.update(values)
     if config.dict() == before:
         return
@@ -594,7 +597,9 @@ def change_config(path: Path, changes: Mapping[str, Mapping[str, Any]], mode: in
     for section, values in changes.items():
         for name, value in values.items():
             if found.get(section, {}).get(name) != value:
-                raise BadInput(f"DVC cannot keep {value!r} in its configuration; choose a path without such characters")
+                raise BadInput(
+                    f"DVC cannot store {value!r} in its configuration; choose a path without such characters"
+                )
     write_bytes(path, written.getvalue(), mode)
 
 
@@ -605,19 +610,21 @@ def _utf8(path: str) -> str:
     """
     if not path.isprintable() and any(unicodedata.category(sign) == "Cc" for sign in path):
         raise BadInput(
-            f"DVC cannot keep {path!r} in its configuration: it holds a control character; rename that folder"
+            f"DVC cannot store {path!r} in its configuration: it contains a control character; rename that folder"
         )
     try:
         return os.fsencode(path).decode("utf-8")
     except UnicodeDecodeError:
-        raise BadInput(f"{os.fsencode(path)!r} is not UTF-8, which DVC writes paths in; rename that folder") from None
+        raise BadInput(
+            f"{os.fsencode(path)!r} is not UTF-8, but DVC stores paths as UTF-8; rename that folder"
+        ) from None
 
 
 def describe_incomplete_remote(defects: Sequence[RemoteDefect]) -> str:
     """The message about objects that the remote lacks or has damaged, and how to repair it."""
     return (
-        f"the DVC remote does not hold what git's records name: {describe_defects(defects)}. "
-        "`al remote repair` in a clone that has the data puts the remote right; nothing of it was used here"
+        f"the DVC remote does not have what git's records name: {describe_defects(defects)}. `al remote repair` in a "
+        "clone that has the data repairs the remote; nothing from it was used here"
     )
 
 

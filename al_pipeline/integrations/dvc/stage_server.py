@@ -79,7 +79,7 @@ class StageServer:
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         if self._process.stdout.readline() != _TAKEN:
-            raise BrokenPipeError("the stage server ended before it took the request")
+            raise BrokenPipeError("the stage server ended before it accepted the request")
         reply = self._process.stdout.readline()
         return int(reply) if reply else self._process.wait() or 1
 

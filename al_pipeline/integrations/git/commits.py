@@ -59,8 +59,8 @@ class Commits(Index):
         names = sorted({name for _, name in changes})
         if begun and (staged := [n for letters, n in changes if letters[0] not in " ?!" and letters[1] != " "]):
             raise UnexpectedChange(
-                f"staged, and changed again since: {', '.join(staged[:5])}. Commit it or take it back "
-                "(`git restore --staged FILE` keeps what the file holds now), then try again"
+                f"staged, and changed again since: {', '.join(staged[:5])}. Commit the files or unstage them (`git "
+                "restore --staged FILE` keeps their current content), then try again"
             )
         self._sync_files(names)
         listed = "".join(f"{name}\0" for name in names)
@@ -91,7 +91,7 @@ class Commits(Index):
             return
         if existing is not None:
             raise UnexpectedChange(
-                f"the tag {name} names {existing[:12]}, not the commit of that round ({commit[:12]})"
+                f"the tag {name} points to {existing[:12]}, not to the commit of that round ({commit[:12]})"
             )
         header = self.run("cat-file", "commit", commit).stdout.partition("\n\n")[0]
         who = next(line for line in header.splitlines() if line.startswith("committer ")).removeprefix("committer ")
@@ -112,8 +112,8 @@ class Commits(Index):
         for name in here:
             if stored.get(name) != object_id((self.root / name).read_bytes(), len(stored.get(name, ""))):
                 raise RepositoryError(
-                    f"git would not store {name} as it is: `git check-attr --all {name}` shows which filter or "
-                    "line-end conversion changes it (.gitattributes, .git/info/attributes); take that out"
+                    f"git would not store {name} unchanged: `git check-attr --all {name}` shows which filter or "
+                    "line-ending conversion changes it (.gitattributes, .git/info/attributes); remove that"
                 )
         self._sync_inside(object_path(one) for one in stored.values())
 

@@ -28,8 +28,8 @@ class History(Refs):
             if found.stderr:
                 raise failed("log", found)
             raise ManualActionRequired(
-                f"no commit in the history of {self.branch() or 'HEAD'} brought {path}: `git log --all -- {path}` "
-                "shows where it came from; `git merge` that branch, then try again"
+                f"no commit in the history of {self.branch() or 'HEAD'} added {path}: `git log --all -- {path}` shows "
+                "where it came from; `git merge` that branch, then try again"
             )
         return commits[-1]
 

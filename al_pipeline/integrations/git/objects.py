@@ -70,8 +70,8 @@ class Objects(GitRunner):
             return tree  # type: ignore[return-value]
         if "Not a valid object name" in result.stderr:
             raise RepositoryError(
-                f"git knows no {revision} here: `git fetch --tags` fetches a tag of the remote, `al round` creates a "
-                "missing one"
+                f"git has no {revision} here: `git fetch --tags` fetches a tag from the git remote, `al round` "
+                "creates a missing one"
             )
         lost = next((name for name, entry in tree.items() if entry[-1] in result.stderr), None)
         raise failed("ls-tree", result, f"{lost} at {revision}: " if lost else f"{revision}: ")

@@ -35,15 +35,15 @@ class Refs(GitRunner):
         last = self._last_in_reflog(name)
         if "ignoring broken ref" in refs.stderr:
             raise RepositoryError(
-                f"git cannot read {name}: {' '.join(refs.stderr.split())}. The commits are still there: delete "
-                f"{self.path(name)}, then `git update-ref {name} {last or 'COMMIT'}` (`git fsck` and `git reflog` show "
-                "commits)"
+                f"git cannot read {name}: {' '.join(refs.stderr.split())}. The commits still exist: delete "
+                f"{self.path(name)}, then `git update-ref {name} {last or 'COMMIT'}` (`git fsck` and `git reflog` "
+                "show commits)"
             )
         kinds = self.run("cat-file", "--batch-all-objects", "--batch-check=%(objecttype)").stdout.split()
         if last is not None or kinds.count("commit") > 1:  # one alone: `git commit` was killed before it set the ref
             raise RepositoryError(
-                f"{name} names no commit, although this repository holds some: `git switch` to the branch of the "
-                f"rounds, or, where it was lost, `git update-ref {name} {last or 'COMMIT'}` (`git fsck --lost-found` "
+                f"{name} points to no commit, although this repository has some: `git switch` to the branch of the "
+                f"rounds, or, if it was lost, `git update-ref {name} {last or 'COMMIT'}` (`git fsck --lost-found` "
                 "shows commits)"
             )
         return None
@@ -79,7 +79,7 @@ class Refs(GitRunner):
             name = broken[0].split()[-1]
             raise RepositoryError(
                 f"git cannot read {name}: delete {self.path(name)}, then `git fetch --tags` (or `al round`, which "
-                "makes a round's tag again)"
+                "creates a round's tag again)"
             )
         found: dict[str, tuple[str, str]] = {}
         for name, digest, *more in (line.split() for line in result.stdout.splitlines()):
@@ -87,8 +87,8 @@ class Refs(GitRunner):
                 found[name] = digest, (more[0] if len(more) == 2 else digest)
             elif name.startswith("round-"):
                 raise RepositoryError(
-                    f"the tag {name} names no commit (object {digest}); was it damaged? `git tag -d {name}`, then "
-                    "`git fetch --tags` (or `al round`, which makes a round's tag again)"
+                    f"the tag {name} points to no commit (object {digest}); was it damaged? `git tag -d {name}`, then "
+                    "`git fetch --tags` (or `al round`, which creates a round's tag again)"
                 )
         return found
 

@@ -62,7 +62,9 @@ class GitRunner:
             said = (part.decode("utf-8", "surrogateescape") for part in (ended.stdout, ended.stderr))
             result = subprocess.CompletedProcess(ended.args, ended.returncode, *said)
         except FileNotFoundError:
-            missing = "git is not installed, or not on the PATH" if self.root.is_dir() else f"{self.root} is gone"
+            missing = (
+                "git is not installed, or not on the PATH" if self.root.is_dir() else f"{self.root} no longer exists"
+            )
             raise RepositoryError(missing) from None
         except subprocess.TimeoutExpired:
             raise RepositoryError(f"git {arguments[0]} did not end within {timeout:.0f} s") from None
@@ -134,7 +136,7 @@ def _stamp(found: os.stat_result) -> tuple[int, int, int]:
 def named(revision: str) -> str:
     """`revision`, which must not be an option: with `--output=FILE` git would write a file."""
     if revision.startswith("-"):
-        raise RepositoryError(f"{revision!r} names no commit")
+        raise RepositoryError(f"{revision!r} is not a commit")
     return revision
 
 

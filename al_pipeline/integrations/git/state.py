@@ -51,12 +51,12 @@ class RepositoryState(Refs):
         for (_, what, command), place in zip(_UNDER_WAY, places, strict=True):
             if (self.root / place).exists():
                 end = "`git bisect reset`" if command == "bisect" else f"`git {command} --continue` or `--abort`"
-                raise UnexpectedChange(f"{what} is under way in {self.root}: end it first ({end}), then try again")
+                raise UnexpectedChange(f"{what} is in progress in {self.root}: end it first ({end}), then try again")
         if unmerged := self.run("ls-files", "--unmerged", "-z").stdout:
             names = sorted({entry.partition("\t")[2] for entry in unmerged.split("\0") if entry})
             raise UnexpectedChange(
-                f"not merged yet: {', '.join(names[:5])}. Resolve the conflict (`git status` shows it), `git add` the "
-                "file, then try again"
+                f"unmerged files: {', '.join(names[:5])}. Resolve the conflict (`git status` shows it), `git add` the "
+                "files, then try again"
             )
         if self.branch() is None:
             self.head()
@@ -106,5 +106,7 @@ class RepositoryState(Refs):
 
         for process in process_iter(["name", "cwd"]):
             if process.info["name"] == "git" and process.info["cwd"] in (str(self.root), None):
-                raise RepositoryError(f"git (process {process.pid}) works in {self.root}; try again when it has ended")
+                raise RepositoryError(
+                    f"git (process {process.pid}) is running in {self.root}; try again when it has ended"
+                )
         lock.unlink(missing_ok=True)

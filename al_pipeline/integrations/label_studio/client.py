@@ -244,7 +244,7 @@ class LabelStudioOracle:
         )
         taken = self._transport.write(f"sending {len(tasks)} tasks", send, lambda reply: reply.task_count)
         if taken != len(tasks):
-            raise LabelStudioDown(f"Label Studio says that it took {taken!r} of {len(tasks)} tasks")
+            raise LabelStudioDown(f"Label Studio reports that it accepted {taken!r} of {len(tasks)} tasks")
 
     def answered(self, ref: ProjectRef, since: str | None) -> Iterator[AnsweredTask]:
         """Tasks changed since then with all annotations; see Oracle."""
@@ -303,7 +303,9 @@ class LabelStudioOracle:
                 raise missing_project(ref) from None
             ids = [task.task_id for task in found]
             if any(later <= earlier for earlier, later in zip([last, *ids], ids, strict=False)):
-                raise LabelStudioDown("Label Studio listed tasks out of order; is something between us and it?")
+                raise LabelStudioDown(
+                    "Label Studio listed tasks out of order; does a proxy in between change its replies?"
+                )
             yield from found
             if len(found) < _PAGE:
                 return

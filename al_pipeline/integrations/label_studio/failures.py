@@ -41,11 +41,11 @@ def unusable_reply(what: str, url: str, reply: UnusableReply, wait: float = 0.0)
     if status is not None and 300 <= status < 400:
         return _redirected(what, url, reply)
     if status is not None and 400 <= status < 500 and status not in (408, 429):
-        return LabelStudioRefused(f"{what}: Label Studio at {url} says that this is not valid (status {status})")
+        return LabelStudioRefused(f"{what}: Label Studio at {url} rejected the request as invalid (status {status})")
     if status is not None and 200 <= status < 300:
         return LabelStudioDown(
-            f"{what}: {url} answered {status} with something that is not Label Studio's; "
-            "is the address right, or a log-in page in between?"
+            f"{what}: {url} answered {status}, but not as Label Studio does; is the address right, or is there a "
+            "log-in page in front of it?"
         )
     return busy(what, url, status, wait)
 
@@ -57,22 +57,23 @@ def _is_label_studios(reply: UnusableReply) -> bool:
 
 def _not_found(what: str, url: str, reply: UnusableReply) -> LabelStudioRefused:
     if _is_label_studios(reply):
-        return NotFound(f"{what}: Label Studio at {url} has no such thing (404), or does not let us see it")
+        return NotFound(f"{what}: Label Studio at {url} has no such object (404), or does not let us see it")
     return no_label_studio(what, url)
 
 
 def refused_token(what: str, url: str, status: int) -> LabelStudioRefused:
     """The error for a token that the server refuses."""
     return LabelStudioRefused(
-        f"{what}: Label Studio at {url} refused the token ({status}): expired, revoked, or of another server. "
-        "Copy a new one from Account & Settings there; a legacy token must also be allowed for the organisation"
+        f"{what}: Label Studio at {url} refused the token ({status}): it has expired, was revoked, or belongs to "
+        "another server. Copy a new one from Account & Settings there; legacy tokens must also be allowed for the "
+        "organisation"
     )
 
 
 def _refused_in_front(what: str, url: str, status: int) -> LabelStudioRefused:
     return LabelStudioRefused(
-        f"{what}: something in front of Label Studio at {url} wants a password ({status}), or another service is "
-        "there; give an address by which programs reach Label Studio itself"
+        f"{what}: a server in front of Label Studio at {url} asks for a password ({status}), or another service runs "
+        "there; use an address at which programs reach Label Studio itself"
     )
 
 
@@ -80,10 +81,10 @@ def _redirected(what: str, url: str, reply: UnusableReply) -> LabelStudioRefused
     headers = {name.lower(): value for name, value in reply.headers.items()}
     status, target = reply.status_code, _origin(headers.get("location", ""))
     if target and target != _origin(url):
-        return LabelStudioRefused(f"{what}: {url} sends us on to {target} ({status}); if that is right, give it")
+        return LabelStudioRefused(f"{what}: {url} redirects to {target} ({status}); if that is right, use that address")
     return LabelStudioDown(
-        f"{what}: {url} sends us on to another page ({status}), such as a log-in in front of Label Studio; "
-        "give an address by which programs reach Label Studio itself"
+        f"{what}: {url} redirects to another page ({status}), such as a log-in page in front of Label Studio; use an "
+        "address at which programs reach Label Studio itself"
     )
 
 
@@ -109,17 +110,17 @@ def no_reply(what: str, url: str, error: httpx.HTTPError) -> LabelStudioDown | L
     causes = list(_causes(error))
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
         return LabelStudioRefused(
-            f"{what}: the certificate of {url} is not one that this machine trusts, or is of another host; where it is "
-            "your own authority's, set SSL_CERT_FILE to its certificate"
+            f"{what}: this machine does not trust the certificate of {url}, or it is for another host; if your own "
+            "authority issued it, set SSL_CERT_FILE to the authority's certificate"
         )
     if any(isinstance(cause, ssl.SSLError) for cause in causes):
-        return LabelStudioRefused(f"{what}: {url} does not speak TLS as https needs it; is it http:// there?")
+        return LabelStudioRefused(f"{what}: {url} does not use TLS; should it be http://?")
     if any(isinstance(cause, socket.gaierror) for cause in causes):
-        return LabelStudioDown(f"{what}: the host of {url} is not found; is its name right, and the network up?")
+        return LabelStudioDown(f"{what}: the host of {url} was not found; check its name and the network")
     if isinstance(error, httpx.ConnectError):
         return LabelStudioDown(
-            f"{what}: nobody answers at {url} ({type(error).__name__}); is it running? "
-            "(`al labelstudio start` starts the workspace's own)"
+            f"{what}: no server answers at {url} ({type(error).__name__}); is it running? (`al labelstudio start` "
+            "starts the workspace's own)"
         )
     return LabelStudioDown(
         f"{what}: no usable reply from {url} ({type(error).__name__}); is it running, and is it Label Studio? "

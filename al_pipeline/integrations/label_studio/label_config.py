@@ -22,7 +22,9 @@ def label_config(schema: Schema, others: Sequence[str] = ()) -> str:
     which Label Studio would replace by a field's content.
     """
     if any("$" in label for label in schema.labels) or "$" in schema.question:
-        raise BadParams("params.yaml: schema: question and labels must not hold `$`: Label Studio puts a field there")
+        raise BadParams(
+            "params.yaml: schema: question and labels must not contain `$`, which Label Studio replaces by a field"
+        )
     view = ElementTree.Element("View")
     ElementTree.SubElement(view, "Header", value=shown_text(schema.question))
     for field in schema.fields:

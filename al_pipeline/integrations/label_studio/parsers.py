@@ -161,7 +161,7 @@ def _parse_answered_task(row: Mapping[str, Any], email_of: Callable[[int], str])
 
 def _parse_annotation_row(row: Any, email_of: Callable[[int], str]) -> Annotation:
     if not isinstance(row, Mapping):
-        raise LabelStudioDown("Label Studio sent an annotation that is no object")
+        raise LabelStudioDown("Label Studio sent an annotation that is not an object")
     lead_time = row.get("lead_time")
     return Annotation(
         annotation_id=_whole_number(row.get("id"), "an annotation's id"),
@@ -250,13 +250,13 @@ def parse_id(value: Any) -> int:
 def parse_text(value: Any) -> str | None:
     """Text or None. Raises LabelStudioDown for anything else."""
     if value is not None and not isinstance(value, str):
-        raise LabelStudioDown("Label Studio sent something else where text belongs")
+        raise LabelStudioDown("Label Studio sent a value that is not text where text is required")
     return value
 
 
 def _whole_number(value: Any, what: str) -> int:
     if type(value) is not int:
-        raise LabelStudioDown(f"Label Studio sent {what} that is no whole number")
+        raise LabelStudioDown(f"Label Studio sent {what} that is not a whole number")
     return value
 
 
@@ -265,7 +265,7 @@ def _time(value: Any) -> str:
     try:
         moment = datetime.fromisoformat(value)
     except (TypeError, ValueError):
-        raise LabelStudioDown("Label Studio sent a time that is none") from None
+        raise LabelStudioDown("Label Studio sent an invalid time") from None
     return moment.astimezone(UTC).strftime(TIME_FORMAT)
 
 

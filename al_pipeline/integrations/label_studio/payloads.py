@@ -67,7 +67,7 @@ def task_json(task: Task) -> dict[str, Any]:
     plan = task.plan
     if plan.push_key != shown_text(plan.push_key) or not math.isfinite(plan.score):
         raise BadInput(
-            f"item {plan.item_id!r}: its id holds control characters, or its score {plan.score} is no number"
+            f"item {plan.item_id!r}: its id contains control characters, or its score {plan.score} is not finite"
         )
     shown = {data_key(name): shown_text(text) for name, text in task.fields.items()}
     data: dict[str, Any] = {

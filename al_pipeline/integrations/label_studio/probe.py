@@ -115,7 +115,7 @@ def _answered(url: str, token: str, project_id: int, workspace_id: str, round: i
     reply = _get(f"{url}/api/tasks/?{urlencode(wanted)}", Authorization(token, post).header(), seconds)
     total = json.loads(reply)["total"]
     if type(total) is not int or total < 0:
-        raise ValueError("the number of tasks is none")
+        raise ValueError("the number of tasks is not a whole number")
     return total
 
 
@@ -128,7 +128,7 @@ def _get(url: str, headers: dict[str, str], seconds: float, body: str | None = N
             return None
 
     if not url.startswith(("http://", "https://")):
-        raise ValueError("no address of a server")
+        raise ValueError("not the address of a server")
     handlers = [Nowhere(), *([ProxyHandler({})] if on_this_machine(url) else [])]
     if body is not None:
         headers = {**headers, "Content-Type": "application/json"}
@@ -149,7 +149,7 @@ def _failure(error: Exception) -> ServerStatus:
             return ServerStatus("refused", f"it refuses the token ({error.code})")
         if error.code >= 500:
             return ServerStatus("down", f"it failed ({error.code})")
-        return ServerStatus("odd", f"it answers {error.code}; is that Label Studio, and the right one?")
+        return ServerStatus("odd", f"it answers {error.code}; is that the right address, and is Label Studio there?")
     if isinstance(error, TimeoutError) or (isinstance(error, URLError) and isinstance(error.reason, TimeoutError)):
         return ServerStatus("down", "no answer in time")
     if isinstance(error, URLError):
@@ -157,4 +157,4 @@ def _failure(error: Exception) -> ServerStatus:
         return ServerStatus("down", str(reason.strerror or reason) if isinstance(reason, OSError) else str(reason))
     if isinstance(error, OSError | HTTPException):
         return ServerStatus("down", f"the connection broke ({type(error).__name__})")
-    return ServerStatus("odd", "its answer is none of Label Studio's")
+    return ServerStatus("odd", "its answer does not come from Label Studio")

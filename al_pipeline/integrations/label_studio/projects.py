@@ -55,22 +55,23 @@ def check_mark(mark: ProjectMark | None, ref: ProjectRef, workspace_id: str, clo
     if mark is None or mark.workspace_id != workspace_id or mark.project_uid != ref.project_uid:
         whose = "nobody we know" if mark is None else f"workspace {mark.workspace_id} (project {mark.project_uid})"
         raise WrongProject(
-            f"project {ref.project_id} in Label Studio belongs to {whose}, not to workspace {workspace_id} "
-            f"(project {ref.project_uid}); is the address that of the right server? `al doctor` shows it"
+            f"project {ref.project_id} in Label Studio belongs to {whose}, not to workspace {workspace_id} (project "
+            f"{ref.project_uid}); is that the address of the right server? `al doctor` shows it"
         )
     if clone_id is not None and mark.clone_id != clone_id:
         raise WrongProject(
-            f"project {ref.project_id} in Label Studio is written to by another clone of this workspace "
-            f"({mark.clone_id}, this is {clone_id}); `al adopt` makes this clone the one that writes"
+            f"another clone of this workspace ({mark.clone_id}, this is {clone_id}) writes to project "
+            f"{ref.project_id} in Label Studio; `al adopt` makes this clone the one that writes"
         )
 
 
 def missing_project(ref: ProjectRef) -> WrongProject:
     """The error for a project that its server does not have, or does not show us."""
     return WrongProject(
-        f"Label Studio has no project {ref.project_id} that we may see (project {ref.project_uid}): deleted, "
-        "or another server; nothing was changed. `al doctor` shows the address in use. If it is gone for good, "
-        "`al adopt --new-project`: what was pulled stays, and what is open is asked again in a new one"
+        f"Label Studio has no project {ref.project_id} that we may see (project {ref.project_uid}): it was deleted, "
+        "or this is another server; nothing was changed. `al doctor` shows the address in use. If the project is gone "
+        "for good, run `al adopt --new-project`: pulled answers are kept, and open items are asked again in a new "
+        "project"
     )
 
 
@@ -87,8 +88,8 @@ def find_project(descriptions: Iterable[tuple[int, str | None]], workspace_id: s
     if len(found) > 1:
         numbers = ", ".join(str(number) for number in sorted(found))
         raise WrongProject(
-            f"projects {numbers} in Label Studio all say that they belong to workspace {workspace_id}; "
-            "take the line `al-workspace:` out of the description of all but one"
+            f"projects {numbers} in Label Studio all claim to belong to workspace {workspace_id}; remove the line "
+            "`al-workspace:` from the description of all but one"
         )
     return next((ProjectRef(number, uid) for number, uid in found.items()), None)
 

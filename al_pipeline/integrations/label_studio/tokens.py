@@ -40,7 +40,7 @@ class Authorization:
         if claims is None:
             return {"Authorization": f"Token {self._token}"}
         if _expiry(claims) <= time.time():
-            raise TokenExpired("the token has expired, or does not say when it will")
+            raise TokenExpired("the token has expired, or does not say when it expires")
         if not self._access or self._access_until <= time.time():
             access = self._post(_REFRESH, {"refresh": self._token})["access"]
             if not isinstance(access, str) or not access.isascii() or not access.isprintable():

@@ -126,11 +126,12 @@ class Transport:
             case httpx.HTTPError():
                 return no_reply(what, self.url, error)
             case httpx.InvalidURL() | UnicodeError():
-                return LabelStudioRefused(f"{what}: {self.url!r} is no usable address, or the request no valid text")
+                return LabelStudioRefused(
+                    f"{what}: {self.url!r} is not a valid address, or the request contains invalid text"
+                )
             case AttributeError() | LookupError() | TypeError() | ValueError() | RecursionError():
                 return LabelStudioDown(
-                    f"{what}: Label Studio at {self.url} sent something that is no answer to it "
-                    f"({type(error).__name__})"
+                    f"{what}: Label Studio at {self.url} sent an unexpected reply ({type(error).__name__})"
                 )
             case _:
                 return None
@@ -177,13 +178,13 @@ def _check(url: str, token: str) -> None:
         raise LabelStudioRefused("the address of Label Studio must begin with http:// or https://")
     if redact(url) != url:
         raise LabelStudioRefused(
-            "the address of Label Studio must hold no user or password, which would show in `al status` and in "
-            "messages; the token alone says who we are"
+            "the address of Label Studio must not contain a user or password, which would be shown in `al status` and "
+            "in messages; the token alone is enough"
         )
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise LabelStudioRefused(
-            "the token of Label Studio is empty or holds characters that no token has; copy it again from "
-            "Account & Settings in Label Studio"
+            "the token of Label Studio is empty or contains invalid characters; copy it again from Account & Settings "
+            "in Label Studio"
         )
 
 
@@ -192,7 +193,7 @@ def _on_this_machine(url: str) -> bool:
     try:
         return httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")
     except httpx.InvalidURL:
-        raise LabelStudioRefused(f"{url!r} is no address; give one such as https://labels.example.org") from None
+        raise LabelStudioRefused(f"{url!r} is not an address; use one such as https://labels.example.org") from None
 
 
 def _content(reply: httpx.Response) -> Any:

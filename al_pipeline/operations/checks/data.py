@@ -23,7 +23,7 @@ def check_data(workspace: Workspace) -> Iterator[Finding]:
     """Check that ledger, pool, test set and records match the last commit."""
     layout = workspace.layout
     if _is_building(workspace):
-        yield Finding("data", "ok", "a round is being built; `al round` goes on with it")
+        yield Finding("data", "ok", "a round is being built; `al round` continues it")
         return
     if changed := foreign_edits(layout, Git(layout.root)):
         yield Finding(
@@ -37,13 +37,13 @@ def check_data(workspace: Workspace) -> Iterator[Finding]:
             yield Finding(
                 "data",
                 "warning",
-                f"not here yet: {', '.join(absent)}",
-                "`dvc pull`; else the next `al round` fetches what it needs",
+                f"not fetched yet: {', '.join(absent)}",
+                "`dvc pull`; otherwise the next `al round` fetches what it needs",
             )
             return
         check_sources(layout, dvc)  # before anything reads the data
     facts, _ = read_facts(workspace)
-    yield Finding("data", "ok", f"{facts.items:,} items; ledger, pool and test set are as git's records say")
+    yield Finding("data", "ok", f"{facts.items:,} items; ledger, pool and test set match git's records")
 
 
 def check_source_files(workspace: Workspace) -> Iterator[Finding]:
@@ -68,29 +68,30 @@ def check_dvc_remote(workspace: Workspace) -> Iterator[Finding]:
             yield Finding(
                 "remote",
                 "error",
-                f"the DVC remote {gone} is not there",
-                "mount its disk, or give the address that it has now: `dvc remote list`, `dvc remote modify`",
+                f"the DVC remote {gone} does not exist",
+                "mount its disk, or set its current address: `dvc remote list`, `dvc remote modify`",
             )
             return
         name = dvc.check_writable()
         checked, defects = dvc.check_remote() if published else (0, [])
     if not defects:
-        yield Finding("remote", "ok", f"DVC remote {name} can be written and holds what the last commit names")
+        yield Finding("remote", "ok", f"DVC remote {name} can be written to and has what the last commit names")
     elif len(defects) == checked and all(one.why == "missing" for one in defects):
         yield Finding(
             "remote",
             "error",
-            f"the DVC remote {name} holds nothing of what the last commit names",
-            "if that is not where the rounds were pushed to, `dvc remote modify` gives it the right address; if its "
-            "objects are lost, `al remote repair` in a clone that has the data sends them again",
+            f"the DVC remote {name} has nothing of what the last commit names",
+            "if the rounds were pushed elsewhere, `dvc remote modify` sets the right address; if its objects are "
+            "lost, `al remote repair` in a clone that has the data uploads them again",
         )
     else:
         here = all(one.have for one in defects)
         yield Finding(
             "remote",
             "error",
-            f"the DVC remote lacks what the last commit names, or holds other bytes of it: {describe_defects(defects)}",
-            "`al remote repair` sends it" + (" from this clone" if here else "; run it in a clone that has the data"),
+            "the DVC remote lacks what the last commit names, or has wrong content for it: "
+            f"{describe_defects(defects)}",
+            "`al remote repair` uploads it" + (" from this clone" if here else "; run it in a clone that has the data"),
         )
 
 
@@ -98,27 +99,27 @@ def check_encoder(workspace: Workspace) -> Iterator[Finding]:
     """Check that the encoder is the one that `params.yaml` names, and that its vectors are reproducible."""
     layout, features = workspace.layout, workspace.params.features
     if not features.uses_encoder:
-        yield Finding("encoder", "ok", "none is needed: the features are TF-IDF alone")
+        yield Finding("encoder", "ok", "not needed: the features are TF-IDF only")
         return
     have = read_object(layout.encoder / "source.json").get("source")
     if have == features.encoder:
         yield from _invariance(workspace, have)
     elif have is None and layout.encoder.relative_to(layout.root).as_posix() in absent_sources(layout):
-        yield Finding("encoder", "ok", "versioned, and not here yet; it comes with the data")
+        yield Finding("encoder", "ok", "versioned, but not here yet; it is fetched with the data")
     elif have is None:
         here = (layout.root / features.encoder).is_dir() or _is_installed(features.encoder)
         found = "is installed" if here else "will be fetched from the hub"
         yield Finding(
             "encoder",
             "ok",
-            f"{features.encoder} {found}; the first `al round` copies it into the workspace, and doctor then "
-            "tests whether its vectors depend on what shares their batch",
+            f"{features.encoder} {found}; the first `al round` copies it into the workspace, and doctor then tests "
+            "whether its vectors depend on the other texts in their batch",
         )
     else:
         yield Finding(
             "encoder",
             "warning",
-            f"params.yaml names {features.encoder}, the workspace holds {have}",
+            f"params.yaml names {features.encoder}, but the workspace has {have}",
             "the next build replaces it",
         )
 
@@ -140,8 +141,8 @@ def _invariance(workspace: Workspace, source: str) -> Iterator[Finding]:
         yield Finding(
             "encoder",
             "error",
-            f"on this machine a text's {precision} vector depends on what shares its batch ({found[0]}), so that "
-            "rounds made here may not come out again",
+            f"on this machine a text's {precision} vector depends on the other texts in its batch ({found[0]}), so "
+            "rounds made here may not be reproducible",
             "set `features.precision: float32` in params.yaml"
             if precision != "float32"
             else "run rounds on another machine, or with the torch of requirements.lock",
@@ -151,7 +152,8 @@ def _invariance(workspace: Workspace, source: str) -> Iterator[Finding]:
     yield Finding(
         "encoder",
         "ok",
-        f"{source}, in the workspace and versioned; in {tested} its vectors do not depend on what shares their batch",
+        f"{source}, versioned in the workspace; in {tested} its vectors do not depend on the other texts in their "
+        "batch",
     )
 
 

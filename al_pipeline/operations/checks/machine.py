@@ -32,11 +32,11 @@ def check_versions(_: Workspace) -> Iterator[Finding]:
             wrong.append(f"{need.name} is missing")
             continue
         if not need.specifier.contains(have, prereleases=True):
-            wrong.append(f"{need.name} {have} is installed, {need.specifier} works")
+            wrong.append(f"{need.name} {have} is installed, but {need.specifier} is required")
     if wrong:
-        yield Finding("versions", "error", "; ".join(wrong), "install again, with the versions of requirements.lock")
+        yield Finding("versions", "error", "; ".join(wrong), "install again, with the versions in requirements.lock")
     else:
-        yield Finding("versions", "ok", f"al-pipeline {version('al-pipeline')} and what it is built on")
+        yield Finding("versions", "ok", f"al-pipeline {version('al-pipeline')} and its dependencies")
 
 
 def check_parameters(workspace: Workspace) -> Iterator[Finding]:
@@ -49,16 +49,16 @@ def check_engine(workspace: Workspace) -> Iterator[Finding]:
     """Check whether this engine made the last build."""
     recorded = read_json(workspace.layout.engine)
     if recorded is None:
-        yield Finding("engine", "ok", f"{current_engine()['version']}; nothing was built yet")
+        yield Finding("engine", "ok", f"{current_engine()['version']}; nothing has been built yet")
     elif changes := difference(recorded):
         yield Finding(
             "engine",
             "warning",
-            f"not the one of the last build: {changes}",
-            "the next build runs under this one; older rounds stay as they are",
+            f"not the engine of the last build: {changes}",
+            "the next build uses this engine; older rounds stay as they are",
         )
     else:
-        yield Finding("engine", "ok", f"{current_engine()['version']}, the one of the last build")
+        yield Finding("engine", "ok", f"{current_engine()['version']}, the engine of the last build")
 
 
 def check_disk(workspace: Workspace) -> Iterator[Finding]:
@@ -68,13 +68,16 @@ def check_disk(workspace: Workspace) -> Iterator[Finding]:
             yield Finding(
                 "disk",
                 "error",
-                f"{folder} cannot be written: its file system is read-only, or you have no right to",
+                f"{folder} cannot be written to: its file system is read-only, or you lack the permission",
                 "make it writable (`mount`, `chmod`) before the next round",
             )
     free = shutil.disk_usage(workspace.layout.root).free
     level: Literal["ok", "warning"] = "ok" if free >= LOW_DISK_BYTES else "warning"
     yield Finding(
-        "disk", level, f"{free / 1024**3:.1f} GiB free", "" if level == "ok" else "make room before the next round"
+        "disk",
+        level,
+        f"{free / 1024**3:.1f} GiB free",
+        "" if level == "ok" else "free some space before the next round",
     )
 
 

@@ -30,7 +30,7 @@ def check_git(workspace: Workspace) -> Iterator[Finding]:
     """Check the repository's state, objects, tags and remote."""
     git = Git(workspace.layout.root)
     if git.head() is None:
-        yield Finding("git", "error", "the workspace has no commit", "run `al init` again; it finishes what it began")
+        yield Finding("git", "error", "the workspace has no commit", "run `al init` again; it completes the workspace")
         return
     try:
         check_ready(workspace.layout, git)
@@ -42,13 +42,13 @@ def check_git(workspace: Workspace) -> Iterator[Finding]:
             "git",
             "error",
             f"git has lost objects: {'; '.join(damaged[:3])}",
-            "a complete clone or the git remote may have them still: `git fetch --refetch`, or copy its .git/objects",
+            "a complete clone or the git remote may still have them: `git fetch --refetch`, or copy its .git/objects",
         )
     if not git.has_identity():
         yield Finding(
             "git",
             "warning",
-            "no name for commits is set; rounds are committed as `al`",
+            "git has no user name configured; rounds are committed as `al`",
             "`git config user.name …` and `git config user.email …`",
         )
     tags = git.tags()
@@ -58,9 +58,9 @@ def check_git(workspace: Workspace) -> Iterator[Finding]:
         if round_name(record.round) not in tags
     ]
     if missing:
-        fetch = "`git fetch --tags` brings those that the git remote has; " if git.remote() is not None else ""
+        fetch = "`git fetch --tags` fetches those that the git remote has; " if git.remote() is not None else ""
         yield Finding(
-            "git", "warning", f"tags are missing: {', '.join(missing)}", f"{fetch}`al round` makes them again"
+            "git", "warning", f"tags are missing: {', '.join(missing)}", f"{fetch}`al round` creates them again"
         )
     yield from check_git_remote(git, tags)
 
@@ -78,9 +78,9 @@ def check_git_remote(git: Git, tags: dict[str, str]) -> Iterator[Finding]:
             yield Finding(
                 "git",
                 "error",
-                f"the tag {name} names {commit[:12]}, and that round was published by {git.brought(path)[:12]}",
-                f"`git tag -d {name}`, and `al round` makes it again; where the git remote has it so too, "
-                f"`git push --delete {remote or 'origin'} {name}` first",
+                f"the tag {name} names {commit[:12]}, but {git.brought(path)[:12]} published that round",
+                f"`git tag -d {name}`, then `al round` creates it again; if the git remote has the wrong tag too, "
+                f"first `git push --delete {remote or 'origin'} {name}`",
             )
     if remote is None or branch is None:
         yield Finding("git", "ok", f"branch {branch}, no git remote")
@@ -88,7 +88,7 @@ def check_git_remote(git: Git, tags: dict[str, str]) -> Iterator[Finding]:
     try:
         here, there, found = publish.round_tags(git, remote, f"refs/heads/{branch}")
     except RepositoryError as error:
-        yield Finding("git", "warning", f"the git remote {remote} cannot be looked at: {error}")
+        yield Finding("git", "warning", f"the git remote {remote} cannot be read: {error}")
         return
     for sentence in publish.other_tags(remote, here, there):
         yield Finding("git", "error", sentence)
@@ -114,7 +114,7 @@ def _compared(git: Git, remote: str, branch: str, tip: str) -> tuple[str, str]:
     ahead, behind = counts
     ours, theirs = counted(ahead, "commit"), counted(behind, "commit")
     if ahead and behind:
-        return f"{branch} and that of {remote} went apart: {ours} here, {theirs} there", "`git pull`"
+        return f"{branch} and that of {remote} have diverged: {ours} here, {theirs} there", "`git pull`"
     if behind:
         return (
             f"{remote} has {theirs} of {branch} that {'is' if behind == 1 else 'are'} not in this branch",
@@ -137,7 +137,7 @@ def check_secrets(workspace: Workspace) -> Iterator[Finding]:
     found = list(_bared(workspace))
     yield from found
     if not found:
-        yield Finding("secrets", "ok", "none was found where git, DVC or others on this machine would see it")
+        yield Finding("secrets", "ok", "no secret is where git, DVC or others on this machine would see it")
 
 
 def _bared(workspace: Workspace) -> Iterator[Finding]:
@@ -153,13 +153,14 @@ def _bared(workspace: Workspace) -> Iterator[Finding]:
         yield Finding(
             "secrets",
             "warning",
-            f"the address of the git remote {remote} holds a password, which lies readable in .git/config",
-            f"`git remote set-url {remote} ADDRESS` without it, and a credential helper (`git help credentials`)",
+            f"the address of the git remote {remote} contains a password, which is readable in .git/config",
+            f"`git remote set-url {remote} ADDRESS` with the address without it, and use a credential helper (`git "
+            "help credentials`)",
         )
     if (url := workspace.credentials().get("url", "")).startswith("http://") and not on_this_machine(url):
         yield Finding(
             "secrets",
             "warning",
-            f"{redact(url)} is not https: the token and all texts can be read on the way",
-            "give it the https address: `al labelstudio connect URL`",
+            f"{redact(url)} is not https: the token and all texts can be intercepted",
+            "use its https address: `al labelstudio connect URL`",
         )

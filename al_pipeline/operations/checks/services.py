@@ -31,23 +31,26 @@ def _label_studio_at(workspace: Workspace, oracle: LabelStudioOracle) -> Iterato
     numbers = tuple(int(part) for part in about.version.split(".")[:2] if part.isdigit())
     if len(numbers) == 2 and numbers < LABEL_STUDIO:
         yield Finding(
-            "Label Studio", "warning", f"version {about.version} is older than any tried", "upgrade to 1.23 or newer"
+            "Label Studio",
+            "warning",
+            f"version {about.version} is older than any tested version",
+            "upgrade to 1.23 or newer",
         )
     if about.clock_ahead is not None and abs(about.clock_ahead) > CLOCK_TOLERANCE_SECONDS:
         yield Finding(
             "clock",
             "warning",
             f"Label Studio's clock differs by {about.clock_ahead:+.0f} s",
-            "let both machines use NTP",
+            "synchronise both machines with NTP",
         )
     else:
         yield Finding("clock", "ok", "agrees with Label Studio's")
     known = stored_project(workspace.layout)
     if known:
         oracle.check(known, workspace.id, workspace.clone_id)
-        yield Finding("project", "ok", f"project {known.project_id} is ours")
+        yield Finding("project", "ok", f"project {known.project_id} belongs to this workspace")
     else:
-        yield Finding("project", "ok", "none yet; the first `al round` makes one")
+        yield Finding("project", "ok", "none yet; the first `al round` creates one")
 
 
 def check_schedule(workspace: Workspace) -> Iterator[Finding]:
@@ -56,13 +59,17 @@ def check_schedule(workspace: Workspace) -> Iterator[Finding]:
     says = f"{found.wanted.cron} {found.wanted.timezone}"
     if found.server is None:
         off = "" if found.wanted.active else " (off)"
-        yield Finding("schedule", "ok", f"{says}{off}; no Prefect server of its own is up, so nothing runs by itself")
+        yield Finding(
+            "schedule",
+            "ok",
+            f"{says}{off}; no Prefect server of its own is up, so no tick runs",
+        )
     elif found.deployment is None:
-        yield Finding("schedule", "warning", f"Prefect was never told of {says}", "`al schedule apply`")
+        yield Finding("schedule", "warning", f"{says} has never been applied in Prefect", "`al schedule apply`")
     elif found.differs:
         yield Finding("schedule", "warning", "; ".join(found.differs), "`al schedule apply`, or change params.yaml")
     elif not found.worker:
-        yield Finding("schedule", "warning", "no worker takes the runs that are due", "`al up` starts it")
+        yield Finding("schedule", "warning", "no worker picks up scheduled ticks", "`al up` starts it")
     elif not found.wanted.active:
         yield Finding("schedule", "ok", "off, as in Prefect")
     else:

@@ -38,10 +38,10 @@ def draw_from_new(taken: Intake, size: int, seed: int) -> tuple[int, list[str]]:
     if count == size:
         return count, []
     if count == 0:
-        return 0, ["too few items to draw a test set from; the next ingest draws one from what it adds"]
+        return 0, ["too few items to draw a test set from; the next ingest draws one from the items that it adds"]
     return count, [
-        f"the test set is {count:,} items, not {size:,}: at most a fifth of {len(new):,} new items; "
-        "give it more with `al ingest --test FILE`"
+        f"the test set has {count:,} items, not {size:,}: at most a fifth of {len(new):,} new items; add more with "
+        "`al ingest --test FILE`"
     ]
 
 
@@ -113,11 +113,11 @@ def _before(layout: Layout, again: bool) -> list[Path]:
     """The Parquet parts of the test set drawn before. Raises NothingToDo if it must not be drawn again."""
     if layout.closing.exists() or next_round(layout) is not None:
         raise NothingToDo(
-            "the first round has begun, and the test set stays what it is; `al ingest --test FILE` adds to it"
+            "the first round has begun, so the test set can no longer be redrawn; `al ingest --test FILE` adds to it"
         )
     before = drawn_parts(layout) or []
     if again and not before:
-        raise NothingToDo("no test set was drawn yet; the first `al ingest FILE` draws one")
+        raise NothingToDo("no test set has been drawn yet; the first `al ingest FILE` draws one")
     return before
 
 

@@ -15,9 +15,9 @@ def about_cut_off(taken: Intake) -> list[str]:
     cut = sum(taken.other_texts[item_id].startswith(text) for item_id, text in ends.items())
     if not cut:
         return []
-    these = "1 text of a known id only goes on" if cut == 1 else f"{cut:,} texts of known ids only go on"
+    these = "1 text with a known id continues" if cut == 1 else f"{cut:,} texts with known ids continue"
     least = "at least " if len(taken.other_texts) == MOST_COMPARED else ""
-    return [f"{least}{these} where the one in the pool ends, which was cut off: was its file read while it was copied?"]
+    return [f"{least}{these} the text in the pool, which was cut off: was its file read while it was being copied?"]
 
 
 def about_corrections(taken: Intake) -> list[str]:
@@ -25,11 +25,14 @@ def about_corrections(taken: Intake) -> list[str]:
     if taken.corrections:
         if taken.had_id or not taken.rows:
             return []
-        return [
-            "no row has an id, so that nothing could be corrected; --id-column names the column that holds your ids"
-        ]
+        return ["no row has an id, so nothing could be corrected; --id-column names the column with your ids"]
     waiting = taken.rejected[ANOTHER_TEXT]
     if not waiting or taken.part == "test":
         return []
     texts = "1 text differs" if waiting == 1 else f"{waiting:,} texts differ"
-    return [f"{texts} from what is known under the id; the same command with --corrections takes the new for the old"]
+    return [
+        (
+            f"{texts} from the known one with the same id; the same command with --corrections replaces the known text "
+            "by the new one"
+        )
+    ]

@@ -36,7 +36,7 @@ def find_sources(layout: Layout, patterns: Sequence[str]) -> FoundSources:
             walk.match(pattern)
         else:
             shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in pattern)
-            walk.problems[shown] = "is no path below the workspace; copy the files into it"
+            walk.problems[shown] = "is not a path below the workspace; copy the files into it"
     return FoundSources(sorted(walk.found), dict(sorted(walk.problems.items())))
 
 
@@ -96,7 +96,7 @@ class _Walk:
             return []
         try:
             if not folder.resolve().is_relative_to(self._real):
-                raise OSError("it leads out of the workspace; copy the files into it")
+                raise OSError("it leads outside the workspace; copy the files into it")
             with os.scandir(folder) as entries:
                 return list(entries)
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
@@ -109,21 +109,21 @@ class _Walk:
             inside = path.resolve().is_relative_to(self._real)
         except (OSError, RuntimeError) as error:
             if os.path.islink(path):  # unlike `stat`, this never raises
-                self._problem(path, "is a link that leads nowhere")
+                self._problem(path, "is a link to a file that does not exist")
             elif self._names_one or not isinstance(error, FileNotFoundError):
                 self._problem(path, f"cannot be read: {getattr(error, 'strerror', None) or error}")
             return
         if not inside:
-            self._problem(path, "is a link that leads out of the workspace; copy the file into it")
+            self._problem(path, "is a link that leads outside the workspace; copy the file into it")
         elif self._is_own(path):
             if self._names_one:
-                self._problem(path, "belongs to the workspace itself and is no source")
+                self._problem(path, "belongs to the workspace itself and cannot be a source")
         elif stat.S_ISREG(mode):
             self.found.add(path)
         elif not stat.S_ISDIR(mode):
-            self._problem(path, "is no regular file, but a pipe, a socket or a device")
+            self._problem(path, "is not a regular file, but a pipe, a socket or a device")
         elif self._names_one:
-            self._problem(path, "is a folder; `*` behind it stands for its files")
+            self._problem(path, "is a folder; to read its files, append `/*`")
 
     def _is_own(self, path: Path) -> bool:
         with suppress(OSError, RuntimeError, ValueError):

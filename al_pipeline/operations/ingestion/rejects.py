@@ -48,7 +48,7 @@ class Rejects:
         """A message about the rejects that the file does not hold; None if it holds all."""
         if self._count <= _MOST:
             return None
-        return f"the rejects file holds the first {_MOST:,} of {self._count:,} rejects"
+        return f"the rejects file has the first {_MOST:,} of {self._count:,} rejects"
 
     def keep(self, staging: Path, folder: Path, first: Source) -> Path | None:
         """Move the lines to a file in `folder` named after the first source and the lines' hash; return its path.

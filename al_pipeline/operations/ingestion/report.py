@@ -59,17 +59,17 @@ class IngestReport:
         test = "drawn at random as the test set" if self.drawn else "new in the test set"
         said = [
             f"{self.rows:,} rows: {self.added:,} new in the pool, {self.test_added:,} {test}, "
-            f"{self.duplicates:,} there already, {sum(self.rejected.values()):,} rejected"
+            f"{self.duplicates:,} duplicates, {sum(self.rejected.values()):,} rejected"
         ]
         if self.corrected:
             texts = "1 text was" if self.corrected == 1 else f"{self.corrected:,} texts were"
-            said.append(f"{texts} corrected; the old ones, with their labels, count no more from the next round on")
+            said.append(f"{texts} corrected; the old texts and their labels no longer count from the next round on")
         if self.labels:
             said.append(f"{self.labels:,} labels imported; they count from the next round on")
         said += [f"rejected, {count:,}: {reason}" for reason, count in _by_count(self.rejected)]
-        said += [f"label not taken, {count:,}: {reason}" for reason, count in _by_count(self.labels_rejected)]
+        said += [f"label not used, {count:,}: {reason}" for reason, count in _by_count(self.labels_rejected)]
         if self.rejects_file is not None:
-            said.append(f"each of them, with its reason: {self.rejects_file}")
+            said.append(f"all of them, with the reasons: {self.rejects_file}")
         return [*said, *self.notes]
 
 

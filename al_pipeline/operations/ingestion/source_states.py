@@ -165,9 +165,9 @@ def _waits(changed: float, waited: float) -> str:
     ago = _duration(max(0.0, changed))
     if changed >= QUIET_SECONDS:
         return f"changed {ago} ago; the next tick reads it, unless it changes again"
-    said = f"changed {ago} ago; it is read once it has been quiet for a minute"
+    said = f"changed {ago} ago; it is read once it has not changed for a minute"
     if waited > _LONG_SECONDS:
-        said += f", which it has not been for {_duration(waited)}: `al ingest` reads it at once"
+        said += f", but it has kept changing for {_duration(waited)}: `al ingest` reads it at once"
     return said
 
 

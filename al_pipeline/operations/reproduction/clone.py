@@ -161,7 +161,7 @@ class Clone:
                     first = first or lost.difference
                     continue
                 if digest(path) != entry["md5"]:
-                    message = f"{entry['path']} is published with other bytes than dvc.lock says"
+                    message = f"{entry['path']} is published with other content than dvc.lock says"
                     first = first or Difference(stage, "data", message)
         return first
 
@@ -200,7 +200,7 @@ class Clone:
         )
         for equal, cause, name in same:
             if not equal:
-                message = f"{name} at the tag {self.tag} is not what the last commit's record of the round says"
+                message = f"{name} at the tag {self.tag} does not match the last commit's record of the round"
                 raise FoundDifference(Difference("", cause, message))
 
     def _check_trusted(self, root: Path) -> None:
@@ -211,8 +211,8 @@ class Clone:
         if doubts:
             name, problem = next(iter(doubts.items()))
             raise UnexpectedChange(
-                f"{name} at the tag {self.tag} {problem}. Check that tag out in a clone of your own and look at it; "
-                "`al trust` there accepts it on this machine"
+                f"{name} at the tag {self.tag} {problem}. Check that tag out in a clone of your own and inspect the "
+                "file; `al trust` there accepts it on this machine"
             )
 
     def _pull(self, dvc: Dvc, targets: Collection[str]) -> None:
@@ -223,7 +223,7 @@ class Clone:
             try:
                 dvc.pull(target)
             except (RepositoryError, RemoteIncomplete) as error:
-                message = f"the DVC remote does not give {name} of {self.tag}: {error}"
+                message = f"the DVC remote does not deliver {name} of {self.tag}: {error}"
                 raise FoundDifference(Difference("", _CAUSES.get(name, "data"), message, missing=True)) from None
 
 
@@ -249,7 +249,7 @@ def _parse_lock(path: Path) -> Mapping[str, Any]:
             return dict(stages)
     except (KeyError, TypeError):
         pass
-    raise FoundDifference(Difference("", "data", f"{path.name} is not as DVC writes it"))
+    raise FoundDifference(Difference("", "data", f"{path.name} is not a valid DVC file"))
 
 
 def _parse_yaml(path: Path) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def compare_plan(clone: Clone) -> tuple[Output, Difference | None]:
     row = _output(_PLAN, "", sha256, same)
     if row.equal:
         return row, _contradiction(row) if row.different else None
-    return row, Difference("", "engine", "the plan derived from the queries is another; stages are not to blame")
+    return row, Difference("", "engine", "the plan derived from the queries differs; the stages are not the cause")
 
 
 def compare_metrics(clone: Clone, tolerance: float) -> tuple[Metric, ...]:
@@ -99,12 +99,12 @@ def explain_metrics(
 ) -> Difference | None:
     """The difference under another engine: labels must be equal, metrics within the tolerance. None if they are."""
     if published.labels and _labels(clone.layout) != published.labels:
-        return Difference("label", "engine", "the labelled set is another: this engine folds answers differently")
+        return Difference("label", "engine", "the labelled set differs: this engine aggregates answers differently")
     far = [row for row in metrics if not row.within_tolerance]
     if not far:
         return None
     moved = ", ".join(f"{row.name} {_shown(row.recorded)} → {_shown(row.reproduced)}" for row in far)
-    return Difference("evaluate", "engine", f"moved by more than {tolerance:g} under another engine: {moved}")
+    return Difference("evaluate", "engine", f"changed by more than {tolerance:g} under another engine: {moved}")
 
 
 def _compare(clone: Clone, stage: str, entry: Mapping[str, Any], published: Published) -> Output:
@@ -126,10 +126,10 @@ def _cause(clone: Clone, dvc: Dvc, stage: str, names: Sequence[str], published: 
 
     Runs the stage again to see whether it is deterministic.
     """
-    message = f"{', '.join(names)} came out different from everything that was published"
+    message = f"{', '.join(names)} differs from everything that was published"
     card = read_json(clone.layout.model / CARD_FILE, {})
     if stage != "label" and card.get("vectors") != published.card.get("vectors"):
-        return Difference(stage, "features", f"{message}: the encoder's vectors of the labelled items are others")
+        return Difference(stage, "features", f"{message}: the encoder's vectors of the labelled items differ")
     paths = [clone.layout.root / entry["path"] for entry in clone.outputs(stage)]
     before = [digest(path) for path in paths]
     clone.run(dvc, stage)
@@ -149,7 +149,7 @@ def _output(name: str, stage: str, sha256: str, same: Mapping[Source, bool]) -> 
 
 def _contradiction(row: Output) -> Difference:
     equal, different = " and ".join(row.equal), " and ".join(row.different)
-    return Difference(row.stage, "data", f"{row.name} came out as {equal} has it, but {different} is something else")
+    return Difference(row.stage, "data", f"the rebuilt {row.name} equals {equal}, but {different} has something else")
 
 
 def _labels(layout: Layout) -> list[list[LabeledItem]]:

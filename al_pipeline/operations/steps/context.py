@@ -53,8 +53,8 @@ class TakenSteps:
         if reason in self._reasons:
             seen = ", ".join(f"{name} {value}" for name, value in _changed_facts(known).items())
             raise ManualActionRequired(
-                f"the step `{step}` was taken, and all is as it was before ({seen}); it was stopped, since it would go "
-                "on for ever. `al doctor` looks for the reason; if it finds none, please report this sentence"
+                f"the step `{step}` changed nothing ({seen}), so the tick was stopped: it would repeat the step for "
+                "ever. Run `al doctor` to find the reason; if it finds none, please report this message"
             )
         self._reasons.add(reason)
 

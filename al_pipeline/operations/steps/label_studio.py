@@ -104,7 +104,7 @@ def shown_tasks(workspace: Workspace, plan: Sequence[PlannedTask]) -> list[Task]
     layout, params = workspace.layout, workspace.params
     items = fetch([layout.pool, layout.test], [task.item_id for task in plan])
     if missing := [task.item_id for task in plan if task.item_id not in items]:
-        raise UnexpectedChange(f"the plan asks about items that the pool does not hold: {', '.join(missing[:3])}")
+        raise UnexpectedChange(f"the plan asks about items that the pool does not have: {', '.join(missing[:3])}")
     queried = [items[task.item_id] for task in plan if task.part == "pool"]
     guesses = guess(workspace, queried) if params.label_studio.show_guess else {}
     tasks = []

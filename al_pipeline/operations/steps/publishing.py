@@ -43,12 +43,12 @@ def publish_round(context: Context, facts: Facts) -> None:
     layout, taken = context.layout, context.taken
     if changed := _changed_outputs(context):
         if Step.PUBLISH in taken.done:
-            raise UnexpectedChange(f"changed again and again while the round was built: {', '.join(sorted(changed))}")
+            raise UnexpectedChange(f"changed repeatedly while the round was built: {', '.join(sorted(changed))}")
         build.forget_built(layout)
         (layout.genesis if facts.planned is None else layout.record(facts.planned)).unlink(missing_ok=True)
         taken.again(*BUILD, Step.DECIDE, Step.PUBLISH)
         taken.done.add(Step.PUBLISH)
-        context.on_progress("an output of the build is not what its record says: the build starts over")
+        context.on_progress("an output of the build does not match its record: the build starts over")
         return
     publish.publish(context.workspace, context.git, context.dvc, facts.planned)
     build.forget_built(layout)
