@@ -1,4 +1,4 @@
-"""What annotators (and vandals) do, the same words for the simulated oracle and for a real Label Studio."""
+"""What annotators (and vandals) do, by the same methods at the simulated oracle and a real Label Studio."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def planned(workspace: str, number: int, item: str, part: Part = "pool", rank: i
 
 
 def tasks_of(workspace: str, number: int, count: int, part: Part = "pool") -> list[Task]:
-    """A round's tasks, `item-0` first."""
+    """The tasks of a round, `item-0` first."""
     plans = [planned(workspace, number, f"item-{n}", part, n) for n in range(count)]
     return [Task(plan, {"text": f"text of {plan.item_id}"}) for plan in plans]
 
 
 def shown(tasks: Sequence[Task]) -> Callable[[Sequence[PlannedTask]], list[Task]]:
-    """What gives planned tasks what annotators see of them, as `push` asks for it."""
+    """A function that adds what annotators see to planned tasks, as `push` expects it."""
     by_key = {task.plan.push_key: task for task in tasks}
     return lambda plan: [by_key[planned.push_key] for planned in plan]
 
 
 class Rig(Protocol):
-    """A Label Studio of some kind, and people who work in it. `served`: the key that the label stream shows next."""
+    """A Label Studio of some kind, and people who work in it. `served`: the key that the label stream serves next."""
 
     oracle: Oracle
 
@@ -61,7 +61,7 @@ class Rig(Protocol):
 
 
 class SimulatedRig:
-    """People at the simulated oracle."""
+    """People who work in the simulated oracle."""
 
     def __init__(self) -> None:
         self.oracle = SimulatedOracle()
@@ -101,13 +101,13 @@ def leave(server: Any, workspace: Workspace) -> None:
         with LabelStudioOracle(server.url, server.token) as oracle, ServerRig(server, oracle) as rig:
             try:
                 rig.delete_project(ProjectRef(**found))
-            except ApiError as error:  # the test may have named one that never was
+            except ApiError as error:  # the test may have named one that never existed
                 if error.status_code != 404:
                     raise
 
 
 class ServerRig:
-    """People at a real server, whom an administrator plays: Label Studio lets any member answer for another."""
+    """People at a real server, all played by an administrator: Label Studio lets any member answer for another."""
 
     def __init__(self, server: Any, oracle: Oracle) -> None:
         import httpx

@@ -1,6 +1,6 @@
-"""A real browser, steered over the WebDriver protocol (https://www.w3.org/TR/webdriver2/) by plain HTTP.
+"""A real browser, controlled by the WebDriver protocol (https://www.w3.org/TR/webdriver2/) over plain HTTP.
 
-Needs chromium and its chromedriver, which Debian ships as one version each; nothing from a package registry.
+Needs chromium and its chromedriver, which Debian ships in matching versions; nothing from a package registry.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import httpx
 from al_pipeline.servers.process import free_port
 
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
-"""The key under which the protocol hands out an element's id."""
+"""The key of an element's id in the protocol's replies."""
 
 _SUBMIT = "//button[normalize-space(.)='Submit']"
 _LABEL_ALL = "//button[normalize-space(.)='Label All Tasks']"
 
 
 class Browser:
-    """A headless chromium that can reach loopback alone. Use as a context manager; `folder` holds its profile."""
+    """A headless chromium that can reach only loopback. Use it as a context manager; `folder` contains its profile."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ class Browser:
         return str(self.script("return document.body ? document.body.innerText : ''"))
 
     def script(self, code: str, *arguments: Any) -> Any:
-        """Run JavaScript in the page and hand back what it returns."""
+        """Run JavaScript in the page and return its result."""
         return self._do("POST", "execute/sync", {"script": code, "args": list(arguments)})
 
     def find(self, xpath: str, timeout: float = 60.0) -> str:
@@ -98,7 +98,7 @@ class Browser:
         self._do("POST", f"element/{element}/value", {"text": text})
 
     def click(self, xpath: str) -> None:
-        """Press the mouse button on what is at `xpath`; once more where the page moved under the pointer."""
+        """Click on the element at `xpath`; once more if the page moved under the pointer."""
         for _ in range(20):
             try:
                 self._do("POST", f"element/{self.find(xpath)}/click", {})
@@ -108,7 +108,7 @@ class Browser:
         raise AssertionError(f"{xpath} never kept still to be clicked")
 
     def posts(self) -> Iterator[tuple[str, str, int]]:
-        """The POST requests that were answered since this was last asked: address, body, status of the reply."""
+        """The POST requests that were answered since the last call: address, body, status of the reply."""
         for entry in self._do("POST", "se/log", {"type": "performance"}):
             message = json.loads(entry["message"])["message"]
             parameters = message["params"]
@@ -162,7 +162,7 @@ class StaleElement(Exception):
 
 
 def log_in(browser: Browser, url: str, email: str, password: str) -> None:
-    """Log in to Label Studio by its form."""
+    """Log in to Label Studio with its form."""
     browser.goto(f"{url}/user/login/")
     browser.fill("//input[@name='email']", email)
     browser.fill("//input[@name='password']", password)
@@ -174,9 +174,9 @@ def log_in(browser: Browser, url: str, email: str, password: str) -> None:
 
 
 def open_queue(browser: Browser, address: str, timeout: float = 120.0) -> str:
-    """Open a project's page and press its button "Label All Tasks"; what the page shows then.
+    """Open a project's page and press its button "Label All Tasks"; returns the text of the page.
 
-    The button, unlike a link that ends in `labeling=1`, asks for the queue that keeps two people apart.
+    The button, unlike a link that ends in `labeling=1`, requests the queue that gives two people different tasks.
     """
     browser.goto(address)
     browser.find(_LABEL_ALL, timeout)
@@ -186,10 +186,10 @@ def open_queue(browser: Browser, address: str, timeout: float = 120.0) -> str:
 
 
 def submit(browser: Browser, label: str, timeout: float = 120.0) -> dict[str, Any]:
-    """Choose `label` for the task that is shown and submit; what the page posted: `url`, `status`, `task`, `result`."""
+    """Choose `label` for the shown task and submit; returns what the page posted: `url`, `status`, `task`, `result`."""
     browser.find(_SUBMIT, timeout)
     browser.click(f'//label[.//input[@name="{label}"]]')
-    list(browser.posts())  # what the page told the server so far is of no interest
+    list(browser.posts())  # earlier requests of the page do not matter
     browser.click(_SUBMIT)
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
@@ -205,9 +205,9 @@ def submit(browser: Browser, label: str, timeout: float = 120.0) -> dict[str, An
 def answer_one_task(
     url: str, email: str, password: str, address: str, label: str, folder: Path, timeout: float = 120.0
 ) -> dict[str, Any]:
-    """Do what an annotator does: log in, open the project's page, start labelling, pick `label`, submit.
+    """Do what an annotator does: log in, open the project's page, start labelling, choose `label`, submit.
 
-    `folder` takes the browser's profile. Returns what `submit` does, and `text`, what the page showed.
+    `folder` is for the browser's profile. Returns what `submit` returns, and `text`, the text of the page.
     """
     with Browser(folder) as browser:
         log_in(browser, url, email, password)

@@ -1,7 +1,7 @@
-"""What every test stands on: a home and a git identity that are not the user's, and the real servers.
+"""What every test runs with: a home and a git identity other than the user's, and the real servers.
 
-A part that is missing on this machine (Label Studio's environment, a browser) makes its tests skip and say so; with
-CI=true a skip is a failure.
+If a requirement is missing on this machine (Label Studio's environment, a browser), its tests are skipped with a
+message; with CI=true a skip is a failure.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ LONGEST = (
     *("test_simulation", "test_invariance", "test_round", "test_flows", "test_private_folders", "test_kept"),
     *("test_finetuned", "test_line_ends", "test_servers", "test_endless", "test_secrets", "test_schema_change"),
 )
-"""Files that take minutes, the longest first: workers that begin with them end at about the same time."""
+"""Files that take minutes, longest first: workers that begin with them end at about the same time."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set the environment before a test module is imported: some libraries read it only then."""
+    """Set the environment before any test module is imported: some libraries read it only then."""
     for name in NOT_THE_USERS:
         os.environ.pop(name, None)
     os.environ.update(ENVIRONMENT)
     os.environ.setdefault("AL_LABEL_STUDIO_VENV", str(REPOSITORY / ".venv-label-studio"))
     config.stash[_SCRATCH] = tempfile.mkdtemp(prefix="al-tests-")
     os.environ["AL_HOME"] = f"{config.stash[_SCRATCH]}/al"
-    os.environ["DVC_SITE_CACHE_DIR"] = f"{config.stash[_SCRATCH]}/dvc"  # of a `dvc` that a test runs by hand
+    os.environ["DVC_SITE_CACHE_DIR"] = f"{config.stash[_SCRATCH]}/dvc"  # for a `dvc` that a test runs by hand
     os.environ["PREFECT_HOME"] = f"{config.stash[_SCRATCH]}/prefect"
     start_warm()
     # The same examples each time, so that a failure is of the change at hand; `--hypothesis-profile=explore` looks for
@@ -89,7 +89,7 @@ def _fail_skip_in_ci(report: pytest.TestReport | pytest.CollectReport) -> None:
 
 
 def require(found: bool, reason: str) -> None:
-    """Skip the test, loudly, where a part of the machine that it needs is missing."""
+    """Skip the test with a message if a requirement is missing on this machine."""
     if not found:
         pytest.skip(f"!! NOT TESTED: {reason}")
 
@@ -104,7 +104,7 @@ def al_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def cold(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DVC starts as ever, not as a fork (`warm.py`)."""
+    """DVC starts as in production, not as a fork (`warm.py`)."""
     monkeypatch.setattr(session, "subprocess", subprocess)
 
 
@@ -118,13 +118,13 @@ def label_studio_venv() -> Path:
 
 @pytest.fixture
 def label_studio_template(label_studio_venv: Path, al_home: Path) -> None:
-    """For tests that start a workspace's own Label Studio: spares them the minute of migrations."""
+    """A migrated database, which saves tests that start a workspace's own Label Studio a minute."""
     seed_templates(al_home)
 
 
 @pytest.fixture(scope="session")
 def label_studio(label_studio_venv: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudioServer]:
-    """One real Label Studio for all tests, each with projects of its own. Do not break it."""
+    """One real Label Studio for all tests; each has its own projects. Do not break it."""
     server = LabelStudioServer(tmp_path_factory.mktemp("label-studio"))
     yield server
     server.stop()
@@ -134,7 +134,7 @@ def label_studio(label_studio_venv: Path, tmp_path_factory: pytest.TempPathFacto
 def other_label_studio(
     label_studio_venv: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LabelStudioServer]:
-    """A second one, of the module's own, which its tests may break."""
+    """A second Label Studio for one module, which its tests may break."""
     server = LabelStudioServer(tmp_path_factory.mktemp("other-label-studio"))
     yield server
     server.stop()
@@ -150,7 +150,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
 
 @pytest.fixture(scope="session")
 def chromium() -> Path:
-    """A browser, and the driver that steers it beside it on the PATH."""
+    """Chromium; its driver is beside it on the PATH."""
     found = shutil.which("chromium") or shutil.which("google-chrome")
     require(found is not None, "no chromium; on Debian: apt-get install chromium chromium-driver")
     require(shutil.which("chromedriver") is not None, "no chromedriver; on Debian: apt-get install chromium-driver")
@@ -158,7 +158,7 @@ def chromium() -> Path:
 
 
 def prepared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], T]) -> tuple[Path, T]:
-    """A folder that `make` fills, and what it returns, once for all workers of a run. To be copied, not changed."""
+    """A folder that `make` fills, and its result, made once for all workers of a run. Copy it, do not change it."""
     base = factory.getbasetemp()
     base = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "prepared"
     base.mkdir(exist_ok=True)
@@ -171,7 +171,7 @@ def prepared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], 
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """A workspace with items and no round, and the truth. Tests work on copies, which all have its id."""
+    """A workspace with items but no round, and the true labels. Tests work on copies, which all have its id."""
     return prepared(tmp_path_factory, "template", lambda folder: small_workspace(folder)[1])
 
 
@@ -187,7 +187,7 @@ def _played(factory: pytest.TempPathFactory, before: Played, name: str, rounds: 
 
 @pytest.fixture(scope="session")
 def started(template: tuple[Path, dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Played:
-    """Round 0 is open, and nobody has answered. Tests go on with copies (`go_on`)."""
+    """Round 0 is open, without answers. Tests continue from copies (`go_on`)."""
     return _played(tmp_path_factory, (*template, SimulatedOracle()), "started", 0)
 
 
@@ -205,5 +205,5 @@ def twice(once: Played, tmp_path_factory: pytest.TempPathFactory) -> Played:
 
 @pytest.fixture(scope="session")
 def undisturbed(twice: Played, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """Two published rounds; nothing went wrong. Tests read it and change nothing."""
+    """Two published rounds, without any fault. Tests read it and change nothing."""
     return go_on(twice, tmp_path_factory.mktemp("undisturbed"))[0]

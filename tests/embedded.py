@@ -1,4 +1,4 @@
-"""The real servers as tests use them, each with a home of its own, whatever `AL_HOME` the test at hand has."""
+"""The real servers for tests, each with a home of its own, whatever `AL_HOME` the current test has."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from al_pipeline.workspace.workspace import Workspace
 
 REPOSITORY = Path(__file__).parents[1]
 TEMPLATES = REPOSITORY / ".cache/tests"
-"""Migrated databases of Label Studio, kept from one test run to the next: a minute saved each."""
+"""Migrated databases of Label Studio, kept between test runs; each saves a minute."""
 
 
 @contextmanager
 def al_home_at(path: Path) -> Iterator[None]:
-    """`AL_HOME` is `path` inside the block."""
+    """Set `AL_HOME` to `path` inside the block."""
     before = os.environ.get("AL_HOME")
     os.environ["AL_HOME"] = str(path)
     try:
@@ -47,7 +47,7 @@ def al_home_at(path: Path) -> Iterator[None]:
 
 
 def silent(message: str) -> None:
-    """Progress that nobody watches."""
+    """A progress callback that does nothing."""
 
 
 def seed_templates(home: Path) -> None:
@@ -59,7 +59,7 @@ def seed_templates(home: Path) -> None:
 
 
 class LabelStudioServer:
-    """A real Label Studio with a home below `folder`. Starts when made."""
+    """A real Label Studio with a home below `folder`. It starts when it is created."""
 
     def __init__(self, folder: Path) -> None:
         self._home = folder / "al-home"
@@ -81,11 +81,11 @@ class LabelStudioServer:
 
     @property
     def token(self) -> str:
-        """The administrator's."""
+        """The administrator's token."""
         return self.admin.token
 
     def restart(self) -> None:
-        """Stop and start; the address stays while its port is free, users and data stay anyway."""
+        """Stop and start it. Users and data are kept; the address too, if its port is still free."""
         self.stop()
         with al_home_at(self._home):
             server = start_label_studio(self._workspace, silent)
@@ -96,7 +96,7 @@ class LabelStudioServer:
             stop_label_studio(self._workspace)
 
     def kill(self) -> None:
-        """kill -9 of all that it runs."""
+        """kill -9 of all its processes."""
         with al_home_at(self._home):
             mark = str(self._workspace.home / "label-studio/server.json")
         found = [one for one in psutil.process_iter() if process.carries_mark(one, mark)]
@@ -106,11 +106,11 @@ class LabelStudioServer:
         psutil.wait_procs(found, timeout=15)
 
     def invite(self, email: str) -> str:
-        """Make an annotator; returns their token (`Authorization: Token …`)."""
+        """Create an annotator; returns their token (`Authorization: Token …`)."""
         return self.account(email).token
 
     def account(self, email: str) -> Invited:
-        """Make an annotator; returns their password and token."""
+        """Create an annotator; returns their password and token."""
         with al_home_at(self._home):
             return invite(self._workspace, email)
 
@@ -120,7 +120,7 @@ class LabelStudioServer:
 
 
 class PrefectServer:
-    """A real Prefect server with a home below `folder`. Starts when made. `api_url` holds the password."""
+    """A real Prefect server with a home below `folder`, started when created. `api_url` contains the password."""
 
     def __init__(self, folder: Path) -> None:
         self._home = folder / "al-home"

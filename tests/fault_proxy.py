@@ -1,4 +1,4 @@
-"""A proxy that stands before a real server and loses, garbles or refuses replies, as bad networks do."""
+"""A proxy in front of a real server that drops, garbles or refuses replies, as bad networks do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Fault = Literal[
 ]
 
 AFTER: tuple[Fault, ...] = ("drop_after", "502_after", "truncate", "html_200")
-"""Faults that strike when the server has already done what it was asked."""
+"""Faults that occur after the server has processed the request."""
 
 ALWAYS = 1_000_000_000
 
@@ -36,7 +36,7 @@ _STATUS: dict[str, tuple[int, bytes, dict[str, str]]] = {
 
 
 class FaultProxy:
-    """Forwards to `upstream`; strikes the next `times` requests of `method` whose path holds `path` with `fault`."""
+    """Forwards to `upstream`; applies `fault` to the next `times` requests of `method` whose path contains `path`."""
 
     def __init__(self, upstream: str) -> None:
         self.lead_to(upstream)
@@ -75,14 +75,14 @@ class FaultProxy:
         self.go_down()
 
     def lead_to(self, upstream: str) -> None:
-        """From now on another server answers at our address."""
+        """Forward to another server from now on, at the same address."""
         address = urlsplit(upstream)
         self._upstream = (str(address.hostname), int(address.port or 80))
 
     def go_down(self) -> None:
-        """Nobody listens at our address any more."""
+        """Stop listening at the address."""
         self._awake.set()
-        self._is_down = True  # connections that stay open are answered no more
+        self._is_down = True  # open connections get no more replies
         self._server.shutdown()
         self._server.server_close()
 
@@ -94,13 +94,13 @@ class FaultProxy:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def strike(self, fault: Fault, times: int, method: str = "POST", path: str = "/import") -> None:
-        """Strike the next `times` matching requests; an empty `method` or `path` matches all."""
+        """Apply the fault to the next `times` matching requests; an empty `method` or `path` matches all."""
         with self._lock:
             self._fault, self._times, self._method, self._path = fault, times, method, path
             self._awake.clear()
 
     def rest(self) -> None:
-        """Strike no more."""
+        """Apply no more faults."""
         with self._lock:
             self._times = 0
             self._awake.set()

@@ -1,4 +1,4 @@
-"""What tests of whole rounds share: a small workspace on real git and DVC, and an annotator who answers it."""
+"""Shared by tests of whole rounds: a small workspace on real git and DVC, and an annotator who answers it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ENVIRONMENT = {
     "GIT_CONFIG_GLOBAL": os.devnull,
     "GIT_CONFIG_NOSYSTEM": "1",
 }
-"""What every test runs under: quiet, offline, with a git identity that is not the user's."""
+"""The environment of every test: quiet, offline, with a git identity that is not the user's."""
 
 NOT_THE_USERS = ("AL_LABEL_STUDIO_URL", "AL_LABEL_STUDIO_TOKEN", "AL_WORKSPACE", "PREFECT_API_URL", "PREFECT_PROFILE")
 """Variables that would lead a test to the user's own servers and workspace."""
@@ -59,11 +59,11 @@ SMALL = {
     "min_labels: 10": "min_labels: 1",
     "bootstrap: 1000": "bootstrap: 100",
 }
-"""Changes of the template that make a round small and quick."""
+"""Changes to the template that make a round small and fast."""
 
 
 def write_pool(path: Path, size: int = 80, seed: int = 7, start: int = 0) -> dict[str, str]:
-    """Write a JSONL pool of little mails; returns the true label of each id."""
+    """Write a JSONL pool of short mails; returns the true label of each id."""
     draw = random.Random(seed)
     truth: dict[str, str] = {}
     lines = []
@@ -78,7 +78,7 @@ def write_pool(path: Path, size: int = 80, seed: int = 7, start: int = 0) -> dic
 
 
 def change_params(workspace: Workspace, changes: Mapping[str, str]) -> None:
-    """Replace lines of `params.yaml`; each must be there."""
+    """Replace lines of `params.yaml`, each of which must exist."""
     text = workspace.layout.params.read_text(encoding="utf-8")
     for before, after in changes.items():
         assert before in text, before
@@ -101,7 +101,7 @@ def small_workspace(
 
 
 def answer_all(oracle: SimulatedOracle, truth: Mapping[str, str], annotator: str = "ann@example.org") -> int:
-    """Answer everything in the annotator's queue rightly; returns how many tasks that was."""
+    """Answer everything in the annotator's queue correctly; returns the number of tasks."""
     keys = oracle.queue(annotator)
     for key in keys:
         oracle.answer(key, annotator, truth[key.rsplit(":", 1)[1]])
@@ -118,11 +118,11 @@ def play(workspace: Workspace, oracle: SimulatedOracle, truth: Mapping[str, str]
 
 
 class Killed(BaseException):
-    """Stands for a process that ends between two steps."""
+    """Simulates a process that dies between two steps."""
 
 
 def killing(name: str, moment: str) -> Callable[..., Any]:
-    """Runs the steps of a tick, and ends it "before" or "after" the step `name`."""
+    """Runs the steps of a tick, and dies "before" or "after" the step `name`."""
 
     def run(step: str, action: Callable[[], Any], /) -> Any:
         if step == name and moment == "before":
@@ -136,7 +136,7 @@ def killing(name: str, moment: str) -> Callable[..., Any]:
 
 
 def copy_workspace(template: tuple[Path, Mapping[str, str]], folder: Path) -> Workspace:
-    """A copy of the template's workspace, of the same id, with a DVC remote of its own."""
+    """A copy of the template's workspace with the same id and a DVC remote of its own."""
     shutil.copytree(template[0], folder / "copy")
     root = folder / "copy/workspace"
     settle(root)
@@ -146,17 +146,17 @@ def copy_workspace(template: tuple[Path, Mapping[str, str]], folder: Path) -> Wo
 
 
 Played = tuple[Path, Mapping[str, str], SimulatedOracle]
-"""Where a workspace with rounds lies, the truth, and what its Label Studio holds."""
+"""The folder of a workspace with rounds, the true labels, and the state of its Label Studio."""
 
 
 def go_on(played: Played, folder: Path) -> tuple[Workspace, SimulatedOracle, dict[str, str]]:
-    """Copies of all three, to go on with."""
+    """Copies of all three, to continue from."""
     place, truth, oracle = played
     return copy_workspace((place, truth), folder), copy.deepcopy(oracle), dict(truth)
 
 
 def settle(root: Path) -> Path:
-    """Let a copied workspace pass for one that was always where it lies now, with the id of its original."""
+    """Make a copied workspace look like one that was always in its folder, with the id of its original."""
     layout = Layout(root)
     known = read_json(layout.clone)
     write_json(layout.clone, {"clone_id": known["clone_id"], "place": asdict(here(layout))})
@@ -164,7 +164,7 @@ def settle(root: Path) -> Path:
 
 
 def ask_prefect(method: str, url: str, body: Any = None, auth: tuple[str, str] | None = None) -> httpx.Response:
-    """One request to a Prefect server, sent again while its database is busy (503), as Prefect's client does."""
+    """One request to a Prefect server, repeated while its database is busy (503), as Prefect's client does."""
     deadline = time.monotonic() + 60
     while True:
         reply = httpx.request(method, url, json=body, auth=auth, timeout=60, trust_env=False, follow_redirects=True)
@@ -174,11 +174,11 @@ def ask_prefect(method: str, url: str, body: Any = None, auth: tuple[str, str] |
 
 
 def tools_first() -> dict[str, str]:
-    """The environment, with this Python's tools before all others."""
+    """The environment with this Python's tools first on the PATH."""
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def results(workspace: Workspace, number: int) -> dict[str, str]:
-    """The digests that must not depend on what went wrong on the way."""
+    """The digests that must not depend on faults during the run."""
     hashes = read_json(workspace.layout.record(number))["hashes"]
     return {name: hashes[name] for name in ("labeled", "test_labels", "unresolved", "model", "queries", "plan")}

@@ -1,7 +1,7 @@
-"""Random histories of answers, losses and interventions, against a reference that works all of it out anew.
+"""Random histories of answers, losses and interventions, checked against a reference that recomputes everything.
 
 The product's pull, ledger, close and fold run on real files, with the simulated oracle as Label Studio. A history is a
-list of steps, each a name and a number that its choices are drawn from, so that any step can be left out of it.
+list of steps, each a name and a seed for its choices, so that any step can be left out.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ MAX_VANISHED = 2
 BATCH = 3
 
 Step = tuple[str, int]
-"""What happens, and the seed of its choices."""
+"""A kind of step, and the seed of its choices."""
 
 WEIGHTS = {
     "answer": 12,
@@ -90,8 +90,8 @@ def steps_of(seed: int, length: int = 40) -> list[Step]:
 
 
 def play(steps: Sequence[Step]) -> None:
-    """Play a history; AssertionError where a promise is broken."""
-    memory = Path("/dev/shm")  # nobody looks at these files after a power loss, and fsync is slow
+    """Play a history; AssertionError if a property is violated."""
+    memory = Path("/dev/shm")  # these files are not read after a power loss, and fsync is slow
     with tempfile.TemporaryDirectory(prefix="al-history-", dir=memory if memory.is_dir() else None) as folder:
         world = World(Path(folder))
         for name, salt in steps:
@@ -100,16 +100,16 @@ def play(steps: Sequence[Step]) -> None:
 
 
 def fails(steps: Sequence[Step]) -> Exception | None:
-    """How a history ends where it does not end well."""
+    """The error with which a history ends; None if it ends well."""
     try:
         play(steps)
-    except Exception as error:  # whatever it is, it is no way to end
+    except Exception as error:  # any other exception is a failure too
         return error
     return None
 
 
 def shortest(steps: Sequence[Step]) -> list[Step]:
-    """A failing history without the steps that it does not need."""
+    """A failing history reduced to the steps that it needs to fail."""
     steps = list(steps)
     size = len(steps) // 2
     while size:
@@ -125,7 +125,7 @@ def shortest(steps: Sequence[Step]) -> list[Step]:
 
 
 def check(steps: Sequence[Step]) -> None:
-    """Play a history; where it fails, say how the shortest one does that fails too."""
+    """Play a history; if it fails, report how the shortest failing part of it fails."""
     if fails(steps):
         short = shortest(steps)
         raise AssertionError(f"this history fails: {short}") from fails(short)
@@ -133,14 +133,14 @@ def check(steps: Sequence[Step]) -> None:
 
 @dataclass
 class Published:
-    """What a round's record remembers of its snapshot."""
+    """What a round's record says about its snapshot."""
 
     part: int
     folded: Folded
 
 
 class World:
-    """One workspace, its Label Studio, its people, and the reference beside it."""
+    """One workspace, its Label Studio, its people, and the reference."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.layout, self.draw = folder, Layout(folder), random.Random(0)
@@ -148,7 +148,7 @@ class World:
             path.mkdir(parents=True)
 
     def begin(self) -> None:
-        """A pool, a project, and the first questions."""
+        """Create a pool and a project, and ask the first questions."""
         self.items = [f"item-{number}" for number in range(self.draw.randint(3, 8))]
         self.classes = list(CLASSES[:2])
         self.oracle = SimulatedOracle()
@@ -175,7 +175,7 @@ class World:
         return fold(events, self.classes, self.everybody, times_asked(events))
 
     def plan(self, kept: Sequence[PlannedTask] = ()) -> None:
-        """Ask about what is kept and the first items that have no label, as a selection would."""
+        """Plan the kept items and the first items without a label, as a selection would."""
         for task in kept:
             self.plans[task.push_key] = replace(task, round=self.round)
         folded = self.fold()
@@ -191,7 +191,7 @@ class World:
         return [Task(plan, {"text": plan.item_id}) for plan in self.plans.values() if plan.round == wanted]
 
     def pull(self) -> None:
-        """Retire, push and pull, as a tick does; then both sides have been told."""
+        """Retire, push and pull, as a tick does; the product and the reference then know the same."""
         rounds = {key: plan.round for key, plan in self.plans.items()}
         wrong = superseded(read_events(self.layout.events, self.layout.inbox_events))
         void = {key for key, plan in self.plans.items() if plan.item_id in wrong}
@@ -200,7 +200,7 @@ class World:
         assert not void & {task.push_key for task in self.oracle.open_tasks(self.ref)}, "nobody is asked about them"
         try:
             self._push([task for task in self.tasks() if task.plan.push_key not in void])
-        except ManualActionRequired:  # two copies of a task are answered, and a person is to choose
+        except ManualActionRequired:  # two copies of a task are answered: a person must choose
             self.look_everywhere = True
         seen, born = self.seen()
         news, gone = self.reference.pull(seen, born)
@@ -224,7 +224,7 @@ class World:
         return [event.event_id for event in read_events(self.layout.events, self.layout.inbox_events)]
 
     def seen(self) -> tuple[list[Seen], dict[str, str]]:
-        """What Label Studio shows, and since when each of our tasks is there."""
+        """What Label Studio shows, and when the oldest copy of each of our tasks was created."""
         seen, born = [], {}
         for task in self.held().values():
             key = str(task.data["push_key"])
@@ -237,7 +237,7 @@ class World:
         return seen, born
 
     def close(self, made: list[Intervention]) -> None:
-        """What `close` does to the ledger; killed after the append, it is done again from the start."""
+        """What `close` does to the ledger; if killed after the append, it is repeated from the start."""
         self.interventions += made
         consumed: list[Path] = []
         for _ in range(self.draw.choice([1, 2])):
@@ -253,8 +253,8 @@ class World:
         self.plan(kept)
 
     def kept(self) -> list[PlannedTask]:
-        """What an intervention leaves with the annotators: at least all of the round that nobody has said anything of,
-        where its item is not settled by others."""
+        """The items that an intervention leaves with the annotators: at least those of the round without any statement,
+        unless other answers settle the item."""
         events = read_events(self.layout.events)
         refused = {str(row["push_key"]) for row in still_refused(read_refused(self.layout.events), events)}
         plans = [task.plan for task in self.tasks()]
@@ -273,7 +273,7 @@ class World:
     # What must hold --------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """The labels are the reference's, the pool is divided, and nothing was lost or told twice."""
+        """The labels equal the reference's, the pool is partitioned, and nothing was lost or recorded twice."""
         folded, expected = self.fold(), self.reference.outcome()
         labels = {row.item_id: (row.label, row.agreement, row.answers, row.round) for row in folded.labeled}
         ties = {row.item_id for row in folded.unresolved if row.kind == "tie"}
@@ -295,9 +295,9 @@ class World:
     # What people do --------------------------------------------------------------------------------------------------
 
     def answer(self) -> None:
-        """In time, late, or to an abandoned round; an edit of one's own answer, or a second one beside it."""
+        """Answer in time, late, or to an abandoned round; edit one's own answer, or add a second one."""
         for _ in range(self.draw.randint(1, 4)):
-            if not self.keys():  # a server from before the first task
+            if not self.keys():  # the server was restored to before the first task
                 break
             newest = sorted(self.keys(), key=lambda key: -self.plans[key].round)
             key = self.draw.choice(newest[: self.draw.choice([3, 3, 99])])
@@ -323,7 +323,7 @@ class World:
         self.perhaps_pull()
 
     def duplicate_task(self) -> None:
-        """An import whose reply was lost, and that is repeated."""
+        """An import whose reply was lost and which is repeated."""
         if not (keys := sorted(self.keys())):
             return
         plan = self.plans[self.draw.choice(keys)]
@@ -334,7 +334,7 @@ class World:
         self.saved = self.oracle.backup()
 
     def restore_the_server(self) -> None:
-        """Numbers that were given since the backup are given again."""
+        """Restore a backup: ids given since then are given again."""
         self.oracle.restore_backup(self.saved)
         self.look_everywhere = True
         self.perhaps_pull()
@@ -348,7 +348,7 @@ class World:
         self.items.append(f"item-{len(self.items)}")
 
     def correct(self) -> None:
-        """A text is corrected, for the first time or again, or goes back to an earlier one."""
+        """Correct a text, for the first time or again, or restore an earlier one."""
         root = self.draw.choice([item for item in self.items if "~" not in item])
         family = [item for item in self.items if item.split("~")[0] == root]
         wrong = superseded(read_events(self.layout.events, self.layout.inbox_events))
@@ -380,7 +380,7 @@ class World:
         return read_events(self.layout.events, self.layout.inbox_events)
 
     def another_class(self) -> None:
-        """Answers that named it before it was there were refused; they are looked at again."""
+        """Add a class: answers that named it before were refused and are now read again."""
         if len(self.classes) < len(CLASSES):
             self.classes.append(CLASSES[len(self.classes)])
             self.oracle.ensure_project(ProjectSpec(WORKSPACE, "c", self.schema), self.ref)
@@ -395,11 +395,11 @@ class World:
         push(self.oracle, self.ref, [task.plan for task in tasks], shown(tasks), sleep=lambda _: None)
 
     def held(self) -> dict[int, Any]:
-        """Label Studio's tasks."""
+        """The tasks in Label Studio."""
         return self.oracle.projects[self.ref.project_id].tasks
 
     def keys(self) -> set[str]:
-        """Push keys of the tasks that Label Studio holds; where it holds none, the plan is sent first."""
+        """Push keys of the tasks in Label Studio; if there are none, the plan is pushed first."""
         if not self.held():
             self._push(self.tasks() or self.tasks(0))
         return {str(task.data["push_key"]) for task in self.held().values()}
@@ -452,8 +452,8 @@ class World:
         self.close([made])
 
     def some_answers(self) -> tuple[Selection, Callable[[Said], bool]]:
-        """A choice of answers, and the same for the reference."""
-        # Drawn one after the other, so that kept histories stay what they are.
+        """A selection of answers, and the same one for the reference."""
+        # Drawn one after the other, so that stored histories stay the same.
         by = self.draw.choice([("annotator",), ("round",), ("item",), ("since",), ("annotator", "since")])
         who = self.draw.choice(PEOPLE) if "annotator" in by else None
         number = self.draw.randint(0, self.round) if "round" in by else None
@@ -484,5 +484,5 @@ class World:
 
 
 def _chosen(result: Sequence[Any]) -> str:
-    """The class that an answer of these histories names."""
+    """The class that an answer chooses."""
     return str(result[0]["value"]["choices"][0]) if result else JUNK

@@ -1,6 +1,6 @@
-"""Random histories on the product as it ships: real ticks and builds on real git and DVC, against the same reference.
+"""Random histories on the whole product: real ticks and builds on real git and DVC, against the same reference.
 
-Only Label Studio is simulated. What the reference is told, it is told as the tick takes its steps.
+Only Label Studio is simulated. The reference is told of each step as the tick takes it.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ DECISIONS = {"close_the_round": 2, "roll_back": 3, "undo": 2, "revoke": 2, "rest
 """Each of them ends in a build."""
 FOLDED = ("labeled", "test_labels", "unresolved")
 _KILLED = 0.4
-"""How often a tick is killed, before or after one of its first ten steps."""
+"""The share of ticks that are killed, before or after one of their first ten steps."""
 
 
 def real_steps_of(seed: int, rounds: int) -> list[Step]:
-    """The history of a seed: answers and the like, and then a decision, `rounds` times."""
+    """The history of a seed: `rounds` times, answers and similar steps, then a decision."""
     draw = random.Random(seed)
     names: list[str] = []
     for _ in range(rounds):
@@ -49,18 +49,18 @@ def real_steps_of(seed: int, rounds: int) -> list[Step]:
 
 
 BEGINNING: list[Step] = [("answers_to_much", 0), ("close_the_round", 1)]
-"""The first round, which histories go on from."""
+"""The first round, from which histories continue."""
 
 
 def play_real(world: RealWorld, steps: Sequence[Step]) -> None:
-    """Play a history; AssertionError where a promise is broken."""
+    """Play a history; AssertionError if a property is violated."""
     for name, salt in steps:
         world.draw = random.Random(salt)
         getattr(world, name)()
 
 
 class RealWorld(World):
-    """A workspace with its DVC remote, its Label Studio and its people, and the reference beside it."""
+    """A workspace with its DVC remote, its Label Studio and its people, and the reference."""
 
     def __init__(self, workspace: Workspace, oracle: SimulatedOracle) -> None:
         """`workspace` has an open round, and `oracle` its tasks."""
@@ -78,12 +78,12 @@ class RealWorld(World):
         self.look()
 
     def move(self, workspace: Workspace) -> None:
-        """Go on in a copy of the workspace."""
+        """Continue in a copy of the workspace."""
         self.workspace, self.layout, self.folder = workspace, workspace.layout, workspace.layout.root
         self.git = Git(workspace.layout.root)
 
     def look(self) -> History:
-        """What is committed now."""
+        """The committed history, from which round, plans and items are refreshed."""
         history = read_history(self.layout, self.git)
         assert history.planned is not None
         self.round, self.plans = history.planned, read_plans(self.git)
@@ -97,7 +97,7 @@ class RealWorld(World):
         self.tick()
 
     def tick(self, **wanted: Any) -> None:
-        """A tick, perhaps killed, and then as many as it takes."""
+        """A tick that may be killed, and then as many as it takes to finish."""
         self.to_go = self.draw.randrange(20) if self.draw.random() < _KILLED else -1
         for _ in range(4):
             try:
@@ -155,7 +155,7 @@ class RealWorld(World):
     # What must hold --------------------------------------------------------------------------------------------------
 
     def check_published(self) -> None:
-        """The build's labels are what the reference had when the round closed, and what is asked next is not known."""
+        """The build's labels equal the reference's at the close, and the items asked next are not labelled."""
         record = read_history(self.layout, self.git).rounds[-1]
         expected = self.outcomes[record.round]
         rows = [*read_labeled(self.layout.labeled), *read_labeled(self.layout.test_labels)]
@@ -175,7 +175,7 @@ class RealWorld(World):
         assert not {*asked} & (expected.labels.keys() | expected.ignored)
 
     def finish(self) -> None:
-        """Nothing is left half done."""
+        """Nothing is left unfinished."""
         self.tick()
         self.to_go = -1
         assert not tick(open_workspace(self.layout.root), lambda: self.oracle, run=self.run).changed
@@ -184,7 +184,7 @@ class RealWorld(World):
             assert dvc.changed() == {} and dvc.defects_in_remote() == []
 
     def fold(self) -> Folded:
-        """Test items are answered as others are."""
+        """Test items are answered like the others."""
         found = super().fold()
         return Folded((*found.labeled, *found.test), (), found.unresolved)
 
@@ -194,7 +194,7 @@ class RealWorld(World):
     # What people do --------------------------------------------------------------------------------------------------
 
     def answers_to_much(self) -> None:
-        """Of the open round, one after the other, by one of them."""
+        """One annotator answers items of the open round, one after the other."""
         who = self.draw.choice(PEOPLE)
         for key in self.oracle.queue(who, self.ref.project_id)[: self.draw.randint(4, 14)]:
             self.oracle.answer(key, who, self.draw.choice([*self.classes * 4, JUNK]), self.ref.project_id)

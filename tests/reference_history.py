@@ -1,6 +1,6 @@
-"""What README and CONTRIBUTING say of answers and interventions, done as slowly and plainly as one can.
+"""What README and CONTRIBUTING say about answers and interventions, implemented as plainly as possible.
 
-It keeps what it was told, in order, and works everything out from the beginning each time. It knows nothing of the
+It keeps what it was told, in order, and recomputes everything from the beginning each time. It uses nothing of the
 product's ledger, events or fold.
 """
 
@@ -15,7 +15,7 @@ WITHDRAWN = "(withdrawn)"
 
 @dataclass(frozen=True)
 class AnswerId:
-    """An answer: the task, who gave it and when. An edit leaves it the same answer."""
+    """An answer: the task, who gave it and when. An edit does not make it another answer."""
 
     task: str
     annotator: str
@@ -24,7 +24,7 @@ class AnswerId:
 
 @dataclass(frozen=True)
 class Said:
-    """A statement: the label that the answer says from now on, None for a skip, or that it was withdrawn."""
+    """A statement: the label that the answer has from now on, None for a skip, or that it was withdrawn."""
 
     answer: AnswerId
     item: str
@@ -32,19 +32,19 @@ class Said:
     label: str | None
     at: str
     held: bool = False
-    """Whether a rollback takes it out."""
+    """Whether a rollback excludes it."""
 
 
 @dataclass(frozen=True)
 class Closed:
-    """The round's close: what stands before it is the round's snapshot."""
+    """The close of a round: everything before it is the round's snapshot."""
 
     round: int
 
 
 @dataclass(frozen=True)
 class Intervened:
-    """What a person decided. `which`: the round gone back to, the intervention undone, or a test for answers."""
+    """A person's decision. `which`: the round restored, the intervention undone, or a test for answers."""
 
     number: int
     kind: str
@@ -55,7 +55,7 @@ class Intervened:
 
 @dataclass(frozen=True)
 class Corrected:
-    """The text that an id stands for from now on is that of `item`; those of `others` were wrong."""
+    """From now on an id stands for the text of `item`; the texts of `others` were wrong."""
 
     id: str
     item: str
@@ -66,7 +66,7 @@ Entry = Said | Closed | Intervened | Corrected
 
 
 def in_force(told: Sequence[Entry]) -> list[Entry]:
-    """`told` without the interventions that were taken back, and with what rollbacks hold out marked."""
+    """`told` without the interventions that were undone, with the statements that rollbacks exclude marked."""
     if not told:
         return []
     rest, last = list(told[:-1]), told[-1]
@@ -87,7 +87,7 @@ class Standing:
     counts: list[bool] = field(default_factory=list)
 
     def now(self) -> tuple[int, Said] | None:
-        """The newest that counts, with its place; None where there is none or it was withdrawn."""
+        """The newest that counts, with its place; None if there is none or it was withdrawn."""
         counting = [one for one, yes in zip(self.statements, self.counts, strict=True) if yes]
         return counting[-1] if counting and counting[-1][1].label != WITHDRAWN else None
 
@@ -104,7 +104,7 @@ class Standing:
 
 
 def standing(told: Sequence[Entry]) -> dict[AnswerId, Standing]:
-    """Every answer with what counts of it."""
+    """Every answer with its statements that count."""
     answers: dict[AnswerId, Standing] = {}
     abandoned: set[int] = set()
     for place, entry in enumerate(in_force(told)):
@@ -128,7 +128,7 @@ def standing(told: Sequence[Entry]) -> dict[AnswerId, Standing]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the answers come to: label with agreement, answers and first round, or what is unresolved, by item."""
+    """The result of the answers, by item: label with agreement, answers and first round, or why it is unresolved."""
 
     labels: Mapping[str, tuple[str, float, int, int]]
     ties: frozenset[str]
@@ -136,7 +136,7 @@ class Outcome:
 
 
 def outcome(told: Sequence[Entry], everybody: int | None) -> Outcome:
-    """The labels. `everybody`: how many people may answer, where it is known."""
+    """The labels. `everybody`: the number of people who may answer, if known."""
     answers = standing(told)
     by_item: dict[str, list[tuple[int, Said]]] = {}
     people = set()
@@ -167,7 +167,7 @@ def outcome(told: Sequence[Entry], everybody: int | None) -> Outcome:
 
 
 def majority(said: Iterable[tuple[int, Said]]) -> tuple[str | None, list[str | None]]:
-    """The label that most people's newest answers give (None: a tie, or none), and those answers."""
+    """The label that most people's newest answers give (None: a tie, or no answer), and those answers."""
     newest: dict[str, str | None] = {}
     for _, one in sorted(said, key=lambda pair: pair[0]):
         newest[one.answer.annotator] = one.label
@@ -179,7 +179,7 @@ def majority(said: Iterable[tuple[int, Said]]) -> tuple[str | None, list[str | N
 
 @dataclass
 class Seen:
-    """An answer as Label Studio shows it now. `task_since`: when the oldest copy of its task was made."""
+    """An answer as Label Studio shows it now. `task_since`: when the oldest copy of its task was created."""
 
     answer: AnswerId
     item: str
@@ -190,7 +190,7 @@ class Seen:
 
 @dataclass
 class Reference:
-    """All that was told, in order, and what it comes to."""
+    """Everything that it was told, in order, and the result."""
 
     everybody: int | None = None
     told: list[Entry] = field(default_factory=list)
@@ -198,11 +198,11 @@ class Reference:
     """Answers that stand although their task is gone."""
 
     def last(self) -> dict[AnswerId, Said]:
-        """What each answer said last, as far as we were told."""
+        """The newest statement of each answer that we know."""
         return {entry.answer: entry for entry in self.told if isinstance(entry, Said)}
 
     def pull(self, seen: Sequence[Seen], tasks: Mapping[str, str]) -> tuple[list[Entry], set[AnswerId]]:
-        """The news, and the answers whose task was found to be gone. `tasks`: push key -> its oldest copy's birth."""
+        """The news, and the answers whose task is gone. `tasks`: push key -> creation time of its oldest copy."""
         last = self.last()
         news: list[Entry] = []
         for one in sorted(seen, key=lambda s: s.updated):
@@ -221,15 +221,15 @@ class Reference:
         return news, gone - self.lost_with_task
 
     def vanished(self, news: Sequence[Entry], gone: set[AnswerId]) -> int:
-        """How many answers vanished in a pull."""
+        """The number of answers that vanished in a pull."""
         return sum(isinstance(e, Said) and e.label == WITHDRAWN for e in news) + len(gone)
 
     def take(self, news: Sequence[Entry], gone: set[AnswerId]) -> None:
-        """Believe a pull."""
+        """Record a pull."""
         self.told += news
         back = {e.answer for e in news if isinstance(e, Said)}
         self.lost_with_task = (self.lost_with_task | gone) - back
 
     def outcome(self) -> Outcome:
-        """What all that was told comes to."""
+        """The result of everything that it was told."""
         return outcome(self.told, self.everybody)

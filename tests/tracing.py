@@ -1,4 +1,4 @@
-"""What programs ask of the system, seen by strace: the calls of a process and of all that it starts."""
+"""System calls of a process and of all its children, recorded by strace."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _OPEN_FILE = re.compile(r"\d+<(/[^>]*)>")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call."""
+    """One system call."""
 
     name: str
     paths: tuple[str, ...]
-    """Absolute: what it names, or the open files that it was given, in their order; of an `open` what came of it."""
+    """Absolute paths: those that it names, or of the open files passed to it, in order; for `open`, the opened file."""
     words: str
     """Its arguments as strace writes them."""
     failed: bool = False
@@ -43,7 +43,7 @@ class Call:
 def trace(
     command: Sequence[str], log: Path, calls: Sequence[str], cwd: Path, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run `command` and write the calls of the kinds `calls` to `log`. Skips the test where strace cannot do that."""
+    """Run `command` and write its calls of the kinds `calls` to `log`. Skips the test if strace cannot do that."""
     strace = shutil.which("strace")
     if strace is None or subprocess.run([strace, "-f", "-o", os.devnull, "true"], capture_output=True).returncode:
         pytest.skip("!! NOT TESTED: strace is not installed, or may not trace here")
@@ -57,7 +57,7 @@ def trace(
 
 
 def read_calls(log: Path, *, failed: bool = False) -> Iterator[Call]:
-    """The calls in the order in which they ended; with those that failed, if so wished."""
+    """The calls in the order in which they ended; with failed calls if requested."""
     begun: dict[str, str] = {}
     where: dict[str, str] = {}
     for line in log.read_text(encoding="utf-8", errors="surrogateescape").splitlines():

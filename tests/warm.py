@@ -1,9 +1,9 @@
-"""Forks in place of processes that DVC's session and the encoder start, for ticks that a test runs in its own process.
+"""Forks in place of the processes that DVC's session and the encoder start, for ticks in a test's own process.
 
-A tick starts Pythons for DVC, the stages and perhaps the encoder, which import for 1.5 to 4 s of processor time, and
-the suite plays hundreds of ticks. Here a process imports once and forks for each start. A fork has the arguments,
-environment, folder, files, session and process group that the real process would have, and runs the same code. `al`,
-flows and their children start as ever, and so does what would import under another environment.
+A tick starts Python processes for DVC, the stages and perhaps the encoder, whose imports take 1.5 to 4 s of processor
+time, and the suite plays hundreds of ticks. Here one process imports once and forks for each start. A fork has the
+arguments, environment, folder, files, session and process group that the real process would have, and runs the same
+code. `al`, flows and their children start as in production, as does any process with another environment.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from al_pipeline.workspace.layout import STAGES
 
 DVC, ENCODER = "dvc", "encoder"
 MODULES = {worker.__name__: DVC, "al_pipeline.stages.encode": ENCODER}
-"""What starts as a fork of which process; scripts (`-c`) use DVC."""
+"""The kinds of processes that are forked, and from which process; scripts (`-c`) use DVC."""
 STAGE_MODULES = [f"al_pipeline.stages.{stage}" for stage in STAGES]
 USED_LATER = {
     DVC: ("dvc_s3",),
     ENCODER: ("al_pipeline.features.encoder", "torch", "transformers"),
 }
-"""What is imported only when it is used."""
+"""Modules that are imported only when they are used."""
 STARTED_UNDER = {
     DVC: STAGE_ENVIRONMENT,
     ENCODER: {name: value for name, value in STAGE_ENVIRONMENT.items() if not name.endswith("_NUM_THREADS")},
 }
-"""What the process that forks starts under, beside the environment of the tests."""
+"""The environment of the forking process, beside that of the tests."""
 READ_AT_IMPORT = ("PYTHON", "LC_", "LANG", "LD_", "OMP_", "OPENBLAS_", "MKL_")
-"""Beginnings of variables that count while a process starts and imports."""
+"""Prefixes of variables that matter while a process starts and imports."""
 
 
 # In the tests' process ------------------------------------------------------------------------------------------------
@@ -65,17 +65,17 @@ class Parent:
         self._address = ""
 
     def take(self, environment: Mapping[str, str]) -> None:
-        """Start, once it is needed, under `environment`."""
+        """Start it, when it is needed, under `environment`."""
         self._environment = {**environment, **own_environment(), **STARTED_UNDER[self._kind]}
 
     def fits(self, environment: Mapping[str, str]) -> bool:
-        """Whether a fork would have imported under the same settings; what `environment` does not set is free."""
+        """Whether a fork would have imported under the same settings; variables missing in `environment` may differ."""
         asked = {**STARTED_UNDER[self._kind], **environment}
         return _read_at_import(asked) == _read_at_import(self._environment)
 
     def _start(self) -> None:
         self._address, self._owner = f"{tempfile.mkdtemp(prefix='al-warm-')}/socket", os.getpid()
-        # The stages stand in the command line, as in that of a stage server.
+        # The stages are on the command line, as for a stage server.
         command = [sys.executable, "-P", __file__, self._kind, self._address, *STAGE_MODULES]
         self._process = subprocess.Popen(
             command, env=self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
@@ -84,7 +84,7 @@ class Parent:
         assert self._process.stdout.readline() == b"ready\n"
 
     def ask(self, request: Mapping[str, Any], files: list[int]) -> socket.socket:
-        """Have a process forked with `files` as its standard files. It says its number, at the end its exit code."""
+        """Request a fork with `files` as its standard files. It sends its process id, and at its end the exit code."""
         if self._process is None:
             self._start()
         asked = socket.socket(socket.AF_UNIX)
@@ -103,7 +103,7 @@ class Parent:
 
 
 class Fork:
-    """What the product uses of `subprocess.Popen`."""
+    """The part of `subprocess.Popen` that the product uses."""
 
     def __init__(
         self,
@@ -143,16 +143,16 @@ class Fork:
         self.pid = int(self._heard.readline())
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit code; that of a kill where it said none."""
+        """The exit code; that of a kill if the fork reported none."""
         if self.returncode is None:
             if not select.select([self._link], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
             self.returncode = int(self._heard.readline() or -signal.SIGKILL)
-            self._heard.read()  # until it ends
+            self._heard.read()  # blocks until it ends
             self._heard.close()
             self._link.close()
             with contextlib.suppress(ProcessLookupError):
-                while True:  # nor is it left as a zombie
+                while True:  # it is not left as a zombie either
                     os.kill(self.pid, 0)
                     time.sleep(0.001)
         return self.returncode
@@ -187,7 +187,7 @@ def _popen(words: Sequence[str], **given: Any) -> Any:
 
 
 def _run(words: Sequence[str], **given: Any) -> subprocess.CompletedProcess[str]:
-    """`subprocess.run` as DVC's session calls it, the same way."""
+    """`subprocess.run` as DVC's session calls it, with forks too."""
     if _kind(words) is None:
         return subprocess.run(words, **given)
     captured = partial(tempfile.TemporaryFile, "w+", encoding="utf-8", errors="replace")
@@ -204,7 +204,7 @@ def _run(words: Sequence[str], **given: Any) -> subprocess.CompletedProcess[str]
 
 
 WARM = SimpleNamespace(**{**vars(subprocess), "Popen": _popen, "run": _run})
-"""Stands for `subprocess` where DVC and the encoder are started."""
+"""Replaces `subprocess` where DVC and the encoder are started."""
 
 
 def start_warm() -> None:
@@ -234,8 +234,8 @@ def main(kind: str, address: str) -> None:
     for name in USED_LATER[kind]:
         importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # what is imported stays: a fork need not look through it, and so copy its pages
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a fork: it is gone when it has ended
+    gc.freeze()  # imported objects stay: a fork need not scan them, which would copy their pages
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a fork: it disappears when it ends
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(16)
@@ -265,7 +265,7 @@ def _prepare_dvc() -> None:
     from al_pipeline.params import parse_params
     from al_pipeline.workspace.trust import template
 
-    worker.keep_parsed_yaml()  # before anything of DVC's imports what this replaces
+    worker.keep_parsed_yaml()  # before DVC imports what this replaces
     worker.keep_parsed_yaml = lambda: None
     stage_server.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": StageFork})
     for name in (*STAGE_MODULES, *_imported_by_dvc()):
@@ -277,7 +277,7 @@ def _prepare_dvc() -> None:
 
 
 def _imported_by_dvc() -> list[str]:
-    """The modules that commands of DVC import, some of them only when they run: a fork tries them, and tells."""
+    """The modules that DVC's commands import, some of them only when they run; a fork finds them out."""
     told, tell = os.pipe()
     with tempfile.TemporaryDirectory() as folder:
         if os.fork() == 0:
@@ -303,9 +303,9 @@ def _try_dvc(folder: str) -> None:
 
 
 def _become(files: list[int], act: Callable[[], None], link: socket.socket | None = None) -> NoReturn:
-    """In a fork: have `files` as standard files and no other, and end after `act` as a process of its own would.
+    """In a fork: use `files` as the only standard files, run `act` and exit as a process of its own would.
 
-    Says its exit code to `link`, which ends with it.
+    Sends its exit code to `link`, which ends with it.
     """
     code = 1
     try:
@@ -315,7 +315,7 @@ def _become(files: list[int], act: Callable[[], None], link: socket.socket | Non
         kept = 3 if link is None else link.fileno()
         os.closerange(3, kept)
         os.closerange(kept + (link is not None), os.sysconf("SC_OPEN_MAX"))
-        # No object of before may close a file of the same number: none is collected, and streams close nothing.
+        # No earlier object may close a file of the same number: none is collected, and streams do not close files.
         gc.freeze()
         sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
@@ -341,7 +341,7 @@ def _become(files: list[int], act: Callable[[], None], link: socket.socket | Non
 def _serve(
     link: socket.socket, *, words: list[str], folder: str, environment: dict[str, str], umask: int, session: bool
 ) -> None:
-    """What the process that was asked for does; `words` are those behind `python -P`."""
+    """Do what the requested process would do; `words` are the arguments after `python -P`."""
     if session:
         os.setsid()
     os.chdir(folder)
@@ -360,7 +360,7 @@ def _serve(
 
 
 class StageFork:
-    """What DVC's process uses of `subprocess.Popen` for the stage server: a fork of itself, in its group."""
+    """The part of `subprocess.Popen` that DVC's process uses for the stage server: a fork of itself, in its group."""
 
     def __init__(self, words: list[str], **_: Any) -> None:
         assert words[:4] == [sys.executable, "-P", "-m", stage_server.__name__]

@@ -2,8 +2,8 @@
 
     python -m chaos [--fresh] [--failed] [--only REGEX] [--workers 2]
 
-Outcomes are appended to .cache/chaos/outcomes.jsonl as they come, so that an interrupted run goes on where it was. They
-count for the product whose sources were attacked: change a line of it, and all is to be played again.
+Outcomes are appended to .cache/chaos/outcomes.jsonl as they come, so that an interrupted run continues. They hold for
+the sources of the product that were tested: after any change of a line, all scenarios are played again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ OUTCOMES = REPOSITORY / ".cache/chaos/outcomes.jsonl"
 
 
 def main() -> int:
-    """Play; 0 where everything was survived."""
+    """Play the scenarios; returns 0 if the product survived all faults."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fresh", action="store_true", help="forget earlier outcomes")
     parser.add_argument("--failed", action="store_true", help="play those that failed again, too")
@@ -75,7 +75,7 @@ def main() -> int:
 
 
 def _play(options: argparse.Namespace, folder: Path, console: Console) -> tuple[dict[str, Outcome], int]:
-    """What every scenario that was asked for came to, and how many were played now."""
+    """The outcomes of all scenarios that were requested, and how many were played now."""
     product = product_digest()
     known = read_outcomes(options.outcomes, product)
     with console.status("The run that nobody disturbs"):

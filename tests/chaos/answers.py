@@ -1,4 +1,4 @@
-"""Scenarios of answers, losses and interventions: random histories, longer and more than the test suite plays."""
+"""Scenarios of answers, losses and interventions: random histories, more and longer than in the test suite."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from chaos.sites import Failure
 SEEDS = range(1000, 2000)
 AT_ONCE = 50
 LENGTH = 60
-"""Steps of a history."""
+"""The number of steps in a history."""
 
 
 def answer_scenarios() -> Iterator[Scenario]:
@@ -23,7 +23,7 @@ def answer_scenarios() -> Iterator[Scenario]:
 
 
 def _histories(lab: Lab, tally: FaultCount, first: int) -> None:
-    """Each history is checked after each of its steps; the shortest one that fails is named."""
+    """Each history is checked after each of its steps; the shortest failing one is reported."""
     for seed in range(first, first + AT_ONCE):
         tally.strike()
         steps = steps_of(seed, LENGTH)

@@ -1,4 +1,4 @@
-"""Scenarios of kill -9: of the tick, of its DVC process and stages, of the flow, at boundaries and in between."""
+"""Scenarios of kill -9: of the tick, its DVC process and stages, and the flow, at step boundaries and within steps."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from chaos.sites import Moment, Site, Tick, expect, stopped_before, strike
 RANDOM_STORIES, KILLS_PER_STORY = 12, 5
 STUDIO_STORIES, KILLS_WITH_STUDIO = 9, 6
 INSTANT_SECONDS = (0.05, 0.8)
-"""From when to when a kill in the middle of a step strikes."""
+"""The range of delays before a kill within a step."""
 
 
 def kill_scenarios(reference: Reference) -> Iterator[Scenario]:
-    """All of them. The names do not change from run to run, so that an interrupted suite can go on."""
+    """All of them. The names are the same in every run, so that an interrupted suite can continue."""
     for phase in (0, 1):
         for place, step in enumerate(reference.steps[phase]):
             for moment in ("before", "after"):
@@ -85,7 +85,7 @@ def _at_boundary(lab: Lab, tally: FaultCount, phase: int, place: int, moment: Mo
 
 
 def _at_random(lab: Lab, tally: FaultCount, seed: int) -> None:
-    """Kill after kill, the tick alone or with its DVC process, then the next round in peace."""
+    """Kill the tick repeatedly, alone or with its DVC process, then play the next round undisturbed."""
     draw = random.Random(f"random {seed}")
     phase = draw.choice((0, 1, 1))
     with lab.site(f"start-{phase}") as site:
@@ -94,7 +94,7 @@ def _at_random(lab: Lab, tally: FaultCount, seed: int) -> None:
             time.sleep(draw.uniform(0.6, 0.6 + lab.reference.seconds[phase]))
             both = site.dvc_process() if draw.random() < 0.5 else None
             ended = tick.kill()
-            if ended.code == 0:  # it was faster: on to the next round
+            if ended.code == 0:  # it ended before the kill: play the next round
                 site.recover()
                 site.answer()
                 continue
@@ -128,9 +128,9 @@ def _in_stage(lab: Lab, tally: FaultCount, stage: str, victim: Literal["stage", 
 
 
 def _dvc_in_step(lab: Lab, tally: FaultCount, step: str, delay: float) -> None:
-    """Kill the DVC process while the tick itself does something by it."""
+    """Kill the DVC process while the tick uses it."""
     with lab.site(lab.reference.before(1, step)) as site, stopped_before(site, step) as tick:
-        known = site.dvc_process()  # a step before may have started one
+        known = site.dvc_process()  # an earlier step may have started one
         tick.go_on()
         process = known or site.await_(site.dvc_process, tick)
         time.sleep(delay)
@@ -152,7 +152,7 @@ def _ends_by_itself(tick: Tick, code: int, named: str) -> None:
 
 
 def _with_studio(lab: Lab, tally: FaultCount, seed: int) -> None:
-    """Six kills: while the first questions are asked, while the round closes, while the next is published and asked."""
+    """Six kills: while the first questions are asked, the round closes, and the next one is published and asked."""
     draw = random.Random(f"studio {seed}")
     with lab.studio_site() as site:
         for _ in range(2):
@@ -187,7 +187,7 @@ def _flow(lab: Lab, tally: FaultCount, place: int, moment: Moment) -> None:
 
 
 def _kill(process: psutil.Process) -> None:
-    """kill -9 of one process, if it still is that process."""
+    """kill -9 of one process, if the id still belongs to it."""
     try:
         if process.is_running():
             os.kill(process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What scenarios are made of, and the servers that a worker keeps for them."""
+"""The parts of scenarios, and the servers that a worker keeps for them."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ BUSY_SECONDS = 60.0
 
 @dataclass
 class FaultCount:
-    """What a scenario did: counted as it goes, so that a failure tells how far it came."""
+    """What a scenario did, counted as it runs, so that a failure shows how far it came."""
 
     injected: int = 0
     recoveries: list[Recovery] = field(default_factory=list)
 
     def strike(self, count: int = 1) -> None:
-        """A fault was injected."""
+        """Count a fault that was injected."""
         self.injected += count
 
     def recovered(self, site: Site) -> Recovery:
-        """Tick until quiet, and take the time."""
+        """Tick until nothing is left to do, and measure the time."""
         found = site.recover()
         self.recoveries.append(found)
         return found
@@ -49,23 +49,23 @@ class FaultCount:
 
 @dataclass(frozen=True)
 class Scenario:
-    """One story of faults, after which all must be as if nothing had happened. `play` raises Failure where not."""
+    """A sequence of faults, after which all must be as if nothing had happened. `play` raises Failure otherwise."""
 
     name: str
     kind: str
-    """Row of the table."""
+    """The row of the table."""
     play: Callable[[Lab, FaultCount], None]
     kills: bool = False
     """Whether its faults are kills."""
     real: bool = False
-    """Whether the Label Studio is a real one."""
+    """Whether Label Studio is a real one."""
     strikes: int = 1
-    """How often it kills, unless the tick is faster."""
+    """The number of its kills, unless the tick is faster."""
 
 
 @dataclass
 class Lab:
-    """One worker's place: the reference, a folder, and servers that start when a scenario first needs them."""
+    """What one worker uses: the reference, a folder, and servers that start when a scenario first needs them."""
 
     reference: Reference
     folder: Path
@@ -80,7 +80,7 @@ class Lab:
 
     @contextmanager
     def studio_site(self, url: str | None = None) -> Iterator[Site]:
-        """A copy of the workspace whose first questions are planned and not asked, with the real Label Studio.
+        """A copy of the workspace whose first questions are planned but not asked, with the real Label Studio.
 
         `url` is the address that ticks use, such as a proxy's.
         """
@@ -121,7 +121,7 @@ class Lab:
 
 
 class Prefect:
-    """A Prefect server that the workspace's copies take for their own: same home, same id."""
+    """A Prefect server that all copies of the workspace use as their own: they have the same home and id."""
 
     def __init__(self, home: Path, workspace: Path) -> None:
         self.home = home
@@ -130,7 +130,7 @@ class Prefect:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a client needs. A server that is too busy to say that it is well is waited for."""
+        """The environment that a client needs. Waits for a server that is too busy to report its health."""
         end = time.monotonic() + BUSY_SECONDS
         with al_home_at(self.home):
             while not (found := prefect_environment(self._workspace)) and time.monotonic() < end:
@@ -138,18 +138,18 @@ class Prefect:
         return found
 
     def start(self) -> None:
-        """Start it, where it is not running, at its old port."""
+        """Start it, if it is not running, at its old port."""
         with al_home_at(self.home):
             start_prefect(self._workspace, silent)
 
     def stop(self) -> None:
-        """End it; what it knows is kept."""
+        """Stop it; its data is kept."""
         with al_home_at(self.home):
             stop_prefect(self._workspace)
 
 
 class Studio:
-    """A real Label Studio whose database can be saved and put back; with two annotators and the pipeline's account."""
+    """A real Label Studio whose database can be saved and restored; with two annotators and the pipeline's account."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -167,11 +167,11 @@ class Studio:
 
     @property
     def token(self) -> str:
-        """The pipeline's."""
+        """The pipeline's token."""
         return self.tokens[ROBOT]
 
     def api(self, method: str, path: str, who: str = ROBOT, **content: Any) -> Any:
-        """What somebody gets at the REST API."""
+        """The reply to one request of the REST API, by default as the pipeline."""
         reply = httpx.request(
             method,
             f"{self.url}{path}",
@@ -184,7 +184,7 @@ class Studio:
         return reply.json() if reply.content else None
 
     def new_token(self) -> None:
-        """Revoke the pipeline's token and give it another."""
+        """Revoke the pipeline's token and create another."""
         self.tokens[ROBOT] = str(self.api("POST", "/api/current-user/reset-token")["token"])
 
     def projects(self) -> list[int]:
@@ -197,7 +197,7 @@ class Studio:
             self.api("DELETE", f"/api/projects/{number}/")
 
     def tasks(self) -> list[dict[str, Any]]:
-        """All tasks of all projects, by rising id."""
+        """All tasks of all projects, by id."""
         found: list[dict[str, Any]] = []
         for number in self.projects():
             query = f"project={number}&page_size=1000&fields=task_only&include=id,data,is_labeled"
@@ -206,14 +206,14 @@ class Studio:
         return sorted(found, key=lambda task: int(task["id"]))
 
     def save(self, name: str) -> None:
-        """Keep the database as it is, as a backup would. (It stops the server and starts it again.)"""
+        """Save the database, as a backup would. (Stops the server and starts it again.)"""
         self.server.stop()
         shutil.copytree(self.server.data_dir, self._folder / name, dirs_exist_ok=True)
         self._saved[name] = dict(self.tokens)
         self.server.restart()
 
     def restore(self, name: str) -> None:
-        """Put a saved database back."""
+        """Restore a saved database."""
         self.server.stop()
         shutil.rmtree(self.server.data_dir)
         shutil.copytree(self._folder / name, self.server.data_dir)
@@ -221,12 +221,12 @@ class Studio:
         self.server.restart()
 
     def stop(self) -> None:
-        """End the server."""
+        """Stop the server."""
         self.server.stop()
 
 
 class StudioPeople:
-    """People at a real Label Studio, whom the API plays."""
+    """People at a real Label Studio, played through the API."""
 
     def __init__(self, studio: Studio, url: str | None = None) -> None:
         self._studio = studio

@@ -1,4 +1,4 @@
-"""Scenarios of the machine and of people at it: disks, rights, git, clocks, and two at once."""
+"""Scenarios of the machine and its users: disks, permissions, git, clocks, concurrent commands."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WITHOUT_OVERRIDE = (
     "--inh-caps=-dac_override,-dac_read_search",
     "--",
 )
-"""For root: the rights of files count for this command too."""
+"""For root: file permissions apply to this command too."""
 
 FULL_AT = ("pull", "close", "label", "train", "select", "decide", "publish", "tag", "push")
 
@@ -68,7 +68,7 @@ def machine_scenarios() -> Iterator[Scenario]:
 
 
 def _disk_full(lab: Lab, tally: FaultCount, step: str) -> None:
-    """The disk under the workspace and its remotes fills up before a step; there is room again later."""
+    """The disk with the workspace and its remotes fills up before a step; later there is room again."""
     draw = random.Random(f"disk {step}")
     with _small_disk(lab.folder / f"disk-{step}") as disk:
         place = disk / "site"
@@ -77,7 +77,7 @@ def _disk_full(lab: Lab, tally: FaultCount, step: str) -> None:
             _fill(ballast, leave=draw.choice((0, 4096, 20_000)))
             tick.go_on()
             ended = tick.end()
-            tally.strike(ended.code != 0)  # what is left of the tick may need less than what is left of the disk
+            tally.strike(ended.code != 0)  # the rest of the tick may need less than the rest of the disk
             _says_that_it_failed(ended)
             if ended.code:
                 expect("No space left" in ended.message or "disk" in ended.message, f"what is full? {ended.message}")
@@ -125,7 +125,7 @@ def _file_limit(lab: Lab, tally: FaultCount) -> None:
 
 @contextmanager
 def _rights_matter(site: Site) -> Iterator[None]:
-    """Ticks in the block cannot do what the rights of files forbid, even as root."""
+    """Ticks in the block cannot do what file permissions forbid, even as root."""
     site.wrapper = WITHOUT_OVERRIDE if os.geteuid() == 0 else ()
     try:
         yield
@@ -153,7 +153,7 @@ def _remote_read_only(lab: Lab, tally: FaultCount) -> None:
 
 @contextmanager
 def _read_only(folder: Path) -> Iterator[None]:
-    """`folder` as a read-only file system. Rights alone would not do: a tick gives its own folders theirs back."""
+    """`folder` as a read-only file system. Permissions would not suffice: a tick restores those of its own folders."""
     subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
     try:
         subprocess.run(["mount", "-o", "remount,ro,bind", str(folder)], check=True)
@@ -183,7 +183,7 @@ def _objects(folder: Path) -> list[Path]:
 
 
 def _remote_lacks(lab: Lab, tally: FaultCount) -> None:
-    """Somebody empties the remote between two rounds; we still have everything, and send it again."""
+    """Somebody empties the remote between two rounds; we still have everything, and upload it again."""
     with lab.site("start-2") as site:
         before = {path.name for path in _objects(site.folder / "remote")}
         for path in _objects(site.folder / "remote"):
@@ -196,7 +196,7 @@ def _remote_lacks(lab: Lab, tally: FaultCount) -> None:
 
 
 def _remote_and_cache_lack(lab: Lab, tally: FaultCount) -> None:
-    """An object of an earlier round is nowhere any more: no tag, until it is back."""
+    """An object of an earlier round is lost everywhere: no round is tagged until it is back."""
     with lab.site(lab.reference.before(1, "publish")) as site:
         lost = sha256_file(site.layout.queries)
         kept = site.folder / "kept"
@@ -266,7 +266,7 @@ def _edited_ledger(lab: Lab, tally: FaultCount) -> None:
 
 
 def _edited_in_the_middle(lab: Lab, tally: FaultCount) -> None:
-    """Of what was published long ago, while a build runs: it must not get into our commit."""
+    """A published file is edited while a build runs: the edit must not get into our commit."""
     with lab.site(lab.reference.before(1, "train")) as site:
         plan = site.layout.plan(0)
         right = plan.read_text("utf-8")
@@ -283,7 +283,7 @@ def _edited_in_the_middle(lab: Lab, tally: FaultCount) -> None:
 
 
 def _own_work(lab: Lab, tally: FaultCount) -> None:
-    """What is not the engine's is not its business: it stays as it is, staged or not."""
+    """Files that the engine does not own stay as they are, staged or not."""
     with lab.site("start-1") as site:
         (site.root / "notes.txt").write_text("mine\n")
         (site.root / "staged.txt").write_text("mine too\n")
@@ -333,7 +333,7 @@ def _is_kept(site: Site, commit: str) -> None:
 
 
 def _index_locked(lab: Lab, tally: FaultCount) -> None:
-    """By a git that lives (it is waited for by a person), then by one that was killed (its lock is cleared)."""
+    """First by a running git (a person waits for it), then by one that was killed (its lock is removed)."""
     with lab.site(lab.reference.before(1, "publish")) as site:
         editor = {**site.environment, "GIT_EDITOR": "sleep 600 #"}
         (site.root / "NOTES.md").write_text("What we think of it.\n")
@@ -405,7 +405,7 @@ def _git_remote_away(lab: Lab, tally: FaultCount) -> None:
 
 
 def _clock_back(lab: Lab, tally: FaultCount) -> None:
-    """The clock is set back by days: what was written lies in the future now."""
+    """The clock is set back by days, so existing files have times in the future."""
     with lab.site("start-1") as site:
         _back_in_time(site, tally)
 
@@ -448,7 +448,7 @@ def _two_at_once(lab: Lab, tally: FaultCount) -> None:
 
 
 def _two_by_chance(lab: Lab, tally: FaultCount) -> None:
-    """Five at the same time, as often as they like."""
+    """Five at the same time, repeatedly."""
     with lab.site("start-1") as site:
         ticks = [site.start() for _ in range(5)]
         tally.strike(len(ticks) - 1)
@@ -460,9 +460,9 @@ def _two_by_chance(lab: Lab, tally: FaultCount) -> None:
 
 
 def _two_clones(lab: Lab, tally: FaultCount) -> None:
-    """The second clone may only read, also while the first one works. Then they change roles, twice, by `al adopt`.
+    """The second clone may only read, also while the first one works. Then they swap roles twice with `al adopt`.
 
-    Each time in the middle of a tick of the one that had the project, which is killed there.
+    Each swap happens in the middle of a tick of the clone that had the project; that tick is killed.
     """
     with lab.studio_site() as site:
         site.recover()
@@ -494,7 +494,7 @@ def _two_clones(lab: Lab, tally: FaultCount) -> None:
 
 
 def _is_behind(site: Site) -> None:
-    """It lacks a round that the other clone published, and must not make it again under the same number."""
+    """It lacks a round that the other clone published, and must not publish one under the same number."""
     done = site.run_al("adopt", "--json")
     expect(done.returncode == 6, f"a clone that lacks rounds took the project: {done.stdout}{done.stderr}")
     expect("ahead of this clone" in done.stdout, f"it does not say what is missing: {done.stdout}")
@@ -527,7 +527,7 @@ def _prefect_restarted(lab: Lab, tally: FaultCount) -> None:
 
 
 def _prefect_gone(lab: Lab, tally: FaultCount) -> None:
-    """For the rest of the tick; the next one runs without it."""
+    """Down for the rest of the tick; the next one runs without it."""
     with lab.flow_site(lab.reference.before(1, "train")) as site:
         with stopped_before(site, "train") as tick:
             lab.prefect.stop()

@@ -1,4 +1,4 @@
-"""Scenarios between us and a real Label Studio: a bad network, a server that forgets, changes or is not there."""
+"""Scenarios with a real Label Studio: a bad network, and a server that forgets, changes or is down."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from chaos.lab import FaultCount, Lab, Scenario, StudioPeople, project_of
 from chaos.sites import Ended, Site, expect, stopped_before
 
 MOST_REQUESTS = 16
-"""How many requests one tick may send to a server that gives no usable reply."""
+"""The maximum number of requests that one tick may send to a server without a usable reply."""
 
 UNUSABLE: dict[Fault, tuple[str, ...]] = {
     "drop_before": ("no usable reply", "is it running"),
@@ -32,10 +32,10 @@ UNUSABLE: dict[Fault, tuple[str, ...]] = {
     "wrong_json": ("sent an unexpected reply",),
     "slow": ("gave no reply in time", "label_studio.timeout_seconds"),
 }
-"""Each fault, and what the message must say."""
+"""Each fault, and what the message must contain."""
 
 SHORT_SECONDS = 3
-"""The time limit where replies are slow."""
+"""The time limit if replies are slow."""
 
 DONE_ALL_THE_SAME = ("drop_after", "500_after", "502_after", "truncate", "html_200", "wrong_json", "slow")
 
@@ -79,7 +79,7 @@ _SHOWN: dict[Fault, str] = {
 
 
 def _bad_network(lab: Lab, tally: FaultCount, fault: Fault, words: tuple[str, ...]) -> None:
-    """Lasting at the first contact, once at the project's creation, passing in push and pull, lasting in the pull."""
+    """Permanent at first contact, once at the project's creation, temporary in push and pull, permanent in the pull."""
     few = 1 if fault == "slow" else 3
     with FaultProxy(lab.studio.url) as proxy, lab.studio_site(proxy.url) as site:
         if fault == "slow":
@@ -112,7 +112,7 @@ def _bad_network(lab: Lab, tally: FaultCount, fault: Fault, words: tuple[str, ..
 
 @contextmanager
 def _lasting(site: Site, proxy: FaultProxy, tally: FaultCount, fault: Fault, method: str, path: str) -> Iterator[None]:
-    """The fault strikes every such request in the block; the requests stay few, and nothing of ours changes."""
+    """The fault hits every such request in the block; there are few requests, and nothing local changes."""
     before, seen = local(site), len(proxy.seen)
     proxy.strike(fault, ALWAYS, method, path)
     tally.strike()
@@ -124,12 +124,12 @@ def _lasting(site: Site, proxy: FaultProxy, tally: FaultCount, fault: Fault, met
 
 
 def local(site: Site) -> tuple[Any, ...]:
-    """All that a failing tick must leave as it is on our side."""
+    """All that a failing tick must leave unchanged locally."""
     return site.git.head(), site.git.tags(), site.git.run("status", "--porcelain").stdout, site.remembered()
 
 
 def _down(lab: Lab, tally: FaultCount) -> None:
-    """Not there at the first contact, gone in the middle of a tick, gone before the pull."""
+    """Down at the first contact, from the middle of a tick, and before the pull."""
     with FaultProxy(lab.studio.url) as proxy, lab.studio_site(proxy.url) as site:
         before = local(site)
         proxy.go_down()
@@ -158,7 +158,7 @@ def _down(lab: Lab, tally: FaultCount) -> None:
 
 
 def _server_killed(lab: Lab, tally: FaultCount) -> None:
-    """Before the push; in its middle and before the pull, and soon back; while a stage runs; with fresh answers."""
+    """Before the push; within it and before the pull, restarted soon; while a stage runs; with new answers."""
     server, draw = lab.studio.server, random.Random("Label Studio killed")
 
     def kill() -> None:
@@ -249,7 +249,7 @@ def _project_deleted(lab: Lab, tally: FaultCount) -> None:
 
 
 def _database_restored(lab: Lab, tally: FaultCount) -> None:
-    """Put back by mistake, and the right one again: nobody's answer is voided in between."""
+    """Restored by mistake, then the right one again: nobody's answer is voided in between."""
     studio = lab.studio
     with lab.studio_site() as site:
         site.recover()
@@ -282,7 +282,7 @@ def _database_accepted(lab: Lab, tally: FaultCount) -> None:
         tally.strike()
         site.people.given.clear()
         assert isinstance(site.people, StudioPeople)
-        site.people.backwards = True  # else each new answer gets the number of the one that is lost
+        site.people.backwards = True  # otherwise each new answer would get the id of a lost one
         site.answer()
         before = site.remembered()
         site.refused(6, "known answers have disappeared", "nothing was recorded", "al round --accept-vanished")
@@ -296,7 +296,7 @@ def _database_accepted(lab: Lab, tally: FaultCount) -> None:
 
 
 def _another_server(lab: Lab, tally: FaultCount) -> None:
-    """One that knows our token, and whose project of our number is another's; then one without that project."""
+    """A server that knows our token, where another project has our project's id; then a server without that id."""
     studio = lab.studio
     with lab.studio_site() as site:
         site.recover()

@@ -1,4 +1,4 @@
-"""The run that nobody disturbs: what every other must come to, and snapshots of it to begin from."""
+"""The undisturbed run, which every scenario must equal, and snapshots of it to begin from."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from chaos.sites import LATEST, People, Site, Tick, TwinPeople, expect
 from chaos.twin import TwinServer
 
 PHASES = 3
-"""Ticks of the reference run: the first build and round 0's questions, then two rounds, answers in between."""
+"""Ticks of the reference run: the first build and round 0's questions, then two rounds, with answers in between."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The workspace with its remotes, and Label Studio, at one instant."""
+    """The workspace with its remotes, and Label Studio, at one moment."""
 
     folder: Path
     oracle: SimulatedOracle
@@ -32,7 +32,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the undisturbed run was like."""
+    """The results of the undisturbed run."""
 
     truth: Mapping[str, str]
     expected: tuple[Mapping[str, str], ...]
@@ -40,13 +40,13 @@ class Reference:
     steps: tuple[tuple[str, ...], ...]
     """The steps of each phase's tick, in order."""
     seconds: tuple[float, ...]
-    """What each phase's tick took, the snapshots aside."""
+    """The seconds of each phase's tick, without the snapshots."""
     snapshots: Mapping[str, Snapshot]
     """`start-1`: phase 1 before its tick; `1-07`: before its eighth step."""
 
     @contextmanager
     def site(self, folder: Path, start: str, outside: Path) -> Iterator[Site]:
-        """A copy of a snapshot, with the twin as it was then."""
+        """A copy of a snapshot, with the twin in the state it had then."""
         snapshot = self.snapshots[start]
         with (
             TwinServer(copy.deepcopy(snapshot.oracle)) as server,
@@ -103,7 +103,7 @@ def make_reference(folder: Path, phases: int = PHASES) -> Reference:
 
 
 def _follow(tick: Tick, phase: int, save: object) -> float:
-    """Let a tick run that stops before every step, with a snapshot at each; the sum of its steps' seconds."""
+    """Run a tick that stops before every step, where a snapshot is taken; returns the sum of its steps' seconds."""
     assert callable(save)
     place = 0
     while tick.stopped():
@@ -121,7 +121,7 @@ def _digests(site: Site, number: int) -> dict[str, str]:
 
 
 def _template(folder: Path) -> dict[str, str]:
-    """A small workspace whose remotes lie beside it, named by relative paths so that copies have their own."""
+    """A small workspace whose remotes are beside it, named by relative paths so that each copy has its own."""
     workspace, truth = small_workspace(folder)
     root = workspace.layout.root
     config = root / ".dvc/config"

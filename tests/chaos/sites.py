@@ -34,20 +34,20 @@ from chaos.twin import TwinServer
 ANN, BOB = "ann.chaos@example.com", "bob.chaos@example.com"
 
 TICK_SECONDS = 240.0
-"""What one tick may take on a busy machine; more is a failure."""
+"""The time limit of one tick on a busy machine."""
 
 MOST_TICKS = 4
-"""How many ticks may pass after a fault until the round waits for people again."""
+"""The maximum number of ticks after a fault until the round waits for people again."""
 
 LATEST = ("labeled", "test_labels", "unresolved", "model", "queries", "plan")
-"""What a record's digests must not depend on: whatever went wrong on the way."""
+"""What the digests of a record must not depend on, whatever faults there were."""
 
 Said = tuple[str, str | None]
-"""Somebody, and the label that they chose; None for a skip."""
+"""An annotator, and the label that they chose; None for a skip."""
 
 
 class Failure(AssertionError):
-    """The product broke a promise."""
+    """The product violated a property that must hold."""
 
 
 def expect(holds: object, message: str) -> None:
@@ -68,22 +68,22 @@ def said(push_key: str, truth: Mapping[str, str]) -> list[Said]:
 
 
 class People(Protocol):
-    """Those who answer, at whichever Label Studio there is."""
+    """The annotators, at whichever Label Studio there is."""
 
     given: dict[tuple[str, str], str | None]
-    """(push key, annotator) -> label, None for a skip: all that was ever answered."""
+    """(push key, annotator) -> label, None for a skip: all answers so far."""
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a tick needs to reach their Label Studio."""
+        """The variables that a tick needs to reach their Label Studio."""
         ...
 
     def answer(self, truth: Mapping[str, str], most: int | None = None) -> int:
-        """Answer all that is open, or the first `most` tasks of it; how many tasks."""
+        """Answer all open tasks, or the first `most` of them; returns the number of tasks."""
         ...
 
     def keys(self) -> list[str]:
-        """The push keys of all tasks that Label Studio holds, by rising id."""
+        """The push keys of all tasks in Label Studio, by id."""
         ...
 
 
@@ -135,36 +135,36 @@ class Ended:
     """How a tick's process ended."""
 
     code: int
-    """Exit code; a negative signal's number where it was killed."""
+    """The exit code; if killed, the signal's negative number."""
     told: Mapping[str, Any]
-    """What it printed as JSON."""
+    """Its JSON output."""
     err: str
     seconds: float
 
     @property
     def message(self) -> str:
-        """The error's message; empty where there is none."""
+        """The error's message; empty if there is none."""
         return str(self.told.get("message", ""))
 
     @property
     def short(self) -> str:
-        """The end, in a line for a failure's message."""
+        """How it ended, in one line for a failure's message."""
         return f"exit code {self.code}: {self.message or self.err[-600:] or dict(self.told)}"
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """What it took until the round waited for people again."""
+    """The ticks and the time until the round waited for people again."""
 
     ticks: int
     seconds: float
 
 
 class Tick:
-    """A tick as a process, under way."""
+    """A running tick as a process."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], outputs: Path, **more: Any) -> None:
-        # Files, not pipes: what a killed tick left running would hold a pipe open.
+        # Files, not pipes: what a killed tick left running would keep a pipe open.
         self._out, self._err = outputs.with_suffix(".out"), outputs.with_suffix(".err")
         self._begin = time.perf_counter()
         with self._out.open("wb") as out, self._err.open("wb") as err:
@@ -174,7 +174,7 @@ class Tick:
         self.pid = self.process.pid
 
     def stopped(self, seconds: float = TICK_SECONDS) -> bool:
-        """Wait until it has stopped itself (True) or ended (False). Raises Failure after so many seconds."""
+        """Wait until it has stopped itself (True) or ended (False). Raises Failure after `seconds`."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if self.process.returncode is not None:
@@ -190,11 +190,11 @@ class Tick:
         raise Failure(f"a tick did not end within {seconds:.0f} s")
 
     def go_on(self) -> None:
-        """Wake it up."""
+        """Let it continue."""
         os.kill(self.pid, signal.SIGCONT)
 
     def kill(self) -> Ended:
-        """kill -9 of this process alone: what it started is left to itself."""
+        """kill -9 of this process alone; its children continue."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         return self.end()
@@ -206,7 +206,7 @@ class Tick:
         out, err = (path.read_text("utf-8", "replace") for path in (self._out, self._err))
         told = json.loads(out) if out.strip() and self.process.returncode >= 0 else {}
         code = self.process.returncode
-        if code == 3 and told.get("changed") is False:  # there was nothing to do, which is no failure here
+        if code == 3 and told.get("changed") is False:  # there was nothing to do, which is not a failure here
             code = 0
         return Ended(code, told, err, seconds)
 
@@ -221,18 +221,18 @@ class Site:
     expected: Sequence[Mapping[str, str]]
     """The undisturbed run's digests: of the first build, then of each round."""
     outside: Path
-    """A folder for what must not share the site's disk: DVC's and `al`'s own files, what ticks print."""
+    """A folder for what must not be on the site's disk: DVC's and `al`'s own files, the output of ticks."""
     extra: dict[str, str] = field(default_factory=dict)
-    """More variables for the ticks."""
+    """Additional variables for the ticks."""
     wrapper: tuple[str, ...] = ()
-    """Put before each tick's command."""
+    """A prefix of each tick's command."""
     real: bool = False
-    """Whether ticks run the command line as it is; else through `chaos.ticker`."""
+    """Whether ticks run the unchanged command line; otherwise through `chaos.ticker`."""
     _ticks: list[Tick] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.outside.mkdir(parents=True, exist_ok=True)
-        (self.outside / "dvc").mkdir(mode=0o700, exist_ok=True)  # a `dvc` by hand would let everybody write to it
+        (self.outside / "dvc").mkdir(mode=0o700, exist_ok=True)  # a manual `dvc` would make it writable by all
 
     @property
     def root(self) -> Path:
@@ -248,7 +248,7 @@ class Site:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What ticks run under: nothing of the user's."""
+        """The environment of ticks, without anything of the user's."""
         private = ("AL_", "CHAOS_", "PREFECT_", "PYTEST_")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(private)}
         return {
@@ -262,7 +262,7 @@ class Site:
         }
 
     def start(self, *words: str, at: str | None = None, root: Path | None = None, **variables: str) -> Tick:
-        """Begin `al round` in a process of its own; see `chaos.ticker` for `at`."""
+        """Start `al round` in a process of its own; see `chaos.ticker` for `at`."""
         module = "al_pipeline.cli.app" if self.real and at is None else "chaos.ticker"
         command = [*self.wrapper, sys.executable, "-m", module, "-C", str(root or self.root), "round", "--json", *words]
         armed = {} if at is None else {"CHAOS_AT": at}
@@ -271,30 +271,30 @@ class Site:
         return self._ticks[-1]
 
     def round(self, *words: str, at: str | None = None, root: Path | None = None, **variables: str) -> Ended:
-        """`al round` to its end. Raises Failure where it shows a traceback."""
+        """Run `al round` to its end. Raises Failure if it shows a traceback."""
         ended = self.start(*words, at=at, root=root, **variables).end()
         expect("Traceback" not in ended.err or ended.code < 0, f"a tick ended with a traceback: {ended.err[-1500:]}")
         return ended
 
     def run_al(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Another command to its end."""
+        """Run another command to its end."""
         command = [sys.executable, "-m", "al_pipeline.cli.app", "-C", str(self.root), *words]
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=TICK_SECONDS)
 
     def dvc(self, *words: str) -> None:
-        """A command of DVC's, typed by a person, which must succeed."""
+        """Run a DVC command, as typed by a person; it must succeed."""
         environment = {**self.environment, "PATH": tools_first()["PATH"]}
         done = subprocess.run(["dvc", *words], cwd=self.root, env=environment, capture_output=True, text=True)
         expect(done.returncode == 0, f"dvc {' '.join(words)} ended with {done.returncode}: {done.stderr[-600:]}")
 
     def al(self, *words: str) -> None:
-        """Another command, which must succeed."""
+        """Run another command, which must succeed."""
         with self.start_al(*words):
             pass
 
     @contextlib.contextmanager
     def start_al(self, *words: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
-        """The same while something else is done; waited for at the end of the block."""
+        """Run another command while the block runs; it is waited for at the end of the block."""
         command = [sys.executable, "-m", "al_pipeline.cli.app", "-C", str(self.root), *words]
         log = self.outside / "al.log"
         with log.open("wb") as out:
@@ -310,7 +310,7 @@ class Site:
         expect(code == 0, f"al {' '.join(words)} ended with {code}: {log.read_text('utf-8', 'replace')[-600:]}")
 
     def refused(self, code: int, *key_words: str, **more: Any) -> Ended:
-        """A tick that must end with this exit code and a message that holds all of these words."""
+        """Run a tick that must end with this exit code and a message that contains all of these words."""
         ended = self.round(**more)
         expect(ended.code == code, f"expected exit code {code}, got {ended.short}")
         for word in key_words:
@@ -329,21 +329,21 @@ class Site:
         raise Failure(f"not quiet after {MOST_TICKS} ticks: {ended.short if ended else ''}")
 
     def answer(self) -> None:
-        """The barrier between two ticks: people answer all that is open."""
+        """Between two ticks: people answer all that is open."""
         expect(self.people.answer(self.truth), "nothing is open in Label Studio")
 
     # What must hold ------------------------------------------------------------------------------------------------
 
     def check(self, gone: Collection[str] = ()) -> None:
-        """All that must hold when a workspace is quiet, whatever happened before. Raises Failure.
+        """All that must hold when nothing is left to do, whatever happened before. Raises Failure.
 
-        `gone`: push keys of tasks that were answered in a project that is gone; nobody has to answer them again.
+        `gone`: push keys of tasks that were answered in a deleted project; nobody has to answer them again.
         """
         self.check_results(gone)
         self._check_answers()
 
     def check_results(self, gone: Collection[str] = ()) -> None:
-        """The same where answers were deleted and given again, which the ledger tells and the results do not."""
+        """The same after answers were deleted and given again, which changes the ledger but not the results."""
         git, layout = self.git, self.layout
         history = read_history(layout, git)
         records = [history.genesis, *history.rounds]
@@ -365,7 +365,7 @@ class Site:
         self._check_nothing_runs()
 
     def _check_answers(self) -> None:
-        """Every answer that was given stands there exactly once."""
+        """Every answer that was given is there exactly once."""
         layout, events = self.layout, self.events()
         found = Counter((event.annotation_key.split("#")[0], event.annotator, event.label) for event in events)
         wanted = Counter((key, who, label) for (key, who), label in self.people.given.items())
@@ -401,7 +401,7 @@ class Site:
         expect(not layout.closing.exists(), "the marker of a closing round is left")
 
     def fingerprint(self) -> tuple[Any, ...]:
-        """All that a tick without news must leave as it is."""
+        """All that a tick without news must leave unchanged."""
         git, _layout = self.git, self.layout
         return (
             git.head(),
@@ -412,17 +412,17 @@ class Site:
         )
 
     def remembered(self) -> tuple[Any, ...]:
-        """What ledger and inbox hold."""
+        """The content of ledger and inbox."""
         layout = self.layout
         refused = read_refused(layout.events, layout.inbox_events)
         return sha256_tree(layout.events), [event.event_id for event in self.events()], len(refused)
 
     def events(self) -> list[Event]:
-        """All that ledger and inbox know of answers."""
+        """All events of ledger and inbox."""
         return read_events(self.layout.events, self.layout.inbox_events)
 
     def _check_still(self) -> None:
-        """One more tick changes nothing."""
+        """Another tick changes nothing."""
         before = self.fingerprint()
         ended = self.round()
         expect(ended.code == 0, f"a tick without news failed: {ended.short}")
@@ -447,7 +447,7 @@ class Site:
     # Aiming --------------------------------------------------------------------------------------------------------
 
     def dvc_process(self) -> psutil.Process | None:
-        """The DVC process of the tick under way."""
+        """The DVC process of the running tick."""
         left = read_json(self.layout.private / "dvc.json")
         try:
             return psutil.Process(left["pid"]) if left else None
@@ -463,7 +463,7 @@ class Site:
         return None
 
     def await_(self, look: Callable[[], Any], tick: Tick, seconds: float = 60.0) -> Any:
-        """Look again and again until there is something, while the tick lives. Raises Failure."""
+        """Poll `look` until it returns something, while the tick lives. Raises Failure."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and tick.process.poll() is None:
             if found := look():
@@ -473,7 +473,7 @@ class Site:
         raise Failure("waited in vain for the moment to strike")
 
     def clean_up(self) -> None:
-        """End what a scenario that failed, or was stopped, left running, and remove the site."""
+        """End what a failed or interrupted scenario left running, and remove the site."""
         for tick in self._ticks:
             if tick.process.poll() is None:
                 tick.process.kill()
@@ -491,7 +491,7 @@ Moment = Literal["before", "after", "during"]
 
 
 def strike(site: Site, moment: Moment, step: str, time_: int = 1, delay: float = 0.0) -> Ended:
-    """Kill a tick at the boundary of a step, or `delay` seconds into it. Raises Failure where it never came there."""
+    """Kill a tick at the boundary of a step, or `delay` seconds into it. Raises Failure if it never got there."""
     if moment != "during":
         ended = site.start(at=f"{moment}:{step}:{time_}:die").end()
     else:
@@ -509,7 +509,7 @@ def strike(site: Site, moment: Moment, step: str, time_: int = 1, delay: float =
 
 @contextlib.contextmanager
 def stopped_before(site: Site, step: str, time_: int = 1, *words: str, **variables: str) -> Iterator[Tick]:
-    """A tick that has stopped before a step; goes on and is waited for at the end of the block."""
+    """A tick that has stopped before a step; at the end of the block it continues and is waited for."""
     tick = site.start(*words, at=f"before:{step}:{time_}:stop", **variables)
     if not tick.stopped():
         raise Failure(f"the tick never came to {step}: {tick.end().short}")

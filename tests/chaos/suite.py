@@ -1,4 +1,4 @@
-"""All scenarios, what became of each of them, and the table by kind of fault."""
+"""All scenarios, their outcomes, and the table by kind of fault."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PATIENCE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one scenario."""
+    """The outcome of one scenario."""
 
     name: str
     kind: str
@@ -41,14 +41,14 @@ class Outcome:
     real: bool
     injected: int
     survived: int
-    """All of `injected`, or none of them where the scenario failed."""
+    """All of `injected`, or 0 if the scenario failed."""
     recover_seconds: tuple[float, ...]
     ticks: tuple[int, ...]
     why: str
-    """Why it failed; empty where it did not."""
+    """Why it failed; empty if it did not."""
     seconds: float
     product: str
-    """Digest of the product that was attacked."""
+    """Digest of the tested product."""
 
 
 def scenarios(reference: Reference) -> list[Scenario]:
@@ -67,7 +67,7 @@ def play(scenario: Scenario, lab: Lab, product: str) -> Outcome:
         scenario.play(lab, tally)
     except Failure as failure:
         why = str(failure)
-    except Exception:  # of the suite or of a server: told like a failure of the product, since nothing is proved
+    except Exception:  # a fault of the suite or of a server counts as a failure of the product, since nothing is proved
         why = traceback.format_exc(limit=-6)
     return Outcome(
         name=scenario.name,
@@ -85,7 +85,7 @@ def play(scenario: Scenario, lab: Lab, product: str) -> Outcome:
 
 
 def product_digest() -> str:
-    """Which product is attacked: a digest of its sources. Another one's outcomes prove nothing of it."""
+    """A digest of the product's sources. Outcomes hold only for the same digest."""
     files = sorted(path for top in ("al_pipeline", "flows") for path in (REPOSITORY / top).rglob("*.py"))
     return sha256_bytes("\n".join(sha256_file(path) for path in files).encode())[:16]
 
@@ -94,7 +94,7 @@ def product_digest() -> str:
 
 
 def append_outcome(path: Path, outcome: Outcome) -> None:
-    """Add one line. A line that was torn by a kill is ended first."""
+    """Add one line. A line that a kill left incomplete is ended first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
     with path.open("a", encoding="utf-8") as out:
@@ -102,7 +102,7 @@ def append_outcome(path: Path, outcome: Outcome) -> None:
 
 
 def read_outcomes(path: Path, product: str) -> dict[str, Outcome]:
-    """The newest outcome of each scenario, by name; those of another product, and torn lines, are passed over."""
+    """The newest outcome of each scenario, by name; those of another product, and incomplete lines, are skipped."""
     found: dict[str, Outcome] = {}
     for line in path.read_text("utf-8").splitlines() if path.exists() else ():
         with suppress(ValueError):
@@ -117,7 +117,7 @@ def read_outcomes(path: Path, product: str) -> dict[str, Outcome]:
 
 
 def summary(outcomes: Iterable[Outcome]) -> dict[str, dict[str, Any]]:
-    """By kind of fault: injected, survived, seconds to recover (median, largest), ticks until quiet (the same)."""
+    """By kind of fault: injected, survived, seconds to recover (median, maximum), ticks until recovery (the same)."""
     kinds: dict[str, list[Outcome]] = {}
     for outcome in sorted(outcomes, key=lambda one: (not one.kills, one.kind)):
         kinds.setdefault(outcome.kind, []).append(outcome)
@@ -137,7 +137,7 @@ def _row(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """What `benchmarks/results/chaos.json` says."""
+    """The content of `benchmarks/results/chaos.json`."""
     kills = [outcome for outcome in outcomes if outcome.kills]
     return {
         "scenarios": len(outcomes),
@@ -172,7 +172,7 @@ def table(told: Mapping[str, Any]) -> Table:
 def play_all(
     reference: Reference, todo: Sequence[Scenario], folder: Path, workers: int, product: str
 ) -> Iterator[Outcome]:
-    """Play scenarios in processes of their own, which take them from both ends of the list; outcomes as they come."""
+    """Play scenarios in worker processes, which take them from both ends of the list; yields outcomes as they come."""
     context = multiprocessing.get_context("fork")
     front, back = context.Value("i", 0), context.Value("i", len(todo))
     results: Any = context.Queue()
@@ -222,7 +222,7 @@ def play_all(
 
 
 def stop_once() -> None:
-    """Let SIGTERM stop this process as Ctrl-C does, and let no second one disturb how it cleans up."""
+    """Let SIGTERM stop this process as Ctrl-C does, and ignore further ones while it cleans up."""
 
     def stop(*_: object) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):

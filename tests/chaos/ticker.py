@@ -1,9 +1,9 @@
-"""`al` itself, which may talk to the twin, die or stop at the boundary of a step, and live by another clock.
+"""`al` itself, which can use the twin, die or stop at the boundary of a step, and have another clock.
 
-CHAOS_TWIN=SOCKET                 talk to a TwinServer instead of Label Studio
+CHAOS_TWIN=SOCKET                 use a TwinServer instead of Label Studio
 CHAOS_AT=before:publish:1:die     before (or after) that step's first (second, …) time: kill -9 of itself, or
-CHAOS_AT=after:train:1:stop       SIGSTOP of itself, so that somebody can do something before SIGCONT
-CHAOS_AT=before:*:0:stop          before every step; its name goes to CHAOS_STEPS first
+CHAOS_AT=after:train:1:stop       SIGSTOP of itself, so that something else can happen before SIGCONT
+CHAOS_AT=before:*:0:stop          before every step; its name is written to CHAOS_STEPS first
 CHAOS_CLOCK=-86400                the tick's clock is that many seconds ahead
 """
 
@@ -23,7 +23,7 @@ from al_pipeline.rounds.state_machine import Facts, Step
 
 
 def main() -> None:
-    """Arm what the environment asks for, then be `al`."""
+    """Prepare what the environment asks for, then run `al`."""
     if address := os.environ.get("CHAOS_TWIN"):
         from chaos.twin import TwinOracle
 
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def arm(moment: str, step: str, time: str, deed: str) -> None:
-    """Strike at the `time`-th `step`; with `*` before each of them."""
+    """Strike at the `time`-th `step`; with `*` before every step."""
     taken = Counter[str]()
     number = signal.SIGKILL if deed == "die" else signal.SIGSTOP
 

@@ -1,4 +1,4 @@
-"""The simulated Label Studio in a process of its own: it outlives those who talk to it, as a server does."""
+"""The simulated Label Studio in a process of its own: it outlives its clients, as a server does."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.records import AnsweredTask, Task, TaskState
 
 LATENCY = 0.02
-"""Seconds that each call takes, before and after it is carried out: time for a kill to strike in the middle."""
+"""Seconds that each call takes, before and after it is carried out, so that a kill can happen during it."""
 
 
 class TwinServer:
-    """Serves a SimulatedOracle at a socket, one call at a time; a dead caller's call is carried out too."""
+    """Serves a SimulatedOracle at a socket, one call at a time; a call is carried out even if its caller dies."""
 
     def __init__(self, oracle: SimulatedOracle) -> None:
         self.oracle = oracle
         self.lock = threading.Lock()
-        """Held during each call; hold it to look at the oracle."""
+        """Held during each call; hold it to inspect the oracle."""
         self._folder = Path(tempfile.mkdtemp(prefix="al-twin-"))
         self.address = self._folder / "socket"
         self._listener = Listener(str(self.address), "AF_UNIX")
@@ -38,7 +38,7 @@ class TwinServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the thread, then close: one that still waits in `accept` may find the next twin behind the number."""
+        """End the thread, then close: a thread still in `accept` could get the next twin's connections."""
         self._ended = True
         with contextlib.suppress(OSError):
             Client(str(self.address), "AF_UNIX").close()
@@ -50,7 +50,7 @@ class TwinServer:
         while True:
             try:
                 connection = self._listener.accept()
-            except OSError:  # the caller is gone already
+            except OSError:  # the caller has gone already
                 continue
             if self._ended:
                 connection.close()
@@ -76,7 +76,7 @@ class TwinServer:
 
 
 class TwinOracle:
-    """The Oracle that asks a TwinServer."""
+    """An Oracle that calls a TwinServer."""
 
     def __init__(self, address: str) -> None:
         self._connection = Client(address, "AF_UNIX")

@@ -1,8 +1,8 @@
-"""Scenarios of the worker that `al up` starts: kill -9 of it while it runs a tick, then `al up` again.
+"""Scenarios of the worker that `al up` starts: kill -9 while it runs a tick, then `al up` again.
 
-A real Label Studio, a real Prefect server, and runs of the workspace's deployment, as the schedule or the button in
-Prefect's page starts them. A run that is to be killed at a step's boundary waits there (`runs/sitecustomize.py`); else
-nothing of the suite is inside of the processes that are killed.
+They use a real Label Studio, a real Prefect server, and runs of the workspace's deployment, as the schedule or the
+button in Prefect's page starts them. A run to be killed at a step's boundary waits there (`runs/sitecustomize.py`);
+apart from that, nothing of the suite is inside the processes that are killed.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from chaos.sites import Failure, Recovery, Site, expect
 
 Victim = Literal["worker", "both"]
 VICTIMS: tuple[Victim, Victim] = ("worker", "both")
-"""Prefect's worker alone, its tick left running; or all that it started too."""
+"""Prefect's worker alone, whose tick continues; or the worker with everything that it started."""
 
 RANDOM_STORIES, KILLS_PER_STORY = 2, 4
 START_SECONDS = 4.0
-"""From `al up` to the first step of a tick that is due."""
+"""Time limit from `al up` to the first step of a due tick."""
 
 LASTING = ("pull", "close", "train", "decide", "publish", "tag", "sync", "push")
-"""The steps that change what the next tick finds."""
+"""The steps whose results the next tick finds."""
 
 STAGE = "train"
-"""The stage in whose middle a worker is killed."""
+"""The stage during which a worker is killed."""
 
 LOOK_SECONDS = 5.0
-"""Between two questions after a run's state: a stage may begin and end while Prefect answers one."""
+"""The interval of polling a run's state: a stage may begin and end while Prefect answers."""
 
 RUN_SECONDS = 120.0
-"""What a run may take from its order to its end, the worker's wait between two looks included."""
+"""Time limit of a run from its creation to its end, including the worker's polling interval."""
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
 
@@ -59,7 +59,7 @@ class Strike:
 
     victim: Victim
     at: str | None
-    """Where the tick waits for it (see `chaos.ticker`); None: it is in the middle of its longest stage."""
+    """Where the tick waits for it (see `chaos.ticker`); None: in the middle of its longest stage."""
 
 
 def worker_scenarios(reference: Reference) -> Iterator[Scenario]:
@@ -89,13 +89,13 @@ def worker_scenarios(reference: Reference) -> Iterator[Scenario]:
         )
 
 
-# A tick that goes on after a kill takes each step that is left for the first time, whence the 1.
+# A tick that continues after a kill takes each remaining step for the first time, hence the 1.
 
 
 def _before(steps: Sequence[str]) -> Iterator[Strike]:
-    """Before each step of a tick, by turns of either victim, and of both in the middle of a stage.
+    """Before each step of a tick, alternating the victim, and both in the middle of a stage.
 
-    There the worker alone is killed in a scenario of its own: its tick goes on, nobody knows how far.
+    There the worker alone is killed in a scenario of its own, since nobody knows how far its tick gets.
     """
     for place, step in enumerate(steps):
         yield Strike(VICTIMS[place % 2], f"before:{step}:1:stop")
@@ -104,14 +104,14 @@ def _before(steps: Sequence[str]) -> Iterator[Strike]:
 
 
 def _after(steps: Sequence[str]) -> Iterator[Strike]:
-    """At those boundaries that matter most the other victim too, before the tick could look at what it did."""
+    """At the boundaries that matter most, the other victim too, before the tick could see what it did."""
     for place, step in enumerate(steps):
         if step in LASTING:
             yield Strike(VICTIMS[place % 2], f"after:{step}:1:stop")
 
 
 def _at_boundaries(lab: Lab, tally: FaultCount, strikes: Sequence[Strike]) -> None:
-    """Kill after kill: each run goes on where the one before was killed, and comes one step further."""
+    """Repeated kills: each run continues where the previous one was killed, and gets one step further."""
     with _box(lab, tally) as box:
         for one in strikes:
             run = box.start_run(one.at)
@@ -121,7 +121,7 @@ def _at_boundaries(lab: Lab, tally: FaultCount, strikes: Sequence[Strike]) -> No
 
 
 def _at_random(lab: Lab, tally: FaultCount, seed: int) -> None:
-    """Kill after kill, from a run's order to its end, then `al up` at once or when a tick left running has ended."""
+    """Repeated kills, from a run's creation to its end; then `al up`, at once or when a tick left running has ended."""
     draw = random.Random(f"worker {seed}")
     with _box(lab, tally) as box:
         while tally.injected < KILLS_PER_STORY:
@@ -131,7 +131,7 @@ def _at_random(lab: Lab, tally: FaultCount, seed: int) -> None:
             expect(state not in ("FAILED", "CANCELLED", "CRASHED"), f"a run that nobody disturbed is {state}")
             victim, patient = draw.choice(VICTIMS), draw.random() < 0.5
             box.kill(victim)
-            tally.strike(state not in ENDED)  # an idle worker's death is none of a tick's
+            tally.strike(state not in ENDED)  # killing an idle worker interrupts no tick
             if victim == "worker" and patient:
                 box.await_stillness()
             if state == "COMPLETED":
@@ -143,7 +143,7 @@ def _box(lab: Lab, tally: FaultCount) -> Iterator[Box]:
     """A round whose questions are all answered, no worker yet. At the end all must be as if nothing had happened."""
     with lab.studio_site() as site:
         site.extra["AL_HOME"] = str(lab.prefect.home)
-        change_params(open_workspace(site.root), {"active: true": "active: false"})  # no run but those ordered here
+        change_params(open_workspace(site.root), {"active: true": "active: false"})  # no runs except those created here
         site.git.run("commit", "--quiet", "--all", "--message", "No schedule")
         box = Box(lab, site)
         try:
@@ -163,7 +163,7 @@ def _box(lab: Lab, tally: FaultCount) -> Iterator[Box]:
 
 
 class Box:
-    """The site's Prefect server and worker, as their users see them."""
+    """The site's Prefect server and worker, as users see them."""
 
     def __init__(self, lab: Lab, site: Site) -> None:
         self.site = site
@@ -179,12 +179,12 @@ class Box:
         return ask_prefect(method, f"{self._url}{path}", body, self._auth).raise_for_status().json()
 
     def start_run(self, at: str | None = None) -> str:
-        """Order a run, and `al up`: the worker is back, and what the last one left is ended, in fact and on the server.
+        """Create a run and call `al up`: the worker is back, and what the last one left is ended, also on the server.
 
-        The run, whose id is returned, waits `at` a step's boundary. A tick that waits there already, its worker dead,
-        wakes up when it is asked to end and not before.
+        The run, whose id is returned, waits `at` a step's boundary. A tick that already waits there without its worker
+        continues only when it is asked to end.
         """
-        if not self._runs or self.state(self._runs[-1]) != "SCHEDULED":  # else no worker came to begin the last one
+        if not self._runs or self.state(self._runs[-1]) != "SCHEDULED":  # otherwise no worker began the last one
             self._order()
         hook = Path(__file__).parent / "runs"
         path = f"{hook}{os.pathsep}{self.site.environment['PYTHONPATH']}"
@@ -204,17 +204,17 @@ class Box:
         self._runs.append(str(self._ask("POST", f"/deployments/{deployment['id']}/create_flow_run", {})["id"]))
 
     def _check_the_dead(self) -> None:
-        """Every run whose worker was killed has ended, and did not cost the run that was due its place."""
+        """Every run whose worker was killed has ended, and did not take the place of the due run."""
         *dead, due = (self._ask("GET", f"/flow_runs/{run}")["state"] for run in self._runs)
         for state in dead:
             expect(state["type"] in ("CRASHED", "COMPLETED"), f"a run whose worker was killed is {state['type']}")
         if due["type"] == "CANCELLED" and dead and _at(due) < _at(dead[-1]):
-            # On a slow machine it is late before we come, and Prefect takes the dead run to be at work until then.
+            # On a slow machine we come late, and until then Prefect takes the dead run to be running.
             self._runs.pop()
             self._order()
 
     def state(self, run: str) -> str:
-        """What the server says of a run."""
+        """The server's state of a run."""
         return str(self._ask("GET", f"/flow_runs/{run}")["state"]["type"])
 
     def waiting(self) -> psutil.Process | None:
@@ -226,7 +226,7 @@ class Box:
         return None
 
     def await_(self, moment: Callable[[], Any], run: str) -> None:
-        """Wait for the moment to strike. Raises Failure where the run ends first."""
+        """Wait for the moment to strike. Raises Failure if the run ends first."""
         end, look = time.monotonic() + RUN_SECONDS, time.monotonic() + LOOK_SECONDS
         while not moment():
             if time.monotonic() > look:
@@ -262,7 +262,7 @@ class Box:
         psutil.wait_procs(doomed, timeout=15)
 
     def _processes(self) -> list[psutil.Process]:
-        """The worker and all that it started."""
+        """The worker and all its descendants."""
         return [one for one in psutil.process_iter() if servers.carries_mark(one, self._mark)]
 
 
@@ -271,7 +271,7 @@ def _at(state: Mapping[str, Any]) -> datetime:
 
 
 def _is_asked_to_end(process: psutil.Process) -> bool:
-    """Whether SIGTERM waits for a process that is stopped."""
+    """Whether SIGTERM is pending for a process that is stopped."""
     with suppress(OSError):
         for line in Path(f"/proc/{process.pid}/status").read_text("ascii", "replace").splitlines():
             name, _, value = line.partition(":")
