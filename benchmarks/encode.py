@@ -2,10 +2,10 @@
 
     python -m benchmarks.encode [--short 512] [--long 192]      writes benchmarks/results/encode.json
 
-The peer encodes in the order of arrival, 32 texts a batch, padded to the longest of the batch, as most examples do,
-with the same weights in the same precision: float32, and what `precision: auto` takes here.
+The peer encodes in the order of arrival, 32 texts per batch, padded to the longest of the batch, as most examples do,
+with the same weights in the same precision: float32, and the one that `precision: auto` chooses here.
 Texts are SpamAssassin mails: whole ones (long) and their subjects (short). Each contestant runs in a process of its
-own on one thread, in turns. The ratio is of texts per CPU second, since a busy machine blurs the clock on the wall.
+own on one thread, alternating. The ratio is of texts per CPU second, which a busy machine affects less than wall time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TURNS = 3
 
 
 def main() -> None:
-    """Run the contest, or (`--contestant`) one turn of it."""
+    """Run the benchmark, or (`--contestant`) one contestant once."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", type=int, default=512)
     parser.add_argument("--long", type=int, default=192)
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def contest(work: Path, texts: list[str], precision: str) -> dict[str, Any]:
-    """Both contestants in turns on these texts."""
+    """Both contestants, alternating, on these texts."""
     write_json(work / "texts.json", texts)
     found: dict[str, list[dict[str, float]]] = {"ours": [], "peer": []}
     for _ in range(TURNS):

@@ -1,9 +1,9 @@
-"""What training the encoder itself brings over the head on its frozen vectors, and what it costs.
+"""What fine-tuning the encoder gains over the head on its frozen vectors, and what it costs.
 
     python -m benchmarks.finetune --data FOLDER      writes benchmarks/results/finetune.json
 
-Random labels, one training each with the parameters of `params.yaml`; `benchmarks/corpora.py` says what FOLDER holds.
-Seconds are of processor time too, since wall time is of a machine that may do other things.
+Random labels, one training each with the parameters of `params.yaml`; `benchmarks/corpora.py` describes FOLDER.
+Processor time is recorded beside wall time, since the machine may do other things.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ def main() -> None:
 
 
 def distinct(rows: Rows) -> Rows:
-    """Texts once each, in an order of their own."""
+    """Distinct texts, in a fixed order of their own."""
     return sorted(dict(rows).items())
 
 
 def measure(rows: Rows, encoder: Encoder, weights: Path, budget: int, seed: int) -> dict[str, object]:
-    """Both models on the same labels and the same test texts."""
+    """Both models on the same labels and test texts."""
     order = np.random.default_rng(seed).permutation(len(rows))
     test, train = [rows[place] for place in order[:TEST]], [rows[place] for place in order[TEST : TEST + budget]]
     classes = sorted({label for _, label in rows})
@@ -103,7 +103,7 @@ def measure(rows: Rows, encoder: Encoder, weights: Path, budget: int, seed: int)
 
 @contextmanager
 def clock() -> Iterator[Callable[[], dict[str, float]]]:
-    """Seconds on the wall and of the processor, once the block has ended."""
+    """Wall and processor seconds of the block, available after it."""
     began, spent, found = time.perf_counter(), time.process_time(), dict[str, float]()
     yield lambda: found
     found |= {"wall": round(time.perf_counter() - began, 1), "cpu": round(time.process_time() - spent, 1)}

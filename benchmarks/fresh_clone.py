@@ -1,10 +1,10 @@
-"""How long both commands of the README take for a newcomer: a fresh clone, nothing set up.
+"""How long both commands of the README take for a newcomer: in a fresh clone without any setup.
 
     python -m benchmarks.fresh_clone            both, one after the other
     python -m benchmarks.fresh_clone demo       one of them
 
-The demo's own figures and its learning curve are taken along: results/demo.json, docs/learning-curve.png.
-Downloads come from wherever pip and npm are set up to look, so the network's share is this machine's.
+The demo's own figures and its learning curve are copied: results/demo.json, docs/learning-curve.png.
+Downloads come from where pip and npm are configured to look, so the network's share depends on the machine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def measure(command: str, folder: Path) -> None:
-    """Clone, set up, run; the caches of pip and npm stay, the corpus and Label Studio's database do not."""
+    """Clone, set up, run. The caches of pip and npm are kept, the corpus and Label Studio's database are not."""
     clone = folder / "clone"
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "AL_HOME": str(folder / "al")}
     for name in ("VIRTUAL_ENV", "AL_LABEL_STUDIO_VENV", "MAKEFLAGS", "MAKELEVEL"):

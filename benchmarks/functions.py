@@ -1,9 +1,9 @@
-"""How long functions and modules of the package are, at two commits.
+"""The length of the package's functions and modules, at two commits.
 
     python -m benchmarks.functions [BEFORE] [AFTER]      writes benchmarks/results/functions.json
 
-By default from the last release of the flat layout to HEAD. A function's lines run from its `def` to its end, its
-docstring and the functions inside it included; `without_docstring` leaves its own docstring out.
+The default is from the last release of the flat layout to HEAD. A function's lines run from its `def` to its end,
+including its docstring and nested functions; `without_docstring` excludes its own docstring.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BEFORE = "fe897ae"
 PACKAGE = "al_pipeline"
 LONGEST = 20
 LIMIT = 40
-"""Lines of a function beyond which it is counted as long."""
+"""The number of lines above which a function counts as long."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.head --data FOLDER      writes benchmarks/results/head.json
 
-`benchmarks/corpora.py` says what FOLDER holds. The vectors are cached there too.
+`benchmarks/corpora.py` describes FOLDER, where vectors are cached too.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def summary(table: list[dict[str, object]]) -> dict[str, dict[str, float]]:
 def ours(
     dense: bool, weight: float, strength: float = STRENGTH, calibrate: bool = False, full_tfidf: int = 1
 ) -> Callable[[Corpus, NDArray[np.intp], int], Proba]:
-    """Our head on some of the features, TF-IDF multiplied by `weight` and by min(1, sqrt(labels / full_tfidf))."""
+    """Our head on some of the features, with TF-IDF scaled by `weight` and by min(1, sqrt(labels / full_tfidf))."""
 
     def run(corpus: Corpus, chosen: NDArray[np.intp], seed: int) -> Proba:
         pool, test = (view(matrix, dense, weight) for matrix in (corpus.pool, corpus.test))
@@ -129,14 +129,14 @@ def ours(
 
 
 def view(matrix: FeatureMatrix, dense: bool, weight: float) -> FeatureMatrix:
-    """The blocks that a method looks at."""
+    """The feature blocks that a method uses."""
     return FeatureMatrix(
         matrix.dense if dense else None, (matrix.sparse * np.float32(weight)).tocsr() if weight else None
     )
 
 
 def scikit_learn(corpus: Corpus, chosen: NDArray[np.intp], seed: int) -> Proba:
-    """The peer: scikit-learn's LogisticRegression on the joined features."""
+    """The peer: scikit-learn's LogisticRegression on the concatenated features."""
     from scipy.sparse import csr_matrix, hstack
     from sklearn.linear_model import LogisticRegression
 
@@ -148,7 +148,7 @@ def scikit_learn(corpus: Corpus, chosen: NDArray[np.intp], seed: int) -> Proba:
 
 
 def torch_linear(corpus: Corpus, chosen: NDArray[np.intp], seed: int) -> Proba:
-    """The other peer: a linear layer on the encoder's vectors, trained by AdamW for 300 full-batch steps."""
+    """The other peer: a linear layer on the encoder's vectors, trained with AdamW for 300 full-batch steps."""
     import torch
 
     torch.manual_seed(seed)
@@ -169,7 +169,7 @@ def torch_linear(corpus: Corpus, chosen: NDArray[np.intp], seed: int) -> Proba:
 
 
 def spread(proba: Proba, seen: list[str], classes: list[str]) -> Proba:
-    """Probabilities with a column for each class; no class is impossible."""
+    """Probabilities with a column for each class; no probability is 0."""
     full = np.full((len(proba), len(classes)), 1e-3)
     full[:, [classes.index(name) for name in seen]] += proba
     return full / full.sum(axis=1, keepdims=True)
@@ -196,7 +196,7 @@ METHODS: dict[str, Callable[[Corpus, NDArray[np.intp], int], Proba]] = {
 
 
 def choose_texts(rows: Rows) -> tuple[list[str], NDArray[np.str_]]:
-    """As many distinct texts as a pool and a test set hold, at random, with their labels."""
+    """A random sample of distinct texts for pool and test set, with their labels."""
     labels: dict[str, set[str]] = {}
     for text, label in rows:
         labels.setdefault(text.replace("\0", " ").strip(), set()).add(label)

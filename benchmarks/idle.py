@@ -1,14 +1,14 @@
-"""What waiting costs: processor seconds of commands that are called again and again, wall time of two that take long.
+"""What waiting costs: processor seconds of commands that are called often, wall time of two that take long.
 
     python -m benchmarks.idle [--size 2000] [--repeats 5]      writes benchmarks/results/idle.json
 
 On real e-mails, with a real Label Studio and one round open in it: `al round` that finds no new answer, `al status`,
 `al pause` and `al resume`, each as a process of its own. Processor seconds are the user and system time of the command
-and of every process that it starts (git, DVC); Label Studio's own are not among them. Beside them, as the limit, a
-Python that imports the libraries of any command line of this kind (typer, rich, pydantic, PyYAML) and ends. Python
+and of every process that it starts (git, DVC), without Label Studio's own. For comparison, the lower limit: a Python
+process that imports the libraries of any command line of this kind (typer, rich, pydantic, PyYAML) and exits. Python
 keeps its bytecode between the runs, as in any installation.
 
-Then, once each: `al rollback 0 --labels` after two published rounds, and `al up` where Label Studio is installed and
+Then, once each: `al rollback 0 --labels` after two published rounds, and `al up` if Label Studio is installed and
 nothing runs.
 """
 
@@ -40,7 +40,7 @@ COMMANDS = {
     "pause": ["pause", "--reason", "a benchmark"],
     "resume": ["resume"],
 }
-"""Played in this order, so that a pause is always taken back."""
+"""Run in this order, so that each pause is followed by a resume."""
 NOTHING_TO_DO = 3
 
 
@@ -56,8 +56,8 @@ def main() -> None:
         al = [sys.executable, "-m", "al_pipeline.cli.app", "-C", str(workspace.layout.root)]
         try:
             start_label_studio(workspace, tell)
-            _run([*al, "round"])  # builds, encodes, asks
-            _run([*al, "status"])  # leaves bytecode behind
+            _run([*al, "round"])  # builds, encodes, pushes
+            _run([*al, "status"])  # writes bytecode
             for _ in range(options.repeats):
                 runs["limit"].append(_run(LIMIT))
                 for name, arguments in COMMANDS.items():
@@ -98,14 +98,14 @@ def _rollback(workspace: Workspace, truth: Mapping[str, str], al: Sequence[str])
 
 
 def _up(al: Sequence[str]) -> dict[str, float]:
-    """Start everything, where nothing runs."""
+    """Start everything when nothing runs."""
     _run([*al, "down"])
     cpu, wall = _run([*al, "up"])
     return {"cpu_seconds": round(cpu, 1), "wall_seconds": round(wall, 1)}
 
 
 def _run(command: Sequence[str]) -> tuple[float, float]:
-    """Processor seconds of a command with all that it started, and its wall seconds."""
+    """Processor seconds of a command with everything that it started, and its wall seconds."""
     before, begin = _spent(), time.perf_counter()
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=SECONDS, env=environment)
@@ -116,7 +116,7 @@ def _run(command: Sequence[str]) -> tuple[float, float]:
 
 
 def _spent() -> float:
-    """Processor seconds of all children that have ended, and of theirs."""
+    """Processor seconds of all children that have ended, and of their children."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

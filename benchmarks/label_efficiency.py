@@ -3,14 +3,14 @@
     python -m benchmarks.label_efficiency --data FOLDER [--only REGEX] [--peers NAMES]
 
 Writes benchmarks/results/label_efficiency.json, the table in README.md and docs/label-efficiency.png.
-`benchmarks/corpora.py` says what FOLDER holds. It goes on where
-it was stopped: vectors, and each run of a strategy and a seed, are kept in FOLDER.
+`benchmarks/corpora.py` describes FOLDER. An interrupted run continues: vectors, and each run of a strategy and a seed,
+are stored in FOLDER.
 
-Every strategy sees the same features, classifier, splits and seeds. The spam corpus is also cut: all its ham, and so
-much of its spam, at random, that it makes up 10, 2 and 1 % of the mails. Nothing is planted in a seed round.
+Every strategy gets the same features, classifier, splits and seeds. The spam corpus is also subsampled: all its ham,
+and a random part of its spam, so that spam is 10, 2 and 1 % of the mails. None is planted in a seed round.
 
-Where a class is so rare that random sampling does not get there within the budget, it goes on to the pool's end, so
-that the saving is a number.
+If a class is so rare that random sampling does not reach the score within the budget, random sampling continues to the
+end of the pool, so that the saving is a number.
 
 `--peers` names strategies of scikit-activeml, see benchmarks/peers.py; benchmarks/screening.py finds the best.
 """
@@ -52,20 +52,20 @@ from benchmarks.record import record
 
 SPAM = "spamassassin2"
 CUTS = {f"{SPAM}_{percent}pct": percent / 100 for percent in (10, 2, 1)}
-"""Share of spam that is left."""
+"""The share of spam that is kept."""
 CORPORA = (SPAM, *CUTS, "bbc_news", "tweets_sentiment3", "review_sentences2", "debian_sections")
 LIMIT = 8_200
-"""Texts of a corpus; of a larger one a random sample is taken."""
+"""The maximum number of texts of a corpus; of a larger one a random sample is used."""
 STRATEGIES = ("random", "margin", "auto")
 BUDGET = 1000
 TO_THE_END = (f"{SPAM}_2pct", f"{SPAM}_1pct")
-"""Of these random sampling asks the whole pool."""
+"""Corpora whose whole pool random sampling asks."""
 LONG_BATCH = 200
 TARGETS = ("90", "95", "98")
 
 
 def main() -> None:
-    """Simulate what is missing; write the table and the picture."""
+    """Simulate what is missing; write the table and the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", default="", help="corpora whose name matches this; writes no record")
@@ -99,9 +99,9 @@ def play(
     budget: int = BUDGET,
     limit: float | None = None,
 ) -> dict[str, Any]:
-    """One corpus by all strategies: the figures of `al simulate --json` that the table needs.
+    """One corpus with all strategies: the figures of `al simulate --json` that the table needs.
 
-    `limit`: of `peer_run`.
+    `limit`: as in `peer_run`.
     """
     texts = corpus(name, data)
     params = parameters(READERS[SPAM if name in CUTS else name][1])
@@ -123,7 +123,7 @@ def play(
 
 @contextmanager
 def shown_bar(label: str, console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar that is told how much is done, and of how much."""
+    """A progress bar; yields a callback `(done, total)`."""
     columns = (TextColumn(label), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("runs", total=None)
@@ -140,9 +140,9 @@ def to_the_end(
     short: Simulation,
     console: Console,
 ) -> dict[str, Any]:
-    """What the strategies save of the labels that random sampling needs where it may ask the whole pool.
+    """What the strategies save of the labels that random sampling needs if it may ask the whole pool.
 
-    Beyond the budget of the others it asks many at once, to save time: its curve has fewer points there.
+    Beyond the budget of the others its batches are large, to save time: its curve has fewer points there.
     """
     pool = short.result["corpus"]["texts"] - short.result["corpus"]["test"]
     options = replace(options, strategies=("random",), budget=pool + LONG_BATCH, batch_size=LONG_BATCH)
@@ -169,7 +169,7 @@ def play_peers(
     console: Console,
     limit: float | None = None,
 ) -> dict[tuple[str, int], Mapping[str, Any]]:
-    """The runs of scikit-activeml's strategies, a process for each seed at a time."""
+    """The runs of scikit-activeml's strategies, one process for each seed."""
     rows: list[dict[str, Any]] = []
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool, shown_bar("theirs", console) as tell:
         tasks = [pool.submit(play_seed, work, folder, tuple(peers), seed, limit) for seed in seeds]
@@ -180,7 +180,7 @@ def play_peers(
 
 
 def play_seed(work: Work, folder: Path, peers: Sequence[str], seed: int, limit: float | None) -> list[dict[str, Any]]:
-    """All peers with one seed, on one thread each as ours."""
+    """All peers with one seed, each on one thread, as ours."""
     with threadpool_limits(THREADS):
         paths = {peer: folder / "peers" / f"{peer.replace(' ', '-')}-{seed}.json" for peer in peers}
         prepared = None if all(path.exists() for path in paths.values()) else prepare(work, seed)
@@ -211,8 +211,10 @@ def compared(
 
 
 def parameters(max_tokens: int) -> Params:
-    """The template's, with the encoder's tokens of this corpus. Uncalibrated: it moves no ranking of two classes, and
-    of more hardly any, for five times the fits. It does move F1, upwards where a class is rare.
+    """The template's parameters with this corpus's `max_tokens`, uncalibrated.
+
+    Calibration takes five times the fits. It changes no ranking of two classes, and hardly any of more classes. It does
+    raise F1 if a class is rare.
     """
     params = parse_params(template("params.yaml"))
     features = params.features.model_copy(update={"max_tokens": max_tokens})
@@ -222,7 +224,7 @@ def parameters(max_tokens: int) -> Params:
 
 
 def corpus(name: str, data: Path) -> LabeledTexts:
-    """Texts and labels, cleaned as `al simulate` does it."""
+    """Texts and labels, filtered as `al simulate` does."""
     path = data / "corpora" / f"{name}.jsonl"
     if not path.exists():
         rows = READERS[SPAM if name in CUTS else name][0](data)
@@ -233,14 +235,14 @@ def corpus(name: str, data: Path) -> LabeledTexts:
 
 
 def cut(rows: Sequence[tuple[str, str]], rare: str, share: float) -> list[tuple[str, str]]:
-    """All rows of the other classes, and so many of `rare`, by the order of their digests, that they are this share."""
+    """All rows of the other classes, and as many of `rare`, in the order of their digests, as give it this share."""
     others = [row for row in rows if row[1] != rare]
     few = sorted({content_hash(text): (text, label) for text, label in rows if label == rare}.items())
     return others + [row for _, row in few[: round(len(others) * share / (1 - share))]]
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of a simulation."""
+    """The recorded part of a simulation's result."""
     metrics = {}
     for metric, found in result["metrics"].items():
         metrics[metric] = {
@@ -262,7 +264,7 @@ def figures(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def show(name: str, found: Mapping[str, Any], console: Console) -> None:
-    """One corpus in the terminal: by strategy the mean height of its curve and the labels needed."""
+    """Print one corpus: the mean ALC of each strategy and the labels needed."""
     metric = found["metrics"][found["metric"]]
     shown = Table("strategy", "area", "less random's", *(f"{t} %" for t in TARGETS), "saving", "below random at")
     shown.title = f"{name}: {found['metric']}, {metric['full']:.3f} with all labels"
@@ -281,7 +283,7 @@ def show(name: str, found: Mapping[str, Any], console: Console) -> None:
 
 
 def means(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Mean over the corpora of the area under each strategy's curve, ours and theirs."""
+    """The mean over the corpora of the area under each strategy's curve, ours and theirs."""
     areas = [
         {**row["metrics"][row["metric"]]["area"], **row.get("peers", {}).get("area", {})} for row in found.values()
     ]

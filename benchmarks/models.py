@@ -1,15 +1,15 @@
-"""What a model makes of few labels: candidates beside the default, on the same labelled sets of ten corpora.
+"""Models for few labels: candidates compared with the default, on the same labelled sets of ten corpora.
 
     python -m benchmarks.models --data FOLDER --work OTHER [--only REGEX] [--candidates REGEX]
     python -m benchmarks.models --data FOLDER --work OTHER --record
 
-The second writes benchmarks/results/models.json from what the first has measured. `benchmarks/corpora.py` says what
-FOLDER holds; each labelled set's figures are kept in OTHER, and the same command goes on where it was stopped.
+The second writes benchmarks/results/models.json from what the first has measured. `benchmarks/corpora.py` describes
+FOLDER; the figures of each labelled set are stored in OTHER, so that an interrupted run continues.
 
-Every candidate sees the labelled sets that the default sees: drawn at random, or asked by `auto` with the default as
-its model. Differences are paired. Candidates differ in how the texts are seen (a kernel: all are linear), how strongly
-the labels count, how the classes are weighted, and what is done to the scores afterwards. Unlabelled texts of the pool
-may be used, those of the test set only to be predicted.
+Every candidate gets the labelled sets that the default gets: random ones, or those that `auto` selects with the default
+as its model. Differences are paired. Candidates differ in the features (a kernel: all are linear), the weight of the
+labels, the weights of the classes, and what is done to the scores afterwards. Unlabelled texts of the pool may be used,
+those of the test set only for prediction.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ Ints = NDArray[np.intp]
 
 # Data ---------------------------------------------------------------------------------------------------------------
 def load(name: str, data: Path, work: Path) -> LabeledTexts:
-    """A corpus; those of a rare class are one class of another corpus, cut to 2 %, against all its others."""
+    """A corpus; in those with a rare class, one class of another corpus, cut to 2 %, is opposed to all its others."""
     if name not in RARE:
         return corpus(name, data)
     path = work / f"{name}.jsonl"
@@ -78,7 +78,7 @@ def load(name: str, data: Path, work: Path) -> LabeledTexts:
 
 @dataclass
 class Split:
-    """One seed's split, and what is made of its texts without a label, once."""
+    """One seed's split, and what is computed from its texts without labels, once."""
 
     work: Work
     prepared: Prepared
@@ -93,7 +93,7 @@ class Split:
         return np.sort(rng.choice(pool, min(UNLABELED, len(pool)), replace=False))
 
     def view(self, name: str) -> Any:
-        """Rows of all texts as seen by `name`."""
+        """The rows of all texts in the view `name`."""
         if name not in self.views:
             self.views[name] = VIEWS[name](self)
         return self.views[name]
@@ -113,13 +113,13 @@ def _centered(split: Split) -> Any:
 
 
 def _rescaled(split: Split) -> Any:
-    """Centred, and the pool's mean square length 1 again."""
+    """Centred, and scaled so that the pool's mean square length is 1."""
     rows = _centered(split)
     return rows / np.sqrt((rows[split.unlabeled] ** 2).sum(axis=1).mean())
 
 
 def _whitened(power: float) -> Callable[[Split], Any]:
-    """Directions of large spread in the pool shortened: covariance to the power -power/2; mean square length 1."""
+    """Directions of large variance in the pool shortened: covariance to the power -power/2; mean square length 1."""
 
     def view(split: Split) -> Any:
         rows = _centered(split)
@@ -132,7 +132,7 @@ def _whitened(power: float) -> Callable[[Split], Any]:
 
 
 def _lsa(width: int, sharpen: bool = False) -> Callable[[Split], Any]:
-    """TF-IDF in the directions in which the pool's texts spread most, unit length in the mean."""
+    """TF-IDF projected on the pool's principal directions (LSA), with mean unit length."""
 
     def view(split: Split) -> Any:
         from scipy.sparse.linalg import svds
@@ -172,7 +172,7 @@ VIEWS: dict[str, Callable[[Split], Any]] = {
 
 @dataclass
 class Task:
-    """A labelled set: rows and targets (indices of the classes seen); `test` and `unlabeled` rows to predict."""
+    """A labelled set: rows and targets (indices of the seen classes); `test` and `unlabeled` are rows to predict."""
 
     split: Split
     rows: Ints
@@ -181,11 +181,11 @@ class Task:
 
     @property
     def classes(self) -> int:
-        """How many classes there are labels of."""
+        """The number of classes with labels."""
         return len(self.seen)
 
     def kernels(self, blend: Mapping[str, float], rows: Ints | None = None) -> tuple[Floats, Floats]:
-        """Products among the labelled (n, n) and of `rows` (the test set) with them (m, n), views scaled by `blend`."""
+        """Inner products among the labelled (n, n), of `rows` (the test set) with them (m, n), scaled by `blend`."""
         test = self.split.prepared.corpus.test if rows is None else rows
         own, other = np.zeros((len(self.rows), len(self.rows))), np.zeros((len(test), len(self.rows)))
         for name, scale in blend.items():
@@ -202,7 +202,7 @@ class Task:
 
 # Fits ---------------------------------------------------------------------------------------------------------------
 def fit(block: Floats, targets: Ints, classes: int, strength: float, importance: Floats) -> tuple[Floats, Floats]:
-    """The default's fit, with weights of one's own."""
+    """The default's fit, with given weights."""
     hot = np.eye(classes)[targets]
     size = block.shape[1] * classes
 
@@ -222,7 +222,7 @@ def fit(block: Floats, targets: Ints, classes: int, strength: float, importance:
 
 
 def weigh(targets: Ints, classes: int, power: float) -> Floats:
-    """Importance of labels: 1 balances the classes, 0 leaves them alone; the mean is 1."""
+    """Weights of labels: 1 balances the classes, 0 leaves them unweighted; the mean is 1."""
     counts = np.bincount(targets, minlength=classes).astype(float)
     found = ((len(targets) / (classes * counts)) ** power)[targets]
     return np.asarray(found / found.mean())
@@ -230,7 +230,7 @@ def weigh(targets: Ints, classes: int, power: float) -> Floats:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Scores of the test set, and of the labelled by models that had not seen them."""
+    """Scores of the test set, and of the labelled items by models that had not seen them."""
 
     test: Floats
     held_out: Floats | None = None
@@ -239,7 +239,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Model:
-    """A candidate. `blend` gives the views' scales by the number of labels."""
+    """A candidate. `blend` gives the scales of the views for a number of labels."""
 
     blend: Callable[[int], dict[str, float]]
     strength: float = STRENGTH
@@ -266,7 +266,7 @@ class Model:
         return by_row, bias, self.hold_out(factor, task) if self.held_out else None
 
     def hold_out(self, factor: Floats, task: Task) -> Floats:
-        """Scores (n, C) by five folds; NaN where a class is missing from a fold."""
+        """Scores (n, C) by five-fold cross-validation; NaN if a class is missing from a fold."""
         found = np.full((len(task.rows), task.classes), np.nan)
         for train, test in stratified_folds(task.targets, 5, task.split.seed):
             if len(np.unique(task.targets[train])) < task.classes:
@@ -301,12 +301,12 @@ def standard(
 
 
 def ramped(views: Mapping[str, float]) -> Callable[[int], dict[str, float]]:
-    """The encoder, and others that count in full from so many labels on as TF-IDF does."""
+    """The encoder, and other views whose weight rises to full at a number of labels, as TF-IDF's does."""
     return lambda n: {"encoder": 1.0} | {k: v * min(1.0, math.sqrt(n / FULL_TFIDF)) for k, v in views.items()}
 
 
 def fixed(views: Mapping[str, float]) -> Callable[[int], dict[str, float]]:
-    """Some views, whatever the number of labels."""
+    """Fixed views, for any number of labels."""
     return lambda n: dict(views)
 
 
@@ -366,12 +366,12 @@ def shifted(prior: float, power: float = 0.0) -> Callable[[Task, Fitted], Floats
 
 
 def halved(after: Callable[[Task, Fitted], Floats]) -> Callable[[Task, Fitted], Floats]:
-    """Half-way from the calibrated scores to those of `after`."""
+    """The mean of the calibrated scores and those of `after`."""
     return lambda task, found: 0.5 * (tempered(task, found) + after(task, found))
 
 
 def thresholded(shrink: float) -> Callable[[Task, Fitted], Floats]:
-    """Two classes: the threshold of the best held-out macro-F1, pulled to 0 by few labels of the rarer class."""
+    """Two classes: the threshold with the best held-out macro-F1, pulled to 0 if the rarer class has few labels."""
 
     def apply(task: Task, found: Fitted) -> Floats:
         test = tempered(task, found)
@@ -397,7 +397,7 @@ def thresholded(shrink: float) -> Callable[[Task, Fitted], Floats]:
 
 
 def em_prior(task: Task, found: Fitted) -> Floats:
-    """Saerens et al. 2002: the pool's class shares by EM, from balanced scores; half-way in the logits."""
+    """Saerens et al. 2002: the pool's class shares by EM, from balanced scores; half of the change in the logits."""
     test, pool = tempered(task, found), found.unlabeled / temperature(found.held_out, task.targets)
     proba = softmax(pool)
     prior = np.full(task.classes, 1 / task.classes)
@@ -439,7 +439,7 @@ def loo_losses(task: Task, power: float) -> tuple[list[tuple[float, float]], Flo
 
 
 def selected(rule: str) -> Callable[[Task], Fitted]:
-    """TF-IDF's weight and the strength by leave-one-out."""
+    """TF-IDF's weight and the regularisation strength, chosen by leave-one-out."""
 
     def run(task: Task) -> Fitted:
         points, losses = loo_losses(task, 1.0)
@@ -478,11 +478,11 @@ def two_heads(task: Task) -> Fitted:
 
 @dataclass(frozen=True)
 class SelfTrained:
-    """Unlabelled texts with the default's guesses beside the labels.
+    """Unlabelled texts with the default's predictions beside the labels.
 
-    `weight`: what they count in all, in labels' worth for each label; `soft`: as probabilities, else the likeliest
-    class, counting as much as it is sure; `sure`: only the surest of each class; `shift`: guesses by scores with a
-    bias for each class, by held-out likelihood.
+    `weight`: their total weight relative to that of the labels; `soft`: as probabilities, otherwise the most likely
+    class, weighted by its confidence; `sure`: only the most confident of each class; `shift`: predictions by scores
+    with a bias for each class, by held-out likelihood.
     """
 
     weight: float = 0.5
@@ -519,7 +519,7 @@ class SelfTrained:
                 more[:] = proba[chosen]
             else:
                 more[np.arange(len(chosen)), guess[chosen]] = sure[chosen]
-            if self.balanced:  # every class the same in all, where it is guessed at all
+            if self.balanced:  # equal total weight of every class that is predicted at all
                 more /= np.maximum(more.sum(axis=0), 1.0)
             more *= self.weight * len(task.rows) / more.sum()
             labeled = np.eye(task.classes)[task.targets] * weigh(task.targets, task.classes, 1.0)[:, None]
@@ -534,7 +534,7 @@ class SelfTrained:
 
 
 def fit_soft(block: Floats, mass: Floats, strength: float) -> tuple[Floats, Floats]:
-    """The default's fit where each row counts `mass` (n, C) for each class."""
+    """The default's fit with weights `mass` (n, C) of each row for each class."""
     classes = mass.shape[1]
     size, each = block.shape[1] * classes, mass.sum(axis=1, keepdims=True)
 
@@ -551,7 +551,7 @@ def fit_soft(block: Floats, mass: Floats, strength: float) -> tuple[Floats, Floa
 
 
 def contrastive(task: Task) -> Fitted:
-    """A linear map of the encoder's vectors tuned on pairs (supervised contrastive), then the default's head on it."""
+    """A linear map of the encoder's vectors trained on pairs (supervised contrastive), then the default's head."""
     import torch
 
     torch.manual_seed(task.split.seed)
@@ -588,13 +588,13 @@ def prototypes(task: Task) -> Fitted:
 
 
 def mixed_prototypes(task: Task) -> Fitted:
-    """The default's scores with those of the class means added, the less the more labels."""
+    """The default's scores plus those of the class means, whose weight falls with the number of labels."""
     share = 10 / (10 + len(task.rows) / task.classes)
     return Fitted((1 - share) * Model(standard()).run(task).test + share * prototypes(task).test)
 
 
 def as_implemented(task: Task) -> Floats:
-    """`fit_head` of this tree, calibrated, with the components that it would be given."""
+    """`fit_head` of this tree, calibrated, with the components that it would get."""
     views, matrix, seen = task.split.views, task.split.prepared.matrix, task.split.prepared.corpus.classes
     if "components" not in views:
         views["components"] = lsa_components(matrix.sparse[task.split.unlabeled])
@@ -676,12 +676,12 @@ AFTER: dict[str, Callable[[Task, Fitted], Floats]] = {
     "threshold by folds, shrunk": thresholded(5),
     "pool shares by EM, half": em_prior,
 }
-"""What is done to the default's scores; the fit is shared."""
+"""Transformations of the default's scores; they share its fit."""
 
 
 # Measuring ----------------------------------------------------------------------------------------------------------
 def probabilities(task: Task, scores: Floats, classes: int) -> Floats:
-    """As the product spreads them: a class without labels gets 1 / (labels + classes)."""
+    """As the product does it: a class without labels gets 1 / (labels + classes)."""
     least = 1 / (len(task.rows) + classes)
     proba = np.full((len(scores), classes), least)
     proba[:, task.seen] = (1 - least * (classes - task.classes)) * softmax(scores)
@@ -698,7 +698,7 @@ def measure(task: Task, scores: Floats) -> dict[str, float]:
 
 
 def open_split(work: Work, seed: int, path: Path) -> Split:
-    """The split with its TF-IDF, which is kept at `path`: counting the words of mails takes a minute."""
+    """The split with its TF-IDF, cached at `path`: counting the words of mails takes a minute."""
     from scipy.sparse import load_npz, save_npz
 
     if not path.exists():
@@ -711,7 +711,7 @@ def open_split(work: Work, seed: int, path: Path) -> Split:
 
 
 def labeled_sets(split: Split, design: str, seed: int) -> dict[int, Ints]:
-    """Rows of the pool by number of labels, each set within the next."""
+    """Rows of the pool by number of labels, each set a subset of the next."""
     pool = split.prepared.corpus.pool
     if design == "random":
         order = pool[np.random.default_rng([seed, 1]).permutation(len(pool))]
@@ -723,7 +723,7 @@ def labeled_sets(split: Split, design: str, seed: int) -> dict[int, Ints]:
 
 
 def play(split: Split, design: str, seed: int, wanted: Sequence[str], path: Path) -> None:
-    """All that the file lacks of this split's figures."""
+    """Measure what the file lacks of this split's figures."""
     kept: dict[str, Any] = read_json(path, {}) or {}
     if "sets" not in kept:
         kept["sets"] = {str(n): rows.tolist() for n, rows in labeled_sets(split, design, seed).items()}
@@ -757,7 +757,7 @@ def play(split: Split, design: str, seed: int, wanted: Sequence[str], path: Path
 
 
 def table(folder: Path) -> dict[str, Any]:
-    """For each way of labelling, candidate and figure: its paired difference from the default."""
+    """For each kind of labelled set, candidate and metric: its paired difference from the default."""
     found: dict[str, Any] = {}
     for design in DESIGNS:
         differences: dict[tuple[str, str], dict[str, dict[int, list[float]]]] = {}
@@ -802,12 +802,12 @@ def summarize(by_corpus: Mapping[str, Mapping[int, Sequence[float]]], lower_is_b
 
 
 def rounded(value: Any) -> float:
-    """To what means anything."""
+    """Round to four decimals."""
     return round(float(value), 4)
 
 
 def spent(folder: Path) -> dict[str, float]:
-    """The most CPU seconds that a candidate took on one labelled set, once its views are there."""
+    """The maximum CPU seconds of a candidate on one labelled set, once its views exist."""
     most: dict[str, float] = {}
     for path in sorted(folder.glob("*.json")):
         for by_candidate in (read_json(path, {}) or {}).get("seconds", {}).values():

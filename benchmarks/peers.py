@@ -1,9 +1,9 @@
-"""Strategies of scikit-activeml in our loop: the same features, classifier, splits, seed rounds and figures.
+"""Strategies of scikit-activeml in our loop: the same features, classifier, splits, seed rounds and metrics.
 
-They are handed the encoder's vectors, our classifier's probabilities and the labels so far, as their interface asks. A
-committee is ours too. Where a strategy wants a classifier's answer elsewhere than at an item of the pool (what it would
-be with one label more, or for a vector it made up) it gets scikit-learn's logistic regression on the vectors, or, where
-it accepts no other, a classifier of theirs; what was asked is then learnt and measured with our own all the same.
+They get the encoder's vectors, our classifier's probabilities and the labels so far, as their interface requires, and
+our committee. A strategy that needs a classifier's output other than for an item of the pool (after one more label, or
+for a vector that it made up) gets scikit-learn's logistic regression on the vectors, or one of their own classifiers
+if it accepts no other; what it selects is then learnt and measured with our classifier all the same.
 """
 
 from __future__ import annotations
@@ -83,25 +83,25 @@ _MAKERS: Mapping[str, Callable[[int, int], Any]] = {
     "TypiClust": _plain("TypiClust"),
     "value of information": _plain("ValueOfInformationEER"),
 }
-"""All that 1.0.1 has for classification, plain random sampling left out. Those for regression take no classifier."""
+"""All classification strategies of 1.0.1 except plain random sampling. Those for regression take no classifier."""
 PEERS = tuple(f"their {name}" for name in _MAKERS)
 
 _ASK_ELSEWHERE = {"DropQuery", "epistemic", "expected error", "value of information"}
-"""They get a classifier to fit."""
+"""Strategies that get a classifier to fit."""
 
 
 class TooSlow(BaseException):
-    """A batch took more than its processor time. (No Exception: their `fit` goes on after any of those.)"""
+    """A batch exceeded its processor time. (Not an Exception: their `fit` continues after any of those.)"""
 
 
 def make_peer(name: str, seed: int, classes: int = 2) -> Any:
-    """One of their strategies by its name here. Raises KeyError for one that is not in `PEERS`."""
+    """One of their strategies by its name here. Raises KeyError if it is not in `PEERS`."""
     return _MAKERS[name.removeprefix("their ")](seed, classes)
 
 
 @dataclass(frozen=True)
 class _Pool:
-    """What a strategy sees: vectors (n, d), labels (n,) with NaN for none, the trained head and the committee."""
+    """What a strategy gets: vectors (n, d), labels (n,) with NaN for none, the trained head and the committee."""
 
     vectors: Floats
     given: Floats
@@ -118,9 +118,9 @@ class _Pool:
 def peer_run(
     work: Work, prepared: Prepared, name: str, seed: int, path: Path, limit: float | None = None
 ) -> dict[str, Any]:
-    """One strategy's curve with one seed; read from `path` where it is there.
+    """One strategy's curve with one seed; read from `path` if that exists.
 
-    `limit`: seconds of processor time for a batch; with it, a strategy that needs more, or raises, comes to a row with
+    `limit`: seconds of processor time for a batch. With it, a strategy that needs more, or raises, gives a row with
     `failed` and the reason in place of a curve.
     """
     kept: dict[str, Any] | None = read_json(path)
@@ -132,7 +132,7 @@ def peer_run(
         return {"strategy": name, "seed": seed, "failed": slow["failed"], "cpu_seconds": slow["cpu_seconds"]}
     try:
         row = _curve(work, prepared, name, seed, limit)
-    except (Exception, TooSlow) as error:  # whatever their code raises is a result of the screening
+    except (Exception, TooSlow) as error:  # any error of their code is a result of the screening
         if limit is None:
             raise
         row = {"strategy": name, "seed": seed, "failed": f"{type(error).__name__}: {str(error)[:200]}"}
@@ -190,7 +190,7 @@ def _curve(work: Work, prepared: Prepared, name: str, seed: int, limit: float | 
 
 @contextmanager
 def _within(limit: float | None) -> Iterator[None]:
-    """Raise TooSlow after so many seconds of this process's time."""
+    """Raise TooSlow after that many processor seconds of this process."""
     if limit is None:
         yield
         return
@@ -208,7 +208,7 @@ def _within(limit: float | None) -> Iterator[None]:
 
 
 def _query(strategy: Any, name: str, pool: _Pool, size: int) -> Rows:
-    """What a strategy asks: rows of the pool."""
+    """The rows of the pool that a strategy selects."""
     known = signature(strategy.query).parameters
     options: dict[str, Any] = {}
     for argument, fit in (("clf", "fit_clf"), ("estimator", "fit_estimator")):
@@ -224,7 +224,7 @@ def _query(strategy: Any, name: str, pool: _Pool, size: int) -> Rows:
 
 
 def _own_classifier(name: str, pool: _Pool) -> Any:
-    """A classifier that the strategy shall fit itself; None for most."""
+    """A classifier that the strategy fits itself; None for most."""
     if name == "their FourDs":
         from skactiveml.classifier import MixtureModelClassifier
 
@@ -240,7 +240,7 @@ def _logistic(pool: _Pool) -> Any:
 
 
 def _trained(pool: _Pool, head: Head | Estimate) -> Any:
-    """A classifier of ours, trained, in their clothes: it finds an item by its vector."""
+    """Our trained classifier with their interface: it identifies an item by its vector."""
     from skactiveml.base import SkactivemlClassifier
 
     row = {vector.tobytes(): number for number, vector in enumerate(pool.vectors)}

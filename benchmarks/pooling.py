@@ -1,9 +1,9 @@
-"""What of the encoder's output makes the best vector, and how much of a long text it has to see.
+"""Which part of the encoder's output makes the best vector, and how much of a long text it has to see.
 
     python -m benchmarks.pooling --data FOLDER [--seeds 5]      writes benchmarks/results/pooling.json
 
-`benchmarks/corpora.py` says what FOLDER holds. The head is the default's, joined with TF-IDF and LSA, on 40 to 300
-random labels, the same for every variant; one pass of the transformer serves all poolings of a length.
+`benchmarks/corpora.py` describes FOLDER. The head is the default's, joined with TF-IDF and LSA, on 40 to 300 random
+labels, the same for every variant; one pass of the transformer serves all poolings of a length.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from benchmarks.record import record
 
 CORPORA = ("review_sentences2", "tweets_sentiment3", "debian_sections", "bbc_news", "spamassassin2")
 LONG = ("bbc_news", "spamassassin2")
-"""Of these, shorter and longer cuts are compared."""
+"""Corpora for which shorter and longer cuts are compared."""
 LENGTHS = (64, 128, 512)
 BUDGETS = (40, 100, 300)
 DEFAULT = "mean of the last layer"
@@ -86,14 +86,14 @@ def main() -> None:
 
 
 def unit(vector: Floats) -> Floats:
-    """At length 1, as the head takes it."""
+    """Scaled to length 1, as the head expects it."""
     return np.asarray(vector / max(1e-12, float(np.linalg.norm(vector))))
 
 
 def encode(
     encoder: Encoder, texts: Sequence[str], poolings: Mapping[str, Callable[[Layers], Floats]]
 ) -> dict[str, NDArray[np.float32]]:
-    """For each pooling one unit vector a text."""
+    """For each pooling, one unit vector per text."""
     import torch
 
     tokens = encoder.tokenize(texts)
@@ -117,7 +117,7 @@ def encode(
 
 
 def learn(dense: NDArray[np.float32], texts: Sequence[str], truth: NDArray[np.str_], seeds: int) -> list[float]:
-    """Macro-F1 on the test set, a figure for each budget and seed."""
+    """Macro-F1 on the test set, one value for each budget and seed."""
     from sklearn.metrics import f1_score  # type: ignore[import-untyped, unused-ignore]
 
     pool = len(texts) - TEST
@@ -135,7 +135,7 @@ def learn(dense: NDArray[np.float32], texts: Sequence[str], truth: NDArray[np.st
 
 
 def differences(scores: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, Any]]:
-    """Each variant's macro-F1 less the default's on the same labels: mean for each corpus, and over them."""
+    """Each variant's macro-F1 minus the default's on the same labels: mean for each corpus, and over them."""
     told: dict[str, dict[str, Any]] = {}
     for variant in dict.fromkeys(name for found in scores.values() for name in found):
         at = {

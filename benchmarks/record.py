@@ -1,4 +1,4 @@
-"""How a figure of ours gets its papers: what was run, on which commit, on what machine.
+"""Provenance of our figures: what was run, on which commit, on what machine.
 
 A benchmark calls `record("train_speed", {"seconds": 1.9})` and quotes `benchmarks/results/train_speed.json`.
 Run benchmarks from the repository's root as modules: `python -m benchmarks.train_speed`.
@@ -30,8 +30,8 @@ _ABSOLUTE = re.compile(r"(?<![\w./])/[\w.~+-]+(?:/[\w.~+-]*)*")
 def record(name: str, figures: Mapping[str, Any], results: Path = RESULTS) -> Path:
     """Write `figures` with command, commit, date and machine to `<results>/<name>.json`; return its path.
 
-    Raises ValueError for a name that is no plain file name, a figure that is not finite, and a figure that tells a
-    path of this machine.
+    Raises ValueError if the name is not a plain file name, a figure is not finite, or a figure contains a path of this
+    machine.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
         raise ValueError(f"a record's name takes a-z, 0-9, _ and -, got {name!r}")
@@ -52,7 +52,7 @@ def record(name: str, figures: Mapping[str, Any], results: Path = RESULTS) -> Pa
 
 
 def command(argv: Sequence[str], root: Path = ROOT) -> str:
-    """What was typed, with paths below `root` relative to it and other absolute paths cut to their last name."""
+    """The command line, with paths below `root` relative to it and other absolute paths cut to their last name."""
     return " ".join(["python" if argv[0].endswith(".py") else "", *(_portable(word, root) for word in argv)]).strip()
 
 
@@ -65,14 +65,14 @@ def _portable(word: str, root: Path) -> str:
 
 
 def commit(root: Path = ROOT) -> dict[str, Any]:
-    """The commit that was measured, and whether files differed from it (results and pictures of benchmarks aside)."""
+    """The commit that was measured, and whether files differed from it (except benchmarks' results and pictures)."""
     head = _git(root, "rev-parse", "HEAD")
     changes = _git(root, "status", "--porcelain", "--", ".", ":(exclude)benchmarks/results", ":(exclude)docs/*.png")
     return {"id": head, "dirty": None if changes is None else bool(changes)}
 
 
 def _git(root: Path, *words: str) -> str | None:
-    """The output of a git command; None where there is no repository (a copy of the sources) or no git."""
+    """The output of a git command; None if there is no repository (a copy of the sources) or no git."""
     try:
         done = subprocess.run(("git", *words), cwd=root, capture_output=True, text=True, timeout=_GIT_SECONDS)
     except FileNotFoundError:

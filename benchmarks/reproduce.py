@@ -1,11 +1,11 @@
-"""What proof and going back cost: `al reproduce` of each round of a small workspace on real e-mails, beside the round's
-own build; then `al rollback` to the first round and `--undo`, each with the tick that carries it out.
+"""What reproduction and rollback cost: `al reproduce` of each round of a small workspace on real e-mails, compared with
+the round's own build; then `al rollback` to the first round and `--undo`, each with the tick that carries it out.
 
     python -m benchmarks.reproduce [--size 1000] [--rounds 3]      writes benchmarks/results/reproduce.json
 
-The e-mails are those of examples/spam/corpus.py, the answers are the right ones and come from the simulated oracle, git
-and DVC are real, the remote is a folder. The first round made again pays for all vectors, as each does alone; the rest
-are made in the same call. Everything is encoded and trained anew, so the seconds grow with the pool.
+The e-mails are those of examples/spam/corpus.py, the answers are correct and come from the simulated oracle, git and
+DVC are real, the remote is a folder. The first reproduced round encodes all vectors, as each does alone; the others are
+reproduced in the same call. Everything is encoded and trained again, so the seconds grow with the pool.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PERSON = "ann@example.org"
 
 
 def main() -> None:
-    """Play rounds, make them again, record the seconds."""
+    """Play rounds, reproduce them, record the seconds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=1000, help="e-mails in the pool and the test set")
     parser.add_argument("--rounds", type=int, default=3, help="published rounds, the seed round included")
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def _play(folder: Path, size: int, rounds: int) -> tuple[Workspace, SimulatedOracle]:
-    """A workspace with the first `size` e-mails by id and so many published rounds."""
+    """A workspace with the first `size` e-mails by id and `rounds` published rounds."""
     corpus = prepare()
     rows = [json.loads(line) for line in corpus.pool.read_text(encoding="utf-8").splitlines()]
     write_jsonl(folder / "pool.jsonl", sorted(rows, key=lambda row: str(row["id"]))[:size])
@@ -92,7 +92,7 @@ def _play(folder: Path, size: int, rounds: int) -> tuple[Workspace, SimulatedOra
 
 
 def _go_back(workspace: Workspace, oracle: SimulatedOracle) -> dict[str, object]:
-    """Seconds of a rehearsal, a rollback of labels and model, and its undo; the ticks that build and publish apart."""
+    """Seconds of a dry run, a rollback of labels and model, and its undo; separately, the ticks that publish."""
     root, reason = workspace.layout.root, "to be measured"
 
     def timed_intervention(intervene: Callable[[Workspace, Dvc], Change]) -> float:

@@ -1,12 +1,12 @@
-"""Round turnaround: from the last answer to the next batch in Label Studio, split by step, and whose time it is.
+"""Round turnaround: from the last answer to the next batch in Label Studio, by step, and which system takes the time.
 
     python -m benchmarks.round [--size 2000] [--repeats 2]      writes benchmarks/results/round.json
 
 On real e-mails (see examples/spam/corpus.py), a real Label Studio and a real Prefect server. Each round is one
-`al round` in a process of its own, first in that process, then as a flow run; the difference is Prefect's. Each stage
-is then run again on the same files without DVC, as a process and as a call in a warm process; the differences are
-DVC's and the interpreter's. The encoding of the pool is done before the clock starts. Memory is the peak of the
-resident set, as the kernel counts it.
+`al round` in a process of its own, first directly, then as a flow run; the difference is Prefect's. Each stage is then
+run again on the same files without DVC, as a process and as a call in a warm process; the differences are DVC's and the
+interpreter's. The pool is encoded before the measurement. Memory is the peak of the resident set, as the kernel counts
+it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from examples.spam.annotators import Annotator, answer_round
 from examples.spam.corpus import prepare
 
 SETTINGS = {"test_size": 300, "seed_size": 40, "batch_size": 40}
-"""As in the demonstration."""
+"""As in the demo."""
 SECONDS = 1800
 _LOOK_SECONDS = 0.1
 
@@ -60,7 +60,7 @@ for name in STAGES:
     seconds[name] = time.perf_counter() - begin
 print(json.dumps(seconds))
 """
-"""Each stage as a call, twice in one process: the second has paid for all imports."""
+"""Each stage as a call, twice in one process: the second call has all imports done."""
 
 
 BARE = """
@@ -68,7 +68,7 @@ import re, runpy, sys
 runpy.run_module(sys.argv[1], run_name="__main__")
 print(re.search(r"VmHWM:.*", open("/proc/self/status").read())[0])
 """
-"""A stage as a process, and its peak memory. (What `wait4` tells begins with the peak of the process that forked.)"""
+"""A stage as a process, and its peak memory. (What `wait4` reports begins with the peak of the forking process.)"""
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ class Tick:
 
 @dataclass
 class Memory:
-    """Peak memory of a process and of those below it, while they live."""
+    """Peak memory of a process and of its descendants, while they live."""
 
     pid: int
     peak_mib: dict[str, float] = field(default_factory=dict)
 
     def watch(self) -> None:
-        """Look again and again until the process has ended."""
+        """Sample until the process has ended."""
         while psutil.pid_exists(self.pid):
             try:
                 process = psutil.Process(self.pid)
@@ -115,7 +115,7 @@ class Memory:
 def _kind(words: str) -> str:
     stage = re.match(r"al-(\w+)", words) or re.search(r"-m al_pipeline\.stages\.(\w+)", words)
     if stage:
-        return stage[1]  # a fork of the stage server, which names itself, or a process of its own
+        return stage[1]  # a fork of the stage server, which renames itself, or a separate process
     if "dvc.stage_server" in words:
         return "stage server"
     return "dvc" if "dvc.worker" in words else "git and others"
@@ -134,7 +134,7 @@ def main() -> None:
             account = admin(workspace)
             assert account is not None
             person = Annotator(account.email, account.token, 0.0, 0.0, 0.0, 0.0)
-            encode = _tick(workspace)  # builds, encodes, asks
+            encode = _tick(workspace)  # builds, encodes, pushes
             here = [_round(workspace, url, person, key, number) for number in range(1 + options.repeats)][1:]
             start_prefect(workspace, tell)
             flows = [
@@ -166,7 +166,7 @@ def main() -> None:
 
 @contextmanager
 def homes(folder: Path) -> Iterator[None]:
-    """A home for the servers that is ours; Label Studio's environment and empty database are kept between runs."""
+    """A home for the servers of the benchmark; Label Studio's environment and empty database are kept between runs."""
     environment = ROOT / ".venv-label-studio"
     if environment.is_dir():
         os.environ.setdefault("AL_LABEL_STUDIO_VENV", str(environment))
@@ -196,7 +196,7 @@ def mail_workspace(folder: Path, size: int) -> tuple[Workspace, dict[str, str]]:
 
 
 def _round(workspace: Workspace, url: str, person: Annotator, key: Mapping[str, str], number: int) -> Tick:
-    """Answer round `number` completely, then take the time of the tick that closes it and asks the next."""
+    """Answer round `number` completely, then time the tick that closes it and pushes the next."""
     project = read_json(workspace.layout.project)["project_id"]
     answer_round(url, project, [person], key, 0, round_number=number)
     tick = _tick(workspace)

@@ -1,9 +1,9 @@
-"""Every query strategy, ours and scikit-activeml's, on two small corpora: which of theirs are worth the long table.
+"""Every query strategy, ours and scikit-activeml's, on two small corpora: which of theirs deserve the long benchmark.
 
     python -m benchmarks.screening --data FOLDER [--workers 2]
 
-Writes benchmarks/results/screening.json: for each the area under its curve up to 400 labels, and what failed or took
-more than its processor time. FOLDER is that of benchmarks/label_efficiency.py; it goes on where it was stopped.
+Writes benchmarks/results/screening.json: for each the area under its curve up to 400 labels, and which ones failed or
+exceeded their processor time. FOLDER is that of benchmarks/label_efficiency.py; an interrupted run continues.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from benchmarks.peers import PEERS
 from benchmarks.record import record
 
 CORPORA = ("spamassassin2_10pct", "bbc_news")
-"""A class that is rare, and five that are not; pools of 3,700 and 1,700."""
+"""One class that is rare, and five that are not; pools of 3,700 and 1,700."""
 SEEDS = 3
 BUDGET = 400
 LIMIT = 20.0
-"""Seconds of processor time for a batch."""
+"""Maximum seconds of processor time for a batch."""
 BEST = 3
 
 
 def main() -> None:
-    """Play what is missing; write the ranking."""
+    """Run what is missing; write the ranking."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=2)
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def ranking(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Mean area over the corpora, the best first, of what has a curve on all of them."""
+    """Mean area over the corpora, the best first, of strategies with a curve on all of them."""
     areas = [row["area"] for row in found.values()]
     names = [name for name in areas[0] if all(name in area for area in areas)]
     means = {name: float(np.mean([area[name] for area in areas])) for name in names}

@@ -1,15 +1,15 @@
-"""What choosing a batch costs on a large pool, beside one matrix product of its cached features.
+"""What choosing a batch costs on a large pool, compared with one matrix product of its cached features.
 
     python -m benchmarks.selection [--items 1000000]      writes benchmarks/results/selection.json
 
 The pool is a file of float32 features of unit length, 384 wide, read part by part as the stage `score` reads the
-cache; a head of 20 classes scores it by the functions that the stage calls; `next_batch` chooses 100 from the
-shortlist. Features and head are drawn at random: cost does not depend on what they say. A strategy's seconds run from
-the first feature to the finished batch, without the random slice, which costs the same for all and stands by itself
+cache; a head of 20 classes scores it with the functions that the stage calls; `next_batch` chooses 100 from the
+shortlist. Features and head are random: the cost does not depend on their values. A strategy's seconds run from the
+first feature to the finished batch, without the random slice, which costs the same for all and is reported separately
 (it hashes every id). All of it runs on one thread, as stages do, and ratios are of that thread's processor time, which
-others on the machine do not stretch; the product's time by the clock on two cores is recorded too. BADGE runs on the
-shortlist, as the strategy does, and once over the whole pool, in passes over the features. Memory is the peak of what
-the process holds beyond the file's pages, for the pool and for a quarter.
+other processes do not affect; the product's wall time on two cores is recorded too. BADGE runs on the shortlist, as the
+strategy does, and once over the whole pool, in passes over the features. Memory is the peak of the process beyond the
+file's pages, for the pool and for a quarter of it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ WIDTH, CLASSES, BATCH, SHORTLIST = 384, 20, 100, 1000
 STRATEGIES = ("margin", "cluster_margin", "badge")
 CORES = 2
 PART = 1000
-"""Rows at a time, as the stage reads them."""
+"""Rows per part, as the stage reads them."""
 _LOOK_SECONDS = 0.005
 
 Features = NDArray[np.float32]
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def write_pool(path: Path, items: int) -> Features:
-    """Rows of unit length in a file; they come into memory when they are read."""
+    """Rows of unit length in a memory-mapped file."""
     rng = np.random.default_rng(0)
     pool = np.lib.format.open_memmap(path, "w+", np.float32, (items, WIDTH))
     for start in range(0, items, 50_000):
@@ -77,7 +77,7 @@ def write_pool(path: Path, items: int) -> Features:
 
 
 def random_head() -> Head:
-    """A head of all classes that is neither sure nor unsure of everything."""
+    """A head of all classes whose predictions are neither all certain nor all uncertain."""
     rng = np.random.default_rng(1)
     names = tuple(f"class {number}" for number in range(CLASSES))
     weights = rng.normal(0, 3, (CLASSES, WIDTH)).astype(np.float32)
@@ -85,7 +85,7 @@ def random_head() -> Head:
 
 
 def measure(pool: Features, repeats: int) -> dict[str, object]:
-    """The product, the strategies beside it, and BADGE over everything."""
+    """Measure the product, the strategies, and BADGE over the whole pool."""
     weights = np.ascontiguousarray(random_head().weights[0].T)
     one = pool[0].copy()
     _, product = seconds(lambda: pool @ weights, repeats)
@@ -121,7 +121,7 @@ def strategies(pool: Features, repeats: int, product: float) -> dict[str, dict[s
 
 
 def select(strategy: str, pool: Features, ids: Sequence[str]) -> list[str]:
-    """What the stages `score` and `select` do with features that are cached."""
+    """What the stages `score` and `select` do with cached features."""
     config = QueryConfig(1, BATCH, strategy, BATCH, 0.0, SHORTLIST)
     head = random_head()
     margins = MarginAccumulator(
@@ -163,12 +163,12 @@ def whole_badge(pool: Features, one_pass: float) -> dict[str, float]:
 
 
 def names_of(items: int) -> list[str]:
-    """Ids as ingest makes them: twenty hexadecimal digits."""
+    """Ids as ingest creates them: twenty hexadecimal digits."""
     return [f"{number:020x}" for number in range(items)]
 
 
 def seconds(call: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """By the clock and of this thread's processor: the medians of some runs, after one that reads the file in."""
+    """Wall time and this thread's processor time: the medians of some runs, after one that reads the file in."""
     if repeats > 1:
         call()
     spent = []
@@ -181,7 +181,7 @@ def seconds(call: Callable[[], object], repeats: int) -> tuple[float, float]:
 
 @contextmanager
 def peak_memory() -> Iterator[list[float]]:
-    """The highest anonymous memory while it runs, in MiB beyond what there was at its beginning."""
+    """The peak of anonymous memory during the call, in MiB beyond that at its beginning."""
     before, peak, ended = _anonymous(), [0.0], threading.Event()
 
     def look() -> None:
@@ -198,7 +198,7 @@ def peak_memory() -> Iterator[list[float]]:
 
 
 def _anonymous() -> float:
-    """Memory of this process that is no file's page, in MiB."""
+    """Memory of this process without file pages, in MiB."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 

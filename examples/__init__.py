@@ -1,1 +1,1 @@
-"""Worked examples: each is a whole project."""
+"""Worked examples; each is a complete project."""

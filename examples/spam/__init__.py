@@ -1,1 +1,1 @@
-"""A spam filter taught by active learning: the corpus, simulated annotators, and the demonstration."""
+"""A spam filter trained by active learning: the corpus, simulated annotators, and the demo."""

@@ -1,10 +1,9 @@
 """Simulated annotators: people with accounts of their own, who answer in Label Studio over its REST API.
 
-They know the truth and are nevertheless like people: they skip, err, disagree, correct themselves, answer when the
-round has long been closed. What somebody does with a task is a pure function (`acts_for`) of the task's round and item,
-of who they are, and of a seed: a repeat changes nothing, and whoever runs the demonstration sees the same labels. For
-the same reason they take a round's tasks from a listing: in the label stream, who gets which task depends on who was
-faster.
+They know the truth but behave like people: they skip, err, disagree, correct themselves, and answer after the round is
+closed. What somebody does with a task is a pure function (`acts_for`) of the task's round and item, the annotator and a
+seed, so a repeated run gives the same labels for everybody. For the same reason they take a round's tasks from a
+listing: in the label stream, who gets which task would depend on who is faster.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ _PAGE = 500
 _ATTEMPTS = 4
 
 Progress = Callable[[int, int], None]
-"""Called with how many acts are done, and of how many."""
+"""Called with the number of completed acts and the total."""
 
 
 @dataclass(frozen=True, slots=True)
 class Annotator:
-    """One simulated person. Rates are shares of the tasks that come to them."""
+    """One simulated person. Rates are shares of the tasks that they get."""
 
     email: str
     token: str = field(repr=False)
@@ -43,14 +42,14 @@ class Annotator:
     skip_rate: float = 0.02
     """Skips; the next annotator takes the task."""
     correct_rate: float = 0.03
-    """Gives a wrong label and corrects it: half of the time at once, half when the round is closed."""
+    """Gives a wrong label and corrects it: half of the time at once, half after the round is closed."""
     late_rate: float = 0.03
-    """Answers only when the round is closed."""
+    """Answers only after the round is closed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """One thing that one annotator does with one task. `late`: only after the round was closed."""
+    """One action of one annotator on one task. `late`: only after the round was closed."""
 
     push_key: str
     email: str
@@ -58,7 +57,7 @@ class Act:
     label: str | None
     late: bool
     seconds: float
-    """How long they say they looked at it."""
+    """The time they report to have looked at it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +82,11 @@ def acts_for(
     seed: int,
     doubtful_rate: float = 0.03,
 ) -> list[Act]:
-    """What the annotators do with one task whose right label is `truth`, each one's acts in their order.
+    """What the annotators do with one task whose right label is `truth`, in order for each annotator.
 
     A task goes to one of them; after a skip to the next. A share `doubtful_rate` of the tasks is doubtful: the first
-    errs, the second says otherwise, the third settles it. The workspace's id, with which a push key begins, changes
-    nothing.
+    annotator errs, the second disagrees, the third settles it. The workspace's id, with which a push key begins, has no
+    influence.
     """
     asked = push_key.split(":", 1)[-1]
 
@@ -131,10 +130,10 @@ def answer_round(
     late: bool = False,
     progress: Progress | None = None,
 ) -> Done:
-    """Do in Label Studio what the annotators do with the tasks of a round: `late`, what they do after it was closed.
+    """Do in Label Studio what the annotators do with the tasks of a round; `late`: what they do after it was closed.
 
-    `key` maps an item's id to its right label. Safe to repeat: an answer's id is made from the task's push key and the
-    annotator, so that Label Studio refuses a second copy. Raises LabelStudioDown, LabelStudioRefused, BadInput.
+    `key` maps an item's id to its right label. Safe to repeat: an answer's id is derived from the task's push key and
+    the annotator, so Label Studio refuses a second copy. Raises LabelStudioDown, LabelStudioRefused, BadInput.
     """
     started = time.monotonic()
     with _Session(url, annotators[0].token) as session:
@@ -166,7 +165,7 @@ def answer_round(
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """The one control that annotators fill in."""
+    """The control that annotators fill in."""
 
     control: str
     field: str
@@ -187,7 +186,7 @@ def _perform(
     form: _Form,
     progress: Progress | None,
 ) -> dict[str, int]:
-    """Each annotator works through their own acts in order, all annotators at once. Returns how often what was done."""
+    """Each annotator works through their own acts in order, all of them in parallel. Returns counts by kind of act."""
     counts: dict[str, int] = defaultdict(int)
     guard, stop = threading.Lock(), threading.Event()
 
@@ -213,7 +212,7 @@ def _perform(
 
 
 class _Session:
-    """One person's connection to Label Studio. Every request of theirs may be repeated, so that all are retried."""
+    """One person's connection to Label Studio. All their requests may be repeated, so all are retried."""
 
     def __init__(self, url: str, token: str) -> None:
         self._url = url
@@ -234,7 +233,7 @@ class _Session:
         return _Form(control, about["to_name"][0], tuple(about["labels"]))
 
     def tasks(self, project_id: int, round_number: int) -> Iterator[tuple[int, str, str]]:
-        """Id, push key and item id of a round's tasks, by rising id."""
+        """Id, push key and item id of a round's tasks, by id."""
         last, size = 0, _PAGE
         while size == _PAGE:
             filters = [("data.al_round", "equal", round_number), ("id", "greater", last)]
@@ -251,7 +250,7 @@ class _Session:
                 yield last, row["data"]["push_key"], row["data"]["item_id"]
 
     def perform(self, act: Act, task_id: int, form: _Form) -> str:
-        """Do `act`; returns its kind, or "already" where it was done before."""
+        """Do `act`; returns its kind, or "already" if it was done before."""
         name = str(uuid.uuid5(_NAMES, f"{act.push_key}\0{act.email}\0{'skip' if act.kind == 'skip' else 'answer'}"))
         result = form.result(act.label)
         if act.kind == "correct":

@@ -1,8 +1,7 @@
-"""What random sampling would have come to at the same budget: a replay on the demonstration's own data.
+"""What random sampling would have reached with the same budget: a replay on the demo's own data.
 
-The functions are those that the rounds run (selection, head, metrics) on the workspace's cached features; only Label
-Studio is left out. The replay is told what the annotators would have answered, errors included, and is measured on the
-test labels that they gave.
+It uses the functions that the rounds run (selection, head, metrics) on the workspace's cached features, without Label
+Studio. The replay gets the annotators' labels, errors included, and is measured on the test labels that they gave.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ from al_pipeline.workspace.workspace import Workspace
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Mean macro-F1 over the same seeds, round by round."""
+    """Mean macro-F1 over the same seeds, by round."""
 
     strategy: str
     active: tuple[MeanPoint, ...]
     random: tuple[MeanPoint, ...]
     gain: tuple[MeanPoint, ...]
-    """Active less random, seed by seed: above zero beyond doubt only where `low` is."""
+    """Active minus random, by seed: significantly above zero only if `low` is."""
 
 
 def compare(
@@ -45,9 +44,9 @@ def compare(
     seeds: Sequence[int],
     progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
-    """Replay `rounds` active rounds after the seed round, by the workspace's strategy and at random, over `seeds`.
+    """Replay `rounds` active rounds after the seed round, with the workspace's strategy and at random, over `seeds`.
 
-    `answers` maps an item's id to what the annotators say of it.
+    `answers` maps an item's id to the annotators' label of it.
     """
     params = workspace.params
     corpus, fit, vectors, draw = _corpus(workspace, answers)

