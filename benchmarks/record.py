@@ -38,7 +38,7 @@ def record(name: str, figures: Mapping[str, Any], results: Path = RESULTS) -> Pa
     told = json.dumps(figures, allow_nan=False)
     for place in (str(ROOT), str(Path.home())):
         if f"{place}/" in told:
-            raise ValueError(f"the figures of {name} hold a path of this machine ({place}/…): leave it out")
+            raise ValueError(f"the figures of {name} contain a path of this machine ({place}/…): leave it out")
     path = results / f"{name}.json"
     paper = {
         "command": command(sys.argv),

@@ -351,6 +351,6 @@ def test_the_demo_prints_what_the_readme_quotes(monkeypatch: pytest.MonkeyPatch,
     demo.console.print(demo._table(rows, demo.Comparison(run["replay"]["strategy"], **points), run["replay"]["seeds"]))
 
     printed = iter([line.rstrip() for line in out.getvalue().splitlines()])
-    [quoted] = re.findall(r"(?s)```\n(› Making.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"))
+    [quoted] = re.findall(r"(?s)```\n(› Creating.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"))
     missing = [line for line in quoted.splitlines() if line.strip() != "…" and line not in printed]
     assert missing == [], "in this order"

@@ -497,7 +497,9 @@ def test_what_is_wrong_with_sources_stops_no_answer_and_stands_in_status_and_doc
     (folder / "gone.csv").symlink_to("nowhere")
     report = tick(open_workspace(space.layout.root), lambda: oracle)
     assert report.pulled == {"label": answered}
-    assert [line for line in report.warnings if "ingest.sources: params.yaml stops all sources: unknown encoding" in line]
+    assert [
+        line for line in report.warnings if "ingest.sources: params.yaml stops all sources: unknown encoding" in line
+    ]
     change_params(space, {"encoding: klingon": 'encoding: ""'})
     write(folder / "new.csv", "text", "hello")
     space = open_workspace(space.layout.root)

@@ -140,7 +140,7 @@ def answer_round(
         form = session.form(project_id)
         tasks = {push_key: (task_id, item) for task_id, push_key, item in session.tasks(project_id, round_number)}
     if unknown := {item for _, item in tasks.values()} - key.keys():
-        raise BadInput(f"the answer key lacks {len(unknown)} of the items that are asked, {min(unknown)} for one")
+        raise BadInput(f"the answer key lacks {len(unknown)} of the items that are asked, such as {min(unknown)}")
     acts = [
         act
         for push_key, (_, item) in tasks.items()
@@ -288,4 +288,6 @@ class _Session:
             failure = f"status {reply.status_code}"
             if reply.status_code < 500 and reply.status_code != 429:
                 raise LabelStudioRefused(f"Label Studio at {self._url} refused {method} {path}: {failure}")
-        raise LabelStudioDown(f"Label Studio at {self._url} did not do {method} {path} in {_ATTEMPTS} tries: {failure}")
+        raise LabelStudioDown(
+            f"Label Studio at {self._url} did not complete {method} {path} in {_ATTEMPTS} attempts: {failure}"
+        )

