@@ -130,7 +130,7 @@ def test_a_file_that_is_written_to_all_the_time_says_how_it_is_read(space):
 def test_a_file_that_changes_while_it_is_read_is_not_taken_in(space, tmp_path, monkeypatch, by, how):
     file = write(incoming(space) / "new.csv", "id,text", *(f"{n},text {n}" for n in range(50)), "z,")
     other = write(tmp_path / "other.csv", "id,text", "a,b")
-    read = ingest_module.read_table
+    read = ingest_module.read_blocks
 
     def meanwhile(*arguments, **more):
         yield from read(*arguments, **more)
@@ -147,7 +147,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_taken_in(space, tmp_path, m
             case _:
                 file.unlink()
 
-    monkeypatch.setattr(ingest_module, "read_table", meanwhile)
+    monkeypatch.setattr(ingest_module, "read_blocks", meanwhile)
     if by == "hand":
         with pytest.raises(UnusableFile, match="changed while it was read; nothing was added"):
             ingest(space, [file])

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import heapq
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from al_pipeline.records import Part, composed
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Positions = NDArray[np.intp]
 
 ID_CHARACTERS = 200
 HASH_ID_CHARACTERS = 20
@@ -34,6 +40,15 @@ def item_id_from(value: Any, content_hash: str) -> str:
     if not value.isprintable():
         raise ValueError("the id holds characters that cannot be printed")
     return value or content_hash[:HASH_ID_CHARACTERS]
+
+
+def item_ids_from(values: Sequence[Any], content_hashes: Sequence[str]) -> list[str]:
+    """`item_id_from` of each value, (n,)."""
+    if set(map(type, values)) == {str}:
+        ids = list(map(str.strip, values))
+        if all(ids) and max(map(len, ids)) <= ID_CHARACTERS and "".join(ids).isprintable():
+            return ids
+    return list(map(item_id_from, values, content_hashes))
 
 
 def text_from(value: Any, longest: int) -> str:
@@ -91,7 +106,9 @@ def draw_test(content_hashes: Iterable[bytes], count: int, seed: int) -> set[byt
 
     It takes the items with the smallest keyed hash (BLAKE2b of the content digest, keyed by the seed).
     """
-    return set(heapq.nsmallest(count, content_hashes, key=lambda digest: test_order(digest, seed)))
+    digests = list(content_hashes)
+    keys = zip(_ordered(digests, seed), digests, strict=True)
+    return {digest for _, digest in heapq.nsmallest(count, keys)}
 
 
 def test_order(digest: bytes, seed: int) -> tuple[bytes, bytes]:
@@ -99,7 +116,16 @@ def test_order(digest: bytes, seed: int) -> tuple[bytes, bytes]:
 
     Any prefix of the test set in this order is a random sample: the one that a smaller test set would be.
     """
-    return blake2b(digest, digest_size=16, key=seed.to_bytes(8, "big")).digest(), digest
+    return next(_ordered([digest], seed)), digest
+
+
+def _ordered(digests: Iterable[bytes], seed: int) -> Iterator[bytes]:
+    """The keyed hash of each digest."""
+    keyed = blake2b(digest_size=16, key=seed.to_bytes(8, "big"))
+    for digest in digests:
+        one = keyed.copy()
+        one.update(digest)
+        yield one.digest()
 
 
 class Catalog:
@@ -112,6 +138,7 @@ class Catalog:
         self._ids = bytearray()
         self._ends = array("Q", [0])
         self._hashes = bytearray()
+        self._id_keys = array("q")
         self._test = bytearray()
         self._by_hash = _Slots()
         self._by_id = _Slots()
@@ -132,9 +159,54 @@ class Catalog:
         self._ends.append(len(self._ids))
         self._hashes += digest
         self._test.append(part == "test")
-        self._by_hash.insert(_hash_key(digest), number, self._hash_keys)
-        self._by_id.insert(hash(encoded), number, self._id_keys)
+        self._id_keys.append(hash(encoded))
+        if not (self._by_hash.insert(_hash_key(digest), number) and self._by_id.insert(self._id_keys[-1], number)):
+            self._by_hash.insert_many(_hash_keys(self._hashes), number)
+            self._by_id.insert_many(self._known_id_keys(), number)
         return number
+
+    def add_many(self, item_ids: Sequence[str], digests: bytes, part: Part) -> int:
+        """Add new items with different ids and contents; `digests`: 32 bytes for each. Returns the first's number."""
+        import numpy as np
+
+        first = len(self._test)
+        encoded = list(map(str.encode, item_ids))
+        lengths = np.fromiter(map(len, encoded), np.uint64, len(encoded))
+        self._ends.frombytes((np.cumsum(lengths, dtype=np.uint64) + np.uint64(len(self._ids))).tobytes())
+        self._ids += b"".join(encoded)
+        self._id_keys.extend(map(hash, encoded))
+        self._hashes += digests
+        self._test += bytes([part == "test"]) * len(encoded)
+        self._by_hash.insert_many(_hash_keys(self._hashes), first)
+        self._by_id.insert_many(self._known_id_keys(), first)
+        return first
+
+    def find_contents(self, digests: bytes) -> NDArray[np.int64]:
+        """The number of the item with each content (SHA-256, 32 bytes each), shape (n,); -1 if there is none."""
+        import numpy as np
+
+        wanted, known = (np.frombuffer(found, np.uint64).reshape(-1, 4) for found in (digests, self._hashes))
+
+        def equal(rows: Positions, numbers: Positions) -> NDArray[np.bool_]:
+            same: NDArray[np.bool_] = (wanted[rows] == known[numbers]).all(axis=1)
+            return same
+
+        return self._by_hash.find_many(_hash_keys(digests), equal)
+
+    def has_any_id(self, item_ids: Sequence[str]) -> bool:
+        """Whether there is an item with one of these ids."""
+        import numpy as np
+
+        keys = np.fromiter(map(hash, map(str.encode, item_ids)), np.int64, len(item_ids))
+        known = self._known_id_keys()
+        same_key = self._by_id.find_many(keys, lambda rows, numbers: keys[rows] == known[numbers]) >= 0
+        return any(self.find_id(item_ids[row]) is not None for row in np.flatnonzero(same_key))
+
+    def in_test(self, first: int, last: int) -> NDArray[np.bool_]:
+        """Whether items `first` to before `last` belong to the test set, shape (last - first,)."""
+        import numpy as np
+
+        return np.frombuffer(self._test[first:last], np.bool_)
 
     def find_content(self, digest: bytes) -> int | None:
         """The number of the item with this content (SHA-256, 32 bytes); None if there is none."""
@@ -153,6 +225,11 @@ class Catalog:
         """The SHA-256 of the content of item `number`, 32 bytes."""
         return bytes(self._hashes[32 * number : 32 * number + 32])
 
+    def digests(self, first: int) -> list[bytes]:
+        """The digests of the items from number `first` on."""
+        held = bytes(self._hashes[32 * first :])
+        return [held[start : start + 32] for start in range(0, len(held), 32)]
+
     def part(self, number: int) -> Part:
         """Whether item `number` belongs to the pool or to the test set."""
         return "test" if self._test[number] else "pool"
@@ -161,18 +238,25 @@ class Catalog:
         """Move item `number` to the test set."""
         self._test[number] = 1
 
+    def _known_id_keys(self) -> NDArray[np.int64]:
+        """The hash of each item's id; must not outlive the caller, since the items could not grow."""
+        import numpy as np
+
+        return np.frombuffer(self._id_keys, np.int64)
+
     def _encoded_id(self, number: int) -> bytes:
         return bytes(self._ids[self._ends[number] : self._ends[number + 1]])
-
-    def _hash_keys(self) -> Iterator[int]:
-        return (_hash_key(self.digest(number)) for number in range(len(self)))
-
-    def _id_keys(self) -> Iterator[int]:
-        return (hash(self._encoded_id(number)) for number in range(len(self)))
 
 
 def _hash_key(digest: bytes) -> int:
     return int.from_bytes(digest[:8], "big")
+
+
+def _hash_keys(digests: bytes | bytearray) -> NDArray[np.int64]:
+    """The last bits of `_hash_key` for each digest, shape (n,)."""
+    import numpy as np
+
+    return np.frombuffer(digests, ">i8")[::4].astype(np.int64)
 
 
 class _Slots:
@@ -182,7 +266,6 @@ class _Slots:
 
     def __init__(self) -> None:
         self._slots = array("I", [self._EMPTY]) * 1024
-        self._used = 0
 
     def candidates(self, key: int) -> Iterator[int]:
         """The numbers of the items that may have this key."""
@@ -192,19 +275,53 @@ class _Slots:
             yield number
             slot = (slot + 1) & mask
 
-    def insert(self, key: int, number: int, keys: Any) -> None:
-        """Insert an item; `keys()` yields the keys of all items in order, this one included."""
-        self._used += 1
-        if 2 * self._used <= len(self._slots):
-            self._put(key, number)
-            return
-        self._slots = array("I", [self._EMPTY]) * (2 * len(self._slots))
-        for known, known_key in enumerate(keys()):
-            self._put(known_key, known)
+    def find_many(
+        self, keys: NDArray[np.int64], equal: Callable[[Positions, Positions], NDArray[np.bool_]]
+    ) -> NDArray[np.int64]:
+        """The item of each key, shape (n,); -1 if there is none.
 
-    def _put(self, key: int, number: int) -> None:
+        `equal(rows, numbers)` says for pairs of a key's position and a candidate's number whether they are the same.
+        """
+        import numpy as np
+
+        slots = np.frombuffer(self._slots, np.uint32)
+        found = np.full(len(keys), -1, dtype=np.int64)
+        rows, places = np.arange(len(keys)), keys & (len(slots) - 1)
+        while len(rows):
+            numbers = slots[places].astype(np.int64)
+            used = numbers != self._EMPTY
+            rows, places, numbers = rows[used], places[used], numbers[used]
+            same = equal(rows, numbers)
+            found[rows[same]] = numbers[same]
+            rows, places = rows[~same], (places[~same] + 1) & (len(slots) - 1)
+        return found
+
+    def insert(self, key: int, number: int) -> bool:
+        """Insert an item; False, and nothing is done, if `insert_many` must make the table larger."""
+        if 2 * (number + 1) > len(self._slots):
+            return False
         slots, mask = self._slots, len(self._slots) - 1
         slot = key & mask
         while slots[slot] != self._EMPTY:
             slot = (slot + 1) & mask
         slots[slot] = number
+        return True
+
+    def insert_many(self, keys: NDArray[np.int64], first: int) -> None:
+        """Insert the items from number `first` on; `keys`: of all items, (n,)."""
+        import numpy as np
+
+        if 2 * len(keys) > len(self._slots):
+            size = len(self._slots)
+            while 2 * len(keys) > size:
+                size *= 2
+            self._slots = array("I", [self._EMPTY]) * size
+            first = 0
+        slots = np.frombuffer(self._slots, np.uint32)
+        numbers = np.arange(first, len(keys), dtype=np.uint32)
+        places = keys[first:] & (len(slots) - 1)
+        while len(numbers):
+            free = slots[places] == self._EMPTY
+            slots[places[free]] = numbers[free]  # of several numbers in one place the last stays
+            left = slots[places] != numbers
+            numbers, places = numbers[left], (places[left] + 1) & (len(slots) - 1)

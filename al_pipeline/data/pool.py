@@ -47,16 +47,31 @@ class ItemKeys:
             yield row.tobytes().hex()
 
 
-def write_items(path: Path, batches: Iterable[Iterable[Item]]) -> int:
-    """Write one part atomically and return its number of items. The bytes depend on the items, not on the batches."""
+def write_items(path: Path, batches: Iterable[Iterable[Item] | pa.RecordBatch]) -> int:
+    """Write one part atomically and return its number of items. The bytes depend on the items, not on the batches.
+
+    Arrow batches have the columns of `item_batch`.
+    """
     import pyarrow.parquet as pq
 
     count = 0
     with replacing(path) as temporary, pq.ParquetWriter(temporary, _schema(), compression="zstd") as writer:
         for group in _groups(batches):
-            writer.write_table(_table(group), row_group_size=len(group))
+            writer.write_table(group, row_group_size=len(group))
             count += len(group)
     return count
+
+
+def item_batch(
+    item_ids: Sequence[str], content_hashes: Sequence[str], texts: Sequence[str], metadata: Sequence[str]
+) -> pa.RecordBatch:
+    """Items by column, (n,) each."""
+    import pyarrow as pa
+
+    from al_pipeline.data.parquet import strings
+
+    columns = [strings(column) for column in (item_ids, content_hashes, texts, metadata)]
+    return pa.RecordBatch.from_arrays(columns, schema=_schema())
 
 
 def list_parts(folders: Iterable[Path]) -> list[Path]:
@@ -77,6 +92,16 @@ def iter_batches(
     for part in list_parts(folders):
         with _opened(part) as file:
             yield from _guarded(part, file.iter_batches(batch_size=batch_rows, columns=list(columns)))
+
+
+def iter_chosen(folders: Iterable[Path], chosen: npt.NDArray[np.bool_]) -> Iterator[pa.RecordBatch]:
+    """The items for which `chosen`, (n,) in (part, row) order, is true, as Arrow batches."""
+    from al_pipeline.data.parquet import integers
+
+    start = 0
+    for batch in iter_batches(folders):
+        yield batch.take(integers(chosen[start : start + len(batch)].nonzero()[0]))
+        start += len(batch)
 
 
 def iter_items(folders: Iterable[Path], batch_rows: int = 1000) -> Iterator[list[Item]]:
@@ -224,27 +249,52 @@ def _schema() -> pa.Schema:
     return pa.schema([pa.field(name, pa.string(), nullable=False) for name in COLUMNS])
 
 
-def _groups(batches: Iterable[Iterable[Item]]) -> Iterator[list[Item]]:
+def _groups(batches: Iterable[Iterable[Item] | pa.RecordBatch]) -> Iterator[pa.Table]:
     """Row groups that depend on the items alone, not on the batches."""
-    group: list[Item] = []
-    characters = 0
-    for batch in batches:
-        for item in batch:
-            group.append(item)
-            characters += len(item.text) + len(item.metadata)
-            if len(group) >= _GROUP_ROWS or characters >= _GROUP_CHARACTERS:
-                yield group
-                group, characters = [], 0
-    if group:
-        yield group
-
-
-def _table(items: Sequence[Item]) -> pa.Table:
+    import numpy as np
     import pyarrow as pa
 
-    from al_pipeline.data.parquet import strings
+    group: list[pa.RecordBatch] = []
+    rows, characters = 0, 0
+    for batch in batches:
+        columns = batch if isinstance(batch, pa.RecordBatch) else _batch_of(batch)
+        ends, start = np.cumsum(_characters(columns)), 0
+        while start < len(ends):
+            before = int(ends[start - 1]) if start else 0
+            full = int(np.searchsorted(ends, before + _GROUP_CHARACTERS - characters))
+            stop = min(len(ends), start + _GROUP_ROWS - rows, full + 1)
+            group.append(columns.slice(start, stop - start))
+            rows, characters = rows + stop - start, characters + int(ends[stop - 1]) - before
+            if rows >= _GROUP_ROWS or characters >= _GROUP_CHARACTERS:
+                yield _table(group)
+                group, rows, characters = [], 0, 0
+            start = stop
+    if group:
+        yield _table(group)
 
-    columns = [strings([getattr(item, name) for item in items]) for name in COLUMNS]
+
+def _characters(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """The number of characters of each item's text and metadata, shape (n,)."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    lengths = (pc.utf8_length(batch.column(name)) for name in ("text", "metadata"))
+    return sum(
+        (np.frombuffer(found.buffers()[1], np.int32, len(found)).astype(np.int64) for found in lengths),
+        start=np.zeros(batch.num_rows, np.int64),
+    )
+
+
+def _batch_of(items: Iterable[Item]) -> pa.RecordBatch:
+    rows = [(item.item_id, item.content_hash, item.text, item.metadata) for item in items]
+    return item_batch(*(zip(*rows, strict=True) if rows else ((), (), (), ())))
+
+
+def _table(batches: Sequence[pa.RecordBatch]) -> pa.Table:
+    """One table without chunks."""
+    import pyarrow as pa
+
+    columns = [pa.concat_arrays([batch.column(name) for batch in batches]) for name in COLUMNS]
     return pa.Table.from_arrays(columns, schema=_schema())
 
 

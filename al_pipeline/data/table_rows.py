@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, Literal
 
 from al_pipeline.data.inputs import Source
@@ -50,8 +51,39 @@ class BadRow:
     unit: Unit = "line"
 
 
-Rows = Iterator[tuple["Row | BadRow", int]]
-"""Rows, each with its size in characters."""
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows that follow each other, column by column: `rows()` gives the same rows one by one."""
+
+    numbers: Sequence[int]
+    """Shape (n,), as in `Row`."""
+    columns: Mapping[str, Sequence[Any]]
+    """The values of each column, (n,), as in `Row`."""
+    unit: Unit = "line"
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def row(self, position: int) -> Row:
+        """The row at a position."""
+        values = {name: column[position] for name, column in self.columns.items()}
+        return Row(self.numbers[position], values, self.unit)
+
+    def rows(self) -> Iterator[Row]:
+        """All rows, in order."""
+        names = tuple(self.columns)
+        cells_of = zip(*self.columns.values(), strict=True) if names else repeat(())
+        for number, cells in zip(self.numbers, cells_of, strict=False):
+            yield Row(number, dict(zip(names, cells, strict=True)), self.unit)
+
+    def part(self, start: int, stop: int) -> Block:
+        """The rows at positions from `start` to before `stop`."""
+        columns = {name: column[start:stop] for name, column in self.columns.items()}
+        return Block(self.numbers[start:stop], columns, self.unit)
+
+
+Rows = Iterator[tuple["Row | BadRow | Block", int]]
+"""Rows and blocks of rows, each with its size in characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +113,7 @@ class TableFile:
             self.on_progress(min(position, self.size), self.size)
 
     def kept(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """`values` without the columns that are not kept."""
+        """`values` without the columns that are not kept; also for a block's columns."""
         return values if self.keep is None else {name: value for name, value in values.items() if name in self.keep}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from al_pipeline.data.inputs import Source, kind_of, read_head
-from al_pipeline.data.table_rows import BATCH_CHARACTERS, BATCH_ROWS, BadRow, Progress, Row, Rows, TableFile
+from al_pipeline.data.table_rows import BATCH_CHARACTERS, BATCH_ROWS, BadRow, Block, Progress, Row, Rows, TableFile
 from al_pipeline.data.text_tables import text_rows
 from al_pipeline.data.typed_tables import excel_rows, parquet_rows
 from al_pipeline.errors import BadInput
@@ -30,26 +30,49 @@ def read_table(
     `keep`, only these columns are read. `on_note` receives notes for the user on how the file was read. Raises
     BadInput if the file cannot be used.
     """
-    source = source if isinstance(source, Source) else Source(source)
-    head = read_head(source)
-    table = TableFile(source, head, tuple(required), None if keep is None else frozenset(keep), progress, on_note)
     batch: list[Row | BadRow] = []
     characters = 0
-    try:
-        for row, size in _rows_of(table):
+    for piece, size in _pieces(source, required, keep, progress, on_note):
+        rows, each = (piece.rows(), size // len(piece) + 1) if isinstance(piece, Block) else ((piece,), size)
+        for row in rows:
             batch.append(row)
-            characters += size
+            characters += each
             if len(batch) >= batch_rows or characters >= BATCH_CHARACTERS:
                 yield batch
                 batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def read_blocks(
+    source: Source | Path,
+    required: Sequence[str] = (),
+    progress: Progress | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> Iterator[Row | BadRow | Block]:
+    """The rows of `read_table`, most of them in blocks, which are an order of magnitude faster to work on."""
+    for piece, _ in _pieces(source, required, None, progress, on_note):
+        yield piece
+
+
+def _pieces(
+    source: Source | Path,
+    required: Sequence[str],
+    keep: Sequence[str] | None,
+    progress: Progress | None,
+    on_note: Callable[[str], None] | None,
+) -> Rows:
+    source = source if isinstance(source, Source) else Source(source)
+    head = read_head(source)
+    table = TableFile(source, head, tuple(required), None if keep is None else frozenset(keep), progress, on_note)
+    try:
+        yield from _rows_of(table)
     except OSError as error:
         raise BadInput(f"{source} cannot be read: {error.strerror or error}") from None
     except UnicodeError as error:  # --encoding utf-16 without a byte order mark: the byte order is unknown
         raise BadInput(
             f"{source} is not {source.encoding}: {error}; name its encoding, or omit --encoding to have it detected"
         ) from None
-    if batch:
-        yield batch
 
 
 def check_readable(source: Source | Path) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ codecs.register_error(MARK_UNDECODABLE, lambda error: (UNDECODABLE, error.end)) 
 
 _SAMPLE_BYTES = 200_000
 _BLOCK_BYTES = 1024 * 1024
+BLOCK_CHARACTERS = 1024 * 1024
+"""Number of characters that are parsed at once; the end of a line is added."""
 _SINGLE_BYTE = frozenset(name for name in encodings.USUAL if name.startswith(("cp125", "cp8", "iso", "koi8", "mac")))
 
 
@@ -188,15 +190,38 @@ class TextLines(Iterator[str]):
             raise RecordTooLong
         return line
 
+    def read_lines(self) -> list[str]:
+        """The next lines, about BLOCK_CHARACTERS together; none at the end. Only the last may lack its ending, if it
+        is longer than RECORD_LIMIT or the file ends with it.
+        """
+        if self._pushed_back:
+            lines = list(self._pushed_back)
+            self._pushed_back.clear()
+        else:
+            text = self._file.read(BLOCK_CHARACTERS)
+            if not text.endswith("\n"):
+                text += self._file.readline(table_rows.RECORD_LIMIT + 1)
+            lines = io.StringIO(text, newline="").readlines()
+        self.number += len(lines)
+        return lines
+
+    def push_back(self, lines: Sequence[str]) -> None:
+        """Read `lines`, the last ones of `read_lines`, again."""
+        self._pushed_back.extendleft(reversed(lines))
+        self.number -= len(lines)
+
+    @property
+    def has_pushed_back(self) -> bool:
+        """Whether lines are to be read again."""
+        return bool(self._pushed_back)
+
     def push_back_all_but_first(self) -> None:
         """End the record after its first line and read the other lines again: a stray quote had joined them."""
-        rest = self.record[1:]
-        self._pushed_back.extendleft(reversed(rest))
-        self.number -= len(rest)
+        self.push_back(self.record[1:])
 
-    def skip_line(self) -> None:
-        """Read past the end of the line that was too long."""
-        self._rest_of_line(self.record[-1])
+    def skip_line(self, line: str) -> None:
+        """Read past the end of a line that was too long."""
+        self._rest_of_line(line)
 
     def skip_quoted(self) -> None:
         """Read past the end of the quoted field that was too long; if it never ends, only past its first line."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import repeat
+from operator import itemgetter
 from typing import Any
 
 from al_pipeline.data import table_rows
@@ -14,6 +16,7 @@ from al_pipeline.data.inputs import WANTED
 from al_pipeline.data.table_rows import (
     EXCERPT_CHARACTERS,
     BadRow,
+    Block,
     Row,
     Rows,
     TableFile,
@@ -35,6 +38,8 @@ from al_pipeline.data.text_lines import (
 from al_pipeline.errors import BadInput
 
 _DELIMITERS = ",;\t|"
+_NOT_ENDED = "unexpected end of data"
+"""What `csv` says of a quoted field without its end."""
 _ONE_IN = 1000
 """A file with more than one undecodable row in this many is rejected: its other rows would not be a random sample."""
 
@@ -69,7 +74,7 @@ def _reject_if_many_undecodable(
     reason = not_decodable(detected.encoding)
     counted = replace(table, required=(), keep=frozenset(), on_progress=None, on_note=None)
     for row, _ in rows(counted, detected.encoding):
-        total += 1
+        total += len(row) if isinstance(row, Block) else 1
         if isinstance(row, BadRow) and row.reason == reason:
             bad += 1
             first = first or row.number
@@ -85,54 +90,120 @@ def _csv_rows(table: TableFile, encoding: str) -> Rows:
     start = _decoded_head(table, encoding)
     named = _declared_delimiter(start)
     delimiter = named or _guessed_delimiter(table, start)
-    records = _csv_records(table, encoding, delimiter, skip=1 if named else 0)
-    header = next(records, None)
-    if header is None:
-        raise BadInput(f"{table.source} has only blank lines; it must be a table with a header ({WANTED})")
-    _, cells, raw = header
-    if isinstance(cells, str):
-        raise BadInput(f"{table.source} has no usable header: {cells}; it begins with: {excerpt(raw)[:100]}")
-    columns = column_names(table.source, cells, table.required)
-    for number, fields, raw in records:
-        if isinstance(fields, str):
-            yield BadRow(number, fields, "", excerpt(raw)), len(raw)
-        elif len(fields) != len(columns):
-            yield wrong_number_of_fields(number, len(fields), len(columns), excerpt(raw)), len(raw)
-        else:
-            values = dict(zip(columns, fields, strict=True))
-            yield Row(number, table.kept(values)), sum(map(len, fields))
-
-
-def _csv_records(
-    table: TableFile, encoding: str, delimiter: str, skip: int
-) -> Iterator[tuple[int, list[str] | str, str]]:
-    """The records of a CSV file: the line on which each begins, its fields (or why they cannot be parsed), and its text
-    (or the first line of it).
-    """
     csv.field_size_limit(max(csv.field_size_limit(), table_rows.RECORD_LIMIT + 1))
     lines = TextLines(table.source, encoding)
-    dialect: dict[str, Any] = {"delimiter": delimiter, "strict": True}
-    reader = csv.reader(lines, **dialect)
     try:
-        for _ in range(skip):
+        if named:
             next(lines, None)
-        while True:
-            lines.begin()
-            start = lines.number + 1
-            try:
-                fields, raw = _next_record(reader, lines)
-            except StopIteration:
-                break
-            if UNDECODABLE in raw:
-                fields = not_decodable(encoding)
-            if not fields:
-                continue
-            if start % 256 == 0:
-                table.report_progress(lines.position())
-            yield start, fields, raw
+        header = next(_csv_records(lines, delimiter, encoding), None)
+        if header is None:
+            raise BadInput(f"{table.source} has only blank lines; it must be a table with a header ({WANTED})")
+        _, cells, raw = header
+        if isinstance(cells, str):
+            raise BadInput(f"{table.source} has no usable header: {cells}; it begins with: {excerpt(raw)[:100]}")
+        columns = column_names(table.source, cells, table.required)
+        for records in _csv_blocks(lines, delimiter, encoding):
+            table.report_progress(lines.position())
+            yield from _checked_records(table, columns, records)
     finally:
         lines.close()
     table.report_progress(table.size)
+
+
+_Record = tuple[int, list[str] | str, str]
+"""The line on which a record of a CSV file begins, its fields (or why they cannot be parsed), and its text (or the
+first line of it).
+"""
+
+
+def _checked_records(table: TableFile, columns: Sequence[str], records: Sequence[_Record]) -> Rows:
+    """The rows of records that follow each other, in blocks between those that cannot be used."""
+    fields_of = [fields for _, fields, _ in records]
+    if set(map(type, fields_of)) == {list} and set(map(len, fields_of)) == {len(columns)}:
+        yield from _csv_block(table, columns, records)
+        return
+    start = 0
+    for position, (number, fields, raw) in enumerate(records):
+        if not isinstance(fields, str) and len(fields) == len(columns):
+            continue
+        yield from _csv_block(table, columns, records[start:position])
+        start = position + 1
+        if isinstance(fields, str):
+            yield BadRow(number, fields, "", excerpt(raw)), len(raw)
+        else:
+            yield wrong_number_of_fields(number, len(fields), len(columns), excerpt(raw)), len(raw)
+    yield from _csv_block(table, columns, records[start:])
+
+
+def _csv_block(table: TableFile, columns: Sequence[str], records: Sequence[_Record]) -> Rows:
+    if records:
+        numbers, rows, raw = zip(*records, strict=True)
+        values = dict(zip(columns, zip(*rows, strict=True), strict=True))
+        yield Block(numbers, table.kept(values)), sum(map(len, raw))
+
+
+def _csv_blocks(lines: TextLines, delimiter: str, encoding: str) -> Iterator[list[_Record]]:
+    """The records of a CSV file, many at a time; one by one where a record cannot be parsed, or is very long."""
+    begun: list[str] = []
+    """Lines of a record that may go on after them."""
+    while read := begun + (more := lines.read_lines()):
+        long = sum(map(len, read)) > table_rows.RECORD_LIMIT
+        records, rest, unfinished = ([], read, False) if long else _parsed(read, lines.number, delimiter, encoding)
+        if records:
+            yield records
+        if unfinished and more:
+            begun = rest
+            continue
+        begun = []
+        lines.push_back(rest)
+        for record in _csv_records(lines, delimiter, encoding) if rest else ():
+            yield [record]
+            if not long or not lines.has_pushed_back:
+                break
+
+
+def _parsed(
+    lines: Sequence[str], last: int, delimiter: str, encoding: str
+) -> tuple[list[_Record], Sequence[str], bool]:
+    """The records of `lines` up to one that cannot be parsed; the lines from that one on; and whether it lacks its end.
+
+    `last`: the number of the last line.
+    """
+    rows: list[list[str] | str] = []
+    ends = [0]
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    unfinished = False
+    try:
+        for fields in reader:
+            rows.append(fields)
+            ends.append(reader.line_num)
+    except csv.Error as error:
+        unfinished = _NOT_ENDED in str(error)
+    raw = lines
+    if len(rows) < len(lines):
+        raw = ["".join(lines[start:stop]) for start, stop in zip(ends, ends[1:], strict=False)]
+    if UNDECODABLE in "".join(lines):
+        bad = not_decodable(encoding)
+        rows = [bad if UNDECODABLE in text else fields for fields, text in zip(rows, raw, strict=True)]
+    first = last - len(lines) + 1
+    records = zip(map(first.__add__, ends), rows, raw, strict=False)
+    return list(filter(itemgetter(1), records)), lines[ends[-1] :], unfinished
+
+
+def _csv_records(lines: TextLines, delimiter: str, encoding: str) -> Iterator[_Record]:
+    """The records of a CSV file, one by one, without blank lines."""
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        lines.begin()
+        start = lines.number + 1
+        try:
+            fields, raw = _next_record(reader, lines)
+        except StopIteration:
+            return
+        if UNDECODABLE in raw:
+            fields = not_decodable(encoding)
+        if fields:
+            yield start, fields, raw
 
 
 def _next_record(reader: Iterator[list[str]], lines: TextLines) -> tuple[list[str] | str, str]:
@@ -153,7 +224,7 @@ def _next_record(reader: Iterator[list[str]], lines: TextLines) -> tuple[list[st
 def _csv_problem(message: str) -> str:
     if "expected after" in message:
         return "a quote inside a quoted field must be doubled"
-    if "unexpected end of data" in message:
+    if _NOT_ENDED in message:
         return "a quoted field is never closed"
     return f"not valid CSV: {message}"
 
@@ -190,27 +261,23 @@ def _jsonl_rows(table: TableFile, encoding: str) -> Rows:
     columns: dict[str, None] = {}
     lines = TextLines(table.source, encoding)
     try:
-        while True:
-            lines.begin()
-            try:
-                raw = next(lines)
-            except StopIteration:
-                break
-            except RecordTooLong:
-                yield BadRow(lines.number, row_too_long(), "", excerpt(lines.record[0])), EXCERPT_CHARACTERS
-                lines.skip_line()
-                continue
-            if lines.number % 256 == 0:
-                table.report_progress(lines.position())
-            if not raw.strip():
-                continue
-            row = _json_row(lines.number, raw, encoding)
-            if isinstance(row, Row):
-                missing.difference_update(row.values)
+        while read := lines.read_lines():
+            table.report_progress(lines.position())
+            for piece, size in _jsonl_pieces(read, lines.number - len(read) + 1, encoding):
+                if isinstance(piece, BadRow):
+                    yield piece, size
+                    continue
+                names = piece.columns if isinstance(piece, Block) else piece.values
+                missing.difference_update(names)
                 if len(columns) < 100:
-                    columns.update(dict.fromkeys(row.values))
-                row = Row(row.number, table.kept(row.values))
-            yield row, len(raw)
+                    columns.update(dict.fromkeys(names))
+                kept = table.kept(names)
+                if isinstance(piece, Block):
+                    yield Block(piece.numbers, kept), size
+                else:
+                    yield Row(piece.number, kept), size
+            if len(read[-1]) > table_rows.RECORD_LIMIT:
+                lines.skip_line(read[-1])
     finally:
         lines.close()
     table.report_progress(table.size)
@@ -218,6 +285,84 @@ def _jsonl_rows(table: TableFile, encoding: str) -> Rows:
         for name in table.required:
             if name in missing:
                 raise missing_column(table.source, name, list(columns))
+
+
+def _jsonl_pieces(lines: Sequence[str], first: int, encoding: str) -> Rows:
+    """The rows of some lines, in blocks between those that cannot be read; `first`: the number of the first line."""
+    found = _parsed_lines(lines)
+    start = 0
+    for position in [position for position, pairs in enumerate(found) if pairs is None] if None in found else ():
+        yield from _json_block(lines, found, first, range(start, position))
+        start = position + 1
+        number, raw = first + position, lines[position]
+        if len(raw) > table_rows.RECORD_LIMIT:
+            yield BadRow(number, row_too_long(), "", excerpt(raw)), EXCERPT_CHARACTERS
+        elif raw.strip():
+            yield _json_row(number, raw, encoding), len(raw)
+    yield from _json_block(lines, found, first, range(start, len(lines)))
+
+
+_Pairs = tuple[tuple[str, Any], ...]
+
+
+def _parsed_lines(lines: Sequence[str]) -> Sequence[_Pairs | None]:
+    """The keys and values of the object in each line; None for a line that must be read by itself."""
+    stripped = list(map(str.strip, lines, repeat(_JSON_BLANKS)))
+    plain = max(map(len, lines)) <= table_rows.RECORD_LIMIT and UNDECODABLE not in "".join(lines)
+    try:
+        found = list(map(_scan_pairs, stripped, repeat(0))) if plain else []  # StopIteration (no JSON) ends the list
+    except (ValueError, RecursionError):
+        found = []
+    if len(found) == len(lines):
+        values, ends = zip(*found, strict=True)
+        if ends == tuple(map(len, stripped)) and set(map(type, values)) == {tuple}:
+            return values
+    return [_parsed_line(text) for text in stripped]
+
+
+def _parsed_line(text: str) -> _Pairs | None:
+    if len(text) > table_rows.RECORD_LIMIT or UNDECODABLE in text:
+        return None
+    try:
+        pairs, end = _scan_pairs(text, 0)
+    except (StopIteration, ValueError, RecursionError):
+        return None
+    return pairs if isinstance(pairs, tuple) and end == len(text) else None
+
+
+def _json_block(lines: Sequence[str], found: Sequence[_Pairs | None], first: int, part: range) -> Rows:
+    """The rows of the lines at the positions `part`: one block, or row by row if their keys differ."""
+    if not part:
+        return
+    some, numbers = found[part.start : part.stop], range(first + part.start, first + part.stop)
+    columns = _columns(some)
+    if columns:
+        yield Block(numbers, columns), sum(map(len, lines[part.start : part.stop]))
+        return
+    for position in part:
+        raw = lines[position]
+        yield _json_row(first + position, raw, ""), len(raw)
+
+
+def _columns(found: Sequence[_Pairs | None]) -> dict[str, Sequence[Any]] | None:
+    """The columns of rows that all have the same keys in the same order; None for others."""
+    columns: dict[str, Sequence[Any]] = {}
+    try:
+        for pairs in zip(*found, strict=True):
+            names, values = zip(*pairs, strict=True)
+            if names[0] in columns or names.count(names[0]) < len(names):
+                return None
+            columns[names[0]] = values if _PLAIN.issuperset(map(type, values)) else tuple(map(_objects, values))
+    except (ValueError, RecursionError):  # other keys, or a repeated one in an object within
+        return None
+    return columns
+
+
+def _objects(value: Any) -> Any:
+    """A value of `_scan_pairs` with dicts for its pairs. Raises ValueError on a repeated key."""
+    if isinstance(value, tuple):
+        return _distinct_keys([(name, _objects(inner)) for name, inner in value])
+    return list(map(_objects, value)) if isinstance(value, list) else value
 
 
 def _json_row(number: int, raw: str, encoding: str) -> Row | BadRow:
@@ -246,3 +391,9 @@ def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON value")
+
+
+_JSON_BLANKS = " \t\r\n"
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+_scan_pairs = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=_reject_constant).scan_once
+"""Parse one JSON value of a text from a position on; an object becomes a tuple of pairs. Returns it with its end."""

@@ -12,9 +12,9 @@ from al_pipeline.data import table_rows
 from al_pipeline.data.inputs import Source, open_regular
 from al_pipeline.data.table_rows import (
     BATCH_CHARACTERS,
-    BATCH_ROWS,
     EXCERPT_CHARACTERS,
     BadRow,
+    Block,
     Row,
     Rows,
     TableFile,
@@ -32,6 +32,9 @@ memory before its row is rejected.
 _MOST_VALUES = 1_000_000
 """Maximum average number of values per row in a column of lists."""
 _BATCH_BYTES = 64 * 1024 * 1024
+_BLOCK_ROWS = 8192
+_LENGTH_BYTES = 4
+"""Bytes that a dictionary page takes for the length of each value."""
 _NEXT_INTEGER, _DICTIONARY_PAGE = b"\x15", 2
 
 
@@ -57,9 +60,8 @@ def parquet_rows(table: TableFile) -> Rows:
             number = 0
             for batch in file.iter_batches(batch_size=_batch_rows(source, file.metadata, wanted), columns=wanted):
                 values = [_python_values(batch.column(i)) for i in range(batch.num_columns)]
-                for position in range(batch.num_rows):
-                    number += 1
-                    yield _checked_row(number, columns, [column[position] for column in values])
+                yield from _checked_rows(range(number + 1, number + 1 + batch.num_rows), columns, values)
+                number += batch.num_rows
                 table.report_progress(table.size * number // max(file.metadata.num_rows, 1))
     except (pa.ArrowException, OSError) as error:
         raise BadInput(f"{source} cannot be read as Parquet: {excerpt(str(error))}") from None
@@ -69,7 +71,7 @@ def _batch_rows(source: Source, metadata: Any, wanted: Sequence[str] | None) -> 
     """The number of rows to read at a time, so that a batch stays within BATCH_CHARACTERS and _BATCH_BYTES."""
     largest = _largest_value(source, metadata, wanted)
     uncompressed = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-    rows = min(BATCH_ROWS, BATCH_CHARACTERS * max(metadata.num_rows, 1) // max(uncompressed, 1))
+    rows = min(_BLOCK_ROWS, BATCH_CHARACTERS * max(metadata.num_rows, 1) // max(uncompressed, 1))
     return int(max(1, min(rows, _BATCH_BYTES // max(largest, 1))))
 
 
@@ -82,17 +84,36 @@ def _largest_value(source: Source, metadata: Any, wanted: Sequence[str] | None) 
     """
     largest = 0
     with open_regular(source) as file:
-        for group in (metadata.row_group(number) for number in range(metadata.num_row_groups)):
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
             for column in (group.column(number) for number in range(group.num_columns)):
                 if wanted is not None and column.path_in_schema.split(".")[0] not in wanted:
                     continue
                 _check_column(source, group, column)
                 if column.physical_type == "BYTE_ARRAY":
                     shares = "DELTA_BYTE_ARRAY" in column.encodings
-                    largest = max(
-                        largest, int(column.total_uncompressed_size) if shares else _dictionary_bytes(file, column)
-                    )
+                    size = int(column.total_uncompressed_size) if shares else _dictionary_bytes(file, column)
+                    if size * _BLOCK_ROWS > _BATCH_BYTES and not shares:
+                        size = _longest_value(source, number, column, size)
+                    largest = max(largest, size)
     return largest
+
+
+def _longest_value(source: Source, group: int, column: Any, size: int) -> int:
+    """The longest value of a dictionary page of `size` bytes; `size` if that is not known to be all of the page."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    name = column.path_in_schema
+    with pq.ParquetFile(source.path, read_dictionary=[name]) as file:
+        batch = next(file.iter_batches(batch_size=1, row_groups=[group], columns=[name]), None)
+    if batch is None or batch.num_columns != 1 or not pa.types.is_dictionary(batch.column(0).type):
+        return size
+    lengths = pc.binary_length(batch.column(0).dictionary)
+    if len(lengths) == 0 or pc.sum(lengths).as_py() + _LENGTH_BYTES * len(lengths) != size:
+        return size
+    return int(pc.max(lengths).as_py())
 
 
 def _check_column(source: Source, group: Any, column: Any) -> None:
@@ -126,6 +147,23 @@ def _dictionary_bytes(file: IO[bytes], column: Any) -> int:
     if len(numbers) < 2:
         return int(column.total_uncompressed_size)
     return numbers[1] if numbers[0] == _DICTIONARY_PAGE else 0
+
+
+def _checked_rows(numbers: range, columns: Sequence[str], values: Sequence[Sequence[Any]]) -> Rows:
+    """Rows by column: one block if all are readable and short."""
+    kinds = [set(map(type, column)) for column in values]
+    if not any(_Unreadable in kind for kind in kinds):
+        size = sum(map(_characters, values, kinds))
+        if size <= table_rows.RECORD_LIMIT:
+            yield Block(numbers, dict(zip(columns, values, strict=True)), "row"), size
+            return
+    for number, cells in zip(numbers, zip(*values, strict=True), strict=True):
+        yield _checked_row(number, columns, cells)
+
+
+def _characters(column: Sequence[Any], kinds: set[type]) -> int:
+    texts = column if kinds == {str} else (value for value in column if isinstance(value, str))
+    return sum(map(len, texts))
 
 
 def _checked_row(number: int, columns: Sequence[str], cells: Sequence[Any]) -> tuple[Row | BadRow, int]:
@@ -171,11 +209,16 @@ def _excel_value(value: Any) -> Any:
     return _plain(value)
 
 
+_AS_THEY_ARE = frozenset({str, int, bool, type(None)})
+"""Types of values that JSON can store."""
+
+
 # Values ------------------------------------------------------------------------------------------------------------
 def _python_values(column: Any) -> list[Any]:
     """An Arrow array as plain values; one without a Python value (such as bytes that are not UTF-8) as _Unreadable."""
     try:
-        return [_plain(value) for value in column.to_pylist()]
+        values: list[Any] = column.to_pylist()
+        return values if _AS_THEY_ARE.issuperset(map(type, values)) else list(map(_plain, values))
     except (ValueError, OverflowError, ArithmeticError, RecursionError, ImportError):
         return [_python_value(scalar) for scalar in column]
 

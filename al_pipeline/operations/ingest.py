@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from al_pipeline.data.inputs import WANTED, Source, Stamp, open_inputs, stamp_of
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.pool import count_items, write_items
-from al_pipeline.data.table_rows import Progress
-from al_pipeline.data.tables import check_readable, read_table
+from al_pipeline.data.table_rows import BadRow, Block, Progress, Row
+from al_pipeline.data.tables import check_readable, read_blocks
 from al_pipeline.errors import BadInput, UnusableFile, UsageError
 from al_pipeline.integrations.git import Git
 from al_pipeline.logs import get_logger
@@ -41,9 +41,15 @@ from al_pipeline.operations.schema import check_schema
 from al_pipeline.records import Item
 from al_pipeline.workspace.workspace import Workspace
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 _logger = get_logger(__name__)
 
 _T = TypeVar("_T")
+
+_FEW_ROWS = 16
+"""A block with so many rows is taken in row by row."""
 
 
 def ingest(
@@ -184,7 +190,7 @@ def _take_in(taken: Intake, files: _Files, test_size: int) -> IngestReport:
     return report
 
 
-def _new_items(taken: Intake, files: _Files, rejects: Rejects) -> Iterator[list[Item]]:
+def _new_items(taken: Intake, files: _Files, rejects: Rejects) -> Iterator[list[Item] | pa.RecordBatch]:
     """Yield the new items of the files in batches; rejected rows go to `rejects`."""
     total, before = sum(files.sizes), 0
     for source, size in zip(files.sources, files.sizes, strict=True):
@@ -194,19 +200,37 @@ def _new_items(taken: Intake, files: _Files, rejects: Rejects) -> Iterator[list[
             if files.progress is not None:
                 files.progress(before + done, total)
 
-        batches = read_table(source, taken.columns.required, progress=report, on_note=files.notes.append)
-        while (batch := _usable(partial(next, batches, None))) is not None:
-            new = []
-            for row in batch:
-                item, refused = taken.take(row)
-                if item is not None:
-                    new.append(item)
-                if refused is not None:
-                    rejects.add(source, row, refused, taken.columns.text)
-            yield new
+        pieces = read_blocks(source, taken.columns.required, progress=report, on_note=files.notes.append)
+        while (piece := _usable(partial(next, pieces, None))) is not None:
+            yield from _items_of(taken, source, piece, rejects)
         before += size
     if note := rejects.note():
         files.notes.append(note)
+
+
+def _items_of(
+    taken: Intake, source: Source, piece: Row | BadRow | Block, rejects: Rejects
+) -> Iterator[list[Item] | pa.RecordBatch]:
+    """Yield the new items of a row or a block; a block with a row that needs a closer look is halved."""
+    if isinstance(piece, Block) and len(piece) > _FEW_ROWS:
+        if (found := taken.take_block(piece)) is None:
+            half = len(piece) // 2
+            yield from _items_of(taken, source, piece.part(0, half), rejects)
+            yield from _items_of(taken, source, piece.part(half, len(piece)), rejects)
+            return
+        new, refused_labels = found
+        for row, refused in refused_labels:
+            rejects.add(source, row, refused, taken.columns.text)
+        yield new
+        return
+    items = []
+    for row in piece.rows() if isinstance(piece, Block) else (piece,):
+        item, why = taken.take(row)
+        if item is not None:
+            items.append(item)
+        if why is not None:
+            rejects.add(source, row, why, taken.columns.text)
+    yield items
 
 
 def _about_earlier_draw(taken: Intake) -> list[str]:

@@ -27,14 +27,16 @@ _GIVEN = b""
 def draw_from_new(taken: Intake, size: int, seed: int) -> tuple[int, list[str]]:
     """Draw a test set of `size` from the new items if there is none; return its size and messages for the user."""
     corrections = set(taken.corrected.values())
-    new = [number for number in range(taken.first_new, len(taken.known)) if number not in corrections]
+    new = {
+        digest: number
+        for number, digest in enumerate(taken.known.digests(taken.first_new), start=taken.first_new)
+        if number not in corrections
+    }
     if taken.had_test or not new or size == 0:
         return 0, []
     count = drawn_size(size, len(new))
-    drawn = draw_test((taken.known.digest(number) for number in new), count, seed)
-    for number in new:
-        if taken.known.digest(number) in drawn:
-            taken.known.move_to_test(number)
+    for digest in draw_test(new, count, seed):
+        taken.known.move_to_test(new[digest])
     if count == size:
         return count, []
     if count == 0:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import operator
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
-from typing import Any
+from itertools import count, islice
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from al_pipeline.annotation.votes import IMPORT_ROUND
-from al_pipeline.data.catalog import ID_CHARACTERS, Catalog, item_id_from, storable, text_from
+from al_pipeline.data.catalog import (
+    HASH_ID_CHARACTERS,
+    ID_CHARACTERS,
+    Catalog,
+    item_id_from,
+    item_ids_from,
+    storable,
+    text_from,
+)
+from al_pipeline.data.json_columns import json_object, json_objects
 from al_pipeline.data.ledger import read_events
-from al_pipeline.data.pool import read_ids
-from al_pipeline.data.table_rows import BadRow, Row, excerpt
+from al_pipeline.data.pool import item_batch, read_ids
+from al_pipeline.data.table_rows import BadRow, Block, Row, excerpt
 from al_pipeline.operations.ingestion.corrections import CORRECTION, PastCorrections
 from al_pipeline.operations.ingestion.labels import IMPORT_ANNOTATOR, ImportedLabels
 from al_pipeline.operations.ingestion.rejects import Refused
@@ -22,7 +31,11 @@ from al_pipeline.records import Event, Item, Part, content_hash, event_digest
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 METADATA_CHARACTERS = 1_000_000
+_KNOWN_AT_ONCE = 10_000
 ANOTHER_TEXT = "the id belongs to another text"
 """Reason for rejecting a row whose id is known with another text."""
 TWO_TEXTS = "the id has another text in an earlier row"
@@ -113,6 +126,53 @@ class Intake:
             self.labels_rejected[refused.reason] += 1
             return item, refused
         return item, None
+
+    def take_block(self, block: Block) -> tuple[pa.RecordBatch, list[tuple[Row, Refused]]] | None:
+        """Process a block as `take` does its rows: the new items, and the rows whose label was refused, each with why.
+
+        None, and nothing is done, if a row needs a closer look: one that must be refused, perhaps, or a correction.
+        """
+        found = self._look_up(block)
+        if found is None:
+            return None
+        numbers, new = found
+        self.rows += len(block)
+        self.duplicates += len(block) - len(new.item_ids)
+        self.had_id |= any(map(operator.ne, new.item_ids, new.derived_ids))
+        self.known.add_many(new.item_ids, bytes.fromhex("".join(new.content_hashes)), self.part)
+        self._labels.add_items(len(new.item_ids))
+        refused: list[tuple[Row, Refused]] = []
+        if self.columns.label is not None and self.columns.label in block.columns:
+            for row, (number, cell) in enumerate(zip(numbers, block.columns[self.columns.label], strict=True)):
+                try:
+                    self._labels.add(number, cell, len(self._files) - 1)
+                except Refused as error:
+                    self.labels_rejected[error.reason] += 1
+                    refused.append((block.row(row), error))
+        return item_batch(new.item_ids, new.content_hashes, new.texts, new.metadata), refused
+
+    def _look_up(self, block: Block) -> tuple[list[int], _NewItems] | None:
+        """The number of each row's item, and the items that are new; None if a row needs a closer look."""
+        texts = block.columns.get(self.columns.text)
+        if self.corrections or texts is None or not _are_texts(texts, self.workspace.params.ingest.max_characters):
+            return None
+        hashes = list(map(content_hash, texts))
+        numbers: list[int] = self.known.find_contents(bytes.fromhex("".join(hashes))).tolist()
+        if any(number >= 0 and self._needs_look(number) for number in set(numbers)):
+            return None
+        first_rows = dict(zip(reversed(hashes), reversed(range(len(hashes))), strict=True))
+        fresh = sorted(row for row in first_rows.values() if numbers[row] < 0)
+        new = _new_items(block, fresh, [hashes[row] for row in fresh], self.columns)
+        if new is None or self.known.has_any_id(new.item_ids):
+            return None
+        numbered = dict(zip(new.content_hashes, count(len(self.known)), strict=False))
+        return [known if known >= 0 else numbered[found] for known, found in zip(numbers, hashes, strict=True)], new
+
+    def _needs_look(self, number: int) -> bool:
+        """Whether a row with the text of a known item may be refused, or be more than a duplicate."""
+        if self.part == "test" and self.known.part(number) == "pool":
+            return True
+        return bool(self._past.superseded) and self.known.item_id(number) in self._past.superseded
 
     def events(self) -> Iterator[Event]:
         """Yield an event per correction, then per new or changed label, in the order of the items."""
@@ -234,6 +294,46 @@ class Intake:
             )
 
 
+class _NewItems(NamedTuple):
+    """New items by column, (n,) each; `derived_ids`: those that they would have without the user's."""
+
+    item_ids: Sequence[str]
+    derived_ids: Sequence[str]
+    content_hashes: Sequence[str]
+    texts: Sequence[str]
+    metadata: Sequence[str]
+
+
+def _new_items(block: Block, rows: Sequence[int], hashes: Sequence[str], columns: Columns) -> _NewItems | None:
+    """Some rows of a block as items, if all can be and their ids differ; else None."""
+    if not rows:
+        return _NewItems((), (), (), (), ())
+    values = block.columns
+    if len(rows) < len(block):
+        values = {name: [column[row] for row in rows] for name, column in values.items()}
+    id_column = columns.id or "id"
+    derived = [found[:HASH_ID_CHARACTERS] for found in hashes]
+    try:
+        ids = item_ids_from(values[id_column], hashes) if id_column in values else derived
+        apart = {columns.text, id_column, columns.label}
+        metadata = json_objects({name: column for name, column in values.items() if name not in apart}, len(rows))
+    except (ValueError, RecursionError):
+        return None
+    if len(set(ids)) < len(ids) or max(map(len, metadata)) > METADATA_CHARACTERS:
+        return None
+    return _NewItems(ids, derived, hashes, values[columns.text], metadata)
+
+
+def _are_texts(values: Sequence[Any], longest: int) -> bool:
+    """Whether `text_from` raises for none of the values."""
+    return (
+        set(map(type, values)) == {str}
+        and max(map(len, values)) <= longest
+        and all(map(str.strip, values))
+        and storable("".join(values))
+    )
+
+
 def _known_items(layout: Layout) -> Catalog:
     """The items of the pool, the test set and their inboxes."""
     known = Catalog()
@@ -243,9 +343,16 @@ def _known_items(layout: Layout) -> Catalog:
     )
     for part, folders in parts:
         keys = read_ids(folders)
-        for item_id, digest in zip(keys.ids(), keys.content_hashes, strict=True):
-            if known.find_content(digest.tobytes()) is None:
-                known.add(item_id, digest.tobytes(), part)
+        ids = keys.ids()
+        for start in range(0, len(keys), _KNOWN_AT_ONCE):
+            digests = keys.content_hashes[start : start + _KNOWN_AT_ONCE]
+            names = list(islice(ids, len(digests)))
+            if len(set(map(bytes, digests))) == len(digests) and (known.find_contents(digests.tobytes()) < 0).all():
+                known.add_many(names, digests.tobytes(), part)
+                continue
+            for item_id, digest in zip(names, digests, strict=True):
+                if known.find_content(digest.tobytes()) is None:
+                    known.add(item_id, digest.tobytes(), part)
     return known
 
 
@@ -253,7 +360,7 @@ def _metadata(values: Mapping[str, Any], apart: set[str | None]) -> str:
     """Encode the columns that are not in `apart` as JSON. Raises Refused if that cannot be stored."""
     others = {name: value for name, value in values.items() if name not in apart}
     try:
-        metadata = json.dumps(others, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        metadata = json_object(others)
     except (ValueError, RecursionError) as error:
         raise Refused("the other columns cannot be kept as JSON", excerpt(str(error))) from None
     if len(metadata) > METADATA_CHARACTERS:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from al_pipeline.data.ledger import add_to_inbox, read_events
-from al_pipeline.data.pool import iter_items, list_parts, write_items
+from al_pipeline.data.pool import iter_chosen, list_parts, write_items
 from al_pipeline.files import make_folder, move, read_json, read_object, remove_leftovers, write_json
 from al_pipeline.operations.ingestion.intake import Intake
-from al_pipeline.records import Item, Part
 from al_pipeline.workspace.home import private_folder
 from al_pipeline.workspace.layout import Layout
 
@@ -53,11 +52,13 @@ def finish_ingest(layout: Layout) -> bool:
 
 def stage_parts(taken: Intake, staging: Path, staged: Path) -> None:
     """Split the new items in the file `staged` into a part of the pool and one of the test set."""
-    parts = {taken.known.part(number) for number in range(taken.first_new, len(taken.known))}
+    in_test = taken.known.in_test(taken.first_new, len(taken.known))
+    parts = [part for part, some in (("pool", not in_test.all()), ("test", in_test.any())) if some]
     if len(parts) == 1:
-        move(staged, staging / parts.pop() / "new.parquet")
-    for part in sorted(parts):
-        write_items(staging / part / "new.parquet", _only(taken, staged, part))
+        move(staged, staging / parts[0] / "new.parquet")
+    elif parts:
+        write_items(staging / "pool" / "new.parquet", iter_chosen([staged], ~in_test))
+        write_items(staging / "test" / "new.parquet", iter_chosen([staged], in_test))
     shutil.rmtree(staged.parent)
 
 
@@ -102,10 +103,3 @@ def _carry_out(layout: Layout, staging: Path) -> None:
     add_to_inbox(layout.inbox_events, read_events(staging / "events"), ledger=layout.events)
     (staging / _COMMIT).unlink()
     shutil.rmtree(staging)
-
-
-def _only(taken: Intake, staged: Path, part: Part) -> Iterator[list[Item]]:
-    number = taken.first_new
-    for batch in iter_items([staged.parent]):
-        yield [item for n, item in enumerate(batch, start=number) if taken.known.part(n) == part]
-        number += len(batch)
