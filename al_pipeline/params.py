@@ -298,19 +298,8 @@ class Overrides(_Section):
         return select.model_copy(update={name: value for name, value in own.items() if value is not None})
 
 
-class _Loader(yaml.SafeLoader):
-    """A YAML loader that rejects duplicate keys and aliases.
-
-    Of duplicate keys the last would silently win; with aliases a few lines can expand to more than fits in memory.
-    """
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(
-                None, None, "aliases are not supported; write the value out", event.start_mark
-            )
-        return super().compose_node(parent, index)
+class _Loader(yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  # type: ignore[misc]
+    """A YAML loader that rejects duplicate keys, of which the last would silently win."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[tuple[str, str]] = set()
@@ -321,7 +310,17 @@ class _Loader(yaml.SafeLoader):
                         None, None, f"the key {key.value!r} occurs twice; keep one of the two", key.start_mark
                     )
                 seen.add((key.tag, key.value))
-        return super().construct_mapping(node, deep)
+        made: dict[Hashable, Any] = super().construct_mapping(node, deep)
+        return made
+
+
+def _read_yaml(text: str) -> Any:
+    """The value of a YAML text. Raises YAMLError, also for an alias: a few lines could expand to more than memory."""
+    for event in yaml.parse(text, _Loader):
+        if isinstance(event, yaml.AliasEvent):
+            where = str(event.start_mark).strip()
+            raise yaml.YAMLError(f"aliases are not supported; write the value out, {where}")
+    return yaml.load(text, _Loader)
 
 
 def load_params(path: Path) -> Params:
@@ -339,7 +338,7 @@ def parse_params(text: str, source: str = "params.yaml") -> Params:
     if len(text) > MAX_CHARACTERS:
         raise BadParams(f"{source} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are allowed")
     try:
-        values = yaml.load(text, _Loader)
+        values = _read_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadParams(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

@@ -3,10 +3,10 @@
     python -m benchmarks.round [--size 2000] [--repeats 2]      writes benchmarks/results/round.json
 
 On real e-mails (see examples/spam/corpus.py), a real Label Studio and a real Prefect server. Each round is one
-`al round` in a process of its own, first directly, then as a flow run; the difference is Prefect's. Each stage is then
-run again on the same files without DVC, as a process and as a call in a warm process; the differences are DVC's and the
-interpreter's. The pool is encoded before the measurement. Memory is the peak of the resident set, as the kernel counts
-it.
+`al round` in a process of its own: first alone, then with the fork server that `al up` starts, then as a flow run with
+that server; the difference is Prefect's. Each stage is then run again on the same files without DVC, as a process and
+as a call in a warm process; the differences are DVC's and the interpreter's. The pool is encoded before the
+measurement. Memory is the peak of the resident set, as the kernel counts it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from al_pipeline.files import read_json, write_jsonl
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
 from al_pipeline.servers import admin, start_label_studio, start_prefect, stop_label_studio, stop_prefect
+from al_pipeline.servers.fork_server import start_fork_server, stop_fork_server
 from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT
+from al_pipeline.workspace.home import fork_servers
 from al_pipeline.workspace.layout import STAGES
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 from benchmarks.record import ROOT, record
@@ -136,11 +138,14 @@ def main() -> None:
             person = Annotator(account.email, account.token, 0.0, 0.0, 0.0, 0.0)
             encode = _tick(workspace)  # builds, encodes, pushes
             here = [_round(workspace, url, person, key, number) for number in range(1 + options.repeats)][1:]
+            _start_fork_server(workspace)
+            asked = 1 + options.repeats
+            forked = [_round(workspace, url, person, key, asked + number) for number in range(1 + options.repeats)][1:]
             start_prefect(workspace, tell)
-            flows = [
-                _round(workspace, url, person, key, 1 + options.repeats + number) for number in range(options.repeats)
-            ]
+            asked += 1 + options.repeats
+            flows = [_round(workspace, url, person, key, asked + number) for number in range(options.repeats)]
         finally:
+            stop_fork_server(workspace.home)
             stop_prefect(workspace)
             stop_label_studio(workspace)
         stages = _stages(workspace, here)
@@ -149,14 +154,19 @@ def main() -> None:
         "settings": SETTINGS,
         "repeats": options.repeats,
         "first_tick_seconds": {"wall": encode.wall, **encode.steps},
-        "turnaround_seconds": {"in_process": _summary(here), "as_flow": _summary(flows)},
-        "prefect_overhead_seconds": round(_median(flows) - _median(here), 3),
+        "turnaround_seconds": {
+            "in_process": _summary(here),
+            "with_fork_server": _summary(forked),
+            "as_flow": _summary(flows),
+        },
+        "prefect_overhead_seconds": round(_median(flows) - _median(forked), 3),
         "dvc_overhead_seconds": round(sum(row["dvc"] for row in stages.values()), 3),
         "start_up_seconds": round(sum(row["start_up"] for row in stages.values()), 3),
         "stages": stages,
         "peak_rss_mib": {
             "first_tick": dict(encode.peak_mib),
             "in_process": _peaks(here),
+            "with_fork_server": _peaks(forked),
             "as_flow": _peaks(flows),
         },
     }
@@ -193,6 +203,13 @@ def mail_workspace(folder: Path, size: int) -> tuple[Workspace, dict[str, str]]:
     workspace = open_workspace(workspace.layout.root)
     ingest(workspace, [folder / "pool.jsonl"])
     return workspace, read_json(corpus.key)
+
+
+def _start_fork_server(workspace: Workspace) -> None:
+    """Start the workspace's fork server, and wait until it has imported."""
+    start_fork_server(workspace)
+    while not (fork_servers(workspace.id) / "dvc/socket").exists():
+        time.sleep(_LOOK_SECONDS)
 
 
 def _round(workspace: Workspace, url: str, person: Annotator, key: Mapping[str, str], number: int) -> Tick:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -20,9 +19,9 @@ from embedded import REPOSITORY, LabelStudioServer, PrefectServer, seed_template
 from filelock import FileLock
 from harness import ENVIRONMENT, NOT_THE_USERS, Played, go_on, play, small_workspace
 from hypothesis import settings
-from warm import end_warm, start_warm
+from warm import choose_folder, end_servers, start_servers
 
-from al_pipeline.integrations.dvc import session
+from al_pipeline.integrations import forks
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.workspace.workspace import Workspace
 
@@ -48,7 +47,10 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["AL_HOME"] = f"{config.stash[_SCRATCH]}/al"
     os.environ["DVC_SITE_CACHE_DIR"] = f"{config.stash[_SCRATCH]}/dvc"  # for a `dvc` that a test runs by hand
     os.environ["PREFECT_HOME"] = f"{config.stash[_SCRATCH]}/prefect"
-    start_warm()
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # workers have the variable of the process that starts them
+        choose_folder()
+        if config.getoption("numprocesses", None) and "not slow" not in config.getoption("markexpr"):
+            start_servers()
     # The same examples each time, so that a failure is of the change at hand; `--hypothesis-profile=explore` looks for
     # others.
     settings.register_profile("same", derandomize=True, deadline=None)
@@ -56,8 +58,16 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile(config.getoption("--hypothesis-profile") or "same")
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ and any(
+        item.get_closest_marker(mark) for item in session.items for mark in ("slow", "server")
+    ):
+        start_servers()
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
-    end_warm()
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        end_servers()
     shutil.rmtree(config.stash[_SCRATCH], ignore_errors=True)
 
 
@@ -105,8 +115,8 @@ def al_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def cold(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DVC starts as in production, not as a fork (`warm.py`)."""
-    monkeypatch.setattr(session, "subprocess", subprocess)
+    """DVC and the encoder start as processes, not as forks (`warm.py`): for tests that look at a tick's processes."""
+    monkeypatch.delenv(forks.FOLDER)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ The tests share one workspace with servers of its own (started once) and leave i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -28,6 +29,7 @@ from harness import ask_prefect, change_params, small_workspace
 
 from al_pipeline.errors import ServerFailed
 from al_pipeline.files import read_json
+from al_pipeline.integrations import forks
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.label_studio.client import LabelStudioOracle
 from al_pipeline.integrations.oracle import ProjectRef
@@ -62,7 +64,9 @@ class Box:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "AL_HOME": str(self.home)}
+        ours = {**os.environ, "AL_HOME": str(self.home)}
+        ours.pop(forks.FOLDER, None)  # `al up` starts a fork server of its own
+        return ours
 
     def al(self, *words: str, code: int = 0) -> Any:
         """What `al WORDS --json` prints; it must end with `code`."""
@@ -136,6 +140,16 @@ class Box:
             mark = str(self.workspace.home / service / "server.json")
         return [found for found in psutil.process_iter() if servers.carries_mark(found, mark)]
 
+    def forking(self) -> set[int]:
+        """The box's fork server and its forks."""
+        found = set()
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                words = process.cmdline()
+                if forks.SERVER in words and any(word.startswith(str(self.home)) for word in words):
+                    found.add(process.pid)
+        return found
+
 
 def until(look: Callable[[], T | None], seconds: float) -> T:
     """What `look` returns as soon as it is something."""
@@ -186,8 +200,11 @@ def slow_stage(box: Box, seconds: float) -> None:
 
 
 def test_up_is_safe_to_repeat_and_shows_everything(box: Box) -> None:
-    first, again = box.al("up"), box.al("up")
+    first = box.al("up")
+    server = box.forking()
+    again = box.al("up")
     assert first == again
+    assert len(server) == 1 and box.forking() == server
     rows = {row["service"]: row for row in again["services"]}
     assert set(rows) == {"Label Studio", "Prefect", "worker"}
     assert {row["state"] for row in rows.values()} == {"running"}
@@ -412,6 +429,7 @@ def test_down_in_the_middle_of_a_tick_leaves_nothing_behind(box: Box) -> None:
         run = begun(box, "connect")
         box.run("-m", "al_pipeline.cli.app", "-C", str(box.root), "down")
     assert not any(box.processes(service) for service in ("worker", "prefect", "label-studio"))
+    assert not box.forking()
     assert holder(box.workspace.layout.lock) == {}
     box.al("up")
     assert box.wait_for(run, seconds=1)["state"]["type"] == "CRASHED"

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from al_pipeline.integrations import forks
+
 FILES = (
     *("open", "openat", "creat", "rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat"),
     *("mkdir", "mkdirat", "rmdir", "unlink", "unlinkat", "execve", "connect"),
@@ -51,6 +53,8 @@ def trace(
     options += ["-e", "signal=none"]
     if not {"open", "openat"} <= set(calls):
         raise ValueError("folders are known from what is opened in them")
+    environment = dict(os.environ if environment is None else environment)
+    environment.pop(forks.FOLDER, None)  # what a fork server does is not traced
     return subprocess.run(
         [strace, *options, "--", *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600
     )

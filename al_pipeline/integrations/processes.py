@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from al_pipeline.files import read_object, write_json
+from al_pipeline.integrations import forks
 from al_pipeline.logs import get_logger, shown
 
 _logger = get_logger(__name__)
@@ -72,14 +73,18 @@ def run(
     record: Path,
     timeout: float,
     log: IO[bytes] | None = None,
+    server: str = "",
 ) -> int | None:
     """Run `command` in its own process group; return its exit code, or None after a timeout.
 
-    The group is killed at the end, also if we are interrupted. Output goes to `log`, if given.
+    A fork server named `server` may start it (see `forks`). The group is killed at the end, also if we are interrupted.
+    Output goes to `log`, if given.
     """
     begin = time.perf_counter()
-    with subprocess.Popen(
+    with forks.popen(
         command,
+        server,
+        None,
         cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,

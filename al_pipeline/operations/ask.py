@@ -11,7 +11,7 @@ from al_pipeline.data.pool import hashes_of
 from al_pipeline.errors import BadInput, NothingToDo
 from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.git import Git
-from al_pipeline.operations.history import History, read_plan, read_plans, rounds_of
+from al_pipeline.operations.history import History, read_plans, rounds_of
 from al_pipeline.operations.intervene import commit_intervention, locked_for_intervention, new_intervention
 from al_pipeline.rounds.interventions import MAX_ITEMS, Intervention, asked_for
 from al_pipeline.workspace.workspace import Workspace
@@ -43,7 +43,7 @@ def _check(workspace: Workspace, git: Git, history: History, wanted: Sequence[st
     events = read_events(layout.events, layout.inbox_events)
     corrected = superseded(events)
     labelled = {row.item_id: row.label for row in fold(events, params.schema_.labels).labeled}
-    open_tasks = {task.item_id for task in read_plan(git, history.planned or 0)}
+    open_tasks = {task.item_id for task in history.open_tasks()}
     for item in wanted:
         if item in test:
             raise BadInput(f"{item!r} belongs to the test set, which is used for evaluation and never queried")

@@ -161,7 +161,7 @@ def encode(layout: Layout, features: Features, engine: Engine | None = None) -> 
     environment = {**os.environ, **own_environment(), **settings, **(engine.environment if engine else {})}
     environment.pop("AL_LABEL_STUDIO_TOKEN", None)
     command = [str(engine.python) if engine else sys.executable, "-P", "-m", "al_pipeline.stages.encode"]
-    code = child.run(command, layout.root, environment, layout.encoding, _ENCODE_TIMEOUT)
+    code = child.run(command, layout.root, environment, layout.encoding, _ENCODE_TIMEOUT, server="encoder")
     if code:
         raise StageFailed(f"encoding the pool failed (exit code {code}); see its output above")
     if code is None:

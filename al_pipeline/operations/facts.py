@@ -19,7 +19,7 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.operations import build
 from al_pipeline.operations.checkout import check_tags, put_back_converted
 from al_pipeline.operations.close import check_sources, foreign_edits, is_closed, pull_missing_sources, refuse_edits
-from al_pipeline.operations.history import History, read_history, read_plan
+from al_pipeline.operations.history import History, read_history
 from al_pipeline.records import Event, PlannedTask, round_name
 from al_pipeline.rounds.state_machine import Closing, Facts
 from al_pipeline.workspace.layout import Layout
@@ -77,7 +77,7 @@ def facts_at(workspace: Workspace, git: Git, history: History, now: datetime) ->
     )
     if planned is None or closed:
         return replace(found, closed=closed, built=build.built(layout), decided=decided)
-    tasks = read_plan(git, planned)
+    tasks = history.open_tasks()
     if planned == 0 and not tasks and history.genesis is not None and history.genesis.counts.labelled:
         return replace(found, brought=history.genesis.counts.labelled)
     inbox = read_events(layout.inbox_events)

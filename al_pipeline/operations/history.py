@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from al_pipeline.annotation.active_events import changed_by, items_of
-from al_pipeline.errors import BadInput, NothingToDo
+from al_pipeline.errors import BadInput, NothingToDo, RepositoryError
 from al_pipeline.evaluation.online import Saved, labels_saved
 from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.git.objects import Tree
 from al_pipeline.records import Event, PlannedTask, round_name
 from al_pipeline.rounds.interventions import (
     Intervention,
@@ -45,6 +46,8 @@ class History:
     """The round whose plan is committed but whose record is not."""
     interventions: tuple[Intervention, ...] = ()
     """In order of their numbers."""
+    open_plan: str = ""
+    """The text of the open round's committed plan (`open_tasks`)."""
 
     @property
     def latest(self) -> Record | None:
@@ -76,6 +79,10 @@ class History:
         """The interventions about labels that no published round has carried out yet."""
         return waiting(self.interventions, {carried.number for r in self.rounds for carried in r.interventions})
 
+    def open_tasks(self) -> list[PlannedTask]:
+        """The tasks of the open round, as committed; none without an open round."""
+        return [] if self.planned is None else parse_plan(self.open_plan, self.planned)
+
     def record(self, number: int) -> RoundRecord:
         """The record of round `number`. Raises NothingToDo if it is not published."""
         for record in self.rounds:
@@ -86,20 +93,31 @@ class History:
 
 def read_history(layout: Layout, git: Git, revision: str = "HEAD") -> History:
     """The history published at `revision`."""
-    tree = git.tree(revision) if git.head() else {}
+    tree = _tree(git, revision)
     modes = {name: mode for name, (mode, kind, _) in tree.items() if kind != "tree"}
     check_tree(modes, layout)
     genesis_name = layout.genesis.relative_to(layout.root).as_posix()
     numbered = {name: number for name in modes if (number := record_number(name)) is not None}
     wanted = [*([genesis_name] if genesis_name in modes else []), *sorted(numbered, key=lambda name: numbered[name])]
     spoken = sorted(name for name in modes if intervention_number(name) is not None)
-    texts = git.read(revision, [*wanted, *spoken], tree)
+    plans = {number: name for name in modes if (number := plan_number(name)) is not None}
+    planned = max(plans.keys() - set(numbered.values()), default=None)
+    plan = [] if planned is None else [plans[planned]]
+    texts = git.read(revision, [*wanted, *spoken, *plan], tree)
     genesis = parse_genesis(texts[genesis_name], genesis_name) if genesis_name in wanted else None
     rounds = tuple(parse_record(texts[name], name) for name in wanted if name != genesis_name)
-    plans = {number for name in modes if (number := plan_number(name)) is not None}
-    open_rounds = plans - set(numbered.values())
     interventions = tuple(read_intervention(texts[name], name) for name in spoken)
-    return History(revision, genesis, rounds, max(open_rounds, default=None), interventions)
+    return History(revision, genesis, rounds, planned, interventions, "".join(texts[name] for name in plan))
+
+
+def _tree(git: Git, revision: str) -> Tree:
+    """The files at `revision`; none before the first commit."""
+    try:
+        return git.tree(revision)
+    except RepositoryError:
+        if git.head():  # raises, with a better reason, if git cannot read it
+            raise
+        return {}
 
 
 def events_known(record: RoundRecord, events: Sequence[Event]) -> int:

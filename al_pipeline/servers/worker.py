@@ -6,6 +6,7 @@ typed `al round` would. None of that is stored.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -13,10 +14,14 @@ from collections.abc import Mapping
 
 import psutil
 
-from al_pipeline.errors import ServerFailed
+from al_pipeline.errors import Locked, ServerFailed
+from al_pipeline.integrations import processes as child
 from al_pipeline.servers import process
+from al_pipeline.servers.fork_server import start_fork_server, stop_fork_server
 from al_pipeline.servers.prefect_server import crash_runs, pool_name, prefect_environment, prefect_status
 from al_pipeline.servers.process import LOOPBACK, MARK, Progress, Server, Service
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.lock import locked
 from al_pipeline.workspace.workspace import Workspace
 
 _START_SECONDS = 120.0
@@ -44,15 +49,25 @@ def start_worker(workspace: Workspace, progress: Progress) -> Server:
     before, server = process.remembered(service), process.start(service, progress, lambda: crash(time.time()))
     if server != before:
         crash(server.started)  # runs that the server only recorded after the worker had died
+    start_fork_server(workspace)
     return server
 
 
 def stop_worker(workspace: Workspace) -> bool:
     """Stop the worker and a tick that it runs (the next tick finishes the job); False if it did not run."""
     ran, prefect = process.stop(_service(workspace, {})), prefect_status(workspace)
+    stop_fork_server(workspace.home)
+    _end_forks(workspace.layout)
     if ran and prefect is not None:
         crash_runs(workspace, prefect, time.time(), f"`al down` ended it; {_RESUMED}")
     return ran
+
+
+def _end_forks(layout: Layout) -> None:
+    """End what an ended tick left running: forks are not among the worker's processes. A running tick keeps its own."""
+    with contextlib.suppress(Locked), locked(layout.lock, "al down"):
+        for record in (layout.dvc_process, layout.encoding):
+            child.end_remembered(record)
 
 
 def worker_status(workspace: Workspace) -> Server | None:

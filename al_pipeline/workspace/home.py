@@ -205,6 +205,11 @@ def dvc_state(workspace_id: str) -> Path:
     return al_home() / workspace_id / "dvc"
 
 
+def fork_servers(workspace_id: str) -> Path:
+    """The folder of the sockets of a workspace's fork servers."""
+    return al_home() / workspace_id / "forks"
+
+
 def _is_own_home(home: str | None) -> bool:
     """Whether HOME (or, without one, the passwd entry's) is a folder that nobody else can write."""
     if home is None:

@@ -25,13 +25,14 @@ import yaml
 
 from al_pipeline.errors import AlError, BadInput, RemoteIncomplete, RepositoryError, StageFailed, UnexpectedChange
 from al_pipeline.files import read_object, write_bytes
+from al_pipeline.integrations import forks
 from al_pipeline.integrations import processes as child
 from al_pipeline.integrations.dvc.digests import Digests, digest, listing_digest
 from al_pipeline.integrations.dvc.remotes import explained
 from al_pipeline.integrations.git import NOT_OURS, Git
 from al_pipeline.logs import get_logger
 from al_pipeline.sanitize import redact
-from al_pipeline.workspace.home import dvc_state, own_environment, private_folder
+from al_pipeline.workspace.home import dvc_state, fork_servers, own_environment, private_folder
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.trust import check_dvc
 
@@ -101,7 +102,7 @@ class Dvc:
     environment: dict[str, str] = field(default_factory=dict)
     check: Callable[[Path], None] = check_dvc
     """Checks the files that configure DVC before each command; raises if it must not run."""
-    _process: subprocess.Popen[str] | None = None
+    _process: subprocess.Popen[str] | forks.Fork | None = None
     _output: IO[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -147,8 +148,11 @@ class Dvc:
 
     def _state_folder(self) -> Path:
         """This workspace's folder for DVC's state; one shared folder for repositories that are no workspace (yet)."""
+        return dvc_state(self._workspace_id() or "dvc-only")
+
+    def _workspace_id(self) -> str | None:
         name = read_object(self.root / Layout().marker).get("workspace_id")
-        return dvc_state(name if isinstance(name, str) and _ID.match(name) else "dvc-only")
+        return name if isinstance(name, str) and _ID.match(name) else None
 
     def stand_alone(self, source: Path) -> None:
         """Make a fresh clone fetch data from the remotes that the repository at `source` has now, never from its cache.
@@ -458,17 +462,8 @@ class Dvc:
 
     def _run_script(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a Python script that uses DVC's modules, in the repository."""
-        return subprocess.run(
-            [sys.executable, "-P", "-c", script, *arguments],
-            cwd=self.root,
-            env=self._environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=_TIMEOUT,
-            check=False,
-        )
+        words = [sys.executable, "-P", "-c", script, *arguments]
+        return forks.run(words, "dvc", self._fork_servers(), cwd=self.root, env=self._environment(), timeout=_TIMEOUT)
 
     def _checked(self, arguments: list[str], name: str, timeout: float = _TIMEOUT, fix: str = "") -> None:
         code, said = self._command(arguments, timeout)
@@ -520,13 +515,15 @@ class Dvc:
             f"continues: {said}"
         )
 
-    def _start(self, *options: str) -> subprocess.Popen[str]:
+    def _start(self, *options: str) -> subprocess.Popen[str] | forks.Fork:
         if self._process is not None:
             return self._process
         private_folder(self.log.parent)
         self._output = os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600), "ab")
-        self._process = subprocess.Popen(
+        self._process = forks.popen(
             [sys.executable, "-P", "-m", _WORKER, *options],  # -P: see STAGE_ENVIRONMENT
+            "dvc",
+            self._fork_servers(),
             cwd=self.root,
             env=self._environment(),
             stdin=subprocess.PIPE,
@@ -538,6 +535,11 @@ class Dvc:
         if self.state is not None:
             child.remember(self.state, self._process.pid)
         return self._process
+
+    def _fork_servers(self) -> Path | None:
+        """The folder of the workspace's fork servers; None for a repository that is no workspace."""
+        name = self._workspace_id()
+        return fork_servers(name) if name else None
 
     def _environment(self) -> dict[str, str]:
         """The environment of DVC's processes: our programs first on the PATH, state in a private folder."""

@@ -20,8 +20,12 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from al_pipeline.integrations.fork_server import Branch
+from al_pipeline.workspace.layout import STAGES
 
 _STAGE = re.compile(r"python -m (al_pipeline\.stages\.[a-z_]+)")
 _STAGES = "al_pipeline.stages"
@@ -50,7 +54,7 @@ class StageServer:
     """The process that forks stages. It starts with the first stage, unless `start` was called, and ends with ours."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[str] | Branch | None = None
 
     def start(self, folder: str, *modules: str) -> None:
         """Start importing the stages in `folder`'s `dvc.yaml`, and `modules`. Raises OSError if that file is missing.
@@ -58,8 +62,12 @@ class StageServer:
         Does not wait, so that the imports run in parallel with the caller's work.
         """
         text = (Path(folder) / "dvc.yaml").read_text(encoding="utf-8", errors="replace")
+        names = sorted({*modules, *_STAGE.findall(text)})
+        if has_stages():
+            self._process = Branch(partial(main, *names))
+            return
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__, *sorted({*modules, *_STAGE.findall(text)})],
+            [sys.executable, "-P", "-m", __name__, *names],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             encoding="utf-8",
@@ -104,11 +112,16 @@ def fork_stages(server: StageServer | None = None) -> None:
     runner._run = run
 
 
-def main() -> None:
-    """Import the modules in argv, then fork for each request on standard input. Stages print to standard error."""
+def has_stages() -> bool:
+    """Whether this process has imported the stages already: it is a fork of a server that did."""
+    return all(f"{_STAGES}.{name}" in sys.modules for name in STAGES)
+
+
+def main(*modules: str) -> None:
+    """Import `modules`, then fork for each request on standard input. Stages print to standard error."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    for module in sys.argv[1:]:
+    for module in modules:
         with contextlib.suppress(ImportError):  # dvc.yaml is the user's; a wrong module is reported when it runs
             importlib.import_module(module)
     importlib.import_module(_STAGES).prepare()
@@ -161,4 +174,4 @@ def _run(module: str, folder: str, environment: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

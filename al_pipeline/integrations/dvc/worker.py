@@ -9,17 +9,38 @@ that killing the group also ends the stage; it exits when its standard input clo
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
 import sys
 from copy import deepcopy
+from functools import cache
 from typing import Any
 
 from al_pipeline.integrations.dvc.digests import holds
 from al_pipeline.integrations.dvc.objects import check_entry, serve
-from al_pipeline.integrations.dvc.stage_server import StageServer, fork_stages
+from al_pipeline.integrations.dvc.stage_server import StageServer, fork_stages, has_stages
 from al_pipeline.sanitize import redact
+
+_IMPORTED_LATE = (
+    "dvc.data_cloud",
+    "dvc.repo.brancher",
+    "dvc.repo.graph",
+    "dvc.repo.index",
+    "dvc.repo.trie",
+    "dvc.repo.worktree",
+    "dvc.rwlock",
+    "dvc.utils.strictyaml",
+    "dvc_data.hashfile.db.index",
+    "dvc_data.index.checkout",
+    "dvc_data.index.fetch",
+    "dvc_data.index.push",
+    "fsspec.implementations.memory",
+    "networkx",
+    "scmrepo.git.backend.dulwich.client",
+)
+"""Modules that DVC's commands import when they run."""
 
 _PARSED_TEXTS = 64
 """The number of YAML texts whose parsed form is cached."""
@@ -31,15 +52,13 @@ def main() -> None:
     os.dup2(2, 1)
     sys.stdout, sys.stderr = _Redacted(sys.stdout), _Redacted(sys.stderr)
     server = StageServer()
-    if sys.argv[1:] == ["--stages"]:
+    if sys.argv[1:] == ["--stages"] or has_stages():  # a fork of ours forks at once, while it has one thread
         with contextlib.suppress(OSError):  # no dvc.yaml: DVC reports that
             server.start(os.curdir)
     from dvc.cli import main as dvc
 
-    guard_folders()
-    guard_objects()
+    change_dvc()
     fork_stages(server)
-    keep_parsed_yaml()
     for line in sys.stdin:
         try:
             request = json.loads(line)
@@ -49,6 +68,24 @@ def main() -> None:
         sys.stdout.flush()
         replies.write(json.dumps(code) + "\n")
         replies.flush()
+
+
+def prepare() -> None:
+    """Import what DVC's commands import when they run, and what they build once, for the processes forked from here."""
+    from dvc.cli.parser import get_main_parser
+
+    change_dvc()
+    for name in _IMPORTED_LATE:
+        importlib.import_module(name)
+    get_main_parser()
+
+
+@cache
+def change_dvc() -> None:
+    """Make DVC in this process refuse what must not be believed, and parse each YAML text once."""
+    guard_folders()
+    guard_objects()
+    keep_parsed_yaml()
 
 
 def guard_folders() -> None:

@@ -15,7 +15,6 @@ from al_pipeline.files import write_json
 from al_pipeline.operations.checkout import bring_in_line
 from al_pipeline.operations.connect import ensure_project, stored_project
 from al_pipeline.operations.facts import opened_at
-from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.pull import PullRequest, pull
 from al_pipeline.operations.push import PushReport, RetirePolicy, push, retire
 from al_pipeline.operations.schema import published_labels
@@ -70,7 +69,7 @@ def push_plan(context: Context, facts: Facts) -> None:
     assert facts.planned is not None
     oracle, project = context.project
     corrected = _corrected(context)
-    plan = [task for task in read_plan(context.git, facts.planned) if task.item_id not in corrected]
+    plan = [task for task in context.history.open_tasks() if task.item_id not in corrected]
     pushed = push(oracle, project, plan, partial(shown_tasks, context.workspace))
     context.outcome.changed |= pushed.sent > 0
     numbers = {task.item_id: pushed.task_ids[task.push_key] for task in plan if task.push_key in pushed.task_ids}

@@ -87,7 +87,7 @@ def _count_selected(context: Context) -> None:
     record, wanted, outcome = context.history.latest, context.overrides, context.outcome
     if not wanted or record is None or record.overrides != wanted:
         return
-    plan = read_plan(context.git, context.history.planned or 0)
+    plan = context.history.open_tasks()
     outcome.selected += sum(task.part == "pool" and task.first_round == task.round for task in plan)
     if "strategy" in wanted and not record.counts.labelled:
         outcome.warnings.append(
