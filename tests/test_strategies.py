@@ -1,10 +1,14 @@
 """Query strategies: one contract for all in the table, and the laws of the batch."""
 
+import hashlib
 import os
 import re
 import subprocess
 import sys
 import time
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
@@ -23,7 +27,7 @@ from al_pipeline.active_learning import strategies as query_strategies
 from al_pipeline.active_learning.acquisition import ACQUISITION, SAMPLE_ACQUISITION
 from al_pipeline.active_learning.batch import ASK_AGAIN, GUIDED, RANDOM_FILL, choose, next_batch, slice_size
 from al_pipeline.active_learning.choice import AUTO, QueryConfig, choose_strategy
-from al_pipeline.active_learning.sampling import draw, round_seed, sample, top_k
+from al_pipeline.active_learning.sampling import draw, keyed_hashes, round_seed, sample, top_k
 from al_pipeline.active_learning.shortlist import ScoreAccumulator, Shortlist, TopK, top_candidates
 from al_pipeline.active_learning.strategies import STRATEGIES, Need, Picked, Strategy
 from al_pipeline.models import approximate
@@ -497,6 +501,52 @@ def test_a_short_shortlist_is_filled_up_at_random() -> None:
     assert [query.strategy for query in queries] == ["margin"] * 3 + [RANDOM_FILL] * 7
     assert {query.probability for query in queries[3:]} == {7 / 47}
     assert {query.score for query in queries[3:]} == {0.0}
+
+
+class ReadOften(Collection[str]):
+    """Candidates that are not in memory, as a stage has them."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self._ids = ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ids)
+
+    def __contains__(self, item_id: object) -> bool:
+        return item_id in self._ids
+
+    def intersection(self, ids: AbstractSet[str], /) -> set[str]:
+        return set(ids).intersection(self._ids)
+
+
+@given(
+    st.sets(st.text(max_size=3), max_size=40), st.integers(0, 12), st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 9)
+)
+def test_candidates_in_a_file_are_queried_like_those_in_memory(
+    ids: set[str], k: int, share: float, number: int
+) -> None:
+    chosen = [
+        choose(
+            candidates, None, strategy="random", k=k, random_share=share, seed=round_seed(1, number, "random"),
+            first=sorted(ids)[:2], requested=["unknown"],
+        )
+        for candidates in (sorted(ids), ids, ReadOften(sorted(ids, reverse=True)))
+    ]  # fmt: skip
+    assert chosen[0] == chosen[1] == chosen[2]
+
+
+@given(st.lists(st.text(), max_size=20), st.integers(0, 9))
+def test_a_keyed_hash_is_blake2b_of_each_id(ids: list[str], number: int) -> None:
+    seed = round_seed(1, number, "margin")
+    key, person = seed.generate_state(8, np.uint32).astype("<u4").tobytes(), zlib.crc32(b"x").to_bytes(8, "little")
+    expected = [
+        hashlib.blake2b(item.encode("utf-8", "surrogatepass"), digest_size=8, key=key, person=person).digest()
+        for item in ids
+    ]
+    assert keyed_hashes(ids, seed, "x").tolist() == [int.from_bytes(digest, "little") for digest in expected]
 
 
 # Refusals -----------------------------------------------------------------------------------------------------------

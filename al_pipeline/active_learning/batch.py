@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import filterfalse, zip_longest
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.random import SeedSequence
@@ -121,7 +122,7 @@ def _inputs_for(
             seed = round_seed(config.seed, round_number, name)
             view = Shortlist(draw(candidates, COLD_CANDIDATES, seed, "candidates"))
         if view is not None:
-            open_ = set(view.ids).intersection(candidates)
+            open_ = _among(set(view.ids), candidates)
             view = _with_vectors(view, needs, config, open_, sorted(labels), vectors)
     if view is not None and vectors is not None and "centre" in needs:
         some = sorted(draw(candidates, COLD_CANDIDATES, round_seed(config.seed, round_number, name), "centre"))
@@ -193,7 +194,7 @@ def choose(
 
     drawn = _each_once(draw(candidates, slice_size(k, random_share), seed, RANDOM_SLICE))
     named = {*drawn, *requested, *first, *guided, *(() if shortlist is None else shortlist.ids)}
-    known = named.intersection(candidates)
+    known = _among(named, candidates)
     honest = {item_id: query(item_id, RANDOM_SLICE, len(drawn) / len(candidates)) for item_id in drawn}
 
     wanted = frozenset(requested)
@@ -214,6 +215,18 @@ def choose(
         [query(*row) for row in own], [honest[item_id] for item_id in drawn if item_id not in in_head], seed
     )
     return [replace(one, rank=rank) for rank, one in enumerate([*head, *spread])]
+
+
+@runtime_checkable
+class _Intersects(Protocol):
+    """Candidates that know which of some ids are theirs, such as a set, or a file that is searched by column."""
+
+    def intersection(self, ids: Iterable[str], /) -> AbstractSet[str]: ...
+
+
+def _among(ids: set[str], candidates: Collection[str]) -> AbstractSet[str]:
+    """Those of `ids` that are candidates."""
+    return candidates.intersection(ids) if isinstance(candidates, _Intersects) else ids.intersection(candidates)
 
 
 def _each_once(candidates: list[str]) -> list[str]:
@@ -237,13 +250,16 @@ class _Free:
 
     def without(self, others: AbstractSet[str]) -> Iterator[str]:
         """All free candidates except `others`, in order."""
-        return (item_id for item_id in self.candidates if item_id not in self.taken and item_id not in others)
+        return filterfalse((self.taken | others).__contains__, self.candidates)
 
 
 def _own_picks(
     strategy: Strategy, name: str, free: _Free, shortlist: Shortlist | None, k: int, seed: SeedSequence
 ) -> list[tuple[str, str, float]]:
     """The strategy's picks among the free candidates as (id, strategy name, probability), filled up at random."""
+    if name == RANDOM and not isinstance(free.candidates, Sequence):  # as its `pick` does, with few ids in memory
+        drawn = _each_once(draw(free.without(set()), k, seed, RANDOM))
+        return [(item_id, name, len(drawn) / (len(free.candidates) - len(free.taken))) for item_id in drawn]
     if not strategy.needs:
         view = Shortlist(_each_once(sorted(free.without(set()))))
     elif shortlist is None:

@@ -110,13 +110,19 @@ def keyed_hashes(ids: Sequence[str], seed: SeedSequence, purpose: str) -> NDArra
     key = seed.generate_state(8, np.uint32).astype("<u4").tobytes()
     person = zlib.crc32(purpose.encode()).to_bytes(8, "little")
     keyed = hashlib.blake2b(digest_size=8, key=key, person=person)
-
-    def digest(item_id: str) -> bytes:
+    digests = bytearray()
+    for encoded in _encoded(ids):
         one = keyed.copy()
-        one.update(item_id.encode("utf-8", "surrogatepass"))
-        return one.digest()
+        one.update(encoded)
+        digests += one.digest()
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
-    return np.frombuffer(b"".join(map(digest, ids)), dtype="<u8").astype(np.uint64)
+
+def _encoded(ids: Sequence[str]) -> Iterable[bytes]:
+    try:
+        return list(map(str.encode, ids))
+    except UnicodeEncodeError:
+        return [item_id.encode("utf-8", "surrogatepass") for item_id in ids]
 
 
 def _lexsort(keys: NDArray[np.uint64], primary: Floats, ids: Sequence[str]) -> Positions:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,11 +191,21 @@ class OpenIds(Collection[str]):
         return self._length
 
     def __iter__(self) -> Iterator[str]:
-        for ids in self._batches():
-            yield from ids.to_pylist()
+        return chain.from_iterable(ids.to_pylist() for ids in self._batches())
 
     def __contains__(self, item_id: object) -> bool:
         return any(item_id == known for known in self)
+
+    def intersection(self, ids: Iterable[str], /) -> set[str]:
+        """Those of `ids` that are open."""
+        import pyarrow.compute as pc
+
+        from al_pipeline.data.parquet import strings
+
+        wanted = strings(sorted(set(ids)))
+        return {
+            name for open_ in self._batches() for name in open_.filter(pc.is_in(open_, value_set=wanted)).to_pylist()
+        }
 
     def _batches(self) -> Iterator[pa.Array]:
         import pyarrow.compute as pc
