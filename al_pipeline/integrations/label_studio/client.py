@@ -1,7 +1,7 @@
 """The Oracle implemented with Label Studio.
 
-The only module that imports its SDK, which takes a second: the requests of a tick that only polls do not need the SDK;
-the first request that does loads it.
+The only module that imports its SDK, which takes a second. The requests of most ticks (tasks, answers) are plain ones;
+the SDK is imported for the first request about projects, users or versions.
 """
 
 from __future__ import annotations
@@ -238,11 +238,9 @@ class LabelStudioOracle:
 
     def import_tasks(self, ref: ProjectRef, tasks: Sequence[Task]) -> None:
         """Add tasks in one request that is never retried; see Oracle."""
-        request: Any = [task_json(task) for task in tasks]
-        send = self._by_sdk(
-            lambda sdk: sdk.projects.import_tasks(ref.project_id, request=request, return_task_ids=True)
-        )
-        taken = self._transport.write(f"sending {len(tasks)} tasks", send, lambda reply: reply.task_count)
+        path, body = f"api/projects/{ref.project_id}/import", [task_json(task) for task in tasks]
+        send = partial(self._transport.send, "POST", path, body, {"return_task_ids": "true"})
+        taken = self._transport.write(f"sending {len(tasks)} tasks", send, lambda reply: reply["task_count"])
         if taken != len(tasks):
             raise LabelStudioDown(f"Label Studio reports that it accepted {taken!r} of {len(tasks)} tasks")
 
@@ -263,7 +261,8 @@ class LabelStudioOracle:
         """Take tasks out of the queue; see Oracle."""
         for task_id in task_ids:
             try:
-                self._transport.write("retiring a task", self._by_sdk(partial(_take_out, task_id=task_id)), _id_of)
+                take_out = partial(self._transport.send, "PATCH", f"api/tasks/{task_id}/", {"is_labeled": True})
+                self._transport.write("retiring a task", take_out, lambda reply: parse_id(reply["id"]))
             except NotFound:
                 continue
 
@@ -332,10 +331,6 @@ def _list_projects(sdk: LabelStudioBase, *, page: int) -> Any:
 def _descriptions_of(page: Any) -> list[tuple[int, str | None]]:
     # `.items` is one page; the SDK's iterator would end silently on an error.
     return [(parse_id(project.id), parse_text(project.description)) for project in page.items]
-
-
-def _take_out(sdk: LabelStudioBase, *, task_id: int) -> Any:
-    return sdk.tasks.update(str(task_id), is_labeled=True)
 
 
 def _id_of(found: Any) -> int:

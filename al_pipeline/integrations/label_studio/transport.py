@@ -81,6 +81,13 @@ class Transport:
         headers = self._authorization.header()
         return _content(self.http.get(f"{self.url}/{path}", params=parameters or None, headers=headers))
 
+    def send(self, method: str, path: str, body: Any, parameters: Mapping[str, str] | None = None) -> Any:
+        """Send a plain request with a JSON body and return the reply's JSON; call it through `write`."""
+        headers = self._authorization.header()
+        return _content(
+            self.http.request(method, f"{self.url}/{path}", json=body, params=parameters or None, headers=headers)
+        )
+
     def read(self, what: str, send: Callable[[], Any], parse: Callable[[Any], _T]) -> _T:
         """Send a request that changes nothing; on LabelStudioDown retry up to three times with exponential backoff."""
         for attempt in range(1, _READ_ATTEMPTS):
