@@ -665,7 +665,7 @@ def test_too_many_vanished_answers_stop_the_pull_with_nothing_recorded(campaign:
     campaign.answer(keys[3], ANN, "ham")
     campaign.delete(annotations[0])
     campaign.delete(annotations[1])
-    with pytest.raises(VanishedAnswers, match="2 answers.*al round --accept-vanished"):
+    with pytest.raises(VanishedAnswers, match="2 known answers.*al round --accept-vanished"):
         campaign.pull(max_vanished=1)
     assert campaign.events() == before
     assert read_json(campaign.workspace.layout.pull_state) == cursor
@@ -680,7 +680,7 @@ def test_an_emptied_project_stops_the_pull(simulated: Campaign) -> None:
         simulated.answer(key, ANN, "ham")
     simulated.pull()
     twin(simulated).projects[1].tasks.clear()
-    with pytest.raises(VanishedAnswers, match="3 answers"):
+    with pytest.raises(VanishedAnswers, match="3 known answers"):
         simulated.pull(max_vanished=2, full=True)
     assert simulated.pull(max_vanished=2, full=True, accept_vanished=True).events == {"task_gone": 3}
     assert len(simulated.labels()) == 3
@@ -710,7 +710,7 @@ def test_a_number_that_a_restored_server_gives_again_is_another_answer(simulated
     simulated.pull()
     twin(simulated).restore_backup(saved)
     assert simulated.answer(keys[0], who, "spam") == number
-    with pytest.raises(VanishedAnswers, match="1 answers"):
+    with pytest.raises(VanishedAnswers, match="1 known answers"):
         simulated.pull(max_vanished=0)
     assert simulated.pull(max_vanished=1).events == {"label": 1, "delete": 1}
     assert simulated.labels() == {"item-0": "spam"}
@@ -732,13 +732,13 @@ def test_many_numbers_given_to_others_stop_the_pull(simulated: Campaign) -> None
     twin(simulated).restore_backup(saved)
     for key in keys:
         simulated.answer(key, BOB, "ham")
-    with pytest.raises(VanishedAnswers, match="5 answers"):
+    with pytest.raises(VanishedAnswers, match="5 known answers"):
         simulated.pull()
     assert simulated.events() == before
     twin(simulated).restore_backup(saved)
     for key in reversed(keys):  # the same numbers on other tasks
         simulated.answer(key, ANN, "spam")
-    with pytest.raises(VanishedAnswers, match="5 answers"):
+    with pytest.raises(VanishedAnswers, match="5 known answers"):
         simulated.pull()
 
 
@@ -794,7 +794,7 @@ def test_answers_on_a_task_that_is_gone_again_are_counted_as_gone_again(simulate
         simulated.answer(key, who, "ham")
         simulated.pull()
         simulated.rig.delete_task(simulated.ref, key)
-        with pytest.raises(VanishedAnswers, match="1 answers"):
+        with pytest.raises(VanishedAnswers, match="1 known answers"):
             simulated.pull(full=True, max_vanished=0)
         assert simulated.pull(full=True).events == {"task_gone": 1}
         assert simulated.pull(full=True, max_vanished=0).events == {}
