@@ -212,6 +212,9 @@ def test_up_is_safe_to_repeat_and_shows_everything(box: Box) -> None:
     for service in ("label-studio", "prefect", "worker"):
         for found in box.processes(service):
             assert {c.laddr.ip for c in found.net_connections("tcp") if c.status == psutil.CONN_LISTEN} <= {"127.0.0.1"}
+    with al_home_at(box.home):
+        own = box.workspace.home / "worker/tmp"
+    assert (own / "runner_storage").is_dir() and own.stat().st_mode & 0o077 == 0, "in /tmp it may be another user's"
     due = datetime.fromisoformat(again["schedule"]["next_run"])
     assert due.minute == 0 and timedelta() < due - datetime.now(UTC) <= timedelta(hours=1), "hourly, in UTC"
     assert box.al("status")["next_run"] == again["schedule"]["next_run"]
@@ -379,7 +382,7 @@ def begun(box: Box, task: str, **parameters: Any) -> str:
     def there() -> bool | None:
         wanted = {"task_runs": {"flow_run_id": {"any_": [run]}}}
         found = box.ask("POST", "/task_runs/filter", wanted)
-        return any(one["name"] == task and one["state"]["type"] == "RUNNING" for one in found) or None
+        return any(one["name"] == task and (one["state"] or {}).get("type") == "RUNNING" for one in found) or None
 
     until(there, 120)
     assert "Prefect flow run" in holder(box.workspace.layout.lock)["purpose"]

@@ -20,6 +20,7 @@ from al_pipeline.servers import process
 from al_pipeline.servers.fork_server import start_fork_server, stop_fork_server
 from al_pipeline.servers.prefect_server import crash_runs, pool_name, prefect_environment, prefect_status
 from al_pipeline.servers.process import LOOPBACK, MARK, Progress, Server, Service
+from al_pipeline.workspace.home import private_folder
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.lock import locked
 from al_pipeline.workspace.workspace import Workspace
@@ -79,7 +80,9 @@ def _service(workspace: Workspace, prefect: Mapping[str, str]) -> Service:
     def environment(port: int) -> Mapping[str, str]:
         ours = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_") and name != MARK}
         where = {"PREFECT_WORKER_WEBSERVER_HOST": LOOPBACK, "PREFECT_WORKER_WEBSERVER_PORT": str(port)}
-        return {**ours, **prefect, **where}
+        # Prefect creates a folder of a fixed name there, which in /tmp belongs to the first user who runs a worker.
+        temporary = {"TMPDIR": str(private_folder(workspace.home / "worker/tmp"))}
+        return {**ours, **prefect, **where, **temporary}
 
     pool = pool_name(workspace)
     return Service(
