@@ -16,6 +16,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,9 @@ def measure(path: Path, rows: int, folder: Path) -> dict[str, float]:
     """Processor seconds of an ingest and of pyarrow's parser: the least of some runs, in turns."""
     ours, theirs = [], []
     for _ in range(REPEATS):
-        theirs.append(cpu_seconds(lambda: parse(path)))
+        theirs.append(cpu_seconds(partial(parse, path)))
         with tempfile.TemporaryDirectory(dir=folder) as root:
-            ours.append(cpu_seconds(lambda root=root: take_in(Path(root), path, rows)))
+            ours.append(cpu_seconds(partial(take_in, Path(root), path, rows)))
     return {
         "cpu_seconds": round(min(ours), 2),
         "rows_per_cpu_second": round(rows / min(ours)),

@@ -7,6 +7,7 @@ third of a second and 40 MB in each process of a round.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ def strings(values: Sequence[str]) -> pa.Array:
     return builder.finish()
 
 
-def integers(values: Sequence[int]) -> pa.Array:
+def integers(values: Sequence[int] | NDArray[np.signedinteger[Any]]) -> pa.Array:
     """An int64 column, shape (n,)."""
     return _numbers(np.array(values, dtype=np.int64), pa.int64())
 

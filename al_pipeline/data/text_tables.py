@@ -152,7 +152,7 @@ def _csv_blocks(lines: TextLines, delimiter: str, encoding: str) -> Iterator[lis
         if records:
             yield records
         if unfinished and more:
-            begun = rest
+            begun = list(rest)
             continue
         begun = []
         lines.push_back(rest)
@@ -179,7 +179,7 @@ def _parsed(
             ends.append(reader.line_num)
     except csv.Error as error:
         unfinished = _NOT_ENDED in str(error)
-    raw = lines
+    raw: Sequence[str] = lines
     if len(rows) < len(lines):
         raw = ["".join(lines[start:stop]) for start, stop in zip(ends, ends[1:], strict=False)]
     if UNDECODABLE in "".join(lines):
@@ -395,5 +395,6 @@ def _reject_constant(name: str) -> Any:
 
 _JSON_BLANKS = " \t\r\n"
 _PLAIN = frozenset({str, int, float, bool, type(None)})
-_scan_pairs = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=_reject_constant).scan_once
+_pairs_decoder: Any = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=_reject_constant)
+_scan_pairs = _pairs_decoder.scan_once
 """Parse one JSON value of a text from a position on; an object becomes a tuple of pairs. Returns it with its end."""

@@ -8,7 +8,7 @@ to repeat the command.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -219,12 +219,13 @@ def _items_of(
             yield from _items_of(taken, source, piece.part(half, len(piece)), rejects)
             return
         new, refused_labels = found
-        for row, refused in refused_labels:
-            rejects.add(source, row, refused, taken.columns.text)
+        for labelled, refused in refused_labels:
+            rejects.add(source, labelled, refused, taken.columns.text)
         yield new
         return
     items = []
-    for row in piece.rows() if isinstance(piece, Block) else (piece,):
+    rows: Iterable[Row | BadRow] = piece.rows() if isinstance(piece, Block) else (piece,)
+    for row in rows:
         item, why = taken.take(row)
         if item is not None:
             items.append(item)
