@@ -100,17 +100,29 @@ def test_fitting_by_rows_equals_fitting_by_columns(components: bool, monkeypatch
     tfidf = fit(texts)
     matrix = FeatureMatrix(vectors, tfidf.transform(texts), tfidf.components if components else None)
     targets = np.array([CLASSES.index(label) for label in labels])
-    blocks, restore = _compact(matrix, 80)
+    blocks, restore = _compact(matrix, 3, 80)
     assert [block.shape for block in blocks] == [(40, 40)]
     by_rows, bias_by_rows = _fit_softmax(blocks, targets, 3, 10.0)
     monkeypatch.setattr(head_module, "_MAX_KERNEL", 0)
-    blocks, restore_columns = _compact(matrix, 80)
+    blocks, restore_columns = _compact(matrix, 3, 80)
     assert [block.shape[1] for block in blocks[:2]] == list(matrix.widths)
     assert len(blocks) == 3 if components else 2
     by_columns, bias = _fit_softmax(blocks, targets, 3, 10.0)
     for got, expected in zip(restore(by_rows), restore_columns(by_columns), strict=True):
         np.testing.assert_allclose(got, expected, atol=2e-4)
     np.testing.assert_allclose(bias_by_rows - bias_by_rows.mean(), bias - bias.mean(), atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "columns", "classes", "kernel"),
+    [
+        (300, 400, 2, True), (400, 400, 2, False), (1000, 30_000, 2, True), (1000, 5000, 2, False),
+        (2000, 30_000, 2, False), (1500, 5000, 20, True), (2000, 5000, 20, False), (2999, 50_000, 20, True),
+        (3000, 50_000, 20, False),
+    ],
+)  # fmt: skip
+def test_the_kernel_is_fitted_where_it_is_faster(labels: int, columns: int, classes: int, kernel: bool) -> None:
+    assert head_module._kernel_is_faster(labels, columns, classes) is kernel
 
 
 def test_a_label_tells_of_words_that_come_with_the_labelled_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,12 @@ STRENGTH = 3.0
 """Inverse strength of the L2 penalty (C); measured in benchmarks/results/head.json."""
 _MAX_KERNEL = 3000
 """With more labels the fit uses the features instead of the kernel, whose size grows with the square of the labels."""
+_SURE_KERNEL = 500
+"""With fewer labels than columns, and at most so many, the fit always uses the kernel."""
+_KERNEL_RATE = 1000
+"""Between the two the kernel is faster for n labels up to n^2.5 = rate * classes * columns: its cost grows with n^2 to
+n^3, that of the features with classes * columns (measured in benchmarks/results/head_speed.json).
+"""
 _JITTER = 1e-9
 """Added to the kernel's diagonal, to keep it positive definite even if two texts have the same features."""
 _MAX_SLACK = 0.01
@@ -172,7 +178,7 @@ def fit_head(
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1):
-        blocks, restore = _compact(features, full_tfidf)
+        blocks, restore = _compact(features, len(counts), full_tfidf)
         fitted, bias = _fit_softmax(blocks, targets, len(counts), strength)
         held_out = _held_out_logits(blocks, targets, len(counts), strength, seed) if calibrate else []
         temperature, shift = fit_temperature_and_shift(held_out, targets, len(counts))
@@ -180,7 +186,9 @@ def fit_head(
     return Head(tuple(classes), counts, weights, bias.astype(np.float32), temperature, features.widths, shift)
 
 
-def _compact(features: FeatureMatrix, full_tfidf: int) -> tuple[list[Any], Callable[[list[Floats]], list[Floats]]]:
+def _compact(
+    features: FeatureMatrix, classes: int, full_tfidf: int
+) -> tuple[list[Any], Callable[[list[Floats]], list[Floats]]]:
     """Blocks that give the same fit in fewer columns, and a function that maps the weights back to the features.
 
     By the representer theorem W = X^T A, so with n < d rows it suffices to fit V = L^T A on a Cholesky factor L of the
@@ -200,17 +208,16 @@ def _compact(features: FeatureMatrix, full_tfidf: int) -> tuple[list[Any], Calla
             fitted = [*fitted[:-2], fitted[-2] + components @ fitted[-1]]
         return [part * scale for part, scale in zip(fitted, scales, strict=True)]
 
-    count = len(features)
-    if count >= min(sum(block.shape[1] for block in own), _MAX_KERNEL):
+    if not _kernel_is_faster(len(features), sum(block.shape[1] for block in own), classes):
         return own, scale_back
     from scipy.linalg import cholesky, solve_triangular
     from scipy.sparse import issparse
 
-    kernel = np.zeros((count, count))
+    kernel = np.zeros((len(features), len(features)))
     for block in own:
         product = block @ block.T
         kernel += product.toarray() if issparse(product) else product
-    kernel[np.diag_indices(count)] += _JITTER
+    kernel[np.diag_indices(len(kernel))] += _JITTER
     factor = cholesky(kernel, lower=True)
 
     def restore(fitted: list[Floats]) -> list[Floats]:
@@ -218,6 +225,13 @@ def _compact(features: FeatureMatrix, full_tfidf: int) -> tuple[list[Any], Calla
         return scale_back([np.asarray(block.T @ by_row) for block in own])
 
     return [factor], restore
+
+
+def _kernel_is_faster(labels: int, columns: int, classes: int) -> bool:
+    """Whether a fit on the kernel's factor, (labels, labels), is faster than one on the features."""
+    if labels >= min(columns, _MAX_KERNEL):
+        return False
+    return labels <= _SURE_KERNEL or labels**2.5 <= _KERNEL_RATE * classes * columns
 
 
 def _fit_softmax(
