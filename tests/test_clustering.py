@@ -191,3 +191,31 @@ def test_the_product_with_the_mean_direction_is_the_mean_cosine() -> None:
     units = [np.linalg.norm(some, axis=1)[:, None] for some in (points, others)]
     naive = ((points @ others.T) / np.maximum(units[0] * units[1].T, 1e-30)).mean(axis=1)
     np.testing.assert_allclose(unit_rows(points) @ mean_direction(others), naive, atol=1e-12)
+
+
+def squared(points: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Squared distances (n, m) by the whole formula."""
+    lengths = (points**2).sum(axis=1)[:, None] + (others**2).sum(axis=1)[None, :]
+    return np.maximum(lengths - 2 * (points @ others.T), 0.0)
+
+
+@given(st.integers(1, 60), st.integers(0, 4), st.integers(1, 8), st.integers(1, 20), st.booleans(), st.integers(0, 99))
+@settings(deadline=None)
+def test_lengths_computed_once_choose_the_same_rows(
+    n: int, known: int, width: int, k: int, whole: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    points = rng.normal(size=(n, width)).round(0 if whole else 9)
+    others = rng.normal(size=(known, width))
+    distance = squared(points, others).min(axis=1) if known else np.full(n, np.inf)
+    expected: list[int] = []
+    while len(expected) < min(k, n):
+        expected.append(int(distance.argmax()))
+        distance = np.minimum(distance, squared(points, points[expected[-1:]])[:, 0])
+        distance[expected] = -1.0
+    assert k_center(points, others, k, 0).tolist() == expected
+    apart = squared(points, points)
+    np.fill_diagonal(apart, np.inf)
+    count = min(k, n - 1)
+    nearest = np.sqrt(np.sort(apart, axis=1)[:, :count]).mean(axis=1) if count else np.zeros(n)
+    np.testing.assert_allclose(neighbour_distance(points, k), nearest, rtol=1e-6, atol=1e-6)

@@ -25,25 +25,26 @@ def k_means(vectors: Vectors, k: int, rng: Generator, iterations: int = _ITERATI
     points: Floats = np.asarray(vectors, dtype=np.float64)
     if len(points) == 0 or k <= 0:
         return np.zeros(len(points), dtype=np.intp), np.zeros((0, points.shape[1] if points.ndim == 2 else 0))
-    centres = _seeds(points, min(k, len(points)), rng)
-    clusters = _closest(points, centres)
+    lengths = _sizes(points)
+    centres = _seeds(points, lengths, min(k, len(points)), rng)
+    clusters = _closest(points, lengths, centres)
     for _ in range(iterations):
         sizes = np.bincount(clusters, minlength=len(centres))
         order = np.argsort(clusters, kind="stable")
         filled = np.flatnonzero(sizes)
         starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])[filled]
         centres[filled] = np.add.reduceat(points[order], starts) / sizes[filled, None]
-        moved = _closest(points, centres)
+        moved = _closest(points, lengths, centres)
         if np.array_equal(moved, clusters):
             break
         clusters = moved
     return clusters, centres
 
 
-def _seeds(points: Floats, k: int, rng: Generator) -> Floats:
+def _seeds(points: Floats, sizes: Floats, k: int, rng: Generator) -> Floats:
     """k-means++ seeds: each row is drawn with probability proportional to its squared distance from earlier ones."""
     chosen = [int(rng.integers(len(points)))]
-    distance = _squared(points, points[chosen])[:, 0]
+    distance = _squared(points, sizes, points[chosen], sizes[chosen])[:, 0]
     while len(chosen) < k:
         distance[chosen] = 0.0
         total = float(distance.sum())
@@ -52,21 +53,32 @@ def _seeds(points: Floats, k: int, rng: Generator) -> Floats:
         row = int(np.searchsorted(np.cumsum(distance), rng.random() * total, side="right"))
         row = min(row, len(points) - 1)
         chosen.append(row)
-        distance = np.minimum(distance, _squared(points, points[[row]])[:, 0])
+        np.minimum(distance, _squared(points, sizes, points[[row]], sizes[[row]])[:, 0], out=distance)
     return points[chosen].copy()
 
 
-def _closest(points: Floats, centres: Floats) -> Positions:
-    return np.concatenate(
-        [_squared(points[start : start + _BLOCK], centres).argmin(axis=1) for start in range(0, len(points), _BLOCK)]
-    )
+def _closest(points: Floats, sizes: Floats, centres: Floats) -> Positions:
+    theirs, found = _sizes(centres), np.empty(len(points), dtype=np.intp)
+    for start in range(0, len(points), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        found[part] = _squared(points[part], sizes[part], centres, theirs).argmin(axis=1)
+    return found
 
 
-def _squared(points: Floats, others: Floats) -> Floats:
-    """Squared distances (n, m); rounding never takes them below zero."""
-    product = points @ others.T
-    distance = (points**2).sum(axis=1)[:, None] + (others**2).sum(axis=1)[None, :] - 2 * product
-    return np.asarray(np.maximum(distance, 0.0), dtype=np.float64)
+def _squared(points: Floats, sizes: Floats, others: Floats, other_sizes: Floats) -> Floats:
+    """Squared distances (n, m); rounding never takes them below zero. Sizes: by `_sizes`, once for many products."""
+    distance: Floats = points @ others.T
+    distance *= 2
+    np.subtract(sizes[:, None] + other_sizes[None, :], distance, out=distance)
+    return np.maximum(distance, 0.0, out=distance)
+
+
+def _sizes(points: Floats) -> Floats:
+    """Squared lengths (n,)."""
+    found = np.empty(len(points))
+    for start in range(0, len(points), _BLOCK):
+        np.sum(points[start : start + _BLOCK] ** 2, axis=1, out=found[start : start + _BLOCK])
+    return found
 
 
 def k_center(vectors: Vectors, known: Vectors, k: int, first: int) -> Positions:
@@ -77,14 +89,16 @@ def k_center(vectors: Vectors, known: Vectors, k: int, first: int) -> Positions:
     points: Floats = np.asarray(vectors, dtype=np.float64)
     others: Floats = np.asarray(known, dtype=np.float64).reshape(-1, points.shape[1])
     k = min(k, len(points))
+    sizes, theirs = _sizes(points), _sizes(others)
     distance = np.full(len(points), np.inf)
     for start in range(0, len(points) if len(others) else 0, _BLOCK):
-        distance[start : start + _BLOCK] = _squared(points[start : start + _BLOCK], others).min(axis=1)
+        part = slice(start, start + _BLOCK)
+        distance[part] = _squared(points[part], sizes[part], others, theirs).min(axis=1)
     chosen: list[int] = []
     while len(chosen) < k:
         row = first if not chosen and not len(others) else int(distance.argmax())
         chosen.append(row)
-        distance = np.minimum(distance, _squared(points, points[[row]])[:, 0])
+        np.minimum(distance, _squared(points, sizes, points[[row]], sizes[[row]])[:, 0], out=distance)
         distance[chosen] = -1.0  # below the distance 0 of a duplicate, so that no row is picked twice
     return np.array(chosen, dtype=np.intp)
 
@@ -137,11 +151,13 @@ def neighbour_distance(vectors: Vectors, neighbours: int) -> Floats:
     count = min(neighbours, len(points) - 1)
     if count <= 0:
         return np.zeros(len(points))
-    means = []
+    means, sizes = [], _sizes(points)
     for start in range(0, len(points), _BLOCK):
-        block = _squared(points[start : start + _BLOCK], points)
+        part = slice(start, start + _BLOCK)
+        block = _squared(points[part], sizes[part], points, sizes)
         block[np.arange(len(block)), np.arange(start, start + len(block))] = np.inf
-        means.append(np.sqrt(np.partition(block, count - 1, axis=1)[:, :count]).mean(axis=1))
+        block.partition(count - 1, axis=1)
+        means.append(np.sqrt(block[:, :count]).mean(axis=1))
     return np.concatenate(means)
 
 
