@@ -182,6 +182,19 @@ class AnsweredTask:
     """When this copy of the task was created: an older answer belongs to another, deleted copy."""
     prelabel_shown: bool = False
     """Whether annotators see the model's guess."""
+    answers: int = 0
+    """Its number of answers without skips, as Label Studio counts them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskTotals:
+    """Totals of a number of tasks in Label Studio."""
+
+    tasks: int
+    answers: int
+    """Without skips."""
+    newest: str | None
+    """When the one that was changed last was changed; None without tasks."""
 
 
 RefusalReason = Literal[

@@ -89,26 +89,27 @@ def steps_of(seed: int, length: int = 40) -> list[Step]:
     return [("begin", draw.randrange(10**6)), *((name, draw.randrange(10**6)) for name in names)]
 
 
-def play(steps: Sequence[Step]) -> None:
-    """Play a history; AssertionError if a property is violated."""
+def play(steps: Sequence[Step], pause: float = 0.0) -> None:
+    """Play a history; AssertionError if a property is violated. `pause`: seconds between two steps."""
     memory = Path("/dev/shm")  # these files are not read after a power loss, and fsync is slow
     with tempfile.TemporaryDirectory(prefix="al-history-", dir=memory if memory.is_dir() else None) as folder:
         world = World(Path(folder))
         for name, salt in steps:
             world.draw = random.Random(salt)
             getattr(world, name)()
+            world.oracle.pass_time(pause)
 
 
-def fails(steps: Sequence[Step]) -> Exception | None:
+def fails(steps: Sequence[Step], pause: float = 0.0) -> Exception | None:
     """The error with which a history ends; None if it ends well."""
     try:
-        play(steps)
+        play(steps, pause)
     except Exception as error:  # any other exception is a failure too
         return error
     return None
 
 
-def shortest(steps: Sequence[Step]) -> list[Step]:
+def shortest(steps: Sequence[Step], pause: float = 0.0) -> list[Step]:
     """A failing history reduced to the steps that it needs to fail."""
     steps = list(steps)
     size = len(steps) // 2
@@ -116,7 +117,7 @@ def shortest(steps: Sequence[Step]) -> list[Step]:
         place = 1
         while place < len(steps):
             fewer = [*steps[:place], *steps[place + size :]]
-            if fails(fewer):
+            if fails(fewer, pause):
                 steps = fewer
             else:
                 place += size
@@ -124,11 +125,11 @@ def shortest(steps: Sequence[Step]) -> list[Step]:
     return steps
 
 
-def check(steps: Sequence[Step]) -> None:
+def check(steps: Sequence[Step], pause: float = 0.0) -> None:
     """Play a history; if it fails, report how the shortest failing part of it fails."""
-    if fails(steps):
-        short = shortest(steps)
-        raise AssertionError(f"this history fails: {short}") from fails(short)
+    if fails(steps, pause):
+        short = shortest(steps, pause)
+        raise AssertionError(f"this history fails: {short}") from fails(short, pause)
 
 
 @dataclass
@@ -204,9 +205,9 @@ class World:
             self.look_everywhere = True
         seen, born = self.seen()
         news, gone = self.reference.pull(seen, born)
-        full, self.look_everywhere = self.look_everywhere, False
+        audit, self.look_everywhere = self.look_everywhere, False
         before = self.told()
-        request = PullRequest(self.ref, self.plans, self.schema, (), NOW, MAX_VANISHED, full=full)
+        request = PullRequest(self.ref, self.plans, self.schema, (), NOW, MAX_VANISHED, audit=audit)
         for accept in (False, True):
             try:
                 pull(self.layout, self.oracle, replace(request, accept_vanished=accept))
@@ -217,8 +218,11 @@ class World:
                 assert self.told() == before, "nothing is recorded"
         self.reference.take(news, gone)
         self.check()
-        again = pull(self.layout, self.oracle, replace(request, max_vanished=0, full=True))
-        assert not again.events, "what was pulled is not pulled again"
+        kept = self.layout.pull_state.read_bytes()
+        self.layout.pull_state.unlink()
+        again = pull(self.layout, self.oracle, replace(request, max_vanished=0, audit=True))
+        assert not again.events, "what was pulled is not pulled again, and an audit that reads everything finds no more"
+        self.layout.pull_state.write_bytes(kept)
 
     def told(self) -> list[str]:
         return [event.event_id for event in read_events(self.layout.events, self.layout.inbox_events)]
@@ -407,6 +411,7 @@ class World:
     # What is decided -------------------------------------------------------------------------------------------------
 
     def close_the_round(self) -> None:
+        self.look_everywhere = True
         self.pull()
         self.close([])
         self.pull()

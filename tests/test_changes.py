@@ -52,7 +52,7 @@ def compare(state: State, events: Sequence[Event], refused: Sequence[Mapping[str
     for key in diff.keys_with_losses():
         diff.add_copy(task(key, state[key]))
     diff.record_losses()
-    diff.record_gone_tasks(set(state))
+    diff.record_gone_tasks()
     return diff
 
 

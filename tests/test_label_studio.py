@@ -130,6 +130,9 @@ def calls(oracle: Oracle) -> dict[str, Callable[[], Any]]:
         "import_tasks": lambda: oracle.import_tasks(REF, tasks_of("w", 1, 2)),
         "answered": lambda: list(oracle.answered(REF, None)),
         "answered_by_key": lambda: list(oracle.answered_by_key(REF, ["k"])),
+        "answered_after": lambda: list(oracle.answered_after(REF, 0, "2026-01-01T00:00:00.000000Z", 9)),
+        "totals": lambda: oracle.totals(REF, "2026-01-01T00:00:00.000000Z"),
+        "accounts": lambda: oracle.accounts(),
         "retire": lambda: oracle.retire(REF, [1]),
         "open_tasks": lambda: list(oracle.open_tasks(REF)),
     }
@@ -559,7 +562,7 @@ def test_a_reply_of_any_shape_is_read_or_refused(value: Any) -> None:
     replies = [json.dumps(shape) for shape in (value, {"tasks": [value]}, {"tasks": value})]
     ANY_SHAPE.extend(replies)
     for _ in replies:
-        for name in ("task_states", "answered_by_key", "answered", "check", "ensure_project"):
+        for name in ("task_states", "answered_by_key", "answered", "totals", "accounts", "check", "ensure_project"):
             try:
                 calls(ODD_SERVER)[name]()
             except (ExternalServiceError, WrongProject):

@@ -184,7 +184,7 @@ def test_an_answer_to_a_retired_copy_counts_and_none_lands_on_another_task(simul
     new = simulated.plan(1, number=2)
     simulated.push()
     twin(simulated)._annotate(twin(simulated).projects[1].tasks[shown], ANN, "spam", cancelled=False)
-    simulated.pull(full=True)
+    simulated.pull(audit=True)
     assert [(event.annotation_key.rpartition("#")[0], event.label) for event in simulated.events()] == [
         (keys[1], "spam")
     ]
@@ -414,7 +414,7 @@ def test_answers_and_skips_become_events_once(campaign: Campaign) -> None:
     assert (skip.type, skip.label, skip.annotator) == ("skip", None, BOB)
     assert label.annotation_key.rpartition("#")[0] == keys[0]
     before = campaign.events()
-    for again in ({}, {"full": True}, {"observed_at": "2100-01-01T00:00:00+00:00"}):
+    for again in ({}, {"audit": True}, {"observed_at": "2100-01-01T00:00:00+00:00"}):
         report = campaign.pull(**again)
         assert (report.events, report.refused) == ({}, {})
     campaign.close()
@@ -442,7 +442,7 @@ def test_an_edit_supersedes_and_a_deletion_deletes(campaign: Campaign) -> None:
     assert campaign.labels() == {}
     events = campaign.events()
     assert [event.previous for event in events] == [None, *(event.event_id for event in events[:-1])]
-    assert campaign.pull().events == campaign.pull(full=True).events == {}
+    assert campaign.pull().events == campaign.pull(audit=True).events == {}
 
 
 def test_a_changed_mind_between_two_pulls_is_seen_as_it_ended(campaign: Campaign) -> None:
@@ -467,7 +467,7 @@ def test_an_annotation_that_comes_back_counts_again(simulated: Campaign) -> None
         twin(simulated).restore_annotation(key, was)
         assert simulated.pull().events == {"label": 1}
         assert simulated.labels() == {"item-0": "spam"}
-        assert simulated.pull(full=True).events == {}
+        assert simulated.pull(audit=True).events == {}
     assert len({event.event_id for event in simulated.events()}) == 5
 
 
@@ -517,7 +517,7 @@ def test_answers_that_cannot_be_believed_are_kept_aside_until_they_are_mended(ca
     kept = {row["push_key"]: (json.loads(row["result"]), row["reason"]) for row in campaign.refused()}
     assert kept == dict(zip(keys, UNBELIEVABLE, strict=True))
     assert report.refused == Counter(reason for _, reason in UNBELIEVABLE)
-    assert campaign.pull(full=True).refused == {}
+    assert campaign.pull(audit=True).refused == {}
     campaign.close()
     campaign.edit(made[0], "ham")
     report = campaign.pull()
@@ -542,7 +542,7 @@ def test_an_answer_edited_into_nonsense_no_longer_counts_and_a_mended_one_does(c
     report = campaign.pull()
     assert (report.events, report.refused) == ({"delete": 1}, {"unknown label": 1})
     assert campaign.labels() == {}
-    assert campaign.pull(full=True).events == {}
+    assert campaign.pull(audit=True).events == {}
     campaign.edit(annotation, "spam")
     assert campaign.pull().events == {"label": 1}
     assert campaign.labels() == {"item-0": "spam"}
@@ -587,7 +587,7 @@ def test_only_people_on_the_list_are_believed_where_there_is_one(campaign: Campa
     campaign.answer(keys[1], BOB, "ham")
     report = campaign.pull(allow=[" Ann@Example.com"])
     assert (report.events, report.refused) == ({"label": 1}, {"annotator not allowed": 1})
-    assert campaign.pull(allow=[ANN, BOB], full=True).events == {"label": 1}
+    assert campaign.pull(allow=[ANN, BOB], audit=True).events == {"label": 1}
 
 
 def test_tasks_that_are_not_ours_give_no_labels(campaign: Campaign) -> None:
@@ -607,8 +607,8 @@ def test_a_deleted_task_voids_no_answer(campaign: Campaign) -> None:
     campaign.pull()
     campaign.rig.delete_task(campaign.ref, keys[0])
     assert campaign.pull().events == {}
-    assert campaign.pull(full=True).events == {"task_gone": 1}
-    assert campaign.pull(full=True).events == {}
+    assert campaign.pull(audit=True).events == {"task_gone": 1}
+    assert campaign.pull(audit=True).events == {}
     assert campaign.labels() == {"item-0": "ham"}
 
 
@@ -625,7 +625,7 @@ def test_a_deleted_task_that_is_sent_again_voids_no_answer(campaign: Campaign) -
     campaign.answer(keys[0], ANN, "spam")
     assert campaign.pull().events == {"label": 1}
     assert campaign.labels() == {"item-0": "spam"}
-    assert campaign.pull(full=True).events == {}
+    assert campaign.pull(audit=True).events == {}
 
 
 def test_a_reused_id_mixes_nothing_up(simulated: Campaign) -> None:
@@ -670,7 +670,7 @@ def test_too_many_vanished_answers_stop_the_pull_with_nothing_recorded(campaign:
     assert campaign.events() == before
     assert read_json(campaign.workspace.layout.pull_state) == cursor
     assert campaign.pull(max_vanished=1, accept_vanished=True).events == {"delete": 2, "label": 1}
-    assert campaign.pull(max_vanished=0, full=True).events == {}
+    assert campaign.pull(max_vanished=0, audit=True).events == {}
 
 
 def test_an_emptied_project_stops_the_pull(simulated: Campaign) -> None:
@@ -681,8 +681,8 @@ def test_an_emptied_project_stops_the_pull(simulated: Campaign) -> None:
     simulated.pull()
     twin(simulated).projects[1].tasks.clear()
     with pytest.raises(VanishedAnswers, match="3 known answers"):
-        simulated.pull(max_vanished=2, full=True)
-    assert simulated.pull(max_vanished=2, full=True, accept_vanished=True).events == {"task_gone": 3}
+        simulated.pull(max_vanished=2, audit=True)
+    assert simulated.pull(max_vanished=2, audit=True, accept_vanished=True).events == {"task_gone": 3}
     assert len(simulated.labels()) == 3
 
 
@@ -696,7 +696,7 @@ def test_another_project_voids_nothing_of_the_old_one(simulated: Campaign) -> No
     simulated.push()
     twin(simulated)._last_annotation = 0  # another server counts from one again
     simulated.answer(key, BOB, "ham")
-    assert simulated.pull(max_vanished=0, full=True).events == {"label": 1}
+    assert simulated.pull(max_vanished=0, audit=True).events == {"label": 1}
     assert [event.type for event in simulated.events()] == ["label", "label"]
 
 
@@ -716,7 +716,7 @@ def test_a_number_that_a_restored_server_gives_again_is_another_answer(simulated
     assert simulated.labels() == {"item-0": "spam"}
     assert {event.annotator for event in simulated.events() if event.type == "label"} == {ANN, who}
     simulated.close()
-    assert simulated.pull(full=True, max_vanished=0).events == {}
+    assert simulated.pull(audit=True, max_vanished=0).events == {}
     simulated.edit(number, "ham")
     assert simulated.pull(max_vanished=0).events == {"supersede": 1}
 
@@ -753,7 +753,7 @@ def test_an_answer_that_comes_back_under_its_number_is_the_one_that_it_was(simul
     simulated.answer(key, BOB, "spam")
     simulated.pull()
     twin(simulated).restore_backup(later)
-    assert simulated.pull(full=True).events == {"label": 1, "delete": 1}
+    assert simulated.pull(audit=True).events == {"label": 1, "delete": 1}
     assert simulated.labels() == {"item-0": "ham"}
     assert len({event.annotation_key for event in simulated.events()}) == 2
 
@@ -777,7 +777,7 @@ def test_answers_that_earlier_versions_recorded_are_known_again(simulated: Campa
             else:
                 row.update(refused_id=old)
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    report = simulated.pull(full=True, max_vanished=0)
+    report = simulated.pull(audit=True, max_vanished=0)
     assert (report.events, report.refused) == ({}, {})
     simulated.edit(numbers[0], "spam")
     assert simulated.pull(max_vanished=0).events == {"supersede": 1}
@@ -795,15 +795,15 @@ def test_answers_on_a_task_that_is_gone_again_are_counted_as_gone_again(simulate
         simulated.pull()
         simulated.rig.delete_task(simulated.ref, key)
         with pytest.raises(VanishedAnswers, match="1 known answers"):
-            simulated.pull(full=True, max_vanished=0)
-        assert simulated.pull(full=True).events == {"task_gone": 1}
-        assert simulated.pull(full=True, max_vanished=0).events == {}
+            simulated.pull(audit=True, max_vanished=0)
+        assert simulated.pull(audit=True).events == {"task_gone": 1}
+        assert simulated.pull(audit=True, max_vanished=0).events == {}
         assert len([event for event in simulated.events() if event.type == "task_gone"]) == number
         simulated.push()
     assert simulated.labels() == {"item-0": "ham"}
 
 
-@pytest.mark.parametrize("broken", ["add_to_inbox", "write_json"])
+@pytest.mark.parametrize("broken", ["add_to_inbox", "write_text"])
 def test_a_pull_killed_before_the_inbox_or_the_cursor_is_made_good_by_the_next(
     simulated: Campaign, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
@@ -840,7 +840,7 @@ def test_the_cursor_stays_behind_both_clocks(simulated: Campaign) -> None:
     simulated.push()
     simulated.answer(key, ANN, "ham")
     assert simulated.pull(observed_at="2099-01-01T00:00:00+00:00").cursor == "2025-12-31T23:50:02.000000Z"
-    slow = simulated.pull(observed_at="2025-06-01T12:00:00", full=True)
+    slow = simulated.pull(observed_at="2025-06-01T12:00:00", audit=True)
     assert slow.cursor == "2025-06-01T11:50:00.000000Z"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import os
 import random
@@ -11,9 +13,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -23,7 +27,11 @@ from al_pipeline.files import read_json, write_json
 from al_pipeline.integrations import git as git_package
 from al_pipeline.integrations.dvc import session as dvc_module
 from al_pipeline.integrations.dvc.session import Dvc
-from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.git import Git, commits
+from al_pipeline.operations.steps import publishing
+from al_pipeline.operations.steps.context import Outcome
+from al_pipeline.rounds.state_machine import Facts
+from al_pipeline.workspace.layout import Layout
 
 
 def raw(root: Path, *arguments: str) -> str:
@@ -84,6 +92,79 @@ def test_a_commit_takes_folders_deletions_and_new_files_and_skips_what_never_was
     assert git.files("HEAD", "rounds") == ["rounds/0001/plan.jsonl", "rounds/0002/plan ü.jsonl"]
     assert git.files("HEAD", "mine") == []
     assert raw(git.root, "status", "--porcelain") == ""
+
+
+def loose(git: Git) -> set[str]:
+    return {path.parent.name + path.name for path in (git.root / ".git/objects").glob("??/*")}
+
+
+def with_many_objects(git: Git, most: int = 27) -> None:
+    """Commit as many files whose ids begin with 17 as make git believe that it has 256 times as many objects."""
+    made = 0
+    for number in itertools.count():
+        text = f"{number}\n"
+        if hashlib.sha1(f"blob {len(text)}\0{text}".encode(), usedforsecurity=False).hexdigest().startswith("17"):
+            change(git, f"many/{number}", text)
+            made += 1
+            if made == most:
+                break
+    git.commit("Many", [git.root / "many"])
+
+
+def test_loose_objects_are_packed_at_gits_own_limit_and_none_is_lost(git: Git) -> None:
+    with_many_objects(git, 26)
+    assert not git.pack()
+    with_many_objects(git, 28)
+    git.tag("round-0001", "First")
+    orphan = raw(git.root, "hash-object", "-w", str(change(git, "of a killed tick", "not recorded yet\n")))
+    change(git, "staged")
+    raw(git.root, "add", "staged")
+    staged = raw(git.root, "rev-parse", ":staged")
+    before = loose(git)
+    assert git.pack()
+    assert loose(git) == {orphan}, "it is not pruned"
+    for name in before | {staged}:
+        raw(git.root, "cat-file", "-e", name)
+    assert git.check_objects() == []
+    assert not git.pack()
+
+
+def test_an_object_is_deleted_only_when_its_pack_is_on_disk(git: Git, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_many_objects(git)
+    before, calls, run = loose(git), list[str](), Git.run
+
+    def recorded(self: Git, *arguments: str, **more: Any) -> Any:
+        if arguments[0] == "prune-packed":
+            assert loose(git) == before
+            assert calls == ["synced"], "the names of the pack's files too"
+            raise KeyboardInterrupt
+        return run(self, *arguments, **more)
+
+    def synced(files: Iterable[Path]) -> None:
+        assert {path.suffix for path in files} >= {".pack", ".idx"}
+        calls.append("synced")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Git, "run", recorded)
+        patched.setattr(commits, "sync_names", synced)
+        with pytest.raises(KeyboardInterrupt):
+            git.pack()
+    assert git.pack(), "a killed one is done again"
+    assert loose(git) == set()
+    assert git.check_objects() == []
+
+
+def test_a_pack_that_fails_does_not_undo_a_published_round(git: Git, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Git) -> bool:
+        raise RepositoryError("git repack failed")
+
+    monkeypatch.setattr(Git, "pack", fail)
+    monkeypatch.setattr(publishing.publish, "tag", lambda *_: None)
+    outcome = Outcome()
+    context: Any = SimpleNamespace(git=git, layout=Layout(git.root), outcome=outcome)
+    publishing.tag(context, Facts(items=1, incoming=0, planned=1, untagged=0))
+    assert outcome.published == [0]
+    assert "could not be packed" in outcome.warnings[0]
 
 
 def test_nothing_changed_is_no_new_commit(git: Git) -> None:

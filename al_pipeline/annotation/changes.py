@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,7 +89,7 @@ class KnownAnswers:
         self._recorded_as_gone: set[str] = set()
         """Event ids of answers whose task is recorded as gone."""
         for event in events:
-            self._add(event)
+            self.add(event)
 
     def live(self, push_key: str) -> list[Event]:
         """The latest events of this task's answers, without deleted ones."""
@@ -107,11 +107,21 @@ class KnownAnswers:
                 return key
         return annotation_key(push_key, self._project_uid, annotation)
 
+    def annotators(self) -> set[str]:
+        """Whose answers are still there, as far as we know: not deleted, and their task is not gone."""
+        found = self.not_recorded_as_gone(self.latest.values())
+        return {event.annotator for event in found if event.type != "delete"}
+
     def not_recorded_as_gone(self, answers: Iterable[Event]) -> list[Event]:
         """Those of `answers` (to a task that is gone) that no event records as gone yet."""
         return [event for event in answers if event.event_id not in self._recorded_as_gone]
 
-    def _add(self, event: Event) -> None:
+    def digest(self) -> str:
+        """A digest of the present state of all answers, accepted and refused."""
+        return event_digest(*sorted(event.event_id for event in self.latest.values()), *sorted(self.refused))
+
+    def add(self, event: Event) -> None:
+        """Add an event, later than all others."""
         self.ids.add(event.event_id)
         key = event.annotation_key
         push_key, found, rest = key.rpartition(f"#{self._project_uid}.")
@@ -198,10 +208,10 @@ class AnnotationDiff:
                     self._withdraw(event, "vanished from Label Studio")
             self._record_gone(push_key, gone)
 
-    def record_gone_tasks(self, present: Collection[str | None]) -> None:
-        """Record tasks with known answers whose push key is not in `present` as gone. Their answers stay valid."""
+    def record_gone_tasks(self) -> None:
+        """Record tasks with known answers that were not added as gone, if all were. Their answers stay valid."""
         for push_key in self.known.by_task:
-            if push_key not in present and push_key in self.plans:
+            if push_key not in self._present and push_key in self.plans:
                 self._record_gone(push_key, self.known.live(push_key))
 
     def events(self) -> list[Event]:

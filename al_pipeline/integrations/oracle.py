@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from al_pipeline.params import Schema
-from al_pipeline.records import AnsweredTask, Task, TaskState
+from al_pipeline.records import AnsweredTask, Task, TaskState, TaskTotals
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +111,20 @@ class Oracle(Protocol):
         """Yield tasks changed at or after `since` (None: all), with annotations including skips, by increasing id."""
         ...
 
+    def answered_after(self, ref: ProjectRef, task_id: int, before: str, limit: int) -> Iterator[AnsweredTask]:
+        """Like `answered`, for the first `limit` tasks after id `task_id` that were last changed before `before`."""
+        ...
+
     def answered_by_key(self, ref: ProjectRef, push_keys: Collection[str]) -> Iterator[AnsweredTask]:
         """Like `answered`, for all tasks with one of `push_keys`: a second check before an answer is voided."""
+        ...
+
+    def totals(self, ref: ProjectRef, before: str) -> TaskTotals:
+        """The totals of the tasks that were last changed before `before`."""
+        ...
+
+    def accounts(self) -> Mapping[int, str]:
+        """The name of every account, by id, as `Annotation.annotator` has it."""
         ...
 
     def retire(self, ref: ProjectRef, task_ids: Sequence[int]) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any, Literal
 
 from al_pipeline.integrations.label_studio.parsers import TIME_FORMAT, answered_task, raw_result, task_state
@@ -23,7 +24,7 @@ from al_pipeline.integrations.label_studio.projects import (
     with_mark,
 )
 from al_pipeline.integrations.oracle import PageEdit, ProjectRef, ProjectSpec, ignore
-from al_pipeline.records import Annotation, AnsweredTask, Task, TaskState
+from al_pipeline.records import Annotation, AnsweredTask, Task, TaskState, TaskTotals
 
 Moment = Literal["before", "after"]
 """A fault occurs before the server has done anything, or after it has done everything (its reply is lost)."""
@@ -64,6 +65,8 @@ class SimulatedOracle:
         self.projects: dict[int, _HeldProject] = {}
         self._now = start
         self._last_annotation = 0
+        self._people: set[str] = set()
+        """Everybody who has ever answered or skipped."""
 
     # The interface -------------------------------------------------------------------------------------------------
 
@@ -126,12 +129,31 @@ class SimulatedOracle:
             if since is None or task.updated_at >= since:
                 yield _answered(task)
 
+    def answered_after(self, ref: ProjectRef, task_id: int, before: str, limit: int) -> Iterator[AnsweredTask]:
+        """The next tasks by id; see Oracle."""
+        self._strike("answered_after", "before")
+        held = sorted(self._held(ref).tasks.values(), key=lambda task: task.task_id)
+        for task in islice((task for task in held if task.task_id > task_id and task.updated_at < before), limit):
+            yield _answered(task)
+
     def answered_by_key(self, ref: ProjectRef, push_keys: Collection[str]) -> Iterator[AnsweredTask]:
         """Tasks with these keys; see Oracle."""
         self._strike("answered_by_key", "before")
         for task in sorted(self._held(ref).tasks.values(), key=lambda task: task.task_id):
             if task.data.get("push_key") in push_keys:
                 yield _answered(task)
+
+    def totals(self, ref: ProjectRef, before: str) -> TaskTotals:
+        """Totals of the tasks last changed earlier; see Oracle."""
+        self._strike("totals", "before")
+        found = [task for task in self._held(ref).tasks.values() if task.updated_at < before]
+        newest = max((task.updated_at for task in found), default=None)
+        return TaskTotals(len(found), sum(len(_live(task)) for task in found), newest)
+
+    def accounts(self) -> Mapping[int, str]:
+        """All accounts; see Oracle."""
+        self._strike("accounts", "before")
+        return dict(enumerate(sorted(self._people), start=1))
 
     def retire(self, ref: ProjectRef, task_ids: Sequence[int]) -> None:
         """Take tasks out of the queue; see Oracle."""
@@ -268,6 +290,7 @@ class SimulatedOracle:
 
     def _annotate(self, task: _HeldTask, annotator: str, label: str | Any, cancelled: bool) -> int:
         self._last_annotation += 1
+        self._people.add(annotator)
         now = self._tick()
         task.annotations[self._last_annotation] = Annotation(
             self._last_annotation, annotator, _raw(label), cancelled, now, now, lead_time=1.0
@@ -291,4 +314,5 @@ def _answered(task: _HeldTask) -> AnsweredTask:
         tuple(task.annotations.values()),
         created_at=task.created_at,
         updated_at=task.updated_at,
+        answers=len(_live(task)),
     )

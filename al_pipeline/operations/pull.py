@@ -2,20 +2,25 @@
 
 They are compared with what the ledger and the inbox hold (`annotation.changes`). The inbox is written before the
 cursor, and an event's id is a hash of its content, so that a pull can be killed at any point and repeated.
+
+A pull reads the tasks changed since the last one. An audit also finds what does not show as a change of a task: it
+reads the tasks changed since the last audit and some others, and compares the rest with what was known of them
+(`annotation.task_index`). Only if something differs, or nothing is known, does it read all tasks.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from al_pipeline.annotation.changes import AnnotationDiff, Judge, KnownAnswers
+from al_pipeline.annotation.task_index import IndexedTask, TaskIndex, indexed, without_account
 from al_pipeline.data.ledger import add_to_inbox, read_events, read_refused
 from al_pipeline.errors import VanishedAnswers
-from al_pipeline.files import read_json, write_json
+from al_pipeline.files import json_line, read_json, write_text
 from al_pipeline.integrations.label_studio.parsers import TIME_FORMAT, parse_annotation, shows_plan
 from al_pipeline.integrations.oracle import Oracle, ProjectRef
 from al_pipeline.logs import get_logger
@@ -27,6 +32,10 @@ _logger = get_logger(__name__)
 
 OVERLAP = timedelta(minutes=10)
 """How far a pull looks back before the newest change seen: a change is timestamped before it is committed."""
+ROLLING = 250
+"""How many tasks the rolling check reads at an audit, at least: about a second of the server's processor."""
+_COMPARISONS = 2
+"""How often an audit compares the totals: an answer given while it reads changes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +54,8 @@ class PullRequest:
     """How many known answers may be missing."""
     accept_vanished: bool = False
     """Accept more missing answers than that."""
-    full: bool = False
-    """Read all answers again, and find deleted tasks too."""
+    audit: bool = False
+    """Also find what does not show as a change of a task, such as deleted tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +67,29 @@ class PullReport:
     cursor: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Position:
+    """Where the last pull ended."""
+
+    cursor: str | None = None
+    """Changes before this time were read; None: the next pull reads everything."""
+    audited: str = ""
+    """Changes before this time were read by an audit."""
+    rolled: int = 0
+    """The task id that the rolling check has come to."""
+    index: TaskIndex | None = None
+    """All tasks; None if no audit has read them, or a later pull contradicted it: the next audit reads all."""
+
+
 def pull(layout: Layout, oracle: Oracle, request: PullRequest) -> PullReport:
     """Append to the inbox all changes of answers in Label Studio that are not recorded yet.
 
     Answers to abandoned rounds are recorded like all others; each fold decides whether they count. Raises
     VanishedAnswers, with nothing appended, if more known answers are missing than the request allows.
     """
-    cursor = None if request.full else _cursor(read_json(layout.pull_state, {}), request)
-    diff = _open_diff(layout, request)
-    newest = _compare(diff, oracle, request, cursor)
+    state, diff = read_json(layout.pull_state, {}), _open_diff(layout, request)
+    before = _position(state, request, diff.known)
+    after = _audit(diff, oracle, request, before) if request.audit else _read_changes(diff, oracle, request, before)
     if diff.vanished > request.max_vanished and not request.accept_vanished:
         raise VanishedAnswers(
             f"{diff.vanished} known answers have disappeared from Label Studio, more than label_studio.max_vanished "
@@ -75,14 +98,15 @@ def pull(layout: Layout, oracle: Oracle, request: PullRequest) -> PullReport:
         )
     events = diff.events()
     add_to_inbox(layout.inbox_events, events, diff.refused, ledger=layout.events)
-    following = _following(cursor, newest, request.observed_at)
-    if following is not None:
-        uid, classes = request.project.project_uid, request.schema.labels
-        write_json(layout.pull_state, {"project_uid": uid, "cursor": following, "classes": classes})
+    for event in events:
+        diff.known.add(event)
+    diff.known.refused.update((str(row["refused_id"]), row) for row in diff.refused)
+    if after.cursor is not None and (now := _state(after, request, diff.known)) != state:
+        write_text(layout.pull_state, json_line(now))
     report = PullReport(
         events=Counter(event.type for event in events),
         refused=Counter(str(row["reason"]) for row in diff.refused),
-        cursor=following,
+        cursor=after.cursor,
     )
     _logger.info("answers: %s", ", ".join(f"{count} {kind}" for kind, count in report.events.items()) or "none new")
     for reason, count in report.refused.items():
@@ -103,19 +127,81 @@ def _open_diff(layout: Layout, request: PullRequest) -> AnnotationDiff:
     )
 
 
-def _compare(diff: AnnotationDiff, oracle: Oracle, request: PullRequest, cursor: str | None) -> str:
-    """Add what changed since `cursor` to `diff`; return the time of the newest change."""
-    newest, project = "", request.project
-    for task in oracle.answered(project, cursor):
+def _read_changes(diff: AnnotationDiff, oracle: Oracle, request: PullRequest, before: _Position) -> _Position:
+    """Add the tasks changed since the last pull to `diff`; return where the next one starts."""
+    cursor, index = before.cursor, before.index
+    read = _add(diff, oracle, request.project, oracle.answered(request.project, cursor))
+    if index is not None:
+        is_contradicted = cursor is None or index.missing(cursor, read) or index.replaced(read)
+        index = None if is_contradicted else index.with_read(read)
+    return replace(before, cursor=_following(before.cursor, read, request.observed_at), index=index)
+
+
+def _audit(diff: AnnotationDiff, oracle: Oracle, request: PullRequest, before: _Position) -> _Position:
+    """Add all tasks that may differ from what is known to `diff`; return where the next pull starts."""
+    found = _suspects(oracle, request.project, before, diff.known.annotators())
+    if isinstance(found, _Suspects):
+        read = _add(diff, oracle, request.project, found.tasks)
+        rolled, index = found.rolled, found.index.with_read(read)
+    else:
+        _logger.info("all tasks are read: %s", found)
+        read = _add(diff, oracle, request.project, oracle.answered(request.project, None))
+        diff.record_gone_tasks()
+        rolled, index = 0, TaskIndex(read)
+    cursor = _following(before.cursor, read, request.observed_at)
+    return _Position(cursor, cursor or "", rolled, index)
+
+
+@dataclass(frozen=True, slots=True)
+class _Suspects:
+    """The tasks that an audit must read, the index that holds all others, and where the rolling check has come to."""
+
+    tasks: Collection[AnsweredTask]
+    index: TaskIndex
+    rolled: int
+
+
+def _suspects(oracle: Oracle, project: ProjectRef, before: _Position, annotators: Collection[str]) -> _Suspects | str:
+    """The tasks that may differ from what is known, or why all of them may. `annotators`: those of known answers."""
+    since, index = before.audited, before.index
+    if before.cursor is None or index is None or not since:
+        return "there is no usable note of an earlier audit"
+    if strangers := without_account(annotators, oracle.accounts()):
+        return f"{len(strangers)} annotators have another address or no account"
+    limit = max(ROLLING, 2 * index.changed_since(since))  # more than what is new, so that it comes round
+    section = {task.task_id: task for task in oracle.answered_after(project, before.rolled, since, limit)}
+    for _ in range(_COMPARISONS):
+        changed = {task.task_id: task for task in oracle.answered(project, since)}
+        difference = index.differing(changed, oracle.totals(project, since))
+        if difference is None:
+            break
+    is_last = len(section) < limit
+    old = {number: indexed(task) for number, task in section.items()}
+    new = {number: indexed(task) for number, task in changed.items()}
+    if missing := index.missing(since, new):
+        return f"{len(missing)} tasks whose last change is known are not among those changed since"
+    if replaced := index.replaced(new):
+        return f"{len(replaced)} ids belong to other tasks"
+    if difference is not None:
+        return difference
+    if unlike := index.unlike(before.rolled, old, new, is_last=is_last):
+        return f"{len(unlike)} tasks of the rolling check are not as they were"
+    return _Suspects({**section, **changed}.values(), index, 0 if is_last else max(section))
+
+
+def _add(
+    diff: AnnotationDiff, oracle: Oracle, project: ProjectRef, tasks: Iterable[AnsweredTask]
+) -> dict[int, IndexedTask]:
+    """Add `tasks`, and losses in them, to `diff`; return them for the index."""
+    read = {}
+    for task in tasks:
         diff.add(task)
-        newest = max(newest, task.updated_at)
-    if keys := diff.keys_with_losses():
-        for task in oracle.answered_by_key(project, keys):
+        read[task.task_id] = indexed(task)
+    if lost := diff.keys_with_losses():
+        for task in oracle.answered_by_key(project, lost):
             diff.add_copy(task)
     diff.record_losses()
-    if request.full:
-        diff.record_gone_tasks({state.push_key for state in oracle.task_states(project)})
-    return newest
+    return read
 
 
 def _judge(schema: Schema, allow: Collection[str]) -> Judge:
@@ -132,24 +218,52 @@ def _judge(schema: Schema, allow: Collection[str]) -> Judge:
     return judge
 
 
-def _cursor(state: Any, request: PullRequest) -> str | None:
-    """The cursor of the last pull of this project; None (read everything) if there is no usable one.
+def _position(state: Any, request: PullRequest, known: KnownAnswers) -> _Position:
+    """Where the last pull of this project ended; an empty one if there is no usable note of it.
 
-    None too if the classes have changed since: answers refused for an unknown class may count now.
+    Empty too if what answers are compared with has changed since. Those refused for an unknown class may count now; and
+    answers that ledger or inbox have lost, or that another clone added, may not be the server's.
     """
-    if not isinstance(state, Mapping) or state.get("project_uid") != request.project.project_uid:
-        return None
-    cursor = state.get("cursor")
-    is_usable = isinstance(cursor, str) and _moment(cursor) is not None
-    return cursor if is_usable and state.get("classes") == list(request.schema.labels) else None
+    if not isinstance(state, Mapping) or any(state.get(k) != v for k, v in _compared_with(request, known).items()):
+        return _Position()
+    cursor, audited, rolled = state.get("cursor"), state.get("audited"), state.get("rolled")
+    if not isinstance(cursor, str) or _moment(cursor) is None:
+        return _Position()
+    if not isinstance(audited, str) or _moment(audited) is None or type(rolled) is not int:
+        return _Position(cursor)
+    return _Position(cursor, audited, rolled, TaskIndex.from_rows(state.get("tasks")))
 
 
-def _following(cursor: str | None, newest: str, observed_at: str) -> str | None:
+def _state(position: _Position, request: PullRequest, known: KnownAnswers) -> dict[str, Any]:
+    """What `_position` reads."""
+    rows = None if position.index is None else position.index.to_rows()
+    return {
+        **_compared_with(request, known),
+        "cursor": position.cursor,
+        "audited": position.audited,
+        "rolled": position.rolled,
+        "tasks": rows,
+    }
+
+
+def _compared_with(request: PullRequest, known: KnownAnswers) -> dict[str, Any]:
+    """The project, what decides whether an answer of it is accepted, and the answers that ledger and inbox hold."""
+    schema = request.schema
+    return {
+        "project_uid": request.project.project_uid,
+        "classes": list(schema.labels),
+        "fields": list(schema.fields),
+        "annotators": sorted(request.allow),
+        "known": known.digest(),
+    }
+
+
+def _following(cursor: str | None, read: Mapping[int, IndexedTask], observed_at: str) -> str | None:
     """The cursor of the next pull: OVERLAP before the newest change seen, by the server's clock.
 
     It is capped by our own clock: one change stamped in the future would hide all later ones.
     """
-    seen = _moment(newest)
+    seen = _moment(max((task.updated_at for task in read.values()), default=""))
     if seen is None:
         return cursor
     ours = datetime.fromisoformat(observed_at)

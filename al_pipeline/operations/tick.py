@@ -44,7 +44,7 @@ STEPS: dict[Step, Callable[[Context, Facts], None]] = {
     Step.RETIRE: retire_tasks,
     Step.PUSH: push_plan,
     Step.PULL: pull_answers,
-    Step.AUDIT: partial(pull_answers, full=True),
+    Step.AUDIT: partial(pull_answers, audit=True),
     Step.CLOSE: close_round,
     **{step: partial(build_step, step=step) for step in BUILD},
     Step.DECIDE: decide,

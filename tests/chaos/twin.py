@@ -7,14 +7,14 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any, Self
 
 from al_pipeline.integrations.oracle import PageEdit, ProjectRef, ProjectSpec, ignore
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
-from al_pipeline.records import AnsweredTask, Task, TaskState
+from al_pipeline.records import AnsweredTask, Task, TaskState, TaskTotals
 
 LATENCY = 0.02
 """Seconds that each call takes, before and after it is carried out, so that a kill can happen during it."""
@@ -119,9 +119,23 @@ class TwinOracle:
         """See Oracle."""
         return iter(self._ask("answered", ref, since))
 
+    def answered_after(self, ref: ProjectRef, task_id: int, before: str, limit: int) -> Iterator[AnsweredTask]:
+        """See Oracle."""
+        return iter(self._ask("answered_after", ref, task_id, before, limit))
+
     def answered_by_key(self, ref: ProjectRef, push_keys: Collection[str]) -> Iterator[AnsweredTask]:
         """See Oracle."""
         return iter(self._ask("answered_by_key", ref, sorted(push_keys)))
+
+    def totals(self, ref: ProjectRef, before: str) -> TaskTotals:
+        """See Oracle."""
+        found: TaskTotals = self._ask("totals", ref, before)
+        return found
+
+    def accounts(self) -> Mapping[int, str]:
+        """See Oracle."""
+        found: Mapping[int, str] = self._ask("accounts")
+        return found
 
     def retire(self, ref: ProjectRef, task_ids: Sequence[int]) -> None:
         """See Oracle."""

@@ -10,10 +10,12 @@ from al_pipeline.errors import RepositoryError, UnexpectedChange
 from al_pipeline.files import sync, sync_names
 from al_pipeline.integrations.git.index import Index
 from al_pipeline.integrations.git.objects import object_id, object_path
-from al_pipeline.integrations.git.runner import named
+from al_pipeline.integrations.git.runner import NETWORK_TIMEOUT, named
 
 _NAME, _EMAIL = "al", "al@localhost"
 """The author of commits if no identity is configured."""
+_LOOSE_OBJECTS = 6700
+"""Git's default of `gc.auto`."""
 
 
 class Commits(Index):
@@ -116,6 +118,20 @@ class Commits(Index):
                     "line-ending conversion changes it (.gitattributes, .git/info/attributes); remove that"
                 )
         self._sync_inside(object_path(one) for one in stored.values())
+
+    def pack(self) -> bool:
+        """Pack all objects that refs, index and reflogs reach, if so many are loose that `git gc --auto` would.
+
+        Returns whether it did. The commands that we run never start git's own maintenance. Nothing is pruned: an object
+        file is deleted once a pack on disk holds the object, so that a kill at any point loses nothing.
+        """
+        sample = self.path("objects/17")  # ids are evenly distributed, and git too counts one folder of 256
+        if not sample.is_dir() or len(os.listdir(sample)) * 256 <= _LOOSE_OBJECTS:
+            return False
+        self.run("repack", "--quiet", timeout=NETWORK_TIMEOUT)
+        sync_names(self.path("objects/pack").glob("pack-*"))
+        self.run("prune-packed", "--quiet", timeout=NETWORK_TIMEOUT)
+        return True
 
     def _sync_files(self, names: Iterable[str]) -> None:
         """Sync files of the work tree to disk before a commit records them; another program may have written them."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from uuid import uuid4
@@ -25,6 +26,7 @@ from al_pipeline.integrations.label_studio.parsers import (
     parse_id,
     parse_project,
     parse_task_states,
+    parse_task_totals,
     parse_text,
     parse_user,
     parse_users,
@@ -32,6 +34,7 @@ from al_pipeline.integrations.label_studio.parsers import (
 from al_pipeline.integrations.label_studio.payloads import (
     ANSWER_FIELDS,
     STATE_FIELDS,
+    TOTALS_FIELDS,
     task_filter,
     task_json,
     task_query,
@@ -48,13 +51,14 @@ from al_pipeline.integrations.label_studio.projects import (
 )
 from al_pipeline.integrations.label_studio.transport import Transport
 from al_pipeline.integrations.oracle import PageEdit, ProjectRef, ProjectSpec, ignore
-from al_pipeline.records import AnsweredTask, Task, TaskState
+from al_pipeline.records import AnsweredTask, Task, TaskState, TaskTotals
 
 if TYPE_CHECKING:
     from label_studio_sdk.base_client import LabelStudioBase
 
 
 _TaskT = TypeVar("_TaskT", TaskState, AnsweredTask)
+_PageT = TypeVar("_PageT")
 
 _PAGE = 500
 _PROJECTS_PAGE = 100
@@ -250,12 +254,27 @@ class LabelStudioOracle:
         self._emails = self._list_emails()
         yield from self._answered(ref, touched)
 
+    def answered_after(self, ref: ProjectRef, task_id: int, before: str, limit: int) -> Iterator[AnsweredTask]:
+        """The next tasks by id; see Oracle."""
+        page = min(limit, _PAGE)
+        return islice(self._answered(ref, [_changed_before(before)], after=task_id, page=page), limit)
+
     def answered_by_key(self, ref: ProjectRef, push_keys: Collection[str]) -> Iterator[AnsweredTask]:
         """Tasks with these keys; see Oracle."""
         keys = sorted(push_keys)
         for start in range(0, len(keys), _KEYS_PER_REQUEST):
             some = keys[start : start + _KEYS_PER_REQUEST]
             yield from self._answered(ref, [task_filter("data.push_key", "in_list", "List", some)])
+
+    def totals(self, ref: ProjectRef, before: str) -> TaskTotals:
+        """Totals of the tasks last changed earlier; see Oracle."""
+        query = task_query([_changed_before(before)], ordering=["-tasks:updated_at"])
+        return self._page(ref, query, TOTALS_FIELDS, "task_only", 1, parse_task_totals)
+
+    def accounts(self) -> Mapping[int, str]:
+        """All accounts; see Oracle."""
+        self._emails = self._list_emails()
+        return dict(self._emails)
 
     def retire(self, ref: ProjectRef, task_ids: Sequence[int]) -> None:
         """Take tasks out of the queue; see Oracle."""
@@ -269,9 +288,11 @@ class LabelStudioOracle:
     def _states(self, ref: ProjectRef, filters: list[dict[str, Any]]) -> Iterator[TaskState]:
         return self._tasks(ref, filters, STATE_FIELDS, "task_only", parse_task_states)
 
-    def _answered(self, ref: ProjectRef, filters: list[dict[str, Any]]) -> Iterator[AnsweredTask]:
+    def _answered(
+        self, ref: ProjectRef, filters: list[dict[str, Any]], after: int = 0, page: int = _PAGE
+    ) -> Iterator[AnsweredTask]:
         parse = partial(parse_answered_tasks, email_of=self._email_of)
-        return self._tasks(ref, filters, ANSWER_FIELDS, "all", parse)
+        return self._tasks(ref, filters, ANSWER_FIELDS, "all", parse, after, page)
 
     def _tasks(
         self,
@@ -280,35 +301,47 @@ class LabelStudioOracle:
         include: str,
         fields: Literal["all", "task_only"],
         parse: Callable[[Any], list[_TaskT]],
+        after: int = 0,
+        size: int = _PAGE,
     ) -> Iterator[_TaskT]:
         """Yield tasks by increasing id. Each page starts after the last id, so that concurrent changes skip no row."""
-        last = 0
+        last = after
         ids: list[int]
         while True:
-            after = task_filter("id", "greater", "Number", last)
-            parameters: dict[str, str | int] = {
-                "project": ref.project_id,
-                "page": 1,
-                "page_size": _PAGE,
-                "fields": fields,
-                "include": include,
-                "query": task_query([*filters, after], ordering=["tasks:id"]),
-            }
-            try:
-                found = self._transport.read(
-                    "listing tasks", partial(self._transport.get, "api/tasks/", parameters), parse
-                )
-            except NotFound:
-                raise missing_project(ref) from None
+            query = task_query([*filters, task_filter("id", "greater", "Number", last)], ordering=["tasks:id"])
+            found = self._page(ref, query, include, fields, size, parse)
             ids = [task.task_id for task in found]
             if any(later <= earlier for earlier, later in zip([last, *ids], ids, strict=False)):
                 raise LabelStudioDown(
                     "Label Studio listed tasks out of order; does a proxy in between change its replies?"
                 )
             yield from found
-            if len(found) < _PAGE:
+            if len(found) < size:
                 return
             last = ids[-1]
+
+    def _page(
+        self,
+        ref: ProjectRef,
+        query: str,
+        include: str,
+        fields: Literal["all", "task_only"],
+        size: int,
+        parse: Callable[[Any], _PageT],
+    ) -> _PageT:
+        """One page of a task listing, with at most `size` tasks."""
+        parameters: dict[str, str | int] = {
+            "project": ref.project_id,
+            "page": 1,
+            "page_size": size,
+            "fields": fields,
+            "include": include,
+            "query": query,
+        }
+        try:
+            return self._transport.read("listing tasks", partial(self._transport.get, "api/tasks/", parameters), parse)
+        except NotFound:
+            raise missing_project(ref) from None
 
     # Users ---------------------------------------------------------------------------------------------------------
 
@@ -331,6 +364,10 @@ def _list_projects(sdk: LabelStudioBase, *, page: int) -> Any:
 def _descriptions_of(page: Any) -> list[tuple[int, str | None]]:
     # `.items` is one page; the SDK's iterator would end silently on an error.
     return [(parse_id(project.id), parse_text(project.description)) for project in page.items]
+
+
+def _changed_before(time: str) -> dict[str, Any]:
+    return task_filter("updated_at", "less", "Datetime", time)
 
 
 def _id_of(found: Any) -> int:

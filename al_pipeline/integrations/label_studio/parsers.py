@@ -22,6 +22,7 @@ from al_pipeline.records import (
     PlannedTask,
     RefusalReason,
     TaskState,
+    TaskTotals,
     composed,
     shown_text,
 )
@@ -97,6 +98,16 @@ def parse_answered_tasks(content: Any, email_of: Callable[[int], str]) -> list[A
     return [_parse_answered_task(row, email_of) for row in _task_rows(content)]
 
 
+def parse_task_totals(content: Any) -> TaskTotals:
+    """The totals in one page of a task listing that is ordered by the time of change, newest first."""
+    rows = _task_rows(content)
+    return TaskTotals(
+        tasks=_whole_number(content.get("total"), "a number of tasks"),
+        answers=_whole_number(content.get("total_annotations"), "a number of answers"),
+        newest=_time(rows[0].get("updated_at")) if rows else None,
+    )
+
+
 def task_state(
     task_id: int, data: Mapping[str, Any], *, is_labeled: bool, annotations: int, cancelled: int
 ) -> TaskState:
@@ -114,7 +125,13 @@ def task_state(
 
 
 def answered_task(
-    task_id: int, data: Mapping[str, Any], annotations: Sequence[Annotation], *, created_at: str, updated_at: str
+    task_id: int,
+    data: Mapping[str, Any],
+    annotations: Sequence[Annotation],
+    *,
+    created_at: str,
+    updated_at: str,
+    answers: int,
 ) -> AnsweredTask:
     """A task with its annotations; push key and `prelabel_shown` come from its data."""
     return AnsweredTask(
@@ -125,6 +142,7 @@ def answered_task(
         annotations=tuple(annotations),
         created_at=created_at,
         prelabel_shown=data.get("al_prelabel") is True,
+        answers=answers,
     )
 
 
@@ -156,6 +174,7 @@ def _parse_answered_task(row: Mapping[str, Any], email_of: Callable[[int], str])
         [_parse_annotation_row(annotation, email_of) for annotation in row.get("annotations") or ()],
         created_at=_time(row.get("created_at")),
         updated_at=_time(row.get("updated_at")),
+        answers=_whole_number(row.get("total_annotations"), "a number of answers"),
     )
 
 

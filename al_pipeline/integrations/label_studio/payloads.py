@@ -29,7 +29,12 @@ RESERVED = frozenset(
 STATE_FIELDS = "id,data,is_labeled,total_annotations,cancelled_annotations"
 """The fields requested when only a task's state is needed."""
 
-ANSWER_FIELDS = "id,data,annotations,updated_at,result,completed_by,was_cancelled,lead_time,created_at"
+TOTALS_FIELDS = "id,updated_at"
+"""The fields requested when only the totals of a listing are needed, and when its first task was changed."""
+
+ANSWER_FIELDS = (
+    "id,data,annotations,updated_at,result,completed_by,was_cancelled,lead_time,created_at,total_annotations"
+)
 """The fields requested for tasks with annotations. The filter also applies inside these, hence the keys of both."""
 
 _PLAIN_KEY = re.compile(r"^[A-Za-z][A-Za-z0-9_]*$")

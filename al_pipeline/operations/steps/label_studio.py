@@ -76,8 +76,8 @@ def push_plan(context: Context, facts: Facts) -> None:
     _remember_push(context, facts.planned, pushed, {"project_uid": project.project_uid, "numbers": numbers})
 
 
-def pull_answers(context: Context, facts: Facts, *, full: bool = False) -> None:
-    """Pull answers into the inbox; with `full`, read all answers again and find deleted tasks."""
+def pull_answers(context: Context, facts: Facts, *, audit: bool = False) -> None:
+    """Pull answers into the inbox; with `audit`, also find what does not show as a change of a task."""
     params, outcome = context.workspace.params, context.outcome
     oracle, project = context.project
     request = PullRequest(
@@ -88,7 +88,7 @@ def pull_answers(context: Context, facts: Facts, *, full: bool = False) -> None:
         observed_at=context.now().isoformat(timespec="seconds"),
         max_vanished=params.label_studio.max_vanished,
         accept_vanished=context.accept_vanished,
-        full=full,
+        audit=audit,
     )
     report = pull(context.layout, oracle, request)
     outcome.changed |= bool(report.events or report.refused)

@@ -63,6 +63,10 @@ def tag(context: Context, facts: Facts) -> None:
     assert facts.untagged is not None
     publish.tag(context.git, context.layout, facts.untagged)
     context.outcome.published.append(facts.untagged)
+    try:
+        context.git.pack()
+    except RepositoryError as error:
+        context.outcome.warnings.append(f"git's loose objects could not be packed, which does no harm: {error}")
 
 
 def sync(context: Context, facts: Facts) -> None:
