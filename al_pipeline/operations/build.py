@@ -16,7 +16,7 @@ from al_pipeline.params import Features
 from al_pipeline.progress import shown
 from al_pipeline.rounds.state_machine import BUILD, Step
 from al_pipeline.workspace.home import own_environment
-from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.layout import Layout, pointer_of
 
 if TYPE_CHECKING:
     from al_pipeline.integrations.dvc.session import Dvc
@@ -31,7 +31,7 @@ def restore_torn_records(layout: Layout, git: Git) -> None:
     DVC writes them in place and cannot recover from an incomplete one. The killed step writes them again. Call only
     while a round is being closed or built.
     """
-    for path in (layout.dvc_lock, *(path.parent / f"{path.name}.dvc" for path in layout.sources)):
+    for path in (layout.dvc_lock, *layout.pointers):
         if path.exists() and _is_torn(path):
             committed = git.show("HEAD", path.relative_to(layout.root).as_posix())
             if committed is None:
@@ -68,7 +68,7 @@ def refresh_engine(layout: Layout) -> bool:
 
 def build_key(layout: Layout) -> str:
     """The digest of the inputs of the build under way; a different value starts the build over."""
-    pointers = [path.parent / f"{path.name}.dvc" for path in (layout.events, layout.pool, layout.test)]
+    pointers = [pointer_of(path) for path in (layout.events, layout.pool, layout.test)]
     inputs = [*pointers, layout.engine, layout.params, layout.dvc_yaml, layout.overrides, layout.asked_at_random]
     return _digest_of(inputs)
 
@@ -125,7 +125,7 @@ def install(layout: Layout, features: Features, dvc: Dvc) -> None:
     """Install the encoder that `params.yaml` names into the workspace, once, and track its weights with DVC."""
     wanted: dict[str, Any] = {"source": features.encoder if features.uses_encoder else None}
     have = read_object(layout.encoder / "source.json")
-    pointer = layout.encoder.parent / f"{layout.encoder.name}.dvc"
+    pointer = pointer_of(layout.encoder)
     if not have and pointer.exists():
         dvc.pull(str(pointer.relative_to(layout.root)))
         have = read_object(layout.encoder / "source.json")
@@ -174,7 +174,7 @@ def encode(layout: Layout, features: Features, engine: Engine | None = None) -> 
 
 def _encoding_key(layout: Layout, features: Features) -> str:
     """The digest of what the cached vectors depend on: the items, the encoder and its settings, the engine."""
-    pointers = [path.parent / f"{path.name}.dvc" for path in (layout.pool, layout.test, layout.encoder)]
+    pointers = [pointer_of(path) for path in (layout.pool, layout.test, layout.encoder)]
     return _digest_of([*pointers, layout.engine], features.model_dump_json())
 
 

@@ -17,7 +17,7 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.operations.checkout import converted
 from al_pipeline.records import RANDOM, RANDOM_SLICE, Event, PlannedTask
 from al_pipeline.rounds.interventions import Intervention, control_event
-from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.layout import Layout, pointer_of
 
 if TYPE_CHECKING:  # `al status` needs neither DVC nor the engine's fingerprint
     from al_pipeline.integrations.dvc.session import Different, Dvc
@@ -170,8 +170,8 @@ def refuse_changed(layout: Layout, dvc: Dvc) -> None:
 
 def _parts_unlike(layout: Layout, dvc: Dvc) -> list[Different]:
     """The files of ledger, pool and test set that differ from their records, in folders that exist here."""
-    folders = [path for path in (layout.events, layout.pool, layout.test) if path.exists() and _pointer(path).exists()]
-    names = [f"{path.relative_to(layout.root)}.dvc" for path in folders]
+    pointers = [pointer_of(path) for path in (layout.events, layout.pool, layout.test) if path.exists()]
+    names = [str(pointer.relative_to(layout.root)) for pointer in pointers if pointer.exists()]
     return dvc.differences(*names) if names and dvc.unlike(*names) else []
 
 
@@ -255,7 +255,7 @@ def absent_sources(layout: Layout) -> list[str]:
     return [
         path.relative_to(layout.root).as_posix()
         for path in layout.sources
-        if _pointer(path).exists() and not path.exists()
+        if pointer_of(path).exists() and not path.exists()
     ]
 
 
@@ -272,7 +272,7 @@ def _is_absent(layout: Layout, dvc: Dvc, name: str) -> bool:
 
 def _unlike(layout: Layout, dvc: Dvc) -> list[str]:
     """Sources that differ from git's records or are missing."""
-    tracked = [f"{path.relative_to(layout.root)}.dvc" for path in layout.sources if _pointer(path).exists()]
+    tracked = [str(pointer.relative_to(layout.root)) for pointer in layout.pointers if pointer.exists()]
     return dvc.unlike(*tracked) if tracked else []
 
 
@@ -288,7 +288,3 @@ def _move_parts(inbox: Path, target: Path) -> None:
 
 def _parts(folder: Path) -> Iterator[Path]:
     yield from sorted(folder.glob("*.parquet"))
-
-
-def _pointer(path: Path) -> Path:
-    return path.parent / f"{path.name}.dvc"

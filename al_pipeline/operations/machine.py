@@ -326,9 +326,8 @@ def _owned(place: Path) -> list[Path]:
     If the folder also holds the user's own files, git's history covers those too and is not in the list.
     """
     layout = Layout(place)
-    pointers = (source.parent / f"{source.name}.dvc" for source in layout.sources)
     outputs = (layout.labeled, layout.test_labels, layout.unresolved, layout.model, layout.scores, layout.queries)
-    made = (*layout.sources, *pointers, *outputs, layout.inbox, layout.rejects, layout.reports, layout.rounds)
+    made = (*layout.sources, *layout.pointers, *outputs, layout.inbox, layout.rejects, layout.reports, layout.rounds)
     plain = (layout.engine, layout.dvc_lock, layout.dvc_yaml, layout.params, place / "data/.gitignore")
     tools = (place / "models/.gitignore", place / ".dvc", place / ".dvcignore", layout.private)
     history: tuple[Path, ...] = (layout.git_ignore, layout.git_attributes, place / ".git", layout.marker)

@@ -112,9 +112,8 @@ def _written(layout: Layout, number: int | None) -> set[str]:
     """Paths of the files that building a round and deciding on its model write."""
     upcoming = 0 if number is None else number + 1
     record = layout.genesis if number is None else layout.record(number)
-    pointers = (path.parent / f"{path.name}.dvc" for path in layout.sources)
     closing = (layout.engine, layout.overrides, layout.asked_at_random, layout.dvc_lock)
-    written = (*closing, *layout.results, *pointers, record, layout.plan(upcoming))
+    written = (*closing, *layout.results, *layout.pointers, record, layout.plan(upcoming))
     return {path.relative_to(layout.root).as_posix() for path in written}
 
 

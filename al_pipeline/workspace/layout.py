@@ -149,6 +149,11 @@ class Layout:
     def sources(self) -> tuple[Path, ...]:
         return (self.pool, self.test, self.events, self.encoder)
 
+    @property
+    def pointers(self) -> tuple[Path, ...]:
+        """The `.dvc` files of `sources`, in their order."""
+        return tuple(map(pointer_of, self.sources))
+
     # Tracked by DVC: outputs of stages -------------------------------------------------------------------------
     @property
     def labeled(self) -> Path:
@@ -306,15 +311,14 @@ class Layout:
     @property
     def steering(self) -> tuple[Path, ...]:
         """Small tracked files that affect a build, DVC or git."""
-        sources = tuple(path.parent / f"{path.name}.dvc" for path in self.sources)
         ours = (self.params, self.dvc_yaml, self.dvc_lock, self.engine, self.overrides, self.asked_at_random)
         settings = tuple(self.root / name for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore"))
-        return (*ours, *settings, *self.results, *sources)
+        return (*ours, *settings, *self.results, *self.pointers)
 
     @property
     def of_dvc(self) -> tuple[Path, ...]:
         """DVC's files in git."""
-        return (self.dvc_yaml, self.dvc_lock, *(path.parent / f"{path.name}.dvc" for path in self.sources))
+        return (self.dvc_yaml, self.dvc_lock, *self.pointers)
 
     @property
     def tracked(self) -> tuple[Path, ...]:
@@ -350,8 +354,12 @@ class Layout:
     @property
     def owned(self) -> tuple[Path, ...]:
         """Paths that the engine writes and commits; an unexpected change in one of them stops a tick."""
-        sources = tuple(path.parent / f"{path.name}.dvc" for path in self.sources)
-        return (self.engine, self.dvc_lock, self.rounds, *sources)
+        return (self.engine, self.dvc_lock, self.rounds, *self.pointers)
+
+
+def pointer_of(path: Path) -> Path:
+    """The `.dvc` file with which `dvc add` tracks `path`."""
+    return path.with_name(f"{path.name}.dvc")
 
 
 _IN_ROUNDS = re.compile(r"rounds/(?:\d{4,6}/(?:plan\.jsonl|round\.json)|(?:interventions|rulings)/\d{6}\.json)")
@@ -365,6 +373,6 @@ def is_ours(name: str) -> bool:
     layout = Layout()
     singles = (
         *(layout.marker, layout.engine, layout.dvc_lock, layout.project, layout.overrides, layout.asked_at_random),
-        *(layout.genesis, *layout.results, *(path.parent / f"{path.name}.dvc" for path in layout.sources)),
+        *(layout.genesis, *layout.results, *layout.pointers),
     )
     return bool(_IN_ROUNDS.fullmatch(name)) or name in {path.as_posix() for path in singles}

@@ -132,8 +132,7 @@ def check_tree(modes: Mapping[str, str], layout: Layout) -> None:
 def _doubts(layout: Layout) -> Iterator[tuple[str, str]]:
     if layout.dvc_yaml.exists() and _unix(layout.dvc_yaml.read_bytes()) != template("dvc.yaml").encode():
         yield "dvc.yaml", "differs from this engine's, and DVC runs the commands in it"
-    for source in layout.sources:
-        pointer = source.parent / f"{source.name}.dvc"
+    for source, pointer in zip(layout.sources, layout.pointers, strict=True):
         if pointer.exists():
             found = _POINTER.fullmatch(_unix(pointer.read_bytes()))
             if found is None or found["name"].decode() != source.name:

@@ -125,7 +125,7 @@ class Clone:
         fetched, cache = self.home / "fetched", self.layout.root / ".dvc/cache"
         _link_tree(fetched, cache)
         try:
-            self._pull(dvc, [f"{path.relative_to(self.layout.root)}.dvc" for path in self.layout.sources])
+            self._pull(dvc, [str(pointer.relative_to(self.layout.root)) for pointer in self.layout.pointers])
         finally:
             _link_tree(cache, fetched)
 

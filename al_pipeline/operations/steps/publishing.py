@@ -82,7 +82,7 @@ def sync(context: Context, facts: Facts) -> None:
 def _changed_outputs(context: Context) -> set[str]:
     """Outputs of the build, and data that it reads, that differ from DVC's records."""
     dvc, layout = context.dvc, context.layout
-    sources = [f"{path.relative_to(layout.root)}.dvc" for path in layout.sources]
+    sources = [str(pointer.relative_to(layout.root)) for pointer in layout.pointers]
     return {*dvc.changed(*STAGES, *sources), *dvc.unlike(), *dvc.unlike(*sources)}
 
 
