@@ -258,15 +258,15 @@ def test_in_a_file_a_line_is_a_line(workspace: Workspace, monkeypatch: pytest.Mo
 
 
 def test_no_color_is_obeyed_in_a_terminal(workspace: Workspace) -> None:
-    coloured = {}
+    colored = {}
     for word in ("", "1"):
         reader, terminal = pty.openpty()
         ended = run(
             "status", out=lambda terminal=terminal: terminal, folder=workspace.layout.root, NO_COLOR=word, TERM="xterm"
         )  # type: ignore[misc]
         assert ended.code == 0
-        coloured[word] = os.read(reader, 65536)
+        colored[word] = os.read(reader, 65536)
         os.close(reader)
         os.close(terminal)
-    assert b"\x1b[" in coloured[""]
-    assert b"\x1b[3" not in coloured["1"], "no colour"
+    assert b"\x1b[" in colored[""]
+    assert b"\x1b[3" not in colored["1"], "no color"

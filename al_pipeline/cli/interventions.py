@@ -152,12 +152,8 @@ def _publish(workspace: Workspace, change: Change, as_json: bool) -> tuple[tuple
         published = run_tick(workspace, Options(), discard if as_json else print_step).published
     except (ExternalServiceError, Locked) as error:
         unfinished = str(error)
-    newest = published_with(workspace, change.intervention)
-    if newest is None:
-        raise ExternalServiceError(
-            f"the intervention is recorded; the next `al round` carries it out. {unfinished}".rstrip()
-        )
-    return published or newest, unfinished
+    newest = published_with(workspace, change.intervention, unfinished)
+    return published or (() if newest is None else (newest,)), unfinished
 
 
 def _print_change(change: Change) -> None:

@@ -22,6 +22,7 @@ from al_pipeline.annotation.votes import labels_in_use, times_asked
 from al_pipeline.data.ledger import last_part, read_events
 from al_pipeline.errors import (
     AlError,
+    ExternalServiceError,
     ManualActionRequired,
     NothingToDo,
     RemoteIncomplete,
@@ -244,12 +245,17 @@ def dvc_for_intervention(workspace: Workspace, *, dry_run: bool = False) -> Iter
         yield dvc
 
 
-def published_with(workspace: Workspace, intervention: Intervention) -> tuple[int, ...] | None:
-    """(newest published round,), or (), once `intervention` is in force; None while it waits for a tick."""
+def published_with(workspace: Workspace, intervention: Intervention, unfinished: str) -> int | None:
+    """The newest published round, once `intervention` is in force; None if no round is published.
+
+    Raises ExternalServiceError while it waits for a tick; `unfinished` says why the last one ended early.
+    """
     history = read_history(workspace.layout, Git(workspace.layout.root))
     if any(waiting.number == intervention.number for waiting in history.waiting):
-        return None
-    return tuple(record.round for record in history.rounds[-1:])
+        raise ExternalServiceError(
+            f"the intervention is recorded; the next `al round` carries it out. {unfinished}".rstrip()
+        )
+    return history.rounds[-1].round if history.rounds else None
 
 
 def finish_intervention(layout: Layout, git: Git) -> None:

@@ -37,7 +37,7 @@ class CurvePoint:
 
 @dataclass(frozen=True, slots=True)
 class _Palette:
-    """Colors by purpose. The hues are Okabe and Ito's, which people with colour blindness can tell apart."""
+    """Colors by purpose. The hues are Okabe and Ito's, which people with color blindness can tell apart."""
 
     ink: str
     muted: str
@@ -121,7 +121,7 @@ class Panel:
 
 
 def panels_png(panels: Mapping[str, Panel], columns: int = 2) -> bytes:
-    """Comparisons side by side as PNG on white, each with its name. They share colours; the first has the legend."""
+    """Comparisons side by side as PNG on white, each with its name. They share colors; the first has the legend."""
     wide, high, rows = 460, 290, -(-len(panels) // columns)
     size = _Size("print", wide * columns, high * rows, 13)
     with _canvas(size, "print") as figure:
