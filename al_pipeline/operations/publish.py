@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from al_pipeline.data.ledger import read_events, read_refused
 from al_pipeline.data.pool import count_items
 from al_pipeline.errors import ManualActionRequired, RepositoryError, UnexpectedChange
+from al_pipeline.evaluation.figures import Control, Decision, Metrics, Running
 from al_pipeline.evaluation.online import Forecast, running_accuracy
 from al_pipeline.files import read_json, read_object, sha256_file, sha256_tree, write_json, write_jsonl
 from al_pipeline.integrations.dvc.session import Dvc
@@ -23,7 +24,8 @@ from al_pipeline.operations.planning import plan_tasks
 from al_pipeline.params import Params
 from al_pipeline.records import RANDOM_SLICE, PlannedTask, round_name
 from al_pipeline.rounds.interventions import Intervention
-from al_pipeline.rounds.manifests import RoundRecord, parse_record
+from al_pipeline.rounds.manifests import Counts, Engine, NextBatch, Record, RoundRecord, TaskCounts, parse_record
+from al_pipeline.rounds.manifests import Params as RecordedParams
 from al_pipeline.workspace.fingerprint import current_engine
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
@@ -32,43 +34,67 @@ _logger = get_logger(__name__)
 
 if TYPE_CHECKING:  # at run time imported where used: a tick with nothing to do needs no numpy
     from al_pipeline.data.outputs import Predictions
-    from al_pipeline.evaluation.figures import Decision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundFacts:
+    """What the tick knows about a round, besides its results."""
+
+    opened_at: float | None
+    closed_at: float | None
+    reason: str | None
+    """Why the round was closed."""
+    seconds: dict[str, float]
+    """Duration of each step of the build."""
+    project: dict[str, Any] | None
+    interventions: tuple[Intervention, ...]
+    """Those about labels that the build carries out."""
+    answers: TaskCounts | None
+    """None for the first build."""
+
 
 Tags = Mapping[str, tuple[str, str]]
 """References by name: the id of the object, and of the commit that it points to."""
 
 
 def decide_and_plan(
-    workspace: Workspace, git: Git, history: History, number: int | None, build: str, facts: Mapping[str, Any]
+    workspace: Workspace, git: Git, history: History, number: int | None, build: str, facts: RoundFacts
 ) -> None:
     """Write the record of round `number` (None: of the first build) and the plan of the next round.
 
-    `build` identifies the inputs of the build; `facts` is what the tick knows about the round (times, answers, why it
-    closed).
+    `build` identifies the inputs of the build.
     """
     layout, params = workspace.layout, workspace.params
     upcoming = 0 if number is None else number + 1
     plan = plan_tasks(workspace, git, upcoming, history.abandoned)
     write_jsonl(layout.plan(upcoming), (asdict(task) for task in plan))
-    record = {
-        **facts,
-        "round": number,
-        "build": build,
-        "parent": git.head(),
-        "promoted_before": history.promoted,
-        "counts": _counts(layout, plan),
-        "hashes": _hashes(layout, upcoming),
-        "params": params.model_dump(mode="json", by_alias=True),
-        "overrides": chosen(layout),
-        "engine": current_engine(),
-        "metrics": read_json(layout.metrics),
-        "next_batch": read_json(layout.choice),
-        "control": read_json(layout.control),
-        "running": _running(layout, git, history, params, number),
-    }
+    next_batch, control = read_json(layout.choice), read_json(layout.control)
+    record = Record(
+        round=number,
+        build=build,
+        project=facts.project,
+        parent=git.head(),
+        promoted_before=history.promoted,
+        reason=facts.reason,
+        opened_at=facts.opened_at,
+        closed_at=facts.closed_at,
+        seconds=facts.seconds,
+        counts=_counts(layout, plan),
+        hashes=_hashes(layout, upcoming),
+        params=RecordedParams.model_validate(params.model_dump(mode="json", by_alias=True)),
+        overrides=chosen(layout),
+        engine=Engine.model_validate(current_engine()),
+        metrics=Metrics.model_validate(read_json(layout.metrics)),
+        next_batch=None if next_batch is None else NextBatch.model_validate(next_batch),
+        control=None if control is None else Control.model_validate(control),
+        running=_running(layout, git, history, params, number),
+        interventions=facts.interventions,
+    )
     if number is not None:
-        record["decision"] = _held(_decide(layout, git, history, params), history.holding).model_dump(mode="json")
-    write_json(layout.genesis if number is None else layout.record(number), record)
+        assert facts.answers is not None
+        decision = _held(_decide(layout, git, history, params), history.holding)
+        record = RoundRecord(**dict(record), decision=decision, answers=facts.answers)
+    write_json(layout.genesis if number is None else layout.record(number), record.to_json())
 
 
 def chosen(layout: Layout) -> dict[str, Any]:
@@ -169,7 +195,7 @@ def unsynced(git: Git, layout: Layout) -> bool:
     return git.remote() is not None and read_object(layout.private / "synced.json").get("head") != git.head()
 
 
-def _running(layout: Layout, git: Git, history: History, params: Params, number: int | None) -> dict[str, Any] | None:
+def _running(layout: Layout, git: Git, history: History, params: Params, number: int | None) -> Running | None:
     """The models' accuracy on the random slices up to round `number`, by the current labels."""
     if number is None:
         return None
@@ -182,11 +208,10 @@ def _running(layout: Layout, git: Git, history: History, params: Params, number:
         if task.round <= number and task.round not in history.abandoned
         if task.strategy == RANDOM_SLICE and task.predicted is not None
     ]
-    found = running_accuracy(forecasts, params.evaluate.confidence)
-    return None if found is None else found.model_dump(mode="json")
+    return running_accuracy(forecasts, params.evaluate.confidence)
 
 
-def _counts(layout: Layout, plan: list[PlannedTask]) -> dict[str, Any]:
+def _counts(layout: Layout, plan: list[PlannedTask]) -> Counts:
     from al_pipeline.data.outputs import read_labeled, read_unresolved
 
     labeled, test_labels = read_labeled(layout.labeled), read_labeled(layout.test_labels)
@@ -195,20 +220,20 @@ def _counts(layout: Layout, plan: list[PlannedTask]) -> dict[str, Any]:
     pending = {task.item_id for task in plan if task.part == "pool"} - {row.item_id for row in labeled}
     ignored = {row.item_id for row in unresolved if row.part == "pool" and row.kind == "ignored"} - pending
     pool = count_items([layout.pool])
-    return {
-        "pool": pool,
-        "labelled": len(labeled),
-        "pending": len(pending),
-        "ignored": len(ignored),
-        "unlabelled": pool - len(labeled) - len(ignored) - len(pending),
-        "ties": sum(row.kind == "tie" for row in unresolved),
-        "test": count_items([layout.test]),
-        "test_labelled": len(test_labels),
-        "labels": dict(sorted(Counter(row.label for row in labeled).items())),
-        "test_labels": dict(sorted(Counter(row.label for row in test_labels).items())),
-        "refused": len(read_refused(layout.events)),
-        "events": len(read_events(layout.events)),
-    }
+    return Counts(
+        pool=pool,
+        labelled=len(labeled),
+        pending=len(pending),
+        ignored=len(ignored),
+        unlabelled=pool - len(labeled) - len(ignored) - len(pending),
+        ties=sum(row.kind == "tie" for row in unresolved),
+        test=count_items([layout.test]),
+        test_labelled=len(test_labels),
+        labels=dict(Counter(row.label for row in labeled)),
+        test_labels=dict(Counter(row.label for row in test_labels)),
+        refused=len(read_refused(layout.events)),
+        events=len(read_events(layout.events)),
+    )
 
 
 def _hashes(layout: Layout, upcoming: int) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """A round's record and plan, typed. They come from git, where anybody can write; each is validated once, on reading.
 
-Only keys in use are checked. Other keys, of this engine or a newer one, are kept.
+A record is written from the type that reads it. Keys of a newer engine are not checked, and are kept.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ _Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 class TaskCounts(Part):
     """The state of a round's tasks when it closed. `kept`: those of `unanswered` that stay open in the next round."""
 
+    tasks: Count | None = None
     answered: Count
     given_up: Count
     unanswered: Count
@@ -56,6 +57,8 @@ class Counts(Part):
     pending: Count
     ignored: Count
     unlabelled: Count
+    ties: Count | None = None
+    """Items without a label because their annotators disagree."""
     test: Count
     test_labelled: Count
     events: Count | None = None
@@ -122,7 +125,7 @@ def _names_model_and_params(hashes: dict[str, str]) -> dict[str, str]:
 
 
 def _intervention(row: Any, info: ValidationInfo) -> Intervention:
-    return parse_intervention(row, str(info.context))
+    return row if isinstance(row, Intervention) else parse_intervention(row, str(info.context))
 
 
 _Intervention = Annotated[Intervention, PlainValidator(_intervention), PlainSerializer(Intervention.to_row)]
@@ -140,8 +143,17 @@ class Record(Part):
     """Settings of the next round's batch that override `params`."""
     engine: Engine
     metrics: Metrics
+    build: Text | None = None
+    """The digest of the build's inputs."""
+    project: dict[str, Any] | None = None
+    """The Label Studio project, as in `Layout.project`."""
+    promoted_before: Text | None = None
+    """The tag of the round whose model was promoted before this one was decided on."""
+    reason: str | None = None
+    """Why the round was closed."""
+    opened_at: _Moment | None = None
     closed_at: _Moment | None
-    """Unix time in seconds."""
+    """Unix times in seconds."""
     seconds: dict[Text, Number] = Field(default_factory=dict)
     """Duration of each step of the build, in seconds."""
     parent: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40,64}$")] | None
@@ -153,6 +165,11 @@ class Record(Part):
         validation_alias=AliasChoices("interventions", "rulings"),  # as earlier versions called them
     )
     """The interventions about labels that this round carried out."""
+
+    def to_json(self) -> dict[str, Any]:
+        """This record as the JSON object that is written, with unset defaults."""
+        row: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
+        return row
 
 
 class RoundRecord(Record):

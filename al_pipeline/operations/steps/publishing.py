@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 from al_pipeline.annotation.tasks import standing
 from al_pipeline.data.ledger import read_events, read_refused, still_refused
@@ -14,6 +13,7 @@ from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.planning import kept_tasks
 from al_pipeline.operations.steps.context import Context
 from al_pipeline.operations.steps.notes import recall
+from al_pipeline.rounds.manifests import TaskCounts
 from al_pipeline.rounds.state_machine import BUILD, Facts, Step
 from al_pipeline.workspace.layout import STAGES
 
@@ -99,31 +99,30 @@ def _count_selected(context: Context) -> None:
         )
 
 
-def _round_facts(context: Context, planned: int | None) -> dict[str, Any]:
-    """The part of a round's record besides the results: times, answers, why it closed."""
+def _round_facts(context: Context, planned: int | None) -> publish.RoundFacts:
     layout, remembered = context.layout, recall(context.layout, planned)
-    facts = {
-        "opened_at": remembered.get("opened_at"),
-        "closed_at": remembered.get("closed_at"),
-        "reason": remembered.get("reason"),
-        "seconds": build.build_seconds(layout),
-        "project": read_json(layout.project) or None,
-        "interventions": [intervention.to_row() for intervention in context.history.waiting],
-    }
-    return facts if planned is None else {**facts, "answers": _answers(context, planned)}
+    return publish.RoundFacts(
+        opened_at=remembered.get("opened_at"),
+        closed_at=remembered.get("closed_at"),
+        reason=remembered.get("reason"),
+        seconds=build.build_seconds(layout),
+        project=read_json(layout.project) or None,
+        interventions=tuple(context.history.waiting),
+        answers=None if planned is None else _answers(context, planned),
+    )
 
 
-def _answers(context: Context, planned: int) -> dict[str, Any]:
+def _answers(context: Context, planned: int) -> TaskCounts:
     """Count the outcomes of the tasks of round `planned`."""
     layout, params = context.layout, context.workspace.params
     events, tasks = read_events(layout.events), read_plan(context.git, planned)
     found = Counter(standing(tasks, events, params.round.overlap, len(params.annotators) or None).values())
     refused = still_refused(read_refused(layout.events), events)
-    return {
-        "tasks": len(tasks),
-        "answered": found["answered"],
-        "given_up": found["given_up"],
-        "unanswered": found["open"],
-        "kept": len(kept_tasks(layout, context.git, planned + 1)),
-        "refused": dict(Counter(str(row["reason"]) for row in refused if row.get("round") == planned)),
-    }
+    return TaskCounts(
+        tasks=len(tasks),
+        answered=found["answered"],
+        given_up=found["given_up"],
+        unanswered=found["open"],
+        kept=len(kept_tasks(layout, context.git, planned + 1)),
+        refused=dict(Counter(str(row["reason"]) for row in refused if row.get("round") == planned)),
+    )
