@@ -198,22 +198,19 @@ def choose(
     honest = {item_id: query(item_id, RANDOM_SLICE, len(drawn) / len(candidates)) for item_id in drawn}
 
     wanted = frozenset(requested)
-    again = [item_id for item_id in dict.fromkeys([*requested, *first]) if item_id in known]
-    room = k - len(drawn)
-    fresh_again = set([item_id for item_id in again if item_id not in honest][:room])
-    head = [
-        honest.get(item_id) or query(item_id, ASKED if item_id in wanted else ASK_AGAIN, 1.0)
-        for item_id in again
-        if item_id in honest or item_id in fresh_again
-    ]
-    taken = honest.keys() | fresh_again
-    free = _Free(candidates, known, taken)
-    own = _own_picks(STRATEGIES[strategy], strategy, free, shortlist, room - len(fresh_again), seed)
-    own = _make_room(own, [item_id for item_id in dict.fromkeys(guided) if item_id in free])
+    again = {
+        item_id: query(item_id, ASKED if item_id in wanted else ASK_AGAIN, 1.0)
+        for item_id in [*requested, *first]
+        if item_id in known
+    }
+    head = _head(again, honest, k - len(drawn))
     in_head = {one.item_id for one in head}
-    spread = _interleave(
-        [query(*row) for row in own], [honest[item_id] for item_id in drawn if item_id not in in_head], seed
-    )
+    taken = honest.keys() | in_head
+    free = _Free(candidates, known, taken)
+    own = _own_picks(STRATEGIES[strategy], strategy, free, shortlist, k - len(taken), seed)
+    own = _make_room(own, [item_id for item_id in dict.fromkeys(guided) if item_id in free])
+    rest = [honest[item_id] for item_id in drawn if item_id not in in_head]
+    spread = _interleave([query(*row) for row in own], rest, seed)
     return [replace(one, rank=rank) for rank, one in enumerate([*head, *spread])]
 
 
@@ -227,6 +224,13 @@ class _Intersects(Protocol):
 def _among(ids: set[str], candidates: Collection[str]) -> AbstractSet[str]:
     """Those of `ids` that are candidates."""
     return candidates.intersection(ids) if isinstance(candidates, _Intersects) else ids.intersection(candidates)
+
+
+def _head(again: Mapping[str, Query], honest: Mapping[str, Query], room: int) -> list[Query]:
+    """The queries that come first, in the order of `again`: those of the random slice, and up to `room` others."""
+    others = [item_id for item_id in again if item_id not in honest][:room]
+    chosen = honest.keys() | others
+    return [honest.get(item_id, query) for item_id, query in again.items() if item_id in chosen]
 
 
 def _each_once(candidates: list[str]) -> list[str]:

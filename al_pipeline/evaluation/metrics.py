@@ -67,19 +67,13 @@ def evaluate(
     if proba.shape != (len(truth), len(classes)):
         raise ValueError(f"{len(truth)} items and {len(classes)} classes, but probabilities of shape {proba.shape}")
     target = _target(truth, classes, positive)
-    compute = _all_figures(proba, truth, target)
-    values = compute(np.ones((1, len(truth))))[0]
-    blocks = [compute(weights) for weights in resamples(len(truth), bootstrap, rng)] if len(truth) else []
-    draws = np.concatenate([np.empty((0, len(values))), *blocks])
+    values, draws = _with_resamples(_all_figures(proba, truth, target), len(truth), bootstrap, rng)
 
     def estimate(column: int, undefined: str) -> Estimate:
         return _estimate(float(values[column]), draws[:, column], confidence, undefined if len(truth) else _EMPTY)
 
-    def class_estimate(kind: int, c: int, undefined: str) -> Estimate:
-        return estimate(len(FIGURES) + kind * len(classes) + c, undefined)
-
-    predicted = proba.argmax(axis=1)
-    confusion = np.bincount(truth * len(classes) + predicted, minlength=len(classes) ** 2).reshape(len(classes), -1)
+    cells = np.bincount(truth * len(classes) + proba.argmax(axis=1), minlength=len(classes) ** 2)
+    confusion = cells.reshape(len(classes), -1)
     return Metrics(
         items=len(truth),
         bootstrap=bootstrap,
@@ -87,16 +81,7 @@ def evaluate(
         classes=classes,
         averaged=tuple(classes[c] for c in np.unique(truth)),
         average_precision_of="macro" if target is None else classes[target],
-        per_class={
-            label: ClassMetrics(
-                support=int(confusion[c].sum()),
-                predicted=int(confusion[:, c].sum()),
-                precision=class_estimate(0, c, f"no item was predicted as {label}"),
-                recall=class_estimate(1, c, f"no test item is {label}"),
-                f1=class_estimate(2, c, f"no test item is {label}"),
-            )
-            for c, label in enumerate(classes)
-        },
+        per_class={label: _class_metrics(c, label, confusion, estimate) for c, label in enumerate(classes)},
         confusion=tuple(tuple(int(count) for count in counts) for counts in confusion),
         **{name: estimate(column, _UNDEFINED) for column, name in enumerate(FIGURES)},
     )
@@ -124,8 +109,7 @@ def differences(
     def moved(weights: Floats) -> Floats:
         return (new(weights) - old(weights))[:, : len(FIGURES)]
 
-    values = moved(np.ones((1, len(truth))))[0]
-    draws = np.concatenate([np.empty((0, len(values))), *map(moved, resamples(len(truth), bootstrap, rng))])
+    values, draws = _with_resamples(moved, len(truth), bootstrap, rng)
     return {
         name: _estimate(float(values[column]), draws[:, column], confidence, _UNDEFINED)
         for column, name in enumerate(FIGURES)
@@ -182,6 +166,27 @@ def interval(draws: Floats, confidence: float) -> tuple[float, float] | None:
         return None
     low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def _with_resamples(
+    compute: Callable[[Floats], Floats], items: int, bootstrap: int, rng: Generator
+) -> tuple[Floats, Floats]:
+    """What `compute` gives for all items (m,), and for each resample (b, m)."""
+    values = compute(np.ones((1, items)))[0]
+    blocks = map(compute, resamples(items, bootstrap, rng)) if items else ()
+    return values, np.concatenate([np.empty((0, len(values))), *blocks])
+
+
+def _class_metrics(c: int, label: str, confusion: Indices, estimate: Callable[[int, str], Estimate]) -> ClassMetrics:
+    """The metrics of class `c`; `estimate` gets a column of `_all_figures`, and the reason if it is undefined there."""
+    precision, recall, f1 = (len(FIGURES) + kind * len(confusion) + c for kind in range(3))
+    return ClassMetrics(
+        support=int(confusion[c].sum()),
+        predicted=int(confusion[:, c].sum()),
+        precision=estimate(precision, f"no item was predicted as {label}"),
+        recall=estimate(recall, f"no test item is {label}"),
+        f1=estimate(f1, f"no test item is {label}"),
+    )
 
 
 def _all_figures(proba: Floats, truth: Indices, target: int | None) -> Callable[[Floats], Floats]:

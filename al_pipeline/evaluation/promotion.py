@@ -69,17 +69,35 @@ def decide(
     actual = check_truth(truth, len(classes))
     new = _predictions(challenger, len(actual), classes)
     thin = _too_few(np.bincount(actual, minlength=len(classes)), classes, limits.min_test_per_class)
-    once = np.ones((1, len(actual)))
-    after = class_counts(once, actual, new, len(classes))
     if champion is None:
-        unfound = "" if thin else _never_found(after, classes)
-        said = tuple(reason for reason in ("the first model", thin, unfound) if reason)
-        return Decision(verdict="promoted", provisional=bool(thin or unfound), reasons=said)
+        return _first_model(actual, new, classes, thin)
     if thin:
         return Decision(verdict="held", provisional=False, reasons=(f"not enough evidence: {thin}",))
-
     old = _predictions(champion, len(actual), classes)
-    before = class_counts(once, actual, old, len(classes))
+    return _compared(actual, old, new, classes, limits.max_drop, rng, bootstrap, confidence)
+
+
+def _first_model(actual: Indices, new: Indices, classes: Sequence[str], thin: str) -> Decision:
+    """Step 1 of the rule. `thin`: the classes with too few test items, as a sentence; empty if there are none."""
+    found = class_counts(np.ones((1, len(actual))), actual, new, len(classes))
+    unfound = "" if thin else _never_found(found, classes)
+    said = tuple(reason for reason in ("the first model", thin, unfound) if reason)
+    return Decision(verdict="promoted", provisional=bool(thin or unfound), reasons=said)
+
+
+def _compared(
+    actual: Indices,
+    old: Indices,
+    new: Indices,
+    classes: Sequence[str],
+    max_drop: float,
+    rng: Generator,
+    bootstrap: int,
+    confidence: float,
+) -> Decision:
+    """Steps 3 to 5 of the rule. `old`, `new`: predicted classes (n,) of champion and challenger."""
+    once = np.ones((1, len(actual)))
+    before, after = (class_counts(once, actual, predicted, len(classes)) for predicted in (old, new))
     pairs = [
         (class_counts(weights, actual, new, len(classes)), class_counts(weights, actual, old, len(classes)))
         for weights in resamples(len(actual), bootstrap, rng)
@@ -92,20 +110,15 @@ def decide(
         f"macro-F1 {difference:+.3f} against the promoted model "
         f"({confidence:.0%} interval {low:+.3f} to {high:+.3f}, {len(actual)} test items)"
     )
-    verdict, reasons = _judge(
-        difference,
-        high,
-        _collapsed(before, after, class_draws, classes, limits.max_drop, confidence),
-        change,
-        limits.max_drop,
-    )
+    collapsed = _collapsed(before, after, class_draws, classes, max_drop, confidence)
+    verdict, reasons = _judge(difference, high, collapsed, change, max_drop)
     return Decision(verdict=verdict, provisional=False, reasons=reasons, difference=difference, low=low, high=high)
 
 
 def _judge(
     difference: float, high: float, collapsed: Sequence[str], change: str, max_drop: float
 ) -> tuple[str, tuple[str, ...]]:
-    """Steps 3 to 5 of the rule. `high`: upper end of the paired interval; `change`: the difference as a sentence."""
+    """The verdict by steps 3 to 5, and its reasons. `high`: upper end of the paired interval; `change`: a sentence."""
     if collapsed:
         return "refused", (*collapsed, change)
     if difference >= -max_drop:

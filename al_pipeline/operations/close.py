@@ -65,25 +65,39 @@ def close(
         check_sources(layout, dvc)
     overrides = overrides or read_object(layout.closing).get("overrides") or {}
     write_json(layout.closing, {"selects_for": selects_for, "overrides": overrides})
-    for folder in (layout.events, layout.pool, layout.test):
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
-    _move_parts(layout.inbox_pool, layout.pool)
-    _move_parts(layout.inbox_test, layout.test)
-    consumed = append_inbox(layout.inbox_events, layout.events)
+    consumed = _move_inbox(layout)
     append_part(layout.events, carry_out(interventions, layout.events))
     check_kept(layout, dvc)
     dvc.add(layout.events, layout.pool, layout.test)  # even if unchanged: the cache may have been lost
     write_engine(layout.engine)
     write_json(layout.asked_at_random, {"items": drawn_at_random(plans)})
-    carried = {"interventions": [intervention.number for intervention in interventions]} if interventions else {}
-    wanted = {"ask": list(asked)} if asked else {}
-    parts = {"kept": "pool", "kept_test": "test"}
-    stays = {name: ids for name, part in parts.items() if (ids := [task.item_id for task in kept if task.part == part])}
-    write_json(layout.overrides, {"round": selects_for, **overrides, **carried, **wanted, **stays})
+    write_json(layout.overrides, {"round": selects_for, **overrides, **_brought_along(interventions, asked, kept)})
     for path in consumed:
         path.unlink(missing_ok=True)
     layout.closing.unlink(missing_ok=True)
+
+
+def _move_inbox(layout: Layout) -> list[Path]:
+    """Move items into pool and test set, and copy events into the ledger. Returns the files of the copied events."""
+    for folder in (layout.events, layout.pool, layout.test):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+    _move_parts(layout.inbox_pool, layout.pool)
+    _move_parts(layout.inbox_test, layout.test)
+    return append_inbox(layout.inbox_events, layout.events)
+
+
+def _brought_along(
+    interventions: Sequence[Intervention], asked: Sequence[str], kept: Sequence[PlannedTask]
+) -> dict[str, list[Any]]:
+    """What the batch must take along, for `overrides.json`: only keys with something in them."""
+    found: dict[str, list[Any]] = {
+        "interventions": [intervention.number for intervention in interventions],
+        "ask": list(asked),
+        "kept": [task.item_id for task in kept if task.part == "pool"],
+        "kept_test": [task.item_id for task in kept if task.part == "test"],
+    }
+    return {name: values for name, values in found.items() if values}
 
 
 def carry_out(interventions: Sequence[Intervention], ledger: Path) -> list[Event]:

@@ -83,16 +83,8 @@ def ingest(
     Raises UnusableFile if a whole file cannot be used or changes while it is read; rows that cannot be used are set
     aside with the reason.
     """
-    if not files:
-        raise BadInput(f"name at least one file ({WANTED})")
     columns = Columns(text_column, id_column, label_column)
-    if len(set(columns.required)) < len(columns.required):
-        raise BadInput("text, id and label must be three different columns")
-    if corrections and test:
-        raise UsageError(
-            "a correction goes where the replaced text is, into the pool or the test set: leave out either --test or "
-            "--corrections"
-        )
+    _check_request(files, columns, test=test, corrections=corrections)
     with open_inputs(files, format, encoding) as inputs:
         stamps = [_stamp(source) for source in inputs.sources]
         sizes = [_usable(partial(check_readable, source)) for source in inputs.sources]
@@ -134,6 +126,19 @@ class _Files:
     notes: list[str]
     """Messages for the user about the files; reading adds more."""
     progress: Progress | None
+
+
+def _check_request(files: Sequence[Path | Source], columns: Columns, *, test: bool, corrections: bool) -> None:
+    """Raise BadInput or UsageError if the files, columns or options make no sense together."""
+    if not files:
+        raise BadInput(f"name at least one file ({WANTED})")
+    if len(set(columns.required)) < len(columns.required):
+        raise BadInput("text, id and label must be three different columns")
+    if corrections and test:
+        raise UsageError(
+            "a correction goes where the replaced text is, into the pool or the test set: leave out either --test or "
+            "--corrections"
+        )
 
 
 def _test_size(taken: Intake, wanted: int | None) -> int:

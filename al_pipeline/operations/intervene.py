@@ -114,41 +114,23 @@ def rollback(
     must not be running a command.
     """
     with locked_for_intervention(workspace, dvc, "al rollback") as (git, history):
-        layout, record = workspace.layout, history.record(number)
-        tag = round_name(number)
-        if tag not in git.tags():
-            raise NothingToDo(f"{tag} has no tag yet; `al round` creates it, then roll back")
-        before = {"serves": history.promoted, "hold": history.holding is not None, "head": git.head()}
-        then = read_history(layout, git, tag)
-        if record not in then.rounds or then.latest != record:
-            raise ManualActionRequired(
-                f"the tag {tag} does not name the commit that published that round, so it is not a snapshot of it: "
-                "`al doctor` shows the right commit; nothing was changed"
-            )
+        record, tag = history.record(number), round_name(number)
+        then = _history_at_snapshot(workspace.layout, git, record)
         serves = then.promoted if model else None
         if model and serves is None:
             raise NothingToDo(f"no model was promoted at {tag}; use `--labels` to go back to its labels only")
-        if params and git.changed([layout.params]):
+        if params and git.changed([workspace.layout.params]):
             raise UnexpectedChange("params.yaml has uncommitted changes; commit or discard them first (`git diff`)")
         if not labels and not params and serves == history.promoted and history.holding is not None:
             raise NothingToDo(f"the model of {serves} is already served, and promotion is held")
         intervention = new_intervention(
             history, git, "rollback", reason, labels=labels, to=number,
-            serves=serves, hold=True if model else None, params_from=tag if params else None, before=before,
+            serves=serves, hold=True if model else None, params_from=tag if params else None,
+            before={"serves": history.promoted, "hold": history.holding is not None, "head": git.head()},
         )  # fmt: skip
-        with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=layout.private) as place:
-            wanted = {"events": "data/events", **_FOLDED_PATHS}
-            snapshot = _prove(dvc, record, Path(place), {**wanted, "model": "models/candidate"} if model else wanted)
-            intervention = replace(intervention, parts=last_part(snapshot / "events") if labels else None)
-            change = _change(workspace, git, history, intervention)
-            if labels:
-                change = replace(change, metrics=(change.metrics[0], record.metrics))
-            else:
-                change = replace(change, metrics=_served(history, serves))
-            if labels:
-                _same_fold(_fold_with(workspace, git, intervention, history), record, lambda: snapshot)
+        change = _change_to_snapshot(workspace, git, dvc, history, record, intervention)
         if not dry_run:
-            commit_intervention(layout, git, intervention)
+            commit_intervention(workspace.layout, git, change.intervention)
         return change
 
 
@@ -333,6 +315,42 @@ def commit_intervention(layout: Layout, git: Git, intervention: Intervention) ->
     write_json(path, intervention.to_row())
     git.commit(f"Intervention {intervention.number}: {intervention.sentence()}", [path])
     _logger.info("intervention %d: %s", intervention.number, intervention.sentence())
+
+
+def _history_at_snapshot(layout: Layout, git: Git, record: RoundRecord) -> History:
+    """The history as of a round's tag. Raises NothingToDo or ManualActionRequired if the tag is no snapshot of it."""
+    tag = round_name(record.round)
+    if tag not in git.tags():
+        raise NothingToDo(f"{tag} has no tag yet; `al round` creates it, then roll back")
+    history = read_history(layout, git, tag)
+    if record not in history.rounds or history.latest != record:
+        raise ManualActionRequired(
+            f"the tag {tag} does not name the commit that published that round, so it is not a snapshot of it: "
+            "`al doctor` shows the right commit; nothing was changed"
+        )
+    return history
+
+
+def _change_to_snapshot(
+    workspace: Workspace, git: Git, dvc: Dvc, history: History, record: RoundRecord, rollback: Intervention
+) -> Change:
+    """What `rollback` changes, with the ledger part that it goes back to.
+
+    Raises RemoteIncomplete or ManualActionRequired if the snapshot's files are unavailable or damaged, or its labels
+    would not be restored.
+    """
+    wanted = {"events": "data/events", **_FOLDED_PATHS}
+    if rollback.serves is not None:
+        wanted["model"] = "models/candidate"
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=workspace.layout.private) as place:
+        snapshot = _prove(dvc, record, Path(place), wanted)
+        if not rollback.labels:
+            change = _change(workspace, git, history, rollback)
+            return replace(change, metrics=_served(history, rollback.serves))
+        rollback = replace(rollback, parts=last_part(snapshot / "events"))
+        change = _change(workspace, git, history, rollback)
+        _same_fold(_fold_with(workspace, git, rollback, history), record, lambda: snapshot)
+        return replace(change, metrics=(change.metrics[0], record.metrics))
 
 
 def _prove(dvc: Dvc, record: RoundRecord, place: Path, wanted: Mapping[str, str]) -> Path:

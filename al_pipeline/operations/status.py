@@ -99,7 +99,6 @@ def status(workspace: Workspace, *, ask: bool = True) -> Status:
     layout = workspace.layout
     facts, history = read_facts(workspace)
     latest, project = history.latest, stored_project(layout)
-    step = next_step(facts, closing_rule(workspace))
     problem = schema_problem(workspace, history)
     answers, pool = _answers(workspace, facts, ask), _with_incoming(latest, facts)
     prefect_url, next_run = _prefect(workspace)
@@ -114,7 +113,7 @@ def status(workspace: Workspace, *, ask: bool = True) -> Status:
         label_studio=answers.label_studio,
         answered=answers.answered,
         answered_since=answers.since,
-        next=step.reason if isinstance(step, Wait) else _next(facts.planned, str(step), facts, workspace),
+        next=_next(facts, workspace),
         pool=pool.total,
         labelled=pool.labeled,
         pending=pool.pending,
@@ -237,8 +236,12 @@ def _prefect(workspace: Workspace) -> tuple[str | None, str | None]:
     return server.url, deployment.next_run if deployment else None
 
 
-def _next(planned: int | None, step: str, facts: Facts, workspace: Workspace) -> str:
-    """Describe what the next `al round` will do."""
+def _next(facts: Facts, workspace: Workspace) -> str:
+    """Describe what the round waits for, or what the next `al round` will do."""
+    rule, planned = closing_rule(workspace), facts.planned
+    step = next_step(facts, rule)
+    if isinstance(step, Wait):
+        return step.reason
     if facts.amend:
         return f"`al round` applies the interventions on labels ({step})"
     if facts.closed:
@@ -250,7 +253,6 @@ def _next(planned: int | None, step: str, facts: Facts, workspace: Workspace) ->
         return "there is nothing to ask about yet: `al ingest FILE` adds items to the pool"
     if planned is None:
         return "`al round` makes the first plan and pushes it to Label Studio"
-    rule = closing_rule(workspace)
     if reason := close_reason(facts, rule):
         return f"`al round` closes round {planned}: {reason}"
     return f"round {planned} waits for {waiting_for(facts, rule)}; `al round` looks for new answers"

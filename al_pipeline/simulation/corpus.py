@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,30 +80,12 @@ def read_corpus(
     classes, if it has all of them. Raises BadInput if there are fewer than LEAST texts, a single class, or more than
     MAX_CLASSES.
     """
-    found: dict[str, tuple[str, str]] = {}
-    contradicted: set[str] = set()
-    left_out: Counter[str] = Counter()
     with open_inputs([path], format, encoding) as inputs:
         if on_note is not None:
             for note in inputs.notes:
                 on_note(note)
-        for row in _rows(inputs.sources, (text_column, label_column), progress, on_note):
-            taken = _taken(row, text_column, label_column, max_characters)
-            if isinstance(taken, str):
-                left_out[taken] += 1
-                continue
-            text, label = taken
-            known = content_hash(text)
-            if known not in found:
-                found[known] = (text, label)
-            elif found[known][1] == label:
-                left_out["a duplicate of an earlier text"] += 1
-            else:
-                contradicted.add(known)
-                left_out["the same text has another label elsewhere"] += 1
-    for known in contradicted:
-        del found[known]
-    left_out["the same text has another label elsewhere"] += len(contradicted)
+        rows = _rows(inputs.sources, (text_column, label_column), progress, on_note)
+        found, left_out = _different(_taken(row, text_column, label_column, max_characters) for row in rows)
     if limit is not None and len(found) > limit:
         left_out["beyond the limit: a random sample is used"] = len(found) - limit
         kept = draw_test((bytes.fromhex(known) for known in found), limit, seed)
@@ -147,6 +129,33 @@ def _taken(row: Row | BadRow, text_column: str, label_column: str, max_character
     except ValidationError:
         return "the label is not a valid class name: at most 100 printable characters"
     return text, label
+
+
+def _different(rows: Iterable[tuple[str, str] | str]) -> tuple[dict[str, tuple[str, str]], Counter[str]]:
+    """Text and label of each different text, by its hash, and how many rows are left out, by reason.
+
+    `rows` are what `_taken` returns.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    contradicted: set[str] = set()
+    left_out: Counter[str] = Counter()
+    for row in rows:
+        if isinstance(row, str):
+            left_out[row] += 1
+            continue
+        text, label = row
+        known = content_hash(text)
+        if known not in found:
+            found[known] = (text, label)
+        elif found[known][1] == label:
+            left_out["a duplicate of an earlier text"] += 1
+        else:
+            contradicted.add(known)
+            left_out["the same text has another label elsewhere"] += 1
+    for known in contradicted:
+        del found[known]
+    left_out["the same text has another label elsewhere"] += len(contradicted)
+    return found, left_out
 
 
 def _check(path: Path, texts: int, names: Sequence[str], label_column: str) -> None:

@@ -117,8 +117,7 @@ def replay(
             break
         scored = None
         if predict is not None:
-            known = _positions(labeled, position)
-            scored = _shortlist(config, round_number, predict, draw, known, unlabeled, position)
+            scored = _shortlist(config, round_number, predict, draw, labeled, unlabeled, position)
         guided = _search(guide or {}, config, unlabeled, position)
         queries, choice = next_batch(
             config, round_number, unlabeled, scored, labeled, corpus.classes, vectors, guided=guided
@@ -145,7 +144,7 @@ def _shortlist(
     round_number: int,
     predict: Predict,
     draw: Draw | None,
-    labeled: Indices,
+    labeled: Mapping[str, str],
     unlabeled: Sequence[str],
     position: Mapping[str, int],
 ) -> Shortlist:
@@ -158,7 +157,8 @@ def _shortlist(
     elif draw is None:
         raise ValueError(f"strategy {config.strategy!r} needs samples from a {scoring.samples}, but `draw` is missing")
     else:
-        sampled = draw(scoring.samples, labeled, ensemble_seed(config.seed, round_number, config.strategy))
+        seed = ensemble_seed(config.seed, round_number, config.strategy)
+        sampled = draw(scoring.samples, _positions(labeled, position), seed)
         parts = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
         scores = np.concatenate([scoring.function(sampled(part)) for part in parts])
     best = top_candidates(unlabeled, scores, config.shortlist, config.batch_size, config.seed)

@@ -19,6 +19,7 @@ from al_pipeline.features.vectors import open_vectors
 from al_pipeline.files import write_json, write_text
 from al_pipeline.models.loading import load_model, vectors_for
 from al_pipeline.params import load_params
+from al_pipeline.records import Item
 from al_pipeline.stages import open_terms, stage
 from al_pipeline.workspace.fingerprint import check_engine
 from al_pipeline.workspace.layout import Layout
@@ -34,14 +35,8 @@ def main(layout: Layout) -> None:
     check_engine(layout.engine)
     params = load_params(layout.params)
     classes = params.schema_.labels
-    label_of = {row.item_id: row.label for row in read_labeled(layout.test_labels)}
-    items = sorted((item for batch in iter_items([layout.test]) for item in batch), key=lambda item: item.item_id)
+    items, label_of = _test_set(layout)
     labelled = [row for row, item in enumerate(items) if item.item_id in label_of]
-    if len(labelled) < len(label_of):
-        raise BadInput(
-            f"data/test has {len(labelled):,} of the {len(label_of):,} items in test_labels.parquet; "
-            "restore it with `dvc checkout data/test`"
-        )
     texts, vectors = [item.text for item in items], open_vectors(layout.encoder, layout.features, params.features)
     model = load_model(layout.model, layout.encoder, open_terms(layout))
     own = vectors_for(model, vectors, items)
@@ -62,18 +57,24 @@ def main(layout: Layout) -> None:
     write_json(layout.metrics, metrics.model_dump(mode="json"))
     write_text(layout.metrics_csv, _metrics_csv(metrics.to_table()))
     predicted = proba[labelled].argmax(axis=1)
-    write_text(
-        layout.confusion_csv, _confusion_csv([(classes[a], classes[b]) for a, b in zip(truth, predicted, strict=True)])
-    )
-    write_predictions(
-        layout.predictions,
-        Predictions(
-            tuple(item.item_id for item in items),
-            tuple(label_of.get(item.item_id, "") for item in items),
-            tuple(classes),
-            proba,
-        ),
-    )
+    pairs = [(classes[a], classes[b]) for a, b in zip(truth, predicted, strict=True)]
+    write_text(layout.confusion_csv, _confusion_csv(pairs))
+    ids = tuple(item.item_id for item in items)
+    labels = tuple(label_of.get(item_id, "") for item_id in ids)
+    write_predictions(layout.predictions, Predictions(ids, labels, tuple(classes), proba))
+
+
+def _test_set(layout: Layout) -> tuple[list[Item], dict[str, str]]:
+    """All test items, by id, and the labels of those that are labelled."""
+    label_of = {row.item_id: row.label for row in read_labeled(layout.test_labels)}
+    items = sorted((item for batch in iter_items([layout.test]) for item in batch), key=lambda item: item.item_id)
+    there = sum(item.item_id in label_of for item in items)
+    if there < len(label_of):
+        raise BadInput(
+            f"data/test has {there:,} of the {len(label_of):,} items in test_labels.parquet; "
+            "restore it with `dvc checkout data/test`"
+        )
+    return items, label_of
 
 
 def _metrics_csv(rows: list[dict[str, Any]]) -> str:

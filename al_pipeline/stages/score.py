@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from al_pipeline.models.loading import load_model, vectors_for
 from al_pipeline.models.text_model import Classifier, TextModel
 from al_pipeline.params import Select, load_overrides, load_params
 from al_pipeline.progress import progress_reporter
-from al_pipeline.records import LabeledItem
+from al_pipeline.records import Item, LabeledItem
 from al_pipeline.stages import open_terms, stage
 from al_pipeline.workspace.fingerprint import check_engine
 from al_pipeline.workspace.layout import Layout
@@ -37,8 +37,6 @@ def main(layout: Layout) -> None:
     check_engine(layout.engine)
     params = load_params(layout.params)
     labeled = read_labeled(layout.labeled)
-    closed = {row.item_id for row in labeled}
-    closed |= {row.item_id for row in read_unresolved(layout.unresolved) if row.kind == "ignored"}
     vectors = open_vectors(layout.encoder, layout.features, params.features)
     model = load_model(layout.model, layout.encoder, open_terms(layout))
     chosen = load_overrides(layout.overrides)
@@ -51,20 +49,13 @@ def main(layout: Layout) -> None:
     scores = ScoreAccumulator(TopK(select.shortlist, select.batch_size, params.seed, classes), bounds, BINS, classes)
     scorer = _Scorer(scores, scoring, model, samples)
     search = _Search(select, params.seed, model, vectors)
-    needs_vectors = model.needs_vectors or bool(select.guide)
-    total, done = count_items([layout.pool]), 0
+    needed = vectors if model.needs_vectors or select.guide else None
     on_progress = None if model.needs_vectors else progress_reporter(layout.progress, "scoring the pool")
-    for batch in iter_items([layout.pool], CHUNK):  # the TF-IDF rows of a batch are one file of the cache
-        done += len(batch)
-        items = [item for item in batch if item.item_id not in closed]
-        if not items:
-            continue
-        texts, own = [item.text for item in items], vectors.of(items) if vectors is not None and needs_vectors else None
-        ids = [item.item_id for item in items]
+    for items in _unlabeled(layout, labeled, on_progress):
+        ids, texts = [item.item_id for item in items], [item.text for item in items]
+        own = None if needed is None else needed.of(items)
         search.add(ids, texts, own)
         scorer.add(ids, texts, own)
-        if on_progress:
-            on_progress(done, total)
     found = scorer.result()
     write_scores(layout.scores, *found.kept)
     write_json(layout.guided, search.found())
@@ -78,6 +69,21 @@ def main(layout: Layout) -> None:
             "predicted": dict(zip(params.schema_.labels, found.predicted.tolist(), strict=True)),
         },
     )
+
+
+def _unlabeled(
+    layout: Layout, labeled: Sequence[LabeledItem], on_progress: Callable[[int, int], None] | None
+) -> Iterator[list[Item]]:
+    """Yield the pool's items that are neither labelled nor ignored, in batches."""
+    closed = {row.item_id for row in labeled}
+    closed |= {row.item_id for row in read_unresolved(layout.unresolved) if row.kind == "ignored"}
+    total, done = count_items([layout.pool]), 0
+    for batch in iter_items([layout.pool], CHUNK):  # the TF-IDF rows of a batch are one file of the cache
+        done += len(batch)
+        if items := [item for item in batch if item.item_id not in closed]:
+            yield items
+            if on_progress:
+                on_progress(done, total)
 
 
 def _samples(
