@@ -8,8 +8,9 @@ shortlist. Features and head are random: the cost does not depend on their value
 first feature to the finished batch, without the random slice, which costs the same for all and is reported separately
 (it hashes every id). All of it runs on one thread, as stages do, and ratios are of that thread's processor time, which
 other processes do not affect; the product's wall time on two cores is recorded too. BADGE runs on the shortlist, as the
-strategy does, and once over the whole pool, in passes over the features. Memory is the peak of the process beyond the
-file's pages, for the pool and for a quarter of it.
+strategy does, and once over the whole pool, in passes over the features. Core-set and TypiClust choose among all of
+ROWS rows, next to scikit-activeml's. Memory is the peak of the process beyond the file's pages, for the pool and for a
+quarter of it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -32,6 +34,7 @@ from al_pipeline.active_learning.choice import QueryConfig
 from al_pipeline.active_learning.clustering import seeds_of_products
 from al_pipeline.active_learning.sampling import round_seed, sample
 from al_pipeline.active_learning.shortlist import ScoreAccumulator, Shortlist, TopK
+from al_pipeline.active_learning.strategies import STRATEGIES as ALL_STRATEGIES
 from al_pipeline.active_learning.strategies import scoring_of
 from al_pipeline.models.approximate import MarginAccumulator
 from al_pipeline.models.feature_matrix import FeatureMatrix
@@ -44,6 +47,7 @@ from benchmarks.record import record
 WIDTH, CLASSES, BATCH, SHORTLIST = 384, 20, 100, 1000
 STRATEGIES = ("margin", "cluster_margin", "badge")
 CORES = 2
+ROWS, LABELLED = 10_000, 200
 PART = 1000
 """Rows per part, as the stage reads them."""
 _LOOK_SECONDS = 0.005
@@ -59,7 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(THREADS):
         pool = write_pool(Path(folder) / "pool.npy", options.items)
-        figures = measure(pool, options.repeats)
+        figures = {**measure(pool, options.repeats), "all_rows": over_all_rows(pool)}
         quarter = {name: row["peak_memory_mib"] for name, row in strategies(pool[: len(pool) // 4], 1, 1.0).items()}
     sizes = {"items": options.items, "width": WIDTH, "classes": CLASSES, "batch": BATCH, "shortlist": SHORTLIST}
     record("selection", {**sizes, "threads": THREADS, **figures, "peak_memory_mib_of_a_quarter": quarter})
@@ -160,6 +164,31 @@ def whole_badge(pool: Features, one_pass: float) -> dict[str, float]:
         "passes_a_pick": round(passes / BATCH, 2),
         "peak_memory_mib": round(peak[0]),
     }
+
+
+def over_all_rows(pool: Features) -> dict[str, dict[str, float]]:
+    """Core-set and TypiClust of ROWS rows: ours and scikit-activeml's, in turns."""
+    from skactiveml.pool import CoreSet, TypiClust
+
+    vectors, known = np.array(pool[:ROWS], np.float64), np.array(pool[ROWS : ROWS + LABELLED], np.float64)
+    view = Shortlist(names_of(len(vectors)), vectors=vectors, labeled=known)
+    rows = np.concatenate([vectors, known])
+    labels = np.full(len(rows), np.nan)
+    labels[len(vectors) :] = np.arange(len(known)) % CLASSES
+    found = {}
+    for name, make in (("core_set", CoreSet), ("typiclust", TypiClust)):
+        spent, theirs = [], []
+        for seed in range(3):
+            pick = partial(ALL_STRATEGIES[name].pick, view, BATCH, round_seed(seed, 1, name))
+            query = partial(make(random_state=seed).query, rows, labels, batch_size=BATCH)
+            spent.append(seconds(pick, 1)[1])
+            theirs.append(seconds(query, 1)[1])
+        found[name] = {
+            "cpu_seconds": round(median(spent), 2),
+            "scikit_activeml_cpu_seconds": round(median(theirs), 2),
+            "times_faster": round(median(theirs) / median(spent), 2),
+        }
+    return found
 
 
 def names_of(items: int) -> list[str]:
