@@ -47,7 +47,7 @@ AS_OTHER = (
     *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", "--"),  # this Python may lie in root's home
 )
 NOT_PASSED_ON = ("AL_", "AWS_", "DVC_", "GIT_", "PG", "PREFECT_")
-READY_SECONDS = 180
+READY_SECONDS = 400
 
 
 @dataclass
