@@ -59,6 +59,7 @@ StrategyName = Literal[
 ModelName = Literal["head", "centroid", "finetuned"]
 """The linear head, another estimator of `al_pipeline/models/estimators.py`, or the fine-tuned encoder."""
 FINETUNED: ModelName = "finetuned"
+DeviceName = Literal["cpu", "cuda", "mps", "auto"]
 BatchSize = Annotated[int, Field(ge=1, le=100_000)]
 """The number of items in a batch."""
 
@@ -125,6 +126,7 @@ class Features(_Section):
     encoder: str = Field(min_length=1, max_length=500)
     max_tokens: int = Field(ge=8, le=8192)
     precision: Literal["auto", "float32", "bfloat16"]
+    device: DeviceName = "cpu"
 
     @field_validator("encoder")
     @classmethod

@@ -33,6 +33,9 @@ RANDOM = "random"
 RANDOM_SLICE = "random_slice"
 """The strategy of the unbiased part of each batch: a uniform sample of all candidates."""
 
+CPU = "cpu"
+"""The device of what was not computed on a GPU, see `features/device.py`."""
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 

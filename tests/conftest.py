@@ -1,7 +1,8 @@
 """What every test runs with: a home and a git identity other than the user's, and the real servers.
 
 If a requirement is missing on this machine (Label Studio's environment, a browser), its tests are skipped with a
-message; with CI=true a skip is a failure.
+message; with CI=true a skip is a failure. Tests with the fixture `device` run on each device of this machine, and few
+have a GPU: the first lines of a run say so.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from harness import ENVIRONMENT, NOT_THE_USERS, Played, go_on, play, small_works
 from hypothesis import settings
 from warm import choose_folder, end_servers, start_servers
 
+from al_pipeline.features.device import find_device
 from al_pipeline.integrations import forks
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
+from al_pipeline.records import CPU
 from al_pipeline.workspace.workspace import Workspace
 
 T = TypeVar("T")
@@ -77,6 +80,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
+def pytest_report_header() -> str:
+    gpu = find_device("auto")
+    return f"devices: {CPU}" + (
+        "; !! NOT TESTED: what a GPU computes, there is none here" if gpu == CPU else f"; {gpu}"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes a `device` runs on each one of this machine."""
+    if "device" in metafunc.fixturenames:
+        devices = dict.fromkeys((CPU, find_device("auto")))
+        metafunc.parametrize("device", devices, indirect=True, ids=lambda device: device.partition(":")[0])
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
@@ -111,6 +128,16 @@ def al_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "al-home"
     monkeypatch.setenv("AL_HOME", str(home))
     return home
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A device of this machine, as `find_device` describes it."""
+    yield request.param
+    if request.param != CPU:
+        import torch
+
+        torch.use_deterministic_algorithms(False)  # which `Encoder` leaves on
 
 
 @pytest.fixture

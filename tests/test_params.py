@@ -37,6 +37,7 @@ KEYS = leaves(yaml.safe_load(TEMPLATE))
 LATER: dict[tuple[str, ...], Any] = {
     ("round", "test_tasks"): 40,
     ("ingest", "encoding"): "",
+    ("features", "device"): "cpu",
     ("select", "cold_start"): "random",
     ("select", "max_similarity"): 1.0,
     ("select", "guide"): {},

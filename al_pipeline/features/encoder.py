@@ -24,8 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from al_pipeline.errors import AlError, BadInput, ExternalServiceError
+from al_pipeline.features.device import use_device
 from al_pipeline.file_notes import FileNotes
 from al_pipeline.files import TEMPORARY_PREFIX, read_object, sha256_bytes, sha256_file, write_json
+from al_pipeline.records import CPU
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +72,10 @@ _STEP = 16
 _TOKENS_PER_BATCH = 512
 """Approximate number of tokens of every batch. Libraries choose kernels by matrix size, so an incomplete batch is
 filled up with padding. Twice the size would be a few per cent faster on many texts and take twice as long on a few.
+"""
+_TOKENS_PER_GPU_BATCH = 8192
+"""The same for a GPU, which is slow on small batches. It does not depend on the GPU's memory: a batch of another shape
+may have other bytes.
 """
 _TILE = 64
 """The tokens of a batch are a multiple of this, so that tiled kernels have no remainder."""
@@ -234,8 +240,8 @@ def encoder_identity(folder: Path, max_tokens: int, notes: FileNotes | None = No
     return _digest({"encoding": _MEANING_VERSION, "files": files, "max_tokens": max_tokens, "pooling": "mean"})
 
 
-def encoder_fingerprint(identity: str, precision: Precision) -> str:
-    """Digest of what the bytes of the vectors depend on: identity, precision, libraries and CPU instruction sets.
+def encoder_fingerprint(identity: str, precision: Precision, device: str = CPU) -> str:
+    """Digest of what the bytes of the vectors depend on: identity, precision, libraries, CPU instruction sets, GPU.
 
     It names a folder of the feature cache. Needs no torch.
     """
@@ -244,8 +250,9 @@ def encoder_fingerprint(identity: str, precision: Precision) -> str:
             "cpu": _cpu(),
             "encoding": _ENCODING_VERSION,
             "identity": identity,
-            "precision": resolve_precision(precision),
+            "precision": resolve_precision(precision, device),
             "versions": library_versions(),
+            **({} if device == CPU else {"device": device}),
         }
     )
 
@@ -256,11 +263,16 @@ def library_versions() -> dict[str, str]:
     return {name: version(name) for name in ("numpy", "tokenizers", "torch", "transformers")}
 
 
-def resolve_precision(precision: Precision) -> Literal["float32", "bfloat16"]:
-    """Resolve `auto` to bfloat16 on CPUs with bfloat16 multiplication (AVX512-BF16, AMX), else to float32."""
+def resolve_precision(precision: Precision, device: str = CPU) -> Literal["float32", "bfloat16"]:
+    """Resolve `auto` to bfloat16 on devices that multiply it, else to float32.
+
+    Those are CPUs with AVX512-BF16 or AMX, and NVIDIA GPUs since Ampere. Older GPUs multiply float16 fast, but its
+    largest number, 65,504, is exceeded inside some encoders; bfloat16 has the range of float32.
+    """
     if precision != "auto":
         return precision
-    return "bfloat16" if {"avx512_bf16", "amx_bf16"} & set(_cpu_flags()) else "float32"
+    has_bfloat16 = {"avx512_bf16", "amx_bf16"} & set(_cpu_flags()) if device == CPU else device.endswith(", bfloat16")
+    return "bfloat16" if has_bfloat16 else "float32"
 
 
 def _digest(value: Any) -> str:
@@ -290,12 +302,18 @@ class Encoder:
 
     On one machine the bytes of a text's vector depend on neither the other texts in its batch nor their order nor the
     number of threads: it is padded to its own length rounded up to a multiple of 16, and all batches of a length have
-    the same number of rows, some of them padding. `invariance.py` tests this on a machine. Raises BadInput if
-    transformers cannot load `folder`.
+    the same number of rows, some of them padding. `invariance.py` tests this on a machine. `device` is one of
+    `find_device`. Raises BadInput if transformers cannot load `folder`, EngineChanged if this machine has another
+    device, ExternalServiceError if the weights do not fit into its memory.
     """
 
     def __init__(
-        self, folder: Path, max_tokens: int, precision: Precision = "auto", threads: int | None = None
+        self,
+        folder: Path,
+        max_tokens: int,
+        precision: Precision = "auto",
+        threads: int | None = None,
+        device: str = CPU,
     ) -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         threads = threads or _usable_cpus()
@@ -305,11 +323,14 @@ class Encoder:
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
-        self.threads = threads
+        self.device = use_device(device)
+        """The device that holds the weights."""
+        self.threads = threads if device == CPU else 1
         """Number of batches that are encoded in parallel, each on one thread."""
+        self._batch_tokens = _TOKENS_PER_BATCH if device == CPU else _TOKENS_PER_GPU_BATCH
         torch.set_num_threads(1)  # batches run in parallel instead: small products gain little from a second thread
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        dtype = getattr(torch, resolve_precision(precision))
+        dtype = getattr(torch, resolve_precision(precision, device))
         previous = logging.get_verbosity()
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         try:
@@ -325,6 +346,8 @@ class Encoder:
             logging.set_verbosity(previous)
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
+        with _out_of_memory():
+            model = model.to(self.device)
         self.model = model.eval().requires_grad_(False)
         """The transformer, in evaluation mode."""
         positions = getattr(model.config, "max_position_embeddings", None) or 1 << 30
@@ -368,8 +391,11 @@ class Encoder:
 
     @contextmanager
     def workers(self) -> Iterator[ThreadPoolExecutor]:
-        """A thread pool for batches; an exception in the context cancels pending batches."""
-        with ThreadPoolExecutor(self.threads, initializer=_one_thread) as pool:
+        """A thread pool for batches; an exception in the context cancels pending batches.
+
+        Raises ExternalServiceError if the GPU's memory does not suffice for one.
+        """
+        with _out_of_memory(), ThreadPoolExecutor(self.threads, initializer=_one_thread) as pool:
             try:
                 yield pool
             except BaseException:
@@ -414,6 +440,10 @@ class Encoder:
             mask[row, : len(found)] = 1
         return ids, mask
 
+    def batch_rows(self, length: int) -> int:
+        """Number of rows of every batch of texts that are padded to `length` tokens, on this device."""
+        return batch_rows(length, self._batch_tokens)
+
     def _batches(self, tokens: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[int]]]:
         """Rows that share a padded length, the longest first, so that a lack of memory shows at once."""
         buckets: dict[int, list[int]] = {}
@@ -421,18 +451,18 @@ class Encoder:
             buckets.setdefault(self.padded_length(ids), []).append(row)
         for length in sorted(buckets, reverse=True):
             rows = buckets[length]
-            size = batch_rows(length)
+            size = self.batch_rows(length)
             for start in range(0, len(rows), size):
                 yield length, rows[start : start + size]
 
     def _forward(self, tokens: Sequence[Sequence[int]], length: int) -> Vectors:
         import torch
 
-        ids, mask = self.pad(tokens, length, batch_rows(length))
+        padded = self.pad(tokens, length, self.batch_rows(length))
+        ids, mask = (torch.from_numpy(part).to(self.device) for part in padded)
         with torch.inference_mode():
-            output = self.model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
-        hidden: torch.Tensor = output.last_hidden_state
-        states = hidden.float().numpy()[: len(tokens)]
+            hidden: torch.Tensor = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        states = hidden.float().cpu().numpy()[: len(tokens)]
         # text by text in float64: torch may split its reductions differently at another batch size
         means = np.stack(
             [state[: max(len(found), 1)].sum(0, np.float64) for state, found in zip(states, tokens, strict=True)]
@@ -441,10 +471,24 @@ class Encoder:
         return np.asarray(means / np.maximum(norms, 1e-12), np.float32)
 
 
-def batch_rows(length: int) -> int:
-    """Number of rows of every batch of texts that are padded to `length` tokens."""
+def batch_rows(length: int, tokens: int = _TOKENS_PER_BATCH) -> int:
+    """Number of rows of every batch of texts that are padded to `length` tokens, if it has about `tokens` in all."""
     step = min(_TILE // gcd(length, _TILE), _TILE // _STEP)
-    return max(1, _TOKENS_PER_BATCH // length // step) * step
+    return max(1, tokens // length // step) * step
+
+
+@contextmanager
+def _out_of_memory() -> Iterator[None]:
+    """Raise ExternalServiceError where the memory of a GPU does not suffice."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ExternalServiceError(
+            f"the GPU's memory does not suffice ({str(error).splitlines()[0]}); end what else uses it (`nvidia-smi`), "
+            "or set features.device: cpu or a smaller features.max_tokens in params.yaml"
+        ) from error
 
 
 def _attention() -> str:

@@ -12,7 +12,7 @@ from copy import copy
 import numpy as np
 from numpy.typing import NDArray
 
-from al_pipeline.features.encoder import Encoder, Vectors, batch_rows
+from al_pipeline.features.encoder import Encoder, Vectors
 
 _LENGTHS = (16, 128)
 """Padded lengths to test, limited by the encoder's `max_tokens`."""
@@ -42,7 +42,7 @@ def _batchings(encoder: Encoder, tokens: Sequence[Sequence[int]]) -> Iterator[tu
     all_rows = np.arange(len(tokens))
     for batching, rows, by in (
         ("in reverse order", all_rows[::-1], two),
-        ("in a batch not full", all_rows[1 : 1 + max(1, batch_rows(len(tokens[0])) // 2)], one),
+        ("in a batch not full", all_rows[1 : 1 + max(1, encoder.batch_rows(len(tokens[0])) // 2)], one),
         ("alone", all_rows[:1], one),
     ):
         yield batching, rows, by.encode_tokens([tokens[row] for row in rows])
@@ -52,7 +52,7 @@ def _tokens(encoder: Encoder, length: int) -> list[list[int]]:
     """Random texts that fill one batch and part of the next; most have some padding, the first has none."""
     rng = np.random.default_rng(length)
     padded = encoder.padded_length(range(length))
-    count = batch_rows(padded) + max(1, batch_rows(padded) // 4)
+    count = encoder.batch_rows(padded) + max(1, encoder.batch_rows(padded) // 4)
     shortest = max(1, padded - 15)
     sizes = [length, *rng.integers(shortest, length + 1, count - 2).tolist(), min(shortest, length)]
     return [rng.integers(0, encoder.vocabulary, size).tolist() for size in sizes]

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from al_pipeline.features.cache import FeatureCache, ensure
+from al_pipeline.features.device import device_of
 from al_pipeline.features.encoder import encoder_fingerprint, encoder_identity
 from al_pipeline.file_notes import FileNotes
 from al_pipeline.params import Features
@@ -20,16 +21,22 @@ if TYPE_CHECKING:
 
 
 class Vectors:
-    """The encoder's vectors for items of one workspace, cached; torch is imported only to encode."""
+    """The encoder's vectors for items of one workspace, cached; torch is imported only to encode, and to find a GPU.
 
-    def __init__(self, encoder: Path, cache: Path, features: Features) -> None:
+    `device`: what `engine.json` records, in a stage; else the one that `features` names. Raises BadParams if it is not
+    there.
+    """
+
+    def __init__(self, encoder: Path, cache: Path, features: Features, device: str | None = None) -> None:
         self._folder = encoder
         self._features = features
+        self.device = device or device_of(features)
+        """The device that computes them, as `find_device` describes it."""
         notes = FileNotes(cache / ".notes")
         self.identity = encoder_identity(encoder, features.max_tokens, notes)
         """The `encoder_identity`: a model fitted on vectors of another identity cannot use these."""
         notes.save()
-        self._cache = FeatureCache(cache / encoder_fingerprint(self.identity, features.precision))
+        self._cache = FeatureCache(cache / encoder_fingerprint(self.identity, features.precision, self.device))
 
     def missing(self, hashes: Sequence[str]) -> int:
         """The number of these content hashes that have no vector yet."""
@@ -55,7 +62,7 @@ class Vectors:
     def _encoder(self) -> Encoder:
         from al_pipeline.features.encoder import Encoder
 
-        return Encoder(self._folder, self._features.max_tokens, self._features.precision)
+        return Encoder(self._folder, self._features.max_tokens, self._features.precision, device=self.device)
 
 
 def guide_vectors(vectors: Vectors | None, texts: Sequence[str]) -> NDArray[np.float32] | None:
@@ -63,6 +70,6 @@ def guide_vectors(vectors: Vectors | None, texts: Sequence[str]) -> NDArray[np.f
     return None if vectors is None else vectors.of([Item("", content_hash(text), text) for text in texts])
 
 
-def open_vectors(encoder: Path, cache: Path, features: Features) -> Vectors | None:
-    """The vectors of this encoder, cached in `cache`; None if the features are TF-IDF alone."""
-    return Vectors(encoder, cache, features) if features.uses_encoder else None
+def open_vectors(encoder: Path, cache: Path, features: Features, device: str | None = None) -> Vectors | None:
+    """The vectors of this encoder, cached in `cache`; None if the features are TF-IDF alone. See `Vectors`."""
+    return Vectors(encoder, cache, features, device) if features.uses_encoder else None

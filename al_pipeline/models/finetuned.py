@@ -5,7 +5,7 @@ worse: Ash & Adams 2020, arXiv:1910.08475). The linear layer is initialised as t
 training does not distort the pretrained features (Kumar et al. 2022, arXiv:2202.10054); then all weights are trained
 with a small learning rate for a few epochs with warm-up and linear decay (Mosbach et al. 2021, arXiv:2006.04884).
 
-On one machine the same labels give the same bytes at any number of threads (see `training.py`).
+On one machine and device the same labels give the same bytes at any number of threads (see `training.py`).
 
 Importing this module needs neither torch nor transformers.
 """
@@ -31,6 +31,7 @@ from al_pipeline.models.probabilities import count_classes, over_all_classes, so
 from al_pipeline.models.training import OnProgress, ProgressMeter, train
 from al_pipeline.models.transformer import BIAS, EMBEDDINGS, ROWS, WEIGHT, Masks, Network, Tensors, Vectors
 from al_pipeline.params import Finetune
+from al_pipeline.records import CPU
 
 FORMAT = "al-finetuned/1"
 CARD_FILE = "card.json"
@@ -57,6 +58,8 @@ class FinetunedModel:
     folder: Path
     """The folder of the pretrained encoder."""
     settings: Finetune
+    device: str = CPU
+    """The device that computes the vectors, as `find_device` describes it. Not saved."""
 
     @property
     def seen(self) -> tuple[str, ...]:
@@ -134,13 +137,13 @@ class FinetunedModel:
 
     @cached_property
     def _network(self) -> Network:
-        network = Network(self.folder, self.max_tokens)
+        network = Network(self.folder, self.max_tokens, device=self.device)
         network.load(self.tensors)
         return network
 
 
-def load_finetuned(folder: Path, encoder: Path) -> FinetunedModel:
-    """Load what `FinetunedModel.save` wrote, for the pretrained encoder in `encoder`.
+def load_finetuned(folder: Path, encoder: Path, device: str = CPU) -> FinetunedModel:
+    """Load what `FinetunedModel.save` wrote, for the pretrained encoder in `encoder`, to predict on `device`.
 
     Raises BadInput if the model is damaged or was trained from another encoder.
     """
@@ -164,6 +167,7 @@ def load_finetuned(folder: Path, encoder: Path) -> FinetunedModel:
             tensors=tensors,
             folder=encoder,
             settings=Finetune.model_validate(card["finetune"]),
+            device=device,
         )
     except (AttributeError, LookupError, TypeError, ValueError, SafetensorError) as error:
         raise BadInput(f"the model in {folder} is damaged: invalid card or weights ({error!r})") from None
@@ -197,8 +201,9 @@ def fit_finetuned(
     calibrate: bool,
     threads: int | None = None,
     on_progress: OnProgress | None = None,
+    device: str = CPU,
 ) -> FinetunedModel:
-    """Train on labelled texts from the pretrained weights in `encoder`.
+    """Train on labelled texts from the pretrained weights in `encoder`, on `device`.
 
     With labels of fewer than two classes nothing is trained, and the model predicts from their counts. `calibrate`:
     take the temperature of another training, fitted on a held-out fifth of the labels; 1 if that fifth has fewer
@@ -208,11 +213,13 @@ def fit_finetuned(
     identity = encoder_identity(encoder, max_tokens)
 
     def model(tensors: Tensors, temperature: float) -> FinetunedModel:
-        return FinetunedModel(tuple(classes), counts, temperature, max_tokens, identity, tensors, encoder, settings)
+        return FinetunedModel(
+            tuple(classes), counts, temperature, max_tokens, identity, tensors, encoder, settings, device
+        )
 
     if len(counts) < 2:
         return model({}, 1.0)
-    network = Network(encoder, max_tokens, threads)
+    network = Network(encoder, max_tokens, threads, device)
     tokens = network.encoder.tokenize(texts)
     frozen = network.vectors(tokens)
     kept, held = _held_out(targets, seed) if calibrate else (np.arange(0), np.arange(0))
@@ -223,7 +230,7 @@ def fit_finetuned(
         unseen = network.vectors([tokens[row] for row in held]).astype(np.float64)
         logits = row_products(unseen, few[WEIGHT].astype(np.float64)) + few[BIAS]
         temperature = fit_temperature([(logits, targets[held])])
-        network = Network(encoder, max_tokens, threads)
+        network = Network(encoder, max_tokens, threads, device)
     return model(train(network, tokens, frozen, targets, settings, seed, meter), temperature)
 
 

@@ -13,16 +13,17 @@ from al_pipeline.features.vectors import Vectors
 from al_pipeline.files import read_object
 from al_pipeline.models.finetuned import FORMAT, load_finetuned
 from al_pipeline.models.text_model import CARD_FILE, Classifier, load_text_model
-from al_pipeline.records import Item
+from al_pipeline.records import CPU, Item
 
 
-def load_model(folder: Path, encoder: Path, terms: TermCache | None = None) -> Classifier:
-    """Load what `Classifier.save` wrote, checked by digest; a fine-tuned model uses the tokenizer in `encoder`.
+def load_model(folder: Path, encoder: Path, terms: TermCache | None = None, device: str = CPU) -> Classifier:
+    """Load what `Classifier.save` wrote, checked by digest. A fine-tuned model uses the tokenizer in `encoder`, and
+    computes on `device`.
 
     `terms`: the cache of TF-IDF rows, if any. Raises BadInput if it is damaged or not a model.
     """
     if read_object(folder / CARD_FILE).get("format") == FORMAT:
-        return load_finetuned(folder, encoder)
+        return load_finetuned(folder, encoder, device)
     return load_text_model(folder, terms)
 
 

@@ -61,10 +61,10 @@ def train(
 
     names = [str(c) for c in range(int(targets.max()) + 1)]
     start = fit_head(FeatureMatrix(frozen), [names[c] for c in targets], names, seed, calibrate=False)
-    weight = torch.nn.Parameter(torch.from_numpy(start.weights[0].copy()))
-    bias = torch.nn.Parameter(torch.from_numpy(start.bias.copy()))
-    importance = torch.from_numpy(class_weights(targets, len(names)).astype(np.float32))
-    classes = torch.from_numpy(targets.astype(np.int64))
+    weight = torch.nn.Parameter(network.on_device(start.weights[0].copy()))
+    bias = torch.nn.Parameter(network.on_device(start.bias.copy()))
+    importance = network.on_device(class_weights(targets, len(names)).astype(np.float32))
+    classes = network.on_device(targets.astype(np.int64))
     rows, own = _renumbered(network, tokens)
     rng = np.random.default_rng([seed, 0xF17E])
     with network.training(rows) as trained, network.encoder.workers() as pool:
@@ -88,7 +88,7 @@ def train(
                 advance([job.result() for job in work])
                 step += 1
                 meter.add(len(batch))
-        used = {name: value.detach().numpy().copy() for name, value in trained.items() if value.grad is not None}
+        used = {name: value.detach().cpu().numpy().copy() for name, value in trained.items() if value.grad is not None}
     return {**used, ROWS: rows}
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from al_pipeline.errors import BadInput
 from al_pipeline.features.encoder import Encoder
+from al_pipeline.records import CPU
 
 if TYPE_CHECKING:
     import torch
@@ -63,8 +64,8 @@ class Network:
     The transformer itself stays in evaluation mode, in which its own dropout is off. Attention weights are not dropped.
     """
 
-    def __init__(self, folder: Path, max_tokens: int, threads: int | None = None) -> None:
-        self.encoder = Encoder(folder, max_tokens, "float32", threads)
+    def __init__(self, folder: Path, max_tokens: int, threads: int | None = None, device: str = CPU) -> None:
+        self.encoder = Encoder(folder, max_tokens, "float32", threads, device)
         import torch
 
         self._masks: Masks | None = None
@@ -102,9 +103,15 @@ class Network:
         if rows.dtype != np.int64 or not ((rows >= 0) & (rows < self.vocabulary)).all():
             raise BadInput("the model has embeddings for tokens that the encoder in the workspace does not have")
         with torch.no_grad():
-            self._embeddings.weight[rows] = torch.from_numpy(tensors[EMBEDDINGS].copy())
+            self._embeddings.weight[rows] = self.on_device(tensors[EMBEDDINGS].copy())
             for name in tensors.keys() & own.keys():
                 own[name].copy_(torch.from_numpy(tensors[name].copy()))
+
+    def on_device(self, array: NDArray[Any]) -> torch.Tensor:
+        """The array as a tensor on the device that holds the weights."""
+        import torch
+
+        return torch.from_numpy(array).to(self.encoder.device)
 
     @property
     def vocabulary(self) -> int:
@@ -145,12 +152,12 @@ class Network:
         self._drawn.generator = generator = torch.Generator()
         generator.manual_seed(int(SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
         try:
-            ids, mask = (torch.from_numpy(part) for part in self._padded(tokens))
+            ids, mask = map(self.on_device, self._padded(tokens))
             hidden = self.encoder.model(input_ids=ids, attention_mask=mask).last_hidden_state
             mean = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
             vectors = torch.nn.functional.normalize(mean)
             kept = torch.rand(vectors.shape, generator=generator) >= DROPOUT
-            logits = (vectors * kept / (1 - DROPOUT)) @ weight.T + bias
+            logits = (vectors * kept.to(vectors.device) / (1 - DROPOUT)) @ weight.T + bias
             losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
             loss: torch.Tensor = (losses * importance).sum()
             return loss
@@ -169,9 +176,10 @@ class Network:
             with self._lock:
                 if place not in self._made:
                     mask = self._masks.of(place, module.p, self.encoder.max_tokens, output.shape[2])
-                    self._made[place] = torch.from_numpy(mask)
+                    self._made[place] = self.on_device(mask)
             return output * self._made[place][: output.shape[1]]
         generator = getattr(self._drawn, "generator", None)
         if generator is None:
             return output
-        return output * (torch.rand(output.shape, generator=generator) >= module.p) / (1 - module.p)
+        kept = torch.rand(output.shape, generator=generator) >= module.p
+        return output * kept.to(output.device) / (1 - module.p)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from al_pipeline.errors import StageFailed
+from al_pipeline.features.device import device_of
 from al_pipeline.files import read_json, read_object, sha256_bytes, sha256_file, write_json, write_text
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.close import check_sources
@@ -56,13 +57,17 @@ def _entries(stage: dict[str, Any]) -> list[dict[str, Any]]:
     return [*stage.get("deps", ()), *stage["outs"]]
 
 
-def refresh_engine(layout: Layout) -> bool:
-    """Record this engine if the build under way began with another. Returns True if so: the build starts over."""
-    from al_pipeline.workspace.fingerprint import difference, write_engine  # lazy: `al status` does not need it
+def refresh_engine(layout: Layout, features: Features) -> bool:
+    """Record this engine if the build under way began with another, or on another device than `features` name here.
 
-    if not difference(read_json(layout.engine)):
+    Returns True if so: the build starts over.
+    """
+    from al_pipeline.workspace.fingerprint import current_engine, difference, write_engine  # not for `al status`
+
+    device = device_of(features)
+    if not difference(read_json(layout.engine), current_engine(device)):
         return False
-    write_engine(layout.engine)
+    write_engine(layout.engine, device)
     return True
 
 

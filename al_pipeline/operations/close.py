@@ -15,7 +15,7 @@ from al_pipeline.errors import RemoteIncomplete, RepositoryError, UnexpectedChan
 from al_pipeline.files import read_object, remove_leftovers, sha256_file, write_json
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.checkout import converted
-from al_pipeline.records import RANDOM, RANDOM_SLICE, Event, PlannedTask
+from al_pipeline.records import CPU, RANDOM, RANDOM_SLICE, Event, PlannedTask
 from al_pipeline.rounds.interventions import Intervention, control_event
 from al_pipeline.workspace.layout import Layout, pointer_of
 
@@ -48,13 +48,14 @@ def close(
     plans: Iterable[PlannedTask] = (),
     asked: Sequence[str] = (),
     kept: Sequence[PlannedTask] = (),
+    device: str = CPU,
 ) -> None:
     """Move the inbox into `data/`, track it, and mark the round closed; the build then selects round `selects_for`.
 
     `interventions` about labels are carried out: their events are appended to the ledger, after all others. `plans`
     are all tasks ever planned: the items drawn at random are recorded for `train`. `overrides` are settings for this
     batch alone (params.Overrides); without any, those of a killed close stay in force. `asked` are the items that
-    people requested for the batch, `kept` the tasks carried over into it.
+    people requested for the batch, `kept` the tasks carried over into it. The build encodes on `device`.
     Raises UnexpectedChange if somebody edited the ledger, the pool, the test set or the encoder.
     """
     from al_pipeline.workspace.fingerprint import write_engine
@@ -69,7 +70,7 @@ def close(
     append_part(layout.events, carry_out(interventions, layout.events))
     check_kept(layout, dvc)
     dvc.add(layout.events, layout.pool, layout.test)  # even if unchanged: the cache may have been lost
-    write_engine(layout.engine)
+    write_engine(layout.engine, device)
     write_json(layout.asked_at_random, {"items": drawn_at_random(plans)})
     write_json(layout.overrides, {"round": selects_for, **overrides, **_brought_along(interventions, asked, kept)})
     for path in consumed:

@@ -18,6 +18,7 @@ def guess(workspace: Workspace, items: Sequence[Item]) -> dict[str, tuple[str, f
     Never call it for test items: a guess anchors annotators and would bias the metrics. Raises UnexpectedChange if the
     model is not that of the newest record.
     """
+    from al_pipeline.features.device import device_of
     from al_pipeline.features.vectors import open_vectors
     from al_pipeline.models.loading import load_model, vectors_for
 
@@ -27,10 +28,11 @@ def guess(workspace: Workspace, items: Sequence[Item]) -> dict[str, tuple[str, f
         raise UnexpectedChange(
             f"{layout.model} is not the model of the last record; `dvc pull models/candidate` fetches it"
         )
-    model = load_model(layout.model, layout.encoder)
+    device = device_of(workspace.params.features)
+    model = load_model(layout.model, layout.encoder, device=device)
     if not items or not model.counts:
         return {}
-    vectors = open_vectors(workspace.layout.encoder, workspace.layout.features, workspace.params.features)
+    vectors = open_vectors(workspace.layout.encoder, workspace.layout.features, workspace.params.features, device)
     proba = model.predict_proba([item.text for item in items], vectors_for(model, vectors, items))
     return {
         item.item_id: (model.classes[int(row.argmax())], float(row.max()))

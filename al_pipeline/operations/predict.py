@@ -99,15 +99,18 @@ def predict(
 
     `texts` come in batches of (id, text) or (id, text, columns), so that a file of any size can be streamed.
     """
-    from al_pipeline.features.vectors import Vectors
+    from al_pipeline.features.device import device_like
+    from al_pipeline.features.vectors import open_vectors
     from al_pipeline.models.loading import load_model, vectors_for
     from al_pipeline.records import Item
+    from al_pipeline.workspace.fingerprint import recorded_device
 
     number, folder = model_folder(workspace, number)
     git = Git(workspace.layout.root)
-    features = _features(read_history(workspace.layout, git).record(number))
-    model = load_model(folder / "model", folder / "encoder")
-    vectors = Vectors(folder / "encoder", workspace.layout.features, features) if features.uses_encoder else None
+    record = read_history(workspace.layout, git).record(number)
+    features, device = _features(record), device_like(recorded_device(record.engine.to_row()))
+    model = load_model(folder / "model", folder / "encoder", device=device)
+    vectors = open_vectors(folder / "encoder", workspace.layout.features, features, device)
     if vectors is not None and model.encoder != vectors.identity:
         raise BadInput(
             f"the encoder of {round_name(number)} (by digest) is not the one that its model was fitted on; delete "

@@ -26,7 +26,7 @@ from al_pipeline.records import RANDOM_SLICE, PlannedTask, round_name
 from al_pipeline.rounds.interventions import Intervention
 from al_pipeline.rounds.manifests import Counts, Engine, NextBatch, Record, RoundRecord, TaskCounts, parse_record
 from al_pipeline.rounds.manifests import Params as RecordedParams
-from al_pipeline.workspace.fingerprint import current_engine
+from al_pipeline.workspace.fingerprint import current_engine, recorded_device
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
 
@@ -83,7 +83,7 @@ def decide_and_plan(
         hashes=_hashes(layout, upcoming),
         params=RecordedParams.model_validate(params.model_dump(mode="json", by_alias=True)),
         overrides=chosen(layout),
-        engine=Engine.model_validate(current_engine()),
+        engine=Engine.model_validate(current_engine(recorded_device(read_json(layout.engine)))),
         metrics=Metrics.model_validate(read_json(layout.metrics)),
         next_batch=None if next_batch is None else NextBatch.model_validate(next_batch),
         control=None if control is None else Control.model_validate(control),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from al_pipeline.errors import AlError, NothingToDo, NotReproduced, RemoteIncomplete
+from al_pipeline.features.device import device_like
 from al_pipeline.integrations.environment import Engine, recorded_engine
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.history import read_history
@@ -31,7 +32,7 @@ from al_pipeline.operations.reproduction.comparison import (
 from al_pipeline.operations.reproduction.result import Difference, FoundDifference, Metric, Output, Reproduction
 from al_pipeline.records import round_name
 from al_pipeline.rounds.manifests import RoundRecord
-from al_pipeline.workspace.fingerprint import difference
+from al_pipeline.workspace.fingerprint import current_engine, difference, recorded_device
 from al_pipeline.workspace.layout import STAGES
 from al_pipeline.workspace.lock import locked
 from al_pipeline.workspace.trust import check_dvc
@@ -104,10 +105,21 @@ def _records(workspace: Workspace, numbers: Collection[int] | None) -> tuple[Rou
 
 
 def _engine(recorded: Mapping[str, Any], choice: str | None, on_progress: Callable[[str], None]) -> Engine | None:
-    """The engine to run under; None for the running one, which is used whenever it equals the recorded one."""
-    if choice is None or not difference(dict(recorded)):
+    """The engine to run under; None for the running one, which is used whenever it equals the recorded one.
+
+    Raises NothingToDo if this machine lacks the recorded device.
+    """
+    made_on = recorded_device(dict(recorded))
+    device = device_like(made_on)
+    if choice is None or not difference(dict(recorded), current_engine(device)):
         return None
-    return recorded_engine(recorded, None if choice == "recorded" else Path(choice), on_progress)
+    if device != made_on:
+        raise NothingToDo(
+            f"the round was computed on {made_on}, and this machine has {device}; run `al` on such a machine, or leave "
+            "`--engine` out: then metrics are compared"
+        )
+    engine = {key: value for key, value in recorded.items() if key != "device"}
+    return recorded_engine(engine, None if choice == "recorded" else Path(choice), on_progress)
 
 
 @dataclass

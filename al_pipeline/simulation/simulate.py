@@ -22,7 +22,7 @@ from al_pipeline.features.vectors import Vectors, guide_vectors
 from al_pipeline.files import remove_leftovers, sha256_bytes, sha256_file, write_bytes, write_json, write_text
 from al_pipeline.models.estimators import HEAD
 from al_pipeline.params import FINETUNED, NEEDS_ENCODER, Features, Params
-from al_pipeline.records import RANDOM
+from al_pipeline.records import CPU, RANDOM
 from al_pipeline.simulation.corpus import LabeledTexts
 from al_pipeline.simulation.page import pictures, render
 from al_pipeline.simulation.runs import FULL, Run, Work, read_run, run_all
@@ -160,7 +160,7 @@ def _settings(texts: LabeledTexts, params: Params, work: Work, vectors: Vectors 
         "asking": {key: value for key, value in asdict(work.config).items() if key not in ("seed", "strategy")},
         "rounds": work.rounds,
         "test_size": work.test_size,
-        "engine": current_engine() | {"simulation": _own_sources()},
+        "engine": current_engine(CPU if vectors is None else vectors.device) | {"simulation": _own_sources()},
     }
 
 

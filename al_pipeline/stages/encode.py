@@ -8,15 +8,18 @@ from collections.abc import Iterator
 from al_pipeline.data.pool import iter_items, read_ids
 from al_pipeline.errors import AlError
 from al_pipeline.features.vectors import open_vectors
+from al_pipeline.files import read_json
 from al_pipeline.params import load_params
 from al_pipeline.sanitize import printable
+from al_pipeline.workspace.fingerprint import recorded_device
 from al_pipeline.workspace.layout import Layout
 
 
 def main(layout: Layout | None = None) -> int:
     """Encode the texts of the pool and the test set that have no vectors yet; return their number."""
     layout = layout or Layout()
-    vectors = open_vectors(layout.encoder, layout.features, load_params(layout.params).features)
+    device = recorded_device(read_json(layout.engine))
+    vectors = open_vectors(layout.encoder, layout.features, load_params(layout.params).features, device)
     if vectors is None:
         return 0
     folders = [layout.pool, layout.test]

@@ -32,13 +32,14 @@ def main(layout: Layout) -> None:
     Unlabelled test items are predicted too, for comparison with a later model. Raises BadInput if a labelled test item
     is missing from data/test.
     """
-    check_engine(layout.engine)
+    device = check_engine(layout.engine)
     params = load_params(layout.params)
     classes = params.schema_.labels
     items, label_of = _test_set(layout)
     labelled = [row for row, item in enumerate(items) if item.item_id in label_of]
-    texts, vectors = [item.text for item in items], open_vectors(layout.encoder, layout.features, params.features)
-    model = load_model(layout.model, layout.encoder, open_terms(layout))
+    texts = [item.text for item in items]
+    vectors = open_vectors(layout.encoder, layout.features, params.features, device)
+    model = load_model(layout.model, layout.encoder, open_terms(layout), device)
     own = vectors_for(model, vectors, items)
     truth = np.array([classes.index(label_of[items[row].item_id]) for row in labelled], dtype=np.intp)
 

@@ -34,11 +34,11 @@ BINS = 20
 @stage
 def main(layout: Layout) -> None:
     """Score the pool part by part; write the shortlist of the highest scores, and a histogram of all."""
-    check_engine(layout.engine)
+    device = check_engine(layout.engine)
     params = load_params(layout.params)
     labeled = read_labeled(layout.labeled)
-    vectors = open_vectors(layout.encoder, layout.features, params.features)
-    model = load_model(layout.model, layout.encoder, open_terms(layout))
+    vectors = open_vectors(layout.encoder, layout.features, params.features, device)
+    model = load_model(layout.model, layout.encoder, open_terms(layout), device)
     chosen = load_overrides(layout.overrides)
     select = chosen.applied_to(params.select)
     scoring = scoring_of(select.strategy)

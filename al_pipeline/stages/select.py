@@ -29,7 +29,7 @@ def main(layout: Layout) -> None:
 
     Items kept from the previous round count towards the batch size and are not candidates.
     """
-    check_engine(layout.engine)
+    device = check_engine(layout.engine)
     params = load_params(layout.params)
     chosen = load_overrides(layout.overrides)
     select = chosen.applied_to(params.select)
@@ -38,7 +38,7 @@ def main(layout: Layout) -> None:
     ignored = {row.item_id for row in unresolved if row.kind == "ignored"}
     closed = labeled.keys() | (ignored - set(chosen.ask)) | set(chosen.kept)
     room = max(0, select.batch_size - len(chosen.kept))
-    vectors = open_vectors(layout.encoder, layout.features, params.features)
+    vectors = open_vectors(layout.encoder, layout.features, params.features, device)
     queries, choice = next_batch(
         QueryConfig(params.seed, chosen.size or params.round.seed_size, **select.model_dump() | {"batch_size": room}),
         chosen.round,
@@ -51,7 +51,7 @@ def main(layout: Layout) -> None:
         first=[row.item_id for row in unresolved if row.kind == "tie" and row.part == "pool"],
         requested=chosen.ask,
     )
-    write_queries(layout.queries, _forecast(layout, vectors, queries))
+    write_queries(layout.queries, _forecast(layout, vectors, device, queries))
     write_json(layout.choice, {"named": select.strategy, **choice._asdict()})
 
 
@@ -65,12 +65,12 @@ def _vectors_of(layout: Layout, vectors: Vectors) -> VectorsOf:
     return of
 
 
-def _forecast(layout: Layout, vectors: Vectors | None, queries: Sequence[Query]) -> list[Query]:
+def _forecast(layout: Layout, vectors: Vectors | None, device: str, queries: Sequence[Query]) -> list[Query]:
     """Add the newest model's predictions to the queries; unchanged while the model has no labels.
 
     On the random slice they give an unbiased estimate of accuracy: the model was not trained on these labels.
     """
-    model = load_model(layout.model, layout.encoder, open_terms(layout))
+    model = load_model(layout.model, layout.encoder, open_terms(layout), device)
     if not model.counts or not queries:
         return list(queries)
     found = fetch([layout.pool], [query.item_id for query in queries])

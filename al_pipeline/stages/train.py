@@ -27,7 +27,7 @@ def main(layout: Layout) -> None:
     A classifier on frozen features also gets a control, fitted on the randomly sampled items alone. A fine-tuned model
     has none, since it would need a second training.
     """
-    check_engine(layout.engine)
+    device = check_engine(layout.engine)
     params = load_params(layout.params)
     labeled = read_labeled(layout.labeled)
     found = fetch([layout.pool], [row.item_id for row in labeled])
@@ -44,9 +44,10 @@ def main(layout: Layout) -> None:
             params.seed,
             params.train.calibrate,
             on_progress=progress_reporter(layout.progress, "fine-tuning"),
+            device=device,
         ).save(layout.model)
         return
-    vectors = open_vectors(layout.encoder, layout.features, params.features)
+    vectors = open_vectors(layout.encoder, layout.features, params.features, device)
 
     drawn = set(read_json(layout.asked_at_random, {"items": []})["items"])
     model = fit_text_model(

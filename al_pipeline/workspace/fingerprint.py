@@ -17,6 +17,7 @@ from typing import Any
 import al_pipeline
 from al_pipeline.errors import EngineChanged
 from al_pipeline.files import read_json, write_json
+from al_pipeline.records import CPU
 from al_pipeline.workspace.code_digest import package_digest
 
 MODULES = (
@@ -45,6 +46,7 @@ MODULES = (
     "evaluation/metrics.py",
     "features/__init__.py",
     "features/cache.py",
+    "features/device.py",
     "features/encoder.py",
     "features/shards.py",
     "features/terms.py",
@@ -120,11 +122,11 @@ STAGE_ENVIRONMENT = {
 
 
 @cache
-def current_engine() -> dict[str, Any]:
-    """The fingerprint of the running engine."""
+def current_engine(device: str = CPU) -> dict[str, Any]:
+    """The fingerprint of the running engine on `device`, which is absent if it is the CPU."""
     from importlib.metadata import version
 
-    return {
+    engine = {
         "version": version("al-pipeline"),
         "sources": package_digest(Path(al_pipeline.__file__).parent, MODULES),
         "python": platform.python_version(),
@@ -134,12 +136,22 @@ def current_engine() -> dict[str, Any]:
         "blas": os.environ.get("OPENBLAS_CORETYPE", ""),
         "threads": THREADS,
     }
+    return engine if device == CPU else {**engine, "device": device}
 
 
-def write_engine(path: Path) -> None:
-    """Record this engine; only closing a round may call this. A record of the same engine is not rewritten."""
-    if difference(read_json(path)):
-        write_json(path, current_engine())
+def write_engine(path: Path, device: str = CPU) -> None:
+    """Record this engine and the device on which stages will encode; only closing a round may call this.
+
+    A record of the same engine is not rewritten.
+    """
+    engine = current_engine(device)
+    if difference(read_json(path), engine):
+        write_json(path, engine)
+
+
+def recorded_device(recorded: dict[str, Any] | None) -> str:
+    """The device that the record of an engine names; the CPU if it names none."""
+    return str(recorded.get("device", CPU)) if isinstance(recorded, dict) else CPU
 
 
 def difference(recorded: dict[str, Any] | None, other: dict[str, Any] | None = None) -> str:
@@ -153,14 +165,21 @@ def difference(recorded: dict[str, Any] | None, other: dict[str, Any] | None = N
     )
 
 
-def check_engine(path: Path) -> None:
-    """Raise EngineChanged if `path` records another engine than this one."""
-    if changes := difference(read_json(path)):
+def check_engine(path: Path) -> str:
+    """Raise EngineChanged if `path` records another engine than this one; return the device that it records.
+
+    The device is not compared: a stage computes on that one, or fails.
+    """
+    recorded = read_json(path)
+    device = recorded_device(recorded)
+    if changes := difference(recorded, current_engine(device)):
         raise EngineChanged(f"{path} records another engine ({changes}); `al round` restarts the build with this one")
+    return device
 
 
 def _flat(engine: dict[str, Any]) -> dict[str, str]:
     flat = {key: str(value) for key, value in engine.items() if key != "packages"}
+    flat["device"] = recorded_device(engine)
     packages = engine.get("packages")
     return flat | {key: str(value) for key, value in (packages if isinstance(packages, dict) else {}).items()}
 

@@ -14,6 +14,7 @@ from al_pipeline.operations.close import absent_sources, check_sources, foreign_
 from al_pipeline.operations.facts import open_dvc, read_facts
 from al_pipeline.operations.history import read_history
 from al_pipeline.operations.ingestion.source_states import source_news
+from al_pipeline.records import CPU
 from al_pipeline.workspace.workspace import Workspace
 
 _MOST_SHOWN = 10
@@ -126,29 +127,34 @@ def check_encoder(workspace: Workspace) -> Iterator[Finding]:
 
 def _invariance(workspace: Workspace, source: str) -> Iterator[Finding]:
     """Check by a few forward passes that vectors do not depend on their batch, in each precision in use."""
+    from al_pipeline.features.device import device_of
     from al_pipeline.features.encoder import Encoder, Precision, resolve_precision
     from al_pipeline.features.invariance import find_dependence
     from al_pipeline.params import FINETUNED
 
     features, model = workspace.params.features, workspace.params.train.model
-    used: set[Precision] = {resolve_precision(features.precision)}
+    device = device_of(features)
+    used: set[Precision] = {resolve_precision(features.precision, device)}
     if model == FINETUNED:
         used.add("float32")
+    where = "" if device == CPU else f" ({device})"
     for precision in sorted(used):
-        encoder = Encoder(workspace.layout.encoder, features.max_tokens, precision)
+        encoder = Encoder(workspace.layout.encoder, features.max_tokens, precision, device=device)
         if not (found := find_dependence(encoder)):
             continue
         yield Finding(
             "encoder",
             "error",
-            f"on this machine a text's {precision} vector depends on the other texts in its batch ({found[0]}), so "
-            "rounds made here may not be reproducible",
+            f"on this machine{where} a text's {precision} vector depends on the other texts in its batch "
+            f"({found[0]}), so rounds made here may not be reproducible",
             "set `features.precision: float32` in params.yaml"
             if precision != "float32"
+            else "set `features.device: cpu` in params.yaml"
+            if device != CPU
             else "run rounds on another machine, or with the torch of requirements.lock",
         )
         return
-    tested = " and ".join(sorted(used))
+    tested = " and ".join(sorted(used)) + where
     yield Finding(
         "encoder",
         "ok",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Literal
 
+from al_pipeline.features.device import device_of
 from al_pipeline.files import read_json
 from al_pipeline.operations.checks.finding import Finding
 from al_pipeline.workspace.fingerprint import current_engine, difference
@@ -47,10 +48,10 @@ def check_parameters(workspace: Workspace) -> Iterator[Finding]:
 
 def check_engine(workspace: Workspace) -> Iterator[Finding]:
     """Check whether this engine made the last build."""
-    recorded = read_json(workspace.layout.engine)
+    recorded, engine = read_json(workspace.layout.engine), current_engine(device_of(workspace.params.features))
     if recorded is None:
-        yield Finding("engine", "ok", f"{current_engine()['version']}; nothing has been built yet")
-    elif changes := difference(recorded):
+        yield Finding("engine", "ok", f"{engine['version']}; nothing has been built yet")
+    elif changes := difference(recorded, engine):
         yield Finding(
             "engine",
             "warning",
@@ -58,7 +59,7 @@ def check_engine(workspace: Workspace) -> Iterator[Finding]:
             "the next build uses this engine; older rounds stay as they are",
         )
     else:
-        yield Finding("engine", "ok", f"{current_engine()['version']}, the engine of the last build")
+        yield Finding("engine", "ok", f"{engine['version']}, the engine of the last build")
 
 
 def check_disk(workspace: Workspace) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from al_pipeline.errors import RemoteIncomplete, RepositoryError, StageFailed, UnexpectedChange
+from al_pipeline.features.device import device_like
 from al_pipeline.files import read_json, sha256_file, write_json
 from al_pipeline.integrations import processes as child
 from al_pipeline.integrations.dvc.digests import digest
@@ -27,7 +28,7 @@ from al_pipeline.operations.upgrade import OLD_DVC_YAML, bring_up_to_date
 from al_pipeline.params import load_params
 from al_pipeline.records import round_name
 from al_pipeline.rounds.manifests import RoundRecord
-from al_pipeline.workspace.fingerprint import difference, write_engine
+from al_pipeline.workspace.fingerprint import current_engine, difference, recorded_device, write_engine
 from al_pipeline.workspace.home import private_folder
 from al_pipeline.workspace.layout import STAGES, Layout
 from al_pipeline.workspace.trust import doubtful
@@ -72,7 +73,10 @@ class Clone:
 
     def __post_init__(self) -> None:
         self.layout = Layout(self.home / self.tag)
-        self.engine_changes = "" if self.engine else difference(self.record.engine.to_row())
+        recorded = self.record.engine.to_row()
+        self.device = device_like(recorded_device(recorded))
+        """The device here that is most like the one of the round."""
+        self.engine_changes = "" if self.engine else difference(recorded, current_engine(self.device))
         """How the recorded engine differs from the one that runs here, in words."""
 
     @property
@@ -168,7 +172,7 @@ class Clone:
     def use_this_engine(self) -> None:
         """Write the files that closing the round with this engine would have written."""
         bring_up_to_date(self.layout)
-        write_engine(self.layout.engine)
+        write_engine(self.layout.engine, self.device)
         if not self.layout.asked_at_random.exists():
             plans = read_plans(self.git, f"{self.tag}^").values()
             write_json(self.layout.asked_at_random, {"items": drawn_at_random(plans)})

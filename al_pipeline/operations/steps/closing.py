@@ -10,6 +10,7 @@ from al_pipeline.annotation.aggregation import fold
 from al_pipeline.annotation.tasks import worth_asking
 from al_pipeline.annotation.votes import times_asked
 from al_pipeline.data.ledger import read_events, read_refused, still_refused
+from al_pipeline.features.device import device_of
 from al_pipeline.files import write_text
 from al_pipeline.logs import get_logger
 from al_pipeline.operations.close import carry_out, close, override
@@ -39,6 +40,7 @@ def close_round(context: Context, facts: Facts) -> None:
     layout, planned, interventions = context.layout, facts.planned, context.history.waiting
     reason = _reason(context, facts, interventions)
     _put_params_back(context, interventions)
+    device = device_of(context.workspace.params.features)  # first: nothing is done for a device that is not there
     check_snapshot(context.workspace, context.git, context.dvc, interventions)
     _logger.info("closing %s: %s", "the first build" if planned is None else f"round {planned}", reason)
     remember(layout, planned, closed_at=context.now().timestamp(), reason=reason)
@@ -49,7 +51,7 @@ def close_round(context: Context, facts: Facts) -> None:
     if kept:
         context.on_progress(f"round {planned}: {len(kept)} open tasks stay in the queue")
     upcoming = 0 if planned is None else planned + 1
-    close(layout, context.dvc, upcoming, context.take_overrides(), interventions, plans, asked, kept)
+    close(layout, context.dvc, upcoming, context.take_overrides(), interventions, plans, asked, kept, device)
 
 
 def override_build(context: Context) -> None:
