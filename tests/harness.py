@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 from al_pipeline.files import read_json, write_json
-from al_pipeline.integrations.dvc.session import change_config
+from al_pipeline.integrations.dvc.settings import change_config
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init

@@ -19,7 +19,7 @@ from harness import Played, change_params, settle
 from al_pipeline.cli import app as cli
 from al_pipeline.errors import LabelStudioDown, WrongProject
 from al_pipeline.files import read_json, sha256_tree, write_json
-from al_pipeline.integrations.dvc.session import change_config
+from al_pipeline.integrations.dvc.settings import change_config
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.checks import machine, services
 from al_pipeline.operations.checks.finding import Finding

@@ -21,7 +21,7 @@ from tracing import FILES, Call, read_calls, trace
 
 from al_pipeline.errors import AlError, UnsafeFolder, UsageError
 from al_pipeline.files import read_json, write_json
-from al_pipeline.integrations.dvc.session import change_config
+from al_pipeline.integrations.dvc.settings import change_config
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.init import init

@@ -13,7 +13,8 @@ from packaging.requirements import Requirement
 
 from al_pipeline.errors import BadInput, RepositoryError
 from al_pipeline.integrations.dvc import remotes
-from al_pipeline.integrations.dvc.session import Dvc, change_config
+from al_pipeline.integrations.dvc.session import Dvc
+from al_pipeline.integrations.dvc.settings import change_config
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.init import init
 

@@ -20,7 +20,8 @@ from al_pipeline.rounds.interventions import Intervention, control_event
 from al_pipeline.workspace.layout import Layout, pointer_of
 
 if TYPE_CHECKING:  # `al status` needs neither DVC nor the engine's fingerprint
-    from al_pipeline.integrations.dvc.session import Different, Dvc
+    from al_pipeline.integrations.dvc.defects import Different
+    from al_pipeline.integrations.dvc.session import Dvc
 
 
 def next_round(layout: Layout) -> int | None:

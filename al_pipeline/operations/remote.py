@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from al_pipeline.integrations.dvc.session import RemoteDefect, describe_defects
+from al_pipeline.integrations.dvc.defects import RemoteDefect, describe_defects
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_history

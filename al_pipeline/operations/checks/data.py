@@ -7,7 +7,7 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
 from al_pipeline.files import read_object
-from al_pipeline.integrations.dvc.session import describe_defects
+from al_pipeline.integrations.dvc.defects import describe_defects
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.checks.finding import Finding
 from al_pipeline.operations.close import absent_sources, check_sources, foreign_edits, is_closed
