@@ -11,9 +11,10 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from al_pipeline import errors
 from al_pipeline.cli import app as cli
 from al_pipeline.cli import output
 from al_pipeline.cli.options import Invocation, parse_list
-from al_pipeline.cli.output import escape, spinner, without_markup
+from al_pipeline.cli.output import escape, format_time, format_times, spinner, without_markup
 from al_pipeline.cli.workspace import shell_path
 from al_pipeline.errors import AlError
 from al_pipeline.evaluation.figures import Accuracy, Running
@@ -346,8 +347,13 @@ def found_status() -> Status:
     )
 
 
+def workspace_in(zone: str) -> SimpleNamespace:
+    """What the commands use of a workspace if its status is given: the time zone of its schedule."""
+    return SimpleNamespace(params=SimpleNamespace(schedule=SimpleNamespace(timezone=zone)))
+
+
 def test_texts_of_others_do_not_steer_the_terminal(al: Al, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workspace_module, "open_workspace", lambda _: None)
+    monkeypatch.setattr(workspace_module, "open_workspace", lambda _: workspace_in("UTC"))
     monkeypatch.setattr(status_module, "status", lambda _: found_status())
     said = al("status")
     assert said.code == 0
@@ -357,6 +363,46 @@ def test_texts_of_others_do_not_steer_the_terminal(al: Al, monkeypatch: pytest.M
         said.out.split()
     )
     assert one_object(al("status", "--json").out)["next"] == HOSTILE, "machines get it whole"
+
+
+@pytest.mark.parametrize(
+    ("zone", "stamp", "shown"),
+    [
+        ("Europe/Berlin", "2026-01-15T23:30:59+00:00", "Fri 2026-01-16 00:30 CET"),
+        ("Europe/Berlin", "2026-07-15T22:30:00+00:00", "Thu 2026-07-16 00:30 CEST"),
+        ("Europe/Berlin", "2026-07-15T22:30:00.250000-05:00", "Thu 2026-07-16 05:30 CEST"),
+        ("UTC", "2026-07-15T22:30:00+02:00", "Wed 2026-07-15 20:30 UTC"),
+    ],
+)
+def test_times_are_shown_in_the_zone_of_the_schedule(zone: str, stamp: str, shown: str) -> None:
+    assert format_time(zone, stamp) == shown
+    assert format_times(zone, f"paused by Ann at {stamp}: {stamp}.") == f"paused by Ann at {shown}: {shown}."
+
+
+@pytest.mark.parametrize("text", ["", "2026-13-45T00:00:00+00:00", "0001-01-01T00:00:00+14:00", "2026-01-15", "7"])
+def test_what_is_no_time_with_an_offset_stays_as_it_is(text: str) -> None:
+    assert format_times("Europe/Berlin", text) == text
+
+
+def test_status_tells_its_times_to_people_in_their_zone_and_to_machines_in_iso(
+    al: Al, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    since, paused = "2026-07-15T22:30:00+00:00", "paused by Ann at 2026-01-15T23:30:59+00:00: training"
+    held, waits = "approved by Bob at 2026-01-16T23:30:59+00:00", f"{paused}; `al resume` ends the pause"
+    busy = {"purpose": "al round", "since": since}
+    found = replace(found_status(), busy=busy, paused=paused, held=held, next=waits)
+    monkeypatch.setattr(workspace_module, "open_workspace", lambda _: workspace_in("Europe/Berlin"))
+    monkeypatch.setattr(status_module, "status", lambda _: found)
+    lines = al("status").out.splitlines()
+    in_berlin = "paused by Ann at Fri 2026-01-16 00:30 CET: training"
+    assert {
+        "busy: al round since Thu 2026-07-16 00:30 CEST",
+        f"paused: {in_berlin}",
+        "held: approved by Bob at Sat 2026-01-17 00:30 CET",
+        f"next: {in_berlin}; `al resume` ends the pause",
+    } <= set(lines)
+    machine = one_object(al("status", "--json").out)
+    assert (machine["busy"], machine["paused"], machine["held"], machine["next"]) == (busy, paused, held, waits)
 
 
 def test_an_error_that_repeats_a_hostile_text_does_not_steer_either(al: Al, monkeypatch: pytest.MonkeyPatch) -> None:

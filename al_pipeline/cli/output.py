@@ -20,6 +20,8 @@ _TAG = re.compile(r"\[(?:bold|dim|green|red|yellow|/)\]")
 """Our own markup, which can be removed without Rich."""
 _FOR_RICH = re.compile(r"[\[\\]|:(?!\d\d(?:[+-]\d\d)?:)[^\s:/]+:")
 """What Rich may not print as it is: other brackets, backslashes, emoji codes (`:smile:`). A time has no emoji code."""
+_TIME = re.compile(r"(?<!\d)\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?[+-]\d\d:\d\d(?!\d)")
+"""A time as records hold it: ISO 8601 with an offset."""
 
 
 def escape(value: object) -> str:
@@ -199,6 +201,18 @@ def format_time(zone: str, text: str) -> str:
     from zoneinfo import ZoneInfo
 
     return f"{datetime.fromisoformat(text).astimezone(ZoneInfo(zone)):%a %Y-%m-%d %H:%M %Z}"
+
+
+def format_times(zone: str, text: str) -> str:
+    """Replace each time in a sentence (ISO 8601 with an offset) by the one in the time zone `zone`."""
+
+    def local(found: re.Match[str]) -> str:
+        try:
+            return format_time(zone, found[0])
+        except (ValueError, OverflowError):  # a person can type anything as a reason
+            return found[0]
+
+    return _TIME.sub(local, text)
 
 
 def format_score(value: float | None) -> str:

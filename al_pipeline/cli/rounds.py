@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from al_pipeline.cli.options import Json, current_workspace
-from al_pipeline.cli.output import discard, echo, escape, format_time, print_json, print_step, print_table
+from al_pipeline.cli.output import discard, echo, escape, format_time, format_times, print_json, print_step, print_table
 from al_pipeline.errors import NothingToDo
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ process. Exits with 3 if there was nothing to do: no new answers, or the workspa
     if as_json:
         print_json(_tick_to_json(report))
     else:
-        _print_tick(report)
+        _print_tick(report, workspace)
     if not report.changed:
         raise typer.Exit(NothingToDo.exit_code)
 
@@ -63,7 +63,7 @@ def _tick_to_json(report: TickReport) -> dict[str, Any]:
     return asdict(report) | {"steps": seconds}
 
 
-def _print_tick(report: TickReport) -> None:
+def _print_tick(report: TickReport, workspace: Workspace) -> None:
     for number in report.published:
         echo(f"[green]Published round-{number:04d}.[/] [bold]al report[/] shows it.")
     for reason, count in report.refused.items():
@@ -71,7 +71,7 @@ def _print_tick(report: TickReport) -> None:
     for warning in report.warnings:
         echo(f"[yellow]{escape(warning)}[/]")
     where = "No round is open" if report.round is None else f"Round {report.round} is {report.state}"
-    echo(f"{where}: {escape(report.waits_for)}.")
+    echo(f"{where}: {escape(_local_times(workspace, report.waits_for))}.")
 
 
 def status(as_json: Json = False) -> None:
@@ -88,12 +88,17 @@ def status(as_json: Json = False) -> None:
     _print_servers(found)
     if found.next_run:
         echo(f"next scheduled tick: {_local_time(workspace, found.next_run)}")
-    echo(f"next: {escape(found.next)}")
+    echo(f"next: {escape(_local_times(workspace, found.next))}")
 
 
 def _local_time(workspace: Workspace, text: str) -> str:
     """A time in the time zone of the workspace's schedule."""
     return format_time(workspace.params.schedule.timezone, text)
+
+
+def _local_times(workspace: Workspace, text: str) -> str:
+    """A sentence with its times in the time zone of the workspace's schedule."""
+    return format_times(workspace.params.schedule.timezone, text)
 
 
 def _print_counts(found: Status) -> None:
@@ -140,9 +145,10 @@ def _print_problems(found: Status, workspace: Workspace) -> None:
         echo(f"[yellow]ingest.sources:[/] and {more:,} more; `al status --json` lists them")
     for name, text in (("schema problem", found.schema_problem), ("paused", found.paused), ("held", found.held)):
         if text:
-            echo(f"[yellow]{name}:[/] {escape(text)}")
+            echo(f"[yellow]{name}:[/] {escape(_local_times(workspace, text))}")
     if busy := found.busy:
-        echo(f"[yellow]busy:[/] {escape(busy.get('purpose', ''))} since {escape(busy.get('since', ''))}")
+        since = _local_times(workspace, str(busy.get("since", "")))
+        echo(f"[yellow]busy:[/] {escape(busy.get('purpose', ''))} since {escape(since)}")
 
 
 def _print_servers(found: Status) -> None:
