@@ -89,7 +89,7 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "gitconfig"
     path.write_text(HOSTILE.format(folder=tmp_path), encoding="utf-8")
     (tmp_path / "attributes").write_text("*.json filter=none diff=none text eol=crlf\n", encoding="utf-8")
-    (tmp_path / "ignored").write_text("engine.json\n", encoding="utf-8")
+    (tmp_path / "ignored").write_text("engine.json\n*.jsonl\n*.csv\n*.lock\n*.dvc\n", encoding="utf-8")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(path))
     for name in [name for name in os.environ if name.startswith(("GIT_AUTHOR", "GIT_COMMITTER"))]:
         monkeypatch.delenv(name)

@@ -288,11 +288,12 @@ class Layout:
     def not_ignored(self) -> tuple[str, ...]:
         """Lines of the workspace's `.gitignore` that keep users' own patterns from hiding the engine's files.
 
-        They override `.git/info/exclude` and the user's global file; DVC refuses an ignored `.dvc` file.
+        They override `.git/info/exclude` and the user's global file; DVC refuses an ignored `.dvc` file, and asks about
+        its folder before that exists: as a file.
         """
         roots = (self.marker, self.params, self.dvc_yaml, self.dvc_lock, self.engine)
         names = (*(path.relative_to(self.root).as_posix() for path in roots), ".gitignore", ".gitattributes")
-        dvc = (".dvcignore", ".dvc/", ".dvc/config", ".dvc/.gitignore")
+        dvc = (".dvcignore", ".dvc", ".dvc/config", ".dvc/.gitignore")
         folders = ("rounds/", "rounds/*/", "data/", "models/")
         files = ("rounds/*.json", "rounds/*.csv", "rounds/*/*.json", "rounds/*/*.jsonl", "data/*.dvc", "models/*.dvc")
         return tuple(f"!/{name}" for name in (*names, *dvc, *folders, *files))
