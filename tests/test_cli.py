@@ -24,9 +24,9 @@ from rich._emoji_codes import EMOJI
 from rich.console import Console
 from typer.main import get_command
 
-from al_pipeline import errors
+from al_pipeline import errors, servers
 from al_pipeline.cli import app as cli
-from al_pipeline.cli import output
+from al_pipeline.cli import labelstudio, output
 from al_pipeline.cli.options import Invocation, parse_list
 from al_pipeline.cli.output import escape, format_time, format_times, spinner, without_markup
 from al_pipeline.cli.workspace import shell_path
@@ -359,6 +359,7 @@ def test_texts_of_others_do_not_steer_the_terminal(al: Al, monkeypatch: pytest.M
     assert said.code == 0
     assert steering(said.out) == []
     assert said.out.count("[bold]loud[/bold] [/] [link=http://evil]here[/link]") == 9, "shown as it was written"
+    assert said.out.count(', then the button "Label All Tasks"\n') == 1
     assert "running accuracy: 0.900 (0.800–0.950), rounds 1 to 3: 45 of 50 answers predicted correctly" in " ".join(
         said.out.split()
     )
@@ -555,6 +556,34 @@ def test_the_next_command_can_be_typed_as_it_stands(name: str) -> None:
     quoted = shell_path(Path(name))
     [word] = shlex.split(quoted)
     assert Path(word) == Path(name) and not word.startswith("-")
+
+
+def test_init_says_what_people_will_have_to_label_and_what_to_type_next(al: Al) -> None:
+    said = al("init", "trec ö 1", "--labels", "ham,spam", "--test-size", "25")
+    assert said.code == 0 and said.err == ""
+    lines = said.out.splitlines()
+    seed = open_workspace(Path("trec ö 1")).params.round.seed_size
+    assert lines[1].startswith("From the first file, 25 items (at most a fifth) become the test set (--test-size). ")
+    assert f"People label {seed + 25} items before the first model; if you have labels already" in lines[1]
+    assert lines[2] == "Next: cd 'trec ö 1', al ingest FILE, al up, al round."
+
+
+@pytest.mark.parametrize("page", [None, "http://labels.example.org/projects/1/data"])
+def test_an_invitation_says_where_and_with_which_button_to_start(
+    al: Al, monkeypatch: pytest.MonkeyPatch, page: str | None
+) -> None:
+    known = SimpleNamespace(credentials=lambda: {"url": "http://labels.example.org"})
+    monkeypatch.setattr(workspace_module, "open_workspace", lambda _: known)
+    monkeypatch.setattr(labelstudio, "original_workspace", lambda: known)
+    monkeypatch.setattr(connect_module, "project_page", lambda _: page)
+    monkeypatch.setattr(servers, "invite", lambda *_: SimpleNamespace(password="secret", token="t"))
+    url, where = page or "http://labels.example.org", "on the project's page, which `al status` shows once"
+    first, second = al("labelstudio", "invite", "ann@example.org").out.splitlines()
+    assert first == f"ann@example.org can log in at {url} with the password secret"
+    assert second.startswith("and starts there" if page else f"and starts {where}")
+    assert second.endswith('with the button "Label All Tasks".')
+    machine = one_object(al("labelstudio", "invite", "ann@example.org", "--json").out)
+    assert machine == {"email": "ann@example.org", "password": "secret", "token": "t", "page": page}
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
