@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from harness import tools_first
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -101,6 +102,32 @@ def test_the_default_remote_is_a_folder_of_this_user(tmp_path: Path, al_home: Pa
         assert dvc.check_writable() == str(al_home / workspace.id / "dvc-remote")
     with pytest.raises(BadInput, match="is already a workspace"):
         init(tmp_path / "w", ["a", "b"])
+
+
+@pytest.mark.slow
+def test_a_pull_by_hand_refuses_an_object_with_other_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a clone, by a plain `dvc`, which lacks our own checks."""
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    remote, environment = tmp_path / "remote", tools_first()
+    root = init(tmp_path / "w", ["a", "b"], remote=str(remote)).layout.root
+    section = (root / ".dvc/config").read_text(encoding="utf-8").split("""['remote "store"']""")[1]
+    assert "verify = true" in [line.strip() for line in section.splitlines()]
+
+    (root / "mine.txt").write_text("as it was added", encoding="utf-8")
+    for words in (
+        ["dvc", "add", "mine.txt"],
+        ["dvc", "push"],
+        ["git", "add", "mine.txt.dvc"],
+        ["git", "commit", "--quiet", "-m", "Add"],
+        ["git", "clone", "--quiet", ".", str(tmp_path / "clone")],
+    ):
+        subprocess.run(words, cwd=root, env=environment, check=True, capture_output=True)
+    [stored] = [path for path in remote.rglob("*") if path.is_file()]
+    stored.chmod(0o644)
+    stored.write_bytes(bytes([stored.read_bytes()[0] ^ 1]) + stored.read_bytes()[1:])
+    pull = subprocess.run(["dvc", "pull"], cwd=tmp_path / "clone", env=environment, capture_output=True, text=True)
+    assert pull.returncode != 0 and "mine.txt" in pull.stderr, pull.stderr
+    assert not (tmp_path / "clone/mine.txt").exists()
 
 
 def test_a_folder_that_is_not_empty_is_refused_untouched(tmp_path: Path) -> None:
