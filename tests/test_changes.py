@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from al_pipeline.annotation.active_events import standing_answers
 from al_pipeline.annotation.changes import AnnotationDiff, KnownAnswers
+from al_pipeline.operations.round_tasks import _lead_times
 from al_pipeline.records import Annotation, Answer, AnsweredTask, Event, PlannedTask, RefusalReason, push_key
 
 UID, NOW, BORN = "p", "2026-01-02T00:00:00+00:00", "2026-01-01T00:00:00.000000Z"
@@ -54,6 +55,20 @@ def compare(state: State, events: Sequence[Event], refused: Sequence[Mapping[str
     diff.record_losses()
     diff.record_gone_tasks()
     return diff
+
+
+def test_the_time_of_an_annotation_is_its_newest_since_edits_add_to_it() -> None:
+    events: list[Event] = []
+    moments: list[tuple[int, str, float | None]] = [(1, "ham", 4.0), (2, "spam", 9.5), (3, "ham", None)]
+    for minute, label, seconds in moments:
+        answered = task(KEYS[0], {1: ("ann", label, minute), 2: ("bob", "ham", 1)})
+        first, second = answered.annotations
+        diff = AnnotationDiff(UID, PLANS, 1, judge, NOW, KnownAnswers(events, [], UID))
+        diff.add(replace(answered, annotations=(replace(first, lead_time=seconds), replace(second, lead_time=2.0))))
+        events += diff.events()
+    ann, bob = (next(event.annotation_key for event in events if event.annotator == who) for who in ("ann", "bob"))
+    assert [event.lead_time for event in events if event.annotation_key == ann] == [4.0, 9.5, None]
+    assert _lead_times(events) == {ann: 9.5, bob: 2.0}, "not 13.5: Label Studio has added it up already"
 
 
 annotation = st.tuples(st.sampled_from(["ann", "bob"]), st.sampled_from(["ham", "spam", JUNK]), st.integers(1, 3))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import io
 import json
 import random
 import re
@@ -14,9 +16,11 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -101,6 +105,43 @@ def test_neither_order_nor_form_of_the_file_matters(tmp_path: Path, texts: Label
     assert turned.digest == texts.digest and turned.items == texts.items
     other = replace(texts, truth=texts.truth[::-1].copy())
     assert other.digest != texts.digest
+
+
+@pytest.mark.parametrize("how", ["encoding", "stdin", "folder", "gzip", "xlsx", "sep="])
+def test_a_corpus_is_read_as_ingest_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    rows = [(f"café {number}", "ab"[number % 3 == 0]) for number in range(60)]
+    plain = "".join(f"{text};{label}\n" for text, label in [("text", "label"), *rows])
+    file = tmp_path / "a.csv"
+    file.write_text(plain, encoding="utf-8")
+    expected = read_corpus(file)
+    path, options = file, dict[str, Any]()
+    match how:
+        case "encoding":
+            file.write_bytes(plain.encode("cp850"))
+            options = {"encoding": "cp850"}
+        case "stdin":
+            monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(plain.encode())))
+            path, options = Path("-"), {"format": "csv"}
+        case "folder":
+            path = tmp_path / "in"
+            path.mkdir()
+            lines = plain.splitlines(keepends=True)
+            (path / "a.csv").write_text("".join(lines[:31]), encoding="utf-8")
+            rest = ({"text": text, "label": label} for text, label in rows[30:])
+            (path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rest), encoding="utf-8")
+        case "gzip":
+            file.write_bytes(gzip.compress(plain.encode(), mtime=0))
+        case "xlsx":
+            book = openpyxl.Workbook()
+            for row in [("text", "label"), *rows]:
+                book.active.append(row)
+            path = tmp_path / "a.xlsx"
+            book.save(path)
+        case _:
+            file.write_text(f"sep=;\n{plain}", encoding="utf-8")
+    found = read_corpus(path, **options)
+    assert found.counts == expected.counts == {"a": 40, "b": 20} and found.left_out == {}
+    assert found.items == expected.items and found.digest == expected.digest
 
 
 def test_of_a_large_corpus_a_random_sample_is_taken(tmp_path: Path, texts: LabeledTexts) -> None:
