@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from harness import answer_all, change_params, small_workspace, write_pool
+from harness import Played, answer_all, change_params, go_on, small_workspace, write_pool
 
 from al_pipeline.data.catalog import draw_test
 from al_pipeline.data.ledger import read_events
@@ -125,6 +125,18 @@ def test_a_test_set_of_the_first_file_alone_is_drawn_again_from_all(
     events = read_events(layout.inbox_events)
     assert len(events) == 300
     assert {e.item_id for e in events if e.part == "test"} == set(read_ids([layout.inbox_test]).ids())
+
+
+def test_once_a_round_has_begun_the_test_set_is_not_drawn_again(started: Played, tmp_path: Path) -> None:
+    workspace, _, _ = go_on(started, tmp_path)
+    folders = [workspace.layout.pool, workspace.layout.test, workspace.layout.inbox_pool, workspace.layout.inbox_test]
+    before = [list(read_ids([folder]).ids()) for folder in folders]
+    with pytest.raises(NothingToDo) as refused:
+        redraw_test(workspace)
+    assert str(refused.value) == (
+        "the first round has begun, so the test set can no longer be redrawn; `al ingest --test FILE` adds to it"
+    )
+    assert [list(read_ids([folder]).ids()) for folder in folders] == before
 
 
 # Whole rounds ------------------------------------------------------------------------------------------------------

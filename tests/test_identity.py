@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.label_studio.projects import find_mark
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import connect
-from al_pipeline.operations.facts import open_dvc
+from al_pipeline.operations.facts import open_dvc, read_facts
 from al_pipeline.operations.intervene import pause
 from al_pipeline.operations.tick import tick
 from al_pipeline.operations.upgrade import upgrade
@@ -388,6 +389,31 @@ def test_a_copy_before_the_first_round_becomes_a_clone_of_its_own(
     tick(workspace, lambda: oracle)
     with pytest.raises(WrongProject, match="another clone"):
         tick(open_workspace(second.layout.root), lambda: oracle)
+
+
+def test_in_a_clone_a_round_is_as_old_as_the_commit_of_its_plan(
+    started: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clone lacks the time when the round's tasks were pushed, and HEAD may be newer than the plan."""
+    first, oracle, _ = go_on(started, tmp_path)
+    root, plan = first.layout.root, "rounds/0000/plan.jsonl"
+    head = f"{Git(root).brought(plan)}^"
+    for day, tree in ((2, "HEAD^"), (6, "HEAD")):
+        dated = {**os.environ, "GIT_COMMITTER_DATE": f"2026-03-0{day}T12:00:00+01:00"}
+        words = ["git", "commit-tree", f"{tree}^{{tree}}", "-p", head, "-m", "Dated"]
+        head = subprocess.run(words, cwd=root, env=dated, check=True, capture_output=True, text=True).stdout.strip()
+    Git(root).run("update-ref", "HEAD", head)
+    assert Git(root).brought(plan) == Git(root).run("rev-parse", "HEAD^").stdout.strip()
+    subprocess.run(["git", "clone", "--quiet", str(root), str(tmp_path / "clone")], check=True)
+    clone = open_workspace(tmp_path / "clone")
+    facts, _ = read_facts(clone, datetime(2026, 3, 7, 11, tzinfo=UTC))
+    assert facts.planned == 0 and facts.age_days == 5
+
+    monkeypatch.setattr(connect, "connect", lambda *_: oracle)
+    connect.adopt(clone)
+    tick(open_workspace(clone.layout.root), lambda: oracle)
+    remembered = read_json(clone.layout.state(0))["opened_at"]
+    assert datetime.fromtimestamp(remembered, UTC) == datetime(2026, 3, 2, 11, tzinfo=UTC)
 
 
 def test_a_copy_that_is_behind_its_original_goes_on_where_that_one_is(
