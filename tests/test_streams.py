@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from harness import Played, go_on
 from test_cli import COMMANDS, TAKES_JSON
 
 from al_pipeline.cli import app as cli
@@ -22,7 +23,10 @@ from al_pipeline.cli import streams
 from al_pipeline.cli.options import Invocation
 from al_pipeline.data.pool import count_items
 from al_pipeline.files import read_json
+from al_pipeline.integrations.git import Git
+from al_pipeline.operations.history import History, read_history, read_plan
 from al_pipeline.operations.init import init
+from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
 
 FULL = "/dev/full"
@@ -188,6 +192,39 @@ def test_what_was_done_is_done(workspace: Workspace, tmp_path: Path, how: str, j
     assert count_items([made / "data/inbox/pool", made / "data/inbox/test"]) == 600
 
 
+@pytest.fixture
+def published(once: Played, tmp_path: Path) -> Path:
+    """A workspace with a published round; its Label Studio is gone."""
+    return go_on(once, tmp_path)[0].layout.root
+
+
+@pytest.mark.slow
+def test_what_was_done_to_a_published_round_is_done(published: Path, tmp_path: Path) -> None:
+    layout = Layout(published)
+
+    def history() -> History:
+        return read_history(layout, Git(published))
+
+    def done(*words: str, how: str) -> None:
+        ended = run(*words, out=BROKEN[how], folder=published)
+        assert ended.code == 0 and b"Traceback" not in ended.err, (words, how, ended.err)
+        assert b"the command itself succeeded" in ended.err
+
+    before = history().rounds[-1].counts.labelled
+    for how in ("full", "closed"):
+        done("export", "-o", str(tmp_path / f"{how}.csv"), how=how)
+        assert len((tmp_path / f"{how}.csv").read_text(encoding="utf-8").splitlines()) == 1 + before
+        done("pause", "--reason", "größe", how=how)
+        pausing = history().pausing
+        assert pausing is not None and pausing.reason == "größe"
+        done("resume", "--json", how=how)
+        assert history().pausing is None
+    item = read_plan(Git(published), 0)[0].item_id
+    done("labels", "revoke", "--item", item, how="full")
+    assert [record.round for record in history().rounds] == [0, 1]
+    assert [one.kind for one in history().interventions][-1] == "revoke" and not history().waiting
+
+
 ENCODINGS = [
     ("latin-1", "strict"),
     ("ascii", "strict"),
@@ -211,6 +248,22 @@ def test_machine_output_is_utf_8_always(workspace: Workspace, encoding: str, err
         assert ended.out.decode(encoding)
     wrong = run("log", "größe", "--json", folder=root, encoding=encoding, errors=errors)
     assert wrong.code in (2, 3) and "größe" in json.loads(wrong.out.decode("utf-8"))["message"]
+
+
+@pytest.mark.slow
+def test_predictions_and_the_report_of_a_tick_are_utf_8_always(published: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("id,text\ngröße 🐟,日本 win money now\n", encoding="utf-8")
+    assert run("pause", "--reason", "größe 🐟", folder=published).code == 0
+    for words, code in (
+        (["predict", str(tmp_path / "in.csv"), "--round", "0", "--columns"], 0),
+        (["predict", str(tmp_path / "in.csv"), "--round", "0", "--columns", "--format", "csv"], 0),
+        (["round", "--json"], 3),
+    ):
+        plain = run(*words, folder=published)
+        assert plain.code == code and "größe 🐟" in plain.out.decode("utf-8"), plain
+        for encoding, errors in ENCODINGS:
+            found = run(*words, folder=published, encoding=encoding, errors=errors)
+            assert (found.code, found.out) == (code, plain.out), (words, encoding)
 
 
 def test_signs_of_ours_are_plain_where_a_terminal_has_none(workspace: Workspace) -> None:
