@@ -123,9 +123,13 @@ def test_a_pull_by_hand_refuses_an_object_with_other_bytes(tmp_path: Path, monke
     ):
         subprocess.run(words, cwd=root, env=environment, check=True, capture_output=True)
     [stored] = [path for path in remote.rglob("*") if path.is_file()]
+    content = stored.read_bytes()
     stored.chmod(0o644)
-    stored.write_bytes(bytes([stored.read_bytes()[0] ^ 1]) + stored.read_bytes()[1:])
-    pull = subprocess.run(["dvc", "pull"], cwd=tmp_path / "clone", env=environment, capture_output=True, text=True)
+    stored.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    stored.chmod(0o444)  # as it was; DVC takes the content of a read-only object for granted unless told to verify it
+    pull = subprocess.run(
+        ["dvc", "pull", "mine.txt"], cwd=tmp_path / "clone", env=environment, capture_output=True, text=True
+    )
     assert pull.returncode != 0 and "mine.txt" in pull.stderr, pull.stderr
     assert not (tmp_path / "clone/mine.txt").exists()
 
