@@ -28,7 +28,7 @@ _SURE_KERNEL = 500
 """With fewer labels than columns, and at most so many, the fit always uses the kernel."""
 _KERNEL_RATE = 1000
 """Between the two the kernel is faster for n labels up to n^2.5 = rate * classes * columns: its cost grows with n^2 to
-n^3, that of the features with classes * columns (measured in benchmarks/results/head_speed.json).
+n^3, that of the features with classes * columns (measured by benchmarks/head_speed.py).
 """
 _JITTER = 1e-9
 """Added to the kernel's diagonal, to keep it positive definite even if two texts have the same features."""
