@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -307,6 +307,31 @@ def test_dead_links_and_anchors_fail_the_build(with_sphinx: None, tmp_path: Path
     done = build(source, tmp_path / "site")
     assert done.returncode != 0
     assert "gone-page" in done.stderr and "gone-anchor" in done.stderr and "here" not in done.stderr
+
+
+def test_the_demo_ends_with_what_to_do_next(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    out = io.StringIO()
+    (tmp_path / "key").write_text("al:secret\n", encoding="utf-8")
+    status = {
+        "label_studio_page": "http://127.0.0.1:1/projects/1/data",
+        "prefect_url": "http://127.0.0.1:2",
+        "round": 3,
+    }
+    fakes = {
+        "console": Console(file=out, width=120, highlight=False, soft_wrap=True),
+        "al": lambda *_: status,
+        "read_json": lambda _: {demo.PEOPLE[0]: {"password": "known"}},
+        "open_workspace": lambda _: None,
+        "password_file": lambda _: tmp_path / "key",
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(demo, name, fake)
+    workspace: Any = SimpleNamespace(layout=SimpleNamespace(root=tmp_path / "demo"), home=tmp_path)
+    demo._farewell(workspace, tmp_path / "report.html")
+    said = " ".join(out.getvalue().split())
+    assert 'Label Studio: http://127.0.0.1:1/projects/1/data, then the button "Label All Tasks"' in said
+    assert f"log in as {demo.PEOPLE[0]}, password known" in said and "log in with al:secret" in said
+    assert "Round 3 waits for answers." in said
 
 
 def test_the_demo_prints_what_the_readme_quotes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

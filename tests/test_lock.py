@@ -46,7 +46,9 @@ def other_process(path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_second_process_is_told_who_works_here(tmp_path: Path) -> None:
     path = tmp_path / ".al/lock"
     with other_process(path) as process:
-        refusal = pytest.raises(Locked, match=rf"a long tick, process {process.pid} on .*, since 20.*try again")
+        refusal = pytest.raises(
+            Locked, match=rf"a long tick, process {process.pid} on .*, since 20\S+\+00:00; try again"
+        )
         with refusal, locked(path, "another tick"):
             pytest.fail("two writers")
         assert holder(path)["pid"] == process.pid
