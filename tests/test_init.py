@@ -351,6 +351,7 @@ def test_a_failed_call_leaves_what_was_there_and_nothing_else(
     assert init(folder, ["a", "b"]).layout.root == folder
 
 
+@pytest.mark.usefixtures("cold")  # a fork would be done before the interrupt comes
 def test_an_interrupt_while_dvc_works_leaves_nothing(tmp_path: Path, al_home: Path) -> None:
     command = [str(AL), "init", str(tmp_path / "w"), "--labels", "a,b"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:

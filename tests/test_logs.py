@@ -158,7 +158,7 @@ def test_nobody_sees_it_who_did_not_ask(template: Any, tmp_path: Path) -> None:
     assert (plain.returncode, plain.stderr) == (0, "")
     asked = al("-C", str(root), "--log-level", "debug", "status")
     assert asked.stdout == plain.stdout
-    assert " DEBUG   al_pipeline.integrations.git.runner: git rev-parse " in asked.stderr
+    assert " DEBUG   al_pipeline.integrations.git.runner: git ls-tree " in asked.stderr
     by_variable = al("-C", str(root), "status", **{VARIABLE: "Debug"})
     assert by_variable.stdout == plain.stdout and " DEBUG   al_pipeline.integrations.git.runner: " in by_variable.stderr
     assert al("-C", str(root), "status", **{VARIABLE: "warning"}).stderr == ""
