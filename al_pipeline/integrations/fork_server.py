@@ -130,8 +130,7 @@ def _code() -> list[tuple[str, int, int]]:
 
 def _imports_alike(environment: Mapping[str, str]) -> bool:
     """Whether a process with this environment would import what this one did. What stages need may be left out."""
-    asked = {name: value for name, value in environment.items() if name.startswith(forks.READ_AT_IMPORT)}
-    here = {name: value for name, value in os.environ.items() if name.startswith(forks.READ_AT_IMPORT)}
+    asked, here = forks.read_at_import(environment), forks.read_at_import(os.environ)
     return here == {name: here[name] for name in STAGE_ENVIRONMENT if name in here} | asked
 
 

@@ -224,6 +224,11 @@ def place() -> list[Any]:
     return [sys.executable, str(Path(al_pipeline.__file__).parent), os.getegid(), sorted(os.getgroups()), same]
 
 
+def read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of `environment` that count while a process starts and imports."""
+    return {name: value for name, value in environment.items() if name.startswith(READ_AT_IMPORT)}
+
+
 def peer(link: socket.socket) -> int | None:
     """The user at the other end; None where the system does not say (there, only the folder's permissions protect)."""
     if not hasattr(socket, "SO_PEERCRED"):

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 from al_pipeline.errors import AlError
 from al_pipeline.integrations import forks
-from al_pipeline.servers.process import inherited_environment
+from al_pipeline.servers.process import inherited_environment, start_detached
 from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT
 from al_pipeline.workspace.home import fork_servers, private_folder
 from al_pipeline.workspace.layout import STAGES
@@ -29,20 +28,9 @@ def start_fork_server(workspace: Workspace) -> None:
     folder = private_folder(fork_servers(workspace.id) / "dvc")
     with contextlib.suppress(OSError, AlError), forks.connect(folder):
         return
-    log = os.open(folder / "server.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    try:
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-m", forks.SERVER, str(folder), *MODULES],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=folder,
-            env={**_read_at_import(), **inherited_environment(), **STAGE_ENVIRONMENT},
-            start_new_session=True,
-        )
-    finally:
-        os.close(log)
-    child.returncode = 0  # it outlives this process: suppress Popen's warning that it still runs
+    command = [sys.executable, "-P", "-m", forks.SERVER, str(folder), *MODULES]
+    environment = {**forks.read_at_import(os.environ), **inherited_environment(), **STAGE_ENVIRONMENT}
+    start_detached(command, environment, folder, folder / "server.log")
 
 
 def stop_fork_server(home: Path) -> bool:
@@ -52,7 +40,3 @@ def stop_fork_server(home: Path) -> bool:
         (folder / "socket").unlink()
         return True
     return False
-
-
-def _read_at_import() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith(forks.READ_AT_IMPORT)}

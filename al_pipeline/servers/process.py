@@ -237,22 +237,28 @@ def _wait_while_busy(service: Service) -> Server | None:
 
 
 def _spawn(service: Service, port: int) -> int:
-    if service.log.exists():
-        service.log.replace(service.log.with_suffix(".log.old"))
-    log = os.open(service.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    environment = {**inherited_environment(), **service.environment(port), MARK: str(service.record)}
+    return start_detached(service.command(port), environment, service.home, service.log)
+
+
+def start_detached(command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path) -> int:
+    """Start a process in `folder` that outlives this one, and return its pid. The log of the one before is kept."""
+    if log.exists():
+        log.replace(log.with_suffix(".log.old"))
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
     try:
         child = subprocess.Popen(
-            list(service.command(port)),
+            list(command),
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=service.home,
-            env={**inherited_environment(), **service.environment(port), MARK: str(service.record)},
+            stdout=output,
+            stderr=output,
+            cwd=folder,
+            env=dict(environment),
             start_new_session=True,
         )
     finally:
-        os.close(log)
-    child.returncode = 0  # the server outlives this process: suppress Popen's warning that it still runs
+        os.close(output)
+    child.returncode = 0  # suppress Popen's warning that it still runs
     return child.pid
 
 

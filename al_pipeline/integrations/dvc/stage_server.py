@@ -18,13 +18,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import traceback
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from al_pipeline.integrations.fork_server import Branch
+from al_pipeline.integrations.fork_server import Branch, become
 from al_pipeline.workspace.layout import STAGES
 
 _STAGE = re.compile(r"python -m (al_pipeline\.stages\.[a-z_]+)")
@@ -133,7 +132,7 @@ def main(*modules: str) -> None:
         if stage == 0:
             _end_with(server)
             replies.close()
-            _run(**json.loads(line))
+            become([os.open(os.devnull, os.O_RDONLY), 1, 2], partial(_run, **json.loads(line)))
         replies.write(f"{os.waitstatus_to_exitcode(os.waitpid(stage, 0)[1])}\n")
         replies.flush()
 
@@ -147,30 +146,15 @@ def _end_with(server: int) -> None:
 
 
 def _run(module: str, folder: str, environment: dict[str, str]) -> None:
-    """Run the stage's `main` in a fork, as `python -m` would, and exit the process."""
-    code = 1
-    try:
-        with contextlib.suppress(OSError):  # the name that `ps` and `top` show; Linux only
-            Path("/proc/self/comm").write_text(f"al-{module.rpartition('.')[2]}", encoding="ascii")
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.environ.clear()
-        os.environ.update(environment)
-        os.chdir(folder)
-        if importlib.util.find_spec(module) is None:
-            sys.exit(f"No module named {module!r}")
-        importlib.import_module(module).main()
-        code = 0
-    except SystemExit as stop:
-        if isinstance(stop.code, str):
-            print(stop.code, file=sys.stderr)  # noqa: T201
-        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+    """Run the stage's `main` in a fork, as `python -m` would."""
+    with contextlib.suppress(OSError):  # the name that `ps` and `top` show; Linux only
+        Path("/proc/self/comm").write_text(f"al-{module.rpartition('.')[2]}", encoding="ascii")
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    if importlib.util.find_spec(module) is None:
+        sys.exit(f"No module named {module!r}")
+    importlib.import_module(module).main()
 
 
 if __name__ == "__main__":
