@@ -345,6 +345,9 @@ def test_a_teams_own_prefect_runs_it_by_prefect_yaml(
     assert schedule["active"] is True
     [watch] = ask(prefect_server, "automations", automations={"name": {"any_": [WATCH]}})
     assert watch["enabled"] and watch["trigger"]["within"] == 90
+    # On the hour the schedule's own run would have the one slot, and the run that is asked for below would be cancelled.
+    edit = f"{prefect_server.api_url}/deployments/{deployment['id']}/schedules/{schedule['id']}"
+    ask_prefect("PATCH", edit, {"active": False}).raise_for_status()
 
     assert "strategy" in deployment["parameter_openapi_schema"]["properties"]
     done = run(parameters={"close_now": True})
@@ -353,5 +356,5 @@ def test_a_teams_own_prefect_runs_it_by_prefect_yaml(
 
     other = init(tmp_path / "other", ["ham", "spam"], remote=str(tmp_path / "other-remote"))
     lost = run(job_variables={"env": {"AL_WORKSPACE": str(other.layout.root)}})
-    assert lost["state"]["type"] == "FAILED" and "a run cannot choose its workspace" in lost["state"]["message"]
+    assert lost["state"]["type"] == "FAILED" and "a run cannot choose its workspace" in lost["state"]["message"], lost
     httpx.delete(f"{prefect_server.api_url}/deployments/{deployment['id']}", timeout=60, trust_env=False)
