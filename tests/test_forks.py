@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -131,6 +132,18 @@ def test_its_end_is_told(servers: Path) -> None:
         process.wait(0.1)
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait(60) == -signal.SIGKILL and not psutil.pid_exists(process.pid)
+
+
+def test_one_that_is_killed_before_it_begins_has_ended() -> None:
+    """What a process was sent and did not read resets the connection, in place of ending it."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    ours, theirs = socket.socketpair()
+    ours.sendall(b"go\n")
+    theirs.close()
+    fork = forks.Fork.__new__(forks.Fork)
+    fork.args, fork.pid, fork.returncode, fork._link, fork._heard = [], gone.pid, None, ours, ours.makefile("r")
+    assert fork.wait(60) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("name", ["PYTHONPATH", "LD_PRELOAD", "OMP_NUM_THREADS", "LC_ALL", "AL_LOG_LEVEL"])

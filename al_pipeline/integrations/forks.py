@@ -157,7 +157,9 @@ class Fork:
         if self.returncode is None:
             if not select.select([self._link], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(list(self.args), timeout or 0)
-            told = self._heard.readline()  # nothing from a process that was killed
+            told = ""
+            with contextlib.suppress(ConnectionResetError):  # it was killed before it read that it may go
+                told = self._heard.readline()  # nothing from a process that was killed
             self._heard.close()
             self._link.close()
             deadline = time.monotonic() + _SECONDS
