@@ -345,7 +345,7 @@ def test_a_teams_own_prefect_runs_it_by_prefect_yaml(
     assert schedule["active"] is True
     [watch] = ask(prefect_server, "automations", automations={"name": {"any_": [WATCH]}})
     assert watch["enabled"] and watch["trigger"]["within"] == 90
-    # On the hour the schedule's own run would have the one slot, and the run that is asked for below would be cancelled.
+    # On the hour the schedule's own run would take the one slot, and a run that is asked for below be cancelled.
     edit = f"{prefect_server.api_url}/deployments/{deployment['id']}/schedules/{schedule['id']}"
     ask_prefect("PATCH", edit, {"active": False}).raise_for_status()
 
