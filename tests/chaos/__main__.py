@@ -20,6 +20,7 @@ from embedded import REPOSITORY
 from harness import ENVIRONMENT, NOT_THE_USERS
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from warm import choose_folder, end_servers, start_servers
 
 from benchmarks.record import record
 from chaos.reference import make_reference
@@ -47,7 +48,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="scenarios at once")
     parser.add_argument("--outcomes", type=Path, default=OUTCOMES)
     options = parser.parse_args()
-    for name in NOT_THE_USERS:
+    for name in (*NOT_THE_USERS, "PYTHONPATH"):
         os.environ.pop(name, None)
     os.environ.update(ENVIRONMENT)
     os.environ.setdefault("AL_LABEL_STUDIO_VENV", str(REPOSITORY / ".venv-label-studio"))
@@ -58,11 +59,15 @@ def main() -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="al-chaos-") as folder:
         os.environ["AL_HOME"] = f"{folder}/home"
+        choose_folder()
+        start_servers()
         try:
             outcomes, played = _play(options, Path(folder), console)
         except KeyboardInterrupt:
             console.print("Stopped; the same command goes on from here.")
             return 130
+        finally:
+            end_servers()
     told = figures(list(outcomes.values()))
     told["this_run"] = {"scenarios": played, "minutes": round((time.monotonic() - began) / 60, 1)}
     console.print(table(told))

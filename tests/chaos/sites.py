@@ -22,6 +22,7 @@ from harness import ENVIRONMENT, NOT_THE_USERS, tools_first
 
 from al_pipeline.data.ledger import read_events, read_refused
 from al_pipeline.files import read_json, sha256_bytes, sha256_tree
+from al_pipeline.integrations import forks
 from al_pipeline.integrations import processes as child
 from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.git import Git
@@ -32,6 +33,10 @@ from al_pipeline.workspace.layout import Layout
 from chaos.twin import TwinServer
 
 ANN, BOB = "ann.chaos@example.com", "bob.chaos@example.com"
+
+_TESTS = str(REPOSITORY / "tests")
+_TICKER = f"import sys; sys.path.insert(0, {_TESTS!r}); from chaos.ticker import main; main()"
+"""Not by PYTHONPATH: a fork server forks only for processes that would import what it did."""
 
 TICK_SECONDS = 240.0
 """The time limit of one tick on a busy machine."""
@@ -249,12 +254,13 @@ class Site:
     @property
     def environment(self) -> dict[str, str]:
         """The environment of ticks, without anything of the user's."""
-        private = ("AL_", "CHAOS_", "PREFECT_", "PYTEST_")
+        private = ("AL_", "CHAOS_", "PREFECT_", "PYTEST_", "PYTHONPATH")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(private)}
+        servers = {forks.FOLDER: os.environ[forks.FOLDER]} if forks.FOLDER in os.environ else {}
         return {
             **{name: value for name, value in kept.items() if name not in NOT_THE_USERS},
             **ENVIRONMENT,
-            "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")]),
+            **servers,
             "AL_HOME": str(self.outside / "home"),
             "DVC_SITE_CACHE_DIR": str(self.outside / "dvc"),
             **self.people.environment,
@@ -263,8 +269,8 @@ class Site:
 
     def start(self, *words: str, at: str | None = None, root: Path | None = None, **variables: str) -> Tick:
         """Start `al round` in a process of its own; see `chaos.ticker` for `at`."""
-        module = "al_pipeline.cli.app" if self.real and at is None else "chaos.ticker"
-        command = [*self.wrapper, sys.executable, "-m", module, "-C", str(root or self.root), "round", "--json", *words]
+        module = ("-m", "al_pipeline.cli.app") if self.real and at is None else ("-c", _TICKER)
+        command = [*self.wrapper, sys.executable, *module, "-C", str(root or self.root), "round", "--json", *words]
         armed = {} if at is None else {"CHAOS_AT": at}
         outputs = self.outside / f"tick-{len(self._ticks)}"
         self._ticks.append(Tick(command, {**self.environment, **armed, **variables}, outputs))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import signal
 import time
 import traceback
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -19,6 +21,7 @@ from embedded import REPOSITORY
 from rich.table import Table
 
 from al_pipeline.files import json_line, sha256_bytes, sha256_file
+from al_pipeline.integrations import forks
 from chaos.answers import answer_scenarios
 from chaos.kills import kill_scenarios
 from chaos.lab import FaultCount, Lab, Scenario
@@ -49,6 +52,8 @@ class Outcome:
     seconds: float
     product: str
     """Digest of the tested product."""
+    forked: bool = False
+    """Whether DVC and the stages were forks of a server, as under `al up`; otherwise processes."""
 
 
 def scenarios(reference: Reference) -> list[Scenario]:
@@ -59,16 +64,26 @@ def scenarios(reference: Reference) -> list[Scenario]:
     return sorted(found, key=lambda one: (not one.real, one.name.startswith(("flow", "Prefect"))))
 
 
+def forked(name: str) -> bool:
+    """Whether a scenario is played with fork servers: half of them, always the same; `al up` starts its own."""
+    return not name.startswith("worker of") and zlib.crc32(name.encode()) % 2 == 0
+
+
 def play(scenario: Scenario, lab: Lab, product: str) -> Outcome:
     """Play one scenario to its end."""
     tally, why = FaultCount(), ""
     begin = time.perf_counter()
+    servers = os.environ.pop(forks.FOLDER)
+    if forked(scenario.name):
+        os.environ[forks.FOLDER] = servers
     try:
         scenario.play(lab, tally)
     except Failure as failure:
         why = str(failure)
     except Exception:  # a fault of the suite or of a server counts as a failure of the product, since nothing is proved
         why = traceback.format_exc(limit=-6)
+    finally:
+        os.environ[forks.FOLDER] = servers
     return Outcome(
         name=scenario.name,
         kind=scenario.kind,
@@ -81,6 +96,7 @@ def play(scenario: Scenario, lab: Lab, product: str) -> Outcome:
         why=why,
         seconds=round(time.perf_counter() - begin, 2),
         product=product,
+        forked=forked(scenario.name),
     )
 
 
@@ -144,6 +160,7 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "faults": sum(outcome.injected for outcome in outcomes),
         "survived": sum(outcome.survived for outcome in outcomes),
         "kills": sum(outcome.injected for outcome in kills),
+        "kills_with_fork_servers": sum(outcome.injected for outcome in kills if outcome.forked),
         "kills_with_label_studio": sum(outcome.injected for outcome in kills if outcome.real),
         "scenario_seconds": round(sum(outcome.seconds for outcome in outcomes)),
         "kinds": summary(outcomes),

@@ -187,8 +187,7 @@ class Box:
         if not self._runs or self.state(self._runs[-1]) != "SCHEDULED":  # otherwise no worker began the last one
             self._order()
         hook = Path(__file__).parent / "runs"
-        path = f"{hook}{os.pathsep}{self.site.environment['PYTHONPATH']}"
-        armed = {} if at is None else {"CHAOS_AT": at, "PYTHONPATH": path}
+        armed = {} if at is None else {"CHAOS_AT": at, "PYTHONPATH": f"{hook}{os.pathsep}{hook.parents[1]}"}
         waiting = self.waiting()
         with self.site.start_al("up", **armed) as command:
             while command.poll() is None:
