@@ -10,7 +10,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,12 +22,15 @@ from tracing import FILES, Call, read_calls, trace
 from al_pipeline.errors import AlError, UnsafeFolder, UsageError
 from al_pipeline.files import read_json, write_json
 from al_pipeline.integrations.dvc.settings import change_config
+from al_pipeline.integrations.environment import recorded_engine
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.init import init
 from al_pipeline.operations.upgrade import upgrade
 from al_pipeline.servers import start_label_studio, start_prefect
+from al_pipeline.servers.label_studio_server import template_database
 from al_pipeline.workspace import home as module
+from al_pipeline.workspace.fingerprint import current_engine
 from al_pipeline.workspace.home import al_home, check_private, check_unshared, own_environment, private_folder
 from al_pipeline.workspace.lock import locked
 from al_pipeline.workspace.trust import accept, doubtful
@@ -394,6 +397,42 @@ def test_what_libraries_get_in_place_of_home_is_looked_at_too(
         os.chown(folder, NOBODY, NOBODY)
         with pytest.raises(UnsafeFolder, match=f"{folder} belongs to nobody"):
             own_environment()
+
+
+def ask_for_engine(_: Path) -> None:
+    recorded_engine(json.loads(json.dumps(current_engine())), None, lambda _: None)
+
+
+def ask_for_template(folder: Path) -> None:
+    (folder / "venv/bin").mkdir(parents=True)
+    (folder / "venv/bin/label-studio").touch()
+    (folder / "venv/lib/python3/site-packages/label_studio-1.0.dist-info").mkdir(parents=True)
+    template_database(folder / "venv", lambda _: None)
+
+
+@pytest.mark.parametrize("whose", ["foreign", "open"])
+@pytest.mark.parametrize(
+    ("name", "ask"), [("engines", ask_for_engine), ("templates", ask_for_template), ("trusted.json", doubtful)]
+)
+def test_what_all_workspaces_share_is_looked_at_before_it_is_used(
+    tmp_path: Path, name: str, ask: Callable[[Path], object], whose: str
+) -> None:
+    """Engines are run, a template has accounts, and what is trusted decides what DVC runs."""
+    path = private_folder(al_home()) / name
+    if name == "trusted.json":
+        write_json(path, {"sha256": ["0" * 64]})
+    else:
+        private_folder(path)
+        (path / "kept").touch()
+    if whose == "open":
+        path.chmod(0o777)
+    elif os.geteuid() == 0:
+        os.chown(path, NOBODY, NOBODY)
+    else:
+        pytest.skip("!! NOT TESTED: only root can give files to another user")
+    with pytest.raises(UnsafeFolder, match=f"others can write to {path}" if whose == "open" else "belongs to nobody"):
+        ask(tmp_path)
+    assert path.is_file() or [one.name for one in path.iterdir()] == ["kept"], "nothing was made in it"
 
 
 @as_root

@@ -16,7 +16,7 @@ from pathlib import Path
 from al_pipeline.errors import UnexpectedChange
 from al_pipeline.files import read_object, sha256_bytes, write_json
 from al_pipeline.sanitize import has_password, redact
-from al_pipeline.workspace.home import al_home, private_folder
+from al_pipeline.workspace.home import al_home, check_unshared, private_folder
 from al_pipeline.workspace.layout import Layout
 
 _POINTER = re.compile(
@@ -70,7 +70,10 @@ def template(name: str) -> str:
 
 
 def check_dvc(root: Path) -> None:
-    """Raise UnexpectedChange if a file that controls DVC is neither this engine's nor accepted by the user."""
+    """Raise UnexpectedChange if a file that controls DVC is neither this engine's nor accepted by the user.
+
+    Raises UnsafeFolder if others than the user could have accepted it.
+    """
     accepted: frozenset[str] | None = None
     for name, problem in _doubts(Layout(root)):
         accepted = accepted if accepted is not None else _accepted()
@@ -174,5 +177,7 @@ def _digest(path: Path) -> str:
 
 
 def _accepted() -> frozenset[str]:
-    found = read_object(al_home() / _STORE).get("sha256", [])
+    store = al_home() / _STORE
+    check_unshared(store)
+    found = read_object(store).get("sha256", [])
     return frozenset(found if isinstance(found, list) else ())
