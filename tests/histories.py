@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 from annotating import shown
 from reference_history import (
@@ -44,8 +45,9 @@ from al_pipeline.data.ledger import (
 from al_pipeline.errors import ManualActionRequired, VanishedAnswers
 from al_pipeline.integrations.oracle import ProjectSpec
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
+from al_pipeline.operations import pull as pulling
 from al_pipeline.operations.close import carry_out
-from al_pipeline.operations.pull import PullRequest, pull
+from al_pipeline.operations.pull import ROLLING, PullRequest, pull
 from al_pipeline.operations.push import RetirePolicy, push, retire
 from al_pipeline.params import Schema
 from al_pipeline.records import Event, PlannedTask, Selection, Task, event_digest, push_key
@@ -89,27 +91,32 @@ def steps_of(seed: int, length: int = 40) -> list[Step]:
     return [("begin", draw.randrange(10**6)), *((name, draw.randrange(10**6)) for name in names)]
 
 
-def play(steps: Sequence[Step], pause: float = 0.0) -> None:
-    """Play a history; AssertionError if a property is violated. `pause`: seconds between two steps."""
+def play(steps: Sequence[Step], *, pause: float = 0.0, rolling: int = ROLLING, audits: bool = False) -> None:
+    """Play a history; AssertionError if a property is violated.
+
+    `pause`: seconds between two steps, after which a pull reads less than everything; `rolling`: how many tasks the
+    rolling check of an audit reads, at least; `audits`: every pull is an audit.
+    """
     memory = Path("/dev/shm")  # these files are not read after a power loss, and fsync is slow
-    with tempfile.TemporaryDirectory(prefix="al-history-", dir=memory if memory.is_dir() else None) as folder:
-        world = World(Path(folder))
+    place = tempfile.TemporaryDirectory(prefix="al-history-", dir=memory if memory.is_dir() else None)
+    with place as folder, mock.patch.object(pulling, "ROLLING", rolling):
+        world = World(Path(folder), audits=audits)
         for name, salt in steps:
             world.draw = random.Random(salt)
             getattr(world, name)()
             world.oracle.pass_time(pause)
 
 
-def fails(steps: Sequence[Step], pause: float = 0.0) -> Exception | None:
-    """The error with which a history ends; None if it ends well."""
+def fails(steps: Sequence[Step], **how: Any) -> Exception | None:
+    """The error with which a history ends, played as `play` takes it; None if it ends well."""
     try:
-        play(steps, pause)
+        play(steps, **how)
     except Exception as error:  # any other exception is a failure too
         return error
     return None
 
 
-def shortest(steps: Sequence[Step], pause: float = 0.0) -> list[Step]:
+def shortest(steps: Sequence[Step], **how: Any) -> list[Step]:
     """A failing history reduced to the steps that it needs to fail."""
     steps = list(steps)
     size = len(steps) // 2
@@ -117,7 +124,7 @@ def shortest(steps: Sequence[Step], pause: float = 0.0) -> list[Step]:
         place = 1
         while place < len(steps):
             fewer = [*steps[:place], *steps[place + size :]]
-            if fails(fewer, pause):
+            if fails(fewer, **how):
                 steps = fewer
             else:
                 place += size
@@ -125,11 +132,11 @@ def shortest(steps: Sequence[Step], pause: float = 0.0) -> list[Step]:
     return steps
 
 
-def check(steps: Sequence[Step], pause: float = 0.0) -> None:
+def check(steps: Sequence[Step], **how: Any) -> None:
     """Play a history; if it fails, report how the shortest failing part of it fails."""
-    if fails(steps, pause):
-        short = shortest(steps, pause)
-        raise AssertionError(f"this history fails: {short}") from fails(short, pause)
+    if fails(steps, **how):
+        short = shortest(steps, **how)
+        raise AssertionError(f"this history fails, played with {how}: {short}") from fails(short, **how)
 
 
 @dataclass
@@ -143,8 +150,8 @@ class Published:
 class World:
     """One workspace, its Label Studio, its people, and the reference."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.layout, self.draw = folder, Layout(folder), random.Random(0)
+    def __init__(self, folder: Path, *, audits: bool = False) -> None:
+        self.folder, self.layout, self.draw, self.audits = folder, Layout(folder), random.Random(0), audits
         for path in (self.layout.events, self.layout.inbox_events, self.layout.private):
             path.mkdir(parents=True)
 
@@ -205,7 +212,7 @@ class World:
             self.look_everywhere = True
         seen, born = self.seen()
         news, gone = self.reference.pull(seen, born)
-        audit, self.look_everywhere = self.look_everywhere, False
+        audit, self.look_everywhere = self.look_everywhere or self.audits, False
         before = self.told()
         request = PullRequest(self.ref, self.plans, self.schema, (), NOW, MAX_VANISHED, audit=audit)
         for accept in (False, True):

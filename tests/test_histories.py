@@ -11,8 +11,6 @@ from harness import Played, copy_workspace, go_on
 from histories import Step, check, steps_of
 from real_histories import BEGINNING, RealWorld, play_real, real_steps_of
 
-from al_pipeline.operations import pull as pulling
-
 KEPT: dict[str, list[Step]] = {
     "a revocation after the snapshot stayed in force": [
         ("begin", 1198),
@@ -43,11 +41,10 @@ def test_random_histories_keep_all_promises(first: int) -> None:
 
 
 @pytest.mark.parametrize("first", range(60, 100, 10))
-def test_random_histories_of_days_keep_all_promises(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_histories_of_days_keep_all_promises(first: int) -> None:
     """An hour passes between two steps, so that a pull reads what is new and an audit must find the rest."""
-    monkeypatch.setattr(pulling, "ROLLING", 1)
     for seed in range(first, first + 10):
-        check(steps_of(seed), pause=3600)
+        check(steps_of(seed), pause=3600, rolling=1, audits=seed % 2 == 1)
 
 
 @pytest.mark.parametrize("name", KEPT)

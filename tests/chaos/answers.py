@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 from histories import fails, shortest, steps_of
 
@@ -26,6 +27,17 @@ def _histories(lab: Lab, tally: FaultCount, first: int) -> None:
     """Each history is checked after each of its steps; the shortest failing one is reported."""
     for seed in range(first, first + AT_ONCE):
         tally.strike()
-        steps = steps_of(seed, LENGTH)
-        if error := fails(steps):
-            raise Failure(f"the history of seed {seed} fails ({error!r}): {shortest(steps)}")
+        steps, how = steps_of(seed, LENGTH), course_of(seed)
+        if error := fails(steps, **how):
+            raise Failure(f"the history of seed {seed}, {how}, fails ({error!r}): {shortest(steps, **how)}")
+
+
+def course_of(seed: int) -> dict[str, Any]:
+    """How the history of a seed is played: half of them in a day, half over days.
+
+    Over days a pull reads only what is new. An audit compares the rest by its totals, and reads 1 to 3 tasks of it in
+    turn: fewer than there are, as in a workspace of thousands. In half of these histories every pull is an audit.
+    """
+    if seed % 2 == 0:
+        return {}
+    return {"pause": 3600, "rolling": 1 + seed // 4 % 3, "audits": seed % 4 == 3}
