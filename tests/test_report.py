@@ -8,15 +8,19 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from harness import SMALL, answer_all, change_params
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
+from al_pipeline.cli.app import app
 from al_pipeline.evaluation.figures import Accuracy, ClassMetrics, Decision, Estimate, Metrics, Running
 from al_pipeline.evaluation.metrics import evaluate
 from al_pipeline.files import read_jsonl
+from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
@@ -440,11 +444,38 @@ def test_every_figure_of_a_round_says_what_happened(tmp_path):
         f"{answers.answered} / {answers.asked} questions of this round",
     ):  # fmt: skip
         assert words in page.text, words
+    check_rounds(root)
     oracle.answer(skipped_once, "eve", "ham")
     oracle.answer(skipped_once, "bob", "ham")
     answer_all(oracle, truth, "ann")
     run()
     assert report_data(workspace, 1).asked == data.asked, "what is published does not move with later answers"
+
+
+def check_rounds(root):
+    """`al rounds` says what each round's record counts, and figures as they come out of its confusion matrix."""
+    told = CliRunner(env={"COLUMNS": "250"})
+    table = told.invoke(app, ["-C", str(root), "rounds"]).stdout.splitlines()
+    found = json.loads(told.invoke(app, ["-C", str(root), "rounds", "--json"]).stdout)["rounds"]
+    assert [row["round"] for row in found] == [0, 1]
+    assert found[-1]["labelled"] == pq.read_metadata(root / "data/labeled.parquet").num_rows
+    for row in found:
+        tag = f"round-{row['round']:04d}"
+        record = json.loads(Git(root).show(tag, f"rounds/{row['round']:04d}/round.json"))
+        hits = np.array(record["metrics"]["confusion"])
+        sides = hits.sum(axis=0) + hits.sum(axis=1)
+        scores = [2 * hits[i, i] / sides[i] for i in range(len(hits)) if hits[i].sum()]
+        assert row["test_labelled"] == hits.sum() == record["metrics"]["items"]
+        assert row["metrics"]["accuracy"]["value"] == pytest.approx(np.trace(hits) / hits.sum())
+        assert row["metrics"]["macro_f1"]["value"] == pytest.approx(np.mean(scores))
+        assert row["verdict"] == record["decision"]["verdict"]
+        assert row["labelled"] == sum(record["counts"]["labels"].values())
+        (line,) = [line for line in table if re.match(rf"\W*{row['round']}\W", line)]
+        shown = [f"{one['value']:.3f} ({one['low']:.3f}–{one['high']:.3f})" for name in
+                 ("macro_f1", "accuracy", "average_precision") for one in [row["metrics"][name]]]  # fmt: skip
+        assert re.split(r"\s*[│┃|]\s*|\s{2,}", line.strip())[:6] == [
+            str(row["round"]), str(row["labelled"]), *shown, row["verdict"],
+        ]  # fmt: skip
 
 
 def read_plan_part(root, number, key):
