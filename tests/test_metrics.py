@@ -1,6 +1,7 @@
 """Metrics: against scikit-learn and naive loops, the bootstrap, and what is not defined."""
 
 import json
+import re
 import time
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
+from al_pipeline.cli.options import TEST_SIZES
 from al_pipeline.evaluation.figures import Metrics
 from al_pipeline.evaluation.metrics import evaluate, interval, resamples
 
@@ -28,6 +30,19 @@ def sample(n: int, classes: int, seed: int = 0, decimals: int | None = None) -> 
 
 def measure(proba: np.ndarray, truth: np.ndarray, bootstrap: int = 0, seed: int = 0, **other) -> Metrics:
     return evaluate(proba, truth, NAMES[: proba.shape[1]], np.random.default_rng(seed), bootstrap, **other)
+
+
+def test_what_help_says_of_the_size_of_a_test_set_is_what_is_measured() -> None:
+    said = re.findall(r"(\d[\d,]*)[^,±]* to ±(\d+)", TEST_SIZES)
+    assert len(said) == 3 and "90 %" in TEST_SIZES
+    for words, points in said:
+        size = int(words.replace(",", ""))
+        truth = np.zeros(size, np.int64)
+        proba = np.tile([0.9, 0.1], (size, 1))
+        proba[: size // 10] = [0.1, 0.9]
+        found = measure(proba, truth, bootstrap=1000).accuracy
+        assert found.value == pytest.approx(0.9) and found.low is not None and found.high is not None
+        assert round(50 * (found.high - found.low)) == int(points)
 
 
 # Against scikit-learn -----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from al_pipeline.cli import streams
-from al_pipeline.cli.options import Encoding, IdColumn, InputFormat, Json, TextColumn, current_workspace
+from al_pipeline.cli.options import TEST_SIZES, Encoding, IdColumn, InputFormat, Json, TextColumn, current_workspace
 from al_pipeline.cli.output import echo, escape, print_json, progress_bar, warn, write_csv, write_json
 from al_pipeline.errors import UsageError
 
@@ -34,7 +34,10 @@ def ingest(
     ] = False,
     test_size: Annotated[
         int | None,
-        typer.Option(min=0, help="Items to draw at random as the test set. Default: ingest.test_size in params.yaml."),
+        typer.Option(
+            min=0,
+            help=f"Items to draw at random as the test set. {TEST_SIZES} Default: ingest.test_size in params.yaml.",
+        ),
     ] = None,
     redraw: Annotated[
         bool,

@@ -22,6 +22,8 @@ InputFormat = Annotated[
     str | None,
     typer.Option("--input-format", help="csv, jsonl, parquet or xlsx. Default: detected from content and name."),
 ]
+TEST_SIZES = "Labelled, 200 of them measure an accuracy of 90 % to ±4 points, 500 to ±3, 2,000 to ±1."
+"""What the size of a test set buys, as half the width of the interval that `evaluate` gives."""
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change without changing anything.")]
 TextColumn = Annotated[str, typer.Option(help="Column with the text.")]
 IdColumn = Annotated[str | None, typer.Option(help="Column with your ids. Default: `id`, if there is one.")]

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from al_pipeline.cli.options import Invocation, Json, Yes, current_workspace, parse_list
+from al_pipeline.cli.options import TEST_SIZES, Invocation, Json, Yes, current_workspace, parse_list
 from al_pipeline.cli.output import echo, escape, print_json
 from al_pipeline.errors import NothingToDo, UsageError
 
@@ -30,7 +30,9 @@ def init(
     ] = None,
     test_size: Annotated[
         int | None,
-        typer.Option(min=0, help="Items to draw at random as the test set. Default: 500, at most a fifth."),
+        typer.Option(
+            min=0, help=f"Items to draw at random as the test set. {TEST_SIZES} Default: 500, at most a fifth."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
