@@ -20,6 +20,7 @@ from harness import SMALL, answer_all, change_params, play, tools_first, write_p
 from moto.server import ThreadedMotoServer
 
 from al_pipeline.errors import RemoteIncomplete, RepositoryError
+from al_pipeline.integrations.dvc import objects as dvc_objects
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import connect as connecting
 from al_pipeline.operations.close import pull_missing_sources
@@ -183,6 +184,26 @@ def test_all_damage_is_seen_and_mended_by_a_clone_that_has_the_data(published: P
         repaired = repair_remote(workspace)
         assert repaired.sent == 1 and not repaired.defects
         assert objects(s3) == before
+
+
+def test_of_an_object_too_large_to_read_back_only_the_size_is_compared(
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3, key = published.s3, newest_model(published.workspace)
+    right = objects(s3)[key]
+    monkeypatch.chdir(published.root)
+
+    def wrong(largest: int) -> list[str]:
+        monkeypatch.setattr(dvc_objects, "READ_BACK", largest)
+        found = dvc_objects.serve({"do": "check", "notes": str(tmp_path / str(largest))})
+        return [one["why"] for one in found["defects"]]
+
+    damage(s3, key, bytes(len(right)))
+    assert wrong(len(right)) == ["wrong content"]
+    assert wrong(len(right) - 1) == []
+    damage(s3, key, right[:-1])
+    assert wrong(len(right) - 2) == [f"{len(right) - 1:,} bytes of {len(right):,}"]
+    damage(s3, key, right)
 
 
 def test_a_clone_without_data_takes_no_damaged_object(published: Published, tmp_path: Path) -> None:
