@@ -7,13 +7,16 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import Played, go_on
 
+from al_pipeline.cli import app as cli
 from al_pipeline.errors import BadInput, ManualActionRequired, RepositoryError, UnexpectedChange
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.checkout import (
@@ -28,6 +31,7 @@ from al_pipeline.operations.checkout import (
     with_verification,
 )
 from al_pipeline.operations.checks.repository import check_git_remote
+from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.publish import sync
 from al_pipeline.operations.publish import tag as tag_round
 from al_pipeline.workspace.layout import Layout, is_ours
@@ -954,3 +958,64 @@ def test_lines_of_the_users_own_stay_and_an_edit_is_waited_for(git: Git) -> None
     assert layout.git_ignore.read_text().startswith("/mine\n")
     assert layout.git_attributes.read_text().startswith("*.md text\n")
     assert git.changed(layout.tracked) == []
+
+
+# Whole commands ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_no_command_touches_a_repository_in_the_middle_of_a_persons_work(
+    once: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor a clone without all of history. One without tags gets them, fetched or made again as the same objects."""
+    root = go_on(once, tmp_path)[0].layout.root
+    monkeypatch.setenv("COLUMNS", "1000")
+    item = next(iter(set(once[1]) - {task.item_id for task in read_plan(Git(root), 1)}))
+    commands = (["round"], ["rollback", "0"], ["ask", item], ["pause"], ["approve"], ["adopt"])
+
+    def al(place: Path, *words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["al", "-C", str(place), *words])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert isinstance(stop.value.code, int)
+        return stop.value.code, capsys.readouterr().err
+
+    def state(place: Path) -> tuple[str, ...]:
+        asked = (["status", "--porcelain"], ["ls-files", "--stage"], ["for-each-ref"], ["log", "-1", "--format=%H"])
+        return tuple(raw(place, *words) for words in asked)
+
+    raw(root, "switch", "-qc", "other")
+    write(root, "notes", "theirs\n")
+    raw(root, "add", "notes")
+    raw(root, "commit", "-qm", "Theirs")
+    raw(root, "switch", "-q", "main")
+    write(root, "notes", "ours\n")
+    raw(root, "add", "notes")
+    raw(root, "commit", "-qm", "Ours")
+    raw(tmp_path, "clone", "-q", "--depth=1", f"file://{root}", "shallow")
+    for begin, says, end in (
+        (merging, "a merge is in progress", ["merge", "--abort"]),
+        (rebasing, "a rebase is in progress", ["rebase", "--abort"]),
+        (None, "is a shallow clone, .*`git fetch --unshallow --tags`", None),
+    ):
+        place = root if begin else tmp_path / "shallow"
+        if begin:
+            begin(root)
+        before = state(place)
+        for words in commands:
+            code, said = al(place, *words)
+            assert code == 6 and re.search(f"Error: [^\n]*{says}[^\n]*\n\\Z", said), (words, said)
+            assert said.count("Error") == 1 and state(place) == before, words
+        if end:
+            raw(root, *end)
+
+    raw(tmp_path, "clone", "-q", "--no-tags", f"file://{root}", "without")
+    place = tmp_path / "without"
+    tags = raw(root, "for-each-ref", "refs/tags")
+    before = state(place)
+    code, said = al(place, "rollback", "0")
+    assert code == 3 and "round-0000 has no tag yet; `al round` creates it" in said and state(place) == before
+    for words in (["adopt"], ["round"]):
+        assert al(place, *words)[0] == 5, "Label Studio is not known here"
+        assert raw(place, "for-each-ref", "refs/tags") == tags
+        raw(place, "tag", "-d", "round-0000")
