@@ -47,7 +47,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def start(folder: Path, *modules: str, **more: Any) -> subprocess.Popen[bytes]:
     folder.mkdir(mode=0o700, exist_ok=True)
-    server = subprocess.Popen([sys.executable, "-P", "-m", forks.SERVER, str(folder), *modules], **more)
+    command = [sys.executable, "-P", "-m", forks.SERVER, str(folder), *modules]
+    with (folder / "server.log").open("ab") as log:
+        server = subprocess.Popen(command, stderr=log, **more)
     wait_for(lambda: answers(folder))
     return server
 
@@ -148,10 +150,19 @@ def test_one_that_is_killed_before_it_begins_has_ended() -> None:
 
 @pytest.mark.parametrize("name", ["PYTHONPATH", "LD_PRELOAD", "OMP_NUM_THREADS", "LC_ALL", "AL_LOG_LEVEL"])
 def test_another_environment_starts_a_process(servers: Path, name: str) -> None:
+    before = logged(servers)
     with started(servers, "pass", env={**os.environ, name: ""}) as process:
         assert isinstance(process, subprocess.Popen)
+    (line,) = logged(servers)[len(before) :]
+    assert line.endswith(f": refused, so that a process starts: it has other values of {name}")
     with started(servers, "pass", env={**os.environ, "ANY_OTHER": "1"}) as process:
         assert isinstance(process, forks.Fork)
+    assert len(logged(servers)) == len(before) + 1, "what is taken is not logged"
+
+
+def logged(folder: Path) -> list[str]:
+    """The lines of the log of the server `some`."""
+    return (folder / "some/server.log").read_text(encoding="utf-8").splitlines()
 
 
 def test_a_server_that_others_could_replace_is_not_asked(servers: Path, tmp_path: Path) -> None:
@@ -204,6 +215,8 @@ def test_new_code_is_forked_only_once_it_is_imported(tmp_path: Path) -> None:
     assert server.poll() is None
     (tmp_path / "some/socket").unlink()
     assert server.wait(60) == 0, "it ends when its socket is removed"
+    said = [line.partition("INFO: ")[2].partition(",")[0] for line in logged(tmp_path) if "INFO" in line]
+    assert said == ["starts", "starts again: code or packages have changed", "starts", "ends: its socket was removed"]
 
 
 @pytest.fixture

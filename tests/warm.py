@@ -39,13 +39,15 @@ def start_servers() -> None:
         folder = Path(os.environ[forks.FOLDER]) / name
         if not folder.exists():
             folder.mkdir(mode=0o700)
-            server = subprocess.Popen(
-                [sys.executable, "-P", "-m", forks.SERVER, str(folder), *modules],
-                env={**os.environ, **own_environment(), **settings},
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                preexec_fn=lambda: _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
-            )
+            with (folder / "server.log").open("ab") as log:
+                server = subprocess.Popen(
+                    [sys.executable, "-P", "-m", forks.SERVER, str(folder), *modules],
+                    env={**os.environ, **own_environment(), **settings},
+                    stdin=subprocess.DEVNULL,
+                    stderr=log,
+                    start_new_session=True,
+                    preexec_fn=lambda: _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+                )
             server.returncode = 0  # nobody waits for it
 
 

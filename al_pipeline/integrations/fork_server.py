@@ -3,7 +3,8 @@
     python -P -m al_pipeline.integrations.fork_server FOLDER MODULE...
 
 It listens on a socket in FOLDER, which only its user can reach, and ends when that socket is removed. A module's
-`prepare`, if it has one, is called after its import. When code or packages have changed, it starts itself again.
+`prepare`, if it has one, is called after its import. When code or packages have changed, it starts itself again. On
+standard error it logs its starts and end, and each request that it refuses.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import gc
 import importlib
 import json
+import logging
 import os
 import resource
 import runpy
@@ -46,6 +48,7 @@ def main() -> None:
 
 def serve(folder: str, *modules: str) -> None:
     """Import `modules`, then fork for each connection until the socket in `folder` is removed."""
+    _log_to_standard_error()
     found = _code()  # before the imports: a change during them makes this process outdated
     for name in modules:
         with contextlib.suppress(ImportError):  # an extra that is not installed
@@ -61,12 +64,27 @@ def serve(folder: str, *modules: str) -> None:
         mine = os.stat("socket").st_ino
         listener.listen(16)
         os.chdir("/")
-        _logger.info("forks %s, process %d", ", ".join(modules), os.getpid())
+        _logger.info("starts, process %d, with %s", os.getpid(), ", ".join(modules))
         while _exists(f"{folder}/socket", mine):
             ready, _, _ = select.select([listener], [], [], _LOOK_SECONDS)
-            with contextlib.suppress(OSError, ValueError):  # a client that went away
+            try:
                 if ready:
                     _serve(listener, found)
+            except (OSError, ValueError) as error:
+                _logger.warning("a request came to nothing: %s", error)  # such as that of a client that went away
+        _logger.info("ends: its socket was removed")
+
+
+def _log_to_standard_error() -> None:
+    """Log this module's messages, whatever AL_LOG_LEVEL is: they say why a tick started processes.
+
+    Nothing of it is seen in a fork, which does not log here.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))
+    _logger.addHandler(handler)
+    _logger.setLevel(logging.INFO)
+    _logger.propagate = False
 
 
 def _exists(path: str, number: int) -> bool:
@@ -83,7 +101,8 @@ def _serve(listener: socket.socket, found: list[tuple[str, int, int]]) -> None:
     files: list[int] = []
     try:
         link.settimeout(_REQUEST_SECONDS)
-        if forks.peer(link) not in (None, os.geteuid()):
+        if (owner := forks.peer(link)) not in (None, os.geteuid()):
+            _logger.warning("refused: user %s asked", owner)
             return
         header, files, _, _ = socket.recv_fds(link, forks.HEADER.size, 3)
         if len(header) < forks.HEADER.size:
@@ -97,14 +116,14 @@ def _serve(listener: socket.socket, found: list[tuple[str, int, int]]) -> None:
             link.sendall(b"other code\n")
             for file in files:  # they would stay open
                 os.set_inheritable(file, False)
-            _logger.info("code or packages have changed")
+            _logger.info("starts again: code or packages have changed")
             os.execv(sys.executable, [sys.executable, "-P", "-m", forks.SERVER, *sys.argv[1:]])
         if request.pop("place") != forks.place():
-            link.sendall(b"another place\n")
-        elif not _imports_alike(request["environment"]):
-            link.sendall(b"other environment\n")
+            _refuse(link, "another place", "its interpreter, package, groups, root or namespaces are others")
+        elif others := _read_otherwise(request["environment"]):
+            _refuse(link, "other environment", f"it has other values of {', '.join(others)}")
         elif not _can_limit(request["limits"], request["nice"]):
-            link.sendall(b"other limits\n")
+            _refuse(link, "other limits", "it has higher limits or priority")
         elif os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             listener.close()
@@ -113,6 +132,11 @@ def _serve(listener: socket.socket, found: list[tuple[str, int, int]]) -> None:
         for file in files:
             os.close(file)
         link.close()
+
+
+def _refuse(link: socket.socket, answer: str, why: str) -> None:
+    link.sendall(f"{answer}\n".encode())
+    _logger.warning("refused, so that a process starts: %s", why)
 
 
 def _code() -> list[tuple[str, int, int]]:
@@ -128,10 +152,14 @@ def _code() -> list[tuple[str, int, int]]:
     return found
 
 
-def _imports_alike(environment: Mapping[str, str]) -> bool:
-    """Whether a process with this environment would import what this one did. What stages need may be left out."""
+def _read_otherwise(environment: Mapping[str, str]) -> list[str]:
+    """The variables because of which a process with this environment might import other things than this one did.
+
+    What stages need may be left out.
+    """
     asked, here = forks.read_at_import(environment), forks.read_at_import(os.environ)
-    return here == {name: here[name] for name in STAGE_ENVIRONMENT if name in here} | asked
+    asked = {name: here[name] for name in STAGE_ENVIRONMENT if name in here} | asked
+    return sorted(name for name in here.keys() | asked.keys() if here.get(name) != asked.get(name))
 
 
 def _can_limit(limits: Mapping[str, tuple[int, int]], nice: int) -> bool:

@@ -31,7 +31,7 @@ from al_pipeline.operations.steps.context import Context
 from al_pipeline.operations.steps.label_studio import connect, pull_answers, push_plan, retire_tasks
 from al_pipeline.operations.steps.publishing import build_step, decide, publish_round, sync, tag
 from al_pipeline.rounds.state_machine import BUILD, Facts, State, Step, Wait, next_step, state
-from al_pipeline.workspace.home import private_folder
+from al_pipeline.workspace.home import fork_servers, private_folder
 from al_pipeline.workspace.identity import check_identity
 from al_pipeline.workspace.lock import locked
 from al_pipeline.workspace.workspace import Workspace
@@ -150,7 +150,8 @@ def _prepare(workspace: Workspace, git: Git, dvc: Dvc) -> None:
     dvc.keep_state_private()
     workspace.make_home()
     child.end_remembered(layout.encoding)
-    for log in (*layout.logs.glob("*.log"), *workspace.home.glob("*/server.log")):
+    of_servers = (*workspace.home.glob("*/server.log"), *fork_servers(workspace.id).glob("*/server.log"))
+    for log in (*layout.logs.glob("*.log"), *of_servers):
         bound_log(log)
     of_rounds = (layout.rounds, layout.private / "rounds")
     written = [one for folder in of_rounds for one in sorted(folder.glob("[0-9]*"))[-2:]]  # still written to
