@@ -6,11 +6,11 @@
 #   TORCH_INDEX_URL=...     package index for torch (see `torch` below)
 #   PYTEST=...              more arguments for pytest, such as PYTEST="-x -k lifecycle"
 #   CHAOS=...               arguments for make chaos, such as CHAOS="--fresh" or CHAOS="--only disk"
-#   WORKERS=3               test files that run in parallel; they wait for servers more than they compute
+#   WORKERS=4               test files that run in parallel; they wait for servers more than they compute
 
 PYTHON ?= python3
 PYTEST ?=
-WORKERS ?= 3
+WORKERS ?= 4
 TORCH_INDEX_URL ?=
 export AL_LABEL_STUDIO_VENV ?= $(CURDIR)/.venv-label-studio
 
