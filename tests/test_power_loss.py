@@ -20,15 +20,38 @@ from tracing import FILES, WRITES, Call, read_calls, trace
 
 from al_pipeline.files import sync_names
 from al_pipeline.integrations.git import Git
+from al_pipeline.workspace.layout import Layout
 
 ROUNDS = """
 import sys
 from pathlib import Path
 from harness import play, small_workspace
+from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
+from al_pipeline.operations.ask import ask
+from al_pipeline.operations.facts import open_dvc
+from al_pipeline.operations.history import read_plans
+from al_pipeline.operations.intervene import rollback
+from al_pipeline.operations.tick import tick
 workspace, truth = small_workspace(Path(sys.argv[1]))
-assert play(workspace, SimulatedOracle(), truth, 2).published == (1,)
+oracle = SimulatedOracle()
+assert play(workspace, oracle, truth, 2).published == (1,)
+
+def some_answers():
+    for key in oracle.queue("ann@example.org")[:2]:
+        oracle.answer(key, "ann@example.org", truth[key.rsplit(":", 1)[1]])
+    return tick(workspace, lambda: oracle).published
+
+asked = {task.item_id for task in read_plans(Git(workspace.layout.root)).values()}
+assert some_answers() == ()
+with open_dvc(workspace.layout) as dvc:
+    ask(workspace, dvc, [min(truth.keys() - asked)], "why not")
+    rollback(workspace, dvc, 0, labels=True, model=True, params=False, reason="bad labels")
+assert tick(workspace, lambda: oracle).published == (2,)
+assert some_answers() == ()
 """
+"""Two rounds; some answers, which are pulled into the inbox; two interventions, of which the rollback closes the open
+round; and some more answers, which stay in the inbox."""
 
 
 @dataclass
@@ -115,14 +138,29 @@ def test_no_ref_outlives_what_it_names(tmp_path: Path) -> None:
     git, inside = Git(root), folder / "workspace/.git"
     commits = git.run("rev-list", "--reverse", "HEAD").stdout.split()
     tags = {f"{inside}/refs/tags/{name}": name for name in git.tags()}
-    assert sorted(tags.values()) == ["round-0000", "round-0001"]
+    assert sorted(tags.values()) == ["round-0000", "round-0001", "round-0002"]
+    layout = Layout(root)
 
     def loose(*words: str) -> list[Path]:
         named = git.run("rev-list", "--objects", "--no-object-names", *words).stdout.split()
         return [inside / "objects" / name[:2] / name[2:] for name in named]
 
     disk, seen, lost, looked = Disk(), [], [], 0
+    pulled, parts, pulls, consumed = set[Path](), set[Path](), 0, 0
     for call in read_calls(log):
+        path = Path(call.paths[-1]) if call.paths else Path()
+        if path.parent == layout.inbox_events and path.suffix == ".jsonl":
+            if call.name == "rename":
+                pulled.add(path)
+            elif call.name == "unlink" and path in pulled:  # the ledger has its answers
+                consumed += 1
+                lost += disk.lacks(parts)
+                pulled.remove(path)
+        elif call.name == "rename" and path == layout.pull_state:  # they are not pulled again
+            pulls += len(pulled)
+            lost += disk.lacks(pulled)
+        elif call.name == "rename" and path.parent == layout.events:
+            parts.add(path)
         ref = call.paths[-1] if call.name == "rename" else ""
         if ref == f"{inside}/refs/heads/main":
             seen.append(commits[len(seen)])
@@ -142,6 +180,7 @@ def test_no_ref_outlives_what_it_names(tmp_path: Path) -> None:
         disk.apply(call)
     assert seen == commits and not tags and looked > 40
     assert lost == []
+    assert pulls > 3 and consumed == 3 and len(pulled) == 1 and disk.lacks(pulled) == []
     at_last = [inside / "refs/tags" / name for name in git.tags()]
     assert disk.lacks([*at_last, inside / "refs/heads/main", inside / "index"]) == []
 
