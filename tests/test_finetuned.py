@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness import play, small_workspace
+from harness import play, small_workspace, write_pool
 from numpy.random import SeedSequence
 from test_encoder import PACKAGE, WORDS, make_tiny
 
@@ -22,8 +22,10 @@ from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.models.finetuned import CARD_FILE, WEIGHTS_FILE, FinetunedModel, fit_finetuned
 from al_pipeline.models.loading import load_model
 from al_pipeline.models.transformer import Masks
+from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.predict import predict
 from al_pipeline.operations.reproduce import reproduce
+from al_pipeline.operations.tick import tick
 from al_pipeline.params import Finetune
 from al_pipeline.records import CPU
 from al_pipeline.workspace.workspace import open_workspace
@@ -274,8 +276,12 @@ def test_a_round_of_the_real_encoder_closes_asks_by_its_passes_and_comes_out_aga
         "epochs: 6": "epochs: 3",
         "max_tokens: 128": "max_tokens: 32",
     }
-    workspace, truth = small_workspace(tmp_path, 60, changes)
-    report = play(workspace, SimulatedOracle(), truth, 1)
+    workspace, truth = small_workspace(tmp_path, 40, changes)
+    oracle = SimulatedOracle()
+    tick(workspace, lambda: oracle)
+    truth |= write_pool(tmp_path / "more.jsonl", 20, seed=20, start=40)
+    ingest(workspace, [tmp_path / "more.jsonl"])  # the round's pool has grown: the first part is known, and not encoded
+    report = play(open_workspace(workspace.layout.root), oracle, truth, 1)
     layout = open_workspace(workspace.layout.root).layout
     record = read_json(layout.record(0))
     assert report.round == 1 and record["next_batch"]["strategy"] == "bald"

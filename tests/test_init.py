@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from harness import tools_first
+from harness import copy_workspace, play, tools_first
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,8 +25,11 @@ from al_pipeline.errors import BadInput, BadParams, RepositoryError
 from al_pipeline.files import read_json
 from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import init as module
+from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.init import init, template, with_schema
+from al_pipeline.operations.report import write_report
 from al_pipeline.params import parse_params
 from al_pipeline.sanitize import plain_form
 from al_pipeline.workspace.layout import Layout
@@ -390,6 +393,26 @@ def test_any_utf8_path_of_home_workspace_and_remote_works(tmp_path: Path, locale
     run("al", "ingest", str(place / "pool.csv"))
     assert run("dvc", "config", "remote.store.url", PYTHONUTF8="1").strip() == str(place / "remote")
     assert f"Repo.site_cache_dir: {place / 'home'}/" in run("dvc", "doctor", PYTHONUTF8="1"), "by hand too"
+
+
+@pytest.mark.slow
+def test_a_whole_round_below_a_home_with_any_name(
+    template: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "höme 🐟"
+    home.mkdir()
+    for name, place in (("HOME", home), ("AL_HOME", home / ".al höme")):
+        monkeypatch.setenv(name, str(place))
+    for name in ("DVC_SITE_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    workspace, oracle = copy_workspace(template, home), SimulatedOracle()
+    assert play(workspace, oracle, template[1], 1).published == (0,)
+    assert list((home / f".al höme/{workspace.id}/dvc").iterdir()), "DVC keeps its state there"
+    root = workspace.layout.root
+    with open_dvc(workspace.layout) as dvc:
+        assert dvc.changed() == {} and dvc.defects_in_remote() == []
+    assert Git(root).run("status", "--porcelain").stdout == "" and "round-0000" in Git(root).tags()
+    assert str(home) in write_report(open_workspace(root)).as_posix()
 
 
 @pytest.mark.parametrize("name", [b"\xf6", b"a%(b)s", b"line\nbreak"])

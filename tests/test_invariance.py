@@ -246,11 +246,13 @@ def use_tiny(workspace: Workspace, precision: Precision, device: str = CPU) -> N
 
 
 @needs_torch
-@each_precision
-def test_rounds_of_a_pool_that_grew_come_out_again(tmp_path: Path, precision: Precision, device: str) -> None:
+@pytest.mark.parametrize(("precision", "strategy"), [("float32", "auto"), ("bfloat16", "vote_entropy")])
+def test_rounds_of_a_pool_that_grew_come_out_again(
+    tmp_path: Path, precision: Precision, strategy: str, device: str
+) -> None:
     """`reproduce` encodes all of a round's texts at once, with no vector known."""
     first, *more = GROWTH[:3]
-    workspace, truth = small_workspace(tmp_path, first)
+    workspace, truth = small_workspace(tmp_path, first, {"strategy: auto": f"strategy: {strategy}"})
     use_tiny(workspace, precision, device)
     oracle = SimulatedOracle()
     tick(open_workspace(workspace.layout.root), lambda: oracle)
@@ -264,6 +266,8 @@ def test_rounds_of_a_pool_that_grew_come_out_again(tmp_path: Path, precision: Pr
     made = list(reproduce(open_workspace(workspace.layout.root), None))
     assert len(made) == len(more)
     for round_ in made:
+        asked_by = read_json(workspace.layout.record(round_.round))["next_batch"]["strategy"]
+        assert strategy in ("auto", asked_by)
         assert round_.difference is None
         assert [output.name for output in round_.outputs if output.different] == []
 
