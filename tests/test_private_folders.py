@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness import play, small_workspace
+from harness import WORDS, play, small_workspace, write_pool
 from test_encoder import make_tiny
 from tracing import FILES, Call, read_calls, trace
 
@@ -23,6 +24,7 @@ from al_pipeline.errors import AlError, UnsafeFolder, UsageError
 from al_pipeline.files import read_json, write_json
 from al_pipeline.integrations.dvc.settings import change_config
 from al_pipeline.integrations.environment import recorded_engine
+from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.init import init
@@ -485,6 +487,27 @@ def plantable(calls: Iterable[Call]) -> set[str]:
     return found
 
 
+FORKING = """
+import subprocess, sys, time
+from al_pipeline.integrations import forks
+from al_pipeline.servers.fork_server import start_fork_server, stop_fork_server
+from al_pipeline.workspace.home import fork_servers
+from al_pipeline.workspace.workspace import open_workspace
+workspace = open_workspace()
+start_fork_server(workspace)
+for _ in range(600):
+    try:
+        forks.connect(fork_servers(workspace.id) / "dvc").close()
+        break
+    except OSError:
+        time.sleep(0.1)
+done = subprocess.run(sys.argv[1:], stderr=subprocess.PIPE)
+assert stop_fork_server(workspace.home) and b" is fork " in done.stderr, done.stderr
+sys.exit(done.returncode)
+"""
+"""Starts the workspace's fork server, as `al up` does, and runs a command for which it makes a fork."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("writable", [True, False])
 def test_no_command_looks_for_anything_where_others_can_plant_it(
@@ -504,9 +527,9 @@ def test_no_command_looks_for_anything_where_others_can_plant_it(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(home))
 
-    def opened(code: int, *words: str) -> set[str]:
+    def opened(code: int, *words: str, command: Sequence[str] = (str(BIN / "al"),)) -> set[str]:
         log = tmp_path / "log"
-        done = trace([str(BIN / "al"), *words], log, FILES, root)
+        done = trace([*command, *words], log, FILES, root)
         assert done.returncode == code, (words, done.stderr)
         calls = list(read_calls(log, failed=True))
         assert plantable(calls) == set(), words
@@ -522,6 +545,16 @@ def test_no_command_looks_for_anything_where_others_can_plant_it(
     opened(0, "export", "--out", str(tmp_path / "out.csv"))
     opened(0, "status")
     opened(6, "doctor")
+    if writable:
+        return  # the other commands run where libraries look in more places
+    opened(0, "reproduce", "0")
+    opened(5, "adopt")
+    corpus = tmp_path / "corpus.csv"
+    corpus.write_text("text,label\n" + "".join(f"{one} {n},{k}\n" for k in WORDS for one in WORDS[k] for n in range(9)))
+    opened(0, "simulate", str(corpus), "--strategies", "random", "--seeds", "1", "--budget", "20", "--workers", "1")
+    monkeypatch.setenv("AL_LOG_LEVEL", "debug")
+    opened(0, "rollback", "0", command=[sys.executable, "-P", "-c", FORKING, str(BIN / "al")])
+    assert "round-0001" in Git(root).tags(), "its tick has built a round"
 
 
 def test_what_could_be_planted_is_told(tmp_path: Path) -> None:
@@ -540,18 +573,30 @@ def test_what_could_be_planted_is_told(tmp_path: Path) -> None:
         assert plantable([Call("openat", (f"{shared}/dvc/x",), "O_RDONLY")]) == {f"{shared}/dvc/x"}
 
 
-def test_no_place_at_all_is_said_in_one_sentence(tmp_path: Path) -> None:
-    environment = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
-    command = ["setpriv", "--reuid", "4242", "--regid", "4242", "--clear-groups"] if os.geteuid() == 0 else []
-    script = "from al_pipeline.workspace.home import al_home\n"
-    script += "try: al_home()\nexcept Exception as e: print(type(e).__name__, e)"
-    python = [sys.executable, "-c", script]
-    if command and subprocess.run([*command, sys.executable, "-c", ""], capture_output=True).returncode:
-        pytest.skip("!! NOT TESTED: another user may not run this Python")
-    said = subprocess.run([*command, *python], env=environment, capture_output=True, text=True).stdout
-    if command:
-        assert said.startswith("UsageError there is no folder for credentials")
-        assert "set AL_HOME" in said
+def test_a_user_without_an_entry_and_without_home_needs_one_folder(tmp_path: Path) -> None:
+    """A user such as `docker run --user 54321` gives; what needs a place says so in one sentence."""
+    command = ["unshare", "--user", "--map-user=54321", "--map-group=54321"]
+    if subprocess.run([*command, "true"], capture_output=True).returncode:
+        pytest.skip("!! NOT TESTED: this system gives no user namespace, or its `unshare` is older than 2.38")
+    write_pool(tmp_path / "pool.jsonl", 10)
+
+    def al(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": os.environ["PATH"], "LC_ALL": "C", **more}
+        return subprocess.run(
+            [*command, str(BIN / "al"), *words],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+
+    home = {"AL_HOME": str(tmp_path / "al")}
+    sentence = "Error: there is no folder for credentials .* user 54321 has no .*set AL_HOME.*\n"
+    commands = (["init", "w", "--labels", "ham,spam"], ["-C", "w", "ingest", "pool.jsonl"], ["-C", "w", "status"])
+    for words in commands:
+        if "ingest" not in words:  # which reads and writes the workspace alone
+            said = al(*words)
+            assert (said.returncode, said.stdout) == (2, "") and re.fullmatch(sentence, said.stderr), said.stderr
+        done = al(*words, **home)
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert "8" in done.stdout.split(), "the pool"
 
 
 def test_a_relative_home_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
