@@ -9,32 +9,26 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import msgspec
 import yaml
-from pydantic import (
-    AliasChoices,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from msgspec import Meta
+from msgspec.structs import replace
 
 from al_pipeline.cron import check_cron, check_timezone
 from al_pipeline.errors import BadInput, BadParams, UsageError
 from al_pipeline.files import read_json
 from al_pipeline.records import composed
-from al_pipeline.sanitize import plain_form
+from al_pipeline.sanitize import plain_form, storable
+from al_pipeline.validation import parse
 
 MAX_CHARACTERS = 1_000_000
 """The maximum size of a `params.yaml`: a larger file is a mistake, and would only be slow to reject."""
 
-_Name = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
-
-ClassName = _Name
-"""The name of a class, as `schema.labels` takes it."""
-_Phrase = Annotated[str, StringConstraints(min_length=1, max_length=20_000, strip_whitespace=True)]
+_Name = Annotated[
+    str, Meta(min_length=1, max_length=100, pattern=r"\A[^\x00-\x1f\x7f]+\Z", description="without control characters")
+]
+_Phrase = Annotated[str, Meta(max_length=20_000, pattern=r"\S", description="that is not blank"), str.strip]
+_Phrases = Annotated[list[_Phrase], Meta(description="texts")]
 
 StrategyName = Literal[
     "auto",
@@ -60,7 +54,7 @@ ModelName = Literal["head", "centroid", "finetuned"]
 """The linear head, another estimator of `al_pipeline/models/estimators.py`, or the fine-tuned encoder."""
 FINETUNED: ModelName = "finetuned"
 DeviceName = Literal["cpu", "cuda", "mps", "auto"]
-BatchSize = Annotated[int, Field(ge=1, le=100_000)]
+BatchSize = Annotated[int, Meta(ge=1, le=100_000)]
 """The number of items in a batch."""
 
 
@@ -69,74 +63,71 @@ def stays_below(name: str) -> bool:
     return name.isprintable() and not name.startswith(("/", "~")) and ".." not in name.split("/")
 
 
-class _Section(BaseModel):
-    # defer_build: sections are built once, as part of `Params`, and not also on their own (saves a tenth of a second).
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Values are checked where a file is read (`validation.parse`), not when a section is made or changed."""
 
 
-class Schema(_Section):
+def _composed(names: list[str]) -> list[str]:
+    """The names in Unicode's NFC form: an é of one character and one of two are the same class."""
+    return [composed(name) for name in names]
+
+
+def _distinct(names: list[str]) -> list[str]:
+    if len({plain_form(name) for name in names}) < len(names):
+        raise ValueError("names must differ by more than case, blanks, invisible characters or Unicode normalisation")
+    if not all(map(plain_form, names)):
+        raise ValueError("names must contain a visible character")
+    return names
+
+
+def _trimmed(names: list[str]) -> list[str]:
+    if any(name != name.strip() for name in names):
+        raise ValueError("names must not begin or end with blanks")
+    return names
+
+
+def _below(name: str) -> str:
+    if not stays_below(name):
+        raise ValueError(
+            "must be an installed package, a folder below the workspace, or a name on the Hugging Face hub; copy "
+            "a folder from elsewhere into the workspace, since somebody else may have written its params.yaml"
+        )
+    return name
+
+
+def _composed_keys(guide: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {composed(name): texts for name, texts in guide.items()}
+
+
+class Schema(_Section, frozen=True, kw_only=True):
     """What annotators are asked: the question, its classes in the order shown, and the fields shown."""
 
-    version: int = Field(ge=1)
-    question: str = Field(min_length=1, max_length=500)
-    labels: list[_Name] = Field(min_length=2, max_length=200)
-    fields: list[_Name] = Field(min_length=1, max_length=20)
-
-    @field_validator("labels", "fields")
-    @classmethod
-    def _composed(cls, names: list[str]) -> list[str]:
-        """The names in Unicode's NFC form: an é of one character and one of two are the same class."""
-        return [composed(name) for name in names]
-
-    @field_validator("labels", "fields")
-    @classmethod
-    def _distinct(cls, names: list[str]) -> list[str]:
-        if len({plain_form(name) for name in names}) < len(names):
-            raise ValueError(
-                "names must differ by more than case, blanks, invisible characters or Unicode normalisation"
-            )
-        if not all(map(plain_form, names)):
-            raise ValueError("names must contain a visible character")
-        return names
-
-    @field_validator("labels", "fields")
-    @classmethod
-    def _trimmed(cls, names: list[str]) -> list[str]:
-        if any(name != name.strip() for name in names):
-            raise ValueError("names must not begin or end with blanks")
-        return names
+    version: Annotated[int, Meta(ge=1)]
+    question: Annotated[str, Meta(min_length=1, max_length=500)]
+    labels: Annotated[list[_Name], Meta(min_length=2, max_length=200), _composed, _distinct, _trimmed]
+    fields: Annotated[list[_Name], Meta(min_length=1, max_length=20), _composed, _distinct, _trimmed]
 
 
-class Ingest(_Section):
+class Ingest(_Section, frozen=True, kw_only=True):
     """What may enter the pool, and the size of the test set."""
 
-    test_size: int = Field(ge=0)
-    max_characters: int = Field(ge=1)
+    test_size: Annotated[int, Meta(ge=0)]
+    max_characters: Annotated[int, Meta(ge=1)]
     sources: list[str]
     """Files or patterns below the workspace. One that leads outside causes a warning at each tick, not an error."""
     text_column: _Name
-    label_column: str = Field(max_length=100)
-    encoding: str = Field(max_length=100, default="")
+    label_column: Annotated[str, Meta(max_length=100)]
+    encoding: Annotated[str, Meta(max_length=100)] = ""
 
 
-class Features(_Section):
+class Features(_Section, frozen=True, kw_only=True):
     """The features that the model gets from a text."""
 
     kind: Literal["encoder", "tfidf", "encoder+tfidf"]
-    encoder: str = Field(min_length=1, max_length=500)
-    max_tokens: int = Field(ge=8, le=8192)
+    encoder: Annotated[str, Meta(min_length=1, max_length=500), _below]
+    max_tokens: Annotated[int, Meta(ge=8, le=8192)]
     precision: Literal["auto", "float32", "bfloat16"]
     device: DeviceName = "cpu"
-
-    @field_validator("encoder")
-    @classmethod
-    def _below(cls, name: str) -> str:
-        if not stays_below(name):
-            raise ValueError(
-                "must be an installed package, a folder below the workspace, or a name on the Hugging Face hub; copy "
-                "a folder from elsewhere into the workspace, since somebody else may have written its params.yaml"
-            )
-        return name
 
     @property
     def uses_encoder(self) -> bool:
@@ -149,106 +140,90 @@ class Features(_Section):
         return self.kind != "encoder"
 
 
-class Finetune(_Section):
+class Finetune(_Section, frozen=True, kw_only=True):
     """How the encoder is trained if the model is `finetuned`."""
 
-    epochs: int = Field(ge=1, le=100, default=6)
-    batch_size: int = Field(ge=1, le=256, default=16)
-    learning_rate: float = Field(gt=0, le=0.01, default=1e-4)
-    passes: int = Field(ge=2, le=100, default=10)
+    epochs: Annotated[int, Meta(ge=1, le=100)] = 6
+    batch_size: Annotated[int, Meta(ge=1, le=256)] = 16
+    learning_rate: Annotated[float, Meta(gt=0, le=0.01)] = 1e-4
+    passes: Annotated[int, Meta(ge=2, le=100)] = 10
 
 
-class Train(_Section):
+class Train(_Section, frozen=True, kw_only=True):
     """How the classifier is fitted."""
 
     model: ModelName
     calibrate: bool
-    finetune: Finetune = Field(default_factory=Finetune)
+    finetune: Finetune = Finetune()
 
 
-class Select(_Section):
+class Select(_Section, frozen=True, kw_only=True):
     """How the next batch is selected."""
 
     strategy: StrategyName
     cold_start: Literal["random", "typiclust", "kmeans", "core_set"] = "random"
     batch_size: BatchSize
-    random_share: float = Field(ge=0, le=1)
-    shortlist: int = Field(ge=1)
-    max_similarity: float = Field(gt=0, le=1, default=1.0)
-    guide: dict[_Name, list[_Phrase]] = Field(default_factory=dict, max_length=200)
-
-    @field_validator("guide")
-    @classmethod
-    def _composed(cls, guide: dict[str, list[str]]) -> dict[str, list[str]]:
-        return {composed(name): texts for name, texts in guide.items()}
+    random_share: Annotated[float, Meta(ge=0, le=1)]
+    shortlist: Annotated[int, Meta(ge=1)]
+    max_similarity: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    guide: Annotated[dict[_Name, _Phrases], Meta(max_length=200), _composed_keys] = msgspec.field(default_factory=dict)
 
 
 NEEDS_ENCODER = frozenset({"badge", "cluster_margin", "core_set", "density", "kmeans", "relevance", "typiclust"})
 """Strategies that use the encoder's vectors."""
 
 
-class Evaluate(_Section):
+class Evaluate(_Section, frozen=True, kw_only=True):
     """How confidence intervals are computed."""
 
-    bootstrap: int = Field(ge=100, le=100_000)
-    confidence: float = Field(gt=0.5, lt=1)
+    bootstrap: Annotated[int, Meta(ge=100, le=100_000)]
+    confidence: Annotated[float, Meta(gt=0.5, lt=1)]
 
 
-class Gate(_Section):
+class Gate(_Section, frozen=True, kw_only=True):
     """When a new model replaces the promoted one."""
 
-    max_drop: float = Field(ge=0, le=1)
-    min_test_per_class: int = Field(ge=0)
+    max_drop: Annotated[float, Meta(ge=0, le=1)]
+    min_test_per_class: Annotated[int, Meta(ge=0)]
 
 
-class Round(_Section):
+class Round(_Section, frozen=True, kw_only=True):
     """The size of a round, when it has enough answers to close, and when it closes anyway."""
 
-    seed_size: int = Field(ge=1, le=100_000)
-    test_tasks: int = Field(ge=0, le=100_000, default=40)
-    quorum: float = Field(gt=0, le=1)
-    deadline_days: float = Field(gt=0)
-    min_labels: int = Field(ge=0)
-    overlap: int = Field(ge=1, le=50)
+    seed_size: Annotated[int, Meta(ge=1, le=100_000)]
+    test_tasks: Annotated[int, Meta(ge=0, le=100_000)] = 40
+    quorum: Annotated[float, Meta(gt=0, le=1)]
+    deadline_days: Annotated[float, Meta(gt=0)]
+    min_labels: Annotated[int, Meta(ge=0)]
+    overlap: Annotated[int, Meta(ge=1, le=50)]
 
 
-class LabelStudio(_Section):
+class LabelStudio(_Section, frozen=True, kw_only=True):
     """How Label Studio is used. Its address and token are not parameters: see `al labelstudio --help`."""
 
     show_guess: bool
-    timeout_seconds: float = Field(gt=0, le=3600)
-    max_vanished: int = Field(ge=0)
+    timeout_seconds: Annotated[float, Meta(gt=0, le=3600)]
+    max_vanished: Annotated[int, Meta(ge=0)]
 
 
-class Schedule(_Section):
+class Schedule(_Section, frozen=True, kw_only=True):
     """When ticks run automatically, once a Prefect server has the schedule (`al up`, `al schedule apply`)."""
 
-    cron: str = Field(max_length=200)
-    timezone: str = Field(max_length=100)
+    cron: Annotated[str, Meta(max_length=200), check_cron]
+    timezone: Annotated[str, Meta(max_length=100), check_timezone]
     active: bool
 
-    @field_validator("cron")
-    @classmethod
-    def _comes_due(cls, text: str) -> str:
-        return check_cron(text)
 
-    @field_validator("timezone")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return check_timezone(name)
+NO_SCHEDULE = Schedule(cron="0 * * * *", timezone="UTC", active=False)
+"""The inactive schedule of a workspace whose `params.yaml` is older than schedules."""
 
 
-def no_schedule() -> Schedule:
-    """The inactive schedule of a workspace whose `params.yaml` is older than schedules."""
-    return Schedule(cron="0 * * * *", timezone="UTC", active=False)
-
-
-class Params(_Section):
+class Params(_Section, frozen=True, kw_only=True):
     """All of `params.yaml`."""
 
     version: Literal[1]
-    seed: int = Field(ge=0, lt=2**32)
-    schema_: Schema = Field(alias="schema")
+    seed: Annotated[int, Meta(ge=0, lt=2**32)]
+    schema_: Schema = msgspec.field(name="schema")
     ingest: Ingest
     features: Features
     train: Train
@@ -257,47 +232,30 @@ class Params(_Section):
     gate: Gate
     round: Round
     label_studio: LabelStudio
-    schedule: Schedule = Field(default_factory=no_schedule)
+    schedule: Schedule = NO_SCHEDULE
     annotators: list[_Name]
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> Params:
-        if self.train.model == FINETUNED and not self.features.uses_encoder:
-            raise ValueError(
-                "train.model 'finetuned' trains the encoder: it needs features.kind encoder or encoder+tfidf"
-            )
-        for key in ("strategy", "cold_start"):
-            if getattr(self.select, key) in NEEDS_ENCODER and not self.features.uses_encoder:
-                raise ValueError(
-                    f"select.{key} {getattr(self.select, key)!r} needs features.kind encoder or encoder+tfidf"
-                )
-        if unknown := sorted(set(self.select.guide) - set(self.schema_.labels)):
-            raise ValueError(f"select.guide names {unknown[0]!r}, which is not a class in schema.labels")
-        if empty := next((name for name, texts in self.select.guide.items() if not texts), None):
-            raise ValueError(f"select.guide.{empty} is empty; give it words or texts, or remove it")
-        return self
 
-
-class Overrides(_Section):
+class Overrides(_Section, frozen=True, kw_only=True):
     """Settings for a single batch that override `params.yaml`, and its requested items (`rounds/overrides.json`)."""
 
-    round: int = Field(ge=0)
+    round: Annotated[int, Meta(ge=0)]
     """The round that the batch is for."""
     size: BatchSize | None = None
     strategy: StrategyName | None = None
-    interventions: list[int] = Field(default_factory=list, validation_alias=AliasChoices("interventions", "rulings"))
+    interventions: Annotated[list[int], Meta(description="whole numbers")] = msgspec.field(default_factory=list)
     """The numbers of the interventions that the close applied."""
-    ask: list[str] = Field(default_factory=list)
+    ask: list[str] = msgspec.field(default_factory=list)
     """Items that people requested for the batch (`al ask`), in the order of the requests."""
-    kept: list[str] = Field(default_factory=list)
+    kept: list[str] = msgspec.field(default_factory=list)
     """Pool items that are asked already and stay in the batch because an intervention closed their round."""
-    kept_test: list[str] = Field(default_factory=list)
+    kept_test: list[str] = msgspec.field(default_factory=list)
     """The same for the test set."""
 
     def applied_to(self, select: Select) -> Select:
         """`select` with this batch's size and strategy, if they are set."""
         own = {"batch_size": self.size, "strategy": self.strategy}
-        return select.model_copy(update={name: value for name, value in own.items() if value is not None})
+        return replace(select, **{name: value for name, value in own.items() if value is not None})
 
 
 class _Loader(yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  # type: ignore[misc]
@@ -346,57 +304,54 @@ def parse_params(text: str, source: str = "params.yaml") -> Params:
     if not isinstance(values, dict):
         raise BadParams(f"{source} must contain keys and values, got {type(values).__name__}")
     try:
-        return Params.model_validate(values)
-    except (ValidationError, RecursionError) as error:
-        if isinstance(error, RecursionError):
-            raise BadParams(f"{source} is nested too deeply") from None
-        raise BadParams("\n".join(_explain(source, problem) for problem in error.errors())) from None
+        params = parse(Params, values, source)
+        _check_together(params, source)
+    except ValueError as error:
+        raise BadParams(str(error)) from None
+    return params
+
+
+def _check_together(params: Params, source: str) -> None:
+    """Raise ValueError if a value does not fit that of another key."""
+    select, uses_encoder = params.select, params.features.uses_encoder
+    if params.train.model == FINETUNED and not uses_encoder:
+        raise ValueError(
+            f"{source}: train.model 'finetuned' trains the encoder: it needs features.kind encoder or encoder+tfidf"
+        )
+    for key in ("strategy", "cold_start"):
+        if getattr(select, key) in NEEDS_ENCODER and not uses_encoder:
+            raise ValueError(
+                f"{source}: select.{key} {getattr(select, key)!r} needs features.kind encoder or encoder+tfidf"
+            )
+    if unknown := sorted(set(select.guide) - set(params.schema_.labels)):
+        raise ValueError(f"{source}: select.guide names {unknown[0]!r}, which is not a class in schema.labels")
+    if empty := next((name for name, texts in select.guide.items() if not texts), None):
+        raise ValueError(f"{source}: select.guide.{empty} is empty; give it words or texts, or remove it")
 
 
 def load_overrides(path: Path) -> Overrides:
     """The settings of the batch that the current build selects. Raises BadInput."""
+    values = read_json(path)
+    if isinstance(values, dict) and "interventions" not in values and "rulings" in values:  # as earlier versions wrote
+        values["interventions"] = values.pop("rulings")
     try:
-        return Overrides.model_validate(read_json(path))
-    except ValidationError as error:
-        raise BadInput("\n".join(_explain(str(path), problem) for problem in error.errors())) from None
+        return parse(Overrides, values, str(path))
+    except ValueError as error:
+        raise BadInput(str(error)) from None
 
 
 def check_overrides(size: int | None, strategy: str | None) -> None:
     """Raise UsageError, saying what is valid, if the size or the strategy of a batch is invalid."""
     try:
-        Overrides.model_validate({"round": 0, "size": size, "strategy": strategy})
-    except ValidationError as error:
-        raise UsageError("\n".join(_explain("this round", problem) for problem in error.errors())) from None
+        parse(Overrides, {"round": 0, "size": size, "strategy": strategy}, "this round")
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
-def _explain(source: str, problem: Any) -> str:
-    key = ".".join(str(step) for step in problem["loc"]) or "(top level)"
-    takes = str(problem["msg"]).removeprefix("Value error, ")
-    if not problem["loc"] and problem["type"] == "value_error":
-        return f"{source}: {takes}"
-    if problem["type"] == "missing":
-        return f"{source}: {key}: is missing"
-    if problem["type"] == "extra_forbidden":
-        return f"{source}: {key}: no such key; remove it or fix its spelling"
-    got = _show(problem["input"])
-    if isinstance(problem["input"], str) and problem["type"] == "float_type" and _is_number(problem["input"]):
-        takes += " (YAML reads 5e-5 as text: write 5.0e-5, or 0.00005)"
-    if isinstance(problem["input"], bool) and problem["type"] == "string_type":
-        takes += ' (YAML reads yes, no, on and off as true and false: put it in "quotes")'
-    return f"{source}: {key}: got {got}; {takes[0].lower()}{takes[1:]}"
-
-
-def _is_number(text: str) -> bool:
+def is_class_name(text: str) -> bool:
+    """Whether `schema.labels` takes this name."""
     try:
-        float(text)
-    except ValueError:
+        msgspec.convert(text, _Name)
+    except msgspec.ValidationError:
         return False
-    return True
-
-
-def _show(value: Any) -> str:
-    try:
-        shown = repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits, or deeply nested lists
-        shown = f"a very large {type(value).__name__}"
-    return shown if len(shown) <= 80 else shown[:77] + "..."
+    return storable(text)

@@ -7,9 +7,11 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+from msgspec.structs import asdict
 
 Part = Literal["pool", "test"]
 """The disjoint set that an item belongs to: the pool, which queries come from, or the test set."""
@@ -35,6 +37,9 @@ RANDOM_SLICE = "random_slice"
 
 CPU = "cpu"
 """The device of what was not computed on a GPU, see `features/device.py`."""
+
+LARGEST_NUMBER = 10**9
+"""Upper bound on an event's round and lead time in seconds; larger values are corrupt."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
@@ -82,8 +87,7 @@ def canonical(value: Any) -> str:
         return '"nested too deeply"'
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(Struct, frozen=True):
     """One thing that can be labelled."""
 
     item_id: str
@@ -93,8 +97,7 @@ class Item:
     """The user's other columns, as one JSON object."""
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(Struct, frozen=True):
     """One item that the model asks about. `score`: higher = ask sooner. `probability`: of being selected.
 
     `predicted`, `confidence`: the prediction of the model that selected it; None if no model is trained yet.
@@ -109,8 +112,7 @@ class Query:
     confidence: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedTask:
+class PlannedTask(Struct, frozen=True):
     """One row of a round's plan: a query, or an item of the test set, as it will be pushed.
 
     `push_key` names the round that asked it first: a task that is carried over to the next round keeps its key.
@@ -135,8 +137,7 @@ class PlannedTask:
         return int(self.push_key.removesuffix(f":{self.item_id}").rpartition(":")[2])
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(Struct, frozen=True):
     """A planned task with what annotators will see: `fields` maps a column's name to its (sanitised) text."""
 
     plan: PlannedTask
@@ -145,8 +146,7 @@ class Task:
     """The model's label and its probability, if annotators may see it."""
 
 
-@dataclass(frozen=True, slots=True)
-class TaskState:
+class TaskState(Struct, frozen=True):
     """The state of one task in Label Studio, without its answers."""
 
     task_id: int
@@ -158,8 +158,7 @@ class TaskState:
     cancelled: int
 
 
-@dataclass(frozen=True, slots=True)
-class Annotation:
+class Annotation(Struct, frozen=True):
     """One person's annotation of one task, as Label Studio holds it now."""
 
     annotation_id: int
@@ -172,8 +171,7 @@ class Annotation:
     lead_time: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class AnsweredTask:
+class AnsweredTask(Struct, frozen=True):
     """One task with all its annotations; `data` as Label Studio holds it now (people can edit it there)."""
 
     task_id: int
@@ -189,8 +187,7 @@ class AnsweredTask:
     """Its number of answers without skips, as Label Studio counts them."""
 
 
-@dataclass(frozen=True, slots=True)
-class TaskTotals:
+class TaskTotals(Struct, frozen=True):
     """Totals of a number of tasks in Label Studio."""
 
     tasks: int
@@ -207,8 +204,7 @@ RefusalReason = Literal[
 """Why an answer was refused."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """The checked content of an annotation; a skip has no label."""
 
     label: str | None
@@ -216,8 +212,7 @@ class Answer:
     """Whether the annotator made it or accepted the model's guess; None if Label Studio does not say."""
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(Struct, frozen=True, forbid_unknown_fields=True):
     """The answers that a revocation or restoration selects: those that meet all given conditions."""
 
     annotator: str | None = None
@@ -260,8 +255,7 @@ def moment(stamp: str) -> datetime:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-@dataclass(frozen=True, slots=True)
-class LabelIntervention:
+class LabelIntervention(Struct, frozen=True, forbid_unknown_fields=True):
     """An intervention on labels, as the ledger holds it.
 
     It lists no events. Those that it affects are derived at each fold, from its place in the ledger and the other
@@ -280,36 +274,20 @@ class LabelIntervention:
 
     def to_row(self) -> dict[str, Any]:
         """This intervention as a JSON object, without keys whose value is None."""
-        row = {name: getattr(self, name) for name in self.__slots__ if getattr(self, name) is not None}
+        row = {name: value for name, value in asdict(self).items() if value is not None}
         if self.selection is not None:
-            given = {name: getattr(self.selection, name) for name in self.selection.__slots__}
-            row["selection"] = {name: value for name, value in given.items() if value is not None}
+            row["selection"] = {name: value for name, value in asdict(self.selection).items() if value is not None}
         return row
 
-    @staticmethod
-    def from_row(row: Any) -> LabelIntervention:
-        """The intervention that `to_row` wrote. Raises ValueError, TypeError or AttributeError on anything else."""
-        if unknown := sorted(set(row) - {field.name for field in fields(LabelIntervention)}):
-            raise ValueError(f"unknown key {unknown[0]!r}")
-        given = row.get("selection")
-        asked = LabelIntervention(**{**row, "selection": None if given is None else Selection(**given)})
-        needed = {"rollback": "to", "undo": "undoes", "revoke": "selection", "restore": "selection"}
-        if asked.kind not in needed or getattr(asked, needed[asked.kind]) is None:
+    def __post_init__(self) -> None:
+        needed = {"rollback": self.to, "undo": self.undoes, "revoke": self.selection, "restore": self.selection}
+        if needed[self.kind] is None:
             raise ValueError("the value that its kind requires is missing")
-        numbers = (asked.to, asked.undoes, asked.selection.round if asked.selection else None)
-        if not all(value is None or type(value) is int for value in numbers):
-            raise TypeError("a number is not a whole number")
-        chosen = asked.selection or Selection()
-        texts = (asked.after, chosen.annotator, chosen.item, chosen.label)
-        if not all(isinstance(text, str | None) for text in texts):
-            raise TypeError("a text is not a string")
-        if asked.selection is not None and asked.selection.since is not None:
-            moment(asked.selection.since)
-        return asked
+        if self.selection is not None and self.selection.since is not None:
+            moment(self.selection.since)
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Struct, frozen=True, forbid_unknown_fields=True):
     """One observed fact about an answer; never edited.
 
     `annotation_key` names the annotation concerned (see `annotation.changes.annotation_key`), or is
@@ -327,7 +305,7 @@ class Event:
     item_id: str
     content_hash: str
     part: Part
-    round: int
+    round: Annotated[int, Meta(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
     annotation_key: str
     annotator: str
     label: str | None = None
@@ -335,7 +313,11 @@ class Event:
     reason: str | None = None
     targets: tuple[str, ...] = ()
     previous: str | None = None
-    lead_time: float | None = None
+    lead_time: (
+        Annotated[int, Meta(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
+        | Annotated[float, Meta(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
+        | None
+    ) = None
     origin: str | None = None
     created_at: str | None = None
     updated_at: str | None = None
@@ -358,24 +340,13 @@ class Event:
 
     def to_row(self) -> dict[str, Any]:
         """This event as a JSON object."""
-        row = {name: getattr(self, name) for name in self.__slots__}  # asdict copies deeply, ten times as slow
+        row = asdict(self)
         row["targets"] = list(self.targets)
         asked = row.pop("intervention")
         return row if asked is None else {**row, "intervention": asked.to_row()}
 
-    @staticmethod
-    def from_row(row: Mapping[str, Any]) -> Event:
-        """The event that `to_row` wrote. Raises TypeError naming an unknown key, as a newer engine may write."""
-        values = {**row, "targets": tuple(row.get("targets", ()))}
-        if isinstance(label := row.get("label"), str):
-            values["label"] = composed(label)
-        if row.get("intervention") is not None:
-            values["intervention"] = LabelIntervention.from_row(row["intervention"])
-        return Event(**values)
 
-
-@dataclass(frozen=True, slots=True)
-class LabeledItem:
+class LabeledItem(Struct, frozen=True):
     """An item with the label that we train or test on. Holds no ids or times of the server."""
 
     item_id: str
@@ -389,8 +360,7 @@ class LabeledItem:
     """The first round whose answers made it labelled; -1 for imported labels."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unresolved:
+class Unresolved(Struct, frozen=True):
     """An item whose answers give no label: a tie, or ignored (skipped by two people or by everybody)."""
 
     item_id: str

@@ -14,6 +14,15 @@ _TAGS = frozenset(map(chr, range(0xE0020, 0xE0080)))
 _USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{1,20}://)[^\s/?#\"'<>]*@")
 
 
+def storable(text: str) -> bool:
+    """Whether UTF-8 can encode the text; it cannot encode a lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def printable(text: str) -> str:
     """`text` with blanks for non-printable characters: control characters, bidi overrides, lone surrogates.
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.random import SeedSequence
 from numpy.typing import NDArray
@@ -57,7 +58,9 @@ def main() -> None:
                     {"corpus": name, "labels": budget, "seed": seed, **measure(rows, encoder, weights, budget, seed)}
                 )
                 sys.stderr.write(f"{table[-1]}\n")
-    record("finetune", {"settings": Finetune().model_dump(), "max_tokens": MAX_TOKENS, "test": TEST, "runs": table})
+    record(
+        "finetune", {"settings": msgspec.to_builtins(Finetune()), "max_tokens": MAX_TOKENS, "test": TEST, "runs": table}
+    )
 
 
 def distinct(rows: Rows) -> Rows:

@@ -5,7 +5,7 @@
 On real e-mails, with a real Label Studio and one round open in it: `al round` that finds no new answer, `al status`,
 `al pause` and `al resume`, each as a process of its own. Processor seconds are the user and system time of the command
 and of every process that it starts (git, DVC), without Label Studio's own. For comparison, the lower limit: a Python
-process that imports the libraries of any command line of this kind (typer, rich, pydantic, PyYAML) and exits. Python
+process that imports the libraries of any command line of this kind (typer, rich, msgspec, PyYAML) and exits. Python
 keeps its bytecode between the runs, as in any installation.
 
 Then, once each: `al rollback 0 --labels` after two published rounds, and `al up` if Label Studio is installed and
@@ -33,7 +33,7 @@ from benchmarks.record import ROOT, record
 from benchmarks.round import SECONDS, homes, mail_workspace, tell
 from examples.spam.annotators import Annotator, answer_round
 
-LIMIT = (sys.executable, "-c", "import typer, rich.console, rich.table, pydantic, yaml")
+LIMIT = (sys.executable, "-c", "import typer, rich.console, rich.table, msgspec, yaml")
 COMMANDS = {
     "round": ["round"],
     "status": ["status"],

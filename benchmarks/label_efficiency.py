@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -217,10 +218,8 @@ def parameters(max_tokens: int) -> Params:
     raise F1 if a class is rare.
     """
     params = parse_params(template("params.yaml"))
-    features = params.features.model_copy(update={"max_tokens": max_tokens})
-    return params.model_copy(
-        update={"features": features, "train": params.train.model_copy(update={"calibrate": False})}
-    )
+    features = structs.replace(params.features, max_tokens=max_tokens)
+    return structs.replace(params, features=features, train=structs.replace(params.train, calibrate=False))
 
 
 def corpus(name: str, data: Path) -> LabeledTexts:

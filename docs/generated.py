@@ -6,17 +6,18 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
+import msgspec
 import typer
 import yaml
-from pydantic import BaseModel
 
 from al_pipeline import errors, frames
 from al_pipeline.active_learning.acquisition import ACQUISITION, SAMPLE_ACQUISITION
 from al_pipeline.active_learning.strategies import STRATEGIES
 from al_pipeline.cli.app import app
 from al_pipeline.params import Params
+from al_pipeline.validation import takes
 
 ROOT = Path(__file__).parents[1]
 _MARK = re.compile(r"<!-- generated: (\w+) -->")
@@ -107,19 +108,20 @@ def parameters() -> str:
     return "\n".join(lines)
 
 
-def _section(model: type[BaseModel], values: Any, notes: dict[str, str], at: tuple[str, ...], lines: list[str]) -> None:
+def _section(
+    model: type[msgspec.Struct], values: Any, notes: dict[str, str], at: tuple[str, ...], lines: list[str]
+) -> None:
     inner = []
     if at:
         lines += ["", f"## {'.'.join(at)}", "", _prose(inspect.getdoc(model))]
     lines += ["", "| key | in the template | takes | |", "|---|---|---|---|"]
-    for name, field in model.model_fields.items():
-        key = field.alias or name
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
+    for field in msgspec.structs.fields(model):
+        key, kind = field.encode_name, field.type
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
             inner.append((kind, key))
             continue
-        path = ".".join((*at, key))
-        lines.append(f"| `{path}` | `{_value(values[key])}` | {_cell(_takes(field))} | {_cell(notes.get(path, ''))} |")
+        path, taken = ".".join((*at, key)), takes(kind, "`{}`".format)
+        lines.append(f"| `{path}` | `{_value(values[key])}` | {_cell(taken)} | {_cell(notes.get(path, ''))} |")
     for kind, key in inner:
         _section(kind, values[key], notes, (*at, key), lines)
 
@@ -140,49 +142,6 @@ def _comments(text: str) -> dict[str, str]:
             if match[3]:
                 found[".".join(name for _, name in path)] = match[3]
     return found
-
-
-_KINDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
-
-
-def _takes(field: Any) -> str:
-    """The type and limits of a field of `Params`, in words."""
-    kind, metadata = field.annotation, list(field.metadata)
-    while hasattr(kind, "__metadata__"):
-        metadata += kind.__metadata__
-        kind = kind.__origin__
-    bounds = [bound for one in metadata for bound in (one.metadata if hasattr(one, "metadata") else [one])]
-    limits = {
-        name: getattr(bound, name) for bound in bounds for name in _LIMITS if getattr(bound, name, None) is not None
-    }
-    if (origin := get_origin(kind)) is Literal:
-        choices = [f"`{choice}`" for choice in get_args(kind)]
-        return f"one of {', '.join(choices)}" if choices[1:] else f"{choices[0]} alone"
-    if origin in (list, dict):
-        size = _range(limits.get("min_length"), limits.get("max_length"))
-        return (
-            f"list of {size or 'any number of'} names"
-            if origin is list
-            else f"mapping of {size} classes to lists of text"
-        )
-    if kind is str:
-        size = _range(limits.get("min_length"), limits.get("max_length"))
-        return f"text of {size} characters"
-    if {"gt", "lt"} & limits.keys():
-        return ", ".join([_KINDS[kind], *(form.format(limits[name]) for name, form in _OPEN.items() if name in limits)])
-    return ", ".join(filter(None, [_KINDS[kind], _range(limits.get("ge"), limits.get("le"))]))
-
-
-_OPEN = {"gt": "more than {:,}", "ge": "at least {:,}", "lt": "less than {:,}", "le": "at most {:,}"}
-_LIMITS = ("ge", "gt", "le", "lt", "min_length", "max_length")
-
-
-def _range(low: float | None, high: float | None) -> str:
-    if low is None and high is None:
-        return ""
-    if high is None:
-        return f"{low:,} or more"
-    return f"up to {high:,}" if low is None else f"{low:,} to {high:,}"
 
 
 def strategies() -> str:

@@ -11,11 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import httpx
+from msgspec.structs import asdict
 
 from al_pipeline.files import read_json, write_json
 from al_pipeline.integrations.dvc.settings import change_config

@@ -9,12 +9,13 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
 from annotating import shown
+from msgspec.structs import replace
 from reference_history import (
     WITHDRAWN,
     AnswerId,

@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import count
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from al_pipeline.annotation.active_events import active, intervention_key, standing_answers
 from al_pipeline.annotation.aggregation import Folded, fold

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from annotating import ANN, BOB, ServerRig, SimulatedRig, tasks_of
+from msgspec.structs import replace
 from test_push_pull import Campaign
 
 from al_pipeline.data.ledger import append_part

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from al_pipeline.annotation.active_events import standing_answers
 from al_pipeline.annotation.changes import AnnotationDiff, KnownAnswers

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from harness import Played, change_params, go_on, small_workspace
+from msgspec.structs import replace
 from numpy.random import SeedSequence
 from test_encoder import fake_source, make_tiny, needs_torch, texts
 
@@ -176,7 +177,7 @@ def test_a_round_of_another_device_is_compared_by_its_metrics(
 ) -> None:
     workspace, _, _ = go_on(once, tmp_path)
     record = read_history(workspace.layout, Git(workspace.layout.root)).rounds[-1]
-    on_gpu = record.model_copy(update={"engine": Engine.model_validate({**record.engine.to_row(), "device": H200})})
+    on_gpu = replace(record, engine=Engine.from_row({**record.engine.to_row(), "device": H200}))
     said: list[str] = []
 
     def clone() -> Clone:

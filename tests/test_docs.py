@@ -18,9 +18,9 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import typer
-from pydantic import BaseModel
 from rich.console import Console
 
 from al_pipeline.active_learning.strategies import STRATEGIES
@@ -169,12 +169,12 @@ def test_the_strategies_of_the_readme_and_the_page_are_those_there_are(generated
         assert re.search(r"\(.*\d{4}|arXiv", told), f"{name} cites no paper"
 
 
-def keys(model: type[BaseModel] = Params, at: str = "") -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        path = f"{at}{field.alias or name}"
+def keys(model: type[msgspec.Struct] = Params, at: str = "") -> Iterator[str]:
+    for field in msgspec.structs.fields(model):
+        path = f"{at}{field.encode_name}"
         yield path
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from keys(field.annotation, f"{path}.")
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            yield from keys(field.type, f"{path}.")
 
 
 def test_the_reference_has_every_parameter_with_its_value(generated: ModuleType) -> None:
@@ -188,7 +188,7 @@ def test_the_reference_has_every_parameter_with_its_value(generated: ModuleType)
 @pytest.mark.parametrize("path", DOCUMENTS, ids=named)
 def test_documents_name_parameters_that_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    sections = "|".join(key for key in Params.model_fields if key != "schema_")
+    sections = "|".join(key for key in Params.__struct_encode_fields__ if key != "schema")
     found = set(re.findall(rf"`((?:{sections}|schema)\.[a-z_.]+)[`:]", text))
     assert {key for key in found if not key.endswith((".json", ".py"))} - {*keys()} == set()
 

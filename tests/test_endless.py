@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import Played, answer_all, copy_workspace, go_on, play
+from msgspec.structs import replace
 
 from al_pipeline.errors import ManualActionRequired, RepositoryError
 from al_pipeline.integrations.git import Git

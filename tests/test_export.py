@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from harness import play, small_workspace
+from msgspec.structs import replace
 
 from al_pipeline.annotation.votes import supporters
 from al_pipeline.cli import app as cli

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import psutil
 import pytest
 from conftest import require
 from harness import Played, answer_all, copy_workspace, go_on, results, tools_first
+from msgspec.structs import replace
 
 from al_pipeline.cli import app as cli
 from al_pipeline.errors import (

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-GROUND = {"cron", "errors", "file_notes", "files", "logs", "params", "progress", "records", "sanitize"}
+GROUND = {"cron", "errors", "file_notes", "files", "logs", "params", "progress", "records", "sanitize", "validation"}
 """Modules beside the folders: errors, records and parameters, atomic writes, the log. Any layer may import them."""
 
 MAY_IMPORT = {
@@ -64,7 +64,7 @@ ONLY = {
     "typer": ("cli",),
     "matplotlib": ("reporting.charts",),
     "jinja2": ("reporting.html",),
-    "pydantic": ("params", "evaluation.figures", "rounds.manifests", "cli", "operations.predict", "simulation.corpus"),
+    "pydantic": (),
     "sklearn": (),
     "pandas": ("frames",),
     "requests": (),
@@ -222,7 +222,7 @@ def loaded(module: str) -> set[str]:
 
 def test_al_starts_without_anything_heavy() -> None:
     heavy = {"torch", "transformers", "pandas", "numpy", "scipy", "sklearn", "pyarrow", "prefect", "dvc", "pydantic"}
-    heavy |= {"label_studio_sdk", "httpx", "matplotlib", "jinja2", "psutil", "yaml"}
+    heavy |= {"label_studio_sdk", "httpx", "matplotlib", "jinja2", "msgspec", "psutil", "yaml"}
     found = loaded("al_pipeline.cli.app")
     assert "typer" in found, "the look itself works"
     assert not found & heavy
@@ -243,7 +243,9 @@ def modules_after(code: str) -> set[str]:
     return set(done.stderr.split())
 
 
-HEAVY = frozenset({"httpx", "importlib.metadata", "label_studio_sdk", "numpy", "prefect", "psutil", "pyarrow", "rich"})
+HEAVY = frozenset(
+    {"httpx", "importlib.metadata", "label_studio_sdk", "numpy", "prefect", "psutil", "pyarrow", "pydantic", "rich"}
+)
 """What short commands load only where they have a use for it."""
 NETWORK = frozenset({"email", "http.client", "ssl", "urllib.request"})
 
@@ -268,6 +270,14 @@ def test_an_intervention_loads_no_client() -> None:
     assert not found & HEAVY
 
 
+def test_texts_and_paths_of_a_command_line_load_no_pydantic() -> None:
+    words = ["al", "-C", "nowhere", "pause", "--reason", "a test"]
+    start = f"sys.argv = {words}\ntry: app.main()\nexcept SystemExit: pass"
+    found = modules_after(f"import sys\nfrom al_pipeline.cli import app\n{start}")
+    assert "al_pipeline.cli.values" in found, "the look itself works"
+    assert "pydantic" not in found
+
+
 def test_output_that_no_terminal_shows_loads_no_rich() -> None:
     lines = "o.echo('[bold]1[/]'); o.print_table(('a', 'b'), [['1', o.escape('2')]])"
     found = modules_after(f"from al_pipeline.cli import output as o; {lines}")
@@ -279,7 +289,8 @@ def test_output_that_no_terminal_shows_loads_no_rich() -> None:
 def test_stages_start_without_torch(stage: str) -> None:
     found = loaded(f"al_pipeline.stages.{stage}")
     assert "pyarrow" in found or "yaml" in found, "the look itself works"
-    assert not found & {"torch", "transformers", "pandas", "sklearn", "prefect", "dvc", "label_studio_sdk", "httpx"}
+    assert not found & {"torch", "transformers", "pandas", "sklearn", "prefect", "dvc", "pydantic"}
+    assert not found & {"label_studio_sdk", "httpx"}
 
 
 def test_contributing_names_every_module() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from al_pipeline.errors import BadInput
-from al_pipeline.params import Overrides
+from al_pipeline.files import write_json
+from al_pipeline.params import load_overrides
 from al_pipeline.records import Selection, moment
 from al_pipeline.rounds.interventions import (
     Intervention,
@@ -87,9 +89,10 @@ def test_since_takes_dates_and_zones() -> None:
     assert moment("2026-03-01T01:00+01:00") == moment("2026-03-01")
 
 
-def test_files_and_records_of_earlier_versions_are_read() -> None:
+def test_files_and_records_of_earlier_versions_are_read(tmp_path: Path) -> None:
     """They were called rulings, and lay in `rounds/rulings/`."""
     one = back(1, 5, 3)
     assert read_intervention(json.dumps(one.to_row()), "rounds/rulings/000001.json") == one
     assert is_ours("rounds/rulings/000001.json") and is_ours("rounds/interventions/000001.json")
-    assert Overrides.model_validate({"round": 1, "rulings": [1]}).interventions == [1]
+    write_json(tmp_path / "overrides.json", {"round": 1, "rulings": [1]})
+    assert load_overrides(tmp_path / "overrides.json").interventions == [1]

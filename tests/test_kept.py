@@ -7,7 +7,6 @@ import copy
 import itertools
 import json
 from collections import Counter
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from harness import (
     results,
     small_workspace,
 )
+from msgspec.structs import asdict, replace
 
 from al_pipeline.annotation.aggregation import fold
 from al_pipeline.annotation.tasks import worth_asking

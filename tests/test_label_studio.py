@@ -15,7 +15,6 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from annotating import ANN, SCHEMA, ServerRig, tasks_of
 from fault_proxy import FaultProxy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from al_pipeline.errors import BadParams, ExternalServiceError, LabelStudioDown, LabelStudioRefused, WrongProject
 from al_pipeline.integrations.label_studio.client import LabelStudioOracle

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from al_pipeline import files
 from al_pipeline.data import ledger
@@ -119,18 +119,30 @@ def test_leftovers_of_a_killed_writer_and_other_files_are_not_read(tmp_path: Pat
         (b"\xff\xfe", "not a JSON object"),
         (b"[]", "not a JSON object"),
         (b"[" * 100_000, "not a JSON object"),
-        (b"{}", "`event_id` is missing"),
-        (json.dumps({**event("b").to_row(), "round": "1"}).encode(), "must be integers"),
-        (json.dumps({**event("b").to_row(), "round": True}).encode(), "must be integers"),
-        (json.dumps({**event("b").to_row(), "type": "labels"}).encode(), "unknown event type 'labels'"),
-        (json.dumps({**event("b").to_row(), "part": "train"}).encode(), "pool or test"),
-        (json.dumps({**event("b").to_row(), "label": ["ham"]}).encode(), "`label` must be text or null"),
-        (json.dumps({**event("b").to_row(), "item_id": 7}).encode(), "`item_id` must be text"),
-        (json.dumps({**event("b").to_row(), "targets": "a"}).encode(), "list of ids"),
-        (json.dumps({**event("b").to_row(), "lead_time": "1"}).encode(), "`lead_time`"),
-        (json.dumps({**event("b").to_row(), "mood": "good"}).encode(), "unknown key 'mood'"),
+        (b"{}", "event_id: is missing"),
+        (json.dumps({**event("b").to_row(), "round": "1"}).encode(), "round: got '1'; expected: whole number"),
+        (json.dumps({**event("b").to_row(), "round": True}).encode(), "round: got True; expected: whole number"),
+        (
+            json.dumps({**event("b").to_row(), "type": "labels"}).encode(),
+            "type: got 'labels'; expected: one of 'label', 'skip'",
+        ),
+        (
+            json.dumps({**event("b").to_row(), "part": "train"}).encode(),
+            "part: got 'train'; expected: one of 'pool', 'test'",
+        ),
+        (json.dumps({**event("b").to_row(), "label": ["ham"]}).encode(), "label: got ['ham']; expected: text"),
+        (json.dumps({**event("b").to_row(), "item_id": 7}).encode(), "item_id: got 7; expected: text"),
+        (json.dumps({**event("b").to_row(), "targets": "a"}).encode(), "targets: got 'a'; expected: list of"),
+        (
+            json.dumps({**event("b").to_row(), "lead_time": "1"}).encode(),
+            "lead_time: got '1'; expected: whole number",
+        ),
+        (
+            json.dumps({**event("b").to_row(), "mood": "good"}).encode(),
+            "mood: no such key (was it written by a newer engine?)",
+        ),
         *(
-            (json.dumps({**event("b").to_row(), "intervention": asked}).encode(), "`intervention`")
+            (json.dumps({**event("b").to_row(), "intervention": asked}).encode(), ": intervention")
             for asked in (
                 7,
                 [],
@@ -157,6 +169,12 @@ def test_a_line_that_we_did_not_write_is_named(tmp_path: Path, line: bytes, says
     with pytest.raises(BadInput) as caught:
         read_events(tmp_path)
     assert f"{path}:2: " in str(caught.value) and says in str(caught.value)
+
+
+def test_whole_seconds_stay_whole_and_half_of_a_surrogate_pair_is_read(tmp_path: Path) -> None:
+    rows = [{**event("a").to_row(), "reason": "\ud800", "lead_time": 3}, {**event("b").to_row(), "lead_time": 3.0}]
+    (tmp_path / "part-000001.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert json.dumps([one.to_row() for one in read_events(tmp_path)]) == json.dumps(rows)
 
 
 def test_a_torn_refusal_is_named(tmp_path: Path) -> None:

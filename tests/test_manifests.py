@@ -54,9 +54,9 @@ records = st.builds(
         test=counts, test_labelled=counts, events=counts, refused=counts, labels=tallies, test_labels=tallies,
     ),
     hashes=st.fixed_dictionaries({"model": digests, "params": digests}),
-    params=st.just(Params.model_validate(PARAMS)),
+    params=st.just(Params.from_row(PARAMS)),
     overrides=st.just({}) | st.just({"size": 20, "strategy": "margin"}),
-    engine=st.just(Engine.model_validate(ENGINE)),
+    engine=st.just(Engine.from_row(ENGINE)),
     metrics=st.builds(
         Metrics, items=counts, classes=st.just(("ham", "spam")), averaged=st.just(("ham",)),
         average_precision_of=st.just("macro"), per_class=st.just({}), confusion=st.just(((1, 2), (3, 4))),

@@ -32,7 +32,7 @@ def test_unanswered_items_are_counted_and_not_judged() -> None:
     assert running_accuracy([]) is None
     nobody = running_accuracy([Forecast(1, "a", None)])
     assert nobody is not None and nobody.whole.accuracy is nobody.recent.low is None
-    assert Running.model_validate(found.model_dump(mode="json")) == found
+    assert Running.from_row(found.to_json()) == found
 
 
 def test_recent_goes_back_in_whole_rounds_until_it_has_enough() -> None:

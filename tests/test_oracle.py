@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -12,6 +11,7 @@ import pytest
 from annotating import ANN, BOB, SCHEMA, Rig, ServerRig, SimulatedRig, planned, tasks_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from al_pipeline.errors import BadInput, LabelStudioDown, WrongProject
 from al_pipeline.integrations.label_studio.label_config import label_config
@@ -140,7 +140,7 @@ def test_a_second_clone_may_read_and_writes_once_it_has_adopted(rig: Rig, ref: P
 
 
 def changed(**changes: Any) -> Schema:
-    return Schema.model_validate({**SCHEMA.model_dump(), **changes})
+    return replace(SCHEMA, **changes)
 
 
 def test_a_class_can_be_added_and_the_question_changed(rig: Rig, ref: ProjectRef, workspace_id: str) -> None:

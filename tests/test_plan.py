@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import asdict, replace
 
 from al_pipeline.data.ledger import append_part
 from al_pipeline.data.outputs import write_labeled, write_queries, write_unresolved
@@ -174,7 +176,7 @@ def test_a_smaller_share_of_test_tasks_is_the_beginning_of_a_larger_one(found: S
     rows = []
     for share in sorted((found.share, other)):
         with tempfile.TemporaryDirectory(dir=MEMORY) as name:
-            plan, _ = plan_of(Path(name), replace(found, share=share))
+            plan, _ = plan_of(Path(name), dataclasses.replace(found, share=share))
         rows.append([task.item_id for task in plan if task.part == "test" and task.item_id not in found.kept])
     few, many = rows
     assert many[: len(few)] == few

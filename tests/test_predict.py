@@ -9,7 +9,6 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from harness import play, small_workspace
+from msgspec.structs import replace
 
 from al_pipeline.cli import app as cli
 from al_pipeline.data.pool import fetch, read_ids
@@ -114,7 +114,7 @@ def test_a_model_that_is_not_the_recorded_one_is_not_used(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = history(workspace)
-    record = whole.rounds[0].model_copy(update={"hashes": {**whole.rounds[0].hashes, "model": "0" * 64}})
+    record = replace(whole.rounds[0], hashes={**whole.rounds[0].hashes, "model": "0" * 64})
     monkeypatch.setattr(module, "read_history", lambda *_: replace(whole, rounds=(record,)))
     with pytest.raises(RepositoryError, match="its record has 000000000000; `al doctor`"):
         model_folder(workspace, 0)
@@ -150,10 +150,7 @@ def test_without_a_promoted_model_it_says_how_to_take_another(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     whole = history(workspace)
-    held = tuple(
-        record.model_copy(update={"decision": record.decision.model_copy(update={"verdict": "held"})})
-        for record in whole.rounds
-    )
+    held = tuple(replace(record, decision=replace(record.decision, verdict="held")) for record in whole.rounds)
     monkeypatch.setattr(module, "read_history", lambda *_: replace(whole, rounds=held))
     with pytest.raises(NothingToDo, match="no model is promoted yet.*--round N"):
         model_folder(workspace)

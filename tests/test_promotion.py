@@ -174,7 +174,7 @@ def test_exchanged_models_have_the_opposite_difference() -> None:
 def test_same_seed_same_decision_and_a_row_of_json() -> None:
     found = verdict(flipped(EVEN, slice(10)), flipped(EVEN, slice(5, 30)), EVEN)
     assert found == verdict(flipped(EVEN, slice(10)), flipped(EVEN, slice(5, 30)), EVEN)
-    row = found.model_dump(mode="json")
+    row = found.to_json()
     assert row["reasons"] == list(found.reasons) and row["low"] == found.low
 
 

@@ -103,6 +103,15 @@ def test_another_project_or_clone_shows_none(played: tuple[Workspace, SimulatedO
         state.write_text(text, "utf-8")
 
 
+PARAMS = {
+    "schema": {"question": "Is it spam?", "labels": ["ham", "spam"]},
+    "round": {"overlap": 1},
+    "evaluate": {"confidence": 0.95},
+    "features": {},
+    "annotators": [],
+}
+
+
 @pytest.mark.parametrize(
     ("schedule", "date"),
     [
@@ -120,6 +129,6 @@ def test_another_project_or_clone_shows_none(played: tuple[Workspace, SimulatedO
 def test_times_are_those_of_the_schedule_with_their_zone(schedule: object, date: str) -> None:
     """A record comes out of git, written by anybody."""
     closed = datetime(2026, 7, 1, 12, tzinfo=UTC).timestamp()
-    assert _date(closed, _zone(Params.model_construct(schedule=schedule))) == date
+    assert _date(closed, _zone(Params.from_row({**PARAMS, "schedule": schedule}))) == date
     assert _date(None, UTC) is None
-    assert _date(1.0, _zone(Params.model_construct())) == "1970-01-01 00:00 UTC"
+    assert _date(1.0, _zone(Params.from_row(PARAMS))) == "1970-01-01 00:00 UTC"

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from harness import SMALL, change_params, play, write_pool
+from msgspec import structs
 
 from al_pipeline.active_learning.choice import QueryConfig
 from al_pipeline.data.ledger import read_events
@@ -258,7 +259,8 @@ def test_the_vocabulary_knows_nothing_of_the_test_set(texts: LabeledTexts) -> No
     work = work_of(texts)
     test = set(prepare(work, 1).corpus.test.tolist())
     marked = tuple(
-        replace(item, text=f"{item.text} zzz") if number in test else item for number, item in enumerate(texts.items)
+        structs.replace(item, text=f"{item.text} zzz") if number in test else item
+        for number, item in enumerate(texts.items)
     )
     before, after = prepare(work, 1), prepare(replace(work, texts=replace(texts, items=marked)), 1)
     assert before.matrix.widths == after.matrix.widths
@@ -297,7 +299,7 @@ def test_an_estimator_of_ones_own_is_played_and_a_fine_tuned_model_stood_in_for(
     """The head's figures, with a warning, where training a transformer in every round would take for ever."""
 
     def played(model: str) -> Simulation:
-        other = params().model_copy(update={"train": params().train.model_copy(update={"model": model})})
+        other = structs.replace(params(), train=structs.replace(params().train, model=model))
         options = Options(strategies=("random",), seeds=1, budget=40, batch_size=20, seed_size=20)
         return simulate(texts, "mails", other, options, tmp_path / "out", None)
 
@@ -425,7 +427,7 @@ def test_simulated_rounds_ask_what_the_stages_ask(tmp_path: Path, strategy: str,
     texts = read_corpus(tmp_path / "labelled.jsonl", schema=workspace.params.schema_.labels)
     asked = workspace.params
     vectors = corpus_vectors(texts, asked.features, tmp_path / "home", workspace.layout)
-    knobs = asked.select.model_dump()
+    knobs = structs.asdict(asked.select)
     work = Work(
         texts,
         None if vectors is None else vectors.of(texts.items),

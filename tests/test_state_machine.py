@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from al_pipeline.rounds.state_machine import BUILD, Closing, Facts, Step, Wait, close_reason, needed, next_step, state
 

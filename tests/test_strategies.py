@@ -12,7 +12,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -67,8 +67,8 @@ def batch(strategy: str, candidates: list[str], shortlist: Shortlist | None = No
 
 # The table ----------------------------------------------------------------------------------------------------------
 def test_params_and_table_name_the_same_strategies() -> None:
-    assert set(get_args(Select.model_fields["strategy"].annotation)) == {*STRATEGIES, AUTO}
-    cold = set(get_args(Select.model_fields["cold_start"].annotation))
+    assert set(get_args(get_type_hints(Select)["strategy"])) == {*STRATEGIES, AUTO}
+    cold = set(get_args(get_type_hints(Select)["cold_start"]))
     assert cold == {name for name, strategy in STRATEGIES.items() if not strategy.needs & {"scores", "proba"}}
     assert {name for name, strategy in STRATEGIES.items() if "vectors" in strategy.needs} == NEEDS_ENCODER
 

@@ -21,6 +21,7 @@ from itertools import filterfalse, zip_longest
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from msgspec import structs
 from numpy.random import SeedSequence
 from numpy.typing import NDArray
 
@@ -211,7 +212,7 @@ def choose(
     own = _make_room(own, [item_id for item_id in dict.fromkeys(guided) if item_id in free])
     rest = [honest[item_id] for item_id in drawn if item_id not in in_head]
     spread = _interleave([query(*row) for row in own], rest, seed)
-    return [replace(one, rank=rank) for rank, one in enumerate([*head, *spread])]
+    return [structs.replace(one, rank=rank) for rank, one in enumerate([*head, *spread])]
 
 
 @runtime_checkable

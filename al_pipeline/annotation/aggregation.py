@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from al_pipeline.annotation.active_events import active, corrected_items
 from al_pipeline.annotation.schema_change import missing_in_use
@@ -22,8 +23,7 @@ MAX_ASKED = 2
 """An item that is still tied after this many rounds is ignored."""
 
 
-@dataclass(frozen=True, slots=True)
-class Folded:
+class Folded(Struct, frozen=True):
     """Result of the aggregation. An item in none of the three has no label yet and may be queried (again)."""
 
     labeled: tuple[LabeledItem, ...]
@@ -34,8 +34,7 @@ class Folded:
     """Items of both whose annotations give no label, by item id."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Rules:
+class _Rules(Struct, frozen=True):
     """The rules for items without a label."""
 
     labels: Sequence[str]

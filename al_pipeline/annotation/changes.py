@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec import Struct
+
 from al_pipeline.records import (
     Annotation,
     Answer,
@@ -138,8 +140,7 @@ class KnownAnswers:
             self.gone.add(key)
 
 
-@dataclass(frozen=True, slots=True)
-class _Observed:
+class _Observed(Struct, frozen=True):
     """An annotation of a planned task, its key, and its latest known event."""
 
     task: AnsweredTask

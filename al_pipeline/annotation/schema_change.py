@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from al_pipeline.sanitize import plain_form
 
@@ -22,8 +23,7 @@ class Classes(Protocol):
         """The classes in display order."""
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
+class Published(Struct, frozen=True):
     """The schema of the newest published round (or of the first build)."""
 
     version: int

@@ -20,16 +20,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from al_pipeline.records import AnsweredTask, TaskTotals
 
 _NUMBERED_ACCOUNT = re.compile(r"user:(\d+)")
 
 
-@dataclass(frozen=True, slots=True)
-class IndexedTask:
+class IndexedTask(Struct, frozen=True):
     """What the index knows of a task."""
 
     created_at: str
@@ -38,8 +38,7 @@ class IndexedTask:
     """Without skips."""
 
 
-@dataclass(frozen=True, slots=True)
-class TaskIndex:
+class TaskIndex(Struct, frozen=True):
     """All tasks of our project, by id, as they were when they were last read."""
 
     tasks: Mapping[int, IndexedTask]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from al_pipeline.annotation.active_events import NOT_ANNOTATIONS, active, standing_answers
 from al_pipeline.errors import BadInput
@@ -17,8 +18,7 @@ IMPORT_ROUND = -1
 _NEEDS_LABEL = ("label", "adjudicate", "gold", "import")
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """The current state of one annotation; `label` None is a skip, `order` the position of its newest event."""
 
     annotator: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import os
@@ -188,6 +189,10 @@ def _leave_out_what_serves_no_command() -> None:
         loader = sys.modules.setdefault("pydantic.plugin._loader", ModuleType("pydantic.plugin._loader"))
         loader.__dict__.setdefault("get_plugins", tuple)
     sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
+    with contextlib.suppress(ImportError):  # a typer without these internals converts all values itself
+        from al_pipeline.cli.values import convert_plain_values
+
+        convert_plain_values()
 
 
 if __name__ == "__main__":

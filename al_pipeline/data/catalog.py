@@ -9,6 +9,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from al_pipeline.records import Part, composed
+from al_pipeline.sanitize import storable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,15 +79,6 @@ def label_from(value: Any) -> str | None:
     if not isinstance(value, str):
         raise ValueError("the label is neither a string nor a whole number")
     return composed(value).strip() or None
-
-
-def storable(text: str) -> bool:
-    """Whether UTF-8 can encode the text; it cannot encode a lone surrogate."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _as_integer(value: Any) -> Any:

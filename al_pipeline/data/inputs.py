@@ -17,9 +17,12 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal, NamedTuple, get_args
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from al_pipeline.data.encodings import known
 from al_pipeline.errors import BadInput, UsageError
@@ -77,8 +80,7 @@ class Stamp(NamedTuple):
         return max(self.modified, self.changed) / 1e9
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(Struct, frozen=True):
     """A file to read. `format` and `encoding` are as the user declares them; None: detected from the content."""
 
     path: Path

@@ -11,24 +11,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from al_pipeline.errors import BadInput
 from al_pipeline.files import write_jsonl
-from al_pipeline.records import Event, EventType, LabelIntervention, Part, author_digest
+from al_pipeline.records import Event, author_digest, composed
+from al_pipeline.validation import first_problem
 
 _NUMBERED = re.compile(r"^(part|pull|refused)-(\d{6,})\.jsonl$")
-_TYPES = frozenset(get_args(EventType))
-_PARTS = frozenset(get_args(Part))
-_REQUIRED = ("event_id", "type", "item_id", "content_hash", "part", "round", "annotation_key", "annotator")
-_KNOWN = frozenset(field.name for field in fields(Event))
-_TEXT_OR_NONE = ("label", "reason", "previous", "origin", "created_at", "updated_at", "observed_at")
-
-_LARGEST_NUMBER = 1e9
-"""Upper bound on round numbers and lead times in seconds; larger values are corrupt. `_rows` rejects NaN."""
+_DECODER = msgspec.json.Decoder(Event)
 
 Refused = Mapping[str, Any]
 """An annotation that could not be used: `refused_id`, `reason`, annotator and task, and `result`, the raw JSON text."""
@@ -166,13 +162,17 @@ _FIX = "restore the file with `dvc checkout` (ledger), or inspect and remove the
 def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line.decode("utf-8"), parse_constant=_reject_constant)
-            except (ValueError, RecursionError):
-                raise BadInput(f"{path}:{number}: not a JSON object (truncated or edited); {_FIX}") from None
-            if not isinstance(row, dict):
-                raise BadInput(f"{path}:{number}: not a JSON object (truncated or edited); {_FIX}")
-            yield number, row
+            yield number, _row(line, f"{path}:{number}")
+
+
+def _row(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8"), parse_constant=_reject_constant)
+    except (ValueError, RecursionError):
+        raise BadInput(f"{place}: not a JSON object (truncated or edited); {_FIX}") from None
+    if not isinstance(row, dict):
+        raise BadInput(f"{place}: not a JSON object (truncated or edited); {_FIX}")
+    return row
 
 
 def _parsed(path: Path) -> tuple[Event, ...]:
@@ -187,43 +187,20 @@ def _reject_constant(name: str) -> Any:
 @cache
 def _events(path: Path, _size: int, _changed: int) -> tuple[Event, ...]:
     """The events of a file, parsed once: a file never changes, and a tick reads the ledger several times."""
-    return tuple(_event(row, f"{path}:{line}") for line, row in _rows(path))
+    with path.open("rb") as lines:
+        return tuple(_event(line, f"{path}:{number}") for number, line in enumerate(lines, start=1))
 
 
-def _event(row: dict[str, Any], place: str) -> Event:
-    if problem := _problem(row):
-        raise BadInput(f"{place}: {problem}; {_FIX}")
-    return Event.from_row(row)
-
-
-def _problem(row: Mapping[str, Any]) -> str | None:
-    """Why `row` is not a valid event; None if it is one."""
-    if unknown := sorted(set(row) - _KNOWN):
-        return f"unknown key {unknown[0]!r} (written by a newer engine?)"
-    if missing := [key for key in _REQUIRED if key not in row]:
-        return f"`{missing[0]}` is missing"
-    if wrong := [key for key in _REQUIRED if key != "round" and not isinstance(row[key], str)]:
-        return f"`{wrong[0]}` must be text"
-    if type(row["round"]) is not int or type(row.get("schema_version", 1)) is not int:
-        return "`round` and `schema_version` must be integers"
-    if row["type"] not in _TYPES:
-        return f"unknown event type {row['type']!r} (written by a newer engine?)"
-    if row["part"] not in _PARTS:
-        return f"`part` must be pool or test, got {row['part']!r}"
-    if wrong := [key for key in _TEXT_OR_NONE if not isinstance(row.get(key), str | None)]:
-        return f"`{wrong[0]}` must be text or null"
-    targets = row.get("targets", [])
-    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
-        return "`targets` must be a list of ids"
-    if not isinstance(row.get("lead_time"), int | float | None) or not isinstance(
-        row.get("prelabel_shown", False), bool
-    ):
-        return "`lead_time` must be a number and `prelabel_shown` true or false"
-    if row.get("intervention") is not None:
+def _event(line: bytes, place: str) -> Event:
+    try:
+        event = _DECODER.decode(line)
+    except (msgspec.DecodeError, RecursionError):  # invalid, or half of a surrogate pair, which `json` takes
+        row = _row(line, place)
         try:
-            LabelIntervention.from_row(row["intervention"])
-        except (TypeError, ValueError, AttributeError) as error:
-            return f"`intervention` cannot be read ({error}; written by a newer engine?)"
-    if abs(row.get("lead_time") or 0.0) > _LARGEST_NUMBER or abs(row["round"]) > _LARGEST_NUMBER:
-        return f"`lead_time` or `round` is out of range (over {_LARGEST_NUMBER:g})"
-    return None
+            event = msgspec.convert(row, Event)
+        except msgspec.ValidationError as error:
+            problem = first_problem(Event, row) or error
+            raise BadInput(f"{place}: {problem} (was it written by a newer engine?); {_FIX}") from None
+    if event.label is None or event.label.isascii():
+        return event
+    return replace(event, label=composed(event.label))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from al_pipeline.errors import BadInput
 from al_pipeline.files import replacing
@@ -25,8 +26,7 @@ _GROUP_ROWS = 4096
 _GROUP_CHARACTERS = 16 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class ItemKeys:
+class ItemKeys(Struct, frozen=True):
     """Ids and content hashes of items, in (part, row) order, without texts: about 60 bytes an item."""
 
     item_ids: pa.ChunkedArray

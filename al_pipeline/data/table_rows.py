@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, Literal
+
+from msgspec import Struct
 
 from al_pipeline.data.inputs import Source
 from al_pipeline.errors import BadInput
@@ -25,8 +26,7 @@ EXCERPT_CHARACTERS = 300
 Unit = Literal["line", "row"]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Struct, frozen=True):
     """A row with its columns' values as the file holds them (CSV: strings; JSONL and Parquet: plain Python values).
 
     `number` counts from 1: the line that the row begins on (CSV, JSONL), or the row (Parquet: from the first row;
@@ -38,8 +38,7 @@ class Row:
     unit: Unit = "line"
 
 
-@dataclass(frozen=True, slots=True)
-class BadRow:
+class BadRow(Struct, frozen=True):
     """A row that cannot be read. `reason` is one of a few fixed texts, `detail` is specific to this row, `excerpt` is
     the start of its text.
     """
@@ -51,8 +50,7 @@ class BadRow:
     unit: Unit = "line"
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(Struct, frozen=True):
     """Rows that follow each other, column by column: `rows()` gives the same rows one by one."""
 
     numbers: Sequence[int]
@@ -86,8 +84,7 @@ Rows = Iterator[tuple["Row | BadRow | Block", int]]
 """Rows and blocks of rows, each with its size in characters."""
 
 
-@dataclass(frozen=True, slots=True)
-class TableFile:
+class TableFile(Struct, frozen=True):
     """A file to read: its first bytes, the required columns, the columns to keep (None: all), and the callbacks."""
 
     source: Source

@@ -6,10 +6,11 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from itertools import repeat
 from operator import itemgetter
 from typing import Any
+
+from msgspec.structs import replace
 
 from al_pipeline.data import table_rows
 from al_pipeline.data.inputs import WANTED

@@ -5,31 +5,68 @@ Each part of a record is validated once, on reading; keys that a newer engine ad
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints
+import msgspec
+from msgspec import Meta
+
+from al_pipeline.validation import first_problem
 
 FIGURES = ("accuracy", "macro_f1", "average_precision", "log_loss", "calibration_error")
 """The metrics of a whole test set, each an `Estimate` of `Metrics`."""
 
-Count = Annotated[int, Field(ge=0, le=10**12)]
-Number = Annotated[float, Field(ge=-1e9, le=1e9)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Text = Annotated[str, StringConstraints(max_length=10_000)]
-Texts = Annotated[tuple[Text, ...], Strict(False)]  # JSON has lists
-Word = Annotated[str, StringConstraints(pattern=r"^[a-z ]{1,40}$")]
+Count = Annotated[int, Meta(ge=0, le=10**12)]
+Number = Annotated[float, Meta(ge=-1e9, le=1e9)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Text = Annotated[str, Meta(max_length=10_000)]
+Texts = tuple[Text, ...]
+Word = Annotated[str, Meta(pattern=r"\A[a-z ]{1,40}\Z")]
 
 
-class Part(BaseModel):
-    """A validated, immutable part of a record. Unknown keys of its JSON object are kept."""
+class Part(msgspec.Struct, frozen=True, dict=True):
+    """An immutable part of a record. It keeps the JSON object that it was read from, with keys of a newer engine."""
 
-    # defer_build: build each validator on first use, not for every part of a record at import
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, defer_build=True, frozen=True)
+    @classmethod
+    def from_row(cls, row: Any) -> Self:
+        """The part that a JSON object holds. Raises ValueError naming the first wrong key."""
+        try:
+            part = msgspec.convert(row, cls)
+        except msgspec.ValidationError as error:
+            raise ValueError(first_problem(cls, row) or str(error)) from None
+        part._keep(row)
+        return part
 
     def to_row(self) -> dict[str, Any]:
-        """This part as a JSON object without unset defaults, keys sorted."""
-        row: dict[str, Any] = _in_order(self.model_dump(mode="json", by_alias=True, exclude_unset=True))
+        """The JSON object that this part was read from, else that of `to_json`; keys sorted."""
+        row: dict[str, Any] = _in_order(self.__dict__.get("row", self.to_json()))
         return row
+
+    def to_json(self) -> dict[str, Any]:
+        """This part as a JSON object with unset defaults, and with the unknown keys that it was read with."""
+        own = {
+            key: _plain(getattr(self, name))
+            for name, key in zip(self.__struct_fields__, self.__struct_encode_fields__, strict=True)
+        }
+        return {**self.__dict__.get("row", {}), **own}
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        self.__dict__["row"] = row
+        for name, key in zip(self.__struct_fields__, self.__struct_encode_fields__, strict=True):
+            value = getattr(self, name)
+            if isinstance(value, Part) and key in row:
+                value._keep(row[key])
+            elif isinstance(value, dict):
+                for inner, one in value.items():
+                    if isinstance(one, Part):
+                        one._keep(row[key][inner])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Part):
+        return value.to_json()
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, tuple | list) else value
 
 
 def _in_order(value: Any) -> Any:
@@ -38,7 +75,7 @@ def _in_order(value: Any) -> Any:
     return [_in_order(one) for one in value] if isinstance(value, list) else value
 
 
-class Estimate(Part):
+class Estimate(Part, frozen=True, kw_only=True):
     """A metric with its interval. `value` is None if it is undefined, with the reason."""
 
     value: Number | None
@@ -47,7 +84,7 @@ class Estimate(Part):
     reason: Text | None = None
 
 
-class ClassMetrics(Part):
+class ClassMetrics(Part, frozen=True, kw_only=True):
     """Metrics of one class against the rest. `support`: its test items; `predicted`: items predicted as this class."""
 
     support: Count
@@ -57,7 +94,7 @@ class ClassMetrics(Part):
     f1: Estimate
 
 
-class Metrics(Part):
+class Metrics(Part, frozen=True, kw_only=True):
     """Metrics of one model on one test set."""
 
     items: Count
@@ -75,10 +112,10 @@ class Metrics(Part):
     calibration_error: Estimate
     per_class: dict[Text, ClassMetrics]
     """A mapping by class, so that `dvc metrics diff` shows the classes' names."""
-    confusion: Annotated[tuple[Annotated[tuple[Count, ...], Strict(False)], ...], Strict(False)]
+    confusion: tuple[tuple[Count, ...], ...]
     """Rows: true class; columns: predicted class; both in the order of `classes`."""
 
-    def model_post_init(self, _: Any) -> None:
+    def __post_init__(self) -> None:
         sizes = {len(self.classes), len(self.confusion), *map(len, self.confusion)}
         if len(sizes) > 1 and self.confusion:
             raise ValueError("confusion must have a row and a column for each class")
@@ -93,17 +130,19 @@ class Metrics(Part):
         figures = [(name, "", self.figure(name)) for name in FIGURES]
         for label, one in self.per_class.items():
             figures += [("precision", label, one.precision), ("recall", label, one.recall), ("f1", label, one.f1)]
-        return [{"metric": name, "label": label, **estimate.model_dump()} for name, label, estimate in figures]
+        return [
+            {"metric": name, "label": label, **msgspec.structs.asdict(estimate)} for name, label, estimate in figures
+        ]
 
 
-class Control(Part):
+class Control(Part, frozen=True, kw_only=True):
     """The same classifier on the random labels alone, measured on the same test set."""
 
     labels: Count
     macro_f1: Estimate
 
 
-class Accuracy(Part):
+class Accuracy(Part, frozen=True, kw_only=True):
     """Of `asked` items, `answered` have a label; `right` of these equal the prediction. With Wilson's interval."""
 
     first_round: Count
@@ -115,19 +154,19 @@ class Accuracy(Part):
     low: Share | None
     high: Share | None
 
-    def model_post_init(self, _: Any) -> None:
+    def __post_init__(self) -> None:
         if self.answered and None in (self.accuracy, self.low, self.high):
             raise ValueError("accuracy, low and high are required if anything was answered")
 
 
-class Running(Part):
+class Running(Part, frozen=True, kw_only=True):
     """The running accuracy over all rounds (`whole`) and over the newest ones (`recent`)."""
 
     whole: Accuracy
     recent: Accuracy
 
 
-class Decision(Part):
+class Decision(Part, frozen=True, kw_only=True):
     """The decision on the new model, with the reasons as sentences.
 
     `difference`: macro F1 of the challenger minus the champion's; `low` and `high`: its paired interval. None if the

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from al_pipeline.evaluation.figures import Accuracy, Control, Running
 
@@ -17,8 +18,7 @@ RECENT = 100
 """Minimum number of answered items in `recent`, which consists of complete rounds."""
 
 
-@dataclass(frozen=True, slots=True)
-class Forecast:
+class Forecast(Struct, frozen=True):
     """An item of a random slice: its round, the model's prediction before labelling, and the label."""
 
     round: int
@@ -27,8 +27,7 @@ class Forecast:
     """None if nobody answered, or if the annotations give no label."""
 
 
-@dataclass(frozen=True, slots=True)
-class Saved:
+class Saved(Struct, frozen=True):
     """The score of a model trained on the random labels alone, and how many labels the rounds needed to reach it."""
 
     random_labels: int

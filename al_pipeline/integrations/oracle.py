@@ -6,23 +6,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
+
+from msgspec import Struct
 
 from al_pipeline.params import Schema
 from al_pipeline.records import AnsweredTask, Task, TaskState, TaskTotals
 
 
-@dataclass(frozen=True, slots=True)
-class ProjectRef:
+class ProjectRef(Struct, frozen=True):
     """Identifies our project: its number on the server, and the id that we wrote into it."""
 
     project_id: int
     project_uid: str
 
 
-@dataclass(frozen=True, slots=True)
-class ProjectSpec:
+class ProjectSpec(Struct, frozen=True):
     """The settings that a workspace requires of its project."""
 
     workspace_id: str
@@ -39,8 +38,7 @@ class ProjectSpec:
     """The title shown to people (see `project_title`; default: the id alone). A title set by people is kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class PageEdit:
+class PageEdit(Struct, frozen=True):
     """How the project's classes differed from the schema because somebody edited them in Label Studio's page."""
 
     added: tuple[str, ...]

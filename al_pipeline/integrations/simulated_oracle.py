@@ -6,10 +6,12 @@ import copy
 import json
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, Literal
+
+from msgspec.structs import replace
 
 from al_pipeline.integrations.label_studio.parsers import TIME_FORMAT, answered_task, raw_result, task_state
 from al_pipeline.integrations.label_studio.payloads import choice_result, task_json

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.random import SeedSequence
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ from al_pipeline.models.training import OnProgress, ProgressMeter, train
 from al_pipeline.models.transformer import BIAS, EMBEDDINGS, ROWS, WEIGHT, Masks, Network, Tensors, Vectors
 from al_pipeline.params import Finetune
 from al_pipeline.records import CPU
+from al_pipeline.validation import parse
 
 FORMAT = "al-finetuned/1"
 CARD_FILE = "card.json"
@@ -119,7 +121,7 @@ class FinetunedModel:
         card = {
             "classes": list(self.classes),
             "encoder": self.encoder,
-            "finetune": self.settings.model_dump(),
+            "finetune": msgspec.to_builtins(self.settings),
             "format": FORMAT,
             "labels": dict(self.counts),
             "max_tokens": self.max_tokens,
@@ -166,7 +168,7 @@ def load_finetuned(folder: Path, encoder: Path, device: str = CPU) -> FinetunedM
             encoder=card["encoder"],
             tensors=tensors,
             folder=encoder,
-            settings=Finetune.model_validate(card["finetune"]),
+            settings=parse(Finetune, card["finetune"], CARD_FILE),
             device=device,
         )
     except (AttributeError, LookupError, TypeError, ValueError, SafetensorError) as error:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from al_pipeline.errors import StageFailed
 from al_pipeline.features.device import device_of
 from al_pipeline.files import read_json, read_object, sha256_bytes, sha256_file, write_json, write_text
@@ -180,7 +182,7 @@ def encode(layout: Layout, features: Features, engine: Engine | None = None) -> 
 def _encoding_key(layout: Layout, features: Features) -> str:
     """The digest of what the cached vectors depend on: the items, the encoder and its settings, the engine."""
     pointers = [pointer_of(path) for path in (layout.pool, layout.test, layout.encoder)]
-    return _digest_of([*pointers, layout.engine], features.model_dump_json())
+    return _digest_of([*pointers, layout.engine], msgspec.json.encode(features).decode())
 
 
 def _digest_of(files: Sequence[Path], *more: str) -> str:

@@ -6,8 +6,9 @@ import contextlib
 import math
 from collections.abc import Callable, Collection
 from contextlib import closing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from al_pipeline.errors import (
     LabelStudioDown,
@@ -176,8 +177,7 @@ def reset_page(workspace: Workspace) -> tuple[str, ...]:
         return tuple(dict.fromkeys(taken_out))
 
 
-@dataclass(frozen=True, slots=True)
-class Adopted:
+class Adopted(Struct, frozen=True):
     """The result of `adopt`."""
 
     project: int | None

@@ -68,7 +68,7 @@ class Diff:
                 name: {
                     "before": old.to_row(),
                     "after": new.to_row(),
-                    "difference": self.models.differences[name].model_dump(),
+                    "difference": self.models.differences[name].to_json(),
                 }
                 for name, (old, new) in self.metrics.items()
             },

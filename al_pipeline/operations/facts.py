@@ -6,9 +6,10 @@ code of a tick.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from al_pipeline.annotation.active_events import active, superseded
 from al_pipeline.annotation.tasks import standing

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from al_pipeline.annotation.active_events import changed_by, items_of
 from al_pipeline.errors import BadInput, NothingToDo, RepositoryError
@@ -34,8 +35,7 @@ from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.trust import check_tree
 
 
-@dataclass(frozen=True)
-class History:
+class History(Struct, frozen=True):
     """The published records at one commit."""
 
     revision: str

@@ -11,10 +11,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from al_pipeline.annotation.active_events import standing_answers
 from al_pipeline.annotation.aggregation import Folded, fold
@@ -55,8 +58,7 @@ _FOLDED = ("labeled", "test_labels", "unresolved")
 _FOLDED_PATHS = {name: f"data/{name}.parquet" for name in _FOLDED}
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Struct, frozen=True):
     """What an intervention changes (or, in a dry run, would change)."""
 
     intervention: Intervention
@@ -455,10 +457,7 @@ def _change(workspace: Workspace, git: Git, history: History, intervention: Inte
     elif intervention.labels:
         new = _labels(_fold_with(workspace, git, intervention, history).labeled)
     newest = history.rounds[-1].metrics if history.rounds else None
-    mine, theirs = (
-        p.model_dump(mode="json", by_alias=True)
-        for p in (workspace.params, _params_after(workspace, git, intervention))
-    )
+    mine, theirs = (msgspec.to_builtins(p) for p in (workspace.params, _params_after(workspace, git, intervention)))
     return Change(
         intervention=intervention,
         leaving=_by_person([event for key, event in now.items() if then.get(key) != event]),

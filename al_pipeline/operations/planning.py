@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from al_pipeline.annotation.active_events import CONTROLS, active
 from al_pipeline.data.catalog import test_order

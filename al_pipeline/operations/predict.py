@@ -134,13 +134,12 @@ def predict(
 
 def _features(record: RoundRecord) -> Features:
     """The feature parameters of a round. Raises BadInput if this engine does not know them."""
-    from pydantic import ValidationError
-
     from al_pipeline.params import Features
+    from al_pipeline.validation import parse
 
     try:
-        return Features.model_validate(record.params.features)
-    except ValidationError:
+        return parse(Features, record.params.features, "features")
+    except ValueError:
         raise BadInput(
             f"{round_name(record.round)} uses features that this engine does not have; install the engine that built it"
         ) from None

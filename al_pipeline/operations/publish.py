@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from al_pipeline.data.ledger import read_events, read_refused
 from al_pipeline.data.pool import count_items
@@ -36,8 +39,7 @@ if TYPE_CHECKING:  # at run time imported where used: a tick with nothing to do 
     from al_pipeline.data.outputs import Predictions
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundFacts:
+class RoundFacts(Struct, frozen=True, kw_only=True):
     """What the tick knows about a round, besides its results."""
 
     opened_at: float | None
@@ -81,20 +83,21 @@ def decide_and_plan(
         seconds=facts.seconds,
         counts=_counts(layout, plan),
         hashes=_hashes(layout, upcoming),
-        params=RecordedParams.model_validate(params.model_dump(mode="json", by_alias=True)),
+        params=RecordedParams.from_row(msgspec.to_builtins(params)),
         overrides=chosen(layout),
-        engine=Engine.model_validate(current_engine(recorded_device(read_json(layout.engine)))),
-        metrics=Metrics.model_validate(read_json(layout.metrics)),
-        next_batch=None if next_batch is None else NextBatch.model_validate(next_batch),
-        control=None if control is None else Control.model_validate(control),
+        engine=Engine.from_row(current_engine(recorded_device(read_json(layout.engine)))),
+        metrics=Metrics.from_row(read_json(layout.metrics)),
+        next_batch=None if next_batch is None else NextBatch.from_row(next_batch),
+        control=None if control is None else Control.from_row(control),
         running=_running(layout, git, history, params, number),
         interventions=facts.interventions,
     )
     if number is not None:
         assert facts.answers is not None
         decision = _held(_decide(layout, git, history, params), history.holding)
-        record = RoundRecord(**dict(record), decision=decision, answers=facts.answers)
-    write_json(layout.genesis if number is None else layout.record(number), record.to_json())
+        record = RoundRecord(**asdict(record), decision=decision, answers=facts.answers)
+    checked = type(record).from_row(record.to_json())
+    write_json(layout.genesis if number is None else layout.record(number), checked.to_json())
 
 
 def chosen(layout: Layout) -> dict[str, Any]:
@@ -279,9 +282,8 @@ def _held(decision: Decision, holding: Intervention | None) -> Decision:
     if holding is None:
         return decision
     said = f"promotion waits for `al approve`: {holding.sentence()}"
-    return decision.model_copy(
-        update={"verdict": "held", "reasons": (said, f"else {decision.verdict}", *decision.reasons)}
-    )
+    reasons = (said, f"else {decision.verdict}", *decision.reasons)
+    return msgspec.structs.replace(decision, verdict="held", reasons=reasons)
 
 
 def _shared(champion: Predictions, challenger: Predictions) -> tuple[Predictions, Predictions]:

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from al_pipeline.annotation.changes import AnnotationDiff, Judge, KnownAnswers
 from al_pipeline.annotation.task_index import IndexedTask, TaskIndex, indexed, without_account
@@ -38,8 +40,7 @@ _COMPARISONS = 2
 """How often an audit compares the totals: an answer given while it reads changes them."""
 
 
-@dataclass(frozen=True, slots=True)
-class PullRequest:
+class PullRequest(Struct, frozen=True):
     """What to pull, and which answers to accept."""
 
     project: ProjectRef
@@ -58,8 +59,7 @@ class PullRequest:
     """Also find what does not show as a change of a task, such as deleted tasks."""
 
 
-@dataclass(frozen=True, slots=True)
-class PullReport:
+class PullReport(Struct, frozen=True):
     """What a pull added: events by type, refused answers by reason, and the cursor of the next pull."""
 
     events: Counter[str]
@@ -67,8 +67,7 @@ class PullReport:
     cursor: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Position:
+class _Position(Struct, frozen=True):
     """Where the last pull ended."""
 
     cursor: str | None = None
@@ -152,8 +151,7 @@ def _audit(diff: AnnotationDiff, oracle: Oracle, request: PullRequest, before: _
     return _Position(cursor, cursor or "", rolled, index)
 
 
-@dataclass(frozen=True, slots=True)
-class _Suspects:
+class _Suspects(Struct, frozen=True):
     """The tasks that an audit must read, the index that holds all others, and where the rolling check has come to."""
 
     tasks: Collection[AnsweredTask]

@@ -16,6 +16,9 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+from msgspec import Struct
+
 from al_pipeline.errors import BadInput, LabelStudioDown
 from al_pipeline.integrations.label_studio.payloads import task_json
 from al_pipeline.integrations.oracle import Oracle, ProjectRef
@@ -75,8 +78,7 @@ def push(
     return PushReport(present, len(keys) - present, len(spare), numbers)
 
 
-@dataclass(frozen=True, slots=True)
-class RetirePolicy:
+class RetirePolicy(Struct, frozen=True):
     """Which open tasks need no answer any more.
 
     Of rounds before the current one: unanswered pool tasks, and tasks with as many answers as their round wanted
@@ -88,9 +90,9 @@ class RetirePolicy:
     current_round: int
     abandoned: Collection[int] = ()
     """Rounds that no longer count."""
-    overlaps: Mapping[int, int] = field(default_factory=dict)
+    overlaps: Mapping[int, int] = msgspec.field(default_factory=dict)
     """How many answers per task each round wanted."""
-    rounds: Mapping[str, int] = field(default_factory=dict)
+    rounds: Mapping[str, int] = msgspec.field(default_factory=dict)
     """The round of each task, by push key: a task that a later round kept still names its first round."""
     superseded: Collection[str] = ()
     """Push keys of the tasks whose text was corrected."""
@@ -117,8 +119,7 @@ def retire(oracle: Oracle, ref: ProjectRef, policy: RetirePolicy) -> int:
     return len(retired)
 
 
-@dataclass(frozen=True, slots=True)
-class _Queue:
+class _Queue(Struct, frozen=True):
     """The tasks of one push in Label Studio's queue."""
 
     oracle: Oracle

@@ -9,7 +9,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import yaml
+from msgspec.structs import replace
 
 from al_pipeline.errors import BadParams
 from al_pipeline.files import write_bytes
@@ -46,7 +48,7 @@ class Standing:
     def to_json(self) -> dict[str, Any]:
         """Convert to a JSON object."""
         return {
-            **self.wanted.model_dump(),
+            **msgspec.structs.asdict(self.wanted),
             "prefect_url": self.server,
             "applied": self.deployment is not None and not self.differs,
             "differences": list(self.differs),
@@ -116,7 +118,7 @@ def with_schedule(text: str, values: dict[str, Any]) -> str:
     the measurements in `al_pipeline/workspace/params_file.py`.
     """
     before = parse_params(text)
-    if "schedule" not in before.model_fields_set:
+    if _schedule(text) is None:
         section = f"\n\n{_template_section()}"
         text = text.rstrip() + (section.replace("\n", "\r\n") if "\r\n" in text else section)
         before = parse_params(text)
@@ -124,18 +126,23 @@ def with_schedule(text: str, values: dict[str, Any]) -> str:
     for name in sorted(values, key=lambda name: places[name][0], reverse=True):
         text = _replace(text, *places[name], _scalar(name, values[name]))
     after = parse_params(text)
-    expected = {**before.model_dump(), "schedule": {**before.schedule.model_dump(), **values}}
-    if after.model_dump() != expected:
+    if after != replace(before, schedule=replace(before.schedule, **values)):
         raise BadParams("params.yaml cannot be edited automatically; edit its `schedule` by hand")
     return text
 
 
 def _places(text: str) -> dict[str, tuple[int, int]]:
     """Start and end of each value of the section `schedule` in the text."""
+    section = _schedule(text)
+    assert section is not None
+    return {key.value: (value.start_mark.index, value.end_mark.index) for key, value in section.value}
+
+
+def _schedule(text: str) -> yaml.MappingNode | None:
+    """The section `schedule` of the text; None if it has none."""
     document = yaml.compose(text, yaml.SafeLoader)
     assert isinstance(document, yaml.MappingNode), "it was parsed before"
-    section = next(value for key, value in document.value if key.value == "schedule")
-    return {key.value: (value.start_mark.index, value.end_mark.index) for key, value in section.value}
+    return next((value for key, value in document.value if key.value == "schedule"), None)
 
 
 def _replace(text: str, start: int, end: int, value: str) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from al_pipeline.annotation.active_events import active
 from al_pipeline.data.ledger import read_events, read_refused, still_refused
@@ -30,8 +32,7 @@ if TYPE_CHECKING:
     from al_pipeline.operations.ingestion.source_states import SourceNews
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
+class Status(Struct, frozen=True, kw_only=True):
     """The status of a workspace: counts as of the last commit, with the answers in the inbox."""
 
     workspace: str
@@ -84,7 +85,7 @@ class Status:
     def to_json(self) -> dict[str, Any]:
         """Convert to a JSON object."""
         saved, metrics = self.saved, self.metrics
-        return {one.name: getattr(self, one.name) for one in fields(self)} | {
+        return asdict(self) | {
             "label_studio": self.label_studio and self.label_studio.to_json(),
             "sources": [{**asdict(one), "since": one.since.isoformat()} for one in self.sources],
             "metrics": {name: metrics.figure(name).value for name in FIGURES} if metrics else {},

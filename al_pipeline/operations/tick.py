@@ -8,10 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol
+
+from msgspec.structs import replace
 
 from al_pipeline.errors import NothingToDo
 from al_pipeline.files import bound_log, remove_leftovers

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Struct
 
 from al_pipeline.evaluation.figures import FIGURES, Decision, Metrics, Running
 from al_pipeline.evaluation.online import Saved
@@ -14,8 +16,7 @@ if TYPE_CHECKING:
     from al_pipeline.rounds.manifests import Histogram
 
 
-@dataclass(frozen=True, slots=True)
-class RoundRow:
+class RoundRow(Struct, frozen=True):
     """One published round. `labels`: number of labels that its model was trained on."""
 
     number: int
@@ -44,8 +45,7 @@ class RoundRow:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class PoolCounts:
+class PoolCounts(Struct, frozen=True):
     """The four disjoint parts of the pool."""
 
     labeled: int = 0
@@ -59,16 +59,14 @@ class PoolCounts:
         return self.labeled + self.pending + self.ignored + self.unlabeled
 
 
-@dataclass(frozen=True, slots=True)
-class LabelMix:
+class LabelMix(Struct, frozen=True):
     """Number of items of each class, in the labelled set and in the test set."""
 
-    labeled: Mapping[str, int] = field(default_factory=dict)
-    test: Mapping[str, int] = field(default_factory=dict)
+    labeled: Mapping[str, int] = msgspec.field(default_factory=dict)
+    test: Mapping[str, int] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class AskedItem:
+class AskedItem(Struct, frozen=True):
     """One item of this round's batch, and its outcome.
 
     `answer` is the aggregated label, `answers` the number of votes, `agreement` the share of votes for it. Without a
@@ -85,8 +83,7 @@ class AskedItem:
     outcome: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Mistake:
+class Mistake(Struct, frozen=True):
     """One misclassified test item. `probability`: that of the predicted, wrong class."""
 
     item_id: str
@@ -96,8 +93,7 @@ class Mistake:
     probability: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answers:
+class Answers(Struct, frozen=True, kw_only=True):
     """Counts of questions and answers.
 
     `asked`: questions of this round, `for_test` of them about the test set. Each is `answered` (with as many labels as
@@ -117,7 +113,7 @@ class Answers:
     carried: int = 0
     late: int = 0
     waiting: int = 0
-    refused: Mapping[str, int] = field(default_factory=dict)
+    refused: Mapping[str, int] = msgspec.field(default_factory=dict)
     annotators: int = 0
     lead_seconds: float | None = None
     """How long tasks were shown before they were answered, including idle time, as Label Studio's page measures it.
@@ -126,8 +122,7 @@ class Answers:
     """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReportData:
+class ReportData(Struct, frozen=True, kw_only=True):
     """Everything that a report shows, from records alone (except `links`).
 
     `history`: the closed rounds up to this one, oldest first. `metrics`: None if nothing was measured. `baseline`:
@@ -153,7 +148,7 @@ class ReportData:
     answers: Answers = Answers()
     next_step: str = ""
     params_digest: str = ""
-    engine: Mapping[str, str] = field(default_factory=dict)
+    engine: Mapping[str, str] = msgspec.field(default_factory=dict)
     baseline: tuple[CurvePoint, ...] = ()
     baseline_note: str = ""
     confidence: float = 0.95
@@ -161,5 +156,5 @@ class ReportData:
     saved: Saved | None = None
     asked_because: str = ""
     """Why the strategy of this round's batch was chosen, if known."""
-    links: Mapping[str, str] = field(default_factory=dict)
+    links: Mapping[str, str] = msgspec.field(default_factory=dict)
     """URLs of items by id. They are local to this clone: no record holds them, and another clone shows none."""

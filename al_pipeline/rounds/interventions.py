@@ -9,39 +9,42 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from types import NoneType
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
 
 from al_pipeline.annotation.active_events import intervention_key
 from al_pipeline.errors import BadInput
 from al_pipeline.records import Event, LabelIntervention, Selection, event_digest, moment, round_name
+from al_pipeline.validation import first_problem
 
 Kind = Literal["rollback", "undo", "revoke", "restore", "approve", "pause", "resume", "ask"]
 
 MAX_ITEMS = 10_000
 """Maximum number of items that one intervention may name."""
 
-_KINDS = frozenset(get_args(Kind))
+_RoundNumber = Annotated[int, Meta(ge=0, lt=10**6)]
 _TAG = re.compile(r"round-\d{4,6}")
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _FILE = re.compile(r"rounds/(?:interventions|rulings)/(\d{6})\.json")
 """Earlier versions wrote interventions to `rounds/rulings/`. Those files stay there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Intervention:
+class Intervention(Struct, frozen=True, forbid_unknown_fields=True):
     """One decision of a person."""
 
     number: int
     kind: Kind
-    round: int
+    round: _RoundNumber
     """The round that was open when it was made."""
     by: str
     at: str
     reason: str
     labels: bool = False
     """Whether it changes the labelled set."""
-    to: int | None = None
+    to: _RoundNumber | None = None
     """rollback: the round whose snapshot is restored."""
     parts: int | None = None
     """rollback: the number of the last ledger part in that snapshot."""
@@ -55,15 +58,29 @@ class Intervention:
     """The git revision from which `params.yaml` is restored."""
     before: Mapping[str, Any] | None = None
     """rollback: the state that an undo restores (`serves`, `hold`, `head`)."""
-    items: tuple[str, ...] = ()
+    items: Annotated[tuple[str, ...], Meta(max_length=MAX_ITEMS)] = ()
     """ask: the items of the pool to put into the next batch."""
 
     def to_row(self) -> dict[str, Any]:
         """This intervention as a JSON object."""
-        row = asdict(self)
+        row: dict[str, Any] = msgspec.to_builtins(self)
         if self.selection is not None and self.selection.label is None:  # as earlier versions wrote it
             del row["selection"]["label"]
-        return row | {"items": list(self.items)} if self.items else {k: v for k, v in row.items() if k != "items"}
+        return row if self.items else {name: value for name, value in row.items() if name != "items"}
+
+    def __post_init__(self) -> None:
+        """Revisions become arguments of git, and tags become folder names, so arbitrary strings would be unsafe."""
+        before = self.before or {}
+        for tag in (self.serves, before.get("serves")):
+            if tag is not None and not _TAG.fullmatch(tag):
+                raise ValueError(f"{tag!r} is not the name of a round")
+        for revision in (self.params_from, before.get("head")):
+            if revision is not None and not (_TAG.fullmatch(revision) or _COMMIT.fullmatch(revision)):
+                raise ValueError(f"{revision!r} is not a revision")
+        if type(before.get("hold")) not in (bool, NoneType):
+            raise TypeError("hold must be true, false or null")
+        if self.selection is not None and self.selection.since is not None:
+            moment(self.selection.since)
 
     def summary(self) -> str:
         """What was decided, in a few words."""
@@ -107,59 +124,11 @@ def read_intervention(text: str, path: str) -> Intervention:
 
 def parse_intervention(row: Any, place: str) -> Intervention:
     """Parse an intervention that `to_row` wrote. Raises BadInput, naming `place`, if it is invalid."""
-    known = {field.name for field in fields(Intervention)}
     try:
-        if unknown := sorted(set(row) - known):
-            raise ValueError(f"unknown key {unknown[0]!r}")
-        selection = row.get("selection")
-        items = row.get("items", [])
-        if not isinstance(items, list) or len(items) > MAX_ITEMS or not all(isinstance(item, str) for item in items):
-            raise TypeError(f"items must be a list of at most {MAX_ITEMS:,} strings")
-        chosen = None if selection is None else Selection(**selection)
-        intervention = Intervention(**{**row, "selection": chosen, "items": tuple(items)})
-        if (
-            intervention.kind not in _KINDS
-            or type(intervention.number) is not int
-            or type(intervention.round) is not int
-        ):
-            raise ValueError("kind, number or round is invalid")
-        if not all(
-            value is None or type(value) is int for value in (intervention.to, intervention.parts, intervention.undoes)
-        ):
-            raise ValueError("a number is not a whole number")
-        _check(intervention)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise BadInput(f"{place} is not a valid intervention ({error}); was it written by a newer engine?") from None
-    return intervention
-
-
-def _check(intervention: Intervention) -> None:
-    """Raise TypeError or ValueError unless all values of `intervention` have their types and forms.
-
-    Revisions become arguments of git, and tags become folder names, so arbitrary strings would be unsafe.
-    """
-    chosen = intervention.selection or Selection()
-    before = {} if intervention.before is None else dict(intervention.before)
-    named = (text for text in (chosen.annotator, chosen.item, chosen.label) if text is not None)
-    texts = (intervention.by, intervention.at, intervention.reason, *named)
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError("a text is not a string")
-    for tag in (intervention.serves, before.get("serves")):
-        if tag is not None and not _TAG.fullmatch(tag):
-            raise ValueError(f"{tag!r} is not the name of a round")
-    for revision in (intervention.params_from, before.get("head")):
-        if revision is not None and not (_TAG.fullmatch(revision) or _COMMIT.fullmatch(revision)):
-            raise ValueError(f"{revision!r} is not a revision")
-    if not all(
-        flag is None or type(flag) is bool for flag in (intervention.labels, intervention.hold, before.get("hold"))
-    ):
-        raise TypeError("labels and hold must be true, false or null")
-    if chosen.round is not None and type(chosen.round) is not int:
-        raise TypeError("a number is not a whole number")
-    if chosen.since is not None:
-        moment(chosen.since)
-    if not all(0 <= value < 10**6 for value in (intervention.round, intervention.to or 0)):
-        raise ValueError("the number of a round is out of range")
+        return msgspec.convert(row, Intervention)
+    except (msgspec.ValidationError, RecursionError) as error:
+        problem = first_problem(Intervention, row) or error
+        raise BadInput(f"{place} is not a valid intervention ({problem}); was it written by a newer engine?") from None
 
 
 def in_effect(interventions: Sequence[Intervention]) -> list[Intervention]:

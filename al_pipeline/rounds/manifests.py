@@ -5,39 +5,29 @@ A record is written from the type that reads it. Keys of a newer engine are not 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    AliasChoices,
-    Field,
-    PlainSerializer,
-    PlainValidator,
-    Strict,
-    StringConstraints,
-    ValidationError,
-    ValidationInfo,
-)
+import msgspec
+from msgspec import Meta
 
 from al_pipeline.errors import UnexpectedChange
 from al_pipeline.evaluation.figures import Control, Count, Decision, Metrics, Number, Part, Running, Text, Texts
 from al_pipeline.records import PlannedTask
-from al_pipeline.rounds.interventions import Intervention, parse_intervention
+from al_pipeline.rounds.interventions import Intervention
 
 MAX_ROUND = 999_999
 ID_CHARACTERS = 200
 
 _P = TypeVar("_P", bound=Part)
-_RoundNumber = Annotated[int, Field(ge=0, le=MAX_ROUND)]
-_Moment = Annotated[float, Field(ge=0, le=2e11)]
-_Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+_RoundNumber = Annotated[int, Meta(ge=0, le=MAX_ROUND)]
+_Moment = Annotated[float, Meta(ge=0, le=2e11)]
+_Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
-class TaskCounts(Part):
+class TaskCounts(Part, frozen=True, kw_only=True):
     """The state of a round's tasks when it closed. `kept`: those of `unanswered` that stay open in the next round."""
 
     tasks: Count | None = None
@@ -49,7 +39,7 @@ class TaskCounts(Part):
     """Number of refused answers, by reason."""
 
 
-class Counts(Part):
+class Counts(Part, frozen=True, kw_only=True):
     """Items and answers as of a round; `labelled`, `pending`, `ignored` and `unlabelled` add up to `pool`."""
 
     pool: Count
@@ -69,32 +59,32 @@ class Counts(Part):
     test_labels: dict[Text, Count]
 
 
-class Schema(Part):
+class Schema(Part, frozen=True, kw_only=True):
     """What annotators were asked: the question, the classes, and the columns that a task shows."""
 
-    version: Annotated[int, Field(ge=1, le=10**9)] = 1
+    version: Annotated[int, Meta(ge=1, le=10**9)] = 1
     question: Text
-    labels: Annotated[Texts, Field(min_length=1)]
+    labels: Annotated[Texts, Meta(min_length=1)]
     fields: Texts | None = None
 
 
-class RoundParams(Part):
+class RoundParams(Part, frozen=True, kw_only=True):
     """How a round queries. `overlap`: number of annotators per item."""
 
-    overlap: Annotated[int, Field(ge=1, le=10_000)]
+    overlap: Annotated[int, Meta(ge=1, le=10_000)]
 
 
-class EvaluateParams(Part):
+class EvaluateParams(Part, frozen=True, kw_only=True):
     """How intervals were computed."""
 
-    confidence: Annotated[float, Field(gt=0, lt=1)]
+    confidence: Annotated[float, Meta(gt=0, lt=1)]
     bootstrap: Count = 1000
 
 
-class Params(Part):
+class Params(Part, frozen=True, kw_only=True):
     """Those parameters of a round that are read later."""
 
-    schema_: Schema = Field(alias="schema")
+    schema_: Schema = msgspec.field(name="schema")
     round: RoundParams
     evaluate: EvaluateParams
     features: dict[str, Any]
@@ -103,7 +93,7 @@ class Params(Part):
     schedule: Any = None
 
 
-class Engine(Part):
+class Engine(Part, frozen=True, kw_only=True):
     """The fingerprint of the engine that built a round."""
 
     version: Text
@@ -111,35 +101,22 @@ class Engine(Part):
     packages: dict[Text, Text]
 
 
-class NextBatch(Part):
+class NextBatch(Part, frozen=True, kw_only=True):
     """The strategy that chose the next round's batch, and why that strategy."""
 
     strategy: Text
     reason: Text
 
 
-def _names_model_and_params(hashes: dict[str, str]) -> dict[str, str]:
-    if missing := {"model", "params"} - hashes.keys():
-        raise ValueError(f"{min(missing)} is missing")
-    return hashes
-
-
-def _intervention(row: Any, info: ValidationInfo) -> Intervention:
-    return row if isinstance(row, Intervention) else parse_intervention(row, str(info.context))
-
-
-_Intervention = Annotated[Intervention, PlainValidator(_intervention), PlainSerializer(Intervention.to_row)]
-
-
-class Record(Part):
+class Record(Part, frozen=True, kw_only=True):
     """What was built and published in one commit. The first build, made before any annotation, has no round number."""
 
     round: _RoundNumber | None
     counts: Counts
-    hashes: Annotated[dict[Text, _Digest], AfterValidator(_names_model_and_params)]
+    hashes: dict[Text, _Digest]
     """SHA-256 of the round's files, by their names in `Layout`."""
     params: Params
-    overrides: dict[str, Any] = Field(default_factory=dict)
+    overrides: dict[str, Any] = msgspec.field(default_factory=dict)
     """Settings of the next round's batch that override `params`."""
     engine: Engine
     metrics: Metrics
@@ -154,25 +131,25 @@ class Record(Part):
     opened_at: _Moment | None = None
     closed_at: _Moment | None
     """Unix times in seconds."""
-    seconds: dict[Text, Number] = Field(default_factory=dict)
+    seconds: dict[Text, Number] = msgspec.field(default_factory=dict)
     """Duration of each step of the build, in seconds."""
-    parent: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40,64}$")] | None
+    parent: Annotated[str, Meta(pattern=r"\A[0-9a-f]{40,64}\Z")] | None
     running: Running | None = None
     control: Control | None = None
     next_batch: NextBatch | None = None
-    interventions: Annotated[tuple[_Intervention, ...], Strict(False)] = Field(
-        default=(),
-        validation_alias=AliasChoices("interventions", "rulings"),  # as earlier versions called them
-    )
+    interventions: tuple[Intervention, ...] = ()
     """The interventions about labels that this round carried out."""
+
+    def __post_init__(self) -> None:
+        if missing := {"model", "params"} - self.hashes.keys():
+            raise ValueError(f"hashes: {min(missing)} is missing")
 
     def to_json(self) -> dict[str, Any]:
         """This record as the JSON object that is written, with unset defaults."""
-        row: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
-        return row
+        return {**super().to_json(), "interventions": [one.to_row() for one in self.interventions]}
 
 
-class RoundRecord(Record):
+class RoundRecord(Record, frozen=True, kw_only=True):
     """The record of a published round."""
 
     round: _RoundNumber
@@ -180,14 +157,14 @@ class RoundRecord(Record):
     answers: TaskCounts
 
 
-class Histogram(Part):
+class Histogram(Part, frozen=True, kw_only=True):
     """Histogram of the model's uncertainty about the unlabelled pool; both fields are empty if nothing was scored."""
 
-    edges: Annotated[tuple[Number, ...], Strict(False)] = ()
+    edges: tuple[Number, ...] = ()
     """Bin edges, strictly increasing; one more than `counts`."""
-    counts: Annotated[tuple[Count, ...], Strict(False)] = ()
+    counts: tuple[Count, ...] = ()
 
-    def model_post_init(self, _: Any) -> None:
+    def __post_init__(self) -> None:
         if self.edges and (len(self.edges) != len(self.counts) + 1 or tuple(sorted(set(self.edges))) != self.edges):
             raise ValueError("edges must rise, and be one more than counts")
 
@@ -279,28 +256,25 @@ def _task(line: str, place: str, number: int) -> PlannedTask:
 
 
 def _parsed(text: str, path: str, kind: type[_P]) -> _P:
+    row = _object(text, path)
+    if "rulings" in row and "interventions" not in row:  # as earlier versions called them
+        row["interventions"] = row.pop("rulings")
     try:
-        return kind.model_validate(_object(text, path), context=path)
+        return kind.from_row(row)
     except RecursionError:
         raise _foreign(path, "is nested too deeply") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        key = ".".join(str(step) for step in first["loc"])
-        raise _foreign(path, f"{key}: {first['msg']}") from None
+    except ValueError as error:
+        raise _foreign(path, str(error)) from None
 
 
 def _object(text: str, place: str) -> dict[str, Any]:
     try:
-        row = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
+        row = msgspec.json.decode(text)
+    except (msgspec.DecodeError, ValueError, RecursionError):
         raise _foreign(place, "is not JSON") from None
     if not isinstance(row, dict):
         raise _foreign(place, "is not a JSON object")
     return row
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON value")
 
 
 def _foreign(place: str, problem: str) -> UnexpectedChange:

@@ -7,9 +7,10 @@ again.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
+
+from msgspec import Struct
 
 State = Literal["empty", "planned", "open", "closed", "built", "decided", "published", "exhausted"]
 
@@ -41,15 +42,13 @@ BUILD = (Step.ENCODER, Step.ENCODE, Step.LABEL, Step.TRAIN, Step.EVALUATE, Step.
 """The steps of a build: two that provide the features, which rounds share, then those of `dvc.yaml`, in its order."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(Struct, frozen=True):
     """No step is possible now; `reason` says what the round waits for."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(Struct, frozen=True):
     """What a tick has read. `done`: the steps that this tick has already taken for the current round."""
 
     items: int
@@ -86,8 +85,7 @@ class Facts:
     done: frozenset[Step] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Closing:
+class Closing(Struct, frozen=True):
     """When a round closes (`round` in `params.yaml`): at the quorum, or after the deadline with enough labels."""
 
     quorum: float

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 
 from al_pipeline.data.catalog import draw_test, item_id_from, label_from, text_from
 from al_pipeline.data.inputs import Source, open_inputs
@@ -17,7 +16,7 @@ from al_pipeline.data.table_rows import BadRow, Progress, Row
 from al_pipeline.data.tables import read_table
 from al_pipeline.errors import BadInput
 from al_pipeline.files import sha256_bytes
-from al_pipeline.params import ClassName
+from al_pipeline.params import is_class_name
 from al_pipeline.records import Item, content_hash
 
 LEAST = 50
@@ -25,7 +24,6 @@ LEAST = 50
 MAX_CLASSES = 200
 MAX_CHARACTERS = 200_000
 """Maximum length of a text without a `params.yaml`."""
-_CLASS_NAME = TypeAdapter[str](ClassName)
 
 
 @dataclass(frozen=True)
@@ -124,9 +122,7 @@ def _taken(row: Row | BadRow, text_column: str, label_column: str, max_character
         return str(error.args[0])
     if label is None:
         return "no label"
-    try:
-        _CLASS_NAME.validate_python(label)
-    except ValidationError:
+    if not is_class_name(label):
         return "the label is not a valid class name: at most 100 printable characters"
     return text, label
 

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 import al_pipeline
@@ -119,7 +121,7 @@ def make_work(texts: LabeledTexts, params: Params, options: Options, vectors: Ve
         if strategy not in known:
             raise UsageError(f"unknown query strategy {strategy!r}; choose from {', '.join(sorted(known))}")
     dense = None if vectors is None else vectors.of(texts.items)
-    knobs = params.select.model_dump()
+    knobs = msgspec.structs.asdict(params.select)
     knobs |= {
         key: value for key in ("batch_size", "cold_start", "guide") if (value := getattr(options, key)) is not None
     }
@@ -153,7 +155,7 @@ def _settings(texts: LabeledTexts, params: Params, work: Work, vectors: Vectors 
         "format": FORMAT,
         "corpus": texts.digest,
         "classes": list(texts.classes),
-        "features": params.features.model_dump(),
+        "features": msgspec.structs.asdict(params.features),
         "encoder": None if vectors is None else vectors.identity,
         "calibrate": work.calibrate,
         "classifier": work.classifier,
@@ -302,4 +304,4 @@ def with_features(params: Params, kind: str) -> Params:
     """The parameters with another kind of features. Raises UsageError if there is no such kind."""
     if kind not in ("encoder", "tfidf", "encoder+tfidf"):
         raise UsageError(f"unknown features {kind!r}; use encoder, tfidf or encoder+tfidf")
-    return params.model_copy(update={"features": params.features.model_copy(update={"kind": kind})})
+    return replace(params, features=replace(params.features, kind=kind))

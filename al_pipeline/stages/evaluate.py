@@ -53,9 +53,9 @@ def main(layout: Layout) -> None:
     control_score = None
     if control is not None and control.counts:
         figure = measure(control.predict_proba(texts, own)).macro_f1
-        control_score = Control(labels=sum(control.counts.values()), macro_f1=figure).model_dump(mode="json")
+        control_score = Control(labels=sum(control.counts.values()), macro_f1=figure).to_json()
     write_json(layout.control, control_score)
-    write_json(layout.metrics, metrics.model_dump(mode="json"))
+    write_json(layout.metrics, metrics.to_json())
     write_text(layout.metrics_csv, _metrics_csv(metrics.to_table()))
     predicted = proba[labelled].argmax(axis=1)
     pairs = [(classes[a], classes[b]) for a, b in zip(truth, predicted, strict=True)]

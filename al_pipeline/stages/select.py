@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from al_pipeline.active_learning.batch import VectorsOf, next_batch
@@ -40,7 +41,9 @@ def main(layout: Layout) -> None:
     room = max(0, select.batch_size - len(chosen.kept))
     vectors = open_vectors(layout.encoder, layout.features, params.features, device)
     queries, choice = next_batch(
-        QueryConfig(params.seed, chosen.size or params.round.seed_size, **select.model_dump() | {"batch_size": room}),
+        QueryConfig(
+            params.seed, chosen.size or params.round.seed_size, **msgspec.structs.asdict(select) | {"batch_size": room}
+        ),
         chosen.round,
         OpenIds([layout.pool], closed),
         Shortlist(*read_scores(layout.scores)),

@@ -99,7 +99,7 @@ class _Normalize(ast.NodeTransformer):
         return self._function(node)
 
     def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
-        if not node.decorator_list:  # a decorator may read annotations, as pydantic's and singledispatch do
+        if not node.decorator_list:  # a decorator may read annotations, as singledispatch does
             node.returns = None
             arguments = node.args
             others = [each for each in (arguments.vararg, arguments.kwarg) if each is not None]
@@ -124,7 +124,7 @@ class _Normalize(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
-        if self._in_class:  # dataclasses, named tuples and pydantic read annotations
+        if self._in_class:  # dataclasses, named tuples and structs read annotations
             return self.generic_visit(node)
         if node.value is None:
             return None

@@ -28,9 +28,11 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from al_pipeline.errors import BadInput, CopiedWorkspace
 from al_pipeline.files import read_object, sha256_bytes, write_json
@@ -47,8 +49,7 @@ _LAYERED = ("aufs", "fuse.fuse-overlayfs", "overlay")
 """Root file systems of containers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """The place of a clone."""
 
     machine: str
@@ -64,8 +65,7 @@ class Place:
     """The inodes of the workspace's folder and of its `.al`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(Struct, frozen=True):
     """The id of a clone, and whether it may write."""
 
     clone_id: str

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 STAGES = ("label", "train", "evaluate", "score", "select")
 """The stages of `dvc.yaml`, in order (a test compares the two)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(Struct, frozen=True):
     """The paths below a workspace's root."""
 
     root: Path = Path()

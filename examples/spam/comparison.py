@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from msgspec.structs import asdict
 
 from al_pipeline.active_learning.batch import VectorsOf
 from al_pipeline.active_learning.choice import QueryConfig
@@ -55,7 +56,7 @@ def compare(
     kinds = {"active": params.select.strategy, "random": "random"}
     done = 0
     for kind, strategy in kinds.items():
-        knobs = params.select.model_dump() | {"strategy": strategy}
+        knobs = asdict(params.select) | {"strategy": strategy}
         found = []
         for seed in seeds:
             config = QueryConfig(seed, params.round.seed_size, **knobs)

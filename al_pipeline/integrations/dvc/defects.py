@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteDefect:
+class RemoteDefect(Struct, frozen=True):
     """An object that the DVC remote lacks or holds with other bytes."""
 
     name: str
@@ -22,8 +22,7 @@ class RemoteDefect:
     """Whether this machine has the right bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Different:
+class Different(Struct, frozen=True):
     """A file of the work tree that differs from what is recorded."""
 
     name: str

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
 from types import TracebackType
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from uuid import uuid4
 
 import httpx
+from msgspec import Struct
 
 from al_pipeline.errors import LabelStudioDown
 from al_pipeline.integrations.label_studio.failures import NotFound, UnusableReply, no_label_studio
@@ -65,8 +65,7 @@ _PROJECTS_PAGE = 100
 _KEYS_PER_REQUEST = 50
 
 
-@dataclass(frozen=True, slots=True)
-class About:
+class About(Struct, frozen=True):
     """The server's version, the e-mail address of our user, and how far its clock is ahead of ours, in seconds."""
 
     version: str

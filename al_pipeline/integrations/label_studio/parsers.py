@@ -7,9 +7,10 @@ LabelStudioDown, or a TypeError, LookupError or ValueError that `transport` turn
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+
+from msgspec import Struct
 
 from al_pipeline.errors import LabelStudioDown
 from al_pipeline.integrations.label_studio.payloads import CONTROL, RESERVED, data_key, shown_fields, shown_hash
@@ -219,8 +220,7 @@ def _part(value: Any) -> Part | None:
 # Projects and users -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ProjectSettings:
+class ProjectSettings(Struct, frozen=True):
     """The settings of a project that we manage, under their names in Label Studio's API."""
 
     title: str | None

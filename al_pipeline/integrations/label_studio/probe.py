@@ -9,8 +9,10 @@ import json
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from al_pipeline.integrations.label_studio.payloads import task_filter, task_query
 from al_pipeline.integrations.label_studio.projects import ProjectMark, find_mark
@@ -27,8 +29,7 @@ _SECONDS = 0.9
 _MOST_BYTES = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class ServerStatus:
+class ServerStatus(Struct, frozen=True):
     """The result of a probe."""
 
     state: State

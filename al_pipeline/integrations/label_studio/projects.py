@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from al_pipeline.errors import WrongProject
 from al_pipeline.integrations.oracle import PageEdit, ProjectRef
@@ -25,8 +26,7 @@ _LONGEST_NAME = 24
 _MARK = re.compile(r"al-workspace:(\S+) clone:(\S+) project:(\S+)")
 
 
-@dataclass(frozen=True, slots=True)
-class ProjectMark:
+class ProjectMark(Struct, frozen=True):
     """The owner of a project, as its description names it."""
 
     workspace_id: str

@@ -10,6 +10,8 @@ from functools import partial
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from msgspec import Struct
+
 from al_pipeline.annotation.votes import IMPORT_ROUND
 from al_pipeline.data.catalog import (
     HASH_ID_CHARACTERS,
@@ -17,7 +19,6 @@ from al_pipeline.data.catalog import (
     Catalog,
     item_id_from,
     item_ids_from,
-    storable,
     text_from,
 )
 from al_pipeline.data.json_columns import json_object, json_objects
@@ -28,6 +29,7 @@ from al_pipeline.operations.ingestion.corrections import CORRECTION, PastCorrect
 from al_pipeline.operations.ingestion.labels import IMPORT_ANNOTATOR, ImportedLabels
 from al_pipeline.operations.ingestion.rejects import Refused
 from al_pipeline.records import Event, Item, Part, content_hash, event_digest
+from al_pipeline.sanitize import storable
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
 
@@ -48,8 +50,7 @@ _LONGEST_COMPARED = 20_000
 """Maximum length of such a text, in characters."""
 
 
-@dataclass(frozen=True, slots=True)
-class Columns:
+class Columns(Struct, frozen=True):
     """The columns with text, id and label. `id` None: the column `id`, if there is one; `label` None: no labels."""
 
     text: str

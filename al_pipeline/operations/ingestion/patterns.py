@@ -6,17 +6,17 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+
+from msgspec import Struct
 
 from al_pipeline.data.inputs import is_hidden
 from al_pipeline.params import stays_below
 from al_pipeline.workspace.layout import Layout
 
 
-@dataclass(frozen=True, slots=True)
-class FoundSources:
+class FoundSources(Struct, frozen=True):
     """What the patterns of `ingest.sources` match: files sorted by name, and unusable paths with the reason."""
 
     files: list[Path]

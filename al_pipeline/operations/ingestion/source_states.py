@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
+
+from msgspec import Struct
 
 from al_pipeline.data.inputs import Stamp, stamp_of
 from al_pipeline.errors import BadInput
@@ -33,8 +34,7 @@ _ENTRY: Mapping[str, type | tuple[type, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class SourceNews:
+class SourceNews(Struct, frozen=True):
     """A file of `ingest.sources` that was not read, as of the last tick."""
 
     file: str

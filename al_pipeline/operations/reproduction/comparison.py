@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
+
+from msgspec.structs import asdict
 
 from al_pipeline.data.outputs import read_labeled
 from al_pipeline.errors import BadInput
@@ -114,8 +116,8 @@ def _compare(clone: Clone, stage: str, entry: Mapping[str, Any], published: Publ
     same: dict[Source, bool] = {"dvc.lock": md5 == entry["md5"]}
     if name in record.hashes:
         same["round.json"] = sha256 == record.hashes[name]
-    elif name in _IN_RECORD and _IN_RECORD[name] in record.model_fields_set:
-        same["round.json"] = read_json(path) == record.to_row()[_IN_RECORD[name]]
+    elif name in _IN_RECORD and _IN_RECORD[name] in (row := record.to_row()):
+        same["round.json"] = read_json(path) == row[_IN_RECORD[name]]
     if there := published.digests[entry["path"]]:
         same["published"] = md5 == there
     return _output(name, stage, sha256, same)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
+
+from msgspec.structs import asdict, replace
 
 from al_pipeline.errors import ManualActionRequired
 from al_pipeline.integrations.dvc.session import Dvc
