@@ -64,7 +64,7 @@ ONLY = {
     "typer": ("cli",),
     "matplotlib": ("reporting.charts",),
     "jinja2": ("reporting.html",),
-    "pydantic": (),
+    "pydantic": ("flows",),  # with which Prefect describes a run's parameters
     "sklearn": (),
     "pandas": ("frames",),
     "requests": (),

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args
 
 import httpx
 from prefect import Task, flow, get_run_logger, runtime, task
@@ -22,6 +22,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.exceptions import CancelledRun
 from prefect.states import Cancelled
+from pydantic import Field
 
 from al_pipeline.errors import ExternalServiceError, LabelStudioRefused, Locked, ServerFailed, UsageError
 from al_pipeline.evaluation.figures import FIGURES
@@ -36,6 +37,10 @@ from al_pipeline.servers.prefect_server import is_our_deployment
 from al_pipeline.workspace.home import restrict_umask
 from al_pipeline.workspace.lock import holder
 from al_pipeline.workspace.workspace import Workspace, open_workspace
+
+_SIZES = get_args(BatchSize)[1]
+Size = Annotated[int, Field(ge=_SIZES.ge, le=_SIZES.le)]
+"""The number of items in a batch, for Prefect, which describes and checks a run's parameters with pydantic."""
 
 NETWORK = frozenset({Step.CONNECT, Step.RETIRE, Step.PUSH, Step.PULL, Step.AUDIT, Step.SYNC})
 """Steps with retries: they use the network, and a repeat is harmless."""
@@ -73,7 +78,7 @@ def run_round(options: Options, on_progress: Callable[[str], None]) -> TickRepor
 def al_round(
     close_now: bool = False,
     accept_vanished: bool = False,
-    size: BatchSize | None = None,
+    size: Size | None = None,
     strategy: StrategyName | None = None,
 ) -> TickReport | State[Any]:
     """Run one tick of the workspace: pull answers, close and build the round if it is full, push the next questions.
