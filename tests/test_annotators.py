@@ -7,13 +7,13 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 
 import httpx
 import pytest
 from fault_proxy import AFTER, FaultProxy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgspec.structs import replace
 
 from al_pipeline.errors import BadInput, LabelStudioDown, LabelStudioRefused
 from examples.spam import annotators
