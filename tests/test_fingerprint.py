@@ -215,7 +215,7 @@ def test_other_words_and_another_layout_do_not(change: str) -> None:
     ("module", "old", "new"),
     [
         ("active_learning/acquisition.py", "1.0", "0.999"),
-        ("params.py", "ge=1, le=100, default=6", "ge=1, le=100, default=7"),
+        ("params.py", "ge=1, le=100)] = 6", "ge=1, le=100)] = 7"),
         ("models/probabilities.py", "axis=1, keepdims=True)), np.float64)", "axis=1, keepdims=True)), np.float32)"),
     ],
 )

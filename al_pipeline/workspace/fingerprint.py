@@ -76,6 +76,7 @@ MODULES = (
     "stages/score.py",
     "stages/select.py",
     "stages/train.py",
+    "validation.py",
     "workspace/__init__.py",
     "workspace/fingerprint.py",
     "workspace/layout.py",
