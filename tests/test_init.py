@@ -151,13 +151,13 @@ def test_a_folder_that_is_not_empty_is_refused_untouched(tmp_path: Path) -> None
     ("labels", "says"),
     [
         ([], "schema.labels"),
-        (["ham"], "at least 2 items"),
+        (["ham"], "list of 2 to 200 names"),
         (["ham", ""], "schema.labels.1"),
         (["ham", "HAM"], "differ by more than case"),
         (["ham", "spam "], "begin or end with blanks"),
         (["ham", "a\nb"], "schema.labels.1"),
-        (["ham", "x" * 101], "at most 100"),
-        ([str(number) for number in range(201)], "at most 200"),
+        (["ham", "x" * 101], "text of 1 to 100 characters"),
+        ([str(number) for number in range(201)], "list of 2 to 200 names"),
     ],
 )
 def test_labels_that_are_no_good_leave_no_folder(tmp_path: Path, labels: list[str], says: str) -> None:
