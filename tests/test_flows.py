@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import httpx
 import pytest
 from annotating import ANN, ServerRig, leave
 from embedded import LabelStudioServer, PrefectServer
-from harness import ask_prefect, small_workspace
+from harness import ask_prefect, change_params, small_workspace
 
 from al_pipeline.files import read_json, write_json
 from al_pipeline.integrations.git import Git
@@ -305,6 +306,9 @@ def test_a_teams_own_prefect_runs_it_by_prefect_yaml(
     """Deployed by Prefect's own command, run by its own worker; a run that is given another workspace refuses."""
     workspace, _ = served
     root = workspace.layout.root
+    # A run of the schedule would take the one slot, and the run that is asked for below be cancelled.
+    cron = f"0 0 1 {(datetime.now(UTC).month + 5) % 12 + 1} *"
+    change_params(workspace, {'cron: "0 * * * *"': f'cron: "{cron}"'})
     environment = {**os.environ, **prefect_server.env, "AL_WORKSPACE": str(root)}
 
     def prefect(*words: str, code: int = 0) -> str:
@@ -341,14 +345,10 @@ def test_a_teams_own_prefect_runs_it_by_prefect_yaml(
     assert deployment["global_concurrency_limit"]["limit"] == 1
     assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     [schedule] = deployment["schedules"]
-    assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("0 * * * *", "UTC")
+    assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == (cron, "UTC")
     assert schedule["active"] is True
     [watch] = ask(prefect_server, "automations", automations={"name": {"any_": [WATCH]}})
     assert watch["enabled"] and watch["trigger"]["within"] == 90
-    # On the hour the schedule's own run would take the one slot, and a run that is asked for below be cancelled.
-    edit = f"{prefect_server.api_url}/deployments/{deployment['id']}/schedules/{schedule['id']}"
-    ask_prefect("PATCH", edit, {"active": False}).raise_for_status()
-
     assert "strategy" in deployment["parameter_openapi_schema"]["properties"]
     done = run(parameters={"close_now": True})
     assert done["state"]["type"] == "FAILED" and "of Label Studio are not known here" in done["state"]["message"], done
