@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,12 +27,32 @@ from al_pipeline.servers import (
     stop_prefect,
 )
 from al_pipeline.servers.label_studio_server import template_database
+from al_pipeline.servers.process import LOOPBACK, free_port, is_healthy
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
 
 REPOSITORY = Path(__file__).parents[1]
 TEMPLATES = REPOSITORY / ".cache/tests"
 """Migrated databases of Label Studio, kept between test runs; each saves a minute."""
+
+
+@contextmanager
+def s3_server(port: int | None = None) -> Iterator[str]:
+    """The address of an empty S3 server: a process of its own, as moto's servers in one process share their buckets."""
+    port = port or free_port()
+    url = f"http://{LOOPBACK}:{port}"
+    command = [sys.executable, "-m", "moto.server", "--host", LOOPBACK, "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not is_healthy(f"{url}/moto-api/"):
+            assert server.poll() is None, f"moto ended with {server.returncode}"
+            assert time.monotonic() < deadline, "moto does not answer"
+            time.sleep(0.1)
+        yield url
+    finally:
+        server.kill()
+        server.wait()
 
 
 @contextmanager

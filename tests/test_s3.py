@@ -16,8 +16,8 @@ from typing import Any
 import boto3
 import pytest
 from configobj import ConfigObj
+from embedded import s3_server
 from harness import SMALL, answer_all, change_params, play, tools_first, write_pool
-from moto.server import ThreadedMotoServer
 
 from al_pipeline.errors import RemoteIncomplete, RepositoryError
 from al_pipeline.integrations.dvc import objects as dvc_objects
@@ -64,11 +64,8 @@ class Published:
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The address of an S3 server."""
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    yield f"http://{host}:{port}"
-    moto.stop()
+    with s3_server() as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

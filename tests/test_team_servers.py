@@ -26,9 +26,8 @@ import yaml
 from annotating import ANN, ServerRig
 from composed import DEPLOY, compose
 from conftest import require
-from embedded import TEMPLATES
+from embedded import TEMPLATES, s3_server
 from harness import SMALL, ask_prefect, change_params, tools_first, write_pool
-from moto.server import ThreadedMotoServer
 
 from al_pipeline.files import read_json
 from al_pipeline.integrations.label_studio.client import LabelStudioOracle
@@ -249,12 +248,8 @@ class Published:
 @pytest.fixture(scope="module")
 def published(team: Team) -> Iterator[Published]:
     """The steps of the guide: a tick by hand, people's answers, and a tick of the worker."""
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=team.ports["store"], verbose=False)
-    moto.start()
-    try:
+    with s3_server(team.ports["store"]):
         yield publish(team, team.folder / "spam")
-    finally:
-        moto.stop()
 
 
 def publish(team: Team, root: Path) -> Published:
