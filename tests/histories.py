@@ -226,11 +226,12 @@ class World:
                 assert self.told() == before, "nothing is recorded"
         self.reference.take(news, gone)
         self.check()
-        kept = self.layout.pull_state.read_bytes()
-        self.layout.pull_state.unlink()
+        kept = self.layout.pull_state.read_bytes() if self.layout.pull_state.exists() else None  # nobody answered yet
+        self.layout.pull_state.unlink(missing_ok=True)
         again = pull(self.layout, self.oracle, replace(request, max_vanished=0, audit=True))
         assert not again.events, "what was pulled is not pulled again, and an audit that reads everything finds no more"
-        self.layout.pull_state.write_bytes(kept)
+        if kept is not None:
+            self.layout.pull_state.write_bytes(kept)
 
     def told(self) -> list[str]:
         return [event.event_id for event in read_events(self.layout.events, self.layout.inbox_events)]
