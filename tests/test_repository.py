@@ -438,7 +438,7 @@ def test_one_process_serves_many_commands_and_failures(dvc: Dvc) -> None:
     pid = running(dvc)
     with pytest.raises(StageFailed, match=r"stage bad failed; .*dvc\.log.*\n(.*\n)*the reason is here"):
         dvc.repro("bad")
-    with pytest.raises(RepositoryError, match=r"dvc add failed \(\d+\).*never"):
+    with pytest.raises(RepositoryError, match="dvc add failed.*never"):
         dvc.add(dvc.root / "never")
     (dvc.root / "source").write_text("another source\n", encoding="utf-8")
     assert dvc.changed("good") != {}

@@ -116,7 +116,6 @@ def publish(workspace: Workspace, git: Git, dvc: Dvc, number: int | None) -> str
         _refuse_published(git, number)
     refuse_edits(set(foreign_edits(layout, git)) - _written(layout, number))
     dvc.push()
-    dvc.verify_remote()
     message = "Plan round-0000, before any label" if number is None else _message(_built_record(layout, number))
     commit = git.commit(message, [*layout.owned, layout.params, layout.dvc_yaml])
     _logger.info("published in commit %s: %s", commit[:12], message.splitlines()[0])

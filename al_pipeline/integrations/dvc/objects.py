@@ -52,10 +52,11 @@ def serve(request: Mapping[str, Any]) -> dict[str, Any]:
     actions: dict[str, Callable[[_Objects, Mapping[str, Any]], dict[str, Any]]] = {
         "check": lambda objects, _: objects.check(),
         "where": lambda objects, _: {"absent": objects.absent_folder()},
-        "push": lambda objects, _: objects.push(),
+        "push": lambda objects, asked: objects.push(Path(asked["place"])),
         "reach": lambda objects, _: objects.reach(),
         "set aside": lambda objects, asked: {"aside": objects.set_aside(Path(asked["place"]))},
         "compare": lambda objects, _: {"differences": objects.differences()},
+        "track": lambda objects, asked: objects.track(asked["unchanged"]),
     }
     from dvc.repo import Repo
 
@@ -176,10 +177,34 @@ class _Objects:
             return wanted.data
         return next((path for path in wanted.places if self._holds(path, digest)), None)
 
-    def set_aside(self, folder: Path) -> list[str]:
-        """Move cache objects whose content does not match their name to `folder`; return their workspace paths."""
+    def track(self, unchanged: Mapping[str, str]) -> dict[str, Any]:
+        """Have DVC record the targets as they are now and copy them to its cache.
+
+        Those in `unchanged`, which maps a target to its recorded digest, only if the cache lacks something of them:
+        DVC's `add` does much even for data that did not change.
+        """
+        changed = sorted(name for name in self.targets if not self._is_cached(unchanged.get(name, "")))
+        if changed:
+            self.repo.add(changed)
+        return {"added": changed}
+
+    def _is_cached(self, digest: str) -> bool:
+        """Whether the cache has an object of this digest, and all files that it lists."""
+        try:
+            path = Path(self.cache.oid_to_path(digest)) if digest else None
+            listing = json.loads(path.read_bytes()) if path and digest.endswith(".dir") else []
+            files = [Path(self.cache.oid_to_path(entry["md5"])) for entry in listing]
+        except (OSError, ValueError, TypeError, KeyError):  # lost, or damaged
+            return False
+        return path is not None and all(one.is_file() for one in (path, *files))
+
+    def set_aside(self, folder: Path, objects: Mapping[str, _Object] | None = None) -> list[str]:
+        """Move cache objects whose content does not match their name to `folder`; return their workspace paths.
+
+        `objects`: what `collect` returned, if it is known.
+        """
         moved = []
-        for digest, wanted in self.collect().items():
+        for digest, wanted in (self.collect() if objects is None else objects).items():
             path = Path(self.cache.oid_to_path(digest))
             if path.is_file() and not self._holds(path, digest):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -325,9 +350,13 @@ class _Objects:
                 self.digests.remember(key, mark, found)
         return "" if found in (None, digest.removesuffix(".dir")) else "wrong content"
 
-    def push(self) -> dict[str, Any]:
-        """Upload what the remote lacks or holds with other bytes, verified first; listings after their files."""
+    def push(self, damaged: Path) -> dict[str, Any]:
+        """Upload what the remote lacks or holds with other bytes, verified first; listings after their files.
+
+        Damaged objects of the cache are moved to `damaged` before.
+        """
         objects = self.collect()
+        self.set_aside(damaged, objects)
         defects = self.defects_in_remote(objects)
         ready = [row["object"] for row in defects if row["have"]]
         odb = self.remote

@@ -54,6 +54,10 @@ class DvcProcess:
     """Checks the files that configure DVC before each command; raises if it must not run."""
     _process: subprocess.Popen[str] | forks.Fork | None = None
     _output: IO[bytes] | None = None
+    _paced: list[str] = field(default_factory=list)
+    """The last command with stages, without them; see `pacing`."""
+    _ahead: tuple[str, ...] = ()
+    """The stages that it was given and not asked for yet, if no other command has ended it."""
 
     def __enter__(self) -> Self:
         return self
@@ -65,6 +69,7 @@ class DvcProcess:
 
     def close(self) -> None:
         """End the process, if there is one."""
+        self._ahead = ()
         if self._process is not None:
             child.end_group(self._process.pid)
             with contextlib.suppress(BrokenPipeError):
@@ -146,9 +151,10 @@ class DvcProcess:
         Raises RepositoryError if the process ends or times out.
         """
         self.check(self.root)
+        self._ahead = ()
         process = self._start()
         begin, start = self.log.stat().st_size, time.perf_counter()
-        command = " ".join(request[:4]) if isinstance(request, list) else str(request["do"])
+        command = " ".join(request[:3]) if isinstance(request, list) else str(next(iter(request.values())))
         assert process.stdin is not None and process.stdout is not None
         try:
             process.stdin.write(json.dumps(request) + "\n")

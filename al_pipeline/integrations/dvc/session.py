@@ -15,6 +15,7 @@ from typing import NoReturn
 from al_pipeline.errors import RemoteIncomplete, RepositoryError, StageFailed
 from al_pipeline.integrations.dvc.defects import RemoteDefect, describe_defects, describe_incomplete_remote
 from al_pipeline.integrations.dvc.digests import digest
+from al_pipeline.integrations.dvc.pacing import NEXT
 from al_pipeline.integrations.dvc.process import TIMEOUT, TRANSFER_TIMEOUT
 from al_pipeline.integrations.dvc.records import Records
 from al_pipeline.integrations.dvc.remotes import explained
@@ -22,6 +23,7 @@ from al_pipeline.integrations.dvc.settings import change_config, utf8
 from al_pipeline.integrations.git import Git
 from al_pipeline.sanitize import redact
 from al_pipeline.workspace.home import private_folder
+from al_pipeline.workspace.layout import STAGES
 
 _STAGE_TIMEOUT = 6 * 3600.0
 
@@ -93,8 +95,11 @@ class Dvc(Records):
                 )
 
     def _repro(self, stage: str, force: bool, run_cache: bool) -> None:
-        options = (["--force"] if force else []) + ([] if run_cache else ["--no-run-cache"])
-        code, said = self._command(["repro", "--single-item", *options, stage], _STAGE_TIMEOUT)
+        options = [*(["--force"] if force else []), *([] if run_cache else ["--no-run-cache"])]
+        command = ["repro", "--single-item", *options]
+        known = command == self._paced and stage in self._ahead
+        code, said = self._exchange({NEXT: stage} if known else [*command, stage, *_after(stage)], _STAGE_TIMEOUT)
+        self._paced, self._ahead = command, () if code else _after(stage)
         if code:
             raise StageFailed(f"stage {stage} failed; the end of its output (all of it: {self.log}):\n{said}")
 
@@ -106,8 +111,11 @@ class Dvc(Records):
         return self.unlike(*outputs) if outputs else []
 
     def add(self, *paths: Path) -> None:
-        """Track source data as it is now."""
-        self._checked(["add", *self._names(paths)], "add")
+        """Track source data as it is now; also puts it back into a cache that has lost it."""
+        names = self._names(paths)
+        recorded = self.recorded(*(f"{name}.dvc" for name in names if (self.root / f"{name}.dvc").exists()))
+        unchanged = {name: digest for name, digest in recorded.items() if self.digest(self.root / name) == digest}
+        self._ask("track", "add", targets=names, unchanged=unchanged)
 
     def changed(self, *targets: str) -> dict[str, object]:
         """The output of `dvc status` for `targets` (none: everything); empty if all is as recorded."""
@@ -122,15 +130,15 @@ class Dvc(Records):
 
         Uploads what it lacks or holds with other bytes, from the work tree or the cache, after verifying the digest.
         Damaged cache objects are set aside, so that they are neither uploaded nor linked. Files verified here are on
-        disk (fsync) on return. Raises RepositoryError; to find objects that could not be sent, call `verify_remote`.
+        disk (fsync) on return. Raises RemoteIncomplete if objects could not be sent, RepositoryError if it fails.
         """
-        self.set_aside_damaged()
-        self._ask("push", "push", fix="; `al doctor` tries the remote")
+        _, defects = self.repair_remote(())
+        _refuse(defects)
 
     def repair_remote(self, revisions: Sequence[str]) -> tuple[int, list[RemoteDefect]]:
         """Like `push`, also for what `revisions` name; return the number of objects sent, and the defects left."""
-        self.set_aside_damaged(revisions=revisions)
-        reply = self._ask("push", "push", revisions=list(revisions), fix="; `al doctor` tries the remote")
+        more = {"revisions": list(revisions), "place": self._place_aside}
+        reply = self._ask("push", "push", fix="; `al doctor` tries the remote", **more)
         return reply["sent"], [RemoteDefect(**row) for row in reply["defects"]]
 
     def defects_in_remote(self, *targets: str) -> list[RemoteDefect]:
@@ -148,10 +156,7 @@ class Dvc(Records):
 
     def verify_remote(self) -> None:
         """Raise RemoteIncomplete if `defects_in_remote` finds any."""
-        if defects := self.defects_in_remote():
-            raise RemoteIncomplete(
-                f"the DVC remote lacks objects after a push: {describe_defects(defects)}; `al doctor` shows more"
-            )
+        _refuse(self.defects_in_remote())
 
     def absent_folder(self) -> str:
         """The path of the default remote if it is a folder that does not exist; else empty."""
@@ -187,10 +192,13 @@ class Dvc(Records):
 
     def set_aside_damaged(self, *targets: str, revisions: Sequence[str] = ()) -> list[str]:
         """Move cache objects whose content does not match their name to `.al/damaged`; return their workspace paths."""
-        place = str(self.root / ".al/damaged")
-        reply = self._ask("set aside", "cache", targets=targets, revisions=list(revisions), place=place)
-        aside: list[str] = reply["aside"]
+        more = {"revisions": list(revisions), "place": self._place_aside}
+        aside: list[str] = self._ask("set aside", "cache", targets=targets, **more)["aside"]
         return aside
+
+    @property
+    def _place_aside(self) -> str:
+        return str(self.root / ".al/damaged")
 
     def pull(self, *targets: str) -> None:
         """Fetch data that the work tree lacks, and verify their content.
@@ -252,6 +260,19 @@ class Dvc(Records):
 
     def _names(self, paths: Sequence[Path]) -> list[str]:
         return [str(path.relative_to(self.root) if path.is_absolute() else path) for path in paths]
+
+
+def _refuse(defects: Sequence[RemoteDefect]) -> None:
+    """Raise RemoteIncomplete if there are any."""
+    if defects:
+        raise RemoteIncomplete(
+            f"the DVC remote lacks objects after a push: {describe_defects(defects)}; `al doctor` shows more"
+        )
+
+
+def _after(stage: str) -> tuple[str, ...]:
+    """The stages of a round after `stage`."""
+    return STAGES[STAGES.index(stage) + 1 :] if stage in STAGES else ()
 
 
 def _remove(path: Path) -> None:

@@ -1,6 +1,7 @@
 """One DVC process for many commands: reads a JSON line (`["repro", "-s", "train"]`), writes a line with the exit code.
 
-A request that is an object (`{"do": "check"}`) goes to `objects.serve`, and its reply is an object too.
+A request that is an object (`{"do": "check"}`) goes to `objects.serve`, and its reply is an object too. A `repro` of
+many stages begins each but the first at a request of its own; see `pacing`.
 
 Starting DVC takes about a second, a command in a running process a tenth of that. The process leads its own group, so
 that killing the group also ends the stage; it exits when its standard input closes.
@@ -14,34 +15,56 @@ import io
 import json
 import os
 import sys
+from collections import OrderedDict
 from copy import deepcopy
 from functools import cache
 from typing import Any
 
 from al_pipeline.integrations.dvc.digests import holds
 from al_pipeline.integrations.dvc.objects import check_entry, serve
+from al_pipeline.integrations.dvc.pacing import Interrupted, Requests, pace_stages
 from al_pipeline.integrations.dvc.stage_server import StageServer, fork_stages, has_stages
 from al_pipeline.sanitize import redact
 
 _IMPORTED_LATE = (
+    "configobj",
+    "dulwich.ignore",
+    "dulwich.worktree",
+    "dvc.cachemgr",
     "dvc.data_cloud",
+    "dvc.repo.artifacts",
     "dvc.repo.brancher",
+    "dvc.repo.datasets",
     "dvc.repo.graph",
     "dvc.repo.index",
+    "dvc.repo.metrics",
+    "dvc.repo.open_repo",
+    "dvc.repo.params",
+    "dvc.repo.plots",
+    "dvc.repo.stage",
     "dvc.repo.trie",
     "dvc.repo.worktree",
     "dvc.rwlock",
     "dvc.utils.strictyaml",
+    "dvc_data.hashfile._progress",
     "dvc_data.hashfile.db.index",
+    "dvc_data.hashfile.db.local",
+    "dvc_data.hashfile.status",
     "dvc_data.index.checkout",
     "dvc_data.index.fetch",
     "dvc_data.index.push",
+    "dvc_render",
+    "flatten_dict",
     "fsspec.implementations.memory",
     "networkx",
+    "platformdirs.unix",
+    "rich.status",
+    "ruamel.yaml.mergevalue",
     "scmrepo.git.backend.dulwich.client",
 )
 """Modules that DVC's commands import when they run."""
 
+_LOCK_FILE = "dvc.lock"
 _PARSED_TEXTS = 64
 """The number of YAML texts whose parsed form is cached."""
 
@@ -57,17 +80,22 @@ def main() -> None:
             server.start(os.curdir)
     from dvc.cli import main as dvc
 
+    def reply(answer: Any) -> None:
+        sys.stdout.flush()
+        replies.write(json.dumps(answer) + "\n")
+        replies.flush()
+
     change_dvc()
     fork_stages(server)
-    for line in sys.stdin:
+    requests = Requests(sys.stdin)
+    pace_stages(requests, reply)
+    for request in requests:
         try:
-            request = json.loads(line)
-            code = serve(request) if isinstance(request, dict) else dvc(request)
+            reply(serve(request) if isinstance(request, dict) else dvc(request))
+        except Interrupted:
+            continue
         except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-        sys.stdout.flush()
-        replies.write(json.dumps(code) + "\n")
-        replies.flush()
+            reply(stop.code if isinstance(stop.code, int) else 1)
 
 
 def prepare() -> None:
@@ -137,10 +165,11 @@ def guard_objects() -> None:
 
 
 def keep_parsed_yaml() -> None:
-    """Make DVC parse each YAML text once, not at every command, which halves a command's time.
+    """Make DVC parse each YAML text once, not at every command, and write its own records with libyaml.
 
-    DVC reads `dvc.lock` several times and rewrites it for each stage, in pure Python in order to keep comments. The
-    next update reuses the data that were dumped last if the file still holds the same text.
+    For each stage DVC parses and writes `dvc.lock` in pure Python, to keep comments, which nobody writes in a lock
+    file: that was half of a command's time. The text is the same, but for a few quotes and for characters that libyaml
+    escapes; DVC does not read all of them back unescaped (U+0085 becomes a blank). It still writes what people comment.
     """
     import dvc.utils.serialize
     from dvc.utils.serialize import _yaml
@@ -148,27 +177,42 @@ def keep_parsed_yaml() -> None:
 
     parse, dump = _yaml.parse_yaml, _yaml._dump
     parsed: dict[Any, Any] = {}
-    dumped: dict[str, Any] = {}
+
+    def remember(text: str, data: Any) -> None:
+        while len(parsed) >= _PARSED_TEXTS:
+            parsed.pop(next(iter(parsed)))
+        parsed[text] = data
 
     def parse_once(text: Any, path: Any, typ: str = "safe") -> Any:
-        if typ != "safe":
-            return dumped.pop(text) if text in dumped else parse(text, path, typ)
+        if typ != "safe" and os.path.basename(path) != _LOCK_FILE:
+            return parse(text, path, typ)
         if text not in parsed:
-            if len(parsed) >= _PARSED_TEXTS:
-                parsed.pop(next(iter(parsed)))
-            parsed[text] = parse(text, path)
+            remember(text, parse(text, path))
         return deepcopy(parsed[text])
 
-    def dump_and_keep(data: Any, stream: Any) -> None:
-        text = io.StringIO()
-        dump(data, text)
-        stream.write(text.getvalue())
-        dumped.clear()
+    def dump_plain(data: Any, stream: Any) -> None:
         if isinstance(data, CommentedMap):
-            dumped[text.getvalue()] = data
+            dump(data, stream)
+            return
+        written = io.StringIO()
+        _plain_yaml().dump(data, written)
+        stream.write(written.getvalue())
+        remember(written.getvalue(), deepcopy(data))  # what it would be read as
 
     _yaml.parse_yaml = dvc.utils.serialize.parse_yaml = parse_once
-    _yaml._dump = dump_and_keep
+    _yaml._dump = dump_plain
+
+
+def _plain_yaml() -> Any:
+    """A writer of what DVC's own writes for data without comments."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe")
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False
+    yaml.allow_unicode = True
+    yaml.Representer.add_representer(OrderedDict, yaml.Representer.represent_dict)
+    return yaml
 
 
 class _Redacted:
