@@ -34,7 +34,7 @@ from al_pipeline.files import read_json, write_jsonl
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
 from al_pipeline.servers import admin, start_label_studio, start_prefect, stop_label_studio, stop_prefect
-from al_pipeline.servers.fork_server import start_fork_server, stop_fork_server
+from al_pipeline.servers.fork_server import start_fork_servers, stop_fork_servers
 from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT
 from al_pipeline.workspace.home import fork_servers
 from al_pipeline.workspace.layout import STAGES
@@ -145,7 +145,7 @@ def main() -> None:
             asked += 1 + options.repeats
             flows = [_round(workspace, url, person, key, asked + number) for number in range(options.repeats)]
         finally:
-            stop_fork_server(workspace.home)
+            stop_fork_servers(workspace.home)
             stop_prefect(workspace)
             stop_label_studio(workspace)
         stages = _stages(workspace, here)
@@ -207,7 +207,7 @@ def mail_workspace(folder: Path, size: int) -> tuple[Workspace, dict[str, str]]:
 
 def _start_fork_server(workspace: Workspace) -> None:
     """Start the workspace's fork server, and wait until it has imported."""
-    start_fork_server(workspace)
+    start_fork_servers(workspace)
     while not (fork_servers(workspace.id) / "dvc/socket").exists():
         time.sleep(_LOOK_SECONDS)
 

@@ -136,6 +136,25 @@ def test_its_end_is_told(servers: Path) -> None:
     assert process.wait(60) == -signal.SIGKILL and not psutil.pid_exists(process.pid)
 
 
+def test_a_tied_one_ends_with_the_process_that_asked_for_it(servers: Path) -> None:
+    script = (
+        "import os, sys; from pathlib import Path; from al_pipeline.integrations import forks; "
+        "words = [sys.executable, '-P', '-c', 'import time; time.sleep(600)']; "
+        f"fork = forks.Fork(Path({str(servers / 'some')!r}), words, cwd='/', env=os.environ, start_new_session=True, "
+        "tied=%s); print(fork.pid, flush=True); fork.wait()"
+    )
+    for tied in (True, False):
+        with subprocess.Popen([sys.executable, "-c", script % tied], stdout=subprocess.PIPE, text=True) as asking:
+            assert asking.stdout is not None
+            fork = psutil.Process(int(asking.stdout.readline()))
+            asking.kill()
+        if tied:
+            fork.wait(60)
+        else:
+            time.sleep(1)
+            fork.kill()
+
+
 def test_one_that_is_killed_before_it_begins_has_ended() -> None:
     """What a process was sent and did not read resets the connection, in place of ending it."""
     gone = subprocess.Popen([sys.executable, "-c", ""])

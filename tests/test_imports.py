@@ -39,7 +39,7 @@ MAY_IMPORT = {
         "workspace",
     ),
     # callers
-    "flows": ("evaluation", "operations", "rounds", "servers", "workspace"),
+    "flows": ("evaluation", "integrations", "operations", "rounds", "servers", "workspace"),
     "frames": ("data", "evaluation", "integrations", "operations", "workspace"),
     "cli": ("data", "evaluation", "flows", "operations", "rounds", "servers", "simulation", "workspace"),
 }  # fmt: skip

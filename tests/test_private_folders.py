@@ -490,11 +490,11 @@ def plantable(calls: Iterable[Call]) -> set[str]:
 FORKING = """
 import subprocess, sys, time
 from al_pipeline.integrations import forks
-from al_pipeline.servers.fork_server import start_fork_server, stop_fork_server
+from al_pipeline.servers.fork_server import start_fork_servers, stop_fork_servers
 from al_pipeline.workspace.home import fork_servers
 from al_pipeline.workspace.workspace import open_workspace
 workspace = open_workspace()
-start_fork_server(workspace)
+start_fork_servers(workspace)
 for _ in range(600):
     try:
         forks.connect(fork_servers(workspace.id) / "dvc").close()
@@ -502,7 +502,7 @@ for _ in range(600):
     except OSError:
         time.sleep(0.1)
 done = subprocess.run(sys.argv[1:], stderr=subprocess.PIPE)
-assert stop_fork_server(workspace.home) and b" is fork " in done.stderr, done.stderr
+assert stop_fork_servers(workspace.home) and b" is fork " in done.stderr, done.stderr
 sys.exit(done.returncode)
 """
 """Starts the workspace's fork server, as `al up` does, and runs a command for which it makes a fork."""

@@ -204,7 +204,7 @@ def test_up_is_safe_to_repeat_and_shows_everything(box: Box) -> None:
     server = box.forking()
     again = box.al("up")
     assert first == again
-    assert len(server) == 1 and box.forking() == server
+    assert len(server) == 2 and box.forking() == server, "one for stages, one for flow runs"
     rows = {row["service"]: row for row in again["services"]}
     assert set(rows) == {"Label Studio", "Prefect", "worker"}
     assert {row["state"] for row in rows.values()} == {"running"}
@@ -401,6 +401,19 @@ def test_a_run_whose_processes_all_vanished_is_marked_as_crashed(box: Box) -> No
     assert "no heartbeat" in crashed["state"]["message"]
     box.al("up")
     assert box.wait_for(box.start_run())["state"]["type"] == "COMPLETED", "its place is free again"
+
+
+def test_a_run_is_a_fork_and_can_be_cancelled(box: Box) -> None:
+    box.al("up")
+    with speechless(box):
+        run = begun(box, "connect")
+        pid = holder(box.workspace.layout.lock)["pid"]
+        assert pid in box.forking()
+        box.ask("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+        assert box.wait_for(run)["state"]["type"] == "CANCELLED"
+        until(lambda: not psutil.pid_exists(pid) or None, 60)
+    assert holder(box.workspace.layout.lock) == {}
+    assert box.wait_for(box.start_run())["state"]["type"] == "COMPLETED"
 
 
 def test_a_run_that_was_killed_with_its_worker_has_ended_before_a_worker_is_back(

@@ -103,7 +103,7 @@ def _command() -> str:
 
     With an explicit command, Prefect neither copies code nor searches a project in the run's working directory.
     """
-    return shlex.join([sys.executable, "-P", "-m", "prefect.engine"])
+    return shlex.join([sys.executable, "-P", "-m", "al_pipeline.flows.launch"])
 
 
 def _description() -> str:

@@ -23,6 +23,7 @@ import socket
 import sys
 import sysconfig
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -181,8 +182,12 @@ def _run(
     umask: int,
     nice: int,
     limits: dict[str, tuple[int, int]],
+    tied: bool,
 ) -> None:
-    """In a fork: become what was asked for, and run it; `words` are those behind `python -P`."""
+    """In a fork: become what was asked for, and run it; `words` are those behind `python -P`.
+
+    `tied`: be killed when the client ends.
+    """
     os.setsid()
     os.chdir(folder)
     os.umask(umask)
@@ -195,6 +200,8 @@ def _run(
     link.sendall(f"{os.getpid()}\n".encode())
     if link.recv(3) != b"go\n":  # the client has given up, and starts another process
         return
+    if tied:
+        threading.Thread(target=_end_with, args=(link,), daemon=True).start()
     how, what, *arguments = words
     sys.argv = ["-c" if how == "-c" else what, *arguments]
     if how == "-c":
@@ -203,6 +210,14 @@ def _run(
         sys.modules[what].main()
     else:
         runpy.run_module(what, run_name="__main__", alter_sys=True)
+
+
+def _end_with(link: socket.socket) -> None:
+    """Kill this process and its group when the other end of `link`, which sends no more, is closed."""
+    with contextlib.suppress(OSError):
+        link.settimeout(None)
+        link.recv(1)
+    os.killpg(0, signal.SIGKILL)
 
 
 class Branch:

@@ -101,7 +101,9 @@ class Fork:
         stdout: int | IO[Any] | None = None,
         stderr: int | IO[Any] | None = None,
         encoding: str | None = None,
+        tied: bool = False,
     ) -> None:
+        """`tied`: the fork is killed as soon as this process ends."""
         assert start_new_session, "a fork leads its own session: its parent is in another one"
         self.args = words
         self.returncode: int | None = None
@@ -116,6 +118,7 @@ class Fork:
             "nice": os.nice(0),
             "limits": {str(name): resource.getrlimit(name) for name in _LIMITS},
             "place": place(),
+            "tied": tied,
         }
         try:
             with contextlib.ExitStack() as ours:

@@ -1,7 +1,7 @@
-"""The workspace's fork server, which spares ticks the imports of DVC and the stages (see `integrations.forks`).
+"""The workspace's fork servers, which spare ticks their imports (see `integrations.forks`).
 
-It runs as long as the worker. It holds about 200 MB, uses no processor time between ticks, and a tick that does not
-find it imports for itself.
+One has imported DVC and the stages, the other Prefect's engine. They run as long as the worker. Each holds about 200 MB
+and uses no processor time between ticks; a tick that does not find one imports for itself.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from al_pipeline.errors import AlError
@@ -23,19 +24,36 @@ MODULES = ("al_pipeline.integrations.dvc.worker", *(f"al_pipeline.stages.{name}"
 """What its forks need."""
 
 
-def start_fork_server(workspace: Workspace) -> None:
-    """Start the workspace's fork server, unless it answers. Does not wait: it imports for some seconds."""
-    folder = private_folder(fork_servers(workspace.id) / "dvc")
+ENGINE = ("al_pipeline.flows.engine",)
+"""What flow runs need."""
+_NAMES = ("dvc", "flows")
+
+
+def start_fork_servers(workspace: Workspace, prefect: Mapping[str, str] | None = None) -> None:
+    """Start the workspace's fork servers, unless they answer. Does not wait: they import for some seconds.
+
+    `prefect`: the settings of Prefect's client; None: not the one for flow runs.
+    """
+    _start(workspace, "dvc", MODULES, STAGE_ENVIRONMENT)
+    if prefect is not None:
+        _start(workspace, "flows", ENGINE, prefect)
+
+
+def _start(workspace: Workspace, name: str, modules: Sequence[str], settings: Mapping[str, str]) -> None:
+    folder = private_folder(fork_servers(workspace.id) / name)
     with contextlib.suppress(OSError, AlError), forks.connect(folder):
         return
-    command = [sys.executable, "-P", "-m", forks.SERVER, str(folder), *MODULES]
-    environment = {**forks.read_at_import(os.environ), **inherited_environment(), **STAGE_ENVIRONMENT}
+    command = [sys.executable, "-P", "-m", forks.SERVER, str(folder), *modules]
+    environment = {**forks.read_at_import(os.environ), **inherited_environment(), **settings}
     start_detached(command, environment, folder, folder / "server.log")
 
 
-def stop_fork_server(home: Path) -> bool:
-    """End the fork server in a workspace's home; False if none ran. What it forked for a tick goes on."""
-    folder = fork_servers(home.name) / "dvc"
+def stop_fork_servers(home: Path) -> bool:
+    """End the fork servers in a workspace's home; False if none ran. What they forked for a tick goes on."""
+    return any([_stop(fork_servers(home.name) / name) for name in _NAMES])
+
+
+def _stop(folder: Path) -> bool:
     with contextlib.suppress(OSError, AlError), forks.connect(folder):  # when we hang up, it looks for its socket
         (folder / "socket").unlink()
         return True

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from al_pipeline.servers import process
-from al_pipeline.servers.fork_server import stop_fork_server
+from al_pipeline.servers.fork_server import stop_fork_servers
 from al_pipeline.servers.label_studio_server import connected_elsewhere, label_studio_status
 from al_pipeline.servers.prefect_server import prefect_status
 from al_pipeline.servers.process import Server
@@ -76,7 +76,7 @@ def end_all_in(home: Path) -> list[str]:
         if living := marked.get(os.path.realpath(home / folder / "server.json")):
             process.end(living)
             ended.append(name)
-    stop_fork_server(home)
+    stop_fork_servers(home)
     return ended
 
 

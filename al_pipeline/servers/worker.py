@@ -6,7 +6,6 @@ typed `al round` would. None of that is stored.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import time
@@ -17,7 +16,7 @@ import psutil
 from al_pipeline.errors import Locked, ServerFailed
 from al_pipeline.integrations import processes as child
 from al_pipeline.servers import process
-from al_pipeline.servers.fork_server import start_fork_server, stop_fork_server
+from al_pipeline.servers.fork_server import start_fork_servers, stop_fork_servers
 from al_pipeline.servers.prefect_server import crash_runs, pool_name, prefect_environment, prefect_status
 from al_pipeline.servers.process import LOOPBACK, MARK, Progress, Server, Service
 from al_pipeline.workspace.home import private_folder
@@ -26,6 +25,7 @@ from al_pipeline.workspace.lock import locked
 from al_pipeline.workspace.workspace import Workspace
 
 _START_SECONDS = 120.0
+_FORK_SECONDS = 2.0
 _RESUMED = "the next tick finishes its job"
 
 
@@ -50,14 +50,14 @@ def start_worker(workspace: Workspace, progress: Progress) -> Server:
     before, server = process.remembered(service), process.start(service, progress, lambda: crash(time.time()))
     if server != before:
         crash(server.started)  # runs that the server only recorded after the worker had died
-    start_fork_server(workspace)
+    start_fork_servers(workspace, environment)
     return server
 
 
 def stop_worker(workspace: Workspace) -> bool:
     """Stop the worker and a tick that it runs (the next tick finishes the job); False if it did not run."""
     ran, prefect = process.stop(_service(workspace, {})), prefect_status(workspace)
-    stop_fork_server(workspace.home)
+    stop_fork_servers(workspace.home)
     _end_forks(workspace.layout)
     if ran and prefect is not None:
         crash_runs(workspace, prefect, time.time(), f"`al down` ended it; {_RESUMED}")
@@ -65,10 +65,21 @@ def stop_worker(workspace: Workspace) -> bool:
 
 
 def _end_forks(layout: Layout) -> None:
-    """End what an ended tick left running: forks are not among the worker's processes. A running tick keeps its own."""
-    with contextlib.suppress(Locked), locked(layout.lock, "al down"):
-        for record in (layout.dvc_process, layout.encoding):
-            child.end_remembered(record)
+    """End what an ended tick left running: forks are not among the worker's processes. A running tick keeps its own.
+
+    A tick of the worker is itself a fork and ends a moment after the process that the worker started.
+    """
+    deadline = time.monotonic() + _FORK_SECONDS
+    while True:
+        try:
+            with locked(layout.lock, "al down"):
+                for record in (layout.dvc_process, layout.encoding):
+                    child.end_remembered(record)
+                return
+        except Locked:
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.1)
 
 
 def worker_status(workspace: Workspace) -> Server | None:
