@@ -1,6 +1,6 @@
 """The workspace's fork servers, which spare ticks their imports (see `integrations.forks`).
 
-One has imported DVC and the stages, the other Prefect's engine. They run as long as the worker. Each holds about 200 MB
+One has imported DVC and the stages, the other Prefect's engine. They run as long as the worker. Each holds about 100 MB
 and uses no processor time between ticks; a tick that does not find one imports for itself.
 """
 
