@@ -31,9 +31,25 @@ def remember(record: Path, process: int) -> None:
 
 
 def end_group(leader: int) -> None:
-    """Kill the process group of `leader`; does nothing if it is gone."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
+    """Kill the process group of `leader`, and wait until all of it is gone: it holds files and locks until then."""
+    try:
         os.killpg(leader, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return
+    deadline = time.monotonic() + _PATIENCE
+    while _has_living(leader) and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def _has_living(group: int) -> bool:
+    """Whether a process of a group lives; one that has ended and that its parent has not seen yet does not."""
+    import psutil
+
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
+            if os.getpgid(pid) == group and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 def end_remembered(record: Path) -> None:

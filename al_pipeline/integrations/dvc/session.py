@@ -137,8 +137,8 @@ class Dvc(Records):
 
     def repair_remote(self, revisions: Sequence[str]) -> tuple[int, list[RemoteDefect]]:
         """Like `push`, also for what `revisions` name; return the number of objects sent, and the defects left."""
-        more = {"revisions": list(revisions), "place": self._place_aside}
-        reply = self._ask("push", "push", fix="; `al doctor` tries the remote", **more)
+        place, fix = self._place_aside, "; `al doctor` tries the remote"
+        reply = self._ask("push", "push", fix, revisions=list(revisions), place=place)
         return reply["sent"], [RemoteDefect(**row) for row in reply["defects"]]
 
     def defects_in_remote(self, *targets: str) -> list[RemoteDefect]:
@@ -192,8 +192,9 @@ class Dvc(Records):
 
     def set_aside_damaged(self, *targets: str, revisions: Sequence[str] = ()) -> list[str]:
         """Move cache objects whose content does not match their name to `.al/damaged`; return their workspace paths."""
-        more = {"revisions": list(revisions), "place": self._place_aside}
-        aside: list[str] = self._ask("set aside", "cache", targets=targets, **more)["aside"]
+        place = self._place_aside
+        reply = self._ask("set aside", "cache", targets=targets, revisions=list(revisions), place=place)
+        aside: list[str] = reply["aside"]
         return aside
 
     @property

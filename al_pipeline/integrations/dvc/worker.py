@@ -207,7 +207,7 @@ def _plain_yaml() -> Any:
     """A writer of what DVC's own writes for data without comments."""
     from ruamel.yaml import YAML
 
-    yaml = YAML(typ="safe")
+    yaml: Any = YAML(typ="safe")
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False
     yaml.allow_unicode = True
