@@ -3,8 +3,8 @@
     python -m benchmarks.round [--size 2000] [--repeats 2]      writes benchmarks/results/round.json
 
 On real e-mails (see examples/spam/corpus.py), a real Label Studio and a real Prefect server. Each round is one
-`al round` in a process of its own: first alone, then with the fork server that `al up` starts, then as a flow run with
-that server; the difference is Prefect's. Each stage is then run again on the same files without DVC, as a process and
+`al round` in a process of its own: first alone, then with the fork server for DVC and the stages that `al up` starts,
+then as a flow run with the one for Prefect's engine, too; the difference is Prefect's. Each stage is then run again on the same files without DVC, as a process and
 as a call in a warm process; the differences are DVC's and the interpreter's. The pool is encoded before the
 measurement. Memory is the peak of the resident set, as the kernel counts it.
 """
@@ -33,7 +33,14 @@ import psutil
 from al_pipeline.files import read_json, write_jsonl
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
-from al_pipeline.servers import admin, start_label_studio, start_prefect, stop_label_studio, stop_prefect
+from al_pipeline.servers import (
+    admin,
+    prefect_environment,
+    start_label_studio,
+    start_prefect,
+    stop_label_studio,
+    stop_prefect,
+)
 from al_pipeline.servers.fork_server import start_fork_servers, stop_fork_servers
 from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT
 from al_pipeline.workspace.home import fork_servers
@@ -138,10 +145,11 @@ def main() -> None:
             person = Annotator(account.email, account.token, 0.0, 0.0, 0.0, 0.0)
             encode = _tick(workspace)  # builds, encodes, pushes
             here = [_round(workspace, url, person, key, number) for number in range(1 + options.repeats)][1:]
-            _start_fork_server(workspace)
+            _start_fork_servers(workspace)
             asked = 1 + options.repeats
             forked = [_round(workspace, url, person, key, asked + number) for number in range(1 + options.repeats)][1:]
             start_prefect(workspace, tell)
+            _start_fork_servers(workspace, prefect_environment(workspace))
             asked += 1 + options.repeats
             flows = [_round(workspace, url, person, key, asked + number) for number in range(options.repeats)]
         finally:
@@ -205,11 +213,12 @@ def mail_workspace(folder: Path, size: int) -> tuple[Workspace, dict[str, str]]:
     return workspace, read_json(corpus.key)
 
 
-def _start_fork_server(workspace: Workspace) -> None:
-    """Start the workspace's fork server, and wait until it has imported."""
-    start_fork_servers(workspace)
-    while not (fork_servers(workspace.id) / "dvc/socket").exists():
-        time.sleep(_LOOK_SECONDS)
+def _start_fork_servers(workspace: Workspace, prefect: Mapping[str, str] | None = None) -> None:
+    """Start the workspace's fork servers as `al up` does, and wait until they have imported."""
+    start_fork_servers(workspace, prefect)
+    for name in ("dvc", *(["flows"] if prefect else [])):
+        while not (fork_servers(workspace.id) / name / "socket").exists():
+            time.sleep(_LOOK_SECONDS)
 
 
 def _round(workspace: Workspace, url: str, person: Annotator, key: Mapping[str, str], number: int) -> Tick:

@@ -39,12 +39,22 @@ def run_round(
     Safe to interrupt and to repeat. Runs as a Prefect flow if the workspace's Prefect server is up, otherwise in this \
 process. Exits with 3 if there was nothing to do: no new answers, or the workspace is paused.
     """
+    from al_pipeline.flows.launch import run_as_fork
     from al_pipeline.flows.local_server import run_tick
     from al_pipeline.operations.tick import Options
     from al_pipeline.params import check_overrides
 
     workspace = current_workspace()
     check_overrides(size, strategy)
+    flags = {"--close-now": close_now, "--accept-vanished": accept_vanished, "--json": as_json}
+    values = {"--size": size, "--strategy": strategy}
+    given = [
+        *(flag for flag, is_set in flags.items() if is_set),
+        *(f"{k}={v}" for k, v in values.items() if v is not None),
+    ]
+    command = ("al_pipeline.cli.app", "-C", str(workspace.layout.root), "round", *given)
+    if (code := run_as_fork(workspace.id, *command)) is not None:
+        raise typer.Exit(code)
     options = Options(close_now, accept_vanished, size, strategy)
     report = run_tick(workspace, options, discard if as_json else print_step)
     if as_json:

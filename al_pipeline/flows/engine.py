@@ -7,6 +7,7 @@ import runpy
 import sys
 
 _IMPORTED_LATE = (
+    "al_pipeline.cli.app",
     "al_pipeline.flows.rounds",
     "al_pipeline.integrations.label_studio.client",
     "al_pipeline.operations.sources",
@@ -19,7 +20,7 @@ _IMPORTED_LATE = (
     "prefect.telemetry.run_telemetry",
     "prefect.utilities.visualization",
 )
-"""Modules that a flow run imports when it runs."""
+"""Modules that a flow run imports when it runs, and the command line of a manual one."""
 _ENGINE = "prefect.engine"
 
 
@@ -29,13 +30,18 @@ def prepare() -> None:
         importlib.import_module(name)
 
 
-def main() -> None:
-    """Run the flow run that `PREFECT__FLOW_RUN_ID` names, as `python -m prefect.engine` would."""
+def read_settings_again() -> None:
+    """Make Prefect in this process follow the present environment: it read that of its import."""
     from prefect.context import refresh_global_settings_context
     from prefect.logging.configuration import setup_logging
 
-    refresh_global_settings_context()  # Prefect read the server's environment when it was imported
+    refresh_global_settings_context()
     setup_logging(incremental=False)
+
+
+def main() -> None:
+    """Run the flow run that `PREFECT__FLOW_RUN_ID` names, as `python -m prefect.engine` would."""
+    read_settings_again()
     sys.modules.pop(_ENGINE, None)
     sys.argv = [_ENGINE]
     runpy.run_module(_ENGINE, run_name="__main__", alter_sys=True)

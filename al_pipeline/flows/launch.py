@@ -1,8 +1,9 @@
-"""A flow run, as Prefect's worker starts it: a fork of a process that has imported its engine, if one runs.
+"""Start a flow run as a fork of a process that has imported Prefect's engine (see `integrations.forks`), if one runs.
 
     python -P -m al_pipeline.flows.launch
 
-Prefect and the tick import for two seconds of processor time. Without such a process, this one becomes the engine.
+is what Prefect's worker starts. Prefect and the tick import for two seconds of processor time. Without a fork server,
+this process becomes the engine. A manual `al round` asks the same server.
 """
 
 from __future__ import annotations
@@ -23,38 +24,49 @@ from al_pipeline.workspace.layout import Layout
 NAME = "flows"
 """The fork server's name."""
 ENGINE = "al_pipeline.flows.engine"
+_UNCATCHABLE = (signal.SIGKILL, signal.SIGSTOP)
 
 
 def main() -> None:
     """Run the flow run that `PREFECT__FLOW_RUN_ID` names; end as it ends."""
-    fork = _fork()
-    if fork is None:
+    root = Path(os.environ.get("AL_WORKSPACE", "."))
+    code = run_as_fork(str(read_object(root / Layout().marker).get("workspace_id")), ENGINE)
+    if code is None:
         os.execv(sys.executable, [sys.executable, "-P", "-m", "prefect.engine"])
+    sys.exit(code)
+
+
+def run_as_fork(workspace_id: str, module: str, *arguments: str) -> int | None:
+    """Run `python -m module arguments` as a fork, and return its exit code; None if no fork server can make one."""
+    fork = None if forks.State.forked else _fork(workspace_id, module, *arguments)
+    return None if fork is None else _follow(fork)
+
+
+def _fork(workspace_id: str, module: str, *arguments: str) -> forks.Fork | None:
+    words = [sys.executable, "-P", "-m", module, *arguments]
+    try:
+        folder = Path(os.environ.get(forks.FOLDER) or fork_servers(workspace_id))
+        return forks.Fork(folder / NAME, words, cwd=Path.cwd(), env=os.environ, start_new_session=True, tied=True)
+    except (OSError, AlError, ValueError):
+        return None
+
+
+def _follow(fork: forks.Fork) -> int:
+    """Pass signals on to the fork and wait for its exit code. What ends the fork by a signal ends this process, too."""
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(fork.pid, number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):  # Prefect cancels a run so
+    for number in (signal.SIGTERM, signal.SIGINT):  # Prefect's cancellation, and Ctrl-C
         signal.signal(number, pass_on)
     with fork:
         code = fork.wait()
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
+        if -code not in _UNCATCHABLE:
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
-    sys.exit(code)
-
-
-def _fork() -> forks.Fork | None:
-    """The engine in a fork of the workspace's fork server; None if it cannot make one."""
-    root = Path(os.environ.get("AL_WORKSPACE", "."))
-    name = read_object(root / Layout().marker).get("workspace_id")
-    folder = Path(os.environ.get(forks.FOLDER) or fork_servers(str(name)))
-    words = [sys.executable, "-P", "-m", ENGINE]
-    try:
-        return forks.Fork(folder / NAME, words, cwd=Path.cwd(), env=os.environ, start_new_session=True, tied=True)
-    except (OSError, AlError, ValueError):
-        return None
+    return code
 
 
 if __name__ == "__main__":

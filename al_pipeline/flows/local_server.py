@@ -6,10 +6,12 @@ Prefect reads its settings on import, so functions set them first and then impor
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from al_pipeline.errors import NothingToDo
+from al_pipeline.integrations import forks
 
 if TYPE_CHECKING:
     from al_pipeline.operations.tick import Options, TickReport
@@ -31,8 +33,11 @@ class _Client:
 
 
 def server_gone() -> bool:
-    """Whether the server went away during a run. Prefect's client would then spend minutes trying to reach it."""
-    return _Client.server_gone
+    """Whether the server went away during a run: at Python's exit, Prefect's client would try for minutes to reach it.
+
+    Never in a fork, which ends without what Python does at its exit.
+    """
+    return _Client.server_gone and not forks.State.forked
 
 
 def run_tick(workspace: Workspace, options: Options, on_progress: Callable[[str], None]) -> TickReport:
@@ -90,3 +95,7 @@ def _configure_client(workspace: Workspace, environment: dict[str, str]) -> None
     os.chdir(workspace.home)
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    if "prefect" in sys.modules:  # in a fork
+        from al_pipeline.flows.engine import read_settings_again
+
+        read_settings_again()

@@ -188,6 +188,7 @@ def _run(
 
     `tied`: be killed when the client ends.
     """
+    forks.State.forked = True
     os.setsid()
     os.chdir(folder)
     os.umask(umask)

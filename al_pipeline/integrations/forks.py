@@ -46,6 +46,13 @@ _SECONDS = 10.0
 _LIMITS = tuple(sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}))
 
 
+class State:
+    """What is known of this process."""
+
+    forked: bool = False
+    """Whether a fork server made it: it ends without what Python does at exit."""
+
+
 def popen(words: Sequence[str], name: str, servers: Path | None, **given: Any) -> subprocess.Popen[Any] | Fork:
     """`subprocess.Popen(words, **given)`, as a fork if the server `name` in the folder `servers` can make it.
 
