@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -489,6 +490,24 @@ def test_a_round_by_hand_does_its_work_although_its_prefect_server_went_away(box
     assert process.returncode in (0, 3), err  # it did something, or found nothing to do
     assert "Traceback" not in err
     assert "Prefect server does not answer" in out and "`al up`" in out and "is open" in out
+
+
+def test_a_round_by_hand_is_a_fork_and_ends_with_what_was_called(box: Box) -> None:
+    box.al("up")
+    lock = box.workspace.layout.lock
+    words = [sys.executable, "-m", "al_pipeline.cli.app", "-C", str(box.root), "round"]
+    for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        with speechless(box), subprocess.Popen(words, cwd=ROOT, env=box.environment, stderr=PIPE, text=True) as process:
+            assert process.stderr is not None
+            while "connect" not in (line := process.stderr.readline()):
+                assert line, "it ended before it connected"
+            pid = holder(lock)["pid"]
+            assert pid in box.forking()
+            process.send_signal(number)
+            assert process.wait(60) == code
+            until(lambda: holder(lock) == {} or None, 10)
+            assert not psutil.pid_exists(pid)
+    box.al("round", code=3)  # there was nothing to do
 
 
 def answer_everything(box: Box) -> None:
