@@ -5,8 +5,9 @@
 On real e-mails (see examples/spam/corpus.py), a real Label Studio and a real Prefect server. Each round is one
 `al round` in a process of its own: first alone, then with the fork server for DVC and the stages that `al up` starts,
 then as a flow run with the one for Prefect's engine, too; the difference is Prefect's. Each stage is then run again on
-the same files without DVC, as a process and as a call in a warm process; the differences are DVC's and the interpreter's. The pool is encoded before the
-measurement. Memory is the peak of the resident set, as the kernel counts it.
+the same files without DVC, as a process and as a call in a warm process; the differences are DVC's and the
+interpreter's. The pool is encoded before the measurement. Memory is the peak of the resident set, as the kernel counts
+it.
 """
 
 from __future__ import annotations
