@@ -49,6 +49,8 @@ class PushReport:
     duplicates_retired: int
     task_ids: Mapping[str, int] = field(default_factory=dict, compare=False)
     """Label Studio's id of each task, by push key: for links to it, not as its identity."""
+    waiting: int = field(default=0, compare=False)
+    """The number of tasks that Label Studio still asks people for."""
 
 
 def push(
@@ -73,9 +75,11 @@ def push(
     spare = _spare_copies(copies)
     if spare:
         oracle.retire(ref, spare)
-    numbers = {key: _kept(states).task_id for key, states in copies.items()}
+    kept = {key: _kept(states) for key, states in copies.items()}
+    numbers = {key: state.task_id for key, state in kept.items()}
+    waiting = sum(not state.is_labeled for state in kept.values())
     _logger.info("tasks: %d there, %d sent, %d second copies retired", present, len(keys) - present, len(spare))
-    return PushReport(present, len(keys) - present, len(spare), numbers)
+    return PushReport(present, len(keys) - present, len(spare), numbers, waiting)
 
 
 class RetirePolicy(Struct, frozen=True):

@@ -159,7 +159,7 @@ def _with_studio(lab: Lab, tally: FaultCount, seed: int) -> None:
             _somewhere(site, tally, draw, ("connect", "retire", "push", "pull"))
         tally.recovered(site)
         site.answer()
-        _somewhere(site, tally, draw, ("connect", "retire", "push", "pull", "audit"))
+        _somewhere(site, tally, draw, ("connect", "retire", "push", "pull"))
         _somewhere(site, tally, draw, ("close", "label", "train", "select", "decide"))
         tally.recovered(site)
         site.check()

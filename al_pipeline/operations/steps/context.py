@@ -82,6 +82,8 @@ class Context:
     """Settings that the caller requests for the batch that this tick selects (`size`, `strategy`)."""
     accept_vanished: bool = False
     outcome: Outcome = field(default_factory=Outcome)
+    queue_is_empty: bool = False
+    """Whether the last push found no task that Label Studio still asks for."""
     taken: TakenSteps = field(init=False)
     _project: tuple[Oracle, ProjectRef] | None = None
     _plans: tuple[str | None, dict[str, PlannedTask]] | None = None

@@ -73,12 +73,17 @@ def push_plan(context: Context, facts: Facts) -> None:
     plan = [task for task in context.history.open_tasks() if task.item_id not in corrected]
     pushed = push(oracle, project, plan, partial(shown_tasks, context.workspace))
     context.outcome.changed |= pushed.sent > 0
+    context.queue_is_empty = bool(plan) and not pushed.waiting
     numbers = {task.item_id: pushed.task_ids[task.push_key] for task in plan if task.push_key in pushed.task_ids}
     _remember_push(context, facts.planned, pushed, {"project_uid": project.project_uid, "numbers": numbers})
 
 
 def pull_answers(context: Context, facts: Facts, *, audit: bool = False) -> None:
-    """Pull answers into the inbox; with `audit`, also find what does not show as a change of a task."""
+    """Pull answers into the inbox; with `audit`, also find what does not show as a change of a task.
+
+    A round whose queue is empty is about to close: it is audited at once, so that its answers are read once.
+    """
+    audit = audit or context.queue_is_empty
     params, outcome = context.workspace.params, context.outcome
     oracle, project = context.project
     request = PullRequest(
@@ -92,6 +97,8 @@ def pull_answers(context: Context, facts: Facts, *, audit: bool = False) -> None
         audit=audit,
     )
     report = pull(context.layout, oracle, request)
+    if audit:
+        context.taken.done.add(Step.AUDIT)
     outcome.changed |= bool(report.events or report.refused)
     outcome.pulled += report.events
     outcome.refused += report.refused
