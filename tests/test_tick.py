@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from al_pipeline.errors import (
 )
 from al_pipeline.files import read_json, sha256_tree, write_json
 from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import ProjectRef
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.close import check_sources, pull_missing_sources
 from al_pipeline.operations.connect import leave_project
@@ -33,7 +34,8 @@ from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_history, read_plan
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.status import status
-from al_pipeline.operations.tick import Options, tick
+from al_pipeline.operations.tick import Options, TickReport, tick
+from al_pipeline.records import AnsweredTask
 from al_pipeline.rounds.state_machine import Step
 from al_pipeline.workspace.layout import STAGES
 from al_pipeline.workspace.lock import locked
@@ -283,6 +285,36 @@ def test_close_now_closes_with_what_there_is(started: Played, tmp_path: Path) ->
     assert tick(open_workspace(workspace.layout.root), lambda: oracle).published == ()
     report = tick(open_workspace(workspace.layout.root), lambda: oracle, options=Options(close_now=True))
     assert report.published == (0,) and report.warnings == ()
+
+
+def test_answers_are_read_once_before_a_round_closes(
+    started: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pull of a queue that is empty is an audit; with open tasks left, the audit comes when the round closes."""
+    workspace, oracle, truth = go_on(started, tmp_path)
+    reads: list[str | None] = []
+    answered = SimulatedOracle.answered
+
+    def counted(self: SimulatedOracle, ref: ProjectRef, since: str | None) -> Iterator[AnsweredTask]:
+        reads.append(since)
+        return answered(self, ref, since)
+
+    def answer(keys: Sequence[str], options: Options | None = None) -> tuple[TickReport, list[str]]:
+        for key in keys:
+            oracle.answer(key, "ann@example.org", truth[key.rsplit(":", 1)[1]])
+        reads.clear()
+        report = tick(open_workspace(workspace.layout.root), lambda: oracle, options=options)
+        return report, [name for name, _ in report.steps]
+
+    monkeypatch.setattr(SimulatedOracle, "answered", counted)
+    keys = oracle.queue("ann@example.org")
+    report, steps = answer(keys[:1])
+    assert (report.published, len(reads), "audit" in steps) == ((), 1, False)
+    report, steps = answer(keys[1:])
+    assert (report.published, len(reads), "audit" in steps) == ((0,), 1, False)
+    assert report.pulled["label"] == len(keys) - 1
+    report, steps = answer(oracle.queue("ann@example.org")[:1], Options(close_now=True))
+    assert report.published == (1,) and steps.index("pull") < steps.index("audit") < steps.index("close")
 
 
 def test_a_batch_of_another_size_and_strategy_is_for_one_round_and_recorded(template: Any, tmp_path: Path) -> None:

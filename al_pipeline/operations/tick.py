@@ -180,7 +180,7 @@ def _take_steps(context: Context, run: Runner, close_now: bool) -> tuple[Facts, 
     while not isinstance(step := next_step(facts := _facts(context, close_now), rule), Wait):
         context.on_progress(_announcement(step, facts))
         context.taken.begin(step, facts)
-        if step in _BEFORE_STAGES:
+        if step in _BEFORE_STAGES or (step is Step.PULL and context.queue_is_empty):
             context.dvc.expect_stages()
         begin = time.perf_counter()
         run(str(step), partial(STEPS[step], context, facts))
