@@ -23,6 +23,7 @@ from al_pipeline.workspace.code_digest import module_digest, package_digest
 from al_pipeline.workspace.fingerprint import (
     MODULES,
     NO_OUTPUT,
+    _engine,
     check_engine,
     current_engine,
     difference,
@@ -33,9 +34,9 @@ from al_pipeline.workspace.layout import STAGES
 
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
-    current_engine.cache_clear()
+    _engine.cache_clear()
     yield
-    current_engine.cache_clear()
+    _engine.cache_clear()
 
 
 def closure(starts: list[str]) -> set[str]:
@@ -224,7 +225,7 @@ def test_a_change_of_the_real_modules_is_seen(copied: Path, module: str, old: st
     source = (copied / module).read_text(encoding="utf-8")
     assert old in source
     (copied / module).write_text(source.replace(old, new, 1), encoding="utf-8")
-    current_engine.cache_clear()
+    _engine.cache_clear()
     assert current_engine()["sources"] != before
 
 
@@ -304,14 +305,14 @@ def test_the_digest_does_not_depend_on_the_process() -> None:
 def test_other_modules_do_not_change_the_fingerprint(copied: Path) -> None:
     before = current_engine()
     (copied / "cli/app.py").write_text("", encoding="utf-8")
-    current_engine.cache_clear()
+    _engine.cache_clear()
     assert current_engine() == before
 
 
 def test_the_fingerprint_is_json_and_comes_out_the_same_twice(tmp_path: Path) -> None:
     write_engine(tmp_path / "engine.json")
     first = (tmp_path / "engine.json").read_bytes()
-    current_engine.cache_clear()
+    _engine.cache_clear()
     write_json(tmp_path / "engine.json", current_engine())
     assert (tmp_path / "engine.json").read_bytes() == first
     assert json.loads(first) == current_engine()

@@ -14,7 +14,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-GROUND = {"cron", "errors", "file_notes", "files", "logs", "params", "progress", "records", "sanitize", "validation"}
+GROUND = {
+    "cron",
+    "errors",
+    "file_notes",
+    "files",
+    "logs",
+    "params",
+    "progress",
+    "records",
+    "sanitize",
+    "threads",
+    "validation",
+}
 """Modules beside the folders: errors, records and parameters, atomic writes, the log. Any layer may import them."""
 
 MAY_IMPORT = {

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from al_pipeline.errors import BadInput
 from al_pipeline.files import read_json, write_bytes, write_json
+from al_pipeline.threads import one_thread
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -136,10 +137,9 @@ def lsa_components(rows: csr_matrix) -> NDArray[np.float32] | None:
     texts' mean square length in them is 1. None if the texts have no terms.
     """
     from scipy.linalg import eigh
-    from threadpoolctl import threadpool_limits
 
     count = rows.shape[0]
-    with threadpool_limits(1):  # with more threads the order of summation would differ
+    with one_thread():  # with more threads the order of summation would differ
         likeness = (rows @ rows.T).toarray().astype(np.float64)
         if not likeness.any():
             return None

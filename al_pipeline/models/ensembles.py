@@ -18,6 +18,7 @@ from al_pipeline.models.estimators import HEAD, Estimate, fit_classifier
 from al_pipeline.models.feature_matrix import FeatureMatrix, Floats, feature_scales
 from al_pipeline.models.linear import STRENGTH, Head
 from al_pipeline.models.probabilities import class_weights, softmax
+from al_pipeline.threads import one_thread
 
 SIZES: dict[Samples, int] = {"committee": 8, "posterior": 20}
 """Number of heads K. A member of a committee costs a fit, a sample of the posterior only a matrix product."""
@@ -42,10 +43,8 @@ def draw_heads(
     count = SIZES[kind] if size is None else size
     if len(head.seen) < 2:
         return (head,) * count
-    from threadpoolctl import threadpool_limits
-
     features = replace(features, components=None)  # a loaded model has none; the draw must not depend on that
-    with threadpool_limits(1):
+    with one_thread():
         if kind == "posterior" and isinstance(head, Head):
             return tuple(_posterior(head, features, labels, seed, count))
         return tuple(_committee(head, features, labels, seed, count))

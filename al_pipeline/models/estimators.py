@@ -20,6 +20,7 @@ from al_pipeline.models.calibration import calibration_folds, fit_temperature
 from al_pipeline.models.feature_matrix import FeatureMatrix, Floats, row_products
 from al_pipeline.models.linear import Head, fit_head
 from al_pipeline.models.probabilities import count_classes, over_all_classes, softmax
+from al_pipeline.threads import one_thread
 
 HEAD = "head"
 
@@ -92,9 +93,7 @@ def fit_classifier(
         raise ValueError(f"{len(labels)} labels for {len(features)} rows of features")
     if len(counts) < 2:
         return Estimate(name, tuple(classes), counts, {}, ())
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1):
+    with one_thread():
         arrays = _fit(name, features, targets, seed)
         temperature = _temperature(name, features, targets, seed) if calibrate else 1.0
     return Estimate(name, tuple(classes), counts, arrays, features.widths, temperature)

@@ -17,6 +17,7 @@ from al_pipeline.models.approximate import ApproximateMargins, Columns
 from al_pipeline.models.calibration import calibration_folds, fit_temperature_and_shift
 from al_pipeline.models.feature_matrix import FULL_TFIDF, FeatureMatrix, Floats, feature_scales, row_products
 from al_pipeline.models.probabilities import FLOOR, class_weights, count_classes, log_softmax, over_all_classes, softmax
+from al_pipeline.threads import one_thread
 
 Weights = NDArray[np.float32]
 
@@ -175,9 +176,7 @@ def fit_head(
     counts, targets = count_classes(labels, classes)
     if len(counts) < 2:
         return Head(tuple(classes), counts, (), np.zeros(len(counts), np.float32), 1.0, ())
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1):
+    with one_thread():
         blocks, restore = _compact(features, len(counts), full_tfidf)
         fitted, bias = _fit_softmax(blocks, targets, len(counts), strength)
         held_out = _held_out_logits(blocks, targets, len(counts), strength, seed) if calibrate else []

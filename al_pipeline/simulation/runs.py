@@ -38,7 +38,8 @@ from al_pipeline.models.linear import Head
 from al_pipeline.records import RANDOM
 from al_pipeline.simulation.corpus import LabeledTexts
 from al_pipeline.simulation.replay import Corpus, Curve, Indices, Predict, replay
-from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT, THREADS
+from al_pipeline.threads import one_thread
+from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT
 
 FULL = "all labels"
 """The run that trains on the whole pool: the reference for all others."""
@@ -229,9 +230,7 @@ def run_all(
     if not groups:
         return 0
     if workers <= 1:
-        from threadpoolctl import threadpool_limits
-
-        with threadpool_limits(THREADS):
+        with one_thread():
             for group in groups:
                 _do_group(work, group, folder, meter.add)
     else:
@@ -339,7 +338,5 @@ def _end_with_parent() -> None:
 
 
 def _in_worker(group: list[Run]) -> None:
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(THREADS):
+    with one_thread():
         _do_group(_Worker.work, group, _Worker.folder, _Worker.queue.put)

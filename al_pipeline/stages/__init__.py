@@ -13,7 +13,8 @@ from al_pipeline.features.encoder import library_versions
 from al_pipeline.features.terms import TermCache
 from al_pipeline.files import sha256_file
 from al_pipeline.logs import get_logger
-from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT, THREADS, current_engine
+from al_pipeline.threads import one_thread
+from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT, current_engine
 from al_pipeline.workspace.layout import Layout
 
 _logger = get_logger(__name__)
@@ -35,10 +36,8 @@ def stage(function: Callable[[Layout], None]) -> Callable[..., None]:
 
     @wraps(function)
     def main(layout: Layout | None = None) -> None:
-        from threadpoolctl import threadpool_limits
-
         _logger.info("stage %s begins", function.__globals__["__spec__"].name)
-        with threadpool_limits(THREADS):  # needed if numpy was loaded before the variables were set
+        with one_thread():  # needed if numpy was loaded before the variables were set
             if layout is not None:
                 return function(layout)
             os.environ.update(STAGE_ENVIRONMENT)
@@ -56,6 +55,8 @@ def prepare() -> None:
         importlib.import_module(name)
     current_engine()
     library_versions()
+    with one_thread():  # finds the libraries
+        pass
 
 
 def open_terms(layout: Layout) -> TermCache:

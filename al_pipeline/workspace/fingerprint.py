@@ -76,6 +76,7 @@ MODULES = (
     "stages/score.py",
     "stages/select.py",
     "stages/train.py",
+    "threads.py",
     "validation.py",
     "workspace/__init__.py",
     "workspace/fingerprint.py",
@@ -122,12 +123,16 @@ STAGE_ENVIRONMENT = {
 """The environment of stages. PYTHONSAFEPATH: a file in the workspace, such as `numpy.py`, must not shadow a module."""
 
 
-@cache
 def current_engine(device: str = CPU) -> dict[str, Any]:
     """The fingerprint of the running engine on `device`, which is absent if it is the CPU."""
+    return _engine() if device == CPU else {**_engine(), "device": device}
+
+
+@cache
+def _engine() -> dict[str, Any]:
     from importlib.metadata import version
 
-    engine = {
+    return {
         "version": version("al-pipeline"),
         "sources": package_digest(Path(al_pipeline.__file__).parent, MODULES),
         "python": platform.python_version(),
@@ -137,7 +142,6 @@ def current_engine(device: str = CPU) -> dict[str, Any]:
         "blas": os.environ.get("OPENBLAS_CORETYPE", ""),
         "threads": THREADS,
     }
-    return engine if device == CPU else {**engine, "device": device}
 
 
 def write_engine(path: Path, device: str = CPU) -> None:
