@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from harness import tools_first
 from hypothesis import given
 from hypothesis import strategies as st
 
-from al_pipeline.errors import StageFailed
+from al_pipeline.errors import RepositoryError, StageFailed
 from al_pipeline.integrations.dvc.pacing import Requests
 from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.dvc.worker import _plain_yaml
@@ -107,6 +108,27 @@ def test_other_commands_come_between(dvc: Dvc) -> None:
     dvc.repro("score")
     assert ran(dvc) == list(STAGES[:4])
     assert dvc._process is process and psutil.Process(process.pid).is_running()
+
+
+@pytest.mark.slow
+def test_a_command_by_hand_that_holds_the_lock_confuses_no_reply(dvc: Dvc) -> None:
+    """A build that is left needs the repository's lock once more, to release it."""
+    dvc.repro("label")
+    hold = (
+        "import sys; from zc.lockfile import LockFile; a = LockFile(sys.argv[1]); print(flush=True); sys.stdin.read()"
+    )
+    lock = str(dvc.root / ".dvc/tmp/lock")
+    words = [sys.executable, "-c", hold, lock]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as by_hand:
+        assert by_hand.stdout is not None and by_hand.stdout.readline()
+        with pytest.raises(RepositoryError, match="lock"):
+            dvc.changed("label")
+        assert by_hand.stdin is not None
+        by_hand.stdin.close()
+    assert dvc.changed("label") == {}
+    assert dvc.changed("train") != {}
+    dvc.repro("train")
+    assert ran(dvc) == ["label", "train"]
 
 
 @pytest.mark.slow

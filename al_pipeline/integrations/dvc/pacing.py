@@ -14,21 +14,20 @@ NEXT = "next"
 """The key of the request for one of the stages that a command was given: `{"next": "train"}`."""
 
 
-class Interrupted(SystemExit):
-    """Ends a command whose caller asks for something else, or has ended; all that it was asked for has been replied."""
-
-
 class Requests:
     """The requests on `lines`, as an iterator. One of them can be put back."""
 
     def __init__(self, lines: TextIO) -> None:
         self._lines = lines
         self._put_back: list[Any] = []
+        self.all_replied = False
+        """Whether the command that runs has ended, with all that it was asked for replied: another request came."""
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
+        self.all_replied = False
         return self._put_back.pop() if self._put_back else json.loads(next(self._lines))
 
     def put_back(self, request: Any) -> None:
@@ -52,7 +51,8 @@ def pace_stages(requests: Requests, reply: Callable[[int], None]) -> None:
         if not isinstance(request, Mapping) or NEXT not in request:
             if request is not None:
                 requests.put_back(request)
-            raise Interrupted
+            requests.all_replied = True
+            raise SystemExit
         return str(request[NEXT])
 
     def paced(stages: Sequence[Any], *given: Any, **more: Any) -> Any:

@@ -22,7 +22,7 @@ from typing import Any
 
 from al_pipeline.integrations.dvc.digests import holds
 from al_pipeline.integrations.dvc.objects import check_entry, serve
-from al_pipeline.integrations.dvc.pacing import Interrupted, Requests, pace_stages
+from al_pipeline.integrations.dvc.pacing import Requests, pace_stages
 from al_pipeline.integrations.dvc.stage_server import StageServer, fork_stages, has_stages
 from al_pipeline.sanitize import redact
 
@@ -91,11 +91,11 @@ def main() -> None:
     pace_stages(requests, reply)
     for request in requests:
         try:
-            reply(serve(request) if isinstance(request, dict) else dvc(request))
-        except Interrupted:
-            continue
+            answer = serve(request) if isinstance(request, dict) else dvc(request)
         except SystemExit as stop:
-            reply(stop.code if isinstance(stop.code, int) else 1)
+            answer = stop.code if isinstance(stop.code, int) else 1
+        if not requests.all_replied:
+            reply(answer)
 
 
 def prepare() -> None:
