@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -42,6 +43,7 @@ LONGEST = (
 
 def pytest_configure(config: pytest.Config) -> None:
     """Set the environment before any test module is imported: some libraries read it only then."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     for name in NOT_THE_USERS:
         os.environ.pop(name, None)
     os.environ.update(ENVIRONMENT)

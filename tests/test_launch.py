@@ -27,8 +27,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("servers")
     (folder / launch.NAME).mkdir(mode=0o700)
     command = [sys.executable, "-P", "-m", forks.SERVER, str(folder / launch.NAME), launch.ENGINE]
+    background = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]  # as after `al up &`
     with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(command, stderr=log, env={**os.environ, "PREFECT_HOME": str(folder / "prefect")})
+        server = subprocess.Popen(background, stderr=log, env={**os.environ, "PREFECT_HOME": str(folder / "prefect")})
     deadline = time.monotonic() + 120
     while not (folder / launch.NAME / "socket").exists():
         assert server.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
@@ -73,7 +74,7 @@ def test_its_settings_are_those_of_its_environment(servers: Path, tmp_path: Path
     assert identity in done.stderr and "Connection refused" in done.stderr, "by the settings of the server it asks none"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_signal_reaches_the_fork(servers: Path, tmp_path: Path, number: signal.Signals) -> None:
     """A server that never answers keeps the run waiting."""
     import socket

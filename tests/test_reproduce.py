@@ -34,7 +34,7 @@ from al_pipeline.operations.reproduction import clone
 from al_pipeline.operations.reproduction.comparison import OUTPUTS
 from al_pipeline.operations.reproduction.result import Reproduction
 from al_pipeline.operations.tick import tick
-from al_pipeline.workspace.fingerprint import current_engine
+from al_pipeline.workspace.fingerprint import _engine
 from al_pipeline.workspace.layout import STAGES, Layout
 from al_pipeline.workspace.lock import locked
 from al_pipeline.workspace.trust import accept
@@ -315,9 +315,9 @@ def test_another_engine_is_told_and_metrics_compared_or_the_recorded_one_install
     with monkeypatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(shelf / "path"), os.environ.get("PYTHONPATH", "")]))
         patch.syspath_prepend(str(shelf / "path"))
-        current_engine.cache_clear()
+        _engine.cache_clear()
         play(workspace, SimulatedOracle(), truth, 1)
-    current_engine.cache_clear()
+    _engine.cache_clear()
     assert read_json(workspace.layout.record(0))["engine"]["packages"]["tokenizers"] == "0.0.1"
     code, found = al(workspace, "reproduce")
     (row,) = found["rounds"]

@@ -59,7 +59,8 @@ def _follow(fork: forks.Fork) -> int:
             os.kill(fork.pid, number)
 
     for number in (signal.SIGTERM, signal.SIGINT):  # Prefect's cancellation, and Ctrl-C
-        signal.signal(number, pass_on)
+        if signal.getsignal(number) != signal.SIG_IGN:  # as in a process that runs in the background
+            signal.signal(number, pass_on)
     with fork:
         code = fork.wait()
     if code < 0:

@@ -189,6 +189,7 @@ def _run(
     `tied`: be killed when the client ends.
     """
     forks.State.forked = True
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a server that was started in the background
     os.setsid()
     os.chdir(folder)
     os.umask(umask)
