@@ -18,6 +18,7 @@ import httpx
 from msgspec.structs import asdict
 
 from al_pipeline.files import read_json, write_json
+from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.dvc.settings import change_config
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations.ingest import ingest
@@ -171,6 +172,11 @@ def ask_prefect(method: str, url: str, body: Any = None, auth: tuple[str, str] |
         if reply.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
             return reply
         time.sleep(1)
+
+
+def dvc_at(root: Path) -> Dvc:
+    """DVC in a repository that is no workspace, and that may run any command."""
+    return Dvc(root, root / ".al/dvc.json", root / ".al/logs/dvc.log", check=lambda _: None)
 
 
 def tools_first() -> dict[str, str]:

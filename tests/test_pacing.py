@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from harness import tools_first
+from harness import dvc_at, tools_first
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,20 +37,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Git(root).init()
     (root / "dvc.yaml").write_text(PIPELINE, encoding="utf-8")
     (root / "source").write_text("the source\n", encoding="utf-8")
-    with at(root) as dvc:
+    with dvc_at(root) as dvc:
         dvc.init("../remote")
         dvc.add(root / "source")
     return root
 
 
-def at(root: Path) -> Dvc:
-    return Dvc(root, root / ".al/dvc.json", root / ".al/logs/dvc.log", check=lambda _: None)
-
-
 @pytest.fixture
 def dvc(made: Path, tmp_path: Path) -> Iterator[Dvc]:
     shutil.copytree(made, tmp_path / "copy", symlinks=True)
-    with at(tmp_path / "copy") as dvc:
+    with dvc_at(tmp_path / "copy") as dvc:
         yield dvc
 
 

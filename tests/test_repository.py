@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 import pytest
+from harness import dvc_at
 
 from al_pipeline.errors import RemoteIncomplete, RepositoryError, StageFailed, UnexpectedChange
 from al_pipeline.files import read_json, write_json
@@ -378,7 +379,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     git.init()
     (root / "dvc.yaml").write_text(PIPELINE, encoding="utf-8")
     (root / "source").write_text("the source\n", encoding="utf-8")
-    with at(root) as dvc:
+    with dvc_at(root) as dvc:
         dvc.init("../remote")
         dvc.add(root / "source")
         dvc.repro("good")
@@ -388,14 +389,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def at(root: Path) -> Dvc:
-    return Dvc(root, root / ".al/dvc.json", root / ".al/logs/dvc.log", check=lambda _: None)
-
-
 @pytest.fixture
 def dvc(made: Path, tmp_path: Path) -> Iterator[Dvc]:
     shutil.copytree(made, tmp_path / "copy", symlinks=True)
-    with at(tmp_path / "copy/repository") as dvc:
+    with dvc_at(tmp_path / "copy/repository") as dvc:
         yield dvc
 
 
@@ -532,7 +529,7 @@ def test_what_a_killed_tick_left_is_ended_first(dvc: Dvc) -> None:
     process.stdin.flush()
     stage = wait_for_sleep(process.pid)
     forget(dvc)
-    with at(dvc.root) as next_tick:
+    with dvc_at(dvc.root) as next_tick:
         next_tick.end_previous()
         process.wait(10)
         assert gone(stage.pid)
@@ -588,7 +585,7 @@ def test_a_lock_whose_holder_ended_does_not_stop_the_next_command(dvc: Dvc, hold
 def test_a_reader_leaves_what_a_tick_wrote_down(dvc: Dvc) -> None:
     assert dvc.changed("good") == {}
     pid = running(dvc)
-    with replace(at(dvc.root), state=None) as reader:
+    with replace(dvc_at(dvc.root), state=None) as reader:
         assert reader.changed("good") == {}
         reader.end_previous()
     assert running(dvc) == pid
@@ -616,7 +613,7 @@ def test_a_stage_whose_dvc_is_gone_is_found_by_its_group(dvc: Dvc) -> None:
 def test_another_process_that_got_the_same_number_is_left_alone(tmp_path: Path) -> None:
     stranger = subprocess.Popen(["sleep", "300"], start_new_session=True)
     try:
-        dvc = at(tmp_path)
+        dvc = dvc_at(tmp_path)
         write_json(dvc.state, {"pid": stranger.pid, "started": psutil.Process(stranger.pid).create_time() - 3600})
         dvc.end_previous()
         assert stranger.poll() is None
