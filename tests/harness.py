@@ -52,7 +52,14 @@ WORDS = {
     "spam": ("win money now", "cheap pills click", "free offer today", "claim your prize"),
 }
 
+NEVER = "0 0 29 2 *"
+"""A schedule of which no run is due while tests run: one that fires on the hour takes the slot of a run by hand."""
+
+HOURLY = 'cron: "0 * * * *"'
+"""The schedule of the template."""
+
 SMALL = {
+    HOURLY: f'cron: "{NEVER}"',
     "kind: encoder+tfidf": "kind: tfidf",
     "test_size: 500": "test_size: 12",
     "seed_size: 40": "seed_size: 10",

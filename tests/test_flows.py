@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import httpx
 import pytest
 from annotating import ANN, ServerRig, leave
 from embedded import LabelStudioServer, PrefectServer
-from harness import ask_prefect, change_params, small_workspace
+from harness import NEVER, ask_prefect, small_workspace
 
 from al_pipeline.files import read_json, write_json
 from al_pipeline.integrations.git import Git
@@ -306,9 +305,6 @@ def test_a_teams_own_prefect_runs_it_by_prefect_yaml(
     """Deployed by Prefect's own command, run by its own worker; a run that is given another workspace refuses."""
     workspace, _ = served
     root = workspace.layout.root
-    # A run of the schedule would take the one slot, and the run that is asked for below be cancelled.
-    cron = f"0 0 1 {(datetime.now(UTC).month + 5) % 12 + 1} *"
-    change_params(workspace, {'cron: "0 * * * *"': f'cron: "{cron}"'})
     environment = {**os.environ, **prefect_server.env, "AL_WORKSPACE": str(root)}
 
     def prefect(*words: str, code: int = 0) -> str:
@@ -345,7 +341,7 @@ def test_a_teams_own_prefect_runs_it_by_prefect_yaml(
     assert deployment["global_concurrency_limit"]["limit"] == 1
     assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     [schedule] = deployment["schedules"]
-    assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == (cron, "UTC")
+    assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == (NEVER, "UTC")
     assert schedule["active"] is True
     [watch] = ask(prefect_server, "automations", automations={"name": {"any_": [WATCH]}})
     assert watch["enabled"] and watch["trigger"]["within"] == 90
