@@ -29,6 +29,7 @@ from al_pipeline.integrations import git as git_package
 from al_pipeline.integrations.dvc import session as dvc_module
 from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.git import Git, commits
+from al_pipeline.integrations.git.runner import GitRunner
 from al_pipeline.operations.steps import publishing
 from al_pipeline.operations.steps.context import Outcome
 from al_pipeline.rounds.state_machine import Facts
@@ -317,6 +318,37 @@ def test_the_branchs_own_remote_comes_first(git: Git, tmp_path: Path) -> None:
     assert git.remote() == "team"
     raw(git.root, "config", "branch.main.remote", "gone")
     assert git.remote() == "origin"
+
+
+def test_a_tag_named_as_the_branch_does_not_hide_it(git: Git, tmp_path: Path) -> None:
+    raw(tmp_path, "init", "--quiet", "--bare", "bare.git")
+    for name in ("origin", "team"):
+        raw(git.root, "remote", "add", name, str(tmp_path / "bare.git"))
+    raw(git.root, "config", "branch.main.remote", "team")
+    raw(git.root, "tag", "main", "HEAD")
+    assert raw(git.root, "symbolic-ref", "--short", "HEAD") == "heads/main", "git's own short name"
+    assert (git.branch(), git.remote()) == ("main", "team")
+    made = git.commit("Next", [change(git)])
+    git.push("team", [f"refs/heads/{git.branch()}"])
+    assert raw(tmp_path / "bare.git", "rev-parse", "refs/heads/main") == made
+
+
+def test_a_commit_does_not_make_it_ask_for_settings_again(git: Git, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw(git.root, "remote", "add", "origin", "nowhere.git")
+    time.sleep(0.1)  # what changed just now may change again
+    assert git.remote() == "origin"
+    git.commit("Next", [change(git)])
+    asked: list[tuple[str, ...]] = []
+    run = GitRunner.run
+    monkeypatch.setattr(
+        GitRunner, "run", lambda self, *words, **how: (asked.append(words), run(self, *words, **how))[1]
+    )
+    assert git.remote() == "origin" and asked == []
+    raw(git.root, "remote", "rename", "origin", "other")
+    assert git.remote() is None
+    raw(git.root, "switch", "--quiet", "--create", "trial")
+    raw(git.root, "config", "branch.trial.remote", "other")
+    assert (git.branch(), git.remote()) == ("trial", "other")
 
 
 def test_a_remote_that_is_not_there_is_said_so(git: Git, tmp_path: Path) -> None:

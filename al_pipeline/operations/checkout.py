@@ -70,12 +70,13 @@ def check_tags(rounds: Collection[int], tags: Iterable[str]) -> None:
         )
 
 
-def put_back_converted(layout: Layout, git: Git) -> list[str]:
+def put_back_converted(layout: Layout, git: Git, changed: Iterable[str] | None = None) -> list[str]:
     """Restore the committed bytes of files whose line endings git converted on checkout (`core.autocrlf`).
 
     These files differ in nothing else, so no edit is lost. Returns their names. Call only while holding the lock.
+    `changed`: the tracked files of the engine that differ from HEAD, if they are known.
     """
-    if not (found := converted(layout, git, git.changed(layout.tracked))):
+    if not (found := converted(layout, git, git.changed(layout.tracked) if changed is None else changed)):
         return []
     found = converted(layout, git, [*found, *git.tracked(layout.tracked)])
     for name in found:

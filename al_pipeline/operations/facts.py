@@ -135,8 +135,10 @@ def check_owned(
     if layout.closing.exists() or is_closed(layout, history.planned):  # before anything reads the data
         git.unstage([*layout.owned, layout.params, layout.dvc_yaml])
         return build.restore_torn_records(layout, git)
-    put_back_converted(layout, git)
-    refuse_edits(foreign_edits(layout, git))
+    changed = git.changed(layout.tracked)
+    put_back_converted(layout, git, changed)
+    if changed:
+        refuse_edits(foreign_edits(layout, git))
     if sources:
         pull_missing_sources(layout, dvc)
         check_sources(layout, dvc)

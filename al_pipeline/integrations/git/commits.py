@@ -100,8 +100,9 @@ class Commits(Index):
         text = f"object {commit}\ntype commit\ntag {name}\ntagger {who}\n\n{message.strip()}\n"
         made = self.run("mktag", feed=text).stdout.strip()
         self._sync_stored(made, commit)
-        self.run("update-ref", f"refs/tags/{name}", made, "")
-        self._sync_stored(made, commit, f"refs/tags/{name}")
+        ref = f"refs/tags/{name}"
+        self.run("update-ref", ref, made, "")
+        self._sync_inside([ref])
 
     def _check_stored(self, names: Sequence[str]) -> None:
         """Raise RepositoryError if the staged content of `names` is not, byte for byte, that of the files.
@@ -140,21 +141,20 @@ class Commits(Index):
             sync(path)
         sync_names(here)
 
-    def _sync_stored(self, name: str, commit: str, ref: str | None = None) -> None:
-        """Sync to disk the object `name`, all objects that `commit` added, their directory entries, and `ref`.
+    def _sync_stored(self, name: str, commit: str) -> None:
+        """Sync to disk the object `name`, all objects that `commit` added, their directory entries, and the branch.
 
         Git syncs the content that it writes (`core.fsync`) before the ref, but neither directories nor the index of a
         commit of named paths.
         """
         found = self.run("rev-list", "--objects", "--no-object-names", name, "--not", f"{commit}^@").stdout.split()
-        refs = [one for one in (ref, self._ask("symbolic-ref", "--quiet", "HEAD")) if one is not None]
+        branch = self.branch()
+        refs = [] if branch is None else [f"refs/heads/{branch}"]
         self._sync_inside(["config", "index", "HEAD", *refs, *map(object_path, found)])
 
     def _sync_inside(self, names: Iterable[str]) -> None:
         """Sync git's own files and their directory entries to disk; a missing object is in a pack."""
-        asked = [word for name in names for word in ("--git-path", name)]
-        places = [self.root / place for place in self.run("rev-parse", *asked).stdout.splitlines()]
-        there = [place for place in places if place.is_file()]
+        there = [place for place in self.paths(names) if place.is_file()]
         for place in there:
             sync(place)
         sync_names(there)

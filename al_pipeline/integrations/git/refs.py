@@ -60,7 +60,8 @@ class Refs(GitRunner):
 
     def branch(self) -> str | None:
         """The branch that is checked out; None on a detached HEAD."""
-        return self._ask("symbolic-ref", "--quiet", "--short", "HEAD")
+        ref = self._ask("symbolic-ref", "--quiet", "HEAD", of_settings=True)  # a short name avoids that of a tag
+        return None if ref is None else ref.removeprefix("refs/heads/")
 
     def tags(self) -> dict[str, str]:
         """The commit of every tag, by name. Raises RepositoryError if one cannot be read."""

@@ -31,8 +31,8 @@ class Remotes(History):
 
     def remote(self) -> str | None:
         """The remote that rounds are pushed to: the branch's own, else `origin`; None if there is none."""
-        remotes = self._read("remote").stdout.split()
-        own = self._ask("config", f"branch.{self.branch()}.remote")
+        remotes = self._read("remote", of_settings=True).stdout.split()
+        own = self._ask("config", f"branch.{self.branch()}.remote", of_settings=True)
         return own if own is not None and own in remotes else "origin" if "origin" in remotes else None
 
     def remotes_with_password(self) -> list[str]:

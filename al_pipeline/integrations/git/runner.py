@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from al_pipeline.errors import RepositoryError
 from al_pipeline.files import SETTLED_NS
@@ -26,6 +25,14 @@ NETWORK_TIMEOUT = 600.0
 """Seconds until a command is given up; the second for one that may transfer objects."""
 
 
+@dataclass
+class _Cache:
+    """Results by command, and the value of `GitRunner._mark` for which they hold."""
+
+    mark: tuple[object, ...] | None = None
+    results: dict[tuple[str, ...], subprocess.CompletedProcess[str]] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class GitRunner:
     """Runs git in the repository at `root`.
@@ -35,8 +42,8 @@ class GitRunner:
     """
 
     root: Path
-    _answers: dict[tuple[str, ...], Any] = field(default_factory=dict, compare=False, repr=False)
-    """Cached results by command; under () the value of `_mark` for which they hold."""
+    _cached: dict[bool, _Cache] = field(default_factory=dict, compare=False, repr=False)
+    """What depends on refs, objects and settings, and what depends on HEAD's name and the settings alone (True)."""
 
     def run(
         self,
@@ -74,29 +81,34 @@ class GitRunner:
             raise failed(arguments[0], result)
         return result
 
-    def _read(self, *arguments: str, check: bool = True, feed: str = "") -> subprocess.CompletedProcess[str]:
-        """Like `run`, with a cache, for a command whose output depends only on refs, objects and settings."""
-        mark, key = self._mark(), (feed, *arguments)
-        if mark is None or self._answers.get(()) != mark:
-            self._answers.clear()
-            self._answers[()] = mark
-        result: subprocess.CompletedProcess[str] | None = self._answers.get(key)
-        if result is None:
+    def _read(
+        self, *arguments: str, check: bool = True, feed: str = "", of_settings: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        """Like `run`, with a cache, for a command whose output depends only on refs, objects and settings.
+
+        `of_settings`: it depends on the name of the branch and the settings alone, which a commit does not change.
+        """
+        mark, key = self._mark(of_settings), (feed, *arguments)
+        cache = self._cached.setdefault(of_settings, _Cache())
+        if mark is None or cache.mark != mark:
+            cache.mark = mark
+            cache.results.clear()
+        if (result := cache.results.get(key)) is None:
             result = self.run(*arguments, check=False, feed=feed)
             plain = result.returncode in (0, 1) and not result.stderr and len(result.stdout) <= _ANSWER_BYTES
-            if mark is not None and plain and self._mark() == mark:
-                self._answers[key] = result
+            if mark is not None and plain and self._mark(of_settings) == mark:
+                cache.results[key] = result
         if check and result.returncode != 0:
             raise failed(arguments[0], result)
         return result
 
-    def _mark(self) -> tuple[object, ...] | None:
+    def _mark(self, of_settings: bool) -> tuple[object, ...] | None:
         """A value that changes with refs and settings; None in a linked work tree, or if one changed just now."""
         folder = self.root / ".git"
         try:
-            files = [folder / "HEAD", folder / "config", folder / "packed-refs"]
+            files = [folder / "HEAD", folder / "config", *([] if of_settings else [folder / "packed-refs"])]
             marks = [(path.name, *_stamp(path.stat())) for path in files if path.exists()]
-            folders = [os.fspath(folder / "refs")]
+            folders = [] if of_settings else [os.fspath(folder / "refs")]
             while folders:
                 with os.scandir(folders.pop()) as entries:
                     for entry in entries:
@@ -108,9 +120,9 @@ class GitRunner:
         newest = max((mark[1] for mark in marks), default=0)
         return None if time.time_ns() - newest < SETTLED_NS else tuple(sorted(marks))
 
-    def _ask(self, *arguments: str) -> str | None:
+    def _ask(self, *arguments: str, of_settings: bool = False) -> str | None:
         """The output of a command; None for exit code 1, which means "no". Raises RepositoryError if it fails."""
-        result = self._read(*arguments, check=False)
+        result = self._read(*arguments, check=False, of_settings=of_settings)
         if result.returncode not in (0, 1):
             raise failed(arguments[0], result)
         return result.stdout.strip() if result.returncode == 0 else None
@@ -121,9 +133,14 @@ class GitRunner:
         Git runs only in a linked work tree, where `.git` is a file; elsewhere the path is also defined for a missing
         repository, or one that git cannot open.
         """
+        return self.paths([name])[0]
+
+    def paths(self, names: Iterable[str]) -> list[Path]:
+        """Like `path`, for many files."""
         if not (self.root / ".git").is_file():
-            return self.root / ".git" / name
-        return self.root / self.run("rev-parse", "--git-path", name).stdout.rstrip("\n")
+            return [self.root / ".git" / name for name in names]
+        asked = [word for name in names for word in ("--git-path", name)]
+        return [self.root / place for place in self.run("rev-parse", *asked).stdout.splitlines()]
 
     def _name(self, path: Path) -> str:
         return str(path.relative_to(self.root) if path.is_absolute() else path)

@@ -46,10 +46,9 @@ class RepositoryState(Refs):
 
         That is a merge, rebase, cherry-pick, revert, `git am` or bisection, or an unresolved conflict.
         """
-        asked = [word for name, _, _ in _UNDER_WAY for word in ("--git-path", name)]
-        places = self.run("rev-parse", *asked).stdout.splitlines()
+        places = self.paths(name for name, _, _ in _UNDER_WAY)
         for (_, what, command), place in zip(_UNDER_WAY, places, strict=True):
-            if (self.root / place).exists():
+            if place.exists():
                 end = "`git bisect reset`" if command == "bisect" else f"`git {command} --continue` or `--abort`"
                 raise UnexpectedChange(f"{what} is in progress in {self.root}: end it first ({end}), then try again")
         if unmerged := self.run("ls-files", "--unmerged", "-z").stdout:
@@ -64,7 +63,7 @@ class RepositoryState(Refs):
 
     def check_complete(self, paths: Iterable[Path]) -> None:
         """Raise ManualActionRequired, with a fix, if this clone lacks history or skips files of `paths`."""
-        if self.run("rev-parse", "--is-shallow-repository").stdout.strip() == "true":
+        if self.path("shallow").exists():
             raise ManualActionRequired(
                 f"{self.root} is a shallow clone, which lacks the commits of earlier rounds: "
                 "`git fetch --unshallow --tags`, then try again"
