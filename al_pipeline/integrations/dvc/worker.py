@@ -15,7 +15,8 @@ import io
 import json
 import os
 import sys
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
 from copy import deepcopy
 from functools import cache
 from typing import Any
@@ -110,10 +111,12 @@ def prepare() -> None:
 
 @cache
 def change_dvc() -> None:
-    """Make DVC in this process refuse what must not be believed, and parse each YAML text once."""
+    """Make DVC in this process refuse what must not be believed, and do once what it repeats for each stage."""
     guard_folders()
     guard_objects()
     keep_parsed_yaml()
+    lock_paths_once()
+    keep_state_open()
 
 
 def guard_folders() -> None:
@@ -165,23 +168,34 @@ def guard_objects() -> None:
 
 
 def keep_parsed_yaml() -> None:
-    """Make DVC parse each YAML text once, not at every command, and write its own records with libyaml.
+    """Make DVC parse and validate each YAML text once, not at every command, and write its own records with libyaml.
 
     For each stage DVC parses and writes `dvc.lock` in pure Python, to keep comments, which nobody writes in a lock
     file: that was half of a command's time. The text is the same, but for a few quotes and for characters that libyaml
     escapes; DVC does not read all of them back unescaped (U+0085 becomes a blank). It still writes what people comment.
     """
     import dvc.utils.serialize
+    from dvc.utils import strictyaml
     from dvc.utils.serialize import _yaml
     from ruamel.yaml.comments import CommentedMap
 
-    parse, dump = _yaml.parse_yaml, _yaml._dump
+    parse, dump, validate = _yaml.parse_yaml, _yaml._dump, strictyaml.validate
     parsed: dict[Any, Any] = {}
+    valid: dict[str, Any] = {}
 
     def remember(text: str, data: Any) -> None:
         while len(parsed) >= _PARSED_TEXTS:
-            parsed.pop(next(iter(parsed)))
+            valid.pop(oldest := next(iter(parsed)), None)
+            parsed.pop(oldest)
         parsed[text] = data
+
+    def validate_once(data: Any, schema: Any, text: Any = None, *where: Any, **named: Any) -> Any:
+        if text not in parsed:
+            return validate(data, schema, text, *where, **named)
+        if valid.get(text) is not schema:
+            validate(data, schema, text, *where, **named)
+            valid[text] = schema
+        return data  # what the caller reads is what it gave
 
     def parse_once(text: Any, path: Any, typ: str = "safe") -> Any:
         if typ != "safe" and os.path.basename(path) != _LOCK_FILE:
@@ -199,8 +213,38 @@ def keep_parsed_yaml() -> None:
         stream.write(written.getvalue())
         remember(written.getvalue(), deepcopy(data))  # what it would be read as
 
-    _yaml.parse_yaml = dvc.utils.serialize.parse_yaml = parse_once
+    _yaml.parse_yaml = dvc.utils.serialize.parse_yaml = strictyaml.parse_yaml = parse_once
     _yaml._dump = dump_plain
+    strictyaml.validate = validate_once
+
+
+def lock_paths_once() -> None:
+    """Make DVC write to its list of locked paths only for those that this process has not locked already.
+
+    For each stage it locks the same paths about ten times, one within the other, and each time rewrites the list twice.
+    """
+    import dvc.rwlock as module
+
+    locking: Any = module.rwlock
+    held: dict[str, Counter[str]] = {"read": Counter(), "write": Counter()}
+
+    @contextlib.contextmanager
+    def lock_once(place: Any, fs: Any, cmd: str, read: list[str], write: list[str], hardlink: bool) -> Iterator[None]:
+        read = [path for path in read if not held["read"][path]]
+        write = [path for path in write if not held["write"][path]]
+        if not read and not write:
+            yield
+            return
+        with locking(place, fs, cmd, read, write, hardlink):
+            held["read"].update(read)
+            held["write"].update(write)
+            try:
+                yield
+            finally:
+                held["read"].subtract(read)
+                held["write"].subtract(write)
+
+    module.rwlock = lock_once
 
 
 def _plain_yaml() -> Any:
@@ -213,6 +257,24 @@ def _plain_yaml() -> Any:
     yaml.allow_unicode = True
     yaml.Representer.add_representer(OrderedDict, yaml.Representer.represent_dict)
     return yaml
+
+
+def keep_state_open() -> None:
+    """Make DVC open its state once for a command: before and after each stage it closed the two databases."""
+    from dvc.repo import Repo
+
+    reset = Repo._reset
+
+    def reset_all_else(repo: Any) -> None:
+        state = repo.state
+        repo.state = contextlib.nullcontext()
+        repo.state.close = lambda: None
+        try:
+            reset(repo)
+        finally:
+            repo.state = state
+
+    Repo._reset = reset_all_else
 
 
 class _Redacted:
