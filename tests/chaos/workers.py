@@ -23,8 +23,10 @@ import psutil
 from embedded import al_home_at
 from harness import ask_prefect, change_params
 
+from al_pipeline.flows.launch import NAME
 from al_pipeline.servers import process as servers
 from al_pipeline.servers import stop_worker
+from al_pipeline.workspace.home import fork_servers
 from al_pipeline.workspace.workspace import open_workspace
 from chaos.lab import FaultCount, Lab, Scenario
 from chaos.reference import Reference
@@ -174,6 +176,7 @@ class Box:
         self._runs: list[str] = []
         with al_home_at(lab.prefect.home):
             self._mark = str(open_workspace(site.root).home / "worker/server.json")
+            self._forking = str(fork_servers(self._id) / NAME)
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
         return ask_prefect(method, f"{self._url}{path}", body, self._auth).raise_for_status().json()
@@ -251,9 +254,9 @@ class Box:
 
     def kill(self, victim: Victim) -> None:
         """kill -9 of the worker alone, or of all that it started too."""
-        found = self._processes()
+        found = self._started()
         ids = {one.pid for one in found}
-        doomed = [one for one in found if victim == "both" or one.ppid() not in ids]
+        doomed = self._processes() if victim == "both" else [one for one in found if one.ppid() not in ids]
         expect(doomed, "there is no worker")
         for one in doomed:
             with suppress(psutil.NoSuchProcess):
@@ -261,8 +264,17 @@ class Box:
         psutil.wait_procs(doomed, timeout=15)
 
     def _processes(self) -> list[psutil.Process]:
-        """The worker and all its descendants."""
+        """The worker, all its descendants, and the runs that are forks of a server, which is none of them."""
+        return [*self._started(), *(one for one in psutil.process_iter() if self._is_fork(one))]
+
+    def _started(self) -> list[psutil.Process]:
         return [one for one in psutil.process_iter() if servers.carries_mark(one, self._mark)]
+
+    def _is_fork(self, process: psutil.Process) -> bool:
+        with suppress(psutil.Error):
+            words, parent = process.cmdline(), process.parent()
+            return self._forking in words and parent is not None and parent.cmdline() == words
+        return False
 
 
 def _at(state: Mapping[str, Any]) -> datetime:
