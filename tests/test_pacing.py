@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -104,6 +105,34 @@ def test_other_commands_come_between(dvc: Dvc) -> None:
     dvc.repro("score")
     assert ran(dvc) == list(STAGES[:4])
     assert dvc._process is process and psutil.Process(process.pid).is_running()
+
+
+@pytest.mark.slow
+def test_a_stage_keeps_its_paths_locked(dvc: Dvc) -> None:
+    """Each path once, from before it runs until its outputs are recorded: a command by hand must not change them."""
+    path = dvc.root / "dvc.yaml"
+    path.write_text(PIPELINE.replace("echo label", "cp .dvc/tmp/rwlock during; echo label"), encoding="utf-8")
+    for stage in STAGES[:2]:
+        dvc.repro(stage)
+    held = json.loads((dvc.root / "during").read_text("utf-8"))
+    assert [Path(one).name for one in held["read"]] == ["source", "label.out"], "what it reads, and compares"
+    assert [Path(one).name for one in held["write"]] == ["label.out"]
+    process = dvc._process
+    assert process is not None and held["write"][str(dvc.root / "label.out")]["pid"] == process.pid
+    assert dvc.changed("label", "train") == {}
+    left = json.loads((dvc.root / ".dvc/tmp/rwlock").read_text("utf-8"))
+    assert not any(left.values()), "and released"
+
+
+@pytest.mark.slow
+def test_what_was_valid_once_is_validated_again_when_it_changes(dvc: Dvc) -> None:
+    path = dvc.root / "dvc.yaml"
+    for wrong, says in (("deps: [source]", "deps: source"), ("outs: [train.out]", "outs: {train.out: 1}")):
+        path.write_text(PIPELINE.replace(wrong, says), encoding="utf-8")
+        with pytest.raises(RepositoryError, match=r"dvc\.yaml.*validation failed"):
+            dvc.changed("label")
+        path.write_text(PIPELINE, encoding="utf-8")
+        dvc.repro("label")
 
 
 @pytest.mark.slow
