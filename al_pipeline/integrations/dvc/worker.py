@@ -19,6 +19,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from copy import deepcopy
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 from al_pipeline.integrations.dvc.digests import holds
@@ -260,19 +261,20 @@ def _plain_yaml() -> Any:
 
 
 def keep_state_open() -> None:
-    """Make DVC open its state once for a command: before and after each stage it closed the two databases."""
+    """Make DVC open its state and read its settings once for a command, not again before and after each stage."""
     from dvc.repo import Repo
 
     reset = Repo._reset
 
     def reset_all_else(repo: Any) -> None:
-        state = repo.state
-        repo.state = contextlib.nullcontext()
-        repo.state.close = lambda: None
+        state, settings = repo.state, repo.__dict__.get("config")
+        repo.state = SimpleNamespace(close=lambda: None)
         try:
             reset(repo)
         finally:
             repo.state = state
+            if settings is not None:
+                repo.__dict__["config"] = settings
 
     Repo._reset = reset_all_else
 
