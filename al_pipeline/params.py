@@ -5,7 +5,7 @@ An invalid value is reported with its key, its value and what the key takes; an 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -313,20 +313,21 @@ def parse_params(text: str, source: str = "params.yaml") -> Params:
 
 def _check_together(params: Params, source: str) -> None:
     """Raise ValueError if a value does not fit that of another key."""
+    if wrong := next(_contradictions(params), None):
+        raise ValueError(f"{source}: {wrong}")
+
+
+def _contradictions(params: Params) -> Iterator[str]:
     select, uses_encoder = params.select, params.features.uses_encoder
     if params.train.model == FINETUNED and not uses_encoder:
-        raise ValueError(
-            f"{source}: train.model 'finetuned' trains the encoder: it needs features.kind encoder or encoder+tfidf"
-        )
+        yield "train.model 'finetuned' trains the encoder: it needs features.kind encoder or encoder+tfidf"
     for key in ("strategy", "cold_start"):
         if getattr(select, key) in NEEDS_ENCODER and not uses_encoder:
-            raise ValueError(
-                f"{source}: select.{key} {getattr(select, key)!r} needs features.kind encoder or encoder+tfidf"
-            )
+            yield f"select.{key} {getattr(select, key)!r} needs features.kind encoder or encoder+tfidf"
     if unknown := sorted(set(select.guide) - set(params.schema_.labels)):
-        raise ValueError(f"{source}: select.guide names {unknown[0]!r}, which is not a class in schema.labels")
+        yield f"select.guide names {unknown[0]!r}, which is not a class in schema.labels"
     if empty := next((name for name, texts in select.guide.items() if not texts), None):
-        raise ValueError(f"{source}: select.guide.{empty} is empty; give it words or texts, or remove it")
+        yield f"select.guide.{empty} is empty; give it words or texts, or remove it"
 
 
 def load_overrides(path: Path) -> Overrides:

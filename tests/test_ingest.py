@@ -19,6 +19,7 @@ import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from harness import small_workspace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,6 +35,7 @@ from al_pipeline.operations.ingestion import intake
 from al_pipeline.operations.ingestion import rejects as rejecting
 from al_pipeline.operations.ingestion.report import IngestReport
 from al_pipeline.operations.ingestion.staging import finish_ingest
+from al_pipeline.operations.status import status
 from al_pipeline.records import Event, Item, content_hash
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 
@@ -254,6 +256,15 @@ def test_the_first_ingest_draws_the_test_set(drawing, tmp_path):
     assert drawn.isdisjoint(item.content_hash for item in pool(drawing))
     later = ingest(drawing, [write(tmp_path / "b.csv", "text", *(f"more {n}" for n in range(50)))])
     assert (later.added, later.test_added, later.drawn) == (50, 0, False)
+
+
+@pytest.mark.slow
+def test_the_status_counts_a_test_set_that_no_tick_has_taken_in(tmp_path):
+    workspace, _ = small_workspace(tmp_path)
+    found = status(workspace, ask=False)
+    assert (found.pool, found.test, found.test_labelled) == (68, 12, 0)
+    ingest(workspace, [write(tmp_path / "more.csv", "text", "one more", "and another")], test=True)
+    assert status(workspace, ask=False).test == 14
 
 
 @settings(max_examples=10, deadline=None)

@@ -11,6 +11,7 @@ from msgspec.structs import asdict, replace
 
 from al_pipeline.annotation.active_events import active
 from al_pipeline.data.ledger import read_events, read_refused, still_refused
+from al_pipeline.data.pool import count_items
 from al_pipeline.errors import ServerFailed
 from al_pipeline.evaluation.figures import FIGURES, Metrics, Running
 from al_pipeline.evaluation.online import Saved
@@ -122,7 +123,7 @@ def status(workspace: Workspace, *, ask: bool = True) -> Status:
         unlabelled=pool.unlabeled,
         incoming=facts.incoming,
         labels=in_order(latest.params.schema_.labels, latest.counts.labels) if latest else {},
-        test=latest.counts.test if latest else 0,
+        test=(latest.counts.test if latest else count_items([layout.test])) + count_items([layout.inbox_test]),
         test_labelled=latest.counts.test_labelled if latest else 0,
         refused=_refused(layout),
         sources=_sources(layout),
