@@ -7,6 +7,7 @@ import http.server
 import os
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -509,3 +510,19 @@ def test_a_start_is_waited_for_and_free_when_its_process_was_killed(tmp_path: Pa
     with pytest.raises(OSError), servers.exclusive(tmp_path / "home/other.lock", 0.3):
         pytest.fail("a link could lead to any file")
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(("scheme", "healthy"), [("http", True), ("https", False)])
+def test_authorities_are_loaded_only_where_there_are_certificates(
+    scheme: str, healthy: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Loading them takes longer than a request to a server of this machine."""
+    loaded: list[object] = []
+    load = ssl.SSLContext.load_verify_locations
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", lambda *a, **k: (loaded.append(a), load(*a, **k)))
+    monkeypatch.chdir(tmp_path)
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert servers.is_healthy(f"{scheme}://127.0.0.1:{server.server_port}/") is healthy
+        server.shutdown()
+    assert bool(loaded) is not healthy

@@ -426,7 +426,7 @@ def _client(url: str) -> httpx.Client:
 
     # A server on loopback is not behind the environment's proxy.
     local = httpx.URL(url).host in (LOOPBACK, "localhost", "::1")
-    return httpx.Client(base_url=url, timeout=_REQUEST_SECONDS, trust_env=not local)
+    return httpx.Client(base_url=url, timeout=_REQUEST_SECONDS, trust_env=not local, verify=process.has_tls(url))
 
 
 def _authorization(client: httpx.Client, token: str) -> dict[str, str]:

@@ -159,7 +159,8 @@ def _ask(workspace: Workspace, server: Server, method: str, path: str, body: dic
 
     user, _, password = _password(workspace).partition(":")
     try:
-        with httpx.Client(trust_env=False, timeout=_REQUEST_SECONDS, auth=(user, password)) as client:
+        tls, login = process.has_tls(server.url), (user, password)
+        with httpx.Client(trust_env=False, timeout=_REQUEST_SECONDS, verify=tls, auth=login) as client:
             for seconds in (*_BUSY_SECONDS, None):
                 begin = time.perf_counter()
                 reply = client.request(method, f"{server.url}/api{path}", json=body)
