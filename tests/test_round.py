@@ -89,6 +89,7 @@ class Person:
             json=content or None,
             timeout=60,
             trust_env=False,
+            verify=False,
         )
         reply.raise_for_status()
         return reply.json() if reply.content else None

@@ -216,8 +216,9 @@ class _Session:
 
     def __init__(self, url: str, token: str) -> None:
         self._url = url
+        tls = not url.startswith("http:")  # without it, no certificate authorities are loaded
         self._http = httpx.Client(
-            base_url=url, headers={"Authorization": f"Token {token}"}, timeout=60, trust_env=False
+            base_url=url, headers={"Authorization": f"Token {token}"}, timeout=60, trust_env=False, verify=tls
         )
 
     def __enter__(self) -> _Session:

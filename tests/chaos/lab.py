@@ -179,6 +179,7 @@ class Studio:
             json=content or None,
             timeout=60,
             trust_env=False,
+            verify=False,
         )
         reply.raise_for_status()
         return reply.json() if reply.content else None
