@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,11 @@ SMALL = {
     "bootstrap: 1000": "bootstrap: 100",
 }
 """Changes to the template that make a round small and fast."""
+
+
+def later_today() -> dict[str, str]:
+    """The change to the template with which a run is scheduled, but due in twelve hours."""
+    return {HOURLY: f'cron: "0 {(datetime.now(UTC) + timedelta(hours=12)).hour} * * *"'}
 
 
 def write_pool(path: Path, size: int = 80, seed: int = 7, start: int = 0) -> dict[str, str]:

@@ -27,7 +27,7 @@ from annotating import ANN, ServerRig
 from composed import DEPLOY, compose
 from conftest import require
 from embedded import TEMPLATES, s3_server
-from harness import SMALL, ask_prefect, change_params, tools_first, write_pool
+from harness import SMALL, ask_prefect, change_params, later_today, tools_first, write_pool
 
 from al_pipeline.files import read_json
 from al_pipeline.integrations.label_studio.client import LabelStudioOracle
@@ -260,7 +260,8 @@ def publish(team: Team, root: Path) -> Published:
     team.run("worker", "sh", "-c", *[line for line in guide_lines() if "S3FileSystem" in line])
     al("init", str(root), "--labels", "ham,spam", "--remote", "s3://al-data/spam")
     change_params(
-        Workspace(Layout(root), ""), {**SMALL, "test_size: 500": "test_size: 6", "seed_size: 40": "seed_size: 6"}
+        Workspace(Layout(root), ""),
+        {**SMALL, **later_today(), "test_size: 500": "test_size: 6", "seed_size: 40": "seed_size: 6"},
     )
     truth = write_pool(team.folder / "pool.jsonl", size=40)
     al("-C", str(root), "ingest", str(team.folder / "pool.jsonl"))

@@ -26,7 +26,7 @@ import psutil
 import pytest
 from annotating import ANN, ServerRig
 from embedded import al_home_at, seed_templates
-from harness import HOURLY, NEVER, ask_prefect, change_params, small_workspace
+from harness import NEVER, ask_prefect, change_params, later_today, small_workspace
 
 from al_pipeline.errors import ServerFailed
 from al_pipeline.files import read_json
@@ -166,8 +166,7 @@ def box(label_studio_venv: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     folder = tmp_path_factory.mktemp("box")
     home = folder / "al-home"
     with al_home_at(home):
-        due = datetime.now(UTC) + timedelta(hours=12)  # no scheduled run takes the slot of a run by hand
-        workspace, _ = small_workspace(folder, changes={HOURLY: f'cron: "0 {due.hour} * * *"'})
+        workspace, _ = small_workspace(folder, changes=later_today())
         seed_templates(home)
     made = Box(workspace.layout.root, home)
     try:
