@@ -125,6 +125,14 @@ def require(found: bool, reason: str) -> None:
 
 
 @pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """No test, and nothing that it calls, leaves a variable that makes this process unlike its fork servers."""
+    before = forks.read_at_import(os.environ)
+    yield
+    assert forks.read_at_import(os.environ) == before
+
+
+@pytest.fixture(autouse=True)
 def al_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home of the test's own for credentials, servers and the DVC remote."""
     home = tmp_path / "al-home"

@@ -249,6 +249,7 @@ def test_dvc_is_a_fork_that_ends_with_its_session(
 ) -> None:
     wait_for(lambda: answers(servers_of_the_run / "dvc"))
     monkeypatch.setenv(forks.FOLDER, str(servers_of_the_run))
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")  # as an encoder sets it, and no import reads it
     with dvc:
         dvc.changed()
         assert isinstance(dvc._process, forks.Fork)

@@ -153,9 +153,13 @@ def _in_package(name: str) -> Path:
 
 
 def _from_hub(source: str) -> Path:
+    is_ours = "HF_HUB_DOWNLOAD_TIMEOUT" not in os.environ
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "30")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
+
+    if is_ours:  # the import has read it; left in place, it would make this process unlike a fork server
+        del os.environ["HF_HUB_DOWNLOAD_TIMEOUT"]
 
     missing = f"features.encoder: {source!r} is neither a folder here nor an installed package"
     try:

@@ -36,7 +36,7 @@ SERVER = "al_pipeline.integrations.fork_server"
 
 READ_AT_IMPORT = (
     *("PYTHON", "LC_", "LANG", "LD_", "MALLOC_", "GLIBC_", "OMP_", "OPENBLAS_", "MKL_", "NPY_", "ARROW_", "OPENSSL_"),
-    *("FSSPEC_", "HF_HUB_", "TRANSFORMERS_", "TOKENIZERS_", "TORCH_", "CUDA_", "AL_LOG_LEVEL"),
+    *("FSSPEC_", "HF_HUB_", "TRANSFORMERS_", "TORCH_", "CUDA_", "AL_LOG_LEVEL"),
 )
 """Beginnings of the names of environment variables that count while a process starts and imports."""
 HEADER = struct.Struct("=I")
