@@ -20,6 +20,7 @@ from al_pipeline.files import read_json
 from al_pipeline.records import composed
 from al_pipeline.sanitize import plain_form, storable
 from al_pipeline.validation import parse
+from al_pipeline.yaml_text import SafeLoader, read_yaml
 
 MAX_CHARACTERS = 1_000_000
 """The maximum size of a `params.yaml`: a larger file is a mistake, and would only be slow to reject."""
@@ -258,7 +259,7 @@ class Overrides(_Section, frozen=True, kw_only=True):
         return replace(select, **{name: value for name, value in own.items() if value is not None})
 
 
-class _Loader(yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  # type: ignore[misc]
+class _Loader(SafeLoader):  # type: ignore[misc]
     """A YAML loader that rejects duplicate keys, of which the last would silently win."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -272,15 +273,6 @@ class _Loader(yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader):  
                 seen.add((key.tag, key.value))
         made: dict[Hashable, Any] = super().construct_mapping(node, deep)
         return made
-
-
-def _read_yaml(text: str) -> Any:
-    """The value of a YAML text. Raises YAMLError, also for an alias: a few lines could expand to more than memory."""
-    for event in yaml.parse(text, _Loader):
-        if isinstance(event, yaml.AliasEvent):
-            where = str(event.start_mark).strip()
-            raise yaml.YAMLError(f"aliases are not supported; write the value out, {where}")
-    return yaml.load(text, _Loader)
 
 
 def load_params(path: Path) -> Params:
@@ -298,8 +290,8 @@ def parse_params(text: str, source: str = "params.yaml") -> Params:
     if len(text) > MAX_CHARACTERS:
         raise BadParams(f"{source} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are allowed")
     try:
-        values = _read_yaml(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        values = read_yaml(text, _Loader, aliases=False)
+    except yaml.YAMLError as error:
         raise BadParams(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise BadParams(f"{source} must contain keys and values, got {type(values).__name__}")

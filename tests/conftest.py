@@ -127,9 +127,9 @@ def require(found: bool, reason: str) -> None:
 @pytest.fixture(autouse=True)
 def same_environment() -> Iterator[None]:
     """No test, and nothing that it calls, leaves a variable that makes this process unlike its fork servers."""
-    before = forks.read_at_import(os.environ)
+    before = {**forks.read_at_import(os.environ), "PYTHONUTF8": "1"}  # which `al` sets for its children, servers too
     yield
-    assert forks.read_at_import(os.environ) == before
+    assert {**forks.read_at_import(os.environ), "PYTHONUTF8": "1"} == before
 
 
 @pytest.fixture(autouse=True)

@@ -635,6 +635,18 @@ def test_whatever_a_commit_holds_a_command_works_or_says_one_thing(clone: Clone,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", [*FORGED[:4], "rounds/project.json", *FORGED[8:], "data/events.dvc", "dvc.yaml"])
+def test_nesting_without_end_is_refused(clone: Clone, name: str) -> None:
+    """It takes parsers minutes, or ends their process."""
+    (clone.root / name).write_text("[" * 200_000 + "]" * 200_000, encoding="utf-8")
+    clone.commit(name)
+    for words in (["status", "--json"], ["report", "0"], ["round"]):
+        said = al(clone.root, *words)
+        assert said.code in (0, 2, 3, 5, 6) and "Traceback" not in said.err, (words, said)
+        assert len(said.err) < 3000
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -26,6 +26,7 @@ GROUND = {
     "sanitize",
     "threads",
     "validation",
+    "yaml_text",
 }
 """Modules beside the folders: errors, records and parameters, atomic writes, the log. Any layer may import them."""
 

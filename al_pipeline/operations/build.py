@@ -47,8 +47,10 @@ def _is_torn(path: Path) -> bool:
     """Whether a DVC file is incomplete: invalid YAML, or an entry without `md5` or `path`."""
     import yaml  # lazy: needed only after a close has begun
 
+    from al_pipeline.yaml_text import read_yaml
+
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = read_yaml(path.read_text(encoding="utf-8"))
         stages = found["stages"].values() if path.name == "dvc.lock" else [found]
         return any("md5" not in entry or "path" not in entry for stage in stages for entry in _entries(stage))
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from al_pipeline.errors import BadParams
+from al_pipeline.yaml_text import read_yaml
 
 Path = tuple[str, ...]
 
@@ -28,7 +29,7 @@ def with_missing(text: str, template: str, source: str = "params.yaml") -> tuple
     Existing keys keep their values. Raises BadParams if `text` is not a YAML mapping, or if no line can be inserted (a
     section in braces): the message names the keys to add by hand.
     """
-    values, whole = _values(text), yaml.safe_load(template)
+    values, whole = _values(text), read_yaml(template)
     if values is None:
         raise BadParams(f"{source} is not valid YAML, or has no keys and values; fix it first")
     added = list(_missing(values, whole))
@@ -47,8 +48,8 @@ def with_missing(text: str, template: str, source: str = "params.yaml") -> tuple
 
 def _values(text: str) -> dict[str, Any] | None:
     try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        values = read_yaml(text, aliases=False)
+    except yaml.YAMLError:
         return None
     return values if isinstance(values, dict) else None
 

@@ -13,6 +13,7 @@ from al_pipeline.integrations.dvc.defects import Different
 from al_pipeline.integrations.dvc.digests import Digests, listing_digest
 from al_pipeline.integrations.dvc.process import DvcProcess
 from al_pipeline.integrations.git import Git
+from al_pipeline.yaml_text import read_yaml
 
 _NEW_PARTS = 4
 """Up to this many new files in a folder are recognised without asking DVC; see `_added`."""
@@ -50,13 +51,13 @@ class Records(DvcProcess):
 
     def _outputs(self, record: str, revision: str | None, stage: str | None = None) -> Iterator[tuple[str, str]]:
         path = self.root / record
-        if revision is not None:
-            text = Git(self.root).show(revision, record)
-        else:
-            text = path.read_text(encoding="utf-8") if path.exists() else None
         try:
+            if revision is not None:
+                text = Git(self.root).show(revision, record)
+            else:
+                text = path.read_text(encoding="utf-8") if path.exists() else None
             rows = _parse_outputs(text or "", record.endswith(".dvc"))
-        except (yaml.YAMLError, AttributeError, KeyError, TypeError):
+        except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
             raise UnexpectedChange(
                 f"{record} is not a valid DVC file; `git checkout -- {record}` restores it"
             ) from None
@@ -95,6 +96,6 @@ def _parse_outputs(text: str, single: bool) -> tuple[tuple[str | None, str, str]
 
     Cached by text: a tick compares the same records before and after each of its steps.
     """
-    found = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if text else {}
+    found = read_yaml(text) if text else {}
     stages = {None: found} if single else found.get("stages", {})
     return tuple((name, out["path"], out["md5"]) for name, stage in stages.items() for out in stage.get("outs", ()))

@@ -33,6 +33,7 @@ from al_pipeline.workspace.home import private_folder
 from al_pipeline.workspace.layout import STAGES, Layout
 from al_pipeline.workspace.trust import doubtful
 from al_pipeline.workspace.workspace import Workspace
+from al_pipeline.yaml_text import read_yaml
 
 _CAUSES: Mapping[str, Cause] = {
     "engine.json": "engine",
@@ -258,8 +259,8 @@ def _parse_lock(path: Path) -> Mapping[str, Any]:
 
 def _parse_yaml(path: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError):
+        found = read_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
         found = None
     if not isinstance(found, dict):
         raise FoundDifference(Difference("", "data", f"{path.name} at the tag is not valid"))
