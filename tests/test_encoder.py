@@ -155,8 +155,10 @@ def test_no_hub_no_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    before = dict(os.environ)
     with pytest.raises(ExternalServiceError, match=r"hub did not provide it \(ConnectionError\).*works offline"):
         install_encoder("somebody/some-encoder", tmp_path / "encoder")
+    assert dict(os.environ) == before, "fork servers compare it"
 
 
 # Fingerprints --------------------------------------------------------------------------------------------------------
