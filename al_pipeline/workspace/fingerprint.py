@@ -81,6 +81,7 @@ MODULES = (
     "workspace/__init__.py",
     "workspace/fingerprint.py",
     "workspace/layout.py",
+    "yaml_text.py",
 )
 """Modules that stages import and whose computations are part of the fingerprint."""
 
