@@ -114,7 +114,7 @@ def with_many_objects(git: Git, most: int = 27) -> None:
 
 
 def test_loose_objects_are_packed_at_gits_own_limit_and_none_is_lost(git: Git) -> None:
-    with_many_objects(git, 26)
+    with_many_objects(git, 23)  # a commit's own objects may begin with 17 too: their ids change with the time
     assert not git.pack()
     with_many_objects(git, 28)
     git.tag("round-0001", "First")
