@@ -26,6 +26,7 @@ from al_pipeline.errors import BadInput, LabelStudioDown, LabelStudioRefused, Se
 from al_pipeline.files import read_json, replacing, sha256_bytes, write_json, write_text
 from al_pipeline.integrations.label_studio.tokens import Authorization, TokenExpired
 from al_pipeline.logs import get_logger, shown
+from al_pipeline.sanitize import has_tls
 from al_pipeline.servers import process
 from al_pipeline.servers.process import LOOPBACK, Progress, Server, Service
 from al_pipeline.workspace.home import al_home, check_private, private_folder
@@ -426,7 +427,7 @@ def _client(url: str) -> httpx.Client:
 
     # A server on loopback is not behind the environment's proxy.
     local = httpx.URL(url).host in (LOOPBACK, "localhost", "::1")
-    return httpx.Client(base_url=url, timeout=_REQUEST_SECONDS, trust_env=not local, verify=process.has_tls(url))
+    return httpx.Client(base_url=url, timeout=_REQUEST_SECONDS, trust_env=not local, verify=has_tls(url))
 
 
 def _authorization(client: httpx.Client, token: str) -> dict[str, str]:

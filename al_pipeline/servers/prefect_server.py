@@ -18,6 +18,7 @@ from typing import Any
 from al_pipeline.errors import ServerFailed
 from al_pipeline.files import write_text
 from al_pipeline.logs import get_logger
+from al_pipeline.sanitize import has_tls
 from al_pipeline.servers import process
 from al_pipeline.servers.process import LOOPBACK, Progress, Server, Service
 from al_pipeline.workspace.home import private_folder
@@ -159,7 +160,7 @@ def _ask(workspace: Workspace, server: Server, method: str, path: str, body: dic
 
     user, _, password = _password(workspace).partition(":")
     try:
-        tls, login = process.has_tls(server.url), (user, password)
+        tls, login = has_tls(server.url), (user, password)
         with httpx.Client(trust_env=False, timeout=_REQUEST_SECONDS, verify=tls, auth=login) as client:
             for seconds in (*_BUSY_SECONDS, None):
                 begin = time.perf_counter()

@@ -20,6 +20,7 @@ import psutil
 from al_pipeline.errors import BadInput, ServerFailed
 from al_pipeline.files import read_json, write_json
 from al_pipeline.logs import get_logger
+from al_pipeline.sanitize import has_tls
 from al_pipeline.workspace.home import own_environment, private_folder
 
 _logger = get_logger(__name__)
@@ -173,11 +174,6 @@ def is_healthy(url: str, timeout: float = 5.0) -> bool:
             return client.get(url).status_code == 200
     except httpx.HTTPError:
         return False
-
-
-def has_tls(url: str) -> bool:
-    """Whether an HTTP client must verify certificates; loading the authorities takes 25 ms of processor time."""
-    return not url.startswith("http:")
 
 
 def inherited_environment() -> dict[str, str]:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import httpx
 
 from al_pipeline.errors import BadInput, LabelStudioDown, LabelStudioRefused
+from al_pipeline.sanitize import has_tls
 
 _NAMES = uuid.UUID("5f1c5b6e-3f0e-5b1e-9d0a-6f0f5f9f2a11")
 _PAGE = 500
@@ -216,10 +217,8 @@ class _Session:
 
     def __init__(self, url: str, token: str) -> None:
         self._url = url
-        tls = not url.startswith("http:")  # without it, no certificate authorities are loaded
-        self._http = httpx.Client(
-            base_url=url, headers={"Authorization": f"Token {token}"}, timeout=60, trust_env=False, verify=tls
-        )
+        login = {"Authorization": f"Token {token}"}
+        self._http = httpx.Client(base_url=url, headers=login, timeout=60, trust_env=False, verify=has_tls(url))
 
     def __enter__(self) -> _Session:
         return self

@@ -28,7 +28,7 @@ from al_pipeline.integrations.label_studio.failures import (
 )
 from al_pipeline.integrations.label_studio.tokens import Authorization, TokenExpired
 from al_pipeline.logs import get_logger
-from al_pipeline.sanitize import redact
+from al_pipeline.sanitize import has_tls, redact
 
 _logger = get_logger(__name__)
 
@@ -62,7 +62,7 @@ class Transport:
             timeout=timeout,
             transport=transport,
             trust_env=not _on_this_machine(self.url),
-            verify=self.url.startswith("https:"),  # without TLS, skip loading certificate authorities, which is slow
+            verify=has_tls(self.url),
         )
         self.http.event_hooks = {"request": [_note_begin], "response": [_log_reply]}
         self._authorization = Authorization(token, self._post)
