@@ -19,15 +19,18 @@ def read_yaml(text: str, loader: Any = SafeLoader, *, aliases: bool = True) -> A
     `loader`: a subclass of `SafeLoader`. Raises YAMLError if it is not valid or nested deeper than DEEPEST, and without
     `aliases` for an alias: a few lines of them could expand to more than memory.
     """
+    try:
+        _check_events(text, loader, aliases)
+        return yaml.load(text, loader)
+    except ValueError as error:  # half a character, or a scalar that is no value, such as the 45th of a month
+        raise yaml.YAMLError(str(error)) from None
+
+
+def _check_events(text: str, loader: Any, aliases: bool) -> None:
     depth = 0
     for event in yaml.parse(text, loader):
-        where = str(event.start_mark).strip()
         if isinstance(event, yaml.AliasEvent) and not aliases:
-            raise yaml.YAMLError(f"aliases are not supported; write the value out, {where}")
+            raise yaml.YAMLError(f"aliases are not supported; write the value out, {str(event.start_mark).strip()}")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
-            raise yaml.YAMLError(f"nested more than {DEEPEST} levels deep, {where}")
-    try:
-        return yaml.load(text, loader)
-    except ValueError as error:  # a scalar that is no value, such as the 45th of a month
-        raise yaml.YAMLError(str(error)) from None
+            raise yaml.YAMLError(f"nested more than {DEEPEST} levels deep, {str(event.start_mark).strip()}")

@@ -100,21 +100,32 @@ def loose(git: Git) -> set[str]:
     return {path.parent.name + path.name for path in (git.root / ".git/objects").glob("??/*")}
 
 
-def with_many_objects(git: Git, most: int = 27) -> None:
-    """Commit as many files whose ids begin with 17 as make git believe that it has 256 times as many objects."""
-    made = 0
+def texts_counted() -> Iterator[str]:
+    """Texts of files whose ids begin with 17: git believes that it has 256 times as many objects."""
     for number in itertools.count():
         text = f"{number}\n"
         if hashlib.sha1(f"blob {len(text)}\0{text}".encode(), usedforsecurity=False).hexdigest().startswith("17"):
-            change(git, f"many/{number}", text)
-            made += 1
-            if made == most:
-                break
+            yield text
+
+
+def with_many_objects(git: Git, most: int = 27) -> None:
+    """Commit as many files that count. The commit's own objects may count too: their ids change with the time."""
+    for text in itertools.islice(texts_counted(), most):
+        change(git, f"many/{text.strip()}", text)
     git.commit("Many", [git.root / "many"])
 
 
+def with_exactly(git: Git, number: int) -> None:
+    """So many objects that count, not all of them committed."""
+    with_many_objects(git, number - 6)
+    for text in texts_counted():
+        if len(list((git.root / ".git/objects/17").iterdir())) == number:
+            return
+        raw(git.root, "hash-object", "-w", str(change(git, "one more", text)))
+
+
 def test_loose_objects_are_packed_at_gits_own_limit_and_none_is_lost(git: Git) -> None:
-    with_many_objects(git, 23)  # a commit's own objects may begin with 17 too: their ids change with the time
+    with_exactly(git, 26)
     assert not git.pack()
     with_many_objects(git, 28)
     git.tag("round-0001", "First")
@@ -715,3 +726,15 @@ def test_git_is_asked_once_while_nothing_changes(git: Git, monkeypatch: pytest.M
     assert len(asked) == count
     raw(git.root, "tag", "new")
     assert "new" in git.tags()
+
+
+@pytest.mark.parametrize(
+    "bad", [b"\xff\xfe", b"a: 2026-13-45\n", b"[" * 50_000, b"stages: {a: {outs: [{path: 2026-13-45}]}}\n"]
+)
+def test_a_record_that_is_no_yaml_is_named_in_the_work_tree_and_in_a_commit(git: Git, bad: bytes) -> None:
+    path = git.root / "dvc.lock"
+    path.write_bytes(bad)
+    git.commit("Damaged", [path])
+    for revision in (None, "HEAD"):
+        with pytest.raises(UnexpectedChange, match=r"dvc\.lock is not a valid DVC file"):
+            dvc_at(git.root).recorded(revision=revision)

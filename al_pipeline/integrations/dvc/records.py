@@ -51,13 +51,13 @@ class Records(DvcProcess):
 
     def _outputs(self, record: str, revision: str | None, stage: str | None = None) -> Iterator[tuple[str, str]]:
         path = self.root / record
+        if revision is not None:
+            text = Git(self.root).show(revision, record)
+        else:
+            text = path.read_text(encoding="utf-8", errors="surrogateescape") if path.exists() else None
         try:
-            if revision is not None:
-                text = Git(self.root).show(revision, record)
-            else:
-                text = path.read_text(encoding="utf-8") if path.exists() else None
             rows = _parse_outputs(text or "", record.endswith(".dvc"))
-        except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
+        except (yaml.YAMLError, AttributeError, KeyError, TypeError):
             raise UnexpectedChange(
                 f"{record} is not a valid DVC file; `git checkout -- {record}` restores it"
             ) from None
