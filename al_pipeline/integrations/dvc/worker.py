@@ -15,7 +15,7 @@ import io
 import json
 import os
 import sys
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterator
 from copy import deepcopy
 from functools import cache
@@ -196,7 +196,7 @@ def keep_parsed_yaml() -> None:
         if valid.get(text) is not schema:
             validate(data, schema, text, *where, **named)
             valid[text] = schema
-        return data  # what the caller reads is what it gave
+        return data  # DVC's `load` goes on with what it gave, not with what it gets
 
     def parse_once(text: Any, path: Any, typ: str = "safe") -> Any:
         if typ != "safe" and os.path.basename(path) != _LOCK_FILE:
@@ -227,23 +227,23 @@ def lock_paths_once() -> None:
     import dvc.rwlock as module
 
     locking: Any = module.rwlock
-    held: dict[str, Counter[str]] = {"read": Counter(), "write": Counter()}
+    reads, writes = set[str](), set[str]()
 
     @contextlib.contextmanager
     def lock_once(place: Any, fs: Any, cmd: str, read: list[str], write: list[str], hardlink: bool) -> Iterator[None]:
-        read = [path for path in read if not held["read"][path]]
-        write = [path for path in write if not held["write"][path]]
+        read = [path for path in read if path not in reads]
+        write = [path for path in write if path not in writes]
         if not read and not write:
             yield
             return
         with locking(place, fs, cmd, read, write, hardlink):
-            held["read"].update(read)
-            held["write"].update(write)
+            reads.update(read)
+            writes.update(write)
             try:
                 yield
             finally:
-                held["read"].subtract(read)
-                held["write"].subtract(write)
+                reads.difference_update(read)
+                writes.difference_update(write)
 
     module.rwlock = lock_once
 
