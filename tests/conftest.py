@@ -64,9 +64,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    if "PYTEST_XDIST_WORKER" not in os.environ and any(
-        item.get_closest_marker(mark) for item in session.items for mark in ("slow", "server")
-    ):
+    if "PYTEST_XDIST_WORKER" in os.environ or session.config.option.collectonly:
+        return
+    if any(item.get_closest_marker(mark) for item in session.items for mark in ("slow", "server")):
         start_servers()
 
 
@@ -190,9 +190,9 @@ def other_label_studio(
     server.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
-    """One real Prefect server for all tests: `api_url`, and `env` for clients."""
+    """A real Prefect server: `api_url`, and `env` for clients. An idle one takes a twentieth of a processor."""
     server = PrefectServer(tmp_path_factory.mktemp("prefect"))
     yield server
     server.stop()

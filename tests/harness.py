@@ -179,10 +179,10 @@ def settle(root: Path) -> Path:
 
 def ask_prefect(method: str, url: str, body: Any = None, auth: tuple[str, str] | None = None) -> httpx.Response:
     """One request to a Prefect server, repeated while its database is busy (503), as Prefect's client does."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while True:
         reply = httpx.request(
-            method, url, json=body, auth=auth, timeout=60, trust_env=False, follow_redirects=True, verify=False
+            method, url, json=body, auth=auth, timeout=300, trust_env=False, follow_redirects=True, verify=False
         )
         if reply.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
             return reply

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -330,7 +331,8 @@ def test_a_saved_model_predicts_the_same(kind: Kind, classes: list[str], tmp_pat
 @pytest.mark.slow
 def test_equal_inputs_give_equal_bytes_in_another_process_too(tmp_path: Path) -> None:
     code = "from test_models import save_each; save_each()"
-    environment = {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}", "PYTHONHASHSEED": "1"}
+    path = f"{Path(__file__).parent}:{Path(__file__).parents[1]}"
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "1"}  # OPENBLAS_CORETYPE is the engine's
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, timeout=120)
     for kind in KINDS:
         fitted(kind).save(tmp_path / "one" / kind)
