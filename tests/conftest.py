@@ -192,7 +192,7 @@ def other_label_studio(
 
 @pytest.fixture(scope="module")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
-    """A real Prefect server: `api_url`, and `env` for clients. An idle one takes a twentieth of a processor."""
+    """A real Prefect server: `api_url`, and `env` for clients. An idle one takes two per cent of a processor."""
     server = PrefectServer(tmp_path_factory.mktemp("prefect"))
     yield server
     server.stop()
