@@ -118,7 +118,7 @@ def test_vectors_of_two_devices_never_mix_and_those_of_the_cpu_stay_where_they_w
 ) -> None:
     before = {
         "cpu": encoder._cpu(),
-        "encoding": 2,
+        "encoding": encoder._ENCODING_VERSION,
         "identity": "identity",
         "precision": "float32",
         "versions": encoder.library_versions(),

@@ -230,10 +230,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny(tmp_path_factory.mktemp("tiny"))
 
 
-def make_tiny(folder: Path, layers: int = 1) -> Path:
-    """A BERT with random weights, in `folder`."""
+def make_tiny(folder: Path, layers: int = 1, kind: str = "bert", positions: int = 100) -> Path:
+    """A BERT (or another `kind` of transformer) with random weights, in `folder`."""
     import torch
-    from transformers import BertConfig, BertModel
+    from transformers import AutoConfig, AutoModel
 
     vocabulary = [
         "[PAD]",
@@ -246,18 +246,17 @@ def make_tiny(folder: Path, layers: int = 1) -> Path:
         *(f"##{c}" for c in "abcdefghij"),
     ]
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "model_max_length": 100}')
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=100,
+    tokenizer = {"tokenizer_class": "BertTokenizer", "model_max_length": positions}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    sizes = {"hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 64}
+    if kind == "distilbert":
+        sizes = {"dim": 32, "n_layers": layers, "n_heads": 2, "hidden_dim": 64}
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(vocabulary), max_position_embeddings=positions, pad_token_id=0, **sizes
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        BertModel(config).save_pretrained(folder)
+        AutoModel.from_config(config).save_pretrained(folder)
     return folder
 
 

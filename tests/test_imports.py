@@ -64,8 +64,8 @@ IDEAS = {"active_learning", "annotation", "evaluation", "rounds"}
 OUTSIDE = {"pathlib", "os", "io", "subprocess", "socket", "shutil", "tempfile", "urllib", "http", "httpx", "requests"}
 
 ONLY = {
-    "torch": ("features.device", "features.encoder", "features.invariance", "models.training", "models.transformer"),
-    "transformers": ("features.encoder",),
+    "torch": ("features", "models.training", "models.transformer"),
+    "transformers": ("features.encoder", "features.packing"),
     "huggingface_hub": ("features.encoder",),
     "label_studio_sdk": ("integrations.label_studio.client",),
     "dvc": ("integrations.dvc",),

@@ -18,6 +18,7 @@ from test_encoder import PACKAGE, PRECISIONS, make_tiny, texts
 from al_pipeline.features.cache import FeatureCache, ensure
 from al_pipeline.features.encoder import Encoder, Precision, batch_rows, install_encoder
 from al_pipeline.features.invariance import find_dependence
+from al_pipeline.features.packing import POSITIONS_AFTER_PADDING, Layout, pack
 from al_pipeline.files import read_json, write_json
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.models.ensembles import SIZES, draw_heads
@@ -55,15 +56,79 @@ def test_a_batch_has_as_many_rows_as_its_length_says_and_whole_tiles() -> None:
             assert rows * length % 64 == 0
 
 
+@given(st.lists(st.integers(1, 64), max_size=60))
+def test_a_packed_batch_holds_what_fits_the_longest_first(lengths: list[int]) -> None:
+    batches = list(pack(lengths, 64))
+    assert sorted(text for batch in batches for text in batch) == list(range(len(lengths)))
+    assert all(sum(lengths[text] for text in batch) <= 64 for batch in batches)
+    longest = [max(lengths[text] for text in batch) for batch in batches]
+    assert longest == sorted(longest, reverse=True)
+    for batch in batches:
+        layout = Layout(tuple(lengths[text] for text in batch), 64)
+        spans = list(layout.spans())
+        assert [start for start, _ in spans] == [0, *(end for _, end in spans[:-1])]
+        assert [start for first, end, length in layout.runs() for start in range(first, end, length)] == [
+            start for start, _ in spans
+        ]
+        for start, end in spans:
+            np.testing.assert_array_equal(layout.positions[start:end], np.arange(end - start))
+
+
 @needs_torch
 @each_precision
-def test_every_batch_of_a_length_has_one_shape_and_a_mask(
+@pytest.mark.parametrize("kind", POSITIONS_AFTER_PADDING)
+def test_packed_texts_have_the_vectors_of_padded_ones(tmp_path: Path, precision: Precision, kind: str) -> None:
+    """Within rounding: of all kinds that are packed, at lengths from nothing to more than a batch of usual size."""
+    folder = make_tiny(tmp_path, kind=kind, positions=700)
+    tokens = [list(map(int, 2 + np.arange(size) % 7)) for size in (0, 1, 2, 2, 15, 16, 17, 64, 512, 513, 640)]
+    encoder = Encoder(folder, 640, precision)
+    assert encoder.packs
+    found = encoder.encode_tokens(tokens)
+    assert find_dependence(encoder, (7, 520)) == []
+    encoder.packs = False
+    tolerance = 1e-5 if precision == "float32" else 0.02
+    np.testing.assert_allclose(found[1:], encoder.encode_tokens(tokens[1:]), atol=tolerance)
+
+
+@needs_torch
+def test_a_transformer_of_another_kind_or_meaning_is_padded(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not Encoder(make_tiny(tmp_path, kind="electra"), 64, "float32").packs
+    assert Encoder(tiny, 64, "float32").packs
+    monkeypatch.setitem(POSITIONS_AFTER_PADDING, "bert", True)
+    encoder = Encoder(tiny, 64, "float32")
+    assert not encoder.packs
+    assert find_dependence(encoder) == []
+
+
+@needs_torch
+@each_precision
+def test_every_packed_batch_has_one_shape_and_no_mask(
+    tiny: Path, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes, masks = spied(Encoder(tiny, 64, precision), monkeypatch)
+    assert (shapes, masks) == ({(1, 512, 32)}, {False})
+
+
+@needs_torch
+@each_precision
+def test_every_padded_batch_of_a_length_has_one_shape_and_a_mask(
     tiny: Path, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without padding transformers would leave the mask out, and torch take another kernel."""
+    encoder = Encoder(tiny, 64, precision)
+    encoder.packs = False
+    shapes, masks = spied(encoder, monkeypatch)
+    assert shapes == {(batch_rows(length), length, 32) for _, length, _ in shapes}
+    assert masks == {True}
+
+
+def spied(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> tuple[set[tuple[int, ...]], set[bool]]:
+    """The shapes of batches' states, and whether attention had a mask, of texts in many kinds of company."""
     import torch
 
-    encoder, shapes, masks = Encoder(tiny, 64, precision), set[tuple[int, ...]](), set[bool]()
+    shapes, masks = set[tuple[int, ...]](), set[bool]()
     real = torch.nn.functional.scaled_dot_product_attention
 
     def spy(query: Any, *others: Any, attn_mask: Any = None, **options: Any) -> Any:
@@ -74,8 +139,7 @@ def test_every_batch_of_a_length_has_one_shape_and_a_mask(
     encoder.model.register_forward_hook(lambda *found: shapes.add(tuple(found[-1].last_hidden_state.shape)))
     for some in (texts(90), texts(1), ["alpha"], ["alpha " * 62], ["alpha " * 100] * 9, texts(17)):
         encoder.encode(some)
-    assert shapes == {(batch_rows(length), length, 32) for _, length, _ in shapes}
-    assert masks == {True}
+    return shapes, masks
 
 
 def disturb(encoder: Encoder, change: Callable[[Any], Any]) -> None:
@@ -100,6 +164,7 @@ def test_a_kernel_chosen_by_the_number_of_rows_changes_nothing(tiny: Path, preci
 
 
 @needs_torch
+@pytest.mark.parametrize("packs", [True, False])
 @pytest.mark.parametrize(
     "change",
     [
@@ -108,8 +173,11 @@ def test_a_kernel_chosen_by_the_number_of_rows_changes_nothing(tiny: Path, preci
         pytest.param(lambda states: states * (1 + 1e-6 * _places(states)), id="last bits"),
     ],
 )
-def test_the_self_test_finds_a_machine_on_which_company_matters(tiny: Path, change: Callable[[Any], Any]) -> None:
+def test_the_self_test_finds_a_machine_on_which_company_matters(
+    tiny: Path, change: Callable[[Any], Any], packs: bool
+) -> None:
     encoder = Encoder(tiny, 64, "float32")
+    encoder.packs = packs
     assert find_dependence(encoder) == []
     disturb(encoder, change)
     found = find_dependence(encoder)
@@ -117,10 +185,12 @@ def test_the_self_test_finds_a_machine_on_which_company_matters(tiny: Path, chan
 
 
 def _places(states: Any) -> Any:
-    """A number for each row that its place decides."""
+    """A number for each row that its place decides; for each token in a packed batch, which has one row."""
     import torch
 
-    return torch.arange(len(states))[:, None, None] % 7 * torch.linspace(0, 1, states.shape[2])
+    rows, tokens, width = states.shape
+    places = torch.arange(tokens)[:, None] if rows == 1 else torch.arange(rows)[:, None, None]
+    return places % 7 * torch.linspace(0, 1, width)
 
 
 @needs_torch

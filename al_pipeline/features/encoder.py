@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from al_pipeline.errors import AlError, BadInput, ExternalServiceError
 from al_pipeline.features.device import use_device
+from al_pipeline.features.packing import POSITIONS_AFTER_PADDING, Layout, pack, packed, register_attention, use_onednn
 from al_pipeline.file_notes import FileNotes
 from al_pipeline.files import TEMPORARY_PREFIX, read_object, sha256_bytes, sha256_file, write_json
 from al_pipeline.records import CPU
@@ -63,12 +64,12 @@ _NO_INFLUENCE = ("LICENSE*", "NOTICE*", "README.md", SOURCE_FILE)
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
 
-_ENCODING_VERSION = 2
+_ENCODING_VERSION = 3
 """Increment whenever a change of this module changes the bytes of vectors."""
 _MEANING_VERSION = 1
 """Increment only if models fitted on earlier vectors become invalid, not for rounding differences."""
 _STEP = 16
-"""Texts are padded to a multiple of this many tokens, independently of the other texts in the batch."""
+"""In padded batches a text is padded to a multiple of this many tokens, independently of the other texts."""
 _TOKENS_PER_BATCH = 512
 """Approximate number of tokens of every batch. Libraries choose kernels by matrix size, so an incomplete batch is
 filled up with padding. Twice the size would be a few per cent faster on many texts and take twice as long on a few.
@@ -79,8 +80,8 @@ may have other bytes.
 """
 _TILE = 64
 """The tokens of a batch are a multiple of this, so that tiled kernels have no remainder."""
-_ATTENTION = "al_sdpa"
-"""The name under which `_attention` is registered with transformers."""
+_SAME = 0.999
+"""Cosine above which a token's states in a packed and in a padded batch differ by rounding alone."""
 _CHARACTERS_PER_TOKEN = 8
 _LONGEST_WORD = 1000
 
@@ -305,10 +306,11 @@ class Encoder:
     """A frozen encoder: mean pooling of the last layer, normalised to unit length.
 
     On one machine the bytes of a text's vector depend on neither the other texts in its batch nor their order nor the
-    number of threads: it is padded to its own length rounded up to a multiple of 16, and all batches of a length have
-    the same number of rows, some of them padding. `invariance.py` tests this on a machine. `device` is one of
-    `find_device`. Raises BadInput if transformers cannot load `folder`, EngineChanged if this machine has another
-    device, ExternalServiceError if the weights do not fit into its memory.
+    number of threads. On a CPU, transformers of known kinds get packed batches of a fixed number of tokens (see
+    `packing.py`). All others get padded ones: a text is padded to its own length rounded up to a multiple of 16, and
+    all batches of a length have the same number of rows, some of them padding. `invariance.py` tests this on a machine.
+    `device` is one of `find_device`. Raises BadInput if transformers cannot load `folder`, EngineChanged if this
+    machine has another device, ExternalServiceError if the weights do not fit into its memory.
     """
 
     def __init__(
@@ -342,7 +344,7 @@ class Encoder:
             local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
             self._tokenizer = AutoTokenizer.from_pretrained(str(folder), truncation_side="right", **local)
             model = AutoModel.from_pretrained(
-                str(folder), use_safetensors=True, dtype=dtype, attn_implementation=_attention(), **local
+                str(folder), use_safetensors=True, dtype=dtype, attn_implementation=register_attention(), **local
             )
         except Exception as error:  # a configuration can make transformers fail in any way
             raise BadInput(f"transformers cannot load the encoder in {folder}: {error}") from error
@@ -358,6 +360,10 @@ class Encoder:
         self._longest = min(int(self._tokenizer.model_max_length), int(positions))
         self._max_tokens = min(max_tokens, self._longest)
         self._padding = self._tokenizer.pad_token_id or 0
+        if device == CPU:
+            use_onednn(self.model)
+        self.packs = device == CPU and self._can_pack()
+        """Whether batches are packed, not padded."""
 
     @property
     def dimension(self) -> int:
@@ -445,38 +451,88 @@ class Encoder:
         return ids, mask
 
     def batch_rows(self, length: int) -> int:
-        """Number of rows of every batch of texts that are padded to `length` tokens, on this device."""
+        """Number of rows of every padded batch of texts that are padded to `length` tokens, on this device."""
         return batch_rows(length, self._batch_tokens)
 
+    def batch_texts(self, length: int) -> int:
+        """Number of texts of `length` tokens that fill a batch."""
+        return _packed_rows(length) // length if self.packs else self.batch_rows(self.padded_length(range(length)))
+
     def _batches(self, tokens: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[int]]]:
-        """Rows that share a padded length, the longest first, so that a lack of memory shows at once."""
+        """The tokens of a packed batch, or the padded length, and the texts; the longest first, so that a lack of
+        memory shows at once.
+        """
         buckets: dict[int, list[int]] = {}
-        for row, ids in enumerate(tokens):
-            buckets.setdefault(self.padded_length(ids), []).append(row)
-        for length in sorted(buckets, reverse=True):
-            rows = buckets[length]
-            size = self.batch_rows(length)
-            for start in range(0, len(rows), size):
-                yield length, rows[start : start + size]
+        for text, ids in enumerate(tokens):
+            size = _packed_rows(len(ids)) if self.packs else self.padded_length(ids)
+            buckets.setdefault(size, []).append(text)
+        for size in sorted(buckets, reverse=True):
+            texts = buckets[size]
+            if self.packs:
+                for batch in pack([max(len(tokens[text]), 1) for text in texts], size):
+                    yield size, [texts[place] for place in batch]
+                continue
+            rows = self.batch_rows(size)
+            for start in range(0, len(texts), rows):
+                yield size, texts[start : start + rows]
 
-    def _forward(self, tokens: Sequence[Sequence[int]], length: int) -> Vectors:
-        import torch
-
-        padded = self.pad(tokens, length, self.batch_rows(length))
-        ids, mask = (torch.from_numpy(part).to(self.device) for part in padded)
-        with torch.inference_mode():
-            hidden: torch.Tensor = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
-        states = hidden.float().cpu().numpy()[: len(tokens)]
+    def _forward(self, tokens: Sequence[Sequence[int]], size: int) -> Vectors:
+        states = self._packed(tokens, size) if self.packs else self._padded(tokens, size, self.batch_rows(size))
         # text by text in float64: torch may split its reductions differently at another batch size
-        means = np.stack(
-            [state[: max(len(found), 1)].sum(0, np.float64) for state, found in zip(states, tokens, strict=True)]
-        )
+        means = np.stack([state.sum(0, np.float64) for state in states])
         norms = np.sqrt((means * means).sum(1, keepdims=True))
         return np.asarray(means / np.maximum(norms, 1e-12), np.float32)
 
+    def _padded(self, tokens: Sequence[Sequence[int]], length: int, rows: int) -> list[Vectors]:
+        """The states of each text's tokens, from one padded batch."""
+        ids, mask = self.pad(tokens, length, rows)
+        states = self._states(ids, attention_mask=mask)
+        return [state[: max(len(found), 1)] for state, found in zip(states, tokens, strict=False)]
+
+    def _packed(self, tokens: Sequence[Sequence[int]], rows: int) -> list[Vectors]:
+        """The states of each text's tokens, from one packed batch."""
+        layout = Layout(tuple(max(len(found), 1) for found in tokens), rows)
+        ids = np.full((1, rows), self._padding, np.int64)
+        for found, (start, _) in zip(tokens, layout.spans(), strict=True):
+            ids[0, start : start + len(found)] = found
+        first = self._padding + 1 if POSITIONS_AFTER_PADDING[self.model.config.model_type] else 0
+        with packed(layout):
+            (states,) = self._states(ids, position_ids=layout.positions[None] + first)
+        return [states[start:end] for start, end in layout.spans()]
+
+    def _states(self, ids: NDArray[np.int64], **options: NDArray[np.int64]) -> Vectors:
+        """The last layer's states, (rows, length, d)."""
+        import torch
+
+        inputs = {name: torch.from_numpy(part).to(self.device) for name, part in options.items()}
+        with torch.inference_mode():
+            hidden: torch.Tensor = self.model(torch.from_numpy(ids).to(self.device), **inputs).last_hidden_state
+        return hidden.float().cpu().numpy()
+
+    def _can_pack(self) -> bool:
+        """Whether this transformer is of a known kind and computes the same of packed and padded texts."""
+        if self.model.config.model_type not in POSITIONS_AFTER_PADDING:
+            return False
+        rng = np.random.default_rng(0)
+        known = np.setdiff1d(np.arange(self.vocabulary), [self._padding])
+        tokens = [rng.choice(known, min(length, self._max_tokens)).tolist() for length in (7, 7, 9)]
+        pairs = zip(self._packed(tokens, _TILE), self._padded(tokens, self.padded_length(tokens[-1]), 4), strict=True)
+        return all(_cosines(*pair).min() > _SAME for pair in pairs)
+
+
+def _cosines(one: Vectors, other: Vectors) -> Vectors:
+    """The cosine between each row of two matrices."""
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return np.asarray((one * other).sum(1) / np.maximum(norms, 1e-12))
+
+
+def _packed_rows(length: int) -> int:
+    """Number of tokens of every packed batch that has texts of `length` tokens."""
+    return max(_TOKENS_PER_BATCH, -(-length // _TILE) * _TILE)
+
 
 def batch_rows(length: int, tokens: int = _TOKENS_PER_BATCH) -> int:
-    """Number of rows of every batch of texts that are padded to `length` tokens, if it has about `tokens` in all."""
+    """Number of rows of every padded batch of texts of padded length `length`, if it has about `tokens` in all."""
     step = min(_TILE // gcd(length, _TILE), _TILE // _STEP)
     return max(1, tokens // length // step) * step
 
@@ -493,24 +549,6 @@ def _out_of_memory() -> Iterator[None]:
             f"the GPU's memory does not suffice ({str(error).splitlines()[0]}); end what else uses it (`nvidia-smi`), "
             "or set features.device: cpu or a smaller features.max_tokens in params.yaml"
         ) from error
-
-
-def _attention() -> str:
-    """Register transformers' SDPA attention with a mask in every batch, and return its name.
-
-    Without padding in a batch, transformers omits the mask and torch chooses another kernel: a text's vector would
-    depend on the other texts.
-    """
-    from transformers import AttentionInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-
-    def mask(*args: Any, **options: Any) -> Any:
-        return sdpa_mask(*args, **{**options, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
-
-    AttentionInterface.register(_ATTENTION, sdpa_attention_forward)
-    AttentionMaskInterface.register(_ATTENTION, mask)
-    return _ATTENTION
 
 
 def _check_folder(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Test whether a text's vector depends on the other texts of its batch on this machine.
 
-Libraries choose kernels by the shape of a product and by the processor, and guarantee nothing. `Encoder` keeps all
-shapes the same, but only a run can show whether that suffices on a machine and at a precision.
+Libraries choose kernels by the shape of a product and by the processor, and guarantee nothing. `Encoder` lets a text's
+own length alone decide the shapes, but only a run can show whether that suffices on a machine and at a precision.
 """
 
 from __future__ import annotations
@@ -10,19 +10,21 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 
 from al_pipeline.features.encoder import Encoder, Vectors
 
 _LENGTHS = (16, 128)
-"""Padded lengths to test, limited by the encoder's `max_tokens`."""
+"""Lengths to test, limited by the encoder's `max_tokens`."""
 
 
 def find_dependence(encoder: Encoder, lengths: Sequence[int] = _LENGTHS) -> list[str]:
     """Descriptions of the batches in which a text's vector differs; empty if there are none.
 
-    Texts of each length are encoded together, alone, in part, in another order and with another number of threads, and
-    the bytes are compared. Takes about a second for a small encoder that is already loaded.
+    Texts of each length are encoded together, alone, in part, among texts of all lengths, in another order and with
+    another number of threads, and the bytes are compared. Takes about a second for a small encoder that is already
+    loaded.
     """
     found = []
     for length in sorted({min(length, encoder.max_tokens) for length in lengths}):
@@ -39,23 +41,33 @@ def find_dependence(encoder: Encoder, lengths: Sequence[int] = _LENGTHS) -> list
 def _batchings(encoder: Encoder, tokens: Sequence[Sequence[int]]) -> Iterator[tuple[str, NDArray[np.intp], Vectors]]:
     """Different ways to batch the texts: a description, the rows of the texts, and their vectors."""
     one, two = _on_threads(encoder, 1), _on_threads(encoder, 2)
+    rng = np.random.default_rng(0)
+    others = [_text(encoder, size, rng) for size in range(1, encoder.max_tokens + 1, max(1, encoder.max_tokens // 16))]
     all_rows = np.arange(len(tokens))
-    for batching, rows, by in (
-        ("in reverse order", all_rows[::-1], two),
-        ("in a batch not full", all_rows[1 : 1 + max(1, encoder.batch_rows(len(tokens[0])) // 2)], one),
-        ("alone", all_rows[:1], one),
+    half = max(1, encoder.batch_texts(len(tokens[0])) // 2)
+    for batching, rows, company, by in (
+        ("in reverse order", all_rows[::-1], [], two),
+        ("in a batch not full", all_rows[1 : 1 + half], [], one),
+        ("among other lengths", all_rows[: 2 * half], others, two),
+        ("alone", all_rows[:1], [], one),
     ):
-        yield batching, rows, by.encode_tokens([tokens[row] for row in rows])
+        yield batching, rows, by.encode_tokens([*(tokens[row] for row in rows), *company])[: len(rows)]
 
 
 def _tokens(encoder: Encoder, length: int) -> list[list[int]]:
-    """Random texts that fill one batch and part of the next; most have some padding, the first has none."""
+    """Random texts that fill one batch and part of the next; the first is the longest, most are a little shorter."""
     rng = np.random.default_rng(length)
-    padded = encoder.padded_length(range(length))
-    count = encoder.batch_rows(padded) + max(1, encoder.batch_rows(padded) // 4)
-    shortest = max(1, padded - 15)
-    sizes = [length, *rng.integers(shortest, length + 1, count - 2).tolist(), min(shortest, length)]
-    return [rng.integers(0, encoder.vocabulary, size).tolist() for size in sizes]
+    count = encoder.batch_texts(length) + max(1, encoder.batch_texts(length) // 4)
+    shortest = max(1, length - 15)
+    return [
+        _text(encoder, size, rng)
+        for size in [length, *rng.integers(shortest, length + 1, count - 2).tolist(), shortest]
+    ]
+
+
+def _text(encoder: Encoder, length: int, rng: Generator) -> list[int]:
+    found: list[int] = rng.integers(0, encoder.vocabulary, length).tolist()
+    return found
 
 
 def _on_threads(encoder: Encoder, threads: int) -> Encoder:

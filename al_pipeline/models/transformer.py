@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from al_pipeline.errors import BadInput
 from al_pipeline.features.encoder import Encoder
+from al_pipeline.features.packing import current_layout
 from al_pipeline.records import CPU
 
 if TYPE_CHECKING:
@@ -177,7 +178,8 @@ class Network:
                 if place not in self._made:
                     mask = self._masks.of(place, module.p, self.encoder.max_tokens, output.shape[2])
                     self._made[place] = self.on_device(mask)
-            return output * self._made[place][: output.shape[1]]
+            layout = current_layout()
+            return output * self._made[place][slice(output.shape[1]) if layout is None else layout.positions]
         generator = getattr(self._drawn, "generator", None)
         if generator is None:
             return output
