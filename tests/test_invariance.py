@@ -18,7 +18,7 @@ from test_encoder import PACKAGE, PRECISIONS, make_tiny, texts
 from al_pipeline.features.cache import FeatureCache, ensure
 from al_pipeline.features.encoder import Encoder, Precision, batch_rows, install_encoder
 from al_pipeline.features.invariance import find_dependence
-from al_pipeline.features.packing import POSITIONS_AFTER_PADDING, Layout, pack
+from al_pipeline.features.packing import POSITIONS_AFTER_PADDING, Layout, _attend, pack, packed, use_onednn
 from al_pipeline.files import read_json, write_json
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.models.ensembles import SIZES, draw_heads
@@ -88,6 +88,49 @@ def test_packed_texts_have_the_vectors_of_padded_ones(tmp_path: Path, precision:
     encoder.packs = False
     tolerance = 1e-5 if precision == "float32" else 0.02
     np.testing.assert_allclose(found[1:], encoder.encode_tokens(tokens[1:]), atol=tolerance)
+
+
+@needs_torch
+@each_precision
+def test_attention_of_packed_texts_is_that_of_each_text_alone(precision: Precision) -> None:
+    """To the byte: at every length, of many texts or of one, wherever they lie."""
+    import torch
+
+    dtype, most = getattr(torch, precision), 140
+    parts = [torch.randn(1, 3, 4 * most, 16).to(dtype) for _ in range(3)]
+    for length in range(1, most):
+        layout = Layout((2, *[length] * ((4 * most - 5) // length), 1), 4 * most)
+        with torch.inference_mode(), packed(layout):
+            together, _ = _attend(None, *parts, None, scaling=0.25)
+        assert not together[:, sum(layout.lengths) :].any()
+        for start, end in (*list(layout.spans())[:3], *list(layout.spans())[-2:]):
+            own = [part[:, :, start:end].clone() for part in parts]
+            with torch.inference_mode(), packed(Layout((end - start,), end - start)):
+                alone, _ = _attend(None, *own, None, scaling=0.25)
+            assert torch.equal(alone, together[:, start:end]), length
+        exact = torch.nn.functional.scaled_dot_product_attention(*(part.double() for part in own), scale=0.25)
+        tolerance = 1e-5 if precision == "float32" else 0.05
+        torch.testing.assert_close(alone.double(), exact.transpose(1, 2), atol=tolerance, rtol=0)
+
+
+@needs_torch
+@each_precision
+def test_a_linear_layer_computes_each_row_by_itself(precision: Precision) -> None:
+    import torch
+
+    layer = torch.nn.Linear(48, 96).to(getattr(torch, precision))
+    rows = torch.randn(64, 2, 48).to(layer.weight.dtype)
+    usual = layer(rows)
+    use_onednn(layer)
+    assert layer(rows).requires_grad and torch.equal(layer(rows), usual)
+    with torch.inference_mode():
+        found = layer(rows[:, 0])
+        torch.testing.assert_close(found, usual[:, 0], atol=1e-5 if precision == "float32" else 0.02, rtol=0)
+        order = torch.randperm(64)
+        assert torch.equal(layer(rows[order, 0]), found[order])
+        layer.weight *= 2
+        layer.bias *= 2
+        assert torch.equal(layer(rows[:, 0]), found * 2)
 
 
 @needs_torch
