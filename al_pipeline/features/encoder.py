@@ -306,11 +306,11 @@ class Encoder:
     """A frozen encoder: mean pooling of the last layer, normalised to unit length.
 
     On one machine the bytes of a text's vector depend on neither the other texts in its batch nor their order nor the
-    number of threads. On a CPU, transformers of known kinds get packed batches of a fixed number of tokens (see
-    `packing.py`). All others get padded ones: a text is padded to its own length rounded up to a multiple of 16, and
-    all batches of a length have the same number of rows, some of them padding. `invariance.py` tests this on a machine.
-    `device` is one of `find_device`. Raises BadInput if transformers cannot load `folder`, EngineChanged if this
-    machine has another device, ExternalServiceError if the weights do not fit into its memory.
+    number of threads. On CPUs that `knows_processor` names, transformers of known kinds get packed batches of a fixed
+    number of tokens (see `packing.py`). All others get padded ones: a text is padded to its own length rounded up to a
+    multiple of 16, and all batches of a length have the same number of rows, some of them padding. `invariance.py`
+    tests this on a machine. `device` is one of `find_device`. Raises BadInput if transformers cannot load `folder`,
+    EngineChanged if this machine has another device, ExternalServiceError if the weights do not fit into its memory.
     """
 
     def __init__(
@@ -360,9 +360,10 @@ class Encoder:
         self._longest = min(int(self._tokenizer.model_max_length), int(positions))
         self._max_tokens = min(max_tokens, self._longest)
         self._padding = self._tokenizer.pad_token_id or 0
-        if device == CPU:
+        may_pack = device == CPU and knows_processor()
+        if may_pack:
             use_onednn(self.model)
-        self.packs = device == CPU and self._can_pack()
+        self.packs = may_pack and self._can_pack()
         """Whether batches are packed, not padded."""
 
     @property
@@ -518,6 +519,15 @@ class Encoder:
         tokens = [rng.choice(known, min(length, self._max_tokens)).tolist() for length in (7, 7, 9)]
         pairs = zip(self._packed(tokens, _TILE), self._padded(tokens, self.padded_length(tokens[-1]), 4), strict=True)
         return all(_cosines(*pair).min() > _SAME for pair in pairs)
+
+
+def knows_processor() -> bool:
+    """Whether packed batches were shown to keep a text's bytes on CPUs of this kind: with AVX-512 and without AMX.
+
+    AMX has kernels of its own for bfloat16.
+    """
+    flags = _cpu_flags()
+    return "avx512f" in flags and not any(flag.startswith("amx") for flag in flags)
 
 
 def _cosines(one: Vectors, other: Vectors) -> Vectors:

@@ -9,7 +9,6 @@ Importing this module needs neither torch nor transformers.
 
 from __future__ import annotations
 
-import platform
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -167,10 +166,10 @@ def _products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale
 
 @cache
 def has_onednn(dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies float32 or bfloat16 here; only processors of the x86 family are known to do so fast."""
+    """Whether this torch has oneDNN, and it multiplies float32 or bfloat16 here."""
     import torch
 
-    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # not a part of torch's public interface
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
