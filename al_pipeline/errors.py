@@ -21,7 +21,7 @@ AlError                     exit code 1
     ├── CopiedWorkspace         the folder is, or may be, a copy of another clone
     ├── VanishedAnswers         more answers vanished than people plausibly deleted
     ├── SchemaInUse             a class that answers use was renamed or removed
-    ├── EngineChanged           a stage was started with another engine than its build
+    ├── EngineChanged           a stage or a worker has another engine than its build
     ├── StageFailed             a DVC stage failed
     └── NotReproduced           a rebuilt round differs from its record
 """
@@ -126,7 +126,7 @@ class SchemaInUse(ManualActionRequired):
 
 
 class EngineChanged(ManualActionRequired):
-    """A stage was started with another engine than its build."""
+    """A stage was started with another engine than its build, or a worker computes other vectors."""
 
 
 class StageFailed(ManualActionRequired):

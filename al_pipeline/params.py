@@ -219,6 +219,16 @@ NO_SCHEDULE = Schedule(cron="0 * * * *", timezone="UTC", active=False)
 """The inactive schedule of a workspace whose `params.yaml` is older than schedules."""
 
 
+class Engine(_Section, frozen=True, kw_only=True):
+    """Where the pool is encoded. No stage depends on it, since it does not change a byte of their outputs."""
+
+    runner: Literal["local", "dask", "ray"]
+
+
+LOCAL = Engine(runner="local")
+"""The engine of a workspace whose `params.yaml` is older than this section."""
+
+
 class Params(_Section, frozen=True, kw_only=True):
     """All of `params.yaml`."""
 
@@ -234,6 +244,7 @@ class Params(_Section, frozen=True, kw_only=True):
     round: Round
     label_studio: LabelStudio
     schedule: Schedule = NO_SCHEDULE
+    engine: Engine = LOCAL
     annotators: list[_Name]
 
 

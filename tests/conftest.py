@@ -36,7 +36,7 @@ LONGEST = (
     *("test_up", "test_kills", "test_damage", "test_rollback", "test_chaos", "test_s3", "test_reproduce", "test_tick"),
     *("test_simulation", "test_invariance", "test_round", "test_team_servers", "test_flows", "test_private_folders"),
     *("test_kept", "test_finetuned", "test_line_ends", "test_servers", "test_endless", "test_secrets"),
-    *("test_schema_change",),
+    *("test_schema_change", "test_clusters"),
 )
 """Files that take minutes, longest first: workers that begin with them end at about the same time."""
 

@@ -101,9 +101,11 @@ def test_the_files_are_those_of_the_layout(name: str) -> None:
     assert {str(getattr(layout, attribute)) for attribute in reads} == set(stage["deps"])
 
 
-def test_the_schedule_is_no_stages_business() -> None:
-    assert "schedule" in PARAMS
-    assert not [name for name, stage in PIPELINE.items() if any("schedule" in key for key in stage["params"])]
+@pytest.mark.parametrize("section", ["schedule", "engine"])
+def test_when_and_where_it_runs_is_no_stages_business(section: str) -> None:
+    assert section in PARAMS
+    declared = {key.split(".")[0] for stage in PIPELINE.values() for key in stage["params"]}
+    assert section not in declared
 
 
 def test_no_stage_depends_on_a_later_one() -> None:

@@ -70,6 +70,11 @@ ONLY = {
     "label_studio_sdk": ("integrations.label_studio.client",),
     "dvc": ("integrations.dvc",),
     "prefect": ("flows",),
+    "prefect_dask": ("flows.encoding",),
+    "prefect_ray": ("flows.encoding",),
+    "dask": ("flows.encoding",),
+    "distributed": ("flows.encoding",),
+    "ray": ("flows.encoding",),
     "subprocess": ("integrations", "servers"),
     "httpx": ("integrations.label_studio", "servers", "flows"),  # Prefect's client raises its errors
     "chardet": ("data.encodings",),

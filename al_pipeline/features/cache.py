@@ -116,16 +116,17 @@ def ensure(
     encoder: TextEncoder | None = None
     done = 0
     with _progress_bar(progress, total) as advance:
-        for hashes, texts in _missing_chunks(cache, items, chunk):
+        for hashes, texts in missing_chunks(cache, items, chunk):
             encoder = encoder or make_encoder()
             cache.add(hashes, encoder.encode(texts, advance))
             done += len(hashes)
     return done
 
 
-def _missing_chunks(
+def missing_chunks(
     cache: FeatureCache, items: Iterable[tuple[str, str]], chunk: int
 ) -> Iterator[tuple[list[str], list[str]]]:
+    """Those of `items` (content hash, text) that the cache lacks, as hashes and texts, `chunk` at a time."""
     items = iter(items)
     waiting: dict[str, str] = {}
     while block := list(islice(items, chunk)):

@@ -250,16 +250,19 @@ def encoder_fingerprint(identity: str, precision: Precision, device: str = CPU) 
 
     It names a folder of the feature cache. Needs no torch.
     """
-    return _digest(
-        {
-            "cpu": _cpu(),
-            "encoding": _ENCODING_VERSION,
-            "identity": identity,
-            "precision": resolve_precision(precision, device),
-            "versions": library_versions(),
-            **({} if device == CPU else {"device": device}),
-        }
-    )
+    return _digest(fingerprint_parts(identity, precision, device))
+
+
+def fingerprint_parts(identity: str, precision: Precision, device: str = CPU) -> dict[str, Any]:
+    """What `encoder_fingerprint` is the digest of, on this machine."""
+    return {
+        "cpu": _cpu(),
+        "encoding": _ENCODING_VERSION,
+        "identity": identity,
+        "precision": resolve_precision(precision, device),
+        "versions": library_versions(),
+        **({} if device == CPU else {"device": device}),
+    }
 
 
 @cache

@@ -150,14 +150,7 @@ def read_shard(path: Path, notes: FileNotes | None = None) -> dict[str, NDArray[
     """
     try:
         mark = file_mark(path)
-        data = np.memmap(path, np.uint8, "r")
-        size = int.from_bytes(data[:8].tobytes(), "little")
-        header: dict[str, Any] = json.loads(data[8 : 8 + size].tobytes())
-        body = data[8 + size :]
-        expected = header.pop("__metadata__")["crc32"]
-        found = {name: _tensor(body, entry) for name, entry in header.items()}
-        if len(body) != sum(tensor.nbytes for tensor in found.values()):
-            return None
+        found, expected = _parsed(np.memmap(path, np.uint8, "r"))
         if notes is None or notes.known(str(path), mark) != expected:
             if _checksum(found) != expected:
                 return None
@@ -170,6 +163,15 @@ def read_shard(path: Path, notes: FileNotes | None = None) -> dict[str, NDArray[
     return found
 
 
+def shard_tensors(data: bytes) -> dict[str, NDArray[Any]] | None:
+    """The tensors in the bytes of `shard_bytes`; None if they are truncated or damaged."""
+    try:
+        found, expected = _parsed(np.frombuffer(data, np.uint8))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return found if _checksum(found) == expected else None
+
+
 def digest_rows(hashes: list[str]) -> Digests:
     """Hex hashes as bytes, (n, 32). Raises ValueError if one is not a SHA-256 in hex."""
     wrong = next((name for name in hashes if len(name) != 64), None)
@@ -179,6 +181,18 @@ def digest_rows(hashes: list[str]) -> Digests:
     if len(raw) != 32 * len(hashes):  # fromhex skips whitespace
         raise ValueError("not a SHA-256 in hex: one of the hashes contains blanks")
     return np.frombuffer(raw, np.uint8).reshape(-1, 32)
+
+
+def _parsed(data: NDArray[np.uint8]) -> tuple[dict[str, NDArray[Any]], str]:
+    """The tensors of a shard and the checksum that it names. Raises ValueError, KeyError or TypeError if it is none."""
+    size = int.from_bytes(data[:8].tobytes(), "little")
+    header: dict[str, Any] = json.loads(data[8 : 8 + size].tobytes())
+    body = data[8 + size :]
+    expected = header.pop("__metadata__")["crc32"]
+    found = {name: _tensor(body, entry) for name, entry in header.items()}
+    if len(body) != sum(tensor.nbytes for tensor in found.values()):
+        raise ValueError("not the length that its header says")
+    return found, expected
 
 
 def _checksum(tensors: Tensors) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from al_pipeline.features.cache import FeatureCache, ensure
+from al_pipeline.features.cache import FeatureCache, ensure, missing_chunks
 from al_pipeline.features.device import device_of
 from al_pipeline.features.encoder import encoder_fingerprint, encoder_identity
 from al_pipeline.file_notes import FileNotes
@@ -45,6 +45,14 @@ class Vectors:
     def prepare(self, items: Iterable[tuple[str, str]], total: int | None = None) -> int:
         """Encode those of `items` (content hash, text) that the cache lacks, with a progress bar; return how many."""
         return ensure(self._cache, items, self._encoder, total=total)
+
+    def shards(self, items: Iterable[tuple[str, str]], size: int) -> Iterator[tuple[list[str], list[str]]]:
+        """Those of `items` (content hash, text) that the cache lacks, as hashes and texts, `size` at a time."""
+        return missing_chunks(self._cache, items, size)
+
+    def store(self, hashes: Sequence[str], vectors: NDArray[np.float32]) -> None:
+        """Add vectors (n, d) that were computed elsewhere to the cache."""
+        self._cache.add(hashes, vectors)
 
     def of(self, items: Sequence[Item]) -> NDArray[np.float32]:
         """The items' vectors, (n, d), in order."""

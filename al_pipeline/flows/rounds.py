@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import httpx
 from prefect import Task, flow, get_run_logger, runtime, task
@@ -30,13 +30,16 @@ from al_pipeline.logs import record_from
 from al_pipeline.operations.connect import connect
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import Options, TickReport, tick
-from al_pipeline.params import BatchSize, StrategyName
+from al_pipeline.params import LOCAL, BatchSize, StrategyName
 from al_pipeline.records import round_name
 from al_pipeline.rounds.state_machine import Step
 from al_pipeline.servers.prefect_server import is_our_deployment
 from al_pipeline.workspace.home import restrict_umask
 from al_pipeline.workspace.lock import holder
 from al_pipeline.workspace.workspace import Workspace, open_workspace
+
+if TYPE_CHECKING:
+    from al_pipeline.operations.encoding import Shards
 
 _SIZES = get_args(BatchSize)[1]
 Size = Annotated[int, Field(ge=_SIZES.ge, le=_SIZES.le)]
@@ -104,10 +107,11 @@ def al_round(
         report = tick(
             workspace,
             lambda: connect(workspace),
-            run=as_task,
+            run=as_task if workspace.params.engine == LOCAL else _with_shards,
             options=Options(close_now, accept_vanished, size, strategy),
             on_progress=on_progress,
             purpose=f"a tick, Prefect flow run {runtime.flow_run.name}",
+            run_shards=_run_shards,
         )
     except Locked as error:
         if holder(workspace.layout.lock).get("host", socket.gethostname()) != socket.gethostname():
@@ -154,6 +158,20 @@ def step(action: Callable[[], Any]) -> Any:
 def as_task(name: str, action: Callable[[], Any], /) -> Any:
     """Run a step as a Prefect task."""
     return step.with_options(name=name, task_run_name=name, retries=2 if name in NETWORK else 0)(action)
+
+
+def _with_shards(name: str, action: Callable[[], Any], /) -> Any:
+    """Like `as_task`, but a flow run with its own tasks takes the place of the task that encodes.
+
+    Tasks on a cluster get the context of the task around them, with its parameters, which are our state.
+    """
+    return action() if name == Step.ENCODE else as_task(name, action)
+
+
+def _run_shards(shards: Shards) -> None:
+    from al_pipeline.flows.encoding import run_shards  # most ticks encode nothing
+
+    run_shards(shards)
 
 
 def _artifact(workspace: Workspace, report: TickReport) -> None:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from al_pipeline.errors import StageFailed
+from al_pipeline.errors import StageFailed, UsageError
 from al_pipeline.features.device import device_of
 from al_pipeline.files import read_json, read_object, sha256_bytes, sha256_file, write_json, write_text
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.close import check_sources
-from al_pipeline.params import Features
+from al_pipeline.params import LOCAL, Features, Params
 from al_pipeline.progress import shown
 from al_pipeline.rounds.state_machine import BUILD, Step
 from al_pipeline.workspace.home import own_environment
@@ -24,6 +24,7 @@ from al_pipeline.workspace.layout import Layout, pointer_of
 if TYPE_CHECKING:
     from al_pipeline.integrations.dvc.session import Dvc
     from al_pipeline.integrations.environment import Engine
+    from al_pipeline.operations.encoding import ShardRunner
 
 _ENCODE_TIMEOUT = 24 * 3600.0
 
@@ -114,17 +115,18 @@ def build_seconds(layout: Layout) -> dict[str, float]:
     return found
 
 
-def run_step(step: Step, layout: Layout, features: Features, dvc: Dvc) -> None:
+def run_step(step: Step, layout: Layout, params: Params, dvc: Dvc, run_shards: ShardRunner | None = None) -> None:
     """Run one step of the build, after checking that the source data match their recorded digests.
 
-    Raises StageFailed with the last lines that the stage printed, UnexpectedChange if a source was edited.
+    `run_shards`: carries shards to the cluster of `engine.runner`, if anything does. Raises StageFailed with the last
+    lines that the stage printed, UnexpectedChange if a source was edited.
     """
     if step is not Step.ENCODER:  # a killed encoder step may have left its weights half recorded
         check_sources(layout, dvc)
     if step is Step.ENCODER:
-        install(layout, features, dvc)
+        install(layout, params.features, dvc)
     elif step is Step.ENCODE:
-        encode(layout, features)
+        encode(layout, params.features, runner=params.engine.runner, run_shards=run_shards)
     elif step in BUILD:
         with shown(layout.progress):
             dvc.repro(str(step))
@@ -148,11 +150,18 @@ def install(layout: Layout, features: Features, dvc: Dvc) -> None:
     dvc.add(layout.encoder)  # even if unchanged: the cache may have been lost
 
 
-def encode(layout: Layout, features: Features, engine: Engine | None = None) -> None:
-    """Add missing vectors to the feature cache, in a subprocess so that its memory is freed afterwards.
+def encode(
+    layout: Layout,
+    features: Features,
+    engine: Engine | None = None,
+    runner: str = LOCAL.runner,
+    run_shards: ShardRunner | None = None,
+) -> None:
+    """Add missing vectors to the feature cache: in a subprocess, so that its memory is freed afterwards, or by workers.
 
     Does nothing if the cache was already filled for the same inputs; a stage that still finds a vector missing encodes
-    the text itself. `engine`: an engine to use instead of the running one. Raises StageFailed on failure or timeout.
+    the text itself. `engine`: an engine to use instead of the running one. `runner`: `engine.runner`, see `run_step`.
+    Raises StageFailed on failure or timeout, UsageError if nothing carries shards to the cluster.
     """
     if not features.uses_encoder:
         return
@@ -163,13 +172,42 @@ def encode(layout: Layout, features: Features, engine: Engine | None = None) -> 
         and any(layout.features.glob("[!.]*/[!.]*"))
     ):
         return
+    if runner == LOCAL.runner or not _encode_on_cluster(layout, features, runner, run_shards):
+        _run_encoder(layout, engine, "al_pipeline.stages.encode")
+    if engine is None:
+        write_json(layout.encoded, {"key": filled_for})
+
+
+def _encode_on_cluster(layout: Layout, features: Features, runner: str, run_shards: ShardRunner | None) -> bool:
+    """Have workers encode what is missing; False if that is too little for them."""
+    from al_pipeline.features.vectors import open_vectors
+    from al_pipeline.operations import encoding
+    from al_pipeline.workspace.fingerprint import recorded_device
+
+    vectors = open_vectors(layout.encoder, layout.features, features, recorded_device(read_json(layout.engine)))
+    missing = 0 if vectors is None else encoding.missing_texts(layout, vectors)
+    if vectors is None or missing <= encoding.SMALLEST_SHARD:
+        return False
+    if run_shards is None:
+        raise UsageError(
+            f"engine.runner is {runner}, which needs a Prefect server, and this tick runs without one: `al up` starts "
+            "it, or set engine.runner: local in params.yaml"
+        )
+    layout.probe.unlink(missing_ok=True)
+    _run_encoder(layout, None, "al_pipeline.stages.probe")
+    run_shards(encoding.shards_of(layout, features, vectors, missing, runner, read_object(layout.probe)["probe"]))
+    return True
+
+
+def _run_encoder(layout: Layout, engine: Engine | None, module: str) -> None:
+    """Run a module that encodes, in a process of its own. Raises StageFailed."""
     from al_pipeline.integrations import processes as child
     from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT  # lazy: `al status` does not need it
 
     settings = {k: v for k, v in STAGE_ENVIRONMENT.items() if not k.endswith("_NUM_THREADS")}
     environment = {**os.environ, **own_environment(), **settings, **(engine.environment if engine else {})}
     environment.pop("AL_LABEL_STUDIO_TOKEN", None)
-    command = [str(engine.python) if engine else sys.executable, "-P", "-m", "al_pipeline.stages.encode"]
+    command = [str(engine.python) if engine else sys.executable, "-P", "-m", module]
     code = child.run(command, layout.root, environment, layout.encoding, _ENCODE_TIMEOUT, server="encoder")
     if code:
         raise StageFailed(f"encoding the pool failed (exit code {code}); see its output above")
@@ -177,8 +215,6 @@ def encode(layout: Layout, features: Features, engine: Engine | None = None) -> 
         raise StageFailed(
             f"encoding the pool took more than {_ENCODE_TIMEOUT / 3600:.0f} hours; `al round` continues it"
         )
-    if engine is None:
-        write_json(layout.encoded, {"key": filled_for})
 
 
 def _encoding_key(layout: Layout, features: Features) -> str:

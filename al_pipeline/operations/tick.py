@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec.structs import replace
 
@@ -37,6 +37,9 @@ from al_pipeline.workspace.home import fork_servers, private_folder
 from al_pipeline.workspace.identity import check_identity
 from al_pipeline.workspace.lock import locked
 from al_pipeline.workspace.workspace import Workspace
+
+if TYPE_CHECKING:
+    from al_pipeline.operations.encoding import ShardRunner
 
 _logger = get_logger(__name__)
 
@@ -116,12 +119,14 @@ def tick(
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     on_progress: Callable[[str], None] = lambda _: None,
     purpose: str = "a tick",
+    run_shards: ShardRunner | None = None,
 ) -> TickReport:
     """Take every step that is possible for the open round, then end. Raises AlError; completed steps stay done.
 
     `make_oracle` connects to Label Studio and is called only by a tick that needs it; `on_progress` gets lines of
-    progress; `purpose` describes this tick to processes that find the lock held. Raises NothingToDo at the end if
-    `options` has settings for a batch and none was selected.
+    progress; `purpose` describes this tick to processes that find the lock held; `run_shards` carries shards to
+    the cluster of `engine.runner`. Raises NothingToDo at the end if `options` has settings for a batch and none was
+    selected.
     """
     layout, git, options = workspace.layout, Git(workspace.layout.root), options or Options()
     with locked(layout.lock, purpose), open_dvc(layout) as dvc, ExitStack() as connections:
@@ -136,6 +141,7 @@ def tick(
             on_progress=on_progress,
             overrides=options.overrides,
             accept_vanished=options.accept_vanished,
+            run_shards=run_shards,
         )
         _check(context)
         override_build(context)

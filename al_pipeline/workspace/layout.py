@@ -246,6 +246,11 @@ class Layout(Struct, frozen=True):
         return self.private / "encode.json"
 
     @property
+    def probe(self) -> Path:
+        """What workers on other machines are compared with; see `features.remote`."""
+        return self.private / "probe.json"
+
+    @property
     def encoded(self) -> Path:
         """What the cache of feature vectors was last filled for; see `build.encode`."""
         return self.private / "encoded.json"

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import asdict, replace
 
@@ -20,6 +20,9 @@ from al_pipeline.records import PlannedTask
 from al_pipeline.rounds.state_machine import Facts, Step
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
+
+if TYPE_CHECKING:
+    from al_pipeline.operations.encoding import ShardRunner
 
 
 @dataclass
@@ -81,6 +84,8 @@ class Context:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Settings that the caller requests for the batch that this tick selects (`size`, `strategy`)."""
     accept_vanished: bool = False
+    run_shards: ShardRunner | None = None
+    """What carries shards of texts to the cluster of `engine.runner`; None without Prefect."""
     outcome: Outcome = field(default_factory=Outcome)
     queue_is_empty: bool = False
     """Whether the last push found no task that Label Studio still asks for."""
