@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -30,7 +31,7 @@ from al_pipeline.logs import record_from
 from al_pipeline.operations.connect import connect
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import Options, TickReport, tick
-from al_pipeline.params import LOCAL, BatchSize, StrategyName
+from al_pipeline.params import LOCAL, BatchSize, StrategyName, load_params
 from al_pipeline.records import round_name
 from al_pipeline.rounds.state_machine import Step
 from al_pipeline.servers.prefect_server import is_our_deployment
@@ -107,7 +108,7 @@ def al_round(
         report = tick(
             workspace,
             lambda: connect(workspace),
-            run=as_task if workspace.params.engine == LOCAL else _with_shards,
+            run=partial(_run_step, workspace),
             options=Options(close_now, accept_vanished, size, strategy),
             on_progress=on_progress,
             purpose=f"a tick, Prefect flow run {runtime.flow_run.name}",
@@ -160,12 +161,14 @@ def as_task(name: str, action: Callable[[], Any], /) -> Any:
     return step.with_options(name=name, task_run_name=name, retries=2 if name in NETWORK else 0)(action)
 
 
-def _with_shards(name: str, action: Callable[[], Any], /) -> Any:
-    """Like `as_task`, but a flow run with its own tasks takes the place of the task that encodes.
+def _run_step(workspace: Workspace, name: str, action: Callable[[], Any], /) -> Any:
+    """Run a step as a Prefect task; if a cluster encodes, its flow run takes the place of that step's task.
 
     Tasks on a cluster get the context of the task around them, with its parameters, which are our state.
     """
-    return action() if name == Step.ENCODE else as_task(name, action)
+    if name == Step.ENCODE and load_params(workspace.layout.params).engine != LOCAL:
+        return action()
+    return as_task(name, action)
 
 
 def _run_shards(shards: Shards) -> None:
