@@ -103,7 +103,7 @@ class Shards:
     def add(self, tensors: Tensors) -> None:
         """Write a shard atomically. Raises OSError if reading it back gives something else."""
         data = shard_bytes(tensors)
-        path = self._folder / f"{sha256_bytes(data)[:32]}{SUFFIX}"
+        path = self._folder / shard_name(data)
         shards, start = self.shards(), len(self)
         write_bytes(path, data)
         shard = read_shard(path)
@@ -133,6 +133,11 @@ class Shards:
                 path.unlink(missing_ok=True)
         notes.save()
         return found
+
+
+def shard_name(data: bytes) -> str:
+    """The name of the file of a shard: it says what the shard holds."""
+    return f"{sha256_bytes(data)[:32]}{SUFFIX}"
 
 
 def shard_bytes(tensors: Tensors) -> bytes:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from al_pipeline.features.cache import FeatureCache, ensure, missing_chunks
 from al_pipeline.features.device import device_of
 from al_pipeline.features.encoder import encoder_fingerprint, encoder_identity
+from al_pipeline.features.shards import SUFFIX
 from al_pipeline.file_notes import FileNotes
 from al_pipeline.params import Features
 from al_pipeline.records import Item, content_hash
@@ -36,7 +37,10 @@ class Vectors:
         self.identity = encoder_identity(encoder, features.max_tokens, notes)
         """The `encoder_identity`: a model fitted on vectors of another identity cannot use these."""
         notes.save()
-        self._cache = FeatureCache(cache / encoder_fingerprint(self.identity, features.precision, self.device))
+        self.fingerprint = encoder_fingerprint(self.identity, features.precision, self.device)
+        self.folder = cache / self.fingerprint
+        """The folder of the cache's shards."""
+        self._cache = FeatureCache(self.folder)
 
     def missing(self, hashes: Sequence[str]) -> int:
         """The number of these content hashes that have no vector yet."""
@@ -49,6 +53,11 @@ class Vectors:
     def shards(self, items: Iterable[tuple[str, str]], size: int) -> Iterator[tuple[list[str], list[str]]]:
         """Those of `items` (content hash, text) that the cache lacks, as hashes and texts, `size` at a time."""
         return missing_chunks(self._cache, items, size)
+
+    def shard_files(self) -> dict[str, Path]:
+        """The files of the cache by name; damaged ones are deleted before."""
+        self.missing([])
+        return {path.name: path for path in sorted(self.folder.glob(f"[!.]*{SUFFIX}"))}
 
     def store(self, hashes: Sequence[str], vectors: NDArray[np.float32]) -> None:
         """Add vectors (n, d) that were computed elsewhere to the cache."""

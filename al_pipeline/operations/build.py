@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from al_pipeline.integrations.dvc.session import Dvc
     from al_pipeline.integrations.environment import Engine
     from al_pipeline.operations.encoding import ShardRunner
+    from al_pipeline.operations.sharing import SharedVectors
 
 _ENCODE_TIMEOUT = 24 * 3600.0
 
@@ -115,18 +116,30 @@ def build_seconds(layout: Layout) -> dict[str, float]:
     return found
 
 
-def run_step(step: Step, layout: Layout, params: Params, dvc: Dvc, run_shards: ShardRunner | None = None) -> None:
+def run_step(
+    step: Step,
+    layout: Layout,
+    params: Params,
+    dvc: Dvc,
+    run_shards: ShardRunner | None = None,
+    warn: Callable[[str], None] = lambda _: None,
+) -> None:
     """Run one step of the build, after checking that the source data match their recorded digests.
 
-    `run_shards`: carries shards to the cluster of `engine.runner`, if anything does. Raises StageFailed with the last
-    lines that the stage printed, UnexpectedChange if a source was edited.
+    `run_shards`: carries shards to the cluster of `engine.runner`, if anything does; `warn` gets warnings. Raises
+    StageFailed with the last lines that the stage printed, UnexpectedChange if a source was edited.
     """
     if step is not Step.ENCODER:  # a killed encoder step may have left its weights half recorded
         check_sources(layout, dvc)
     if step is Step.ENCODER:
         install(layout, params.features, dvc)
     elif step is Step.ENCODE:
-        encode(layout, params.features, runner=params.engine.runner, run_shards=run_shards)
+        shared = None
+        if os.environ.get("AL_VECTORS_KEY"):
+            from al_pipeline.operations.sharing import shared_vectors
+
+            shared = shared_vectors(layout, params.features, dvc, warn)
+        encode(layout, params.features, runner=params.engine.runner, run_shards=run_shards, shared=shared)
     elif step in BUILD:
         with shown(layout.progress):
             dvc.repro(str(step))
@@ -156,12 +169,14 @@ def encode(
     engine: Engine | None = None,
     runner: str = LOCAL.runner,
     run_shards: ShardRunner | None = None,
+    shared: SharedVectors | None = None,
 ) -> None:
     """Add missing vectors to the feature cache: in a subprocess, so that its memory is freed afterwards, or by workers.
 
     Does nothing if the cache was already filled for the same inputs; a stage that still finds a vector missing encodes
     the text itself. `engine`: an engine to use instead of the running one. `runner`: `engine.runner`, see `run_step`.
-    Raises StageFailed on failure or timeout, UsageError if nothing carries shards to the cluster.
+    `shared`: the team's cache of vectors. Raises StageFailed on failure or timeout, UsageError if nothing carries
+    shards to the cluster.
     """
     if not features.uses_encoder:
         return
@@ -172,8 +187,12 @@ def encode(
         and any(layout.features.glob("[!.]*/[!.]*"))
     ):
         return
+    if shared is not None:
+        shared.fetch()
     if runner == LOCAL.runner or not _encode_on_cluster(layout, features, runner, run_shards):
         _run_encoder(layout, engine, "al_pipeline.stages.encode")
+    if shared is not None:
+        shared.send()
     if engine is None:
         write_json(layout.encoded, {"key": filled_for})
 
@@ -206,7 +225,8 @@ def _run_encoder(layout: Layout, engine: Engine | None, module: str) -> None:
 
     settings = {k: v for k, v in STAGE_ENVIRONMENT.items() if not k.endswith("_NUM_THREADS")}
     environment = {**os.environ, **own_environment(), **settings, **(engine.environment if engine else {})}
-    environment.pop("AL_LABEL_STUDIO_TOKEN", None)
+    for name in ("AL_LABEL_STUDIO_TOKEN", "AL_VECTORS_KEY"):
+        environment.pop(name, None)
     command = [str(engine.python) if engine else sys.executable, "-P", "-m", module]
     code = child.run(command, layout.root, environment, layout.encoding, _ENCODE_TIMEOUT, server="encoder")
     if code:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from al_pipeline.integrations.dvc import shared
 from al_pipeline.integrations.dvc.digests import Digests, holds, listing_bytes, listing_digest
 
 READ_BACK = 64 * 2**20
@@ -49,7 +50,7 @@ class _Object:
 
 def serve(request: Mapping[str, Any]) -> dict[str, Any]:
     """Carry out one request (`do` names it) in the repository of the current folder; on failure return `error`."""
-    actions: dict[str, Callable[[_Objects, Mapping[str, Any]], dict[str, Any]]] = {
+    actions: dict[str, Callable[[_Objects, Mapping[str, Any]], dict[str, Any] | None]] = {
         "check": lambda objects, _: objects.check(),
         "where": lambda objects, _: {"absent": objects.absent_folder()},
         "push": lambda objects, asked: objects.push(Path(asked["place"])),
@@ -57,13 +58,18 @@ def serve(request: Mapping[str, Any]) -> dict[str, Any]:
         "set aside": lambda objects, asked: {"aside": objects.set_aside(Path(asked["place"]))},
         "compare": lambda objects, _: {"differences": objects.differences()},
         "track": lambda objects, asked: objects.track(asked["unchanged"]),
+        "names of shared": lambda objects, asked: {"names": shared.names(objects.repo, asked["folder"])},
+        "fetch shared": lambda objects, asked: shared.fetch(
+            objects.repo, asked["folder"], asked["names"], Path(asked["place"])
+        ),
+        "send shared": lambda objects, asked: shared.send(objects.repo, asked["folder"], Path(asked["place"])),
     }
     from dvc.repo import Repo
 
     try:
         with closing(Repo(os.curdir)) as repo, Digests(Path(request["notes"])) as digests:
             objects = _Objects(repo, digests, request.get("targets") or (), request.get("revisions") or ())
-            return actions[request["do"]](objects, request)
+            return actions[request["do"]](objects, request) or {}
     except Exception as error:
         return {"error": _said(error)}
 

@@ -259,6 +259,19 @@ class Dvc(Records):
             f"{path} of {revision} does not match its recorded digest; `al doctor` shows more"
         )
 
+    def shared_names(self, folder: str) -> list[str]:
+        """The names of the shards in `folder` of the default remote, which DVC's records do not name."""
+        names: list[str] = self._ask("names of shared", "remote", folder=folder)["names"]
+        return names
+
+    def fetch_shared(self, folder: str, names: Sequence[str], target: Path) -> None:
+        """Copy shards from `folder` of the default remote to the folder `target`, unverified."""
+        self._ask("fetch shared", "remote", folder=folder, names=list(names), place=os.path.abspath(target))
+
+    def send_shared(self, folder: str, source: Path) -> None:
+        """Copy the files in `source` to `folder` of the default remote."""
+        self._ask("send shared", "remote", folder=folder, place=os.path.abspath(source))
+
     def _names(self, paths: Sequence[Path]) -> list[str]:
         return [str(path.relative_to(self.root) if path.is_absolute() else path) for path in paths]
 

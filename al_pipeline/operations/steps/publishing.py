@@ -20,7 +20,8 @@ from al_pipeline.workspace.layout import STAGES
 
 def build_step(context: Context, facts: Facts, *, step: Step) -> None:
     """Run one step of the build."""
-    build.run_step(step, context.layout, context.workspace.params, context.dvc, context.run_shards)
+    warn = context.outcome.warnings.append
+    build.run_step(step, context.layout, context.workspace.params, context.dvc, context.run_shards, warn)
 
 
 def decide(context: Context, facts: Facts) -> None:

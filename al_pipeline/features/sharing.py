@@ -1,0 +1,38 @@
+"""Shards of the vector cache for other clones, sealed with a key that the team shares.
+
+Whoever can write to the store could change vectors, and no record in git has their digests. So a shard carries a keyed
+digest (HMAC-SHA256) over the encoder's fingerprint and its bytes: without the key nobody can make one that is accepted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+import numpy as np
+
+from al_pipeline.features.shards import shard_name, shard_tensors
+
+_SEAL = 32
+"""Length of a seal in bytes."""
+
+
+def seal(key: bytes, fingerprint: str, shard: bytes) -> bytes:
+    """The bytes of a shard with its seal, to be stored under the shard's name."""
+    return _seal_of(key, fingerprint, shard) + shard
+
+
+def unsealed(key: bytes, fingerprint: str, name: str, data: bytes) -> bytes | None:
+    """The shard in what was stored under `name`; None unless `key` sealed it, for this fingerprint, and it is whole."""
+    shard = data[_SEAL:]
+    if not hmac.compare_digest(data[:_SEAL], _seal_of(key, fingerprint, shard)) or name != shard_name(shard):
+        return None
+    tensors = shard_tensors(shard)
+    if tensors is None or tensors.keys() != {"hashes", "vectors"}:
+        return None
+    vectors = tensors["vectors"]
+    return shard if vectors.ndim == 2 and np.isfinite(vectors).all() else None
+
+
+def _seal_of(key: bytes, fingerprint: str, shard: bytes) -> bytes:
+    return hmac.digest(key, b"al-vectors/1\n" + fingerprint.encode() + b"\n" + shard, hashlib.sha256)
