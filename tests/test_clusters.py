@@ -129,7 +129,7 @@ def test_a_machine_that_computes_other_bytes_says_what_differs(recipe: Recipe, m
 def test_a_probe_sees_what_versions_and_flags_do_not(
     recipe: Recipe, encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One bit of one number, in texts of one length."""
+    """One bit of one number, in texts of some lengths."""
     from al_pipeline.features.encoder import Encoder
 
     encoder = Encoder(encoder_folder, 128)
@@ -137,10 +137,10 @@ def test_a_probe_sees_what_versions_and_flags_do_not(
     assert remote.probe(encoder) == expected
     right = Encoder._forward
 
-    def rounded(self: Encoder, tokens: Any, length: int) -> Any:
-        vectors = right(self, tokens, length)
-        if length == 80:
-            vectors[0, 0] = np.nextafter(vectors[0, 0], np.float32(1))
+    def rounded(self: Encoder, tokens: Any, size: int) -> Any:
+        vectors = right(self, tokens, size)
+        for row in (row for row, found in enumerate(tokens) if 64 < len(found) <= 80):
+            vectors[row, 0] = np.nextafter(vectors[row, 0], np.float32(1))
         return vectors
 
     monkeypatch.setattr(Encoder, "_forward", rounded)

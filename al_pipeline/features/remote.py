@@ -1,7 +1,7 @@
 """Encoding on other machines: what a worker gets, what it returns, and whether it computes the same bytes as this one.
 
 A worker shares no disk with the workspace: it gets texts and returns vectors, as bytes. It is used only if it has what
-the encoder's fingerprint names, and gives the same bytes for a probe in every shape of batch.
+the encoder's fingerprint names, and gives the same bytes for a probe of texts of all lengths.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def recipe(folder: Path, features: Features, device: str, probe: str) -> Recipe:
 
 
 def probe(encoder: Encoder) -> str:
-    """Digest of the vectors of random tokens in every padded length, which another kind of machine rounds otherwise."""
+    """Digest of the vectors of random texts of all lengths, four in sixteen, which another kind of machine rounds otherwise."""
     rng = np.random.default_rng(0)
     tokens = []
     for length in sorted({encoder.padded_length(range(size)) for size in range(1, encoder.max_tokens + 1)}):
