@@ -67,7 +67,7 @@ def recipe(folder: Path, features: Features, device: str, probe: str) -> Recipe:
 
 
 def probe(encoder: Encoder) -> str:
-    """Digest of the vectors of random texts of all lengths, four in sixteen, which another kind of machine rounds otherwise."""
+    """Digest of the vectors of random texts, four in each sixteen lengths: another kind of machine rounds otherwise."""
     rng = np.random.default_rng(0)
     tokens = []
     for length in sorted({encoder.padded_length(range(size)) for size in range(1, encoder.max_tokens + 1)}):
