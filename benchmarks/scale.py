@@ -3,9 +3,9 @@
     python -m benchmarks.scale [--items 100000 1000000] [--folder DIR]      writes benchmarks/results/scale.json
 
 At each size: `al ingest` of one Parquet file (id, text of 10 to 25 words, one other column); the first tick, which
-builds and pushes the seed; the tick that closes the seed round and trains the first model; the tick that closes the next
-round, of 40 pool items and 40 test items; `al status`; a tick that finds nothing new. Each is a process of its own,
-without fork servers. Label Studio is simulated in memory.
+builds and pushes the seed; the tick that closes the seed round and trains the first model; the tick that closes the
+next round, of 40 pool items and 40 test items; `al status`; a tick that finds nothing new. Each is a process of its
+own, without fork servers. Label Studio is simulated in memory.
 
 The vectors are planted: a direction for each class, and noise. The step `encode` is all that the first encoding does
 beside the encoder's own work (reading the pool, finding what is missing, writing the cache), so its seconds leave out

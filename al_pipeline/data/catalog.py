@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ID_CHARACTERS = 200
 HASH_ID_CHARACTERS = 20
+_BLOCK_BYTES = 32 * 8192
 TEST_SHARE = 5
 """At most one in this many new items is drawn for the test set."""
 
@@ -98,9 +99,7 @@ def draw_test(content_hashes: Iterable[bytes], count: int, seed: int) -> set[byt
 
     It takes the items with the smallest keyed hash (BLAKE2b of the content digest, keyed by the seed).
     """
-    digests = list(content_hashes)
-    keys = zip(_ordered(digests, seed), digests, strict=True)
-    return {digest for _, digest in heapq.nsmallest(count, keys)}
+    return {digest for _, digest in heapq.nsmallest(count, _ordered(content_hashes, seed))}
 
 
 def test_order(digest: bytes, seed: int) -> tuple[bytes, bytes]:
@@ -108,16 +107,14 @@ def test_order(digest: bytes, seed: int) -> tuple[bytes, bytes]:
 
     Any prefix of the test set in this order is a random sample: the one that a smaller test set would be.
     """
-    return next(_ordered([digest], seed)), digest
+    return next(_ordered([digest], seed))
 
 
-def _ordered(digests: Iterable[bytes], seed: int) -> Iterator[bytes]:
-    """The keyed hash of each digest."""
-    keyed = blake2b(digest_size=16, key=seed.to_bytes(8, "big"))
+def _ordered(digests: Iterable[bytes], seed: int) -> Iterator[tuple[bytes, bytes]]:
+    """The keyed hash of each digest, with the digest."""
+    key = seed.to_bytes(8, "big")
     for digest in digests:
-        one = keyed.copy()
-        one.update(digest)
-        yield one.digest()
+        yield blake2b(digest, digest_size=16, key=key).digest(), digest
 
 
 class Catalog:
@@ -217,10 +214,11 @@ class Catalog:
         """The SHA-256 of the content of item `number`, 32 bytes."""
         return bytes(self._hashes[32 * number : 32 * number + 32])
 
-    def digests(self, first: int) -> list[bytes]:
-        """The digests of the items from number `first` on."""
-        held = bytes(self._hashes[32 * first :])
-        return [held[start : start + 32] for start in range(0, len(held), 32)]
+    def digests(self, first: int) -> Iterator[bytes]:
+        """The digests of the items from number `first` on, copied a block at a time."""
+        for begin in range(32 * first, len(self._hashes), _BLOCK_BYTES):
+            held = bytes(self._hashes[begin : begin + _BLOCK_BYTES])
+            yield from (held[start : start + 32] for start in range(0, len(held), 32))
 
     def part(self, number: int) -> Part:
         """Whether item `number` belongs to the pool or to the test set."""

@@ -148,6 +148,14 @@ def read_ids(folders: Iterable[Path]) -> ItemKeys:
     return ItemKeys(pa.chunked_array(ids, pa.string()), np.frombuffer(digests, np.uint8).reshape(-1, 32))
 
 
+def iter_digests(folders: Iterable[Path]) -> Iterator[npt.NDArray[np.uint8]]:
+    """The content hashes of all items as bytes, (n, 32) a part. Raises BadInput on a damaged part."""
+    import numpy as np
+
+    for batch in iter_batches(folders, ("content_hash",), 50_000):
+        yield np.frombuffer(_digests(batch.column("content_hash").to_pylist()), np.uint8).reshape(-1, 32)
+
+
 def _digests(hashes: Sequence[str]) -> bytes:
     """Content hashes in hex, concatenated as bytes. Raises BadInput if one is not a SHA-256."""
     try:

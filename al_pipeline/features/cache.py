@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from al_pipeline.features.shards import Shards, Tensors, digest_rows
+from al_pipeline.features.shards import Digests, Shards, Tensors, digest_rows
 
 if TYPE_CHECKING:
     from al_pipeline.features.encoder import TextEncoder
@@ -83,6 +83,14 @@ class FeatureCache:
         for start in range(0, len(hashes), batch):
             yield self.get(hashes[start : start + batch])
 
+    def missing_rows(self, digests: Digests) -> NDArray[np.bool_]:
+        """Whether each of `digests` has no vector yet, (n,)."""
+        return self._shards.find(digests) < 0
+
+    def remember_written(self) -> None:
+        """Spare the next process a check of the files that this one wrote."""
+        self._shards.remember_written()
+
     def remove_leftovers(self) -> None:
         """Delete temporary files that are more than a day old, left by killed writers."""
         self._shards.remove_leftovers()
@@ -112,14 +120,16 @@ def ensure(
     cache imports nothing heavy. `progress`: whether to show a bar on stderr (None: if that is a terminal); `total`: the
     number of missing texts, if known, to estimate the remaining time.
     """
-    cache.remove_leftovers()
     encoder: TextEncoder | None = None
     done = 0
     with _progress_bar(progress, total) as advance:
         for hashes, texts in _missing_chunks(cache, items, chunk):
-            encoder = encoder or make_encoder()
+            if encoder is None:
+                cache.remove_leftovers()
+                encoder = make_encoder()
             cache.add(hashes, encoder.encode(texts, advance))
             done += len(hashes)
+    cache.remember_written()
     return done
 
 

@@ -38,9 +38,9 @@ class Vectors:
         notes.save()
         self._cache = FeatureCache(cache / encoder_fingerprint(self.identity, features.precision, self.device))
 
-    def missing(self, hashes: Sequence[str]) -> int:
-        """The number of these content hashes that have no vector yet."""
-        return len(self._cache.missing(hashes))
+    def missing(self, digests: Iterable[NDArray[np.uint8]]) -> int:
+        """The number of these content hashes, as bytes (n, 32) in parts, that have no vector yet."""
+        return sum(int(self._cache.missing_rows(part).sum()) for part in digests)
 
     def prepare(self, items: Iterable[tuple[str, str]], total: int | None = None) -> int:
         """Encode those of `items` (content hash, text) that the cache lacks, with a progress bar; return how many."""
@@ -48,16 +48,17 @@ class Vectors:
 
     def of(self, items: Sequence[Item]) -> NDArray[np.float32]:
         """The items' vectors, (n, d), in order."""
-        ensure(self._cache, ((item.content_hash, item.text) for item in items), self._encoder, progress=False)
-        return self._cache.get([item.content_hash for item in items])
+        return self.lookup([item.content_hash for item in items], lambda: items)
 
     def lookup(self, hashes: Sequence[str], items: Callable[[], Iterable[Item]]) -> NDArray[np.float32]:
         """The vectors of content hashes, (n, d), in order. `items` returns the texts, if some must be encoded."""
-        if self._cache.missing(hashes):
-            ensure(self._cache, ((item.content_hash, item.text) for item in items()), self._encoder, progress=False)
         if not hashes:
             return np.zeros((0, self._cache.dimension), np.float32)
-        return self._cache.get(hashes)
+        try:
+            return self._cache.get(hashes)
+        except KeyError:
+            ensure(self._cache, ((item.content_hash, item.text) for item in items()), self._encoder, progress=False)
+            return self._cache.get(hashes)
 
     def _encoder(self) -> Encoder:
         from al_pipeline.features.encoder import Encoder

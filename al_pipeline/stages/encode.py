@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from al_pipeline.data.pool import iter_items, read_ids
+from al_pipeline.data.pool import iter_digests, iter_items
 from al_pipeline.errors import AlError
 from al_pipeline.features.vectors import open_vectors
 from al_pipeline.files import read_json
@@ -23,7 +23,7 @@ def main(layout: Layout | None = None) -> int:
     if vectors is None:
         return 0
     folders = [layout.pool, layout.test]
-    missing = vectors.missing(list(read_ids(folders).hashes()))
+    missing = vectors.missing(iter_digests(folders))
     if not missing:
         return 0
 
