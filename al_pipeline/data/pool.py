@@ -120,6 +120,16 @@ def count_items(folders: Iterable[Path]) -> int:
     return total
 
 
+def text_bytes(folders: Iterable[Path]) -> int:
+    """The number of bytes of all texts, from the parts' metadata."""
+    total = 0
+    for part in list_parts(folders):
+        with _opened(part) as file:
+            column, groups = file.schema_arrow.names.index("text"), range(file.metadata.num_row_groups)
+            total += sum(file.metadata.row_group(group).column(column).total_uncompressed_size for group in groups)
+    return total
+
+
 def columns_of(item: Item) -> dict[str, Any]:
     """An item's metadata: the user's other columns. Raises BadInput if they are not a JSON object."""
     try:

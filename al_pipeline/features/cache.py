@@ -5,6 +5,7 @@ See `shards` for the files. The cache may be deleted at any time.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -113,22 +114,29 @@ def ensure(
     progress: bool | None = None,
     total: int | None = None,
     chunk: int = CHUNK,
+    on_encoded: Callable[[int, float], None] | None = None,
 ) -> int:
     """Encode those of `items` (content hash, text) that the cache lacks, and return their number.
 
     Each chunk is stored before the next one starts. The encoder is created at the first missing text, so that a full
     cache imports nothing heavy. `progress`: whether to show a bar on stderr (None: if that is a terminal); `total`: the
-    number of missing texts, if known, to estimate the remaining time.
+    number of missing texts, if known, to estimate the remaining time. `on_encoded` gets, after each chunk, the number
+    of texts encoded so far and the seconds that the encoder took for them.
     """
     encoder: TextEncoder | None = None
-    done = 0
+    done, seconds = 0, 0.0
     with _progress_bar(progress, total) as advance:
         for hashes, texts in _missing_chunks(cache, items, chunk):
             if encoder is None:
                 cache.remove_leftovers()
                 encoder = make_encoder()
-            cache.add(hashes, encoder.encode(texts, advance))
+            begin = time.perf_counter()
+            vectors = encoder.encode(texts, advance)
+            seconds += time.perf_counter() - begin
+            cache.add(hashes, vectors)
             done += len(hashes)
+            if on_encoded is not None:
+                on_encoded(done, seconds)
     cache.remember_written()
     return done
 

@@ -63,6 +63,10 @@ _NO_INFLUENCE = ("LICENSE*", "NOTICE*", "README.md", SOURCE_FILE)
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
 
+_WIDTHS = ("hidden_size", "dim", "d_model", "n_embd")
+"""Names that configurations give to the width of the last layer."""
+USUAL_WIDTH = 384
+"""The width of a vector of the default encoder."""
 _ENCODING_VERSION = 2
 """Increment whenever a change of this module changes the bytes of vectors."""
 _MEANING_VERSION = 1
@@ -125,6 +129,12 @@ def installed_source(folder: Path) -> str | None:
     """The source of the encoder that is installed in `folder`; None if none is."""
     source = read_object(folder / SOURCE_FILE).get("source")
     return source if isinstance(source, str) else None
+
+
+def vector_width(folder: Path) -> int | None:
+    """The length of a vector of the encoder installed in `folder`, by its configuration; None if none is."""
+    config = read_object(folder / "config.json")
+    return next((width for name in _WIDTHS if isinstance(width := config.get(name), int) and width > 0), None)
 
 
 def _find(source: str, root: Path) -> Path:

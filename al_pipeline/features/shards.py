@@ -204,16 +204,20 @@ class Shards:
         self._filed += shards
 
     def remember_written(self) -> None:
-        """Remember that the files written by this process are intact: the next one need not check them."""
-        ready, self._written = [one for one in self._written if settled(one[1])], []
-        if not ready:
-            return
-        notes = FileNotes(_notes_of(self._folder))
-        for key, mark, checksum in ready:
+        """Remember that the files written by this process are intact: the next one need not check them.
+
+        Those of the last moment are remembered by a later call: another write might leave their times unchanged.
+        """
+        notes, later = FileNotes(_notes_of(self._folder)), []
+        for key, mark, checksum in self._written:
+            if not settled(mark):
+                later.append((key, mark, checksum))
+                continue
             with contextlib.suppress(OSError):
                 if file_mark(Path(key)) == mark:
                     notes.remember(key, mark, checksum)
         notes.save()
+        self._written = later
 
     def remove_leftovers(self) -> None:
         """Delete temporary files that are more than a day old, left by killed writers."""

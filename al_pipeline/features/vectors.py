@@ -36,19 +36,37 @@ class Vectors:
         self.identity = encoder_identity(encoder, features.max_tokens, notes)
         """The `encoder_identity`: a model fitted on vectors of another identity cannot use these."""
         notes.save()
-        self._cache = FeatureCache(cache / encoder_fingerprint(self.identity, features.precision, self.device))
+        self.fingerprint = encoder_fingerprint(self.identity, features.precision, self.device)
+        """The `encoder_fingerprint`: what the bytes of the vectors depend on."""
+        self._cache = FeatureCache(cache / self.fingerprint)
 
     def missing(self, digests: Iterable[NDArray[np.uint8]]) -> int:
         """The number of these content hashes, as bytes (n, 32) in parts, that have no vector yet."""
         return sum(int(self._cache.missing_rows(part).sum()) for part in digests)
 
-    def prepare(self, items: Iterable[tuple[str, str]], total: int | None = None) -> int:
-        """Encode those of `items` (content hash, text) that the cache lacks, with a progress bar; return how many."""
-        return ensure(self._cache, items, self._encoder, total=total)
+    def prepare(
+        self,
+        items: Iterable[tuple[str, str]],
+        total: int | None = None,
+        on_encoded: Callable[[int, float], None] | None = None,
+    ) -> int:
+        """Encode those of `items` (content hash, text) that the cache lacks, with a progress bar; return how many.
+
+        `on_encoded` gets the number of texts encoded so far, and the seconds that this took.
+        """
+        return ensure(self._cache, items, self._encoder, total=total, on_encoded=on_encoded)
 
     def of(self, items: Sequence[Item]) -> NDArray[np.float32]:
         """The items' vectors, (n, d), in order."""
-        return self.lookup([item.content_hash for item in items], lambda: items)
+        return self.of_texts([item.content_hash for item in items], [item.text for item in items])
+
+    def of_texts(self, hashes: Sequence[str], texts: Sequence[str]) -> NDArray[np.float32]:
+        """The vectors of texts, (n, d), in order, given their content hashes."""
+        try:
+            return self._cache.get(hashes)
+        except KeyError:
+            ensure(self._cache, zip(hashes, texts, strict=True), self._encoder, progress=False)
+            return self._cache.get(hashes)
 
     def lookup(self, hashes: Sequence[str], items: Callable[[], Iterable[Item]]) -> NDArray[np.float32]:
         """The vectors of content hashes, (n, d), in order. `items` returns the texts, if some must be encoded."""

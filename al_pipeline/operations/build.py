@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +114,9 @@ def build_seconds(layout: Layout) -> dict[str, float]:
     return found
 
 
-def run_step(step: Step, layout: Layout, features: Features, dvc: Dvc) -> None:
+def run_step(
+    step: Step, layout: Layout, features: Features, dvc: Dvc, on_progress: Callable[[str], None] = lambda _: None
+) -> None:
     """Run one step of the build, after checking that the source data match their recorded digests.
 
     Raises StageFailed with the last lines that the stage printed, UnexpectedChange if a source was edited.
@@ -124,7 +126,7 @@ def run_step(step: Step, layout: Layout, features: Features, dvc: Dvc) -> None:
     if step is Step.ENCODER:
         install(layout, features, dvc)
     elif step is Step.ENCODE:
-        encode(layout, features)
+        encode(layout, features, on_progress=on_progress)
     elif step in BUILD:
         with shown(layout.progress):
             dvc.repro(str(step))
@@ -148,11 +150,17 @@ def install(layout: Layout, features: Features, dvc: Dvc) -> None:
     dvc.add(layout.encoder)  # even if unchanged: the cache may have been lost
 
 
-def encode(layout: Layout, features: Features, engine: Engine | None = None) -> None:
+def encode(
+    layout: Layout,
+    features: Features,
+    engine: Engine | None = None,
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> None:
     """Add missing vectors to the feature cache, in a subprocess so that its memory is freed afterwards.
 
     Does nothing if the cache was already filled for the same inputs; a stage that still finds a vector missing encodes
-    the text itself. `engine`: an engine to use instead of the running one. Raises StageFailed on failure or timeout.
+    the text itself. `engine`: an engine to use instead of the running one; `on_progress` gets a line if much is to be
+    done. Raises StageFailed on failure or timeout, NoRoom if the disk has no room for the vectors.
     """
     if not features.uses_encoder:
         return
@@ -163,8 +171,12 @@ def encode(layout: Layout, features: Features, engine: Engine | None = None) -> 
         and any(layout.features.glob("[!.]*/[!.]*"))
     ):
         return
+    from al_pipeline.operations.needs import check_encoding  # lazy: `al status` needs neither this nor what follows
+
+    if said := check_encoding(layout, features):
+        on_progress(said)
     from al_pipeline.integrations import processes as child
-    from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT  # lazy: `al status` does not need it
+    from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT
 
     settings = {k: v for k, v in STAGE_ENVIRONMENT.items() if not k.endswith("_NUM_THREADS")}
     environment = {**os.environ, **own_environment(), **settings, **(engine.environment if engine else {})}
@@ -178,7 +190,7 @@ def encode(layout: Layout, features: Features, engine: Engine | None = None) -> 
             f"encoding the pool took more than {_ENCODE_TIMEOUT / 3600:.0f} hours; `al round` continues it"
         )
     if engine is None:
-        write_json(layout.encoded, {"key": filled_for})
+        write_json(layout.encoded, {**read_object(layout.encoded), "key": filled_for})
 
 
 def _encoding_key(layout: Layout, features: Features) -> str:

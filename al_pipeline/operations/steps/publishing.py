@@ -20,7 +20,7 @@ from al_pipeline.workspace.layout import STAGES
 
 def build_step(context: Context, facts: Facts, *, step: Step) -> None:
     """Run one step of the build."""
-    build.run_step(step, context.layout, context.workspace.params.features, context.dvc)
+    build.run_step(step, context.layout, context.workspace.params.features, context.dvc, context.on_progress)
 
 
 def decide(context: Context, facts: Facts) -> None:
