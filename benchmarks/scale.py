@@ -136,16 +136,20 @@ class Memory:
     """Peak memory of the largest of a process and its descendants, sampled until `end`; without a planting process."""
 
     def __init__(self, pid: int) -> None:
-        self._pid, self._rss, self._anonymous = pid, 0.0, 0.0
+        self._pid, self._rss, self._anonymous, self._largest = pid, 0.0, 0.0, ""
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
 
     def end(self) -> Figures:
-        """The peaks in MiB."""
+        """The peaks in MiB, and which process had the largest resident set."""
         self._ended.set()
         self._watcher.join()
-        return {"peak_rss_mib": round(self._rss), "peak_anonymous_mib": round(self._anonymous)}
+        return {
+            "peak_rss_mib": round(self._rss),
+            "peak_anonymous_mib": round(self._anonymous),
+            "largest_process": self._largest,
+        }
 
     def _watch(self) -> None:
         while not self._ended.wait(_LOOK_SECONDS):
@@ -158,17 +162,19 @@ class Memory:
 
     def _look(self, pid: int) -> None:
         try:
-            if pid != self._pid and b"plant" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                return
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
             lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
         except OSError:
             return
-        found = {
-            name: int(value.split()[0]) / 1024
-            for name, _, value in (line.partition(":") for line in lines)
-            if name in ("VmHWM", "RssAnon")
-        }
-        self._rss = max(self._rss, found.get("VmHWM", 0.0))
+        if pid != self._pid and "plant" in words:
+            return
+        pairs = (line.partition(":") for line in lines)
+        found = {name: int(value.split()[0]) / 1024 for name, _, value in pairs if name in ("VmHWM", "RssAnon")}
+        if found.get("VmHWM", 0.0) > self._rss:
+            self._rss = found["VmHWM"]
+            self._largest = next(
+                (word for word in words if word.startswith(("al-", "al_pipeline."))), "the step itself"
+            )
         self._anonymous = max(self._anonymous, found.get("RssAnon", 0.0))
 
 

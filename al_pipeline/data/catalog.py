@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 ID_CHARACTERS = 200
 HASH_ID_CHARACTERS = 20
 _BLOCK_BYTES = 32 * 8192
+_INSERTED = 65_536
+"""Number of items that are indexed at once."""
 TEST_SHARE = 5
 """At most one in this many new items is drawn for the test set."""
 
@@ -150,8 +152,8 @@ class Catalog:
         self._test.append(part == "test")
         self._id_keys.append(hash(encoded))
         if not (self._by_hash.insert(_hash_key(digest), number) and self._by_id.insert(self._id_keys[-1], number)):
-            self._by_hash.insert_many(_hash_keys(self._hashes), number)
-            self._by_id.insert_many(self._known_id_keys(), number)
+            self._by_hash.insert_many(self._content_keys, number, number + 1)
+            self._by_id.insert_many(self._id_keys_of, number, number + 1)
         return number
 
     def add_many(self, item_ids: Sequence[str], digests: bytes, part: Part) -> int:
@@ -166,8 +168,8 @@ class Catalog:
         self._id_keys.extend(map(hash, encoded))
         self._hashes += digests
         self._test += bytes([part == "test"]) * len(encoded)
-        self._by_hash.insert_many(_hash_keys(self._hashes), first)
-        self._by_id.insert_many(self._known_id_keys(), first)
+        self._by_hash.insert_many(self._content_keys, first, len(self._test))
+        self._by_id.insert_many(self._id_keys_of, first, len(self._test))
         return first
 
     def find_contents(self, digests: bytes) -> NDArray[np.int64]:
@@ -234,6 +236,16 @@ class Catalog:
 
         return np.frombuffer(self._id_keys, np.int64)
 
+    def _content_keys(self, first: int, stop: int) -> NDArray[np.int64]:
+        """The key of each item's content, from number `first` to before `stop`."""
+        return _hash_keys(self._hashes[32 * first : 32 * stop])
+
+    def _id_keys_of(self, first: int, stop: int) -> NDArray[np.int64]:
+        """The key of each item's id, from number `first` to before `stop`."""
+        import numpy as np
+
+        return np.array(self._known_id_keys()[first:stop])
+
     def _encoded_id(self, number: int) -> bytes:
         return bytes(self._ids[self._ends[number] : self._ends[number + 1]])
 
@@ -297,19 +309,23 @@ class _Slots:
         slots[slot] = number
         return True
 
-    def insert_many(self, keys: NDArray[np.int64], first: int) -> None:
-        """Insert the items from number `first` on; `keys`: of all items, (n,)."""
-        import numpy as np
-
-        if 2 * len(keys) > len(self._slots):
+    def insert_many(self, keys_of: Callable[[int, int], NDArray[np.int64]], first: int, stop: int) -> None:
+        """Insert the items from number `first` to `stop`, the number of all; `keys_of` returns the keys of a range."""
+        if 2 * stop > len(self._slots):
             size = len(self._slots)
-            while 2 * len(keys) > size:
+            while 2 * stop > size:
                 size *= 2
             self._slots = array("I", [self._EMPTY]) * size
             first = 0
+        for start in range(first, stop, _INSERTED):
+            self._insert(keys_of(start, min(stop, start + _INSERTED)), start)
+
+    def _insert(self, keys: NDArray[np.int64], first: int) -> None:
+        import numpy as np
+
         slots = np.frombuffer(self._slots, np.uint32)
-        numbers = np.arange(first, len(keys), dtype=np.uint32)
-        places = keys[first:] & (len(slots) - 1)
+        numbers = np.arange(first, first + len(keys), dtype=np.uint32)
+        places = keys & (len(slots) - 1)
         while len(numbers):
             free = slots[places] == self._EMPTY
             slots[places[free]] = numbers[free]  # of several numbers in one place the last stays

@@ -48,15 +48,16 @@ class ItemKeys(Struct, frozen=True):
             yield row.tobytes().hex()
 
 
-def write_items(path: Path, batches: Iterable[Iterable[Item] | pa.RecordBatch]) -> int:
+def write_items(path: Path, batches: Iterable[Iterable[Item] | pa.RecordBatch], *, draft: bool = False) -> int:
     """Write one part atomically and return its number of items. The bytes depend on the items, not on the batches.
 
-    Arrow batches have the columns of `item_batch`.
+    Arrow batches have the columns of `item_batch`. `draft`: write it fast and large, to be read again and deleted.
     """
     import pyarrow.parquet as pq
 
     count = 0
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, _schema(), compression="zstd") as writer:
+    form: dict[str, Any] = {"compression": "none", "use_dictionary": False} if draft else {"compression": "zstd"}
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, _schema(), **form) as writer:
         for group in _groups(batches):
             writer.write_table(group, row_group_size=len(group))
             count += len(group)
@@ -335,7 +336,7 @@ def _items(batch: pa.RecordBatch) -> list[Item]:
 def _opened(part: Path) -> Any:
     import pyarrow.parquet as pq
 
-    file = _guard(part, lambda: pq.ParquetFile(part))
+    file = _guard(part, lambda: pq.ParquetFile(part, pre_buffer=False))  # else it keeps what it has read
     if missing := [name for name in COLUMNS if file.schema_arrow.names.count(name) != 1]:
         file.close()
         raise _damaged(part, ValueError(f"it has no column `{missing[0]}`, or several"))

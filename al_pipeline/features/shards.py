@@ -33,7 +33,7 @@ Tensors = Mapping[str, NDArray[Any]]
 SUFFIX = ".safetensors"
 INDEX_PREFIX = ".index-"
 """Prefix of the names of index files."""
-INDEXED = 256
+INDEXED = 128
 """An index file covers so many shards; shards that are not in one are indexed in memory."""
 _STALE_SECONDS = 24 * 3600
 _DTYPES = {"F32": np.float32, "U8": np.uint8, "I32": np.int32, "U64": np.uint64}
@@ -104,7 +104,7 @@ class Shards:
         self._last = 0
         """The index in which the last digests were found: the next ones are mostly there, too."""
         self._used: list[Shard] = []
-        """Shards that were read since pages were last given back."""
+        """Shards whose tensors the last caller of `split` may hold."""
         self._written: list[tuple[str, list[int], str]] = []
         """Path, mark and checksum of files that this process has written and read back."""
 
@@ -156,6 +156,7 @@ class Shards:
         for number, start, stop in zip(chosen, bounds, bounds[1:], strict=False):
             places = order[start:stop]
             yield opened[number].tensors, places, rows[places] - self._starts[number]
+            opened[number].give_back()  # a caller may still hold its tensors, which are then read again
 
     def add(self, tensors: Tensors) -> None:
         """Write a shard atomically. Raises OSError if reading it back gives something else."""
@@ -180,7 +181,7 @@ class Shards:
         keys = _keys(shard.tensors["hashes"])
         order = np.argsort(keys, kind="stable")
         self._indexes.append(HashIndex(keys[order], (order + self._starts[number]).astype(np.int64)))
-        self._used.append(shard)
+        shard.give_back()
         while len(self._indexes) - self._files > 1 and (len(self._indexes[-2].keys) < 2 * len(self._indexes[-1].keys)):
             self._indexes[-2:] = [_merged(*self._indexes[-2:])]
 

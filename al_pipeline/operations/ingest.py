@@ -164,7 +164,8 @@ def _take_in(taken: Intake, files: _Files, test_size: int) -> IngestReport:
         staged = staging / "staged" / "new.parquet"
         with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n") as lines:
             rejects = Rejects(lines)
-            new = write_items(staged, _new_items(taken, files, rejects))
+            draws = to_pool and not taken.had_test and test_size > 0
+            new = write_items(staged, _new_items(taken, files, rejects), draft=draws)
             _refuse_changed(files)
             files.notes.extend(about_cut_off(taken))
             corrections = about_corrections(taken)
@@ -173,7 +174,7 @@ def _take_in(taken: Intake, files: _Files, test_size: int) -> IngestReport:
         added = new - taken.new_corrections
         if new and to_pool:
             said += _about_earlier_draw(taken)
-        stage_parts(taken, staging, staged)
+        stage_parts(taken, staging, staged, draft=draws)
         labels = stage_events(taken, staging)
         if added or labels or taken.corrected:
             commit(layout, staging, drawn=drawn > 0)
