@@ -330,7 +330,7 @@ class Encoder:
         device: str = CPU,
     ) -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        threads = threads or _usable_cpus()
+        threads = threads or usable_cpus()
         os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
         _check_folder(folder)
         import torch
@@ -549,7 +549,8 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _usable_cpus() -> int:
+def usable_cpus() -> int:
+    """The number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

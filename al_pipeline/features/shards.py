@@ -99,8 +99,8 @@ class Shards:
         """
         self._filed = 0
         """The number of shards that index files cover: the first ones."""
-        self._files = 0
-        """The number of index files."""
+        self._index_files: list[Shard] = []
+        """The files of the first indexes."""
         self._last = 0
         """The index in which the last digests were found: the next ones are mostly there, too."""
         self._used: list[Shard] = []
@@ -132,9 +132,16 @@ class Shards:
             if len(open_) == 0:
                 break
             found[open_] = rows = indexes[number].find(digests[open_], self._digests)
+            unused = number
             if (rows >= 0).any():
-                self._last = number
+                unused, self._last = self._last, number
+            if unused != self._last and unused < self._files:
+                self._index_files[unused].give_back()
         return found
+
+    @property
+    def _files(self) -> int:
+        return len(self._index_files)
 
     def _digests(self, rows: NDArray[np.int64]) -> Digests:
         found = np.empty((len(rows), 32), np.uint8)
@@ -201,7 +208,7 @@ class Shards:
         first = self._starts[self._filed] if shards else 0
         index.give_back()
         self._indexes.append(HashIndex(index.tensors["keys"], index.tensors["rows"], first))
-        self._files += 1
+        self._index_files.append(index)
         self._filed += shards
 
     def remember_written(self) -> None:
@@ -244,7 +251,8 @@ class Shards:
         for path in sorted(folder.glob(f"{INDEX_PREFIX}*{SUFFIX}")):
             index = read_shard(path, notes)
             names = [] if index is None else _names_in(index)
-            if index is None or not unfiled.keys() >= set(names) or not _fits_index(index, [unfiled[n] for n in names]):
+            some = [unfiled[name] for name in dict.fromkeys(names) if name in unfiled]
+            if index is None or len(some) < len(names) or not _fits_index(index, some):
                 path.unlink(missing_ok=True)
                 continue
             filed.append((index, [unfiled.pop(name) for name in names]))

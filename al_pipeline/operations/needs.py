@@ -5,7 +5,6 @@ Estimates, from what can be read at once: sizes of files, counts in the pool's p
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from al_pipeline.data.inputs import Source, kind_of, read_head
 from al_pipeline.data.pool import count_items, text_bytes
 from al_pipeline.errors import NoRoom
 from al_pipeline.features.device import device_of
-from al_pipeline.features.encoder import USUAL_WIDTH, encoder_fingerprint, encoder_identity, vector_width
+from al_pipeline.features.encoder import USUAL_WIDTH, encoder_fingerprint, encoder_identity, usable_cpus, vector_width
 from al_pipeline.file_notes import FileNotes
 from al_pipeline.files import read_object
 from al_pipeline.integrations.dvc.settings import object_folders
@@ -71,8 +70,9 @@ def next_encoding(layout: Layout, features: Features) -> Encoding:
         done = sum(path.stat().st_size for path in (layout.features / name).glob("[!.]*")) // row
     items = max(0, total - done)
     terms = _TERM_BYTES * text_bytes(folders) * items / max(1, total) if features.uses_tfidf else 0.0
-    rate = read_object(layout.encoded).get("rates", {}).get(name)
-    rates = (rate, rate) if rate else [one * (os.cpu_count() or 1) for one in _USUAL_RATE]
+    known = read_object(layout.encoded).get("rates")
+    rate = known.get(name) if isinstance(known, dict) else None
+    rates = (rate, rate) if rate else [one * usable_cpus() for one in _USUAL_RATE]
     return Encoding(
         items=items,
         bytes=int(items * row + terms),

@@ -130,7 +130,7 @@ def check_encoder(workspace: Workspace) -> Iterator[Finding]:
 def check_encoding(workspace: Workspace) -> Iterator[Finding]:
     """Say how many items are not encoded yet, how long that takes, and whether the disk has room for it."""
     layout, features = workspace.layout, workspace.params.features
-    if not features.uses_encoder:
+    if not features.uses_encoder or absent_sources(layout):
         return
     found = next_encoding(layout, features)
     if not found.items:
