@@ -171,8 +171,8 @@ class Shards:
         path = self._folder / f"{sha256_bytes(data)[:32]}{SUFFIX}"
         shards, start = self.shards(), len(self)
         write_bytes(path, data)
-        mark, shard = file_mark(path), read_shard(path)
-        if shard is None:
+        mark, shard = file_mark(path), _open_shard(path)
+        if shard is None or not np.array_equal(np.frombuffer(shard.mapped, np.uint8), np.frombuffer(data, np.uint8)):
             raise OSError(f"reading {path} back gave other content than was written; check the disk")
         self._written.append((_key(path), mark, shard.checksum))
         shard.give_back()
@@ -278,6 +278,21 @@ def read_shard(path: Path, notes: FileNotes | None = None) -> Shard | None:
     """
     try:
         mark = file_mark(path)
+    except FileNotFoundError:
+        return None  # another process found it damaged and deleted it
+    found = _open_shard(path)
+    if found is None or (notes is not None and notes.known(_key(path), mark) == found.checksum):
+        return found
+    if _checksum(found.tensors) != found.checksum:
+        return None
+    if notes is not None and settled(mark):
+        notes.remember(_key(path), mark, found.checksum)
+    return found
+
+
+def _open_shard(path: Path) -> Shard | None:
+    """A file of `shard_bytes`, memory-mapped, without comparing its checksum; None for one of another form."""
+    try:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         data = np.frombuffer(mapped, np.uint8)
@@ -286,19 +301,11 @@ def read_shard(path: Path, notes: FileNotes | None = None) -> Shard | None:
         body = data[8 + size :]
         expected = header.pop("__metadata__")["crc32"]
         tensors = {name: _tensor(body, entry) for name, entry in header.items()}
-        found = Shard(path.name, tensors, expected, mapped)
         if len(body) != sum(tensor.nbytes for tensor in tensors.values()):
             return None
-        if notes is None or notes.known(_key(path), mark) != expected:
-            if _checksum(tensors) != expected:
-                return None
-            if notes is not None and settled(mark):
-                notes.remember(_key(path), mark, expected)
-    except FileNotFoundError:
-        return None  # another process found it damaged and deleted it
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return found
+    return Shard(path.name, tensors, expected, mapped)
 
 
 def digest_rows(hashes: list[str]) -> Digests:
