@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from al_pipeline.operations.checks.data import check_encoding as finding_of
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
 from al_pipeline.operations.needs import check_encoding, duration, next_encoding, refuse_without_room, size
+from al_pipeline.operations.sources import ingest_sources
 from al_pipeline.stages import encode as stage
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 
@@ -55,6 +57,21 @@ def test_an_ingest_without_room_is_refused_before_it_writes(
     assert ingest(workspace, [pool]).added == 240
     written = sum(path.stat().st_size for path in workspace.layout.inbox.rglob("*.parquet"))
     assert written < bytes_of, "the estimate is an upper bound"
+
+
+def test_a_source_file_without_room_is_reported_and_read_later(
+    workspace: Workspace, pool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_params(workspace, {"sources: [] ": "sources: [incoming/*.jsonl] "})
+    (workspace.layout.root / "incoming").mkdir()
+    shutil.copyfile(pool, workspace.layout.root / "incoming/pool.jsonl")
+    workspace, later = open_workspace(workspace.layout.root), time.time() + 120
+    with monkeypatch.context() as patch:
+        free(patch, 1000)
+        added, lines = ingest_sources(workspace, later)
+    assert added == 0
+    assert any("was not ingested: this ingest needs about" in line for line in lines), lines
+    assert ingest_sources(workspace, later)[0] == 300
 
 
 def test_disks_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
