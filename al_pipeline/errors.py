@@ -13,7 +13,8 @@ AlError                     exit code 1
 │   ├── LabelStudioRefused      the request is not allowed or not valid
 │   ├── ServerFailed            a server that we install or start ourselves failed
 │   ├── RepositoryError         git or DVC failed
-│   └── RemoteIncomplete        the DVC remote lacks objects of a round
+│   ├── RemoteIncomplete        the DVC remote lacks objects of a round
+│   └── NoRoom                  a disk has no room for what would be written
 └── ManualActionRequired    6   continuing could destroy data: a person must check first
     ├── UnexpectedChange        somebody edited a file that the engine owns
     ├── UnsafeFolder            others could change a folder whose content is trusted
@@ -93,6 +94,10 @@ class RepositoryError(ExternalServiceError):
 
 class RemoteIncomplete(ExternalServiceError):
     """The DVC remote lacks objects that a published round needs."""
+
+
+class NoRoom(ExternalServiceError):
+    """A disk has no room for what a command would write; nothing was written."""
 
 
 class ManualActionRequired(AlError):

@@ -201,7 +201,7 @@ def test_the_catalogue_takes_many_as_it_takes_one(batches):
         assert many.add_many([item for item, _ in new], b"".join(digest for _, digest in new), "test") == len(one)
         for item, digest in new:
             one.add(item, digest, "test")
-    assert many.digests(0) == one.digests(0) == [one.digest(number) for number in range(len(one))]
+    assert list(many.digests(0)) == list(one.digests(0)) == [one.digest(number) for number in range(len(one))]
     assert [many.item_id(n) for n in range(len(many))] == [one.item_id(n) for n in range(len(one))]
     assert many.in_test(0, len(many)).all() and len(many.in_test(0, len(many))) == len(one)
 

@@ -67,6 +67,15 @@ def test_the_draw_is_a_fair_sample():
         assert abs(len(draw_test(hashes, 1000, seed) & lower) - 500) < 5 * (1000 * 0.25 * 0.9) ** 0.5
 
 
+def test_a_draw_holds_only_what_it_draws():
+    """10 of 50,000 digests, of which a list would take 4 MB."""
+    tracemalloc.start()
+    assert len(draw_test((number.to_bytes(32, "big") for number in range(50_000)), 10, seed=1)) == 10
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100_000
+
+
 @pytest.mark.parametrize(("wanted", "items", "size"), [(500, 10_000, 500), (500, 100, 20), (500, 4, 0), (0, 100, 0)])
 def test_the_test_set_is_at_most_a_fifth(wanted, items, size):
     assert drawn_size(wanted, items) == size

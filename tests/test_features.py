@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+import time
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from al_pipeline.features import shards
 from al_pipeline.features.cache import FeatureCache, ensure
 from al_pipeline.features.shards import HashIndex
 from al_pipeline.records import content_hash
@@ -93,7 +96,7 @@ def test_a_kill_loses_at_most_one_chunk(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["empty", "torn", "longer", "flipped", "header", "garbage"])
 def test_a_damaged_shard_is_encoded_again(tmp_path: Path, damage: str) -> None:
     ensure(FeatureCache(tmp_path), named(TEXTS), CountingEncoder, chunk=5)
-    victim = min(tmp_path.iterdir())
+    victim = min(tmp_path.glob("[!.]*"))
     data = bytearray(victim.read_bytes())
     if damage == "flipped":
         data[-200] ^= 1
@@ -156,8 +159,9 @@ def test_streaming_equals_getting(tmp_path: Path) -> None:
 def test_hashes_that_begin_alike_are_told_apart() -> None:
     digests = np.zeros((4, 32), np.uint8)
     digests[:, -1] = [3, 1, 2, 9]
-    index = HashIndex(np.zeros(3, np.uint64), digests[:3], np.array([10, 20, 30]))
-    np.testing.assert_array_equal(index.find(digests[[2, 0, 3, 1]]), [30, 10, -1, 20])
+    index = HashIndex(np.zeros(3, np.uint64), np.array([0, 1, 2], np.int32), 10)
+    found = index.find(digests[[2, 0, 3, 1]], lambda rows: digests[rows - 10])
+    np.testing.assert_array_equal(found, [12, 10, -1, 11])
 
 
 @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -182,6 +186,67 @@ def test_progress_is_shown_only_when_asked(tmp_path: Path, capsys: pytest.Captur
     out, err = capsys.readouterr()
     assert out == ""
     assert "25/25" in err
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    history=st.lists(st.lists(st.sampled_from(TEXTS), max_size=9), max_size=6),
+    loss=st.lists(st.sampled_from(["shard", "index", "garbage", "torn index", "foreign index"]), max_size=4),
+)
+def test_index_files_change_nothing(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, history: list[list[str]], loss: list[str]
+) -> None:
+    """Whatever is lost or damaged between openings, each text has its vector, and only lost ones are encoded again."""
+    monkeypatch.setattr(shards, "INDEXED", 3)
+    folder = tmp_path_factory.mktemp("cache")
+    for number, texts in enumerate(history):
+        cache, encoder = FeatureCache(folder), CountingEncoder()
+        known = len(cache)
+        ensure(cache, named(texts), lambda encoder=encoder: encoder, chunk=2)
+        assert len(cache) == known + len(encoder.seen)
+        for opened in (cache, FeatureCache(folder)):
+            if texts:
+                check(opened, texts)
+            assert opened.missing([content_hash("unknown")]) == [content_hash("unknown")]
+        if number < len(loss):
+            spoil(folder, loss[number])
+
+
+def spoil(folder: Path, loss: str) -> None:
+    indexes, files = sorted(folder.glob(".index-*")), sorted(folder.glob("[!.]*"))
+    if loss == "shard" and files:
+        files[0].unlink()
+    elif loss == "foreign index" and files:
+        (folder / ".index-x.safetensors").write_bytes(files[0].read_bytes())
+    elif indexes:
+        data = indexes[0].read_bytes()
+        indexes[0].write_bytes({"torn index": data[:-3], "garbage": b"x" * len(data)}.get(loss, b""))
+
+
+def test_a_cache_with_index_files_takes_no_memory_for_each_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """80,000 rows whose digests alone are 2.6 MB, in 40 shards, all in index files."""
+    monkeypatch.setattr(shards, "INDEXED", 4)
+    rng = np.random.default_rng(0)
+    names = [row.tobytes().hex() for row in rng.integers(0, 256, (80_000, 32), np.uint8)]
+    cache = FeatureCache(tmp_path)
+    for start in range(0, len(names), 2000):
+        cache.add(names[start : start + 2000], np.full((2000, 2), start, np.float32))
+    tracemalloc.start()
+    cache = FeatureCache(tmp_path)
+    assert cache.get([names[1], names[-1], names[40_000]])[:, 0].tolist() == [0, 78_000, 40_000]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 600_000
+    assert len(list(tmp_path.glob(".index-*"))) == 10
+
+
+def test_what_a_process_wrote_is_not_checked_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = FeatureCache(tmp_path)
+    ensure(cache, named(TEXTS), CountingEncoder)
+    time.sleep(0.1)
+    cache.remember_written()
+    monkeypatch.setattr(shards, "_checksum", lambda _: pytest.fail("it was read"))
+    check(FeatureCache(tmp_path), TEXTS)
 
 
 def test_a_million_rows_stay_light(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,10 +18,12 @@ from al_pipeline.data.pool import (
     count_items,
     fetch,
     hashes_of,
+    item_batch,
     iter_batches,
     iter_items,
     list_parts,
     read_ids,
+    text_bytes,
     write_items,
 )
 from al_pipeline.errors import BadInput
@@ -159,10 +162,24 @@ def test_a_damaged_part_is_named(folders, damage):
             read()
 
 
+def test_reading_a_part_does_not_keep_it(tmp_path):
+    """200,000 items, whose part has about 10 MB."""
+    hashes = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(200_000)]
+    blank = [""] * len(hashes)
+    part = tmp_path / "part-000001.parquet"
+    write_items(part, [item_batch([name[:20] for name in hashes], hashes, blank, blank)])
+    before, most = pa.total_allocated_bytes(), 0
+    for _ in iter_batches([tmp_path], batch_rows=4096):
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert most < part.stat().st_size / 2
+
+
+def test_the_bytes_of_all_texts(folders):
+    assert 0 < text_bytes(folders[:1]) < text_bytes(folders)
+
+
 @pytest.mark.slow
 def test_a_million_ids_are_well_under_200_megabytes(tmp_path):
-    import hashlib
-
     count = 1_000_000
     names = [f"{number:020x}" for number in range(count)]
     hashes = [hashlib.sha256(name.encode()).hexdigest() for name in names]

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 ID_CHARACTERS = 200
 HASH_ID_CHARACTERS = 20
+_BLOCK_BYTES = 32 * 8192
+_INSERTED = 65_536
+"""Number of items that are indexed at once."""
 TEST_SHARE = 5
 """At most one in this many new items is drawn for the test set."""
 
@@ -98,9 +101,7 @@ def draw_test(content_hashes: Iterable[bytes], count: int, seed: int) -> set[byt
 
     It takes the items with the smallest keyed hash (BLAKE2b of the content digest, keyed by the seed).
     """
-    digests = list(content_hashes)
-    keys = zip(_ordered(digests, seed), digests, strict=True)
-    return {digest for _, digest in heapq.nsmallest(count, keys)}
+    return {digest for _, digest in heapq.nsmallest(count, _ordered(content_hashes, seed))}
 
 
 def test_order(digest: bytes, seed: int) -> tuple[bytes, bytes]:
@@ -108,16 +109,14 @@ def test_order(digest: bytes, seed: int) -> tuple[bytes, bytes]:
 
     Any prefix of the test set in this order is a random sample: the one that a smaller test set would be.
     """
-    return next(_ordered([digest], seed)), digest
+    return next(_ordered([digest], seed))
 
 
-def _ordered(digests: Iterable[bytes], seed: int) -> Iterator[bytes]:
-    """The keyed hash of each digest."""
-    keyed = blake2b(digest_size=16, key=seed.to_bytes(8, "big"))
+def _ordered(digests: Iterable[bytes], seed: int) -> Iterator[tuple[bytes, bytes]]:
+    """The keyed hash of each digest, with the digest."""
+    key = seed.to_bytes(8, "big")
     for digest in digests:
-        one = keyed.copy()
-        one.update(digest)
-        yield one.digest()
+        yield blake2b(digest, digest_size=16, key=key).digest(), digest
 
 
 class Catalog:
@@ -153,8 +152,8 @@ class Catalog:
         self._test.append(part == "test")
         self._id_keys.append(hash(encoded))
         if not (self._by_hash.insert(_hash_key(digest), number) and self._by_id.insert(self._id_keys[-1], number)):
-            self._by_hash.insert_many(_hash_keys(self._hashes), number)
-            self._by_id.insert_many(self._known_id_keys(), number)
+            self._by_hash.insert_many(self._content_keys, number, number + 1)
+            self._by_id.insert_many(self._id_keys_of, number, number + 1)
         return number
 
     def add_many(self, item_ids: Sequence[str], digests: bytes, part: Part) -> int:
@@ -169,8 +168,8 @@ class Catalog:
         self._id_keys.extend(map(hash, encoded))
         self._hashes += digests
         self._test += bytes([part == "test"]) * len(encoded)
-        self._by_hash.insert_many(_hash_keys(self._hashes), first)
-        self._by_id.insert_many(self._known_id_keys(), first)
+        self._by_hash.insert_many(self._content_keys, first, len(self._test))
+        self._by_id.insert_many(self._id_keys_of, first, len(self._test))
         return first
 
     def find_contents(self, digests: bytes) -> NDArray[np.int64]:
@@ -217,10 +216,11 @@ class Catalog:
         """The SHA-256 of the content of item `number`, 32 bytes."""
         return bytes(self._hashes[32 * number : 32 * number + 32])
 
-    def digests(self, first: int) -> list[bytes]:
-        """The digests of the items from number `first` on."""
-        held = bytes(self._hashes[32 * first :])
-        return [held[start : start + 32] for start in range(0, len(held), 32)]
+    def digests(self, first: int) -> Iterator[bytes]:
+        """The digests of the items from number `first` on, copied a block at a time."""
+        for begin in range(32 * first, len(self._hashes), _BLOCK_BYTES):
+            held = bytes(self._hashes[begin : begin + _BLOCK_BYTES])
+            yield from (held[start : start + 32] for start in range(0, len(held), 32))
 
     def part(self, number: int) -> Part:
         """Whether item `number` belongs to the pool or to the test set."""
@@ -235,6 +235,16 @@ class Catalog:
         import numpy as np
 
         return np.frombuffer(self._id_keys, np.int64)
+
+    def _content_keys(self, first: int, stop: int) -> NDArray[np.int64]:
+        """The key of each item's content, from number `first` to before `stop`."""
+        return _hash_keys(self._hashes[32 * first : 32 * stop])
+
+    def _id_keys_of(self, first: int, stop: int) -> NDArray[np.int64]:
+        """The key of each item's id, from number `first` to before `stop`."""
+        import numpy as np
+
+        return np.array(self._known_id_keys()[first:stop])
 
     def _encoded_id(self, number: int) -> bytes:
         return bytes(self._ids[self._ends[number] : self._ends[number + 1]])
@@ -299,19 +309,23 @@ class _Slots:
         slots[slot] = number
         return True
 
-    def insert_many(self, keys: NDArray[np.int64], first: int) -> None:
-        """Insert the items from number `first` on; `keys`: of all items, (n,)."""
-        import numpy as np
-
-        if 2 * len(keys) > len(self._slots):
+    def insert_many(self, keys_of: Callable[[int, int], NDArray[np.int64]], first: int, stop: int) -> None:
+        """Insert the items from number `first` to `stop`, the number of all; `keys_of` returns the keys of a range."""
+        if 2 * stop > len(self._slots):
             size = len(self._slots)
-            while 2 * len(keys) > size:
+            while 2 * stop > size:
                 size *= 2
             self._slots = array("I", [self._EMPTY]) * size
             first = 0
+        for start in range(first, stop, _INSERTED):
+            self._insert(keys_of(start, min(stop, start + _INSERTED)), start)
+
+    def _insert(self, keys: NDArray[np.int64], first: int) -> None:
+        import numpy as np
+
         slots = np.frombuffer(self._slots, np.uint32)
-        numbers = np.arange(first, len(keys), dtype=np.uint32)
-        places = keys[first:] & (len(slots) - 1)
+        numbers = np.arange(first, first + len(keys), dtype=np.uint32)
+        places = keys & (len(slots) - 1)
         while len(numbers):
             free = slots[places] == self._EMPTY
             slots[places[free]] = numbers[free]  # of several numbers in one place the last stays

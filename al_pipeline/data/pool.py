@@ -48,15 +48,16 @@ class ItemKeys(Struct, frozen=True):
             yield row.tobytes().hex()
 
 
-def write_items(path: Path, batches: Iterable[Iterable[Item] | pa.RecordBatch]) -> int:
+def write_items(path: Path, batches: Iterable[Iterable[Item] | pa.RecordBatch], *, draft: bool = False) -> int:
     """Write one part atomically and return its number of items. The bytes depend on the items, not on the batches.
 
-    Arrow batches have the columns of `item_batch`.
+    Arrow batches have the columns of `item_batch`. `draft`: write it fast and large, to be read again and deleted.
     """
     import pyarrow.parquet as pq
 
     count = 0
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, _schema(), compression="zstd") as writer:
+    form: dict[str, Any] = {"compression": "none", "use_dictionary": False} if draft else {"compression": "zstd"}
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, _schema(), **form) as writer:
         for group in _groups(batches):
             writer.write_table(group, row_group_size=len(group))
             count += len(group)
@@ -120,6 +121,16 @@ def count_items(folders: Iterable[Path]) -> int:
     return total
 
 
+def text_bytes(folders: Iterable[Path]) -> int:
+    """The number of bytes of all texts, from the parts' metadata."""
+    total = 0
+    for part in list_parts(folders):
+        with _opened(part) as file:
+            column, groups = file.schema_arrow.names.index("text"), range(file.metadata.num_row_groups)
+            total += sum(file.metadata.row_group(group).column(column).total_uncompressed_size for group in groups)
+    return total
+
+
 def columns_of(item: Item) -> dict[str, Any]:
     """An item's metadata: the user's other columns. Raises BadInput if they are not a JSON object."""
     try:
@@ -146,6 +157,14 @@ def read_ids(folders: Iterable[Path]) -> ItemKeys:
         ids.append(pa.concat_arrays([batch.column("item_id"), pa.nulls(0, pa.string())]))
         digests += _digests(batch.column("content_hash").to_pylist())
     return ItemKeys(pa.chunked_array(ids, pa.string()), np.frombuffer(digests, np.uint8).reshape(-1, 32))
+
+
+def iter_digests(folders: Iterable[Path]) -> Iterator[npt.NDArray[np.uint8]]:
+    """The content hashes of all items as bytes, (n, 32) a part. Raises BadInput on a damaged part."""
+    import numpy as np
+
+    for batch in iter_batches(folders, ("content_hash",), 50_000):
+        yield np.frombuffer(_digests(batch.column("content_hash").to_pylist()), np.uint8).reshape(-1, 32)
 
 
 def _digests(hashes: Sequence[str]) -> bytes:
@@ -317,7 +336,7 @@ def _items(batch: pa.RecordBatch) -> list[Item]:
 def _opened(part: Path) -> Any:
     import pyarrow.parquet as pq
 
-    file = _guard(part, lambda: pq.ParquetFile(part))
+    file = _guard(part, lambda: pq.ParquetFile(part, pre_buffer=False))  # else it keeps what it has read
     if missing := [name for name in COLUMNS if file.schema_arrow.names.count(name) != 1]:
         file.close()
         raise _damaged(part, ValueError(f"it has no column `{missing[0]}`, or several"))

@@ -51,7 +51,7 @@ def parquet_rows(table: TableFile) -> Rows:
 
     source, keep = table.source, table.keep
     try:
-        with pq.ParquetFile(source.path) as file:
+        with pq.ParquetFile(source.path, pre_buffer=False) as file:  # else it keeps what it has read
             schema = file.schema_arrow
             columns = column_names(source, schema.names, table.required)
             wanted = None if keep is None else [name for name in schema.names if name in keep]

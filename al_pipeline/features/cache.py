@@ -5,6 +5,7 @@ See `shards` for the files. The cache may be deleted at any time.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from al_pipeline.features.shards import Shards, Tensors, digest_rows
+from al_pipeline.features.shards import Digests, Shards, Tensors, digest_rows
 
 if TYPE_CHECKING:
     from al_pipeline.features.encoder import TextEncoder
@@ -83,6 +84,14 @@ class FeatureCache:
         for start in range(0, len(hashes), batch):
             yield self.get(hashes[start : start + batch])
 
+    def missing_rows(self, digests: Digests) -> NDArray[np.bool_]:
+        """Whether each of `digests` has no vector yet, (n,)."""
+        return self._shards.find(digests) < 0
+
+    def remember_written(self) -> None:
+        """Spare the next process a check of the files that this one wrote."""
+        self._shards.remember_written()
+
     def remove_leftovers(self) -> None:
         """Delete temporary files that are more than a day old, left by killed writers."""
         self._shards.remove_leftovers()
@@ -105,21 +114,30 @@ def ensure(
     progress: bool | None = None,
     total: int | None = None,
     chunk: int = CHUNK,
+    on_encoded: Callable[[int, float], None] | None = None,
 ) -> int:
     """Encode those of `items` (content hash, text) that the cache lacks, and return their number.
 
     Each chunk is stored before the next one starts. The encoder is created at the first missing text, so that a full
     cache imports nothing heavy. `progress`: whether to show a bar on stderr (None: if that is a terminal); `total`: the
-    number of missing texts, if known, to estimate the remaining time.
+    number of missing texts, if known, to estimate the remaining time. `on_encoded` gets, after each chunk, the number
+    of texts encoded so far and the seconds that the encoder took for them.
     """
-    cache.remove_leftovers()
     encoder: TextEncoder | None = None
-    done = 0
+    done, seconds = 0, 0.0
     with _progress_bar(progress, total) as advance:
         for hashes, texts in missing_chunks(cache, items, chunk):
-            encoder = encoder or make_encoder()
-            cache.add(hashes, encoder.encode(texts, advance))
+            if encoder is None:
+                cache.remove_leftovers()
+                encoder = make_encoder()
+            begin = time.perf_counter()
+            vectors = encoder.encode(texts, advance)
+            seconds += time.perf_counter() - begin
+            cache.add(hashes, vectors)
             done += len(hashes)
+            if on_encoded is not None:
+                on_encoded(done, seconds)
+    cache.remember_written()
     return done
 
 

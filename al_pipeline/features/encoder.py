@@ -64,6 +64,10 @@ _NO_INFLUENCE = ("LICENSE*", "NOTICE*", "README.md", SOURCE_FILE)
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
 
+_WIDTHS = ("hidden_size", "dim", "d_model", "n_embd")
+"""Names that configurations give to the width of the last layer."""
+USUAL_WIDTH = 384
+"""The width of a vector of the default encoder."""
 _ENCODING_VERSION = 3
 """Increment whenever a change of this module changes the bytes of vectors."""
 _MEANING_VERSION = 1
@@ -126,6 +130,12 @@ def installed_source(folder: Path) -> str | None:
     """The source of the encoder that is installed in `folder`; None if none is."""
     source = read_object(folder / SOURCE_FILE).get("source")
     return source if isinstance(source, str) else None
+
+
+def vector_width(folder: Path) -> int | None:
+    """The length of a vector of the encoder installed in `folder`, by its configuration; None if none is."""
+    config = read_object(folder / "config.json")
+    return next((width for name in _WIDTHS if isinstance(width := config.get(name), int) and width > 0), None)
 
 
 def _find(source: str, root: Path) -> Path:
@@ -325,7 +335,7 @@ class Encoder:
         device: str = CPU,
     ) -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        threads = threads or _usable_cpus()
+        threads = threads or usable_cpus()
         os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
         _check_folder(folder)
         import torch
@@ -590,7 +600,8 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _usable_cpus() -> int:
+def usable_cpus() -> int:
+    """The number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

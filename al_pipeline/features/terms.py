@@ -60,7 +60,7 @@ class TermCache:
             self._delete_oldest("vocabulary-*")
         else:
             os.utime(path)
-            fitted = _from_tensors(found)
+            fitted = _from_tensors(found.tensors)
         return self.attached_to(fitted)
 
     def attached_to(self, tfidf: Tfidf) -> Tfidf:

@@ -38,17 +38,26 @@ class Vectors:
         """The `encoder_identity`: a model fitted on vectors of another identity cannot use these."""
         notes.save()
         self.fingerprint = encoder_fingerprint(self.identity, features.precision, self.device)
+        """The `encoder_fingerprint`: what the bytes of the vectors depend on."""
         self.folder = cache / self.fingerprint
         """The folder of the cache's shards."""
         self._cache = FeatureCache(self.folder)
 
-    def missing(self, hashes: Sequence[str]) -> int:
-        """The number of these content hashes that have no vector yet."""
-        return len(self._cache.missing(hashes))
+    def missing(self, digests: Iterable[NDArray[np.uint8]]) -> int:
+        """The number of these content hashes, as bytes (n, 32) in parts, that have no vector yet."""
+        return sum(int(self._cache.missing_rows(part).sum()) for part in digests)
 
-    def prepare(self, items: Iterable[tuple[str, str]], total: int | None = None) -> int:
-        """Encode those of `items` (content hash, text) that the cache lacks, with a progress bar; return how many."""
-        return ensure(self._cache, items, self._encoder, total=total)
+    def prepare(
+        self,
+        items: Iterable[tuple[str, str]],
+        total: int | None = None,
+        on_encoded: Callable[[int, float], None] | None = None,
+    ) -> int:
+        """Encode those of `items` (content hash, text) that the cache lacks, with a progress bar; return how many.
+
+        `on_encoded` gets the number of texts encoded so far, and the seconds that this took.
+        """
+        return ensure(self._cache, items, self._encoder, total=total, on_encoded=on_encoded)
 
     def shards(self, items: Iterable[tuple[str, str]], size: int) -> Iterator[tuple[list[str], list[str]]]:
         """Those of `items` (content hash, text) that the cache lacks, as hashes and texts, `size` at a time."""
@@ -56,7 +65,7 @@ class Vectors:
 
     def shard_files(self) -> dict[str, Path]:
         """The files of the cache by name; damaged ones are deleted before."""
-        self.missing([])
+        len(self._cache)  # reads all
         return {path.name: path for path in sorted(self.folder.glob(f"[!.]*{SUFFIX}"))}
 
     def store(self, hashes: Sequence[str], vectors: NDArray[np.float32]) -> None:
@@ -65,16 +74,25 @@ class Vectors:
 
     def of(self, items: Sequence[Item]) -> NDArray[np.float32]:
         """The items' vectors, (n, d), in order."""
-        ensure(self._cache, ((item.content_hash, item.text) for item in items), self._encoder, progress=False)
-        return self._cache.get([item.content_hash for item in items])
+        return self.of_texts([item.content_hash for item in items], [item.text for item in items])
+
+    def of_texts(self, hashes: Sequence[str], texts: Sequence[str]) -> NDArray[np.float32]:
+        """The vectors of texts, (n, d), in order, given their content hashes."""
+        try:
+            return self._cache.get(hashes)
+        except KeyError:
+            ensure(self._cache, zip(hashes, texts, strict=True), self._encoder, progress=False)
+            return self._cache.get(hashes)
 
     def lookup(self, hashes: Sequence[str], items: Callable[[], Iterable[Item]]) -> NDArray[np.float32]:
         """The vectors of content hashes, (n, d), in order. `items` returns the texts, if some must be encoded."""
-        if self._cache.missing(hashes):
-            ensure(self._cache, ((item.content_hash, item.text) for item in items()), self._encoder, progress=False)
         if not hashes:
             return np.zeros((0, self._cache.dimension), np.float32)
-        return self._cache.get(hashes)
+        try:
+            return self._cache.get(hashes)
+        except KeyError:
+            ensure(self._cache, ((item.content_hash, item.text) for item in items()), self._encoder, progress=False)
+            return self._cache.get(hashes)
 
     def _encoder(self) -> Encoder:
         from al_pipeline.features.encoder import Encoder

@@ -123,6 +123,7 @@ def run_step(
     dvc: Dvc,
     run_shards: ShardRunner | None = None,
     warn: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Run one step of the build, after checking that the source data match their recorded digests.
 
@@ -139,7 +140,8 @@ def run_step(
             from al_pipeline.operations.sharing import shared_vectors
 
             shared = shared_vectors(layout, params.features, dvc, warn)
-        encode(layout, params.features, runner=params.engine.runner, run_shards=run_shards, shared=shared)
+        runner = params.engine.runner
+        encode(layout, params.features, None, runner, run_shards, shared, on_progress)
     elif step in BUILD:
         with shown(layout.progress):
             dvc.repro(str(step))
@@ -170,13 +172,14 @@ def encode(
     runner: str = LOCAL.runner,
     run_shards: ShardRunner | None = None,
     shared: SharedVectors | None = None,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Add missing vectors to the feature cache: in a subprocess, so that its memory is freed afterwards, or by workers.
 
     Does nothing if the cache was already filled for the same inputs; a stage that still finds a vector missing encodes
     the text itself. `engine`: an engine to use instead of the running one. `runner`: `engine.runner`, see `run_step`.
-    `shared`: the team's cache of vectors. Raises StageFailed on failure or timeout, UsageError if nothing carries
-    shards to the cluster.
+    `shared`: the team's cache of vectors. `on_progress` gets a line if much is to be done. Raises StageFailed on a
+    failure or timeout, UsageError if nothing carries shards to the cluster, NoRoom if the disk has no room for the vectors.
     """
     if not features.uses_encoder:
         return
@@ -187,14 +190,18 @@ def encode(
         and any(layout.features.glob("[!.]*/[!.]*"))
     ):
         return
+    from al_pipeline.operations.needs import check_encoding  # lazy: `al status` does not need it
+
     if shared is not None:
         shared.fetch()
+    if said := check_encoding(layout, features):
+        on_progress(said)
     if runner == LOCAL.runner or not _encode_on_cluster(layout, features, runner, run_shards):
         _run_encoder(layout, engine, "al_pipeline.stages.encode")
     if shared is not None:
         shared.send()
     if engine is None:
-        write_json(layout.encoded, {"key": filled_for})
+        write_json(layout.encoded, {**read_object(layout.encoded), "key": filled_for})
 
 
 def _encode_on_cluster(layout: Layout, features: Features, runner: str, run_shards: ShardRunner | None) -> bool:
@@ -221,7 +228,7 @@ def _encode_on_cluster(layout: Layout, features: Features, runner: str, run_shar
 def _run_encoder(layout: Layout, engine: Engine | None, module: str) -> None:
     """Run a module that encodes, in a process of its own. Raises StageFailed."""
     from al_pipeline.integrations import processes as child
-    from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT  # lazy: `al status` does not need it
+    from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT
 
     settings = {k: v for k, v in STAGE_ENVIRONMENT.items() if not k.endswith("_NUM_THREADS")}
     environment = {**os.environ, **own_environment(), **settings, **(engine.environment if engine else {})}

@@ -293,9 +293,12 @@ def _unlike(layout: Layout, dvc: Dvc) -> list[str]:
 
 
 def _move_parts(inbox: Path, target: Path) -> None:
-    known = {sha256_file(path) for path in target.glob("part-*.parquet")}
-    first = 1 + max((int(path.stem.removeprefix("part-")) for path in target.glob("part-*.parquet")), default=0)
-    for number, path in enumerate(_parts(inbox), start=first):
+    arrived = list(_parts(inbox))
+    there = list(target.glob("part-*.parquet")) if arrived else []
+    sizes = {path.stat().st_size for path in arrived}
+    known = {sha256_file(path) for path in there if path.stat().st_size in sizes}  # others cannot be equal
+    first = 1 + max((int(path.stem.removeprefix("part-")) for path in there), default=0)
+    for number, path in enumerate(arrived, start=first):
         if sha256_file(path) in known:
             path.unlink()
         else:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from al_pipeline.errors import AlError
-from al_pipeline.operations.checks.data import check_data, check_dvc_remote, check_encoder, check_source_files
+from al_pipeline.operations.checks.data import (
+    check_data,
+    check_dvc_remote,
+    check_encoder,
+    check_encoding,
+    check_source_files,
+)
 from al_pipeline.operations.checks.finding import Finding
 from al_pipeline.operations.checks.machine import (
     check_disk,
@@ -32,6 +38,7 @@ def examine(workspace: Workspace) -> list[Finding]:
         ("sources", check_source_files),
         ("remote", check_dvc_remote),
         ("encoder", check_encoder),
+        ("encoding", check_encoding),
         ("engine", check_engine),
         ("Label Studio", check_label_studio),
         ("schedule", check_schedule),

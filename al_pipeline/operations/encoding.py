@@ -9,7 +9,7 @@ from typing import Protocol
 
 from filelock import FileLock, Timeout
 
-from al_pipeline.data.pool import iter_items, read_ids
+from al_pipeline.data.pool import iter_digests, iter_items
 from al_pipeline.errors import AlError, BadInput, ExternalServiceError
 from al_pipeline.features.encoder import encoder_identity, install_encoder
 from al_pipeline.features.remote import Order, Recipe, Worker, recipe, to_bytes, vectors_of
@@ -77,7 +77,7 @@ def shards_of(layout: Layout, features: Features, vectors: Vectors, missing: int
 
 def missing_texts(layout: Layout, vectors: Vectors) -> int:
     """The number of texts of the pool and the test set that have no vectors yet."""
-    return vectors.missing(list(read_ids([layout.pool, layout.test]).hashes()))
+    return vectors.missing(iter_digests([layout.pool, layout.test]))
 
 
 def find_encoder(wanted: Recipe) -> Path:

@@ -39,6 +39,7 @@ from al_pipeline.operations.ingestion.staging import (
     stage_parts,
     staging_folder,
 )
+from al_pipeline.operations.needs import LARGE, check_ingest, next_encoding
 from al_pipeline.operations.schema import check_schema
 from al_pipeline.records import Item
 from al_pipeline.workspace.workspace import Workspace
@@ -82,14 +83,15 @@ def ingest(
     were given to another text. An earlier text of an id can be restored in the same way. Call only while holding the
     workspace's lock.
 
-    Raises UnusableFile if a whole file cannot be used or changes while it is read; rows that cannot be used are set
-    aside with the reason.
+    Raises UnusableFile if a whole file cannot be used or changes while it is read, NoRoom if a disk has no room for the
+    items; rows that cannot be used are set aside with the reason.
     """
     columns = Columns(text_column, id_column, label_column)
     _check_request(files, columns, test=test, corrections=corrections)
     with open_inputs(files, format, encoding) as inputs:
         stamps = [_stamp(source) for source in inputs.sources]
         sizes = [_usable(partial(check_readable, source)) for source in inputs.sources]
+        _usable(partial(check_ingest, workspace.layout, inputs.sources, sizes))
         layout = workspace.layout
         if label_column is not None and (layout.root / ".git").exists():
             check_schema(workspace, read_history(layout, Git(layout.root)))  # imported labels must be among its classes
@@ -162,7 +164,8 @@ def _take_in(taken: Intake, files: _Files, test_size: int) -> IngestReport:
         staged = staging / "staged" / "new.parquet"
         with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n") as lines:
             rejects = Rejects(lines)
-            new = write_items(staged, _new_items(taken, files, rejects))
+            draws = to_pool and not taken.had_test and test_size > 0
+            new = write_items(staged, _new_items(taken, files, rejects), draft=draws)
             _refuse_changed(files)
             files.notes.extend(about_cut_off(taken))
             corrections = about_corrections(taken)
@@ -171,10 +174,12 @@ def _take_in(taken: Intake, files: _Files, test_size: int) -> IngestReport:
         added = new - taken.new_corrections
         if new and to_pool:
             said += _about_earlier_draw(taken)
-        stage_parts(taken, staging, staged)
+        stage_parts(taken, staging, staged, draft=draws)
         labels = stage_events(taken, staging)
         if added or labels or taken.corrected:
             commit(layout, staging, drawn=drawn > 0)
+    if new:
+        files.notes.extend(_about_encoding(taken.workspace))
     report = IngestReport(
         rows=taken.rows,
         added=added - drawn if to_pool else 0,
@@ -239,6 +244,14 @@ def _items_of(
         if why is not None:
             rejects.add(source, row, why, taken.columns.text)
     yield items
+
+
+def _about_encoding(workspace: Workspace) -> list[str]:
+    """A note if the next build has much to encode; else empty."""
+    if not workspace.params.features.uses_encoder:
+        return []
+    found = next_encoding(workspace.layout, workspace.params.features)
+    return [f"{found.sentence()}, in the next `al round` that builds"] if found.bytes > LARGE else []
 
 
 def _about_earlier_draw(taken: Intake) -> list[str]:

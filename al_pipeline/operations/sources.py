@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from al_pipeline.data.inputs import Source, check_encoding, digest_of, stamp_of
 from al_pipeline.data.pool import count_items
-from al_pipeline.errors import BadInput, NothingToDo, UnusableFile, UsageError
+from al_pipeline.errors import BadInput, NoRoom, NothingToDo, UnusableFile, UsageError
 from al_pipeline.operations.ingestion.patterns import find_sources, shown_name
 from al_pipeline.operations.ingestion.source_states import QUIET_SECONDS, SourceNews, SourceStates
 from al_pipeline.operations.ingestion.staging import finish_ingest
@@ -113,7 +113,7 @@ def _take(
             states.drawn_from += 1  # the test set is drawn from all of the first files, even after a kill
             states.store()
         report = ingest(workspace, [source], text_column=params.text_column, label_column=params.label_column or None)
-    except (UnusableFile, OSError) as error:
+    except (UnusableFile, NoRoom, OSError) as error:
         if states.changed(name, path):
             states.wait(name, stamp_of(path), now)
         else:

@@ -20,6 +20,7 @@ from al_pipeline.active_learning.strategies import COLD_STARTS, STRATEGIES
 from al_pipeline.errors import UsageError
 from al_pipeline.evaluation.savings import Comparison, compare
 from al_pipeline.features.encoder import install_encoder, installed_source
+from al_pipeline.features.shards import digest_rows
 from al_pipeline.features.vectors import Vectors, guide_vectors
 from al_pipeline.files import remove_leftovers, sha256_bytes, sha256_file, write_bytes, write_json, write_text
 from al_pipeline.models.estimators import HEAD
@@ -109,7 +110,7 @@ def corpus_vectors(texts: LabeledTexts, features: Features, home: Path, workspac
     elif installed_source(encoder) != features.encoder:
         install_encoder(features.encoder, encoder)
     vectors = Vectors(encoder, cache, features)
-    if missing := vectors.missing([item.content_hash for item in texts.items]):
+    if missing := vectors.missing([digest_rows([item.content_hash for item in texts.items])]):
         vectors.prepare(((item.content_hash, item.text) for item in texts.items), missing)
     return vectors
 

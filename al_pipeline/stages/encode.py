@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from al_pipeline.data.pool import iter_items, read_ids
+from al_pipeline.data.pool import iter_batches, iter_digests
 from al_pipeline.errors import AlError
 from al_pipeline.features.vectors import open_vectors
-from al_pipeline.files import read_json
+from al_pipeline.files import read_json, read_object, write_json
 from al_pipeline.params import load_params
 from al_pipeline.sanitize import printable
 from al_pipeline.workspace.fingerprint import recorded_device
 from al_pipeline.workspace.layout import Layout
+
+_FEWEST = 200
+"""Texts from which a rate is stored: with fewer, most of the time is the encoder's start."""
 
 
 def main(layout: Layout | None = None) -> int:
@@ -23,15 +26,22 @@ def main(layout: Layout | None = None) -> int:
     if vectors is None:
         return 0
     folders = [layout.pool, layout.test]
-    missing = vectors.missing(list(read_ids(folders).hashes()))
+    missing = vectors.missing(iter_digests(folders))
     if not missing:
         return 0
 
     def texts() -> Iterator[tuple[str, str]]:
-        for batch in iter_items(folders):
-            yield from ((item.content_hash, item.text) for item in batch)
+        for batch in iter_batches(folders, ("content_hash", "text")):
+            yield from zip(batch.column("content_hash").to_pylist(), batch.column("text").to_pylist(), strict=True)
 
-    return vectors.prepare(texts(), missing)
+    def remember(done: int, seconds: float) -> None:
+        """Store the rate, by which `al doctor` tells how long an encoding will take."""
+        if done >= _FEWEST:
+            known = read_object(layout.encoded)
+            rates = {vectors.fingerprint: round(done / max(seconds, 1e-9), 3)}
+            write_json(layout.encoded, {**known, "rates": {**known.get("rates", {}), **rates}})
+
+    return vectors.prepare(texts(), missing, remember)
 
 
 if __name__ == "__main__":

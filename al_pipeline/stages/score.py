@@ -13,7 +13,7 @@ from al_pipeline.active_learning.sampling import ensemble_seed
 from al_pipeline.active_learning.shortlist import ScoreAccumulator, ScoreSummary, TopK
 from al_pipeline.active_learning.strategies import Scoring, scoring_of
 from al_pipeline.data.outputs import read_labeled, read_unresolved, write_scores
-from al_pipeline.data.pool import count_items, fetch, iter_items
+from al_pipeline.data.pool import count_items, fetch, iter_batches
 from al_pipeline.features.cache import CHUNK
 from al_pipeline.features.vectors import Vectors, guide_vectors, open_vectors
 from al_pipeline.files import write_json
@@ -23,12 +23,13 @@ from al_pipeline.models.loading import load_model, vectors_for
 from al_pipeline.models.text_model import Classifier, TextModel
 from al_pipeline.params import Select, load_overrides, load_params
 from al_pipeline.progress import progress_reporter
-from al_pipeline.records import Item, LabeledItem
+from al_pipeline.records import LabeledItem
 from al_pipeline.stages import open_terms, stage
 from al_pipeline.workspace.fingerprint import check_engine
 from al_pipeline.workspace.layout import Layout
 
 BINS = 20
+_READ = ("item_id", "content_hash", "text")
 
 
 @stage
@@ -51,9 +52,8 @@ def main(layout: Layout) -> None:
     search = _Search(select, params.seed, model, vectors)
     needed = vectors if model.needs_vectors or select.guide else None
     on_progress = None if model.needs_vectors else progress_reporter(layout.progress, "scoring the pool")
-    for items in _unlabeled(layout, labeled, on_progress):
-        ids, texts = [item.item_id for item in items], [item.text for item in items]
-        own = None if needed is None else needed.of(items)
+    for ids, hashes, texts in _unlabeled(layout, labeled, on_progress):
+        own = None if needed is None else needed.of_texts(hashes, texts)
         search.add(ids, texts, own)
         scorer.add(ids, texts, own)
     found = scorer.result()
@@ -73,15 +73,19 @@ def main(layout: Layout) -> None:
 
 def _unlabeled(
     layout: Layout, labeled: Sequence[LabeledItem], on_progress: Callable[[int, int], None] | None
-) -> Iterator[list[Item]]:
-    """Yield the pool's items that are neither labelled nor ignored, in batches."""
+) -> Iterator[tuple[list[str], list[str], list[str]]]:
+    """Yield the ids, content hashes and texts of the items that are neither labelled nor ignored, in batches."""
     closed = {row.item_id for row in labeled}
     closed |= {row.item_id for row in read_unresolved(layout.unresolved) if row.kind == "ignored"}
     total, done = count_items([layout.pool]), 0
-    for batch in iter_items([layout.pool], CHUNK):  # the TF-IDF rows of a batch are one file of the cache
+    for batch in iter_batches([layout.pool], _READ, CHUNK):  # the TF-IDF rows of a batch are one file of the cache
         done += len(batch)
-        if items := [item for item in batch if item.item_id not in closed]:
-            yield items
+        ids, hashes, texts = (batch.column(name).to_pylist() for name in _READ)
+        if any(map(closed.__contains__, ids)):
+            rows = [row for row, item_id in enumerate(ids) if item_id not in closed]
+            ids, hashes, texts = ([column[row] for row in rows] for column in (ids, hashes, texts))
+        if ids:
+            yield ids, hashes, texts
             if on_progress:
                 on_progress(done, total)
 

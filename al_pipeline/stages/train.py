@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from al_pipeline.data.outputs import read_labeled
-from al_pipeline.data.pool import count_items, fetch, iter_items, list_parts
+from al_pipeline.data.pool import count_items, fetch, iter_batches, list_parts
 from al_pipeline.features.terms import fitted_parts
 from al_pipeline.features.tfidf import Tfidf
 from al_pipeline.features.vectors import open_vectors
@@ -75,8 +75,8 @@ def _vocabulary(layout: Layout) -> Tfidf:
     notes.save()
 
     def texts() -> Iterator[str]:
-        for batch in iter_items(leading):
-            yield from (item.text for item in batch)
+        for batch in iter_batches(leading, ("text",)):
+            yield from batch.column("text").to_pylist()
 
     return open_terms(layout).vocabulary(source, texts)
 

@@ -49,6 +49,30 @@ def change_config(path: Path, changes: Mapping[str, Mapping[str, Any]], mode: in
     write_bytes(path, written.getvalue(), mode)
 
 
+def object_folders(root: Path) -> tuple[Path, Path | None]:
+    """The folders of DVC's cache and of its default remote; None: the remote is no folder of this machine.
+
+    By the settings of the repository at `root` alone. Raises RepositoryError if they are not valid.
+    """
+    from configobj import ConfigObj, ConfigObjError
+
+    found: dict[str, dict[str, Any]] = {}
+    for path in (root / ".dvc/config", root / ".dvc/config.local"):
+        try:
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
+            config = ConfigObj(text.splitlines(), interpolation=False, list_values=True)
+        except (ConfigObjError, UnicodeDecodeError) as error:
+            raise RepositoryError(f"{path} cannot be read as DVC's configuration ({error}); fix or delete it") from None
+        for section, values in config.items():
+            if isinstance(values, dict):
+                found.setdefault(section, {}).update(values)
+    remote = found.get(f'remote "{found.get("core", {}).get("remote")}"', {}).get("url")
+    is_folder = isinstance(remote, str) and "://" not in remote
+    base = root / ".dvc"
+    cache = base / os.path.expanduser(str(found.get("cache", {}).get("dir", "cache")))
+    return cache, base / os.path.expanduser(str(remote)) if is_folder else None
+
+
 def utf8(path: str) -> str:
     """`path` as DVC will read it, independent of the locale.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +15,7 @@ from al_pipeline.operations.close import absent_sources, check_sources, foreign_
 from al_pipeline.operations.facts import open_dvc, read_facts
 from al_pipeline.operations.history import read_history
 from al_pipeline.operations.ingestion.source_states import source_news
+from al_pipeline.operations.needs import next_encoding, size
 from al_pipeline.records import CPU
 from al_pipeline.workspace.workspace import Workspace
 
@@ -123,6 +125,25 @@ def check_encoder(workspace: Workspace) -> Iterator[Finding]:
             f"params.yaml names {features.encoder}, but the workspace has {have}",
             "the next build replaces it",
         )
+
+
+def check_encoding(workspace: Workspace) -> Iterator[Finding]:
+    """Say how many items are not encoded yet, how long that takes, and whether the disk has room for it."""
+    layout, features = workspace.layout, workspace.params.features
+    if not features.uses_encoder or absent_sources(layout):
+        return
+    found = next_encoding(layout, features)
+    if not found.items:
+        yield Finding("encoding", "ok", "all items are encoded")
+    elif found.bytes > (free := shutil.disk_usage(layout.root).free):
+        yield Finding(
+            "encoding",
+            "warning",
+            f"{found.sentence()}, where {size(free)} are free",
+            "free some space, or set `features.kind: tfidf` in params.yaml",
+        )
+    else:
+        yield Finding("encoding", "ok", found.sentence())
 
 
 def _invariance(workspace: Workspace, source: str) -> Iterator[Finding]:

@@ -28,23 +28,21 @@ _GIVEN = b""
 
 def draw_from_new(taken: Intake, size: int, seed: int) -> tuple[int, list[str]]:
     """Draw a test set of `size` from the new items if there is none; return its size and messages for the user."""
-    corrections = set(taken.corrected.values())
-    new = {
-        digest: number
-        for number, digest in enumerate(taken.known.digests(taken.first_new), start=taken.first_new)
-        if number not in corrections
-    }
+    known, first = taken.known, taken.first_new
+    corrections = {number for number in taken.corrected.values() if number >= first}
+    new = len(known) - first - len(corrections)
     if taken.had_test or not new or size == 0:
         return 0, []
-    count = drawn_size(size, len(new))
-    for digest in draw_test(new, count, seed):
-        taken.known.move_to_test(new[digest])
+    count = drawn_size(size, new)
+    digests = (digest for number, digest in enumerate(known.digests(first), first) if number not in corrections)
+    for number in known.find_contents(b"".join(draw_test(digests, count, seed))).tolist():
+        known.move_to_test(number)
     if count == size:
         return count, []
     if count == 0:
         return 0, ["too few items to draw a test set from; the next ingest draws one from the items that it adds"]
     return count, [
-        f"the test set has {count:,} items, not {size:,}: at most a fifth of {len(new):,} new items; add more with "
+        f"the test set has {count:,} items, not {size:,}: at most a fifth of {new:,} new items; add more with "
         "`al ingest --test FILE`"
     ]
 

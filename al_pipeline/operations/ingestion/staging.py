@@ -50,15 +50,19 @@ def finish_ingest(layout: Layout) -> bool:
     return committed
 
 
-def stage_parts(taken: Intake, staging: Path, staged: Path) -> None:
-    """Split the new items in the file `staged` into a part of the pool and one of the test set."""
+def stage_parts(taken: Intake, staging: Path, staged: Path, *, draft: bool) -> None:
+    """Split the new items in the file `staged` into a part of the pool and one of the test set.
+
+    `draft`: as it was written.
+    """
     in_test = taken.known.in_test(taken.first_new, len(taken.known))
     parts = [part for part, some in (("pool", not in_test.all()), ("test", in_test.any())) if some]
-    if len(parts) == 1:
+    if len(parts) == 1 and not draft:
         move(staged, staging / parts[0] / "new.parquet")
-    elif parts:
-        write_items(staging / "pool" / "new.parquet", iter_chosen([staged], ~in_test))
-        write_items(staging / "test" / "new.parquet", iter_chosen([staged], in_test))
+    else:
+        for part in parts:
+            chosen = in_test if part == "test" else ~in_test
+            write_items(staging / part / "new.parquet", iter_chosen([staged], chosen))
     shutil.rmtree(staged.parent)
 
 

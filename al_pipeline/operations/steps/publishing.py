@@ -20,8 +20,8 @@ from al_pipeline.workspace.layout import STAGES
 
 def build_step(context: Context, facts: Facts, *, step: Step) -> None:
     """Run one step of the build."""
-    warn = context.outcome.warnings.append
-    build.run_step(step, context.layout, context.workspace.params, context.dvc, context.run_shards, warn)
+    warn, say, params = context.outcome.warnings.append, context.on_progress, context.workspace.params
+    build.run_step(step, context.layout, params, context.dvc, context.run_shards, warn, say)
 
 
 def decide(context: Context, facts: Facts) -> None:
