@@ -241,15 +241,16 @@ def local(unencoded: tuple[Path, dict[str, str]], tmp_path_factory: pytest.TempP
 def vectors_in(workspace: Workspace) -> Bytes:
     """The bytes of every cached vector, by content hash."""
     found: Bytes = {}
-    for path in workspace.layout.features.glob("*/*.safetensors"):
+    for path in workspace.layout.features.glob("*/[!.]*.safetensors"):
         shard = read_shard(path)
         assert shard is not None
-        found |= {name.tobytes(): row.tobytes() for name, row in zip(shard["hashes"], shard["vectors"], strict=True)}
+        rows = zip(shard.tensors["hashes"], shard.tensors["vectors"], strict=True)
+        found |= {name.tobytes(): row.tobytes() for name, row in rows}
     return found
 
 
 def shard_names(workspace: Workspace) -> set[str]:
-    return {path.name for path in workspace.layout.features.glob("*/*.safetensors")}
+    return {path.name for path in workspace.layout.features.glob("*/[!.]*.safetensors")}
 
 
 def clean_environment(home: Path) -> dict[str, str]:

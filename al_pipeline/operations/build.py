@@ -179,7 +179,7 @@ def encode(
     Does nothing if the cache was already filled for the same inputs; a stage that still finds a vector missing encodes
     the text itself. `engine`: an engine to use instead of the running one. `runner`: `engine.runner`, see `run_step`.
     `shared`: the team's cache of vectors. `on_progress` gets a line if much is to be done. Raises StageFailed on a
-    failure or timeout, UsageError if nothing carries shards to the cluster, NoRoom if the disk has no room for the vectors.
+    failure or timeout, UsageError if nothing carries shards to the cluster, NoRoom if the disk has no room for vectors.
     """
     if not features.uses_encoder:
         return
