@@ -5,6 +5,7 @@ The workers are processes with a home of their own that share nothing with the w
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -30,7 +31,6 @@ from al_pipeline.errors import BadInput, EngineChanged, ExternalServiceError, Us
 from al_pipeline.features import remote
 from al_pipeline.features.remote import Order, Recipe, check_parts, to_bytes, vectors_of
 from al_pipeline.features.shards import digest_rows, read_shard, shard_bytes
-from al_pipeline.files import read_json
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import build
 from al_pipeline.operations.encoding import find_encoder
@@ -291,7 +291,7 @@ def dask_cluster(folder: Path, workers: int, patch: str = "") -> Iterator[tuple[
         words = ["-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", *common]
         environment = clean_environment(folder)
         stack.enter_context(process([sys.executable, *words], environment, folder / "scheduler.log"))
-        address = wait_for(lambda: note.exists() and read_json(note, {}).get("address"))
+        address = wait_for(lambda: _address_in(note))
         running = []
         for number in range(workers):
             home = folder / f"worker-{number}"
@@ -300,6 +300,14 @@ def dask_cluster(folder: Path, workers: int, patch: str = "") -> Iterator[tuple[
             command = [sys.executable, *words, "--local-directory", str(home)]
             running.append(stack.enter_context(process(command, clean_environment(home), home / "worker.log")))
         yield address, running
+
+
+def _address_in(note: Path) -> Any:
+    """The scheduler's address in its file, once that is written whole."""
+    try:
+        return json.loads(note.read_text())["address"]
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def run_script(

@@ -23,6 +23,7 @@ from al_pipeline.features import encoder
 from al_pipeline.features.cache import FeatureCache
 from al_pipeline.features.device import device_like, device_of, find_device, use_device
 from al_pipeline.features.encoder import Encoder, encoder_fingerprint, install_encoder, resolve_precision
+from al_pipeline.features.shards import digest_rows
 from al_pipeline.features.vectors import Vectors
 from al_pipeline.files import read_json, sha256_bytes, write_json
 from al_pipeline.integrations.git import Git
@@ -135,8 +136,8 @@ def test_vectors_of_two_devices_never_mix_and_those_of_the_cpu_stay_where_they_w
     FeatureCache(tmp_path / "cache" / encoder_fingerprint(here.identity, "auto", T4)).add(["a" * 64], np.eye(1, 8))
     for device, missing in ((None, 0), (T4, 0), (H200, 1), (CPU, 1)):
         vectors = Vectors(tmp_path / "encoder", tmp_path / "cache", features("auto"), device)
-        assert vectors.missing(["a" * 64]) == missing, device
-    assert Vectors(tmp_path / "encoder", tmp_path / "cache", features("cpu")).missing(["a" * 64]) == 1
+        assert vectors.missing([digest_rows(["a" * 64])]) == missing, device
+    assert Vectors(tmp_path / "encoder", tmp_path / "cache", features("cpu")).missing([digest_rows(["a" * 64])]) == 1
 
 
 def test_the_engine_names_the_device_unless_it_is_the_cpu(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import os
+import resource
 import subprocess
 import sys
 import time
@@ -267,3 +270,19 @@ def test_neither_torch_nor_transformers_is_imported() -> None:
         "sys.exit(f'imported {sorted(heavy)}' if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_cache_of_more_files_than_a_process_may_open_is_read(tmp_path: Path) -> None:
+    """As far as the system allows: the usual limit of 1,024 is that of four million items."""
+    cache = FeatureCache(tmp_path)
+    for number in range(60):
+        cache.add([content_hash(str(number))], np.ones((1, 4), np.float32))
+    del cache
+    gc.collect()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, hard))
+    try:
+        assert len(FeatureCache(tmp_path)) == 60
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] == hard
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -257,3 +257,26 @@ def test_dvc_is_a_fork_that_ends_with_its_session(
         assert dvc.state is not None and read_json(dvc.state)["pid"] == os.getpgid(pid) == os.getsid(pid) == pid
         assert psutil.Process(pid).cwd() == str(dvc.root)
     assert not psutil.pid_exists(pid)
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """This process has more open files than `select` can number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        yield
+    finally:
+        for number in held:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_files")
+def test_a_process_with_many_open_files_can_fork_and_run_dvc(tmp_path: Path, servers: Path) -> None:
+    code = "print('done')"
+    done = forks.run([sys.executable, "-P", "-c", code], "some", servers, cwd=tmp_path, env=os.environ, timeout=60)
+    assert done.stdout == "done\n"
+    with open_dvc(init(tmp_path / "w", ["ham", "spam"], remote=str(tmp_path / "remote")).layout) as dvc:
+        assert dvc.changed(), "no stage has run yet"

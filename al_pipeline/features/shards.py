@@ -12,6 +12,7 @@ import contextlib
 import json
 import mmap
 import os
+import resource
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from numpy.typing import NDArray
 from al_pipeline.file_notes import FileNotes, file_mark, settled
 from al_pipeline.files import TEMPORARY_PREFIX, sha256_bytes, write_bytes
 
+_OTHER_FILES = 256
+"""Files that a process may have open besides shards, about."""
 Digests = NDArray[np.uint8]
 """SHA-256 digests as raw bytes, (n, 32)."""
 Tensors = Mapping[str, NDArray[Any]]
@@ -238,6 +241,7 @@ class Shards:
         folder = Path(os.path.realpath(self._folder))
         notes = FileNotes(_notes_of(folder))
         found: list[tuple[int, str, Shard]] = []
+        _allow_open(len(os.listdir(folder)) if folder.is_dir() else 0)
         for path in sorted(folder.glob(f"[!.]*{SUFFIX}")):
             with contextlib.suppress(FileNotFoundError):
                 shard, written = read_shard(path, notes), path.stat().st_mtime_ns
@@ -378,6 +382,15 @@ def _fits_index(index: Shard, shards: Sequence[Shard]) -> bool:
         and tensors.keys() == {"keys", "rows", "names"}
         and tensors["keys"].shape == tensors["rows"].shape == rows
     )
+
+
+def _allow_open(files: int) -> None:
+    """Raise this process's limit of open files, as far as it may: a memory-mapped file counts as one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * files + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _notes_of(folder: Path) -> Path:

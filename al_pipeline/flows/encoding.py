@@ -29,6 +29,9 @@ from al_pipeline.operations.encoding import WORKER, Shard, Shards
 OUTSTANDING = 64
 """The maximum number of shards that workers have or wait for; bounds the memory for texts and vectors."""
 _CONNECT_SECONDS = 60
+_ATTEMPTS = 3
+"""The number of attempts to connect to a Ray cluster."""
+_PAUSE_SECONDS = 5.0
 _PATIENCE = 3600.0
 """Seconds without a finished shard after which the cluster counts as stuck."""
 _SAY_EVERY = 10.0
@@ -180,10 +183,15 @@ def _ray() -> Iterator[TaskRunner[Any]]:
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         raise UsageError(_no_address("ray", "RAY_ADDRESS", "ray://head.example.org:10001"))
-    try:
-        ray.init(address, namespace="prefect", log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ExternalServiceError(_no_cluster("ray", address, error)) from error
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            ray.init(address, namespace="prefect", log_to_driver=False, logging_level=logging.ERROR)
+            break
+        except (OSError, RuntimeError, ValueError) as error:  # on a busy head, the process for this client starts late
+            if attempt == _ATTEMPTS:
+                raise ExternalServiceError(_no_cluster("ray", address, error)) from error
+            ray.shutdown()
+            time.sleep(_PAUSE_SECONDS * attempt)
     try:
         yield RayTaskRunner(address=address)
     finally:

@@ -17,7 +17,6 @@ import logging
 import os
 import resource
 import runpy
-import select
 import signal
 import socket
 import sys
@@ -67,7 +66,7 @@ def serve(folder: str, *modules: str) -> None:
         os.chdir("/")
         _logger.info("starts, process %d, with %s", os.getpid(), ", ".join(modules))
         while _exists(f"{folder}/socket", mine):
-            ready, _, _ = select.select([listener], [], [], _LOOK_SECONDS)
+            ready = forks.readable(listener, _LOOK_SECONDS)
             try:
                 if ready:
                     _serve(listener, found)

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import resource
-import select
+import selectors
 import signal
 import socket
 import struct
@@ -165,7 +165,7 @@ class Fork:
     def wait(self, timeout: float | None = None) -> int:
         """The exit code, negative for a signal. Raises TimeoutExpired."""
         if self.returncode is None:
-            if not select.select([self._link], [], [], timeout)[0]:
+            if not readable(self._link, timeout):
                 raise subprocess.TimeoutExpired(list(self.args), timeout or 0)
             told = ""
             with contextlib.suppress(ConnectionResetError):  # it was killed before it read that it may go
@@ -194,6 +194,13 @@ class Fork:
             for stream in (self.stdout, self.stdin):
                 if stream is not None:
                     both.callback(stream.close)
+
+
+def readable(file: Any, timeout: float | None) -> bool:
+    """Whether `file` can be read, or has ended, within `timeout` seconds. `select` takes no numbers above 1,023."""
+    with selectors.PollSelector() as selector:
+        selector.register(file, selectors.EVENT_READ)
+        return bool(selector.select(timeout))
 
 
 def connect(folder: Path) -> socket.socket:

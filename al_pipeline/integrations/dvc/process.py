@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import re
-import select
 import subprocess
 import sys
 import time
@@ -159,7 +158,7 @@ class DvcProcess:
         try:
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
-            ready, _, _ = select.select([process.stdout], [], [], timeout)
+            ready = forks.readable(process.stdout, timeout)
             reply = process.stdout.readline() if ready else None
         except BrokenPipeError:
             reply = ""

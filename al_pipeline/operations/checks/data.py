@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
+from al_pipeline.errors import BadParams
 from al_pipeline.files import read_object
 from al_pipeline.integrations.dvc.defects import describe_defects
 from al_pipeline.integrations.git import Git
@@ -132,7 +133,10 @@ def check_encoding(workspace: Workspace) -> Iterator[Finding]:
     layout, features = workspace.layout, workspace.params.features
     if not features.uses_encoder or absent_sources(layout):
         return
-    found = next_encoding(layout, features)
+    try:
+        found = next_encoding(layout, features)
+    except BadParams:
+        return  # without its device there is no encoding; `engine` says so
     if not found.items:
         yield Finding("encoding", "ok", "all items are encoded")
     elif found.bytes > (free := shutil.disk_usage(layout.root).free):
