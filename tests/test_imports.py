@@ -22,6 +22,7 @@ GROUND = {
     "logs",
     "params",
     "progress",
+    "quantities",
     "records",
     "sanitize",
     "threads",

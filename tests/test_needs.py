@@ -19,8 +19,9 @@ from al_pipeline.operations.build import encode
 from al_pipeline.operations.checks.data import check_encoding as finding_of
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
-from al_pipeline.operations.needs import check_encoding, duration, next_encoding, refuse_without_room, size
+from al_pipeline.operations.needs import check_encoding, next_encoding, refuse_without_room
 from al_pipeline.operations.sources import ingest_sources
+from al_pipeline.quantities import format_duration, format_size
 from al_pipeline.stages import encode as stage
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 
@@ -165,8 +166,8 @@ def test_the_folders_of_dvcs_objects(workspace: Workspace, tmp_path: Path) -> No
     ("seconds", "said"), [(5, "5 s"), (119, "119 s"), (600, "10 min"), (7200, "2 h"), (66_000, "18 h"), (3e5, "3 days")]
 )
 def test_durations_in_words(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
+    assert format_duration(seconds) == said
 
 
 def test_sizes_in_words() -> None:
-    assert (size(1_500_000), size(15_400_000_000)) == ("1.5 MB", "15.4 GB")
+    assert (format_size(1_500_000), format_size(15_400_000_000)) == ("1.5 MB", "15.4 GB")

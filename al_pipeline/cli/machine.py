@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from al_pipeline.cli.options import DryRun, Invocation, Json, Yes
-from al_pipeline.cli.output import echo, escape, format_size, print_json, print_table, spinner
+from al_pipeline.cli.output import echo, escape, print_json, print_table, spinner
 from al_pipeline.errors import NothingToDo, UsageError
+from al_pipeline.quantities import format_size
 
 if TYPE_CHECKING:
     from al_pipeline.operations.machine import Destruction

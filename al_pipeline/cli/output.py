@@ -190,11 +190,6 @@ def progress_bar(what: str, show: bool) -> Iterator[Any]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def format_size(count: int) -> str:
-    """A number of bytes in MB or GB."""
-    return f"{count / 2**30:,.1f} GB" if count >= 2**30 else f"{count / 2**20:,.1f} MB"
-
-
 def format_time(zone: str, text: str) -> str:
     """A time (ISO 8601) in the time zone `zone`."""
     from datetime import datetime

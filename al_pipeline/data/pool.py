@@ -167,6 +167,12 @@ def iter_digests(folders: Iterable[Path]) -> Iterator[npt.NDArray[np.uint8]]:
         yield np.frombuffer(_digests(batch.column("content_hash").to_pylist()), np.uint8).reshape(-1, 32)
 
 
+def iter_texts(folders: Iterable[Path]) -> Iterator[tuple[str, str]]:
+    """Content hash and text of all items. Raises BadInput on a damaged part."""
+    for batch in iter_batches(folders, ("content_hash", "text")):
+        yield from zip(batch.column("content_hash").to_pylist(), batch.column("text").to_pylist(), strict=True)
+
+
 def _digests(hashes: Sequence[str]) -> bytes:
     """Content hashes in hex, concatenated as bytes. Raises BadInput if one is not a SHA-256."""
     try:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from filelock import FileLock, Timeout
 
-from al_pipeline.data.pool import iter_digests, iter_items
+from al_pipeline.data.pool import iter_digests, iter_texts
 from al_pipeline.errors import AlError, BadInput, ExternalServiceError
 from al_pipeline.features.encoder import encoder_identity, install_encoder
 from al_pipeline.features.remote import Order, Recipe, Worker, recipe, to_bytes, vectors_of
@@ -61,12 +61,8 @@ def shards_of(layout: Layout, features: Features, vectors: Vectors, missing: int
     how = recipe(layout.encoder, features, vectors.device, probe)
     size = min(SHARD, max(SMALLEST_SHARD, -(-missing // _SHARDS)))
 
-    def items() -> Iterator[tuple[str, str]]:
-        for batch in iter_items([layout.pool, layout.test]):
-            yield from ((item.content_hash, item.text) for item in batch)
-
     def orders() -> Iterator[Shard]:
-        for number, (hashes, texts) in enumerate(vectors.shards(items(), size), 1):
+        for number, (hashes, texts) in enumerate(vectors.shards(iter_texts([layout.pool, layout.test]), size), 1):
             yield Shard(number, hashes, to_bytes(Order(how, hashes, texts)))
 
     def accept(shard: Shard, reply: bytes) -> None:

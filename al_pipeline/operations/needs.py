@@ -20,6 +20,7 @@ from al_pipeline.file_notes import FileNotes
 from al_pipeline.files import read_object
 from al_pipeline.integrations.dvc.settings import object_folders
 from al_pipeline.params import Features
+from al_pipeline.quantities import format_duration, format_size
 from al_pipeline.sanitize import counted
 from al_pipeline.workspace.layout import Layout
 
@@ -49,11 +50,11 @@ class Encoding(Struct, frozen=True, kw_only=True):
 
     def sentence(self) -> str:
         """Describe it in one sentence without a full stop."""
-        least, most = map(duration, self.seconds)
+        least, most = map(format_duration, self.seconds)
         took = f"about {least}" if self.measured else f"between {least} and {most} (no rate was measured here yet)"
         return (
             f"{counted(self.items, 'item')} {'is' if self.items == 1 else 'are'} not encoded yet, which takes {took} "
-            f"and {size(self.bytes)} of disk"
+            f"and {format_size(self.bytes)} of disk"
         )
 
 
@@ -112,8 +113,8 @@ def refuse_without_room(what: str, needs: Iterable[tuple[Path, int]]) -> None:
     for place, wanted in disks.values():
         if wanted > (free := shutil.disk_usage(place).free):
             raise NoRoom(
-                f"{what} needs about {size(wanted)} on the disk of {place}, where {size(free)} are free; nothing was "
-                "written. Free some space, or move the workspace to a larger disk"
+                f"{what} needs about {format_size(wanted)} on the disk of {place}, where {format_size(free)} are free; "
+                "nothing was written. Free some space, or move the workspace to a larger disk"
             )
 
 
@@ -121,16 +122,3 @@ def _part_bytes(source: Source, stored: int) -> float:
     """The bytes of a pool part with the rows of a file of `stored` bytes."""
     factor = _GROWTH[kind_of(source, read_head(source))]
     return stored * factor * (_OF_GZIP if source.path.suffix.lower() == ".gz" else 1.0)
-
-
-def size(bytes: int) -> str:
-    """A number of bytes in MB or GB."""
-    return f"{bytes / 1e9:,.1f} GB" if bytes >= 1e8 else f"{bytes / 1e6:,.1f} MB"
-
-
-def duration(seconds: float) -> str:
-    """A time in days, hours, minutes or seconds."""
-    for unit, length in (("days", 86_400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"

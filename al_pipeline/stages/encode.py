@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 
-from al_pipeline.data.pool import iter_batches, iter_digests
+from al_pipeline.data.pool import iter_digests, iter_texts
 from al_pipeline.errors import AlError
 from al_pipeline.features.vectors import open_vectors
 from al_pipeline.files import read_json, read_object, write_json
@@ -30,10 +29,6 @@ def main(layout: Layout | None = None) -> int:
     if not missing:
         return 0
 
-    def texts() -> Iterator[tuple[str, str]]:
-        for batch in iter_batches(folders, ("content_hash", "text")):
-            yield from zip(batch.column("content_hash").to_pylist(), batch.column("text").to_pylist(), strict=True)
-
     def remember(done: int, seconds: float) -> None:
         """Store the rate, by which `al doctor` tells how long an encoding will take."""
         if done >= _FEWEST:
@@ -41,7 +36,7 @@ def main(layout: Layout | None = None) -> int:
             rates = {vectors.fingerprint: round(done / max(seconds, 1e-9), 3)}
             write_json(layout.encoded, {**known, "rates": {**known.get("rates", {}), **rates}})
 
-    return vectors.prepare(texts(), missing, remember)
+    return vectors.prepare(iter_texts(folders), missing, remember)
 
 
 if __name__ == "__main__":

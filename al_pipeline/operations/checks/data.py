@@ -16,7 +16,8 @@ from al_pipeline.operations.close import absent_sources, check_sources, foreign_
 from al_pipeline.operations.facts import open_dvc, read_facts
 from al_pipeline.operations.history import read_history
 from al_pipeline.operations.ingestion.source_states import source_news
-from al_pipeline.operations.needs import next_encoding, size
+from al_pipeline.operations.needs import next_encoding
+from al_pipeline.quantities import format_size
 from al_pipeline.records import CPU
 from al_pipeline.workspace.workspace import Workspace
 
@@ -143,7 +144,7 @@ def check_encoding(workspace: Workspace) -> Iterator[Finding]:
         yield Finding(
             "encoding",
             "warning",
-            f"{found.sentence()}, where {size(free)} are free",
+            f"{found.sentence()}, where {format_size(free)} are free",
             "free some space, or set `features.kind: tfidf` in params.yaml",
         )
     else:

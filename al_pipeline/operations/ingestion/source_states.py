@@ -14,6 +14,7 @@ from msgspec import Struct
 from al_pipeline.data.inputs import Stamp, stamp_of
 from al_pipeline.errors import BadInput
 from al_pipeline.files import json_line, read_object, write_text
+from al_pipeline.quantities import format_duration
 from al_pipeline.workspace.layout import Layout
 
 QUIET_SECONDS = 60.0
@@ -162,20 +163,13 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _waits(changed: float, waited: float) -> str:
-    ago = _duration(max(0.0, changed))
+    ago = format_duration(max(0.0, changed))
     if changed >= QUIET_SECONDS:
         return f"changed {ago} ago; the next tick reads it, unless it changes again"
     said = f"changed {ago} ago; it is read once it has not changed for a minute"
     if waited > _LONG_SECONDS:
-        said += f", but it has kept changing for {_duration(waited)}: `al ingest` reads it at once"
+        said += f", but it has kept changing for {format_duration(waited)}: `al ingest` reads it at once"
     return said
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 172_800.0), ("h", 7200.0), ("min", 120.0)):
-        if seconds >= length:
-            return f"{seconds // (length / 2):.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _moment(seconds: float) -> datetime:
