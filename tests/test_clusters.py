@@ -416,6 +416,7 @@ def ray_cluster() -> Iterator[tuple[str, psutil.Process]]:
 
 @slow
 @server
+@pytest.mark.alone  # Ray gives a process that imports for each client half a minute
 def test_ray_gives_the_same_bytes_though_a_worker_is_killed(
     prefect_server: PrefectServer, unencoded: tuple[Path, dict[str, str]], local: Bytes, tmp_path: Path
 ) -> None:
