@@ -208,9 +208,8 @@ class Shards:
 
     def _use(self, index: Shard, shards: int) -> None:
         """Use an index file, of so many shards, after those in use."""
-        first = self._starts[self._filed] if shards else 0
         index.give_back()
-        self._indexes.append(HashIndex(index.tensors["keys"], index.tensors["rows"], first))
+        self._indexes.append(HashIndex(index.tensors["keys"], index.tensors["rows"], self._starts[self._filed]))
         self._index_files.append(index)
         self._filed += shards
 

@@ -62,9 +62,9 @@ def next_encoding(layout: Layout, features: Features) -> Encoding:
     """What the next build will encode. Reads no text and no vector. Raises BadParams if the device is not there."""
     folders = [layout.pool, layout.test, layout.inbox_pool, layout.inbox_test]
     total, device = count_items(folders), device_of(features)
-    width = vector_width(layout.encoder) or USUAL_WIDTH
-    row, name, done = 4 * width + _DIGEST_BYTES, "", 0
-    if vector_width(layout.encoder):
+    width = vector_width(layout.encoder)
+    row, name, done = 4 * (width or USUAL_WIDTH) + _DIGEST_BYTES, "", 0
+    if width:
         notes = FileNotes(layout.features / ".notes")
         identity = encoder_identity(layout.encoder, features.max_tokens, notes)
         name = encoder_fingerprint(identity, features.precision, device)

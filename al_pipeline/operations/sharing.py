@@ -49,7 +49,8 @@ class SharedVectors:
             return
         refused: list[str] = []
         try:
-            names = [name for name in self.dvc.shared_names(self._folder(vectors)) if name not in vectors.shard_files()]
+            here = vectors.shard_files()
+            names = [name for name in self.dvc.shared_names(self._folder(vectors)) if name not in here]
             for start in range(0, len(names), _AT_ONCE):
                 refused += self._take(vectors, names[start : start + _AT_ONCE])
                 opened = self._open()
