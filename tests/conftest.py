@@ -21,7 +21,7 @@ from embedded import REPOSITORY, LabelStudioServer, PrefectServer, seed_template
 from filelock import FileLock
 from harness import ENVIRONMENT, NOT_THE_USERS, Played, go_on, play, small_workspace
 from hypothesis import settings
-from warm import choose_folder, end_servers, start_servers
+from warm import choose_folder, end_servers, leave_memory, start_servers, use_memory
 
 from al_pipeline.features.device import find_device
 from al_pipeline.integrations import forks
@@ -31,6 +31,7 @@ from al_pipeline.workspace.workspace import Workspace
 
 T = TypeVar("T")
 _SCRATCH = pytest.StashKey[str]()
+_FAILED = pytest.StashKey[bool]()
 
 LONGEST = (
     *("test_up", "test_kills", "test_damage", "test_rollback", "test_chaos", "test_s3", "test_reproduce", "test_tick"),
@@ -48,6 +49,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name, None)
     os.environ.update(ENVIRONMENT)
     os.environ.setdefault("AL_LABEL_STUDIO_VENV", str(REPOSITORY / ".venv-label-studio"))
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        use_memory()
     config.stash[_SCRATCH] = tempfile.mkdtemp(prefix="al-tests-")
     os.environ["AL_HOME"] = f"{config.stash[_SCRATCH]}/al"
     os.environ["DVC_SITE_CACHE_DIR"] = f"{config.stash[_SCRATCH]}/dvc"  # for a `dvc` that a test runs by hand
@@ -70,10 +73,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         start_servers()
 
 
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.stash[_FAILED] = exitstatus != pytest.ExitCode.OK
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:
         end_servers()
     shutil.rmtree(config.stash[_SCRATCH], ignore_errors=True)
+    if "PYTEST_XDIST_WORKER" not in os.environ and not config.stash.get(_FAILED, False):  # what failed can be looked at
+        leave_memory()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

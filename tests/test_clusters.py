@@ -280,26 +280,48 @@ def process(command: list[str], environment: Mapping[str, str], log: Path) -> It
         running.wait()
 
 
-@contextmanager
-def dask_cluster(folder: Path, workers: int, patch: str = "") -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
-    """The address of a scheduler, and its workers, each a process. `patch`: code that a worker runs first."""
-    folder.mkdir()
-    note = folder / "scheduler.json"
-    common = ["--no-dashboard", "--scheduler-file", str(note)]
-    code = f"{patch}\nfrom distributed.cli.dask_worker import main; main()"
+class DaskCluster:
+    """A scheduler and its workers, each a process. `patch`: code that a worker runs first."""
+
+    def __init__(self, folder: Path, stack: ExitStack, patch: str = "") -> None:
+        folder.mkdir()
+        self._folder, self._stack, self._patch = folder, stack, patch
+        note = folder / "scheduler.json"
+        words = ["-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+        command = [sys.executable, *words, "--scheduler-file", str(note)]
+        stack.enter_context(process(command, clean_environment(folder), folder / "scheduler.log"))
+        self.address: str = wait_for(lambda: _address_in(note))
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self._started = 0
+
+    def resize(self, workers: int) -> None:
+        """Start or end workers until there are so many, and wait until the scheduler knows the new ones."""
+        alive = [worker for worker in self.workers if worker.poll() is None]
+        for worker in alive[workers:]:
+            worker.terminate()
+            worker.wait()
+        logs = [self._start() for _ in range(workers - len(alive))]
+        self.workers = [worker for worker in self.workers if worker.poll() is None]
+        for log in logs:
+            wait_for(lambda log=log: "Registered to" in log.read_text())
+
+    def _start(self) -> Path:
+        home = self._folder / f"worker-{self._started}"
+        home.mkdir()
+        self._started += 1
+        code = f"{self._patch}\nfrom distributed.cli.dask_worker import main; main()"
+        words = ["-c", code, "--no-dashboard", self.address, "--no-nanny", "--nthreads", "1", "--host", "127.0.0.1"]
+        command = [sys.executable, *words, "--local-directory", str(home)]
+        log = home / "worker.log"
+        self.workers.append(self._stack.enter_context(process(command, clean_environment(home), log)))
+        return log
+
+
+@pytest.fixture(scope="module")
+def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
+    """One cluster for the tests of this module: a worker imports for ten seconds before it encodes."""
     with ExitStack() as stack:
-        words = ["-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", *common]
-        environment = clean_environment(folder)
-        stack.enter_context(process([sys.executable, *words], environment, folder / "scheduler.log"))
-        address = wait_for(lambda: _address_in(note))
-        running = []
-        for number in range(workers):
-            home = folder / f"worker-{number}"
-            home.mkdir()
-            words = ["-c", code, *common[:1], address, "--no-nanny", "--nthreads", "1", "--host", "127.0.0.1"]
-            command = [sys.executable, *words, "--local-directory", str(home)]
-            running.append(stack.enter_context(process(command, clean_environment(home), home / "worker.log")))
-        yield address, running
+        yield DaskCluster(tmp_path_factory.mktemp("cluster") / "dask", stack)
 
 
 def _address_in(note: Path) -> Any:
@@ -352,16 +374,20 @@ def shard_runs(prefect: PrefectServer) -> set[tuple[str, str]]:
 @slow
 @server
 def test_any_number_of_workers_gives_the_same_bytes(
-    prefect_server: PrefectServer, unencoded: tuple[Path, dict[str, str]], local: Bytes, tmp_path: Path
+    prefect_server: PrefectServer,
+    dask: DaskCluster,
+    unencoded: tuple[Path, dict[str, str]],
+    local: Bytes,
+    tmp_path: Path,
 ) -> None:
     names = []
     for workers in (1, 2, 4):
         (tmp_path / str(workers)).mkdir()
         workspace = copy_workspace(unencoded, tmp_path / str(workers))
-        with dask_cluster(tmp_path / f"dask-{workers}", workers) as (address, _):
-            succeeded(run_script(ENCODE, prefect_server, workspace, "dask", DASK_SCHEDULER_ADDRESS=address), workspace)
-            shards = -(-len(local) // SHARD)
-            wait_for(partial(all_completed, prefect_server, shards), 60)  # workers report in the background
+        dask.resize(workers)
+        succeeded(run_script(ENCODE, prefect_server, workspace, "dask", DASK_SCHEDULER_ADDRESS=dask.address), workspace)
+        shards = -(-len(local) // SHARD)
+        wait_for(partial(all_completed, prefect_server, shards))  # workers report in the background
         assert vectors_in(workspace) == local
         names.append(shard_names(workspace))
     assert names[0] == names[1] == names[2]
@@ -371,16 +397,20 @@ def test_any_number_of_workers_gives_the_same_bytes(
 @slow
 @server
 def test_a_killed_worker_loses_its_shard_alone(
-    prefect_server: PrefectServer, unencoded: tuple[Path, dict[str, str]], local: Bytes, tmp_path: Path
+    prefect_server: PrefectServer,
+    dask: DaskCluster,
+    unencoded: tuple[Path, dict[str, str]],
+    local: Bytes,
+    tmp_path: Path,
 ) -> None:
     workspace = copy_workspace(unencoded, tmp_path)
-    with dask_cluster(tmp_path / "dask", 2) as (address, workers):
-        script = run_script(ENCODE, prefect_server, workspace, "dask", DASK_SCHEDULER_ADDRESS=address)
-        wait_for(lambda: len(shard_names(workspace)) >= 3 or script.poll() is not None)
-        assert script.poll() is None, end_of(script, workspace)
-        workers[0].send_signal(signal.SIGKILL)
-        assert len(shard_names(workspace)) < len(local) // SHARD - 2, "in the middle"
-        succeeded(script, workspace)
+    dask.resize(2)
+    script = run_script(ENCODE, prefect_server, workspace, "dask", DASK_SCHEDULER_ADDRESS=dask.address)
+    wait_for(lambda: len(shard_names(workspace)) >= 3 or script.poll() is not None)
+    assert script.poll() is None, end_of(script, workspace)
+    dask.workers[0].send_signal(signal.SIGKILL)
+    assert len(shard_names(workspace)) < len(local) // SHARD - 2, "in the middle"
+    succeeded(script, workspace)
     assert vectors_in(workspace) == local
 
 
@@ -442,8 +472,10 @@ def test_a_worker_of_another_kind_is_refused(
 ) -> None:
     workspace = copy_workspace(unencoded, tmp_path)
     patch = "import al_pipeline.features.encoder as e; e._cpu = lambda: 'x86_64 sse4'"
-    with dask_cluster(tmp_path / "dask", 1, patch) as (address, _):
-        script = run_script(ENCODE, prefect_server, workspace, "dask", DASK_SCHEDULER_ADDRESS=address)
+    with ExitStack() as stack:
+        cluster = DaskCluster(tmp_path / "dask", stack, patch)
+        cluster.resize(1)
+        script = run_script(ENCODE, prefect_server, workspace, "dask", DASK_SCHEDULER_ADDRESS=cluster.address)
         code, err = end_of(script, workspace)
     assert code == 1
     assert "EngineChanged: the worker" in err and "cpu: x86_64 sse4, not" in err
@@ -453,17 +485,17 @@ def test_a_worker_of_another_kind_is_refused(
 @slow
 @server
 def test_a_round_is_the_same_whatever_encodes_it(
-    prefect_server: PrefectServer, unencoded: tuple[Path, dict[str, str]], tmp_path: Path
+    prefect_server: PrefectServer, dask: DaskCluster, unencoded: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
     """The tick as a flow, with the parameter; DVC's record of the stages does not know what encoded."""
     locks = {}
+    dask.resize(2)
     for runner in ("local", "dask"):
         (tmp_path / runner).mkdir()
         workspace = copy_workspace(unencoded, tmp_path / runner)
         params = workspace.layout.params
         params.write_text(params.read_text().replace("runner: local", f"runner: {runner}"))
-        with dask_cluster(tmp_path / f"cluster-{runner}", 1) as (address, _):
-            succeeded(run_script(TICK, prefect_server, workspace, DASK_SCHEDULER_ADDRESS=address), workspace)
+        succeeded(run_script(TICK, prefect_server, workspace, DASK_SCHEDULER_ADDRESS=dask.address), workspace)
         locks[runner] = workspace.layout.dvc_lock.read_bytes()
         assert len(shard_names(workspace)) == (1 if runner == "local" else -(-ITEMS // SHARD))
     assert locks["local"] == locks["dask"]

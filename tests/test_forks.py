@@ -23,6 +23,8 @@ from al_pipeline.integrations import forks
 from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.init import init
+from al_pipeline.servers.fork_server import MODULES
+from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT
 from al_pipeline.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -257,6 +259,29 @@ def test_dvc_is_a_fork_that_ends_with_its_session(
         assert dvc.state is not None and read_json(dvc.state)["pid"] == os.getpgid(pid) == os.getsid(pid) == pid
         assert psutil.Process(pid).cwd() == str(dvc.root)
     assert not psutil.pid_exists(pid)
+
+
+def test_a_fork_for_stages_finds_everything_prepared(tmp_path: Path) -> None:
+    """What the server has not prepared, each tick would do again."""
+    code = """
+import sys
+from al_pipeline import stages
+from al_pipeline.integrations import forks
+from al_pipeline.integrations.dvc import worker
+from al_pipeline.workspace import fingerprint
+
+names, known = set(sys.modules), fingerprint._engine.cache_info().currsize
+stages.prepare()
+worker.prepare()
+print(forks.State.forked, known, sorted(set(sys.modules) - names))
+"""
+    server = start(tmp_path / "dvc", *MODULES, env={**os.environ, **STAGE_ENVIRONMENT})
+    try:
+        done = forks.run([sys.executable, "-P", "-c", code], "dvc", tmp_path, cwd=tmp_path, env=os.environ, timeout=60)
+    finally:
+        server.kill()
+        server.wait()
+    assert done.stdout == "True 1 []\n", done.stderr
 
 
 @pytest.fixture

@@ -1,4 +1,8 @@
-"""Fork servers for a run of the tests, as `al up` starts one: hundreds of ticks need not import DVC and the encoder."""
+"""What makes a run of the tests fast: fork servers, and temporary files in memory.
+
+Fork servers as `al up` starts one: hundreds of ticks need not import DVC and the encoder. A tick flushes some hundred
+files to disk, which takes longer than all else that it does.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,18 @@ import sys
 import tempfile
 from pathlib import Path
 
+import psutil
+
 from al_pipeline.integrations import forks
 from al_pipeline.servers.fork_server import MODULES
 from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT
 from al_pipeline.workspace.home import own_environment
 
 _PR_SET_PDEATHSIG = 1
+_MEMORY = Path("/dev/shm")
+_FREE_BYTES = 8 << 30
+"""Temporary files go to memory only if so much is free there, and twice as much of all memory."""
+_IN_MEMORY = "al-tests-"
 _LIBC = ctypes.CDLL(None)
 SERVERS = {
     "dvc": ((*MODULES, "dvc_s3"), STAGE_ENVIRONMENT),
@@ -26,6 +36,31 @@ SERVERS = {
     ),
 }
 """The modules and settings of each server. The product has no server for the encoder: it would take half a gigabyte."""
+
+
+def use_memory() -> None:
+    """Have temporary files of this process and its children in memory where there is room, unless TMPDIR is set.
+
+    Removes what earlier runs left there.
+    """
+    if "TMPDIR" in os.environ or not _MEMORY.is_dir():
+        return
+    for left in _MEMORY.glob(f"{_IN_MEMORY}*"):
+        if not psutil.pid_exists(int(left.name.removeprefix(_IN_MEMORY))) and left.stat().st_uid == os.geteuid():
+            shutil.rmtree(left, ignore_errors=True)
+    if shutil.disk_usage(_MEMORY).free > _FREE_BYTES and psutil.virtual_memory().available > 2 * _FREE_BYTES:
+        folder = _MEMORY / f"{_IN_MEMORY}{os.getpid()}"
+        folder.mkdir(mode=0o700)
+        os.environ["TMPDIR"] = str(folder)
+        tempfile.tempdir = None
+
+
+def leave_memory() -> None:
+    """Remove the temporary files of this run, if they are in memory."""
+    if os.environ.get("TMPDIR") == str(folder := _MEMORY / f"{_IN_MEMORY}{os.getpid()}"):
+        shutil.rmtree(folder, ignore_errors=True)
+        del os.environ["TMPDIR"]
+        tempfile.tempdir = None
 
 
 def choose_folder() -> None:

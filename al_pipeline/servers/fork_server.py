@@ -20,7 +20,10 @@ from al_pipeline.workspace.home import fork_servers, private_folder
 from al_pipeline.workspace.layout import STAGES
 from al_pipeline.workspace.workspace import Workspace
 
-MODULES = ("al_pipeline.integrations.dvc.worker", *(f"al_pipeline.stages.{name}" for name in STAGES))
+MODULES = (
+    *("al_pipeline.integrations.dvc.worker", "al_pipeline.stages"),
+    *(f"al_pipeline.stages.{name}" for name in STAGES),
+)
 """What its forks need."""
 
 
