@@ -86,9 +86,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The order in which `--dist loadfile --no-loadscope-reorder` gives files to workers, without what runs alone."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        items[:] = [item for item in items if not item.get_closest_marker("alone")]
+    """The order in which `--dist loadfile --no-loadscope-reorder` gives files to workers."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
@@ -151,6 +149,18 @@ def al_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "al-home"
     monkeypatch.setenv("AL_HOME", str(home))
     return home
+
+
+@pytest.fixture
+def other_disk(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder on another file system than `tmp_path`, which may be in memory or on the disk."""
+    here = tmp_path.stat().st_dev
+    places = [place for place in (Path("/dev/shm"), Path("/var/tmp"), REPOSITORY) if place.is_dir()]
+    found = next((place for place in places if place.stat().st_dev != here and os.access(place, os.W_OK)), None)
+    require(found is not None, "no second file system to write to")
+    folder = Path(tempfile.mkdtemp(prefix=".al-test-", dir=found))
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from test_encoder import make_tiny
 
 from al_pipeline import file_notes
 from al_pipeline.errors import AlError, RemoteIncomplete, RepositoryError, UnexpectedChange
+from al_pipeline.files import SETTLED_NS
 from al_pipeline.integrations.dvc import digests as digests_module
 from al_pipeline.integrations.dvc.digests import Digests, digest, listing_bytes
 from al_pipeline.integrations.dvc.session import Dvc
@@ -457,6 +459,8 @@ def test_a_published_round_costs_no_second_reading(published: Any, tmp_path: Pat
     rig = Rig(published[0], tmp_path)
     with rig.dvc() as dvc:
         dvc.pull()
+        time.sleep(2 * SETTLED_NS / 1e9)  # younger files are read again
+        assert dvc.unlike() == []
         dvc.push()
         pull_missing_sources(rig.workspace.layout, dvc)
         notes = rig.root / ".al/verified/files.json"

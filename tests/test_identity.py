@@ -193,16 +193,11 @@ def test_a_renamed_machine_and_another_kernel_are_no_copy(
     assert read_json(workspace.layout.clone)["place"]["machine"] == "another"
 
 
-def test_another_file_system(workspace: Workspace, tmp_path: Path) -> None:
-    other = Path("/dev/shm")
-    require(other.is_dir() and other.stat().st_dev != tmp_path.stat().st_dev, "no second file system to write to")
-    target = other / f"al-test-{os.getpid()}"
-    try:
-        assert verdict(copied(workspace.layout.root, target)) == "copy"
-        shutil.rmtree(workspace.layout.root)
-        assert verdict(target) == "unsure"
-    finally:
-        shutil.rmtree(target, ignore_errors=True)
+def test_another_file_system(workspace: Workspace, other_disk: Path) -> None:
+    target = other_disk / "workspace"
+    assert verdict(copied(workspace.layout.root, target)) == "copy"
+    shutil.rmtree(workspace.layout.root)
+    assert verdict(target) == "unsure"
 
 
 def test_mounts(workspace: Workspace, tmp_path: Path) -> None:

@@ -493,6 +493,7 @@ def test_one_process_serves_many_commands_and_failures(dvc: Dvc) -> None:
 
 @pytest.mark.slow
 def test_what_the_remote_lacks_is_named(dvc: Dvc) -> None:
+    """By the first of its names: `source` has the same content."""
     dvc.verify_remote()
     assert dvc.defects_in_remote() == []
     assert dvc.check_writable() == str(dvc.root.parent / "remote")
@@ -500,7 +501,7 @@ def test_what_the_remote_lacks_is_named(dvc: Dvc) -> None:
     for path in (dvc.root.parent / "remote/files").rglob("*"):
         if path.is_file():
             path.unlink()
-    with pytest.raises(RemoteIncomplete, match="lacks objects after a push: .*source"):
+    with pytest.raises(RemoteIncomplete, match="lacks objects after a push: out "):
         dvc.verify_remote()
     dvc.push()
     dvc.verify_remote()

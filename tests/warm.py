@@ -50,7 +50,7 @@ def use_memory() -> None:
             shutil.rmtree(left, ignore_errors=True)
     if shutil.disk_usage(_MEMORY).free > _FREE_BYTES and psutil.virtual_memory().available > 2 * _FREE_BYTES:
         folder = _MEMORY / f"{_IN_MEMORY}{os.getpid()}"
-        folder.mkdir(mode=0o700)
+        folder.mkdir(mode=0o711)  # the server of a test may be another user
         os.environ["TMPDIR"] = str(folder)
         tempfile.tempdir = None
 

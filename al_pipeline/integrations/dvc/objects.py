@@ -115,7 +115,7 @@ class _Objects:
         """Yield name, digest, and whether the work tree's records name it (else only those of a revision)."""
         for revision in self.repo.brancher(revs=self.revisions or None):
             here = revision in ("", "workspace")
-            for out in self.repo.index.outs:
+            for out in sorted(self.repo.index.outs, key=lambda out: out.fs_path):  # else in the disk's order
                 name = os.path.relpath(out.fs_path, self.repo.root_dir).replace(os.sep, "/")
                 digest = out.hash_info.value if out.hash_info else None
                 if not out.use_cache or not digest or (self.targets and name not in self.targets):
