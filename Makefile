@@ -6,11 +6,11 @@
 #   TORCH_INDEX_URL=...     package index for torch (see `torch` below)
 #   PYTEST=...              more arguments for pytest, such as PYTEST="-x -k lifecycle"
 #   CHAOS=...               arguments for make chaos, such as CHAOS="--fresh" or CHAOS="--only disk"
-#   WORKERS=8               test files that run in parallel; on two cores, they wait for servers and disk half the time
+#   WORKERS=6               test files that run in parallel; on two cores, they wait for servers half the time
 
 PYTHON ?= python3
 PYTEST ?=
-WORKERS ?= 8
+WORKERS ?= 6
 TORCH_INDEX_URL ?=
 export AL_LABEL_STUDIO_VENV ?= $(CURDIR)/.venv-label-studio
 
