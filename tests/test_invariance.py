@@ -16,9 +16,10 @@ from scipy.sparse import random as random_sparse
 from test_encoder import PACKAGE, PRECISIONS, make_tiny, texts
 
 from al_pipeline.features.cache import FeatureCache, ensure
-from al_pipeline.features.encoder import Encoder, Precision, batch_rows, install_encoder, knows_processor
+from al_pipeline.features.encoder import Encoder, Precision, Vectors, batch_rows, install_encoder, knows_processor
 from al_pipeline.features.invariance import find_dependence
-from al_pipeline.features.packing import POSITIONS_AFTER_PADDING, Layout, _attend, pack, packed, use_onednn
+from al_pipeline.features.onednn import use_onednn
+from al_pipeline.features.packing import POSITIONS_AFTER_PADDING, Layout, _attend, attention, pack, packed
 from al_pipeline.files import read_json, write_json
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.models.ensembles import SIZES, draw_heads
@@ -117,6 +118,92 @@ def test_attention_of_packed_texts_is_that_of_each_text_alone(precision: Precisi
 
 
 @needs_torch
+def test_padded_texts_share_calls_by_padded_length_and_are_all_there() -> None:
+    layout = Layout((40, 3, 16, 17, 600, 16, 33), 1024)
+    taken, back, calls = layout.padded
+    assert [(call.end - call.start, call.length, call.mask is not None) for call in calls] == [
+        (96, 48, True),
+        (48, 16, True),
+        (32, 32, True),
+    ]
+    spans = [(start, end) for start, end in layout.spans() if end - start <= 512]
+    for start, end in spans:
+        np.testing.assert_array_equal(taken[back[start:end]], np.arange(start, end))
+    assert set(taken) == {row for start, end in spans for row in range(start, end)}
+    assert Layout((16, 16), 64).padded.calls[0].mask is None and Layout((600,), 640).padded.calls == []
+
+
+@needs_torch
+@each_precision
+def test_a_text_has_its_attention_alone_in_any_company(precision: Precision) -> None:
+    """To the byte: at the default encoder's heads, in full batches whose other texts are drawn at random."""
+    import torch
+
+    if not knows_processor():
+        return
+
+    rng, dtype = np.random.default_rng(0), getattr(torch, precision)
+    own = {length: torch.randn(length, 3, 12, 32).to(dtype) for length in (1, 2, 15, 16, 17, 64, 100, 113, 127, 128)}
+    with torch.inference_mode():
+        for length, text in own.items():
+            alone = attention(text, Layout((length,), length), 0.177)
+            for longest in (length, 20, 128):
+                others = rng.integers(1, longest + 1, 30).tolist()
+                while sum(others) + length > 512:
+                    others.pop()
+                place = int(rng.integers(len(others) + 1))
+                start = sum(others[:place])
+                rows = torch.randn(512, 3, 12, 32).to(dtype)
+                rows[start : start + length] = text
+                layout = Layout((*others[:place], length, *others[place:]), 512)
+                found = attention(rows, layout, 0.177)
+                assert torch.equal(found[start : start + length], alone), (length, layout.lengths)
+
+
+@needs_torch
+@each_precision
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta"])
+def test_a_packed_layer_computes_what_transformers_do_with_the_weights_and_dropout_it_has(
+    tmp_path: Path, precision: Precision, kind: str
+) -> None:
+    import torch
+
+    encoder = Encoder(make_tiny(tmp_path, kind=kind), 64, precision)
+    if not encoder.packs:
+        return
+
+    layer = encoder.model.encoder.layer[0]
+    calls: list[str] = []
+    layer.attention.self.register_forward_hook(lambda *_: calls.append("transformers"))
+    tokens = [list(range(2, 22))]
+    change = 0.5 * torch.eye(encoder.dimension, dtype=layer.output.dense.weight.dtype)
+
+    def compare(changes: int) -> Vectors:
+        """Packed and padded, which transformers computes, within rounding."""
+        calls.clear()
+        encoder.packs = True
+        own = encoder.encode_tokens(tokens)
+        assert not calls
+        encoder.packs = False
+        theirs = encoder.encode_tokens(tokens)
+        assert calls
+        np.testing.assert_allclose(own, theirs, atol=1e-5 if precision == "float32" else 0.02, err_msg=str(changes))
+        return own
+
+    found = [compare(0)]
+    with torch.no_grad():
+        layer.attention.self.key.weight += change
+        found.append(compare(1))
+        layer.intermediate.dense.bias += 1
+        found.append(compare(2))
+    layer.output.dropout.register_forward_hook(
+        lambda *some: some[-1] * torch.linspace(0, 2, encoder.dimension).to(some[-1])
+    )
+    found.append(compare(3))
+    assert len(np.unique(np.concatenate(found), axis=0)) == 4
+
+
+@needs_torch
 @each_precision
 def test_a_linear_layer_computes_each_row_by_itself(precision: Precision) -> None:
     import torch
@@ -127,7 +214,7 @@ def test_a_linear_layer_computes_each_row_by_itself(precision: Precision) -> Non
     layer = torch.nn.Linear(48, 96).to(getattr(torch, precision))
     rows = torch.randn(64, 2, 48).to(layer.weight.dtype)
     usual = layer(rows)
-    use_onednn(layer)
+    use_onednn(layer, 64)
     assert layer(rows).requires_grad and torch.equal(layer(rows), usual)
     with torch.inference_mode():
         found = layer(rows[:, 0])

@@ -25,7 +25,15 @@ from numpy.typing import NDArray
 
 from al_pipeline.errors import AlError, BadInput, ExternalServiceError
 from al_pipeline.features.device import use_device
-from al_pipeline.features.packing import POSITIONS_AFTER_PADDING, Layout, pack, packed, register_attention, use_onednn
+from al_pipeline.features.onednn import keep_memory, use_onednn
+from al_pipeline.features.packing import (
+    POSITIONS_AFTER_PADDING,
+    Layout,
+    pack,
+    packed,
+    register_attention,
+    use_packed_layers,
+)
 from al_pipeline.file_notes import FileNotes
 from al_pipeline.files import TEMPORARY_PREFIX, read_object, sha256_bytes, sha256_file, write_json
 from al_pipeline.records import CPU
@@ -68,7 +76,7 @@ _WIDTHS = ("hidden_size", "dim", "d_model", "n_embd")
 """Names that configurations give to the width of the last layer."""
 USUAL_WIDTH = 384
 """The width of a vector of the default encoder."""
-_ENCODING_VERSION = 3
+_ENCODING_VERSION = 4
 """Increment whenever a change of this module changes the bytes of vectors."""
 _MEANING_VERSION = 1
 """Increment only if models fitted on earlier vectors become invalid, not for rounding differences."""
@@ -347,6 +355,8 @@ class Encoder:
         self.threads = threads if device == CPU else 1
         """Number of batches that are encoded in parallel, each on one thread."""
         self._batch_tokens = _TOKENS_PER_BATCH if device == CPU else _TOKENS_PER_GPU_BATCH
+        if device == CPU:
+            keep_memory()
         torch.set_num_threads(1)  # batches run in parallel instead: small products gain little from a second thread
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         dtype = getattr(torch, resolve_precision(precision, device))
@@ -375,7 +385,8 @@ class Encoder:
         self._padding = self._tokenizer.pad_token_id or 0
         may_pack = device == CPU and knows_processor()
         if may_pack:
-            use_onednn(self.model)
+            use_onednn(self.model, self._batch_tokens)
+            use_packed_layers(self.model, self._batch_tokens)
         self.packs = may_pack and self._can_pack()
         """Whether batches are packed, not padded."""
 

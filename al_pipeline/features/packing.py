@@ -1,8 +1,8 @@
-"""Texts of different lengths in one batch without padding, and the kernels that compute it on a CPU.
+"""Texts of different lengths in one batch without padding, and the layers that compute it on a CPU.
 
 A packed batch is one row of a fixed number of tokens: its texts lie one after the other, and padding follows the last.
-Everything but attention computes each token by itself, and attention is computed for each text at its own length.
-Nothing else decides which kernels run, so that a text's states depend on neither the other texts nor its place.
+Everything but attention computes each token by itself, and attention is computed for each text, by kernels that its own
+length decides. Nothing else decides them, so that a text's states depend on neither the other texts nor its place.
 
 Importing this module needs neither torch nor transformers.
 """
@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cached_property, partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from al_pipeline.features.onednn import Product, has_onednn
 
 if TYPE_CHECKING:
     import torch
@@ -28,15 +30,40 @@ POSITIONS_AFTER_PADDING = {"bert": False, "distilbert": False, "roberta": True, 
 """Transformers (`model_type`) in which only attention relates tokens, and all tokens of a text attend to each other.
 Whether the first position is the number after the padding token's, else 0.
 """
+_LAYERS = ("BertLayer", "RobertaLayer", "XLMRobertaLayer")
+"""Classes of transformers that compute what `_layer` does, with the same names of their parts."""
 _ATTENTION = "al_sdpa"
 """The name under which `_attend` is registered with transformers."""
-_TOKENS_PER_CALL = 256
-"""Approximate number of tokens whose attention is computed in one call, so that its scores stay in the CPU's cache."""
+_STEP = 16
+"""Texts whose attention is computed by products are padded to a multiple of this many tokens, the registers' width."""
+_SCORES_PER_CALL = 2**15
+"""Approximate number of scores of a head that are computed in one call, so that they stay in the CPU's cache."""
 _LONGEST = 512
-"""Texts of more tokens have their attention computed in blocks, since their scores would take too much memory."""
+"""Longer texts have their attention computed in blocks, since their scores would take too much memory."""
 _LEAST = 4096
 """torch gives products with fewer multiplications to other kernels, counting all texts of a call."""
 _local = threading.local()
+
+
+class Call(NamedTuple):
+    """Texts of one padded length whose attention is computed together."""
+
+    start: int
+    end: int
+    length: int
+    """Where the texts lie among the padded ones, and the padded length."""
+    mask: NDArray[np.float32] | None
+    """What is added to each head's scores, (texts, 1, length, length): 0, or -inf for padding; None without padding."""
+
+
+class Padded(NamedTuple):
+    """Texts of a packed batch padded for attention, those of equal padded length side by side."""
+
+    taken: NDArray[np.int64]
+    """The row of each padded token; for padding, that of the text's first token."""
+    back: NDArray[np.int64]
+    """The padded token of each row, (rows,); 0 where there is none."""
+    calls: list[Call]
 
 
 @dataclass(frozen=True)
@@ -65,6 +92,27 @@ class Layout:
         end = 0
         for length, texts in groupby(self.lengths):
             yield end, (end := end + length * len(list(texts))), length
+
+    @cached_property
+    def padded(self) -> Padded:
+        """The texts that are not too long for products, each padded to a multiple of 16 tokens."""
+        spans: dict[int, list[tuple[int, int]]] = {}
+        for start, end in self.spans():
+            if end - start <= _LONGEST:
+                spans.setdefault(-(-(end - start) // _STEP) * _STEP, []).append((start, end))
+        taken, calls, back = [np.empty(0, np.int64)], [], np.zeros(self.rows, np.int64)
+        place = 0
+        for length, texts in spans.items():
+            some = max(1, _SCORES_PER_CALL // length**2)
+            for first in range(0, len(texts), some):
+                starts, ends = np.array(texts[first : first + some]).T[:, :, None]
+                own = starts + np.arange(length)
+                is_own = own < ends
+                taken.append(np.where(is_own, own, starts).ravel())
+                back[own[is_own]] = place + np.flatnonzero(is_own)
+                mask = np.where(is_own, np.float32(0), np.float32(-np.inf))[:, None, None].repeat(length, 2)
+                calls.append(Call(place, place := place + own.size, length, None if is_own.all() else mask))
+        return Padded(np.concatenate(taken), back, calls)
 
 
 def pack(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
@@ -117,79 +165,107 @@ def register_attention() -> str:
     return _ATTENTION
 
 
-def _attend(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **options: Any) -> Any:
-    """Attention of each text of a batch to itself: (1, heads, rows, width) to (1, rows, heads, width), and no weights.
+def use_packed_layers(model: torch.nn.Module, rows: int) -> None:
+    """Compute the layers of BERT and RoBERTa in packed batches by fewer and larger calls, where oneDNN is fast.
 
-    Texts of equal length share calls; the length alone decides which kernels.
+    `rows` is the usual number of tokens of a batch. In other batches, and with gradients, transformers computes them.
     """
+    for module in model.modules():
+        if type(module).__name__ in _LAYERS and has_onednn(module.intermediate.dense.weight.dtype):
+            own = module.attention.self
+            products = [
+                Product(layers, rows)
+                for layers in (
+                    [own.query, own.key, own.value],
+                    [module.attention.output.dense],
+                    [module.intermediate.dense],
+                    [module.output.dense],
+                )
+            ]
+            module.forward = partial(_layer, module, module.forward, products)
+
+
+def _layer(
+    module: Any, usual: Callable[..., Any], products: Sequence[Product], states: Any, *more: Any, **named: Any
+) -> Any:
+    """What `usual`, the layer's own `forward`, computes."""
+    import torch
+
+    layout = current_layout()
+    if layout is None or torch.is_grad_enabled():
+        return usual(states, *more, **named)
+    together, joined, widened, narrowed = products
+    own, first, last = module.attention.self, module.attention.output, module.output
+    parts = together(states)[0].view(layout.rows, 3, own.num_attention_heads, own.attention_head_size)
+    found = attention(parts, layout, own.scaling).view(1, layout.rows, -1)
+    states = first.LayerNorm(first.dropout(joined(found)) + states)
+    found = _activated(module.intermediate.intermediate_act_fn, widened, states)
+    return last.LayerNorm(last.dropout(narrowed(found)) + states)
+
+
+def _activated(function: Any, product: Product, states: torch.Tensor) -> torch.Tensor:
+    """The product, followed by an activation function."""
+    from torch.nn.functional import gelu
+
+    if getattr(function, "act", None) is gelu:
+        return product(states, "gelu")
+    found: torch.Tensor = function(product(states))
+    return found
+
+
+def _attend(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **options: Any) -> Any:
+    """Attention in transformers' form: (batch, heads, rows, width) to (batch, rows, heads, width), and no weights."""
     import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     layout = current_layout()
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, mask, **options)
-    parts = [part[0].transpose(0, 1) for part in (query, key, value)]
-    found = parts[0].new_empty(parts[0].shape)
-    heads, width = found.shape[1:]
-    fast = query.dtype == torch.bfloat16 and has_onednn(query.dtype)
-    end = 0
-    for first, end, length in layout.runs():
-        by_products = fast and length <= _LONGEST and heads * length * length * width > _LEAST
-        step = max(1, _TOKENS_PER_CALL // length) * length if by_products else end - first
-        for start in range(first, end, step):
-            some = slice(start, min(start + step, end))
-            texts = [part[some].view(-1, length, heads, width).transpose(1, 2) for part in parts]
-            states = (_products if by_products else _fused)(texts[0], texts[1], texts[2], options["scaling"])
-            found[some].view(-1, length, heads, width).copy_(states.transpose(1, 2))
-    found[end:] = 0
-    return found[None], None
+    states = torch.stack([part[0].transpose(0, 1) for part in (query, key, value)], 1)
+    return attention(states, layout, options["scaling"])[None], None
 
 
-def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-    """torch's attention, which computes each text and head by itself, in blocks that the length decides."""
-    from torch.nn.functional import scaled_dot_product_attention
+def attention(states: torch.Tensor, layout: Layout, scale: float) -> torch.Tensor:
+    """Attention of each text of a packed batch to itself; zero for padding.
 
-    return scaled_dot_product_attention(query, key, value, scale=scale)
-
-
-def _products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-    """Attention by products of oneDNN, which takes half the time of the fused kernel in bfloat16."""
-    import torch
-
-    texts, heads, length, width = query.shape
-    query, key, value = (part.reshape(texts * heads, length, width) for part in (query, key, value))
-    scores = torch.baddbmm(query.new_empty(()), query, key.transpose(1, 2), beta=0, alpha=scale)
-    # torch is slow at rows of bfloat16 that are no multiple of its registers
-    weights = scores.softmax(-1, None if length % 16 == 0 else torch.float32).to(query.dtype)
-    return torch.bmm(weights, value).view(texts, heads, length, width)
-
-
-@cache
-def has_onednn(dtype: torch.dtype) -> bool:
-    """Whether this torch has oneDNN, and it multiplies float32 or bfloat16 here."""
-    import torch
-
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # not a part of torch's public interface
-        return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def use_onednn(model: torch.nn.Module) -> None:
-    """Compute linear layers without gradients by one call of oneDNN where it is fast.
-
-    torch calls MKL in float32, which does not use AVX-512 on AMD's processors, and copies the bias first in bfloat16.
+    `states` are queries, keys and values, (rows, 3, heads, width); the result is (rows, heads, width). A text's own
+    length alone decides which kernels compute it, and texts share calls.
     """
     import torch
+    from torch.nn.functional import scaled_dot_product_attention
 
-    for module in model.modules():
-        if type(module) is torch.nn.Linear and has_onednn(module.weight.dtype):
-            module.forward = partial(_linear, module)  # type: ignore[method-assign]
+    _, _, heads, width = states.shape
+    fast = states.dtype == torch.bfloat16 and has_onednn(states.dtype) and heads * _STEP**2 * width > _LEAST
+    if fast and layout.padded.calls:
+        found = _by_products(states, layout.padded, scale)
+    else:
+        found = states.new_empty((len(states), heads, width))
+    for start, end, length in layout.runs():
+        if (
+            not fast or length > _LONGEST
+        ):  # torch computes each text and head by itself, in blocks that the length decides
+            query, key, value = states[start:end].unflatten(0, (-1, length)).permute(2, 0, 3, 1, 4)
+            texts = scaled_dot_product_attention(query, key, value, scale=scale)
+            found[start:end].unflatten(0, (-1, length)).copy_(texts.transpose(1, 2))
+    found[sum(layout.lengths) :] = 0
+    return found
 
 
-def _linear(module: torch.nn.Linear, states: torch.Tensor) -> torch.Tensor:
+def _by_products(states: torch.Tensor, padded: Padded, scale: float) -> torch.Tensor:
+    """By products of oneDNN at padded lengths, which take half the time of torch's attention in bfloat16."""
     import torch
 
-    if torch.is_grad_enabled():
-        return torch.nn.functional.linear(states, module.weight, module.bias)
-    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(states, module.weight, module.bias, "none", [], "")
-    return found
+    _, _, heads, width = states.shape
+    states = states.index_select(0, torch.from_numpy(padded.taken))
+    found = states.new_empty((len(states), heads, width))
+    for start, end, length, mask in padded.calls:
+        own = states[start:end].view(-1, length, 3, heads, width).permute(2, 0, 3, 1, 4)
+        query, key, value = own.reshape(3, -1, length, width)
+        scores = torch.baddbmm(query.new_empty(()), query, key.transpose(1, 2), beta=0, alpha=scale)
+        if mask is not None:
+            scores.view(-1, heads, length, length).add_(torch.from_numpy(mask).to(scores.dtype))
+        # in float32, since torch is slow at rows of bfloat16 that are no multiple of 32
+        weights = scores.softmax(-1, torch.float32).to(scores.dtype)
+        texts = torch.bmm(weights, value).view(-1, heads, length, width)
+        found[start:end].view(-1, length, heads, width).copy_(texts.transpose(1, 2))
+    return found.index_select(0, torch.from_numpy(padded.back))

@@ -48,6 +48,7 @@ MODULES = (
     "features/cache.py",
     "features/device.py",
     "features/encoder.py",
+    "features/onednn.py",
     "features/packing.py",
     "features/shards.py",
     "features/terms.py",
