@@ -156,12 +156,12 @@ def limit(work: Path, precision: str) -> Encode:
     tokenizer, sizes = AutoTokenizer.from_pretrained(work / "encoder"), AutoConfig.from_pretrained(work / "encoder")
     hidden, inner = sizes.hidden_size, sizes.intermediate_size
     dtype = getattr(torch, precision)
-    plain = [
+    given = [
         (torch.randn(ROWS, width).to(dtype), torch.randn(height, width).to(dtype), torch.randn(height).to(dtype))
         for width, height in (*[(hidden, hidden)] * 4, (hidden, inner), (inner, hidden))
     ]
     arrange = torch.ops.mkldnn._reorder_linear_weight
-    arranged = [(states, arrange(weight, ROWS), bias) for states, weight, bias in plain]
+    arranged = [(states, arrange(weight, ROWS), bias) for states, weight, bias in given]
 
     def products(kernel: tuple[Any, Any], count: int) -> float:
         multiply, layers = kernel
@@ -175,7 +175,7 @@ def limit(work: Path, precision: str) -> Encode:
     def onednn(states: Any, weight: Any, bias: Any) -> None:
         torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
 
-    kernels = ((torch.nn.functional.linear, plain), (onednn, plain), (onednn, arranged))
+    kernels = ((torch.nn.functional.linear, given), (onednn, given), (onednn, arranged))
     fastest = min(kernels, key=lambda kernel: min(products(kernel, 5) for _ in range(4)))
 
     def encode(texts: list[str]) -> None:

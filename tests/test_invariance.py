@@ -250,7 +250,8 @@ def test_every_packed_batch_has_one_shape_and_no_mask(
 ) -> None:
     encoder = Encoder(tiny, 64, precision)
     shapes, masks = spied(encoder, monkeypatch)
-    assert (shapes, masks) == ({(1, 512, 32)}, {False}) or not encoder.packs
+    by_torch = {False} if precision == "float32" else set()
+    assert (shapes, masks) == ({(1, 512, 32)}, by_torch) or not encoder.packs
 
 
 @needs_torch

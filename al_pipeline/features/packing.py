@@ -100,7 +100,8 @@ class Layout:
         for start, end in self.spans():
             if end - start <= _LONGEST:
                 spans.setdefault(-(-(end - start) // _STEP) * _STEP, []).append((start, end))
-        taken, calls, back = [np.empty(0, np.int64)], [], np.zeros(self.rows, np.int64)
+        taken, back = [np.empty(0, np.int64)], np.zeros(self.rows, np.int64)
+        calls: list[Call] = []
         place = 0
         for length, texts in spans.items():
             some = max(1, _SCORES_PER_CALL // length**2)
@@ -170,7 +171,8 @@ def use_packed_layers(model: torch.nn.Module, rows: int) -> None:
 
     `rows` is the usual number of tokens of a batch. In other batches, and with gradients, transformers computes them.
     """
-    for module in model.modules():
+    modules: Iterator[Any] = model.modules()
+    for module in modules:
         if type(module).__name__ in _LAYERS and has_onednn(module.intermediate.dense.weight.dtype):
             own = module.attention.self
             products = [
