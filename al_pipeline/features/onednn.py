@@ -26,8 +26,8 @@ def has_onednn(dtype: torch.dtype) -> bool:
     """Whether this torch has oneDNN, and it multiplies float32 or bfloat16 here."""
     import torch
 
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # not a part of torch's public interface
-        return False
+    if not all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")):
+        return False  # they are not a part of torch's public interface
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

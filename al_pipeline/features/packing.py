@@ -246,9 +246,9 @@ def attention(states: torch.Tensor, layout: Layout, scale: float) -> torch.Tenso
         if (
             not fast or length > _LONGEST
         ):  # torch computes each text and head by itself, in blocks that the length decides
-            query, key, value = states[start:end].unflatten(0, (-1, length)).permute(2, 0, 3, 1, 4)
+            query, key, value = states[start:end].view(-1, length, 3, heads, width).permute(2, 0, 3, 1, 4)
             texts = scaled_dot_product_attention(query, key, value, scale=scale)
-            found[start:end].unflatten(0, (-1, length)).copy_(texts.transpose(1, 2))
+            found[start:end].view(-1, length, heads, width).copy_(texts.transpose(1, 2))
     found[sum(layout.lengths) :] = 0
     return found
 
