@@ -1,13 +1,21 @@
-"""Round turnaround: from the last answer to the next batch in Label Studio, by step, and which system takes the time.
+"""Round turnaround: from the last answer to the next batch in Label Studio, at several sizes, beside its aims.
 
-    python -m benchmarks.round [--size 2000] [--repeats 2]      writes benchmarks/results/round.json
+    python -m benchmarks.round [--sizes 5000 100000] [--history 500] [--repeats 2]
+                                                               writes benchmarks/results/round.json
 
 On real e-mails (see examples/spam/corpus.py), a real Label Studio and a real Prefect server. Each round is one
 `al round` in a process of its own: first alone, then with the fork server for DVC and the stages that `al up` starts,
-then as a flow run with the one for Prefect's engine, too; the difference is Prefect's. Each stage is then run again on
-the same files without DVC, as a process and as a call in a warm process; the differences are DVC's and the
-interpreter's. The pool is encoded before the measurement. Memory is the peak of the resident set, as the kernel counts
-it.
+then as a flow run with the one for Prefect's engine, too; the difference is Prefect's. Then `al round` that finds
+nothing new, and `al status`. The pool is encoded before the measurement.
+
+The corpus has 6,046 e-mails. A larger pool has 5,000 of them, and passages of them whose vectors are planted; with
+`--history`, there is one more column: the largest pool with so many published rounds of 100 answers each, in the
+ledger, git, DVC and Label Studio. `benchmarks/round_pools.py` says how both are made.
+
+At the first size, each stage is also run again on the same files without DVC, as a process and as a call in a warm
+process; the differences are DVC's and the interpreter's. Memory is the peak of the resident set, as the kernel counts
+it. Processor seconds are of the command and of what it starts; of a fork server, those of its forks, too; none of
+Label Studio's and Prefect's.
 """
 
 from __future__ import annotations
@@ -16,24 +24,30 @@ import argparse
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import httpx
 import psutil
 
 from al_pipeline.files import read_json, write_jsonl
+from al_pipeline.integrations.forks import SERVER
+from al_pipeline.integrations.label_studio.client import LabelStudioOracle
+from al_pipeline.operations.connect import connect
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
+from al_pipeline.operations.tick import tick
 from al_pipeline.servers import (
     admin,
     prefect_environment,
@@ -48,12 +62,23 @@ from al_pipeline.workspace.home import fork_servers
 from al_pipeline.workspace.layout import STAGES
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 from benchmarks.record import ROOT, record
+from benchmarks.round_pools import History, plant_vectors, rows_of
 from examples.spam.annotators import Annotator, answer_round
 from examples.spam.corpus import prepare
 
 SETTINGS = {"test_size": 300, "seed_size": 40, "batch_size": 40}
 """As in the demo."""
+AIMS = {
+    "small": {"in process": 3.0, "as a flow": 5.0, "idle tick": 0.7, "status": 0.4},
+    "large": {"in process": 4.0, "as a flow": 6.0, "idle tick": 0.7, "status": 0.4},
+    "history": {"in process": 4.0, "as a flow": 6.0, "idle tick": 1.0, "status": 0.6},
+}
+"""Seconds, for a pool of at most `LARGE` items, for a larger one, and after hundreds of rounds."""
+LARGE = 5000
+REAL = 5000
+"""E-mails in a pool that is larger than the corpus."""
 SECONDS = 1800
+NOTHING_TO_DO = 3
 _LOOK_SECONDS = 0.1
 
 CALLS = """
@@ -83,11 +108,12 @@ print(re.search(r"VmHWM:.*", open("/proc/self/status").read())[0])
 
 @dataclass(frozen=True)
 class Tick:
-    """One `al round`: seconds of the whole process and of its steps, and peak memory by kind of process."""
+    """One `al round`: seconds of the process and of its steps, peak memory by kind of process, processor seconds."""
 
     wall: float
     steps: Mapping[str, float]
     peak_mib: Mapping[str, float]
+    cpu: float
 
 
 @dataclass
@@ -134,53 +160,182 @@ def _kind(words: str) -> str:
 def main() -> None:
     """Measure and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=2000, help="e-mails in the pool and the test set")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[5000], help="items in the pool and the test set")
+    parser.add_argument("--history", type=int, default=0, help="published rounds of one more column; 0: no such column")
+    parser.add_argument("--answers", type=int, default=100, help="answers in each of those rounds")
     parser.add_argument("--repeats", type=int, default=2, help="rounds of each kind")
+    parser.add_argument("--name", default="round", help="name of the record in benchmarks/results")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="al-benchmark-") as folder, homes(Path(folder)):
-        workspace, key = mail_workspace(Path(folder), options.size)
-        try:
-            url = start_label_studio(workspace, tell).url
-            account = admin(workspace)
-            assert account is not None
-            person = Annotator(account.email, account.token, 0.0, 0.0, 0.0, 0.0)
-            encode = _tick(workspace)  # builds, encodes, pushes
-            here = [_round(workspace, url, person, key, number) for number in range(1 + options.repeats)][1:]
-            _start_fork_servers(workspace)
-            asked = 1 + options.repeats
-            forked = [_round(workspace, url, person, key, asked + number) for number in range(1 + options.repeats)][1:]
-            start_prefect(workspace, tell)
-            _start_fork_servers(workspace, prefect_environment(workspace))
-            asked += 1 + options.repeats
-            flows = [_round(workspace, url, person, key, asked + number) for number in range(options.repeats)]
-        finally:
-            stop_fork_servers(workspace.home)
-            stop_prefect(workspace)
-            stop_label_studio(workspace)
-        stages = _stages(workspace, here)
-    figures = {
-        "items": options.size,
-        "settings": SETTINGS,
-        "repeats": options.repeats,
-        "first_tick_seconds": {"wall": encode.wall, **encode.steps},
-        "turnaround_seconds": {
-            "in_process": _summary(here),
-            "with_fork_server": _summary(forked),
-            "as_flow": _summary(flows),
-        },
-        "prefect_overhead_seconds": round(_median(flows) - _median(forked), 3),
-        "dvc_overhead_seconds": round(sum(row["dvc"] for row in stages.values()), 3),
-        "start_up_seconds": round(sum(row["start_up"] for row in stages.values()), 3),
-        "stages": stages,
-        "peak_rss_mib": {
-            "first_tick": dict(encode.peak_mib),
-            "in_process": _peaks(here),
-            "with_fork_server": _peaks(forked),
-            "as_flow": _peaks(flows),
-        },
-    }
+    columns: dict[str, dict[str, Any]] = {}
+    plan = [(f"{size:,} items", size, 0) for size in options.sizes]
+    if options.history:
+        plan.append((f"{options.history:,} rounds", max(options.sizes), options.history))
+    with tempfile.TemporaryDirectory(prefix="al-benchmark-") as folder:
+        vectors = Path(folder) / "vectors"
+        for name, size, rounds in plan:
+            tell(f"== {name}")
+            own = Path(folder) / f"{size}-{rounds}"
+            own.mkdir()
+            with homes(own):
+                column = Column(own, size, options.repeats, vectors)
+                try:
+                    columns[name] = column.measured(rounds, options.answers, with_stages=not columns)
+                finally:
+                    column.end()
+            shutil.rmtree(own)
+    rows = [row for name, column in columns.items() for row in beside_aims(name, column)]
+    figures = {"settings": SETTINGS, "repeats": options.repeats, "table": rows, "columns": columns}
     print(json.dumps(figures, indent=2))  # noqa: T201
-    print(record("round", figures).relative_to(ROOT))  # noqa: T201
+    print(table(rows))  # noqa: T201
+    print(record(options.name, figures).relative_to(ROOT))  # noqa: T201
+
+
+class Column:
+    """One workspace with its servers, and what is measured on it."""
+
+    def __init__(self, folder: Path, size: int, repeats: int, vectors: Path) -> None:
+        self._folder, self._size, self._repeats, self._vectors = folder, size, repeats, vectors
+        self._workspace, self._key, self._mails = mail_pool(folder, size)
+        self._asked = 0
+
+    def measured(self, rounds: int, answers: int, *, with_stages: bool) -> dict[str, Any]:
+        """All figures. `rounds`: so many are published before, of `answers` answers each."""
+        workspace = self._workspace
+        server = start_label_studio(workspace, tell)
+        account = admin(workspace)
+        assert account is not None
+        self._url, self._person = server.url, Annotator(account.email, account.token, 0.0, 0.0, 0.0, 0.0)
+        begin = time.perf_counter()
+        first = self._first()
+        if rounds:
+            self._grow(rounds, answers)
+        made = time.perf_counter() - begin
+        self._round(), self._round()
+        here = [self._round() for _ in range(self._repeats)]
+        idle = [self._run("round") for _ in range(1 + self._repeats)][1:]
+        status = [self._run("status") for _ in range(1 + self._repeats)][1:]
+        stages = _stages(workspace, here) if with_stages else None
+        _start_fork_servers(workspace)
+        forked = [self._round() for _ in range(1 + self._repeats)][1:]
+        start_prefect(workspace, tell)
+        _start_fork_servers(workspace, prefect_environment(workspace))
+        self._round()
+        flows = [self._round() for _ in range(self._repeats)]
+        found: dict[str, Any] = {
+            "items": self._size,
+            "published_rounds": self._asked,
+            "made_in_seconds": round(made, 1),
+            "turnaround_seconds": {
+                "in_process": _summary(here),
+                "with_fork_server": _summary(forked),
+                "as_flow": _summary(flows),
+            },
+            "idle_tick": _plain(idle),
+            "status": _plain(status),
+            "prefect_overhead_seconds": round(_median(flows) - _median(forked), 3),
+            "peak_rss_mib": {"in_process": _peaks(here), "with_fork_server": _peaks(forked), "as_flow": _peaks(flows)},
+        }
+        if first is not None:
+            found["first_tick_seconds"] = {"wall": first.wall, **first.steps}
+            found["peak_rss_mib"]["first_tick"] = dict(first.peak_mib)
+        if stages is not None:
+            found["dvc_overhead_seconds"] = round(sum(row["dvc"] for row in stages.values()), 3)
+            found["start_up_seconds"] = round(sum(row["start_up"] for row in stages.values()), 3)
+            found["stages"] = stages
+        return found
+
+    def end(self) -> None:
+        """Stop the servers."""
+        stop_fork_servers(self._workspace.home)
+        stop_prefect(self._workspace)
+        stop_label_studio(self._workspace)
+
+    def _first(self) -> Tick | None:
+        """The tick that builds, encodes and pushes the seed; None if vectors were planted before its step `encode`."""
+        workspace, kept = self._workspace, self._vectors
+        if self._size <= len(self._mails):
+            found = _tick(workspace)
+            if not kept.exists():
+                shutil.copytree(workspace.layout.features, kept)
+            return found
+
+        def run(name: str, action: Callable[[], Any], /) -> Any:
+            if name == "encode":
+                if kept.exists():
+                    shutil.copytree(kept, workspace.layout.features, dirs_exist_ok=True)
+                plant_vectors(workspace, self._mails)
+            return action()
+
+        tick(workspace, lambda: connect(workspace), run=run)
+        return None
+
+    def _grow(self, rounds: int, answers: int) -> None:
+        """Publish two rounds, then add a history that ends with an open round."""
+        self._round(), self._round()
+        self._answer()
+        with httpx.Client(base_url=self._url, headers={"Authorization": f"Token {self._person.token}"}) as http:
+            oracle = LabelStudioOracle(self._url, self._person.token, timeout=600)
+            with oracle:
+                History(self._workspace, oracle, http, self._key).grow(rounds, answers, SETTINGS["batch_size"], tell)
+        self._asked = rounds
+        tell(f"the first tick after the history: {_tick(self._workspace).wall:.1f} s")
+
+    def _answer(self) -> None:
+        project = read_json(self._workspace.layout.project)["project_id"]
+        answer_round(self._url, project, [self._person], self._key, 0, round_number=self._asked)
+
+    def _round(self) -> Tick:
+        """Answer the open round completely, then time the tick that closes it and pushes the next."""
+        self._answer()
+        found = _tick(self._workspace)
+        tell(f"round {self._asked}: {found.wall:.1f} s, {found.cpu:.1f} CPU s")
+        self._asked += 1
+        return found
+
+    def _run(self, command: str) -> tuple[float, float]:
+        """Seconds and processor seconds of a command that finds nothing to do."""
+        words = [sys.executable, "-m", "al_pipeline.cli.app", "-C", str(self._workspace.layout.root), command, "--json"]
+        before, begin = spent(), time.perf_counter()
+        done = subprocess.run(words, stdout=subprocess.PIPE, timeout=SECONDS, env=_environment())
+        wall = time.perf_counter() - begin
+        if done.returncode not in (0, NOTHING_TO_DO):
+            raise SystemExit(f"`al {command}` ended with {done.returncode}: {done.stdout.decode()}")
+        tell(f"al {command}: {wall:.2f} s")
+        return wall, spent() - before
+
+
+def beside_aims(name: str, column: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the table for one column."""
+    aims = AIMS["history" if name.endswith("rounds") else "large" if column["items"] > LARGE else "small"]
+    turnaround = column["turnaround_seconds"]
+    found = {
+        "in process": turnaround["in_process"],
+        "as a flow": turnaround["as_flow"],
+        "idle tick": column["idle_tick"],
+        "status": column["status"],
+    }
+    return [
+        {
+            "column": name,
+            "what": what,
+            "seconds": found[what]["wall"],
+            "aim": aim,
+            "of_aim": round(found[what]["wall"] / aim, 2),
+            "cpu_seconds": found[what]["cpu_seconds"],
+        }
+        for what, aim in aims.items()
+    ]
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as lines."""
+    lines = [f"{'':>16} {'':>10} {'s':>7} {'aim':>5} {'of aim':>7} {'CPU s':>6}"]
+    lines += [
+        f"{row['column']:>16} {row['what']:>10} {row['seconds']:>7.2f} {row['aim']:>5} {row['of_aim']:>7} "
+        f"{row['cpu_seconds']:>6}"
+        for row in rows
+    ]
+    return "\n".join(lines)
 
 
 @contextmanager
@@ -200,9 +355,21 @@ def homes(folder: Path) -> Iterator[None]:
 
 def mail_workspace(folder: Path, size: int) -> tuple[Workspace, dict[str, str]]:
     """A workspace with the first `size` e-mails by id, and the right labels."""
+    return mail_pool(folder, size)[:2]
+
+
+def mail_pool(folder: Path, size: int) -> tuple[Workspace, dict[str, str], list[str]]:
+    """A workspace of `size` items, the right labels, and the texts of the e-mails among them.
+
+    More items than the corpus has: `REAL` e-mails, and passages of them.
+    """
     corpus = prepare()
-    rows = [json.loads(line) for line in corpus.pool.read_text(encoding="utf-8").splitlines()]
-    write_jsonl(folder / "pool.jsonl", sorted(rows, key=lambda row: str(row["id"]))[:size])
+    mails = [json.loads(line) for line in corpus.pool.read_text(encoding="utf-8").splitlines()]
+    key = read_json(corpus.key)
+    if size > len(mails):
+        mails = sorted(mails, key=lambda row: str(row["id"]))[:REAL]
+    rows, key = rows_of(mails, key, size)
+    write_jsonl(folder / "pool.jsonl", rows)
     workspace = init(folder / "workspace", ["ham", "spam"], remote=str(folder / "remote"))
     params = workspace.layout.params
     text = params.read_text(encoding="utf-8")
@@ -211,7 +378,7 @@ def mail_workspace(folder: Path, size: int) -> tuple[Workspace, dict[str, str]]:
     params.write_text(text, encoding="utf-8")
     workspace = open_workspace(workspace.layout.root)
     ingest(workspace, [folder / "pool.jsonl"])
-    return workspace, read_json(corpus.key)
+    return workspace, key, [row["text"] for row in rows[: len(mails)]]
 
 
 def _start_fork_servers(workspace: Workspace, prefect: Mapping[str, str] | None = None) -> None:
@@ -222,19 +389,10 @@ def _start_fork_servers(workspace: Workspace, prefect: Mapping[str, str] | None 
             time.sleep(_LOOK_SECONDS)
 
 
-def _round(workspace: Workspace, url: str, person: Annotator, key: Mapping[str, str], number: int) -> Tick:
-    """Answer round `number` completely, then time the tick that closes it and pushes the next."""
-    project = read_json(workspace.layout.project)["project_id"]
-    answer_round(url, project, [person], key, 0, round_number=number)
-    tick = _tick(workspace)
-    tell(f"round {number}: {tick.wall:.1f} s")
-    return tick
-
-
 def _tick(workspace: Workspace) -> Tick:
     command = [sys.executable, "-m", "al_pipeline.cli.app", "-C", str(workspace.layout.root), "round", "--json"]
-    begin = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    cpu, begin = spent() + _of_fork_servers(workspace), time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=_environment()) as process:
         memory = Memory(process.pid)
         watching = threading.Thread(target=memory.watch)
         watching.start()
@@ -244,7 +402,30 @@ def _tick(workspace: Workspace) -> Tick:
     if process.returncode:
         raise SystemExit(f"`al round` ended with {process.returncode}: {out}")
     steps = {name: round(seconds, 3) for name, seconds in json.loads(out)["steps"].items()}
-    return Tick(round(wall, 3), steps, memory.peak_mib)
+    used = spent() + _of_fork_servers(workspace) - cpu
+    return Tick(round(wall, 3), steps, memory.peak_mib, round(used, 3))
+
+
+def spent() -> float:
+    """Processor seconds of all children that have ended, and of their children."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _environment() -> dict[str, str]:
+    """Bytecode is kept between runs, as in any installation."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
+def _of_fork_servers(workspace: Workspace) -> float:
+    """Processor seconds of the workspace's fork servers and of their forks that have ended."""
+    folder = str(fork_servers(workspace.id))
+    total = 0.0
+    for process in psutil.process_iter(["cmdline", "cpu_times"]):
+        words, times = process.info["cmdline"] or [], process.info["cpu_times"]
+        if SERVER in words and any(word.startswith(folder) for word in words) and times is not None:
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
 
 
 def _stages(workspace: Workspace, ticks: Sequence[Tick]) -> dict[str, dict[str, float]]:
@@ -286,8 +467,17 @@ def _summary(ticks: Sequence[Tick]) -> dict[str, Any]:
     return {
         "wall": wall,
         "runs": [tick.wall for tick in ticks],
+        "cpu_seconds": round(median(tick.cpu for tick in ticks), 2),
         "steps": steps,
         "outside_steps": round(wall - sum(steps.values()), 3),
+    }
+
+
+def _plain(runs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    return {
+        "wall": round(median(wall for wall, _ in runs), 3),
+        "runs": [round(wall, 3) for wall, _ in runs],
+        "cpu_seconds": round(median(cpu for _, cpu in runs), 2),
     }
 
 
