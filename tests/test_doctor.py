@@ -24,6 +24,7 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.operations.checks import machine, services
 from al_pipeline.operations.checks.finding import Finding
 from al_pipeline.operations.doctor import examine
+from al_pipeline.servers.process import free_port
 from al_pipeline.workspace.lock import locked
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 
@@ -306,6 +307,21 @@ def another_encoder(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
     write_json(workspace.layout.encoder / "source.json", {"source": "another/encoder"})
 
 
+def no_cluster(workspace: Workspace, patch: pytest.MonkeyPatch) -> None:
+    change_params(workspace, {"runner: local": "runner: dask"})
+    Git(workspace.layout.root).commit("A cluster", [workspace.layout.params])
+    patch.setenv("DASK_SCHEDULER_ADDRESS", f"tcp://127.0.0.1:{free_port()}")
+
+
+def unnamed_cluster(workspace: Workspace, patch: pytest.MonkeyPatch) -> None:
+    no_cluster(workspace, patch)
+    patch.delenv("DASK_SCHEDULER_ADDRESS")
+
+
+def dead_prefect_elsewhere(_: Workspace, patch: pytest.MonkeyPatch) -> None:
+    patch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port()}/api")
+
+
 def no_schema_match(workspace: Workspace, _: pytest.MonkeyPatch) -> None:
     change_params(workspace, {'    - "ham"\n': '    - "ham"\n    - yes\n'})
 
@@ -336,6 +352,9 @@ PROVOKED: list[tuple[Callable[[Workspace, pytest.MonkeyPatch], None], str, str, 
     (unwritable_remote, "remote", "error", "cannot be written to"),
     (no_plugin, "remote", "error", "pip install 'al-pipeline[gs]'"),
     (another_engine, "engine", "warning", "threads: was"),
+    (no_cluster, "cluster", "error", "cannot be reached: Connection refused"),
+    (unnamed_cluster, "cluster", "error", "DASK_SCHEDULER_ADDRESS does not say where"),
+    (dead_prefect_elsewhere, "schedule", "warning", "it is not known whether ticks run"),
     (no_label_studio, "Label Studio", "error", "al labelstudio start"),
     (dead_label_studio, "Label Studio", "error", "is it running?"),
     (old_label_studio, "Label Studio", "warning", "1.13.1 is older"),

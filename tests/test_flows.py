@@ -20,8 +20,11 @@ from al_pipeline.files import read_json, write_json
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.label_studio.client import LabelStudioOracle
 from al_pipeline.integrations.oracle import ProjectRef
+from al_pipeline.operations.checks.services import check_schedule
 from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.init import init
+from al_pipeline.operations.schedule import read_schedule
+from al_pipeline.operations.status import status
 from al_pipeline.servers import prefect_status, read_deployment
 from al_pipeline.workspace.layout import STAGES
 from al_pipeline.workspace.trust import accept
@@ -260,6 +263,34 @@ def test_without_a_server_it_runs_in_this_process_and_says_so(tmp_path: Path) ->
     assert json.loads(al_round(workspace, "--json", code=3).stdout)["state"] == "empty"
 
 
+def check_seen_from_elsewhere(workspace: Workspace, server: PrefectServer) -> None:
+    """Without a server of its own, the one that PREFECT_API_URL names is asked; it has no worker."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("al_pipeline.operations.schedule.prefect_status", lambda _: None)
+        patch.setattr("al_pipeline.servers.prefect_status", lambda _: None)
+        nothing = read_schedule(workspace)
+        assert (nothing.server, nothing.elsewhere) == (None, False)
+        for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING"):
+            patch.setenv(name, server.env[name])
+        found = read_schedule(workspace)
+        assert (found.server, found.elsewhere, found.differs, found.worker) == (
+            server.env["PREFECT_API_URL"],
+            True,
+            (),
+            False,
+        )
+        assert found.deployment is not None and found.deployment.pool == f"al-{workspace.id}"
+        [finding] = check_schedule(workspace)
+        assert finding.level == "warning" and "--pool al-" in finding.fix
+        assert status(workspace, ask=False).prefect_url == server.env["PREFECT_API_URL"]
+        patch.setenv("PREFECT_API_AUTH_STRING", "al:wrong")
+        refused = read_schedule(workspace)
+        assert refused.deployment is None and "refuses the log-in" in refused.problem
+        patch.delenv("PREFECT_API_AUTH_STRING")
+        patch.setenv("PREFECT_API_URL", f"{server.env['PREFECT_API_URL']}/nothing")
+        assert read_schedule(workspace).deployment is None
+
+
 def test_the_deployment_bears_the_workspaces_name_and_is_there_once(
     prefect_server: PrefectServer, served: tuple[Workspace, dict[str, str]]
 ) -> None:
@@ -290,6 +321,7 @@ def test_the_deployment_bears_the_workspaces_name_and_is_there_once(
     assert before is not None and before.schedules, "the one that is named right, where there are two"
     apply(workspace.layout.root)
     assert names() == sorted(["a person's own", f"workspace-{end}"])
+    check_seen_from_elsewhere(workspace, prefect_server)
     renamed = workspace.layout.root.rename(workspace.layout.root.with_name("spâm <b>/% 🐟".replace("/", "")))
     found = read_deployment(open_workspace(renamed), server)
     assert found is not None, "found by its pool until it is renamed too"

@@ -17,12 +17,14 @@ from harness import Killed, copy_workspace, killing, small_workspace
 from test_clusters import Bytes, shard_names, vectors_in
 from test_s3 import change_remote, client
 
+from al_pipeline.data.pool import iter_digests
 from al_pipeline.errors import UsageError
-from al_pipeline.features.shards import digest_rows, shard_bytes, shard_name
+from al_pipeline.features.shards import digest_rows, read_shard, shard_bytes, shard_name
 from al_pipeline.features.sharing import seal, unsealed
 from al_pipeline.integrations.dvc.settings import change_config
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
-from al_pipeline.operations import build
+from al_pipeline.operations import build, sharing
+from al_pipeline.operations.checks import data as checks
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.sharing import KEY, SharedVectors, shared_vectors
 from al_pipeline.operations.tick import tick
@@ -144,6 +146,62 @@ def test_a_team_encodes_once(
     (leftover / "half.safetensors").write_bytes(b"half")
     assert encoded(third) == []
     assert vectors_in(third) == expected and not leftover.exists()
+
+
+@pytest.mark.slow
+def test_a_fetch_reads_the_pool_once_and_ends_when_nothing_is_missing(
+    unencoded: tuple[Path, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = clones(unencoded, tmp_path, 2)
+    build.encode(first.layout, first.params.features)
+    expected, [whole] = vectors_in(first), list(first.layout.features.glob("*/[!.]*.safetensors"))
+    tensors = read_shard(whole)
+    assert tensors is not None
+    rows = {name: np.array(tensor) for name, tensor in tensors.tensors.items()}
+    whole.unlink()
+    for start in range(0, 80, 10):
+        data = shard_bytes({name: tensor[start : start + 10] for name, tensor in rows.items()})
+        (whole.parent / shard_name(data)).write_bytes(data)
+    strange = shard_bytes({"hashes": rows["hashes"][:, ::-1].copy(), "vectors": rows["vectors"]})
+    names = {path.name for path in whole.parent.glob("[!.]*.safetensors")}
+    assert len(names) == 8
+    with shared_by(first, SECRET) as (shared, _):
+        shared.send()
+    [folder] = (tmp_path / "remote/vectors").iterdir()
+    (folder / f"{'f' * 32}.safetensors").write_bytes(seal(SECRET.encode(), folder.name, strange))  # sorts last
+    reads: list[object] = []
+    monkeypatch.setattr(sharing, "_AT_ONCE", 1)
+    monkeypatch.setattr(sharing, "iter_digests", lambda folders: reads.append(folders) or iter_digests(folders))
+    with shared_by(second, SECRET) as (shared, warnings):
+        shared.fetch()
+        assert len(reads) == 1 and warnings == [], "the last file was not asked for"
+        assert (vectors_in(second), shard_names(second)) == (expected, names)
+        shared.fetch()
+    assert len(reads) == 2 and warnings == []
+
+
+@pytest.mark.slow
+def test_doctor_says_whether_the_key_fits(
+    unencoded: tuple[Path, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [workspace] = clones(unencoded, tmp_path, 1)
+
+    def found(key: str) -> list[tuple[str, str]]:
+        monkeypatch.setenv(KEY, key)
+        with open_dvc(workspace.layout) as dvc:
+            return [(one.level, one.message) for one in checks._shared_vectors(workspace, dvc)]
+
+    assert found("") == []
+    [(level, said)] = found(SECRET)
+    assert level == "ok" and "no vectors of this encoder yet" in said
+    assert encoded(workspace) == []
+    assert [level for level, _ in found(SECRET)] == ["ok"]
+    [(level, said)] = found("")
+    assert level == "warning" and "AL_VECTORS_KEY is not set" in said
+    [(level, said)] = found("another key, of another team, for tests")
+    assert level == "error" and "did not seal" in said
+    [(level, said)] = found("short")
+    assert level == "error" and "5 characters" in said
 
 
 @pytest.mark.slow

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import play, small_workspace
+from harness import answer_all, play, small_workspace
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from al_pipeline.data.pool import write_items
 from al_pipeline.features.terms import GROWTH, TermCache, fitted_parts
-from al_pipeline.features.tfidf import Tfidf, fit
+from al_pipeline.features.tfidf import Tfidf, _terms, fit
 from al_pipeline.files import sha256_tree
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
+from al_pipeline.operations.tick import tick
 from al_pipeline.records import Item, content_hash
 from al_pipeline.stages import score, train
 from al_pipeline.workspace.fingerprint import write_engine
@@ -87,6 +89,39 @@ def test_a_row_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         vocabulary.transform(texts)
         cached(tmp_path).transform(texts[::-1])
     assert sorted(seen) == sorted(set(TEXTS))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.text("ab1_ .\u00e9\u00df\u0130\n'\u0301", max_size=30), max_size=8))
+def test_terms_are_counted_as_one_by_one(texts: list[str]) -> None:
+    fitted = fit([*texts, *texts[::2], "ab b1 ab b1", "ab b1 _a"], min_df=1)
+    rows = fitted.transform([*texts, *STRANGE])
+    for row, text in enumerate([*texts, *STRANGE]):
+        known = Counter(term for term in _terms(text) if term in fitted.terms)
+        assert [fitted.terms[column] for column in rows[row].indices] == sorted(known)
+        weights = {
+            term: (1 + np.log(count)) * float(fitted.idf[fitted.terms.index(term)]) for term, count in known.items()
+        }
+        length = np.sqrt(sum(weight**2 for weight in weights.values()))
+        np.testing.assert_allclose(rows[row].data, [weights[term] / length for term in sorted(known)], rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tfidf", "encoder+tfidf"])
+def test_no_tick_but_the_one_that_encodes_computes_rows(tmp_path: Path, kind: str) -> None:
+    workspace, truth = small_workspace(tmp_path, changes={"kind: encoder+tfidf": f"kind: {kind}"})
+    layout, oracle = workspace.layout, SimulatedOracle()
+    seen: list[list[str]] = []
+
+    def run(name: str, action: Callable[[], object]) -> None:
+        action()
+        if name in ("encode", "score"):
+            seen.append(sorted(path.name for path in layout.terms.glob("*/[!.]*")))
+
+    tick(workspace, lambda: oracle, run=run)
+    answer_all(oracle, truth)
+    tick(workspace, lambda: oracle, run=run)
+    assert seen[0] and [one == seen[0] for one in seen] == [True] * len(seen), seen
 
 
 def test_another_engine_another_pool_or_another_vocabulary_shares_nothing(tmp_path: Path) -> None:

@@ -133,13 +133,20 @@ def _print_schedule(found: Standing) -> None:
     wanted = found.wanted
     echo(f"schedule: [bold]{escape(wanted.cron)}[/] {escape(wanted.timezone)}{'' if wanted.active else ', off'}")
     if found.server is None:
-        return echo("The workspace's Prefect server is not up, so no tick is scheduled: [bold]al up[/]")
+        return echo(
+            "The workspace's Prefect server is not up and PREFECT_API_URL names no other, so no tick is scheduled: "
+            "[bold]al up[/]"
+        )
+    if found.elsewhere:
+        echo(f"on the Prefect server {escape(found.server)}, by PREFECT_API_URL")
+    if found.problem:
+        return echo(f"[yellow]It is not known whether ticks run:[/] {escape(found.problem)}")
     if found.deployment is None:
-        return echo("[yellow]The schedule was never applied:[/] [bold]al schedule apply[/]")
+        return echo(f"[yellow]The schedule was never applied:[/] {escape(found.fix)}")
     for difference in found.differs:
-        echo(f"[yellow]{escape(difference)}:[/] [bold]al schedule apply[/], or change params.yaml")
+        echo(f"[yellow]{escape(difference)}:[/] {escape(found.fix)}, or change params.yaml")
     if not found.worker:
-        echo("[yellow]No worker picks up scheduled ticks:[/] [bold]al up[/] starts it")
+        echo(f"[yellow]No worker picks up scheduled ticks:[/] {escape(found.start_worker)} starts it")
     elif found.next_run:
         echo(f"next scheduled tick: {format_time(wanted.timezone, found.next_run)}")
 

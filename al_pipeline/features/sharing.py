@@ -10,6 +10,7 @@ import hashlib
 import hmac
 
 import numpy as np
+from numpy.typing import NDArray
 
 from al_pipeline.features.shards import shard_name, shard_tensors
 
@@ -32,6 +33,14 @@ def unsealed(key: bytes, fingerprint: str, name: str, data: bytes) -> bytes | No
         return None
     vectors = tensors["vectors"]
     return shard if vectors.ndim == 2 and np.isfinite(vectors).all() else None
+
+
+def digests_in(shard: bytes) -> NDArray[np.uint8]:
+    """The content hashes in what `unsealed` returned, as bytes (n, 32)."""
+    tensors = shard_tensors(shard)
+    assert tensors is not None  # `unsealed` has checked it
+    found: NDArray[np.uint8] = tensors["hashes"]
+    return found
 
 
 def _seal_of(key: bytes, fingerprint: str, shard: bytes) -> bytes:

@@ -95,20 +95,7 @@ class TermRows:
         """The rows of `texts`, (n, width), in order. `compute` returns those not cached yet, which are then stored."""
         from scipy.sparse import csr_matrix, vstack
 
-        digests = _digests(texts)
-        rows = self._shards.find(digests)
-        if (rows < 0).any():
-            new = list({digests[row].tobytes(): row for row in np.flatnonzero(rows < 0)}.values())
-            made = compute([texts[row] for row in new])
-            self._shards.add(
-                {
-                    "columns": made.indices.astype(np.int32),
-                    "hashes": digests[new],
-                    "starts": made.indptr.astype(np.int32),
-                    "values": made.data,
-                }
-            )
-            rows = self._shards.find(digests)
+        rows = self._rows_of(texts, compute)
         blocks, order = [], []
         for shard, places, own in self._shards.split(rows):
             block = csr_matrix((shard["values"], shard["columns"], shard["starts"]), (len(shard["hashes"]), width))
@@ -119,6 +106,32 @@ class TermRows:
         found = blocks[0] if len(blocks) == 1 else vstack(blocks, format="csr")
         placed = np.concatenate(order)
         return found if np.array_equal(placed, np.arange(len(placed))) else found[np.argsort(placed)]
+
+    def ensure(self, texts: Sequence[str], compute: Callable[[Sequence[str]], csr_matrix]) -> None:
+        """Store the rows of `texts` that are not cached yet, which `compute` returns."""
+        self._rows_of(texts, compute)
+
+    def remember_written(self) -> None:
+        """Spare the next process a check of the files that this one wrote."""
+        self._shards.remember_written()
+
+    def _rows_of(self, texts: Sequence[str], compute: Callable[[Sequence[str]], csr_matrix]) -> NDArray[np.int64]:
+        """The numbers of the rows of `texts` across all shards, (n,), after those not cached yet were stored."""
+        digests = _digests(texts)
+        rows = self._shards.find(digests)
+        if not (rows < 0).any():
+            return rows
+        new = list({digests[row].tobytes(): row for row in np.flatnonzero(rows < 0)}.values())
+        made = compute([texts[row] for row in new])
+        self._shards.add(
+            {
+                "columns": made.indices.astype(np.int32),
+                "hashes": digests[new],
+                "starts": made.indptr.astype(np.int32),
+                "values": made.data,
+            }
+        )
+        return self._shards.find(digests)
 
 
 def _fits(tensors: Tensors) -> bool:

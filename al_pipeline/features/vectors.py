@@ -47,6 +47,11 @@ class Vectors:
         """The number of these content hashes, as bytes (n, 32) in parts, that have no vector yet."""
         return sum(int(self._cache.missing_rows(part).sum()) for part in digests)
 
+    def missing_digests(self, digests: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """Those of these content hashes, as bytes (n, 32) in parts, that have no vector yet, (m, 32)."""
+        found = [part[self._cache.missing_rows(part)] for part in digests]
+        return np.concatenate([np.empty((0, 32), np.uint8), *found])
+
     def prepare(
         self,
         items: Iterable[tuple[str, str]],

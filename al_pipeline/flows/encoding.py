@@ -1,8 +1,4 @@
-"""The pool's shards as Prefect tasks, run by the workers of a Dask or Ray cluster (`engine.runner`).
-
-The engine's own settings say where the cluster is (`DASK_SCHEDULER_ADDRESS`, `RAY_ADDRESS`), not `params.yaml`: whoever
-wrote a cloned workspace must not choose who gets its texts and whose pickles are loaded.
-"""
+"""The pool's shards as Prefect tasks, run by the workers of a Dask or Ray cluster (`engine.runner`)."""
 
 from __future__ import annotations
 
@@ -24,6 +20,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
 
 from al_pipeline.errors import AlError, ExternalServiceError, UsageError
+from al_pipeline.operations.clusters import no_address, not_installed
 from al_pipeline.operations.encoding import WORKER, Shard, Shards
 
 OUTSTANDING = 64
@@ -160,10 +157,10 @@ def _dask() -> Iterator[TaskRunner[Any]]:
         from distributed import Client
         from prefect_dask import DaskTaskRunner
     except ImportError as error:
-        raise UsageError(_not_installed("dask", error)) from None
+        raise UsageError(not_installed("dask", error)) from None
     address = dask.config.get("scheduler-address", None)
     if not address:
-        raise UsageError(_no_address("dask", "DASK_SCHEDULER_ADDRESS", "tcp://scheduler.example.org:8786"))
+        raise UsageError(no_address("dask"))
     try:
         with Client(address, timeout=_CONNECT_SECONDS, set_as_default=False) as client:
             client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
@@ -179,10 +176,10 @@ def _ray() -> Iterator[TaskRunner[Any]]:
         import ray
         from prefect_ray import RayTaskRunner
     except ImportError as error:
-        raise UsageError(_not_installed("ray", error)) from None
+        raise UsageError(not_installed("ray", error)) from None
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        raise UsageError(_no_address("ray", "RAY_ADDRESS", "ray://head.example.org:10001"))
+        raise UsageError(no_address("ray"))
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             ray.init(address, namespace="prefect", log_to_driver=False, logging_level=logging.ERROR)
@@ -213,20 +210,6 @@ def _threads() -> int | None:
         return int(get_worker().state.nthreads)
     given = os.environ.get("OMP_NUM_THREADS", "")
     return int(given) if given.isdecimal() and int(given) else None
-
-
-def _not_installed(runner: str, error: ImportError) -> str:
-    return (
-        f"engine.runner is {runner}, and its packages are not installed here ({error}): `pip install "
-        f"'al-pipeline[{runner}]'` in the environment that `al` runs in, and in that of every worker"
-    )
-
-
-def _no_address(runner: str, variable: str, example: str) -> str:
-    return (
-        f"engine.runner is {runner}, and {variable} does not say where the cluster is: set it (such as {example}) in "
-        "the environment of `al round` and `al up`, or set engine.runner: local in params.yaml"
-    )
 
 
 def _no_cluster(runner: str, address: str, error: Exception) -> str:

@@ -174,31 +174,33 @@ def encode(
     shared: SharedVectors | None = None,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Add missing vectors to the feature cache: in a subprocess, so that its memory is freed afterwards, or by workers.
+    """Add what is missing to the caches of features: in a subprocess, so that its memory is freed afterwards.
 
-    Does nothing if the cache was already filled for the same inputs; a stage that still finds a vector missing encodes
-    the text itself. `engine`: an engine to use instead of the running one. `runner`: `engine.runner`, see `run_step`.
-    `shared`: the team's cache of vectors. `on_progress` gets a line if much is to be done. Raises StageFailed on a
-    failure or timeout, UsageError if nothing carries shards to the cluster, NoRoom if the disk has no room for vectors.
+    Vectors may come from workers instead. Does nothing if the caches were already filled for the same inputs; a stage
+    that still finds something missing computes it itself. `engine`: an engine to use instead of the running one.
+    `runner`: `engine.runner`, see `run_step`. `shared`: the team's cache of vectors. `on_progress` gets a line if much
+    is to be done. Raises StageFailed on a failure or timeout, UsageError if nothing carries shards to the cluster,
+    NoRoom if the disk has no room for vectors.
     """
-    if not features.uses_encoder:
-        return
     filled_for = _encoding_key(layout, features)
     if (
         engine is None
         and read_object(layout.encoded).get("key") == filled_for
-        and any(layout.features.glob("[!.]*/[!.]*"))
+        and (not features.uses_encoder or any(layout.features.glob("[!.]*/[!.]*")))
     ):
         return
-    from al_pipeline.operations.needs import check_encoding  # lazy: `al status` does not need it
+    is_encoded = False
+    if features.uses_encoder:
+        from al_pipeline.operations.needs import check_encoding  # lazy: `al status` does not need it
 
-    if shared is not None:
-        shared.fetch()
-    if said := check_encoding(layout, features):
-        on_progress(said)
-    if runner == LOCAL.runner or not _encode_on_cluster(layout, features, runner, run_shards):
+        if shared is not None:
+            shared.fetch()
+        if said := check_encoding(layout, features):
+            on_progress(said)
+        is_encoded = runner != LOCAL.runner and _encode_on_cluster(layout, features, runner, run_shards)
+    if features.uses_tfidf or not is_encoded:
         _run_encoder(layout, engine, "al_pipeline.stages.encode")
-    if shared is not None:
+    if features.uses_encoder and shared is not None:
         shared.send()
     if engine is None:
         write_json(layout.encoded, {**read_object(layout.encoded), "key": filled_for})

@@ -21,7 +21,7 @@ from al_pipeline.operations.checks.machine import (
     check_versions,
 )
 from al_pipeline.operations.checks.repository import check_classes, check_clone, check_git, check_secrets
-from al_pipeline.operations.checks.services import check_label_studio, check_schedule
+from al_pipeline.operations.checks.services import check_cluster, check_label_studio, check_schedule
 from al_pipeline.workspace.workspace import Workspace
 
 
@@ -40,6 +40,7 @@ def examine(workspace: Workspace) -> list[Finding]:
         ("encoder", check_encoder),
         ("encoding", check_encoding),
         ("engine", check_engine),
+        ("cluster", check_cluster),
         ("Label Studio", check_label_studio),
         ("schedule", check_schedule),
         ("disk", check_disk),

@@ -1,11 +1,13 @@
-"""The schedule of ticks: what `params.yaml` says, what the workspace's Prefect server has, and how to change it.
+"""The schedule of ticks: what `params.yaml` says, what the Prefect server has, and how to change it.
 
 This module only reads from the server; `al_pipeline/flows/deployments.py` deploys the schedule there.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +15,13 @@ import msgspec
 import yaml
 from msgspec.structs import replace
 
-from al_pipeline.errors import BadParams
+from al_pipeline.errors import BadParams, ServerFailed
 from al_pipeline.files import write_bytes
 from al_pipeline.integrations.git import Git
 from al_pipeline.logs import get_logger
 from al_pipeline.params import Schedule, parse_params
-from al_pipeline.servers import Deployment, prefect_status, read_deployment, worker_status
+from al_pipeline.sanitize import redact
+from al_pipeline.servers import Deployment, prefect_elsewhere, prefect_status, read_deployment, worker_status
 from al_pipeline.workspace.lock import locked
 from al_pipeline.workspace.trust import template
 from al_pipeline.workspace.workspace import Workspace
@@ -32,13 +35,30 @@ class Standing:
 
     wanted: Schedule
     server: str | None
-    """URL of the workspace's own Prefect server; None if it is not running."""
+    """URL of the workspace's own Prefect server, else of the one in PREFECT_API_URL; None if there is neither."""
     deployment: Deployment | None
     """The deployment on that server; None if there is none."""
     worker: bool
     """Whether a worker is running that executes due runs."""
     differs: tuple[str, ...]
     """How the server's schedule differs from `params.yaml`, in words; empty if there is none to compare."""
+    elsewhere: bool = False
+    """Whether the server is that of PREFECT_API_URL."""
+    problem: str = ""
+    """Why that server could not be asked, in words."""
+
+    @property
+    def fix(self) -> str:
+        """How to bring the schedule of `params.yaml` to the server."""
+        return "`prefect --no-prompt deploy --prefect-file prefect.yaml`" if self.elsewhere else "`al schedule apply`"
+
+    @property
+    def start_worker(self) -> str:
+        """How to start a worker."""
+        if not self.elsewhere:
+            return "`al up`"
+        pool = self.deployment.pool if self.deployment is not None and self.deployment.pool else "POOL"
+        return f"`prefect worker start --pool {shlex.quote(pool)} --type process` on the machine of the workspace"
 
     @property
     def next_run(self) -> str | None:
@@ -54,18 +74,39 @@ class Standing:
             "differences": list(self.differs),
             "worker": self.worker,
             "next_run": self.next_run,
+            "elsewhere": self.elsewhere,
+            "problem": self.problem or None,
         }
 
 
 def read_schedule(workspace: Workspace) -> Standing:
-    """Read the configured and deployed schedule. Raises BadParams, ServerFailed if the server's answer is unusable."""
+    """Read the configured and deployed schedule. Raises BadParams, ServerFailed if its own server's answer is unusable.
+
+    Without a server of the workspace's own, the one that PREFECT_API_URL names is asked.
+    """
     wanted = workspace.params.schedule
     server = prefect_status(workspace)
     if server is None:
-        return Standing(wanted, None, None, False, ())
+        return _elsewhere(workspace, wanted)
     deployment = read_deployment(workspace, server)
     differs = () if deployment is None else tuple(_differences(workspace, wanted, deployment))
     return Standing(wanted, server.url, deployment, worker_status(workspace) is not None, differs)
+
+
+def _elsewhere(workspace: Workspace, wanted: Schedule) -> Standing:
+    if (api := prefect_elsewhere()) is None:
+        return Standing(wanted, None, None, False, ())
+    url = redact(api.url)
+    try:
+        found = read_deployment(workspace, api)
+    except ServerFailed as error:
+        return Standing(wanted, url, None, False, (), True, str(error))
+    if found is None:
+        return Standing(wanted, url, None, False, (), True)
+    differs = _differences(
+        workspace, wanted, dataclasses.replace(found, root=None)
+    )  # this may be a clone on another machine
+    return Standing(wanted, url, found, found.has_worker, tuple(differs), True)
 
 
 def _differences(workspace: Workspace, wanted: Schedule, deployment: Deployment) -> list[str]:

@@ -13,12 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from al_pipeline.data.pool import iter_digests
 from al_pipeline.errors import RepositoryError, UsageError
-from al_pipeline.features.sharing import seal, unsealed
+from al_pipeline.features.sharing import digests_in, seal, unsealed
 from al_pipeline.features.vectors import Vectors, open_vectors
 from al_pipeline.files import read_json, write_bytes
 from al_pipeline.integrations.dvc.session import Dvc
-from al_pipeline.operations.encoding import missing_texts
 from al_pipeline.params import Features
 from al_pipeline.workspace.fingerprint import recorded_device
 from al_pipeline.workspace.home import private_folder
@@ -43,18 +46,23 @@ class SharedVectors:
     warn: Callable[[str], None]
 
     def fetch(self) -> None:
-        """Add shards from the remote to the cache of vectors, until no text of the pool and the test set lacks one."""
+        """Add shards from the remote to the cache of vectors, until no text of the pool and the test set lacks one.
+
+        The pool is read once; then each shard says which texts it is for.
+        """
         vectors = self._open()
-        if vectors is None or not missing_texts(self.layout, vectors):
+        if vectors is None:
+            return
+        wanted = _Wanted(vectors.missing_digests(iter_digests([self.layout.pool, self.layout.test])))
+        if not wanted.left:
             return
         refused: list[str] = []
         try:
             here = vectors.shard_files()
             names = [name for name in self.dvc.shared_names(self._folder(vectors)) if name not in here]
             for start in range(0, len(names), _AT_ONCE):
-                refused += self._take(vectors, names[start : start + _AT_ONCE])
-                opened = self._open()
-                if opened is None or not missing_texts(self.layout, opened):
+                refused += self._take(vectors, names[start : start + _AT_ONCE], wanted)
+                if not wanted.left:
                     break
         except RepositoryError as error:
             self.warn(f"the team's vectors could not be fetched, so texts are encoded here: {error}")
@@ -82,7 +90,17 @@ class SharedVectors:
         except RepositoryError as error:
             self.warn(f"the team's vectors could not be stored; the next round tries again: {error}")
 
-    def _take(self, vectors: Vectors, names: list[str]) -> list[str]:
+    def is_sealed(self) -> bool | None:
+        """Whether the key sealed what the remote has, by one file; None if the remote has none for this encoder."""
+        vectors = self._open()
+        names = [] if vectors is None else self.dvc.shared_names(self._folder(vectors))[:1]
+        if vectors is None or not names:
+            return None
+        with self._copies() as copies:
+            self.dvc.fetch_shared(self._folder(vectors), names, copies)
+            return unsealed(self.key, vectors.fingerprint, names[0], (copies / names[0]).read_bytes()) is not None
+
+    def _take(self, vectors: Vectors, names: list[str], wanted: _Wanted) -> list[str]:
         """Copy shards into the cache; return the names of those that the key did not seal."""
         refused = []
         with self._copies() as copies:
@@ -93,6 +111,7 @@ class SharedVectors:
                     refused.append(name)
                 else:
                     write_bytes(vectors.folder / name, shard)
+                    wanted.discard(digests_in(shard))
         return refused
 
     def _open(self) -> Vectors | None:
@@ -113,11 +132,41 @@ class SharedVectors:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+class _Wanted:
+    """Content hashes that have no vector yet."""
+
+    def __init__(self, digests: NDArray[np.uint8]) -> None:
+        """`digests`: as bytes, (n, 32)."""
+        self._keys = np.unique(_as_keys(digests))
+        self._open = np.ones(len(self._keys), np.bool_)
+        self.left = len(self._keys)
+        """The number of hashes that are left."""
+
+    def discard(self, digests: NDArray[np.uint8]) -> None:
+        """Remove hashes, as bytes (m, 32), at a cost that grows with m."""
+        keys = _as_keys(digests)
+        at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        at = np.unique(at[self._keys[at] == keys])
+        self.left -= int(self._open[at].sum())
+        self._open[at] = False
+
+
+def _as_keys(digests: NDArray[np.uint8]) -> NDArray[np.bytes_]:
+    return np.ascontiguousarray(digests).view("S32").ravel()
+
+
 def shared_vectors(layout: Layout, features: Features, dvc: Dvc, warn: Callable[[str], None]) -> SharedVectors | None:
     """The shared cache; None if the environment has no key. Raises UsageError if the key is too short to be one."""
     given = os.environ.get(KEY, "")
     if not given:
         return None
-    if len(given) < _LEAST:
-        raise UsageError(f"{KEY} has {len(given)} characters, and a key has at least {_LEAST}: `openssl rand -hex 32`")
+    if problem := key_problem(given):
+        raise UsageError(problem)
     return SharedVectors(layout, features, dvc, given.encode(), warn)
+
+
+def key_problem(key: str) -> str:
+    """What is wrong with a key, in words; empty if nothing is, or without one."""
+    if not key or len(key) >= _LEAST:
+        return ""
+    return f"{KEY} has {len(key)} characters, and a key has at least {_LEAST}: `openssl rand -hex 32`"

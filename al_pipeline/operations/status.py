@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,6 +25,7 @@ from al_pipeline.operations.schema import schema_problem
 from al_pipeline.reporting.view_model import PoolCounts, RoundRow
 from al_pipeline.rounds.manifests import Counts, NextBatch, Record
 from al_pipeline.rounds.state_machine import Facts, State, Wait, close_reason, next_step, state, waiting_for
+from al_pipeline.sanitize import redact
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.lock import holder
 from al_pipeline.workspace.workspace import Workspace
@@ -223,19 +225,20 @@ def in_order(classes: Sequence[str], counts: Mapping[str, int]) -> dict[str, int
 
 
 def _prefect(workspace: Workspace) -> tuple[str | None, str | None]:
-    """The URL of the workspace's Prefect server, and the time of its next scheduled tick."""
-    if not (workspace.home / "prefect").exists():  # never started: the servers' code is not imported
+    """The URL of the Prefect server (its own, or that of PREFECT_API_URL), and the time of the next scheduled tick."""
+    is_started = (workspace.home / "prefect").exists()
+    if not is_started and not os.environ.get("PREFECT_API_URL"):  # the servers' code is not imported
         return None, None
-    from al_pipeline.servers import prefect_status, read_deployment
+    from al_pipeline.servers import prefect_elsewhere, prefect_status, read_deployment
 
-    server = prefect_status(workspace)
+    server = (prefect_status(workspace) if is_started else None) or prefect_elsewhere()
     if server is None:
         return None, None
     try:
         deployment = read_deployment(workspace, server)
     except ServerFailed:  # the status is useful without it
         deployment = None
-    return server.url, deployment.next_run if deployment else None
+    return redact(server.url), deployment.next_run if deployment else None
 
 
 def _next(facts: Facts, workspace: Workspace) -> str:

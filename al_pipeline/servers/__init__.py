@@ -16,7 +16,9 @@ from al_pipeline.servers.label_studio_server import (
 )
 from al_pipeline.servers.prefect_server import (
     Deployment,
+    PrefectApi,
     password_file,
+    prefect_elsewhere,
     prefect_environment,
     prefect_status,
     read_deployment,
@@ -31,6 +33,7 @@ __all__ = [
     "Account",
     "Deployment",
     "Invited",
+    "PrefectApi",
     "Progress",
     "Server",
     "ServiceRow",
@@ -44,6 +47,7 @@ __all__ = [
     "label_studio_elsewhere",
     "label_studio_status",
     "password_file",
+    "prefect_elsewhere",
     "prefect_environment",
     "prefect_status",
     "read_deployment",

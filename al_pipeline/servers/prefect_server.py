@@ -10,7 +10,7 @@ import re
 import secrets
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from al_pipeline.errors import ServerFailed
 from al_pipeline.files import write_text
 from al_pipeline.logs import get_logger
-from al_pipeline.sanitize import has_tls
+from al_pipeline.sanitize import has_tls, on_this_machine, redact
 from al_pipeline.servers import process
 from al_pipeline.servers.process import LOOPBACK, Progress, Server, Service
 from al_pipeline.workspace.home import private_folder
@@ -32,6 +32,8 @@ _LONGEST_NAME = 40
 
 _START_SECONDS = 180.0
 _REQUEST_SECONDS = 10.0
+_FAR_SECONDS = 5.0
+"""As `al status` waits for a server on another machine."""
 _BUSY_SECONDS = (0.5, 1.0, 2.0, 4.0)
 """Pauses between repeated requests to a server that answers 503: its SQLite database is locked by another writer."""
 
@@ -48,6 +50,33 @@ class Deployment:
     """The clone that is its runs' working directory."""
     next_run: str | None
     """When the next run is due, as ISO 8601 in UTC."""
+    pool: str | None = None
+    """Its work pool."""
+    has_worker: bool = False
+    """Whether a worker polls that pool, as far as the server knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefectApi:
+    """Where a Prefect server's API is, and how a client logs in to it."""
+
+    url: str
+    """With `/api` at its end, as in PREFECT_API_URL."""
+    login: tuple[str, str] | None = field(default=None, repr=False)
+    key: str | None = field(default=None, repr=False)
+    certificates: str | None = None
+    """A file of certificate authorities, in place of the usual ones."""
+
+
+def prefect_elsewhere() -> PrefectApi | None:
+    """The Prefect server that the environment names, such as a team's; None if it names none."""
+    url = os.environ.get("PREFECT_API_URL", "").strip().rstrip("/")
+    if not url:
+        return None
+    user, colon, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
+    login = (user, password) if colon else None
+    key, certificates = (os.environ.get(f"PREFECT_API_{name}") or None for name in ("KEY", "SSL_CERT_FILE"))
+    return PrefectApi(url, login, key, certificates)
 
 
 def start_prefect(workspace: Workspace, progress: Progress) -> Server:
@@ -103,35 +132,43 @@ def is_our_deployment(name: str, workspace_id: str) -> bool:
     return name == workspace_id or name.endswith(f"-{workspace_id}")
 
 
-def read_deployment(workspace: Workspace, server: Server) -> Deployment | None:
-    """The workspace's deployment on its own server; None before the first `al up` or `al schedule apply`.
+def read_deployment(workspace: Workspace, server: Server | PrefectApi) -> Deployment | None:
+    """The workspace's deployment on its own server, or on another one; None if it has none there.
 
-    Raises ServerFailed if the server gives no valid response.
+    On another server it may be in any work pool. Raises ServerFailed if the server gives no valid response.
     """
-    ours = {"flows": {"name": {"any_": [FLOW]}}, "work_pools": {"name": {"any_": [pool_name(workspace)]}}}
-    known = _ask(workspace, server, "POST", "/deployments/filter", ours) or []
-    known = [row for row in known if is_our_deployment(row["name"], workspace.id)]
-    if not known:
-        return None
-    found = max(known, key=lambda row: row["name"] == deployment_name(workspace))
-    pool = _ask(workspace, server, "GET", f"/work_pools/{found['work_pool_name']}") if found["work_pool_name"] else None
-    job = (pool or {}).get("base_job_template", {}).get("job_configuration", {})
-    wanted = {
-        "deployments": {"id": {"any_": [found["id"]]}},
-        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
-        "sort": "EXPECTED_START_TIME_ASC",
-        "limit": 1,
-    }
-    runs = _ask(workspace, server, "POST", "/flow_runs/filter", wanted) or []
-    return Deployment(
-        tuple(
-            (row["schedule"].get("cron", "Prefect's own"), row["schedule"].get("timezone") or "UTC", row["active"])
-            for row in found["schedules"]
-        ),
-        found["paused"],
-        job.get("working_dir"),
-        runs[0]["expected_start_time"] if runs else None,
-    )
+    if isinstance(server, PrefectApi):
+        api, pools = server, {}
+    else:
+        api, pools = _api(workspace, server), {"work_pools": {"name": {"any_": [pool_name(workspace)]}}}
+    known = _send(api, "POST", "/deployments/filter", {"flows": {"name": {"any_": [FLOW]}}, **pools}) or []
+    try:
+        known = [row for row in known if is_our_deployment(row["name"], workspace.id)]
+        if not known:
+            return None
+        found = max(known, key=lambda row: row["name"] == deployment_name(workspace))
+        pool = _send(api, "GET", f"/work_pools/{found['work_pool_name']}") if found["work_pool_name"] else None
+        job = (pool or {}).get("base_job_template", {}).get("job_configuration", {})
+        wanted = {
+            "deployments": {"id": {"any_": [found["id"]]}},
+            "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+            "sort": "EXPECTED_START_TIME_ASC",
+            "limit": 1,
+        }
+        runs = _send(api, "POST", "/flow_runs/filter", wanted) or []
+        return Deployment(
+            tuple(
+                (row["schedule"].get("cron", "Prefect's own"), row["schedule"].get("timezone") or "UTC", row["active"])
+                for row in found["schedules"]
+            ),
+            found["paused"],
+            (found.get("job_variables") or {}).get("working_dir") or job.get("working_dir"),
+            runs[0]["expected_start_time"] if runs else None,
+            found["work_pool_name"],
+            (pool or {}).get("status") == "READY",
+        )
+    except (AttributeError, KeyError, TypeError, IndexError) as error:
+        raise _unusable(api, error) from None
 
 
 def crash_runs(workspace: Workspace, server: Server, before: float, why: str) -> int:
@@ -143,39 +180,69 @@ def crash_runs(workspace: Workspace, server: Server, before: float, why: str) ->
         "work_pools": {"name": {"any_": [pool_name(workspace)]}},
         "flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}},
     }
-    state = {"type": "CRASHED", "name": "Crashed", "message": why}
+    state, api = {"type": "CRASHED", "name": "Crashed", "message": why}, _api(workspace, server)
     found = [
         run
-        for run in _ask(workspace, server, "POST", "/flow_runs/filter", wanted) or []
+        for run in _send(api, "POST", "/flow_runs/filter", wanted) or []
         if datetime.fromisoformat(run["state"]["timestamp"]).timestamp() < before
     ]
     for run in found:
-        _ask(workspace, server, "POST", f"/flow_runs/{run['id']}/set_state", {"state": state})
+        _send(api, "POST", f"/flow_runs/{run['id']}/set_state", {"state": state})
     return len(found)
 
 
-def _ask(workspace: Workspace, server: Server, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-    """Send one request to the server's API; None for a 404."""
+def _api(workspace: Workspace, server: Server) -> PrefectApi:
+    """The API of the workspace's own server."""
+    user, _, password = _password(workspace).partition(":")
+    return PrefectApi(f"{server.url}/api", (user, password))
+
+
+def _send(api: PrefectApi, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    """Send one request to a server's API; None for a 404. Raises ServerFailed if it gives no valid response."""
+    import ssl
+
     import httpx
 
-    user, _, password = _password(workspace).partition(":")
+    verify: bool | ssl.SSLContext = has_tls(api.url)
+    headers = {"Authorization": f"Bearer {api.key}"} if api.key else {}
+    is_near = on_this_machine(api.url)
     try:
-        tls, login = has_tls(server.url), (user, password)
-        with httpx.Client(trust_env=False, timeout=_REQUEST_SECONDS, verify=tls, auth=login) as client:
+        if verify and api.certificates:
+            verify = ssl.create_default_context(cafile=api.certificates)
+        with httpx.Client(
+            trust_env=not is_near,
+            timeout=_REQUEST_SECONDS if is_near else _FAR_SECONDS,
+            verify=verify,
+            auth=None if api.key else api.login,
+            headers=headers,
+        ) as client:
             for seconds in (*_BUSY_SECONDS, None):
                 begin = time.perf_counter()
-                reply = client.request(method, f"{server.url}/api{path}", json=body)
+                reply = client.request(method, f"{api.url}{path}", json=body)
                 spent = time.perf_counter() - begin
                 _logger.debug("%s %s: %d after %.3f s", method, path, reply.status_code, spent)
                 if seconds is None or reply.status_code != httpx.codes.SERVICE_UNAVAILABLE:
                     break
                 _logger.warning("Prefect is busy (503); the next attempt is in %.1f s", seconds)
                 time.sleep(seconds)
+            if reply.status_code in (401, 403):
+                raise ServerFailed(
+                    f"Prefect at {redact(api.url)} refuses the log-in ({reply.status_code}): set PREFECT_API_KEY, or "
+                    "PREFECT_API_AUTH_STRING as USER:PASSWORD"
+                )
             return None if reply.status_code == 404 else reply.raise_for_status().json()
-    except (httpx.HTTPError, ValueError) as error:
-        raise ServerFailed(
-            f"Prefect at {server.url} gave no valid response ({type(error).__name__}); try again"
-        ) from None
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+        raise _unusable(api, error) from None
+
+
+def _unusable(api: PrefectApi, error: Exception) -> ServerFailed:
+    return ServerFailed(
+        f"Prefect at {redact(api.url)} gave no valid response ({type(error).__name__}); is it up, and is that the "
+        "address of its API?"
+        if not on_this_machine(api.url)
+        else f"Prefect at {redact(api.url).removesuffix('/api')} gave no valid response ({type(error).__name__}); try "
+        "again"
+    )
 
 
 def _service(workspace: Workspace) -> Service:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 
+from al_pipeline.data.pool import count_items, iter_batches, list_parts
 from al_pipeline.errors import AlError
 from al_pipeline.features.encoder import library_versions
-from al_pipeline.features.terms import TermCache
+from al_pipeline.features.terms import TermCache, fitted_parts
+from al_pipeline.features.tfidf import Tfidf
+from al_pipeline.file_notes import FileNotes
 from al_pipeline.files import sha256_file
 from al_pipeline.logs import get_logger
 from al_pipeline.threads import one_thread
@@ -62,3 +65,18 @@ def prepare() -> None:
 def open_terms(layout: Layout) -> TermCache:
     """The cache of TF-IDF vocabularies and rows for this engine, which `check_engine` has verified."""
     return TermCache(layout.terms, sha256_file(layout.engine))
+
+
+def pool_vocabulary(layout: Layout) -> Tfidf:
+    """TF-IDF's vocabulary, fitted on the leading parts of the pool that `fitted_parts` selects; cached."""
+    parts = list_parts([layout.pool])
+    leading = parts[: fitted_parts([count_items([part]) for part in parts])]
+    notes = FileNotes(layout.terms / ".notes")
+    source = " ".join(notes.sha256(part) for part in leading)
+    notes.save()
+
+    def texts() -> Iterator[str]:
+        for batch in iter_batches(leading, ("text",)):
+            yield from batch.column("text").to_pylist()
+
+    return open_terms(layout).vocabulary(source, texts)

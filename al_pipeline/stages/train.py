@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from al_pipeline.data.outputs import read_labeled
-from al_pipeline.data.pool import count_items, fetch, iter_batches, list_parts
-from al_pipeline.features.terms import fitted_parts
-from al_pipeline.features.tfidf import Tfidf
+from al_pipeline.data.pool import fetch
 from al_pipeline.features.vectors import open_vectors
-from al_pipeline.file_notes import FileNotes
 from al_pipeline.files import read_json
 from al_pipeline.models.finetuned import fit_finetuned
 from al_pipeline.models.text_model import fit_text_model
 from al_pipeline.params import FINETUNED, load_params
 from al_pipeline.progress import progress_reporter
-from al_pipeline.stages import open_terms, stage
+from al_pipeline.stages import pool_vocabulary, stage
 from al_pipeline.workspace.fingerprint import check_engine
 from al_pipeline.workspace.layout import Layout
 
@@ -56,7 +51,7 @@ def main(layout: Layout) -> None:
         labels=labels,
         classes=params.schema_.labels,
         features=params.features,
-        tfidf=_vocabulary(layout) if params.features.uses_tfidf else None,
+        tfidf=pool_vocabulary(layout) if params.features.uses_tfidf else None,
         seed=params.seed,
         calibrate=params.train.calibrate,
         encoder=None if vectors is None else vectors.identity,
@@ -64,21 +59,6 @@ def main(layout: Layout) -> None:
         classifier=params.train.model,
     )
     model.save(layout.model)
-
-
-def _vocabulary(layout: Layout) -> Tfidf:
-    """TF-IDF's vocabulary, fitted on the leading parts of the pool that `fitted_parts` selects."""
-    parts = list_parts([layout.pool])
-    leading = parts[: fitted_parts([count_items([part]) for part in parts])]
-    notes = FileNotes(layout.terms / ".notes")
-    source = " ".join(notes.sha256(part) for part in leading)
-    notes.save()
-
-    def texts() -> Iterator[str]:
-        for batch in iter_batches(leading, ("text",)):
-            yield from batch.column("text").to_pylist()
-
-    return open_terms(layout).vocabulary(source, texts)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from al_pipeline.errors import BadParams
 from al_pipeline.files import read_object
 from al_pipeline.integrations.dvc.defects import describe_defects
+from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.checks.finding import Finding
 from al_pipeline.operations.close import absent_sources, check_sources, foreign_edits, is_closed
@@ -79,6 +81,7 @@ def check_dvc_remote(workspace: Workspace) -> Iterator[Finding]:
             return
         name = dvc.check_writable()
         checked, defects = dvc.check_remote() if published else (0, [])
+        shared = list(_shared_vectors(workspace, dvc))
     if not defects:
         yield Finding("remote", "ok", f"DVC remote {name} can be written to and has what the last commit names")
     elif len(defects) == checked and all(one.why == "missing" for one in defects):
@@ -97,6 +100,39 @@ def check_dvc_remote(workspace: Workspace) -> Iterator[Finding]:
             "the DVC remote lacks what the last commit names, or has wrong content for it: "
             f"{describe_defects(defects)}",
             "`al remote repair` uploads it" + (" from this clone" if here else "; run it in a clone that has the data"),
+        )
+    yield from shared
+
+
+def _shared_vectors(workspace: Workspace, dvc: Dvc) -> Iterator[Finding]:
+    """Check that AL_VECTORS_KEY fits the team's vectors in the DVC remote, if there are any for this encoder."""
+    from al_pipeline.operations.sharing import KEY, SharedVectors, key_problem
+
+    layout, features, key = workspace.layout, workspace.params.features, os.environ.get(KEY, "")
+    if not features.uses_encoder or not (layout.encoder / "source.json").exists():
+        return
+    given = SharedVectors(layout, features, dvc, key.encode(), lambda _: None)
+    if problem := key_problem(key):
+        yield Finding("vectors", "error", problem)
+    elif (fits := given.is_sealed()) is None:
+        if key:
+            yield Finding("vectors", "ok", f"{KEY} is set; the DVC remote has no vectors of this encoder yet")
+    elif not key:
+        yield Finding(
+            "vectors",
+            "warning",
+            f"the DVC remote has vectors that the team shares, and {KEY} is not set: this clone encodes texts itself",
+            f"set {KEY} to the team's key, which the person has who stored them",
+        )
+    elif fits:
+        yield Finding("vectors", "ok", f"{KEY} fits the vectors that the team shares on the DVC remote")
+    else:
+        yield Finding(
+            "vectors",
+            "error",
+            f"{KEY} did not seal the vectors that the team shares on the DVC remote: this clone cannot use them, nor "
+            "the others those that it stores",
+            f"set {KEY} to the team's key, or unset it",
         )
 
 

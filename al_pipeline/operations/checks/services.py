@@ -1,20 +1,27 @@
-"""Checks of Label Studio and Prefect."""
+"""Checks of Label Studio, Prefect, and the cluster of `engine.runner`."""
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import closing
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from al_pipeline.operations.checks.finding import Finding
+from al_pipeline.operations.clusters import CLUSTERS, no_address, not_installed
 from al_pipeline.operations.connect import connect, stored_project
 from al_pipeline.operations.schedule import read_schedule
+from al_pipeline.sanitize import redact
 from al_pipeline.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from al_pipeline.integrations.label_studio.client import LabelStudioOracle
 
 CLOCK_TOLERANCE_SECONDS = 60.0
+_CLUSTER_SECONDS = 5.0
 LABEL_STUDIO = (1, 23)
 """The oldest server version that this engine was tested with."""
 
@@ -62,15 +69,58 @@ def check_schedule(workspace: Workspace) -> Iterator[Finding]:
         yield Finding(
             "schedule",
             "ok",
-            f"{says}{off}; no Prefect server of its own is up, so no tick runs",
+            f"{says}{off}; no Prefect server of its own is up and PREFECT_API_URL names none, so no tick is known to "
+            "run (one of cron's or of a Prefect elsewhere is not seen from here)",
         )
+        return
+    where = f"Prefect at {found.server}" if found.elsewhere else "Prefect"
+    if found.problem:
+        fix = "set PREFECT_API_URL to your team's server, or unset it"
+        yield Finding("schedule", "warning", f"{found.problem}; so it is not known whether ticks run", fix)
     elif found.deployment is None:
-        yield Finding("schedule", "warning", f"{says} has never been applied in Prefect", "`al schedule apply`")
+        yield Finding("schedule", "warning", f"{says} has never been applied in {where}", found.fix)
     elif found.differs:
-        yield Finding("schedule", "warning", "; ".join(found.differs), "`al schedule apply`, or change params.yaml")
+        yield Finding("schedule", "warning", "; ".join(found.differs), f"{found.fix}, or change params.yaml")
     elif not found.worker:
-        yield Finding("schedule", "warning", "no worker picks up scheduled ticks", "`al up` starts it")
+        yield Finding("schedule", "warning", "no worker picks up scheduled ticks", f"{found.start_worker} starts it")
     elif not found.wanted.active:
-        yield Finding("schedule", "ok", "off, as in Prefect")
+        yield Finding("schedule", "ok", f"off, as in {where}")
     else:
-        yield Finding("schedule", "ok", f"{says}, as in Prefect; next run {found.next_run or 'not yet set'}")
+        yield Finding("schedule", "ok", f"{says}, as in {where}; next run {found.next_run or 'not yet set'}")
+
+
+def check_cluster(workspace: Workspace) -> Iterator[Finding]:
+    """Check that the cluster of `engine.runner` is named, and that something listens there."""
+    runner = workspace.params.engine.runner
+    if runner not in CLUSTERS:
+        return
+    cluster = CLUSTERS[runner]
+    if missing := [name for name in cluster.packages if find_spec(name) is None]:
+        yield Finding("cluster", "error", not_installed(runner, f"no {missing[0]}"))
+        return
+    if not (address := os.environ.get(cluster.variable, "")):
+        yield Finding("cluster", "error", no_address(runner), f"set {cluster.variable}")
+        return
+    place = redact(address)
+    fix = f"start it, or correct {cluster.variable}, or set engine.runner: local in params.yaml"
+    try:
+        host, port = _host_of(address)
+    except ValueError:
+        yield Finding(
+            "cluster", "error", f"{cluster.variable} is not an address such as {cluster.example}: {place}", fix
+        )
+        return
+    try:
+        with socket.create_connection((host, port), _CLUSTER_SECONDS):
+            yield Finding("cluster", "ok", f"the {runner} cluster at {place} takes connections")
+    except OSError as error:
+        why = error.strerror or str(error)
+        yield Finding("cluster", "error", f"the {runner} cluster at {place} cannot be reached: {why}", fix)
+
+
+def _host_of(address: str) -> tuple[str, int]:
+    """Host and port of an address such as `tcp://host:8786`. Raises ValueError if it is none."""
+    found = urlsplit(address if "://" in address else f"//{address}")
+    if not found.hostname or not found.port:
+        raise ValueError(address)
+    return found.hostname, found.port
