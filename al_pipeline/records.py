@@ -112,7 +112,7 @@ class Query(Struct, frozen=True):
     confidence: float | None = None
 
 
-class PlannedTask(Struct, frozen=True):
+class PlannedTask(Struct, frozen=True, forbid_unknown_fields=True):
     """One row of a round's plan: a query, or an item of the test set, as it will be pushed.
 
     `push_key` names the round that asked it first: a task that is carried over to the next round keeps its key.

@@ -45,3 +45,26 @@ def digests_in(shard: bytes) -> NDArray[np.uint8]:
 
 def _seal_of(key: bytes, fingerprint: str, shard: bytes) -> bytes:
     return hmac.digest(key, b"al-vectors/1\n" + fingerprint.encode() + b"\n" + shard, hashlib.sha256)
+
+
+class Wanted:
+    """Content hashes that have no vector yet."""
+
+    def __init__(self, digests: NDArray[np.uint8]) -> None:
+        """`digests`: as bytes, (n, 32)."""
+        self._keys = np.unique(_as_keys(digests))
+        self._open = np.ones(len(self._keys), np.bool_)
+        self.left = len(self._keys)
+        """The number of hashes that are left."""
+
+    def discard(self, digests: NDArray[np.uint8]) -> None:
+        """Remove hashes, as bytes (m, 32), at a cost that grows with m."""
+        keys = _as_keys(digests)
+        at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        at = np.unique(at[self._keys[at] == keys])
+        self.left -= int(self._open[at].sum())
+        self._open[at] = False
+
+
+def _as_keys(digests: NDArray[np.uint8]) -> NDArray[np.bytes_]:
+    return np.ascontiguousarray(digests).view("S32").ravel()

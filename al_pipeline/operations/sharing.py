@@ -13,12 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from al_pipeline.data.pool import iter_digests
 from al_pipeline.errors import RepositoryError, UsageError
-from al_pipeline.features.sharing import digests_in, seal, unsealed
+from al_pipeline.features.sharing import Wanted, digests_in, seal, unsealed
 from al_pipeline.features.vectors import Vectors, open_vectors
 from al_pipeline.files import read_json, write_bytes
 from al_pipeline.integrations.dvc.session import Dvc
@@ -53,7 +50,7 @@ class SharedVectors:
         vectors = self._open()
         if vectors is None:
             return
-        wanted = _Wanted(vectors.missing_digests(iter_digests([self.layout.pool, self.layout.test])))
+        wanted = Wanted(vectors.missing_digests(iter_digests([self.layout.pool, self.layout.test])))
         if not wanted.left:
             return
         refused: list[str] = []
@@ -100,7 +97,7 @@ class SharedVectors:
             self.dvc.fetch_shared(self._folder(vectors), names, copies)
             return unsealed(self.key, vectors.fingerprint, names[0], (copies / names[0]).read_bytes()) is not None
 
-    def _take(self, vectors: Vectors, names: list[str], wanted: _Wanted) -> list[str]:
+    def _take(self, vectors: Vectors, names: list[str], wanted: Wanted) -> list[str]:
         """Copy shards into the cache; return the names of those that the key did not seal."""
         refused = []
         with self._copies() as copies:
@@ -130,29 +127,6 @@ class SharedVectors:
             yield private_folder(folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-class _Wanted:
-    """Content hashes that have no vector yet."""
-
-    def __init__(self, digests: NDArray[np.uint8]) -> None:
-        """`digests`: as bytes, (n, 32)."""
-        self._keys = np.unique(_as_keys(digests))
-        self._open = np.ones(len(self._keys), np.bool_)
-        self.left = len(self._keys)
-        """The number of hashes that are left."""
-
-    def discard(self, digests: NDArray[np.uint8]) -> None:
-        """Remove hashes, as bytes (m, 32), at a cost that grows with m."""
-        keys = _as_keys(digests)
-        at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        at = np.unique(at[self._keys[at] == keys])
-        self.left -= int(self._open[at].sum())
-        self._open[at] = False
-
-
-def _as_keys(digests: NDArray[np.uint8]) -> NDArray[np.bytes_]:
-    return np.ascontiguousarray(digests).view("S32").ravel()
 
 
 def shared_vectors(layout: Layout, features: Features, dvc: Dvc, warn: Callable[[str], None]) -> SharedVectors | None:

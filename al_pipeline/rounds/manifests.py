@@ -5,9 +5,9 @@ A record is written from the type that reads it. Keys of a newer engine are not 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -187,6 +187,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "confidence": (float, type(None)),
 }
 
+_TASK = msgspec.json.Decoder(PlannedTask)
 _REQUIRED = _TYPES.keys() - {"predicted", "confidence"}
 
 
@@ -228,31 +229,40 @@ def parse_histogram(text: str) -> Histogram:
 
 def parse_plan(text: str, number: int) -> list[PlannedTask]:
     """Parse round `number`'s `plan.jsonl`. Raises UnexpectedChange, naming the line, if the engine did not write it."""
+    return list(_plan(text, number))
+
+
+@lru_cache(maxsize=4096)
+def _plan(text: str, number: int) -> tuple[PlannedTask, ...]:
+    """The tasks of a plan, parsed once: a published plan never changes, and a tick reads all of them several times."""
     path = f"rounds/{number:04d}/plan.jsonl"
-    return [_task(line, f"{path}:{place}", number) for place, line in enumerate(text.split("\n"), 1) if line]
+    return tuple(_task(line, f"{path}:{place}", number) for place, line in enumerate(text.split("\n"), 1) if line)
 
 
 def _task(line: str, place: str, number: int) -> PlannedTask:
-    row = _object(line, place)
-    if not _REQUIRED <= row.keys() <= _TYPES.keys():
-        raise _foreign(place, f"must contain {', '.join(_TYPES)}, and nothing else")
-    if wrong := [name for name in row if type(row[name]) not in _TYPES[name]]:
-        raise _foreign(place, f"{wrong[0]}: got {type(row[wrong[0]]).__name__}")
-    item = row["item_id"]
+    try:
+        task = _TASK.decode(line)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        row = _object(line, place)
+        if not _REQUIRED <= row.keys() <= _TYPES.keys():
+            raise _foreign(place, f"must contain {', '.join(_TYPES)}, and nothing else") from None
+        wrong = [name for name in row if type(row[name]) not in _TYPES[name]] or ["part"]
+        found = row["part"] if wrong == ["part"] else type(row[wrong[0]]).__name__
+        raise _foreign(place, f"{wrong[0]}: got {found}") from None
+    item, key = task.item_id, task.push_key
     if not item.isprintable() or not 1 <= len(item) <= ID_CHARACTERS:
         raise _foreign(place, "item_id: must be 1 to 200 printable characters")
-    asked = _ASKED_IN.search(row["push_key"].removesuffix(f":{item}"))
-    named = row["push_key"].endswith(f":{item}") and asked is not None and int(asked[1]) <= number
-    if row["round"] != number or not named:
+    asked = _ASKED_IN.search(key.removesuffix(f":{item}"))
+    named = key.endswith(f":{item}") and asked is not None and int(asked[1]) <= number
+    if task.round != number or not named:
         raise _foreign(place, f"round and push_key must be those of round {number} (or an earlier one) and of the item")
-    if not row["push_key"].isprintable() or not row["strategy"].isprintable() or row["part"] not in ("pool", "test"):
-        raise _foreign(place, "part must be pool or test; push_key and strategy must be printable")
-    numbers = (row["score"], row["probability"], row.get("confidence") or 0.0)
-    if not (all(map(math.isfinite, numbers)) and 0 <= row["rank"] <= 10**9):
-        raise _foreign(place, "rank, score and probability must be numbers, and rank a place in the plan")
-    if len(row.get("predicted") or "") > ID_CHARACTERS or not 0 <= (row.get("confidence") or 0.0) <= 1:
+    if not key.isprintable() or not task.strategy.isprintable():
+        raise _foreign(place, "push_key and strategy must be printable")
+    if not 0 <= task.rank <= 10**9:
+        raise _foreign(place, "rank must be a place in the plan")
+    if len(task.predicted or "") > ID_CHARACTERS or not 0 <= (task.confidence or 0.0) <= 1:
         raise _foreign(place, "predicted must be a label, and confidence between 0 and 1")
-    return PlannedTask(**row)
+    return task
 
 
 def _parsed(text: str, path: str, kind: type[_P]) -> _P:
