@@ -9,8 +9,8 @@ own, without fork servers. Label Studio is simulated in memory.
 
 The vectors are planted: a direction for each class, and noise. The step `encode` is all that the first encoding does
 beside the encoder's own work (reading the pool, finding what is missing, writing the cache), so its seconds leave out
-the time in which the planted vectors are made. What the encoder itself would take is estimated: a sample of the texts
-is encoded in truth, and its seconds are multiplied.
+the time in which the planted vectors are made, and that of TF-IDF's vocabulary and rows, which is the step `terms`. What
+the encoder itself would take is estimated: a sample of the texts is encoded in truth, and its seconds are multiplied.
 
 At the end, the stages are run again without the caches of TF-IDF rows and of the vectors' index: every byte must be the
 same.
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 PLAN = ("source", "rate", "ingest", "first", "close_seed", "close", "status", "idle", "cold")
-MEASURED = ("ingest", "encode", "first", "close_seed", "close", "status", "idle")
+MEASURED = ("ingest", "encode", "terms", "first", "close_seed", "close", "status", "idle")
 
 
 def at_size(folder: Path, items: int, sample: int, tell: Callable[[str], None]) -> Figures:
@@ -104,6 +104,8 @@ def at_size(folder: Path, items: int, sample: int, tell: Callable[[str], None]) 
             if planted := found.pop("reply").get("encode"):
                 for key in ("seconds", "cpu_seconds"):
                     found[key] = round(found[key] - planted.pop(f"whole_{key}"), 2)
+                terms = planted.pop("terms")
+                steps["terms"] = {**planted, **terms}
                 steps["encode"] = planted
             steps[name] = found
     return {
@@ -304,13 +306,28 @@ def plant(folder: Path, options: argparse.Namespace) -> Figures:
 
     encoder = PlantedEncoder()
     Vectors._encoder = lambda _: encoder  # type: ignore[assignment,method-assign,return-value]
-    begin, cpu = time.perf_counter(), time.process_time()
+    fill_terms = encode._fill_terms
+    marks: list[tuple[float, float]] = []
+
+    def mark() -> None:
+        marks.append((time.perf_counter(), time.process_time()))
+
+    def measured(layout: Layout) -> None:
+        mark()
+        fill_terms(layout)
+        mark()
+
+    encode._fill_terms = measured
+    mark()
     done = encode.main(Layout(folder / "workspace"))
-    wall, own = time.perf_counter() - begin, time.process_time() - cpu
     assert done == options.items[0], done
+    begin, between, end = np.array(marks)
+    own = between - begin - (encoder.seconds, encoder.cpu_seconds)
+    names = ("seconds", "cpu_seconds")
     return {
-        "figures": {"seconds": round(wall - encoder.seconds, 2), "cpu_seconds": round(own - encoder.cpu_seconds, 2)},
-        "whole": {"whole_seconds": wall, "whole_cpu_seconds": own},
+        "figures": dict(zip(names, own.round(2).tolist(), strict=True)),
+        "whole": {f"whole_{name}": seconds for name, seconds in zip(names, (end - begin).tolist(), strict=True)},
+        "terms": dict(zip(names, (end - between).round(2).tolist(), strict=True)),
     }
 
 
@@ -328,7 +345,7 @@ def run_tick(folder: Path, options: argparse.Namespace, answer: bool = False) ->
         if name == "encode" and not (folder / "planted").exists():
             found = run_step("plant", folder, options.items[0], options.sample)
             reply = found.pop("reply")
-            planted.update({**found, **reply["whole"]})
+            planted.update({**found, **reply["whole"], "terms": reply["terms"]})
             (folder / "planted").touch()
         return action()
 

@@ -165,6 +165,8 @@ def test_the_command_shows_changes_and_says_what_is_missing(
         "differences": [],
         "worker": False,
         "next_run": None,
+        "elsewhere": False,
+        "problem": None,
     }
     assert "hour: must be from 0 to 23, got 25" in al("schedule", "--cron", "0 25 * * *", code=2)
     assert "`al up` starts it" in al("schedule", "apply", code=3)

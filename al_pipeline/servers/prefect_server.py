@@ -141,7 +141,9 @@ def read_deployment(workspace: Workspace, server: Server | PrefectApi) -> Deploy
         api, pools = server, {}
     else:
         api, pools = _api(workspace, server), {"work_pools": {"name": {"any_": [pool_name(workspace)]}}}
-    known = _send(api, "POST", "/deployments/filter", {"flows": {"name": {"any_": [FLOW]}}, **pools}) or []
+    known = _send(api, "POST", "/deployments/filter", {"flows": {"name": {"any_": [FLOW]}}, **pools})
+    if not isinstance(known, list):
+        raise ServerFailed(f"{redact(api.url)} is not the address of a Prefect server's API, which ends with /api")
     try:
         known = [row for row in known if is_our_deployment(row["name"], workspace.id)]
         if not known:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
-from al_pipeline.errors import BadParams
+from al_pipeline.errors import AlError, BadParams
 from al_pipeline.files import read_object
 from al_pipeline.integrations.dvc.defects import describe_defects
 from al_pipeline.integrations.dvc.session import Dvc
@@ -111,10 +111,16 @@ def _shared_vectors(workspace: Workspace, dvc: Dvc) -> Iterator[Finding]:
     layout, features, key = workspace.layout, workspace.params.features, os.environ.get(KEY, "")
     if not features.uses_encoder or not (layout.encoder / "source.json").exists():
         return
-    given = SharedVectors(layout, features, dvc, key.encode(), lambda _: None)
     if problem := key_problem(key):
         yield Finding("vectors", "error", problem)
-    elif (fits := given.is_sealed()) is None:
+        return
+    try:
+        fits = SharedVectors(layout, features, dvc, key.encode(), lambda _: None).is_sealed()
+    except AlError as error:  # without the encoder's device, or the remote, other checks say more
+        if key:
+            yield Finding("vectors", "warning", f"whether {KEY} fits the team's vectors is not known: {error}")
+        return
+    if fits is None:
         if key:
             yield Finding("vectors", "ok", f"{KEY} is set; the DVC remote has no vectors of this encoder yet")
     elif not key:
