@@ -9,8 +9,9 @@ own, without fork servers. Label Studio is simulated in memory.
 
 The vectors are planted: a direction for each class, and noise. The step `encode` is all that the first encoding does
 beside the encoder's own work (reading the pool, finding what is missing, writing the cache), so its seconds leave out
-the time in which the planted vectors are made, and that of TF-IDF's vocabulary and rows, which is the step `terms`. What
-the encoder itself would take is estimated: a sample of the texts is encoded in truth, and its seconds are multiplied.
+the time in which the planted vectors are made, and that of TF-IDF's vocabulary and rows, which is the step `terms`.
+What the encoder itself would take is estimated: a sample of the texts is encoded in truth, and its seconds are
+multiplied.
 
 At the end, the stages are run again without the caches of TF-IDF rows and of the vectors' index: every byte must be the
 same.

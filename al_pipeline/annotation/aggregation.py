@@ -92,6 +92,10 @@ def fold(
         content, part = _identity(item_id, events_of[item_id])
         answers = answers_of(events_of[item_id]).values()
         unknown.update(a.label for a in answers if a.label is not None and a.label not in labels)
+        only = next(iter(answers)) if len(answers) == 1 else None
+        if only is not None and only.label is not None:  # most items; the rules below give the same
+            (labeled if part == "pool" else test).append(LabeledItem(item_id, content, only.label, 1.0, 1, only.round))
+            continue
         result = resolve(answers)
         if isinstance(result, str):
             (labeled if part == "pool" else test).append(_labeled_item(item_id, content, result, answers))

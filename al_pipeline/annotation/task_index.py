@@ -22,6 +22,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from al_pipeline.records import AnsweredTask, TaskTotals
@@ -94,16 +95,11 @@ class TaskIndex(Struct, frozen=True):
     @staticmethod
     def from_rows(rows: Any) -> TaskIndex | None:
         """The index that `to_rows` wrote; None for anything else."""
-        if not isinstance(rows, list):
+        try:
+            found = msgspec.convert(rows, list[tuple[int, str, str, int]])
+        except msgspec.ValidationError:
             return None
-        tasks = {}
-        for row in rows:
-            match row:
-                case [int(number), str(created_at), str(updated_at), int(answers)]:
-                    tasks[number] = IndexedTask(created_at, updated_at, answers)
-                case _:
-                    return None
-        return TaskIndex(tasks)
+        return TaskIndex({number: IndexedTask(made, changed, answers) for number, made, changed, answers in found})
 
 
 def indexed(task: AnsweredTask) -> IndexedTask:
