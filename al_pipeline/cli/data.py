@@ -23,37 +23,59 @@ Files = Annotated[
     typer.Argument(metavar="FILE", help="CSV, JSONL, Parquet or XLSX, a folder of them, or - for standard input."),
 ]
 
+# Options of `al ingest`.
+KnownLabels = Annotated[str | None, typer.Option(help="Column with labels that you already have.")]
+AsTest = Annotated[
+    bool, typer.Option("--test", help="Add these items to the test set: used for evaluation, never queried.")
+]
+TestSize = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help=f"Items to draw at random as the test set. {TEST_SIZES} Default: ingest.test_size in params.yaml."
+    ),
+]
+Redraw = Annotated[
+    bool,
+    typer.Option("--redraw-test", help="Draw the test set again from all files; possible before the first round."),
+]
+Corrections = Annotated[
+    bool,
+    typer.Option(
+        "--corrections",
+        help=(
+            "Let a text that differs from the known one with the same id replace it, as item ID~2; the old "
+            "text is no longer asked and its labels do not count. Without this option, such texts are counted "
+            "and rejected."
+        ),
+    ),
+]
+
+# Options of `al predict`.
+Texts = Annotated[
+    list[str] | None, typer.Option("--text", help="Predict this text instead of a file; may be repeated.")
+]
+Columns = Annotated[bool, typer.Option("--columns", help="Keep the input's columns in the output.")]
+ModelOf = Annotated[
+    str | None, typer.Option("--round", help="Use the model of this round. Default: the promoted model.")
+]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Output file. Default: standard output.")]
+OutputFormat = Annotated[
+    str | None, typer.Option("--format", metavar="csv|jsonl", help="Default: by the extension of --out, else jsonl.")
+]
+OutJson = Annotated[
+    bool, typer.Option("--json", help="With --out, print one JSON object: out, rows. Without, rows are JSON anyway.")
+]
+
 
 def ingest(
     files: Files = None,
     text_column: TextColumn = "text",
     id_column: IdColumn = None,
-    label_column: Annotated[str | None, typer.Option(help="Column with labels that you already have.")] = None,
-    test: Annotated[
-        bool, typer.Option("--test", help="Add these items to the test set: used for evaluation, never queried.")
-    ] = False,
-    test_size: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help=f"Items to draw at random as the test set. {TEST_SIZES} Default: ingest.test_size in params.yaml.",
-        ),
-    ] = None,
-    redraw: Annotated[
-        bool,
-        typer.Option("--redraw-test", help="Draw the test set again from all files; possible before the first round."),
-    ] = False,
-    corrections: Annotated[
-        bool,
-        typer.Option(
-            "--corrections",
-            help=(
-                "Let a text that differs from the known one with the same id replace it, as item ID~2; the old "
-                "text is no longer asked and its labels do not count. Without this option, such texts are counted "
-                "and rejected."
-            ),
-        ),
-    ] = False,
+    label_column: KnownLabels = None,
+    test: AsTest = False,
+    test_size: TestSize = None,
+    redraw: Redraw = False,
+    corrections: Corrections = False,
     encoding: Encoding = None,
     input_format: InputFormat = None,
     as_json: Json = False,
@@ -71,18 +93,10 @@ def ingest(
     with progress_bar("reading", not as_json) as on_progress, locked(workspace.layout.lock, "al ingest"):
         if files or not redraw:
             report = ingest_files(
-                workspace,
-                files or [],
-                text_column=text_column,
-                id_column=id_column,
-                label_column=label_column,
-                test=test,
-                test_size=None if redraw else test_size,
-                corrections=corrections,
-                format=input_format,
-                encoding=encoding,
-                progress=on_progress,
-            )
+                workspace, files or [], text_column=text_column, id_column=id_column, label_column=label_column,
+                test=test, test_size=None if redraw else test_size, corrections=corrections, format=input_format,
+                encoding=encoding, progress=on_progress,
+            )  # fmt: skip
         if redraw:
             redrawn = redraw_test(workspace, test_size)
         advice = before_first_model(workspace)
@@ -103,26 +117,16 @@ def _print_ingested(report: IngestReport | None, redrawn: int | None, advice: st
 
 def predict(
     files: Files = None,
-    texts: Annotated[
-        list[str] | None, typer.Option("--text", help="Predict this text instead of a file; may be repeated.")
-    ] = None,
-    number: Annotated[
-        str | None, typer.Option("--round", help="Use the model of this round. Default: the promoted model.")
-    ] = None,
+    texts: Texts = None,
+    number: ModelOf = None,
     text_column: TextColumn = "text",
     id_column: IdColumn = None,
-    columns: Annotated[bool, typer.Option("--columns", help="Keep the input's columns in the output.")] = False,
+    columns: Columns = False,
     encoding: Encoding = None,
     input_format: InputFormat = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Output file. Default: standard output.")] = None,
-    output_format: Annotated[
-        str | None,
-        typer.Option("--format", metavar="csv|jsonl", help="Default: by the extension of --out, else jsonl."),
-    ] = None,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="With --out, print one JSON object: out, rows. Without, rows are JSON anyway."),
-    ] = False,
+    out: Out = None,
+    output_format: OutputFormat = None,
+    as_json: OutJson = False,
 ) -> None:
     """Predict with the promoted model: id, label and its probability, and the probability of each class, for each text.
 
@@ -130,7 +134,6 @@ def predict(
 formula gets a ' in front.
     """
     from al_pipeline.data.inputs import open_inputs
-    from al_pipeline.files import json_line
     from al_pipeline.operations import predict as operation
     from al_pipeline.operations.history import round_number
 
@@ -146,17 +149,10 @@ formula gets a ' in front.
             raise UsageError("--json and --format csv cannot be combined without --out FILE")
         for note in inputs.notes:
             warn(note)
-        if texts:
-            batches = operation.typed_texts(texts)
-        else:
-            batches = operation.read_texts(inputs.sources, text_column, id_column, warn, columns=columns)
-        lines: Iterable[str]
-        rows = operation.predict(workspace, batches, wanted)
-        if form == "csv":
-            names = operation.columns_in(inputs.sources) if columns else []
-            lines = operation.csv_lines(rows, operation.classes_of(workspace, wanted), names, id_column)
-        else:
-            lines = map(json_line, rows)
+        read = operation.read_texts(inputs.sources, text_column, id_column, warn, columns=columns)
+        batches = operation.typed_texts(texts) if texts else read
+        names = operation.columns_in(inputs.sources) if columns and form == "csv" else []
+        lines = operation.predicted_lines(workspace, batches, wanted, form, names, id_column)
         if out is None:
             return _print_lines(lines, form)
         count = _write_lines(lines, form, out)

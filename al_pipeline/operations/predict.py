@@ -18,7 +18,7 @@ from al_pipeline.data.inputs import Source
 from al_pipeline.data.table_rows import BadRow, Row, excerpt
 from al_pipeline.data.tables import read_table
 from al_pipeline.errors import BadInput, NothingToDo, RepositoryError, UsageError
-from al_pipeline.files import TEMPORARY_PREFIX, make_folder, read_json, sha256_tree, write_json
+from al_pipeline.files import TEMPORARY_PREFIX, json_line, make_folder, read_json, sha256_tree, write_json
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_history
@@ -235,6 +235,21 @@ def output_format(form: str | None, out: Path | None, inputs: Sequence[Source]) 
     if form not in ("csv", "jsonl"):
         raise UsageError(f"--format must be csv or jsonl, not {form!r}; without it, --out must end with .csv or .jsonl")
     return form
+
+
+def predicted_lines(
+    workspace: Workspace,
+    texts: Iterator[Sequence[TextRow]],
+    number: int | None,
+    form: str,
+    columns: Sequence[str] = (),
+    id_column: str | None = None,
+) -> Iterator[str]:
+    """The rows of `predict` as lines of a file in the format `form`: csv or jsonl; see `csv_lines`."""
+    rows = predict(workspace, texts, number)
+    if form == "csv":
+        return csv_lines(rows, classes_of(workspace, number), columns, id_column)
+    return map(json_line, rows)
 
 
 def csv_lines(
