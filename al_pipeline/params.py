@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from al_pipeline.cron import check_cron, check_timezone
 from al_pipeline.errors import BadInput, BadParams, UsageError
 from al_pipeline.files import read_json
-from al_pipeline.records import composed
+from al_pipeline.records import composed, with_present_names
 from al_pipeline.sanitize import plain_form, storable
 from al_pipeline.validation import parse
 from al_pipeline.yaml_text import SafeLoader, read_yaml
@@ -336,10 +336,8 @@ def _contradictions(params: Params) -> Iterator[str]:
 def load_overrides(path: Path) -> Overrides:
     """The settings of the batch that the current build selects. Raises BadInput."""
     values = read_json(path)
-    if isinstance(values, dict) and "interventions" not in values and "rulings" in values:  # as earlier versions wrote
-        values["interventions"] = values.pop("rulings")
     try:
-        return parse(Overrides, values, str(path))
+        return parse(Overrides, with_present_names(values) if isinstance(values, dict) else values, str(path))
     except ValueError as error:
         raise BadInput(str(error)) from None
 

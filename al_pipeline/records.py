@@ -43,6 +43,16 @@ LARGEST_NUMBER = 10**9
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
+INTERVENTION_FILE = r"rounds/(?:interventions|rulings)/(\d{6})\.json"
+"""A pattern of the names of interventions' files. Earlier versions called them rulings; their files stay there."""
+
+
+def with_present_names(row: dict[str, Any]) -> dict[str, Any]:
+    """A record's fields under their present names: earlier versions called interventions rulings."""
+    if "rulings" not in row or "interventions" in row:
+        return row
+    return {"interventions" if name == "rulings" else name: value for name, value in row.items()}
+
 
 def content_hash(text: str) -> str:
     """SHA-256 (hex) of the stripped text in Unicode's NFC form; texts with the same hash are the same item."""

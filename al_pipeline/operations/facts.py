@@ -15,12 +15,13 @@ from al_pipeline.annotation.active_events import active, superseded
 from al_pipeline.annotation.tasks import standing
 from al_pipeline.data.ledger import known_ids, read_events
 from al_pipeline.data.pool import count_items
-from al_pipeline.files import read_json, read_object
+from al_pipeline.files import read_object
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations import build
 from al_pipeline.operations.checkout import check_tags, put_back_converted
 from al_pipeline.operations.close import check_sources, foreign_edits, is_closed, pull_missing_sources, refuse_edits
 from al_pipeline.operations.history import History, read_history
+from al_pipeline.params import load_overrides
 from al_pipeline.records import Event, PlannedTask, round_name
 from al_pipeline.rounds.state_machine import Closing, Facts
 from al_pipeline.workspace.layout import Layout
@@ -64,8 +65,7 @@ def facts_at(workspace: Workspace, git: Git, history: History, now: datetime) ->
     if closed:
         record = read_object(layout.genesis if planned is None else layout.record(planned))
         decided = record.get("build") == build.build_key(layout)
-    overrides = read_json(layout.overrides, {})
-    carried = set(overrides.get("interventions", overrides.get("rulings", ()))) if closed else set()
+    carried = set(load_overrides(layout.overrides).interventions) if closed else set()
     waiting = {intervention.number for intervention in history.waiting}
     found = Facts(
         items=incoming + _published_items(layout, history),

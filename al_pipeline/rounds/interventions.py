@@ -17,7 +17,15 @@ from msgspec import Meta, Struct
 
 from al_pipeline.annotation.active_events import intervention_key
 from al_pipeline.errors import BadInput
-from al_pipeline.records import Event, LabelIntervention, Selection, event_digest, moment, round_name
+from al_pipeline.records import (
+    INTERVENTION_FILE,
+    Event,
+    LabelIntervention,
+    Selection,
+    event_digest,
+    moment,
+    round_name,
+)
 from al_pipeline.validation import first_problem
 
 Kind = Literal["rollback", "undo", "revoke", "restore", "approve", "pause", "resume", "ask"]
@@ -28,8 +36,7 @@ MAX_ITEMS = 10_000
 _RoundNumber = Annotated[int, Meta(ge=0, lt=10**6)]
 _TAG = re.compile(r"round-\d{4,6}")
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
-_FILE = re.compile(r"rounds/(?:interventions|rulings)/(\d{6})\.json")
-"""Earlier versions wrote interventions to `rounds/rulings/`. Those files stay there."""
+_FILE = re.compile(INTERVENTION_FILE)
 
 
 class Intervention(Struct, frozen=True, forbid_unknown_fields=True):

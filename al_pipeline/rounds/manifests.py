@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from al_pipeline.errors import UnexpectedChange
 from al_pipeline.evaluation.figures import Control, Count, Decision, Metrics, Number, Part, Running, Text, Texts
-from al_pipeline.records import PlannedTask
+from al_pipeline.records import PlannedTask, with_present_names
 from al_pipeline.rounds.interventions import Intervention
 
 MAX_ROUND = 999_999
@@ -266,9 +266,7 @@ def _task(line: str, place: str, number: int) -> PlannedTask:
 
 
 def _parsed(text: str, path: str, kind: type[_P]) -> _P:
-    row = _object(text, path)
-    if "rulings" in row and "interventions" not in row:  # as earlier versions called them
-        row["interventions"] = row.pop("rulings")
+    row = with_present_names(_object(text, path))
     try:
         return kind.from_row(row)
     except RecursionError:

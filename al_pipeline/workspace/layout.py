@@ -7,6 +7,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from al_pipeline.records import INTERVENTION_FILE
+
 STAGES = ("label", "train", "evaluate", "score", "select")
 """The stages of `dvc.yaml`, in order (a test compares the two)."""
 
@@ -368,7 +370,7 @@ def pointer_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.dvc")
 
 
-_IN_ROUNDS = re.compile(r"rounds/(?:\d{4,6}/(?:plan\.jsonl|round\.json)|(?:interventions|rulings)/\d{6}\.json)")
+_IN_ROUNDS = re.compile(rf"rounds/\d{{4,6}}/(?:plan\.jsonl|round\.json)|{INTERVENTION_FILE}")
 
 
 def is_ours(name: str) -> bool:
