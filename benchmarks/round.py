@@ -42,7 +42,7 @@ import httpx
 import psutil
 
 from al_pipeline.files import read_json, write_jsonl
-from al_pipeline.integrations.forks import SERVER
+from al_pipeline.integrations.forks import DVC, FLOWS, SERVER
 from al_pipeline.integrations.label_studio.client import LabelStudioOracle
 from al_pipeline.operations.connect import connect
 from al_pipeline.operations.ingest import ingest
@@ -384,7 +384,7 @@ def mail_pool(folder: Path, size: int) -> tuple[Workspace, dict[str, str], list[
 def _start_fork_servers(workspace: Workspace, prefect: Mapping[str, str] | None = None) -> None:
     """Start the workspace's fork servers as `al up` does, and wait until they have imported."""
     start_fork_servers(workspace, prefect)
-    for name in ("dvc", *(["flows"] if prefect else [])):
+    for name in (DVC, *([FLOWS] if prefect else [])):
         while not (fork_servers(workspace.id) / name / "socket").exists():
             time.sleep(_LOOK_SECONDS)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from al_pipeline.flows import launch
 from al_pipeline.integrations import forks
 
 pytestmark = pytest.mark.slow
@@ -25,13 +24,13 @@ COMMAND = [sys.executable, "-P", "-m", "al_pipeline.flows.launch"]
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a fork server that has imported the engine, as `al up` starts one."""
     folder = tmp_path_factory.mktemp("servers")
-    (folder / launch.NAME).mkdir(mode=0o700)
-    command = [sys.executable, "-P", "-m", forks.SERVER, str(folder / launch.NAME), launch.ENGINE]
+    (folder / forks.FLOWS).mkdir(mode=0o700)
+    command = [sys.executable, "-P", "-m", forks.SERVER, str(folder / forks.FLOWS), forks.FLOW_ENGINE]
     background = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]  # as after `al up &`
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(background, stderr=log, env={**os.environ, "PREFECT_HOME": str(folder / "prefect")})
     deadline = time.monotonic() + 120
-    while not (folder / launch.NAME / "socket").exists():
+    while not (folder / forks.FLOWS / "socket").exists():
         assert server.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
         time.sleep(0.1)
     yield folder

@@ -21,16 +21,13 @@ from al_pipeline.integrations import forks
 from al_pipeline.workspace.home import fork_servers
 from al_pipeline.workspace.layout import Layout
 
-NAME = "flows"
-"""The fork server's name."""
-ENGINE = "al_pipeline.flows.engine"
 _UNCATCHABLE = (signal.SIGKILL, signal.SIGSTOP)
 
 
 def main() -> None:
     """Run the flow run that `PREFECT__FLOW_RUN_ID` names; end as it ends."""
     root = Path(os.environ.get("AL_WORKSPACE", "."))
-    code = run_as_fork(str(read_object(root / Layout().marker).get("workspace_id")), ENGINE)
+    code = run_as_fork(str(read_object(root / Layout().marker).get("workspace_id")), forks.FLOW_ENGINE)
     if code is None:
         os.execv(sys.executable, [sys.executable, "-P", "-m", "prefect.engine"])
     sys.exit(code)
@@ -46,7 +43,8 @@ def _fork(workspace_id: str, module: str, *arguments: str) -> forks.Fork | None:
     words = [sys.executable, "-P", "-m", module, *arguments]
     try:
         folder = Path(os.environ.get(forks.FOLDER) or fork_servers(workspace_id))
-        return forks.Fork(folder / NAME, words, cwd=Path.cwd(), env=os.environ, start_new_session=True, tied=True)
+        server = folder / forks.FLOWS
+        return forks.Fork(server, words, cwd=Path.cwd(), env=os.environ, start_new_session=True, tied=True)
     except (OSError, AlError, ValueError):
         return None
 

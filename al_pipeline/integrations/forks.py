@@ -33,6 +33,10 @@ _logger = get_logger(__name__)
 FOLDER = "AL_FORK_SERVERS"
 """Environment variable: the folder of all fork servers, in place of that in the workspace's home."""
 SERVER = "al_pipeline.integrations.fork_server"
+DVC, FLOWS = "dvc", "flows"
+"""A workspace's fork servers: the one for DVC and the stages, and the one for flow runs."""
+FLOW_ENGINE = "al_pipeline.flows.engine"
+"""What the forks of `FLOWS` run: named, not imported, by those who start it and those who ask it."""
 
 READ_AT_IMPORT = (
     *("PYTHON", "LC_", "LANG", "LD_", "MALLOC_", "GLIBC_", "OMP_", "OPENBLAS_", "MKL_", "NPY_", "ARROW_", "OPENSSL_"),

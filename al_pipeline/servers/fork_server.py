@@ -27,19 +27,14 @@ MODULES = (
 """What its forks need."""
 
 
-ENGINE = ("al_pipeline.flows.engine",)
-"""What flow runs need."""
-_NAMES = ("dvc", "flows")
-
-
 def start_fork_servers(workspace: Workspace, prefect: Mapping[str, str] | None = None) -> None:
     """Start the workspace's fork servers, unless they answer. Does not wait: they import for some seconds.
 
     `prefect`: the settings of Prefect's client; None: not the one for flow runs.
     """
-    _start(workspace, "dvc", MODULES, STAGE_ENVIRONMENT)
+    _start(workspace, forks.DVC, MODULES, STAGE_ENVIRONMENT)
     if prefect is not None:
-        _start(workspace, "flows", ENGINE, prefect)
+        _start(workspace, forks.FLOWS, [forks.FLOW_ENGINE], prefect)
 
 
 def _start(workspace: Workspace, name: str, modules: Sequence[str], settings: Mapping[str, str]) -> None:
@@ -53,7 +48,7 @@ def _start(workspace: Workspace, name: str, modules: Sequence[str], settings: Ma
 
 def stop_fork_servers(home: Path) -> bool:
     """End the fork servers in a workspace's home; False if none ran. What they forked for a tick goes on."""
-    return any([_stop(fork_servers(home.name) / name) for name in _NAMES])
+    return any([_stop(fork_servers(home.name) / name) for name in (forks.DVC, forks.FLOWS)])
 
 
 def _stop(folder: Path) -> bool:

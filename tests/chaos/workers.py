@@ -23,7 +23,7 @@ import psutil
 from embedded import al_home_at
 from harness import ask_prefect, change_params
 
-from al_pipeline.flows.launch import NAME
+from al_pipeline.integrations import forks
 from al_pipeline.servers import process as servers
 from al_pipeline.servers import stop_worker
 from al_pipeline.workspace.home import fork_servers
@@ -176,7 +176,7 @@ class Box:
         self._runs: list[str] = []
         with al_home_at(lab.prefect.home):
             self._mark = str(open_workspace(site.root).home / "worker/server.json")
-            self._forking = str(fork_servers(self._id) / NAME)
+            self._forking = str(fork_servers(self._id) / forks.FLOWS)
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
         return ask_prefect(method, f"{self._url}{path}", body, self._auth).raise_for_status().json()

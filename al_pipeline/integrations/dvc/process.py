@@ -116,7 +116,8 @@ class DvcProcess:
     def _run_script(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a Python script that uses DVC's modules, in the repository."""
         words = [sys.executable, "-P", "-c", script, *arguments]
-        return forks.run(words, "dvc", self._fork_servers(), cwd=self.root, env=self._environment(), timeout=TIMEOUT)
+        servers, environment = self._fork_servers(), self._environment()
+        return forks.run(words, forks.DVC, servers, cwd=self.root, env=environment, timeout=TIMEOUT)
 
     def _ask(self, what: str, name: str, fix: str = "", **more: Any) -> dict[str, Any]:
         """Send the request `what` to `objects.serve` in DVC's process. Raises RepositoryError if it fails."""
@@ -184,7 +185,7 @@ class DvcProcess:
         self._output = os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600), "ab")
         self._process = forks.popen(
             [sys.executable, "-P", "-m", _WORKER, *options],  # -P: see STAGE_ENVIRONMENT
-            "dvc",
+            forks.DVC,
             self._fork_servers(),
             cwd=self.root,
             env=self._environment(),
