@@ -11,11 +11,12 @@ from typing import Literal
 from al_pipeline.features.device import device_of
 from al_pipeline.files import read_json
 from al_pipeline.operations.checks.finding import Finding
+from al_pipeline.quantities import format_size
 from al_pipeline.workspace.fingerprint import current_engine, difference
 from al_pipeline.workspace.lock import holder
 from al_pipeline.workspace.workspace import Workspace
 
-LOW_DISK_BYTES = 2 * 1024**3
+LOW_DISK_BYTES = 2 * 10**9
 
 
 def check_versions(_: Workspace) -> Iterator[Finding]:
@@ -77,7 +78,7 @@ def check_disk(workspace: Workspace) -> Iterator[Finding]:
     yield Finding(
         "disk",
         level,
-        f"{free / 1024**3:.1f} GiB free",
+        f"{format_size(free)} free",
         "" if level == "ok" else "free some space before the next round",
     )
 
