@@ -334,6 +334,20 @@ def test_the_demo_ends_with_what_to_do_next(monkeypatch: pytest.MonkeyPatch, tmp
     assert "Round 3 waits for answers." in said
 
 
+def test_the_demo_tells_answers_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round that late answers keep open is ticked again, and Label Studio then has the others already."""
+    out = io.StringIO()
+    found = iter([demo.Done(answered=3), demo.Done(already=3), demo.Done(answered=1, already=3)])
+    monkeypatch.setattr(demo, "console", Console(file=out, width=120, highlight=False, soft_wrap=True))
+    monkeypatch.setattr(demo, "answer_round", lambda *_, **__: next(found))
+    told: set[str] = set()
+    for _ in range(3):
+        demo._answer("", 1, [], {}, 2, told)
+    first, second = (line.strip() for line in out.getvalue().splitlines())
+    assert first.startswith("round 2: 0 annotators answer: 3 answered (")
+    assert second.startswith("round 2: 0 annotators answer: 1 answered, 3 already answered (")
+
+
 def test_the_demo_prints_what_the_readme_quotes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With the figures of the recorded run in place of servers, annotators and models."""
     run = json.loads((ROOT / "benchmarks/results/demo.json").read_text(encoding="utf-8"))["figures"]

@@ -162,6 +162,7 @@ def _rounds(
     """Alternate with the annotators until round `target` is published and the next one is asked."""
     _step(f"Rounds up to {target}; each is a flow run in Prefect, and labels come only from Label Studio")
     patience = 2
+    told: set[str] = set()
     while True:
         tick, seconds = _tick(folder)
         now = al(folder, "status")
@@ -176,12 +177,11 @@ def _rounds(
         patience = 2 if tick["published"] else patience - 1
         if patience < 0:
             raise ExternalServiceError(f"round {number} does not close: {tick['waits_for']}")
-        done = Done()
         if number:
-            _answer(url, now["project_id"], people, key, number - 1, late=True)
-        done = _answer(url, now["project_id"], people, key, number)
+            _answer(url, now["project_id"], people, key, number - 1, told, late=True)
+        done = _answer(url, now["project_id"], people, key, number, told)
         if patience == 0:
-            _answer(url, now["project_id"], people, key, number, late=True)
+            _answer(url, now["project_id"], people, key, number, told, late=True)
         timings.rounds[-1]["answering"] = asdict(done)
 
 
@@ -192,18 +192,28 @@ def _tick(folder: Path) -> tuple[dict[str, Any], float]:
 
 
 def _answer(
-    url: str, project: int, people: Sequence[Annotator], key: Mapping[str, str], number: int, late: bool = False
+    url: str,
+    project: int,
+    people: Sequence[Annotator],
+    key: Mapping[str, str],
+    number: int,
+    told: set[str],
+    late: bool = False,
 ) -> Done:
+    """Have a round's tasks answered. What this run has `told` already is told again only if more was answered."""
     what = f"late answers to round {number}" if late else f"round {number}: {len(people)} annotators answer"
     with _bar(what) as advance:
         done = answer_round(url, project, people, key, SEED, round_number=number, late=late, progress=advance)
+    if what in told and not done.answered + done.skipped + done.corrected:
+        return done
+    told.add(what)
     parts = {
         "answered": done.answered, "skipped": done.skipped, "corrected": done.corrected,
         "tasks with different answers": done.disagreed, "already answered": done.already,
         "to be answered late": done.left_for_later,
     }  # fmt: skip
-    told = ", ".join(f"{count} {name}" for name, count in parts.items() if count)
-    console.print(f"  {what}: {told or 'none'} [dim]({done.seconds:.0f} s)[/]")
+    counts = ", ".join(f"{count} {name}" for name, count in parts.items() if count)
+    console.print(f"  {what}: {counts or 'none'} [dim]({done.seconds:.0f} s)[/]")
     return done
 
 
