@@ -5,9 +5,10 @@ An invalid value is reported with its key, its value and what the key takes; an 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+import re
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import msgspec
 import yaml
@@ -54,6 +55,53 @@ StrategyName = Literal[
 ModelName = Literal["head", "centroid", "finetuned"]
 """The linear head, another estimator of `al_pipeline/models/estimators.py`, or the fine-tuned encoder."""
 FINETUNED: ModelName = "finetuned"
+
+PluginKind = Literal["model", "strategy"]
+PLUGIN_GROUPS: dict[PluginKind, str] = {"model": "al_pipeline.models", "strategy": "al_pipeline.strategies"}
+"""The groups of entry points in which installed packages name their plug-ins."""
+_PLUGIN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+
+
+class PluginName(NamedTuple):
+    """A model or a strategy that is not part of al-pipeline, as `params.yaml` names it."""
+
+    kind: PluginKind
+    name: str
+
+
+class _Choice(NamedTuple):
+    """A check of a name: one of al-pipeline's own, `package.module:name`, or that of an entry point."""
+
+    names: tuple[str, ...]
+    kind: PluginKind
+
+    def __call__(self, name: str) -> str:
+        if name in self.names or _PLUGIN.fullmatch(name):
+            return name
+        from importlib.metadata import entry_points  # takes time, and few names come here
+
+        if name in entry_points(group=PLUGIN_GROUPS[self.kind]).names:
+            return name
+        raise ValueError(f"expected: {self.takes(repr)} (the latter in the group {PLUGIN_GROUPS[self.kind]})")
+
+    def takes(self, shown: Callable[[Any], str]) -> str:
+        """What is valid, in words."""
+        return f"one of {', '.join(map(shown, self.names))}; package.module:name; or the name of an entry point"
+
+
+StrategyChoice = Annotated[str, Meta(min_length=1, max_length=200), _Choice(get_args(StrategyName), "strategy")]
+ModelChoice = Annotated[str, Meta(min_length=1, max_length=200), _Choice(get_args(ModelName), "model")]
+
+
+def plugins_of(model: str | None = None, strategy: str | None = None) -> tuple[PluginName, ...]:
+    """Those of a model's and a strategy's name that are not al-pipeline's own."""
+    named: tuple[tuple[PluginKind, str | None, tuple[str, ...]], ...] = (
+        ("model", model, get_args(ModelName)),
+        ("strategy", strategy, get_args(StrategyName)),
+    )
+    return tuple(PluginName(kind, name) for kind, name, known in named if name is not None and name not in known)
+
+
 DeviceName = Literal["cpu", "cuda", "mps", "auto"]
 BatchSize = Annotated[int, Meta(ge=1, le=100_000)]
 """The number of items in a batch."""
@@ -153,7 +201,7 @@ class Finetune(_Section, frozen=True, kw_only=True):
 class Train(_Section, frozen=True, kw_only=True):
     """How the classifier is fitted."""
 
-    model: ModelName
+    model: ModelChoice
     calibrate: bool
     finetune: Finetune = Finetune()
 
@@ -161,7 +209,7 @@ class Train(_Section, frozen=True, kw_only=True):
 class Select(_Section, frozen=True, kw_only=True):
     """How the next batch is selected."""
 
-    strategy: StrategyName
+    strategy: StrategyChoice
     cold_start: Literal["random", "typiclust", "kmeans", "core_set"] = "random"
     batch_size: BatchSize
     random_share: Annotated[float, Meta(ge=0, le=1)]
@@ -254,7 +302,7 @@ class Overrides(_Section, frozen=True, kw_only=True):
     round: Annotated[int, Meta(ge=0)]
     """The round that the batch is for."""
     size: BatchSize | None = None
-    strategy: StrategyName | None = None
+    strategy: StrategyChoice | None = None
     interventions: Annotated[list[int], Meta(description="whole numbers")] = msgspec.field(default_factory=list)
     """The numbers of the interventions that the close applied."""
     ask: list[str] = msgspec.field(default_factory=list)

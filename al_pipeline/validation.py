@@ -51,6 +51,8 @@ def first_problem(kind: type[msgspec.Struct], values: Any) -> str | None:
 def takes(kind: Any, shown: Callable[[Any], str] = repr) -> str:
     """The type and the limits of a field in words; `shown` formats each choice."""
     plain, notes = _split(kind)
+    if own := next((one.takes for one in notes if hasattr(one, "takes")), None):
+        return str(own(shown))
     limits = {name: bound for one in notes for name in _LIMITS if (bound := getattr(one, name, None)) is not None}
     size = _range(limits.get("min_length"), limits.get("max_length"))
     described = " ".join(filter(None, (getattr(one, "description", None) for one in notes)))

@@ -253,7 +253,7 @@ def test_the_tree_of_errors_is_drawn_whole() -> None:
 def test_outside_a_workspace_every_command_says_so_in_json(al: Al, name: str) -> None:
     needed = {"ingest": ["a.csv"], "predict": ["a.csv"], "diff": ["0", "1"], "log": ["x"], "export": ["-o", "a.csv"]}
     needed |= {"labelstudio invite": ["ann@example.org"], "labelstudio connect": ["https://labels.example.org"]}
-    needed |= {"labelstudio password": ["ann@example.org"], "ask": ["x"]}
+    needed |= {"labelstudio password": ["ann@example.org"], "ask": ["x"], "check-plugin": ["a:b"]}
     said = al(*name.split(), *needed.get(name, []), "--json")
     assert said.code == 2
     assert one_object(said.out)["error"] == "NotAWorkspace"

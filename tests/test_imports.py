@@ -44,13 +44,16 @@ MAY_IMPORT = {
     "workspace": (),
     "integrations": ("workspace",),
     "servers": ("integrations", "workspace"),
+    "plugins": ("active_learning", "models", "workspace"),
     # what is done with both
     "reporting": ("evaluation", "rounds"),
-    "simulation": ("active_learning", "data", "evaluation", "features", "models", "reporting", "workspace"),
-    "stages": ("active_learning", "annotation", "data", "evaluation", "features", "models", "workspace"),
+    "simulation": (
+        "active_learning", "data", "evaluation", "features", "models", "plugins", "reporting", "workspace",
+    ),
+    "stages": ("active_learning", "annotation", "data", "evaluation", "features", "models", "plugins", "workspace"),
     "operations": (
-        "annotation", "data", "evaluation", "features", "integrations", "models", "reporting", "rounds", "servers",
-        "workspace",
+        "annotation", "data", "evaluation", "features", "integrations", "models", "plugins", "reporting", "rounds",
+        "servers", "workspace",
     ),
     # callers
     "flows": ("evaluation", "integrations", "operations", "rounds", "servers", "workspace"),
@@ -84,7 +87,8 @@ ONLY = {
     "matplotlib": ("reporting.charts",),
     "jinja2": ("reporting.html",),
     "pydantic": ("flows",),  # with which Prefect describes a run's parameters
-    "sklearn": (),
+    "sklearn": ("plugins.models",),
+    "skops": (),  # imported by name, where plug-ins' models are stored
     "pandas": ("frames",),
     "requests": (),
     "pickle": (),

@@ -34,7 +34,7 @@ from al_pipeline.models import approximate
 from al_pipeline.models.approximate import MarginAccumulator
 from al_pipeline.models.feature_matrix import FeatureMatrix
 from al_pipeline.models.linear import Head
-from al_pipeline.params import NEEDS_ENCODER, Select
+from al_pipeline.params import NEEDS_ENCODER, Select, StrategyName
 from al_pipeline.records import RANDOM, RANDOM_SLICE, Query
 
 EVERY = pytest.mark.parametrize("strategy", sorted(STRATEGIES))
@@ -67,7 +67,7 @@ def batch(strategy: str, candidates: list[str], shortlist: Shortlist | None = No
 
 # The table ----------------------------------------------------------------------------------------------------------
 def test_params_and_table_name_the_same_strategies() -> None:
-    assert set(get_args(get_type_hints(Select)["strategy"])) == {*STRATEGIES, AUTO}
+    assert set(get_args(StrategyName)) == {*STRATEGIES, AUTO}
     cold = set(get_args(get_type_hints(Select)["cold_start"]))
     assert cold == {name for name, strategy in STRATEGIES.items() if not strategy.needs & {"scores", "proba"}}
     assert {name for name, strategy in STRATEGIES.items() if "vectors" in strategy.needs} == NEEDS_ENCODER

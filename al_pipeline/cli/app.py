@@ -37,7 +37,7 @@ from al_pipeline.workspace.home import own_environment, restrict_umask
 _WORKSPACE, _DATA, _ROUNDS, _MODEL, _SERVERS = "Workspace", "Data and labels", "Rounds", "Model", "Servers"
 """The groups of commands in `al --help`."""
 
-READ_ONLY = frozenset({"status", "rounds", "doctor", "diff", "log", "predict", "workspaces"})
+READ_ONLY = frozenset({"status", "rounds", "doctor", "diff", "log", "check-plugin", "predict", "workspaces"})
 """Commands that only show something: they fail if their output cannot be written. The exit code of any other command
 says whether its work was done, even if the output was lost."""
 
@@ -119,6 +119,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "simulate": simulate.simulate,
         "predict": data.predict,
         "approve": interventions.approve,
+        "check-plugin": workspace.check_plugin,
     },
     _SERVERS: {
         "up": servers.up,

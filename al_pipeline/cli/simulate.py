@@ -99,7 +99,7 @@ def simulate(
     options = Options(
         strategies=names, seeds=seeds, budget=budget, batch_size=batch_size, seed_size=seed_size,
         cold_start=cold_start, guide=_parse_guide(guide) if guide else None, test_size=test_size,
-        workers=workers or _core_count(),
+        workers=workers or _core_count(), root=Path() if layout is None else layout.root,
     )  # fmt: skip
     out = out or (Path("simulations") if layout is None else layout.reports / "simulations")
     name = "stdin" if str(corpus) == "-" else corpus.resolve().stem

@@ -1,9 +1,10 @@
-"""Commands about the workspace itself: init, doctor, upgrade, trust, adopt, remote repair."""
+"""Commands about the workspace itself: init, doctor, upgrade, trust, check-plugin, adopt, remote repair."""
 
 from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +12,8 @@ from typing import Annotated
 import typer
 
 from al_pipeline.cli.options import TEST_SIZES, Invocation, Json, Yes, current_workspace, parse_list
-from al_pipeline.cli.output import echo, escape, print_json
-from al_pipeline.errors import NothingToDo, UsageError
+from al_pipeline.cli.output import echo, escape, print_json, print_table
+from al_pipeline.errors import BadInput, NothingToDo, UsageError
 
 remote = typer.Typer(no_args_is_help=True, help="The DVC remote, which stores the data of every round.")
 
@@ -98,31 +99,72 @@ def trust(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Show how the files that control DVC were changed, and allow DVC to use them on this machine.
+    """Show how the files that control DVC were changed, and the plug-ins in use, and allow them on this machine.
 
-    DVC runs the commands in dvc.yaml. In a workspace from someone else, they are someone else's code.
+    DVC runs the commands in dvc.yaml, and a build runs the plug-ins that params.yaml names. In a workspace from \
+someone else, they are someone else's code.
     """
-    from al_pipeline.workspace.trust import accept, changes, doubtful
+    from al_pipeline.operations.engine import doubtful_code
+    from al_pipeline.workspace.trust import accept, accept_contents, changes, doubtful
 
-    root = current_workspace().layout.root
-    doubts = doubtful(root)
-    if not doubts:
-        raise NothingToDo("the files that control DVC are unchanged or already trusted")
+    workspace = current_workspace()
+    root = workspace.layout.root
+    doubts, plugins = doubtful(root), doubtful_code(workspace)
+    if not doubts and not plugins:
+        raise NothingToDo("the files that control DVC and the plug-ins are unchanged or already trusted")
     for name, problem in doubts.items():
-        echo(f"[bold]{escape(name)}[/] {escape(problem)}:", err=as_json)
-        for line in changes(root, name):
-            echo(f"    {escape(line)}", err=as_json)
+        _show_code(name, problem, changes(root, name), as_json)
+    for plugin in plugins:
+        _show_code(plugin.name, plugin.problem, plugin.lines, as_json)
     if not yes:
         if as_json or not sys.stdin.isatty():
             raise UsageError(
                 "there is no terminal to ask for confirmation; check the lines above, then run `al trust --yes`"
             )
-        if not typer.confirm("Let DVC use them on this machine?"):
+        if not typer.confirm("Let them be used on this machine?"):
             raise NothingToDo("nothing was trusted")
     accept(root)
+    accept_contents(plugin.claim for plugin in plugins)
     if as_json:
-        return print_json({"trusted": doubts})
+        return print_json({"trusted": doubts | {plugin.name: plugin.problem for plugin in plugins}})
     echo("These versions are trusted on this machine; after any change you are asked again.")
+
+
+def check_plugin(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="package.module:name, or the name of an entry point.")],
+    strategy: Annotated[
+        bool, typer.Option("--strategy", help="It is a query strategy. Default: a model, unless params.yaml says so.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check a model or a query strategy of your own against what every one must do; exit code 2 if it fails.
+
+    It runs the code that you name, on made-up data, and writes nothing. plugins.NAME is a file in the workspace.
+    """
+    from al_pipeline.operations.engine import check_plugin as run
+    from al_pipeline.params import PluginKind
+
+    workspace = current_workspace()
+    is_strategy = strategy or workspace.params.select.strategy == name
+    kind: PluginKind = "strategy" if is_strategy else "model"
+    found = run(name, kind, workspace.layout.root)
+    failed = [one for one in found if not one.ok]
+    if as_json:
+        checks = [{"name": one.name, "ok": one.ok, "problem": one.problem} for one in found]
+        print_json({"plugin": name, "kind": kind, "ok": not failed, "checks": checks})
+    else:
+        rows = [["pass" if one.ok else "FAIL", escape(one.name), escape(one.problem)] for one in found]
+        print_table(("", "requirement", "found"), rows)
+    if failed and as_json:
+        raise typer.Exit(BadInput.exit_code)
+    if failed:
+        raise BadInput(f"{name} fails {len(failed)} of {len(found)} requirements of a {kind}; the table says which")
+
+
+def _show_code(name: str, problem: str, lines: Sequence[str], as_json: bool) -> None:
+    echo(f"[bold]{escape(name)}[/] {escape(problem)}{':' if lines else ''}", err=as_json)
+    for line in lines:
+        echo(f"    {escape(line)}", err=as_json)
 
 
 def adopt(

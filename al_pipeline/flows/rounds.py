@@ -31,7 +31,7 @@ from al_pipeline.logs import record_from
 from al_pipeline.operations.connect import connect
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import Options, TickReport, tick
-from al_pipeline.params import LOCAL, BatchSize, StrategyName, load_params
+from al_pipeline.params import LOCAL, BatchSize, StrategyName, check_overrides, load_params
 from al_pipeline.records import round_name
 from al_pipeline.rounds.state_machine import Step
 from al_pipeline.servers.prefect_server import is_our_deployment
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 _SIZES = get_args(BatchSize)[1]
 Size = Annotated[int, Field(ge=_SIZES.ge, le=_SIZES.le)]
 """The number of items in a batch, for Prefect, which describes and checks a run's parameters with pydantic."""
+Plugin = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$", max_length=200)]
+"""A query strategy of one's own: package.module:name."""
 
 NETWORK = frozenset({Step.CONNECT, Step.RETIRE, Step.PUSH, Step.PULL, Step.AUDIT, Step.SYNC})
 """Steps with retries: they use the network, and a repeat is harmless."""
@@ -67,7 +69,7 @@ def run_round(options: Options, on_progress: Callable[[str], None]) -> TickRepor
     LISTENER.set(on_progress)
     FINISHED.set(done.append)
     try:
-        al_round(options.close_now, options.accept_vanished, options.size, options.strategy)  # type: ignore[arg-type]
+        al_round(options.close_now, options.accept_vanished, options.size, options.strategy)
     except CancelledRun as error:
         raise Locked(str(error)) from None
     except httpx.HTTPError as error:
@@ -83,7 +85,7 @@ def al_round(
     close_now: bool = False,
     accept_vanished: bool = False,
     size: Size | None = None,
-    strategy: StrategyName | None = None,
+    strategy: StrategyName | Plugin | None = None,
 ) -> TickReport | State[Any]:
     """Run one tick of the workspace: pull answers, close and build the round if it is full, push the next questions.
 
@@ -96,6 +98,7 @@ def al_round(
         strategy: Query strategy of that batch; empty for the one in params.yaml.
     """
     restrict_umask()
+    check_overrides(size, strategy)
     workspace = _workspace()
     logger, listen = get_run_logger(), LISTENER.get()
     record_from(logging.getLogger("prefect.extra").getEffectiveLevel())  # Prefect gives an extra logger no level

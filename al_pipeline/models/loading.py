@@ -27,6 +27,12 @@ def load_model(folder: Path, encoder: Path, terms: TermCache | None = None, devi
     return load_text_model(folder, terms)
 
 
+def estimator_name(folder: Path) -> str | None:
+    """The name of the estimator that a saved model on frozen features was fitted by; None for other models."""
+    name = read_object(folder / CARD_FILE).get("estimator")
+    return name if isinstance(name, str) else None
+
+
 def vectors_for(model: Classifier, vectors: Vectors | None, items: Sequence[Item]) -> NDArray[np.float32] | None:
     """The encoder's vectors of items, (n, d); None if the model uses none."""
     return vectors.of(items) if vectors is not None and model.needs_vectors else None

@@ -15,6 +15,7 @@ from al_pipeline.features.device import device_of
 from al_pipeline.files import read_json, read_object, sha256_bytes, sha256_file, write_json, write_text
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.close import check_sources
+from al_pipeline.operations.engine import trusted_plugins
 from al_pipeline.params import LOCAL, Features, Params
 from al_pipeline.progress import shown
 from al_pipeline.rounds.state_machine import BUILD, Step
@@ -63,17 +64,17 @@ def _entries(stage: dict[str, Any]) -> list[dict[str, Any]]:
     return [*stage.get("deps", ()), *stage["outs"]]
 
 
-def refresh_engine(layout: Layout, features: Features) -> bool:
-    """Record this engine if the build under way began with another, or on another device than `features` name here.
+def refresh_engine(layout: Layout, params: Params) -> bool:
+    """Record this engine if the build under way began with another, or on another device, or with other plug-ins.
 
-    Returns True if so: the build starts over.
+    Returns True if so: the build starts over. Raises UnexpectedChange if a plug-in is not trusted.
     """
     from al_pipeline.workspace.fingerprint import current_engine, difference, write_engine  # not for `al status`
 
-    device = device_of(features)
-    if not difference(read_json(layout.engine), current_engine(device)):
+    device, plugins = device_of(params.features), trusted_plugins(layout, params)
+    if not difference(read_json(layout.engine), current_engine(device), plugins):
         return False
-    write_engine(layout.engine, device)
+    write_engine(layout.engine, device, plugins)
     return True
 
 

@@ -5,7 +5,7 @@ Can be killed at any line and repeated: parts are deduplicated by content, and t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -50,13 +50,15 @@ def close(
     asked: Sequence[str] = (),
     kept: Sequence[PlannedTask] = (),
     device: str = CPU,
+    plugins: Mapping[str, str] | None = None,
 ) -> None:
     """Move the inbox into `data/`, track it, and mark the round closed; the build then selects round `selects_for`.
 
     `interventions` about labels are carried out: their events are appended to the ledger, after all others. `plans`
     are all tasks ever planned: the items drawn at random are recorded for `train`. `overrides` are settings for this
     batch alone (params.Overrides); without any, those of a killed close stay in force. `asked` are the items that
-    people requested for the batch, `kept` the tasks carried over into it. The build encodes on `device`.
+    people requested for the batch, `kept` the tasks carried over into it. The build encodes on `device` and
+    uses `plugins` (`operations.engine`).
     Raises UnexpectedChange if somebody edited the ledger, the pool, the test set or the encoder.
     """
     from al_pipeline.workspace.fingerprint import write_engine
@@ -71,7 +73,7 @@ def close(
     append_part(layout.events, carry_out(interventions, layout.events))
     check_kept(layout, dvc)
     dvc.add(layout.events, layout.pool, layout.test)  # even if unchanged: the cache may have been lost
-    write_engine(layout.engine, device)
+    write_engine(layout.engine, device, plugins)
     write_json(layout.asked_at_random, {"items": drawn_at_random(plans)})
     write_json(layout.overrides, {"round": selects_for, **overrides, **_brought_along(interventions, asked, kept)})
     for path in consumed:

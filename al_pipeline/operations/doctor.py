@@ -18,6 +18,7 @@ from al_pipeline.operations.checks.machine import (
     check_engine,
     check_lock,
     check_parameters,
+    check_plugins,
     check_versions,
 )
 from al_pipeline.operations.checks.repository import check_classes, check_clone, check_git, check_secrets
@@ -41,6 +42,7 @@ def examine(workspace: Workspace) -> list[Finding]:
         ("encoding", check_encoding),
         ("engine", check_engine),
         ("cluster", check_cluster),
+        ("plug-ins", check_plugins),
         ("Label Studio", check_label_studio),
         ("schedule", check_schedule),
         ("disk", check_disk),

@@ -21,6 +21,7 @@ def guess(workspace: Workspace, items: Sequence[Item]) -> dict[str, tuple[str, f
     from al_pipeline.features.device import device_of
     from al_pipeline.features.vectors import open_vectors
     from al_pipeline.models.loading import load_model, vectors_for
+    from al_pipeline.operations.engine import use_plugin_of
 
     layout = workspace.layout
     published = read_history(layout, Git(layout.root)).latest
@@ -29,6 +30,7 @@ def guess(workspace: Workspace, items: Sequence[Item]) -> dict[str, tuple[str, f
             f"{layout.model} is not the model of the last record; `dvc pull models/candidate` fetches it"
         )
     device = device_of(workspace.params.features)
+    use_plugin_of(layout.model, layout)
     model = load_model(layout.model, layout.encoder, device=device)
     if not items or not model.counts:
         return {}

@@ -102,6 +102,7 @@ def predict(
     from al_pipeline.features.device import device_like
     from al_pipeline.features.vectors import open_vectors
     from al_pipeline.models.loading import load_model, vectors_for
+    from al_pipeline.operations.engine import use_plugin_of
     from al_pipeline.records import Item
     from al_pipeline.workspace.fingerprint import recorded_device
 
@@ -109,6 +110,7 @@ def predict(
     git = Git(workspace.layout.root)
     record = read_history(workspace.layout, git).record(number)
     features, device = _features(record), device_like(recorded_device(record.engine.to_row()))
+    use_plugin_of(folder / "model", workspace.layout)
     model = load_model(folder / "model", folder / "encoder", device=device)
     vectors = open_vectors(folder / "encoder", workspace.layout.features, features, device)
     if vectors is not None and model.encoder != vectors.identity:

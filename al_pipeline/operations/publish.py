@@ -22,6 +22,7 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.logs import get_logger
 from al_pipeline.operations.checkout import ROUND_TAGS
 from al_pipeline.operations.close import foreign_edits, refuse_edits
+from al_pipeline.operations.engine import plugin_files
 from al_pipeline.operations.history import History, read_plans
 from al_pipeline.operations.planning import plan_tasks
 from al_pipeline.params import Params
@@ -29,7 +30,7 @@ from al_pipeline.records import RANDOM_SLICE, PlannedTask, round_name
 from al_pipeline.rounds.interventions import Intervention
 from al_pipeline.rounds.manifests import Counts, Engine, NextBatch, Record, RoundRecord, TaskCounts, parse_record
 from al_pipeline.rounds.manifests import Params as RecordedParams
-from al_pipeline.workspace.fingerprint import current_engine, recorded_device
+from al_pipeline.workspace.fingerprint import current_engine, recorded_device, recorded_plugins
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
 
@@ -85,7 +86,7 @@ def decide_and_plan(
         hashes=_hashes(layout, upcoming),
         params=RecordedParams.from_row(msgspec.to_builtins(params)),
         overrides=chosen(layout),
-        engine=Engine.from_row(current_engine(recorded_device(read_json(layout.engine)))),
+        engine=Engine.from_row(_engine(layout)),
         metrics=Metrics.from_row(read_json(layout.metrics)),
         next_batch=None if next_batch is None else NextBatch.from_row(next_batch),
         control=None if control is None else Control.from_row(control),
@@ -98,6 +99,13 @@ def decide_and_plan(
         record = RoundRecord(**asdict(record), decision=decision, answers=facts.answers)
     checked = type(record).from_row(record.to_json())
     write_json(layout.genesis if number is None else layout.record(number), checked.to_json())
+
+
+def _engine(layout: Layout) -> dict[str, Any]:
+    """The engine of the build, as its record says: this one, on that device, with those plug-ins."""
+    recorded = read_json(layout.engine)
+    plugins = recorded_plugins(recorded)
+    return current_engine(recorded_device(recorded)) | ({"plugins": plugins} if plugins else {})
 
 
 def chosen(layout: Layout) -> dict[str, Any]:
@@ -117,7 +125,9 @@ def publish(workspace: Workspace, git: Git, dvc: Dvc, number: int | None) -> str
     refuse_edits(set(foreign_edits(layout, git)) - _written(layout, number))
     dvc.push()
     message = "Plan round-0000, before any label" if number is None else _message(_built_record(layout, number))
-    commit = git.commit(message, [*layout.owned, layout.params, layout.dvc_yaml])
+    commit = git.commit(
+        message, [*layout.owned, layout.params, layout.dvc_yaml, *plugin_files(layout, workspace.params)]
+    )
     _logger.info("published in commit %s: %s", commit[:12], message.splitlines()[0])
     return commit
 

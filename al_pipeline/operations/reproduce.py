@@ -118,7 +118,7 @@ def _engine(recorded: Mapping[str, Any], choice: str | None, on_progress: Callab
             f"the round was computed on {made_on}, and this machine has {device}; run `al` on such a machine, or leave "
             "`--engine` out: then metrics are compared"
         )
-    engine = {key: value for key, value in recorded.items() if key != "device"}
+    engine = {key: value for key, value in recorded.items() if key not in ("device", "plugins")}
     return recorded_engine(engine, None if choice == "recorded" else Path(choice), on_progress)
 
 

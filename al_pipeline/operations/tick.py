@@ -202,7 +202,7 @@ def _take_steps(context: Context, run: Runner, close_now: bool) -> tuple[Facts, 
 def _facts(context: Context, close_now: bool) -> Facts:
     """Read the facts that decide the next step. A build that another engine began starts over here."""
     found = facts_at(context.workspace, context.git, context.history, context.now())
-    if found.closed and build.refresh_engine(context.layout, context.workspace.params.features):
+    if found.closed and build.refresh_engine(context.layout, context.workspace.params):
         context.on_progress("this is not the engine that the build began with: the build starts over")
         found = facts_at(context.workspace, context.git, context.history, context.now())
     return replace(

@@ -35,6 +35,7 @@ from al_pipeline.models.ensembles import draw_heads, sample_proba
 from al_pipeline.models.estimators import HEAD, Estimate, fit_classifier
 from al_pipeline.models.feature_matrix import FeatureMatrix
 from al_pipeline.models.linear import Head
+from al_pipeline.params import PluginName
 from al_pipeline.records import RANDOM
 from al_pipeline.simulation.corpus import LabeledTexts
 from al_pipeline.simulation.replay import Corpus, Curve, Indices, Predict, replay
@@ -70,6 +71,17 @@ class Work:
     """The vectors of the words and texts in `config.guide`, by class; None without an encoder."""
     classifier: str = HEAD
     """The head, or one of `ESTIMATORS`."""
+    plugins: tuple[PluginName, ...] = ()
+    """Models and strategies that are not al-pipeline's own."""
+    root: Path = Path()
+    """The workspace in which plug-ins are looked for."""
+
+    def use_plugins(self) -> None:
+        """Let this process use them."""
+        if self.plugins:
+            from al_pipeline.plugins.use import use
+
+            use(self.plugins, self.root)
 
 
 @dataclass(frozen=True)
@@ -327,6 +339,7 @@ class _Worker:
 def _begin(work: Work, folder: Path, queue: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent process ends its workers
     _Worker.work, _Worker.folder, _Worker.queue = work, folder, queue
+    work.use_plugins()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

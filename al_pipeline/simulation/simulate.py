@@ -24,7 +24,7 @@ from al_pipeline.features.shards import digest_rows
 from al_pipeline.features.vectors import Vectors, guide_vectors
 from al_pipeline.files import remove_leftovers, sha256_bytes, sha256_file, write_bytes, write_json, write_text
 from al_pipeline.models.estimators import HEAD
-from al_pipeline.params import FINETUNED, NEEDS_ENCODER, Features, Params
+from al_pipeline.params import FINETUNED, Features, Params, plugins_of
 from al_pipeline.records import CPU, RANDOM
 from al_pipeline.simulation.corpus import LabeledTexts
 from al_pipeline.simulation.page import pictures, render
@@ -52,6 +52,8 @@ class Options:
     guide: Mapping[str, Sequence[str]] | None = None
     test_size: int | None = None
     workers: int = 1
+    root: Path = Path()
+    """The workspace in which plug-ins are looked for."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,13 @@ def corpus_vectors(texts: LabeledTexts, features: Features, home: Path, workspac
 
 def make_work(texts: LabeledTexts, params: Params, options: Options, vectors: Vectors | None) -> Work:
     """The inputs that all runs of a simulation share. Raises UsageError for options that do not fit."""
+    classifier = HEAD if params.train.model == FINETUNED else params.train.model
+    named = [plugin for strategy in options.strategies if ":" in strategy for plugin in plugins_of(strategy=strategy)]
+    plugins = (*plugins_of(classifier), *named)
+    if plugins:
+        from al_pipeline.plugins.use import use
+
+        use(plugins, options.root)
     known = [*STRATEGIES, AUTO]
     for strategy in options.strategies:
         if strategy not in known:
@@ -132,7 +141,7 @@ def make_work(texts: LabeledTexts, params: Params, options: Options, vectors: Ve
             f"the guide names {unknown[0]!r}, but the classes of the corpus are {', '.join(texts.classes)}"
         )
     for strategy in (*options.strategies, config.cold_start):
-        if strategy in NEEDS_ENCODER and dense is None:
+        if dense is None and strategy in STRATEGIES and "vectors" in STRATEGIES[strategy].needs:
             raise UsageError(f"strategy {strategy!r} needs vectors: use --features encoder or encoder+tfidf")
     if config.cold_start not in COLD_STARTS:
         raise UsageError(f"--cold-start {config.cold_start} needs a model; use {' or '.join(COLD_STARTS)}")
@@ -144,10 +153,10 @@ def make_work(texts: LabeledTexts, params: Params, options: Options, vectors: Ve
         )
     size = min(LARGEST_TEST, len(texts.items) // TEST_SHARE) if options.test_size is None else options.test_size
     guide = {name: guide_vectors(vectors, phrases) for name, phrases in config.guide.items()}
-    classifier = HEAD if params.train.model == FINETUNED else params.train.model
     return Work(
-        texts, dense, params.features.uses_tfidf, params.train.calibrate, config, rounds, size, guide, classifier
-    )
+        texts, dense, params.features.uses_tfidf, params.train.calibrate, config, rounds, size, guide, classifier,
+        plugins, options.root,
+    )  # fmt: skip
 
 
 def _settings(texts: LabeledTexts, params: Params, work: Work, vectors: Vectors | None) -> dict[str, Any]:
@@ -164,7 +173,16 @@ def _settings(texts: LabeledTexts, params: Params, work: Work, vectors: Vectors 
         "rounds": work.rounds,
         "test_size": work.test_size,
         "engine": current_engine(CPU if vectors is None else vectors.device) | {"simulation": _own_sources()},
+        **_plugin_sources(work),
     }
+
+
+def _plugin_sources(work: Work) -> dict[str, Any]:
+    if not work.plugins:
+        return {}
+    from al_pipeline.plugins.references import record
+
+    return {"plugins": record(work.plugins, work.root)}
 
 
 def _own_sources() -> str:

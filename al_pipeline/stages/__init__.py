@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
+from pathlib import Path
 
 from al_pipeline.data.pool import count_items, iter_batches, list_parts
 from al_pipeline.errors import AlError
@@ -14,8 +15,9 @@ from al_pipeline.features.encoder import library_versions
 from al_pipeline.features.terms import TermCache, fitted_parts
 from al_pipeline.features.tfidf import Tfidf
 from al_pipeline.file_notes import FileNotes
-from al_pipeline.files import sha256_file
+from al_pipeline.files import read_object, sha256_file
 from al_pipeline.logs import get_logger
+from al_pipeline.params import PluginName, plugins_of
 from al_pipeline.threads import one_thread
 from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT, current_engine
 from al_pipeline.workspace.layout import Layout
@@ -60,6 +62,24 @@ def prepare() -> None:
     library_versions()
     with one_thread():  # finds the libraries
         pass
+
+
+def use_plugins(layout: Layout, plugins: Sequence[PluginName], has_vectors: bool = True) -> None:
+    """Let this stage use the plug-ins, if any. Raises EngineChanged if `engine.json` records others.
+
+    `has_vectors`: whether the features have an encoder. Raises BadParams if a strategy needs one.
+    """
+    if plugins:
+        from al_pipeline.plugins.use import use
+
+        use(plugins, layout.root, read_object(layout.engine), has_vectors)
+
+
+def use_plugin_of(layout: Layout, model: Path) -> None:
+    """Let this stage load a saved model that a plug-in made."""
+    from al_pipeline.models.loading import estimator_name  # lazy: the stage `label` needs no model
+
+    use_plugins(layout, plugins_of(estimator_name(model)))
 
 
 def open_terms(layout: Layout) -> TermCache:

@@ -20,7 +20,7 @@ from al_pipeline.files import write_json, write_text
 from al_pipeline.models.loading import load_model, vectors_for
 from al_pipeline.params import load_params
 from al_pipeline.records import Item
-from al_pipeline.stages import open_terms, stage
+from al_pipeline.stages import open_terms, stage, use_plugin_of
 from al_pipeline.workspace.fingerprint import check_engine
 from al_pipeline.workspace.layout import Layout
 
@@ -39,6 +39,7 @@ def main(layout: Layout) -> None:
     labelled = [row for row, item in enumerate(items) if item.item_id in label_of]
     texts = [item.text for item in items]
     vectors = open_vectors(layout.encoder, layout.features, params.features, device)
+    use_plugin_of(layout, layout.model)
     model = load_model(layout.model, layout.encoder, open_terms(layout), device)
     own = vectors_for(model, vectors, items)
     truth = np.array([classes.index(label_of[items[row].item_id]) for row in labelled], dtype=np.intp)

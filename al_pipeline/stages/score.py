@@ -21,10 +21,10 @@ from al_pipeline.models.approximate import MarginAccumulator
 from al_pipeline.models.linear import Head
 from al_pipeline.models.loading import load_model, vectors_for
 from al_pipeline.models.text_model import Classifier, TextModel
-from al_pipeline.params import Select, load_overrides, load_params
+from al_pipeline.params import Select, load_overrides, load_params, plugins_of
 from al_pipeline.progress import progress_reporter
 from al_pipeline.records import LabeledItem
-from al_pipeline.stages import open_terms, stage
+from al_pipeline.stages import open_terms, stage, use_plugin_of, use_plugins
 from al_pipeline.workspace.fingerprint import check_engine
 from al_pipeline.workspace.layout import Layout
 
@@ -39,9 +39,11 @@ def main(layout: Layout) -> None:
     params = load_params(layout.params)
     labeled = read_labeled(layout.labeled)
     vectors = open_vectors(layout.encoder, layout.features, params.features, device)
+    use_plugin_of(layout, layout.model)
     model = load_model(layout.model, layout.encoder, open_terms(layout), device)
     chosen = load_overrides(layout.overrides)
     select = chosen.applied_to(params.select)
+    use_plugins(layout, plugins_of(strategy=select.strategy), params.features.uses_encoder)
     scoring = scoring_of(select.strategy)
     seed = ensemble_seed(params.seed, chosen.round, select.strategy)
     samples = _samples(scoring, model, vectors, labeled, layout, seed)

@@ -17,9 +17,9 @@ from al_pipeline.data.pool import OpenIds, fetch, hashes_of
 from al_pipeline.features.vectors import Vectors, open_vectors
 from al_pipeline.files import read_json, write_json
 from al_pipeline.models.loading import load_model, vectors_for
-from al_pipeline.params import load_overrides, load_params
+from al_pipeline.params import load_overrides, load_params, plugins_of
 from al_pipeline.records import Query
-from al_pipeline.stages import open_terms, stage
+from al_pipeline.stages import open_terms, stage, use_plugin_of, use_plugins
 from al_pipeline.workspace.fingerprint import check_engine
 from al_pipeline.workspace.layout import Layout
 
@@ -34,6 +34,7 @@ def main(layout: Layout) -> None:
     params = load_params(layout.params)
     chosen = load_overrides(layout.overrides)
     select = chosen.applied_to(params.select)
+    use_plugins(layout, plugins_of(strategy=select.strategy), params.features.uses_encoder)
     labeled = {row.item_id: row.label for row in read_labeled(layout.labeled)}
     unresolved = read_unresolved(layout.unresolved)
     ignored = {row.item_id for row in unresolved if row.kind == "ignored"}
@@ -73,6 +74,7 @@ def _forecast(layout: Layout, vectors: Vectors | None, device: str, queries: Seq
 
     On the random slice they give an unbiased estimate of accuracy: the model was not trained on these labels.
     """
+    use_plugin_of(layout, layout.model)
     model = load_model(layout.model, layout.encoder, open_terms(layout), device)
     if not model.counts or not queries:
         return list(queries)

@@ -8,9 +8,9 @@ from al_pipeline.features.vectors import open_vectors
 from al_pipeline.files import read_json
 from al_pipeline.models.finetuned import fit_finetuned
 from al_pipeline.models.text_model import fit_text_model
-from al_pipeline.params import FINETUNED, load_params
+from al_pipeline.params import FINETUNED, load_params, plugins_of
 from al_pipeline.progress import progress_reporter
-from al_pipeline.stages import pool_vocabulary, stage
+from al_pipeline.stages import pool_vocabulary, stage, use_plugins
 from al_pipeline.workspace.fingerprint import check_engine
 from al_pipeline.workspace.layout import Layout
 
@@ -42,8 +42,8 @@ def main(layout: Layout) -> None:
             device=device,
         ).save(layout.model)
         return
+    use_plugins(layout, plugins_of(params.train.model))
     vectors = open_vectors(layout.encoder, layout.features, params.features, device)
-
     drawn = set(read_json(layout.asked_at_random, {"items": []})["items"])
     model = fit_text_model(
         texts=texts,

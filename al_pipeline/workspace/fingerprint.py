@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,13 @@ MODULES = (
     "models/training.py",
     "models/transformer.py",
     "params.py",
+    "plugins/__init__.py",
+    "plugins/loading.py",
+    "plugins/models.py",
+    "plugins/references.py",
+    "plugins/storage.py",
+    "plugins/strategies.py",
+    "plugins/use.py",
     "records.py",
     "sanitize.py",
     "stages/__init__.py",
@@ -92,6 +100,7 @@ NO_OUTPUT = {
     "logs.py": "says what happens, and returns nothing to a stage",
     "progress.py": "writes a file that is no output, and returns nothing to a stage",
     "workspace/code_digest.py": "computes the digest itself",
+    "workspace/trust.py": "decides whether code may run, and returns nothing else to a stage",
     "workspace/home.py": "finds the folder in which the digest is cached",
 }
 """Modules that stages import and that cannot change their outputs, each with the reason (tests check the list)."""
@@ -147,13 +156,14 @@ def _engine() -> dict[str, Any]:
     }
 
 
-def write_engine(path: Path, device: str = CPU) -> None:
+def write_engine(path: Path, device: str = CPU, plugins: Mapping[str, str] | None = None) -> None:
     """Record this engine and the device on which stages will encode; only closing a round may call this.
 
-    A record of the same engine is not rewritten.
+    `plugins`: what the plug-ins in use are made of (`plugins.references.record`). A record of the same engine is not
+    rewritten.
     """
-    engine = current_engine(device)
-    if difference(read_json(path), engine):
+    engine = current_engine(device) | ({"plugins": dict(plugins)} if plugins else {})
+    if difference(read_json(path), engine, plugins or {}):
         write_json(path, engine)
 
 
@@ -162,10 +172,18 @@ def recorded_device(recorded: dict[str, Any] | None) -> str:
     return str(recorded.get("device", CPU)) if isinstance(recorded, dict) else CPU
 
 
-def difference(recorded: dict[str, Any] | None, other: dict[str, Any] | None = None) -> str:
-    """The differences between the recorded engine and this one (or `other`), as text; empty if there are none."""
+def difference(
+    recorded: dict[str, Any] | None, other: dict[str, Any] | None = None, plugins: Mapping[str, str] | None = None
+) -> str:
+    """The differences between the recorded engine and this one (or `other`), as text; empty if there are none.
+
+    `plugins`: those in use, compared with the recorded ones; None: plug-ins are not compared.
+    """
     mine = _flat(current_engine() if other is None else other)
     theirs = _flat(recorded if isinstance(recorded, dict) else {})
+    if plugins is not None:
+        mine |= {f"plug-in {name}": value for name, value in plugins.items()}
+        theirs |= {f"plug-in {name}": str(value) for name, value in recorded_plugins(recorded).items()}
     return "; ".join(
         f"{key}: was {theirs.get(key, 'absent')}, is {mine.get(key, 'absent')}"
         for key in sorted((mine.keys() | theirs.keys()) - {"version"})
@@ -176,7 +194,7 @@ def difference(recorded: dict[str, Any] | None, other: dict[str, Any] | None = N
 def check_engine(path: Path) -> str:
     """Raise EngineChanged if `path` records another engine than this one; return the device that it records.
 
-    The device is not compared: a stage computes on that one, or fails.
+    The device is not compared: a stage computes on that one, or fails. Plug-ins are compared where they are used.
     """
     recorded = read_json(path)
     device = recorded_device(recorded)
@@ -185,8 +203,14 @@ def check_engine(path: Path) -> str:
     return device
 
 
+def recorded_plugins(recorded: dict[str, Any] | None) -> dict[str, str]:
+    """What the record of an engine says of plug-ins; empty if none was in use."""
+    plugins = recorded.get("plugins") if isinstance(recorded, dict) else None
+    return dict(plugins) if isinstance(plugins, dict) else {}
+
+
 def _flat(engine: dict[str, Any]) -> dict[str, str]:
-    flat = {key: str(value) for key, value in engine.items() if key != "packages"}
+    flat = {key: str(value) for key, value in engine.items() if key not in ("packages", "plugins")}
     flat["device"] = recorded_device(engine)
     packages = engine.get("packages")
     return flat | {key: str(value) for key, value in (packages if isinstance(packages, dict) else {}).items()}

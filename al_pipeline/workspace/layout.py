@@ -42,6 +42,11 @@ class Layout(Struct, frozen=True):
         return self.root / "engine.json"
 
     @property
+    def plugins(self) -> Path:
+        """The user's modules with models and query strategies, each a file."""
+        return self.root / "plugins"
+
+    @property
     def rounds(self) -> Path:
         return self.root / "rounds"
 

@@ -8,7 +8,7 @@ accepted them on this machine.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import unified_diff
 from importlib.resources import files
 from pathlib import Path
@@ -47,7 +47,7 @@ _SECRET = re.compile(
 _OURS = frozenset(
     {
         ".al", ".dvc", ".dvcignore", ".gitattributes", ".gitignore", "al-workspace.json", "data", "dvc.lock",
-        "dvc.yaml", "engine.json", "models", "params.yaml", "reports", "rounds",
+        "dvc.yaml", "engine.json", "models", "params.yaml", "plugins", "reports", "rounds",
     }
 )  # fmt: skip
 """Names in a workspace's root that the engine uses."""
@@ -108,9 +108,17 @@ def holds_secret(config: Path) -> bool:
 
 def accept(root: Path) -> None:
     """Accept the files that control DVC as they are now; recorded by content, outside the workspace."""
-    new = {_digest(root / name) for name in doubtful(root)}
-    if new:
-        write_json(private_folder(al_home()) / _STORE, {"sha256": sorted(new | _accepted())}, mode=0o600)
+    _accept({_digest(root / name) for name in doubtful(root)})
+
+
+def is_accepted(content: bytes) -> bool:
+    """Whether the user has accepted these bytes. Raises UnsafeFolder if others than the user could have."""
+    return sha256_bytes(content) in _accepted()
+
+
+def accept_contents(contents: Iterable[bytes]) -> None:
+    """Accept bytes that stand for code, such as a plug-in's; recorded by digest, outside the workspace."""
+    _accept({sha256_bytes(content) for content in contents})
 
 
 def check_tree(modes: Mapping[str, str], layout: Layout) -> None:
@@ -169,6 +177,11 @@ def odd_setting(text: str) -> str | None:
         if has_password(line):
             return f"{found[1]} with a password"
     return None
+
+
+def _accept(new: set[str]) -> None:
+    if new:
+        write_json(private_folder(al_home()) / _STORE, {"sha256": sorted(new | _accepted())}, mode=0o600)
 
 
 def _digest(path: Path) -> str:

@@ -11,6 +11,7 @@ from typing import Literal
 from al_pipeline.features.device import device_of
 from al_pipeline.files import read_json
 from al_pipeline.operations.checks.finding import Finding
+from al_pipeline.operations.engine import doubtful_plugins, plugin_record
 from al_pipeline.quantities import format_size
 from al_pipeline.workspace.fingerprint import current_engine, difference
 from al_pipeline.workspace.lock import holder
@@ -52,7 +53,7 @@ def check_engine(workspace: Workspace) -> Iterator[Finding]:
     recorded, engine = read_json(workspace.layout.engine), current_engine(device_of(workspace.params.features))
     if recorded is None:
         yield Finding("engine", "ok", f"{engine['version']}; nothing has been built yet")
-    elif changes := difference(recorded, engine):
+    elif changes := difference(recorded, engine, plugin_record(workspace.layout, workspace.params)):
         yield Finding(
             "engine",
             "warning",
@@ -61,6 +62,19 @@ def check_engine(workspace: Workspace) -> Iterator[Finding]:
         )
     else:
         yield Finding("engine", "ok", f"{engine['version']}, the engine of the last build")
+
+
+def check_plugins(workspace: Workspace) -> Iterator[Finding]:
+    """Check that the plug-ins that `params.yaml` names are there and trusted. Nothing of them is run."""
+    doubts = doubtful_plugins(workspace)
+    for doubt in doubts:
+        message = f"{doubt.name} {doubt.problem}, which is not trusted on this machine"
+        yield Finding("plug-ins", "error", message, "`al trust` shows it and lets it run")
+    used = plugin_record(workspace.layout, workspace.params)
+    if absent := [name for name, found in used.items() if found == "absent"]:
+        yield Finding("plug-ins", "error", f"{', '.join(absent)} is missing", "`pip install 'al-pipeline[plugins]'`")
+    elif used and not doubts:
+        yield Finding("plug-ins", "ok", "; ".join(f"{name}: {found}" for name, found in used.items()))
 
 
 def check_disk(workspace: Workspace) -> Iterator[Finding]:

@@ -21,6 +21,7 @@ from al_pipeline.integrations.environment import Engine
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.build import encode
 from al_pipeline.operations.close import drawn_at_random
+from al_pipeline.operations.engine import trusted_plugins
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_history, read_plans
 from al_pipeline.operations.reproduction.result import Cause, Difference, FoundDifference
@@ -99,6 +100,9 @@ class Clone:
         for cache in (self.layout.features, self.layout.terms):
             cache.symlink_to(private_folder(self.home / cache.name))
         self._check_records(self.record in then.rounds)
+        if not self.engine:
+            recorded, plugins = self.record.engine.to_row(), self._plugins()
+            self.engine_changes = difference(recorded, current_engine(self.device), plugins)
         self.lock = _parse_lock(self.layout.dvc_lock)
 
     def remove(self) -> None:
@@ -173,7 +177,7 @@ class Clone:
     def use_this_engine(self) -> None:
         """Write the files that closing the round with this engine would have written."""
         bring_up_to_date(self.layout)
-        write_engine(self.layout.engine, self.device)
+        write_engine(self.layout.engine, self.device, self._plugins())
         if not self.layout.asked_at_random.exists():
             plans = read_plans(self.git, f"{self.tag}^").values()
             write_json(self.layout.asked_at_random, {"items": drawn_at_random(plans)})
@@ -193,6 +197,16 @@ class Clone:
             dvc.repro(stage, force=True, run_cache=False)
         except StageFailed as error:
             raise FoundDifference(Difference(stage, "engine", str(error))) from None
+
+    def _plugins(self) -> dict[str, str]:
+        """What the plug-ins that the round used are made of. Raises UnexpectedChange if one is not trusted here."""
+        try:
+            return trusted_plugins(self.layout, load_params(self.layout.params))
+        except UnexpectedChange as error:
+            raise UnexpectedChange(
+                f"at the tag {self.tag}, {error}. If its code has changed since, check that tag out in a clone of your "
+                "own first"
+            ) from None
 
     def _check_records(self, same_record: bool) -> None:
         """Raise FoundDifference unless the tag's files match the last commit's record of the round."""

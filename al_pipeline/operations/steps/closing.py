@@ -14,6 +14,7 @@ from al_pipeline.features.device import device_of
 from al_pipeline.files import write_text
 from al_pipeline.logs import get_logger
 from al_pipeline.operations.close import carry_out, close, override
+from al_pipeline.operations.engine import trusted_plugins
 from al_pipeline.operations.facts import closing_rule, facts_at
 from al_pipeline.operations.history import read_plan, rounds_of
 from al_pipeline.operations.intervene import check_snapshot
@@ -40,7 +41,9 @@ def close_round(context: Context, facts: Facts) -> None:
     layout, planned, interventions = context.layout, facts.planned, context.history.waiting
     reason = _reason(context, facts, interventions)
     _put_params_back(context, interventions)
-    device = device_of(context.workspace.params.features)  # first: nothing is done for a device that is not there
+    params, wanted = context.workspace.params, context.overrides or {}
+    device = device_of(params.features)  # first: nothing is done for a device or a plug-in that is not there
+    plugins = trusted_plugins(layout, params, wanted.get("strategy") or params.select.strategy)
     check_snapshot(context.workspace, context.git, context.dvc, interventions)
     _logger.info("closing %s: %s", "the first build" if planned is None else f"round {planned}", reason)
     remember(layout, planned, closed_at=context.now().timestamp(), reason=reason)
@@ -51,7 +54,7 @@ def close_round(context: Context, facts: Facts) -> None:
     if kept:
         context.on_progress(f"round {planned}: {len(kept)} open tasks stay in the queue")
     upcoming = 0 if planned is None else planned + 1
-    close(layout, context.dvc, upcoming, context.take_overrides(), interventions, plans, asked, kept, device)
+    close(layout, context.dvc, upcoming, context.take_overrides(), interventions, plans, asked, kept, device, plugins)
 
 
 def override_build(context: Context) -> None:

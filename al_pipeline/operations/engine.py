@@ -1,0 +1,125 @@
+"""The plug-ins of a workspace: what `engine.json` records of them, and those that a saved model needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from al_pipeline.files import read_object
+from al_pipeline.params import Params, PluginKind, PluginName, plugins_of
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.workspace import Workspace
+
+if TYPE_CHECKING:  # most workspaces have none
+    from al_pipeline.plugins.contract import Checked
+
+
+def named_plugins(layout: Layout, params: Params, strategy: str | None = None) -> tuple[PluginName, ...]:
+    """The plug-ins that a workspace uses. `strategy`: that of the batch; None: as `rounds/overrides.json` has it."""
+    batch = strategy or read_object(layout.overrides).get("strategy") or params.select.strategy
+    return plugins_of(params.train.model, batch if isinstance(batch, str) else None)
+
+
+def plugin_record(layout: Layout, params: Params, strategy: str | None = None) -> dict[str, str]:
+    """What `engine.json` records of the plug-ins in use; empty without any, which is found out without an import."""
+    named = named_plugins(layout, params, strategy)
+    if not named:
+        return {}
+    from al_pipeline.plugins.references import record
+
+    return record(named, layout.root)
+
+
+def trusted_plugins(layout: Layout, params: Params, strategy: str | None = None) -> dict[str, str]:
+    """The same, before a build. Raises UnexpectedChange if one of them is not trusted on this machine."""
+    found = plugin_record(layout, params, strategy)
+    if found:
+        from al_pipeline.plugins.references import check_trusted, find
+
+        for plugin in named_plugins(layout, params, strategy):
+            check_trusted(find(plugin, layout.root))
+    return found
+
+
+def plugin_files(layout: Layout, params: Params) -> list[Path]:
+    """The files of the workspace that hold the plug-ins in use: a round's commit includes them."""
+    named = named_plugins(layout, params)
+    if not named:
+        return []
+    from al_pipeline.plugins.references import find
+
+    return [file for plugin in named if (file := find(plugin, layout.root).file)]
+
+
+class Doubt(NamedTuple):
+    """A plug-in in use that is not trusted on this machine."""
+
+    name: str
+    problem: str
+    lines: list[str]
+    """Its file, if it lies in the workspace."""
+    claim: bytes
+    """What the user would trust."""
+
+
+def doubtful_plugins(workspace: Workspace) -> list[Doubt]:
+    """The plug-ins in use that are not trusted on this machine. Raises BadParams if one is not there."""
+    return _doubts(workspace, named_plugins(workspace.layout, workspace.params))
+
+
+def doubtful_code(workspace: Workspace) -> list[Doubt]:
+    """The same, with all other files in `plugins/`, which a single batch could use (`al round --strategy`)."""
+    used = doubtful_plugins(workspace)
+    claims = {doubt.claim for doubt in used}
+    files = [path for path in sorted(workspace.layout.plugins.glob("*.py")) if path.stem.isidentifier()]
+    named = [PluginName("strategy", f"plugins.{path.stem}:name") for path in files if not path.is_symlink()]
+    others = _doubts(workspace, named)
+    return used + [
+        doubt._replace(name=doubt.problem.rpartition(" ")[2], problem="is not used yet")
+        for doubt in others
+        if doubt.claim not in claims
+    ]
+
+
+def _doubts(workspace: Workspace, named: Sequence[PluginName]) -> list[Doubt]:
+    if not named:
+        return []
+    from al_pipeline.plugins.references import find
+
+    return [
+        Doubt(
+            found.name,
+            f"({found.key}) runs code of {found.package}",
+            found.source.decode("utf-8", "replace").splitlines(),
+            found.claim,
+        )
+        for found in (find(plugin, workspace.layout.root) for plugin in named)
+        if not found.trusted
+    ]
+
+
+def check_plugin(name: str, kind: PluginKind, root: Path) -> list[Checked]:
+    """Check a plug-in against what every model and strategy must do. It runs: the user named it.
+
+    Raises BadParams or BadInput if it cannot be used at all.
+    """
+    from al_pipeline.plugins.contract import check_model, check_strategy
+    from al_pipeline.plugins.references import find, let_run
+    from al_pipeline.plugins.use import use
+
+    plugins = plugins_of(name) if kind == "model" else plugins_of(strategy=name)
+    for plugin in plugins:
+        let_run(find(plugin, root))
+    use(plugins, root)
+    return list((check_model if kind == "model" else check_strategy)(name))
+
+
+def use_plugin_of(model: Path, layout: Layout) -> None:
+    """Let this process load a saved model that a plug-in made."""
+    from al_pipeline.models.loading import estimator_name
+
+    for plugin in plugins_of(estimator_name(model)):
+        from al_pipeline.plugins.use import use_saved
+
+        use_saved(plugin, layout.root)
