@@ -285,9 +285,10 @@ def test_a_prefect_that_is_busy_is_asked_again_for_a_while(
     class Busy(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            answers.append(503 if len(answers) < busy else 404)
+            answers.append(503 if len(answers) < busy else 200)
             self.send_response(answers[-1])
             self.end_headers()
+            self.wfile.write(b"[]")
 
         def log_message(self, *args: object) -> None:
             """Say nothing."""
@@ -299,7 +300,7 @@ def test_a_prefect_that_is_busy_is_asked_again_for_a_while(
         server = Server("Prefect", os.getpid(), 0.0, port, f"http://127.0.0.1:{port}")
         if busy == 2:
             assert prefects.read_deployment(workspace, server) is None
-            assert answers == [503, 503, 404]
+            assert answers == [503, 503, 200]
         else:
             with pytest.raises(ServerFailed, match="try again"):
                 prefects.read_deployment(workspace, server)
