@@ -181,7 +181,7 @@ class History:
 
     def _date_back(self) -> None:
         """Spread tasks and answers over the time before yesterday, in the order of their numbers."""
-        database = self._workspace.home / "label-studio/label_studio.sqlite3"
+        database = self._workspace.home / "label-studio/data/label_studio.sqlite3"
         with contextlib.closing(sqlite3.connect(database, timeout=60)) as connection, connection:
             for table in ("task", "task_completion"):
                 when = f"julianday('now') - 1 - ((SELECT max(id) FROM {table}) - id) / 5000.0"

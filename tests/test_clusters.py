@@ -458,6 +458,7 @@ def _end_group(leader: subprocess.Popen[bytes]) -> None:
 
 @slow
 @server
+@pytest.mark.alone  # beside others, Ray's parts wait for each other in vain
 def test_ray_gives_the_same_bytes_though_a_worker_is_killed(
     prefect_server: PrefectServer, unencoded: tuple[Path, dict[str, str]], local: Bytes, tmp_path: Path
 ) -> None:

@@ -360,7 +360,7 @@ PROVOKED: list[tuple[Callable[[Workspace, pytest.MonkeyPatch], None], str, str, 
     (old_label_studio, "Label Studio", "warning", "1.13.1 is older"),
     (wrong_clock, "clock", "warning", "differs by -3600 s"),
     (foreign_project, "Label Studio", "error", "al adopt"),
-    (low_disk, "disk", "warning", "0.0 MB free"),
+    (low_disk, "disk", "warning", "1.0 MB free"),
     (wrong_version, "versions", "error", "dvc 0.1 is installed"),
     (another_encoder, "encoder", "warning", "has another/encoder"),
 ]

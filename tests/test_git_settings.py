@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from harness import play, small_workspace
 
@@ -170,8 +172,13 @@ def test_a_dead_lock_of_a_linked_work_tree_is_cleared(tmp_path: Path) -> None:
     lock.touch()
     linked = Git(tmp_path / "linked")
     (linked.root / "x").write_text("y", encoding="utf-8")
-    assert linked.commit("Two", [linked.root / "x"]) == linked.head()
+    ended = subprocess.Popen(["git", "--version"], cwd=linked.root, stdout=subprocess.PIPE)
+    assert ended.stdout is not None and ended.stdout.read()
+    while psutil.Process(ended.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    assert linked.commit("Two", [linked.root / "x"]) == linked.head(), "a git that has ended holds no lock"
     assert not lock.exists()
+    ended.communicate()
 
 
 @pytest.mark.parametrize("form", [["--split-index"], ["--index-version", "4"]])

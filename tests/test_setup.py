@@ -22,8 +22,8 @@ SHELL_FILES = ("Makefile", ".ci/run")
 EXTRAS = PROJECT["optional-dependencies"]
 INSTALLED = [
     *PROJECT["dependencies"],
-    *(line for extra in ("dask", "docs", "ray") for line in EXTRAS[extra]),
-    *(line for line in EXTRAS["dev"] if line != "al-pipeline[dask,docs,ray]"),
+    *(line for extra in ("dask", "docs", "plugins", "ray") for line in EXTRAS[extra]),
+    *(line for line in EXTRAS["dev"] if line != "al-pipeline[dask,docs,plugins,ray]"),
 ]
 """What `make setup` installs, but for what these need in turn."""
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from al_pipeline.errors import ManualActionRequired, RepositoryError, UnexpectedChange
 from al_pipeline.integrations.git.refs import Refs
+
+if TYPE_CHECKING:
+    import psutil
 
 _UNDER_WAY = (
     ("rebase-merge", "a rebase", "rebase"),
@@ -103,9 +107,21 @@ class RepositoryState(Refs):
             return
         from psutil import process_iter
 
-        for process in process_iter(["name", "cwd"]):
-            if process.info["name"] == "git" and process.info["cwd"] in (str(self.root), None):
+        for process in process_iter(["name"]):
+            if process.info["name"] == "git" and _may_work_in(process, self.root):
                 raise RepositoryError(
                     f"git (process {process.pid}) is running in {self.root}; try again when it has ended"
                 )
         lock.unlink(missing_ok=True)
+
+
+def _may_work_in(process: psutil.Process, folder: Path) -> bool:
+    """Whether a process runs in `folder`; True if that cannot be found out, False if it has ended meanwhile."""
+    from psutil import AccessDenied, NoSuchProcess
+
+    try:
+        return process.cwd() == str(folder)
+    except AccessDenied:
+        return True
+    except (NoSuchProcess, FileNotFoundError):  # a zombie, too
+        return False
