@@ -52,6 +52,8 @@ _WORDS = (60, 200)
 """The shortest and the longest passage, in words."""
 _IMPORT = 500
 _SECONDS = 600.0
+_TABLES = ("task", "task_completion")
+"""Label Studio's tables of tasks and answers."""
 _PLANTED = "passage-"
 
 Rows = list[dict[str, str]]
@@ -129,11 +131,13 @@ class History:
         assert found.planned is not None
         template = found.record(found.planned - 1)
         plans = self._plans(found.planned + 1, rounds, tasks, batch)
+        with self._database() as connection:
+            last = {table: connection.execute(f"SELECT max(id) FROM {table}").fetchone()[0] for table in _TABLES}
         for number in range(found.planned + 1, rounds):
             self._import(plans[number])
             if number % 50 == 0:
                 tell(f"the tasks of {number} rounds and their answers are in Label Studio")
-        self._date_back()
+        self._date_back(last)
         tell("the answers are pulled")
         self._pull([task for plan in plans.values() for task in plan])
         parts = self._parts()
@@ -179,14 +183,21 @@ class History:
             path = f"/api/projects/{self._project.project_id}/import"
             self._http.post(path, json=rows, timeout=_SECONDS).raise_for_status()
 
-    def _date_back(self) -> None:
-        """Spread tasks and answers over the time before yesterday, in the order of their numbers."""
-        database = self._workspace.home / "label-studio/data/label_studio.sqlite3"
-        with contextlib.closing(sqlite3.connect(database, timeout=60)) as connection, connection:
-            for table in ("task", "task_completion"):
+    def _database(self) -> contextlib.closing[sqlite3.Connection]:
+        """Label Studio's database."""
+        path = self._workspace.home / "label-studio/data/label_studio.sqlite3"
+        return contextlib.closing(sqlite3.connect(path, timeout=60))
+
+    def _date_back(self, last: Mapping[str, int]) -> None:
+        """Spread tasks and answers over the time before yesterday, in the order of their numbers.
+
+        Those up to the numbers `last` keep their times, by which their answers are known.
+        """
+        with self._database() as connection, connection:
+            for table, number in last.items():
                 when = f"julianday('now') - 1 - ((SELECT max(id) FROM {table}) - id) / 5000.0"
                 text = f"strftime('%Y-%m-%d %H:%M:%f', {when}) || '000'"
-                connection.execute(f"UPDATE {table} SET created_at = {text}, updated_at = {text}")
+                connection.execute(f"UPDATE {table} SET created_at = {text}, updated_at = {text} WHERE id > {number}")
 
     def _pull(self, more: Sequence[PlannedTask]) -> None:
         """Pull everything, as the first audit of a clone does."""
