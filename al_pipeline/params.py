@@ -19,7 +19,7 @@ from al_pipeline.cron import check_cron, check_timezone
 from al_pipeline.errors import BadInput, BadParams, UsageError
 from al_pipeline.files import read_json
 from al_pipeline.records import composed, with_present_names
-from al_pipeline.sanitize import plain_form, storable
+from al_pipeline.sanitize import one_line, plain_form, storable
 from al_pipeline.validation import parse
 from al_pipeline.yaml_text import SafeLoader, read_yaml
 
@@ -31,6 +31,23 @@ _Name = Annotated[
 ]
 _Phrase = Annotated[str, Meta(max_length=20_000, pattern=r"\S", description="that is not blank"), str.strip]
 _Phrases = Annotated[list[_Phrase], Meta(description="texts")]
+
+
+def _one_line(text: str) -> str:
+    if one_line(text) != text:
+        raise ValueError("must be on one line, with single blanks and without control characters")
+    return text
+
+
+_Sentence = Annotated[
+    str,
+    Meta(min_length=1, max_length=500, pattern=r"\S", description="on one line, that is not blank"),
+    str.strip,
+    _one_line,
+]
+_Example = Annotated[
+    str, Meta(min_length=1, max_length=2000, pattern=r"\S", description="that is not blank"), str.strip
+]
 
 StrategyName = Literal[
     "auto",
@@ -148,6 +165,21 @@ def _composed_keys(guide: dict[str, list[str]]) -> dict[str, list[str]]:
     return {composed(name): texts for name, texts in guide.items()}
 
 
+class Meaning(_Section, frozen=True, kw_only=True):
+    """What a class means: a description that annotators see too, and texts typical of it."""
+
+    description: str = ""
+    examples: list[str] = msgspec.field(default_factory=list)
+
+
+class _Described(_Section, frozen=True, kw_only=True):
+    """An entry of `schema.labels` that is more than a name."""
+
+    name: _Name
+    description: _Sentence | None = None
+    examples: Annotated[list[_Example], Meta(max_length=20, description="texts")] = msgspec.field(default_factory=list)
+
+
 class Schema(_Section, frozen=True, kw_only=True):
     """What annotators are asked: the question, its classes in the order shown, and the fields shown."""
 
@@ -155,6 +187,8 @@ class Schema(_Section, frozen=True, kw_only=True):
     question: Annotated[str, Meta(min_length=1, max_length=500)]
     labels: Annotated[list[_Name], Meta(min_length=2, max_length=200), _composed, _distinct, _trimmed]
     fields: Annotated[list[_Name], Meta(min_length=1, max_length=20), _composed, _distinct, _trimmed]
+    meanings: dict[str, Meaning] = msgspec.field(default_factory=dict)
+    """The meanings of those classes that have one. In the file they are part of `labels`, see `_split_meanings`."""
 
 
 class Ingest(_Section, frozen=True, kw_only=True):
@@ -202,6 +236,7 @@ class Train(_Section, frozen=True, kw_only=True):
     """How the classifier is fitted."""
 
     model: ModelChoice
+    names: bool = False
     calibrate: bool
     finetune: Finetune = Finetune()
 
@@ -215,6 +250,7 @@ class Select(_Section, frozen=True, kw_only=True):
     random_share: Annotated[float, Meta(ge=0, le=1)]
     shortlist: Annotated[int, Meta(ge=1)]
     max_similarity: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    names: bool = False
     guide: Annotated[dict[_Name, _Phrases], Meta(max_length=200), _composed_keys] = msgspec.field(default_factory=dict)
 
 
@@ -355,11 +391,53 @@ def parse_params(text: str, source: str = "params.yaml") -> Params:
     if not isinstance(values, dict):
         raise BadParams(f"{source} must contain keys and values, got {type(values).__name__}")
     try:
+        values, meanings = _split_meanings(values, source)
         params = parse(Params, values, source)
+        params = replace(params, schema_=replace(params.schema_, meanings=meanings)) if meanings else params
         _check_together(params, source)
     except ValueError as error:
         raise BadParams(str(error)) from None
     return params
+
+
+def _split_meanings(values: dict[str, Any], source: str) -> tuple[dict[str, Any], dict[str, Meaning]]:
+    """The values with plain names in `schema.labels`, and the meanings that its other entries give, by class.
+
+    Raises ValueError naming the entries that are wrong.
+    """
+    schema = values.get("schema")
+    if not isinstance(schema, dict):
+        return values, {}
+    if "meanings" in schema:
+        raise ValueError(f"{source}: schema.meanings: no such key; remove it or fix its spelling")
+    labels = schema.get("labels")
+    if not isinstance(labels, list) or not any(isinstance(entry, dict) for entry in labels):
+        return values, {}
+    names, meanings, problems = [], {}, []
+    for place, entry in enumerate(labels):
+        if not isinstance(entry, dict):
+            names.append(entry)
+            continue
+        try:
+            found = parse(_Described, entry, f"{source}: schema.labels.{place}")
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        names.append(found.name)
+        if found.description is not None or found.examples:
+            meanings[composed(found.name)] = Meaning(description=found.description or "", examples=found.examples)
+    if problems:
+        raise ValueError("\n".join(problems))
+    return {**values, "schema": {**schema, "labels": names}}, meanings
+
+
+def recorded(params: Params) -> dict[str, Any]:
+    """The parameters as a round's record has them: what concerns names of classes only where it is used."""
+    row: dict[str, Any] = msgspec.to_builtins(params)
+    for section, key in (("schema", "meanings"), ("train", "names"), ("select", "names")):
+        if not row[section][key]:
+            del row[section][key]
+    return row
 
 
 def _check_together(params: Params, source: str) -> None:
@@ -372,6 +450,9 @@ def _contradictions(params: Params) -> Iterator[str]:
     select, uses_encoder = params.select, params.features.uses_encoder
     if params.train.model == FINETUNED and not uses_encoder:
         yield "train.model 'finetuned' trains the encoder: it needs features.kind encoder or encoder+tfidf"
+    for section, on in (("train", params.train.names), ("select", select.names)):
+        if on and not uses_encoder:
+            yield f"{section}.names needs features.kind encoder or encoder+tfidf"
     for key in ("strategy", "cold_start"):
         if getattr(select, key) in NEEDS_ENCODER and not uses_encoder:
             yield f"select.{key} {getattr(select, key)!r} needs features.kind encoder or encoder+tfidf"

@@ -33,6 +33,8 @@ class QueryConfig:
     shortlist: int
     cold_start: str = "random"
     max_similarity: float = 1.0
+    names: bool = False
+    """Whether classes with few labels are searched by their names and descriptions."""
     guide: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Words, phrases or texts typical of a class, by class."""
 

@@ -49,6 +49,13 @@ Guide = Annotated[
     list[str] | None,
     typer.Option(help='Keywords of a rare class: spam="free money,act now"; may be repeated for other classes.'),
 ]
+Names = Annotated[
+    bool | None,
+    typer.Option(
+        help="Use the names and descriptions of the classes, and compare with runs without them. Default: "
+        "train.names and select.names in params.yaml."
+    ),
+]
 
 # The run.
 Workers = Annotated[
@@ -69,6 +76,7 @@ def simulate(
     seed_size: SeedSize = None,
     cold_start: ColdStart = None,
     guide: Guide = None,
+    names: Names = None,
     features: Features = None,
     test_size: TestSize = None,
     limit: Limit = 20_000,
@@ -95,11 +103,12 @@ def simulate(
             corpus, text_column, label_column, limit, params.seed, params.schema_.labels, on_progress,
             max_characters=params.ingest.max_characters, format=input_format, encoding=encoding, on_note=warn,
         )  # fmt: skip
-    names = tuple(name.strip() for name in strategies.split(",") if name.strip())
+    asked = tuple(name.strip() for name in strategies.split(",") if name.strip())
     options = Options(
-        strategies=names, seeds=seeds, budget=budget, batch_size=batch_size, seed_size=seed_size,
-        cold_start=cold_start, guide=_parse_guide(guide) if guide else None, test_size=test_size,
-        workers=workers or _core_count(), root=Path() if layout is None else layout.root,
+        strategies=asked, seeds=seeds, budget=budget, batch_size=batch_size, seed_size=seed_size,
+        cold_start=cold_start, guide=_parse_guide(guide) if guide else None, names=names,
+        test_size=test_size, workers=workers or _core_count(),
+        root=Path() if layout is None else layout.root,
     )  # fmt: skip
     out = out or (Path("simulations") if layout is None else layout.reports / "simulations")
     name = "stdin" if str(corpus) == "-" else corpus.resolve().stem

@@ -69,12 +69,21 @@ def _committee(
     for _ in range(count):
         own = [np.flatnonzero(named == name) for name in head.seen]
         drawn = np.sort(np.concatenate([rng.choice(rows, len(rows)) for rows in own]))
-        member = fit_classifier(name, features.rows(drawn), named[drawn].tolist(), head.classes, 0, calibrate=False)
+        member = fit_classifier(
+            name, features.rows(drawn), named[drawn].tolist(), head.classes, 0, calibrate=False, **_names_of(head)
+        )
         member = replace(member, counts=head.counts, temperature=head.temperature)
         if isinstance(head, Head) and isinstance(member, Head):
             member = replace(member, shift=head.shift)
         members.append(member)
     return members
+
+
+def _names_of(head: Head | Estimate) -> dict[str, Any]:
+    """The arguments of `fit_classifier` with which a member knows the names of the classes as `head` does."""
+    if not isinstance(head, Head) or head.names is None or head.names.prototypes is None:
+        return {}
+    return {"prototypes": head.names.prototypes, "name_weight": head.names.weight}
 
 
 def _posterior(
@@ -93,7 +102,8 @@ def _posterior(
     from scipy.linalg import cho_factor, cho_solve
 
     targets = np.array([head.seen.index(label) for label in labels], np.intp)
-    importance, scales = class_weights(targets, len(head.seen)), feature_scales(features)
+    labelled = sum(count > 0 for count in head.counts.values())
+    importance, scales = class_weights(targets, labelled), feature_scales(features)
     if len(targets) > _MAX_CURVATURE:
         rows = np.sort(_rng(seed, count).choice(len(targets), _MAX_CURVATURE, replace=False))
         importance = importance[rows] * (len(targets) / len(rows))

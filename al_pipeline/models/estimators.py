@@ -19,6 +19,7 @@ from al_pipeline.errors import BadInput
 from al_pipeline.models.calibration import calibration_folds, fit_temperature
 from al_pipeline.models.feature_matrix import FeatureMatrix, Floats, row_products
 from al_pipeline.models.linear import Head, fit_head
+from al_pipeline.models.names import fit_head_with_names
 from al_pipeline.models.probabilities import count_classes, over_all_classes, softmax
 from al_pipeline.threads import one_thread
 
@@ -83,9 +84,22 @@ class Estimate:
 
 
 def fit_classifier(
-    name: str, features: FeatureMatrix, labels: Sequence[str], classes: Sequence[str], seed: int, calibrate: bool
+    name: str,
+    features: FeatureMatrix,
+    labels: Sequence[str],
+    classes: Sequence[str],
+    seed: int,
+    calibrate: bool,
+    prototypes: NDArray[np.float32] | None = None,
+    name_weight: float | None = None,
 ) -> Head | Estimate:
-    """Fit the classifier that `train.model` names, from scratch. Raises BadInput if a label is not a class."""
+    """Fit the classifier that `train.model` names, from scratch. Raises BadInput if a label is not a class.
+
+    `prototypes`, `name_weight`: what the head knows from the names of the classes, as in `fit_head_with_names`; other
+    classifiers do not use them.
+    """
+    if name == HEAD and prototypes is not None:
+        return fit_head_with_names(features, labels, classes, seed, calibrate, prototypes, name_weight)
     if name == HEAD:
         return fit_head(features, labels, classes, seed, calibrate)
     counts, targets = count_classes(labels, classes)

@@ -37,6 +37,16 @@ _MAX_SLACK = 0.01
 """With a larger error bound, approximate margins are useless: the logits are too large for single precision."""
 
 
+@dataclass(frozen=True, eq=False)
+class NamesOfHead:
+    """The prior from the names of classes that a head was fitted with, see `al_pipeline/models/names.py`."""
+
+    weight: float
+    """0: the names are not used."""
+    prototypes: NDArray[np.float32] | None
+    """The prototype of each class, (C, d); None with weight 0."""
+
+
 @dataclass(frozen=True)
 class Head:
     """A fitted classifier: `weights` holds one (seen, width) array for each feature block, `bias` is (seen,).
@@ -47,17 +57,19 @@ class Head:
     classes: tuple[str, ...]
     """The schema's classes, in its order: the columns of the probabilities."""
     counts: Mapping[str, int]
-    """Number of labels of each class that has some, in the schema's order."""
+    """Number of labels of each class that it distinguishes, in the schema's order."""
     weights: tuple[Weights, ...]
     bias: Weights
     temperature: float
     widths: tuple[int, ...]
     shift: tuple[float, ...] = ()
     """Added to the logits of the seen classes after division by the temperature; empty: nothing."""
+    names: NamesOfHead | None = None
+    """What it knows from the names of the classes; None if it does not use them."""
 
     @property
     def seen(self) -> tuple[str, ...]:
-        """Classes that had labels."""
+        """Classes that it distinguishes: those with labels; with the help of names, all."""
         return tuple(self.counts)
 
     def logits(self, features: FeatureMatrix) -> Floats:
@@ -177,16 +189,16 @@ def fit_head(
     if len(counts) < 2:
         return Head(tuple(classes), counts, (), np.zeros(len(counts), np.float32), 1.0, ())
     with one_thread():
-        blocks, restore = _compact(features, len(counts), full_tfidf)
-        fitted, bias = _fit_softmax(blocks, targets, len(counts), strength)
-        held_out = _held_out_logits(blocks, targets, len(counts), strength, seed) if calibrate else []
+        blocks, restore = compact(features, len(counts), full_tfidf)
+        fitted, bias = fit_softmax(blocks, targets, len(counts), strength)
+        held_out = held_out_logits(blocks, targets, len(counts), strength, seed) if calibrate else []
         temperature, shift = fit_temperature_and_shift(held_out, targets, len(counts))
         weights = tuple(np.ascontiguousarray(part.T, np.float32) for part in restore(fitted))
     return Head(tuple(classes), counts, weights, bias.astype(np.float32), temperature, features.widths, shift)
 
 
-def _compact(
-    features: FeatureMatrix, classes: int, full_tfidf: int
+def compact(
+    features: FeatureMatrix, classes: int, full_tfidf: int = FULL_TFIDF
 ) -> tuple[list[Any], Callable[[list[Floats]], list[Floats]]]:
     """Blocks that give the same fit in fewer columns, and a function that maps the weights back to the features.
 
@@ -233,12 +245,12 @@ def _kernel_is_faster(labels: int, columns: int, classes: int) -> bool:
     return labels <= _SURE_KERNEL or labels**2.5 <= _KERNEL_RATE * classes * columns
 
 
-def _fit_softmax(
-    blocks: Sequence[Any], targets: NDArray[np.intp], classes: int, strength: float
+def fit_softmax(
+    blocks: Sequence[Any], targets: NDArray[np.intp], classes: int, strength: float, offset: Floats | None = None
 ) -> tuple[list[Floats], Floats]:
-    """Minimise  sum_i w_i * -log softmax(x_i W + b)[y_i]  +  |W|^2 / (2 C),  with w_i = n / (classes * n of y_i).
+    """Minimise  sum_i w_i * -log softmax(x_i W + b + o_i)[y_i]  +  |W|^2 / (2 C),  with w_i = n / (classes * n of y_i).
 
-    Returns W for each block, (width, classes), and b.
+    `offset`: o, (n, classes); None for 0. Returns W for each block, (width, classes), and b.
     """
     widths = [block.shape[1] for block in blocks]
     from scipy.optimize import minimize
@@ -253,7 +265,8 @@ def _fit_softmax(
 
     def loss(flat: Floats) -> tuple[float, Floats]:
         weights, bias = unpack(flat)
-        log_proba = log_softmax(_logits(blocks, weights, bias))
+        logits = _logits(blocks, weights, bias)
+        log_proba = log_softmax(logits if offset is None else logits + offset)
         value = -(importance * log_proba[rows, targets]).sum() + (flat[: cuts[-1]] ** 2).sum() / (2 * strength)
         error = np.exp(log_proba)
         error[rows, targets] -= 1
@@ -266,17 +279,28 @@ def _fit_softmax(
     return unpack(minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x)
 
 
-def _held_out_logits(
-    blocks: Sequence[Any], targets: NDArray[np.intp], classes: int, strength: float, seed: int
+def held_out_logits(
+    blocks: Sequence[Any],
+    targets: NDArray[np.intp],
+    classes: int,
+    strength: float,
+    seed: int,
+    offset: Floats | None = None,
 ) -> list[tuple[NDArray[np.intp], Floats]]:
-    """For each calibration fold the held-out rows and their logits (rows, classes), -inf for unknown classes."""
+    """For each calibration fold the held-out rows and their logits (rows, classes), -inf for unknown classes.
+
+    `offset`: as in `fit_softmax`, for all rows.
+    """
     held_out: list[tuple[NDArray[np.intp], Floats]] = []
     for train, test, known in calibration_folds(targets, seed):
-        weights, bias = _fit_softmax(
-            [block[train] for block in blocks], np.searchsorted(known, targets[train]), len(known), strength
+        own = None if offset is None else offset[np.ix_(train, known)]
+        weights, bias = fit_softmax(
+            [block[train] for block in blocks], np.searchsorted(known, targets[train]), len(known), strength, own
         )
         logits = np.full((len(test), classes), -np.inf)
         logits[:, known] = _logits([block[test] for block in blocks], weights, bias)
+        if offset is not None:
+            logits += offset[test]
         held_out.append((test, logits))
     return held_out
 

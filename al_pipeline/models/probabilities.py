@@ -56,5 +56,5 @@ def count_classes(labels: Sequence[str], classes: Sequence[str]) -> tuple[dict[s
 
 def class_weights(targets: NDArray[np.intp], classes: int) -> Floats:
     """The weight of each label in the fit, (n,): n / (classes * number of labels of its class)."""
-    weights: Floats = (len(targets) / (classes * np.bincount(targets, minlength=classes)))[targets]
+    weights: Floats = (len(targets) / (classes * np.maximum(np.bincount(targets, minlength=classes), 1)))[targets]
     return weights

@@ -20,7 +20,7 @@ from al_pipeline.models.approximate import Columns
 from al_pipeline.models.ensembles import draw_heads, sample_proba
 from al_pipeline.models.estimators import ESTIMATORS, HEAD, Estimate, fit_classifier
 from al_pipeline.models.feature_matrix import FeatureMatrix
-from al_pipeline.models.linear import STRENGTH, Head
+from al_pipeline.models.linear import STRENGTH, Head, NamesOfHead
 from al_pipeline.params import Features
 
 CARD_FILE = "card.json"
@@ -196,7 +196,8 @@ class TextModel:
 
 def _head_card(head: Head | Estimate) -> dict[str, Any]:
     """The attributes of a head that its tensors do not hold."""
-    return {
+    names = {"names": head.names.weight} if isinstance(head, Head) and head.names is not None else {}
+    return names | {
         "estimator": head.name if isinstance(head, Estimate) else HEAD,
         "labels": dict(head.counts),
         "seen": list(head.seen),
@@ -212,6 +213,8 @@ def _tensors(head: Head | Estimate) -> bytes:
     if isinstance(head, Estimate):
         return save(dict(sorted(head.arrays.items())))
     tensors = {f"weights.{number}": weights for number, weights in enumerate(head.weights)}
+    if head.names is not None and head.names.prototypes is not None:
+        tensors["prototypes"] = head.names.prototypes
     return save({**tensors, "bias": head.bias})
 
 
@@ -227,21 +230,23 @@ def fit_text_model(
     encoder: str | None = None,
     control: Sequence[int] | None = None,
     classifier: str = HEAD,
+    prototypes: Vectors | None = None,
 ) -> TextModel:
     """Fit a classifier on frozen features of labelled texts; without labels it predicts the prior.
 
     `classifier`: the head, or one of `ESTIMATORS`. `control`: the rows that the control is fitted on; None for a model
     without one. `vectors` (n, d): the encoder's for `texts`, if the features use it. `tfidf`: the vocabulary
     fitted on the pool's texts, labelled or not, if the features use TF-IDF. `encoder` is recorded in the card.
+    `prototypes` (C, d): those of the classes, if their names are to be used; see `al_pipeline/models/names.py`.
     Raises BadInput if a label is not a class, or vectors are missing.
     """
     matrix = _features(texts, vectors, features.uses_encoder, tfidf)
-    head = fit_classifier(classifier, matrix, labels, classes, seed, calibrate)
+    head = fit_classifier(classifier, matrix, labels, classes, seed, calibrate, prototypes)
     control_head = None
     if control is not None:
         rows = np.array(control, dtype=np.intp)
         drawn = [labels[row] for row in rows]
-        control_head = fit_classifier(classifier, matrix.rows(rows), drawn, classes, seed, calibrate)
+        control_head = fit_classifier(classifier, matrix.rows(rows), drawn, classes, seed, calibrate, prototypes)
     if vectors is None or not features.uses_encoder:
         return TextModel(head, tfidf, features.uses_encoder, control=control_head)
     digest = sha256_bytes(np.ascontiguousarray(vectors, np.float32).tobytes())
@@ -308,7 +313,8 @@ def _load_head(path: Path, classes: Sequence[str], card: dict[str, Any]) -> Head
     shift = tuple(card.get("shift", ()))
     if len(shift) not in (0, len(counts)):
         raise BadInput(f"{path} does not match its card: {len(counts)} classes, but shifts for {len(shift)}")
-    return Head(tuple(classes), counts, weights, tensors["bias"], card["temperature"], widths, shift)
+    names = NamesOfHead(float(card["names"]), tensors.get("prototypes")) if "names" in card else None
+    return Head(tuple(classes), counts, weights, tensors["bias"], card["temperature"], widths, shift, names)
 
 
 def _features(texts: Sequence[str], vectors: Vectors | None, uses_encoder: bool, tfidf: Tfidf | None) -> FeatureMatrix:

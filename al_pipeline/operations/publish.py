@@ -25,7 +25,7 @@ from al_pipeline.operations.close import foreign_edits, refuse_edits
 from al_pipeline.operations.engine import plugin_files
 from al_pipeline.operations.history import History, read_plans
 from al_pipeline.operations.planning import plan_tasks
-from al_pipeline.params import Params
+from al_pipeline.params import Params, recorded
 from al_pipeline.records import RANDOM_SLICE, PlannedTask, round_name
 from al_pipeline.rounds.interventions import Intervention
 from al_pipeline.rounds.manifests import Counts, Engine, NextBatch, Record, RoundRecord, TaskCounts, parse_record
@@ -84,7 +84,7 @@ def decide_and_plan(
         seconds=facts.seconds,
         counts=_counts(layout, plan),
         hashes=_hashes(layout, upcoming),
-        params=RecordedParams.from_row(msgspec.to_builtins(params)),
+        params=RecordedParams.from_row(recorded(params)),
         overrides=chosen(layout),
         engine=Engine.from_row(_engine(layout)),
         metrics=Metrics.from_row(read_json(layout.metrics)),

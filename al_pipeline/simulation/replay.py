@@ -6,6 +6,7 @@ in as `fit`, so this module works on arrays alone.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from al_pipeline.active_learning.batch import VectorsOf, next_batch
 from al_pipeline.active_learning.choice import Choice, QueryConfig
+from al_pipeline.active_learning.names import searched
 from al_pipeline.active_learning.sampling import ensemble_seed
 from al_pipeline.active_learning.shortlist import Shortlist, top_candidates
 from al_pipeline.active_learning.strategies import Samples, scoring_of
@@ -97,12 +99,14 @@ def replay(
     on_progress: Callable[[int], None] | None = None,
     guide: Mapping[str, Floats] | None = None,
     draw: Draw | None = None,
+    named: Mapping[str, Floats] | None = None,
 ) -> Curve:
     """The learning curve of a seed round and `rounds` active ones with the settings `config`, labelled by the truth.
 
     Ends early when the pool is exhausted. `vectors` and `draw` are for strategies that need vectors or sampled models
     (ValueError without); `positive` is the class of `evaluate`; `on_progress` gets the number of labels after each
-    round. `guide`: for a class, the similarity of each item of the corpus (n,) to its guide texts.
+    round. `guide`: for a class, the similarity of each item of the corpus (n,) to its guide texts. `named`: for a
+    class, the `name_scores` of each item.
 
     Queries never depend on the true classes of unlabelled items: `fit` gets the pool's labels batch by batch, and only
     `evaluate` gets those of the test set.
@@ -118,7 +122,7 @@ def replay(
         scored = None
         if predict is not None:
             scored = _shortlist(config, round_number, predict, draw, labeled, unlabeled, position)
-        guided = _search(guide or {}, config, unlabeled, position)
+        guided = _search({**(guide or {}), **_named(named or {}, labeled)}, config, unlabeled, position)
         queries, choice = next_batch(
             config, round_number, unlabeled, scored, labeled, corpus.classes, vectors, guided=guided
         )
@@ -163,6 +167,12 @@ def _shortlist(
         scores = np.concatenate([scoring.function(sampled(part)) for part in parts])
     best = top_candidates(unlabeled, scores, config.shortlist, config.batch_size, config.seed)
     return Shortlist([unlabeled[row] for row in best], scores[best], proba[best])
+
+
+def _named(named: Mapping[str, Floats], labeled: Mapping[str, str]) -> dict[str, Floats]:
+    """The scores of the classes that are searched by their names, as in the stage `score`."""
+    counts = Counter(labeled.values())
+    return {name: named[name] for name in searched({name: counts[name] for name in named})}
 
 
 def _search(

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from al_pipeline.active_learning.batch import VectorsOf
 from al_pipeline.active_learning.choice import QueryConfig
+from al_pipeline.active_learning.names import name_scores
 from al_pipeline.active_learning.strategies import Samples
 from al_pipeline.data.catalog import draw_test, drawn_size
 from al_pipeline.errors import AlError
@@ -33,7 +34,7 @@ from al_pipeline.features.tfidf import fit as fit_tfidf
 from al_pipeline.files import read_json, write_json
 from al_pipeline.models.ensembles import draw_heads, sample_proba
 from al_pipeline.models.estimators import HEAD, Estimate, fit_classifier
-from al_pipeline.models.feature_matrix import FeatureMatrix
+from al_pipeline.models.feature_matrix import FeatureMatrix, row_products
 from al_pipeline.models.linear import Head
 from al_pipeline.params import PluginName
 from al_pipeline.records import RANDOM
@@ -44,6 +45,8 @@ from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT
 
 FULL = "all labels"
 """The run that trains on the whole pool: the reference for all others."""
+WITHOUT = ", without names"
+"""The end of the name of a strategy's run that does not use the names of the classes."""
 METRICS = ("macro_f1", "average_precision", "accuracy")
 _ROUND_COST = 150
 """Fixed cost of a round, in labels, for the estimate of the remaining time."""
@@ -83,6 +86,11 @@ class Work:
 
             use(self.plugins, self.root)
 
+    prototypes: NDArray[np.float32] | None = None
+    """The prototypes of the classes (C, d), if the runs may use their names."""
+    names_train: bool = False
+    """Whether the model uses the names; `config.names` says whether the search for rare classes does."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -92,6 +100,8 @@ class Prepared:
     matrix: FeatureMatrix
     guide: Mapping[str, NDArray[np.float64]]
     """For a class, the similarity of each text (n,) to its guide."""
+    named: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    """For a class, the `name_scores` of each text (n,), if the search uses the names."""
 
 
 def prepare(work: Work, seed: int) -> Prepared:
@@ -111,17 +121,32 @@ def prepare(work: Work, seed: int) -> Prepared:
     for name, texts in work.config.guide.items():
         others = FeatureMatrix(work.guide[name], None if tfidf is None else tfidf.transform(texts))
         guide[name] = matrix.likeness(others).max(axis=1)
-    return Prepared(corpus, matrix, guide)
+    return Prepared(corpus, matrix, guide, _named(work, pool))
+
+
+def _named(work: Work, pool: Indices) -> dict[str, NDArray[np.float64]]:
+    if not work.config.names or work.dense is None or work.prototypes is None:
+        return {}
+    cosines = row_products(work.dense, work.prototypes).astype(np.float64)
+    scores = name_scores(cosines, cosines[pool].mean(axis=0))
+    return {name: scores[:, column] for column, name in enumerate(work.texts.classes) if name not in work.config.guide}
 
 
 def simulate_run(
     work: Work, prepared: Prepared, strategy: str, seed: int, on_progress: OnProgress | None = None
 ) -> Curve:
-    """One strategy's learning curve. In the random arm, the baseline, the seed round is random too, without a guide."""
+    """One strategy's learning curve. In the random arm, the baseline, the seed round is random too, without a guide.
+
+    Neither it nor a strategy ending in WITHOUT uses the names of the classes.
+    """
     vectors = None if work.dense is None else _vectors_of(prepared.corpus, work.dense)
+    without = strategy.endswith(WITHOUT) or strategy == RANDOM
+    strategy = strategy.removesuffix(WITHOUT)
     config, guide = replace(work.config, strategy=strategy, seed=seed), prepared.guide
     if strategy == RANDOM:
         config, guide = replace(config, cold_start=RANDOM), {}
+    if without:
+        work = replace(work, names_train=False)
 
     newest: list[Head | Estimate] = []
 
@@ -149,12 +174,14 @@ def simulate_run(
         on_progress=count,
         guide=guide,
         draw=draw,
+        named={} if without else prepared.named,
     )
 
 
 def full_score(work: Work, prepared: Prepared, seed: int) -> dict[str, float | None]:
     """The metrics of a model trained on all labels of the pool, calibrated as in the other runs."""
     corpus = prepared.corpus
+    work = replace(work, names_train=False)
     predict = _predict(prepared, _fit(work, prepared, corpus.pool, seed, work.calibrate))
     rng = np.random.default_rng(seed)
     truth = corpus.truth[corpus.test]
@@ -164,7 +191,8 @@ def full_score(work: Work, prepared: Prepared, seed: int) -> dict[str, float | N
 def _fit(work: Work, prepared: Prepared, labeled: Indices, seed: int, calibrate: bool) -> Head | Estimate:
     labels = _labels(prepared.corpus, labeled)
     rows = prepared.matrix.rows(labeled)
-    return fit_classifier(work.classifier, rows, labels, prepared.corpus.classes, seed, calibrate)
+    prototypes = work.prototypes if work.names_train else None
+    return fit_classifier(work.classifier, rows, labels, prepared.corpus.classes, seed, calibrate, prototypes)
 
 
 def _labels(corpus: Corpus, positions: Indices) -> list[str]:
@@ -187,7 +215,7 @@ def _figures(metrics: Any) -> dict[str, float | None]:
 # What is kept -------------------------------------------------------------------------------------------------------
 def run_file(folder: Path, run: Run) -> Path:
     """The path of a run's result."""
-    return folder / "runs" / f"{run[0].replace(' ', '-')}-{run[1]}.json"
+    return folder / "runs" / f"{run[0].replace(',', '').replace(' ', '-')}-{run[1]}.json"
 
 
 def read_run(folder: Path, run: Run) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from al_pipeline.active_learning.strategies import COLD_STARTS, STRATEGIES
 from al_pipeline.errors import UsageError
 from al_pipeline.evaluation.savings import Comparison, compare
 from al_pipeline.features.encoder import install_encoder, installed_source
+from al_pipeline.features.names import class_prototypes
 from al_pipeline.features.shards import digest_rows
 from al_pipeline.features.vectors import Vectors, guide_vectors
 from al_pipeline.files import remove_leftovers, sha256_bytes, sha256_file, write_bytes, write_json, write_text
@@ -28,7 +29,7 @@ from al_pipeline.params import FINETUNED, Features, Params, plugins_of
 from al_pipeline.records import CPU, RANDOM
 from al_pipeline.simulation.corpus import LabeledTexts
 from al_pipeline.simulation.page import pictures, render
-from al_pipeline.simulation.runs import FULL, Run, Work, read_run, run_all
+from al_pipeline.simulation.runs import FULL, WITHOUT, Run, Work, read_run, run_all
 from al_pipeline.workspace.fingerprint import current_engine
 from al_pipeline.workspace.layout import Layout
 
@@ -50,6 +51,8 @@ class Options:
     seed_size: int | None = None
     cold_start: str | None = None
     guide: Mapping[str, Sequence[str]] | None = None
+    names: bool | None = None
+    """Use the names of the classes in training and in the search for rare classes, and compare with runs without."""
     test_size: int | None = None
     workers: int = 1
     root: Path = Path()
@@ -85,7 +88,8 @@ def simulate(
     settings = _settings(texts, params, work, vectors)
     folder = out / f"{name}-{sha256_bytes(json.dumps(settings, sort_keys=True).encode())[:12]}"
     seeds = range(params.seed, params.seed + options.seeds)
-    strategies = dict.fromkeys((RANDOM, *options.strategies))
+    plain = tuple(f"{strategy}{WITHOUT}" for strategy in options.strategies if strategy != RANDOM)
+    strategies = dict.fromkeys((RANDOM, *options.strategies, *(plain if work.prototypes is not None else ())))
     runs: list[Run] = [(arm, seed) for seed in seeds for arm in (FULL, *strategies)]
     remove_leftovers(folder, folder / "runs")
     write_json(folder / "settings.json", settings)
@@ -133,7 +137,9 @@ def make_work(texts: LabeledTexts, params: Params, options: Options, vectors: Ve
     dense = None if vectors is None else vectors.of(texts.items)
     knobs = msgspec.structs.asdict(params.select)
     knobs |= {
-        key: value for key in ("batch_size", "cold_start", "guide") if (value := getattr(options, key)) is not None
+        key: value
+        for key in ("batch_size", "cold_start", "guide", "names")
+        if (value := getattr(options, key)) is not None
     }
     config = QueryConfig(params.seed, options.seed_size or params.round.seed_size, **knobs)
     if unknown := sorted(set(config.guide) - set(texts.classes)):
@@ -153,9 +159,15 @@ def make_work(texts: LabeledTexts, params: Params, options: Options, vectors: Ve
         )
     size = min(LARGEST_TEST, len(texts.items) // TEST_SHARE) if options.test_size is None else options.test_size
     guide = {name: guide_vectors(vectors, phrases) for name, phrases in config.guide.items()}
+    train = params.train.names if options.names is None else options.names
+    prototypes = None
+    if train or config.names:
+        if vectors is None:
+            raise UsageError("the names of classes need vectors: use --features encoder or encoder+tfidf")
+        prototypes = class_prototypes(vectors, texts.classes, params.schema_.meanings)
     return Work(
         texts, dense, params.features.uses_tfidf, params.train.calibrate, config, rounds, size, guide, classifier,
-        plugins, options.root,
+        plugins, options.root, prototypes, train,
     )  # fmt: skip
 
 
@@ -169,6 +181,7 @@ def _settings(texts: LabeledTexts, params: Params, work: Work, vectors: Vectors 
         "encoder": None if vectors is None else vectors.identity,
         "calibrate": work.calibrate,
         "classifier": work.classifier,
+        **_names(work, params),
         "asking": {key: value for key, value in asdict(work.config).items() if key not in ("seed", "strategy")},
         "rounds": work.rounds,
         "test_size": work.test_size,
@@ -183,6 +196,18 @@ def _plugin_sources(work: Work) -> dict[str, Any]:
     from al_pipeline.plugins.references import record
 
     return {"plugins": record(work.plugins, work.root)}
+
+
+def _names(work: Work, params: Params) -> dict[str, Any]:
+    """The settings that concern the names of classes; none if the runs do not use them."""
+    if work.prototypes is None:
+        return {}
+    meanings = {
+        name: msgspec.to_builtins(meaning)
+        for name, meaning in sorted(params.schema_.meanings.items())
+        if name in work.texts.classes
+    }
+    return {"names": {"train": work.names_train, "meanings": meanings}}
 
 
 def _own_sources() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -9,19 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from al_pipeline.active_learning.acquisition import score_bounds
-from al_pipeline.active_learning.sampling import ensemble_seed
+from al_pipeline.active_learning.names import name_scores, searched
+from al_pipeline.active_learning.sampling import draw, ensemble_seed
 from al_pipeline.active_learning.shortlist import ScoreAccumulator, ScoreSummary, TopK
 from al_pipeline.active_learning.strategies import Scoring, scoring_of
 from al_pipeline.data.outputs import read_labeled, read_unresolved, write_scores
-from al_pipeline.data.pool import count_items, fetch, iter_batches
+from al_pipeline.data.pool import OpenIds, count_items, fetch, iter_batches
 from al_pipeline.features.cache import CHUNK
+from al_pipeline.features.names import class_prototypes
 from al_pipeline.features.vectors import Vectors, guide_vectors, open_vectors
 from al_pipeline.files import write_json
 from al_pipeline.models.approximate import MarginAccumulator
+from al_pipeline.models.feature_matrix import Floats, row_products
 from al_pipeline.models.linear import Head
 from al_pipeline.models.loading import load_model, vectors_for
 from al_pipeline.models.text_model import Classifier, TextModel
-from al_pipeline.params import Select, load_overrides, load_params, plugins_of
+from al_pipeline.params import Params, Select, load_overrides, load_params, plugins_of
 from al_pipeline.progress import progress_reporter
 from al_pipeline.records import LabeledItem
 from al_pipeline.stages import open_terms, stage, use_plugin_of, use_plugins
@@ -29,6 +33,9 @@ from al_pipeline.workspace.fingerprint import check_engine
 from al_pipeline.workspace.layout import Layout
 
 BINS = 20
+_CENTRE = 1000
+"""Size of the random sample of the pool from which the mean similarity to each class's name is computed."""
+Rows = NDArray[np.float32]
 _READ = ("item_id", "content_hash", "text")
 
 
@@ -52,15 +59,18 @@ def main(layout: Layout) -> None:
     scores = ScoreAccumulator(TopK(select.shortlist, select.batch_size, params.seed, classes), bounds, BINS, classes)
     scorer = _Scorer(scores, scoring, model, samples)
     search = _Search(select, params.seed, model, vectors)
-    needed = vectors if model.needs_vectors or select.guide else None
+    names = _name_search(layout, params, select, labeled, vectors)
+    needed = vectors if model.needs_vectors or select.guide or names is not None else None
     on_progress = None if model.needs_vectors else progress_reporter(layout.progress, "scoring the pool")
     for ids, hashes, texts in _unlabeled(layout, labeled, on_progress):
         own = None if needed is None else needed.of_texts(hashes, texts)
         search.add(ids, texts, own)
+        if names is not None and own is not None:
+            names.add(ids, own)
         scorer.add(ids, texts, own)
     found = scorer.result()
     write_scores(layout.scores, *found.kept)
-    write_json(layout.guided, search.found())
+    write_json(layout.guided, search.found() | (names.found() if names is not None else {}))
     write_json(
         layout.histogram,
         {
@@ -156,6 +166,46 @@ class _Search:
     def found(self) -> dict[str, list[str]]:
         """The ids for each class, most similar first."""
         return {name: best.kept()[0] for name, best in self._best.items()}
+
+
+class _NameSearch:
+    """The candidates most similar to the names of the classes that need it."""
+
+    def __init__(
+        self, classes: Sequence[str], wanted: Sequence[str], prototypes: Rows, centre: Floats, size: int, seed: int
+    ) -> None:
+        self._columns = {name: list(classes).index(name) for name in wanted}
+        self._prototypes, self._centre = prototypes, centre
+        self._best = {name: TopK(size, size, seed) for name in wanted}
+
+    def add(self, ids: Sequence[str], own: Rows) -> None:
+        """Add candidates: ids and vectors (n, d)."""
+        scores = name_scores(row_products(own, self._prototypes).astype(np.float64), self._centre)
+        for name, column in self._columns.items():
+            self._best[name].add(ids, scores[:, column])
+
+    def found(self) -> dict[str, list[str]]:
+        """The ids for each class, most similar first."""
+        return {name: best.kept()[0] for name, best in self._best.items()}
+
+
+def _name_search(
+    layout: Layout, params: Params, select: Select, labeled: Sequence[LabeledItem], vectors: Vectors | None
+) -> _NameSearch | None:
+    """The search by the names of classes; None if it is switched off, or no class needs it. A guide replaces a name."""
+    if not select.names or vectors is None:
+        return None
+    classes, counts = params.schema_.labels, Counter(row.label for row in labeled)
+    wanted = [name for name in searched({name: counts[name] for name in classes}) if name not in select.guide]
+    if not wanted:
+        return None
+    prototypes = class_prototypes(vectors, classes, params.schema_.meanings)
+    ids = sorted(draw(OpenIds([layout.pool], frozenset()), _CENTRE, np.random.SeedSequence(params.seed), "names"))
+    found = fetch([layout.pool], ids)
+    cosines = row_products(vectors.of([found[item_id] for item_id in ids]), prototypes)
+    return _NameSearch(
+        classes, wanted, prototypes, cosines.astype(np.float64).mean(axis=0), select.batch_size, params.seed
+    )
 
 
 if __name__ == "__main__":

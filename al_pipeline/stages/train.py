@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from al_pipeline.data.outputs import read_labeled
 from al_pipeline.data.pool import fetch
+from al_pipeline.features.names import class_prototypes
 from al_pipeline.features.vectors import open_vectors
 from al_pipeline.files import read_json
 from al_pipeline.models.finetuned import fit_finetuned
@@ -57,6 +58,9 @@ def main(layout: Layout) -> None:
         encoder=None if vectors is None else vectors.identity,
         control=[row for row, item in enumerate(labeled) if item.item_id in drawn],
         classifier=params.train.model,
+        prototypes=class_prototypes(vectors, params.schema_.labels, params.schema_.meanings)
+        if params.train.names and vectors is not None
+        else None,
     )
     model.save(layout.model)
 

@@ -43,7 +43,18 @@ def label_config(schema: Schema, others: Sequence[str] = ()) -> str:
     )
     for position, label in enumerate(schema.labels):
         hotkey = {"hotkey": _HOTKEYS[position]} if position < len(_HOTKEYS) else {}
-        ElementTree.SubElement(choices, "Choice", {"value": label, **hotkey})
+        ElementTree.SubElement(choices, "Choice", {"value": label, **hotkey, **_hint(schema, label)})
     for label in others:
         ElementTree.SubElement(choices, "Choice", value=label)
     return ElementTree.tostring(view, encoding="unicode")
+
+
+def _hint(schema: Schema, label: str) -> dict[str, str]:
+    """The attribute that shows a class's description when the pointer is on it; Label Studio shows it as plain text.
+
+    A `$` becomes a blank, as in the names of fields.
+    """
+    meaning = schema.meanings.get(label)
+    if meaning is None or not meaning.description:
+        return {}
+    return {"hint": shown_text(meaning.description).replace("$", " ")}
