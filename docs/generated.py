@@ -117,6 +117,8 @@ def _section(
     lines += ["", "| key | in the template | takes | |", "|---|---|---|---|"]
     for field in msgspec.structs.fields(model):
         key, kind = field.encode_name, field.type
+        if key not in values:  # `schema.meanings`, which the file has in `schema.labels`
+            continue
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
             inner.append((kind, key))
             continue

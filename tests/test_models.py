@@ -22,7 +22,7 @@ from al_pipeline.files import sha256_tree
 from al_pipeline.models import linear as head_module
 from al_pipeline.models.calibration import stratified_folds
 from al_pipeline.models.feature_matrix import FeatureMatrix, feature_scales
-from al_pipeline.models.linear import _compact, _fit_softmax, fit_head
+from al_pipeline.models.linear import compact, fit_head, fit_softmax
 from al_pipeline.models.text_model import TextModel, fit_text_model, load_text_model
 from al_pipeline.params import Features
 
@@ -101,14 +101,14 @@ def test_fitting_by_rows_equals_fitting_by_columns(components: bool, monkeypatch
     tfidf = fit(texts)
     matrix = FeatureMatrix(vectors, tfidf.transform(texts), tfidf.components if components else None)
     targets = np.array([CLASSES.index(label) for label in labels])
-    blocks, restore = _compact(matrix, 3, 80)
+    blocks, restore = compact(matrix, 3, 80)
     assert [block.shape for block in blocks] == [(40, 40)]
-    by_rows, bias_by_rows = _fit_softmax(blocks, targets, 3, 10.0)
+    by_rows, bias_by_rows = fit_softmax(blocks, targets, 3, 10.0)
     monkeypatch.setattr(head_module, "_MAX_KERNEL", 0)
-    blocks, restore_columns = _compact(matrix, 3, 80)
+    blocks, restore_columns = compact(matrix, 3, 80)
     assert [block.shape[1] for block in blocks[:2]] == list(matrix.widths)
     assert len(blocks) == 3 if components else 2
-    by_columns, bias = _fit_softmax(blocks, targets, 3, 10.0)
+    by_columns, bias = fit_softmax(blocks, targets, 3, 10.0)
     for got, expected in zip(restore(by_rows), restore_columns(by_columns), strict=True):
         np.testing.assert_allclose(got, expected, atol=2e-4)
     np.testing.assert_allclose(bias_by_rows - bias_by_rows.mean(), bias - bias.mean(), atol=2e-4)
@@ -178,7 +178,7 @@ def test_the_fit_is_the_minimum_of_its_formula() -> None:
         logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
         return float(-(importance * logits[np.arange(len(targets)), targets]).sum() + (weights**2).sum() / 20)
 
-    (weights,), bias = _fit_softmax([vectors.astype(np.float64)], targets, 3, 10.0)
+    (weights,), bias = fit_softmax([vectors.astype(np.float64)], targets, 3, 10.0)
     best = loss(weights, bias)
     rng = np.random.default_rng(0)
     for size in (1e-2, 1e-1, 1.0):
