@@ -107,10 +107,10 @@ def _index(mapping: yaml.MappingNode, name: str) -> int:
 
 
 def _block(lines: list[str], mapping: yaml.MappingNode, name: str) -> list[str]:
-    """The lines of one key with its value, and the comment lines directly above it."""
+    """The lines of one key with its value, and the comment lines directly above it; one indented deeper is not its."""
     key, value = mapping.value[_index(mapping, name)]
     first = key.start_mark.line
-    while first > 1 and lines[first - 1].strip().startswith("#"):
+    while first > 1 and lines[first - 1].lstrip().startswith("#") and not _deeper(lines[first - 1], key):
         first -= 1
     return lines[first : _after(lines, key, value)]
 
@@ -118,11 +118,13 @@ def _block(lines: list[str], mapping: yaml.MappingNode, name: str) -> list[str]:
 def _after(lines: list[str], key: yaml.Node, value: yaml.Node) -> int:
     """The index of the line after a key, its value and the comments below that are indented deeper than the key."""
     place = max(_last(key), _last(value)) + 1
-    while place < len(lines) and lines[place].lstrip().startswith("#"):
-        if len(lines[place]) - len(lines[place].lstrip()) <= key.start_mark.column:
-            break
+    while place < len(lines) and lines[place].lstrip().startswith("#") and _deeper(lines[place], key):
         place += 1
     return place
+
+
+def _deeper(line: str, key: yaml.Node) -> bool:
+    return len(line) - len(line.lstrip()) > int(key.start_mark.column)
 
 
 def _last(node: yaml.Node) -> int:
