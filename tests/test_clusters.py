@@ -40,7 +40,7 @@ from al_pipeline.servers.process import free_port, port_is_free
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 ITEMS = 600
-SHARD = 16
+SHARD = 32
 TEXTS = ["win money now", "meeting agenda tomorrow", "lunch on friday"]
 Bytes = dict[bytes, bytes]
 

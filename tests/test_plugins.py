@@ -463,7 +463,7 @@ def played(tmp_path: Path, name: str, strategy: str = "auto") -> tuple[Workspace
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
-def test_whole_rounds_with_an_example(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_rounds_with_an_example(name: str, tmp_path: Path) -> None:
     workspace, oracle, truth = played(tmp_path, name, "plugins.spread:spread")
     root, layout = workspace.layout.root, workspace.layout
     with pytest.raises(UnexpectedChange, match="`al trust`"):
@@ -487,6 +487,17 @@ def test_whole_rounds_with_an_example(name: str, tmp_path: Path, monkeypatch: py
     [again] = reproduce(open_workspace(root), [1])
     assert again.difference is None, again.difference
 
+
+@pytest.mark.slow
+def test_a_changed_one_stops_stages_and_ticks_until_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "process"
+    workspace, oracle, truth = played(tmp_path, name, "plugins.spread:spread")
+    root, layout = workspace.layout.root, workspace.layout
+    accept_contents(doubt.claim for doubt in doubtful_plugins(workspace))
+    play(workspace, oracle, truth, 1)
+    engine = read_json(layout.engine)["plugins"]
     model_before = sha256_tree(layout.model)
     by_hand = [sys.executable, "-m", "dvc", "repro", "train", "--force"]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
@@ -501,7 +512,7 @@ def test_whole_rounds_with_an_example(name: str, tmp_path: Path, monkeypatch: py
     with pytest.raises(UnexpectedChange, match="`al trust`"):
         tick(open_workspace(root), lambda: oracle)
     accept_contents(doubt.claim for doubt in doubtful_plugins(open_workspace(root)))
-    report = tick(open_workspace(root), lambda: oracle)
+    tick(open_workspace(root), lambda: oracle)
     assert read_json(layout.engine)["plugins"] != engine, "a changed plug-in trains again"
 
     clone = tmp_path / "clone"
