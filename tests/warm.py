@@ -46,9 +46,12 @@ def use_memory() -> None:
     if "TMPDIR" in os.environ or not _MEMORY.is_dir():
         return
     for left in _MEMORY.glob(f"{_IN_MEMORY}*"):
-        if not psutil.pid_exists(int(left.name.removeprefix(_IN_MEMORY))) and left.stat().st_uid == os.geteuid():
+        number = left.name.removeprefix(_IN_MEMORY)
+        if number.isdecimal() and not psutil.pid_exists(int(number)) and left.lstat().st_uid == os.geteuid():
             shutil.rmtree(left, ignore_errors=True)
-    if shutil.disk_usage(_MEMORY).free > _FREE_BYTES and psutil.virtual_memory().available > 2 * _FREE_BYTES:
+    runs_programs = not os.statvfs(_MEMORY).f_flag & os.ST_NOEXEC
+    has_room = shutil.disk_usage(_MEMORY).free > _FREE_BYTES and psutil.virtual_memory().available > 2 * _FREE_BYTES
+    if runs_programs and has_room and os.access(_MEMORY, os.W_OK):
         folder = _MEMORY / f"{_IN_MEMORY}{os.getpid()}"
         folder.mkdir(mode=0o711)  # the server of a test may be another user
         os.environ["TMPDIR"] = str(folder)
