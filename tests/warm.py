@@ -53,7 +53,8 @@ def use_memory() -> None:
     has_room = shutil.disk_usage(_MEMORY).free > _FREE_BYTES and psutil.virtual_memory().available > 2 * _FREE_BYTES
     if runs_programs and has_room and os.access(_MEMORY, os.W_OK):
         folder = _MEMORY / f"{_IN_MEMORY}{os.getpid()}"
-        folder.mkdir(mode=0o711)  # the server of a test may be another user
+        folder.mkdir()
+        folder.chmod(0o711)  # the server of a test may be another user
         os.environ["TMPDIR"] = str(folder)
         tempfile.tempdir = None
 
