@@ -385,8 +385,8 @@ class Encoder:
         self._padding = self._tokenizer.pad_token_id or 0
         may_pack = device == CPU and knows_processor()
         if may_pack:
-            use_onednn(self.model, self._batch_tokens)
-            use_packed_layers(self.model, self._batch_tokens)
+            products = use_onednn(self.model, self._batch_tokens)
+            use_packed_layers(self.model, products, self._batch_tokens)
         self.packs = may_pack and self._can_pack()
         """Whether batches are packed, not padded."""
 

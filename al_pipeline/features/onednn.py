@@ -31,17 +31,20 @@ def has_onednn(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def use_onednn(model: torch.nn.Module, rows: int) -> None:
-    """Compute linear layers without gradients by one call of oneDNN where it is fast.
+def use_onednn(model: torch.nn.Module, rows: int) -> dict[torch.nn.Module, Product]:
+    """Compute linear layers without gradients by one call of oneDNN where it is fast; the product of each such layer.
 
     torch calls MKL in float32, which does not use AVX-512 on AMD's processors, and copies the bias first in bfloat16.
     `rows`: the number of rows of most batches, for which the weights are arranged.
     """
     import torch
 
+    products: dict[torch.nn.Module, Product] = {}
     for module in model.modules():
         if type(module) is torch.nn.Linear and has_onednn(module.weight.dtype):
-            module.forward = partial(_linear, module, Product([module], rows))  # type: ignore[method-assign]
+            products[module] = Product([module], rows)
+            module.forward = partial(_linear, module, products[module])  # type: ignore[method-assign]
+    return products
 
 
 def _linear(module: torch.nn.Linear, product: Product, states: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -166,24 +166,20 @@ def register_attention() -> str:
     return _ATTENTION
 
 
-def use_packed_layers(model: torch.nn.Module, rows: int) -> None:
+def use_packed_layers(model: torch.nn.Module, made: Mapping[torch.nn.Module, Product], rows: int) -> None:
     """Compute the layers of BERT and RoBERTa in packed batches by fewer and larger calls, where oneDNN is fast.
 
-    `rows` is the usual number of tokens of a batch. In other batches, and with gradients, transformers computes them.
+    `made` are the products of the linear layers (`use_onednn`), whose arranged weights serve here too. `rows` is the
+    usual number of tokens of a batch. In other batches, and with gradients, transformers computes them.
     """
     modules: Iterator[Any] = model.modules()
     for module in modules:
-        if type(module).__name__ in _LAYERS and has_onednn(module.intermediate.dense.weight.dtype):
-            own = module.attention.self
-            products = [
-                Product(layers, rows)
-                for layers in (
-                    [own.query, own.key, own.value],
-                    [module.attention.output.dense],
-                    [module.intermediate.dense],
-                    [module.output.dense],
-                )
-            ]
+        if type(module).__name__ not in _LAYERS:
+            continue
+        own = module.attention.self
+        dense = (module.attention.output.dense, module.intermediate.dense, module.output.dense)
+        if all(layer in made for layer in dense):
+            products = [Product([own.query, own.key, own.value], rows), *(made[layer] for layer in dense)]
             module.forward = partial(_layer, module, module.forward, products)
 
 
