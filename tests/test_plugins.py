@@ -38,7 +38,7 @@ from al_pipeline.models.estimators import ESTIMATORS, HEAD, fit_classifier
 from al_pipeline.models.feature_matrix import FeatureMatrix
 from al_pipeline.models.text_model import fit_text_model, load_text_model
 from al_pipeline.operations.doctor import examine
-from al_pipeline.operations.engine import check_plugin, doubtful_plugins
+from al_pipeline.operations.plugins import check_plugin, doubtful_plugins
 from al_pipeline.operations.predict import predict, typed_texts
 from al_pipeline.operations.reproduce import reproduce
 from al_pipeline.operations.tick import tick
@@ -547,7 +547,7 @@ def test_simulations_run_them_in_their_processes(tmp_path: Path) -> None:
 def test_without_them_nothing_of_them_is_imported() -> None:
     stages = ", ".join(f"al_pipeline.stages.{name}" for name in STAGES)
     found = modules_after(f"import al_pipeline.operations.tick, al_pipeline.simulation.simulate, {stages}")
-    assert "al_pipeline.operations.engine" in found, "the look itself works"
+    assert "al_pipeline.operations.plugins" in found, "the look itself works"
     assert not [name for name in found if name.startswith(("al_pipeline.plugins", "sklearn", "skops"))]
 
 

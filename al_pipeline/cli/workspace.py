@@ -104,7 +104,7 @@ def trust(
     DVC runs the commands in dvc.yaml, and a build runs the plug-ins that params.yaml names. In a workspace from \
 someone else, they are someone else's code.
     """
-    from al_pipeline.operations.engine import doubtful_code
+    from al_pipeline.operations.plugins import doubtful_code
     from al_pipeline.workspace.trust import accept, accept_contents, changes, doubtful
 
     workspace = current_workspace()
@@ -141,7 +141,7 @@ def check_plugin(
 
     It runs the code that you name, on made-up data, and writes nothing. plugins.NAME is a file in the workspace.
     """
-    from al_pipeline.operations.engine import check_plugin as run
+    from al_pipeline.operations.plugins import check_plugin as run
     from al_pipeline.params import PluginKind
 
     workspace = current_workspace()

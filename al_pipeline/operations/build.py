@@ -15,7 +15,7 @@ from al_pipeline.features.device import device_of
 from al_pipeline.files import read_json, read_object, sha256_bytes, sha256_file, write_json, write_text
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.close import check_sources
-from al_pipeline.operations.engine import trusted_plugins
+from al_pipeline.operations.plugins import trusted_plugins
 from al_pipeline.params import LOCAL, Features, Params
 from al_pipeline.progress import shown
 from al_pipeline.rounds.state_machine import BUILD, Step

@@ -58,7 +58,7 @@ def close(
     are all tasks ever planned: the items drawn at random are recorded for `train`. `overrides` are settings for this
     batch alone (params.Overrides); without any, those of a killed close stay in force. `asked` are the items that
     people requested for the batch, `kept` the tasks carried over into it. The build encodes on `device` and
-    uses `plugins` (`operations.engine`).
+    uses `plugins` (`operations.plugins`).
     Raises UnexpectedChange if somebody edited the ledger, the pool, the test set or the encoder.
     """
     from al_pipeline.workspace.fingerprint import write_engine

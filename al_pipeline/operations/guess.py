@@ -21,7 +21,7 @@ def guess(workspace: Workspace, items: Sequence[Item]) -> dict[str, tuple[str, f
     from al_pipeline.features.device import device_of
     from al_pipeline.features.vectors import open_vectors
     from al_pipeline.models.loading import load_model, vectors_for
-    from al_pipeline.operations.engine import use_plugin_of
+    from al_pipeline.operations.plugins import use_plugin_of
 
     layout = workspace.layout
     published = read_history(layout, Git(layout.root)).latest

@@ -102,7 +102,7 @@ def predict(
     from al_pipeline.features.device import device_like
     from al_pipeline.features.vectors import open_vectors
     from al_pipeline.models.loading import load_model, vectors_for
-    from al_pipeline.operations.engine import use_plugin_of
+    from al_pipeline.operations.plugins import use_plugin_of
     from al_pipeline.records import Item
     from al_pipeline.workspace.fingerprint import recorded_device
 

@@ -22,9 +22,9 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.logs import get_logger
 from al_pipeline.operations.checkout import ROUND_TAGS
 from al_pipeline.operations.close import foreign_edits, refuse_edits
-from al_pipeline.operations.engine import plugin_files
 from al_pipeline.operations.history import History, read_plans
 from al_pipeline.operations.planning import plan_tasks
+from al_pipeline.operations.plugins import plugin_files
 from al_pipeline.params import Params, recorded
 from al_pipeline.records import RANDOM_SLICE, PlannedTask, round_name
 from al_pipeline.rounds.interventions import Intervention

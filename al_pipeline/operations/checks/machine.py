@@ -11,7 +11,7 @@ from typing import Literal
 from al_pipeline.features.device import device_of
 from al_pipeline.files import read_json
 from al_pipeline.operations.checks.finding import Finding
-from al_pipeline.operations.engine import doubtful_plugins, plugin_record
+from al_pipeline.operations.plugins import doubtful_plugins, plugin_record
 from al_pipeline.quantities import format_size
 from al_pipeline.workspace.fingerprint import current_engine, difference
 from al_pipeline.workspace.lock import holder

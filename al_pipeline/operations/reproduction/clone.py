@@ -21,9 +21,9 @@ from al_pipeline.integrations.environment import Engine
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.build import encode
 from al_pipeline.operations.close import drawn_at_random
-from al_pipeline.operations.engine import trusted_plugins
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_history, read_plans
+from al_pipeline.operations.plugins import trusted_plugins
 from al_pipeline.operations.reproduction.result import Cause, Difference, FoundDifference
 from al_pipeline.operations.upgrade import OLD_DVC_YAML, bring_up_to_date
 from al_pipeline.params import load_params

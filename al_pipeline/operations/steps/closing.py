@@ -14,10 +14,10 @@ from al_pipeline.features.device import device_of
 from al_pipeline.files import write_text
 from al_pipeline.logs import get_logger
 from al_pipeline.operations.close import carry_out, close, override
-from al_pipeline.operations.engine import trusted_plugins
 from al_pipeline.operations.facts import closing_rule, facts_at
 from al_pipeline.operations.history import read_plan, rounds_of
 from al_pipeline.operations.intervene import check_snapshot
+from al_pipeline.operations.plugins import trusted_plugins
 from al_pipeline.operations.steps.context import Context
 from al_pipeline.operations.steps.notes import remember
 from al_pipeline.records import PlannedTask

@@ -13,6 +13,7 @@ from al_pipeline.workspace.workspace import Workspace
 
 if TYPE_CHECKING:  # most workspaces have none
     from al_pipeline.plugins.contract import Checked
+    from al_pipeline.plugins.references import Reference
 
 
 def named_plugins(layout: Layout, params: Params, strategy: str | None = None) -> tuple[PluginName, ...]:
@@ -65,7 +66,10 @@ class Doubt(NamedTuple):
 
 def doubtful_plugins(workspace: Workspace) -> list[Doubt]:
     """The plug-ins in use that are not trusted on this machine. Raises BadParams if one is not there."""
-    return _doubts(workspace, named_plugins(workspace.layout, workspace.params))
+    return [
+        _doubt(found, found.name, f"({found.key}) runs code of {found.package}")
+        for found in _untrusted(workspace, named_plugins(workspace.layout, workspace.params))
+    ]
 
 
 def doubtful_code(workspace: Workspace) -> list[Doubt]:
@@ -74,29 +78,21 @@ def doubtful_code(workspace: Workspace) -> list[Doubt]:
     claims = {doubt.claim for doubt in used}
     files = [path for path in sorted(workspace.layout.plugins.glob("*.py")) if path.stem.isidentifier()]
     named = [PluginName("strategy", f"plugins.{path.stem}:name") for path in files if not path.is_symlink()]
-    others = _doubts(workspace, named)
-    return used + [
-        doubt._replace(name=doubt.problem.rpartition(" ")[2], problem="is not used yet")
-        for doubt in others
-        if doubt.claim not in claims
-    ]
+    others = [found for found in _untrusted(workspace, named) if found.claim not in claims]
+    return used + [_doubt(found, found.package, "is not used yet") for found in others]
 
 
-def _doubts(workspace: Workspace, named: Sequence[PluginName]) -> list[Doubt]:
+def _untrusted(workspace: Workspace, named: Sequence[PluginName]) -> list[Reference]:
     if not named:
         return []
     from al_pipeline.plugins.references import find
 
-    return [
-        Doubt(
-            found.name,
-            f"({found.key}) runs code of {found.package}",
-            found.source.decode("utf-8", "replace").splitlines(),
-            found.claim,
-        )
-        for found in (find(plugin, workspace.layout.root) for plugin in named)
-        if not found.trusted
-    ]
+    references = [find(plugin, workspace.layout.root) for plugin in named]
+    return [found for found in references if not found.trusted]
+
+
+def _doubt(found: Reference, name: str, problem: str) -> Doubt:
+    return Doubt(name, problem, found.source.decode("utf-8", "replace").splitlines(), found.claim)
 
 
 def check_plugin(name: str, kind: PluginKind, root: Path) -> list[Checked]:
