@@ -173,13 +173,13 @@ def test_a_worker_installs_the_encoder_in_its_home(recipe: Recipe, al_home: Path
 
 @pytest.mark.parametrize(("runner", "variable"), [("dask", "DASK_SCHEDULER_ADDRESS"), ("ray", "RAY_ADDRESS")])
 def test_what_is_missing_is_named(runner: str, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from al_pipeline.flows.encoding import CLUSTERS
+    from al_pipeline.flows.encoding import OPENERS
 
     monkeypatch.delenv(variable, raising=False)
-    with pytest.raises(UsageError, match=f"{variable} does not say where the cluster is"), CLUSTERS[runner]():
+    with pytest.raises(UsageError, match=f"{variable} does not say where the cluster is"), OPENERS[runner]():
         pass
     monkeypatch.setitem(sys.modules, f"prefect_{runner}", None)
-    with pytest.raises(UsageError, match=rf"pip install 'al-pipeline\[{runner}\]'"), CLUSTERS[runner]():
+    with pytest.raises(UsageError, match=rf"pip install 'al-pipeline\[{runner}\]'"), OPENERS[runner]():
         pass
 
 

@@ -45,7 +45,7 @@ def run_shards(shards: Shards) -> None:
     """
     reset = SHARDS.set(shards)
     try:
-        with CLUSTERS[shards.runner]() as task_runner:
+        with OPENERS[shards.runner]() as task_runner:
             al_encode.with_options(task_runner=task_runner)()
     finally:
         SHARDS.reset(reset)
@@ -195,7 +195,7 @@ def _ray() -> Iterator[TaskRunner[Any]]:
         ray.shutdown()
 
 
-CLUSTERS: dict[str, Callable[[], AbstractContextManager[TaskRunner[Any]]]] = {"dask": _dask, "ray": _ray}
+OPENERS: dict[str, Callable[[], AbstractContextManager[TaskRunner[Any]]]] = {"dask": _dask, "ray": _ray}
 """For each `engine.runner` that is a cluster: connects to it, and gives its task runner.
 
 Raises UsageError if it is not installed or named, ExternalServiceError if it does not answer.

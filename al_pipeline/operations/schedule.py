@@ -103,9 +103,8 @@ def _elsewhere(workspace: Workspace, wanted: Schedule) -> Standing:
         return Standing(wanted, url, None, False, (), True, str(error))
     if found is None:
         return Standing(wanted, url, None, False, (), True)
-    differs = _differences(
-        workspace, wanted, dataclasses.replace(found, root=None)
-    )  # this may be a clone on another machine
+    placeless = dataclasses.replace(found, root=None)  # the server's may be a clone on another machine
+    differs = _differences(workspace, wanted, placeless)
     return Standing(wanted, url, found, found.has_worker, tuple(differs), True)
 
 
