@@ -6,23 +6,27 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 
 from al_pipeline.errors import BadInput
 from al_pipeline.features import tfidf as tfidf_module
 from al_pipeline.features.tfidf import Tfidf, fit, load_tfidf
 from al_pipeline.files import sha256_tree
-from al_pipeline.models import linear as head_module
+from al_pipeline.models import softmax as softmax_module
 from al_pipeline.models.calibration import stratified_folds
 from al_pipeline.models.feature_matrix import FeatureMatrix, feature_scales
-from al_pipeline.models.linear import compact, fit_head, fit_softmax
+from al_pipeline.models.linear import fit_head
+from al_pipeline.models.probabilities import softmax
+from al_pipeline.models.softmax import compact, fit_softmax, held_out_logits
 from al_pipeline.models.text_model import TextModel, fit_text_model, load_text_model
 from al_pipeline.params import Features
 
@@ -104,7 +108,7 @@ def test_fitting_by_rows_equals_fitting_by_columns(components: bool, monkeypatch
     blocks, restore = compact(matrix, 3, 80)
     assert [block.shape for block in blocks] == [(40, 40)]
     by_rows, bias_by_rows = fit_softmax(blocks, targets, 3, 10.0)
-    monkeypatch.setattr(head_module, "_MAX_KERNEL", 0)
+    monkeypatch.setattr(softmax_module, "_MAX_KERNEL", 0)
     blocks, restore_columns = compact(matrix, 3, 80)
     assert [block.shape[1] for block in blocks[:2]] == list(matrix.widths)
     assert len(blocks) == 3 if components else 2
@@ -117,13 +121,13 @@ def test_fitting_by_rows_equals_fitting_by_columns(components: bool, monkeypatch
 @pytest.mark.parametrize(
     ("labels", "columns", "classes", "kernel"),
     [
-        (300, 400, 2, True), (400, 400, 2, False), (1000, 30_000, 2, True), (1000, 5000, 2, False),
-        (2000, 30_000, 2, False), (1500, 5000, 20, True), (2000, 5000, 20, False), (2999, 50_000, 20, True),
+        (300, 400, 2, True), (400, 400, 2, False), (700, 30_000, 2, True), (1000, 5000, 2, False),
+        (1500, 50_000, 2, False), (900, 5000, 20, True), (1500, 5000, 20, False), (2500, 50_000, 20, True),
         (3000, 50_000, 20, False),
     ],
 )  # fmt: skip
 def test_the_kernel_is_fitted_where_it_is_faster(labels: int, columns: int, classes: int, kernel: bool) -> None:
-    assert head_module._kernel_is_faster(labels, columns, classes) is kernel
+    assert softmax_module._kernel_is_faster(labels, columns, classes) is kernel
 
 
 def test_a_label_tells_of_words_that_come_with_the_labelled_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +189,50 @@ def test_the_fit_is_the_minimum_of_its_formula() -> None:
         for _ in range(20):
             step = size * rng.normal(size=weights.shape), size * rng.normal(size=bias.shape)
             assert loss(weights + step[0], bias + step[1]) > best
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_fit_ends_within_1e_4_of_the_minimum_wherever_it_starts(classes: int) -> None:
+    _, vectors, labels = corpus(700, CLASSES[:classes], seed=4)
+    targets = np.array([CLASSES.index(label) for label in labels])
+    blocks = [vectors, csr_matrix(np.maximum(vectors, 0))]
+
+    def proba(**options: Any) -> NDArray[np.float64]:
+        weights, bias = fit_softmax(blocks, targets, classes, 3.0, **options)
+        return softmax(sum((block @ part for block, part in zip(blocks, weights, strict=True)), bias))
+
+    exact = proba(slope=1e-11)
+    np.testing.assert_allclose(proba(), exact, rtol=0, atol=1e-4)
+    rng = np.random.default_rng(0)
+    start = [rng.normal(size=(block.shape[1], classes)) for block in blocks], rng.normal(size=classes)
+    np.testing.assert_allclose(proba(start=start), exact, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_many_labels_give_the_same_bytes_with_any_number_of_threads(
+    classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are divided into parts; the parts of a fit are those of a whole."""
+    _, vectors, labels = corpus(6000, CLASSES[:classes], seed=5)
+    targets = np.array([CLASSES.index(label) for label in labels])
+    found = []
+    for threads in (1, 2, 4):
+        monkeypatch.setattr(softmax_module, "ThreadPoolExecutor", lambda _, n=threads: ThreadPoolExecutor(n))
+        (weights,), bias = fit_softmax([vectors], targets, classes, 3.0)
+        found.append((weights.tobytes(), bias.tobytes()))
+    assert len(set(found)) == 1
+    monkeypatch.setattr(softmax_module, "_MIN_ROWS", 10_000)
+    (whole,), _ = fit_softmax([vectors], targets, classes, 3.0)
+    np.testing.assert_allclose(weights, whole, rtol=0, atol=1e-3)
+
+
+def test_above_5000_labels_one_fold_is_held_out() -> None:
+    _, vectors, labels = corpus(5001, CLASSES, seed=6)
+    targets = np.array([CLASSES.index(label) for label in labels])
+    for rows, folds in ((slice(5000), 5), (slice(5001), 1)):
+        fitted = fit_softmax([vectors[rows]], targets[rows], 3, 3.0)
+        held_out = held_out_logits([vectors[rows]], targets[rows], 3, 3.0, 0, fitted)
+        assert [len(test) for test, _ in held_out] == [-(-(rows.stop - fold) // 5) for fold in range(folds)]
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -50,8 +51,10 @@ def count_classes(labels: Sequence[str], classes: Sequence[str]) -> tuple[dict[s
     """
     if unknown := sorted(set(labels) - set(classes)):
         raise BadInput(f"label {unknown[0]!r} is not a class in the schema ({', '.join(classes)})")
-    counts = {name: count for name in classes if (count := sum(label == name for label in labels))}
-    return counts, np.array([list(counts).index(label) for label in labels], np.intp)
+    found = Counter(labels)
+    counts = {name: found[name] for name in classes if name in found}
+    index = {name: place for place, name in enumerate(counts)}
+    return counts, np.array([index[label] for label in labels], np.intp)
 
 
 def class_weights(targets: NDArray[np.intp], classes: int) -> Floats:

@@ -70,6 +70,7 @@ MODULES = (
     "models/loading.py",
     "models/names.py",
     "models/probabilities.py",
+    "models/softmax.py",
     "models/text_model.py",
     "models/training.py",
     "models/transformer.py",

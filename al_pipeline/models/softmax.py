@@ -1,0 +1,282 @@
+"""The fit of the linear classifier: class-weighted softmax regression with an L2 penalty.
+
+The method is Newton's with a trust region (Nocedal & Wright 2006, chapter 7.1, by scipy): the gradient decides where
+the fit ends and is computed in float64, products with the Hessian only choose the way and are computed in float32.
+
+Many rows are multiplied in parts, side by side. The parts depend on the number of rows alone, and their results are
+added in order, so that the same labels give the same bytes with any number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice, pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from al_pipeline.models.calibration import calibration_folds
+from al_pipeline.models.feature_matrix import FULL_TFIDF, FeatureMatrix, Floats, feature_scales
+from al_pipeline.models.probabilities import class_weights, log_softmax
+
+_MAX_KERNEL = 3000
+"""With more labels the fit uses the features instead of the kernel, whose size grows with the square of the labels."""
+_SURE_KERNEL = 500
+"""With fewer labels than columns, and at most so many, the fit always uses the kernel."""
+_KERNEL_RATE = 400
+"""Between the two the kernel is faster for n labels up to n^2.5 = rate * classes * columns: its cost grows with n^2 to
+n^3, that of the features with classes * columns (measured by benchmarks/head_speed.py).
+"""
+_JITTER = 1e-9
+"""Added to the kernel's diagonal, to keep it positive definite even if two texts have the same features."""
+_SLOPE = 1e-7
+"""The fit ends when the gradient's norm, divided by the number of labels, is below this; probabilities are then within
+1e-4 of those of the exact minimum (tests/test_models.py)."""
+_FOLD_SLOPE = 1e-5
+"""The same for the fits of calibration folds."""
+_RADIUS = 10.0
+"""The first step is at most so long; the largest is a thousand times as long."""
+_MAX_STEPS = 200
+_PARTS = 4
+_MIN_ROWS = 4096
+"""Fewer rows are multiplied as a whole."""
+_ALL_FOLDS = 5000
+"""With more labels, only the first calibration fold is held out: it has a thousand labels or more."""
+
+
+def compact(
+    features: FeatureMatrix, classes: int, full_tfidf: int = FULL_TFIDF
+) -> tuple[list[Any], Callable[[list[Floats]], list[Floats]]]:
+    """Blocks that give the same fit in fewer columns, and a function that maps the weights back to the features.
+
+    By the representer theorem W = X^T A, so with n < d rows it suffices to fit V = L^T A on a Cholesky factor L of the
+    kernel X X^T = L L^T, (n, n). Twenty classes on 50,000 terms then take seconds, not minutes.
+    """
+    scales = feature_scales(features, full_tfidf)
+    own = [
+        block if scale == 1 else block * np.float32(scale) for block, scale in zip(features.blocks, scales, strict=True)
+    ]
+    components = None if features.sparse is None else features.components
+    if components is not None:
+        own += [np.asarray(own[-1] @ components)]
+
+    def scale_back(fitted: list[Floats]) -> list[Floats]:
+        """Weights on the features from weights on `own`."""
+        if components is not None:
+            fitted = [*fitted[:-2], fitted[-2] + components @ fitted[-1]]
+        return [part * scale for part, scale in zip(fitted, scales, strict=True)]
+
+    if not _kernel_is_faster(len(features), sum(block.shape[1] for block in own), classes):
+        return own, scale_back
+    from scipy.linalg import cholesky, solve_triangular
+    from scipy.sparse import issparse
+
+    kernel = np.zeros((len(features), len(features)))
+    wide = [block.astype(np.float64) for block in own]
+    for block in wide:
+        product = block @ block.T
+        kernel += product.toarray() if issparse(product) else product
+    kernel[np.diag_indices(len(kernel))] += _JITTER
+    factor = cholesky(kernel, lower=True)
+
+    def restore(fitted: list[Floats]) -> list[Floats]:
+        by_row = solve_triangular(factor, fitted[0], lower=True, trans="T")
+        return scale_back([np.asarray(block.T @ by_row) for block in wide])
+
+    return [factor], restore
+
+
+def _kernel_is_faster(labels: int, columns: int, classes: int) -> bool:
+    """Whether a fit on the kernel's factor, (labels, labels), is faster than one on the features."""
+    if labels >= min(columns, _MAX_KERNEL):
+        return False
+    return labels <= _SURE_KERNEL or labels**2.5 <= _KERNEL_RATE * classes * columns
+
+
+def fit_softmax(
+    blocks: Sequence[Any],
+    targets: NDArray[np.intp],
+    classes: int,
+    strength: float,
+    offset: Floats | None = None,
+    start: tuple[Sequence[Floats], Floats] | None = None,
+    slope: float = _SLOPE,
+) -> tuple[list[Floats], Floats]:
+    """Minimise  sum_i w_i * -log softmax(x_i W + b + o_i)[y_i]  +  |W|^2 / (2 C),  with w_i = n / (classes * n of y_i).
+
+    `blocks`: x, as float32 or float64 arrays (n, width), dense or sparse. `offset`: o, (n, classes); None for 0.
+    `start`: W and b from which to search, 0 if None. `slope`: the norm of the gradient at which the fit ends, divided
+    by n. Returns W for each block, (width, classes), and b.
+    """
+    from scipy.optimize import minimize
+
+    sizes = np.cumsum([block.shape[1] for block in blocks])
+    with _executor(len(targets)) as executor:
+        problem = _Objective(blocks, targets, classes, strength, offset, executor)
+        options = {
+            "gtol": slope * len(targets),
+            "initial_trust_radius": _RADIUS,
+            "max_trust_radius": 1000 * _RADIUS,
+            "maxiter": _MAX_STEPS,
+        }
+        found = minimize(
+            problem.loss, problem.flat(start), jac=True, hessp=problem.curved, method="trust-ncg", options=options
+        ).x
+    *parts, bias = np.split(problem.columns(found), sizes)
+    return parts, bias[0]
+
+
+class _Objective:
+    """The loss of `fit_softmax` as a function of a flat vector.
+
+    Two classes have a single column of weights, w = W_1 - W_0: the minimum has W_0 = -W_1.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Any],
+        targets: NDArray[np.intp],
+        classes: int,
+        strength: float,
+        offset: Floats | None,
+        executor: Executor | None,
+    ) -> None:
+        count = len(targets)
+        bounds = [0, count] if executor is None else np.linspace(0, count, _PARTS + 1).astype(int).tolist()
+        self._rows = [slice(*pair) for pair in pairwise(bounds)]
+        self._blocks = [[block[rows] for block in blocks] for rows in self._rows]
+        self._narrow = [[block.astype(np.float32, copy=False) for block in part] for part in self._blocks]
+        self._cuts = np.cumsum([block.shape[1] for block in blocks])
+        self._importance = class_weights(targets, classes)
+        self._targets = targets
+        self._binary = classes == 2
+        self._shape = (int(self._cuts[-1]) + 1, classes)
+        self._penalty = 1 / (2 * strength if self._binary else strength)
+        if offset is not None and self._binary:
+            offset = offset[:, 1] - offset[:, 0]
+        self._offset = offset
+        self._map = map if executor is None else executor.map
+        self._at: Floats | None = None
+        self._curvature: list[Any] = []
+
+    def flat(self, start: tuple[Sequence[Floats], Floats] | None) -> Floats:
+        """The vector of these weights and this bias; zeros if None."""
+        if start is None:
+            return np.zeros(self._shape[0] * (1 if self._binary else self._shape[1]))
+        both = np.concatenate([*start[0], start[1][None]])
+        return both[:, 1] - both[:, 0] if self._binary else both.ravel()
+
+    def columns(self, flat: Floats) -> Floats:
+        """Weights and, in the last row, bias, (width + 1, classes)."""
+        return np.stack([-flat / 2, flat / 2], axis=1) if self._binary else flat.reshape(self._shape)
+
+    def loss(self, flat: Floats) -> tuple[float, Floats]:
+        """The loss and its gradient."""
+        weights = self._weights(flat)
+        *parts, bias = np.split(weights, self._cuts)
+
+        def add(number: int) -> tuple[float, Floats, Any]:
+            blocks = [block.astype(np.float64, copy=False) for block in self._blocks[number]]
+            logits = sum((block @ part for block, part in zip(blocks, parts, strict=True)), bias)
+            if self._offset is not None:
+                logits = logits + self._offset[self._rows[number]]
+            value, error, curvature = (self._two if self._binary else self._many)(logits, self._rows[number])
+            slopes = [block.T @ error for block in blocks]
+            return value, np.concatenate([*slopes, error.sum(axis=0, keepdims=True)]), curvature
+
+        found = list(self._map(add, range(len(self._rows))))
+        self._at, self._curvature = flat.copy(), [curvature for _, _, curvature in found]
+        value = sum(value for value, _, _ in found) + self._penalty * float((weights[:-1] ** 2).sum()) / 2
+        slope = np.asarray(sum(slope for _, slope, _ in found))
+        slope[:-1] += self._penalty * weights[:-1]
+        return value, slope.ravel()
+
+    def curved(self, flat: Floats, direction: Floats) -> Floats:
+        """The product of the Hessian at `flat` with `direction`, in single precision."""
+        if self._at is None or not np.array_equal(flat, self._at):
+            self.loss(flat)
+        *parts, bias = np.split(self._weights(direction.astype(np.float32)), self._cuts)
+
+        def add(number: int) -> Any:
+            blocks = self._narrow[number]
+            moved = sum((block @ part for block, part in zip(blocks, parts, strict=True)), bias)
+            if self._binary:
+                change = self._curvature[number] * moved
+            else:
+                proba, importance = self._curvature[number]
+                change = proba * moved
+                change -= proba * change.sum(axis=1, keepdims=True)
+                change *= importance
+            return np.concatenate([*(block.T @ change for block in blocks), change.sum(axis=0, keepdims=True)])
+
+        product = np.asarray(sum(self._map(add, range(len(self._rows)))), np.float64)
+        product[:-1] += self._penalty * self._weights(direction)[:-1]
+        return product.ravel()
+
+    def _weights(self, flat: Any) -> Any:
+        """A row for each column of the blocks, and one for the bias."""
+        return flat if self._binary else flat.reshape(self._shape)
+
+    def _two(self, logits: Floats, rows: slice) -> tuple[float, Floats, Any]:
+        """Loss, its slope by the logits, and what the Hessian needs, of rows with logits (n,) of the second class."""
+        importance, sign = self._importance[rows], 2.0 * self._targets[rows] - 1
+        doubt = np.exp(-np.logaddexp(0, sign * logits))
+        value = float((importance * np.logaddexp(0, -sign * logits)).sum())
+        return value, -importance * sign * doubt, (importance * doubt * (1 - doubt)).astype(np.float32)
+
+    def _many(self, logits: Floats, rows: slice) -> tuple[float, Floats, Any]:
+        """The same with logits (n, classes)."""
+        importance, own = self._importance[rows], (np.arange(len(logits)), self._targets[rows])
+        log_proba = log_softmax(logits)
+        value = float(-(importance * log_proba[own]).sum())
+        error = np.exp(log_proba)
+        curvature = error.astype(np.float32), importance[:, None].astype(np.float32)
+        error[own] -= 1
+        error *= importance[:, None]
+        return value, error, curvature
+
+
+def _executor(rows: int) -> AbstractContextManager[Executor | None]:
+    """Threads for the parts of so many rows; None if they are not divided."""
+    if rows < _MIN_ROWS:
+        return nullcontext()
+    return ThreadPoolExecutor(_PARTS)
+
+
+def held_out_logits(
+    blocks: Sequence[Any],
+    targets: NDArray[np.intp],
+    classes: int,
+    strength: float,
+    seed: int,
+    fitted: tuple[Sequence[Floats], Floats],
+    offset: Floats | None = None,
+) -> list[tuple[NDArray[np.intp], Floats]]:
+    """For each calibration fold the held-out rows and their logits (rows, classes), -inf for unknown classes.
+
+    `fitted`: weights and bias of the fit on all rows, from which the fits of the folds start. `offset`: as in
+    `fit_softmax`, for all rows. With more than 5000 rows there is one fold.
+    """
+    folds = calibration_folds(targets, seed)
+    held_out: list[tuple[NDArray[np.intp], Floats]] = []
+    for train, test, known in islice(folds, 1 if len(targets) > _ALL_FOLDS else None):
+        own = None if offset is None else offset[np.ix_(train, known)]
+        start = [part[:, known] for part in fitted[0]], fitted[1][known]
+        weights, bias = fit_softmax(
+            [block[train] for block in blocks],
+            np.searchsorted(known, targets[train]),
+            len(known),
+            strength,
+            own,
+            start,
+            _FOLD_SLOPE,
+        )
+        logits = np.full((len(test), classes), -np.inf)
+        logits[:, known] = sum((block[test] @ part for block, part in zip(blocks, weights, strict=True)), bias)
+        if offset is not None:
+            logits += offset[test]
+        held_out.append((test, logits))
+    return held_out
