@@ -287,6 +287,8 @@ def play(name: str, data: Path, seeds: int) -> dict[str, Any]:
             if size >= share * len(corpus.truth)
             for seed in range(seeds)
         ]
+        if not counts:  # its classes are rarer as they are
+            continue
         named, drawn = np.array(counts).T
         search[str(share)] = {
             "searched": interval(named), "random": interval(drawn), "without_any": float((named == 0).mean()),
