@@ -226,13 +226,25 @@ def test_many_labels_give_the_same_bytes_with_any_number_of_threads(
     np.testing.assert_allclose(weights, whole, rtol=0, atol=1e-3)
 
 
-def test_above_5000_labels_one_fold_is_held_out() -> None:
-    _, vectors, labels = corpus(5001, CLASSES, seed=6)
+def test_no_more_folds_are_held_out_than_a_thousand_labels_need() -> None:
+    _, vectors, labels = corpus(5000, CLASSES, seed=6)
     targets = np.array([CLASSES.index(label) for label in labels])
-    for rows, folds in ((slice(5000), 5), (slice(5001), 1)):
-        fitted = fit_softmax([vectors[rows]], targets[rows], 3, 3.0)
-        held_out = held_out_logits([vectors[rows]], targets[rows], 3, 3.0, 0, fitted)
-        assert [len(test) for test, _ in held_out] == [-(-(rows.stop - fold) // 5) for fold in range(folds)]
+    for count, folds in ((900, 5), (1500, 4), (5000, 1)):
+        fitted = fit_softmax([vectors[:count]], targets[:count], 3, 3.0)
+        held_out = held_out_logits([vectors[:count]], targets[:count], 3, 3.0, 0, fitted)
+        assert [len(test) for test, _ in held_out] == [-(-(count - fold) // 5) for fold in range(folds)]
+
+
+def test_a_fit_on_some_rows_is_the_fit_without_the_others() -> None:
+    """A class that none of them has is not among its classes."""
+    _, vectors, labels = corpus(60, CLASSES, seed=7)
+    targets = np.array([CLASSES.index(label) for label in labels])
+    only = np.flatnonzero(targets != 1)[5:]
+    own = np.searchsorted([0, 2], targets)
+    (alone,), bias = fit_softmax([vectors[only]], own[only], 2, 3.0, slope=1e-10)
+    (among,), bias_among = fit_softmax([vectors], own, 2, 3.0, slope=1e-10, only=only)
+    np.testing.assert_allclose(among, alone, atol=1e-6)
+    np.testing.assert_allclose(bias_among, bias, atol=1e-6)
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

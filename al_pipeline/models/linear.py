@@ -17,7 +17,7 @@ from al_pipeline.models.approximate import ApproximateMargins, Columns
 from al_pipeline.models.calibration import fit_temperature_and_shift
 from al_pipeline.models.feature_matrix import FULL_TFIDF, FeatureMatrix, Floats, row_products
 from al_pipeline.models.probabilities import FLOOR, count_classes, over_all_classes, softmax
-from al_pipeline.models.softmax import compact, fit_softmax, held_out_logits
+from al_pipeline.models.softmax import Parts, compact, fit_softmax, held_out_logits
 from al_pipeline.threads import one_thread
 
 Weights = NDArray[np.float32]
@@ -181,8 +181,9 @@ def fit_head(
         return Head(tuple(classes), counts, (), np.zeros(len(counts), np.float32), 1.0, ())
     with one_thread():
         blocks, restore = compact(features, len(counts), full_tfidf)
-        fit = fitted, bias = fit_softmax(blocks, targets, len(counts), strength)
-        held_out = held_out_logits(blocks, targets, len(counts), strength, seed, fit) if calibrate else []
+        parts = Parts(blocks)
+        fit = fitted, bias = fit_softmax(parts, targets, len(counts), strength)
+        held_out = held_out_logits(parts, targets, len(counts), strength, seed, fit) if calibrate else []
         temperature, shift = fit_temperature_and_shift(held_out, targets, len(counts))
         weights = tuple(np.ascontiguousarray(part.T, np.float32) for part in restore(fitted))
     return Head(tuple(classes), counts, weights, bias.astype(np.float32), temperature, features.widths, shift)

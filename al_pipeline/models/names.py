@@ -21,7 +21,7 @@ from al_pipeline.models.calibration import FOLDS, fit_temperature_and_shift, str
 from al_pipeline.models.feature_matrix import FeatureMatrix, Floats, row_products
 from al_pipeline.models.linear import STRENGTH, Head, NamesOfHead, fit_head
 from al_pipeline.models.probabilities import class_weights, count_classes, log_softmax
-from al_pipeline.models.softmax import compact, fit_softmax, held_out_logits
+from al_pipeline.models.softmax import Parts, compact, fit_softmax, held_out_logits
 from al_pipeline.threads import one_thread
 
 Prototypes = NDArray[np.float32]
@@ -84,8 +84,9 @@ def _fit(
     seen = len(counts)
     prior = _centred(cosines, weight)
     blocks, restore = compact(features, seen)
-    fit = fitted, bias = fit_softmax(blocks, targets, seen, STRENGTH, prior[:, columns])
-    held_out = held_out_logits(blocks, targets, seen, STRENGTH, seed, fit, prior[:, columns]) if calibrate else []
+    parts = Parts(blocks)
+    fit = fitted, bias = fit_softmax(parts, targets, seen, STRENGTH, prior[:, columns])
+    held_out = held_out_logits(parts, targets, seen, STRENGTH, seed, fit, prior[:, columns]) if calibrate else []
     temperature, shift = fit_temperature_and_shift(held_out, targets, seen)
     logits = sum((block @ part for block, part in zip(blocks, fitted, strict=True)), bias + prior[:, columns])
     whole_bias = np.full(len(classes), _unseen_bias(logits, prior, columns))

@@ -9,10 +9,10 @@ added in order, so that the same labels give the same bytes with any number of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from itertools import islice, pairwise
+from contextlib import nullcontext
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -43,8 +43,10 @@ _MAX_STEPS = 200
 _PARTS = 4
 _MIN_ROWS = 4096
 """Fewer rows are multiplied as a whole."""
-_ALL_FOLDS = 5000
-"""With more labels, only the first calibration fold is held out: it has a thousand labels or more."""
+_CHUNK = 1024
+"""Rows that are converted to double precision at a time."""
+_HELD_OUT = 1000
+"""Calibration folds are held out until they have so many labels: all five up to 1000 labels, one from 5000 on."""
 
 
 def compact(
@@ -96,28 +98,90 @@ def _kernel_is_faster(labels: int, columns: int, classes: int) -> bool:
     return labels <= _SURE_KERNEL or labels**2.5 <= _KERNEL_RATE * classes * columns
 
 
+class Parts:
+    """The rows of a fit, divided into parts that are multiplied side by side, in double and in single precision.
+
+    `blocks`: float32 or float64 arrays (n, width), dense or sparse.
+    """
+
+    def __init__(self, blocks: Sequence[Any]) -> None:
+        self.blocks = list(blocks)
+        self.count = int(self.blocks[0].shape[0])
+        divisions = 1 if self.count < _MIN_ROWS else _PARTS
+        bounds = np.linspace(0, self.count, divisions + 1).astype(int).tolist()
+        self.rows = [slice(*pair) for pair in pairwise(bounds)]
+        own = [[block[rows] for block in self.blocks] for rows in self.rows]
+        self.exact = [[_double(block) for block in part] for part in own]
+        self.narrow = [[block.astype(np.float32, copy=False) for block in part] for part in own]
+        self.cuts = np.cumsum([block.shape[1] for block in self.blocks])
+
+
+class _Chunks:
+    """Products with a dense float32 array in double precision, without a copy of it in double precision."""
+
+    def __init__(self, rows: NDArray[np.float32]) -> None:
+        self._rows = rows
+        self.T = _Transposed(self)
+
+    def chunks(self) -> Iterator[tuple[slice, Floats]]:
+        """Slices of the rows, and these rows; overwritten by the next."""
+        room = np.empty((min(_CHUNK, len(self._rows)), self._rows.shape[1]))
+        for start in range(0, len(self._rows), _CHUNK):
+            rows = slice(start, min(start + _CHUNK, len(self._rows)))
+            wide = room[: rows.stop - start]
+            wide[:] = self._rows[rows]
+            yield rows, wide
+
+    def __matmul__(self, weights: Floats) -> Floats:
+        found = np.empty((len(self._rows), *weights.shape[1:]))
+        for rows, wide in self.chunks():
+            found[rows] = wide @ weights
+        return found
+
+
+class _Transposed:
+    def __init__(self, of: _Chunks) -> None:
+        self._of = of
+
+    def __matmul__(self, errors: Floats) -> Floats:
+        return np.asarray(sum(wide.T @ errors[rows] for rows, wide in self._of.chunks()))
+
+
+def _double(block: Any) -> Any:
+    """The block for products in double precision."""
+    if block.dtype == np.float64:
+        return block
+    if isinstance(block, np.ndarray):
+        return _Chunks(block)
+    return type(block)((block.data.astype(np.float64), block.indices, block.indptr), block.shape, copy=False)
+
+
 def fit_softmax(
-    blocks: Sequence[Any],
+    blocks: Sequence[Any] | Parts,
     targets: NDArray[np.intp],
     classes: int,
     strength: float,
     offset: Floats | None = None,
     start: tuple[Sequence[Floats], Floats] | None = None,
     slope: float = _SLOPE,
+    only: NDArray[np.intp] | None = None,
 ) -> tuple[list[Floats], Floats]:
     """Minimise  sum_i w_i * -log softmax(x_i W + b + o_i)[y_i]  +  |W|^2 / (2 C),  with w_i = n / (classes * n of y_i).
 
-    `blocks`: x, as float32 or float64 arrays (n, width), dense or sparse. `offset`: o, (n, classes); None for 0.
-    `start`: W and b from which to search, 0 if None. `slope`: the norm of the gradient at which the fit ends, divided
-    by n. Returns W for each block, (width, classes), and b.
+    `blocks`: x, see `Parts`. `offset`: o, (n, classes); None for 0. `start`: W and b from which to search, 0 if None.
+    `slope`: the norm of the gradient at which the fit ends, divided by n. `only`: the rows to fit on, None for all;
+    the targets of others do not matter. Returns W for each block, (width, classes), and b.
     """
     from scipy.optimize import minimize
 
-    sizes = np.cumsum([block.shape[1] for block in blocks])
-    with _executor(len(targets)) as executor:
-        problem = _Objective(blocks, targets, classes, strength, offset, executor)
+    parts = blocks if isinstance(blocks, Parts) else Parts(blocks)
+    rows = np.arange(parts.count) if only is None else only
+    importance = np.zeros(parts.count)
+    importance[rows] = class_weights(targets[rows], classes)
+    with nullcontext() if len(parts.rows) == 1 else ThreadPoolExecutor(_PARTS) as executor:
+        problem = _Objective(parts, targets, importance, classes, strength, offset, executor)
         options = {
-            "gtol": slope * len(targets),
+            "gtol": slope * len(rows),
             "initial_trust_radius": _RADIUS,
             "max_trust_radius": 1000 * _RADIUS,
             "maxiter": _MAX_STEPS,
@@ -125,8 +189,8 @@ def fit_softmax(
         found = minimize(
             problem.loss, problem.flat(start), jac=True, hessp=problem.curved, method="trust-ncg", options=options
         ).x
-    *parts, bias = np.split(problem.columns(found), sizes)
-    return parts, bias[0]
+    *weights, bias = np.split(problem.columns(found), parts.cuts)
+    return weights, bias[0]
 
 
 class _Objective:
@@ -137,23 +201,19 @@ class _Objective:
 
     def __init__(
         self,
-        blocks: Sequence[Any],
+        parts: Parts,
         targets: NDArray[np.intp],
+        importance: Floats,
         classes: int,
         strength: float,
         offset: Floats | None,
         executor: Executor | None,
     ) -> None:
-        count = len(targets)
-        bounds = [0, count] if executor is None else np.linspace(0, count, _PARTS + 1).astype(int).tolist()
-        self._rows = [slice(*pair) for pair in pairwise(bounds)]
-        self._blocks = [[block[rows] for block in blocks] for rows in self._rows]
-        self._narrow = [[block.astype(np.float32, copy=False) for block in part] for part in self._blocks]
-        self._cuts = np.cumsum([block.shape[1] for block in blocks])
-        self._importance = class_weights(targets, classes)
+        self._parts = parts
+        self._importance = importance
         self._targets = targets
         self._binary = classes == 2
-        self._shape = (int(self._cuts[-1]) + 1, classes)
+        self._shape = (int(parts.cuts[-1]) + 1, classes)
         self._penalty = 1 / (2 * strength if self._binary else strength)
         if offset is not None and self._binary:
             offset = offset[:, 1] - offset[:, 0]
@@ -176,18 +236,18 @@ class _Objective:
     def loss(self, flat: Floats) -> tuple[float, Floats]:
         """The loss and its gradient."""
         weights = self._weights(flat)
-        *parts, bias = np.split(weights, self._cuts)
+        *own, bias = np.split(weights, self._parts.cuts)
 
         def add(number: int) -> tuple[float, Floats, Any]:
-            blocks = [block.astype(np.float64, copy=False) for block in self._blocks[number]]
-            logits = sum((block @ part for block, part in zip(blocks, parts, strict=True)), bias)
+            blocks, rows = self._parts.exact[number], self._parts.rows[number]
+            logits = sum((block @ part for block, part in zip(blocks, own, strict=True)), bias)
             if self._offset is not None:
-                logits = logits + self._offset[self._rows[number]]
-            value, error, curvature = (self._two if self._binary else self._many)(logits, self._rows[number])
+                logits = logits + self._offset[rows]
+            value, error, curvature = (self._two if self._binary else self._many)(logits, rows)
             slopes = [block.T @ error for block in blocks]
             return value, np.concatenate([*slopes, error.sum(axis=0, keepdims=True)]), curvature
 
-        found = list(self._map(add, range(len(self._rows))))
+        found = list(self._map(add, range(len(self._parts.rows))))
         self._at, self._curvature = flat.copy(), [curvature for _, _, curvature in found]
         value = sum(value for value, _, _ in found) + self._penalty * float((weights[:-1] ** 2).sum()) / 2
         slope = np.asarray(sum(slope for _, slope, _ in found))
@@ -198,11 +258,11 @@ class _Objective:
         """The product of the Hessian at `flat` with `direction`, in single precision."""
         if self._at is None or not np.array_equal(flat, self._at):
             self.loss(flat)
-        *parts, bias = np.split(self._weights(direction.astype(np.float32)), self._cuts)
+        *own, bias = np.split(self._weights(direction.astype(np.float32)), self._parts.cuts)
 
         def add(number: int) -> Any:
-            blocks = self._narrow[number]
-            moved = sum((block @ part for block, part in zip(blocks, parts, strict=True)), bias)
+            blocks = self._parts.narrow[number]
+            moved = sum((block @ part for block, part in zip(blocks, own, strict=True)), bias)
             if self._binary:
                 change = self._curvature[number] * moved
             else:
@@ -212,7 +272,7 @@ class _Objective:
                 change *= importance
             return np.concatenate([*(block.T @ change for block in blocks), change.sum(axis=0, keepdims=True)])
 
-        product = np.asarray(sum(self._map(add, range(len(self._rows)))), np.float64)
+        product = np.asarray(sum(self._map(add, range(len(self._parts.rows)))), np.float64)
         product[:-1] += self._penalty * self._weights(direction)[:-1]
         return product.ravel()
 
@@ -239,15 +299,8 @@ class _Objective:
         return value, error, curvature
 
 
-def _executor(rows: int) -> AbstractContextManager[Executor | None]:
-    """Threads for the parts of so many rows; None if they are not divided."""
-    if rows < _MIN_ROWS:
-        return nullcontext()
-    return ThreadPoolExecutor(_PARTS)
-
-
 def held_out_logits(
-    blocks: Sequence[Any],
+    blocks: Sequence[Any] | Parts,
     targets: NDArray[np.intp],
     classes: int,
     strength: float,
@@ -258,24 +311,19 @@ def held_out_logits(
     """For each calibration fold the held-out rows and their logits (rows, classes), -inf for unknown classes.
 
     `fitted`: weights and bias of the fit on all rows, from which the fits of the folds start. `offset`: as in
-    `fit_softmax`, for all rows. With more than 5000 rows there is one fold.
+    `fit_softmax`, for all rows. No more folds than hold out a thousand rows together.
     """
-    folds = calibration_folds(targets, seed)
+    parts = blocks if isinstance(blocks, Parts) else Parts(blocks)
     held_out: list[tuple[NDArray[np.intp], Floats]] = []
-    for train, test, known in islice(folds, 1 if len(targets) > _ALL_FOLDS else None):
-        own = None if offset is None else offset[np.ix_(train, known)]
+    for train, test, known in calibration_folds(targets, seed):
+        if sum(len(rows) for rows, _ in held_out) >= _HELD_OUT:
+            break
+        own = np.minimum(np.searchsorted(known, targets), len(known) - 1)
         start = [part[:, known] for part in fitted[0]], fitted[1][known]
-        weights, bias = fit_softmax(
-            [block[train] for block in blocks],
-            np.searchsorted(known, targets[train]),
-            len(known),
-            strength,
-            own,
-            start,
-            _FOLD_SLOPE,
-        )
+        prior = None if offset is None else offset[:, known]
+        weights, bias = fit_softmax(parts, own, len(known), strength, prior, start, _FOLD_SLOPE, train)
         logits = np.full((len(test), classes), -np.inf)
-        logits[:, known] = sum((block[test] @ part for block, part in zip(blocks, weights, strict=True)), bias)
+        logits[:, known] = sum((block[test] @ part for block, part in zip(parts.blocks, weights, strict=True)), bias)
         if offset is not None:
             logits += offset[test]
         held_out.append((test, logits))
