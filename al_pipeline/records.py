@@ -197,6 +197,15 @@ class AnsweredTask(Struct, frozen=True):
     """Its number of answers without skips, as Label Studio counts them."""
 
 
+class TaskVersion(Struct, frozen=True):
+    """What tells whether a task or its answers changed since they were read: every change by people changes it."""
+
+    created_at: str
+    updated_at: str
+    answers: int
+    """Without skips."""
+
+
 class TaskTotals(Struct, frozen=True):
     """Totals of a number of tasks in Label Studio."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -78,6 +79,39 @@ def test_an_audit_reads_what_is_new_and_a_few_others(campaign: Campaign, oracle:
     oracle.read.clear()
     assert campaign.pull(audit=True).events == {"label": 1}
     assert oracle.read == {"changed": 3, "rolling": 3}
+
+
+def test_a_pull_reads_only_what_it_has_not_read_as_it_is(campaign: Campaign, oracle: CountingOracle) -> None:
+    keys = campaign.plan(5, number=2)
+    campaign.push()
+    campaign.pull()
+    assert oracle.read == {"changed": 5}
+    oracle.read.clear()
+    assert campaign.pull().events == {} and oracle.read == {}
+    campaign.answer(keys[3], ANN, "ham")
+    assert campaign.pull().events == {"label": 1} and oracle.read == {"changed": 1}
+    campaign.pull()
+    assert oracle.read == {"changed": 1}
+
+
+def test_a_change_that_is_committed_after_later_ones_were_read_is_read(
+    campaign: Campaign, oracle: CountingOracle
+) -> None:
+    """Label Studio stamps a change before it commits it."""
+    keys = campaign.plan(3, number=2)
+    campaign.push()
+    campaign.pull()
+    before = oracle.backup()
+    late = campaign.answer(keys[0], ANN, "ham")
+    written = copy.deepcopy(oracle.projects)
+    oracle.projects = before.projects  # not committed yet
+    campaign.answer(keys[1], ANN, "spam")
+    assert campaign.pull().events == {"label": 1}
+    held = oracle.projects[campaign.ref.project_id].tasks
+    for task in written[campaign.ref.project_id].tasks.values():
+        if late in task.annotations:
+            held[task.task_id] = task
+    assert campaign.pull().events == {"label": 1}
 
 
 def test_a_note_that_is_lost_costs_one_audit_that_reads_everything(campaign: Campaign, oracle: CountingOracle) -> None:

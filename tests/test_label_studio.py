@@ -128,6 +128,7 @@ def calls(oracle: Oracle) -> dict[str, Callable[[], Any]]:
         "adopt": lambda: oracle.adopt(REF, "w", "c"),
         "task_states": lambda: list(oracle.task_states(REF, 1)),
         "import_tasks": lambda: oracle.import_tasks(REF, tasks_of("w", 1, 2)),
+        "changed": lambda: oracle.changed(REF, "2026-01-01T00:00:00.000000Z"),
         "answered": lambda: list(oracle.answered(REF, None)),
         "answered_by_key": lambda: list(oracle.answered_by_key(REF, ["k"])),
         "answered_after": lambda: list(oracle.answered_after(REF, 0, "2026-01-01T00:00:00.000000Z", 9)),

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from al_pipeline.annotation.task_index import version_of
 from al_pipeline.errors import BadInput, LabelStudioDown, WrongProject
 from al_pipeline.integrations.label_studio.label_config import label_config
 from al_pipeline.integrations.label_studio.payloads import (
@@ -53,6 +54,10 @@ def workspace_id() -> str:
 @pytest.fixture
 def ref(rig: Rig, workspace_id: str) -> ProjectRef:
     return rig.oracle.ensure_project(ProjectSpec(workspace_id, "clone-1", SCHEMA))
+
+
+def answered_by_id(oracle: Oracle, ref: ProjectRef) -> dict[int, AnsweredTask]:
+    return {task.task_id: task for task in oracle.answered(ref, None)}
 
 
 def answered(oracle: Oracle, ref: ProjectRef, since: str | None = None) -> dict[str | None, AnsweredTask]:
@@ -266,6 +271,31 @@ def test_only_what_was_touched_since_comes_back(rig: Rig, ref: ProjectRef, works
     assert edited.annotations[0].result[0]["value"]["choices"] == ["spam"]
     rig.delete_annotation(ref, first)
     assert answered(rig.oracle, ref, edited.updated_at)[tasks[0].plan.push_key].annotations == ()
+
+
+def test_a_change_of_an_answer_changes_the_version_of_its_task(rig: Rig, ref: ProjectRef, workspace_id: str) -> None:
+    tasks = tasks_of(workspace_id, 1, 2)
+    rig.oracle.import_tasks(ref, tasks)
+    key, start = tasks[0].plan.push_key, "2000-01-01T00:00:00.000000Z"
+    since = min(version.updated_at for version in rig.oracle.changed(ref, start).values())
+    seen = []
+
+    def look() -> None:
+        seen.append(rig.oracle.changed(ref, since))
+        assert seen[-1] == {task.task_id: version_of(task) for task in answered(rig.oracle, ref, since).values()}
+
+    look()
+    number = rig.answer(ref, key, ANN, "ham")
+    look()
+    rig.edit(ref, number, "spam")
+    look()
+    rig.delete_annotation(ref, number)
+    look()
+    (changed,) = [one for one, task in answered_by_id(rig.oracle, ref).items() if task.push_key == key]
+    assert len({versions[changed] for versions in seen}) == len(seen)
+    assert len({versions[one] for versions in seen for one in versions if one != changed}) == 1
+    newest = seen[-1][changed].updated_at
+    assert list(rig.oracle.changed(ref, newest)) == [changed]
 
 
 @pytest.mark.parametrize("result", [[], choice_result("eggs"), [{"value": None}], [{"from_name": "x", "value": [1]}]])

@@ -11,10 +11,10 @@ from annotating import ANN, BOB, SCHEMA, tasks_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from al_pipeline.annotation.task_index import IndexedTask, TaskIndex, indexed, without_account
+from al_pipeline.annotation.task_index import TaskIndex, version_of, without_account
 from al_pipeline.integrations.oracle import ProjectRef, ProjectSpec
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
-from al_pipeline.records import AnsweredTask
+from al_pipeline.records import AnsweredTask, TaskVersion
 
 HOUR, OVERLAP = 3600.0, 600.0
 TRACED = ("answer", "skip", "edit", "delete", "delete_task", "push", "copy", "retire", "back_up", "restore_backup")
@@ -93,22 +93,26 @@ class Server:
     # We --------------------------------------------------------------------------------------------------------------
 
     def pull(self) -> None:
-        """Read what changed since the last pull; the index is given up where that contradicts it."""
+        """Read what is not as it was read; the index is given up where what changed contradicts it."""
         if self.index is None:
             return
-        changed = self.changed(self.cursor)
-        found = {number: indexed(task) for number, task in changed.items()}
-        self._remember(changed)
-        if self.index.missing(self.cursor, found) or self.index.replaced(found):
-            self.index = None
+        listed = self.oracle.changed(self.ref, self.cursor)
+        assert listed == {number: version_of(task) for number, task in self.changed(self.cursor).items()}
+        if self.index.missing(self.cursor, listed) or self.index.replaced(listed):
+            changed, self.index = self.changed(self.cursor), None
+            self._remember(changed)
         else:
-            self.index = self.index.with_read(found)
-        self.cursor = self._following(changed)
+            first = self.index.first_change(listed)
+            changed = {} if first is None else self.changed(first)
+            self._remember(changed)
+            self.index = self.index.with_read({number: version_of(task) for number, task in changed.items()})
+            assert {one: self.read[one] for one in listed} == self.changed(self.cursor)
+        self.cursor = self._following(self.changed(self.cursor))
 
     def audit(self) -> None:
         """Compare; where nothing differs, everything must be as it was read. Else read everything."""
         changed = self.changed(self.audited)
-        found = {number: indexed(task) for number, task in changed.items()}
+        found = {number: version_of(task) for number, task in changed.items()}
         if self.index is not None and not (
             self.index.missing(self.audited, found)
             or self.index.replaced(found)
@@ -118,11 +122,11 @@ class Server:
             self.index = self.index.with_read(found)
             assert self.read == self.tasks
             assert self.known == {(number, task.created_at) for number, task in self.tasks.items()}
-            assert self.index.tasks == {number: indexed(task) for number, task in self.tasks.items()}
+            assert self.index.tasks == {number: version_of(task) for number, task in self.tasks.items()}
         else:
             self.read, self.known = {}, set()
             self._remember(self.tasks)
-            self.index = TaskIndex({number: indexed(task) for number, task in self.read.items()})
+            self.index = TaskIndex({number: version_of(task) for number, task in self.read.items()})
         self.cursor = self.audited = self._following(self.read)
 
     def _remember(self, read: Mapping[int, AnsweredTask]) -> None:
@@ -187,7 +191,7 @@ def test_answers_that_are_added_or_removed_without_a_trace_are_found_by_their_nu
     assert differing(server) is not None
     held[3].annotations[first] = taken
     assert differing(server) is None, "one fewer and one more: for the rolling check"
-    index, there = server.index, {number: indexed(task) for number, task in server.tasks.items()}
+    index, there = server.index, {number: version_of(task) for number, task in server.tasks.items()}
     assert index is not None and index.unlike(0, there, server.changed(server.audited), is_last=True) == [1, 3]
 
 
@@ -203,7 +207,7 @@ def test_an_audit_without_changes_reads_only_what_the_cursor_looks_back_over() -
 
 indices = st.dictionaries(
     st.integers(1, 12),
-    st.builds(IndexedTask, st.just("a"), st.sampled_from(("b", "c")), st.integers(0, 2)),
+    st.builds(TaskVersion, st.just("a"), st.sampled_from(("b", "c")), st.integers(0, 2)),
     max_size=8,
 )
 
@@ -211,7 +215,7 @@ indices = st.dictionaries(
 @settings(max_examples=200, derandomize=True, deadline=None)
 @given(indices, indices, st.integers(1, 4))
 def test_the_rolling_check_finds_every_difference_once_it_has_come_round(
-    known: dict[int, IndexedTask], there: dict[int, IndexedTask], size: int
+    known: dict[int, TaskVersion], there: dict[int, TaskVersion], size: int
 ) -> None:
     """Whatever was changed, and however well the totals hide it."""
     index, after, found = TaskIndex(known), 0, set[int]()
@@ -226,7 +230,7 @@ def test_the_rolling_check_finds_every_difference_once_it_has_come_round(
 
 
 @given(indices)
-def test_an_index_is_read_back_as_it_was_written_and_nothing_else_is(tasks: dict[int, IndexedTask]) -> None:
+def test_an_index_is_read_back_as_it_was_written_and_nothing_else_is(tasks: dict[int, TaskVersion]) -> None:
     index = TaskIndex(tasks)
     assert TaskIndex.from_rows(index.to_rows()) == index
 

@@ -1,8 +1,9 @@
 """What Label Studio's tasks were when they were last read, so that an audit need not read all of them again.
 
 Every change that people make to a task or its answers, in the page or through the API, moves the task's `updated_at`.
-A pull reads the tasks changed since a time; an audit has to find the changes that do not show in that way. The checks
-here compare the index with what was read and with totals, which cost the server next to nothing:
+A pull lists the tasks changed since a time, and reads those that are not as the index has them; an audit has to find
+the changes that do not show in that way. The checks here compare the index with what was listed and with totals, which
+cost the server next to nothing:
 
 - `missing`: a task that the index says was changed since that time is not among those read. It was deleted, or the
   server went back to a backup.
@@ -25,26 +26,17 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from al_pipeline.records import AnsweredTask, TaskTotals
+from al_pipeline.records import AnsweredTask, TaskTotals, TaskVersion
 
 _NUMBERED_ACCOUNT = re.compile(r"user:(\d+)")
-
-
-class IndexedTask(Struct, frozen=True):
-    """What the index knows of a task."""
-
-    created_at: str
-    updated_at: str
-    answers: int
-    """Without skips."""
 
 
 class TaskIndex(Struct, frozen=True):
     """All tasks of our project, by id, as they were when they were last read."""
 
-    tasks: Mapping[int, IndexedTask]
+    tasks: Mapping[int, TaskVersion]
 
-    def with_read(self, read: Mapping[int, IndexedTask]) -> TaskIndex:
+    def with_read(self, read: Mapping[int, TaskVersion]) -> TaskIndex:
         """The index after `read`."""
         return TaskIndex({**self.tasks, **read})
 
@@ -56,7 +48,11 @@ class TaskIndex(Struct, frozen=True):
         """Tasks changed at or after `since` that are not among those that the server says were `changed` since."""
         return [number for number, task in self.tasks.items() if task.updated_at >= since and number not in changed]
 
-    def replaced(self, read: Mapping[int, IndexedTask]) -> list[int]:
+    def first_change(self, listed: Mapping[int, TaskVersion]) -> str | None:
+        """The earliest time of change among the tasks `listed` that are not as they were read; None if all are."""
+        return min((task.updated_at for one, task in listed.items() if self.tasks.get(one) != task), default=None)
+
+    def replaced(self, read: Mapping[int, TaskVersion]) -> list[int]:
         """Ids under which another task was read."""
         known = self.tasks
         return [one for one, task in read.items() if one in known and known[one].created_at != task.created_at]
@@ -72,7 +68,7 @@ class TaskIndex(Struct, frozen=True):
         )
 
     def unlike(
-        self, after: int, section: Mapping[int, IndexedTask], changed: Collection[int], *, is_last: bool
+        self, after: int, section: Mapping[int, TaskVersion], changed: Collection[int], *, is_last: bool
     ) -> list[int]:
         """Tasks that differ from `section`: those that the server has after id `after`, up to its highest id.
 
@@ -99,12 +95,12 @@ class TaskIndex(Struct, frozen=True):
             found = msgspec.convert(rows, list[tuple[int, str, str, int]])
         except msgspec.ValidationError:
             return None
-        return TaskIndex({number: IndexedTask(made, changed, answers) for number, made, changed, answers in found})
+        return TaskIndex({number: TaskVersion(made, changed, answers) for number, made, changed, answers in found})
 
 
-def indexed(task: AnsweredTask) -> IndexedTask:
+def version_of(task: AnsweredTask) -> TaskVersion:
     """What the index keeps of a task."""
-    return IndexedTask(task.created_at, task.updated_at, task.answers)
+    return TaskVersion(task.created_at, task.updated_at, task.answers)
 
 
 def without_account(annotators: Iterable[str], accounts: Mapping[int, str]) -> list[str]:

@@ -26,7 +26,7 @@ from al_pipeline.integrations.label_studio.projects import (
     with_mark,
 )
 from al_pipeline.integrations.oracle import PageEdit, ProjectRef, ProjectSpec, ignore
-from al_pipeline.records import Annotation, AnsweredTask, Task, TaskState, TaskTotals
+from al_pipeline.records import Annotation, AnsweredTask, Task, TaskState, TaskTotals, TaskVersion
 
 Moment = Literal["before", "after"]
 """A fault occurs before the server has done anything, or after it has done everything (its reply is lost)."""
@@ -123,6 +123,15 @@ class SimulatedOracle:
             task_id = 1 + max(project.tasks, default=0)
             project.tasks[task_id] = _HeldTask(task_id, sent["data"], sent.get("predictions", []), now, now)
         self._strike("import_tasks", "after")
+
+    def changed(self, ref: ProjectRef, since: str) -> Mapping[int, TaskVersion]:
+        """The versions of the tasks changed since then; see Oracle."""
+        self._strike("changed", "before")
+        return {
+            task.task_id: TaskVersion(task.created_at, task.updated_at, len(_live(task)))
+            for task in self._held(ref).tasks.values()
+            if task.updated_at >= since
+        }
 
     def answered(self, ref: ProjectRef, since: str | None) -> Iterator[AnsweredTask]:
         """Tasks changed since then; see Oracle."""

@@ -3,9 +3,10 @@
 They are compared with what the ledger and the inbox hold (`annotation.changes`). The inbox is written before the
 cursor, and an event's id is a hash of its content, so that a pull can be killed at any point and repeated.
 
-A pull reads the tasks changed since the last one. An audit also finds what does not show as a change of a task: it
-reads the tasks changed since the last audit and some others, and compares the rest with what was known of them
-(`annotation.task_index`). Only if something differs, or nothing is known, does it read all tasks.
+A pull lists the versions of the tasks changed since the last one, and reads those that it has not read in this version.
+An audit also finds what does not show as a change of a task: it reads the tasks changed since the last audit and some
+others, and compares the rest with what was known of them (`annotation.task_index`). Only if something differs, or
+nothing is known, does it read all tasks.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from al_pipeline.annotation.changes import AnnotationDiff, Judge, KnownAnswers
-from al_pipeline.annotation.task_index import IndexedTask, TaskIndex, indexed, without_account
+from al_pipeline.annotation.task_index import TaskIndex, version_of, without_account
 from al_pipeline.data.ledger import add_to_inbox, read_events, read_refused
 from al_pipeline.errors import VanishedAnswers
 from al_pipeline.files import json_line, read_json, write_text
@@ -27,7 +28,7 @@ from al_pipeline.integrations.label_studio.parsers import TIME_FORMAT, parse_ann
 from al_pipeline.integrations.oracle import Oracle, ProjectRef
 from al_pipeline.logs import get_logger
 from al_pipeline.params import Schema
-from al_pipeline.records import Annotation, Answer, AnsweredTask, PlannedTask, RefusalReason
+from al_pipeline.records import Annotation, Answer, AnsweredTask, PlannedTask, RefusalReason, TaskVersion
 from al_pipeline.workspace.layout import Layout
 
 _logger = get_logger(__name__)
@@ -127,13 +128,26 @@ def _open_diff(layout: Layout, request: PullRequest) -> AnnotationDiff:
 
 
 def _read_changes(diff: AnnotationDiff, oracle: Oracle, request: PullRequest, before: _Position) -> _Position:
-    """Add the tasks changed since the last pull to `diff`; return where the next one starts."""
-    cursor, index = before.cursor, before.index
-    read = _add(diff, oracle, request.project, oracle.answered(request.project, cursor))
+    """Add the tasks changed since the last pull to `diff`; return where the next one starts.
+
+    Those whose versions the index has are not read again.
+    """
+    since, index = before.cursor, before.index
+    listed: Mapping[int, TaskVersion] = {}
+    if since is None or index is None:
+        index = None
+    else:
+        listed = oracle.changed(request.project, since)
+        if index.missing(since, listed) or index.replaced(listed):
+            index = None
+        else:
+            since = index.first_change(listed)
+    read: Mapping[int, TaskVersion] = {}
+    if index is None or since is not None:
+        read = _add(diff, oracle, request.project, oracle.answered(request.project, since))
     if index is not None:
-        is_contradicted = cursor is None or index.missing(cursor, read) or index.replaced(read)
-        index = None if is_contradicted else index.with_read(read)
-    return replace(before, cursor=_following(before.cursor, read, request.observed_at), index=index)
+        index = None if index.replaced(read) else index.with_read(read)
+    return replace(before, cursor=_following(before.cursor, {**listed, **read}, request.observed_at), index=index)
 
 
 def _audit(diff: AnnotationDiff, oracle: Oracle, request: PullRequest, before: _Position) -> _Position:
@@ -174,8 +188,8 @@ def _suspects(oracle: Oracle, project: ProjectRef, before: _Position, annotators
         if difference is None:
             break
     is_last = len(section) < limit
-    old = {number: indexed(task) for number, task in section.items()}
-    new = {number: indexed(task) for number, task in changed.items()}
+    old = {number: version_of(task) for number, task in section.items()}
+    new = {number: version_of(task) for number, task in changed.items()}
     if missing := index.missing(since, new):
         return f"{len(missing)} tasks whose last change is known are not among those changed since"
     if replaced := index.replaced(new):
@@ -189,12 +203,12 @@ def _suspects(oracle: Oracle, project: ProjectRef, before: _Position, annotators
 
 def _add(
     diff: AnnotationDiff, oracle: Oracle, project: ProjectRef, tasks: Iterable[AnsweredTask]
-) -> dict[int, IndexedTask]:
+) -> dict[int, TaskVersion]:
     """Add `tasks`, and losses in them, to `diff`; return them for the index."""
     read = {}
     for task in tasks:
         diff.add(task)
-        read[task.task_id] = indexed(task)
+        read[task.task_id] = version_of(task)
     if lost := diff.keys_with_losses():
         for task in oracle.answered_by_key(project, lost):
             diff.add_copy(task)
@@ -256,7 +270,7 @@ def _compared_with(request: PullRequest, known: KnownAnswers) -> dict[str, Any]:
     }
 
 
-def _following(cursor: str | None, read: Mapping[int, IndexedTask], observed_at: str) -> str | None:
+def _following(cursor: str | None, read: Mapping[int, TaskVersion], observed_at: str) -> str | None:
     """The cursor of the next pull: OVERLAP before the newest change seen, by the server's clock.
 
     It is capped by our own clock: one change stamped in the future would hide all later ones.

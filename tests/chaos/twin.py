@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from al_pipeline.integrations.oracle import PageEdit, ProjectRef, ProjectSpec, ignore
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
-from al_pipeline.records import AnsweredTask, Task, TaskState, TaskTotals
+from al_pipeline.records import AnsweredTask, Task, TaskState, TaskTotals, TaskVersion
 
 LATENCY = 0.02
 """Seconds that each call takes, before and after it is carried out, so that a kill can happen during it."""
@@ -114,6 +114,11 @@ class TwinOracle:
     def import_tasks(self, ref: ProjectRef, tasks: Sequence[Task]) -> None:
         """See Oracle."""
         self._ask("import_tasks", ref, tasks)
+
+    def changed(self, ref: ProjectRef, since: str) -> Mapping[int, TaskVersion]:
+        """See Oracle."""
+        found: Mapping[int, TaskVersion] = self._ask("changed", ref, since)
+        return found
 
     def answered(self, ref: ProjectRef, since: str | None) -> Iterator[AnsweredTask]:
         """See Oracle."""

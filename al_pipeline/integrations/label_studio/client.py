@@ -21,12 +21,14 @@ from al_pipeline.errors import LabelStudioDown
 from al_pipeline.integrations.label_studio.failures import NotFound, UnusableReply, no_label_studio
 from al_pipeline.integrations.label_studio.label_config import label_config
 from al_pipeline.integrations.label_studio.parsers import (
+    ListedVersion,
     ProjectSettings,
     parse_answered_tasks,
     parse_id,
     parse_project,
     parse_task_states,
     parse_task_totals,
+    parse_task_versions,
     parse_text,
     parse_user,
     parse_users,
@@ -35,6 +37,7 @@ from al_pipeline.integrations.label_studio.payloads import (
     ANSWER_FIELDS,
     STATE_FIELDS,
     TOTALS_FIELDS,
+    VERSION_FIELDS,
     task_filter,
     task_json,
     task_query,
@@ -51,13 +54,13 @@ from al_pipeline.integrations.label_studio.projects import (
 )
 from al_pipeline.integrations.label_studio.transport import Transport
 from al_pipeline.integrations.oracle import PageEdit, ProjectRef, ProjectSpec, ignore
-from al_pipeline.records import AnsweredTask, Task, TaskState, TaskTotals
+from al_pipeline.records import AnsweredTask, Task, TaskState, TaskTotals, TaskVersion
 
 if TYPE_CHECKING:
     from label_studio_sdk.base_client import LabelStudioBase
 
 
-_TaskT = TypeVar("_TaskT", TaskState, AnsweredTask)
+_TaskT = TypeVar("_TaskT", TaskState, AnsweredTask, ListedVersion)
 _PageT = TypeVar("_PageT")
 
 _PAGE = 500
@@ -247,9 +250,13 @@ class LabelStudioOracle:
         if taken != len(tasks):
             raise LabelStudioDown(f"Label Studio reports that it accepted {taken!r} of {len(tasks)} tasks")
 
+    def changed(self, ref: ProjectRef, since: str) -> Mapping[int, TaskVersion]:
+        """The versions of the tasks changed since then; see Oracle."""
+        return dict(self._tasks(ref, [_changed_since(since)], VERSION_FIELDS, "task_only", parse_task_versions))
+
     def answered(self, ref: ProjectRef, since: str | None) -> Iterator[AnsweredTask]:
         """Tasks changed since then with all annotations; see Oracle."""
-        touched = [] if since is None else [task_filter("updated_at", "greater_or_equal", "Datetime", since)]
+        touched = [] if since is None else [_changed_since(since)]
         self._emails = self._list_emails()
         yield from self._answered(ref, touched)
 
@@ -363,6 +370,10 @@ def _list_projects(sdk: LabelStudioBase, *, page: int) -> Any:
 def _descriptions_of(page: Any) -> list[tuple[int, str | None]]:
     # `.items` is one page; the SDK's iterator would end silently on an error.
     return [(parse_id(project.id), parse_text(project.description)) for project in page.items]
+
+
+def _changed_since(time: str) -> dict[str, Any]:
+    return task_filter("updated_at", "greater_or_equal", "Datetime", time)
 
 
 def _changed_before(time: str) -> dict[str, Any]:

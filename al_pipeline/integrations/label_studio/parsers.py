@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec import Struct
 
@@ -24,6 +24,7 @@ from al_pipeline.records import (
     RefusalReason,
     TaskState,
     TaskTotals,
+    TaskVersion,
     composed,
     shown_text,
 )
@@ -99,6 +100,18 @@ def parse_answered_tasks(content: Any, email_of: Callable[[int], str]) -> list[A
     return [_parse_answered_task(row, email_of) for row in _task_rows(content)]
 
 
+class ListedVersion(NamedTuple):
+    """A task's id and version."""
+
+    task_id: int
+    version: TaskVersion
+
+
+def parse_task_versions(content: Any) -> list[ListedVersion]:
+    """The tasks' versions in one page of a listing."""
+    return [ListedVersion(parse_id(row.get("id")), _version(row)) for row in _task_rows(content)]
+
+
 def parse_task_totals(content: Any) -> TaskTotals:
     """The totals in one page of a task listing that is ordered by the time of change, newest first."""
     rows = _task_rows(content)
@@ -169,13 +182,22 @@ def _parse_task_state(row: Mapping[str, Any]) -> TaskState:
 
 
 def _parse_answered_task(row: Mapping[str, Any], email_of: Callable[[int], str]) -> AnsweredTask:
+    version = _version(row)
     return answered_task(
         parse_id(row.get("id")),
         _data(row),
         [_parse_annotation_row(annotation, email_of) for annotation in row.get("annotations") or ()],
-        created_at=_time(row.get("created_at")),
-        updated_at=_time(row.get("updated_at")),
-        answers=_whole_number(row.get("total_annotations"), "a number of answers"),
+        created_at=version.created_at,
+        updated_at=version.updated_at,
+        answers=version.answers,
+    )
+
+
+def _version(row: Mapping[str, Any]) -> TaskVersion:
+    return TaskVersion(
+        _time(row.get("created_at")),
+        _time(row.get("updated_at")),
+        _whole_number(row.get("total_annotations"), "a number of answers"),
     )
 
 

@@ -29,6 +29,9 @@ RESERVED = frozenset(
 STATE_FIELDS = "id,data,is_labeled,total_annotations,cancelled_annotations"
 """The fields requested when only a task's state is needed."""
 
+VERSION_FIELDS = "id,created_at,updated_at,total_annotations"
+"""The fields requested when only a task's version is needed."""
+
 TOTALS_FIELDS = "id,updated_at"
 """The fields requested when only the totals of a listing are needed, and when its first task was changed."""
 
