@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Killed, Played, answer_all, change_params, copy_workspace, go_on, play, write_pool
+from harness import (
+    Killed,
+    Played,
+    answer_all,
+    change_params,
+    copy_workspace,
+    go_on,
+    killing,
+    play,
+    results,
+    write_pool,
+)
 
 from al_pipeline.data.outputs import read_labeled
 from al_pipeline.errors import (
@@ -24,7 +35,7 @@ from al_pipeline.errors import (
     UnexpectedChange,
     WrongProject,
 )
-from al_pipeline.files import read_json, sha256_tree, write_json
+from al_pipeline.files import read_json, sha256_file, sha256_tree, write_json
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import ProjectRef
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
@@ -415,3 +426,30 @@ def test_a_notebook_sees_the_rounds_the_labels_and_the_predictions(undisturbed: 
     predicted = frames.predictions(root)
     assert len(predicted) == 12
     assert ((predicted["p_ham"] + predicted["p_spam"]) - 1).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    "name", ["rounds/0001/round.json", "rounds/0002/plan.jsonl", "dvc.lock", "rounds/metrics.json", "models/candidate"]
+)
+def test_what_somebody_edits_between_the_decision_and_the_commit_is_not_published(
+    once: Played, undisturbed: Workspace, tmp_path: Path, name: str
+) -> None:
+    workspace, oracle, truth = go_on(once, tmp_path)
+    answer_all(oracle, truth)
+    with pytest.raises(Killed):
+        tick(workspace, lambda: oracle, run=killing("publish", "before"))
+    path = workspace.layout.root / name
+    path = path if path.is_file() else path / "card.json"
+    before = path.read_bytes()
+    path.chmod(0o600)
+    path.write_bytes(before.replace(b"0.5", b"0.6").replace(b"outs", b"outs ").replace(b'"spam"', b'"ham"') + b"\n")
+    assert tick(open_workspace(workspace.layout.root), lambda: oracle).published == (1,)
+    assert results(workspace, 1) == results(undisturbed, 1)
+    record = read_json(workspace.layout.record(1))
+    assert record["metrics"] == read_json(undisturbed.layout.record(1))["metrics"]
+    assert record["hashes"]["dvc_lock"] == sha256_file(workspace.layout.dvc_lock)
+    assert record["hashes"]["plan"] == sha256_tree(workspace.layout.plan(2))
+    if name != "dvc.lock":
+        with open_dvc(workspace.layout) as dvc:
+            assert dvc.changed() == {}
+    assert Git(workspace.layout.root).run("status", "--porcelain").stdout == ""

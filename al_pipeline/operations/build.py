@@ -111,6 +111,23 @@ def forget_built(layout: Layout) -> None:
     layout.build.unlink(missing_ok=True)
 
 
+def record_decided(layout: Layout, *files: Path) -> None:
+    """Note the content of `files`, which the decision on this build wrote, and of `dvc.lock`, which it describes."""
+    known = read_object(layout.build)
+    if known.get("key") == build_key(layout):  # else its inputs were edited meanwhile: it starts over
+        write_json(layout.build, {**known, "decided": _digest_of([*files, layout.dvc_lock])})
+
+
+def is_decided(layout: Layout, *files: Path) -> bool:
+    """Whether a decision was made on this build, and `files` and `dvc.lock` are still what it left."""
+    known = read_object(layout.build)
+    return (
+        all(file.exists() for file in files)
+        and known.get("key") == build_key(layout)
+        and known.get("decided") == _digest_of([*files, layout.dvc_lock])
+    )
+
+
 def build_seconds(layout: Layout) -> dict[str, float]:
     """The duration of each build step in seconds."""
     found: dict[str, float] = read_object(layout.build).get("seconds", {})

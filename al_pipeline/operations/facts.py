@@ -63,8 +63,7 @@ def facts_at(workspace: Workspace, git: Git, history: History, now: datetime) ->
     closed = is_closed(layout, planned)
     decided = False
     if closed:
-        record = read_object(layout.genesis if planned is None else layout.record(planned))
-        decided = record.get("build") == build.build_key(layout)
+        decided = build.is_decided(layout, *layout.decision(planned))
     carried = set(load_overrides(layout.overrides).interventions) if closed else set()
     waiting = {intervention.number for intervention in history.waiting}
     found = Facts(

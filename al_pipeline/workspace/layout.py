@@ -133,6 +133,10 @@ class Layout(Struct, frozen=True):
         """The manifest of round `number`: parent, hashes, counts, parameters, metrics, decision, engine."""
         return self.round(number) / "round.json"
 
+    def decision(self, number: int | None) -> tuple[Path, Path]:
+        """What the decision on the build of round `number` writes (None: of the first build): record, next plan."""
+        return (self.genesis, self.plan(0)) if number is None else (self.record(number), self.plan(number + 1))
+
     # Tracked by DVC: sources (`dvc add`) -----------------------------------------------------------------------
     @property
     def pool(self) -> Path:

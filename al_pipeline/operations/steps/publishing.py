@@ -34,6 +34,7 @@ def decide(context: Context, facts: Facts) -> None:
         build.build_key(context.layout),
         _round_facts(context, facts.planned),
     )
+    build.record_decided(context.layout, *context.layout.decision(facts.planned))
 
 
 def publish_round(context: Context, facts: Facts) -> None:
