@@ -145,8 +145,10 @@ def run_step(
 ) -> None:
     """Run one step of the build, after checking that the source data match their recorded digests.
 
-    `run_shards`: carries shards to the cluster of `engine.runner`, if anything does; `warn` gets warnings. Raises
-    StageFailed with the last lines that the stage printed, UnexpectedChange if a source was edited.
+    One stage at a time: evaluate and score need only train, but side by side they would save no more than evaluate's
+    0.1 s, at 100,000 items too. `run_shards`: carries shards to the cluster of `engine.runner`, if anything does;
+    `warn` gets warnings. Raises StageFailed with the last lines that the stage printed, UnexpectedChange if a source
+    was edited.
     """
     if step is not Step.ENCODER:  # a killed encoder step may have left its weights half recorded
         check_sources(layout, dvc)
