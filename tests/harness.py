@@ -45,7 +45,10 @@ ENVIRONMENT = {
 }
 """The environment of every test: quiet, offline, with a git identity that is not the user's."""
 
-NOT_THE_USERS = ("AL_LABEL_STUDIO_URL", "AL_LABEL_STUDIO_TOKEN", "AL_WORKSPACE", "PREFECT_API_URL", "PREFECT_PROFILE")
+NOT_THE_USERS = (
+    "AL_LABEL_STUDIO_URL", "AL_LABEL_STUDIO_TOKEN", "AL_WORKSPACE", "PREFECT_API_URL", "PREFECT_PROFILE",
+    "PREFECT_PROFILES_PATH",
+)  # fmt: skip
 """Variables that would lead a test to the user's own servers and workspace."""
 
 WORDS = {

@@ -134,11 +134,11 @@ def _print_schedule(found: Standing) -> None:
     echo(f"schedule: [bold]{escape(wanted.cron)}[/] {escape(wanted.timezone)}{'' if wanted.active else ', off'}")
     if found.server is None:
         return echo(
-            "The workspace's Prefect server is not up and PREFECT_API_URL names no other, so no tick is scheduled: "
-            "[bold]al up[/]"
+            "The workspace's Prefect server is not up, and neither PREFECT_API_URL nor Prefect's active profile names "
+            "another, so no tick is scheduled: [bold]al up[/]"
         )
     if found.elsewhere:
-        echo(f"on the Prefect server {escape(found.server)}, by PREFECT_API_URL")
+        echo(f"on the Prefect server {escape(found.server)}, by {escape(found.source)}")
     if found.problem:
         return echo(f"[yellow]It is not known whether ticks run:[/] {escape(found.problem)}")
     if found.deployment is None:

@@ -35,7 +35,7 @@ class Standing:
 
     wanted: Schedule
     server: str | None
-    """URL of the workspace's own Prefect server, else of the one in PREFECT_API_URL; None if there is neither."""
+    """URL of the workspace's own Prefect server, else of the one of `prefect_elsewhere`; None if there is neither."""
     deployment: Deployment | None
     """The deployment on that server; None if there is none."""
     worker: bool
@@ -43,9 +43,11 @@ class Standing:
     differs: tuple[str, ...]
     """How the server's schedule differs from `params.yaml`, in words; empty if there is none to compare."""
     elsewhere: bool = False
-    """Whether the server is that of PREFECT_API_URL."""
+    """Whether the server is not the workspace's own."""
     problem: str = ""
     """Why that server could not be asked, in words."""
+    source: str = ""
+    """What names it: `PREFECT_API_URL`, or a profile of Prefect."""
 
     @property
     def fix(self) -> str:
@@ -82,7 +84,7 @@ class Standing:
 def read_schedule(workspace: Workspace) -> Standing:
     """Read the configured and deployed schedule. Raises BadParams, ServerFailed if its own server's answer is unusable.
 
-    Without a server of the workspace's own, the one that PREFECT_API_URL names is asked.
+    Without a server of the workspace's own, the one that PREFECT_API_URL or the user's Prefect profile names is asked.
     """
     wanted = workspace.params.schedule
     server = prefect_status(workspace)
@@ -100,12 +102,12 @@ def _elsewhere(workspace: Workspace, wanted: Schedule) -> Standing:
     try:
         found = read_deployment(workspace, api)
     except ServerFailed as error:
-        return Standing(wanted, url, None, False, (), True, str(error))
+        return Standing(wanted, url, None, False, (), True, str(error), api.source)
     if found is None:
-        return Standing(wanted, url, None, False, (), True)
+        return Standing(wanted, url, None, False, (), True, source=api.source)
     placeless = dataclasses.replace(found, root=None)  # the server's may be a clone on another machine
     differs = _differences(workspace, wanted, placeless)
-    return Standing(wanted, url, found, found.has_worker, tuple(differs), True)
+    return Standing(wanted, url, found, found.has_worker, tuple(differs), True, source=api.source)
 
 
 def _differences(workspace: Workspace, wanted: Schedule, deployment: Deployment) -> list[str]:

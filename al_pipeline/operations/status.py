@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +17,7 @@ from al_pipeline.evaluation.figures import FIGURES, Metrics, Running
 from al_pipeline.evaluation.online import Saved
 from al_pipeline.files import read_object
 from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.prefect_settings import client_settings
 from al_pipeline.operations.connect import project_page, stored_project
 from al_pipeline.operations.facts import closing_rule, read_facts
 from al_pipeline.operations.history import History, labels_saved_by, read_history
@@ -225,9 +225,9 @@ def in_order(classes: Sequence[str], counts: Mapping[str, int]) -> dict[str, int
 
 
 def _prefect(workspace: Workspace) -> tuple[str | None, str | None]:
-    """The URL of the Prefect server (its own, or that of PREFECT_API_URL), and the time of the next scheduled tick."""
+    """The URL of the Prefect server (its own, else that of `client_settings`), and when the next scheduled tick is."""
     is_started = (workspace.home / "prefect").exists()
-    if not is_started and not os.environ.get("PREFECT_API_URL"):  # the servers' code is not imported
+    if not is_started and client_settings() is None:  # the servers' code is not imported
         return None, None
     from al_pipeline.servers import prefect_elsewhere, prefect_status, read_deployment
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from al_pipeline.errors import ServerFailed
 from al_pipeline.files import write_text
+from al_pipeline.integrations.prefect_settings import API_URL, client_settings
 from al_pipeline.logs import get_logger
 from al_pipeline.sanitize import has_tls, on_this_machine, redact
 from al_pipeline.servers import process
@@ -66,17 +67,19 @@ class PrefectApi:
     key: str | None = field(default=None, repr=False)
     certificates: str | None = None
     """A file of certificate authorities, in place of the usual ones."""
+    source: str = ""
+    """What names the server: `PREFECT_API_URL`, or the profile that has it."""
 
 
 def prefect_elsewhere() -> PrefectApi | None:
-    """The Prefect server that the environment names, such as a team's; None if it names none."""
-    url = os.environ.get("PREFECT_API_URL", "").strip().rstrip("/")
-    if not url:
+    """The Prefect server that the environment or the user's profile names, such as a team's; None if neither does."""
+    found = client_settings()
+    if found is None:
         return None
-    user, colon, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
+    user, colon, password = (found.auth_string or "").partition(":")
     login = (user, password) if colon else None
-    key, certificates = (os.environ.get(f"PREFECT_API_{name}") or None for name in ("KEY", "SSL_CERT_FILE"))
-    return PrefectApi(url, login, key, certificates)
+    source = f"Prefect's profile {found.profile!r}" if found.profile else API_URL
+    return PrefectApi(found.url, login, found.key, found.certificates, source)
 
 
 def start_prefect(workspace: Workspace, progress: Progress) -> Server:

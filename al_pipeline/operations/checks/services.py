@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from al_pipeline.integrations.prefect_settings import API_URL
 from al_pipeline.operations.checks.finding import Finding
 from al_pipeline.operations.clusters import CLUSTERS, no_address, not_installed
 from al_pipeline.operations.connect import connect, stored_project
@@ -69,13 +70,15 @@ def check_schedule(workspace: Workspace) -> Iterator[Finding]:
         yield Finding(
             "schedule",
             "ok",
-            f"{says}{off}; no Prefect server of its own is up and PREFECT_API_URL names none, so no tick is known to "
-            "run (one of cron's or of a Prefect elsewhere is not seen from here)",
+            f"{says}{off}; no Prefect server of its own is up, and neither PREFECT_API_URL nor Prefect's active "
+            "profile names one, so no tick is known to run (one of cron's or of a Prefect elsewhere is not seen here)",
         )
         return
     where = f"Prefect at {found.server}" if found.elsewhere else "Prefect"
     if found.problem:
         fix = "set PREFECT_API_URL to your team's server, or unset it"
+        if found.source != API_URL:
+            fix = f"that address is of {found.source}: `prefect config set PREFECT_API_URL=URL` changes it"
         yield Finding("schedule", "warning", f"{found.problem}; so it is not known whether ticks run", fix)
     elif found.deployment is None:
         yield Finding("schedule", "warning", f"{says} has never been applied in {where}", found.fix)
