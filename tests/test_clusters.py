@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -31,8 +33,10 @@ from al_pipeline.errors import BadInput, EngineChanged, ExternalServiceError, Us
 from al_pipeline.features import remote
 from al_pipeline.features.remote import Order, Recipe, check_parts, to_bytes, vectors_of
 from al_pipeline.features.shards import digest_rows, read_shard, shard_bytes
+from al_pipeline.integrations.dask_cluster import count_workers
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import build
+from al_pipeline.operations.checks.services import check_cluster
 from al_pipeline.operations.encoding import find_encoder
 from al_pipeline.operations.tick import tick
 from al_pipeline.records import content_hash
@@ -522,3 +526,47 @@ def test_a_tick_without_prefect_says_that_a_cluster_needs_it(
     params.write_text(params.read_text().replace("runner: local", "runner: dask"))
     with pytest.raises(UsageError, match="needs a Prefect server.*`al up`"):
         tick(open_workspace(workspace.layout.root), SimulatedOracle)
+
+
+@pytest.mark.slow
+def test_doctor_says_how_many_workers_a_dask_cluster_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, _ = small_workspace(tmp_path, 20, {"runner: local": "runner: dask"})
+    with ExitStack() as stack:
+        cluster = DaskCluster(tmp_path / "dask", stack)
+        monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", cluster.address)
+        [finding] = check_cluster(workspace)
+        assert finding.level == "warning" and "has no workers" in finding.message
+        assert f"`dask worker {cluster.address}`" in finding.fix
+        cluster.resize(1)
+        [finding] = check_cluster(workspace)
+        assert (finding.level, finding.message) == ("ok", f"the dask cluster at {cluster.address} has 1 worker")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reply", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n" * 100])
+def test_doctor_says_that_what_listens_is_no_scheduler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reply: bytes
+) -> None:
+    workspace, _ = small_workspace(tmp_path, 20, {"runner: local": "runner: dask"})
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", address)
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    held.append(listener.accept()[0])
+                    held[-1].sendall(reply)
+
+        held: list[socket.socket] = []
+        threading.Thread(target=serve, daemon=True).start()
+        [finding] = check_cluster(workspace)
+        assert finding.level == "error" and "no Dask scheduler answers" in finding.message
+        for one in held:
+            one.close()
+
+
+def test_what_dask_says_with_an_error_holds_no_password() -> None:
+    with pytest.raises(ExternalServiceError) as raised:
+        count_workers("nothing://user:secret@127.0.0.1:1")
+    assert "secret" not in str(raised.value)

@@ -77,7 +77,7 @@ ONLY = {
     "prefect_dask": ("flows.encoding",),
     "prefect_ray": ("flows.encoding",),
     "dask": ("flows.encoding",),
-    "distributed": ("flows.encoding",),
+    "distributed": ("flows.encoding", "integrations.dask_cluster"),
     "ray": ("flows.encoding",),
     "subprocess": ("integrations", "servers"),
     "httpx": ("integrations.label_studio", "servers", "flows"),  # Prefect's client raises its errors

@@ -10,12 +10,14 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from al_pipeline.errors import ExternalServiceError
+from al_pipeline.integrations.dask_cluster import count_workers
 from al_pipeline.integrations.prefect_settings import API_URL
 from al_pipeline.operations.checks.finding import Finding
 from al_pipeline.operations.clusters import CLUSTERS, no_address, not_installed
 from al_pipeline.operations.connect import connect, stored_project
 from al_pipeline.operations.schedule import read_schedule
-from al_pipeline.sanitize import redact
+from al_pipeline.sanitize import counted, redact
 from al_pipeline.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -93,7 +95,7 @@ def check_schedule(workspace: Workspace) -> Iterator[Finding]:
 
 
 def check_cluster(workspace: Workspace) -> Iterator[Finding]:
-    """Check that the cluster of `engine.runner` is named, and that something listens there."""
+    """Check that the cluster of `engine.runner` is named and listens, and that one of Dask has workers."""
     runner = workspace.params.engine.runner
     if runner not in CLUSTERS:
         return
@@ -115,10 +117,23 @@ def check_cluster(workspace: Workspace) -> Iterator[Finding]:
         return
     try:
         with socket.create_connection((host, port), _CLUSTER_SECONDS):
-            yield Finding("cluster", "ok", f"the {runner} cluster at {place} takes connections")
-    except OSError as error:
-        why = error.strerror or str(error)
+            pass
+        workers = count_workers(address) if runner == "dask" else None
+    except (OSError, ExternalServiceError) as error:
+        why = getattr(error, "strerror", None) or str(error)
         yield Finding("cluster", "error", f"the {runner} cluster at {place} cannot be reached: {why}", fix)
+        return
+    if workers is None:  # Ray answers only a client that has joined it
+        yield Finding("cluster", "ok", f"the {runner} cluster at {place} takes connections")
+    elif not workers:
+        yield Finding(
+            "cluster",
+            "warning",
+            f"the {runner} cluster at {place} has no workers: a tick that has texts to encode waits for one",
+            f"`dask worker {place}` on each of its machines starts one, unless your cluster starts them when needed",
+        )
+    else:
+        yield Finding("cluster", "ok", f"the {runner} cluster at {place} has {counted(workers, 'worker')}")
 
 
 def _host_of(address: str) -> tuple[str, int]:
