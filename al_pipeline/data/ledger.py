@@ -43,6 +43,12 @@ def read_events(*folders: Path) -> list[Event]:
     return list(events.values())
 
 
+def signature(*folders: Path) -> tuple[tuple[str, int, int], ...]:
+    """What tells whether the events of `folders` are still those read before: name, size and time of each file."""
+    paths = (path for folder in folders for path in _files(folder, "part", "pull"))
+    return tuple((str(path), (found := path.stat()).st_size, found.st_mtime_ns) for path in paths)
+
+
 def read_refused(*folders: Path) -> list[Refused]:
     """All refused annotations of `folders`, each once, in order. Raises BadInput with file and line."""
     refused: dict[str, Refused] = {}

@@ -7,13 +7,14 @@ code of a tick.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from al_pipeline.annotation.active_events import active, superseded
 from al_pipeline.annotation.tasks import standing
-from al_pipeline.data.ledger import known_ids, read_events
+from al_pipeline.data.ledger import known_ids, read_events, signature
 from al_pipeline.data.pool import count_items
 from al_pipeline.files import read_object
 from al_pipeline.integrations.git import Git
@@ -22,7 +23,7 @@ from al_pipeline.operations.checkout import check_tags, put_back_converted
 from al_pipeline.operations.close import check_sources, foreign_edits, is_closed, pull_missing_sources, refuse_edits
 from al_pipeline.operations.history import History, read_history
 from al_pipeline.params import load_overrides
-from al_pipeline.records import Event, PlannedTask, round_name
+from al_pipeline.records import PlannedTask, round_name
 from al_pipeline.rounds.state_machine import Closing, Facts
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
@@ -80,18 +81,20 @@ def facts_at(workspace: Workspace, git: Git, history: History, now: datetime) ->
     tasks = history.open_tasks()
     if planned == 0 and not tasks and history.genesis is not None and history.genesis.counts.labelled:
         return replace(found, brought=history.genesis.counts.labelled)
-    inbox = read_events(layout.inbox_events)
-    events = read_events(layout.events, layout.inbox_events)
-    settled = settled_tasks(workspace, tasks, events)
-    fresh = {event.event_id for event in inbox} - known_ids(layout.events)
-    news = {event.item_id for event in active(events) if event.label is not None and event.event_id in fresh}
-    news -= superseded(events).keys()
+    params = workspace.params
+    settled, new_labels = _progress(
+        signature(layout.events, layout.inbox_events),
+        layout,
+        tuple(tasks),
+        params.round.overlap,
+        len(params.annotators) or None,
+    )
     opened = datetime.fromtimestamp(opened_at(layout, git, planned), UTC)
     return replace(
         found,
         tasks=len(tasks),
         settled=settled,
-        new_labels=len(news),
+        new_labels=new_labels,
         age_days=max(0.0, (now - opened).total_seconds() / 86_400),
     )
 
@@ -106,11 +109,24 @@ def _published_items(layout: Layout, history: History) -> int:
     return history.latest.counts.pool
 
 
-def settled_tasks(workspace: Workspace, tasks: list[PlannedTask], events: list[Event]) -> int:
-    """The number of a round's tasks that are answered or given up."""
-    params = workspace.params
-    found = standing(tasks, events, params.round.overlap, len(params.annotators) or None)
-    return sum(value != "open" for value in found.values())
+@lru_cache(maxsize=1)
+def _progress(
+    _events: tuple[tuple[str, int, int], ...],
+    layout: Layout,
+    tasks: tuple[PlannedTask, ...],
+    overlap: int,
+    everybody: int | None,
+) -> tuple[int, int]:
+    """How many of a round's tasks are answered or given up, and how many items the inbox has new labels of.
+
+    Kept for the next call with the same events, whose `signature` is given: a tick asks before each of its steps.
+    """
+    inbox = read_events(layout.inbox_events)
+    events = read_events(layout.events, layout.inbox_events)
+    settled = sum(value != "open" for value in standing(tasks, events, overlap, everybody).values())
+    fresh = {event.event_id for event in inbox} - known_ids(layout.events)
+    news = {event.item_id for event in active(events) if event.label is not None and event.event_id in fresh}
+    return settled, len(news - superseded(events).keys())
 
 
 def opened_at(layout: Layout, git: Git, number: int) -> float:
