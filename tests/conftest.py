@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from box import Box, box_below
 from embedded import REPOSITORY, LabelStudioServer, PrefectServer, seed_templates
 from filelock import FileLock
 from harness import ENVIRONMENT, NOT_THE_USERS, Played, go_on, play, small_workspace
@@ -34,7 +35,17 @@ _SCRATCH = pytest.StashKey[str]()
 _FAILED = pytest.StashKey[bool]()
 
 LONGEST = (
-    *("test_up", "test_kills", "test_damage", "test_rollback", "test_chaos", "test_s3", "test_reproduce", "test_tick"),
+    *(
+        "test_up_runs",
+        "test_up",
+        "test_kills",
+        "test_damage",
+        "test_rollback",
+        "test_chaos",
+        "test_s3",
+        "test_reproduce",
+        "test_tick",
+    ),
     *("test_simulation", "test_invariance", "test_round", "test_team_servers", "test_flows", "test_private_folders"),
     *("test_kept", "test_finetuned", "test_line_ends", "test_servers", "test_endless", "test_secrets"),
     *("test_schema_change", "test_clusters"),
@@ -219,6 +230,20 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
     server = PrefectServer(tmp_path_factory.mktemp("prefect"))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def box(label_studio_venv: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+    """A workspace with all its servers, for one module; its tests leave it running and at rest."""
+    with box_below(tmp_path_factory.mktemp("box")) as made:
+        yield made
+
+
+@pytest.fixture
+def at_home(box: Box, al_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is called in this process sees the box's home and its fork servers too."""
+    monkeypatch.setenv("AL_HOME", str(box.home))
+    monkeypatch.delenv(forks.FOLDER)
 
 
 @pytest.fixture(scope="session")
