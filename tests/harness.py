@@ -35,6 +35,7 @@ ENVIRONMENT = {
     "TRANSFORMERS_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "MPLBACKEND": "agg",
+    "OMP_WAIT_POLICY": "passive",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "GIT_AUTHOR_NAME": "Test",
     "GIT_AUTHOR_EMAIL": "test@example.com",
@@ -43,7 +44,11 @@ ENVIRONMENT = {
     "GIT_CONFIG_GLOBAL": os.devnull,
     "GIT_CONFIG_NOSYSTEM": "1",
 }
-"""The environment of every test: quiet, offline, with a git identity that is not the user's."""
+"""The environment of every test: quiet, offline, with a git identity that is not the user's.
+
+By default a thread of OpenMP that waits for others keeps its processor busy: where more processes run than there are
+processors, that takes several times the time of the work.
+"""
 
 NOT_THE_USERS = (
     "AL_LABEL_STUDIO_URL", "AL_LABEL_STUDIO_TOKEN", "AL_WORKSPACE", "PREFECT_API_URL", "PREFECT_PROFILE",
