@@ -15,6 +15,7 @@ from al_pipeline.models.feature_matrix import FeatureMatrix, Floats
 from al_pipeline.plugins.loading import calling, load
 from al_pipeline.plugins.references import Reference
 from al_pipeline.plugins.storage import dump, restore
+from al_pipeline.threads import one_thread
 
 BLOCK = 256
 """Rows that are predicted together: always as many, since libraries round by the shape of what they compute."""
@@ -50,7 +51,7 @@ def _fit(reference: Reference, features: FeatureMatrix, targets: Targets, rng: G
     with calling(reference, "set_params"):
         _seed(made, int(rng.integers(2**31)))
     table = _table(reference, features, made)
-    with calling(reference, "fit"):
+    with calling(reference, "fit"), one_thread():  # of the libraries too that were loaded only to make it
         made.fit(table, targets)
     _check_classes(reference, made, int(targets.max()) + 1)
     return {_MODEL: np.frombuffer(dump(made, reference), np.uint8)}
@@ -64,7 +65,7 @@ def _predict(reference: Reference, arrays: Arrays, features: FeatureMatrix) -> F
     for start in range(0, rows, BLOCK):
         taken = np.minimum(np.arange(start, start + BLOCK), rows - 1).astype(np.intp)
         table = _table(reference, features.rows(taken), model)
-        with calling(reference, "predict_proba"):
+        with calling(reference, "predict_proba"), one_thread():
             proba = np.asarray(model.predict_proba(table), np.float64)
         _check_proba(reference, proba, len(taken))
         found.append(proba[: rows - start])
