@@ -40,7 +40,6 @@ demo: setup
 
 test: tools
 	@$(MAKE) --no-print-directory --silent -j2 $(MAIN) $(LABEL_STUDIO) $(COLLECTED)
-	@$(BIN)/python -m pytest --quiet -m alone tests/test_clusters.py
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 test-fast: $(MAIN)

@@ -97,9 +97,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The order in which `--dist loadfile --no-loadscope-reorder` gives files to workers, without what runs alone."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        items[:] = [item for item in items if not item.get_closest_marker("alone")]
+    """The order in which `--dist loadfile --no-loadscope-reorder` gives files to workers."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
