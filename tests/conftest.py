@@ -35,20 +35,12 @@ _SCRATCH = pytest.StashKey[str]()
 _FAILED = pytest.StashKey[bool]()
 
 LONGEST = (
-    *(
-        "test_up_runs",
-        "test_up",
-        "test_kills",
-        "test_damage",
-        "test_rollback",
-        "test_chaos",
-        "test_s3",
-        "test_reproduce",
-        "test_tick",
-    ),
-    *("test_simulation", "test_invariance", "test_round", "test_team_servers", "test_flows", "test_private_folders"),
-    *("test_kept", "test_finetuned", "test_line_ends", "test_servers", "test_endless", "test_secrets"),
-    *("test_schema_change", "test_clusters"),
+    *("test_up_runs", "test_up", "test_clusters", "test_damage", "test_s3", "test_private_folders", "test_reproduce"),
+    *("test_team_servers", "test_invariance", "test_flows", "test_simulation", "test_round", "test_rollback"),
+    *("test_chaos", "test_kept", "test_tick", "test_finetuned", "test_plugins", "test_kills", "test_servers"),
+    *("test_secrets", "test_class_names", "test_hostile", "test_histories", "test_line_ends", "test_corrections"),
+    *("test_identity", "test_diff_log", "test_init", "test_power_loss", "test_browser_round", "test_endless"),
+    *("test_schema_change", "test_sharing", "test_first_model"),
 )
 """Files that take minutes, longest first: workers that begin with them end at about the same time."""
 
