@@ -85,8 +85,7 @@ class KnownAnswers:
         self.gone: set[str] = set()
         """Push keys of tasks that have been gone at some time."""
         self._project_uid = project_uid
-        self._numbered: dict[tuple[str, int], list[str]] = defaultdict(list)
-        """The annotation keys with this push key and annotation number, newest last."""
+        self._mark = f"#{project_uid}."
         self._identity: dict[str, tuple[str, str | None]] = {}
         self._recorded_as_gone: set[str] = set()
         """Event ids of answers whose task is recorded as gone."""
@@ -103,7 +102,10 @@ class KnownAnswers:
 
         A known number with another annotator or creation time belongs to another answer.
         """
-        for key in reversed(self._numbered.get((push_key, annotation.annotation_id), ())):
+        for key in reversed(self.by_task.get(push_key, ())):
+            number = _NUMBER.fullmatch(key.rpartition(self._mark)[2])
+            if number is None or int(number[1]) != annotation.annotation_id:
+                continue
             annotator, created_at = self._identity.get(key, ("", None))
             if annotator == annotation.annotator and created_at in (None, annotation.created_at):
                 return key
@@ -126,11 +128,10 @@ class KnownAnswers:
         """Add an event, later than all others."""
         self.ids.add(event.event_id)
         key = event.annotation_key
-        push_key, found, rest = key.rpartition(f"#{self._project_uid}.")
-        if event.type in _ANSWER_TYPES and found and (number := _NUMBER.fullmatch(rest)):
+        push_key, found, rest = key.rpartition(self._mark)
+        if event.type in _ANSWER_TYPES and found and (key in self.latest or _NUMBER.fullmatch(rest)):
             if key not in self.latest:
                 self.by_task[push_key].append(key)
-                self._numbered[push_key, int(number[1])].append(key)
             self.latest[key] = event
             if event.type != "delete":
                 self._identity[key] = event.annotator, event.created_at
