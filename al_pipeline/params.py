@@ -55,6 +55,7 @@ StrategyName = Literal[
     "entropy",
     "least_confidence",
     "cluster_margin",
+    "herding",
     "class_balanced",
     "relevance",
     "badge",
@@ -254,7 +255,9 @@ class Select(_Section, frozen=True, kw_only=True):
     guide: Annotated[dict[_Name, _Phrases], Meta(max_length=200), _composed_keys] = msgspec.field(default_factory=dict)
 
 
-NEEDS_ENCODER = frozenset({"badge", "cluster_margin", "core_set", "density", "kmeans", "relevance", "typiclust"})
+NEEDS_ENCODER = frozenset(
+    {"badge", "cluster_margin", "core_set", "density", "herding", "kmeans", "relevance", "typiclust"}
+)
 """Strategies that use the encoder's vectors."""
 
 

@@ -14,6 +14,7 @@ from sklearn.cluster import KMeans
 from sklearn.neighbors import NearestNeighbors
 
 from al_pipeline.active_learning.clustering import (
+    herd,
     k_center,
     k_means,
     mean_direction,
@@ -219,3 +220,57 @@ def test_lengths_computed_once_choose_the_same_rows(
     count = min(k, n - 1)
     nearest = np.sqrt(np.sort(apart, axis=1)[:, :count]).mean(axis=1) if count else np.zeros(n)
     np.testing.assert_allclose(neighbour_distance(points, k), nearest, rtol=1e-6, atol=1e-6)
+
+
+# Herding ------------------------------------------------------------------------------------------------------------
+def coverage(weights: np.ndarray, vectors: np.ndarray, chosen: np.ndarray, radius: float) -> float:
+    """Uncertainty coverage, written as in the paper."""
+    if len(chosen) == 0:
+        return 0.0
+    nearest = np.linalg.norm(vectors[:, None] - chosen[None], axis=2).min(axis=1)
+    return float((weights * np.exp(-((nearest / radius) ** 2))).sum())
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.integers(0, 5), st.integers(0, 8))
+@settings(max_examples=60, derandomize=True, deadline=None)
+def test_each_pick_of_herding_is_the_one_that_adds_most_coverage(seed: int, n: int, labels: int, k: int) -> None:
+    rng = np.random.default_rng(seed)
+    vectors, known, weights = rng.normal(size=(n, 3)), rng.normal(size=(labels, 3)), rng.random(n)
+    candidates = rng.permutation(n)[: max(1, n // 2)]
+    chosen = herd(weights, vectors, known, candidates, k).tolist()
+    assert len(chosen) == len(set(chosen)) == min(k, len(candidates)) and set(chosen) <= set(candidates.tolist())
+    between = np.linalg.norm(known[:, None] - known[None], axis=2)
+    between[np.diag_indices(labels)] = np.inf
+    radius = float(np.sqrt(np.median(between.min(axis=1) ** 2))) if labels > 1 else 1.0
+    for place, row in enumerate(chosen):
+        before = np.concatenate([known, vectors[chosen[:place]]])
+        left = [other for other in candidates.tolist() if other not in chosen[:place]]
+        values = [coverage(weights, vectors, np.concatenate([before, vectors[[one]]]), radius) for one in left]
+        mine = coverage(weights, vectors, np.concatenate([before, vectors[[row]]]), radius)
+        assert mine >= max(values) - 1e-9
+
+
+def test_the_radius_of_herding_ignores_duplicates_and_there_is_one_without_labels() -> None:
+    """A pair of equal labels would set a radius of zero, with which nothing covers anything."""
+    points = np.array([[0.0], [0.1], [1.0], [1.1]])
+    twice = np.array([[5.0], [5.0], [7.0]])
+    for known in (twice, twice[:2], twice[:1], twice[:0]):
+        chosen = herd(np.array([1.0, 0.9, 0.8, 0.7]), points, known, np.arange(4), 2)
+        assert len({int(row) // 2 for row in chosen}) == 2, "one of each pair"
+
+
+def test_herding_takes_duplicates_last_and_the_first_of_equals() -> None:
+    vectors = np.array([[0.0, 0], [0, 0], [9, 0], [9, 0], [0, 9]])
+    assert herd(np.ones(5), vectors, np.zeros((0, 2)), np.arange(5), 5).tolist() == [0, 2, 4, 1, 3]
+
+
+def test_herding_beside_many_labels_takes_little_time_and_memory() -> None:
+    rng = np.random.default_rng(0)
+    vectors, known = rng.normal(size=(1000, 64)), rng.normal(size=(50_000, 64))
+    tracemalloc.start()
+    began = time.process_time()
+    assert len(herd(rng.random(1000), vectors, known, np.arange(400), 40)) == 40
+    took, most = time.process_time() - began, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert took < 10
+    assert most < 150 * 2**20  # the labels themselves take 24 MiB

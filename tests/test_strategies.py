@@ -626,6 +626,24 @@ def test_cluster_margin_looks_at_ten_times_the_batch_and_no_further() -> None:
     assert far not in picked("cluster_margin", replace(view, scores=scores), 4)
 
 
+def test_herding_asks_once_in_every_cloud_the_most_uncertain_cloud_first() -> None:
+    view, own = clouds([30, 50, 20, 10])
+    unsure = replace(view, scores=np.array([0.1, 0.2, 0.9, 0.1])[own])
+    near = np.asarray(view.vectors)[own == 1][:2] + 1e-3 * np.eye(6)[:2]  # two labels, so that the radius is small
+    chosen = picked("herding", replace(unsure, labeled=20 * np.eye(6)[4:]), 4)
+    assert [own[row] for row in chosen] == [2, 1, 0, 3], "by uncertainty times size: 18, 10, 3, 1"
+    covered = replace(unsure, labeled=np.concatenate([np.asarray(view.vectors)[own == 2], near]))
+    assert 2 not in own[picked("herding", covered, 1)], "a cloud that labels cover comes last"
+
+
+def test_herding_of_a_large_shortlist_deals_it_into_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    view = view_of(ids(61))
+    for rows, k in ((20, 7), (20, 61), (7, 60), (60, 61)):
+        monkeypatch.setattr(query_strategies, "HERD_ROWS", rows)
+        chosen = picked("herding", view, k)
+        assert len(set(chosen)) == k
+
+
 def test_class_balanced_fills_up_the_poorest_class_by_uncertainty() -> None:
     proba = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6], [0.2, 0.8]])
     scores = np.array([0.2, 0.4, 0.6, 0.8, 0.4])

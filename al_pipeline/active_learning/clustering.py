@@ -13,6 +13,9 @@ Positions = NDArray[np.intp]
 Vectors = NDArray[Any]
 
 _ITERATIONS = 30
+_MEASURED = 1000
+_SAME = 1e-9
+"""Vectors with a smaller squared distance count as equal: rounding keeps those of equal vectors from 0."""
 _BLOCK = 2048
 """Number of rows whose distances to all others are in memory at a time."""
 
@@ -143,6 +146,51 @@ def seeds_of_products(left: Vectors, right: Vectors, k: int, rng: Generator) -> 
         chosen.append(row)
         distance[chosen] = 0.0
     return np.array(chosen, dtype=np.intp)
+
+
+def herd(weights: Floats, vectors: Vectors, known: Vectors, candidates: Positions, k: int) -> Positions:
+    """At most k of `candidates`, each the one that adds most to the weighted coverage of all rows (Bae et al. 2025).
+
+    Uncertainty coverage is `sum_i w_i max_j exp(-|x_i - x_j|^2 / r^2)`, over j in `known` and the picks; its greedy
+    maximisation is uncertainty herding (arXiv:2412.20644, section 3). The radius r is the median distance of a known
+    row to the nearest other one, so that it shrinks as labels grow. The paper takes the least distance, which a single
+    pair of near-duplicates sets. Ties go to the first candidate. Time O(n (m d + c (d + k))) for m known rows and c
+    candidates, memory O(n c).
+    """
+    points: Floats = np.asarray(vectors, dtype=np.float64)
+    others: Floats = np.asarray(known, dtype=np.float64).reshape(-1, points.shape[1])
+    sizes, theirs = _sizes(points), _sizes(others)
+    k, square = min(k, len(candidates)), _nearest_square(others, theirs)
+    covered = np.exp(-_nearest(points, sizes, others, theirs) / square)
+    nearness = np.exp(-_squared(points, sizes, points[candidates], sizes[candidates]) / square)
+    chosen: list[int] = []
+    while len(chosen) < k:
+        gains = weights @ np.maximum(nearness - covered[:, None], 0.0)
+        gains[chosen] = -1.0
+        chosen.append(int(gains.argmax()))
+        np.maximum(covered, nearness[:, chosen[-1]], out=covered)
+    return np.asarray(candidates)[np.array(chosen, dtype=np.intp)]
+
+
+def _nearest(points: Floats, sizes: Floats, others: Floats, theirs: Floats, least: float = -1.0) -> Floats:
+    """Squared distance of each row to the nearest of `others` that is farther than `least`, (n,); infinity: none."""
+    found = np.full(len(points), np.inf)
+    for start in range(0, len(others), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        distance = _squared(points, sizes, others[part], theirs[part])
+        np.minimum(found, distance.min(axis=1, where=distance > least, initial=np.inf), out=found)
+    return found
+
+
+def _nearest_square(points: Floats, sizes: Floats) -> float:
+    """The median squared distance of a row to the nearest row that is not equal to it; 1.0 if all are equal.
+
+    Of more than 1,000 rows every n-th is measured.
+    """
+    some = slice(None, None, max(1, -(-len(points) // _MEASURED)))
+    nearest = _nearest(points[some], sizes[some], points, sizes, _SAME)
+    nearest = nearest[np.isfinite(nearest)]
+    return float(np.median(nearest)) if len(nearest) else 1.0
 
 
 def neighbour_distance(vectors: Vectors, neighbours: int) -> Floats:

@@ -15,6 +15,7 @@ from numpy.random import SeedSequence
 
 from al_pipeline.active_learning.acquisition import ACQUISITION, SAMPLE_ACQUISITION, Acquisition
 from al_pipeline.active_learning.clustering import (
+    herd,
     k_center,
     k_means,
     neighbour_distance,
@@ -37,6 +38,10 @@ Samples = Literal["committee", "posterior"]
 """The sampled models: a committee fitted on resampled labels, or draws from the posterior of the fitted head."""
 
 MAX_CLUSTERS = 500
+HERD_CANDIDATES = 400
+"""The minimum number of candidates of herding."""
+HERD_ROWS = 2000
+"""The maximum number of items that herding compares with one another."""
 TYPICAL_NEIGHBOURS = 20
 DENSITY_POWER = 1.0
 """Exponent of the similarity (beta in the paper)."""
@@ -121,6 +126,24 @@ def _pick_cluster_margin(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
     best = np.full(int(clusters.max(initial=0)) + 1, -np.inf)
     np.maximum.at(best, clusters, ranks)
     return Picked(unsure[spread_over(clusters, ranks, best, k)], np.ones(k))
+
+
+def _pick_herding(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
+    """Uncertainty herding: items that cover the uncertainty of the shortlist best (Bae, Oliveira & Sutherland 2025).
+
+    The margin of each item is weighted by its distance from labels and picks, and each pick takes the most of what is
+    left (arXiv:2412.20644). With few labels the batch is representative, with many uncertain: the radius of an item's
+    coverage is the distance between labels. Candidates are the smallest margins, ten times the batch.
+    """
+    assert view.vectors is not None and view.scores is not None and view.labeled is not None
+    order = top_k(view.scores, view.ids, len(view.ids), seed)
+    picked = np.empty(k, dtype=np.intp)
+    parts = -(-len(order) // HERD_ROWS)
+    for part in range(parts):  # a large shortlist is dealt into parts, so that memory is bounded
+        rows, size = order[part::parts], len(range(part, k, parts))
+        leading = np.arange(min(len(rows), max(HERD_CANDIDATES, 10 * size)))
+        picked[part::parts] = rows[herd(view.scores[rows], view.vectors[rows], view.labeled, leading, size)]
+    return Picked(picked, np.ones(k))
 
 
 def _pick_class_balanced(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
@@ -230,6 +253,7 @@ STRATEGIES: dict[str, Strategy] = {
     "margin": Strategy(_pick_top, frozenset({"scores"}), "margin"),
     "entropy": Strategy(_pick_top, frozenset({"scores"}), "entropy"),
     "cluster_margin": Strategy(_pick_cluster_margin, frozenset({"scores", "vectors"}), "margin"),
+    "herding": Strategy(_pick_herding, frozenset({"scores", "vectors", "labeled"}), "margin"),
     "class_balanced": Strategy(_pick_class_balanced, frozenset({"scores", "proba", "counts"}), "margin"),
     "relevance": Strategy(_pick_relevance, frozenset({"scores", "proba", "vectors", "counts"}), "margin"),
     "badge": Strategy(_pick_badge, frozenset({"scores", "proba", "vectors"}), "margin"),
