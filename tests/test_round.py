@@ -250,7 +250,7 @@ def test_a_round_from_nothing_to_the_next_one(
     assert there[plan[late].push_key][1], "an unanswered task has left the queue"
     assert bob.next(project(workspace).project_id) == following[0].push_key
     assert not {task.item_id for task in following} & {plan[task].item_id for task in (*counted, given_up)}
-    assert {task.strategy for task in following} <= {"cluster_margin", "relevance", "random", "random_slice"}
+    assert {task.strategy for task in following} <= {"core_set", "herding", "margin", "random", "random_slice"}
 
     ann.answer(ids[late], right[late])
     for task in following:

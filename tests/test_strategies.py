@@ -823,12 +823,18 @@ def test_auto_names_a_strategy_that_can_ask_and_says_why(
     [
         ((0, 0), True, "random"),
         ((9, 0), True, "random"),
-        ((9, 9), True, "cluster_margin"),
-        ((40, 9), True, "relevance"),
+        ((9, 9), True, "herding"),
+        ((40, 9), True, "herding"),
         ((40, 9), False, "class_balanced"),
-        ((30, 30, 0), True, "cluster_margin"),
+        ((35, 5), True, "herding"),
+        ((36, 5), True, "margin"),
+        ((36, 8, 8), True, "relevance"),
+        ((36, 10, 10), True, "herding"),
+        ((40, 1, 0), True, "relevance"),
+        ((30, 30, 0), True, "herding"),
         ((300, 300), True, "margin"),
-        ((900, 100), True, "relevance"),
+        ((900, 100), True, "margin"),
+        ((900, 100, 50), True, "relevance"),
         ((9, 9), False, "margin"),
     ],
 )
@@ -854,8 +860,29 @@ def test_relevance_spends_half_on_the_poorest_class_that_was_seen() -> None:
     assert found[:2] == [0, 1] and sorted(found[2:4]) == [2, 6], "one, then two, then three of each"
     even = replace(view, counts=np.array([9, 9, 9, 0]))
     assert STRATEGIES["relevance"].pick(even, 8, SEED).positions.tolist() == (
-        STRATEGIES["cluster_margin"].pick(even, 8, SEED).positions.tolist()
+        STRATEGIES["herding"].pick(even, 8, SEED).positions.tolist()
     )
+
+
+def test_of_two_classes_margin_asks_what_a_search_for_the_rare_one_asks() -> None:
+    """While no item is likelier of the rare class than of the other the orders are equal: why auto has no search."""
+    few = np.linspace(0.01, 0.49, 40)
+    view = replace(view_of(ids(40)), proba=np.column_stack([1 - few, few]), scores=2 * few, counts=np.array([39, 1]))
+    searched = STRATEGIES["relevance"].pick(view, 12, SEED).positions[:6].tolist()
+    assert searched == STRATEGIES["margin"].pick(view, 6, SEED).positions.tolist()
+
+
+def test_the_half_of_relevance_that_is_herded_keeps_away_from_the_searched_half() -> None:
+    """The cloud of the searched items is covered by them, so the rest of the batch goes elsewhere."""
+    view, own = clouds([20, 20, 20])
+    proba = np.full((60, 3), 0.01)
+    proba[:, 0] = 0.5
+    proba[own == 1, 1] = 0.4
+    even = replace(
+        view, proba=proba / proba.sum(axis=1, keepdims=True), scores=np.ones(60), counts=np.array([90, 1, 40])
+    )
+    found = own[STRATEGIES["relevance"].pick(even, 4, SEED).positions]
+    assert found[:2].tolist() == [1, 1] and set(found[2:]) == {0, 2}
 
 
 def test_the_cold_candidates_are_a_bounded_sample(monkeypatch: pytest.MonkeyPatch) -> None:

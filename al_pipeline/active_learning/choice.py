@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from al_pipeline.active_learning.strategies import STRATEGIES, is_unbalanced
+from al_pipeline.active_learning.strategies import RARE, STRATEGIES, is_unbalanced
 
 AUTO = "auto"
 FEW_LABELS = 500
-"""With fewer labels `auto` uses cluster-margin; with more, margin is as good."""
+"""With fewer labels `auto` uses herding; with more, margin is as good."""
+
+RARE_OF_TWO = 1 / 4
+"""`RARE` of two classes, which need no search of their own."""
 
 
 class Choice(NamedTuple):
@@ -44,7 +47,8 @@ def choose_strategy(config: QueryConfig, round_number: int, counts: Sequence[int
 
     Before the first label it is `cold_start`. `auto` depends on label counts and features, not on scores. While all
     labels are of one class it alternates between core-set, since items of a rare class are often outliers, and random
-    sampling, since many outliers are not of a rare class.
+    sampling, since many outliers are not of a rare class. Of two classes margin asks the likeliest items of a rare one,
+    as a search does, since hardly any item is more likely of that class than of the other.
     """
     strategy, reason = _choose(config, round_number, counts, has_vectors)
     return Choice(strategy, STRATEGIES[strategy].acquisition, reason)
@@ -63,11 +67,14 @@ def _choose(config: QueryConfig, round_number: int, counts: Sequence[int], has_v
         return "random", alone
     missing = f", {len(counts) - seen} of {len(counts)} classes unseen" if seen < len(counts) else ""
     fewest = min(count for count in counts if count)
-    if is_unbalanced(counts):
-        few = f"{labels} labels, only {fewest} of the rarest class{missing}: half of a batch is for rare classes"
-        return "relevance" if has_vectors else "class_balanced", few
+    two = has_vectors and len(counts) == 2
+    if is_unbalanced(counts, RARE_OF_TWO if two else RARE):
+        few = f"{labels} labels, only {fewest} of the rarest class{missing}"
+        if two:
+            return "margin", f"{few}: of two classes the margin asks the likeliest items of the rare one"
+        return "relevance" if has_vectors else "class_balanced", f"{few}: half of a batch is for rare classes"
     if not has_vectors:
-        return "margin", "the features have no encoder, so there are no vectors to cluster"
+        return "margin", "the features have no encoder, so there are no vectors to compare"
     if labels < FEW_LABELS:
-        return "cluster_margin", f"{labels} labels, fewer than {FEW_LABELS}{missing}: a diverse batch is better"
+        return "herding", f"{labels} labels, fewer than {FEW_LABELS}{missing}: a diverse batch is better"
     return "margin", f"{labels} labels: the margin alone is as good"

@@ -7,7 +7,7 @@ scores the pool for it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -38,6 +38,8 @@ Samples = Literal["committee", "posterior"]
 """The sampled models: a committee fitted on resampled labels, or draws from the posterior of the fitted head."""
 
 MAX_CLUSTERS = 500
+RARE = 1 / 2
+"""A class with less than this part of an equal share of the labels is searched."""
 HERD_CANDIDATES = 400
 """The minimum number of candidates of herding."""
 HERD_ROWS = 2000
@@ -169,18 +171,18 @@ def _pick_class_balanced(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
 
 
 def _pick_relevance(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
-    """Relevance sampling for the rarest classes in half of the batch; cluster-margin in the rest.
+    """Relevance sampling for the rarest classes in half of the batch; uncertainty herding in the rest.
 
     Each relevance pick is the item with the highest probability of the class with the fewest labels (at least one), and
     counts as one of its labels (Lewis & Gale 1994, section 3, for a single class). If every class has at least half
-    of an equal share of the labels, the batch is all cluster-margin.
+    of an equal share of the labels, the batch is all herding.
     """
     assert view.proba is not None and view.counts is not None
     counts = np.array(view.counts, dtype=np.int64)
     seen = np.flatnonzero(counts)
     free = np.ones(len(view.ids), dtype=np.bool_)
     picked: list[int] = []
-    if is_unbalanced(counts.tolist()):
+    if is_unbalanced(counts.tolist(), RARE):
         ties = np.argsort(sample(view.ids, len(view.ids), seed, "relevance"))
         for _ in range(k // 2):
             poorest = seen[counts[seen].argmin()]
@@ -189,13 +191,19 @@ def _pick_relevance(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
             free[picked[-1]] = False
             counts[poorest] += 1
     rest = np.flatnonzero(free)
-    others = rest[_pick_cluster_margin(view.rows(rest), k - len(picked), seed).positions]
+    left = view.rows(rest)
+    if picked:
+        assert view.vectors is not None and view.labeled is not None
+        left = replace(
+            left, labeled=np.concatenate([view.labeled, view.vectors[picked]])
+        )  # they cover their surroundings
+    others = rest[_pick_herding(left, k - len(picked), seed).positions]
     return Picked(np.concatenate([np.array(picked, dtype=np.intp), others]), np.ones(k))
 
 
-def is_unbalanced(counts: Sequence[int]) -> bool:
-    """Whether a class with labels has less than half of an equal share of them; `counts` (C,): labels by class."""
-    return 2 * len(counts) * min((count for count in counts if count), default=0) < sum(counts)
+def is_unbalanced(counts: Sequence[int], part: float) -> bool:
+    """Whether a class with labels has less than `part` of an equal share of them; `counts` (C,): labels by class."""
+    return len(counts) * min((count for count in counts if count), default=0) < part * sum(counts)
 
 
 def _pick_badge(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
@@ -255,7 +263,7 @@ STRATEGIES: dict[str, Strategy] = {
     "cluster_margin": Strategy(_pick_cluster_margin, frozenset({"scores", "vectors"}), "margin"),
     "herding": Strategy(_pick_herding, frozenset({"scores", "vectors", "labeled"}), "margin"),
     "class_balanced": Strategy(_pick_class_balanced, frozenset({"scores", "proba", "counts"}), "margin"),
-    "relevance": Strategy(_pick_relevance, frozenset({"scores", "proba", "vectors", "counts"}), "margin"),
+    "relevance": Strategy(_pick_relevance, frozenset({"scores", "proba", "vectors", "labeled", "counts"}), "margin"),
     "badge": Strategy(_pick_badge, frozenset({"scores", "proba", "vectors"}), "margin"),
     "density": Strategy(_pick_density, frozenset({"scores", "vectors", "centre"}), "margin"),
     "vote_entropy": Strategy(_pick_top, frozenset({"scores"}), "vote_entropy", "committee"),
