@@ -9,6 +9,7 @@ import py_compile
 import re
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,8 +44,9 @@ from al_pipeline.operations.predict import predict, typed_texts
 from al_pipeline.operations.reproduce import reproduce
 from al_pipeline.operations.tick import tick
 from al_pipeline.params import Features, PluginKind, PluginName, parse_params, plugins_of
-from al_pipeline.plugins import references
+from al_pipeline.plugins import packages, references
 from al_pipeline.plugins.contract import check_model, check_strategy
+from al_pipeline.plugins.packages import package_of
 from al_pipeline.plugins.references import find, record
 from al_pipeline.plugins.storage import dump, restore
 from al_pipeline.plugins.use import use
@@ -275,6 +277,151 @@ def test_an_entry_point_names_a_plugin(tmp_path: Path, monkeypatch: pytest.Monke
     found = find(plugin, tmp_path)
     assert (found.module, found.attribute, found.package) == ("al_plugin_test", "make", "al-plugin-test 1.2.3")
     assert [one for one in check_plugin("logistic", "model", tmp_path) if not one.ok] == []
+
+
+# Installed packages -------------------------------------------------------------------------------------------------
+PLUG = "al_plug_test"
+
+
+def project(folder: Path, version: str = "1.0.0") -> Path:
+    """The sources of a package with a model and a strategy, each with an entry point."""
+    package = folder / "src" / PLUG
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("from .models import make\nfrom .picks import pick\n")
+    (package / "models.py").write_text(
+        "from sklearn.linear_model import LogisticRegression\n\n\ndef make():\n    return LogisticRegression()\n"
+    )
+    (package / "picks.py").write_text("def pick(view, k, seed):\n    return list(range(k))\n")
+    (folder / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+        f'[project]\nname = "al-plug-test"\nversion = "{version}"\n'
+        f'[project.entry-points."al_pipeline.models"]\nplug = "{PLUG}:make"\n'
+        f'[project.entry-points."al_pipeline.strategies"]\nplug-first = "{PLUG}.picks:pick"\n'
+    )
+    return folder
+
+
+def pip(*arguments: str | Path) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def wheel(folder: Path, version: str = "1.0.0") -> Path:
+    """The package as a wheel in `folder`/shelf."""
+    pip("wheel", "--no-deps", "--no-build-isolation", "-w", folder / "shelf", project(folder / version, version))
+    return folder / f"shelf/{PLUG}-{version}-py3-none-any.whl"
+
+
+@pytest.fixture
+def forget() -> Iterator[None]:
+    """What is installed is looked up again, also after the test."""
+    package_of.cache_clear()
+    yield
+    package_of.cache_clear()
+    for name in [name for name in sys.modules if name.partition(".")[0] == PLUG]:
+        del sys.modules[name]
+
+
+def install(wheel: Path, site: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Install a wheel in `site`, which this process and its children then look in."""
+    pip("install", "--no-deps", "--no-index", "--target", site, wheel)
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]))
+    package_of.cache_clear()
+    return site
+
+
+def test_a_file_of_an_installed_package_that_is_edited_by_hand_is_another_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget: None
+) -> None:
+    made = wheel(tmp_path)
+    site = install(made, tmp_path / "site", monkeypatch)
+    plugins = [model("plug"), PluginName("strategy", f"{PLUG}.picks:pick")]
+    trust(tmp_path, *plugins)
+    before = record(plugins, tmp_path)
+    assert before["plug"] == before[f"{PLUG}.picks:pick"] and before["plug"].startswith("al-plug-test 1.0.0 (")
+    use(plugins, tmp_path, {"plugins": before})
+
+    def refuse(_: Path) -> str:
+        pytest.fail("a file was read again")
+
+    with monkeypatch.context() as patch:
+        time.sleep(0.06)  # a file that has just changed is not believed
+        assert record(plugins, tmp_path) == before
+        patch.setattr(packages, "sha256_file", refuse)
+        assert record(plugins, tmp_path) == before
+
+    path = site / PLUG / "picks.py"
+    path.write_text(path.read_text().replace("range(k)", "range(k - 1, -1, -1)"))
+    after = record(plugins, tmp_path)
+    assert after["plug"] != before["plug"] and after["plug"].startswith("al-plug-test 1.0.0 (")
+    with pytest.raises(EngineChanged, match=r"was al-plug-test 1.0.0 \(.*, is al-plug-test 1.0.0 \("):
+        use(plugins, tmp_path, {"plugins": before})
+    for plugin in plugins:
+        assert not find(plugin, tmp_path).trusted
+        with pytest.raises(UnexpectedChange, match="`al trust` shows it"):
+            use([plugin], tmp_path)
+            fit_classifier("plug", *features(9), CLASSES, 1, False)
+    trust(tmp_path, *plugins)
+    use(plugins, tmp_path, {"plugins": after})
+
+    path.unlink()
+    assert record(plugins, tmp_path)["plug"] not in (before["plug"], after["plug"]), "a file that is gone counts, too"
+
+
+def test_one_wheel_has_one_digest_however_it_was_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget: None
+) -> None:
+    made, found = wheel(tmp_path), set()
+    uv = [
+        sys.executable,
+        "-m",
+        "uv",
+        "pip",
+        "install",
+        "--offline",
+        "--no-deps",
+        "--target",
+        str(tmp_path / "uv"),
+        str(made),
+    ]
+    subprocess.run(uv, check=True, capture_output=True, timeout=300)
+    pip("install", "--no-deps", "--no-index", "--no-compile", "--target", tmp_path / "plain", made)
+    pip("install", "--no-deps", "--no-index", "--target", tmp_path / "compiled", made)
+    for site in ("uv", "plain", "compiled"):
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(str(tmp_path / site))
+            package_of.cache_clear()
+            assert len(list((tmp_path / site / PLUG).rglob("*.pyc"))) == 3 * (site == "compiled")
+            found.add(record([model("plug")], tmp_path)["plug"])
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_package_installed_for_development_is_its_sources(
+    listed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget: None
+) -> None:
+    """Setuptools lists the modules of such an installation, other builders do not."""
+    sources = project(tmp_path / "project")
+    pip("install", "--no-deps", "--no-build-isolation", "--prefix", tmp_path / "site", "-e", sources)
+    [site] = (tmp_path / "site").glob("lib/python*/site-packages")
+    if not listed:
+        [info] = site.glob("*.dist-info")
+        (info / "top_level.txt").unlink()
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.syspath_prepend(str(sources / "src"))
+    for path in sources.rglob("*.egg-info/*"):
+        path.unlink()
+    package_of.cache_clear()
+    plugin = model("plug")
+    trust(tmp_path, plugin)
+    before = find(plugin, tmp_path)
+    assert before.trusted and before.package == "al-plug-test 1.0.0"
+    with (sources / f"src/{PLUG}/models.py").open("a") as file:
+        file.write("# changed\n")
+    after = find(plugin, tmp_path)
+    assert after.digest != before.digest and not after.trusted
 
 
 # Trust --------------------------------------------------------------------------------------------------------------

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import Distribution, PackageNotFoundError, distribution, entry_points, packages_distributions
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from al_pipeline.errors import BadParams, UnexpectedChange
 from al_pipeline.files import sha256_bytes
 from al_pipeline.params import PLUGIN_GROUPS, PluginKind, PluginName
+from al_pipeline.plugins.packages import package_digest, package_of, version_of
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.trust import is_accepted
 
@@ -46,7 +44,7 @@ class Reference:
     package: str
     """The package that it comes from, with its version; or the file's name in the workspace."""
     digest: str
-    """SHA-256 of the source files: of the file in the workspace, or of the package's."""
+    """SHA-256 of the file in the workspace, or of the package's files."""
     missing: str = ""
     """Why it is not here, for one that only a saved model names."""
 
@@ -62,10 +60,11 @@ class Reference:
 
     @property
     def claim(self) -> bytes:
-        """What a user trusts: this name in this package, or this very content of a file in the workspace."""
+        """What a user trusts: this very content of a file in the workspace, or this name in a package's very files."""
         if self.file:
             return b"\0".join([b"plug-in", self.package.encode(), self.source])
-        return b"\0".join([b"plug-in", f"{self.module}:{self.attribute}".encode(), self.package.split(" ")[0].encode()])
+        parts = ("plug-in", f"{self.module}:{self.attribute}", self.package.partition(" ")[0], self.digest)
+        return "\0".join(parts).encode()
 
     @property
     def trusted(self) -> bool:
@@ -85,14 +84,14 @@ def find(plugin: PluginName, root: Path) -> Reference:
     first, _, rest = module.partition(".")
     if first == FOLDER:
         return _in_workspace(plugin, root, rest, attribute)
-    package = _package_of(first)
+    package = package_of(first)
     if package is None:
         raise BadParams(
             f"{_said(plugin)}: no installed package has the module {first!r}; `pip install` it into the environment "
             f"of `al`, or put the code into {FOLDER}/NAME.py of the workspace and write {FOLDER}.NAME:{attribute}"
         )
     name = f"{package.name} {package.version}"
-    return Reference(plugin.kind, plugin.name, module, attribute, None, b"", name, _digest(package.name, first))
+    return Reference(plugin.kind, plugin.name, module, attribute, None, b"", name, package_digest(package, first))
 
 
 def find_for_saved(plugin: PluginName, root: Path) -> Reference:
@@ -119,15 +118,20 @@ def check_trusted(reference: Reference) -> None:
 
 
 def record(plugins: Sequence[PluginName], root: Path) -> dict[str, str]:
-    """What the plug-ins are made of, for `engine.json`: packages with versions and digests, by name; sorted.
+    """What the plug-ins are made of, as `record_of` says it. Raises BadParams."""
+    return record_of(find(plugin, root) for plugin in plugins)
 
-    A file in the workspace also brings the versions of the packages that it imports. Raises BadParams.
+
+def record_of(references: Iterable[Reference]) -> dict[str, str]:
+    """What plug-ins are made of, for `engine.json`: packages with versions and digests, by name; sorted.
+
+    A file in the workspace also brings the versions of the packages that it imports.
     """
     found: dict[str, str] = {}
-    for reference in (find(plugin, root) for plugin in plugins):
+    for reference in references:
         found[reference.name] = reference.record
         packages = {*_imported(reference.source), *(SAVED_WITH if reference.kind == "model" else ())}
-        found |= {name: _version(name) for name in packages}
+        found |= {name: version_of(name) for name in packages}
     return dict(sorted(found.items()))
 
 
@@ -159,37 +163,6 @@ def _said(plugin: PluginName) -> str:
     return f"{'train.model' if plugin.kind == 'model' else 'select.strategy'} {plugin.name!r}"
 
 
-@cache
-def _package_of(module: str) -> Distribution | None:
-    """The installed package that has a top-level module; None for a module of Python itself, too."""
-    if module in sys.stdlib_module_names:
-        return None
-    names = sorted(set(packages_distributions().get(module, ())))
-    return distribution(names[0]) if names else None
-
-
-@cache
-def _digest(package: str, module: str) -> str:
-    """SHA-256 of a package's list of files with their digests; of the files, if it is installed for development."""
-    found = distribution(package)
-    listed = found.read_text("RECORD")
-    if listed and '"editable": true' not in (found.read_text("direct_url.json") or ""):
-        return sha256_bytes(listed.encode())
-    parts = [path.name.encode() + b"\0" + path.read_bytes() for path in _sources(module)]
-    return sha256_bytes(b"\0".join(parts))
-
-
-def _sources(module: str) -> Iterator[Path]:
-    """The Python files of a top-level module, which is not imported."""
-    spec = importlib.util.find_spec(module)
-    if spec is None:
-        return
-    for folder in spec.submodule_search_locations or ():
-        yield from sorted(Path(folder).rglob("*.py"))
-    if not spec.submodule_search_locations and spec.origin:
-        yield Path(spec.origin)
-
-
 def _imported(source: bytes) -> set[str]:
     """The packages that a module imports anywhere, al-pipeline aside: the engine is recorded already."""
     try:
@@ -202,11 +175,4 @@ def _imported(source: bytes) -> set[str]:
             tops |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             tops.add(node.module.partition(".")[0])
-    return {found.name for top in tops - {"al_pipeline"} if (found := _package_of(top)) is not None}
-
-
-def _version(package: str) -> str:
-    try:
-        return distribution(package).version
-    except PackageNotFoundError:
-        return "absent"
+    return {found.name for top in tops - {"al_pipeline"} if (found := package_of(top)) is not None}

@@ -78,6 +78,7 @@ MODULES = (
     "plugins/__init__.py",
     "plugins/loading.py",
     "plugins/models.py",
+    "plugins/packages.py",
     "plugins/references.py",
     "plugins/storage.py",
     "plugins/strategies.py",
