@@ -39,7 +39,7 @@ from al_pipeline.models.estimators import ESTIMATORS, HEAD, fit_classifier
 from al_pipeline.models.feature_matrix import FeatureMatrix
 from al_pipeline.models.text_model import fit_text_model, load_text_model
 from al_pipeline.operations.doctor import examine
-from al_pipeline.operations.plugins import check_plugin, doubtful_plugins
+from al_pipeline.operations.plugins import check_plugin, doubtful_plugins, plugin_record, trusted_plugins
 from al_pipeline.operations.predict import predict, typed_texts
 from al_pipeline.operations.reproduce import reproduce
 from al_pipeline.operations.tick import tick
@@ -53,7 +53,7 @@ from al_pipeline.plugins.use import use
 from al_pipeline.simulation.corpus import read_corpus
 from al_pipeline.simulation.simulate import Options, simulate, with_features
 from al_pipeline.threads import one_thread
-from al_pipeline.workspace.layout import STAGES
+from al_pipeline.workspace.layout import STAGES, Layout
 from al_pipeline.workspace.trust import accept_contents, template
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 
@@ -422,6 +422,25 @@ def test_a_package_installed_for_development_is_its_sources(
         file.write("# changed\n")
     after = find(plugin, tmp_path)
     assert after.digest != before.digest and not after.trusted
+
+
+def test_a_tick_looks_each_plugin_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "boosting", BOOSTING)
+    write(tmp_path, "spread", SPREAD)
+    changes = {"model: head": "model: plugins.boosting:make", "strategy: auto": "strategy: plugins.spread:spread"}
+    text = template("params.yaml")
+    for old, new in changes.items():
+        text = text.replace(f"  {old}", f"  {new}")
+    params, found, looked = parse_params(text), references.find, []
+    trust(tmp_path, *plugins_of(params.train.model, params.select.strategy))
+
+    def count(plugin: PluginName, root: Path) -> references.Reference:
+        looked.append(plugin.name)
+        return found(plugin, root)
+
+    monkeypatch.setattr(references, "find", count)
+    assert trusted_plugins(Layout(tmp_path), params) == plugin_record(Layout(tmp_path), params)
+    assert looked == 2 * ["plugins.boosting:make", "plugins.spread:spread"], "once for each of the two"
 
 
 # Trust --------------------------------------------------------------------------------------------------------------

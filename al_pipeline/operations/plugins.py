@@ -34,13 +34,15 @@ def plugin_record(layout: Layout, params: Params, strategy: str | None = None) -
 
 def trusted_plugins(layout: Layout, params: Params, strategy: str | None = None) -> dict[str, str]:
     """The same, before a build. Raises UnexpectedChange if one of them is not trusted on this machine."""
-    found = plugin_record(layout, params, strategy)
-    if found:
-        from al_pipeline.plugins.references import check_trusted, find
+    named = named_plugins(layout, params, strategy)
+    if not named:
+        return {}
+    from al_pipeline.plugins.references import check_trusted, find, record_of
 
-        for plugin in named_plugins(layout, params, strategy):
-            check_trusted(find(plugin, layout.root))
-    return found
+    references = [find(plugin, layout.root) for plugin in named]
+    for reference in references:
+        check_trusted(reference)
+    return record_of(references)
 
 
 def plugin_files(layout: Layout, params: Params) -> list[Path]:
