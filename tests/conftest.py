@@ -11,6 +11,7 @@ import os
 import pickle
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -234,6 +235,20 @@ def at_home(box: Box, al_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is called in this process sees the box's home and its fork servers too."""
     monkeypatch.setenv("AL_HOME", str(box.home))
     monkeypatch.delenv(forks.FOLDER)
+
+
+@pytest.fixture
+def forget_packages() -> Iterator[None]:
+    """What is installed is looked up anew in this test, and after it."""
+    from own_package import PLUG
+
+    from al_pipeline.plugins.packages import package_of
+
+    package_of.cache_clear()
+    yield
+    package_of.cache_clear()
+    for name in [name for name in sys.modules if name.partition(".")[0] == PLUG]:
+        del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import pytest
 from annotating import ANN, ServerRig, leave
 from embedded import LabelStudioServer, PrefectServer
 from harness import NEVER, ask_prefect, small_workspace
+from own_package import install, wheel
 
 from al_pipeline.files import read_json, write_json
 from al_pipeline.integrations.git import Git
@@ -25,9 +27,11 @@ from al_pipeline.operations.history import read_plan
 from al_pipeline.operations.init import init
 from al_pipeline.operations.schedule import read_schedule
 from al_pipeline.operations.status import status
+from al_pipeline.params import PluginName
+from al_pipeline.plugins.references import find
 from al_pipeline.servers import prefect_status, read_deployment
 from al_pipeline.workspace.layout import STAGES
-from al_pipeline.workspace.trust import accept
+from al_pipeline.workspace.trust import accept, accept_contents
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -332,11 +336,16 @@ def test_the_deployment_bears_the_workspaces_name_and_is_there_once(
 
 
 def test_a_teams_own_prefect_runs_it_by_prefect_yaml(
-    prefect_server: PrefectServer, served: tuple[Workspace, dict[str, str]], tmp_path: Path
+    prefect_server: PrefectServer,
+    served: tuple[Workspace, dict[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    forget_packages: None,
 ) -> None:
     """Deployed by Prefect's own command, run by its own worker; a run that is given another workspace refuses."""
     workspace, _ = served
-    root = workspace.layout.root
+    root, layout = workspace.layout.root, workspace.layout
+    install(wheel(tmp_path / "plug"), tmp_path / "site", monkeypatch)
     environment = {**os.environ, **prefect_server.env, "AL_WORKSPACE": str(root)}
 
     def prefect(*words: str, code: int = 0) -> str:
@@ -378,8 +387,14 @@ def test_a_teams_own_prefect_runs_it_by_prefect_yaml(
     [watch] = ask(prefect_server, "automations", automations={"name": {"any_": [WATCH]}})
     assert watch["enabled"] and watch["trigger"]["within"] == 90
     assert "strategy" in deployment["parameter_openapi_schema"]["properties"]
-    done = run(parameters={"close_now": True})
+    failed = run(parameters={"strategy": "plug-first"})
+    told = r"select.strategy 'plug-first' runs code of al-plug-test 1.0.0, which is not trusted .*`al trust`"
+    assert failed["state"]["type"] == "FAILED" and re.search(told, failed["state"]["message"]), failed
+    assert not layout.engine.exists(), "nothing was begun"
+    accept_contents([find(PluginName("strategy", "plug-first"), root).claim])
+    done = run(parameters={"close_now": True, "strategy": "plug-first"})
     assert done["state"]["type"] == "FAILED" and "of Label Studio are not known here" in done["state"]["message"], done
+    assert read_json(layout.engine)["plugins"]["plug-first"].startswith("al-plug-test 1.0.0 (")
     assert read_json(workspace.layout.genesis), "it worked in its workspace until it needed Label Studio"
 
     other = init(tmp_path / "other", ["ham", "spam"], remote=str(tmp_path / "other-remote"))

@@ -11,15 +11,16 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from harness import answer_all, play, small_workspace
+from harness import Killed, answer_all, play, small_workspace
 from msgspec.structs import replace
 from numpy.random import SeedSequence
+from own_package import PLUG, install, pip, project, wheel
 from test_imports import modules_after
 from test_models import corpus
 from test_simulation import write_corpus
@@ -29,7 +30,7 @@ from al_pipeline.active_learning.choice import QueryConfig
 from al_pipeline.active_learning.shortlist import Shortlist
 from al_pipeline.active_learning.strategies import STRATEGIES, scoring_of
 from al_pipeline.cli.app import app
-from al_pipeline.errors import AlError, BadInput, BadParams, EngineChanged, UnexpectedChange
+from al_pipeline.errors import AlError, BadInput, BadParams, EngineChanged, UnexpectedChange, UsageError
 from al_pipeline.features.tfidf import fit as fit_tfidf
 from al_pipeline.files import read_json, sha256_bytes, sha256_tree
 from al_pipeline.integrations.git import Git
@@ -42,8 +43,9 @@ from al_pipeline.operations.doctor import examine
 from al_pipeline.operations.plugins import check_plugin, doubtful_plugins, plugin_record, trusted_plugins
 from al_pipeline.operations.predict import predict, typed_texts
 from al_pipeline.operations.reproduce import reproduce
-from al_pipeline.operations.tick import tick
-from al_pipeline.params import Features, PluginKind, PluginName, parse_params, plugins_of
+from al_pipeline.operations.tick import Options as TickOptions
+from al_pipeline.operations.tick import Runner, call, tick
+from al_pipeline.params import Features, PluginKind, PluginName, check_overrides, parse_params, plugins_of
 from al_pipeline.plugins import packages, references
 from al_pipeline.plugins.contract import check_model, check_strategy
 from al_pipeline.plugins.packages import package_of
@@ -280,60 +282,8 @@ def test_an_entry_point_names_a_plugin(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 # Installed packages -------------------------------------------------------------------------------------------------
-PLUG = "al_plug_test"
-
-
-def project(folder: Path, version: str = "1.0.0") -> Path:
-    """The sources of a package with a model and a strategy, each with an entry point."""
-    package = folder / "src" / PLUG
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("from .models import make\nfrom .picks import pick\n")
-    (package / "models.py").write_text(
-        "from sklearn.linear_model import LogisticRegression\n\n\ndef make():\n    return LogisticRegression()\n"
-    )
-    (package / "picks.py").write_text("def pick(view, k, seed):\n    return list(range(k))\n")
-    (folder / "pyproject.toml").write_text(
-        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
-        f'[project]\nname = "al-plug-test"\nversion = "{version}"\n'
-        f'[project.entry-points."al_pipeline.models"]\nplug = "{PLUG}:make"\n'
-        f'[project.entry-points."al_pipeline.strategies"]\nplug-first = "{PLUG}.picks:pick"\n'
-    )
-    return folder
-
-
-def pip(*arguments: str | Path) -> None:
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def wheel(folder: Path, version: str = "1.0.0") -> Path:
-    """The package as a wheel in `folder`/shelf."""
-    pip("wheel", "--no-deps", "--no-build-isolation", "-w", folder / "shelf", project(folder / version, version))
-    return folder / f"shelf/{PLUG}-{version}-py3-none-any.whl"
-
-
-@pytest.fixture
-def forget() -> Iterator[None]:
-    """What is installed is looked up again, also after the test."""
-    package_of.cache_clear()
-    yield
-    package_of.cache_clear()
-    for name in [name for name in sys.modules if name.partition(".")[0] == PLUG]:
-        del sys.modules[name]
-
-
-def install(wheel: Path, site: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Install a wheel in `site`, which this process and its children then look in."""
-    pip("install", "--no-deps", "--no-index", "--target", site, wheel)
-    monkeypatch.syspath_prepend(str(site))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]))
-    package_of.cache_clear()
-    return site
-
-
 def test_a_file_of_an_installed_package_that_is_edited_by_hand_is_another_plugin(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget_packages: None
 ) -> None:
     made = wheel(tmp_path)
     site = install(made, tmp_path / "site", monkeypatch)
@@ -371,7 +321,7 @@ def test_a_file_of_an_installed_package_that_is_edited_by_hand_is_another_plugin
 
 
 def test_one_wheel_has_one_digest_however_it_was_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget_packages: None
 ) -> None:
     made, found = wheel(tmp_path), set()
     uv = [
@@ -400,7 +350,7 @@ def test_one_wheel_has_one_digest_however_it_was_installed(
 
 @pytest.mark.parametrize("listed", [True, False])
 def test_a_package_installed_for_development_is_its_sources(
-    listed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget: None
+    listed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget_packages: None
 ) -> None:
     """Setuptools lists the modules of such an installation, other builders do not."""
     sources = project(tmp_path / "project")
@@ -441,6 +391,24 @@ def test_a_tick_looks_each_plugin_up_once(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(references, "find", count)
     assert trusted_plugins(Layout(tmp_path), params) == plugin_record(Layout(tmp_path), params)
     assert looked == 2 * ["plugins.boosting:make", "plugins.spread:spread"], "once for each of the two"
+
+
+def test_a_flow_takes_the_strategies_that_params_yaml_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget_packages: None
+) -> None:
+    from al_pipeline.flows import rounds
+
+    al_round = rounds.al_round
+    monkeypatch.setattr(rounds, "restrict_umask", lambda: None)
+    install(wheel(tmp_path), tmp_path / "site", monkeypatch)
+    for name in ("margin", "plug-first", f"{PLUG}.picks:pick", "plugins.spread:spread", None):
+        assert al_round.validate_parameters({"strategy": name})["strategy"] == name
+        check_overrides(None, name)
+    for name in ("margn", "", "../mine:pick"):
+        with pytest.raises(UsageError) as error:
+            check_overrides(None, name)
+        with pytest.raises(UsageError, match=re.escape(str(error.value))):
+            al_round.fn(strategy=al_round.validate_parameters({"strategy": name})["strategy"])
 
 
 # Trust --------------------------------------------------------------------------------------------------------------
@@ -692,6 +660,28 @@ def test_a_changed_one_stops_stages_and_ticks_until_it_is_trusted(
     doubts = doubtful_plugins(open_workspace(clone))
     assert [doubt.name for doubt in doubts] == [f"plugins.{name}:make", "plugins.spread:spread"]
     assert doubts[0].lines == [*EXAMPLES[name].splitlines(), "# changed"]
+
+
+@pytest.mark.slow
+def test_an_unfinished_build_takes_no_strategy_that_is_not_trusted(tmp_path: Path) -> None:
+    workspace, _ = small_workspace(tmp_path, 30)
+    write(workspace.layout.root, "spread", SPREAD)
+
+    def run(name: str, action: Callable[[], Any], /) -> Any:
+        if name == "train":
+            raise Killed
+        return action()
+
+    def go_on(strategy: str, run: Runner = call) -> None:
+        options = TickOptions(strategy=strategy)
+        tick(open_workspace(workspace.layout.root), SimulatedOracle, run=run, options=options)
+
+    with pytest.raises(Killed):
+        go_on("margin", run)
+    before = workspace.layout.overrides.read_bytes()
+    with pytest.raises(UnexpectedChange, match="plugins.spread:spread.*`al trust`"):
+        go_on("plugins.spread:spread")
+    assert workspace.layout.overrides.read_bytes() == before, "the build goes on as it was begun"
 
 
 @pytest.mark.slow

@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 _SIZES = get_args(BatchSize)[1]
 Size = Annotated[int, Field(ge=_SIZES.ge, le=_SIZES.le)]
 """The number of items in a batch, for Prefect, which describes and checks a run's parameters with pydantic."""
-Plugin = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$", max_length=200)]
-"""A query strategy of one's own: package.module:name."""
 
 NETWORK = frozenset({Step.CONNECT, Step.RETIRE, Step.PUSH, Step.PULL, Step.AUDIT, Step.SYNC})
 """Steps with retries: they use the network, and a repeat is harmless."""
@@ -85,17 +83,18 @@ def al_round(
     close_now: bool = False,
     accept_vanished: bool = False,
     size: Size | None = None,
-    strategy: StrategyName | Plugin | None = None,
+    strategy: StrategyName | str | None = None,
 ) -> TickReport | State[Any]:
     """Run one tick of the workspace: pull answers, close and build the round if it is full, push the next questions.
 
     A run that starts while another tick runs is cancelled, with a message that names that tick; nothing is lost.
+    Prefect offers al-pipeline's own strategies; the run checks any other name, as `al round --strategy` does.
 
     Args:
         close_now: Close the open round with its answers so far.
         accept_vanished: Accept a large number of deleted annotations.
         size: Size of the batch that this tick selects; empty for the value in params.yaml.
-        strategy: Query strategy of that batch; empty for the one in params.yaml.
+        strategy: Query strategy of that batch, as params.yaml takes it; empty for the one there.
     """
     restrict_umask()
     check_overrides(size, strategy)

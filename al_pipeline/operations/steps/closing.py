@@ -60,9 +60,11 @@ def close_round(context: Context, facts: Facts) -> None:
 def override_build(context: Context) -> None:
     """Apply the requested batch settings to a build that an earlier tick left unfinished: its batch is not final yet.
 
-    If there is no such build, a later close applies them.
+    If there is no such build, a later close applies them. Raises UnexpectedChange if a plug-in is not trusted.
     """
-    if context.overrides and facts_at(context.workspace, context.git, context.history, context.now()).closed:
+    wanted = context.overrides
+    if wanted and facts_at(context.workspace, context.git, context.history, context.now()).closed:
+        trusted_plugins(context.layout, context.workspace.params, wanted.get("strategy"))
         override(context.layout, context.take_overrides())
 
 
