@@ -14,13 +14,13 @@ from al_pipeline.plugins.packages import package_of
 PLUG = "al_plug_test"
 
 
-def project(folder: Path, version: str = "1.0.0") -> Path:
+def project(folder: Path, version: str = "1.0.0", model: str = "LogisticRegression()") -> Path:
     """The sources of a package with a model and a strategy, each with an entry point."""
     package = folder / "src" / PLUG
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("from .models import make\nfrom .picks import pick\n")
     (package / "models.py").write_text(
-        "from sklearn.linear_model import LogisticRegression\n\n\ndef make():\n    return LogisticRegression()\n"
+        f"from sklearn.linear_model import LogisticRegression\n\n\ndef make():\n    return {model}\n"
     )
     (package / "picks.py").write_text("def pick(view, k, seed):\n    return list(range(k))\n")
     (folder / "pyproject.toml").write_text(
@@ -38,9 +38,10 @@ def pip(*arguments: str | Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def wheel(folder: Path, version: str = "1.0.0") -> Path:
+def wheel(folder: Path, version: str = "1.0.0", model: str = "LogisticRegression()") -> Path:
     """The package as a wheel in `folder`/shelf."""
-    pip("wheel", "--no-deps", "--no-build-isolation", "-w", folder / "shelf", project(folder / version, version))
+    sources = project(folder / version, version, model)
+    pip("wheel", "--no-deps", "--no-build-isolation", "-w", folder / "shelf", sources)
     return folder / f"shelf/{PLUG}-{version}-py3-none-any.whl"
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from own_package import PLUG, pip, project
 
 from al_pipeline.errors import BadInput, NothingToDo
+from al_pipeline.integrations import environment
 from al_pipeline.integrations.environment import recorded_engine
 from al_pipeline.workspace.fingerprint import current_engine
 from al_pipeline.workspace.home import al_home
@@ -77,3 +79,29 @@ def test_sources_that_are_given_are_taken_where_they_are_the_recorded_ones(tmp_p
     assert recorded_engine(wanted, checkout, refuse) == engine, "made once"
     with pytest.raises(BadInput, match="differ from the recorded engine: sources: was 0000"):
         recorded_engine(recorded(sources="0" * 64), checkout, told.append)
+
+
+def test_a_record_cannot_have_pip_do_anything_else() -> None:
+    for name, version in (("--index-url=https://x", "1"), ("al-plug-test", "1 --pre"), ("../here", "1"), ("a", "@ x")):
+        with pytest.raises(BadInput, match="invalid package of a plug-in"):
+            recorded_engine(recorded(), None, refuse, {name: version})
+    assert not (al_home() / "engines").exists()
+
+
+@pytest.mark.slow
+def test_what_is_installed_for_development_is_shared_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pip("install", "--no-deps", "--no-build-isolation", "--prefix", tmp_path / "site", "-e", project(tmp_path / "p"))
+    [site] = (tmp_path / "site").glob("lib/python*/site-packages")
+    here = environment._site_packages()
+    monkeypatch.setattr(environment, "_site_packages", lambda: [*here, str(site)])
+    engine = recorded_engine(recorded(), None, lambda _: None)
+    code = f"import {PLUG}, importlib.metadata as m; print(m.version('al-plug-test'), {PLUG}.__file__)"
+    found = subprocess.run(
+        [engine.python, "-c", code],
+        env={**os.environ, **engine.environment},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert found.stdout.split() == ["1.0.0", str(tmp_path / f"p/src/{PLUG}/__init__.py")]

@@ -49,7 +49,7 @@ from al_pipeline.params import Features, PluginKind, PluginName, check_overrides
 from al_pipeline.plugins import packages, references
 from al_pipeline.plugins.contract import check_model, check_strategy
 from al_pipeline.plugins.packages import package_of
-from al_pipeline.plugins.references import find, record
+from al_pipeline.plugins.references import find, find_in, record
 from al_pipeline.plugins.storage import dump, restore
 from al_pipeline.plugins.use import use
 from al_pipeline.simulation.corpus import read_corpus
@@ -292,6 +292,10 @@ def test_a_file_of_an_installed_package_that_is_edited_by_hand_is_another_plugin
     before = record(plugins, tmp_path)
     assert before["plug"] == before[f"{PLUG}.picks:pick"] and before["plug"].startswith("al-plug-test 1.0.0 (")
     use(plugins, tmp_path, {"plugins": before})
+    for plugin in plugins:
+        elsewhere, here = find_in(site, plugin.name, "al-plug-test"), find(plugin, tmp_path)
+        assert elsewhere is not None and (elsewhere.claim, elsewhere.record) == (here.claim, here.record)
+    assert find_in(site, "plug-second", "al-plug-test") is None
 
     def refuse(_: Path) -> str:
         pytest.fail("a file was read again")

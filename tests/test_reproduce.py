@@ -17,10 +17,11 @@ import psutil
 import pytest
 import yaml
 from harness import Played, copy_workspace, go_on, play, small_workspace
+from own_package import PLUG, install, wheel
 from test_encoder import make_tiny
 
 from al_pipeline.cli import app as cli
-from al_pipeline.errors import NothingToDo
+from al_pipeline.errors import ExternalServiceError, NothingToDo, UnexpectedChange
 from al_pipeline.evaluation.figures import FIGURES
 from al_pipeline.features.cache import FeatureCache
 from al_pipeline.files import read_json, sha256_tree, write_json, write_text
@@ -34,10 +35,14 @@ from al_pipeline.operations.reproduction import clone
 from al_pipeline.operations.reproduction.comparison import OUTPUTS
 from al_pipeline.operations.reproduction.result import Reproduction
 from al_pipeline.operations.tick import tick
+from al_pipeline.params import PluginName
+from al_pipeline.plugins.packages import package_of
+from al_pipeline.plugins.references import find
 from al_pipeline.workspace.fingerprint import _engine
+from al_pipeline.workspace.home import al_home
 from al_pipeline.workspace.layout import STAGES, Layout
 from al_pipeline.workspace.lock import locked
-from al_pipeline.workspace.trust import accept
+from al_pipeline.workspace.trust import accept, accept_contents
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 pytestmark = pytest.mark.slow
@@ -348,6 +353,56 @@ def test_another_engine_is_told_and_metrics_compared_or_the_recorded_one_install
     assert "accuracy" in row["difference"]["message"]
     assert [metric["name"] for metric in row["metrics"] if not metric["within_tolerance"]] == ["accuracy"]
     assert al(workspace, "reproduce", "--tolerance", "0.051")[0] == 0
+
+
+def test_the_packages_of_the_plugins_are_installed_as_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cold: None, forget_packages: None
+) -> None:
+    """The round was made with version 1.0.0, and 2.0.0 is installed now."""
+    workspace, truth = small_workspace(tmp_path / "w", 40, {"model: head": f"model: {PLUG}:make"})
+    root, plugin = workspace.layout.root, PluginName("model", f"{PLUG}:make")
+    older, newer = wheel(tmp_path, "1.0.0"), wheel(tmp_path, "2.0.0", "LogisticRegression(C=0.99)")
+
+    def trust() -> None:
+        accept_contents([find(plugin, root).claim])
+
+    def again(engine: str | None) -> Reproduction:
+        [made] = reproduce(open_workspace(root), [0], engine=engine)
+        return made
+
+    with monkeypatch.context() as patch:
+        install(older, tmp_path / "older", patch)
+        trust()
+        play(workspace, SimulatedOracle(), truth, 1)
+    path = root / "engine.json"
+    assert read_json(path)["plugins"][plugin.name].startswith("al-plug-test 1.0.0 (")
+    for name in [name for name in sys.modules if name.partition(".")[0] == PLUG]:
+        del sys.modules[name]
+
+    package_of.cache_clear()
+    with pytest.raises(NothingToDo, match=r"no version of al-plug-test is installed here.*al-plug-test==1.0.0"):
+        again("recorded")
+    site = install(newer, tmp_path / "newer", monkeypatch)
+    trust()
+    made = again(None)
+    assert (made.compared, made.difference) == ("metrics", None) and "was al-plug-test 1.0.0 (" in made.engine
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(ExternalServiceError, match=r"al-plug-test==1.0.0, which.*PIP_FIND_LINKS.*leave `--engine` out"):
+        again("recorded")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(older.parent))
+    made = again("recorded")
+    assert (made.compared, made.engine, made.difference) == ("bytes", "", None)
+    assert again("recorded").difference is None, "with the environment that is there"
+
+    shutil.rmtree(site)
+    install(older, site, monkeypatch)
+    (site / PLUG / "models.py").write_text("def make():\n    raise SystemExit\n")
+    made = again("recorded")
+    assert (made.compared, made.difference) == ("bytes", None), "one edited by hand is not the recorded one"
+
+    (al_home() / "trusted.json").unlink()
+    with pytest.raises(UnexpectedChange, match=r"al-plug-test 1.0.0, which is not trusted.*`al trust`"):
+        again("recorded")
 
 
 # Features -----------------------------------------------------------------------------------------------------------

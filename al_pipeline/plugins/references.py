@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import distributions, entry_points
 from pathlib import Path
 
 from al_pipeline.errors import BadParams, UnexpectedChange
@@ -101,6 +101,24 @@ def find_for_saved(plugin: PluginName, root: Path) -> Reference:
     except BadParams as error:
         module, _, attribute = plugin.name.partition(":")
         return Reference(plugin.kind, plugin.name, module, attribute, None, b"", plugin.name, "", str(error))
+
+
+def find_in(library: Path, name: str, package: str) -> Reference | None:
+    """The plug-in `name` of a package in another environment's folder of packages; None if the package lacks it.
+
+    The kind of one named `package.module:name` is not known: it counts as a model.
+    """
+    for found in distributions(name=package, path=[str(library)]):
+        points = [point for point in found.entry_points if point.name == name and point.group in PLUGIN_GROUPS.values()]
+        target = name if ":" in name else next((point.value.replace(" ", "") for point in points), "")
+        module, _, attribute = target.partition(":")
+        if attribute:
+            kind: PluginKind = next(
+                (kind for kind, group in PLUGIN_GROUPS.items() if points and points[0].group == group), "model"
+            )
+            digest = package_digest(found, module.partition(".")[0])
+            return Reference(kind, name, module, attribute, None, b"", f"{found.name} {found.version}", digest)
+    return None
 
 
 def let_run(reference: Reference) -> None:
