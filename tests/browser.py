@@ -107,6 +107,13 @@ class Browser:
                 time.sleep(0.3)
         raise AssertionError(f"{xpath} never kept still to be clicked")
 
+    def point_at(self, xpath: str) -> None:
+        """Move the pointer to the element at `xpath`; first away from it, so that it enters."""
+        for origin, x, y in (("viewport", 0, 0), ({ELEMENT: self.find(xpath)}, 0, 0)):
+            move = {"type": "pointerMove", "duration": 50, "origin": origin, "x": x, "y": y}
+            pointer = {"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}, "actions": [move]}
+            self._do("POST", "actions", {"actions": [pointer]})
+
     def posts(self) -> Iterator[tuple[str, str, int]]:
         """The POST requests that were answered since the last call: address, body, status of the reply."""
         for entry in self._do("POST", "se/log", {"type": "performance"}):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,26 @@ def test_two_people_at_once_get_different_tasks(
     report = tick(open_workspace(workspace.layout.root), lambda: connect(workspace))
     assert report.pulled == {"label": 4}
     assert status(open_workspace(workspace.layout.root)).settled == 4
+
+
+def test_a_class_shows_its_description_when_the_pointer_is_on_it(
+    chromium: Path, label_studio: LabelStudioServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As plain text, whatever is in it; a class without one shows none."""
+    monkeypatch.setenv("AL_LABEL_STUDIO_URL", label_studio.url)
+    monkeypatch.setenv("AL_LABEL_STUDIO_TOKEN", label_studio.token)
+    said = 'an <b>offer</b> & "more" that nobody asked for'
+    described = {'    - "spam"\n': f"    - {{name: spam, description: '{said}'}}\n", "test_size: 500": "test_size: 0"}
+    workspace, _ = small_workspace(tmp_path, 30, described)
+    assert tick(workspace, lambda: connect(workspace)).round == 0
+    who = "reader.hints@example.com"
+    person = label_studio.account(who)
+    shown = f"//*[contains(text(), '{said}')]"
+    with Browser(tmp_path / "browser") as browser:
+        log_in(browser, label_studio.url, who, person.password)
+        assert said not in open_queue(browser, str(status(workspace).label_studio_page))
+        browser.point_at('//label[.//input[@name="ham"]]')
+        time.sleep(1)
+        assert said not in browser.text
+        browser.point_at('//label[.//input[@name="spam"]]')
+        browser.find(shown, 10)

@@ -40,6 +40,7 @@ from al_pipeline.operations.reproduction.comparison import OUTPUTS
 from al_pipeline.operations.tick import tick
 from al_pipeline.params import Meaning, Params, parse_params, recorded
 from al_pipeline.simulation.corpus import read_corpus
+from al_pipeline.simulation.page import names_tables
 from al_pipeline.simulation.simulate import Options, corpus_vectors, simulate, with_features
 from al_pipeline.stages import train
 from al_pipeline.workspace.workspace import Workspace, open_workspace
@@ -463,6 +464,14 @@ def test_a_simulation_shows_what_names_are_worth(tmp_path: Path) -> None:
     assert named.result["found"]["margin, without names"] == plain.result["found"]["margin"]
     assert named.result["found"]["random"] == plain.result["found"]["random"]
     assert named.result["found"]["margin"]["spam"][0] > plain.result["found"]["margin"]["spam"][0] + 2
+    assert names_tables(plain.result) == []
+    [(title, header, rows), _] = names_tables(named.result)
+    assert title == "margin: average precision with and without the names of the classes"
+    assert header == ("labels", "with", "without", "difference")
+    curves = named.result["metrics"]["average_precision"]["curves"]
+    both = zip(named.result["budgets"], curves["margin"], curves["margin, without names"], strict=True)
+    assert [row[:3] for row in rows] == [[str(n), f"{a[0]:.3f}", f"{b[0]:.3f}"] for n, a, b in both], "20 and 40 labels"
+    assert all(row[3].startswith(("+", "−")) for row in rows)
     assert run(True).done == 0, "what is there is not computed again"
     with pytest.raises(UsageError, match="need vectors"):
         simulate(texts, "mails", with_features(params, "tfidf"), replace(options, names=True), tmp_path / "out", None)

@@ -158,11 +158,11 @@ def _core_count() -> int:
 
 
 def _show(done: Simulation, as_json: bool) -> None:
-    from al_pipeline.simulation.page import summary, table
+    from al_pipeline.simulation.page import names_tables, summary, table
 
     if as_json:
         return print_json({**done.result, "folder": str(done.folder), "report": str(done.folder / "report.html")})
-    for name, header, rows in table(done.result):
+    for name, header, rows in [*table(done.result), *names_tables(done.result)]:
         echo(f"[bold]{escape(name)}[/]")
         print_table(header, rows)
     for sentence in summary(done.result):

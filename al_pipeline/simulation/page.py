@@ -10,6 +10,7 @@ from al_pipeline.records import RANDOM
 from al_pipeline.reporting.charts import CurvePoint, comparison_png, comparison_svg
 from al_pipeline.reporting.html import page
 from al_pipeline.reporting.metrics_table import METRIC_NAMES
+from al_pipeline.simulation.runs import WITHOUT
 
 Result = Mapping[str, Any]
 
@@ -86,6 +87,26 @@ def table(result: Result) -> list[tuple[str, tuple[str, ...], list[list[str]]]]:
         shares = [f"labels for {share} %" for share in SHARES]
         name = f"{METRIC_NAMES[metric]}; {_fixed(row['full'])} with all labels"
         tables.append((name, ("strategy", "area", "gain", *shares), rows))
+    return tables
+
+
+def names_tables(result: Result) -> list[tuple[str, tuple[str, ...], list[list[str]]]]:
+    """The learning curves with and without the names of the classes side by side: one table per strategy and metric.
+
+    A curve has a row for the seed round, each time the labels have doubled since the last one, and the end.
+    """
+    tables: list[tuple[str, tuple[str, ...], list[list[str]]]] = []
+    for metric, row in _metrics(result):
+        for without in (arm for arm in result["strategies"] if arm.endswith(WITHOUT)):
+            arm, rows, last = without.removesuffix(WITHOUT), [], 0
+            for number, labels in enumerate(result["budgets"]):
+                if labels >= 2 * last or number == len(result["budgets"]) - 1:
+                    last = labels
+                    named, plain = (row["curves"][one][number][0] for one in (arm, without))
+                    difference = "" if None in (named, plain) else f"{named - plain:+.3f}".replace("-", "−")
+                    rows.append([f"{labels:,}", _fixed(named), _fixed(plain), difference])
+            name = f"{arm}: {_in_text(metric)} with and without the names of the classes"
+            tables.append((name, ("labels", "with", "without", "difference"), rows))
     return tables
 
 
