@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "models": ("active_learning", "features"),
     "evaluation": ("active_learning",),
     "annotation": (),
+    "quality": ("evaluation",),
     "rounds": ("annotation", "evaluation"),
     # the world
     "data": (),
@@ -46,23 +47,23 @@ MAY_IMPORT = {
     "servers": ("integrations", "workspace"),
     "plugins": ("active_learning", "models", "workspace"),
     # what is done with both
-    "reporting": ("evaluation", "rounds"),
+    "reporting": ("evaluation", "quality", "rounds"),
     "simulation": (
         "active_learning", "data", "evaluation", "features", "models", "plugins", "reporting", "workspace",
     ),
     "stages": ("active_learning", "annotation", "data", "evaluation", "features", "models", "plugins", "workspace"),
     "operations": (
-        "annotation", "data", "evaluation", "features", "integrations", "models", "plugins", "reporting", "rounds",
-        "servers", "workspace",
+        "annotation", "data", "evaluation", "features", "integrations", "models", "plugins", "quality", "reporting",
+        "rounds", "servers", "workspace",
     ),
     # callers
     "flows": ("evaluation", "integrations", "operations", "rounds", "servers", "workspace"),
     "frames": ("data", "evaluation", "integrations", "operations", "workspace"),
-    "cli": ("data", "evaluation", "flows", "operations", "rounds", "servers", "simulation", "workspace"),
+    "cli": ("data", "evaluation", "flows", "operations", "quality", "rounds", "servers", "simulation", "workspace"),
 }  # fmt: skip
 """The layers, lowest first: each folder, and the folders that it imports. An arrow that nothing needs fails too."""
 
-IDEAS = {"active_learning", "annotation", "evaluation", "rounds"}
+IDEAS = {"active_learning", "annotation", "evaluation", "quality", "rounds"}
 """Know no files, no network and no process; `features` and `models` read and save weights."""
 
 OUTSIDE = {"pathlib", "os", "io", "subprocess", "socket", "shutil", "tempfile", "urllib", "http", "httpx", "requests"}

@@ -22,6 +22,7 @@ from al_pipeline.cli import (
     labels,
     labelstudio,
     machine,
+    quality,
     rounds,
     servers,
     simulate,
@@ -37,7 +38,7 @@ from al_pipeline.workspace.home import own_environment, restrict_umask
 _WORKSPACE, _DATA, _ROUNDS, _MODEL, _SERVERS = "Workspace", "Data and labels", "Rounds", "Model", "Servers"
 """The groups of commands in `al --help`."""
 
-READ_ONLY = frozenset({"status", "rounds", "doctor", "diff", "log", "check-plugin", "predict", "workspaces"})
+READ_ONLY = frozenset({"status", "rounds", "doctor", "diff", "log", "quality", "check-plugin", "predict", "workspaces"})
 """Commands that only show something: they fail if their output cannot be written. The exit code of any other command
 says whether its work was done, even if the output was lost."""
 
@@ -101,6 +102,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     _DATA: {
         "ingest": data.ingest,
         "export": data.export,
+        "quality": quality.quality,
         "log": history.log,
     },
     _ROUNDS: {

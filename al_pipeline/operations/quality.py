@@ -1,0 +1,57 @@
+"""The quality of the labels, from the answers that count in the ledger. Reads only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from al_pipeline.annotation.active_events import active, corrected_items
+from al_pipeline.annotation.votes import IMPORT, answers_of, by_item, votes_of
+from al_pipeline.data.ledger import read_events
+from al_pipeline.errors import NothingToDo
+from al_pipeline.operations.close import refuse_changed
+from al_pipeline.operations.facts import open_dvc
+from al_pipeline.quality.answers import Given
+from al_pipeline.quality.assessment import Quality, assess
+from al_pipeline.records import Event, round_name
+from al_pipeline.workspace.workspace import Workspace
+
+
+def quality(workspace: Workspace, number: int | None = None) -> Quality:
+    """The quality of all labels, those pulled since the last round included, or of the answers to one round's tasks.
+
+    Raises NothingToDo without answers, UnexpectedChange if the ledger differs from git's record.
+    """
+    layout = workspace.layout
+    with replace(open_dvc(layout), state=None) as dvc:
+        refuse_changed(layout, dvc)
+    found = quality_of(active(read_events(layout.events, layout.inbox_events)), workspace.params.schema_.labels, number)
+    if not found.answers and not found.skips:
+        of = "" if number is None else f" to the tasks of {round_name(number)}"
+        raise NothingToDo(f"nobody has given an answer{of} yet; `al round` pulls those in Label Studio")
+    return found
+
+
+def quality_of(counted: Sequence[Event], classes: Sequence[str], number: int | None = None) -> Quality:
+    """The quality of the answers in `counted`, the events that count; with `number`, of those to that round's tasks."""
+    found = [one for one in _given(counted) if number is None or one[0].round == number]
+    return assess([given for given, _ in found], classes, sum(shown for _, shown in found))
+
+
+def _given(counted: Sequence[Event]) -> Iterator[tuple[Given, bool]]:
+    """The vote of each annotator on each item, and whether the model's guess was shown.
+
+    Left out are imports, adjudications and gold labels, which are no annotator's work, and items whose text was
+    corrected.
+    """
+    outdated = corrected_items(counted)
+    for item, about in by_item(counted).items():
+        if item in outdated:
+            continue
+        own = {key: one for key, one in answers_of(about).items() if one.annotator != IMPORT and not one.binding}
+        times = {event.annotation_key: event.lead_time for event in about if event.lead_time is not None}
+        key_of = {one.order: key for key, one in own.items()}
+        for vote in votes_of(own.values()):
+            seconds = times.get(key_of[vote.order])
+            given = Given(item, vote.annotator, vote.label, vote.round, None if seconds is None else float(seconds))
+            yield given, about[vote.order].prelabel_shown and vote.label is not None

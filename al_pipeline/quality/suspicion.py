@@ -1,0 +1,262 @@
+"""Who differs from the others, with the evidence: who answers hardly depend on the item, and who confuses two classes.
+
+Each answer is compared with the consensus of the item's other annotators, in K (A, C, C): answers by annotator, class
+of that consensus, and class given. A colleague gives the classes with the rates of all others. Nobody can be told from
+colleagues who are none: with fewer than three annotators, nobody is named.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from msgspec import Struct
+from scipy.special import bdtrc
+
+from al_pipeline.quality.answers import SKIP, Flags, Floats, Indices, Votes, consensus_of_others
+
+SIGNIFICANCE = 0.01
+"""The largest share of ordinary colleagues who are named."""
+SKILL = 0.85
+"""An ordinary colleague works as the others in at least this share of the answers, and guesses in the rest."""
+WEAK = 0.6
+"""A weak colleague works as the others in this share. Nobody is named who is more like one than like a guesser."""
+FEWEST = 10
+"""Nobody is named for fewer answers than this."""
+RATE = 0.1
+"""An ordinary colleague confuses two classes at most twice as often as the others, or this much more often."""
+SEED = 20_230_711
+
+_DRAWS = 2000
+_BEYOND_DOUBT = 50.0
+"""A ratio that no simulation can reach, since its expected antilogarithm is 1."""
+
+
+class Guesses(Struct, frozen=True):
+    """Someone whose answers are better explained by guessing than by the work of a colleague."""
+
+    annotator: int
+    answers: int
+    """Answers to items on which the others have a consensus."""
+    agreeing: int
+    expected: float
+    """Share that a colleague would agree in, on the same items."""
+    chance: float
+    """Share that guessing with the same frequencies of classes would agree in."""
+    ratio: float
+    """Natural logarithm of how many times as likely these answers are under guessing as from an ordinary colleague."""
+    p: float
+    """Probability that an ordinary colleague has such a ratio."""
+
+
+class Confuses(Struct, frozen=True):
+    """Someone who confuses two classes (numbers) more often than the others."""
+
+    annotator: int
+    first: int
+    second: int
+    answers: int
+    """Answers with one of the two classes where the others agree on one of them."""
+    wrong: int
+    others: float
+    """Share of the others' answers that are."""
+    p: float
+    """Probability of so many from an ordinary colleague, times the number of pairs of classes."""
+
+
+class Standing(NamedTuple):
+    """The result of `who_stands_out`."""
+
+    guesses: tuple[Guesses, ...]
+    confuses: tuple[Confuses, ...]
+    cells: Cells
+    """Counts against the consensus of others without those who guess."""
+
+
+class Cells(NamedTuple):
+    """K, as its values above 0: n cells."""
+
+    annotator: Indices
+    consensus: Indices
+    label: Indices
+    count: Indices
+    people: int
+    classes: int
+
+    def table(self, person: int | None = None) -> Floats:
+        """(C, C) of one annotator, or of all together."""
+        chosen = slice(None) if person is None else np.flatnonzero(self.annotator == person)
+        cells = self.consensus[chosen] * self.classes + self.label[chosen]
+        return np.bincount(cells, self.count[chosen], self.classes**2).reshape(self.classes, self.classes)
+
+    def but(self, without: Flags) -> Cells:
+        """Those of other annotators."""
+        kept = ~without[self.annotator]
+        arrays = (array[kept] for array in (self.annotator, self.consensus, self.label, self.count))
+        return Cells(*arrays, self.people, self.classes)
+
+
+def against_consensus(votes: Votes, without: Flags | None = None) -> Cells:
+    """Count answers against the consensus of others; `votes` without skips. `without`: see `consensus_of_others`."""
+    consensus, classes = consensus_of_others(votes, without), max(1, len(votes.classes))
+    chosen = consensus != SKIP
+    keys = (votes.annotator[chosen] * classes + consensus[chosen]) * classes + votes.label[chosen]
+    cells, counts = np.unique(keys, return_counts=True)
+    rest, label = np.divmod(cells, classes)
+    annotator, agreed = np.divmod(rest, classes)
+    return Cells(annotator, agreed, label, counts, len(votes.annotators), classes)
+
+
+def who_stands_out(votes: Votes) -> Standing:
+    """Name those who guess, one after another, each no longer part of the others; then those who confuse classes.
+
+    At most half of the annotators are named as guessing: the others are the measure.
+    """
+    out = np.zeros(len(votes.annotators), bool)
+    guesses: list[Guesses] = []
+    cells = against_consensus(votes)
+    while len(guesses) < (_working(cells) - 1) // 2 or (not guesses and _working(cells) > 2):
+        found = _most_suspect(cells, out)
+        if found is None:
+            break
+        guesses.append(found)
+        out[found.annotator] = True
+        cells = against_consensus(votes, out)
+    confuses = _confusions(cells, out) if _working(cells) > 2 else []
+    return Standing(tuple(guesses), tuple(confuses), cells)
+
+
+def _working(cells: Cells) -> int:
+    """The number of annotators with an answer to compare."""
+    return len(np.unique(cells.annotator))
+
+
+def _most_suspect(cells: Cells, out: Flags) -> Guesses | None:
+    team = cells.but(out).table()
+    found: list[Guesses] = []
+    for person in map(int, np.unique(cells.annotator)):
+        mine = cells.table(person)
+        if not out[person] and mine.sum() >= FEWEST and (one := _guessing(person, mine, team - mine)) is not None:
+            found.append(one)
+    return max(found, key=lambda one: (one.ratio, -one.annotator), default=None)
+
+
+def _guessing(person: int, mine: Floats, others: Floats) -> Guesses | None:
+    """Whether someone's answers `mine` (C, C) are more likely from guessing than from a colleague of `others`."""
+    rates = _rates(others)
+    if _ratio(mine, rates, WEAK)[0] <= 0:
+        return None
+    p = _tail(mine, rates)
+    if p > SIGNIFICANCE:
+        return None
+    pair = _worst_pair(mine, rates)
+    if pair is not None:
+        rest = mine.copy()
+        rest[list(pair)] = 0
+        if rest.sum() and _ratio(rest, rates)[0] <= 0:
+            return None  # a colleague where the others agree on other classes: a confusion
+    total = mine.sum()
+    mix = mine.sum(axis=0) / total
+    return Guesses(
+        person,
+        int(total),
+        int(np.trace(mine)),
+        float(mine.sum(axis=1) @ np.diag(rates) / total),
+        float(mine.sum(axis=1) @ mix / total),
+        float(_ratio(mine, rates)[0]),
+        p,
+    )
+
+
+def _rates(others: Floats) -> Floats:
+    """(C, C) the rates of classes given, by class of the consensus, with one answer added as in `dawid_skene`."""
+    classes = len(others)
+    added = np.full((classes, classes), 0.5 / max(1, classes - 1))
+    np.fill_diagonal(added, 0.5)
+    return (others + added) / (others + added).sum(axis=1, keepdims=True)
+
+
+def _ratio(mine: Floats, rates: Floats, skill: float = SKILL) -> Floats:
+    """(b,) log-likelihood of guessing minus that of an ordinary colleague, of answers (b, C, C) or (C, C).
+
+    Guessing gives each class with its share of the person's answers, whatever the item.
+    """
+    mine = mine.reshape(-1, *rates.shape)
+    mix = mine.sum(axis=1) / np.maximum(mine.sum(axis=(1, 2))[:, None], 1)
+    guess = np.maximum(mix[:, None, :], 1e-12)
+    colleague = skill * rates + (1 - skill) * guess
+    return np.asarray((mine * np.log(guess / colleague)).sum(axis=(1, 2)))
+
+
+def _tail(mine: Floats, rates: Floats) -> float:
+    """The probability that an ordinary colleague has a ratio as high, by simulation with a fixed seed."""
+    if _ratio(mine, rates)[0] > _BEYOND_DOUBT:
+        return 1 / (_DRAWS + 1)
+    seen = np.flatnonzero(mine.sum(axis=1))
+    used = np.flatnonzero(mine.sum(axis=0) + rates[seen].sum(axis=0))
+    rng = np.random.default_rng(SEED)
+    mix = mine.sum(axis=0) / mine.sum()
+    ordinary = SKILL * rates + (1 - SKILL) * mix
+    observed, reached = _ratio(mine, rates)[0], 0
+    step = max(1, 4_000_000 // rates.size)
+    for start in range(0, _DRAWS, step):
+        size = min(step, _DRAWS - start)
+        drawn = np.zeros((size, *rates.shape))
+        for row in seen:
+            drawn[:, row, used] = rng.multinomial(int(mine[row].sum()), _shares(ordinary[row, used]), size)
+        reached += int((_ratio(drawn, rates) >= observed).sum())
+    return (reached + 1) / (_DRAWS + 1)
+
+
+def _shares(values: Floats) -> Floats:
+    return values / values.sum()
+
+
+def _worst_pair(mine: Floats, rates: Floats) -> tuple[int, int] | None:
+    """The two classes that someone confuses most in excess of the others; None with two classes or without any."""
+    if len(mine) < 3:
+        return None
+    excess = mine - mine.sum(axis=1, keepdims=True) * rates
+    np.fill_diagonal(excess, 0)
+    both = np.triu(excess + excess.T, 1)
+    place = int(both.argmax())
+    return divmod(place, len(mine)) if both.flat[place] > 0 else None
+
+
+def _confusions(cells: Cells, out: Flags) -> list[Confuses]:
+    """Those who confuse two classes more often than an ordinary colleague, and do not guess."""
+    team, classes = cells.but(out).table(), cells.classes
+    tests = max(1, classes * (classes - 1) // 2)
+    found = []
+    for person in np.unique(cells.annotator):
+        if out[person]:
+            continue
+        mine = cells.table(int(person))
+        others = team - mine
+        wrong, both = _pair_counts(mine)
+        their_wrong, their_both = _pair_counts(others)
+        rate = (their_wrong + 0.5) / (their_both + 1)
+        ordinary = np.minimum(np.maximum(2 * rate, rate + RATE), 1)
+        p = np.ones_like(rate)
+        tested = (both >= FEWEST) & (wrong > 1) & (ordinary < 1)
+        p[tested] = bdtrc(wrong[tested] - 1, both[tested].astype(int), ordinary[tested]) * tests
+        for first, second in np.argwhere(np.triu(p <= SIGNIFICANCE, 1)).tolist():
+            found.append(
+                Confuses(
+                    int(person),
+                    first,
+                    second,
+                    int(both[first, second]),
+                    int(wrong[first, second]),
+                    float(rate[first, second]),
+                    float(p[first, second]),
+                )
+            )
+    return sorted(found, key=lambda one: (one.p, one.annotator, one.first, one.second))
+
+
+def _pair_counts(table: Floats) -> tuple[Floats, Floats]:
+    """(C, C) for every two classes: answers that name the other of the two, and all that name one of them."""
+    right = np.diag(table)
+    wrong = table + table.T
+    return wrong, wrong + right[:, None] + right[None, :]
