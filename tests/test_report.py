@@ -26,6 +26,8 @@ from al_pipeline.operations.init import init
 from al_pipeline.operations.report import report_data, write_report
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import Options, tick
+from al_pipeline.quality.answers import Given
+from al_pipeline.quality.assessment import assess
 from al_pipeline.reporting.charts import CurvePoint
 from al_pipeline.reporting.html import EXCERPT_CHARACTERS, excerpt
 from al_pipeline.reporting.metrics_table import MATRIX_CLASSES
@@ -178,6 +180,21 @@ HOSTILE = (
 )
 
 
+def hostile_quality(text):
+    """Ten annotators, one of whom guesses and one of whom confuses two of four classes; all names say `text`."""
+    classes = [text + mark for mark in ("", "2", "3", "4")]
+    rows = []
+    for item in range(200):
+        for person in range(10):
+            label = item // 7 % 4
+            if person == 0:
+                label = (item * item + item // 3) % 4
+            elif person == 1 and label < 2:
+                label = item % 2
+            rows.append(Given(f"{item}", f"{text}{person}", classes[label], item // 100, 3.0 + person))
+    return assess(rows, classes, guess_shown=3)
+
+
 def hostile_report(text):
     """A report in which everything that people can write says `text`."""
     row = metrics(0.9, classes=(text, text + "2"))
@@ -188,7 +205,7 @@ def hostile_report(text):
         histogram=Histogram(edges=(0.0, 1.0), counts=(1,)),
         asked=(AskedItem(text, text, 0.5, text, text, 1, 1.0, text),),
         mistakes=(Mistake(text, text, text, text, 0.5),), answers=Answers(refused={text: 1}), next_step=text,
-        params_digest=text, engine={text: text}, baseline_note=text,
+        params_digest=text, engine={text: text}, baseline_note=text, quality=hostile_quality(text),
     )  # fmt: skip
 
 
@@ -507,8 +524,43 @@ def test_a_page_stays_small_whatever_the_texts():
     assert len(render(make_report(**UNDRAWN, asked=items))) < 200_000
 
 
+def test_the_page_shows_people_classes_and_who_stands_out():
+    quality = hostile_quality("name")
+    page = Page(render(make_report(**UNDRAWN, quality=quality)))
+    ann, (guess, confusion) = quality.people[2], quality.remarks
+    for words in (
+        "200 items with answers of two people or more, of 200 with an answer",
+        f"Krippendorff's alpha {quality.agreement.alpha.value:.2f} ({quality.agreement.alpha.low:.2f}–",
+        f"name2 {ann.answers} 0 5.0 {ann.agreement.value:.2f} {ann.agreement.low:.2f}–{ann.agreement.high:.2f}, of 200",
+        "an answer counts for 75 s at most",
+        f"name0 {guess.evidence}",
+        f"name1 {confusion.evidence}",
+        "Answers given with the model's guess shown, with which people tend to agree 3",
+        "name – name2",
+        "one person: name1",
+    ):
+        assert words in page.text, words
+    shares = [value for value in page.values("style") if "--share" in value and value != "--share:0.000"]
+    assert len(shares) >= 10 * 4, "a cell for each person and class"
+
+
+def test_without_overlap_the_page_says_so():
+    page = Page(render(make_report(**UNDRAWN, quality=assess([Given("1", "ann", "ham", 0, 4.0)], ("ham", "spam")))))
+    assert "Not measured: no item has answers of two people. round.overlap sets" in page.text
+    assert "Nobody is named: no item has answers of two people: nothing can be compared." in page.text
+    assert "ann 1 0 4.0 – –" in page.text
+    assert "Agreement of annotators" not in Page(render(make_report(**UNDRAWN))).text
+
+
+def test_many_people_and_classes_have_a_page():
+    classes = [f"class-{number}" for number in range(MATRIX_CLASSES + 1)]
+    rows = [Given(str(n), f"p{n % 60:02d}", classes[n % len(classes)], 0) for n in range(600)]
+    page = Page(render(make_report(**UNDRAWN, quality=assess(rows, classes))))
+    assert "… and 10 more" in page.text and "People and classes" not in page.text
+
+
 def test_the_page_can_be_read_aloud():
-    page = Page(render(make_report()))
+    page = Page(render(make_report(quality=hostile_quality("name"))))
     assert page.tags["h1"] == 1
     assert page.tags["main"] == 1
     assert ("html", "lang", "en") in page.attributes
@@ -517,7 +569,7 @@ def test_the_page_can_be_read_aloud():
     assert len(ids) == len(set(ids))
     assert set(page.values("aria-labelledby")) <= set(ids)
     drawings = page.tags["svg"]
-    assert drawings == 6
+    assert drawings == 8
     assert len([1 for tag, name, value in page.attributes if (tag, name, value) == ("svg", "role", "img")]) == drawings
 
 

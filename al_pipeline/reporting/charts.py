@@ -141,6 +141,15 @@ def histogram_svg(name: str, label: str, edges: Sequence[float], counts: Sequenc
     return _both(name, spoken, lambda axes, size, colors: _draw_histogram(axes, colors, label, edges, counts))
 
 
+def rounds_svg(name: str, metric: str, points: Sequence[CurvePoint]) -> str:
+    """A metric against rounds (`labels` of a point is its round), with its interval: a wide and a narrow SVG."""
+    if not points:
+        return ""
+    told = (_spoken(point).replace(" labels ", ": ", 1) for point in _by_labels(points))
+    spoken = f"{metric} by round. " + "; ".join(f"round {one}" for one in told)
+    return _both(name, spoken, lambda axes, _, colors: _draw_rounds(axes, colors, metric, points))
+
+
 def learning_curve_png(
     curve: Sequence[CurvePoint], baseline: Sequence[CurvePoint] = (), metric: str = "macro-F1"
 ) -> bytes:
@@ -279,6 +288,12 @@ def _draw_curve(
     _fit_axes(axes, [*curve, *baseline], curve or baseline)
     if curve and baseline:
         _legend(axes, size, colors)
+
+
+def _draw_rounds(axes: Axes, colors: _Palette, metric: str, points: Sequence[CurvePoint]) -> None:
+    _dress(axes, colors, "round", metric)
+    _draw_line(axes, _by_labels(points), colors.accent, colors.paper, "solid", "o", "")
+    _fit_axes(axes, points, points)
 
 
 def _draw_comparison(

@@ -72,11 +72,11 @@ def metric_row(report: ReportData, name: str) -> dict[str, Any]:
         "interval": interval(estimate, 3),
         "reason": estimate.reason or "",
         "change": metric_change(report, name, 3),
-        "bar": None if name in _UNBOUNDED else _interval_bar(estimate),
+        "bar": None if name in _UNBOUNDED else interval_bar(estimate),
     }
 
 
-def _interval_bar(estimate: Estimate) -> dict[str, float] | None:
+def interval_bar(estimate: Estimate) -> dict[str, float] | None:
     """The positions of a value in [0, 1] and of its interval's start, and the interval's width, in per cent."""
     if estimate.value is None:
         return None

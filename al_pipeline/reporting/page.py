@@ -24,6 +24,7 @@ from al_pipeline.reporting.metrics_table import (
     per_class,
     round_before,
 )
+from al_pipeline.reporting.quality_section import quality_section
 from al_pipeline.reporting.view_model import Answers, PoolCounts, ReportData, RoundRow
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def render(report: ReportData) -> str:
         pool=_pool(report.pool),
         comparison=_comparison(curve, report.baseline),
         running=_running(report.running),
+        quality=quality_section(report.quality),
         mistakes_in_all=mistakes_in_all(report.metrics),
         refused=sorted(report.answers.refused.items(), key=lambda pair: (-pair[1], pair[0])),
         history=[_history_row(row) for row in reversed(report.history)],

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from al_pipeline.evaluation.figures import FIGURES, Decision, Metrics, Running
 from al_pipeline.evaluation.online import Saved
+from al_pipeline.quality.assessment import Quality
 
 if TYPE_CHECKING:
     from al_pipeline.reporting.charts import CurvePoint
@@ -154,6 +155,7 @@ class ReportData(Struct, frozen=True, kw_only=True):
     confidence: float = 0.95
     running: Running | None = None
     saved: Saved | None = None
+    quality: Quality | None = None
     asked_because: str = ""
     """Why the strategy of this round's batch was chosen, if known."""
     links: Mapping[str, str] = msgspec.field(default_factory=dict)
