@@ -535,9 +535,9 @@ def test_the_page_shows_people_classes_and_who_stands_out():
         "an answer counts for 75 s at most",
         f"name0 {guess.evidence}",
         f"name1 {confusion.evidence}",
-        "Answers given with the model's guess shown, with which people tend to agree 3",
+        "Answers given with the model's guess shown 3",
         "name – name2",
-        "one person: name1",
+        "training: name1",
     ):
         assert words in page.text, words
     shares = [value for value in page.values("style") if "--share" in value and value != "--share:0.000"]

@@ -102,7 +102,7 @@ def _print_confusions(found: Quality) -> None:
         for one in found.confusions
     ]
     if rows:
-        echo("[bold]confused classes[/]: several people need a clearer guideline, a single one needs training")
+        echo("[bold]confused classes[/]: by several people (guideline), or only by those who are named (training)")
         print_head(("classes", "answers", "rate", "people", "cause"), rows, most=10)
 
 

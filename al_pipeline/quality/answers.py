@@ -60,8 +60,13 @@ class Votes(NamedTuple):
 
     def where(self, chosen: Flags) -> Votes:
         """A part of the answers; annotators and classes keep their numbers."""
-        arrays = (array[chosen] for array in (self.item, self.annotator, self.label, self.round, self.seconds))
-        return Votes(*arrays, self.annotators, self.classes, self.cap)
+        return self._replace(
+            item=self.item[chosen],
+            annotator=self.annotator[chosen],
+            label=self.label[chosen],
+            round=self.round[chosen],
+            seconds=self.seconds[chosen],
+        )
 
 
 def to_votes(given: Iterable[Given], classes: Sequence[str]) -> Votes:

@@ -18,11 +18,13 @@ from al_pipeline.quality.suspicion import Cells, Confuses, Guesses, Standing, wh
 
 SEED = 20_111_125
 """Of all resamples, so that equal answers give equal intervals."""
-SPREAD = 0.05
-"""Two classes are confused by several people if they still are in more than this share of the answers of all others."""
+RARE = 0.1
+"""Two classes are confused if they are in more than this share of the answers with one of them."""
 FEWEST_PEOPLE = 3
 
-Cause = Literal["several people", "one person", "too few answers"]
+Cause = Literal["guideline", "training", "rare", "too few answers"]
+"""Why two classes are confused: `guideline`: by several people, so that what the classes mean needs a clearer
+description; `training`: only by those who are named; `rare`: they hardly are; or there are too few answers to tell."""
 
 _NOBODY = "nobody else answered the same items, or the others disagree"
 _SMALL = 0.005
@@ -98,7 +100,6 @@ class Confusion(Struct, frozen=True):
     people: int
     """Number of people with such an answer."""
     cause: Cause
-    """Several people who confuse two classes need a clearer guideline, a single one needs training."""
 
 
 class Quality(Struct, frozen=True, kw_only=True):
@@ -245,10 +246,10 @@ def _confusions(standing: Standing, votes: Votes) -> tuple[Confusion, ...]:
     guessing = _flags(votes, [one.annotator for one in standing.guesses])
     cells, classes = standing.cells.but(guessing), len(votes.classes)
     apart = cells.consensus != cells.label
-    agreeing = np.bincount(cells.label[~apart], cells.count[~apart], classes)
+    agreeing = np.bincount(cells.label[~apart], cells.answers[~apart], classes)
     keys = np.minimum(cells.consensus, cells.label) * classes + np.maximum(cells.consensus, cells.label)
     pairs, place = np.unique(keys[apart], return_inverse=True)
-    wrong = np.bincount(place, cells.count[apart], len(pairs))
+    wrong = np.bincount(place, cells.answers[apart], len(pairs))
     people = np.bincount(np.unique(place * cells.people + cells.annotator[apart]) // cells.people, minlength=len(pairs))
     named: dict[int, list[int]] = {}
     for one in standing.confuses:
@@ -283,9 +284,12 @@ def _of_pair(table: Floats, first: int, second: int) -> tuple[int, int]:
 
 
 def _cause(rest: Estimate, others: int, named: bool) -> Cause:
-    if others > 1 and rest.low is not None and rest.low > SPREAD:
-        return "several people"
-    return "one person" if named else "too few answers"
+    """`rest`: the rate without those who are `named`; `others`: how many others have such an answer."""
+    if others > 1 and rest.low is not None and rest.low > RARE:
+        return "guideline"
+    if named:
+        return "training"
+    return "rare" if rest.high is not None and rest.high < RARE else "too few answers"
 
 
 def _flags(votes: Votes, people: Sequence[int]) -> Flags:
@@ -312,10 +316,11 @@ def _remarks(standing: Standing, votes: Votes) -> tuple[Remark, ...]:
 
 def _of_guesses(one: Guesses) -> str:
     return (
-        f"agrees with the others in {one.agreeing} of {one.answers} answers ({one.agreeing / one.answers:.0%}). A "
-        f"colleague would agree in {one.expected:.0%}, and who guesses with the same frequencies of classes in "
-        f"{one.chance:.0%}. Guessing explains these answers {_times(one.ratio)} times as well as an ordinary "
-        f"colleague's work, of whom {_in_thousand(one.p)} in 1,000 would look like this."
+        f"agrees with the others in {one.agreeing} of {one.answers} answers "
+        f"({_percent(one.agreeing / one.answers)}). A colleague would agree in {_percent(one.expected)}, and who "
+        f"guesses with the same frequencies of classes in {_percent(one.chance)}. Guessing explains these answers "
+        f"{_times(one.ratio)} times as well as an ordinary colleague's work, of whom {_in_thousand(one.p)} in 1,000 "
+        "would look like this."
     )
 
 
@@ -327,9 +332,14 @@ def _of_confuses(one: Confuses, table: Floats, classes: Sequence[str]) -> str:
         if table[true, given]
     ]
     return (
-        f"says {' and '.join(ways)}: {one.wrong / one.answers:.0%} of {one.answers} answers on these two classes, "
-        f"against {one.others:.0%} of the others'. Fewer than 1 in 100 ordinary colleagues would on any two classes."
+        f"says {' and '.join(ways)}: {_percent(one.wrong / one.answers)} of {one.answers} answers on these two "
+        f"classes, against {_percent(one.others)} of the others'. Fewer than 1 in 100 ordinary colleagues would on "
+        "any two classes."
     )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _times(ratio: float) -> str:

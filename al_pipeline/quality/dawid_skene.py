@@ -90,12 +90,12 @@ def _expect(cells: csr_matrix, priors: Floats, rates: Floats) -> Floats:
 
 
 def _log(values: Floats) -> Floats:
-    return np.log(np.maximum(values, 1e-300))
+    return np.asarray(np.log(np.maximum(values, 1e-300)))
 
 
 def _softmax(logits: Floats) -> Floats:
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shares / shares.sum(axis=1, keepdims=True)
+    return np.asarray(shares / shares.sum(axis=1, keepdims=True))
 
 
 def accuracies(votes: Votes, found: ErrorRates) -> list[Estimate]:

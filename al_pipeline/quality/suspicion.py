@@ -79,7 +79,7 @@ class Cells(NamedTuple):
     annotator: Indices
     consensus: Indices
     label: Indices
-    count: Indices
+    answers: Indices
     people: int
     classes: int
 
@@ -87,13 +87,18 @@ class Cells(NamedTuple):
         """(C, C) of one annotator, or of all together."""
         chosen = slice(None) if person is None else np.flatnonzero(self.annotator == person)
         cells = self.consensus[chosen] * self.classes + self.label[chosen]
-        return np.bincount(cells, self.count[chosen], self.classes**2).reshape(self.classes, self.classes)
+        counts = np.bincount(cells, self.answers[chosen], self.classes**2)
+        return counts.astype(np.float64).reshape(self.classes, self.classes)
 
     def but(self, without: Flags) -> Cells:
         """Those of other annotators."""
         kept = ~without[self.annotator]
-        arrays = (array[kept] for array in (self.annotator, self.consensus, self.label, self.count))
-        return Cells(*arrays, self.people, self.classes)
+        return self._replace(
+            annotator=self.annotator[kept],
+            consensus=self.consensus[kept],
+            label=self.label[kept],
+            answers=self.answers[kept],
+        )
 
 
 def against_consensus(votes: Votes, without: Flags | None = None) -> Cells:
@@ -115,14 +120,14 @@ def who_stands_out(votes: Votes) -> Standing:
     out = np.zeros(len(votes.annotators), bool)
     guesses: list[Guesses] = []
     cells = against_consensus(votes)
-    while len(guesses) < (_working(cells) - 1) // 2 or (not guesses and _working(cells) > 2):
+    for _ in range((_working(cells) - 1) // 2):
         found = _most_suspect(cells, out)
         if found is None:
             break
         guesses.append(found)
         out[found.annotator] = True
         cells = against_consensus(votes, out)
-    confuses = _confusions(cells, out) if _working(cells) > 2 else []
+    confuses = _confusions(cells, out) if _working(cells.but(out)) > 2 else []
     return Standing(tuple(guesses), tuple(confuses), cells)
 
 
@@ -173,7 +178,8 @@ def _rates(others: Floats) -> Floats:
     classes = len(others)
     added = np.full((classes, classes), 0.5 / max(1, classes - 1))
     np.fill_diagonal(added, 0.5)
-    return (others + added) / (others + added).sum(axis=1, keepdims=True)
+    counts = others + added
+    return np.asarray(counts / counts.sum(axis=1, keepdims=True))
 
 
 def _ratio(mine: Floats, rates: Floats, skill: float = SKILL) -> Floats:
@@ -203,13 +209,11 @@ def _tail(mine: Floats, rates: Floats) -> float:
         size = min(step, _DRAWS - start)
         drawn = np.zeros((size, *rates.shape))
         for row in seen:
-            drawn[:, row, used] = rng.multinomial(int(mine[row].sum()), _shares(ordinary[row, used]), size)
+            drawn[:, row, used] = rng.multinomial(
+                int(mine[row].sum()), ordinary[row, used] / ordinary[row, used].sum(), size
+            )
         reached += int((_ratio(drawn, rates) >= observed).sum())
     return (reached + 1) / (_DRAWS + 1)
-
-
-def _shares(values: Floats) -> Floats:
-    return values / values.sum()
 
 
 def _worst_pair(mine: Floats, rates: Floats) -> tuple[int, int] | None:

@@ -10,9 +10,9 @@ from msgspec import Struct
 
 from al_pipeline.evaluation.figures import FIGURES, Decision, Metrics, Running
 from al_pipeline.evaluation.online import Saved
-from al_pipeline.quality.assessment import Quality
 
 if TYPE_CHECKING:
+    from al_pipeline.quality.assessment import Quality
     from al_pipeline.reporting.charts import CurvePoint
     from al_pipeline.rounds.manifests import Histogram
 
