@@ -9,8 +9,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
+from annotating import leave
 from harness import small_workspace
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +24,10 @@ from al_pipeline.cli.app import app
 from al_pipeline.data.ledger import read_events
 from al_pipeline.errors import NothingToDo
 from al_pipeline.evaluation.figures import Estimate
+from al_pipeline.files import read_json
+from al_pipeline.integrations.label_studio.payloads import choice_result
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
+from al_pipeline.operations.connect import connect
 from al_pipeline.operations.quality import quality, quality_of
 from al_pipeline.operations.report import report_data
 from al_pipeline.operations.tick import tick
@@ -518,3 +523,44 @@ def test_what_does_not_count_is_not_measured(
     assert (people["new"].answers, people["new"].skips) == (0, 1)
     assert people[first.annotator].active_seconds == 29 + 9, "an edit adds to the time of its answer"
     assert quality_of([], ("ham", "spam")).agreement.alpha.reason == NO_OVERLAP
+
+
+@pytest.mark.server
+@pytest.mark.slow
+def test_two_people_in_a_real_label_studio(label_studio: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with their own token, as their browsers would: who said what, and how long it took."""
+    monkeypatch.setenv("AL_LABEL_STUDIO_URL", label_studio.url)
+    monkeypatch.setenv("AL_LABEL_STUDIO_TOKEN", label_studio.token)
+    changes = {"overlap: 1": "overlap: 2", "test_size: 12": "test_size: 0", "seed_size: 10": "seed_size: 12"}
+    workspace, truth = small_workspace(tmp_path, 30, changes)
+    assert tick(workspace, lambda: connect(workspace)).round == 0
+    project = read_json(workspace.layout.project)["project_id"]
+    people = [f"{name}.quality@example.com" for name in ("ann", "bob")]
+    said: dict[tuple[str, str], str] = {}
+    for person, who in enumerate(people):
+        login = {"Authorization": f"Token {label_studio.invite(who)}"}
+        with httpx.Client(base_url=label_studio.url, headers=login, timeout=60, trust_env=False) as http:
+            rows = http.get("/api/tasks", params={"project": project, "page_size": 100}).json()["tasks"]
+            for number, row in enumerate(sorted(rows, key=lambda row: row["id"])):
+                label = truth[row["data"]["item_id"]]
+                if person and number % 4 == 0:
+                    label = "ham" if label == "spam" else "spam"
+                said[who, row["data"]["item_id"]] = label
+                content = {"result": choice_result(label), "lead_time": 600.0 if number == 3 else 4.0 + person}
+                http.post(f"/api/tasks/{row['id']}/annotations/", json=content).raise_for_status()
+    tick(open_workspace(workspace.layout.root), lambda: connect(workspace))
+    leave(label_studio, workspace)
+    found = quality(workspace)
+    assert (found.answers, found.shared) == (24, 12) and [one.name for one in found.people] == people
+    assert (
+        [one.seconds for one in found.people] == [4.0, 5.0]
+        and found.cap_seconds == IDLE * 4.5
+        or found.cap_seconds == IDLE * 5
+    )
+    assert [one.active_seconds for one in found.people] == [44 + found.cap_seconds, 55 + found.cap_seconds]
+    mine, theirs = ([said[who, item] for who, item in sorted(said) if who == one] for one in people)
+    equal = np.mean([a == b for a, b in zip(mine, theirs, strict=True)])
+    chance = sum(mine.count(label) * theirs.count(label) for label in ("ham", "spam")) / 144
+    [pair] = found.pairs
+    assert equal == 0.75 and pair.kappa.value == pytest.approx((equal - chance) / (1 - chance))
+    assert found.remarks == () and found.note.startswith("fewer than three people")
