@@ -1,0 +1,128 @@
+"""Who is named among simulated annotators: how often somebody who answers at random is, and how often colleagues are.
+
+    python -m benchmarks.annotators      writes benchmarks/results/annotators.json
+
+Accuracies of colleagues are drawn evenly from a range, their errors fall equally on the other classes. `answers`: those
+of each annotator, to items that two others or more answer too. Also: time and memory of `assess` for 100,000 answers.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from al_pipeline.quality.answers import Given, Votes
+from al_pipeline.quality.assessment import assess
+from al_pipeline.quality.suspicion import who_stands_out
+from benchmarks.record import record
+
+TEAMS = [
+    *(
+        {"people": people, "classes": classes, "overlap": 3, "answers": 30}
+        for classes in (2, 3, 5)
+        for people in (6, 20)
+    ),
+    {"people": 20, "classes": 2, "overlap": 3, "answers": 60},
+    {"people": 20, "classes": 2, "overlap": 5, "answers": 30},
+    {"people": 20, "classes": 2, "overlap": 3, "answers": 30, "shares": [0.8, 0.2]},
+    {"people": 20, "classes": 2, "overlap": 3, "answers": 200, "weakest": 0.7},
+    {"people": 20, "classes": 5, "overlap": 3, "answers": 200},
+]
+COLLEAGUES = 6000
+"""Simulated colleagues of each team, at least."""
+WEAKEST, BEST = 0.8, 0.97
+
+
+def main() -> None:
+    """Measure and write the record."""
+    random = [{**size, **at_random(**size)} for size in TEAMS]
+    confusing = [{"answers": answers, **confusers(answers)} for answers in (30, 60, 150)]
+    speed = [hundred_thousand(classes) for classes in (2, 20, 200)]
+    print(json.dumps([random, confusing, speed], indent=1))  # noqa: T201
+    record("annotators", {"random": random, "confusing": confusing, "hundred_thousand": speed})
+
+
+def simulate(
+    accuracy: Sequence[float],
+    classes: int = 2,
+    items: int = 200,
+    overlap: int = 3,
+    seed: int = 0,
+    shares: Sequence[float] | None = None,
+    random: Sequence[int] = (),
+    confusing: Sequence[tuple[int, int, int]] = (),
+) -> tuple[Votes, NDArray[np.int64]]:
+    """Answers, and the true classes. `random`: who answers at random; `confusing`: who, and which two classes."""
+    draw = np.random.default_rng(seed)
+    truth = draw.choice(classes, items, p=shares)
+    who = np.sort(np.argsort(draw.random((items, len(accuracy))), axis=1)[:, :overlap], axis=1).ravel()
+    item = np.repeat(np.arange(items), overlap)
+    right = draw.random(len(item)) < np.asarray(accuracy)[who]
+    label = np.where(right, truth[item], (truth[item] + draw.integers(1, max(2, classes), len(item))) % classes)
+    label = np.where(np.isin(who, random), draw.integers(0, classes, len(item)), label)
+    for person, first, second in confusing:
+        either = (who == person) & np.isin(truth[item], (first, second)) & np.isin(label, (first, second))
+        label = np.where(either, draw.choice([first, second], len(item)), label)
+    people = tuple(f"p{number:03d}" for number in range(len(accuracy)))
+    names = tuple(f"c{number:03d}" for number in range(classes))
+    return Votes(item, who, label, np.zeros_like(item), np.full(len(item), np.nan), people, names, None), truth
+
+
+def at_random(
+    people: int,
+    classes: int,
+    overlap: int,
+    answers: int,
+    weakest: float = WEAKEST,
+    shares: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """The share of teams in which the first person, who answers at random, is named, and that of named colleagues."""
+    runs = -(-COLLEAGUES // (people - 1))
+    found = wrong = 0
+    for seed in range(runs):
+        accuracy = np.random.default_rng(seed).uniform(weakest, BEST, people).tolist()
+        given, _ = simulate(accuracy, classes, answers * people // overlap, overlap, seed, shares, random=[0])
+        standing = who_stands_out(given)
+        found += 0 in {one.annotator for one in standing.guesses}
+        wrong += len({one.annotator for one in (*standing.guesses, *standing.confuses)} - {0})
+    return {"teams": runs, "named": round(found / runs, 3), "colleagues_named": round(wrong / runs / (people - 1), 4)}
+
+
+def confusers(answers: int, runs: int = 200) -> dict[str, Any]:
+    """Of eight people with four classes the first answers two of them at random: what is said of whom."""
+    right = guesses = wrong = 0
+    for seed in range(runs):
+        accuracy = np.random.default_rng(seed).uniform(WEAKEST, BEST, 8).tolist()
+        given, _ = simulate(accuracy, 4, answers * 8 // 3, 3, seed, confusing=[(0, 1, 2)])
+        standing = who_stands_out(given)
+        right += (0, 1, 2) in {(one.annotator, one.first, one.second) for one in standing.confuses}
+        guesses += 0 in {one.annotator for one in standing.guesses}
+        wrong += len({one.annotator for one in (*standing.guesses, *standing.confuses)} - {0})
+    return {"named": right / runs, "called_careless": guesses / runs, "colleagues_named": round(wrong / runs / 7, 4)}
+
+
+def hundred_thousand(classes: int) -> dict[str, Any]:
+    """Processor seconds of `assess` for 20 annotators, three of whom answer each item, in ten rounds; peak memory."""
+    accuracy = np.linspace(WEAKEST, BEST, 20).tolist()
+    given, _ = simulate(accuracy, classes, 33_334, random=[0], confusing=[(1, 0, 1)])
+    rows = zip(given.item.tolist(), given.annotator.tolist(), given.label.tolist(), strict=True)
+    answers = [Given(f"i{item}", f"p{who}", f"c{label}", item // 3334, 4.0 + who) for item, who, label in rows]
+    before, memory = time.process_time(), peak()
+    assess(answers, [f"c{number}" for number in range(classes)])
+    seconds = round(time.process_time() - before, 2)
+    return {"classes": classes, "answers": len(answers), "seconds": seconds, "mib": round(peak() - memory)}
+
+
+def peak() -> float:
+    """The largest memory of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()
