@@ -21,7 +21,7 @@ PRIOR = 1.0
 With few answers a row stays near them, and no probability is 0.
 """
 MOST_STEPS = 200
-TOLERANCE = 1e-6
+TOLERANCE = 1e-5
 
 _BLOCK = 4_000_000
 """Number of cells of a dense table in memory at a time."""

@@ -156,10 +156,10 @@ def _guessing(person: int, mine: Floats, others: Floats) -> Guesses | None:
         return None
     pair = _worst_pair(mine, rates)
     if pair is not None:
-        rest = mine.copy()
-        rest[list(pair)] = 0
-        if rest.sum() and _ratio(rest, rates)[0] <= 0:
-            return None  # a colleague where the others agree on other classes: a confusion
+        confused = rates.copy()
+        confused[list(pair)] = rates[list(pair)].mean(axis=0)
+        if _ratio(mine, confused)[0] <= 0:
+            return None  # a colleague, apart from these two classes
     total = mine.sum()
     mix = mine.sum(axis=0) / total
     return Guesses(
