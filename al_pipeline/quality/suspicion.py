@@ -19,7 +19,7 @@ SIGNIFICANCE = 0.01
 """The largest share of ordinary colleagues who are named."""
 SKILL = 0.85
 """An ordinary colleague works as the others in at least this share of the answers, and guesses in the rest."""
-WEAK = 0.6
+WEAK = 0.7
 """A weak colleague works as the others in this share. Nobody is named who is more like one than like a guesser."""
 FEWEST = 10
 """Nobody is named for fewer answers than this."""
@@ -27,6 +27,8 @@ RATE = 0.1
 """An ordinary colleague confuses two classes at most twice as often as the others, or this much more often."""
 SEED = 20_230_711
 
+_CONFUSED = -3.0
+"""Below this ratio to a colleague who confuses two classes somebody is one: their answers are 20 times as likely."""
 _DRAWS = 2000
 _BEYOND_DOUBT = 50.0
 """A ratio that no simulation can reach, since its expected antilogarithm is 1."""
@@ -158,7 +160,7 @@ def _guessing(person: int, mine: Floats, others: Floats) -> Guesses | None:
     if pair is not None:
         confused = rates.copy()
         confused[list(pair)] = rates[list(pair)].mean(axis=0)
-        if _ratio(mine, confused)[0] <= 0:
+        if _ratio(mine, confused)[0] <= _CONFUSED:
             return None  # a colleague, apart from these two classes
     total = mine.sum()
     mix = mine.sum(axis=0) / total
