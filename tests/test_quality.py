@@ -31,7 +31,7 @@ from al_pipeline.operations.connect import connect
 from al_pipeline.operations.quality import quality, quality_of
 from al_pipeline.operations.report import report_data
 from al_pipeline.operations.tick import tick
-from al_pipeline.quality.agreement import NO_OVERLAP, ONE_CLASS, agreement, pair_kappas
+from al_pipeline.quality.agreement import MOST_INTERVALS, NO_OVERLAP, ONE_CLASS, agreement, pair_kappas
 from al_pipeline.quality.answers import IDLE, SKIP, Given, Votes, consensus_of_others, to_votes
 from al_pipeline.quality.assessment import Quality, assess
 from al_pipeline.quality.dawid_skene import accuracies, dawid_skene
@@ -82,6 +82,15 @@ def fleiss() -> Votes:
 def cohen() -> Votes:
     cells = [(i, k) for i, row in enumerate(COHEN) for k, count in enumerate(row) for _ in range(count)]
     return votes((item, who, label) for item, pair in enumerate(cells) for who, label in enumerate(pair))
+
+
+def test_every_pair_has_a_kappa_and_the_largest_have_intervals() -> None:
+    given, _ = simulate([0.9] * 25, 3, 400, overlap=4)
+    found = pair_kappas(given, rng(), resamples=50)
+    assert len(found) == 300 and all(one.kappa.value is not None for one in found)
+    with_interval = [one.items for one in found if one.kappa.low is not None]
+    assert len(with_interval) == MOST_INTERVALS
+    assert min(with_interval) >= max(one.items for one in found if one.kappa.low is None)
 
 
 def value(estimate: Estimate) -> float:

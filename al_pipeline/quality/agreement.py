@@ -7,7 +7,7 @@ defined is None, with the reason; NaN never leaves this module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from msgspec import Struct
@@ -19,6 +19,8 @@ from al_pipeline.quality.answers import Floats, Indices, Profiles, Votes, pairs,
 
 RESAMPLES = 500
 CONFIDENCE = 0.95
+MOST_INTERVALS = 200
+"""The number of pairs of annotators with an interval: 20 annotators are 190 pairs."""
 
 NO_OVERLAP = "no item has answers of two people"
 ONE_CLASS = "all answers name the same class"
@@ -146,7 +148,10 @@ def _estimate(value: float, drawn: Floats, undefined: str) -> Estimate:
 
 
 def pair_kappas(votes: Votes, rng: Generator, resamples: int = RESAMPLES) -> tuple[PairKappa, ...]:
-    """Cohen's kappa of every two annotators with an item in common; `votes` without skips."""
+    """Cohen's kappa of every two annotators with an item in common; `votes` without skips.
+
+    Only the MOST_INTERVALS pairs with the most items have an interval.
+    """
     people, classes = len(votes.annotators), max(1, len(votes.classes))
     keys: list[Indices] = []
     for first, second in pairs(votes):  # in the order of annotators, as `to_votes` sorts them
@@ -156,33 +161,40 @@ def pair_kappas(votes: Votes, rng: Generator, resamples: int = RESAMPLES) -> tup
         return ()
     cells, counts = np.unique(np.concatenate(keys), return_counts=True)
     both, labels = np.divmod(cells, classes**2)
-    starts = np.flatnonzero(np.diff(both, prepend=-1))
-    found = []
-    for start, end in zip(starts, [*starts[1:], len(cells)], strict=True):
-        part = slice(start, end)
-        statistic = _cohen(*np.divmod(labels[part], classes), classes)
-        value = float(statistic(counts[None, part].astype(float))[0])
-        drawn = [statistic(some) for some in _draws(counts[part], rng, resamples)]
-        estimate = _estimate(value, np.concatenate(drawn) if drawn else np.empty(0), ONE_CLASS)
-        first_one, second_one = divmod(int(both[start]), people)
-        found.append(PairKappa(first_one, second_one, int(counts[part].sum()), estimate))
-    return tuple(found)
-
-
-def _cohen(first: Indices, second: Indices, classes: int) -> Callable[[Floats], Floats]:
-    """Cohen's kappa as a function of the numbers of items (b, cells) with each pair of labels."""
-    used, place = np.unique(np.concatenate([first, second]), return_inverse=True)
-    ones, cells = np.ones(len(first)), np.arange(len(first))
-    mine, theirs = (
-        csr_matrix((ones, (cells, part)), (len(first), len(used)))
-        for part in (place[: len(first)], place[len(first) :])
+    known, pair = np.unique(both, return_inverse=True)
+    first_label, second_label = np.divmod(labels, classes)
+    values = _cohen(pair, first_label, second_label, counts[None].astype(float))[0]
+    items = np.bincount(pair, counts).astype(int)
+    drawn = np.full((resamples, len(known)), np.nan)
+    largest = np.sort(np.argsort(-items, kind="stable")[:MOST_INTERVALS])
+    for number in largest if resamples else ():
+        mine = pair == number
+        weights = np.concatenate([*_draws(counts[mine], rng, resamples)])
+        drawn[:, number] = _cohen(np.zeros_like(pair[mine]), first_label[mine], second_label[mine], weights)[:, 0]
+    return tuple(
+        PairKappa(
+            *divmod(int(known[number]), people),
+            int(items[number]),
+            _estimate(float(values[number]), drawn[:, number], ONE_CLASS),
+        )
+        for number in range(len(known))
     )
-    equal = (first == second).astype(float)
 
-    def kappa(items: Floats) -> Floats:
-        total = items.sum(axis=1)
-        chance = ((mine.T @ items.T) * (theirs.T @ items.T)).sum(axis=0) / total**2
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return _beyond(1 - items @ equal / total, np.where(chance == 1, 0.0, 1 - chance))
 
-    return kappa
+def _cohen(pair: Indices, first: Indices, second: Indices, items: Floats) -> Floats:
+    """(b, pairs) Cohen's kappa; NaN where it is not defined.
+
+    `pair`, `first`, `second` (n,): the pair of annotators of a cell of their table, and the class that each of them
+    gave; `items` (b, n): the number of items in each cell.
+    """
+    cells, ones = np.arange(len(pair)), np.ones(len(pair))
+    classes = int(max(first.max(), second.max())) + 1
+    used, place = np.unique(np.concatenate([pair * classes + first, pair * classes + second]), return_inverse=True)
+    shape = (len(used), len(pair))
+    mine, theirs = (csr_matrix((ones, (part, cells)), shape) for part in np.split(place, 2))
+    sums = csr_matrix((ones, (pair, cells)))
+    total, equal = (sums @ items.T).T, (sums @ (items * (first == second)).T).T
+    products = (mine @ items.T) * (theirs @ items.T)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        chance = (csr_matrix((np.ones(len(used)), (used // classes, np.arange(len(used))))) @ products).T / total**2
+        return _beyond(1 - equal / total, np.where(chance == 1, 0.0, 1 - chance))

@@ -20,7 +20,7 @@ Flags = NDArray[np.bool_]
 SKIP = -1
 """The class of a skip, and the consensus of others where they have none."""
 IDLE = 10.0
-"""An answer counts for at most this many times the median of all answers: the rest of its time was idle."""
+"""An answer counts for at most this many times the median of all answers and skips: the rest of its time was idle."""
 
 _BLOCK = 4_000_000
 """Number of cells of a dense table in memory at a time."""

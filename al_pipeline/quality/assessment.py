@@ -43,7 +43,7 @@ class Person(Struct, frozen=True, kw_only=True):
     low_seconds: float | None
     high_seconds: float | None
     active_seconds: float
-    """All times together, each at most the cap."""
+    """The times of all answers and skips together, each at most the cap."""
     compared: int
     """Answers to items on which the other annotators have a consensus."""
     agreement: Estimate
@@ -200,7 +200,7 @@ def _people(everything: Votes, cells: Cells) -> tuple[Person, ...]:
     people = []
     for number, name in enumerate(everything.annotators):
         mine = everything.where(everything.annotator == number)
-        times = mine.seconds[~np.isnan(mine.seconds)]
+        times = mine.labels.seconds[~np.isnan(mine.labels.seconds)]
         low, middle, high = np.quantile(times, [0.25, 0.5, 0.75]).tolist() if len(times) else [None] * 3
         skips, table = int((mine.label == SKIP).sum()), cells.table(number)
         people.append(
@@ -211,7 +211,7 @@ def _people(everything: Votes, cells: Cells) -> tuple[Person, ...]:
                 seconds=middle,
                 low_seconds=low,
                 high_seconds=high,
-                active_seconds=float(times.sum()),
+                active_seconds=float(np.nansum(mine.seconds)),
                 compared=int(table.sum()),
                 agreement=_share(int(np.trace(table)), int(table.sum()), _NOBODY),
                 by_class=tuple(
@@ -319,8 +319,8 @@ def _of_guesses(one: Guesses) -> str:
         f"agrees with the others in {one.agreeing} of {one.answers} answers "
         f"({_percent(one.agreeing / one.answers)}). A colleague would agree in {_percent(one.expected)}, and who "
         f"guesses with the same frequencies of classes in {_percent(one.chance)}. Guessing explains these answers "
-        f"{_times(one.ratio)} times as well as an ordinary colleague's work, of whom {_in_thousand(one.p)} in 1,000 "
-        "would look like this."
+        f"{_times(one.ratio)} times as well as an ordinary colleague's work; {_in_thousand(one.p)} in 1,000 such "
+        "colleagues would look like this."
     )
 
 
