@@ -85,7 +85,7 @@ def cohen() -> Votes:
 
 
 def test_every_pair_has_a_kappa_and_the_largest_have_intervals() -> None:
-    given, _ = simulate([0.9] * 25, 3, 400, overlap=4)
+    given, _ = simulate([0.9] * 25, 3, 3000, overlap=4)
     found = pair_kappas(given, rng(), resamples=50)
     assert len(found) == 300 and all(one.kappa.value is not None for one in found)
     with_interval = [one.items for one in found if one.kappa.low is not None]
