@@ -218,7 +218,7 @@ def test_what_needs_more_answers(rows: list[tuple[int, str, str]], reason: str) 
     found = assess([Given(str(item), who, label, 0) for item, who, label in rows], ("x", "y"))
     assert found.agreement.alpha.reason == found.agreement.kappa.reason == reason
     assert found.note and not found.remarks
-    assert all((one.accuracy.value is None) == (reason == NO_OVERLAP) for one in found.people)
+    assert all(one.accuracy.value is None and one.accuracy.reason and not one.confusion for one in found.people)
     found.to_json()
 
 
@@ -543,3 +543,4 @@ def test_two_people_in_a_real_label_studio(label_studio: Any, tmp_path: Path, mo
     [pair] = found.pairs
     assert equal == 0.75 and pair.kappa.value == pytest.approx((equal - chance) / (1 - chance))
     assert found.remarks == () and found.note.startswith("fewer than three people")
+    assert [one.accuracy.reason for one in found.people] == ["fewer than three people share items"] * 2

@@ -13,15 +13,13 @@ from al_pipeline.evaluation.figures import Estimate
 from al_pipeline.evaluation.online import wilson
 from al_pipeline.quality.agreement import CONFIDENCE, NO_OVERLAP, Agreement, agreement, pair_kappas
 from al_pipeline.quality.answers import SKIP, Flags, Floats, Given, Votes, to_votes
-from al_pipeline.quality.dawid_skene import ErrorRates, accuracies, dawid_skene
+from al_pipeline.quality.dawid_skene import FEWEST_PEOPLE, ErrorRates, accuracies, dawid_skene, enough_people
 from al_pipeline.quality.suspicion import Cells, Confuses, Guesses, Standing, who_stands_out
 
 SEED = 20_111_125
 """Of all resamples, so that equal answers give equal intervals."""
 RARE = 0.1
 """Two classes are confused if they are in more than this share of the answers with one of them."""
-FEWEST_PEOPLE = 3
-
 Cause = Literal["guideline", "training", "rare", "too few answers"]
 """Why two classes are confused: `guideline`: by several people, so that what the classes mean needs a clearer
 description; `training`: only by those who are named; `rare`: they hardly are; or there are too few answers to tell."""
@@ -53,7 +51,10 @@ class Person(Struct, frozen=True, kw_only=True):
     accuracy: Estimate
     """Estimated share of right answers (Dawid & Skene)."""
     confusion: Mapping[str, Mapping[str, float]]
-    """Estimated probability of each class given, by true class; small ones and classes without answers are left out."""
+    """Estimated probability of each class given, by true class; small ones and classes without answers are left out.
+
+    Empty if fewer than three people share items.
+    """
 
 
 class RoundAgreement(Struct, frozen=True):
@@ -225,6 +226,8 @@ def _people(everything: Votes, cells: Cells) -> tuple[Person, ...]:
 
 
 def _error_rates(errors: ErrorRates, person: int, classes: Sequence[str]) -> dict[str, dict[str, float]]:
+    if not enough_people(errors):
+        return {}
     return {
         classes[row]: {
             classes[column]: round(float(errors.rates[person, row, column]), 4)

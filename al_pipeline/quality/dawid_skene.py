@@ -20,6 +20,8 @@ PRIOR = 1.0
 
 With few answers a row stays near them, and no probability is 0.
 """
+FEWEST_PEOPLE = 3
+"""Nothing can be told of fewer annotators who share items."""
 MOST_STEPS = 200
 TOLERANCE = 1e-5
 
@@ -98,6 +100,11 @@ def _softmax(logits: Floats) -> Floats:
     return np.asarray(shares / shares.sum(axis=1, keepdims=True))
 
 
+def enough_people(found: ErrorRates) -> bool:
+    """Whether the rates mean anything: of two people who differ, it cannot be told who is wrong."""
+    return int((found.answers.sum(axis=1) > 0).sum()) >= FEWEST_PEOPLE
+
+
 def accuracies(votes: Votes, found: ErrorRates) -> list[Estimate]:
     """Each annotator's accuracy on the items that others answered too, with the interval of its posterior.
 
@@ -107,6 +114,9 @@ def accuracies(votes: Votes, found: ErrorRates) -> list[Estimate]:
     """
     votes = _overlapping(votes)
     classes = len(votes.classes)
+    if not enough_people(found):
+        reason = NO_OVERLAP if not len(found.items) else "fewer than three people share items"
+        return [Estimate(value=None, reason=reason)] * len(votes.annotators)
     if classes < 2:
         return [Estimate(value=None, reason="there is a single class")] * len(votes.annotators)
     grid = (np.arange(400) + 0.5) / 400

@@ -1,8 +1,8 @@
 """Who differs from the others, with the evidence: who answers hardly depend on the item, and who confuses two classes.
 
 Each answer is compared with the consensus of the item's other annotators, in K (A, C, C): answers by annotator, class
-of that consensus, and class given. A colleague gives the classes with the rates of all others. Nobody can be told from
-colleagues who are none: with fewer than three annotators, nobody is named.
+of that consensus, and class given. A colleague gives the classes with the rates of all others. With fewer than three
+annotators nobody is named, since which of two is wrong cannot be told.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from msgspec import Struct
 from scipy.special import bdtrc
 
 from al_pipeline.quality.answers import SKIP, Flags, Floats, Indices, Votes, consensus_of_others
+from al_pipeline.quality.dawid_skene import FEWEST_PEOPLE
 
 SIGNIFICANCE = 0.01
 """The largest share of ordinary colleagues who are named."""
@@ -28,10 +29,11 @@ RATE = 0.1
 SEED = 20_230_711
 
 _CONFUSED = -3.0
-"""Below this ratio to a colleague who confuses two classes somebody is one: their answers are 20 times as likely."""
+"""Whoever has a lower ratio to a colleague who confuses two classes is taken for one, and not for somebody who guesses.
+"""
 _DRAWS = 2000
 _BEYOND_DOUBT = 50.0
-"""A ratio that no simulation can reach, since its expected antilogarithm is 1."""
+"""A ratio that no simulation reaches: the odds of an ordinary colleague are about exp(-50)."""
 
 
 class Guesses(Struct, frozen=True):
@@ -46,7 +48,7 @@ class Guesses(Struct, frozen=True):
     chance: float
     """Share that guessing with the same frequencies of classes would agree in."""
     ratio: float
-    """Natural logarithm of how many times as likely these answers are under guessing as from an ordinary colleague."""
+    """Natural logarithm of how many times as likely guessing gives these answers as an ordinary colleague's work."""
     p: float
     """Probability that an ordinary colleague has such a ratio."""
 
@@ -129,7 +131,7 @@ def who_stands_out(votes: Votes) -> Standing:
         guesses.append(found)
         out[found.annotator] = True
         cells = against_consensus(votes, out)
-    confuses = _confusions(cells, out) if _working(cells.but(out)) > 2 else []
+    confuses = _confusions(cells, out) if _working(cells.but(out)) >= FEWEST_PEOPLE else []
     return Standing(tuple(guesses), tuple(confuses), cells)
 
 
