@@ -30,7 +30,7 @@ from reference_history import (
     standing,
 )
 
-from al_pipeline.annotation.active_events import standing_answers, superseded
+from al_pipeline.annotation.active_events import active, standing_answers, superseded
 from al_pipeline.annotation.aggregation import Folded, fold
 from al_pipeline.annotation.tasks import worth_asking
 from al_pipeline.annotation.votes import times_asked
@@ -50,6 +50,7 @@ from al_pipeline.operations import pull as pulling
 from al_pipeline.operations.close import carry_out
 from al_pipeline.operations.pull import ROLLING, PullRequest, pull
 from al_pipeline.operations.push import RetirePolicy, push, retire
+from al_pipeline.operations.quality import answers_given
 from al_pipeline.params import Schema
 from al_pipeline.records import Event, PlannedTask, Selection, Task, event_digest, push_key
 from al_pipeline.rounds.interventions import Intervention, Kind, abandoned, undoable
@@ -295,6 +296,14 @@ class World:
         assert labels.keys() | ties | ignored <= set(self.items)
         assert len(labels) + len(ties) + len(ignored) == len(labels.keys() | ties | ignored)
         events = read_events(self.layout.events, self.layout.inbox_events)
+        measured: dict[str, list[str]] = {}
+        for given, _ in answers_given(active(events)):
+            if given.label is not None:
+                measured.setdefault(given.item, []).append(given.label)
+        for item, (label, share, answers, _) in labels.items():
+            mine = measured[item]
+            assert (len(mine), mine.count(label) / len(mine)) == (answers, share), "what is measured is what is folded"
+        assert not measured.keys() - labels.keys() - ties - ignored
         statements = [entry for entry in self.reference.told if isinstance(entry, Said)]
         assert sum(event.type in ("label", "skip", "supersede", "delete") for event in events) == len(statements)
         assert len({event.event_id for event in events}) == len(events)

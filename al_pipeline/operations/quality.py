@@ -34,11 +34,11 @@ def quality(workspace: Workspace, number: int | None = None) -> Quality:
 
 def quality_of(counted: Sequence[Event], classes: Sequence[str], number: int | None = None) -> Quality:
     """The quality of the answers in `counted`, the events that count; with `number`, of those to that round's tasks."""
-    found = [one for one in _given(counted) if number is None or one[0].round == number]
+    found = [one for one in answers_given(counted) if number is None or one[0].round == number]
     return assess([given for given, _ in found], classes, sum(shown for _, shown in found))
 
 
-def _given(counted: Sequence[Event]) -> Iterator[tuple[Given, bool]]:
+def answers_given(counted: Sequence[Event]) -> Iterator[tuple[Given, bool]]:
     """The vote of each annotator on each item, and whether the model's guess was shown.
 
     Left out are imports, adjudications and gold labels, which are no annotator's work, and items whose text was

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from al_pipeline.evaluation.figures import Estimate
+from al_pipeline.quality.agreement import CONFIDENCE
 from al_pipeline.quality.assessment import Person, Quality
 from al_pipeline.reporting.charts import CurvePoint, rounds_svg
 from al_pipeline.reporting.html import fixed, interval
@@ -30,6 +31,7 @@ def quality_section(quality: Quality | None) -> dict[str, Any] | None:
     slowest = max((one.high_seconds or 0 for one in people), default=0)
     return {
         "quality": quality,
+        "percent": f"{100 * CONFIDENCE:g}",
         "alpha": _shown(quality.agreement.alpha),
         "kappa": _shown(quality.agreement.kappa),
         "share": quality.agreement.share.value,
