@@ -356,7 +356,7 @@ def test_another_engine_is_told_and_metrics_compared_or_the_recorded_one_install
 
 
 def test_the_packages_of_the_plugins_are_installed_as_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cold: None, forget_packages: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget_packages: None
 ) -> None:
     """The round was made with version 1.0.0, and 2.0.0 is installed now."""
     workspace, truth = small_workspace(tmp_path / "w", 40, {"model: head": f"model: {PLUG}:make"})
@@ -392,13 +392,12 @@ def test_the_packages_of_the_plugins_are_installed_as_recorded(
     monkeypatch.setenv("PIP_FIND_LINKS", str(older.parent))
     made = again("recorded")
     assert (made.compared, made.engine, made.difference) == ("bytes", "", None)
-    assert again("recorded").difference is None, "with the environment that is there"
 
     shutil.rmtree(site)
     install(older, site, monkeypatch)
     (site / PLUG / "models.py").write_text("def make():\n    raise SystemExit\n")
     made = again("recorded")
-    assert (made.compared, made.difference) == ("bytes", None), "one edited by hand is not the recorded one"
+    assert (made.compared, made.difference) == ("bytes", None), "edited by hand it is not the recorded one, which is there"
 
     (al_home() / "trusted.json").unlink()
     with pytest.raises(UnexpectedChange, match=r"al-plug-test 1.0.0, which is not trusted.*`al trust`"):
