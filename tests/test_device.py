@@ -184,14 +184,15 @@ def test_a_round_of_another_device_is_compared_by_its_metrics(
     def clone() -> Clone:
         return Clone(workspace, on_gpu, tmp_path / "clones", None, said.append)
 
+    root = workspace.layout.root
     for gpus, changes in (((), "is cpu"), ((T4,), f"is {T4}")):
         has(monkeypatch, *gpus)
         assert clone().engine_changes == f"device: was {H200}, {changes}"
         with pytest.raises(NothingToDo, match=f"computed on {H200}.*leave `--engine` out: then metrics"):
-            _engine(on_gpu.engine.to_row(), "recorded", workspace.layout.root, said.append)
+            _engine(on_gpu.engine.to_row(), "recorded", root, said.append)
     has(monkeypatch, H200)
     assert (clone().engine_changes, clone().device) == ("", H200)
-    assert _engine(on_gpu.engine.to_row(), "recorded", workspace.layout.root, said.append) is None, "it is the running engine"
+    assert _engine(on_gpu.engine.to_row(), "recorded", root, said.append) is None, "it is the running engine"
     made_on_cpu = Clone(workspace, record, tmp_path / "clones", None, said.append)
     assert (made_on_cpu.engine_changes, made_on_cpu.device) == ("", CPU)
 

@@ -397,7 +397,7 @@ def test_the_packages_of_the_plugins_are_installed_as_recorded(
     install(older, site, monkeypatch)
     (site / PLUG / "models.py").write_text("def make():\n    raise SystemExit\n")
     made = again("recorded")
-    assert (made.compared, made.difference) == ("bytes", None), "edited by hand it is not the recorded one, which is there"
+    assert (made.compared, made.difference) == ("bytes", None), "one edited by hand is not the recorded one"
 
     (al_home() / "trusted.json").unlink()
     with pytest.raises(UnexpectedChange, match=r"al-plug-test 1.0.0, which is not trusted.*`al trust`"):
