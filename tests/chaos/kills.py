@@ -88,13 +88,15 @@ def _at_random(lab: Lab, tally: FaultCount, seed: int) -> None:
     """Kill the tick repeatedly, alone or with its DVC process, then play the next round undisturbed."""
     draw = random.Random(f"random {seed}")
     phase = draw.choice((0, 1, 1))
+    latest = 0.6 + lab.reference.seconds[phase]
     with lab.site(f"start-{phase}") as site:
         while tally.injected < KILLS_PER_STORY:
             tick = site.start()
-            time.sleep(draw.uniform(0.6, 0.6 + lab.reference.seconds[phase]))
+            time.sleep(draw.uniform(0.5, latest))
             both = site.dvc_process() if draw.random() < 0.5 else None
             ended = tick.kill()
-            if ended.code == 0:  # it ended before the kill: play the next round
+            if ended.code == 0:  # it ended before the kill: play the next round, and kill sooner; the pool is small
+                latest = max(0.7, 0.7 * latest)
                 site.recover()
                 site.answer()
                 continue
