@@ -254,15 +254,17 @@ def _confusions(standing: Standing, votes: Votes) -> tuple[Confusion, ...]:
     pairs, place = np.unique(keys[apart], return_inverse=True)
     wrong = np.bincount(place, cells.answers[apart], len(pairs))
     people = np.bincount(np.unique(place * cells.people + cells.annotator[apart]) // cells.people, minlength=len(pairs))
-    named: dict[int, list[int]] = {}
+    named: dict[int, list[Confuses]] = {}
     for one in standing.confuses:
-        named.setdefault(one.first * classes + one.second, []).append(one.annotator)
+        named.setdefault(one.first * classes + one.second, []).append(one)
     found = []
     for number, pair in enumerate(pairs.tolist()):
         first, second = divmod(pair, classes)
         count, total = int(wrong[number]), int(wrong[number] + agreeing[first] + agreeing[second])
-        theirs = [_of_pair(cells.table(person), first, second) for person in named.get(pair, ())]
-        rest = _share(count - sum(one for one, _ in theirs), total - sum(all_ for _, all_ in theirs), "nobody else")
+        theirs = named.get(pair, [])
+        rest = _share(
+            count - sum(one.wrong for one in theirs), total - sum(one.answers for one in theirs), "nobody else"
+        )
         others = int(people[number]) - len(theirs)
         found.append(
             Confusion(
@@ -272,18 +274,12 @@ def _confusions(standing: Standing, votes: Votes) -> tuple[Confusion, ...]:
                 count,
                 _share(count, total, "no answers"),
                 rest,
-                tuple(votes.annotators[person] for person in named.get(pair, ())),
+                tuple(votes.annotators[one.annotator] for one in theirs),
                 int(people[number]),
                 _cause(rest, others, bool(theirs)),
             )
         )
     return tuple(sorted(found, key=lambda one: (-one.wrong, one.first, one.second)))
-
-
-def _of_pair(table: Floats, first: int, second: int) -> tuple[int, int]:
-    """Of one annotator's answers with one of two classes where the others agree on one of them: wrong ones, and all."""
-    wrong = int(table[first, second] + table[second, first])
-    return wrong, wrong + int(table[first, first] + table[second, second])
 
 
 def _cause(rest: Estimate, others: int, named: bool) -> Cause:
@@ -356,6 +352,6 @@ def _in_thousand(p: float) -> str:
 def _note(whole: Agreement, cells: Cells) -> str:
     if not whole.items:
         return f"{NO_OVERLAP}: nothing can be compared"
-    if len(np.unique(cells.annotator)) < FEWEST_PEOPLE:
+    if cells.compared < FEWEST_PEOPLE:
         return "fewer than three people have answers to compare: which of two is wrong cannot be told"
     return ""

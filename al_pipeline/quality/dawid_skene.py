@@ -51,8 +51,7 @@ def dawid_skene(votes: Votes, prior: float = PRIOR) -> ErrorRates:
     items, row = np.unique(votes.item, return_inverse=True)
     column = votes.annotator * classes + votes.label
     cells = csr_matrix((np.ones(len(row)), (row, column)), (len(items), people * classes))
-    added = np.full((classes, classes), prior / 2 / max(1, classes - 1))
-    np.fill_diagonal(added, prior / 2 if classes > 1 else prior)
+    added = prior_answers(classes, prior)
     answers = np.bincount(row * classes + votes.label, minlength=len(items) * classes).reshape(-1, classes)
     posteriors = answers / answers.sum(axis=1, keepdims=True) if len(items) else np.empty((0, classes))
     priors, rates, given = _maximise(cells, posteriors, added, people)
@@ -63,6 +62,13 @@ def dawid_skene(votes: Votes, prior: float = PRIOR) -> ErrorRates:
         if np.abs(rates - before).max(initial=0) < TOLERANCE:
             break
     return ErrorRates(priors, rates, given, posteriors, items)
+
+
+def prior_answers(classes: int, prior: float = PRIOR) -> Floats:
+    """(C, C) the answers that are added to counts by true class and class given, see PRIOR."""
+    added = np.full((classes, classes), prior / 2 / max(1, classes - 1))
+    np.fill_diagonal(added, prior / 2 if classes > 1 else prior)
+    return added
 
 
 def _overlapping(votes: Votes) -> Votes:

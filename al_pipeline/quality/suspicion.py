@@ -14,7 +14,7 @@ from msgspec import Struct
 from scipy.special import bdtrc
 
 from al_pipeline.quality.answers import SKIP, Flags, Floats, Indices, Votes, consensus_of_others
-from al_pipeline.quality.dawid_skene import FEWEST_PEOPLE
+from al_pipeline.quality.dawid_skene import FEWEST_PEOPLE, prior_answers
 
 SIGNIFICANCE = 0.01
 """The largest share of ordinary colleagues who are named."""
@@ -87,6 +87,11 @@ class Cells(NamedTuple):
     people: int
     classes: int
 
+    @property
+    def compared(self) -> int:
+        """The number of annotators with an answer to compare."""
+        return len(np.unique(self.annotator))
+
     def table(self, person: int | None = None) -> Floats:
         """(C, C) of one annotator, or of all together."""
         chosen = slice(None) if person is None else np.flatnonzero(self.annotator == person)
@@ -124,20 +129,15 @@ def who_stands_out(votes: Votes) -> Standing:
     out = np.zeros(len(votes.annotators), bool)
     guesses: list[Guesses] = []
     cells = against_consensus(votes)
-    for _ in range((_working(cells) - 1) // 2):
+    for _ in range((cells.compared - 1) // 2):
         found = _most_suspect(cells, out)
         if found is None:
             break
         guesses.append(found)
         out[found.annotator] = True
         cells = against_consensus(votes, out)
-    confuses = _confusions(cells, out) if _working(cells.but(out)) >= FEWEST_PEOPLE else []
+    confuses = _confusions(cells, out) if cells.but(out).compared >= FEWEST_PEOPLE else []
     return Standing(tuple(guesses), tuple(confuses), cells)
-
-
-def _working(cells: Cells) -> int:
-    """The number of annotators with an answer to compare."""
-    return len(np.unique(cells.annotator))
 
 
 def _most_suspect(cells: Cells, out: Flags) -> Guesses | None:
@@ -178,11 +178,8 @@ def _guessing(person: int, mine: Floats, others: Floats) -> Guesses | None:
 
 
 def _rates(others: Floats) -> Floats:
-    """(C, C) the rates of classes given, by class of the consensus, with one answer added as in `dawid_skene`."""
-    classes = len(others)
-    added = np.full((classes, classes), 0.5 / max(1, classes - 1))
-    np.fill_diagonal(added, 0.5)
-    counts = others + added
+    """(C, C) the rates of classes given, by class of the consensus."""
+    counts = others + prior_answers(len(others))
     return np.asarray(counts / counts.sum(axis=1, keepdims=True))
 
 
