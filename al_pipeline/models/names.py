@@ -21,7 +21,7 @@ from al_pipeline.models.calibration import FOLDS, fit_temperature_and_shift, str
 from al_pipeline.models.feature_matrix import FeatureMatrix, Floats, row_products
 from al_pipeline.models.linear import STRENGTH, Head, NamesOfHead, fit_head
 from al_pipeline.models.probabilities import class_weights, count_classes, log_softmax
-from al_pipeline.models.softmax import Parts, compact, fit_softmax, held_out_logits
+from al_pipeline.models.softmax import Parts, compact, fit_softmax, held_out_logits, logits_of
 from al_pipeline.threads import one_thread
 
 Prototypes = NDArray[np.float32]
@@ -88,7 +88,7 @@ def _fit(
     fit = fitted, bias = fit_softmax(parts, targets, seen, STRENGTH, prior[:, columns])
     held_out = held_out_logits(parts, targets, seen, STRENGTH, seed, fit, prior[:, columns]) if calibrate else []
     temperature, shift = fit_temperature_and_shift(held_out, targets, seen)
-    logits = sum((block @ part for block, part in zip(blocks, fitted, strict=True)), bias + prior[:, columns])
+    logits = logits_of(blocks, fitted, bias + prior[:, columns])
     whole_bias = np.full(len(classes), _unseen_bias(logits, prior, columns))
     whole_bias[columns] = bias
     whole_bias -= weight * cosines.mean(axis=0)
@@ -141,9 +141,7 @@ def choose_weight(
             fitted, bias = fit_softmax(
                 [block[train] for block in blocks], np.searchsorted(known, targets[train]), len(known), STRENGTH, offset
             )
-            logits = sum(
-                (block @ part for block, part in zip(blocks, fitted, strict=True)), bias + own[:, columns[known]]
-            )
+            logits = logits_of(blocks, fitted, bias + own[:, columns[known]])
             whole = np.array(own)
             whole[:] += _unseen_bias(logits[train], own[train], columns[known])
             whole[:, columns[known]] = logits

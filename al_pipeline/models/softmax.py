@@ -240,7 +240,7 @@ class _Objective:
 
         def add(number: int) -> tuple[float, Floats, Any]:
             blocks, rows = self._parts.exact[number], self._parts.rows[number]
-            logits = sum((block @ part for block, part in zip(blocks, own, strict=True)), bias)
+            logits = logits_of(blocks, own, bias)
             if self._offset is not None:
                 logits = logits + self._offset[rows]
             value, error, curvature = (self._two if self._binary else self._many)(logits, rows)
@@ -262,7 +262,7 @@ class _Objective:
 
         def add(number: int) -> Any:
             blocks = self._parts.narrow[number]
-            moved = sum((block @ part for block, part in zip(blocks, own, strict=True)), bias)
+            moved = logits_of(blocks, own, bias)
             if self._binary:
                 change = self._curvature[number] * moved
             else:
@@ -299,6 +299,11 @@ class _Objective:
         return value, error, curvature
 
 
+def logits_of(blocks: Sequence[Any], weights: Sequence[Any], bias: Any) -> Any:
+    """x W + b over all blocks, (n, classes); of a single column, (n,)."""
+    return sum((block @ part for block, part in zip(blocks, weights, strict=True)), bias)
+
+
 def held_out_logits(
     blocks: Sequence[Any] | Parts,
     targets: NDArray[np.intp],
@@ -323,7 +328,7 @@ def held_out_logits(
         prior = None if offset is None else offset[:, known]
         weights, bias = fit_softmax(parts, own, len(known), strength, prior, start, _FOLD_SLOPE, train)
         logits = np.full((len(test), classes), -np.inf)
-        logits[:, known] = sum((block[test] @ part for block, part in zip(parts.blocks, weights, strict=True)), bias)
+        logits[:, known] = logits_of([block[test] for block in parts.blocks], weights, bias)
         if offset is not None:
             logits += offset[test]
         held_out.append((test, logits))
