@@ -43,14 +43,21 @@ from sklearn.metrics import average_precision_score, f1_score
 from al_pipeline.active_learning.acquisition import margin
 from al_pipeline.active_learning.batch import next_batch
 from al_pipeline.active_learning.choice import AUTO, QueryConfig
-from al_pipeline.active_learning.sampling import sample
 from al_pipeline.active_learning.shortlist import Shortlist, top_candidates
-from al_pipeline.active_learning.strategies import RARE, STRATEGIES, Picked, Strategy, is_unbalanced
+from al_pipeline.active_learning.strategies import (
+    RARE,
+    STRATEGIES,
+    Picked,
+    Strategy,
+    is_unbalanced,
+    likely_of_the_rarest,
+)
 from al_pipeline.evaluation.savings import area, labels_needed, mean_interval
 from al_pipeline.files import read_json, write_json
 from al_pipeline.models.feature_matrix import FULL_TFIDF
-from al_pipeline.models.linear import STRENGTH, fit_softmax
+from al_pipeline.models.linear import STRENGTH
 from al_pipeline.models.probabilities import count_classes, over_all_classes, softmax
+from al_pipeline.models.softmax import fit_softmax
 from al_pipeline.threads import one_thread
 from benchmarks.names import Texts
 from benchmarks.record import record
@@ -89,14 +96,7 @@ def pick_search(rest: str) -> Callable[[Shortlist, int, SeedSequence], Picked]:
     """A strategy: half of a batch likely items of the classes with the fewest labels, the other half by `rest`."""
 
     def pick(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
-        assert view.proba is not None and view.counts is not None
-        counts, picked = np.array(view.counts), list[int]()
-        seen, ties = np.flatnonzero(counts), np.argsort(sample(view.ids, len(view.ids), seed, "relevance"))
-        for _ in range(k // 2):
-            poorest = seen[counts[seen].argmin()]
-            order = np.lexsort((ties, -view.proba[:, poorest]))
-            picked.append(int(next(row for row in order if row not in picked)))
-            counts[poorest] += 1
+        picked = likely_of_the_rarest(view, k // 2, seed)
         left = np.setdiff1d(np.arange(len(view.ids)), picked)
         others = left[STRATEGIES[rest].pick(view.rows(left), k - len(picked), seed).positions]
         return Picked(np.array([*picked, *others], dtype=np.intp), np.ones(k))

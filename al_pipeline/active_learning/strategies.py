@@ -177,28 +177,32 @@ def _pick_relevance(view: Shortlist, k: int, seed: SeedSequence) -> Picked:
     counts as one of its labels (Lewis & Gale 1994, section 3, for a single class). If every class has at least half
     of an equal share of the labels, the batch is all herding.
     """
+    assert view.counts is not None
+    picked = likely_of_the_rarest(view, k // 2, seed) if is_unbalanced(view.counts.tolist(), RARE) else []
+    rest = np.setdiff1d(np.arange(len(view.ids)), picked)
+    left = view.rows(rest)
+    if picked:  # they cover their surroundings
+        assert view.vectors is not None and view.labeled is not None
+        left = replace(left, labeled=np.concatenate([view.labeled, view.vectors[picked]]))
+    others = rest[_pick_herding(left, k - len(picked), seed).positions]
+    return Picked(np.concatenate([np.array(picked, dtype=np.intp), others]), np.ones(k))
+
+
+def likely_of_the_rarest(view: Shortlist, k: int, seed: SeedSequence) -> list[int]:
+    """k rows, each the likeliest of the class with the fewest labels, of which it then counts as one."""
     assert view.proba is not None and view.counts is not None
     counts = np.array(view.counts, dtype=np.int64)
     seen = np.flatnonzero(counts)
     free = np.ones(len(view.ids), dtype=np.bool_)
+    ties = np.argsort(sample(view.ids, len(view.ids), seed, "relevance"))
     picked: list[int] = []
-    if is_unbalanced(counts.tolist(), RARE):
-        ties = np.argsort(sample(view.ids, len(view.ids), seed, "relevance"))
-        for _ in range(k // 2):
-            poorest = seen[counts[seen].argmin()]
-            order = np.lexsort((ties, np.where(free, -view.proba[:, poorest], np.inf)))
-            picked.append(int(order[0]))
-            free[picked[-1]] = False
-            counts[poorest] += 1
-    rest = np.flatnonzero(free)
-    left = view.rows(rest)
-    if picked:
-        assert view.vectors is not None and view.labeled is not None
-        left = replace(
-            left, labeled=np.concatenate([view.labeled, view.vectors[picked]])
-        )  # they cover their surroundings
-    others = rest[_pick_herding(left, k - len(picked), seed).positions]
-    return Picked(np.concatenate([np.array(picked, dtype=np.intp), others]), np.ones(k))
+    for _ in range(k):
+        poorest = seen[counts[seen].argmin()]
+        order = np.lexsort((ties, np.where(free, -view.proba[:, poorest], np.inf)))
+        picked.append(int(order[0]))
+        free[picked[-1]] = False
+        counts[poorest] += 1
+    return picked
 
 
 def is_unbalanced(counts: Sequence[int], part: float) -> bool:
