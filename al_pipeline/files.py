@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,9 @@ SETTLED_NS = 50_000_000
 """A file that changed less than this long ago may change again without a new timestamp (clock granularity)."""
 LARGEST_LOG, KEPT_LOG = 20 * 2**20, 2**20
 """Defaults of `bound_log`, in bytes."""
+_STALE_SECONDS = 24 * 3600
+"""The age from which temporary files count as leftovers where no lock says whether their writers live."""
+_CANNOT_LOCK = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 _CANNOT_SYNC = {errno.EINVAL, errno.EROFS, errno.ENOTSUP, errno.EBADF}
 
 
@@ -44,17 +50,52 @@ def replacing(path: Path, mode: int | None = None) -> Iterator[Path]:
     """
     make_folder(path.parent)
     mode = _default_mode(path.parent) if mode is None else mode
-    handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    with _claimed(lambda: tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=path.suffix, dir=path.parent)) as temporary:
+        try:
+            yield temporary
+            temporary.chmod(mode)
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """Yield a new private folder in `parent`; at the end it is deleted, if it was not renamed."""
+
+    def make() -> tuple[int, str]:
+        name = tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=parent)
+        return os.open(name, os.O_RDONLY), name
+
+    with _claimed(make) as folder:
+        try:
+            yield folder
+        finally:
+            if folder.exists():
+                shutil.rmtree(folder)
+
+
+@contextmanager
+def _claimed(make: Callable[[], tuple[int, str]]) -> Iterator[Path]:
+    """Make a temporary file or folder, and hold a lock on it, which says that its writer lives.
+
+    `make` returns an open descriptor and the path.
+    """
+    handle, name = make()
+    while True:
+        with contextlib.suppress(OSError):  # a file system without locks: only old ones are leftovers
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(name), os.fstat(handle)):
+                break
+        os.close(handle)  # `remove_leftovers` of another process came between
+        handle, name = make()
     try:
-        yield temporary
-        temporary.chmod(mode)
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
+        yield Path(name)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def _default_mode(folder: Path) -> int:
@@ -198,10 +239,33 @@ def move(source: Path, target: Path) -> None:
 
 
 def remove_leftovers(*folders: Path) -> None:
-    """Delete temporary files that a killed writer left in `folders`. Call only while holding the lock."""
+    """Delete temporary files and folders in `folders` whose writers were killed; those of living ones stay."""
     for folder in folders:
         for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # its writer, or another process, was faster
+                _remove_abandoned(path)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Delete a temporary file or folder, unless its writer lives."""
+    kind = path.lstat()
+    if stat.S_ISDIR(kind.st_mode) or stat.S_ISREG(kind.st_mode):
+        # To lock a file on NFS it must be open for writing.
+        handle = os.open(path, os.O_NOFOLLOW | (os.O_RDONLY if stat.S_ISDIR(kind.st_mode) else os.O_RDWR))
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_tree(path)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno not in _CANNOT_LOCK:
+                raise
+            if kind.st_mtime < time.time() - _STALE_SECONDS:
+                remove_tree(path)
+        finally:
+            os.close(handle)
+    else:
+        path.unlink()
 
 
 def sync(file: Path | str | int) -> None:

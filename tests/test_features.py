@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from al_pipeline.features import shards
 from al_pipeline.features.cache import FeatureCache, ensure
 from al_pipeline.features.shards import HashIndex
+from al_pipeline.files import replacing
 from al_pipeline.records import content_hash
 
 Vectors = NDArray[np.float32]
@@ -115,12 +116,14 @@ def test_a_damaged_shard_is_encoded_again(tmp_path: Path, damage: str) -> None:
     check(FeatureCache(tmp_path), TEXTS)
 
 
-def test_leftovers_of_a_killed_writer_are_no_shards(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_writer_are_no_shards_and_go(tmp_path: Path) -> None:
     (tmp_path / ".al-tmp-x.safetensors").write_bytes(b"half")
     cache = FeatureCache(tmp_path)
-    ensure(cache, named(TEXTS), CountingEncoder)
+    with replacing(tmp_path / "y.safetensors") as written:  # by another process
+        ensure(cache, named(TEXTS), CountingEncoder)
+        assert [path.name for path in tmp_path.glob(".al-tmp-*")] == [written.name]
+        written.write_bytes(b"not a shard")
     check(cache, TEXTS)
-    assert (tmp_path / ".al-tmp-x.safetensors").exists()  # its writer may be alive
 
 
 def test_adding_again_changes_nothing(tmp_path: Path) -> None:

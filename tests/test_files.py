@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from al_pipeline.files import (
     sha256_bytes,
     sha256_file,
     sha256_tree,
+    temporary_folder,
     write_bytes,
     write_json,
     write_jsonl,
@@ -177,6 +180,63 @@ def test_leftovers_of_a_killed_writer_go_and_nothing_else_does(tmp_path: Path) -
         (tmp_path / name).write_text("{}", encoding="utf-8")
     remove_leftovers(tmp_path, tmp_path / "not there")
     assert os.listdir(tmp_path) == ["kept.json"]
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from al_pipeline.files import replacing, temporary_folder
+with replacing(Path(sys.argv[1]) / "file") as file, temporary_folder(Path(sys.argv[1])) as folder:
+    file.write_text("half")
+    (folder / "inner").mkdir()
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_leftovers_go_when_their_writer_is_dead_and_not_before(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None and writer.stdout.readline() == "writing\n"
+        remove_leftovers(tmp_path)
+        assert len(os.listdir(tmp_path)) == 2
+        writer.kill()
+    assert len(os.listdir(tmp_path)) == 2
+    remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_without_locks_only_old_leftovers_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network file systems have none."""
+
+    def no_locks(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    with replacing(tmp_path / "new") as new, temporary_folder(tmp_path) as old:
+        os.utime(old, (0, 0))
+        remove_leftovers(tmp_path)
+        assert os.listdir(tmp_path) == [new.name]
+    assert os.listdir(tmp_path) == ["new"]
+
+
+def test_a_writer_whose_new_file_was_taken_for_a_leftover_makes_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may remove leftovers between the making of a file and its lock."""
+    make, made = files.tempfile.mkstemp, []
+
+    def raced(**options: Any) -> tuple[int, str]:
+        handle, name = make(**options)
+        made.append(name)
+        if len(made) == 1:
+            os.unlink(name)
+        return handle, name
+
+    monkeypatch.setattr(files.tempfile, "mkstemp", raced)
+    write_text(tmp_path / "file", "whole")
+    assert len(made) == 2
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "whole"
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_moved_file_is_in_one_place(tmp_path: Path) -> None:

@@ -210,6 +210,8 @@ def leave_temporary_files(workspace: Workspace) -> None:
         if Path(folder) == workspace.layout.rounds:
             inner[:] = sorted(inner)[-2:]
         (Path(folder) / f"{TEMPORARY_PREFIX}x1.json").write_text('{"torn', encoding="utf-8")
+    for folder in (workspace.layout.private, workspace.layout.features, workspace.layout.private / "published"):
+        (folder / f"{TEMPORARY_PREFIX}x2" / "inner").mkdir(parents=True, exist_ok=True)
 
 
 def test_a_temporary_file_of_a_killed_writer_stops_no_round(
@@ -228,7 +230,7 @@ def test_a_temporary_file_of_a_killed_writer_stops_no_round(
     git = Git(workspace.layout.root)
     assert not [name for name in git.files("HEAD", ".") if TEMPORARY_PREFIX in name]
     assert not git.changed(workspace.layout.owned)
-    for folder in workspace.layout.sources:
+    for folder in (*workspace.layout.sources, workspace.layout.private):
         assert not list(folder.rglob(f"{TEMPORARY_PREFIX}*"))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from al_pipeline.features.shards import Digests, Shards, Tensors, digest_rows
+from al_pipeline.files import remove_leftovers
 
 if TYPE_CHECKING:
     from al_pipeline.features.encoder import TextEncoder
@@ -30,6 +31,7 @@ class FeatureCache:
     """Vectors by content hash (SHA-256 in hex), below one folder."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._width = 0
         self._shards = Shards(folder, self._fits)
 
@@ -92,10 +94,6 @@ class FeatureCache:
         """Spare the next process a check of the files that this one wrote."""
         self._shards.remember_written()
 
-    def remove_leftovers(self) -> None:
-        """Delete temporary files that are more than a day old, left by killed writers."""
-        self._shards.remove_leftovers()
-
     def _fits(self, tensors: Tensors) -> bool:
         """Whether these are vectors of one length, the same in all shards."""
         if tensors.keys() != {"vectors", "hashes"}:
@@ -128,7 +126,7 @@ def ensure(
     with _progress_bar(progress, total) as advance:
         for hashes, texts in missing_chunks(cache, items, chunk):
             if encoder is None:
-                cache.remove_leftovers()
+                remove_leftovers(cache.folder)
                 encoder = make_encoder()
             begin = time.perf_counter()
             vectors = encoder.encode(texts, advance)

@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -35,7 +34,7 @@ from al_pipeline.features.packing import (
     use_packed_layers,
 )
 from al_pipeline.file_notes import FileNotes
-from al_pipeline.files import TEMPORARY_PREFIX, read_object, sha256_bytes, sha256_file, write_json
+from al_pipeline.files import read_object, remove_leftovers, sha256_bytes, sha256_file, temporary_folder, write_json
 from al_pipeline.records import CPU
 
 if TYPE_CHECKING:
@@ -118,10 +117,10 @@ def install_encoder(source: str, folder: Path, root: Path = Path()) -> None:
     """
     origin = _find(source, root)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder.parent)
-    building = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}encoder-", dir=folder.parent))
-    building.chmod(0o755)
-    try:
+    remove_leftovers(folder.parent)
+    with temporary_folder(folder.parent) as place:
+        building = place / "new"
+        building.mkdir(0o755)
         for path in _usable_files(source, origin):
             shutil.copyfile(path, building / path.name)
         digests = {path.name: sha256_file(path) for path in sorted(building.iterdir())}
@@ -129,9 +128,10 @@ def install_encoder(source: str, folder: Path, root: Path = Path()) -> None:
         write_json(
             building / SOURCE_FILE, {"files": digests, "model_sha256": digests.get(WEIGHTS, ""), "source": source}
         )
-        _swap(building, folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        # After a kill between the two renames there is no `folder`: install again.
+        if folder.exists():
+            folder.rename(place / "old")
+        building.rename(folder)
 
 
 def installed_source(folder: Path) -> str | None:
@@ -227,20 +227,6 @@ def _check_pinned(source: str, digests: dict[str, str]) -> None:
             f"the weights in package {source} are not the expected ones: sha256 {digests.get(WEIGHTS)}, "
             f"expected {expected}; install the package again"
         )
-
-
-def _swap(building: Path, folder: Path) -> None:
-    """Replace `folder` by `building`. After a kill between the two renames there is no `folder`: install again."""
-    old = folder.parent / f"{TEMPORARY_PREFIX}encoder-old-{os.getpid()}"
-    if folder.exists():
-        folder.rename(old)
-    building.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove_leftovers(parent: Path) -> None:
-    for path in parent.glob(f"{TEMPORARY_PREFIX}encoder-*"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 # Identity and fingerprint ------------------------------------------------------------------------------------------

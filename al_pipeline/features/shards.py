@@ -13,7 +13,6 @@ import json
 import mmap
 import os
 import resource
-import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from al_pipeline.file_notes import FileNotes, file_mark, settled
-from al_pipeline.files import TEMPORARY_PREFIX, sha256_bytes, write_bytes
+from al_pipeline.files import sha256_bytes, write_bytes
 
 _OTHER_FILES = 256
 """Files that a process may have open besides shards, about."""
@@ -38,7 +37,6 @@ INDEX_PREFIX = ".index-"
 """Prefix of the names of index files."""
 INDEXED = 128
 """An index file covers so many shards; shards that are not in one are indexed in memory."""
-_STALE_SECONDS = 24 * 3600
 _DTYPES = {"F32": np.float32, "U8": np.uint8, "I32": np.int32, "U64": np.uint64}
 
 
@@ -228,12 +226,6 @@ class Shards:
                     notes.remember(key, mark, checksum)
         notes.save()
         self._written = later
-
-    def remove_leftovers(self) -> None:
-        """Delete temporary files that are more than a day old, left by killed writers."""
-        for path in self._folder.glob(f"{TEMPORARY_PREFIX}*"):
-            if path.stat().st_mtime < time.time() - _STALE_SECONDS:
-                path.unlink(missing_ok=True)
 
     def _read_all(self, opened: list[Shard]) -> None:
         """Add the valid shards to `opened`, use the index files of some; delete what is damaged or of no use."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from al_pipeline.annotation.votes import supporters
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.pool import fetch
 from al_pipeline.errors import BadInput, NothingToDo, RepositoryError, UsageError
-from al_pipeline.files import TEMPORARY_PREFIX, make_folder, replacing, write_jsonl, write_text
+from al_pipeline.files import make_folder, remove_leftovers, replacing, temporary_folder, write_jsonl, write_text
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.close import refuse_changed
 from al_pipeline.operations.facts import open_dvc
@@ -176,15 +175,16 @@ def _write_folder(out: Path, rows: Sequence[Row], names: Sequence[str]) -> None:
     """Write a temporary folder beside `out`, rename it to `out`, then delete the folder that it replaced."""
     splits = {"train": [r for r in rows if r.part == "pool"], "test": [r for r in rows if r.part == "test"]}
     header = ["---", "configs:", "- config_name: default", "  data_files:"]
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=out.parent) as place:
-        fresh = make_folder(Path(place) / "new")
+    remove_leftovers(out.parent)
+    with temporary_folder(out.parent) as place:
+        fresh = make_folder(place / "new")
         for split, some in splits.items():
             if some:
                 _write_parquet(fresh / "data" / f"{split}-00000-of-00001.parquet", some, names)
                 header += [f"  - split: {split}", f"    path: data/{split}-*"]
         text = "Labels exported by `al export`. Columns: " + ", ".join(f"`{key}`" for key in names)
         write_text(fresh / "README.md", "\n".join([*header, "---", "", f"{text}.", ""]))
-        old = Path(place) / "old"
+        old = place / "old"
         if out.is_dir():
             out.replace(old)
         try:

@@ -33,7 +33,7 @@ from al_pipeline.errors import (
     UsageError,
 )
 from al_pipeline.evaluation.figures import FIGURES, Metrics
-from al_pipeline.files import TEMPORARY_PREFIX, sha256_file, sha256_tree, write_json
+from al_pipeline.files import sha256_file, sha256_tree, temporary_folder, write_json
 from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.git import Git
 from al_pipeline.logs import get_logger
@@ -265,10 +265,8 @@ def check_snapshot(workspace: Workspace, git: Git, dvc: Dvc, interventions: Sequ
         return
     layout = workspace.layout
     record = read_history(layout, git).record(interventions[-1].to or 0)
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=layout.private) as place:
-        _same_fold(
-            _fold_after(workspace, interventions), record, lambda: _prove(dvc, record, Path(place), _FOLDED_PATHS)
-        )
+    with temporary_folder(layout.private) as place:
+        _same_fold(_fold_after(workspace, interventions), record, lambda: _prove(dvc, record, place, _FOLDED_PATHS))
 
 
 # Making an intervention ----------------------------------------------------------------------------------------------
@@ -344,8 +342,8 @@ def _change_to_snapshot(
     wanted = {"events": "data/events", **_FOLDED_PATHS}
     if rollback.serves is not None:
         wanted["model"] = "models/candidate"
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=workspace.layout.private) as place:
-        snapshot = _prove(dvc, record, Path(place), wanted)
+    with temporary_folder(workspace.layout.private) as place:
+        snapshot = _prove(dvc, record, place, wanted)
         if not rollback.labels:
             change = _change(workspace, git, history, rollback)
             return replace(change, metrics=_served(history, rollback.serves))

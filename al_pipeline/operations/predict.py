@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -18,7 +17,15 @@ from al_pipeline.data.inputs import Source
 from al_pipeline.data.table_rows import BadRow, Row, excerpt
 from al_pipeline.data.tables import read_table
 from al_pipeline.errors import BadInput, NothingToDo, RepositoryError, UsageError
-from al_pipeline.files import TEMPORARY_PREFIX, json_line, make_folder, read_json, sha256_tree, write_json
+from al_pipeline.files import (
+    json_line,
+    make_folder,
+    read_json,
+    remove_leftovers,
+    sha256_tree,
+    temporary_folder,
+    write_json,
+)
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_history
@@ -70,8 +77,9 @@ def _fetch(workspace: Workspace, name: str, wanted: str, folder: Path) -> None:
     """Fetch the model of a round into `folder`, completely or not at all: a new folder beside it replaces it."""
     private_folder(workspace.layout.private)
     make_folder(folder.parent)
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder.parent) as place:
-        fresh = Path(place) / name
+    remove_leftovers(folder.parent)
+    with temporary_folder(folder.parent) as place:
+        fresh = place / name
         fresh.mkdir()
         with replace(open_dvc(workspace.layout), state=None) as dvc:
             dvc.get("models/candidate", name, fresh / "model")

@@ -5,12 +5,14 @@ The CLI, the Prefect flow and the tests all call `tick`; the flow passes a `run`
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec.structs import replace
@@ -35,6 +37,7 @@ from al_pipeline.operations.steps.publishing import build_step, decide, publish_
 from al_pipeline.rounds.state_machine import BUILD, Facts, State, Step, Wait, next_step, state
 from al_pipeline.workspace.home import fork_servers, private_folder
 from al_pipeline.workspace.identity import check_identity
+from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.lock import locked
 from al_pipeline.workspace.workspace import Workspace
 
@@ -164,12 +167,19 @@ def _prepare(workspace: Workspace, git: Git, dvc: Dvc) -> None:
     of_rounds = (layout.rounds, layout.private / "rounds")
     written = [one for folder in of_rounds for one in sorted(folder.glob("[0-9]*"))[-2:]]  # still written to
     remove_leftovers(
-        *(layout.root, layout.private, *of_rounds, *written, layout.root / "data"),
+        *(layout.root, *_private_folders(layout), *of_rounds, *written, layout.root / "data"),
         *(*layout.sources, layout.inbox_events),
     )
     check_ready(layout, git)
     check_not_ignored(layout, git)
     finish_intervention(layout, git)
+
+
+def _private_folders(layout: Layout) -> Iterator[Path]:
+    """The folders below `.al`, without those of the rounds, which only grow in number."""
+    for folder, inner, _ in os.walk(layout.private):
+        yield Path(folder)
+        inner[:] = [name for name in inner if name != "rounds"]
 
 
 def _check(context: Context) -> None:
