@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "models": ("active_learning", "features"),
     "evaluation": ("active_learning",),
     "annotation": (),
-    "quality": ("evaluation",),
+    "quality": ("annotation", "evaluation"),
     "rounds": ("annotation", "evaluation"),
     # the world
     "data": (),

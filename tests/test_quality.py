@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from al_pipeline.annotation.active_events import active
+from al_pipeline.annotation.dawid_skene import dawid_skene
 from al_pipeline.cli.app import app
 from al_pipeline.data.ledger import read_events
 from al_pipeline.errors import NothingToDo
@@ -31,10 +32,10 @@ from al_pipeline.operations.connect import connect
 from al_pipeline.operations.quality import quality, quality_of
 from al_pipeline.operations.report import report_data
 from al_pipeline.operations.tick import tick
+from al_pipeline.quality.accuracies import accuracies
 from al_pipeline.quality.agreement import MOST_INTERVALS, NO_OVERLAP, ONE_CLASS, agreement, pair_kappas
 from al_pipeline.quality.answers import IDLE, SKIP, Given, Votes, consensus_of_others, to_votes
 from al_pipeline.quality.assessment import Quality, assess
-from al_pipeline.quality.dawid_skene import accuracies, dawid_skene
 from al_pipeline.quality.suspicion import who_stands_out
 from al_pipeline.records import LabelIntervention, Selection
 from al_pipeline.workspace.workspace import Workspace, open_workspace
@@ -259,7 +260,7 @@ def test_an_annotator_answers_an_item_once() -> None:
 def test_error_rates_and_accuracies_are_found_without_known_answers() -> None:
     accuracy = (0.95, 0.9, 0.8, 0.6, 0.85)
     found, truth = simulate(accuracy, classes=3, items=3000)
-    errors = dawid_skene(found)
+    errors = dawid_skene(found.arrays)
     assert (errors.posteriors.argmax(axis=1) == truth).mean() > 0.93
     for person, expected in enumerate(accuracy):
         assert np.diag(errors.rates[person]) == pytest.approx([expected] * 3, abs=0.05)
@@ -274,7 +275,7 @@ def test_the_interval_of_an_accuracy_covers_it(classes: int, items: int) -> None
         accuracy = np.random.default_rng(seed).uniform(0.75, 0.97, 6)
         found, truth = simulate(accuracy.tolist(), classes, items, seed=seed)
         right = found.label == truth[found.item]
-        for person, one in enumerate(accuracies(found, dawid_skene(found))):
+        for person, one in enumerate(accuracies(found, dawid_skene(found.arrays))):
             given = right[found.annotator == person].mean()
             assert one.low is not None and one.high is not None
             covered += one.low <= given <= one.high
@@ -409,7 +410,7 @@ def test_crowd_kit_finds_the_same_error_rates() -> None:
     given, _ = simulate([0.95, 0.6, 0.8, 0.9, 0.85], 3, 500)
     table = pd.DataFrame({"task": given.item, "worker": given.annotator, "label": given.label})
     theirs = crowdkit.DawidSkene(n_iter=200, tol=0).fit(table)
-    ours = dawid_skene(given, prior=0.0)
+    ours = dawid_skene(given.arrays, prior=0.0)
     proba = theirs.probas_.sort_index()[[0, 1, 2]].to_numpy()
     assert np.abs(proba - ours.posteriors).mean() < 1e-3
     errors = theirs.errors_  # rows: worker and label given; columns: true class

@@ -14,8 +14,9 @@ from msgspec import Struct
 from numpy.random import Generator
 from scipy.sparse import csr_matrix
 
+from al_pipeline.annotation.vote_arrays import Floats, Indices
 from al_pipeline.evaluation.figures import Estimate
-from al_pipeline.quality.answers import Floats, Indices, Profiles, Votes, pairs, profiles
+from al_pipeline.quality.answers import Profiles, Votes, pairs, profiles
 
 RESAMPLES = 500
 CONFIDENCE = 0.95

@@ -11,11 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 from msgspec import Struct
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Indices = NDArray[np.int64]
-Flags = NDArray[np.bool_]
+from al_pipeline.annotation.vote_arrays import Flags, Floats, Indices, VoteArrays
 
 SKIP = -1
 """The class of a skip, and the consensus of others where they have none."""
@@ -57,6 +54,11 @@ class Votes(NamedTuple):
     def labels(self) -> Votes:
         """The answers that are no skips."""
         return self.where(self.label != SKIP)
+
+    @property
+    def arrays(self) -> VoteArrays:
+        """The same without rounds and times; there must be no skips."""
+        return VoteArrays(self.item, self.annotator, self.label, self.annotators, self.classes)
 
     def where(self, chosen: Flags) -> Votes:
         """A part of the answers; annotators and classes keep their numbers."""

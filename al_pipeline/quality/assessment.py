@@ -9,11 +9,13 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import asdict
 
+from al_pipeline.annotation.dawid_skene import FEWEST_PEOPLE, ErrorRates, dawid_skene
+from al_pipeline.annotation.vote_arrays import Flags, Floats
 from al_pipeline.evaluation.figures import Estimate
 from al_pipeline.evaluation.online import wilson
+from al_pipeline.quality.accuracies import accuracies, enough_people
 from al_pipeline.quality.agreement import CONFIDENCE, NO_OVERLAP, Agreement, agreement, pair_kappas
-from al_pipeline.quality.answers import SKIP, Flags, Floats, Given, Votes, to_votes
-from al_pipeline.quality.dawid_skene import FEWEST_PEOPLE, ErrorRates, accuracies, dawid_skene, enough_people
+from al_pipeline.quality.answers import SKIP, Given, Votes, to_votes
 from al_pipeline.quality.suspicion import Cells, Confuses, Guesses, Standing, who_stands_out
 
 SEED = 20_111_125
@@ -196,7 +198,7 @@ def assess(given: Iterable[Given], classes: Sequence[str], guess_shown: int = 0)
 
 def _people(everything: Votes, cells: Cells) -> tuple[Person, ...]:
     votes = everything.labels
-    errors = dawid_skene(votes)
+    errors = dawid_skene(votes.arrays)
     accuracy = accuracies(votes, errors)
     people = []
     for number, name in enumerate(everything.annotators):

@@ -13,8 +13,9 @@ import numpy as np
 from msgspec import Struct
 from scipy.special import bdtrc
 
-from al_pipeline.quality.answers import SKIP, Flags, Floats, Indices, Votes, consensus_of_others
-from al_pipeline.quality.dawid_skene import FEWEST_PEOPLE, prior_answers
+from al_pipeline.annotation.dawid_skene import FEWEST_PEOPLE, prior_answers
+from al_pipeline.annotation.vote_arrays import Flags, Floats, Indices
+from al_pipeline.quality.answers import SKIP, Votes, consensus_of_others
 
 SIGNIFICANCE = 0.01
 """The largest share of ordinary colleagues who are named."""

@@ -1,0 +1,139 @@
+"""The consensus of the votes on each item: its class, the probability that this is right, and who is how often right.
+
+Pure, and independent of the order of the votes. A model's probabilities may take part; they must have been made before
+anybody voted on the item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+
+from al_pipeline.annotation.crowdlab import crowdlab
+from al_pipeline.annotation.dawid_skene import ACCURACY, FEWEST_PEOPLE, has_probabilities, posterior_classes
+from al_pipeline.annotation.vote_arrays import Floats, Indices, VoteArrays, to_arrays
+
+Method = Literal["majority", "dawid_skene", "crowdlab"]
+Chosen = Literal["majority", "dawid_skene", "crowdlab", "auto"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+TIE = -1
+"""The class of an item whose most probable classes are equally probable, and of one without votes."""
+PAIRS = 10.0
+"""Pairs of votes with the agreement of two people of ACCURACY that are added to those seen."""
+EQUAL = 1e-9
+"""Probabilities that differ by less are equal."""
+
+
+class Consensus(NamedTuple):
+    """The result of `consensus_of`: n items, A annotators, C classes."""
+
+    method: Method
+    items: tuple[str, ...]
+    """Their ids, in the order of the arrays."""
+    classes: tuple[str, ...]
+    label: Indices
+    """(n,) numbers of classes, or TIE."""
+    confidence: Floats
+    """(n,) the probability that the label is right; of a tie, that of each of its classes."""
+    posteriors: Floats
+    """(n, C)"""
+    annotators: tuple[str, ...]
+    quality: Floats
+    """(A,) the estimated share of an annotator's answers that are right."""
+
+    def of(self, place: int) -> tuple[str | None, float]:
+        """The class of the item at `place`, None if there is none, and its confidence."""
+        label = int(self.label[place])
+        return None if label == TIE else self.classes[label], float(self.confidence[place])
+
+
+def consensus(
+    votes: Iterable[tuple[str, str, str]],
+    classes: Sequence[str],
+    method: Chosen = "auto",
+    proba: Mapping[str, Sequence[float]] | None = None,
+) -> Consensus:
+    """The consensus of votes (item, annotator, class), at most one for each item and annotator.
+
+    `proba`: a model's probability of each class, by item id; items without votes and items that it lacks are allowed.
+    Raises ValueError for a class that is unknown, or two votes of one annotator on an item.
+    """
+    arrays, items = to_arrays(votes, classes)
+    model = None
+    if proba:
+        nothing = [np.nan] * len(classes)
+        model = np.array([proba.get(item, nothing) for item in items], np.float64).reshape(-1, len(classes))
+    return consensus_of(arrays, items, method, model)
+
+
+def consensus_of(
+    votes: VoteArrays, items: Sequence[str], method: Chosen = "auto", model: Floats | None = None
+) -> Consensus:
+    """The same for arrays. `model` (n, C): probabilities by item; rows of NaN where there are none."""
+    if model is not None and np.isnan(model).all():
+        model = None
+    used = choose(votes, model) if method == "auto" else method
+    if used == "majority":
+        posteriors, quality = _majority(votes, len(items))
+    elif used == "crowdlab":
+        weighted = crowdlab(votes, len(items), model)
+        posteriors = weighted.posteriors
+        quality = _quality(votes, posteriors)
+    else:
+        found = posterior_classes(votes, len(items), model)
+        posteriors = found.posteriors
+        weights = found.answers + found.priors
+        quality = (weights * np.diagonal(found.rates, axis1=1, axis2=2)).sum(axis=1) / weights.sum(axis=1)
+    label, confidence = _best(votes, posteriors)
+    return Consensus(
+        used, tuple(items), votes.classes, label, confidence, posteriors, votes.annotators, np.asarray(quality)
+    )
+
+
+def choose(votes: VoteArrays, model: Floats | None) -> Method:
+    """The method that `auto` takes: error rates where they can be told, that is with three sources, else the majority.
+
+    Sources are annotators who share items, and the model if it has probabilities for some of the items with votes.
+    """
+    told = votes.shared if model is None else votes.shared | has_probabilities(len(model), model)[votes.item]
+    people = len(np.unique(votes.annotator[told]))
+    return "dawid_skene" if people + (model is not None) >= FEWEST_PEOPLE else "majority"
+
+
+def _best(votes: VoteArrays, posteriors: Floats) -> tuple[Indices, Floats]:
+    """The most probable class of each item with votes, or TIE, and its probability."""
+    most = posteriors.max(axis=1, initial=0.0)
+    alone = (posteriors > most[:, None] - EQUAL).sum(axis=1) == 1
+    voted = np.bincount(votes.item, minlength=len(posteriors)) > 0
+    label = np.where(alone & voted, posteriors.argmax(axis=1) if posteriors.size else 0, TIE)
+    return np.asarray(label, np.int64), np.asarray(most)
+
+
+def _majority(votes: VoteArrays, items: int) -> tuple[Floats, Floats]:
+    """The probability of each class if all annotators are right equally often, and how often that is.
+
+    The most probable class is the one with the most votes. The accuracy is the one that explains how often two people
+    agree who voted on the same item.
+    """
+    classes = len(votes.classes)
+    counts = np.bincount(votes.item * classes + votes.label, minlength=items * classes).reshape(-1, classes)
+    totals = counts.sum(axis=1)
+    agreeing, pairs = float((counts * (counts - 1)).sum() / 2), float((totals * (totals - 1)).sum() / 2)
+    others = max(1, classes - 1)
+    usual = ACCURACY**2 + (1 - ACCURACY) ** 2 / others
+    rate = (agreeing + PAIRS * usual) / (pairs + PAIRS)
+    accuracy = (1 + np.sqrt(max(0.0, others * (classes * rate - 1)))) / max(1, classes)
+    accuracy = float(np.clip(accuracy, 1 / max(1, classes) + 1e-3, 0.999)) if classes > 1 else 1.0
+    logits = counts * np.log(accuracy * others / max(1e-9, 1 - accuracy))
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True, initial=0))
+    return shares / shares.sum(axis=1, keepdims=True), np.full(len(votes.annotators), accuracy)
+
+
+def _quality(votes: VoteArrays, posteriors: Floats) -> Floats:
+    """(A,) the mean probability of the classes that an annotator gave."""
+    people = len(votes.annotators)
+    given = np.bincount(votes.annotator, posteriors[votes.item, votes.label], people)
+    return np.asarray(given / np.maximum(1, np.bincount(votes.annotator, minlength=people)))
