@@ -97,8 +97,11 @@ def _accuracy(forecasts: Sequence[Forecast], confidence: float) -> Accuracy:
     )
 
 
-def wilson(successes: int, trials: int, confidence: float) -> tuple[float | None, float | None]:
-    """Wilson's score interval of a proportion (Wilson 1927); (None, None) without a trial."""
+def wilson(successes: float, trials: float, confidence: float) -> tuple[float | None, float | None]:
+    """Wilson's score interval of a proportion (Wilson 1927); (None, None) without a trial.
+
+    The numbers may be effective ones, and so fractions.
+    """
     if trials == 0:
         return None, None
     from statistics import NormalDist  # imports `decimal` and `fractions`, which a tick without news does not need
