@@ -284,6 +284,31 @@ class Round(_Section, frozen=True, kw_only=True):
     deadline_days: Annotated[float, Meta(gt=0)]
     min_labels: Annotated[int, Meta(ge=0)]
     overlap: Annotated[int, Meta(ge=1, le=50)]
+    max_overlap: Annotated[int, Meta(ge=1, le=50)] = 3
+
+
+ConsensusName = Literal["majority", "dawid_skene", "crowdlab", "auto"]
+
+
+class Labels(_Section, frozen=True, kw_only=True):
+    """How several people's answers become one label, and how sure it has to be."""
+
+    consensus: ConsensusName = "majority"
+    min_confidence: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+
+    @property
+    def uses_model(self) -> bool:
+        """Whether a model's probabilities are part of the consensus."""
+        return self.consensus != "majority"
+
+    @property
+    def have_confidence(self) -> bool:
+        """Whether labels carry the probability that they are right."""
+        return self.uses_model or self.min_confidence > 0
+
+
+MAJORITY = Labels()
+"""The section of a workspace whose `params.yaml` is older than it."""
 
 
 class LabelStudio(_Section, frozen=True, kw_only=True):
@@ -329,6 +354,7 @@ class Params(_Section, frozen=True, kw_only=True):
     evaluate: Evaluate
     gate: Gate
     round: Round
+    labels: Labels = MAJORITY
     label_studio: LabelStudio
     schedule: Schedule = NO_SCHEDULE
     engine: Engine = LOCAL
@@ -435,11 +461,13 @@ def _split_meanings(values: dict[str, Any], source: str) -> tuple[dict[str, Any]
 
 
 def recorded(params: Params) -> dict[str, Any]:
-    """The parameters as a round's record has them: what concerns names of classes only where it is used."""
+    """The parameters as a round's record has them: names of classes and `labels` only where they are used."""
     row: dict[str, Any] = msgspec.to_builtins(params)
     for section, key in (("schema", "meanings"), ("train", "names"), ("select", "names")):
         if not row[section][key]:
             del row[section][key]
+    if params.labels == MAJORITY:
+        del row["labels"], row["round"]["max_overlap"]
     return row
 
 
@@ -459,6 +487,11 @@ def _contradictions(params: Params) -> Iterator[str]:
     for key in ("strategy", "cold_start"):
         if getattr(select, key) in NEEDS_ENCODER and not uses_encoder:
             yield f"select.{key} {getattr(select, key)!r} needs features.kind encoder or encoder+tfidf"
+    if params.labels.min_confidence and params.round.max_overlap < params.round.overlap:
+        yield (
+            f"round.max_overlap {params.round.max_overlap} is below round.overlap {params.round.overlap}: with "
+            "labels.min_confidence, it is the most people who answer a task"
+        )
     if unknown := sorted(set(select.guide) - set(params.schema_.labels)):
         yield f"select.guide names {unknown[0]!r}, which is not a class in schema.labels"
     if empty := next((name for name, texts in select.guide.items() if not texts), None):

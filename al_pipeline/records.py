@@ -97,6 +97,12 @@ def canonical(value: Any) -> str:
         return '"nested too deeply"'
 
 
+def _without_empty(row: dict[str, Any], name: str) -> dict[str, Any]:
+    if not row[name]:
+        del row[name]
+    return row
+
+
 class Item(Struct, frozen=True):
     """One thing that can be labelled."""
 
@@ -110,7 +116,8 @@ class Item(Struct, frozen=True):
 class Query(Struct, frozen=True):
     """One item that the model asks about. `score`: higher = ask sooner. `probability`: of being selected.
 
-    `predicted`, `confidence`: the prediction of the model that selected it; None if no model is trained yet.
+    `predicted`, `confidence`: the prediction of the model that selected it; None if no model is trained yet. `proba`:
+    see `PlannedTask`.
     """
 
     item_id: str
@@ -120,6 +127,11 @@ class Query(Struct, frozen=True):
     probability: float
     predicted: str | None = None
     confidence: float | None = None
+    proba: tuple[tuple[str, float], ...] = ()
+
+    def to_row(self) -> dict[str, Any]:
+        """This query as a JSON object, without `proba` if it has none."""
+        return _without_empty(asdict(self), "proba")
 
 
 class PlannedTask(Struct, frozen=True, forbid_unknown_fields=True):
@@ -140,6 +152,22 @@ class PlannedTask(Struct, frozen=True, forbid_unknown_fields=True):
     predicted: str | None = None
     """The prediction of the model that selected it; never shown with the task; None for test items."""
     confidence: float | None = None
+    proba: tuple[tuple[str, float], ...] = ()
+    """Classes with their probabilities, by that model; the rest of the probability falls evenly on all others.
+
+    Empty if `labels.consensus` does not use them; `predicted` and `confidence` then say as much of two classes.
+    """
+
+    def to_row(self) -> dict[str, Any]:
+        """This task as a JSON object, without `proba` if it has none."""
+        return _without_empty(asdict(self), "proba")
+
+    @property
+    def forecast(self) -> dict[str, float]:
+        """Classes with their probabilities, as `proba`; empty if no model was trained yet."""
+        if self.proba:
+            return dict(self.proba)
+        return {} if self.predicted is None or self.confidence is None else {self.predicted: self.confidence}
 
     @property
     def first_round(self) -> int:
@@ -377,6 +405,8 @@ class LabeledItem(Struct, frozen=True):
     """The number of annotators whose labels were counted."""
     round: int
     """The first round whose answers made it labelled; -1 for imported labels."""
+    confidence: float | None = None
+    """Probability that the label is right; None if `labels` in `params.yaml` does not ask for it."""
 
 
 class Unresolved(Struct, frozen=True):

@@ -12,14 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from al_pipeline.annotation.consensus import METHODS, TIE, Chosen, consensus, consensus_of
+from al_pipeline.annotation.consensus import METHODS, TIE, consensus, consensus_of
 from al_pipeline.annotation.crowdlab import crowdlab
 from al_pipeline.annotation.dawid_skene import ACCURACY
 from al_pipeline.annotation.vote_arrays import Floats, Indices, VoteArrays, to_arrays
+from al_pipeline.params import ConsensusName
 from benchmarks.annotators import simulate
 
 CLASSES = ("a", "b", "c")
-ALL: tuple[Chosen, ...] = (*METHODS, "auto")
+ALL: tuple[ConsensusName, ...] = (*METHODS, "auto")
 
 rows = st.lists(
     st.tuples(
@@ -50,7 +51,7 @@ def ids(count: int) -> list[str]:
 
 @given(rows=rows, order=st.randoms(), method=st.sampled_from(ALL), with_model=st.booleans())
 def test_the_order_of_the_votes_changes_nothing(
-    rows: list[tuple[str, str, str]], order: Any, method: Chosen, with_model: bool
+    rows: list[tuple[str, str, str]], order: Any, method: ConsensusName, with_model: bool
 ) -> None:
     proba = {"i1": [0.7, 0.2, 0.1], "i3": [0.1, 0.1, 0.8], "i9": [1.0, 0.0, 0.0]} if with_model else None
     found = consensus(rows, CLASSES, method, proba)
@@ -76,14 +77,14 @@ def test_majority_is_the_class_with_the_most_votes(rows: list[tuple[str, str, st
 
 
 @pytest.mark.parametrize("method", ALL)
-def test_a_single_vote_is_believed_as_much_as_somebody_unknown(method: Chosen) -> None:
+def test_a_single_vote_is_believed_as_much_as_somebody_unknown(method: ConsensusName) -> None:
     found = consensus([("i", "p", "a")], ("a", "b"), method)
     assert found.of(0) == ("a", pytest.approx(ACCURACY, abs=0.08))
     assert found.quality == pytest.approx([ACCURACY], abs=0.08)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_of_two_people_who_differ_neither_is_right(method: Chosen) -> None:
+def test_of_two_people_who_differ_neither_is_right(method: ConsensusName) -> None:
     rows = [(f"i{n}", who, "ab"[(n + (who == "q" and n < 10)) % 2]) for n in range(40) for who in "pq"]
     found = consensus(rows, ("a", "b"), method)
     assert found.quality[0] == pytest.approx(found.quality[1], abs=1e-9)
@@ -107,7 +108,7 @@ def test_two_votes_of_one_person_and_unknown_classes_are_errors() -> None:
 
 
 @pytest.mark.parametrize("method", ["dawid_skene", "auto"])
-def test_careful_people_outweigh_careless_ones(method: Chosen) -> None:
+def test_careful_people_outweigh_careless_ones(method: ConsensusName) -> None:
     votes, truth, _ = crowd([0.97, 0.95, 0.55, 0.5, 0.5], items=800, overlap=3)
     found = consensus_of(votes, ids(800), method)
     plain = consensus_of(votes, ids(800), "majority")
@@ -117,7 +118,7 @@ def test_careful_people_outweigh_careless_ones(method: Chosen) -> None:
 
 @pytest.mark.parametrize("method", ["majority", "dawid_skene"])
 @pytest.mark.parametrize("sharp", [0.5, 1.0, 2.0])
-def test_confidence_is_the_share_that_is_right(method: Chosen, sharp: float) -> None:
+def test_confidence_is_the_share_that_is_right(method: ConsensusName, sharp: float) -> None:
     votes, truth, model = crowd([0.9, 0.85, 0.8, 0.75, 0.7], items=3000, overlap=2, sharp=sharp)
     found = consensus_of(votes, ids(3000), method, model)
     for low, high in ((0.4, 0.8), (0.8, 0.95), (0.95, 1.0)):

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from operator import attrgetter
+from typing import NamedTuple
 
 from msgspec import Struct
 
 from al_pipeline.annotation.active_events import active, corrected_items
+from al_pipeline.annotation.confidence import ConsensusRule, decide
 from al_pipeline.annotation.schema_change import missing_in_use
-from al_pipeline.annotation.votes import Answer, answers_of, by_item, first_round, people, resolve, votes_of
+from al_pipeline.annotation.votes import IMPORT, Answer, answers_of, by_item, first_round, people, resolve, votes_of
 from al_pipeline.errors import BadInput, SchemaInUse
 from al_pipeline.records import Event, LabeledItem, Part, Unresolved
 
@@ -59,18 +62,23 @@ class _Rules(Struct, frozen=True):
 
 
 def fold(
-    events: Sequence[Event], labels: Sequence[str], everybody: int | None = None, asked: Mapping[str, int] | None = None
+    events: Sequence[Event],
+    labels: Sequence[str],
+    everybody: int | None = None,
+    asked: Mapping[str, int] | None = None,
+    rule: ConsensusRule | None = None,
 ) -> Folded:
     """The labelled set, the labelled test set, and the items that are unresolved.
 
     `labels`: the schema's classes. `everybody`: the number of possible annotators; None: of those with a vote so far.
-    `asked`: the number of rounds in which each item was queried, by item id.
+    `asked`: the number of rounds in which each item was queried, by item id. `rule`: another consensus than the
+    majority, or the majority with the confidence of each label; None: the majority without.
 
     Each annotator has one vote on an item: the newest annotation. The newest adjudication or gold label wins; else the
-    class with the most votes; else, if no person gave a label, the imported label. Equal numbers of votes for two or
-    more classes are a tie: the item is unresolved, and ignored once it was queried in two rounds. Items that nobody
-    labelled and two people (or `everybody`) skipped are ignored. So are items whose text was corrected, since their
-    annotations are about another text.
+    class with the most votes, or that of `rule`; else, if no person gave a label, the imported label. If two or more
+    classes are equal, that is a tie: the item is unresolved, and ignored once it was queried in two rounds. Items that
+    nobody labelled and two people (or `everybody`) skipped are ignored. So are items whose text was corrected, since
+    their annotations are about another text.
 
     Raises SchemaInUse if an annotation names a class that the schema lacks, BadInput on events that contradict each
     other about an item's content or part.
@@ -78,32 +86,83 @@ def fold(
     counted = active(events)
     rules = _Rules(labels, skips_to_give_up(counted, everybody), asked or {})
     events_of = by_item(counted)
-    labeled: list[LabeledItem] = []
-    test: list[LabeledItem] = []
-    unresolved: list[Unresolved] = []
+    found = _Found([], [], [])
+    contested: dict[str, _Contested] = {}
     unknown: Counter[str] = Counter()
     corrected = corrected_items(counted)
     parts: dict[str, Part] = {event.item_id: event.part for event in counted if event.type == "correct"}
     for item_id in sorted(events_of.keys() | corrected.keys()):
         if now := corrected.get(item_id):
             reason = f"its text was corrected: {now}"
-            unresolved.append(Unresolved(item_id, parts[now], "ignored", reason, rules.asked.get(item_id, 0)))
+            found.unresolved.append(Unresolved(item_id, parts[now], "ignored", reason, rules.asked.get(item_id, 0)))
             continue
         content, part = _identity(item_id, events_of[item_id])
         answers = answers_of(events_of[item_id]).values()
         unknown.update(a.label for a in answers if a.label is not None and a.label not in labels)
         only = next(iter(answers)) if len(answers) == 1 else None
-        if only is not None and only.label is not None:  # most items; the rules below give the same
-            (labeled if part == "pool" else test).append(LabeledItem(item_id, content, only.label, 1.0, 1, only.round))
-            continue
-        result = resolve(answers)
-        if isinstance(result, str):
-            (labeled if part == "pool" else test).append(_labeled_item(item_id, content, result, answers))
-        elif row := rules.unresolved(item_id, part, result, answers):
-            unresolved.append(row)
+        if rule is not None and (votes := _open_votes(answers)):
+            contested[item_id] = _Contested(content, part, answers, votes)
+        elif rule is None and only is not None and only.label is not None:  # most items; the rules below give the same
+            found.add(part, LabeledItem(item_id, content, only.label, 1.0, 1, only.round))
+        else:
+            result = resolve(answers)
+            if isinstance(result, str):
+                confidence = None if rule is None else 1.0  # binding or imported
+                found.add(part, _labeled_item(item_id, content, result, answers, confidence))
+            elif row := rules.unresolved(item_id, part, result, answers):
+                found.unresolved.append(row)
     if problem := missing_in_use(labels, {name: f"{count} answers" for name, count in sorted(unknown.items())}):
         raise SchemaInUse(problem)
-    return Folded(tuple(labeled), tuple(test), tuple(unresolved))
+    if rule is not None:
+        _decide(contested, rule, rules, found)
+    return found.sorted()
+
+
+class _Found(NamedTuple):
+    """What `fold` has found so far."""
+
+    labeled: list[LabeledItem]
+    test: list[LabeledItem]
+    unresolved: list[Unresolved]
+
+    def add(self, part: Part, row: LabeledItem) -> None:
+        (self.labeled if part == "pool" else self.test).append(row)
+
+    def sorted(self) -> Folded:
+        by_id = attrgetter("item_id")
+        return Folded(
+            tuple(sorted(self.labeled, key=by_id)),
+            tuple(sorted(self.test, key=by_id)),
+            tuple(sorted(self.unresolved, key=by_id)),
+        )
+
+
+class _Contested(NamedTuple):
+    """An item on which a consensus decides."""
+
+    content: str
+    part: Part
+    answers: Collection[Answer]
+    votes: Sequence[Answer]
+    """People's votes, without skips."""
+
+
+def _open_votes(answers: Collection[Answer]) -> list[Answer]:
+    """People's votes with a label; none if one of them is binding."""
+    votes = [vote for vote in votes_of(answers) if vote.label is not None and vote.annotator != IMPORT]
+    return [] if any(vote.binding for vote in votes) else votes
+
+
+def _decide(contested: Mapping[str, _Contested], rule: ConsensusRule, rules: _Rules, found: _Found) -> None:
+    """Add the items on which the consensus decides to `found`."""
+    votes = {item: one.votes for item, one in contested.items()}
+    test = [item for item, one in contested.items() if one.part == "test"]
+    for item, decided in decide(votes, rules.labels, rule, test).items():
+        content, part, answers, _ = contested[item]
+        if decided.label is not None:
+            found.add(part, _labeled_item(item, content, decided.label, answers, decided.confidence))
+        elif row := rules.unresolved(item, part, decided.tied, answers):
+            found.unresolved.append(row)
 
 
 def skips_to_give_up(counted: Iterable[Event], everybody: int | None) -> int:
@@ -111,10 +170,19 @@ def skips_to_give_up(counted: Iterable[Event], everybody: int | None) -> int:
     return min(MAX_SKIPS, max(1, people(counted) if everybody is None else everybody))
 
 
-def _labeled_item(item_id: str, content: str, label: str, answers: Collection[Answer]) -> LabeledItem:
+def _labeled_item(
+    item_id: str, content: str, label: str, answers: Collection[Answer], confidence: float | None
+) -> LabeledItem:
     votes = [vote for vote in votes_of(answers) if vote.label is not None]
     agreement = sum(vote.label == label for vote in votes) / len(votes)
-    return LabeledItem(item_id, content, label, agreement, len(votes), first_round(answers))
+    return LabeledItem(item_id, content, label, agreement, len(votes), _labelled_in(answers, votes), confidence)
+
+
+def _labelled_in(answers: Collection[Answer], votes: Sequence[Answer]) -> int:
+    """The first round in which the majority gives a label; of a tie, that a consensus decided, the first with votes."""
+    if isinstance(resolve(answers), str):
+        return first_round(answers)
+    return min(vote.round for vote in votes)
 
 
 def _identity(item_id: str, events: Sequence[Event]) -> tuple[str, Part]:

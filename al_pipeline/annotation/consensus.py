@@ -13,10 +13,10 @@ import numpy as np
 
 from al_pipeline.annotation.crowdlab import crowdlab
 from al_pipeline.annotation.dawid_skene import ACCURACY, FEWEST_PEOPLE, has_probabilities, posterior_classes
-from al_pipeline.annotation.vote_arrays import Floats, Indices, VoteArrays, to_arrays
+from al_pipeline.annotation.vote_arrays import Flags, Floats, Indices, VoteArrays, to_arrays
+from al_pipeline.params import ConsensusName
 
 Method = Literal["majority", "dawid_skene", "crowdlab"]
-Chosen = Literal["majority", "dawid_skene", "crowdlab", "auto"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
 TIE = -1
@@ -35,7 +35,7 @@ class Consensus(NamedTuple):
     """Their ids, in the order of the arrays."""
     classes: tuple[str, ...]
     label: Indices
-    """(n,) numbers of classes, or TIE."""
+    """(n,) numbers of classes, or TIE. A class that nobody gave is no label, however probable."""
     confidence: Floats
     """(n,) the probability that the label is right; of a tie, that of each of its classes."""
     posteriors: Floats
@@ -43,6 +43,9 @@ class Consensus(NamedTuple):
     annotators: tuple[str, ...]
     quality: Floats
     """(A,) the estimated share of an annotator's answers that are right."""
+
+    given: Flags
+    """(n, C) whether somebody gave the class."""
 
     def of(self, place: int) -> tuple[str | None, float]:
         """The class of the item at `place`, None if there is none, and its confidence."""
@@ -53,7 +56,7 @@ class Consensus(NamedTuple):
 def consensus(
     votes: Iterable[tuple[str, str, str]],
     classes: Sequence[str],
-    method: Chosen = "auto",
+    method: ConsensusName = "auto",
     proba: Mapping[str, Sequence[float]] | None = None,
 ) -> Consensus:
     """The consensus of votes (item, annotator, class), at most one for each item and annotator.
@@ -70,7 +73,7 @@ def consensus(
 
 
 def consensus_of(
-    votes: VoteArrays, items: Sequence[str], method: Chosen = "auto", model: Floats | None = None
+    votes: VoteArrays, items: Sequence[str], method: ConsensusName = "auto", model: Floats | None = None
 ) -> Consensus:
     """The same for arrays. `model` (n, C): probabilities by item; rows of NaN where there are none."""
     if model is not None and np.isnan(model).all():
@@ -87,10 +90,19 @@ def consensus_of(
         posteriors = found.posteriors
         weights = found.answers + found.priors
         quality = (weights * np.diagonal(found.rates, axis1=1, axis2=2)).sum(axis=1) / weights.sum(axis=1)
-    label, confidence = _best(votes, posteriors)
+    given = np.zeros((len(items), len(votes.classes)), np.bool_)
+    given[votes.item, votes.label] = True
+    label, confidence = _best(given, posteriors)
     return Consensus(
-        used, tuple(items), votes.classes, label, confidence, posteriors, votes.annotators, np.asarray(quality)
+        used, tuple(items), votes.classes, label, confidence, posteriors, votes.annotators, np.asarray(quality), given
     )
+
+
+def tied_classes(found: Consensus, place: int) -> tuple[str, ...]:
+    """The classes between which the item at `place` is tied."""
+    shares = np.where(found.given[place], found.posteriors[place], 0.0)
+    chosen = np.flatnonzero((shares > shares.max() - EQUAL) & found.given[place])
+    return tuple(found.classes[number] for number in chosen)
 
 
 def choose(votes: VoteArrays, model: Floats | None) -> Method:
@@ -103,12 +115,12 @@ def choose(votes: VoteArrays, model: Floats | None) -> Method:
     return "dawid_skene" if people + (model is not None) >= FEWEST_PEOPLE else "majority"
 
 
-def _best(votes: VoteArrays, posteriors: Floats) -> tuple[Indices, Floats]:
-    """The most probable class of each item with votes, or TIE, and its probability."""
-    most = posteriors.max(axis=1, initial=0.0)
-    alone = (posteriors > most[:, None] - EQUAL).sum(axis=1) == 1
-    voted = np.bincount(votes.item, minlength=len(posteriors)) > 0
-    label = np.where(alone & voted, posteriors.argmax(axis=1) if posteriors.size else 0, TIE)
+def _best(given: Flags, posteriors: Floats) -> tuple[Indices, Floats]:
+    """The most probable of the classes that were given for each item, or TIE, and its probability."""
+    shares = np.where(given, posteriors, 0.0)
+    most = shares.max(axis=1, initial=0.0)
+    alone = ((shares > most[:, None] - EQUAL) & given).sum(axis=1) == 1
+    label = np.where(alone, shares.argmax(axis=1) if shares.size else 0, TIE)
     return np.asarray(label, np.int64), np.asarray(most)
 
 

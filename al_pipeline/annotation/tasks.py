@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal
 
 from al_pipeline.annotation.active_events import CONTROLS, NOT_ANNOTATIONS, active, corrected_items, standing_answers
@@ -13,15 +14,22 @@ from al_pipeline.records import Event, PlannedTask
 
 Standing = Literal["answered", "given_up", "open"]
 
+NO_MORE: Mapping[str, int] = MappingProxyType({})
+
 
 def standing(
-    tasks: Sequence[PlannedTask], events: Sequence[Event], overlap: int, everybody: int | None = None
+    tasks: Sequence[PlannedTask],
+    events: Sequence[Event],
+    overlap: int,
+    everybody: int | None = None,
+    more: Mapping[str, int] = NO_MORE,
 ) -> dict[str, Standing]:
     """Whether each task, by push key, is answered, given up or open. Only annotations of the task itself count.
 
-    Answered: `overlap` people gave a label, or one gave a binding label (adjudication, gold). Given up: two people (or
-    `everybody`, the number of possible annotators) skipped it. If all possible annotators have voted, nothing more
-    can come: the task is answered if it has a label. A task about a text that has been corrected is given up.
+    Answered: `overlap` people gave a label (as many as `more` says for the push key, see `overlap.py`), or one gave a
+    binding label (adjudication, gold). Given up: two people (or `everybody`, the number of possible annotators) skipped
+    it. If all possible annotators have voted, nothing more can come: the task is answered if it has a label. A task
+    about a text that has been corrected is given up.
     """
     counted = active(events)
     corrected = corrected_items(counted)
@@ -36,7 +44,7 @@ def standing(
         all_voted = everybody is not None and len(votes) >= everybody
         if task.item_id in corrected:
             found[task.push_key] = "given_up"
-        elif given >= overlap or any(vote.binding for vote in votes) or (given and all_voted):
+        elif given >= more.get(task.push_key, overlap) or any(vote.binding for vote in votes) or (given and all_voted):
             found[task.push_key] = "answered"
         elif len(votes) - given >= enough_skips:
             found[task.push_key] = "given_up"
@@ -53,6 +61,7 @@ def worth_asking(
     everybody: int | None = None,
     refused: Collection[str] = (),
     wanted: Collection[str] = (),
+    more: Mapping[str, int] = NO_MORE,
 ) -> list[PlannedTask]:
     """The tasks that can stay with the annotators when an intervention closes their round, in their order.
 
@@ -60,11 +69,11 @@ def worth_asking(
     annotated it, and also counts annotations that are quarantined, were refused (`refused`: push keys of their tasks)
     or were followed by a skip of the same person. So all annotations that it holds count here, and fewer than `overlap`
     people may have given one. The item must not have been labelled or ignored through another task, unless a person
-    asked for it (`wanted`: item ids). `folded` is the aggregation of `events`.
+    asked for it (`wanted`: item ids). `folded` is the aggregation of `events`. `more`: see `standing`.
 
     Whether the newest model would choose the item does not matter: an annotator may have the task on the screen.
     """
-    found = standing(tasks, events, overlap, everybody)
+    found = standing(tasks, events, overlap, everybody, more)
     counting = standing_answers(events).keys()
     held = {key: event for key, event in _newest_events(events).items() if event.type != "delete"}
     invalidated = {event.push_key for key, event in held.items() if key not in counting} | set(refused)
@@ -80,7 +89,7 @@ def worth_asking(
         for task in tasks
         if found[task.push_key] == "open"
         and task.push_key not in invalidated
-        and len(annotators[task.push_key]) < overlap
+        and len(annotators[task.push_key]) < more.get(task.push_key, overlap)
         and (task.item_id not in labelled or task.push_key in begun)
         and (task.item_id not in ignored or task.item_id in wanted)
     ]

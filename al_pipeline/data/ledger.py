@@ -1,7 +1,8 @@
 """The append-only event ledger (`data/events`) and its inbox, which holds pulled events until a round closes.
 
 A folder holds events in `part-000007.jsonl` (ledger) or `pull-000007.jsonl` (inbox), one JSON object per line, and
-refused annotations with the reason in `refused-000007.jsonl`. Events are ordered by (file, line). A file is written
+refused annotations with the reason in `refused-000007.jsonl`. The ledger also has `forecasts-000007.jsonl`: what a
+model said of items when it chose them, before anybody answered. Events are ordered by (file, line). A file is written
 atomically and never changed. An event in two files counts once, at its first place, so that a move from the inbox to
 the ledger can be interrupted and repeated.
 """
@@ -23,7 +24,7 @@ from al_pipeline.files import write_jsonl
 from al_pipeline.records import Event, author_digest, composed
 from al_pipeline.validation import first_problem
 
-_NUMBERED = re.compile(r"^(part|pull|refused)-(\d{6,})\.jsonl$")
+_NUMBERED = re.compile(r"^(part|pull|refused|forecasts)-(\d{6,})\.jsonl$")
 _DECODER = msgspec.json.Decoder(Event)
 
 Refused = Mapping[str, Any]
@@ -111,6 +112,30 @@ def add_to_inbox(
 ) -> Path | None:
     """Write what neither `inbox` nor `ledger` holds to a new inbox file; its path, or None without new events."""
     return _append(inbox, "pull", events, refused, known=(ledger, inbox) if ledger else (inbox,))
+
+
+def read_forecasts(ledger: Path) -> dict[str, dict[str, float]]:
+    """Classes with their probabilities, by item id; see `records.PlannedTask.proba`. Raises BadInput with the line."""
+    found: dict[str, dict[str, float]] = {}
+    for path in _files(ledger, "forecasts"):
+        for line, row in _rows(path):
+            item, proba = row.get("item_id"), row.get("proba")
+            if not isinstance(item, str) or not isinstance(proba, dict) or not all(map(_is_share, proba.values())):
+                raise BadInput(f"{path}:{line}: needs `item_id` and `proba`, classes with probabilities; {_FIX}")
+            found.setdefault(item, proba)
+    return found
+
+
+def append_forecasts(ledger: Path, forecasts: Mapping[str, Mapping[str, float]]) -> None:
+    """Append the forecasts of items that have none yet. Can be killed and repeated."""
+    known = read_forecasts(ledger)
+    new = [{"item_id": item, "proba": dict(proba)} for item, proba in forecasts.items() if item not in known]
+    if new:
+        write_jsonl(_next(ledger, "forecasts"), new)
+
+
+def _is_share(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
 
 
 def append_inbox(inbox: Path, ledger: Path) -> list[Path]:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from msgspec.structs import asdict
 
 from al_pipeline.data.parquet import float_rows, floats, integers, strings
 from al_pipeline.errors import BadInput
@@ -69,8 +69,9 @@ class Predictions:
 
 
 def write_labeled(path: Path, rows: Sequence[LabeledItem]) -> None:
-    """Write a labelled set."""
-    _write(path, _LABELED, rows)
+    """Write a labelled set; the column `confidence` only if labels have one."""
+    confident = any(row.confidence is not None for row in rows)
+    _write(path, _LABELED.append(pa.field("confidence", pa.float64())) if confident else _LABELED, rows)
 
 
 def read_labeled(path: Path) -> list[LabeledItem]:
@@ -104,12 +105,12 @@ def read_scores(path: Path) -> tuple[list[str], Floats, Floats]:
 
 def write_queries(path: Path, queries: Sequence[Query]) -> None:
     """Write a batch in order of rank."""
-    write_jsonl(path, (asdict(query) for query in queries))
+    write_jsonl(path, (query.to_row() for query in queries))
 
 
 def read_queries(path: Path) -> list[Query]:
     """Read the batch that `write_queries` wrote."""
-    return [Query(**row) for row in read_jsonl(path)]
+    return [msgspec.convert(row, Query) for row in read_jsonl(path)]
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:

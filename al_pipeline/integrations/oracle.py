@@ -129,6 +129,13 @@ class Oracle(Protocol):
         """The name of every account, by id, as `Annotation.annotator` has it."""
         ...
 
+    def ask_more(self, ref: ProjectRef, answers: Mapping[int, int]) -> None:
+        """Put tasks back into the queue until each has this number of answers, by task id; none for one person twice.
+
+        Missing tasks are ignored. The project's own overlap, for all other tasks, stays.
+        """
+        ...
+
     def retire(self, ref: ProjectRef, task_ids: Sequence[int]) -> None:
         """Take tasks out of the queue; they can still be answered. Missing tasks are ignored."""
         ...

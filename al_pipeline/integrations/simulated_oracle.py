@@ -41,6 +41,8 @@ class _HeldTask:
     updated_at: str
     annotations: dict[int, Annotation] = field(default_factory=dict)
     retired: bool = False
+    overlap: int | None = None
+    """None: that of the project."""
 
 
 @dataclass(slots=True)
@@ -166,6 +168,16 @@ class SimulatedOracle:
         self._strike("accounts", "before")
         return dict(enumerate(sorted(self._people), start=1))
 
+    def ask_more(self, ref: ProjectRef, answers: Mapping[int, int]) -> None:
+        """Put tasks back into the queue; see Oracle."""
+        self._strike("ask_more", "before")
+        held = self._held(ref).tasks
+        for task_id, wanted in answers.items():
+            if task_id in held:
+                task = held[task_id]
+                task.retired, task.overlap, task.updated_at = False, wanted, self._tick()
+        self._strike("ask_more", "after")
+
     def retire(self, ref: ProjectRef, task_ids: Sequence[int]) -> None:
         """Take tasks out of the queue; see Oracle."""
         self._strike("retire", "before")
@@ -263,7 +275,7 @@ class SimulatedOracle:
             on_page_edit(edit)
         if spec.overlap != project.overlap:  # as in Label Studio, this reopens retired tasks
             for task in project.tasks.values():
-                task.retired = False
+                task.retired, task.overlap = False, None
         project.labels = [*spec.schema.labels, *(edit.added if edit else ())]
         project.overlap, project.show_guess = spec.overlap, spec.show_guess
         if spec.title is not None and is_our_title(project.title, spec.workspace_id):
@@ -284,7 +296,7 @@ class SimulatedOracle:
         return task_state(
             task.task_id,
             task.data,
-            is_labeled=task.retired or len(people) >= project.overlap,
+            is_labeled=task.retired or len(people) >= (task.overlap or project.overlap),
             annotations=len(_live(task)),
             cancelled=len(task.annotations) - len(_live(task)),
         )

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from al_pipeline.annotation.active_events import CONTROLS, intervention_key
-from al_pipeline.data.ledger import append_inbox, append_part, part_ids, read_events
+from al_pipeline.data.ledger import append_forecasts, append_inbox, append_part, part_ids, read_events
 from al_pipeline.errors import RemoteIncomplete, RepositoryError, UnexpectedChange
 from al_pipeline.files import read_object, remove_leftovers, sha256_file, write_json
 from al_pipeline.integrations.git import Git
@@ -51,6 +51,7 @@ def close(
     kept: Sequence[PlannedTask] = (),
     device: str = CPU,
     plugins: Mapping[str, str] | None = None,
+    keep_forecasts: bool = False,
 ) -> None:
     """Move the inbox into `data/`, track it, and mark the round closed; the build then selects round `selects_for`.
 
@@ -58,7 +59,7 @@ def close(
     are all tasks ever planned: the items drawn at random are recorded for `train`. `overrides` are settings for this
     batch alone (params.Overrides); without any, those of a killed close stay in force. `asked` are the items that
     people requested for the batch, `kept` the tasks carried over into it. The build encodes on `device` and
-    uses `plugins` (`operations.plugins`).
+    uses `plugins` (`operations.plugins`). `keep_forecasts`: the plans' forecasts go into the ledger, for the consensus.
     Raises UnexpectedChange if somebody edited the ledger, the pool, the test set or the encoder.
     """
     from al_pipeline.workspace.fingerprint import write_engine
@@ -71,6 +72,8 @@ def close(
     write_json(layout.closing, {"selects_for": selects_for, "overrides": overrides})
     consumed = _move_inbox(layout)
     append_part(layout.events, carry_out(interventions, layout.events))
+    if keep_forecasts:
+        append_forecasts(layout.events, first_forecasts(plans))
     check_kept(layout, dvc)
     dvc.add(layout.events, layout.pool, layout.test)  # even if unchanged: the cache may have been lost
     write_engine(layout.engine, device, plugins)
@@ -122,6 +125,19 @@ def carry_out(interventions: Sequence[Intervention], ledger: Path) -> list[Event
 def drawn_at_random(plans: Iterable[PlannedTask]) -> list[str]:
     """Pool items that were drawn uniformly: in a seed round, in a random slice or by random sampling."""
     return sorted({task.item_id for task in plans if task.part == "pool" and task.strategy in (RANDOM, RANDOM_SLICE)})
+
+
+def first_forecasts(plans: Iterable[PlannedTask]) -> dict[str, dict[str, float]]:
+    """What a model said of pool items when it first chose them, by item id: before any answer, so it knows none.
+
+    Items that were first chosen without a model have no forecast: a later one may know their answers.
+    """
+    first: dict[str, PlannedTask] = {}
+    for task in plans:
+        before = first.get(task.item_id)
+        if task.part == "pool" and (before is None or task.first_round < before.first_round):
+            first[task.item_id] = task
+    return {item: task.forecast for item, task in sorted(first.items()) if task.forecast}
 
 
 def override(layout: Layout, overrides: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from al_pipeline.operations import build
 from al_pipeline.operations.checkout import check_tags, put_back_converted
 from al_pipeline.operations.close import check_sources, foreign_edits, is_closed, pull_missing_sources, refuse_edits
 from al_pipeline.operations.history import History, read_history
+from al_pipeline.operations.overlap import more_answers
 from al_pipeline.params import load_overrides
 from al_pipeline.records import PlannedTask, round_name
 from al_pipeline.rounds.state_machine import Closing, Facts
@@ -82,12 +83,14 @@ def facts_at(workspace: Workspace, git: Git, history: History, now: datetime) ->
     if planned == 0 and not tasks and history.genesis is not None and history.genesis.counts.labelled:
         return replace(found, brought=history.genesis.counts.labelled)
     params = workspace.params
+    more = more_answers(layout, params, tasks)
     settled, new_labels = _progress(
         signature(layout.events, layout.inbox_events),
         layout,
         tuple(tasks),
         params.round.overlap,
         len(params.annotators) or None,
+        tuple(more.items()),
     )
     opened = datetime.fromtimestamp(opened_at(layout, git, planned), UTC)
     return replace(
@@ -95,6 +98,7 @@ def facts_at(workspace: Workspace, git: Git, history: History, now: datetime) ->
         tasks=len(tasks),
         settled=settled,
         new_labels=new_labels,
+        asked_again=len(more),
         age_days=max(0.0, (now - opened).total_seconds() / 86_400),
     )
 
@@ -116,6 +120,7 @@ def _progress(
     tasks: tuple[PlannedTask, ...],
     overlap: int,
     everybody: int | None,
+    more: tuple[tuple[str, int], ...],
 ) -> tuple[int, int]:
     """How many of a round's tasks are answered or given up, and how many items the inbox has new labels of.
 
@@ -123,7 +128,7 @@ def _progress(
     """
     inbox = read_events(layout.inbox_events)
     events = read_events(layout.events, layout.inbox_events)
-    settled = sum(value != "open" for value in standing(tasks, events, overlap, everybody).values())
+    settled = sum(value != "open" for value in standing(tasks, events, overlap, everybody, dict(more)).values())
     fresh = {event.event_id for event in inbox} - known_ids(layout.events)
     news = {event.item_id for event in active(events) if event.label is not None and event.event_id in fresh}
     return settled, len(news - superseded(events).keys())

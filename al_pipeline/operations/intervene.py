@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from msgspec.structs import replace
 
 from al_pipeline.annotation.active_events import standing_answers
 from al_pipeline.annotation.aggregation import Folded, fold
+from al_pipeline.annotation.confidence import rule_for
 from al_pipeline.annotation.votes import labels_in_use, times_asked
-from al_pipeline.data.ledger import last_part, read_events
+from al_pipeline.data.ledger import last_part, read_events, read_forecasts
 from al_pipeline.errors import (
     AlError,
     ExternalServiceError,
@@ -400,7 +402,8 @@ def _fold_after(
     params = params or workspace.params
     events = [*read_events(layout.events, layout.inbox_events), *carry_out(interventions, layout.events)]
     classes = [*params.schema_.labels, *sorted(labels_in_use(events))] if all_classes else params.schema_.labels
-    return fold(events, list(dict.fromkeys(classes)), len(params.annotators) or None, times_asked(events))
+    rule = rule_for(params.labels, partial(read_forecasts, layout.events))
+    return fold(events, list(dict.fromkeys(classes)), len(params.annotators) or None, times_asked(events), rule)
 
 
 def _same_fold(folded: Folded, record: RoundRecord, snapshot: Callable[[], Path]) -> None:

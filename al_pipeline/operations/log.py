@@ -138,7 +138,8 @@ def _asked(task: PlannedTask, number: int | None) -> Entry:
 def _became(labels: Labels, item_id: str) -> dict[str, Any] | None:
     row = labels.get(item_id)
     if isinstance(row, LabeledItem):
-        return {"label": row.label, "agreement": row.agreement, "answers": row.answers}
+        sure = {} if row.confidence is None else {"confidence": row.confidence}
+        return {"label": row.label, "agreement": row.agreement, **sure, "answers": row.answers}
     return None if row is None else {"label": None, "kind": row.kind, "reason": row.reason}
 
 

@@ -86,6 +86,7 @@ def _query_tasks(workspace: Workspace, number: int) -> list[PlannedTask]:
             query.probability,
             query.predicted,
             query.confidence,
+            query.proba,
         )
         for query in sorted(queries, key=lambda query: query.rank)
     ]

@@ -70,7 +70,7 @@ def decide_and_plan(
     layout, params = workspace.layout, workspace.params
     upcoming = 0 if number is None else number + 1
     plan = plan_tasks(workspace, git, upcoming, history.abandoned)
-    write_jsonl(layout.plan(upcoming), (asdict(task) for task in plan))
+    write_jsonl(layout.plan(upcoming), (task.to_row() for task in plan))
     next_batch, control = read_json(layout.choice), read_json(layout.control)
     record = Record(
         round=number,

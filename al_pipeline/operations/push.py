@@ -51,6 +51,8 @@ class PushReport:
     """Label Studio's id of each task, by push key: for links to it, not as its identity."""
     waiting: int = field(default=0, compare=False)
     """The number of tasks that Label Studio still asks people for."""
+    states: Mapping[str, TaskState] = field(default_factory=dict, compare=False)
+    """The tasks as Label Studio lists them, by push key."""
 
 
 def push(
@@ -79,7 +81,7 @@ def push(
     numbers = {key: state.task_id for key, state in kept.items()}
     waiting = sum(not state.is_labeled for state in kept.values())
     _logger.info("tasks: %d there, %d sent, %d second copies retired", present, len(keys) - present, len(spare))
-    return PushReport(present, len(keys) - present, len(spare), numbers, waiting)
+    return PushReport(present, len(keys) - present, len(spare), numbers, waiting, kept)
 
 
 class RetirePolicy(Struct, frozen=True):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import partial
 
 from al_pipeline.annotation.aggregation import fold
+from al_pipeline.annotation.confidence import ConsensusRule, rule_for
 from al_pipeline.annotation.tasks import Standing, standing
 from al_pipeline.annotation.votes import people, skips, times_asked
-from al_pipeline.data.ledger import read_refused, still_refused
+from al_pipeline.data.ledger import read_forecasts, read_refused, still_refused
 from al_pipeline.data.pool import fetch
+from al_pipeline.params import MAJORITY, Labels
 from al_pipeline.records import Event, LabeledItem, PlannedTask
 from al_pipeline.reporting.view_model import Answers, AskedItem
 from al_pipeline.rounds.manifests import RoundRecord
@@ -26,7 +29,8 @@ def asked_items(
     items = fetch([workspace.layout.pool], [task.item_id for task in queries])
     wanted = {task.item_id for task in queries}
     about = [event for event in known if event.item_id in wanted]
-    labels, unresolved = _folded(record, about, people(known))
+    rule = rule_for(_labels_of(record), partial(read_forecasts, workspace.layout.events))
+    labels, unresolved = _folded(record, about if rule is None else known, people(known), rule)
     refused = {
         str(row.get("push_key")): f"refused: {row['reason']}"
         for row in still_refused(read_refused(workspace.layout.events), known)
@@ -51,12 +55,19 @@ def asked_items(
     return tuple(rows)
 
 
-def _folded(record: RoundRecord, about: list[Event], heard: int) -> tuple[dict[str, LabeledItem], dict[str, str]]:
+def _labels_of(record: RoundRecord) -> Labels:
+    row = record.params.labels
+    return MAJORITY if row is None else Labels(consensus=row.consensus, min_confidence=row.min_confidence)
+
+
+def _folded(
+    record: RoundRecord, about: list[Event], heard: int, rule: ConsensusRule | None
+) -> tuple[dict[str, LabeledItem], dict[str, str]]:
     """Fold the events `about` items: labels, and reasons for having none, by item. `heard`: annotators so far."""
     everybody = len(record.params.annotators) or heard
     named = (event.label for event in about if event.label is not None)
     classes = tuple(dict.fromkeys([*record.params.schema_.labels, *named]))
-    folded = fold(about, classes, everybody, times_asked(about))
+    folded = fold(about, classes, everybody, times_asked(about), rule)
     return {row.item_id: row for row in folded.labeled}, {row.item_id: row.reason for row in folded.unresolved}
 
 

@@ -37,7 +37,8 @@ FILES = ("params.yaml", "dvc.yaml", ".gitignore")
 
 _DVC_YAML_1 = "b2997b93dd0bfe0ca3d2d59d02352f48c7c556b3386f27a088d20e42920deed8"
 _DVC_YAML_2 = "994622d7a156790745bc04441c3745e44d403229ca21e88cd7d3f1b42b884859"
-OLD_DVC_YAML = frozenset({_DVC_YAML_1, _DVC_YAML_2})
+_DVC_YAML_3 = "79bb35ee233c9994eef0c705ba583d5c99f2c8604885800f2b393159d385c499"
+OLD_DVC_YAML = frozenset({_DVC_YAML_1, _DVC_YAML_2, _DVC_YAML_3})
 """SHA-256 of the `dvc.yaml` of each older layout: any other content has the user's own changes."""
 
 
@@ -158,6 +159,15 @@ def _to_3(texts: Texts, replace_dvc_yaml: bool) -> Texts:
     return {**texts, "dvc.yaml": _dvc_yaml(texts["dvc.yaml"], _DVC_YAML_2, replace_dvc_yaml)}
 
 
+def _to_4(texts: Texts, replace_dvc_yaml: bool) -> Texts:
+    """Add the new keys of `params.yaml`, and the `dvc.yaml` whose stages read `labels`."""
+    return {
+        **texts,
+        "params.yaml": with_missing(texts["params.yaml"], template("params.yaml"))[0],
+        "dvc.yaml": _dvc_yaml(texts["dvc.yaml"], _DVC_YAML_3, replace_dvc_yaml),
+    }
+
+
 def _dvc_yaml(text: str, known: str, replace: bool) -> str:
     """The template's if `text` is the older layout's (digest `known`) or `replace`; else raises UnexpectedChange."""
     ours = template("dvc.yaml")
@@ -172,5 +182,5 @@ def _dvc_yaml(text: str, known: str, replace: bool) -> str:
 
 
 Migration = Callable[[Texts, bool], Texts]
-MIGRATIONS: Mapping[int, Migration] = {1: _to_2, 2: _to_3}
+MIGRATIONS: Mapping[int, Migration] = {1: _to_2, 2: _to_3, 3: _to_4}
 """The migration from each version to the next. A released migration is never changed."""

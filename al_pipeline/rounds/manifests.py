@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -81,6 +81,13 @@ class EvaluateParams(Part, frozen=True, kw_only=True):
     bootstrap: Count = 1000
 
 
+class LabelsParams(Part, frozen=True, kw_only=True):
+    """How answers became labels; absent for the majority without confidence."""
+
+    consensus: Literal["majority", "dawid_skene", "crowdlab", "auto"] = "majority"
+    min_confidence: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+
+
 class Params(Part, frozen=True, kw_only=True):
     """Those parameters of a round that are read later."""
 
@@ -89,6 +96,7 @@ class Params(Part, frozen=True, kw_only=True):
     evaluate: EvaluateParams
     features: dict[str, Any]
     annotators: Texts
+    labels: LabelsParams | None = None
     seed: Count = 0
     schedule: Any = None
 
@@ -185,10 +193,11 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "probability": (float, int),
     "predicted": (str, type(None)),
     "confidence": (float, type(None)),
+    "proba": (list,),
 }
 
 _TASK = msgspec.json.Decoder(PlannedTask)
-_REQUIRED = _TYPES.keys() - {"predicted", "confidence"}
+_REQUIRED = _TYPES.keys() - {"predicted", "confidence", "proba"}
 
 
 def record_number(path: str) -> int | None:
@@ -247,6 +256,7 @@ def _task(line: str, place: str, number: int) -> PlannedTask:
         if not _REQUIRED <= row.keys() <= _TYPES.keys():
             raise _foreign(place, f"must contain {', '.join(_TYPES)}, and nothing else") from None
         wrong = [name for name in row if type(row[name]) not in _TYPES[name]] or ["part"]
+        wrong = ["proba"] if wrong == ["part"] and row["part"] in ("pool", "test") else wrong
         found = row["part"] if wrong == ["part"] else type(row[wrong[0]]).__name__
         raise _foreign(place, f"{wrong[0]}: got {found}") from None
     item, key = task.item_id, task.push_key
@@ -262,6 +272,8 @@ def _task(line: str, place: str, number: int) -> PlannedTask:
         raise _foreign(place, "rank must be a place in the plan")
     if len(task.predicted or "") > ID_CHARACTERS or not 0 <= (task.confidence or 0.0) <= 1:
         raise _foreign(place, "predicted must be a label, and confidence between 0 and 1")
+    if any(len(name) > ID_CHARACTERS or not 0 <= share <= 1 for name, share in task.proba):
+        raise _foreign(place, "proba must be labels with probabilities between 0 and 1")
     return task
 
 

@@ -64,6 +64,8 @@ class Facts(Struct, frozen=True):
     tasks: int = 0
     settled: int = 0
     """Of `tasks`, those answered or given up."""
+    asked_again: int = 0
+    """Of `tasks`, those whose answers do not make their label sure enough: another person is asked."""
     brought: int = 0
     """Number of labels that the user supplied, if round 0 can be built from them alone."""
     new_labels: int = 0
@@ -141,7 +143,8 @@ def waiting_for(facts: Facts, rule: Closing) -> str:
     if facts.tasks == 0:
         return "every item in the pool is labelled or ignored; `al ingest FILE` adds new ones"
     missing = needed(facts.tasks, rule.quorum) - facts.settled
-    text = f"{missing} more of {facts.tasks} tasks to be answered in Label Studio"
+    again = f" ({facts.asked_again} by another person)" if facts.asked_again else ""
+    text = f"{missing} more of {facts.tasks} tasks to be answered in Label Studio{again}"
     if facts.age_days >= rule.deadline_days:
         return f"{text}; the deadline has passed, but there are only {facts.new_labels} of {rule.min_labels} new labels"
     return f"{text}, or {rule.deadline_days - facts.age_days:.1f} days"

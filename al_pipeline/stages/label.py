@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from al_pipeline.annotation.aggregation import fold
+from al_pipeline.annotation.confidence import rule_for
 from al_pipeline.annotation.votes import times_asked
-from al_pipeline.data.ledger import read_events
+from al_pipeline.data.ledger import read_events, read_forecasts
 from al_pipeline.data.outputs import write_labeled, write_unresolved
 from al_pipeline.params import load_params
 from al_pipeline.stages import stage
@@ -18,7 +21,8 @@ def main(layout: Layout) -> None:
     check_engine(layout.engine)
     params = load_params(layout.params)
     events = read_events(layout.events)
-    folded = fold(events, params.schema_.labels, len(params.annotators) or None, times_asked(events))
+    rule = rule_for(params.labels, partial(read_forecasts, layout.events))
+    folded = fold(events, params.schema_.labels, len(params.annotators) or None, times_asked(events), rule)
     write_labeled(layout.labeled, folded.labeled)
     write_labeled(layout.test_labels, folded.test)
     write_unresolved(layout.unresolved, folded.unresolved)

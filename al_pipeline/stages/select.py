@@ -23,6 +23,9 @@ from al_pipeline.stages import open_terms, stage, use_plugin_of, use_plugins
 from al_pipeline.workspace.fingerprint import check_engine
 from al_pipeline.workspace.layout import Layout
 
+PROBABLE = 0.005
+"""Classes that are less probable are left out of a plan."""
+
 
 @stage
 def main(layout: Layout) -> None:
@@ -55,7 +58,7 @@ def main(layout: Layout) -> None:
         first=[row.item_id for row in unresolved if row.kind == "tie" and row.part == "pool"],
         requested=chosen.ask,
     )
-    write_queries(layout.queries, _forecast(layout, vectors, device, queries))
+    write_queries(layout.queries, _forecast(layout, vectors, device, queries, params.labels.uses_model))
     write_json(layout.choice, {"named": select.strategy, **choice._asdict()})
 
 
@@ -69,10 +72,13 @@ def _vectors_of(layout: Layout, vectors: Vectors) -> VectorsOf:
     return of
 
 
-def _forecast(layout: Layout, vectors: Vectors | None, device: str, queries: Sequence[Query]) -> list[Query]:
+def _forecast(
+    layout: Layout, vectors: Vectors | None, device: str, queries: Sequence[Query], in_full: bool
+) -> list[Query]:
     """Add the newest model's predictions to the queries; unchanged while the model has no labels.
 
     On the random slice they give an unbiased estimate of accuracy: the model was not trained on these labels.
+    `in_full`: with the probabilities of all classes, for the consensus of the answers.
     """
     use_plugin_of(layout, layout.model)
     model = load_model(layout.model, layout.encoder, open_terms(layout), device)
@@ -82,9 +88,21 @@ def _forecast(layout: Layout, vectors: Vectors | None, device: str, queries: Seq
     items = [found[query.item_id] for query in queries]
     proba = model.predict_proba([item.text for item in items], vectors_for(model, vectors, items))
     return [
-        replace(query, predicted=model.classes[int(row.argmax())], confidence=float(row.max()))
+        replace(
+            query,
+            predicted=model.classes[int(row.argmax())],
+            confidence=float(row.max()),
+            proba=_probable(model.classes, row) if in_full else (),
+        )
         for query, row in zip(queries, proba, strict=True)
     ]
+
+
+def _probable(classes: Sequence[str], row: NDArray[np.float64]) -> tuple[tuple[str, float], ...]:
+    """The classes with their probabilities, without improbable ones."""
+    return tuple(
+        (name, round(share, 4)) for name, share in zip(classes, row.tolist(), strict=True) if share >= PROBABLE
+    )
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ MODULES = (
     "annotation/__init__.py",
     "annotation/active_events.py",
     "annotation/aggregation.py",
+    "annotation/confidence.py",
     "annotation/consensus.py",
     "annotation/crowdlab.py",
     "annotation/dawid_skene.py",

@@ -16,7 +16,7 @@ from al_pipeline.workspace.home import al_home, check_private, check_workspace, 
 from al_pipeline.workspace.identity import clone_id
 from al_pipeline.workspace.layout import Layout
 
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 """Increment together with a migration in `operations/upgrade.py`."""
 
 PLACES = "places"

@@ -142,6 +142,10 @@ class TwinOracle:
         found: Mapping[int, str] = self._ask("accounts")
         return found
 
+    def ask_more(self, ref: ProjectRef, answers: Mapping[int, int]) -> None:
+        """See Oracle."""
+        self._ask("ask_more", ref, dict(answers))
+
     def retire(self, ref: ProjectRef, task_ids: Sequence[int]) -> None:
         """See Oracle."""
         self._ask("retire", ref, task_ids)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from itertools import islice
 from types import TracebackType
@@ -282,14 +283,20 @@ class LabelStudioOracle:
         self._emails = self._list_emails()
         return dict(self._emails)
 
+    def ask_more(self, ref: ProjectRef, answers: Mapping[int, int]) -> None:
+        """Put tasks back into the queue; see Oracle. Both fields in one request: else the task is not served again."""
+        for task_id, wanted in answers.items():
+            self._change_task("asking another person", task_id, {"overlap": wanted, "is_labeled": False})
+
     def retire(self, ref: ProjectRef, task_ids: Sequence[int]) -> None:
         """Take tasks out of the queue; see Oracle."""
         for task_id in task_ids:
-            try:
-                take_out = partial(self._transport.send, "PATCH", f"api/tasks/{task_id}/", {"is_labeled": True})
-                self._transport.write("retiring a task", take_out, lambda reply: parse_id(reply["id"]))
-            except NotFound:
-                continue
+            self._change_task("retiring a task", task_id, {"is_labeled": True})
+
+    def _change_task(self, what: str, task_id: int, changes: Mapping[str, Any]) -> None:
+        change = partial(self._transport.send, "PATCH", f"api/tasks/{task_id}/", dict(changes))
+        with suppress(NotFound):
+            self._transport.write(what, change, lambda reply: parse_id(reply["id"]))
 
     def _states(self, ref: ProjectRef, filters: list[dict[str, Any]]) -> Iterator[TaskState]:
         return self._tasks(ref, filters, STATE_FIELDS, "task_only", parse_task_states)

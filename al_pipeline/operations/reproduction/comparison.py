@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from msgspec.structs import asdict
-
 from al_pipeline.data.outputs import read_labeled
 from al_pipeline.errors import BadInput
 from al_pipeline.evaluation.figures import FIGURES
@@ -74,7 +72,7 @@ def compare_plan(clone: Clone) -> tuple[Output, Difference | None]:
     upcoming = clone.record.round + 1
     before = read_history(clone.layout, clone.git, f"{clone.tag}^")
     tasks = plan_tasks(Workspace(clone.layout, clone.workspace.id), clone.git, upcoming, before.abandoned)
-    sha256 = sha256_bytes("".join(json_line(asdict(task)) for task in tasks).encode())
+    sha256 = sha256_bytes("".join(json_line(task.to_row()) for task in tasks).encode())
     path = clone.layout.plan(upcoming)
     same: dict[Source, bool] = {
         "round.json": sha256 == clone.record.hashes.get(_PLAN),

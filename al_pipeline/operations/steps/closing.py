@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from al_pipeline.annotation.active_events import superseded
 from al_pipeline.annotation.aggregation import fold
+from al_pipeline.annotation.confidence import rule_for
 from al_pipeline.annotation.tasks import worth_asking
 from al_pipeline.annotation.votes import times_asked
-from al_pipeline.data.ledger import read_events, read_refused, still_refused
+from al_pipeline.data.ledger import read_events, read_forecasts, read_refused, still_refused
 from al_pipeline.features.device import device_of
 from al_pipeline.files import write_text
 from al_pipeline.logs import get_logger
@@ -17,6 +19,7 @@ from al_pipeline.operations.close import carry_out, close, override
 from al_pipeline.operations.facts import closing_rule, facts_at
 from al_pipeline.operations.history import read_plan, rounds_of
 from al_pipeline.operations.intervene import check_snapshot
+from al_pipeline.operations.overlap import more_answers
 from al_pipeline.operations.plugins import trusted_plugins
 from al_pipeline.operations.steps.context import Context
 from al_pipeline.operations.steps.notes import remember
@@ -54,7 +57,19 @@ def close_round(context: Context, facts: Facts) -> None:
     if kept:
         context.on_progress(f"round {planned}: {len(kept)} open tasks stay in the queue")
     upcoming = 0 if planned is None else planned + 1
-    close(layout, context.dvc, upcoming, context.take_overrides(), interventions, plans, asked, kept, device, plugins)
+    close(
+        layout,
+        context.dvc,
+        upcoming,
+        context.take_overrides(),
+        interventions,
+        plans,
+        asked,
+        kept,
+        device,
+        plugins,
+        keep_forecasts=params.labels.uses_model,
+    )
 
 
 def override_build(context: Context) -> None:
@@ -96,13 +111,15 @@ def _kept(context: Context, planned: int, interventions: Sequence[Intervention])
     events = read_events(layout.events, layout.inbox_events)
     refused = still_refused(read_refused(layout.events, layout.inbox_events), events)
     events += carry_out(interventions, layout.events)
-    everybody = len(params.annotators) or None
+    everybody, tasks = len(params.annotators) or None, read_plan(context.git, planned)
+    rule = rule_for(params.labels, partial(read_forecasts, layout.events))
     return worth_asking(
-        read_plan(context.git, planned),
+        tasks,
         events,
-        fold(events, params.schema_.labels, everybody, times_asked(events)),
+        fold(events, params.schema_.labels, everybody, times_asked(events), rule),
         params.round.overlap,
         everybody,
         {str(row.get("push_key")) for row in refused},
         {item for intervention in context.history.interventions for item in intervention.items},
+        more_answers(layout, params, tasks, events),
     )

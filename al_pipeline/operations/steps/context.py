@@ -16,7 +16,7 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import Oracle, ProjectRef
 from al_pipeline.operations import build
 from al_pipeline.operations.history import History, read_history, read_plans
-from al_pipeline.records import PlannedTask
+from al_pipeline.records import PlannedTask, TaskState
 from al_pipeline.rounds.state_machine import Facts, Step
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
@@ -89,6 +89,8 @@ class Context:
     outcome: Outcome = field(default_factory=Outcome)
     queue_is_empty: bool = False
     """Whether the last push found no task that Label Studio still asks for."""
+    states: Mapping[str, TaskState] = field(default_factory=dict)
+    """The round's tasks as the last push found them in Label Studio, by push key."""
     taken: TakenSteps = field(init=False)
     _project: tuple[Oracle, ProjectRef] | None = None
     _plans: tuple[str | None, dict[str, PlannedTask]] | None = None

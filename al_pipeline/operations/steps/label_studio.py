@@ -16,6 +16,7 @@ from al_pipeline.files import write_json
 from al_pipeline.operations.checkout import bring_in_line
 from al_pipeline.operations.connect import ensure_project, stored_project
 from al_pipeline.operations.facts import opened_at
+from al_pipeline.operations.overlap import ask_again, more_answers, overlap_of
 from al_pipeline.operations.pull import PullRequest, pull
 from al_pipeline.operations.push import PushReport, RetirePolicy, push, retire
 from al_pipeline.operations.schema import published_labels
@@ -73,7 +74,7 @@ def push_plan(context: Context, facts: Facts) -> None:
     plan = [task for task in context.history.open_tasks() if task.item_id not in corrected]
     pushed = push(oracle, project, plan, partial(shown_tasks, context.workspace))
     context.outcome.changed |= pushed.sent > 0
-    context.queue_is_empty = bool(plan) and not pushed.waiting
+    context.queue_is_empty, context.states = bool(plan) and not pushed.waiting, pushed.states
     numbers = {task.item_id: pushed.task_ids[task.push_key] for task in plan if task.push_key in pushed.task_ids}
     _remember_push(context, facts.planned, pushed, {"project_uid": project.project_uid, "numbers": numbers})
 
@@ -102,6 +103,21 @@ def pull_answers(context: Context, facts: Facts, *, audit: bool = False) -> None
     outcome.changed |= bool(report.events or report.refused)
     outcome.pulled += report.events
     outcome.refused += report.refused
+    if overlap_of(params).adaptive:
+        _ask_again(context)
+
+
+def _ask_again(context: Context) -> None:
+    """Have tasks whose labels are not sure enough answered by another person, as far as that is of use."""
+    layout, params = context.layout, context.workspace.params
+    oracle, project = context.project
+    tasks = context.history.open_tasks()
+    more = more_answers(layout, params, tasks)
+    events = read_events(layout.events, layout.inbox_events)
+    raised, withdrawn = ask_again(oracle, project, tasks, context.states, more, events, overlap_of(params))
+    if raised:
+        context.on_progress(f"{raised} tasks are asked of another person, since their labels are not sure enough")
+    context.outcome.changed |= bool(raised or withdrawn)
 
 
 def shown_tasks(workspace: Workspace, plan: Sequence[PlannedTask]) -> list[Task]:

@@ -10,6 +10,7 @@ from al_pipeline.errors import RepositoryError, UnexpectedChange
 from al_pipeline.files import read_json
 from al_pipeline.operations import build, publish
 from al_pipeline.operations.history import read_plan
+from al_pipeline.operations.overlap import more_answers
 from al_pipeline.operations.planning import kept_tasks
 from al_pipeline.operations.steps.context import Context
 from al_pipeline.operations.steps.notes import recall
@@ -118,7 +119,8 @@ def _answers(context: Context, planned: int) -> TaskCounts:
     """Count the outcomes of the tasks of round `planned`."""
     layout, params = context.layout, context.workspace.params
     events, tasks = read_events(layout.events), read_plan(context.git, planned)
-    found = Counter(standing(tasks, events, params.round.overlap, len(params.annotators) or None).values())
+    more = more_answers(layout, params, tasks, events)
+    found = Counter(standing(tasks, events, params.round.overlap, len(params.annotators) or None, more).values())
     refused = still_refused(read_refused(layout.events), events)
     return TaskCounts(
         tasks=len(tasks),
