@@ -52,6 +52,16 @@ def test_the_millionth_part_comes_after_the_one_before(tmp_path: Path) -> None:
     assert names(tmp_path) == list("abc")
 
 
+@pytest.mark.parametrize("line", [b"", b'{"event_id":', b"null", b'{"event_id": "x"}{"event_id": "y"}'])
+def test_a_bad_line_among_good_ones_is_named(tmp_path: Path, line: bytes) -> None:
+    append_part(tmp_path, [event("a"), event("b")])
+    (part,) = tmp_path.iterdir()
+    first, second = part.read_bytes().splitlines()
+    part.write_bytes(b"\n".join([first, line, second, b""]))
+    with pytest.raises(BadInput, match=r"part-000001\.jsonl:2: "):
+        read_events(tmp_path)
+
+
 def test_a_known_event_is_not_appended_again(tmp_path: Path) -> None:
     append_part(tmp_path, [event("a")])
     assert append_part(tmp_path, [event("a", observed_at="later")]) is None

@@ -226,6 +226,15 @@ def test_many_labels_give_the_same_bytes_with_any_number_of_threads(
     np.testing.assert_allclose(weights, whole, rtol=0, atol=1e-3)
 
 
+def test_texts_are_projected_in_parts_to_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(8)
+    rows = csr_matrix((rng.random((5000, 40)) * (rng.random((5000, 40)) < 0.2)).astype(np.float32))
+    components = rng.normal(size=(40, 7)).astype(np.float32)
+    found = softmax_module._projected(rows, components)
+    monkeypatch.setattr(softmax_module, "_MIN_ROWS", 10_000)
+    np.testing.assert_array_equal(found, softmax_module._projected(rows, components))
+
+
 def test_no_more_folds_are_held_out_than_a_thousand_labels_need() -> None:
     _, vectors, labels = corpus(5000, CLASSES, seed=6)
     targets = np.array([CLASSES.index(label) for label in labels])

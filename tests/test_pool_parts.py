@@ -21,6 +21,7 @@ from al_pipeline.data.pool import (
     item_batch,
     iter_batches,
     iter_items,
+    iter_keys,
     list_parts,
     read_ids,
     text_bytes,
@@ -47,6 +48,25 @@ def test_what_is_written_is_read(tmp_path_factory, contents, batch_rows):
     read = list(iter_items([folder], batch_rows))
     assert [one for batch in read for one in batch] == written
     assert all(len(batch) <= batch_rows for batch in read)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 40), st.integers(1, 7), st.sets(st.integers(0, 40)))
+def test_texts_of_a_batch_are_read_when_they_are_asked_for(tmp_path_factory, count, batch_rows, wanted):
+    folder = tmp_path_factory.mktemp("items")
+    written = [item(number) for number in range(count)]
+    for part, rows in enumerate((written[: count // 3], written[count // 3 :])):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "_GROUP_ROWS", 5)
+            write_items(folder / f"part-{part:06d}.parquet", [rows])
+    seen = []
+    for number, (ids, hashes, read) in enumerate(iter_keys([folder], batch_rows)):
+        own = written[len(seen) : len(seen) + len(ids)]
+        seen += ids
+        assert (ids, hashes) == ([one.item_id for one in own], [one.content_hash for one in own])
+        if number in wanted:
+            assert read() == read() == [one.text for one in own]
+    assert seen == [one.item_id for one in written]
 
 
 def test_equal_items_give_equal_bytes_however_they_are_batched(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from harness import answer_all, play, small_workspace
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from al_pipeline.data import pool
 from al_pipeline.data.pool import write_items
 from al_pipeline.features.terms import GROWTH, TermCache, fitted_parts
 from al_pipeline.features.tfidf import Tfidf, _terms, fit
@@ -73,6 +75,16 @@ def test_cached_rows_have_the_bytes_of_computed_ones(
     folder = tmp_path_factory.mktemp("terms")
     for texts in history:
         assert_same_rows(cached(folder), fit(TEXTS), texts)
+
+
+def test_texts_of_the_same_content_hash_have_the_same_row() -> None:
+    """Composed or decomposed, with or without blanks around: rows are cached by content hash."""
+    fitted = fit([*TEXTS, "caf\u00e9 noir", "caf\u00e9 blanc"])
+    for texts in (["caf\u00e9 noir", " cafe\u0301 noir\n"], ["word1", f"{' ' * 20_000}word1"]):
+        assert len(set(map(content_hash, texts))) == 1
+        one, other = fitted.transform(texts[:1]), fitted.transform(texts[1:])
+        assert one.nnz
+        np.testing.assert_array_equal(one.toarray(), other.toarray())
 
 
 def test_a_row_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +176,7 @@ def test_the_vocabulary_follows_the_pool_by_a_quarter(sizes: list[int]) -> None:
 
 
 @pytest.mark.slow
-def test_a_round_with_the_cache_has_the_bytes_of_one_without(tmp_path: Path) -> None:
+def test_a_round_with_the_cache_has_the_bytes_of_one_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two grown pools, the rounds of one with its cache deleted before each stage."""
     workspace, truth = small_workspace(tmp_path)
     play(workspace, SimulatedOracle(), truth, 1)
@@ -182,4 +194,12 @@ def test_a_round_with_the_cache_has_the_bytes_of_one_without(tmp_path: Path) -> 
             stage.main(layout)
         return [sha256_tree(path) for path in outputs]
 
-    assert build(cold=True) == build(cold=False) == build(cold=False)
+    cold = build(cold=True)
+    assert cold == build(cold=False) == build(cold=False)
+
+    def read(*_: object) -> NoReturn:
+        raise AssertionError("texts were read, although what is computed from them is cached")
+
+    monkeypatch.setattr(train, "fetch", read)
+    monkeypatch.setattr(pool._TextsOf, "read", read)
+    assert cold == build(cold=False)

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -218,8 +219,15 @@ def _reject_constant(name: str) -> Any:
 @cache
 def _events(path: Path, _size: int, _changed: int) -> tuple[Event, ...]:
     """The events of a file, parsed once: a file never changes, and a tick reads the ledger several times."""
-    with path.open("rb") as lines:
-        return tuple(_event(line, f"{path}:{number}") for number, line in enumerate(lines, start=1))
+    data = path.read_bytes()
+    try:
+        events = _DECODER.decode_lines(data)
+    except (msgspec.DecodeError, RecursionError):
+        events = []
+    if len(events) == data.count(b"\n") + (data[-1:] not in (b"", b"\n")):
+        return tuple(map(_composed, events))
+    lines = enumerate(BytesIO(data), start=1)  # one is invalid or, which msgspec skips, empty
+    return tuple(_event(line, f"{path}:{number}") for number, line in lines)
 
 
 def _event(line: bytes, place: str) -> Event:
@@ -232,6 +240,11 @@ def _event(line: bytes, place: str) -> Event:
         except msgspec.ValidationError as error:
             problem = first_problem(Event, row) or error
             raise BadInput(f"{place}: {problem} (was it written by a newer engine?); {_FIX}") from None
+    return _composed(event)
+
+
+def _composed(event: Event) -> Event:
+    """The event with its label in Unicode's NFC form."""
     if event.label is None or event.label.isascii():
         return event
     return replace(event, label=composed(event.label))

@@ -10,7 +10,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -23,6 +23,8 @@ from al_pipeline.files import read_jsonl, replacing, write_jsonl, write_text
 from al_pipeline.records import LabeledItem, Query, Unresolved
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+_RecordT = TypeVar("_RecordT", LabeledItem, Unresolved)
 
 _LABELED = pa.schema(
     [
@@ -76,7 +78,7 @@ def write_labeled(path: Path, rows: Sequence[LabeledItem]) -> None:
 
 def read_labeled(path: Path) -> list[LabeledItem]:
     """Read the labelled set that `write_labeled` wrote."""
-    return [LabeledItem(**row) for row in _read(path).to_pylist()]
+    return _records(path, LabeledItem)
 
 
 def write_unresolved(path: Path, rows: Sequence[Unresolved]) -> None:
@@ -86,7 +88,7 @@ def write_unresolved(path: Path, rows: Sequence[Unresolved]) -> None:
 
 def read_unresolved(path: Path) -> list[Unresolved]:
     """Read the items that `write_unresolved` wrote."""
-    return [Unresolved(**row) for row in _read(path).to_pylist()]
+    return _records(path, Unresolved)
 
 
 def write_scores(path: Path, item_ids: Sequence[str], scores: Floats, proba: Floats) -> None:
@@ -176,6 +178,13 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _write(path: Path, schema: pa.Schema, rows: Sequence[LabeledItem] | Sequence[Unresolved]) -> None:
     columns = [_MAKE[field.type]([getattr(row, field.name) for row in rows]) for field in schema]
     _store(path, pa.Table.from_arrays(columns, schema=schema))
+
+
+def _records(path: Path, kind: type[_RecordT]) -> list[_RecordT]:
+    table = _read(path)
+    names = kind.__struct_fields__[: table.num_columns]
+    columns = [table.column(name).to_pylist() for name in names]
+    return [kind(*row) for row in zip(*columns, strict=True)]
 
 
 def _read(path: Path) -> pa.Table:

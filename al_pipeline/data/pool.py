@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,6 +172,43 @@ def iter_texts(folders: Iterable[Path]) -> Iterator[tuple[str, str]]:
     """Content hash and text of all items. Raises BadInput on a damaged part."""
     for batch in iter_batches(folders, ("content_hash", "text")):
         yield from zip(batch.column("content_hash").to_pylist(), batch.column("text").to_pylist(), strict=True)
+
+
+def iter_keys(
+    folders: Iterable[Path], batch_rows: int
+) -> Iterator[tuple[list[str], list[str], Callable[[], list[str]]]]:
+    """Ids and content hashes of all items, in batches as those of `iter_batches`, and a function that reads the texts.
+
+    The function may be called until the next batch is taken. Texts of batches for which it is not called are not read,
+    but for those between batches for which it is. Raises BadInput on a damaged part.
+    """
+    for part in list_parts(folders):
+        texts, start = _TextsOf(part, batch_rows), 0
+        for batch in iter_batches([part], ("item_id", "content_hash"), batch_rows):
+            yield (
+                batch.column("item_id").to_pylist(),
+                batch.column("content_hash").to_pylist(),
+                partial(texts.read, start, len(batch)),
+            )
+            start += len(batch)
+
+
+class _TextsOf:
+    """The texts of a part, read in increasing order."""
+
+    def __init__(self, part: Path, batch_rows: int) -> None:
+        self._batches = iter_batches([part], ("text",), batch_rows)
+        self._held: list[str] = []
+        self._start = 0
+        """The row of the first text held."""
+
+    def read(self, start: int, count: int) -> list[str]:
+        """The texts of `count` rows from row `start` on, which is no less than in earlier calls."""
+        while self._start + len(self._held) < start + count:
+            if self._start + len(self._held) <= start:
+                self._start, self._held = self._start + len(self._held), []
+            self._held += next(self._batches).column("text").to_pylist()
+        return self._held[start - self._start : start - self._start + count]
 
 
 def _digests(hashes: Sequence[str]) -> bytes:

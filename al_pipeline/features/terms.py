@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from al_pipeline.features.shards import Shards, Tensors, read_shard, shard_bytes
-from al_pipeline.features.tfidf import MAX_CHARACTERS, Tfidf, fit
+from al_pipeline.features.shards import Shards, Tensors, digest_rows, read_shard, shard_bytes
+from al_pipeline.features.texts import content_hashes
+from al_pipeline.features.tfidf import Tfidf, fit
 from al_pipeline.files import make_folder, write_bytes
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class TermCache:
 
 
 class TermRows:
-    """The rows of texts under one vocabulary, keyed by the SHA-256 of the text, truncated to MAX_CHARACTERS."""
+    """The rows of texts under one vocabulary, by content hash: texts of items are read only if a row is missing."""
 
     def __init__(self, folder: Path) -> None:
         self._shards = Shards(folder, _fits)
@@ -117,7 +118,7 @@ class TermRows:
 
     def _rows_of(self, texts: Sequence[str], compute: Callable[[Sequence[str]], csr_matrix]) -> NDArray[np.int64]:
         """The numbers of the rows of `texts` across all shards, (n,), after those not cached yet were stored."""
-        digests = _digests(texts)
+        digests = digest_rows(list(content_hashes(texts)))
         rows = self._shards.find(digests)
         if not (rows < 0).any():
             return rows
@@ -139,11 +140,6 @@ def _fits(tensors: Tensors) -> bool:
         return False
     count, entries = len(tensors["hashes"]), len(tensors["columns"])
     return tensors["starts"].shape == (count + 1,) and tensors["values"].shape == (entries,)
-
-
-def _digests(texts: Sequence[str]) -> NDArray[np.uint8]:
-    raw = b"".join(hashlib.sha256(text[:MAX_CHARACTERS].encode("utf-8", "surrogatepass")).digest() for text in texts)
-    return np.frombuffer(raw, np.uint8).reshape(-1, 32)
 
 
 def _joined(terms: Sequence[str]) -> bytes:

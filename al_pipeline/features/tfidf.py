@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from al_pipeline.errors import BadInput
-from al_pipeline.files import read_json, write_bytes, write_json
+from al_pipeline.files import json_line, read_json, write_bytes, write_text
+from al_pipeline.records import composed
 from al_pipeline.threads import one_thread
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class Tfidf:
         """Write `tfidf.json` and `tfidf.safetensors`; equal vocabularies give equal bytes."""
         from safetensors.numpy import save
 
-        write_json(folder / TERMS_FILE, {"format": FORMAT, "terms": list(self.terms)})
+        write_text(folder / TERMS_FILE, json_line({"format": FORMAT, "terms": list(self.terms)}))
         write_bytes(folder / IDF_FILE, save({"idf": self.idf}))
 
 
@@ -247,10 +248,15 @@ def _terms(text: str) -> list[str]:
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(text[:MAX_CHARACTERS].lower())
+    return _WORD.findall(_read_part(text).lower())
 
 
 def _runs(text: str) -> list[str]:
     """The words of `_words`, in order, and perhaps some of a single character; faster for ASCII text."""
-    text = text[:MAX_CHARACTERS].lower()
+    text = _read_part(text).lower()
     return text.translate(_BLANKED).split() if text.isascii() else _RUN.findall(text)
+
+
+def _read_part(text: str) -> str:
+    """What is read of a text: it depends on the content hash alone, by which rows are cached."""
+    return composed(text).strip()[:MAX_CHARACTERS]

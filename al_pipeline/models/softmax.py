@@ -63,7 +63,7 @@ def compact(
     ]
     components = None if features.sparse is None else features.components
     if components is not None:
-        own += [np.asarray(own[-1] @ components)]
+        own += [_projected(own[-1], components)]
 
     def scale_back(fitted: list[Floats]) -> list[Floats]:
         """Weights on the features from weights on `own`."""
@@ -91,6 +91,21 @@ def compact(
     return [factor], restore
 
 
+def _projected(rows: Any, components: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`rows @ components`, (n, k), in parts side by side: each row of a sparse product is computed by itself."""
+    slices = _divided(rows.shape[0])
+    if len(slices) == 1:
+        return np.asarray(rows @ components)
+    with ThreadPoolExecutor(_PARTS) as executor:
+        return np.concatenate(list(executor.map(lambda part: rows[part] @ components, slices)))
+
+
+def _divided(count: int) -> list[slice]:
+    """The parts in which so many rows are multiplied."""
+    bounds = np.linspace(0, count, (1 if count < _MIN_ROWS else _PARTS) + 1).astype(int).tolist()
+    return [slice(*pair) for pair in pairwise(bounds)]
+
+
 def _kernel_is_faster(labels: int, columns: int, classes: int) -> bool:
     """Whether a fit on the kernel's factor, (labels, labels), is faster than one on the features."""
     if labels >= min(columns, _MAX_KERNEL):
@@ -107,9 +122,7 @@ class Parts:
     def __init__(self, blocks: Sequence[Any]) -> None:
         self.blocks = list(blocks)
         self.count = int(self.blocks[0].shape[0])
-        divisions = 1 if self.count < _MIN_ROWS else _PARTS
-        bounds = np.linspace(0, self.count, divisions + 1).astype(int).tolist()
-        self.rows = [slice(*pair) for pair in pairwise(bounds)]
+        self.rows = _divided(self.count)
         own = [[block[rows] for block in self.blocks] for rows in self.rows]
         self.exact = [[_double(block) for block in part] for part in own]
         self.narrow = [[block.astype(np.float32, copy=False) for block in part] for part in own]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +24,7 @@ from al_pipeline.models.estimators import ESTIMATORS, HEAD, Estimate, fit_classi
 from al_pipeline.models.feature_matrix import FeatureMatrix
 from al_pipeline.models.linear import STRENGTH, Head, NamesOfHead
 from al_pipeline.params import Features
+from al_pipeline.threads import one_thread
 
 CARD_FILE = "card.json"
 HEAD_FILE = "head.safetensors"
@@ -241,16 +244,36 @@ def fit_text_model(
     Raises BadInput if a label is not a class, or vectors are missing.
     """
     matrix = _features(texts, vectors, features.uses_encoder, tfidf)
-    head = fit_classifier(classifier, matrix, labels, classes, seed, calibrate, prototypes)
-    control_head = None
-    if control is not None:
+
+    def fit(own: FeatureMatrix, known: Sequence[str]) -> Head | Estimate:
+        return fit_classifier(classifier, own, known, classes, seed, calibrate, prototypes)
+
+    def fit_control() -> Head | Estimate | None:
+        if control is None:
+            return None
         rows = np.array(control, dtype=np.intp)
-        drawn = [labels[row] for row in rows]
-        control_head = fit_classifier(classifier, matrix.rows(rows), drawn, classes, seed, calibrate, prototypes)
-    if vectors is None or not features.uses_encoder:
-        return TextModel(head, tfidf, features.uses_encoder, control=control_head)
-    digest = sha256_bytes(np.ascontiguousarray(vectors, np.float32).tobytes())
-    return TextModel(head, tfidf, True, encoder, digest, control=control_head)
+        return fit(matrix.rows(rows), [labels[row] for row in rows])
+
+    def digest() -> str | None:
+        if vectors is None or not features.uses_encoder:
+            return None
+        return hashlib.sha256(np.ascontiguousarray(vectors, np.float32).data).hexdigest()
+
+    import scipy.linalg  # first: one_thread() limits the libraries that are loaded
+    import scipy.optimize  # noqa: F401
+
+    # Side by side: neither uses two cores all the time. A plug-in need not be able to run twice at once.
+    with one_thread(), ThreadPoolExecutor(1) as beside:
+        digested = beside.submit(digest)
+        if classifier == HEAD:
+            made = beside.submit(fit_control)
+            head, control_head = fit(matrix, labels), made.result()
+        else:
+            head, control_head = fit(matrix, labels), fit_control()
+        known = digested.result()
+    return TextModel(
+        head, tfidf, features.uses_encoder, None if known is None else encoder, known, control=control_head
+    )
 
 
 def load_text_model(folder: Path, terms: TermCache | None = None) -> TextModel:

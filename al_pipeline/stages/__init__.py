@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -36,6 +37,10 @@ _IMPORTED_LATE = (
 """Modules that stages import lazily, since not every process needs them. Importing them takes about a second."""
 
 
+_COLLECTED = (50_000, 20, 20)
+"""Thresholds of the collector: tens of thousands of records are no garbage, and searching them takes time."""
+
+
 def stage(function: Callable[[Layout], None]) -> Callable[..., None]:
     """Decorate a stage's main. As a command it runs in the current folder and reports an AlError without traceback."""
 
@@ -46,6 +51,7 @@ def stage(function: Callable[[Layout], None]) -> Callable[..., None]:
             if layout is not None:
                 return function(layout)
             os.environ.update(STAGE_ENVIRONMENT)
+            gc.set_threshold(*_COLLECTED)
             try:
                 function(Layout())
             except AlError as error:

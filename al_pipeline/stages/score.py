@@ -15,9 +15,10 @@ from al_pipeline.active_learning.sampling import draw, ensemble_seed
 from al_pipeline.active_learning.shortlist import ScoreAccumulator, ScoreSummary, TopK
 from al_pipeline.active_learning.strategies import Scoring, scoring_of
 from al_pipeline.data.outputs import read_labeled, read_unresolved, write_scores
-from al_pipeline.data.pool import OpenIds, count_items, fetch, iter_batches
+from al_pipeline.data.pool import OpenIds, count_items, fetch, iter_keys
 from al_pipeline.features.cache import CHUNK
 from al_pipeline.features.names import class_prototypes
+from al_pipeline.features.texts import ItemTexts
 from al_pipeline.features.vectors import Vectors, guide_vectors, open_vectors
 from al_pipeline.files import write_json
 from al_pipeline.models.approximate import MarginAccumulator
@@ -36,7 +37,6 @@ BINS = 20
 _CENTRE = 1000
 """Size of the random sample of the pool from which the mean similarity to each class's name is computed."""
 Rows = NDArray[np.float32]
-_READ = ("item_id", "content_hash", "text")
 
 
 @stage
@@ -62,8 +62,8 @@ def main(layout: Layout) -> None:
     names = _name_search(layout, params, select, labeled, vectors)
     needed = vectors if model.needs_vectors or select.guide or names is not None else None
     on_progress = None if model.needs_vectors else progress_reporter(layout.progress, "scoring the pool")
-    for ids, hashes, texts in _unlabeled(layout, labeled, on_progress):
-        own = None if needed is None else needed.of_texts(hashes, texts)
+    for ids, texts in _unlabeled(layout, labeled, on_progress):
+        own = None if needed is None else needed.of_texts(texts.hashes, texts)
         search.add(ids, texts, own)
         if names is not None and own is not None:
             names.add(ids, own)
@@ -85,19 +85,19 @@ def main(layout: Layout) -> None:
 
 def _unlabeled(
     layout: Layout, labeled: Sequence[LabeledItem], on_progress: Callable[[int, int], None] | None
-) -> Iterator[tuple[list[str], list[str], list[str]]]:
-    """Yield the ids, content hashes and texts of the items that are neither labelled nor ignored, in batches."""
+) -> Iterator[tuple[list[str], ItemTexts]]:
+    """Yield the ids and texts of the items that are neither labelled nor ignored, in batches."""
     closed = {row.item_id for row in labeled}
     closed |= {row.item_id for row in read_unresolved(layout.unresolved) if row.kind == "ignored"}
     total, done = count_items([layout.pool]), 0
-    for batch in iter_batches([layout.pool], _READ, CHUNK):  # the TF-IDF rows of a batch are one file of the cache
-        done += len(batch)
-        ids, hashes, texts = (batch.column(name).to_pylist() for name in _READ)
+    for ids, hashes, read in iter_keys([layout.pool], CHUNK):  # the TF-IDF rows of a batch are one file of the cache
+        done += len(ids)
+        texts = ItemTexts(hashes, read)
         if any(map(closed.__contains__, ids)):
             rows = [row for row, item_id in enumerate(ids) if item_id not in closed]
-            ids, hashes, texts = ([column[row] for row in rows] for column in (ids, hashes, texts))
+            ids, texts = [ids[row] for row in rows], texts.some(rows)
         if ids:
-            yield ids, hashes, texts
+            yield ids, texts
             if on_progress:
                 on_progress(done, total)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from al_pipeline.data.outputs import read_labeled
-from al_pipeline.data.pool import fetch
+from al_pipeline.data.pool import fetch, hashes_of
 from al_pipeline.features.names import class_prototypes
+from al_pipeline.features.texts import ItemTexts
 from al_pipeline.features.vectors import open_vectors
 from al_pipeline.files import read_json
 from al_pipeline.models.finetuned import fit_finetuned
@@ -26,9 +29,8 @@ def main(layout: Layout) -> None:
     device = check_engine(layout.engine)
     params = load_params(layout.params)
     labeled = read_labeled(layout.labeled)
-    found = fetch([layout.pool], [row.item_id for row in labeled])
-    items = [found[row.item_id] for row in labeled]
-    texts, labels = [item.text for item in items], [row.label for row in labeled]
+    ids, labels = [row.item_id for row in labeled], [row.label for row in labeled]
+    texts = _texts(layout, ids)
     if params.train.model == FINETUNED:
         fit_finetuned(
             texts,
@@ -48,7 +50,7 @@ def main(layout: Layout) -> None:
     drawn = set(read_json(layout.asked_at_random, {"items": []})["items"])
     model = fit_text_model(
         texts=texts,
-        vectors=None if vectors is None else vectors.of(items),
+        vectors=None if vectors is None else vectors.of_texts(texts.hashes, texts),
         labels=labels,
         classes=params.schema_.labels,
         features=params.features,
@@ -56,13 +58,24 @@ def main(layout: Layout) -> None:
         seed=params.seed,
         calibrate=params.train.calibrate,
         encoder=None if vectors is None else vectors.identity,
-        control=[row for row, item in enumerate(labeled) if item.item_id in drawn],
+        control=[row for row, item_id in enumerate(ids) if item_id in drawn],
         classifier=params.train.model,
         prototypes=class_prototypes(vectors, params.schema_.labels, params.schema_.meanings)
         if params.train.names and vectors is not None
         else None,
     )
     model.save(layout.model)
+
+
+def _texts(layout: Layout, ids: Sequence[str]) -> ItemTexts:
+    """The texts of pool items, which are read only if a cache lacks what is computed from one."""
+    hashes = hashes_of([layout.pool], ids)
+
+    def read() -> list[str]:
+        found = fetch([layout.pool], ids)
+        return [found[item_id].text for item_id in ids]
+
+    return ItemTexts([hashes[item_id] for item_id in ids], read)
 
 
 if __name__ == "__main__":

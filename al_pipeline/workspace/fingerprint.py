@@ -60,6 +60,7 @@ MODULES = (
     "features/packing.py",
     "features/shards.py",
     "features/terms.py",
+    "features/texts.py",
     "features/tfidf.py",
     "features/vectors.py",
     "file_notes.py",
