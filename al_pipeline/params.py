@@ -341,6 +341,18 @@ LOCAL = Engine(runner="local")
 """The engine of a workspace whose `params.yaml` is older than this section."""
 
 
+class Quality(_Section, frozen=True, kw_only=True):
+    """How labels are checked by reviewers."""
+
+    review_size: Annotated[int, Meta(ge=1, le=10_000)] = 20
+    review_sample: Annotated[int, Meta(ge=0, le=100_000)] = 50
+    review_each_tick: bool = False
+
+
+CHECKED = Quality()
+"""The quality checks of a workspace whose `params.yaml` is older than this section."""
+
+
 class Params(_Section, frozen=True, kw_only=True):
     """All of `params.yaml`."""
 
@@ -358,7 +370,9 @@ class Params(_Section, frozen=True, kw_only=True):
     label_studio: LabelStudio
     schedule: Schedule = NO_SCHEDULE
     engine: Engine = LOCAL
+    quality: Quality = CHECKED
     annotators: list[_Name]
+    reviewers: list[_Name] = msgspec.field(default_factory=list)
 
 
 class Overrides(_Section, frozen=True, kw_only=True):
@@ -461,13 +475,17 @@ def _split_meanings(values: dict[str, Any], source: str) -> tuple[dict[str, Any]
 
 
 def recorded(params: Params) -> dict[str, Any]:
-    """The parameters as a round's record has them: names of classes and `labels` only where they are used."""
+    """The parameters as a round's record has them: names of classes, consensus and reviews only where they are used."""
     row: dict[str, Any] = msgspec.to_builtins(params)
     for section, key in (("schema", "meanings"), ("train", "names"), ("select", "names")):
         if not row[section][key]:
             del row[section][key]
     if params.labels == MAJORITY:
         del row["labels"], row["round"]["max_overlap"]
+    if params.quality == CHECKED:
+        del row["quality"]
+    if not params.reviewers:
+        del row["reviewers"]
     return row
 
 

@@ -43,6 +43,8 @@ LARGEST_NUMBER = 10**9
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
+_REVIEW = ".review"
+
 INTERVENTION_FILE = r"rounds/(?:interventions|rulings)/(\d{6})\.json"
 """A pattern of the names of interventions' files. Earlier versions called them rulings; their files stay there."""
 
@@ -72,6 +74,16 @@ def shown_text(text: str) -> str:
 def push_key(workspace_id: str, round_number: int, item_id: str) -> str:
     """The permanent name of one task: `workspace:round:item_id`."""
     return f"{workspace_id}:{round_number:04d}:{item_id}"
+
+
+def review_workspace(workspace_id: str) -> str:
+    """The mark of a workspace's review project in Label Studio, with which the push keys of its tasks begin."""
+    return f"{workspace_id}{_REVIEW}"
+
+
+def is_of_review(key: str) -> bool:
+    """Whether a push key, or an annotation key, is that of a task of a review: `workspace.review:number:item_id`."""
+    return key.partition(":")[0].endswith(_REVIEW)
 
 
 def round_name(number: int) -> str:
@@ -182,6 +194,8 @@ class Task(Struct, frozen=True):
     fields: Mapping[str, str]
     guess: tuple[str, float] | None = None
     """The model's label and its probability, if annotators may see it."""
+    answers: Mapping[str, str] | None = None
+    """For a reviewer: the answers of others, as rows of a table."""
 
 
 class TaskState(Struct, frozen=True):
@@ -257,6 +271,8 @@ class Answer(Struct, frozen=True):
     label: str | None
     origin: str | None
     """Whether the annotator made it or accepted the model's guess; None if Label Studio does not say."""
+    comment: str | None = None
+    """What a reviewer wrote about it."""
 
 
 class Selection(Struct, frozen=True, forbid_unknown_fields=True):
@@ -340,7 +356,8 @@ class Event(Struct, frozen=True, forbid_unknown_fields=True):
     `annotation_key` names the annotation concerned (see `annotation.changes.annotation_key`), or is
     `import:<content hash>`; for `task_gone` the push key, for a quarantine or restore `intervention:<number>`.
     A `supersede` without a label means that the annotator changed the answer to a skip. A `label` or `skip` whose
-    `previous` is a `delete` reappeared after it had vanished.
+    `previous` is a `delete` reappeared after it had vanished. An `adjudicate` is a reviewer's ruling, its `reason` the
+    comment; one without a label is a review without a ruling.
     A quarantine or restore holds the person's request in `intervention`. Those of earlier versions list the ids of the
     affected events in `targets` instead. `targets` of a `task_gone`: the answers that its task had.
     A `correct` says which text a user's id stands for now: its item is that text's, `targets` are the items of all

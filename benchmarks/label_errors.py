@@ -52,19 +52,21 @@ def measure(corpus: Texts, seeds: int) -> dict[str, Any]:
     """The areas of one corpus, by kind of errors, over numbers of labels, rates and seeds."""
     figures: dict[str, Any] = {}
     for kind in KINDS:
-        rows = [
-            areas(corpus, labels, rate, kind, seed) for labels in LABELS for rate in RATES for seed in range(seeds)
-        ]
+        rows = [areas(corpus, labels, rate, kind, seed) for labels in LABELS for rate in RATES for seed in range(seeds)]
         ours, plain, adjusted = np.array(rows).T
-        better = np.maximum(plain, adjusted) if plain.mean() == adjusted.mean() else max(
-            (plain, adjusted), key=lambda one: float(one.mean())
+        better = (
+            np.maximum(plain, adjusted)
+            if plain.mean() == adjusted.mean()
+            else max((plain, adjusted), key=lambda one: float(one.mean()))
         )
         gain = mean_interval(ours - better, 0.95)
         figures[kind] = {
             "ours": round(float(ours.mean()), 4),
             "cleanlab": round(float(plain.mean()), 4),
             "cleanlab_adjusted": round(float(adjusted.mean()), 4),
-            "difference_to_the_better": {name: round(float(getattr(gain, name)), 4) for name in ("value", "low", "high")},
+            "difference_to_the_better": {
+                name: round(float(getattr(gain, name)), 4) for name in ("value", "low", "high")
+            },
         }
     return figures
 

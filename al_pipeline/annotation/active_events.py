@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from al_pipeline.errors import BadInput
-from al_pipeline.records import Event, Selection, round_name
+from al_pipeline.records import Event, Selection, is_of_review, round_name
 
 CONTROLS = ("quarantine", "restore")
 """Types of events about other events."""
@@ -27,7 +27,8 @@ def active(events: Iterable[Event]) -> list[Event]:
     Each intervention in force takes effect at its place in the ledger:
 
     - A rollback takes out all events between its snapshot and itself, cancels the interventions among them, and keeps
-      out later annotations for the rounds that it abandons. An undo that is in force cancels it.
+      out later annotations for the rounds that it abandons. An undo that is in force cancels it. Reviewers' rulings are
+      no annotations of a round: a rollback takes out none, nor does it cancel what is decided on them.
     - A revocation takes out the annotations that count at its place and match its selection, with all earlier events of
       the same annotation, so that no withdrawn or older version comes back.
     - A restoration brings back annotations that are out at its place and match its selection, with all that happened to
@@ -104,15 +105,20 @@ def _counts(ledger: Sequence[Event]) -> list[bool]:
         return counts
     positions = {event.event_id: position for position, event in enumerate(ledger)}
     in_force = _in_force(ledger, positions)
+    of_rulings = _in_force(ledger, positions, rollbacks=False) - in_force
     decisions: dict[str, bool] = {}
     abandoned: set[int] = set()
     by_annotation: defaultdict[str, list[int]] = defaultdict(list)
     for position, event in enumerate(ledger):
         intervention = event.intervention
         if event.type not in CONTROLS:
-            counts[position] = decisions.get(event.event_id, event.round not in abandoned)
+            is_ruling = is_of_review(event.annotation_key)
+            counts[position] = decisions.get(event.event_id, is_ruling or event.round not in abandoned)
             if event.type not in NOT_ANNOTATIONS:
                 by_annotation[event.annotation_key].append(position)
+        elif position in of_rulings and intervention is not None and intervention.selection is not None:
+            rulings = {key: places for key, places in by_annotation.items() if is_of_review(key)}
+            _apply_selection(intervention.selection, intervention.kind == "restore", ledger, rulings, counts)
         elif position not in in_force:
             continue
         elif intervention is None:
@@ -124,15 +130,19 @@ def _counts(ledger: Sequence[Event]) -> list[bool]:
             abandoned |= _abandoned_before(event)
         elif intervention.kind == "rollback" and intervention.to is not None:
             first = _snapshot_end(event, positions)
-            counts[first:position] = [False] * (position - first)
+            for place in range(first, position):
+                counts[place] &= is_of_review(ledger[place].annotation_key)
             abandoned |= set(range(intervention.to + 1, event.round + 1))
         elif intervention.selection is not None:
             _apply_selection(intervention.selection, intervention.kind == "restore", ledger, by_annotation, counts)
     return counts
 
 
-def _in_force(ledger: Sequence[Event], positions: Mapping[str, int]) -> frozenset[int]:
-    """The positions of the interventions in force. Runs newest first, since an undo or rollback cancels older ones."""
+def _in_force(ledger: Sequence[Event], positions: Mapping[str, int], *, rollbacks: bool = True) -> frozenset[int]:
+    """The positions of the interventions in force. Runs newest first, since an undo or rollback cancels older ones.
+
+    Without `rollbacks`, those that only a rollback cancels are among them.
+    """
     found: set[int] = set()
     decided: dict[str, bool] = {}
     undone: set[str] = set()
@@ -149,7 +159,7 @@ def _in_force(ledger: Sequence[Event], positions: Mapping[str, int]) -> frozense
                 decided.setdefault(target, event.type == "restore")
         elif intervention.kind == "undo":
             undone.add(intervention_key(intervention.undoes or 0))
-        elif intervention.kind == "rollback":
+        elif intervention.kind == "rollback" and rollbacks:
             rolled_back = min(rolled_back, _snapshot_end(event, positions))
     return frozenset(found)
 

@@ -40,7 +40,7 @@ _WITHDRAWING: frozenset[RefusalReason] = frozenset(
 for the other reasons it stays valid, since it was given on the right text or by a permitted annotator.
 """
 
-_ANSWER_TYPES: frozenset[EventType] = frozenset({"label", "skip", "supersede", "delete"})
+_ANSWER_TYPES: frozenset[EventType] = frozenset({"label", "skip", "supersede", "delete", "adjudicate"})
 _NUMBER = re.compile(r"(\d+)(?:-[0-9a-f]{12})?")
 
 
@@ -166,6 +166,8 @@ class AnnotationDiff:
     judge: Judge
     observed_at: str
     known: KnownAnswers
+    rulings: bool = False
+    """Whether the project is that of reviews: its answers are rulings, with the reviewer's comment as the reason."""
     refused: list[Mapping[str, Any]] = field(default_factory=list)
     """Rows of newly refused answers."""
     vanished: int = 0
@@ -247,6 +249,8 @@ class AnnotationDiff:
         kind: EventType = "skip" if answer.label is None else "label"
         if last is not None and last.type != "delete":
             kind = "supersede"
+        if self.rulings:
+            kind = "adjudicate"
         lead_time = annotation.lead_time
         return Event(
             event_id=event_id,
@@ -259,6 +263,7 @@ class AnnotationDiff:
             annotator=annotation.annotator,
             label=answer.label,
             schema_version=self.schema_version,
+            reason=answer.comment if self.rulings else None,
             previous=None if last is None else last.event_id,
             lead_time=lead_time if lead_time is not None and math.isfinite(lead_time) else None,
             origin=answer.origin,

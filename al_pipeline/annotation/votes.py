@@ -9,13 +9,13 @@ from msgspec import Struct
 
 from al_pipeline.annotation.active_events import NOT_ANNOTATIONS, active, standing_answers
 from al_pipeline.errors import BadInput
-from al_pipeline.records import Event, Part, round_name
+from al_pipeline.records import Event, Part, is_of_review, round_name
 
 IMPORT = "import"
 """The annotator of all imported labels; any person's label outweighs it."""
 IMPORT_ROUND = -1
 
-_NEEDS_LABEL = ("label", "adjudicate", "gold", "import")
+_NEEDS_LABEL = ("label", "gold", "import")
 
 
 class Answer(Struct, frozen=True):
@@ -54,10 +54,11 @@ def answers_of(events: Iterable[Event]) -> dict[str, Answer]:
 def votes_of(answers: Iterable[Answer]) -> list[Answer]:
     """The vote of each annotator: a binding answer if there is one, else the newest.
 
-    The import counts as a vote only if no person gave a label.
+    The import counts as a vote only if no person gave a label. A review without a ruling is no vote.
     """
     best: dict[str, Answer] = {}
-    for answer in sorted(answers, key=lambda a: (a.binding and a.label is not None, a.order)):
+    given = (answer for answer in answers if answer.label is not None or not answer.binding)
+    for answer in sorted(given, key=lambda a: (a.binding, a.order)):
         best[answer.annotator] = answer
     imported = best.pop(IMPORT, None)
     if imported is not None and all(vote.label is None for vote in best.values()):
@@ -122,13 +123,13 @@ def labels_in_use(events: Iterable[Event]) -> dict[str, Counter[Part]]:
 
 
 def times_asked(events: Iterable[Event]) -> dict[str, int]:
-    """The number of tasks of each item with an annotation or skip that counts, by item id.
+    """The number of tasks of each item with an annotation or skip that counts, by item id; reviews are left out.
 
     A task that was kept for the next round counts once, although its annotations belong to two rounds.
     """
     tasks: defaultdict[str, set[str]] = defaultdict(set)
     for event in standing_answers(events).values():
-        if event.round >= 0:
+        if event.round >= 0 and not is_of_review(event.annotation_key):
             tasks[event.item_id].add(event.push_key or round_name(event.round))
     return {item: len(keys) for item, keys in tasks.items()}
 

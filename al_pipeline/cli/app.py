@@ -23,6 +23,7 @@ from al_pipeline.cli import (
     labelstudio,
     machine,
     quality,
+    review,
     rounds,
     servers,
     simulate,
@@ -103,6 +104,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "ingest": data.ingest,
         "export": data.export,
         "quality": quality.quality,
+        "review": review.review,
         "log": history.log,
     },
     _ROUNDS: {

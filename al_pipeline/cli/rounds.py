@@ -94,6 +94,12 @@ def status(as_json: Json = False) -> None:
         return print_json(found.to_json())
     _print_counts(found)
     _print_model(found)
+    if found.review is not None:
+        from al_pipeline.cli.review import print_review
+
+        print_review(found.review)
+        if found.review.waiting and found.review_page:
+            echo(f"{found.review.waiting:,} tasks wait for reviewers: {escape(found.review_page)}")
     _print_problems(found, workspace)
     _print_servers(found)
     if found.next_run:

@@ -69,7 +69,7 @@ def still_refused(refused: Iterable[Refused], events: Iterable[Event]) -> list[R
     ids: set[str] = set()
     for event in events:
         ids.add(event.event_id)
-        if event.type in ("label", "skip", "supersede"):
+        if event.type in ("label", "skip", "supersede", "adjudicate"):
             taken[event.push_key, event.answer_name] = event.updated_at or ""
     newest: dict[Any, Refused] = {}
     for row in refused:

@@ -34,6 +34,8 @@ class ProjectSpec(Struct, frozen=True):
     """Whether annotators see the model's prediction."""
     published: Collection[str] = ()
     """All classes of the published schemas."""
+    review: bool = False
+    """Whether it is the project of reviews, whose tasks show the answers of others and take a comment."""
     title: str | None = None
     """The title shown to people (see `project_title`; default: the id alone). A title set by people is kept."""
 

@@ -150,6 +150,10 @@ class TextModel:
         """Class probabilities of each sampled head, (n, K, C)."""
         return sample_proba(samples, self._head_features(texts, vectors))
 
+    def features_of(self, texts: Sequence[str], vectors: Vectors | None) -> FeatureMatrix:
+        """The features of texts that this kind of model is fitted on."""
+        return _features(texts, vectors, self.uses_encoder, self.tfidf)
+
     def _head_features(self, texts: Sequence[str], vectors: Vectors | None) -> FeatureMatrix:
         """The features that the head uses; of width 0 if it was fitted on fewer than two classes."""
         if not self.head.widths:

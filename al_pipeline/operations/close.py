@@ -257,10 +257,11 @@ def _has(files: Sequence[Different]) -> str:
 def foreign_edits(layout: Layout, git: Git) -> list[str]:
     """Files that the engine owns and that differ from the last commit; for use between builds.
 
-    Excludes the Label Studio project and interventions: each is written and then committed on its own, and a kill in
-    between leaves it uncommitted.
+    Excludes the Label Studio projects, interventions and reviews: each is written and then committed on its own, and a
+    kill in between leaves it uncommitted.
     """
-    own = {path.relative_to(layout.root).as_posix() for path in (layout.project, layout.interventions)}
+    alone = (layout.project, layout.interventions, layout.review_project, layout.reviews)
+    own = {path.relative_to(layout.root).as_posix() for path in alone}
     found = [name for name in git.changed(layout.owned) if not own & {name, str(PurePosixPath(name).parent)}]
     same = set(converted(layout, git, found)) if found else set()  # differ only by git's conversion of line endings
     return [name for name in found if name not in same]

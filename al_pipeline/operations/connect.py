@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Collection
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -26,6 +27,7 @@ from al_pipeline.operations.checkout import ROUND_TAGS, check_ready
 from al_pipeline.operations.close import check_sources, is_closed, pull_missing_sources
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_history
+from al_pipeline.records import review_workspace
 from al_pipeline.sanitize import counted, is_web_address
 from al_pipeline.workspace.identity import begin_adoption, check_identity, clone_id, end_adoption, identify
 from al_pipeline.workspace.layout import Layout
@@ -42,14 +44,21 @@ _LOOK_SECONDS = 5.0
 
 def stored_project(layout: Layout) -> ProjectRef | None:
     """The recorded Label Studio project; None before there is one. Raises UnexpectedChange if the file is invalid."""
-    found = read_object(layout.project)
+    return _stored(layout.project)
+
+
+def stored_review_project(layout: Layout) -> ProjectRef | None:
+    """The recorded project of reviews; like `stored_project`."""
+    return _stored(layout.review_project)
+
+
+def _stored(path: Path) -> ProjectRef | None:
+    found = read_object(path)
     if not found:
         return None
     number, uid = found.get("project_id"), found.get("project_uid")
     if type(number) is not int or not isinstance(uid, str) or not uid.isprintable() or " " in uid:
-        raise UnexpectedChange(
-            f"{layout.project} does not name a project; `git log -p {layout.project}` shows who changed it"
-        )
+        raise UnexpectedChange(f"{path} does not name a project; `git log -p {path}` shows who changed it")
     return ProjectRef(number, uid)
 
 
@@ -59,7 +68,16 @@ def project_page(workspace: Workspace) -> str | None:
     Never a URL with `labeling=1`: opened directly, it serves tasks from a queue without locks, so that two people get
     the same task.
     """
-    project, url = stored_project(workspace.layout), workspace.credentials().get("url")
+    return _page(workspace, stored_project(workspace.layout))
+
+
+def review_page(workspace: Workspace) -> str | None:
+    """The same for reviewers, in the project of reviews."""
+    return _page(workspace, stored_review_project(workspace.layout))
+
+
+def _page(workspace: Workspace, project: ProjectRef | None) -> str | None:
+    url = workspace.credentials().get("url")
     return None if project is None or url is None else f"{url.rstrip('/')}/projects/{project.project_id}/data"
 
 
@@ -218,6 +236,8 @@ def adopt(workspace: Workspace) -> Adopted:
             check_sources(layout, dvc)
     with closing(connect(workspace)) as oracle:
         oracle.adopt(ref, workspace.id, clone_id(layout))
+        if (of_reviews := stored_review_project(layout)) is not None:
+            oracle.adopt(of_reviews, review_workspace(workspace.id), clone_id(layout))
     end_adoption(layout)
     return Adopted(ref.project_id, copy)
 
@@ -225,7 +245,7 @@ def adopt(workspace: Workspace) -> Adopted:
 def leave_project(workspace: Workspace) -> int:
     """Forget a project that no longer exists; returns its number. A later tick creates another, or finds it again.
 
-    Pulled answers stay and count for their tasks. A copy of a clone gets its own identity.
+    Likewise that of reviews. Pulled answers stay and count for their tasks. A copy of a clone gets its own identity.
     """
     layout = workspace.layout
     with locked(layout.lock, "al adopt"):
@@ -234,8 +254,10 @@ def leave_project(workspace: Workspace) -> int:
         if identify(layout).verdict != "same":
             begin_adoption(layout)
             end_adoption(layout)
-        write_json(workspace.layout.project, {})
-        Git(workspace.layout.root).commit(f"Leave Label Studio's project {number}", [workspace.layout.project])
+        left = [path for path in (layout.project, layout.review_project) if path.exists()]
+        for path in left:
+            write_json(path, {})
+        Git(layout.root).commit(f"Leave Label Studio's project {number}", left)
     return number
 
 

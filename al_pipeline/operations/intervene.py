@@ -20,11 +20,11 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from al_pipeline.annotation.active_events import standing_answers
+from al_pipeline.annotation.active_events import CONTROLS, standing_answers
 from al_pipeline.annotation.aggregation import Folded, fold
 from al_pipeline.annotation.confidence import rule_for
 from al_pipeline.annotation.votes import labels_in_use, times_asked
-from al_pipeline.data.ledger import last_part, read_events, read_forecasts
+from al_pipeline.data.ledger import last_part, part_ids, read_events, read_forecasts
 from al_pipeline.errors import (
     AlError,
     ExternalServiceError,
@@ -45,7 +45,7 @@ from al_pipeline.operations.connect import refuse_elsewhere
 from al_pipeline.operations.facts import check_owned, open_dvc
 from al_pipeline.operations.history import History, read_history
 from al_pipeline.params import Params, parse_params
-from al_pipeline.records import Event, LabeledItem, Selection, moment, round_name
+from al_pipeline.records import Event, LabeledItem, Selection, is_of_review, moment, round_name
 from al_pipeline.rounds.interventions import Intervention, Kind, undoable
 from al_pipeline.rounds.manifests import RoundRecord
 from al_pipeline.workspace.home import user_name
@@ -245,16 +245,18 @@ def published_with(workspace: Workspace, intervention: Intervention, unfinished:
 
 
 def finish_intervention(layout: Layout, git: Git) -> None:
-    """Commit an intervention that a kill left uncommitted. Call only while holding the lock.
+    """Commit an intervention or a review's plan that a kill left uncommitted. Call only while holding the lock.
 
     Raises UnexpectedChange if somebody edited a committed one.
     """
-    if left := git.changed([layout.interventions]):
+    if left := git.changed([layout.interventions, layout.reviews]):
         if edited := [name for name in left if git.show("HEAD", name) is not None]:
             raise UnexpectedChange(
-                f"interventions must not be edited: {', '.join(edited)}; `git checkout -- FILE` restores them"
+                f"interventions and reviews must not be edited: {', '.join(edited)}; `git checkout -- FILE` restores "
+                "them"
             )
-        git.commit("Finish an intervention whose making was interrupted", [layout.interventions])
+        folders = [folder for folder in (layout.interventions, layout.reviews) if folder.exists()]
+        git.commit("Finish an intervention whose making was interrupted", folders)
 
 
 def check_snapshot(workspace: Workspace, git: Git, dvc: Dvc, interventions: Sequence[Intervention]) -> None:
@@ -268,7 +270,8 @@ def check_snapshot(workspace: Workspace, git: Git, dvc: Dvc, interventions: Sequ
     layout = workspace.layout
     record = read_history(layout, git).record(interventions[-1].to or 0)
     with temporary_folder(layout.private) as place:
-        _same_fold(_fold_after(workspace, interventions), record, lambda: _prove(dvc, record, place, _FOLDED_PATHS))
+        folded = _fold_after(workspace, interventions, snapshot=interventions[-1].parts)
+        _same_fold(folded, record, lambda: _prove(dvc, record, place, _FOLDED_PATHS))
 
 
 # Making an intervention ----------------------------------------------------------------------------------------------
@@ -351,7 +354,9 @@ def _change_to_snapshot(
             return replace(change, metrics=_served(history, rollback.serves))
         rollback = replace(rollback, parts=last_part(snapshot / "events"))
         change = _change(workspace, git, history, rollback)
-        _same_fold(_fold_with(workspace, git, rollback, history), record, lambda: snapshot)
+        after = [*history.waiting, rollback]
+        folded = _fold_after(workspace, after, _params_after(workspace, git, rollback), snapshot=rollback.parts)
+        _same_fold(folded, record, lambda: snapshot)
         return replace(change, metrics=(change.metrics[0], record.metrics))
 
 
@@ -396,11 +401,26 @@ def _fold_after(
     params: Params | None = None,
     *,
     all_classes: bool = False,
+    snapshot: int | None = None,
 ) -> Folded:
-    """The labels once `interventions` are carried out. `all_classes`: include classes that the schema lacks."""
+    """The labels once `interventions` are carried out. `all_classes`: include classes that the schema lacks.
+
+    `snapshot`: the last ledger part of the one that the last intervention, a rollback, goes back to; what reviewers
+    ruled since, and what was decided on it, is then left out, since the rollback leaves it in force.
+    """
     layout = workspace.layout
     params = params or workspace.params
     events = [*read_events(layout.events, layout.inbox_events), *carry_out(interventions, layout.events)]
+    if snapshot is not None and any(is_of_review(event.annotation_key) for event in events):
+        known = part_ids(layout.events, snapshot)
+        rollback = next((event.event_id for event in reversed(events) if event.type in CONTROLS), None)
+        events = [
+            event
+            for event in events
+            if event.event_id in known
+            or event.event_id == rollback
+            or not (event.type in CONTROLS or is_of_review(event.annotation_key))
+        ]
     classes = [*params.schema_.labels, *sorted(labels_in_use(events))] if all_classes else params.schema_.labels
     rule = rule_for(params.labels, partial(read_forecasts, layout.events))
     return fold(events, list(dict.fromkeys(classes)), len(params.annotators) or None, times_asked(events), rule)
@@ -408,6 +428,8 @@ def _fold_after(
 
 def _same_fold(folded: Folded, record: RoundRecord, snapshot: Callable[[], Path]) -> None:
     """Raise ManualActionRequired if `folded` differs from what the round published. All comparisons are made here.
+
+    `folded` leaves out what reviewers ruled since.
 
     Equal bytes are equal. Another version of pyarrow may write equal rows as different bytes, so if bytes differ, the
     rows are compared with those in the folder that `snapshot` returns; it is called only then.

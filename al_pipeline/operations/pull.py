@@ -56,6 +56,8 @@ class PullRequest(Struct, frozen=True):
     """How many known answers may be missing."""
     accept_vanished: bool = False
     """Accept more missing answers than that."""
+    rulings: bool = False
+    """Whether the project is that of reviews; `allow` are then the reviewers, and nobody else is accepted."""
     audit: bool = False
     """Also find what does not show as a change of a task, such as deleted tasks."""
 
@@ -87,7 +89,8 @@ def pull(layout: Layout, oracle: Oracle, request: PullRequest) -> PullReport:
     Answers to abandoned rounds are recorded like all others; each fold decides whether they count. Raises
     VanishedAnswers, with nothing appended, if more known answers are missing than the request allows.
     """
-    state, diff = read_json(layout.pull_state, {}), _open_diff(layout, request)
+    place = layout.review_state if request.rulings else layout.pull_state
+    state, diff = read_json(place, {}), _open_diff(layout, request)
     before = _position(state, request, diff.known)
     after = _audit(diff, oracle, request, before) if request.audit else _read_changes(diff, oracle, request, before)
     if diff.vanished > request.max_vanished and not request.accept_vanished:
@@ -102,7 +105,7 @@ def pull(layout: Layout, oracle: Oracle, request: PullRequest) -> PullReport:
         diff.known.add(event)
     diff.known.refused.update((str(row["refused_id"]), row) for row in diff.refused)
     if after.cursor is not None and (now := _state(after, request, diff.known)) != state:
-        write_text(layout.pull_state, json_line(now))
+        write_text(place, json_line(now))
     report = PullReport(
         events=Counter(event.type for event in events),
         refused=Counter(str(row["reason"]) for row in diff.refused),
@@ -121,9 +124,10 @@ def _open_diff(layout: Layout, request: PullRequest) -> AnnotationDiff:
         project_uid=uid,
         plans=request.plans,
         schema_version=request.schema.version,
-        judge=_judge(request.schema, request.allow),
+        judge=_judge(request.schema, request.allow, request.rulings),
         observed_at=request.observed_at,
         known=KnownAnswers(read_events(*ledger), read_refused(*ledger), uid),
+        rulings=request.rulings,
     )
 
 
@@ -216,12 +220,12 @@ def _add(
     return read
 
 
-def _judge(schema: Schema, allow: Collection[str]) -> Judge:
+def _judge(schema: Schema, allow: Collection[str], rulings: bool = False) -> Judge:
     """Return a function that accepts an answer if its annotator is allowed, the text is ours and the label a class."""
     allowed = frozenset(address.strip().lower() for address in allow)
 
     def judge(task: AnsweredTask, plan: PlannedTask, annotation: Annotation) -> Answer | RefusalReason:
-        if allowed and annotation.annotator not in allowed:
+        if (allowed or rulings) and annotation.annotator not in allowed:
             return "annotator not allowed"
         if not shows_plan(task.data, plan, schema):
             return "changed text"

@@ -12,7 +12,7 @@ from al_pipeline.annotation.votes import people, skips, times_asked
 from al_pipeline.data.ledger import read_forecasts, read_refused, still_refused
 from al_pipeline.data.pool import fetch
 from al_pipeline.params import MAJORITY, Labels
-from al_pipeline.records import Event, LabeledItem, PlannedTask
+from al_pipeline.records import Event, LabeledItem, PlannedTask, is_of_review
 from al_pipeline.reporting.view_model import Answers, AskedItem
 from al_pipeline.rounds.manifests import RoundRecord
 from al_pipeline.workspace.workspace import Workspace
@@ -99,7 +99,7 @@ def count_answers(
 ) -> Answers:
     """Count the round's answers. `known`: the events that counted at its publication; `ledger` has late ones too."""
     given, closed = record.answers, record.closed_at
-    events = [event for event in known if event.round == record.round]
+    events = [event for event in known if event.round == record.round and not is_of_review(event.annotation_key)]
     late = {
         event.annotation_key
         for event in ledger

@@ -18,10 +18,11 @@ from al_pipeline.evaluation.online import Saved
 from al_pipeline.files import read_object
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.prefect_settings import client_settings
-from al_pipeline.operations.connect import project_page, stored_project
+from al_pipeline.operations.connect import project_page, review_page, stored_project
 from al_pipeline.operations.facts import closing_rule, read_facts
 from al_pipeline.operations.history import History, labels_saved_by, read_history
 from al_pipeline.operations.schema import schema_problem
+from al_pipeline.records import is_of_review
 from al_pipeline.reporting.view_model import PoolCounts, RoundRow
 from al_pipeline.rounds.manifests import Counts, NextBatch, Record
 from al_pipeline.rounds.state_machine import Facts, State, Wait, close_reason, next_step, state, waiting_for
@@ -33,6 +34,7 @@ from al_pipeline.workspace.workspace import Workspace
 if TYPE_CHECKING:
     from al_pipeline.integrations.label_studio.probe import ServerStatus
     from al_pipeline.operations.ingestion.source_states import SourceNews
+    from al_pipeline.operations.review_figures import Review
 
 
 class Status(Struct, frozen=True, kw_only=True):
@@ -82,6 +84,9 @@ class Status(Struct, frozen=True, kw_only=True):
     label_studio_page: str | None
     prefect_url: str | None
     next_run: str | None
+    review: Review | None
+    """What reviews say of the labels; None before the first one."""
+    review_page: str | None
     busy: Mapping[str, Any] | None
     """The process that holds the workspace's lock, as it describes itself there."""
 
@@ -95,6 +100,7 @@ class Status(Struct, frozen=True, kw_only=True):
             "running": self.running and self.running.to_row(),
             "saved": saved and {**asdict(saved), "sentence": saved.sentence()},
             "asked_by": self.asked_by and self.asked_by.to_row(),
+            "review": self.review and self.review.to_json(),
         }
 
 
@@ -142,6 +148,8 @@ def status(workspace: Workspace, *, ask: bool = True) -> Status:
         label_studio_page=project_page(workspace),
         prefect_url=prefect_url,
         next_run=next_run,
+        review=_review(workspace),
+        review_page=review_page(workspace),
         busy=holder(layout.lock) or None,
     )
 
@@ -158,6 +166,14 @@ def _with_incoming(latest: Record | None, facts: Facts) -> PoolCounts:
     known = pool_counts(latest.counts)
     asked = known.labeled + known.pending + known.ignored
     return replace(known, unlabeled=facts.incoming + latest.counts.pool - asked)
+
+
+def _review(workspace: Workspace) -> Review | None:
+    if not workspace.layout.reviews.exists():
+        return None
+    from al_pipeline.operations.review_figures import review_figures
+
+    return review_figures(workspace)
 
 
 def _refused(layout: Layout) -> dict[str, int]:
@@ -212,7 +228,11 @@ def _answers(workspace: Workspace, facts: Facts, ask: bool) -> _Answers:
 def _pulled(layout: Layout, facts: Facts) -> tuple[int, int]:
     """How many tasks of the open round are answered as of the last pull, without and with refused answers."""
     events = active(read_events(layout.events, layout.inbox_events))
-    newest = {event.annotation_key: event for event in events if event.round == facts.planned}
+    newest = {
+        event.annotation_key: event
+        for event in events
+        if event.round == facts.planned and not is_of_review(event.annotation_key)
+    }
     answered = {event.item_id for event in newest.values() if event.label is not None}
     rows = read_refused(layout.events, layout.inbox_events)
     refused = {row.get("item_id") for row in rows if row.get("round") == facts.planned}

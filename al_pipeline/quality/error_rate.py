@@ -30,9 +30,7 @@ def error_rate(labels: int, sampled: int, reviewed: int, wrong: int) -> ErrorRat
     """
     if not reviewed:
         reason = "no label of the random sample is reviewed" if labels else "there are no labels"
-        return ErrorRate(
-            labels=labels, sampled=sampled, reviewed=0, wrong=0, rate=Estimate(value=None, reason=reason)
-        )
+        return ErrorRate(labels=labels, sampled=sampled, reviewed=0, wrong=0, rate=Estimate(value=None, reason=reason))
     share = wrong / reviewed
     if reviewed >= labels:
         rate = Estimate(value=share, low=share, high=share)

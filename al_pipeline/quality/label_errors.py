@@ -9,6 +9,8 @@ p_k T_kj.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from al_pipeline.quality.answers import Floats, Indices
@@ -41,6 +43,15 @@ def error_probability(proba: Floats, given: Indices) -> Floats:
     many, many_likelihood = _fit(p, labels, by_class=True)
     found[usable] = many if many_likelihood - one_likelihood > classes * (classes - 1) else one
     return found
+
+
+def error_probabilities(proba: Floats, labels: Sequence[str], classes: Sequence[str]) -> list[float]:
+    """`error_probability` of labels by name; 0 for those that are no class."""
+    places = {name: place for place, name in enumerate(classes)}
+    given = np.array([places.get(label, -1) for label in labels], dtype=np.int64)
+    found = np.zeros(len(given))
+    found[given >= 0] = error_probability(proba[given >= 0], given[given >= 0])
+    return [float(one) for one in found]
 
 
 def _fit(p: Floats, labels: Indices, *, by_class: bool) -> tuple[Floats, float]:

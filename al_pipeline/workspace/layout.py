@@ -122,6 +122,20 @@ class Layout(Struct, frozen=True):
     def intervention(self, number: int) -> Path:
         return self.interventions / f"{number:06d}.json"
 
+    @property
+    def reviews(self) -> Path:
+        """The plans of reviews, from `000001.jsonl` on; append-only."""
+        return self.rounds / "reviews"
+
+    def review(self, number: int) -> Path:
+        """The plan of review `number`, one PlannedTask a line."""
+        return self.reviews / f"{number:06d}.jsonl"
+
+    @property
+    def review_project(self) -> Path:
+        """The id of the review project in Label Studio, like `project`."""
+        return self.rounds / "review_project.json"
+
     def round(self, number: int) -> Path:
         return self.rounds / f"{number:04d}"
 
@@ -245,6 +259,11 @@ class Layout(Struct, frozen=True):
     def pull_state(self) -> Path:
         """The position of the last pull; without it the next pull is a full one."""
         return self.private / "pull.json"
+
+    @property
+    def review_state(self) -> Path:
+        """The position of the last pull from the review project; like `pull_state`."""
+        return self.private / "pull_review.json"
 
     @property
     def ingested(self) -> Path:
@@ -379,7 +398,9 @@ def pointer_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.dvc")
 
 
-_IN_ROUNDS = re.compile(rf"rounds/\d{{4,6}}/(?:plan\.jsonl|round\.json)|{INTERVENTION_FILE}")
+_IN_ROUNDS = re.compile(
+    rf"rounds/\d{{4,6}}/(?:plan\.jsonl|round\.json)|rounds/reviews/\d{{6}}\.jsonl|{INTERVENTION_FILE}"
+)
 
 
 def is_ours(name: str) -> bool:
@@ -389,7 +410,15 @@ def is_ours(name: str) -> bool:
     """
     layout = Layout()
     singles = (
-        *(layout.marker, layout.engine, layout.dvc_lock, layout.project, layout.overrides, layout.asked_at_random),
+        *(
+            layout.marker,
+            layout.engine,
+            layout.dvc_lock,
+            layout.project,
+            layout.review_project,
+            layout.overrides,
+            layout.asked_at_random,
+        ),
         *(layout.genesis, *layout.results, *layout.pointers),
     )
     return bool(_IN_ROUNDS.fullmatch(name)) or name in {path.as_posix() for path in singles}

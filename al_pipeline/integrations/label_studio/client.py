@@ -160,7 +160,7 @@ class LabelStudioOracle:
     ) -> ProjectRef:
         """Find or create our project and update its settings; see Oracle. Also raises BadParams."""
         settings: dict[str, Any] = {
-            "label_config": label_config(spec.schema),
+            "label_config": label_config(spec.schema, review=spec.review),
             "maximum_annotations": spec.overlap,
             "show_collab_predictions": spec.show_guess,
             "title": spec.title or f"al {spec.workspace_id}",
@@ -172,7 +172,7 @@ class LabelStudioOracle:
         if spec.title is None or not is_our_title(project.title, spec.workspace_id):
             del settings["title"]
         if edit := page_edit(project.labels, spec.schema, spec.published):
-            settings["label_config"] = label_config(spec.schema, edit.added)
+            settings["label_config"] = label_config(spec.schema, edit.added, review=spec.review)
             on_page_edit(edit)
         if changed := {key: value for key, value in settings.items() if getattr(project, key) != value}:
             self._update(ref, "changing the project's settings", changed)

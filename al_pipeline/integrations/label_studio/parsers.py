@@ -13,7 +13,14 @@ from typing import Any, NamedTuple
 from msgspec import Struct
 
 from al_pipeline.errors import LabelStudioDown
-from al_pipeline.integrations.label_studio.payloads import CONTROL, RESERVED, data_key, shown_fields, shown_hash
+from al_pipeline.integrations.label_studio.payloads import (
+    COMMENT,
+    CONTROL,
+    RESERVED,
+    data_key,
+    shown_fields,
+    shown_hash,
+)
 from al_pipeline.params import Schema
 from al_pipeline.records import (
     Annotation,
@@ -32,6 +39,9 @@ from al_pipeline.records import (
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 """The format of Label Studio's times in our records: UTC with microseconds, so that text order is time order."""
 
+LONGEST_COMMENT = 2000
+"""Characters of a reviewer's comment that are kept; Label Studio has the rest."""
+
 _ORIGINS = frozenset({"manual", "prediction", "prediction-changed"})
 
 
@@ -41,10 +51,11 @@ _ORIGINS = frozenset({"manual", "prediction", "prediction-changed"})
 def parse_annotation(result: Sequence[Any], was_cancelled: bool, schema: Schema) -> Answer | RefusalReason:
     """The answer in a raw result, or why it is refused. Never raises: `result` may hold any JSON values.
 
-    Values of other controls, such as a comment (`textarea`), are ignored and stay in Label Studio.
+    Values of other controls are ignored and stay in Label Studio, except for a reviewer's comment.
     """
+    comment = _comment(result)
     if was_cancelled:
-        return Answer(label=None, origin=None)
+        return Answer(label=None, origin=None, comment=comment)
     entry = _choice_entry(result)
     if isinstance(entry, str):
         return entry
@@ -60,7 +71,19 @@ def parse_annotation(result: Sequence[Any], was_cancelled: bool, schema: Schema)
     if label not in schema.labels:
         return "unknown label"
     origin = entry.get("origin")
-    return Answer(label, origin if isinstance(origin, str) and origin in _ORIGINS else None)
+    return Answer(label, origin if isinstance(origin, str) and origin in _ORIGINS else None, comment)
+
+
+def _comment(result: Sequence[Any]) -> str | None:
+    """The comment in a raw result, shortened; None without one. Typed and not added, it is an entry of its own too."""
+    said: list[str] = []
+    for entry in result:
+        if isinstance(entry, Mapping) and entry.get("from_name") == COMMENT and entry.get("type") == "textarea":
+            value = entry.get("value")
+            lines = value.get("text") if isinstance(value, Mapping) else None
+            said += [line for line in (lines if isinstance(lines, list) else [lines]) if isinstance(line, str)]
+    text = " ".join(shown_text(" ".join(said)).split())[:LONGEST_COMMENT]
+    return text or None
 
 
 def _choice_entry(result: Sequence[Any]) -> Mapping[str, Any] | RefusalReason:

@@ -18,9 +18,14 @@ from al_pipeline.records import Task, shown_text
 CONTROL = "label"
 """The name of the only question in the label config: the `from_name` of every answer that we read."""
 
+COMMENT = "al_comment"
+"""The name of the field in which a reviewer writes."""
+ANSWERS = "al_answers"
+"""The key of the answers that a reviewer is shown."""
+
 RESERVED = frozenset(
     {
-        CONTROL, "item_id", "al_round", "al_part", "al_rank", "al_score", "al_strategy", "al_prelabel",
+        CONTROL, ANSWERS, "item_id", "al_round", "al_part", "al_rank", "al_score", "al_strategy", "al_prelabel",
         "push_key", "shown_hash",
     }
 )  # fmt: skip
@@ -88,6 +93,8 @@ def task_json(task: Task) -> dict[str, Any]:
         "push_key": plan.push_key,
         "shown_hash": shown_hash(shown),
     }
+    if task.answers is not None:
+        data[ANSWERS] = {shown_text(who): shown_text(label) for who, label in task.answers.items()}
     if task.guess is None:
         return {"data": data}
     label, probability = task.guess

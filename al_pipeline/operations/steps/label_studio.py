@@ -11,7 +11,7 @@ from msgspec.structs import asdict
 from al_pipeline.annotation.active_events import superseded
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.pool import columns_of, fetch
-from al_pipeline.errors import UnexpectedChange
+from al_pipeline.errors import UnexpectedChange, WrongProject
 from al_pipeline.files import write_json
 from al_pipeline.operations.checkout import bring_in_line
 from al_pipeline.operations.connect import ensure_project, stored_project
@@ -105,6 +105,7 @@ def pull_answers(context: Context, facts: Facts, *, audit: bool = False) -> None
     outcome.refused += report.refused
     if overlap_of(params).adaptive:
         _ask_again(context)
+    _review(context)
 
 
 def _ask_again(context: Context) -> None:
@@ -118,6 +119,31 @@ def _ask_again(context: Context) -> None:
     if raised:
         context.on_progress(f"{raised} tasks are asked of another person, since their labels are not sure enough")
     context.outcome.changed |= bool(raised or withdrawn)
+
+
+def _review(context: Context) -> None:
+    """Pull reviewers' rulings. A review project that is missing or somebody else's must not stop a round."""
+    if not context.workspace.params.reviewers:
+        return
+    from al_pipeline.operations.review import review_in_tick  # few workspaces have reviewers
+
+    oracle, _ = context.project
+    head = context.git.head()
+    try:
+        found = review_in_tick(
+            context.workspace,
+            context.git,
+            context.history,
+            oracle,
+            context.now(),
+            accept_vanished=context.accept_vanished,
+        )
+    except WrongProject as error:
+        context.outcome.warnings.append(f"rulings were not pulled: {error}")
+        return
+    context.outcome.changed |= found > 0
+    if context.git.head() != head:
+        context.taken.again(Step.SYNC)
 
 
 def shown_tasks(workspace: Workspace, plan: Sequence[PlannedTask]) -> list[Task]:
