@@ -131,7 +131,8 @@ def _print_counts(found: Status) -> None:
 def _print_model(found: Status) -> None:
     if found.promoted:
         score = found.metrics.macro_f1.value if found.metrics else None
-        latest = "" if score is None else f"; latest macro-F1 {score:.3f}"
+        of = f" (test labels {found.test_version})" if found.review is not None else ""
+        latest = "" if score is None else f"; latest macro-F1 {score:.3f}{of}"
         echo(f"promoted model: [bold]{found.promoted}[/]{latest}")
     if found.running and found.running.whole.answered:
         echo(f"running accuracy: {_running_accuracy(found.running)}")

@@ -28,7 +28,17 @@ from al_pipeline.operations.plugins import plugin_files
 from al_pipeline.params import Params, recorded
 from al_pipeline.records import RANDOM_SLICE, PlannedTask, round_name
 from al_pipeline.rounds.interventions import Intervention
-from al_pipeline.rounds.manifests import Counts, Engine, NextBatch, Record, RoundRecord, TaskCounts, parse_record
+from al_pipeline.rounds.manifests import (
+    Counts,
+    Engine,
+    NextBatch,
+    Record,
+    Reviewed,
+    ReviewedPart,
+    RoundRecord,
+    TaskCounts,
+    parse_record,
+)
 from al_pipeline.rounds.manifests import Params as RecordedParams
 from al_pipeline.workspace.fingerprint import current_engine, recorded_device, recorded_plugins
 from al_pipeline.workspace.layout import Layout
@@ -91,6 +101,7 @@ def decide_and_plan(
         next_batch=None if next_batch is None else NextBatch.from_row(next_batch),
         control=None if control is None else Control.from_row(control),
         running=_running(layout, git, history, params, number),
+        review=_review(layout, params),
         interventions=facts.interventions,
     )
     if number is not None:
@@ -221,6 +232,17 @@ def _running(layout: Layout, git: Git, history: History, params: Params, number:
         if task.strategy == RANDOM_SLICE and task.predicted is not None
     ]
     return running_accuracy(forecasts, params.evaluate.confidence)
+
+
+def _review(layout: Layout, params: Params) -> Reviewed | None:
+    """What reviewers had ruled; None before the first review."""
+    if not layout.reviews.exists():
+        return None
+    from al_pipeline.operations.review_figures import figures_of, read_reviews
+
+    found = figures_of(params, read_events(layout.events), read_reviews(layout))
+    pool, test = (ReviewedPart(**asdict(found.rates[part])) for part in ("pool", "test"))
+    return Reviewed(pool=pool, test=test, rulings=found.ruled, test_rulings=found.test_ruled)
 
 
 def _counts(layout: Layout, plan: list[PlannedTask]) -> Counts:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from msgspec.structs import replace
+import numpy as np
+from msgspec.structs import asdict, replace
 
 from al_pipeline.annotation.active_events import active
 from al_pipeline.cron import check_timezone
@@ -15,17 +16,21 @@ from al_pipeline.data.ledger import read_events
 from al_pipeline.data.outputs import Predictions, parse_predictions
 from al_pipeline.data.pool import fetch
 from al_pipeline.errors import NothingToDo
+from al_pipeline.evaluation.comparison import aligned
+from al_pipeline.evaluation.metrics import evaluate
 from al_pipeline.files import write_text
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.connect import task_pages
 from al_pipeline.operations.history import History, events_known, labels_saved_by, read_history, read_plan
 from al_pipeline.operations.quality import quality_of
+from al_pipeline.operations.review_figures import error_rate_sentence
 from al_pipeline.operations.round_tasks import asked_items, count_answers
-from al_pipeline.operations.status import pool_counts, round_rows, status
-from al_pipeline.records import round_name
+from al_pipeline.operations.status import pool_counts, round_rows, status, test_version
+from al_pipeline.quality.error_rate import ErrorRate
+from al_pipeline.records import Part, round_name
 from al_pipeline.reporting.page import render
-from al_pipeline.reporting.view_model import LabelMix, Mistake, ReportData
-from al_pipeline.rounds.manifests import Engine, Params, RoundRecord, parse_histogram
+from al_pipeline.reporting.view_model import LabelMix, Mistake, ReportData, RoundRow
+from al_pipeline.rounds.manifests import Engine, Params, Reviewed, RoundRecord, parse_histogram
 from al_pipeline.workspace.workspace import Workspace
 
 MISTAKES = 25
@@ -51,6 +56,8 @@ def report_data(workspace: Workspace, number: int | None = None) -> ReportData:
     histogram = parse_histogram(git.show(revision, "rounds/histogram.json") or "{}")
     predictions = parse_predictions(git.show(revision, "rounds/predictions.csv") or "item_id,label\n")
     rows = [row for row in round_rows(history) if row.number <= record.round]
+    newest = _on_newest_labels(git, rows, predictions, record)
+    reviewed = record.review
     report = ReportData(
         title=workspace.layout.root.name,
         question=schema.question,
@@ -59,7 +66,10 @@ def report_data(workspace: Workspace, number: int | None = None) -> ReportData:
         state="published",
         labels=record.counts.labelled,
         date=_date(record.closed_at, zone),
-        history=tuple(replace(row, date=_date(row.closed_at, zone)) for row in rows),
+        history=tuple(replace(row, date=_date(row.closed_at, zone)) for row in newest or rows),
+        recomputed=newest is not None,
+        reviewed=() if reviewed is None else _review_sentences(reviewed),
+        test_version="" if reviewed is None else f"{test_version(record)}, {reviewed.test_rulings} of them reviewed",
         metrics=record.metrics,
         decision=record.decision,
         pool=pool_counts(record.counts),
@@ -96,6 +106,61 @@ def _with_answers(
         quality=quality_of(known, record.params.schema_.labels),
         next_step=next_step,
     )
+
+
+def _review_sentences(found: Reviewed) -> tuple[str, ...]:
+    """What reviewers had found when the round was published."""
+    rates: dict[Part, ErrorRate] = {
+        "pool": ErrorRate(**asdict(found.pool)),
+        "test": ErrorRate(**asdict(found.test)),
+    }
+    sentences = [error_rate_sentence(part, rate) for part, rate in rates.items() if rate.labels]
+    return (*sentences, f"{found.rulings} labels have a ruling, {found.test_rulings} of them in the test set")
+
+
+def _on_newest_labels(
+    git: Git, rows: Sequence[RoundRow], newest: Predictions, record: RoundRecord
+) -> list[RoundRow] | None:
+    """The rounds with the metrics of their models on the test labels of `newest`; None if no review changed any.
+
+    Of each round all items are used that it predicted and that have a label now, so that the curve is of one test set.
+    """
+    if record.review is None or not record.review.test_rulings:
+        return None
+    label_of = dict(zip(newest.item_ids, newest.labels, strict=True))
+    before = {row.number: _predictions_then(git, row.number) for row in rows if row.number < record.round}
+    if not any(
+        label and label_of.get(item, label) != label
+        for found in before.values()
+        for item, label in zip(found.item_ids, found.labels, strict=True)
+    ):
+        return None
+    params, recomputed = record.params, []
+    for row in rows:
+        found = before.get(row.number)
+        places = [] if found is None else [place for place, item in enumerate(found.item_ids) if item in label_of]
+        if found is not None and places:
+            truth = [newest.classes.index(label_of[found.item_ids[place]]) for place in places]
+            row = replace(
+                row,
+                metrics=evaluate(
+                    aligned(found, places, newest.classes),
+                    np.array(truth, dtype=np.intp),
+                    newest.classes,
+                    np.random.default_rng([params.seed, 0xE7A1]),
+                    params.evaluate.bootstrap,
+                    params.evaluate.confidence,
+                ),
+            )
+        recomputed.append(row)
+    return recomputed
+
+
+def _predictions_then(git: Git, number: int) -> Predictions:
+    """The predictions of a round's model for all test items; none if the round has no tag."""
+    tag = round_name(number)
+    text = git.show(tag, "rounds/predictions.csv") if tag in git.tags() else None
+    return parse_predictions(text or "item_id,label\n", unlabelled=True)
 
 
 def _engine(engine: Engine) -> Mapping[str, str]:

@@ -76,6 +76,8 @@ class Status(Struct, frozen=True, kw_only=True):
     paused: str | None
     metrics: Metrics | None
     """Of the newest round."""
+    test_version: str
+    """The version of the test labels that `metrics` are of."""
     running: Running | None
     saved: Saved | None
     asked_by: NextBatch | None
@@ -140,6 +142,7 @@ def status(workspace: Workspace, *, ask: bool = True) -> Status:
         held=history.holding.sentence() if history.holding else None,
         paused=history.pausing.sentence() if history.pausing else None,
         metrics=history.rounds[-1].metrics if history.rounds else None,
+        test_version=test_version(history.rounds[-1]) if history.rounds else "",
         running=latest.running if latest else None,
         saved=labels_saved_by(history, None),
         asked_by=latest.next_batch if latest else None,
@@ -288,6 +291,11 @@ def rounds(workspace: Workspace) -> tuple[RoundRow, ...]:
     return round_rows(read_history(workspace.layout, Git(workspace.layout.root)))
 
 
+def test_version(record: Record) -> str:
+    """The version of a round's test labels: the beginning of their digest. It changes with every label of theirs."""
+    return record.hashes.get("test_labels", "")[:8]
+
+
 def round_rows(history: History) -> tuple[RoundRow, ...]:
     """The rounds of a history as rows for status and report, oldest first."""
     return tuple(
@@ -298,6 +306,7 @@ def round_rows(history: History) -> tuple[RoundRow, ...]:
             decision=record.decision,
             closed_at=record.closed_at,
             test_labels=record.counts.test_labelled,
+            test_version=test_version(record),
             interventions=tuple(intervention.summary() for intervention in record.interventions),
         )
         for record in history.rounds

@@ -29,6 +29,8 @@ class RoundRow(Struct, frozen=True):
     closed_at: float | None = None
     """When it closed, as Unix time in seconds."""
     test_labels: int = 0
+    test_version: str = ""
+    """The version of the test labels that the metrics are of: the beginning of their digest."""
     interventions: tuple[str, ...] = ()
     """The interventions that it carried out, in a few words each."""
 
@@ -38,6 +40,7 @@ class RoundRow(Struct, frozen=True):
             "round": self.number,
             "labelled": self.labels,
             "test_labelled": self.test_labels,
+            "test_version": self.test_version,
             "verdict": self.decision.verdict,
             "reasons": list(self.decision.reasons),
             "interventions": list(self.interventions),
@@ -156,6 +159,12 @@ class ReportData(Struct, frozen=True, kw_only=True):
     running: Running | None = None
     saved: Saved | None = None
     quality: Quality | None = None
+    reviewed: tuple[str, ...] = ()
+    """What reviewers found, in sentences; empty before the first review."""
+    test_version: str = ""
+    """The version of the test labels that all metrics on the page are of, in words; empty before the first review."""
+    recomputed: bool = False
+    """Whether the metrics of earlier rounds are computed anew, on the labels of this round's test set."""
     asked_because: str = ""
     """Why the strategy of this round's batch was chosen, if known."""
     links: Mapping[str, str] = msgspec.field(default_factory=dict)

@@ -14,7 +14,18 @@ import msgspec
 from msgspec import Meta
 
 from al_pipeline.errors import UnexpectedChange
-from al_pipeline.evaluation.figures import Control, Count, Decision, Metrics, Number, Part, Running, Text, Texts
+from al_pipeline.evaluation.figures import (
+    Control,
+    Count,
+    Decision,
+    Estimate,
+    Metrics,
+    Number,
+    Part,
+    Running,
+    Text,
+    Texts,
+)
 from al_pipeline.records import PlannedTask, with_present_names
 from al_pipeline.rounds.interventions import Intervention
 
@@ -116,6 +127,26 @@ class NextBatch(Part, frozen=True, kw_only=True):
     reason: Text
 
 
+class ReviewedPart(Part, frozen=True, kw_only=True):
+    """How many labels of the labelled set (or the test set) are wrong, from a random sample that was reviewed."""
+
+    labels: Count
+    sampled: Count
+    reviewed: Count
+    wrong: Count
+    rate: Estimate
+
+
+class Reviewed(Part, frozen=True, kw_only=True):
+    """What reviewers had ruled when a round was published."""
+
+    pool: ReviewedPart
+    test: ReviewedPart
+    rulings: Count
+    test_rulings: Count
+    """Of `rulings`, those on test items."""
+
+
 class Record(Part, frozen=True, kw_only=True):
     """What was built and published in one commit. The first build, made before any annotation, has no round number."""
 
@@ -145,6 +176,8 @@ class Record(Part, frozen=True, kw_only=True):
     running: Running | None = None
     control: Control | None = None
     next_batch: NextBatch | None = None
+    review: Reviewed | None = None
+    """None before the first review; the record then has no such key."""
     interventions: tuple[Intervention, ...] = ()
     """The interventions about labels that this round carried out."""
 
@@ -154,7 +187,8 @@ class Record(Part, frozen=True, kw_only=True):
 
     def to_json(self) -> dict[str, Any]:
         """This record as the JSON object that is written, with unset defaults."""
-        return {**super().to_json(), "interventions": [one.to_row() for one in self.interventions]}
+        row = {**super().to_json(), "interventions": [one.to_row() for one in self.interventions]}
+        return row if self.review is not None else {name: value for name, value in row.items() if name != "review"}
 
 
 class RoundRecord(Record, frozen=True, kw_only=True):
