@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from al_pipeline.quality.answers import Floats, Indices
+from al_pipeline.annotation.vote_arrays import Floats, Indices
 
 _ITERATIONS = 60
 _LEAST = 1e-12
