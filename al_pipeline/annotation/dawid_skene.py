@@ -24,8 +24,12 @@ ACCURACY = 0.85
 """Accuracy of an annotator of whom nothing is known."""
 TEAM_ANSWERS = 10.0
 """Answers with this accuracy that are added to the team's, for each class."""
+TEAM_ERRORS = 1.0
+"""Errors of each kind that are added to the team's: with few answers, errors fall equally on the other classes."""
 OWN_ANSWERS = 10.0
-"""Answers like the team's that are added to each annotator's: of all classes together, then of each class."""
+"""Answers with the team's accuracy that are added to each annotator's, for the accuracy over all classes."""
+OWN_OF_CLASS = 40.0
+"""Answers like the team's with that accuracy that are added to each annotator's, for each class."""
 MODEL_PRECISION = 20.0
 """How firmly the model's probabilities are believed as they are: the precision of the exponent's prior, around 1."""
 MOST_STEPS = 200
@@ -134,19 +138,23 @@ def _symmetric(classes: int, accuracy: float) -> Floats:
 def _drawn(given: Floats, apart: bool) -> Floats:
     """(A, C, C) rates from expected answers by annotator, true class and class given, drawn towards the team's."""
     classes = given.shape[1]
-    team = given.sum(axis=0) + TEAM_ANSWERS * _symmetric(classes, ACCURACY)
-    team = np.maximum(team / team.sum(axis=1, keepdims=True), _SMALLEST)
+    pooled = given.sum(axis=0)
+    team = pooled + TEAM_ANSWERS * _symmetric(classes, ACCURACY)
+    wrong = pooled + TEAM_ERRORS
+    np.fill_diagonal(wrong, 0)
+    usual = np.clip(np.diag(team) / team.sum(axis=1), _SMALLEST, 1 - _SMALLEST)
+    team = wrong / np.maximum(_SMALLEST, wrong.sum(axis=1, keepdims=True)) * (1 - usual)[:, None]
+    np.fill_diagonal(team, usual)
     if not apart or classes < 2:
         return np.broadcast_to(team, given.shape).copy()
     seen, right = given.sum(axis=2), np.diagonal(given, axis1=1, axis2=2)
-    usual = np.clip(np.diag(team), _SMALLEST, 1 - _SMALLEST)
     expected = (seen @ usual + OWN_ANSWERS * usual.mean()) / (seen.sum(axis=1) + OWN_ANSWERS)
     own = (right.sum(axis=1) + OWN_ANSWERS * expected) / (seen.sum(axis=1) + OWN_ANSWERS)
     odds = np.log(usual / (1 - usual)) + (_logit(own) - _logit(expected))[:, None]
     diagonal = 1 / (1 + np.exp(-odds))
     drawn = team * ((1 - diagonal) / (1 - usual))[:, :, None]
     drawn[:, np.arange(classes), np.arange(classes)] = diagonal
-    return np.asarray((given + OWN_ANSWERS * drawn) / (seen + OWN_ANSWERS)[:, :, None])
+    return np.asarray((given + OWN_OF_CLASS * drawn) / (seen + OWN_OF_CLASS)[:, :, None])
 
 
 def _logit(shares: Floats) -> Floats:
