@@ -26,7 +26,7 @@ from al_pipeline.operations.checks.finding import Finding
 from al_pipeline.operations.doctor import examine
 from al_pipeline.servers.process import free_port
 from al_pipeline.workspace.lock import locked
-from al_pipeline.workspace.workspace import Workspace, open_workspace
+from al_pipeline.workspace.workspace import LAYOUT_VERSION, Workspace, open_workspace
 
 pytestmark = pytest.mark.slow
 
@@ -443,6 +443,6 @@ def test_the_exit_code_says_whether_a_person_is_needed(
 def test_a_workspace_without_a_commit_says_to_finish_it(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
     shutil.copy(Path(__file__).parents[1] / "params.yaml", tmp_path)
-    write_json(tmp_path / "al-workspace.json", {"layout": 3, "workspace_id": "0" * 12})
+    write_json(tmp_path / "al-workspace.json", {"layout": LAYOUT_VERSION, "workspace_id": "0" * 12})
     findings = {finding.check: finding for finding in examine(open_workspace(tmp_path))}
     assert "run `al init` again" in findings["git"].fix

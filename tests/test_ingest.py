@@ -37,7 +37,7 @@ from al_pipeline.operations.ingestion.report import IngestReport
 from al_pipeline.operations.ingestion.staging import finish_ingest
 from al_pipeline.operations.status import status
 from al_pipeline.records import Event, Item, content_hash
-from al_pipeline.workspace.workspace import Workspace, open_workspace
+from al_pipeline.workspace.workspace import LAYOUT_VERSION, Workspace, open_workspace
 
 TEMPLATE = (Path(__file__).parents[1] / "params.yaml").read_text()
 
@@ -45,7 +45,7 @@ TEMPLATE = (Path(__file__).parents[1] / "params.yaml").read_text()
 def make_workspace(root: Path, test_size: int = 0) -> Workspace:
     root.mkdir(parents=True, exist_ok=True)
     (root / "params.yaml").write_text(TEMPLATE.replace("test_size: 500", f"test_size: {test_size}"))
-    (root / "al-workspace.json").write_text('{"layout": 3, "workspace_id": "0123456789ab"}')
+    (root / "al-workspace.json").write_text(f'{{"layout": {LAYOUT_VERSION}, "workspace_id": "0123456789ab"}}')
     return open_workspace(root)
 
 

@@ -46,7 +46,7 @@ from al_pipeline.simulation.replay import Curve
 from al_pipeline.simulation.runs import FULL, Work, group_runs, prepare, read_run, run_all, run_file, simulate_run
 from al_pipeline.simulation.simulate import Options, Simulation, corpus_vectors, simulate, with_features
 from al_pipeline.workspace.trust import template
-from al_pipeline.workspace.workspace import open_workspace
+from al_pipeline.workspace.workspace import LAYOUT_VERSION, open_workspace
 
 WORDS = ("agenda", "report", "lunch", "call", "minutes", "friday", "please", "team", "draft", "notes")
 
@@ -210,7 +210,7 @@ def test_a_label_is_taken_where_ingest_takes_it(tmp_path: Path, cell: Any, label
     elif label is not None:
         text = text.replace("- ham", f'- ham\n    - "{label}"')
     (tmp_path / "params.yaml").write_text(text)
-    (tmp_path / "al-workspace.json").write_text('{"layout": 3, "workspace_id": "0123456789ab"}')
+    (tmp_path / "al-workspace.json").write_text(f'{{"layout": {LAYOUT_VERSION}, "workspace_id": "0123456789ab"}}')
     try:
         space = open_workspace(tmp_path)
         assert space.params.schema_.labels
@@ -238,7 +238,7 @@ def test_a_text_is_taken_where_ingest_takes_it(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(r) + "\n" for r in [*rows, *({"text": t, "label": "ham"} for t in odd)]))
     found = read_corpus(path)
     (tmp_path / "params.yaml").write_text(template("params.yaml").replace("test_size: 500", "test_size: 0"))
-    (tmp_path / "al-workspace.json").write_text('{"layout": 3, "workspace_id": "0123456789ab"}')
+    (tmp_path / "al-workspace.json").write_text(f'{{"layout": {LAYOUT_VERSION}, "workspace_id": "0123456789ab"}}')
     report = ingest(open_workspace(tmp_path), [path], label_column="label")
     assert len(found.items) == report.added == 61
     assert sum(found.left_out.values()) == sum(report.rejected.values()) + report.duplicates == 7

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from al_pipeline.data.ledger import read_events, read_refused
+from al_pipeline.annotation.confidence import rule_for
+from al_pipeline.data.ledger import read_events, read_forecasts, read_refused
 from al_pipeline.data.pool import count_items
 from al_pipeline.errors import ManualActionRequired, RepositoryError, UnexpectedChange
 from al_pipeline.evaluation.figures import Control, Decision, Metrics, Running
@@ -240,7 +242,8 @@ def _review(layout: Layout, params: Params) -> Reviewed | None:
         return None
     from al_pipeline.operations.review_figures import figures_of, read_reviews
 
-    found = figures_of(params, read_events(layout.events), read_reviews(layout))
+    rule = rule_for(params.labels, partial(read_forecasts, layout.events))
+    found = figures_of(params, read_events(layout.events), read_reviews(layout), rule)
     pool, test = (ReviewedPart(**asdict(found.rates[part])) for part in ("pool", "test"))
     return Reviewed(pool=pool, test=test, rulings=found.ruled, test_rulings=found.test_ruled)
 

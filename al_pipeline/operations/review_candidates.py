@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from al_pipeline.annotation.active_events import active, corrected_items
 from al_pipeline.annotation.aggregation import Folded, fold
+from al_pipeline.annotation.confidence import rule_for
 from al_pipeline.annotation.review import Candidate
 from al_pipeline.annotation.votes import answers_of, by_item, times_asked, votes_of
-from al_pipeline.data.ledger import read_events
+from al_pipeline.data.ledger import read_events, read_forecasts
 from al_pipeline.data.pool import fetch
 from al_pipeline.logs import get_logger
 from al_pipeline.operations.review_figures import in_random_order
@@ -28,7 +30,8 @@ def candidates(workspace: Workspace) -> list[Candidate]:
     """Every labelled item of the pool and of the test set, and tied ones; by the answers pulled so far."""
     layout, params = workspace.layout, workspace.params
     events = read_events(layout.events, layout.inbox_events)
-    folded = fold(events, params.schema_.labels, len(params.annotators) or None, times_asked(events))
+    rule = rule_for(params.labels, partial(read_forecasts, layout.events))
+    folded = fold(events, params.schema_.labels, len(params.annotators) or None, times_asked(events), rule)
     return [
         *_labelled(folded, "pool", _pool_errors(workspace, folded.labeled)),
         *_labelled(folded, "test", _test_errors(workspace, folded.test)),
@@ -58,7 +61,7 @@ def _labelled(folded: Folded, part: str, errors: Mapping[str, float]) -> list[Ca
             row.content_hash,
             "pool" if part == "pool" else "test",
             row.agreement,
-            getattr(row, "confidence", None),
+            row.confidence,
             errors.get(row.item_id, 0.0),
         )
         for row in rows

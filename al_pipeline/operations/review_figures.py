@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
@@ -10,9 +11,10 @@ from msgspec.structs import asdict
 
 from al_pipeline.annotation.active_events import active
 from al_pipeline.annotation.aggregation import Folded, fold
+from al_pipeline.annotation.confidence import ConsensusRule, rule_for
 from al_pipeline.annotation.review import Ruling, labels_given, rulings, sample_drawn
 from al_pipeline.annotation.votes import times_asked
-from al_pipeline.data.ledger import read_events
+from al_pipeline.data.ledger import read_events, read_forecasts
 from al_pipeline.files import sha256_bytes
 from al_pipeline.params import Params
 from al_pipeline.quality.error_rate import ErrorRate, error_rate
@@ -78,17 +80,20 @@ def read_reviews(layout: Layout) -> list[PlannedTask]:
 
 def review_figures(workspace: Workspace) -> Review:
     """What the reviews say, with the rulings pulled since the last round."""
-    layout = workspace.layout
-    return figures_of(workspace.params, read_events(layout.events, layout.inbox_events), read_reviews(layout))
+    layout, params = workspace.layout, workspace.params
+    rule = rule_for(params.labels, partial(read_forecasts, layout.events))
+    return figures_of(params, read_events(layout.events, layout.inbox_events), read_reviews(layout), rule)
 
 
-def figures_of(params: Params, events: Sequence[Event], tasks: Sequence[PlannedTask]) -> Review:
-    """What the rulings among `events` say. `tasks`: those of all reviews."""
+def figures_of(
+    params: Params, events: Sequence[Event], tasks: Sequence[PlannedTask], rule: ConsensusRule | None
+) -> Review:
+    """What the rulings among `events` say. `tasks`: those of all reviews; `rule`: the consensus that labels follow."""
     counted = active(events)
     found = {ruling.item_id: ruling for ruling in rulings(counted)}
     answered = {event.push_key for event in events if is_of_review(event.annotation_key)}
     reviewed = {event.item_id for event in counted if event.type == "adjudicate"}
-    samples = _samples(params, events, counted)
+    samples = _samples(params, events, counted, rule)
     planned = {task.item_id for task in tasks if task.strategy == "sample"}
     rates: dict[Part, ErrorRate] = {}
     for part, sample in samples.items():
@@ -113,9 +118,10 @@ def figures_of(params: Params, events: Sequence[Event], tasks: Sequence[PlannedT
 
 def sample_left(workspace: Workspace) -> list[str]:
     """The items of both random samples, in their order, pool and test set in turn."""
-    layout = workspace.layout
+    layout, params = workspace.layout, workspace.params
     events = read_events(layout.events, layout.inbox_events)
-    samples = _samples(workspace.params, events, active(events))
+    rule = rule_for(params.labels, partial(read_forecasts, layout.events))
+    samples = _samples(params, events, active(events), rule)
     queues = [list(sample.order) for sample in samples.values()]
     longest = max(map(len, queues), default=0)
     return [queue[place] for place in range(longest) for queue in queues if place < len(queue)]
@@ -128,11 +134,13 @@ class _Sample(Struct, frozen=True):
     order: Sequence[str]
 
 
-def _samples(params: Params, events: Sequence[Event], counted: Sequence[Event]) -> dict[Part, _Sample]:
+def _samples(
+    params: Params, events: Sequence[Event], counted: Sequence[Event], rule: ConsensusRule | None
+) -> dict[Part, _Sample]:
     """The random samples: of each part the first `quality.review_sample` items in an order that never changes."""
     everybody = len(params.annotators) or None
     classes = dict.fromkeys([*params.schema_.labels, *sorted({e.label for e in counted if e.label is not None})])
-    folded: Folded = fold(events, list(classes), everybody, times_asked(events))
+    folded: Folded = fold(events, list(classes), everybody, times_asked(events), rule)
     found: dict[Part, _Sample] = {}
     rows_of: Mapping[Part, Sequence[LabeledItem]] = {"pool": folded.labeled, "test": folded.test}
     for part in PARTS:
