@@ -239,6 +239,7 @@ class Train(_Section, frozen=True, kw_only=True):
     model: ModelChoice
     names: bool = False
     calibrate: bool
+    weigh_by_confidence: bool = False
     finetune: Finetune = Finetune()
 
 
@@ -474,10 +475,18 @@ def _split_meanings(values: dict[str, Any], source: str) -> tuple[dict[str, Any]
     return {**values, "schema": {**schema, "labels": names}}, meanings
 
 
+_OF_NAMES = (("schema", "meanings"), ("train", "names"), ("select", "names"))
+
+
 def recorded(params: Params) -> dict[str, Any]:
     """The parameters as a round's record has them: names of classes, consensus and reviews only where they are used."""
     row: dict[str, Any] = msgspec.to_builtins(params)
-    for section, key in (("schema", "meanings"), ("train", "names"), ("select", "names")):
+    for section, key in (
+        ("schema", "meanings"),
+        ("train", "names"),
+        ("train", "weigh_by_confidence"),
+        ("select", "names"),
+    ):
         if not row[section][key]:
             del row[section][key]
     if params.labels == MAJORITY:
@@ -499,6 +508,10 @@ def _contradictions(params: Params) -> Iterator[str]:
     select, uses_encoder = params.select, params.features.uses_encoder
     if params.train.model == FINETUNED and not uses_encoder:
         yield "train.model 'finetuned' trains the encoder: it needs features.kind encoder or encoder+tfidf"
+    if params.train.weigh_by_confidence and (params.train.model != "head" or params.train.names):
+        yield "train.weigh_by_confidence needs train.model head, with train.names false"
+    if params.train.weigh_by_confidence and not params.labels.have_confidence:
+        yield "train.weigh_by_confidence needs confidences: set labels.consensus or labels.min_confidence"
     for section, on in (("train", params.train.names), ("select", select.names)):
         if on and not uses_encoder:
             yield f"{section}.names needs features.kind encoder or encoder+tfidf"

@@ -50,6 +50,8 @@ MOST = 3
 LEVELS = (0.8, 0.85, 0.9, 0.95)
 """`labels.min_confidence`."""
 VADER_PEOPLE = 6
+WEIGHED = ("majority of 3", "1 answer", "auto of 2 and the model", "adaptive 0.9, with the model")
+"""Arms on whose labels a classifier is trained, with and without their confidence as weights."""
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -99,7 +101,7 @@ def main() -> None:
             began = time.process_time()
             people = [crowd(kind, corpus, dict(rows), texts, seed) for seed in range(options.seeds)]
             for choice in CHOICES:
-                runs = [play(corpus.pool, one, seed, choice) for seed, one in enumerate(people)]
+                runs = [play(corpus, one, seed, choice) for seed, one in enumerate(people)]
                 found[f"{name}, {kind}, {choice}"] = summary(runs)
             seconds = time.process_time() - began
             print(f"{name}, {kind}: {seconds:.0f} s", file=sys.stderr, flush=True)  # noqa: T201
@@ -208,18 +210,18 @@ def arms() -> dict[str, Arm]:
         "majority of 2": fixed(2, "majority", False),
         "1 answer": fixed(1, "majority", False),
         **{f"{method} of 3": fixed(3, method, False) for method in METHODS if method != "majority"},
-        **{f"{method} of 2 and the model": fixed(2, method, True) for method in METHODS if method != "majority"},
+        **{f"{method} of 2 and the model": fixed(2, method, True) for method in ("dawid_skene", "crowdlab", "auto")},
         **{f"adaptive {level:g}, with the model": Adaptive(level, "auto", True) for level in LEVELS},
-        **{f"adaptive {level:g}, people alone": Adaptive(level, "auto", False) for level in LEVELS},
+        **{f"adaptive {level:g}, people alone": Adaptive(level, "auto", False) for level in LEVELS[2:]},
     }
 
 
 # A run ---------------------------------------------------------------------------------------------------------------
 
 
-def play(features: FeatureMatrix, people: Crowd, seed: int, choice: str) -> dict[str, dict[str, float]]:
+def play(corpus: Corpus, people: Crowd, seed: int, choice: str) -> dict[str, dict[str, float]]:
     """Play the rounds of all arms on the same items; for each the accuracy of its labels, confidence and answers."""
-    draw = np.random.default_rng([seed, 7])
+    draw, features = np.random.default_rng([seed, 7]), corpus.pool
     chosen = draw.choice(len(people.truth), SEED_SIZE, replace=False)
     tried, forecasts = arms(), {name: np.full((SEED_SIZE, people.classes), np.nan) for name in arms()}
     results: dict[str, tuple[Indices, Consensus, Indices]] = {}
@@ -251,6 +253,8 @@ def play(features: FeatureMatrix, people: Crowd, seed: int, choice: str) -> dict
             "confidence": float(found.confidence.mean()),
             "answers": float(counts.mean()),
             "error_of_confidence": calibration(found.confidence, label == right),
+            "after_seed": float((label == right)[SEED_SIZE:].mean()),
+            **(weighing(corpus, people, chosen, label, found) if name in WEIGHED else {}),
         }
         for name, (counts, found, label) in results.items()
     }
@@ -268,6 +272,22 @@ def learn(features: FeatureMatrix, items: Indices, label: Indices, classes: int,
     return fit_head(features.rows(items), [names[one] for one in label], names, seed, calibrate=True)
 
 
+def weighing(corpus: Corpus, people: Crowd, items: Indices, label: Indices, found: Consensus) -> dict[str, float]:
+    """What training gets out of the labels, and out of their confidence."""
+    plain = learned(corpus, items, label, people.classes, None)
+    return {"f1": plain, "f1_by_weighing": learned(corpus, items, label, people.classes, found.confidence) - plain}
+
+
+def learned(corpus: Corpus, items: Indices, label: Indices, classes: int, sure: Floats | None) -> float:
+    """Macro-F1 on the test set of a classifier trained on the labels, which weigh as much as they are `sure`."""
+    from sklearn.metrics import f1_score  # type: ignore[import-untyped, unused-ignore]
+
+    names = [str(one) for one in range(classes)]
+    head = fit_head(corpus.pool.rows(items), [names[one] for one in label], names, 0, calibrate=False, weights=sure)
+    truth = np.array([corpus.classes.index(one) for one in corpus.truth])
+    return float(f1_score(truth, head.predict_proba(corpus.test).argmax(axis=1), average="macro"))
+
+
 def calibration(confidence: Floats, right: NDArray[np.bool_], bins: int = 10) -> float:
     """The expected calibration error, in bins of equal width."""
     place = np.minimum((confidence * bins).astype(int), bins - 1)
@@ -281,12 +301,24 @@ def summary(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict
     told = {}
     for name in runs[0]:
         gain = np.array([run[name]["accuracy"] - run["majority of 3"]["accuracy"] for run in runs])
-        half = 1.96 * gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else 0.0
+        later = np.array([run[name]["after_seed"] - run["majority of 3"]["after_seed"] for run in runs])
         told[name] = {
             **{key: round(float(np.mean([run[name][key] for run in runs])), 4) for key in runs[0][name]},
-            "gain": [round(float(one), 4) for one in (gain.mean(), gain.mean() - half, gain.mean() + half)],
+            **(
+                {"f1_by_weighing": interval(np.array([run[name]["f1_by_weighing"] for run in runs]))}
+                if name in WEIGHED
+                else {}
+            ),
+            "gain": interval(gain),
+            "gain_after_seed": interval(later),
         }
     return told
+
+
+def interval(values: Floats) -> list[float]:
+    """The mean, and its 95 % interval."""
+    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+    return [round(float(one), 4) for one in (values.mean(), values.mean() - half, values.mean() + half)]
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ LATER: dict[tuple[str, ...], Any] = {
     ("select", "names"): False,
     ("select", "guide"): {},
     ("train", "names"): False,
+    ("train", "weigh_by_confidence"): False,
     ("round", "max_overlap"): 3,
     ("labels", "consensus"): "majority",
     ("labels", "min_confidence"): 0,

@@ -92,16 +92,17 @@ def fit_classifier(
     calibrate: bool,
     prototypes: NDArray[np.float32] | None = None,
     name_weight: float | None = None,
+    weights: Floats | None = None,
 ) -> Head | Estimate:
     """Fit the classifier that `train.model` names, from scratch. Raises BadInput if a label is not a class.
 
     `prototypes`, `name_weight`: what the head knows from the names of the classes, as in `fit_head_with_names`; other
-    classifiers do not use them.
+    classifiers do not use them. `weights` (n,): those of the labels, for a head without names.
     """
     if name == HEAD and prototypes is not None:
         return fit_head_with_names(features, labels, classes, seed, calibrate, prototypes, name_weight)
     if name == HEAD:
-        return fit_head(features, labels, classes, seed, calibrate)
+        return fit_head(features, labels, classes, seed, calibrate, weights=weights)
     counts, targets = count_classes(labels, classes)
     if len(features) != len(labels):
         raise ValueError(f"{len(labels)} labels for {len(features)} rows of features")

@@ -167,12 +167,13 @@ def fit_head(
     calibrate: bool,
     strength: float = STRENGTH,
     full_tfidf: int = FULL_TFIDF,
+    weights: Floats | None = None,
 ) -> Head:
     """Fit a classifier from scratch; with labels of fewer than two classes it predicts from their counts alone.
 
-    All classes have the same total weight. `calibrate` fits a temperature and a shift for each class on the logits of
-    held-out stratified folds. Raises BadInput if a label is not a class, ValueError if labels and features differ
-    in number.
+    All classes have the same total weight; `weights` (n,) are those of the labels within a class, None: equal ones.
+    `calibrate` fits a temperature and a shift for each class on the logits of held-out stratified folds. Raises
+    BadInput if a label is not a class, ValueError if labels and features differ in number.
     """
     if len(features) != len(labels):
         raise ValueError(f"{len(labels)} labels for {len(features)} rows of features")
@@ -181,12 +182,12 @@ def fit_head(
         return Head(tuple(classes), counts, (), np.zeros(len(counts), np.float32), 1.0, ())
     with one_thread():
         blocks, restore = compact(features, len(counts), full_tfidf)
-        parts = Parts(blocks)
+        parts = Parts(blocks, weights)
         fit = fitted, bias = fit_softmax(parts, targets, len(counts), strength)
         held_out = held_out_logits(parts, targets, len(counts), strength, seed, fit) if calibrate else []
         temperature, shift = fit_temperature_and_shift(held_out, targets, len(counts))
-        weights = tuple(np.ascontiguousarray(part.T, np.float32) for part in restore(fitted))
-    return Head(tuple(classes), counts, weights, bias.astype(np.float32), temperature, features.widths, shift)
+        columns = tuple(np.ascontiguousarray(part.T, np.float32) for part in restore(fitted))
+    return Head(tuple(classes), counts, columns, bias.astype(np.float32), temperature, features.widths, shift)
 
 
 def _sums(products: Sequence[NDArray[Any]], bias: NDArray[Any]) -> Floats:

@@ -116,11 +116,13 @@ def _kernel_is_faster(labels: int, columns: int, classes: int) -> bool:
 class Parts:
     """The rows of a fit, divided into parts that are multiplied side by side, in double and in single precision.
 
-    `blocks`: float32 or float64 arrays (n, width), dense or sparse.
+    `blocks`: float32 or float64 arrays (n, width), dense or sparse. `weights` (n,): those of the rows, besides the
+    weights of their classes; None for equal ones.
     """
 
-    def __init__(self, blocks: Sequence[Any]) -> None:
+    def __init__(self, blocks: Sequence[Any], weights: Floats | None = None) -> None:
         self.blocks = list(blocks)
+        self.weights = weights
         self.count = int(self.blocks[0].shape[0])
         self.rows = _divided(self.count)
         own = [[block[rows] for block in self.blocks] for rows in self.rows]
@@ -191,6 +193,8 @@ def fit_softmax(
     rows = np.arange(parts.count) if only is None else only
     importance = np.zeros(parts.count)
     importance[rows] = class_weights(targets[rows], classes)
+    if parts.weights is not None:
+        importance[rows] *= parts.weights[rows] / parts.weights[rows].mean()
     with nullcontext() if len(parts.rows) == 1 else ThreadPoolExecutor(_PARTS) as executor:
         problem = _Objective(parts, targets, importance, classes, strength, offset, executor)
         options = {

@@ -238,6 +238,7 @@ def fit_text_model(
     control: Sequence[int] | None = None,
     classifier: str = HEAD,
     prototypes: Vectors | None = None,
+    weights: NDArray[np.float64] | None = None,
 ) -> TextModel:
     """Fit a classifier on frozen features of labelled texts; without labels it predicts the prior.
 
@@ -245,18 +246,19 @@ def fit_text_model(
     without one. `vectors` (n, d): the encoder's for `texts`, if the features use it. `tfidf`: the vocabulary
     fitted on the pool's texts, labelled or not, if the features use TF-IDF. `encoder` is recorded in the card.
     `prototypes` (C, d): those of the classes, if their names are to be used; see `al_pipeline/models/names.py`.
+    `weights` (n,): those of the labels, for the head without names.
     Raises BadInput if a label is not a class, or vectors are missing.
     """
     matrix = _features(texts, vectors, features.uses_encoder, tfidf)
 
-    def fit(own: FeatureMatrix, known: Sequence[str]) -> Head | Estimate:
-        return fit_classifier(classifier, own, known, classes, seed, calibrate, prototypes)
+    def fit(own: FeatureMatrix, known: Sequence[str], sure: NDArray[np.float64] | None) -> Head | Estimate:
+        return fit_classifier(classifier, own, known, classes, seed, calibrate, prototypes, weights=sure)
 
     def fit_control() -> Head | Estimate | None:
         if control is None:
             return None
         rows = np.array(control, dtype=np.intp)
-        return fit(matrix.rows(rows), [labels[row] for row in rows])
+        return fit(matrix.rows(rows), [labels[row] for row in rows], None if weights is None else weights[rows])
 
     def digest() -> str | None:
         if vectors is None or not features.uses_encoder:
@@ -271,9 +273,9 @@ def fit_text_model(
         digested = beside.submit(digest)
         if classifier == HEAD:
             made = beside.submit(fit_control)
-            head, control_head = fit(matrix, labels), made.result()
+            head, control_head = fit(matrix, labels, weights), made.result()
         else:
-            head, control_head = fit(matrix, labels), fit_control()
+            head, control_head = fit(matrix, labels, weights), fit_control()
         known = digested.result()
     return TextModel(
         head, tfidf, features.uses_encoder, None if known is None else encoder, known, control=control_head

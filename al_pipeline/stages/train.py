@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from al_pipeline.data.outputs import read_labeled
 from al_pipeline.data.pool import fetch, hashes_of
 from al_pipeline.features.names import class_prototypes
@@ -63,6 +65,7 @@ def main(layout: Layout) -> None:
         prototypes=class_prototypes(vectors, params.schema_.labels, params.schema_.meanings)
         if params.train.names and vectors is not None
         else None,
+        weights=np.array([row.confidence for row in labeled]) if params.train.weigh_by_confidence else None,
     )
     model.save(layout.model)
 
