@@ -104,7 +104,7 @@ OURS = ProjectMark(ID, "clone-1", "uid-1")
 def test_a_project_is_ours_where_it_says_so(status: int, body: bytes, is_ours: bool) -> None:
     with server(status, body) as listener:
         assert is_writer(at(listener), "token", 7, OURS, 5.0) is is_ours
-        assert listener.requests == [("/api/projects/7/", "Token token")]
+        assert listener.requests == [("/api/projects/7/?include=description", "Token token")]
 
 
 def test_whose_a_project_is_nobody_is_asked_elsewhere() -> None:

@@ -28,7 +28,7 @@ from al_pipeline.integrations.oracle import ProjectRef, ProjectSpec
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import pull as pulling
 from al_pipeline.operations.pull import PullReport, PullRequest, pull
-from al_pipeline.operations.push import MAX_REQUEST_BYTES, PushReport, RetirePolicy, push, retire
+from al_pipeline.operations.push import MAX_REQUEST_BYTES, Landmark, PushReport, RetirePolicy, push, retire
 from al_pipeline.params import Schema
 from al_pipeline.records import Answer, Event, Task
 from al_pipeline.workspace.layout import Layout
@@ -155,6 +155,38 @@ def test_what_is_missing_is_sent(campaign: Campaign) -> None:
     campaign.rig.oracle.import_tasks(campaign.ref, campaign.tasks[1:3])
     assert campaign.push() == PushReport(present=2, sent=2, duplicates_retired=0)
     assert sorted(map(str, held(campaign))) == keys
+
+
+@pytest.mark.parametrize("there", ["as known", "deleted", "another task", "unknown"])
+def test_the_server_searches_only_after_the_round_before_while_that_is_as_known(
+    campaign: Campaign, there: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task of the plan that is there is found in each case, a lower id included, and none is sent twice."""
+    campaign.plan(2, 1)
+    early = campaign.push()
+    last = campaign.tasks[-1].plan
+    number = early.task_ids[last.push_key]
+    campaign.tasks = []
+    keys = campaign.plan(3, 2)
+    campaign.rig.oracle.import_tasks(campaign.ref, campaign.tasks[:2])
+    if there == "deleted":
+        campaign.rig.delete_task(campaign.ref, last.push_key)
+    elif there == "unknown":
+        number += 1  # that of the first task of the plan
+    landmark = Landmark(number, "another" if there == "another task" else last.item_id)
+    assert campaign.push(landmark=landmark) == PushReport(present=2, sent=1, duplicates_retired=0)
+    seen: list[tuple[int | None, int]] = []
+    oracle, real = campaign.rig.oracle, type(campaign.rig.oracle).task_states
+
+    def task_states(ref: ProjectRef, round: int | None = None, first: int = 0) -> Any:
+        seen.append((round, first))
+        return real(oracle, ref, round, first)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(oracle, "task_states", task_states)
+    assert campaign.push(landmark=landmark) == PushReport(present=3, sent=0, duplicates_retired=0)
+    assert seen == [(None, number), *([] if there == "as known" else [(2, 0)])]
+    monkeypatch.undo()
+    assert sorted(map(str, held(campaign)))[-3:] == keys
 
 
 def test_duplicates_leave_the_queue_and_none_is_deleted(campaign: Campaign) -> None:

@@ -95,8 +95,11 @@ class Oracle(Protocol):
         """Make this clone the project's writer. Raises WrongProject if it belongs to another workspace."""
         ...
 
-    def task_states(self, ref: ProjectRef, round: int | None = None) -> Iterator[TaskState]:
-        """Yield all tasks (of one round) by increasing id, including duplicates and foreign tasks."""
+    def task_states(self, ref: ProjectRef, round: int | None = None, first: int = 0) -> Iterator[TaskState]:
+        """Yield all tasks (of one round) by increasing id, including duplicates and foreign tasks.
+
+        `first`: the lowest id; without it the server searches the data of all tasks for the round.
+        """
         ...
 
     def open_tasks(self, ref: ProjectRef) -> Iterator[TaskState]:

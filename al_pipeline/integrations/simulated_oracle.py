@@ -100,12 +100,12 @@ class SimulatedOracle:
         project.description = with_mark(project.description, ProjectMark(workspace_id, clone_id, ref.project_uid))
         self._strike("adopt", "after")
 
-    def task_states(self, ref: ProjectRef, round: int | None = None) -> Iterator[TaskState]:
+    def task_states(self, ref: ProjectRef, round: int | None = None, first: int = 0) -> Iterator[TaskState]:
         """Every task (of one round); see Oracle."""
         self._strike("task_states", "before")
         project = self._held(ref)
         for task in sorted(project.tasks.values(), key=lambda task: task.task_id):
-            if round is None or task.data.get("al_round") == round:
+            if task.task_id >= first and (round is None or task.data.get("al_round") == round):
                 yield self._state(project, task)
 
     def open_tasks(self, ref: ProjectRef) -> Iterator[TaskState]:

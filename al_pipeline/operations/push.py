@@ -62,15 +62,17 @@ def push(
     show: Show,
     chunk: int = 250,
     sleep: Callable[[float], None] = time.sleep,
+    landmark: Landmark | None = None,
 ) -> PushReport:
     """Make Label Studio's queue hold each task of `plan` exactly once, in this order. Can be killed and repeated.
 
-    Raises LabelStudioDown if several attempts fail, and any error that says that the request is invalid.
+    With a `landmark`, the server searches only what came after it for tasks of the plan's own round. Raises
+    LabelStudioDown if several attempts fail, and any error that says that the request is invalid.
     """
     keys = frozenset(task.push_key for task in plan)
     if len(keys) < len(plan):
         raise BadInput(f"the plan contains {len(plan) - len(keys)} tasks twice")
-    queue = _Queue(oracle, ref, plan, keys, show, chunk, sleep)
+    queue = _Queue(oracle, ref, plan, keys, show, chunk, sleep, landmark)
     copies = queue.copies()
     present = len(copies)
     copies = queue.fill(copies)
@@ -82,6 +84,24 @@ def push(
     waiting = sum(not state.is_labeled for state in kept.values())
     _logger.info("tasks: %d there, %d sent, %d second copies retired", present, len(keys) - present, len(spare))
     return PushReport(present, len(keys) - present, len(spare), numbers, waiting, kept)
+
+
+class Landmark(Struct, frozen=True):
+    """A task of an earlier round, as it was known when this round was planned: those of this round have higher ids.
+
+    That holds as long as the server still has it under the same id and key. Else its data were replaced, by a backup
+    perhaps, and its ids say nothing.
+    """
+
+    task_id: int
+    item_id: str
+
+    def is_at(self, state: TaskState, current_round: int) -> bool:
+        """Whether `state` is this task."""
+        key, number = state.push_key, state.round
+        if key is None or number is None or not 0 <= number < current_round:
+            return False
+        return state.task_id == self.task_id and key.endswith(f":{number:04d}:{self.item_id}")
 
 
 class RetirePolicy(Struct, frozen=True):
@@ -136,6 +156,7 @@ class _Queue(Struct, frozen=True):
     show: Show
     chunk: int
     sleep: Callable[[float], None]
+    landmark: Landmark | None
 
     def fill(self, copies: Copies) -> Copies:
         """Send the tasks that have no copy until each has one; return all copies."""
@@ -165,11 +186,19 @@ class _Queue(Struct, frozen=True):
         """List Label Studio's copies of our tasks, except unanswered ones out of the queue, which nobody is shown."""
         copies: dict[str, list[TaskState]] = defaultdict(list)
         for number in sorted({task.first_round for task in self.plan}):
-            for state in self.oracle.task_states(self.ref, number):
+            for state in self._states(number):
                 key = state.push_key
                 if key is not None and key in self.keys and (state.annotations or not state.is_labeled):
                     copies[key].append(state)
         return dict(copies)
+
+    def _states(self, number: int) -> Sequence[TaskState]:
+        """The tasks of round `number`, perhaps among others."""
+        if self.landmark is not None and all(task.round == number for task in self.plan):
+            states = list(self.oracle.task_states(self.ref, first=self.landmark.task_id))
+            if states and self.landmark.is_at(states[0], number):
+                return states[1:]
+        return list(self.oracle.task_states(self.ref, number))
 
     def _settled(self) -> Copies:
         """List the copies once two consecutive counts agree: after a lost reply the server may still be committing."""

@@ -103,9 +103,9 @@ class TwinOracle:
         """See Oracle."""
         self._ask("adopt", ref, workspace_id, clone_id)
 
-    def task_states(self, ref: ProjectRef, round: int | None = None) -> Iterator[TaskState]:
+    def task_states(self, ref: ProjectRef, round: int | None = None, first: int = 0) -> Iterator[TaskState]:
         """See Oracle."""
-        return iter(self._ask("task_states", ref, round))
+        return iter(self._ask("task_states", ref, round, first))
 
     def open_tasks(self, ref: ProjectRef) -> Iterator[TaskState]:
         """See Oracle."""

@@ -36,6 +36,7 @@ from al_pipeline.integrations.label_studio.parsers import (
 )
 from al_pipeline.integrations.label_studio.payloads import (
     ANSWER_FIELDS,
+    PROJECT_FIELDS,
     STATE_FIELDS,
     TOTALS_FIELDS,
     VERSION_FIELDS,
@@ -207,7 +208,7 @@ class LabelStudioOracle:
         return ProjectRef(self._transport.write("creating the project", create, _id_of), mark.project_uid)
 
     def _project(self, ref: ProjectRef, workspace_id: str, clone_id: str | None) -> ProjectSettings:
-        get = partial(self._transport.get, f"api/projects/{ref.project_id}/")
+        get = partial(self._transport.get, f"api/projects/{ref.project_id}/", {"include": PROJECT_FIELDS})
         try:
             project = self._transport.read("reading the project", get, parse_project)
         except NotFound:
@@ -234,10 +235,10 @@ class LabelStudioOracle:
 
     # Tasks ---------------------------------------------------------------------------------------------------------
 
-    def task_states(self, ref: ProjectRef, round: int | None = None) -> Iterator[TaskState]:
+    def task_states(self, ref: ProjectRef, round: int | None = None, first: int = 0) -> Iterator[TaskState]:
         """Every task (of one round); see Oracle."""
         of_round = [] if round is None else [task_filter("data.al_round", "equal", "Number", round)]
-        return self._states(ref, of_round)
+        return self._states(ref, of_round, max(0, first - 1))
 
     def open_tasks(self, ref: ProjectRef) -> Iterator[TaskState]:
         """Every task still in the queue; see Oracle."""
@@ -298,8 +299,8 @@ class LabelStudioOracle:
         with suppress(NotFound):
             self._transport.write(what, change, lambda reply: parse_id(reply["id"]))
 
-    def _states(self, ref: ProjectRef, filters: list[dict[str, Any]]) -> Iterator[TaskState]:
-        return self._tasks(ref, filters, STATE_FIELDS, "task_only", parse_task_states)
+    def _states(self, ref: ProjectRef, filters: list[dict[str, Any]], after: int = 0) -> Iterator[TaskState]:
+        return self._tasks(ref, filters, STATE_FIELDS, "task_only", parse_task_states, after)
 
     def _answered(
         self, ref: ProjectRef, filters: list[dict[str, Any]], after: int = 0, page: int = _PAGE

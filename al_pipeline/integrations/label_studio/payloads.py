@@ -31,6 +31,9 @@ RESERVED = frozenset(
 )  # fmt: skip
 """Our own keys in a task's data; all others are what annotators see."""
 
+PROJECT_FIELDS = "id,title,description,label_config,parsed_label_config,maximum_annotations,show_collab_predictions"
+"""The fields requested of a project: Label Studio counts all tasks and answers for some of the others."""
+
 STATE_FIELDS = "id,data,is_labeled,total_annotations,cancelled_annotations"
 """The fields requested when only a task's state is needed."""
 

@@ -90,7 +90,7 @@ def is_writer(url: str, token: str, project_id: int, mark: ProjectMark, seconds:
         return False
     try:
         headers = Authorization(token, post).header()
-        found = json.loads(_get(f"{address}/api/projects/{project_id}/", headers, seconds))
+        found = json.loads(_get(f"{address}/api/projects/{project_id}/?include=description", headers, seconds))
         return find_mark(found["description"]) == mark
     except Exception as error:  # the client reports it
         _logger.debug(

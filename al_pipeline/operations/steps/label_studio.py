@@ -13,12 +13,13 @@ from al_pipeline.data.ledger import read_events
 from al_pipeline.data.pool import columns_of, fetch
 from al_pipeline.errors import UnexpectedChange, WrongProject
 from al_pipeline.files import write_json
+from al_pipeline.integrations.oracle import ProjectRef
 from al_pipeline.operations.checkout import bring_in_line
 from al_pipeline.operations.connect import ensure_project, stored_project
 from al_pipeline.operations.facts import opened_at
 from al_pipeline.operations.overlap import ask_again, more_answers, overlap_of
 from al_pipeline.operations.pull import PullRequest, pull
-from al_pipeline.operations.push import PushReport, RetirePolicy, push, retire
+from al_pipeline.operations.push import Landmark, PushReport, RetirePolicy, push, retire
 from al_pipeline.operations.schema import published_labels
 from al_pipeline.operations.steps.context import Context
 from al_pipeline.operations.steps.notes import recall, remember
@@ -72,7 +73,8 @@ def push_plan(context: Context, facts: Facts) -> None:
     oracle, project = context.project
     corrected = _corrected(context)
     plan = [task for task in context.history.open_tasks() if task.item_id not in corrected]
-    pushed = push(oracle, project, plan, partial(shown_tasks, context.workspace))
+    landmark = _landmark(context, facts.planned, project)
+    pushed = push(oracle, project, plan, partial(shown_tasks, context.workspace), landmark=landmark)
     context.outcome.changed |= pushed.sent > 0
     context.queue_is_empty, context.states = bool(plan) and not pushed.waiting, pushed.states
     numbers = {task.item_id: pushed.task_ids[task.push_key] for task in plan if task.push_key in pushed.task_ids}
@@ -168,6 +170,18 @@ def shown_tasks(workspace: Workspace, plan: Sequence[PlannedTask]) -> list[Task]
 def _corrected(context: Context) -> Mapping[str, Any]:
     """The items whose text was corrected, which are no longer asked."""
     return superseded(read_events(context.layout.events, context.layout.inbox_events))
+
+
+def _landmark(context: Context, planned: int, project: ProjectRef) -> Landmark | None:
+    """The last task of the round before, if this clone pushed it."""
+    known = recall(context.layout, planned - 1).get("tasks") if planned > 0 else None
+    if not isinstance(known, dict) or known.get("project_uid") != project.project_uid:
+        return None
+    numbers = known.get("numbers")
+    if not isinstance(numbers, dict) or not numbers or not all(type(number) is int for number in numbers.values()):
+        return None
+    last = max(numbers, key=lambda item: int(numbers[item]))
+    return Landmark(numbers[last], last)
 
 
 def _remember_push(context: Context, planned: int, pushed: PushReport, tasks: dict[str, Any]) -> None:
