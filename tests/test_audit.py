@@ -94,6 +94,32 @@ def test_a_pull_reads_only_what_it_has_not_read_as_it_is(campaign: Campaign, ora
     assert oracle.read == {"changed": 1}
 
 
+def test_a_pull_that_finds_no_change_does_not_read_what_is_known(
+    campaign: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While ledger and inbox are the files of which the digest of all answers was noted."""
+    campaign.pull()
+    before = campaign.events()
+    built: list[int] = []
+    real = pulling.KnownAnswers
+
+    def build(events: Any, refused: Any, uid: str) -> Any:
+        built.append(len(events))
+        return real(events, refused, uid)
+
+    monkeypatch.setattr(pulling, "KnownAnswers", build)
+    campaign.pull()
+    assert built == []
+    campaign.close()
+    campaign.pull()
+    assert built == [len(before)], "the files are others"
+    campaign.pull()
+    assert built == [len(before)]
+    assert campaign.events() == before
+    campaign.pull(audit=True)
+    assert len(built) == 2
+
+
 def test_a_change_that_is_committed_after_later_ones_were_read_is_read(
     campaign: Campaign, oracle: CountingOracle
 ) -> None:

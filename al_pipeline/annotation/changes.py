@@ -87,6 +87,7 @@ class KnownAnswers:
         self._project_uid = project_uid
         self._mark = f"#{project_uid}."
         self._identity: dict[str, tuple[str, str | None]] = {}
+        self._digest: str | None = None
         self._recorded_as_gone: set[str] = set()
         """Event ids of answers whose task is recorded as gone."""
         for event in events:
@@ -122,11 +123,20 @@ class KnownAnswers:
 
     def digest(self) -> str:
         """A digest of the present state of all answers, accepted and refused."""
-        return event_digest(*sorted(event.event_id for event in self.latest.values()), *sorted(self.refused))
+        if self._digest is None:
+            names = [*sorted(event.event_id for event in self.latest.values()), *sorted(self.refused)]
+            self._digest = event_digest(*names)
+        return self._digest
+
+    def refuse(self, row: Mapping[str, Any]) -> None:
+        """Add the row of a refused answer."""
+        self.refused[str(row["refused_id"])] = row
+        self._digest = None
 
     def add(self, event: Event) -> None:
         """Add an event, later than all others."""
         self.ids.add(event.event_id)
+        self._digest = None
         key = event.annotation_key
         push_key, found, rest = key.rpartition(self._mark)
         if event.type in _ANSWER_TYPES and found and (key in self.latest or _NUMBER.fullmatch(rest)):

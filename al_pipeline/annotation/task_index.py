@@ -38,7 +38,7 @@ class TaskIndex(Struct, frozen=True):
 
     def with_read(self, read: Mapping[int, TaskVersion]) -> TaskIndex:
         """The index after `read`."""
-        return TaskIndex({**self.tasks, **read})
+        return TaskIndex({**self.tasks, **read}) if read else self
 
     def changed_since(self, since: str) -> int:
         """How many tasks were changed at or after `since`."""

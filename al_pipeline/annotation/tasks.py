@@ -35,8 +35,10 @@ def standing(
     corrected = corrected_items(counted)
     enough_skips = skips_to_give_up(counted, everybody)
     by_key: defaultdict[str, list[Event]] = defaultdict(list)
+    items = {task.item_id for task in tasks}
     for event in counted:
-        by_key[event.push_key].append(event)
+        if event.item_id in items:
+            by_key[event.push_key].append(event)
     found: dict[str, Standing] = {}
     for task in tasks:
         votes = votes_of(answers_of(by_key.get(task.push_key, ())).values())

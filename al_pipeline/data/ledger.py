@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -37,18 +37,16 @@ def read_events(*folders: Path) -> list[Event]:
 
     Raises BadInput with file and line if a line is truncated or not a valid event.
     """
-    events: dict[str, Event] = {}
-    for folder in folders:
-        for path in _files(folder, "part", "pull"):
-            for event in _parsed(path):
-                events.setdefault(event.event_id, event)
-    return list(events.values())
+    return list(_merged(tuple((path, *_mark(path)) for folder in folders for path in _files(folder, "part", "pull"))))
 
 
-def signature(*folders: Path) -> tuple[tuple[str, int, int], ...]:
-    """What tells whether the events of `folders` are still those read before: name, size and time of each file."""
-    paths = (path for folder in folders for path in _files(folder, "part", "pull"))
-    return tuple((str(path), (found := path.stat()).st_size, found.st_mtime_ns) for path in paths)
+def signature(*folders: Path, refused: bool = False) -> tuple[tuple[str, int, int], ...]:
+    """What tells whether the events of `folders` are still those read before: name, size and time of each file.
+
+    `refused`: and the refused annotations.
+    """
+    kinds = ("part", "pull", *(("refused",) if refused else ()))
+    return tuple((str(path), *_mark(path)) for folder in folders for path in _files(folder, *kinds))
 
 
 def read_refused(*folders: Path) -> list[Refused]:
@@ -208,8 +206,23 @@ def _row(line: bytes, place: str) -> dict[str, Any]:
 
 
 def _parsed(path: Path) -> tuple[Event, ...]:
+    return _events(path, *_mark(path))
+
+
+def _mark(path: Path) -> tuple[int, int]:
+    """Size and time of change of a file."""
     found = path.stat()
-    return _events(path, found.st_size, found.st_mtime_ns)
+    return found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=4)
+def _merged(files: tuple[tuple[Path, int, int], ...]) -> tuple[Event, ...]:
+    """The events of files, each with its mark, each event once: a tick asks for the same ones before each step."""
+    events: dict[str, Event] = {}
+    for file in files:
+        for event in _events(*file):
+            events.setdefault(event.event_id, event)
+    return tuple(events.values())
 
 
 def _reject_constant(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from msgspec import Struct
 
@@ -11,6 +12,7 @@ from al_pipeline.errors import BadInput, NothingToDo, RepositoryError
 from al_pipeline.evaluation.online import Saved, labels_saved
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.git.objects import Tree
+from al_pipeline.operations.plan_cache import plan_rows
 from al_pipeline.records import Event, PlannedTask, round_name
 from al_pipeline.rounds.interventions import (
     Intervention,
@@ -167,9 +169,15 @@ def read_plans(git: Git, revision: str = "HEAD") -> dict[str, PlannedTask]:
 
 def read_plan_rows(git: Git, revision: str = "HEAD") -> list[PlannedTask]:
     """The rows of all plans, in order of round; a task that was carried over appears in several."""
-    names = {name: number for name in git.files(revision, "rounds") if (number := plan_number(name)) is not None}
-    texts = git.read(revision, sorted(names, key=lambda name: names[name]))
-    return [task for name, text in texts.items() for task in parse_plan(text, names[name])]
+    tree = git.tree(revision, "rounds")
+    names = {number: name for name in tree if (number := plan_number(name)) is not None}
+
+    def parse(numbers: Sequence[int]) -> dict[int, tuple[PlannedTask, ...]]:
+        texts = git.read(revision, [names[number] for number in numbers], tree)
+        return {number: tuple(parse_plan(texts[names[number]], number)) for number in numbers}
+
+    objects = {number: tree[names[number]][2] for number in sorted(names)}
+    return list(chain.from_iterable(plan_rows(Layout(git.root).plans_read, objects, parse)))
 
 
 def rounds_of(plans: Iterable[PlannedTask]) -> dict[str, int]:

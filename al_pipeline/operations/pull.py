@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 from msgspec import Struct
@@ -21,7 +22,7 @@ from msgspec.structs import replace
 
 from al_pipeline.annotation.changes import AnnotationDiff, Judge, KnownAnswers
 from al_pipeline.annotation.task_index import TaskIndex, version_of, without_account
-from al_pipeline.data.ledger import add_to_inbox, read_events, read_refused
+from al_pipeline.data.ledger import add_to_inbox, read_events, read_refused, signature
 from al_pipeline.errors import VanishedAnswers
 from al_pipeline.files import json_line, read_json, write_text
 from al_pipeline.integrations.label_studio.parsers import TIME_FORMAT, parse_annotation, shows_plan
@@ -90,9 +91,14 @@ def pull(layout: Layout, oracle: Oracle, request: PullRequest) -> PullReport:
     VanishedAnswers, with nothing appended, if more known answers are missing than the request allows.
     """
     place = layout.review_state if request.rulings else layout.pull_state
-    state, diff = read_json(place, {}), _open_diff(layout, request)
-    before = _position(state, request, diff.known)
-    after = _audit(diff, oracle, request, before) if request.audit else _read_changes(diff, oracle, request, before)
+    state = read_json(place, {})
+    known = _Known(layout, request, state)
+    before = _position(state, known)
+    after = _audit(known, oracle, request, before) if request.audit else _read_changes(known, oracle, request, before)
+    if not known.is_read and after == before:
+        _logger.info("answers: none new")
+        return PullReport(Counter(), Counter(), after.cursor)
+    diff = known.diff
     if diff.vanished > request.max_vanished and not request.accept_vanished:
         raise VanishedAnswers(
             f"{diff.vanished} known answers have disappeared from Label Studio, more than label_studio.max_vanished "
@@ -103,8 +109,9 @@ def pull(layout: Layout, oracle: Oracle, request: PullRequest) -> PullReport:
     add_to_inbox(layout.inbox_events, events, diff.refused, ledger=layout.events)
     for event in events:
         diff.known.add(event)
-    diff.known.refused.update((str(row["refused_id"]), row) for row in diff.refused)
-    if after.cursor is not None and (now := _state(after, request, diff.known)) != state:
+    for row in diff.refused:
+        diff.known.refuse(row)
+    if after.cursor is not None and (now := _state(after, known)) != state:
         write_text(place, json_line(now))
     report = PullReport(
         events=Counter(event.type for event in events),
@@ -117,22 +124,49 @@ def pull(layout: Layout, oracle: Oracle, request: PullRequest) -> PullReport:
     return report
 
 
-def _open_diff(layout: Layout, request: PullRequest) -> AnnotationDiff:
-    """An empty diff against what the ledger and the inbox hold."""
-    ledger, uid = (layout.events, layout.inbox_events), request.project.project_uid
-    return AnnotationDiff(
-        project_uid=uid,
-        plans=request.plans,
-        schema_version=request.schema.version,
-        judge=_judge(request.schema, request.allow, request.rulings),
-        observed_at=request.observed_at,
-        known=KnownAnswers(read_events(*ledger), read_refused(*ledger), uid),
-        rulings=request.rulings,
-    )
+class _Known:
+    """What ledger and inbox hold, read when a task has to be compared with it. `state`: what the last pull noted."""
+
+    def __init__(self, layout: Layout, request: PullRequest, state: Any) -> None:
+        self._ledger = layout.events, layout.inbox_events
+        self._request = request
+        self._state = state if isinstance(state, Mapping) else {}
+        self.is_read = False
+
+    @cached_property
+    def diff(self) -> AnnotationDiff:
+        """A diff against them, at first empty."""
+        request, uid = self._request, self._request.project.project_uid
+        self.is_read = True
+        return AnnotationDiff(
+            project_uid=uid,
+            plans=request.plans,
+            schema_version=request.schema.version,
+            judge=_judge(request.schema, request.allow, request.rulings),
+            observed_at=request.observed_at,
+            known=KnownAnswers(read_events(*self._ledger), read_refused(*self._ledger), uid),
+            rulings=request.rulings,
+        )
+
+    def compared_with(self) -> dict[str, Any]:
+        """The project, what decides whether an answer of it is accepted, and the answers that ledger and inbox hold.
+
+        The digest of the answers is the noted one if the files are those of which it was noted: they never change.
+        """
+        schema, files = self._request.schema, [list(mark) for mark in signature(*self._ledger, refused=True)]
+        noted = self._state.get("known") if not self.is_read and self._state.get("files") == files else None
+        return {
+            "project_uid": self._request.project.project_uid,
+            "classes": list(schema.labels),
+            "fields": list(schema.fields),
+            "annotators": sorted(self._request.allow),
+            "known": noted if isinstance(noted, str) else self.diff.known.digest(),
+            "files": files,
+        }
 
 
-def _read_changes(diff: AnnotationDiff, oracle: Oracle, request: PullRequest, before: _Position) -> _Position:
-    """Add the tasks changed since the last pull to `diff`; return where the next one starts.
+def _read_changes(known: _Known, oracle: Oracle, request: PullRequest, before: _Position) -> _Position:
+    """Compare the tasks changed since the last pull with what is `known`; return where the next one starts.
 
     Those whose versions the index has are not read again.
     """
@@ -148,14 +182,15 @@ def _read_changes(diff: AnnotationDiff, oracle: Oracle, request: PullRequest, be
             since = index.first_change(listed)
     read: Mapping[int, TaskVersion] = {}
     if index is None or since is not None:
-        read = _add(diff, oracle, request.project, oracle.answered(request.project, since))
+        read = _add(known.diff, oracle, request.project, oracle.answered(request.project, since))
     if index is not None:
         index = None if index.replaced(read) else index.with_read(read)
     return replace(before, cursor=_following(before.cursor, {**listed, **read}, request.observed_at), index=index)
 
 
-def _audit(diff: AnnotationDiff, oracle: Oracle, request: PullRequest, before: _Position) -> _Position:
-    """Add all tasks that may differ from what is known to `diff`; return where the next pull starts."""
+def _audit(known: _Known, oracle: Oracle, request: PullRequest, before: _Position) -> _Position:
+    """Compare all tasks that may differ from what is `known` with it; return where the next pull starts."""
+    diff = known.diff
     found = _suspects(oracle, request.project, before, diff.known.annotators())
     if isinstance(found, _Suspects):
         read = _add(diff, oracle, request.project, found.tasks)
@@ -234,13 +269,15 @@ def _judge(schema: Schema, allow: Collection[str], rulings: bool = False) -> Jud
     return judge
 
 
-def _position(state: Any, request: PullRequest, known: KnownAnswers) -> _Position:
+def _position(state: Any, known: _Known) -> _Position:
     """Where the last pull of this project ended; an empty one if there is no usable note of it.
 
     Empty too if what answers are compared with has changed since. Those refused for an unknown class may count now; and
     answers that ledger or inbox have lost, or that another clone added, may not be the server's.
     """
-    if not isinstance(state, Mapping) or any(state.get(k) != v for k, v in _compared_with(request, known).items()):
+    if not isinstance(state, Mapping):
+        return _Position()
+    if any(state.get(name) != value for name, value in known.compared_with().items() if name != "files"):
         return _Position()
     cursor, audited, rolled = state.get("cursor"), state.get("audited"), state.get("rolled")
     if not isinstance(cursor, str) or _moment(cursor) is None:
@@ -250,27 +287,15 @@ def _position(state: Any, request: PullRequest, known: KnownAnswers) -> _Positio
     return _Position(cursor, audited, rolled, TaskIndex.from_rows(state.get("tasks")))
 
 
-def _state(position: _Position, request: PullRequest, known: KnownAnswers) -> dict[str, Any]:
+def _state(position: _Position, known: _Known) -> dict[str, Any]:
     """What `_position` reads."""
     rows = None if position.index is None else position.index.to_rows()
     return {
-        **_compared_with(request, known),
+        **known.compared_with(),
         "cursor": position.cursor,
         "audited": position.audited,
         "rolled": position.rolled,
         "tasks": rows,
-    }
-
-
-def _compared_with(request: PullRequest, known: KnownAnswers) -> dict[str, Any]:
-    """The project, what decides whether an answer of it is accepted, and the answers that ledger and inbox hold."""
-    schema = request.schema
-    return {
-        "project_uid": request.project.project_uid,
-        "classes": list(schema.labels),
-        "fields": list(schema.fields),
-        "annotators": sorted(request.allow),
-        "known": known.digest(),
     }
 
 

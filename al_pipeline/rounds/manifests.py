@@ -257,6 +257,7 @@ def parse_genesis(text: str, path: str) -> Record:
     return record
 
 
+@lru_cache(maxsize=4096)
 def parse_record(text: str, path: str) -> RoundRecord:
     """Parse a `round.json`. Raises UnexpectedChange, naming what is wrong, if the engine cannot have written it."""
     record = _parsed(text, path, RoundRecord)

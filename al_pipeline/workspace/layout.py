@@ -281,6 +281,11 @@ class Layout(Struct, frozen=True):
         return self.private / "probe.json"
 
     @property
+    def plans_read(self) -> Path:
+        """Plans of published rounds as they were parsed; may be deleted."""
+        return self.private / "plans"
+
+    @property
     def encoded(self) -> Path:
         """What the cache of feature vectors was last filled for; see `build.encode`."""
         return self.private / "encoded.json"
@@ -380,7 +385,8 @@ class Layout(Struct, frozen=True):
     @property
     def folders(self) -> tuple[Path, ...]:
         """Folders that the engine or DVC writes to; none may be a link that leads out of the workspace."""
-        names = (".al/features", ".al/logs", ".al/published", ".al/rounds", ".al/terms", ".dvc/cache", ".dvc/tmp")
+        private = ("features", "logs", "plans", "published", "rounds", "terms")
+        names = (*(f".al/{name}" for name in private), ".dvc/cache", ".dvc/tmp")
         inner = (self.inbox, self.inbox_pool, self.inbox_test, self.inbox_events, self.rejects, self.reports)
         return (
             *(self.private, self.rounds, self.root / ".dvc", self.root / "data", self.root / "models"),
