@@ -167,6 +167,26 @@ def test_an_object_is_deleted_only_when_its_pack_is_on_disk(git: Git, monkeypatc
     assert git.check_objects() == []
 
 
+def test_many_tags_are_put_into_one_file(git: Git, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commits, "_LOOSE_TAGS", 4)
+    for number in range(3):
+        git.tag(f"round-{number:04d}", f"Round {number}")
+    assert not git.pack_tags()
+    git.tag("round-0003", "Round 3")
+    before = git.tag_objects("refs/tags")
+    assert len(before) == 4
+    synced: list[str] = []
+    monkeypatch.setattr(Git, "_sync_inside", lambda _, names: synced.extend(names))
+    assert git.pack_tags() and synced == ["packed-refs"]
+    monkeypatch.undo()
+    assert os.listdir(git.root / ".git/refs/tags") == []
+    assert git.tag_objects("refs/tags") == before == Git(git.root).tag_objects("refs/tags")
+    assert not git.pack_tags()
+    git.tag("round-0000", "Round 0")
+    git.tag("round-0004", "Round 4")
+    assert sorted(git.tags()) == [f"round-{number:04d}" for number in range(5)]
+
+
 def test_a_pack_that_fails_does_not_undo_a_published_round(git: Git, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: Git) -> bool:
         raise RepositoryError("git repack failed")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -61,8 +61,10 @@ def read_refused(*folders: Path) -> list[Refused]:
     return list(refused.values())
 
 
-def still_refused(refused: Iterable[Refused], events: Iterable[Event]) -> list[Refused]:
+def still_refused(refused: Collection[Refused], events: Iterable[Event]) -> list[Refused]:
     """The refused annotations that were not accepted later; of an edited annotation only the newest version."""
+    if not refused:
+        return []
     taken: dict[tuple[str, str], str] = {}
     ids: set[str] = set()
     for event in events:

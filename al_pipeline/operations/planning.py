@@ -62,6 +62,8 @@ def brought_labels(layout: Layout, params: Params) -> int:
 
 def _void_tasks(events: list[Event]) -> set[str]:
     """Push keys of answered tasks none of whose answers counts any more: their test items are asked again."""
+    if not any(event.type in CONTROLS for event in events):
+        return set()
     heard = {event.push_key for event in events if event.type not in CONTROLS}
     return heard - {event.push_key for event in active(events)}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from al_pipeline.operations.history import History, read_plans
 from al_pipeline.operations.planning import plan_tasks
 from al_pipeline.operations.plugins import plugin_files
 from al_pipeline.params import Params, recorded
-from al_pipeline.records import RANDOM_SLICE, PlannedTask, round_name
+from al_pipeline.records import RANDOM_SLICE, LabeledItem, PlannedTask, round_name
 from al_pipeline.rounds.interventions import Intervention
 from al_pipeline.rounds.manifests import (
     Counts,
@@ -79,8 +79,11 @@ def decide_and_plan(
 
     `build` identifies the inputs of the build.
     """
+    from al_pipeline.data.outputs import read_labeled
+
     layout, params = workspace.layout, workspace.params
     upcoming = 0 if number is None else number + 1
+    labeled = read_labeled(layout.labeled)
     plan = plan_tasks(workspace, git, upcoming, history.abandoned)
     write_jsonl(layout.plan(upcoming), (task.to_row() for task in plan))
     next_batch, control = read_json(layout.choice), read_json(layout.control)
@@ -94,7 +97,7 @@ def decide_and_plan(
         opened_at=facts.opened_at,
         closed_at=facts.closed_at,
         seconds=facts.seconds,
-        counts=_counts(layout, plan),
+        counts=_counts(layout, plan, labeled),
         hashes=_hashes(layout, upcoming),
         params=RecordedParams.from_row(recorded(params)),
         overrides=chosen(layout),
@@ -102,7 +105,7 @@ def decide_and_plan(
         metrics=Metrics.from_row(read_json(layout.metrics)),
         next_batch=None if next_batch is None else NextBatch.from_row(next_batch),
         control=None if control is None else Control.from_row(control),
-        running=_running(layout, git, history, params, number),
+        running=_running(labeled, git, history, params, number),
         review=_review(layout, params),
         interventions=facts.interventions,
     )
@@ -220,13 +223,13 @@ def unsynced(git: Git, layout: Layout) -> bool:
     return git.remote() is not None and read_object(layout.private / "synced.json").get("head") != git.head()
 
 
-def _running(layout: Layout, git: Git, history: History, params: Params, number: int | None) -> Running | None:
+def _running(
+    labeled: Sequence[LabeledItem], git: Git, history: History, params: Params, number: int | None
+) -> Running | None:
     """The models' accuracy on the random slices up to round `number`, by the current labels."""
     if number is None:
         return None
-    from al_pipeline.data.outputs import read_labeled
-
-    labels = {row.item_id: row.label for row in read_labeled(layout.labeled)}
+    labels = {row.item_id: row.label for row in labeled}
     forecasts = [
         Forecast(task.round, task.predicted, labels.get(task.item_id))
         for task in read_plans(git).values()
@@ -248,10 +251,10 @@ def _review(layout: Layout, params: Params) -> Reviewed | None:
     return Reviewed(pool=pool, test=test, rulings=found.ruled, test_rulings=found.test_ruled)
 
 
-def _counts(layout: Layout, plan: list[PlannedTask]) -> Counts:
+def _counts(layout: Layout, plan: list[PlannedTask], labeled: Sequence[LabeledItem]) -> Counts:
     from al_pipeline.data.outputs import read_labeled, read_unresolved
 
-    labeled, test_labels = read_labeled(layout.labeled), read_labeled(layout.test_labels)
+    test_labels = read_labeled(layout.test_labels)
     unresolved = read_unresolved(layout.unresolved)
     # Each item counts once: one that waits for a second answer has a label, and one that was requested may be ignored.
     pending = {task.item_id for task in plan if task.part == "pool"} - {row.item_id for row in labeled}

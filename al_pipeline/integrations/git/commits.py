@@ -14,6 +14,7 @@ from al_pipeline.integrations.git.runner import NETWORK_TIMEOUT, named
 
 _NAME, _EMAIL = "al", "al@localhost"
 """The author of commits if no identity is configured."""
+_LOOSE_TAGS = 64
 _LOOSE_OBJECTS = 6700
 """Git's default of `gc.auto`."""
 
@@ -119,6 +120,19 @@ class Commits(Index):
                     "line-ending conversion changes it (.gitattributes, .git/info/attributes); remove that"
                 )
         self._sync_inside(object_path(one) for one in stored.values())
+
+    def pack_tags(self) -> bool:
+        """Put the tags into one file if many are files of their own; return whether it did.
+
+        Git reads each of those, and so does `GitRunner` to find out whether a ref changed. A tag's file is deleted once
+        it is in the other, which git syncs to disk.
+        """
+        folder = self.path("refs/tags")
+        if not folder.is_dir() or len(os.listdir(folder)) < _LOOSE_TAGS:
+            return False
+        self.run("pack-refs")
+        self._sync_inside(["packed-refs"])
+        return True
 
     def pack(self) -> bool:
         """Pack all objects that refs, index and reflogs reach, if so many are loose that `git gc --auto` would.

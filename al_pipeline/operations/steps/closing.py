@@ -52,7 +52,9 @@ def close_round(context: Context, facts: Facts) -> None:
     remember(layout, planned, closed_at=context.now().timestamp(), reason=reason)
     plans = context.plans().values()
     corrected = superseded(read_events(layout.events, layout.inbox_events))
-    asked = [item for item in asked_for(context.history.interventions, rounds_of(plans)) if item not in corrected]
+    given = context.history.interventions
+    rounds = rounds_of(plans) if any(one.kind == "ask" for one in given) else {}
+    asked = [item for item in asked_for(given, rounds) if item not in corrected]
     kept = _kept(context, planned, interventions) if planned is not None and interventions else []
     if kept:
         context.on_progress(f"round {planned}: {len(kept)} open tasks stay in the queue")

@@ -67,9 +67,12 @@ def tag(context: Context, facts: Facts) -> None:
     publish.tag(context.git, context.layout, facts.untagged)
     context.outcome.published.append(facts.untagged)
     try:
+        context.git.pack_tags()
         context.git.pack()
     except RepositoryError as error:
-        context.outcome.warnings.append(f"git's loose objects could not be packed, which does no harm: {error}")
+        context.outcome.warnings.append(
+            f"git's tags and loose objects could not be packed, which does no harm: {error}"
+        )
 
 
 def sync(context: Context, facts: Facts) -> None:
