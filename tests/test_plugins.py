@@ -36,7 +36,7 @@ from al_pipeline.files import read_json, sha256_bytes, sha256_tree
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.models.ensembles import draw_heads, sample_proba
-from al_pipeline.models.estimators import ESTIMATORS, HEAD, fit_classifier
+from al_pipeline.models.estimators import ESTIMATORS, HEAD, Estimate, Estimator, fit_classifier
 from al_pipeline.models.feature_matrix import FeatureMatrix
 from al_pipeline.models.text_model import fit_text_model, load_text_model
 from al_pipeline.operations.doctor import examine
@@ -471,6 +471,33 @@ def test_equal_models_are_equal_bytes_in_every_process(tmp_path: Path) -> None:
     done = subprocess.run(command, env=home, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == digests(tmp_path).splitlines()
+
+
+@pytest.mark.parametrize("name", ["plugins.boosting:make", "plugins.process:make"])
+def test_calibration_saves_no_fold_and_is_that_of_saved_folds(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "boosting", BOOSTING)
+    write(tmp_path, "process", PROCESS)
+    trust(tmp_path, model(name))
+    use([model(name)], tmp_path)
+    saved = []
+
+    def counted(*words: Any) -> bytes:
+        saved.append(dump(*words))
+        return saved[-1]
+
+    monkeypatch.setattr("al_pipeline.plugins.models.dump", counted)
+    table, labels = features(30)
+    labels = ["spam" if row % 7 == 0 else label for row, label in enumerate(labels)]  # else no fold is ever wrong
+    fitted = fit_classifier(name, table, labels, CLASSES, 3, True)
+    assert isinstance(fitted, Estimate)
+    assert saved == [fitted.arrays["model"].tobytes()]
+    ESTIMATORS[name] = Estimator(ESTIMATORS[name].fit, ESTIMATORS[name].predict)
+    again = fit_classifier(name, table, labels, CLASSES, 3, True)
+    assert isinstance(again, Estimate)
+    assert len(saved) > 3, "a model, and one for each fold"
+    assert again.temperature == fitted.temperature and again.arrays["model"].tobytes() == saved[0]
 
 
 def test_what_cannot_be_saved_without_pickle_is_refused(tmp_path: Path) -> None:

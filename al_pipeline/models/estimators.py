@@ -42,10 +42,13 @@ class Estimator:
     occur. Returns the parameters as arrays by name; these are saved.
     `predict(arrays, features)`: class probabilities (m, C) of m rows; each row sums to 1 and must not depend on the
     other rows. Use `row_products`: the rounding of `@` depends on the number of rows.
+    `held_out(features, targets, rng, others)`: the same bytes as `predict(fit(features, targets, rng), others)`, for an
+    estimator that takes long to make arrays of its parameters. Calibration needs the probabilities alone.
     """
 
     fit: Callable[[FeatureMatrix, Targets, Generator], Arrays]
     predict: Callable[[Arrays, FeatureMatrix], Floats]
+    held_out: Callable[[FeatureMatrix, Targets, Generator, FeatureMatrix], Floats] | None = None
 
 
 @dataclass(frozen=True)
@@ -115,17 +118,35 @@ def fit_classifier(
 
 
 def _fit(name: str, features: FeatureMatrix, targets: Targets, seed: int) -> Arrays:
-    arrays = ESTIMATORS[name].fit(features, targets, np.random.default_rng([seed, 0xE57]))
+    arrays = ESTIMATORS[name].fit(features, targets, _rng(seed))
     return {key: np.ascontiguousarray(value) for key, value in arrays.items()}
+
+
+def _rng(seed: int) -> Generator:
+    return np.random.default_rng([seed, 0xE57])
 
 
 def _predict(name: str, arrays: Arrays, features: FeatureMatrix, classes: int) -> Floats:
     """Class probabilities (n, classes). Raises BadInput if the estimator returns anything else."""
-    proba = np.asarray(ESTIMATORS[name].predict(arrays, features), np.float64)
-    if proba.shape != (len(features), classes):
+    return _checked(name, ESTIMATORS[name].predict(arrays, features), len(features), classes)
+
+
+def _held_out(
+    name: str, features: FeatureMatrix, targets: Targets, seed: int, others: FeatureMatrix, classes: int
+) -> Floats:
+    """Class probabilities (m, classes) of `others` by a fit that is not kept. Raises BadInput as `_predict` does."""
+    own = ESTIMATORS[name].held_out
+    if own is None:
+        return _predict(name, _fit(name, features, targets, seed), others, classes)
+    return _checked(name, own(features, targets, _rng(seed), others), len(others), classes)
+
+
+def _checked(name: str, given: Floats, rows: int, classes: int) -> Floats:
+    proba = np.asarray(given, np.float64)
+    if proba.shape != (rows, classes):
         raise BadInput(
-            f"estimator {name!r} gave probabilities of shape {proba.shape} for {len(features)} texts and {classes} "
-            "classes; fix it in al_pipeline/models/estimators.py"
+            f"estimator {name!r} gave probabilities of shape {proba.shape} for {rows} texts and {classes} classes; fix "
+            "it in al_pipeline/models/estimators.py"
         )
     if not ((proba >= 0).all() and np.allclose(proba.sum(axis=1), 1)):
         raise BadInput(f"estimator {name!r} gave rows that are not probabilities; fix it in {__name__}")
@@ -136,9 +157,9 @@ def _temperature(name: str, features: FeatureMatrix, targets: Targets, seed: int
     """The temperature by cross-validation: fitted on the held-out predictions of all folds."""
     held_out = []
     for train, test, known in calibration_folds(targets, seed):
-        arrays = _fit(name, features.rows(train), np.searchsorted(known, targets[train]), seed)
-        logits = _log(_predict(name, arrays, features.rows(test), len(known)))
-        held_out.append((logits, np.searchsorted(known, targets[test])))
+        own = np.searchsorted(known, targets[train])
+        proba = _held_out(name, features.rows(train), own, seed, features.rows(test), len(known))
+        held_out.append((_log(proba), np.searchsorted(known, targets[test])))
     return fit_temperature(held_out)
 
 
