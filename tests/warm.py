@@ -31,14 +31,19 @@ _LIBC = ctypes.CDLL(None)
 SERVERS = {
     "dvc": ((*MODULES, "dvc_s3", "skops.io", "sklearn.ensemble"), STAGE_ENVIRONMENT),
     "encoder": (
-        ("al_pipeline.stages.encode", "torch", "transformers"),
+        (
+            *("al_pipeline.stages.encode", "torch", "pyarrow.parquet", "transformers", "transformers.modeling_utils"),
+            *(f"transformers.models.auto.{name}_auto" for name in ("modeling", "tokenization")),
+            *(f"transformers.models.bert.{name}_bert" for name in ("modeling", "tokenization")),
+        ),
         {name: value for name, value in STAGE_ENVIRONMENT.items() if not name.endswith("_NUM_THREADS")},
     ),
 }
 """The modules and settings of each server.
 
-The product has no server for the encoder: it would take half a gigabyte. Nor do its forks find scikit-learn and skops
-imported, which take each stage of a plug-in two seconds of processor time.
+The product has no server for the encoder: it would take half a gigabyte. transformers imports most of itself only when it
+is used, two seconds of processor time for each encoding. Nor do the product's forks find scikit-learn and skops
+imported, which take each stage of a plug-in as long.
 """
 
 
