@@ -26,6 +26,7 @@ EventType = Literal[
     "gold",
     "quarantine",
     "restore",
+    "schema",
     "import",
     "correct",
 ]
@@ -318,6 +319,55 @@ def moment(stamp: str) -> datetime:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
+ClassName = Annotated[str, Meta(min_length=1, max_length=100)]
+
+
+class ClassChange(Struct, frozen=True, forbid_unknown_fields=True):
+    """A change of the list of classes: `old` classes leave it, and `new` ones take their place.
+
+    A class in both stays, as the target of a merge does; a `new` one in `before` was a class already.
+    """
+
+    kind: Literal["rename", "merge", "split", "retire", "add"]
+    before: Annotated[tuple[ClassName, ...], Meta(min_length=1, max_length=1000)]
+    """All classes before the change, in order."""
+    old: Annotated[tuple[ClassName, ...], Meta(max_length=1000)] = ()
+    new: Annotated[tuple[ClassName, ...], Meta(max_length=1000)] = ()
+    again: bool = False
+    """retire: the items of the class are asked again, not ignored."""
+
+    def __post_init__(self) -> None:
+        sizes = {
+            "rename": len(self.old) == len(self.new) == 1,
+            "merge": len(self.old) > 1 and len(self.new) == 1,
+            "split": len(self.old) == 1 and len(self.new) > 1,
+            "retire": len(self.old) == 1 and not self.new,
+            "add": not self.old and len(self.new) == 1,
+        }
+        if not sizes[self.kind]:
+            raise ValueError(f"a change of kind {self.kind} has other numbers of old and new classes")
+        if not set(self.old) <= set(self.before):
+            raise ValueError("a class that leaves is none of those before")
+        if len({*self.before}) < len(self.before) or len({*self.new}) < len(self.new):
+            raise ValueError("a class is listed twice")
+
+    def sentence(self) -> str:
+        """What was done, in a few words."""
+        old, new = (" and ".join(map(repr, names)) for names in (self.old, self.new))
+        return {
+            "rename": f"renamed the class {old} to {new}",
+            "merge": f"merged the classes {old} into {new}",
+            "split": f"split the class {old} into {new}",
+            "retire": f"retired the class {old}",
+            "add": f"added the class {new}",
+        }[self.kind]
+
+    def to_row(self) -> dict[str, Any]:
+        """This change as a JSON object."""
+        row = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return row if self.again else {name: value for name, value in row.items() if name != "again"}
+
+
 class LabelIntervention(Struct, frozen=True, forbid_unknown_fields=True):
     """An intervention on labels, as the ledger holds it.
 
@@ -325,7 +375,7 @@ class LabelIntervention(Struct, frozen=True, forbid_unknown_fields=True):
     interventions in force (see `annotation.active_events`).
     """
 
-    kind: Literal["rollback", "undo", "revoke", "restore"]
+    kind: Literal["rollback", "undo", "revoke", "restore", "schema"]
     to: int | None = None
     """rollback: the round whose snapshot is restored. Rounds after it, up to the event's own, are abandoned."""
     after: str | None = None
@@ -334,16 +384,26 @@ class LabelIntervention(Struct, frozen=True, forbid_unknown_fields=True):
     """undo: the number of the intervention that is undone."""
     selection: Selection | None = None
     """revoke, restore: the answers concerned."""
+    change: ClassChange | None = None
+    """schema: how the list of classes changes."""
 
     def to_row(self) -> dict[str, Any]:
         """This intervention as a JSON object, without keys whose value is None."""
         row = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.change is not None:
+            row["change"] = self.change.to_row()
         if self.selection is not None:
             row["selection"] = {name: value for name, value in asdict(self.selection).items() if value is not None}
         return row
 
     def __post_init__(self) -> None:
-        needed = {"rollback": self.to, "undo": self.undoes, "revoke": self.selection, "restore": self.selection}
+        needed = {
+            "rollback": self.to,
+            "undo": self.undoes,
+            "revoke": self.selection,
+            "restore": self.selection,
+            "schema": self.change,
+        }
         if needed[self.kind] is None:
             raise ValueError("the value that its kind requires is missing")
         if self.selection is not None and self.selection.since is not None:
@@ -354,12 +414,13 @@ class Event(Struct, frozen=True, forbid_unknown_fields=True):
     """One observed fact about an answer; never edited.
 
     `annotation_key` names the annotation concerned (see `annotation.changes.annotation_key`), or is
-    `import:<content hash>`; for `task_gone` the push key, for a quarantine or restore `intervention:<number>`.
+    `import:<content hash>`; for `task_gone` the push key, for quarantine, restore and schema `ruling:<number>`.
     A `supersede` without a label means that the annotator changed the answer to a skip. A `label` or `skip` whose
     `previous` is a `delete` reappeared after it had vanished. An `adjudicate` is a reviewer's ruling, its `reason` the
     comment; one without a label is a review without a ruling.
-    A quarantine or restore holds the person's request in `intervention`. Those of earlier versions list the ids of the
-    affected events in `targets` instead. `targets` of a `task_gone`: the answers that its task had.
+    A quarantine, restore or schema holds the person's request in `intervention`. Quarantines and restores of earlier
+    versions list the ids of the affected events in `targets` instead. `targets` of a `task_gone`: the answers that its
+    task had.
     A `correct` says which text a user's id stands for now: its item is that text's, `targets` are the items of all
     other texts that the id had, and `annotation_key` is `correction:<the user's id>`; the newest one counts.
     """
@@ -427,11 +488,15 @@ class LabeledItem(Struct, frozen=True):
 
 
 class Unresolved(Struct, frozen=True):
-    """An item whose answers give no label: a tie, or ignored (skipped by two people or by everybody)."""
+    """An item whose answers give no label.
+
+    A tie; ignored (skipped by two people or by everybody, or of a retired class); or to be asked again, since the
+    class that it had was changed (`again`).
+    """
 
     item_id: str
     part: Part
-    kind: Literal["tie", "ignored"]
+    kind: Literal["tie", "ignored", "again"]
     reason: str
     asked: int
     """The number of rounds in which it was asked."""

@@ -41,8 +41,8 @@ SERVERS = {
 }
 """The modules and settings of each server.
 
-The product has no server for the encoder: it would take half a gigabyte. transformers imports most of itself only when it
-is used, two seconds of processor time for each encoding. Nor do the product's forks find scikit-learn and skops
+The product has no server for the encoder: it would take half a gigabyte. transformers imports most of itself only when
+it is used, two seconds of processor time for each encoding. Nor do the product's forks find scikit-learn and skops
 imported, which take each stage of a plug-in as long.
 """
 

@@ -49,7 +49,7 @@ VectorsOf = Callable[[Sequence[str]], NDArray[np.floating]]
 """Ids -> the encoder's vectors (n, d), in order."""
 
 ASK_AGAIN = "ask_again"
-"""Strategy name of an item whose annotations are tied."""
+"""Strategy name of an item whose annotations are tied, or whose class is gone."""
 ASKED = "asked"
 """Strategy name of an item requested with `al ask`; no estimate uses it."""
 GUIDED = "guided"

@@ -1,4 +1,4 @@
-"""Which events of the ledger count: those that no intervention in force excludes.
+"""Which events of the ledger count, those that no intervention in force excludes, and what they say in today's classes.
 
 No clock is read; the only order is that of the ledger. The result is derived from the interventions in the ledger, and
 nothing about it is stored.
@@ -9,20 +9,31 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
+from msgspec.structs import replace
+
+from al_pipeline.annotation.answers import NOT_ANNOTATIONS
+from al_pipeline.annotation.class_changes import Reopened, Schemas, State, mapped
 from al_pipeline.errors import BadInput
 from al_pipeline.records import Event, Selection, is_of_review, round_name
 
-CONTROLS = ("quarantine", "restore")
+CONTROLS = ("quarantine", "restore", "schema")
 """Types of events about other events."""
-NOT_ANNOTATIONS = ("task_gone", "correct")
-"""Types of events about tasks and items."""
-
 _ROLLED_BACK = re.compile(r"rolled back to round-(\d{4,6}) by ")
 
 
+class Counted(NamedTuple):
+    """The events that count, see `active`, and the items that lost answers because a class is gone."""
+
+    events: list[Event]
+    reopened: Mapping[str, Reopened]
+    schemas: Schemas | None = None
+    """The schemas that the ledger has seen; None if its classes never changed."""
+
+
 def active(events: Iterable[Event]) -> list[Event]:
-    """The events that count, each once, in ledger order; quarantine and restore events themselves are left out.
+    """The events that count, each once, in ledger order, in the present classes; without quarantines and the like.
 
     Each intervention in force takes effect at its place in the ledger:
 
@@ -33,15 +44,49 @@ def active(events: Iterable[Event]) -> list[Event]:
       the same annotation, so that no withdrawn or older version comes back.
     - A restoration brings back annotations that are out at its place and match its selection, with all that happened to
       them since: one that was deleted afterwards does not count again.
+    - A change of classes maps earlier answers, and later ones that name its old classes (`class_changes`). Answers with
+      a class that is gone are left out.
 
     Quarantine and restore events of earlier versions list their decisions in `targets`. Raises BadInput if the
     ledger lacks the snapshot of a rollback.
     """
-    ledger: dict[str, Event] = {}
-    for event in events:
-        ledger.setdefault(event.event_id, event)
-    ordered = list(ledger.values())
-    return [event for event, yes in zip(ordered, _counts(ordered), strict=True) if yes]
+    return counted(events).events
+
+
+def counted(events: Iterable[Event]) -> Counted:
+    """Like `active`, with the items that lost answers because a class is gone."""
+    ledger = _each_once(events)
+    schemas = _schemas(ledger)
+    counts = _counts(ledger, schemas)
+    if schemas is None:
+        return Counted([event for event, yes in zip(ledger, counts, strict=True) if yes], {})
+    return Counted(*mapped(ledger, counts, schemas), schemas)
+
+
+def schemas_of(events: Iterable[Event]) -> Schemas | None:
+    """The schemas that a ledger has seen; None if its classes never changed by an intervention."""
+    return _schemas(_each_once(events))
+
+
+def _schemas(ledger: Sequence[Event]) -> Schemas | None:
+    """See `schemas_of`; `ledger` holds each event once."""
+    if not any(event.type == "schema" for event in ledger):
+        return None
+    controls = [place for place, event in enumerate(ledger) if event.type in CONTROLS]
+    positions = {event.event_id: position for position, event in enumerate(ledger)}
+    states: list[tuple[int, State]] = []
+    for number, place in enumerate(controls, start=1):
+        if _kind(ledger[place]) in ("schema", "undo", "rollback"):
+            so_far = controls[:number]
+            in_force = _in_force(ledger, positions, so_far)
+            state = tuple(
+                (one.event_id, one.intervention.change)
+                for one in (ledger[position] for position in so_far if position in in_force)
+                if one.intervention is not None and one.intervention.change is not None
+            )
+            if state != (states[-1][1] if states else ()):
+                states.append((place, state))
+    return Schemas(states)
 
 
 def standing_answers(events: Iterable[Event]) -> dict[str, Event]:
@@ -78,14 +123,19 @@ def changed_by(events: Sequence[Event]) -> dict[str, frozenset[str]]:
     found: dict[str, frozenset[str]] = {}
     for place, event in enumerate(ledger):
         if event.intervention is not None:
-            before, after = _counts(ledger[:place]), _counts(ledger[: place + 1])
+            before, after = _said(ledger[:place]), _said(ledger[: place + 1])
             found[event.event_id] = frozenset(
                 item
-                for one, was, now in zip(ledger, before, after[:place], strict=False)
-                if was != now
+                for one in ledger[:place]
+                if before.get(one.event_id) != after.get(one.event_id)
                 for item in items_of(one)
             )
     return found
+
+
+def _said(ledger: Sequence[Event]) -> dict[str, tuple[str | None]]:
+    """The label of each event that counts, by event id; a skip has none."""
+    return {event.event_id: (event.label,) for event in active(ledger)}
 
 
 def items_of(event: Event) -> frozenset[str]:
@@ -98,14 +148,26 @@ def intervention_key(number: int) -> str:
     return f"ruling:{number}"
 
 
-def _counts(ledger: Sequence[Event]) -> list[bool]:
+def _each_once(events: Iterable[Event]) -> list[Event]:
+    ledger: dict[str, Event] = {}
+    for event in events:
+        ledger.setdefault(event.event_id, event)
+    return list(ledger.values())
+
+
+def _kind(event: Event) -> str | None:
+    return None if event.intervention is None else event.intervention.kind
+
+
+def _counts(ledger: Sequence[Event], schemas: Schemas | None) -> list[bool]:
     """Whether each event of `ledger`, which holds each event once, counts."""
     counts = [event.type not in CONTROLS for event in ledger]
     if all(counts):
         return counts
     positions = {event.event_id: position for position, event in enumerate(ledger)}
-    in_force = _in_force(ledger, positions)
-    of_rulings = _in_force(ledger, positions, rollbacks=False) - in_force
+    controls = [place for place, yes in enumerate(counts) if not yes]
+    in_force = _in_force(ledger, positions, controls)
+    of_rulings = _in_force(ledger, positions, controls, rollbacks=False) - in_force
     decisions: dict[str, bool] = {}
     abandoned: set[int] = set()
     by_annotation: defaultdict[str, list[int]] = defaultdict(list)
@@ -118,7 +180,8 @@ def _counts(ledger: Sequence[Event]) -> list[bool]:
                 by_annotation[event.annotation_key].append(position)
         elif position in of_rulings and intervention is not None and intervention.selection is not None:
             rulings = {key: places for key, places in by_annotation.items() if is_of_review(key)}
-            _apply_selection(intervention.selection, intervention.kind == "restore", ledger, rulings, counts)
+            seen = _as_seen(ledger, schemas, position, intervention.selection)
+            _apply_selection(intervention.selection, intervention.kind == "restore", seen, rulings, counts)
         elif position not in in_force:
             continue
         elif intervention is None:
@@ -134,22 +197,37 @@ def _counts(ledger: Sequence[Event]) -> list[bool]:
                 counts[place] &= is_of_review(ledger[place].annotation_key)
             abandoned |= set(range(intervention.to + 1, event.round + 1))
         elif intervention.selection is not None:
-            _apply_selection(intervention.selection, intervention.kind == "restore", ledger, by_annotation, counts)
+            seen = _as_seen(ledger, schemas, position, intervention.selection)
+            _apply_selection(intervention.selection, intervention.kind == "restore", seen, by_annotation, counts)
     return counts
 
 
-def _in_force(ledger: Sequence[Event], positions: Mapping[str, int], *, rollbacks: bool = True) -> frozenset[int]:
-    """The positions of the interventions in force. Runs newest first, since an undo or rollback cancels older ones.
+def _as_seen(ledger: Sequence[Event], schemas: Schemas | None, place: int, selection: Selection) -> Sequence[Event]:
+    """The ledger up to `place`, in the classes that were in force there, if `selection` names one."""
+    if schemas is None or selection.label is None:
+        return ledger
+    number = schemas.number_at(place)
+    return [
+        event if event.label is None else replace(event, label=schemas.meaning(event.label, earlier, number).label)
+        for earlier, event in enumerate(ledger[:place])
+    ]
 
-    Without `rollbacks`, those that only a rollback cancels are among them.
+
+def _in_force(
+    ledger: Sequence[Event], positions: Mapping[str, int], controls: Sequence[int], *, rollbacks: bool = True
+) -> frozenset[int]:
+    """The positions of the interventions in force among those at `controls`.
+
+    Runs newest first, since an undo or rollback cancels older ones. Without `rollbacks`, those that only a rollback
+    cancels are among them.
     """
     found: set[int] = set()
     decided: dict[str, bool] = {}
     undone: set[str] = set()
     rolled_back = len(ledger)
-    for position in reversed(range(len(ledger))):
+    for position in reversed(controls):
         event, intervention = ledger[position], ledger[position].intervention
-        if event.type not in CONTROLS or position >= rolled_back:
+        if position >= rolled_back:
             continue
         if event.annotation_key in undone or not decided.get(event.event_id, True):
             continue

@@ -9,16 +9,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from msgspec import Struct
 
-from al_pipeline.annotation.active_events import active, corrected_items
+from al_pipeline.annotation.active_events import corrected_items, counted
+from al_pipeline.annotation.answers import IMPORT, Answer, answers_of, by_item, first_round, resolve, votes_of
 from al_pipeline.annotation.confidence import ConsensusRule, decide
 from al_pipeline.annotation.schema_change import missing_in_use
-from al_pipeline.annotation.votes import IMPORT, Answer, answers_of, by_item, first_round, people, resolve, votes_of
+from al_pipeline.annotation.votes import people
 from al_pipeline.errors import BadInput, SchemaInUse
 from al_pipeline.records import Event, LabeledItem, Part, Unresolved
+
+if TYPE_CHECKING:
+    from al_pipeline.annotation.class_changes import Reopened
 
 MAX_SKIPS = 2
 """An item skipped by this many people (or by all, if there are fewer) is no longer queried."""
@@ -78,26 +82,28 @@ def fold(
     class with the most votes, or that of `rule`; else, if no person gave a label, the imported label. If two or more
     classes are equal, that is a tie: the item is unresolved, and ignored once it was queried in two rounds. Items that
     nobody labelled and two people (or `everybody`) skipped are ignored. So are items whose text was corrected, since
-    their annotations are about another text.
+    their annotations are about another text. Items that lost their label with its class are asked again, or ignored if
+    the class was retired.
 
     Raises SchemaInUse if an annotation names a class that the schema lacks, BadInput on events that contradict each
     other about an item's content or part.
     """
-    counted = active(events)
-    rules = _Rules(labels, skips_to_give_up(counted, everybody), asked or {})
-    events_of = by_item(counted)
+    given, reopened, schemas = counted(events)
+    rules = _Rules(labels, skips_to_give_up(given, everybody), asked or {})
+    events_of = by_item(given)
     found = _Found([], [], [])
     contested: dict[str, _Contested] = {}
     unknown: Counter[str] = Counter()
-    corrected = corrected_items(counted)
-    parts: dict[str, Part] = {event.item_id: event.part for event in counted if event.type == "correct"}
-    for item_id in sorted(events_of.keys() | corrected.keys()):
+    corrected = corrected_items(given)
+    parts: dict[str, Part] = {event.item_id: event.part for event in given if event.type == "correct"}
+    for item_id in sorted(events_of.keys() | corrected.keys() | reopened.keys()):
         if now := corrected.get(item_id):
             reason = f"its text was corrected: {now}"
             found.unresolved.append(Unresolved(item_id, parts[now], "ignored", reason, rules.asked.get(item_id, 0)))
             continue
-        content, part = _identity(item_id, events_of[item_id])
-        answers = answers_of(events_of[item_id]).values()
+        about = events_of.get(item_id, [])
+        content, part = _identity(item_id, about, reopened.get(item_id))
+        answers = answers_of(about).values()
         unknown.update(a.label for a in answers if a.label is not None and a.label not in labels)
         only = next(iter(answers)) if len(answers) == 1 else None
         if rule is not None and (votes := _open_votes(answers)):
@@ -111,10 +117,13 @@ def fold(
                 found.add(part, _labeled_item(item_id, content, result, answers, confidence))
             elif row := rules.unresolved(item_id, part, result, answers):
                 found.unresolved.append(row)
+            elif lost := reopened.get(item_id):
+                kind: Literal["ignored", "again"] = "ignored" if lost.ignored else "again"
+                found.unresolved.append(Unresolved(item_id, part, kind, lost.reason, rules.asked.get(item_id, 0)))
     if problem := missing_in_use(labels, {name: f"{count} answers" for name, count in sorted(unknown.items())}):
         raise SchemaInUse(problem)
     if rule is not None:
-        _decide(contested, rule, rules, found)
+        _decide(contested, rule.in_present_classes(schemas), rules, found)
     return found.sorted()
 
 
@@ -185,8 +194,8 @@ def _labelled_in(answers: Collection[Answer], votes: Sequence[Answer]) -> int:
     return min(vote.round for vote in votes)
 
 
-def _identity(item_id: str, events: Sequence[Event]) -> tuple[str, Part]:
-    seen = {(event.content_hash, event.part) for event in events}
+def _identity(item_id: str, events: Sequence[Event], reopened: Reopened | None) -> tuple[str, Part]:
+    seen = {(one.content_hash, one.part) for one in (*events, *((reopened,) if reopened else ()))}
     if len(seen) > 1:
         raise BadInput(
             f"the ledger contradicts itself about item {item_id!r}: "

@@ -6,11 +6,15 @@ The computation is in `consensus.py`, which is imported only where it is used: i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from al_pipeline.annotation.votes import IMPORT, Answer
+from al_pipeline.annotation.answers import IMPORT, Answer
 from al_pipeline.params import ConsensusName, Labels
+
+if TYPE_CHECKING:
+    from al_pipeline.annotation.class_changes import Schemas
 
 Forecasts = Mapping[str, Mapping[str, float]]
 """Classes with a model's probabilities, by item id; the rest of the probability falls evenly on all other classes."""
@@ -21,6 +25,12 @@ class ConsensusRule(Struct, frozen=True):
 
     method: ConsensusName
     forecasts: Forecasts = {}
+
+    def in_present_classes(self, schemas: Schemas | None) -> ConsensusRule:
+        """The rule with forecasts of the present classes; `schemas`: None if they never changed."""
+        if schemas is None or not self.forecasts:
+            return self
+        return ConsensusRule(self.method, {item: schemas.shares(found) for item, found in self.forecasts.items()})
 
 
 def rule_for(labels: Labels, read_forecasts: Callable[[], Forecasts]) -> ConsensusRule | None:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from al_pipeline.annotation.active_events import active, corrected_items
+from al_pipeline.annotation.active_events import active, corrected_items, schemas_of
 from al_pipeline.annotation.aggregation import skips_to_give_up
+from al_pipeline.annotation.answers import IMPORT, Answer, answers_of, by_item, votes_of
 from al_pipeline.annotation.confidence import ConsensusRule, decide
-from al_pipeline.annotation.votes import IMPORT, Answer, answers_of, by_item, people, votes_of
+from al_pipeline.annotation.votes import people
 from al_pipeline.records import Event, PlannedTask
 
 
@@ -71,6 +72,7 @@ def wanted_answers(
     parts = {event.item_id: event.part for event in counted}
     test = [item for item, part in parts.items() if part == "test"]
     bound = {item for item, given_ in votes.items() if any(vote.binding for vote in given_)}
+    rule = rule.in_present_classes(schemas_of(events))
     found = decide({item: _given(some) for item, some in votes.items() if item not in bound}, labels, rule, test)
     return {
         key: wanted

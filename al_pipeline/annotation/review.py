@@ -12,8 +12,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from al_pipeline.annotation.active_events import NOT_ANNOTATIONS
-from al_pipeline.annotation.votes import IMPORT, answers_of, by_item, resolve, votes_of
+from al_pipeline.annotation.answers import IMPORT, NOT_ANNOTATIONS, answers_of, by_item, resolve, votes_of
 from al_pipeline.records import Event, Part, is_of_review
 
 Reason = Literal["conflict", "low confidence", "likely error", "sample", "sample of a person"]

@@ -1,9 +1,12 @@
-"""Checks of changed class lists: a new list needs a new schema version, and a class in use cannot be removed."""
+"""Checks of class lists edited by hand: a new list needs a new schema version, and a class in use cannot be removed.
+
+How classes in use are changed, `class_changes` knows.
+"""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from msgspec import Struct
@@ -45,10 +48,24 @@ def missing_in_use(labels: Sequence[str], used: Mapping[str, str]) -> str | None
     hint = f" ({'; '.join(looks)})" if looks else ""
     return (
         f"answers name classes that schema.labels in params.yaml lacks: "
-        f"{', '.join(f'{name!r} ({used[name]})' for name in lost)}{hint}. Nothing was changed. A class in use can be "
-        "neither removed nor renamed nor merged into another: put it back into schema.labels, at the end if nobody "
-        f"should choose it again, or revoke its answers with `al labels revoke --label {name}`. A completely different "
-        "list of classes needs a workspace of its own"
+        f"{', '.join(f'{name!r} ({used[name]})' for name in lost)}{hint}. Nothing was changed. A class in use is not "
+        "changed by editing: put it back into schema.labels, then use "
+        f"`al schema rename {name} NEW`, `al schema merge {name},OTHER INTO NEW`, `al schema split {name} INTO B,C` or "
+        f"`al schema retire {name}`, which also map the answers. `al labels revoke --label {name}` revokes them. A "
+        "completely different list of classes needs a workspace of its own"
+    )
+
+
+def taken_away(labels: Sequence[str], former: Collection[str]) -> str | None:
+    """Why `labels` cannot be the list of classes: it has one of `former`, which a change of classes took away."""
+    back = [name for name in labels if name in former]
+    if not back:
+        return None
+    return (
+        f"schema.labels in params.yaml has {', '.join(map(repr, back))}, which a change of classes took away: late "
+        "answers with that name belong to another class, or to none. Nothing was changed. Take it out of params.yaml, "
+        f"then `al schema add {shlex.quote(back[0])}` makes it a class of its own again, and `al schema undo` undoes "
+        "the last change"
     )
 
 

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
-from al_pipeline.annotation.active_events import CONTROLS, NOT_ANNOTATIONS, active, corrected_items, standing_answers
+from al_pipeline.annotation.active_events import CONTROLS, active, corrected_items, standing_answers
 from al_pipeline.annotation.aggregation import Folded, skips_to_give_up
-from al_pipeline.annotation.votes import answers_of, votes_of
+from al_pipeline.annotation.answers import NOT_ANNOTATIONS, answers_of, votes_of
 from al_pipeline.records import Event, PlannedTask
 
 Standing = Literal["answered", "given_up", "open"]

@@ -25,6 +25,7 @@ from al_pipeline.cli import (
     quality,
     review,
     rounds,
+    schema,
     servers,
     simulate,
     streams,
@@ -139,6 +140,7 @@ for group, commands in COMMANDS.items():
 
 app.add_typer(labelstudio.app, name="labelstudio", rich_help_panel=_SERVERS)
 app.add_typer(labels.app, name="labels", rich_help_panel=_DATA)
+app.add_typer(schema.app, name="schema", rich_help_panel=_DATA)
 app.add_typer(workspace.remote, name="remote", rich_help_panel=_WORKSPACE)
 app.add_typer(servers.schedule, name="schedule", rich_help_panel=_SERVERS)
 

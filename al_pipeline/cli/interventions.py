@@ -11,6 +11,8 @@ from al_pipeline.cli.output import discard, echo, escape, format_score, print_js
 from al_pipeline.errors import ExternalServiceError, Locked, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from al_pipeline.operations.intervene import Change
     from al_pipeline.rounds.interventions import Intervention
     from al_pipeline.workspace.workspace import Workspace
@@ -123,21 +125,31 @@ def carry_out(workspace: Workspace, change: Change, dry_run: bool, as_json: bool
         _print_change(change)
     if dry_run:
         return print_json({**change.to_json(), "dry_run": True}) if as_json else echo("Nothing was changed.")
-    published, unfinished = _publish(workspace, change, as_json) if change.intervention.labels else ((), "")
+    published, unfinished = publish_change(workspace, change, as_json) if change.intervention.labels else ((), "")
     if as_json:
         outcome = {"dry_run": False, "published": list(published), "unfinished": unfinished}
         return print_json({**change.to_json(), **outcome})
-    for number in published:
-        echo(f"[green]Published round-{number:04d}[/] with these labels. [bold]al report[/] shows it.")
+    print_published(published)
     if not change.intervention.labels:
         echo(f"[green]Done:[/] the model of {change.served[1] or 'no round'} is served.")
     if change.intervention.hold:
         echo("New models are held until [bold]al approve[/].")
-    if unfinished:
-        echo(f"[yellow]The next `al round` finishes the work in Label Studio:[/] {escape(unfinished)}")
+    print_unfinished(unfinished)
 
 
-def _publish(workspace: Workspace, change: Change, as_json: bool) -> tuple[tuple[int, ...], str]:
+def print_published(numbers: Sequence[int]) -> None:
+    """Name the rounds that were published with an intervention."""
+    for number in numbers:
+        echo(f"[green]Published round-{number:04d}[/] with these labels. [bold]al report[/] shows it.")
+
+
+def print_unfinished(reason: str) -> None:
+    """Say what is left to do in Label Studio, if anything is."""
+    if reason:
+        echo(f"[yellow]The next `al round` finishes the work in Label Studio:[/] {escape(reason)}")
+
+
+def publish_change(workspace: Workspace, change: Change, as_json: bool) -> tuple[tuple[int, ...], str]:
     """Run the tick that carries out an intervention; the rounds published with it, and why the tick ended early.
 
     Raises ExternalServiceError if it ended before the intervention was carried out.

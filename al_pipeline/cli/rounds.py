@@ -200,7 +200,7 @@ def rounds(as_json: Json = False) -> None:
                 str(row.number),
                 f"{row.labels:,}",
                 *(_with_interval(row.metrics.figure(name)) for name in names),
-                "; ".join([row.decision.verdict, *row.interventions]),
+                "; ".join([row.decision.verdict, *row.interventions, *(["other classes"] if row.new_classes else [])]),
             ]
             for row in found
         ],

@@ -102,3 +102,41 @@ def aligned(model: Predicted, rows: Sequence[int], classes: Sequence[str]) -> Fl
         return found
     total = found.sum(axis=1, keepdims=True)
     return np.where(total > 0, found / np.where(total > 0, total, 1.0), 1.0 / len(classes))
+
+
+def common_groups(classes: Sequence[str], related: Mapping[str, frozenset[str]]) -> list[int]:
+    """The group of each of `classes` (C,), numbered from 0, in which an older model can be compared.
+
+    `related`: the present classes that each of its classes is related to. Classes that one old class is related to
+    cannot be told apart by it, and are one group.
+    """
+    groups = list(range(len(classes)))
+    for names in related.values():
+        members = [place for place, name in enumerate(classes) if name in names]
+        joined = {groups[place] for place in members}
+        groups = [min(joined) if group in joined else group for group in groups]
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    return [numbers[group] for group in groups]
+
+
+def group_names(classes: Sequence[str], groups: Sequence[int]) -> list[str]:
+    """The names of the groups: their classes, joined by `+`."""
+    return ["+".join(n for n, own in zip(classes, groups, strict=True) if own == g) for g in dict.fromkeys(groups)]
+
+
+def in_groups(
+    model: Predicted, rows: Sequence[int], classes: Sequence[str], related: Mapping[str, frozenset[str]]
+) -> Floats:
+    """An older model's probabilities for `rows` of the groups of `classes`, shape (rows, groups).
+
+    Its classes that no present one is related to are dropped, and the rows renormalised.
+    """
+    groups = common_groups(classes, related)
+    names = group_names(classes, groups)
+    found = np.zeros((len(rows), len(names)))
+    for column, name in enumerate(model.classes):
+        places = {group for one, group in zip(classes, groups, strict=True) if one in related.get(name, (name,))}
+        if places:
+            found[:, places.pop()] += model.proba[list(rows), column]
+    total = found.sum(axis=1, keepdims=True)
+    return np.where(total > 0, found / np.where(total > 0, total, 1.0), 1.0 / len(names))

@@ -11,6 +11,10 @@ The challenger is trained on more labels, so it is promoted unless there is evid
    significant), else held.
 5. Otherwise promoted, also after a drop within `max_drop`.
 
+**A promoted model that speaks another schema** is compared in the classes that both know: a renamed class is the same,
+merged ones are added up, and the parts of a split class are one, for both models. How well the parts are told apart
+nothing can compare; the new model has only to have their test items (step 2).
+
 Comparing the lower end with `-max_drop` instead would refuse models for noise: with 300 test items the interval of two
 equally good models is often wider than any sensible `max_drop`. A significant drop within `max_drop` is tolerated by
 definition of the setting.
@@ -22,10 +26,12 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.random import Generator
 from numpy.typing import ArrayLike
 
 from al_pipeline.active_learning.acquisition import check_proba
+from al_pipeline.evaluation.comparison import group_names
 from al_pipeline.evaluation.figures import Decision
 from al_pipeline.evaluation.metrics import (
     ClassCounts,
@@ -61,10 +67,13 @@ def decide(
     rng: Generator,
     bootstrap: int = 1000,
     confidence: float = 0.95,
+    groups: Sequence[int] | None = None,
 ) -> Decision:
     """Decide by the rules above. `champion`, `challenger`: class probabilities (n, C) for the same n test items.
 
-    Raises ValueError if the shapes do not fit `truth` (n,) and `classes`.
+    `groups` (C,): if the champion speaks another schema, the group of each class in which both can be compared (see
+    `comparison.common_groups`); its probabilities are then those of the groups (n, G). Raises ValueError if the shapes
+    do not fit `truth` (n,) and `classes`.
     """
     actual = check_truth(truth, len(classes))
     new = _predictions(challenger, len(actual), classes)
@@ -73,8 +82,20 @@ def decide(
         return _first_model(actual, new, classes, thin)
     if thin:
         return Decision(verdict="held", provisional=False, reasons=(f"not enough evidence: {thin}",))
+    if groups is not None:
+        if len({*groups}) < 2:
+            said = "not enough evidence: the promoted model knows none of the present classes apart"
+            return Decision(verdict="held", provisional=False, reasons=(said,))
+        names = group_names(classes, groups)
+        table = np.eye(len(names))[np.asarray(groups)]
+        actual, new = np.asarray(groups)[actual], _predictions(np.asarray(challenger) @ table, len(actual), names)
+        classes = names
     old = _predictions(champion, len(actual), classes)
-    return _compared(actual, old, new, classes, limits.max_drop, rng, bootstrap, confidence)
+    found = _compared(actual, old, new, classes, limits.max_drop, rng, bootstrap, confidence)
+    if groups is not None and len(classes) < len(groups):
+        said = f"compared in the classes {', '.join(classes)}, which both models know"
+        found = replace(found, reasons=(*found.reasons, said))
+    return found
 
 
 def _first_model(actual: Indices, new: Indices, classes: Sequence[str], thin: str) -> Decision:

@@ -151,10 +151,24 @@ def subjects(events: Sequence[Event]) -> dict[str, frozenset[str]]:
 
 
 def labels_saved_by(history: History, number: int | None) -> Saved | None:
-    """The control's score and how few labels the rounds up to `number` (None: all) needed for it; None without one."""
+    """The control's score and how few labels the rounds up to `number` (None: all) needed for it; None without one.
+
+    Only rounds with the same classes as the last of them: scores of other classes are of another task.
+    """
     rounds = [record for record in history.rounds if number is None or record.round <= number]
+    rounds = same_classes(rounds)
     scores = [(record.counts.labelled, record.metrics.macro_f1.value) for record in rounds]
     return labels_saved(scores, rounds[-1].control if rounds else None)
+
+
+def same_classes(rounds: Sequence[RoundRecord]) -> list[RoundRecord]:
+    """The last of `rounds` and those directly before it that have the same classes."""
+    found: list[RoundRecord] = []
+    for record in reversed(rounds):
+        if found and set(record.params.schema_.labels) != set(found[0].params.schema_.labels):
+            break
+        found.insert(0, record)
+    return found
 
 
 def read_plan(git: Git, number: int, revision: str = "HEAD") -> list[PlannedTask]:

@@ -1,8 +1,8 @@
 """Make interventions: roll back and undo that, revoke and restore answers, approve a model, pause and resume.
 
-An intervention is one small file and one commit. The next tick applies its changes to the labels, in the same way as
-it closes a round: a quarantine event, a new fold, a build, a tag. A kill at any line therefore leaves either nothing or
-an intervention that the next tick finishes.
+An intervention is one small file and one commit, which has `params.yaml` too if it changes the classes. The next tick
+applies its changes to the labels, in the same way as it closes a round: an event in the ledger, a new fold, a build, a
+tag. A kill at any line therefore leaves either nothing or an intervention that the next tick finishes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from msgspec.structs import replace
 
 from al_pipeline.annotation.active_events import CONTROLS, standing_answers
 from al_pipeline.annotation.aggregation import Folded, fold
+from al_pipeline.annotation.class_changes import classes_after
 from al_pipeline.annotation.confidence import rule_for
 from al_pipeline.annotation.votes import labels_in_use, times_asked
 from al_pipeline.data.ledger import last_part, part_ids, read_events, read_forecasts
@@ -35,7 +36,7 @@ from al_pipeline.errors import (
     UsageError,
 )
 from al_pipeline.evaluation.figures import FIGURES, Metrics
-from al_pipeline.files import sha256_file, sha256_tree, temporary_folder, write_json
+from al_pipeline.files import sha256_file, sha256_tree, temporary_folder, write_bytes, write_json
 from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.git import Git
 from al_pipeline.logs import get_logger
@@ -46,12 +47,20 @@ from al_pipeline.operations.facts import check_owned, open_dvc
 from al_pipeline.operations.history import History, read_history
 from al_pipeline.params import Params, parse_params
 from al_pipeline.records import Event, LabeledItem, Selection, is_of_review, moment, round_name
-from al_pipeline.rounds.interventions import Intervention, Kind, undoable
+from al_pipeline.rounds.interventions import (
+    Intervention,
+    Kind,
+    class_changes,
+    intervention_number,
+    read_intervention,
+    undoable,
+)
 from al_pipeline.rounds.manifests import RoundRecord
 from al_pipeline.workspace.home import user_name
 from al_pipeline.workspace.identity import check_identity
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.lock import locked
+from al_pipeline.workspace.params_classes import with_change, with_classes_of
 from al_pipeline.workspace.workspace import Workspace
 
 _logger = get_logger(__name__)
@@ -113,6 +122,7 @@ def rollback(
 ) -> Change:
     """Roll back to the snapshot of round `number`: its labels, its promoted model, its parameters.
 
+    Classes that were changed since go back with the labels.
     First verifies that the snapshot's data are available and that the fold will equal the snapshot's. Otherwise raises
     with nothing changed: RemoteIncomplete, ManualActionRequired, or NothingToDo if there is nothing to roll back. `dvc`
     must not be running a command.
@@ -123,18 +133,23 @@ def rollback(
         serves = then.promoted if model else None
         if model and serves is None:
             raise NothingToDo(f"no model was promoted at {tag}; use `--labels` to go back to its labels only")
-        if params and git.changed([workspace.layout.params]):
-            raise UnexpectedChange("params.yaml has uncommitted changes; commit or discard them first (`git diff`)")
+        other_classes = (
+            labels and not params and class_changes(then.interventions) != class_changes(history.interventions)
+        )
+        if params or other_classes:
+            refuse_edited_params(workspace.layout, git)
         if not labels and not params and serves == history.promoted and history.holding is not None:
             raise NothingToDo(f"the model of {serves} is already served, and promotion is held")
         intervention = new_intervention(
             history, git, "rollback", reason, labels=labels, to=number,
             serves=serves, hold=True if model else None, params_from=tag if params else None,
+            classes_from=tag if other_classes else None,
             before={"serves": history.promoted, "hold": history.holding is not None, "head": git.head()},
         )  # fmt: skip
         change = _change_to_snapshot(workspace, git, dvc, history, record, intervention)
         if not dry_run:
             commit_intervention(workspace.layout, git, change.intervention)
+            workspace.forget_params()
         return change
 
 
@@ -148,17 +163,21 @@ def undo(workspace: Workspace, dvc: Dvc, reason: str, *, dry_run: bool = False) 
         if last is None:
             raise NothingToDo("there is no rollback to undo; `al rounds` lists them")
         before = last.before or {}
+        if last.classes_from:
+            refuse_edited_params(workspace.layout, git)
         intervention = new_intervention(
             history, git, "undo", reason, labels=last.labels, undoes=last.number,
             serves=before.get("serves") if last.serves else None,
             hold=bool(before.get("hold")) if last.hold is not None else None,
             params_from=before.get("head") if last.params_from else None,
+            classes_from=before.get("head") if last.classes_from else None,
         )  # fmt: skip
-        change = _change(workspace, git, history, intervention)
+        change = change_by(workspace, git, history, intervention)
         if intervention.serves:
             change = replace(change, metrics=_served(history, intervention.serves))
         if not dry_run:
             commit_intervention(workspace.layout, git, intervention)
+            workspace.forget_params()
         return change
 
 
@@ -179,7 +198,7 @@ def amend(
             ) from None
     with locked_for_intervention(workspace, dvc, f"al labels {kind}") as (git, history):
         intervention = new_intervention(history, git, kind, reason, labels=True, selection=selection)
-        change = _change(workspace, git, history, intervention)
+        change = change_by(workspace, git, history, intervention)
         if not change.leaving and not change.coming:
             what = "counts" if kind == "revoke" else "is quarantined"
             raise NothingToDo(f"no answer that {what} matches: {selection}; `al log ITEM` shows an item's answers")
@@ -244,19 +263,42 @@ def published_with(workspace: Workspace, intervention: Intervention, unfinished:
     return history.rounds[-1].round if history.rounds else None
 
 
-def finish_intervention(layout: Layout, git: Git) -> None:
-    """Commit an intervention or a review's plan that a kill left uncommitted. Call only while holding the lock.
+def finish_intervention(layout: Layout, git: Git) -> bool:
+    """Commit an intervention or a review's plan that a kill left uncommitted, with the classes that an intervention
+    gives `params.yaml`. Returns whether there was one.
 
-    Raises UnexpectedChange if somebody edited a committed one.
+
+    Call only while holding the lock. Raises UnexpectedChange if somebody edited a committed one, or `params.yaml`
+    since.
     """
-    if left := git.changed([layout.interventions, layout.reviews]):
-        if edited := [name for name in left if git.show("HEAD", name) is not None]:
-            raise UnexpectedChange(
-                f"interventions and reviews must not be edited: {', '.join(edited)}; `git checkout -- FILE` restores "
-                "them"
-            )
-        folders = [folder for folder in (layout.interventions, layout.reviews) if folder.exists()]
-        git.commit("Finish an intervention whose making was interrupted", folders)
+    left = git.changed([layout.interventions, layout.reviews])
+    if not left:
+        return False
+    if edited := [name for name in left if git.show("HEAD", name) is not None]:
+        raise UnexpectedChange(
+            f"interventions and reviews must not be edited: {', '.join(edited)}; `git checkout -- FILE` restores them"
+        )
+    paths = [folder for folder in (layout.interventions, layout.reviews) if folder.exists()]
+    for name in left:
+        if intervention_number(name) is None:
+            continue
+        intervention = read_intervention((layout.root / name).read_text(encoding="utf-8"), name)
+        if intervention.changes_classes:
+            _finish_params(layout, git, params_text(layout, git, intervention))
+            paths.append(layout.params)
+    git.commit("Finish an intervention whose making was interrupted", paths)
+    return True
+
+
+def _finish_params(layout: Layout, git: Git, wanted: str) -> None:
+    """Write the `params.yaml` of an interrupted intervention. Raises UnexpectedChange if somebody edited it."""
+    now = layout.params.read_bytes().decode("utf-8", "replace")
+    if now not in (wanted, git.show("HEAD", layout.params.name)):
+        raise UnexpectedChange(
+            "params.yaml was changed while the classes were being changed; `git checkout -- params.yaml` undoes that"
+        )
+    if now != wanted:
+        write_bytes(layout.params, wanted.encode())
 
 
 def check_snapshot(workspace: Workspace, git: Git, dvc: Dvc, interventions: Sequence[Intervention]) -> None:
@@ -270,7 +312,7 @@ def check_snapshot(workspace: Workspace, git: Git, dvc: Dvc, interventions: Sequ
     layout = workspace.layout
     record = read_history(layout, git).record(interventions[-1].to or 0)
     with temporary_folder(layout.private) as place:
-        folded = _fold_after(workspace, interventions, snapshot=interventions[-1].parts)
+        folded = fold_after(workspace, interventions, snapshot=interventions[-1].parts)
         _same_fold(folded, record, lambda: _prove(dvc, record, place, _FOLDED_PATHS))
 
 
@@ -294,7 +336,8 @@ def locked_for_intervention(
         check_ready(layout, git)
         if data:
             check_not_ignored(layout, git)
-        finish_intervention(layout, git)
+        if finish_intervention(layout, git):
+            workspace.forget_params()
         history = read_history(layout, git)
         if history.planned is None:
             raise NothingToDo("no round is planned yet; `al round` makes the first plan")
@@ -316,9 +359,13 @@ def new_intervention(history: History, git: Git, kind: Kind, reason: str, **valu
 
 
 def commit_intervention(layout: Layout, git: Git, intervention: Intervention) -> None:
-    path = layout.intervention(intervention.number)
-    write_json(path, intervention.to_row())
-    git.commit(f"Intervention {intervention.number}: {intervention.sentence()}", [path])
+    paths = [layout.intervention(intervention.number)]
+    text = params_text(layout, git, intervention) if intervention.changes_classes else None
+    write_json(paths[0], intervention.to_row())
+    if text is not None:
+        write_bytes(layout.params, text.encode())
+        paths.append(layout.params)
+    git.commit(f"Intervention {intervention.number}: {intervention.sentence()}", paths)
     _logger.info("intervention %d: %s", intervention.number, intervention.sentence())
 
 
@@ -350,12 +397,12 @@ def _change_to_snapshot(
     with temporary_folder(workspace.layout.private) as place:
         snapshot = _prove(dvc, record, place, wanted)
         if not rollback.labels:
-            change = _change(workspace, git, history, rollback)
+            change = change_by(workspace, git, history, rollback)
             return replace(change, metrics=_served(history, rollback.serves))
         rollback = replace(rollback, parts=last_part(snapshot / "events"))
-        change = _change(workspace, git, history, rollback)
+        change = change_by(workspace, git, history, rollback)
         after = [*history.waiting, rollback]
-        folded = _fold_after(workspace, after, _params_after(workspace, git, rollback), snapshot=rollback.parts)
+        folded = fold_after(workspace, after, params_after(workspace, git, rollback), snapshot=rollback.parts)
         _same_fold(folded, record, lambda: snapshot)
         return replace(change, metrics=(change.metrics[0], record.metrics))
 
@@ -382,8 +429,33 @@ def _prove(dvc: Dvc, record: RoundRecord, place: Path, wanted: Mapping[str, str]
     return place
 
 
-def _params_after(workspace: Workspace, git: Git, intervention: Intervention) -> Params:
+def params_text(layout: Layout, git: Git, intervention: Intervention) -> str:
+    """The committed `params.yaml` with the classes that an intervention gives it. Raises BadParams if it is invalid."""
+    text = git.show("HEAD", layout.params.name) or ""
+    if intervention.change is not None:
+        return with_change(text, intervention.change, classes_after(intervention.change))
+    revision = intervention.classes_from or "HEAD"
+    other = git.show(revision, layout.params.name)
+    if other is None:
+        raise UnexpectedChange(f"{layout.params.name} of {revision[:12]}, whose classes are wanted, is missing in git")
+    undone = None
+    if intervention.kind == "undo" and intervention.undoes is not None:
+        path = layout.intervention(intervention.undoes).relative_to(layout.root).as_posix()
+        undone = read_intervention(git.show("HEAD", path) or "", path).change
+    known = parse_params(text).schema_.labels if undone is None else classes_after(undone)
+    return with_classes_of(text, other, known)
+
+
+def refuse_edited_params(layout: Layout, git: Git) -> None:
+    """Raise UnexpectedChange if `params.yaml` has edits that the commit of an intervention would contain."""
+    if git.changed([layout.params]):
+        raise UnexpectedChange("params.yaml has uncommitted changes; commit or discard them first (`git diff`)")
+
+
+def params_after(workspace: Workspace, git: Git, intervention: Intervention) -> Params:
     """The parameters in force once `intervention` is carried out."""
+    if intervention.changes_classes:
+        return parse_params(params_text(workspace.layout, git, intervention))
     if intervention.params_from is None:
         return workspace.params
     name = workspace.layout.params.name
@@ -392,10 +464,10 @@ def _params_after(workspace: Workspace, git: Git, intervention: Intervention) ->
 
 def _fold_with(workspace: Workspace, git: Git, intervention: Intervention, history: History) -> Folded:
     """The labels once the waiting interventions and `intervention` are carried out."""
-    return _fold_after(workspace, [*history.waiting, intervention], _params_after(workspace, git, intervention))
+    return fold_after(workspace, [*history.waiting, intervention], params_after(workspace, git, intervention))
 
 
-def _fold_after(
+def fold_after(
     workspace: Workspace,
     interventions: Sequence[Intervention],
     params: Params | None = None,
@@ -464,7 +536,8 @@ def _metrics(history: History, tag: str | None) -> Metrics | None:
     return next((record.metrics for record in history.rounds if round_name(record.round) == tag), None)
 
 
-def _change(workspace: Workspace, git: Git, history: History, intervention: Intervention) -> Change:
+def change_by(workspace: Workspace, git: Git, history: History, intervention: Intervention) -> Change:
+    """What `intervention` changes, after those that wait."""
     layout = workspace.layout
     events = read_events(layout.events, layout.inbox_events)
     waiting = history.waiting
@@ -473,18 +546,18 @@ def _change(workspace: Workspace, git: Git, history: History, intervention: Inte
         standing_answers([*events, *carry_out([*waiting, intervention], layout.events)]) if intervention.labels else now
     )
     # A revocation may remove the answers with a class that params.yaml dropped; a tick refuses any that remain.
-    old = _labels(_fold_after(workspace, waiting, all_classes=True).labeled)
+    old = _labels(fold_after(workspace, waiting, all_classes=True).labeled)
     new = old
     if intervention.kind == "revoke":
-        new = _labels(_fold_after(workspace, [*waiting, intervention], all_classes=True).labeled)
+        new = _labels(fold_after(workspace, [*waiting, intervention], all_classes=True).labeled)
     elif intervention.labels:
         new = _labels(_fold_with(workspace, git, intervention, history).labeled)
     newest = history.rounds[-1].metrics if history.rounds else None
-    mine, theirs = (msgspec.to_builtins(p) for p in (workspace.params, _params_after(workspace, git, intervention)))
+    mine, theirs = (msgspec.to_builtins(p) for p in (workspace.params, params_after(workspace, git, intervention)))
     return Change(
         intervention=intervention,
-        leaving=_by_person([event for key, event in now.items() if then.get(key) != event]),
-        coming=_by_person([event for key, event in then.items() if now.get(key) != event]),
+        leaving=_by_person(_without(now, then)),
+        coming=_by_person(_without(then, now)),
         labels=(len(old), len(new)),
         changed=sum(old.get(item) != new.get(item) for item in old.keys() | new.keys()),
         served=(history.promoted, intervention.serves or history.promoted),
@@ -495,6 +568,12 @@ def _change(workspace: Workspace, git: Git, history: History, intervention: Inte
 
 def _labels(rows: Sequence[LabeledItem]) -> dict[str, str]:
     return {row.item_id: row.label for row in rows}
+
+
+def _without(events: Mapping[str, Event], others: Mapping[str, Event]) -> list[Event]:
+    """Those of `events`, by annotation key, that are not the newest ones in `others` too."""
+    ids = {event.event_id for event in others.values()}
+    return [event for event in events.values() if event.event_id not in ids]
 
 
 def _by_person(events: Sequence[Event]) -> tuple[tuple[int, str, int], ...]:

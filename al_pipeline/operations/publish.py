@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict
 
+from al_pipeline.annotation.active_events import schemas_of
 from al_pipeline.annotation.confidence import rule_for
 from al_pipeline.data.ledger import read_events, read_forecasts, read_refused
 from al_pipeline.data.pool import count_items
@@ -24,7 +25,7 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.logs import get_logger
 from al_pipeline.operations.checkout import ROUND_TAGS
 from al_pipeline.operations.close import foreign_edits, refuse_edits
-from al_pipeline.operations.history import History, read_plans
+from al_pipeline.operations.history import History, events_known, read_plans
 from al_pipeline.operations.planning import plan_tasks
 from al_pipeline.operations.plugins import plugin_files
 from al_pipeline.params import Params, recorded
@@ -49,6 +50,9 @@ from al_pipeline.workspace.workspace import Workspace
 _logger = get_logger(__name__)
 
 if TYPE_CHECKING:  # at run time imported where used: a tick with nothing to do needs no numpy
+    import numpy as np
+    from numpy.typing import NDArray
+
     from al_pipeline.data.outputs import Predictions
 
 
@@ -105,7 +109,7 @@ def decide_and_plan(
         metrics=Metrics.from_row(read_json(layout.metrics)),
         next_batch=None if next_batch is None else NextBatch.from_row(next_batch),
         control=None if control is None else Control.from_row(control),
-        running=_running(labeled, git, history, params, number),
+        running=_running(layout, labeled, git, history, params, number),
         review=_review(layout, params),
         interventions=facts.interventions,
     )
@@ -224,17 +228,18 @@ def unsynced(git: Git, layout: Layout) -> bool:
 
 
 def _running(
-    labeled: Sequence[LabeledItem], git: Git, history: History, params: Params, number: int | None
+    layout: Layout, labeled: Sequence[LabeledItem], git: Git, history: History, params: Params, number: int | None
 ) -> Running | None:
     """The models' accuracy on the random slices up to round `number`, by the current labels."""
     if number is None:
         return None
     labels = {row.item_id: row.label for row in labeled}
+    in_present_classes = _forecasts_mapped(layout, history)
     forecasts = [
-        Forecast(task.round, task.predicted, labels.get(task.item_id))
+        Forecast(task.round, predicted, labels.get(task.item_id))
         for task in read_plans(git).values()
         if task.round <= number and task.round not in history.abandoned
-        if task.strategy == RANDOM_SLICE and task.predicted is not None
+        if task.strategy == RANDOM_SLICE and (predicted := in_present_classes(task)) is not None
     ]
     return running_accuracy(forecasts, params.evaluate.confidence)
 
@@ -249,6 +254,23 @@ def _review(layout: Layout, params: Params) -> Reviewed | None:
     found = figures_of(params, read_events(layout.events), read_reviews(layout), rule)
     pool, test = (ReviewedPart(**asdict(found.rates[part])) for part in ("pool", "test"))
     return Reviewed(pool=pool, test=test, rulings=found.ruled, test_rulings=found.test_ruled)
+
+
+def _forecasts_mapped(layout: Layout, history: History) -> Callable[[PlannedTask], str | None]:
+    """The prediction in a plan as a present class; None if it was none, or if no single class came of it."""
+    events = read_events(layout.events)
+    schemas = schemas_of(events)
+    if schemas is None:
+        return lambda task: task.predicted
+    known = {record.round + 1: events_known(record, events) - 1 for record in history.rounds}
+
+    def mapped(task: PlannedTask) -> str | None:
+        if task.predicted is None:
+            return None
+        names = schemas.relation([task.predicted], known.get(task.first_round, -1))[task.predicted]
+        return next(iter(names)) if len(names) == 1 else None
+
+    return mapped
 
 
 def _counts(layout: Layout, plan: list[PlannedTask], labeled: Sequence[LabeledItem]) -> Counts:
@@ -294,16 +316,18 @@ def _decide(layout: Layout, git: Git, history: History, params: Params) -> Decis
     import numpy as np
 
     from al_pipeline.data.outputs import parse_predictions
+    from al_pipeline.evaluation.comparison import common_groups
     from al_pipeline.evaluation.promotion import decide
 
     challenger = parse_predictions(layout.predictions.read_text(encoding="utf-8"))
-    champion = None
+    champion, related = None, None
     if history.promoted and (text := git.show(history.promoted, "rounds/predictions.csv")):
         champion = parse_predictions(text, unlabelled=True)
-    before, after = _shared(champion, challenger) if champion else (None, challenger)
+        related = _related_classes(layout, history, champion.classes)
+    before, after = _shared(champion, challenger, related) if champion else (None, challenger)
     truth = np.array([after.classes.index(label) for label in after.labels], dtype=np.intp)
     return decide(
-        champion=None if before is None else before.proba,
+        champion=before,
         challenger=after.proba,
         truth=truth,
         classes=after.classes,
@@ -311,7 +335,19 @@ def _decide(layout: Layout, git: Git, history: History, params: Params) -> Decis
         rng=np.random.default_rng([params.seed, 0x6A7E]),
         bootstrap=params.evaluate.bootstrap,
         confidence=params.evaluate.confidence,
+        groups=None if related is None else common_groups(after.classes, related),
     )
+
+
+def _related_classes(layout: Layout, history: History, classes: Sequence[str]) -> Mapping[str, frozenset[str]] | None:
+    """The present classes to which each class of the promoted model is related; None if its schema never changed."""
+    events = read_events(layout.events)
+    schemas = schemas_of(events)
+    record = next((one for one in history.rounds if round_name(one.round) == history.promoted), None)
+    if schemas is None or record is None:
+        return None
+    related = schemas.relation(classes, events_known(record, events) - 1)
+    return None if all(names == {name} for name, names in related.items()) else related
 
 
 def _held(decision: Decision, holding: Intervention | None) -> Decision:
@@ -323,18 +359,21 @@ def _held(decision: Decision, holding: Intervention | None) -> Decision:
     return msgspec.structs.replace(decision, verdict="held", reasons=reasons)
 
 
-def _shared(champion: Predictions, challenger: Predictions) -> tuple[Predictions, Predictions]:
-    """Both models' predictions for their common test items, in the challenger's order, with its labels and classes."""
+def _shared(
+    champion: Predictions, challenger: Predictions, related: Mapping[str, frozenset[str]] | None
+) -> tuple[NDArray[np.float64], Predictions]:
+    """Both models on their common test items, in the challenger's order: the champion's probabilities of the
+    challenger's classes (with `related` of groups of them), and the challenger's predictions.
+    """
     from al_pipeline.data.outputs import Predictions
-    from al_pipeline.evaluation.comparison import aligned, shared
+    from al_pipeline.evaluation.comparison import aligned, in_groups, shared
 
     rows, keep = shared(champion, challenger)
     items = tuple(challenger.item_ids[row] for row in keep)
     labels = tuple(challenger.labels[row] for row in keep)
-    return (
-        Predictions(items, labels, challenger.classes, aligned(champion, rows, challenger.classes)),
-        Predictions(items, labels, challenger.classes, challenger.proba[keep]),
-    )
+    classes = challenger.classes
+    old = aligned(champion, rows, classes) if related is None else in_groups(champion, rows, classes, related)
+    return old, Predictions(items, labels, classes, challenger.proba[keep])
 
 
 def _built_record(layout: Layout, number: int) -> RoundRecord:

@@ -61,6 +61,8 @@ class PullRequest(Struct, frozen=True):
     """Whether the project is that of reviews; `allow` are then the reviewers, and nobody else is accepted."""
     audit: bool = False
     """Also find what does not show as a change of a task, such as deleted tasks."""
+    former: Collection[str] = ()
+    """Classes that the schema had before: pages opened then still offer them, and the fold maps their answers."""
 
 
 class PullReport(Struct, frozen=True):
@@ -142,7 +144,7 @@ class _Known:
             project_uid=uid,
             plans=request.plans,
             schema_version=request.schema.version,
-            judge=_judge(request.schema, request.allow, request.rulings),
+            judge=_judge(request.schema, request.allow, request.former, request.rulings),
             observed_at=request.observed_at,
             known=KnownAnswers(read_events(*self._ledger), read_refused(*self._ledger), uid),
             rulings=request.rulings,
@@ -255,7 +257,7 @@ def _add(
     return read
 
 
-def _judge(schema: Schema, allow: Collection[str], rulings: bool = False) -> Judge:
+def _judge(schema: Schema, allow: Collection[str], former: Collection[str], rulings: bool = False) -> Judge:
     """Return a function that accepts an answer if its annotator is allowed, the text is ours and the label a class."""
     allowed = frozenset(address.strip().lower() for address in allow)
 
@@ -264,7 +266,7 @@ def _judge(schema: Schema, allow: Collection[str], rulings: bool = False) -> Jud
             return "annotator not allowed"
         if not shows_plan(task.data, plan, schema):
             return "changed text"
-        return parse_annotation(annotation.result, annotation.was_cancelled, schema)
+        return parse_annotation(annotation.result, annotation.was_cancelled, schema, former)
 
     return judge
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from al_pipeline.annotation.active_events import active, corrected_items
-from al_pipeline.annotation.votes import IMPORT, answers_of, by_item, votes_of
+from al_pipeline.annotation.answers import IMPORT, answers_of, by_item, votes_of
 from al_pipeline.data.ledger import read_events
 from al_pipeline.errors import NothingToDo
 from al_pipeline.operations.close import refuse_changed

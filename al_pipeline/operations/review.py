@@ -16,8 +16,8 @@ from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 from al_pipeline.annotation.active_events import active, corrected_items, standing_answers
+from al_pipeline.annotation.answers import by_item
 from al_pipeline.annotation.review import Chosen, choose, rulings, shown_answers
-from al_pipeline.annotation.votes import by_item
 from al_pipeline.data.ledger import read_events, read_refused, still_refused
 from al_pipeline.data.pool import columns_of, fetch
 from al_pipeline.errors import ManualActionRequired, NothingToDo, UsageError
@@ -35,7 +35,7 @@ from al_pipeline.operations.pull import PullRequest, pull
 from al_pipeline.operations.push import RetirePolicy, push, retire
 from al_pipeline.operations.review_candidates import candidates, of_a_person
 from al_pipeline.operations.review_figures import Review, read_reviews, review_figures, sample_left
-from al_pipeline.operations.schema import published_labels
+from al_pipeline.operations.schema import former_classes, published_labels
 from al_pipeline.records import Event, PlannedTask, Task, is_of_review, review_workspace, shown_text
 from al_pipeline.rounds.reviews import review_key
 from al_pipeline.workspace.workspace import Workspace
@@ -162,6 +162,7 @@ def _pull(workspace: Workspace, connection: _Connection) -> tuple[int, dict[str,
             max_vanished=params.label_studio.max_vanished,
             accept_vanished=connection.accept_vanished,
             rulings=True,
+            former=former_classes(workspace.layout),
             audit=connection.audit,
         ),
     )

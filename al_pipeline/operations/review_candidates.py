@@ -7,9 +7,10 @@ from functools import partial
 
 from al_pipeline.annotation.active_events import active, corrected_items
 from al_pipeline.annotation.aggregation import Folded, fold
+from al_pipeline.annotation.answers import answers_of, by_item, votes_of
 from al_pipeline.annotation.confidence import rule_for
 from al_pipeline.annotation.review import Candidate
-from al_pipeline.annotation.votes import answers_of, by_item, times_asked, votes_of
+from al_pipeline.annotation.votes import times_asked
 from al_pipeline.data.ledger import read_events, read_forecasts
 from al_pipeline.data.pool import fetch
 from al_pipeline.logs import get_logger

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from al_pipeline.annotation.schema_change import Published, missing_in_use, wrong_version
+from al_pipeline.annotation.active_events import schemas_of
+from al_pipeline.annotation.schema_change import Published, missing_in_use, taken_away, wrong_version
 from al_pipeline.annotation.votes import labels_in_use
 from al_pipeline.data.ledger import read_events
 from al_pipeline.errors import AlError, BadParams, SchemaInUse
 from al_pipeline.operations.close import carry_out
 from al_pipeline.operations.history import History
 from al_pipeline.records import round_name
+from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
 
 
@@ -27,7 +29,10 @@ def schema_problem(workspace: Workspace, history: History) -> AlError | None:
     if published is not None and (published.version, published.labels) == (schema.version, tuple(schema.labels)):
         return None
     events = read_events(layout.events, layout.inbox_events)
-    used = labels_in_use([*events, *carry_out(history.waiting, layout.events)])  # a waiting revocation may free a class
+    events += carry_out(history.waiting, layout.events)  # a waiting revocation may free a class
+    if (schemas := schemas_of(events)) is not None and (problem := taken_away(schema.labels, schemas.former())):
+        return BadParams(problem)
+    used = labels_in_use(events)
     in_words = {
         name: ", ".join(f"{count:,} of the {part}{' set' if part == 'test' else ''}" for part, count in parts.items())
         for name, parts in sorted(used.items())
@@ -40,9 +45,12 @@ def schema_problem(workspace: Workspace, history: History) -> AlError | None:
 
 
 def schema_news(workspace: Workspace, history: History) -> str | None:
-    """Explain what classes that no published round has mean for the existing labels; None if there are none."""
+    """Explain what classes that no published round has mean for the existing labels; None if there are none.
+
+    Not of a change of classes, which was shown when it was made.
+    """
     published, latest = published_schema(history), history.latest
-    if published is None or latest is None:
+    if published is None or latest is None or any(one.changes_classes for one in history.waiting):
         return None
     added = [name for name in workspace.params.schema_.labels if name not in published.labels]
     labels, test = latest.counts.labelled, latest.counts.test_labelled
@@ -66,7 +74,20 @@ def published_schema(history: History) -> Published | None:
     return Published(schema.version, schema.labels, where)
 
 
+def former_classes(layout: Layout) -> frozenset[str]:
+    """Classes that changes of the schema took away; answers and imported labels may still name them."""
+    schemas = schemas_of(read_events(layout.events, layout.inbox_events))
+    return frozenset() if schemas is None else schemas.former()
+
+
 def published_labels(history: History) -> frozenset[str]:
-    """All classes of any record's schema. Any other class that Label Studio offers was added there by hand."""
+    """All classes of any record's schema. Any other class that Label Studio offers was added there by hand.
+
+    Without those that a change of classes brought with the newest round: Label Studio may not have them yet.
+    """
     records = [*([history.genesis] if history.genesis else []), *history.rounds]
-    return frozenset(label for record in records for label in record.params.schema_.labels)
+    classes = [frozenset(record.params.schema_.labels) for record in records]
+    brought: frozenset[str] = frozenset()
+    if len(records) > 1 and any(one.changes_classes for one in records[-1].interventions):
+        brought = classes[-1] - classes[-2]
+    return frozenset().union(*classes) - brought

@@ -20,7 +20,7 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.prefect_settings import client_settings
 from al_pipeline.operations.connect import project_page, review_page, stored_project
 from al_pipeline.operations.facts import closing_rule, read_facts
-from al_pipeline.operations.history import History, labels_saved_by, read_history
+from al_pipeline.operations.history import History, labels_saved_by, read_history, same_classes
 from al_pipeline.operations.schema import schema_problem
 from al_pipeline.records import is_of_review
 from al_pipeline.reporting.view_model import PoolCounts, RoundRow
@@ -308,6 +308,8 @@ def round_rows(history: History) -> tuple[RoundRow, ...]:
             test_labels=record.counts.test_labelled,
             test_version=test_version(record),
             interventions=tuple(intervention.summary() for intervention in record.interventions),
+            schema_version=record.params.schema_.version,
+            new_classes=before is not None and len(same_classes([before, record])) == 1,
         )
-        for record in history.rounds
+        for before, record in zip([None, *history.rounds], history.rounds, strict=False)
     )

@@ -133,7 +133,8 @@ def tick(
     """
     layout, git, options = workspace.layout, Git(workspace.layout.root), options or Options()
     with locked(layout.lock, purpose), open_dvc(layout) as dvc, ExitStack() as connections:
-        _prepare(workspace, git, dvc)
+        if _prepare(workspace, git, dvc):
+            workspace.forget_params()
         context = Context(
             workspace,
             git,
@@ -152,8 +153,11 @@ def tick(
         return _report(context, facts, wait, options)
 
 
-def _prepare(workspace: Workspace, git: Git, dvc: Dvc) -> None:
-    """End processes and remove files that a killed tick left, and finish an intervention that it had begun."""
+def _prepare(workspace: Workspace, git: Git, dvc: Dvc) -> bool:
+    """End processes and remove files that a killed tick left, and finish an intervention that was begun.
+
+    Returns whether there was such an intervention.
+    """
     layout = workspace.layout
     check_identity(layout)
     dvc.end_previous()
@@ -172,7 +176,7 @@ def _prepare(workspace: Workspace, git: Git, dvc: Dvc) -> None:
     )
     check_ready(layout, git)
     check_not_ignored(layout, git)
-    finish_intervention(layout, git)
+    return finish_intervention(layout, git)
 
 
 def _private_folders(layout: Layout) -> Iterator[Path]:

@@ -26,13 +26,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """A metric at a number of labels, with its interval if known. `solid`: draw a filled marker."""
+    """A metric at a number of labels, with its interval if known.
+
+    `solid`: draw a filled marker. `new_classes`: a new line begins, since the classes are others than before.
+    """
 
     labels: int
     value: float
     low: float | None = None
     high: float | None = None
     solid: bool = True
+    new_classes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,8 @@ def learning_curve_svg(
     """
     if not curve and not baseline:
         return ""
-    spoken = f"Learning curve: {metric} against labels. " + "; ".join(_spoken(point) for point in _by_labels(curve))
+    points = [_spoken(point) for part in _parts(curve) for point in _by_labels(part)]
+    spoken = f"Learning curve: {metric} against labels. " + "; ".join(points)
     return _both(name, spoken, lambda axes, size, colors: _draw_curve(axes, size, colors, metric, curve, baseline))
 
 
@@ -180,7 +185,19 @@ def _on_paper(figure: Figure) -> bytes:
 
 def _spoken(point: CurvePoint) -> str:
     interval = "" if point.low is None or point.high is None else f" ({point.low:.2f} to {point.high:.2f})"
-    return f"{point.labels} labels {point.value:.2f}{interval}"
+    return (
+        f"{'other classes from here: ' if point.new_classes else ''}{point.labels} labels {point.value:.2f}{interval}"
+    )
+
+
+def _parts(curve: Sequence[CurvePoint]) -> list[list[CurvePoint]]:
+    """The curve, cut where the classes changed; one part if they never did."""
+    parts: list[list[CurvePoint]] = [[]]
+    for point in curve:
+        if point.new_classes and parts[-1]:
+            parts.append([])
+        parts[-1].append(point)
+    return parts
 
 
 def _by_labels(points: Sequence[CurvePoint]) -> list[CurvePoint]:
@@ -279,9 +296,14 @@ def _draw_curve(
     baseline: Sequence[CurvePoint],
 ) -> None:
     _dress(axes, colors, "labels", metric)
+    *earlier, newest = _parts(curve)
+    for part in (*earlier[1:], *([newest] if earlier else [])):
+        axes.axvline(part[0].labels, color=colors.muted, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
+    old: list[Any] = [(_by_labels(part), colors.muted, "solid", "o", "") for part in earlier]
     for points, color, style, marker, name in (
+        *old,
         (_by_labels(baseline), colors.second, (0, (4, 3)), "s", "random sampling"),
-        (_by_labels(curve), colors.accent, "solid", "o", "active learning" if baseline else ""),
+        (_by_labels(newest), colors.accent, "solid", "o", "active learning" if baseline else ""),
     ):
         if points:
             _draw_line(axes, points, color, colors.paper, style, marker, name)

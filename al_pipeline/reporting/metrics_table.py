@@ -47,7 +47,9 @@ def round_before(report: ReportData) -> RoundRow | None:
 
 
 def metric_change(report: ReportData, name: str, digits: int = 2) -> str:
-    """The change of a metric since the previous round, such as `+0.04`; empty if unknown."""
+    """The change of a metric since the previous round, such as `+0.04`; empty if unknown, or if the classes changed."""
+    if any(row.new_classes for row in report.history if row.number == report.round):
+        return ""
     before = round_before(report)
     now, then = figure(report.metrics, name).value, figure(before.metrics if before else None, name).value
     if now is None or then is None:

@@ -77,6 +77,7 @@ def render(report: ReportData) -> str:
         mistakes_in_all=mistakes_in_all(report.metrics),
         refused=sorted(report.answers.refused.items(), key=lambda pair: (-pair[1], pair[0])),
         history=[_history_row(row) for row in reversed(report.history)],
+        new_classes=[row.number for row in report.history if row.new_classes],
         shown=SHOWN_ITEMS,
         percent=f"{100 * report.confidence:g}",
     )
@@ -98,11 +99,14 @@ def _charts(report: ReportData, curve: Sequence[CurvePoint]) -> dict[str, Markup
 
 def _curve(history: Sequence[RoundRow], metric: str) -> list[CurvePoint]:
     points = []
+    begins = False
     for row in history:
+        begins = begins or row.new_classes
         estimate = figure(row.metrics, metric)
         if estimate.value is not None:
             promoted = row.decision.verdict == "promoted"
-            points.append(CurvePoint(row.labels, estimate.value, estimate.low, estimate.high, solid=promoted))
+            points.append(CurvePoint(row.labels, estimate.value, estimate.low, estimate.high, promoted, begins))
+            begins = False
     return points
 
 

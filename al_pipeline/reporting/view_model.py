@@ -33,6 +33,9 @@ class RoundRow(Struct, frozen=True):
     """The version of the test labels that the metrics are of: the beginning of their digest."""
     interventions: tuple[str, ...] = ()
     """The interventions that it carried out, in a few words each."""
+    schema_version: int = 1
+    new_classes: bool = False
+    """Whether it has other classes than the round before: their scores are of different tasks."""
 
     def to_json(self) -> dict[str, Any]:
         """This round as a JSON object."""
@@ -44,6 +47,8 @@ class RoundRow(Struct, frozen=True):
             "verdict": self.decision.verdict,
             "reasons": list(self.decision.reasons),
             "interventions": list(self.interventions),
+            "schema_version": self.schema_version,
+            "new_classes": self.new_classes,
             "closed_at": self.closed_at,
             "metrics": {name: self.metrics.figure(name).to_row() for name in FIGURES},
         }

@@ -19,7 +19,9 @@ from al_pipeline.annotation.active_events import intervention_key
 from al_pipeline.errors import BadInput
 from al_pipeline.records import (
     INTERVENTION_FILE,
+    ClassChange,
     Event,
+    EventType,
     LabelIntervention,
     Selection,
     event_digest,
@@ -28,7 +30,7 @@ from al_pipeline.records import (
 )
 from al_pipeline.validation import first_problem
 
-Kind = Literal["rollback", "undo", "revoke", "restore", "approve", "pause", "resume", "ask"]
+Kind = Literal["rollback", "undo", "revoke", "restore", "schema", "approve", "pause", "resume", "ask"]
 
 MAX_ITEMS = 10_000
 """Maximum number of items that one intervention may name."""
@@ -64,16 +66,28 @@ class Intervention(Struct, frozen=True, forbid_unknown_fields=True):
     params_from: str | None = None
     """The git revision from which `params.yaml` is restored."""
     before: Mapping[str, Any] | None = None
-    """rollback: the state that an undo restores (`serves`, `hold`, `head`)."""
+    """rollback, schema: the state that an undo restores (`serves`, `hold`, `head`)."""
     items: Annotated[tuple[str, ...], Meta(max_length=MAX_ITEMS)] = ()
     """ask: the items of the pool to put into the next batch."""
+    change: ClassChange | None = None
+    """schema: how the list of classes changes, in `params.yaml` too, by the same commit."""
+    classes_from: str | None = None
+    """The git revision whose classes `params.yaml` gets back, by the same commit."""
 
     def to_row(self) -> dict[str, Any]:
         """This intervention as a JSON object."""
         row: dict[str, Any] = msgspec.to_builtins(self)
         if self.selection is not None and self.selection.label is None:  # as earlier versions wrote it
             del row["selection"]["label"]
-        return row if self.items else {name: value for name, value in row.items() if name != "items"}
+        if self.change is not None:
+            row["change"] = self.change.to_row()
+        later = {"items": self.items, "change": self.change, "classes_from": self.classes_from}
+        return {name: value for name, value in row.items() if name not in later or later[name]}
+
+    @property
+    def changes_classes(self) -> bool:
+        """Whether the commit of this intervention changes the classes in `params.yaml`."""
+        return self.change is not None or self.classes_from is not None
 
     def __post_init__(self) -> None:
         """Revisions become arguments of git, and tags become folder names, so arbitrary strings would be unsafe."""
@@ -81,13 +95,15 @@ class Intervention(Struct, frozen=True, forbid_unknown_fields=True):
         for tag in (self.serves, before.get("serves")):
             if tag is not None and not _TAG.fullmatch(tag):
                 raise ValueError(f"{tag!r} is not the name of a round")
-        for revision in (self.params_from, before.get("head")):
+        for revision in (self.params_from, self.classes_from, before.get("head")):
             if revision is not None and not (_TAG.fullmatch(revision) or _COMMIT.fullmatch(revision)):
                 raise ValueError(f"{revision!r} is not a revision")
         if type(before.get("hold")) not in (bool, NoneType):
             raise TypeError("hold must be true, false or null")
         if self.selection is not None and self.selection.since is not None:
             moment(self.selection.since)
+        if (self.kind == "schema") != (self.change is not None):
+            raise ValueError("an intervention of kind schema has a change of classes, and no other kind has one")
 
     def summary(self) -> str:
         """What was decided, in a few words."""
@@ -100,6 +116,7 @@ class Intervention(Struct, frozen=True, forbid_unknown_fields=True):
             "approve": f"approved the model of {self.serves}",
             "pause": "paused",
             "resume": "resumed",
+            "schema": self.change.sentence() if self.change else "",
             "ask": f"asked for {', '.join(named)}",
         }[self.kind]
 
@@ -163,6 +180,11 @@ def undoable(interventions: Sequence[Intervention]) -> Intervention | None:
     undone = {intervention.undoes for intervention in interventions if intervention.kind == "undo"}
     standing = [r for r in in_effect(interventions) if r.kind == "rollback" and r.number not in undone]
     return standing[-1] if standing else None
+
+
+def class_changes(interventions: Sequence[Intervention]) -> list[Intervention]:
+    """The changes of classes in force, oldest first."""
+    return [intervention for intervention in in_effect(interventions) if intervention.kind == "schema"]
 
 
 def abandoned(interventions: Sequence[Intervention]) -> dict[int, int]:
@@ -229,12 +251,15 @@ def control_event(intervention: Intervention, snapshot_end: str | None = None) -
         asked = LabelIntervention("rollback", to=intervention.to or 0, after=snapshot_end)
     elif intervention.kind == "undo":
         asked = LabelIntervention("undo", undoes=intervention.undoes or 0)
+    elif intervention.change is not None:
+        asked = LabelIntervention("schema", change=intervention.change)
     else:
         kind: Literal["revoke", "restore"] = "restore" if intervention.kind == "restore" else "revoke"
         asked = LabelIntervention(kind, selection=intervention.selection or Selection())
+    types: dict[Kind, EventType] = {"restore": "restore", "schema": "schema"}
     return Event(
         event_id=event_digest("ruling", intervention.number, asked.to_row()),
-        type="restore" if intervention.kind == "restore" else "quarantine",
+        type=types.get(intervention.kind, "quarantine"),
         item_id="",
         content_hash="",
         part="pool",

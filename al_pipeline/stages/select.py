@@ -9,6 +9,7 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from al_pipeline.active_learning.acquisition import ACQUISITION
 from al_pipeline.active_learning.batch import VectorsOf, next_batch
 from al_pipeline.active_learning.choice import QueryConfig
 from al_pipeline.active_learning.shortlist import Shortlist
@@ -25,13 +26,16 @@ from al_pipeline.workspace.layout import Layout
 
 PROBABLE = 0.005
 """Classes that are less probable are left out of a plan."""
+_AT_ONCE = 4096
+"""How many texts are predicted at a time."""
 
 
 @stage
 def main(layout: Layout) -> None:
     """Select the batch from the shortlist and, for its random slice, from the whole unlabelled pool.
 
-    Items kept from the previous round count towards the batch size and are not candidates.
+    Items kept from the previous round count towards the batch size and are not candidates. Items whose class is gone
+    have a batch's room in any case.
     """
     device = check_engine(layout.engine)
     params = load_params(layout.params)
@@ -42,7 +46,11 @@ def main(layout: Layout) -> None:
     unresolved = read_unresolved(layout.unresolved)
     ignored = {row.item_id for row in unresolved if row.kind == "ignored"}
     closed = labeled.keys() | (ignored - set(chosen.ask)) | set(chosen.kept)
-    room = max(0, select.batch_size - len(chosen.kept))
+    tied, again = (
+        [row.item_id for row in unresolved if row.kind == kind and row.part == "pool" and row.item_id not in closed]
+        for kind in ("tie", "again")
+    )
+    room = max(0, select.batch_size - len(chosen.kept), min(len(again), select.batch_size))
     vectors = open_vectors(layout.encoder, layout.features, params.features, device)
     queries, choice = next_batch(
         QueryConfig(
@@ -55,7 +63,7 @@ def main(layout: Layout) -> None:
         params.schema_.labels,
         None if vectors is None else _vectors_of(layout, vectors),
         guided=read_json(layout.guided, {}),
-        first=[row.item_id for row in unresolved if row.kind == "tie" and row.part == "pool"],
+        first=[*tied, *_most_uncertain_first(layout, vectors, device, again)],
         requested=chosen.ask,
     )
     write_queries(layout.queries, _forecast(layout, vectors, device, queries, params.labels.uses_model))
@@ -70,6 +78,24 @@ def _vectors_of(layout: Layout, vectors: Vectors) -> VectorsOf:
         return vectors.lookup([hashes[item] for item in ids], lambda: fetch([layout.pool], ids).values())
 
     return of
+
+
+def _most_uncertain_first(layout: Layout, vectors: Vectors | None, device: str, again: Sequence[str]) -> list[str]:
+    """The items to ask again because their class is gone, by the margin of the newest model."""
+    if not again:
+        return []
+    use_plugin_of(layout, layout.model)
+    model = load_model(layout.model, layout.encoder, open_terms(layout), device)
+    if not model.counts:
+        return list(again)
+    scores: list[float] = []
+    for start in range(0, len(again), _AT_ONCE):
+        part = again[start : start + _AT_ONCE]
+        found = fetch([layout.pool], part)
+        items = [found[item_id] for item_id in part]
+        proba = model.predict_proba([item.text for item in items], vectors_for(model, vectors, items))
+        scores += ACQUISITION["margin"](proba).tolist()
+    return [again[row] for row in sorted(range(len(again)), key=lambda row: (-scores[row], again[row]))]
 
 
 def _forecast(

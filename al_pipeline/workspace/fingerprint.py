@@ -35,6 +35,8 @@ MODULES = (
     "annotation/__init__.py",
     "annotation/active_events.py",
     "annotation/aggregation.py",
+    "annotation/answers.py",
+    "annotation/class_changes.py",
     "annotation/confidence.py",
     "annotation/consensus.py",
     "annotation/crowdlab.py",

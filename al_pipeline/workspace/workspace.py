@@ -43,6 +43,10 @@ class Workspace:
         """The parameters, read at first access. Raises BadParams."""
         return load_params(self.layout.params)
 
+    def forget_params(self) -> None:
+        """Read `params.yaml` again at the next access: it was changed."""
+        self.__dict__.pop("params", None)
+
     @cached_property
     def clone_id(self) -> str:
         """The clone's id; created on first use, never in git."""

@@ -6,7 +6,7 @@ LabelStudioDown, or a TypeError, LookupError or ValueError that `transport` turn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -48,10 +48,13 @@ _ORIGINS = frozenset({"manual", "prediction", "prediction-changed"})
 # What an annotation says -----------------------------------------------------------------------------------------
 
 
-def parse_annotation(result: Sequence[Any], was_cancelled: bool, schema: Schema) -> Answer | RefusalReason:
+def parse_annotation(
+    result: Sequence[Any], was_cancelled: bool, schema: Schema, former: Collection[str] = ()
+) -> Answer | RefusalReason:
     """The answer in a raw result, or why it is refused. Never raises: `result` may hold any JSON values.
 
-    Values of other controls are ignored and stay in Label Studio, except for a reviewer's comment.
+    `former`: classes that the schema no longer has, but that a page opened earlier may still offer. Values of other
+    controls are ignored and stay in Label Studio, except for a reviewer's comment.
     """
     comment = _comment(result)
     if was_cancelled:
@@ -68,7 +71,7 @@ def parse_annotation(result: Sequence[Any], was_cancelled: bool, schema: Schema)
     if len(choices) > 1:
         return "several choices"
     label = composed(choices[0])
-    if label not in schema.labels:
+    if label not in schema.labels and label not in former:
         return "unknown label"
     origin = entry.get("origin")
     return Answer(label, origin if isinstance(origin, str) and origin in _ORIGINS else None, comment)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct
 
-from al_pipeline.annotation.votes import IMPORT_ROUND
+from al_pipeline.annotation.answers import IMPORT_ROUND
 from al_pipeline.data.catalog import (
     HASH_ID_CHARACTERS,
     ID_CHARACTERS,
@@ -28,6 +28,7 @@ from al_pipeline.data.table_rows import BadRow, Block, Row, excerpt
 from al_pipeline.operations.ingestion.corrections import CORRECTION, PastCorrections
 from al_pipeline.operations.ingestion.labels import IMPORT_ANNOTATOR, ImportedLabels
 from al_pipeline.operations.ingestion.rejects import Refused
+from al_pipeline.operations.schema import former_classes
 from al_pipeline.records import Event, Item, Part, content_hash, event_digest
 from al_pipeline.sanitize import storable
 from al_pipeline.workspace.layout import Layout
@@ -98,7 +99,7 @@ class Intake:
         self.known = _known_items(layout)
         self.first_new = len(self.known)
         self.had_test = self.known.test_items > 0
-        self._labels = ImportedLabels(self.workspace.params.schema_)
+        self._labels = ImportedLabels(self.workspace.params.schema_, former_classes(self.workspace.layout))
         self._labels.add_items(self.first_new)
         self._past = PastCorrections(read_events(layout.events, layout.inbox_events))
         self._given = bytearray(self.first_new)

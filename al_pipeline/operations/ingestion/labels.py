@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
-from al_pipeline.annotation.votes import IMPORT_ROUND
+from al_pipeline.annotation.answers import IMPORT_ROUND
 from al_pipeline.data.catalog import Catalog, label_from
 from al_pipeline.data.table_rows import excerpt
 from al_pipeline.operations.ingestion.rejects import Refused
@@ -21,10 +21,12 @@ _CONTRADICTION = 0xFFFF
 class ImportedLabels:
     """The labels in the files of one ingest, by item number in the catalog."""
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, former: Collection[str] = ()) -> None:
+        """`former`: classes that the schema no longer has; files may still name them, and the fold maps them."""
         self._schema = schema
+        self._classes = [*schema.labels, *sorted(former)]
         self._labels = array("H")
-        """For each item the position of its label in the schema, from 1, or _NO_LABEL or _CONTRADICTION."""
+        """For each item the position of its label among the classes, from 1, or _NO_LABEL or _CONTRADICTION."""
         self._files = array("L")
         """For each item the index of the file with its label."""
 
@@ -38,7 +40,7 @@ class ImportedLabels:
 
         Raises Refused if the label is not in the schema or contradicts an earlier row.
         """
-        labels = self._schema.labels
+        labels = self._classes
         try:
             label = label_from(cell)
         except ValueError:
@@ -63,7 +65,7 @@ class ImportedLabels:
         for number, place in enumerate(self._labels):
             if place in (_NO_LABEL, _CONTRADICTION):
                 continue
-            label, content = self._schema.labels[place - 1], known.digest(number).hex()
+            label, content = self._classes[place - 1], known.digest(number).hex()
             key = f"{IMPORT_ANNOTATOR}:{content}"
             before = latest.get(key)
             if before is not None and before.label == label:

@@ -14,18 +14,21 @@ from al_pipeline.annotation.votes import times_asked
 from al_pipeline.data.ledger import read_events, read_forecasts, read_refused, still_refused
 from al_pipeline.features.device import device_of
 from al_pipeline.files import write_text
+from al_pipeline.integrations.git import Git
 from al_pipeline.logs import get_logger
 from al_pipeline.operations.close import carry_out, close, override
 from al_pipeline.operations.facts import closing_rule, facts_at
-from al_pipeline.operations.history import read_plan, rounds_of
+from al_pipeline.operations.history import History, read_plan, rounds_of
 from al_pipeline.operations.intervene import check_snapshot
 from al_pipeline.operations.overlap import more_answers
 from al_pipeline.operations.plugins import trusted_plugins
 from al_pipeline.operations.steps.context import Context
 from al_pipeline.operations.steps.notes import remember
+from al_pipeline.params import Params
 from al_pipeline.records import PlannedTask
 from al_pipeline.rounds.interventions import Intervention, asked_for
 from al_pipeline.rounds.state_machine import Facts, close_reason
+from al_pipeline.workspace.workspace import Workspace
 
 _logger = get_logger(__name__)
 
@@ -55,7 +58,9 @@ def close_round(context: Context, facts: Facts) -> None:
     given = context.history.interventions
     rounds = rounds_of(plans) if any(one.kind == "ask" for one in given) else {}
     asked = [item for item in asked_for(given, rounds) if item not in corrected]
-    kept = _kept(context, planned, interventions) if planned is not None and interventions else []
+    kept = (
+        tasks_to_keep(context.workspace, context.git, context.history, interventions, params) if interventions else []
+    )
     if kept:
         context.on_progress(f"round {planned}: {len(kept)} open tasks stay in the queue")
     upcoming = 0 if planned is None else planned + 1
@@ -101,19 +106,23 @@ def _put_params_back(context: Context, interventions: Sequence[Intervention]) ->
     context.workspace = replace(context.workspace)
 
 
-def _kept(context: Context, planned: int, interventions: Sequence[Intervention]) -> list[PlannedTask]:
-    """The open tasks of round `planned` that the next one keeps, since only `interventions` close this one.
+def tasks_to_keep(
+    workspace: Workspace, git: Git, history: History, interventions: Sequence[Intervention], params: Params
+) -> list[PlannedTask]:
+    """The open tasks that the next round keeps, since only `interventions` close this one. `params`: those after it.
 
-    Empty if the tasks show other fields or classes than the current schema.
+    Empty if the tasks show other fields than the schema has now, or if its classes were changed by hand.
     """
-    layout, params, latest = context.layout, context.workspace.params, context.history.latest
+    layout, latest, planned = workspace.layout, history.latest, history.planned
     before, now = latest.params.schema_ if latest else None, params.schema_
-    if before is None or (before.labels, before.fields) != (tuple(now.labels), tuple(now.fields)):
+    if before is None or planned is None or before.fields != tuple(now.fields):
+        return []
+    if before.labels != tuple(now.labels) and not any(one.changes_classes for one in interventions):
         return []
     events = read_events(layout.events, layout.inbox_events)
     refused = still_refused(read_refused(layout.events, layout.inbox_events), events)
     events += carry_out(interventions, layout.events)
-    everybody, tasks = len(params.annotators) or None, read_plan(context.git, planned)
+    everybody, tasks = len(params.annotators) or None, read_plan(git, planned)
     rule = rule_for(params.labels, partial(read_forecasts, layout.events))
     return worth_asking(
         tasks,
@@ -122,6 +131,6 @@ def _kept(context: Context, planned: int, interventions: Sequence[Intervention])
         params.round.overlap,
         everybody,
         {str(row.get("push_key")) for row in refused},
-        {item for intervention in context.history.interventions for item in intervention.items},
+        {item for intervention in history.interventions for item in intervention.items},
         more_answers(layout, params, tasks, events),
     )

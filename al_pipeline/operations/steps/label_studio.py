@@ -20,7 +20,7 @@ from al_pipeline.operations.facts import opened_at
 from al_pipeline.operations.overlap import ask_again, more_answers, overlap_of
 from al_pipeline.operations.pull import PullRequest, pull
 from al_pipeline.operations.push import Landmark, PushReport, RetirePolicy, push, retire
-from al_pipeline.operations.schema import published_labels
+from al_pipeline.operations.schema import former_classes, published_labels
 from al_pipeline.operations.steps.context import Context
 from al_pipeline.operations.steps.notes import recall, remember
 from al_pipeline.records import PlannedTask, Task, shown_text
@@ -98,6 +98,7 @@ def pull_answers(context: Context, facts: Facts, *, audit: bool = False) -> None
         max_vanished=params.label_studio.max_vanished,
         accept_vanished=context.accept_vanished,
         audit=audit,
+        former=former_classes(context.layout),
     )
     report = pull(context.layout, oracle, request)
     if audit:
