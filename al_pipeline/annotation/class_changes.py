@@ -102,10 +102,12 @@ class Schemas:
             self._meanings[key] = self._mapped(*key)
         return self._meanings[key]
 
-    def relation(self, names: Iterable[str], place: int) -> dict[str, frozenset[str]]:
-        """The present classes to which each of `names`, classes in force at `place`, is related."""
-        number = self.number_at(place)
-        return {name: self._follow(name, number, self.present)[-1].names for name in names}
+    def relation(self, names: Iterable[str], place: int, later: int | None = None) -> dict[str, frozenset[str]]:
+        """The classes in force at place `later` (default: now) to which each of `names`, in force at `place`, is
+        related.
+        """
+        number, end = self.number_at(place), self.present if later is None else self.number_at(later)
+        return {name: self._follow(name, number, end)[-1].names for name in names}
 
     def shares(self, proba: Mapping[str, float]) -> dict[str, float]:
         """Probabilities of classes of any schema as those of present ones.

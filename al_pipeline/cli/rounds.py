@@ -134,6 +134,8 @@ def _print_model(found: Status) -> None:
         of = f" (test labels {found.test_version})" if found.review is not None else ""
         latest = "" if score is None else f"; latest macro-F1 {score:.3f}{of}"
         echo(f"promoted model: [bold]{found.promoted}[/]{latest}")
+    if found.promoted_classes:
+        echo(f"[yellow]it has other classes than the newest round:[/] {escape(', '.join(found.promoted_classes))}")
     if found.running and found.running.whole.answered:
         echo(f"running accuracy: {_running_accuracy(found.running)}")
     if found.saved:

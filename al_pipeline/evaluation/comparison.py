@@ -140,3 +140,35 @@ def in_groups(
             found[:, places.pop()] += model.proba[list(rows), column]
     total = found.sum(axis=1, keepdims=True)
     return np.where(total > 0, found / np.where(total > 0, total, 1.0), 1.0 / len(names))
+
+
+@dataclass(frozen=True, slots=True)
+class _InGroups:
+    """A model's predictions in groups of classes."""
+
+    item_ids: tuple[str, ...]
+    labels: tuple[str, ...]
+    classes: tuple[str, ...]
+    proba: Floats
+
+
+def in_common_classes(
+    before: Predicted, after: Predicted, related: Mapping[str, frozenset[str]]
+) -> tuple[Predicted, Predicted]:
+    """Both models' predictions in the groups of classes that both know, see `common_groups`.
+
+    `related`: the classes of `after` that each class of `before` is related to.
+    """
+    groups = common_groups(after.classes, related)
+    names = group_names(after.classes, groups)
+    name_of = {name: names[group] for name, group in zip(after.classes, groups, strict=True)}
+    old = in_groups(before, range(len(before.item_ids)), after.classes, related)
+    new = after.proba @ np.eye(len(names))[groups] if len(groups) else after.proba
+    labels = tuple(
+        next((name_of[one] for one in after.classes if one in related.get(label, (label,))), label)
+        for label in before.labels
+    )
+    return (
+        _InGroups(tuple(before.item_ids), labels, tuple(names), old),
+        _InGroups(tuple(after.item_ids), tuple(name_of[label] for label in after.labels), tuple(names), new),
+    )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from al_pipeline.annotation.active_events import schemas_of
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.outputs import Predictions, flat, parse_predictions
-from al_pipeline.evaluation.comparison import Comparison, compare
+from al_pipeline.evaluation.comparison import Comparison, compare, in_common_classes
 from al_pipeline.evaluation.figures import FIGURES, Estimate
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.close import refuse_changed
@@ -55,7 +56,7 @@ class Diff:
     metrics: dict[str, tuple[Estimate, Estimate]]
     """As recorded, each measured on the test set of its own round."""
     models: Comparison
-    """Both models on the test items that the two rounds share."""
+    """Both models on the test items that the two rounds share, in the classes that both know."""
 
     def to_json(self) -> dict[str, Any]:
         """This record as a JSON object."""
@@ -91,8 +92,12 @@ def diff(workspace: Workspace, before: int, after: int) -> Diff:
         refuse_changed(layout, dvc)
     events = read_events(layout.events)
     known = sorted(events_known(record, events) for record in (old, new))
+    related = _related(events, old, new)
     with snapshots(workspace) as labels:
-        changes = _changes(labels(old), labels(new), events, events[known[0] : known[1]])
+        changes = _changes(labels(old), labels(new), events, events[known[0] : known[1]], related)
+    models = _predictions(git, old), _predictions(git, new)
+    if any(names != {name} for name, names in related.items()):
+        models = in_common_classes(*models, related)
     was, now = flat(old.params.to_row()), flat(new.params.to_row())
     return Diff(
         before=before,
@@ -101,8 +106,7 @@ def diff(workspace: Workspace, before: int, after: int) -> Diff:
         params={k: (was.get(k), now.get(k)) for k in dict.fromkeys((*was, *now)) if was.get(k) != now.get(k)},
         metrics={name: (old.metrics.figure(name), new.metrics.figure(name)) for name in FIGURES},
         models=compare(
-            _predictions(git, old),
-            _predictions(git, new),
+            *models,
             np.random.default_rng([new.params.seed, 0xD1FF]),
             new.params.evaluate.bootstrap,
             new.params.evaluate.confidence,
@@ -111,8 +115,13 @@ def diff(workspace: Workspace, before: int, after: int) -> Diff:
 
 
 def _changes(
-    before: Labels, after: Labels, events: Sequence[Event], between: Sequence[Event]
+    before: Labels,
+    after: Labels,
+    events: Sequence[Event],
+    between: Sequence[Event],
+    related: Mapping[str, frozenset[str]],
 ) -> tuple[LabelChange, ...]:
+    """The items whose labels differ, otherwise than by a renamed or merged class."""
     about = subjects(events)
     touching: defaultdict[str, list[Event]] = defaultdict(list)
     for event in between:
@@ -121,13 +130,21 @@ def _changes(
     changes = []
     for item_id in sorted(before.keys() | after.keys()):
         old, new = _label(before, item_id), _label(after, item_id)
-        if old != new:
+        if old != new and (old is None or related.get(old, {old}) != {new}):
             said = touching[item_id]
             people = tuple(sorted({event.annotator for event in said if event.annotator}))
             rounds = tuple(sorted({event.round for event in said}))
             reasons = tuple(f"{event.type}: {event.reason}" if event.reason else event.type for event in said)
             changes.append(LabelChange(item_id, old, new, people, rounds, reasons))
     return tuple(sorted(changes, key=lambda change: change.kind))
+
+
+def _related(events: Sequence[Event], old: RoundRecord, new: RoundRecord) -> dict[str, frozenset[str]]:
+    """The classes of round `new` to which each class of round `old` is related; the older one may be either."""
+    names, schemas = old.params.schema_.labels, schemas_of(events)
+    if schemas is None:
+        return {name: frozenset((name,)) for name in names}
+    return schemas.relation(names, events_known(old, events) - 1, events_known(new, events) - 1)
 
 
 def _label(labels: Labels, item_id: str) -> str | None:

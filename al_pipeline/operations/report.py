@@ -124,11 +124,13 @@ def _on_newest_labels(
     """The rounds with the metrics of their models on the test labels of `newest`; None if no review changed any.
 
     Of each round all items are used that it predicted and that have a label now, so that the curve is of one test set.
+    Rounds with other classes stay as they were measured.
     """
     if record.review is None or not record.review.test_rulings:
         return None
     label_of = dict(zip(newest.item_ids, newest.labels, strict=True))
-    before = {row.number: _predictions_then(git, row.number) for row in rows if row.number < record.round}
+    earlier = {row.number: _predictions_then(git, row.number) for row in rows if row.number < record.round}
+    before = {number: found for number, found in earlier.items() if set(found.classes) == set(newest.classes)}
     if not any(
         label and label_of.get(item, label) != label
         for found in before.values()

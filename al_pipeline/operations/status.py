@@ -22,7 +22,7 @@ from al_pipeline.operations.connect import project_page, review_page, stored_pro
 from al_pipeline.operations.facts import closing_rule, read_facts
 from al_pipeline.operations.history import History, labels_saved_by, read_history, same_classes
 from al_pipeline.operations.schema import schema_problem
-from al_pipeline.records import is_of_review
+from al_pipeline.records import is_of_review, round_name
 from al_pipeline.reporting.view_model import PoolCounts, RoundRow
 from al_pipeline.rounds.manifests import Counts, NextBatch, Record
 from al_pipeline.rounds.state_machine import Facts, State, Wait, close_reason, next_step, state, waiting_for
@@ -72,6 +72,8 @@ class Status(Struct, frozen=True, kw_only=True):
     """Files of `ingest.sources` that the last tick could not read, or could not read yet."""
     schema_problem: str | None
     promoted: str | None
+    promoted_classes: tuple[str, ...]
+    """The classes of the promoted model, if they are others than those of the newest round; else empty."""
     held: str | None
     paused: str | None
     metrics: Metrics | None
@@ -139,6 +141,7 @@ def status(workspace: Workspace, *, ask: bool = True) -> Status:
         sources=_sources(layout),
         schema_problem=None if problem is None else str(problem),
         promoted=history.promoted,
+        promoted_classes=_other_classes(history),
         held=history.holding.sentence() if history.holding else None,
         paused=history.pausing.sentence() if history.pausing else None,
         metrics=history.rounds[-1].metrics if history.rounds else None,
@@ -177,6 +180,14 @@ def _review(workspace: Workspace) -> Review | None:
     from al_pipeline.operations.review_figures import review_figures
 
     return review_figures(workspace)
+
+
+def _other_classes(history: History) -> tuple[str, ...]:
+    """See `Status.promoted_classes`."""
+    record = next((one for one in history.rounds if round_name(one.round) == history.promoted), None)
+    if record is None or len(same_classes([record, history.rounds[-1]])) > 1:
+        return ()
+    return record.params.schema_.labels
 
 
 def _refused(layout: Layout) -> dict[str, int]:
