@@ -163,7 +163,7 @@ def in_common_classes(
     names = group_names(after.classes, groups)
     name_of = {name: names[group] for name, group in zip(after.classes, groups, strict=True)}
     old = in_groups(before, range(len(before.item_ids)), after.classes, related)
-    new = after.proba @ np.eye(len(names))[groups] if len(groups) else after.proba
+    new = after.proba @ np.eye(len(names))[groups] if groups else after.proba
     labels = tuple(
         next((name_of[one] for one in after.classes if one in related.get(label, (label,))), label)
         for label in before.labels

@@ -12,7 +12,7 @@ import numpy as np
 from al_pipeline.annotation.active_events import schemas_of
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.outputs import Predictions, flat, parse_predictions
-from al_pipeline.evaluation.comparison import Comparison, compare, in_common_classes
+from al_pipeline.evaluation.comparison import Comparison, Predicted, compare, in_common_classes
 from al_pipeline.evaluation.figures import FIGURES, Estimate
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.close import refuse_changed
@@ -95,7 +95,7 @@ def diff(workspace: Workspace, before: int, after: int) -> Diff:
     related = _related(events, old, new)
     with snapshots(workspace) as labels:
         changes = _changes(labels(old), labels(new), events, events[known[0] : known[1]], related)
-    models = _predictions(git, old), _predictions(git, new)
+    models: tuple[Predicted, Predicted] = _predictions(git, old), _predictions(git, new)
     if any(names != {name} for name, names in related.items()):
         models = in_common_classes(*models, related)
     was, now = flat(old.params.to_row()), flat(new.params.to_row())
