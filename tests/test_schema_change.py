@@ -145,7 +145,7 @@ REFUSED: list[tuple[int, tuple[str, ...], type[AlError], str]] = [
     (1, ("ham", "spam"), BadParams, "removed 'eggs'.*set schema.version to 2"),
     (1, ("spam", "ham", "eggs"), BadParams, "the order changed"),
     (1, ("ham", "spam", "eggs", "new"), BadParams, "added 'new'"),
-    (1, ("ham", "junk", "eggs"), SchemaInUse, r"'spam' \(\d+ of the .*\).*neither removed nor renamed"),
+    (1, ("ham", "junk", "eggs"), SchemaInUse, r"'spam' \(\d+ of the .*\).*`al schema rename spam NEW`"),
     (2, ("ham", "junk", "eggs"), SchemaInUse, "'spam'"),
     (2, ("ham", "eggs"), SchemaInUse, "'spam'"),
 ]
