@@ -54,6 +54,10 @@ LATER: dict[tuple[str, ...], Any] = {
     ("train", "finetune", "batch_size"): 16,
     ("train", "finetune", "learning_rate"): 0.0001,
     ("train", "finetune", "passes"): 10,
+    ("quality", "review_size"): 20,
+    ("quality", "review_sample"): 50,
+    ("quality", "review_each_tick"): False,
+    ("reviewers",): [],
 }
 SECTIONS = sorted({key[0] for key in KEYS if len(key) == 2})
 
