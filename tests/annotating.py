@@ -92,12 +92,13 @@ class SimulatedRig:
 
 
 def leave(server: Any, workspace: Workspace) -> None:
-    """Delete the workspace's project: a later test whose workspace has the same id would find it."""
+    """Delete the workspace's projects: a later test whose workspace has the same id would find them."""
     from label_studio_sdk.core.api_error import ApiError
 
     from al_pipeline.integrations.label_studio.client import LabelStudioOracle
 
-    if found := read_json(workspace.layout.project, {}):
+    stored = (read_json(path, {}) for path in (workspace.layout.project, workspace.layout.review_project))
+    for found in filter(None, stored):
         with LabelStudioOracle(server.url, server.token) as oracle, ServerRig(server, oracle) as rig:
             try:
                 rig.delete_project(ProjectRef(**found))

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from harness import Played, answer_all, change_params, go_on
+from annotating import leave
+from harness import Played, answer_all, change_params, go_on, small_workspace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,8 +18,11 @@ from al_pipeline.annotation.review import Candidate, choose, labels_given, rulin
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.outputs import read_labeled
 from al_pipeline.errors import LabelStudioDown, NothingToDo, UnexpectedChange, UsageError
+from al_pipeline.files import read_json
 from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.label_studio.payloads import choice_result
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
+from al_pipeline.operations.connect import connect
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_history
 from al_pipeline.operations.intervene import amend, rollback
@@ -313,3 +318,67 @@ def test_what_cannot_be_reviewed_says_why(world: Any) -> None:
         reviewed(open_workspace(layout.root), oracle)
     assert Options()  # ticks go on without reviewers
     tick(open_workspace(layout.root), lambda: oracle)
+
+
+# On a real Label Studio ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.server
+@pytest.mark.slow
+def test_a_reviewer_at_a_real_label_studio(label_studio: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a token of their own, and with a comment; a stranger's ruling is refused."""
+    monkeypatch.setenv("AL_LABEL_STUDIO_URL", label_studio.url)
+    monkeypatch.setenv("AL_LABEL_STUDIO_TOKEN", label_studio.token)
+    chief, ann = "chief.review@example.com", "ann.review@example.com"
+    changes = {
+        "test_size: 12": "test_size: 0",
+        "seed_size: 10": "seed_size: 12",
+        "reviewers: []": f"reviewers: [{chief}]",
+    }
+    workspace, truth = small_workspace(tmp_path, 30, changes)
+    tokens = {who: {"Authorization": f"Token {label_studio.invite(who)}"} for who in (chief, ann)}
+    try:
+        tick(workspace, lambda: connect(workspace))
+        project = read_json(workspace.layout.project)["project_id"]
+        with httpx.Client(base_url=label_studio.url, headers=tokens[ann], timeout=60, trust_env=False) as http:
+            rows = http.get("/api/tasks", params={"project": project, "page_size": 100}).json()["tasks"]
+            for row in rows:
+                content = {"result": choice_result(truth[row["data"]["item_id"]]), "lead_time": 4.0}
+                http.post(f"/api/tasks/{row['id']}/annotations/", json=content).raise_for_status()
+        workspace = open_workspace(workspace.layout.root)
+        tick(workspace, lambda: connect(workspace))
+        with open_dvc(workspace.layout) as dvc:
+            found = review(workspace, dvc, lambda: connect(workspace), size=3)
+        reviews = read_json(workspace.layout.review_project)["project_id"]
+        assert found.waiting == 3 and found.page == f"{label_studio.url}/projects/{reviews}/data" and reviews != project
+
+        ruled = {}
+        with httpx.Client(base_url=label_studio.url, headers=tokens[chief], timeout=60, trust_env=False) as http:
+            config = http.get(f"/api/projects/{reviews}/").json()
+            assert "<Table" in config["label_config"] and config["maximum_annotations"] == 1
+            for number in range(2):
+                task = http.get(f"/api/projects/{reviews}/next").json()
+                label = truth[task["data"]["item_id"]]
+                assert task["data"]["al_answers"] == {"A": label} and not task["predictions"]
+                said = {
+                    "from_name": "al_comment",
+                    "to_name": "text",
+                    "type": "textarea",
+                    "value": {"text": ["It is", "so"]},
+                }
+                result = [*choice_result(OTHER[label]), *([said] if number else [])]
+                http.post(f"/api/tasks/{task['id']}/annotations/", json={"result": result}).raise_for_status()
+                ruled[task["data"]["item_id"]] = OTHER[label]
+        with httpx.Client(base_url=label_studio.url, headers=tokens[ann], timeout=60, trust_env=False) as http:
+            task = http.get(f"/api/projects/{reviews}/next").json()
+            content = {"result": choice_result("ham")}
+            http.post(f"/api/tasks/{task['id']}/annotations/", json=content).raise_for_status()
+        with open_dvc(workspace.layout) as dvc:
+            found = review(workspace, dvc, lambda: connect(workspace), size=3)
+        assert found.pulled == 2 and found.refused == {"annotator not allowed": 1} and found.figures.changed == 2
+        events = [event for event in read_events(workspace.layout.inbox_events) if event.type == "adjudicate"]
+        assert {event.item_id: event.label for event in events} == ruled
+        assert [event.reason for event in events] == [None, "It is so"] and events[0].annotator == chief
+        assert events[0].created_at and len(found.added) == 1 and found.waiting == 3
+    finally:
+        leave(label_studio, workspace)
