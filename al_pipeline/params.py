@@ -343,11 +343,14 @@ LOCAL = Engine(runner="local")
 
 
 class Quality(_Section, frozen=True, kw_only=True):
-    """How labels are checked by reviewers."""
+    """How labels are checked by reviewers, and annotators by gold."""
 
     review_size: Annotated[int, Meta(ge=1, le=10_000)] = 20
     review_sample: Annotated[int, Meta(ge=0, le=100_000)] = 50
     review_each_tick: bool = False
+    gold_share: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
+    min_gold: Annotated[float, Meta(ge=0, le=1)] = 0.7
+    hold: bool = False
 
 
 CHECKED = Quality()

@@ -57,6 +57,9 @@ LATER: dict[tuple[str, ...], Any] = {
     ("quality", "review_size"): 20,
     ("quality", "review_sample"): 50,
     ("quality", "review_each_tick"): False,
+    ("quality", "gold_share"): 0.0,
+    ("quality", "min_gold"): 0.7,
+    ("quality", "hold"): False,
     ("reviewers",): [],
 }
 SECTIONS = sorted({key[0] for key in KEYS if len(key) == 2})

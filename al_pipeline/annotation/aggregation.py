@@ -16,6 +16,7 @@ from msgspec import Struct
 from al_pipeline.annotation.active_events import corrected_items, counted
 from al_pipeline.annotation.answers import IMPORT, Answer, answers_of, by_item, first_round, resolve, votes_of
 from al_pipeline.annotation.confidence import ConsensusRule, decide
+from al_pipeline.annotation.gold import REASON, set_apart
 from al_pipeline.annotation.schema_change import missing_in_use
 from al_pipeline.annotation.votes import people
 from al_pipeline.errors import BadInput, SchemaInUse
@@ -82,8 +83,8 @@ def fold(
     class with the most votes, or that of `rule`; else, if no person gave a label, the imported label. If two or more
     classes are equal, that is a tie: the item is unresolved, and ignored once it was queried in two rounds. Items that
     nobody labelled and two people (or `everybody`) skipped are ignored. So are items whose text was corrected, since
-    their annotations are about another text. Items that lost their label with its class are asked again, or ignored if
-    the class was retired.
+    their annotations are about another text, and gold items whose label is not trained on. Items that lost their label
+    with its class are asked again, or ignored if the class was retired.
 
     Raises SchemaInUse if an annotation names a class that the schema lacks, BadInput on events that contradict each
     other about an item's content or part.
@@ -94,7 +95,7 @@ def fold(
     found = _Found([], [], [])
     contested: dict[str, _Contested] = {}
     unknown: Counter[str] = Counter()
-    corrected = corrected_items(given)
+    corrected, gold = corrected_items(given), set_apart(given)
     parts: dict[str, Part] = {event.item_id: event.part for event in given if event.type == "correct"}
     for item_id in sorted(events_of.keys() | corrected.keys() | reopened.keys()):
         if now := corrected.get(item_id):
@@ -103,6 +104,9 @@ def fold(
             continue
         about = events_of.get(item_id, [])
         content, part = _identity(item_id, about, reopened.get(item_id))
+        if item_id in gold:
+            found.unresolved.append(Unresolved(item_id, part, "ignored", REASON, rules.asked.get(item_id, 0)))
+            continue
         answers = answers_of(about).values()
         unknown.update(a.label for a in answers if a.label is not None and a.label not in labels)
         only = next(iter(answers)) if len(answers) == 1 else None

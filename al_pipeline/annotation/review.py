@@ -15,7 +15,7 @@ from msgspec import Struct
 from al_pipeline.annotation.answers import IMPORT, NOT_ANNOTATIONS, answers_of, by_item, resolve, votes_of
 from al_pipeline.records import Event, Part, is_of_review
 
-Reason = Literal["conflict", "low confidence", "likely error", "sample", "sample of a person"]
+Reason = Literal["held", "conflict", "low confidence", "likely error", "sample", "sample of a person"]
 """Why an item is reviewed. `sample`: it is part of the random sample that gives the error rate."""
 
 _LEAST_DOUBT = 0.1
@@ -32,12 +32,16 @@ class Candidate(Struct, frozen=True):
     """Share of the votes for the label; of a tie, for each of the tied classes."""
     confidence: float | None = None
     """The consensus' confidence in the label, where it has one."""
+    held: bool = False
+    """Whether it has no label because an answer to it is held."""
     error: float = 0.0
     """Probability that the label is wrong, by a model that does not know it."""
 
     def doubt(self) -> tuple[float, Reason]:
         """How probable it is that the label is wrong, by what speaks most against it."""
         found: list[tuple[float, Reason]] = [(1 - self.agreement, "conflict"), (self.error, "likely error")]
+        if self.held:
+            return 1.0, "held"
         if self.confidence is not None:
             found.append((1 - self.confidence, "low confidence"))
         return max(found, key=lambda one: one[0])

@@ -17,6 +17,7 @@ import typer
 from al_pipeline.cli import (
     data,
     errors,
+    gold,
     history,
     interventions,
     labels,
@@ -140,6 +141,7 @@ for group, commands in COMMANDS.items():
 
 app.add_typer(labelstudio.app, name="labelstudio", rich_help_panel=_SERVERS)
 app.add_typer(labels.app, name="labels", rich_help_panel=_DATA)
+app.add_typer(gold.app, name="gold", rich_help_panel=_DATA)
 app.add_typer(schema.app, name="schema", rich_help_panel=_DATA)
 app.add_typer(workspace.remote, name="remote", rich_help_panel=_WORKSPACE)
 app.add_typer(servers.schedule, name="schedule", rich_help_panel=_SERVERS)

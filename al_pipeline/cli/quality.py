@@ -67,6 +67,7 @@ def _agreement(one: Agreement) -> list[str]:
 def _print_people(found: Quality) -> None:
     cap = "" if found.cap_seconds is None else f"; an answer counts for {found.cap_seconds:.0f} s at most"
     echo(f"[bold]annotators[/]: median seconds of an answer{cap}")
+    has_gold = any(one.gold_answers for one in found.people)
     rows = [
         [
             one.name,
@@ -76,11 +77,12 @@ def _print_people(found: Quality) -> None:
             f"{one.compared:,}",
             _estimate(one.agreement),
             _estimate(one.accuracy),
+            *([f"{_estimate(one.gold)} of {one.gold_answers}" if one.gold_answers else "–"] if has_gold else []),
         ]
         for one in found.people
     ]
     header = ("annotator", "answers", "skips", "seconds", "compared", "agrees with the others", "estimated accuracy")
-    print_table(header, rows)
+    print_table((*header, "right on gold") if has_gold else header, rows)
     pairs = [
         [one.first, one.second, f"{one.items:,}", _estimate(one.kappa)]
         for one in sorted(found.pairs, key=lambda one: (one.kappa.value is None, one.kappa.value))

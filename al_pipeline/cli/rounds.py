@@ -100,6 +100,10 @@ def status(as_json: Json = False) -> None:
         print_review(found.review)
         if found.review.waiting and found.review_page:
             echo(f"{found.review.waiting:,} tasks wait for reviewers: {escape(found.review_page)}")
+    if found.gold is not None:
+        echo(f"gold: {found.gold.items:,} items, {found.gold.left:,} of them not answered by everybody yet")
+        for one in found.gold.below:
+            echo(f"[yellow]below the bound on gold:[/] {escape(one)}")
     _print_problems(found, workspace)
     _print_servers(found)
     if found.next_run:

@@ -275,9 +275,8 @@ def finish_intervention(layout: Layout, git: Git) -> bool:
     if not left:
         return False
     if edited := [name for name in left if git.show("HEAD", name) is not None]:
-        raise UnexpectedChange(
-            f"interventions and reviews must not be edited: {', '.join(edited)}; `git checkout -- FILE` restores them"
-        )
+        kind = "reviews" if edited[0].startswith(f"rounds/{layout.reviews.name}/") else "interventions"
+        raise UnexpectedChange(f"{kind} must not be edited: {', '.join(edited)}; `git checkout -- FILE` restores them")
     paths = [folder for folder in (layout.interventions, layout.reviews) if folder.exists()]
     for name in left:
         if intervention_number(name) is None:

@@ -22,6 +22,8 @@ from al_pipeline.workspace.workspace import Workspace
 def plan_tasks(workspace: Workspace, git: Git, number: int, abandoned: Collection[int]) -> list[PlannedTask]:
     """Return the tasks of round `number`: those kept from the round before, then queries interleaved with test items.
 
+    With `quality.gold_share`, gold items are mixed in.
+
     Kept tasks are unchanged. The test items are the next ones that were not asked yet (except in abandoned rounds);
     `round.test_tasks` is their number including kept ones. The test set was drawn once, at random, and is asked in
     random order, so its labelled part is always a random sample. Round 0 is empty if imported labels suffice for the
@@ -32,6 +34,10 @@ def plan_tasks(workspace: Workspace, git: Git, number: int, abandoned: Collectio
     kept = kept_tasks(workspace.layout, git, number)
     test = _test_tasks(workspace, git, number, abandoned, kept)
     tasks = [*kept, *interleaved(test, _query_tasks(workspace, number))]
+    if workspace.params.quality.gold_share:
+        from al_pipeline.operations.gold import gold_tasks
+
+        tasks = gold_tasks(workspace, number, tasks, read_plans(git))
     return [replace(task, rank=rank) for rank, task in enumerate(tasks)]
 
 

@@ -22,7 +22,7 @@ from al_pipeline.files import write_text
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.connect import task_pages
 from al_pipeline.operations.history import History, events_known, labels_saved_by, read_history, read_plan
-from al_pipeline.operations.quality import quality_of
+from al_pipeline.operations.quality import gold_keys_of, quality_of
 from al_pipeline.operations.review_figures import error_rate_sentence
 from al_pipeline.operations.round_tasks import asked_items, count_answers
 from al_pipeline.operations.status import pool_counts, round_rows, status, test_version
@@ -103,7 +103,7 @@ def _with_answers(
         report,
         asked=asked_items(workspace, record, plan, known),
         answers=count_answers(record, plan, known, ledger, waiting),
-        quality=quality_of(known, record.params.schema_.labels),
+        quality=quality_of(known, record.params.schema_.labels, None, gold_keys_of(git, revision)),
         next_step=next_step,
     )
 

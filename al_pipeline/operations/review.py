@@ -29,6 +29,7 @@ from al_pipeline.integrations.oracle import Oracle, ProjectRef, ProjectSpec
 from al_pipeline.logs import get_logger
 from al_pipeline.operations.close import is_closed
 from al_pipeline.operations.connect import review_page, stored_review_project
+from al_pipeline.operations.gold import held_answers
 from al_pipeline.operations.history import History
 from al_pipeline.operations.intervene import locked_for_intervention
 from al_pipeline.operations.pull import PullRequest, pull
@@ -224,7 +225,8 @@ def _push(workspace: Workspace, connection: _Connection) -> int:
         policy = RetirePolicy(0, rounds={task.push_key: task.round for task in tasks}, superseded=outdated)
         retire(connection.oracle, connection.project, policy)
     if plan:
-        about = by_item(event for event in counted if event.item_id in {task.item_id for task in plan})
+        wanted, held = {task.item_id for task in plan}, held_answers(read_events(layout.events, layout.inbox_events))
+        about = by_item(event for event in (*counted, *held) if event.item_id in wanted)
         push(connection.oracle, connection.project, plan, lambda some: _shown(workspace, some, about))
     return len(plan)
 

@@ -14,6 +14,7 @@ from al_pipeline.annotation.votes import times_asked
 from al_pipeline.data.ledger import read_events, read_forecasts
 from al_pipeline.data.pool import fetch
 from al_pipeline.logs import get_logger
+from al_pipeline.operations.gold import held_answers
 from al_pipeline.operations.review_figures import in_random_order
 from al_pipeline.params import FINETUNED
 from al_pipeline.records import Event, LabeledItem
@@ -37,6 +38,7 @@ def candidates(workspace: Workspace) -> list[Candidate]:
         *_labelled(folded, "pool", _pool_errors(workspace, folded.labeled)),
         *_labelled(folded, "test", _test_errors(workspace, folded.test)),
         *_tied(folded, active(events)),
+        *_held(folded, events),
     ]
 
 
@@ -63,7 +65,7 @@ def _labelled(folded: Folded, part: str, errors: Mapping[str, float]) -> list[Ca
             "pool" if part == "pool" else "test",
             row.agreement,
             row.confidence,
-            errors.get(row.item_id, 0.0),
+            error=errors.get(row.item_id, 0.0),
         )
         for row in rows
     ]
@@ -74,6 +76,13 @@ def _tied(folded: Folded, counted: Sequence[Event]) -> list[Candidate]:
     tied = {row.item_id: row.part for row in folded.unresolved if "a tie of" in row.reason}
     content = {event.item_id: event.content_hash for event in counted if event.item_id in tied}
     return [Candidate(item, content[item], part, _TIED) for item, part in tied.items() if item in content]
+
+
+def _held(folded: Folded, events: Sequence[Event]) -> list[Candidate]:
+    """Items without a label because an answer to them is held."""
+    labelled = {row.item_id for row in (*folded.labeled, *folded.test)}
+    found = {event.item_id: event for event in held_answers(events) if event.item_id not in labelled}
+    return [Candidate(item, event.content_hash, event.part, 1.0, held=True) for item, event in found.items()]
 
 
 def _pool_errors(workspace: Workspace, rows: Sequence[LabeledItem]) -> dict[str, float]:

@@ -33,6 +33,7 @@ from al_pipeline.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from al_pipeline.integrations.label_studio.probe import ServerStatus
+    from al_pipeline.operations.gold_figures import GoldStatus
     from al_pipeline.operations.ingestion.source_states import SourceNews
     from al_pipeline.operations.review_figures import Review
 
@@ -91,6 +92,8 @@ class Status(Struct, frozen=True, kw_only=True):
     review: Review | None
     """What reviews say of the labels; None before the first one."""
     review_page: str | None
+    gold: GoldStatus | None
+    """None without gold items."""
     busy: Mapping[str, Any] | None
     """The process that holds the workspace's lock, as it describes itself there."""
 
@@ -105,6 +108,7 @@ class Status(Struct, frozen=True, kw_only=True):
             "saved": saved and {**asdict(saved), "sentence": saved.sentence()},
             "asked_by": self.asked_by and self.asked_by.to_row(),
             "review": self.review and self.review.to_json(),
+            "gold": self.gold and self.gold.to_json(),
         }
 
 
@@ -156,6 +160,7 @@ def status(workspace: Workspace, *, ask: bool = True) -> Status:
         next_run=next_run,
         review=_review(workspace),
         review_page=review_page(workspace),
+        gold=_gold(workspace),
         busy=holder(layout.lock) or None,
     )
 
@@ -188,6 +193,17 @@ def _other_classes(history: History) -> tuple[str, ...]:
     if record is None or len(same_classes([record, history.rounds[-1]])) > 1:
         return ()
     return record.params.schema_.labels
+
+
+def _gold(workspace: Workspace) -> GoldStatus | None:
+    layout = workspace.layout
+    events = read_events(layout.events, layout.inbox_events)
+    if not any(event.type == "gold" for event in events):
+        return None
+    from al_pipeline.operations.gold_figures import gold_status
+    from al_pipeline.operations.history import read_plans
+
+    return gold_status(workspace.params, active(events), read_plans(Git(layout.root)))
 
 
 def _refused(layout: Layout) -> dict[str, int]:

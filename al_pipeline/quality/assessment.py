@@ -52,6 +52,9 @@ class Person(Struct, frozen=True, kw_only=True):
     """For each class: answers where it is the consensus of the others, and those of them that agree."""
     accuracy: Estimate
     """Estimated share of right answers (Dawid & Skene)."""
+    gold: Estimate
+    """Share of right answers to gold, with Wilson's interval, of `gold_answers`."""
+    gold_answers: int
     confusion: Mapping[str, Mapping[str, float]]
     """Estimated probability of each class given, by true class; small ones and classes without answers are left out.
 
@@ -143,6 +146,7 @@ class Quality(Struct, frozen=True, kw_only=True):
                     **asdict(one),
                     "agreement": one.agreement.to_row(),
                     "accuracy": one.accuracy.to_row(),
+                    "gold": one.gold.to_row(),
                     "by_class": {
                         name: {"answers": answers, "agreeing": agreeing}
                         for name, (answers, agreeing) in zip(self.classes, one.by_class, strict=True)
@@ -166,10 +170,16 @@ class Quality(Struct, frozen=True, kw_only=True):
         }
 
 
-def assess(given: Iterable[Given], classes: Sequence[str], guess_shown: int = 0) -> Quality:
+def assess(
+    given: Iterable[Given],
+    classes: Sequence[str],
+    guess_shown: int = 0,
+    on_gold: Mapping[str, tuple[int, int]] | None = None,
+) -> Quality:
     """The quality of the answers `given`, at most one for each annotator and item.
 
-    `classes`: those of the schema. Equal answers give an equal result, in whatever order.
+    `classes`: those of the schema. `on_gold`: right answers to gold and all of them, by annotator. Equal answers give
+    an equal result, in whatever order.
     """
     everything = to_votes(given, classes)
     votes = everything.labels
@@ -188,7 +198,7 @@ def assess(given: Iterable[Given], classes: Sequence[str], guess_shown: int = 0)
         cap_seconds=everything.cap,
         agreement=whole,
         rounds=tuple(RoundAgreement(number, one) for number, one in rounds),
-        people=_people(everything, standing.cells),
+        people=_people(everything, standing.cells, on_gold or {}),
         pairs=tuple(pairs),
         confusions=_confusions(standing, everything),
         remarks=_remarks(standing, everything),
@@ -196,7 +206,7 @@ def assess(given: Iterable[Given], classes: Sequence[str], guess_shown: int = 0)
     )
 
 
-def _people(everything: Votes, cells: Cells) -> tuple[Person, ...]:
+def _people(everything: Votes, cells: Cells, on_gold: Mapping[str, tuple[int, int]]) -> tuple[Person, ...]:
     votes = everything.labels
     errors = dawid_skene(votes.arrays)
     accuracy = accuracies(votes, errors)
@@ -221,6 +231,8 @@ def _people(everything: Votes, cells: Cells) -> tuple[Person, ...]:
                     zip(table.sum(axis=1).astype(int).tolist(), np.diag(table).astype(int).tolist(), strict=True)
                 ),
                 accuracy=accuracy[number],
+                gold=_share(*on_gold.get(name, (0, 0)), "no answers to gold"),
+                gold_answers=on_gold.get(name, (0, 0))[1],
                 confusion=_error_rates(errors, number, everything.classes),
             )
         )

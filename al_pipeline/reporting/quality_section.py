@@ -38,6 +38,7 @@ def quality_section(quality: Quality | None) -> dict[str, Any] | None:
         "reason": quality.agreement.alpha.reason or "",
         "chart": Markup(rounds_svg("agreement", "Krippendorff's alpha", points)) if len(points) > 1 else "",
         "people": [_person(one, slowest) for one in people],
+        "gold": any(one.gold_answers for one in people),
         "more": len(quality.people) - len(people),
         "matrix": _matrix(quality, people) if len(quality.classes) <= MATRIX_CLASSES else None,
         "dense": len(quality.classes) > DENSE_CLASSES or max(map(len, quality.classes)) > 16,
@@ -68,6 +69,8 @@ def _person(one: Person, slowest: float) -> dict[str, Any]:
         "agreement_bar": interval_bar(one.agreement),
         "accuracy": fixed(one.accuracy.value),
         "accuracy_interval": interval(one.accuracy),
+        "gold": fixed(one.gold.value),
+        "gold_interval": interval(one.gold),
     }
 
 

@@ -41,6 +41,7 @@ MODULES = (
     "annotation/consensus.py",
     "annotation/crowdlab.py",
     "annotation/dawid_skene.py",
+    "annotation/gold.py",
     "annotation/schema_change.py",
     "annotation/vote_arrays.py",
     "annotation/votes.py",

@@ -55,6 +55,14 @@ def close_round(context: Context, facts: Facts) -> None:
     remember(layout, planned, closed_at=context.now().timestamp(), reason=reason)
     plans = context.plans().values()
     corrected = superseded(read_events(layout.events, layout.inbox_events))
+    if params.quality.hold:
+        from al_pipeline.operations.gold import hold_answers
+
+        for who, count in hold_answers(layout, params, context.plans(), context.now()).items():
+            context.outcome.warnings.append(
+                f"{count} answers of {who} are held, whose accuracy on gold is below quality.min_gold: `al review` "
+                f"puts them before reviewers, `al labels restore --annotator {who}` lets them count"
+            )
     given = context.history.interventions
     rounds = rounds_of(plans) if any(one.kind == "ask" for one in given) else {}
     asked = [item for item in asked_for(given, rounds) if item not in corrected]

@@ -1,0 +1,225 @@
+"""Gold: known labels, who answered them how, the plans that ask them, and answers that are held."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Played, answer_all, change_params, go_on
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from al_pipeline.annotation.aggregation import fold
+from al_pipeline.annotation.gold import (
+    FIRST,
+    GOLD,
+    REASON,
+    TRAIN,
+    answers_to_gold,
+    choose_gold,
+    gold_items,
+    mixed_in,
+    right_and_all,
+    unexpired,
+)
+from al_pipeline.data.ledger import read_events
+from al_pipeline.data.outputs import read_labeled, read_unresolved
+from al_pipeline.data.pool import read_ids
+from al_pipeline.errors import BadInput, NothingToDo
+from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
+from al_pipeline.operations.facts import open_dvc
+from al_pipeline.operations.gold import add, add_reviewed, held_answers, remove
+from al_pipeline.operations.gold_list import gold_list
+from al_pipeline.operations.history import read_plan
+from al_pipeline.operations.intervene import amend
+from al_pipeline.operations.quality import quality
+from al_pipeline.operations.review import review
+from al_pipeline.operations.status import status
+from al_pipeline.operations.tick import tick
+from al_pipeline.records import Event, PlannedTask, Selection
+from al_pipeline.workspace.workspace import Workspace, open_workspace
+
+ANN, EVE, CHIEF = "ann@example.org", "eve@example.org", "chief@example.org"
+OTHER = {"ham": "spam", "spam": "ham"}
+
+
+def event(kind: str, who: str, label: str | None, item: str = "a", key: str = "", **more: Any) -> Event:
+    key = key or f"w:0001:{item}#u.{who}"
+    return Event(f"{kind} {who} {label} {key} {more}", kind, item, f"hash {item}", "pool", 1, key, who, label, **more)  # type: ignore[arg-type]
+
+
+def gold(label: str, item: str = "a", **more: Any) -> Event:
+    return event("gold", "boss", label, item, f"gold:hash {item}", **more)
+
+
+def task(item: str, rank: int = 0, strategy: str = "margin") -> PlannedTask:
+    return PlannedTask(f"w:0001:{item}", item, f"hash {item}", "pool", 1, rank, 0.1 * rank, strategy, 1.0)
+
+
+# Pure ---------------------------------------------------------------------------------------------------------------
+
+
+def test_gold_is_no_part_of_the_labelled_set_unless_told() -> None:
+    answers = [event("label", "ann", "ham"), event("label", "ann", "ham", "b")]
+    apart = fold([*answers, gold("spam")], ["ham", "spam"])
+    assert [row.item_id for row in apart.labeled] == ["b"]
+    assert [(row.item_id, row.kind, row.reason) for row in apart.unresolved] == [("a", "ignored", REASON)]
+    trained = fold([*answers, gold("spam", origin=TRAIN)], ["ham", "spam"])
+    assert {row.item_id: row.label for row in trained.labeled} == {"a": "spam", "b": "ham"}
+    gone = event("delete", "boss", None, "a", "gold:hash a")
+    assert fold([*answers, gold("spam"), gone], ["ham", "spam"]).unresolved == ()
+
+
+def test_a_ruling_that_contradicts_gold_is_the_known_label_if_it_is_newer() -> None:
+    ruling = event("adjudicate", CHIEF, "ham", "a", "w.review:000001:a#r.chief")
+    assert gold_items([gold("spam"), ruling])["a"].label == "ham"
+    assert gold_items([ruling, gold("spam")])["a"].label == "spam"
+
+
+def test_first_answers_to_gold_tasks_count() -> None:
+    keys = {"w:0001:a", "w:0002:a"}
+    events = [
+        event("label", "ann", "spam", key="w:0000:a#u.ann"),  # before it was gold
+        event("label", "ann", "ham"),
+        event("supersede", "ann", "spam"),
+        event("label", "ann", "ham", key="w:0002:a#u.ann"),
+        event("skip", "bob", None),
+    ]
+    known = gold_items([gold("spam")])
+    seen = answers_to_gold(events, keys)
+    assert right_and_all(seen, known) == {"ann": (1, 1)}
+    assert unexpired(known, seen, ["ann", "bob"]) == {"a": 1} and unexpired(known, seen, ["ann"]) == {}
+    assert unexpired(known, [], []) == {"a": 0} and right_and_all(seen, {}) == {}
+
+
+@given(st.integers(0, 30), st.integers(0, 12), st.integers(0, 12))
+@settings(max_examples=100, derandomize=True, deadline=None)
+def test_gold_is_spread_and_the_order_of_the_others_stays(others: int, many: int, first: int) -> None:
+    tasks, mixed = [task(f"t{n}", n) for n in range(others)], [task(f"g{n}", n, GOLD) for n in range(many)]
+    first = min(first, many)
+    plan = mixed_in(tasks, mixed, first)
+    assert [one for one in plan if one.strategy != GOLD] == tasks
+    assert [one for one in plan if one.strategy == GOLD] == mixed
+    assert sum(one.strategy == GOLD for one in plan[: 2 * first]) >= min(first, many)
+    if not first and others >= 2 * many:
+        places = [place for place, one in enumerate(plan) if one.strategy == GOLD]
+        assert all(b - a > 1 for a, b in zip(places, places[1:], strict=False)), "never two in a row"
+
+
+def test_gold_that_few_have_seen_comes_first() -> None:
+    known = gold_items([gold("spam", item) for item in "abc"])
+    assert [one.item_id for one in choose_gold(known, {"a": 2, "b": 0, "c": 1}, 2, "s")] == ["b", "c"]
+    assert choose_gold(known, {"a": 0, "b": 0}, 5, "s") == choose_gold(known, {"b": 0, "a": 0}, 5, "s")
+
+
+# On real git and DVC ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def world(once: Played, tmp_path: Path) -> tuple[Workspace, SimulatedOracle, dict[str, str]]:
+    """One published round, and gold in each later one; round 1 is open."""
+    workspace, oracle, truth = go_on(once, tmp_path)
+    change_params(workspace, {"gold_share: 0.0": "gold_share: 0.25", "hold: false": "hold: true"})
+    return open_workspace(workspace.layout.root), oracle, dict(truth)
+
+
+def write_gold(path: Path, rows: list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def answer(oracle: SimulatedOracle, workspace: Workspace, truth: dict[str, str], who: str, right: bool) -> set[str]:
+    """Answer the whole queue; the items answered."""
+    keys = oracle.queue(who)
+    for key in keys:
+        label = truth[key.rsplit(":", 1)[1]]
+        oracle.answer(key, who, label if right else OTHER[label])
+    tick(open_workspace(workspace.layout.root), lambda: oracle)
+    return {key.rsplit(":", 1)[1] for key in keys}
+
+
+@pytest.mark.slow
+def test_gold_from_a_file_to_answers_that_are_held(world: Any, tmp_path: Path) -> None:
+    workspace, oracle, truth = world
+    layout = workspace.layout
+    labelled = {row.item_id for row in read_labeled(layout.labeled)}
+    free = [item for item in read_ids([layout.pool]).ids() if item not in labelled][-12:]
+    rows = [{"id": item, "label": truth[item]} for item in free]
+    rows.append({"text": "a gold text that the pool has not seen", "label": "spam"})
+    with open_dvc(layout) as dvc:
+        assert add(workspace, dvc, write_gold(tmp_path / "gold.jsonl", rows)).gold == 13
+        assert add(workspace, dvc, tmp_path / "gold.jsonl").known == 13, "twice is as good as once"
+        (new,) = [
+            one.item_id for one in gold_items(read_events(layout.inbox_events)).values() if one.item_id not in free
+        ]
+    truth[new] = "spam"
+
+    answer(oracle, workspace, truth, ANN, right=True)
+    unresolved = {row.item_id: row.reason for row in read_unresolved(layout.unresolved)}
+    assert {item for item, reason in unresolved.items() if reason == REASON} == {*free, new}
+    plan = read_plan(Git(layout.root), 2)
+    asked = [one for one in plan if one.strategy == GOLD]
+    assert len(asked) >= FIRST and sum(one.strategy == GOLD for one in plan[: 2 * FIRST]) >= FIRST
+    sent = {one.data["item_id"]: one.data for one in oracle.projects[1].tasks.values() if one.data["al_round"] == 2}
+    ordinary, hidden = sent[next(one.item_id for one in plan if one.strategy != GOLD)], sent[asked[0].item_id]
+    assert ordinary.keys() == hidden.keys() and hidden["al_part"] == "pool", "nothing tells it from others"
+    scores = [one.score for one in plan if one.part == "pool" and one.strategy != GOLD]
+    assert all(min(scores) <= one.score <= max(scores) for one in asked)
+
+    said = answer(oracle, workspace, truth, EVE, right=False)  # everything wrong, gold too
+    found = status(workspace, ask=False)
+    assert found.gold is not None and found.gold.items == 13
+    (below,) = found.gold.below
+    assert below.startswith(f"{EVE} gave the known label to 0 of {len(asked)} gold items")
+    person = next(one for one in quality(workspace).people if one.name == EVE)
+    assert person.gold.value == 0 and person.gold_answers == len(asked) and person.gold.high < 0.7
+    held = {one.item_id for one in held_answers(read_events(layout.events))}
+    assert held == said - {one.item_id for one in asked}, "of the round in which they fell below"
+    assert not held & {row.item_id for row in read_labeled(layout.labeled)}
+
+    change_params(workspace, {"reviewers: []": f"reviewers: [{CHIEF}]"})
+    workspace = open_workspace(layout.root)
+    with open_dvc(layout) as dvc:
+        assert review(workspace, dvc, lambda: oracle, size=6).added.get("held", 0) >= 3
+        amend(workspace, dvc, "restore", Selection(annotator=EVE), "they were right")
+    tick(open_workspace(layout.root), lambda: oracle)
+    assert not held_answers(read_events(layout.events)), "it can be taken back"
+    assert held & {row.item_id for row in read_labeled(layout.labeled)}
+
+    with open_dvc(layout) as dvc:
+        assert remove(workspace, dvc, [asked[0].item_id]) == 1
+        with pytest.raises(BadInput, match="not gold"):
+            remove(workspace, dvc, [asked[0].item_id])
+        assert add(workspace, dvc, tmp_path / "gold.jsonl").gold == 1, "removed, and gold again"
+    items, people = gold_list(workspace)
+    assert len(items) == 13 and people is not None and people.people[0].annotator == EVE
+
+
+@pytest.mark.slow
+def test_gold_that_cannot_be_is_refused_before_anything_is_written(world: Any, tmp_path: Path) -> None:
+    workspace, oracle, truth = world
+    layout = workspace.layout
+    path = tmp_path / "gold.jsonl"
+    item = next(iter(read_ids([layout.pool]).ids()))
+    tested = next(iter(read_ids([layout.test]).ids()))
+    cases = [
+        ([{"text": "x", "label": "eggs"}], "no classes of schema.labels in params.yaml: 'eggs' \\(line 1\\)"),
+        ([{"id": "no such item", "label": "ham"}], "name no item of the pool by its id: line 1"),
+        ([{"id": tested, "label": "ham"}], "name no item of the pool by its id"),
+        ([{"id": item, "label": "ham"}, {"id": item, "label": "spam"}], "line 2: the same item has the label 'ham'"),
+        ([{"label": "ham"}], "line 1 has a label, but neither 'text' nor 'id'"),
+        ([{"id": item, "label": ""}], "has no row with a label"),
+    ]
+    with open_dvc(layout) as dvc:
+        for rows, says in cases:
+            with pytest.raises(BadInput, match=says):
+                add(workspace, dvc, write_gold(path, rows))
+        with pytest.raises(NothingToDo, match="has a ruling yet"):
+            add_reviewed(workspace, dvc)
+    assert not gold_items(read_events(layout.events, layout.inbox_events))
+    answer_all(oracle, truth)
+    tick(open_workspace(layout.root), lambda: oracle)
+    assert all(one.strategy != GOLD for one in read_plan(Git(layout.root), 2)), "without gold a plan is as before"
