@@ -128,7 +128,7 @@ FORMS = {
     "a document's start": "---\n" + TEMPLATE,
     "a document's end": TEMPLATE + "...\n",
     "anchors and tags": re.sub(r"(?m)^  (cron|timezone|bootstrap): ", r"  \1: &\1 ", TEMPLATE).replace(
-        "confidence: ", "confidence: !!float "
+        "\n  confidence: ", "\n  confidence: !!float "
     ),
     "words behind it all": TEMPLATE + "\n\n# the end\n",
     "a section in a line": with_section("schedule: {cron: '0 * * * *', timezone: UTC, active: true}  # mine\n"),
