@@ -131,9 +131,9 @@ def test_a_record_without_names_has_no_key_of_theirs() -> None:
     plain: Params = parse_params(TEMPLATE)
     row = recorded(plain)
     assert "names" not in row["train"] and "names" not in row["select"] and "meanings" not in row["schema"]
-    assert {**row, "schema": None, "train": None, "select": None} == {
-        **msgspec.to_builtins(plain), "schema": None, "train": None, "select": None,
-    }  # fmt: skip
+    for section, value in msgspec.to_builtins(plain).items():
+        if section in ("version", "seed", "ingest", "features", "evaluate", "gate"):
+            assert row[section] == value
     used = parse_params(
         with_labels(["ham", {"name": "spam", "description": "ads"}]).replace("names: false", "names: true")
     )

@@ -119,7 +119,7 @@ def test_the_commands_are_those_that_are_promised() -> None:
     }
     assert promised | {"labelstudio"} <= COMMANDS.keys()
     assert {"labelstudio start", "labelstudio stop", "labelstudio invite", "labelstudio connect"} <= COMMANDS.keys()
-    groups = {"labelstudio", "labels", "remote"}
+    groups = {"gold", "labelstudio", "labels", "remote", "schema"}
     assert COMMANDS.keys() - set(TAKES_JSON) == groups, "every command takes --json"
 
 
@@ -254,6 +254,8 @@ def test_outside_a_workspace_every_command_says_so_in_json(al: Al, name: str) ->
     needed = {"ingest": ["a.csv"], "predict": ["a.csv"], "diff": ["0", "1"], "log": ["x"], "export": ["-o", "a.csv"]}
     needed |= {"labelstudio invite": ["ann@example.org"], "labelstudio connect": ["https://labels.example.org"]}
     needed |= {"labelstudio password": ["ann@example.org"], "ask": ["x"], "check-plugin": ["a:b"]}
+    needed |= {"gold add": ["a.csv"], "gold remove": ["x"], "schema rename": ["a", "b"], "schema retire": ["a"]}
+    needed |= {"schema merge": ["a,b", "INTO", "c"], "schema split": ["a", "INTO", "b,c"], "schema add": ["a"]}
     said = al(*name.split(), *needed.get(name, []), "--json")
     assert said.code == 2
     assert one_object(said.out)["error"] == "NotAWorkspace"
@@ -326,7 +328,9 @@ def found_status() -> Status:
         incoming=0,
         next=HOSTILE,
         promoted=None,
+        promoted_classes=(HOSTILE,),
         metrics=None,
+        test_version=HOSTILE,
         labels={HOSTILE: 3},
         refused={HOSTILE: 2},
         sources=(),
@@ -345,6 +349,9 @@ def found_status() -> Status:
         answered=1,
         answered_since=1,
         label_studio=ServerStatus("down", HOSTILE),
+        review=None,
+        review_page=HOSTILE,
+        gold=None,
     )
 
 
@@ -359,7 +366,7 @@ def test_texts_of_others_do_not_steer_the_terminal(al: Al, monkeypatch: pytest.M
     said = al("status")
     assert said.code == 0
     assert steering(said.out) == []
-    assert said.out.count("[bold]loud[/bold] [/] [link=http://evil]here[/link]") == 9, "shown as it was written"
+    assert said.out.count("[bold]loud[/bold] [/] [link=http://evil]here[/link]") == 10, "shown as it was written"
     assert said.out.count(', then the button "Label All Tasks"\n') == 1
     assert "running accuracy: 0.900 (0.800–0.950), rounds 1 to 3: 45 of 50 answers predicted correctly" in " ".join(
         said.out.split()

@@ -97,7 +97,7 @@ def test_a_build_of_other_inputs_starts_over_and_one_of_the_same_does_not(layout
 # In a whole tick -----------------------------------------------------------------------------------------------------
 
 
-def nothing(*_: Any) -> None:
+def nothing(*_: Any, **__: Any) -> None:
     return None
 
 
