@@ -14,9 +14,11 @@ from msgspec.structs import replace
 from al_pipeline.annotation.active_events import active, changed_by, schemas_of
 from al_pipeline.annotation.aggregation import Folded, fold
 from al_pipeline.annotation.class_changes import classes_after, related
+from al_pipeline.annotation.confidence import ConsensusRule
 from al_pipeline.annotation.votes import labels_in_use, times_asked
+from al_pipeline.data.outputs import Predictions
 from al_pipeline.errors import UsageError
-from al_pipeline.evaluation.comparison import common_groups, group_names
+from al_pipeline.evaluation.comparison import common_groups, compare, group_names, in_common_classes
 from al_pipeline.evaluation.promotion import decide
 from al_pipeline.operations.class_changes import Asked, checked
 from al_pipeline.records import ClassChange, Event, Selection
@@ -384,7 +386,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-@settings(max_examples=300)
+@settings(max_examples=200)
 def test_every_fold_speaks_the_present_classes(steps: list[tuple[object, ...]]) -> None:
     """Whatever was changed and said in whatever order: all labels are present classes, and each item is in one list."""
     ledger, ever, fresh = Ledger(), {*ABC}, (f"n{number}" for number in count())
@@ -452,6 +454,33 @@ def test_the_gate_holds_or_compares_across_a_split() -> None:
     assert judge(bad, [0, 0, 1]).verdict == "refused"  # type: ignore[attr-defined]
     assert "y 0" in judge(confused, [0, 0, 1], np.array([0, 0, 2, 2])).reasons[0]  # type: ignore[attr-defined]
     assert "knows none" in judge(confused, [0, 0, 0]).reasons[0]  # type: ignore[attr-defined]
+
+
+def test_both_models_of_a_comparison_speak_common_classes() -> None:
+    before = Predictions(("i", "k"), ("a", "b"), ("a", "b"), np.array([[0.9, 0.1], [0.2, 0.8]]))
+    after = Predictions(("i", "k"), ("y", "b"), ("x", "y", "b"), np.array([[0.6, 0.3, 0.1], [0.1, 0.1, 0.8]]))
+    old, new = in_common_classes(before, after, {"a": frozenset("xy"), "b": frozenset("b")})
+    assert old.classes == new.classes == ("x+y", "b") and old.labels == new.labels == ("x+y", "b")
+    assert new.proba == pytest.approx(np.array([[0.9, 0.1], [0.2, 0.8]])) and old.proba == pytest.approx(new.proba)
+    assert compare(old, new, np.random.default_rng(1), 100).flips == ()
+
+
+def test_a_forecast_that_takes_part_in_a_consensus_speaks_the_present_classes() -> None:
+    ledger = Ledger()
+    ledger.say("i0", "p", "a")
+    ledger.change("rename", "a", "z")
+    ledger.change("split", "b", "xc")
+    schemas = schemas_of(ledger.events)
+    assert schemas is not None
+    assert schemas.shares({"a": 0.5, "b": 0.2, "c": 0.3}) == pytest.approx({"z": 0.5, "x": 0.1, "c": 0.4})
+    ledger.undo()
+    ledger.change("retire", "c", "")
+    rule = ConsensusRule("crowdlab", {"i0": {"a": 0.5, "b": 0.2, "c": 0.3}, "i1": {"z": 1.0}})
+    mapped = rule.in_present_classes(schemas_of(ledger.events))
+    assert mapped.forecasts == {"i0": {"z": 0.5, "b": 0.2}, "i1": {"z": 1.0}}
+    assert rule.in_present_classes(None) is rule
+    [row] = fold(ledger.events, ledger.classes, 3, None, rule).labeled
+    assert row.label == "z" and row.confidence is not None
 
 
 def test_an_event_of_a_change_is_a_row_of_json() -> None:

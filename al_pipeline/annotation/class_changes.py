@@ -11,6 +11,7 @@ how one is understood that arrives late, from a page which still showed the old 
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -89,6 +90,11 @@ class Schemas:
     def number_at(self, place: int) -> int:
         """The number of the schema in force at a place in the ledger."""
         return bisect_right(self._places, place) - 1
+
+    def last_place(self, place: int) -> int:
+        """The last place with the same schema as `place`; of the present one, a place that no ledger reaches."""
+        following = self.number_at(place) + 1
+        return self._places[following] - 1 if following <= self.present else sys.maxsize
 
     def former(self) -> frozenset[str]:
         """Classes of earlier schemas that the present one lacks."""
@@ -172,11 +178,18 @@ def mapped(
     """
     found: dict[int, Event] = {}
     lost: defaultdict[str, dict[int, Meaning]] = defaultdict(dict)
+    meanings: dict[str | None, Meaning] = {}
+    until = -1
     for place, event in enumerate(ledger):
+        if place > until:  # another schema
+            until, meanings = schemas.last_place(place), {None: Meaning(None)}
         if not counts[place]:
             continue
         found[place] = event
-        if event.label is not None and (meaning := schemas.meaning(event.label, place)).label != event.label:
+        meaning = meanings.get(event.label)
+        if meaning is None:
+            meaning = meanings[event.label] = schemas.meaning(event.label or "", place)
+        if meaning.label != event.label:
             if meaning.label is None:
                 lost[event.item_id][place] = meaning
             else:
@@ -188,14 +201,14 @@ def mapped(
         if event.item_id in lost and event.type not in NOT_ANNOTATIONS:
             about[event.item_id][place] = event
     reopened: dict[str, Reopened] = {}
-    for item, meanings in lost.items():
-        lost_at = {place: schemas.lost_at(ledger[place].label or "", place) for place in meanings}
+    for item, whys in lost.items():
+        lost_at = {place: schemas.lost_at(ledger[place].label or "", place) for place in whys}
         for place in _left_out(about[item], lost_at):
             del found[place]
-        newest = max(meanings)
-        ignored = all(meaning.ignored for meaning in meanings.values())
+        newest = max(whys)
+        ignored = all(why.ignored for why in whys.values())
         event = ledger[newest]
-        reopened[item] = Reopened(event.content_hash, event.part, meanings[newest].reason, ignored)
+        reopened[item] = Reopened(event.content_hash, event.part, whys[newest].reason, ignored)
     return list(found.values()), reopened
 
 

@@ -147,6 +147,8 @@ def checked(asked: Asked, labels: Sequence[str]) -> ClassChange:
 
 
 def _carry(workspace: Workspace, git: Git, history: History, intervention: Intervention, *, dry_run: bool) -> Effect:
+    if any(one.params_from is not None for one in history.waiting):
+        raise UsageError("a rollback with `--params` is not carried out yet, and would undo this: `al round` first")
     refuse_edited_params(workspace.layout, git)
     effect = _effect(workspace, git, history, intervention)
     if not dry_run:
