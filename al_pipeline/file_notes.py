@@ -68,7 +68,11 @@ class FileNotes:
 
 def file_mark(path: Path) -> list[int]:
     """Values that change with a file's content: size, times of change (content and inode, ns), inode and device."""
-    found = path.stat()
+    return mark_of(path.stat())
+
+
+def mark_of(found: os.stat_result) -> list[int]:
+    """The same, given what `stat` found."""
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev]
 
 

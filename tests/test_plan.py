@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from msgspec.structs import asdict, replace
 from al_pipeline.data.ledger import append_part
 from al_pipeline.data.outputs import write_labeled, write_queries, write_unresolved
 from al_pipeline.data.pool import write_items
-from al_pipeline.files import sha256_bytes, write_json
+from al_pipeline.files import write_json
+from al_pipeline.integrations.git.objects import Tree
 from al_pipeline.operations.planning import plan_tasks
 from al_pipeline.records import (
     Event,
@@ -44,17 +46,18 @@ TEST = [f"test:{number}" for number in range(12)]
 class Committed:
     """The plans that git has, in place of a repository."""
 
-    def __init__(self, root: Path, plans: dict[int, Sequence[PlannedTask]]) -> None:
-        self.root = root
+    root = Path(os.devnull)  # no cache of plans can be written there
+
+    def __init__(self, plans: dict[int, Sequence[PlannedTask]]) -> None:
         self.texts = {
             f"rounds/{number:04d}/plan.jsonl": "".join(json.dumps(asdict(task)) + "\n" for task in plan)
             for number, plan in plans.items()
         }
 
-    def tree(self, revision: str, folder: str) -> dict[str, tuple[str, str, str]]:
-        return {name: ("100644", "blob", sha256_bytes(text.encode())) for name, text in self.texts.items()}
+    def tree(self, revision: str, folder: str) -> Tree:
+        return {name: ("100644", "blob", content_hash(text)) for name, text in self.texts.items()}
 
-    def read(self, revision: str, names: Sequence[str], tree: object) -> dict[str, str]:
+    def read(self, revision: str, names: Sequence[str], tree: Tree) -> dict[str, str]:
         return {name: self.texts[name] for name in names}
 
     def show(self, revision: str, name: str) -> str | None:
@@ -131,9 +134,9 @@ def plan_of(folder: Path, found: Situation, *, committed: bool = False) -> tuple
     before = [asked(item, 2, rank) for rank, item in enumerate(found.open_)]
     plans: dict[int, Sequence[PlannedTask]] = {1: [asked(item, 1) for item in found.older], 2: before}
     workspace = Workspace(layout, WORKSPACE)
-    made = plan_tasks(workspace, Committed(folder, plans), 3, found.abandoned)  # type: ignore[arg-type]
+    made = plan_tasks(workspace, Committed(plans), 3, found.abandoned)  # type: ignore[arg-type]
     if committed:
-        again = plan_tasks(workspace, Committed(folder, {**plans, 3: made}), 3, found.abandoned)  # type: ignore[arg-type]
+        again = plan_tasks(workspace, Committed({**plans, 3: made}), 3, found.abandoned)  # type: ignore[arg-type]
         assert again == made, "derived again from the tree that holds it"
     return made, before
 

@@ -56,6 +56,8 @@ def active(events: Iterable[Event]) -> list[Event]:
 def counted(events: Iterable[Event]) -> Counted:
     """Like `active`, with the items that lost answers because a class is gone."""
     ledger = _each_once(events)
+    if all(event.type not in CONTROLS for event in ledger):
+        return Counted(ledger, {})
     schemas = _schemas(ledger)
     counts = _counts(ledger, schemas)
     if schemas is None:
@@ -149,8 +151,11 @@ def intervention_key(number: int) -> str:
 
 
 def _each_once(events: Iterable[Event]) -> list[Event]:
+    ordered = list(events)
+    if len({event.event_id for event in ordered}) == len(ordered):
+        return ordered
     ledger: dict[str, Event] = {}
-    for event in events:
+    for event in ordered:
         ledger.setdefault(event.event_id, event)
     return list(ledger.values())
 

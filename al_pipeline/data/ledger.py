@@ -10,8 +10,10 @@ the ledger can be interrupted and repeated.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import cache, lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -37,7 +39,7 @@ def read_events(*folders: Path) -> list[Event]:
 
     Raises BadInput with file and line if a line is truncated or not a valid event.
     """
-    return list(_merged(tuple((path, *_mark(path)) for folder in folders for path in _files(folder, "part", "pull"))))
+    return list(_by_id(folders).values())
 
 
 def signature(*folders: Path, refused: bool = False) -> tuple[tuple[str, int, int], ...]:
@@ -87,9 +89,9 @@ def still_refused(refused: Collection[Refused], events: Iterable[Event]) -> list
     return list(newest.values())
 
 
-def known_ids(*folders: Path) -> frozenset[str]:
+def known_ids(*folders: Path) -> AbstractSet[str]:
     """Ids of all events in `folders`."""
-    return frozenset(event.event_id for event in read_events(*folders))
+    return _by_id(folders).keys()
 
 
 def last_part(ledger: Path) -> int:
@@ -170,13 +172,19 @@ def _append(
 
 
 def _files(folder: Path, *prefixes: str) -> list[Path]:
-    found = [(match, path) for path in folder.glob("*.jsonl") if (match := _NUMBERED.match(path.name))]
-    return [path for match, path in sorted(found, key=_position) if match[1] in prefixes]
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = [(position, name) for name in names if (position := _position(name)) and position[0] in prefixes]
+    return [folder / name for _, name in sorted(found)]
 
 
-def _position(found: tuple[re.Match[str], Path]) -> tuple[str, int]:
-    match, _ = found
-    return match[1], int(match[2])
+@cache
+def _position(name: str) -> tuple[str, int] | None:
+    """The kind and number of a ledger's file; None for another file."""
+    match = _NUMBERED.match(name)
+    return None if match is None else (match[1], int(match[2]))
 
 
 def _position_of(path: Path) -> int:
@@ -217,14 +225,19 @@ def _mark(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
+def _by_id(folders: Sequence[Path]) -> Mapping[str, Event]:
+    """The events of folders by id, each once, in order."""
+    return _merged(tuple((path, *_mark(path)) for folder in folders for path in _files(folder, "part", "pull")))
+
+
 @lru_cache(maxsize=4)
-def _merged(files: tuple[tuple[Path, int, int], ...]) -> tuple[Event, ...]:
-    """The events of files, each with its mark, each event once: a tick asks for the same ones before each step."""
+def _merged(files: tuple[tuple[Path, int, int], ...]) -> Mapping[str, Event]:
+    """The events of files, each with its mark: a tick asks for the same ones before each step."""
     events: dict[str, Event] = {}
     for file in files:
         for event in _events(*file):
             events.setdefault(event.event_id, event)
-    return tuple(events.values())
+    return events
 
 
 def _reject_constant(name: str) -> Any:

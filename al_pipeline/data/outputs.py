@@ -9,6 +9,7 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -176,7 +177,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _write(path: Path, schema: pa.Schema, rows: Sequence[LabeledItem] | Sequence[Unresolved]) -> None:
-    columns = [_MAKE[field.type]([getattr(row, field.name) for row in rows]) for field in schema]
+    columns = [_MAKE[field.type](list(map(attrgetter(field.name), rows))) for field in schema]
     _store(path, pa.Table.from_arrays(columns, schema=schema))
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from al_pipeline.file_notes import FileNotes
+from al_pipeline.file_notes import FileNotes, mark_of
 from al_pipeline.files import sync, sync_names
 
 _md5 = partial(hashlib.md5, usedforsecurity=False)
@@ -56,8 +58,13 @@ class Digests:
 
     def listing(self, folder: Path) -> list[dict[str, str]]:
         """The files below `folder` with their digests, as DVC lists them."""
-        files = sorted((file.relative_to(folder).as_posix(), file) for file in folder.rglob("*") if file.is_file())
-        return [{"md5": self.file(file), "relpath": name} for name, file in files]
+        return [
+            {"md5": self._of_entry(entry), "relpath": name} for name, entry in sorted(_files(folder), key=itemgetter(0))
+        ]
+
+    def _of_entry(self, entry: os.DirEntry[str]) -> str:
+        known = self._notes.known(os.path.abspath(entry.path), mark_of(entry.stat()))
+        return self.file(Path(entry.path)) if known is None else known
 
     def of(self, path: Path) -> str | None:
         """The DVC digest of a file or folder; None if it does not exist."""
@@ -72,6 +79,17 @@ class Digests:
     def remember(self, key: str, mark: list[Any], digest: str) -> None:
         """Cache `digest` for `key`, valid while its `mark` is unchanged."""
         self._notes.remember(key, mark, digest)
+
+
+def _files(folder: Path | str, prefix: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """The files below a folder with their relative paths; links to files count, those to folders are not followed."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = prefix + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files(entry.path, f"{name}/")
+            elif entry.is_file():
+                yield name, entry
 
 
 def digest(path: Path) -> str | None:
