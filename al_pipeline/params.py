@@ -341,6 +341,28 @@ class Engine(_Section, frozen=True, kw_only=True):
 LOCAL = Engine(runner="local")
 """The engine of a workspace whose `params.yaml` is older than this section."""
 
+Occasion = Literal[
+    "round_full",
+    "published",
+    "held",
+    "needs_person",
+    "annotator_silent",
+    "gold_accuracy_fell",
+    "budget_nearly_spent",
+]
+"""What people can be told of."""
+
+
+class Notify(_Section, frozen=True, kw_only=True):
+    """What people are told. The services' addresses hold secrets and are no parameters: see `al notify --help`."""
+
+    events: list[Occasion]
+    silent_days: Annotated[float, Meta(gt=0, le=3650)]
+
+
+SILENT = Notify(events=[], silent_days=5.0)
+"""What is told in a workspace whose `params.yaml` is older than notifications: nothing."""
+
 
 class Quality(_Section, frozen=True, kw_only=True):
     """How labels are checked by reviewers, and annotators by gold."""
@@ -375,6 +397,7 @@ class Params(_Section, frozen=True, kw_only=True):
     schedule: Schedule = NO_SCHEDULE
     engine: Engine = LOCAL
     quality: Quality = CHECKED
+    notify: Notify = SILENT
     annotators: list[_Name]
     reviewers: list[_Name] = msgspec.field(default_factory=list)
 
@@ -482,8 +505,12 @@ _OF_NAMES = (("schema", "meanings"), ("train", "names"), ("select", "names"))
 
 
 def recorded(params: Params) -> dict[str, Any]:
-    """The parameters as a round's record has them: names of classes, consensus and reviews only where they are used."""
+    """The parameters as a round's record has them: names of classes, consensus and reviews only where they are used.
+
+    Whom a tick tells of what is no part of a round.
+    """
     row: dict[str, Any] = msgspec.to_builtins(params)
+    del row["notify"]
     for section, key in (
         ("schema", "meanings"),
         ("train", "names"),

@@ -51,8 +51,8 @@ processors, that takes several times the time of the work.
 """
 
 NOT_THE_USERS = (
-    "AL_LABEL_STUDIO_URL", "AL_LABEL_STUDIO_TOKEN", "AL_WORKSPACE", "PREFECT_API_URL", "PREFECT_PROFILE",
-    "PREFECT_PROFILES_PATH",
+    "AL_LABEL_STUDIO_URL", "AL_LABEL_STUDIO_TOKEN", "AL_NOTIFY_URLS", "AL_WORKSPACE", "PREFECT_API_URL",
+    "PREFECT_PROFILE", "PREFECT_PROFILES_PATH",
 )  # fmt: skip
 """Variables that would lead a test to the user's own servers and workspace."""
 

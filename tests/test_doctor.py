@@ -88,7 +88,7 @@ def test_a_workspace_in_order_is_well_and_left_as_it_was(workspace: Workspace) -
     checks = [finding.check for finding in findings]
     assert checks == [
         "versions", "parameters", "git", "identity", "secrets", "data", "remote", "encoder", "engine", "Label Studio",
-        "clock", "project", "schedule", "disk", "lock",
+        "clock", "project", "schedule", "notifications", "disk", "lock",
     ]  # fmt: skip
     assert everything() == before
     assert Git(workspace.layout.root).run("status", "--porcelain").stdout == ""

@@ -40,10 +40,11 @@ MAY_IMPORT = {
     "annotation": (),
     "quality": ("annotation", "evaluation"),
     "rounds": ("annotation", "evaluation"),
+    "notifications": ("annotation",),
     # the world
     "data": (),
     "workspace": (),
-    "integrations": ("workspace",),
+    "integrations": ("notifications", "workspace"),
     "servers": ("integrations", "workspace"),
     "plugins": ("active_learning", "models", "workspace"),
     # what is done with both
@@ -53,17 +54,20 @@ MAY_IMPORT = {
     ),
     "stages": ("active_learning", "annotation", "data", "evaluation", "features", "models", "plugins", "workspace"),
     "operations": (
-        "annotation", "data", "evaluation", "features", "integrations", "models", "plugins", "quality", "reporting",
-        "rounds", "servers", "workspace",
+        "annotation", "data", "evaluation", "features", "integrations", "models", "notifications", "plugins", "quality",
+        "reporting", "rounds", "servers", "workspace",
     ),
     # callers
     "flows": ("evaluation", "integrations", "operations", "rounds", "servers", "workspace"),
     "frames": ("data", "evaluation", "integrations", "operations", "workspace"),
-    "cli": ("data", "evaluation", "flows", "operations", "quality", "rounds", "servers", "simulation", "workspace"),
+    "cli": (
+        "data", "evaluation", "flows", "notifications", "operations", "quality", "rounds", "servers", "simulation",
+        "workspace",
+    ),
 }  # fmt: skip
 """The layers, lowest first: each folder, and the folders that it imports. An arrow that nothing needs fails too."""
 
-IDEAS = {"active_learning", "annotation", "evaluation", "quality", "rounds"}
+IDEAS = {"active_learning", "annotation", "evaluation", "notifications", "quality", "rounds"}
 """Know no files, no network and no process; `features` and `models` read and save weights."""
 
 OUTSIDE = {"pathlib", "os", "io", "subprocess", "socket", "shutil", "tempfile", "urllib", "http", "httpx", "requests"}
@@ -82,6 +86,7 @@ ONLY = {
     "ray": ("flows.encoding",),
     "subprocess": ("integrations", "servers"),
     "httpx": ("integrations.label_studio", "servers", "flows"),  # Prefect's client raises its errors
+    "apprise": ("integrations.apprise_process",),
     "chardet": ("data.encodings",),
     "openpyxl": ("data.excel",),
     "typer": ("cli",),

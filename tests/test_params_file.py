@@ -105,8 +105,8 @@ def test_what_cannot_be_extended_says_which_keys_to_add(text: str, says: str) ->
 
 def with_section(section: str) -> str:
     """The template with another section `schedule`."""
-    before, _, after = TEMPLATE.partition("schedule:")
-    return before + section + after[after.index("\n\n") + 1 :]
+    start = TEMPLATE.index("schedule:")
+    return TEMPLATE[:start] + section + TEMPLATE[TEMPLATE.index("\n\n", start) + 1 :]
 
 
 FORMS = {

@@ -40,6 +40,7 @@ SEEN = "SEEN-c0ffee-in-plain-sight"
 GIT_PASSWORD = "git-p4ss-0a1b2c3d4e"
 CLOUD_SECRET = "S3CR3T/cloud+key/9f8e7d6c5b4a"
 WRONG_TOKEN = "bad0bad0bad0bad0bad0bad0bad0bad0bad0bad0"
+SERVICE_SECRET = "h00k-t0ken-5a4b3c2d1e0f"
 OTHER_VARIABLE = "environment-s3cret-77665544"
 
 
@@ -122,6 +123,7 @@ def planted(
     Git(layout.root).commit("Take another id", [layout.marker, layout.params])
     workspace = open_workspace(layout.root)
     workspace.store_credentials(label_studio.url, label_studio.token)
+    workspace.store_services({"1": f"json://al:{SERVICE_SECRET}@127.0.0.1:9/{SERVICE_SECRET}"})
     yield workspace, truth
     leave(label_studio, workspace)
 
@@ -142,6 +144,7 @@ def test_no_secret_is_anywhere_but_where_it_was_put(
         "the cloud's secret": CLOUD_SECRET,
         "a wrong token": WRONG_TOKEN,
         "another variable": OTHER_VARIABLE,
+        "a notification service's token": SERVICE_SECRET,
         "Prefect's password": prefect_server.env["PREFECT_API_AUTH_STRING"].partition(":")[2],
     }
     assert all(len(secret) >= 15 for secret in secrets.values())
@@ -184,11 +187,15 @@ def test_no_secret_is_anywhere_but_where_it_was_put(
         config.write_text(f"{remote}https://al:{GIT_PASSWORD}@127.0.0.1:9/x.git\n")
         al("round", code=3)
     al("labelstudio", "connect", f"http://al:{GIT_PASSWORD}@127.0.0.1:9", code=5, feed=f"{label_studio.token}\n")
+    assert "notification service 1 (JSON) did not take a message" in "".join(printed.values()), "it was tried"
     assert "origin contains a password" in printed["doctor{}"]
     assert read_json(workspace.credentials_file)["token"] == label_studio.token, "what was refused was not stored"
     assert not (tmp_path / "prefect-ran-this").exists(), "settings of Prefect in the workspace are not obeyed"
 
-    home, ours = workspace.home, {workspace.credentials_file, workspace.home / "prefect/password"}
+    home, ours = (
+        workspace.home,
+        {workspace.credentials_file, workspace.services_file, workspace.home / "prefect/password"},
+    )
     known, objects = {root / ".git/config", root / ".dvc/config.local"}, ["git", "cat-file", "--batch-all-objects"]
     places: dict[str, bytes] = {
         "git": subprocess.run([*objects, "--batch"], cwd=root, capture_output=True, check=True).stdout,
@@ -227,7 +234,7 @@ def held(path: Path, but: set[Path]) -> bytes:
 
 def test_a_file_with_secrets_is_for_its_owner_alone(planted: tuple[Workspace, dict[str, str]]) -> None:
     workspace, _ = planted
-    for file in (workspace.credentials_file, workspace.home / "prefect/password"):
+    for file in (workspace.credentials_file, workspace.services_file, workspace.home / "prefect/password"):
         assert file.stat().st_mode & 0o777 == 0o600 and file.parent.stat().st_mode & 0o777 == 0o700
     assert not workspace.home.is_relative_to(workspace.layout.root)
 

@@ -23,6 +23,7 @@ from al_pipeline.cli import (
     labels,
     labelstudio,
     machine,
+    notify,
     quality,
     review,
     rounds,
@@ -145,6 +146,7 @@ app.add_typer(gold.app, name="gold", rich_help_panel=_DATA)
 app.add_typer(schema.app, name="schema", rich_help_panel=_DATA)
 app.add_typer(workspace.remote, name="remote", rich_help_panel=_WORKSPACE)
 app.add_typer(servers.schedule, name="schedule", rich_help_panel=_SERVERS)
+app.add_typer(notify.app, name="notify", rich_help_panel=_SERVERS)
 
 
 def main() -> None:

@@ -207,8 +207,9 @@ def _fingerprint(engine: Engine, folder: Path) -> dict[str, Any] | None:
 
 
 def _inherited() -> dict[str, str]:
-    """Our environment without Label Studio's token: installed packages may run third-party code."""
-    inherited = {name: value for name, value in os.environ.items() if name != "AL_LABEL_STUDIO_TOKEN"}
+    """Our environment without our secrets: installed packages may run third-party code."""
+    hidden = ("AL_LABEL_STUDIO_TOKEN", "AL_NOTIFY_URLS")
+    inherited = {name: value for name, value in os.environ.items() if name not in hidden}
     return {**inherited, **own_environment()}
 
 

@@ -254,7 +254,7 @@ def _run_encoder(layout: Layout, engine: Engine | None, module: str) -> None:
 
     settings = {k: v for k, v in STAGE_ENVIRONMENT.items() if not k.endswith("_NUM_THREADS")}
     environment = {**os.environ, **own_environment(), **settings, **(engine.environment if engine else {})}
-    for name in ("AL_LABEL_STUDIO_TOKEN", "AL_VECTORS_KEY"):
+    for name in ("AL_LABEL_STUDIO_TOKEN", "AL_NOTIFY_URLS", "AL_VECTORS_KEY"):
         environment.pop(name, None)
     command = [str(engine.python) if engine else sys.executable, "-P", "-m", module]
     code = child.run(command, layout.root, environment, layout.encoding, _ENCODE_TIMEOUT, server="encoder")

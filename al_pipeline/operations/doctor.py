@@ -22,7 +22,12 @@ from al_pipeline.operations.checks.machine import (
     check_versions,
 )
 from al_pipeline.operations.checks.repository import check_classes, check_clone, check_git, check_secrets
-from al_pipeline.operations.checks.services import check_cluster, check_label_studio, check_schedule
+from al_pipeline.operations.checks.services import (
+    check_cluster,
+    check_label_studio,
+    check_notifications,
+    check_schedule,
+)
 from al_pipeline.workspace.workspace import Workspace
 
 
@@ -45,6 +50,7 @@ def examine(workspace: Workspace) -> list[Finding]:
         ("plug-ins", check_plugins),
         ("Label Studio", check_label_studio),
         ("schedule", check_schedule),
+        ("notifications", check_notifications),
         ("disk", check_disk),
         ("lock", check_lock),
     )

@@ -29,6 +29,7 @@ from al_pipeline.operations.checkout import check_not_ignored, check_ready
 from al_pipeline.operations.facts import check_owned, closing_rule, facts_at, open_dvc
 from al_pipeline.operations.history import read_history
 from al_pipeline.operations.intervene import finish_intervention
+from al_pipeline.operations.notify import failures_told, tell_closed, tell_outcome
 from al_pipeline.operations.schema import check_schema, schema_news
 from al_pipeline.operations.steps.closing import close_round, ingest_sources, override_build
 from al_pipeline.operations.steps.context import Context
@@ -132,7 +133,12 @@ def tick(
     selected.
     """
     layout, git, options = workspace.layout, Git(workspace.layout.root), options or Options()
-    with locked(layout.lock, purpose), open_dvc(layout) as dvc, ExitStack() as connections:
+    with (
+        locked(layout.lock, purpose),
+        failures_told(workspace, run),
+        open_dvc(layout) as dvc,
+        ExitStack() as connections,
+    ):
         if _prepare(workspace, git, dvc):
             workspace.forget_params()
         context = Context(
@@ -150,6 +156,7 @@ def tick(
         _check(context)
         override_build(context)
         facts, wait = _take_steps(context, run, options.close_now)
+        tell_outcome(context, facts, run)
         return _report(context, facts, wait, options)
 
 
@@ -196,8 +203,11 @@ def _check(context: Context) -> None:
 
 def _take_steps(context: Context, run: Runner, close_now: bool) -> tuple[Facts, Wait]:
     """Take one step after the other until none is possible; return the last facts and what the round waits for."""
-    rule = closing_rule(context.workspace)
+    rule, told = closing_rule(context.workspace), False
     while not isinstance(step := next_step(facts := _facts(context, close_now), rule), Wait):
+        if facts.closed and not told:
+            told = True
+            tell_closed(context, facts, run)
         context.on_progress(_announcement(step, facts))
         context.taken.begin(step, facts)
         if step in _BEFORE_STAGES or (step is Step.PULL and context.queue_is_empty):

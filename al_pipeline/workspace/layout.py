@@ -300,6 +300,11 @@ class Layout(Struct, frozen=True):
         return self.private / "logs"
 
     @property
+    def outbox(self) -> Path:
+        """What people were told, and what they are to be told; see `notifications.outbox`."""
+        return self.private / "outbox.json"
+
+    @property
     def closing(self) -> Path:
         """The parts written by a close that is not committed yet."""
         return self.private / "closing.json"

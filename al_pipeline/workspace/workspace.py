@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from al_pipeline.errors import NotAWorkspace, UsageError
+from al_pipeline.errors import BadInput, NotAWorkspace, UsageError
 from al_pipeline.files import read_object, sha256_bytes, write_bytes, write_json
 from al_pipeline.params import Params, load_params
 from al_pipeline.workspace.home import al_home, check_private, check_workspace, private_folder
@@ -18,6 +19,9 @@ from al_pipeline.workspace.layout import Layout
 
 LAYOUT_VERSION = 4
 """Increment together with a migration in `operations/upgrade.py`."""
+
+NOTIFY_VARIABLE = "AL_NOTIFY_URLS"
+"""The environment variable with the addresses of notification services, separated by blanks."""
 
 PLACES = "places"
 """A folder in a workspace's home with a file for each clone on this machine, which holds the clone's path."""
@@ -91,6 +95,28 @@ class Workspace:
         """Store Label Studio's address and token in a file that only its owner can read."""
         self.make_home()
         write_json(self.credentials_file, {"url": url, "token": token}, mode=0o600)
+
+    @property
+    def services_file(self) -> Path:
+        """The addresses of the notification services, by number."""
+        return self.home / "notify.json"
+
+    def services(self) -> dict[str, str]:
+        """The addresses of the services that tell people, by name: those of AL_NOTIFY_URLS, else of the 0600 file.
+
+        They hold secrets. A name is a number, or `AL_NOTIFY_URLS:1`. Raises BadInput if the file is damaged.
+        """
+        if given := os.environ.get(NOTIFY_VARIABLE, "").split():
+            return {f"{NOTIFY_VARIABLE}:{number}": url for number, url in enumerate(given, 1)}
+        stored = read_object(self.services_file)
+        if not all(isinstance(url, str) for url in stored.values()):
+            raise BadInput(f"{self.services_file} is damaged; delete it, then `al notify add` stores a service anew")
+        return stored
+
+    def store_services(self, services: Mapping[str, str]) -> None:
+        """Store the services' addresses in a file that only its owner can read."""
+        self.make_home()
+        write_json(self.services_file, dict(services), mode=0o600)
 
 
 def in_workspace(start: Path | None = None) -> bool:

@@ -245,6 +245,6 @@ def _is_dead(path: Path) -> bool:
 
 
 def _inherited() -> dict[str, str]:
-    """Our environment without what DVC and its stages must not see: git's variables, and our token and key."""
-    hidden = (*NOT_OURS, "AL_LABEL_STUDIO_TOKEN", "AL_VECTORS_KEY")
+    """Our environment without what DVC and its stages must not see: git's variables, and our secrets."""
+    hidden = (*NOT_OURS, "AL_LABEL_STUDIO_TOKEN", "AL_NOTIFY_URLS", "AL_VECTORS_KEY")
     return {name: value for name, value in os.environ.items() if name not in hidden}

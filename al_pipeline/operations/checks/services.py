@@ -16,6 +16,7 @@ from al_pipeline.integrations.prefect_settings import API_URL
 from al_pipeline.operations.checks.finding import Finding
 from al_pipeline.operations.clusters import CLUSTERS, no_address, not_installed
 from al_pipeline.operations.connect import connect, stored_project
+from al_pipeline.operations.notify import list_services, outbox_of
 from al_pipeline.operations.schedule import read_schedule
 from al_pipeline.sanitize import counted, redact
 from al_pipeline.workspace.workspace import Workspace
@@ -92,6 +93,25 @@ def check_schedule(workspace: Workspace) -> Iterator[Finding]:
         yield Finding("schedule", "ok", f"off, as in {where}")
     else:
         yield Finding("schedule", "ok", f"{says}, as in {where}; next run {found.next_run or 'not yet set'}")
+
+
+def check_notifications(workspace: Workspace) -> Iterator[Finding]:
+    """Check that people can be told: services are set, Apprise knows them, and the last messages arrived."""
+    events, services = workspace.params.notify.events, list_services(workspace)
+    if not events or not services:
+        why = "no service is set; `al notify add` stores one" if events else "notify.events in params.yaml is empty"
+        yield Finding("notifications", "ok", f"nobody is told of anything: {why}")
+        return
+    fix = "`al notify test` says what it answers; `al notify remove` and `al notify add` replace it"
+    for one in services:
+        if one.kind is None:
+            yield Finding("notifications", "error", f"service {one.service}: {one.answer}", fix)
+    waiting = outbox_of(workspace).waiting
+    refusing = sorted({name for entry in waiting for name, sent in entry.deliveries.items() if not sent.delivered})
+    for name in refusing:
+        yield Finding("notifications", "warning", f"service {name} did not take the newest messages", fix)
+    kinds = ", ".join(one.kind for one in services if one.kind)
+    yield Finding("notifications", "ok", f"told by {kinds or 'no service'}: {', '.join(events)}")
 
 
 def check_cluster(workspace: Workspace) -> Iterator[Finding]:
