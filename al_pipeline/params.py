@@ -253,6 +253,7 @@ class Select(_Section, frozen=True, kw_only=True):
     shortlist: Annotated[int, Meta(ge=1)]
     max_similarity: Annotated[float, Meta(gt=0, le=1)] = 1.0
     names: bool = False
+    cost: Literal["items", "seconds"] = "items"
     guide: Annotated[dict[_Name, _Phrases], Meta(max_length=200), _composed_keys] = msgspec.field(default_factory=dict)
 
 
@@ -379,6 +380,24 @@ CHECKED = Quality()
 """The quality checks of a workspace whose `params.yaml` is older than this section."""
 
 
+class Budget(_Section, frozen=True, kw_only=True):
+    """What may be spent on answers; 0: no limit. Nothing new is asked past it."""
+
+    labels: Annotated[int, Meta(ge=0, le=10**9)]
+    hours: Annotated[float, Meta(ge=0, le=10**9)]
+    money: Annotated[float, Meta(ge=0, le=10**12)]
+    hourly_rate: Annotated[float, Meta(ge=0, le=10**6)]
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is a limit."""
+        return self.labels > 0 or self.hours > 0 or self.money > 0
+
+
+NO_BUDGET = Budget(labels=0, hours=0.0, money=0.0, hourly_rate=0.0)
+"""The budget of a workspace whose `params.yaml` is older than budgets: none."""
+
+
 class Params(_Section, frozen=True, kw_only=True):
     """All of `params.yaml`."""
 
@@ -398,8 +417,25 @@ class Params(_Section, frozen=True, kw_only=True):
     engine: Engine = LOCAL
     quality: Quality = CHECKED
     notify: Notify = SILENT
+    budget: Budget = NO_BUDGET
     annotators: list[_Name]
     reviewers: list[_Name] = msgspec.field(default_factory=list)
+
+
+class AnswerCost(_Section, frozen=True, kw_only=True):
+    """The expected seconds of an answer, by length and class: what `select` needs of `costs.seconds`."""
+
+    base: Annotated[float, Meta(ge=-50, le=50)]
+    """Logarithm of the mean seconds of an answer to a text of mean log-length, of a class without an effect."""
+    slope: Annotated[float, Meta(ge=-50, le=50)]
+    """Exponent of the length: 0, every text takes as long; 1, a text twice as long takes twice as long."""
+    length: Annotated[float, Meta(ge=0, le=50)]
+    """Mean of log(1 + characters)."""
+    shortest: Annotated[float, Meta(ge=0, le=50)]
+    longest: Annotated[float, Meta(ge=0, le=50)]
+    """The range of log(1 + characters); outside it nothing is extrapolated."""
+    classes: dict[str, float] = msgspec.field(default_factory=dict)
+    """Effect of each class on the logarithm."""
 
 
 class Overrides(_Section, frozen=True, kw_only=True):
@@ -417,6 +453,8 @@ class Overrides(_Section, frozen=True, kw_only=True):
     """Pool items that are asked already and stay in the batch because an intervention closed their round."""
     kept_test: list[str] = msgspec.field(default_factory=list)
     """The same for the test set."""
+    cost: AnswerCost | None = None
+    """What the answers took so far, if the batch is selected by `select.cost: seconds`."""
 
     def applied_to(self, select: Select) -> Select:
         """`select` with this batch's size and strategy, if they are set."""
@@ -507,10 +545,12 @@ _OF_NAMES = (("schema", "meanings"), ("train", "names"), ("select", "names"))
 def recorded(params: Params) -> dict[str, Any]:
     """The parameters as a round's record has them: names of classes, consensus and reviews only where they are used.
 
-    Whom a tick tells of what is no part of a round.
+    Whom a tick tells of what, and what may be spent, is no part of a round.
     """
     row: dict[str, Any] = msgspec.to_builtins(params)
-    del row["notify"]
+    del row["notify"], row["budget"]
+    if params.select.cost == "items":
+        del row["select"]["cost"]
     for section, key in (
         ("schema", "meanings"),
         ("train", "names"),
@@ -553,6 +593,8 @@ def _contradictions(params: Params) -> Iterator[str]:
             f"round.max_overlap {params.round.max_overlap} is below round.overlap {params.round.overlap}: with "
             "labels.min_confidence, it is the most people who answer a task"
         )
+    if params.budget.money and not params.budget.hourly_rate:
+        yield "budget.money needs budget.hourly_rate: an hour of answering costs that much"
     if unknown := sorted(set(select.guide) - set(params.schema_.labels)):
         yield f"select.guide names {unknown[0]!r}, which is not a class in schema.labels"
     if empty := next((name for name, texts in select.guide.items() if not texts), None):

@@ -47,10 +47,10 @@ from al_pipeline.errors import ManualActionRequired, VanishedAnswers
 from al_pipeline.integrations.oracle import ProjectSpec
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.operations import pull as pulling
+from al_pipeline.operations.answers import answers_given
 from al_pipeline.operations.close import carry_out
 from al_pipeline.operations.pull import ROLLING, PullRequest, pull
 from al_pipeline.operations.push import RetirePolicy, push, retire
-from al_pipeline.operations.quality import answers_given
 from al_pipeline.params import Schema
 from al_pipeline.records import Event, PlannedTask, Selection, Task, event_digest, push_key
 from al_pipeline.rounds.interventions import Intervention, Kind, abandoned, undoable

@@ -38,7 +38,8 @@ MAY_IMPORT = {
     "models": ("active_learning", "features"),
     "evaluation": ("active_learning",),
     "annotation": (),
-    "quality": ("annotation", "evaluation"),
+    "costs": (),
+    "quality": ("annotation", "costs", "evaluation"),
     "rounds": ("annotation", "evaluation"),
     "notifications": ("annotation",),
     # the world
@@ -52,10 +53,12 @@ MAY_IMPORT = {
     "simulation": (
         "active_learning", "data", "evaluation", "features", "models", "plugins", "reporting", "workspace",
     ),
-    "stages": ("active_learning", "annotation", "data", "evaluation", "features", "models", "plugins", "workspace"),
+    "stages": (
+        "active_learning", "annotation", "costs", "data", "evaluation", "features", "models", "plugins", "workspace",
+    ),
     "operations": (
-        "annotation", "data", "evaluation", "features", "integrations", "models", "notifications", "plugins", "quality",
-        "reporting", "rounds", "servers", "workspace",
+        "annotation", "costs", "data", "evaluation", "features", "integrations", "models", "notifications", "plugins",
+        "quality", "reporting", "rounds", "servers", "workspace",
     ),
     # callers
     "flows": ("evaluation", "integrations", "operations", "rounds", "servers", "workspace"),
@@ -67,7 +70,7 @@ MAY_IMPORT = {
 }  # fmt: skip
 """The layers, lowest first: each folder, and the folders that it imports. An arrow that nothing needs fails too."""
 
-IDEAS = {"active_learning", "annotation", "evaluation", "notifications", "quality", "rounds"}
+IDEAS = {"active_learning", "annotation", "costs", "evaluation", "notifications", "quality", "rounds"}
 """Know no files, no network and no process; `features` and `models` read and save weights."""
 
 OUTSIDE = {"pathlib", "os", "io", "subprocess", "socket", "shutil", "tempfile", "urllib", "http", "httpx", "requests"}

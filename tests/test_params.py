@@ -44,6 +44,7 @@ LATER: dict[tuple[str, ...], Any] = {
     ("select", "cold_start"): "random",
     ("select", "max_similarity"): 1.0,
     ("select", "names"): False,
+    ("select", "cost"): "items",
     ("select", "guide"): {},
     ("train", "names"): False,
     ("train", "weigh_by_confidence"): False,

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from al_pipeline.annotation.active_events import active
 from al_pipeline.annotation.dawid_skene import dawid_skene
 from al_pipeline.cli.app import app
+from al_pipeline.costs.answer_times import IDLE
 from al_pipeline.data.ledger import read_events
 from al_pipeline.errors import NothingToDo
 from al_pipeline.evaluation.figures import Estimate
@@ -34,7 +35,7 @@ from al_pipeline.operations.report import report_data
 from al_pipeline.operations.tick import tick
 from al_pipeline.quality.accuracies import accuracies
 from al_pipeline.quality.agreement import MOST_INTERVALS, NO_OVERLAP, ONE_CLASS, agreement, pair_kappas
-from al_pipeline.quality.answers import IDLE, SKIP, Given, Votes, consensus_of_others, to_votes
+from al_pipeline.quality.answers import SKIP, Given, Votes, consensus_of_others, to_votes
 from al_pipeline.quality.assessment import Quality, assess
 from al_pipeline.quality.suspicion import who_stands_out
 from al_pipeline.records import LabelIntervention, Selection

@@ -40,6 +40,8 @@ class QueryConfig:
     """Whether classes with few labels are searched by their names and descriptions."""
     guide: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Words, phrases or texts typical of a class, by class."""
+    cost: str = "items"
+    """What a batch is to save: items, or predicted seconds (`Shortlist.per_second`)."""
 
 
 def choose_strategy(config: QueryConfig, round_number: int, counts: Sequence[int], has_vectors: bool) -> Choice:

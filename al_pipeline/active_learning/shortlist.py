@@ -60,6 +60,22 @@ class Shortlist:
             },
         )
 
+    def per_second(self, seconds: Floats) -> Shortlist:
+        """The same items with their scores per second: `seconds` (s,) that an answer is expected to take.
+
+        Return on investment (Haertel et al. 2008; Settles, Craven & Friedland 2008). The scores are those of a second
+        of mean length, so that they keep their size. Raises ValueError on seconds that are not positive, on scores
+        below 0 and without scores.
+        """
+        if self.scores is None:
+            raise ValueError("the shortlist has no scores that could be divided by seconds")
+        scores, seconds = np.asarray(self.scores, dtype=np.float64), np.asarray(seconds, dtype=np.float64)
+        if seconds.shape != scores.shape or not (np.isfinite(seconds) & (seconds > 0)).all():
+            raise ValueError("every item of the shortlist needs a positive number of seconds")
+        if (scores < 0).any():
+            raise ValueError("scores below 0 cannot be divided by seconds")
+        return replace(self, scores=scores * (seconds.mean() / seconds)) if len(seconds) else self
+
 
 def top_candidates(
     ids: Sequence[str], scores: ArrayLike, shortlist: int, batch_size: int, project_seed: int

@@ -144,6 +144,13 @@ def _print_model(found: Status) -> None:
         echo(f"running accuracy: {_running_accuracy(found.running)}")
     if found.saved:
         echo(escape(found.saved.sentence()))
+    if found.cost and found.cost.seconds is not None:
+        hours, each = found.cost.seconds / 3600, found.cost.seconds / max(1, found.cost.answers)
+        echo(f"time: {found.cost.answers:,} answers took {hours:.1f} h, {each:.1f} s each, without idle time")
+    for one in found.budget:
+        echo(f"budget: {escape(one.sentence)}")
+    if found.outlook:
+        echo(f"forecast: {escape(found.outlook.sentence())}")
     if found.asked_by:
         echo(f"query strategy: {escape(found.asked_by.strategy)}: {escape(found.asked_by.reason)}")
 

@@ -37,29 +37,48 @@ class Saved(Struct, frozen=True):
     """Number of labels in the first round with at least that score; None if no round has it."""
     at_most: bool
     """Whether the first round already reached it, so that fewer labels may have sufficed."""
+    random_hours: float | None = None
+    """Hours of answering that the random labels took; None if no answer has a time."""
+    hours: float | None = None
+    """Hours that the rounds' `labels` took."""
 
     def sentence(self) -> str:
         """A sentence for the report."""
-        reached = f"{self.random_labels} random labels alone reach macro-F1 {self.macro_f1:.3f}"
+        took = "" if self.random_hours is None else f" ({_hours(self.random_hours)})"
+        reached = f"{self.random_labels} random labels{took} alone reach macro-F1 {self.macro_f1:.3f}"
         if self.labels is None:
             return f"{reached}; no round is as good yet"
         if self.at_most and self.labels >= self.random_labels:  # the first round's size would look like a loss
             return f"{reached}: too few to tell what the rounds saved"
-        return f"{reached}; the rounds were as good with {'at most ' if self.at_most else ''}{self.labels}"
+        took = "" if self.hours is None else f" ({_hours(self.hours)})"
+        return f"{reached}; the rounds were as good with {'at most ' if self.at_most else ''}{self.labels}{took}"
 
 
-def labels_saved(rounds: Sequence[tuple[int, float | None]], control: Control | None) -> Saved | None:
+def _hours(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
+
+
+def labels_saved(
+    rounds: Sequence[tuple[int, float | None]],
+    control: Control | None,
+    seconds: Sequence[float | None] | None = None,
+    random_seconds: float | None = None,
+) -> Saved | None:
     """The number of labels with which the rounds reached the control's score; None if the control has none.
 
     `rounds`: labels and macro-F1 of each round, oldest first; `control`: that of the newest round. Both were measured
-    on the same test set. Nothing is interpolated or extrapolated.
+    on the same test set. Nothing is interpolated or extrapolated. `seconds`: what the labels of each round and those
+    before took; `random_seconds`: what a random label takes.
     """
     target = None if control is None else control.macro_f1.value
     if control is None or target is None:
         return None
     there = next((number for number, (_, score) in enumerate(rounds) if score is not None and score >= target), None)
     labels = None if there is None else rounds[there][0]
-    return Saved(control.labels, target, labels, there == 0)
+    took = None if there is None or seconds is None else seconds[there]
+    random_hours = None if random_seconds is None or took is None else random_seconds * control.labels / 3600
+    hours = None if random_hours is None or took is None else took / 3600
+    return Saved(control.labels, target, labels, there == 0, random_hours, hours)
 
 
 def running_accuracy(forecasts: Sequence[Forecast], confidence: float = 0.95) -> Running | None:

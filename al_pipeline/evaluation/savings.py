@@ -151,6 +151,26 @@ def labels_needed(budgets: Floats, curves: Floats, targets: Floats) -> Floats:
     return found
 
 
+def over_seconds(
+    curves: Mapping[str, Sequence[Floats]], seconds: Mapping[str, Sequence[Floats]], points: int = 100
+) -> tuple[Floats, dict[str, Floats]]:
+    """All curves over the seconds that their labels took: a grid (points,), and tables (seeds, points) by arm.
+
+    `curves` and `seconds`: for each arm a row for each seed, of scores and of the seconds up to each score; rows may
+    have different lengths. The grid is what all of them cover, and scores are interpolated linearly. With the grid for
+    budgets, `compare` then compares seconds in place of labels. Raises ValueError if nothing is covered by all.
+    """
+    rows = [np.asarray(row, dtype=np.float64) for arm in seconds.values() for row in arm]
+    first, last = max(row[0] for row in rows), min(row[-1] for row in rows)
+    if not first < last:
+        raise ValueError(f"no number of seconds is covered by all curves: they share {first:.0f} to {last:.0f}")
+    grid = np.linspace(first, last, points)
+    return grid, {
+        name: np.array([np.interp(grid, time, row) for time, row in zip(seconds[name], arm, strict=True)])
+        for name, arm in curves.items()
+    }
+
+
 def mean_interval(values: Floats, confidence: float) -> Interval:
     """The mean of the defined values, with Student's t interval; no interval from a single value."""
     known = values[np.isfinite(values)]

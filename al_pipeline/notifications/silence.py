@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime, timedelta
 
-from al_pipeline.annotation.active_events import CONTROLS, NOT_ANNOTATIONS
-from al_pipeline.annotation.votes import IMPORT
+from al_pipeline.annotation.active_events import CONTROLS
+from al_pipeline.annotation.answers import IMPORT, NOT_ANNOTATIONS
 from al_pipeline.notifications.messages import Message, annotator_silent
 from al_pipeline.records import Event, moment
 

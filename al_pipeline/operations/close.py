@@ -9,12 +9,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from msgspec.structs import asdict
+
 from al_pipeline.annotation.active_events import CONTROLS, intervention_key
 from al_pipeline.data.ledger import append_forecasts, append_inbox, append_part, part_ids, read_events
 from al_pipeline.errors import RemoteIncomplete, RepositoryError, UnexpectedChange
 from al_pipeline.files import read_object, remove_leftovers, sha256_file, write_json
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.checkout import converted
+from al_pipeline.params import AnswerCost
 from al_pipeline.records import CPU, RANDOM, RANDOM_SLICE, Event, PlannedTask
 from al_pipeline.rounds.interventions import Intervention, control_event
 from al_pipeline.workspace.layout import Layout, pointer_of
@@ -52,6 +55,7 @@ def close(
     device: str = CPU,
     plugins: Mapping[str, str] | None = None,
     keep_forecasts: bool = False,
+    cost: AnswerCost | None = None,
 ) -> None:
     """Move the inbox into `data/`, track it, and mark the round closed; the build then selects round `selects_for`.
 
@@ -60,6 +64,7 @@ def close(
     batch alone (params.Overrides); without any, those of a killed close stay in force. `asked` are the items that
     people requested for the batch, `kept` the tasks carried over into it. The build encodes on `device` and
     uses `plugins` (`operations.plugins`). `keep_forecasts`: the plans' forecasts go into the ledger, for the consensus.
+    `cost`: what answers take, if the batch is selected by it.
     Raises UnexpectedChange if somebody edited the ledger, the pool, the test set or the encoder.
     """
     from al_pipeline.workspace.fingerprint import write_engine
@@ -78,7 +83,8 @@ def close(
     dvc.add(layout.events, layout.pool, layout.test)  # even if unchanged: the cache may have been lost
     write_engine(layout.engine, device, plugins)
     write_json(layout.asked_at_random, {"items": drawn_at_random(plans)})
-    write_json(layout.overrides, {"round": selects_for, **overrides, **_brought_along(interventions, asked, kept)})
+    along = {**_brought_along(interventions, asked, kept), **({} if cost is None else {"cost": asdict(cost)})}
+    write_json(layout.overrides, {"round": selects_for, **overrides, **along})
     for path in consumed:
         path.unlink(missing_ok=True)
     layout.closing.unlink(missing_ok=True)

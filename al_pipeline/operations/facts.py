@@ -21,6 +21,7 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.operations import build
 from al_pipeline.operations.checkout import check_tags, put_back_converted
 from al_pipeline.operations.close import check_sources, foreign_edits, is_closed, pull_missing_sources, refuse_edits
+from al_pipeline.operations.costs import budget_reached, room_in_budget
 from al_pipeline.operations.history import History, read_history
 from al_pipeline.operations.overlap import more_answers
 from al_pipeline.params import load_overrides
@@ -99,6 +100,8 @@ def facts_at(workspace: Workspace, git: Git, history: History, now: datetime) ->
         settled=settled,
         new_labels=new_labels,
         asked_again=len(more),
+        budget=budget_reached(layout, params.budget),
+        room=room_in_budget(layout, params.budget),
         age_days=max(0.0, (now - opened).total_seconds() / 86_400),
     )
 

@@ -158,7 +158,10 @@ def labels_saved_by(history: History, number: int | None) -> Saved | None:
     rounds = [record for record in history.rounds if number is None or record.round <= number]
     rounds = same_classes(rounds)
     scores = [(record.counts.labelled, record.metrics.macro_f1.value) for record in rounds]
-    return labels_saved(scores, rounds[-1].control if rounds else None)
+    if not rounds:
+        return None
+    newest, seconds = rounds[-1], [None if one.cost is None else one.cost.pool_seconds for one in rounds]
+    return labels_saved(scores, newest.control, seconds, None if newest.cost is None else newest.cost.random_seconds)
 
 
 def same_classes(rounds: Sequence[RoundRecord]) -> list[RoundRecord]:

@@ -19,9 +19,19 @@ from al_pipeline.errors import AlError, BadInput, ExternalServiceError, NothingT
 from al_pipeline.files import write_bytes
 from al_pipeline.logs import get_logger
 from al_pipeline.notifications import outbox as boxes
-from al_pipeline.notifications.messages import Answer, Message, held, needs_person, published, round_full, wanted
+from al_pipeline.notifications.messages import (
+    Answer,
+    Message,
+    budget_nearly_spent,
+    held,
+    needs_person,
+    published,
+    round_full,
+    wanted,
+)
 from al_pipeline.notifications.outbox import Outbox
 from al_pipeline.notifications.silence import silent_annotators
+from al_pipeline.operations.costs import budget_uses
 from al_pipeline.operations.facts import opened_at
 from al_pipeline.operations.steps.context import Context
 from al_pipeline.operations.steps.notes import recall
@@ -37,9 +47,6 @@ _logger = get_logger(__name__)
 
 _MOST_SERVICES = 50
 _LONGEST_ADDRESS = 2000
-
-SOURCES: tuple[Callable[[Context, Facts], Iterable[Message]], ...] = ()
-"""What else there is to tell at the end of a tick that went well."""
 
 
 @contextmanager
@@ -95,6 +102,22 @@ def _found(context: Context, facts: Facts, box: Outbox) -> Iterator[Message]:
         yield from _silent(context, facts.planned)
     for source in SOURCES:
         yield from source(context, facts)
+
+
+def _budget(context: Context, facts: Facts) -> Iterator[Message]:
+    budget = context.workspace.params.budget
+    if "budget_nearly_spent" not in context.workspace.params.notify.events or not budget.is_set:
+        return
+    from al_pipeline.costs.budget import NEARLY, amount  # few workspaces have a budget
+
+    for one in budget_uses(context.layout, budget):
+        share = 1.0 if one.what in facts.budget else one.share
+        if share >= NEARLY and one.spent is not None:
+            yield budget_nearly_spent(one.what, amount(one.what, one.spent), amount(one.what, one.limit), share)
+
+
+SOURCES: tuple[Callable[[Context, Facts], Iterable[Message]], ...] = (_budget,)
+"""What else there is to tell at the end of a tick that went well."""
 
 
 def _silent(context: Context, planned: int) -> Iterator[Message]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from al_pipeline.annotation.active_events import schemas_of
 from al_pipeline.annotation.confidence import rule_for
@@ -25,6 +25,7 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.logs import get_logger
 from al_pipeline.operations.checkout import ROUND_TAGS
 from al_pipeline.operations.close import foreign_edits, refuse_edits
+from al_pipeline.operations.costs import cost_of_round, outlook
 from al_pipeline.operations.history import History, events_known, read_plans
 from al_pipeline.operations.planning import plan_tasks
 from al_pipeline.operations.plugins import plugin_files
@@ -111,12 +112,14 @@ def decide_and_plan(
         control=None if control is None else Control.from_row(control),
         running=_running(layout, labeled, git, history, params, number),
         review=_review(layout, params),
+        cost=None if number is None else cost_of_round(layout, read_object(layout.asked_at_random).get("items") or ()),
         interventions=facts.interventions,
     )
     if number is not None:
         assert facts.answers is not None
         decision = _held(_decide(layout, git, history, params), history.holding)
         record = RoundRecord(**asdict(record), decision=decision, answers=facts.answers)
+        record = replace(record, outlook=outlook(history.rounds, record, params))
     checked = type(record).from_row(record.to_json())
     write_json(layout.genesis if number is None else layout.record(number), checked.to_json())
 

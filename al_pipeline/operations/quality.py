@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from al_pipeline.annotation.active_events import active, corrected_items
-from al_pipeline.annotation.answers import IMPORT, answers_of, by_item, votes_of
+from al_pipeline.annotation.active_events import active
 from al_pipeline.annotation.gold import GOLD, answers_to_gold, gold_items, right_and_all
 from al_pipeline.data.ledger import read_events
 from al_pipeline.errors import NothingToDo
 from al_pipeline.integrations.git import Git
+from al_pipeline.operations.answers import answers_given
 from al_pipeline.operations.close import refuse_changed
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_plans
-from al_pipeline.quality.answers import Given
 from al_pipeline.quality.assessment import Quality, assess
 from al_pipeline.records import Event, round_name
 from al_pipeline.workspace.workspace import Workspace
@@ -52,22 +51,3 @@ def quality_of(
 def gold_keys_of(git: Git, revision: str = "HEAD") -> frozenset[str]:
     """The push keys of the tasks that asked gold."""
     return frozenset(key for key, task in read_plans(git, revision).items() if task.strategy == GOLD)
-
-
-def answers_given(counted: Sequence[Event]) -> Iterator[tuple[Given, bool]]:
-    """The vote of each annotator on each item, and whether the model's guess was shown.
-
-    Left out are imports, adjudications and gold labels, which are no annotator's work, and items whose text was
-    corrected.
-    """
-    outdated = corrected_items(counted)
-    for item, about in by_item(counted).items():
-        if item in outdated:
-            continue
-        own = {key: one for key, one in answers_of(about).items() if one.annotator != IMPORT and not one.binding}
-        times = {event.annotation_key: event.lead_time for event in about if event.lead_time is not None}
-        key_of = {one.order: key for key, one in own.items()}
-        for vote in votes_of(own.values()):
-            seconds = times.get(key_of[vote.order])
-            given = Given(item, vote.annotator, vote.label, vote.round, None if seconds is None else float(seconds))
-            yield given, about[vote.order].prelabel_shown and vote.label is not None

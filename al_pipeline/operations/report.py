@@ -81,6 +81,8 @@ def report_data(workspace: Workspace, number: int | None = None) -> ReportData:
         confidence=record.params.evaluate.confidence,
         running=record.running,
         saved=labels_saved_by(history, record.round),
+        cost=record.cost,
+        outlook=record.outlook,
         asked_because=_asked_because(history, record.round),
         links=task_pages(workspace, record.round),
     )
@@ -95,16 +97,19 @@ def _with_answers(
     ledger = read_events(workspace.layout.events)
     known = active(ledger[: events_known(record, ledger)])
     waiting, latest = 0, history.rounds[-1].round
+    budget: tuple[str, ...] = ()
     next_step = f"This is history; the latest round is {latest}."
     if record.round == latest:
         now = status(workspace, ask=False)
         waiting, next_step = now.tasks - now.settled, now.next
+        budget = tuple(one.sentence for one in now.budget)
     return replace(
         report,
         asked=asked_items(workspace, record, plan, known),
         answers=count_answers(record, plan, known, ledger, waiting),
         quality=quality_of(known, record.params.schema_.labels, None, gold_keys_of(git, revision)),
         next_step=next_step,
+        budget=budget,
     )
 
 

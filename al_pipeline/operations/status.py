@@ -19,12 +19,13 @@ from al_pipeline.files import read_object
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.prefect_settings import client_settings
 from al_pipeline.operations.connect import project_page, review_page, stored_project
+from al_pipeline.operations.costs import budget_uses
 from al_pipeline.operations.facts import closing_rule, read_facts
 from al_pipeline.operations.history import History, labels_saved_by, read_history, same_classes
 from al_pipeline.operations.schema import schema_problem
 from al_pipeline.records import is_of_review, round_name
 from al_pipeline.reporting.view_model import PoolCounts, RoundRow
-from al_pipeline.rounds.manifests import Counts, NextBatch, Record
+from al_pipeline.rounds.manifests import Cost, Counts, NextBatch, Outlook, Record
 from al_pipeline.rounds.state_machine import Facts, State, Wait, close_reason, next_step, state, waiting_for
 from al_pipeline.sanitize import redact
 from al_pipeline.workspace.layout import Layout
@@ -36,6 +37,18 @@ if TYPE_CHECKING:
     from al_pipeline.operations.gold_figures import GoldStatus
     from al_pipeline.operations.ingestion.source_states import SourceNews
     from al_pipeline.operations.review_figures import Review
+
+
+class BudgetUse(Struct, frozen=True):
+    """One limit of the budget."""
+
+    what: str
+    """labels, hours or money."""
+    spent: float | None
+    """None if it is not known, since no answer has a time."""
+    limit: float
+    left: float | None
+    sentence: str
 
 
 class Status(Struct, frozen=True, kw_only=True):
@@ -83,6 +96,12 @@ class Status(Struct, frozen=True, kw_only=True):
     """The version of the test labels that `metrics` are of."""
     running: Running | None
     saved: Saved | None
+    cost: Cost | None
+    """What people's answers had cost when the newest round closed."""
+    budget: tuple[BudgetUse, ...]
+    """The limits of the budget, with what is spent now."""
+    outlook: Outlook | None
+    """What a further round is expected to bring."""
     asked_by: NextBatch | None
     project_id: int | None
     label_studio_url: str | None
@@ -105,6 +124,9 @@ class Status(Struct, frozen=True, kw_only=True):
             "sources": [{**asdict(one), "since": one.since.isoformat()} for one in self.sources],
             "metrics": {name: metrics.figure(name).value for name in FIGURES} if metrics else {},
             "running": self.running and self.running.to_row(),
+            "cost": self.cost and self.cost.to_row(),
+            "budget": [asdict(one) for one in self.budget],
+            "outlook": self.outlook and {**self.outlook.to_row(), "sentence": self.outlook.sentence()},
             "saved": saved and {**asdict(saved), "sentence": saved.sentence()},
             "asked_by": self.asked_by and self.asked_by.to_row(),
             "review": self.review and self.review.to_json(),
@@ -152,6 +174,9 @@ def status(workspace: Workspace, *, ask: bool = True) -> Status:
         test_version=test_version(history.rounds[-1]) if history.rounds else "",
         running=latest.running if latest else None,
         saved=labels_saved_by(history, None),
+        cost=latest.cost if latest else None,
+        budget=budget_now(workspace),
+        outlook=latest.outlook if latest else None,
         asked_by=latest.next_batch if latest else None,
         project_id=None if project is None else project.project_id,
         label_studio_url=workspace.credentials().get("url"),
@@ -163,6 +188,12 @@ def status(workspace: Workspace, *, ask: bool = True) -> Status:
         gold=_gold(workspace),
         busy=holder(layout.lock) or None,
     )
+
+
+def budget_now(workspace: Workspace) -> tuple[BudgetUse, ...]:
+    """The limits of the budget, with what is spent of them, the answers in the inbox included."""
+    found = budget_uses(workspace.layout, workspace.params.budget)
+    return tuple(BudgetUse(one.what, one.spent, one.limit, one.left, one.sentence()) for one in found)
 
 
 def pool_counts(counts: Counts) -> PoolCounts:

@@ -13,11 +13,10 @@ import numpy as np
 from msgspec import Struct
 
 from al_pipeline.annotation.vote_arrays import Flags, Floats, Indices, VoteArrays
+from al_pipeline.costs.answer_times import capped
 
 SKIP = -1
 """The class of a skip, and the consensus of others where they have none."""
-IDLE = 10.0
-"""An answer counts for at most this many times the median of all answers and skips: the rest of its time was idle."""
 
 _BLOCK = 4_000_000
 """Number of cells of a dense table in memory at a time."""
@@ -86,21 +85,12 @@ def to_votes(given: Iterable[Given], classes: Sequence[str]) -> Votes:
     table = np.array(
         [(item_of[row.item], number_of[row.annotator], class_of[row.label], row.round) for row in rows], np.int64
     ).reshape(-1, 4)
-    seconds, cap = _capped(np.array([np.nan if row.seconds is None else row.seconds for row in rows], np.float64))
+    seconds, cap = capped(np.array([np.nan if row.seconds is None else row.seconds for row in rows], np.float64))
     order = np.lexsort((table[:, 1], table[:, 0]))
     item, annotator, label, round_ = table[order].T
     if np.any((np.diff(item) == 0) & (np.diff(annotator) == 0)):
         raise ValueError("an annotator has two answers to one item")
     return Votes(item, annotator, label, round_, seconds[order], names, labels, cap)
-
-
-def _capped(seconds: Floats) -> tuple[Floats, float | None]:
-    """The times without those that are no times, at most IDLE times their median; and that cap."""
-    seconds = np.where(np.isfinite(seconds) & (seconds > 0), seconds, np.nan)
-    if np.isnan(seconds).all():
-        return seconds, None
-    cap = IDLE * float(np.nanmedian(seconds))
-    return np.minimum(seconds, cap), cap
 
 
 class Profiles(NamedTuple):

@@ -73,6 +73,7 @@ def render(report: ReportData) -> str:
         pool=_pool(report.pool),
         comparison=_comparison(curve, report.baseline),
         running=_running(report.running),
+        costs=_costs(report),
         quality=quality_section(report.quality),
         mistakes_in_all=mistakes_in_all(report.metrics),
         refused=sorted(report.answers.refused.items(), key=lambda pair: (-pair[1], pair[0])),
@@ -202,6 +203,22 @@ def _comparison(curve: Sequence[CurvePoint], baseline: Sequence[CurvePoint]) -> 
     if mine.value < other.low:
         return text + ": below that range."
     return text + ": inside that range, so no clear gain."
+
+
+def _costs(report: ReportData) -> list[str]:
+    """What the answers have cost, what the budget leaves, and what a further round is expected to bring."""
+    lines, cost = [], report.cost
+    if cost is not None and cost.seconds is not None and cost.answers:
+        lines.append(
+            f"{count(cost.answers, 'answer')} took {cost.seconds / 3600:.1f} hours, "
+            f"{cost.seconds / cost.answers:.1f} seconds each."
+        )
+        if cost.timed < cost.answers:
+            lines.append(f"Only {thousands(cost.timed)} of them have a time; the others count as the mean of these.")
+    lines += [f"Budget: {line}." for line in report.budget]
+    if report.outlook is not None:
+        lines.append(f"Forecast: {report.outlook.sentence()}.")
+    return lines
 
 
 def _running(running: Running | None) -> list[dict[str, Any]]:

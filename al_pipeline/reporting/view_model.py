@@ -14,7 +14,7 @@ from al_pipeline.evaluation.online import Saved
 if TYPE_CHECKING:
     from al_pipeline.quality.assessment import Quality
     from al_pipeline.reporting.charts import CurvePoint
-    from al_pipeline.rounds.manifests import Histogram
+    from al_pipeline.rounds.manifests import Cost, Histogram, Outlook
 
 
 class RoundRow(Struct, frozen=True):
@@ -163,6 +163,10 @@ class ReportData(Struct, frozen=True, kw_only=True):
     confidence: float = 0.95
     running: Running | None = None
     saved: Saved | None = None
+    cost: Cost | None = None
+    budget: tuple[str, ...] = ()
+    """The limits of the budget with what is spent now, in words; only in the report of the newest round."""
+    outlook: Outlook | None = None
     quality: Quality | None = None
     reviewed: tuple[str, ...] = ()
     """What reviewers found, in sentences; empty before the first review."""

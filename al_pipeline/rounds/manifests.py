@@ -23,6 +23,7 @@ from al_pipeline.evaluation.figures import (
     Number,
     Part,
     Running,
+    Share,
     Text,
     Texts,
 )
@@ -35,6 +36,7 @@ ID_CHARACTERS = 200
 _P = TypeVar("_P", bound=Part)
 _RoundNumber = Annotated[int, Meta(ge=0, le=MAX_ROUND)]
 _Moment = Annotated[float, Meta(ge=0, le=2e11)]
+_Seconds = Annotated[float, Meta(ge=0, le=1e15)]
 _Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
@@ -147,6 +149,44 @@ class Reviewed(Part, frozen=True, kw_only=True):
     """Of `rulings`, those on test items."""
 
 
+class Cost(Part, frozen=True, kw_only=True):
+    """What people's answers have cost up to a round; times are capped. Seconds are None without any time."""
+
+    labels: Count
+    """Answers with a label, of all annotators, to pool and test set."""
+    answers: Count
+    """The same and skips; `timed` of them have a time."""
+    timed: Count
+    seconds: _Seconds | None = None
+    pool_seconds: _Seconds | None = None
+    """Of `seconds`, those of answers to items of the pool."""
+    random_seconds: _Seconds | None = None
+    """Mean seconds, of all annotators together, that a randomly drawn item of the pool took."""
+
+
+class Outlook(Part, frozen=True, kw_only=True):
+    """What a further round is expected to bring, by the learning curve of the published rounds."""
+
+    metric: Text
+    labels: Count
+    """The number of labels after it."""
+    now: Share
+    value: Share
+    low: Share
+    high: Share
+    rounds: Count
+    """Number of rounds that the curve has."""
+    confidence: Share
+
+    def sentence(self) -> str:
+        """The forecast in words."""
+        value, low, high = (end - self.now for end in (self.value, self.low, self.high))
+        return (
+            f"a further round, to {self.labels:,} labels, is expected to change {self.metric} by {value:+.3f} "
+            f"({self.confidence:.0%} interval {low:+.3f} to {high:+.3f}), to {self.value:.3f}"
+        )
+
+
 class Record(Part, frozen=True, kw_only=True):
     """What was built and published in one commit. The first build, made before any annotation, has no round number."""
 
@@ -178,6 +218,9 @@ class Record(Part, frozen=True, kw_only=True):
     next_batch: NextBatch | None = None
     review: Reviewed | None = None
     """None before the first review; the record then has no such key."""
+    cost: Cost | None = None
+    outlook: Outlook | None = None
+    """Without `cost` or `outlook` the record has no such key either."""
     interventions: tuple[Intervention, ...] = ()
     """The interventions about labels that this round carried out."""
 
@@ -188,7 +231,8 @@ class Record(Part, frozen=True, kw_only=True):
     def to_json(self) -> dict[str, Any]:
         """This record as the JSON object that is written, with unset defaults."""
         row = {**super().to_json(), "interventions": [one.to_row() for one in self.interventions]}
-        return row if self.review is not None else {name: value for name, value in row.items() if name != "review"}
+        later = {name for name in ("review", "cost", "outlook") if getattr(self, name) is None}
+        return {name: value for name, value in row.items() if name not in later}
 
 
 class RoundRecord(Record, frozen=True, kw_only=True):

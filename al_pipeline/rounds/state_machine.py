@@ -70,6 +70,10 @@ class Facts(Struct, frozen=True):
     """Number of labels that the user supplied, if round 0 can be built from them alone."""
     new_labels: int = 0
     """Number of items with an answer in the inbox."""
+    budget: str = ""
+    """Which limits of the budget are reached, as a sentence; empty if none is: nothing new is asked past it."""
+    room: int | None = None
+    """How many more answers the budget has room for; None without a budget."""
     age_days: float = 0.0
     """Days since the round opened."""
     close_requested: bool = False
@@ -114,7 +118,7 @@ def next_step(facts: Facts, rule: Closing) -> Step | Wait:
     if facts.brought:
         return Step.CLOSE
     for step in (Step.CONNECT, Step.RETIRE, Step.PUSH, Step.PULL, Step.INGEST):
-        if step not in facts.done:
+        if step not in facts.done and not (step is Step.PUSH and facts.budget):
             return step
     if close_reason(facts, rule) is None:
         return Wait(waiting_for(facts, rule))
@@ -131,6 +135,8 @@ def close_reason(facts: Facts, rule: Closing) -> str | None:
         return f"{facts.new_labels} late answers came in" if facts.new_labels else None
     if facts.settled >= needed(facts.tasks, rule.quorum):
         return f"{facts.settled} of {facts.tasks} tasks are settled"
+    if facts.budget and facts.new_labels >= max(rule.min_labels, 1):
+        return f"{facts.budget}, and {facts.settled} of {facts.tasks} tasks are settled"
     if facts.close_requested and facts.new_labels:
         return f"asked to, with {facts.settled} of {facts.tasks} tasks settled"
     if facts.age_days >= rule.deadline_days and facts.new_labels >= max(rule.min_labels, 1):
@@ -142,9 +148,13 @@ def waiting_for(facts: Facts, rule: Closing) -> str:
     """What an open round waits for, in words."""
     if facts.tasks == 0:
         return "every item in the pool is labelled or ignored; `al ingest FILE` adds new ones"
+    if facts.budget:
+        return f"{facts.budget}, so nothing new is asked; a higher `budget` in params.yaml goes on"
     missing = needed(facts.tasks, rule.quorum) - facts.settled
     again = f" ({facts.asked_again} by another person)" if facts.asked_again else ""
     text = f"{missing} more of {facts.tasks} tasks to be answered in Label Studio{again}"
+    if facts.room is not None and facts.room < missing:
+        text = f"{text} (the budget has room for {facts.room:,} more answers)"
     if facts.age_days >= rule.deadline_days:
         return f"{text}; the deadline has passed, but there are only {facts.new_labels} of {rule.min_labels} new labels"
     return f"{text}, or {rule.deadline_days - facts.age_days:.1f} days"

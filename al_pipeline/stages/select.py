@@ -13,12 +13,13 @@ from al_pipeline.active_learning.acquisition import ACQUISITION
 from al_pipeline.active_learning.batch import VectorsOf, next_batch
 from al_pipeline.active_learning.choice import QueryConfig
 from al_pipeline.active_learning.shortlist import Shortlist
+from al_pipeline.costs.seconds import predict
 from al_pipeline.data.outputs import read_labeled, read_scores, read_unresolved, write_queries
 from al_pipeline.data.pool import OpenIds, fetch, hashes_of
 from al_pipeline.features.vectors import Vectors, open_vectors
 from al_pipeline.files import read_json, write_json
 from al_pipeline.models.loading import load_model, vectors_for
-from al_pipeline.params import load_overrides, load_params, plugins_of
+from al_pipeline.params import AnswerCost, load_overrides, load_params, plugins_of
 from al_pipeline.records import Query
 from al_pipeline.stages import open_terms, stage, use_plugin_of, use_plugins
 from al_pipeline.workspace.fingerprint import check_engine
@@ -52,13 +53,16 @@ def main(layout: Layout) -> None:
     )
     room = max(0, select.batch_size - len(chosen.kept), min(len(again), select.batch_size))
     vectors = open_vectors(layout.encoder, layout.features, params.features, device)
+    scored, paid = Shortlist(*read_scores(layout.scores)), chosen.cost is not None and select.cost == "seconds"
+    if chosen.cost is not None and paid:
+        scored = _per_second(layout, chosen.cost, scored, params.schema_.labels)
     queries, choice = next_batch(
         QueryConfig(
             params.seed, chosen.size or params.round.seed_size, **msgspec.structs.asdict(select) | {"batch_size": room}
         ),
         chosen.round,
         OpenIds([layout.pool], closed),
-        Shortlist(*read_scores(layout.scores)),
+        scored,
         labeled,
         params.schema_.labels,
         None if vectors is None else _vectors_of(layout, vectors),
@@ -66,8 +70,17 @@ def main(layout: Layout) -> None:
         first=[*tied, *_most_uncertain_first(layout, vectors, device, again)],
         requested=chosen.ask,
     )
+    if paid:
+        choice = choice._replace(reason=f"{choice.reason}; scores count per second that an answer is expected to take")
     write_queries(layout.queries, _forecast(layout, vectors, device, queries, params.labels.uses_model))
     write_json(layout.choice, {"named": select.strategy, **choice._asdict()})
+
+
+def _per_second(layout: Layout, cost: AnswerCost, scored: Shortlist, classes: Sequence[str]) -> Shortlist:
+    """The shortlist with its scores per expected second."""
+    found = fetch([layout.pool], scored.ids)
+    characters = np.array([len(found[item_id].text) for item_id in scored.ids], dtype=np.float64)
+    return scored.per_second(predict(cost, characters, scored.proba, classes))
 
 
 def _vectors_of(layout: Layout, vectors: Vectors) -> VectorsOf:

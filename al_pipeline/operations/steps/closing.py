@@ -17,6 +17,7 @@ from al_pipeline.files import write_text
 from al_pipeline.integrations.git import Git
 from al_pipeline.logs import get_logger
 from al_pipeline.operations.close import carry_out, close, override
+from al_pipeline.operations.costs import answer_cost
 from al_pipeline.operations.facts import closing_rule, facts_at
 from al_pipeline.operations.history import History, read_plan, rounds_of
 from al_pipeline.operations.intervene import check_snapshot
@@ -84,6 +85,7 @@ def close_round(context: Context, facts: Facts) -> None:
         device,
         plugins,
         keep_forecasts=params.labels.uses_model,
+        cost=answer_cost(layout) if params.select.cost == "seconds" else None,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from msgspec.structs import asdict
 
 from al_pipeline.annotation.active_events import superseded
+from al_pipeline.annotation.tasks import standing
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.pool import columns_of, fetch
 from al_pipeline.errors import UnexpectedChange, WrongProject
@@ -16,6 +17,7 @@ from al_pipeline.files import write_json
 from al_pipeline.integrations.oracle import ProjectRef
 from al_pipeline.operations.checkout import bring_in_line
 from al_pipeline.operations.connect import ensure_project, stored_project
+from al_pipeline.operations.costs import room_in_budget
 from al_pipeline.operations.facts import opened_at
 from al_pipeline.operations.overlap import ask_again, more_answers, overlap_of
 from al_pipeline.operations.pull import PullRequest, pull
@@ -68,11 +70,15 @@ def retire_tasks(context: Context, facts: Facts) -> None:
 
 
 def push_plan(context: Context, facts: Facts) -> None:
-    """Push every task of the round's plan to Label Studio's queue, except those whose text was corrected since."""
+    """Push every task of the round's plan to Label Studio's queue that the budget has room for.
+
+    Those whose text was corrected since are left out.
+    """
     assert facts.planned is not None
     oracle, project = context.project
     corrected = _corrected(context)
     plan = [task for task in context.history.open_tasks() if task.item_id not in corrected]
+    plan = _affordable(context, plan)
     landmark = _landmark(context, facts.planned, project)
     pushed = push(oracle, project, plan, partial(shown_tasks, context.workspace), landmark=landmark)
     context.outcome.changed |= pushed.sent > 0
@@ -116,7 +122,7 @@ def _ask_again(context: Context) -> None:
     layout, params = context.layout, context.workspace.params
     oracle, project = context.project
     tasks = context.history.open_tasks()
-    more = more_answers(layout, params, tasks)
+    more = {} if room_in_budget(layout, params.budget) == 0 else more_answers(layout, params, tasks)
     events = read_events(layout.events, layout.inbox_events)
     raised, withdrawn = ask_again(oracle, project, tasks, context.states, more, events, overlap_of(params))
     if raised:
@@ -166,6 +172,20 @@ def shown_tasks(workspace: Workspace, plan: Sequence[PlannedTask]) -> list[Task]
         fields = {name: shown_text(columns.get(name, "")) for name in params.schema_.fields}
         tasks.append(Task(planned, fields, guesses.get(planned.item_id)))
     return tasks
+
+
+def _affordable(context: Context, plan: Sequence[PlannedTask]) -> list[PlannedTask]:
+    """The tasks that are settled, and as many others as the budget has room for, in their order."""
+    layout, params = context.layout, context.workspace.params
+    room = room_in_budget(layout, params.budget)
+    if room is None:
+        return list(plan)
+    from al_pipeline.costs.budget import affordable  # few workspaces have a budget
+
+    events, overlap = read_events(layout.events, layout.inbox_events), params.round.overlap
+    found = standing(plan, events, overlap, len(params.annotators) or None)
+    chosen = affordable([overlap if found[task.push_key] == "open" else 0 for task in plan], room)
+    return [task for task, yes in zip(plan, chosen, strict=True) if yes]
 
 
 def _corrected(context: Context) -> Mapping[str, Any]:
