@@ -120,6 +120,9 @@ def plugins_of(model: str | None = None, strategy: str | None = None) -> tuple[P
     return tuple(PluginName(kind, name) for kind, name, known in named if name is not None and name not in known)
 
 
+RuntimeName = Literal["torch", "onnx", "onnx-int8"]
+RUNTIMES = get_args(RuntimeName)
+"""What computes the encoder's vectors of a served model."""
 DeviceName = Literal["cpu", "cuda", "mps", "auto"]
 BatchSize = Annotated[int, Meta(ge=1, le=100_000)]
 """The number of items in a batch."""
@@ -398,6 +401,27 @@ NO_BUDGET = Budget(labels=0, hours=0.0, money=0.0, hourly_rate=0.0)
 """The budget of a workspace whose `params.yaml` is older than budgets: none."""
 
 
+class Serve(_Section, frozen=True, kw_only=True):
+    """How `al serve` answers requests. No round depends on it. Address and token are not parameters: see its help."""
+
+    runtime: RuntimeName
+    min_confidence: Annotated[float, Meta(ge=0, le=1)]
+    batch_texts: Annotated[int, Meta(ge=1, le=10_000)]
+    window_ms: Annotated[float, Meta(ge=0, le=1000)]
+    queue_texts: Annotated[int, Meta(ge=1, le=1_000_000)]
+    max_texts: Annotated[int, Meta(ge=1, le=1_000_000)]
+    max_bytes: Annotated[int, Meta(ge=1000, le=1_000_000_000)]
+    timeout_seconds: Annotated[float, Meta(gt=0, le=3600)]
+    versions: Annotated[int, Meta(ge=1, le=100)]
+
+
+SERVE = Serve(
+    runtime="torch", min_confidence=0.0, batch_texts=32, window_ms=2.0, queue_texts=2000, max_texts=1000,
+    max_bytes=2_000_000, timeout_seconds=30.0, versions=3,
+)  # fmt: skip
+"""How a workspace is served whose `params.yaml` is older than this section."""
+
+
 class Params(_Section, frozen=True, kw_only=True):
     """All of `params.yaml`."""
 
@@ -418,6 +442,7 @@ class Params(_Section, frozen=True, kw_only=True):
     quality: Quality = CHECKED
     notify: Notify = SILENT
     budget: Budget = NO_BUDGET
+    serve: Serve = SERVE
     annotators: list[_Name]
     reviewers: list[_Name] = msgspec.field(default_factory=list)
 
@@ -539,16 +564,13 @@ def _split_meanings(values: dict[str, Any], source: str) -> tuple[dict[str, Any]
     return {**values, "schema": {**schema, "labels": names}}, meanings
 
 
-_OF_NAMES = (("schema", "meanings"), ("train", "names"), ("select", "names"))
-
-
 def recorded(params: Params) -> dict[str, Any]:
     """The parameters as a round's record has them: names of classes, consensus and reviews only where they are used.
 
-    Whom a tick tells of what, and what may be spent, is no part of a round.
+    Whom a tick tells of what, what may be spent, and how the model is served, is no part of a round.
     """
     row: dict[str, Any] = msgspec.to_builtins(params)
-    del row["notify"], row["budget"]
+    del row["notify"], row["budget"], row["serve"]
     if params.select.cost == "items":
         del row["select"]["cost"]
     for section, key in (
@@ -595,6 +617,8 @@ def _contradictions(params: Params) -> Iterator[str]:
         )
     if params.budget.money and not params.budget.hourly_rate:
         yield "budget.money needs budget.hourly_rate: an hour of answering costs that much"
+    if params.serve.max_texts > params.serve.queue_texts:
+        yield "serve.max_texts must not be more than serve.queue_texts: a request has to fit into the queue"
     if unknown := sorted(set(select.guide) - set(params.schema_.labels)):
         yield f"select.guide names {unknown[0]!r}, which is not a class in schema.labels"
     if empty := next((name for name, texts in select.guide.items() if not texts), None):

@@ -62,10 +62,11 @@ MAY_IMPORT = {
     ),
     # callers
     "flows": ("evaluation", "integrations", "operations", "rounds", "servers", "workspace"),
+    "serving": ("data", "evaluation", "features", "integrations", "models", "operations", "workspace"),
     "frames": ("data", "evaluation", "integrations", "operations", "workspace"),
     "cli": (
-        "data", "evaluation", "flows", "notifications", "operations", "quality", "rounds", "servers", "simulation",
-        "workspace",
+        "data", "evaluation", "flows", "notifications", "operations", "quality", "rounds", "servers", "serving",
+        "simulation", "workspace",
     ),
 }  # fmt: skip
 """The layers, lowest first: each folder, and the folders that it imports. An arrow that nothing needs fails too."""
@@ -90,6 +91,12 @@ ONLY = {
     "subprocess": ("integrations", "servers"),
     "httpx": ("integrations.label_studio", "servers", "flows"),  # Prefect's client raises its errors
     "apprise": ("integrations.apprise_process",),
+    "fastapi": ("serving.app",),
+    "starlette": ("serving.app",),
+    "uvicorn": ("serving.server",),
+    "prometheus_client": ("serving.metrics",),
+    "onnx": ("serving.onnx_graph", "serving.onnx_head", "serving.onnx_export"),
+    "onnxruntime": ("serving.onnx_encoder", "serving.exported"),
     "chardet": ("data.encodings",),
     "openpyxl": ("data.excel",),
     "typer": ("cli",),

@@ -28,6 +28,7 @@ from al_pipeline.cli import (
     review,
     rounds,
     schema,
+    serve,
     servers,
     simulate,
     streams,
@@ -125,6 +126,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     _MODEL: {
         "simulate": simulate.simulate,
         "predict": data.predict,
+        "serve": serve.serve,
         "approve": interventions.approve,
         "check-plugin": workspace.check_plugin,
     },

@@ -185,26 +185,53 @@ def _write_lines(lines: Iterable[str], form: str, out: Path) -> int:
 
 
 def export(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Output file; for `datasets`, a folder.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="Output file; a folder for `datasets`; a folder or .zip for a model."),
+    ],
     output_format: Annotated[
         str | None,
-        typer.Option("--format", metavar="csv|jsonl|parquet|datasets", help="Default: by the extension of --out."),
+        typer.Option(
+            "--format",
+            metavar="csv|jsonl|parquet|datasets|onnx|onnx-int8",
+            help="Default: by the extension of --out. The last two export the model, not the labels.",
+        ),
     ] = None,
-    number: Annotated[str | None, typer.Option("--round", help="Labels as of this round. Default: the latest.")] = None,
+    number: Annotated[
+        str | None,
+        typer.Option("--round", help="Labels or model of this round. Default: the latest labels, the promoted model."),
+    ] = None,
     test: Annotated[
         bool, typer.Option("--test", help="Include the labels of the test set, and a column `part`.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing output.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Export the published labels: item, text, label, annotators, agreement, round. `datasets` is for Hugging Face."""
+    """Export the published labels: item, text, label, annotators, agreement, round. `datasets` is for Hugging Face.
+
+    `onnx` and `onnx-int8` export the model instead, with a model card and a program that needs no al-pipeline: one \
+graph from tokens and terms to calibrated probabilities, written only if it agrees with the original.
+    """
     from al_pipeline.operations.export import export as export_labels
     from al_pipeline.operations.history import round_number
 
     wanted = None if number is None else round_number(number)
+    if output_format in ("onnx", "onnx-int8"):
+        return _export_model(out, output_format, wanted, test, force, as_json)
     done = export_labels(current_workspace(), out, output_format, wanted, test=test, force=force)
     if done.waiting:
         warn(f"{done.waiting} interventions on labels are not in {done.round} yet; the next `al round` applies them")
     if as_json:
         return print_json(asdict(done))
     echo(f"{done.rows:,} labels of {done.round} written to {escape(done.out)}")
+
+
+def _export_model(out: Path, runtime: str, number: int | None, test: bool, force: bool, as_json: bool) -> None:
+    from al_pipeline.serving.onnx_export import export_onnx
+
+    if test:
+        raise UsageError("--test is for labels; leave it out with a model")
+    done = export_onnx(current_workspace(), out, number, runtime, force=force)
+    if as_json:
+        return print_json(asdict(done))
+    echo(f"The model of {done.round} was written to {escape(done.out)}: {done.agreement}")

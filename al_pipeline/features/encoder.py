@@ -425,25 +425,23 @@ class Encoder:
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, at most `max_tokens`; of a long text only the beginning is tokenized."""
-        tokens: list[list[int]] = [[] for _ in texts]
-        budget = self._max_tokens * _CHARACTERS_PER_TOKEN
-        todo = list(range(len(texts)))
-        while todo:
-            ends = [_cut(texts[row], budget) for row in todo]
-            found = self._tokenizer(
-                [_without_surrogates(texts[row][:end]) for row, end in zip(todo, ends, strict=True)],
+
+        def tokenize(some: list[str]) -> list[list[int]]:
+            found: list[list[int]] = self._tokenizer(
+                some,
                 truncation=True,
                 max_length=self._max_tokens,
                 return_attention_mask=False,
                 return_token_type_ids=False,
             )["input_ids"]
-            short = []
-            for row, end, ids in zip(todo, ends, found, strict=True):
-                tokens[row] = ids
-                if len(ids) < self._max_tokens and end < len(texts[row]):
-                    short.append(row)
-            todo, budget = short, budget * 4
-        return tokens
+            return found
+
+        return first_tokens(texts, self._max_tokens, tokenize)
+
+    def tokenizer_json(self) -> str | None:
+        """The tokenizer as the library `tokenizers` reads it; None if it is not one of that library's."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        return None if backend is None else str(backend.to_str())
 
     def padded_length(self, ids: Sequence[int]) -> int:
         """The length to which a text of these tokens is padded."""
@@ -579,6 +577,26 @@ def _check_folder(folder: Path) -> None:
             raise BadInput(f"{folder} contains {path.name}, which is not part of an encoder; remove it")
         if path.name in recorded and recorded[path.name] != sha256_file(path):
             raise BadInput(f"{path} has changed since it was installed (sha256); `dvc checkout {folder}` restores it")
+
+
+def first_tokens(texts: Sequence[str], limit: int, tokenize: Callable[[list[str]], list[list[int]]]) -> list[list[int]]:
+    """The first `limit` tokens of each text, which `tokenize` truncates to; of a long text it gets only the beginning.
+
+    Lone surrogates, which tokenizers reject, become question marks.
+    """
+    tokens: list[list[int]] = [[] for _ in texts]
+    budget = limit * _CHARACTERS_PER_TOKEN
+    todo = list(range(len(texts)))
+    while todo:
+        ends = [_cut(texts[row], budget) for row in todo]
+        found = tokenize([_without_surrogates(texts[row][:end]) for row, end in zip(todo, ends, strict=True)])
+        short = []
+        for row, end, ids in zip(todo, ends, found, strict=True):
+            tokens[row] = ids
+            if len(ids) < limit and end < len(texts[row]):
+                short.append(row)
+        todo, budget = short, budget * 4
+    return tokens
 
 
 def _cut(text: str, budget: int) -> int:

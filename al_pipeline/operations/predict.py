@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,8 @@ from al_pipeline.workspace.home import private_folder
 from al_pipeline.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
+    from al_pipeline.models.text_model import Classifier
+    from al_pipeline.operations.history import History
     from al_pipeline.params import Features
     from al_pipeline.rounds.manifests import RoundRecord
 
@@ -44,20 +46,69 @@ def model_folder(workspace: Workspace, number: int | None = None) -> tuple[int, 
     They are fetched once and verified by digest. Raises NothingToDo if the round is not published or none is promoted,
     RepositoryError if its model cannot be obtained.
     """
-    layout = workspace.layout
-    history = read_history(layout, Git(layout.root))
+    record = _record(read_history(workspace.layout, Git(workspace.layout.root)), number)
+    return record.round, _folder(workspace, record)
+
+
+def _record(history: History, number: int | None) -> RoundRecord:
+    """The record of a round, by default of the promoted one."""
     if number is None:
         if history.promoted is None:
             raise NothingToDo(
                 "no model is promoted yet; `al rounds` shows why, and `--round N` uses a round's own model"
             )
         number = int(history.promoted.removeprefix("round-"))
-    record = history.record(number)
-    folder = layout.private / "published" / round_name(number)
-    wanted = record.hashes["model"]
+    return history.record(number)
+
+
+def _folder(workspace: Workspace, record: RoundRecord) -> Path:
+    """The folder with the model and the encoder of a round, fetched if it is not whole."""
+    name, wanted = round_name(record.round), record.hashes["model"]
+    folder = workspace.layout.private / "published" / name
     if not _is_whole(folder, wanted):
-        _fetch(workspace, round_name(number), wanted, folder)
-    return number, folder
+        _fetch(workspace, name, wanted, folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """The model of a published round, loaded, and what its features are computed with."""
+
+    record: RoundRecord
+    folder: Path
+    """The folder with `model` and `encoder`, both as published."""
+    features: Features
+    device: str
+    """The device that computes the vectors, as `find_device` describes it."""
+    model: Classifier
+
+
+def open_model(workspace: Workspace, number: int | None = None, history: History | None = None) -> PublishedModel:
+    """Load the model of a round (default: the promoted one). `history`: None to read the workspace's.
+
+    Raises what `model_folder` raises, and BadInput if this engine cannot load it.
+    """
+    from al_pipeline.features.device import device_like
+    from al_pipeline.models.loading import load_model
+    from al_pipeline.operations.plugins import use_plugin_of
+    from al_pipeline.workspace.fingerprint import recorded_device
+
+    record = _record(history or read_history(workspace.layout, Git(workspace.layout.root)), number)
+    folder = _folder(workspace, record)
+    features, device = _features(record), device_like(recorded_device(record.engine.to_row()))
+    use_plugin_of(folder / "model", workspace.layout)
+    return PublishedModel(
+        record, folder, features, device, load_model(folder / "model", folder / "encoder", device=device)
+    )
+
+
+def check_encoder(published: PublishedModel, identity: str) -> None:
+    """Raise BadInput if a model was fitted on the vectors of an encoder with another identity."""
+    if published.model.encoder != identity:
+        raise BadInput(
+            f"the encoder of {round_name(published.record.round)} (by digest) is not the one that its model was "
+            f"fitted on; delete {published.folder}, and `al predict` fetches both again"
+        )
 
 
 def _is_whole(folder: Path, wanted: str) -> bool:
@@ -107,25 +158,15 @@ def predict(
 
     `texts` come in batches of (id, text) or (id, text, columns), so that a file of any size can be streamed.
     """
-    from al_pipeline.features.device import device_like
     from al_pipeline.features.vectors import open_vectors
-    from al_pipeline.models.loading import load_model, vectors_for
-    from al_pipeline.operations.plugins import use_plugin_of
+    from al_pipeline.models.loading import vectors_for
     from al_pipeline.records import Item
-    from al_pipeline.workspace.fingerprint import recorded_device
 
-    number, folder = model_folder(workspace, number)
-    git = Git(workspace.layout.root)
-    record = read_history(workspace.layout, git).record(number)
-    features, device = _features(record), device_like(recorded_device(record.engine.to_row()))
-    use_plugin_of(folder / "model", workspace.layout)
-    model = load_model(folder / "model", folder / "encoder", device=device)
-    vectors = open_vectors(folder / "encoder", workspace.layout.features, features, device)
-    if vectors is not None and model.encoder != vectors.identity:
-        raise BadInput(
-            f"the encoder of {round_name(number)} (by digest) is not the one that its model was fitted on; delete "
-            f"{folder}, and `al predict` fetches both again"
-        )
+    published = open_model(workspace, number)
+    model, encoder = published.model, published.folder / "encoder"
+    vectors = open_vectors(encoder, workspace.layout.features, published.features, published.device)
+    if vectors is not None:
+        check_encoder(published, vectors.identity)
     for batch in texts:
         items = [Item(row[0], content_hash(row[1]), row[1]) for row in batch]
         if not items:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from functools import partial
 from operator import itemgetter
@@ -19,6 +20,8 @@ from al_pipeline.file_notes import FileNotes, mark_of
 from al_pipeline.files import sync, sync_names
 
 _md5 = partial(hashlib.md5, usedforsecurity=False)
+OBJECT = re.compile(r"[0-9a-f]{32}(\.dir)?\Z")
+"""A digest, which is the name of an object in the cache or a remote."""
 
 
 class Digests:
@@ -111,3 +114,21 @@ def listing_digest(listing: list[dict[str, str]]) -> str:
 def holds(data: bytes, digest: str) -> bool:
     """Whether `data` is the content of the object named `digest`."""
     return _md5(data).hexdigest() == digest.removesuffix(".dir")
+
+
+def parse_listing(data: bytes) -> dict[str, str]:
+    """The digest of each file of a folder, by its path below it. Raises ValueError for anything else.
+
+    `data`: the content of the object that lists them, which anybody who can write to a remote may have written.
+    """
+    found: dict[str, str] = {}
+    listing = json.loads(data)
+    for entry in listing if isinstance(listing, list) else [None]:
+        name = entry.get("relpath") if isinstance(entry, dict) else None
+        digest = entry.get("md5") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or not isinstance(digest, str) or not OBJECT.match(digest):
+            raise ValueError(f"not a listing of files: {entry!r}")
+        if not name.isprintable() or "\\" in name or {"", ".", ".."} & set(name.split("/")):
+            raise ValueError(f"a path outside the folder: {name!r}")
+        found[name] = digest
+    return found

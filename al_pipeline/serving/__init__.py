@@ -1,0 +1,1 @@
+"""The published models over HTTP, `al serve`."""

@@ -1,0 +1,64 @@
+"""What Prometheus reads from a server: requests, batches, the queue, and which model is served. No texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from al_pipeline.serving.versions import Served
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """The metrics of one server."""
+
+    def __init__(self, waiting: Callable[[], int]) -> None:
+        """`waiting` returns the number of texts in the queue."""
+        self._registry = CollectorRegistry()
+        own: dict[str, Any] = {"registry": self._registry}
+        self._requests = Counter("al_serve_requests", "Answered requests", ("route", "status"), **own)
+        self._seconds = Histogram(
+            "al_serve_request_seconds",
+            "Time from a request's first byte to its answer",
+            ("route",),
+            buckets=_SECONDS,
+            **own,
+        )
+        self._batches = Histogram("al_serve_batch_texts", "Texts computed together", buckets=_TEXTS, **own)
+        self._computing = Counter("al_serve_model_seconds", "Time in which the model computed", **own)
+        self._predicted = Counter("al_serve_predictions", "Predicted texts", ("round", "label"), **own)
+        self._promoted = Gauge("al_serve_round", "Number of the promoted round; -1 without one", **own)
+        self._swaps = Counter("al_serve_swaps", "Times that another model became the promoted one", **own)
+        self._promoted.set(-1)
+        Gauge("al_serve_queue_texts", "Texts that wait", **own).set_function(waiting)
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count a request."""
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def computed(self, model: Served, texts: int, seconds: float) -> None:
+        """Count a batch."""
+        self._batches.observe(texts)
+        self._computing.inc(seconds)
+
+    def predicted(self, model: Served, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Count predictions by class; those without a label count as `abstained`."""
+        for row in rows:
+            label = row["label"]
+            self._predicted.labels(model.name, "abstained" if label is None else label).inc()
+
+    def swapped(self, model: Served | None) -> None:
+        """Note which model is promoted."""
+        self._swaps.inc()
+        self._promoted.set(-1 if model is None else model.round)
+
+    def text(self) -> bytes:
+        """All metrics in Prometheus's format."""
+        return generate_latest(self._registry)

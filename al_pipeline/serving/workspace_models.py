@@ -1,0 +1,111 @@
+"""The models of a workspace's published rounds, loaded to be served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+from al_pipeline.features.encoder import encoder_identity
+from al_pipeline.file_notes import FileNotes
+from al_pipeline.integrations.git import Git
+from al_pipeline.models.text_model import Vectors
+from al_pipeline.operations.history import History, read_history
+from al_pipeline.operations.predict import PublishedModel, check_encoder, open_model
+from al_pipeline.records import round_name
+from al_pipeline.serving.versions import Served
+from al_pipeline.workspace.workspace import Workspace
+
+if TYPE_CHECKING:
+    from al_pipeline.features.encoder import Encoder
+
+TORCH = "torch"
+_TRIAL = "Is this text as good as any other to try a model?"
+
+Encode = Callable[[Sequence[str]], Vectors]
+
+
+class WorkspaceModels:
+    """The models of a workspace, computed by torch: the same probabilities as those of `al predict`, to the byte."""
+
+    runtime = TORCH
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self._git = Git(workspace.layout.root)
+        self._files: dict[bytes, Path] = {}
+        self._history: History | None = None
+        self._encoders: WeakValueDictionary[tuple[Any, ...], Encoder] = WeakValueDictionary()
+        self._notes = FileNotes()
+
+    def mark(self) -> Hashable:
+        """What HEAD names, from git's files; another value after each commit and checkout."""
+        head = self._file(b"HEAD").read_bytes()
+        name = head.removeprefix(b"ref: ").strip() if head.startswith(b"ref: ") else None
+        packed = [self._stamp(self._file(file)) for file in (b"packed-refs", b"reftable/tables.list")]
+        return head, name and self._content(self._file(name)), *packed
+
+    def promoted(self) -> tuple[int, str] | None:
+        """The promoted round and the digest of its model, by the newest commit."""
+        self._history = history = read_history(self.workspace.layout, Git(self.workspace.layout.root))
+        if history.promoted is None:
+            return None
+        record = history.record(int(history.promoted.removeprefix("round-")))
+        return record.round, record.hashes["model"]
+
+    def rounds(self) -> tuple[int, ...]:
+        """The published rounds."""
+        return () if self._history is None else tuple(record.round for record in self._history.rounds)
+
+    def load(self, number: int) -> Served:
+        """Load the model of a round, verified by digest, and predict a text with it."""
+        published = open_model(self.workspace, number, self._history)
+        encode, gains = self.encoder(published) if published.model.needs_vectors else (None, False)
+        return served(published, encode, self.runtime, gains or not published.model.needs_vectors)
+
+    def encoder(self, published: PublishedModel) -> tuple[Encode, bool]:
+        """What computes the vectors of texts for a model, and whether it is faster with many at once."""
+        from al_pipeline.features.encoder import Encoder
+
+        features, folder = published.features, published.folder / "encoder"
+        identity = encoder_identity(folder, features.max_tokens, self._notes)
+        check_encoder(published, identity)
+        key = (identity, features.max_tokens, features.precision, published.device)
+        encoder = self._encoders.get(key)
+        if encoder is None:
+            encoder = Encoder(folder, features.max_tokens, features.precision, device=published.device)
+            self._encoders[key] = encoder
+        return encoder.encode, True
+
+    def _file(self, name: bytes) -> Path:
+        """The path of one of git's files."""
+        if name not in self._files:
+            self._files[name] = self._git.path(name.decode("utf-8", "surrogateescape"))
+        return self._files[name]
+
+    @staticmethod
+    def _content(path: Path) -> bytes | None:
+        try:
+            return path.read_bytes()
+        except OSError:
+            return None
+
+    @staticmethod
+    def _stamp(path: Path) -> tuple[int, int, int] | None:
+        try:
+            found = path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def served(published: PublishedModel, encode: Encode | None, runtime: str, gains: bool) -> Served:
+    """A loaded model as it is served, after a trial. Raises what the trial raises."""
+    model, record = published.model, published.record
+
+    def predict_proba(texts: Sequence[str]) -> Any:
+        return model.predict_proba(texts, None if encode is None else encode(texts))
+
+    predict_proba([f"{_TRIAL} {round_name(record.round)}"])
+    return Served(record.round, record.hashes["model"], runtime, tuple(model.classes), predict_proba, gains)

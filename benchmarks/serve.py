@@ -1,0 +1,487 @@
+"""What serving costs: throughput and latency by runtime, swaps under load, and bad input.
+
+    python -m benchmarks.serve CORPORA [--seconds 10] [--swaps 100] [--fuzzed 10000]
+
+It writes benchmarks/results/serve.json. CORPORA is the folder of `benchmarks.corpora`; it reads the sentences of
+reviews. A workspace with published rounds of real labels is made; the head uses the packaged encoder and TF-IDF.
+
+- `speed`: texts a processor second, one by one, on one thread, the least of interleaved passes: transformers in
+  float32 as anybody would write it (`plain`), the runtimes `torch` (in float32), `onnx` and `onnx-int8`, and how far
+  they agree.
+- `http`: requests of one text to `al serve` (onnx-int8), to a FastAPI loop around `plain`, and to one around the same
+  converted model: throughput with 8 connections, and latencies with Poisson arrivals at half of it.
+- `swaps`: 200 clients, while the promoted model changes again and again: errors, answers of mixed models, delays.
+- `fuzz`: requests that are cut, changed and made up; every answer has a status and a sentence.
+
+The load comes from this machine, so on two processors the server has one of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from al_pipeline.files import write_jsonl
+from al_pipeline.integrations.simulated_oracle import SimulatedOracle
+from al_pipeline.operations.ingest import ingest
+from al_pipeline.operations.init import init
+from al_pipeline.operations.intervene import approve, dvc_for_intervention
+from al_pipeline.operations.predict import open_model
+from al_pipeline.operations.tick import tick
+from al_pipeline.serving.onnx_models import OnnxModels
+from al_pipeline.workspace.workspace import Workspace, open_workspace
+from benchmarks.corpora import read_reviews
+from benchmarks.record import record
+
+TOKEN = "a-token-of-the-benchmark"
+INT8 = "onnx-int8"
+_CLIENTS = 200
+_PASSES = 5
+_TEXTS = 60
+
+
+def main() -> None:
+    """Measure and record, or serve the plain loop (`--plain`)."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpora", type=Path)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement of a server")
+    parser.add_argument("--size", type=int, default=2000, help="texts in the pool and the test set")
+    parser.add_argument("--swaps", type=int, default=100)
+    parser.add_argument("--fuzzed", type=int, default=10_000)
+    parser.add_argument("--plain", choices=["torch", INT8], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.plain:
+        return _serve_plain(open_workspace(options.corpora), options.plain)
+    os.environ["AL_SERVE_TOKEN"] = TOKEN
+    with tempfile.TemporaryDirectory(prefix="al-benchmark-") as folder:
+        os.environ["AL_HOME"] = f"{folder}/home"
+        workspace, texts = _workspace(Path(folder), options.corpora, options.size)
+        _tell("measuring the runtimes")
+        figures: dict[str, Any] = {"speed": _speed(workspace, texts[:_TEXTS])}
+        _tell("measuring servers")
+        figures["http"] = _http(workspace, texts, options.seconds)
+        _tell("swapping models")
+        figures["swaps"] = _swaps(workspace, texts, options.swaps)
+        _tell("sending bad requests")
+        figures["fuzz"] = _fuzz(workspace, texts, options.fuzzed)
+    speed, http = figures["speed"], figures["http"]
+    figures["aims"] = {
+        "int8_over_plain_torch": round(speed[INT8]["per_second"] / speed["plain"]["per_second"], 2),
+        "int8_over_plain_torch_wanted": 2.5,
+        "p99_ms_at_half_load": http["al serve"]["half_load"]["p99_ms"],
+        "p99_ms_wanted": 20,
+        "requests_over_plain_loop": round(http["al serve"]["per_second"] / http["plain loop"]["per_second"], 2),
+        "errors_and_mixed_over_swaps": figures["swaps"]["errors"] + figures["swaps"]["mixed"],
+    }
+    _tell(json.dumps(figures, indent=1))
+    record("serve", figures)
+
+
+def _workspace(folder: Path, corpora: Path, size: int) -> tuple[Workspace, list[str]]:
+    """A workspace with two published rounds, and texts that are not in it."""
+    rows = list(dict.fromkeys(read_reviews(corpora)))
+    random.Random(7).shuffle(rows)
+    rows, others = rows[:size], rows[size:]
+    write_jsonl(folder / "pool.jsonl", ({"id": f"r{n:04d}", "text": text} for n, (text, _) in enumerate(rows)))
+    truth = {f"r{n:04d}": label for n, (_, label) in enumerate(rows)}
+    workspace = init(folder / "reviews", sorted(set(truth.values())), remote=str(folder / "remote"))
+    params, text = workspace.layout.params, workspace.layout.params.read_text(encoding="utf-8")
+    for name, value in (
+        ("test_size", size // 4),
+        ("seed_size", size // 10),
+        ("batch_size", size // 20),
+        ("test_tasks", size),
+        ("precision", "float32"),
+    ):
+        before = next(line for line in text.splitlines() if line.startswith(f"  {name}:"))
+        text = text.replace(before, f"  {name}: {value}")
+    params.write_text(text.replace("active: true", "active: false"), encoding="utf-8")
+    workspace = open_workspace(workspace.layout.root)
+    ingest(workspace, [folder / "pool.jsonl"])
+    oracle = SimulatedOracle()
+    for number in range(3):
+        _tell(f"round {number}")
+        tick(open_workspace(workspace.layout.root), lambda: oracle)
+        for key in oracle.queue("ann@example.org"):
+            oracle.answer(key, "ann@example.org", truth[key.rsplit(":", 1)[1]])
+    return open_workspace(workspace.layout.root), [text for text, _ in others]
+
+
+# Runtimes -----------------------------------------------------------------------------------------------------------
+Predict = Callable[[Sequence[str]], Any]
+
+
+def _plain(workspace: Workspace) -> Predict:
+    """The model as anybody would write it: transformers, one text at its own length, the mean, the head."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    published = open_model(workspace)
+    folder = str(published.folder / "encoder")
+    torch.set_num_threads(1)
+    tokenizer, encoder = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+
+    def predict(texts: Sequence[str]) -> Any:
+        with torch.inference_mode():
+            tokens = tokenizer(
+                list(texts),
+                truncation=True,
+                max_length=published.features.max_tokens,
+                padding=True,
+                return_tensors="pt",
+            )
+            states, mask = encoder(**tokens).last_hidden_state, tokens["attention_mask"].unsqueeze(-1)
+            vectors = torch.nn.functional.normalize((states * mask).sum(1), dim=1).numpy()
+        return published.model.predict_proba(texts, vectors)
+
+    return predict
+
+
+def _runtimes(workspace: Workspace) -> tuple[dict[str, Predict], dict[str, str]]:
+    """Every runtime on one thread, and how far the converted ones agree."""
+    from al_pipeline.features.encoder import Encoder
+    from al_pipeline.serving.onnx_encoder import OnnxEncoder, convert_encoder
+
+    published, agreements = open_model(workspace), {}
+    folder, features, model = published.folder / "encoder", published.features, published.model
+    encoder = Encoder(folder, features.max_tokens, "float32", threads=1)
+    found: dict[str, Predict] = {
+        "plain": _plain(workspace),
+        "torch": lambda texts: model.predict_proba(texts, encoder.encode(texts)),
+    }
+    for runtime in ("onnx", INT8):
+        place = convert_encoder(folder, features.max_tokens, runtime, workspace.layout.private / "onnx")
+        own = OnnxEncoder(place, threads=1)
+        agreements[runtime] = OnnxModels(workspace, runtime).agreement(published, own).sentence()
+        found[runtime] = lambda texts, own=own: model.predict_proba(texts, own.encode(texts))  # type: ignore[misc]
+    return found, agreements
+
+
+def _speed(workspace: Workspace, texts: Sequence[str]) -> dict[str, Any]:
+    runtimes, agreements = _runtimes(workspace)
+    for predict in runtimes.values():
+        predict(texts[:2])
+    least = dict.fromkeys(runtimes, float("inf"))
+    for _ in range(_PASSES):
+        for name, predict in runtimes.items():
+            some = texts if name != "torch" else texts[:10]  # it computes 512 tokens for any text
+            begin = time.process_time()
+            for text in some:
+                predict([text])
+            least[name] = min(least[name], (time.process_time() - begin) / len(some))
+    characters = sum(map(len, texts)) / len(texts)
+    found: dict[str, Any] = {"texts": len(texts), "mean_characters": round(characters, 1), "passes": _PASSES}
+    for name, seconds in least.items():
+        found[name] = {"per_second": round(1 / seconds, 1), "ms": round(seconds * 1000, 3)}
+        found[name] |= {"agreement": agreements[name]} if name in agreements else {}
+    return found
+
+
+# Servers ------------------------------------------------------------------------------------------------------------
+def _serve_plain(workspace: Workspace, runtime: str) -> None:
+    """The simplest server of the same model: FastAPI, a thread a request, no batches, no queue, no limits."""
+    import socket
+
+    import uvicorn
+    from fastapi import FastAPI
+
+    predict = _runtimes(workspace)[0]["plain" if runtime == "torch" else runtime]
+    app, classes = FastAPI(), open_model(workspace).model.classes
+
+    @app.post("/predict")
+    def answer(body: dict[str, Any]) -> dict[str, Any]:
+        (row,) = predict([body["text"]])
+        return {"predictions": [{"probabilities": dict(zip(classes, row.tolist(), strict=True))}]}
+
+    bound = socket.create_server(("127.0.0.1", 0))
+    sys.stdout.write(json.dumps({"url": f"http://127.0.0.1:{bound.getsockname()[1]}"}) + "\n}\n")
+    sys.stdout.flush()
+    uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="error")).run(sockets=[bound])
+
+
+@contextlib.contextmanager
+def _server(*command: str) -> Iterator[int]:
+    """A server process; its port."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line == "}\n":
+                break
+        url = next(line for line in lines if '"url"' in line).split('"url": "')[1].split('"')[0]
+        try:
+            yield int(url.rsplit(":", 1)[1])
+            if process.poll() is not None:
+                raise SystemExit(f"the server ended with {process.returncode}")
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _al_serve(workspace: Workspace) -> contextlib.AbstractContextManager[int]:
+    root = str(workspace.layout.root)
+    return _server("al_pipeline.cli.app", "-C", root, "serve", "--port", "0", "--runtime", INT8, "--json")
+
+
+class Client:
+    """One connection that is kept, with as little work as possible."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, request: bytes) -> tuple[int, bytes]:
+        """The status and the body of an answer."""
+        if self._streams is None:
+            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = self._streams
+        try:
+            writer.write(request)
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            length = int(head.split(b"content-length: ")[1].split(b"\r\n")[0])
+            body = await reader.readexactly(length)
+        except (OSError, asyncio.IncompleteReadError):
+            self.close()
+            raise
+        if b"connection: close" in head:
+            self.close()
+        return int(head.split()[1]), body
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._streams is not None:
+            self._streams[1].close()
+        self._streams = None
+
+
+def _request(body: Any, path: str = "/predict", more: str = "") -> bytes:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
+    return f"{head}{more}Content-Length: {len(content)}\r\n\r\n".encode() + content
+
+
+def _http(workspace: Workspace, texts: Sequence[str], seconds: float) -> dict[str, Any]:
+    root = str(workspace.layout.root)
+    servers: dict[str, Callable[[], contextlib.AbstractContextManager[int]]] = {
+        "al serve": lambda: _al_serve(workspace),
+        "plain loop": lambda: _server("benchmarks.serve", root, "--plain", "torch"),
+        f"plain loop, {INT8}": lambda: _server("benchmarks.serve", root, "--plain", INT8),
+    }
+    requests = [_request({"text": text}) for text in texts]
+    found: dict[str, Any] = {}
+    with contextlib.ExitStack() as stack:
+        ports = {name: stack.enter_context(start()) for name, start in servers.items()}
+        for name, port in ports.items():
+            asyncio.run(_most(port, requests, 1.0))
+            found[name] = {"per_second": 0.0}
+        for _ in range(3):
+            for name, port in ports.items():
+                rate = asyncio.run(_most(port, requests, seconds / 3))
+                found[name]["per_second"] = round(max(found[name]["per_second"], rate), 1)
+        for name, port in ports.items():
+            found[name]["half_load"] = asyncio.run(_latencies(port, requests, found[name]["per_second"] / 2, seconds))
+    return found
+
+
+async def _most(port: int, requests: Sequence[bytes], seconds: float) -> float:
+    """Requests a second with 8 connections, each of which asks as soon as it was answered."""
+    end, begin = time.perf_counter() + seconds, time.perf_counter()
+
+    async def ask(place: int) -> int:
+        client, count = Client(port), 0
+        while time.perf_counter() < end:
+            status, _ = await client.ask(requests[(place + 8 * count) % len(requests)])
+            assert status == 200, status
+            count += 1
+        client.close()
+        return count
+
+    return sum(await asyncio.gather(*map(ask, range(8)))) / (time.perf_counter() - begin)
+
+
+async def _latencies(port: int, requests: Sequence[bytes], rate: float, seconds: float) -> dict[str, Any]:
+    """Latencies of Poisson arrivals, from the moment at which each request was due."""
+    draw, free, taken = random.Random(1), [], []
+
+    async def ask(due: float, request: bytes) -> None:
+        client = free.pop() if free else Client(port)
+        status, _ = await client.ask(request)
+        assert status == 200, status
+        taken.append(time.perf_counter() - due)
+        free.append(client)
+
+    due = begin = time.perf_counter()
+    tasks = []
+    while due < begin + seconds:
+        due += draw.expovariate(rate)
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        tasks.append(asyncio.create_task(ask(due, requests[len(tasks) % len(requests)])))
+    await asyncio.gather(*tasks)
+    for client in free:
+        client.close()
+    low, middle, high = np.quantile(np.array(taken) * 1000, [0.5, 0.95, 0.99]).round(2).tolist()
+    return {"per_second": round(rate, 1), "requests": len(taken), "p50_ms": low, "p95_ms": middle, "p99_ms": high}
+
+
+# Swaps --------------------------------------------------------------------------------------------------------------
+def _swaps(workspace: Workspace, texts: Sequence[str], swaps: int) -> dict[str, Any]:
+    models = OnnxModels(workspace, INT8)
+    models.promoted()
+    asked = [list(texts[place : place + 3]) for place in range(0, 60, 3)]
+    expected = {
+        f"round-{number:04d}": (model.digest, [model.predict_proba(some).tolist() for some in asked])
+        for number in models.rounds()[-2:]
+        for model in [models.load(number)]
+    }
+    with _al_serve(workspace) as port:
+        return asyncio.run(_swapping(workspace, port, asked, expected, swaps))
+
+
+async def _swapping(
+    workspace: Workspace, port: int, asked: Sequence[list[str]], expected: dict[str, Any], swaps: int
+) -> dict[str, Any]:
+    requests = [_request({"texts": some}) for some in asked]
+    counts: Counter[str] = Counter()
+    served: Counter[str] = Counter()
+    ended = asyncio.Event()
+
+    async def ask(place: int) -> None:
+        client, number = Client(port), place
+        while not ended.is_set():
+            number = (number + 1) % len(requests)
+            try:
+                status, body = await client.ask(requests[number])
+                answer = json.loads(body)
+                counts["requests"] += 1
+                if status != 200:
+                    counts["errors"] += 1
+                    continue
+                digest, rows = expected[answer["round"]]
+                served[answer["round"]] += 1
+                found = [list(one["probabilities"].values()) for one in answer["predictions"]]
+                counts["mixed"] += answer["digest"] != digest or found != rows[number]
+            except (OSError, asyncio.IncompleteReadError, KeyError, ValueError):
+                counts["errors"] += 1
+        client.close()
+
+    tasks = [asyncio.create_task(ask(place)) for place in range(_CLIENTS)]
+    delays, probe = [], Client(port)
+    path = f"/v2/models/{workspace.layout.root.name}"
+    look = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
+    for swap in range(swaps):
+        name = sorted(expected)[swap % 2]
+        await asyncio.to_thread(_promote, workspace, int(name.removeprefix("round-")))
+        begin = time.perf_counter()
+        while json.loads((await probe.ask(look))[1])["parameters"]["round"] != name:
+            assert time.perf_counter() < begin + 60, "the server does not follow"
+            await asyncio.sleep(0.01)
+        delays.append(time.perf_counter() - begin)
+    ended.set()
+    await asyncio.gather(*tasks)
+    delays.sort()
+    return {
+        "clients": _CLIENTS, "swaps": swaps, "requests": counts["requests"], "errors": counts["errors"],
+        "mixed": counts["mixed"], "answers_by_round": dict(sorted(served.items())),
+        "median_seconds_to_follow": round(delays[len(delays) // 2], 3), "most_seconds_to_follow": round(delays[-1], 3),
+    }  # fmt: skip
+
+
+def _promote(workspace: Workspace, number: int) -> None:
+    with dvc_for_intervention(workspace) as dvc:
+        approve(workspace, dvc, number, "a benchmark")
+
+
+# Bad input ----------------------------------------------------------------------------------------------------------
+def _fuzz(workspace: Workspace, texts: Sequence[str], count: int) -> dict[str, Any]:
+    with _al_serve(workspace) as port:
+        return asyncio.run(_fuzzing(port, texts, count, workspace.layout.root.name))
+
+
+async def _fuzzing(port: int, texts: Sequence[str], count: int, name: str) -> dict[str, Any]:
+    draw, client, statuses = random.Random(3), Client(port), Counter[str]()
+    wordless = 0
+    for place in range(count):
+        request = _bad_request(draw, texts, name)
+        try:
+            status, body = await asyncio.wait_for(client.ask(request), 30)
+            statuses[str(status)] += 1
+            if status != 200 and not _has_sentence(body):
+                wordless += 1
+        except (OSError, asyncio.IncompleteReadError):  # uvicorn refuses what is no HTTP, and closes
+            statuses["closed"] += 1
+        client.close() if place % 50 == 0 else None
+    client.close()
+    status, _ = await client.ask(_request({"text": "still here"}))
+    client.close()
+    wrong = sum(found for code, found in statuses.items() if code.startswith("5"))
+    return {
+        "requests": count, "statuses": dict(sorted(statuses.items())), "server_errors": wrong,
+        "refused_without_a_sentence": wordless, "answers_after_it": status,
+    }  # fmt: skip
+
+
+def _has_sentence(body: bytes) -> bool:
+    with contextlib.suppress(ValueError):
+        return isinstance(json.loads(body).get("error"), str)
+    return body.startswith(b"Invalid HTTP request")
+
+
+_VALUES: tuple[Any, ...] = (
+    None, True, -1, 2**70, 1e308, "", " ", "\0", "\ud800", "x" * 5000, [], [[]], {}, [None], {"text": "x"},
+    ["x"] * 2000,
+)  # fmt: skip
+_PATHS = ("/predict", "/v2/models/{}/infer", "/v2/models/{}/versions/0/infer", "/v2/models/{}/versions/x/infer", "/%00")
+
+
+def _bad_request(draw: random.Random, texts: Sequence[str], name: str) -> bytes:
+    text = draw.choice(texts)
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [text]}
+    body: dict[str, Any] = draw.choice(({"text": text}, {"texts": [text, text]}, {"inputs": [dict(tensor)], "id": "1"}))
+    for _ in range(draw.randint(0, 2)):
+        place = (
+            body["inputs"][0]
+            if isinstance(body.get("inputs"), list) and body["inputs"] and draw.random() < 0.6
+            else body
+        )
+        if isinstance(place, dict):
+            place[draw.choice((*place, "round", "outputs", "parameters", "extra"))] = draw.choice(_VALUES)
+    content = bytearray(json.dumps(body).encode())
+    for _ in range(draw.choice((0, 0, 1, 3))):
+        content[draw.randrange(len(content))] = draw.randrange(256)
+    if draw.random() < 0.1:
+        content = content[: draw.randrange(len(content))]
+    more = draw.choice(("", "", "", "Content-Encoding: gzip\r\n", "X-Request-Id: ä\r\n", "Accept: x/y\r\n"))
+    request = _request(bytes(content), draw.choice(_PATHS).format(name), more)
+    if draw.random() < 0.1:
+        request = request.replace(TOKEN.encode(), draw.choice((b"", b"\xff", b"wrong")))
+    if draw.random() < 0.1:
+        request = request.replace(b"application/json", draw.choice((b"text/csv", b"application/json; charset=utf-16")))
+    if draw.random() < 0.02:
+        request = bytes(draw.randrange(256) for _ in range(50)) + b"\r\n\r\n"
+    return request
+
+
+def _tell(what: str) -> None:
+    sys.stderr.write(f"{what}\n")
+
+
+if __name__ == "__main__":
+    main()
