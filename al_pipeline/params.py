@@ -258,6 +258,7 @@ class Select(_Section, frozen=True, kw_only=True):
     names: bool = False
     cost: Literal["items", "seconds"] = "items"
     guide: Annotated[dict[_Name, _Phrases], Meta(max_length=200), _composed_keys] = msgspec.field(default_factory=dict)
+    relabel: Annotated[float, Meta(ge=0, le=1)] | Literal["auto"] = 0.0
 
 
 NEEDS_ENCODER = frozenset(
@@ -578,6 +579,7 @@ def recorded(params: Params) -> dict[str, Any]:
         ("train", "names"),
         ("train", "weigh_by_confidence"),
         ("select", "names"),
+        ("select", "relabel"),
     ):
         if not row[section][key]:
             del row[section][key]

@@ -35,6 +35,8 @@ RANDOM = "random"
 """The strategy that samples the whole batch uniformly."""
 RANDOM_SLICE = "random_slice"
 """The strategy of the unbiased part of each batch: a uniform sample of all candidates."""
+RELABEL = "relabel"
+"""The strategy of an item that has a label and is asked again."""
 
 CPU = "cpu"
 """The device of what was not computed on a GPU, see `features/device.py`."""

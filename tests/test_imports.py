@@ -51,7 +51,8 @@ MAY_IMPORT = {
     # what is done with both
     "reporting": ("evaluation", "quality", "rounds"),
     "simulation": (
-        "active_learning", "data", "evaluation", "features", "models", "plugins", "reporting", "workspace",
+        "active_learning", "annotation", "data", "evaluation", "features", "models", "plugins", "reporting",
+        "workspace",
     ),
     "stages": (
         "active_learning", "annotation", "costs", "data", "evaluation", "features", "models", "plugins", "workspace",

@@ -46,6 +46,7 @@ LATER: dict[tuple[str, ...], Any] = {
     ("select", "names"): False,
     ("select", "cost"): "items",
     ("select", "guide"): {},
+    ("select", "relabel"): 0.0,
     ("train", "names"): False,
     ("train", "weigh_by_confidence"): False,
     ("round", "max_overlap"): 3,

@@ -30,6 +30,7 @@ from al_pipeline.active_learning.clustering import (
     mean_direction,
     unlike,
 )
+from al_pipeline.active_learning.relabeling import most_asked_again, spread
 from al_pipeline.active_learning.sampling import (
     at_most,
     draw,
@@ -43,7 +44,7 @@ from al_pipeline.active_learning.strategies import (
     Need,
     Strategy,
 )
-from al_pipeline.records import RANDOM, RANDOM_SLICE, Query
+from al_pipeline.records import RANDOM, RANDOM_SLICE, RELABEL, Query
 
 VectorsOf = Callable[[Sequence[str]], NDArray[np.floating]]
 """Ids -> the encoder's vectors (n, d), in order."""
@@ -73,31 +74,52 @@ def next_batch(
     first: Sequence[str] = (),
     guided: Mapping[str, Sequence[str]] | None = None,
     requested: Sequence[str] = (),
+    doubted: Sequence[tuple[str, float]] = (),
 ) -> tuple[list[Query], Choice]:
     """The batch of a round, and the choice of its strategy.
 
     `scored`: the shortlist by `top_candidates` with scores and probabilities; None without a model. `labels`: the
     labelled items and their classes. `vectors`: the encoder's; None if the features have none. `candidates`, `first`
     and `requested`: as in `choose`. `guided`: for each class the ids most similar to its guide, most similar first;
-    they are queried while the class has few labels (as Ein-Dor et al. 2020 seed rare classes). Raises ValueError if
-    the strategy needs vectors and there are none.
+    they are queried while the class has few labels (as Ein-Dor et al. 2020 seed rare classes). `doubted`: labelled
+    items to ask again with the probability that their label is wrong, the highest first (`relabeling.doubtful`); they
+    replace the strategy's last picks, as many as `config.relabel` allows. The random slice is as large as without
+    them. Raises ValueError if the strategy needs vectors and there are none.
     """
     counts = Counter(labels.values())
     wanted = [ids for name, ids in sorted((guided or {}).items()) if counts[name] < GUIDED_LABELS]
     choice = choose_strategy(config, round_number, [counts[name] for name in classes], vectors is not None)
     seed = round_seed(config.seed, round_number, choice.strategy)
+    size = config.seed_size if round_number == 0 else config.batch_size
+    again = doubted[: most_asked_again(config.relabel, size, len(labels), len(classes))]
+    again = again[: max(0, size - slice_size(size, config.random_share) - len({*requested, *first}))]
     queries = choose(
         candidates,
         _inputs_for(choice.strategy, config, round_number, candidates, scored, labels, classes, vectors),
         strategy=choice.strategy,
-        k=config.seed_size if round_number == 0 else config.batch_size,
-        random_share=config.random_share,
+        k=size - len(again),
+        random_share=_share_of_rest(config.random_share, size, len(again)),
         seed=seed,
         first=first,
         requested=requested,
         guided=[item_id for row in zip_longest(*wanted) for item_id in row if item_id is not None],
     )
-    return queries, choice
+    return _with_doubted(queries, again), choice
+
+
+def _share_of_rest(share: float, size: int, again: int) -> float:
+    """The share that gives the random slice of a batch of `size` its size, if `again` of its items are asked again."""
+    return share if not again else slice_size(size, share) / max(1, size - again)
+
+
+def _with_doubted(queries: Sequence[Query], again: Sequence[tuple[str, float]]) -> list[Query]:
+    """The batch with the items that are asked again, spread over what comes after requests and ties."""
+    if not again:
+        return list(queries)
+    head = [query for query in queries if query.strategy in (ASKED, ASK_AGAIN)]
+    rest = [query for query in queries if query.strategy not in (ASKED, ASK_AGAIN)]
+    own = [Query(item_id, -1, wrong, RELABEL, 1.0) for item_id, wrong in again]
+    return [structs.replace(query, rank=rank) for rank, query in enumerate([*head, *spread(rest, own)])]
 
 
 def _inputs_for(

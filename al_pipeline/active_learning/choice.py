@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from al_pipeline.active_learning.relabeling import Relabel
 from al_pipeline.active_learning.strategies import RARE, STRATEGIES, is_unbalanced
 
 AUTO = "auto"
@@ -42,6 +43,8 @@ class QueryConfig:
     """Words, phrases or texts typical of a class, by class."""
     cost: str = "items"
     """What a batch is to save: items, or predicted seconds (`Shortlist.per_second`)."""
+    relabel: Relabel = 0.0
+    """The largest share of a batch that consists of labelled items that are asked again."""
 
 
 def choose_strategy(config: QueryConfig, round_number: int, counts: Sequence[int], has_vectors: bool) -> Choice:

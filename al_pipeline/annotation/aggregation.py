@@ -29,6 +29,8 @@ MAX_SKIPS = 2
 """An item skipped by this many people (or by all, if there are fewer) is no longer queried."""
 MAX_ASKED = 2
 """An item that is still tied after this many rounds is ignored."""
+MAX_RELABELED = 5
+"""The same where labelled items are asked again, each time of one person: their first two answers are often a tie."""
 
 
 class Folded(Struct, frozen=True):
@@ -48,6 +50,7 @@ class _Rules(Struct, frozen=True):
     labels: Sequence[str]
     enough_skips: int
     asked: Mapping[str, int]
+    most_asked: int
 
     def unresolved(
         self, item_id: str, part: Part, tied: frozenset[str], answers: Iterable[Answer]
@@ -56,7 +59,7 @@ class _Rules(Struct, frozen=True):
         asked = self.asked.get(item_id, 0)
         if tied:
             between = " and ".join(label for label in self.labels if label in tied)
-            if asked >= MAX_ASKED:
+            if asked >= self.most_asked:
                 return Unresolved(item_id, part, "ignored", f"still a tie of {between} after {asked} rounds", asked)
             return Unresolved(item_id, part, "tie", f"a tie of {between}", asked)
         skips = len(votes_of(answers))
@@ -72,16 +75,18 @@ def fold(
     everybody: int | None = None,
     asked: Mapping[str, int] | None = None,
     rule: ConsensusRule | None = None,
+    most_asked: int = MAX_ASKED,
 ) -> Folded:
     """The labelled set, the labelled test set, and the items that are unresolved.
 
     `labels`: the schema's classes. `everybody`: the number of possible annotators; None: of those with a vote so far.
     `asked`: the number of rounds in which each item was queried, by item id. `rule`: another consensus than the
-    majority, or the majority with the confidence of each label; None: the majority without.
+    majority, or the majority with the confidence of each label; None: the majority without. `most_asked`: the number of
+    rounds after which a tie is ignored.
 
     Each annotator has one vote on an item: the newest annotation. The newest adjudication or gold label wins; else the
     class with the most votes, or that of `rule`; else, if no person gave a label, the imported label. If two or more
-    classes are equal, that is a tie: the item is unresolved, and ignored once it was queried in two rounds. Items that
+    classes are equal, that is a tie: the item is unresolved, and ignored after `most_asked` rounds. Items that
     nobody labelled and two people (or `everybody`) skipped are ignored. So are items whose text was corrected, since
     their annotations are about another text, and gold items whose label is not trained on. Items that lost their label
     with its class are asked again, or ignored if the class was retired.
@@ -90,7 +95,7 @@ def fold(
     other about an item's content or part.
     """
     given, reopened, schemas = counted(events)
-    rules = _Rules(labels, skips_to_give_up(given, everybody), asked or {})
+    rules = _Rules(labels, skips_to_give_up(given, everybody), asked or {}, most_asked)
     events_of = by_item(given)
     found = _Found([], [], [])
     contested: dict[str, _Contested] = {}
@@ -176,6 +181,11 @@ def _decide(contested: Mapping[str, _Contested], rule: ConsensusRule, rules: _Ru
             found.add(part, _labeled_item(item, content, decided.label, answers, decided.confidence))
         elif row := rules.unresolved(item, part, decided.tied, answers):
             found.unresolved.append(row)
+
+
+def most_asked(relabels: bool) -> int:
+    """The number of rounds after which a tie is ignored, by whether `select.relabel` asks labelled items again."""
+    return MAX_RELABELED if relabels else MAX_ASKED
 
 
 def skips_to_give_up(counted: Iterable[Event], everybody: int | None) -> int:

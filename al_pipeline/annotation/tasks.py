@@ -10,7 +10,7 @@ from typing import Literal
 from al_pipeline.annotation.active_events import CONTROLS, active, corrected_items, standing_answers
 from al_pipeline.annotation.aggregation import Folded, skips_to_give_up
 from al_pipeline.annotation.answers import NOT_ANNOTATIONS, answers_of, votes_of
-from al_pipeline.records import Event, PlannedTask
+from al_pipeline.records import RELABEL, Event, PlannedTask
 
 Standing = Literal["answered", "given_up", "open"]
 
@@ -70,8 +70,9 @@ def worth_asking(
     A task stays while it is open here and in Label Studio. Label Studio stops serving a task once `overlap` people have
     annotated it, and also counts annotations that are quarantined, were refused (`refused`: push keys of their tasks)
     or were followed by a skip of the same person. So all annotations that it holds count here, and fewer than `overlap`
-    people may have given one. The item must not have been labelled or ignored through another task, unless a person
-    asked for it (`wanted`: item ids). `folded` is the aggregation of `events`. `more`: see `standing`.
+    people may have given one. The item must not have been labelled or ignored through another task, unless the task
+    asks a labelled item again or a person asked for it (`wanted`: item ids). `folded` is the aggregation of `events`.
+    `more`: see `standing`.
 
     Whether the newest model would choose the item does not matter: an annotator may have the task on the screen.
     """
@@ -92,7 +93,7 @@ def worth_asking(
         if found[task.push_key] == "open"
         and task.push_key not in invalidated
         and len(annotators[task.push_key]) < more.get(task.push_key, overlap)
-        and (task.item_id not in labelled or task.push_key in begun)
+        and (task.item_id not in labelled or task.push_key in begun or task.strategy == RELABEL)
         and (task.item_id not in ignored or task.item_id in wanted)
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -14,6 +14,7 @@ from al_pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from al_pipeline.params import Params
+    from al_pipeline.simulation.annotators import NoiseKind
     from al_pipeline.simulation.corpus import LabeledTexts
     from al_pipeline.simulation.simulate import Options, Simulation
     from al_pipeline.workspace.layout import Layout
@@ -57,6 +58,29 @@ Names = Annotated[
     ),
 ]
 
+# Annotators who make mistakes.
+Annotators = Annotated[
+    int | None, typer.Option(min=1, help="Simulate this many annotators who make mistakes; --budget counts answers.")
+]
+Noise = Annotated[float, typer.Option(help="With --annotators: mean share of wrong answers.")]
+NoiseKindName = Annotated[
+    str,
+    typer.Option(
+        help="With --annotators: uniform (errors fall evenly on the other classes), confusable (they name the most "
+        "similar class) or careless-person (one person makes most of them)."
+    ),
+]
+Overlap = Annotated[
+    int, typer.Option(min=1, help="With --annotators: also let this many people answer each item, at equal answers.")
+]
+RelabelShare = Annotated[
+    str | None,
+    typer.Option(
+        help="With --annotators: also ask doubtful labels again, at most this share of each batch, or auto; 0: not. "
+        "Default: select.relabel in params.yaml."
+    ),
+]
+
 # The run.
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Number of processes, one core each. Default: the number of cores.")
@@ -72,6 +96,11 @@ def simulate(
     strategies: Strategies = "random,margin,auto",
     seeds: Seeds = 10,
     budget: Budget = 1000,
+    annotators: Annotators = None,
+    noise: Noise = 0.2,
+    noise_kind: NoiseKindName = "uniform",
+    overlap: Overlap = 1,
+    relabel: RelabelShare = None,
     batch_size: BatchSize = None,
     seed_size: SeedSize = None,
     cold_start: ColdStart = None,
@@ -92,6 +121,8 @@ def simulate(
 
     Rounds run in this process, with the functions that the pipeline's stages call: no git, no Label Studio, no Prefect.
 
+    With --annotators people make mistakes; --overlap and --relabel show what more answers per item are worth.
+
     Inside a workspace its params.yaml is used, otherwise the template's. A repeated call computes only what is missing.
     """
     from al_pipeline.simulation.corpus import read_corpus
@@ -107,7 +138,9 @@ def simulate(
     options = Options(
         strategies=asked, seeds=seeds, budget=budget, batch_size=batch_size, seed_size=seed_size,
         cold_start=cold_start, guide=_parse_guide(guide) if guide else None, names=names,
-        test_size=test_size, workers=workers or _core_count(),
+        test_size=test_size, workers=workers or _core_count(), annotators=annotators, noise=noise,
+        noise_kind=cast("NoiseKind", noise_kind), overlap=overlap,
+        relabel=None if relabel is None else _parse_relabel(relabel),
         root=Path() if layout is None else layout.root,
     )  # fmt: skip
     out = out or (Path("simulations") if layout is None else layout.reports / "simulations")
@@ -153,16 +186,27 @@ def _parse_guide(words: list[str]) -> dict[str, list[str]]:
     return found
 
 
+def _parse_relabel(text: str) -> float | Literal["auto"]:
+    """Parse a share, or auto. Raises UsageError."""
+    if text == "auto":
+        return "auto"
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"--relabel takes a share from 0 to 1, or auto, got {text!r}") from None
+
+
 def _core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _show(done: Simulation, as_json: bool) -> None:
-    from al_pipeline.simulation.page import names_tables, summary, table
+    from al_pipeline.simulation.page import names_tables, summary, table, team_table
 
     if as_json:
         return print_json({**done.result, "folder": str(done.folder), "report": str(done.folder / "report.html")})
-    for name, header, rows in [*table(done.result), *names_tables(done.result)]:
+    team = team_table(done.result)
+    for name, header, rows in [*table(done.result), *names_tables(done.result), *([] if team is None else [team])]:
         echo(f"[bold]{escape(name)}[/]")
         print_table(header, rows)
     for sentence in summary(done.result):

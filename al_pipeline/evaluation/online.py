@@ -41,6 +41,8 @@ class Saved(Struct, frozen=True):
     """Hours of answering that the random labels took; None if no answer has a time."""
     hours: float | None = None
     """Hours that the rounds' `labels` took."""
+    relabels: bool = False
+    """Whether labels were asked again in these rounds: further answers, which `labels` does not count."""
 
     def sentence(self) -> str:
         """A sentence for the report."""
@@ -51,7 +53,9 @@ class Saved(Struct, frozen=True):
         if self.at_most and self.labels >= self.random_labels:  # the first round's size would look like a loss
             return f"{reached}: too few to tell what the rounds saved"
         took = "" if self.hours is None else f" ({_hours(self.hours)})"
-        return f"{reached}; the rounds were as good with {'at most ' if self.at_most else ''}{self.labels}{took}"
+        further = ", without the answers to labels that were asked again" if self.relabels else ""
+        labels = f"{'at most ' if self.at_most else ''}{self.labels}{took}"
+        return f"{reached}; the rounds were as good with {labels}{further}"
 
 
 def _hours(hours: float) -> str:
@@ -63,12 +67,13 @@ def labels_saved(
     control: Control | None,
     seconds: Sequence[float | None] | None = None,
     random_seconds: float | None = None,
+    relabels: bool = False,
 ) -> Saved | None:
     """The number of labels with which the rounds reached the control's score; None if the control has none.
 
     `rounds`: labels and macro-F1 of each round, oldest first; `control`: that of the newest round. Both were measured
     on the same test set. Nothing is interpolated or extrapolated. `seconds`: what the labels of each round and those
-    before took; `random_seconds`: what a random label takes.
+    before took; `random_seconds`: what a random label takes; `relabels`: whether labels were asked again.
     """
     target = None if control is None else control.macro_f1.value
     if control is None or target is None:
@@ -78,7 +83,7 @@ def labels_saved(
     took = None if there is None or seconds is None else seconds[there]
     random_hours = None if random_seconds is None or took is None else random_seconds * control.labels / 3600
     hours = None if random_hours is None or took is None else took / 3600
-    return Saved(control.labels, target, labels, there == 0, random_hours, hours)
+    return Saved(control.labels, target, labels, there == 0, random_hours, hours, relabels)
 
 
 def running_accuracy(forecasts: Sequence[Forecast], confidence: float = 0.95) -> Running | None:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from al_pipeline.models.calibration import FOLDS, stratified_folds
+from al_pipeline.models.calibration import FOLDS, MIN_CALIBRATION, fit_temperature, stratified_folds
 from al_pipeline.models.estimators import HEAD, fit_classifier
 from al_pipeline.models.feature_matrix import FeatureMatrix, Floats
+from al_pipeline.models.probabilities import softmax
 
 
 def held_out_proba(
@@ -38,3 +39,24 @@ def held_out_proba(
         )
         proba[test[known]] = fitted.predict_proba(features.rows(test[known]))
     return proba
+
+
+def tempered_held_out_proba(
+    features: FeatureMatrix,
+    labels: Sequence[str],
+    classes: Sequence[str],
+    seed: int,
+    classifier: str = HEAD,
+    prototypes: NDArray[np.float32] | None = None,
+) -> Floats | None:
+    """`held_out_proba` of uncalibrated fits, with one temperature for all rows; uniform where that says nothing.
+
+    None if there are too few labels to tell anything: fewer than MIN_CALIBRATION, or of a single class.
+    """
+    if len(labels) < MIN_CALIBRATION or len(set(labels)) < 2:
+        return None
+    proba = held_out_proba(features, labels, classes, seed, False, classifier, prototypes)
+    told: NDArray[np.bool_] = np.isfinite(proba.sum(axis=1))
+    logits = np.log(np.maximum(np.where(told[:, None], proba, 1 / len(classes)), 1e-300))
+    targets = np.array([classes.index(label) for label in labels], np.intp)
+    return softmax(logits / fit_temperature([(logits[told], targets[told])]))

@@ -152,20 +152,20 @@ class TextModel:
 
     def features_of(self, texts: Sequence[str], vectors: Vectors | None) -> FeatureMatrix:
         """The features of texts that this kind of model is fitted on."""
-        return _features(texts, vectors, self.uses_encoder, self.tfidf)
+        return text_features(texts, vectors, self.uses_encoder, self.tfidf)
 
     def _head_features(self, texts: Sequence[str], vectors: Vectors | None) -> FeatureMatrix:
         """The features that the head uses; of width 0 if it was fitted on fewer than two classes."""
         if not self.head.widths:
             return FeatureMatrix(np.zeros((len(texts), 0), np.float32))
-        return _features(texts, vectors, self.uses_encoder, self.tfidf)
+        return text_features(texts, vectors, self.uses_encoder, self.tfidf)
 
     def likeness(
         self, texts: Sequence[str], vectors: Vectors | None, others: Sequence[str], other_vectors: Vectors | None
     ) -> NDArray[np.float64]:
         """Similarity of texts by their features, (n, m): cosines, summed over the feature blocks."""
-        mine = _features(texts, vectors, self.uses_encoder, self.tfidf)
-        return mine.likeness(_features(others, other_vectors, self.uses_encoder, self.tfidf))
+        mine = text_features(texts, vectors, self.uses_encoder, self.tfidf)
+        return mine.likeness(text_features(others, other_vectors, self.uses_encoder, self.tfidf))
 
     def save(self, folder: Path) -> None:
         """Write the head and, if any, control and vocabulary, then `card.json` with their digests."""
@@ -249,7 +249,7 @@ def fit_text_model(
     `weights` (n,): those of the labels, for the head without names.
     Raises BadInput if a label is not a class, or vectors are missing.
     """
-    matrix = _features(texts, vectors, features.uses_encoder, tfidf)
+    matrix = text_features(texts, vectors, features.uses_encoder, tfidf)
 
     def fit(own: FeatureMatrix, known: Sequence[str], sure: NDArray[np.float64] | None) -> Head | Estimate:
         return fit_classifier(classifier, own, known, classes, seed, calibrate, prototypes, weights=sure)
@@ -346,7 +346,10 @@ def _load_head(path: Path, classes: Sequence[str], card: dict[str, Any]) -> Head
     return Head(tuple(classes), counts, weights, tensors["bias"], card["temperature"], widths, shift, names)
 
 
-def _features(texts: Sequence[str], vectors: Vectors | None, uses_encoder: bool, tfidf: Tfidf | None) -> FeatureMatrix:
+def text_features(
+    texts: Sequence[str], vectors: Vectors | None, uses_encoder: bool, tfidf: Tfidf | None
+) -> FeatureMatrix:
+    """The features of n texts; `vectors` (n, d) are the encoder's. Raises BadInput if they are needed and missing."""
     if uses_encoder and vectors is None:
         raise BadInput("this model uses an encoder, but no vectors were given")
     if tfidf is None:

@@ -161,7 +161,9 @@ def labels_saved_by(history: History, number: int | None) -> Saved | None:
     if not rounds:
         return None
     newest, seconds = rounds[-1], [None if one.cost is None else one.cost.pool_seconds for one in rounds]
-    return labels_saved(scores, newest.control, seconds, None if newest.cost is None else newest.cost.random_seconds)
+    random_seconds = None if newest.cost is None else newest.cost.random_seconds
+    relabels = any(record.params.select.relabel for record in rounds)
+    return labels_saved(scores, newest.control, seconds, random_seconds, relabels)
 
 
 def same_classes(rounds: Sequence[RoundRecord]) -> list[RoundRecord]:

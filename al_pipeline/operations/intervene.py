@@ -21,7 +21,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from al_pipeline.annotation.active_events import CONTROLS, standing_answers
-from al_pipeline.annotation.aggregation import Folded, fold
+from al_pipeline.annotation.aggregation import Folded, fold, most_asked
 from al_pipeline.annotation.class_changes import classes_after
 from al_pipeline.annotation.confidence import rule_for
 from al_pipeline.annotation.votes import labels_in_use, times_asked
@@ -493,8 +493,9 @@ def fold_after(
             or not (event.type in CONTROLS or is_of_review(event.annotation_key))
         ]
     classes = [*params.schema_.labels, *sorted(labels_in_use(events))] if all_classes else params.schema_.labels
+    everybody, most = len(params.annotators) or None, most_asked(bool(params.select.relabel))
     rule = rule_for(params.labels, partial(read_forecasts, layout.events))
-    return fold(events, list(dict.fromkeys(classes)), len(params.annotators) or None, times_asked(events), rule)
+    return fold(events, list(dict.fromkeys(classes)), everybody, times_asked(events), rule, most)
 
 
 def _same_fold(folded: Folded, record: RoundRecord, snapshot: Callable[[], Path]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from functools import partial
 
-from al_pipeline.annotation.aggregation import fold
+from al_pipeline.annotation.aggregation import fold, most_asked
 from al_pipeline.annotation.confidence import ConsensusRule, rule_for
 from al_pipeline.annotation.tasks import Standing, standing
 from al_pipeline.annotation.votes import people, skips, times_asked
@@ -67,7 +67,8 @@ def _folded(
     everybody = len(record.params.annotators) or heard
     named = (event.label for event in about if event.label is not None)
     classes = tuple(dict.fromkeys([*record.params.schema_.labels, *named]))
-    folded = fold(about, classes, everybody, times_asked(about), rule)
+    most = most_asked(bool(record.params.select.relabel))
+    folded = fold(about, classes, everybody, times_asked(about), rule, most)
     return {row.item_id: row for row in folded.labeled}, {row.item_id: row.reason for row in folded.unresolved}
 
 

@@ -100,20 +100,28 @@ def learning_curve_svg(
     return _both(name, spoken, lambda axes, size, colors: _draw_curve(axes, size, colors, metric, curve, baseline))
 
 
-def comparison_svg(name: str, metric: str, lines: Mapping[str, Sequence[CurvePoint]], full: float | None = None) -> str:
+def comparison_svg(
+    name: str, metric: str, lines: Mapping[str, Sequence[CurvePoint]], full: float | None = None, unit: str = "labels"
+) -> str:
     """One learning curve with band per strategy, `random` dashed. `full`: score with all labels, a horizontal line.
+
+    `unit`: what the horizontal axis counts.
 
     Returns a wide and a narrow SVG for one page, like `learning_curve_svg`.
     """
-    last = [f"{label} {_spoken(_by_labels(points)[-1])}" for label, points in lines.items() if points]
-    spoken = f"Learning curves: {metric} against labels. At the end: {'; '.join(last)}"
-    return _both(name, spoken, lambda axes, size, colors: _draw_comparison(axes, size, colors, metric, lines, full))
+    last = [f"{label} {_spoken(_by_labels(points)[-1], unit)}" for label, points in lines.items() if points]
+    spoken = f"Learning curves: {metric} against {unit}. At the end: {'; '.join(last)}"
+    return _both(
+        name, spoken, lambda axes, size, colors: _draw_comparison(axes, size, colors, metric, lines, full, unit=unit)
+    )
 
 
-def comparison_png(metric: str, lines: Mapping[str, Sequence[CurvePoint]], full: float | None = None) -> bytes:
+def comparison_png(
+    metric: str, lines: Mapping[str, Sequence[CurvePoint]], full: float | None = None, unit: str = "labels"
+) -> bytes:
     """The chart of `comparison_svg` as PNG on white, 1440 by 840 pixels."""
     size = _Size("print", 720, 420, 13)
-    return _png(size, lambda axes: _draw_comparison(axes, size, _PRINT, metric, lines, full))
+    return _png(size, lambda axes: _draw_comparison(axes, size, _PRINT, metric, lines, full, unit=unit))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +191,10 @@ def _on_paper(figure: Figure) -> bytes:
     return out.getvalue()
 
 
-def _spoken(point: CurvePoint) -> str:
+def _spoken(point: CurvePoint, unit: str = "labels") -> str:
     interval = "" if point.low is None or point.high is None else f" ({point.low:.2f} to {point.high:.2f})"
     return (
-        f"{'other classes from here: ' if point.new_classes else ''}{point.labels} labels {point.value:.2f}{interval}"
+        f"{'other classes from here: ' if point.new_classes else ''}{point.labels} {unit} {point.value:.2f}{interval}"
     )
 
 
@@ -326,8 +334,9 @@ def _draw_comparison(
     lines: Mapping[str, Sequence[CurvePoint]],
     full: float | None,
     with_legend: bool = True,
+    unit: str = "labels",
 ) -> None:
-    _dress(axes, colors, "labels", metric)
+    _dress(axes, colors, unit, metric)
     others = [name for name in lines if name != "random"]
     styles: list[Any] = ["solid", (0, (6, 2)), (0, (1.5, 1.5))]
     for name, points in lines.items():

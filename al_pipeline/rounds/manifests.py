@@ -87,6 +87,12 @@ class RoundParams(Part, frozen=True, kw_only=True):
     overlap: Annotated[int, Meta(ge=1, le=10_000)]
 
 
+class SelectParams(Part, frozen=True, kw_only=True):
+    """How batches were selected. `relabel`: the largest share of labelled items that are asked again; absent: none."""
+
+    relabel: float | Literal["auto"] = 0.0
+
+
 class EvaluateParams(Part, frozen=True, kw_only=True):
     """How intervals were computed."""
 
@@ -110,6 +116,7 @@ class Params(Part, frozen=True, kw_only=True):
     features: dict[str, Any]
     annotators: Texts
     labels: LabelsParams | None = None
+    select: SelectParams = SelectParams()
     seed: Count = 0
     schedule: Any = None
 

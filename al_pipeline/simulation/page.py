@@ -18,7 +18,9 @@ Result = Mapping[str, Any]
 def pictures(result: Result) -> dict[str, bytes]:
     """The learning curves as PNG, one file per metric."""
     return {
-        f"{metric.replace('_', '-')}.png": comparison_png(_in_text(metric), _lines(result, metric), row["full"])
+        f"{metric.replace('_', '-')}.png": comparison_png(
+            _in_text(metric), _lines(result, metric), row["full"], result["unit"]
+        )
         for metric, row in result["metrics"].items()
     }
 
@@ -32,7 +34,9 @@ def render(result: Result) -> str:
             "key": metric,
             "name": METRIC_NAMES[metric],
             "chart": Markup(
-                comparison_svg(metric.replace("_", "-"), _in_text(metric), _lines(result, metric), row["full"])
+                comparison_svg(
+                    metric.replace("_", "-"), _in_text(metric), _lines(result, metric), row["full"], result["unit"]
+                )
             ),
             "full": row["full"],
             "areas": [_area(row, arm) for arm in result["strategies"]],
@@ -48,6 +52,8 @@ def render(result: Result) -> str:
         shares=[str(share) for share in SHARES],
         shown={arm: arm.replace("_", " ") for arm in result["strategies"]},
         corpus=_corpus(result),
+        team=_team_rows(result),
+        team_words=team_sentence(result),
     )
 
 
@@ -57,7 +63,7 @@ def summary(result: Result) -> list[str]:
     name = _in_text(result["metric"])
     said = []
     for arm in result["strategies"]:
-        if arm == RANDOM:
+        if arm == RANDOM or arm in result.get("team", {"gains": {}})["gains"]:
             continue
         reached = [str(share) for share in SHARES if row["labels_needed"][arm][str(share)] is not None]
         if not reached:
@@ -65,13 +71,81 @@ def summary(result: Result) -> list[str]:
             continue
         share = reached[-1]
         labels = row["labels_needed"][arm][share]
-        text = f"{arm} reaches {share} % of the full-data {name} with {labels:.0f} labels"
+        text = f"{arm} reaches {share} % of the full-data {name} with {labels:.0f} {result['unit']}"
         if row["savings"][arm][share] is not None:
             text += f", random with {row['labels_needed'][RANDOM][share]:.0f}: {_times(row, arm, share)}"
         else:
             text += f"; random does not reach it: at least {row['savings_at_least'][arm][share]:.1f} times as many"
         said.append(text + ".")
+    return said + _team_summary(result)
+
+
+def team_sentence(result: Result) -> str:
+    """Who answers in the simulation, in a sentence; empty if everybody is always right."""
+    if (team := result.get("team")) is None:
+        return ""
+    how = {
+        "uniform": "errors fall evenly on the other classes",
+        "confusable": "errors name the most similar class",
+        "careless-person": "one careless person makes most of them",
+    }[team["kind"]]
+    return f"{team['annotators']} simulated annotators, {100 * team['noise']:.3g} % of their answers wrong: {how}."
+
+
+def _team_summary(result: Result) -> list[str]:
+    """What several answers per item, or labels that are asked again, gain: one sentence each."""
+    said = []
+    for arm, gain in result.get("team", {"gains": {}})["gains"].items():
+        value, low, high = gain["end"]
+        if value is None:
+            continue
+        span = "" if low is None else f" ({_signed(low)} to {_signed(high)})"
+        right = [result["team"]["arms"][name]["right"] for name in (arm, gain["plain"])]
+        said.append(
+            f"{arm}: {_in_text(result['metric'])} {_signed(value)}{span} against one answer per item, at "
+            f"{gain['answers']:,} answers; {100 * right[0]:.0f} % of its labels are right, of the others "
+            f"{100 * right[1]:.0f} %."
+        )
     return said
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def _team_rows(result: Result) -> list[dict[str, Any]]:
+    """The table of labels, right labels and gains, by strategy."""
+    if (team := result.get("team")) is None:
+        return []
+    rows = []
+    for arm, row in team["arms"].items():
+        gain = team["gains"].get(arm)
+        told = (
+            {key: "" for key in ("area", "end")}
+            if gain is None
+            else {key: "–" if gain[key][0] is None else _signed(gain[key][0]) for key in ("area", "end")}
+        )
+        spans = {f"{key}_interval": "" if gain is None else _span(gain[key][1:], 3) for key in ("area", "end")}
+        rows.append({"strategy": arm, **row, **told, **spans})
+    return rows
+
+
+def team_table(result: Result) -> tuple[str, tuple[str, ...], list[list[str]]] | None:
+    """The table of the page for a terminal: title, header, rows; None if everybody is always right."""
+    rows = [
+        [
+            row["strategy"],
+            _fixed(row["labels"], 0),
+            "–" if row["right"] is None else f"{100 * row['right']:.0f} %",
+            _fixed(row["again"], 0),
+            *(f"{row[key]} ({span})" if (span := row[f"{key}_interval"]) else row[key] for key in ("end", "area")),
+        ]
+        for row in _team_rows(result)
+    ]
+    if not rows:
+        return None
+    header = ("strategy", "labels", "right", "asked again", "gain at the end", "gain of the area")
+    return f"At {result['budgets'][-1]:,} answers. {team_sentence(result)}", header, rows
 
 
 def table(result: Result) -> list[tuple[str, tuple[str, ...], list[list[str]]]]:
@@ -84,7 +158,7 @@ def table(result: Result) -> list[tuple[str, tuple[str, ...], list[list[str]]]]:
             gain = "" if area["gain"] is None else f"{area['gain']:+.3f} ({area['gain_interval']})"
             cells = [f"{_fixed(cell['labels'], 0)}  {cell['saved']}" for cell in _savings(row, arm)["cells"]]
             rows.append([arm, _fixed(area["area"]), gain, *cells])
-        shares = [f"labels for {share} %" for share in SHARES]
+        shares = [f"{result['unit']} for {share} %" for share in SHARES]
         name = f"{METRIC_NAMES[metric]}; {_fixed(row['full'])} with all labels"
         tables.append((name, ("strategy", "area", "gain", *shares), rows))
     return tables

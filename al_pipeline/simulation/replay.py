@@ -17,19 +17,23 @@ from numpy.typing import NDArray
 from al_pipeline.active_learning.batch import VectorsOf, next_batch
 from al_pipeline.active_learning.choice import Choice, QueryConfig
 from al_pipeline.active_learning.names import searched
-from al_pipeline.active_learning.sampling import ensemble_seed
+from al_pipeline.active_learning.relabeling import Doubted, Labeled, doubtful
+from al_pipeline.active_learning.sampling import ensemble_seed, round_seed
 from al_pipeline.active_learning.shortlist import Shortlist, top_candidates
 from al_pipeline.active_learning.strategies import Samples, scoring_of
 from al_pipeline.evaluation.figures import Metrics
 from al_pipeline.evaluation.metrics import Floats, check_truth, evaluate
 from al_pipeline.evaluation.savings import mean_interval
-from al_pipeline.records import Query
+from al_pipeline.records import RELABEL, Query
+from al_pipeline.simulation.annotators import Labeling, TrueLabels
 
 Indices = NDArray[np.intp]
 Predict = Callable[[Indices], Floats]
 """Positions in the corpus (m,) -> probabilities (m, C)."""
 Fit = Callable[[Indices], Predict]
-"""Positions of the labelled items -> the model trained on them. It must use the true classes of these items only."""
+"""Positions of the labelled items -> the model trained on them. It must use the classes of these items only."""
+HeldOut = Callable[[Indices], Floats | None]
+"""Positions of the labelled items (m,) -> probabilities (m, C) by models not trained on the item; None if too few."""
 Draw = Callable[[Samples, Indices, SeedSequence], Predict]
 """Kind of samples, positions of the labelled items, seed -> K sampled models: positions (m,) -> (m, K, C)."""
 
@@ -66,6 +70,10 @@ class Point:
     metrics: Metrics
     queries: tuple[Query, ...]
     choice: Choice
+    answers: int = 0
+    """The number of answers, of which an item can have several."""
+    right: float = 1.0
+    """Share of the labels that are right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +108,12 @@ def replay(
     guide: Mapping[str, Floats] | None = None,
     draw: Draw | None = None,
     named: Mapping[str, Floats] | None = None,
+    labeling: Labeling | None = None,
+    held_out: HeldOut | None = None,
 ) -> Curve:
-    """The learning curve of a seed round and `rounds` active ones with the settings `config`, labelled by the truth.
+    """The learning curve of a seed round and `rounds` active ones with the settings `config`.
+
+    `labeling` makes labels of the queries; None: the truth is told. `held_out` is for labels that are asked again.
 
     Ends early when the pool is exhausted. `vectors` and `draw` are for strategies that need vectors or sampled models
     (ValueError without); `positive` is the class of `evaluate`; `on_progress` gets the number of labels after each
@@ -112,11 +124,14 @@ def replay(
     `evaluate` gets those of the test set.
     """
     position = {corpus.item_ids[p]: int(p) for p in corpus.pool}
-    labeled: dict[str, str] = {}
+    truth_of = {item_id: corpus.classes[int(corpus.truth[place])] for item_id, place in position.items()}
+    labeling = labeling or TrueLabels(truth_of)
     points: list[Point] = []
     predict: Predict | None = None
     for round_number in range(rounds + 1):
-        unlabeled = [item_id for item_id in position if item_id not in labeled]
+        labeled = labeling.labels
+        closed = labeled.keys() | labeling.ignored
+        unlabeled = [item_id for item_id in position if item_id not in closed]
         if not unlabeled:
             break
         scored = None
@@ -124,23 +139,71 @@ def replay(
             scored = _shortlist(config, round_number, predict, draw, labeled, unlabeled, position)
         guided = _search({**(guide or {}), **_named(named or {}, labeled)}, config, unlabeled, position)
         queries, choice = next_batch(
-            config, round_number, unlabeled, scored, labeled, corpus.classes, vectors, guided=guided
+            config,
+            round_number,
+            unlabeled,
+            scored,
+            labeled,
+            corpus.classes,
+            vectors,
+            first=labeling.ties,
+            guided=guided,
+            doubted=_doubted(config, round_number, labeling, held_out, corpus.classes, position),
         )
-        for query in queries:
-            labeled[query.item_id] = corpus.classes[int(corpus.truth[position[query.item_id]])]
+        forecasts = {} if predict is None else _forecasts(queries, predict, corpus.classes, position)
+        labeling.ask(queries, round_number, forecasts)
+        labeled = labeling.labels
         predict = fit(_positions(labeled, position))
         rng = np.random.default_rng([config.seed, round_number])
         truth = corpus.truth[corpus.test]
         metrics = evaluate(predict(corpus.test), truth, corpus.classes, rng, bootstrap, positive=positive)
-        points.append(Point(len(labeled), metrics, tuple(queries), choice))
+        right = sum(truth_of[item_id] == label for item_id, label in labeled.items()) / max(1, len(labeled))
+        points.append(Point(len(labeled), metrics, tuple(queries), choice, labeling.answers, right))
         if on_progress:
-            on_progress(len(labeled))
+            on_progress(labeling.answers)
     return Curve(config.strategy, config.seed, tuple(points))
 
 
 def _positions(labeled: Mapping[str, str], position: Mapping[str, int]) -> Indices:
     """Positions of the labelled items, ordered by id as in the stages."""
     return np.array([position[item_id] for item_id in sorted(labeled)], dtype=np.intp)
+
+
+def _forecasts(
+    queries: Sequence[Query], predict: Predict, classes: Sequence[str], position: Mapping[str, int]
+) -> dict[str, dict[str, float]]:
+    """The newest model's probabilities of each query's classes."""
+    proba = predict(np.array([position[query.item_id] for query in queries], np.intp))
+    return {
+        query.item_id: dict(zip(classes, row.tolist(), strict=True)) for query, row in zip(queries, proba, strict=True)
+    }
+
+
+def _doubted(
+    config: QueryConfig,
+    round_number: int,
+    labeling: Labeling,
+    held_out: HeldOut | None,
+    classes: Sequence[str],
+    position: Mapping[str, int],
+) -> Doubted:
+    """The labelled items that the stage `select` would ask again."""
+    if not config.relabel or held_out is None:
+        return []
+    labels, answered = labeling.labels, labeling.answered()
+    ids = sorted(labels)
+    mine = [row for row, item_id in enumerate(ids) if item_id in answered]
+    proba = held_out(_positions(labels, position)) if mine else None
+    if proba is None:
+        return []
+    known = Labeled(
+        [ids[row] for row in mine],
+        np.array([[answered[ids[row]].votes.get(name, 0) for name in classes] for row in mine]),
+        [classes.index(labels[ids[row]]) for row in mine],
+        [answered[ids[row]].open for row in mine],
+    )
+    seed = round_seed(config.seed, round_number, RELABEL)
+    return doubtful(known, proba[mine], config.relabel, config.batch_size, seed)
 
 
 def _shortlist(

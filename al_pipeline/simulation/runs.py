@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from al_pipeline.active_learning.batch import VectorsOf
 from al_pipeline.active_learning.choice import QueryConfig
 from al_pipeline.active_learning.names import name_scores
+from al_pipeline.active_learning.relabeling import Relabel
 from al_pipeline.active_learning.strategies import Samples
 from al_pipeline.data.catalog import draw_test, drawn_size
 from al_pipeline.errors import AlError
@@ -35,9 +36,11 @@ from al_pipeline.files import read_json, write_json
 from al_pipeline.models.ensembles import draw_heads, sample_proba
 from al_pipeline.models.estimators import HEAD, Estimate, fit_classifier
 from al_pipeline.models.feature_matrix import FeatureMatrix, row_products
+from al_pipeline.models.held_out import tempered_held_out_proba
 from al_pipeline.models.linear import Head
-from al_pipeline.params import PluginName
+from al_pipeline.params import MAJORITY, Labels, PluginName
 from al_pipeline.records import RANDOM
+from al_pipeline.simulation.annotators import Team, TeamLabels, draw_answers, nearest_classes
 from al_pipeline.simulation.corpus import LabeledTexts
 from al_pipeline.simulation.replay import Corpus, Curve, Indices, Predict, replay
 from al_pipeline.threads import one_thread
@@ -47,6 +50,10 @@ FULL = "all labels"
 """The run that trains on the whole pool: the reference for all others."""
 WITHOUT = ", without names"
 """The end of the name of a strategy's run that does not use the names of the classes."""
+OVERLAP = ", overlap "
+"""Before the number of people who answer each item, in the name of a strategy's run with several."""
+AGAIN = ", relabel "
+"""Before the share of labels that are asked again at most, in the name of a strategy's run that asks some again."""
 METRICS = ("macro_f1", "average_precision", "accuracy")
 _ROUND_COST = 150
 """Fixed cost of a round, in labels, for the estimate of the remaining time."""
@@ -90,6 +97,10 @@ class Work:
     """The prototypes of the classes (C, d), if the runs may use their names."""
     names_train: bool = False
     """Whether the model uses the names; `config.names` says whether the search for rare classes does."""
+    team: Team | None = None
+    """The annotators; None: an answer is always right."""
+    labels: Labels = MAJORITY
+    """How their answers become labels."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +113,8 @@ class Prepared:
     """For a class, the similarity of each text (n,) to its guide."""
     named: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     """For a class, the `name_scores` of each text (n,), if the search uses the names."""
+    given: Indices | None = None
+    """(n, N) the class that each annotator gives to each text, if there is a team."""
 
 
 def prepare(work: Work, seed: int) -> Prepared:
@@ -121,7 +134,15 @@ def prepare(work: Work, seed: int) -> Prepared:
     for name, texts in work.config.guide.items():
         others = FeatureMatrix(work.guide[name], None if tfidf is None else tfidf.transform(texts))
         guide[name] = matrix.likeness(others).max(axis=1)
-    return Prepared(corpus, matrix, guide, _named(work, pool))
+    return Prepared(corpus, matrix, guide, _named(work, pool), _given(work, matrix, seed))
+
+
+def _given(work: Work, matrix: FeatureMatrix, seed: int) -> Indices | None:
+    if work.team is None:
+        return None
+    truth, classes = work.texts.truth, len(work.texts.classes)
+    nearest = nearest_classes(matrix, truth, classes) if work.team.kind == "confusable" else None
+    return draw_answers(work.team, truth, classes, seed, nearest)
 
 
 def _named(work: Work, pool: Indices) -> dict[str, NDArray[np.float64]]:
@@ -137,12 +158,16 @@ def simulate_run(
 ) -> Curve:
     """One strategy's learning curve. In the random arm, the baseline, the seed round is random too, without a guide.
 
-    Neither it nor a strategy ending in WITHOUT uses the names of the classes.
+    Neither it nor a strategy ending in WITHOUT uses the names of the classes. Several people answer each item if the
+    name contains OVERLAP, in batches of as many answers as others have; labels are asked again if it contains AGAIN.
     """
     vectors = None if work.dense is None else _vectors_of(prepared.corpus, work.dense)
+    strategy, overlap, relabel = parse_arm(strategy)
     without = strategy.endswith(WITHOUT) or strategy == RANDOM
     strategy = strategy.removesuffix(WITHOUT)
-    config, guide = replace(work.config, strategy=strategy, seed=seed), prepared.guide
+    size, batch = (max(1, number // overlap) for number in (work.config.seed_size, work.config.batch_size))
+    config = replace(work.config, strategy=strategy, seed=seed, seed_size=size, batch_size=batch, relabel=relabel)
+    guide, labeling = prepared.guide, _labeling(work, prepared, overlap, bool(relabel), seed)
     if strategy == RANDOM:
         config, guide = replace(config, cold_start=RANDOM), {}
     if without:
@@ -151,12 +176,22 @@ def simulate_run(
     newest: list[Head | Estimate] = []
 
     def fit(labeled: Indices) -> Predict:
-        newest[:] = [_fit(work, prepared, labeled, seed, work.calibrate)]
+        newest[:] = [_fit(work, prepared, labeled, labels_of(labeled), seed, work.calibrate)]
         return _predict(prepared, newest[0])
 
+    def labels_of(positions: Indices) -> list[str]:
+        corpus = prepared.corpus
+        if labeling is None:
+            return _labels(corpus, positions)
+        return [labeling.labels[corpus.item_ids[int(place)]] for place in positions]
+
+    def held_out(labeled: Indices) -> NDArray[np.float64] | None:
+        rows, classes = prepared.matrix.rows(labeled), prepared.corpus.classes
+        prototypes = work.prototypes if work.names_train else None
+        return tempered_held_out_proba(rows, labels_of(labeled), classes, seed, work.classifier, prototypes)
+
     def draw(kind: Samples, labeled: Indices, from_seed: SeedSequence) -> Predict:
-        labels = _labels(prepared.corpus, labeled)
-        heads = draw_heads(kind, newest[0], prepared.matrix.rows(labeled), labels, from_seed)
+        heads = draw_heads(kind, newest[0], prepared.matrix.rows(labeled), labels_of(labeled), from_seed)
         return lambda positions: sample_proba(heads, prepared.matrix.rows(positions))
 
     def count(labels: int) -> None:
@@ -175,21 +210,42 @@ def simulate_run(
         guide=guide,
         draw=draw,
         named={} if without else prepared.named,
+        labeling=labeling,
+        held_out=held_out,
     )
+
+
+def parse_arm(name: str) -> tuple[str, int, Relabel]:
+    """The strategy of a run's name, the people who answer each item, and the share of labels asked again at most."""
+    strategy, _, share = name.partition(AGAIN)
+    strategy, _, overlap = strategy.partition(OVERLAP)
+    return strategy, int(overlap or 1), "auto" if share == "auto" else float(share or 0)
+
+
+def _labeling(work: Work, prepared: Prepared, overlap: int, relabels: bool, seed: int) -> TeamLabels | None:
+    if prepared.given is None:
+        return None
+    corpus = prepared.corpus
+    given = {
+        corpus.item_ids[place]: [corpus.classes[one] for one in prepared.given[place].tolist()]
+        for place in corpus.pool.tolist()
+    }
+    return TeamLabels(given, corpus.classes, overlap, relabels, seed, work.labels)
 
 
 def full_score(work: Work, prepared: Prepared, seed: int) -> dict[str, float | None]:
     """The metrics of a model trained on all labels of the pool, calibrated as in the other runs."""
     corpus = prepared.corpus
     work = replace(work, names_train=False)
-    predict = _predict(prepared, _fit(work, prepared, corpus.pool, seed, work.calibrate))
+    predict = _predict(prepared, _fit(work, prepared, corpus.pool, _labels(corpus, corpus.pool), seed, work.calibrate))
     rng = np.random.default_rng(seed)
     truth = corpus.truth[corpus.test]
     return _figures(evaluate(predict(corpus.test), truth, corpus.classes, rng, 0, positive=work.texts.positive))
 
 
-def _fit(work: Work, prepared: Prepared, labeled: Indices, seed: int, calibrate: bool) -> Head | Estimate:
-    labels = _labels(prepared.corpus, labeled)
+def _fit(
+    work: Work, prepared: Prepared, labeled: Indices, labels: Sequence[str], seed: int, calibrate: bool
+) -> Head | Estimate:
     rows = prepared.matrix.rows(labeled)
     prototypes = work.prototypes if work.names_train else None
     return fit_classifier(work.classifier, rows, labels, prepared.corpus.classes, seed, calibrate, prototypes)
@@ -234,18 +290,37 @@ def _do(work: Work, prepared: Prepared, run: Run, folder: Path, on_progress: OnP
             on_progress(_cost(work, run))
     else:
         curve = simulate_run(work, prepared, strategy, seed, on_progress)
-        row["budgets"] = [point.labels for point in curve.points]
+        row["budgets"] = [point.labels if work.team is None else point.answers for point in curve.points]
+        if work.team is not None:
+            row["labels"], row["right"] = zip(*[(point.labels, point.right) for point in curve.points], strict=True)
+            row["again"] = _asked_again(curve)
         row["choices"] = [point.choice._asdict() for point in curve.points]
         row |= {name: [_figures(point.metrics)[name] for point in curve.points] for name in METRICS}
         row["found"] = _found(prepared.corpus, curve)
     write_json(run_file(folder, run), row | {"seconds": round(time.perf_counter() - began, 2)})
 
 
+def _asked_again(curve: Curve) -> list[int]:
+    """The number of tasks of items asked before, after each round."""
+    seen: set[str] = set()
+    counts = []
+    for point in curve.points:
+        asked = [query.item_id for query in point.queries]
+        counts.append(sum(item_id in seen for item_id in asked))
+        seen.update(asked)
+    return [int(number) for number in np.cumsum(counts)]
+
+
 def _found(corpus: Corpus, curve: Curve) -> dict[str, list[int]]:
-    """The number of labels of each class after each round."""
+    """The number of items of each class that were asked, after each round."""
     position = {corpus.item_ids[p]: int(p) for p in corpus.pool}
-    asked = [np.array([corpus.truth[position[query.item_id]] for query in point.queries]) for point in curve.points]
-    counts = np.cumsum([np.bincount(classes, minlength=len(corpus.classes)) for classes in asked], axis=0)
+    seen: set[str] = set()
+    new = []
+    for point in curve.points:
+        items = [query.item_id for query in point.queries if query.item_id not in seen]
+        new.append(np.array([corpus.truth[position[item_id]] for item_id in items], np.intp))
+        seen.update(items)
+    counts = np.cumsum([np.bincount(classes, minlength=len(corpus.classes)) for classes in new], axis=0)
     return {name: counts[:, column].tolist() for column, name in enumerate(corpus.classes)}
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 import al_pipeline
 from al_pipeline.active_learning.choice import AUTO, QueryConfig
+from al_pipeline.active_learning.relabeling import Relabel
 from al_pipeline.active_learning.strategies import COLD_STARTS, STRATEGIES
 from al_pipeline.errors import UsageError
 from al_pipeline.evaluation.savings import Comparison, compare
@@ -27,9 +28,11 @@ from al_pipeline.files import remove_leftovers, sha256_bytes, sha256_file, write
 from al_pipeline.models.estimators import HEAD
 from al_pipeline.params import FINETUNED, Features, Params, plugins_of
 from al_pipeline.records import CPU, RANDOM
+from al_pipeline.simulation.annotators import NoiseKind, Team
 from al_pipeline.simulation.corpus import LabeledTexts
 from al_pipeline.simulation.page import pictures, render
-from al_pipeline.simulation.runs import FULL, WITHOUT, Run, Work, read_run, run_all
+from al_pipeline.simulation.runs import AGAIN, FULL, METRICS, OVERLAP, WITHOUT, Run, Work, read_run, run_all
+from al_pipeline.simulation.team import team_figures
 from al_pipeline.workspace.fingerprint import current_engine
 from al_pipeline.workspace.layout import Layout
 
@@ -54,6 +57,14 @@ class Options:
     names: bool | None = None
     """Use the names of the classes in training and in the search for rare classes, and compare with runs without."""
     test_size: int | None = None
+    annotators: int | None = None
+    """Annotators who make mistakes; None: everybody is always right."""
+    noise: float = 0.2
+    noise_kind: NoiseKind = "uniform"
+    overlap: int = 1
+    """People who answer each item in the runs that are compared with one answer each; 1: no such runs."""
+    relabel: Relabel | None = None
+    """Largest share of labels that is asked again in the runs compared with none; None: that of the parameters."""
     workers: int = 1
     root: Path = Path()
     """The workspace in which plug-ins are looked for."""
@@ -89,7 +100,8 @@ def simulate(
     folder = out / f"{name}-{sha256_bytes(json.dumps(settings, sort_keys=True).encode())[:12]}"
     seeds = range(params.seed, params.seed + options.seeds)
     plain = tuple(f"{strategy}{WITHOUT}" for strategy in options.strategies if strategy != RANDOM)
-    strategies = dict.fromkeys((RANDOM, *options.strategies, *(plain if work.prototypes is not None else ())))
+    arms = (RANDOM, *options.strategies, *(plain if work.prototypes is not None else ()))
+    strategies = dict.fromkeys([*arms, *_team_arms(arms, work, _relabel(params, options), options.overlap)])
     runs: list[Run] = [(arm, seed) for seed in seeds for arm in (FULL, *strategies)]
     remove_leftovers(folder, folder / "runs")
     write_json(folder / "settings.json", settings)
@@ -101,6 +113,32 @@ def simulate(
         write_bytes(folder / file, png)
     write_text(folder / "report.html", render(result))
     return Simulation(folder, result, done)
+
+
+def _relabel(params: Params, options: Options) -> Relabel:
+    """The share of labels that is asked again. Raises UsageError for one that is none, or if nobody makes mistakes."""
+    relabel = params.select.relabel if options.relabel is None else options.relabel
+    if relabel != "auto" and not 0 <= relabel <= 1:
+        raise UsageError(f"--relabel takes a share from 0 to 1, or auto, got {relabel:g}")
+    if options.annotators is None:
+        if options.overlap > 1 or options.relabel:
+            raise UsageError("--overlap and --relabel are for annotators who make mistakes: give --annotators too")
+        return 0.0
+    if options.overlap > options.annotators:
+        raise UsageError(f"--overlap {options.overlap} needs as many --annotators, got {options.annotators}")
+    if options.relabel and options.annotators < 2:
+        raise UsageError("--relabel needs --annotators 2 or more: one person's second answer tells nothing new")
+    return relabel if options.annotators > 1 else 0.0
+
+
+def _team_arms(arms: Sequence[str], work: Work, relabel: Relabel, overlap: int) -> list[str]:
+    """The runs in which several people answer each item, or in which labels are asked again."""
+    if work.team is None:
+        return []
+    several = [f"{arm}{OVERLAP}{overlap}" for arm in arms if overlap > 1]
+    return several + [
+        f"{arm}{AGAIN}{relabel if relabel == 'auto' else format(relabel, 'g')}" for arm in arms if relabel
+    ]
 
 
 def corpus_vectors(texts: LabeledTexts, features: Features, home: Path, workspace: Layout | None) -> Vectors | None:
@@ -141,7 +179,11 @@ def make_work(texts: LabeledTexts, params: Params, options: Options, vectors: Ve
         for key in ("batch_size", "cold_start", "guide", "names")
         if (value := getattr(options, key)) is not None
     }
-    config = QueryConfig(params.seed, options.seed_size or params.round.seed_size, **knobs)
+    config = QueryConfig(params.seed, options.seed_size or params.round.seed_size, **knobs | {"relabel": 0.0})
+    team = None
+    if options.annotators is not None:
+        team = Team(annotators=options.annotators, noise=options.noise, kind=options.noise_kind)
+        team.check(len(texts.classes))
     if unknown := sorted(set(config.guide) - set(texts.classes)):
         raise UsageError(
             f"the guide names {unknown[0]!r}, but the classes of the corpus are {', '.join(texts.classes)}"
@@ -154,8 +196,9 @@ def make_work(texts: LabeledTexts, params: Params, options: Options, vectors: Ve
     rounds = (options.budget - config.seed_size) // config.batch_size
     if rounds < 1:
         raise UsageError(
-            f"a budget of {options.budget} labels is too small for a round after a seed round of {config.seed_size} "
-            f"with batches of {config.batch_size}: raise --budget, or lower --seed-size or --batch-size"
+            f"a budget of {options.budget} {unit_of(team)} is too small for a round after a seed round of "
+            f"{config.seed_size} with batches of {config.batch_size}: raise --budget, or lower --seed-size or "
+            "--batch-size"
         )
     size = min(LARGEST_TEST, len(texts.items) // TEST_SHARE) if options.test_size is None else options.test_size
     guide = {name: guide_vectors(vectors, phrases) for name, phrases in config.guide.items()}
@@ -167,8 +210,13 @@ def make_work(texts: LabeledTexts, params: Params, options: Options, vectors: Ve
         prototypes = class_prototypes(vectors, texts.classes, params.schema_.meanings)
     return Work(
         texts, dense, params.features.uses_tfidf, params.train.calibrate, config, rounds, size, guide, classifier,
-        plugins, options.root, prototypes, train,
+        plugins, options.root, prototypes, train, team, params.labels,
     )  # fmt: skip
+
+
+def unit_of(team: Team | None) -> str:
+    """What a budget counts: labels, or answers where an item can have several."""
+    return "labels" if team is None else "answers"
 
 
 def _settings(texts: LabeledTexts, params: Params, work: Work, vectors: Vectors | None) -> dict[str, Any]:
@@ -182,7 +230,10 @@ def _settings(texts: LabeledTexts, params: Params, work: Work, vectors: Vectors 
         "calibrate": work.calibrate,
         "classifier": work.classifier,
         **_names(work, params),
-        "asking": {key: value for key, value in asdict(work.config).items() if key not in ("seed", "strategy")},
+        "asking": {
+            key: value for key, value in asdict(work.config).items() if key not in ("seed", "strategy", "relabel")
+        },
+        **({} if work.team is None else {"team": asdict(work.team) | {"consensus": work.labels.consensus}}),
         "rounds": work.rounds,
         "test_size": work.test_size,
         "engine": current_engine(CPU if vectors is None else vectors.device) | {"simulation": _own_sources()},
@@ -214,7 +265,7 @@ def _own_sources() -> str:
     """A digest of the code that runs depend on and that is not part of the stages."""
     package = Path(al_pipeline.__file__).parent
     digest = hashlib.sha256()
-    for name in ("data/catalog.py", "simulation/corpus.py", "simulation/replay.py", "simulation/runs.py"):
+    for name in ("data/catalog.py", *(f"simulation/{name}.py" for name in ("annotators", "corpus", "replay", "runs"))):
         digest.update(sha256_file(package / name).encode())
     return digest.hexdigest()
 
@@ -230,6 +281,7 @@ def _result(
 ) -> dict[str, Any]:
     """The content of `result.json`, which the page shows and `--json` prints."""
     metric = "average_precision" if texts.positive else "macro_f1"
+    found = _on_one_grid(found, strategies, seeds)
     budgets = found[strategies[0], seeds[0]]["budgets"]
     compared = {}
     for figure in ("macro_f1", "average_precision") if texts.positive else ("macro_f1",):
@@ -245,8 +297,11 @@ def _result(
         "warnings": [*_stand_in(params), *_warnings(texts, work, budgets)],
         "settings": {
             "features": ("encoder" if work.dense is not None else "") + ("+tfidf" if work.uses_tfidf else ""),
-            **{key: value for key, value in asdict(work.config).items() if key not in ("seed", "strategy")},
+            **{key: value for key, value in asdict(work.config).items() if key not in ("seed", "strategy", "relabel")},
+            **({} if work.team is None else asdict(work.team)),
         },
+        "unit": unit_of(work.team),
+        **({} if work.team is None else {"team": team_figures(work.team, strategies, seeds, found, metric)}),
         "seeds": list(seeds),
         "budgets": budgets,
         "strategies": list(strategies),
@@ -261,6 +316,35 @@ def _result(
         },
         "seconds": round(sum(row.get("seconds", 0.0) for row in found.values()), 1),
     }
+
+
+def _on_one_grid(found: Mapping[Run, Mapping[str, Any]], arms: Sequence[str], seeds: Sequence[int]) -> dict[Run, Any]:
+    """The runs with their figures at the budgets of the first arm: several answers per item do not add up to the same.
+
+    Figures between two budgets are interpolated, and the first and the last one hold for a whole batch beyond.
+    """
+    grid = found[arms[0], seeds[0]]["budgets"]
+    told = dict(found)
+    for run, row in found.items():
+        if run[0] in arms and row["budgets"] != grid:
+            told[run] = (
+                {**row, "budgets": grid}
+                | {
+                    key: _interpolated(row["budgets"], row[key], grid)
+                    for key in (*METRICS, "labels", "right", "again")
+                    if key in row
+                }
+                | {"found": {name: _interpolated(row["budgets"], row["found"][name], grid) for name in row["found"]}}
+            )
+    return told
+
+
+def _interpolated(budgets: Sequence[int], values: Sequence[float | None], grid: Sequence[int]) -> list[float | None]:
+    """`values` at `budgets` at the points of `grid`; None more than a batch beyond the last."""
+    points, own = np.asarray(budgets, np.float64), np.array([np.nan if v is None else v for v in values], np.float64)
+    most = points[-1] + (np.diff(points).max() if len(points) > 1 else points[0])
+    made = np.where(np.asarray(grid) <= most, np.interp(grid, points, own), np.nan)
+    return [None if np.isnan(value) else float(value) for value in made]
 
 
 def to_row(comparison: Comparison) -> dict[str, Any]:
@@ -330,7 +414,7 @@ def _warnings(texts: LabeledTexts, work: Work, budgets: Sequence[int]) -> list[s
         )
     planned = work.config.seed_size + work.rounds * work.config.batch_size
     if budgets[-1] < planned:
-        said.append(f"the pool is exhausted at {budgets[-1]:,} labels, before the budget of {planned:,}")
+        said.append(f"the pool is exhausted at {budgets[-1]:,} {unit_of(work.team)}, before the budget of {planned:,}")
     return said
 
 

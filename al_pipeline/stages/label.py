@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from al_pipeline.annotation.aggregation import fold
+from al_pipeline.annotation.aggregation import fold, most_asked
 from al_pipeline.annotation.confidence import rule_for
 from al_pipeline.annotation.votes import times_asked
 from al_pipeline.data.ledger import read_events, read_forecasts
@@ -22,7 +22,8 @@ def main(layout: Layout) -> None:
     params = load_params(layout.params)
     events = read_events(layout.events)
     rule = rule_for(params.labels, partial(read_forecasts, layout.events))
-    folded = fold(events, params.schema_.labels, len(params.annotators) or None, times_asked(events), rule)
+    everybody, most = len(params.annotators) or None, most_asked(bool(params.select.relabel))
+    folded = fold(events, params.schema_.labels, everybody, times_asked(events), rule, most)
     write_labeled(layout.labeled, folded.labeled)
     write_labeled(layout.test_labels, folded.test)
     write_unresolved(layout.unresolved, folded.unresolved)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from al_pipeline.annotation.active_events import superseded
-from al_pipeline.annotation.aggregation import fold
+from al_pipeline.annotation.aggregation import fold, most_asked
 from al_pipeline.annotation.confidence import rule_for
 from al_pipeline.annotation.tasks import worth_asking
 from al_pipeline.annotation.votes import times_asked
@@ -134,10 +134,11 @@ def tasks_to_keep(
     events += carry_out(interventions, layout.events)
     everybody, tasks = len(params.annotators) or None, read_plan(git, planned)
     rule = rule_for(params.labels, partial(read_forecasts, layout.events))
+    most = most_asked(bool(params.select.relabel))
     return worth_asking(
         tasks,
         events,
-        fold(events, params.schema_.labels, everybody, times_asked(events), rule),
+        fold(events, params.schema_.labels, everybody, times_asked(events), rule, most),
         params.round.overlap,
         everybody,
         {str(row.get("push_key")) for row in refused},
