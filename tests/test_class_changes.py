@@ -15,6 +15,7 @@ from al_pipeline.annotation.active_events import active, changed_by, schemas_of
 from al_pipeline.annotation.aggregation import Folded, fold
 from al_pipeline.annotation.class_changes import classes_after, related
 from al_pipeline.annotation.confidence import ConsensusRule
+from al_pipeline.annotation.gold import gold_items
 from al_pipeline.annotation.votes import labels_in_use, times_asked
 from al_pipeline.data.outputs import Predictions
 from al_pipeline.errors import UsageError
@@ -216,6 +217,19 @@ def test_a_ruling_of_a_split_class_is_asked_again_whatever_others_said() -> None
     assert ledger.labels() == {"i0": "a"}
     ledger.change("split", "a", "xy")
     assert (ledger.labels(), ledger.open()) == ({}, {"i0": "again"})
+
+
+def test_gold_follows_its_class_and_is_none_without_it() -> None:
+    ledger = Ledger()
+    gold = ledger.say("i0", "boss", "a", "gold")
+    ledger.events[-1] = replace(gold, annotation_key="gold:hash i0")
+    ledger.say("i0", "p", "b")
+    ledger.change("rename", "a", "z")
+    assert gold_items(active(ledger.events))["i0"].label == "z" and ledger.open() == {"i0": "ignored"}
+    ledger.change("split", "z", "xy")
+    assert gold_items(active(ledger.events)) == {} and ledger.open() == {"i0": "again"}
+    ledger.undo()
+    assert gold_items(active(ledger.events))["i0"].label == "z"
 
 
 def test_an_older_answer_of_the_same_person_does_not_come_back() -> None:
