@@ -353,6 +353,8 @@ def found_status() -> Status:
         review=None,
         review_page=HOSTILE,
         gold=None,
+        cost=None,
+        budget=None,
     )
 
 

@@ -23,7 +23,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 INSTALLED = [
     *PROJECT["dependencies"],
     *(line for extra in ("dask", "docs", "plugins", "ray") for line in EXTRAS[extra]),
-    *(line for line in EXTRAS["dev"] if line != "al-pipeline[dask,docs,plugins,ray]"),
+    *(line for line in EXTRAS["dev"] if not line.startswith("al-pipeline[")),
 ]
 """What `make setup` installs, but for what these need in turn."""
 
