@@ -14,7 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from al_pipeline.annotation.active_events import active
-from al_pipeline.annotation.review import Candidate, choose, labels_given, rulings, sample_drawn, shown_answers
+from al_pipeline.annotation.review import (
+    Candidate,
+    checked_answers,
+    choose,
+    labels_given,
+    rulings,
+    sample_drawn,
+    sample_of,
+    shown_answers,
+)
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.outputs import read_labeled
 from al_pipeline.errors import LabelStudioDown, NothingToDo, UnexpectedChange, UsageError
@@ -110,6 +119,23 @@ def test_the_newest_ruling_is_the_ruling() -> None:
     assert rulings([*votes, ruling(CHIEF, None)]) == [], "a review without a ruling"
     gold = event("gold", "boss", "spam", key="gold:a")
     assert rulings([*votes, gold, ruling(CHIEF, "ham")])[0].contradicts == ("spam",)
+
+
+def test_answers_drawn_at_random_give_the_error_rate_of_a_person() -> None:
+    events = [
+        event("label", "ann", "ham"),
+        event("label", "bob", "spam"),
+        event("label", CHIEF, "ham"),
+        ruling(CHIEF, "spam"),
+        event("label", "ann", "ham", "b"),
+        event("label", "bob", "ham", "b"),
+        ruling(CHIEF, "ham", "b"),
+        event("label", "ann", "ham", "c"),
+        ruling(CHIEF, "spam", "c"),
+    ]
+    found = {one.item_id: one for one in rulings(events)}
+    reasons = {"a": {"sample"}, "b": {sample_of("bob")}, "c": {"conflict"}}
+    assert checked_answers(events, found, reasons) == {"ann": (1, 1), "bob": (0, 2)}, "chosen for doubt, or one's own"
 
 
 def test_a_reviewer_cannot_check_oneself() -> None:
@@ -299,14 +325,18 @@ def test_what_cannot_be_reviewed_says_why(world: Any) -> None:
     with pytest.raises(NothingToDo, match="no answer of 'nobody@example.org' to review"):
         reviewed(workspace, oracle, annotator="nobody@example.org")
     found = reviewed(workspace, oracle, annotator=ANN.upper(), size=3)
-    assert found.added == {"sample of a person": 3}
+    assert found.added == {f"sample of {ANN}": 3}
+    (first, *_), before = oracle.queue(CHIEF, REVIEWS), found.figures.people
+    oracle.answer(first, CHIEF, "ham", REVIEWS)
+    (person,) = reviewed(workspace, oracle).figures.people
+    assert not before and (person.annotator, person.reviewed) == (ANN, 1) and person.rate.low is not None
     oracle.fault = lambda name, when: (_ for _ in ()).throw(LabelStudioDown("down"))
     with pytest.raises(LabelStudioDown):
         reviewed(workspace, oracle)
     oracle.fault = None
     path = next(layout.reviews.glob("*.jsonl"))
     text = path.read_text()
-    path.write_text(text.replace("sample of a person", "conflict"))
+    path.write_text(text.replace(f"sample of {ANN}", "conflict"))
     with pytest.raises(UnexpectedChange, match="must not be edited"):
         reviewed(workspace, oracle)
     path.write_text(json.dumps({"item_id": 1}))

@@ -15,8 +15,9 @@ from msgspec import Struct
 from al_pipeline.annotation.answers import IMPORT, NOT_ANNOTATIONS, answers_of, by_item, resolve, votes_of
 from al_pipeline.records import Event, Part, is_of_review
 
-Reason = Literal["held", "conflict", "low confidence", "likely error", "sample", "sample of a person"]
+Reason = Literal["held", "conflict", "low confidence", "likely error", "sample"]
 """Why an item is reviewed. `sample`: it is part of the random sample that gives the error rate."""
+SAMPLE = "sample"
 
 _LEAST_DOUBT = 0.1
 """A label whose probability of being wrong is lower is reviewed only as part of a sample."""
@@ -47,11 +48,17 @@ class Candidate(Struct, frozen=True):
         return max(found, key=lambda one: one[0])
 
 
+def sample_of(annotator: str) -> str:
+    """The reason of an item that is part of a random sample of somebody's answers."""
+    return f"{SAMPLE} of {annotator}"
+
+
 class Chosen(Struct, frozen=True):
     """An item chosen for a review; `score`: the probability that its label is wrong, 0 for one of a sample."""
 
     candidate: Candidate
-    reason: Reason
+    reason: str
+    """A Reason, or `sample_of` somebody."""
     score: float
 
 
@@ -136,6 +143,28 @@ def rulings(counted: Sequence[Event]) -> list[Ruling]:
             )
         )
     return found
+
+
+def checked_answers(
+    counted: Sequence[Event], found: Mapping[str, Ruling], reasons: Mapping[str, Collection[str]]
+) -> dict[str, tuple[int, int]]:
+    """The number of wrong answers of each annotator and of all that were drawn at random and reviewed.
+
+    `found`: the rulings, `reasons`: why each item was reviewed, both by item id. Of a sample of somebody's answers only
+    theirs count, and nobody's answer counts that the same person ruled on.
+    """
+    drawn = {item for item, why in reasons.items() if item in found and any(one.startswith(SAMPLE) for one in why)}
+    about = by_item(event for event in counted if event.item_id in drawn)
+    counts: dict[str, tuple[int, int]] = {}
+    for item in sorted(about):
+        ruling, why = found[item], reasons[item]
+        for vote in votes_of(one for one in answers_of(about[item]).values() if not one.binding):
+            who = vote.annotator
+            if vote.label is None or who in (IMPORT, ruling.by) or not {SAMPLE, sample_of(who)} & set(why):
+                continue
+            wrong, total = counts.get(who, (0, 0))
+            counts[who] = (wrong + (vote.label != ruling.label), total + 1)
+    return dict(sorted(counts.items()))
 
 
 def labels_given(counted: Sequence[Event], labels: Mapping[str, str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from al_pipeline.cli.options import Json, current_workspace
 from al_pipeline.cli.output import echo, escape, print_head, print_json
 
 if TYPE_CHECKING:
+    from al_pipeline.evaluation.figures import Estimate
     from al_pipeline.operations.review_figures import Review
 
 
@@ -80,7 +81,15 @@ def print_review(found: Review) -> None:
         skipped = f"; {found.without:,} without a ruling" if found.without else ""
         own = f"; {found.own:,} on items that only the reviewer had answered" if found.own else ""
         echo(f"rulings: {found.ruled:,}, of which {found.changed:,} changed the label{skipped}{own}")
+    people = [[one.annotator, f"{one.wrong:,} of {one.reviewed:,}", _share(one.rate)] for one in found.people]
+    if people:
+        echo("[bold]wrong answers[/], of those drawn at random and reviewed")
+        print_head(("annotator", "wrong", "rate"), people, most=20)
     rows = [[one.item_id, one.label, one.by, ", ".join(one.contradicts)] for one in found.contradictions]
     if rows:
         echo("[yellow]rulings that other rulings or gold labels contradict[/] (the newest counts)")
         print_head(("item", "ruling", "by", "others say"), rows, most=10)
+
+
+def _share(rate: Estimate) -> str:
+    return f"{rate.value:.2f} ({rate.low:.2f} to {rate.high:.2f})"

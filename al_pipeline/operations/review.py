@@ -17,11 +17,11 @@ from msgspec.structs import asdict, replace
 
 from al_pipeline.annotation.active_events import active, corrected_items, standing_answers
 from al_pipeline.annotation.answers import by_item
-from al_pipeline.annotation.review import Chosen, choose, rulings, shown_answers
-from al_pipeline.data.ledger import read_events, read_refused, still_refused
+from al_pipeline.annotation.review import Chosen, choose, rulings, sample_of, shown_answers
+from al_pipeline.data.ledger import read_events, read_refused, signature, still_refused
 from al_pipeline.data.pool import columns_of, fetch
 from al_pipeline.errors import ManualActionRequired, NothingToDo, UsageError
-from al_pipeline.files import write_json, write_jsonl
+from al_pipeline.files import read_object, sha256_file, write_json, write_jsonl
 from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.label_studio.projects import project_title
@@ -37,7 +37,7 @@ from al_pipeline.operations.push import RetirePolicy, push, retire
 from al_pipeline.operations.review_candidates import candidates, of_a_person
 from al_pipeline.operations.review_figures import Review, read_reviews, review_figures, sample_left
 from al_pipeline.operations.schema import former_classes, published_labels
-from al_pipeline.records import Event, PlannedTask, Task, is_of_review, review_workspace, shown_text
+from al_pipeline.records import Event, PlannedTask, Task, event_digest, is_of_review, review_workspace, shown_text
 from al_pipeline.rounds.reviews import review_key
 from al_pipeline.workspace.workspace import Workspace
 
@@ -123,9 +123,20 @@ def review_in_tick(
     stamp = now.isoformat(timespec="seconds")
     connection = _Connection(oracle, project, stamp, accept_vanished, audit=False)
     pulled, _ = _pull(workspace, connection)
-    added = _plan(workspace, git, history, params.quality.review_size, None) if wanted else {}
+    added: dict[str, int] = {}
+    if wanted and (facts := _facts(workspace, history)) != read_object(workspace.layout.review_facts).get("facts"):
+        added = _plan(workspace, git, history, params.quality.review_size, None)
+        write_json(workspace.layout.review_facts, {"facts": facts})
     _push(workspace, connection)
     return pulled + sum(added.values())
+
+
+def _facts(workspace: Workspace, history: History) -> str:
+    """A digest of what a review is chosen by: on equal facts a tick need not look again."""
+    layout, latest = workspace.layout, history.latest
+    events = [[name, size] for name, size, _ in signature(layout.events, layout.inbox_events)]
+    model = None if latest is None else latest.hashes.get("model")
+    return event_digest(events, model, sha256_file(layout.params))
 
 
 def _ensure_project(workspace: Workspace, git: Git, history: History, oracle: Oracle) -> ProjectRef:
@@ -185,7 +196,7 @@ def _plan(workspace: Workspace, git: Git, history: History, size: int, annotator
         chosen = choose(found, sample, max(0, room))
     else:
         chosen = [
-            Chosen(one, "sample of a person", 0.0)
+            Chosen(one, sample_of(annotator.strip().lower()), 0.0)
             for one in of_a_person(workspace, annotator)
             if one.item_id not in closed
         ][:size]

@@ -12,11 +12,14 @@ from msgspec.structs import asdict
 from al_pipeline.annotation.active_events import active
 from al_pipeline.annotation.aggregation import Folded, fold
 from al_pipeline.annotation.confidence import ConsensusRule, rule_for
-from al_pipeline.annotation.review import Ruling, labels_given, rulings, sample_drawn
+from al_pipeline.annotation.review import SAMPLE, Ruling, checked_answers, labels_given, rulings, sample_drawn
 from al_pipeline.annotation.votes import times_asked
 from al_pipeline.data.ledger import read_events, read_forecasts
+from al_pipeline.evaluation.figures import Estimate
+from al_pipeline.evaluation.online import wilson
 from al_pipeline.files import sha256_bytes
 from al_pipeline.params import Params
+from al_pipeline.quality.agreement import CONFIDENCE
 from al_pipeline.quality.error_rate import ErrorRate, error_rate
 from al_pipeline.records import Event, LabeledItem, Part, PlannedTask, is_of_review
 from al_pipeline.rounds.reviews import parse_review, review_number
@@ -24,6 +27,15 @@ from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
 
 PARTS: tuple[Part, ...] = ("pool", "test")
+
+
+class Checked(Struct, frozen=True):
+    """Somebody's answers that were drawn at random and reviewed."""
+
+    annotator: str
+    wrong: int
+    reviewed: int
+    rate: Estimate
 
 
 class Review(Struct, frozen=True, kw_only=True):
@@ -40,6 +52,8 @@ class Review(Struct, frozen=True, kw_only=True):
     """Items that reviewers skipped."""
     waiting: int
     """Tasks without an answer of a reviewer."""
+    people: tuple[Checked, ...]
+    """Each annotator's answers that were drawn at random and reviewed."""
     own: int
     """Rulings on items that only the reviewer had answered, which no error rate counts."""
     contradictions: tuple[Ruling, ...]
@@ -50,6 +64,7 @@ class Review(Struct, frozen=True, kw_only=True):
         return {
             **asdict(self),
             "rates": {part: {**asdict(one), "rate": one.rate.to_row()} for part, one in self.rates.items()},
+            "people": [{**asdict(one), "rate": one.rate.to_row()} for one in self.people],
             "contradictions": [asdict(one) for one in self.contradictions],
         }
 
@@ -94,7 +109,7 @@ def figures_of(
     answered = {event.push_key for event in events if is_of_review(event.annotation_key)}
     reviewed = {event.item_id for event in counted if event.type == "adjudicate"}
     samples = _samples(params, events, counted, rule)
-    planned = {task.item_id for task in tasks if task.strategy == "sample"}
+    planned = {task.item_id for task in tasks if task.strategy == SAMPLE}
     rates: dict[Part, ErrorRate] = {}
     for part, sample in samples.items():
         checked = [
@@ -111,9 +126,21 @@ def figures_of(
         test_ruled=sum(one.part == "test" for one in found.values()),
         without=len(reviewed - found.keys()),
         waiting=sum(task.push_key not in answered for task in tasks),
+        people=_people(counted, found, tasks),
         own=sum(not one.independent for one in found.values()),
         contradictions=tuple(one for one in found.values() if one.contradicts),
     )
+
+
+def _people(counted: Sequence[Event], found: Mapping[str, Ruling], tasks: Sequence[PlannedTask]) -> tuple[Checked, ...]:
+    reasons: dict[str, set[str]] = {}
+    for task in tasks:
+        reasons.setdefault(task.item_id, set()).add(task.strategy)
+    people = []
+    for who, (wrong, total) in checked_answers(counted, found, reasons).items():
+        low, high = wilson(wrong, total, CONFIDENCE)
+        people.append(Checked(who, wrong, total, Estimate(value=wrong / total, low=low, high=high)))
+    return tuple(people)
 
 
 def sample_left(workspace: Workspace) -> list[str]:

@@ -266,6 +266,11 @@ class Layout(Struct, frozen=True):
         return self.private / "pull_review.json"
 
     @property
+    def review_facts(self) -> Path:
+        """What the last tick that chose labels for review knew; without it the next one chooses again."""
+        return self.private / "review.json"
+
+    @property
     def ingested(self) -> Path:
         """The state of the files in `ingest.sources` at the last tick."""
         return self.private / "ingested.json"
