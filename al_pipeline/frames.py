@@ -38,14 +38,16 @@ def rounds(workspace: str | Path = ".") -> pd.DataFrame:
 
 
 def labeled(workspace: str | Path = ".") -> pd.DataFrame:
-    """The labelled set: item_id, text, label, agreement, answers, round. Raises NothingToDo if nothing is labelled."""
+    """The labelled set: item_id, text, label, agreement, answers, round, and confidence if labels have one.
+
+    Raises NothingToDo if nothing is labelled.
+    """
     layout = open_workspace(Path(workspace)).layout
     if not layout.labeled.exists():
         raise NothingToDo("nothing is labelled yet; `al status` says what the round waits for")
-    columns = ["item_id", "label", "agreement", "answers", "round"]
-    labels = pd.DataFrame(
-        [[getattr(row, name) for name in columns] for row in read_labeled(layout.labeled)], columns=columns
-    )
+    columns, rows = ["item_id", "label", "agreement", "answers", "round"], read_labeled(layout.labeled)
+    columns += ["confidence"] if any(row.confidence is not None for row in rows) else []
+    labels = pd.DataFrame([[getattr(row, name) for name in columns] for row in rows], columns=columns)
     wanted = set(labels["item_id"])
     texts = {item.item_id: item.text for batch in iter_items([layout.pool]) for item in batch if item.item_id in wanted}
     labels.insert(1, "text", labels["item_id"].map(texts))

@@ -16,6 +16,8 @@ from al_pipeline.annotation.consensus import METHODS, TIE, consensus, consensus_
 from al_pipeline.annotation.crowdlab import crowdlab
 from al_pipeline.annotation.dawid_skene import ACCURACY
 from al_pipeline.annotation.vote_arrays import Floats, Indices, VoteArrays, to_arrays
+from al_pipeline.models.feature_matrix import FeatureMatrix
+from al_pipeline.models.linear import fit_head
 from al_pipeline.params import ConsensusName
 from benchmarks.annotators import simulate
 
@@ -141,6 +143,23 @@ def test_a_hundred_thousand_votes_take_seconds() -> None:
         before = time.process_time()
         found = consensus_of(votes, ids(33_334), method, model)
         assert time.process_time() - before < 8 and (found.label == truth).mean() > 0.9
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_labels_count_as_far_as_they_are_sure(classes: int) -> None:
+    draw = np.random.default_rng(0)
+    dense = draw.normal(size=(40, 6)).astype(np.float32)
+    names = [str(number) for number in range(classes)]
+    labels = [names[number % classes] for number in range(40)]
+    plain = fit_head(FeatureMatrix(dense), labels, names, 0, calibrate=True)
+    equal = fit_head(FeatureMatrix(dense), labels, names, 0, calibrate=True, weights=np.full(40, 0.7))
+    proba = plain.predict_proba(FeatureMatrix(dense))
+    np.testing.assert_allclose(equal.predict_proba(FeatureMatrix(dense)), proba, atol=1e-6)
+    weights = np.where(np.arange(40) < 20, 1.0, 1e-9)
+    half = fit_head(FeatureMatrix(dense), labels, names, 0, calibrate=False, weights=weights)
+    alone = fit_head(FeatureMatrix(dense[:20]), labels[:20], names, 0, calibrate=False, strength=6.0)
+    found = half.predict_proba(FeatureMatrix(dense)) - alone.predict_proba(FeatureMatrix(dense))
+    assert np.abs(found).max() < 0.05, "twice the weight of half of the labels"
 
 
 # Other libraries -----------------------------------------------------------------------------------------------------

@@ -218,6 +218,12 @@ def test_parameters_that_contradict_each_other() -> None:
     assert parse_params(text).labels.have_confidence
     with pytest.raises(BadParams, match=r"round.max_overlap 3 is below round.overlap 5"):
         parse_params(text.replace("overlap: 1 ", "overlap: 5 "))
+    weighed = text.replace("weigh_by_confidence: false ", "weigh_by_confidence: true ")
+    assert parse_params(weighed).train.weigh_by_confidence
+    with pytest.raises(BadParams, match=r"train.weigh_by_confidence needs confidences"):
+        parse_params(weighed.replace("min_confidence: 0.9 ", "min_confidence: 0 "))
+    with pytest.raises(BadParams, match=r"train.weigh_by_confidence needs train.model head"):
+        parse_params(weighed.replace("model: head ", "model: centroid "))
     with pytest.raises(BadParams, match=r"labels.consensus"):
         parse_params(template("params.yaml").replace("consensus: majority ", "consensus: mean "))
 
