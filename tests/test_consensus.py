@@ -118,7 +118,7 @@ def test_careful_people_outweigh_careless_ones(method: ConsensusName) -> None:
     assert found.quality == pytest.approx([0.97, 0.95, 0.55, 0.5, 0.5], abs=0.08)
 
 
-@pytest.mark.parametrize("method", ["majority", "dawid_skene"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("sharp", [0.5, 1.0, 2.0])
 def test_confidence_is_the_share_that_is_right(method: ConsensusName, sharp: float) -> None:
     votes, truth, model = crowd([0.9, 0.85, 0.8, 0.75, 0.7], items=3000, overlap=2, sharp=sharp)

@@ -79,29 +79,29 @@ def consensus_of(
     if model is not None and np.isnan(model).all():
         model = None
     used = choose(votes, model) if method == "auto" else method
-    if used == "majority":
-        posteriors, quality = _majority(votes, len(items))
-    elif used == "crowdlab":
-        weighted = crowdlab(votes, len(items), model)
-        posteriors = weighted.posteriors
-        quality = _quality(votes, posteriors)
-    else:
-        found = posterior_classes(votes, len(items), model)
-        posteriors = found.posteriors
-        weights = found.answers + found.priors
-        quality = (weights * np.diagonal(found.rates, axis1=1, axis2=2)).sum(axis=1) / weights.sum(axis=1)
     given = np.zeros((len(items), len(votes.classes)), np.bool_)
     given[votes.item, votes.label] = True
-    label, confidence = _best(given, posteriors)
-    return Consensus(
-        used, tuple(items), votes.classes, label, confidence, posteriors, votes.annotators, np.asarray(quality), given
-    )
+    if used == "majority":
+        posteriors, quality = _majority(votes, len(items))
+        label, confidence = _best(given, posteriors)
+    else:
+        found = posterior_classes(votes, len(items), model)
+        posteriors, weights = found.posteriors, found.answers + found.priors
+        quality = np.asarray((weights * np.diagonal(found.rates, axis1=1, axis2=2)).sum(axis=1) / weights.sum(axis=1))
+        label, confidence = _best(given, posteriors)
+        if used == "crowdlab":  # its shares are no probabilities, so only the label is taken from it
+            label, _ = _best(given, crowdlab(votes, len(items), model).posteriors)
+            own = posteriors[np.arange(len(items)), np.maximum(label, 0)] if posteriors.size else confidence
+            confidence = np.where(label == TIE, confidence, own)
+    return Consensus(used, tuple(items), votes.classes, label, confidence, posteriors, votes.annotators, quality, given)
 
 
 def tied_classes(found: Consensus, place: int) -> tuple[str, ...]:
     """The classes between which the item at `place` is tied."""
     shares = np.where(found.given[place], found.posteriors[place], 0.0)
     chosen = np.flatnonzero((shares > shares.max() - EQUAL) & found.given[place])
+    if len(chosen) < 2:  # a tie of CROWDLAB's shares, not of the probabilities
+        chosen = np.flatnonzero(found.given[place])
     return tuple(found.classes[number] for number in chosen)
 
 
@@ -142,10 +142,3 @@ def _majority(votes: VoteArrays, items: int) -> tuple[Floats, Floats]:
     logits = counts * np.log(accuracy * others / max(1e-9, 1 - accuracy))
     shares = np.exp(logits - logits.max(axis=1, keepdims=True, initial=0))
     return shares / shares.sum(axis=1, keepdims=True), np.full(len(votes.annotators), accuracy)
-
-
-def _quality(votes: VoteArrays, posteriors: Floats) -> Floats:
-    """(A,) the mean probability of the classes that an annotator gave."""
-    people = len(votes.annotators)
-    given = np.bincount(votes.annotator, posteriors[votes.item, votes.label], people)
-    return np.asarray(given / np.maximum(1, np.bincount(votes.annotator, minlength=people)))

@@ -207,7 +207,9 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing output.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Export the published labels: item, text, label, annotators, agreement, round. `datasets` is for Hugging Face.
+    """Export the published labels: item, text, label, annotators, agreement, round, and confidence if they have one.
+
+    `datasets` is for Hugging Face.
 
     `onnx` and `onnx-int8` export the model instead, with a model card and a program that needs no al-pipeline: one \
 graph from tokens and terms to calibrated probabilities, written only if it agrees with the original.

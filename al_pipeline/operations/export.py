@@ -40,6 +40,8 @@ class Row:
     round: int
     """The first round whose answers gave it a label; -1 for imported labels."""
     part: str
+    confidence: float | None = None
+    """Probability that the label is right; None if `labels` in `params.yaml` did not ask for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +134,14 @@ def _rows(workspace: Workspace, record: RoundRecord) -> list[Row]:
         if item is None:
             raise RepositoryError(f"item {key} of {name} is in neither pool nor test set; `dvc pull` restores them")
         part, row = "pool" if key in pool else "test", items[key]
-        rows.append(Row(key, item.text, row.label, people[key], row.agreement, row.round, part))
+        rows.append(Row(key, item.text, row.label, people[key], row.agreement, row.round, part, row.confidence))
     return rows
 
 
 def write_rows(out: Path, form: str, rows: Sequence[Row], with_part: bool) -> None:
     """Write `rows` to `out` in the format `form`, one of FORMATS, completely or not at all."""
-    names = (*COLUMNS, "part") if with_part else COLUMNS
+    sure = ("confidence",) if any(row.confidence is not None for row in rows) else ()
+    names = (*COLUMNS, *sure, "part") if with_part else (*COLUMNS, *sure)
     if form == "csv":
         _write_csv(out, rows, names)
     elif form == "jsonl":
@@ -164,7 +167,12 @@ def _write_parquet(out: Path, rows: Sequence[Row], names: Sequence[str]) -> None
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kinds = {"annotators": pa.list_(pa.string()), "agreement": pa.float64(), "round": pa.int64()}
+    kinds = {
+        "annotators": pa.list_(pa.string()),
+        "agreement": pa.float64(),
+        "confidence": pa.float64(),
+        "round": pa.int64(),
+    }
     schema = pa.schema([(key, kinds.get(key, pa.string())) for key in names])
     table = pa.Table.from_pylist([{key: asdict(row)[key] for key in names} for row in rows], schema=schema)
     with replacing(out) as temporary:
