@@ -42,7 +42,8 @@ CORPORA = ("review_sentences2", "tweets_sentiment3", "bbc_news")
 CHOICES = ("random", "margin")
 """How the items are chosen: of those that the model is unsure of it can say least."""
 REAL = "real raters"
-KINDS = ("uniform", "confusable", "careless person")
+KINDS = ("uniform", "careless person", "confusable")
+PLANNED = [("vader", REAL), *((name, kind) for kind in KINDS for name in CORPORA)]
 PEOPLE = (0.7, 0.95)
 TEAM = 6
 ROUNDS, BATCH, SEED_SIZE = 5, 100, 50
@@ -93,20 +94,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4)
     options = parser.parse_args()
     found: dict[str, Any] = {}
-    for name in (*CORPORA, "vader"):
-        rows, tokens = (READERS[name][0](options.data), READERS[name][1]) if name != "vader" else vader(options.data)
+    settings = {"rounds": ROUNDS, "batch": BATCH, "people": PEOPLE, "team": TEAM, "seeds": options.seeds}
+    for name, kind in PLANNED:
+        rows, tokens = (READERS[name][0](options.data), READERS[name][1]) if kind != REAL else vader(options.data)
         plain = [(text, label.split("|")[0]) for text, label in rows]
         corpus, texts = load(plain, tokens, options.data), choose_texts(plain)[0]
-        for kind in KINDS if name != "vader" else (REAL,):
-            began = time.process_time()
-            people = [crowd(kind, corpus, dict(rows), texts, seed) for seed in range(options.seeds)]
-            for choice in CHOICES:
-                runs = [play(corpus, one, seed, choice) for seed, one in enumerate(people)]
-                found[f"{name}, {kind}, {choice}"] = summary(runs)
-            seconds = time.process_time() - began
-            print(f"{name}, {kind}: {seconds:.0f} s", file=sys.stderr, flush=True)  # noqa: T201
-    settings = {"rounds": ROUNDS, "batch": BATCH, "people": PEOPLE, "team": TEAM, "seeds": options.seeds}
-    record("consensus", {"settings": settings, "found": found})
+        began = time.process_time()
+        people = [crowd(kind, corpus, dict(rows), texts, seed) for seed in range(options.seeds)]
+        for choice in CHOICES:
+            runs = [play(corpus, one, seed, choice) for seed, one in enumerate(people)]
+            found[f"{name}, {kind}, {choice}"] = summary(runs)
+        print(f"{name}, {kind}: {time.process_time() - began:.0f} s", file=sys.stderr, flush=True)  # noqa: T201
+        record("consensus", {"settings": settings, "found": found})
 
 
 # Crowds --------------------------------------------------------------------------------------------------------------
