@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("corpora", type=Path)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement of a server")
     parser.add_argument("--size", type=int, default=2000, help="texts in the pool and the test set")
+    parser.add_argument("--keep", type=Path, help="folder in which the workspace is made and kept, or is from before")
     parser.add_argument("--swaps", type=int, default=100)
     parser.add_argument("--fuzzed", type=int, default=10_000)
     parser.add_argument("--plain", choices=["torch", INT8], help=argparse.SUPPRESS)
@@ -67,11 +68,13 @@ def main() -> None:
     if options.plain:
         return _serve_plain(open_workspace(options.corpora), options.plain)
     os.environ["AL_SERVE_TOKEN"] = TOKEN
-    with tempfile.TemporaryDirectory(prefix="al-benchmark-") as folder:
+    with tempfile.TemporaryDirectory(prefix="al-benchmark-") as own:
+        folder = options.keep or Path(own)
         os.environ["AL_HOME"] = f"{folder}/home"
-        workspace, texts = _workspace(Path(folder), options.corpora, options.size)
+        workspace, texts = _workspace(folder, options.corpora, options.size)
         _tell("measuring the runtimes")
         figures: dict[str, Any] = {"speed": _speed(workspace, texts[:_TEXTS])}
+        _tell(json.dumps(figures, indent=1))
         _tell("measuring servers")
         figures["http"] = _http(workspace, texts, options.seconds)
         _tell("swapping models")
@@ -96,6 +99,9 @@ def _workspace(folder: Path, corpora: Path, size: int) -> tuple[Workspace, list[
     rows = list(dict.fromkeys(read_reviews(corpora)))
     random.Random(7).shuffle(rows)
     rows, others = rows[:size], rows[size:]
+    if (folder / "reviews/.al/benchmark").exists():
+        return open_workspace(folder / "reviews"), [text for text, _ in others]
+    folder.mkdir(parents=True, exist_ok=True)
     write_jsonl(folder / "pool.jsonl", ({"id": f"r{n:04d}", "text": text} for n, (text, _) in enumerate(rows)))
     truth = {f"r{n:04d}": label for n, (_, label) in enumerate(rows)}
     workspace = init(folder / "reviews", sorted(set(truth.values())), remote=str(folder / "remote"))
@@ -118,6 +124,7 @@ def _workspace(folder: Path, corpora: Path, size: int) -> tuple[Workspace, list[
         tick(open_workspace(workspace.layout.root), lambda: oracle)
         for key in oracle.queue("ann@example.org"):
             oracle.answer(key, "ann@example.org", truth[key.rsplit(":", 1)[1]])
+    (workspace.layout.private / "benchmark").touch()
     return open_workspace(workspace.layout.root), [text for text, _ in others]
 
 
@@ -217,16 +224,22 @@ def _serve_plain(workspace: Workspace, runtime: str) -> None:
 def _server(*command: str) -> Iterator[int]:
     """A server process; its port."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-    ) as process:
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(
+            [sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+        ) as process,
+    ):
         assert process.stdout is not None
         lines = []
         for line in process.stdout:
             lines.append(line)
             if line == "}\n":
                 break
-        url = next(line for line in lines if '"url"' in line).split('"url": "')[1].split('"')[0]
+        if '"url": "' not in "".join(lines):
+            log.seek(0)
+            raise SystemExit(f"{' '.join(command)} did not start: {''.join(lines)} {log.read()[-3000:]}")
+        url = "".join(lines).split('"url": "')[1].split('"')[0]
         try:
             yield int(url.rsplit(":", 1)[1])
             if process.poll() is not None:
