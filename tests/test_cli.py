@@ -355,6 +355,7 @@ def found_status() -> Status:
         gold=None,
         cost=None,
         budget=None,
+        outlook=(),
     )
 
 
