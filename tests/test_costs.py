@@ -24,6 +24,8 @@ from al_pipeline.evaluation.figures import Control, Estimate
 from al_pipeline.evaluation.online import labels_saved
 from al_pipeline.evaluation.savings import compare, over_seconds
 from al_pipeline.files import read_json
+from al_pipeline.notifications.messages import Answer
+from al_pipeline.operations.checks.services import check_budget
 from al_pipeline.operations.costs import answer_cost, spent_so_far
 from al_pipeline.operations.report import report_data
 from al_pipeline.operations.status import status
@@ -262,9 +264,17 @@ def test_curves_are_compared_at_equal_seconds() -> None:
 
 
 @pytest.mark.slow
-def test_nothing_is_asked_past_the_budget(started: Played, tmp_path: Path) -> None:
-    """10 + 12 tasks of round 0 are planned, and 15 answers may be given."""
+def test_nothing_is_asked_past_the_budget(started: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """22 tasks of round 0 are answered, and 7 more answers may be given."""
     workspace, oracle, truth = go_on(started, tmp_path)
+    told: list[str] = []
+
+    def send(_: Any, messages: Any) -> list[Answer]:
+        told.extend(one.title for one in messages["AL_NOTIFY_URLS:1"])
+        return [Answer("AL_NOTIFY_URLS:1", "JSON", one.key, True, "delivered") for one in messages["AL_NOTIFY_URLS:1"]]
+
+    monkeypatch.setenv("AL_NOTIFY_URLS", "json://127.0.0.1:9")
+    monkeypatch.setattr("al_pipeline.integrations.notification_services.send", send)
     change_params(workspace, {"labels: 0 ": "labels: 29 "})
 
     def run() -> Any:
@@ -278,6 +288,7 @@ def test_nothing_is_asked_past_the_budget(started: Played, tmp_path: Path) -> No
     report = run()
     assert report.published == (1,) and "the budget of labels (29 of 29) is spent" in report.waits_for
     assert oracle.queue("ann@example.org") == []
+    assert [one for one in told if "budget" in one] == ["workspace: The budget of labels is spent"]
     again = run()
     assert again.published == () and again.waits_for == report.waits_for
     found = status(open_workspace(workspace.layout.root), ask=False)
@@ -285,6 +296,7 @@ def test_nothing_is_asked_past_the_budget(started: Played, tmp_path: Path) -> No
     assert (use.what, use.spent, use.left) == ("labels", 29, 0) and "is spent" in found.next
     assert found.cost is not None and found.cost.seconds == 29.0, "the fake's answers take a second"
     page = render(report_data(open_workspace(workspace.layout.root)))
+    assert next(check_budget(open_workspace(workspace.layout.root))).message == "29 of 29 labels spent, 0 left"
     assert "29 of 29 labels spent, 0 left" in page and "29 answers took 0.0 hours" in page
     change_params(workspace, {"labels: 29 ": "labels: 40 "})
     run()

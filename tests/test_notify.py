@@ -265,6 +265,7 @@ def test_a_message_arrives_and_at_most_once_more(course: list[str]) -> None:
 def test_an_outbox_is_bounded_and_read_again() -> None:
     box = boxes.with_messages(Outbox(), [message(str(n)) for n in range(500)])
     assert len(box.waiting) == boxes.MOST_WAITING
+    assert [one.key for one in boxes.to_send(box, ["1"])["1"]] == ["400", "401", "402", "403"]
     for n in range(30):
         box = boxes.with_messages(box, [message(f"{n}-{i}") for i in range(100)])
         box = boxes.settled(box, [])

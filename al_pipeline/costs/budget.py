@@ -60,10 +60,8 @@ class Use(Struct, frozen=True):
     def sentence(self) -> str:
         """The use in words."""
         if self.spent is None:
-            return (
-                f"{amount(self.what, self.limit)} of {self.what}, of which it is not known what is spent: no answer "
-                "has a time"
-            )
+            limit = amount(self.what, self.limit)
+            return f"{limit} {self.what}; what is spent is not known, since no answer has a time"
         return (
             f"{amount(self.what, self.spent)} of {amount(self.what, self.limit)} {self.what} spent, "
             f"{amount(self.what, self.left or 0.0)} left"

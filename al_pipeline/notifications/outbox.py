@@ -20,6 +20,8 @@ TRIES = 3
 """Attempts at a message that a service refuses."""
 KEPT = 1000
 """The number of told keys that are kept, the newest."""
+AT_ONCE = 4
+"""The number of messages that a service gets in one tick, the oldest: many services take one each few seconds."""
 MOST_WAITING = 100
 """The number of messages that wait for a service, the newest."""
 
@@ -83,9 +85,9 @@ def without(outbox: Outbox, prefix: str) -> Outbox:
 
 
 def to_send(outbox: Outbox, services: Iterable[str]) -> dict[str, list[Message]]:
-    """The messages that each service is to get now, oldest first."""
+    """The messages that each service is to get now: the oldest AT_ONCE that it lacks."""
     found = {
-        name: [entry.message for entry in outbox.waiting if not entry.deliveries.get(name, Delivery()).done]
+        name: [entry.message for entry in outbox.waiting if not entry.deliveries.get(name, Delivery()).done][:AT_ONCE]
         for name in services
     }
     return {name: messages for name, messages in found.items() if messages}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from al_pipeline.annotation.active_events import active
 from al_pipeline.data.ledger import read_events, signature
 from al_pipeline.data.pool import fetch
+from al_pipeline.operations.history import History
 from al_pipeline.params import AnswerCost, Budget, Params
 from al_pipeline.rounds.manifests import Cost, Outlook, RoundRecord
 from al_pipeline.workspace.layout import Layout
@@ -114,22 +115,26 @@ def answer_cost(layout: Layout) -> AnswerCost | None:
     return None if fitted is None else fitted.cost
 
 
-def outlook(rounds: Sequence[RoundRecord], record: RoundRecord, params: Params) -> Outlook | None:
-    """The forecast of the round after `record`, from its test score and those of `rounds`, before it, oldest first.
+def outlook(history: History, record: RoundRecord, params: Params) -> Outlook | None:
+    """The forecast of the round after `record`, from its test score and those of the rounds before it.
 
-    Without scores on the test set it follows the running accuracy. None with too few of both.
+    Rounds that were rolled back, or that had more labels, are no part of the curve. Without scores on the test set it
+    follows the running accuracy. None with too few of both.
     """
     from statistics import NormalDist
 
     from al_pipeline.costs.forecast import forecast
 
-    confidence, curve = params.evaluate.confidence, [*rounds, record]
+    confidence, most = params.evaluate.confidence, record.counts.labelled
+    before = [one for one in history.rounds if one.round not in history.abandoned]
     for metric in ("macro-F1", "running accuracy"):
-        points = [point for one in curve if (point := _point(one, metric)) is not None]
+        points = [point for one in [*before, record] if (point := _point(one, metric)) is not None]
+        points = [point for point in points if point[0] <= most]
         labels, scores, widths = zip(*points, strict=True) if points else ((), (), ())
-        noise = widths[-1] / (2 * NormalDist().inv_cdf((1 + confidence) / 2)) if widths else None
+        ends = 2 * NormalDist().inv_cdf((1 + confidence) / 2)
+        noise = widths[-1] / ends if widths and widths[-1] else None
         found = forecast(labels, scores, params.select.batch_size, noise, confidence)
-        if found is not None and points[-1][0] == record.counts.labelled:
+        if found is not None and points[-1][0] == most:
             return Outlook(
                 metric=metric,
                 labels=found.labels,
@@ -144,7 +149,7 @@ def outlook(rounds: Sequence[RoundRecord], record: RoundRecord, params: Params) 
 
 
 def _point(record: RoundRecord, metric: str) -> tuple[int, float, float] | None:
-    """Labels, score and width of its interval."""
+    """Labels, score, and width of its interval (0: it has none)."""
     if metric == "macro-F1":
         estimate = record.metrics.macro_f1
         value, low, high = estimate.value, estimate.low, estimate.high

@@ -23,6 +23,7 @@ from al_pipeline.operations.checks.machine import (
 )
 from al_pipeline.operations.checks.repository import check_classes, check_clone, check_git, check_secrets
 from al_pipeline.operations.checks.services import (
+    check_budget,
     check_cluster,
     check_label_studio,
     check_notifications,
@@ -51,6 +52,7 @@ def examine(workspace: Workspace) -> list[Finding]:
         ("Label Studio", check_label_studio),
         ("schedule", check_schedule),
         ("notifications", check_notifications),
+        ("budget", check_budget),
         ("disk", check_disk),
         ("lock", check_lock),
     )

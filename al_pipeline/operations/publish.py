@@ -119,7 +119,7 @@ def decide_and_plan(
         assert facts.answers is not None
         decision = _held(_decide(layout, git, history, params), history.holding)
         record = RoundRecord(**asdict(record), decision=decision, answers=facts.answers)
-        record = replace(record, outlook=outlook(history.rounds, record, params))
+        record = replace(record, outlook=outlook(history, record, params))
     checked = type(record).from_row(record.to_json())
     write_json(layout.genesis if number is None else layout.record(number), checked.to_json())
 

@@ -16,6 +16,7 @@ from al_pipeline.integrations.prefect_settings import API_URL
 from al_pipeline.operations.checks.finding import Finding
 from al_pipeline.operations.clusters import CLUSTERS, no_address, not_installed
 from al_pipeline.operations.connect import connect, stored_project
+from al_pipeline.operations.costs import budget_uses
 from al_pipeline.operations.notify import list_services, outbox_of
 from al_pipeline.operations.schedule import read_schedule
 from al_pipeline.sanitize import counted, redact
@@ -112,6 +113,18 @@ def check_notifications(workspace: Workspace) -> Iterator[Finding]:
         yield Finding("notifications", "warning", f"service {name} did not take the newest messages", fix)
     kinds = ", ".join(one.kind for one in services if one.kind)
     yield Finding("notifications", "ok", f"told by {kinds or 'no service'}: {', '.join(events)}")
+
+
+def check_budget(workspace: Workspace) -> Iterator[Finding]:
+    """Check that what is spent of the budget is known; nothing without a budget."""
+    for one in budget_uses(workspace.layout, workspace.params.budget):
+        if one.spent is None:
+            fix = (
+                "people who answer on Label Studio's page have times; set budget.labels if they answer through its API"
+            )
+            yield Finding("budget", "warning", f"{one.sentence()}, so it limits nothing", fix)
+        else:
+            yield Finding("budget", "ok", one.sentence())
 
 
 def check_cluster(workspace: Workspace) -> Iterator[Finding]:
