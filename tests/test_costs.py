@@ -28,6 +28,7 @@ from al_pipeline.notifications.messages import Answer
 from al_pipeline.operations.checks.services import check_budget
 from al_pipeline.operations.costs import answer_cost, spent_so_far
 from al_pipeline.operations.report import report_data
+from al_pipeline.operations.reproduce import reproduce
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import tick
 from al_pipeline.params import NO_BUDGET, Budget, parse_params
@@ -315,6 +316,8 @@ def test_a_batch_by_seconds(once: Played, tmp_path: Path) -> None:
     assert spent_so_far(layout).timed >= LEAST
     assert read_json(layout.overrides)["cost"]["slope"] == pytest.approx(0.0, abs=1e-6), "each answer took a second"
     assert "per second" in read_json(layout.choice)["reason"]
+    (made,) = reproduce(open_workspace(layout.root), [1])
+    assert (made.compared, made.difference) == ("bytes", None), "the batch is made again by what was recorded"
     record = read_json(layout.record(1))
     assert record["params"]["select"]["cost"] == "seconds" and record["cost"]["timed"] == record["cost"]["answers"]
 
