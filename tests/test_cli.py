@@ -354,8 +354,8 @@ def found_status() -> Status:
         review_page=HOSTILE,
         gold=None,
         cost=None,
-        budget=None,
-        outlook=(),
+        budget=(),
+        outlook=None,
     )
 
 
