@@ -7,7 +7,7 @@ adjudication wins.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -15,11 +15,12 @@ from msgspec import Struct
 
 from al_pipeline.annotation.active_events import corrected_items, counted
 from al_pipeline.annotation.answers import IMPORT, Answer, answers_of, by_item, first_round, resolve, votes_of
-from al_pipeline.annotation.confidence import ConsensusRule, decide
+from al_pipeline.annotation.confidence import ConsensusRule, Forecasts, decide, rule_for
 from al_pipeline.annotation.gold import REASON, set_apart
 from al_pipeline.annotation.schema_change import missing_in_use
-from al_pipeline.annotation.votes import people
+from al_pipeline.annotation.votes import people, times_asked
 from al_pipeline.errors import BadInput, SchemaInUse
+from al_pipeline.params import Params
 from al_pipeline.records import Event, LabeledItem, Part, Unresolved
 
 if TYPE_CHECKING:
@@ -134,6 +135,26 @@ def fold(
     if rule is not None:
         _decide(contested, rule.in_present_classes(schemas), rules, found)
     return found.sorted()
+
+
+def fold_by(
+    params: Params,
+    events: Sequence[Event],
+    read_forecasts: Callable[[], Forecasts],
+    classes: Sequence[str] | None = None,
+) -> Folded:
+    """`fold` with the annotators, consensus and limits of `params`: the labels of a workspace.
+
+    `read_forecasts` is called only if the model takes part. `classes`: in place of the schema's.
+    """
+    return fold(
+        events,
+        params.schema_.labels if classes is None else classes,
+        len(params.annotators) or None,
+        times_asked(events),
+        rule_for(params.labels, read_forecasts),
+        most_asked(bool(params.select.relabel)),
+    )
 
 
 class _Found(NamedTuple):

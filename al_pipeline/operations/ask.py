@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from al_pipeline.annotation.active_events import superseded
-from al_pipeline.annotation.aggregation import fold
-from al_pipeline.annotation.confidence import rule_for
+from al_pipeline.annotation.aggregation import fold_by
 from al_pipeline.data.ledger import read_events, read_forecasts
 from al_pipeline.data.pool import hashes_of
 from al_pipeline.errors import BadInput, NothingToDo
@@ -44,8 +43,8 @@ def _check(workspace: Workspace, git: Git, history: History, wanted: Sequence[st
     test = hashes_of([layout.test, layout.inbox_test], wanted)
     events = read_events(layout.events, layout.inbox_events)
     corrected = superseded(events)
-    rule = rule_for(params.labels, partial(read_forecasts, layout.events))
-    labelled = {row.item_id: row.label for row in fold(events, params.schema_.labels, rule=rule).labeled}
+    folded = fold_by(params, events, partial(read_forecasts, layout.events))
+    labelled = {row.item_id: row.label for row in folded.labeled}
     open_tasks = {task.item_id for task in history.open_tasks()}
     for item in wanted:
         if item in test:

@@ -21,10 +21,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from al_pipeline.annotation.active_events import CONTROLS, standing_answers
-from al_pipeline.annotation.aggregation import Folded, fold, most_asked
+from al_pipeline.annotation.aggregation import Folded, fold_by
 from al_pipeline.annotation.class_changes import classes_after
-from al_pipeline.annotation.confidence import rule_for
-from al_pipeline.annotation.votes import labels_in_use, times_asked
+from al_pipeline.annotation.votes import labels_in_use
 from al_pipeline.data.ledger import last_part, part_ids, read_events, read_forecasts
 from al_pipeline.errors import (
     AlError,
@@ -493,9 +492,7 @@ def fold_after(
             or not (event.type in CONTROLS or is_of_review(event.annotation_key))
         ]
     classes = [*params.schema_.labels, *sorted(labels_in_use(events))] if all_classes else params.schema_.labels
-    everybody, most = len(params.annotators) or None, most_asked(bool(params.select.relabel))
-    rule = rule_for(params.labels, partial(read_forecasts, layout.events))
-    return fold(events, list(dict.fromkeys(classes)), everybody, times_asked(events), rule, most)
+    return fold_by(params, events, partial(read_forecasts, layout.events), list(dict.fromkeys(classes)))
 
 
 def _same_fold(folded: Folded, record: RoundRecord, snapshot: Callable[[], Path]) -> None:

@@ -13,7 +13,6 @@ from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 from al_pipeline.annotation.active_events import schemas_of
-from al_pipeline.annotation.confidence import rule_for
 from al_pipeline.data.ledger import read_events, read_forecasts, read_refused
 from al_pipeline.data.pool import count_items
 from al_pipeline.errors import ManualActionRequired, RepositoryError, UnexpectedChange
@@ -253,8 +252,8 @@ def _review(layout: Layout, params: Params) -> Reviewed | None:
         return None
     from al_pipeline.operations.review_figures import figures_of, read_reviews
 
-    rule = rule_for(params.labels, partial(read_forecasts, layout.events))
-    found = figures_of(params, read_events(layout.events), read_reviews(layout), rule)
+    forecasts = partial(read_forecasts, layout.events)
+    found = figures_of(params, read_events(layout.events), read_reviews(layout), forecasts)
     pool, test = (ReviewedPart(**asdict(found.rates[part])) for part in ("pool", "test"))
     return Reviewed(pool=pool, test=test, rulings=found.ruled, test_rulings=found.test_ruled)
 

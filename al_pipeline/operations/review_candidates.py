@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from al_pipeline.annotation.active_events import active, corrected_items
-from al_pipeline.annotation.aggregation import Folded, fold
+from al_pipeline.annotation.aggregation import Folded, fold_by
 from al_pipeline.annotation.answers import answers_of, by_item, votes_of
-from al_pipeline.annotation.confidence import rule_for
 from al_pipeline.annotation.review import Candidate
-from al_pipeline.annotation.votes import times_asked
 from al_pipeline.data.ledger import read_events, read_forecasts
 from al_pipeline.data.pool import fetch
 from al_pipeline.logs import get_logger
@@ -32,8 +30,7 @@ def candidates(workspace: Workspace) -> list[Candidate]:
     """Every labelled item of the pool and of the test set, and tied ones; by the answers pulled so far."""
     layout, params = workspace.layout, workspace.params
     events = read_events(layout.events, layout.inbox_events)
-    rule = rule_for(params.labels, partial(read_forecasts, layout.events))
-    folded = fold(events, params.schema_.labels, len(params.annotators) or None, times_asked(events), rule)
+    folded = fold_by(params, events, partial(read_forecasts, layout.events))
     return [
         *_labelled(folded, "pool", _pool_errors(workspace, folded.labeled)),
         *_labelled(folded, "test", _test_errors(workspace, folded.test)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,10 +10,9 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from al_pipeline.annotation.active_events import active
-from al_pipeline.annotation.aggregation import Folded, fold
-from al_pipeline.annotation.confidence import ConsensusRule, rule_for
+from al_pipeline.annotation.aggregation import fold_by
+from al_pipeline.annotation.confidence import Forecasts
 from al_pipeline.annotation.review import SAMPLE, Ruling, checked_answers, labels_given, rulings, sample_drawn
-from al_pipeline.annotation.votes import times_asked
 from al_pipeline.data.ledger import read_events, read_forecasts
 from al_pipeline.evaluation.figures import Estimate
 from al_pipeline.evaluation.online import wilson
@@ -96,19 +95,19 @@ def read_reviews(layout: Layout) -> list[PlannedTask]:
 def review_figures(workspace: Workspace) -> Review:
     """What the reviews say, with the rulings pulled since the last round."""
     layout, params = workspace.layout, workspace.params
-    rule = rule_for(params.labels, partial(read_forecasts, layout.events))
-    return figures_of(params, read_events(layout.events, layout.inbox_events), read_reviews(layout), rule)
+    events, forecasts = read_events(layout.events, layout.inbox_events), partial(read_forecasts, layout.events)
+    return figures_of(params, events, read_reviews(layout), forecasts)
 
 
 def figures_of(
-    params: Params, events: Sequence[Event], tasks: Sequence[PlannedTask], rule: ConsensusRule | None
+    params: Params, events: Sequence[Event], tasks: Sequence[PlannedTask], forecasts: Callable[[], Forecasts]
 ) -> Review:
-    """What the rulings among `events` say. `tasks`: those of all reviews; `rule`: the consensus that labels follow."""
+    """What the rulings among `events` say. `tasks`: those of all reviews; `forecasts`: as in `fold_by`."""
     counted = active(events)
     found = {ruling.item_id: ruling for ruling in rulings(counted)}
     answered = {event.push_key for event in events if is_of_review(event.annotation_key)}
     reviewed = {event.item_id for event in counted if event.type == "adjudicate"}
-    samples = _samples(params, events, counted, rule)
+    samples = _samples(params, events, counted, forecasts)
     planned = {task.item_id for task in tasks if task.strategy == SAMPLE}
     rates: dict[Part, ErrorRate] = {}
     for part, sample in samples.items():
@@ -147,8 +146,7 @@ def sample_left(workspace: Workspace) -> list[str]:
     """The items of both random samples, in their order, pool and test set in turn."""
     layout, params = workspace.layout, workspace.params
     events = read_events(layout.events, layout.inbox_events)
-    rule = rule_for(params.labels, partial(read_forecasts, layout.events))
-    samples = _samples(params, events, active(events), rule)
+    samples = _samples(params, events, active(events), partial(read_forecasts, layout.events))
     queues = [list(sample.order) for sample in samples.values()]
     longest = max(map(len, queues), default=0)
     return [queue[place] for place in range(longest) for queue in queues if place < len(queue)]
@@ -162,12 +160,11 @@ class _Sample(Struct, frozen=True):
 
 
 def _samples(
-    params: Params, events: Sequence[Event], counted: Sequence[Event], rule: ConsensusRule | None
+    params: Params, events: Sequence[Event], counted: Sequence[Event], forecasts: Callable[[], Forecasts]
 ) -> dict[Part, _Sample]:
     """The random samples: of each part the first `quality.review_sample` items in an order that never changes."""
-    everybody = len(params.annotators) or None
     classes = dict.fromkeys([*params.schema_.labels, *sorted({e.label for e in counted if e.label is not None})])
-    folded: Folded = fold(events, list(classes), everybody, times_asked(events), rule)
+    folded = fold_by(params, events, forecasts, list(classes))
     found: dict[Part, _Sample] = {}
     rows_of: Mapping[Part, Sequence[LabeledItem]] = {"pool": folded.labeled, "test": folded.test}
     for part in PARTS:

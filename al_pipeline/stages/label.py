@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from al_pipeline.annotation.aggregation import fold, most_asked
-from al_pipeline.annotation.confidence import rule_for
-from al_pipeline.annotation.votes import times_asked
+from al_pipeline.annotation.aggregation import fold_by
 from al_pipeline.data.ledger import read_events, read_forecasts
 from al_pipeline.data.outputs import write_labeled, write_unresolved
 from al_pipeline.params import load_params
@@ -20,10 +18,7 @@ def main(layout: Layout) -> None:
     """Aggregate the ledger into the labelled set, the labelled test set, and the unresolved items."""
     check_engine(layout.engine)
     params = load_params(layout.params)
-    events = read_events(layout.events)
-    rule = rule_for(params.labels, partial(read_forecasts, layout.events))
-    everybody, most = len(params.annotators) or None, most_asked(bool(params.select.relabel))
-    folded = fold(events, params.schema_.labels, everybody, times_asked(events), rule, most)
+    folded = fold_by(params, read_events(layout.events), partial(read_forecasts, layout.events))
     write_labeled(layout.labeled, folded.labeled)
     write_labeled(layout.test_labels, folded.test)
     write_unresolved(layout.unresolved, folded.unresolved)

@@ -7,10 +7,8 @@ from dataclasses import replace
 from functools import partial
 
 from al_pipeline.annotation.active_events import superseded
-from al_pipeline.annotation.aggregation import fold, most_asked
-from al_pipeline.annotation.confidence import rule_for
+from al_pipeline.annotation.aggregation import fold_by
 from al_pipeline.annotation.tasks import worth_asking
-from al_pipeline.annotation.votes import times_asked
 from al_pipeline.data.ledger import read_events, read_forecasts, read_refused, still_refused
 from al_pipeline.features.device import device_of
 from al_pipeline.files import write_text
@@ -133,12 +131,10 @@ def tasks_to_keep(
     refused = still_refused(read_refused(layout.events, layout.inbox_events), events)
     events += carry_out(interventions, layout.events)
     everybody, tasks = len(params.annotators) or None, read_plan(git, planned)
-    rule = rule_for(params.labels, partial(read_forecasts, layout.events))
-    most = most_asked(bool(params.select.relabel))
     return worth_asking(
         tasks,
         events,
-        fold(events, params.schema_.labels, everybody, times_asked(events), rule, most),
+        fold_by(params, events, partial(read_forecasts, layout.events)),
         params.round.overlap,
         everybody,
         {str(row.get("push_key")) for row in refused},
