@@ -192,6 +192,18 @@ def test_a_class_that_comes_back_is_a_new_one() -> None:
     assert schemas is not None and schemas.former() == frozenset()
 
 
+def test_a_class_added_by_hand_between_two_changes_is_not_taken_away_by_undoing_the_second() -> None:
+    ledger = Ledger()
+    ledger.change("rename", "a", "z")
+    ledger.classes = (*ledger.classes, "own")  # in params.yaml
+    ledger.say("i0", "p", "own")
+    ledger.change("rename", "b", "y")
+    ledger.undo()
+    schemas = schemas_of(ledger.events)
+    assert schemas is not None and schemas.former() == {"a", "y"}
+    assert ledger.labels() == {"i0": "own"}
+
+
 def test_the_items_of_a_split_class_are_asked_afresh() -> None:
     ledger = Ledger()
     for who, label in zip("pqr", "aab", strict=True):

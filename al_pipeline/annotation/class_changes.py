@@ -77,8 +77,7 @@ class Schemas:
         first: State = ()
         self._states: list[State] = [first, *(state for _, state in changes)]
         self._places = [-1, *(place for place, _ in changes)]
-        before = next(state[0][1].before for state in self._states if state)
-        self._classes = [classes_after(state[-1][1]) if state else before for state in self._states]
+        self._classes = [self._classes_of(state) for state in self._states]
         self._given: dict[tuple[str, int], int] = {}
         self._meanings: dict[tuple[str, int, int], Meaning] = {}
 
@@ -98,7 +97,7 @@ class Schemas:
 
     def former(self) -> frozenset[str]:
         """Classes of earlier schemas that the present one lacks."""
-        return frozenset(name for classes in self._classes for name in classes) - set(self._classes[-1])
+        return frozenset().union(*self._classes) - self._classes[-1]
 
     def meaning(self, label: str, place: int, number: int | None = None) -> Meaning:
         """What `label`, given at `place`, means in schema `number` (default: the present one)."""
@@ -133,6 +132,15 @@ class Schemas:
         while number > 0 and self.meaning(label, place, number - 1).label is None:
             number -= 1
         return self._places[number]
+
+    def _classes_of(self, state: State) -> frozenset[str]:
+        """The classes of a schema: those after its last change, and those before each change that follows it.
+
+        The latter were perhaps added to `params.yaml` by hand in between.
+        """
+        after = classes_after(state[-1][1]) if state else ()
+        following = [one[len(state)][1] for one in self._states if len(one) > len(state) and one[: len(state)] == state]
+        return frozenset((*after, *(name for change in following for name in change.before)))
 
     def _given_in(self, label: str, present: int) -> int:
         key = (label, present)
