@@ -12,7 +12,14 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from al_pipeline.annotation.crowdlab import crowdlab
-from al_pipeline.annotation.dawid_skene import ACCURACY, FEWEST_PEOPLE, has_probabilities, posterior_classes
+from al_pipeline.annotation.dawid_skene import (
+    ACCURACY,
+    FEWEST_PEOPLE,
+    MOST_STEPS,
+    TOLERANCE,
+    has_probabilities,
+    posterior_classes,
+)
 from al_pipeline.annotation.vote_arrays import Flags, Floats, Indices, VoteArrays, to_arrays
 from al_pipeline.params import ConsensusName
 
@@ -21,8 +28,8 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 TIE = -1
 """The class of an item whose most probable classes are equally probable, and of one without votes."""
-PAIRS = 10.0
-"""Pairs of votes with the agreement of two people of ACCURACY that are added to those seen."""
+ANSWERS = 10.0
+"""Answers with ACCURACY that are added to those of the majority."""
 EQUAL = 1e-9
 """Probabilities that differ by less are equal."""
 
@@ -127,18 +134,30 @@ def _best(given: Flags, posteriors: Floats) -> tuple[Indices, Floats]:
 def _majority(votes: VoteArrays, items: int) -> tuple[Floats, Floats]:
     """The probability of each class if all annotators are right equally often, and how often that is.
 
-    The most probable class is the one with the most votes. The accuracy is the one that explains how often two people
-    agree who voted on the same item.
+    The most probable class is the one with the most votes. The accuracy is the one that explains best how people agree.
     """
     classes = len(votes.classes)
     counts = np.bincount(votes.item * classes + votes.label, minlength=items * classes).reshape(-1, classes)
-    totals = counts.sum(axis=1)
-    agreeing, pairs = float((counts * (counts - 1)).sum() / 2), float((totals * (totals - 1)).sum() / 2)
-    others = max(1, classes - 1)
-    usual = ACCURACY**2 + (1 - ACCURACY) ** 2 / others
-    rate = (agreeing + PAIRS * usual) / (pairs + PAIRS)
-    accuracy = (1 + np.sqrt(max(0.0, others * (classes * rate - 1)))) / max(1, classes)
-    accuracy = float(np.clip(accuracy, 1 / max(1, classes) + 1e-3, 0.999)) if classes > 1 else 1.0
+    accuracy = _equal_accuracy(counts[counts.sum(axis=1) > 1]) if classes > 1 else 1.0
+    shares = _as_accurate(counts, accuracy)
+    return shares, np.full(len(votes.annotators), accuracy)
+
+
+def _as_accurate(counts: Indices, accuracy: float) -> Floats:
+    """(n, C) the probability of each class, given counts (n, C) of votes that are right as often as `accuracy`."""
+    others = max(1, counts.shape[1] - 1)
     logits = counts * np.log(accuracy * others / max(1e-9, 1 - accuracy))
     shares = np.exp(logits - logits.max(axis=1, keepdims=True, initial=0))
-    return shares / shares.sum(axis=1, keepdims=True), np.full(len(votes.annotators), accuracy)
+    return np.asarray(shares / shares.sum(axis=1, keepdims=True))
+
+
+def _equal_accuracy(counts: Indices) -> float:
+    """The accuracy that all annotators have together, by expectation maximisation on items with several votes."""
+    accuracy, total = ACCURACY, float(counts.sum())
+    for _ in range(MOST_STEPS):
+        right = float((_as_accurate(counts, accuracy) * counts).sum())
+        before, accuracy = accuracy, (right + ACCURACY * ANSWERS) / (total + ANSWERS)
+        accuracy = min(max(accuracy, 1 / counts.shape[1] + 1e-3), 0.999)
+        if abs(accuracy - before) < TOLERANCE:
+            break
+    return accuracy

@@ -87,7 +87,8 @@ def posterior_classes(votes: VoteArrays, items: int, model: Floats | None = None
     prior of an item's class, raised to a power that the votes determine; other items have the shares of the classes.
 
     An annotator's rates are drawn towards the team's with the annotator's own accuracy, and the team's towards
-    ACCURACY. They are estimated on items with another vote or the model's probabilities. With fewer than three
+    ACCURACY. All votes enter, also those on items without another one: whether an item gets another vote can depend on
+    the first one (adaptive overlap), and shared items alone would then tell of the wrong people. With fewer than three
     sources (annotators who share items, and the model) all annotators have the team's rates: of two who differ, it
     cannot be told who is wrong.
     """
@@ -106,7 +107,7 @@ def posterior_classes(votes: VoteArrays, items: int, model: Floats | None = None
     def maximise(posteriors: Floats) -> tuple[Floats, Floats, Floats]:
         nonlocal power
         power = _power(base[known], posteriors[known], power)
-        given = _given(cells, posteriors * told[:, None], people)
+        given = _given(cells, posteriors, people)
         counts = posteriors.sum(axis=0) + 1
         return counts / counts.sum(), _drawn(given, apart), given.sum(axis=2)
 
