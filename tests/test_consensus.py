@@ -137,6 +137,27 @@ def test_two_votes_and_the_model_are_no_worse_than_three_votes() -> None:
     assert (found.label == truth).mean() >= (plain.label == truth).mean() - 0.005
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("method", ["majority", "dawid_skene"])
+def test_who_is_asked_again_may_depend_on_the_first_answer(method: ConsensusName, seed: int) -> None:
+    """With adaptive overlap, shared items are those whose first answers were doubted, by person and by class."""
+    accuracy = [0.72, 0.83, 0.91, 0.75, 0.95, 0.77]
+    three, truth, _ = crowd(accuracy, 2, 450, 3, seed)
+    place = np.random.default_rng(seed).permuted(np.tile(np.arange(3), (450, 1)), axis=1).ravel()
+    counts = np.zeros(450, np.int64)
+    for size in range(50, 451, 100):
+        counts[:size] = np.maximum(counts[:size], 1)
+        for _ in range(3):
+            votes = three.where(place < counts[three.item])
+            found = consensus_of(votes, ids(450), method)
+            more = (found.confidence < 0.9) & (counts < 3) & (counts > 0) & (np.arange(450) >= size - 100)
+            counts += more
+    right = found.label == truth
+    assert right.mean() > 0.86 and found.confidence.mean() == pytest.approx(right.mean(), abs=0.07)
+    if method == "dawid_skene":
+        assert found.quality == pytest.approx(accuracy, abs=0.2)
+
+
 def test_a_hundred_thousand_votes_take_seconds() -> None:
     votes, truth, model = crowd(np.linspace(0.7, 0.95, 20).tolist(), 5, 33_334, 3)
     for method in METHODS:
