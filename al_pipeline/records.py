@@ -300,10 +300,10 @@ class Selection(Struct, frozen=True, forbid_unknown_fields=True):
         return ", ".join(filter(None, said))
 
     def matches(self, event: Event) -> bool:
-        """Whether `event` meets the conditions; an event without a time never meets `since`."""
+        """Whether `event` meets the conditions; an event without a time never meets `since`, nor a ruling `round`."""
         if self.annotator is not None and event.annotator != self.annotator:
             return False
-        if self.round is not None and event.round != self.round:
+        if self.round is not None and (event.round != self.round or is_of_review(event.annotation_key)):
             return False
         if self.item is not None and event.item_id != self.item:
             return False

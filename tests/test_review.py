@@ -138,6 +138,12 @@ def test_answers_drawn_at_random_give_the_error_rate_of_a_person() -> None:
     assert checked_answers(events, found, reasons) == {"ann": (1, 1), "bob": (0, 2)}, "chosen for doubt, or one's own"
 
 
+def test_a_ruling_belongs_to_no_round() -> None:
+    votes = [event("label", "ann", "ham"), ruling(CHIEF, "spam")]
+    assert [Selection(round=0).matches(one) for one in votes] == [True, False]
+    assert [Selection(item="a").matches(one) for one in votes] == [True, True]
+
+
 def test_a_reviewer_cannot_check_oneself() -> None:
     own = [event("label", CHIEF, "ham"), ruling(CHIEF, "ham")]
     assert not rulings(own)[0].independent
