@@ -30,6 +30,7 @@ from al_pipeline.data.pool import read_ids
 from al_pipeline.errors import BadInput, NothingToDo
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
+from al_pipeline.notifications.messages import Answer
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.gold import add, add_reviewed, held_answers, remove
 from al_pipeline.operations.gold_list import gold_list
@@ -142,8 +143,16 @@ def answer(oracle: SimulatedOracle, workspace: Workspace, truth: dict[str, str],
 
 
 @pytest.mark.slow
-def test_gold_from_a_file_to_answers_that_are_held(world: Any, tmp_path: Path) -> None:
+def test_gold_from_a_file_to_answers_that_are_held(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace, oracle, truth = world
+    told: list[str] = []
+
+    def send(_: Any, messages: Any) -> list[Answer]:
+        told.extend(one.title for one in messages["AL_NOTIFY_URLS:1"])
+        return [Answer("AL_NOTIFY_URLS:1", "JSON", one.key, True, "delivered") for one in messages["AL_NOTIFY_URLS:1"]]
+
+    monkeypatch.setenv("AL_NOTIFY_URLS", "json://127.0.0.1:9")
+    monkeypatch.setattr("al_pipeline.integrations.notification_services.send", send)
     layout = workspace.layout
     labelled = {row.item_id for row in read_labeled(layout.labeled)}
     free = [item for item in read_ids([layout.pool]).ids() if item not in labelled][-12:]
@@ -170,6 +179,8 @@ def test_gold_from_a_file_to_answers_that_are_held(world: Any, tmp_path: Path) -
     assert all(min(scores) <= one.score <= max(scores) for one in asked)
 
     said = answer(oracle, workspace, truth, EVE, right=False)  # everything wrong, gold too
+    tick(open_workspace(layout.root), lambda: oracle)
+    assert [one for one in told if "gold" in one] == [f"workspace: {EVE} is below the bound on gold"], "once"
     found = status(workspace, ask=False)
     assert found.gold is not None and found.gold.items == 13
     (below,) = found.gold.below

@@ -273,6 +273,8 @@ def test_an_outbox_is_bounded_and_read_again() -> None:
     assert boxes.parse(msgspec.json.encode(box).decode()) == box
     with pytest.raises(ValueError):
         boxes.parse("{}x")
+    told = Outbox(told=("gold_accuracy_fell:ann", "gold_accuracy_fell:bob", "published:1"))
+    assert boxes.only_present(told, "gold_", {"gold_accuracy_fell:bob"}).told == told.told[1:]
     assert boxes.without(boxes.with_messages(box, [message("needs_person:X")]), "needs_person:").waiting == ()
 
 

@@ -169,19 +169,14 @@ def annotator_silent(annotator: str, last: datetime | None, days: float, waiting
     )
 
 
-def gold_accuracy_fell(
-    annotator: str, right: int, answered: int, high: float, bound: float, since: str = ""
-) -> Message:
-    """An annotator's accuracy on gold is below `bound`, with the upper end `high` of its interval below it too.
-
-    `since` names the occasion (such as the first gold answer of the stretch that is meant): another one is told anew.
-    """
+def gold_accuracy_fell(annotator: str, right: int, answered: int, high: float, bound: float) -> Message:
+    """An annotator's accuracy on gold is below `bound`, with the upper end `high` of its interval below it too."""
     return _message(
-        f"gold_accuracy_fell:{annotator}:{since}",
+        f"gold_accuracy_fell:{annotator}",
         "gold_accuracy_fell",
         f"{annotator} is below the bound on gold",
         f"{right} of {answered} answers to gold are right, at most {high:.0%} with the interval; the bound is "
-        f"{bound:.0%}. `al quality` shows the evidence.",
+        f"{bound:.0%} (quality.min_gold). `al quality` shows the evidence.",
     )
 
 

@@ -8,7 +8,7 @@ most once, and loses none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 from msgspec import Struct
@@ -82,6 +82,12 @@ def without(outbox: Outbox, prefix: str) -> Outbox:
         waiting=tuple(entry for entry in outbox.waiting if not entry.message.key.startswith(prefix)),
         told=tuple(key for key in outbox.told if not key.startswith(prefix)),
     )
+
+
+def only_present(outbox: Outbox, prefix: str, present: Collection[str]) -> Outbox:
+    """Forget what was told with a key that begins with `prefix` and is not `present`: it would be news again."""
+    gone = [key for key in outbox.told if key.startswith(prefix) and key not in present]
+    return replace(outbox, told=tuple(key for key in outbox.told if key not in gone)) if gone else outbox
 
 
 def to_send(outbox: Outbox, services: Iterable[str]) -> dict[str, list[Message]]:

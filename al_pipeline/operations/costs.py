@@ -118,15 +118,18 @@ def answer_cost(layout: Layout) -> AnswerCost | None:
 def outlook(history: History, record: RoundRecord, params: Params) -> Outlook | None:
     """The forecast of the round after `record`, from its test score and those of the rounds before it.
 
-    Rounds that were rolled back, or that had more labels, are no part of the curve. Without scores on the test set it
-    follows the running accuracy. None with too few of both.
+    Rounds that were rolled back, had more labels or other classes are no part of the curve. Without scores on the test
+    set it follows the running accuracy. None with too few of both.
     """
     from statistics import NormalDist
 
     from al_pipeline.costs.forecast import forecast
 
     confidence, most = params.evaluate.confidence, record.counts.labelled
-    before = [one for one in history.rounds if one.round not in history.abandoned]
+    classes = record.params.schema_.labels
+    before = [
+        one for one in history.rounds if one.round not in history.abandoned and one.params.schema_.labels == classes
+    ]
     for metric in ("macro-F1", "running accuracy"):
         points = [point for one in [*before, record] if (point := _point(one, metric)) is not None]
         points = [point for point in points if point[0] <= most]

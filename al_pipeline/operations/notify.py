@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from al_pipeline.annotation.active_events import active
+from al_pipeline.annotation.gold import GOLD
 from al_pipeline.annotation.tasks import standing
 from al_pipeline.data.ledger import read_events
 from al_pipeline.errors import AlError, BadInput, ExternalServiceError, NothingToDo, UsageError
@@ -23,6 +24,7 @@ from al_pipeline.notifications.messages import (
     Answer,
     Message,
     budget_nearly_spent,
+    gold_accuracy_fell,
     held,
     needs_person,
     published,
@@ -33,6 +35,7 @@ from al_pipeline.notifications.outbox import Outbox
 from al_pipeline.notifications.silence import silent_annotators
 from al_pipeline.operations.costs import budget_uses
 from al_pipeline.operations.facts import opened_at
+from al_pipeline.operations.gold_figures import below_bound, on_gold
 from al_pipeline.operations.steps.context import Context
 from al_pipeline.operations.steps.notes import recall
 from al_pipeline.params import Occasion
@@ -86,7 +89,9 @@ def tell_outcome(context: Context, facts: Facts, run: Run) -> None:
             fine = replace(fine, since=max(known, default=-1))
         if fine != box:
             _write(context.layout, fine)
-        return _tell(context.workspace, fine, _found(context, facts, fine), run)
+        found = list(_found(context, facts, fine))
+        fine = boxes.only_present(fine, "gold_accuracy_fell:", {message.key for message in found})
+        return _tell(context.workspace, fine, found, run)
 
     context.outcome.warnings += _quietly(tell)
 
@@ -116,7 +121,21 @@ def _budget(context: Context, facts: Facts) -> Iterator[Message]:
             yield budget_nearly_spent(one.what, amount(one.what, one.spent), amount(one.what, one.limit), share)
 
 
-SOURCES: tuple[Callable[[Context, Facts], Iterable[Message]], ...] = (_budget,)
+def _gold(context: Context, facts: Facts) -> Iterator[Message]:
+    params, layout = context.workspace.params, context.layout
+    if "gold_accuracy_fell" not in params.notify.events:
+        return
+    keys = frozenset(key for key, task in context.plans().items() if task.strategy == GOLD)
+    if not keys:
+        return
+    counted = active(read_events(layout.events, layout.inbox_events))
+    below = below_bound(params, counted, keys)
+    for one in on_gold(counted, keys):
+        if one.annotator in below:
+            yield gold_accuracy_fell(one.annotator, one.right, one.answers, one.high, params.quality.min_gold)
+
+
+SOURCES: tuple[Callable[[Context, Facts], Iterable[Message]], ...] = (_budget, _gold)
 """What else there is to tell at the end of a tick that went well."""
 
 
