@@ -61,9 +61,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement of a server")
     parser.add_argument("--size", type=int, default=2000, help="texts in the pool and the test set")
     parser.add_argument("--keep", type=Path, help="folder in which the workspace is made and kept, or is from before")
+    parser.add_argument("--runtime", choices=["onnx", INT8], default=INT8, help="of `al serve` and of the second loop")
     parser.add_argument("--swaps", type=int, default=100)
     parser.add_argument("--fuzzed", type=int, default=10_000)
-    parser.add_argument("--plain", choices=["torch", INT8], help=argparse.SUPPRESS)
+    parser.add_argument("--plain", choices=["torch", "onnx", INT8], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.plain:
         return _serve_plain(open_workspace(options.corpora), options.plain)
@@ -76,11 +77,14 @@ def main() -> None:
         figures: dict[str, Any] = {"speed": _speed(workspace, texts[:_TEXTS])}
         _tell(json.dumps(figures, indent=1))
         _tell("measuring servers")
-        figures["http"] = _http(workspace, texts, options.seconds)
+        figures["runtime"] = options.runtime
+        figures["http"] = _http(workspace, texts, options.seconds, options.runtime)
+        _tell(json.dumps(figures["http"], indent=1))
         _tell("swapping models")
-        figures["swaps"] = _swaps(workspace, texts, options.swaps)
+        figures["swaps"] = _swaps(workspace, texts, options.swaps, options.runtime)
+        _tell(json.dumps(figures["swaps"], indent=1))
         _tell("sending bad requests")
-        figures["fuzz"] = _fuzz(workspace, texts, options.fuzzed)
+        figures["fuzz"] = _fuzz(workspace, texts, options.fuzzed, options.runtime)
     speed, http = figures["speed"], figures["http"]
     figures["aims"] = {
         "int8_over_plain_torch": round(speed[INT8]["per_second"] / speed["plain"]["per_second"], 2),
@@ -249,9 +253,9 @@ def _server(*command: str) -> Iterator[int]:
             process.wait(60)
 
 
-def _al_serve(workspace: Workspace) -> contextlib.AbstractContextManager[int]:
+def _al_serve(workspace: Workspace, runtime: str) -> contextlib.AbstractContextManager[int]:
     root = str(workspace.layout.root)
-    return _server("al_pipeline.cli.app", "-C", root, "serve", "--port", "0", "--runtime", INT8, "--json")
+    return _server("al_pipeline.cli.app", "-C", root, "serve", "--port", "0", "--runtime", runtime, "--json")
 
 
 class Client:
@@ -291,12 +295,12 @@ def _request(body: Any, path: str = "/predict", more: str = "") -> bytes:
     return f"{head}{more}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
-def _http(workspace: Workspace, texts: Sequence[str], seconds: float) -> dict[str, Any]:
+def _http(workspace: Workspace, texts: Sequence[str], seconds: float, runtime: str) -> dict[str, Any]:
     root = str(workspace.layout.root)
     servers: dict[str, Callable[[], contextlib.AbstractContextManager[int]]] = {
-        "al serve": lambda: _al_serve(workspace),
+        "al serve": lambda: _al_serve(workspace, runtime),
         "plain loop": lambda: _server("benchmarks.serve", root, "--plain", "torch"),
-        f"plain loop, {INT8}": lambda: _server("benchmarks.serve", root, "--plain", INT8),
+        f"plain loop, {runtime}": lambda: _server("benchmarks.serve", root, "--plain", runtime),
     }
     requests = [_request({"text": text}) for text in texts]
     found: dict[str, Any] = {}
@@ -355,8 +359,8 @@ async def _latencies(port: int, requests: Sequence[bytes], rate: float, seconds:
 
 
 # Swaps --------------------------------------------------------------------------------------------------------------
-def _swaps(workspace: Workspace, texts: Sequence[str], swaps: int) -> dict[str, Any]:
-    models = OnnxModels(workspace, INT8)
+def _swaps(workspace: Workspace, texts: Sequence[str], swaps: int, runtime: str) -> dict[str, Any]:
+    models = OnnxModels(workspace, runtime)
     models.promoted()
     asked = [list(texts[place : place + 3]) for place in range(0, 60, 3)]
     expected = {
@@ -364,7 +368,7 @@ def _swaps(workspace: Workspace, texts: Sequence[str], swaps: int) -> dict[str, 
         for number in models.rounds()[-2:]
         for model in [models.load(number)]
     }
-    with _al_serve(workspace) as port:
+    with _al_serve(workspace, runtime) as port:
         return asyncio.run(_swapping(workspace, port, asked, expected, swaps))
 
 
@@ -423,8 +427,8 @@ def _promote(workspace: Workspace, number: int) -> None:
 
 
 # Bad input ----------------------------------------------------------------------------------------------------------
-def _fuzz(workspace: Workspace, texts: Sequence[str], count: int) -> dict[str, Any]:
-    with _al_serve(workspace) as port:
+def _fuzz(workspace: Workspace, texts: Sequence[str], count: int, runtime: str) -> dict[str, Any]:
+    with _al_serve(workspace, runtime) as port:
         return asyncio.run(_fuzzing(port, texts, count, workspace.layout.root.name))
 
 

@@ -2,8 +2,9 @@
 
 An encoder's graph computes what `features.encoder` does: BERT, RoBERTa, XLM-R or DistilBERT, mean pooling, unit length.
 With `quantized`, the weights of its products are 8-bit integers with a scale for each block of a column, and ONNX
-Runtime rounds the other factors likewise. (With one scale for each column and each text, by `DynamicQuantizeMatMul`,
-they take half the time, but vectors have a cosine of .99 to the exact ones, in place of .999.)
+Runtime rounds the other factors likewise; those of queries, keys and values stay exact, since errors there cost most.
+(One scale for each column and each text, `DynamicQuantizeMatMul`, takes a third of the time; but then vectors have a
+cosine of .99 to the exact ones, in place of .9998, and too many labels differ.)
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ _IR = 10
 _MICROSOFT = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
 _ACTIVATIONS = {"gelu": ("Gelu", "none"), "gelu_new": ("Gelu", "tanh"), "gelu_pytorch_tanh": ("Gelu", "tanh")}
-_BLOCKS = (64, 32, 16)
-"""Weights that share a scale; the first that divides their number. The smaller, the more exact and the slower."""
+_BLOCK = 16
+"""Weights that share a scale. The smaller, the more exact and the slower."""
 _LARGEST, _ZERO = 127, 128
 _LEAST = np.float32(1e-12)
 _FAR = np.float32(-1e9)
@@ -172,12 +173,12 @@ def _layer(
     activation: str,
     quantized: bool,
 ) -> str:
-    def product(found: str, *parts: str) -> str:
+    def product(found: str, *parts: str, quantized: bool = quantized) -> str:
         weight = np.concatenate([weights[f"{at}{part}.weight"] for part in parts]).T
         bias = np.concatenate([weights[f"{at}{part}.bias"] for part in parts])
         return _product(graph, found, weight, bias, quantized)
 
-    together = product(states, names.query, names.key, names.value)
+    together = product(states, names.query, names.key, names.value, quantized=False)
     parts = graph.add("Split", together, axis=-1, num_outputs=3, outputs=3)
     padding = [] if mask is None else ["", graph.add("Cast", mask, to=TensorProto.INT32)]
     attended = graph.add(
@@ -198,17 +199,16 @@ def _layer(
 
 def _product(graph: Graph, states: str, weight: Array, bias: Array, quantized: bool) -> str:
     """`states @ weight + bias`; weight is (inputs, outputs)."""
-    if not quantized or weight.shape[0] % _BLOCKS[-1]:
+    if not quantized or weight.shape[0] % _BLOCK:
         return str(graph.add("Add", graph.add("MatMul", states, graph.constant(weight)), graph.constant(bias)))
     inputs, outputs = weight.shape
-    block = next(size for size in _BLOCKS if inputs % size == 0)
-    blocks = weight.T.reshape(outputs, inputs // block, block)
+    blocks = weight.T.reshape(outputs, inputs // _BLOCK, _BLOCK)
     scales = np.maximum(np.abs(blocks).max(axis=-1), _LEAST) / np.float32(_LARGEST)
     whole = (np.clip(np.rint(blocks / scales[..., None]), -_LARGEST, _LARGEST) + _ZERO).astype(np.uint8)
     return str(
         graph.add(
             "MatMulNBits", states, graph.constant(whole), graph.constant(scales.astype(np.float32)), "", "",
-            graph.constant(bias), domain=_MICROSOFT, K=inputs, N=outputs, bits=8, block_size=block, accuracy_level=4,
+            graph.constant(bias), domain=_MICROSOFT, K=inputs, N=outputs, bits=8, block_size=_BLOCK, accuracy_level=4,
         )
     )  # fmt: skip
 
