@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +52,22 @@ def layout_reads(stage: str) -> set[str]:
 
 
 def params_reads(stage: str) -> set[str]:
-    """The keys of `params.yaml` that the stage's code names, one or two levels deep."""
-    tree = source(stage)
+    """The keys of `params.yaml` that the stage's code names, one or two levels deep, or a function to which it gives all."""
+    return set().union(*map(_reads_in, (source(stage), *given_all(source(stage)))))
+
+
+def given_all(tree: ast.Module) -> Iterator[ast.AST]:
+    """The imported functions that get `params` as a whole."""
+    origin = {name.name: node.module for node in tree.body if isinstance(node, ast.ImportFrom) for name in node.names}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.func.id not in origin:
+            continue
+        if any(isinstance(one, ast.Name) and one.id == "params" for one in node.args):
+            function = getattr(importlib.import_module(str(origin[node.func.id])), node.func.id)
+            yield ast.parse(inspect.getsource(function))
+
+
+def _reads_in(tree: ast.AST) -> set[str]:
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     found: set[str] = set()
     for node in ast.walk(tree):
