@@ -52,7 +52,7 @@ def layout_reads(stage: str) -> set[str]:
 
 
 def params_reads(stage: str) -> set[str]:
-    """The keys of `params.yaml` that the stage's code names, one or two levels deep, or a function to which it gives all."""
+    """The keys of `params.yaml`, one or two levels deep, that the code of the stage, or what gets all of them, names."""
     return set().union(*map(_reads_in, (source(stage), *given_all(source(stage)))))
 
 
