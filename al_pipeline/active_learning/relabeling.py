@@ -35,8 +35,8 @@ AUTO_LABELS = 10
 """With fewer labels for each class of the schema the share of `auto` is smaller in proportion: new items teach more."""
 MOST_TASKS = 5
 """An item is asked in at most so many rounds."""
-USUAL_ACCURACY = 0.9
-USUAL_ANSWERS = 40.0
+USUAL_ACCURACY = 0.8
+USUAL_ANSWERS = 20.0
 """How often people are right before anything is known of them, and how many answers that counts for."""
 _ACCURACIES = (0.5, 0.995)
 _STEPS = 100
