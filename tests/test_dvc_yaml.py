@@ -52,7 +52,7 @@ def layout_reads(stage: str) -> set[str]:
 
 
 def params_reads(stage: str) -> set[str]:
-    """The keys of `params.yaml`, one or two levels deep, that the code of the stage, or what gets all of them, names."""
+    """The keys of `params.yaml`, one or two levels deep, that the stage names, or a function that gets all of them."""
     return set().union(*map(_reads_in, (source(stage), *given_all(source(stage)))))
 
 
