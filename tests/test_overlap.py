@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -15,25 +16,28 @@ from harness import small_workspace
 from msgspec.structs import replace
 from test_quality import leave
 
-from al_pipeline.annotation.aggregation import fold
+from al_pipeline.annotation.aggregation import fold, fold_by
 from al_pipeline.annotation.confidence import ConsensusRule, in_full
 from al_pipeline.annotation.overlap import Overlap, wanted_answers
 from al_pipeline.annotation.tasks import standing
-from al_pipeline.data.ledger import append_forecasts, read_forecasts
+from al_pipeline.data.ledger import append_forecasts, append_part, read_forecasts
 from al_pipeline.data.outputs import read_labeled, write_labeled
 from al_pipeline.errors import BadInput, BadParams
 from al_pipeline.files import read_json, sha256_file
 from al_pipeline.integrations.label_studio.payloads import choice_result
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
+from al_pipeline.operations import publish
 from al_pipeline.operations.close import first_forecasts
 from al_pipeline.operations.connect import connect
 from al_pipeline.operations.facts import open_dvc, read_facts
 from al_pipeline.operations.intervene import rollback
+from al_pipeline.operations.overlap import within_room
 from al_pipeline.operations.reproduce import reproduce
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import TickReport, tick
 from al_pipeline.params import parse_params, recorded
 from al_pipeline.records import Event, LabeledItem, PlannedTask, push_key
+from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.trust import template
 from al_pipeline.workspace.workspace import open_workspace
 
@@ -144,6 +148,32 @@ def test_a_model_may_decide_between_people_and_not_against_all_of_them() -> None
     assert row.label == "ham" and row.agreement == 0.5 and row.confidence is not None and row.confidence > 0.8
     row = rows([*careful(), said("ann", "spam")], ConsensusRule("auto", {**told, "a": {"ham": 0.9999}}))["a"]
     assert row.label == "spam" and row.confidence is not None and row.confidence < 0.5
+
+
+def test_only_as_many_are_asked_again_as_the_budget_has_room_for() -> None:
+    more = {"b": 2, "a": 3, "c": 2}
+    assert within_room(more, None) == more
+    assert list(within_room(more, 2)) == ["b", "a"] and within_room(more, 0) == {}
+
+
+def test_a_forecast_that_breaks_a_tie_is_not_measured_by_it(tmp_path: Path) -> None:
+    """The running accuracy is that of people's labels, not of those that the forecast itself has decided."""
+    root = tmp_path / "ws"
+    layout = Layout(root)
+    text = template("params.yaml").replace("consensus: majority", "consensus: crowdlab")
+    params = parse_params(text, "params.yaml")
+    first, second = params.schema_.labels[:2]
+    people = [said("ann", first), said("bob", second)]
+    layout.events.mkdir(parents=True)
+    append_part(layout.events, people)
+    forecasts = {"a": {first: 0.9}}
+    decided = fold_by(params, people, lambda: forecasts).labeled
+    assert [row.label for row in decided] == [first], "the forecast breaks the tie"
+    plan = {"k": replace(task(predicted=first, confidence=0.9), strategy="random_slice")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publish, "read_plans", lambda _: plan)
+        running = publish._running(layout, decided, None, SimpleNamespace(abandoned={}, rounds=()), params, 1)  # type: ignore[arg-type]
+    assert running is None or running.whole.answered == 0
 
 
 def test_forecasts_have_no_influence_on_the_test_set() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
+from itertools import islice
 
 from al_pipeline.annotation.active_events import standing_answers
 from al_pipeline.annotation.confidence import ConsensusRule, rule_for
@@ -80,6 +81,11 @@ def _with_open(
     }
     own = {task.item_id: task.forecast for task in tasks if task.part == "pool" and task.forecast}
     return {item: found for item, found in own.items() if item not in earlier} | dict(rule.forecasts)
+
+
+def within_room(more: Mapping[str, int], room: int | None) -> Mapping[str, int]:
+    """The first tasks of `more` that the budget has room for; the others wait until it has. None: there is no limit."""
+    return more if room is None else dict(islice(more.items(), room))
 
 
 def ask_again(

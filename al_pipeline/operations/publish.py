@@ -13,6 +13,7 @@ from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 from al_pipeline.annotation.active_events import schemas_of
+from al_pipeline.annotation.aggregation import fold_by
 from al_pipeline.data.ledger import read_events, read_forecasts, read_refused
 from al_pipeline.data.pool import count_items
 from al_pipeline.errors import ManualActionRequired, RepositoryError, UnexpectedChange
@@ -232,9 +233,15 @@ def unsynced(git: Git, layout: Layout) -> bool:
 def _running(
     layout: Layout, labeled: Sequence[LabeledItem], git: Git, history: History, params: Params, number: int | None
 ) -> Running | None:
-    """The models' accuracy on the random slices up to round `number`, by the current labels."""
+    """The models' accuracy on the random slices up to round `number`, by the current labels.
+
+    A consensus in which forecasts take part would let a model decide ties by what it is measured on: those of people
+    alone count here.
+    """
     if number is None:
         return None
+    if params.labels.uses_model:
+        labeled = fold_by(params, read_events(layout.events), dict).labeled
     labels = {row.item_id: row.label for row in labeled}
     in_present_classes = _forecasts_mapped(layout, history)
     forecasts = [

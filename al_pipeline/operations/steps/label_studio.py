@@ -19,7 +19,7 @@ from al_pipeline.operations.checkout import bring_in_line
 from al_pipeline.operations.connect import ensure_project, stored_project
 from al_pipeline.operations.costs import room_in_budget
 from al_pipeline.operations.facts import opened_at
-from al_pipeline.operations.overlap import ask_again, more_answers, overlap_of
+from al_pipeline.operations.overlap import ask_again, more_answers, overlap_of, within_room
 from al_pipeline.operations.pull import PullRequest, pull
 from al_pipeline.operations.push import Landmark, PushReport, RetirePolicy, push, retire
 from al_pipeline.operations.schema import former_classes, published_labels
@@ -122,7 +122,7 @@ def _ask_again(context: Context) -> None:
     layout, params = context.layout, context.workspace.params
     oracle, project = context.project
     tasks = context.history.open_tasks()
-    more = {} if room_in_budget(layout, params.budget) == 0 else more_answers(layout, params, tasks)
+    more = within_room(more_answers(layout, params, tasks), room_in_budget(layout, params.budget))
     events = read_events(layout.events, layout.inbox_events)
     raised, withdrawn = ask_again(oracle, project, tasks, context.states, more, events, overlap_of(params))
     if raised:
