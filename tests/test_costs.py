@@ -19,22 +19,27 @@ from al_pipeline.costs.answer_times import IDLE, as_array, capped, filled
 from al_pipeline.costs.budget import affordable, answers_left, exhausted, spent, uses
 from al_pipeline.costs.forecast import LEAST_ROUNDS, forecast
 from al_pipeline.costs.seconds import LEAST, fit_seconds, predict
+from al_pipeline.data.ledger import append_part
 from al_pipeline.errors import BadParams
 from al_pipeline.evaluation.figures import Control, Estimate
 from al_pipeline.evaluation.online import labels_saved
 from al_pipeline.evaluation.savings import compare, over_seconds
 from al_pipeline.files import read_json
 from al_pipeline.notifications.messages import Answer
+from al_pipeline.operations import costs
 from al_pipeline.operations.checks.services import check_budget
+from al_pipeline.operations.close import carry_out
 from al_pipeline.operations.costs import answer_cost, spent_so_far
 from al_pipeline.operations.report import report_data
 from al_pipeline.operations.reproduce import reproduce
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import tick
 from al_pipeline.params import NO_BUDGET, Budget, parse_params
-from al_pipeline.records import RANDOM
+from al_pipeline.records import RANDOM, Event, Item, Selection
 from al_pipeline.reporting.page import render
+from al_pipeline.rounds.interventions import Intervention
 from al_pipeline.rounds.state_machine import Closing, Facts, Step, Wait, close_reason, next_step
+from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 TEMPLATE = (Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8")
@@ -332,3 +337,23 @@ def test_records_of_before_are_read_and_the_default_is_not_recorded(undisturbed:
     old = parse_record(json.dumps(row), "rounds/0001/round.json")
     assert old.cost is None and old.outlook is None
     assert "cost" not in read_json(undisturbed.layout.overrides)
+
+
+def test_a_close_that_was_killed_expects_the_same_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the close revokes has no part in them, whether it is in the ledger already or not."""
+    layout = Layout(tmp_path)
+    layout.events.mkdir(parents=True)
+    rows = [
+        Event(f"{who} {n}", "label", f"i{n}", "h", "pool", 0, f"ws:0000:i{n}#{who}.1", who, "ham", lead_time=seconds)
+        for n in range(40)
+        for who, seconds in (("ann", 5.0), ("bob", 50.0))
+    ]
+    append_part(layout.events, rows)
+    items = {f"i{n}": Item(f"i{n}", "h", "text " * (n + 1)) for n in range(40)}
+    monkeypatch.setattr(costs, "fetch", lambda _, ids: {one: items[one] for one in ids})
+    revoked = Intervention(1, "revoke", 1, "me", "2026-01-01", "", labels=True, selection=Selection(annotator="bob"))
+    coming = carry_out([revoked], layout.events)
+    before = answer_cost(layout, coming)
+    append_part(layout.events, coming)
+    assert carry_out([revoked], layout.events) == []
+    assert before is not None and before == answer_cost(layout)

@@ -11,6 +11,7 @@ from al_pipeline.data.ledger import read_events, signature
 from al_pipeline.data.pool import fetch
 from al_pipeline.operations.history import History
 from al_pipeline.params import AnswerCost, Budget, Params
+from al_pipeline.records import Event
 from al_pipeline.rounds.manifests import Cost, Outlook, RoundRecord
 from al_pipeline.workspace.layout import Layout
 
@@ -33,12 +34,15 @@ def _spent(_events: tuple[tuple[str, int, int], ...], layout: Layout) -> Spent:
     return _spent_of([one for one, _ in _answers(layout)])
 
 
-def _answers(layout: Layout, *, closed: bool = False) -> Iterator[tuple[Given, bool]]:
-    """The vote of each annotator on each item, and whether it is about the pool; `closed`: without the inbox."""
+def _answers(layout: Layout, *, closed: bool = False, coming: Sequence[Event] = ()) -> Iterator[tuple[Given, bool]]:
+    """The vote of each annotator on each item, and whether it is about the pool; `closed`: without the inbox.
+
+    `coming`: events that the ledger is about to get.
+    """
     from al_pipeline.operations.answers import answers_given
 
     folders = [layout.events] if closed else [layout.events, layout.inbox_events]
-    counted = active(read_events(*folders))
+    counted = active([*read_events(*folders), *coming])
     parts = {event.item_id: event.part for event in counted}
     return ((given, parts.get(given.item) == "pool") for given, _ in answers_given(counted))
 
@@ -98,11 +102,15 @@ def cost_of_round(layout: Layout, drawn: Collection[str]) -> Cost:
     )
 
 
-def answer_cost(layout: Layout) -> AnswerCost | None:
-    """The expected seconds of an answer by length and class, from the newest answers; None if too few have a time."""
+def answer_cost(layout: Layout, coming: Sequence[Event] = ()) -> AnswerCost | None:
+    """The expected seconds of an answer by length and class, from the newest answers; None if too few have a time.
+
+    `coming`: events of the interventions that the close carries out, so that a close that was killed after it appended
+    them finds the same.
+    """
     from al_pipeline.costs.seconds import fit_seconds
 
-    timed = [one for one, _ in _answers(layout) if one.seconds is not None]
+    timed = [one for one, _ in _answers(layout, coming=coming) if one.seconds is not None]
     timed = sorted(timed, key=lambda one: (one.round, one.item, one.annotator))[-_FITTED:]
     items = fetch([layout.pool, layout.test], sorted({one.item for one in timed}))
     timed = [one for one in timed if one.item in items]

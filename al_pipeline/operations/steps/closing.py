@@ -53,7 +53,8 @@ def close_round(context: Context, facts: Facts) -> None:
     _logger.info("closing %s: %s", "the first build" if planned is None else f"round {planned}", reason)
     remember(layout, planned, closed_at=context.now().timestamp(), reason=reason)
     plans = context.plans().values()
-    corrected = superseded(read_events(layout.events, layout.inbox_events))
+    coming = carry_out(interventions, layout.events)  # a killed close has appended them: both must see the same
+    corrected = superseded([*read_events(layout.events, layout.inbox_events), *coming])
     if params.quality.hold:
         from al_pipeline.operations.gold import hold_answers
 
@@ -83,7 +84,7 @@ def close_round(context: Context, facts: Facts) -> None:
         device,
         plugins,
         keep_forecasts=params.labels.uses_model,
-        cost=answer_cost(layout) if params.select.cost == "seconds" else None,
+        cost=answer_cost(layout, coming) if params.select.cost == "seconds" else None,
     )
 
 
