@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from al_pipeline.cli.app import app
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.outputs import read_labeled, read_unresolved
-from al_pipeline.errors import BadParams, NothingToDo, SchemaInUse, UnexpectedChange
+from al_pipeline.errors import BadParams, NothingToDo, SchemaInUse, UnexpectedChange, UsageError
 from al_pipeline.files import read_json, sha256_file
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import ProjectRef
@@ -95,6 +95,17 @@ def rig(once: Played, tmp_path: Path) -> Rig:
     change_params(made.workspace, {"min_test_per_class: 10": "min_test_per_class: 1"})
     made.git.commit("Compare models on a few test items", [made.layout.params])
     return made
+
+
+def test_a_former_name_is_refused_while_forecasts_that_used_it_count(rig: Rig) -> None:
+    rig.answer({}, 3)
+    rig.tick()
+    rig.change("rename", "spam", "junk")
+    rig.tick()
+    change_params(rig.workspace, {"consensus: majority": "consensus: dawid_skene"})
+    rig.git.commit("The model takes part", [rig.layout.params])
+    with pytest.raises(UsageError, match="a class was called 'spam' before"):
+        rig.change("add", "", "spam")
 
 
 def test_a_rename_in_an_open_round(rig: Rig, tmp_path: Path) -> None:

@@ -518,8 +518,9 @@ def _same_fold(folded: Folded, record: RoundRecord, snapshot: Callable[[], Path]
         differ = [part for part in differ if tuple(readers[part](place / part)) != rows[part]]
     if differ:
         raise ManualActionRequired(
-            f"the labels would differ from those of {round_name(record.round)} ({', '.join(differ)}), because schema "
-            "or annotators in params.yaml have changed since; nothing was changed. `--params` restores them too"
+            f"the labels would differ from those of {round_name(record.round)} ({', '.join(differ)}), because schema, "
+            "annotators, labels or select.relabel in params.yaml have changed since; nothing was changed. `--params` "
+            "restores them too"
         )
 
 

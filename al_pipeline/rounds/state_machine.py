@@ -149,7 +149,8 @@ def waiting_for(facts: Facts, rule: Closing) -> str:
     if facts.tasks == 0:
         return "every item in the pool is labelled or ignored; `al ingest FILE` adds new ones"
     if facts.budget:
-        return f"{facts.budget}, so nothing new is asked; a higher `budget` in params.yaml goes on"
+        closes = "; `al round --close-now` closes the round with the answers that there are" if facts.new_labels else ""
+        return f"{facts.budget}, so nothing new is asked; a higher `budget` in params.yaml goes on{closes}"
     missing = needed(facts.tasks, rule.quorum) - facts.settled
     again = f" ({facts.asked_again} by another person)" if facts.asked_again else ""
     text = f"{missing} more of {facts.tasks} tasks to be answered in Label Studio{again}"
