@@ -345,6 +345,23 @@ def test_slow_and_broken_clients_are_let_go(monkeypatch: pytest.MonkeyPatch) -> 
         assert client.post("/predict", json={"text": "x"}).status_code == 200
 
 
+def test_a_client_that_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    protocol, lost = server_module._TimedProtocol, threading.Event()
+    let_go = protocol.connection_lost
+
+    def connection_lost(self: Any, error: Exception | None) -> None:
+        lost.set()
+        let_go(self, error)
+
+    monkeypatch.setattr(server_module, "_SEND_SECONDS", 0.5)
+    monkeypatch.setattr(protocol, "connection_lost", connection_lost)
+    with running(Fake(), replace(SERVE, timeout_seconds=0.5)) as made, socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        one.connect(("127.0.0.1", int(made.url.rsplit(":", 1)[1])))
+        one.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 2000)
+        assert lost.wait(15), "it holds a connection, without a token"
+
+
 def test_a_full_queue_says_when_to_come_again() -> None:
     source = Fake(seconds=0.3)
     with running(source, replace(SERVE, queue_texts=4, max_texts=4, batch_texts=2, timeout_seconds=5.0)) as made:
@@ -508,6 +525,8 @@ def test_without_a_promoted_model_it_says_so_until_there_is_one() -> None:
         for path in ("/v2/health/ready", "/v2/models/mails"):
             found = client.get(path)
             assert found.status_code == 503 and "no model is promoted yet" in found.json()["error"]
+        with made.client(token=None) as stranger:
+            assert stranger.get("/v2/health/ready").json() == {"error": "no model is loaded"}, "why may name files"
         assert client.get("/v2/health/live").status_code == 200
         source.promoted_round = 3
         deadline = time.monotonic() + 5
@@ -587,6 +606,10 @@ def test_the_token_is_of_the_environment_or_of_a_private_file(
     assert len(token) > 30 and str(file) in where and token_of(workspace) == (token, where)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600 and stat.S_IMODE(file.parent.stat().st_mode) == 0o700
     assert not file.is_relative_to(workspace.layout.root)
+    for damaged in ("", "\n", "short"):  # an empty token would let everybody in
+        file.write_text(damaged, encoding="utf-8")
+        with pytest.raises(UsageError, match="holds no token; delete it"):
+            token_of(workspace)
     monkeypatch.setenv("AL_SERVE_TOKEN", "0123456789abcdef")
     assert token_of(workspace) == ("0123456789abcdef", "in AL_SERVE_TOKEN")
     for bad in ("short", "with blanks in the token", "tökentökentökentöken"):

@@ -39,6 +39,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,100}\Z")
 _DRAINED = 64 * 2**20
 """Most bytes of a refused body that are read, and thrown away, so that the client reads the answer."""
 _DRAIN_SECONDS = 10.0
+_HEAD_BYTES = 16 * 2**10
+"""Most bytes of a request's headers and address. The protocol bounds only what arrives in several pieces."""
 _AGAIN = 5.0
 """Seconds after which a client may try again where the time is not known."""
 
@@ -136,10 +138,13 @@ def make_app(versions: Versions, settings: Serve, name: str, token: str, log: Re
         request.state.bytes = size
         return b"".join(parts)
 
-    def check_token(request: Request) -> None:
+    def has_token(request: Request) -> bool:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
-            what = "the token is wrong" if scheme else "a token is needed"
+        return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
+
+    def check_token(request: Request) -> None:
+        if not has_token(request):
+            what = "the token is wrong" if request.headers.get("authorization") else "a token is needed"
             sentence = f"{what}; send the header Authorization: Bearer TOKEN"
             raise Refused(401, sentence, {"WWW-Authenticate": 'Bearer realm="al serve"'})
 
@@ -159,7 +164,9 @@ def make_app(versions: Versions, settings: Serve, name: str, token: str, log: Re
         return _json({"live": True})
 
     @app.get("/v2/health/ready", openapi_extra=_described("Whether a promoted model is loaded"))
-    async def ready() -> Response:
+    async def ready(request: Request) -> Response:
+        if versions.current is None and not has_token(request):  # why may name files
+            raise Refused(503, "no model is loaded", protocol.retry_after(_AGAIN))
         await current()
         return _json({"ready": True})
 
@@ -251,7 +258,11 @@ class _Watched:
             await asyncio.wait_for(send(message), self._seconds)
 
         try:
-            await self._app(scope, receive, sent)
+            if sum(len(name) + len(value) for name, value in scope["headers"]) + len(scope["raw_path"]) > _HEAD_BYTES:
+                sentence = f"the head of the request is larger than {_HEAD_BYTES:,} bytes"
+                await _json({"error": sentence}, 431, {"Connection": "close"})(scope, receive, sent)
+            else:
+                await self._app(scope, receive, sent)
         except ClientDisconnect:
             status = status or 499
         except TimeoutError:

@@ -33,12 +33,14 @@ _CONNECTIONS = 1000
 _HEAD_SECONDS = 10.0
 """Within which a connection must have sent the head of a request."""
 _HEAD_BYTES = 16 * 2**10
+_SEND_SECONDS = 30.0
+"""Within which a client must have taken what was written to it."""
 
 
 def token_of(workspace: Workspace) -> tuple[str, str]:
     """The token that clients send, and where it is: in AL_SERVE_TOKEN, else in a file (0600), created if missing."""
     if given := os.environ.get(TOKEN_VARIABLE, "").strip():
-        if len(given) < _SHORTEST_TOKEN or not re.fullmatch(r"[\x21-\x7e]+", given):
+        if not _is_token(given):
             raise UsageError(
                 f"{TOKEN_VARIABLE} must have at least {_SHORTEST_TOKEN} characters, printable ASCII without blanks; "
                 "`openssl rand -hex 32` makes one"
@@ -48,7 +50,14 @@ def token_of(workspace: Workspace) -> tuple[str, str]:
     file = private_folder(workspace.home / "serve") / "token"
     if not file.exists():
         write_text(file, f"{secrets.token_urlsafe(32)}\n", mode=0o600)
-    return file.read_text(encoding="utf-8").strip(), f"in {file}, readable only by you"
+    stored = file.read_text(encoding="utf-8", errors="replace").strip()
+    if not _is_token(stored):
+        raise UsageError(f"{file} holds no token; delete it, and `al serve` makes one")
+    return stored, f"in {file}, readable only by you"
+
+
+def _is_token(given: str) -> bool:
+    return len(given) >= _SHORTEST_TOKEN and re.fullmatch(r"[\x21-\x7e]+", given) is not None
 
 
 def model_name(workspace: Workspace) -> str:
@@ -117,13 +126,27 @@ class Server:
 
 
 class _TimedProtocol(H11Protocol):
-    """HTTP by uvicorn, with a time limit for the head of a request: slow clients must not hold connections."""
+    """HTTP by uvicorn, with time limits for the head of a request and for taking its answer.
+
+    Slow clients must not hold connections: a closed one stays open until what was written to it is taken.
+    """
 
     _late: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
+        transport.set_write_buffer_limits(0)  # whatever waits pauses writing, and so starts the clock
         super().connection_made(transport)
         self._expect_head()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._unread is None:
+            self._unread = self.loop.call_later(_SEND_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._taken()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -134,6 +157,7 @@ class _TimedProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._clear()
+        self._taken()
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
@@ -147,6 +171,11 @@ class _TimedProtocol(H11Protocol):
         if self._late is not None:
             self._late.cancel()
             self._late = None
+
+    def _taken(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _give_up(self) -> None:
         self._late = None
