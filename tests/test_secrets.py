@@ -26,6 +26,8 @@ from embedded import LabelStudioServer, PrefectServer
 from harness import change_params, small_workspace, tools_first
 
 from al_pipeline.files import read_json, write_json
+from al_pipeline.integrations import environment
+from al_pipeline.integrations.dvc import process as dvc_process
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.label_studio.client import LabelStudioOracle
 from al_pipeline.integrations.oracle import ProjectRef
@@ -275,3 +277,11 @@ def test_label_studio_serves_no_files_and_no_other_name(label_studio: LabelStudi
             not in client.get("/health", headers={"Origin": "https://evil.example"}).headers
         )
     assert os.environ.get("AL_LABEL_STUDIO_TOKEN") is None
+
+
+def test_the_code_of_others_gets_none_of_our_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("AL_LABEL_STUDIO_TOKEN", "AL_NOTIFY_URLS", "AL_SERVE_TOKEN", "AL_VECTORS_KEY")
+    for name in names:
+        monkeypatch.setenv(name, "a secret")
+    for found in (environment._inherited(), dvc_process._inherited()):
+        assert not found.keys() & set(names)

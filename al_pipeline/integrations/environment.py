@@ -25,7 +25,7 @@ from al_pipeline.errors import BadInput, ExternalServiceError, NothingToDo
 from al_pipeline.files import json_line, read_json, sha256_bytes
 from al_pipeline.integrations import processes as child
 from al_pipeline.workspace.fingerprint import FORMER_PACKAGES, PACKAGES, STAGE_ENVIRONMENT, current_engine, difference
-from al_pipeline.workspace.home import al_home, check_private, own_environment, private_folder
+from al_pipeline.workspace.home import SECRET_VARIABLES, al_home, check_private, own_environment, private_folder
 from al_pipeline.workspace.lock import locked
 
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.+!-]{0,60}|absent")
@@ -208,8 +208,7 @@ def _fingerprint(engine: Engine, folder: Path) -> dict[str, Any] | None:
 
 def _inherited() -> dict[str, str]:
     """Our environment without our secrets: installed packages may run third-party code."""
-    hidden = ("AL_LABEL_STUDIO_TOKEN", "AL_NOTIFY_URLS")
-    inherited = {name: value for name, value in os.environ.items() if name not in hidden}
+    inherited = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES}
     return {**inherited, **own_environment()}
 
 

@@ -18,6 +18,7 @@ from al_pipeline.integrations.processes import end_group
 from al_pipeline.logs import get_logger, without_secrets
 from al_pipeline.notifications.messages import NO_ANSWER, Answer, Message
 from al_pipeline.sanitize import one_line
+from al_pipeline.workspace.home import SECRET_VARIABLES
 
 _logger = get_logger(__name__)
 
@@ -25,7 +26,6 @@ SECONDS = 30.0
 """The time that all services have together."""
 PAUSE = 2.0
 """Seconds after which a message is sent once more to a service that refused it at once."""
-_HIDDEN = ("AL_LABEL_STUDIO_TOKEN", "AL_NOTIFY_URLS", "AL_VECTORS_KEY")
 
 
 def send(
@@ -53,7 +53,7 @@ def send(
 
 def _run(services: Mapping[str, str], messages: Mapping[str, list[dict[str, str]]], seconds: float) -> Iterable[Answer]:
     """The answers that came in time."""
-    environment = {name: value for name, value in os.environ.items() if name not in _HIDDEN}
+    environment = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES}
     asked = json.dumps({"services": dict(services), "messages": messages, "seconds": seconds, "pause": PAUSE})
     command = [sys.executable, "-P", "-m", "al_pipeline.integrations.apprise_process"]
     with subprocess.Popen(

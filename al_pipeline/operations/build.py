@@ -19,7 +19,7 @@ from al_pipeline.operations.plugins import trusted_plugins
 from al_pipeline.params import LOCAL, Features, Params
 from al_pipeline.progress import shown
 from al_pipeline.rounds.state_machine import BUILD, Step
-from al_pipeline.workspace.home import own_environment
+from al_pipeline.workspace.home import SECRET_VARIABLES, own_environment
 from al_pipeline.workspace.layout import Layout, pointer_of
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ def _run_encoder(layout: Layout, engine: Engine | None, module: str) -> None:
 
     settings = {k: v for k, v in STAGE_ENVIRONMENT.items() if not k.endswith("_NUM_THREADS")}
     environment = {**os.environ, **own_environment(), **settings, **(engine.environment if engine else {})}
-    for name in ("AL_LABEL_STUDIO_TOKEN", "AL_NOTIFY_URLS", "AL_VECTORS_KEY"):
+    for name in SECRET_VARIABLES:
         environment.pop(name, None)
     command = [str(engine.python) if engine else sys.executable, "-P", "-m", module]
     code = child.run(command, layout.root, environment, layout.encoding, _ENCODE_TIMEOUT, server="encoder")

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from al_pipeline.errors import UnsafeFolder, UsageError
 
+SECRET_VARIABLES = ("AL_LABEL_STUDIO_TOKEN", "AL_NOTIFY_URLS", "AL_SERVE_TOKEN", "AL_VECTORS_KEY")
+"""Environment variables that hold our secrets: no process gets them that runs the code of others."""
 _OTHERS, _GROUP = 0o002, 0o020
 _MOST_LINKS = 40
 _NAMES = ("LOGNAME", "USER", "LNAME", "USERNAME")

@@ -24,7 +24,7 @@ from al_pipeline.integrations.dvc.remotes import explained
 from al_pipeline.integrations.git import NOT_OURS, Git
 from al_pipeline.logs import get_logger
 from al_pipeline.sanitize import redact
-from al_pipeline.workspace.home import dvc_state, fork_servers, own_environment, private_folder
+from al_pipeline.workspace.home import SECRET_VARIABLES, dvc_state, fork_servers, own_environment, private_folder
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.trust import check_dvc
 
@@ -246,5 +246,5 @@ def _is_dead(path: Path) -> bool:
 
 def _inherited() -> dict[str, str]:
     """Our environment without what DVC and its stages must not see: git's variables, and our secrets."""
-    hidden = (*NOT_OURS, "AL_LABEL_STUDIO_TOKEN", "AL_NOTIFY_URLS", "AL_VECTORS_KEY")
+    hidden = (*NOT_OURS, *SECRET_VARIABLES)
     return {name: value for name, value in os.environ.items() if name not in hidden}
