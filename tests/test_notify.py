@@ -48,7 +48,8 @@ from al_pipeline.operations.checks.services import check_notifications
 from al_pipeline.operations.tick import TickReport, tick
 from al_pipeline.params import Occasion, parse_params
 from al_pipeline.records import Event
-from al_pipeline.workspace.workspace import open_workspace
+from al_pipeline.workspace.layout import Layout
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 TEMPLATE = (Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8")
 SECRET = "t0ken-9f8e7d6c"
@@ -180,6 +181,17 @@ def test_each_problem_has_a_sentence_of_its_own() -> None:
 def test_a_service_has_three_ticks_to_come_back() -> None:
     assert [needs_person(LabelStudioDown("x"), n) is None for n in range(1, 5)] == [True, True, False, False]
     assert needs_person(UnexpectedChange("x"), 1) is not None
+
+
+def test_the_folders_name_adds_no_line_to_a_subject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = Workspace(Layout(tmp_path / "mails\nBcc: eve@example.org\udcff"), "0123456789ab")
+    sent: list[str] = []
+    monkeypatch.setenv("AL_NOTIFY_URLS", "json://127.0.0.1:9")
+    monkeypatch.setattr(
+        notification_services, "send", lambda _, messages: sent.extend(m.title for m in messages["AL_NOTIFY_URLS:1"])
+    )
+    notify.test_services(workspace)
+    assert sent == ["mails Bcc: eve@example.org: a test of al-pipeline"]
 
 
 def test_messages_are_one_line_each() -> None:

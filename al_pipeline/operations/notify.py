@@ -40,6 +40,7 @@ from al_pipeline.operations.steps.context import Context
 from al_pipeline.operations.steps.notes import recall
 from al_pipeline.params import Occasion
 from al_pipeline.rounds.state_machine import Facts
+from al_pipeline.sanitize import one_line, shortened
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import NOTIFY_VARIABLE, Workspace
 
@@ -50,6 +51,7 @@ _logger = get_logger(__name__)
 
 _MOST_SERVICES = 50
 _LONGEST_ADDRESS = 2000
+_LONGEST_NAME = 100
 
 
 @contextmanager
@@ -170,8 +172,8 @@ def _tell_failure(workspace: Workspace, error: Exception, run: Run) -> list[str]
 
 def _tell(workspace: Workspace, box: Outbox, messages: Iterable[Message], run: Run) -> list[str]:
     """Put messages into the outbox and send what is in it; the warnings about services that failed."""
-    name, layout, services = workspace.layout.root.name, workspace.layout, workspace.services()
-    titled = (replace(one, title=f"{name}: {one.title}") for one in wanted(messages, _events(workspace)))
+    layout, services = workspace.layout, workspace.services()
+    titled = (replace(one, title=f"{_name(workspace)}: {one.title}") for one in wanted(messages, _events(workspace)))
     box = boxes.with_messages(box, titled)
     todo = boxes.to_send(box, services)
     if not todo:
@@ -192,6 +194,11 @@ def _tell(workspace: Workspace, box: Outbox, messages: Iterable[Message], run: R
 
     run("notify", notify)
     return warnings
+
+
+def _name(workspace: Workspace) -> str:
+    """The name of the workspace's folder on one line: it becomes part of a mail's subject."""
+    return shortened(one_line(workspace.layout.root.name), _LONGEST_NAME)
 
 
 def _events(workspace: Workspace) -> Collection[Occasion]:
@@ -304,8 +311,9 @@ def test_services(workspace: Workspace, service: str | None = None) -> list[Answ
     from al_pipeline.integrations.notification_services import send
 
     services = _chosen(workspace.services(), service)
-    name = workspace.layout.root.name
-    message = Message("test", "needs_person", f"{name}: a test of al-pipeline", "Messages about this workspace arrive.")
+    message = Message(
+        "test", "needs_person", f"{_name(workspace)}: a test of al-pipeline", "Messages about this workspace arrive."
+    )
     return send(services, {one: [message] for one in services})
 
 
