@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Played, answer_all, change_params, go_on
+from harness import Played, answer_all, change_params, go_on, small_workspace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -234,3 +234,15 @@ def test_gold_that_cannot_be_is_refused_before_anything_is_written(world: Any, t
     answer_all(oracle, truth)
     tick(open_workspace(layout.root), lambda: oracle)
     assert all(one.strategy != GOLD for one in read_plan(Git(layout.root), 2)), "without gold a plan is as before"
+
+
+@pytest.mark.slow
+def test_no_test_set_is_drawn_from_gold(tmp_path: Path) -> None:
+    workspace, _ = small_workspace(tmp_path, changes={"test_size: 12": "test_size: 0"})
+    layout, oracle = workspace.layout, SimulatedOracle()
+    tick(workspace, lambda: oracle)
+    change_params(workspace, {"test_size: 0": "test_size: 12"})
+    rows = [{"text": f"gold text number {number}", "label": "spam"} for number in range(20)]
+    with open_dvc(layout) as dvc:
+        found = add(open_workspace(layout.root), dvc, write_gold(tmp_path / "gold.jsonl", rows))
+    assert found.gold == 20 and not list(read_ids([layout.test, layout.inbox_test]).ids())

@@ -104,7 +104,8 @@ def add(
         ])  # fmt: skip
         labels = _by_content(rows, ids)
         if texts.keys() - _hashes(layout):
-            ingest(workspace, [path], text_column=text_column, id_column=None)
+            size = None if test else 0  # without a test set, none is drawn from gold
+            ingest(workspace, [path], text_column=text_column, id_column=None, test_size=size)
         return _record(workspace, git, {known: labels[known] for known in labels}, train)
 
 
