@@ -21,11 +21,12 @@ COLLECTED := .venv/.collected
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: help demo test test-fast chaos check docs format setup tools clean distclean
+.PHONY: help demo demo-team test test-fast chaos check docs format setup tools clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train a spam filter by active learning; again: the next round"
+	@echo "make demo-team  five people label, one of them without care; gold and a reviewer find out"
 	@echo "make test       all tests, including the real Label Studio, Prefect, git and DVC"
 	@echo "make test-fast  the tests without servers; under a minute"
 	@echo "make chaos      fault injection: 270 kills and all other known faults, within an hour; resumes where it stopped"
@@ -33,10 +34,13 @@ help:
 	@echo "make docs       build the documentation site in build/docs; a dead link is an error"
 	@echo "make format     format the code with ruff"
 	@echo "make setup      create the two environments"
-	@echo "make clean      stop the demo's servers and remove it; make distclean: also the environments and caches"
+	@echo "make clean      stop the demos' servers and remove them; make distclean: also the environments and caches"
 
 demo: setup
 	@$(BIN)/python -m examples.spam.demo
+
+demo-team: setup
+	@$(BIN)/python -m examples.spam.team
 
 test: tools
 	@$(MAKE) --no-print-directory --silent -j2 $(MAIN) $(LABEL_STUDIO) $(COLLECTED)
@@ -127,7 +131,9 @@ fi
 endef
 
 clean:
-	@if [ -x $(BIN)/python ]; then $(BIN)/python -m examples.spam.demo --clean; else rm -rf demo; fi
+	@if [ -x $(BIN)/python ]; then \
+	  for act in demo team; do $(BIN)/python -m examples.spam.$$act --clean || exit; done; \
+	else rm -rf demo demo-team; fi
 
 distclean: clean
 	rm -rf .venv .venv-label-studio .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

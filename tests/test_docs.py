@@ -375,15 +375,17 @@ def test_the_demo_prints_what_the_readme_quotes(monkeypatch: pytest.MonkeyPatch,
     fakes = {
         "console": Console(file=out, width=120, highlight=False, soft_wrap=True),
         "al": al,
-        "_tick": tick,
+        "run_tick": tick,
         "answer_round": answer_round,
-        "_set_params": lambda _: None,
+        "set_params": lambda *_: None,
         "open_workspace": lambda _: None,
     }
     for name, fake in fakes.items():
         monkeypatch.setattr(demo, name, fake)
     timings = demo.Timings()
-    demo._workspace(tmp_path / "demo", demo.Prepared(mails=sum(GROUPS.values()), pool=tmp_path, key=tmp_path), timings)
+    demo.create_workspace(
+        tmp_path / "demo", demo.Prepared(mails=sum(GROUPS.values()), pool=tmp_path, key=tmp_path), timings
+    )
     demo._rounds(tmp_path / "demo", "", [demo.Annotator(person, "") for person in demo.PEOPLE], {}, 3, timings)
     kinds = ("active", "random", "gain")
     points = {kind: tuple(MeanPoint(**point) for point in run["replay"][kind]) for kind in kinds}

@@ -53,7 +53,7 @@ def test_a_record_of_an_engine_that_counted_other_packages_names_no_stranger() -
 @pytest.mark.slow
 def test_sources_that_are_given_are_taken_where_they_are_the_recorded_ones(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
-    ignored = shutil.ignore_patterns(".*", "demo", "build", "tests", "benchmarks", "__pycache__", "*.egg-info")
+    ignored = shutil.ignore_patterns(".*", "demo*", "build", "tests", "benchmarks", "__pycache__", "*.egg-info")
     shutil.copytree(ROOT, checkout, ignore=ignored)
     with (checkout / "al_pipeline/evaluation/metrics.py").open("a") as file:
         file.write("OLDER = 1\n")

@@ -242,7 +242,9 @@ def test_a_wheel_installed_elsewhere_makes_a_workspace(tmp_path: Path) -> None:
         ignore=lambda folder, names: [
             name
             for name in names
-            if name.startswith(".") or name in ("demo", "build", "__pycache__") or name.endswith(".egg-info")
+            if name.startswith(".")
+            or name in ("demo", "demo-team", "build", "__pycache__")
+            or name.endswith(".egg-info")
         ],
     )
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]

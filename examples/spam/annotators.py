@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import httpx
@@ -89,12 +90,7 @@ def acts_for(
     annotator errs, the second disagrees, the third settles it. The workspace's id, with which a push key begins, has no
     influence.
     """
-    asked = push_key.split(":", 1)[-1]
-
-    def draw(*what: str) -> float:
-        name = "\0".join((str(seed), asked, *what))
-        return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
-
+    draw = partial(chance, seed, push_key)
     wrong = [label for label in labels if label != truth]
     other = wrong[int(draw("other") * len(wrong))]
     queue = sorted(annotators, key=lambda person: draw(person.email, "order"))
@@ -120,6 +116,12 @@ def acts_for(
     return acts
 
 
+def chance(seed: int, push_key: str, *what: str) -> float:
+    """A number from 0 to 1, excluded, for each seed, task and `what`; workspaces do not differ in it."""
+    name = "\0".join((str(seed), push_key.split(":", 1)[-1], *what))
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+
+
 def answer_round(
     url: str,
     project_id: int,
@@ -137,7 +139,7 @@ def answer_round(
     the annotator, so Label Studio refuses a second copy. Raises LabelStudioDown, LabelStudioRefused, BadInput.
     """
     started = time.monotonic()
-    with _Session(url, annotators[0].token) as session:
+    with Session(url, annotators[0].token) as session:
         form = session.form(project_id)
         tasks = {push_key: (task_id, item) for task_id, push_key, item in session.tasks(project_id, round_number)}
     if unknown := {item for _, item in tasks.values()} - key.keys():
@@ -148,7 +150,8 @@ def answer_round(
         for act in acts_for(push_key, key[item], form.labels, annotators, seed)
     ]
     chosen = [act for act in acts if act.late == late]
-    counts = _perform(url, annotators, chosen, {name: task_id for name, (task_id, _) in tasks.items()}, form, progress)
+    tokens = {person.email: person.token for person in annotators}
+    counts = perform(url, tokens, chosen, {name: task_id for name, (task_id, _) in tasks.items()}, form, progress)
     given: dict[str, set[str | None]] = defaultdict(set)
     for act in chosen:
         if act.kind == "answer":
@@ -165,7 +168,17 @@ def answer_round(
 
 
 @dataclass(frozen=True, slots=True)
-class _Form:
+class OpenTask:
+    """A task that waits for answers; `overlap`: how many people are to answer it."""
+
+    task_id: int
+    push_key: str
+    item_id: str
+    overlap: int
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
     """The control that annotators fill in."""
 
     control: str
@@ -179,21 +192,24 @@ class _Form:
         return [choice]
 
 
-def _perform(
+def perform(
     url: str,
-    annotators: Sequence[Annotator],
+    tokens: Mapping[str, str],
     acts: Sequence[Act],
     task_ids: Mapping[str, int],
-    form: _Form,
+    form: Form,
     progress: Progress | None,
 ) -> dict[str, int]:
-    """Each annotator works through their own acts in order, all of them in parallel. Returns counts by kind of act."""
+    """Each person works through their own acts in order, all of them in parallel. Returns counts by kind of act.
+
+    `tokens` by e-mail address, `task_ids` by push key.
+    """
     counts: dict[str, int] = defaultdict(int)
     guard, stop = threading.Lock(), threading.Event()
 
-    def work(person: Annotator) -> None:
-        with _Session(url, person.token) as session:
-            for act in (act for act in acts if act.email == person.email):
+    def work(email: str) -> None:
+        with Session(url, tokens[email]) as session:
+            for act in (act for act in acts if act.email == email):
                 if stop.is_set():
                     return
                 happened = session.perform(act, task_ids[act.push_key], form)
@@ -202,8 +218,8 @@ def _perform(
                     if progress:
                         progress(sum(counts.values()), len(acts))
 
-    with ThreadPoolExecutor(max_workers=len(annotators)) as people:
-        futures = [people.submit(work, person) for person in annotators]
+    with ThreadPoolExecutor(max_workers=len(tokens)) as people:
+        futures = [people.submit(work, email) for email in tokens]
         try:
             for future in futures:
                 future.result()
@@ -212,7 +228,7 @@ def _perform(
     return counts
 
 
-class _Session:
+class Session:
     """One person's connection to Label Studio. All their requests may be repeated, so all are retried."""
 
     def __init__(self, url: str, token: str) -> None:
@@ -220,36 +236,46 @@ class _Session:
         login = {"Authorization": f"Token {token}"}
         self._http = httpx.Client(base_url=url, headers=login, timeout=60, trust_env=False, verify=has_tls(url))
 
-    def __enter__(self) -> _Session:
+    def __enter__(self) -> Session:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def form(self, project_id: int) -> _Form:
-        """The control of the project's label config."""
+    def form(self, project_id: int) -> Form:
+        """The question of the project's label config; reviewers have a field for comments beside it."""
         config = self._send("GET", f"/api/projects/{project_id}/").json()["parsed_label_config"]
-        [(control, about)] = config.items()
-        return _Form(control, about["to_name"][0], tuple(about["labels"]))
+        [(control, about)] = [(name, one) for name, one in config.items() if one["type"] == "Choices"]
+        return Form(control, about["to_name"][0], tuple(about["labels"]))
 
     def tasks(self, project_id: int, round_number: int) -> Iterator[tuple[int, str, str]]:
         """Id, push key and item id of a round's tasks, by id."""
+        for row in self._rows(project_id, "id,data", ("data.al_round", "equal", round_number)):
+            yield row["id"], row["data"]["push_key"], row["data"]["item_id"]
+
+    def open_tasks(self, project_id: int) -> Iterator[OpenTask]:
+        """The tasks of a project that wait for answers, by id."""
+        for row in self._rows(project_id, "id,data,is_labeled,overlap"):
+            if not row["is_labeled"]:
+                yield OpenTask(row["id"], row["data"]["push_key"], row["data"]["item_id"], row["overlap"])
+
+    def _rows(self, project_id: int, include: str, *filters: tuple[str, str, int]) -> Iterator[dict[str, Any]]:
         last, size = 0, _PAGE
         while size == _PAGE:
-            filters = [("data.al_round", "equal", round_number), ("id", "greater", last)]
             items = [
-                {"filter": f"filter:tasks:{f}", "operator": o, "type": "Number", "value": v} for f, o, v in filters
+                {"filter": f"filter:tasks:{f}", "operator": o, "type": "Number", "value": v}
+                for f, o, v in (*filters, ("id", "greater", last))
             ]
             query = json.dumps({"filters": {"conjunction": "and", "items": items}, "ordering": ["tasks:id"]})
-            fixed: dict[str, str | int] = {"page": 1, "page_size": _PAGE, "fields": "task_only", "include": "id,data"}
+            fixed: dict[str, str | int] = {"page": 1, "page_size": _PAGE, "fields": "task_only", "include": include}
             reply = self._send("GET", "/api/tasks", params={"project": project_id, "query": query, **fixed})
             rows = reply.json()["tasks"]
             size = len(rows)
             for row in rows:
                 last = row["id"]
-                yield last, row["data"]["push_key"], row["data"]["item_id"]
+                yield row
 
-    def perform(self, act: Act, task_id: int, form: _Form) -> str:
+    def perform(self, act: Act, task_id: int, form: Form) -> str:
         """Do `act`; returns its kind, or "already" if it was done before."""
         name = str(uuid.uuid5(_NAMES, f"{act.push_key}\0{act.email}\0{'skip' if act.kind == 'skip' else 'answer'}"))
         result = form.result(act.label)

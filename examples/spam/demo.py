@@ -41,7 +41,13 @@ from examples.spam.corpus import Prepared, prepare
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = ("ham", "spam")
 PEOPLE = ("ada@example.com", "grace@example.com", "edsger@example.com")
-SETTINGS = {"test_size": "300", "test_tasks": "300", "seed_size": "40", "batch_size": "40", "active": "false"}
+SETTINGS = {
+    "ingest.test_size": "300",
+    "round.test_tasks": "300",
+    "round.seed_size": "40",
+    "select.batch_size": "40",
+    "schedule.active": "false",
+}
 """Values set in `params.yaml`: the whole test set is labelled in round 0, so that every round is measured on the same
 items; the demo alternates with its annotators, so nothing runs by schedule."""
 SEED = 7
@@ -77,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             run(folder, options.rounds, options.seeds)
     except AlError as error:
-        console.print(f"[red]{type(error).__name__}:[/] {_plain(error)}")
+        console.print(f"[red]{type(error).__name__}:[/] {plain(error)}")
         return error.exit_code
     except KeyboardInterrupt:
         console.print("\nInterrupted. `make demo` continues from here.")
@@ -104,9 +110,9 @@ def run(folder: Path, rounds: int, seeds: int) -> None:
         os.environ.setdefault("AL_LABEL_STUDIO_VENV", str(environment))
     with timings.of("corpus"), console.status("fetching 6,046 e-mails"):
         corpus = prepare()
-    workspace = _workspace(folder, corpus, timings)
+    workspace = create_workspace(folder, corpus, timings)
     url = str(al(folder, "status")["label_studio_url"])
-    people = _people(workspace, url)
+    people = [Annotator(email, token) for email, token in invite(workspace, url, PEOPLE).items()]
     key = read_json(corpus.key)
     published = [row["round"] for row in al(folder, "rounds")["rounds"]]
     target = rounds if len(published) <= rounds else max(published) + 1
@@ -114,57 +120,61 @@ def run(folder: Path, rounds: int, seeds: int) -> None:
     _show(workspace, people, key, seeds, timings)
 
 
-def _workspace(folder: Path, corpus: Prepared, timings: Timings) -> Workspace:
-    """The demo's workspace with its items and running servers."""
+def create_workspace(
+    folder: Path, corpus: Prepared, timings: Timings, settings: Mapping[str, str] = SETTINGS
+) -> Workspace:
+    """The demo's workspace with its items and running servers. `settings`: see `set_params`."""
     if not Layout(folder).marker.exists():
-        _step(f"Creating the workspace [bold]{_plain(folder.name)}/[/], a git and DVC repository of its own")
+        step(f"Creating the workspace [bold]{plain(folder.name)}/[/], a git and DVC repository of its own")
         with timings.of("init"):
             question = "Is this e-mail spam, or ham (wanted)?"
             al(None, "init", str(folder), "--labels", ",".join(LABELS), "--question", question)
-            _set_params(Layout(folder).params)
+            set_params(Layout(folder).params, settings)
             al(folder, "schedule", "--off")  # the demo's annotators answer between rounds; no tick may run meanwhile
     workspace = open_workspace(folder)
-    _step("Starting Label Studio and Prefect on this machine")
+    step("Starting Label Studio and Prefect on this machine")
     with timings.of("servers"), console.status("the first start sets up their databases"):
         al(folder, "up")
     if al(folder, "status")["pool"] == 0:
-        _step(f"Ingesting {corpus.mails:,} e-mails, without their labels")
+        step(f"Ingesting {corpus.mails:,} e-mails, without their labels")
         with timings.of("ingest"):
             al(folder, "ingest", str(corpus.pool), "--id-column", "id")
     return workspace
 
 
-def _set_params(path: Path) -> None:
-    """Set a smaller test set and smaller batches than the template's, as one would edit them by hand."""
+def set_params(path: Path, settings: Mapping[str, str]) -> None:
+    """Set values in `params.yaml` as one would edit them by hand. `settings`: by name, such as `round.overlap`."""
     text = path.read_text(encoding="utf-8")
-    for name, value in SETTINGS.items():
-        text, found = re.subn(rf"(?m)^(  {name}:) \S+", rf"\1 {value}", text)
+    for name, value in settings.items():
+        section, _, key = name.rpartition(".")
+        within = rf"{section}:.*\n(?:[ #].*\n)*?  " if section else ""
+        text, found = re.subn(rf"(?m)^({within}{key}:) \S+", lambda match, to=value: f"{match[1]} {to}", text)
         if found != 1:
-            raise NothingToDo(f"{path} has {found} lines `{name}:`, expected one")
+            raise NothingToDo(f"{path} has {found} lines for {name}, expected one")
     path.write_text(text, encoding="utf-8")
 
 
-def _people(workspace: Workspace, url: str) -> list[Annotator]:
-    """The annotators' accounts; their tokens are stored beside the servers' data, readable by this user alone."""
+def invite(workspace: Workspace, url: str, emails: Sequence[str]) -> dict[str, str]:
+    """The tokens of people's accounts by address; they are stored beside the servers' data, for this user alone."""
     path = workspace.home / "annotators.json"
     known: dict[str, dict[str, str]] = read_json(path, {})
-    for email in PEOPLE:
+    for email in emails:
         if known.get(email, {}).get("url") != url:
             invited = al(workspace.layout.root, "labelstudio", "invite", email)
             known[email] = {"url": url, "token": invited["token"], "password": invited["password"]}
             write_json(path, known, mode=0o600)
-    return [Annotator(email, known[email]["token"]) for email in PEOPLE]
+    return {email: known[email]["token"] for email in emails}
 
 
 def _rounds(
     folder: Path, url: str, people: Sequence[Annotator], key: Mapping[str, str], target: int, timings: Timings
 ) -> None:
     """Alternate with the annotators until round `target` is published and the next one is asked."""
-    _step(f"Rounds up to {target}; each is a flow run in Prefect, and labels come only from Label Studio")
+    step(f"Rounds up to {target}; each is a flow run in Prefect, and labels come only from Label Studio")
     patience = 2
     told: set[str] = set()
     while True:
-        tick, seconds = _tick(folder)
+        tick, seconds = run_tick(folder)
         now = al(folder, "status")
         number = now["round"]
         timings.rounds.append({"published": tick["published"], "tick": seconds, "steps": tick["steps"]})
@@ -185,7 +195,7 @@ def _rounds(
         timings.rounds[-1]["answering"] = asdict(done)
 
 
-def _tick(folder: Path) -> tuple[dict[str, Any], float]:
+def run_tick(folder: Path) -> tuple[dict[str, Any], float]:
     before = time.monotonic()
     report = al(folder, "round", idle=True)
     return report, round(time.monotonic() - before, 2)
@@ -202,7 +212,7 @@ def _answer(
 ) -> Done:
     """Have a round's tasks answered. What this run has `told` already is told again only if more was answered."""
     what = f"late answers to round {number}" if late else f"round {number}: {len(people)} annotators answer"
-    with _bar(what) as advance:
+    with bar_for(what) as advance:
         done = answer_round(url, project, people, key, SEED, round_number=number, late=late, progress=advance)
     if what in told and not done.answered + done.skipped + done.corrected:
         return done
@@ -241,7 +251,7 @@ def _show(
     rounds = al(folder, "rounds")["rounds"]
     before = time.monotonic()
     said = {item: _said(item, label, people) for item, label in key.items()}
-    with _bar(
+    with bar_for(
         f"replaying the rounds with {seeds} other seeds, by {workspace.params.select.strategy} and at random"
     ) as bar:
         comparison = compare(workspace, said, len(rounds) - 1, range(1, seeds + 1), bar)
@@ -338,17 +348,17 @@ def _farewell(workspace: Workspace, report: Path) -> None:
     folder = workspace.layout.root
     now = al(folder, "status")
     people = read_json(workspace.home / "annotators.json")
-    place = _plain(_near(folder))
+    place = plain(near(folder))
     lines = [
         "",
-        f"The report:    [bold]{_plain(_near(report))}[/] (one page, opens offline)",
+        f"The report:    [bold]{plain(near(report))}[/] (one page, opens offline)",
         f'Label Studio:  [bold]{now["label_studio_page"]}[/], then the button "Label All Tasks"',
-        f"               log in as {PEOPLE[0]}, password {_plain(people[PEOPLE[0]]['password'])}",
+        f"               log in as {PEOPLE[0]}, password {plain(people[PEOPLE[0]]['password'])}",
         f"Prefect:       [bold]{now['prefect_url']}[/] (each tick is a flow run of al-round)",
-        f"               log in with {_plain(password_file(open_workspace(folder)).read_text('utf-8').strip())}",
+        f"               log in with {plain(password_file(open_workspace(folder)).read_text('utf-8').strip())}",
         "",
         f"Round {now['round']} waits for answers. To continue by hand: answer in Label Studio, then",
-        f"    cd {place} && {_plain(_near(Path(sys.executable).with_name('al'), folder))} round",
+        f"    cd {place} && {plain(near(Path(sys.executable).with_name('al'), folder))} round",
         "or let the annotators do it: [bold]make demo[/]. [bold]make clean[/] removes the demo.",
     ]
     console.print("\n".join(lines), soft_wrap=True)
@@ -366,7 +376,7 @@ def clean(folder: Path) -> None:
     shutil.rmtree(folder)
     if workspace.home.exists():
         shutil.rmtree(workspace.home)
-    console.print(f"Removed {_plain(_near(folder))} and its servers' data.")
+    console.print(f"Removed {plain(near(folder))} and its servers' data.")
 
 
 # How it talks ------------------------------------------------------------------------------------------------------
@@ -389,25 +399,25 @@ def al(folder: Path | None, *words: str, as_json: bool = True, idle: bool = Fals
     return found
 
 
-def _step(text: str) -> None:
+def step(text: str) -> None:
     console.print(f"[bold cyan]›[/] {text}")
 
 
 @contextmanager
-def _bar(what: str) -> Iterator[Any]:
+def bar_for(what: str) -> Iterator[Any]:
     """A progress bar in a terminal; yields a callback `(done, total)`."""
     columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(_plain(what), total=None)
+        task = progress.add_task(plain(what), total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def _near(path: Path, start: Path | None = None) -> str:
+def near(path: Path, start: Path | None = None) -> str:
     """The path as one would type it from here (or from `start`)."""
     return os.path.relpath(path, start)
 
 
-def _plain(text: object) -> str:
+def plain(text: object) -> str:
     from rich.markup import escape
 
     return escape(str(text))
