@@ -70,7 +70,7 @@ SETTINGS = {
     "labels.consensus": "auto",
     "labels.min_confidence": "0.9",
     "quality.review_sample": "40",
-    "quality.gold_share": "0.1",
+    "quality.gold_share": "0.3",
     "quality.min_gold": "0.8",
     "schedule.active": "false",
     "reviewers": f"[{REVIEWER}]",
@@ -113,7 +113,10 @@ def run(folder: Path) -> None:
     tokens = invite(workspace, str(al(folder, "status")["label_studio_url"]), [*CARE, REVIEWER])
     team = Team(workspace, key, tokens)
     started = time.monotonic()
-    if al(folder, "status")["gold"] is None:
+    now = al(folder, "status")
+    if now["round"] is None:
+        run_tick(folder)  # plans round 0: gold and reviews come after it
+    if now["gold"] is None:
         team.add_gold()
     done = len(al(folder, "rounds")["rounds"])
     step(
@@ -157,7 +160,7 @@ class Team:
         with replacing(path) as target, target.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("id", "label"), *((item, self.key[item]) for item in pool[:GOLD])])
         added = al(self.folder, "gold", "add", str(path))["gold"]
-        step(f"{added} mails with known labels are gold; a tenth of the tasks asks one")
+        step(f"{added} mails with known labels are gold: from round 1 on, they are mixed into everybody's tasks")
 
     def publish(self, rounds: int) -> None:
         """Label until so many rounds are published."""
@@ -283,14 +286,11 @@ def _people(team: Team, quality: Mapping[str, Any], gold: Mapping[str, Any]) -> 
 
 
 def _error_rate(title: str, found: Mapping[str, Any], before: tuple[int, int], after: tuple[int, int]) -> str:
-    rate, truths = (
-        found["rate"],
-        [f"{100 * wrong / max(1, total):.1f} % ({wrong} of {total})" for wrong, total in (before, after)],
-    )
-    told = (
-        f"{100 * rate['value']:.1f} % ({100 * rate['low']:.1f} to {100 * rate['high']:.1f}), from {found['wrong']} of "
-        f"{found['reviewed']} random labels"
-    )
+    told, rate = "not known", found["rate"]
+    if rate.get("value") is not None:
+        value, low, high = (f"{100 * rate[name]:.1f}" for name in ("value", "low", "high"))
+        told = f"{value} % ({low} to {high}), from {found['wrong']} of {found['reviewed']} random labels"
+    truths = [f"{100 * wrong / max(1, total):.1f} % ({wrong} of {total})" for wrong, total in (before, after)]
     return f"Wrong labels in {title}: {told}; true {truths[0]}. After the rulings: true {truths[1]}"
 
 
