@@ -266,8 +266,8 @@ def _people(team: Team, quality: Mapping[str, Any], gold: Mapping[str, Any]) -> 
     table = Table(
         box=None, pad_edge=False, header_style="dim", title="What al found, and the truth", title_justify="left"
     )
-    for name in ("annotator", "answers", "seconds", "estimated accuracy", "true", "right on gold"):
-        table.add_column(name, justify="left" if name == "annotator" else "right")
+    for name in ("annotator", "answers", "seconds", "accuracy, estimated", "true", "on gold"):
+        table.add_column(name, justify="left" if name == "annotator" else "right", no_wrap=True)
     rows = {row["name"]: row for row in quality["people"]}
     for person in team.people:
         row = rows[person.email]
@@ -277,7 +277,7 @@ def _people(team: Team, quality: Mapping[str, Any], gold: Mapping[str, Any]) -> 
             f"{row['seconds']:.0f}",
             _estimate(row["accuracy"]),
             f"{person.share_right(len(LABELS)):.2f}",
-            f"{_estimate(row['gold'])} of {row['gold_answers']}",
+            f"{round((row['gold']['value'] or 0) * row['gold_answers'])} of {row['gold_answers']}",
         )
     if gold["below"]:
         table.caption = "\n".join(f"Below the bound on gold: {plain(sentence)}" for sentence in gold["below"])
