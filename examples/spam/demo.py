@@ -148,7 +148,7 @@ def set_params(path: Path, settings: Mapping[str, str]) -> None:
     for name, value in settings.items():
         section, _, key = name.rpartition(".")
         within = rf"{section}:.*\n(?:[ #].*\n)*?  " if section else ""
-        text, found = re.subn(rf"(?m)^({within}{key}:) \S+", lambda match, to=value: f"{match[1]} {to}", text)
+        text, found = re.subn(rf"(?m)^({within}{key}:) \S+", rf"\g<1> {value}", text)
         if found != 1:
             raise NothingToDo(f"{path} has {found} lines for {name}, expected one")
     path.write_text(text, encoding="utf-8")
