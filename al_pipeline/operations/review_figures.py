@@ -12,7 +12,7 @@ from msgspec.structs import asdict
 from al_pipeline.annotation.active_events import active
 from al_pipeline.annotation.aggregation import fold_by
 from al_pipeline.annotation.confidence import Forecasts
-from al_pipeline.annotation.review import SAMPLE, Ruling, checked_answers, labels_given, rulings, sample_drawn
+from al_pipeline.annotation.review import SAMPLE, Ruling, checked_answers, rulings, sample_drawn
 from al_pipeline.data.ledger import read_events, read_forecasts
 from al_pipeline.evaluation.figures import Estimate
 from al_pipeline.evaluation.online import wilson
@@ -165,11 +165,18 @@ def _samples(
     """The random samples: of each part the first `quality.review_sample` items in an order that never changes."""
     classes = dict.fromkeys([*params.schema_.labels, *sorted({e.label for e in counted if e.label is not None})])
     folded = fold_by(params, events, forecasts, list(classes))
+    votes = [event for event in events if not is_of_review(event.annotation_key)]
+    any_review = len(votes) < len(events)
+    people = fold_by(params, votes, forecasts, list(classes)) if any_review else folded
+    people_rows: Mapping[Part, Sequence[LabeledItem]] = {"pool": people.labeled, "test": people.test}
     found: dict[Part, _Sample] = {}
     rows_of: Mapping[Part, Sequence[LabeledItem]] = {"pool": folded.labeled, "test": folded.test}
     for part in PARTS:
         rows = rows_of[part]
-        given = labels_given(counted, {row.item_id: row.label for row in rows})
+        given = {row.item_id: row.label for row in rows}
+        if any_review:
+            by_people = {row.item_id: row.label for row in people_rows[part]}
+            given = {item: by_people[item] for item in given if item in by_people}
         order = in_random_order({r.item_id: r.content_hash for r in rows if r.item_id in given}, params.seed)
         found[part] = _Sample(given, order[: params.quality.review_sample])
     return found
