@@ -18,7 +18,6 @@ from al_pipeline.annotation.review import (
     Candidate,
     checked_answers,
     choose,
-    labels_given,
     rulings,
     sample_drawn,
     sample_of,
@@ -37,11 +36,11 @@ from al_pipeline.operations.history import read_history
 from al_pipeline.operations.intervene import amend, rollback
 from al_pipeline.operations.report import report_data
 from al_pipeline.operations.review import ReviewReport, review
-from al_pipeline.operations.review_figures import read_reviews, review_figures
+from al_pipeline.operations.review_figures import figures_of, read_reviews, review_figures
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import Options, tick
 from al_pipeline.params import CHECKED, parse_params, recorded
-from al_pipeline.records import Event, Selection, is_of_review
+from al_pipeline.records import Event, PlannedTask, Selection, content_hash, is_of_review
 from al_pipeline.reporting.page import render
 from al_pipeline.workspace.trust import template
 from al_pipeline.workspace.workspace import Workspace, open_workspace
@@ -150,15 +149,28 @@ def test_a_reviewer_cannot_check_oneself() -> None:
     assert rulings([*own, event("label", "ann", "ham")])[0].independent
 
 
-def test_labels_as_people_gave_them() -> None:
-    events = [
-        event("label", "ann", "ham"),
-        ruling(CHIEF, "spam"),
-        event("label", "ann", "ham", "b"),
-        event("label", "bob", "spam", "b"),
-        ruling(CHIEF, "spam", "b"),
+def test_error_rates_are_of_the_labels_that_the_consensus_gave() -> None:
+    """A tie that the people's error rates decided is a label like others, also once it has been ruled on."""
+    known = [f"known-{number}" for number in range(12)]
+    votes = [
+        event("label", who, "ham" if who != "bob" or place % 2 else "spam", item)
+        for place, item in enumerate(known)
+        for who in ("ann", "bob", "carl")
     ]
-    assert labels_given(events, {"a": "spam", "b": "spam", "c": "ham"}) == {"a": "ham", "c": "ham"}
+    votes += [event("label", "ann", "ham", "b"), event("label", "bob", "spam", "b"), ruling(CHIEF, "spam", "b")]
+    text = template("params.yaml").replace("consensus: majority", "consensus: dawid_skene")
+    found = figures_of(parse_params(text), votes, [task_of("b")], dict)
+    assert (found.rates["pool"].labels, found.changed) == (13, 1)
+    found = figures_of(parse_params(template("params.yaml")), votes, [task_of("b")], dict)
+    assert (found.rates["pool"].labels, found.changed) == (12, 0), "of a tie without a label no ruling changes one"
+
+
+def task_of(item: str) -> PlannedTask:
+    key = f"w.review:000001:{item}"
+    return PlannedTask(key, item, content_hash(item), "pool", 0, 0, 0.0, "sample", 1.0)
+
+
+def test_the_part_of_the_sample_that_was_drawn() -> None:
     assert sample_drawn(["a", "b", "c", "d"], {"c", "a"}) == ["a", "b", "c"] and sample_drawn(["a"], set()) == []
 
 

@@ -167,23 +167,6 @@ def checked_answers(
     return dict(sorted(counts.items()))
 
 
-def labels_given(counted: Sequence[Event], labels: Mapping[str, str]) -> dict[str, str]:
-    """`labels` (item id -> label) as people gave them, without rulings.
-
-    Items whose label is a ruling alone, such as a tie, are left out.
-    """
-    found = dict(labels)
-    reviewed = {event.item_id for event in counted if is_of_review(event.annotation_key)} & labels.keys()
-    about = by_item(event for event in counted if event.item_id in reviewed)
-    for item in reviewed:
-        result = resolve([one for one in answers_of(about[item]).values() if not one.binding])
-        if isinstance(result, str):
-            found[item] = result
-        else:
-            del found[item]
-    return found
-
-
 def sample_drawn(order: Sequence[str], planned: Collection[str]) -> list[str]:
     """The part of the sample that was drawn: up to the last of its items, in `order`, that a review has for it."""
     last = max((place for place, item in enumerate(order) if item in planned), default=-1)

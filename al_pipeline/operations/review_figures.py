@@ -109,6 +109,7 @@ def figures_of(
     reviewed = {event.item_id for event in counted if event.type == "adjudicate"}
     samples = _samples(params, events, counted, forecasts)
     planned = {task.item_id for task in tasks if task.strategy == SAMPLE}
+    given = {item: label for sample in samples.values() for item, label in sample.given.items()}
     rates: dict[Part, ErrorRate] = {}
     for part, sample in samples.items():
         checked = [
@@ -121,7 +122,7 @@ def figures_of(
     return Review(
         rates=rates,
         ruled=len(found),
-        changed=sum(one.label != one.given for one in found.values()),
+        changed=sum(one.label != given[one.item_id] for one in found.values() if one.item_id in given),
         test_ruled=sum(one.part == "test" for one in found.values()),
         without=len(reviewed - found.keys()),
         waiting=sum(task.push_key not in answered for task in tasks),
