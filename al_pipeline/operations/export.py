@@ -99,13 +99,22 @@ def _format(out: Path, form: str | None) -> str:
     return found
 
 
-def _check_target(out: Path, form: str, force: bool) -> None:
+def may_replace(out: Path, force: bool) -> bool:
+    """Whether there is something at `out` that an export has to replace.
+
+    Raises BadInput if its folder does not exist, or if there is something and `force` does not allow to replace it.
+    """
     if not out.parent.is_dir():
         raise BadInput(f"the folder {out.parent} for {out.name} does not exist; create it first")
-    if not (out.exists() or out.is_symlink()):
-        return
-    if not force:
+    taken = out.exists() or out.is_symlink()
+    if taken and not force:
         raise BadInput(f"{out} already exists; give another --out, or --force to replace it")
+    return taken
+
+
+def _check_target(out: Path, form: str, force: bool) -> None:
+    if not may_replace(out, force):
+        return
     if (form == "datasets") != (out.is_dir() and not out.is_symlink()):
         raise BadInput(f"{out} is {'a folder' if out.is_dir() else 'not a folder'}; --force does not replace it")
     if form == "datasets":

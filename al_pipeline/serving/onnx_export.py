@@ -25,6 +25,7 @@ from al_pipeline.files import (
     write_text,
 )
 from al_pipeline.models.text_model import TextModel
+from al_pipeline.operations.export import may_replace
 from al_pipeline.operations.predict import PublishedModel, check_encoder, open_model
 from al_pipeline.records import round_name
 from al_pipeline.serving.agreement import Agreement, compare
@@ -83,12 +84,8 @@ def export_onnx(
 
 
 def _check_target(out: Path, is_archive: bool, force: bool) -> None:
-    if not out.parent.is_dir():
-        raise BadInput(f"the folder {out.parent} for {out.name} does not exist; create it first")
-    if not (out.exists() or out.is_symlink()):
+    if not may_replace(out, force):
         return
-    if not force:
-        raise BadInput(f"{out} already exists; give another --out, or --force to replace it")
     if is_archive != out.is_file() or out.is_symlink():
         raise BadInput(f"{out} is {'not a file' if is_archive else 'not a folder'}; --force does not replace it")
     if not is_archive:
