@@ -34,10 +34,11 @@ from al_pipeline.operations.intervene import approve, dvc_for_intervention, roll
 from al_pipeline.operations.predict import predict
 from al_pipeline.params import SERVE, Serve, parse_params
 from al_pipeline.serving import server as server_module
+from al_pipeline.serving.app import Answered, Recorder
 from al_pipeline.serving.batches import Batcher, Closed, QueueFull, TimedOut
 from al_pipeline.serving.log import RequestLog
 from al_pipeline.serving.server import Server, listen, model_name, token_of, url_of
-from al_pipeline.serving.versions import Served, Versions
+from al_pipeline.serving.versions import Served, TooManyRounds, Versions
 from al_pipeline.serving.workspace_models import WorkspaceModels
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
@@ -60,13 +61,15 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(source: Any, serve: Serve | None = None, name: str = "mails") -> Iterator[Running]:
+def running(
+    source: Any, serve: Serve | None = None, name: str = "mails", recorder: Recorder | None = None
+) -> Iterator[Running]:
     """Serve `source` on a free port."""
     serve = serve or replace(SERVE, timeout_seconds=5.0)
     versions, out, bound = Versions(source, serve.versions), io.StringIO(), listen("127.0.0.1", 0)
     log = RequestLog(out)
     versions.start()
-    server = Server(versions, serve, name, TOKEN, bound, log)
+    server = Server(versions, serve, name, TOKEN, bound, log, recorder)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -202,6 +205,35 @@ def test_what_needs_no_token_and_what_describes_it(fake: Running) -> None:
     assert 'al_serve_requests_total{route="/predict",status="200"}' in text
     assert 'al_serve_predictions_total{label="b",round="round-0000"}' in text
     assert "al_serve_round 0.0" in text
+
+
+def test_what_records_answers_gets_each_before_it_goes_out() -> None:
+    kept: list[Answered] = []
+
+    async def recorder(answered: Answered) -> None:
+        await asyncio.sleep(0.05)
+        if "unwritable" in answered.texts:
+            raise OSError("the disk is full")
+        kept.append(answered)
+
+    begin = time.time()
+    with running(Fake(), recorder=recorder) as made, made.client() as client:
+        for number in (0, 3):
+            asked = {"texts": ["x", "y"], "round": number}
+            client.post("/predict", json=asked, headers={"X-Request-Id": f"r{number}"})
+            assert (kept[-1].request_id, kept[-1].model.round, list(kept[-1].texts)) == (
+                f"r{number}",
+                number,
+                ["x", "y"],
+            )
+            assert kept[-1].proba.tolist() == [[(number + 1) / 100, 1 - (number + 1) / 100]] * 2
+            assert begin <= kept[-1].time <= time.time()
+        assert client.post("/v2/models/mails/infer", json=infer(["z"])).status_code == 200
+        assert client.post("/predict", json={"text": ""}).status_code == 400
+        assert len(kept) == 3, "no answer, no record"
+        assert client.post("/predict", json={"text": "unwritable"}).status_code == 500, (
+            "what cannot be kept is not said"
+        )
 
 
 def test_an_output_that_is_asked_for_comes_alone(fake: Running) -> None:
@@ -516,6 +548,64 @@ def test_swaps_neither_drop_nor_mix_a_request() -> None:
         number = int(row[0].removeprefix("round-"))
         assert row[1:] == (f"digest-{number}", (number + 1) / 100)
     assert len({row[0] for row in found}) > 5
+
+
+class Slow(Fake):
+    """A source whose old models take as long as the test wants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_load, self.loads = threading.Event(), list[int]()
+
+    def load(self, number: int) -> Served:
+        self.loads.append(number)
+        if number < 10:
+            assert self.may_load.wait(20)
+        return super().load(number)
+
+
+def test_requests_for_old_rounds_delay_no_promotion_and_share_a_bounded_queue() -> None:
+    source = Slow()
+    source.promoted_round = 10
+    with running(source, replace(SERVE, timeout_seconds=20.0)) as made, made.client() as client:
+        asked = [made.versions.ask(number) for number in range(8)]
+        assert made.versions.ask(0) is asked[0], "requests for one round share its loading"
+        with pytest.raises(TooManyRounds):
+            made.versions.ask(8)
+        refused = client.post("/predict", json={"text": "x", "round": 9})
+        assert refused.status_code == 429 and "8 models of other rounds wait" in refused.json()["error"]
+        assert int(refused.headers["retry-after"]) >= 1
+        source.promoted_round, begin = 11, time.monotonic()
+        while client.post("/predict", json={"text": "x"}).json()["round"] != "round-0011":
+            assert time.monotonic() < begin + 10, "a promotion waits for those who ask for old rounds"
+            time.sleep(0.01)
+        assert source.loads == [10, 0, 11], "old rounds are loaded one by one"
+        source.may_load.set()
+        assert [one.result(10).round for one in asked] == list(range(8))
+        assert client.post("/predict", json={"text": "x", "round": 9}).json()["round"] == "round-0009"
+
+
+def test_an_old_round_waits_for_a_promotion_that_is_being_loaded() -> None:
+    source = Slow()
+    source.promoted_round = 10
+    versions = Versions(source, 3)
+    versions.start()
+    try:
+        source.promoted_round = 5
+        promoting = threading.Thread(target=versions.look)
+        promoting.start()
+        while source.loads[-1] != 5:
+            time.sleep(0.005)
+        asked = versions.ask(4)
+        time.sleep(0.3)
+        assert 4 not in source.loads
+        source.may_load.set()
+        assert asked.result(10).round == 4
+        promoting.join()
+        assert versions.current is not None and versions.current.round == 5
+    finally:
+        source.may_load.set()
+        versions.close()
 
 
 def test_without_a_promoted_model_it_says_so_until_there_is_one() -> None:

@@ -8,12 +8,14 @@ import re
 import secrets
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import msgspec
+import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from numpy.typing import NDArray
@@ -29,7 +31,7 @@ from al_pipeline.serving.batches import Batcher, Closed, QueueFull, TimedOut
 from al_pipeline.serving.log import RequestLog
 from al_pipeline.serving.page import html_page
 from al_pipeline.serving.protocol import Refused
-from al_pipeline.serving.versions import Served, Versions
+from al_pipeline.serving.versions import Served, TooManyRounds, Versions
 
 _logger = get_logger(__name__)
 
@@ -44,14 +46,33 @@ _HEAD_BYTES = 16 * 2**10
 _AGAIN = 5.0
 """Seconds after which a client may try again where the time is not known."""
 
-Answer = tuple[Any, Served | None]
 Send = Callable[[Any], Awaitable[None]]
 
 
-def make_app(versions: Versions, settings: Serve, name: str, token: str, log: RequestLog) -> FastAPI:
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Texts that were predicted in one request, before the answer goes out."""
+
+    time: float
+    """Seconds since 1970."""
+    request_id: str
+    model: Served
+    texts: Sequence[str]
+    proba: NDArray[np.float64]
+    """Class probabilities, (n, C), columns as in `model.classes`."""
+
+
+Recorder = Callable[[Answered], Awaitable[None]]
+"""Is called and awaited with each answer before it goes out; an exception fails the request."""
+
+
+def make_app(
+    versions: Versions, settings: Serve, name: str, token: str, log: RequestLog, recorder: Recorder | None = None
+) -> FastAPI:
     """The application that serves `versions` as the model `name` to whoever has the `token`.
 
-    Its lifespan starts and ends the thread that computes; `versions` are the caller's to start and close.
+    Its lifespan starts and ends the thread that computes; `versions` are the caller's to start and close. `recorder`
+    gets every answer.
     """
     metrics = prometheus.Metrics(lambda: batcher.waiting)
     batcher = Batcher(
@@ -88,9 +109,17 @@ def make_app(versions: Versions, settings: Serve, name: str, token: str, log: Re
         if model := versions.loaded(number):
             return model
         try:
-            return await asyncio.wait_for(asyncio.to_thread(versions.load, number), settings.timeout_seconds)
+            loading = asyncio.wrap_future(versions.ask(number))
+            loading.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # who asked may be gone
+            return await asyncio.wait_for(asyncio.shield(loading), settings.timeout_seconds)
+        except TooManyRounds as error:
+            raise Refused(429, str(error), protocol.retry_after(_AGAIN)) from None
         except NothingToDo as error:
             raise Refused(404, str(error)) from None
+        except asyncio.CancelledError:
+            if versions.ended:
+                raise Refused(503, "the server is ending", protocol.retry_after(_AGAIN)) from None
+            raise
         except AlError as error:
             raise Refused(503, str(error), protocol.retry_after(_AGAIN)) from None
         except TimeoutError:
@@ -153,6 +182,8 @@ def make_app(versions: Versions, settings: Serve, name: str, token: str, log: Re
         proba = await predict_proba(model, texts)
         rows = list(protocol.predictions(model, proba, settings.min_confidence))
         metrics.predicted(model, rows)
+        if recorder is not None:
+            await recorder(Answered(time.time(), request.state.id, model, texts, proba))
         return proba, rows
 
     @app.get("/v2", openapi_extra=_described("Server metadata"))
@@ -248,6 +279,7 @@ class _Watched:
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = given if _REQUEST_ID.match(given) else secrets.token_hex(8)
         state = scope.setdefault("state", {})
+        state["id"] = request_id
 
         async def sent(message: Any) -> None:
             nonlocal status

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from al_pipeline.errors import ServerFailed, UsageError
 from al_pipeline.files import write_text
 from al_pipeline.params import Serve
-from al_pipeline.serving.app import make_app
+from al_pipeline.serving.app import Recorder, make_app
 from al_pipeline.serving.log import RequestLog
 from al_pipeline.serving.versions import Versions
 from al_pipeline.workspace.home import private_folder
@@ -92,10 +92,18 @@ class Server:
     """A server of `versions` on a bound socket. `run` serves until a signal comes, or `stop` is called."""
 
     def __init__(
-        self, versions: Versions, settings: Serve, name: str, token: str, bound: socket.socket, log: RequestLog
+        self,
+        versions: Versions,
+        settings: Serve,
+        name: str,
+        token: str,
+        bound: socket.socket,
+        log: RequestLog,
+        recorder: Recorder | None = None,
     ) -> None:
+        """`recorder` gets every answer before it goes out; see `make_app`."""
         self._bound = bound
-        app = make_app(versions, settings, name, token, log)
+        app = make_app(versions, settings, name, token, log, recorder)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,

@@ -1,18 +1,24 @@
-"""The models that are served: the promoted one, which follows the workspace, and those of other rounds on request."""
+"""The models that are served: the promoted one, which follows the workspace, and those of other rounds on request.
+
+Those of other rounds are loaded one after the other in a queue of their own, which waits while a promoted model is
+being loaded: whoever asks for many rounds delays no promotion.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from al_pipeline.errors import AlError, NothingToDo
+from al_pipeline.errors import AlError, NothingToDo, ServerFailed
 from al_pipeline.logs import get_logger
 from al_pipeline.records import round_name
 
@@ -22,6 +28,8 @@ _POLL_SECONDS = 0.2
 """How often it is looked whether another model was promoted."""
 _RETRY_SECONDS = 5.0
 """How long after a failure a model is loaded again, if nothing else changes before."""
+_MOST_ASKED = 8
+"""Models of other rounds that are loaded or wait for it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +72,10 @@ class Source(Protocol):
         ...
 
 
+class TooManyRounds(Exception):
+    """More models of other rounds wait to be loaded than the queue takes."""
+
+
 class Versions:
     """The loaded models of a source. Models are loaded in threads; a model in use is never changed or unloaded."""
 
@@ -74,7 +86,12 @@ class Versions:
         """Called with each model that becomes the promoted one."""
         self._current: Served | None = None
         self._others: OrderedDict[int, Served] = OrderedDict()
-        self._loading, self._keeping, self._ended = threading.Lock(), threading.Lock(), threading.Event()
+        self._keeping, self._ended = threading.Lock(), threading.Event()
+        self._locks: dict[int, threading.Lock] = {}
+        self._no_promotion = threading.Event()
+        self._no_promotion.set()
+        self._queue = ThreadPoolExecutor(1, thread_name_prefix="al-serve-rounds")
+        self._asked: dict[int, Future[Served]] = {}
         self._mark: Hashable = None
         self._retry_at = 0.0
         self._problem = "the model is being loaded"
@@ -89,6 +106,11 @@ class Versions:
     def problem(self) -> str:
         """Why the promoted model is not served; empty if it is."""
         return self._problem
+
+    @property
+    def ended(self) -> bool:
+        """Whether `close` was called."""
+        return self._ended.is_set()
 
     def rounds(self) -> tuple[int, ...]:
         """The rounds whose models can be asked for, in their order."""
@@ -105,8 +127,9 @@ class Versions:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop following."""
+        """Stop following, and loading."""
         self._ended.set()
+        self._queue.shutdown(wait=False, cancel_futures=True)
         if self._thread is not None:
             self._thread.join()
 
@@ -115,18 +138,45 @@ class Versions:
         current = self._current
         return current if current is not None and current.round == number else self._others.get(number)
 
-    def load(self, number: int) -> Served:
-        """The model of a round, loaded if necessary; blocks meanwhile. Raises AlError if that is not possible."""
-        with self._loading:
-            found = self.loaded(number)
-            if found is None:
-                if number not in self._source.rounds():
-                    raise NothingToDo(f"{round_name(number)} is not published here")
-                found = self._source.load(number)
-                self._keep(found)
-            elif found is not self._current:
-                self._keep(found)
-            return found
+    def ask(self, number: int) -> Future[Served]:
+        """The model of a round, loaded in the queue if necessary. Requests for one round share its loading.
+
+        Raises TooManyRounds at once. The future raises NothingToDo for a round that is not published, AlError if its
+        model cannot be loaded.
+        """
+        with self._keeping:
+            asked = self._asked.get(number)
+            if asked is None:
+                if len(self._asked) >= _MOST_ASKED:
+                    raise TooManyRounds(f"{_MOST_ASKED} models of other rounds wait to be loaded")
+                asked = self._asked[number] = self._queue.submit(self._load_asked, number)
+            return asked
+
+    def _load_asked(self, number: int) -> Served:
+        try:
+            while not self._no_promotion.wait(_POLL_SECONDS):
+                if self._ended.is_set():
+                    raise ServerFailed("the server is ending")
+            with self._lock_of(number):
+                found = self.loaded(number)
+                if found is None:
+                    if number not in self._source.rounds():
+                        raise NothingToDo(f"{round_name(number)} is not published here")
+                    found = self._source.load(number)
+                if found is not self._current:
+                    self._keep(found)
+                return found
+        finally:
+            with self._keeping:
+                del self._asked[number]
+
+    @contextmanager
+    def _lock_of(self, number: int) -> Iterator[None]:
+        """Nobody else loads this round's model in this context; those of others can be loaded meanwhile."""
+        with self._keeping:
+            lock = self._locks.setdefault(number, threading.Lock())
+        with lock:
+            yield
 
     def look(self) -> None:
         """Load what is promoted now, if that has changed.
@@ -152,11 +202,15 @@ class Versions:
             self._swap(None)
             self._problem = "no model is promoted yet; `al rounds` shows why"
         elif current is None or (current.round, current.digest) != promoted:
-            with self._loading:
-                found = self._others.get(promoted[0])
-                self._swap(
-                    found if found is not None and found.digest == promoted[1] else self._source.load(promoted[0])
-                )
+            self._no_promotion.clear()
+            try:
+                with self._lock_of(promoted[0]):
+                    found = self._others.get(promoted[0])
+                    if found is None or found.digest != promoted[1]:
+                        found = self._source.load(promoted[0])
+                    self._swap(found)
+            finally:
+                self._no_promotion.set()
             self._problem = ""
         else:
             self._problem = ""
