@@ -245,6 +245,38 @@ def test_a_transformer_of_another_kind_or_meaning_is_padded(
 
 @needs_torch
 @each_precision
+@pytest.mark.parametrize("packs", [True, False])
+def test_few_texts_in_small_batches_have_the_bytes_of_full_ones(
+    tiny: Path, precision: Precision, packs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = Encoder(tiny, 64, precision)
+    encoder.packs = packs and encoder.packs
+    tokens = [list(map(int, 2 + np.arange(size) % 7)) for size in (0, 1, 15, 16, 17, 31, 33, 40, 64)]
+    expected = [encoder.encode_tokens([some]) for some in tokens]
+    encoder.allow_small_batches()
+    shapes, _ = spied(encoder, monkeypatch)
+    for some, known in zip(tokens, expected, strict=True):
+        assert np.array_equal(encoder.encode_tokens([some]), known)
+    if any(encoder._small.values()):  # else this processor does not allow it
+        assert min(rows * length for rows, length, _ in shapes) < 512, "and they are smaller"
+    assert find_dependence(encoder) == []
+
+
+@needs_torch
+def test_small_batches_that_give_other_bytes_are_not_used(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = Encoder(tiny, 64, "float32")
+    compute = encoder._states
+
+    def other(ids: Any, **options: Any) -> Any:
+        return compute(ids, **options) * (1 if ids.size >= 128 else 1 + 1e-3 * np.arange(encoder.dimension))
+
+    monkeypatch.setattr(encoder, "_states", other)
+    encoder.allow_small_batches()
+    assert set(encoder._small.values()) <= {(128, 256), (), (4,)}
+
+
+@needs_torch
+@each_precision
 def test_every_packed_batch_has_one_shape_and_no_mask(
     tiny: Path, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:

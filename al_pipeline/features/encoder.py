@@ -89,6 +89,8 @@ _TOKENS_PER_GPU_BATCH = 8192
 """The same for a GPU, which is slow on small batches. It does not depend on the GPU's memory: a batch of another shape
 may have other bytes.
 """
+_SMALL = {True: (16, 32, 64, 128, 256), False: (1, 4)}
+"""Smaller batches that are tried on request: tokens of packed ones, rows of padded ones."""
 _TILE = 64
 """The tokens of a batch are a multiple of this, so that tiled kernels have no remainder."""
 _SAME = 0.999
@@ -369,6 +371,7 @@ class Encoder:
         self._longest = min(int(self._tokenizer.model_max_length), int(positions))
         self._max_tokens = min(max_tokens, self._longest)
         self._padding = self._tokenizer.pad_token_id or 0
+        self._small: dict[int, tuple[int, ...]] = {}
         may_pack = device == CPU and knows_processor()
         if may_pack:
             products = use_onednn(self.model, self._batch_tokens)
@@ -391,6 +394,34 @@ class Encoder:
         """Number of tokens after which a text is truncated: `max_tokens`, or the transformer's positions if fewer."""
         return self._max_tokens
 
+    def allow_small_batches(self) -> None:
+        """Compute few texts in smaller batches, of the sizes that give the bytes of full ones on this machine.
+
+        Libraries guarantee nothing, so random texts are encoded in both: half a second for a small encoder. It is for
+        callers that encode single texts, such as a server. A GPU keeps full batches.
+        """
+        if self.device.type != "cpu" or self._small:
+            return
+        lengths = range(_STEP, self._max_tokens + _STEP, _STEP)
+        sizes = {_TOKENS_PER_BATCH} if self.packs else {min(length, self._longest) for length in lengths}
+        for size in sorted(sizes):
+            full = size if self.packs else self.batch_rows(size)
+            self._small[size] = tuple(some for some in _SMALL[self.packs] if some < full and self._is_same(size, some))
+
+    def _is_same(self, size: int, small: int) -> bool:
+        """Whether texts in batches of `small` tokens or rows have the bytes that they have in full ones."""
+        rng = np.random.default_rng(small)
+        if self.packs:
+            longest = min(small, self._max_tokens)
+            groups = [[longest] * (small // longest), [small // 2, small // 4, 1], [longest - 1]]
+        else:
+            groups = [[size] * small, [max(1, size - _STEP + 1)]]
+        for lengths in groups:
+            tokens = [rng.integers(0, self.vocabulary, min(length, self._max_tokens)).tolist() for length in lengths]
+            if not np.array_equal(self._forward(tokens, size, small), self._forward(tokens, size)):
+                return False
+        return True
+
     def encode(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> Vectors:
         """The texts' vectors, (n, d) float32, of unit length; `progress` gets the size of each finished batch."""
         return self.encode_tokens(self.tokenize(texts), progress)
@@ -401,7 +432,8 @@ class Encoder:
         batches = list(self._batches(tokens))
 
         def forward(batch: tuple[int, list[int]]) -> Vectors:
-            return self._forward([tokens[row] for row in batch[1]], batch[0])
+            some = [tokens[row] for row in batch[1]]
+            return self._forward(some, batch[0], self._fitting(some, batch[0]))
 
         with self.workers() as pool:
             for (_, rows), found in zip(batches, pool.map(forward, batches), strict=True):
@@ -485,8 +517,17 @@ class Encoder:
             for start in range(0, len(texts), rows):
                 yield size, texts[start : start + rows]
 
-    def _forward(self, tokens: Sequence[Sequence[int]], size: int) -> Vectors:
-        states = self._packed(tokens, size) if self.packs else self._padded(tokens, size, self.batch_rows(size))
+    def _fitting(self, tokens: Sequence[Sequence[int]], size: int) -> int | None:
+        """The smallest batch that was allowed and holds these texts; None for a full one."""
+        needed = sum(max(len(found), 1) for found in tokens) if self.packs else len(tokens)
+        return next((small for small in self._small.get(size, ()) if small >= needed), None)
+
+    def _forward(self, tokens: Sequence[Sequence[int]], size: int, small: int | None = None) -> Vectors:
+        """The vectors of a batch's texts; `size` as `_batches` gives it, `small` of a smaller one: tokens or rows."""
+        if self.packs:
+            states = self._packed(tokens, small or size)
+        else:
+            states = self._padded(tokens, size, small or self.batch_rows(size))
         # text by text in float64: torch may split its reductions differently at another batch size
         means = np.stack([state.sum(0, np.float64) for state in states])
         norms = np.sqrt((means * means).sum(1, keepdims=True))

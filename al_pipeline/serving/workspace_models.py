@@ -75,6 +75,7 @@ class WorkspaceModels:
         encoder = self._encoders.get(key)
         if encoder is None:
             encoder = Encoder(folder, features.max_tokens, features.precision, device=published.device)
+            encoder.allow_small_batches()
             self._encoders[key] = encoder
         return encoder.encode, True
 
