@@ -1,17 +1,22 @@
 """What serving costs: throughput and latency by runtime, swaps under load, and bad input.
 
-    python -m benchmarks.serve CORPORA [--seconds 10] [--swaps 100] [--fuzzed 10000]
+    python -m benchmarks.serve CORPORA [--seconds 8] [--swaps 100] [--fuzzed 10000]
 
-It writes benchmarks/results/serve.json. CORPORA is the folder of `benchmarks.corpora`; it reads the sentences of
-reviews. A workspace with published rounds of real labels is made; the head uses the packaged encoder and TF-IDF.
+It writes benchmarks/results/serve.json. CORPORA is the folder of `benchmarks.corpora`; sentences of reviews are served,
+and the corpora that are there are used for `agreement`. A workspace with published rounds of real labels is made; the
+head uses the packaged encoder and TF-IDF.
 
 - `speed`: texts a processor second, one by one, on one thread, the least of interleaved passes: transformers in
   float32 as anybody would write it (`plain`), the runtimes `torch` (in float32), `onnx` and `onnx-int8`, and how far
   they agree.
 - `http`: requests of one text to `al serve` (onnx-int8), to a FastAPI loop around `plain`, and to one around the same
   converted model: throughput with 8 connections, and latencies with Poisson arrivals at half of it.
-- `swaps`: 200 clients, while the promoted model changes again and again: errors, answers of mixed models, delays.
-- `fuzz`: requests that are cut, changed and made up; every answer has a status and a sentence.
+- `agreement`: heads fitted on 200 labels of each corpus (50 of articles), onnx-int8 compared with float32 on other
+  texts: equal labels without and with the second pass, the share of texts that need it, and what the rule says.
+- `swaps`: 200 clients that ask every two seconds or so, while the promoted model changes again and again: errors,
+  answers of mixed models, delays.
+- `fuzz`: requests that are cut, changed and made up, beside clients that send a byte now and then; every answer has a
+  status and a sentence. `bad_input`: what some that are often sent get.
 
 The load comes from this machine, so on two processors the server has one of them.
 """
@@ -34,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from al_pipeline.files import write_jsonl
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
@@ -44,12 +50,16 @@ from al_pipeline.operations.predict import open_model
 from al_pipeline.operations.tick import tick
 from al_pipeline.serving.onnx_models import OnnxModels
 from al_pipeline.workspace.workspace import Workspace, open_workspace
-from benchmarks.corpora import read_reviews
+from benchmarks.corpora import Rows, read_news, read_reviews, read_spam, read_tweets
 from benchmarks.record import record
 
 TOKEN = "a-token-of-the-benchmark"
 INT8 = "onnx-int8"
 _CLIENTS = 200
+_PAUSE = (1.0, 3.0)
+"""Seconds between the requests of one of them, so that they do not ask for more than the server can compute."""
+_KEPT_SECONDS = 3.0
+_SLOW = 40
 _PASSES = 5
 _TEXTS = 60
 
@@ -58,7 +68,7 @@ def main() -> None:
     """Measure and record, or serve the plain loop (`--plain`)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpora", type=Path)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement of a server")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement of a server")
     parser.add_argument("--size", type=int, default=2000, help="texts in the pool and the test set")
     parser.add_argument("--keep", type=Path, help="folder in which the workspace is made and kept, or is from before")
     parser.add_argument("--runtime", choices=["onnx", INT8], default=INT8, help="of `al serve` and of the second loop")
@@ -76,6 +86,9 @@ def main() -> None:
         _tell("measuring the runtimes")
         figures: dict[str, Any] = {"speed": _speed(workspace, texts[:_TEXTS])}
         _tell(json.dumps(figures, indent=1))
+        _tell("comparing")
+        figures["agreement"] = _agreements(options.corpora, workspace)
+        _tell(json.dumps(figures["agreement"], indent=1))
         _tell("measuring servers")
         figures["runtime"] = options.runtime
         figures["http"] = _http(workspace, texts, options.seconds, options.runtime)
@@ -84,7 +97,9 @@ def main() -> None:
         figures["swaps"] = _swaps(workspace, texts, options.swaps, options.runtime)
         _tell(json.dumps(figures["swaps"], indent=1))
         _tell("sending bad requests")
-        figures["fuzz"] = _fuzz(workspace, texts, options.fuzzed, options.runtime)
+        with _al_serve(workspace, options.runtime) as port:
+            figures["bad_input"] = asyncio.run(_named(port, workspace.layout.root.name))
+            figures["fuzz"] = asyncio.run(_fuzzing(port, texts, options.fuzzed, workspace.layout.root.name))
     speed, http = figures["speed"], figures["http"]
     figures["aims"] = {
         "int8_over_plain_torch": round(speed[INT8]["per_second"] / speed["plain"]["per_second"], 2),
@@ -92,7 +107,12 @@ def main() -> None:
         "p99_ms_at_half_load": http["al serve"]["half_load"]["p99_ms"],
         "p99_ms_wanted": 20,
         "requests_over_plain_loop": round(http["al serve"]["per_second"] / http["plain loop"]["per_second"], 2),
+        "int8_is_accepted_on": sum(one["accepted"] for one in figures["agreement"].values()),
+        "of_corpora": len(figures["agreement"]),
         "errors_and_mixed_over_swaps": figures["swaps"]["errors"] + figures["swaps"]["mixed"],
+        "most_seconds_to_follow": figures["swaps"]["most_seconds_to_follow"],
+        "most_seconds_to_follow_wanted": 1,
+        "fuzzed_requests_that_were_server_errors": figures["fuzz"]["server_errors"],
     }
     _tell(json.dumps(figures, indent=1))
     record("serve", figures)
@@ -165,7 +185,6 @@ def _plain(workspace: Workspace) -> Predict:
 def _runtimes(workspace: Workspace) -> tuple[dict[str, Predict], dict[str, str]]:
     """Every runtime on one thread, and how far the converted ones agree."""
     from al_pipeline.features.encoder import Encoder
-    from al_pipeline.serving.onnx_encoder import OnnxEncoder, convert_encoder
 
     published, agreements = open_model(workspace), {}
     folder, features, model = published.folder / "encoder", published.features, published.model
@@ -176,10 +195,10 @@ def _runtimes(workspace: Workspace) -> tuple[dict[str, Predict], dict[str, str]]
         "torch": lambda texts: model.predict_proba(texts, encoder.encode(texts)),
     }
     for runtime in ("onnx", INT8):
-        place = convert_encoder(folder, features.max_tokens, runtime, workspace.layout.private / "onnx")
-        own = OnnxEncoder(place, threads=1)
-        agreements[runtime] = OnnxModels(workspace, runtime).agreement(published, own).sentence()
-        found[runtime] = lambda texts, own=own: model.predict_proba(texts, own.encode(texts))  # type: ignore[misc]
+        models = OnnxModels(workspace, runtime)
+        agreement = models.agreement(published)
+        agreements[runtime] = agreement.sentence()
+        found[runtime] = models.predictor(published, agreement.margin)
     return found, agreements
 
 
@@ -199,6 +218,53 @@ def _speed(workspace: Workspace, texts: Sequence[str]) -> dict[str, Any]:
     for name, seconds in least.items():
         found[name] = {"per_second": round(1 / seconds, 1), "ms": round(seconds * 1000, 3)}
         found[name] |= {"agreement": agreements[name]} if name in agreements else {}
+    return found
+
+
+# Agreement ----------------------------------------------------------------------------------------------------------
+_CORPORA: dict[str, tuple[Callable[[Path], Rows], int]] = {
+    "reviews": (read_reviews, 1000), "tweets": (read_tweets, 1000), "news": (read_news, 300), "spam": (read_spam, 500),
+}  # fmt: skip
+"""Corpora, and how many of their texts are used."""
+
+
+def _agreements(corpora: Path, workspace: Workspace) -> dict[str, Any]:
+    from al_pipeline.features.encoder import Encoder
+    from al_pipeline.models.text_model import fit_text_model
+    from al_pipeline.serving.agreement import compare
+    from al_pipeline.serving.margins import margins, needed_margin, refined
+
+    published = open_model(workspace)
+    features = replace(published.features, kind="encoder", precision="float32")
+    encoder = Encoder(published.folder / "encoder", features.max_tokens, "float32")
+    converted = [OnnxModels(workspace, runtime).converted(published, runtime) for runtime in (INT8, "onnx")]
+    found = {}
+    for name, (read, count) in _CORPORA.items():
+        try:
+            rows = list(dict.fromkeys(read(corpora)))
+        except OSError:
+            continue
+        random.Random(7).shuffle(rows)
+        texts, labels = (list(part) for part in zip(*rows[:count], strict=True))
+        classes, fitted, tested = sorted(set(labels)), count // 5, count // 5 + (count * 2) // 5
+        vectors = encoder.encode(texts)
+        model = fit_text_model(
+            texts[:fitted], vectors[:fitted], labels[:fitted], classes, features, None, 7, calibrate=True
+        )
+        original = model.predict_proba(texts, vectors)[fitted:]
+        rough, exact = (model.predict_proba(texts, own.encode(texts))[fitted:] for own in converted)
+        margin = needed_margin(rough[tested - fitted :], exact[tested - fitted :])
+        truth = [*labels[fitted:tested], *[None] * (count - tested)]
+        both = refined(rough, margin, lambda some, exact=exact: exact[some])  # type: ignore[misc]
+        again = int((margins(rough) < margin).sum())
+        agreement = compare(original, both, truth, classes, margin, again)
+        alone = compare(original, rough, truth, classes)
+        found[name] = {
+            "texts": agreement.texts, "classes": len(classes), "equal_by_int8_alone": alone.equal,
+            "int8_alone_is_accepted": alone.accepted, "equal": agreement.equal, "share_again": again / agreement.texts,
+            "macro_f1": agreement.macro_f1, "original_macro_f1": agreement.original_macro_f1,
+            "largest_difference": agreement.largest_difference, "accepted": agreement.accepted,
+        }  # fmt: skip
     return found
 
 
@@ -259,14 +325,20 @@ def _al_serve(workspace: Workspace, runtime: str) -> contextlib.AbstractContextM
 
 
 class Client:
-    """One connection that is kept, with as little work as possible."""
+    """One connection that is kept, with as little work as possible; after a pause it is made again.
+
+    Servers close connections that are not used: uvicorn by default after 5 s.
+    """
 
     def __init__(self, port: int) -> None:
         self._port = port
+        self._used = 0.0
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
         """The status and the body of an answer."""
+        if time.perf_counter() > self._used + _KEPT_SECONDS:
+            self.close()
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams
@@ -278,6 +350,7 @@ class Client:
         except (OSError, asyncio.IncompleteReadError):
             self.close()
             raise
+        self._used = time.perf_counter()
         if b"connection: close" in head or not has_length:
             self.close()
         return int(head.split()[1]), body
@@ -336,7 +409,8 @@ async def _most(port: int, requests: Sequence[bytes], seconds: float) -> float:
 
 async def _latencies(port: int, requests: Sequence[bytes], rate: float, seconds: float) -> dict[str, Any]:
     """Latencies of Poisson arrivals, from the moment at which each request was due."""
-    draw, free, taken = random.Random(1), [], []
+    draw, taken = random.Random(1), list[float]()
+    free: list[Client] = []
 
     async def ask(due: float, request: bytes) -> None:
         client = free.pop() if free else Client(port)
@@ -346,7 +420,7 @@ async def _latencies(port: int, requests: Sequence[bytes], rate: float, seconds:
         free.append(client)
 
     due = begin = time.perf_counter()
-    tasks = []
+    tasks: list[asyncio.Task[None]] = []
     while due < begin + seconds:
         due += draw.expovariate(rate)
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
@@ -381,9 +455,11 @@ async def _swapping(
     ended = asyncio.Event()
 
     async def ask(place: int) -> None:
-        client, number = Client(port), place
+        client, number, draw = Client(port), place, random.Random(place)
         while not ended.is_set():
             number = (number + 1) % len(requests)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), draw.uniform(*_PAUSE))
             try:
                 status, body = await client.ask(requests[number])
                 answer = json.loads(body)
@@ -427,13 +503,9 @@ def _promote(workspace: Workspace, number: int) -> None:
 
 
 # Bad input ----------------------------------------------------------------------------------------------------------
-def _fuzz(workspace: Workspace, texts: Sequence[str], count: int, runtime: str) -> dict[str, Any]:
-    with _al_serve(workspace, runtime) as port:
-        return asyncio.run(_fuzzing(port, texts, count, workspace.layout.root.name))
-
-
 async def _fuzzing(port: int, texts: Sequence[str], count: int, name: str) -> dict[str, Any]:
     draw, client, statuses = random.Random(3), Client(port), Counter[str]()
+    slow = [asyncio.create_task(_send_slowly(port, place)) for place in range(_SLOW)]
     wordless = 0
     for place in range(count):
         request = _bad_request(draw, texts, name)
@@ -448,11 +520,60 @@ async def _fuzzing(port: int, texts: Sequence[str], count: int, name: str) -> di
     client.close()
     status, _ = await client.ask(_request({"text": "still here"}))
     client.close()
+    let_go = Counter(await asyncio.gather(*slow))
     wrong = sum(found for code, found in statuses.items() if code.startswith("5"))
     return {
         "requests": count, "statuses": dict(sorted(statuses.items())), "server_errors": wrong,
-        "refused_without_a_sentence": wordless, "answers_after_it": status,
+        "refused_without_a_sentence": wordless, "answers_after_it": status, "slow_clients": dict(let_go),
     }  # fmt: skip
+
+
+async def _send_slowly(port: int, place: int) -> str:
+    """Send a request byte by byte, one each second: its head, or its body. The status that ends it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    request = _request({"text": "x" * 200})
+    if place % 2:
+        start = request.index(b"\r\n\r\n") + 4
+        writer.write(request[:start])
+        request = request[start:]
+    answer = asyncio.create_task(reader.read())
+    for byte in request:
+        with contextlib.suppress(OSError):
+            writer.write(bytes([byte]))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(answer), 1)
+            break
+    found = await answer
+    writer.close()
+    return found[9:12].decode("latin-1") or "closed"
+
+
+async def _named(port: int, name: str) -> dict[str, Any]:
+    """The status and the sentence of what is often sent by mistake."""
+    infer = f"/v2/models/{name}/infer"
+    tensor = {"name": "text", "shape": [2], "datatype": "BYTES", "data": ["x"]}
+    asked: dict[str, bytes] = {
+        "not JSON": _request(b"text=hello"),
+        "a text of 10 MB": _request({"text": "x" * 10_000_000}),
+        "10,000 texts": _request({"texts": ["x"] * 10_000}),
+        "no text": _request({"texts": []}),
+        "NUL in the JSON": _request(b'{"text": "a\x00b"}'),
+        "NUL in a text": _request({"text": "a\0b"}),
+        "UTF-16": _request('{"text": "hello"}'.encode("utf-16")),
+        "Latin-1": _request('{"text": "caf\xe9"}'.encode("latin-1")),
+        "gzip": _request({"text": "x"}, more="Content-Encoding: gzip\r\n"),
+        "the wrong token": _request({"text": "x"}).replace(TOKEN.encode(), b"wrong"),
+        "no token": _request({"text": "x"}).replace(b"Authorization", b"X-Other"),
+        "a wrong shape": _request({"inputs": [tensor]}, infer),
+        "another type": _request({"inputs": [{**tensor, "datatype": "FP32"}]}, infer),
+        "an unknown round": _request({"text": "x", "round": 999}),
+    }
+    found, client = {}, Client(port)
+    for what, request in asked.items():
+        status, body = await client.ask(request)
+        found[what] = {"status": status, "error": json.loads(body).get("error")}
+    client.close()
+    return found
 
 
 def _has_sentence(body: bytes) -> bool:

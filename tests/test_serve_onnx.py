@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from harness import SMALL, change_params, play, write_pool
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from al_pipeline.cli import app as cli
 from al_pipeline.errors import BadInput
@@ -29,9 +31,10 @@ from al_pipeline.operations.predict import predict
 from al_pipeline.serving import onnx_encoder
 from al_pipeline.serving.agreement import Agreement, compare
 from al_pipeline.serving.exported import ExportedModel
+from al_pipeline.serving.margins import margins, needed_margin, refined
 from al_pipeline.serving.onnx_encoder import OnnxEncoder, convert_encoder
 from al_pipeline.serving.onnx_graph import Graph, check_convertible
-from al_pipeline.serving.onnx_head import add_head, check_head
+from al_pipeline.serving.onnx_head import add_head, add_refined, check_head
 from al_pipeline.serving.onnx_models import OnnxModels
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 
@@ -141,6 +144,58 @@ def test_a_conversion_is_accepted_only_if_it_agrees() -> None:
     assert not compare(proba, some, truth, ["a", "b"]).accepted, "macro-F1 differs by more than .003"
     with pytest.raises(BadInput, match="neither a test set nor a pool here"):
         Agreement(0, 0, 0, None, None, 0.0).check("round-0001", "onnx")
+
+
+@given(draw=st.integers(0, 2**32), classes=st.integers(1, 4), noise=st.sampled_from([0.0, 0.01, 0.3]))
+@settings(max_examples=50)
+def test_with_the_needed_margin_a_second_pass_leaves_no_other_label(draw: int, classes: int, noise: float) -> None:
+    rng = np.random.default_rng(draw)
+    logits = rng.normal(size=(80, classes))
+    exact, rough = (_softmax(some) for some in (logits, logits + noise * rng.uniform(-1, 1, logits.shape)))
+    margin, asked = needed_margin(rough, exact), list[int]()
+
+    def again(rows: Sequence[int]) -> Any:
+        asked.extend(rows)
+        return exact[list(rows)]
+
+    found = refined(rough, margin, again)
+    if classes == 2:  # with more, a third class may come from further away
+        assert (found.argmax(1) == exact.argmax(1)).all()
+    assert sorted(asked) == np.flatnonzero(margins(rough) < margin).tolist()
+    kept = np.setdiff1d(np.arange(80), asked)
+    assert np.array_equal(found[kept], rough[kept]) and np.array_equal(found[asked], exact[asked])
+
+
+def _softmax(logits: Any) -> Any:
+    return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+
+def test_the_graph_computes_again_what_is_near_the_boundary_of_two_classes() -> None:
+    import onnxruntime
+    from onnx import TensorProto
+
+    rough = np.array([[0.52, 0.48, 0.0001], [0.9, 0.0999, 0.0001], [0.1, 0.44, 0.46]])
+    for margin, rows in ((0.0, []), (0.06, [2]), (0.1, [0, 2]), (5.0, [0, 1, 2])):
+        graph = Graph()
+        given = graph.input("rough", TensorProto.DOUBLE, ["texts", 3])
+
+        def exact(graph: Graph = graph, given: str = given) -> str:
+            return str(graph.add("Mul", given, graph.constant(np.float64(-1))))
+
+        made = add_refined(graph, given, margin, 3, exact)
+        whole = graph.model({"probabilities": (made, TensorProto.DOUBLE, ["texts", 3])}).SerializeToString()
+        session = onnxruntime.InferenceSession(whole, providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {"rough": rough})
+        expected = refined(rough, margin, lambda some: -rough[list(some)])
+        assert np.array_equal(found, expected) and np.flatnonzero((found < 0).any(1)).tolist() == rows
+
+
+def test_a_second_pass_for_too_many_texts_is_refused() -> None:
+    proba = np.random.default_rng(1).dirichlet([1, 1], 100)
+    few, many = (compare(proba, proba, [None] * 100, ["a", "b"], 0.1, again) for again in (25, 26))
+    assert few.accepted and not many.accepted
+    with pytest.raises(BadInput, match=r"26 of them \(26.0%, at most 25%\) after a second pass in float32"):
+        many.check("round-0001", "onnx-int8")
 
 
 # A workspace with an encoder ----------------------------------------------------------------------------------------

@@ -29,8 +29,8 @@ from al_pipeline.files import (
 Vectors = NDArray[np.float32]
 
 GRAPH_FILE, TOKENIZER_FILE, CARD_FILE = "encoder.onnx", "tokenizer.json", "card.json"
-QUANTIZED = "onnx-int8"
-_VERSION = 1
+EXACT, QUANTIZED = "onnx", "onnx-int8"
+_VERSION = 2
 """Increment when graphs are written otherwise."""
 
 

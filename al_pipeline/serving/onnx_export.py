@@ -68,7 +68,7 @@ def export_onnx(
     with temporary_folder(out.parent) as place:
         fresh = make_folder(place / "new")
         fresh.chmod(0o755)
-        _write_model(published, fresh, runtime)
+        _write_model(workspace, published, fresh, runtime)
         agreement = _compared(workspace, published, fresh, runtime)
         agreement.check(round_name(published.record.round), runtime)
         _write_cards(published, fresh, runtime, agreement)
@@ -95,29 +95,42 @@ def _check_target(out: Path, is_archive: bool, force: bool) -> None:
             raise BadInput(f"{out} {what} this export wrote; --force does not delete it")
 
 
-def _write_model(published: PublishedModel, folder: Path, runtime: str) -> None:
-    """Write the graph, the tokenizer and the vocabulary."""
+def _write_model(workspace: Workspace, published: PublishedModel, folder: Path, runtime: str) -> None:
+    """Write the graph, the tokenizer and the vocabulary.
+
+    With a quantized encoder the graph holds the exact one too, for texts near the boundary of two classes.
+    """
     try:
         from onnx import TensorProto
 
         from al_pipeline.serving.onnx_graph import Graph, add_encoder
-        from al_pipeline.serving.onnx_head import add_head, check_head
+        from al_pipeline.serving.onnx_head import add_head, add_refined, check_head
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name)) from None
     model, features = published.model, published.features
     if not isinstance(model, TextModel):
         raise BadInput(f"a model of the kind {type(model).__name__} cannot be converted to ONNX")
     check_head(model)
-    graph, vectors = Graph(), None
+    graph = Graph()
     if model.uses_encoder:
         encoder = published.folder / "encoder"
         check_encoder(published, encoder_identity(encoder, features.max_tokens))
         weights, config, tokenizer = weights_of(encoder, features.max_tokens)
         ids = graph.input("input_ids", TensorProto.INT64, ["texts", "tokens"])
         mask = graph.input("attention_mask", TensorProto.INT64, ["texts", "tokens"])
-        vectors = add_encoder(graph, ids, mask, weights, config, runtime == QUANTIZED)
+
+        def exact() -> str:
+            return add_head(graph, model, add_encoder(graph, ids, mask, weights, config, quantized=False))
+
+        if runtime == QUANTIZED:
+            rough = add_head(graph, model, add_encoder(graph, ids, mask, weights, config, quantized=True))
+            margin = OnnxModels(workspace, runtime).agreement(published).margin
+            proba = add_refined(graph, rough, margin, len(model.classes), exact)
+        else:
+            proba = exact()
         write_text(folder / "tokenizer.json", tokenizer, 0o644)
-    proba = add_head(graph, model, vectors)
+    else:
+        proba = add_head(graph, model, None)
     whole = graph.model({"probabilities": (proba, TensorProto.DOUBLE, ["texts", len(model.classes)])})
     write_bytes(folder / GRAPH_FILE, whole.SerializeToString(), 0o644)
     if model.tfidf is not None:

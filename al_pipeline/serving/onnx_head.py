@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from onnx import TensorProto
 
@@ -87,3 +89,15 @@ def _over_all(graph: Graph, shared: str, head: Head | Estimate) -> str:
     extended = graph.add("Add", graph.add("MatMul", shared, graph.constant(spread)), graph.constant(base + FLOOR))
     axis = graph.constant(np.array([1], np.int64))
     return str(graph.add("Div", extended, graph.add("ReduceSum", extended, axis, keepdims=1)))
+
+
+def add_refined(graph: Graph, rough: str, margin: float, classes: int, exact: Callable[[], str]) -> str:
+    """Add what `margins.refined` does: `rough` (n, C), in rows within `margin` replaced by what `exact` adds."""
+    best, _ = graph.add("TopK", rough, graph.constant(np.array([2], np.int64)), axis=1, outputs=2)
+    first, second = graph.add("Split", graph.add("Log", best), axis=1, num_outputs=2, outputs=2)
+    close = graph.add("Less", graph.add("Sub", first, second), graph.constant(np.float64(margin)))
+    some = graph.add("ReduceMax", graph.add("Cast", close, to=TensorProto.INT32), keepdims=0)
+    shape = ("texts", classes)
+    again = graph.branch(TensorProto.DOUBLE, shape, lambda: graph.add("Where", close, exact(), rough))
+    kept = graph.branch(TensorProto.DOUBLE, shape, lambda: rough)
+    return str(graph.add("If", graph.add("Cast", some, to=TensorProto.BOOL), then_branch=again, else_branch=kept))

@@ -1,5 +1,7 @@
 """A workspace's models with a converted encoder, each accepted only if it agrees with the original.
 
+With a quantized encoder, texts near the boundary of two classes are computed again by the exact one (`margins.py`).
+
 The head, TF-IDF and calibration are the original's own code, in numpy; rounds share one converted encoder. So another
 round is loaded without a conversion, and only texts that are new to the comparison are encoded.
 """
@@ -24,9 +26,10 @@ from al_pipeline.operations.predict import PublishedModel, check_encoder, open_m
 from al_pipeline.operations.snapshots import snapshots
 from al_pipeline.records import Item, LabeledItem, round_name
 from al_pipeline.serving.agreement import Agreement, compare
-from al_pipeline.serving.onnx_encoder import OnnxEncoder, convert_encoder
+from al_pipeline.serving.margins import margins, needed_margin, refined
+from al_pipeline.serving.onnx_encoder import EXACT, QUANTIZED, OnnxEncoder, convert_encoder
 from al_pipeline.serving.versions import Served
-from al_pipeline.serving.workspace_models import WorkspaceModels, served
+from al_pipeline.serving.workspace_models import Predict, WorkspaceModels, predictor, served
 from al_pipeline.workspace.workspace import Workspace
 
 _SAMPLE = 500
@@ -39,6 +42,8 @@ class Sample(NamedTuple):
 
     items: list[Item]
     truth: list[str | None]
+    tested: int
+    """The number of items of the test set, which come first."""
 
 
 class OnnxModels(WorkspaceModels):
@@ -54,40 +59,61 @@ class OnnxModels(WorkspaceModels):
         published = open_model(self.workspace, number, self._history)
         refuse_finetuned(published, self.runtime)
         if not published.model.needs_vectors:
-            return served(published, None, self.runtime, gains=False)
-        encoder = self.converted(published)
-        self.agreement(published, encoder).check(round_name(number), self.runtime)
-        return served(published, encoder.encode, self.runtime, gains=False)
+            return served(published, predictor(published, None), self.runtime, gains=False)
+        agreement = self.agreement(published)
+        agreement.check(round_name(number), self.runtime)
+        return served(published, self.predictor(published, agreement.margin), self.runtime, gains=False)
 
-    def converted(self, published: PublishedModel) -> OnnxEncoder:
+    def predictor(self, published: PublishedModel, margin: float) -> Predict:
+        """What predicts with a converted encoder, and again with an exact one where it is quantized and has to be."""
+        predict = predictor(published, self.converted(published, self.runtime).encode)
+        if self.runtime != QUANTIZED:
+            return predict
+        exact = predictor(published, self.converted(published, EXACT).encode)
+        return lambda texts: refined(predict(texts), margin, lambda rows: exact([texts[row] for row in rows]))
+
+    def converted(self, published: PublishedModel, runtime: str) -> OnnxEncoder:
         """The converted encoder of a model."""
         folder, features = published.folder / "encoder", published.features
         check_encoder(published, encoder_identity(folder, features.max_tokens, self._notes))
-        place = convert_encoder(folder, features.max_tokens, self.runtime, self.workspace.layout.private / "onnx")
+        place = convert_encoder(folder, features.max_tokens, runtime, self.workspace.layout.private / "onnx")
         found = self._sessions.get(place)
         if found is None:
             found = self._sessions[place] = OnnxEncoder(place)
         return found
 
-    def agreement(self, published: PublishedModel, encoder: OnnxEncoder) -> Agreement:
-        """The comparison of a model with its original; computed once for a model and a converted encoder."""
-        note = (
-            self.workspace.layout.private / "onnx/agreement" / f"{published.record.hashes['model']}-{encoder.key}.json"
-        )
+    def agreement(self, published: PublishedModel) -> Agreement:
+        """The comparison of a model with its original; computed once for a model and its converted encoders."""
+        runtimes = (self.runtime, EXACT) if self.runtime == QUANTIZED else (self.runtime,)
+        encoders = [self.converted(published, runtime) for runtime in runtimes]
+        key = "-".join([published.record.hashes["model"], *(encoder.key for encoder in encoders)])
+        note = self.workspace.layout.private / "onnx/agreement" / f"{key}.json"
         known = read_object(note)
         if known:
             known.pop("accepted")
             return Agreement(**known)
         sample = comparison_sample(self.workspace, published)
-        proba = self.original_proba(published, sample)
-        cache = FeatureCache(self.workspace.layout.features / f"onnx-{encoder.key}")
+        original = self.original_proba(published, sample)
+        found = [self._sampled_proba(published, sample, encoder) for encoder in encoders]
+        margin, again = 0.0, 0
+        if len(found) > 1 and sample.items:
+            rows = slice(sample.tested if len(sample.items) > sample.tested else 0, None)
+            margin = needed_margin(found[0][rows], found[1][rows])
+            again = int((margins(found[0]) < margin).sum())
+        converted = refined(found[0], margin, lambda rows: found[1][rows])
+        compared = compare(original, converted, sample.truth, published.model.classes, margin, again)
+        write_json(note, compared.to_json())
+        return compared
+
+    def _sampled_proba(self, published: PublishedModel, sample: Sample, encoder: OnnxEncoder) -> Any:
+        """The probabilities (n, C) of a sample with a converted encoder; its vectors are kept for the next round."""
         texts = [item.text for item in sample.items]
         hashes = [item.content_hash for item in sample.items]
+        if not texts:
+            return np.zeros((0, len(published.model.classes)))
+        cache = FeatureCache(self.workspace.layout.features / f"onnx-{encoder.key}")
         ensure(cache, zip(hashes, texts, strict=True), lambda: encoder, progress=False)
-        converted = published.model.predict_proba(texts, cache.get(hashes)) if texts else np.zeros_like(proba)
-        found = compare(proba, converted, sample.truth, published.model.classes)
-        write_json(note, found.to_json())
-        return found
+        return published.model.predict_proba(texts, cache.get(hashes))
 
     def original_proba(self, published: PublishedModel, sample: Sample) -> Any:
         """The original's probabilities (n, C): its vectors are in the cache, or torch computes them."""
@@ -130,4 +156,4 @@ def comparison_sample(workspace: Workspace, published: PublishedModel) -> Sample
     chosen = set(smallest.tolist())
     pool = fetch([layout.pool], [key for place, key in enumerate(keys.ids()) if place in chosen])
     items = [*test.values(), *pool.values()]
-    return Sample(items, [rows.get(item.item_id) if item.item_id in test else None for item in items])
+    return Sample(items, [rows.get(item.item_id) if item.item_id in test else None for item in items], len(test))

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+import numpy as np
+from numpy.typing import NDArray
+
 from al_pipeline.features.encoder import encoder_identity
 from al_pipeline.file_notes import FileNotes
 from al_pipeline.integrations.git import Git
@@ -24,6 +27,7 @@ TORCH = "torch"
 _TRIAL = "Is this text as good as any other to try a model?"
 
 Encode = Callable[[Sequence[str]], Vectors]
+Predict = Callable[[Sequence[str]], NDArray[np.float64]]
 
 
 class WorkspaceModels:
@@ -61,8 +65,8 @@ class WorkspaceModels:
     def load(self, number: int) -> Served:
         """Load the model of a round, verified by digest, and predict a text with it."""
         published = open_model(self.workspace, number, self._history)
-        encode, gains = self.encoder(published) if published.model.needs_vectors else (None, False)
-        return served(published, encode, self.runtime, gains or not published.model.needs_vectors)
+        encode, gains = self.encoder(published) if published.model.needs_vectors else (None, True)
+        return served(published, predictor(published, encode), self.runtime, gains)
 
     def encoder(self, published: PublishedModel) -> tuple[Encode, bool]:
         """What computes the vectors of texts for a model, and whether it is faster with many at once."""
@@ -101,12 +105,14 @@ class WorkspaceModels:
         return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def served(published: PublishedModel, encode: Encode | None, runtime: str, gains: bool) -> Served:
+def predictor(published: PublishedModel, encode: Encode | None) -> Predict:
+    """What predicts texts with a model; `encode` computes their vectors, if it needs them."""
+    model = published.model
+    return lambda texts: model.predict_proba(texts, None if encode is None else encode(texts))
+
+
+def served(published: PublishedModel, predict_proba: Predict, runtime: str, gains: bool) -> Served:
     """A loaded model as it is served, after a trial. Raises what the trial raises."""
-    model, record = published.model, published.record
-
-    def predict_proba(texts: Sequence[str]) -> Any:
-        return model.predict_proba(texts, None if encode is None else encode(texts))
-
+    record = published.record
     predict_proba([f"{_TRIAL} {round_name(record.round)}"])
-    return Served(record.round, record.hashes["model"], runtime, tuple(model.classes), predict_proba, gains)
+    return Served(record.round, record.hashes["model"], runtime, tuple(published.model.classes), predict_proba, gains)
