@@ -78,8 +78,19 @@ IDEAS = {"active_learning", "annotation", "costs", "evaluation", "notifications"
 OUTSIDE = {"pathlib", "os", "io", "subprocess", "socket", "shutil", "tempfile", "urllib", "http", "httpx", "requests"}
 
 ONLY = {
-    "torch": ("features", "models.training", "models.transformer"),
-    "transformers": ("features.encoder", "features.packing"),
+    "torch": (
+        "features",
+        "models.training",
+        "models.transformer",
+        "serving.huggingface_export",
+        "serving.huggingface_model",
+    ),
+    "transformers": (
+        "features.encoder",
+        "features.packing",
+        "serving.huggingface_export",
+        "serving.huggingface_model",
+    ),
     "huggingface_hub": ("features.encoder",),
     "label_studio_sdk": ("integrations.label_studio.client",),
     "dvc": ("integrations.dvc",),
@@ -106,7 +117,7 @@ ONLY = {
     "pydantic": ("flows",),  # with which Prefect describes a run's parameters
     "sklearn": ("plugins.models",),
     "skops": (),  # imported by name, where plug-ins' models are stored
-    "pandas": ("frames",),
+    "pandas": ("frames", "serving.exported"),  # MLflow hands tables over
     "requests": (),
     "pickle": (),
     "joblib": (),

@@ -3,39 +3,47 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from harness import SMALL, change_params, play, write_pool
+from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from al_pipeline.cli import app as cli
-from al_pipeline.errors import BadInput
-from al_pipeline.features.encoder import Encoder, install_encoder
+from al_pipeline.errors import BadInput, UsageError
+from al_pipeline.features.encoder import Encoder, encoder_identity, install_encoder
 from al_pipeline.files import read_json, sha256_file
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.models.estimators import Estimate, fit_classifier
 from al_pipeline.models.feature_matrix import FeatureMatrix
+from al_pipeline.models.finetuned import FinetunedModel
 from al_pipeline.models.text_model import TextModel
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
-from al_pipeline.operations.predict import predict
-from al_pipeline.serving import onnx_encoder
+from al_pipeline.operations.predict import open_model, predict
+from al_pipeline.records import Item
+from al_pipeline.serving import huggingface_export, onnx_encoder, onnx_export
 from al_pipeline.serving.agreement import Agreement, compare
 from al_pipeline.serving.exported import ExportedModel
+from al_pipeline.serving.head_arrays import head_arrays
 from al_pipeline.serving.margins import margins, needed_margin, refined
+from al_pipeline.serving.model_export import FORMATS, export_model
 from al_pipeline.serving.onnx_encoder import OnnxEncoder, convert_encoder
 from al_pipeline.serving.onnx_graph import Graph, check_convertible
-from al_pipeline.serving.onnx_head import add_head, add_refined, check_head
-from al_pipeline.serving.onnx_models import OnnxModels
+from al_pipeline.serving.onnx_head import add_head, add_refined
+from al_pipeline.serving.onnx_models import OnnxModels, Sample
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 TEXTS = [
@@ -106,7 +114,7 @@ def test_what_cannot_be_converted_is_refused_with_the_reason() -> None:
         (Estimate("centroid", ("a", "b"), {"a": 1}, {}, ()), "fewer than two classes"),
     ):
         with pytest.raises(BadInput, match=says):
-            check_head(TextModel(head, None, True))
+            head_arrays(TextModel(head, None, True))
 
 
 @pytest.mark.parametrize("classifier", ["head", "centroid"])
@@ -120,7 +128,9 @@ def test_the_graph_of_a_head_computes_its_probabilities(classifier: str) -> None
     labels = ["a" if row[0] > 0 else "c" for row in vectors]
     head = fit_classifier(classifier, FeatureMatrix(vectors), labels, ["a", "b", "c"], 7, True)
     graph = Graph()
-    made = add_head(graph, TextModel(head, None, True), graph.input("vector", TensorProto.FLOAT, ["texts", 8]))
+    made = add_head(
+        graph, head_arrays(TextModel(head, None, True)), graph.input("vector", TensorProto.FLOAT, ["texts", 8])
+    )
     whole = graph.model({"probabilities": (made, TensorProto.DOUBLE, ["texts", 3])})
     session = onnxruntime.InferenceSession(whole.SerializeToString(), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"vector": vectors})
@@ -256,22 +266,34 @@ WITHOUT_TORCH = """
 import sys
 for name in ("torch", "transformers"):
     sys.modules[name] = None
-from al_pipeline.serving.onnx_models import OnnxModels
-from al_pipeline.workspace.workspace import open_workspace
-models = OnnxModels(open_workspace(), "onnx-int8")
-models.promoted()
-print(models.load(0).predict_proba(["win money now", "minutes"]).tolist())
+sys.argv = ["al", "serve", "--runtime", "onnx-int8", "--port", "0", "--json"]
+from al_pipeline.cli.app import main
+main()
 """
 
 
 @pytest.mark.slow
-def test_it_runs_where_torch_and_transformers_are_not_installed(workspace: Workspace, models: OnnxModels) -> None:
+def test_the_command_serves_where_torch_and_transformers_are_not_installed(
+    workspace: Workspace, models: OnnxModels
+) -> None:
     expected = models.load(0).predict_proba(["win money now", "minutes"]).tolist()
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH], cwd=workspace.layout.root, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == expected
+    token = "a-token-for-tests-only"
+    with subprocess.Popen(
+        [sys.executable, "-c", WITHOUT_TORCH], cwd=workspace.layout.root, stdout=subprocess.PIPE, text=True,
+        stderr=subprocess.PIPE, env={**os.environ, "AL_SERVE_TOKEN": token},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None and process.stderr is not None
+        try:
+            text = "".join(iter(process.stdout.readline, "}\n")) + "}"
+            assert text != "}", process.stderr.read()
+            said = json.loads(text)
+            assert said["runtime"] == "onnx-int8"
+            with httpx.Client(trust_env=False, headers={"Authorization": f"Bearer {token}"}) as client:
+                found = client.post(said["url"] + "/predict", json={"texts": ["win money now", "minutes"]}).json()
+        finally:
+            process.terminate()
+            process.communicate(timeout=30)
+    assert [list(one["probabilities"].values()) for one in found["predictions"]] == expected
 
 
 @pytest.mark.slow
@@ -289,9 +311,7 @@ def test_an_export_is_loaded_by_bare_onnxruntime(
     assert "labels are equal (100.0%, needed 99.5%)" in capsys.readouterr().out
     card = read_json(out / "card.json")
     assert card["digest"] == read_json(workspace.layout.record(0))["hashes"]["model"]
-    assert card["sha256"] == {
-        path.name: sha256_file(path) for path in out.iterdir() if path.name not in ("card.json", "README.md")
-    }
+    assert card["sha256"] == {path.name: sha256_file(path) for path in out.iterdir() if path.name != "card.json"}
     text = (out / "README.md").read_text(encoding="utf-8")
     for says in (
         "round-0000: Which label fits",
@@ -337,3 +357,125 @@ def test_an_export_is_loaded_by_bare_onnxruntime(
     unpacked = ExportedModel(tmp_path / "unpacked/m")
     assert unpacked.card["precision"] == "int8"
     assert np.abs(unpacked.predict_proba(TEXTS) - expected).max() < 0.05
+
+
+# Other formats ------------------------------------------------------------------------------------------------------
+def expected_of(workspace: Workspace, number: int | None = None) -> list[list[float]]:
+    """The probabilities that `al predict` gives."""
+    rows = predict(workspace, iter([[(text, text) for text in TEXTS[:4]]]), number)
+    return [list(row["probabilities"].values()) for row in rows]
+
+
+def run_alone(program: str, folder: Path, tmp_path: Path) -> Any:
+    """The JSON that a program prints, in which al-pipeline cannot be imported."""
+    environment = {
+        **os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": str(tmp_path / "code"), "PYTHONWARNINGS": "ignore",
+    }  # fmt: skip
+    first = (
+        "import json, sys\nfolder, texts = sys.argv[1], json.loads(sys.argv[2])\nsys.modules['al_pipeline'] = None\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", first + program, str(folder), json.dumps(TEXTS[:4])], env=environment, cwd=tmp_path,
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+MLFLOW = """
+import pickle
+pickle.load = pickle.loads = pickle.Unpickler = None
+import mlflow, pandas
+model = mlflow.pyfunc.load_model(folder)
+found = model.predict(pandas.DataFrame({"text": texts}))
+names = [one.name for one in model.metadata.signature.outputs]
+print(json.dumps({"columns": list(found.columns), "names": names, "rows": found.values.tolist(),
+                  "round": model.metadata.metadata["round"], "torch": "torch" in sys.modules}))
+"""
+
+
+@pytest.mark.slow
+def test_an_mlflow_model_is_loaded_by_mlflow(workspace: Workspace, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    done = export_model(workspace, out, "mlflow")
+    assert done.bytes > 0 and "labels are equal (100.0%" in done.agreement
+    found = run_alone(MLFLOW, out, tmp_path)
+    assert found["columns"] == found["names"] == ["label", "probability", "probability_ham", "probability_spam"]
+    assert np.abs(np.array([row[2:] for row in found["rows"]]) - expected_of(workspace)).max() < 0.02
+    assert [row[0] for row in found["rows"]] == [
+        row["label"] for row in predict(workspace, iter([[(text, text) for text in TEXTS[:4]]]))
+    ]
+    assert found["round"] == done.round and not found["torch"]
+    export_model(workspace, out, "mlflow", force=True)
+    assert not list(out.rglob("*.pkl"))
+    (out / "model/mine.txt").write_text("mine")
+    with pytest.raises(BadInput, match="contains model/mine.txt"):
+        export_model(workspace, out, "onnx", force=True)
+
+
+HUGGINGFACE = """
+from transformers import AutoModelForSequenceClassification, pipeline
+model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+classify = pipeline("text-classification", model=folder, trust_remote_code=True)
+names = [model.config.id2label[place] for place in range(model.config.num_labels)]
+alone = [{one["label"]: one["score"] for one in classify(text, top_k=None)} for text in texts]
+together = [{one["label"]: one["score"] for one in found} for found in classify(texts, top_k=None, batch_size=4)]
+rows = [[[row[name] for name in names] for row in some] for some in (alone, together)]
+print(json.dumps({"names": names, "rows": rows}))
+"""
+
+
+@pytest.mark.slow
+def test_a_folder_for_transformers_is_loaded_by_transformers(workspace: Workspace, tmp_path: Path) -> None:
+    out = tmp_path / "model.zip"
+    done = export_model(workspace, out, "huggingface", license_name="apache-2.0")
+    assert "labels are equal (100.0%" in done.agreement
+    with zipfile.ZipFile(out) as archive:
+        archive.extractall(tmp_path)
+    folder = tmp_path / "model"
+    assert str(tmp_path) not in (folder / "config.json").read_text() and not list(folder.glob("*.bin"))
+    card = ModelCard.load(folder / "README.md").data
+    assert (card.license, card.library_name, card.pipeline_tag) == ("apache-2.0", "transformers", "text-classification")
+    assert {one.metric_name for one in card.eval_results} == {"accuracy", "macro-F1"}
+    found = run_alone(HUGGINGFACE, folder, tmp_path)
+    assert found["names"] == ["ham", "spam"]
+    for rows in found["rows"]:
+        assert np.abs(np.array(rows) - expected_of(workspace)).max() < 0.02
+    with pytest.raises(UsageError, match="no identifier of a license"):
+        export_model(workspace, tmp_path / "other", "huggingface", license_name="a license")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+def test_a_fine_tuned_encoder_is_exported_with_its_trained_weights(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = open_model(workspace)
+    folder = published.folder / "encoder"
+    encoder = Encoder(folder, 32, "float32", threads=1)
+    draw, name = np.random.default_rng(5), "encoder.layer.1.output.dense.weight"
+    trained = {
+        "head.weight": draw.normal(size=(2, 64)).astype(np.float32), "head.bias": np.float32([0.3, -0.2]),
+        "embeddings.rows": np.arange(1000, 9000), "embeddings": draw.normal(size=(8000, 64)).astype(np.float32),
+        name: draw.normal(size=encoder.model.state_dict()[name].shape).astype(np.float32) / 8,
+    }  # fmt: skip
+    model = FinetunedModel(
+        ("ham", "eggs", "spam"), {"ham": 5, "spam": 7}, 1.7, 32, encoder_identity(folder, 32), trained, folder,
+        workspace.params.train.finetune,
+    )  # fmt: skip
+    published = replace(published, model=model)
+    items = [Item(str(place), str(place), text) for place, text in enumerate(TEXTS)]
+    expected = model.predict_proba(TEXTS)
+    assert np.abs(expected - expected[0]).max() > 0.05, "the texts differ"
+    for module in (onnx_export, huggingface_export):
+        monkeypatch.setattr(module, "comparison_sample", lambda *_: Sample(items, [None] * len(items), 0))
+    monkeypatch.setattr(OnnxModels, "original_proba", lambda *_: expected)
+    for form, write in FORMATS.items():
+        out = tmp_path / form
+        out.mkdir()
+        if form == "onnx-int8":
+            with pytest.raises(BadInput, match="not converted to 8 bits"):
+                write.write(workspace, published, out)
+            continue
+        assert write.write(workspace, published, out).largest_difference < 1e-4, form

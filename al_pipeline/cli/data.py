@@ -193,8 +193,8 @@ def export(
         str | None,
         typer.Option(
             "--format",
-            metavar="csv|jsonl|parquet|datasets|onnx|onnx-int8",
-            help="Default: by the extension of --out. The last two export the model, not the labels.",
+            metavar="csv|jsonl|parquet|datasets|onnx|onnx-int8|mlflow|huggingface",
+            help="Default: by the extension of --out. The last four export the model, not the labels.",
         ),
     ] = None,
     number: Annotated[
@@ -204,6 +204,10 @@ def export(
     test: Annotated[
         bool, typer.Option("--test", help="Include the labels of the test set, and a column `part`.")
     ] = False,
+    license_name: Annotated[
+        str | None,
+        typer.Option("--license", help="License that a model's card names, such as `apache-2.0`. Default: unknown."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing output.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -211,15 +215,18 @@ def export(
 
     `datasets` is for Hugging Face.
 
-    `onnx` and `onnx-int8` export the model instead, with a model card and a program that needs no al-pipeline: one \
-graph from tokens and terms to calibrated probabilities, written only if it agrees with the original.
+    The other formats export the model, with a model card; it is written only if it agrees with the original. `onnx` \
+and `onnx-int8`: one graph from tokens and terms to calibrated probabilities, and a program that needs no al-pipeline. \
+`mlflow`: for `mlflow.pyfunc`, without pickle. `huggingface`: for transformers, with safetensors.
     """
     from al_pipeline.operations.export import export as export_labels
     from al_pipeline.operations.history import round_number
 
     wanted = None if number is None else round_number(number)
-    if output_format in ("onnx", "onnx-int8"):
-        return _export_model(out, output_format, wanted, test, force, as_json)
+    if output_format in ("onnx", "onnx-int8", "mlflow", "huggingface"):
+        return _export_model(out, output_format, wanted, test, license_name, force, as_json)
+    if license_name is not None:
+        raise UsageError("--license is for models; leave it out with labels")
     done = export_labels(current_workspace(), out, output_format, wanted, test=test, force=force)
     if done.waiting:
         warn(f"{done.waiting} interventions on labels are not in {done.round} yet; the next `al round` applies them")
@@ -228,12 +235,15 @@ graph from tokens and terms to calibrated probabilities, written only if it agre
     echo(f"{done.rows:,} labels of {done.round} written to {escape(done.out)}")
 
 
-def _export_model(out: Path, runtime: str, number: int | None, test: bool, force: bool, as_json: bool) -> None:
-    from al_pipeline.serving.onnx_export import export_onnx
+def _export_model(
+    out: Path, form: str, number: int | None, test: bool, license_name: str | None, force: bool, as_json: bool
+) -> None:
+    from al_pipeline.serving.model_export import export_model
 
     if test:
         raise UsageError("--test is for labels; leave it out with a model")
-    done = export_onnx(current_workspace(), out, number, runtime, force=force)
+    more = {} if license_name is None else {"license_name": license_name}
+    done = export_model(current_workspace(), out, form, number, force=force, **more)
     if as_json:
         return print_json(asdict(done))
     echo(f"The model of {done.round} was written to {escape(done.out)}: {done.agreement}")

@@ -475,6 +475,15 @@ class Encoder:
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         return None if backend is None else str(backend.to_str())
 
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer to `folder` as transformers reads it; it then truncates texts as this encoder does."""
+        before = self._tokenizer.model_max_length
+        self._tokenizer.model_max_length = self._max_tokens
+        try:
+            self._tokenizer.save_pretrained(str(folder))
+        finally:
+            self._tokenizer.model_max_length = before
+
     def padded_length(self, ids: Sequence[int]) -> int:
         """The length to which a text of these tokens is padded."""
         return min(-(-max(len(ids), 1) // _STEP) * _STEP, self._longest)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from al_pipeline.active_learning.strategies import Samples
 from al_pipeline.errors import BadInput
-from al_pipeline.features.encoder import encoder_identity
+from al_pipeline.features.encoder import Encoder, encoder_identity
 from al_pipeline.files import read_json, sha256_bytes, sha256_file, write_bytes, write_json
 from al_pipeline.models.calibration import MIN_CALIBRATION, fit_temperature, stratified_folds
 from al_pipeline.models.feature_matrix import Floats, row_products
@@ -131,6 +131,11 @@ class FinetunedModel:
             "total_labels": sum(self.counts.values()),
         }
         write_json(folder / CARD_FILE, card)
+
+    @property
+    def trained(self) -> Encoder:
+        """The encoder with the trained weights; only for a model that has some."""
+        return self._network.encoder
 
     def _proba(self, vectors: Vectors) -> Floats:
         weight, bias = (self.tensors[name].astype(np.float64) for name in (WEIGHT, BIAS))

@@ -1,6 +1,7 @@
 """Predicts with an exported model: `python predict.py "a text" "another"`, in the folder of the model.
 
-It needs onnxruntime and numpy, and tokenizers for a model with an encoder. It is this file of al-pipeline, unchanged.
+It needs onnxruntime and numpy, tokenizers for a model with an encoder, and pandas for MLflow. It is a file of
+al-pipeline, unchanged.
 """
 
 import json
@@ -57,6 +58,40 @@ class ExportedModel:
             found["terms"] = np.array([list(counts)], np.int64)
             found["counts"] = np.array([list(counts.values())], np.float32)
         return found
+
+
+class PythonFunction:
+    """What MLflow calls: texts in, a table out."""
+
+    def __init__(self, model: ExportedModel) -> None:
+        self._model = model
+
+    def predict(self, model_input: Any, params: Any = None) -> Any:
+        """A row for each text: `label`, `probability`, and the probability of each class.
+
+        `model_input` is a table with a column `text`, or with a single column, or texts.
+        """
+        import pandas
+
+        if isinstance(model_input, str):
+            texts = [model_input]
+        elif isinstance(model_input, pandas.DataFrame):
+            column = "text" if "text" in model_input.columns else model_input.columns[0]
+            texts = list(model_input[column])
+        else:
+            texts = [text for text in model_input]
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise TypeError(f"a text is a string, not {type(wrong[0]).__name__}")
+        classes = self._model.classes
+        proba = self._model.predict_proba(texts) if texts else np.empty((0, len(classes)))
+        columns = {f"probability_{name}": proba[:, place] for place, name in enumerate(classes)}
+        best = [classes[place] for place in proba.argmax(axis=1)]
+        return pandas.DataFrame({"label": best, "probability": proba.max(axis=1, initial=0.0), **columns})
+
+
+def _load_pyfunc(folder: str) -> PythonFunction:
+    """What MLflow calls to load the model in a folder."""
+    return PythonFunction(ExportedModel(folder))
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from al_pipeline.files import (
     write_json,
     write_text,
 )
+
+if TYPE_CHECKING:
+    from al_pipeline.features.encoder import Encoder
 
 Vectors = NDArray[np.float32]
 
@@ -88,12 +91,20 @@ def weights_of(folder: Path, max_tokens: int) -> tuple[dict[str, Any], Mapping[s
             f"converting a model needs {error.name}: convert it where al-pipeline is installed whole, by `al serve` "
             "or `al export`"
         ) from None
+    return parts_of(encoder)
+
+
+def parts_of(encoder: Encoder) -> tuple[dict[str, Any], Mapping[str, Any], str]:
+    """The weights of a loaded encoder as float32 arrays, its configuration, and its tokenizer as JSON.
+
+    Raises BadInput if its tokenizer cannot be used without transformers.
+    """
     tokenizer = encoder.tokenizer_json()
     if tokenizer is None:
         raise BadInput(
             "the encoder's tokenizer exists in Python only, so it cannot be converted; use the runtime torch"
         )
-    weights = {name: part.float().numpy() for name, part in encoder.model.state_dict().items()}
+    weights = {name: part.float().cpu().numpy() for name, part in encoder.model.state_dict().items()}
     return weights, encoder.model.config.to_dict(), tokenizer
 
 

@@ -7,49 +7,28 @@ from collections.abc import Callable
 import numpy as np
 from onnx import TensorProto
 
-from al_pipeline.errors import BadInput
-from al_pipeline.models.estimators import SHARPNESS, Estimate
-from al_pipeline.models.linear import Head
-from al_pipeline.models.probabilities import FLOOR
-from al_pipeline.models.text_model import TextModel
+from al_pipeline.serving.head_arrays import HeadArrays
 from al_pipeline.serving.onnx_graph import Array, Graph
 
 _LEAST = 1e-12
-CENTROID = "centroid"
 
 
-def check_head(model: TextModel) -> None:
-    """Raise BadInput if a classifier cannot be converted, with the reason."""
-    head = model.head
-    if isinstance(head, Estimate) and head.name != CENTROID:
-        raise BadInput(f"the model {head.name!r} is code of its own, which cannot be converted to ONNX")
-    if not head.widths:
-        raise BadInput("the model has labels of fewer than two classes, so there is nothing to convert yet")
-
-
-def add_head(graph: Graph, model: TextModel, vectors: str | None) -> str:
+def add_head(graph: Graph, head: HeadArrays, vectors: str | None) -> str:
     """Add a classifier to a graph; `vectors` (n, d) are the encoder's. Returns probabilities (n, C), float64."""
-    head = model.head
-    weights: list[Array]
-    bias: Array
-    if isinstance(head, Head):
-        weights, bias, scale = list(head.weights), head.bias, 1.0
-        shift = np.array(head.shift) if head.shift else np.zeros(len(head.seen))
-    else:
-        weights = [head.arrays[f"means.{number}"] for number in range(len(head.widths))]
-        bias, scale, shift = np.zeros(len(head.seen)), SHARPNESS, np.zeros(len(head.seen))
-    terms = [] if vectors is None else [_dense(graph, vectors, weights.pop(0))]
-    if model.tfidf is not None:
-        terms.append(_sparse(graph, model.tfidf.idf, weights.pop(0)))
-    total = graph.constant(np.asarray(bias, np.float64))
+    terms = [] if vectors is None or head.dense is None else [_dense(graph, vectors, head.dense)]
+    if head.sparse is not None and head.idf is not None:
+        terms.append(_sparse(graph, head.idf, head.sparse))
+    total = graph.constant(np.asarray(head.bias, np.float64))
     for term in terms:
         total = graph.add("Add", term, total)
-    if isinstance(head, Estimate):  # calibration follows the estimator's own probabilities
-        own = graph.add("Softmax", graph.add("Mul", total, graph.constant(np.float64(scale))), axis=-1)
+    if head.is_estimate:  # calibration follows the estimator's own probabilities
+        own = graph.add("Softmax", graph.add("Mul", total, graph.constant(np.float64(head.scale))), axis=-1)
         total = graph.add("Log", graph.add("Max", own, graph.constant(np.float64(_LEAST))))
     warm = graph.add("Div", total, graph.constant(np.float64(head.temperature)))
-    shared = graph.add("Softmax", graph.add("Add", warm, graph.constant(shift)), axis=-1)
-    return _over_all(graph, shared, head)
+    shared = graph.add("Softmax", graph.add("Add", warm, graph.constant(head.shift)), axis=-1)
+    extended = graph.add("Add", graph.add("MatMul", shared, graph.constant(head.spread)), graph.constant(head.base))
+    axis = graph.constant(np.array([1], np.int64))
+    return str(graph.add("Div", extended, graph.add("ReduceSum", extended, axis, keepdims=1)))
 
 
 def _dense(graph: Graph, vectors: str, weights: Array) -> str:
@@ -75,20 +54,6 @@ def _sparse(graph: Graph, idf: Array, weights: Array) -> str:
     rows = graph.add("Gather", graph.constant(np.ascontiguousarray(weights.T, np.float32)), terms)
     wide = graph.add("Cast", rows, to=TensorProto.DOUBLE)
     return str(graph.add("ReduceSum", graph.add("Mul", wide, own), axis, keepdims=0))
-
-
-def _over_all(graph: Graph, shared: str, head: Head | Estimate) -> str:
-    """What `over_all_classes` computes."""
-    count = len(head.classes)
-    prior = 1 / (sum(head.counts.values()) + count)
-    places = [head.classes.index(name) for name in head.seen]
-    spread = np.zeros((len(places), count))
-    spread[np.arange(len(places)), places] = 1 - prior * (count - len(places))
-    base = np.full(count, prior)
-    base[places] = 0
-    extended = graph.add("Add", graph.add("MatMul", shared, graph.constant(spread)), graph.constant(base + FLOOR))
-    axis = graph.constant(np.array([1], np.int64))
-    return str(graph.add("Div", extended, graph.add("ReduceSum", extended, axis, keepdims=1)))
 
 
 def add_refined(graph: Graph, rough: str, margin: float, classes: int, exact: Callable[[], str]) -> str:
