@@ -467,6 +467,33 @@ def test_a_large_request_lets_small_ones_through() -> None:
     assert ended == ["small"] * 3 + ["large"]
 
 
+def test_texts_that_gain_nothing_together_are_computed_side_by_side_and_put_in_order() -> None:
+    lock, now, most = threading.Lock(), 0, 0
+
+    def predict_proba(texts: Sequence[str]) -> Any:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.05 if "0" in texts else 0.005)  # the first part ends after others
+        with lock:
+            now -= 1
+        return np.array([[float(text)] for text in texts])
+
+    model = Served(0, "digest", "fake", ("a",), predict_proba, gains=False)
+
+    async def main() -> Any:
+        batcher = Batcher(4, 0.0, 100, 5.0, workers=2)
+        batcher.start()
+        try:
+            return await asyncio.gather(*(batcher.predict(model, [str(n) for n in range(m)]) for m in (30, 1, 7)))
+        finally:
+            await batcher.close()
+
+    assert [[row[0] for row in found] for found in asyncio.run(main())] == [list(range(m)) for m in (30, 1, 7)]
+    assert most == 2
+
+
 def test_a_text_that_fails_does_not_fail_the_requests_beside_it() -> None:
     model = Fake().load(0)
 

@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from al_pipeline.errors import AlError, NothingToDo
+from al_pipeline.features.encoder import usable_cpus
 from al_pipeline.logs import get_logger
 from al_pipeline.params import Serve
 from al_pipeline.serving import metrics as prometheus
@@ -71,7 +72,7 @@ def make_app(
 ) -> FastAPI:
     """The application that serves `versions` as the model `name` to whoever has the `token`.
 
-    Its lifespan starts and ends the thread that computes; `versions` are the caller's to start and close. `recorder`
+    Its lifespan starts and ends the threads that compute; `versions` are the caller's to start and close. `recorder`
     gets every answer.
     """
     metrics = prometheus.Metrics(lambda: batcher.waiting)
@@ -81,6 +82,7 @@ def make_app(
         settings.queue_texts,
         settings.timeout_seconds,
         metrics.computed,
+        usable_cpus(),
     )
     versions.on_swap = metrics.swapped
     metrics.swapped(versions.current)

@@ -1,7 +1,8 @@
-"""Texts of requests that arrive together, computed together, by one thread; a bounded queue before it.
+"""Texts of requests that arrive together, computed together; a bounded queue before that.
 
 A request keeps the model that it came with: however models change meanwhile, its answer is of one model. Large requests
-are computed in parts, with those of other requests between them.
+are computed in parts, with those of other requests between them. Where a batch takes no less time than its texts one by
+one (`Served.gains`), several small ones are computed side by side, so that a text does not wait for a longer one.
 """
 
 from __future__ import annotations
@@ -50,8 +51,9 @@ class _Job:
     texts: Sequence[str]
     future: asyncio.Future[Floats]
     taken: int = 0
-    """Texts that were given to the model's thread."""
-    parts: list[Floats] = field(default_factory=list)
+    """Texts that were given to the model's threads."""
+    parts: dict[int, Floats] = field(default_factory=dict)
+    """What is computed, by the place of its first text."""
 
 
 class _Part(NamedTuple):
@@ -70,15 +72,21 @@ class Batcher:
         queue_texts: int,
         timeout: float,
         on_batch: Callable[[Served, int, float], None] = lambda *_: None,
+        workers: int = 1,
     ) -> None:
-        """`window`, `timeout`: seconds. `on_batch` gets model, number of texts and seconds of each batch."""
+        """`window`, `timeout`: seconds. `on_batch` gets model, number of texts and seconds of each batch.
+
+        `workers`: the number of threads that compute.
+        """
         self._batch_texts, self._window, self._queue_texts, self._timeout = batch_texts, window, queue_texts, timeout
         self._on_batch = on_batch
         self._jobs: deque[_Job] = deque()
         self._waiting = 0
         self._seconds_per_text = 0.0
         self._wake = asyncio.Event()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="al-serve-model")
+        self._workers = workers
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="al-serve-model")
+        self._computing: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -92,7 +100,7 @@ class Batcher:
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Refuse what waits, and end after the batch that is being computed."""
+        """Refuse what waits, and end after the batches that are being computed."""
         self._closed = True
         self._wake.set()
         if self._task is not None:
@@ -127,20 +135,31 @@ class Batcher:
     async def _run(self) -> None:
         while not self._closed:
             self._wake.clear()
-            if not self._jobs:
+            side_by_side = 1 if not self._jobs or self._jobs[0].model.gains else self._workers
+            if not self._jobs or len(self._computing) >= side_by_side:
                 await self._wake.wait()
                 continue
             if self._window and self._jobs[0].model.gains and self._waiting < self._batch_texts:
                 await asyncio.sleep(self._window)
-            parts = self._take()
-            if not parts:
-                continue
-            if not await self._compute(parts) and len(parts) > 1:
-                for part in parts:  # the text that fails must not fail the requests beside it
-                    await self._compute([part], last=True)
+            share = self._batch_texts if side_by_side == 1 else math.ceil(self._waiting / side_by_side)
+            parts = self._take(max(1, min(self._batch_texts, share)))
+            if parts:
+                task = asyncio.create_task(self._compute_all(parts))
+                self._computing.add(task)
+                task.add_done_callback(self._ended)
+        await asyncio.gather(*self._computing)
         for job in self._jobs:
             if not job.future.done():
                 job.future.set_exception(Closed())
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._computing.discard(task)
+        self._wake.set()
+
+    async def _compute_all(self, parts: Sequence[_Part]) -> None:
+        if not await self._compute(parts) and len(parts) > 1:
+            for part in parts:  # the text that fails must not fail the requests beside it
+                await self._compute([part], last=True)
 
     async def _compute(self, parts: Sequence[_Part], last: bool = False) -> bool:
         """Predict these parts and hand the answers out; whether the model did not fail.
@@ -162,10 +181,10 @@ class Batcher:
         self._give(parts, found)
         return True
 
-    def _take(self) -> list[_Part]:
-        """The next texts, of one model, at most a batch; jobs that need more go to the end of the queue."""
+    def _take(self, room: int) -> list[_Part]:
+        """The next texts, of one model, at most `room`; jobs that need more go to the end of the queue."""
         parts: list[_Part] = []
-        room, later = self._batch_texts, []
+        later = []
         while self._jobs and room:
             job = self._jobs.popleft()
             if job.future.done():  # given up, or a part of it failed
@@ -187,9 +206,9 @@ class Batcher:
     def _give(self, parts: Sequence[_Part], found: Floats) -> None:
         place = 0
         for job, start, end in parts:
-            job.parts.append(found[place : (place := place + end - start)])
-            if end == len(job.texts) and not job.future.done():
-                job.future.set_result(np.concatenate(job.parts))
+            job.parts[start] = found[place : (place := place + end - start)]
+            if sum(map(len, job.parts.values())) == len(job.texts) and not job.future.done():
+                job.future.set_result(np.concatenate([job.parts[begin] for begin in sorted(job.parts)]))
 
     def _note(self, model: Served, texts: int, seconds: float) -> None:
         own = seconds / texts

@@ -140,10 +140,16 @@ class OnnxEncoder:
         threads = threads or usable_cpus()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="al-onnx") if threads > 1 else None
 
-    def encode(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> Vectors:
+    def encode_in_turn(self, texts: Sequence[str]) -> Vectors:
+        """Like `encode`, in this thread alone, for callers that have threads of their own."""
+        return self.encode(texts, side_by_side=False)
+
+    def encode(
+        self, texts: Sequence[str], progress: Callable[[int], None] | None = None, *, side_by_side: bool = True
+    ) -> Vectors:
         """The texts' vectors, (n, d) float32, of unit length; `progress` gets 1 for each finished text."""
         tokens = first_tokens(texts, self.max_tokens, self._tokenize)
-        side_by_side = self._pool is not None and len(tokens) > 1
+        side_by_side = side_by_side and self._pool is not None and len(tokens) > 1
         found = self._pool.map(self._run, tokens) if side_by_side and self._pool else map(self._run, tokens)
         rows = []
         for row in found:

@@ -8,7 +8,6 @@ round is loaded without a conversion, and only texts that are new to the compari
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -52,7 +51,7 @@ class OnnxModels(WorkspaceModels):
     def __init__(self, workspace: Workspace, runtime: str) -> None:
         super().__init__(workspace)
         self.runtime = runtime
-        self._sessions: WeakValueDictionary[Path, OnnxEncoder] = WeakValueDictionary()
+        self._sessions: WeakValueDictionary[tuple[str, str], OnnxEncoder] = WeakValueDictionary()
 
     def load(self, number: int) -> Served:
         """Load the model of a round, compared with the original. Raises BadInput if it is refused, with the figures."""
@@ -60,32 +59,43 @@ class OnnxModels(WorkspaceModels):
         refuse_finetuned(published, self.runtime)
         if not published.model.needs_vectors:
             return served(published, predictor(published, None), self.runtime, gains=False)
+        held = self._encoders_of(published)  # else they would be loaded again below
         agreement = self.agreement(published)
         agreement.check(round_name(number), self.runtime)
-        return served(published, self.predictor(published, agreement.margin), self.runtime, gains=False)
+        made = served(published, self.predictor(published, agreement.margin), self.runtime, gains=False)
+        del held
+        return made
 
     def predictor(self, published: PublishedModel, margin: float) -> Predict:
-        """What predicts with a converted encoder, and again with an exact one where it is quantized and has to be."""
-        predict = predictor(published, self.converted(published, self.runtime).encode)
+        """What predicts with a converted encoder, and again with an exact one where it is quantized and has to be.
+
+        It computes in the thread that calls it; several may.
+        """
+        predict = predictor(published, self.converted(published, self.runtime).encode_in_turn)
         if self.runtime != QUANTIZED:
             return predict
-        exact = predictor(published, self.converted(published, EXACT).encode)
+        exact = predictor(published, self.converted(published, EXACT).encode_in_turn)
         return lambda texts: refined(predict(texts), margin, lambda rows: exact([texts[row] for row in rows]))
 
     def converted(self, published: PublishedModel, runtime: str) -> OnnxEncoder:
         """The converted encoder of a model."""
         folder, features = published.folder / "encoder", published.features
-        check_encoder(published, encoder_identity(folder, features.max_tokens, self._notes))
-        place = convert_encoder(folder, features.max_tokens, runtime, self.workspace.layout.private / "onnx")
-        found = self._sessions.get(place)
+        identity = encoder_identity(folder, features.max_tokens, self._notes)
+        check_encoder(published, identity)
+        found = self._sessions.get((identity, runtime))
         if found is None:
-            found = self._sessions[place] = OnnxEncoder(place)
+            place = convert_encoder(folder, features.max_tokens, runtime, self.workspace.layout.private / "onnx")
+            found = self._sessions[identity, runtime] = OnnxEncoder(place)
         return found
+
+    def _encoders_of(self, published: PublishedModel) -> list[OnnxEncoder]:
+        """The converted encoder, and the exact one if that is quantized."""
+        runtimes = (self.runtime, EXACT) if self.runtime == QUANTIZED else (self.runtime,)
+        return [self.converted(published, runtime) for runtime in runtimes]
 
     def agreement(self, published: PublishedModel) -> Agreement:
         """The comparison of a model with its original; computed once for a model and its converted encoders."""
-        runtimes = (self.runtime, EXACT) if self.runtime == QUANTIZED else (self.runtime,)
-        encoders = [self.converted(published, runtime) for runtime in runtimes]
+        encoders = self._encoders_of(published)
         key = "-".join([published.record.hashes["model"], *(encoder.key for encoder in encoders)])
         note = self.workspace.layout.private / "onnx/agreement" / f"{key}.json"
         known = read_object(note)
