@@ -421,6 +421,28 @@ def test_what_takes_too_long_is_given_up() -> None:
         assert "retry-after" in found.headers
 
 
+def test_at_the_end_accepted_requests_are_answered_and_new_connections_refused() -> None:
+    found: list[int] = []
+    source = Fake(seconds=0.3)
+    with running(source, replace(SERVE, batch_texts=2, timeout_seconds=5.0)) as made:
+
+        def ask() -> None:
+            with made.client() as client:
+                found.append(client.post("/predict", json={"text": "x"}).status_code)
+
+        threads = [threading.Thread(target=ask) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 5
+        while not source.batches[1:] and time.monotonic() < deadline:
+            time.sleep(0.01)
+    for thread in threads:
+        thread.join()
+    assert found == [200] * 5
+    with made.client() as client, pytest.raises(httpx.ConnectError):
+        client.get("/v2/health/live")
+
+
 # Batches ------------------------------------------------------------------------------------------------------------
 def batched(work: Any, batch_texts: int = 8, queue_texts: int = 100, timeout: float = 5.0) -> Any:
     """Run `work(batcher)` in an event loop, with a batcher that computes."""
