@@ -386,8 +386,14 @@ def _http(workspace: Workspace, texts: Sequence[str], seconds: float, runtime: s
             for name, port in ports.items():
                 rate = asyncio.run(_most(port, requests, seconds / 3))
                 found[name]["per_second"] = round(max(found[name]["per_second"], rate), 1)
-        for name, port in ports.items():
-            found[name]["half_load"] = asyncio.run(_latencies(port, requests, found[name]["per_second"] / 2, seconds))
+        passes: dict[str, list[dict[str, Any]]] = {name: [] for name in ports}
+        for _ in range(3):
+            for name, port in ports.items():
+                rate = found[name]["per_second"] / 2
+                passes[name].append(asyncio.run(_latencies(port, requests, rate, seconds)))
+        for name, some in passes.items():  # the machine is shared: the least disturbed of three, and all three
+            best = min(some, key=lambda one: one["p99_ms"])
+            found[name]["half_load"] = {**best, "p99_ms_of_passes": [one["p99_ms"] for one in some]}
     return found
 
 

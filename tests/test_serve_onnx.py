@@ -34,7 +34,7 @@ from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
 from al_pipeline.operations.predict import open_model, predict
 from al_pipeline.records import Item
-from al_pipeline.serving import huggingface_export, onnx_encoder, onnx_export
+from al_pipeline.serving import huggingface_export, onnx_encoder, onnx_export, onnx_models
 from al_pipeline.serving.agreement import Agreement, compare
 from al_pipeline.serving.exported import ExportedModel
 from al_pipeline.serving.head_arrays import head_arrays
@@ -44,6 +44,7 @@ from al_pipeline.serving.onnx_encoder import OnnxEncoder, convert_encoder
 from al_pipeline.serving.onnx_graph import Graph, check_convertible
 from al_pipeline.serving.onnx_head import add_head, add_refined
 from al_pipeline.serving.onnx_models import OnnxModels, Sample
+from al_pipeline.serving.workspace_models import WorkspaceModels
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 TEXTS = [
@@ -448,7 +449,7 @@ def test_a_folder_for_transformers_is_loaded_by_transformers(workspace: Workspac
 
 
 @pytest.mark.slow
-def test_a_fine_tuned_encoder_is_exported_with_its_trained_weights(
+def test_a_fine_tuned_encoder_is_exported_and_served_with_its_trained_weights(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published = open_model(workspace)
@@ -468,14 +469,17 @@ def test_a_fine_tuned_encoder_is_exported_with_its_trained_weights(
     items = [Item(str(place), str(place), text) for place, text in enumerate(TEXTS)]
     expected = model.predict_proba(TEXTS)
     assert np.abs(expected - expected[0]).max() > 0.05, "the texts differ"
-    for module in (onnx_export, huggingface_export):
+    for module in (onnx_export, huggingface_export, onnx_models):
         monkeypatch.setattr(module, "comparison_sample", lambda *_: Sample(items, [None] * len(items), 0))
     monkeypatch.setattr(OnnxModels, "original_proba", lambda *_: expected)
     for form, write in FORMATS.items():
         out = tmp_path / form
         out.mkdir()
-        if form == "onnx-int8":
-            with pytest.raises(BadInput, match="not converted to 8 bits"):
-                write.write(workspace, published, out)
-            continue
-        assert write.write(workspace, published, out).largest_difference < 1e-4, form
+        assert write.write(workspace, published, out).largest_difference < (0.05 if form == "onnx-int8" else 1e-4), form
+    assert len(list((workspace.layout.private / "onnx").glob("trained-*"))) == 2
+    for models in (WorkspaceModels(workspace), OnnxModels(workspace, "onnx")):
+        models.promoted()
+        monkeypatch.setattr(sys.modules[type(models).__module__], "open_model", lambda *_: published)
+        served = models.load(0)
+        assert np.abs(served.predict_proba(TEXTS) - expected).max() < 1e-4
+        assert isinstance(models, OnnxModels) or np.array_equal(served.predict_proba(TEXTS), expected), "to the byte"

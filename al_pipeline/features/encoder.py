@@ -394,19 +394,24 @@ class Encoder:
         """Number of tokens after which a text is truncated: `max_tokens`, or the transformer's positions if fewer."""
         return self._max_tokens
 
-    def allow_small_batches(self) -> None:
+    def allow_small_batches(self, known: dict[int, tuple[int, ...]] | None = None) -> dict[int, tuple[int, ...]]:
         """Compute few texts in smaller batches, of the sizes that give the bytes of full ones on this machine.
 
         Libraries guarantee nothing, so random texts are encoded in both: half a second for a small encoder. It is for
-        callers that encode single texts, such as a server. A GPU keeps full batches.
+        callers that encode single texts, such as a server. A GPU keeps full batches. `known` is what this returned for
+        an encoder of the same shape and precision, whose kernels are the same.
         """
         if self.device.type != "cpu" or self._small:
-            return
+            return self._small
+        if known:
+            self._small = known
+            return known
         lengths = range(_STEP, self._max_tokens + _STEP, _STEP)
         sizes = {_TOKENS_PER_BATCH} if self.packs else {min(length, self._longest) for length in lengths}
         for size in sorted(sizes):
             full = size if self.packs else self.batch_rows(size)
             self._small[size] = tuple(some for some in _SMALL[self.packs] if some < full and self._is_same(size, some))
+        return self._small
 
     def _is_same(self, size: int, small: int) -> bool:
         """Whether texts in batches of `small` tokens or rows have the bytes that they have in full ones."""

@@ -80,7 +80,7 @@ class FinetunedModel:
         """Class probabilities (n, C), strictly between 0 and 1; a text's do not depend on the other texts."""
         if not self.tensors:
             return over_all_classes(np.ones((len(texts), len(self.counts))), self.classes, self.counts)
-        return self._proba(self._network.vectors(self._network.encoder.tokenize(texts)))
+        return self.proba_of(self._network.vectors(self._network.encoder.tokenize(texts)))
 
     def draw(
         self, kind: Samples, texts: Sequence[str], vectors: Vectors | None, labels: Sequence[str], seed: SeedSequence
@@ -96,7 +96,7 @@ class FinetunedModel:
         if not self.tensors:
             return np.repeat(self.predict_proba(texts)[:, None], len(samples), axis=1)
         tokens = self._network.encoder.tokenize(texts)
-        return np.stack([self._proba(self._network.vectors(tokens, masks)) for masks in samples], axis=1)
+        return np.stack([self.proba_of(self._network.vectors(tokens, masks)) for masks in samples], axis=1)
 
     def likeness(
         self, texts: Sequence[str], vectors: Vectors | None, others: Sequence[str], other_vectors: Vectors | None
@@ -137,7 +137,8 @@ class FinetunedModel:
         """The encoder with the trained weights; only for a model that has some."""
         return self._network.encoder
 
-    def _proba(self, vectors: Vectors) -> Floats:
+    def proba_of(self, vectors: Vectors) -> Floats:
+        """Class probabilities (n, C) of texts whose vectors (n, d) are those of the trained encoder."""
         weight, bias = (self.tensors[name].astype(np.float64) for name in (WEIGHT, BIAS))
         logits = row_products(vectors.astype(np.float64), weight) + bias
         return over_all_classes(softmax(logits / self.temperature), self.classes, self.counts)

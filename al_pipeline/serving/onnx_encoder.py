@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -42,12 +43,21 @@ def missing_extra(name: str) -> UsageError:
     return UsageError(f"the runtime onnx needs the package {name}: pip install 'al-pipeline[onnx]'")
 
 
+Parts = tuple[dict[str, Any], Mapping[str, Any], str]
+"""An encoder's weights as float32 arrays, its configuration, and its tokenizer as JSON."""
+
+
 def convert_encoder(folder: Path, max_tokens: int, runtime: str, cache: Path) -> Path:
     """The folder below `cache` with a converted encoder, which is made if it is not there. Only that needs torch.
 
     `folder` holds the encoder as installed. Raises BadInput if it cannot be converted, UsageError without the extra.
     """
     identity = encoder_identity(folder, max_tokens)
+    return converted_at(cache, identity, max_tokens, runtime, lambda: weights_of(folder, max_tokens))
+
+
+def converted_at(cache: Path, identity: str, max_tokens: int, runtime: str, parts: Callable[[], Parts]) -> Path:
+    """The folder below `cache` with the converted encoder `identity`, made of `parts` if it is not there."""
     place = cache / f"{identity}-{runtime}-{_VERSION}"
     if _is_whole(place):
         return place
@@ -55,7 +65,7 @@ def convert_encoder(folder: Path, max_tokens: int, runtime: str, cache: Path) ->
         from al_pipeline.serving.onnx_graph import encoder_model
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name)) from None
-    weights, config, tokenizer = weights_of(folder, max_tokens)
+    weights, config, tokenizer = parts()
     data = encoder_model(weights, config, runtime == QUANTIZED).SerializeToString()
     make_folder(cache)
     remove_leftovers(cache)
@@ -77,7 +87,14 @@ def convert_encoder(folder: Path, max_tokens: int, runtime: str, cache: Path) ->
     return place
 
 
-def weights_of(folder: Path, max_tokens: int) -> tuple[dict[str, Any], Mapping[str, Any], str]:
+def keep_newest(cache: Path, prefix: str, kept: int) -> None:
+    """Delete converted encoders whose name begins with `prefix`, all but the `kept` that were made last."""
+    found = sorted(cache.glob(f"{prefix}*"), key=lambda place: place.stat().st_mtime_ns)
+    for place in found[: max(0, len(found) - kept)]:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def weights_of(folder: Path, max_tokens: int) -> Parts:
     """The weights of an installed encoder as float32 arrays, its configuration, and its tokenizer as JSON.
 
     Raises BadInput if transformers cannot load it, or its tokenizer cannot be used without it.
@@ -94,7 +111,7 @@ def weights_of(folder: Path, max_tokens: int) -> tuple[dict[str, Any], Mapping[s
     return parts_of(encoder)
 
 
-def parts_of(encoder: Encoder) -> tuple[dict[str, Any], Mapping[str, Any], str]:
+def parts_of(encoder: Encoder) -> Parts:
     """The weights of a loaded encoder as float32 arrays, its configuration, and its tokenizer as JSON.
 
     Raises BadInput if its tokenizer cannot be used without transformers.

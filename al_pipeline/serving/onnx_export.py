@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from al_pipeline.errors import BadInput, NothingToDo
+from al_pipeline.errors import NothingToDo
 from al_pipeline.features.encoder import encoder_identity
 from al_pipeline.files import write_bytes, write_json, write_text
 from al_pipeline.models.finetuned import FinetunedModel
@@ -53,8 +53,6 @@ def _write_model(workspace: Workspace, published: PublishedModel, folder: Path, 
     if head.dense is not None:
         encoder = published.folder / "encoder"
         if isinstance(model, FinetunedModel):
-            if runtime == QUANTIZED:
-                raise BadInput("a fine-tuned encoder is not converted to 8 bits; use --format onnx")
             weights, config, tokenizer = parts_of(model.trained)
         else:
             check_encoder(published, encoder_identity(encoder, features.max_tokens))

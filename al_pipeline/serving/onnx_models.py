@@ -3,7 +3,8 @@
 With a quantized encoder, texts near the boundary of two classes are computed again by the exact one (`margins.py`).
 
 The head, TF-IDF and calibration are the original's own code, in numpy; rounds share one converted encoder. So another
-round is loaded without a conversion, and only texts that are new to the comparison are encoded.
+round is loaded without a conversion, and only texts that are new to the comparison are encoded. A fine-tuned encoder is
+converted for each round.
 """
 
 from __future__ import annotations
@@ -14,26 +15,37 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from al_pipeline.data.pool import fetch, read_ids
-from al_pipeline.errors import AlError, BadInput, UsageError
+from al_pipeline.errors import AlError, UsageError
 from al_pipeline.features.cache import FeatureCache, ensure
 from al_pipeline.features.encoder import encoder_identity
 from al_pipeline.files import read_object, write_json
-from al_pipeline.models.finetuned import FORMAT as FINETUNED
+from al_pipeline.models.finetuned import FinetunedModel
 from al_pipeline.models.loading import vectors_for
-from al_pipeline.models.text_model import CARD_FILE
 from al_pipeline.operations.predict import PublishedModel, check_encoder, open_model
 from al_pipeline.operations.snapshots import snapshots
 from al_pipeline.records import Item, LabeledItem, round_name
 from al_pipeline.serving.agreement import Agreement, compare
 from al_pipeline.serving.margins import margins, needed_margin, refined
-from al_pipeline.serving.onnx_encoder import EXACT, QUANTIZED, OnnxEncoder, convert_encoder
+from al_pipeline.serving.onnx_encoder import (
+    EXACT,
+    QUANTIZED,
+    OnnxEncoder,
+    convert_encoder,
+    converted_at,
+    keep_newest,
+    parts_of,
+)
 from al_pipeline.serving.versions import Served
-from al_pipeline.serving.workspace_models import Predict, WorkspaceModels, predictor, served
+from al_pipeline.serving.workspace_models import Predict, WorkspaceModels, encodes, predictor, served
 from al_pipeline.workspace.workspace import Workspace
 
 _SAMPLE = 500
 """Texts of the pool that are compared, besides the test set."""
 _MOST_TEST = 2000
+_TRAINED = "trained-"
+"""The beginning of the names of converted encoders that were trained: those of one round each."""
+_KEPT = 8
+"""The number of these that stay on disk, 90 MB each for a small encoder."""
 
 
 class Sample(NamedTuple):
@@ -56,8 +68,7 @@ class OnnxModels(WorkspaceModels):
     def load(self, number: int) -> Served:
         """Load the model of a round, compared with the original. Raises BadInput if it is refused, with the figures."""
         published = open_model(self.workspace, number, self._history)
-        refuse_finetuned(published, self.runtime)
-        if not published.model.needs_vectors:
+        if not encodes(published):
             return served(published, predictor(published, None), self.runtime, gains=False)
         held = self._encoders_of(published)  # else they would be loaded again below
         agreement = self.agreement(published)
@@ -79,12 +90,20 @@ class OnnxModels(WorkspaceModels):
 
     def converted(self, published: PublishedModel, runtime: str) -> OnnxEncoder:
         """The converted encoder of a model."""
-        folder, features = published.folder / "encoder", published.features
-        identity = encoder_identity(folder, features.max_tokens, self._notes)
-        check_encoder(published, identity)
+        folder, limit, model = published.folder / "encoder", published.features.max_tokens, published.model
+        if isinstance(model, FinetunedModel):
+            identity, limit = f"{_TRAINED}{published.record.hashes['model']}", model.max_tokens
+        else:
+            identity = encoder_identity(folder, limit, self._notes)
+            check_encoder(published, identity)
         found = self._sessions.get((identity, runtime))
         if found is None:
-            place = convert_encoder(folder, features.max_tokens, runtime, self.workspace.layout.private / "onnx")
+            cache = self.workspace.layout.private / "onnx"
+            if isinstance(model, FinetunedModel):
+                place = converted_at(cache, identity, limit, runtime, lambda: parts_of(model.trained))
+                keep_newest(cache, _TRAINED, _KEPT)
+            else:
+                place = convert_encoder(folder, limit, runtime, cache)
             found = self._sessions[identity, runtime] = OnnxEncoder(place)
         return found
 
@@ -121,6 +140,8 @@ class OnnxModels(WorkspaceModels):
         hashes = [item.content_hash for item in sample.items]
         if not texts:
             return np.zeros((0, len(published.model.classes)))
+        if isinstance(published.model, FinetunedModel):  # no other round has these vectors
+            return published.model.proba_of(encoder.encode(texts))
         cache = FeatureCache(self.workspace.layout.features / f"onnx-{encoder.key}")
         ensure(cache, zip(hashes, texts, strict=True), lambda: encoder, progress=False)
         return published.model.predict_proba(texts, cache.get(hashes))
@@ -141,15 +162,6 @@ class OnnxModels(WorkspaceModels):
                 f"{round_name(published.record.round)} was never compared with its original, which needs {error.name}: "
                 "serve it once where al-pipeline is installed whole, and copy `.al`"
             ) from None
-
-
-def refuse_finetuned(published: PublishedModel, runtime: str) -> None:
-    """Raise BadInput for a fine-tuned encoder, which is not converted."""
-    if read_object(published.folder / "model" / CARD_FILE).get("format") == FINETUNED:
-        raise BadInput(
-            f"{round_name(published.record.round)} is a fine-tuned encoder, which is not converted to {runtime}; "
-            "use the runtime torch"
-        )
 
 
 def comparison_sample(workspace: Workspace, published: PublishedModel) -> Sample:

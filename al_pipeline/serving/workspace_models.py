@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from al_pipeline.features.encoder import encoder_identity
 from al_pipeline.file_notes import FileNotes
 from al_pipeline.integrations.git import Git
+from al_pipeline.models.finetuned import FinetunedModel
 from al_pipeline.models.text_model import Vectors
 from al_pipeline.operations.history import History, read_history
 from al_pipeline.operations.predict import PublishedModel, check_encoder, open_model
@@ -41,6 +42,8 @@ class WorkspaceModels:
         self._files: dict[bytes, Path] = {}
         self._history: History | None = None
         self._encoders: WeakValueDictionary[tuple[Any, ...], Encoder] = WeakValueDictionary()
+        self._small: dict[tuple[Any, ...], dict[int, tuple[int, ...]]] = {}
+        """The small batches that encoders were found to allow."""
         self._notes = FileNotes()
 
     def mark(self) -> Hashable:
@@ -65,23 +68,28 @@ class WorkspaceModels:
     def load(self, number: int) -> Served:
         """Load the model of a round, verified by digest, and predict a text with it."""
         published = open_model(self.workspace, number, self._history)
-        encode, gains = self.encoder(published) if published.model.needs_vectors else (None, True)
-        return served(published, predictor(published, encode), self.runtime, gains)
+        encode = self.encoder(published) if encodes(published) else None
+        return served(published, predictor(published, encode), self.runtime, gains=True)
 
-    def encoder(self, published: PublishedModel) -> tuple[Encode, bool]:
-        """What computes the vectors of texts for a model, and whether it is faster with many at once."""
+    def encoder(self, published: PublishedModel) -> Encode:
+        """What computes the vectors of texts for a model."""
         from al_pipeline.features.encoder import Encoder
 
         features, folder = published.features, published.folder / "encoder"
         identity = encoder_identity(folder, features.max_tokens, self._notes)
+        if isinstance(published.model, FinetunedModel):
+            trained = published.model.trained
+            key: tuple[Any, ...] = (identity, "trained", published.device)
+            self._small[key] = trained.allow_small_batches(self._small.get(key))
+            return trained.encode
         check_encoder(published, identity)
         key = (identity, features.max_tokens, features.precision, published.device)
         encoder = self._encoders.get(key)
         if encoder is None:
             encoder = Encoder(folder, features.max_tokens, features.precision, device=published.device)
-            encoder.allow_small_batches()
+            self._small[key] = encoder.allow_small_batches(self._small.get(key))
             self._encoders[key] = encoder
-        return encoder.encode, True
+        return encoder.encode
 
     def _file(self, name: bytes) -> Path:
         """The path of one of git's files."""
@@ -105,10 +113,23 @@ class WorkspaceModels:
         return found.st_mtime_ns, found.st_size, found.st_ino
 
 
+def encodes(published: PublishedModel) -> bool:
+    """Whether a model computes vectors of texts: by a frozen encoder, or by one that was trained."""
+    model = published.model
+    return bool(model.tensors) if isinstance(model, FinetunedModel) else model.needs_vectors
+
+
+def proba_of(published: PublishedModel, texts: Sequence[str], vectors: Vectors) -> NDArray[np.float64]:
+    """Class probabilities (n, C) of texts, from the vectors (n, d) of the frozen or the trained encoder."""
+    model = published.model
+    return model.proba_of(vectors) if isinstance(model, FinetunedModel) else model.predict_proba(texts, vectors)
+
+
 def predictor(published: PublishedModel, encode: Encode | None) -> Predict:
     """What predicts texts with a model; `encode` computes their vectors, if it needs them."""
-    model = published.model
-    return lambda texts: model.predict_proba(texts, None if encode is None else encode(texts))
+    if encode is None:
+        return lambda texts: published.model.predict_proba(texts, None)
+    return lambda texts: proba_of(published, texts, encode(texts))
 
 
 def served(published: PublishedModel, predict_proba: Predict, runtime: str, gains: bool) -> Served:
