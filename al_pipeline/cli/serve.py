@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,6 +63,8 @@ SIGTERM ends it, after the requests that it has accepted.
             echo(f"Serving [bold]{escape(shown)}[/] at {url}; {url}/docs describes the interface")
             echo(f"The token is {escape(where)}")
         sys.stdout.flush()
+        gc.collect()
+        gc.freeze()  # what is loaded stays; a collection that looks through all of it would delay answers
         server.run()
         log.close()
     finally:

@@ -91,7 +91,8 @@ def _body(published: PublishedModel, title: str, agreement: Agreement, use: Sequ
     yield ""
     yield f"- **Round**: {round_name(record.round)}; decision: {record.decision.verdict}"
     yield f"- **SHA-256 of the original model**: `{record.hashes['model']}`"
-    yield f"- **Features**: {record.params.features.get('kind', '')}" + (
+    is_trained = isinstance(published.model, FinetunedModel)
+    yield f"- **Features**: {'fine-tuned encoder' if is_trained else record.params.features.get('kind', '')}" + (
         f"; encoder {source}, at most {published.features.max_tokens} tokens" if source else ""
     )
     yield f"- **Export against the original**: {agreement.sentence()}"
