@@ -624,6 +624,7 @@ def test_requests_for_old_rounds_delay_no_promotion_and_share_a_bounded_queue() 
         refused = client.post("/predict", json={"text": "x", "round": 9})
         assert refused.status_code == 429 and "8 models of other rounds wait" in refused.json()["error"]
         assert int(refused.headers["retry-after"]) >= 1
+        assert client.post("/predict", json={"text": "x", "round": 99}).status_code == 404, "what is none does not wait"
         source.promoted_round, begin = 11, time.monotonic()
         while client.post("/predict", json={"text": "x"}).json()["round"] != "round-0011":
             assert time.monotonic() < begin + 10, "a promotion waits for those who ask for old rounds"

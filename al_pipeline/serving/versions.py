@@ -141,9 +141,11 @@ class Versions:
     def ask(self, number: int) -> Future[Served]:
         """The model of a round, loaded in the queue if necessary. Requests for one round share its loading.
 
-        Raises TooManyRounds at once. The future raises NothingToDo for a round that is not published, AlError if its
-        model cannot be loaded.
+        Raises NothingToDo for a round that is not published, TooManyRounds if the queue is full. The future raises
+        AlError if the model cannot be loaded.
         """
+        if number not in self._source.rounds():
+            raise NothingToDo(f"{round_name(number)} is not published here")
         with self._keeping:
             asked = self._asked.get(number)
             if asked is None:
@@ -160,8 +162,6 @@ class Versions:
             with self._lock_of(number):
                 found = self.loaded(number)
                 if found is None:
-                    if number not in self._source.rounds():
-                        raise NothingToDo(f"{round_name(number)} is not published here")
                     found = self._source.load(number)
                 if found is not self._current:
                     self._keep(found)
