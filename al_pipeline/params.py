@@ -423,6 +423,20 @@ SERVE = Serve(
 """How a workspace is served whose `params.yaml` is older than this section."""
 
 
+class Live(_Section, frozen=True, kw_only=True):
+    """How questions are asked while people answer (`al live`). What a round publishes does not depend on it."""
+
+    enabled: bool
+    people: Annotated[int, Meta(ge=1, le=1000)]
+    away_minutes: Annotated[float, Meta(gt=0, le=1440)]
+    poll_seconds: Annotated[float, Meta(ge=0.1, le=60)]
+    max_similarity: Annotated[float, Meta(gt=0, le=1)]
+
+
+LIVE = Live(enabled=False, people=1, away_minutes=5.0, poll_seconds=1.0, max_similarity=0.95)
+"""The section of a workspace whose `params.yaml` is older than it: questions are asked in batches."""
+
+
 class Params(_Section, frozen=True, kw_only=True):
     """All of `params.yaml`."""
 
@@ -444,6 +458,7 @@ class Params(_Section, frozen=True, kw_only=True):
     notify: Notify = SILENT
     budget: Budget = NO_BUDGET
     serve: Serve = SERVE
+    live: Live = LIVE
     annotators: list[_Name]
     reviewers: list[_Name] = msgspec.field(default_factory=list)
 
@@ -568,10 +583,11 @@ def _split_meanings(values: dict[str, Any], source: str) -> tuple[dict[str, Any]
 def recorded(params: Params) -> dict[str, Any]:
     """The parameters as a round's record has them: names of classes, consensus and reviews only where they are used.
 
-    Whom a tick tells of what, what may be spent, and how the model is served, is no part of a round.
+    Whom a tick tells of what, what may be spent, how the model is served and whether questions are asked live, is no
+    part of a round.
     """
     row: dict[str, Any] = msgspec.to_builtins(params)
-    del row["notify"], row["budget"], row["serve"]
+    del row["notify"], row["budget"], row["serve"], row["live"]
     if params.select.cost == "items":
         del row["select"]["cost"]
     for section, key in (

@@ -38,6 +38,9 @@ RANDOM_SLICE = "random_slice"
 RELABEL = "relabel"
 """The strategy of an item that has a label and is asked again."""
 
+NOT_ASKED = "not_asked"
+"""The strategy of a task of a batch that was never asked, since its round was live and asked others instead."""
+
 CPU = "cpu"
 """The device of what was not computed on a GPU, see `features/device.py`."""
 
@@ -197,6 +200,8 @@ class Task(Struct, frozen=True):
     fields: Mapping[str, str]
     guess: tuple[str, float] | None = None
     """The model's label and its probability, if annotators may see it."""
+    place: int | None = None
+    """Its place among the questions of a live round, of which the newest is served first; None in other rounds."""
     answers: Mapping[str, str] | None = None
     """For a reviewer: the answers of others, as rows of a table."""
 

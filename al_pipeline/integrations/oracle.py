@@ -141,6 +141,14 @@ class Oracle(Protocol):
         """
         ...
 
+    def serve_newest(self, ref: ProjectRef, newest: bool) -> None:
+        """Have the tasks with a `Task.place` served by falling place, before all others, or all in order of their ids.
+
+        With `newest` there must be such a task. An order that people set in Label Studio's page is replaced by the
+        former alone.
+        """
+        ...
+
     def retire(self, ref: ProjectRef, task_ids: Sequence[int]) -> None:
         """Take tasks out of the queue; they can still be answered. Missing tasks are ignored."""
         ...

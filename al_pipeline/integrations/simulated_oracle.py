@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any, Literal
 from msgspec.structs import replace
 
 from al_pipeline.integrations.label_studio.parsers import TIME_FORMAT, answered_task, raw_result, task_state
-from al_pipeline.integrations.label_studio.payloads import choice_result, task_json
+from al_pipeline.integrations.label_studio.payloads import LIVE, choice_result, task_json
 from al_pipeline.integrations.label_studio.projects import (
     ProjectMark,
     check_mark,
@@ -52,6 +53,7 @@ class _HeldProject:
     labels: list[str]
     overlap: int
     show_guess: bool
+    newest_first: bool = False
     tasks: dict[int, _HeldTask] = field(default_factory=dict)
 
 
@@ -178,6 +180,12 @@ class SimulatedOracle:
                 task.retired, task.overlap, task.updated_at = False, wanted, self._tick()
         self._strike("ask_more", "after")
 
+    def serve_newest(self, ref: ProjectRef, newest: bool) -> None:
+        """Change the order of tasks; see Oracle."""
+        self._strike("serve_newest", "before")
+        self._held(ref).newest_first = newest
+        self._strike("serve_newest", "after")
+
     def retire(self, ref: ProjectRef, task_ids: Sequence[int]) -> None:
         """Take tasks out of the queue; see Oracle."""
         self._strike("retire", "before")
@@ -195,9 +203,10 @@ class SimulatedOracle:
     def queue(self, annotator: str, project_id: int = 1) -> list[str]:
         """The push keys of the tasks that this annotator would be served, in order."""
         project = self.projects[project_id]
+        order = _by_place if project.newest_first else _by_id
         return [
             str(task.data.get("push_key"))
-            for task in sorted(project.tasks.values(), key=lambda task: task.task_id)
+            for task in sorted(project.tasks.values(), key=order)
             if not self._state(project, task).is_labeled
             and all(annotation.annotator != annotator for annotation in task.annotations.values())
         ]
@@ -339,3 +348,13 @@ def _answered(task: _HeldTask) -> AnsweredTask:
         updated_at=task.updated_at,
         answers=len(_live(task)),
     )
+
+
+def _by_id(task: _HeldTask) -> tuple[float, int]:
+    return 0.0, task.task_id
+
+
+def _by_place(task: _HeldTask) -> tuple[float, int]:
+    """Tasks with a place first, by falling place, as uncertainty sampling has it."""
+    scores = [float(one["score"]) for one in task.predictions if one["model_version"] == LIVE]
+    return min(scores, default=math.inf), task.task_id

@@ -20,6 +20,7 @@ from al_pipeline.operations.checkout import converted
 from al_pipeline.params import AnswerCost
 from al_pipeline.records import CPU, RANDOM, RANDOM_SLICE, Event, PlannedTask
 from al_pipeline.rounds.interventions import Intervention, control_event
+from al_pipeline.rounds.manifests import live_number
 from al_pipeline.workspace.layout import Layout, pointer_of
 
 if TYPE_CHECKING:  # `al status` needs neither DVC nor the engine's fingerprint
@@ -264,13 +265,23 @@ def foreign_edits(layout: Layout, git: Git) -> list[str]:
     """Files that the engine owns and that differ from the last commit; for use between builds.
 
     Excludes the Label Studio projects, interventions and reviews: each is written and then committed on its own, and a
-    kill in between leaves it uncommitted.
+    kill in between leaves it uncommitted. Of live plans, it excludes what was appended since the last commit.
     """
     alone = (layout.project, layout.interventions, layout.review_project, layout.reviews)
     own = {path.relative_to(layout.root).as_posix() for path in alone}
     found = [name for name in git.changed(layout.owned) if not own & {name, str(PurePosixPath(name).parent)}]
+    found = [name for name in found if live_number(name) is None or not _only_appended(layout, git, name)]
     same = set(converted(layout, git, found)) if found else set()  # differ only by git's conversion of line endings
     return [name for name in found if name not in same]
+
+
+def _only_appended(layout: Layout, git: Git, name: str) -> bool:
+    """Whether a live plan is what was committed, and what was appended since."""
+    try:
+        now = (layout.root / name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return now.startswith(git.show("HEAD", name) or "")
 
 
 def refuse_edits(changed: Collection[str]) -> None:

@@ -18,6 +18,7 @@ from al_pipeline.data.ledger import known_ids, read_events, signature
 from al_pipeline.data.pool import count_items
 from al_pipeline.files import read_object
 from al_pipeline.integrations.git import Git
+from al_pipeline.live.plan import is_live
 from al_pipeline.operations import build
 from al_pipeline.operations.checkout import check_tags, put_back_converted
 from al_pipeline.operations.close import check_sources, foreign_edits, is_closed, pull_missing_sources, refuse_edits
@@ -77,6 +78,7 @@ def facts_at(workspace: Workspace, git: Git, history: History, now: datetime) ->
         amend=not waiting <= carried,
         amending=bool(carried),
         paused=history.pausing.sentence() if history.pausing else "",
+        live=is_live(workspace),
     )
     if planned is None or closed:
         return replace(found, closed=closed, built=build.built(layout), decided=decided)
@@ -96,7 +98,7 @@ def facts_at(workspace: Workspace, git: Git, history: History, now: datetime) ->
     opened = datetime.fromtimestamp(opened_at(layout, git, planned), UTC)
     return replace(
         found,
-        tasks=len(tasks),
+        tasks=len(history.batch()),
         settled=settled,
         new_labels=new_labels,
         asked_again=len(more),

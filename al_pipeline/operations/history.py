@@ -13,7 +13,7 @@ from al_pipeline.evaluation.online import Saved, labels_saved
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.git.objects import Tree
 from al_pipeline.operations.plan_cache import plan_rows
-from al_pipeline.records import Event, PlannedTask, round_name
+from al_pipeline.records import NOT_ASKED, Event, PlannedTask, round_name
 from al_pipeline.rounds.interventions import (
     Intervention,
     abandoned,
@@ -25,13 +25,17 @@ from al_pipeline.rounds.interventions import (
     waiting,
 )
 from al_pipeline.rounds.manifests import (
+    LiveQuestion,
     Record,
     RoundRecord,
+    live_number,
     parse_genesis,
+    parse_live,
     parse_plan,
     parse_record,
     plan_number,
     record_number,
+    tasks_of_live,
 )
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.trust import check_tree
@@ -50,6 +54,8 @@ class History(Struct, frozen=True):
     """In order of their numbers."""
     open_plan: str = ""
     """The text of the open round's committed plan (`open_tasks`)."""
+    open_live: str = ""
+    """The text of the open round's live plan, as far as it was written; empty if it asks its batch."""
 
     @property
     def latest(self) -> Record | None:
@@ -82,8 +88,16 @@ class History(Struct, frozen=True):
         return waiting(self.interventions, {carried.number for r in self.rounds for carried in r.interventions})
 
     def open_tasks(self) -> list[PlannedTask]:
-        """The tasks of the open round, as committed; none without an open round."""
+        """The tasks of the open round, as committed; none without an open round. Of a live round those asked so far."""
+        return [question.task for question in self.asked_live()] or self.batch()
+
+    def batch(self) -> list[PlannedTask]:
+        """The tasks of the open round's batch, as committed: a live round asks as many, but not these."""
         return [] if self.planned is None else parse_plan(self.open_plan, self.planned)
+
+    def asked_live(self) -> tuple[LiveQuestion, ...]:
+        """What the open round asked live."""
+        return () if self.planned is None else parse_live(self.open_live, self.planned)
 
     def record(self, number: int) -> RoundRecord:
         """The record of round `number`. Raises NothingToDo if it is not published."""
@@ -106,10 +120,24 @@ def read_history(layout: Layout, git: Git, revision: str = "HEAD") -> History:
     planned = max(plans.keys() - set(numbered.values()), default=None)
     plan = [] if planned is None else [plans[planned]]
     texts = git.read(revision, [*wanted, *spoken, *plan], tree)
+    live = "" if planned is None else _live_text(git, planned, revision)
     genesis = parse_genesis(texts[genesis_name], genesis_name) if genesis_name in wanted else None
     rounds = tuple(parse_record(texts[name], name) for name in wanted if name != genesis_name)
     interventions = tuple(read_intervention(texts[name], name) for name in spoken)
-    return History(revision, genesis, rounds, planned, interventions, "".join(texts[name] for name in plan))
+    return History(revision, genesis, rounds, planned, interventions, "".join(texts[name] for name in plan), live)
+
+
+def _live_text(git: Git, number: int, revision: str) -> str:
+    """The live plan of round `number` at `revision`; at HEAD with what was appended here since."""
+    path = Layout(git.root).live_plan(number)
+    committed = git.show(revision, path.relative_to(git.root).as_posix()) or ""
+    if revision != "HEAD":
+        return committed
+    try:
+        here = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, UnicodeDecodeError):
+        return committed
+    return here if here.startswith(committed) else committed
 
 
 def _tree(git: Git, revision: str) -> Tree:
@@ -177,7 +205,9 @@ def same_classes(rounds: Sequence[RoundRecord]) -> list[RoundRecord]:
 
 
 def read_plan(git: Git, number: int, revision: str = "HEAD") -> list[PlannedTask]:
-    """The tasks of round `number`, as committed. Raises RepositoryError if git has lost them."""
+    """The tasks of round `number`, as committed; of a live round those asked. RepositoryError if git has lost them."""
+    if live := parse_live(_live_text(git, number, revision), number):
+        return [question.task for question in live]
     return parse_plan(git.show(revision, f"rounds/{number:04d}/plan.jsonl") or "", number)
 
 
@@ -187,22 +217,41 @@ def read_plans(git: Git, revision: str = "HEAD") -> dict[str, PlannedTask]:
 
 
 def read_plan_rows(git: Git, revision: str = "HEAD") -> list[PlannedTask]:
-    """The rows of all plans, in order of round; a task that was carried over appears in several."""
+    """The rows of all plans, in order of round; a task that was carried over appears in several.
+
+    Of a live round also the tasks of its batch that it did not ask, with the strategy NOT_ASKED.
+    """
     tree = git.tree(revision, "rounds")
     names = {number: name for name in tree if (number := plan_number(name)) is not None}
+    live = {number: name for name in tree if (number := live_number(name)) is not None}
 
     def parse(numbers: Sequence[int]) -> dict[int, tuple[PlannedTask, ...]]:
-        texts = git.read(revision, [names[number] for number in numbers], tree)
-        return {number: tuple(parse_plan(texts[names[number]], number)) for number in numbers}
+        wanted = [*(names[number] for number in numbers), *(live[number] for number in numbers if number in live)]
+        texts = git.read(revision, wanted, tree)
+        found = {number: tuple(parse_plan(texts[names[number]], number)) for number in numbers}
+        asked = {number: parse_live(texts[live[number]], number) for number in numbers if number in live}
+        return {**found, **{number: tasks_of_live(found[number], own) for number, own in asked.items()}}
 
     objects = {number: tree[names[number]][2] for number in sorted(names)}
-    return list(chain.from_iterable(plan_rows(Layout(git.root).plans_read, objects, parse)))
+    for number, name in live.items():
+        if number in objects:
+            objects[number] += tree[name][2]
+    last = max(objects, default=None) if revision == "HEAD" else None
+    if last is None or not Layout(git.root).live_plan(last).exists():
+        return list(chain.from_iterable(plan_rows(Layout(git.root).plans_read, objects, parse)))
+    del objects[last]  # still grows
+    before = chain.from_iterable(plan_rows(Layout(git.root).plans_read, objects, parse))
+    plan = parse_plan(git.show(revision, names[last]) or "", last)
+    asked = parse_live(_live_text(git, last, revision), last)
+    return [*before, *(tasks_of_live(plan, asked) if asked else plan)]
 
 
 def rounds_of(plans: Iterable[PlannedTask]) -> dict[str, int]:
     """The newest round whose plan contains each item, by item id."""
     found: dict[str, int] = {}
     for task in plans:
+        if task.strategy == NOT_ASKED:
+            continue
         found[task.item_id] = max(found.get(task.item_id, task.round), task.round)
     return found
 

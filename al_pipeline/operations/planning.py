@@ -14,7 +14,7 @@ from al_pipeline.data.pool import fetch, read_ids
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.history import read_plan, read_plans
 from al_pipeline.params import Params, load_overrides
-from al_pipeline.records import Event, PlannedTask, push_key
+from al_pipeline.records import NOT_ASKED, Event, PlannedTask, push_key
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
 
@@ -132,5 +132,6 @@ def _asked_items(layout: Layout, git: Git, number: int, abandoned: Collection[in
     return {
         task.item_id
         for task in read_plans(git).values()
-        if task.part == "test" and task.round < number and task.round not in abandoned and task.push_key not in void
+        if task.part == "test" and task.round < number and task.round not in abandoned
+        if task.push_key not in void and task.strategy != NOT_ASKED
     }

@@ -86,6 +86,12 @@ def push(
     return PushReport(present, len(keys) - present, len(spare), numbers, waiting, kept)
 
 
+def present(oracle: Oracle, ref: ProjectRef, plan: Sequence[PlannedTask], landmark: Landmark | None = None) -> Copies:
+    """Label Studio's copies of the tasks of `plan` that people are shown or have answered; sends nothing."""
+    keys = frozenset(task.push_key for task in plan)
+    return _Queue(oracle, ref, plan, keys, lambda _: (), 1, time.sleep, landmark).copies()
+
+
 class Landmark(Struct, frozen=True):
     """A task of an earlier round, as it was known when this round was planned: those of this round have higher ids.
 

@@ -6,12 +6,13 @@ A record is written from the type that reads it. Keys of a newer engine are not 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from al_pipeline.errors import UnexpectedChange
 from al_pipeline.evaluation.figures import (
@@ -27,7 +28,7 @@ from al_pipeline.evaluation.figures import (
     Text,
     Texts,
 )
-from al_pipeline.records import PlannedTask, with_present_names
+from al_pipeline.records import NOT_ASKED, PlannedTask, canonical, with_present_names
 from al_pipeline.rounds.interventions import Intervention
 
 MAX_ROUND = 999_999
@@ -262,8 +263,29 @@ class Histogram(Part, frozen=True, kw_only=True):
             raise ValueError("edges must rise, and be one more than counts")
 
 
+class LiveQuestion(Struct, frozen=True, forbid_unknown_fields=True):
+    """One row of a round's live plan: a task, what asked it, and what that knew."""
+
+    task: PlannedTask
+    kind: Literal["planned", "chosen", "random"]
+    """planned: a task of the round's batch; chosen: by the live model's score; random: of the random share."""
+    model: Annotated[str, Meta(pattern=r"\A(?:[0-9a-f]{16})?\Z")]
+    """The digest of the model that asked it; empty for `planned`."""
+    events: Count
+    """The number of events, of ledger and inbox, that this model knew: the first ones."""
+    known: Annotated[str, Meta(pattern=r"\A(?:[0-9a-f]{16})?\Z")]
+    """A digest of the ids of these events."""
+    asked_at: _Moment
+
+    def to_line(self) -> str:
+        """This question as a line of `live.jsonl`, with its end."""
+        row = {name: getattr(self, name) for name in ("kind", "model", "events", "known", "asked_at")}
+        return canonical({"task": self.task.to_row(), **row}) + "\n"
+
+
 _RECORD = re.compile(r"rounds/(\d{4,6})/round\.json")
 _PLAN = re.compile(r"rounds/(\d{4,6})/plan\.jsonl")
+_LIVE = re.compile(r"rounds/(\d{4,6})/live\.jsonl")
 _ASKED_IN = re.compile(r":([0-9]{4}|[1-9][0-9]{4,5})\Z")
 """Matches the round in a push key stripped of its item id: the round in which the item was first queried."""
 _TYPES: Mapping[str, tuple[type, ...]] = {
@@ -282,6 +304,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 }
 
 _TASK = msgspec.json.Decoder(PlannedTask)
+_LIVE_ROW = msgspec.json.Decoder(LiveQuestion)
 _REQUIRED = _TYPES.keys() - {"predicted", "confidence", "proba"}
 
 
@@ -294,6 +317,12 @@ def record_number(path: str) -> int | None:
 def plan_number(path: str) -> int | None:
     """The number of the round whose plan a repository file is; None if it is another file."""
     found = _PLAN.fullmatch(path)
+    return int(found[1]) if found else None
+
+
+def live_number(path: str) -> int | None:
+    """The number of the round whose live plan a repository file is; None if it is another file."""
+    found = _LIVE.fullmatch(path)
     return int(found[1]) if found else None
 
 
@@ -334,6 +363,35 @@ def _plan(text: str, number: int) -> tuple[PlannedTask, ...]:
     return tuple(_task(line, f"{path}:{place}", number) for place, line in enumerate(text.split("\n"), 1) if line)
 
 
+@lru_cache(maxsize=4)
+def parse_live(text: str, number: int) -> tuple[LiveQuestion, ...]:
+    """Parse round `number`'s `live.jsonl`. Raises UnexpectedChange, naming the line, if the engine did not write it.
+
+    A last line without its end is left out: the process that wrote it was killed, before it asked the question.
+    """
+    path, found, keys = f"rounds/{number:04d}/live.jsonl", [], set()
+    for place, line in enumerate(text[: text.rfind("\n") + 1].split("\n"), 1):
+        if not line:
+            continue
+        try:
+            question = _LIVE_ROW.decode(line)
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            raise _foreign(f"{path}:{place}", str(error)) from None
+        task = _checked(question.task, f"{path}:{place}", number)
+        if task.push_key in keys:
+            raise _foreign(f"{path}:{place}", "the task is asked twice")
+        keys.add(task.push_key)
+        found.append(question)
+    return tuple(found)
+
+
+def tasks_of_live(plan: Sequence[PlannedTask], asked: Sequence[LiveQuestion]) -> tuple[PlannedTask, ...]:
+    """All tasks of a live round: those of its batch that were not asked, marked so, then those asked."""
+    keys = {question.task.push_key for question in asked}
+    left = (replace(task, strategy=NOT_ASKED) for task in plan if task.push_key not in keys)
+    return (*left, *(question.task for question in asked))
+
+
 def _task(line: str, place: str, number: int) -> PlannedTask:
     try:
         task = _TASK.decode(line)
@@ -345,6 +403,11 @@ def _task(line: str, place: str, number: int) -> PlannedTask:
         wrong = ["proba"] if wrong == ["part"] and row["part"] in ("pool", "test") else wrong
         found = row["part"] if wrong == ["part"] else type(row[wrong[0]]).__name__
         raise _foreign(place, f"{wrong[0]}: got {found}") from None
+    return _checked(task, place, number)
+
+
+def _checked(task: PlannedTask, place: str, number: int) -> PlannedTask:
+    """`task`, if it can be one of round `number`. Raises UnexpectedChange, naming the `place`, if not."""
     item, key = task.item_id, task.push_key
     if not item.isprintable() or not 1 <= len(item) <= ID_CHARACTERS:
         raise _foreign(place, "item_id: must be 1 to 200 printable characters")

@@ -81,6 +81,8 @@ class Facts(Struct, frozen=True):
     """Whether an intervention about labels waits to be carried out."""
     amending: bool = False
     """Whether the current build carries one out."""
+    live: bool = False
+    """Whether questions are asked live: the queue must not be empty for a moment."""
     paused: str = ""
     """Who paused the ticks, and why; empty if they are not paused."""
     closed: bool = False
@@ -117,7 +119,8 @@ def next_step(facts: Facts, rule: Closing) -> Step | Wait:
         return Step.CLOSE if facts.items else Wait("there is nothing to ask about; `al ingest FILE` adds items")
     if facts.brought:
         return Step.CLOSE
-    for step in (Step.CONNECT, Step.RETIRE, Step.PUSH, Step.PULL, Step.INGEST):
+    queue = (Step.PUSH, Step.RETIRE) if facts.live else (Step.RETIRE, Step.PUSH)
+    for step in (Step.CONNECT, *queue, Step.PULL, Step.INGEST):
         if step not in facts.done and not (step is Step.PUSH and facts.budget):
             return step
     if close_reason(facts, rule) is None:

@@ -143,6 +143,10 @@ class Layout(Struct, frozen=True):
         """The plan of round `number`, one PlannedTask a line."""
         return self.round(number) / "plan.jsonl"
 
+    def live_plan(self, number: int) -> Path:
+        """The questions that were asked live in round `number`, one LiveQuestion a line; append-only."""
+        return self.round(number) / "live.jsonl"
+
     def record(self, number: int) -> Path:
         """The manifest of round `number`: parent, hashes, counts, parameters, metrics, decision, engine."""
         return self.round(number) / "round.json"
@@ -301,6 +305,11 @@ class Layout(Struct, frozen=True):
         return self.private / "progress.json"
 
     @property
+    def live(self) -> Path:
+        """What `al live` keeps: its state, its lock, the pool's features; may be deleted while it does not run."""
+        return self.private / "live"
+
+    @property
     def logs(self) -> Path:
         return self.private / "logs"
 
@@ -395,7 +404,7 @@ class Layout(Struct, frozen=True):
     @property
     def folders(self) -> tuple[Path, ...]:
         """Folders that the engine or DVC writes to; none may be a link that leads out of the workspace."""
-        private = ("features", "logs", "plans", "published", "rounds", "terms")
+        private = ("features", "live", "logs", "plans", "published", "rounds", "terms")
         names = (*(f".al/{name}" for name in private), ".dvc/cache", ".dvc/tmp")
         inner = (self.inbox, self.inbox_pool, self.inbox_test, self.inbox_events, self.rejects, self.reports)
         return (
@@ -415,7 +424,7 @@ def pointer_of(path: Path) -> Path:
 
 
 _IN_ROUNDS = re.compile(
-    rf"rounds/\d{{4,6}}/(?:plan\.jsonl|round\.json)|rounds/reviews/\d{{6}}\.jsonl|{INTERVENTION_FILE}"
+    rf"rounds/\d{{4,6}}/(?:plan\.jsonl|live\.jsonl|round\.json)|rounds/reviews/\d{{6}}\.jsonl|{INTERVENTION_FILE}"
 )
 
 

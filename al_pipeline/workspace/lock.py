@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -22,6 +23,13 @@ from typing import Any
 from al_pipeline.errors import Locked
 from al_pipeline.workspace.home import private_folder
 from al_pipeline.workspace.identity import boot_id
+
+LIVE_STEP = "a step of al live"
+"""The purpose of a lock that is held for a moment, again and again: whoever finds it taken waits."""
+_LIVE_SECONDS = 30.0
+_NOTE_SECONDS = 0.1
+"""Who has just taken the lock writes its record within this time."""
+_RETRY_SECONDS = 0.01
 
 _LOCAL = frozenset(
     {
@@ -34,14 +42,14 @@ _LOCAL = frozenset(
 
 @contextmanager
 def locked(path: Path, purpose: str) -> Iterator[None]:
-    """Hold the workspace's lock. If it is taken, raises Locked at once, naming the holder and the time."""
+    """Hold the workspace's lock. If it is taken, raises Locked at once, naming the holder and the time.
+
+    Only a step of `al live` is waited for.
+    """
     private_folder(path.parent)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)  # a link could lead to any file
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Locked(f"this workspace is busy: {_describe(holder(path))}; try again when it has ended") from None
+        _take(handle, path)
         previous = holder(path)
         if previous and previous.get("host") != socket.gethostname() and not _is_ours(previous, path):
             raise Locked(
@@ -55,6 +63,20 @@ def locked(path: Path, purpose: str) -> Iterator[None]:
             _write(handle, {})
     finally:
         os.close(handle)
+
+
+def _take(handle: int, path: Path) -> None:
+    """Take the lock, or raise Locked."""
+    begin = time.monotonic()
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            found = holder(path)
+        limit = _LIVE_SECONDS if found.get("purpose") == LIVE_STEP else 0.0 if found else _NOTE_SECONDS
+        if time.monotonic() - begin >= limit:
+            raise Locked(f"this workspace is busy: {_describe(found)}; try again when it has ended")
+        time.sleep(_RETRY_SECONDS)
 
 
 def holder(path: Path) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from al_pipeline.integrations.label_studio.parsers import (
 )
 from al_pipeline.integrations.label_studio.payloads import (
     ANSWER_FIELDS,
+    LIVE,
     PROJECT_FIELDS,
     STATE_FIELDS,
     TOTALS_FIELDS,
@@ -64,6 +65,9 @@ if TYPE_CHECKING:
 
 _TaskT = TypeVar("_TaskT", TaskState, AnsweredTask, ListedVersion)
 _PageT = TypeVar("_PageT")
+
+SEQUENTIAL, UNCERTAINTY = "Sequential sampling", "Uncertainty sampling"
+"""Orders in which Label Studio serves tasks, by its names."""
 
 _PAGE = 500
 _PROJECTS_PAGE = 100
@@ -179,6 +183,20 @@ class LabelStudioOracle:
             self._update(ref, "changing the project's settings", changed)
         return ref
 
+    def serve_newest(self, ref: ProjectRef, newest: bool) -> None:
+        """Serve live questions by falling place, or tasks in order of their ids; see Oracle.
+
+        Label Studio does so by the scores of predictions of one version (uncertainty sampling). Where several people
+        have answered, it draws one of them instead [seen in its source].
+        """
+        get = partial(self._transport.get, f"api/projects/{ref.project_id}/", {"include": PROJECT_FIELDS})
+        project = self._transport.read("reading the project", get, parse_project)
+        ours = project.sampling == UNCERTAINTY and project.model_version == LIVE
+        if newest and not ours:
+            self._update(ref, "changing the order of tasks", {"sampling": UNCERTAINTY, "model_version": LIVE})
+        elif ours and not newest:
+            self._update(ref, "changing the order of tasks", {"sampling": SEQUENTIAL})
+
     def check(self, ref: ProjectRef, workspace_id: str, clone_id: str | None = None) -> None:
         """Raise WrongProject unless `ref` is ours; see Oracle."""
         self._project(ref, workspace_id, clone_id)
@@ -198,7 +216,7 @@ class LabelStudioOracle:
         create = self._by_sdk(
             lambda sdk: sdk.projects.create(
                 description=str(mark),
-                sampling="Sequential sampling",
+                sampling=SEQUENTIAL,
                 overlap_cohort_percentage=100,
                 skip_queue="REQUEUE_FOR_OTHERS",
                 enable_empty_annotation=False,

@@ -278,6 +278,10 @@ class ProjectSettings(Struct, frozen=True):
     show_collab_predictions: bool | None
     labels: frozenset[str]
     """The classes that it offers."""
+    sampling: str | None = None
+    """The order in which tasks are served."""
+    model_version: str | None = None
+    """The version of the predictions that decide that order, if they do."""
 
 
 def parse_project(content: Any) -> ProjectSettings:
@@ -293,6 +297,8 @@ def parse_project(content: Any) -> ProjectSettings:
         maximum_annotations=found.get("maximum_annotations"),
         show_collab_predictions=found.get("show_collab_predictions"),
         labels=frozenset(composed(label) for label in asked if isinstance(label, str)),
+        sampling=parse_text(found.get("sampling")),
+        model_version=parse_text(found.get("model_version")),
     )
 
 

@@ -23,6 +23,9 @@ COMMENT = "al_comment"
 ANSWERS = "al_answers"
 """The key of the answers that a reviewer is shown."""
 
+LIVE = "al-live"
+"""The version of the predictions that order the questions of a live round; they are empty, and never shown."""
+
 RESERVED = frozenset(
     {
         CONTROL, ANSWERS, "item_id", "al_round", "al_part", "al_rank", "al_score", "al_strategy", "al_prelabel",
@@ -31,7 +34,10 @@ RESERVED = frozenset(
 )  # fmt: skip
 """Our own keys in a task's data; all others are what annotators see."""
 
-PROJECT_FIELDS = "id,title,description,label_config,parsed_label_config,maximum_annotations,show_collab_predictions"
+PROJECT_FIELDS = (
+    "id,title,description,label_config,parsed_label_config,maximum_annotations,show_collab_predictions,sampling,"
+    "model_version"
+)
 """The fields requested of a project: Label Studio counts all tasks and answers for some of the others."""
 
 STATE_FIELDS = "id,data,is_labeled,total_annotations,cancelled_annotations"
@@ -99,7 +105,9 @@ def task_json(task: Task) -> dict[str, Any]:
     if task.answers is not None:
         data[ANSWERS] = {shown_text(who): shown_text(label) for who, label in task.answers.items()}
     if task.guess is None:
-        return {"data": data}
+        if task.place is None:
+            return {"data": data}
+        return {"data": data, "predictions": [{"model_version": LIVE, "score": float(-task.place), "result": []}]}
     label, probability = task.guess
     guess = {
         "model_version": f"round-{plan.round:04d}",

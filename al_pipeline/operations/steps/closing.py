@@ -26,7 +26,7 @@ from al_pipeline.operations.steps.notes import remember
 from al_pipeline.params import Params
 from al_pipeline.records import PlannedTask
 from al_pipeline.rounds.interventions import Intervention, asked_for
-from al_pipeline.rounds.state_machine import Facts, close_reason
+from al_pipeline.rounds.state_machine import Facts, Step, close_reason
 from al_pipeline.workspace.workspace import Workspace
 
 _logger = get_logger(__name__)
@@ -44,6 +44,11 @@ def ingest_sources(context: Context, facts: Facts) -> None:
 def close_round(context: Context, facts: Facts) -> None:
     """Close the open round and carry out the waiting interventions, which are then the recorded reason."""
     layout, planned, interventions = context.layout, facts.planned, context.history.waiting
+    if context.history.open_live and planned is not None:
+        from al_pipeline.operations.live_rounds import commit_live  # few workspaces are live
+
+        if commit_live(layout, context.git, planned):
+            context.taken.again(Step.SYNC)
     reason = _reason(context, facts, interventions)
     _put_params_back(context, interventions)
     params, wanted = context.workspace.params, context.overrides or {}

@@ -124,6 +124,10 @@ class Context:
             self._plans = head, read_plans(self.git)
         return self._plans[1]
 
+    def forget_plans(self) -> None:
+        """Have `plans` read again: a live plan has grown."""
+        self._plans = None
+
     def read_history_again(self) -> None:
         """Update `history` after publishing."""
         self.history = read_history(self.layout, self.git)

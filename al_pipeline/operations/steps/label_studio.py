@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from al_pipeline.annotation.active_events import superseded
 from al_pipeline.annotation.tasks import standing
@@ -26,8 +26,12 @@ from al_pipeline.operations.schema import former_classes, published_labels
 from al_pipeline.operations.steps.context import Context
 from al_pipeline.operations.steps.notes import recall, remember
 from al_pipeline.records import PlannedTask, Task, shown_text
+from al_pipeline.rounds.manifests import LiveQuestion
 from al_pipeline.rounds.state_machine import Facts, Step
 from al_pipeline.workspace.workspace import Workspace
+
+FIXED_FIRST = 1_000_000
+"""Added to the places of a batch's own tasks in a live round."""
 
 
 def connect(context: Context, facts: Facts) -> None:
@@ -77,14 +81,46 @@ def push_plan(context: Context, facts: Facts) -> None:
     assert facts.planned is not None
     oracle, project = context.project
     corrected = _corrected(context)
+    landmark = _landmark(context, facts.planned, project)
+    if facts.live or context.history.open_live:
+        from al_pipeline.operations.live_rounds import begin_live, leave_live  # few workspaces are live
+
+        enter = begin_live if facts.live else leave_live
+        enter(context, facts.planned, landmark)
     plan = [task for task in context.history.open_tasks() if task.item_id not in corrected]
     plan = _affordable(context, plan)
-    landmark = _landmark(context, facts.planned, project)
-    pushed = push(oracle, project, plan, partial(shown_tasks, context.workspace), landmark=landmark)
+    pushed = push(oracle, project, plan, _show(context, facts.live), landmark=landmark)
+    if facts.live or context.history.open_live:
+        oracle.serve_newest(project, facts.live and bool(plan) and has_places(context.workspace))
     context.outcome.changed |= pushed.sent > 0
     context.queue_is_empty, context.states = bool(plan) and not pushed.waiting, pushed.states
     numbers = {task.item_id: pushed.task_ids[task.push_key] for task in plan if task.push_key in pushed.task_ids}
     _remember_push(context, facts.planned, pushed, {"project_uid": project.project_uid, "numbers": numbers})
+
+
+def _show(context: Context, live: bool) -> Callable[[Sequence[PlannedTask]], Sequence[Task]]:
+    """What adds the shown fields to tasks; of a live round also their places."""
+    if not live:
+        return partial(shown_tasks, context.workspace)
+    return partial(placed_tasks, context.workspace, context.history.asked_live())
+
+
+def has_places(workspace: Workspace) -> bool:
+    """Whether live questions are served by their places: not where annotators see the model's predictions."""
+    return not workspace.params.label_studio.show_guess
+
+
+def placed_tasks(workspace: Workspace, asked: Sequence[LiveQuestion], plan: Sequence[PlannedTask]) -> list[Task]:
+    """Questions of a live round with what annotators see, and with their places: of two, that with the higher is served
+    first. Tasks of the batch, such as test items, come before what a model chose: they do not grow old.
+    """
+    places = {
+        one.task.push_key: number + (FIXED_FIRST if one.kind == "planned" else 0) for number, one in enumerate(asked, 1)
+    }
+    shown = shown_tasks(workspace, plan)
+    if not has_places(workspace):
+        return shown
+    return [replace(task, place=places.get(task.plan.push_key)) for task in shown]
 
 
 def pull_answers(context: Context, facts: Facts, *, audit: bool = False) -> None:

@@ -1,0 +1,1 @@
+"""Train as you annotate: the live model, what it asks next, and the append-only plan of what it asked."""
