@@ -335,6 +335,7 @@ def found_status() -> Status:
         labels={HOSTILE: 3},
         refused={HOSTILE: 2},
         sources=(),
+        live=None,
         busy={"purpose": HOSTILE, "since": HOSTILE},
         project_id=1,
         label_studio_url=HOSTILE,

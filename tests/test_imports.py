@@ -48,6 +48,7 @@ MAY_IMPORT = {
     "integrations": ("notifications", "workspace"),
     "servers": ("integrations", "workspace"),
     "plugins": ("active_learning", "models", "workspace"),
+    "live": ("active_learning", "data", "features", "models", "rounds", "workspace"),
     # what is done with both
     "reporting": ("evaluation", "quality", "rounds"),
     "simulation": (
@@ -58,15 +59,15 @@ MAY_IMPORT = {
         "active_learning", "annotation", "costs", "data", "evaluation", "features", "models", "plugins", "workspace",
     ),
     "operations": (
-        "annotation", "costs", "data", "evaluation", "features", "integrations", "models", "notifications", "plugins",
-        "quality", "reporting", "rounds", "servers", "workspace",
+        "annotation", "costs", "data", "evaluation", "features", "integrations", "live", "models", "notifications",
+        "plugins", "quality", "reporting", "rounds", "servers", "workspace",
     ),
     # callers
     "flows": ("evaluation", "integrations", "operations", "rounds", "servers", "workspace"),
     "serving": ("data", "evaluation", "features", "integrations", "models", "operations", "workspace"),
     "frames": ("data", "evaluation", "integrations", "operations", "workspace"),
     "cli": (
-        "data", "evaluation", "flows", "notifications", "operations", "quality", "rounds", "servers", "serving",
+        "data", "evaluation", "flows", "live", "notifications", "operations", "quality", "rounds", "servers", "serving",
         "simulation", "workspace",
     ),
 }  # fmt: skip

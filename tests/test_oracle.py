@@ -330,6 +330,25 @@ def test_a_retired_task_leaves_the_queue_and_can_still_be_answered(
     assert set(answered(rig.oracle, ref)) == {tasks[0].plan.push_key}
 
 
+def test_live_questions_are_served_newest_first_until_they_are_not(
+    rig: Rig, ref: ProjectRef, workspace_id: str
+) -> None:
+    older, *live = tasks_of(workspace_id, 3, 4)
+    rig.oracle.import_tasks(ref, [older])
+    for place, task in enumerate(live, 1):
+        rig.oracle.import_tasks(ref, [replace(task, place=place)])
+    rig.oracle.serve_newest(ref, True)
+    rig.oracle.ensure_project(ProjectSpec(workspace_id, "clone-1", SCHEMA), ref)  # a tick in between
+    rig.answer(ref, live[-1].plan.push_key, BOB, "spam")
+    assert rig.served(ref) == live[-2].plan.push_key
+    rig.oracle.serve_newest(ref, True)
+    rig.oracle.retire(ref, [one.task_id for one in rig.oracle.open_tasks(ref) if one.push_key == rig.served(ref)])
+    rig.oracle.serve_newest(ref, False)
+    rig.oracle.serve_newest(ref, False)
+    assert rig.served(ref) == older.plan.push_key
+    assert not any(one.prelabel_shown for one in rig.oracle.answered(ref, None))
+
+
 def test_overlap_asks_for_several_people(rig: Rig, workspace_id: str) -> None:
     ref = rig.oracle.ensure_project(ProjectSpec(workspace_id, "clone-1", SCHEMA, 2))
     tasks = tasks_of(workspace_id, 1, 1)

@@ -22,6 +22,7 @@ from al_pipeline.cli import (
     interventions,
     labels,
     labelstudio,
+    live,
     machine,
     notify,
     quality,
@@ -113,6 +114,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     },
     _ROUNDS: {
         "round": rounds.run_round,
+        "live": live.live,
         "status": rounds.status,
         "rounds": rounds.rounds,
         "report": rounds.report,

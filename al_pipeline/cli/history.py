@@ -163,7 +163,22 @@ def _estimate(estimate: Estimate, form: str = ".3f") -> str:
 
 
 _DETAILS = (
-    *("file", "rank", "score", "strategy", "probability", "agreement", "answers", "kind", "reason", "result"),
+    *(
+        "file",
+        "rank",
+        "score",
+        "strategy",
+        "probability",
+        "live",
+        "model",
+        "answers_known",
+        "asked_at",
+        "agreement",
+        "answers",
+        "kind",
+        "reason",
+        "result",
+    ),
     *("updated_at", "in"),
 )
 """The details of an entry that `al log` shows; `--json` has all."""

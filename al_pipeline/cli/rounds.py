@@ -106,6 +106,8 @@ def status(as_json: Json = False) -> None:
             echo(f"[yellow]below the bound on gold:[/] {escape(one)}")
     _print_problems(found, workspace)
     _print_servers(found)
+    if found.live:
+        echo(f"live: {escape(found.live)}")
     if found.next_run:
         echo(f"next scheduled tick: {_local_time(workspace, found.next_run)}")
     echo(f"next: {escape(_local_times(workspace, found.next))}")

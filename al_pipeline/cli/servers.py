@@ -20,7 +20,8 @@ schedule = typer.Typer()
 
 
 def up(as_json: Json = False) -> None:
-    """Start what is missing on this machine: Label Studio, a Prefect server, the worker that runs scheduled ticks.
+    """Start what is missing on this machine: Label Studio, a Prefect server, the worker that runs scheduled ticks; \
+`al live` if `live.enabled` is set in params.yaml.
 
     Safe to repeat: running services are left alone; one that was killed restarts at its old address with its data.
     """
@@ -50,25 +51,39 @@ def up(as_json: Json = False) -> None:
 
 def _start_missing(workspace: Workspace, elsewhere: str | None, on_progress: Callable[[str], None]) -> tuple[str, str]:
     """Start what is not running, except Label Studio if it is `elsewhere`; returns the addresses of both servers."""
-    from al_pipeline.servers import prefect_status, start_label_studio, start_prefect, start_worker
+    from al_pipeline.servers import (
+        prefect_status,
+        start_label_studio,
+        start_live,
+        start_prefect,
+        start_worker,
+        stop_live,
+    )
 
     studio = elsewhere or start_label_studio(workspace, on_progress).url
     prefect = prefect_status(workspace) or start_prefect(workspace, on_progress)
     on_progress("applying the schedule in Prefect")
     _apply_unless_elsewhere(workspace)
     start_worker(workspace, on_progress)
+    if workspace.params.live.enabled:
+        start_live(workspace, on_progress)
+    else:
+        stop_live(workspace)
     return studio, prefect.url
 
 
 def down(as_json: Json = False) -> None:
     """Stop what `al up` started, and a scheduled tick that is running; the next tick finishes its work."""
-    from al_pipeline.servers import stop_label_studio, stop_prefect, stop_worker
+    from al_pipeline.servers import stop_label_studio, stop_live, stop_prefect, stop_worker
 
     workspace = original_workspace()
     stopped = {}
-    for name, stop in (("worker", stop_worker), ("Prefect", stop_prefect), ("Label Studio", stop_label_studio)):
+    stops = (("worker", stop_worker), ("Prefect", stop_prefect), ("Label Studio", stop_label_studio))
+    for name, stop in (("live", stop_live), *stops):
         stopped[name] = stop(workspace)
-        if not as_json:
+        if name == "live" and not stopped[name]:
+            del stopped[name]  # few workspaces have it
+        elif not as_json:
             echo(f"{name}: {'stopped' if stopped[name] else 'was not running'}")
     if as_json:
         print_json({"stopped": stopped})

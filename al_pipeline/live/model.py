@@ -21,9 +21,9 @@ Rows = NDArray[np.intp]
 Features = NDArray[np.float32]
 Floats = NDArray[np.float64]
 
-SLOPE = 1e-3
+SLOPE = 1e-5
 """An update ends when the gradient's norm, divided by the number of labels, is below this: the margins of the questions
-are then within a thousandth of those of the exact minimum (tests/test_live_model.py)."""
+are then within a thousandth of those of the exact minimum (tests/test_live_parts.py)."""
 BLOCK = 16_384
 """Rows that are scored at a time."""
 SHORTLIST = 4096
@@ -42,10 +42,10 @@ class LiveModel:
         self._features = features
         self._classes = tuple(classes)
         self._temperature = temperature
-        self._weights = np.zeros((features.shape[1], 0), np.float32)
-        self._bias = np.zeros(0, np.float32)
+        self._weights: Features = np.zeros((features.shape[1], 0), np.float32)
+        self._bias: Features = np.zeros(0, np.float32)
         self._rows: tuple[int, ...] = ()
-        self._known = np.zeros((0, features.shape[1]), np.float32)
+        self._known: Features = np.zeros((0, features.shape[1]), np.float32)
         self._labels: dict[int, str] = {}
         self.counts: Mapping[str, int] = {}
         """Number of labels of each class that has some, in the schema's order."""
@@ -115,7 +115,7 @@ class LiveModel:
 
     def proba(self, rows: Rows) -> Floats:
         """Class probabilities (m, C) of rows of the features, columns in the schema's order."""
-        shared = np.zeros((len(rows), len(self.counts)))
+        shared: Floats = np.zeros((len(rows), len(self.counts)))
         if self.is_trained:
             logits = np.asarray(self._features[rows]) @ self._weights + self._bias
             shared = softmax(logits.astype(np.float64) / self._temperature)
@@ -156,8 +156,8 @@ class Scores:
             open_ = np.flatnonzero(allowed)
             values = self.values[open_]
             best = open_[np.argpartition(-values, SHORTLIST - 1)[:SHORTLIST]] if len(open_) > SHORTLIST else open_
-            drawn = self._rng.choice(len(open_), min(SHORTLIST, len(open_)), replace=False) if len(open_) else []
-            rows = np.unique(np.concatenate([best, open_[np.asarray(drawn, np.intp)]]))
+            drawn = open_[self._rng.integers(len(open_), size=SHORTLIST)] if len(open_) else open_
+            rows = np.unique(np.concatenate([best, drawn]))
         self._put(rows)
         return rows
 

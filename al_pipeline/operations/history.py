@@ -204,9 +204,14 @@ def same_classes(rounds: Sequence[RoundRecord]) -> list[RoundRecord]:
     return found
 
 
+def read_live(git: Git, number: int, revision: str = "HEAD") -> tuple[LiveQuestion, ...]:
+    """What round `number` asked live; empty if it asked its batch."""
+    return parse_live(_live_text(git, number, revision), number)
+
+
 def read_plan(git: Git, number: int, revision: str = "HEAD") -> list[PlannedTask]:
     """The tasks of round `number`, as committed; of a live round those asked. RepositoryError if git has lost them."""
-    if live := parse_live(_live_text(git, number, revision), number):
+    if live := read_live(git, number, revision):
         return [question.task for question in live]
     return parse_plan(git.show(revision, f"rounds/{number:04d}/plan.jsonl") or "", number)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -60,6 +61,7 @@ HEAL_SECONDS = 600.0
 IDLE_SECONDS = 60.0
 """How often a tick looks whether a round has opened, while none is open."""
 _MOST_WAIT = 30.0
+_DEAD_SECONDS = 120.0
 _LOCKED_WAIT = 0.2
 _BUILD_SECONDS = 15.0
 """What building a round takes, as long as none was built."""
@@ -89,6 +91,8 @@ class _Round:
     opened: float
     last_id: int
     """The highest id of its tasks in Label Studio."""
+    retired: frozenset[str] = frozenset()
+    """Items of its batch that people were asked before it was live: a late answer may still come."""
     events: tuple[Event, ...] = ()
     standing: Mapping[str, Standing] = field(default_factory=dict)
     labels: tuple[LabeledItem, ...] = ()
@@ -142,10 +146,14 @@ class Live:
         self._asker_of: tuple[Any, ...] = ()
         self.seen: dict[str, float] = {}
         """When each person answered last, by our clock."""
+        self.answers_of: Counter[str] = Counter()
+        """Answers in the open round, by person."""
         self.started = clock()
         self.health = "starting"
         self.waits_for = ""
         self.learnt_at = 0.0
+        self.ticking = False
+        self._stepped = clock()
         self._times: list[float] = []
 
     # What callers use ----------------------------------------------------------------------------------------------
@@ -159,25 +167,31 @@ class Live:
         self._ends.set()
         self._wake.set()
 
-    def run(self, on_step: Callable[[Step], None] = lambda _: None) -> None:
-        """Take steps until `stop`. What goes wrong is shown as `health`, and tried again."""
-        failures = 0
-        try:
-            while not self._ends.is_set():
-                pause = self.workspace.params.live.poll_seconds
-                try:
-                    on_step(self.step())
-                    failures = 0
-                except Locked as error:
-                    pause, self.health = _LOCKED_WAIT, str(error)
-                except AlError as error:
-                    failures += 1
-                    pause, self.health = min(_MOST_WAIT, pause * 2**failures), str(error)
-                    _logger.warning("live: %s", error)
-                    self._begin_again()
-                self._idle(pause)
-        finally:
-            self.close()
+    def is_alive(self) -> bool:
+        """Whether `run` took a step, or failed at one, in the last minutes; a tick may take long."""
+        return self._clock() - self._stepped < _DEAD_SECONDS or self.ticking
+
+    def run(self, on_step: Callable[[Step | None], None] | None = None) -> None:
+        """Take steps until `stop`. What goes wrong is shown as `health`, and tried again.
+
+        `on_step` is called after each step, with None after one that failed.
+        """
+        failures, step = 0, None
+        while not self._ends.is_set():
+            pause, self._stepped = self.workspace.params.live.poll_seconds, self._clock()
+            try:
+                step = self.step()
+                failures = 0
+            except Locked as error:
+                pause, self.health, step = _LOCKED_WAIT, str(error), None
+            except AlError as error:
+                failures += 1
+                pause, self.health, step = min(_MOST_WAIT, pause * 2**failures), str(error), None
+                _logger.warning("live: %s", error)
+                self._begin_again()
+            if on_step is not None:
+                on_step(step)
+            self._idle(pause)
 
     def close(self) -> None:
         """Commit what was asked, and close the connection. The queue stays as it is."""
@@ -190,6 +204,23 @@ class Live:
     def people(self) -> AtWork:
         """Who is at work now."""
         return at_work(self.seen, self._clock(), self.workspace.params.live.away_minutes)
+
+    def now(self) -> float:
+        """The time, in seconds since 1970."""
+        return self._clock()
+
+    def plans(self) -> Mapping[str, PlannedTask]:
+        """Every task ever planned, by push key."""
+        return self._plans
+
+    def stale(self) -> int:
+        """The number of open questions that an earlier model chose: tasks of the batch do not grow old."""
+        if self.round is None or self.asker is None:
+            return 0
+        open_keys, newest = self.round.open_keys, self.asker.digest
+        return sum(
+            one.kind == "chosen" and one.model != newest and one.task.push_key in open_keys for one in self.round.asked
+        )
 
     def answers_per_second(self) -> float:
         """The rate of answers in the last minutes."""
@@ -233,8 +264,11 @@ class Live:
     def _tick(self) -> None:
         """Run a tick: it repairs the queue, closes and builds the round if it is complete, and opens the next."""
         self.workspace = open_workspace(self.workspace.layout.root)
-        self.health = "a tick runs"
-        report = self._run_tick(self.workspace)
+        self.health, self.ticking = "a tick runs", True
+        try:
+            report = self._run_tick(self.workspace)
+        finally:
+            self.ticking = False
         self.waits_for = report.waits_for
         self._mark = ()
         self._heal_at = self._clock() + (HEAL_SECONDS if report.state == "open" else IDLE_SECONDS)
@@ -284,9 +318,13 @@ class Live:
             return
         oracle, project = self._connected()
         self._plans = read_plans(self._git)
-        last = max((state.task_id for state in oracle.task_states(project, number)), default=0)
+        states = list(oracle.task_states(project, number))
+        last = max((state.task_id for state in states), default=0)
         opened = opened_at(layout, self._git, number)
-        self.round = _Round(number, history, batch, list(history.asked_live()), opened, last)
+        asked = list(history.asked_live())
+        left = {one.push_key for one in states} - {one.task.push_key for one in asked}
+        retired = frozenset(self._plans[key].item_id for key in left if key in self._plans)
+        self.round = _Round(number, history, batch, asked, opened, last, retired)
         self._open_asker(history)
         self._mark = self._current_mark()
 
@@ -349,7 +387,8 @@ class Live:
         self._read_standing()
         self._note_people(events, new)
         labels = {row.item_id: row.label for row in found.labels}
-        changed = asker.learn(labels, {*found.ignored, *found.corrected, *(task.item_id for task in found.tasks)})
+        closed = {*found.ignored, *found.corrected, *found.retired, *(task.item_id for task in found.tasks)}
+        changed = asker.learn(labels, closed)
         if changed or not self.learnt_at:
             self.learnt_at = self._clock()
         if overlap_of(params).adaptive:
@@ -368,7 +407,8 @@ class Live:
         ledger = known_ids(layout.events)
         fresh = {event.item_id for event in active(events) if event.label is not None and event.event_id not in ledger}
         found.new_labels = len(fresh - found.corrected)
-        open_keys, own = found.open_keys, {}
+        open_keys = found.open_keys
+        own: dict[str, set[str]] = {}
         for event in standing_answers(events).values():
             if event.push_key in open_keys:
                 own.setdefault(event.annotator, set()).add(event.push_key)
@@ -377,7 +417,10 @@ class Live:
     def _note_people(self, events: Sequence[Event], new: Sequence[Event]) -> None:
         """Note when each person answered last."""
         assert self.round is not None
+        self.answers_of.clear()
         for event in events:
+            if event.round == self.round.number and event.type in ("label", "skip"):
+                self.answers_of[event.annotator] += 1
             if event.round == self.round.number and event.observed_at and "@" in event.annotator:
                 with suppress(ValueError):
                     seen = datetime.fromisoformat(event.observed_at).timestamp()

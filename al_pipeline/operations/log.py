@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from msgspec.structs import asdict
@@ -13,9 +14,9 @@ from al_pipeline.data.outputs import parse_predictions
 from al_pipeline.data.pool import find
 from al_pipeline.errors import BadInput
 from al_pipeline.integrations.git import Git
-from al_pipeline.operations.history import events_known, read_history, read_plan_rows, subjects
+from al_pipeline.operations.history import events_known, read_history, read_live, read_plan_rows, subjects
 from al_pipeline.operations.snapshots import Labels, snapshots
-from al_pipeline.records import Event, LabeledItem, PlannedTask, round_name
+from al_pipeline.records import NOT_ASKED, Event, LabeledItem, PlannedTask, round_name
 from al_pipeline.rounds.manifests import RoundRecord
 from al_pipeline.workspace.workspace import Workspace
 
@@ -54,7 +55,8 @@ def log(workspace: Workspace, item_id: str) -> ItemLog:
     git = Git(layout.root)
     history = read_history(layout, git)
     found = find([layout.pool, layout.test, layout.inbox_pool, layout.inbox_test], item_id)
-    tasks = {task.round: task for task in read_plan_rows(git) if task.item_id == item_id}
+    rows = (task for task in read_plan_rows(git) if task.item_id == item_id and task.strategy != NOT_ASKED)
+    tasks = {task.round: _asked(git, task) for task in rows}
     past = _Past(workspace, item_id)
     entries: list[Entry] = []
     if found is not None:
@@ -69,7 +71,7 @@ def log(workspace: Workspace, item_id: str) -> ItemLog:
         for record in history.rounds:
             number, name = record.round, round_name(record.round)
             if number in tasks:
-                entries.append(_asked(tasks.pop(number), number))
+                entries.append(Entry(number, "asked", tasks.pop(number)))
             entries += past.until(record)
             now = _became(snapshot(record), item_id) if past.begun else None
             if now != became:
@@ -82,7 +84,7 @@ def log(workspace: Workspace, item_id: str) -> ItemLog:
                 if best != predicted:
                     entries.append(Entry(number, "predicted", {"label": best, "probability": proba[best]}))
                 predicted, predictions[name] = best, proba
-    entries += [_asked(task, None) for _, task in sorted(tasks.items())]
+    entries += [Entry(None, "asked", details) for _, details in sorted(tasks.items())]
     entries += past.rest()
     if not entries:
         raise BadInput(f"there is no item {item_id!r}; the report and `al diff` show the ids of items")
@@ -130,9 +132,15 @@ def _details(event: Event) -> dict[str, Any]:
     return {key: value for key, value in row.items() if value not in (None, []) and key not in ("type", "item_id")}
 
 
-def _asked(task: PlannedTask, number: int | None) -> Entry:
+def _asked(git: Git, task: PlannedTask) -> dict[str, Any]:
+    """How an item was asked; in a live round also by which model, and how many answers that knew."""
     row = asdict(task)
-    return Entry(number, "asked", {key: row[key] for key in ("round", "rank", "score", "strategy", "probability")})
+    details = {key: row[key] for key in ("round", "rank", "score", "strategy", "probability")}
+    live = next((one for one in read_live(git, task.round) if one.task.push_key == task.push_key), None)
+    if live is None:
+        return details
+    moment = datetime.fromtimestamp(live.asked_at, UTC).isoformat(timespec="seconds")
+    return {**details, "live": live.kind, "model": live.model, "answers_known": live.events, "asked_at": moment}
 
 
 def _became(labels: Labels, item_id: str) -> dict[str, Any] | None:

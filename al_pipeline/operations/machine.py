@@ -36,7 +36,7 @@ from al_pipeline.workspace.workspace import PLACES, is_workspace_id
 
 State = Literal["running", "stopped", "gone", "unsafe"]
 
-_MACHINES = ("label-studio", "worker", "prefect", "credentials.json", "reproduce", "dvc")
+_MACHINES = ("label-studio", "live", "worker", "prefect", "credentials.json", "reproduce", "dvc")
 """Entries of a workspace's home that can be recreated, or are useless without the servers, in the order of removal."""
 
 _DATA = "dvc-remote"
@@ -45,6 +45,7 @@ _DATA = "dvc-remote"
 _CALLED = {
     "label-studio": "Label Studio's database, with its accounts and every answer in it",
     "worker": "the worker",
+    "live": "the log of `al live`",
     "prefect": "Prefect's database, with the schedule and the log of its runs",
     "credentials.json": "the address and token of Label Studio",
     "reproduce": "clones that `al reproduce` kept",

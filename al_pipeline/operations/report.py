@@ -21,7 +21,7 @@ from al_pipeline.evaluation.metrics import evaluate
 from al_pipeline.files import write_text
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.connect import task_pages
-from al_pipeline.operations.history import History, events_known, labels_saved_by, read_history, read_plan
+from al_pipeline.operations.history import History, events_known, labels_saved_by, read_history, read_live, read_plan
 from al_pipeline.operations.quality import gold_keys_of, quality_of
 from al_pipeline.operations.review_figures import error_rate_sentence
 from al_pipeline.operations.round_tasks import asked_items, count_answers
@@ -29,8 +29,8 @@ from al_pipeline.operations.status import pool_counts, round_rows, status, test_
 from al_pipeline.quality.error_rate import ErrorRate
 from al_pipeline.records import Part, round_name
 from al_pipeline.reporting.page import render
-from al_pipeline.reporting.view_model import LabelMix, Mistake, ReportData, RoundRow
-from al_pipeline.rounds.manifests import Engine, Params, Reviewed, RoundRecord, parse_histogram
+from al_pipeline.reporting.view_model import AskedItem, LabelMix, Mistake, ReportData, RoundRow
+from al_pipeline.rounds.manifests import Engine, LiveQuestion, Params, Reviewed, RoundRecord, parse_histogram
 from al_pipeline.workspace.workspace import Workspace
 
 MISTAKES = 25
@@ -105,11 +105,22 @@ def _with_answers(
         budget = tuple(one.sentence for one in now.budget)
     return replace(
         report,
-        asked=asked_items(workspace, record, plan, known),
+        asked=_with_models(asked_items(workspace, record, plan, known), read_live(git, record.round, revision)),
         answers=count_answers(record, plan, known, ledger, waiting),
         quality=quality_of(known, record.params.schema_.labels, None, gold_keys_of(git, revision)),
         next_step=next_step,
         budget=budget,
+    )
+
+
+def _with_models(asked: tuple[AskedItem, ...], live: Sequence[LiveQuestion]) -> tuple[AskedItem, ...]:
+    """The items with the models that asked them live."""
+    by_item = {question.task.item_id: question for question in live if question.kind != "planned"}
+    return tuple(
+        replace(one, strategy=f"{one.strategy}, live: model {found.model[:8]}, which knew {found.events:,} answers")
+        if (found := by_item.get(one.item_id)) is not None and found.model
+        else one
+        for one in asked
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +19,7 @@ from al_pipeline.evaluation.online import Saved
 from al_pipeline.files import read_object
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.prefect_settings import client_settings
+from al_pipeline.live.plan import is_running
 from al_pipeline.operations.connect import project_page, review_page, stored_project
 from al_pipeline.operations.costs import budget_uses
 from al_pipeline.operations.facts import closing_rule, read_facts
@@ -113,6 +115,8 @@ class Status(Struct, frozen=True, kw_only=True):
     review_page: str | None
     gold: GoldStatus | None
     """None without gold items."""
+    live: str | None
+    """What `al live` does; None if it does not run."""
     busy: Mapping[str, Any] | None
     """The process that holds the workspace's lock, as it describes itself there."""
 
@@ -186,6 +190,7 @@ def status(workspace: Workspace, *, ask: bool = True) -> Status:
         review=_review(workspace),
         review_page=review_page(workspace),
         gold=_gold(workspace),
+        live=_live(layout),
         busy=holder(layout.lock) or None,
     )
 
@@ -216,6 +221,15 @@ def _review(workspace: Workspace) -> Review | None:
     from al_pipeline.operations.review_figures import review_figures
 
     return review_figures(workspace)
+
+
+def _live(layout: Layout) -> str | None:
+    """See `Status.live`."""
+    if not is_running(layout):
+        return None
+    from al_pipeline.live.state import sentence_of
+
+    return sentence_of(layout, time.time())
 
 
 def _other_classes(history: History) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from al_pipeline.servers.label_studio_server import (
     stop_label_studio,
     stored_answers,
 )
+from al_pipeline.servers.live import live_status, start_live, stop_live
 from al_pipeline.servers.prefect_server import (
     Deployment,
     PrefectApi,
@@ -46,6 +47,7 @@ __all__ = [
     "reset_password",
     "label_studio_elsewhere",
     "label_studio_status",
+    "live_status",
     "password_file",
     "prefect_elsewhere",
     "prefect_environment",
@@ -54,9 +56,11 @@ __all__ = [
     "running_in",
     "services",
     "start_label_studio",
+    "start_live",
     "start_prefect",
     "start_worker",
     "stop_label_studio",
+    "stop_live",
     "stop_prefect",
     "stop_worker",
     "stored_answers",

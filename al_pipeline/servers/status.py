@@ -11,6 +11,7 @@ from typing import Any
 from al_pipeline.servers import process
 from al_pipeline.servers.fork_server import stop_fork_servers
 from al_pipeline.servers.label_studio_server import connected_elsewhere, label_studio_status
+from al_pipeline.servers.live import live_status
 from al_pipeline.servers.prefect_server import prefect_status
 from al_pipeline.servers.process import Server
 from al_pipeline.servers.worker import worker_status
@@ -39,8 +40,12 @@ def label_studio_elsewhere(workspace: Workspace) -> str | None:
     return os.environ.get("AL_LABEL_STUDIO_URL") or connected_elsewhere(workspace)
 
 
-FOLDERS = {"Label Studio": "label-studio", "Prefect": "prefect", "worker": "worker"}
+FOLDERS = {"Label Studio": "label-studio", "Prefect": "prefect", "worker": "worker", "live": "live"}
 """The folder of each service in a workspace's home."""
+
+
+_NO_ADDRESS = ("worker", "live")
+"""Services that people have no use for the address of."""
 
 
 def running_in(homes: Sequence[Path]) -> dict[Path, list[ServiceRow]]:
@@ -61,7 +66,7 @@ def running_in(homes: Sequence[Path]) -> dict[Path, list[ServiceRow]]:
                 continue
             known = process.recorded(record)
             known = known if known and any(one.pid == known.pid for one in living) else None
-            address = known.url if known and folder != "worker" else ""
+            address = known.url if known and folder not in _NO_ADDRESS else ""
             pid = known.pid if known else living[0].pid
             rows.append(ServiceRow(name, "running", address, pid, f"{folder}/server.log"))
         found[home] = rows
@@ -87,7 +92,7 @@ def services(workspace: Workspace) -> list[ServiceRow]:
         log = f"{folder}/server.log"
         if server is None:
             return ServiceRow(name, "stopped", "", None, log)
-        return ServiceRow(name, "running", "" if folder == "worker" else server.url, server.pid, log)
+        return ServiceRow(name, "running", "" if folder in _NO_ADDRESS else server.url, server.pid, log)
 
     elsewhere = label_studio_elsewhere(workspace)
     return [
@@ -96,4 +101,10 @@ def services(workspace: Workspace) -> list[ServiceRow]:
         else row("Label Studio", "label-studio", label_studio_status(workspace)),
         row("Prefect", "prefect", prefect_status(workspace)),
         row("worker", "worker", worker_status(workspace)),
+        *([row("live", "live", live_status(workspace))] if _has_live(workspace) else []),
     ]
+
+
+def _has_live(workspace: Workspace) -> bool:
+    """Whether `al up` runs `al live` here, or did."""
+    return workspace.params.live.enabled or (workspace.home / "live/server.json").exists()

@@ -197,6 +197,30 @@ class LabelStudioOracle:
         elif ours and not newest:
             self._update(ref, "changing the order of tasks", {"sampling": SEQUENTIAL})
 
+    def add_webhook(self, ref: ProjectRef, url: str, headers: Mapping[str, str]) -> int:
+        """Have Label Studio send an empty request to `url` whenever an answer is given, changed or deleted; its id.
+
+        Raises LabelStudioRefused if the server may not send requests to that address.
+        """
+        create = self._by_sdk(
+            lambda sdk: sdk.webhooks.create(
+                project=ref.project_id,
+                url=url,
+                headers=dict(headers),
+                actions=["ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED"],
+                send_for_all_actions=False,
+                send_payload=False,
+                is_active=True,
+            )
+        )
+        return self._transport.write("adding a webhook", create, _id_of)
+
+    def remove_webhook(self, number: int) -> None:
+        """Remove a webhook; one that is gone already does no harm."""
+        with suppress(NotFound):
+            remove = self._by_sdk(lambda sdk: sdk.webhooks.delete(number))
+            self._transport.write("removing a webhook", remove, lambda _: None)
+
     def check(self, ref: ProjectRef, workspace_id: str, clone_id: str | None = None) -> None:
         """Raise WrongProject unless `ref` is ours; see Oracle."""
         self._project(ref, workspace_id, clone_id)
