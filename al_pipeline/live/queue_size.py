@@ -32,20 +32,35 @@ def at_work(seen: Mapping[str, float], now: float, away_minutes: float) -> AtWor
     return AtWork(tuple(present), tuple(away))
 
 
-def wanted_open(people: AtWork, least: int) -> int:
-    """The number of open questions: one for each person at work (at least `least`), `AHEAD` more, and one for each
-    person who may hold one without being there."""
-    return max(least, len(people.present)) + AHEAD + len(people.away)
+def spare(answers_per_step: float) -> int:
+    """The number of questions that nobody has taken yet: `AHEAD`, or half as many again as are taken in one step."""
+    return max(AHEAD, math.ceil(1.5 * answers_per_step))
 
 
-def missing(open_tasks: Collection[str], answered_by: Mapping[str, Collection[str]], people: AtWork, least: int) -> int:
+def wanted_open(people: AtWork, least: int, answers_per_step: float = 0.0) -> int:
+    """The number of open questions.
+
+    One for each person at work (at least `least`), one for each who may hold one without being there, and the `spare`
+    ones: in a step as many are replaced as were answered since the last one, so that no more than one for each person
+    and `AHEAD` are older than the newest model.
+    """
+    return max(least, len(people.present)) + len(people.away) + spare(answers_per_step)
+
+
+def missing(
+    open_tasks: Collection[str],
+    answered_by: Mapping[str, Collection[str]],
+    people: AtWork,
+    least: int,
+    answers_per_step: float = 0.0,
+) -> int:
     """The number of questions to ask now, so that nobody's queue runs empty.
 
     `open_tasks`: their push keys. `answered_by`: the push keys of the open tasks that each person has answered or
     skipped, who is not asked them again.
     """
     own = [len(set(answered_by.get(who, ())) & set(open_tasks)) for who in people.present]
-    return max(0, wanted_open(people, least) - len(open_tasks) + max(own, default=0))
+    return max(0, wanted_open(people, least, answers_per_step) - len(open_tasks) + max(own, default=0))
 
 
 def buffer_size(answers_per_second: float, build_seconds: float) -> int:

@@ -63,9 +63,10 @@ IDLE_SECONDS = 60.0
 _MOST_WAIT = 30.0
 _DEAD_SECONDS = 120.0
 _LOCKED_WAIT = 0.2
+_LEAST_PAUSE = 0.1
 _BUILD_SECONDS = 15.0
 """What building a round takes, as long as none was built."""
-_RATE_SECONDS = 120.0
+_RATE_SECONDS = 30.0
 """The time over which the rate of answers is measured."""
 
 
@@ -154,6 +155,8 @@ class Live:
         self.learnt_at = 0.0
         self.ticking = False
         self._stepped = clock()
+        self._cycle = workspace.params.live.poll_seconds
+        """The seconds from one step to the next."""
         self._times: list[float] = []
 
     # What callers use ----------------------------------------------------------------------------------------------
@@ -178,7 +181,7 @@ class Live:
         """
         failures, step = 0, None
         while not self._ends.is_set():
-            pause, self._stepped = self.workspace.params.live.poll_seconds, self._clock()
+            pause, self._stepped = self._pause(), self._clock()
             try:
                 step = self.step()
                 failures = 0
@@ -192,6 +195,12 @@ class Live:
             if on_step is not None:
                 on_step(step)
             self._idle(pause)
+            self._cycle = min(_MOST_WAIT, 0.8 * self._cycle + 0.2 * (self._clock() - self._stepped))
+
+    def _pause(self) -> float:
+        """The seconds between two steps: the more answers come, the fewer."""
+        poll = self.workspace.params.live.poll_seconds
+        return min(poll, max(_LEAST_PAUSE, 1 / max(self.answers_per_second(), 1e-3)))
 
     def close(self) -> None:
         """Commit what was asked, and close the connection. The queue stays as it is."""
@@ -226,7 +235,7 @@ class Live:
         """The rate of answers in the last minutes."""
         now = self._clock()
         self._times = [one for one in self._times if now - one <= _RATE_SECONDS]
-        return len(self._times) / _RATE_SECONDS
+        return len(self._times) / max(1.0, min(_RATE_SECONDS, now - self.started))
 
     def step(self) -> Step:
         """Pull, learn, ask what is missing; run a tick where one is due. Raises AlError, with the step undone or redone
@@ -458,8 +467,9 @@ class Live:
         """Ask as many questions as are missing; while a round `closes`, as many as are answered meanwhile."""
         found, params, people = self.round, self.workspace.params, self.people
         assert found is not None
-        size = wanted_open(people, params.live.people)
-        count = missing(found.open_keys, found.answered_by, people, params.live.people)
+        pace = self.answers_per_second() * self._cycle
+        size = wanted_open(people, params.live.people, pace)
+        count = missing(found.open_keys, found.answered_by, people, params.live.people, pace)
         if closes:
             latest = found.history.latest
             took = sum(latest.seconds.values()) if latest is not None and latest.seconds else _BUILD_SECONDS
