@@ -17,6 +17,7 @@ from al_pipeline.data.ledger import (
     add_to_inbox,
     append_inbox,
     append_part,
+    merge_small_files,
     read_events,
     read_refused,
     still_refused,
@@ -274,3 +275,20 @@ def test_of_an_edited_answer_one_refusal_stands_and_another_with_its_number_is_i
     ]
     taken = event("e", annotation_key=f"key#p.7-{author_digest('ann@example.com', _at(0))}", updated_at=_at(4))
     assert still_refused([_refused_answer("a", 1), bobs], [taken]) == [bobs]
+
+
+def test_many_small_files_of_an_inbox_become_one_whenever_it_is_killed(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(ledger, "SMALL", 4)
+    for name in "abcdefgh":
+        add_to_inbox(tmp_path, [event(name)])
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        if merge_small_files(tmp_path):
+            assert len(list(tmp_path.iterdir())) == len(before) - 3
+            assert not merge_small_files(tmp_path), "what was merged is not small"
+            for left in sorted(before)[-3:]:  # killed before it had removed them
+                (tmp_path / left).write_bytes(before[left])
+                assert names(tmp_path) == list("abcdefgh"[: "abcdefgh".index(name) + 1])
+                (tmp_path / left).unlink()
+    assert names(tmp_path) == list("abcdefgh") and len(list(tmp_path.iterdir())) == 2
+    add_to_inbox(tmp_path, [event("i")])
+    assert names(tmp_path) == list("abcdefghi")

@@ -78,7 +78,7 @@ def test_a_live_round_publishes_what_a_batch_of_the_same_questions_publishes(onc
     asked = site.asked(1)
     assert site.git.show("round-0001^", "rounds/0001/live.jsonl"), "committed before the build"
     kinds = Counter(one.kind for one in asked)
-    assert kinds["chosen"] > 2 and kinds["random"] == 1
+    assert kinds["chosen"] > 2 and kinds["random"] >= 1
     models = [one.model for one in asked if one.kind == "chosen"]
     assert len(set(models)) > 3, "each answer makes a new model"
     assert [one.events for one in asked] == sorted(one.events for one in asked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 
 
 def live(
-    port: Annotated[
-        int | None,
-        typer.Option(min=0, max=65535, help="Port of the page, on this machine alone; 0: any free one. Default: none."),
-    ] = None,
     listen: Annotated[
         int | None,
         typer.Option(
@@ -59,17 +55,15 @@ worker. Ctrl+C or SIGTERM ends it after the step it is in; `al round` then asks 
     with running(layout):
         asking = Live(workspace, lambda: connect(workspace), on_progress=discard if as_json else print_step)
         _stop_on_signals(asking)
-        with closing(asking), _page(asking, port) as address, _listener(asking, listen, webhook):
+        with closing(asking), _listener(asking, listen, webhook):
             if as_json:
-                print_json({"page": address, "workspace": str(layout.root)})
+                print_json({"workspace": str(layout.root)})
             else:
                 echo(f"Asking live in [bold]{escape(layout.root.name)}[/]; Ctrl+C ends it")
-                if address:
-                    echo(f"Page: [bold]{escape(address)}[/]")
                 if where := project_page(workspace):
                     echo(f'Annotators: {escape(where)}, then the button "Label All Tasks"')
             sys.stdout.flush()
-            asking.run(partial(_after_step, asking, address, not as_json))
+            asking.run(partial(_after_step, asking, not as_json))
     if not as_json:
         echo("Ended. `al live` goes on; `al round` asks the rest of the batch.")
 
@@ -80,11 +74,6 @@ def _stop_on_signals(asking: Live) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-
-
-def _page(asking: Live, port: int | None) -> AbstractContextManager[str | None]:
-    """The page on loopback while the context lasts, and its address; without a port there is none."""
-    return nullcontext(None)
 
 
 @contextmanager
@@ -103,12 +92,12 @@ def _listener(asking: Live, port: int | None, webhook: bool) -> Iterator[None]:
         yield
 
 
-def _after_step(asking: Live, address: str | None, shows: bool, step: Step | None) -> None:
+def _after_step(asking: Live, shows: bool, step: Step | None) -> None:
     """Write the state for pages and terminals, and print what was asked. `step`: None if it failed."""
     from al_pipeline.live.state import write_state
     from al_pipeline.operations.live_state import state_of
 
-    write_state(asking.workspace.layout, state_of(asking, address))
+    write_state(asking.workspace.layout, state_of(asking))
     if shows and step is not None:
         _print_step(step)
 

@@ -27,6 +27,8 @@ from al_pipeline.files import write_jsonl
 from al_pipeline.records import Event, author_digest, composed
 from al_pipeline.validation import first_problem
 
+SMALL = 64
+"""Files with fewer events are small, and so many of them are many."""
 _NUMBERED = re.compile(r"^(part|pull|refused|forecasts)-(\d{6,})\.jsonl$")
 _DECODER = msgspec.json.Decoder(Event)
 
@@ -115,6 +117,25 @@ def add_to_inbox(
 ) -> Path | None:
     """Write what neither `inbox` nor `ledger` holds to a new inbox file; its path, or None without new events."""
     return _append(inbox, "pull", events, refused, known=(ledger, inbox) if ledger else (inbox,))
+
+
+def merge_small_files(inbox: Path) -> bool:
+    """Put the newest files of an inbox into one if they are many and small; return whether that was so.
+
+    For a process that pulls each answer by itself: every reader looks at every file. Can be killed and repeated, since
+    an event in two files counts once, at its first place.
+    """
+    small: list[Path] = []
+    for path in reversed(_files(inbox, "pull")):
+        if len(_parsed(path)) >= SMALL:
+            break
+        small.insert(0, path)
+    if len(small) < SMALL:
+        return False
+    write_jsonl(small[0], [event.to_row() for path in small for event in _parsed(path)])
+    for path in small[1:]:
+        path.unlink(missing_ok=True)
+    return True
 
 
 def read_forecasts(ledger: Path) -> dict[str, dict[str, float]]:

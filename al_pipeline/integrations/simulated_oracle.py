@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from msgspec.structs import replace
 
+from al_pipeline.errors import LabelStudioRefused
 from al_pipeline.integrations.label_studio.parsers import TIME_FORMAT, answered_task, raw_result, task_state
 from al_pipeline.integrations.label_studio.payloads import LIVE, choice_result, task_json
 from al_pipeline.integrations.label_studio.projects import (
@@ -183,7 +184,10 @@ class SimulatedOracle:
     def serve_newest(self, ref: ProjectRef, newest: bool) -> None:
         """Change the order of tasks; see Oracle."""
         self._strike("serve_newest", "before")
-        self._held(ref).newest_first = newest
+        held = self._held(ref)
+        if newest and all(_by_place(task)[0] == math.inf for task in held.tasks.values()):
+            raise LabelStudioRefused("changing the order of tasks: no task has a prediction of that version")
+        held.newest_first = newest
         self._strike("serve_newest", "after")
 
     def retire(self, ref: ProjectRef, task_ids: Sequence[int]) -> None:

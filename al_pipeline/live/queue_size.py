@@ -33,18 +33,21 @@ def at_work(seen: Mapping[str, float], now: float, away_minutes: float) -> AtWor
 
 
 def spare(answers_per_step: float) -> int:
-    """The number of questions that nobody has taken yet: `AHEAD`, or half as many again as are taken in one step."""
-    return max(AHEAD, math.ceil(1.5 * answers_per_step))
+    """The number of questions that nobody has taken yet: `AHEAD`, or as many as are hardly ever taken in one step.
+
+    The number of answers in a step varies by about the root of its mean; this is two such deviations above it.
+    """
+    return max(AHEAD, math.ceil(answers_per_step + 2 * math.sqrt(answers_per_step)))
 
 
 def wanted_open(people: AtWork, least: int, answers_per_step: float = 0.0) -> int:
     """The number of open questions.
 
     One for each person at work (at least `least`), one for each who may hold one without being there, and the `spare`
-    ones: in a step as many are replaced as were answered since the last one, so that no more than one for each person
-    and `AHEAD` are older than the newest model.
+    ones, of which each person takes no more than one in a step.
     """
-    return max(least, len(people.present)) + len(people.away) + spare(answers_per_step)
+    present = max(least, len(people.present))
+    return present + len(people.away) + min(spare(answers_per_step), max(AHEAD, present))
 
 
 def missing(

@@ -11,6 +11,7 @@ begins with a tick, which sends what Label Studio lacks.
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections import Counter
@@ -26,7 +27,7 @@ from msgspec import Struct
 from al_pipeline.annotation.active_events import active, standing_answers, superseded
 from al_pipeline.annotation.aggregation import fold_by
 from al_pipeline.annotation.tasks import Standing, standing
-from al_pipeline.data.ledger import known_ids, read_events, read_forecasts
+from al_pipeline.data.ledger import known_ids, merge_small_files, read_events, read_forecasts
 from al_pipeline.errors import AlError, LabelStudioDown, Locked
 from al_pipeline.files import read_object
 from al_pipeline.integrations.git import Git
@@ -63,10 +64,12 @@ IDLE_SECONDS = 60.0
 _MOST_WAIT = 30.0
 _DEAD_SECONDS = 120.0
 _LOCKED_WAIT = 0.2
-_LEAST_PAUSE = 0.1
+_LEAST_PAUSE, _PAUSE_OF_GAP = 0.1, 0.3
+"""Of the mean time between two answers."""
+_COLLECT_SECONDS = 10.0
 _BUILD_SECONDS = 15.0
 """What building a round takes, as long as none was built."""
-_RATE_SECONDS = 30.0
+_RATE_SECONDS, _LEAST_RATE_SECONDS = 30.0, 10.0
 """The time over which the rate of answers is measured."""
 
 
@@ -94,6 +97,8 @@ class _Round:
     """The highest id of its tasks in Label Studio."""
     retired: frozenset[str] = frozenset()
     """Items of its batch that people were asked before it was live: a late answer may still come."""
+    placed: bool = False
+    """Whether this process has had Label Studio serve the newest question first."""
     events: tuple[Event, ...] = ()
     standing: Mapping[str, Standing] = field(default_factory=dict)
     labels: tuple[LabeledItem, ...] = ()
@@ -157,6 +162,7 @@ class Live:
         self._stepped = clock()
         self._cycle = workspace.params.live.poll_seconds
         """The seconds from one step to the next."""
+        self._collect_at = 0.0
         self._times: list[float] = []
 
     # What callers use ----------------------------------------------------------------------------------------------
@@ -200,7 +206,7 @@ class Live:
     def _pause(self) -> float:
         """The seconds between two steps: the more answers come, the fewer."""
         poll = self.workspace.params.live.poll_seconds
-        return min(poll, max(_LEAST_PAUSE, 1 / max(self.answers_per_second(), 1e-3)))
+        return min(poll, max(_LEAST_PAUSE, _PAUSE_OF_GAP / max(self.answers_per_second(), 1e-3)))
 
     def close(self) -> None:
         """Commit what was asked, and close the connection. The queue stays as it is."""
@@ -235,7 +241,7 @@ class Live:
         """The rate of answers in the last minutes."""
         now = self._clock()
         self._times = [one for one in self._times if now - one <= _RATE_SECONDS]
-        return len(self._times) / max(1.0, min(_RATE_SECONDS, now - self.started))
+        return len(self._times) / max(_LEAST_RATE_SECONDS, min(_RATE_SECONDS, now - self.started))
 
     def step(self) -> Step:
         """Pull, learn, ask what is missing; run a tick where one is due. Raises AlError, with the step undone or redone
@@ -249,6 +255,7 @@ class Live:
             if self.round is None:
                 return Step(0, False, ())
             report = self._pull()
+            merge_small_files(self.workspace.layout.inbox_events)
             pulled = report.events.total() + report.refused.total()
             learnt = self._learn() if pulled or not self.learnt_at or self.round.events == () else False
             closes = self._close_reason() or ""
@@ -486,9 +493,10 @@ class Live:
     def _next_questions(self, count: int) -> list[LiveQuestion]:
         found, asker, params = self.round, self.asker, self.workspace.params
         assert found is not None and asker is not None
-        keys = [task.push_key for task in found.tasks]
-        recent = [task.item_id for task in found.tasks if task.push_key in found.open_keys]
-        recent += [task.item_id for task in found.tasks[-RECENT:]]
+        tasks, open_keys = found.tasks, found.open_keys
+        keys = [task.push_key for task in tasks]
+        recent = [task.item_id for task in tasks if task.push_key in open_keys]
+        recent += [task.item_id for task in tasks[-RECENT:]]
         events, known = knowledge(found.events)
         drawn = sum(task.strategy == RANDOM_SLICE for task in found.batch)
         questions: list[LiveQuestion] = []
@@ -535,7 +543,8 @@ class Live:
         oracle, project = self._connected()
         append(self.workspace.layout.live_plan(found.number), questions)
         self._mark = self._current_mark()
-        first = not any(one.kind != "planned" for one in found.asked)
+        first = not found.placed
+        found.placed = True
         found.asked += questions
         self._plans |= {one.task.push_key: one.task for one in questions}
         tasks = [one.task for one in questions]
@@ -556,6 +565,12 @@ class Live:
     def _idle(self, seconds: float) -> None:
         """Wait for the next step, and score the pool meanwhile."""
         end = time.monotonic() + seconds
+        if time.monotonic() >= self._collect_at:
+            if not self._collect_at:
+                gc.collect()
+                gc.freeze()  # what is there now stays; later collections are short
+            self._collect_at = time.monotonic() + _COLLECT_SECONDS
+            gc.collect()
         while self.asker is not None and time.monotonic() < end and not self._wake.is_set() and self.asker.go_on():
             pass
         self._wake.wait(max(0.0, end - time.monotonic()))

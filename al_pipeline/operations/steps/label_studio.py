@@ -91,7 +91,9 @@ def push_plan(context: Context, facts: Facts) -> None:
     plan = _affordable(context, plan)
     pushed = push(oracle, project, plan, _show(context, facts.live), landmark=landmark)
     if facts.live or context.history.open_live:
-        oracle.serve_newest(project, facts.live and bool(plan) and has_places(context.workspace))
+        placed = pushed.sent > 0 or any(one.kind != "planned" for one in context.history.asked_live())
+        if placed or not facts.live:  # tasks of a batch that was pushed before have no places
+            oracle.serve_newest(project, facts.live and has_places(context.workspace))
     context.outcome.changed |= pushed.sent > 0
     context.queue_is_empty, context.states = bool(plan) and not pushed.waiting, pushed.states
     numbers = {task.item_id: pushed.task_ids[task.push_key] for task in plan if task.push_key in pushed.task_ids}
