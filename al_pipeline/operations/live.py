@@ -43,6 +43,7 @@ from al_pipeline.operations.history import History, read_history, read_plans
 from al_pipeline.operations.live_rounds import commit_live, planned
 from al_pipeline.operations.overlap import ask_again, more_answers, overlap_of, within_room
 from al_pipeline.operations.pull import PullReport, PullRequest, pull
+from al_pipeline.operations.push import spare_copies
 from al_pipeline.operations.schema import former_classes
 from al_pipeline.operations.steps.label_studio import has_places, placed_tasks
 from al_pipeline.operations.tick import TickReport, tick
@@ -337,6 +338,8 @@ class Live:
         states = list(oracle.task_states(project, number))
         last = max((state.task_id for state in states), default=0)
         opened = opened_at(layout, self._git, number)
+        if spare := spare_copies(states):
+            oracle.retire(project, spare)
         asked = list(history.asked_live())
         left = {one.push_key for one in states} - {one.task.push_key for one in asked}
         retired = frozenset(self._plans[key].item_id for key in left if key in self._plans)
@@ -555,6 +558,10 @@ class Live:
             raise LabelStudioDown(
                 f"Label Studio accepted {len(tasks)} questions without an error but does not list each of them once"
             )
+        new = {task.push_key for task in tasks}
+        late = [one.task_id for one in there if one.push_key not in new and one.push_key in self._plans]
+        if late:  # a killed process had sent them, and Label Studio has stored them only now
+            oracle.retire(project, late)
         found.last_id = max(one.task_id for one in there)
         found.standing = {**found.standing, **{task.push_key: "open" for task in tasks}}
         if first:

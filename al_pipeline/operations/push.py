@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -90,6 +90,15 @@ def present(oracle: Oracle, ref: ProjectRef, plan: Sequence[PlannedTask], landma
     """Label Studio's copies of the tasks of `plan` that people are shown or have answered; sends nothing."""
     keys = frozenset(task.push_key for task in plan)
     return _Queue(oracle, ref, plan, keys, lambda _: (), 1, time.sleep, landmark).copies()
+
+
+def spare_copies(states: Iterable[TaskState]) -> list[int]:
+    """The task ids of open duplicates among `states`, of which each task keeps one copy."""
+    copies: dict[str, list[TaskState]] = defaultdict(list)
+    for state in states:
+        if state.push_key is not None and (state.annotations or not state.is_labeled):
+            copies[state.push_key].append(state)
+    return _spare_copies(copies)
 
 
 class Landmark(Struct, frozen=True):

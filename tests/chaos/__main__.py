@@ -1,6 +1,6 @@
 """`make chaos`: play every scenario that has no outcome yet, then write and print the table.
 
-    python -m chaos [--fresh] [--failed] [--only REGEX] [--workers 2]
+    python -m chaos [--fresh] [--failed] [--only REGEX] [--workers 2] [--live-kills 500]
 
 Outcomes are appended to .cache/chaos/outcomes.jsonl as they come, so that an interrupted run continues. They hold for
 the sources of the product that were tested: after any change of a line, all scenarios are played again.
@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from warm import choose_folder, end_servers, start_servers
 
 from benchmarks.record import record
+from chaos.live import KILLS, KILLS_VARIABLE
 from chaos.reference import make_reference
 from chaos.suite import (
     Outcome,
@@ -46,12 +47,14 @@ def main() -> int:
     parser.add_argument("--failed", action="store_true", help="play those that failed again, too")
     parser.add_argument("--only", default="", help="scenarios whose name or kind matches this; writes no record")
     parser.add_argument("--workers", type=int, default=2, help="scenarios at once")
+    parser.add_argument("--live-kills", type=int, default=KILLS, help="random kills of al live; 500 take half an hour")
     parser.add_argument("--outcomes", type=Path, default=OUTCOMES)
     options = parser.parse_args()
     for name in (*NOT_THE_USERS, "PYTHONPATH"):
         os.environ.pop(name, None)
     os.environ.update(ENVIRONMENT)
     os.environ.setdefault("AL_LABEL_STUDIO_VENV", str(REPOSITORY / ".venv-label-studio"))
+    os.environ[KILLS_VARIABLE] = str(options.live_kills)
     stop_once()
     if options.fresh:
         options.outcomes.unlink(missing_ok=True)

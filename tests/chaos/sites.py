@@ -276,6 +276,12 @@ class Site:
         self._ticks.append(Tick(command, {**self.environment, **armed, **variables}, outputs))
         return self._ticks[-1]
 
+    def start_live(self) -> Tick:
+        """Start `al live` in a process of its own."""
+        command = [*self.wrapper, sys.executable, "-c", _TICKER, "-C", str(self.root), "live"]
+        outputs = self.outside / f"live-{time.time_ns()}"
+        return Tick(command, self.environment, outputs)
+
     def round(self, *words: str, at: str | None = None, root: Path | None = None, **variables: str) -> Ended:
         """Run `al round` to its end. Raises Failure if it shows a traceback."""
         ended = self.start(*words, at=at, root=root, **variables).end()

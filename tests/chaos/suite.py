@@ -25,6 +25,7 @@ from al_pipeline.integrations import forks
 from chaos.answers import answer_scenarios
 from chaos.kills import kill_scenarios
 from chaos.lab import FaultCount, Lab, Scenario
+from chaos.live import live_scenarios
 from chaos.machine import machine_scenarios
 from chaos.network import network_scenarios
 from chaos.reference import Reference
@@ -59,7 +60,7 @@ class Outcome:
 def scenarios(reference: Reference) -> list[Scenario]:
     """Every scenario: those on a real Label Studio first, those with Prefect last, so that few servers are started."""
     found = [*network_scenarios(), *kill_scenarios(reference), *machine_scenarios(), *worker_scenarios(reference)]
-    found += answer_scenarios()
+    found += [*answer_scenarios(), *live_scenarios()]
     assert len({scenario.name for scenario in found}) == len(found)
     return sorted(found, key=lambda one: (not one.real, one.name.startswith(("flow", "Prefect"))))
 

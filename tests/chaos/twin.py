@@ -146,6 +146,10 @@ class TwinOracle:
         """See Oracle."""
         self._ask("ask_more", ref, dict(answers))
 
+    def serve_newest(self, ref: ProjectRef, newest: bool) -> None:
+        """See Oracle."""
+        self._ask("serve_newest", ref, newest)
+
     def retire(self, ref: ProjectRef, task_ids: Sequence[int]) -> None:
         """See Oracle."""
         self._ask("retire", ref, task_ids)
