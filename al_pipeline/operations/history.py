@@ -8,7 +8,7 @@ from itertools import chain
 from msgspec import Struct
 
 from al_pipeline.annotation.active_events import changed_by, items_of
-from al_pipeline.errors import BadInput, NothingToDo, RepositoryError
+from al_pipeline.errors import BadInput, NothingToDo, RepositoryError, UnexpectedChange
 from al_pipeline.evaluation.online import Saved, labels_saved
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.git.objects import Tree
@@ -135,8 +135,10 @@ def _live_text(git: Git, number: int, revision: str) -> str:
         return committed
     try:
         here = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, UnicodeDecodeError):
+    except (FileNotFoundError, NotADirectoryError):
         return committed
+    except UnicodeDecodeError:
+        raise UnexpectedChange(f"{path} is not UTF-8: the engine did not write it; `git checkout -- {path}`") from None
     return here if here.startswith(committed) else committed
 
 
