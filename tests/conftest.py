@@ -7,6 +7,7 @@ have a GPU: the first lines of a run say so.
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import shutil
@@ -46,8 +47,13 @@ LONGEST = (
 """Files that take minutes, longest first: workers that begin with them end at about the same time."""
 
 
+GARBAGE = (2_000, 10, 50)
+"""Python's thresholds of garbage collection while tests run."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Set the environment before any test module is imported: some libraries read it only then."""
+    gc.disable()  # until all is collected: what is imported stays
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     for name in NOT_THE_USERS:
         os.environ.pop(name, None)
@@ -71,6 +77,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
+    """Search no module and no test for garbage: a collection of all took 0.3 s, a third of the tests' own time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GARBAGE)
+    gc.enable()
     if "PYTEST_XDIST_WORKER" in os.environ or session.config.option.collectonly:
         return
     if any(item.get_closest_marker(mark) for item in session.items for mark in ("slow", "server")):
