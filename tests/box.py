@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import psutil
 from annotating import ANN, ServerRig
-from embedded import al_home_at, seed_templates
+from embedded import al_home_at, seed_prefect, seed_templates
 from harness import ask_prefect, later_today, small_workspace
 
 from al_pipeline.files import read_json
@@ -154,6 +154,7 @@ def box_below(folder: Path) -> Iterator[Box]:
     with al_home_at(home):
         workspace, _ = small_workspace(folder, changes=later_today())
         seed_templates(home)
+        seed_prefect(workspace)
     made = Box(workspace.layout.root, home)
     try:
         made.al("up")

@@ -385,7 +385,7 @@ def test_any_number_of_workers_gives_the_same_bytes(
     tmp_path: Path,
 ) -> None:
     names = []
-    for workers in (1, 2, 4):
+    for workers in (1, 3):
         (tmp_path / str(workers)).mkdir()
         workspace = copy_workspace(unencoded, tmp_path / str(workers))
         dask.resize(workers)
@@ -394,7 +394,7 @@ def test_any_number_of_workers_gives_the_same_bytes(
         wait_for(partial(all_completed, prefect_server, shards))  # workers report in the background
         assert vectors_in(workspace) == local
         names.append(shard_names(workspace))
-    assert names[0] == names[1] == names[2]
+    assert names[0] == names[1]
     assert files_that_hold("minutes of the call", prefect_server.log.parent) == [], "no text is in Prefect's database"
 
 
