@@ -32,6 +32,7 @@ from harness import SMALL, ask_prefect, change_params, later_today, tools_first,
 from al_pipeline.files import read_json
 from al_pipeline.integrations.label_studio.client import LabelStudioOracle
 from al_pipeline.integrations.oracle import ProjectRef
+from al_pipeline.servers.label_studio_server import PREPARE
 from al_pipeline.servers.process import free_port, is_healthy
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
@@ -220,7 +221,7 @@ def fill_from_template(team: Team) -> None:
     [package] = team.label_studio_venv.glob("lib/python*/site-packages/label_studio-*.dist-info")
     template = TEMPLATES / f"{package.name.removesuffix('.dist-info')}-postgresql-{version}.dump"
     if not template.exists():
-        team.run("label-studio", "label-studio", "version")  # migrates first
+        team.run("label-studio", str(team.label_studio_venv / "bin/python"), "-c", PREPARE, "version")
         dump = team.folder / "template.dump"
         team.run("postgres", "pg_dump", "--username=postgres", "--format=custom", f"--file={dump}", "label_studio")
         TEMPLATES.mkdir(parents=True, exist_ok=True)

@@ -55,7 +55,7 @@ sys.exit(main())
 """
 # The program `label-studio`. Django builds all models anew for each of hundreds of migrations; with Python's own
 # thresholds it would spend a third of the time on looking for garbage among them.
-_VERSION = """\
+PREPARE = """\
 import gc, sys
 gc.set_threshold(50_000, 20, 50)
 from label_studio.server import main
@@ -304,7 +304,7 @@ def _migrate(venv: Path, home: Path, progress: Progress) -> None:
     """Create a migrated database: `label-studio version` runs the migrations, prints the version and exits."""
     (home / "data").mkdir()
     _run(
-        [str(venv / "bin/python"), "-c", _VERSION, "version", "--data-dir", str(home / "data")],
+        [str(venv / "bin/python"), "-c", PREPARE, "version", "--data-dir", str(home / "data")],
         {**process.inherited_environment(), **_quiet(home)},
         home / "migrate.log",
         _MIGRATE_SECONDS,
