@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from al_pipeline.flows import launch
 from al_pipeline.integrations import forks
 
 pytestmark = pytest.mark.slow
@@ -94,3 +96,30 @@ def test_a_signal_reaches_the_fork(servers: Path, tmp_path: Path, number: signal
             fork.wait(60)
             connection.close()
             assert launched.wait(60) != 0
+
+
+def test_a_fork_that_goes_on_after_an_interrupt_is_killed(
+    servers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one whose interrupt came when Prefect had just taken a lock."""
+    monkeypatch.setattr(launch, "_END_SECONDS", 1)
+    note = tmp_path / "note"
+    code = "import pathlib, signal, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    code += "pathlib.Path(sys.argv[1]).touch(); time.sleep(600)"
+    words = [sys.executable, "-P", "-c", code, str(note)]
+    fork = forks.Fork(servers / forks.FLOWS, words, cwd=tmp_path, env=os.environ, start_new_session=True, tied=True)
+
+    def interrupt() -> None:
+        while not note.exists():
+            time.sleep(0.05)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    threading.Thread(target=interrupt, daemon=True).start()
+    try:
+        assert launch._follow(fork) == 130
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert not psutil.pid_exists(fork.pid)

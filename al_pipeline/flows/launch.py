@@ -12,6 +12,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from types import FrameType
 
@@ -22,6 +23,12 @@ from al_pipeline.workspace.home import fork_servers
 from al_pipeline.workspace.layout import Layout
 
 _UNCATCHABLE = (signal.SIGKILL, signal.SIGSTOP)
+_END_SECONDS = 30.0
+"""How long a fork may take to end after Ctrl-C.
+
+The interrupt is an exception at any instruction. If that is one where Prefect has just taken a lock, the lock stays
+taken, and Prefect waits for it without end when it reports the interrupt.
+"""
 
 
 def main() -> None:
@@ -50,17 +57,34 @@ def _fork(workspace_id: str, module: str, *arguments: str) -> forks.Fork | None:
 
 
 def _follow(fork: forks.Fork) -> int:
-    """Pass signals on to the fork and wait for its exit code. What ends the fork by a signal ends this process, too."""
+    """Pass signals on to the fork and wait for its exit code. What ends the fork by a signal ends this process, too.
+
+    A fork that goes on after Ctrl-C is killed, as a tick may be at any time; the code is then that of an interrupt.
+    """
+    overdue = threading.Event()
+
+    def end() -> None:
+        overdue.set()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(fork.pid, signal.SIGKILL)
+
+    timer = threading.Timer(_END_SECONDS, end)
+    timer.daemon = True
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(fork.pid, number)
+        if number == signal.SIGINT and timer.ident is None:
+            timer.start()
 
     for number in (signal.SIGTERM, signal.SIGINT):  # Prefect's cancellation, and Ctrl-C
         if signal.getsignal(number) != signal.SIG_IGN:  # as in a process that runs in the background
             signal.signal(number, pass_on)
     with fork:
         code = fork.wait()
+    timer.cancel()
+    if overdue.is_set() and code == -signal.SIGKILL:
+        return 128 + signal.SIGINT
     if code < 0:
         if -code not in _UNCATCHABLE:
             signal.signal(-code, signal.SIG_DFL)
