@@ -141,8 +141,8 @@ def test_a_probe_sees_what_versions_and_flags_do_not(
     assert remote.probe(encoder) == expected
     right = Encoder._forward
 
-    def rounded(self: Encoder, tokens: Any, size: int) -> Any:
-        vectors = right(self, tokens, size)
+    def rounded(self: Encoder, tokens: Any, size: int, small: int | None = None) -> Any:
+        vectors = right(self, tokens, size, small)
         for row in (row for row, found in enumerate(tokens) if 64 < len(found) <= 80):
             vectors[row, 0] = np.nextafter(vectors[row, 0], np.float32(1))
         return vectors
