@@ -29,7 +29,7 @@ from al_pipeline.operations.schedule import read_schedule
 from al_pipeline.operations.status import status
 from al_pipeline.params import PluginName
 from al_pipeline.plugins.references import find
-from al_pipeline.servers import prefect_status, read_deployment
+from al_pipeline.servers import PrefectApi, prefect_status, read_deployment, write_table
 from al_pipeline.workspace.layout import STAGES
 from al_pipeline.workspace.trust import accept, accept_contents
 from al_pipeline.workspace.workspace import Workspace, open_workspace
@@ -151,6 +151,21 @@ def test_a_round_is_a_flow_run_with_a_task_for_each_step(
     assert list(prefect_home.glob("*.db")), "this is where Prefect keeps what it was told"
     assert files_that_hold(token, prefect_home, layout.root, workspace.home / "dvc-remote") == []
     assert files_that_hold("al-round", prefect_home), "the search can find something"
+
+
+def test_the_state_of_al_live_is_one_artifact_that_is_replaced(
+    prefect_server: PrefectServer, served: tuple[Workspace, dict[str, str]]
+) -> None:
+    workspace, _ = served
+    user, _, password = prefect_server.env["PREFECT_API_AUTH_STRING"].partition(":")
+    api, key = PrefectApi(prefect_server.env["PREFECT_API_URL"], (user, password)), f"live-{workspace.id}"
+    first = write_table(workspace, api, key, [{"what": "labels", "value": "7"}], "round 0 is open")
+    assert first is not None
+    assert write_table(workspace, api, key, [{"what": "labels", "value": "8"}], "round 1 is open", first) == first
+    [artifact] = ask(prefect_server, "artifacts", artifacts={"key": {"any_": [key]}})
+    assert artifact["type"] == "table" and json.loads(artifact["data"]) == [{"what": "labels", "value": "8"}]
+    gone = "00000000-0000-4000-8000-000000000000"
+    assert write_table(workspace, api, key, [], "", gone) not in (None, gone), "one that was deleted comes back"
 
 
 def test_an_error_fails_the_run_and_tells_its_exit_code(

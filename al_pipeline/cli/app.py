@@ -44,7 +44,9 @@ from al_pipeline.workspace.home import own_environment, restrict_umask
 _WORKSPACE, _DATA, _ROUNDS, _MODEL, _SERVERS = "Workspace", "Data and labels", "Rounds", "Model", "Servers"
 """The groups of commands in `al --help`."""
 
-READ_ONLY = frozenset({"status", "rounds", "doctor", "diff", "log", "quality", "check-plugin", "predict", "workspaces"})
+READ_ONLY = frozenset(
+    {"status", "rounds", "doctor", "diff", "log", "quality", "check-plugin", "predict", "workspaces", "watch"}
+)
 """Commands that only show something: they fail if their output cannot be written. The exit code of any other command
 says whether its work was done, even if the output was lost."""
 
@@ -115,6 +117,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     _ROUNDS: {
         "round": rounds.run_round,
         "live": live.live,
+        "watch": live.watch,
         "status": rounds.status,
         "rounds": rounds.rounds,
         "report": rounds.report,

@@ -107,7 +107,10 @@ def status(as_json: Json = False) -> None:
     _print_problems(found, workspace)
     _print_servers(found)
     if found.live:
-        echo(f"live: {escape(found.live)}")
+        from al_pipeline.live.page import page_of
+
+        page = page_of(workspace)
+        echo(f"live: {escape(found.live)}{f'; page: {escape(page)}' if page else ''}")
     if found.next_run:
         echo(f"next scheduled tick: {_local_time(workspace, found.next_run)}")
     echo(f"next: {escape(_local_times(workspace, found.next))}")

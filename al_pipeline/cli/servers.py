@@ -35,8 +35,9 @@ def up(as_json: Json = False) -> None:
     with spinner(not as_json) as on_progress:
         studio, prefect = _start_missing(workspace, elsewhere, on_progress)
     rows, found = services(workspace), read_schedule(workspace)
+    page = _live_page(workspace)
     if as_json:
-        addresses = {"label_studio_url": studio, "prefect_url": prefect}
+        addresses = {"label_studio_url": studio, "prefect_url": prefect, **({"live_page": page} if page else {})}
         return print_json({**addresses, "services": [row.to_json() for row in rows], "schedule": found.to_json()})
     print_table(
         ("service", "state", "address", "process", "log"),
@@ -46,7 +47,20 @@ def up(as_json: Json = False) -> None:
     if not elsewhere:
         print_login(workspace, studio)
     echo(f"Prefect's password is in {escape(password_file(workspace))}, readable only by you")
+    if page:
+        echo(f"What `al live` learns: {escape(page)} (its token is secret)")
     _print_schedule(found)
+
+
+def _live_page(workspace: Workspace) -> str | None:
+    """The address of the page of `al live`; None if it does not run."""
+    if not workspace.params.live.enabled:
+        return None
+    from al_pipeline.live.page import address_of, token_of
+    from al_pipeline.servers import live_status
+
+    found = live_status(workspace)
+    return None if found is None else address_of(found.url, token_of(workspace))
 
 
 def _start_missing(workspace: Workspace, elsewhere: str | None, on_progress: Callable[[str], None]) -> tuple[str, str]:

@@ -25,6 +25,10 @@ class Interval(Struct, frozen=True):
     answers: int
 
 
+TEST, RUNNING = "test accuracy", "running accuracy"
+"""The measures of the learning curve."""
+
+
 class CurvePoint(Struct, frozen=True):
     """A point of the learning curve: of a published round, or of the open one."""
 
@@ -33,7 +37,7 @@ class CurvePoint(Struct, frozen=True):
     low: float | None
     high: float | None
     what: str
-    """The measure: that of published rounds on the test set, or the running accuracy of the open one."""
+    """The measure: TEST of published rounds, or RUNNING, which grows while people answer."""
     round: int
 
 
@@ -67,6 +71,11 @@ class QueueEntry(Struct, frozen=True):
     score: float
     seconds: float
     """Since it was asked."""
+    text: str = ""
+    """The start of the text that people see, on one line."""
+    predicted: str | None = None
+    """What the model that asked took it for."""
+    confidence: float | None = None
 
 
 class StopProposal(Struct, frozen=True):
@@ -95,6 +104,7 @@ class LiveState(Struct, frozen=True, kw_only=True):
     """Labelled items of the pool, by the answers so far."""
     test_labels: int
     labels_per_hour: float
+    """From the answers of the last ten minutes."""
     running: Interval | None
     """The accuracy of the models on the random share, before they knew the answers."""
     curve: tuple[CurvePoint, ...]
@@ -109,7 +119,7 @@ class LiveState(Struct, frozen=True, kw_only=True):
     """Open questions that an earlier model chose."""
     label_studio_page: str | None
     page: str | None = None
-    """The address of the page of `al live`, if it serves one."""
+    """The address of the page of `al live`, without its token, if it serves one."""
 
 
 def state_file(layout: Layout) -> Path:
@@ -142,8 +152,7 @@ def sentence_of(layout: Layout, now: float) -> str | None:
     if state.health != "up":
         return state.health
     asked = f"{len(state.queue)} questions open, {state.stale} of them by an earlier model"
-    page = f"; page: {state.page}" if state.page else ""
-    return f"{asked}; the newest model knows {state.model_labels:,} labels{page}"
+    return f"{asked}; the newest model knows {state.model_labels:,} labels"
 
 
 def to_row(state: LiveState) -> dict[str, Any]:

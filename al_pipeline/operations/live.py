@@ -286,7 +286,7 @@ class Live:
             report = self._run_tick(self.workspace)
         finally:
             self.ticking = False
-        self.waits_for = report.waits_for
+        self.health, self.waits_for = "up", report.waits_for
         self._mark = ()
         self._heal_at = self._clock() + (HEAL_SECONDS if report.state == "open" else IDLE_SECONDS)
 

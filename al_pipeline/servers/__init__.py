@@ -25,6 +25,7 @@ from al_pipeline.servers.prefect_server import (
     read_deployment,
     start_prefect,
     stop_prefect,
+    write_table,
 )
 from al_pipeline.servers.process import Progress, Server
 from al_pipeline.servers.status import ServiceRow, end_all_in, label_studio_elsewhere, running_in, services
@@ -65,4 +66,5 @@ __all__ = [
     "stop_worker",
     "stored_answers",
     "worker_status",
+    "write_table",
 ]

@@ -41,7 +41,7 @@ def _service(workspace: Workspace) -> Service:
         home=workspace.home / "live",
         command=lambda port: (
             *(sys.executable, "-P", "-m", "al_pipeline.cli.app", "-C", root, "live"),
-            *("--listen", str(port)),
+            *("--port", str(port)),
         ),
         environment=environment,
         health="/health",

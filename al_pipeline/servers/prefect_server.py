@@ -5,11 +5,13 @@ The password keeps other users of the machine out: whoever reaches Prefect's API
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -196,14 +198,34 @@ def crash_runs(workspace: Workspace, server: Server, before: float, why: str) ->
     return len(found)
 
 
+def write_table(
+    workspace: Workspace,
+    server: Server | PrefectApi,
+    key: str,
+    rows: Sequence[Mapping[str, str]],
+    description: str,
+    artifact: str | None = None,
+) -> str | None:
+    """Replace the table of an artifact by its id, or create one under `key`; returns its id. Raises ServerFailed."""
+    api = server if isinstance(server, PrefectApi) else _api(workspace, server)
+    told = {"data": json.dumps(rows), "description": description}  # as Prefect's own client encodes a table
+    if artifact is not None and _send(api, "PATCH", f"/artifacts/{artifact}", told, answers=False) is not None:
+        return artifact
+    made = _send(api, "POST", "/artifacts/", {"key": key, "type": "table", **told})
+    return str(made["id"]) if isinstance(made, dict) and "id" in made else None
+
+
 def _api(workspace: Workspace, server: Server) -> PrefectApi:
     """The API of the workspace's own server."""
     user, _, password = _password(workspace).partition(":")
     return PrefectApi(f"{server.url}/api", (user, password))
 
 
-def _send(api: PrefectApi, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-    """Send one request to a server's API; None for a 404. Raises ServerFailed if it gives no valid response."""
+def _send(api: PrefectApi, method: str, path: str, body: dict[str, Any] | None = None, *, answers: bool = True) -> Any:
+    """Send one request to a server's API; None for a 404. Raises ServerFailed if it gives no valid response.
+
+    `answers`: whether the response has a body; else True is returned.
+    """
     import ssl
 
     import httpx
@@ -235,7 +257,10 @@ def _send(api: PrefectApi, method: str, path: str, body: dict[str, Any] | None =
                     f"Prefect at {redact(api.url)} refuses the log-in ({reply.status_code}): set PREFECT_API_KEY, or "
                     "PREFECT_API_AUTH_STRING as USER:PASSWORD"
                 )
-            return None if reply.status_code == 404 else reply.raise_for_status().json()
+            if reply.status_code == 404:
+                return None
+            reply.raise_for_status()
+            return reply.json() if answers else True
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
         raise _unusable(api, error) from None
 
