@@ -52,7 +52,7 @@ MAY_IMPORT = {
     # what is done with both
     "reporting": ("evaluation", "quality", "rounds"),
     "simulation": (
-        "active_learning", "annotation", "data", "evaluation", "features", "models", "plugins", "reporting",
+        "active_learning", "annotation", "data", "evaluation", "features", "live", "models", "plugins", "reporting",
         "workspace",
     ),
     "stages": (

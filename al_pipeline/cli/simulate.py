@@ -81,6 +81,17 @@ RelabelShare = Annotated[
     ),
 ]
 
+# Live questions.
+Live = Annotated[
+    bool,
+    typer.Option(
+        "--live", help="Also ask live, by a model updated at each answer, and show what that saves against batches."
+    ),
+]
+People = Annotated[
+    int | None, typer.Option(min=1, help="With --live: people at work. Default: live.people in params.yaml.")
+]
+
 # The run.
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Number of processes, one core each. Default: the number of cores.")
@@ -101,6 +112,8 @@ def simulate(
     noise_kind: NoiseKindName = "uniform",
     overlap: Overlap = 1,
     relabel: RelabelShare = None,
+    live: Live = False,
+    people: People = None,
     batch_size: BatchSize = None,
     seed_size: SeedSize = None,
     cold_start: ColdStart = None,
@@ -120,6 +133,9 @@ def simulate(
     """Estimate on a labelled corpus how many labels active learning would save, before spending anything.
 
     Rounds run in this process, with the functions that the pipeline's stages call: no git, no Label Studio, no Prefect.
+
+    With --live, questions are also asked one at a time, as `al live` does: two more than there are people at work are \
+open. The table shows what that saves against batches, also where it is nothing.
 
     With --annotators people make mistakes; --overlap and --relabel show what more answers per item are worth.
 
@@ -141,6 +157,7 @@ def simulate(
         test_size=test_size, workers=workers or _core_count(), annotators=annotators, noise=noise,
         noise_kind=cast("NoiseKind", noise_kind), overlap=overlap,
         relabel=None if relabel is None else _parse_relabel(relabel),
+        live=_people(live, people, params),
         root=Path() if layout is None else layout.root,
     )  # fmt: skip
     out = out or (Path("simulations") if layout is None else layout.reports / "simulations")
@@ -196,17 +213,24 @@ def _parse_relabel(text: str) -> float | Literal["auto"]:
         raise UsageError(f"--relabel takes a share from 0 to 1, or auto, got {text!r}") from None
 
 
+def _people(live: bool, people: int | None, params: Params) -> int | None:
+    """The people at work in live runs; None without such runs. Raises UsageError."""
+    if not live and people is not None:
+        raise UsageError("--people is for live questions: give --live too")
+    return (people or params.live.people) if live else None
+
+
 def _core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _show(done: Simulation, as_json: bool) -> None:
-    from al_pipeline.simulation.page import names_tables, summary, table, team_table
+    from al_pipeline.simulation.page import live_table, names_tables, summary, table, team_table
 
     if as_json:
         return print_json({**done.result, "folder": str(done.folder), "report": str(done.folder / "report.html")})
-    team = team_table(done.result)
-    for name, header, rows in [*table(done.result), *names_tables(done.result), *([] if team is None else [team])]:
+    others = [one for one in (team_table(done.result), live_table(done.result)) if one is not None]
+    for name, header, rows in [*table(done.result), *names_tables(done.result), *others]:
         echo(f"[bold]{escape(name)}[/]")
         print_table(header, rows)
     for sentence in summary(done.result):

@@ -151,6 +151,38 @@ def labels_needed(budgets: Floats, curves: Floats, targets: Floats) -> Floats:
     return found
 
 
+def fewer_labels(
+    budgets: Sequence[int],
+    own: Floats,
+    other: Floats,
+    full: Floats,
+    rng: Generator,
+    confidence: float = 0.95,
+    bootstrap: int = BOOTSTRAP,
+    shares: Sequence[int] = SHARES,
+) -> dict[int, Interval]:
+    """How many labels fewer `own` needs than `other` for each share of the full-data score, with percentile intervals.
+
+    Both (seeds, budgets), resampled by the same seeds. The value is None if one of them does not reach the score, an
+    end of the interval if it lies beyond the budget.
+    """
+    points = np.asarray(budgets, dtype=np.float64)
+    draws = rng.integers(0, len(full), size=(bootstrap, len(full)))
+    found = {}
+    for share in shares:
+        mine, theirs = (float(_needed(points, table, full, share / 100, None)[0]) for table in (own, other))
+        value = None if np.isinf(mine) or np.isinf(theirs) else theirs - mine
+        if value is None or len(full) < 2:
+            found[share] = Interval(value)
+            continue
+        drawn = [_needed(points, table, full, share / 100, draws) for table in (other, own)]
+        with np.errstate(invalid="ignore"):
+            differences = np.where(np.isinf(drawn[0]) & np.isinf(drawn[1]), 0.0, drawn[0] - drawn[1])
+        low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2], method="nearest")
+        found[share] = Interval(value, *(None if np.isinf(end) else float(end) for end in (low, high)))
+    return found
+
+
 def over_seconds(
     curves: Mapping[str, Sequence[Floats]], seconds: Mapping[str, Sequence[Floats]], points: int = 100
 ) -> tuple[Floats, dict[str, Floats]]:

@@ -10,6 +10,7 @@ from al_pipeline.records import RANDOM
 from al_pipeline.reporting.charts import CurvePoint, comparison_png, comparison_svg
 from al_pipeline.reporting.html import page
 from al_pipeline.reporting.metrics_table import METRIC_NAMES
+from al_pipeline.simulation.live import LIVE
 from al_pipeline.simulation.runs import WITHOUT
 
 Result = Mapping[str, Any]
@@ -54,6 +55,7 @@ def render(result: Result) -> str:
         corpus=_corpus(result),
         team=_team_rows(result),
         team_words=team_sentence(result),
+        live=live_table(result),
     )
 
 
@@ -63,7 +65,7 @@ def summary(result: Result) -> list[str]:
     name = _in_text(result["metric"])
     said = []
     for arm in result["strategies"]:
-        if arm == RANDOM or arm in result.get("team", {"gains": {}})["gains"]:
+        if arm == RANDOM or arm in result.get("team", {"gains": {}})["gains"] or arm.endswith(LIVE):
             continue
         reached = [str(share) for share in SHARES if row["labels_needed"][arm][str(share)] is not None]
         if not reached:
@@ -77,7 +79,7 @@ def summary(result: Result) -> list[str]:
         else:
             text += f"; random does not reach it: at least {row['savings_at_least'][arm][share]:.1f} times as many"
         said.append(text + ".")
-    return said + _team_summary(result)
+    return said + _team_summary(result) + _live_summary(result)
 
 
 def team_sentence(result: Result) -> str:
@@ -107,6 +109,62 @@ def _team_summary(result: Result) -> list[str]:
             f"{100 * right[1]:.0f} %."
         )
     return said
+
+
+def _live_summary(result: Result) -> list[str]:
+    """What live questions save of each strategy's batches, also where it is nothing: one sentence each."""
+    said = []
+    for batch, row in result.get("live", {"against": {}})["against"].items():
+        reached = [share for share, one in row["shares"].items() if one["fewer"][0] is not None]
+        if not reached:
+            said.append(f"{row['live']} cannot be compared with batches of {batch}: one of them reaches no target.")
+            continue
+        value, low, high = row["shares"][reached[-1]]["fewer"]
+        what = f"for {reached[-1]} % of the full-data {_in_text(result['metric'])}"
+        size, span = result["settings"]["batch_size"], _ends(low, high)
+        if low is not None and low > 0:
+            told = f"needs {value:.0f} labels{span} fewer than batches of {size} by {batch}"
+        elif high is not None and high < 0:
+            span = _ends(-high, None if low is None else -low)
+            told = f"needs {-value:.0f} labels{span} more than batches of {size} by {batch}"
+        else:
+            told = f"saves nothing that shows against batches of {size} by {batch}: {_whole(value)} labels{span}"
+        said.append(f"{row['live']} {told}, {what}.")
+    return said
+
+
+def live_table(result: Result) -> tuple[str, tuple[str, ...], list[list[str]]] | None:
+    """What live questions save, for a terminal and the page: title, header, rows; None without live runs."""
+    if (live := result.get("live")) is None:
+        return None
+    rows = []
+    for batch, row in live["against"].items():
+        cells = []
+        for one in row["shares"].values():
+            value, low, high = one["fewer"]
+            need = f"{_fixed(one['batch_labels'], 0)} → {_fixed(one['live_labels'], 0)}"
+            cells.append(need if value is None else f"{need}: {_whole(value)}{_ends(low, high)}")
+        gain, low, high = row["gain"]
+        span = _span((low, high), 3)
+        rows.append(
+            [batch, row["live"], *cells, "–" if gain is None else f"{_signed(gain)}{f' ({span})' if span else ''}"]
+        )
+    people = "1 person" if live["people"] == 1 else f"{live['people']} people"
+    title = (
+        f"Live against batches of {result['settings']['batch_size']}: labels fewer, with {people} at work and "
+        f"{live['open_questions']} open questions"
+    )
+    return title, ("batches", "live", *(f"for {share} %" for share in SHARES), "gain of the area"), rows
+
+
+def _whole(value: float) -> str:
+    return f"{value:+.0f}".replace("-", "−")
+
+
+def _ends(low: float | None, high: float | None) -> str:
+    if low is None and high is None:
+        return ""
+    return f" ({'…' if low is None else _whole(low)} to {'…' if high is None else _whole(high)})"
 
 
 def _signed(value: float) -> str:

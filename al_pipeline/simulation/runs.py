@@ -15,6 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing import active_children, connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from al_pipeline.params import MAJORITY, Labels, PluginName
 from al_pipeline.records import RANDOM
 from al_pipeline.simulation.annotators import Team, TeamLabels, draw_answers, nearest_classes
 from al_pipeline.simulation.corpus import LabeledTexts
+from al_pipeline.simulation.live import LIVE, LiveWork, live_features, replay_live
 from al_pipeline.simulation.replay import Corpus, Curve, Indices, Predict, replay
 from al_pipeline.threads import one_thread
 from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT
@@ -101,6 +103,8 @@ class Work:
     """The annotators; None: an answer is always right."""
     labels: Labels = MAJORITY
     """How their answers become labels."""
+    live: LiveWork | None = None
+    """How questions are asked in the live runs, if there are any."""
 
 
 @dataclass(frozen=True)
@@ -158,11 +162,13 @@ def simulate_run(
 ) -> Curve:
     """One strategy's learning curve. In the random arm, the baseline, the seed round is random too, without a guide.
 
-    Neither it nor a strategy ending in WITHOUT uses the names of the classes. Several people answer each item if the
-    name contains OVERLAP, in batches of as many answers as others have; labels are asked again if it contains AGAIN.
+    Neither it nor a strategy ending in WITHOUT uses the names of the classes. One ending in LIVE asks live. Several
+    people answer each item if the name contains OVERLAP, in batches of as many answers as others have; labels are asked
+    again if it contains AGAIN.
     """
     vectors = None if work.dense is None else _vectors_of(prepared.corpus, work.dense)
     strategy, overlap, relabel = parse_arm(strategy)
+    is_live, strategy = strategy.endswith(LIVE), strategy.removesuffix(LIVE)
     without = strategy.endswith(WITHOUT) or strategy == RANDOM
     strategy = strategy.removesuffix(WITHOUT)
     size, batch = (max(1, number // overlap) for number in (work.config.seed_size, work.config.batch_size))
@@ -199,11 +205,11 @@ def simulate_run(
             on_progress(labels + _ROUND_COST)
 
     positive = work.texts.positive
-    return replay(
+    replayed = partial(
+        replay,
         prepared.corpus,
         config,
-        work.rounds,
-        fit,
+        fit=fit,
         vectors=vectors,
         positive=positive,
         on_progress=count,
@@ -212,6 +218,20 @@ def simulate_run(
         named={} if without else prepared.named,
         labeling=labeling,
         held_out=held_out,
+    )
+    if not is_live:
+        return replayed(rounds=work.rounds)
+    assert work.live is not None
+    return replay_live(
+        prepared.corpus,
+        config,
+        work.rounds,
+        fit,
+        live_features(prepared.matrix, prepared.corpus.pool),
+        work.live,
+        partial(replayed, rounds=0),
+        positive=positive,
+        on_progress=count,
     )
 
 

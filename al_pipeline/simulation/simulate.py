@@ -30,6 +30,7 @@ from al_pipeline.params import FINETUNED, Features, Params, plugins_of
 from al_pipeline.records import CPU, RANDOM
 from al_pipeline.simulation.annotators import NoiseKind, Team
 from al_pipeline.simulation.corpus import LabeledTexts
+from al_pipeline.simulation.live import LIVE, LiveWork, live_arms, live_figures
 from al_pipeline.simulation.page import pictures, render
 from al_pipeline.simulation.runs import AGAIN, FULL, METRICS, OVERLAP, WITHOUT, Run, Work, read_run, run_all
 from al_pipeline.simulation.team import team_figures
@@ -65,6 +66,8 @@ class Options:
     """People who answer each item in the runs that are compared with one answer each; 1: no such runs."""
     relabel: Relabel | None = None
     """Largest share of labels that is asked again in the runs compared with none; None: that of the parameters."""
+    live: int | None = None
+    """People at work in runs whose questions are asked live, which are compared with batches; None: no such runs."""
     workers: int = 1
     root: Path = Path()
     """The workspace in which plug-ins are looked for."""
@@ -101,7 +104,8 @@ def simulate(
     seeds = range(params.seed, params.seed + options.seeds)
     plain = tuple(f"{strategy}{WITHOUT}" for strategy in options.strategies if strategy != RANDOM)
     arms = (RANDOM, *options.strategies, *(plain if work.prototypes is not None else ()))
-    strategies = dict.fromkeys([*arms, *_team_arms(arms, work, _relabel(params, options), options.overlap)])
+    several = _team_arms(arms, work, _relabel(params, options), options.overlap)
+    strategies = dict.fromkeys([*arms, *several, *_live_arms(options)])
     runs: list[Run] = [(arm, seed) for seed in seeds for arm in (FULL, *strategies)]
     remove_leftovers(folder, folder / "runs")
     write_json(folder / "settings.json", settings)
@@ -139,6 +143,20 @@ def _team_arms(arms: Sequence[str], work: Work, relabel: Relabel, overlap: int) 
     return several + [
         f"{arm}{AGAIN}{relabel if relabel == 'auto' else format(relabel, 'g')}" for arm in arms if relabel
     ]
+
+
+def _live_arms(options: Options) -> list[str]:
+    """The runs in which questions are asked live. Raises UsageError if that cannot be simulated."""
+    if options.live is None:
+        return []
+    if options.live < 1:
+        raise UsageError(f"--people takes a number from 1, got {options.live}")
+    if options.annotators is not None:
+        raise UsageError("--live and --annotators do not go together: live questions are simulated with true labels")
+    found = live_arms(options.strategies)
+    if not found:
+        raise UsageError("--live needs a strategy other than random to compare with")
+    return list(found.values())
 
 
 def corpus_vectors(texts: LabeledTexts, features: Features, home: Path, workspace: Layout | None) -> Vectors | None:
@@ -208,9 +226,10 @@ def make_work(texts: LabeledTexts, params: Params, options: Options, vectors: Ve
         if vectors is None:
             raise UsageError("the names of classes need vectors: use --features encoder or encoder+tfidf")
         prototypes = class_prototypes(vectors, texts.classes, params.schema_.meanings)
+    live = None if options.live is None else LiveWork(options.live, params.live.max_similarity)
     return Work(
         texts, dense, params.features.uses_tfidf, params.train.calibrate, config, rounds, size, guide, classifier,
-        plugins, options.root, prototypes, train, team, params.labels,
+        plugins, options.root, prototypes, train, team, params.labels, live,
     )  # fmt: skip
 
 
@@ -234,6 +253,7 @@ def _settings(texts: LabeledTexts, params: Params, work: Work, vectors: Vectors 
             key: value for key, value in asdict(work.config).items() if key not in ("seed", "strategy", "relabel")
         },
         **({} if work.team is None else {"team": asdict(work.team) | {"consensus": work.labels.consensus}}),
+        **({} if work.live is None else {"live": asdict(work.live) | {"code": _live_sources()}}),
         "rounds": work.rounds,
         "test_size": work.test_size,
         "engine": current_engine(CPU if vectors is None else vectors.device) | {"simulation": _own_sources()},
@@ -270,6 +290,15 @@ def _own_sources() -> str:
     return digest.hexdigest()
 
 
+def _live_sources() -> str:
+    """A digest of the code that live runs depend on besides."""
+    package = Path(al_pipeline.__file__).parent
+    digest = hashlib.sha256()
+    for name in ("simulation/live.py", *(f"live/{name}.py" for name in ("asker", "model", "queue", "queue_size"))):
+        digest.update(sha256_file(package / name).encode())
+    return digest.hexdigest()
+
+
 def _result(
     texts: LabeledTexts,
     name: str,
@@ -302,6 +331,7 @@ def _result(
         },
         "unit": unit_of(work.team),
         **({} if work.team is None else {"team": team_figures(work.team, strategies, seeds, found, metric)}),
+        **_live(work, strategies, seeds, found, metric, budgets),
         "seeds": list(seeds),
         "budgets": budgets,
         "strategies": list(strategies),
@@ -316,6 +346,23 @@ def _result(
         },
         "seconds": round(sum(row.get("seconds", 0.0) for row in found.values()), 1),
     }
+
+
+def _live(
+    work: Work,
+    strategies: Sequence[str],
+    seeds: Sequence[int],
+    found: Mapping[Run, Mapping[str, Any]],
+    metric: str,
+    budgets: Sequence[int],
+) -> dict[str, Any]:
+    """What live questions save, if there are live runs."""
+    if work.live is None:
+        return {}
+    curves = {arm: table([found[arm, seed][metric] for seed in seeds]) for arm in strategies}
+    full = table([found[FULL, seed][metric] for seed in seeds])
+    plain = [arm for arm in strategies if live_arms([arm]).get(arm) in curves and not arm.endswith((LIVE, WITHOUT))]
+    return {"live": live_figures(budgets, curves, full, plain, work.live)}
 
 
 def _on_one_grid(found: Mapping[Run, Mapping[str, Any]], arms: Sequence[str], seeds: Sequence[int]) -> dict[Run, Any]:
