@@ -21,12 +21,13 @@ COLLECTED := .venv/.collected
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: help demo demo-team test test-fast chaos check docs format setup tools clean distclean
+.PHONY: help demo demo-team demo-live test test-fast chaos check docs format setup tools clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train a spam filter by active learning; again: the next round"
 	@echo "make demo-team  five people label, one of them without care; gold and a reviewer find out"
+	@echo "make demo-live  three people answer for two minutes, and the newest model asks the next question; a page shows it"
 	@echo "make test       all tests, including the real Label Studio, Prefect, git and DVC"
 	@echo "make test-fast  the tests without servers; under a minute"
 	@echo "make chaos      fault injection: 270 kills and all other known faults, within an hour; resumes where it stopped"
@@ -41,6 +42,9 @@ demo: setup
 
 demo-team: setup
 	@$(BIN)/python -m examples.spam.team
+
+demo-live: setup
+	@$(BIN)/python -m examples.spam.live
 
 test: tools
 	@$(MAKE) --no-print-directory --silent -j2 $(MAIN) $(LABEL_STUDIO) $(COLLECTED)
@@ -132,8 +136,8 @@ endef
 
 clean:
 	@if [ -x $(BIN)/python ]; then \
-	  for act in demo team; do $(BIN)/python -m examples.spam.$$act --clean || exit; done; \
-	else rm -rf demo demo-team; fi
+	  for act in demo team live; do $(BIN)/python -m examples.spam.$$act --clean || exit; done; \
+	else rm -rf demo demo-team demo-live; fi
 
 distclean: clean
 	rm -rf .venv .venv-label-studio .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from al_pipeline.errors import BadInput, LabelStudioDown, LabelStudioRefused
-from examples.spam import annotators
+from examples.spam import annotators, live
 from examples.spam.annotators import Act, Annotator, Done, acts_for, answer_round
 
 LABELS = ("ham", "spam")
@@ -173,6 +174,21 @@ def test_refuses_what_is_not_theirs(desk: Desk) -> None:
         answer_round(desk.url, desk.project, stranger, desk.key, 7, round_number=1)
     with pytest.raises(BadInput, match="item-0"):
         answer_round(desk.url, desk.project, desk.people, {}, 7, round_number=1)
+
+
+@pytest.mark.server
+def test_somebody_in_the_label_stream_answers_one_task_after_the_other(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "THINKS", (0.0, 0.01))
+    before, ada = len(desk.held()), desk.people[0]
+    person = live.Person(ada.email, ada.token, desk.url, desk.project, desk.key)
+    person.work(time.monotonic() + 2)
+    assert person.failure is None and person.done["answer"] > 1
+    assert len(desk.held()) - before == person.done["answer"] + person.done["skip"]
+    nobody = live.Person("x@example.com", "0" * 40, desk.url, desk.project, desk.key)
+    nobody.work(time.monotonic() + 2)
+    assert isinstance(nobody.failure, LabelStudioRefused)
 
 
 def test_says_where_it_did_not_get_through(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from al_pipeline.errors import NothingToDo
 from al_pipeline.params import load_params
-from examples.spam import demo, team
+from examples.spam import demo, live, team
 from examples.spam.colleagues import Colleague, acts_for
 
 LABELS = ("ham", "spam")
@@ -47,7 +47,7 @@ def test_people_are_as_right_as_their_care_says() -> None:
         assert hits / total == pytest.approx(person.share_right(2), abs=0.03)
 
 
-@pytest.mark.parametrize("settings", [demo.SETTINGS, team.SETTINGS])
+@pytest.mark.parametrize("settings", [demo.SETTINGS, team.SETTINGS, live.SETTINGS | {"live.enabled": "true"}])
 def test_the_settings_are_valid_parameters(tmp_path: Path, settings: dict[str, str]) -> None:
     path = tmp_path / "params.yaml"
     path.write_bytes((ROOT / "params.yaml").read_bytes())
@@ -55,6 +55,7 @@ def test_the_settings_are_valid_parameters(tmp_path: Path, settings: dict[str, s
     params = load_params(path)
     assert params.round.quorum == float(settings.get("round.quorum", 0.9))
     assert params.labels.min_confidence == float(settings.get("labels.min_confidence", 0))
+    assert params.live.enabled == ("live.enabled" in settings)
     assert params.serve is None or params.serve.min_confidence == 0, "of another section"
     with pytest.raises(NothingToDo, match=r"0 lines for round\.no_such"):
         demo.set_params(path, {"round.no_such": "1"})

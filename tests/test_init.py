@@ -243,7 +243,7 @@ def test_a_wheel_installed_elsewhere_makes_a_workspace(tmp_path: Path) -> None:
             name
             for name in names
             if name.startswith(".")
-            or name in ("demo", "demo-team", "build", "__pycache__")
+            or name in ("demo", "demo-live", "demo-team", "build", "__pycache__")
             or name.endswith(".egg-info")
         ],
     )

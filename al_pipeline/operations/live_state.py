@@ -54,7 +54,7 @@ class LiveStates:
             pid=os.getpid(),
             workspace=live.workspace.layout.root.name,
             health=live.health,
-            waits_for=live.waits_for,
+            waits_for=live.waits_for if found is None else "",  # in an open round it is as old as the last tick
             round=None if found is None else found.number,
             round_size=0 if found is None else len(found.batch),
             settled=0 if found is None else found.settled,

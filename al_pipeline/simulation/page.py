@@ -122,7 +122,9 @@ def _live_summary(result: Result) -> list[str]:
         value, low, high = row["shares"][reached[-1]]["fewer"]
         what = f"for {reached[-1]} % of the full-data {_in_text(result['metric'])}"
         size, span = result["settings"]["batch_size"], _ends(low, high)
-        if low is not None and low > 0:
+        if low is None and high is None:
+            told = f"needs {value:.0f} labels fewer than batches of {size} by {batch}, without an interval"
+        elif low is not None and low > 0:
             told = f"needs {value:.0f} labels{span} fewer than batches of {size} by {batch}"
         elif high is not None and high < 0:
             span = _ends(-high, None if low is None else -low)

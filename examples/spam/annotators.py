@@ -259,6 +259,14 @@ class Session:
             if not row["is_labeled"]:
                 yield OpenTask(row["id"], row["data"]["push_key"], row["data"]["item_id"], row["overlap"])
 
+    def next_task(self, project_id: int) -> OpenTask | None:
+        """The task that the label stream gives to this person next; None if there is none."""
+        reply = self._send("GET", f"/api/projects/{project_id}/next", allow=404)
+        if reply.status_code == 404:
+            return None
+        row = reply.json()
+        return OpenTask(row["id"], row["data"]["push_key"], row["data"]["item_id"], row.get("overlap", 1))
+
     def _rows(self, project_id: int, include: str, *filters: tuple[str, str, int]) -> Iterator[dict[str, Any]]:
         last, size = 0, _PAGE
         while size == _PAGE:

@@ -102,7 +102,7 @@ function show() {
   draw(s.curve);
   fill("points", "Accuracy by number of labels", ["labels", "measure", "round", "accuracy", "interval"],
     s.curve.map((p) => [{ n: p.labels.toLocaleString("en") }, p.what, { n: p.round }, { n: percent(p.value) }, { n: span(p) }]));
-  fill("queue", count(s.queue.length, "open question"), ["text", "asked because", "model's guess", "score", "knew", "waits"],
+  fill("queue", count(s.queue.length, "open question"), ["text", "asked", "guess", "score", "knew", "waits"],
     s.queue.map((q) => [q.text || q.item_id, q.kind, q.predicted ? `${q.predicted}, ${percent(q.confidence)}` : "–",
       { n: fixed(q.score, 3) }, { n: count(q.answers_known, "answer") }, { n: ago(q.seconds) }]));
   const unsure = Math.max(...s.classes.map((one) => one.uncertainty || 0), 1e-9);
