@@ -5,8 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import pty
+import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +23,7 @@ from browser import Browser
 from harness import Played, change_params, go_on
 from msgspec.structs import replace
 
+from al_pipeline.cli.live import _Shown
 from al_pipeline.data.pool import fetch
 from al_pipeline.errors import UsageError
 from al_pipeline.live import page as pages
@@ -244,6 +248,13 @@ def test_the_state_says_what_is_asked_and_how_good_it_is(once: Played, tmp_path:
     assert shown.running is not None and len(grown) == shown.running.answers > 0, "a point for each random answer"
     assert (grown[-1].value, grown[-1].low) == (shown.running.value, shown.running.low)
     assert shown.time <= now()
+    told = _Shown(live, prints=False)
+    assert told.newest() is None
+    told.write()
+    assert told.newest() is told.newest() and read_state(workspace.layout) == told.newest()
+    live.ticking = True
+    during = told.newest()
+    assert during is not None and during.health == "a tick runs" and during is told.newest(), "sent once"
     live.close()
 
 
@@ -296,6 +307,27 @@ def test_watch_shows_the_same_in_a_terminal(once: Played, tmp_path: Path) -> Non
             assert json.loads(process.stdout.readline())["labels"] == 121
             process.terminate()
             process.wait(20)
+
+
+def test_watch_follows_in_a_terminal(once: Played, tmp_path: Path) -> None:
+    layout = go_on(once, tmp_path)[0].layout
+    layout.live.mkdir(mode=0o700, exist_ok=True)
+    write_state(layout, state(120))
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (50, 110))
+    command = [sys.executable, "-P", "-m", "al_pipeline.cli.app", "-C", str(layout.root), "watch"]
+    with running(layout), subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        seen, deadline = "", time.monotonic() + 30
+        for labels in ("120", "121"):
+            write_state(layout, state(int(labels)))
+            while f"{labels}, and 30 of the test set" not in seen:
+                assert time.monotonic() < deadline, seen
+                seen += os.read(ours, 65536).decode("utf-8", "replace")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    os.close(ours)
+    assert "1 of 2 who answered" in seen and "Unsure of" in seen and "\u202e" not in seen
 
 
 def test_how_the_state_stands() -> None:

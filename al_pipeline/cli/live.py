@@ -281,8 +281,8 @@ def _picture(state: LiveState, said: str, runs: bool) -> Any:
     shown = [head]
     for table in tables(state):
         made = Table(box=None, pad_edge=False, header_style="dim", title=escape(table.title), title_justify="left")
-        for place, name in enumerate(table.header):
-            made.add_column(name, no_wrap=place > 0, overflow="ellipsis")
+        for name in table.header:
+            made.add_column(name, no_wrap=True, overflow="ellipsis")
         for row in table.rows[:12]:
             made.add_row(*map(escape, row))
         shown.append(made)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from al_pipeline.live.state import SILENT_SECONDS, Interval, LiveState
+from al_pipeline.sanitize import counted
 
 NOTHING = "–"
 
@@ -30,7 +31,7 @@ def figures(state: LiveState) -> list[tuple[str, str]]:
         ("round", opened),
         ("at work", f"{at_work} of {len(state.people)} who answered in this round"),
         ("open questions", f"{len(state.queue)}, {state.stale} of them by an earlier model"),
-        ("newest model", f"knows {state.model_labels:,} labels"),
+        ("newest model", f"knows {counted(state.model_labels, 'label')}"),
         ("stop", f"{'proposed' if state.stop.proposed else 'not yet'}: {state.stop.sentence}"),
     ]
 
@@ -47,7 +48,7 @@ def tables(state: LiveState, *, texts: bool = True) -> list[Table]:
             one.predicted or NOTHING,
             NOTHING if one.confidence is None else _percent(one.confidence),
             f"{one.score:.3f}",
-            f"{one.seconds:.0f} s",
+            _ago(one.seconds),
         )
         for one in state.queue
     )
@@ -61,7 +62,7 @@ def tables(state: LiveState, *, texts: bool = True) -> list[Table]:
         for one in state.classes
     )
     people = tuple(
-        (one.name, f"{one.answers:,}", f"{one.seconds_ago:.0f} s ago", "yes" if one.at_work else "no")
+        (one.name, f"{one.answers:,}", f"{_ago(one.seconds_ago)} ago", "yes" if one.at_work else "no")
         for one in state.people
     )
     shown = [
@@ -90,7 +91,7 @@ def accuracy(found: Interval) -> str:
     if found.value is None:
         return NOTHING
     span = _span(found.low, found.high)
-    return f"{_percent(found.value)}{f' ({span})' if span else ''}, from {found.answers:,} random answers"
+    return f"{_percent(found.value)}{f' ({span})' if span else ''}, from {counted(found.answers, 'random answer')}"
 
 
 def for_prefect(state: LiveState) -> Sequence[dict[str, str]]:
