@@ -226,6 +226,41 @@ def test_many_labels_give_the_same_bytes_with_any_number_of_threads(
     np.testing.assert_allclose(weights, whole, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_of_many_labels_the_hessian_of_a_sample_leads_to_the_same_minimum(
+    classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the same bytes each time, whatever number of threads computes it."""
+    _, vectors, labels = corpus(6000, CLASSES[:classes], seed=9)
+    targets = np.array([CLASSES.index(label) for label in labels])
+    blocks = [vectors, csr_matrix(np.maximum(vectors, 0))]
+
+    def fit(**options: Any) -> tuple[bytes, NDArray[np.float64]]:
+        weights, bias = fit_softmax(blocks, targets, classes, 3.0, **options)
+        logits = sum((block @ part for block, part in zip(blocks, weights, strict=True)), bias)
+        return b"".join(part.tobytes() for part in (*weights, bias)), softmax(logits)
+
+    _, exact = fit(slope=1e-10)
+    drawn: list[int] = []
+    draw = softmax_module._Objective._drawn
+
+    def counted(self: Any) -> Any:
+        found = draw(self)
+        drawn.append(sum(blocks[0].shape[0] for blocks, _ in found))
+        return found
+
+    monkeypatch.setattr(softmax_module._Objective, "_drawn", counted)
+    monkeypatch.setattr(softmax_module, "_SAMPLED", 1000)
+    found = []
+    for threads in (1, 4):
+        monkeypatch.setattr(softmax_module, "ThreadPoolExecutor", lambda _, n=threads: ThreadPoolExecutor(n))
+        data, proba = fit()
+        found.append(data)
+        np.testing.assert_allclose(proba, exact, rtol=0, atol=1e-4)
+    assert found[0] == found[1]
+    assert 0 < max(drawn) < 1200
+
+
 def test_texts_are_projected_in_parts_to_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(8)
     rows = csr_matrix((rng.random((5000, 40)) * (rng.random((5000, 40)) < 0.2)).astype(np.float32))
