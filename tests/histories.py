@@ -202,10 +202,9 @@ class World:
 
     def pull(self) -> None:
         """Retire, push and pull, as a tick does; the product and the reference then know the same."""
-        rounds = {key: plan.round for key, plan in self.plans.items()}
         wrong = superseded(read_events(self.layout.events, self.layout.inbox_events))
         void = {key for key, plan in self.plans.items() if plan.item_id in wrong}
-        policy = RetirePolicy(self.round, abandoned(self.interventions), rounds=rounds, superseded=void)
+        policy = RetirePolicy(self.round, abandoned(self.interventions), plans=self.plans, superseded=wrong)
         retire(self.oracle, self.ref, policy)
         assert not void & {task.push_key for task in self.oracle.open_tasks(self.ref)}, "nobody is asked about them"
         try:

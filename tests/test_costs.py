@@ -27,6 +27,7 @@ from al_pipeline.evaluation.savings import compare, over_seconds
 from al_pipeline.files import read_json
 from al_pipeline.notifications.messages import Answer
 from al_pipeline.operations import costs
+from al_pipeline.operations.answers import answers_given
 from al_pipeline.operations.checks.services import check_budget
 from al_pipeline.operations.close import carry_out
 from al_pipeline.operations.costs import answer_cost, spent_so_far
@@ -57,6 +58,17 @@ def test_what_is_no_time_and_what_is_idle() -> None:
     assert np.isnan(times[:5]).all()
     assert filled([4.0, None, 6.0, -1.0]) == [4.0, 5.0, 6.0, 5.0]
     assert capped(as_array(NO_TIMES))[1] is None and filled(NO_TIMES) is None and filled([]) is None
+
+
+@pytest.mark.parametrize("kind", ["label", "skip", "import", "supersede", "delete", "adjudicate", "gold", "correct"])
+@pytest.mark.parametrize("who", ["ann", "import"])
+def test_the_only_answer_to_an_item_is_counted_as_one_among_others(kind: Any, who: str) -> None:
+    """Nearly all items have one event. Another that says nothing of it takes the way of items with several."""
+    label = None if kind in ("skip", "delete", "correct") else "ham"
+    one = Event("1", kind, "a", "hash", "pool", 3, "ws:0003:a#p.1", who, label, lead_time=4, prelabel_shown=True)
+    other = Event("2", "task_gone", "a", "hash", "pool", 3, "ws:0003:a", "")
+    assert list(answers_given([one])) == list(answers_given([one, other]))
+    assert len(list(answers_given([one]))) == (who == "ann" and kind in ("label", "skip", "supersede"))
 
 
 def answers(n: int, seed: int = 0, slope: float = 0.6) -> dict[str, Any]:

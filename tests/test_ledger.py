@@ -53,6 +53,27 @@ def test_the_millionth_part_comes_after_the_one_before(tmp_path: Path) -> None:
     assert names(tmp_path) == list("abc")
 
 
+def test_only_what_follows_the_files_read_before_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round adds one part to hundreds. What is read is what a process finds that reads all of them."""
+    book, inbox = tmp_path / "ledger", tmp_path / "inbox"
+    for name in "abc":
+        append_part(book, [event(name)])
+    assert names(book) == list("abc") and names(book, inbox) == list("abc")
+    merged: list[str] = []
+    parsed = ledger._events
+    monkeypatch.setattr(ledger, "_events", lambda *file: merged.append(Path(file[0]).name) or parsed(*file))
+    add_to_inbox(inbox, [event("d"), event("a", label="spam")])
+    assert names(book, inbox) == list("abcd") and merged == ["pull-000001.jsonl"]
+    append_inbox(inbox, book)
+    assert names(book) == list("abcd") and names(book, inbox) == list("abcd")
+    assert merged.count("part-000004.jsonl") == 1 and "part-000003.jsonl" not in merged
+    assert [one.label for one in read_events(book)] == ["ham"] * 4
+    (book / "part-000002.jsonl").unlink()  # as only a hand does
+    assert names(book, inbox) == list("acd")
+    files.write_jsonl(book / "part-000001.jsonl", [event("x").to_row()])
+    assert names(book) == list("xcd")
+
+
 @pytest.mark.parametrize("line", [b"", b'{"event_id":', b"null", b'{"event_id": "x"}{"event_id": "y"}'])
 def test_a_bad_line_among_good_ones_is_named(tmp_path: Path, line: bytes) -> None:
     append_part(tmp_path, [event("a"), event("b")])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -20,6 +21,7 @@ from al_pipeline.records import Event, Selection, is_of_review, round_name
 
 CONTROLS = ("quarantine", "restore", "schema")
 """Types of events about other events."""
+_TYPE, _ID = attrgetter("type"), attrgetter("event_id")
 _ROLLED_BACK = re.compile(r"rolled back to round-(\d{4,6}) by ")
 
 
@@ -56,7 +58,7 @@ def active(events: Iterable[Event]) -> list[Event]:
 def counted(events: Iterable[Event]) -> Counted:
     """Like `active`, with the items that lost answers because a class is gone."""
     ledger = _each_once(events)
-    if all(event.type not in CONTROLS for event in ledger):
+    if set(map(_TYPE, ledger)).isdisjoint(CONTROLS):
         return Counted(ledger, {})
     schemas = _schemas(ledger)
     counts = _counts(ledger, schemas)
@@ -107,15 +109,16 @@ def superseded(events: Iterable[Event]) -> dict[str, str]:
 
     A correction that a rollback has cancelled supersedes nothing.
     """
-    corrections = [event for event in events if event.type == "correct" or event.type in CONTROLS]
-    if all(event.type in CONTROLS for event in corrections):
-        return {}
-    return corrected_items(active(events))
+    ledger = list(events)
+    return corrected_items(active(ledger)) if "correct" in set(map(_TYPE, ledger)) else {}
 
 
 def corrected_items(counted: Iterable[Event]) -> dict[str, str]:
     """Like `superseded`, for events that are already known to count."""
-    newest = {event.annotation_key: event for event in counted if event.type == "correct"}
+    events = list(counted)
+    if "correct" not in set(map(_TYPE, events)):
+        return {}
+    newest = {event.annotation_key: event for event in events if event.type == "correct"}
     return {item: event.item_id for event in newest.values() for item in event.targets}
 
 
@@ -152,7 +155,7 @@ def intervention_key(number: int) -> str:
 
 def _each_once(events: Iterable[Event]) -> list[Event]:
     ordered = list(events)
-    if len({event.event_id for event in ordered}) == len(ordered):
+    if len(set(map(_ID, ordered))) == len(ordered):
         return ordered
     ledger: dict[str, Event] = {}
     for event in ordered:

@@ -32,7 +32,7 @@ def answered_items(
     """
     known = list(events)
     counted = active(known)
-    heads = people(known) if everybody is None else everybody
+    heads = people(counted) if everybody is None else everybody
     corrected = corrected_items(counted)
     asked = times_asked(known)
     found = {}

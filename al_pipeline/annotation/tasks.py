@@ -31,7 +31,17 @@ def standing(
     it. If all possible annotators have voted, nothing more can come: the task is answered if it has a label. A task
     about a text that has been corrected is given up.
     """
-    counted = active(events)
+    return standing_of(tasks, active(events), overlap, everybody, more)
+
+
+def standing_of(
+    tasks: Sequence[PlannedTask],
+    counted: Sequence[Event],
+    overlap: int,
+    everybody: int | None = None,
+    more: Mapping[str, int] = NO_MORE,
+) -> dict[str, Standing]:
+    """`standing`, given the events that count."""
     corrected = corrected_items(counted)
     enough_skips = skips_to_give_up(counted, everybody)
     by_key: defaultdict[str, list[Event]] = defaultdict(list)

@@ -30,9 +30,12 @@ def skips(events: Iterable[Event]) -> dict[str, int]:
     return {item: count for item, count in counts.items() if count}
 
 
-def people(events: Iterable[Event]) -> int:
-    """The number of people with an annotation or skip that counts (imports, adjudications and gold labels left out)."""
-    return len({event.annotator for event in active(events) if event.type in ("label", "skip", "supersede")})
+def people(counted: Iterable[Event]) -> int:
+    """The number of people with an annotation or skip among the events that count.
+
+    Imports, adjudications and gold labels are left out.
+    """
+    return len({event.annotator for event in counted if event.type in ("label", "skip", "supersede")})
 
 
 def labels_in_use(events: Iterable[Event]) -> dict[str, Counter[Part]]:

@@ -12,10 +12,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from functools import cache, lru_cache
+from functools import cache
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def signature(*folders: Path, refused: bool = False) -> tuple[tuple[str, int, in
     `refused`: and the refused annotations.
     """
     kinds = ("part", "pull", *(("refused",) if refused else ()))
-    return tuple((str(path), *_mark(path)) for folder in folders for path in _files(folder, *kinds))
+    return tuple(chain.from_iterable(_marked(folder, *kinds) for folder in folders))
 
 
 def read_refused(*folders: Path) -> list[Refused]:
@@ -193,12 +194,26 @@ def _append(
 
 
 def _files(folder: Path, *prefixes: str) -> list[Path]:
+    return [folder / name for name in _names(folder, *prefixes)]
+
+
+def _names(folder: Path, *prefixes: str) -> list[str]:
+    """The names of a folder's files of some kinds, in order."""
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
     found = [(position, name) for name in names if (position := _position(name)) and position[0] in prefixes]
-    return [folder / name for _, name in sorted(found)]
+    return [name for _, name in sorted(found)]
+
+
+def _marked(folder: Path, *prefixes: str) -> Iterator[tuple[str, int, int]]:
+    """The paths of these files, each with its size and time of change: there are hundreds, asked for often."""
+    place = os.fspath(folder)
+    for name in _names(folder, *prefixes):
+        path = os.path.join(place, name)
+        found = os.stat(path)
+        yield path, found.st_size, found.st_mtime_ns
 
 
 @cache
@@ -237,27 +252,38 @@ def _row(line: bytes, place: str) -> dict[str, Any]:
 
 
 def _parsed(path: Path) -> tuple[Event, ...]:
-    return _events(path, *_mark(path))
-
-
-def _mark(path: Path) -> tuple[int, int]:
-    """Size and time of change of a file."""
     found = path.stat()
-    return found.st_size, found.st_mtime_ns
+    return _events(str(path), found.st_size, found.st_mtime_ns)
 
 
 def _by_id(folders: Sequence[Path]) -> Mapping[str, Event]:
     """The events of folders by id, each once, in order."""
-    return _merged(tuple((path, *_mark(path)) for folder in folders for path in _files(folder, "part", "pull")))
+    return _merged(signature(*folders))
 
 
-@lru_cache(maxsize=4)
-def _merged(files: tuple[tuple[Path, int, int], ...]) -> Mapping[str, Event]:
-    """The events of files, each with its mark: a tick asks for the same ones before each step."""
-    events: dict[str, Event] = {}
-    for file in files:
+_Files = tuple[tuple[str, int, int], ...]
+_MERGED = 4
+_merged_before: tuple[tuple[_Files, Mapping[str, Event]], ...] = ()
+"""The newest results of `_merged`, the last one first: at most `_MERGED`."""
+
+
+def _merged(files: _Files) -> Mapping[str, Event]:
+    """The events of files, each with its mark: a tick asks for the same ones before each step.
+
+    Only what follows the files of an earlier result is added to it.
+    """
+    global _merged_before
+    known: tuple[_Files, Mapping[str, Event]] = ((), {})
+    for before, found in _merged_before:
+        if len(known[0]) < len(before) <= len(files) and files[: len(before)] == before:
+            known = before, found
+    if known[0] == files:
+        return known[1]
+    events = dict(known[1])
+    for file in files[len(known[0]) :]:
         for event in _events(*file):
             events.setdefault(event.event_id, event)
+    _merged_before = ((files, events), *_merged_before[: _MERGED - 1])
     return events
 
 
@@ -266,9 +292,10 @@ def _reject_constant(name: str) -> Any:
 
 
 @cache
-def _events(path: Path, _size: int, _changed: int) -> tuple[Event, ...]:
+def _events(path: str, _size: int, _changed: int) -> tuple[Event, ...]:
     """The events of a file, parsed once: a file never changes, and a tick reads the ledger several times."""
-    data = path.read_bytes()
+    with open(path, "rb") as file:
+        data = file.read()
     try:
         events = _DECODER.decode_lines(data)
     except (msgspec.DecodeError, RecursionError):

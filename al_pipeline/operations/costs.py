@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from al_pipeline.annotation.active_events import active
 from al_pipeline.data.ledger import read_events, signature
 from al_pipeline.data.pool import fetch
+from al_pipeline.operations.counting import counted_events
 from al_pipeline.operations.history import History
 from al_pipeline.params import AnswerCost, Budget, Params
 from al_pipeline.records import Event
@@ -42,7 +43,7 @@ def _answers(layout: Layout, *, closed: bool = False, coming: Sequence[Event] = 
     from al_pipeline.operations.answers import answers_given
 
     folders = [layout.events] if closed else [layout.events, layout.inbox_events]
-    counted = active([*read_events(*folders), *coming])
+    counted = active([*read_events(*folders), *coming]) if coming else counted_events(*folders).events
     parts = {event.item_id: event.part for event in counted}
     return ((given, parts.get(given.item) == "pool") for given, _ in answers_given(counted))
 

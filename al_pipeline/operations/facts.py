@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from al_pipeline.annotation.active_events import active, superseded
-from al_pipeline.annotation.tasks import standing
+from al_pipeline.annotation.tasks import standing_of
 from al_pipeline.data.ledger import known_ids, read_events, signature
 from al_pipeline.data.pool import count_items
 from al_pipeline.files import read_object
@@ -23,6 +22,7 @@ from al_pipeline.operations import build
 from al_pipeline.operations.checkout import check_tags, put_back_converted
 from al_pipeline.operations.close import check_sources, foreign_edits, is_closed, pull_missing_sources, refuse_edits
 from al_pipeline.operations.costs import budget_reached, room_in_budget
+from al_pipeline.operations.counting import corrected_texts, counted_events
 from al_pipeline.operations.history import History, read_history
 from al_pipeline.operations.overlap import more_answers
 from al_pipeline.params import load_overrides
@@ -131,12 +131,15 @@ def _progress(
 
     Kept for the next call with the same events, whose `signature` is given: a tick asks before each of its steps.
     """
-    inbox = read_events(layout.inbox_events)
-    events = read_events(layout.events, layout.inbox_events)
-    settled = sum(value != "open" for value in standing(tasks, events, overlap, everybody, dict(more)).values())
-    fresh = {event.event_id for event in inbox} - known_ids(layout.events)
-    news = {event.item_id for event in active(events) if event.label is not None and event.event_id in fresh}
-    return settled, len(news - superseded(events).keys())
+    both = layout.events, layout.inbox_events
+    counted = counted_events(*both).events
+    settled = sum(value != "open" for value in standing_of(tasks, counted, overlap, everybody, dict(more)).values())
+    known = known_ids(layout.events)
+    fresh = {event.event_id for event in read_events(layout.inbox_events) if event.event_id not in known}
+    if not fresh:
+        return settled, 0
+    news = {event.item_id for event in counted if event.label is not None and event.event_id in fresh}
+    return settled, len(news - corrected_texts(*both).keys())
 
 
 def opened_at(layout: Layout, git: Git, number: int) -> float:

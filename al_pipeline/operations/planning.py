@@ -7,14 +7,15 @@ from collections.abc import Collection, Sequence
 
 from msgspec.structs import replace
 
-from al_pipeline.annotation.active_events import CONTROLS, active
+from al_pipeline.annotation.active_events import CONTROLS
 from al_pipeline.data.catalog import test_order
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.pool import fetch, read_ids
 from al_pipeline.integrations.git import Git
+from al_pipeline.operations.counting import counted_events
 from al_pipeline.operations.history import read_plan, read_plans
 from al_pipeline.params import Params, load_overrides
-from al_pipeline.records import NOT_ASKED, Event, PlannedTask, push_key
+from al_pipeline.records import NOT_ASKED, PlannedTask, push_key
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
 
@@ -66,12 +67,13 @@ def brought_labels(layout: Layout, params: Params) -> int:
     return len(labels) if len(set(labels)) > 1 and len(labels) >= params.round.min_labels else 0
 
 
-def _void_tasks(events: list[Event]) -> set[str]:
+def _void_tasks(layout: Layout) -> set[str]:
     """Push keys of answered tasks none of whose answers counts any more: their test items are asked again."""
-    if not any(event.type in CONTROLS for event in events):
+    events, counted = read_events(layout.events), counted_events(layout.events).events
+    if len(counted) == len(events):
         return set()
     heard = {event.push_key for event in events if event.type not in CONTROLS}
-    return heard - {event.push_key for event in active(events)}
+    return heard - {event.push_key for event in counted}
 
 
 def _query_tasks(workspace: Workspace, number: int) -> list[PlannedTask]:
@@ -128,7 +130,7 @@ def _settled_items(layout: Layout) -> set[str]:
 
 def _asked_items(layout: Layout, git: Git, number: int, abandoned: Collection[int]) -> set[str]:
     """Ids of test items that were asked before round `number` and whose answers count or may still arrive."""
-    void = _void_tasks(read_events(layout.events))
+    void = _void_tasks(layout)
     return {
         task.item_id
         for task in read_plans(git).values()

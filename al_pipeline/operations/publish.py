@@ -12,7 +12,6 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
-from al_pipeline.annotation.active_events import schemas_of
 from al_pipeline.annotation.aggregation import fold_by
 from al_pipeline.data.ledger import read_events, read_forecasts, read_refused
 from al_pipeline.data.pool import count_items
@@ -26,6 +25,7 @@ from al_pipeline.logs import get_logger
 from al_pipeline.operations.checkout import ROUND_TAGS
 from al_pipeline.operations.close import foreign_edits, refuse_edits
 from al_pipeline.operations.costs import cost_of_round, outlook
+from al_pipeline.operations.counting import counted_events
 from al_pipeline.operations.history import History, events_known, read_plans
 from al_pipeline.operations.planning import plan_tasks
 from al_pipeline.operations.plugins import plugin_files
@@ -243,12 +243,12 @@ def _running(
     if params.labels.uses_model:
         labeled = fold_by(params, read_events(layout.events), dict).labeled
     labels = {row.item_id: row.label for row in labeled}
-    in_present_classes = _forecasts_mapped(layout, history)
+    in_present_classes, abandoned = _forecasts_mapped(layout, history), history.abandoned
     forecasts = [
         Forecast(task.round, predicted, labels.get(task.item_id))
         for task in read_plans(git).values()
-        if task.round <= number and task.round not in history.abandoned
-        if task.strategy == RANDOM_SLICE and (predicted := in_present_classes(task)) is not None
+        if task.strategy == RANDOM_SLICE and task.round <= number and task.round not in abandoned
+        if (predicted := in_present_classes(task)) is not None
     ]
     return running_accuracy(forecasts, params.evaluate.confidence)
 
@@ -267,10 +267,10 @@ def _review(layout: Layout, params: Params) -> Reviewed | None:
 
 def _forecasts_mapped(layout: Layout, history: History) -> Callable[[PlannedTask], str | None]:
     """The prediction in a plan as a present class; None if it was none, or if no single class came of it."""
-    events = read_events(layout.events)
-    schemas = schemas_of(events)
+    schemas = counted_events(layout.events).schemas
     if schemas is None:
         return lambda task: task.predicted
+    events = read_events(layout.events)
     known = {record.round + 1: events_known(record, events) - 1 for record in history.rounds}
 
     def mapped(task: PlannedTask) -> str | None:
@@ -350,12 +350,14 @@ def _decide(layout: Layout, git: Git, history: History, params: Params) -> Decis
 
 def _related_classes(layout: Layout, history: History, classes: Sequence[str]) -> Mapping[str, frozenset[str]] | None:
     """The present classes to which each class of the promoted model is related; None if its schema never changed."""
-    events = read_events(layout.events)
-    schemas = schemas_of(events)
-    record = next((one for one in history.rounds if round_name(one.round) == history.promoted), None)
-    if schemas is None or record is None:
+    schemas = counted_events(layout.events).schemas
+    if schemas is None:
         return None
-    related = schemas.relation(classes, events_known(record, events) - 1)
+    promoted = history.promoted
+    record = next((one for one in history.rounds if round_name(one.round) == promoted), None)
+    if record is None:
+        return None
+    related = schemas.relation(classes, events_known(record, read_events(layout.events)) - 1)
     return None if all(names == {name} for name, names in related.items()) else related
 
 

@@ -133,16 +133,20 @@ class RetirePolicy(Struct, frozen=True):
     """Rounds that no longer count."""
     overlaps: Mapping[int, int] = msgspec.field(default_factory=dict)
     """How many answers per task each round wanted."""
-    rounds: Mapping[str, int] = msgspec.field(default_factory=dict)
-    """The round of each task, by push key: a task that a later round kept still names its first round."""
+    plans: Mapping[str, PlannedTask] = msgspec.field(default_factory=dict)
+    """Every task ever planned, by push key: one that a later round kept still names its first round."""
     superseded: Collection[str] = ()
-    """Push keys of the tasks whose text was corrected."""
+    """Ids of the items whose text was corrected."""
 
     def retires(self, state: TaskState) -> bool:
         """Whether to retire this task. False for a task that is not ours."""
-        if state.push_key is None or (number := self.rounds.get(state.push_key, state.round)) is None:
+        if state.push_key is None:
             return False
-        if state.push_key in self.superseded:
+        planned = self.plans.get(state.push_key)
+        number = state.round if planned is None else planned.round
+        if number is None:
+            return False
+        if planned is not None and planned.item_id in self.superseded:
             return True
         return number < self.current_round and (
             number in self.abandoned

@@ -233,7 +233,7 @@ def _push(workspace: Workspace, connection: _Connection) -> int:
     outdated = {task.push_key for task in tasks if task.item_id in corrected}
     plan = [task for task in _waiting(workspace, tasks) if task.push_key not in outdated]
     if outdated:
-        policy = RetirePolicy(0, rounds={task.push_key: task.round for task in tasks}, superseded=outdated)
+        policy = RetirePolicy(0, plans={task.push_key: task for task in tasks}, superseded=corrected)
         retire(connection.oracle, connection.project, policy)
     if plan:
         wanted, held = {task.item_id for task in plan}, held_answers(read_events(layout.events, layout.inbox_events))

@@ -8,6 +8,7 @@ from al_pipeline.annotation.votes import labels_in_use
 from al_pipeline.data.ledger import read_events
 from al_pipeline.errors import AlError, BadParams, SchemaInUse
 from al_pipeline.operations.close import carry_out
+from al_pipeline.operations.counting import counted_events
 from al_pipeline.operations.history import History
 from al_pipeline.records import round_name
 from al_pipeline.workspace.layout import Layout
@@ -76,7 +77,7 @@ def published_schema(history: History) -> Published | None:
 
 def former_classes(layout: Layout) -> frozenset[str]:
     """Classes that changes of the schema took away; answers and imported labels may still name them."""
-    schemas = schemas_of(read_events(layout.events, layout.inbox_events))
+    schemas = counted_events(layout.events, layout.inbox_events).schemas
     return frozenset() if schemas is None else schemas.former()
 
 

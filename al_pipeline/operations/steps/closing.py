@@ -16,6 +16,7 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.logs import get_logger
 from al_pipeline.operations.close import carry_out, close, override
 from al_pipeline.operations.costs import answer_cost
+from al_pipeline.operations.counting import corrected_texts
 from al_pipeline.operations.facts import closing_rule, facts_at
 from al_pipeline.operations.history import History, read_plan, rounds_of
 from al_pipeline.operations.intervene import check_snapshot
@@ -59,7 +60,8 @@ def close_round(context: Context, facts: Facts) -> None:
     remember(layout, planned, closed_at=context.now().timestamp(), reason=reason)
     plans = context.plans().values()
     coming = carry_out(interventions, layout.events)  # a killed close has appended them: both must see the same
-    corrected = superseded([*read_events(layout.events, layout.inbox_events), *coming])
+    both = layout.events, layout.inbox_events
+    corrected = superseded([*read_events(*both), *coming]) if coming else corrected_texts(*both)
     if params.quality.hold:
         from al_pipeline.operations.gold import hold_answers
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from msgspec.structs import asdict, replace
 
-from al_pipeline.annotation.active_events import superseded
-from al_pipeline.annotation.tasks import standing
+from al_pipeline.annotation.tasks import standing_of
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.pool import columns_of, fetch
 from al_pipeline.errors import UnexpectedChange, WrongProject
@@ -18,6 +17,7 @@ from al_pipeline.integrations.oracle import ProjectRef
 from al_pipeline.operations.checkout import bring_in_line
 from al_pipeline.operations.connect import ensure_project, stored_project
 from al_pipeline.operations.costs import room_in_budget
+from al_pipeline.operations.counting import corrected_texts, counted_events
 from al_pipeline.operations.facts import opened_at
 from al_pipeline.operations.overlap import ask_again, more_answers, overlap_of, within_room
 from al_pipeline.operations.pull import PullRequest, pull
@@ -67,8 +67,8 @@ def retire_tasks(context: Context, facts: Facts) -> None:
         facts.planned,
         abandoned=history.abandoned,
         overlaps={record.round: record.params.round.overlap for record in history.rounds},
-        rounds={key: task.round for key, task in plans.items()},
-        superseded={key for key, task in plans.items() if task.item_id in corrected},
+        plans=plans,
+        superseded=corrected,
     )
     context.outcome.changed |= retire(oracle, project, policy) > 0
 
@@ -220,15 +220,15 @@ def _affordable(context: Context, plan: Sequence[PlannedTask]) -> list[PlannedTa
         return list(plan)
     from al_pipeline.costs.budget import affordable  # few workspaces have a budget
 
-    events, overlap = read_events(layout.events, layout.inbox_events), params.round.overlap
-    found = standing(plan, events, overlap, len(params.annotators) or None)
+    counted, overlap = counted_events(layout.events, layout.inbox_events).events, params.round.overlap
+    found = standing_of(plan, counted, overlap, len(params.annotators) or None)
     chosen = affordable([overlap if found[task.push_key] == "open" else 0 for task in plan], room)
     return [task for task, yes in zip(plan, chosen, strict=True) if yes]
 
 
 def _corrected(context: Context) -> Mapping[str, Any]:
     """The items whose text was corrected, which are no longer asked."""
-    return superseded(read_events(context.layout.events, context.layout.inbox_events))
+    return corrected_texts(context.layout.events, context.layout.inbox_events)
 
 
 def _landmark(context: Context, planned: int, project: ProjectRef) -> Landmark | None:
