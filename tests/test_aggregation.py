@@ -200,6 +200,23 @@ def test_a_label_beats_any_number_of_skips() -> None:
     assert label_of(skipped("ann"), skipped("bob"), said("eve", "ham"), skipped("dan")) == "ham"
 
 
+@pytest.mark.parametrize("kind", ["label", "skip", "import", "supersede", "adjudicate", "gold", "correct"])
+@pytest.mark.parametrize("part", ["pool", "test"])
+@pytest.mark.parametrize("label", ["ham", "unknown"])
+def test_the_only_event_of_an_item_says_the_same_as_among_others(kind: str, part: str, label: str) -> None:
+    """Nearly all items have one event. Another that says nothing of it takes the way of items with several."""
+    one = event(kind, "ann", None if kind in ("skip", "correct") else label, part=part, at=3)
+    gone = event("task_gone", "", part=part, at=3)
+
+    def found(*events: Event) -> object:
+        try:
+            return fold(events, LABELS, 9)
+        except SchemaInUse as error:
+            return str(error)
+
+    assert found(one) == found(one, gone)
+
+
 def test_people_are_those_who_answer() -> None:
     events = [said("ann", "ham"), skipped("bob"), imported("ham"), event("gold", "boss", "ham"), event("delete", "x")]
     assert people(events) == 2

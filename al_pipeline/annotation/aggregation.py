@@ -102,6 +102,7 @@ def fold(
     contested: dict[str, _Contested] = {}
     unknown: Counter[str] = Counter()
     corrected, gold = corrected_items(given), set_apart(given)
+    known = frozenset(labels)
     parts: dict[str, Part] = {event.item_id: event.part for event in given if event.type == "correct"}
     for item_id in sorted(events_of.keys() | corrected.keys() | reopened.keys()):
         if now := corrected.get(item_id):
@@ -109,6 +110,11 @@ def fold(
             found.unresolved.append(Unresolved(item_id, parts[now], "ignored", reason, rules.asked.get(item_id, 0)))
             continue
         about = events_of.get(item_id, [])
+        if rule is None and item_id not in gold and item_id not in reopened:
+            one = about[0]
+            if len(about) == 1 and one.type == "label" and one.label in known:  # most items; below it is the same
+                found.add(one.part, LabeledItem(item_id, one.content_hash, one.label, 1.0, 1, one.round))
+                continue
         content, part = _identity(item_id, about, reopened.get(item_id))
         if item_id in gold:
             found.unresolved.append(Unresolved(item_id, part, "ignored", REASON, rules.asked.get(item_id, 0)))

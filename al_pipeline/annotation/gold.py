@@ -41,10 +41,7 @@ def gold_key(content_hash: str) -> str:
 def gold_items(counted: Iterable[Event]) -> dict[str, Gold]:
     """The gold items of the pool among the events that count, by item id. A newer ruling on one is its known label."""
     events = [event for event in counted if event.type not in NOT_ANNOTATIONS]
-    newest: dict[str, Event] = {}
-    for event in events:
-        if event.annotation_key.startswith("gold:"):
-            newest[event.item_id] = event
+    newest = {event.item_id: event for event in events if event.annotation_key.startswith("gold:")}
     standing = {item: event for item, event in newest.items() if event.type == "gold" and event.part == "pool"}
     if not standing:
         return {}

@@ -53,8 +53,15 @@ def times_asked(events: Iterable[Event]) -> dict[str, int]:
 
     A task that was kept for the next round counts once, although its annotations belong to two rounds.
     """
-    tasks: defaultdict[str, set[str]] = defaultdict(set)
+    first: dict[str, Event] = {}
+    several: defaultdict[str, set[str]] = defaultdict(set)  # most items have one
     for event in standing_answers(events).values():
         if event.round >= 0 and not is_of_review(event.annotation_key):
-            tasks[event.item_id].add(event.push_key or round_name(event.round))
-    return {item: len(keys) for item, keys in tasks.items()}
+            one = first.setdefault(event.item_id, event)
+            if one is not event:
+                several[event.item_id] |= {_task_of(one), _task_of(event)}
+    return dict.fromkeys(first, 1) | {item: len(tasks) for item, tasks in several.items()}
+
+
+def _task_of(event: Event) -> str:
+    return event.push_key or round_name(event.round)

@@ -6,6 +6,7 @@ parameter of a run.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
@@ -97,6 +98,7 @@ def al_round(
         strategy: Query strategy of that batch, as params.yaml takes it; empty for the one there.
     """
     restrict_umask()
+    gc.set_threshold(50_000, 20, 20)  # as the command line does: answers by the ten thousand are no garbage
     check_overrides(size, strategy)
     workspace = _workspace()
     logger, listen = get_run_logger(), LISTENER.get()

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from al_pipeline.annotation.active_events import CONTROLS
 from al_pipeline.data.catalog import test_order
 from al_pipeline.data.ledger import read_events
-from al_pipeline.data.pool import fetch, read_ids
+from al_pipeline.data.pool import hashes_of, read_ids
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.counting import counted_events
 from al_pipeline.operations.history import read_plan, read_plans
@@ -82,12 +82,12 @@ def _query_tasks(workspace: Workspace, number: int) -> list[PlannedTask]:
 
     layout = workspace.layout
     queries = read_queries(layout.queries)
-    items = fetch([layout.pool], [query.item_id for query in queries])
+    hashes = hashes_of([layout.pool], [query.item_id for query in queries])
     return [
         PlannedTask(
             push_key(workspace.id, number, query.item_id),
             query.item_id,
-            items[query.item_id].content_hash,
+            hashes[query.item_id],
             "pool",
             number,
             query.rank,

@@ -15,8 +15,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -24,7 +26,7 @@ from al_pipeline.annotation.changes import AnnotationDiff, Judge, KnownAnswers
 from al_pipeline.annotation.task_index import TaskIndex, version_of, without_account
 from al_pipeline.data.ledger import add_to_inbox, read_events, read_refused, signature
 from al_pipeline.errors import VanishedAnswers
-from al_pipeline.files import json_line, read_json, write_text
+from al_pipeline.files import read_json, write_text
 from al_pipeline.integrations.label_studio.parsers import TIME_FORMAT, parse_annotation, shows_plan
 from al_pipeline.integrations.oracle import Oracle, ProjectRef
 from al_pipeline.logs import get_logger
@@ -93,7 +95,7 @@ def pull(layout: Layout, oracle: Oracle, request: PullRequest) -> PullReport:
     VanishedAnswers, with nothing appended, if more known answers are missing than the request allows.
     """
     place = layout.review_state if request.rulings else layout.pull_state
-    state = read_json(place, {})
+    state = _read_state(place)
     known = _Known(layout, request, state)
     before = _position(state, known)
     after = _audit(known, oracle, request, before) if request.audit else _read_changes(known, oracle, request, before)
@@ -114,7 +116,7 @@ def pull(layout: Layout, oracle: Oracle, request: PullRequest) -> PullReport:
     for row in diff.refused:
         diff.known.refuse(row)
     if after.cursor is not None and (now := _state(after, known)) != state:
-        write_text(place, json_line(now))
+        write_text(place, f"{msgspec.json.encode(now, order='sorted').decode()}\n")
     report = PullReport(
         events=Counter(event.type for event in events),
         refused=Counter(str(row["reason"]) for row in diff.refused),
@@ -124,6 +126,16 @@ def pull(layout: Layout, oracle: Oracle, request: PullRequest) -> PullReport:
     for reason, count in report.refused.items():
         _logger.warning("%d answers were refused: %s", count, reason)
     return report
+
+
+def _read_state(place: Path) -> Any:
+    """What the last pull noted, of tens of thousands of tasks perhaps."""
+    try:
+        return msgspec.json.decode(place.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (msgspec.DecodeError, RecursionError):
+        return read_json(place, {})  # says what is wrong
 
 
 class _Known:
