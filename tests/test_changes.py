@@ -83,6 +83,11 @@ def test_what_stands_is_what_label_studio_holds_and_nothing_is_recorded_twice(hi
     for state in history:
         diff = compare(state, events, refused)
         new = diff.events()
+        one_by_one = KnownAnswers(events, refused, UID)
+        for event in new:
+            one_by_one.digest()
+            one_by_one.add(event)
+        assert one_by_one.digest() == KnownAnswers([*events, *new], refused, UID).digest()
         assert len({event.event_id for event in (*events, *new)}) == len(events) + len(new), "no id is used twice"
         events, refused = [*events, *new], [*refused, *diff.refused]
         again = compare(state, events, refused)

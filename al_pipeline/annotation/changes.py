@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -86,8 +87,11 @@ class KnownAnswers:
         """Push keys of tasks that have been gone at some time."""
         self._project_uid = project_uid
         self._mark = f"#{project_uid}."
-        self._identity: dict[str, tuple[str, str | None]] = {}
+        self._deleted: dict[str, Event] = {}
+        """The last event of each deleted annotation before its deletion, by annotation key."""
         self._digest: str | None = None
+        self._names: list[str] | None = None
+        """The ids of `latest`, sorted, once they were needed."""
         self._recorded_as_gone: set[str] = set()
         """Event ids of answers whose task is recorded as gone."""
         for event in events:
@@ -107,7 +111,9 @@ class KnownAnswers:
             number = _NUMBER.fullmatch(key.rpartition(self._mark)[2])
             if number is None or int(number[1]) != annotation.annotation_id:
                 continue
-            annotator, created_at = self._identity.get(key, ("", None))
+            newest = self.latest[key]
+            last = self._deleted.get(key) if newest.type == "delete" else newest
+            annotator, created_at = ("", None) if last is None else (last.annotator, last.created_at)
             if annotator == annotation.annotator and created_at in (None, annotation.created_at):
                 return key
         return annotation_key(push_key, self._project_uid, annotation)
@@ -124,8 +130,9 @@ class KnownAnswers:
     def digest(self) -> str:
         """A digest of the present state of all answers, accepted and refused."""
         if self._digest is None:
-            names = [*sorted(event.event_id for event in self.latest.values()), *sorted(self.refused)]
-            self._digest = event_digest(*names)
+            if self._names is None:
+                self._names = sorted(event.event_id for event in self.latest.values())
+            self._digest = event_digest(*self._names, *sorted(self.refused))
         return self._digest
 
     def refuse(self, row: Mapping[str, Any]) -> None:
@@ -140,11 +147,16 @@ class KnownAnswers:
         key = event.annotation_key
         push_key, found, rest = key.rpartition(self._mark)
         if event.type in _ANSWER_TYPES and found and (key in self.latest or _NUMBER.fullmatch(rest)):
-            if key not in self.latest:
+            before = self.latest.get(key)
+            if before is None:
                 self.by_task[push_key].append(key)
+            elif event.type == "delete" and before.type != "delete":
+                self._deleted[key] = before
             self.latest[key] = event
-            if event.type != "delete":
-                self._identity[key] = event.annotator, event.created_at
+            if self._names is not None:
+                if before is not None:
+                    del self._names[bisect_left(self._names, before.event_id)]
+                insort(self._names, event.event_id)
         elif event.type == "task_gone":
             # Earlier versions listed no answers; the event then covers all those known at that point.
             self._recorded_as_gone |= set(event.targets) or {answer.event_id for answer in self.live(key)}

@@ -136,9 +136,8 @@ def outlook(history: History, record: RoundRecord, params: Params) -> Outlook | 
 
     confidence, most = params.evaluate.confidence, record.counts.labelled
     classes = record.params.schema_.labels
-    before = [
-        one for one in history.rounds if one.round not in history.abandoned and one.params.schema_.labels == classes
-    ]
+    abandoned = history.abandoned
+    before = [one for one in history.rounds if one.round not in abandoned and one.params.schema_.labels == classes]
     for metric in ("macro-F1", "running accuracy"):
         points = [point for one in [*before, record] if (point := _point(one, metric)) is not None]
         points = [point for point in points if point[0] <= most]

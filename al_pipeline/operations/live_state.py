@@ -144,10 +144,11 @@ def _forecasts(live: Live) -> list[Forecast]:
     if found is None:
         return []
     labels = {row.item_id: row.label for row in found.labels}
+    abandoned = found.history.abandoned
     return [
         Forecast(task.round, task.predicted, labels.get(task.item_id))
         for task in live.plans().values()
-        if task.strategy == RANDOM_SLICE and task.predicted is not None and task.round not in found.history.abandoned
+        if task.strategy == RANDOM_SLICE and task.predicted is not None and task.round not in abandoned
     ]
 
 

@@ -354,7 +354,7 @@ def _related_classes(layout: Layout, history: History, classes: Sequence[str]) -
     if schemas is None:
         return None
     promoted = history.promoted
-    record = next((one for one in history.rounds if round_name(one.round) == promoted), None)
+    record = next((one for one in reversed(history.rounds) if round_name(one.round) == promoted), None)
     if record is None:
         return None
     related = schemas.relation(classes, events_known(record, read_events(layout.events)) - 1)

@@ -234,7 +234,8 @@ def _live(layout: Layout) -> str | None:
 
 def _other_classes(history: History) -> tuple[str, ...]:
     """See `Status.promoted_classes`."""
-    record = next((one for one in history.rounds if round_name(one.round) == history.promoted), None)
+    promoted = history.promoted
+    record = next((one for one in reversed(history.rounds) if round_name(one.round) == promoted), None)
     if record is None or len(same_classes([record, history.rounds[-1]])) > 1:
         return ()
     return record.params.schema_.labels
