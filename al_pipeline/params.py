@@ -74,14 +74,18 @@ ModelName = Literal["head", "centroid", "finetuned"]
 """The linear head, another estimator of `al_pipeline/models/estimators.py`, or the fine-tuned encoder."""
 FINETUNED: ModelName = "finetuned"
 
-PluginKind = Literal["model", "strategy"]
-PLUGIN_GROUPS: dict[PluginKind, str] = {"model": "al_pipeline.models", "strategy": "al_pipeline.strategies"}
+PluginKind = Literal["model", "strategy", "redaction"]
+PLUGIN_GROUPS: dict[PluginKind, str] = {
+    "model": "al_pipeline.models",
+    "strategy": "al_pipeline.strategies",
+    "redaction": "al_pipeline.redactions",
+}
 """The groups of entry points in which installed packages name their plug-ins."""
 _PLUGIN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 
 
 class PluginName(NamedTuple):
-    """A model or a strategy that is not part of al-pipeline, as `params.yaml` names it."""
+    """A model, a strategy or a redaction that is not part of al-pipeline, as `params.yaml` names it."""
 
     kind: PluginKind
     name: str
@@ -402,6 +406,25 @@ NO_BUDGET = Budget(labels=0, hours=0.0, money=0.0, hourly_rate=0.0)
 """The budget of a workspace whose `params.yaml` is older than budgets: none."""
 
 
+def _redaction(name: str) -> str:
+    if name and not _PLUGIN.fullmatch(name):
+        raise ValueError("expected: package.module:function, plugins.NAME:function for a file of the workspace, or ''")
+    return name
+
+
+class ServeLog(_Section, frozen=True, kw_only=True):
+    """Which requests `al serve` keeps, with their answers, and for how long."""
+
+    share: Annotated[float, Meta(ge=0, le=1)]
+    days: Annotated[float, Meta(gt=0, le=36_500)]
+    max_mb: Annotated[float, Meta(ge=10, le=10_000_000)]
+    redact: Annotated[str, Meta(max_length=200), _redaction]
+
+
+NOT_LOGGED = ServeLog(share=0.0, days=90.0, max_mb=1000.0, redact="")
+"""What is kept in a workspace whose `params.yaml` is older than this section: nothing."""
+
+
 class Serve(_Section, frozen=True, kw_only=True):
     """How `al serve` answers requests. No round depends on it. Address and token are not parameters: see its help."""
 
@@ -414,6 +437,7 @@ class Serve(_Section, frozen=True, kw_only=True):
     max_bytes: Annotated[int, Meta(ge=1000, le=1_000_000_000)]
     timeout_seconds: Annotated[float, Meta(gt=0, le=3600)]
     versions: Annotated[int, Meta(ge=1, le=100)]
+    log: ServeLog = NOT_LOGGED
 
 
 SERVE = Serve(
@@ -421,6 +445,17 @@ SERVE = Serve(
     max_bytes=2_000_000, timeout_seconds=30.0, versions=3,
 )  # fmt: skip
 """How a workspace is served whose `params.yaml` is older than this section."""
+
+
+class Traffic(_Section, frozen=True, kw_only=True):
+    """Which logged texts each tick takes into the pool (`serve.log`). What a round publishes does not depend on it."""
+
+    random: Annotated[int, Meta(ge=0, le=100_000)]
+    uncertain: Annotated[int, Meta(ge=0, le=100_000)]
+
+
+NO_TRAFFIC = Traffic(random=0, uncertain=0)
+"""The section of a workspace whose `params.yaml` is older than it: no logged text enters the pool."""
 
 
 class Live(_Section, frozen=True, kw_only=True):
@@ -458,6 +493,7 @@ class Params(_Section, frozen=True, kw_only=True):
     notify: Notify = SILENT
     budget: Budget = NO_BUDGET
     serve: Serve = SERVE
+    traffic: Traffic = NO_TRAFFIC
     live: Live = LIVE
     annotators: list[_Name]
     reviewers: list[_Name] = msgspec.field(default_factory=list)
@@ -583,11 +619,11 @@ def _split_meanings(values: dict[str, Any], source: str) -> tuple[dict[str, Any]
 def recorded(params: Params) -> dict[str, Any]:
     """The parameters as a round's record has them: names of classes, consensus and reviews only where they are used.
 
-    Whom a tick tells of what, what may be spent, how the model is served and whether questions are asked live, is no
-    part of a round.
+    Whom a tick tells of what, what may be spent, how the model is served, what of its requests is kept and
+    taken into the pool, and whether questions are asked live, is no part of a round.
     """
     row: dict[str, Any] = msgspec.to_builtins(params)
-    del row["notify"], row["budget"], row["serve"], row["live"]
+    del row["notify"], row["budget"], row["serve"], row["traffic"], row["live"]
     if params.select.cost == "items":
         del row["select"]["cost"]
     for section, key in (

@@ -119,7 +119,7 @@ def test_the_commands_are_those_that_are_promised() -> None:
     }
     assert promised | {"labelstudio"} <= COMMANDS.keys()
     assert {"labelstudio start", "labelstudio stop", "labelstudio invite", "labelstudio connect"} <= COMMANDS.keys()
-    groups = {"gold", "labelstudio", "labels", "notify", "remote", "schema"}
+    groups = {"gold", "labelstudio", "labels", "notify", "remote", "schema", "traffic"}
     assert COMMANDS.keys() - set(TAKES_JSON) == groups, "every command takes --json"
 
 
@@ -256,7 +256,7 @@ def test_outside_a_workspace_every_command_says_so_in_json(al: Al, name: str) ->
     needed |= {"labelstudio password": ["ann@example.org"], "ask": ["x"], "check-plugin": ["a:b"]}
     needed |= {"gold add": ["a.csv"], "gold remove": ["x"], "schema rename": ["a", "b"], "schema retire": ["a"]}
     needed |= {"schema merge": ["a,b", "INTO", "c"], "schema split": ["a", "INTO", "b,c"], "schema add": ["a"]}
-    needed |= {"notify remove": ["1"]}
+    needed |= {"notify remove": ["1"], "traffic delete": ["x"]}
     said = al(*name.split(), *needed.get(name, []), "--json")
     assert said.code == 2
     assert one_object(said.out)["error"] == "NotAWorkspace"

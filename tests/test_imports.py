@@ -49,6 +49,7 @@ MAY_IMPORT = {
     "servers": ("integrations", "workspace"),
     "plugins": ("active_learning", "models", "workspace"),
     "live": ("active_learning", "data", "features", "models", "rounds", "workspace"),
+    "traffic": ("data", "workspace"),
     # what is done with both
     "reporting": ("evaluation", "quality", "rounds"),
     "simulation": (
@@ -60,11 +61,13 @@ MAY_IMPORT = {
     ),
     "operations": (
         "annotation", "costs", "data", "evaluation", "features", "integrations", "live", "models", "notifications",
-        "plugins", "quality", "reporting", "rounds", "servers", "workspace",
+        "plugins", "quality", "reporting", "rounds", "servers", "traffic", "workspace",
     ),
     # callers
     "flows": ("evaluation", "integrations", "operations", "rounds", "servers", "workspace"),
-    "serving": ("data", "evaluation", "features", "integrations", "models", "operations", "workspace"),
+    "serving": (
+        "data", "evaluation", "features", "integrations", "models", "operations", "plugins", "traffic", "workspace",
+    ),
     "frames": ("data", "evaluation", "integrations", "operations", "workspace"),
     "cli": (
         "data", "evaluation", "flows", "live", "notifications", "operations", "quality", "rounds", "servers", "serving",

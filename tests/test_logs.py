@@ -85,7 +85,7 @@ def test_every_layer_that_acts_has_loggers_and_each_bears_its_modules_name() -> 
             if isinstance(call.func, ast.Name) and call.func.id == "get_logger":
                 assert ast.unparse(call) == "get_logger(__name__)", path
                 layers.add(path.relative_to(PACKAGE).parts[0])
-    assert layers == {"flows", "integrations", "operations", "servers", "serving", "stages"}
+    assert layers == {"flows", "integrations", "operations", "servers", "serving", "stages", "traffic"}
 
 
 def test_git_commands_are_logged_with_their_time_and_without_log_ins(

@@ -62,14 +62,14 @@ class Running:
 
 @contextlib.contextmanager
 def running(
-    source: Any, serve: Serve | None = None, name: str = "mails", recorder: Recorder | None = None
+    source: Any, serve: Serve | None = None, name: str = "mails", recorder: Recorder | None = None, kept: Any = None
 ) -> Iterator[Running]:
     """Serve `source` on a free port."""
     serve = serve or replace(SERVE, timeout_seconds=5.0)
     versions, out, bound = Versions(source, serve.versions), io.StringIO(), listen("127.0.0.1", 0)
     log = RequestLog(out)
     versions.start()
-    server = Server(versions, serve, name, TOKEN, bound, log, recorder)
+    server = Server(versions, serve, name, TOKEN, bound, log, recorder, kept)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -115,7 +115,12 @@ NEEDED = {
     **{"labelstudio invite": ["ann@example.org"], "labelstudio connect": ["https://labels.example.org"]},
     **{"gold add": ["a.csv"], "gold remove": ["x"], "schema rename": ["a", "b"], "schema retire": ["a"]},
     **{"schema merge": ["a,b", "INTO", "c"], "schema split": ["a", "INTO", "b,c"], "schema add": ["a"]},
-    **{"labelstudio password": ["ann@example.org"], "init": ["not a new\nfolder", "--labels", "a"], "simulate": ["no"]},
+    **{
+        "labelstudio password": ["ann@example.org"],
+        "traffic delete": ["x"],
+        "init": ["not a new\nfolder", "--labels", "a"],
+        "simulate": ["no"],
+    },
 }
 
 
@@ -158,7 +163,7 @@ def test_an_error_keeps_its_exit_code_wherever_output_leads(empty: Path, name: s
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in cli.READ_ONLY])
 def test_every_command_either_shows_or_does(name: str) -> None:
     does = "init ingest round report simulate reproduce upgrade schedule up down trust rollback labels approve pause"
-    does += " resume adopt labelstudio ask export remote destroy review gold schema notify serve live"
+    does += " resume adopt labelstudio ask export remote destroy review gold schema notify serve live traffic"
     assert name.split()[0] in does.split(), "add it to `READ_ONLY`, or here"
 
 

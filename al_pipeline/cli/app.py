@@ -33,6 +33,7 @@ from al_pipeline.cli import (
     servers,
     simulate,
     streams,
+    traffic,
     workspace,
 )
 from al_pipeline.cli.options import Invocation
@@ -151,6 +152,7 @@ app.add_typer(labelstudio.app, name="labelstudio", rich_help_panel=_SERVERS)
 app.add_typer(labels.app, name="labels", rich_help_panel=_DATA)
 app.add_typer(gold.app, name="gold", rich_help_panel=_DATA)
 app.add_typer(schema.app, name="schema", rich_help_panel=_DATA)
+app.add_typer(traffic.app, name="traffic", rich_help_panel=_MODEL)
 app.add_typer(workspace.remote, name="remote", rich_help_panel=_WORKSPACE)
 app.add_typer(servers.schedule, name="schedule", rich_help_panel=_SERVERS)
 app.add_typer(notify.app, name="notify", rich_help_panel=_SERVERS)

@@ -13,6 +13,8 @@ from al_pipeline.cli.output import echo, escape, print_json, warn
 from al_pipeline.errors import UsageError
 
 if TYPE_CHECKING:
+    from al_pipeline.serving.log import RequestLog
+    from al_pipeline.serving.traffic_log import TrafficRecorder
     from al_pipeline.serving.workspace_models import WorkspaceModels
     from al_pipeline.workspace.workspace import Workspace
 
@@ -47,9 +49,12 @@ SIGTERM ends it, after the requests that it has accepted.
     token, where = token_of(workspace)
     bound = listen(host, port)
     versions = Versions(source, settings.versions)
+    log, recorder = RequestLog(), None
     try:
+        recorder = _recorder(workspace, log)
         versions.start()
-        server = Server(versions, settings, model_name(workspace), token, bound, log := RequestLog())
+        kept = None if recorder is None else recorder.counts
+        server = Server(versions, settings, model_name(workspace), token, bound, log, recorder, kept)
         current, url = versions.current, url_of(bound)
         if host not in LOOPBACK:
             warn("other machines can connect, and the traffic is not encrypted; put a proxy with TLS before it")
@@ -62,14 +67,26 @@ SIGTERM ends it, after the requests that it has accepted.
             shown = f"{current.name} ({current.runtime})" if current else "nothing yet"
             echo(f"Serving [bold]{escape(shown)}[/] at {url}; {url}/docs describes the interface")
             echo(f"The token is {escape(where)}")
+            if recorder is not None:
+                echo(f"{settings.log.share:.0%} of the requests are kept in {escape(workspace.layout.traffic)}")
         sys.stdout.flush()
         gc.collect()
         gc.freeze()  # what is loaded stays; a collection that looks through all of it would delay answers
         server.run()
-        log.close()
     finally:
+        if recorder is not None:
+            recorder.close()
+        log.close()
         versions.close()
         bound.close()
+
+
+def _recorder(workspace: Workspace, log: RequestLog) -> TrafficRecorder | None:
+    if not workspace.params.serve.log.share:
+        return None
+    from al_pipeline.serving.traffic_log import open_recorder
+
+    return open_recorder(workspace, log)
 
 
 def _source(workspace: Workspace, runtime: str) -> WorkspaceModels:

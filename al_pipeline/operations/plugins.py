@@ -29,6 +29,11 @@ def named_plugins(layout: Layout, params: Params, strategy: str | None = None) -
     return plugins_of(params.train.model, batch if isinstance(batch, str) else None)
 
 
+def redaction_of(params: Params) -> tuple[PluginName, ...]:
+    """What changes logged texts, `serve.log.redact`; no round depends on it."""
+    return (PluginName("redaction", params.serve.log.redact),) if params.serve.log.redact else ()
+
+
 def plugin_record(layout: Layout, params: Params, strategy: str | None = None) -> dict[str, str]:
     """What `engine.json` records of the plug-ins in use; empty without any, which is found out without an import."""
     named = named_plugins(layout, params, strategy)
@@ -142,7 +147,9 @@ def doubtful_plugins(workspace: Workspace) -> list[Doubt]:
     """The plug-ins in use that are not trusted on this machine. Raises BadParams if one is not there."""
     return [
         _doubt(found, found.name, f"({found.key}) runs code of {found.package}")
-        for found in _untrusted(workspace, named_plugins(workspace.layout, workspace.params))
+        for found in _untrusted(
+            workspace, (*named_plugins(workspace.layout, workspace.params), *redaction_of(workspace.params))
+        )
     ]
 
 

@@ -20,6 +20,13 @@ FOLDER = Layout().plugins.name
 SAVED_WITH = ("scikit-learn", "skops")
 """The packages that every model of a plug-in is saved with."""
 
+KEYS: dict[PluginKind, str] = {
+    "model": "train.model",
+    "strategy": "select.strategy",
+    "redaction": "serve.log.redact",
+}
+"""The key of `params.yaml` that names a plug-in of each kind."""
+
 _SHOWN = 12
 """Length of a digest in a record."""
 
@@ -51,7 +58,7 @@ class Reference:
     @property
     def key(self) -> str:
         """The key of `params.yaml` that names such a plug-in."""
-        return "train.model" if self.kind == "model" else "select.strategy"
+        return KEYS[self.kind]
 
     @property
     def where(self) -> str:
@@ -178,7 +185,7 @@ def _entry_point(plugin: PluginName) -> str:
 
 
 def _said(plugin: PluginName) -> str:
-    return f"{'train.model' if plugin.kind == 'model' else 'select.strategy'} {plugin.name!r}"
+    return f"{KEYS[plugin.kind]} {plugin.name!r}"
 
 
 def _imported(source: bytes) -> set[str]:

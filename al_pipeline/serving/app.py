@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -68,14 +68,20 @@ Recorder = Callable[[Answered], Awaitable[None]]
 
 
 def make_app(
-    versions: Versions, settings: Serve, name: str, token: str, log: RequestLog, recorder: Recorder | None = None
+    versions: Versions,
+    settings: Serve,
+    name: str,
+    token: str,
+    log: RequestLog,
+    recorder: Recorder | None = None,
+    kept: Callable[[], Mapping[str, int]] | None = None,
 ) -> FastAPI:
     """The application that serves `versions` as the model `name` to whoever has the `token`.
 
     Its lifespan starts and ends the threads that compute; `versions` are the caller's to start and close. `recorder`
-    gets every answer.
+    gets every answer; `kept` says, for the metrics, what became of their texts.
     """
-    metrics = prometheus.Metrics(lambda: batcher.waiting)
+    metrics = prometheus.Metrics(lambda: batcher.waiting, kept)
     batcher = Batcher(
         settings.batch_texts,
         settings.window_ms / 1000,

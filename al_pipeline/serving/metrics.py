@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
 
 from al_pipeline.serving.versions import Served
 
@@ -18,8 +20,8 @@ _TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 class Metrics:
     """The metrics of one server."""
 
-    def __init__(self, waiting: Callable[[], int]) -> None:
-        """`waiting` returns the number of texts in the queue."""
+    def __init__(self, waiting: Callable[[], int], kept: Callable[[], Mapping[str, int]] | None = None) -> None:
+        """`waiting` returns the number of texts in the queue, `kept` that of texts that were logged or not."""
         self._registry = CollectorRegistry()
         own: dict[str, Any] = {"registry": self._registry}
         self._requests = Counter("al_serve_requests", "Answered requests", ("route", "status"), **own)
@@ -37,6 +39,8 @@ class Metrics:
         self._swaps = Counter("al_serve_swaps", "Times that another model became the promoted one", **own)
         self._promoted.set(-1)
         Gauge("al_serve_queue_texts", "Texts that wait", **own).set_function(waiting)
+        if kept is not None:
+            self._registry.register(_Kept(kept))
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count a request."""
@@ -62,3 +66,17 @@ class Metrics:
     def text(self) -> bytes:
         """All metrics in Prometheus's format."""
         return generate_latest(self._registry)
+
+
+class _Kept(Collector):
+    """Texts by what became of them in the log of requests."""
+
+    def __init__(self, kept: Callable[[], Mapping[str, int]]) -> None:
+        self._kept = kept
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        """The present counts."""
+        found = CounterMetricFamily("al_serve_log_texts", "Texts that were logged, or not and why", labels=["outcome"])
+        for outcome, count in self._kept().items():
+            found.add_metric([outcome], count)
+        yield found

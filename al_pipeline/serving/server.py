@@ -11,6 +11,7 @@ import resource
 import secrets
 import signal
 import socket
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import uvicorn
@@ -100,10 +101,11 @@ class Server:
         bound: socket.socket,
         log: RequestLog,
         recorder: Recorder | None = None,
+        kept: Callable[[], Mapping[str, int]] | None = None,
     ) -> None:
-        """`recorder` gets every answer before it goes out; see `make_app`."""
+        """`recorder` gets every answer before it goes out, `kept` says what became of them; see `make_app`."""
         self._bound = bound
-        app = make_app(versions, settings, name, token, log, recorder)
+        app = make_app(versions, settings, name, token, log, recorder, kept)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,

@@ -310,6 +310,11 @@ class Layout(Struct, frozen=True):
         return self.private / "live"
 
     @property
+    def traffic(self) -> Path:
+        """What `al serve` keeps of requests and answers (`serve.log`), see `traffic.store`; it is not recreated."""
+        return self.private / "traffic"
+
+    @property
     def logs(self) -> Path:
         return self.private / "logs"
 
@@ -404,7 +409,7 @@ class Layout(Struct, frozen=True):
     @property
     def folders(self) -> tuple[Path, ...]:
         """Folders that the engine or DVC writes to; none may be a link that leads out of the workspace."""
-        private = ("features", "live", "logs", "plans", "published", "rounds", "terms")
+        private = ("features", "live", "logs", "plans", "published", "rounds", "terms", "traffic")
         names = (*(f".al/{name}" for name in private), ".dvc/cache", ".dvc/tmp")
         inner = (self.inbox, self.inbox_pool, self.inbox_test, self.inbox_events, self.rejects, self.reports)
         return (

@@ -96,7 +96,7 @@ class Intake:
 
     def __post_init__(self) -> None:
         layout = self.workspace.layout
-        self.known = _known_items(layout)
+        self.known = known_items(layout)
         self.first_new = len(self.known)
         self.had_test = self.known.test_items > 0
         self._labels = ImportedLabels(self.workspace.params.schema_, former_classes(self.workspace.layout))
@@ -336,7 +336,7 @@ def _are_texts(values: Sequence[Any], longest: int) -> bool:
     )
 
 
-def _known_items(layout: Layout) -> Catalog:
+def known_items(layout: Layout) -> Catalog:
     """The items of the pool, the test set and their inboxes."""
     known = Catalog()
     parts: tuple[tuple[Part, tuple[Any, Any]], ...] = (

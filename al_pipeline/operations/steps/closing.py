@@ -34,12 +34,18 @@ _logger = get_logger(__name__)
 
 
 def ingest_sources(context: Context, facts: Facts) -> None:
-    """Ingest what is new in the files of `ingest.sources`."""
+    """Ingest what is new in the files of `ingest.sources`, and of logged requests what `traffic` says."""
     from al_pipeline.operations import sources
 
     added, problems = sources.ingest_sources(context.workspace, context.now().timestamp())
     context.outcome.warnings += problems
     context.outcome.changed |= added > 0
+    if context.layout.traffic.exists():  # few workspaces are served and keep requests
+        from al_pipeline.operations.ingestion.traffic import take_traffic
+
+        added, problems = take_traffic(context.workspace, context.now().timestamp())
+        context.outcome.warnings += problems
+        context.outcome.changed |= added > 0
 
 
 def close_round(context: Context, facts: Facts) -> None:
