@@ -91,6 +91,12 @@ Live = Annotated[
 People = Annotated[
     int | None, typer.Option(min=1, help="With --live: people at work. Default: live.people in params.yaml.")
 ]
+Finish = Annotated[
+    float | None,
+    typer.Option(
+        help="Also tell what `al finish --bound` would label at the end of each run, and how much of it is wrong."
+    ),
+]
 
 # The run.
 Workers = Annotated[
@@ -114,6 +120,7 @@ def simulate(
     relabel: RelabelShare = None,
     live: Live = False,
     people: People = None,
+    finish: Finish = None,
     batch_size: BatchSize = None,
     seed_size: SeedSize = None,
     cold_start: ColdStart = None,
@@ -156,7 +163,7 @@ open. The table shows what that saves against batches, also where it is nothing.
         cold_start=cold_start, guide=_parse_guide(guide) if guide else None, names=names,
         test_size=test_size, workers=workers or _core_count(), annotators=annotators, noise=noise,
         noise_kind=cast("NoiseKind", noise_kind), overlap=overlap,
-        relabel=None if relabel is None else _parse_relabel(relabel),
+        relabel=None if relabel is None else _parse_relabel(relabel), finish=finish,
         live=_people(live, people, params),
         root=Path() if layout is None else layout.root,
     )  # fmt: skip

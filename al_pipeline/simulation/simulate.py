@@ -30,6 +30,7 @@ from al_pipeline.params import FINETUNED, Features, Params, plugins_of
 from al_pipeline.records import CPU, RANDOM
 from al_pipeline.simulation.annotators import NoiseKind, Team
 from al_pipeline.simulation.corpus import LabeledTexts
+from al_pipeline.simulation.finish import finish_figures
 from al_pipeline.simulation.live import LIVE, LiveWork, live_arms, live_figures
 from al_pipeline.simulation.page import pictures, render
 from al_pipeline.simulation.runs import AGAIN, FULL, METRICS, OVERLAP, WITHOUT, Run, Work, read_run, run_all
@@ -68,6 +69,8 @@ class Options:
     """Largest share of labels that is asked again in the runs compared with none; None: that of the parameters."""
     live: int | None = None
     """People at work in runs whose questions are asked live, which are compared with batches; None: no such runs."""
+    finish: float | None = None
+    """The error rate at which the model may label the rest of the pool at the end; None: not simulated."""
     workers: int = 1
     root: Path = Path()
     """The workspace in which plug-ins are looked for."""
@@ -187,6 +190,8 @@ def make_work(texts: LabeledTexts, params: Params, options: Options, vectors: Ve
 
         use(plugins, options.root)
     known = [*STRATEGIES, AUTO]
+    if options.finish is not None and not 0 < options.finish < 1:
+        raise UsageError(f"--finish takes an error rate above 0 and below 1, got {options.finish:g}")
     for strategy in options.strategies:
         if strategy not in known:
             raise UsageError(f"unknown query strategy {strategy!r}; choose from {', '.join(sorted(known))}")
@@ -229,7 +234,7 @@ def make_work(texts: LabeledTexts, params: Params, options: Options, vectors: Ve
     live = None if options.live is None else LiveWork(options.live, params.live.max_similarity)
     return Work(
         texts, dense, params.features.uses_tfidf, params.train.calibrate, config, rounds, size, guide, classifier,
-        plugins, options.root, prototypes, train, team, params.labels, live,
+        plugins, options.root, prototypes, train, team, params.labels, live, options.finish,
     )  # fmt: skip
 
 
@@ -254,6 +259,7 @@ def _settings(texts: LabeledTexts, params: Params, work: Work, vectors: Vectors 
         },
         **({} if work.team is None else {"team": asdict(work.team) | {"consensus": work.labels.consensus}}),
         **({} if work.live is None else {"live": asdict(work.live) | {"code": _live_sources()}}),
+        **({} if work.finish is None else {"finish": work.finish}),
         "rounds": work.rounds,
         "test_size": work.test_size,
         "engine": current_engine(CPU if vectors is None else vectors.device) | {"simulation": _own_sources()},
@@ -285,7 +291,10 @@ def _own_sources() -> str:
     """A digest of the code that runs depend on and that is not part of the stages."""
     package = Path(al_pipeline.__file__).parent
     digest = hashlib.sha256()
-    for name in ("data/catalog.py", *(f"simulation/{name}.py" for name in ("annotators", "corpus", "replay", "runs"))):
+    for name in (
+        "data/catalog.py",
+        *(f"simulation/{name}.py" for name in ("annotators", "corpus", "finish", "replay", "runs")),
+    ):
         digest.update(sha256_file(package / name).encode())
     return digest.hexdigest()
 
@@ -332,6 +341,7 @@ def _result(
         "unit": unit_of(work.team),
         **({} if work.team is None else {"team": team_figures(work.team, strategies, seeds, found, metric)}),
         **_live(work, strategies, seeds, found, metric, budgets),
+        **({} if work.finish is None else {"finish": _finish(work.finish, strategies, seeds, found)}),
         "seeds": list(seeds),
         "budgets": budgets,
         "strategies": list(strategies),
@@ -363,6 +373,14 @@ def _live(
     full = table([found[FULL, seed][metric] for seed in seeds])
     plain = [arm for arm in strategies if live_arms([arm]).get(arm) in curves and not arm.endswith((LIVE, WITHOUT))]
     return {"live": live_figures(budgets, curves, full, plain, work.live)}
+
+
+def _finish(
+    bound: float, strategies: Sequence[str], seeds: Sequence[int], found: Mapping[Run, Mapping[str, Any]]
+) -> dict[str, Any]:
+    return finish_figures(
+        bound, strategies, {arm: [found[arm, seed]["finish"] for seed in seeds] for arm in strategies}
+    )
 
 
 def _on_one_grid(found: Mapping[Run, Mapping[str, Any]], arms: Sequence[str], seeds: Sequence[int]) -> dict[Run, Any]:
