@@ -425,6 +425,19 @@ NOT_LOGGED = ServeLog(share=0.0, days=90.0, max_mb=1000.0, redact="")
 """What is kept in a workspace whose `params.yaml` is older than this section: nothing."""
 
 
+class Stop(_Section, frozen=True, kw_only=True):
+    """When `al status` proposes to stop, and whether ticks then ask nothing new."""
+
+    patience: Annotated[int, Meta(ge=1, le=100)]
+    agreement: Annotated[float, Meta(gt=0, le=1)]
+    target: Annotated[float, Meta(ge=0, lt=1)]
+    action: Literal["propose", "pause"]
+
+
+PROPOSE = Stop(patience=3, agreement=0.99, target=0.0, action="propose")
+"""What a workspace does whose `params.yaml` is older than proposals."""
+
+
 class Serve(_Section, frozen=True, kw_only=True):
     """How `al serve` answers requests. No round depends on it. Address and token are not parameters: see its help."""
 
@@ -492,6 +505,7 @@ class Params(_Section, frozen=True, kw_only=True):
     quality: Quality = CHECKED
     notify: Notify = SILENT
     budget: Budget = NO_BUDGET
+    stop: Stop = PROPOSE
     serve: Serve = SERVE
     traffic: Traffic = NO_TRAFFIC
     live: Live = LIVE
@@ -623,7 +637,7 @@ def recorded(params: Params) -> dict[str, Any]:
     taken into the pool, and whether questions are asked live, is no part of a round.
     """
     row: dict[str, Any] = msgspec.to_builtins(params)
-    del row["notify"], row["budget"], row["serve"], row["traffic"], row["live"]
+    del row["notify"], row["budget"], row["stop"], row["serve"], row["traffic"], row["live"]
     if params.select.cost == "items":
         del row["select"]["cost"]
     for section, key in (
