@@ -1,8 +1,8 @@
 """The proposal to stop: from how far successive models agree, and from the score that was to be reached.
 
 Bloodgood & Vijay-Shanker 2009, A method for stopping active learning based on stabilizing predictions: stop once the
-mean of Cohen's kappa over the last three pairs of successive models is at least .99 on a fixed set of items. It says that
-more labels of this kind hardly change the model, not that the model is good.
+mean of Cohen's kappa over the last three pairs of successive models is at least .99 on a fixed set of items. It says
+that more labels of this kind hardly change the model, not that the model is good.
 """
 
 from __future__ import annotations
