@@ -32,6 +32,7 @@ from al_pipeline.cli import (
     serve,
     servers,
     simulate,
+    stopping,
     streams,
     workspace,
 )
@@ -129,6 +130,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "simulate": simulate.simulate,
         "predict": data.predict,
         "serve": serve.serve,
+        "certify": stopping.certify,
         "approve": interventions.approve,
         "check-plugin": workspace.check_plugin,
     },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from msgspec.structs import replace
 
@@ -25,9 +25,9 @@ def plan_tasks(workspace: Workspace, git: Git, number: int, abandoned: Collectio
     With `quality.gold_share`, gold items are mixed in.
 
     Kept tasks are unchanged. The test items are the next ones that were not asked yet (except in abandoned rounds);
-    `round.test_tasks` is their number including kept ones. The test set was drawn once, at random, and is asked in
-    random order, so its labelled part is always a random sample. Round 0 is empty if imported labels suffice for the
-    first model.
+    `round.test_tasks` is their number including kept ones, unless `al certify --ask` requested more. The test set was
+    drawn once, at random, and is asked in random order, so its labelled part is always a random sample. Round 0 is
+    empty if imported labels suffice for the first model.
     """
     if number == 0 and brought_labels(workspace.layout, workspace.params):
         return []
@@ -103,18 +103,36 @@ def _query_tasks(workspace: Workspace, number: int) -> list[PlannedTask]:
 def _test_tasks(
     workspace: Workspace, git: Git, number: int, abandoned: Collection[int], kept: Sequence[PlannedTask]
 ) -> list[PlannedTask]:
-    """The next items of the test set as tasks, up to `round.test_tasks` together with those in `kept`."""
-    params = workspace.params
-    done = _settled_items(workspace.layout) | _asked_items(workspace.layout, git, number, abandoned)
-    done |= {task.item_id for task in kept}
-    known = read_ids([workspace.layout.test])
-    unasked = [found for found in zip(known.ids(), known.hashes(), strict=True) if found[0] not in done]
-    share = max(0, params.round.test_tasks - sum(task.part == "test" for task in kept))
-    chosen = heapq.nsmallest(share, unasked, key=lambda found: test_order(bytes.fromhex(found[1]), params.seed))
+    """The next items of the test set as tasks, up to `round.test_tasks` together with those in `kept`, or as many as
+    were requested.
+    """
+    unasked = unasked_test_items(workspace, git, number, abandoned, {task.item_id for task in kept})
+    requested = {*load_overrides(workspace.layout.overrides).ask}.intersection(item for item, _ in unasked)
+    share = max(workspace.params.round.test_tasks - sum(task.part == "test" for task in kept), len(requested), 0)
     return [
         PlannedTask(push_key(workspace.id, number, item), item, content, "test", number, 0, 0.0, "test_set", 1.0)
-        for item, content in chosen
+        for item, content in heapq.nsmallest(share, unasked, key=_by_test_order(workspace))
     ]
+
+
+def unasked_test_items(
+    workspace: Workspace, git: Git, number: int, abandoned: Collection[int], besides: Collection[str] = ()
+) -> list[tuple[str, str]]:
+    """Id and content hash of the test items that are not settled and were not asked before round `number`."""
+    done = _settled_items(workspace.layout) | _asked_items(workspace.layout, git, number, abandoned) | {*besides}
+    known = read_ids([workspace.layout.test])
+    return [found for found in zip(known.ids(), known.hashes(), strict=True) if found[0] not in done]
+
+
+def next_test_items(workspace: Workspace, git: Git, number: int, abandoned: Collection[int], most: int) -> list[str]:
+    """The ids of the test items that are asked next, before any that round `number` asks already; at most `most`."""
+    unasked = unasked_test_items(workspace, git, number + 1, abandoned)
+    return [item for item, _ in heapq.nsmallest(most, unasked, key=_by_test_order(workspace))]
+
+
+def _by_test_order(workspace: Workspace) -> Callable[[tuple[str, str]], tuple[bytes, bytes]]:
+    seed = workspace.params.seed
+    return lambda found: test_order(bytes.fromhex(found[1]), seed)
 
 
 def _settled_items(layout: Layout) -> set[str]:

@@ -46,11 +46,11 @@ def model_folder(workspace: Workspace, number: int | None = None) -> tuple[int, 
     They are fetched once and verified by digest. Raises NothingToDo if the round is not published or none is promoted,
     RepositoryError if its model cannot be obtained.
     """
-    record = _record(read_history(workspace.layout, Git(workspace.layout.root)), number)
+    record = published_record(read_history(workspace.layout, Git(workspace.layout.root)), number)
     return record.round, _folder(workspace, record)
 
 
-def _record(history: History, number: int | None) -> RoundRecord:
+def published_record(history: History, number: int | None) -> RoundRecord:
     """The record of a round, by default of the promoted one."""
     if number is None:
         if history.promoted is None:
@@ -93,7 +93,7 @@ def open_model(workspace: Workspace, number: int | None = None, history: History
     from al_pipeline.operations.plugins import use_plugin_of
     from al_pipeline.workspace.fingerprint import recorded_device
 
-    record = _record(history or read_history(workspace.layout, Git(workspace.layout.root)), number)
+    record = published_record(history or read_history(workspace.layout, Git(workspace.layout.root)), number)
     folder = _folder(workspace, record)
     features, device = _features(record), device_like(recorded_device(record.engine.to_row()))
     use_plugin_of(folder / "model", workspace.layout)

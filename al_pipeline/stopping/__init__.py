@@ -1,0 +1,1 @@
+"""When to stop: what random labels prove about a model."""
