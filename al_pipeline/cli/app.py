@@ -131,6 +131,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "predict": data.predict,
         "serve": serve.serve,
         "certify": stopping.certify,
+        "finish": stopping.finish,
         "approve": interventions.approve,
         "check-plugin": workspace.check_plugin,
     },

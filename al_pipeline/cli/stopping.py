@@ -1,15 +1,20 @@
-"""`al certify`: what random labels prove about a model."""
+"""`al certify` and `al finish`: what random labels prove about a model, and the labels that it may give."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec import to_builtins
 from msgspec.structs import asdict
 
-from al_pipeline.cli.options import Json, Reason, current_workspace
-from al_pipeline.cli.output import echo, escape, print_json
+from al_pipeline.cli.options import DryRun, Json, Reason, current_workspace
+from al_pipeline.cli.output import echo, escape, print_json, print_table, progress_bar
 from al_pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from al_pipeline.operations.finish import Finished
 
 
 def certify(
@@ -66,3 +71,57 @@ labels where classes are many or rare.
             echo(where if found.unasked else "all test items were asked; `al ingest FILE --test` adds others")
     if not certificate.certified:
         raise typer.Exit(1)
+
+
+def finish(
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write: .csv, .jsonl or .parquet.")] = None,
+    bound: Annotated[float, typer.Option(help="The error rate that the model's labels of each class may have.")] = 0.05,
+    confidence: Annotated[float, typer.Option(help="1 minus the probability that a bound is wrong.")] = 0.95,
+    output_format: Annotated[
+        str | None, typer.Option("--format", metavar="csv|jsonl|parquet", help="Default: by the extension of --out.")
+    ] = None,
+    dry_run: DryRun = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Label the rest of the pool by the promoted model, where a bound on its errors is proved, and write all labels.
+
+    For each class, the test set's random labels show from which confidence on the model's answers are wrong in at \
+most --bound. These items get the model's label; all others are left empty, for people. Each row says its source \
+(`people` or `model`), the confidence and the bound.
+
+    The model's labels are in that file alone: nothing is trained on them, and deleting it takes them back. Refused, \
+with what is lacking, if the bound cannot be shown for any class (exit code 3).
+    """
+    from al_pipeline.operations.finish import finish as label_rest
+
+    if (out is None) != dry_run:
+        raise UsageError("give --out FILE, or --dry-run to see what would be written")
+    workspace = current_workspace()
+    with progress_bar("labelling", not as_json) as on_progress:
+        found = label_rest(
+            workspace, out, output_format, bound=bound, confidence=confidence, force=force, progress=on_progress
+        )
+    if as_json:
+        return print_json(to_builtins(found))
+    _print_finished(found)
+
+
+def _print_finished(found: Finished) -> None:
+    rows = [
+        [
+            rule.label,
+            "–" if rule.threshold is None else f"{rule.threshold:.2f}",
+            f"{rule.wrong:,} of {rule.tested:,}",
+            "–" if rule.error is None else f"{rule.error:.1%}",
+            f"{found.by_class[rule.label]:,}",
+        ]
+        for rule in found.rules
+    ]
+    print_table(("class", "from confidence", "wrong random items", "error at most", "labels of the model"), rows)
+    what = f"{found.people:,} labels of people, {found.model:,} of the model of {found.round}, {found.left:,} left open"
+    echo(f"{what}; would be written with --out FILE" if found.out is None else f"{escape(found.out)}: {what}")
+    for rule in found.rules:
+        if rule.threshold is None:
+            more = "no number of labels shows it" if rule.lacking is None else f"about {rule.lacking:,} more show it"
+            echo(f"[yellow]{escape(rule.label)}[/]: the bound is not shown; {more} (random labels: `al certify --ask`)")

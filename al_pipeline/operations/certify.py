@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from al_pipeline.data.outputs import Predictions, parse_predictions
+from al_pipeline.data.outputs import parse_predictions
 from al_pipeline.errors import NothingToDo, UsageError
 from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.git import Git
@@ -48,10 +48,10 @@ def certify(
     git = Git(workspace.layout.root)
     history = read_history(workspace.layout, git)
     record = published_record(history, number)
-    classes, confusion = _confusion(git, history, record)
+    known = labelled_predictions(git, record)
     place = 1 + [one.round for one in history.rounds].index(record.round)
     try:
-        found = certify_counts(confusion, classes, metric, target, confidence, place)
+        found = certify_counts(known.confusion, known.classes, metric, target, confidence, place)
     except ValueError as error:
         raise UsageError(str(error)) from None
     waiting = sum(task.part == "test" for task in history.open_tasks())
@@ -98,8 +98,31 @@ def _next_items(workspace: Workspace, git: Git, history: History, most: int) -> 
     return next_test_items(workspace, git, number, history.abandoned, most)
 
 
-def _confusion(git: Git, history: History, record: RoundRecord) -> tuple[Sequence[str], NDArray[np.float64]]:
-    """The classes of a round's model, and its confusion matrix (C, C) on the newest labels of the test items."""
+@dataclass(frozen=True, eq=False)
+class LabelledPredictions:
+    """What a round's model says of the n labelled test items, on their newest labels."""
+
+    classes: tuple[str, ...]
+    predicted: NDArray[np.intp]
+    truth: NDArray[np.intp]
+    confidence: NDArray[np.float64]
+    """The probability of the predicted class."""
+
+    @property
+    def is_right(self) -> NDArray[np.bool_]:
+        """Whether each prediction is the label."""
+        return np.asarray(self.predicted == self.truth)
+
+    @property
+    def confusion(self) -> NDArray[np.float64]:
+        """(C, C): rows are true classes, columns predicted ones."""
+        count = len(self.classes)
+        cells = np.bincount(self.truth * count + self.predicted, minlength=count * count)
+        return cells.reshape(count, count).astype(np.float64)
+
+
+def labelled_predictions(git: Git, record: RoundRecord) -> LabelledPredictions:
+    """The test items of a round's model; their labels are those of the newest published round with the same classes."""
     tag = round_name(record.round)
     text = git.show(tag, "rounds/predictions.csv") if tag in git.tags() else None
     then = parse_predictions(text or _EMPTY, unlabelled=True)
@@ -107,14 +130,9 @@ def _confusion(git: Git, history: History, record: RoundRecord) -> tuple[Sequenc
     labels = dict(zip(then.item_ids, then.labels, strict=True))
     newest = parse_predictions(git.show("HEAD", "rounds/predictions.csv") or _EMPTY, unlabelled=True)
     if set(newest.classes) == set(classes):
-        labels |= _of(newest, labels)
-    index = {label: place for place, label in enumerate(classes)}
-    confusion = np.zeros((len(classes), len(classes)))
-    for item, predicted in zip(then.item_ids, then.proba.argmax(axis=1) if len(then.item_ids) else (), strict=True):
-        if label := labels[item]:
-            confusion[index[label], predicted] += 1
-    return classes, confusion
-
-
-def _of(newest: Predictions, known: dict[str, str]) -> dict[str, str]:
-    return {item: label for item, label in zip(newest.item_ids, newest.labels, strict=True) if item in known}
+        labels |= {item: label for item, label in zip(newest.item_ids, newest.labels, strict=True) if item in labels}
+    rows = [row for row, item in enumerate(then.item_ids) if labels[item]]
+    proba = then.proba.reshape(len(then.item_ids), len(classes))[rows]
+    predicted = proba.argmax(axis=1) if rows else np.zeros(0, np.intp)
+    truth = np.array([classes.index(labels[then.item_ids[row]]) for row in rows], np.intp)
+    return LabelledPredictions(classes, predicted, truth, proba[np.arange(len(rows)), predicted])
