@@ -253,7 +253,13 @@ def test_the_tree_of_errors_is_drawn_whole() -> None:
 def test_outside_a_workspace_every_command_says_so_in_json(al: Al, name: str) -> None:
     needed = {"ingest": ["a.csv"], "predict": ["a.csv"], "diff": ["0", "1"], "log": ["x"], "export": ["-o", "a.csv"]}
     needed |= {"labelstudio invite": ["ann@example.org"], "labelstudio connect": ["https://labels.example.org"]}
-    needed |= {"labelstudio password": ["ann@example.org"], "ask": ["x"], "check-plugin": ["a:b"]}
+    needed |= {
+        "labelstudio password": ["ann@example.org"],
+        "ask": ["x"],
+        "check-plugin": ["a:b"],
+        "certify": ["--target", "0.9"],
+    }
+    needed |= {"finish": ["--dry-run"]}
     needed |= {"gold add": ["a.csv"], "gold remove": ["x"], "schema rename": ["a", "b"], "schema retire": ["a"]}
     needed |= {"schema merge": ["a,b", "INTO", "c"], "schema split": ["a", "INTO", "b,c"], "schema add": ["a"]}
     needed |= {"notify remove": ["1"]}

@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "annotation": (),
     "costs": (),
     "quality": ("annotation", "costs", "evaluation"),
+    "stopping": (),
     "rounds": ("annotation", "evaluation"),
     "notifications": ("annotation",),
     # the world
@@ -53,14 +54,14 @@ MAY_IMPORT = {
     "reporting": ("evaluation", "quality", "rounds"),
     "simulation": (
         "active_learning", "annotation", "data", "evaluation", "features", "models", "plugins", "reporting",
-        "workspace",
+        "stopping", "workspace",
     ),
     "stages": (
         "active_learning", "annotation", "costs", "data", "evaluation", "features", "models", "plugins", "workspace",
     ),
     "operations": (
         "annotation", "costs", "data", "evaluation", "features", "integrations", "live", "models", "notifications",
-        "plugins", "quality", "reporting", "rounds", "servers", "workspace",
+        "plugins", "quality", "reporting", "rounds", "servers", "stopping", "workspace",
     ),
     # callers
     "flows": ("evaluation", "integrations", "operations", "rounds", "servers", "workspace"),
@@ -73,7 +74,7 @@ MAY_IMPORT = {
 }  # fmt: skip
 """The layers, lowest first: each folder, and the folders that it imports. An arrow that nothing needs fails too."""
 
-IDEAS = {"active_learning", "annotation", "costs", "evaluation", "notifications", "quality", "rounds"}
+IDEAS = {"active_learning", "annotation", "costs", "evaluation", "notifications", "quality", "rounds", "stopping"}
 """Know no files, no network and no process; `features` and `models` read and save weights."""
 
 OUTSIDE = {"pathlib", "os", "io", "subprocess", "socket", "shutil", "tempfile", "urllib", "http", "httpx", "requests"}

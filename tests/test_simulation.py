@@ -515,6 +515,21 @@ def test_the_result_has_every_figure_for_every_strategy(done: Simulation) -> Non
     assert {sum(found[label][-1] for label in found) for found in result["found"].values()} == {60.0}
 
 
+def test_what_the_model_may_label_at_the_end_is_told(texts: LabeledTexts, tmp_path: Path) -> None:
+    result = run(texts, tmp_path, strategies=("margin",), finish=0.4).result
+    found = result["finish"]
+    assert found["bound"] == 0.4 and found["arms"].keys() == {"random", "margin"}
+    for one in found["arms"].values():
+        assert one["runs"] == 2 and 0 <= one["holds"] <= 2
+        assert 0 <= one["share"][0] <= 1
+        assert one["error"] is None or one["error"] <= one["worst"] <= 1
+    assert found["arms"]["margin"]["share"][0] > 0
+    assert any("the model may label" in sentence for sentence in summary(result))
+    assert "finish" not in run(texts, tmp_path, strategies=("margin",)).result
+    with pytest.raises(UsageError, match="--finish takes an error rate"):
+        run(texts, tmp_path, finish=1.0)
+
+
 def test_three_classes_are_told_by_macro_f1_alone(texts: LabeledTexts, tmp_path: Path) -> None:
     truth = np.where(np.arange(240) % 3 == 0, 2, texts.truth)
     result = run(replace(texts, truth=truth, classes=("ham", "spam", "eggs")), tmp_path, seeds=1).result

@@ -81,6 +81,13 @@ RelabelShare = Annotated[
     ),
 ]
 
+Finish = Annotated[
+    float | None,
+    typer.Option(
+        help="Also tell what `al finish --bound` would label at the end of each run, and how much of it is wrong."
+    ),
+]
+
 # The run.
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Number of processes, one core each. Default: the number of cores.")
@@ -101,6 +108,7 @@ def simulate(
     noise_kind: NoiseKindName = "uniform",
     overlap: Overlap = 1,
     relabel: RelabelShare = None,
+    finish: Finish = None,
     batch_size: BatchSize = None,
     seed_size: SeedSize = None,
     cold_start: ColdStart = None,
@@ -140,7 +148,7 @@ def simulate(
         cold_start=cold_start, guide=_parse_guide(guide) if guide else None, names=names,
         test_size=test_size, workers=workers or _core_count(), annotators=annotators, noise=noise,
         noise_kind=cast("NoiseKind", noise_kind), overlap=overlap,
-        relabel=None if relabel is None else _parse_relabel(relabel),
+        relabel=None if relabel is None else _parse_relabel(relabel), finish=finish,
         root=Path() if layout is None else layout.root,
     )  # fmt: skip
     out = out or (Path("simulations") if layout is None else layout.reports / "simulations")

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from msgspec import to_builtins
-from msgspec.structs import asdict
 
 from al_pipeline.cli.options import DryRun, Json, Reason, current_workspace
 from al_pipeline.cli.output import echo, escape, print_json, print_table, progress_bar
@@ -42,6 +40,8 @@ labels where classes are many or rare.
 
     Exits with 0 if certified, 1 if not.
     """
+    from msgspec.structs import asdict
+
     from al_pipeline.operations.certify import ask_lacking
     from al_pipeline.operations.certify import certify as certify_model
     from al_pipeline.operations.history import round_number
@@ -93,6 +93,8 @@ most --bound. These items get the model's label; all others are left empty, for 
     The model's labels are in that file alone: nothing is trained on them, and deleting it takes them back. Refused, \
 with what is lacking, if the bound cannot be shown for any class (exit code 3).
     """
+    from msgspec import to_builtins
+
     from al_pipeline.operations.finish import finish as label_rest
 
     if (out is None) != dry_run:

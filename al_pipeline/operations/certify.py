@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
 from msgspec import Struct
-from numpy.typing import NDArray
 
 from al_pipeline.data.outputs import parse_predictions
 from al_pipeline.errors import NothingToDo, UsageError
@@ -21,6 +17,7 @@ from al_pipeline.rounds.interventions import MAX_ITEMS, asked_for
 from al_pipeline.rounds.manifests import RoundRecord
 from al_pipeline.stopping.certificate import Certificate
 from al_pipeline.stopping.certificate import certify as certify_counts
+from al_pipeline.stopping.predictions import LabelledPredictions, of_labelled
 from al_pipeline.workspace.workspace import Workspace
 
 _EMPTY = "item_id,label\n"
@@ -98,29 +95,6 @@ def _next_items(workspace: Workspace, git: Git, history: History, most: int) -> 
     return next_test_items(workspace, git, number, history.abandoned, most)
 
 
-@dataclass(frozen=True, eq=False)
-class LabelledPredictions:
-    """What a round's model says of the n labelled test items, on their newest labels."""
-
-    classes: tuple[str, ...]
-    predicted: NDArray[np.intp]
-    truth: NDArray[np.intp]
-    confidence: NDArray[np.float64]
-    """The probability of the predicted class."""
-
-    @property
-    def is_right(self) -> NDArray[np.bool_]:
-        """Whether each prediction is the label."""
-        return np.asarray(self.predicted == self.truth)
-
-    @property
-    def confusion(self) -> NDArray[np.float64]:
-        """(C, C): rows are true classes, columns predicted ones."""
-        count = len(self.classes)
-        cells = np.bincount(self.truth * count + self.predicted, minlength=count * count)
-        return cells.reshape(count, count).astype(np.float64)
-
-
 def labelled_predictions(git: Git, record: RoundRecord) -> LabelledPredictions:
     """The test items of a round's model; their labels are those of the newest published round with the same classes."""
     tag = round_name(record.round)
@@ -131,8 +105,4 @@ def labelled_predictions(git: Git, record: RoundRecord) -> LabelledPredictions:
     newest = parse_predictions(git.show("HEAD", "rounds/predictions.csv") or _EMPTY, unlabelled=True)
     if set(newest.classes) == set(classes):
         labels |= {item: label for item, label in zip(newest.item_ids, newest.labels, strict=True) if item in labels}
-    rows = [row for row, item in enumerate(then.item_ids) if labels[item]]
-    proba = then.proba.reshape(len(then.item_ids), len(classes))[rows]
-    predicted = proba.argmax(axis=1) if rows else np.zeros(0, np.intp)
-    truth = np.array([classes.index(labels[then.item_ids[row]]) for row in rows], np.intp)
-    return LabelledPredictions(classes, predicted, truth, proba[np.arange(len(rows)), predicted])
+    return of_labelled([labels[item] for item in then.item_ids], classes, then.proba)

@@ -77,7 +77,7 @@ def summary(result: Result) -> list[str]:
         else:
             text += f"; random does not reach it: at least {row['savings_at_least'][arm][share]:.1f} times as many"
         said.append(text + ".")
-    return said + _team_summary(result)
+    return said + _team_summary(result) + _finish_summary(result)
 
 
 def team_sentence(result: Result) -> str:
@@ -106,6 +106,27 @@ def _team_summary(result: Result) -> list[str]:
             f"{gain['answers']:,} answers; {100 * right[0]:.0f} % of its labels are right, of the others "
             f"{100 * right[1]:.0f} %."
         )
+    return said
+
+
+def _finish_summary(result: Result) -> list[str]:
+    """What the model may label at the end: one sentence for each strategy."""
+    if (found := result.get("finish")) is None:
+        return []
+    said = []
+    for arm, one in found["arms"].items():
+        share, low, high = one["share"]
+        span = "" if low is None else f" ({100 * max(0, low):.0f} to {100 * min(1, high):.0f})"
+        told = (
+            f"{arm}: at the end the model may label {100 * share:.0f} %{span} of the rest at an error rate of at most "
+        )
+        told += f"{found['bound']:.1%} in each class"
+        if one["error"] is not None:
+            told += (
+                f"; {one['error']:.1%} of these labels are wrong, at most {one['worst']:.1%} in a run, and the bound "
+                f"holds in {one['holds']} of {one['runs']} runs"
+            )
+        said.append(f"{told}.")
     return said
 
 

@@ -42,6 +42,7 @@ from al_pipeline.params import MAJORITY, Labels, PluginName
 from al_pipeline.records import RANDOM
 from al_pipeline.simulation.annotators import Team, TeamLabels, draw_answers, nearest_classes
 from al_pipeline.simulation.corpus import LabeledTexts
+from al_pipeline.simulation.finish import finished
 from al_pipeline.simulation.replay import Corpus, Curve, Indices, Predict, replay
 from al_pipeline.threads import one_thread
 from al_pipeline.workspace.fingerprint import STAGE_ENVIRONMENT
@@ -101,6 +102,8 @@ class Work:
     """The annotators; None: an answer is always right."""
     labels: Labels = MAJORITY
     """How their answers become labels."""
+    finish: float | None = None
+    """The error rate at which the model may label the rest at the end of each run; None: that is not simulated."""
 
 
 @dataclass(frozen=True)
@@ -154,12 +157,18 @@ def _named(work: Work, pool: Indices) -> dict[str, NDArray[np.float64]]:
 
 
 def simulate_run(
-    work: Work, prepared: Prepared, strategy: str, seed: int, on_progress: OnProgress | None = None
+    work: Work,
+    prepared: Prepared,
+    strategy: str,
+    seed: int,
+    on_progress: OnProgress | None = None,
+    at_end: Callable[[Predict, Indices], None] | None = None,
 ) -> Curve:
     """One strategy's learning curve. In the random arm, the baseline, the seed round is random too, without a guide.
 
     Neither it nor a strategy ending in WITHOUT uses the names of the classes. Several people answer each item if the
     name contains OVERLAP, in batches of as many answers as others have; labels are asked again if it contains AGAIN.
+    `at_end` gets the last model and the positions of the labelled items.
     """
     vectors = None if work.dense is None else _vectors_of(prepared.corpus, work.dense)
     strategy, overlap, relabel = parse_arm(strategy)
@@ -174,8 +183,10 @@ def simulate_run(
         work = replace(work, names_train=False)
 
     newest: list[Head | Estimate] = []
+    last: list[Indices] = []
 
     def fit(labeled: Indices) -> Predict:
+        last[:] = [labeled]
         newest[:] = [_fit(work, prepared, labeled, labels_of(labeled), seed, work.calibrate)]
         return _predict(prepared, newest[0])
 
@@ -199,7 +210,7 @@ def simulate_run(
             on_progress(labels + _ROUND_COST)
 
     positive = work.texts.positive
-    return replay(
+    curve = replay(
         prepared.corpus,
         config,
         work.rounds,
@@ -213,6 +224,9 @@ def simulate_run(
         labeling=labeling,
         held_out=held_out,
     )
+    if at_end is not None:
+        at_end(_predict(prepared, newest[0]), last[0])
+    return curve
 
 
 def parse_arm(name: str) -> tuple[str, int, Relabel]:
@@ -289,7 +303,10 @@ def _do(work: Work, prepared: Prepared, run: Run, folder: Path, on_progress: OnP
         if on_progress:
             on_progress(_cost(work, run))
     else:
-        curve = simulate_run(work, prepared, strategy, seed, on_progress)
+        ended: list[tuple[Predict, Indices]] = []
+        curve = simulate_run(work, prepared, strategy, seed, on_progress, lambda *end: ended.append(end))
+        if work.finish is not None:
+            row["finish"] = finished(prepared.corpus, *ended[0], work.finish, len(curve.points))
         row["budgets"] = [point.labels if work.team is None else point.answers for point in curve.points]
         if work.team is not None:
             row["labels"], row["right"] = zip(*[(point.labels, point.right) for point in curve.points], strict=True)

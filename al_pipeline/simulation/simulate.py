@@ -30,6 +30,7 @@ from al_pipeline.params import FINETUNED, Features, Params, plugins_of
 from al_pipeline.records import CPU, RANDOM
 from al_pipeline.simulation.annotators import NoiseKind, Team
 from al_pipeline.simulation.corpus import LabeledTexts
+from al_pipeline.simulation.finish import finish_figures
 from al_pipeline.simulation.page import pictures, render
 from al_pipeline.simulation.runs import AGAIN, FULL, METRICS, OVERLAP, WITHOUT, Run, Work, read_run, run_all
 from al_pipeline.simulation.team import team_figures
@@ -65,6 +66,8 @@ class Options:
     """People who answer each item in the runs that are compared with one answer each; 1: no such runs."""
     relabel: Relabel | None = None
     """Largest share of labels that is asked again in the runs compared with none; None: that of the parameters."""
+    finish: float | None = None
+    """The error rate at which the model may label the rest of the pool at the end; None: not simulated."""
     workers: int = 1
     root: Path = Path()
     """The workspace in which plug-ins are looked for."""
@@ -169,6 +172,8 @@ def make_work(texts: LabeledTexts, params: Params, options: Options, vectors: Ve
 
         use(plugins, options.root)
     known = [*STRATEGIES, AUTO]
+    if options.finish is not None and not 0 < options.finish < 1:
+        raise UsageError(f"--finish takes an error rate above 0 and below 1, got {options.finish:g}")
     for strategy in options.strategies:
         if strategy not in known:
             raise UsageError(f"unknown query strategy {strategy!r}; choose from {', '.join(sorted(known))}")
@@ -210,7 +215,7 @@ def make_work(texts: LabeledTexts, params: Params, options: Options, vectors: Ve
         prototypes = class_prototypes(vectors, texts.classes, params.schema_.meanings)
     return Work(
         texts, dense, params.features.uses_tfidf, params.train.calibrate, config, rounds, size, guide, classifier,
-        plugins, options.root, prototypes, train, team, params.labels,
+        plugins, options.root, prototypes, train, team, params.labels, options.finish,
     )  # fmt: skip
 
 
@@ -234,6 +239,7 @@ def _settings(texts: LabeledTexts, params: Params, work: Work, vectors: Vectors 
             key: value for key, value in asdict(work.config).items() if key not in ("seed", "strategy", "relabel")
         },
         **({} if work.team is None else {"team": asdict(work.team) | {"consensus": work.labels.consensus}}),
+        **({} if work.finish is None else {"finish": work.finish}),
         "rounds": work.rounds,
         "test_size": work.test_size,
         "engine": current_engine(CPU if vectors is None else vectors.device) | {"simulation": _own_sources()},
@@ -265,7 +271,10 @@ def _own_sources() -> str:
     """A digest of the code that runs depend on and that is not part of the stages."""
     package = Path(al_pipeline.__file__).parent
     digest = hashlib.sha256()
-    for name in ("data/catalog.py", *(f"simulation/{name}.py" for name in ("annotators", "corpus", "replay", "runs"))):
+    for name in (
+        "data/catalog.py",
+        *(f"simulation/{name}.py" for name in ("annotators", "corpus", "finish", "replay", "runs")),
+    ):
         digest.update(sha256_file(package / name).encode())
     return digest.hexdigest()
 
@@ -302,6 +311,7 @@ def _result(
         },
         "unit": unit_of(work.team),
         **({} if work.team is None else {"team": team_figures(work.team, strategies, seeds, found, metric)}),
+        **({} if work.finish is None else {"finish": _finish(work.finish, strategies, seeds, found)}),
         "seeds": list(seeds),
         "budgets": budgets,
         "strategies": list(strategies),
@@ -316,6 +326,14 @@ def _result(
         },
         "seconds": round(sum(row.get("seconds", 0.0) for row in found.values()), 1),
     }
+
+
+def _finish(
+    bound: float, strategies: Sequence[str], seeds: Sequence[int], found: Mapping[Run, Mapping[str, Any]]
+) -> dict[str, Any]:
+    return finish_figures(
+        bound, strategies, {arm: [found[arm, seed]["finish"] for seed in seeds] for arm in strategies}
+    )
 
 
 def _on_one_grid(found: Mapping[Run, Mapping[str, Any]], arms: Sequence[str], seeds: Sequence[int]) -> dict[Run, Any]:
