@@ -402,6 +402,19 @@ NO_BUDGET = Budget(labels=0, hours=0.0, money=0.0, hourly_rate=0.0)
 """The budget of a workspace whose `params.yaml` is older than budgets: none."""
 
 
+class Stop(_Section, frozen=True, kw_only=True):
+    """When `al status` proposes to stop, and whether ticks then ask nothing new."""
+
+    patience: Annotated[int, Meta(ge=1, le=100)]
+    agreement: Annotated[float, Meta(gt=0, le=1)]
+    target: Annotated[float, Meta(ge=0, lt=1)]
+    action: Literal["propose", "pause"]
+
+
+PROPOSE = Stop(patience=3, agreement=0.99, target=0.0, action="propose")
+"""What a workspace does whose `params.yaml` is older than proposals."""
+
+
 class Serve(_Section, frozen=True, kw_only=True):
     """How `al serve` answers requests. No round depends on it. Address and token are not parameters: see its help."""
 
@@ -457,6 +470,7 @@ class Params(_Section, frozen=True, kw_only=True):
     quality: Quality = CHECKED
     notify: Notify = SILENT
     budget: Budget = NO_BUDGET
+    stop: Stop = PROPOSE
     serve: Serve = SERVE
     live: Live = LIVE
     annotators: list[_Name]
@@ -587,7 +601,7 @@ def recorded(params: Params) -> dict[str, Any]:
     part of a round.
     """
     row: dict[str, Any] = msgspec.to_builtins(params)
-    del row["notify"], row["budget"], row["serve"], row["live"]
+    del row["notify"], row["budget"], row["stop"], row["serve"], row["live"]
     if params.select.cost == "items":
         del row["select"]["cost"]
     for section, key in (

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness import Played, change_params, copy_workspace, go_on, play
+from harness import Played, answer_all, change_params, copy_workspace, go_on, play
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
@@ -24,7 +24,11 @@ from al_pipeline.operations.certify import ask_test_items
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_history, read_plan
 from al_pipeline.operations.planning import next_test_items
+from al_pipeline.operations.status import status
+from al_pipeline.operations.tick import tick
 from al_pipeline.stopping.certificate import certify, log_capital, lower_bound
+from al_pipeline.stopping.proposal import propose
+from al_pipeline.stopping.stability import cohens_kappa
 from al_pipeline.workspace.workspace import open_workspace
 
 CLASSES = ("ham", "spam")
@@ -196,3 +200,58 @@ def test_requested_test_items_are_asked_with_the_next_round(
     assert not {*test_items(2)} & {*test_items(1), *test_items(0)}
     with pytest.raises(NothingToDo, match="all test items were asked"):
         ask(1)
+
+
+# The proposal to stop -----------------------------------------------------------------------------------------------
+def test_kappa_is_that_of_scikit_learn() -> None:
+    from sklearn.metrics import cohen_kappa_score
+
+    rng = np.random.default_rng(5)
+    for classes in (2, 5):
+        first, second = rng.integers(0, classes, (2, 300))
+        second = np.where(rng.random(300) < 0.7, first, second)
+        assert cohens_kappa(first, second) == pytest.approx(cohen_kappa_score(first, second))
+    assert cohens_kappa(["a", "a"], ["a", "a"]) == 1.0
+    with pytest.raises(ValueError, match="cannot be compared"):
+        cohens_kappa([], [])
+
+
+@pytest.mark.parametrize(
+    ("agreements", "low", "target", "stop"),
+    [
+        ([], None, 0.0, None),
+        ([0.999, 0.999], 0.5, 0.0, None),
+        ([None, 0.999, 0.999], 0.5, 0.0, None),
+        ([0.5, 0.98, 0.99, 1.0], 0.5, 0.0, True),
+        ([0.99, 0.99, 0.98], 0.5, 0.0, False),
+        ([0.5, 0.5, 0.5], 0.91, 0.9, True),
+        ([], 0.89, 0.9, False),
+    ],
+)
+def test_what_is_proposed(agreements: list[float | None], low: float | None, target: float, stop: bool | None) -> None:
+    found = propose(agreements, 3, 0.99, low, target)
+    assert (None if found is None else found.stop) is stop
+
+
+def test_a_pause_asks_nothing_new_until_it_is_taken_back(twice: Played, tmp_path: Path) -> None:
+    workspace, oracle, truth = go_on(twice, tmp_path)
+    record = read_history(workspace.layout, Git(workspace.layout.root)).rounds[-1]
+    assert record.agreement is not None
+    change_params(workspace, {"patience: 3": "patience: 1", "agreement: 0.99": "agreement: 0.0001"})
+    if record.agreement < 0.0001:
+        change_params(workspace, {"target: 0  ": "target: 0.000001  "})
+    workspace = open_workspace(workspace.layout.root)
+    found = status(workspace, ask=False)
+    assert found.proposal is not None and found.proposal.stop
+    assert "stop: " in found.proposal.sentence()
+    change_params(workspace, {"action: propose": "action: pause"})
+    workspace = open_workspace(workspace.layout.root)
+    answered = answer_all(oracle, truth)
+    report = tick(workspace, lambda: oracle)
+    assert report.published == (2,), "what was answered is not lost"
+    assert answered and not oracle.queue("ann@example.org"), "and nothing new is asked"
+    said = status(open_workspace(workspace.layout.root), ask=False).next
+    assert "nothing new is asked; `stop.action: propose` in params.yaml goes on" in said
+    change_params(workspace, {"action: pause": "action: propose"})
+    tick(open_workspace(workspace.layout.root), lambda: oracle)
+    assert oracle.queue("ann@example.org")

@@ -153,6 +153,8 @@ def _print_model(found: Status) -> None:
         echo(f"budget: {escape(one.sentence)}")
     if found.outlook:
         echo(f"forecast: {escape(found.outlook.sentence())}")
+    if found.proposal:
+        echo(f"proposal: {escape(found.proposal.sentence())}")
     if found.asked_by:
         echo(f"query strategy: {escape(found.asked_by.strategy)}: {escape(found.asked_by.reason)}")
 

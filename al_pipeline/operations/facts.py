@@ -25,6 +25,7 @@ from al_pipeline.operations.close import check_sources, foreign_edits, is_closed
 from al_pipeline.operations.costs import budget_reached, room_in_budget
 from al_pipeline.operations.history import History, read_history
 from al_pipeline.operations.overlap import more_answers
+from al_pipeline.operations.proposal import stopped
 from al_pipeline.params import load_overrides
 from al_pipeline.records import PlannedTask, round_name
 from al_pipeline.rounds.state_machine import Closing, Facts
@@ -103,6 +104,7 @@ def facts_at(workspace: Workspace, git: Git, history: History, now: datetime) ->
         new_labels=new_labels,
         asked_again=len(more),
         budget=budget_reached(layout, params.budget),
+        stopped=stopped(history, params.stop),
         room=room_in_budget(layout, params.budget),
         age_days=max(0.0, (now - opened).total_seconds() / 86_400),
     )

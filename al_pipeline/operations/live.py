@@ -42,6 +42,7 @@ from al_pipeline.operations.facts import closing_rule, opened_at
 from al_pipeline.operations.history import History, read_history, read_plans
 from al_pipeline.operations.live_rounds import commit_live, planned
 from al_pipeline.operations.overlap import ask_again, more_answers, overlap_of, within_room
+from al_pipeline.operations.proposal import stopped
 from al_pipeline.operations.pull import PullReport, PullRequest, pull
 from al_pipeline.operations.push import spare_copies
 from al_pipeline.operations.schema import former_classes
@@ -467,6 +468,7 @@ class Live:
             settled=found.settled,
             new_labels=found.new_labels,
             budget=budget_reached(layout, params.budget),
+            stopped=stopped(found.history, params.stop),
             age_days=max(0.0, self._clock() - found.opened) / 86_400,
         )
         return close_reason(facts, closing_rule(self.workspace))
@@ -485,6 +487,8 @@ class Live:
             took = sum(latest.seconds.values()) if latest is not None and latest.seconds else _BUILD_SECONDS
             count = max(count, 0) + buffer_size(self.answers_per_second(), max(took, _BUILD_SECONDS))
         room = room_in_budget(self.workspace.layout, params.budget)
+        if stopped(found.history, params.stop):
+            room = 0
         if room is not None:
             count = min(count, max(0, room - len(found.open_keys)))
         remember_size(self.workspace.layout, size)

@@ -119,7 +119,7 @@ def decide_and_plan(
         assert facts.answers is not None
         decision = _held(_decide(layout, git, history, params), history.holding)
         record = RoundRecord(**asdict(record), decision=decision, answers=facts.answers)
-        record = replace(record, outlook=outlook(history, record, params))
+        record = replace(record, outlook=outlook(history, record, params), agreement=_agreement(layout, git))
     checked = type(record).from_row(record.to_json())
     write_json(layout.genesis if number is None else layout.record(number), checked.to_json())
 
@@ -251,6 +251,26 @@ def _running(
         if task.strategy == RANDOM_SLICE and (predicted := in_present_classes(task)) is not None
     ]
     return running_accuracy(forecasts, params.evaluate.confidence)
+
+
+def _agreement(layout: Layout, git: Git) -> float | None:
+    """How far the new model agrees with that of the round before on the test items; None if they share none."""
+    from al_pipeline.data.outputs import parse_predictions
+    from al_pipeline.stopping.stability import cohens_kappa
+
+    before = git.show("HEAD", layout.predictions.relative_to(layout.root).as_posix())
+    if before is None:
+        return None
+    old = parse_predictions(before, unlabelled=True)
+    new = parse_predictions(layout.predictions.read_text(encoding="utf-8"), unlabelled=True)
+    places = {item: place for place, item in enumerate(new.item_ids)}
+    shared = [place for place, item in enumerate(old.item_ids) if item in places]
+    if set(old.classes) != set(new.classes) or not shared:
+        return None
+    own = new.proba[[places[old.item_ids[place]] for place in shared]].argmax(axis=1)
+    return cohens_kappa(
+        [old.classes[best] for best in old.proba[shared].argmax(axis=1)], [new.classes[best] for best in own]
+    )
 
 
 def _review(layout: Layout, params: Params) -> Reviewed | None:

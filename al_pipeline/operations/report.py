@@ -98,11 +98,13 @@ def _with_answers(
     known = active(ledger[: events_known(record, ledger)])
     waiting, latest = 0, history.rounds[-1].round
     budget: tuple[str, ...] = ()
+    proposal = ""
     next_step = f"This is history; the latest round is {latest}."
     if record.round == latest:
         now = status(workspace, ask=False)
         waiting, next_step = now.tasks - now.settled, now.next
         budget = tuple(one.sentence for one in now.budget)
+        proposal = now.proposal.sentence() if now.proposal else ""
     return replace(
         report,
         asked=_with_models(asked_items(workspace, record, plan, known), read_live(git, record.round, revision)),
@@ -110,6 +112,7 @@ def _with_answers(
         quality=quality_of(known, record.params.schema_.labels, None, gold_keys_of(git, revision)),
         next_step=next_step,
         budget=budget,
+        proposal=proposal,
     )
 
 

@@ -24,12 +24,14 @@ from al_pipeline.operations.connect import project_page, review_page, stored_pro
 from al_pipeline.operations.costs import budget_uses
 from al_pipeline.operations.facts import closing_rule, read_facts
 from al_pipeline.operations.history import History, labels_saved_by, read_history, same_classes
+from al_pipeline.operations.proposal import proposal
 from al_pipeline.operations.schema import schema_problem
 from al_pipeline.records import is_of_review, round_name
 from al_pipeline.reporting.view_model import PoolCounts, RoundRow
 from al_pipeline.rounds.manifests import Cost, Counts, NextBatch, Outlook, Record
 from al_pipeline.rounds.state_machine import Facts, State, Wait, close_reason, next_step, state, waiting_for
 from al_pipeline.sanitize import redact
+from al_pipeline.stopping.proposal import Proposal
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.lock import holder
 from al_pipeline.workspace.workspace import Workspace
@@ -104,6 +106,8 @@ class Status(Struct, frozen=True, kw_only=True):
     """The limits of the budget, with what is spent now."""
     outlook: Outlook | None
     """What a further round is expected to bring."""
+    proposal: Proposal | None
+    """Whether to stop asking."""
     asked_by: NextBatch | None
     project_id: int | None
     label_studio_url: str | None
@@ -131,6 +135,7 @@ class Status(Struct, frozen=True, kw_only=True):
             "cost": self.cost and self.cost.to_row(),
             "budget": [asdict(one) for one in self.budget],
             "outlook": self.outlook and {**self.outlook.to_row(), "sentence": self.outlook.sentence()},
+            "proposal": self.proposal and {**asdict(self.proposal), "sentence": self.proposal.sentence()},
             "saved": saved and {**asdict(saved), "sentence": saved.sentence()},
             "asked_by": self.asked_by and self.asked_by.to_row(),
             "review": self.review and self.review.to_json(),
@@ -181,6 +186,7 @@ def status(workspace: Workspace, *, ask: bool = True) -> Status:
         cost=latest.cost if latest else None,
         budget=budget_now(workspace),
         outlook=latest.outlook if latest else None,
+        proposal=proposal(history, workspace.params.stop),
         asked_by=latest.next_batch if latest else None,
         project_id=None if project is None else project.project_id,
         label_studio_url=workspace.credentials().get("url"),

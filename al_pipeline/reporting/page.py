@@ -218,6 +218,8 @@ def _costs(report: ReportData) -> list[str]:
     lines += [f"Budget: {line}." for line in report.budget]
     if report.outlook is not None:
         lines.append(f"Forecast: {report.outlook.sentence()}.")
+    if report.proposal:
+        lines.append(f"Proposal: {report.proposal}.")
     return lines
 
 

@@ -167,6 +167,8 @@ class ReportData(Struct, frozen=True, kw_only=True):
     budget: tuple[str, ...] = ()
     """The limits of the budget with what is spent now, in words; only in the report of the newest round."""
     outlook: Outlook | None = None
+    proposal: str = ""
+    """Whether to stop asking, in words; empty without evidence."""
     quality: Quality | None = None
     reviewed: tuple[str, ...] = ()
     """What reviewers found, in sentences; empty before the first review."""

@@ -228,7 +228,11 @@ class Record(Part, frozen=True, kw_only=True):
     """None before the first review; the record then has no such key."""
     cost: Cost | None = None
     outlook: Outlook | None = None
-    """Without `cost` or `outlook` the record has no such key either."""
+    agreement: Number | None = None
+    """Cohen's kappa of this model's predictions for the test items and those of the round before. None without such.
+
+    Without `cost`, `outlook` or `agreement` the record has no such key either.
+    """
     interventions: tuple[Intervention, ...] = ()
     """The interventions about labels that this round carried out."""
 
@@ -239,7 +243,7 @@ class Record(Part, frozen=True, kw_only=True):
     def to_json(self) -> dict[str, Any]:
         """This record as the JSON object that is written, with unset defaults."""
         row = {**super().to_json(), "interventions": [one.to_row() for one in self.interventions]}
-        later = {name for name in ("review", "cost", "outlook") if getattr(self, name) is None}
+        later = {name for name in ("review", "cost", "outlook", "agreement") if getattr(self, name) is None}
         return {name: value for name, value in row.items() if name not in later}
 
 

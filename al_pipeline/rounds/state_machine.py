@@ -72,6 +72,8 @@ class Facts(Struct, frozen=True):
     """Number of items with an answer in the inbox."""
     budget: str = ""
     """Which limits of the budget are reached, as a sentence; empty if none is: nothing new is asked past it."""
+    stopped: str = ""
+    """Why nothing new is asked although the budget has room; empty if the round goes on."""
     room: int | None = None
     """How many more answers the budget has room for; None without a budget."""
     age_days: float = 0.0
@@ -121,7 +123,7 @@ def next_step(facts: Facts, rule: Closing) -> Step | Wait:
         return Step.CLOSE
     queue = (Step.PUSH, Step.RETIRE) if facts.live else (Step.RETIRE, Step.PUSH)
     for step in (Step.CONNECT, *queue, Step.PULL, Step.INGEST):
-        if step not in facts.done and not (step is Step.PUSH and facts.budget):
+        if step not in facts.done and not (step is Step.PUSH and (facts.budget or facts.stopped)):
             return step
     if close_reason(facts, rule) is None:
         return Wait(waiting_for(facts, rule))
@@ -138,8 +140,9 @@ def close_reason(facts: Facts, rule: Closing) -> str | None:
         return f"{facts.new_labels} late answers came in" if facts.new_labels else None
     if facts.settled >= needed(facts.tasks, rule.quorum):
         return f"{facts.settled} of {facts.tasks} tasks are settled"
-    if facts.budget and facts.new_labels >= max(rule.min_labels, 1):
-        return f"{facts.budget}, and {facts.settled} of {facts.tasks} tasks are settled"
+    ended = facts.budget or facts.stopped
+    if ended and facts.new_labels >= max(rule.min_labels, 1):
+        return f"{ended}, and {facts.settled} of {facts.tasks} tasks are settled"
     if facts.close_requested and facts.new_labels:
         return f"asked to, with {facts.settled} of {facts.tasks} tasks settled"
     if facts.age_days >= rule.deadline_days and facts.new_labels >= max(rule.min_labels, 1):
@@ -151,9 +154,10 @@ def waiting_for(facts: Facts, rule: Closing) -> str:
     """What an open round waits for, in words."""
     if facts.tasks == 0:
         return "every item in the pool is labelled or ignored; `al ingest FILE` adds new ones"
-    if facts.budget:
+    if facts.budget or facts.stopped:
         closes = "; `al round --close-now` closes the round with the answers that there are" if facts.new_labels else ""
-        return f"{facts.budget}, so nothing new is asked; a higher `budget` in params.yaml goes on{closes}"
+        goes_on = "a higher `budget`" if facts.budget else "`stop.action: propose`"
+        return f"{facts.budget or facts.stopped}, so nothing new is asked; {goes_on} in params.yaml goes on{closes}"
     missing = needed(facts.tasks, rule.quorum) - facts.settled
     again = f" ({facts.asked_again} by another person)" if facts.asked_again else ""
     text = f"{missing} more of {facts.tasks} tasks to be answered in Label Studio{again}"

@@ -33,4 +33,4 @@ def cohens_kappa(first: ArrayLike, second: ArrayLike) -> float:
 def is_stable(kappas: Sequence[float], patience: int = PATIENCE, agreement: float = AGREEMENT) -> bool:
     """Whether the last `patience` agreements of successive models, oldest first, are `agreement` on average."""
     newest = kappas[-patience:]
-    return len(newest) == patience and sum(newest) / patience >= agreement
+    return len(newest) == patience and sum(newest) / patience >= agreement - 1e-12
