@@ -36,8 +36,9 @@ from al_pipeline.models.estimators import HEAD, fit_classifier
 from al_pipeline.simulation.runs import Work, prepare, simulate_run
 from al_pipeline.simulation.simulate import Options, corpus_vectors, make_work
 from al_pipeline.stopping.certificate import certify
+from al_pipeline.stopping.proposal import is_stable
 from al_pipeline.stopping.rest import rules
-from al_pipeline.stopping.stability import cohens_kappa, is_stable
+from al_pipeline.stopping.stability import cohens_kappa
 from benchmarks.label_efficiency import corpus, parameters
 from benchmarks.record import ROOT, record
 

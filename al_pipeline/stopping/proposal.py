@@ -1,11 +1,19 @@
-"""The proposal to stop: from how much successive models agree, and from the score that was to be reached."""
+"""The proposal to stop: from how far successive models agree, and from the score that was to be reached.
+
+Bloodgood & Vijay-Shanker 2009, A method for stopping active learning based on stabilizing predictions: stop once the
+mean of Cohen's kappa over the last three pairs of successive models is at least .99 on a fixed set of items. It says that
+more labels of this kind hardly change the model, not that the model is good.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from msgspec import Struct
 
+AGREEMENT = 0.99
+PATIENCE = 3
 _ROUNDING = 1e-12
 
 
@@ -38,11 +46,16 @@ def propose(
         )
     newest = [value for value in agreements[-patience:] if value is not None]
     if len(newest) == patience:
-        mean = sum(newest) / patience
-        stable = mean >= agreement - _ROUNDING
+        mean, stable = sum(newest) / patience, is_stable(newest, patience, agreement)
         stop = stop or stable
         evidence.append(
             f"the last {patience} models agree with the ones before by {mean:.3f} (Cohen's kappa on the test items; "
             f"{'stable' if stable else 'they count as stable'} from {agreement:g} on)"
         )
     return Proposal(stop, tuple(evidence)) if evidence else None
+
+
+def is_stable(kappas: Sequence[float], patience: int = PATIENCE, agreement: float = AGREEMENT) -> bool:
+    """Whether the last `patience` agreements of successive models, oldest first, are `agreement` on average."""
+    newest = kappas[-patience:]
+    return len(newest) == patience and math.fsum(newest) / patience >= agreement - _ROUNDING

@@ -1,19 +1,9 @@
-"""When predictions no longer change: the agreement of successive models on a fixed set of items.
-
-Bloodgood & Vijay-Shanker 2009, A method for stopping active learning based on stabilizing predictions: stop once the
-mean of Cohen's kappa over the last `patience` pairs of successive models is at least .99 on a set of unlabelled items.
-It says that more labels of this kind hardly change the model, not that the model is good.
-"""
+"""How far two models predict the same."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import ArrayLike
-
-AGREEMENT = 0.99
-PATIENCE = 3
 
 
 def cohens_kappa(first: ArrayLike, second: ArrayLike) -> float:
@@ -28,9 +18,3 @@ def cohens_kappa(first: ArrayLike, second: ArrayLike) -> float:
     chance = sum(float((one == name).mean()) * float((two == name).mean()) for name in names)
     observed = float((one == two).mean())
     return 1.0 if chance >= 1 else (observed - chance) / (1 - chance)
-
-
-def is_stable(kappas: Sequence[float], patience: int = PATIENCE, agreement: float = AGREEMENT) -> bool:
-    """Whether the last `patience` agreements of successive models, oldest first, are `agreement` on average."""
-    newest = kappas[-patience:]
-    return len(newest) == patience and sum(newest) / patience >= agreement - 1e-12
