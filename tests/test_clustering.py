@@ -274,3 +274,21 @@ def test_herding_beside_many_labels_takes_little_time_and_memory() -> None:
     tracemalloc.stop()
     assert took < 10
     assert most < 150 * 2**20  # the labels themselves take 24 MiB
+
+
+@pytest.mark.parametrize("labelled", [0, 7])
+def test_k_center_picks_as_if_all_distances_were_exact(labelled: int) -> None:
+    rng = np.random.default_rng(3)
+    for width, spread in ((3, 1.0), (40, 1.0), (40, 1e-3), (40, 1e3)):
+        vectors = (rng.normal(size=(3000, width)) * spread + 5 * spread).astype(np.float32)
+        vectors[100:200] = vectors[:100]
+        known = vectors[500 : 500 + labelled]
+        points = vectors.astype(np.float64)
+        distance = np.full(len(points), np.inf)
+        for one in known.astype(np.float64):
+            distance = np.minimum(distance, ((points - one) ** 2).sum(axis=1))
+        for turn, row in enumerate(k_center(vectors, known, 60, first=5)):
+            if turn or labelled:
+                assert distance[row] >= distance.max() - 1e-9 * spread**2
+            distance = np.minimum(distance, ((points - points[row]) ** 2).sum(axis=1))
+            distance[row] = -1.0

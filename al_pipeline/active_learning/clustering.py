@@ -76,32 +76,50 @@ def _squared(points: Floats, sizes: Floats, others: Floats, other_sizes: Floats)
     return np.maximum(distance, 0.0, out=distance)
 
 
-def _sizes(points: Floats) -> Floats:
+def _sizes(points: Vectors) -> Floats:
     """Squared lengths (n,)."""
     found = np.empty(len(points))
     for start in range(0, len(points), _BLOCK):
-        np.sum(points[start : start + _BLOCK] ** 2, axis=1, out=found[start : start + _BLOCK])
+        block = np.asarray(points[start : start + _BLOCK], dtype=np.float64)
+        np.sum(block**2, axis=1, out=found[start : start + _BLOCK])
     return found
 
 
 def k_center(vectors: Vectors, known: Vectors, k: int, first: int) -> Positions:
     """At most k rows, each the farthest from all of `known` and all taken before: greedy k-center (Gonzalez 1985).
 
-    Without `known` the first pick is row `first`; ties go to the earliest row. O(n d) per pick.
+    Without `known` the first pick is row `first`; ties go to the earliest row. O(n d) per pick, in single precision:
+    that finds the few rows to which the pick may be nearer than those before, and their distances are then exact.
     """
-    points: Floats = np.asarray(vectors, dtype=np.float64)
+    points = np.asarray(vectors)
     others: Floats = np.asarray(known, dtype=np.float64).reshape(-1, points.shape[1])
     k = min(k, len(points))
     sizes, theirs = _sizes(points), _sizes(others)
+    narrow, lengths = np.asarray(points, dtype=np.float32), sizes.astype(np.float32)
+    slack = 8 * (points.shape[1] + 8) * float(np.finfo(np.float32).eps) * float(sizes.max(initial=0.0))
     distance = np.full(len(points), np.inf)
-    for start in range(0, len(points) if len(others) else 0, _BLOCK):
-        part = slice(start, start + _BLOCK)
-        distance[part] = _squared(points[part], sizes[part], others, theirs).min(axis=1)
+
+    def approach(rows: Positions, centres: Floats, squares: Floats) -> None:
+        """Lower the distances of rows to those from the nearest centre."""
+        for start in range(0, len(rows), _BLOCK):
+            some = rows[start : start + _BLOCK]
+            found = _squared(points[some].astype(np.float64), sizes[some], centres, squares).min(axis=1)
+            distance[some] = np.minimum(distance[some], found)
+
+    everything: Positions = np.arange(len(points))
+    if len(others):
+        approach(everything, others, theirs)
     chosen: list[int] = []
     while len(chosen) < k:
         row = first if not chosen and not len(others) else int(distance.argmax())
+        near: Positions = everything
+        if chosen or len(others):
+            rough = narrow @ narrow[row]
+            rough *= -2
+            rough += lengths
+            near = np.flatnonzero(rough + lengths[row] < distance + slack)
         chosen.append(row)
-        np.minimum(distance, _squared(points, sizes, points[[row]], sizes[[row]])[:, 0], out=distance)
+        approach(near, points[[row]].astype(np.float64), sizes[[row]])
         distance[chosen] = -1.0  # below the distance 0 of a duplicate, so that no row is picked twice
     return np.array(chosen, dtype=np.intp)
 
