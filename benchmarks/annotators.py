@@ -3,7 +3,8 @@
     python -m benchmarks.annotators      writes benchmarks/results/annotators.json
 
 Accuracies of colleagues are drawn evenly from a range, their errors fall equally on the other classes. `answers`: those
-of each annotator, to items that two others or more answer too. Also: time and memory of `assess` for 100,000 answers.
+of each annotator, to items that two others or more answer too. `possible`: the best that any rule can do, see `limits`.
+Also: time and memory of `assess` for 100,000 answers.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ WEAKEST, BEST = 0.8, 0.97
 
 def main() -> None:
     """Measure and write the record."""
-    random = [{**size, **at_random(**size)} for size in TEAMS]
+    random = [{**size, **at_random(**size), **limits(**size)} for size in TEAMS]
     confusing = [{"answers": answers, **confusers(answers)} for answers in (30, 60, 150)]
     speed = [hundred_thousand(classes) for classes in (2, 20, 200)]
     print(json.dumps([random, confusing, speed], indent=1))  # noqa: T201
@@ -92,6 +93,60 @@ def at_random(
         found += 0 in {one.annotator for one in standing.guesses}
         wrong += len({one.annotator for one in (*standing.guesses, *standing.confuses)} - {0})
     return {"teams": runs, "named": round(found / runs, 3), "colleagues_named": round(wrong / runs / (people - 1), 4)}
+
+
+def limits(
+    classes: int,
+    overlap: int,
+    answers: int,
+    weakest: float = WEAKEST,
+    shares: Sequence[float] | None = None,
+    runs: int = 10_000,
+    **_: Any,
+) -> dict[str, Any]:
+    """How often any rule can name somebody who answers at random, if at most 1 % of colleagues may be named.
+
+    The most powerful test is that of the likelihood ratio (Neyman & Pearson 1933). It knows the shares of the classes,
+    that guesses fall equally on them, and the range of accuracies; it sees the others' answers, `possible`, or even the
+    true classes, `possible_knowing_the_truth`. The product's rule knows none of these.
+    """
+    draw = np.random.default_rng(0)
+    accuracies = np.linspace(weakest, BEST, 18)
+    priors = np.full(classes, 1 / classes) if shares is None else np.array(shares)
+    truth = draw.choice(classes, (2, runs, answers), p=priors)
+    right = np.arange(classes) == truth[..., None]
+    mean = accuracies.mean()
+    told = np.log(priors) + np.zeros(right.shape)
+    for _person in range(overlap - 1):
+        label = _answered(truth, draw.uniform(weakest, BEST, truth.shape), classes, draw)
+        told += np.where(np.arange(classes) == label[..., None], np.log(mean), np.log((1 - mean) / (classes - 1)))
+    told = np.exp(told - told.max(axis=-1, keepdims=True))
+    colleague = _answered(truth[0], draw.uniform(weakest, BEST, (runs, 1)), classes, draw)
+    mine = np.stack([colleague, draw.integers(0, classes, (runs, answers))])[..., None]
+    possible = []
+    for known in (told / told.sum(axis=-1, keepdims=True), right.astype(float)):
+        certain = np.take_along_axis(known, mine, -1)[..., 0]
+        logs = np.stack(
+            [np.log(one * certain + (1 - one) / (classes - 1) * (1 - certain)).sum(axis=-1) for one in accuracies]
+        )
+        highest = logs.max(axis=0)
+        honest, guessing = -(highest + np.log(np.exp(logs - highest).mean(axis=0)))
+        bound = np.quantile(honest, 0.99)
+        # Where ratios are equal to the bound, a part of them is named, so that 1 % of the colleagues are.
+        above, equal = (honest > bound + 1e-9).mean(), (np.abs(honest - bound) <= 1e-9).mean()
+        part = min(1.0, max(0.0, (0.01 - above) / equal)) if equal else 0.0
+        possible.append((guessing > bound + 1e-9).mean() + part * (np.abs(guessing - bound) <= 1e-9).mean())
+    return {
+        "possible": round(float(possible[0]), 3),
+        "possible_knowing_the_truth": round(float(possible[1]), 3),
+    }
+
+
+def _answered(
+    truth: NDArray[np.int64], accuracy: NDArray[np.float64], classes: int, draw: np.random.Generator
+) -> NDArray[np.int64]:
+    wrong = (truth + draw.integers(1, classes, truth.shape)) % classes
+    return np.where(draw.random(truth.shape) < accuracy, truth, wrong)
 
 
 def confusers(answers: int, runs: int = 200) -> dict[str, Any]:

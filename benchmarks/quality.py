@@ -33,9 +33,17 @@ def named_annotators() -> dict[str, Any]:
         "a random answerer is named within 30 shared answers, and at most 1 % of honest people are",
         "annotators",
         {
-            f"{row['classes']} classes, {row['people']} people": {
+            ", ".join(
+                [
+                    f"{row['classes']} classes",
+                    f"{row['people']} people",
+                    f"{row['overlap']} answers an item",
+                    *([f"shares {row['shares']}"] if "shares" in row else []),
+                ]
+            ): {
                 "named": row["named"],
                 "honest_people_named": row["colleagues_named"],
+                "possible": row["possible"],
             }
             for row in rows
         },

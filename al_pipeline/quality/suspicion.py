@@ -1,8 +1,10 @@
-"""Who differs from the others, with the evidence: who answers hardly depend on the item, and who confuses two classes.
+"""Who differs from the others, with the evidence: who answers whatever the item is, and who confuses two classes.
 
-Each answer is compared with the consensus of the item's other annotators, in K (A, C, C): answers by annotator, class
-of that consensus, and class given. A colleague gives the classes with the rates of all others. With fewer than three
-annotators nobody is named, since which of two is wrong cannot be told.
+Whether somebody guesses is decided by what the others' answers alone say of each item: measured against somebody who
+guesses, the others would look less able. For all else each answer is compared with the consensus of the item's other
+annotators, in K (A, C, C): answers by annotator, class of that consensus, and class given. A colleague gives the
+classes with the rates of all others. With fewer than three annotators nobody is named, since which of two is wrong
+cannot be told.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ import numpy as np
 from msgspec import Struct
 from scipy.special import bdtrc
 
-from al_pipeline.annotation.dawid_skene import FEWEST_PEOPLE, prior_answers
-from al_pipeline.annotation.vote_arrays import Flags, Floats, Indices
+from al_pipeline.annotation.dawid_skene import FEWEST_PEOPLE, ErrorRates, posterior_classes, prior_answers
+from al_pipeline.annotation.vote_arrays import Flags, Floats, Indices, VoteArrays
 from al_pipeline.quality.answers import SKIP, Votes, consensus_of_others
 
-SIGNIFICANCE = 0.01
-"""The largest share of ordinary colleagues who are named."""
+SIGNIFICANCE = 0.015
+"""The largest share of ordinary colleagues who are named as guessing. Most colleagues are better than ordinary ones."""
+CONFUSING = 0.01
+"""The largest share of ordinary colleagues who are named as confusing two classes."""
 SKILL = 0.85
 """An ordinary colleague works as the others in at least this share of the answers, and guesses in the rest."""
 WEAK = 0.7
@@ -33,6 +37,8 @@ _CONFUSED = -3.0
 """Whoever has a lower ratio to a colleague who confuses two classes is taken for one, and not for somebody who guesses.
 """
 _DRAWS = 2000
+_MOST_ITEMS = 1000
+"""Of somebody's items, and of the others', so many decide."""
 _BEYOND_DOUBT = 50.0
 """A ratio that no simulation reaches: the odds of an ordinary colleague are about exp(-50)."""
 
@@ -131,7 +137,7 @@ def who_stands_out(votes: Votes) -> Standing:
     guesses: list[Guesses] = []
     cells = against_consensus(votes)
     for _ in range((cells.compared - 1) // 2):
-        found = _most_suspect(cells, out)
+        found = _most_suspect(votes, cells, out)
         if found is None:
             break
         guesses.append(found)
@@ -141,92 +147,130 @@ def who_stands_out(votes: Votes) -> Standing:
     return Standing(tuple(guesses), tuple(confuses), cells)
 
 
-def _most_suspect(cells: Cells, out: Flags) -> Guesses | None:
+def _most_suspect(votes: Votes, cells: Cells, out: Flags) -> Guesses | None:
     team = cells.but(out).table()
     found: list[Guesses] = []
     for person in map(int, np.unique(cells.annotator)):
         mine = cells.table(person)
-        if not out[person] and mine.sum() >= FEWEST and (one := _guessing(person, mine, team - mine)) is not None:
-            found.append(one)
+        if not out[person] and mine.sum() >= FEWEST:
+            one = _guessing(person, mine, team - mine, votes, out)
+            found.extend([] if one is None else [one])
     return max(found, key=lambda one: (one.ratio, -one.annotator), default=None)
 
 
-def _guessing(person: int, mine: Floats, others: Floats) -> Guesses | None:
-    """Whether someone's answers `mine` (C, C) are more likely from guessing than from a colleague of `others`."""
-    rates = _rates(others)
-    if _ratio(mine, rates, WEAK)[0] <= 0:
+def _guessing(person: int, mine: Floats, others: Floats, votes: Votes, out: Flags) -> Guesses | None:
+    """Whether someone's answers, `mine` (C, C) in K, are more likely from guessing than from a colleague of `others`.
+
+    K is a first look: what the others agree on among themselves is partly against this person's answers.
+    """
+    counts = others + prior_answers(len(others))
+    rates = counts / counts.sum(axis=1, keepdims=True)
+    total, mix = mine.sum(), mine.sum(axis=0) / mine.sum()
+    first = SKILL * rates + (1 - SKILL) * mix
+    if (mine * np.log(np.maximum(mix, 1e-12) / np.maximum(first, 1e-12))).sum() <= 0:
         return None
-    p = _tail(mine, rates)
+    expected, label, seen = _by_others(person, votes, out)
+    if _ratio(label, expected, WEAK)[0] <= 0:
+        return None
+    p = _tail(label, expected)
     if p > SIGNIFICANCE:
         return None
-    pair = _worst_pair(mine, rates)
+    pair = _worst_pair(label, seen.posteriors, expected)
     if pair is not None:
-        confused = rates.copy()
-        confused[list(pair)] = rates[list(pair)].mean(axis=0)
-        if _ratio(mine, confused)[0] <= _CONFUSED:
+        confused = seen.rates[0].copy()
+        confused[list(pair)] = confused[list(pair)].mean(axis=0)
+        if _ratio(label, seen.posteriors @ confused)[0] <= _CONFUSED:
             return None  # a colleague, apart from these two classes
-    total = mine.sum()
-    mix = mine.sum(axis=0) / total
     return Guesses(
         person,
         int(total),
         int(np.trace(mine)),
         float(mine.sum(axis=1) @ np.diag(rates) / total),
         float(mine.sum(axis=1) @ mix / total),
-        float(_ratio(mine, rates)[0]),
+        float(_ratio(label, expected)[0]),
         p,
     )
 
 
-def _rates(others: Floats) -> Floats:
-    """(C, C) the rates of classes given, by class of the consensus."""
-    counts = others + prior_answers(len(others))
-    return np.asarray(counts / counts.sum(axis=1, keepdims=True))
+def _by_others(person: int, votes: Votes, out: Flags) -> tuple[Floats, Indices, ErrorRates]:
+    """What an average colleague would answer (n, C) to the items that somebody answered, what that person did (n,).
 
-
-def _ratio(mine: Floats, rates: Floats, skill: float = SKILL) -> Floats:
-    """(b,) log-likelihood of guessing minus that of an ordinary colleague, of answers (b, C, C) or (C, C).
-
-    Guessing gives each class with its share of the person's answers, whatever the item.
+    Of the others' answers alone, which all have the same error rates; `out`: annotators without a say. Of more than
+    _MOST_ITEMS items, a sample. The third: rates (1, C, C), and the classes' probabilities (n, C).
     """
-    mine = mine.reshape(-1, *rates.shape)
-    mix = mine.sum(axis=1) / np.maximum(mine.sum(axis=(1, 2))[:, None], 1)
-    guess = np.maximum(mix[:, None, :], 1e-12)
-    colleague = skill * rates + (1 - skill) * guess
-    return np.asarray((mine * np.log(guess / colleague)).sum(axis=(1, 2)))
+    said = ~out[votes.annotator] & (votes.annotator != person)
+    mine = votes.annotator == person
+    told = np.zeros(votes.item[-1] + 1, bool)
+    told[votes.item[said]] = True
+    order = np.random.default_rng(SEED).permutation(len(told))
+    shared = np.zeros(len(told), bool)
+    shared[votes.item[mine]] = True
+    shared &= told
+    used = np.concatenate([order[shared[order]][:_MOST_ITEMS], order[(told & ~shared)[order]][:_MOST_ITEMS]])
+    place = np.full(len(told), -1)
+    place[used] = np.arange(len(used))
+    said &= place[votes.item] >= 0
+    mine &= place[votes.item] >= 0
+    item = place[votes.item[said]]
+    others = VoteArrays(item, np.zeros_like(item), votes.label[said], ("others",), votes.classes)
+    found = posterior_classes(others, len(used))
+    found = found._replace(posteriors=found.posteriors[place[votes.item[mine]]])
+    return found.posteriors @ found.rates[0], votes.label[mine], found
 
 
-def _tail(mine: Floats, rates: Floats) -> float:
-    """The probability that an ordinary colleague has a ratio as high, by simulation with a fixed seed."""
-    if _ratio(mine, rates)[0] > _BEYOND_DOUBT:
+def _ratio(label: Indices, expected: Floats, skill: float = SKILL) -> Floats:
+    """(b,) log-likelihood of guessing minus that of an ordinary colleague, of answers (b, n) or (n,).
+
+    Guessing gives each class with its share of the person's answers, whatever the item. `expected` (n, C): what an
+    average colleague gives.
+    """
+    label = label.reshape(-1, label.shape[-1])
+    rows = np.arange(len(label))[:, None]
+    mix = np.zeros((len(label), expected.shape[1]))
+    np.add.at(mix, (rows, label), 1 / label.shape[1])
+    guess = mix[rows, label]
+    colleague = skill * expected[np.arange(label.shape[1]), label] + (1 - skill) * guess
+    return np.asarray(np.log(guess / colleague).sum(axis=1))
+
+
+def _tail(label: Indices, expected: Floats) -> float:
+    """The probability that an ordinary colleague has a ratio as high, by simulation with a fixed seed.
+
+    What is no work of such a colleague's falls on the classes like this person's answers, or evenly: the more probable.
+    """
+    observed, (answers, classes) = _ratio(label, expected)[0], expected.shape
+    if observed > _BEYOND_DOUBT:
         return 1 / (_DRAWS + 1)
-    seen = np.flatnonzero(mine.sum(axis=1))
-    used = np.flatnonzero(mine.sum(axis=0) + rates[seen].sum(axis=0))
-    rng = np.random.default_rng(SEED)
-    mix = mine.sum(axis=0) / mine.sum()
-    ordinary = SKILL * rates + (1 - SKILL) * mix
-    observed, reached = _ratio(mine, rates)[0], 0
-    step = max(1, 4_000_000 // rates.size)
-    for start in range(0, _DRAWS, step):
-        size = min(step, _DRAWS - start)
-        drawn = np.zeros((size, *rates.shape))
-        for row in seen:
-            drawn[:, row, used] = rng.multinomial(
-                int(mine[row].sum()), ordinary[row, used] / ordinary[row, used].sum(), size
-            )
-        reached += int((_ratio(drawn, rates) >= observed).sum())
-    return (reached + 1) / (_DRAWS + 1)
+    places, reached = np.arange(answers), []
+    for rest in (np.bincount(label, minlength=classes) / answers, np.full(classes, 1 / classes)):
+        rng = np.random.default_rng(SEED)
+        bounds = np.cumsum(SKILL * expected + (1 - SKILL) * rest, axis=1)
+        # One search for all items: the classes of item i lie between i and i + 1.
+        bounds = (bounds / bounds[:, -1:] + places[:, None]).ravel()
+        count, step = 0, max(1, 2_000_000 // answers)
+        for start in range(0, _DRAWS, step):
+            points = rng.random((min(step, _DRAWS - start), answers)) + places
+            drawn = np.searchsorted(bounds, points, "right") - places * classes
+            count += int((_ratio(np.minimum(drawn, classes - 1), expected) >= observed).sum())
+        reached.append(count)
+    return (max(reached) + 1) / (_DRAWS + 1)
 
 
-def _worst_pair(mine: Floats, rates: Floats) -> tuple[int, int] | None:
-    """The two classes that someone confuses most in excess of the others; None with two classes or without any."""
-    if len(mine) < 3:
+def _worst_pair(label: Indices, true: Floats, expected: Floats) -> tuple[int, int] | None:
+    """The two classes that someone confuses most in excess of the others; None with two classes or without any.
+
+    `label` (n,): the answers; `true` (n, C): the probabilities of the classes; `expected`: see `_by_others`.
+    """
+    classes = true.shape[1]
+    if classes < 3:
         return None
-    excess = mine - mine.sum(axis=1, keepdims=True) * rates
+    given = np.zeros_like(true)
+    given[np.arange(len(label)), label] = 1
+    excess = true.T @ (given - expected)
     np.fill_diagonal(excess, 0)
     both = np.triu(excess + excess.T, 1)
     place = int(both.argmax())
-    return divmod(place, len(mine)) if both.flat[place] > 0 else None
+    return divmod(place, classes) if both.flat[place] > 0 else None
 
 
 def _confusions(cells: Cells, out: Flags) -> list[Confuses]:
@@ -246,7 +290,7 @@ def _confusions(cells: Cells, out: Flags) -> list[Confuses]:
         p = np.ones_like(rate)
         tested = (both >= FEWEST) & (wrong > 1) & (ordinary < 1)
         p[tested] = bdtrc(wrong[tested] - 1, both[tested].astype(int), ordinary[tested]) * tests
-        for first, second in np.argwhere(np.triu(p <= SIGNIFICANCE, 1)).tolist():
+        for first, second in np.argwhere(np.triu(p <= CONFUSING, 1)).tolist():
             found.append(
                 Confuses(
                     int(person),
