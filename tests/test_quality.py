@@ -34,7 +34,7 @@ from al_pipeline.operations.quality import quality, quality_of
 from al_pipeline.operations.report import report_data
 from al_pipeline.operations.tick import tick
 from al_pipeline.quality.accuracies import accuracies
-from al_pipeline.quality.agreement import MOST_INTERVALS, NO_OVERLAP, ONE_CLASS, agreement, pair_kappas
+from al_pipeline.quality.agreement import MOST_INTERVALS, NO_OVERLAP, ONE_CLASS, _draws, agreement, pair_kappas
 from al_pipeline.quality.answers import SKIP, Given, Votes, consensus_of_others, to_votes
 from al_pipeline.quality.assessment import Quality, assess
 from al_pipeline.quality.suspicion import who_stands_out
@@ -269,6 +269,29 @@ def test_error_rates_and_accuracies_are_found_without_known_answers() -> None:
     assert errors.priors == pytest.approx([1 / 3] * 3, abs=0.03)
 
 
+def test_many_items_are_weighed_as_one_by_one() -> None:
+    found, _ = simulate((0.9, 0.8, 0.85, 0.7), classes=60, items=1500)
+    errors = dawid_skene(found.arrays)
+    logs = np.log(errors.priors) + np.zeros_like(errors.posteriors)
+    for item, person, label in zip(found.item, found.annotator, found.label, strict=True):
+        logs[item] += np.log(errors.rates[person][:, label])
+    expected = np.exp(logs) / np.exp(logs).sum(axis=1, keepdims=True)
+    assert errors.posteriors == pytest.approx(expected, abs=1e-3), "the rates are those of one step later"
+
+
+@pytest.mark.parametrize("items", [[1] * 200, [3, 1, 7] * 60])
+def test_items_drawn_one_by_one_are_resamples_like_a_multinomial_of_their_sets(monkeypatch, items: list[int]) -> None:
+    counts = np.array(items)
+    both = []
+    for items_a_set in (20, 0):
+        monkeypatch.setattr("al_pipeline.quality.agreement._ITEMS_A_SET", items_a_set)
+        drawn = np.concatenate(list(_draws(counts, np.random.default_rng(5), 4000)))
+        assert (drawn.sum(axis=1) == counts.sum()).all() and drawn.shape == (4000, len(items))
+        both.append((drawn.mean(axis=0), drawn.std(axis=0)))
+    assert both[0][0] == pytest.approx(both[1][0], abs=0.3)
+    assert both[0][1] == pytest.approx(both[1][1], abs=0.3)
+
+
 @pytest.mark.parametrize(("classes", "items"), [(2, 400), (4, 120)])
 def test_the_interval_of_an_accuracy_covers_it(classes: int, items: int) -> None:
     covered = 0
@@ -285,7 +308,7 @@ def test_the_interval_of_an_accuracy_covers_it(classes: int, items: int) -> None
 
 # Who is named --------------------------------------------------------------------------------------------------------
 
-SIZES = [(20, 2, 0.8), (6, 3, 0.9), (20, 5, 0.95)]
+SIZES = [(20, 2, 0.8), (6, 2, 0.8), (6, 3, 0.95), (20, 5, 0.95)]
 """Annotators, classes, and how often somebody who answers at random must be found within 30 answers."""
 
 

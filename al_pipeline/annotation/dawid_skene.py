@@ -37,6 +37,8 @@ TOLERANCE = 1e-5
 
 _BLOCK = 4_000_000
 """Number of cells of a dense table in memory at a time."""
+_CACHED = 200_000
+"""Number of cells of a dense table that stay in the processor's cache."""
 _SMALLEST = 1e-6
 
 
@@ -216,11 +218,15 @@ def _expect(cells: csr_matrix, base: Floats, rates: Floats) -> Floats:
     """(n, C) the posteriors, a block of items at a time. `base`: logarithms of priors, (C,) or (n, C)."""
     people, classes, _ = rates.shape
     by_cell = _log(rates).transpose(0, 2, 1).reshape(people * classes, classes)
-    blocks = [
-        _softmax(cells[start:end] @ by_cell + (base if base.ndim == 1 else base[start:end]))
-        for start, end in _blocks(cells.shape[0], classes)
-    ]
-    return np.concatenate(blocks) if blocks else np.empty((0, classes))
+    posteriors = np.empty((cells.shape[0], classes))
+    step = max(1, _CACHED // max(1, classes))
+    for start in range(0, len(posteriors), step):
+        block = cells[start : start + step] @ by_cell
+        block += base if base.ndim == 1 else base[start : start + step]
+        block -= block.max(axis=1, keepdims=True)
+        np.exp(block, out=block)
+        np.divide(block, block.sum(axis=1, keepdims=True), out=posteriors[start : start + step])
+    return posteriors
 
 
 def _blocks(rows: int, classes: int) -> list[tuple[int, int]]:
