@@ -139,6 +139,20 @@ def test_the_estimate_is_no_worse_where_only_doubtful_items_were_asked_again() -
     assert found[wrong].mean() > found[~wrong].mean() + 0.2
 
 
+def test_people_who_agree_where_they_were_doubted_are_doubted_less() -> None:
+    """Two people, two classes: a model that is wrong in 10 of 60 items, and second answers to these alone."""
+    proba = np.tile([0.6, 0.4], (60, 1))
+    proba[:10] = [0.1, 0.9]
+    labels = np.zeros(60, int)
+    once = np.tile([1.0, 0.0], (60, 1))
+    agreed, apart = once.copy(), once.copy()
+    agreed[:8, 0] += 1
+    apart[:8, 1] += 1
+    before, after, contradicted = (label_risks(answers, proba, labels).wrong[9] for answers in (once, agreed, apart))
+    assert before > WRONG > after, "nothing like it is asked again"
+    assert contradicted > 0.95 * before
+
+
 @pytest.mark.parametrize(
     ("answers", "proba", "labels", "message"),
     [

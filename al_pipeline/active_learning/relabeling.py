@@ -38,6 +38,8 @@ MOST_TASKS = 5
 USUAL_ACCURACY = 0.8
 USUAL_ANSWERS = 20.0
 """How often people are right before anything is known of them, and how many answers that counts for."""
+CONTRADICTIONS = 2.0
+"""So many contradictions as expected are supposed before anybody was asked again."""
 _ACCURACIES = (0.5, 0.995)
 _STEPS = 100
 _TOLERANCE = 1e-6
@@ -59,7 +61,9 @@ def label_risks(answers: ArrayLike, proba: ArrayLike, labels: ArrayLike) -> Risk
     on the item. `labels` (n,): the class of each label. An answer is right with one accuracy, errors fall evenly on the
     other classes, and the model's probabilities are the prior of the true class (Dawid & Skene 1979, with one parameter
     and a prior for each item). The accuracy is estimated by expectation maximisation; a Beta prior keeps it near
-    USUAL_ACCURACY while there are few answers. Raises ValueError for arrays that do not fit together.
+    USUAL_ACCURACY while there are few answers. Where people who answered the same item contradict each other less often
+    than that says, all risks are lowered in proportion: a weak model takes what it does not know for errors. Raises
+    ValueError for arrays that do not fit together.
     """
     prior = check_proba(proba)
     counts = np.asarray(answers, dtype=np.float64)
@@ -82,7 +86,29 @@ def label_risks(answers: ArrayLike, proba: ArrayLike, labels: ArrayLike) -> Risk
         if abs(accuracy - before) < _TOLERANCE:
             break
     right = _posteriors(counts, logs, accuracy)[np.arange(items), given]
-    return Risks(accuracy, np.clip(1.0 - right, 0.0, 1.0))
+    wrong = _contradicted(counts, logs, accuracy) * np.clip(1.0 - right, 0.0, 1.0)
+    return Risks(accuracy, wrong)
+
+
+def _contradicted(counts: Floats, logs: Floats, accuracy: float) -> float:
+    """How often people contradict each other, in proportion to what is expected; at most 1.
+
+    Expected of an answer is what the model and another person's answer to the item say; CONTRADICTIONS are added to
+    both numbers.
+    """
+    several = counts.sum(axis=1) > 1
+    counts, logs = counts[several], logs[several]
+    classes = counts.shape[1]
+    others = np.maximum(1.0, counts.sum(axis=1) - 1)
+    found = expected = 0.0
+    for label in range(classes):
+        given = counts[:, label]
+        certain = _posteriors(np.eye(classes)[[label]], logs, accuracy)[:, label]
+        equal = accuracy * certain + (1 - accuracy) * (1 - certain) / (classes - 1)
+        # Each answer is compared with the item's others, and weighs 1 / 2: of two answers the pair weighs 1.
+        found += float((given * (others - np.maximum(0, given - 1)) / others).sum()) / 2
+        expected += float((given * (1 - equal)).sum()) / 2
+    return min(1.0, (found + CONTRADICTIONS) / (expected + CONTRADICTIONS))
 
 
 def _posteriors(counts: Floats, logs: Floats, accuracy: float) -> Floats:
