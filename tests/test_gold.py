@@ -222,7 +222,8 @@ def test_gold_that_cannot_be_is_refused_before_anything_is_written(world: Any, t
         ([{"id": tested, "label": "ham"}], "name no item of the pool by its id"),
         ([{"id": item, "label": "ham"}, {"id": item, "label": "spam"}], "line 2: the same item has the label 'ham'"),
         ([{"label": "ham"}], "line 1 has a label, but neither 'text' nor 'id'"),
-        ([{"id": item, "label": ""}], "has no row with a label"),
+        ([{"id": item, "label": ""}], "line 1 has no label; nothing was added"),
+        ([{"text": "x", "label": "ham"}, {"text": "y", "label": None}], "line 2 has no label; nothing was added"),
     ]
     with open_dvc(layout) as dvc:
         for rows, says in cases:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from al_pipeline.cli.options import Json, TextColumn, current_workspace
+from al_pipeline.cli.options import Encoding, InputFormat, Json, TextColumn, current_workspace
 from al_pipeline.cli.output import echo, escape, print_head, print_json
 from al_pipeline.errors import UsageError
 
@@ -24,7 +24,10 @@ Train = Annotated[
 @app.command()
 def add(
     file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="CSV, JSONL, Parquet or XLSX with texts (or ids) and labels.")
+        Path | None,
+        typer.Argument(
+            metavar="FILE", help="CSV, JSONL, Parquet or XLSX with texts (or ids) and labels; - reads standard input."
+        ),
     ] = None,
     reviewed: Annotated[
         bool, typer.Option("--reviewed", help="Take the pool's items with an undisputed ruling of a reviewer.")
@@ -33,6 +36,8 @@ def add(
     id_column: Annotated[str, typer.Option(help="Column with ids of items, for rows without a text.")] = "id",
     label_column: Annotated[str, typer.Option(help="Column with the right label.")] = "label",
     train: Train = False,
+    input_format: InputFormat = None,
+    encoding: Encoding = None,
     as_json: Json = False,
 ) -> None:
     """Make items gold: asked like any other item, but with a known right label.
@@ -62,6 +67,8 @@ on. Once everybody has answered an item, it is not asked again. `al quality` sho
                 id_column=id_column,
                 label_column=label_column,
                 train=train,
+                format=input_format,
+                encoding=encoding,
             )
     if as_json:
         return print_json({"gold": found.gold, "known": found.known, "labelled": found.labelled})

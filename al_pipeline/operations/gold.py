@@ -26,7 +26,7 @@ from al_pipeline.annotation.gold import (
 )
 from al_pipeline.annotation.review import rulings
 from al_pipeline.data.catalog import label_from, text_from
-from al_pipeline.data.inputs import open_inputs
+from al_pipeline.data.inputs import Source, open_inputs
 from al_pipeline.data.ledger import add_to_inbox, known_ids, read_events
 from al_pipeline.data.pool import hashes_of, read_ids
 from al_pipeline.data.table_rows import BadRow, Row, excerpt
@@ -80,14 +80,32 @@ def add(
     id_column: str = "id",
     label_column: str = "label",
     train: bool = False,
+    format: str | None = None,
+    encoding: str | None = None,
 ) -> Added:
     """Make the items of a CSV, JSONL, Parquet or XLSX file gold: rows with a label, and a text or an item's id.
 
+    `path` can be `-`, standard input. Set `format` and `encoding` if they cannot be detected.
+
     Texts that are new enter the pool. With `train` the labels are trained on too. Nothing is added if a row cannot be:
-    raises BadInput, naming rows, for a label that is no class, an unknown id, an item of the test set, or one item with
-    two labels.
+    raises BadInput, naming rows, for no label or one that is no class, an unknown id, an item of the test set, or
+    one item with two labels.
     """
-    rows = list(_rows(path, text_column, id_column, label_column, workspace.params))
+    with open_inputs([path], format, encoding) as inputs:
+        return _add(workspace, dvc, inputs.sources, path, text_column, id_column, label_column, train)
+
+
+def _add(
+    workspace: Workspace,
+    dvc: Dvc,
+    sources: Sequence[Source],
+    path: Path,
+    text_column: str,
+    id_column: str,
+    label_column: str,
+    train: bool,
+) -> Added:
+    rows = list(_rows(sources, text_column, id_column, label_column, workspace.params))
     _check_labels(rows, workspace.params.schema_.labels)
     if not rows:
         raise BadInput(f"{path} has no row with a label and a text or an id")
@@ -105,7 +123,7 @@ def add(
         labels = _by_content(rows, ids)
         if texts.keys() - _hashes(layout):
             size = None if test else 0  # without a test set, none is drawn from gold
-            ingest(workspace, [path], text_column=text_column, id_column=None, test_size=size)
+            ingest(workspace, sources, text_column=text_column, id_column=None, test_size=size)
         return _record(workspace, git, {known: labels[known] for known in labels}, train)
 
 
@@ -263,16 +281,16 @@ def _everybody(params: Params, counted: Sequence[Event]) -> frozenset[str]:
     return frozenset(event.annotator for event in counted if event.type in ("label", "skip", "supersede"))
 
 
-def _rows(path: Path, text_column: str, id_column: str, label_column: str, params: Params) -> Iterator[Known]:
-    with open_inputs([path]) as inputs:
-        for source in inputs.sources:
-            for batch in read_table(source, (label_column,), (text_column, id_column, label_column)):
-                for row in batch:
-                    if (found := _known(row, text_column, id_column, label_column, params)) is not None:
-                        yield found
+def _rows(
+    sources: Sequence[Source], text_column: str, id_column: str, label_column: str, params: Params
+) -> Iterator[Known]:
+    for source in sources:
+        for batch in read_table(source, (label_column,), (text_column, id_column, label_column)):
+            for row in batch:
+                yield _known(row, text_column, id_column, label_column, params)
 
 
-def _known(row: Row | BadRow, text_column: str, id_column: str, label_column: str, params: Params) -> Known | None:
+def _known(row: Row | BadRow, text_column: str, id_column: str, label_column: str, params: Params) -> Known:
     place = f"{row.unit} {row.number}"
     if isinstance(row, BadRow):
         raise BadInput(f"{place}: {row.reason}; nothing was added")
@@ -281,7 +299,7 @@ def _known(row: Row | BadRow, text_column: str, id_column: str, label_column: st
     except ValueError:
         label = excerpt(row.values.get(label_column))[:80]
     if label is None:
-        return None
+        raise BadInput(f"{place} has no label; nothing was added. Gold needs the right label in {label_column!r}")
     item = row.values.get(id_column)
     text = row.values.get(text_column)
     if text is None or text == "":
