@@ -3,8 +3,8 @@
     python -m benchmarks.annotators      writes benchmarks/results/annotators.json
 
 Accuracies of colleagues are drawn evenly from a range, their errors fall equally on the other classes. `answers`: those
-of each annotator, to items that two others or more answer too. `possible`: the best that any rule can do, see `limits`.
-Also: time and memory of `assess` for 100,000 answers.
+of each annotator, to items that two others or more answer too. `possible`: what the best rule names that knows the team
+as a whole, see `limits`. Also: time and memory of `assess` for 100,000 answers.
 """
 
 from __future__ import annotations
