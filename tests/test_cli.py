@@ -349,6 +349,7 @@ def found_status() -> Status:
         prefect_url=None,
         running=Running(whole=ACCURACY, recent=ACCURACY),
         saved=Saved(12, 0.9, 26, False),
+        proposal=None,
         asked_by=NextBatch(strategy=HOSTILE, reason=HOSTILE),
         paused=None,
         schema_problem=None,
